@@ -1,0 +1,3 @@
+"""instruct-lit: teach a GPT to follow instructions."""
+
+__version__ = "0.1.0"
