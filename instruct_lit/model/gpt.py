@@ -1,0 +1,145 @@
+"""GPT-2 (Radford et al. 2019, "Language Models are Unsupervised Multitask Learners") in one file.
+
+A decoder-only transformer with learned positions, pre-layer-norm blocks, GELU in the tanh form, and an output head
+tied to the token embedding. Linear layers work on any token axes, so the same code runs on rows `(B, T)` and on packed
+documents `(N,)`; what attends to what is the layout's matter (`instruct_lit.model.attention`).
+
+Shapes: B rows, T tokens of a row, N tokens of a flat batch, C = d_model, H heads, D = C / H, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from instruct_lit.model.attention import AttentionLayout, CausalRows
+
+INIT_STD = 0.02
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    """The shape of a GPT-2; the defaults are those of the 124M model."""
+
+    n_vocab: int = 50257
+    context_length: int = 1024
+    d_model: int = 768
+    n_layers: int = 12
+    n_heads: int = 12
+    layer_norm_eps: float = 1e-5
+
+    def __post_init__(self) -> None:
+        assert self.d_model % self.n_heads == 0, f"d_model {self.d_model} is no multiple of n_heads {self.n_heads}"
+
+    @property
+    def d_head(self) -> int:
+        return self.d_model // self.n_heads
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention: project to queries, keys and values, attend as the layout says, project back."""
+
+    def __init__(self, config: GPTConfig, layer: int, dropout: float) -> None:
+        super().__init__()
+        self.layer, self.n_heads, self.d_head, self.dropout = layer, config.n_heads, config.d_head, dropout
+        self.qkv = nn.Linear(config.d_model, 3 * config.d_model)
+        self.proj = nn.Linear(config.d_model, config.d_model)
+
+    def forward(self, x: Tensor, layout: AttentionLayout) -> Tensor:
+        qkv = self.qkv(x).unflatten(-1, (3, self.n_heads, self.d_head))  # (…, 3, H, D)
+        q, k, v = qkv.unbind(-3)
+        y = layout.attend(self.layer, q, k, v, self.dropout if self.training else 0.0)
+        return self.proj(y.flatten(-2))
+
+
+class MLP(nn.Module):
+    """Two linear layers with GELU between them, four times as wide inside."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.fc = nn.Linear(config.d_model, 4 * config.d_model)
+        self.proj = nn.Linear(4 * config.d_model, config.d_model)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.proj(F.gelu(self.fc(x), approximate="tanh"))
+
+
+class Block(nn.Module):
+    """One layer: attention, then the MLP, each normalised before and added to the residual stream."""
+
+    def __init__(self, config: GPTConfig, layer: int, dropout: float) -> None:
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(config.d_model, eps=config.layer_norm_eps)
+        self.attn = SelfAttention(config, layer, dropout)
+        self.ln_2 = nn.LayerNorm(config.d_model, eps=config.layer_norm_eps)
+        self.mlp = MLP(config)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, layout: AttentionLayout) -> Tensor:
+        x = x + self.dropout(self.attn(self.ln_1(x), layout))
+        return x + self.dropout(self.mlp(self.ln_2(x)))
+
+
+class GPT(nn.Module):
+    """GPT-2: token ids in, logits (`forward`) or the hidden states before the head (`hidden_states`) out."""
+
+    def __init__(self, config: GPTConfig, dropout: float = 0.0, activation_checkpointing: bool = False) -> None:
+        super().__init__()
+        self.config = config
+        self.activation_checkpointing = activation_checkpointing
+        self.wte = nn.Embedding(config.n_vocab, config.d_model)
+        self.wpe = nn.Embedding(config.context_length, config.d_model)
+        self.dropout = nn.Dropout(dropout)
+        self.blocks = nn.ModuleList(Block(config, layer, dropout) for layer in range(config.n_layers))
+        self.ln_f = nn.LayerNorm(config.d_model, eps=config.layer_norm_eps)
+
+    @property
+    def head_weight(self) -> Tensor:
+        """The output projection `(V, C)`, tied to the token embedding."""
+        return self.wte.weight
+
+    def hidden_states(
+        self, input_ids: Tensor, position_ids: Tensor | None = None, layout: AttentionLayout | None = None
+    ) -> Tensor:
+        """Return the normalised last hidden states, `(…, C)` for `input_ids` `(…)`.
+
+        Without `position_ids` the last axis counts from 0; without a layout every row is one causal sequence.
+        """
+        if position_ids is None:
+            position_ids = torch.arange(input_ids.shape[-1], device=input_ids.device)
+        layout = layout or CausalRows()
+        x = self.dropout(self.wte(input_ids) + self.wpe(position_ids))
+        for block in self.blocks:
+            if self.activation_checkpointing and self.training:
+                x = checkpoint(block, x, layout, use_reentrant=False)
+            else:
+                x = block(x, layout)
+        return self.ln_f(x)
+
+    def forward(
+        self, input_ids: Tensor, position_ids: Tensor | None = None, layout: AttentionLayout | None = None
+    ) -> Tensor:
+        """Return the logits `(…, V)` of the token after each of `input_ids` `(…)`."""
+        return F.linear(self.hidden_states(input_ids, position_ids, layout), self.head_weight)
+
+    @torch.no_grad()
+    def init_weights(self, seed: int) -> None:
+        """Draw GPT-2's initial weights: normal with std 0.02, residual projections scaled down by sqrt(2 · n_layers)."""
+        generator = torch.Generator().manual_seed(seed)
+        for name, parameter in self.named_parameters():
+            if parameter.ndim == 2:
+                residual = name.endswith("proj.weight")
+                std = INIT_STD / math.sqrt(2 * self.config.n_layers) if residual else INIT_STD
+                parameter.normal_(0.0, std, generator=generator)
+            else:
+                parameter.fill_(1.0 if ".ln_" in f".{name}" and name.endswith("weight") else 0.0)
+
+    @property
+    def n_parameters(self) -> int:
+        """Number of parameters, the tied head counted once."""
+        return sum(p.numel() for p in self.parameters())
