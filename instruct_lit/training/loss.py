@@ -1,0 +1,84 @@
+"""Masked cross-entropy as a sum over supervised positions; means are taken once, over all tokens of an optimizer step.
+
+The head runs on the supervised positions alone and in chunks, so logits of shape (tokens, vocabulary) are never
+stored: memory does not grow with their product.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+CHUNK = 512  # positions whose logits exist at once: 512 · 50257 · 4 bytes = 98 MiB in fp32
+
+
+def summed_cross_entropy(hidden: Tensor, head_weight: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+    """Return Σ weights · -log p(target), a float32 scalar with gradients for `hidden` and `head_weight`.
+
+    `hidden` `(M, C)` are the states at the supervised positions, `head_weight` is `(V, C)`, `targets` and `weights`
+    are `(M,)`. Nothing supervised gives 0 with zero gradients.
+    """
+    return _SummedCrossEntropy.apply(hidden, head_weight, targets, weights)
+
+
+@torch.no_grad()
+def token_losses(hidden: Tensor, head_weight: Tensor, targets: Tensor) -> Tensor:
+    """Return -log p(target) `(M,)` in float32, without gradients."""
+    losses = [
+        F.cross_entropy(F.linear(h, head_weight).float(), t, reduction="none")
+        for h, t in zip(hidden.split(CHUNK), targets.split(CHUNK), strict=True)
+    ]
+    return torch.cat(losses) if losses else hidden.new_zeros(0, dtype=torch.float32)
+
+
+class _SummedCrossEntropy(torch.autograd.Function):
+    """Computes loss and gradients chunk by chunk in the forward pass: softmax - one-hot needs no second look."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, head_weight: Tensor, targets: Tensor, weights: Tensor) -> Tensor:  # type: ignore[override]
+        device_type = hidden.device.type
+        dtype = torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else hidden.dtype
+        with torch.autocast(device_type, enabled=False):
+            return _SummedCrossEntropy._forward(ctx, hidden, head_weight, targets, weights, dtype)
+
+    @staticmethod
+    def _forward(
+        ctx: Any, hidden: Tensor, head_weight: Tensor, targets: Tensor, weights: Tensor, dtype: torch.dtype
+    ) -> Tensor:
+        weight = head_weight.to(dtype)
+        total = torch.zeros((), device=hidden.device)
+        needs_hidden, needs_weight = ctx.needs_input_grad[:2]
+        grad_hidden = torch.empty_like(hidden) if needs_hidden else None
+        grad_weight = None
+        for start in range(0, len(hidden), CHUNK):
+            rows = slice(start, start + CHUNK)
+            h = hidden[rows].to(dtype)
+            logits = torch.mm(h, weight.t()).float()  # (m, V)
+            log_z = logits.logsumexp(1)
+            at_target = logits.gather(1, targets[rows, None]).squeeze(1)
+            total += ((log_z - at_target) * weights[rows]).sum()
+            if not (needs_hidden or needs_weight):
+                continue
+            gradient = logits.sub_(log_z[:, None]).exp_()  # softmax, in the memory of the logits
+            gradient.scatter_add_(1, targets[rows, None], torch.full_like(at_target, -1.0)[:, None])
+            gradient = gradient.mul_(weights[rows, None]).to(dtype)
+            if grad_hidden is not None:
+                grad_hidden[rows] = torch.mm(gradient, weight).to(hidden.dtype)
+            if needs_weight:
+                part = torch.mm(gradient.t(), h)
+                grad_weight = part.to(head_weight.dtype) if grad_weight is None else grad_weight.add_(part)
+        if needs_weight and grad_weight is None:
+            grad_weight = torch.zeros_like(head_weight)
+        ctx.gradients = (grad_hidden, grad_weight)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:  # type: ignore[override]
+        gradients, ctx.gradients = ctx.gradients, None
+        # On the CPU a look at the factor is free and mostly spares a pass over (V, C); on a GPU it would wait.
+        if grad_output.is_cuda or grad_output.item() != 1.0:
+            gradients = tuple(g if g is None else g.mul_(grad_output.to(g.dtype)) for g in gradients)
+        return gradients[0], gradients[1], None, None
