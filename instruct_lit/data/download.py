@@ -1,0 +1,127 @@
+"""Files from the network, kept in one cache folder and believed only when they are whole."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Sequence
+from fnmatch import fnmatch
+from pathlib import Path
+from urllib.parse import urlparse
+
+from instruct_lit.errors import DownloadError
+
+TIMEOUT_S = 30
+N_TRIES = 4
+BACK_OFF_S = 1.0
+
+
+def fetch(url: str, folder: Path, sha256: str | None = None) -> Path:
+    """Return the local copy of a URL, downloading it on first use.
+
+    The file is written under a temporary name, checked, and renamed, so that a killed download leaves nothing that is
+    believed later. Without a known `sha256` the sum seen first is recorded beside the file and checked from then on.
+    Raises DownloadError that names the URL, where the file can be put by hand, and what to do.
+    """
+    path = folder / f"{hashlib.sha256(url.encode()).hexdigest()[:8]}-{Path(urlparse(url).path).name}"
+    record = path.with_name(path.name + ".sha256")
+    if path.exists():
+        known = sha256 or (record.read_text().strip() if record.exists() else None)
+        found = _sha256(path)
+        if known is not None and found != known:
+            raise DownloadError(
+                f"{path}: sha256 is {found}, expected {known}; the file has changed. Delete it to download it anew"
+            )
+        if sha256 is None and not record.exists():
+            record.write_text(found)
+        return path
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(13, "permission denied")
+    except OSError as error:
+        raise DownloadError(f"paths.cache: {folder} cannot be written ({error.strerror})") from error
+    _download(url, path, sha256)
+    if sha256 is None:
+        record.write_text(_sha256(path))
+    return path
+
+
+def _download(url: str, path: Path, sha256: str | None) -> None:
+    import pooch
+    import requests
+
+    downloader = pooch.HTTPDownloader(progressbar=True, timeout=TIMEOUT_S)
+    by_hand = f"Put the file at {path} by hand, give data.path=<a local file>, or use data=demo"
+    for attempt in range(1, N_TRIES + 1):
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+        try:
+            downloader(url, str(temporary), None)
+            _check(temporary, url, sha256)
+            os.replace(temporary, path)
+            return
+        except (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError) as error:
+            if attempt == N_TRIES:
+                raise DownloadError(f"{url} cannot be reached ({_reason(error)}). {by_hand}") from error
+        except requests.HTTPError as error:
+            status = error.response.status_code
+            if attempt == N_TRIES or (status < 500 and status != 429):
+                raise DownloadError(f"{url}: the server answers {status}. {by_hand}") from error
+        except OSError as error:
+            raise DownloadError(f"{path}: cannot be written ({error.strerror or error}). {by_hand}") from error
+        finally:
+            temporary.unlink(missing_ok=True)
+        time.sleep(BACK_OFF_S * 2 ** (attempt - 1))
+
+
+def _check(path: Path, url: str, sha256: str | None) -> None:
+    found = _sha256(path)
+    if sha256 is not None and found != sha256:
+        kind = "an HTML page" if _is_html(path) else "another file"
+        raise DownloadError(f"{url}: {kind} came back (sha256 {found}, expected {sha256}); nothing was kept")
+    if sha256 is None and _is_html(path):
+        raise DownloadError(f"{url}: an HTML page came back instead of data; nothing was kept")
+
+
+def _is_html(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(512).lstrip().lower().startswith((b"<!doctype html", b"<html"))
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _reason(error: Exception) -> str:
+    cause = getattr(error.args[0], "reason", error) if error.args else error
+    return type(cause).__name__
+
+
+def fetch_data_set(repo: str, revision: str | None, pattern: str, endings: Sequence[str], folder: Path) -> list[Path]:
+    """Fetch the data files of a Hugging Face data set whose names match `pattern` and have one of the endings.
+
+    Raises DownloadError when the hub cannot be reached and nothing is cached, or when no file matches.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        snapshot = snapshot_download(
+            repo,
+            repo_type="dataset",
+            revision=revision,
+            cache_dir=folder,
+            allow_patterns=[f"{pattern}{ending}" if pattern.endswith("*") else pattern for ending in endings],
+        )
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        raise DownloadError(
+            f"data set {repo} cannot be fetched from the Hugging Face hub ({type(error).__name__}). Give "
+            "data.path=<local files>, or use data=demo"
+        ) from error
+    root = Path(snapshot)
+    files = [p for p in sorted(root.rglob("*")) if p.suffix in endings and fnmatch(str(p.relative_to(root)), f"{pattern}*")]
+    if not files:
+        raise DownloadError(f"data set {repo}: no file ending in {', '.join(endings)} matches {pattern!r}")
+    return files

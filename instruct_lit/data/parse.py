@@ -1,0 +1,149 @@
+"""Records out of .json, .jsonl, .csv and .parquet files, one at a time, each checked before it becomes an example."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from instruct_lit.data.example import Example
+from instruct_lit.errors import DataError
+
+OnBadRecord = Literal["error", "skip"]
+FIELDS = ("instruction", "input", "output")
+_CHUNK = 1 << 20
+
+
+def read_records(path: Path) -> Iterator[tuple[str, Any]]:
+    """Yield every record of a file with its place in it (`record 7`, `line 7`).
+
+    Memory does not grow with the number of records. Raises DataError, naming the file and the place, when the file
+    cannot be read, is not UTF-8, or is not what its ending says.
+    """
+    reader = READERS.get(path.suffix.lower())
+    if reader is None:
+        raise DataError(f"{path}: files ending in {', '.join(READERS)} can be read, not {path.suffix or 'this one'}")
+    try:
+        yield from reader(path)
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not valid UTF-8 ({error}); convert the file to UTF-8") from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
+
+
+def to_example(record: Any, place: str, columns: Mapping[str, str] | None = None) -> Example:
+    """Check a record and turn it into an Example; `columns` maps instruction, input, output to the record's names.
+
+    Other fields go to `extra`. Raises DataError naming the place for a missing, empty or non-text field.
+    """
+    if not isinstance(record, dict):
+        raise DataError(f"{place}: a record is a mapping of fields, found {type(record).__name__}")
+    names = {field: (columns or {}).get(field, field) for field in FIELDS}
+    texts = {}
+    for field, name in names.items():
+        value = record.get(name)
+        if value is None and field == "input":
+            value = ""
+        if value is None:
+            found = ", ".join(map(str, record)) or "none"
+            raise DataError(f"{place}: no field {name!r} for the {field}; found: {found} (see data.columns)")
+        if not isinstance(value, str):
+            raise DataError(f"{place}: {name!r} must be text, found {type(value).__name__} {value!r:.60}")
+        if field != "input" and not value.strip():
+            raise DataError(f"{place}: {name!r} is empty")
+        if "\ufffd" in value or any("\ud800" <= character <= "\udfff" for character in value):
+            raise DataError(f"{place}: {name!r} has broken characters (the text was decoded wrongly before)")
+        texts[field] = value
+    extra = {str(key): value for key, value in record.items() if key not in names.values()}
+    return Example(texts["instruction"], texts["output"], texts["input"], extra)
+
+
+def _json(path: Path) -> Iterator[tuple[str, Any]]:
+    """Records of a JSON array, decoded one by one out of a sliding window of text."""
+    decoder = json.JSONDecoder()
+    with path.open(encoding="utf-8-sig") as file:
+        text, position, number = file.read(_CHUNK), 0, 0
+
+        def skip(characters: str) -> str:
+            """Move to the next character that is none of these and return it; an empty string at the end."""
+            nonlocal text, position
+            while True:
+                while position < len(text) and text[position] in characters:
+                    position += 1
+                if position < len(text):
+                    return text[position]
+                text, position = file.read(_CHUNK), 0
+                if not text:
+                    return ""
+
+        if skip(" \t\r\n") != "[":
+            raise DataError(f"{path}: a .json file holds one array of records; one record a line is .jsonl")
+        position += 1
+        while (character := skip(" \t\r\n")) != "]":
+            if number and character == ",":
+                position += 1
+                skip(" \t\r\n")
+            elif number:
+                raise DataError(f"{path}, record {number}: the array ends here without ']' or ','; is the file whole?")
+            while True:
+                try:
+                    record, position = decoder.raw_decode(text, position)
+                    break
+                except json.JSONDecodeError as error:
+                    more = file.read(max(_CHUNK, len(text)))
+                    if not more:
+                        raise DataError(f"{path}, record {number}: no valid JSON ({error.msg})") from error
+                    text, position = text[position:] + more, 0
+            yield f"{path}, record {number}", record
+            number += 1
+        position += 1
+        if skip(" \t\r\n"):
+            raise DataError(f"{path}: something follows the end of the array")
+
+
+def _jsonl(path: Path) -> Iterator[tuple[str, Any]]:
+    with path.open(encoding="utf-8-sig") as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                place = f"{path}, line {number}"
+                try:
+                    yield place, json.loads(line)
+                except json.JSONDecodeError as error:
+                    yield place, DataError(f"{place}: no valid JSON ({error.msg})")
+
+
+def _csv(path: Path) -> Iterator[tuple[str, Any]]:
+    csv.field_size_limit(1 << 30)
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        try:
+            for number, row in enumerate(csv.DictReader(file, strict=True), start=1):
+                row.pop(None, None)  # type: ignore[call-overload]
+                yield f"{path}, record {number}", row
+        except csv.Error as error:
+            raise DataError(f"{path}: no valid CSV ({error})") from error
+
+
+def _parquet(path: Path) -> Iterator[tuple[str, Any]]:
+    try:
+        import pyarrow.parquet as parquet
+    except ImportError as error:
+        raise DataError(f"{path}: parquet needs pyarrow; pip install 'instruct-lit[parquet]'") from error
+    try:
+        file = parquet.ParquetFile(path)
+    except (ValueError, OSError) as error:
+        raise DataError(f"{path}: no valid parquet file ({error})") from error
+    number = 0
+    for batch in file.iter_batches(batch_size=4096):
+        for row in batch.to_pylist():
+            yield f"{path}, record {number}", row
+            number += 1
+
+
+READERS: dict[str, Callable[[Path], Iterator[tuple[str, Any]]]] = {
+    ".json": _json,
+    ".jsonl": _jsonl,
+    ".csv": _csv,
+    ".parquet": _parquet,
+}

@@ -1,0 +1,146 @@
+"""Sources of examples: files, a download, a Hugging Face data set."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from instruct_lit.data.download import fetch, fetch_data_set
+from instruct_lit.data.example import Example
+from instruct_lit.data.parse import READERS, OnBadRecord, read_records, to_example
+from instruct_lit.errors import DataError
+
+
+class FileSource:
+    """Examples of one or several files, or of all data files in a folder.
+
+    A bad record raises DataError, or with `on_bad_record="skip"` is counted in `n_skipped`.
+    """
+
+    def __init__(
+        self,
+        path: str | Sequence[str],
+        columns: Mapping[str, str] | None = None,
+        on_bad_record: OnBadRecord = "error",
+        name: str = "files",
+    ) -> None:
+        self.name = name
+        self.paths = [Path(p).expanduser() for p in ([path] if isinstance(path, str | Path) else path)]
+        self.columns = dict(columns) if columns else None
+        self.on_bad_record = on_bad_record
+        self.n_skipped = 0
+
+    def prepare(self) -> None:
+        """Nothing to fetch."""
+
+    def files(self) -> list[Path]:
+        """The data files, folders opened; raises DataError when there is none."""
+        files: list[Path] = []
+        for path in self.paths:
+            if path.is_dir():
+                inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in READERS and p.is_file())
+                if not inside:
+                    raise DataError(f"data.path={path}: no file ending in {', '.join(READERS)} in this folder")
+                files += inside
+            elif path.is_file():
+                files.append(path)
+            else:
+                raise DataError(f"data.path={path}: no such file or folder")
+        return files
+
+    def fingerprint(self) -> str:
+        """Sum over the files' contents and the way they are read."""
+        digest = hashlib.sha256(f"{self.columns} {self.on_bad_record}".encode())
+        for path in self.files():
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        return digest.hexdigest()[:16]
+
+    def __iter__(self) -> Iterator[Example]:
+        self.n_skipped = 0
+        for path in self.files():
+            for place, record in read_records(path):
+                try:
+                    if isinstance(record, DataError):
+                        raise record
+                    yield to_example(record, place, self.columns)
+                except DataError:
+                    if self.on_bad_record == "error":
+                        raise
+                    self.n_skipped += 1
+
+
+class UrlSource(FileSource):
+    """Examples of one downloaded file; a given `path` takes the place of the download."""
+
+    def __init__(
+        self,
+        url: str,
+        cache_dir: str,
+        sha256: str | None = None,
+        columns: Mapping[str, str] | None = None,
+        on_bad_record: OnBadRecord = "error",
+        path: str | Sequence[str] | None = None,
+        name: str = "download",
+    ) -> None:
+        self.url, self.cache_dir, self.sha256 = url, Path(cache_dir), sha256
+        self.downloads = path is None
+        super().__init__(path if path is not None else [], columns, on_bad_record, name)
+
+    def prepare(self) -> None:
+        """Download the file unless it is in the cache."""
+        if self.downloads:
+            self.paths = [fetch(self.url, self.cache_dir / "downloads", self.sha256)]
+
+    def files(self) -> list[Path]:
+        self.prepare()
+        return super().files()
+
+
+class HubSource(FileSource):
+    """Examples of a Hugging Face data set: its data files are fetched through huggingface_hub and read like others."""
+
+    def __init__(
+        self,
+        repo: str,
+        cache_dir: str,
+        revision: str | None = None,
+        pattern: str = "*",
+        columns: Mapping[str, str] | None = None,
+        on_bad_record: OnBadRecord = "error",
+        path: str | Sequence[str] | None = None,
+        name: str = "hub",
+    ) -> None:
+        self.repo, self.revision, self.pattern, self.cache_dir = repo, revision, pattern, Path(cache_dir)
+        self.downloads = path is None
+        super().__init__(path if path is not None else [], columns, on_bad_record, name)
+
+    def prepare(self) -> None:
+        """Fetch the data files unless they are in the cache."""
+        if self.downloads and not self.paths:
+            self.paths = fetch_data_set(self.repo, self.revision, self.pattern, tuple(READERS), self.cache_dir / "hub")
+
+    def files(self) -> list[Path]:
+        self.prepare()
+        return super().files()
+
+
+class deduplicated:  # noqa: N801 - reads as a function at its call: `for example in deduplicated(source)`
+    """The examples without exact repetitions; `n_dropped` counts those after iterating."""
+
+    def __init__(self, examples: Iterable[Example]) -> None:
+        self.examples = examples
+        self.n_dropped = 0
+
+    def __iter__(self) -> Iterator[Example]:
+        self.n_dropped = 0
+        seen: set[bytes] = set()
+        for example in self.examples:
+            text = "\x00".join((example.instruction, example.input, example.output))
+            digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+            if digest in seen:
+                self.n_dropped += 1
+                continue
+            seen.add(digest)
+            yield example

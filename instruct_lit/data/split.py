@@ -1,0 +1,81 @@
+"""Which examples train, which validate, which test: seeded, disjoint, and written down with the run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from instruct_lit.errors import ConfigError
+
+NAMES = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Split:
+    """Indices of each part in ascending order; disjoint."""
+
+    train: np.ndarray
+    val: np.ndarray
+    test: np.ndarray
+
+    def save(self, path: Path) -> None:
+        """Write the indices as JSON."""
+        path.write_text(json.dumps({name: getattr(self, name).tolist() for name in NAMES}))
+
+    @classmethod
+    def load(cls, path: Path) -> Split:
+        """Read what `save` wrote."""
+        parts = json.loads(path.read_text())
+        return cls(**{name: np.array(parts[name], dtype=np.int64) for name in NAMES})
+
+
+def make_split(n_examples: int, spec: str | Mapping[str, float], seed: int) -> Split:
+    """Split `n_examples` as `spec` says.
+
+    `"book"` is the split of LLMs-from-scratch chapter 7: in file order 85 % train, 10 % test, the rest validation. A
+    mapping gives a fraction (below 1) or a count for each of train, val and test, drawn by seed; a missing train takes
+    what is left. Raises ConfigError for anything else and for a part that would be empty though it was asked for.
+    """
+    if isinstance(spec, str):
+        if spec != "book":
+            raise ConfigError(f"data.split={spec}: allowed are 'book' and a mapping of train, val and test")
+        n_train, n_test = int(n_examples * 0.85), int(n_examples * 0.1)
+        order = np.arange(n_examples)
+        sizes = {"train": n_train, "test": n_test, "val": n_examples - n_train - n_test}
+        placed = ("train", "test", "val")
+    else:
+        sizes = _sizes(n_examples, dict(spec))
+        order = np.random.default_rng(seed).permutation(n_examples)
+        placed = ("test", "val", "train")
+    parts, start = {}, 0
+    for name in placed:
+        if sizes[name] == 0 and (isinstance(spec, str) or spec.get(name, 1 if name == "train" else 0) != 0):
+            raise ConfigError(f"data.split={spec}: no example is left for {name} of the {n_examples} there are")
+        parts[name] = np.sort(order[start : start + sizes[name]])
+        start += sizes[name]
+    return Split(**parts)
+
+
+def _sizes(n_examples: int, spec: dict[str, Any]) -> dict[str, int]:
+    unknown = set(spec) - set(NAMES)
+    if unknown:
+        raise ConfigError(f"data.split.{sorted(unknown)[0]}: allowed are {', '.join(NAMES)}")
+    for name, share in spec.items():
+        if isinstance(share, bool) or not isinstance(share, int | float) or share < 0:
+            raise ConfigError(f"data.split.{name}={share}: give a fraction below 1 or a count")
+        if isinstance(share, float) and share >= 1 and share != int(share):
+            raise ConfigError(f"data.split.{name}={share}: give a fraction below 1 or a whole count")
+    sizes = {name: int(share * n_examples) if 0 < share < 1 else int(share) for name, share in spec.items()}
+    fractions = sum(share for share in spec.values() if 0 < share < 1)
+    rest = n_examples - sum(sizes.get(name, 0) for name in ("val", "test"))
+    # Fractions that make a whole lose nothing to rounding: train takes the remainder.
+    if "train" not in sizes or (0 < spec["train"] < 1 and abs(fractions - 1) < 1e-9):
+        sizes["train"] = rest
+    if fractions > 1 + 1e-9 or sum(sizes.values()) > n_examples or rest < 0:
+        raise ConfigError(f"data.split={spec}: asks for more than the {n_examples} examples there are")
+    return {name: sizes.get(name, 0) for name in NAMES}

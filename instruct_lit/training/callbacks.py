@@ -1,0 +1,149 @@
+"""What is observed while training: the history of losses and throughput, sample answers, the progress bar."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from instruct_lit.data.collate import Batch
+from instruct_lit.generation.engine import Engine
+from instruct_lit.generation.sampling import SamplingSettings
+
+VALIDATION_METRICS = ("val/loss", "val/response_loss", "val/bits_per_byte")
+
+
+class History(Callback):
+    """Appends a row to `history.jsonl` at every logging step and every validation, and measures the throughput.
+
+    `tokens_per_s` counts the examples' own tokens, without padding, over the time spent in training batches;
+    validation, checkpoints and generation are left out. `waiting_s` is the time the loop waited for data.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.n_tokens = 0  # input tokens of the examples
+        self.n_positions = 0  # positions the model computed for them: padding adds, a shared prefix takes away
+        self.training_s = 0.0
+        self.waiting_s = 0.0
+        self.best_step = 0
+        self.best_loss = math.inf
+        self._batch_start: float | None = None
+        self._batch_end: float | None = None
+        self._last = (0, 0.0)
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Useful tokens per second of training so far."""
+        return self.n_tokens / self.training_s if self.training_s else math.nan
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
+        self._batch_start = time.perf_counter()
+        if self._batch_end is not None:
+            self.waiting_s += self._batch_start - self._batch_end
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        assert self._batch_start is not None
+        self._batch_end = time.perf_counter()
+        self.training_s += self._batch_end - self._batch_start
+        self.n_tokens += batch.n_tokens
+        self.n_positions += batch.input_ids.numel()
+        if trainer.global_step % trainer.log_every_n_steps == 0 and "train/loss" in trainer.callback_metrics:
+            n_tokens, seconds = self._last
+            rate = (self.n_tokens - n_tokens) / max(1e-9, self.training_s - seconds)
+            self._last = (self.n_tokens, self.training_s)
+            pl_module.log("train/tokens_per_s", rate)
+            self._append(trainer, pl_module, ("train/loss", "train/grad_norm"), {"tokens_per_s": rate})
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._batch_end = None  # the time until the next batch is not a wait for data
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.sanity_checking:
+            return
+        loss = float(trainer.callback_metrics.get("val/loss", math.inf))
+        if loss < self.best_loss:
+            self.best_loss, self.best_step = loss, trainer.global_step
+        self._append(trainer, pl_module, VALIDATION_METRICS, {})
+
+    def _append(
+        self, trainer: Trainer, pl_module: LightningModule, names: tuple[str, ...], extra: Mapping[str, float]
+    ) -> None:
+        if not trainer.is_global_zero:
+            return
+        metrics = {name: float(trainer.callback_metrics[name]) for name in names if name in trainer.callback_metrics}
+        row = {"step": trainer.global_step, "tokens": int(pl_module.tokens_seen), **metrics, **extra}  # type: ignore[arg-type]
+        if trainer.optimizers:
+            row["lr"] = trainer.optimizers[0].param_groups[0]["lr"]
+        with self.path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def state_dict(self) -> dict[str, Any]:
+        names = ("n_tokens", "n_positions", "training_s", "waiting_s", "best_step", "best_loss")
+        return {name: getattr(self, name) for name in names}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        for name, value in state_dict.items():
+            setattr(self, name, value)
+
+
+class SampleAnswers(Callback):
+    """Writes the model's answers to a few validation examples to TensorBoard at every validation."""
+
+    def __init__(self, n_examples: int = 3, max_new_tokens: int = 64) -> None:
+        self.n_examples = n_examples
+        self.settings = SamplingSettings(max_new_tokens=max_new_tokens)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        writers = [logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+        if trainer.sanity_checking or not trainer.is_global_zero or not writers:
+            return
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        store, indices = data.examples_of("val")
+        chosen = [int(i) for i in indices[: self.n_examples]]
+        engine = Engine(pl_module.model, data.tokenizer.eot_id)  # type: ignore[arg-type]
+        answers = engine.generate([store[i].prompt_ids for i in chosen], self.settings)
+        for number, (index, answer) in enumerate(zip(chosen, answers, strict=True)):
+            example = store.example(index)
+            text = "\n\n".join(
+                f"**{title}**\n\n{_quoted(body)}"
+                for title, body in (
+                    ("Instruction", example.instruction),
+                    ("Input", example.input),
+                    ("Wanted", example.output),
+                    ("Answer", data.tokenizer.decode(answer.ids)),
+                )
+                if body
+            )
+            for writer in writers:
+                writer.add_text(f"answers/{number}", text, trainer.global_step)
+
+
+class Progress(TQDMProgressBar):
+    """One line that shows loss, validation loss, tokens per second and the time left."""
+
+    def __init__(self, history: History) -> None:
+        super().__init__(refresh_rate=5)
+        self.history = history
+
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, int | str | float | dict[str, float]]:
+        shown: dict[str, int | str | float | dict[str, float]] = {}
+        for title, name in (("loss", "train/loss"), ("val", "val/loss")):
+            if name in trainer.callback_metrics:
+                shown[title] = f"{float(trainer.callback_metrics[name]):.3f}"
+        if self.history.training_s:
+            shown["tok/s"] = f"{self.history.tokens_per_s:.0f}"
+        return shown
+
+
+def _quoted(text: str) -> str:
+    return "\n".join(f"    {line}" for line in text.splitlines())

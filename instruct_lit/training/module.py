@@ -1,0 +1,185 @@
+"""The LightningModule: a causal model, its masked cross-entropy, and means taken once per optimizer step."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from lightning import LightningModule
+from torch import Tensor
+from torch.optim import Optimizer
+
+from instruct_lit.data.collate import Batch
+from instruct_lit.model.attention import AttentionLayout, PackedDocuments
+from instruct_lit.model.gpt import GPT
+from instruct_lit.training.loss import summed_cross_entropy, token_losses
+
+
+class InstructionTuner(LightningModule):
+    """Fine-tunes a GPT on the supervised tokens of instruction batches.
+
+    The gradient of an optimizer step is that of the mean over all supervised tokens of its micro-batches on all ranks.
+    Every micro-batch's sum is divided by the token count of the step's first one, so that with one micro-batch per
+    step nothing is left to do, and otherwise the gradients are rescaled once before clipping.
+
+    `make_optimizer` receives the model, `make_scheduler` the optimizer and the number of optimizer steps of the run.
+    """
+
+    def __init__(
+        self,
+        model: GPT,
+        make_optimizer: Callable[[torch.nn.Module], Optimizer],
+        make_scheduler: Callable[[Optimizer, int], Any],
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.make_optimizer, self.make_scheduler = make_optimizer, make_scheduler
+        self.tokens_seen = 0  # supervised tokens that went into optimizer steps, over all ranks
+        self._window = _Window()
+        self._evaluation = _Sums()
+
+    def configure_optimizers(self) -> dict[str, Any]:  # type: ignore[override]
+        optimizer = self.make_optimizer(self.model)
+        scheduler = self.make_scheduler(optimizer, int(self.trainer.estimated_stepping_batches))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def supervised_states(self, batch: Batch) -> Tensor:
+        """Hidden states `(M, C)` at the batch's supervised positions."""
+        hidden = self.model.hidden_states(batch.input_ids, batch.position_ids, layout_of(batch))
+        return hidden.flatten(0, -2).index_select(0, batch.loss_index)
+
+    def on_train_epoch_start(self) -> None:
+        self.trainer.datamodule.set_epoch(self.current_epoch)  # type: ignore[attr-defined]
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the micro-batch's share of the step's mean loss."""
+        states = self.supervised_states(batch)
+        loss = summed_cross_entropy(states, self.model.head_weight, batch.targets, batch.loss_weights)
+        window = self._window
+        if window.reference == 0:
+            window.reference = self._over_ranks(batch.n_supervised)
+        window.n_supervised += batch.n_supervised
+        window.loss = window.loss + loss.detach()
+        # Lightning divides by the number of micro-batches, DDP by the number of ranks: both are taken back.
+        factor = self.trainer.accumulate_grad_batches * self.trainer.world_size / max(1, window.reference)
+        return loss * factor
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        window, self._window = self._window, _Window()
+        n_supervised = self._over_ranks(window.n_supervised)
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        if n_supervised == 0:
+            warnings.warn("an optimizer step without a single supervised token was skipped", stacklevel=1)
+            for group in optimizer.param_groups:
+                for parameter in group["params"]:
+                    parameter.grad = None
+            return
+        if n_supervised != window.reference:
+            torch._foreach_mul_(gradients, max(1, window.reference) / n_supervised)
+        self.tokens_seen += n_supervised
+        loss = window.loss if self.trainer.world_size == 1 else self.trainer.strategy.reduce(window.loss, reduce_op="sum")
+        self.log("train/loss", loss / n_supervised, prog_bar=False)
+
+    def configure_gradient_clipping(
+        self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        if not parameters:
+            return
+        if self.trainer._logger_connector.should_update_logs or gradient_clip_val:
+            limit = float(gradient_clip_val) if gradient_clip_val else math.inf
+            norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+            self.log("train/grad_norm", norm)
+            if math.isfinite(limit):
+                torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
+
+    def _over_ranks(self, count: int) -> int:
+        """Sum a count over all ranks; free on one."""
+        if self.trainer.world_size == 1:
+            return count
+        total = torch.tensor(float(count), device=self.device, dtype=torch.float64)
+        return int(self.trainer.strategy.reduce(total, reduce_op="sum").item())
+
+    def on_validation_epoch_start(self) -> None:
+        self._evaluation = _Sums()
+
+    def on_test_epoch_start(self) -> None:
+        self._evaluation = _Sums()
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self._evaluate(batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        self._evaluate(batch)
+
+    def _evaluate(self, batch: Batch) -> None:
+        states = self.supervised_states(batch)
+        losses = token_losses(states, self.model.head_weight, batch.targets).double() * batch.loss_weights
+        of_response = batch.is_response.double()
+        self._evaluation.add(
+            losses.sum(),
+            (losses * of_response).sum(),
+            (batch.loss_weights * of_response).sum(),
+            batch.n_supervised,
+            batch.n_response_bytes,
+        )
+
+    def on_validation_epoch_end(self) -> None:
+        self.log_dict(self._evaluated("val"), rank_zero_only=False)
+
+    def on_test_epoch_end(self) -> None:
+        self.log_dict(self._evaluated("test"))
+
+    def _evaluated(self, split: str) -> dict[str, Tensor]:
+        sums = self._evaluation.values(self.device)
+        if self.trainer.world_size > 1:
+            sums = self.trainer.strategy.reduce(sums, reduce_op="sum")
+        loss, response_loss, n_response, n_supervised, n_bytes = sums.unbind()
+        mean = loss / n_supervised
+        return {
+            f"{split}/loss": mean,
+            f"{split}/perplexity": mean.exp(),
+            f"{split}/response_loss": response_loss / n_response,
+            f"{split}/bits_per_byte": response_loss / math.log(2) / n_bytes,
+        }
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["tokens_seen"] = self.tokens_seen
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.tokens_seen = checkpoint["tokens_seen"]
+
+
+def layout_of(batch: Batch) -> AttentionLayout | None:
+    """The attention layout that a batch asks for; None for plain rows."""
+    if batch.document_lengths is None:
+        return None
+    return PackedDocuments(batch.document_lengths, batch.prefix_length)
+
+
+class _Window:
+    """What the micro-batches of the current optimizer step have given so far."""
+
+    def __init__(self) -> None:
+        self.reference = 0  # supervised tokens of the first micro-batch, over all ranks
+        self.n_supervised = 0
+        self.loss: Tensor | float = 0.0
+
+
+class _Sums:
+    """Running sums of an evaluation in double precision, kept on the device."""
+
+    def __init__(self) -> None:
+        self._parts: list[Tensor] | None = None
+
+    def add(self, *parts: Tensor | int) -> None:
+        tensors = [torch.as_tensor(part, dtype=torch.float64) for part in parts]
+        self._parts = tensors if self._parts is None else [a + b for a, b in zip(self._parts, tensors, strict=True)]
+
+    def values(self, device: torch.device) -> Tensor:
+        if self._parts is None:
+            return torch.zeros(5, dtype=torch.float64, device=device)
+        return torch.stack([part.to(device) for part in self._parts])
