@@ -1,0 +1,109 @@
+"""From logits to the next token: greedy, or a draw after temperature, top-k, top-p and repetition penalty."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from instruct_lit.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """How a response is generated; the defaults are greedy.
+
+    Raises ConfigError that names every setting out of its range.
+    """
+
+    max_new_tokens: int = 256
+    temperature: float = 0.0  # 0: always the most likely token
+    top_k: int | None = None
+    top_p: float | None = None
+    repetition_penalty: float = 1.0  # Keskar et al. 2019: divides the logits of tokens that occurred
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        rules = {
+            "max_new_tokens": (self.max_new_tokens >= 1, "at least 1"),
+            "temperature": (0 <= self.temperature < float("inf"), "0 or a finite number above"),
+            "top_k": (self.top_k is None or self.top_k >= 1, "null or at least 1"),
+            "top_p": (self.top_p is None or 0 < self.top_p <= 1, "null or above 0 and at most 1"),
+            "repetition_penalty": (0 < self.repetition_penalty < float("inf"), "a finite number above 0"),
+            "seed": (0 <= self.seed < 2**63, "between 0 and 2**63 - 1"),
+            "stop": (all(isinstance(s, str) and s for s in self.stop), "texts of at least one character"),
+        }
+        wrong = [f"generation.{k}={getattr(self, k)}: must be {rule}" for k, (ok, rule) in rules.items() if not ok]
+        if wrong:
+            raise ConfigError("\n  ".join(wrong))
+
+
+class Sampler:
+    """Chooses the next token of every row; rows have settings and random numbers of their own.
+
+    A row's draws come from its own generator, so its text does not depend on what else is in the batch.
+    """
+
+    def __init__(self) -> None:
+        self._generators: dict[int, torch.Generator] = {}
+
+    def choose(
+        self, logits: Tensor, settings: Sequence[SamplingSettings], keys: Sequence[int], seen: Sequence[Sequence[int]]
+    ) -> Tensor:
+        """Return the chosen ids `(R,)` for `logits` `(R, V)`.
+
+        `keys` identify the rows' requests, `seen` are the ids that the repetition penalty applies to.
+        """
+        if all(s.temperature == 0 and s.repetition_penalty == 1 for s in settings):
+            return logits.argmax(-1)
+        logits = logits.float().clone()
+        for row, (setting, ids) in enumerate(zip(settings, seen, strict=True)):
+            if setting.repetition_penalty != 1 and ids:
+                index = torch.tensor(sorted(set(ids)), device=logits.device)
+                values = logits[row, index]
+                penalised = torch.where(values > 0, values / setting.repetition_penalty, values * setting.repetition_penalty)
+                logits[row, index] = penalised
+        chosen = logits.argmax(-1)
+        sampled = [row for row, setting in enumerate(settings) if setting.temperature > 0]
+        if sampled:
+            probabilities = nucleus(logits[sampled], [settings[row] for row in sampled])
+            draws = torch.tensor([self._draw(keys[row], settings[row].seed) for row in sampled], dtype=torch.float64)
+            cumulative = probabilities.double().cumsum(-1)
+            draws = draws.to(cumulative.device)[:, None] * cumulative[:, -1:]
+            ids = torch.searchsorted(cumulative, draws, right=True).squeeze(1)
+            last = (probabilities > 0).long().cumsum(-1).argmax(-1)  # rounding must not pass the last possible token
+            chosen[sampled] = torch.minimum(ids, last)
+        return chosen
+
+    def forget(self, key: int) -> None:
+        """Drop the random state of a finished request."""
+        self._generators.pop(key, None)
+
+    def _draw(self, key: int, seed: int) -> float:
+        if key not in self._generators:
+            self._generators[key] = torch.Generator().manual_seed(seed)
+        return float(torch.rand((), generator=self._generators[key], dtype=torch.float64))
+
+
+def nucleus(logits: Tensor, settings: Sequence[SamplingSettings]) -> Tensor:
+    """Return probabilities `(R, V)` after temperature, top-k and top-p (Holtzman et al. 2020), in this order.
+
+    Of equally likely tokens at a cut the lower ids stay; the most likely token always stays.
+    """
+    temperature = torch.tensor([s.temperature for s in settings], device=logits.device)[:, None]
+    probabilities = (logits / temperature).softmax(-1)
+    if all(s.top_k is None and s.top_p is None for s in settings):
+        return probabilities
+    n_vocab = logits.shape[-1]
+    top_k = torch.tensor([min(s.top_k or n_vocab, n_vocab) for s in settings], device=logits.device)[:, None]
+    top_p = torch.tensor([s.top_p or 1.0 for s in settings], device=logits.device)[:, None]
+    ordered, ids = probabilities.sort(-1, descending=True, stable=True)
+    ordered = torch.where(torch.arange(n_vocab, device=logits.device) < top_k, ordered, 0.0)
+    ordered = ordered / ordered.sum(-1, keepdim=True)
+    before = ordered.cumsum(-1) - ordered
+    ordered = torch.where((before < top_p) | (top_p >= 1), ordered, 0.0)
+    ordered = ordered / ordered.sum(-1, keepdim=True)
+    return torch.zeros_like(probabilities).scatter_(-1, ids, ordered)
