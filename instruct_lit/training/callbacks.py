@@ -110,7 +110,7 @@ class SampleAnswers(Callback):
         data = trainer.datamodule  # type: ignore[attr-defined]
         store, indices = data.examples_of("val")
         chosen = [int(i) for i in indices[: self.n_examples]]
-        engine = Engine(pl_module.model, data.tokenizer.eot_id)  # type: ignore[arg-type]
+        engine = Engine(pl_module.model, data.tokenizer)  # type: ignore[arg-type]
         answers = engine.generate([store[i].prompt_ids for i in chosen], self.settings)
         for number, (index, answer) in enumerate(zip(chosen, answers, strict=True)):
             example = store.example(index)
@@ -120,7 +120,7 @@ class SampleAnswers(Callback):
                     ("Instruction", example.instruction),
                     ("Input", example.input),
                     ("Wanted", example.output),
-                    ("Answer", data.tokenizer.decode(answer.ids)),
+                    ("Answer", answer.text),
                 )
                 if body
             )

@@ -1,0 +1,242 @@
+"""The one decoder: batched, cached, with rows that come and go while others are being written.
+
+Prompts wait in a queue. As rows get free, waiting prompts are prefilled together (their common beginning is computed
+once) and join the batch; a finished row leaves it and the last one takes its place, so the batch is always dense.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import torch
+
+from instruct_lit.errors import DataError
+from instruct_lit.generation.sampling import Sampler, SamplingSettings
+from instruct_lit.model.cache import Decode, KeyValueCache, Prefill
+from instruct_lit.model.gpt import GPT
+
+FinishReason = Literal["stop", "length", "cancelled"]
+
+
+class Decoder(Protocol):
+    """What the engine needs of a tokenizer."""
+
+    eot_id: int
+
+    def decode(self, ids: Sequence[int]) -> str: ...
+
+
+@dataclass(eq=False)
+class Request:
+    """A prompt on its way to a response; `ids` grows by a token a step, end-of-text is not among them."""
+
+    number: int
+    prompt_ids: list[int]
+    settings: SamplingSettings
+    ids: list[int] = field(default_factory=list)
+    text: str = ""
+    finish_reason: FinishReason | None = None
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of prompt and response so far."""
+        return len(self.prompt_ids) + len(self.ids)
+
+
+class Engine:
+    """Generates with a GPT; at most `max_rows` responses are written at the same time.
+
+    `submit`, `step` and `cancel` serve callers with requests of their own timing, `generate` answers a list of
+    prompts. The model is used in evaluation mode and left as it was.
+    """
+
+    def __init__(self, model: GPT, tokenizer: Decoder, max_rows: int = 32) -> None:
+        self.model, self.tokenizer, self.max_rows = model, tokenizer, max_rows
+        self.context_length = model.config.context_length
+        self._waiting: deque[Request] = deque()
+        self._active: list[Request] = []  # row r of the cache belongs to _active[r]
+        self._cache: KeyValueCache | None = None
+        self._sampler = Sampler()
+        self._n_submitted = 0
+
+    def submit(self, prompt_ids: Sequence[int], settings: SamplingSettings | None = None) -> Request:
+        """Queue a prompt; DataError when it is empty or leaves no room for a token in the model's context."""
+        if not 0 < len(prompt_ids) < self.context_length:
+            raise DataError(
+                f"a prompt has {len(prompt_ids)} tokens; allowed are 1 to {self.context_length - 1}, one less than the "
+                "model's context"
+            )
+        request = Request(self._n_submitted, list(prompt_ids), settings or SamplingSettings())
+        self._n_submitted += 1
+        self._waiting.append(request)
+        return request
+
+    def cancel(self, request: Request) -> None:
+        """Take a request out, wherever it is; what it has written stays readable."""
+        if request in self._waiting:
+            self._waiting.remove(request)
+            request.finish_reason = "cancelled"
+        elif request in self._active:
+            self._finish(self._active.index(request), "cancelled")
+
+    @property
+    def n_unfinished(self) -> int:
+        """Requests that are waiting or being written."""
+        return len(self._waiting) + len(self._active)
+
+    @torch.inference_mode()
+    def step(self) -> list[Request]:
+        """Prefill waiting prompts if rows are free, otherwise write one token in every row; return what has changed.
+
+        A request whose `finish_reason` is set has left the batch.
+        """
+        with _evaluating(self.model):
+            return self._admit() or self._decode()
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        settings: SamplingSettings | Sequence[SamplingSettings] | None = None,
+        on_finished: Callable[[Request], None] | None = None,
+    ) -> list[Request]:
+        """Answer all prompts and return their requests in the order of the prompts.
+
+        `settings` are for all prompts or one for each; `on_finished` is called as each answer is complete.
+        """
+        each = settings if isinstance(settings, Sequence) else [settings] * len(prompts)
+        requests = [self.submit(prompt, setting) for prompt, setting in zip(prompts, each, strict=True)]
+        while self.n_unfinished:
+            for request in self.step():
+                if request.finish_reason is not None and on_finished is not None:
+                    on_finished(request)
+        return requests
+
+    def stream(self, prompt: Sequence[int], settings: SamplingSettings | None = None) -> Iterator[str]:
+        """Yield the response to one prompt piece by piece, whole characters only."""
+        request = self.submit(prompt, settings)
+        shown = 0
+        try:
+            while request.finish_reason is None:
+                self.step()
+                text = request.text
+                if request.finish_reason is None and text.endswith("\ufffd"):
+                    continue  # the bytes of a character are still incomplete
+                yield text[shown:]
+                shown = len(text)
+        finally:
+            if request.finish_reason is None:
+                self.cancel(request)
+
+    def _admit(self) -> list[Request]:
+        """Prefill waiting prompts into free rows and choose their first tokens."""
+        n_free = self.max_rows - len(self._active)
+        # A prefill reads all weights once, however few prompts it has: wait until some rows are free.
+        if not self._waiting or n_free < min(len(self._waiting), max(1, self.max_rows // 8)):
+            return []
+        new = [self._waiting.popleft() for _ in range(min(n_free, len(self._waiting)))]
+        cache = self._room_for(new)
+        rows = range(len(self._active), len(self._active) + len(new))
+        self._active += new
+        prompts = [request.prompt_ids for request in new]
+        n_prefix = _common_prefix(prompts)
+        lengths = [len(prompt) - n_prefix for prompt in prompts]
+        flat = prompts[0][:n_prefix] + [i for prompt in prompts for i in prompt[n_prefix:]]
+        positions = list(range(n_prefix)) + [p for prompt in prompts for p in range(n_prefix, len(prompt))]
+        device = cache.keys.device
+        hidden = self.model.hidden_states(
+            torch.tensor(flat, device=device),
+            torch.tensor(positions, device=device),
+            Prefill(cache, list(rows), lengths, n_prefix),
+        )
+        last = torch.tensor(lengths, device=device).cumsum(0) + n_prefix - 1
+        return self._write(hidden[last], list(rows))
+
+    def _decode(self) -> list[Request]:
+        """Run the last token of every row through the model and choose the next."""
+        if not self._active:
+            return []
+        assert self._cache is not None
+        device = self._cache.keys.device
+        lengths = torch.tensor([request.n_tokens - 1 for request in self._active], device=device)
+        ids = torch.tensor([request.ids[-1] for request in self._active], device=device)
+        hidden = self.model.hidden_states(ids[:, None], lengths[:, None], Decode(self._cache, lengths))
+        return self._write(hidden[:, 0], list(range(len(self._active))))
+
+    def _write(self, hidden: torch.Tensor, rows: list[int]) -> list[Request]:
+        """Choose a token for each of the rows from their last hidden states, and let finished rows leave."""
+        requests = [self._active[row] for row in rows]
+        logits = torch.nn.functional.linear(hidden, self.model.head_weight)
+        chosen = self._sampler.choose(
+            logits,
+            [request.settings for request in requests],
+            [request.number for request in requests],
+            [request.prompt_ids + request.ids if request.settings.repetition_penalty != 1 else () for request in requests],
+        ).tolist()
+        for row, request, token in reversed(list(zip(rows, requests, chosen, strict=True))):
+            reason = self._append(request, token)
+            if reason is not None:
+                self._finish(row, reason)
+        return requests
+
+    def _append(self, request: Request, token: int) -> FinishReason | None:
+        if token == self.tokenizer.eot_id:
+            return "stop"
+        request.ids.append(token)
+        request.text = self.tokenizer.decode(request.ids)
+        for stop in request.settings.stop:
+            if (place := request.text.find(stop)) >= 0:
+                request.text = request.text[:place]
+                return "stop"
+        if len(request.ids) >= request.settings.max_new_tokens or request.n_tokens >= self.context_length:
+            return "length"
+        return None
+
+    def _finish(self, row: int, reason: FinishReason) -> None:
+        request = self._active[row]
+        request.finish_reason = reason
+        self._sampler.forget(request.number)
+        last = self._active.pop()
+        if last is not request:
+            assert self._cache is not None
+            self._active[row] = last
+            self._cache.move(len(self._active), row, last.n_tokens)
+
+    def _room_for(self, new: list[Request]) -> KeyValueCache:
+        """The cache, made larger if the new requests may become longer than its rows."""
+        wanted = max(len(r.prompt_ids) + r.settings.max_new_tokens for r in [*new, *self._waiting])
+        wanted = min(wanted, self.context_length)
+        old = self._cache
+        if old is None or old.n_tokens < wanted:
+            weight = self.model.wpe.weight
+            rows = self.max_rows if old is None else old.n_rows
+            self._cache = KeyValueCache(self.model.config, rows, wanted, weight.dtype, weight.device)
+            if old is not None:
+                for ours, theirs in ((self._cache.keys, old.keys), (self._cache.values, old.values)):
+                    ours[..., : old.n_tokens, :] = theirs
+        assert self._cache is not None
+        return self._cache
+
+
+def _common_prefix(prompts: Sequence[Sequence[int]]) -> int:
+    """Number of leading tokens all prompts share; each keeps at least its last token for itself."""
+    if len(prompts) == 1:
+        return 0
+    longest = min(len(prompt) for prompt in prompts) - 1
+    for place in range(longest):
+        if any(prompt[place] != prompts[0][place] for prompt in prompts):
+            return place
+    return longest
+
+
+@contextmanager
+def _evaluating(model: torch.nn.Module) -> Iterator[None]:
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)

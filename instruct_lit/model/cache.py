@@ -1,0 +1,75 @@
+"""The key-value cache of generation, and the two attention layouts that fill and read it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from instruct_lit.model.attention import PackedDocuments
+from instruct_lit.model.gpt import GPTConfig
+
+
+class KeyValueCache:
+    """Keys and values of `n_rows` sequences of at most `n_tokens` tokens, allocated once.
+
+    A row's token at position p lies at place p: rows are not padded on the left, so absolute positions hold. The
+    tensors are `(L, R, H, T, D)`.
+    """
+
+    def __init__(
+        self, config: GPTConfig, n_rows: int, n_tokens: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        shape = (config.n_layers, n_rows, config.n_heads, n_tokens, config.d_head)
+        self.keys = torch.empty(shape, dtype=dtype, device=device)
+        self.values = torch.empty(shape, dtype=dtype, device=device)
+        self.n_rows, self.n_tokens = n_rows, n_tokens
+
+    def move(self, source: int, target: int, n_tokens: int) -> None:
+        """Copy the first `n_tokens` of one row over another."""
+        for tensor in (self.keys, self.values):
+            tensor[:, target, :, :n_tokens] = tensor[:, source, :, :n_tokens]
+
+
+class Prefill:
+    """Packed prompts behind their common prefix; their keys and values go to the given rows of the cache."""
+
+    def __init__(self, cache: KeyValueCache, rows: Sequence[int], lengths: Sequence[int], prefix_length: int) -> None:
+        self.cache = cache
+        self.documents = PackedDocuments(lengths, prefix_length)
+        device = cache.keys.device
+        tokens, places, at_rows, start = [], [], [], prefix_length
+        for row, length in zip(rows, lengths, strict=True):
+            tokens += [torch.arange(prefix_length), torch.arange(start, start + length)]
+            places.append(torch.arange(prefix_length + length))
+            at_rows.append(torch.full((prefix_length + length,), row))
+            start += length
+        self.tokens, self.places, self.rows = (torch.cat(x).to(device) for x in (tokens, places, at_rows))
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
+        self.cache.keys[layer, self.rows, :, self.places] = k[self.tokens].to(self.cache.keys.dtype)
+        self.cache.values[layer, self.rows, :, self.places] = v[self.tokens].to(self.cache.values.dtype)
+        return self.documents.attend(layer, q, k, v, dropout)
+
+
+class Decode:
+    """One new token for each of the first rows of the cache, row r at position `lengths[r]` `(R,)`."""
+
+    def __init__(self, cache: KeyValueCache, lengths: Tensor) -> None:
+        self.cache, self.lengths = cache, lengths
+        self.n_rows, self.longest = len(lengths), int(lengths.max()) + 1
+        self.rows = torch.arange(self.n_rows, device=lengths.device)
+        visible = torch.arange(self.longest, device=lengths.device) <= lengths[:, None]
+        self.mask = None if bool(visible.all()) else visible[:, None, None, :]  # (R, 1, 1, T)
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
+        keys, values = self.cache.keys[layer, : self.n_rows], self.cache.values[layer, : self.n_rows]
+        keys[self.rows, :, self.lengths] = k[:, 0].to(keys.dtype)
+        values[self.rows, :, self.lengths] = v[:, 0].to(values.dtype)
+        seen = slice(None, self.longest)
+        out = F.scaled_dot_product_attention(
+            q.transpose(1, 2), keys[:, :, seen].to(q.dtype), values[:, :, seen].to(q.dtype), self.mask
+        )
+        return out.transpose(1, 2)
