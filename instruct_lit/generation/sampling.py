@@ -100,7 +100,7 @@ def nucleus(logits: Tensor, settings: Sequence[SamplingSettings]) -> Tensor:
     n_vocab = logits.shape[-1]
     top_k = torch.tensor([min(s.top_k or n_vocab, n_vocab) for s in settings], device=logits.device)[:, None]
     top_p = torch.tensor([s.top_p or 1.0 for s in settings], device=logits.device)[:, None]
-    ordered, ids = probabilities.sort(-1, descending=True, stable=True)
+    ordered, ids = probabilities.sort(dim=-1, descending=True, stable=True)
     ordered = torch.where(torch.arange(n_vocab, device=logits.device) < top_k, ordered, 0.0)
     ordered = ordered / ordered.sum(-1, keepdim=True)
     before = ordered.cumsum(-1) - ordered

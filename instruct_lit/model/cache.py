@@ -23,8 +23,9 @@ class KeyValueCache:
         self, config: GPTConfig, n_rows: int, n_tokens: int, dtype: torch.dtype, device: torch.device
     ) -> None:
         shape = (config.n_layers, n_rows, config.n_heads, n_tokens, config.d_head)
-        self.keys = torch.empty(shape, dtype=dtype, device=device)
-        self.values = torch.empty(shape, dtype=dtype, device=device)
+        # Zeros, since a place that is masked must still be finite: 0 · NaN is NaN.
+        self.keys = torch.zeros(shape, dtype=dtype, device=device)
+        self.values = torch.zeros(shape, dtype=dtype, device=device)
         self.n_rows, self.n_tokens = n_rows, n_tokens
 
     def move(self, source: int, target: int, n_tokens: int) -> None:
