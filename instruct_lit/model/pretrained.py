@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from instruct_lit.errors import CheckpointError, DownloadError
-from instruct_lit.model.gpt import GPT, GPTConfig
+from instruct_lit.model.gpt import GPT, INIT_STD, GPTConfig
 
 NANO = Path(__file__).resolve().parent / "nano"
 WEIGHTS = "model.safetensors"
+PICKLED = "pytorch_model.bin"
+_AGAIN = "; if it was downloaded, delete it, and the next run fetches it again"
 # Our names, Hugging Face's names, and whether theirs is a Conv1D, which stores (in, out).
 _IN_BLOCK = {
     "ln_1": ("ln_1", False),
@@ -56,17 +59,15 @@ def load_gpt(
 ) -> GPT:
     """Build a GPT: with the weights of a directory (`path`) or of a hub repository, or with random ones.
 
-    `config` is the shape for random weights (`pretrained=False`); weights bring their own. Raises CheckpointError
-    and DownloadError as `find_weights` and `load_weights` do.
+    A directory or repository brings its own shape; `config` is the shape of random weights (`pretrained=False`) where
+    no `path` is given. Raises CheckpointError and DownloadError as `find_weights` and `load_weights` do.
     """
-    if not pretrained and path is None:
-        model = GPT(config or GPTConfig(), dropout, activation_checkpointing)
-        model.init_weights(seed)
-        return model
-    directory = find_weights(path, repo, revision, cache_dir)
-    shape = read_config(directory)
-    model = GPT(shape, dropout, activation_checkpointing)
-    if pretrained:
+    directory = find_weights(path, repo, revision, cache_dir) if pretrained or path is not None else None
+    shape = read_config(directory) if directory is not None else config or GPTConfig()
+    with torch.device("meta"):  # every weight is written below, so torch need not draw them first
+        model = GPT(shape, dropout, activation_checkpointing)
+    model.to_empty(device="cpu")
+    if pretrained and directory is not None:
         load_weights(model, directory)
     else:
         model.init_weights(seed)
@@ -76,7 +77,10 @@ def load_gpt(
 def find_weights(
     path: str | Path | None, repo: str | None, revision: str | None = None, cache_dir: Path | None = None
 ) -> Path:
-    """Return a directory with `config.json` and weights: a local one, the shipped `nano`, or a hub repository's."""
+    """Return a directory with `config.json` and weights: a local one, the shipped `nano`, or a hub repository's.
+
+    Raises CheckpointError when a local directory has no `config.json`, DownloadError when the hub cannot be reached.
+    """
     if path is not None:
         directory = NANO if str(path) == "nano" else Path(path).expanduser()
         if (directory / "bundle" / "config.json").is_file():  # a run folder
@@ -89,49 +93,79 @@ def find_weights(
 
 
 def _from_hub(repo: str, revision: str | None, cache_dir: Path | None) -> Path:
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
 
-    try:
-        for name in ("config.json", WEIGHTS):
-            file = hf_hub_download(repo, name, revision=revision, cache_dir=cache_dir)
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
+    for name in ("config.json", WEIGHTS):
+        cached = try_to_load_from_cache(repo, name, cache_dir, revision)
+        try:
+            file = Path(hf_hub_download(repo, name, revision=revision, cache_dir=cache_dir))
+        except Exception as error:  # the hub's client lets errors of its HTTP library through
+            cause = next((e for e in (error.__cause__, error.__context__) if e is not None), error)
+            by_hand = Path(cache_dir or constants.HF_HUB_CACHE) / repo.rpartition("/")[2]
+            raise DownloadError(
+                f"model {repo}, revision {revision or 'main'}: {name} cannot be fetched from {constants.ENDPOINT} "
+                f"({type(cause).__name__}: {_first_line(cause)}). Without network, put config.json and {WEIGHTS} "
+                f"into a folder, say {by_hand}, and give model.path={by_hand}; or use model=nano data=demo, "
+                "which fetch nothing"
+            ) from error
+        if str(file) != cached:
+            _check_sum(file, repo)
+    return file.parent
+
+
+def _check_sum(file: Path, repo: str) -> None:
+    """Refuse and remove a fetched file whose bytes are not those that the hub announced.
+
+    The hub's client checks the size alone; it names large files by their sha256.
+    """
+    blob = file.resolve()
+    if not re.fullmatch("[0-9a-f]{64}", blob.name):
+        return
+    with blob.open("rb") as stream:
+        found = hashlib.file_digest(stream, "sha256").hexdigest()
+    if found != blob.name:
+        file.unlink()
+        blob.unlink(missing_ok=True)
         raise DownloadError(
-            f"model {repo} cannot be fetched from the Hugging Face hub ({type(error).__name__}: "
-            f"{str(error).splitlines()[0]}). Put its config.json and {WEIGHTS} into a folder and give "
-            "model.path=<folder>, or use model=nano data=demo, which need no network"
-        ) from error
-    return Path(file).parent
+            f"model {repo}: {file.name} came with sha256 {found}, the hub announced {blob.name}; it was removed, try again"
+        )
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or ["no message"])[0]
 
 
 def read_config(directory: Path) -> GPTConfig:
     """Read the shape out of a GPT-2 `config.json`; CheckpointError names what is missing or not supported."""
     file = directory / "config.json"
     try:
-        values = json.loads(file.read_text())
+        values = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file}: cannot be read as JSON ({error})") from error
-    problems = []
+        raise CheckpointError(f"{file}: cannot be read as JSON ({error}){_AGAIN}") from error
     if not isinstance(values, dict) or values.get("model_type") != "gpt2":
-        found = values.get("model_type") if isinstance(values, dict) else type(values).__name__
-        raise CheckpointError(f"{file}: model_type is {found!r}; only 'gpt2' can be loaded")
-    for key, supported in _FIXED.items():
-        if values.get(key, supported) != supported:
-            problems.append(f"{key}={values[key]!r} (supported: {supported!r})")
+        found = repr(values.get("model_type")) if isinstance(values, dict) else f"that of a {type(values).__name__}"
+        raise CheckpointError(f"{file}: model_type is {found}; only 'gpt2' can be loaded")
+    problems = [
+        f"{key}={values[key]!r} (supported: {supported!r})"
+        for key, supported in _FIXED.items()
+        if values.get(key, supported) != supported
+    ]
     shape: dict[str, Any] = {}
     for ours, theirs in _CONFIG_KEYS.items():
         value = values.get(theirs, values.get("n_ctx") if theirs == "n_positions" else None)
-        if value is None and theirs != "layer_norm_epsilon":
+        number = float if theirs == "layer_norm_epsilon" else int
+        if value is None and number is int:
             problems.append(f"{theirs} is missing")
+        elif value is not None and (type(value) is not number or value <= 0):
+            problems.append(f"{theirs}={value!r} (supported: a positive {number.__name__})")
         elif value is not None:
             shape[ours] = value
-    n_inner = values.get("n_inner")
-    if n_inner is not None and n_inner != 4 * values.get("n_embd", 0):
-        problems.append(f"n_inner={n_inner} (supported: 4 · n_embd)")
+    if not problems and values.get("n_inner") not in (None, 4 * shape["d_model"]):
+        problems.append(f"n_inner={values['n_inner']!r} (supported: null or 4 · n_embd)")
+    if not problems and shape["d_model"] % shape["n_heads"]:
+        problems.append(f"n_embd={shape['d_model']} is no multiple of n_head={shape['n_heads']}")
     if problems:
         raise CheckpointError(f"{file}: {'; '.join(problems)}")
-    if shape["d_model"] % shape["n_heads"]:
-        raise CheckpointError(f"{file}: n_embd={shape['d_model']} is no multiple of n_head={shape['n_heads']}")
     return GPTConfig(**shape)
 
 
@@ -147,9 +181,7 @@ def hf_config(config: GPTConfig) -> dict[str, Any]:
         "attn_pdrop": 0.0,
         "embd_pdrop": 0.0,
         "resid_pdrop": 0.0,
-        "initializer_range": 0.02,
-        "bos_token_id": config.n_vocab - 1,
-        "eos_token_id": config.n_vocab - 1,
+        "initializer_range": INIT_STD,
     }
 
 
@@ -173,45 +205,44 @@ def load_weights(model: GPT, directory: Path) -> None:
     Reads safetensors, or `pytorch_model.bin` with `weights_only=True`; nothing is unpickled. Raises CheckpointError
     that lists every missing, unexpected and misshaped tensor, or says that the file is damaged.
     """
-    tensors = _read_tensors(directory)
+    file, tensors = _read_tensors(directory)
     parameters = dict(model.named_parameters())
     problems = []
     head = tensors.pop("lm_head.weight", None)
     if head is not None and "wte.weight" in tensors and not torch.equal(head, tensors["wte.weight"]):
         problems.append("lm_head.weight differs from wte.weight, but GPT-2's head is tied")
     for name, (theirs, transposed) in hf_names(model.config).items():
-        tensor = tensors.pop(theirs, None)
+        parameter, tensor = parameters[name], tensors.pop(theirs, None)  # popped, so that memory is not needed twice
+        wanted = tuple(parameter.shape)[::-1] if transposed else tuple(parameter.shape)
         if tensor is None:
             problems.append(f"{theirs} is missing")
-            continue
-        tensor = tensor.t() if transposed and tensor.ndim == 2 else tensor
-        wanted = parameters[name].shape
-        if tensor.shape != wanted:
-            shapes = [tuple(reversed(s)) if transposed else tuple(s) for s in (tensor.shape, wanted)]
-            problems.append(f"{theirs} has shape {shapes[0]}, expected {shapes[1]}")
-            continue
-        parameters[name].copy_(tensor)
-    problems += [f"{name} is not a tensor of GPT-2" for name in tensors]
-    if problems:
-        raise CheckpointError(f"{directory}: the weights do not fit:\n  " + "\n  ".join(problems))
-
-
-def _read_tensors(directory: Path) -> dict[str, Tensor]:
-    file, pickled = directory / WEIGHTS, directory / "pytorch_model.bin"
-    try:
-        if file.is_file():
-            tensors = load_file(file)
-        elif pickled.is_file():
-            file, tensors = pickled, torch.load(pickled, map_location="cpu", weights_only=True)
+        elif tuple(tensor.shape) != wanted:
+            problems.append(f"{theirs} has shape {tuple(tensor.shape)}, expected {wanted}")
+        elif not tensor.is_floating_point():
+            problems.append(f"{theirs} holds {tensor.dtype}, expected floating-point numbers")
         else:
-            raise CheckpointError(f"{directory}: neither {WEIGHTS} nor pytorch_model.bin is there")
-    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError) as error:
-        raise CheckpointError(f"{file}: damaged or not a weights file ({error}); fetch it again") from error
-    if not isinstance(tensors, dict):
-        raise CheckpointError(f"{file}: holds no named tensors")
+            parameter.copy_(tensor.t() if transposed else tensor)
+    problems += [f"{name} is not a tensor of this model" for name in tensors]
+    if problems:
+        raise CheckpointError(f"{file}: the weights do not fit:\n  " + "\n  ".join(problems))
+
+
+def _read_tensors(directory: Path) -> tuple[Path, dict[str, Tensor]]:
+    file = next((directory / name for name in (WEIGHTS, PICKLED) if (directory / name).is_file()), None)
+    if file is None:
+        raise CheckpointError(f"{directory}: neither {WEIGHTS} nor {PICKLED} is there")
+    try:
+        if file.name == WEIGHTS:
+            tensors = load_file(file)
+        else:
+            tensors = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # foreign bytes can fail in any way
+        raise CheckpointError(f"{file}: damaged or no weights file ({_first_line(error)}){_AGAIN}") from error
+    if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
+        raise CheckpointError(f"{file}: holds something else than named tensors")
     tensors = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
     # Constant causal masks that old checkpoints carry along.
-    return {name: t for name, t in tensors.items() if not name.endswith((".attn.bias", ".attn.masked_bias"))}
+    return file, {name: t for name, t in tensors.items() if not name.endswith((".attn.bias", ".attn.masked_bias"))}
 
 
 def hf_state_dict(model: GPT, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
