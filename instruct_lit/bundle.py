@@ -21,6 +21,7 @@ from instruct_lit.model.gpt import GPT
 from instruct_lit.model.pretrained import WEIGHTS, hf_config, hf_state_dict
 
 OURS = "instruct_lit.json"
+_HF_VOCAB = {"encoder.json": "vocab.json", "vocab.bpe": "merges.txt"}
 
 
 @dataclass(frozen=True)
@@ -42,42 +43,31 @@ def save_bundle(
 ) -> None:
     """Write the model so that transformers, and everything that reads its directories, opens it.
 
-    `generation` holds the default settings of generation, `about` data fingerprint, metrics and provenance. The
-    directory is written under a temporary name and renamed.
+    `generation` holds the default settings of generation, `about` data fingerprint, metrics and provenance. All is
+    written under a temporary name and renamed; a bundle that was there is replaced.
     """
     directory.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
+    new, old = temporary / "new", temporary / "old"
+    new.mkdir()
+    eot = {"bos_token_id": tokenizer.eot_id, "eos_token_id": tokenizer.eot_id}
     try:
-        save_file(hf_state_dict(model), temporary / WEIGHTS, metadata={"format": "pt"})
-        _write(temporary / "config.json", hf_config(model.config))
+        save_file(hf_state_dict(model), new / WEIGHTS, metadata={"format": "pt"})
+        _write(new / "config.json", {**hf_config(model.config), **eot})
+        _write(new / "generation_config.json", {**eot, "pad_token_id": tokenizer.eot_id, **_hf_generation(generation)})
         for name, content in tokenizer.vocab_files().items():
-            (temporary / {"encoder.json": "vocab.json", "vocab.bpe": "merges.txt"}[name]).write_bytes(content)
-        _write(
-            temporary / "tokenizer_config.json",
-            {
-                "tokenizer_class": "GPT2Tokenizer",
-                "model_max_length": model.config.context_length,
-                "add_prefix_space": False,
-                # The text <|endoftext|> inside a message is ordinary text here as in training.
-                "split_special_tokens": True,
-                **{name: EOT for name in ("bos_token", "eos_token", "unk_token")},
-                "chat_template": chat_template(template),
-            },
-        )
-        _write(temporary / "generation_config.json", _hf_generation(generation, tokenizer.eot_id))
-        _write(
-            temporary / OURS,
-            {
-                "version": __version__,
-                "template": {"name": template.name, "text": template.text},
-                "generation": dict(generation),
-                **about,
-            },
-        )
-        temporary.chmod(0o755)
+            (new / _HF_VOCAB[name]).write_bytes(content)
+        _write(new / "tokenizer_config.json", _hf_tokenizer(model.config.context_length, template))
+        own = {
+            "version": __version__,
+            "template": {"name": template.name, "text": template.text},
+            "generation": dict(generation),
+            **about,
+        }
+        _write(new / OURS, own)
         if directory.exists():
-            shutil.rmtree(directory)
-        os.replace(temporary, directory)
+            os.replace(directory, old)
+        os.replace(new, directory)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -92,7 +82,7 @@ def load_bundle(directory: Path) -> Bundle:
         directory = directory / "bundle"
     file = directory / OURS
     try:
-        about = json.loads(file.read_text())
+        about = json.loads(file.read_text(encoding="utf-8"))
         template = Template(about["template"]["name"], about["template"]["text"])
     except OSError as error:
         raise CheckpointError(f"run={directory}: no bundle there ({OURS} cannot be read: {error.strerror})") from error
@@ -102,28 +92,51 @@ def load_bundle(directory: Path) -> Bundle:
 
 
 def chat_template(template: Template) -> str:
-    """Jinja for transformers that renders a conversation's last user message as our prompt."""
+    """Jinja for transformers that renders a conversation's last user message as our prompt.
+
+    An instruction model answers one instruction: earlier turns and system messages are left out. An answer that
+    stands last (a response to be continued or learnt) follows the prompt.
+    """
     return (
-        "{%- set instruction = messages[-1]['content'] -%}{%- set input = '' -%}"
-        # The prompt's own white space is protected from the trimming of transformers' Jinja settings.
-        + template.prompt_source
+        "{% set user = messages | selectattr('role', 'equalto', 'user') | list | last %}"
+        "{% set instruction = user['content'] %}{% set input = '' %}"
+        + _protected(template.prompt_source)
+        + "{% if messages[-1]['role'] == 'assistant' %}{{ messages[-1]['content'] }}"
+        + _protected(template.suffix_source)
+        + "{% endif %}"
     )
 
 
-def _hf_generation(settings: Mapping[str, Any], eot_id: int) -> dict[str, Any]:
-    sampled = settings["temperature"] > 0
-    values: dict[str, Any] = {
-        "bos_token_id": eot_id,
-        "eos_token_id": eot_id,
-        "pad_token_id": eot_id,
-        "max_new_tokens": settings["max_new_tokens"],
-        "do_sample": sampled,
-        "repetition_penalty": settings["repetition_penalty"],
+def _protected(source: str) -> str:
+    """The same Jinja, safe from what stands around it.
+
+    The line break after the opening tag is trimmed, so that the source starts a line as it does in a template of ours;
+    the empty expression keeps transformers from dropping a line break at the end.
+    """
+    return "{% if true %}\n" + source + "{{ '' }}{% endif %}"
+
+
+def _hf_tokenizer(context_length: int, template: Template) -> dict[str, Any]:
+    return {
+        "tokenizer_class": "GPT2Tokenizer",
+        "model_max_length": context_length,
+        "add_prefix_space": False,
+        "clean_up_tokenization_spaces": False,
+        # The text <|endoftext|> inside a message is ordinary text here as in training.
+        "split_special_tokens": True,
+        **{name: EOT for name in ("bos_token", "eos_token", "unk_token")},
+        "chat_template": chat_template(template),
     }
-    if sampled:
-        values |= {key: settings[key] for key in ("temperature", "top_k", "top_p") if settings[key] is not None}
-    return values
+
+
+def _hf_generation(settings: Mapping[str, Any]) -> dict[str, Any]:
+    values = {"max_new_tokens": settings["max_new_tokens"], "repetition_penalty": settings["repetition_penalty"]}
+    if settings["temperature"] == 0:
+        return {**values, "do_sample": False}
+    # transformers cuts to the 50 most likely tokens unless told otherwise; 0 is its way to say no cut.
+    cuts = {"top_k": settings["top_k"] or 0, "top_p": 1.0 if settings["top_p"] is None else settings["top_p"]}
+    return {**values, "do_sample": True, "temperature": settings["temperature"], **cuts}
 
 
 def _write(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
