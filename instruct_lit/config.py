@@ -214,6 +214,7 @@ def _explain(error: Exception, config_name: str) -> str:
 def _keys_of(config_name: str, parent: str) -> list[str]:
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
 
     GlobalHydra.instance().clear()
     try:
@@ -221,7 +222,7 @@ def _keys_of(config_name: str, parent: str) -> list[str]:
             config = compose(config_name)
             node = OmegaConf.select(config, parent) if parent else config
             return [str(key) for key in node] if isinstance(node, DictConfig) else []
-    except (OmegaConfBaseException, ValueError):
+    except (HydraException, OmegaConfBaseException, ValueError):
         return []
 
 

@@ -1,0 +1,71 @@
+"""Answers of a model to examples: generated in batches, kept as JSON lines."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from instruct_lit.data.example import Example
+from instruct_lit.data.template import Template
+from instruct_lit.generation.engine import Engine
+from instruct_lit.generation.sampling import SamplingSettings
+
+
+def answer(
+    engine: Engine,
+    template: Template,
+    examples: Sequence[tuple[int, Example, Sequence[int]]],
+    settings: SamplingSettings,
+    on_answered: Callable[[], None] | None = None,
+) -> list[dict[str, Any]]:
+    """Answer examples, each given as (id, example, prompt ids), and return a row for each.
+
+    A row is the record with `id`, `response` and `finish_reason`: `stop` (end-of-text, or what the template puts
+    behind a response) or `length`. A prompt that fills the model's context gets an empty response and
+    `prompt_too_long`.
+    """
+    suffix = template.suffix(Example("", "")).strip()
+    settings = replace(settings, stop=(*settings.stop, suffix)) if suffix else settings
+    fits = [len(prompt) < engine.context_length for _, _, prompt in examples]
+    requests = iter(
+        engine.generate(
+            [prompt for (_, _, prompt), fit in zip(examples, fits, strict=True) if fit],
+            settings,
+            on_finished=lambda _: on_answered() if on_answered is not None else None,
+        )
+    )
+    rows = []
+    for (number, example, _), fit in zip(examples, fits, strict=True):
+        request = next(requests) if fit else None
+        rows.append(
+            {
+                "id": number,
+                **example.as_record(),
+                "response": request.text if request is not None else "",
+                "finish_reason": request.finish_reason if request is not None else "prompt_too_long",
+            }
+        )
+    return rows
+
+
+def exact_match(rows: Sequence[dict[str, Any]], field: str = "response") -> float:
+    """Share of rows whose answer is the wanted one, white space at the ends aside."""
+    return sum(row[field].strip() == row["output"].strip() for row in rows) / len(rows)
+
+
+def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write one JSON object a line."""
+    with path.open("w", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """Read what `write_jsonl` wrote; a missing file is empty."""
+    if not path.exists():
+        return []
+    with path.open(encoding="utf-8") as file:
+        return [json.loads(line) for line in file if line.strip()]
