@@ -96,8 +96,8 @@ def _from_hub(repo: str, revision: str | None, cache_dir: Path | None) -> Path:
     from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
 
     for name in ("config.json", WEIGHTS):
-        cached = try_to_load_from_cache(repo, name, cache_dir, revision)
         try:
+            cached = try_to_load_from_cache(repo, name, cache_dir, revision)
             file = Path(hf_hub_download(repo, name, revision=revision, cache_dir=cache_dir))
         except Exception as error:  # the hub's client lets errors of its HTTP library through
             cause = next((e for e in (error.__cause__, error.__context__) if e is not None), error)

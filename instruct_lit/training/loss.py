@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 CHUNK = 512  # positions whose logits exist at once: 512 · 50257 · 4 bytes = 98 MiB in fp32
+BLOCK = 32  # positions whose softmax is taken at once, so that its passes over memory stay in the cache
 
 
 def summed_cross_entropy(hidden: Tensor, head_weight: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
@@ -56,19 +57,12 @@ class _SummedCrossEntropy(torch.autograd.Function):
         for start in range(0, len(hidden), CHUNK):
             rows = slice(start, start + CHUNK)
             h = hidden[rows].to(dtype)
-            logits = torch.mm(h, weight.t()).float()  # (m, V)
-            log_z = logits.logsumexp(1)
-            at_target = logits.gather(1, targets[rows, None]).squeeze(1)
-            total += ((log_z - at_target) * weights[rows]).sum()
-            if not (needs_hidden or needs_weight):
-                continue
-            gradient = logits.sub_(log_z[:, None]).exp_()  # softmax, in the memory of the logits
-            gradient.scatter_add_(1, targets[rows, None], torch.full_like(at_target, -1.0)[:, None])
-            gradient = gradient.mul_(weights[rows, None]).to(dtype)
+            logits = torch.mm(h, weight.t())  # (m, V)
+            total += _to_gradient(logits, targets[rows], weights[rows])
             if grad_hidden is not None:
-                grad_hidden[rows] = torch.mm(gradient, weight).to(hidden.dtype)
+                grad_hidden[rows] = torch.mm(logits, weight).to(hidden.dtype)
             if needs_weight:
-                part = torch.mm(gradient.t(), h)
+                part = torch.mm(logits.t(), h)
                 grad_weight = part.to(head_weight.dtype) if grad_weight is None else grad_weight.add_(part)
         if needs_weight and grad_weight is None:
             grad_weight = torch.zeros_like(head_weight)
@@ -82,3 +76,20 @@ class _SummedCrossEntropy(torch.autograd.Function):
         if grad_output.is_cuda or grad_output.item() != 1.0:
             gradients = tuple(g if g is None else g.mul_(grad_output.to(g.dtype)) for g in gradients)
         return gradients[0], gradients[1], None, None
+
+
+def _to_gradient(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+    """Overwrite the logits `(m, V)` with their gradient and return the summed loss.
+
+    The arithmetic is in fp32, block by block: the gradient is weight · (softmax - one-hot).
+    """
+    total = torch.zeros((), device=logits.device)
+    step = BLOCK if logits.device.type == "cpu" else len(logits)
+    for start in range(0, len(logits), step):
+        rows = slice(start, start + step)
+        target, weight = targets[rows, None], weights[rows, None]
+        log_p = torch.log_softmax(logits[rows], dim=1, dtype=torch.float32)
+        total -= (log_p.gather(1, target) * weight).sum()
+        gradient = log_p.exp_().mul_(weight)
+        logits[rows] = gradient.scatter_add_(1, target, -weight)
+    return total
