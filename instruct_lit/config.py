@@ -1,14 +1,12 @@
-"""Configuration: the schema of every key, the rules between keys, and the building of objects from them.
+"""Configuration: the schema of every key, and the rules between keys.
 
 Hydra composes `conf/` into these dataclasses, so a misspelt key or a wrong type fails before anything is downloaded.
-Nodes with a `_target_` have the constructor's signature for a schema (`check_target`), and only this package's, torch's
-and lightning's constructors may be named. Importing this module imports nothing heavy.
+Importing this module imports nothing heavy; objects are built from a configuration in `instruct_lit.build`.
 """
 
 from __future__ import annotations
 
 import difflib
-import inspect
 import os
 import re
 import sys
@@ -25,7 +23,6 @@ from instruct_lit.errors import ConfigError, InstructLitError
 PACKAGE = Path(__file__).resolve().parent
 # In a checkout conf/ lies beside the package, in an installed wheel inside it.
 CONF = PACKAGE.parent / "conf" if (PACKAGE.parent / "pyproject.toml").exists() else PACKAGE / "conf"
-ALLOWED_TARGETS = ("instruct_lit.", "torch.", "lightning.")
 
 
 @dataclass
@@ -127,10 +124,12 @@ class TrainConfig:
 @dataclass
 class EvaluateConfig:
     run: str = MISSING
+    data: DataConfig | None = None
+    template: TemplateConfig | None = None
     generation: GenerationConfig = field(default_factory=GenerationConfig)
-    data: Any = None
     paths: PathsConfig = field(default_factory=PathsConfig)
-    n_test_responses: int | None = None
+    split: str = "test"
+    n_responses: int | None = None
     seed: int = 123
 
 
@@ -266,8 +265,8 @@ def check_train(config: Any) -> None:
             problems.append(f"callbacks.{key}.monitor={monitor}: logged are {', '.join(LOGGED_METRICS)}")
     if config.optimized_metric is not None and config.optimized_metric not in LOGGED_METRICS:
         problems.append(f"optimized_metric={config.optimized_metric}: logged are {', '.join(LOGGED_METRICS)}")
-    if config.ckpt_path and config.ckpt_path != "last" and not Path(config.ckpt_path).is_file():
-        problems.append(f"ckpt_path={config.ckpt_path}: no such file")
+    if config.ckpt_path and config.ckpt_path != "last" and not Path(config.ckpt_path).exists():
+        problems.append(f"ckpt_path={config.ckpt_path}: no such checkpoint or run folder")
     for key in ("path", "test_path", "val_path"):
         paths = data[key] if isinstance(data[key], ListConfig) else [data[key]]
         for path in paths:
@@ -279,65 +278,21 @@ def check_train(config: Any) -> None:
         raise ConfigError("\n  ".join(problems))
 
 
-def target_of(node: Any, key: str) -> Callable[..., Any]:
-    """The constructor that a `_target_` node names, its arguments checked against the signature.
-
-    Raises ConfigError for a target outside the allow-list, one that does not exist, and an unknown argument.
-    """
-    name = node.get("_target_")
-    if name is None or not str(name).startswith(ALLOWED_TARGETS):
-        raise ConfigError(f"{key}._target_={name}: allowed are targets of {', '.join(ALLOWED_TARGETS)}")
-    from hydra.utils import get_method
-
-    try:
-        target = get_method(name)
-    except Exception as error:
-        raise ConfigError(f"{key}._target_={name}: cannot be imported ({error})") from error
-    parameters = inspect.signature(target).parameters
-    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
-        return target
-    for argument in node:
-        if argument not in parameters and not str(argument).startswith("_"):
-            close = difflib.get_close_matches(str(argument), parameters, n=1)
-            hint = f"; did you mean {close[0]}?" if close else ""
-            allowed = ", ".join(parameters)
-            raise ConfigError(f"{key}.{argument}: {name} has no such argument{hint}\n  allowed: {allowed}")
-    return target
-
-
-def build(node: Any, key: str, **extra: Any) -> Any:
-    """Build what a `_target_` node describes; `extra` arguments are added to those of the node.
-
-    Raises ConfigError when the constructor refuses its arguments.
-    """
-    target = target_of(node, key)
-    arguments = {str(k): v for k, v in OmegaConf.to_container(node, resolve=True).items() if k != "_target_"}
-    try:
-        return target(**arguments, **extra)
-    except InstructLitError:
-        raise
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"{key}: {node['_target_']} refuses its arguments: {error}") from error
-
-
 def differences(config: DictConfig, config_name: str) -> list[tuple[str, Any, Any]]:
     """Every key whose value is not that of the command's defaults: (key, default, value)."""
     from hydra import compose
 
-    default, given = _flat(compose(config_name)), _flat(config)
-    return [(key, default.get(key), given.get(key)) for key in sorted({*default, *given}) if default.get(key) != given.get(key)]
+    default, given = flat(compose(config_name)), flat(config)
+    keys = sorted({*default, *given})
+    return [(key, default.get(key), given.get(key)) for key in keys if default.get(key) != given.get(key)]
 
 
-def flat(config: Any) -> dict[str, Any]:
+def flat(node: Any, prefix: str = "") -> dict[str, Any]:
     """Every leaf of a configuration by its dotted key."""
-    return _flat(config)
-
-
-def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
     container = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
     if not isinstance(container, dict) or not container:
         return {prefix: container}
-    flat: dict[str, Any] = {}
+    leaves: dict[str, Any] = {}
     for key, value in container.items():
-        flat.update(_flat(value, f"{prefix}.{key}" if prefix else str(key)))
-    return flat
+        leaves.update(flat(value, f"{prefix}.{key}" if prefix else str(key)))
+    return leaves

@@ -130,7 +130,11 @@ def odd_one_out(random: Random) -> Task:
     odd = random.choice(CATEGORIES[other])
     items = [*random.sample(CATEGORIES[common], 3), odd]
     random.shuffle(items)
-    phrasings = ["Find the word that does not belong", "Which word is the odd one out", "Pick the word that does not fit"]
+    phrasings = [
+        "Find the word that does not belong",
+        "Which word is the odd one out",
+        "Pick the word that does not fit",
+    ]
     return *_with_list(random, phrasings, items), odd
 
 
@@ -144,7 +148,11 @@ def remove(random: Random) -> Task:
 def contains(random: Random) -> Task:
     items = _list(random)
     wanted = random.choice(items) if random.random() < 0.5 else random.choice([n for n in NOUNS if n not in items])
-    phrasings = [f"Is '{wanted}' in the list", f"Does the list contain '{wanted}'", f"Check whether '{wanted}' is listed"]
+    phrasings = [
+        f"Is '{wanted}' in the list",
+        f"Does the list contain '{wanted}'",
+        f"Check whether '{wanted}' is listed",
+    ]
     return *_with_list(random, phrasings, items), "Yes" if wanted in items else "No"
 
 
@@ -161,7 +169,11 @@ def lower_case(random: Random) -> Task:
 
 
 def opposite(random: Random) -> Task:
-    phrasings = ["What is the opposite of {}?", "Give an antonym of {}.", "Name the word that means the opposite of {}."]
+    phrasings = [
+        "What is the opposite of {}?",
+        "Give an antonym of {}.",
+        "Name the word that means the opposite of {}.",
+    ]
     word = random.choice(list(OPPOSITES))
     return *_with_word(random, phrasings, word), OPPOSITES[word]
 

@@ -121,7 +121,9 @@ def fetch_data_set(repo: str, revision: str | None, pattern: str, endings: Seque
             "data.path=<local files>, or use data=demo"
         ) from error
     root = Path(snapshot)
-    files = [p for p in sorted(root.rglob("*")) if p.suffix in endings and fnmatch(str(p.relative_to(root)), f"{pattern}*")]
+    files = [
+        p for p in sorted(root.rglob("*")) if p.suffix in endings and fnmatch(str(p.relative_to(root)), f"{pattern}*")
+    ]
     if not files:
         raise DownloadError(f"data set {repo}: no file ending in {', '.join(endings)} matches {pattern!r}")
     return files

@@ -135,7 +135,9 @@ def _case(random: Random) -> str:
     word = random.choice(NOUNS)
     big = random.random() < 0.5
     what = random.choice(
-        ["in capital letters", "in upper case", "in all caps"] if big else ["in small letters", "in lower case", "in lowercase"]
+        ["in capital letters", "in upper case", "in all caps"]
+        if big
+        else ["in small letters", "in lower case", "in lowercase"]
     )
     given, value = (word, word.upper()) if big else (word.upper(), word)
     return _said(random, f"'{given}' {what}", value)
@@ -148,12 +150,20 @@ def _opposite(random: Random) -> str:
 
 def _plural(random: Random) -> str:
     word = random.choice(list(PLURALS))
-    return _said(random, random.choice(["the plural of '{}'", "plural form of '{}'", "many, not one '{}'"]).format(word), PLURALS[word])
+    return _said(
+        random,
+        random.choice(["the plural of '{}'", "plural form of '{}'", "many, not one '{}'"]).format(word),
+        PLURALS[word],
+    )
 
 
 def _past(random: Random) -> str:
     word = random.choice(list(PAST))
-    return _said(random, random.choice(["the past tense of '{}'", "past form of '{}'", "yesterday, not '{}'"]).format(word), PAST[word])
+    return _said(
+        random,
+        random.choice(["the past tense of '{}'", "past form of '{}'", "yesterday, not '{}'"]).format(word),
+        PAST[word],
+    )
 
 
 def _category(random: Random) -> str:
@@ -184,7 +194,9 @@ def _sequence(random: Random) -> str:
     place = random.randrange(len(names) - 1)
     if random.random() < 0.2:
         return ", ".join(names[max(0, place - 2) : place + 3])
-    return _said(random, random.choice(["after {}", "right after {}", "following {}"]).format(names[place]), names[place + 1])
+    return _said(
+        random, random.choice(["after {}", "right after {}", "following {}"]).format(names[place]), names[place + 1]
+    )
 
 
 def _digits(random: Random) -> str:

@@ -91,7 +91,11 @@ def _load_encoding(vocab_dir: Path) -> tiktoken.Encoding:
     with _no_tiktoken_cache():
         ranks = data_gym_to_mergeable_bpe_ranks(str(vocab_dir / "vocab.bpe"), str(vocab_dir / "encoder.json"))
     return tiktoken.Encoding(
-        "gpt2", pat_str=_PATTERN, mergeable_ranks=ranks, special_tokens={EOT: len(ranks)}, explicit_n_vocab=len(ranks) + 1
+        "gpt2",
+        pat_str=_PATTERN,
+        mergeable_ranks=ranks,
+        special_tokens={EOT: len(ranks)},
+        explicit_n_vocab=len(ranks) + 1,
     )
 
 

@@ -31,7 +31,22 @@ _REGULAR = tuple(
     for category in ("animal", "fruit", "tool", "vehicle", "garment", "building", "instrument")
     for word in CATEGORIES[category]
     if word not in _IRREGULAR
-) + ("tree", "rose", "flower", "oak", "book", "table", "chair", "window", "door", "river", "hill", "king", "star", "hand")
+) + (
+    "tree",
+    "rose",
+    "flower",
+    "oak",
+    "book",
+    "table",
+    "chair",
+    "window",
+    "door",
+    "river",
+    "hill",
+    "king",
+    "star",
+    "hand",
+)
 PLURALS = {**{word: word + "s" for word in _REGULAR}, **_IRREGULAR}
 
 _OPPOSITES = (

@@ -174,7 +174,10 @@ class Engine:
             logits,
             [request.settings for request in requests],
             [request.number for request in requests],
-            [request.prompt_ids + request.ids if request.settings.repetition_penalty != 1 else () for request in requests],
+            [
+                request.prompt_ids + request.ids if request.settings.repetition_penalty != 1 else ()
+                for request in requests
+            ],
         ).tolist()
         for row, request, token in reversed(list(zip(rows, requests, chosen, strict=True))):
             reason = self._append(request, token)

@@ -64,7 +64,9 @@ class Sampler:
             if setting.repetition_penalty != 1 and ids:
                 index = torch.tensor(sorted(set(ids)), device=logits.device)
                 values = logits[row, index]
-                penalised = torch.where(values > 0, values / setting.repetition_penalty, values * setting.repetition_penalty)
+                penalised = torch.where(
+                    values > 0, values / setting.repetition_penalty, values * setting.repetition_penalty
+                )
                 logits[row, index] = penalised
         chosen = logits.argmax(-1)
         sampled = [row for row, setting in enumerate(settings) if setting.temperature > 0]

@@ -19,9 +19,7 @@ class KeyValueCache:
     tensors are `(L, R, H, T, D)`.
     """
 
-    def __init__(
-        self, config: GPTConfig, n_rows: int, n_tokens: int, dtype: torch.dtype, device: torch.device
-    ) -> None:
+    def __init__(self, config: GPTConfig, n_rows: int, n_tokens: int, dtype: torch.dtype, device: torch.device) -> None:
         shape = (config.n_layers, n_rows, config.n_heads, n_tokens, config.d_head)
         # Zeros, since a place that is masked must still be finite: 0 · NaN is NaN.
         self.keys = torch.zeros(shape, dtype=dtype, device=device)

@@ -11,7 +11,9 @@ from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.trainer.states import TrainerFn
 
 from instruct_lit.data.collate import Batch
 from instruct_lit.generation.engine import Engine
@@ -35,6 +37,7 @@ class History(Callback):
         self.waiting_s = 0.0
         self.best_step = 0
         self.best_loss = math.inf
+        self.step = 0
         self._batch_start: float | None = None
         self._batch_end: float | None = None
         self._last = (0, 0.0)
@@ -43,6 +46,10 @@ class History(Callback):
     def tokens_per_s(self) -> float:
         """Useful tokens per second of training so far."""
         return self.n_tokens / self.training_s if self.training_s else math.nan
+
+    def figures(self) -> dict[str, float]:
+        """Throughput of the run for its metrics."""
+        return {"tokens_per_s": self.tokens_per_s, "training_s": self.training_s, "waiting_s": self.waiting_s}
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
         self._batch_start = time.perf_counter()
@@ -57,6 +64,7 @@ class History(Callback):
         self.training_s += self._batch_end - self._batch_start
         self.n_tokens += batch.n_tokens
         self.n_positions += batch.input_ids.numel()
+        self.step = trainer.global_step
         if trainer.global_step % trainer.log_every_n_steps == 0 and "train/loss" in trainer.callback_metrics:
             n_tokens, seconds = self._last
             rate = (self.n_tokens - n_tokens) / max(1e-9, self.training_s - seconds)
@@ -68,12 +76,22 @@ class History(Callback):
         self._batch_end = None  # the time until the next batch is not a wait for data
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.sanity_checking:
-            return
+        fitting = trainer.state.fn == TrainerFn.FITTING
+        if trainer.sanity_checking or (trainer.global_step > 0 and not fitting):
+            return  # the validation of the best weights after fitting belongs to no step
         loss = float(trainer.callback_metrics.get("val/loss", math.inf))
-        if loss < self.best_loss:
+        if fitting and loss < self.best_loss:
             self.best_loss, self.best_step = loss, trainer.global_step
         self._append(trainer, pl_module, VALIDATION_METRICS, {})
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A resumed run continues the rows of the run it comes from."""
+        if trainer.ckpt_path is None or not trainer.is_global_zero:
+            return
+        before = Path(trainer.ckpt_path).resolve().parent.parent / self.path.name
+        if before.is_file():
+            rows = [line for line in before.read_text().splitlines() if json.loads(line)["step"] <= self.step]
+            self.path.write_text("".join(f"{row}\n" for row in rows))
 
     def _append(
         self, trainer: Trainer, pl_module: LightningModule, names: tuple[str, ...], extra: Mapping[str, float]
@@ -88,7 +106,7 @@ class History(Callback):
             file.write(json.dumps(row) + "\n")
 
     def state_dict(self) -> dict[str, Any]:
-        names = ("n_tokens", "n_positions", "training_s", "waiting_s", "best_step", "best_loss")
+        names = ("n_tokens", "n_positions", "training_s", "waiting_s", "best_step", "best_loss", "step")
         return {name: getattr(self, name) for name in names}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -135,7 +153,30 @@ class Progress(TQDMProgressBar):
         super().__init__(refresh_rate=5)
         self.history = history
 
-    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, int | str | float | dict[str, float]]:
+    def init_train_tqdm(self) -> Tqdm:
+        bar = super().init_train_tqdm()
+        # Steps per second depend on the batch; what is left out of tqdm's usual line makes room at 80 columns.
+        bar.bar_format = "{desc} {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
+        return bar
+
+    def init_validation_tqdm(self) -> Tqdm:
+        return self._short_lived(super().init_validation_tqdm())
+
+    def init_test_tqdm(self) -> Tqdm:
+        return self._short_lived(super().init_test_tqdm())
+
+    def _short_lived(self, bar: Tqdm) -> Tqdm:
+        bar.leave = False
+        return bar
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_validation_end(trainer, pl_module)
+        if self._train_progress_bar is not None and trainer.state.fn == TrainerFn.FITTING:
+            self.train_progress_bar.set_postfix(self.get_metrics(trainer, pl_module))  # type: ignore[arg-type]
+
+    def get_metrics(
+        self, trainer: Trainer, pl_module: LightningModule
+    ) -> dict[str, int | str | float | dict[str, float]]:
         shown: dict[str, int | str | float | dict[str, float]] = {}
         for title, name in (("loss", "train/loss"), ("val", "val/loss")):
             if name in trainer.callback_metrics:

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from instruct_lit.data.collate import Batch
 from instruct_lit.model.attention import AttentionLayout, PackedDocuments
 from instruct_lit.model.gpt import GPT
+from instruct_lit.training.checkpoint import check_identity
 from instruct_lit.training.loss import summed_cross_entropy, token_losses
 
 
@@ -37,6 +38,7 @@ class InstructionTuner(LightningModule):
         super().__init__()
         self.model = model
         self.make_optimizer, self.make_scheduler = make_optimizer, make_scheduler
+        self.identity: dict[str, str] = {}  # what a checkpoint must share with the run that resumes it
         self.tokens_seen = 0  # supervised tokens that went into optimizer steps, over all ranks
         self._window = _Window()
         self._evaluation = _Sums()
@@ -80,7 +82,9 @@ class InstructionTuner(LightningModule):
         if n_supervised != window.reference:
             torch._foreach_mul_(gradients, max(1, window.reference) / n_supervised)
         self.tokens_seen += n_supervised
-        loss = window.loss if self.trainer.world_size == 1 else self.trainer.strategy.reduce(window.loss, reduce_op="sum")
+        loss = (
+            window.loss if self.trainer.world_size == 1 else self.trainer.strategy.reduce(window.loss, reduce_op="sum")
+        )
         self.log("train/loss", loss / n_supervised, prog_bar=False)
 
     def configure_gradient_clipping(
@@ -148,8 +152,10 @@ class InstructionTuner(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["tokens_seen"] = self.tokens_seen
+        checkpoint["identity"] = self.identity
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        check_identity(checkpoint["identity"], self.identity)
         self.tokens_seen = checkpoint["tokens_seen"]
 
 

@@ -28,9 +28,7 @@ def adamw(groups: list[dict], lr: float, betas: tuple[float, float] = (0.9, 0.99
     return torch.optim.AdamW(groups, lr=lr, betas=tuple(betas), eps=eps, fused=True)
 
 
-def schedule(
-    optimizer: Optimizer, n_steps: int, warmup_steps: int, decay: Decay, min_ratio: float = 0.0
-) -> LambdaLR:
+def schedule(optimizer: Optimizer, n_steps: int, warmup_steps: int, decay: Decay, min_ratio: float = 0.0) -> LambdaLR:
     """Linear warm-up over `warmup_steps`, then cosine, linear or no decay down to `min_ratio` of the peak at `n_steps`."""
 
     def factor(step: int) -> float:
