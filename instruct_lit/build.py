@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import logging
+import sys
 import types
 import typing
 import warnings
@@ -192,6 +193,22 @@ def sampling_of(config: DictConfig) -> SamplingSettings:
 
     settings = {key: value for key, value in _plain(config.generation).items() if key != "max_rows"}
     return SamplingSettings(**{**settings, "stop": tuple(settings["stop"])})
+
+
+def answer_split(
+    config: DictConfig, model: GPT, data: InstructionData, split: str, n_responses: int | None, title: str
+) -> list[dict[str, Any]]:
+    """The model's answers to the first `n_responses` examples of a split, with a progress bar."""
+    from tqdm import tqdm
+
+    from instruct_lit.evaluation.responses import answer
+    from instruct_lit.generation.engine import Engine
+
+    store, indices = data.examples_of(split)
+    examples = [(int(i), store.example(i), store[i].prompt_ids) for i in indices[:n_responses]]
+    with tqdm(total=len(examples), desc=title, unit="answer", dynamic_ncols=True, file=sys.stdout) as bar:
+        engine = Engine(model, data.tokenizer, config.generation.max_rows)
+        return answer(engine, data.template, examples, sampling_of(config), bar.update)
 
 
 def _plain(node: Any) -> Any:

@@ -7,14 +7,17 @@ Importing this module imports nothing heavy; objects are built from a configurat
 from __future__ import annotations
 
 import difflib
+import functools
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hydra.errors import HydraException
 from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -162,16 +165,26 @@ def run_command(config_name: str, schema: type, verb: Callable[[Any], Any]) -> N
     """
     import hydra
     from hydra.core.config_store import ConfigStore
-    from hydra.errors import HydraException
 
     ConfigStore.instance().store(name=f"{config_name}_schema", node=schema)
     if not OmegaConf.has_resolver("cache_dir"):
         OmegaConf.register_new_resolver("cache_dir", _cache_dir)
     # Without this Hydra prints errors itself, cut short and with advice that does not help here.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
-    command = hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(verb)
+
+    @functools.wraps(verb)
+    def guarded(config: DictConfig) -> Any:
+        with _one_message(config_name):  # here too, before Hydra adds a line of its own
+            return verb(config)
+
+    with _one_message(config_name):
+        hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(guarded)()
+
+
+@contextmanager
+def _one_message(config_name: str) -> Iterator[None]:
     try:
-        command()
+        yield
     except InstructLitError as error:
         _exit_with(str(error))
     except (HydraException, OmegaConfBaseException) as error:
@@ -190,13 +203,16 @@ def _cache_dir() -> str:
     return os.environ.get("INSTRUCT_LIT_CACHE", str(default))
 
 
+_NOISE = ("object_type=", "reference_type=", "Config search path:", "provider=")
+
+
 def _explain(error: Exception, config_name: str) -> str:
     """Hydra's or OmegaConf's message with the key's neighbours behind it, so that a typing error mends itself."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     cause = error.__cause__
     if cause is not None and str(cause) not in str(error):
         lines += [line.strip() for line in str(cause).splitlines() if line.strip()]
-    message = "\n  ".join(line for line in lines if not line.startswith(("object_type=", "reference_type=")))
+    message = "\n  ".join(line for line in lines if not line.startswith(_NOISE))
     match = re.search(r"[Kk]ey '([^']+)'", str(cause or error)) or re.search(r"[Kk]ey '([^']+)'", str(error))
     full_key = re.search(r"full_key: (\S+)", str(cause or error)) or re.search(r"override '?([\w.@/]+)", str(error))
     if match and full_key:
@@ -213,7 +229,6 @@ def _explain(error: Exception, config_name: str) -> str:
 def _keys_of(config_name: str, parent: str) -> list[str]:
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
-    from hydra.errors import HydraException
 
     GlobalHydra.instance().clear()
     try:
@@ -274,6 +289,17 @@ def check_train(config: Any) -> None:
                 problems.append(f"data.{key}={path}: no such file or folder")
     if model.path and not Path(model.path).expanduser().is_dir():
         problems.append(f"model.path={model.path}: no such folder (a bundle or a Hugging Face GPT-2 directory)")
+    if problems:
+        raise ConfigError("\n  ".join(problems))
+
+
+def check_evaluate(config: Any) -> None:
+    """Raise one ConfigError that lists every impossible value of an evaluation's configuration."""
+    problems = check_values(config)
+    if config.split not in ("train", "val", "test"):
+        problems.append(f"split={config.split}: allowed are train, val, test")
+    if not Path(config.run).expanduser().is_dir():
+        problems.append(f"run={config.run}: no such folder (a run folder, a bundle or a Hugging Face GPT-2 directory)")
     if problems:
         raise ConfigError("\n  ".join(problems))
 

@@ -16,10 +16,8 @@ from typing import TYPE_CHECKING, Any
 from instruct_lit.config import TrainConfig, check_train, differences, flat, run_command
 
 if TYPE_CHECKING:
+    from lightning import Trainer
     from omegaconf import DictConfig
-
-    from instruct_lit.data.datamodule import InstructionData
-    from instruct_lit.model.gpt import GPT
 
 
 def train(config: DictConfig) -> float | None:
@@ -70,7 +68,9 @@ def train(config: DictConfig) -> float | None:
     if config.fit:
         if config.evaluate_base:
             base = trainer.validate(tuner, data, verbose=False)[0] | trainer.test(tuner, data, verbose=False)[0]
-            base_rows = answer_split(config, model, data, "test", config.n_test_responses, "answers before fine-tuning")
+            base_rows = build.answer_split(
+                config, model, data, "test", config.n_test_responses, "answers before fine-tuning"
+            )
             base["test/exact_match"] = exact_match(base_rows)
             metrics |= {f"base/{name}": value for name, value in base.items()}
         try:
@@ -94,7 +94,7 @@ def train(config: DictConfig) -> float | None:
 
     if not interrupted:
         metrics |= trainer.validate(tuner, data, verbose=False)[0] | trainer.test(tuner, data, verbose=False)[0]
-        rows = answer_split(config, model, data, "test", config.n_test_responses, "answers to the test set")
+        rows = build.answer_split(config, model, data, "test", config.n_test_responses, "answers to the test set")
         metrics["test/exact_match"] = exact_match(rows)
         for row, before in zip(rows, base_rows, strict=False):
             row["base_response"] = before["response"]
@@ -117,24 +117,7 @@ def train(config: DictConfig) -> float | None:
     return metrics.get(config.optimized_metric, math.nan) if config.optimized_metric else None
 
 
-def answer_split(
-    config: DictConfig, model: GPT, data: InstructionData, split: str, n_responses: int | None, title: str
-) -> list[dict[str, Any]]:
-    """The model's answers to the first `n_responses` examples of a split, with a progress bar."""
-    from tqdm import tqdm
-
-    from instruct_lit.build import sampling_of
-    from instruct_lit.evaluation.responses import answer
-    from instruct_lit.generation.engine import Engine
-
-    store, indices = data.examples_of(split)
-    examples = [(int(i), store.example(i), store[i].prompt_ids) for i in indices[:n_responses]]
-    with tqdm(total=len(examples), desc=title, unit="answer", dynamic_ncols=True, file=sys.stdout) as bar:
-        engine = Engine(model, data.tokenizer, config.generation.max_rows)
-        return answer(engine, data.template, examples, sampling_of(config), bar.update)
-
-
-def stopped_early(trainer: Any) -> bool:
+def stopped_early(trainer: Trainer) -> bool:
     """Whether early stopping ended the run."""
     from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 
