@@ -129,7 +129,7 @@ def data_of(config: DictConfig, template: Template, context_length: int) -> Inst
     max_length = data.max_length or context_length
     if max_length > context_length:
         raise ConfigError(f"data.max_length={max_length}: the model's context is {context_length} tokens")
-    own_files = {
+    own_files: dict[str, Any] = {
         f"{name}_source": FileSource(
             _plain(data[f"{name}_path"]), data.columns, data.on_bad_record, f"{data.name}_{name}"
         )

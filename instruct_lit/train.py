@@ -67,7 +67,7 @@ def train(config: DictConfig) -> float | None:
 
     if config.fit:
         if config.evaluate_base:
-            base = trainer.validate(tuner, data, verbose=False)[0] | trainer.test(tuner, data, verbose=False)[0]
+            base = {**trainer.validate(tuner, data, verbose=False)[0], **trainer.test(tuner, data, verbose=False)[0]}
             base_rows = build.answer_split(
                 config, model, data, "test", config.n_test_responses, "answers before fine-tuning"
             )
@@ -93,7 +93,8 @@ def train(config: DictConfig) -> float | None:
         load_weights(checkpoint, tuner)
 
     if not interrupted:
-        metrics |= trainer.validate(tuner, data, verbose=False)[0] | trainer.test(tuner, data, verbose=False)[0]
+        metrics |= trainer.validate(tuner, data, verbose=False)[0]
+        metrics |= trainer.test(tuner, data, verbose=False)[0]
         rows = build.answer_split(config, model, data, "test", config.n_test_responses, "answers to the test set")
         metrics["test/exact_match"] = exact_match(rows)
         for row, before in zip(rows, base_rows, strict=False):
@@ -101,7 +102,8 @@ def train(config: DictConfig) -> float | None:
         write_jsonl(run_dir / "responses.jsonl", rows)
     metrics |= {"interrupted": interrupted, "peak_memory_bytes": memory.read(), "seconds": time.perf_counter() - start}
     (run_dir / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
-    generation = {k: v for k, v in OmegaConf.to_container(config.generation, resolve=True).items() if k != "max_rows"}
+    generation = {str(key): value for key, value in config.generation.items() if key != "max_rows"}
+    generation["stop"] = list(generation["stop"])
     about = {"data": {"name": config.data.name, "fingerprint": data.fingerprint}, "metrics": metrics}
     save_bundle(run_dir / "bundle", model, data.tokenizer, template, generation, about)
     numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}

@@ -65,7 +65,8 @@ class History(Callback):
         self.n_tokens += batch.n_tokens
         self.n_positions += batch.input_ids.numel()
         self.step = trainer.global_step
-        if trainer.global_step % trainer.log_every_n_steps == 0 and "train/loss" in trainer.callback_metrics:
+        every = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if trainer.global_step % every == 0 and "train/loss" in trainer.callback_metrics:
             n_tokens, seconds = self._last
             rate = (self.n_tokens - n_tokens) / max(1e-9, self.training_s - seconds)
             self._last = (self.n_tokens, self.training_s)

@@ -25,7 +25,7 @@ def parameter_groups(named_parameters: Iterable[tuple[str, nn.Parameter]], weigh
 
 def adamw(groups: list[dict], lr: float, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8) -> Optimizer:
     """AdamW (Loshchilov & Hutter 2019) in its fused form, which updates all parameters in one pass over memory."""
-    return torch.optim.AdamW(groups, lr=lr, betas=tuple(betas), eps=eps, fused=True)
+    return torch.optim.AdamW(groups, lr=lr, betas=(betas[0], betas[1]), eps=eps, fused=True)
 
 
 def schedule(optimizer: Optimizer, n_steps: int, warmup_steps: int, decay: Decay, min_ratio: float = 0.0) -> LambdaLR:

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 BLUE, ORANGE, GRAY = "#0072B2", "#D55E00", "#777777"  # told apart by colour-blind eyes
 
 
@@ -26,9 +28,9 @@ def plot_losses(run_dir: Path) -> None:
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     if train:
-        steps, losses = zip(*train, strict=True)
-        axes.plot(steps, losses, color=BLUE, alpha=0.25, linewidth=1)
-        axes.plot(steps, _smooth(losses), color=BLUE, linewidth=1.8, label="training")
+        train_steps, train_losses = zip(*train, strict=True)
+        axes.plot(train_steps, train_losses, color=BLUE, alpha=0.25, linewidth=1)
+        axes.plot(train_steps, _smooth(train_losses), color=BLUE, linewidth=1.8, label="training")
     if val:
         steps, losses = zip(*val, strict=True)
         axes.plot(steps, losses, "o-", color=ORANGE, markersize=4, linewidth=1.8, label="validation")
@@ -47,7 +49,9 @@ def plot_losses(run_dir: Path) -> None:
     last = history[-1] if history else {"step": 0, "tokens": 0}
     if last["step"] and last["tokens"]:
         ratio = last["tokens"] / last["step"]
-        upper = axes.secondary_xaxis("top", functions=(lambda x: x * ratio, lambda x: x / ratio))
+        upper = axes.secondary_xaxis(
+            "top", functions=(lambda x: np.asarray(x) * ratio, lambda x: np.asarray(x) / ratio)
+        )
         upper.set_xlabel("supervised tokens seen")
     figure.savefig(run_dir / "loss.png")
 
