@@ -164,11 +164,8 @@ def run_command(config_name: str, schema: type, verb: Callable[[Any], Any]) -> N
     Errors that the user can mend are printed as one message and end the process with status 2.
     """
     import hydra
-    from hydra.core.config_store import ConfigStore
 
-    ConfigStore.instance().store(name=f"{config_name}_schema", node=schema)
-    if not OmegaConf.has_resolver("cache_dir"):
-        OmegaConf.register_new_resolver("cache_dir", _cache_dir)
+    register(config_name, schema)
     # Without this Hydra prints errors itself, cut short and with advice that does not help here.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
 
@@ -179,6 +176,14 @@ def run_command(config_name: str, schema: type, verb: Callable[[Any], Any]) -> N
 
     with _one_message(config_name):
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(guarded)()
+
+
+def register(config_name: str, schema: type) -> None:
+    """Make a command's schema and the resolvers of `conf/` known to Hydra."""
+    from hydra.core.config_store import ConfigStore
+
+    ConfigStore.instance().store(name=f"{config_name}_schema", node=schema)
+    OmegaConf.register_new_resolver("cache_dir", _cache_dir, replace=True)
 
 
 @contextmanager

@@ -1,0 +1,38 @@
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: train test lint format types check build clean
+
+train: .venv/core  ## fine-tune the small base on the demo data: offline, two minutes on two cores
+	$(BIN)/python -m instruct_lit.train
+
+test: .venv/dev  ## the default test suite
+	$(BIN)/python -m pytest
+
+lint: .venv/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: .venv/dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: .venv/dev
+	$(BIN)/mypy
+
+check: lint types test  ## what must pass before a commit
+
+build: .venv/dev  ## sdist and wheel in dist/
+	$(BIN)/python -m build --outdir dist .
+
+.venv/core: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	touch $@
+
+.venv/dev: .venv/core
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch $@
+
+clean:
+	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache
