@@ -184,6 +184,7 @@ def register(config_name: str, schema: type) -> None:
 
     ConfigStore.instance().store(name=f"{config_name}_schema", node=schema)
     OmegaConf.register_new_resolver("cache_dir", _cache_dir, replace=True)
+    OmegaConf.register_new_resolver("package_dir", lambda: str(PACKAGE), replace=True)
 
 
 @contextmanager

@@ -71,7 +71,8 @@ def train(config: DictConfig) -> float | None:
             base_rows = build.answer_split(
                 config, model, data, "test", config.n_test_responses, "answers before fine-tuning"
             )
-            base["test/exact_match"] = exact_match(base_rows)
+            if base_rows:
+                base["test/exact_match"] = exact_match(base_rows)
             metrics |= {f"base/{name}": value for name, value in base.items()}
         try:
             trainer.fit(tuner, data, ckpt_path=checkpoint, weights_only=True)
@@ -96,7 +97,8 @@ def train(config: DictConfig) -> float | None:
         metrics |= trainer.validate(tuner, data, verbose=False)[0]
         metrics |= trainer.test(tuner, data, verbose=False)[0]
         rows = build.answer_split(config, model, data, "test", config.n_test_responses, "answers to the test set")
-        metrics["test/exact_match"] = exact_match(rows)
+        if rows:
+            metrics["test/exact_match"] = exact_match(rows)
         for row, before in zip(rows, base_rows, strict=False):
             row["base_response"] = before["response"]
         write_jsonl(run_dir / "responses.jsonl", rows)

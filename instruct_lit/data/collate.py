@@ -100,6 +100,9 @@ class Collator:
         self.layout, self.shared_prefix, self.mask_prompt = layout, shared_prefix, mask_prompt
 
     def __call__(self, examples: Sequence[EncodedExample]) -> Batch:
+        if not examples:  # a rank's part of the last global batch may be empty: one token, nothing learnt
+            nothing = EncodedExample(-1, np.full(2, self.pad_id), np.zeros(2, dtype=bool))
+            return Collator(self.pad_id, self.n_bytes_of.numpy(), self.layout)([nothing])
         if self.layout == "padded" and not self.shared_prefix:
             return self._rows(examples)
         return self._flat(examples)

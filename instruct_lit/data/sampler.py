@@ -18,8 +18,10 @@ class BatchSampler:
     order. `grouping="best_fit"` fills each batch up to `max_tokens` instead of `batch_size` (best-fit decreasing); an
     example above the budget makes a batch of its own. Without shuffling the order is that of `indices`.
 
-    Over several ranks each global batch of `batch_size · world_size` is cut into `world_size` parts; in evaluation
-    (`shuffle=False`) whole batches are dealt out, so that every example is seen exactly once.
+    Over several ranks each global batch of `batch_size · world_size` examples (or of `world_size` token budgets) is cut
+    into `world_size` parts, so that all ranks take the same number of steps; a part of the last one may be empty. In
+    evaluation (`shuffle=False`) whole batches are dealt out, at least one to each rank if there are examples enough.
+    Every example is seen exactly once.
     """
 
     def __init__(
@@ -61,10 +63,12 @@ class BatchSampler:
     def _global_batches(self) -> list[np.ndarray]:
         random = np.random.default_rng((self.seed, self.epoch))
         order = random.permutation(len(self.indices)) if self.shuffle else np.arange(len(self.indices))
-        size = self.batch_size * (self.world_size if self.shuffle else 1)
+        size = self.batch_size * self.world_size
+        if not self.shuffle:
+            size = min(self.batch_size, max(1, len(order) // self.world_size))
         if self.grouping == "best_fit":
             assert self.max_tokens is not None
-            batches = best_fit_decreasing(self.lengths[order], self.max_tokens)
+            batches = best_fit_decreasing(self.lengths[order], self.max_tokens * self.world_size)
             batches = [order[batch] for batch in batches]
         elif self.grouping == "length":
             pools = [order[i : i + size * MEGABATCH] for i in range(0, len(order), size * MEGABATCH)]

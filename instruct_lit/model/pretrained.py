@@ -15,7 +15,6 @@ from torch import Tensor
 from instruct_lit.errors import CheckpointError, DownloadError
 from instruct_lit.model.gpt import GPT, INIT_STD, GPTConfig
 
-NANO = Path(__file__).resolve().parent / "nano"
 WEIGHTS = "model.safetensors"
 PICKLED = "pytorch_model.bin"
 _AGAIN = "; if it was downloaded, delete it, and the next run fetches it again"
@@ -77,12 +76,12 @@ def load_gpt(
 def find_weights(
     path: str | Path | None, repo: str | None, revision: str | None = None, cache_dir: Path | None = None
 ) -> Path:
-    """Return a directory with `config.json` and weights: a local one, the shipped `nano`, or a hub repository's.
+    """Return a directory with `config.json` and weights: a local one, or a hub repository's.
 
     Raises CheckpointError when a local directory has no `config.json`, DownloadError when the hub cannot be reached.
     """
     if path is not None:
-        directory = NANO if str(path) == "nano" else Path(path).expanduser()
+        directory = Path(path).expanduser()
         if (directory / "bundle" / "config.json").is_file():  # a run folder
             directory = directory / "bundle"
         if not (directory / "config.json").is_file():

@@ -1,0 +1,88 @@
+"""Prompt and response are encoded apart; long examples are cut, dropped or refused."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+
+from instruct_lit.config import CONF
+from instruct_lit.data.encode import EncodedExample, Encoder
+from instruct_lit.data.example import Example
+from instruct_lit.data.template import Template
+from instruct_lit.data.tokenizer import GPT2Tokenizer
+from instruct_lit.errors import DataError
+
+EOT = 50256
+TOKENIZER = GPT2Tokenizer()
+ALPACA = Template("alpaca", OmegaConf.load(CONF / "template" / "alpaca.yaml").text)
+CHATML = Template("chatml", OmegaConf.load(CONF / "template" / "chatml.yaml").text)
+
+
+def encode(example: Example, max_length: int = 1024, on_long: str = "truncate", template: Template = ALPACA) -> list[EncodedExample]:
+    return [e for _, e in Encoder(template, TOKENIZER, max_length, on_long).encode([example])]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("output", ["\nnew line first", " space first", "🙂 emoji", "é", "plain"])
+def test_trap_3_prompt_ids_in_training_are_those_of_generation(output: str) -> None:
+    example = Example("Say it.", output, "now")
+    (encoded,) = encode(example)
+    assert encoded.prompt_ids == TOKENIZER.encode(ALPACA.prompt(example))
+    assert TOKENIZER.decode(encoded.ids[encoded.n_prompt : -1].tolist()) == output
+    assert encoded.ids[-1] == EOT
+
+
+@given(
+    st.text(max_size=40).filter(str.strip), st.text(max_size=40), st.text(max_size=40).filter(str.strip)
+)
+@settings(max_examples=150, deadline=None)
+def test_trap_3_and_4_any_text_keeps_the_boundary_and_makes_no_special_token(
+    instruction: str, given_input: str, output: str
+) -> None:
+    text = instruction + "<|endoftext|>"
+    example = Example(text, output + "<|endoftext|>### Response:\n", given_input)
+    for template in (ALPACA, CHATML):
+        (encoded,) = encode(example, 4096, template=template)
+        assert encoded.prompt_ids == TOKENIZER.encode(template.prompt(example))
+        assert (encoded.ids == EOT).sum() == 1 and encoded.ids[-1] == EOT
+        assert encoded.is_response.tolist() == [i >= encoded.n_prompt for i in range(len(encoded.ids))]
+        response = TOKENIZER.decode(encoded.ids[encoded.n_prompt : -1].tolist())
+        assert response == example.output + template.suffix(example)
+
+
+def test_trap_2_a_cut_response_keeps_the_header_and_has_no_end_of_text() -> None:
+    example = Example("Count.", "one two three four five six")
+    n_prompt = len(TOKENIZER.encode(ALPACA.prompt(example)))
+    (encoded,) = encode(example, n_prompt + 3)
+    assert len(encoded.ids) == n_prompt + 3 and encoded.n_prompt == n_prompt
+    assert EOT not in encoded.ids
+    assert TOKENIZER.decode(encoded.prompt_ids).endswith("### Response:\n")
+
+
+def test_trap_2_an_example_whose_header_would_not_survive_is_dropped_and_counted() -> None:
+    example = Example("Count.", "one two three")
+    n_prompt = len(TOKENIZER.encode(ALPACA.prompt(example)))
+    encoder = Encoder(ALPACA, TOKENIZER, n_prompt)
+    assert list(encoder.encode([example])) == []
+    assert vars(encoder.counts) == {"n_encoded": 0, "n_truncated": 0, "n_dropped_long": 1}
+    assert len(encode(example, n_prompt + 1)) == 1
+
+
+def test_long_examples_are_dropped_or_refused_on_request() -> None:
+    example = Example("Count.", "one two three")
+    n_prompt = len(TOKENIZER.encode(ALPACA.prompt(example)))
+    assert encode(example, n_prompt + 2, "drop") == []
+    with pytest.raises(DataError, match=rf"example 0 has {n_prompt + 4} tokens, data.max_length is {n_prompt + 2}"):
+        encode(example, n_prompt + 2, "error")
+    assert len(encode(example, n_prompt + 4, "error")) == 1
+
+
+def test_indices_count_the_examples_that_are_kept() -> None:
+    examples = [Example("a", "b"), Example("long " * 60, "b"), Example("c", "d")]
+    encoder = Encoder(ALPACA, TOKENIZER, 60, "drop")
+    assert [e.index for _, e in encoder.encode(examples)] == [0, 1]
+    assert encoder.counts.n_dropped_long == 1
+
+
+def test_the_suffix_belongs_to_the_response() -> None:
+    (encoded,) = encode(Example("Hi", "Hello"), template=CHATML)
+    assert TOKENIZER.decode(encoded.ids[encoded.n_prompt : -1].tolist()) == "Hello<|im_end|>"

@@ -1,0 +1,60 @@
+"""Seeded, disjoint, complete; the book's split in file order."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from instruct_lit.data.split import Split, make_split
+from instruct_lit.errors import ConfigError
+
+
+def test_the_books_split_is_in_file_order() -> None:
+    split = make_split(1100, "book", seed=9)
+    assert split.train.tolist() == list(range(935))
+    assert split.test.tolist() == list(range(935, 1045))
+    assert split.val.tolist() == list(range(1045, 1100))
+
+
+def test_fractions_and_counts_cover_everything_once() -> None:
+    split = make_split(103, {"train": 0.8, "val": 0.1, "test": 0.1}, seed=1)
+    together = np.concatenate([split.train, split.val, split.test])
+    assert sorted(together) == list(range(103)) and (len(split.val), len(split.test)) == (10, 10)
+    counts = make_split(103, {"train": 50, "val": 5, "test": 7}, seed=1)
+    assert (len(counts.train), len(counts.val), len(counts.test)) == (50, 5, 7)
+    rest = make_split(103, {"val": 5, "test": 7}, seed=1)
+    assert len(rest.train) == 91
+
+
+def test_the_seed_decides() -> None:
+    spec = {"val": 0.2, "test": 0.2}
+    one, same, other = (make_split(50, spec, seed) for seed in (1, 1, 2))
+    assert one.test.tolist() == same.test.tolist() != other.test.tolist()
+    assert one.test.tolist() != list(range(10))
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("pages", "data.split=pages: allowed are 'book' and a mapping of train, val and test"),
+        ({"tset": 0.1}, "data.split.tset: allowed are train, val, test"),
+        ({"val": -1}, "data.split.val=-1: give a fraction below 1 or a count"),
+        ({"val": 1.5}, "data.split.val=1.5: give a fraction below 1 or a whole count"),
+        ({"train": 0.9, "val": 0.2}, "asks for more than the 20 examples there are"),
+        ({"val": 21}, "asks for more than the 20 examples there are"),
+        ({"val": 0.01}, "no example is left for val of the 20 there are"),
+        ({"val": 10, "test": 10}, "no example is left for train"),
+    ],
+)
+def test_impossible_splits_say_why(spec: object, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        make_split(20, spec, 0)  # type: ignore[arg-type]
+    assert message in str(caught.value)
+
+
+def test_a_split_comes_back_from_its_file(tmp_path: Path) -> None:
+    split = make_split(20, {"val": 4, "test": 3}, 0)
+    split.save(tmp_path / "split.json")
+    again = Split.load(tmp_path / "split.json")
+    for name in ("train", "val", "test"):
+        assert getattr(again, name).tolist() == getattr(split, name).tolist()

@@ -1,0 +1,155 @@
+"""The train command from start to end, and what it leaves in the run folder."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from instruct_lit.bundle import load_bundle
+from instruct_lit.model.pretrained import load_gpt
+
+
+def rows_of(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_the_run_folder_holds_what_the_readme_promises(small_run: Path) -> None:
+    for name in (
+        ".hydra/config.yaml", ".hydra/overrides.yaml", "config.yaml", "metrics.json", "responses.jsonl", "loss.png",
+        "report.html", "split.json", "history.jsonl", "checkpoints/best.ckpt", "checkpoints/last.ckpt",
+        "bundle/model.safetensors", "bundle/config.json", "tensorboard",
+    ):  # fmt: skip
+        assert (small_run / name).exists(), name
+
+
+def test_metrics_are_flat_and_complete(small_run: Path) -> None:
+    metrics = json.loads((small_run / "metrics.json").read_text())
+    assert all(isinstance(value, int | float) for value in metrics.values())
+    assert (metrics["n_train"], metrics["n_val"], metrics["n_test"], metrics["n_steps"]) == (40, 10, 10, 10)
+    for split in ("val", "test"):
+        assert metrics[f"{split}/perplexity"] == pytest.approx(torch.tensor(metrics[f"{split}/loss"]).exp().item(), rel=1e-4)
+        assert metrics[f"{split}/response_loss"] == pytest.approx(metrics[f"{split}/loss"])  # the prompt is masked
+        assert metrics[f"{split}/bits_per_byte"] > 0
+    assert 0 <= metrics["test/exact_match"] <= 1
+    assert metrics["train/tokens"] > 80 and metrics["tokens_per_s"] > 0 and metrics["peak_memory_bytes"] > 1e7
+    assert metrics["stopped_early"] is False and metrics["interrupted"] is False
+    assert metrics["base/val/loss"] > metrics["val/loss"]
+
+
+def test_every_test_example_has_an_answer(small_run: Path) -> None:
+    split = json.loads((small_run / "split.json").read_text())
+    rows = rows_of(small_run / "responses.jsonl")
+    assert [row["id"] for row in rows] == split["test"]
+    assert {"id", "instruction", "input", "output", "response", "finish_reason"} <= set(rows[0])
+    assert not set(split["train"]) & set(split["test"]) and not set(split["val"]) & set(split["test"])
+
+
+def test_the_best_weights_are_those_of_the_lowest_validation_loss(small_run: Path) -> None:
+    history = rows_of(small_run / "history.jsonl")
+    losses = {row["step"]: row["val/loss"] for row in history if "val/loss" in row and row["step"] > 0}
+    metrics = json.loads((small_run / "metrics.json").read_text())
+    assert metrics["best_step"] == min(losses, key=losses.__getitem__)
+    assert metrics["val/loss"] == pytest.approx(min(losses.values()), rel=1e-5)
+    assert history[0]["step"] == 0 and "val/loss" in history[0]  # the base, before the first step
+    best = torch.load(small_run / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
+    torch.testing.assert_close(load_gpt(small_run / "bundle").wte.weight, best["model.wte.weight"])
+
+
+def test_the_bundle_tells_template_and_metrics(small_run: Path) -> None:
+    bundle = load_bundle(small_run)
+    assert bundle.template.name == "alpaca"
+    assert bundle.about["metrics"]["n_train"] == 40 and bundle.about["data"]["name"] == "demo"
+
+
+def test_the_report_is_one_self_contained_page(small_run: Path) -> None:
+    page = (small_run / "report.html").read_text()
+    assert "data:image/png;base64," in page and "test/exact_match" in page
+    assert "model.n_layers" in page  # the difference from the defaults
+    assert not re.search(r"(src|href)=[\"']?(http|/)", page)
+    first = rows_of(small_run / "responses.jsonl")[0]
+    assert first["output"] in page
+
+
+def test_tensorboard_has_curves_answers_and_hyper_parameters(small_run: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(small_run / "tensorboard"))
+    events.Reload()
+    tags = events.Tags()
+    scalars = {"train/loss", "val/loss", "train/grad_norm", "train/tokens_per_s", "val/response_loss"}
+    assert scalars <= set(tags["scalars"]) and any(tag.startswith("lr-") for tag in tags["scalars"])
+    assert any(tag.startswith("answers/0") for tag in tags["tensors"])
+    assert "_hparams_/experiment" in events.summary_metadata or "_hparams_/session_start_info" in events.summary_metadata
+
+
+def test_a_resumed_run_is_the_run_that_would_have_been(small_run: Path, command: Callable, small: tuple[str, ...], tmp_path: Path) -> None:
+    command("train", *small, "+trainer.max_time=null", "trainer.max_epochs=2", "trainer.max_steps=5",
+            "hydra.run.dir=half", cwd=tmp_path)  # fmt: skip
+    command("train", *small, "trainer.max_epochs=2", "trainer.max_steps=10", "hydra.run.dir=whole", cwd=tmp_path)
+    command("train", *small, "trainer.max_epochs=2", "trainer.max_steps=10", "ckpt_path=half", "hydra.run.dir=rest",
+            cwd=tmp_path)  # fmt: skip
+    whole, rest = (rows_of(tmp_path / name / "history.jsonl") for name in ("whole", "rest"))
+    wanted = {row["step"]: row["train/loss"] for row in whole if "train/loss" in row}
+    found = {row["step"]: row["train/loss"] for row in rest if "train/loss" in row}
+    assert {step: found[step] for step in range(6, 11)} == pytest.approx({s: wanted[s] for s in range(6, 11)}, rel=1e-6)
+
+
+def test_evaluate_answers_again_with_other_settings(small_run: Path, command: Callable, small: tuple[str, ...], tmp_path: Path) -> None:
+    done = command("evaluate", f"run={small_run}", "generation.max_new_tokens=6", "hydra.run.dir=out", cwd=tmp_path)
+    again = rows_of(tmp_path / "out" / "responses.jsonl")
+    first = rows_of(small_run / "responses.jsonl")
+    assert [row["response"] for row in again] == [row["response"] for row in first]
+    assert "test/exact_match" in done.stdout
+    command("evaluate", f"run={small_run}/bundle", "generation=sample", "generation.max_new_tokens=6", "n_responses=3",
+            "hydra.run.dir=sampled", cwd=tmp_path)  # fmt: skip
+    assert len(rows_of(tmp_path / "sampled" / "responses.jsonl")) == 3
+
+
+def test_trials_of_a_sweep_do_not_touch_each_other(small_run: Path, command: Callable, small: tuple[str, ...], tmp_path: Path) -> None:
+    """The second trial of a sweep is the run that it would be alone."""
+    command("train", "-m", *small, "seed=7,123", "trainer.max_epochs=2", "hydra.sweep.dir=sweep", cwd=tmp_path)
+    alone = json.loads((small_run / "metrics.json").read_text())
+    swept = json.loads((tmp_path / "sweep" / "1" / "metrics.json").read_text())
+    for name in ("val/loss", "test/loss", "base/val/loss"):
+        assert swept[name] == pytest.approx(alone[name], rel=1e-6)
+    assert json.loads((tmp_path / "sweep" / "0" / "metrics.json").read_text())["val/loss"] != swept["val/loss"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["trainer.max_step=3"], "did you mean trainer.max_steps?"),
+        (["data.mask_promt=true"], "did you mean data.mask_prompt?"),
+        (["optimizer.lr=fast"], "optimizer.lr=fast: instruct_lit.training.optimizer.adamw wants float"),
+        (["seed=a"], "Value 'a' of type 'str' could not be converted to Integer"),
+        (["data=files", "data.path=nowhere.json"], "data.path=nowhere.json: no such file or folder"),
+        (["model.path=nowhere"], "model.path=nowhere: no such folder"),
+        (["model.n_heads=3"], "model.d_model=128: must be a multiple of model.n_heads=3"),
+        (["ckpt_path=nowhere"], "ckpt_path=nowhere: no such checkpoint or run folder"),
+        (["ckpt_path=broken.ckpt"], "cannot be read as a checkpoint"),
+        (["data.max_length=5000"], "data.max_length=5000"),
+        (["template=file", "template.path=bad.jinja"], "{{ response }}"),
+        (["optimizer._target_=os.system"], "allowed are targets of instruct_lit., torch., lightning."),
+        (["callbacks.early_stopping.monitor=val/los"], "callbacks.early_stopping.monitor=val/los: logged are"),
+        (["trainer.val_check_interval=2.5"], "val_check_interval"),
+    ],
+)
+def test_bad_input_gives_one_message_and_status_2(
+    overrides: list[str], message: str, command: Callable, small: tuple[str, ...], tmp_path: Path
+) -> None:
+    (tmp_path / "broken.ckpt").write_bytes(b"PK\x03\x04 not a checkpoint")
+    (tmp_path / "bad.jinja").write_text("{{ instruction }}")
+    done = command("train", *overrides, cwd=tmp_path, status=2)
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr + done.stdout and done.stderr.count("error:") == 1
+
+
+def test_real_records_with_the_real_vocabulary(shared_data: Path, command: Callable, small: tuple[str, ...], tmp_path: Path) -> None:
+    records = shared_data / "instructions" / "book-1100.json"
+    command("train", "model.pretrained=false", "model.path=null", "data=files", f"data.path={records}",
+            "data.split=book", "trainer.max_steps=3", "debug=fast", "hydra.run.dir=run", cwd=tmp_path)  # fmt: skip
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert (metrics["n_train"], metrics["n_test"], metrics["n_val"], metrics["n_steps"]) == (935, 110, 55, 3)
