@@ -41,6 +41,7 @@ class ModelConfig:
     context_length: int = 1024
     dropout: float = 0.0
     activation_checkpointing: bool = False
+    lr: float = 5e-5
 
 
 @dataclass

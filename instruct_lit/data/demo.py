@@ -125,37 +125,6 @@ def count(random: Random) -> Task:
     return *_with_list(random, phrasings, items), str(len(items))
 
 
-def odd_one_out(random: Random) -> Task:
-    common, other = random.sample([c for c in CATEGORIES if len(CATEGORIES[c]) >= 3], 2)
-    odd = random.choice(CATEGORIES[other])
-    items = [*random.sample(CATEGORIES[common], 3), odd]
-    random.shuffle(items)
-    phrasings = [
-        "Find the word that does not belong",
-        "Which word is the odd one out",
-        "Pick the word that does not fit",
-    ]
-    return *_with_list(random, phrasings, items), odd
-
-
-def remove(random: Random) -> Task:
-    items = _list(random, 3, 4)
-    gone = random.choice(items)
-    phrasings = [f"Remove '{gone}' from the list", f"Delete the word '{gone}'", f"Leave out '{gone}'"]
-    return *_with_list(random, phrasings, items), ", ".join(item for item in items if item != gone)
-
-
-def contains(random: Random) -> Task:
-    items = _list(random)
-    wanted = random.choice(items) if random.random() < 0.5 else random.choice([n for n in NOUNS if n not in items])
-    phrasings = [
-        f"Is '{wanted}' in the list",
-        f"Does the list contain '{wanted}'",
-        f"Check whether '{wanted}' is listed",
-    ]
-    return *_with_list(random, phrasings, items), "Yes" if wanted in items else "No"
-
-
 def upper_case(random: Random) -> Task:
     phrasings = ["Write {} in capital letters.", "Convert {} to upper case.", "Put {} in all caps."]
     word = random.choice(NOUNS)
@@ -248,7 +217,7 @@ def who(random: Random) -> Task:
 FAMILIES: dict[str, Callable[[Random], Task]] = {
     function.__name__: function
     for function in (
-        first_word, last_word, second_word, reverse, sort, count, odd_one_out, remove, contains, upper_case, lower_case,
-        opposite, plural, past_tense, category, larger, after, number_in_digits, replace, who,
+        first_word, last_word, second_word, reverse, sort, count, upper_case, lower_case, opposite, plural, past_tense,
+        category, larger, after, number_in_digits, replace, who,
     )
 }  # fmt: skip

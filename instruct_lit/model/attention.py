@@ -7,6 +7,7 @@ generation is in `instruct_lit.model.cache`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -14,6 +15,9 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+
+SHORT_TOKENS = 512  # keys up to which a CPU attends in half precision without the fused kernel
 
 
 class AttentionLayout(Protocol):
@@ -24,6 +28,26 @@ class AttentionLayout(Protocol):
         ...
 
 
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
+    """softmax(q·kᵀ/√D)·v for `q` `(…, Tq, D)`, `k` and `v` `(…, Tk, D)`; a query sees where `mask` `(Tq, Tk)` is true.
+
+    Without a mask it is causal. On a CPU in half precision the fused kernel is slower than two matrix products as long
+    as the scores stay small, its backward pass up to seven times (`python -m benchmarks.attention`).
+    """
+    if not _plainly(q, k):
+        return F.scaled_dot_product_attention(q, k, v, mask, dropout_p=dropout, is_causal=mask is None)
+    if mask is None:
+        mask = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool, device=q.device).tril()
+    with torch.autocast(q.device.type, enabled=False):
+        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+        weights = scores.masked_fill_(~mask, -math.inf).softmax(-1)
+        return F.dropout(weights, dropout) @ v
+
+
+def _plainly(q: Tensor, k: Tensor) -> bool:
+    return q.device.type == "cpu" and q.dtype == torch.bfloat16 and 1 < q.shape[-2] and k.shape[-2] <= SHORT_TOKENS
+
+
 class CausalRows:
     """Every row of a `(B, T)` batch is one sequence; a token sees itself and what stands before it.
 
@@ -32,7 +56,7 @@ class CausalRows:
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
         q, k, v = (x.transpose(-3, -2) for x in (q, k, v))  # (B, H, T, D)
-        return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True).transpose(-3, -2)
+        return attention(q, k, v, None, dropout).transpose(-3, -2)
 
 
 @dataclass(frozen=True)
@@ -82,7 +106,7 @@ class PackedDocuments:
         outputs = []
         if n_prefix:
             qp, kp, vp = (x[:n_prefix].transpose(0, 1).unsqueeze(0) for x in (q, k, v))  # (1, H, P, D)
-            out = F.scaled_dot_product_attention(qp, kp, vp, dropout_p=dropout, is_causal=True)
+            out = attention(qp, kp, vp, None, dropout)
             outputs.append(out[0].transpose(0, 1))
         qkv = torch.stack((q, k, v), dim=1).flatten(1)  # (N, 3·H·D): one gather for the three
         for block in blocks:
@@ -94,7 +118,7 @@ class PackedDocuments:
                 vb = torch.cat((vp.expand(block.n_documents, -1, -1, -1), vb), dim=2)
                 ones = torch.ones(block.n_tokens, n_prefix + block.n_tokens, dtype=torch.bool, device=q.device)
                 mask = ones.tril(diagonal=n_prefix)
-            out = F.scaled_dot_product_attention(qb, kb, vb, mask, dropout_p=dropout, is_causal=mask is None)
+            out = attention(qb, kb, vb, mask, dropout)
             outputs.append(out.transpose(1, 2).reshape(-1, n_heads, d_head))
         return _Scatter.apply(torch.cat(outputs), inverse)
 

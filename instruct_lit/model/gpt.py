@@ -113,7 +113,9 @@ class GPT(nn.Module):
         if position_ids is None:
             position_ids = torch.arange(input_ids.shape[-1], device=input_ids.device)
         layout = layout or CausalRows()
-        x = self.dropout(self.wte(input_ids) + self.wpe(position_ids))
+        # The tied weight has a dense gradient from the head; a sparse one is added to it without another (V, C) of zeros.
+        tokens = F.embedding(input_ids, self.wte.weight, sparse=self.training)
+        x = self.dropout(tokens + self.wpe(position_ids))
         for block in self.blocks:
             if self.activation_checkpointing and self.training:
                 x = checkpoint(block, x, layout, use_reentrant=False)

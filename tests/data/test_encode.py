@@ -18,7 +18,9 @@ ALPACA = Template("alpaca", OmegaConf.load(CONF / "template" / "alpaca.yaml").te
 CHATML = Template("chatml", OmegaConf.load(CONF / "template" / "chatml.yaml").text)
 
 
-def encode(example: Example, max_length: int = 1024, on_long: str = "truncate", template: Template = ALPACA) -> list[EncodedExample]:
+def encode(
+    example: Example, max_length: int = 1024, on_long: str = "truncate", template: Template = ALPACA
+) -> list[EncodedExample]:
     return [e for _, e in Encoder(template, TOKENIZER, max_length, on_long).encode([example])]  # type: ignore[arg-type]
 
 
@@ -31,9 +33,7 @@ def test_trap_3_prompt_ids_in_training_are_those_of_generation(output: str) -> N
     assert encoded.ids[-1] == EOT
 
 
-@given(
-    st.text(max_size=40).filter(str.strip), st.text(max_size=40), st.text(max_size=40).filter(str.strip)
-)
+@given(st.text(max_size=40).filter(str.strip), st.text(max_size=40), st.text(max_size=40).filter(str.strip))
 @settings(max_examples=150, deadline=None)
 def test_trap_3_and_4_any_text_keeps_the_boundary_and_makes_no_special_token(
     instruction: str, given_input: str, output: str

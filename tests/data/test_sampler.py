@@ -11,7 +11,9 @@ LENGTHS = np.random.default_rng(0).integers(3, 40, 103)
 INDICES = np.arange(1000, 1103)
 
 
-def sampler(shuffle: bool = True, grouping: str = "none", rank: int = 0, world_size: int = 1, n: int = 103, **options) -> BatchSampler:
+def sampler(
+    shuffle: bool = True, grouping: str = "none", rank: int = 0, world_size: int = 1, n: int = 103, **options
+) -> BatchSampler:
     max_tokens = 100 if grouping == "best_fit" else None
     return BatchSampler(INDICES[:n], LENGTHS[:n], 8, shuffle, 5, grouping, max_tokens, rank, world_size, **options)  # type: ignore[arg-type]
 
@@ -67,7 +69,9 @@ def test_best_fit_keeps_its_budget() -> None:
 
 
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=60), st.integers(1, 25))
-def test_trap_11_best_fit_loses_nothing_and_an_item_above_the_capacity_is_alone(lengths: list[int], capacity: int) -> None:
+def test_trap_11_best_fit_loses_nothing_and_an_item_above_the_capacity_is_alone(
+    lengths: list[int], capacity: int
+) -> None:
     bins = best_fit_decreasing(lengths, capacity)
     assert sorted(np.concatenate(bins).tolist()) == list(range(len(lengths)))
     for members in bins:

@@ -61,7 +61,10 @@ def test_a_template_file(tmp_path: Path) -> None:
     [
         ("{{ instruction }}", "0 places for the response; exactly one {{ response }} is needed"),
         ("{{ response }} {{ response }}", "2 places for the response"),
-        ("{{ instrction }}{{ response }}", "'instrction' is undefined; the variables are instruction, input and response"),
+        (
+            "{{ instrction }}{{ response }}",
+            "'instrction' is undefined; the variables are instruction, input and response",
+        ),
         ("{% if input %}{{ response }}{% endif %}", "must each be complete"),
         ("{{ instruction.__class__.__mro__ }}{{ response }}", "unsafe"),
         (None, "give template.text or template.path"),

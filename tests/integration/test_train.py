@@ -30,7 +30,9 @@ def test_metrics_are_flat_and_complete(small_run: Path) -> None:
     assert all(isinstance(value, int | float) for value in metrics.values())
     assert (metrics["n_train"], metrics["n_val"], metrics["n_test"], metrics["n_steps"]) == (40, 10, 10, 10)
     for split in ("val", "test"):
-        assert metrics[f"{split}/perplexity"] == pytest.approx(torch.tensor(metrics[f"{split}/loss"]).exp().item(), rel=1e-4)
+        assert metrics[f"{split}/perplexity"] == pytest.approx(
+            torch.tensor(metrics[f"{split}/loss"]).exp().item(), rel=1e-4
+        )
         assert metrics[f"{split}/response_loss"] == pytest.approx(metrics[f"{split}/loss"])  # the prompt is masked
         assert metrics[f"{split}/bits_per_byte"] > 0
     assert 0 <= metrics["test/exact_match"] <= 1
@@ -82,10 +84,14 @@ def test_tensorboard_has_curves_answers_and_hyper_parameters(small_run: Path) ->
     scalars = {"train/loss", "val/loss", "train/grad_norm", "train/tokens_per_s", "val/response_loss"}
     assert scalars <= set(tags["scalars"]) and any(tag.startswith("lr-") for tag in tags["scalars"])
     assert any(tag.startswith("answers/0") for tag in tags["tensors"])
-    assert "_hparams_/experiment" in events.summary_metadata or "_hparams_/session_start_info" in events.summary_metadata
+    assert (
+        "_hparams_/experiment" in events.summary_metadata or "_hparams_/session_start_info" in events.summary_metadata
+    )
 
 
-def test_a_resumed_run_is_the_run_that_would_have_been(small_run: Path, command: Callable, small: tuple[str, ...], tmp_path: Path) -> None:
+def test_a_resumed_run_is_the_run_that_would_have_been(
+    small_run: Path, command: Callable, small: tuple[str, ...], tmp_path: Path
+) -> None:
     command("train", *small, "+trainer.max_time=null", "trainer.max_epochs=2", "trainer.max_steps=5",
             "hydra.run.dir=half", cwd=tmp_path)  # fmt: skip
     command("train", *small, "trainer.max_epochs=2", "trainer.max_steps=10", "hydra.run.dir=whole", cwd=tmp_path)
@@ -97,7 +103,9 @@ def test_a_resumed_run_is_the_run_that_would_have_been(small_run: Path, command:
     assert {step: found[step] for step in range(6, 11)} == pytest.approx({s: wanted[s] for s in range(6, 11)}, rel=1e-6)
 
 
-def test_evaluate_answers_again_with_other_settings(small_run: Path, command: Callable, small: tuple[str, ...], tmp_path: Path) -> None:
+def test_evaluate_answers_again_with_other_settings(
+    small_run: Path, command: Callable, small: tuple[str, ...], tmp_path: Path
+) -> None:
     done = command("evaluate", f"run={small_run}", "generation.max_new_tokens=6", "hydra.run.dir=out", cwd=tmp_path)
     again = rows_of(tmp_path / "out" / "responses.jsonl")
     first = rows_of(small_run / "responses.jsonl")
@@ -108,7 +116,9 @@ def test_evaluate_answers_again_with_other_settings(small_run: Path, command: Ca
     assert len(rows_of(tmp_path / "sampled" / "responses.jsonl")) == 3
 
 
-def test_trials_of_a_sweep_do_not_touch_each_other(small_run: Path, command: Callable, small: tuple[str, ...], tmp_path: Path) -> None:
+def test_trials_of_a_sweep_do_not_touch_each_other(
+    small_run: Path, command: Callable, small: tuple[str, ...], tmp_path: Path
+) -> None:
     """The second trial of a sweep is the run that it would be alone."""
     command("train", "-m", *small, "seed=7,123", "trainer.max_epochs=2", "hydra.sweep.dir=sweep", cwd=tmp_path)
     alone = json.loads((small_run / "metrics.json").read_text())
@@ -147,7 +157,9 @@ def test_bad_input_gives_one_message_and_status_2(
     assert "Traceback" not in done.stderr + done.stdout and done.stderr.count("error:") == 1
 
 
-def test_real_records_with_the_real_vocabulary(shared_data: Path, command: Callable, small: tuple[str, ...], tmp_path: Path) -> None:
+def test_real_records_with_the_real_vocabulary(
+    shared_data: Path, command: Callable, small: tuple[str, ...], tmp_path: Path
+) -> None:
     records = shared_data / "instructions" / "book-1100.json"
     command("train", "model.pretrained=false", "model.path=null", "data=files", f"data.path={records}",
             "data.split=book", "trainer.max_steps=3", "debug=fast", "hydra.run.dir=run", cwd=tmp_path)  # fmt: skip
