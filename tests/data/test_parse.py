@@ -1,0 +1,125 @@
+"""Records out of files, and every way in which a file or a record can be wrong."""
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from instruct_lit.data.example import Example
+from instruct_lit.data.parse import read_records, to_example
+from instruct_lit.errors import DataError
+
+RECORDS = [
+    {"instruction": "Say é.", "input": "", "output": "é", "topic": "letters"},
+    {"instruction": "Two\nlines", "input": 'x, "y"', "output": "🙂"},
+]
+
+
+def examples(path: Path) -> list[Example]:
+    return [to_example(record, place) for place, record in read_records(path)]
+
+
+def as_json(path: Path) -> None:
+    path.write_text(json.dumps(RECORDS, indent=1), encoding="utf-8")
+
+
+def as_jsonl(path: Path) -> None:
+    path.write_text("\n\n".join(json.dumps(r, ensure_ascii=False) for r in RECORDS) + "\n", encoding="utf-8-sig")
+
+
+def as_csv(path: Path) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, ["instruction", "input", "output", "topic"], restval="")
+        writer.writeheader()
+        writer.writerows(RECORDS)
+
+
+def as_parquet(path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    import pyarrow.parquet
+
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(RECORDS), path)
+
+
+@pytest.mark.parametrize("write", [as_json, as_jsonl, as_csv, as_parquet])
+def test_every_format_gives_the_same_examples(tmp_path: Path, write: Callable[[Path], None]) -> None:
+    path = tmp_path / f"records.{write.__name__.removeprefix('as_')}"
+    write(path)
+    one, two = examples(path)
+    assert (one.instruction, one.input, one.output) == ("Say é.", "", "é")
+    assert (two.instruction, two.input, two.output) == ("Two\nlines", 'x, "y"', "🙂")
+    assert one.extra["topic"] == "letters"
+
+
+def test_json_larger_than_the_window_is_read_piece_by_piece(tmp_path: Path) -> None:
+    path = tmp_path / "big.json"
+    path.write_text(json.dumps([{"instruction": f"i{n}", "output": "x" * 3000} for n in range(1500)]))
+    found = examples(path)
+    assert len(found) == 1500 and found[-1].instruction == "i1499"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"instruction": "a"}', "a .json file holds one array of records; one record a line is .jsonl"),
+        ('[{"instruction": "a", "output": "b"}', "record 1: the array ends here without"),
+        ('[{"instruction": "a", "output": ]', "record 0: no valid JSON"),
+        ('[{"instruction": "a", "output": "b"}] x', "something follows the end of the array"),
+        ("", "a .json file holds one array of records"),
+    ],
+)
+def test_broken_json_names_file_and_record(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "records.json"
+    path.write_text(text)
+    with pytest.raises(DataError) as caught:
+        list(read_records(path))
+    assert message in str(caught.value) and str(path) in str(caught.value)
+
+
+def test_a_broken_line_of_jsonl_is_told_by_its_number(tmp_path: Path) -> None:
+    path = tmp_path / "records.jsonl"
+    path.write_text('{"instruction": "a", "output": "b"}\n{oops}\n')
+    found = [record for _, record in read_records(path)]
+    assert isinstance(found[1], DataError) and f"{path}, line 2: no valid JSON" in str(found[1])
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"files ending in .json, .jsonl, .csv, .parquet can be read, not .txt"):
+        list(read_records(tmp_path / "a.txt"))
+    with pytest.raises(DataError, match=r"nowhere.json: cannot be read \(No such file"):
+        list(read_records(tmp_path / "nowhere.json"))
+    (tmp_path / "latin.jsonl").write_bytes('{"instruction": "é"}'.encode("latin-1"))
+    with pytest.raises(DataError, match=r"latin.jsonl: not valid UTF-8 .*; convert the file to UTF-8"):
+        list(read_records(tmp_path / "latin.jsonl"))
+    (tmp_path / "no.parquet").write_bytes(b"PAR1")
+    pytest.importorskip("pyarrow")
+    with pytest.raises(DataError, match=r"no.parquet: no valid parquet file"):
+        list(read_records(tmp_path / "no.parquet"))
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ([1], "f, record 3: a record is a mapping of fields, found list"),
+        ({"output": "b"}, "f, record 3: no field 'instruction' for the instruction; found: output (see data.columns)"),
+        ({"instruction": "a"}, "no field 'output' for the output"),
+        ({"instruction": "a", "output": 7}, "'output' must be text, found int 7"),
+        ({"instruction": "a", "output": "b", "input": ["x"]}, "'input' must be text, found list"),
+        ({"instruction": " \n", "output": "b"}, "'instruction' is empty"),
+        ({"instruction": "a", "output": ""}, "'output' is empty"),
+        ({"instruction": "a", "output": "b\ufffd"}, "'output' has broken characters"),
+        ({"instruction": "a\ud800", "output": "b"}, "'instruction' has broken characters"),
+    ],
+)
+def test_bad_records_say_what_is_wrong(record: object, message: str) -> None:
+    with pytest.raises(DataError) as caught:
+        to_example(record, "f, record 3")
+    assert message in str(caught.value)
+
+
+def test_columns_are_mapped_and_other_fields_carried_along() -> None:
+    record = {"question": "q", "answer": "a", "context": None, "level": 3}
+    example = to_example(record, "f", {"instruction": "question", "output": "answer", "input": "context"})
+    assert example == Example("q", "a", "", {"level": 3})
