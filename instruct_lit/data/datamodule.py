@@ -76,6 +76,8 @@ class InstructionData(LightningDataModule):
             tokenizer.eot_id, tokenizer.n_bytes_of, layout, shared_prefix, mask_prompt, pad_to=pad_to
         )
         self.stores: dict[str, EncodedStore] = {}
+        self._train_loader: ResumableLoader | None = None
+        self._resume_from: dict[str, int] | None = None
 
     def prepare_data(self) -> None:
         """Download and encode; Lightning calls it on one process only."""
@@ -100,7 +102,20 @@ class InstructionData(LightningDataModule):
         return self.stores["main"], getattr(self.split, split)
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        return self._loader("train")
+        self._train_loader = self._loader("train")
+        if self._resume_from is not None:
+            self._train_loader.load_state_dict(self._resume_from)
+            self._resume_from = None
+        return self._train_loader
+
+    # Lightning restores a loader's own state only if no loader was made before, which the schedule's length needs.
+    def state_dict(self) -> dict[str, int]:
+        """How far the training data have been read."""
+        return self._train_loader.state_dict() if self._train_loader is not None else {}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Let the next training loader go on from there."""
+        self._resume_from = state_dict or None
 
     def val_dataloader(self) -> DataLoader[Batch]:
         return self._loader("val")
@@ -118,7 +133,7 @@ class InstructionData(LightningDataModule):
         if self.trainer is not None and self.trainer.train_dataloader is not None:
             self.trainer.train_dataloader.batch_sampler.set_epoch(epoch)
 
-    def _loader(self, split: str) -> DataLoader[Batch]:
+    def _loader(self, split: str) -> ResumableLoader:
         store, indices = self.examples_of(split)
         train = split == "train"
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
@@ -135,7 +150,7 @@ class InstructionData(LightningDataModule):
             rank=rank,
             world_size=world_size,
         )
-        return DataLoader(
+        return ResumableLoader(
             _Examples(store),
             batch_sampler=sampler,
             collate_fn=self.collator,
@@ -165,6 +180,28 @@ class InstructionData(LightningDataModule):
             "on_long": self.on_long,
         }
         return f"{source.name}-{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]}"
+
+
+class ResumableLoader(DataLoader):
+    """A DataLoader whose state tells how far it got, so that a resumed run goes on with the next batch."""
+
+    n_yielded = 0
+    _n_skip = 0
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        self.n_yielded, self._n_skip = self._n_skip, 0
+        self.batch_sampler.n_skip = self.n_yielded  # type: ignore[union-attr]
+        for batch in super().__iter__():
+            self.n_yielded += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        return {"epoch": self.batch_sampler.epoch, "n_yielded": self.n_yielded}  # type: ignore[union-attr]
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        at_end = state["n_yielded"] >= len(self)  # after its last batch an epoch gives way to the next
+        self.batch_sampler.set_epoch(state["epoch"] + at_end)  # type: ignore[union-attr]
+        self._n_skip = 0 if at_end else state["n_yielded"]
 
 
 class _Examples(Dataset[EncodedExample]):

@@ -25,14 +25,14 @@ def answer(
 
     A row is the record with `id`, `response` and `finish_reason`: `stop` (end-of-text, or what the template puts
     behind a response) or `length`. A prompt that fills the model's context gets an empty response and
-    `prompt_too_long`.
+    `prompt_too_long`; an empty prompt is end-of-text, which GPT-2 takes for the beginning of a text.
     """
     suffix = template.suffix(Example("", "")).strip()
     settings = replace(settings, stop=(*settings.stop, suffix)) if suffix else settings
     fits = [len(prompt) < engine.context_length for _, _, prompt in examples]
     requests = iter(
         engine.generate(
-            [prompt for (_, _, prompt), fit in zip(examples, fits, strict=True) if fit],
+            [prompt or [engine.tokenizer.eot_id] for (_, _, prompt), fit in zip(examples, fits, strict=True) if fit],
             settings,
             on_finished=lambda _: on_answered() if on_answered is not None else None,
         )

@@ -75,6 +75,7 @@ class Engine:
         self._waiting.append(request)
         return request
 
+    @torch.inference_mode()  # rows of the cache move
     def cancel(self, request: Request) -> None:
         """Take a request out, wherever it is; what it has written stays readable."""
         if request in self._waiting:

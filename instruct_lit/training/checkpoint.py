@@ -1,13 +1,15 @@
-"""Lightning's checkpoint files: which one a run resumes from, what it belongs to, and its weights."""
+"""Checkpoint files of a run: how they are kept, which one a run resumes from, what it belongs to, and its weights."""
 
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
 from instruct_lit.data.datamodule import InstructionData
@@ -15,6 +17,23 @@ from instruct_lit.errors import CheckpointError
 from instruct_lit.model.gpt import GPT
 
 LAST = Path("checkpoints") / "last.ckpt"
+
+
+class Checkpoint(ModelCheckpoint):
+    """Lightning's ModelCheckpoint, whose best score and files follow a run that is resumed in another folder."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        before, here = Path(state_dict["dirpath"]), Path(self.dirpath or state_dict["dirpath"])
+        if before != here:
+            moved = {path: str(here / Path(path).name) for path in state_dict["best_k_models"] if Path(path).is_file()}
+            here.mkdir(parents=True, exist_ok=True)
+            for old, new in moved.items():
+                shutil.copyfile(old, new)
+            state_dict = {**state_dict, "dirpath": str(here)}
+            state_dict["best_k_models"] = {moved[p]: s for p, s in state_dict["best_k_models"].items() if p in moved}
+            for name in ("best_model_path", "kth_best_model_path", "last_model_path"):
+                state_dict[name] = moved.get(state_dict[name], "")
+        super().load_state_dict(state_dict)
 
 
 def find_checkpoint(ckpt_path: str, run_dir: Path) -> Path:

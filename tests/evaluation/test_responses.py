@@ -1,0 +1,61 @@
+"""Answers to examples: stops, prompts too long, exact match, files."""
+
+from pathlib import Path
+
+import pytest
+
+from instruct_lit.data.example import Example
+from instruct_lit.data.template import Template
+from instruct_lit.data.tokenizer import GPT2Tokenizer
+from instruct_lit.evaluation.responses import answer, exact_match, read_jsonl, write_jsonl
+from instruct_lit.generation.engine import Engine
+from instruct_lit.generation.sampling import SamplingSettings
+from instruct_lit.model.gpt import GPT
+
+TEMPLATE = Template("short", "{{ instruction }}: {{ response }}")
+
+
+def test_rows_in_the_order_of_the_examples(tiny_model: GPT, tokenizer: GPT2Tokenizer) -> None:
+    examples = [
+        (i, Example(f"word {i}" * n, "x", extra={"level": i}), [1, 2, 3] * n) for i, n in ((7, 1), (3, 40), (5, 2))
+    ]
+    done = []
+    rows = answer(
+        Engine(tiny_model, tokenizer), TEMPLATE, examples, SamplingSettings(max_new_tokens=3), lambda: done.append(1)
+    )
+    assert [row["id"] for row in rows] == [7, 3, 5]
+    assert [row["finish_reason"] for row in rows] == ["length", "prompt_too_long", "length"]
+    assert rows[1]["response"] == "" and rows[0]["response"] and rows[0]["level"] == 7
+    assert len(done) == 2
+
+
+def test_what_the_template_puts_behind_a_response_ends_it(tiny_model: GPT, tokenizer: GPT2Tokenizer) -> None:
+    examples = [(0, Example("a", "b"), [1, 2, 3])]
+    (whole,) = answer(Engine(tiny_model, tokenizer), TEMPLATE, examples, SamplingSettings(max_new_tokens=6))
+    middle = whole["response"][3:6]
+    (cut,) = answer(
+        Engine(tiny_model, tokenizer),
+        Template("suffix", "{{ response }}" + middle),
+        examples,
+        SamplingSettings(max_new_tokens=6),
+    )
+    assert cut["response"] == whole["response"][: whole["response"].index(middle)] and cut["finish_reason"] == "stop"
+
+
+def test_an_empty_prompt_starts_from_end_of_text(tiny_model: GPT, tokenizer: GPT2Tokenizer) -> None:
+    (row,) = answer(
+        Engine(tiny_model, tokenizer), TEMPLATE, [(0, Example("", "b"), [])], SamplingSettings(max_new_tokens=2)
+    )
+    (expected,) = Engine(tiny_model, tokenizer).generate([[tokenizer.eot_id]], SamplingSettings(max_new_tokens=2))
+    assert row["response"] == expected.text
+
+
+def test_exact_match_ignores_white_space_at_the_ends_only() -> None:
+    pairs = [("a b", " a b\n"), ("a b", "a  b"), ("A", "a"), ("x", "x")]
+    assert exact_match([{"output": o, "response": r} for o, r in pairs]) == pytest.approx(0.5)
+
+
+def test_json_lines_come_back(tmp_path: Path) -> None:
+    rows = [{"response": "é\n🙂\u2028"}, {"response": ""}]
+    write_jsonl(tmp_path / "r.jsonl", rows)
+    assert read_jsonl(tmp_path / "r.jsonl") == rows and read_jsonl(tmp_path / "none.jsonl") == []

@@ -1,0 +1,127 @@
+"""The central promise: whatever the layout, loss and gradients are those of the plain padded batch."""
+
+import copy
+import itertools
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from instruct_lit.config import CONF
+from instruct_lit.data.collate import Collator, pad_shift_mask
+from instruct_lit.data.encode import EncodedExample, Encoder
+from instruct_lit.data.parse import to_example
+from instruct_lit.data.template import Template
+from instruct_lit.data.tokenizer import GPT2Tokenizer
+from instruct_lit.model.gpt import GPT, GPTConfig
+from instruct_lit.training.loss import summed_cross_entropy
+from instruct_lit.training.module import layout_of
+
+EOT = 50256
+
+
+def random_examples() -> list[EncodedExample]:
+    random = np.random.default_rng(0)
+    examples = []
+    for index in range(12):
+        prompt = np.concatenate([[5, 6, 7, 8, 9], random.integers(0, 500, random.integers(1, 20))])
+        response = random.integers(0, 500, random.integers(0, 15))
+        ids = np.concatenate([prompt, response, [EOT]])
+        examples.append(EncodedExample(index, ids, np.arange(len(ids)) >= len(prompt)))
+    return examples
+
+
+def real_examples(folder: Path, tokenizer: GPT2Tokenizer) -> list[EncodedExample]:
+    records = json.loads((folder / "instructions" / "book-1100.json").read_text())[:12]
+    template = Template("alpaca", OmegaConf.load(CONF / "template" / "alpaca.yaml").text)
+    return [e for _, e in Encoder(template, tokenizer, 128).encode([to_example(r, "r") for r in records])]
+
+
+@pytest.fixture(params=["random", "real"])
+def examples(request: pytest.FixtureRequest, tokenizer: GPT2Tokenizer) -> list[EncodedExample]:
+    if request.param == "random":
+        return random_examples()
+    return real_examples(request.getfixturevalue("shared_data"), tokenizer)
+
+
+@pytest.fixture(scope="module")
+def model() -> GPT:
+    model = GPT(GPTConfig(context_length=128, d_model=24, n_layers=2, n_heads=3))
+    model.init_weights(seed=4)
+    return model
+
+
+def plain(model: GPT, examples: list[EncodedExample], mask_prompt: bool) -> tuple[float, dict[str, torch.Tensor]]:
+    """Loss and gradients of the padded batch by torch's own cross-entropy over whole logits."""
+    model = copy.deepcopy(model)
+    inputs, targets = pad_shift_mask(examples, EOT, mask_prompt=mask_prompt)
+    loss = torch.nn.functional.cross_entropy(model(inputs).flatten(0, 1), targets.flatten(), ignore_index=-100)
+    loss.backward()
+    return loss.item(), {name: p.grad for name, p in model.named_parameters()}
+
+
+def by_layout(
+    model: GPT, parts: list[list[EncodedExample]], collator: Collator
+) -> tuple[float, dict[str, torch.Tensor]]:
+    """Sums over the parts, divided once by all supervised tokens."""
+    model = copy.deepcopy(model).train()
+    batches = [collator(part) for part in parts]
+    n_supervised = sum(batch.n_supervised for batch in batches)
+    total = 0.0
+    for batch in batches:
+        states = model.hidden_states(batch.input_ids, batch.position_ids, layout_of(batch)).flatten(0, -2)[
+            batch.loss_index
+        ]
+        loss = summed_cross_entropy(states, model.head_weight, batch.targets, batch.loss_weights) / n_supervised
+        loss.backward()
+        total += loss.item()
+    return total, {name: p.grad for name, p in model.named_parameters()}
+
+
+LAYOUTS = list(itertools.product(["padded", "packed"], [False, True], [True, False], [[12], [8, 4], [1, 2, 3, 6]]))
+
+
+@pytest.mark.parametrize(("layout", "shared_prefix", "mask_prompt", "split"), LAYOUTS)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-6)])
+def test_loss_and_every_gradient_are_those_of_the_plain_batch(
+    model: GPT, examples: list[EncodedExample], tokenizer: GPT2Tokenizer, layout: str, shared_prefix: bool,
+    mask_prompt: bool, split: list[int], dtype: torch.dtype, tolerance: float,
+) -> None:  # fmt: skip
+    if dtype == torch.float64 and split != [8, 4]:
+        pytest.skip("double precision: one way of cutting is enough")
+    model = copy.deepcopy(model).to(dtype)
+    ends = np.cumsum(split)
+    parts = [examples[end - size : end] for end, size in zip(ends, split, strict=True)]
+    collator = Collator(EOT, tokenizer.n_bytes_of, layout, shared_prefix, mask_prompt)  # type: ignore[arg-type]
+    loss, gradients = by_layout(model, parts, collator)
+    expected, wanted = plain(model, examples, mask_prompt)
+    assert loss == pytest.approx(expected, rel=tolerance)
+    for name, gradient in gradients.items():
+        error = (gradient - wanted[name]).norm() / wanted[name].norm()
+        assert error < tolerance, f"{name}: relative error {error:.1e}"
+
+
+def test_padding_to_a_fixed_length_changes_nothing(
+    model: GPT, examples: list[EncodedExample], tokenizer: GPT2Tokenizer
+) -> None:
+    loss, gradients = by_layout(model, [examples], Collator(EOT, tokenizer.n_bytes_of, pad_to=127))
+    expected, wanted = plain(model, examples, True)
+    assert loss == pytest.approx(expected, rel=1e-5)
+    for name, gradient in gradients.items():
+        assert (gradient - wanted[name]).norm() / wanted[name].norm() < 1e-5, name
+
+
+def test_half_precision_is_near(model: GPT, examples: list[EncodedExample], tokenizer: GPT2Tokenizer) -> None:
+    """The fast path of a CPU in bf16-mixed; its rounding is that of bf16, about three digits."""
+    expected, wanted = plain(model, examples, True)
+    for shared_prefix in (False, True):
+        with torch.autocast("cpu", torch.bfloat16):
+            loss, gradients = by_layout(model, [examples], Collator(EOT, tokenizer.n_bytes_of, "packed", shared_prefix))
+        assert loss == pytest.approx(expected, rel=5e-3)
+        for name in ("wte.weight", "blocks.0.attn.qkv.weight", "blocks.1.mlp.proj.weight"):
+            assert (
+                torch.nn.functional.cosine_similarity(gradients[name].flatten(), wanted[name].flatten(), dim=0) > 0.995
+            )

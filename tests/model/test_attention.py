@@ -1,0 +1,89 @@
+"""Packed documents, with and without a shared prefix, are each document alone: outputs and gradients."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from instruct_lit.model.attention import CausalRows, PackedDocuments, attention
+
+H, D = 3, 8
+
+
+def random(n: int, seed: int) -> Tensor:
+    return torch.randn(n, 3, H, D, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def alone(qkv: Tensor) -> Tensor:
+    """Causal attention of one document, written out."""
+    q, k, v = (x.transpose(0, 1) for x in qkv.unbind(1))
+    scores = q @ k.transpose(-2, -1) / D**0.5
+    visible = torch.ones(len(qkv), len(qkv), dtype=torch.bool).tril()
+    return (scores.masked_fill(~visible, -torch.inf).softmax(-1) @ v).transpose(0, 1)
+
+
+@pytest.mark.parametrize("lengths", [[5], [4, 7, 1, 6], [1, 1, 1], [30, 2, 17, 3, 3]])
+@pytest.mark.parametrize("n_prefix", [0, 1, 9])
+def test_packed_documents_are_the_documents_alone(lengths: list[int], n_prefix: int) -> None:
+    packed = random(n_prefix + sum(lengths), 0).requires_grad_()
+    out = PackedDocuments(lengths, n_prefix).attend(0, *packed.unbind(1), 0.0)
+    weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    (gradient,) = torch.autograd.grad((out * weight).sum(), packed)
+
+    reference = packed.detach().clone().requires_grad_()
+    prefix, total, start = reference[:n_prefix], torch.zeros((), dtype=torch.float64), n_prefix
+    if n_prefix:
+        expected = alone(prefix)
+        torch.testing.assert_close(out[:n_prefix], expected, rtol=0, atol=1e-12)
+        total = total + (expected * weight[:n_prefix]).sum()
+    for length in lengths:
+        own = slice(start, start + length)
+        expected = alone(torch.cat((prefix, reference[own])))[n_prefix:]
+        torch.testing.assert_close(out[own], expected, rtol=0, atol=1e-12)
+        total = total + (expected * weight[own]).sum()
+        start += length
+    (wanted,) = torch.autograd.grad(total, reference)
+    torch.testing.assert_close(gradient, wanted, rtol=0, atol=1e-12)
+
+
+def test_trap_10_changing_one_document_leaves_the_others_alone() -> None:
+    lengths = [4, 7, 6]
+    qkv = random(2 + sum(lengths), 3)
+    layout = PackedDocuments(lengths, 2)
+    before = layout.attend(0, *qkv.unbind(1), 0.0)
+    changed = qkv.clone()
+    changed[6:13] += 1.0  # the second document
+    after = layout.attend(0, *changed.unbind(1), 0.0)
+    assert torch.equal(after[:6], before[:6]) and torch.equal(after[13:], before[13:])
+    assert not torch.allclose(after[6:13], before[6:13])
+
+
+def test_rows_are_causal() -> None:
+    qkv = torch.stack([random(6, seed) for seed in range(2)])  # (B, T, 3, H, D)
+    out = CausalRows().attend(0, *qkv.unbind(2), 0.0)
+    for row in range(2):
+        torch.testing.assert_close(out[row], alone(qkv[row]), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("n_prefix", [0, 5])
+def test_half_precision_on_a_cpu_takes_two_matrix_products_and_agrees(n_prefix: int) -> None:
+    q, k, v = (torch.randn(4, H, n, D).bfloat16() for n in (12, 12 + n_prefix, 12 + n_prefix))
+    mask = torch.ones(12, 12 + n_prefix, dtype=torch.bool).tril(n_prefix)
+    exact = F.scaled_dot_product_attention(q.double(), k.double(), v.double(), mask)
+    for given in (mask, None) if n_prefix == 0 else (mask,):
+        torch.testing.assert_close(attention(q, k, v, given, 0.0).double(), exact, rtol=0.02, atol=0.02)
+
+
+def test_dropout_drops_weights() -> None:
+    qkv = random(9, 5).float()
+    layout = PackedDocuments([9])
+    torch.manual_seed(0)
+    dropped = layout.attend(0, *qkv.unbind(1), 0.5)
+    assert not torch.allclose(dropped, layout.attend(0, *qkv.unbind(1), 0.0))
+
+
+def test_a_layout_refuses_what_it_was_not_made_for() -> None:
+    with pytest.raises(AssertionError, match="a document has at least one token"):
+        PackedDocuments([3, 0])
+    with pytest.raises(AssertionError, match="5 tokens for a layout of 6"):
+        PackedDocuments([6]).attend(0, *random(5, 0).unbind(1), 0.0)

@@ -1,0 +1,102 @@
+"""The history of a run, in its file and over a resume."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from instruct_lit.training.callbacks import History
+from instruct_lit.training.checkpoint import Checkpoint
+from instruct_lit.training.hardware import PeakMemory, default_precision, keep_freed_memory
+
+
+def rows(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_rows_of_training_and_validation(
+    make_data: Callable, make_tuner: Callable, fit: Callable, tmp_path: Path
+) -> None:
+    history = History(tmp_path / "history.jsonl")
+    tuner = make_tuner()
+    data = make_data()
+    fit(tuner, data, history, limit_val_batches=1.0, max_epochs=2)
+    found = rows(history.path)
+    assert [row["step"] for row in found if "train/loss" in row] == [1, 2, 3, 4, 5, 6]
+    losses = {row["step"]: row["val/loss"] for row in found if "val/loss" in row}
+    assert list(losses) == [3, 6]
+    assert history.best_step == min(losses, key=losses.__getitem__) and history.best_loss == min(losses.values())
+    assert found[-1]["tokens"] == tuner.tokens_seen > 0
+    store, indices = data.examples_of("train")
+    assert history.n_tokens == 2 * int((store.lengths[indices] - 1).sum())
+    assert history.n_positions >= history.n_tokens and history.tokens_per_s > 0
+
+
+@pytest.mark.parametrize("stop_at", [3, 4, 5])
+def test_trap_15_a_resumed_run_is_the_run_that_would_have_been(
+    make_data: Callable, make_tuner: Callable, fit: Callable, tmp_path: Path, stop_at: int
+) -> None:
+    """Ten steps = some + resume + the rest, also in the middle of an epoch (4 steps each)."""
+    import torch
+
+    def adamw(model):
+        return torch.optim.AdamW(model.parameters(), lr=0.01)
+
+    class Recorded(History):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            seen.append(batch.example_ids.tolist())
+            super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+
+    def saving(folder: Path) -> Checkpoint:
+        return Checkpoint(folder, filename="last", every_n_train_steps=1, enable_version_counter=False)
+
+    seen: list[list[int]] = []
+    checkpoints = tmp_path / "part" / "checkpoints"
+    options = {"max_epochs": 3, "limit_val_batches": 1.0, "val_check_interval": 2, "enable_checkpointing": True}
+    whole = Recorded(tmp_path / "whole.jsonl")
+    tuner = make_tuner(make_optimizer=adamw)
+    fit(tuner, make_data(n_train=32), whole, saving(tmp_path / "w"), max_steps=10, **options)
+    batches_whole, seen = seen, []
+
+    checkpoints.mkdir(parents=True)
+    save = saving(checkpoints)
+    fit(
+        make_tuner(make_optimizer=adamw),
+        make_data(n_train=32),
+        Recorded(checkpoints.parent / "history.jsonl"),
+        save,
+        max_steps=stop_at,
+        **options,
+    )
+    rest_dir = tmp_path / "rest"
+    rest_dir.mkdir()
+    rest = Recorded(rest_dir / "history.jsonl")
+    resumed = make_tuner(make_optimizer=adamw)
+    fit(
+        resumed,
+        make_data(n_train=32),
+        rest,
+        saving(tmp_path / "r"),
+        max_steps=10,
+        ckpt_path=checkpoints / "last.ckpt",
+        **options,
+    )
+
+    assert seen == batches_whole
+    keys = ("step", "tokens", "train/loss", "lr", "val/loss")
+    picked = [[{k: row[k] for k in keys if k in row} for row in rows(path)] for path in (whole.path, rest.path)]
+    assert len(picked[1]) == len(picked[0])
+    for found, wanted in zip(picked[1], picked[0], strict=True):
+        assert found == pytest.approx(wanted, rel=1e-6)
+    for p, q in zip(resumed.model.parameters(), tuner.model.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-7)
+    assert (rest.best_step, rest.n_tokens) == (whole.best_step, whole.n_tokens)
+
+
+def test_memory_and_precision_of_this_machine() -> None:
+    keep_freed_memory()
+    memory = PeakMemory("cpu")
+    block = bytearray(64 << 20)
+    assert memory.read() > len(block)
+    assert default_precision("cpu") in ("bf16-mixed", "32-true")
