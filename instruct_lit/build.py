@@ -131,7 +131,7 @@ def data_of(config: DictConfig, template: Template, context_length: int) -> Inst
         raise ConfigError(f"data.max_length={max_length}: the model's context is {context_length} tokens")
     own_files: dict[str, Any] = {
         f"{name}_source": FileSource(
-            _plain(data[f"{name}_path"]), data.columns, data.on_bad_record, f"{data.name}_{name}"
+            _plain(data[f"{name}_path"]), _plain(data.columns), data.on_bad_record, f"{data.name}_{name}"
         )
         for name in ("test", "val")
         if data[f"{name}_path"] is not None

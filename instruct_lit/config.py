@@ -51,7 +51,7 @@ class DataConfig:
     path: Any = None
     test_path: Any = None
     val_path: Any = None
-    columns: dict[str, str] | None = None
+    columns: Any = None
     on_bad_record: str = "error"
     split: Any = MISSING
     seed: int = MISSING

@@ -37,7 +37,9 @@ def plot_losses(run_dir: Path) -> None:
         step, loss = min(val, key=lambda point: point[1])
         axes.axvline(step, color=GRAY, linestyle=":", linewidth=1)
         axes.plot([step], [loss], marker="*", markersize=14, color=ORANGE, markeredgecolor="black", zorder=5)
-        axes.annotate(f"best {loss:.3f}\nstep {step}", (step, loss), xytext=(8, 14), textcoords="offset points")
+        side = -1 if step > 0.8 * steps[-1] else 1  # the note stays inside the axes
+        place = {"xytext": (8 * side, 14), "textcoords": "offset points", "ha": "right" if side < 0 else "left"}
+        axes.annotate(f"best {loss:.3f}\nstep {step}", (step, loss), **place)
         if steps[-1] > step:
             axes.axvspan(step, steps[-1], color=ORANGE, alpha=0.07, label="after the best step")
     axes.set_xlabel("optimizer step")
