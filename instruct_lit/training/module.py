@@ -58,16 +58,17 @@ class InstructionTuner(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the micro-batch's share of the step's mean loss."""
-        states = self.supervised_states(batch)
-        loss = summed_cross_entropy(states, self.model.head_weight, batch.targets, batch.loss_weights)
         window = self._window
         if window.reference == 0:
             window.reference = self._over_ranks(batch.n_supervised)
-        window.n_supervised += batch.n_supervised
-        window.loss = window.loss + loss.detach()
-        # Lightning divides by the number of micro-batches, DDP by the number of ranks: both are taken back.
+        # Lightning divides by the number of micro-batches, DDP by the number of ranks: both are taken back. The factor
+        # goes in with the weights, so that no pass over the head's gradient (V, C) is needed for it.
         factor = self.trainer.accumulate_grad_batches * self.trainer.world_size / max(1, window.reference)
-        return loss * factor
+        states = self.supervised_states(batch)
+        loss = summed_cross_entropy(states, self.model.head_weight, batch.targets, batch.loss_weights * factor)
+        window.n_supervised += batch.n_supervised
+        window.loss = window.loss + loss.detach() / factor
+        return loss
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         window, self._window = self._window, _Window()
