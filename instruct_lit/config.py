@@ -327,5 +327,5 @@ def flat(node: Any, prefix: str = "") -> dict[str, Any]:
         return {prefix: container}
     leaves: dict[str, Any] = {}
     for key, value in container.items():
-        leaves.update(flat(value, f"{prefix}.{key}" if prefix else str(key)))
+        leaves.update(flat(value, f"{prefix}.{key!s}" if prefix else str(key)))
     return leaves

@@ -148,7 +148,7 @@ class Collator:
             lengths.append(length)
             start += length
         pairs = np.stack([np.concatenate(index), np.concatenate(targets), np.concatenate(is_response)])
-        weights = np.ones(pairs.shape[1])
+        weights: np.ndarray = np.ones(pairs.shape[1])
         if n_prefix:  # what the documents share is computed once and counted as often as it occurs
             pairs, weights = np.unique(pairs, axis=1, return_counts=True)
         return self._batch(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -215,7 +215,7 @@ class _Examples(Dataset[EncodedExample]):
         return self.store[index]
 
 
-def _without(spec: Any, names: set[str]) -> Any:
+def _without(spec: Any, names: Collection[str]) -> Any:
     """The split without the parts that come from files of their own."""
     if isinstance(spec, str) or not names:
         return spec

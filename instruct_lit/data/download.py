@@ -65,7 +65,7 @@ def _download(url: str, path: Path, sha256: str | None) -> None:
             if attempt == N_TRIES:
                 raise DownloadError(f"{url} cannot be reached ({_reason(error)}). {by_hand}") from error
         except requests.HTTPError as error:
-            status = error.response.status_code
+            status = error.response.status_code if error.response is not None else 500
             if attempt == N_TRIES or (status < 500 and status != 429):
                 raise DownloadError(f"{url}: the server answers {status}. {by_hand}") from error
         except OSError as error:

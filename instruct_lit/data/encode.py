@@ -1,4 +1,4 @@
-"""Text to token ids: prompt and response are encoded apart, so that the prompt ids of training are those of generation."""
+"""Text to token ids: prompt and response are encoded apart, so that the ids of prompts are those of generation."""
 
 from __future__ import annotations
 

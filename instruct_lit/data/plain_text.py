@@ -99,14 +99,13 @@ def _about_a_sentence(random: Random) -> str:
         [(noun, random.choice(NOUNS)), (name, random.choice(NAMES)), (place, random.choice(PLACES))]
     )
     changed = sentence.replace(old, new, 1)
+    exchanges = [f"'{new}' instead of '{old}'", f"'{old}' replaced with '{new}'", f"'{old}' changed to '{new}'"]
     facts: list[Fact] = [
         (random.choice(["who", "the person", "about"]), name),
         (random.choice(["where", "the place", "in which place"]), place),
         (random.choice(["what", "the thing"]), noun),
-        (random.choice([f"'{new}' instead of '{old}'", f"'{old}' replaced with '{new}'", f"'{old}' changed to '{new}'"]),
-         changed),
-        (random.choice([f"'{new}' instead of '{old}'", f"'{old}' replaced with '{new}'", f"'{old}' changed to '{new}'"]),
-         changed),
+        (random.choice(exchanges), changed),
+        (random.choice(exchanges), changed),
         ("again", sentence),
     ]  # fmt: skip
     return _notes(random, sentence, facts, random.randint(2, 4))

@@ -126,7 +126,7 @@ class HubSource(FileSource):
         return super().files()
 
 
-class deduplicated:  # noqa: N801 - reads as a function at its call: `for example in deduplicated(source)`
+class deduplicated:  # reads as a function at its call: `for example in deduplicated(source)`
     """The examples without exact repetitions; `n_dropped` counts those after iterating."""
 
     def __init__(self, examples: Iterable[Example]) -> None:

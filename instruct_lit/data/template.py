@@ -39,7 +39,7 @@ class Template:
                 raise TemplateError(f"template.path={path}: cannot be read as UTF-8 text ({error})") from error
         if not isinstance(text, str):
             raise TemplateError(
-                f"template {name!r}: no text; give template.text or template.path=<a Jinja file with {{{{ response }}}}>"
+                f"template {name!r}: no text; give template.text or template.path=<Jinja file with {{{{ response }}}}>"
             )
         self.text = text
         places = _RESPONSE.findall(text)

@@ -75,9 +75,9 @@ class Sampler:
             draws = torch.tensor([self._draw(keys[row], settings[row].seed) for row in sampled], dtype=torch.float64)
             cumulative = probabilities.double().cumsum(-1)
             draws = draws.to(cumulative.device)[:, None] * cumulative[:, -1:]
-            ids = torch.searchsorted(cumulative, draws, right=True).squeeze(1)
+            drawn = torch.searchsorted(cumulative, draws, right=True).squeeze(1)
             last = (probabilities > 0).long().cumsum(-1).argmax(-1)  # rounding must not pass the last possible token
-            chosen[sampled] = torch.minimum(ids, last)
+            chosen[sampled] = torch.minimum(drawn, last)
         return chosen
 
     def forget(self, key: int) -> None:

@@ -16,7 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-
 SHORT_TOKENS = 512  # keys up to which a CPU attends in half precision without the fused kernel
 
 
@@ -45,7 +44,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: flo
 
 
 def _plainly(q: Tensor, k: Tensor) -> bool:
-    return q.device.type == "cpu" and q.dtype == torch.bfloat16 and 1 < q.shape[-2] and k.shape[-2] <= SHORT_TOKENS
+    return q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.shape[-2] > 1 and k.shape[-2] <= SHORT_TOKENS
 
 
 class CausalRows:
@@ -133,7 +132,9 @@ class PackedDocuments:
             k, v = k.index_select(0, key_rows), v.index_select(0, key_rows)
         max_q, max_k = max(longest, n_prefix), longest + n_prefix
         # A right window of 0 is causal; with fewer queries than keys the kernel aligns the last ones.
-        return varlen_attn(q, k, v, cu_q, cu_k, max_q, max_k, window_size=(-1, 0))
+        out = varlen_attn(q, k, v, cu_q, cu_k, max_q, max_k, window_size=(-1, 0))
+        assert isinstance(out, Tensor)
+        return out
 
 
 class _Gather(torch.autograd.Function):
@@ -169,7 +170,7 @@ class _Scatter(torch.autograd.Function):
 
 
 def _cut_into_blocks(lengths: list[int], n_prefix: int, device: torch.device) -> tuple[list[_Block], Tensor]:
-    """Group documents so that padding adds at most half to a block; return the blocks and each token's place in them."""
+    """Group documents so that padding adds at most half to a block; return the blocks and each token's place."""
     starts, position = [], n_prefix
     for length in lengths:
         starts.append(position)
@@ -190,9 +191,9 @@ def _cut_into_blocks(lengths: list[int], n_prefix: int, device: torch.device) ->
     for group in groups:
         width = lengths[group[0]]
         columns = torch.arange(width)
-        length = torch.tensor([lengths[i] for i in group]).unsqueeze(1)
+        n_tokens = torch.tensor([lengths[i] for i in group]).unsqueeze(1)
         start = torch.tensor([starts[i] for i in group]).unsqueeze(1)
-        real = columns < length
+        real = columns < n_tokens
         rows = torch.where(real, start + columns, 0).flatten()
         places = real.flatten().nonzero().squeeze(1)
         inverse[rows[places]] = places + offset

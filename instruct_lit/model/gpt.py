@@ -113,7 +113,7 @@ class GPT(nn.Module):
         if position_ids is None:
             position_ids = torch.arange(input_ids.shape[-1], device=input_ids.device)
         layout = layout or CausalRows()
-        # The tied weight has a dense gradient from the head; a sparse one is added to it without another (V, C) of zeros.
+        # The tied weight has a dense gradient from the head; a sparse one adds to it without another (V, C) of zeros.
         tokens = F.embedding(input_ids, self.wte.weight, sparse=self.training)
         x = self.dropout(tokens + self.wpe(position_ids))
         for block in self.blocks:
@@ -131,7 +131,7 @@ class GPT(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:
-        """Draw GPT-2's initial weights: normal with std 0.02, residual projections scaled down by sqrt(2 · n_layers)."""
+        """Draw GPT-2's initial weights: normal with std 0.02, residual projections divided by sqrt(2 · n_layers)."""
         generator = torch.Generator().manual_seed(seed)
         for name, parameter in self.named_parameters():
             if parameter.ndim == 2:

@@ -126,7 +126,7 @@ def _check_sum(file: Path, repo: str) -> None:
         file.unlink()
         blob.unlink(missing_ok=True)
         raise DownloadError(
-            f"model {repo}: {file.name} came with sha256 {found}, the hub announced {blob.name}; it was removed, try again"
+            f"model {repo}: {file.name} came with sha256 {found}, the hub announced {blob.name}; removed, try again"
         )
 
 

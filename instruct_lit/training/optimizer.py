@@ -29,7 +29,7 @@ def adamw(groups: list[dict], lr: float, betas: tuple[float, float] = (0.9, 0.99
 
 
 def schedule(optimizer: Optimizer, n_steps: int, warmup_steps: int, decay: Decay, min_ratio: float = 0.0) -> LambdaLR:
-    """Linear warm-up over `warmup_steps`, then cosine, linear or no decay down to `min_ratio` of the peak at `n_steps`."""
+    """Linear warm-up over `warmup_steps`, then cosine, linear or no decay to `min_ratio` of the peak at `n_steps`."""
 
     def factor(step: int) -> float:
         if step < warmup_steps:

@@ -38,8 +38,8 @@ def plot_losses(run_dir: Path) -> None:
         axes.axvline(step, color=GRAY, linestyle=":", linewidth=1)
         axes.plot([step], [loss], marker="*", markersize=14, color=ORANGE, markeredgecolor="black", zorder=5)
         side = -1 if step > 0.8 * steps[-1] else 1  # the note stays inside the axes
-        place = {"xytext": (8 * side, 14), "textcoords": "offset points", "ha": "right" if side < 0 else "left"}
-        axes.annotate(f"best {loss:.3f}\nstep {step}", (step, loss), **place)
+        note, edge = f"best {loss:.3f}\nstep {step}", "right" if side < 0 else "left"
+        axes.annotate(note, (step, loss), xytext=(8 * side, 14), textcoords="offset points", ha=edge)
         if steps[-1] > step:
             axes.axvspan(step, steps[-1], color=ORANGE, alpha=0.07, label="after the best step")
     axes.set_xlabel("optimizer step")

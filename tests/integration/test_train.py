@@ -1,7 +1,12 @@
 """The train command from start to end, and what it leaves in the run folder."""
 
 import json
+import os
 import re
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -155,6 +160,37 @@ def test_bad_input_gives_one_message_and_status_2(
     done = command("train", *overrides, cwd=tmp_path, status=2)
     assert message in done.stderr
     assert "Traceback" not in done.stderr + done.stdout and done.stderr.count("error:") == 1
+
+
+def test_ctrl_c_ends_with_what_is_known_and_the_run_can_go_on(
+    command: Callable, small: tuple[str, ...], cache: Path, tmp_path: Path
+) -> None:
+    arguments = [*small, "trainer.max_epochs=500", "callbacks.early_stopping=null", "evaluate_base=false"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "instruct_lit.train", *arguments, "hydra.run.dir=run"], cwd=tmp_path, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True, env={**os.environ, "INSTRUCT_LIT_CACHE": str(cache)},
+    )  # fmt: skip
+    history = tmp_path / "run" / "history.jsonl"
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline and (not history.exists() or len(history.read_text().splitlines()) < 12):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=90)
+    assert process.returncode == 130, errors[-2000:]
+    assert "Traceback" not in errors and f"ckpt_path={tmp_path / 'run'}" in errors
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["interrupted"] is True and metrics["n_steps"] >= 8
+    for name in ("report.html", "loss.png", "bundle/model.safetensors", "checkpoints/last.ckpt"):
+        assert (tmp_path / "run" / name).is_file(), name
+    command(
+        "train",
+        *arguments,
+        f"trainer.max_steps={metrics['n_steps'] + 2}",
+        "ckpt_path=run",
+        "hydra.run.dir=rest",
+        cwd=tmp_path,
+    )
+    assert json.loads((tmp_path / "rest" / "metrics.json").read_text())["n_steps"] == metrics["n_steps"] + 2
 
 
 def test_real_records_with_the_real_vocabulary(
