@@ -179,7 +179,7 @@ def test_ctrl_c_ends_with_what_is_known_and_the_run_can_go_on(
     assert process.returncode == 130, errors[-2000:]
     assert "Traceback" not in errors and f"ckpt_path={tmp_path / 'run'}" in errors
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
-    assert metrics["interrupted"] is True and metrics["n_steps"] >= 8
+    assert metrics["interrupted"] is True and metrics["n_steps"] >= 5
     for name in ("report.html", "loss.png", "bundle/model.safetensors", "checkpoints/last.ckpt"):
         assert (tmp_path / "run" / name).is_file(), name
     command(
