@@ -36,7 +36,7 @@ def train(config: DictConfig) -> float | None:
     from instruct_lit.evaluation.responses import exact_match, write_jsonl
     from instruct_lit.training.callbacks import History, Progress
     from instruct_lit.training.checkpoint import find_checkpoint, identity_of, load_weights
-    from instruct_lit.training.hardware import PeakMemory, keep_freed_memory
+    from instruct_lit.training.hardware import PeakMemory, keep_freed_memory, matrix_rate
     from instruct_lit.training.module import InstructionTuner
     from instruct_lit.training.report import plot_losses, print_summary, write_report
 
@@ -86,7 +86,7 @@ def train(config: DictConfig) -> float | None:
             "best_step": history.best_step,
             "stopped_early": stopped_early(trainer),
             "train/tokens": tuner.tokens_seen,
-            **history.figures(),
+            **history.figures(model, matrix_rate(tuner.device, trainer.precision)),
         }
         if history.best_step:
             metrics["val/loss"] = history.best_loss

@@ -53,11 +53,20 @@ def to_example(record: Any, place: str, columns: Mapping[str, str] | None = None
             raise DataError(f"{place}: {name!r} must be text, found {type(value).__name__} {value!r:.60}")
         if field != "input" and not value.strip():
             raise DataError(f"{place}: {name!r} is empty")
-        if "\ufffd" in value or any("\ud800" <= character <= "\udfff" for character in value):
+        if "\ufffd" in value or not _is_encodable(value):
             raise DataError(f"{place}: {name!r} has broken characters (the text was decoded wrongly before)")
         texts[field] = value
     extra = {str(key): value for key, value in record.items() if key not in names.values()}
     return Example(texts["instruction"], texts["output"], texts["input"], extra)
+
+
+def _is_encodable(text: str) -> bool:
+    """Whether a text has no lone surrogates, which no encoding can hold."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _json(path: Path) -> Iterator[tuple[str, Any]]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import resource
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -17,6 +19,19 @@ def default_precision(accelerator: str) -> str:
     if not hasattr(torch.cpu, "_is_avx512_bf16_supported"):
         return "32-true"
     return "bf16-mixed" if torch.cpu._is_avx512_bf16_supported() else "32-true"
+
+
+def matrix_rate(device: torch.device, precision: str) -> float:
+    """FLOP/s of this device's matrix products in the precision of a run, the best of a few of a middling size."""
+    dtype = torch.bfloat16 if precision.startswith("bf16") else torch.float32
+    n = 8192 if device.type == "cuda" else 1024
+    a, b = torch.ones(n, n, device=device, dtype=dtype), torch.ones(n, n, device=device, dtype=dtype)
+    best = math.inf
+    for _ in range(6):
+        start = time.perf_counter()
+        (a @ b)[0, 0].item()  # waits for the device
+        best = min(best, time.perf_counter() - start)
+    return 2 * n**3 / best
 
 
 def keep_freed_memory() -> None:

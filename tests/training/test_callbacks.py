@@ -5,10 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from instruct_lit.training.callbacks import History
 from instruct_lit.training.checkpoint import Checkpoint
-from instruct_lit.training.hardware import PeakMemory, default_precision, keep_freed_memory
+from instruct_lit.training.hardware import PeakMemory, default_precision, keep_freed_memory, matrix_rate
 
 
 def rows(path: Path) -> list[dict]:
@@ -31,6 +32,13 @@ def test_rows_of_training_and_validation(
     store, indices = data.examples_of("train")
     assert history.n_tokens == 2 * int((store.lengths[indices] - 1).sum())
     assert history.n_positions >= history.n_tokens and history.tokens_per_s > 0
+    assert history.n_supervised == tuner.tokens_seen
+    figures = history.figures(tuner.model, 1e9)
+    blocks = sum(p.numel() for p in tuner.model.blocks.parameters())
+    needed = 6 * (blocks * history.n_tokens + tuner.model.wte.weight.numel() * history.n_supervised)
+    assert figures["flop_utilisation"] == pytest.approx(needed / history.training_s / 1e9)
+    assert figures["positions_per_token"] == history.n_positions / history.n_tokens
+    assert matrix_rate(torch.device("cpu"), "32-true") > 1e8
 
 
 @pytest.mark.parametrize("stop_at", [3, 4, 5])
@@ -38,7 +46,6 @@ def test_trap_15_a_resumed_run_is_the_run_that_would_have_been(
     make_data: Callable, make_tuner: Callable, fit: Callable, tmp_path: Path, stop_at: int
 ) -> None:
     """Ten steps = some + resume + the rest, also in the middle of an epoch (4 steps each)."""
-    import torch
 
     def adamw(model):
         return torch.optim.AdamW(model.parameters(), lr=0.01)
