@@ -74,11 +74,12 @@ def write_report(run_dir: Path, differences: Sequence[tuple[str, Any, Any]], ove
     for row in rows:
         if "family" in row:
             families.setdefault(row["family"], []).append(row["right"])
-    plot = run_dir / "loss.png"
+    plot, metrics = run_dir / "loss.png", _metrics(run_dir)
     page = template.render(
         name=run_dir.name,
         command=" ".join(["python -m instruct_lit.train", *overrides]),
-        metrics={k: _number(v) for k, v in _metrics(run_dir).items()},
+        metrics={k: _number(v) for k, v in _in_order(metrics) if not k.startswith("base/")},
+        before={k.removeprefix("base/"): _number(v) for k, v in metrics.items() if k.startswith("base/")},
         explained=EXPLAINED,
         rows=sorted(rows, key=lambda row: row["right"])[:MAX_ROWS],
         n_rows=len(rows),
@@ -87,6 +88,11 @@ def write_report(run_dir: Path, differences: Sequence[tuple[str, Any, Any]], ove
         plot=base64.b64encode(plot.read_bytes()).decode() if plot.exists() else None,
     )
     (run_dir / "report.html").write_text(page, encoding="utf-8")
+
+
+def _in_order(metrics: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """What was learnt before what it took."""
+    return sorted(metrics.items(), key=lambda item: not item[0].startswith(("val/", "test/")))
 
 
 MAX_ROWS = 200
@@ -104,9 +110,15 @@ EXPLAINED = {
     "flop_utilisation": "matrix work the examples need, against the device's measured rate",
     "waiting_s": "time the training loop waited for data",
     "peak_memory_bytes": "largest memory in use",
+    "test/perplexity": "exp of test/loss",
+    "val/exact_match": "share of validation answers equal to the wanted ones",
+    "training_s": "seconds in training steps, without validation and answers",
+    "seconds": "seconds from start to end",
+    "matrix_flops_per_s": "rate of this device's matrix products, measured after training",
+    "interrupted": "Ctrl-C ended the run",
     "n_steps": "optimizer steps",
     "best_step": "the step whose weights were kept",
-    "stopped_early": "early stopping (or Ctrl-C) ended the run",
+    "stopped_early": "early stopping ended the run",
 }
 
 
