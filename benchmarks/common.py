@@ -1,4 +1,4 @@
-"""What all benchmarks share: records, the machine's matrix rate, memory, runs in fresh processes, tables."""
+"""What all benchmarks share: records, model shapes, memory, runs in fresh processes, tables."""
 
 from __future__ import annotations
 
@@ -9,21 +9,41 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from argparse import ArgumentParser
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-SHAPES = {  # n_layers, n_heads, d_model
-    "gpt2": (12, 12, 768),
-    "gpt2-medium": (24, 16, 1024),
-    "10m": (6, 6, 240),
-}
-BATCH_SIZE = 8
+DATA = Path("../shared/data/instructions/book-1100.json")
+MODELS = ("nano", "gpt2", "gpt2-medium")
+N_TRAIN, N_TEST = 935, 110  # the book's split, in file order
 
 
-def records_of(path: Path) -> list[dict[str, str]]:
-    """The records of a JSON file."""
-    return json.loads(path.read_text(encoding="utf-8"))
+def add_arguments(parser: ArgumentParser) -> None:
+    """The options that training and generation share."""
+    parser.add_argument("--data", type=Path, default=DATA, help="the 1,100 records of chapter 7")
+    parser.add_argument("--model", choices=MODELS, default="gpt2")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--ch07", type=Path, default=None, help="a checkout of LLMs-from-scratch")
+    parser.add_argument("--json", type=Path, default=None, help="where the figures are written")
+    parser.add_argument("--system", default=None, help="measure this one here and now, without a table")
+
+
+def records_of(path: Path, split: str = "train") -> list[dict[str, str]]:
+    """The book's records of a split."""
+    records = json.loads(path.read_text(encoding="utf-8"))
+    return records[:N_TRAIN] if split == "train" else records[N_TRAIN : N_TRAIN + N_TEST]
+
+
+def shape_of(model: str) -> tuple[int, int, int]:
+    """Layers, heads and width of a model of `conf/model`."""
+    from omegaconf import OmegaConf
+
+    from instruct_lit.config import CONF
+
+    node = OmegaConf.load(CONF / "model" / f"{model}.yaml")
+    return node.n_layers, node.n_heads, node.d_model
 
 
 def alpaca_prompt(record: Mapping[str, str]) -> str:
@@ -35,25 +55,6 @@ def alpaca_prompt(record: Mapping[str, str]) -> str:
     if record.get("input"):
         parts.append(f"### Input:\n{record['input']}")
     return "\n\n".join([*parts, "### Response:\n"])
-
-
-def rates(device: str) -> dict[str, float]:
-    """Measured FLOP/s of matrix products in GPT-2's shapes (512 tokens, 768 → 3072), by precision."""
-    import torch
-
-    found = {}
-    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
-        a, b = (torch.randn(*shape, device=device, dtype=dtype) for shape in ((512, 768), (768, 3072)))
-        best = float("inf")
-        for _ in range(30):
-            synchronize(device)
-            start = time.perf_counter()
-            for _ in range(4):
-                a @ b
-            synchronize(device)
-            best = min(best, time.perf_counter() - start)
-        found[name] = 4 * 2 * 512 * 768 * 3072 / best
-    return found
 
 
 def synchronize(device: str) -> None:
@@ -70,24 +71,55 @@ def peak_memory(device: str) -> int:
         import torch
 
         return torch.cuda.max_memory_allocated()
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0]) * 1024
+    return _of_status("VmHWM")
+
+
+class Memory:
+    """Peak memory of this process, whole and above what the imports before its making took."""
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+        self.at_start = 0 if device == "cuda" else _of_status("VmRSS")
+
+    def figures(self) -> dict[str, int]:
+        peak = peak_memory(self.device)
+        return {"peak_bytes": peak, "peak_above_import_bytes": peak - self.at_start}
+
+
+def _of_status(key: str) -> int:
+    return int(Path("/proc/self/status").read_text().split(f"{key}:")[1].split()[0]) * 1024
+
+
+class Clock:
+    """Seconds of `n_steps` steps that follow `n_warm_up` others; `tick` after each of them."""
+
+    def __init__(self, n_warm_up: int, n_steps: int, device: str) -> None:
+        self.first, self.last, self.device = n_warm_up, n_warm_up + n_steps, device
+        self.n_ticks = 0
+        self.start = self.seconds = float("nan")
+
+    def tick(self) -> None:
+        self.n_ticks += 1
+        if self.n_ticks not in (self.first, self.last):
+            return
+        synchronize(self.device)
+        if self.n_ticks == self.first:
+            self.start = time.perf_counter()
+        else:
+            self.seconds = time.perf_counter() - self.start
 
 
 def timed(step: Callable[[], Any], n_warm_up: int, n_steps: int, device: str) -> float:
     """Seconds for `n_steps` calls after `n_warm_up` calls."""
-    for _ in range(n_warm_up):
+    clock = Clock(n_warm_up, n_steps, device)
+    for _ in range(n_warm_up + n_steps):
         step()
-    synchronize(device)
-    start = time.perf_counter()
-    for _ in range(n_steps):
-        step()
-    synchronize(device)
-    return time.perf_counter() - start
+        clock.tick()
+    return clock.seconds
 
 
-def cycle(items: Sequence[Any]) -> Iterator[Any]:
-    """The items again and again."""
+def cycle(items: Iterable[Any]) -> Iterator[Any]:
+    """The items again and again, each pass anew."""
     while True:
         yield from items
 
@@ -95,22 +127,31 @@ def cycle(items: Sequence[Any]) -> Iterator[Any]:
 def alternate(
     module: str, systems: Sequence[str], arguments: Sequence[str], n_rounds: int, python_of: Mapping[str, str]
 ) -> dict[str, list[dict[str, Any]]]:
-    """Run `module --system NAME` for all systems in turn, `n_rounds` times, each in a fresh process."""
+    """Run `module --system NAME` for all systems in turn, `n_rounds` times, each in a fresh process.
+
+    A system that fails gives `{"error": reason}` and is not tried again.
+    """
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in systems}
     for number in range(n_rounds):
         for name in systems:
+            if results[name] and "error" in results[name][-1]:
+                continue
             command = [python_of.get(name, sys.executable), "-m", module, "--system", name, *arguments]
-            done = subprocess.run(
-                command, capture_output=True, text=True, env={**os.environ, "TOKENIZERS_PARALLELISM": "false"}
-            )
-            lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
-            if done.returncode or not lines:
-                reason = (done.stderr.strip().splitlines() or ["no output"])[-1]
-                results[name].append({"error": reason})
-            else:
-                results[name].append(json.loads(lines[-1].removeprefix("RESULT ")))
+            environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+            done = subprocess.run(command, capture_output=True, text=True, env=environment)
+            results[name].append(_result(done.returncode, done.stdout, done.stderr))
             print(f"round {number + 1}, {name}: {results[name][-1]}", file=sys.stderr, flush=True)
     return results
+
+
+def _result(status: int, out: str, err: str) -> dict[str, Any]:
+    lines = [line for line in out.splitlines() if line.startswith("RESULT ")]
+    if status == 0 and lines:
+        return json.loads(lines[-1].removeprefix("RESULT "))
+    reason = (err.strip().splitlines() or ["no output"])[-1]
+    if reason.startswith("ModuleNotFoundError"):
+        reason = f"not installed: {reason.split()[-1]}"
+    return {"error": reason}
 
 
 def report(result: Mapping[str, Any]) -> None:
@@ -118,39 +159,60 @@ def report(result: Mapping[str, Any]) -> None:
     print("RESULT " + json.dumps(result), flush=True)
 
 
+def median(results: Sequence[Mapping[str, Any]], key: str) -> float | None:
+    """The median over the rounds that have this figure."""
+    values = [r[key] for r in results if r.get(key) is not None]
+    return statistics.median(values) if values else None
+
+
 def table(
-    title: str, results: Mapping[str, list[dict[str, Any]]], speed: str, baselines: Mapping[str, Sequence[str]]
+    title: str,
+    results: Mapping[str, list[dict[str, Any]]],
+    speed: str,
+    baselines: Mapping[str, Sequence[str]],
+    columns: Mapping[str, tuple[str, str]] | None = None,
 ) -> dict[str, Any]:
-    """Print medians with spread and ratios against baselines (the fastest of each group), and return them."""
+    """Print medians with spread and ratios against baselines (the fastest of each group), and return them.
+
+    `columns` are further figures: heading → (key of the result, format). The memory is compared with the leanest system
+    of the first baseline.
+    """
     from rich.console import Console
     from rich.table import Table
 
-    def values(name: str, key: str) -> list[float]:
-        return [r[key] for r in results[name] if key in r]
+    def best(names: Sequence[str], key: str, choose: Callable[..., Any]) -> float | None:
+        return choose((m for n in names if (m := median(results.get(n, ()), key)) is not None), default=None)
 
-    best = {
-        label: max(
-            (statistics.median(values(n, speed)) for n in names if n in results and values(n, speed)), default=None
-        )
-        for label, names in baselines.items()
-    }
+    fastest = {label: best(names, speed, max) for label, names in baselines.items()}
+    leanest = best(next(iter(baselines.values()), ()), "peak_bytes", min)
+    columns = columns or {}
     shown = Table(title=title)
-    for column in ("system", speed, "min to max", *(f"× {label}" for label in baselines), "peak GB"):
-        shown.add_column(column, justify="left" if column == "system" else "right")
+    memory = f"× {next(iter(baselines))}" if leanest else None
+    heads = [speed, "min to max", *(f"× {label}" for label in baselines), *columns, "peak GB", *filter(None, [memory])]
+    shown.add_column("system")
+    for head in heads:
+        shown.add_column(head, justify="right")
     summary: dict[str, Any] = {}
-    for name in results:
-        speeds = values(name, speed)
-        if not speeds:
-            shown.add_row(name, results[name][-1].get("error", "")[:40], *[""] * (len(baselines) + 2))
-            summary[name] = results[name][-1]
+    for name, rounds in results.items():
+        middle, peak = median(rounds, speed), median(rounds, "peak_bytes")
+        if middle is None or peak is None:
+            summary[name] = rounds[-1]
+            shown.add_row(name, rounds[-1].get("error", ""))
             continue
-        median = statistics.median(speeds)
-        ratios = {label: median / base if base else None for label, base in best.items()}
-        memory = statistics.median(values(name, "peak_bytes")) / 1e9
+        speeds = [r[speed] for r in rounds if speed in r]
+        ratios = {label: middle / base if base else None for label, base in fastest.items()}
+        others = {head: median(rounds, key) for head, (key, _) in columns.items()}
         cells = [f"{r:.2f}" if r else "" for r in ratios.values()]
-        shown.add_row(name, f"{median:.2f}", f"{min(speeds):.2f}–{max(speeds):.2f}", *cells, f"{memory:.2f}")
-        summary[name] = {"median": median, "min": min(speeds), "max": max(speeds), "ratios": ratios, "peak_gb": memory}
-    Console(width=100).print(shown)
+        cells += ["" if x is None else format(x, columns[head][1]) for head, x in others.items()]
+        cells.append(f"{peak / 1e9:.2f}")
+        if leanest:
+            cells.append(f"{peak / leanest:.2f}")
+        shown.add_row(name, f"{middle:.2f}", f"{min(speeds):.2f}–{max(speeds):.2f}", *cells)
+        summary[name] = {
+            "median": middle, "min": min(speeds), "max": max(speeds), "ratios": ratios, **others,
+            "peak_gb": peak / 1e9, "peak_ratio": peak / leanest if leanest else None,
+        }  # fmt: skip
+    Console(width=132).print(shown)
     return summary
 
 
@@ -162,18 +224,14 @@ def write_json(path: Path | None, content: Mapping[str, Any]) -> None:
 
     machine = {
         "processor": _processor(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "n_threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
+    command = ["python -m", Path(sys.argv[0]).parent.name + "." + Path(sys.argv[0]).stem, *sys.argv[1:]]
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(
-        json.dumps({"machine": machine, "command": " ".join(["python -m", *_command()]), **content}, indent=1) + "\n"
-    )
-
-
-def _command() -> list[str]:
-    return [Path(sys.argv[0]).parent.name + "." + Path(sys.argv[0]).stem, *sys.argv[1:]]
+    path.write_text(json.dumps({"machine": machine, "command": " ".join(command), **content}, indent=1) + "\n")
 
 
 def _processor() -> str:

@@ -2,34 +2,27 @@
 
     python -m benchmarks.generation --rounds 3 --json benchmarks/results/generation-cpu.json
 
-All answer the same test prompts with the same random GPT-2 shape; none ever emits end-of-text on purpose, so every
-answer has `--new-tokens` tokens. Chapter 7's loop answers a sample of the prompts, since its time is the same for each.
+All answer the same test prompts with the same random GPT-2 shape, up to `--new-tokens` tokens each. Chapter 7's loop
+answers a sample of them, evenly taken, since it writes one after the other. With `--ch07` the book's own code runs too.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from benchmarks import common
-from benchmarks.common import SHAPES
 
 OURS = ["ours fp32", "ours bf16"]
-HF = ["hf generate fp32 8", "hf generate fp32 32", "hf generate bf16 32"]
-REFERENCE = "chapter 7"
+HF = ["hf generate fp32 8", "hf generate fp32 32", "hf generate bf16 8", "hf generate bf16 32"]
+REFERENCE, CHECKOUT = "chapter 7", "chapter 7 checkout"
+Prompts = Sequence[list[int]]
+Answer = Callable[[Prompts, int], int]  # prompts and tokens to write → tokens written
 
 
-def prompts_of(args: argparse.Namespace) -> list[list[int]]:
-    """Prompt ids of the book's test split."""
-    from instruct_lit.data.tokenizer import GPT2Tokenizer
-
-    records = common.records_of(args.data)[935:1045]
-    return GPT2Tokenizer().encode_batch([common.alpaca_prompt(record) for record in records])
-
-
-def ours(name: str, args: argparse.Namespace) -> tuple[int, float]:
+def ours(name: str, args: argparse.Namespace) -> Answer:
     """The engine."""
     import torch
 
@@ -40,96 +33,120 @@ def ours(name: str, args: argparse.Namespace) -> tuple[int, float]:
     from instruct_lit.training.hardware import keep_freed_memory
 
     keep_freed_memory()
-    n_layers, n_heads, d_model = SHAPES[args.model]
+    n_layers, n_heads, d_model = common.shape_of(args.model)
     model = GPT(GPTConfig(d_model=d_model, n_layers=n_layers, n_heads=n_heads))
     model.init_weights(0)
-    model = model.to(args.device, torch.bfloat16 if name.endswith("bf16") else torch.float32).eval()
-    prompts = prompts_of(args)
-    engine = Engine(model, GPT2Tokenizer(), max_rows=args.rows)
-    settings = SamplingSettings(max_new_tokens=args.new_tokens)
-    engine.generate(prompts[:4], SamplingSettings(max_new_tokens=2))
-    start = time.perf_counter()
-    requests = engine.generate(prompts, settings)
-    common.synchronize(args.device)
-    return sum(len(request.ids) for request in requests), time.perf_counter() - start
+    engine = Engine(model.to(args.device, _dtype(name)).eval(), GPT2Tokenizer(), max_rows=args.rows)
+
+    def answer(prompts: Prompts, n_new: int) -> int:
+        with torch.inference_mode():
+            return sum(len(r.ids) for r in engine.generate(prompts, SamplingSettings(max_new_tokens=n_new)))
+
+    return answer
 
 
-def hf(name: str, args: argparse.Namespace) -> tuple[int, float]:
+def hf(name: str, args: argparse.Namespace) -> Answer:
     """Hugging Face's generate in batches, padded on the left, prompts sorted by length."""
     import torch
     import transformers
 
-    *_, precision, rows = name.split()
-    n_layers, n_heads, d_model = SHAPES[args.model]
     torch.manual_seed(0)
-    model = transformers.GPT2LMHeadModel(
-        transformers.GPT2Config(n_layer=n_layers, n_head=n_heads, n_embd=d_model)
-    ).eval()
-    model = model.to(args.device, torch.bfloat16 if precision == "bf16" else torch.float32)
-    prompts = sorted(prompts_of(args), key=len)
-    n_rows, n_tokens = int(rows), 0
-    start = time.perf_counter()
-    for place in range(0, len(prompts), n_rows):
-        batch = prompts[place : place + n_rows]
-        width = max(map(len, batch))
-        ids = torch.tensor([[50256] * (width - len(p)) + p for p in batch], device=args.device)
-        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in batch], device=args.device)
-        out = model.generate(
-            ids,
-            attention_mask=mask,
-            max_new_tokens=args.new_tokens,
-            min_new_tokens=args.new_tokens,
-            do_sample=False,
-            pad_token_id=50256,
-        )
-        n_tokens += (out.shape[1] - width) * len(batch)
-    common.synchronize(args.device)
-    return n_tokens, time.perf_counter() - start
+    n_layers, n_heads, d_model = common.shape_of(args.model)
+    shape = transformers.GPT2Config(n_layer=n_layers, n_head=n_heads, n_embd=d_model)
+    model = transformers.GPT2LMHeadModel(shape).to(args.device, _dtype(name)).eval()
+    n_rows = int(name.split()[-1])
+
+    def answer(prompts: Prompts, n_new: int) -> int:
+        ordered, n_tokens = sorted(prompts, key=len), 0
+        for place in range(0, len(ordered), n_rows):
+            batch = ordered[place : place + n_rows]
+            width = max(map(len, batch))
+            out = model.generate(
+                torch.tensor([[50256] * (width - len(p)) + p for p in batch], device=args.device),
+                attention_mask=torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in batch], device=args.device),
+                max_new_tokens=n_new,
+                min_new_tokens=n_new,
+                do_sample=False,
+                pad_token_id=50256,
+            )
+            n_tokens += (out.shape[1] - width) * len(batch)
+        return n_tokens
+
+    return answer
 
 
-def chapter_7(name: str, args: argparse.Namespace) -> tuple[int, float]:
+def chapter_7(name: str, args: argparse.Namespace) -> Answer:
     """One prompt after the other, everything computed anew for every token."""
     import torch
 
     from benchmarks import reference
 
     torch.manual_seed(0)
-    model = reference.PlainGPT(*SHAPES[args.model]).to(args.device).eval()
-    prompts = prompts_of(args)[:: max(1, 110 // args.sample)][: args.sample]
-    start = time.perf_counter()
-    n_tokens = sum(len(reference.generate(model, prompt, args.new_tokens)) for prompt in prompts)
+    model = reference.PlainGPT(*common.shape_of(args.model)).to(args.device).eval()
+    return lambda prompts, n_new: sum(len(reference.generate(model, p, n_new)) for p in prompts)
+
+
+def chapter_7_checkout(name: str, args: argparse.Namespace) -> Answer:
+    """The book's own code."""
+    from benchmarks import checkout
+
+    names = checkout.book(args.ch07)
+    model = checkout.model_of(names, args.model).to(args.device).eval()
+    return lambda prompts, n_new: sum(len(checkout.generate(names, model, p, n_new)) for p in prompts)
+
+
+def _dtype(name: str) -> Any:
+    import torch
+
+    return torch.bfloat16 if "bf16" in name.split() else torch.float32
+
+
+def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
+    """Let a system answer after a short warm-up, and return its figures."""
+    import torch  # noqa: F401  # memory is counted above what it takes
+
+    from instruct_lit.data.tokenizer import GPT2Tokenizer
+
+    one_by_one = name in (REFERENCE, CHECKOUT)
+    make = (
+        chapter_7_checkout if name == CHECKOUT else chapter_7 if one_by_one else hf if name.startswith("hf") else ours
+    )
+    prompts: Prompts = GPT2Tokenizer().encode_batch(
+        [common.alpaca_prompt(record) for record in common.records_of(args.data, "test")]
+    )
+    if one_by_one:
+        prompts = prompts[:: max(1, len(prompts) // args.sample)][: args.sample]
+    memory = common.Memory(args.device)
+    answer = make(name, args)
+    answer(prompts[: 1 if one_by_one else args.rows], 2)
     common.synchronize(args.device)
-    return n_tokens, time.perf_counter() - start
+    start = time.perf_counter()
+    n_tokens = answer(prompts, args.new_tokens)
+    common.synchronize(args.device)
+    return {"tokens_per_s": n_tokens / (time.perf_counter() - start), "n_tokens": n_tokens, **memory.figures()}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path("../shared/data/instructions/book-1100.json"))
-    parser.add_argument("--model", choices=list(SHAPES), default="gpt2")
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--rows", type=int, default=32)
+    common.add_arguments(parser)
+    parser.add_argument("--rows", type=int, default=32, help="responses that ours writes at the same time")
     parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument("--sample", type=int, default=3, help="prompts that chapter 7's loop answers")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--systems", nargs="+", default=[REFERENCE, *HF, *OURS])
-    parser.add_argument("--json", type=Path, default=None)
-    parser.add_argument("--system", default=None, help=argparse.SUPPRESS)
+    parser.add_argument("--systems", nargs="+", default=None, help="these rows only, named as the table names them")
     args = parser.parse_args()
     if args.system:
-        run: Any = chapter_7 if args.system == REFERENCE else hf if args.system.startswith("hf") else ours
-        n_tokens, seconds = run(args.system, args)
-        result = {
-            "tokens_per_s": n_tokens / seconds,
-            "n_tokens": n_tokens,
-            "peak_bytes": common.peak_memory(args.device),
-        }
-        common.report(result)
+        common.report(measure(args.system, args))
         return
-    names = ("data", "model", "device", "rows", "new_tokens", "sample")
-    passed = [f"--{k.replace('_', '-')}={getattr(args, k)}" for k in names]
-    results = common.alternate("benchmarks.generation", args.systems, passed, args.rounds, {})
+    systems = args.systems or [REFERENCE, *([CHECKOUT] if args.ch07 else []), *HF, *OURS]
+    passed = [
+        f"--{key.replace('_', '-')}={value}"
+        for key in ("data", "model", "device", "rows", "new_tokens", "sample", "ch07")
+        if (value := getattr(args, key)) is not None
+    ]
+    results = common.alternate("benchmarks.generation", systems, passed, args.rounds, {})
+    baselines = {"chapter 7": [REFERENCE, CHECKOUT], "generate's best": HF}
     summary = common.table(
-        "110 test answers, greedy", results, "tokens_per_s", {"chapter 7": [REFERENCE], "generate's best": HF}
+        f"{common.N_TEST} test answers, greedy, {args.model}, {args.device}", results, "tokens_per_s", baselines
     )
     common.write_json(args.json, {"summary": summary, "results": results})
 

@@ -1,11 +1,13 @@
 """A plain GPT and loops that do what the scripts of LLMs-from-scratch chapter 7 do, written for comparison.
 
-Attention is eager with a stored mask, queries, keys and values are three projections, the head is a matrix of its own,
-all logits are made, the optimizer is torch's AdamW as it comes, and generation computes the whole text anew for
-every token.
+Attention is eager with a stored mask, queries, keys and values are three projections, normalisation and GELU are
+written out, the head is a matrix of its own, all logits are made, the optimizer is torch's AdamW as it comes, and
+generation computes the whole text anew for every token.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor, nn
@@ -31,14 +33,27 @@ class Attention(nn.Module):
         return self.out((weights @ v).transpose(1, 2).contiguous().view(b, t, c))
 
 
+class Norm(nn.Module):
+    def __init__(self, d_model: int) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(d_model)), nn.Parameter(torch.zeros(d_model))
+
+    def forward(self, x: Tensor) -> Tensor:
+        centred = x - x.mean(-1, keepdim=True)
+        return self.weight * (centred / torch.sqrt(x.var(-1, keepdim=True, unbiased=False) + 1e-5)) + self.bias
+
+
+class TanhGELU(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * torch.pow(x, 3))))
+
+
 class Block(nn.Module):
     def __init__(self, d_model: int, n_heads: int, context_length: int) -> None:
         super().__init__()
         self.attention = Attention(d_model, n_heads, context_length)
-        self.mlp = nn.Sequential(
-            nn.Linear(d_model, 4 * d_model), nn.GELU(approximate="tanh"), nn.Linear(4 * d_model, d_model)
-        )
-        self.norm_1, self.norm_2 = nn.LayerNorm(d_model), nn.LayerNorm(d_model)
+        self.mlp = nn.Sequential(nn.Linear(d_model, 4 * d_model), TanhGELU(), nn.Linear(4 * d_model, d_model))
+        self.norm_1, self.norm_2 = Norm(d_model), Norm(d_model)
         self.dropout = nn.Dropout(0.0)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -56,7 +71,7 @@ class PlainGPT(nn.Module):
         self.context_length = context_length
         self.tokens, self.positions = nn.Embedding(n_vocab, d_model), nn.Embedding(context_length, d_model)
         self.blocks = nn.Sequential(*[Block(d_model, n_heads, context_length) for _ in range(n_layers)])
-        self.norm = nn.LayerNorm(d_model)
+        self.norm = Norm(d_model)
         self.head = nn.Linear(d_model, n_vocab, bias=False)
 
     def forward(self, ids: Tensor) -> Tensor:

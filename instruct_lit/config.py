@@ -127,7 +127,11 @@ class TrainConfig:
 
 @dataclass
 class EvaluateConfig:
-    run: str = MISSING
+    run: str | None = None
+    responses: str | None = None
+    response_field: str = "response"
+    metrics: list[str] = field(default_factory=list)
+    by: list[str] = field(default_factory=list)
     data: DataConfig | None = None
     template: TemplateConfig | None = None
     generation: GenerationConfig = field(default_factory=GenerationConfig)
@@ -305,7 +309,15 @@ def check_evaluate(config: Any) -> None:
     problems = check_values(config)
     if config.split not in ("train", "val", "test"):
         problems.append(f"split={config.split}: allowed are train, val, test")
-    if not Path(config.run).expanduser().is_dir():
+    if (config.run is None) == (config.responses is None):
+        problems.append(
+            "run=… or responses=…: give one of the two, a model to answer or answers that are there"
+        )
+    if not config.metrics:
+        problems.append("metrics=[]: name at least one")
+    if config.responses is not None and not Path(config.responses).expanduser().is_file():
+        problems.append(f"responses={config.responses}: no such file")
+    if config.run is not None and not Path(config.run).expanduser().is_dir():
         problems.append(f"run={config.run}: no such folder (a run folder, a bundle or a Hugging Face GPT-2 directory)")
     if problems:
         raise ConfigError("\n  ".join(problems))

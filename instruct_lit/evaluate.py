@@ -3,48 +3,63 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from instruct_lit.config import EvaluateConfig, check_evaluate, run_command
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-RUN_KEYS = ("data", "batching", "template")  # what is taken from a run when it is not given
-
 
 def evaluate(config: DictConfig) -> float:
-    """Answer a split of the data with the model at `run`, and return the share of exact matches."""
+    """Answer a split of the data with the model at `run`, or take given answers; return the first metric's mean."""
     from hydra.core.hydra_config import HydraConfig
+    from omegaconf import OmegaConf
 
     check_evaluate(config)
-    run = Path(config.run).expanduser()
-    settings = settings_of(config, run)
     out_dir = Path(HydraConfig.get().runtime.output_dir)
 
+    from instruct_lit.evaluation.metrics import by_category, check_metrics, score
+    from instruct_lit.evaluation.page import print_scores, write_page
+    from instruct_lit.evaluation.responses import read_responses, write_jsonl
+
+    check_metrics(config.metrics)
+    if config.responses is not None:
+        rows = read_responses(Path(config.responses), config.response_field)
+    else:
+        rows = answers_of_run(config)
+    scores = score(rows, config.metrics, config.seed)
+    first = config.metrics[0]
+    categories = {field: by_category(rows, field, first, config.seed) for field in config.by}
+    for row in rows:
+        row["scores"] = {name: score([row], [name])[name]["mean"] for name in config.metrics}
+    write_jsonl(out_dir / "responses.jsonl", rows)
+    found = {
+        "run": config.run, "responses": config.responses, "split": config.split, "n_responses": len(rows),
+        "generation": OmegaConf.to_container(config.generation), "metrics": scores, "by": categories,
+    }  # fmt: skip
+    (out_dir / "evaluation.json").write_text(json.dumps(found, indent=2) + "\n")
+    write_page(out_dir / "report.html", found, rows)
+    print_scores(found)
+    print(f"{out_dir}: responses.jsonl, evaluation.json, report.html")
+    return scores[first]["mean"]
+
+
+def answers_of_run(config: DictConfig) -> list[dict[str, Any]]:
+    """Let the model at `run` answer the split."""
     from instruct_lit import build
-    from instruct_lit.evaluation.responses import exact_match, write_jsonl
     from instruct_lit.model.pretrained import load_gpt
 
+    run = Path(config.run).expanduser()
+    settings = settings_of(config, run)
     template = build.template_of(settings)
     model = load_gpt(path=str(bundle_of(run)))
     data = build.data_of(settings, template, model.config.context_length)
     data.prepare_data()
     data.setup()
-    rows = build.answer_split(
-        config, model, data, config.split, config.n_responses, f"answers to the {config.split} set"
-    )
-    write_jsonl(out_dir / "responses.jsonl", rows)
-    score = exact_match(rows)
-    metrics = {"run": str(run), "split": config.split, "n_responses": len(rows), f"{config.split}/exact_match": score}
-    (out_dir / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
-    print(
-        f"{config.split}/exact_match  {score:.4f}  ({len(rows)} answers)\n{out_dir / 'responses.jsonl'}",
-        file=sys.stdout,
-    )
-    return score
+    title = f"answers to the {config.split} set"
+    return build.answer_split(config, model, data, config.split, config.n_responses, title)
 
 
 def bundle_of(run: Path) -> Path:

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from instruct_lit.data.example import Example
+from instruct_lit.data.parse import read_records
 from instruct_lit.data.template import Template
+from instruct_lit.errors import DataError
 from instruct_lit.generation.engine import Engine
 from instruct_lit.generation.sampling import SamplingSettings
 
@@ -61,6 +63,26 @@ def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     with path.open("w", encoding="utf-8") as file:
         for row in rows:
             file.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
+
+
+def read_responses(path: Path, response_field: str) -> list[dict[str, Any]]:
+    """Answers out of a file of records with their answers, whatever wrote it.
+
+    Raises DataError for a record without text in `instruction`, `output` or the answer's field.
+    """
+    rows: list[dict[str, Any]] = []
+    for place, record in read_records(path.expanduser()):
+        if isinstance(record, DataError):
+            raise record
+        row = {"id": len(rows), "input": "", **record} if isinstance(record, dict) else {}
+        for field in ("instruction", "output", response_field):
+            if not isinstance(row.get(field), str):
+                raise DataError(f"{place}: no text in {field!r}; found: {', '.join(map(str, row)) or 'no fields'}")
+        row["response"] = row.pop(response_field)
+        rows.append(row)
+    if not rows:
+        raise DataError(f"{path}: no record in it")
+    return rows
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:

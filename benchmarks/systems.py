@@ -1,0 +1,210 @@
+"""The systems that fine-tune: ours, the plain loop, the book's own code, TRL, litgpt.
+
+Each takes its name and the options of `benchmarks.training`, trains the same records with the same model shape (random
+weights), batch size and AdamW, and returns its figures. A name tells layout and precision: `ours packed+prefix bf16`.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+from benchmarks import common
+
+REFERENCE, CHECKOUT = "chapter 7", "chapter 7 checkout"
+TRL = ["trl fp32", "trl bf16", "trl bf16 packed"]
+LITGPT = ["litgpt fp32", "litgpt bf16"]
+LR, WEIGHT_DECAY = 5e-5, 0.1
+
+
+def measure(name: str, args: Namespace) -> dict[str, Any]:
+    """Train with the named system and return its figures."""
+    if name == CHECKOUT:
+        return chapter_7_checkout(args)
+    return {"chapter": chapter_7, "trl": trl, "litgpt": litgpt, "ours": ours}[name.split()[0]](name, args)
+
+
+def ours(name: str, args: Namespace) -> dict[str, Any]:
+    """What `python -m instruct_lit.train` runs, without validation, checkpoints and answers."""
+    import torch
+    from hydra import compose, initialize_config_dir
+    from lightning import Callback, seed_everything
+
+    from instruct_lit import build
+    from instruct_lit.config import CONF, TrainConfig, check_train, register
+    from instruct_lit.training.callbacks import History
+    from instruct_lit.training.hardware import keep_freed_memory
+    from instruct_lit.training.module import InstructionTuner
+
+    memory, clock = common.Memory(args.device), common.Clock(args.warm_up, args.steps, args.device)
+    _, batching, precision = name.split()
+    layout, _, prefix = batching.partition("+")
+
+    class Tick(Callback):
+        def on_train_batch_end(self, *_: Any) -> None:
+            clock.tick()
+
+    with tempfile.TemporaryDirectory() as folder, initialize_config_dir(str(CONF), version_base="1.3"):
+        register("train", TrainConfig)
+        config = compose(
+            "train",
+            [
+                f"model={args.model}", "model.pretrained=false", "model.path=null",
+                "data=files", f"data.path={args.data}", "data.split=book", f"data.batch_size={args.batch_size}",
+                f"batching={layout}", f"batching.shared_prefix={bool(prefix)}".lower(),
+                f"optimizer.lr={LR}", f"optimizer.weight_decay={WEIGHT_DECAY}", "scheduler=constant",
+                f"paths.cache={folder}", "callbacks=null", "logger=none",
+                f"trainer.precision={'bf16-mixed' if precision == 'bf16' else '32-true'}",
+                f"trainer.accelerator={'gpu' if args.device == 'cuda' else 'cpu'}", "trainer.max_epochs=100",
+                f"trainer.max_steps={args.warm_up + args.steps}", "trainer.limit_val_batches=0",
+                "+trainer.enable_checkpointing=false", "+trainer.enable_progress_bar=false",
+                f"trainer.default_root_dir={folder}",
+            ],
+        )  # fmt: skip
+        check_train(config)
+        keep_freed_memory()
+        seed_everything(config.seed, workers=True, verbose=False)
+        trainer = build.trainer_of(config, [History(Path(folder) / "history.jsonl"), Tick()])
+        model = build.model_of(config)
+        data = build.data_of(config, build.template_of(config), model.config.context_length)
+        trainer.fit(InstructionTuner(model, *build.optimization_of(config)), data)
+    return _figures(args, clock, memory, args.batch_size, torch.__version__)
+
+
+def chapter_7(name: str, args: Namespace) -> dict[str, Any]:
+    """The plain loop of `benchmarks.reference`."""
+    import torch
+
+    from benchmarks import reference
+    from instruct_lit.data.tokenizer import GPT2Tokenizer
+
+    memory, clock = common.Memory(args.device), common.Clock(args.warm_up, args.steps, args.device)
+    torch.manual_seed(123)
+    records = common.records_of(args.data)
+    texts = GPT2Tokenizer().encode_batch([common.alpaca_prompt(r) + r["output"] for r in records])
+    loader: Any = torch.utils.data.DataLoader(
+        texts, args.batch_size, shuffle=True, drop_last=True, collate_fn=reference.collate
+    )  # type: ignore[arg-type]
+    model = reference.PlainGPT(*common.shape_of(args.model)).to(args.device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=WEIGHT_DECAY)
+    for inputs, targets in common.cycle(loader):
+        reference.train_step(model, optimizer, inputs.to(args.device), targets.to(args.device))
+        clock.tick()
+        if clock.n_ticks == clock.last:
+            break
+    return _figures(args, clock, memory, args.batch_size, torch.__version__)
+
+
+def chapter_7_checkout(args: Namespace) -> dict[str, Any]:
+    """The book's own loop, loader and model."""
+    import torch
+
+    from benchmarks import checkout
+
+    clock = common.Clock(args.warm_up, args.steps, args.device)
+    memory = checkout.train(args.ch07, args.data, args.model, args.batch_size, clock)
+    return _figures(args, clock, memory, args.batch_size, torch.__version__)
+
+
+def trl(name: str, args: Namespace) -> dict[str, Any]:
+    """TRL's SFTTrainer on a random GPT-2, the prompt masked; packed rows have room for a batch of the others."""
+    import datasets
+    import transformers
+    import trl as library
+
+    memory, clock = common.Memory(args.device), common.Clock(args.warm_up, args.steps, args.device)
+    n_layers, n_heads, d_model = common.shape_of(args.model)
+    model = transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(
+            n_layer=n_layers, n_head=n_heads, n_embd=d_model, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0
+        )
+    )
+    records = common.records_of(args.data)
+    rows = [{"prompt": common.alpaca_prompt(r), "completion": r["output"]} for r in records]
+    packed = name.endswith("packed")
+
+    class Tick(transformers.TrainerCallback):
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            clock.tick()
+
+    with tempfile.TemporaryDirectory() as folder:
+        config = library.SFTConfig(
+            folder, per_device_train_batch_size=1 if packed else args.batch_size, max_steps=args.warm_up + args.steps,
+            max_length=args.batch_size * 64 if packed else 1024, packing=packed, bf16="bf16" in name,
+            use_cpu=args.device == "cpu", learning_rate=LR, weight_decay=WEIGHT_DECAY, report_to=[], save_strategy="no",
+            logging_steps=10**6, disable_tqdm=True, gradient_checkpointing=False,
+            dataloader_pin_memory=args.device == "cuda",
+        )  # fmt: skip
+        trainer = library.SFTTrainer(
+            model, args=config, train_dataset=datasets.Dataset.from_list(rows), processing_class=_hf_tokenizer(),
+            callbacks=[Tick()],
+        )  # fmt: skip
+        n_rows = len(trainer.train_dataset)
+        trainer.train()
+    per_step = len(records) / n_rows if packed else args.batch_size
+    return _figures(args, clock, memory, per_step, library.__version__)
+
+
+def litgpt(name: str, args: Namespace) -> dict[str, Any]:
+    """The step of litgpt's `finetune_full` with its model, collate function and loss; positions are rotary there."""
+    from importlib.metadata import version
+
+    import torch
+    from lightning import Fabric
+    from litgpt import GPT, Config
+    from litgpt.data.base import get_sft_collate_fn
+    from litgpt.utils import chunked_cross_entropy
+
+    from instruct_lit.data.tokenizer import GPT2Tokenizer
+
+    memory, clock = common.Memory(args.device), common.Clock(args.warm_up, args.steps, args.device)
+    n_layers, n_heads, d_model = common.shape_of(args.model)
+    fabric = Fabric(args.device, devices=1, precision="bf16-mixed" if name.endswith("bf16") else "32-true")
+    shape = Config(
+        n_layer=n_layers, n_head=n_heads, n_embd=d_model, vocab_size=50257, padded_vocab_size=50257, block_size=1024,
+        parallel_residual=False, gelu_approximate="tanh",
+    )  # fmt: skip
+    model = fabric.setup(GPT(shape))
+    optimizer = fabric.setup_optimizers(torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=WEIGHT_DECAY))
+    tokenizer = GPT2Tokenizer()
+    rows = []
+    for record in common.records_of(args.data):
+        prompt, answer = tokenizer.encode(common.alpaca_prompt(record)), tokenizer.encode(record["output"])
+        ids = torch.tensor([*prompt, *answer, tokenizer.eot_id])
+        labels = torch.where(torch.arange(len(ids)) < len(prompt), -100, ids)
+        counts = {"raw": len(answer), "raw_plus_prompt_template": len(ids)}
+        rows.append({"input_ids": ids, "labels": labels, "token_counts": counts})
+    model.max_seq_length = max(len(row["input_ids"]) for row in rows)
+    loader: Any = torch.utils.data.DataLoader(
+        rows, args.batch_size, shuffle=True, drop_last=True, collate_fn=get_sft_collate_fn(pad_id=tokenizer.eot_id)
+    )  # type: ignore[arg-type]
+    for batch in common.cycle(fabric.setup_dataloaders(loader)):
+        logits = model(batch["input_ids"])
+        fabric.backward(chunked_cross_entropy(logits[..., :-1, :], batch["labels"][..., 1:]))
+        optimizer.step()
+        optimizer.zero_grad()
+        clock.tick()
+        if clock.n_ticks == clock.last:
+            break
+    return _figures(args, clock, memory, args.batch_size, version("litgpt"))
+
+
+def _figures(
+    args: Namespace, clock: common.Clock, memory: common.Memory, examples_per_step: float, version: str
+) -> dict[str, Any]:
+    return {"examples_per_s": args.steps * examples_per_step / clock.seconds, **memory.figures(), "version": version}
+
+
+def _hf_tokenizer() -> Any:
+    import transformers
+
+    from instruct_lit.data.tokenizer import GPT2Tokenizer
+
+    with tempfile.TemporaryDirectory() as folder:
+        for name, content in GPT2Tokenizer().vocab_files().items():
+            (Path(folder) / {"encoder.json": "vocab.json", "vocab.bpe": "merges.txt"}[name]).write_bytes(content)
+        tokenizer = transformers.GPT2TokenizerFast(f"{folder}/vocab.json", f"{folder}/merges.txt")
+    tokenizer.pad_token = tokenizer.eos_token = "<|endoftext|>"
+    return tokenizer

@@ -1,0 +1,164 @@
+"""What can be said of an answer by counting: against the wanted one, and without it; means with intervals.
+
+The measures against a reference are those of the field: SQuAD's normalised exact match and token F1 (Rajpurkar et al.
+2016), ROUGE-L (Lin 2004) through rouge-score and chrF (Popović 2015) through sacrebleu, both in the extra `evaluate`.
+"""
+
+from __future__ import annotations
+
+import re
+import string
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from instruct_lit.errors import ConfigError
+
+Row = Mapping[str, Any]
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+N_RESAMPLES = 2000
+
+
+def normalised(text: str) -> str:
+    """Lower case without punctuation, articles and repeated white space, as SQuAD compares answers."""
+    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+
+
+def exact(row: Row) -> float:
+    """1 where the answer is the wanted one, white space at the ends aside."""
+    return float(row["response"].strip() == row["output"].strip())
+
+
+def exact_normalised(row: Row) -> float:
+    """1 where both are the same after normalising."""
+    return float(normalised(row["response"]) == normalised(row["output"]))
+
+
+def token_f1(row: Row) -> float:
+    """Harmonic mean of precision and recall over the normalised words; two empty texts agree."""
+    found, wanted = normalised(row["response"]).split(), normalised(row["output"]).split()
+    if not found or not wanted:
+        return float(found == wanted)
+    common = sum((Counter(found) & Counter(wanted)).values())
+    return 2 * common / (len(found) + len(wanted))
+
+
+def rouge_l(row: Row) -> float:
+    """F-measure of the longest common subsequence of words."""
+    return _rouge().score(row["output"], row["response"])["rougeL"].fmeasure
+
+
+def chrf(row: Row) -> float:
+    """Character n-gram F-score, between 0 and 1."""
+    return _chrf().sentence_score(row["response"], [row["output"]]).score / 100
+
+
+def ended(row: Row) -> float:
+    """1 where the model ended the answer itself."""
+    return float(row.get("finish_reason", "stop") == "stop")
+
+
+def empty(row: Row) -> float:
+    """1 where there is nothing but white space."""
+    return float(not row["response"].strip())
+
+
+def distinct_2(row: Row) -> float:
+    """Share of different pairs of neighbouring words (Li et al. 2016); 1 for texts too short to repeat."""
+    words = row["response"].split()
+    pairs = list(pairwise(words))
+    return len(set(pairs)) / len(pairs) if pairs else 1.0
+
+
+def looping(row: Row) -> float:
+    """1 where the end of the answer is the same piece three times over."""
+    return float(re.search(r"(.{4,}?)\1\1\s*$", row["response"], re.DOTALL) is not None)
+
+
+def copied(row: Row) -> float:
+    """1 where the answer repeats the instruction or the input, though that is not what is wanted."""
+    response = normalised(row["response"])
+    given = [normalised(row[field]) for field in ("instruction", "input") if row.get(field)]
+    return float(bool(response) and any(response == g for g in given) and response != normalised(row["output"]))
+
+
+def length_ratio(row: Row) -> float:
+    """Characters of the answer per character of the wanted one."""
+    return len(row["response"]) / max(1, len(row["output"]))
+
+
+WITHOUT_EXTRA: dict[str, Callable[[Row], float]] = {
+    "exact_match": exact,
+    "exact_match_normalised": exact_normalised,
+    "token_f1": token_f1,
+    "ended": ended,
+    "empty": empty,
+    "distinct_2": distinct_2,
+    "looping": looping,
+    "copied_prompt": copied,
+    "length_ratio": length_ratio,
+}
+METRICS: dict[str, Callable[[Row], float]] = {**WITHOUT_EXTRA, "rouge_l": rouge_l, "chrf": chrf}
+
+
+def check_metrics(names: Sequence[str]) -> None:
+    """Raise ConfigError for a name that does not exist and for a metric whose library is not installed."""
+    for name in names:
+        if name not in METRICS:
+            raise ConfigError(f"metrics={name}: allowed are {', '.join(METRICS)}")
+        METRICS[name]({"instruction": "", "output": "a", "response": "a"})
+
+
+def score(rows: Sequence[Row], names: Sequence[str], seed: int = 0) -> dict[str, dict[str, float]]:
+    """Mean of each named metric over the rows, with the ends of its 95 % bootstrap interval."""
+    return {name: interval([METRICS[name](row) for row in rows], seed) for name in names}
+
+
+def interval(values: Sequence[float], seed: int = 0) -> dict[str, float]:
+    """Mean, and the 2.5th and 97.5th percentile of the means of resamples (Efron 1979)."""
+    sample = np.asarray(values, dtype=np.float64)
+    if len(sample) == 1:
+        return {"mean": float(sample[0]), "low": float(sample[0]), "high": float(sample[0]), "n": 1}
+    random = np.random.default_rng(seed)
+    means = np.array([sample[random.integers(0, len(sample), len(sample))].mean() for _ in range(N_RESAMPLES)])
+    low, high = np.percentile(means, [2.5, 97.5])
+    return {"mean": float(sample.mean()), "low": float(low), "high": float(high), "n": len(sample)}
+
+
+def by_category(rows: Sequence[Row], field: str, metric: str, seed: int = 0) -> dict[str, dict[str, float]]:
+    """A metric for each value of a field of the records; `input` stands for with and without."""
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        value = ("with input" if row.get("input") else "without input") if field == "input" else str(row.get(field))
+        groups.setdefault(value, []).append(row)
+    return {value: score(members, [metric], seed)[metric] for value, members in sorted(groups.items())}
+
+
+_loaded: dict[str, Any] = {}
+
+
+def _rouge() -> Any:
+    if "rouge" not in _loaded:
+        scorer = _import("rouge_score.rouge_scorer", "rouge_l")
+        _loaded["rouge"] = scorer.RougeScorer(["rougeL"], use_stemmer=False)
+    return _loaded["rouge"]
+
+
+def _chrf() -> Any:
+    if "chrf" not in _loaded:
+        _loaded["chrf"] = _import("sacrebleu.metrics", "chrf").CHRF()
+    return _loaded["chrf"]
+
+
+def _import(module: str, metric: str) -> Any:
+    import importlib
+
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        package = module.split(".")[0].replace("_", "-")
+        raise ConfigError(f"metrics={metric}: needs {package}; pip install 'instruct-lit[evaluate]'") from error

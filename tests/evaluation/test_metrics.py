@@ -1,0 +1,110 @@
+"""Each measure by hand, intervals that cover, and the answers of a known model."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from instruct_lit.errors import ConfigError
+from instruct_lit.evaluation.metrics import (
+    METRICS,
+    WITHOUT_EXTRA,
+    by_category,
+    check_metrics,
+    interval,
+    normalised,
+    score,
+)
+
+
+def value(metric: str, response: str, output: str = "", **fields: str) -> float:
+    return METRICS[metric]({"instruction": "", "input": "", "output": output, "response": response, **fields})
+
+
+@pytest.mark.parametrize(
+    ("metric", "response", "output", "expected"),
+    [
+        ("exact_match", " cat\n", "cat", 1),
+        ("exact_match", "Cat", "cat", 0),
+        ("exact_match_normalised", "The  Cat!", "a cat", 1),
+        ("exact_match_normalised", "theme", "me", 0),
+        ("token_f1", "the red cat", "cat black", 0.5),
+        ("token_f1", "cat cat dog", "cat", 0.5),
+        ("token_f1", "", "the", 1),
+        ("token_f1", "x", "", 0),
+        ("empty", " \n", "x", 1),
+        ("distinct_2", "a b a b a", "x", 0.5),
+        ("distinct_2", "one", "x", 1),
+        ("looping", "well, I see I see I see ", "x", 1),
+        ("looping", "I see what I see", "x", 0),
+        ("length_ratio", "abcd", "ab", 2),
+        ("length_ratio", "abcd", "", 4),
+    ],
+)
+def test_measures_by_hand(metric: str, response: str, output: str, expected: float) -> None:
+    assert value(metric, response, output) == pytest.approx(expected)
+
+
+def test_measures_that_look_at_more_than_the_answer() -> None:
+    assert value("ended", "x", finish_reason="stop") == 1 and value("ended", "x", finish_reason="length") == 0
+    assert value("copied_prompt", "Say it.", "it", instruction="say it") == 1
+    assert value("copied_prompt", "A cat", "a cat", input="a cat") == 0  # copying was the task
+    assert value("copied_prompt", "", "x") == 0
+
+
+def test_rouge_l_and_chrf_by_definition() -> None:
+    pytest.importorskip("rouge_score")
+    pytest.importorskip("sacrebleu")
+    # Longest common subsequence "the cat sat": 3 of 4 words and 3 of 5, so F = 2/3.
+    assert value("rouge_l", "the cat then sat", "the black cat sat down") == pytest.approx(2 / 3)
+    assert value("chrf", "same text", "same text") == pytest.approx(1) and value("chrf", "abc", "xyz") == 0
+
+
+def test_normalising() -> None:
+    assert normalised(" An  apple, a day: THE end. ") == "apple day end"
+
+
+def test_the_interval_covers_the_true_mean_as_often_as_it_says() -> None:
+    random = np.random.default_rng(0)
+    hits = 0
+    for trial in range(200):
+        found = interval(random.normal(1.0, 2.0, 60).tolist(), seed=trial)
+        hits += found["low"] <= 1.0 <= found["high"]
+    assert 0.88 <= hits / 200 <= 0.99
+    assert interval([1.0]) == {"mean": 1.0, "low": 1.0, "high": 1.0, "n": 1}
+    assert interval([0.0, 1.0, 1.0], seed=3) == interval([0.0, 1.0, 1.0], seed=3)
+
+
+def test_categories_and_names() -> None:
+    rows = [
+        {"input": i, "output": "x", "response": r, "level": n}
+        for i, r, n in (("", "x", 1), ("y", "x", 2), ("y", "z", 2))
+    ]
+    found = by_category(rows, "input", "exact_match")
+    assert found["with input"]["mean"] == 0.5 and found["without input"]["n"] == 1
+    assert set(by_category(rows, "level", "exact_match")) == {"1", "2"}
+    check_metrics(list(WITHOUT_EXTRA))
+    with pytest.raises(ConfigError, match="metrics=bleurt: allowed are exact_match, "):
+        check_metrics(["bleurt"])
+
+
+def test_a_metric_whose_library_is_absent_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    from instruct_lit.evaluation import metrics
+
+    monkeypatch.setattr(metrics, "_loaded", {})
+    monkeypatch.setitem(__import__("sys").modules, "rouge_score.rouge_scorer", None)
+    with pytest.raises(
+        ConfigError, match=r"metrics=rouge_l: needs rouge-score; pip install 'instruct-lit\[evaluate\]'"
+    ):
+        check_metrics(["rouge_l"])
+
+
+def test_the_answers_of_a_known_model(shared_data: Path) -> None:
+    """110 answers of a fine-tuned GPT-2 355M."""
+    rows = json.loads((shared_data / "judge" / "instruction-data-with-response.json").read_text())
+    for row in rows:
+        row["response"] = row.pop("model_response")
+    found = score(rows, ["exact_match", "token_f1", "length_ratio"])
+    assert found["exact_match"]["n"] == 110
+    assert 0.1 < found["exact_match"]["mean"] < found["token_f1"]["mean"] < 1
