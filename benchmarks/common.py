@@ -188,16 +188,25 @@ def table(
     columns = columns or {}
     shown = Table(title=title)
     memory = f"× {next(iter(baselines))}" if leanest else None
-    heads = [speed, "min to max", *(f"× {label}" for label in baselines), *columns, "peak GB", *filter(None, [memory])]
-    shown.add_column("system")
+    heads = [
+        speed.replace("_per_s", "/s"),
+        "min to max",
+        *(f"× {label}" for label in baselines),
+        *columns,
+        "peak GB",
+        *filter(None, [memory]),
+    ]
+    shown.add_column("system", no_wrap=True)
     for head in heads:
         shown.add_column(head, justify="right")
     summary: dict[str, Any] = {}
+    failures = []
     for name, rounds in results.items():
         middle, peak = median(rounds, speed), median(rounds, "peak_bytes")
         if middle is None or peak is None:
             summary[name] = rounds[-1]
-            shown.add_row(name, rounds[-1].get("error", ""))
+            shown.add_row(name, "–")
+            failures.append(f"{name}: {rounds[-1].get('error')}")
             continue
         speeds = [r[speed] for r in rounds if speed in r]
         ratios = {label: middle / base if base else None for label, base in fastest.items()}
@@ -207,13 +216,18 @@ def table(
         cells.append(f"{peak / 1e9:.2f}")
         if leanest:
             cells.append(f"{peak / leanest:.2f}")
-        shown.add_row(name, f"{middle:.2f}", f"{min(speeds):.2f}–{max(speeds):.2f}", *cells)
+        shown.add_row(name, _short(middle), f"{_short(min(speeds))}–{_short(max(speeds))}", *cells)
         summary[name] = {
             "median": middle, "min": min(speeds), "max": max(speeds), "ratios": ratios, **others,
             "peak_gb": peak / 1e9, "peak_ratio": peak / leanest if leanest else None,
         }  # fmt: skip
+    shown.caption = "\n".join(failures) or None
     Console(width=132).print(shown)
     return summary
+
+
+def _short(x: float) -> str:
+    return f"{x:,.{2 if x < 20 else 1 if x < 200 else 0}f}"
 
 
 def write_json(path: Path | None, content: Mapping[str, Any]) -> None:

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 
 class Attention(nn.Module):
+    mask: Tensor
+
     def __init__(self, d_model: int, n_heads: int, context_length: int) -> None:
         super().__init__()
         self.n_heads = n_heads

@@ -55,7 +55,7 @@ def ours(name: str, args: Namespace) -> dict[str, Any]:
                 "data=files", f"data.path={args.data}", "data.split=book", f"data.batch_size={args.batch_size}",
                 f"batching={layout}", f"batching.shared_prefix={bool(prefix)}".lower(),
                 f"optimizer.lr={LR}", f"optimizer.weight_decay={WEIGHT_DECAY}", "scheduler=constant",
-                f"paths.cache={folder}", "callbacks=null", "logger=none",
+                f"paths.cache={folder}", "~callbacks", "logger=none",
                 f"trainer.precision={'bf16-mixed' if precision == 'bf16' else '32-true'}",
                 f"trainer.accelerator={'gpu' if args.device == 'cuda' else 'cpu'}", "trainer.max_epochs=100",
                 f"trainer.max_steps={args.warm_up + args.steps}", "trainer.limit_val_batches=0",
@@ -83,10 +83,10 @@ def chapter_7(name: str, args: Namespace) -> dict[str, Any]:
     memory, clock = common.Memory(args.device), common.Clock(args.warm_up, args.steps, args.device)
     torch.manual_seed(123)
     records = common.records_of(args.data)
-    texts = GPT2Tokenizer().encode_batch([common.alpaca_prompt(r) + r["output"] for r in records])
+    texts: Any = GPT2Tokenizer().encode_batch([common.alpaca_prompt(r) + r["output"] for r in records])
     loader: Any = torch.utils.data.DataLoader(
         texts, args.batch_size, shuffle=True, drop_last=True, collate_fn=reference.collate
-    )  # type: ignore[arg-type]
+    )
     model = reference.PlainGPT(*common.shape_of(args.model)).to(args.device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=WEIGHT_DECAY)
     for inputs, targets in common.cycle(loader):
@@ -112,14 +112,13 @@ def trl(name: str, args: Namespace) -> dict[str, Any]:
     """TRL's SFTTrainer on a random GPT-2, the prompt masked; packed rows have room for a batch of the others."""
     import datasets
     import transformers
-    import trl as library
+    from transformers import GPT2Config, GPT2LMHeadModel
+    from trl import SFTConfig, SFTTrainer, __version__
 
     memory, clock = common.Memory(args.device), common.Clock(args.warm_up, args.steps, args.device)
     n_layers, n_heads, d_model = common.shape_of(args.model)
-    model = transformers.GPT2LMHeadModel(
-        transformers.GPT2Config(
-            n_layer=n_layers, n_head=n_heads, n_embd=d_model, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0
-        )
+    model = GPT2LMHeadModel(
+        GPT2Config(n_layer=n_layers, n_head=n_heads, n_embd=d_model, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
     )
     records = common.records_of(args.data)
     rows = [{"prompt": common.alpaca_prompt(r), "completion": r["output"]} for r in records]
@@ -130,21 +129,21 @@ def trl(name: str, args: Namespace) -> dict[str, Any]:
             clock.tick()
 
     with tempfile.TemporaryDirectory() as folder:
-        config = library.SFTConfig(
+        config = SFTConfig(
             folder, per_device_train_batch_size=1 if packed else args.batch_size, max_steps=args.warm_up + args.steps,
             max_length=args.batch_size * 64 if packed else 1024, packing=packed, bf16="bf16" in name,
             use_cpu=args.device == "cpu", learning_rate=LR, weight_decay=WEIGHT_DECAY, report_to=[], save_strategy="no",
             logging_steps=10**6, disable_tqdm=True, gradient_checkpointing=False,
             dataloader_pin_memory=args.device == "cuda",
         )  # fmt: skip
-        trainer = library.SFTTrainer(
+        trainer = SFTTrainer(
             model, args=config, train_dataset=datasets.Dataset.from_list(rows), processing_class=_hf_tokenizer(),
             callbacks=[Tick()],
         )  # fmt: skip
         n_rows = len(trainer.train_dataset)
         trainer.train()
     per_step = len(records) / n_rows if packed else args.batch_size
-    return _figures(args, clock, memory, per_step, library.__version__)
+    return _figures(args, clock, memory, per_step, __version__)
 
 
 def litgpt(name: str, args: Namespace) -> dict[str, Any]:
@@ -161,15 +160,15 @@ def litgpt(name: str, args: Namespace) -> dict[str, Any]:
 
     memory, clock = common.Memory(args.device), common.Clock(args.warm_up, args.steps, args.device)
     n_layers, n_heads, d_model = common.shape_of(args.model)
-    fabric = Fabric(args.device, devices=1, precision="bf16-mixed" if name.endswith("bf16") else "32-true")
+    fabric = Fabric(accelerator=args.device, devices=1, precision="bf16-mixed" if name.endswith("bf16") else "32-true")
     shape = Config(
         n_layer=n_layers, n_head=n_heads, n_embd=d_model, vocab_size=50257, padded_vocab_size=50257, block_size=1024,
         parallel_residual=False, gelu_approximate="tanh",
     )  # fmt: skip
-    model = fabric.setup(GPT(shape))
-    optimizer = fabric.setup_optimizers(torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=WEIGHT_DECAY))
+    model: Any = fabric.setup(GPT(shape))
+    optimizer: Any = fabric.setup_optimizers(torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=WEIGHT_DECAY))
     tokenizer = GPT2Tokenizer()
-    rows = []
+    rows: Any = []
     for record in common.records_of(args.data):
         prompt, answer = tokenizer.encode(common.alpaca_prompt(record)), tokenizer.encode(record["output"])
         ids = torch.tensor([*prompt, *answer, tokenizer.eot_id])
@@ -179,7 +178,7 @@ def litgpt(name: str, args: Namespace) -> dict[str, Any]:
     model.max_seq_length = max(len(row["input_ids"]) for row in rows)
     loader: Any = torch.utils.data.DataLoader(
         rows, args.batch_size, shuffle=True, drop_last=True, collate_fn=get_sft_collate_fn(pad_id=tokenizer.eot_id)
-    )  # type: ignore[arg-type]
+    )
     for batch in common.cycle(fabric.setup_dataloaders(loader)):
         logits = model(batch["input_ids"])
         fabric.backward(chunked_cross_entropy(logits[..., :-1, :], batch["labels"][..., 1:]))
@@ -198,13 +197,13 @@ def _figures(
 
 
 def _hf_tokenizer() -> Any:
-    import transformers
+    from transformers import GPT2TokenizerFast  # type: ignore[attr-defined]
 
     from instruct_lit.data.tokenizer import GPT2Tokenizer
 
     with tempfile.TemporaryDirectory() as folder:
         for name, content in GPT2Tokenizer().vocab_files().items():
             (Path(folder) / {"encoder.json": "vocab.json", "vocab.bpe": "merges.txt"}[name]).write_bytes(content)
-        tokenizer = transformers.GPT2TokenizerFast(f"{folder}/vocab.json", f"{folder}/merges.txt")
+        tokenizer = GPT2TokenizerFast(f"{folder}/vocab.json", f"{folder}/merges.txt")
     tokenizer.pad_token = tokenizer.eos_token = "<|endoftext|>"
     return tokenizer
