@@ -25,6 +25,7 @@ from instruct_lit.errors import ConfigError, InstructLitError
 if TYPE_CHECKING:
     from lightning import Callback, Trainer
 
+    from instruct_lit.bundle import OpenedModel
     from instruct_lit.data.datamodule import InstructionData
     from instruct_lit.data.template import Template
     from instruct_lit.generation.sampling import SamplingSettings
@@ -185,6 +186,33 @@ def trainer_of(config: DictConfig, ours: Sequence[Callback]) -> Trainer:
         enable_model_summary=False,
         use_distributed_sampler=False,
     )
+
+
+def open_run(config: DictConfig) -> OpenedModel:
+    """The finished model at `run`, with the template of `template` where one is given."""
+    from instruct_lit.bundle import open_model
+
+    return open_model(config.run, template_of(config) if config.template is not None else None)
+
+
+def data_of_run(config: DictConfig, opened: OpenedModel) -> InstructionData:
+    """The data of `data`, or where none are given those that the run was trained with, ready to be read.
+
+    Raises ConfigError when they are neither given nor known.
+    """
+    saved = opened.directory.parent / "config.yaml"  # of the run folder that the bundle lies in
+    node = config.data
+    if node is None and opened.about and saved.is_file():
+        node = OmegaConf.select(OmegaConf.load(saved), "data")
+    if node is None:
+        raise ConfigError(
+            f"run={config.run}: no run folder, so the data must be given (data=files data.path=…, data=book)"
+        )
+    settings = OmegaConf.create({"paths": config.paths, "batching": {}, "data": node})
+    data = data_of(settings, opened.template, opened.model.config.context_length)
+    data.prepare_data()
+    data.setup()
+    return data
 
 
 def sampling_of(config: DictConfig) -> SamplingSettings:

@@ -16,20 +16,26 @@ from safetensors.torch import save_file
 from instruct_lit import __version__
 from instruct_lit.data.template import Template
 from instruct_lit.data.tokenizer import EOT, GPT2Tokenizer
-from instruct_lit.errors import CheckpointError
+from instruct_lit.errors import CheckpointError, ConfigError
 from instruct_lit.model.gpt import GPT
-from instruct_lit.model.pretrained import WEIGHTS, hf_config, hf_state_dict
+from instruct_lit.model.pretrained import WEIGHTS, hf_config, hf_state_dict, load_gpt
 
 OURS = "instruct_lit.json"
 _HF_VOCAB = {"encoder.json": "vocab.json", "vocab.bpe": "merges.txt"}
 
 
 @dataclass(frozen=True)
-class Bundle:
-    """What a bundle says besides its weights; `directory` is what the weights are loaded from."""
+class OpenedModel:
+    """A finished model, ready to answer: what `open_model` found at `directory`.
+
+    `generation` holds the settings of generation that it was saved with, `about` everything else that is known of it.
+    """
 
     directory: Path
+    model: GPT
+    tokenizer: GPT2Tokenizer
     template: Template
+    generation: Mapping[str, Any]
     about: Mapping[str, Any]
 
 
@@ -72,23 +78,44 @@ def save_bundle(
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def load_bundle(directory: Path) -> Bundle:
-    """Read what a bundle, or a run folder with one, says about itself.
+def bundle_of(run: str | Path) -> Path:
+    """The directory with the weights: `run` itself, or the bundle of a run folder."""
+    directory = Path(run).expanduser()
+    return directory / "bundle" if (directory / "bundle").is_dir() else directory
 
-    Raises CheckpointError when there is no such file or it is damaged.
+
+def open_model(run: str | Path, template: Template | None = None) -> OpenedModel:
+    """Open a run folder, a bundle, or a Hugging Face GPT-2 directory; a given template replaces the bundle's own.
+
+    Raises CheckpointError when there is no model or it is damaged, ConfigError when a directory that is no bundle of
+    ours comes without a template.
     """
-    directory = Path(directory).expanduser()
-    if (directory / "bundle" / OURS).is_file():
-        directory = directory / "bundle"
+    directory = bundle_of(run)
+    if not directory.is_dir():
+        raise CheckpointError(f"run={run}: no such folder (a run folder, a bundle or a Hugging Face GPT-2 directory)")
+    about = read_about(directory)
+    if template is None and about:
+        template = Template(about["template"]["name"], about["template"]["text"])
+    if template is None:
+        raise ConfigError(f"run={run}: no bundle of ours, so the template must be given (template=alpaca)")
+    model = load_gpt(path=directory)
+    return OpenedModel(directory, model, GPT2Tokenizer(), template, about.get("generation", {}), about)
+
+
+def read_about(directory: Path) -> dict[str, Any]:
+    """What a bundle says about itself besides its weights; empty for a directory that is no bundle of ours.
+
+    Raises CheckpointError when the file is damaged.
+    """
     file = directory / OURS
+    if not file.exists():
+        return {}
     try:
         about = json.loads(file.read_text(encoding="utf-8"))
-        template = Template(about["template"]["name"], about["template"]["text"])
-    except OSError as error:
-        raise CheckpointError(f"run={directory}: no bundle there ({OURS} cannot be read: {error.strerror})") from error
-    except (ValueError, KeyError, TypeError) as error:
+        Template(about["template"]["name"], about["template"]["text"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{file}: damaged ({type(error).__name__}: {error})") from error
-    return Bundle(directory, template, about)
+    return about
 
 
 def chat_template(template: Template) -> str:

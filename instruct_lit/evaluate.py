@@ -3,13 +3,49 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from instruct_lit.config import EvaluateConfig, check_evaluate, run_command
+from instruct_lit.config import run_command
+from instruct_lit.errors import ConfigError
+from instruct_lit.schema import DataConfig, GenerationConfig, PathsConfig, TemplateConfig, check_values
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
+
+
+@dataclass
+class EvaluateConfig:
+    run: str | None = None
+    responses: str | None = None
+    response_field: str = "response"
+    metrics: list[str] = field(default_factory=list)
+    by: list[str] = field(default_factory=list)
+    data: DataConfig | None = None
+    template: TemplateConfig | None = None
+    generation: GenerationConfig = field(default_factory=GenerationConfig)
+    paths: PathsConfig = field(default_factory=PathsConfig)
+    split: str = "test"
+    n_responses: int | None = None
+    seed: int = 123
+
+
+def check_evaluate(config: Any) -> None:
+    """Raise one ConfigError that lists every impossible value of an evaluation's configuration."""
+    problems = check_values(config)
+    if config.split not in ("train", "val", "test"):
+        problems.append(f"split={config.split}: allowed are train, val, test")
+    if (config.run is None) == (config.responses is None):
+        problems.append("run=… or responses=…: give one of the two, a model to answer or answers that are there")
+    if not config.metrics:
+        problems.append("metrics=[]: name at least one")
+    if config.responses is not None and not Path(config.responses).expanduser().is_file():
+        problems.append(f"responses={config.responses}: no such file")
+    if config.run is not None and not Path(config.run).expanduser().is_dir():
+        problems.append(f"run={config.run}: no such folder (a run folder, a bundle or a Hugging Face GPT-2 directory)")
+    if problems:
+        raise ConfigError("\n  ".join(problems))
 
 
 def evaluate(config: DictConfig) -> float:
@@ -49,48 +85,11 @@ def evaluate(config: DictConfig) -> float:
 def answers_of_run(config: DictConfig) -> list[dict[str, Any]]:
     """Let the model at `run` answer the split."""
     from instruct_lit import build
-    from instruct_lit.model.pretrained import load_gpt
 
-    run = Path(config.run).expanduser()
-    settings = settings_of(config, run)
-    template = build.template_of(settings)
-    model = load_gpt(path=str(bundle_of(run)))
-    data = build.data_of(settings, template, model.config.context_length)
-    data.prepare_data()
-    data.setup()
+    opened = build.open_run(config)
+    data = build.data_of_run(config, opened)
     title = f"answers to the {config.split} set"
-    return build.answer_split(config, model, data, config.split, config.n_responses, title)
-
-
-def bundle_of(run: Path) -> Path:
-    """The directory with the weights: `run` itself, or the bundle of a run folder."""
-    return run / "bundle" if (run / "bundle").is_dir() else run
-
-
-def settings_of(config: DictConfig, run: Path) -> DictConfig:
-    """The configuration with what is not given taken from the run folder and the bundle.
-
-    Raises ConfigError when the data or the template is neither given nor known.
-    """
-    from omegaconf import OmegaConf
-
-    from instruct_lit.bundle import OURS, load_bundle
-    from instruct_lit.errors import ConfigError
-
-    folder = run.parent if (run.name == "bundle" and (run.parent / "config.yaml").is_file()) else run
-    saved = OmegaConf.load(folder / "config.yaml") if (folder / "config.yaml").is_file() else OmegaConf.create()
-    settings = OmegaConf.create({"seed": config.seed, "paths": config.paths, "batching": {}})
-    if config.data is None and "data" not in saved:
-        raise ConfigError(f"run={run}: no run folder, so the data must be given (data=files data.path=…, data=book)")
-    settings.data = config.data if config.data is not None else saved.data
-    if config.template is not None:
-        settings.template = config.template
-    elif (bundle_of(run) / OURS).is_file():
-        template = load_bundle(run).template
-        settings.template = {"name": template.name, "text": template.text, "path": None}
-    else:
-        raise ConfigError(f"run={run}: no bundle of ours, so the template must be given (template=alpaca)")
-    return settings
+    return build.answer_split(config, opened.model, data, config.split, config.n_responses, title)
 
 
 def main() -> None:

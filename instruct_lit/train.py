@@ -13,7 +13,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from instruct_lit.config import TrainConfig, check_train, differences, flat, run_command
+from instruct_lit.config import differences, flat, run_command
+from instruct_lit.schema import TrainConfig, check_train
 
 if TYPE_CHECKING:
     from lightning import Trainer

@@ -7,12 +7,12 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from instruct_lit.bundle import OURS, load_bundle, save_bundle
+from instruct_lit.bundle import OURS, open_model, save_bundle
 from instruct_lit.config import CONF
 from instruct_lit.data.example import Example
 from instruct_lit.data.template import Template
 from instruct_lit.data.tokenizer import GPT2Tokenizer
-from instruct_lit.errors import CheckpointError
+from instruct_lit.errors import CheckpointError, ConfigError
 from instruct_lit.model.gpt import GPT, GPTConfig
 from instruct_lit.model.pretrained import load_gpt
 
@@ -41,14 +41,18 @@ def test_trap_13_the_head_is_tied_and_comes_back(tmp_path: Path, tiny_model: GPT
 
 
 def test_what_the_bundle_says_about_itself(tmp_path: Path, tiny_model: GPT) -> None:
-    bundle = load_bundle(save(tmp_path / "run" / "bundle", tiny_model))
+    bundle = open_model(save(tmp_path / "run" / "bundle", tiny_model))
     assert bundle.template.text == TEMPLATES["alpaca"].text and bundle.about["metrics"] == {"val/loss": 1.5}
-    assert load_bundle(tmp_path / "run").directory == tmp_path / "run" / "bundle"
-    with pytest.raises(CheckpointError, match=r"run=.*nowhere: no bundle there"):
-        load_bundle(tmp_path / "nowhere")
+    assert open_model(tmp_path / "run").directory == tmp_path / "run" / "bundle"
+    assert open_model(tmp_path / "run", TEMPLATES["phi3"]).template.name == "phi3"
+    with pytest.raises(CheckpointError, match=r"run=.*nowhere: no such folder"):
+        open_model(tmp_path / "nowhere")
     (tmp_path / "run" / "bundle" / OURS).write_text("{")
     with pytest.raises(CheckpointError, match=rf"{OURS}: damaged"):
-        load_bundle(tmp_path / "run")
+        open_model(tmp_path / "run")
+    (tmp_path / "run" / "bundle" / OURS).unlink()
+    with pytest.raises(ConfigError, match=r"no bundle of ours, so the template must be given \(template=alpaca\)"):
+        open_model(tmp_path / "run")
 
 
 def test_a_save_that_fails_leaves_the_bundle_that_was_there(

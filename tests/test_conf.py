@@ -1,5 +1,6 @@
 """Every file of conf/ composes, and passes the checks that come before any work."""
 
+import importlib
 import re
 import subprocess
 import sys
@@ -11,7 +12,8 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from instruct_lit import build
-from instruct_lit.config import CONF, EvaluateConfig, TrainConfig, check_train, register
+from instruct_lit.config import CONF, register
+from instruct_lit.schema import check_train
 
 GROUPS = sorted(p.relative_to(CONF).with_suffix("") for p in CONF.glob("*/*.yaml") if p.stem != "base")
 NEEDS = {  # what a person must give with it
@@ -22,10 +24,14 @@ NEEDS = {  # what a person must give with it
 
 
 def composed(*overrides: str, config: str = "train") -> DictConfig:
-    register("train", TrainConfig)
-    register("evaluate", EvaluateConfig)
+    register(config, schema_of(config))
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return compose(config, list(overrides), return_hydra_config=True)
+
+
+def schema_of(command: str) -> type:
+    """The schema of a command stands in its module: `TrainConfig` in `instruct_lit.train`."""
+    return getattr(importlib.import_module(f"instruct_lit.{command}"), f"{command.title()}Config")
 
 
 @pytest.fixture(autouse=True)
@@ -42,6 +48,12 @@ def test_every_file_of_a_group_composes_and_passes_the_checks(name: str) -> None
     HydraConfig.instance().set_config(config)  # for ${hydra:…}
     check_train(config)
     build.check_targets(config)
+
+
+@pytest.mark.parametrize("command", sorted(p.stem for p in CONF.glob("*.yaml")))
+def test_every_command_composes_with_its_schema(command: str) -> None:
+    config = composed(config=command)
+    assert set(vars(schema_of(command)())) <= set(config)
 
 
 def test_the_recipes_of_the_book_are_its_settings() -> None:

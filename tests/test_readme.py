@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
-from instruct_lit.config import CONF, EvaluateConfig, TrainConfig, register
+from instruct_lit.config import CONF, register
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -34,8 +34,7 @@ def test_every_symbol_of_the_six_stops_exists(symbol: str) -> None:
 def test_every_command_composes(command: str) -> None:
     _, _, module, *overrides = shlex.split(command.replace("<date>", "d").replace("<time>", "t"))
     name = module.removeprefix("instruct_lit.")
-    register("train", TrainConfig)
-    register("evaluate", EvaluateConfig)
+    register(name, getattr(importlib.import_module(module), f"{name.title()}Config"))
     overrides = [o for o in overrides if o not in ("-m", "--cfg", "job")]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         single = [re.sub(r"^([^\[{]*?)=([^,\[{]*),.*", r"\1=\2", o) for o in overrides]

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from instruct_lit.bundle import load_bundle
+from instruct_lit.bundle import open_model
 from instruct_lit.model.pretrained import load_gpt
 
 
@@ -66,7 +66,7 @@ def test_the_best_weights_are_those_of_the_lowest_validation_loss(small_run: Pat
 
 
 def test_the_bundle_tells_template_and_metrics(small_run: Path) -> None:
-    bundle = load_bundle(small_run)
+    bundle = open_model(small_run)
     assert bundle.template.name == "alpaca"
     assert bundle.about["metrics"]["n_train"] == 40 and bundle.about["data"]["name"] == "demo"
 

@@ -1,0 +1,187 @@
+"""The schema of every group of `conf/` and of training, and the rules between keys.
+
+Hydra composes `conf/` into these dataclasses, so a misspelt key or a wrong type fails before anything is downloaded.
+Every other command has the schema and the checks of its own keys in its own file.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
+
+from instruct_lit.errors import ConfigError
+
+
+@dataclass
+class ModelConfig:
+    name: str = MISSING
+    path: str | None = None
+    repo: str | None = None
+    revision: str | None = None
+    pretrained: bool = True
+    n_layers: int = 12
+    n_heads: int = 12
+    d_model: int = 768
+    context_length: int = 1024
+    dropout: float = 0.0
+    activation_checkpointing: bool = False
+    lr: float = 5e-5
+
+
+@dataclass
+class DataConfig:
+    name: str = MISSING
+    source: Any = MISSING
+    path: Any = None
+    test_path: Any = None
+    val_path: Any = None
+    columns: Any = None
+    on_bad_record: str = "error"
+    split: Any = MISSING
+    seed: int = MISSING
+    batch_size: int = 8
+    eval_batch_size: int | None = None
+    max_length: int | None = None
+    mask_prompt: bool = True
+    on_long: str = "truncate"
+    pad_to: int | None = None
+    n_workers: int = 0
+
+
+@dataclass
+class TemplateConfig:
+    name: str = MISSING
+    text: str | None = None
+    path: str | None = None
+
+
+@dataclass
+class BatchingConfig:
+    layout: str = "padded"
+    grouping: str = "none"
+    shared_prefix: bool = False
+    max_tokens: int | None = None
+
+
+@dataclass
+class SchedulerConfig:
+    decay: str = "cosine"
+    warmup_steps: int = 0
+    min_ratio: float = 0.0
+
+
+@dataclass
+class GenerationConfig:
+    max_new_tokens: int = 256
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float | None = None
+    repetition_penalty: float = 1.0
+    seed: int = 0
+    stop: list[str] = field(default_factory=list)
+    max_rows: int = 32
+
+
+@dataclass
+class PathsConfig:
+    cache: str = MISSING
+    outputs: str = MISSING
+
+
+@dataclass
+class TrainConfig:
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    template: TemplateConfig = field(default_factory=TemplateConfig)
+    batching: BatchingConfig = field(default_factory=BatchingConfig)
+    optimizer: Any = MISSING
+    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
+    callbacks: Any = None
+    logger: Any = None
+    trainer: Any = MISSING
+    generation: GenerationConfig = field(default_factory=GenerationConfig)
+    paths: PathsConfig = field(default_factory=PathsConfig)
+    seed: int = 123
+    fit: bool = True
+    ckpt_path: str | None = None
+    optimized_metric: str | None = "val/loss"
+    evaluate_base: bool = True
+    n_test_responses: int | None = None
+
+
+CHOICES = {
+    "data.on_long": ("truncate", "drop", "error"),
+    "data.on_bad_record": ("error", "skip"),
+    "batching.layout": ("padded", "packed"),
+    "batching.grouping": ("none", "length", "best_fit"),
+    "scheduler.decay": ("cosine", "linear", "constant"),
+}
+AT_LEAST = {
+    "data.batch_size": 1,
+    "data.n_workers": 0,
+    "generation.max_new_tokens": 1,
+    "generation.max_rows": 1,
+    "generation.temperature": 0,
+    "scheduler.warmup_steps": 0,
+    "model.dropout": 0,
+    "seed": 0,
+}
+LOGGED_METRICS = tuple(
+    f"{split}/{name}" for split in ("val", "test") for name in ("loss", "perplexity", "response_loss", "bits_per_byte")
+) + ("train/loss", "test/exact_match")
+
+
+def check_values(config: DictConfig) -> list[str]:
+    """Problems with single values and between keys that can be seen without building anything."""
+    problems = []
+    for key, allowed in CHOICES.items():
+        value = OmegaConf.select(config, key)
+        if value is not None and value not in allowed:
+            problems.append(f"{key}={value}: allowed are {', '.join(allowed)}")
+    for key, least in AT_LEAST.items():
+        value = OmegaConf.select(config, key)
+        if value is not None and value < least:
+            problems.append(f"{key}={value}: must be at least {least}")
+    return problems
+
+
+def check_train(config: Any) -> None:
+    """Raise one ConfigError that lists every impossible value or combination of a training configuration."""
+    problems = check_values(config)
+    model, data, batching = config.model, config.data, config.batching
+    if not model.path and data.max_length is not None and data.max_length > model.context_length:
+        problems.append(
+            f"data.max_length={data.max_length}: the model's context is {model.context_length} tokens "
+            "(model.context_length)"
+        )
+    if model.dropout >= 1:
+        problems.append(f"model.dropout={model.dropout}: must be below 1")
+    if model.d_model % model.n_heads:
+        problems.append(f"model.d_model={model.d_model}: must be a multiple of model.n_heads={model.n_heads}")
+    if (batching.grouping == "best_fit") != (batching.max_tokens is not None):
+        problems.append(
+            f"batching.max_tokens={batching.max_tokens}: a token budget goes with batching.grouping=best_fit, "
+            f"given is {batching.grouping}"
+        )
+    if data.pad_to is not None and batching.layout != "padded":
+        problems.append(f"data.pad_to={data.pad_to}: only batching.layout=padded pads, given is {batching.layout}")
+    for key, node in (config.callbacks or {}).items():
+        monitor = node.get("monitor") if node is not None else None
+        if monitor is not None and monitor not in LOGGED_METRICS:
+            problems.append(f"callbacks.{key}.monitor={monitor}: logged are {', '.join(LOGGED_METRICS)}")
+    if config.optimized_metric is not None and config.optimized_metric not in LOGGED_METRICS:
+        problems.append(f"optimized_metric={config.optimized_metric}: logged are {', '.join(LOGGED_METRICS)}")
+    if config.ckpt_path and config.ckpt_path != "last" and not Path(config.ckpt_path).exists():
+        problems.append(f"ckpt_path={config.ckpt_path}: no such checkpoint or run folder")
+    for key in ("path", "test_path", "val_path"):
+        paths = data[key] if isinstance(data[key], ListConfig) else [data[key]]
+        for path in paths:
+            if path is not None and not Path(path).expanduser().exists():
+                problems.append(f"data.{key}={path}: no such file or folder")
+    if model.path and not Path(model.path).expanduser().is_dir():
+        problems.append(f"model.path={model.path}: no such folder (a bundle or a Hugging Face GPT-2 directory)")
+    if problems:
+        raise ConfigError("\n  ".join(problems))
