@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from instruct_lit.data.datamodule import InstructionData
     from instruct_lit.data.template import Template
     from instruct_lit.generation.sampling import SamplingSettings
-    from instruct_lit.model.gpt import GPT
+    from instruct_lit.model.gpt import GPT, GPTConfig
 
 ALLOWED_TARGETS = ("instruct_lit.", "torch.", "lightning.")
 
@@ -93,23 +93,35 @@ def build(node: Any, key: str, *first: Any, **extra: Any) -> Any:
 
 def model_of(config: DictConfig) -> GPT:
     """The GPT that the model group describes, with weights."""
-    from instruct_lit.model.gpt import GPTConfig
     from instruct_lit.model.pretrained import load_gpt
 
     model = config.model
-    shape = GPTConfig(
-        context_length=model.context_length, d_model=model.d_model, n_layers=model.n_layers, n_heads=model.n_heads
-    )
     return load_gpt(
         path=model.path,
         repo=model.repo,
         revision=model.revision,
         pretrained=model.pretrained,
-        config=shape,
+        config=_configured_shape(model),
         dropout=model.dropout,
         activation_checkpointing=model.activation_checkpointing,
         seed=config.seed,
         cache_dir=Path(config.paths.cache) / "hub",
+    )
+
+
+def shape_of(config: DictConfig) -> GPTConfig:
+    """The shape of the model that `model_of` would build, without its weights."""
+    from instruct_lit.model.pretrained import read_config
+
+    model = config.model
+    return read_config(Path(model.path).expanduser()) if model.path else _configured_shape(model)
+
+
+def _configured_shape(model: DictConfig) -> GPTConfig:
+    from instruct_lit.model.gpt import GPTConfig
+
+    return GPTConfig(
+        context_length=model.context_length, d_model=model.d_model, n_layers=model.n_layers, n_heads=model.n_heads
     )
 
 

@@ -148,6 +148,17 @@ def check_values(config: DictConfig) -> list[str]:
     return problems
 
 
+def check_data(data: Any) -> list[str]:
+    """Problems of the data group."""
+    problems = []
+    for key in ("path", "test_path", "val_path"):
+        paths = data[key] if isinstance(data[key], ListConfig) else [data[key]]
+        for path in paths:
+            if path is not None and not Path(path).expanduser().exists():
+                problems.append(f"data.{key}={path}: no such file or folder")
+    return problems
+
+
 def check_train(config: Any) -> None:
     """Raise one ConfigError that lists every impossible value or combination of a training configuration."""
     problems = check_values(config)
@@ -176,11 +187,7 @@ def check_train(config: Any) -> None:
         problems.append(f"optimized_metric={config.optimized_metric}: logged are {', '.join(LOGGED_METRICS)}")
     if config.ckpt_path and config.ckpt_path != "last" and not Path(config.ckpt_path).exists():
         problems.append(f"ckpt_path={config.ckpt_path}: no such checkpoint or run folder")
-    for key in ("path", "test_path", "val_path"):
-        paths = data[key] if isinstance(data[key], ListConfig) else [data[key]]
-        for path in paths:
-            if path is not None and not Path(path).expanduser().exists():
-                problems.append(f"data.{key}={path}: no such file or folder")
+    problems += check_data(data)
     if model.path and not Path(model.path).expanduser().is_dir():
         problems.append(f"model.path={model.path}: no such folder (a bundle or a Hugging Face GPT-2 directory)")
     if problems:

@@ -55,6 +55,16 @@ class EncodedStore:
         """Number of tokens of each example `(n,)`."""
         return np.diff(self._offsets)
 
+    @property
+    def n_response(self) -> np.ndarray:
+        """Number of response tokens of each example `(n,)`."""
+        return np.add.reduceat(self._is_response, self._offsets[:-1], dtype=np.int64)
+
+    @property
+    def last_ids(self) -> np.ndarray:
+        """The last token of each example `(n,)`: end-of-text unless the response was cut."""
+        return self._tokens[self._offsets[1:] - 1]
+
 
 def open_or_build(
     cache_dir: Path, key: str, source: Iterable[Example], encoder: Encoder, source_counts: Callable[[], dict[str, int]]

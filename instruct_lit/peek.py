@@ -1,0 +1,234 @@
+"""python -m instruct_lit.peek: look at the data as the model will see them, before a run or after it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from instruct_lit.config import CONF, run_command
+from instruct_lit.errors import ConfigError
+from instruct_lit.schema import (
+    BatchingConfig,
+    DataConfig,
+    ModelConfig,
+    PathsConfig,
+    TemplateConfig,
+    check_data,
+    check_values,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+    from omegaconf import DictConfig
+    from rich.console import Console
+
+    from instruct_lit.bundle import OpenedModel
+    from instruct_lit.data.collate import Batch
+    from instruct_lit.data.datamodule import InstructionData
+    from instruct_lit.model.gpt import GPT
+
+MAX_BATCHES = 200  # batches of an epoch that are laid out to see what padding costs
+
+
+@dataclass
+class PeekConfig:
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    template: TemplateConfig = field(default_factory=TemplateConfig)
+    batching: BatchingConfig = field(default_factory=BatchingConfig)
+    paths: PathsConfig = field(default_factory=PathsConfig)
+    run: str | None = None
+    index: int | None = None
+    split: str = "train"
+    all_tokens: bool = False
+    estimate: bool = True
+    seed: int = 123
+
+
+def check_peek(config: Any) -> None:
+    """Raise one ConfigError that lists every impossible value."""
+    problems = check_values(config) + check_data(config.data)
+    if config.split not in ("train", "val", "test"):
+        problems.append(f"split={config.split}: allowed are train, val, test")
+    if config.run is not None and not Path(config.run).expanduser().is_dir():
+        problems.append(f"run={config.run}: no such folder (a run folder, a bundle or a Hugging Face GPT-2 directory)")
+    if problems:
+        raise ConfigError("\n  ".join(problems))
+
+
+def peek(config: DictConfig) -> None:
+    """Print the profile of the data, or one example on its whole way."""
+    from hydra.core.hydra_config import HydraConfig
+
+    given = {re.split(r"[.=]", text.lstrip("+"))[0] for text in HydraConfig.get().overrides.task}
+    check_peek(config)
+
+    from rich.console import Console
+
+    from instruct_lit import build
+
+    opened = None
+    if config.run is not None:
+        config = as_in_run(config, given)
+        opened = build.open_run(config)
+        template = build.template_of(config) if "template" in given else opened.template
+        context_length = opened.model.config.context_length
+    else:
+        template = build.template_of(config)
+        context_length = build.shape_of(config).context_length
+    build.target_of(config.data.source, "data.source")
+    data = build.data_of(config, template, context_length)
+    data.prepare_data()
+    data.setup()
+    console = Console()
+    if config.index is None:
+        show_profile(console, config, data)
+    else:
+        show_example(console, config, data, opened)
+
+
+def as_in_run(config: DictConfig, given: set[str]) -> DictConfig:
+    """The configuration with the run's own data and batching where the command line names none."""
+    from omegaconf import OmegaConf
+
+    from instruct_lit.bundle import bundle_of
+
+    saved = bundle_of(config.run).parent / "config.yaml"
+    if not saved.is_file():
+        if "data" not in given:
+            raise ConfigError(
+                f"run={config.run}: no run folder, so the data must be given (data=files data.path=…, data=book)"
+            )
+        return config
+    of_run = OmegaConf.load(saved)
+    parts = {str(key): value for key, value in config.items()}
+    parts |= {name: OmegaConf.select(of_run, name) for name in ("model", "data", "batching") if name not in given}
+    return OmegaConf.create(parts)
+
+
+def show_example(console: Console, config: DictConfig, data: InstructionData, opened: OpenedModel | None) -> None:
+    """Print the way of the example `index`; with a model also the loss of every target."""
+    from instruct_lit.data.walk import print_walk
+
+    store = data.examples_of(config.split)[0]
+    if not 0 <= config.index < len(store):
+        raise ConfigError(f"index={config.index}: there are {len(store)} examples, 0 to {len(store) - 1}")
+    place = next((name for name in ("train", "val", "test") if config.index in data.examples_of(name)[1]), "no split")
+    own = config.split if config.split in data.stores else place
+    console.print(f"example {config.index} of data {config.data.name}, in {own}", style="bold", highlight=False)
+    encoded = store[config.index]
+    losses = None
+    if opened is not None:
+        losses = losses_of(opened.model, encoded.ids)
+    mask_prompt = data.collator.mask_prompt
+    print_walk(console, store.example(config.index), encoded, data.tokenizer, mask_prompt, losses, config.all_tokens)
+
+
+def losses_of(model: GPT, ids: np.ndarray) -> list[float]:
+    """The loss of every target of one example in nats, prompt and response alike."""
+    import torch
+
+    from instruct_lit.training.loss import token_losses
+
+    tokens = torch.from_numpy(ids)
+    with torch.no_grad():
+        hidden = model.eval().hidden_states(tokens[None, :-1])[0]
+    return token_losses(hidden, model.head_weight, tokens[1:]).tolist()
+
+
+def show_profile(console: Console, config: DictConfig, data: InstructionData) -> None:
+    """Print the profile of the data, what a run will need, and warnings."""
+    from instruct_lit.data.profile import positions_per_token, profile, warnings_of
+    from instruct_lit.data.profile_page import print_profile, print_warnings
+
+    layouts = layouts_of(config)
+    chosen = next((name for name, settings in layouts.items() if settings == dict(config.batching)), "as given")
+    layouts.setdefault(chosen, dict(config.batching))
+    store, _ = data.examples_of(config.split)
+    costs = {name: positions_per_token(laid_out(data, settings)[1]) for name, settings in layouts.items()}
+    found = profile(store, data.template, data.tokenizer, data.collator.mask_prompt, costs)
+    console.print(f"data {config.data.name}, template {data.template.name}", style="bold", highlight=False)
+    console.print(", ".join(f"{len(data.examples_of(name)[1]):,} {name}" for name in ("train", "val", "test")))
+    print_profile(console, found, chosen)
+    if config.estimate:
+        print_needs(console, config, data)
+    print_warnings(console, warnings_of(found, chosen, len(data.examples_of("val")[1])))
+
+
+def layouts_of(config: DictConfig) -> dict[str, dict[str, Any]]:
+    """The settings of every file in `conf/batching` that can go with the data."""
+    from omegaconf import OmegaConf
+
+    layouts = {path.stem: dict(OmegaConf.load(path)) for path in sorted((CONF / "batching").glob("*.yaml"))}  # type: ignore[arg-type]
+    return {n: s for n, s in layouts.items() if config.data.pad_to is None or s["layout"] == "padded"}
+
+
+def laid_out(data: InstructionData, settings: Mapping[str, Any]) -> tuple[int, list[Batch]]:
+    """The number of training batches of an epoch in a layout, and the first of them."""
+    from instruct_lit.data.collate import Collator
+    from instruct_lit.data.sampler import BatchSampler
+
+    store, indices = data.examples_of("train")
+    sampler = BatchSampler(
+        indices,
+        store.lengths[indices],
+        data.batch_size,
+        seed=data.seed,
+        grouping=settings["grouping"],
+        max_tokens=settings["max_tokens"],
+    )
+    plain = data.collator
+    collator = Collator(
+        plain.pad_id,
+        data.tokenizer.n_bytes_of,
+        settings["layout"],
+        settings["shared_prefix"],
+        plain.mask_prompt,
+        plain.pad_to,
+    )
+    return len(sampler), [collator([store[i] for i in batch]) for batch in islice(sampler, MAX_BATCHES)]
+
+
+def print_needs(console: Console, config: DictConfig, data: InstructionData) -> None:
+    """Print the estimate of memory and time for one epoch with the chosen model on this device."""
+    import torch
+
+    from instruct_lit import build
+    from instruct_lit.training.estimate import estimate
+    from instruct_lit.training.hardware import default_precision
+
+    n_batches, batches = laid_out(data, config.batching)
+    by_size = sorted(batches, key=lambda batch: batch.input_ids.numel())
+    typical = [by_size[int(len(by_size) * share)] for share in (0.25, 0.5, 0.75)]
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    precision = default_precision("auto")
+    needs = estimate(build.shape_of(config), typical, by_size[-1], device, precision.startswith("bf16"))
+    whole, states, activations = (
+        f"{n / 2**30:.2f}" for n in (needs.memory_bytes, needs.states_bytes, needs.activations_bytes)
+    )
+    time = f"{_duration(needs.step_s * n_batches)} per epoch of {n_batches:,} batches ({needs.step_s:.3f} s each)"
+    console.print(
+        f"\nmodel {config.model.name}, {needs.n_parameters:,} parameters, on {device.type} in {precision} with AdamW\n"
+        f"  memory  {whole} GiB and what torch itself takes: {states} weights, gradients\n"
+        f"          and moments, {activations} activations of the largest batch\n"
+        f"  time    {time}",
+        highlight=False,
+    )
+
+
+def _duration(seconds: float) -> str:
+    minutes, hours = seconds / 60, seconds / 3600
+    return f"{hours:.1f} h" if hours >= 1 else f"{minutes:.1f} min" if minutes >= 1 else f"{seconds:.0f} s"
+
+
+def main() -> None:
+    """Entry point of the command."""
+    run_command("peek", PeekConfig, peek)
+
+
+if __name__ == "__main__":
+    main()

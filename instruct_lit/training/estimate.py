@@ -1,0 +1,100 @@
+"""What a run will need: memory from the tensors a step keeps, time from steps of shallow models on this device."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from instruct_lit.data.collate import Batch
+from instruct_lit.model.gpt import GPT, GPTConfig
+from instruct_lit.training.loss import CHUNK, summed_cross_entropy
+from instruct_lit.training.module import layout_of
+
+DEPTHS = (1, 4)  # blocks of the models that are measured; what one block adds is the same at any depth
+BYTES_PER_PARAMETER = 16  # weight, gradient and AdamW's two moments, all in fp32
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Memory in bytes and seconds of one micro-batch with its optimizer step."""
+
+    n_parameters: int
+    states_bytes: int  # weights, gradients and the optimizer's moments
+    activations_bytes: int  # what the largest batch keeps for its backward pass, and the head's logits
+    step_s: float
+
+    @property
+    def memory_bytes(self) -> int:
+        """All of it, without what torch itself takes."""
+        return self.states_bytes + self.activations_bytes
+
+
+def estimate(config: GPTConfig, typical: Sequence[Batch], largest: Batch, device: torch.device, bf16: bool) -> Estimate:
+    """Measure models of one and four blocks with random weights and go on in a straight line to the configured depth.
+
+    `typical` are the batches whose mean time is taken, `largest` the one that decides on memory.
+    """
+    with torch.device("meta"):
+        n_parameters = GPT(config).n_parameters
+    low, high = DEPTHS[0], min(DEPTHS[1], config.n_layers)
+    depths = (low, high) if high > low else (low,)
+    seconds, activations = {}, {}
+    for depth in depths:
+        model = GPT(replace(config, n_layers=depth)).to(device).train()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)
+        activations[depth] = _kept_bytes(model, largest.to(device), bf16)
+        _step(model, optimizer, typical[0].to(device), bf16)  # the first step makes the optimizer's state
+        fastest = [min(_step(model, optimizer, batch.to(device), bf16) for _ in range(2)) for batch in typical]
+        seconds[depth] = sum(fastest) / len(fastest)
+    n_logits = min(CHUNK, max(1, largest.n_supervised)) * config.n_vocab
+    return Estimate(
+        n_parameters,
+        BYTES_PER_PARAMETER * n_parameters,
+        int(_at_depth(activations, config.n_layers)) + n_logits * (2 if bf16 else 4),
+        _at_depth(seconds, config.n_layers),
+    )
+
+
+def _at_depth(measured: dict[int, float] | dict[int, int], n_layers: int) -> float:
+    """The straight line through one or two measurements, never falling."""
+    (low, first), (high, second) = min(measured.items()), max(measured.items())
+    per_block = max(0.0, (second - first) / (high - low)) if high > low else 0.0
+    return first + (n_layers - low) * per_block
+
+
+def _loss(model: GPT, batch: Batch, bf16: bool) -> torch.Tensor:
+    with torch.autocast(batch.input_ids.device.type, torch.bfloat16, enabled=bf16):
+        hidden = model.hidden_states(batch.input_ids, batch.position_ids, layout_of(batch)).flatten(0, -2)
+        states = hidden.index_select(0, batch.loss_index)
+        return summed_cross_entropy(states, model.head_weight, batch.targets, batch.loss_weights)
+
+
+def _step(model: GPT, optimizer: torch.optim.Optimizer, batch: Batch, bf16: bool) -> float:
+    """Take one optimizer step and return its seconds."""
+    start = time.perf_counter()
+    _loss(model, batch, bf16).backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    if batch.input_ids.is_cuda:
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def _kept_bytes(model: GPT, batch: Batch, bf16: bool) -> int:
+    """Bytes that the forward pass keeps for the backward pass, the parameters themselves left out."""
+    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss = _loss(model, batch, bf16)
+    del loss
+    return sum(kept.values())

@@ -1,0 +1,81 @@
+"""The peek command as a person starts it."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from instruct_lit.bundle import open_model
+from instruct_lit.config import CONF, register
+from instruct_lit.data.demo import DemoSource
+from instruct_lit.data.encode import Encoder
+from instruct_lit.errors import ConfigError
+from instruct_lit.peek import PeekConfig, check_peek, losses_of
+
+
+def test_the_profile_of_the_data(command: Callable, small: tuple[str, ...], tmp_path: Path) -> None:
+    keep = [o for o in small if o.startswith(("data.", "model."))]
+    text = command("peek", *keep, cwd=tmp_path).stdout
+    assert "40 train, 10 val, 10 test" in text
+    for line in (
+        "examples ",
+        "learnt ",
+        "end-of-text ",
+        "prompt tokens",
+        "response tokens",
+        "positions per token",
+        "memory ",
+        "time ",
+    ):
+        assert line in text, line
+    assert re.search(r"packed +0\.\d\d .*chosen", text) and "warning: 10 validation examples are too few" in text
+    assert max(map(len, text.splitlines())) <= 80
+    assert list(tmp_path.iterdir()) == []  # looking leaves nothing behind
+
+
+def test_one_example_with_the_losses_of_a_run(small_run: Path, command: Callable, tmp_path: Path) -> None:
+    split = json.loads((small_run / "split.json").read_text())
+    text = command("peek", f"run={small_run}", f"index={split['val'][0]}", cwd=tmp_path).stdout
+    assert f"example {split['val'][0]} of data demo, in val" in text
+    assert "mean loss of the learnt targets" in text and "### Response:" in text
+    profile = command("peek", f"run={small_run}", "estimate=false", cwd=tmp_path).stdout
+    assert "40 train, 10 val, 10 test" in profile and "memory" not in profile
+
+
+def test_the_losses_are_those_of_validation(small_run: Path) -> None:
+    """The mean over the learnt targets of the validation examples is the run's own val/loss."""
+    opened = open_model(small_run)
+    split = json.loads((small_run / "split.json").read_text())
+    examples = list(DemoSource(60))
+    learnt: list[float] = []
+    for index in split["val"]:
+        (pair,) = Encoder(opened.template, opened.tokenizer, 96).encode([examples[index]])
+        learnt += losses_of(opened.model, pair[1].ids)[pair[1].n_prompt - 1 :]
+    wanted = json.loads((small_run / "metrics.json").read_text())["val/loss"]
+    assert sum(learnt) / len(learnt) == pytest.approx(wanted, rel=5e-3)  # the run computes in bf16 where that is fast
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["run=nowhere"], "run=nowhere: no such folder"),
+        (["split=all"], "split=all: allowed are train, val, test"),
+        (["data=files", "data.path=nowhere.json"], "data.path=nowhere.json: no such file or folder"),
+        (["data.on_long=cut"], "data.on_long=cut: allowed are truncate, drop, error"),
+    ],
+)
+def test_impossible_values_are_named(overrides: list[str], message: str) -> None:
+    register("peek", PeekConfig)
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose("peek", overrides)
+    with pytest.raises(ConfigError) as caught:
+        check_peek(config)
+    assert message in str(caught.value)
+
+
+def test_an_example_that_is_not_there(command: Callable, tmp_path: Path) -> None:
+    done = command("peek", "index=60", "data.source.n_examples=60", cwd=tmp_path, status=2)
+    assert "index=60: there are 60 examples, 0 to 59" in done.stderr and "Traceback" not in done.stderr
