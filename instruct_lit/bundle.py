@@ -96,6 +96,10 @@ def open_model(run: str | Path, template: Template | None = None) -> OpenedModel
     about = read_about(directory)
     if template is None and about:
         template = Template(about["template"]["name"], about["template"]["text"])
+    if directory == Path(run).expanduser() and (directory / "checkpoints").is_dir():
+        raise CheckpointError(
+            f"run={run}: this run has not finished, it has no bundle; go on with it (train … ckpt_path={run})"
+        )
     if template is None:
         raise ConfigError(f"run={run}: no bundle of ours, so the template must be given (template=alpaca)")
     model = load_gpt(path=directory)

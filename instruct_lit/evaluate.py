@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,40 +57,51 @@ def evaluate(config: DictConfig) -> float:
     check_evaluate(config)
     out_dir = Path(HydraConfig.get().runtime.output_dir)
 
-    from instruct_lit.evaluation.metrics import by_category, check_metrics, score
+    from instruct_lit.evaluation.categories import by_category, check_fields, losses
+    from instruct_lit.evaluation.metrics import METRICS, check_metrics, score
     from instruct_lit.evaluation.page import print_scores, write_page
     from instruct_lit.evaluation.responses import read_responses, write_jsonl
 
     check_metrics(config.metrics)
     if config.responses is not None:
-        rows = read_responses(Path(config.responses), config.response_field)
+        rows = read_responses(Path(config.responses), config.response_field)[: config.n_responses]
     else:
         rows = answers_of_run(config)
-    scores = score(rows, config.metrics, config.seed)
-    first = config.metrics[0]
-    categories = {field: by_category(rows, field, first, config.seed) for field in config.by}
+    check_fields(rows, config.by)
     for row in rows:
-        row["scores"] = {name: score([row], [name])[name]["mean"] for name in config.metrics}
+        row["scores"] = {name: METRICS[name](row) for name in config.metrics}
     write_jsonl(out_dir / "responses.jsonl", rows)
+    first = config.metrics[0]
     found = {
         "run": config.run, "responses": config.responses, "split": config.split, "n_responses": len(rows),
-        "generation": OmegaConf.to_container(config.generation), "metrics": scores, "by": categories,
+        "generation": OmegaConf.to_container(config.generation), "metrics": score(rows, config.metrics, config.seed),
+        "losses": losses(rows, config.seed),
+        "by": {field: by_category(rows, field, first, config.seed) for field in config.by},
     }  # fmt: skip
     (out_dir / "evaluation.json").write_text(json.dumps(found, indent=2) + "\n")
     write_page(out_dir / "report.html", found, rows)
     print_scores(found)
     print(f"{out_dir}: responses.jsonl, evaluation.json, report.html")
-    return scores[first]["mean"]
+    return found["metrics"][first]["mean"]
 
 
 def answers_of_run(config: DictConfig) -> list[dict[str, Any]]:
-    """Let the model at `run` answer the split."""
+    """Let the model at `run` answer the split, and take its loss on the wanted responses."""
+    from tqdm import tqdm
+
     from instruct_lit import build
+    from instruct_lit.evaluation.losses import response_losses
 
     opened = build.open_run(config)
     data = build.data_of_run(config, opened)
     title = f"answers to the {config.split} set"
-    return build.answer_split(config, opened.model, data, config.split, config.n_responses, title)
+    rows = build.answer_split(config, opened.model, data, config.split, config.n_responses, title)
+    store, _ = data.examples_of(config.split)
+    with tqdm(total=len(rows), desc="loss of the wanted responses", unit="example", file=sys.stdout) as bar:
+        losses = response_losses(opened.model, opened.tokenizer, [store[row["id"]] for row in rows], bar.update)
+    for row, (loss, n_tokens) in zip(rows, losses, strict=True):
+        row["loss"], row["n_response_tokens"] = loss, n_tokens
+    return rows
 
 
 def main() -> None:

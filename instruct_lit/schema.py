@@ -159,6 +159,13 @@ def check_data(data: Any) -> list[str]:
     return problems
 
 
+def logged_metrics(config: Any) -> tuple[str, ...]:
+    """Names of what a training logs: always the same, and what its callbacks of generation quality add."""
+    nodes = [node for node in (config.callbacks or {}).values() if node is not None]
+    ours = [node for node in nodes if str(node.get("_target_")).endswith(".GenerationQuality")]
+    return LOGGED_METRICS + tuple(f"val/{name}" for node in ours for name in node.get("metrics", ["exact_match"]))
+
+
 def check_train(config: Any) -> None:
     """Raise one ConfigError that lists every impossible value or combination of a training configuration."""
     problems = check_values(config)
@@ -179,12 +186,13 @@ def check_train(config: Any) -> None:
         )
     if data.pad_to is not None and batching.layout != "padded":
         problems.append(f"data.pad_to={data.pad_to}: only batching.layout=padded pads, given is {batching.layout}")
+    logged = logged_metrics(config)
     for key, node in (config.callbacks or {}).items():
         monitor = node.get("monitor") if node is not None else None
-        if monitor is not None and monitor not in LOGGED_METRICS:
-            problems.append(f"callbacks.{key}.monitor={monitor}: logged are {', '.join(LOGGED_METRICS)}")
-    if config.optimized_metric is not None and config.optimized_metric not in LOGGED_METRICS:
-        problems.append(f"optimized_metric={config.optimized_metric}: logged are {', '.join(LOGGED_METRICS)}")
+        if monitor is not None and monitor not in logged:
+            problems.append(f"callbacks.{key}.monitor={monitor}: logged are {', '.join(logged)}")
+    if config.optimized_metric is not None and config.optimized_metric not in logged:
+        problems.append(f"optimized_metric={config.optimized_metric}: logged are {', '.join(logged)}")
     if config.ckpt_path and config.ckpt_path != "last" and not Path(config.ckpt_path).exists():
         problems.append(f"ckpt_path={config.ckpt_path}: no such checkpoint or run folder")
     problems += check_data(data)

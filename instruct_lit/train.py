@@ -46,7 +46,8 @@ def train(config: DictConfig) -> float | None:
     checkpoint = find_checkpoint(config.ckpt_path, run_dir) if config.ckpt_path else None
     keep_freed_memory()
     seed_everything(config.seed, workers=True, verbose=False)
-    history = History(run_dir / "history.jsonl")
+    best = OmegaConf.select(config, "callbacks.best_checkpoint") or {}
+    history = History(run_dir / "history.jsonl", best.get("monitor", "val/loss"), best.get("mode", "min"))
     trainer = build.trainer_of(config, [history, Progress(history)])
     template = build.template_of(config)
     model = build.model_of(config)
@@ -79,9 +80,9 @@ def train(config: DictConfig) -> float | None:
             trainer.fit(tuner, data, ckpt_path=checkpoint, weights_only=True)
         except SystemExit:  # how Lightning ends after Ctrl-C
             interrupted = True
-        best = run_dir / "checkpoints" / "best.ckpt"
-        if best.is_file():
-            load_weights(best, tuner)
+        best_checkpoint = run_dir / "checkpoints" / "best.ckpt"
+        if best_checkpoint.is_file():
+            load_weights(best_checkpoint, tuner)
         metrics |= {
             "n_steps": trainer.global_step,
             "best_step": history.best_step,

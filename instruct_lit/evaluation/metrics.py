@@ -18,6 +18,7 @@ import numpy as np
 from instruct_lit.errors import ConfigError
 
 Row = Mapping[str, Any]
+Interval = dict[str, float]  # mean, low, high, n
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 N_RESAMPLES = 2000
@@ -103,6 +104,10 @@ WITHOUT_EXTRA: dict[str, Callable[[Row], float]] = {
     "length_ratio": length_ratio,
 }
 METRICS: dict[str, Callable[[Row], float]] = {**WITHOUT_EXTRA, "rouge_l": rouge_l, "chrf": chrf}
+# length_ratio is best at 1, so it has no direction.
+HIGHER_IS_BETTER = {
+    name: name not in ("empty", "looping", "copied_prompt") for name in METRICS if name != "length_ratio"
+}
 
 
 def check_metrics(names: Sequence[str]) -> None:
@@ -113,29 +118,22 @@ def check_metrics(names: Sequence[str]) -> None:
         METRICS[name]({"instruction": "", "output": "a", "response": "a"})
 
 
-def score(rows: Sequence[Row], names: Sequence[str], seed: int = 0) -> dict[str, dict[str, float]]:
+def score(rows: Sequence[Row], names: Sequence[str], seed: int = 0) -> dict[str, Interval]:
     """Mean of each named metric over the rows, with the ends of its 95 % bootstrap interval."""
     return {name: interval([METRICS[name](row) for row in rows], seed) for name in names}
 
 
-def interval(values: Sequence[float], seed: int = 0) -> dict[str, float]:
-    """Mean, and the 2.5th and 97.5th percentile of the means of resamples (Efron 1979)."""
+def interval(values: Sequence[float], seed: int = 0, weights: Sequence[float] | None = None) -> Interval:
+    """Mean, weighted where weights are given, and the 2.5th and 97.5th percentile of resampled means (Efron 1979)."""
     sample = np.asarray(values, dtype=np.float64)
-    if len(sample) == 1:
-        return {"mean": float(sample[0]), "low": float(sample[0]), "high": float(sample[0]), "n": 1}
+    weight = np.ones_like(sample) if weights is None else np.asarray(weights, dtype=np.float64)
     random = np.random.default_rng(seed)
-    means = np.array([sample[random.integers(0, len(sample), len(sample))].mean() for _ in range(N_RESAMPLES)])
+    means = np.empty(N_RESAMPLES)
+    for i in range(N_RESAMPLES):
+        drawn = random.integers(0, len(sample), len(sample))
+        means[i] = np.average(sample[drawn], weights=weight[drawn])
     low, high = np.percentile(means, [2.5, 97.5])
-    return {"mean": float(sample.mean()), "low": float(low), "high": float(high), "n": len(sample)}
-
-
-def by_category(rows: Sequence[Row], field: str, metric: str, seed: int = 0) -> dict[str, dict[str, float]]:
-    """A metric for each value of a field of the records; `input` stands for with and without."""
-    groups: dict[str, list[Row]] = {}
-    for row in rows:
-        value = ("with input" if row.get("input") else "without input") if field == "input" else str(row.get(field))
-        groups.setdefault(value, []).append(row)
-    return {value: score(members, [metric], seed)[metric] for value, members in sorted(groups.items())}
+    return {"mean": float(np.average(sample, weights=weight)), "low": float(low), "high": float(high), "n": len(sample)}
 
 
 _loaded: dict[str, Any] = {}

@@ -6,6 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from instruct_lit.evaluation.categories import lines
+from instruct_lit.evaluation.metrics import HIGHER_IS_BETTER
+
 MAX_ROWS = 300
 
 
@@ -19,7 +22,7 @@ def print_scores(evaluation: Mapping[str, Any]) -> None:
     table.add_column("mean", justify="right")
     table.add_column("95 % interval", justify="right")
     table.add_column("n", justify="right")
-    for name, value in _lines(evaluation):
+    for name, value in lines(evaluation):
         table.add_row(name, f"{value['mean']:.3f}", f"{value['low']:.3f} to {value['high']:.3f}", str(value["n"]))
     Console().print(table)
 
@@ -32,17 +35,10 @@ def write_page(path: Path, evaluation: Mapping[str, Any], rows: Sequence[Mapping
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
     ).get_template("page.html.jinja")
     first = next(iter(evaluation["metrics"]))
-    worst = sorted(rows, key=lambda row: row["scores"][first])[:MAX_ROWS]
+    sign = 1 if HIGHER_IS_BETTER.get(first, True) else -1
+    worst = sorted(rows, key=lambda row: (sign * row["scores"][first], -row.get("loss", 0.0)))[:MAX_ROWS]
     what = evaluation["run"] or evaluation["responses"]
     page = template.render(
-        what=what, evaluation=evaluation, lines=_lines(evaluation), rows=worst, n_rows=len(rows), first=first
+        what=what, evaluation=evaluation, lines=lines(evaluation), rows=worst, n_rows=len(rows), first=first
     )
     path.write_text(page, encoding="utf-8")
-
-
-def _lines(evaluation: Mapping[str, Any]) -> list[tuple[str, dict[str, float]]]:
-    lines = list(evaluation["metrics"].items())
-    first = lines[0][0]
-    for values in evaluation["by"].values():
-        lines += [(f"  {first}, {value}", numbers) for value, numbers in values.items()]
-    return lines

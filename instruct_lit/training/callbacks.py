@@ -20,25 +20,25 @@ from instruct_lit.generation.engine import Engine
 from instruct_lit.generation.sampling import SamplingSettings
 from instruct_lit.model.gpt import GPT
 
-VALIDATION_METRICS = ("val/loss", "val/response_loss", "val/bits_per_byte")
-
 
 class History(Callback):
     """Appends a row to `history.jsonl` at every logging step and every validation, and measures the throughput.
 
     `tokens_per_s` counts the examples' own tokens, without padding, over the time spent in training batches;
-    validation, checkpoints and generation are left out. `waiting_s` is the time the loop waited for data.
+    validation, checkpoints and generation are left out. `waiting_s` is the time the loop waited for data. The best step
+    is that of the lowest (or with `mode="max"` the highest) `monitor`, as the best checkpoint has it.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, monitor: str = "val/loss", mode: str = "min") -> None:
+        self.path, self.monitor, self.sign = path, monitor, -1 if mode == "max" else 1
         self.n_tokens = 0  # input tokens of the examples
         self.n_supervised = 0
         self.n_positions = 0  # positions the model computed for them: padding adds, a shared prefix takes away
         self.training_s = 0.0
         self.waiting_s = 0.0
         self.best_step = 0
-        self.best_loss = math.inf
+        self.best_loss = math.inf  # the validation loss there
+        self.best_value = math.inf  # what is watched there, its sign turned where more is better
         self.step = 0
         self._batch_start: float | None = None
         self._batch_end: float | None = None
@@ -97,10 +97,12 @@ class History(Callback):
         fitting = trainer.state.fn == TrainerFn.FITTING
         if trainer.sanity_checking or (trainer.global_step > 0 and not fitting):
             return  # the validation of the best weights after fitting belongs to no step
-        loss = float(trainer.callback_metrics.get("val/loss", math.inf))
-        if fitting and loss < self.best_loss:
-            self.best_loss, self.best_step = loss, trainer.global_step
-        self._append(trainer, pl_module, VALIDATION_METRICS, {})
+        value = self.sign * float(trainer.callback_metrics.get(self.monitor, self.sign * math.inf))
+        if fitting and value < self.best_value:
+            self.best_value, self.best_step = value, trainer.global_step
+            self.best_loss = float(trainer.callback_metrics["val/loss"])
+        names = tuple(name for name in trainer.callback_metrics if name.startswith("val/"))
+        self._append(trainer, pl_module, names, {})
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A resumed run continues the rows of the run it comes from."""
@@ -124,8 +126,8 @@ class History(Callback):
             file.write(json.dumps(row) + "\n")
 
     def state_dict(self) -> dict[str, Any]:
-        names = ("n_tokens", "n_supervised", "n_positions", "training_s", "waiting_s", "best_step", "best_loss", "step")
-        return {name: getattr(self, name) for name in names}
+        names = ["n_tokens", "n_supervised", "n_positions", "training_s", "waiting_s", "best_step", "best_loss"]
+        return {name: getattr(self, name) for name in (*names, "best_value", "step")}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         for name, value in state_dict.items():

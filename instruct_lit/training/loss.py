@@ -9,10 +9,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-CHUNK = 512  # positions whose logits exist at once: 512 · 50257 · 4 bytes = 98 MiB in fp32
+from instruct_lit.model.likelihood import CHUNK
+
 BLOCK = 32  # positions whose softmax is taken at once, so that its passes over memory stay in the cache
 
 
@@ -23,16 +23,6 @@ def summed_cross_entropy(hidden: Tensor, head_weight: Tensor, targets: Tensor, w
     are `(M,)`. Nothing supervised gives 0 with zero gradients.
     """
     return _SummedCrossEntropy.apply(hidden, head_weight, targets, weights)
-
-
-@torch.no_grad()
-def token_losses(hidden: Tensor, head_weight: Tensor, targets: Tensor) -> Tensor:
-    """Return -log p(target) `(M,)` in float32, without gradients."""
-    losses = [
-        F.cross_entropy(F.linear(h, head_weight).float(), t, reduction="none")
-        for h, t in zip(hidden.split(CHUNK), targets.split(CHUNK), strict=True)
-    ]
-    return torch.cat(losses) if losses else hidden.new_zeros(0, dtype=torch.float32)
 
 
 class _SummedCrossEntropy(torch.autograd.Function):

@@ -15,8 +15,9 @@ from torch.optim import Optimizer
 from instruct_lit.data.collate import Batch
 from instruct_lit.model.attention import AttentionLayout, PackedDocuments
 from instruct_lit.model.gpt import GPT
+from instruct_lit.model.likelihood import token_losses
 from instruct_lit.training.checkpoint import check_identity
-from instruct_lit.training.loss import summed_cross_entropy, token_losses
+from instruct_lit.training.loss import summed_cross_entropy
 
 
 class InstructionTuner(LightningModule):

@@ -8,9 +8,9 @@ import pytest
 
 from instruct_lit.errors import ConfigError
 from instruct_lit.evaluation.metrics import (
+    HIGHER_IS_BETTER,
     METRICS,
     WITHOUT_EXTRA,
-    by_category,
     check_metrics,
     interval,
     normalised,
@@ -76,17 +76,16 @@ def test_the_interval_covers_the_true_mean_as_often_as_it_says() -> None:
     assert interval([0.0, 1.0, 1.0], seed=3) == interval([0.0, 1.0, 1.0], seed=3)
 
 
-def test_categories_and_names() -> None:
-    rows = [
-        {"input": i, "output": "x", "response": r, "level": n}
-        for i, r, n in (("", "x", 1), ("y", "x", 2), ("y", "z", 2))
-    ]
-    found = by_category(rows, "input", "exact_match")
-    assert found["with input"]["mean"] == 0.5 and found["without input"]["n"] == 1
-    assert set(by_category(rows, "level", "exact_match")) == {"1", "2"}
+def test_weights_make_the_mean_that_of_tokens() -> None:
+    found = interval([1.0, 4.0], weights=[3, 1])
+    assert found["mean"] == pytest.approx(1.75) and (found["low"], found["high"]) == (1, 4)
+
+
+def test_names_are_checked_and_have_a_direction() -> None:
     check_metrics(list(WITHOUT_EXTRA))
     with pytest.raises(ConfigError, match="metrics=bleurt: allowed are exact_match, "):
         check_metrics(["bleurt"])
+    assert HIGHER_IS_BETTER["token_f1"] and not HIGHER_IS_BETTER["looping"] and "length_ratio" not in HIGHER_IS_BETTER
 
 
 def test_a_metric_whose_library_is_absent_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -108,46 +108,6 @@ def test_a_resumed_run_is_the_run_that_would_have_been(
     assert {step: found[step] for step in range(6, 11)} == pytest.approx({s: wanted[s] for s in range(6, 11)}, rel=1e-6)
 
 
-def test_evaluate_answers_again_with_other_settings(
-    small_run: Path, command: Callable, small: tuple[str, ...], tmp_path: Path
-) -> None:
-    done = command("evaluate", f"run={small_run}", "generation.max_new_tokens=6", "hydra.run.dir=out", cwd=tmp_path)
-    again = rows_of(tmp_path / "out" / "responses.jsonl")
-    first = rows_of(small_run / "responses.jsonl")
-    assert [row["response"] for row in again] == [row["response"] for row in first]
-    assert "exact_match" in done.stdout
-    evaluation = json.loads((tmp_path / "out" / "evaluation.json").read_text())
-    exact = evaluation["metrics"]["exact_match"]
-    assert exact["n"] == 10 and exact["low"] <= exact["mean"] <= exact["high"]
-    assert exact["mean"] == json.loads((small_run / "metrics.json").read_text())["test/exact_match"]
-    assert set(evaluation["by"]["input"]) == {"with input", "without input"}
-    command("evaluate", f"run={small_run}/bundle", "generation=sample", "generation.max_new_tokens=6", "n_responses=3",
-            "hydra.run.dir=sampled", cwd=tmp_path)  # fmt: skip
-    assert len(rows_of(tmp_path / "sampled" / "responses.jsonl")) == 3
-
-
-def test_evaluate_scores_answers_that_are_there(command: Callable, tmp_path: Path) -> None:
-    records = [
-        {"instruction": "a", "input": "", "output": "The cat.", "model_response": "cat"},
-        {"instruction": "b", "input": "x", "output": "dog", "model_response": "bird"},
-    ]
-    (tmp_path / "answers.json").write_text(json.dumps(records))
-    command("evaluate", "responses=answers.json", "response_field=model_response", "metrics=[exact_match_normalised,token_f1]",
-            "hydra.run.dir=out", cwd=tmp_path)  # fmt: skip
-    found = json.loads((tmp_path / "out" / "evaluation.json").read_text())
-    assert found["metrics"]["exact_match_normalised"]["mean"] == 0.5
-    assert found["by"]["input"]["with input"]["mean"] == 0 and found["by"]["input"]["without input"]["mean"] == 1
-    page = (tmp_path / "out" / "report.html").read_text()
-    assert page.index("bird") < page.index("cat</td>") and "http" not in page
-    for overrides, message in (
-        ([], "give one of the two"),
-        (["responses=nowhere.json"], "responses=nowhere.json: no such file"),
-        (["responses=answers.json"], "no text in 'response'; found: id, input, instruction, output, model_response"),
-        (["responses=answers.json", "metrics=[exact]"], "metrics=exact: allowed are exact_match"),
-    ):
-        assert message in command("evaluate", *overrides, cwd=tmp_path, status=2).stderr
-
-
 def test_trials_of_a_sweep_do_not_touch_each_other(
     small_run: Path, command: Callable, small: tuple[str, ...], tmp_path: Path
 ) -> None:

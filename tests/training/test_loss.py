@@ -6,8 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from instruct_lit.model.likelihood import token_losses
 from instruct_lit.training import loss as module
-from instruct_lit.training.loss import summed_cross_entropy, token_losses
+from instruct_lit.training.loss import summed_cross_entropy
 
 
 def made(m: int, v: int = 71, c: int = 16, dtype: torch.dtype = torch.float64, seed: int = 0):

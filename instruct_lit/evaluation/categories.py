@@ -1,0 +1,82 @@
+"""Scores and losses by kind of example: a field of the record, with or without input, length of the wanted answer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from instruct_lit.errors import ConfigError
+from instruct_lit.evaluation.metrics import Interval, Row, interval
+
+LENGTHS = (5, 15, 40)  # words of the wanted answer, the upper ends of the buckets
+MAX_VALUES = 50
+
+
+def category(row: Row, field: str) -> str:
+    """The value of a field; `input` stands for with and without, `length` for the bucket of the wanted answer."""
+    if field == "input":
+        return "with input" if row.get("input") else "without input"
+    if field == "length":
+        n_words = len(row["output"].split())
+        for low, high in zip((0, *(end + 1 for end in LENGTHS)), LENGTHS, strict=False):
+            if n_words <= high:
+                return f"{low} to {high} words"
+        return f"over {LENGTHS[-1]} words"
+    value = row.get(field)
+    return "none" if value is None else str(value)
+
+
+def check_fields(rows: Sequence[Row], fields: Sequence[str]) -> None:
+    """Raise ConfigError for a field that no record has, and for one with too many values to be a category."""
+    known = sorted({str(key) for row in rows for key in row})
+    for field in fields:
+        if field not in (*known, "input", "length"):
+            raise ConfigError(f"by={field}: no record has such a field; there are length, {', '.join(known)}")
+        n_values = len({category(row, field) for row in rows})
+        if n_values > MAX_VALUES:
+            raise ConfigError(f"by={field}: {n_values} different values; at most {MAX_VALUES} make a table")
+
+
+def by_category(rows: Sequence[Row], field: str, metric: str, seed: int = 0) -> dict[str, dict[str, Any]]:
+    """For each value of a field: how many rows, the metric, and loss and perplexity where the rows have losses.
+
+    The metric is read from the rows' `scores`.
+    """
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(category(row, field), []).append(row)
+    found = {}
+    for value, members in sorted(groups.items(), key=lambda item: _order(item[0])):
+        scores = interval([row["scores"][metric] for row in members], seed)
+        found[value] = {"n": len(members), metric: scores, **losses(members, seed)}
+    return found
+
+
+def losses(rows: Sequence[Row], seed: int = 0) -> dict[str, Interval]:
+    """Mean loss over all response tokens and its exponential, the perplexity; nothing for rows without losses.
+
+    The intervals come from resampling rows, since tokens of one answer are not independent.
+    """
+    if not rows or any("loss" not in row for row in rows):
+        return {}
+    loss = interval([row["loss"] for row in rows], seed, [row["n_response_tokens"] for row in rows])
+    return {"loss": loss, "perplexity": {key: v if key == "n" else math.exp(v) for key, v in loss.items()}}
+
+
+def lines(evaluation: Mapping[str, Any]) -> list[tuple[str, Interval]]:
+    """What a table shows: every metric, loss and perplexity, then the first metric and the loss of each category."""
+    metrics: dict[str, Interval] = evaluation["metrics"]
+    first = next(iter(metrics))
+    found = [*metrics.items(), *evaluation.get("losses", {}).items()]
+    for values in evaluation["by"].values():
+        for value, numbers in values.items():
+            found += [(f"  {name}, {value}", numbers[name]) for name in (first, "loss") if name in numbers]
+    return found
+
+
+def _order(value: str) -> tuple[int, int, str]:
+    """Buckets by their words, other values by the alphabet."""
+    number = value.removeprefix("over ").partition(" ")[0]
+    is_bucket = value.endswith(" words") and number.isdigit()
+    return (int(is_bucket), int(number) if is_bucket else 0, value)

@@ -1,0 +1,62 @@
+"""The loss of each wanted response under a finished model: what test loss and perplexity per category are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+
+from instruct_lit.data.collate import Collator
+from instruct_lit.data.encode import EncodedExample
+from instruct_lit.data.tokenizer import GPT2Tokenizer
+from instruct_lit.model.attention import PackedDocuments
+from instruct_lit.model.gpt import GPT
+from instruct_lit.model.likelihood import token_losses
+
+MAX_TOKENS = 4096  # of one forward pass
+
+
+@torch.inference_mode()
+def response_losses(
+    model: GPT,
+    tokenizer: GPT2Tokenizer,
+    examples: Sequence[EncodedExample],
+    on_done: Callable[[int], object] | None = None,
+) -> list[tuple[float, int]]:
+    """Return for each example the mean loss of its response's tokens in nats, and their number.
+
+    End-of-text counts as a token of the response. The mean of these losses weighted by the numbers is what training
+    logs as `response_loss`. `on_done` is told how many examples a forward pass has finished.
+    """
+    was_training = model.training
+    model.eval()
+    collate = Collator(tokenizer.eot_id, tokenizer.n_bytes_of, "packed")
+    losses: list[tuple[float, int]] = [(0.0, 0)] * len(examples)
+    for places in _groups(examples):
+        batch = collate([examples[place] for place in places]).to(model.wte.weight.device)
+        assert batch.document_lengths is not None
+        layout = PackedDocuments(batch.document_lengths, batch.prefix_length)
+        hidden = model.hidden_states(batch.input_ids, batch.position_ids, layout)[batch.loss_index]
+        of_tokens = token_losses(hidden, model.head_weight, batch.targets).double().cpu()
+        counts = [int(examples[place].is_response[1:].sum()) for place in places]
+        for place, part in zip(places, of_tokens.split(counts), strict=True):
+            losses[place] = (float(part.mean()), len(part))
+        if on_done is not None:
+            on_done(len(places))
+    model.train(was_training)
+    return losses
+
+
+def _groups(examples: Sequence[EncodedExample]) -> Iterator[list[int]]:
+    """Places of examples of similar length, at most `MAX_TOKENS` tokens together."""
+    order = sorted(range(len(examples)), key=lambda place: len(examples[place].ids))
+    group: list[int] = []
+    n_tokens = 0
+    for place in order:
+        if group and n_tokens + len(examples[place].ids) > MAX_TOKENS:
+            yield group
+            group, n_tokens = [], 0
+        group.append(place)
+        n_tokens += len(examples[place].ids)
+    if group:
+        yield group

@@ -1,0 +1,120 @@
+"""The evaluate command from start to end, and training that watches the quality of its answers."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+
+def rows_of(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_evaluate_answers_again_with_other_settings(
+    small_run: Path, command: Callable, small: tuple[str, ...], tmp_path: Path
+) -> None:
+    done = command("evaluate", f"run={small_run}", "generation.max_new_tokens=6", "hydra.run.dir=out", cwd=tmp_path)
+    again = rows_of(tmp_path / "out" / "responses.jsonl")
+    first = rows_of(small_run / "responses.jsonl")
+    assert [row["response"] for row in again] == [row["response"] for row in first]
+    assert "exact_match" in done.stdout
+    evaluation = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    exact = evaluation["metrics"]["exact_match"]
+    assert exact["n"] == 10 and exact["low"] <= exact["mean"] <= exact["high"]
+    assert exact["mean"] == json.loads((small_run / "metrics.json").read_text())["test/exact_match"]
+    assert set(evaluation["by"]["input"]) == {"with input", "without input"}
+    metrics = json.loads((small_run / "metrics.json").read_text())
+    assert evaluation["losses"]["loss"]["mean"] == pytest.approx(metrics["test/response_loss"], rel=1e-5)
+    assert evaluation["losses"]["perplexity"]["mean"] == pytest.approx(metrics["test/perplexity"], rel=1e-3)
+    assert sum(part["n"] for part in evaluation["by"]["length"].values()) == 10
+    command("evaluate", f"run={small_run}/bundle", "generation=sample", "generation.max_new_tokens=6", "n_responses=3",
+            "hydra.run.dir=sampled", cwd=tmp_path)  # fmt: skip
+    assert len(rows_of(tmp_path / "sampled" / "responses.jsonl")) == 3
+
+
+def test_evaluate_scores_answers_that_are_there(command: Callable, tmp_path: Path) -> None:
+    records = [
+        {"instruction": "a", "input": "", "output": "The cat.", "model_response": "cat"},
+        {"instruction": "b", "input": "x", "output": "dog", "model_response": "bird"},
+    ]
+    (tmp_path / "answers.json").write_text(json.dumps(records))
+    command("evaluate", "responses=answers.json", "response_field=model_response", "metrics=[exact_match_normalised,token_f1]",
+            "hydra.run.dir=out", cwd=tmp_path)  # fmt: skip
+    found = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert found["metrics"]["exact_match_normalised"]["mean"] == 0.5
+    by = {value: part["exact_match_normalised"]["mean"] for value, part in found["by"]["input"].items()}
+    assert by == {"with input": 0, "without input": 1} and found["losses"] == {}
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert page.index("bird") < page.index("cat</td>") and "http" not in page
+    for overrides, message in (
+        ([], "give one of the two"),
+        (["responses=nowhere.json"], "responses=nowhere.json: no such file"),
+        (["responses=answers.json"], "no text in 'response'; found: id, input, instruction, output, model_response"),
+        (["responses=answers.json", "metrics=[exact]"], "metrics=exact: allowed are exact_match"),
+        (
+            ["responses=answers.json", "response_field=model_response", "by=[level]"],
+            "by=level: no record has such a field",
+        ),
+    ):
+        assert message in command("evaluate", *overrides, cwd=tmp_path, status=2).stderr
+
+
+def test_evaluate_opens_a_hugging_face_directory(small_run: Path, command: Callable, tmp_path: Path) -> None:
+    """What transformers itself has saved, with the data and the template given by hand."""
+    transformers = pytest.importorskip("transformers")
+    transformers.GPT2LMHeadModel.from_pretrained(small_run / "bundle").save_pretrained(tmp_path / "hf")
+    records = [
+        {"instruction": "Say it.", "input": word, "output": word, "kind": word[0]} for word in ("cat", "dog", "cow")
+    ]
+    (tmp_path / "records.json").write_text(json.dumps(records))
+    given = [
+        "data=files",
+        "data.path=records.json",
+        "data.split={train:1,val:0,test:2}",
+        "data.max_length=96",
+        "data.seed=1",
+    ]
+    command(
+        "evaluate",
+        "run=hf",
+        "template=alpaca",
+        *given,
+        "generation.max_new_tokens=4",
+        "by=[kind]",
+        "hydra.run.dir=out",
+        cwd=tmp_path,
+    )
+    found = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert sum(part["n"] for part in found["by"]["kind"].values()) == 2 and found["losses"]["loss"]["n"] == 2
+    for overrides, message in (
+        (given, "run=hf: no bundle of ours, so the template must be given (template=alpaca)"),
+        (["template=alpaca"], "run=hf: no run folder, so the data must be given"),
+    ):
+        assert message in command("evaluate", "run=hf", *overrides, cwd=tmp_path, status=2).stderr
+    (tmp_path / "cut" / "checkpoints").mkdir(parents=True)
+    assert "run=cut: this run has not finished" in command("evaluate", "run=cut", cwd=tmp_path, status=2).stderr
+
+
+def test_a_run_that_watches_the_quality_of_its_answers(
+    command: Callable, small: tuple[str, ...], tmp_path: Path
+) -> None:
+    watched = ["callbacks=generation_quality", "callbacks.generation_quality.max_new_tokens=4", "optimized_metric=val/distinct_2",
+               "callbacks.generation_quality.metrics=[exact_match,distinct_2]", "callbacks.generation_quality.n_examples=5"]  # fmt: skip
+    for name in ("early_stopping", "best_checkpoint"):
+        watched += [f"callbacks.{name}.monitor=val/distinct_2", f"callbacks.{name}.mode=max"]
+    command("train", *small, *watched, "trainer.max_epochs=3", "hydra.run.dir=run", cwd=tmp_path)
+    history = [
+        row for row in rows_of(tmp_path / "run" / "history.jsonl") if "val/distinct_2" in row and row["step"] > 0
+    ]
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    best = max(history, key=lambda row: row["val/distinct_2"])
+    assert metrics["best_step"] == best["step"] and metrics["val/distinct_2"] == pytest.approx(best["val/distinct_2"])
+    assert metrics["val/loss"] == pytest.approx(best["val/loss"]) and "base/val/exact_match" in metrics
+    for overrides, message in (
+        (["callbacks=generation_quality", "optimized_metric=val/token_f2"], "optimized_metric=val/token_f2: logged are"),
+        (["optimized_metric=val/exact_match"], "optimized_metric=val/exact_match: logged are"),
+        (["callbacks=generation_quality", "callbacks.early_stopping.monitor=val/exact_match"],
+         "EarlyStopping watches val/exact_match with mode=min; its mode is max"),
+    ):  # fmt: skip
+        assert message in command("train", *small, *overrides, cwd=tmp_path, status=2).stderr
