@@ -132,7 +132,7 @@ def losses_of(model: GPT, ids: np.ndarray) -> list[float]:
     """The loss of every target of one example in nats, prompt and response alike."""
     import torch
 
-    from instruct_lit.training.loss import token_losses
+    from instruct_lit.model.likelihood import token_losses
 
     tokens = torch.from_numpy(ids)
     with torch.no_grad():
