@@ -7,6 +7,7 @@ constructors may be named. No class receives a configuration; it receives its ar
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import inspect
 import logging
 import sys
@@ -207,6 +208,20 @@ def open_run(config: DictConfig) -> OpenedModel:
     return open_model(config.run, template_of(config) if config.template is not None else None)
 
 
+def base_of_run(config: DictConfig, opened: OpenedModel) -> GPT | None:
+    """The model that a run folder's model started from; None where it is not known or was drawn at random."""
+    saved = opened.directory.parent / "config.yaml"
+    if not opened.about or not saved.is_file():
+        return None
+    started = OmegaConf.load(saved)
+    if not started.model.pretrained:
+        return None
+    try:
+        return model_of(OmegaConf.create({"model": started.model, "seed": 0, "paths": config.paths}))
+    except InstructLitError as error:
+        raise ConfigError(f"the model that {opened.directory.parent} started from: {error}; or leave it out") from error
+
+
 def data_of_run(config: DictConfig, opened: OpenedModel) -> InstructionData:
     """The data of `data`, or where none are given those that the run was trained with, ready to be read.
 
@@ -249,6 +264,12 @@ def answer_split(
     with tqdm(total=len(examples), desc=title, unit="answer", dynamic_ncols=True, file=sys.stdout) as bar:
         engine = Engine(model, data.tokenizer, config.generation.max_rows)
         return answer(engine, data.template, examples, sampling_of(config), bar.update)
+
+
+def need(module: str, extra: str, key: str) -> None:
+    """Raise ConfigError that names the extra to install where a module of it is missing."""
+    if importlib.util.find_spec(module) is None:
+        raise ConfigError(f"{key}: needs {module}; pip install 'instruct-lit[{extra}]'")
 
 
 def _plain(node: Any) -> Any:

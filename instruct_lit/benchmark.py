@@ -1,0 +1,203 @@
+"""python -m instruct_lit.benchmark: run finished models through a public benchmark."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import MISSING
+
+from instruct_lit.config import run_command
+from instruct_lit.errors import ConfigError
+from instruct_lit.schema import PathsConfig, TemplateConfig
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from instruct_lit.evaluation.benchmarks.harness_model import Subject
+    from instruct_lit.evaluation.benchmarks.suite import Report
+
+
+@dataclass
+class SuiteConfig:
+    name: str = MISSING
+    system: str = "lm_eval"
+    tasks: list[str] = field(default_factory=list)
+    folders: list[str] = field(default_factory=list)
+    groups: dict[str, str] = field(default_factory=dict)
+    n_shot: int | None = None
+    limit: int | None = None
+    mean_over: str = "tasks"
+    runs_code: bool = False
+
+
+@dataclass
+class RunConfig:
+    limit: int | None = None
+    n_shot: int | None = None
+    template: str = "both"
+    base: bool = True
+    data_dir: str | None = None
+    on_missing: str = "error"
+    allow_code: bool = False
+    max_rows: int = 16
+
+
+@dataclass
+class BenchmarkConfig:
+    run: Any = None
+    suite: SuiteConfig = field(default_factory=SuiteConfig)
+    benchmark: RunConfig = field(default_factory=RunConfig)
+    template: TemplateConfig | None = None
+    paths: PathsConfig = field(default_factory=PathsConfig)
+
+
+def check_benchmark(config: Any) -> None:
+    """Raise one ConfigError that lists every impossible value of a benchmark's configuration."""
+    problems, asked = [], config.benchmark
+    if not _runs(config):
+        problems.append("run=…: give a run folder, a bundle or a Hugging Face GPT-2 directory, or a list of them")
+    for run in _runs(config):
+        if not Path(run).expanduser().is_dir():
+            problems.append(f"run={run}: no such folder (a run folder, a bundle or a Hugging Face GPT-2 directory)")
+    for key, allowed in {"template": ("on", "off", "both"), "on_missing": ("error", "skip")}.items():
+        if asked[key] not in allowed:
+            problems.append(f"benchmark.{key}={asked[key]}: allowed are {', '.join(allowed)}")
+    if config.suite.mean_over not in ("tasks", "items"):
+        problems.append(f"suite.mean_over={config.suite.mean_over}: allowed are tasks, items")
+    for key, least in {"limit": 1, "n_shot": 0, "max_rows": 1}.items():
+        if asked[key] is not None and asked[key] < least:
+            problems.append(f"benchmark.{key}={asked[key]}: must be at least {least}")
+    if asked.data_dir is not None and not Path(asked.data_dir).expanduser().is_dir():
+        problems.append(f"benchmark.data_dir={asked.data_dir}: no such folder")
+    if config.suite.runs_code and not asked.allow_code:
+        problems.append(
+            f"suite={config.suite.name}: it runs code that the model writes, in a process with limits that is no "
+            "sandbox; say benchmark.allow_code=true, best inside a container"
+        )
+    if problems:
+        raise ConfigError("\n  ".join(problems))
+
+
+def benchmark(config: DictConfig) -> float:
+    """Run every model of `run` through the suite; return the first one's score."""
+    from hydra.core.hydra_config import HydraConfig
+
+    check_benchmark(config)
+    out_dir = Path(HydraConfig.get().runtime.output_dir)
+    if config.benchmark.data_dir is not None:  # read when the libraries are imported
+        os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+    from instruct_lit.evaluation.benchmarks.results import FILE, print_table, write_reports
+
+    about = {"limit": config.benchmark.limit, "n_shot": config.benchmark.n_shot}
+    reports: list[Report] = []
+    for report in through_harness(config, out_dir, about):
+        reports.append(report)
+        write_reports(out_dir / FILE, config.suite.name, reports, **about)  # after each, so that nothing done is lost
+    print_table(config.suite.name, reports, about["missing"])
+    print(f"{out_dir}: {FILE}, harness.log and the harness's own results and samples")
+    return reports[0].score.value
+
+
+def through_harness(config: DictConfig, out_dir: Path, about: dict[str, Any]) -> Iterator[Report]:
+    """The reports of all models in a suite of lm-evaluation-harness, one after the other."""
+    import sys
+
+    from omegaconf import OmegaConf
+    from tqdm import tqdm
+
+    from instruct_lit import build
+    from instruct_lit.evaluation.benchmarks.suite import Suite
+
+    build.need("lm_eval", "benchmark", f"suite={config.suite.name}")
+    from instruct_lit.evaluation.benchmarks import harness
+
+    asked = config.benchmark
+    settings = OmegaConf.to_container(config.suite)
+    assert isinstance(settings, dict)
+    suite = Suite(**{str(key): value for key, value in settings.items() if key != "system"})
+    data_dir = Path(asked.data_dir).expanduser().resolve() if asked.data_dir else None
+    log = out_dir / "harness.log"
+    print(f"{suite.name}: loading the data of its tasks", flush=True)
+    with harness.harness_log(log):
+        tasks = harness.Tasks(suite, data_dir, asked.on_missing)
+    about["missing"] = tasks.missing
+    for number, (run, label, subject, template) in enumerate(subjects(config)):
+        title = f"{label}, template {template}"
+        with (
+            tqdm(desc=title, unit="request", dynamic_ncols=True, file=sys.stdout) as bar,
+            harness.harness_log(log),
+        ):
+            subject.bar = bar
+            yield harness.run_suite(
+                tasks, subject, run, label, template, out_dir / f"{number}-{label}-{template}",
+                asked.n_shot, asked.limit, asked.allow_code,
+            )  # fmt: skip
+
+
+def subjects(config: DictConfig) -> Iterator[tuple[str, str, Subject, str]]:
+    """Every model to be examined, with its name, a short label, and whether it is asked through its template.
+
+    A tuned model is asked as `benchmark.template` says; the base it started from, and a directory that is no bundle of
+    ours, with the bare text.
+    """
+    import torch
+
+    from instruct_lit import build
+    from instruct_lit.bundle import bundle_of, open_model, read_about
+    from instruct_lit.data.template import Template
+    from instruct_lit.evaluation.benchmarks.harness_model import Subject
+    from instruct_lit.evaluation.benchmarks.kept import KeptAnswers, fingerprint
+
+    asked = config.benchmark
+    bare = Template("bare", "{{ instruction }}{{ response }}")
+    given = build.template_of(config) if config.template is not None else None
+    seen = set()
+    for run, label in zip(_runs(config), _labels(_runs(config)), strict=True):
+        plain = given is None and not read_about(bundle_of(run))
+        opened = open_model(run, bare if plain else given)
+        modes = ["off"] if plain else ["on", "off"] if asked.template == "both" else [asked.template]
+        models = [(label, opened.model, modes)]
+        base = build.base_of_run(config, opened) if asked.base else None
+        if base is not None:
+            models.append((f"{label} before", base, ["off"]))
+        for name, model, its_modes in models:
+            key = fingerprint(model)
+            if model is base and key in seen:
+                continue  # two runs from the same base
+            seen.add(key)
+            model.to("cuda" if torch.cuda.is_available() else "cpu")
+            kept = KeptAnswers(Path(config.paths.cache) / "benchmark" / f"{key}.jsonl")
+            for mode in its_modes:
+                template = opened.template if mode == "on" else bare
+                yield str(run), name, Subject(model, opened.tokenizer, template, kept, asked.max_rows), mode
+
+
+def _runs(config: Any) -> list[str]:
+    if config.run is None:
+        return []
+    return [str(config.run)] if isinstance(config.run, str) else [str(run) for run in config.run]
+
+
+def _labels(runs: list[str]) -> list[str]:
+    """The shortest ends of the paths that tell the runs apart."""
+    parts = [[p for p in Path(run).expanduser().resolve().parts if p != "bundle"] for run in runs]
+    for n in range(1, max(map(len, parts)) + 1):
+        labels = ["_".join(p[-n:]).strip("/") for p in parts]
+        if len(set(labels)) == len({tuple(p) for p in parts}):
+            break
+    return labels
+
+
+def main() -> None:
+    """Entry point of the command."""
+    run_command("benchmark", BenchmarkConfig, benchmark)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""Answers survive a killed process, and a second run computes nothing."""
+
+from pathlib import Path
+
+import pytest
+
+from instruct_lit.data.tokenizer import GPT2Tokenizer
+from instruct_lit.evaluation.benchmarks import harness_model
+from instruct_lit.evaluation.benchmarks.harness_model import Subject
+from instruct_lit.evaluation.benchmarks.kept import KeptAnswers, fingerprint
+from instruct_lit.generation.sampling import SamplingSettings
+from instruct_lit.model.gpt import GPT
+from tests.evaluation.benchmarks.conftest import TEMPLATE
+
+
+def test_a_half_written_line_is_passed_over(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "answers.jsonl"
+    kept = KeptAnswers(path)
+    kept.add([(("score", "a", "b"), [-1.5, True]), (("write", "é"), "text")])
+    path.write_text(path.read_text()[:-4], encoding="utf-8")  # killed while writing
+    KeptAnswers(path).add([(("c",), 3)])
+    again = KeptAnswers(path)
+    assert again.get("score", "a", "b") == [-1.5, True] and again.get("c") == 3
+    assert again.get("write", "é") is None and again.get("score", "b", "a") is None
+
+
+def test_what_is_kept_is_not_computed_again(
+    tmp_path: Path, model: GPT, tokenizer: GPT2Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs, settings = [([1, 2], [3]), ([1, 2], [4, 5])], [SamplingSettings(max_new_tokens=4)] * 2
+    first = Subject(model, tokenizer, TEMPLATE, KeptAnswers(tmp_path / "a"))
+    scores, answers = first.score(["x", "y"], pairs), first.write(["One", "Two"], settings)
+
+    class NoEngine:
+        def __init__(self, *args: object) -> None: ...
+
+        def generate(self, prompts: list, *args: object, **kwargs: object) -> None:
+            assert prompts == []
+
+    monkeypatch.setattr(harness_model, "Engine", NoEngine)
+    monkeypatch.setattr(harness_model, "log_likelihoods", lambda model, pairs, on_scored: [1 / 0 for _ in pairs])
+    second = Subject(model, tokenizer, TEMPLATE, KeptAnswers(tmp_path / "a"))
+    assert second.score(["x", "y"], pairs) == scores and second.write(["One", "Two"], settings) == answers
+
+
+def test_the_fingerprint_is_that_of_the_weights(tiny_model: GPT) -> None:
+    before = fingerprint(tiny_model)
+    assert fingerprint(tiny_model) == before
+    tiny_model.ln_f.bias.data[0] += 1e-3
+    assert fingerprint(tiny_model) != before

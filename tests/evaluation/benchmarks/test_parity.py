@@ -1,0 +1,82 @@
+"""Our scorer gives what the harness's own `HFLM` gives on the bundle: log-likelihoods, answers and every figure."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from instruct_lit.config import CONF
+from instruct_lit.evaluation.benchmarks.harness import Tasks, local_data
+from instruct_lit.evaluation.benchmarks.harness_model import Subject, harness_model
+from instruct_lit.evaluation.benchmarks.suite import Suite
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # of the harness and what it imports
+
+
+def suite_of(name: str, **changes: Any) -> Suite:
+    settings = OmegaConf.to_container(OmegaConf.load(CONF / "suite" / f"{name}.yaml"))
+    assert isinstance(settings, dict)
+    return Suite(**{**settings, **changes})
+
+
+def evaluated(model: Any, tasks: Tasks, template: bool, n_shot: int | None, limit: int) -> dict[str, Any]:
+    import lm_eval
+
+    with local_data(tasks.data_dir):
+        return lm_eval.simple_evaluate(
+            model=model, tasks=list(tasks.tasks.values()), task_manager=tasks.manager, num_fewshot=n_shot, limit=limit,
+            apply_chat_template=template, fewshot_as_multiturn=False, bootstrap_iters=0, confirm_run_unsafe_code=True,
+        )  # fmt: skip
+
+
+def assert_equal(tasks: Tasks, subject: Subject, theirs: Any, template: bool, n_shot: int | None, limit: int) -> int:
+    ours = evaluated(harness_model(subject), tasks, template, n_shot, limit)
+    expected = evaluated(theirs, tasks, template, n_shot, limit)
+    n_compared = 0
+    for name, rows in expected["samples"].items():
+        for row, ours_row in zip(rows, ours["samples"][name], strict=True):
+            assert ours_row["arguments"] == row["arguments"]
+            for (answer,), (our_answer,) in zip(row["resps"], ours_row["resps"], strict=True):
+                if isinstance(answer, str):
+                    assert our_answer == answer, name
+                else:
+                    assert our_answer[0] == pytest.approx(answer[0], abs=1e-4), name
+                    assert our_answer[1] == answer[1]
+                n_compared += 1
+        for metric, value in expected["results"][name].items():
+            assert ours["results"][name][metric] == (
+                value if isinstance(value, str) else pytest.approx(value, abs=1e-6)
+            )
+    return n_compared
+
+
+@pytest.mark.parametrize(
+    ("names", "template"),
+    [(["mmlu_anatomy", "copa", "stsb", "record", "squad_v1", "triviaqa"], False), (["copa", "squad_v1"], True)],
+)
+def test_some_tasks_of_every_kind(hub: Path, subject: Subject, theirs: Any, names: list[str], template: bool) -> None:
+    tasks = Tasks(Suite("mix", names, ["mmlu/default", "super_glue/copa", "triviaqa"]), hub, "error")
+    assert assert_equal(tasks, subject, theirs, template, n_shot=2, limit=2) > 5
+    assert subject.n_cut > 0  # the context is short, so both cut from the left
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mmlu", "glue", "superglue", "bigbench", "squad", "triviaqa", "humaneval", "quick"])
+def test_every_task_with_real_items(hub: Path, subject: Subject, theirs: Any, name: str) -> None:
+    suite = suite_of(name)
+    tasks = Tasks(suite, hub, "skip")
+    assert len(tasks.tasks) >= {"mmlu": 57, "glue": 9, "superglue": 8, "bigbench": 17, "quick": 9}.get(name, 1)
+    for task in tasks.tasks.values():
+        if task.OUTPUT_TYPE == "generate_until":  # HFLM refuses answers as long as this model's context
+            task.set_config("generation_kwargs", {"max_gen_toks": 32}, update=True)
+    assert assert_equal(tasks, subject, theirs, False, suite.n_shot, limit=6) > 0
+
+
+def test_rolling_log_likelihoods(subject: Subject, theirs: Any, shared_data: Path) -> None:
+    from lm_eval.api.instance import Instance
+
+    texts = ["A short text.", (shared_data / "mmlu" / "README.txt").read_text() * 3]  # the second in several windows
+    requests = [Instance("loglikelihood_rolling", {}, (text,), i) for i, text in enumerate(texts)]
+    ours = harness_model(subject).loglikelihood_rolling(requests)
+    assert ours == pytest.approx(theirs.loglikelihood_rolling(requests), rel=1e-5)

@@ -1,0 +1,173 @@
+"""The benchmark command from start to end on real items, offline."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+
+from instruct_lit import benchmark as command_module
+from instruct_lit.benchmark import BenchmarkConfig, _labels, benchmark, check_benchmark
+from instruct_lit.bundle import save_bundle
+from instruct_lit.config import CONF, register
+from instruct_lit.data.template import Template
+from instruct_lit.data.tokenizer import GPT2Tokenizer
+from instruct_lit.errors import ConfigError
+from instruct_lit.evaluation.benchmarks.suite import BenchmarkError
+from instruct_lit.model.gpt import GPT, GPTConfig
+
+GREEDY = {"max_new_tokens": 9, "temperature": 0.0, "top_k": None, "top_p": None, "repetition_penalty": 1.0}
+Run = Callable[..., dict]
+
+
+def bundle(folder: Path, seed: int) -> Path:
+    model = GPT(GPTConfig(context_length=640, d_model=32, n_layers=1, n_heads=2))
+    model.init_weights(seed)
+    template = Template("short", "### Instruction:\n{{ instruction }}\n\n### Response:\n{{ response }}")
+    save_bundle(folder / "bundle", model, GPT2Tokenizer(), template, GREEDY, {})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("runs")
+    return [bundle(folder / "first", 0), bundle(folder / "second", 1)]
+
+
+def composed(out: Path, *overrides: str) -> object:
+    register("benchmark", BenchmarkConfig)
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose(
+            "benchmark",
+            [*overrides, f"hydra.runtime.output_dir={out}", f"paths.cache={out / 'cache'}"],
+            return_hydra_config=True,
+        )
+    HydraConfig.instance().set_config(config)
+    return config
+
+
+@pytest.fixture
+def run(runs: list[Path], shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Run the command in this process, offline, on the first run folder where no other is named; its file comes back."""
+    pytest.importorskip("lm_eval")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
+    monkeypatch.setenv("COLUMNS", "160")
+
+    def call(*overrides: str) -> dict:
+        given = [] if any(o.startswith("run=") for o in overrides) else [f"run={runs[0]}"]
+        hub = [] if any("data_dir" in o for o in overrides) else [f"benchmark.data_dir={shared_data / 'hub'}"]
+        score = benchmark(composed(tmp_path, *overrides, *given, *hub))
+        written = json.loads((tmp_path / "benchmark.json").read_text())
+        assert written["runs"][0]["score"]["value"] == score
+        return written
+
+    return call
+
+
+def test_mmlu_with_five_shots_over_two_runs(
+    run: Run, runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    written = run(
+        "suite=mmlu", "suite.tasks=[mmlu_anatomy,mmlu_virology]", f"run=[{runs[0]},{runs[1]}]", "benchmark.limit=4",
+    )  # fmt: skip
+    assert [(r["label"], r["template"]) for r in written["runs"]] == [
+        ("first", "on"), ("first", "off"), ("second", "on"), ("second", "off"),
+    ]  # fmt: skip
+    for report in written["runs"]:
+        anatomy = report["tasks"]["mmlu_anatomy"]
+        assert (anatomy["metric"], anatomy["n"], anatomy["n_shot"], anatomy["chance"]) == ("acc", 4, 5, 0.25)
+        assert anatomy["value"] in (0, 0.25, 0.5, 0.75, 1) and anatomy["stderr"] >= 0
+        assert report["score"]["n"] == 8 and report["groups"]["stem"]["n"] == 4
+    shown = capsys.readouterr().out
+    assert "second, template off" in shown and "guessing" in shown and "mmlu_virology, 5-shot" in shown
+    samples = tmp_path / "1-first-off" / "samples_mmlu_anatomy.jsonl"
+    assert len(samples.read_text().splitlines()) == 4
+    first = json.loads(samples.read_text().splitlines()[0])
+    assert first["arguments"][0][0].count("Answer:") == 6 and first["resps"]  # five shots and the question
+    assert "Running loglikelihood requests" in (tmp_path / "harness.log").read_text()
+    assert "Running loglikelihood" not in shown
+
+
+def test_squad_writes_answers(run: Run) -> None:
+    written = run("suite=squad", "benchmark.limit=4", "benchmark.template=on")
+    (report,) = written["runs"]
+    figure = report["tasks"]["squad_v1"]
+    assert figure["metric"] == "f1" and figure["n"] == 4 and "exact_match" in figure["others"] and figure["chance"] == 0
+
+
+def test_triviaqa_with_shots_of_its_own(run: Run) -> None:
+    written = run("suite=triviaqa", "benchmark.limit=4", "benchmark.n_shot=1", "benchmark.template=off")
+    figure = written["runs"][0]["tasks"]["triviaqa"]
+    assert (figure["metric"], figure["n"], figure["n_shot"]) == ("exact_match", 4, 1)
+
+
+def test_more_shots_than_there_are_examples(run: Run) -> None:
+    with pytest.raises(
+        BenchmarkError, match=r"benchmark.n_shot=9: the data of task triviaqa have 5 .* at most 4 shots"
+    ):
+        run("suite=triviaqa", "benchmark.n_shot=9")
+
+
+def test_humaneval_only_after_the_switch(run: Run, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"suite=humaneval: it runs code .* benchmark.allow_code=true"):
+        run("suite=humaneval")
+    assert not (tmp_path / "benchmark.json").exists()
+    written = run("suite=humaneval", "benchmark.allow_code=true", "benchmark.limit=2", "benchmark.template=off")
+    figure = written["runs"][0]["tasks"]["humaneval"]
+    assert (figure["metric"], figure["value"], figure["n"]) == ("pass@1", 0, 2)
+
+
+def test_no_other_suite_runs_code() -> None:
+    for path in (CONF / "suite").glob("*.yaml"):
+        assert path.stem == "humaneval" or "humaneval" not in path.read_text().replace("# ", "")
+
+
+def test_data_that_are_not_there(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(
+        BenchmarkError, match=r"the data of 1 tasks cannot be loaded\n  triviaqa: mandarjoshi/trivia_qa"
+    ):
+        run("suite=triviaqa", f"benchmark.data_dir={tmp_path / 'empty'}")
+    tasks = "suite.tasks=[wnli,rte]"
+    with pytest.raises(BenchmarkError, match=r"or run the 1 others with benchmark.on_missing=skip"):
+        run("suite=glue", tasks)
+    written = run("suite=glue", tasks, "benchmark.on_missing=skip", "benchmark.limit=2", "benchmark.template=off")
+    assert list(written["missing"]) == ["wnli"] and list(written["runs"][0]["tasks"]) == ["rte"]
+    assert "not run, since their data are not there: wnli" in capsys.readouterr().out
+
+
+def test_impossible_values_are_reported_together(tmp_path: Path) -> None:
+    config = composed(
+        tmp_path, "suite=mmlu", "run=nowhere", "benchmark.template=maybe", "benchmark.limit=0", "benchmark.data_dir=none",
+        "suite.mean_over=x",
+    )  # fmt: skip
+    with pytest.raises(ConfigError) as caught:
+        check_benchmark(config)
+    for part in (
+        "run=nowhere: no such folder", "benchmark.template=maybe: allowed are on, off, both", "benchmark.limit=0",
+        "benchmark.data_dir=none: no such folder", "suite.mean_over=x: allowed are tasks, items",
+    ):  # fmt: skip
+        assert part in str(caught.value)
+
+
+def test_the_base_stands_beside_a_run(small_run: Path, run: Run) -> None:
+    written = run("suite=glue", "suite.tasks=[sst2]", f"run={small_run}", "benchmark.limit=2")
+    assert [r["template"] for r in written["runs"]] == ["on", "off"]  # a base of random weights tells nothing
+
+
+def test_labels_tell_runs_apart() -> None:
+    assert _labels(["a/b/bundle", "a/c"]) == ["b", "c"]
+    assert _labels(["x/2026/b", "y/2026/b"]) == ["x_2026_b", "y_2026_b"]
+    assert command_module.__doc__ is not None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suite", ["mmlu", "glue", "superglue", "bigbench", "humaneval", "squad", "triviaqa", "quick"])
+def test_every_suite_of_the_harness(run: Run, suite: str) -> None:
+    written = run(f"suite={suite}", "benchmark.limit=3", "benchmark.on_missing=skip", "benchmark.allow_code=true")
+    n_tasks = {"mmlu": 57, "glue": 9, "superglue": 8, "bigbench": 20, "quick": 9}.get(suite, 1)
+    assert all(len(report["tasks"]) >= n_tasks for report in written["runs"])
+    assert [report["template"] for report in written["runs"]] == ["on", "off"]
