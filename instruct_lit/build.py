@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from instruct_lit.build_model import CHAT, context_of, language_of, model_of, shape_of, template_of
 from instruct_lit.errors import ConfigError, InstructLitError
 
 if TYPE_CHECKING:
@@ -28,10 +29,12 @@ if TYPE_CHECKING:
 
     from instruct_lit.bundle import OpenedModel
     from instruct_lit.data.datamodule import InstructionData
+    from instruct_lit.data.encode import Tokenizer
     from instruct_lit.data.template import Template
     from instruct_lit.generation.sampling import SamplingSettings
-    from instruct_lit.model.gpt import GPT, GPTConfig
+    from instruct_lit.model.causal import CausalLM
 
+__all__ = ["context_of", "language_of", "model_of", "shape_of", "template_of"]  # callers find every builder here
 ALLOWED_TARGETS = ("instruct_lit.", "torch.", "lightning.")
 
 
@@ -92,52 +95,10 @@ def build(node: Any, key: str, *first: Any, **extra: Any) -> Any:
         raise ConfigError(f"{key}: {node['_target_']} refuses its arguments: {error}") from error
 
 
-def model_of(config: DictConfig) -> GPT:
-    """The GPT that the model group describes, with weights."""
-    from instruct_lit.model.pretrained import load_gpt
-
-    model = config.model
-    return load_gpt(
-        path=model.path,
-        repo=model.repo,
-        revision=model.revision,
-        pretrained=model.pretrained,
-        config=_configured_shape(model),
-        dropout=model.dropout,
-        activation_checkpointing=model.activation_checkpointing,
-        seed=config.seed,
-        cache_dir=Path(config.paths.cache) / "hub",
-    )
-
-
-def shape_of(config: DictConfig) -> GPTConfig:
-    """The shape of the model that `model_of` would build, without its weights."""
-    from instruct_lit.model.pretrained import read_config
-
-    model = config.model
-    return read_config(Path(model.path).expanduser()) if model.path else _configured_shape(model)
-
-
-def _configured_shape(model: DictConfig) -> GPTConfig:
-    from instruct_lit.model.gpt import GPTConfig
-
-    return GPTConfig(
-        context_length=model.context_length, d_model=model.d_model, n_layers=model.n_layers, n_heads=model.n_heads
-    )
-
-
-def template_of(config: DictConfig) -> Template:
-    """The prompt template."""
-    from instruct_lit.data.template import Template
-
-    return Template(config.template.name, config.template.text, config.template.path)
-
-
-def data_of(config: DictConfig, template: Template, context_length: int) -> InstructionData:
+def data_of(config: DictConfig, template: Template, tokenizer: Tokenizer, context_length: int) -> InstructionData:
     """The data module, its length bounded by the model's context."""
     from instruct_lit.data.datamodule import InstructionData
     from instruct_lit.data.sources import FileSource
-    from instruct_lit.data.tokenizer import GPT2Tokenizer
 
     data = config.data
     max_length = data.max_length or context_length
@@ -154,7 +115,7 @@ def data_of(config: DictConfig, template: Template, context_length: int) -> Inst
     return InstructionData(
         build(data.source, "data.source"),
         template,
-        GPT2Tokenizer(),
+        tokenizer,
         Path(config.paths.cache),
         max_length=max_length,
         split=_plain(data.split),
@@ -205,7 +166,8 @@ def open_run(config: DictConfig) -> OpenedModel:
     """The finished model at `run`, with the template of `template` where one is given."""
     from instruct_lit.bundle import open_model
 
-    return open_model(config.run, template_of(config) if config.template is not None else None)
+    given = config.template is not None and config.template.name != CHAT  # a chat template is in the directory
+    return open_model(config.run, template_of(config) if given else None)
 
 
 def base_of_run(config: DictConfig, opened: OpenedModel) -> GPT | None:
@@ -236,7 +198,7 @@ def data_of_run(config: DictConfig, opened: OpenedModel) -> InstructionData:
             f"run={config.run}: no run folder, so the data must be given (data=files data.path=…, data=book)"
         )
     settings = OmegaConf.create({"paths": config.paths, "batching": {}, "data": node})
-    data = data_of(settings, opened.template, opened.model.config.context_length)
+    data = data_of(settings, opened.template, opened.tokenizer, opened.model.config.context_length)
     data.prepare_data()
     data.setup()
     return data
@@ -251,7 +213,7 @@ def sampling_of(config: DictConfig) -> SamplingSettings:
 
 
 def answer_split(
-    config: DictConfig, model: GPT, data: InstructionData, split: str, n_responses: int | None, title: str
+    config: DictConfig, model: CausalLM, data: InstructionData, split: str, n_responses: int | None, title: str
 ) -> list[dict[str, Any]]:
     """The model's answers to the first `n_responses` examples of a split, with a progress bar."""
     from tqdm import tqdm

@@ -14,10 +14,16 @@ from typing import Any
 from safetensors.torch import save_file
 
 from instruct_lit import __version__
+from instruct_lit.data.chat_template import CHAT, with_chat
+from instruct_lit.data.encode import Tokenizer
+from instruct_lit.data.hf_tokenizer import HFTokenizer
 from instruct_lit.data.template import Template
 from instruct_lit.data.tokenizer import EOT, GPT2Tokenizer
 from instruct_lit.errors import CheckpointError, ConfigError
+from instruct_lit.model.causal import CausalLM
 from instruct_lit.model.gpt import GPT
+from instruct_lit.model.hf import HFModel
+from instruct_lit.model.hf_files import read_hf, write_hf
 from instruct_lit.model.pretrained import WEIGHTS, hf_config, hf_state_dict, load_gpt
 
 OURS = "instruct_lit.json"
@@ -32,8 +38,8 @@ class OpenedModel:
     """
 
     directory: Path
-    model: GPT
-    tokenizer: GPT2Tokenizer
+    model: CausalLM
+    tokenizer: Tokenizer
     template: Template
     generation: Mapping[str, Any]
     about: Mapping[str, Any]
@@ -41,8 +47,8 @@ class OpenedModel:
 
 def save_bundle(
     directory: Path,
-    model: GPT,
-    tokenizer: GPT2Tokenizer,
+    model: CausalLM,
+    tokenizer: Tokenizer,
     template: Template,
     generation: Mapping[str, Any],
     about: Mapping[str, Any],
@@ -56,16 +62,11 @@ def save_bundle(
     temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
     new, old = temporary / "new", temporary / "old"
     new.mkdir()
-    eot = {"bos_token_id": tokenizer.eot_id, "eos_token_id": tokenizer.eot_id}
     try:
-        save_file(hf_state_dict(model), new / WEIGHTS, metadata={"format": "pt"})
-        _write(new / "config.json", {**hf_config(model.config), **eot})
-        _write(new / "generation_config.json", {**eot, "pad_token_id": tokenizer.eot_id, **_hf_generation(generation)})
-        for name, content in tokenizer.vocab_files().items():
-            (new / _HF_VOCAB[name]).write_bytes(content)
-        _write(new / "tokenizer_config.json", _hf_tokenizer(model.config.context_length, template))
+        kind = _write_model(new, model, tokenizer, template, generation)
         own = {
             "version": __version__,
+            "kind": kind,
             "template": {"name": template.name, "text": template.text},
             "generation": dict(generation),
             **about,
@@ -78,6 +79,28 @@ def save_bundle(
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def _write_model(
+    folder: Path, model: CausalLM, tokenizer: Tokenizer, template: Template, generation: Mapping[str, Any]
+) -> str:
+    """Write what others read of a bundle; return whose model it is, `gpt2` for ours or `hf`."""
+    if isinstance(model, HFModel):
+        assert isinstance(tokenizer, HFTokenizer)
+        # Of our own templates the text is without the sign that the tokenizer puts before a text.
+        start = "" if template.name == CHAT else tokenizer.hf.decode(list(tokenizer.prompt_start))
+        jinja = template.text if template.name == CHAT else chat_template(template, start)
+        write_hf(folder, model, tokenizer, jinja, _hf_generation(generation))
+        return "hf"
+    assert isinstance(model, GPT) and isinstance(tokenizer, GPT2Tokenizer)
+    eot = {"bos_token_id": tokenizer.eot_id, "eos_token_id": tokenizer.eot_id}
+    save_file(hf_state_dict(model), folder / WEIGHTS, metadata={"format": "pt"})
+    _write(folder / "config.json", {**hf_config(model.config), **eot})
+    _write(folder / "generation_config.json", {**eot, "pad_token_id": tokenizer.eot_id, **_hf_generation(generation)})
+    for name, content in tokenizer.vocab_files().items():
+        (folder / _HF_VOCAB[name]).write_bytes(content)
+    _write(folder / "tokenizer_config.json", _hf_tokenizer(model.config.context_length, template))
+    return "gpt2"
+
+
 def bundle_of(run: str | Path) -> Path:
     """The directory with the weights: `run` itself, or the bundle of a run folder."""
     directory = Path(run).expanduser()
@@ -85,15 +108,23 @@ def bundle_of(run: str | Path) -> Path:
 
 
 def open_model(run: str | Path, template: Template | None = None) -> OpenedModel:
-    """Open a run folder, a bundle, or a Hugging Face GPT-2 directory; a given template replaces the bundle's own.
+    """Open a run folder, a bundle, or a Hugging Face directory; a given template replaces the bundle's own.
 
-    Raises CheckpointError when there is no model or it is damaged, ConfigError when a directory that is no bundle of
-    ours comes without a template.
+    A directory that is no bundle of ours and no GPT-2 brings its own chat template. Raises CheckpointError when there
+    is no model or it is damaged, ConfigError when a directory that is no bundle of ours comes without a template.
     """
     directory = bundle_of(run)
     if not directory.is_dir():
-        raise CheckpointError(f"run={run}: no such folder (a run folder, a bundle or a Hugging Face GPT-2 directory)")
+        raise CheckpointError(f"run={run}: no such folder (a run folder, a bundle or a Hugging Face directory)")
     about = read_about(directory)
+    if _is_hf(directory, about):
+        hf, hf_tokenizer = read_hf(directory)
+        own = about.get("template", {"name": CHAT})
+        if template is None and own["name"] == CHAT:
+            hf_tokenizer, template = with_chat(hf_tokenizer)
+        elif template is None:
+            template = Template(own["name"], own["text"])
+        return OpenedModel(directory, hf, hf_tokenizer, template, about.get("generation", {}), about)
     if template is None and about:
         template = Template(about["template"]["name"], about["template"]["text"])
     if directory == Path(run).expanduser() and (directory / "checkpoints").is_dir():
@@ -106,6 +137,17 @@ def open_model(run: str | Path, template: Template | None = None) -> OpenedModel
     return OpenedModel(directory, model, GPT2Tokenizer(), template, about.get("generation", {}), about)
 
 
+def _is_hf(directory: Path, about: Mapping[str, Any]) -> bool:
+    """Whether transformers must run the model: a bundle says it, of other directories it is all but GPT-2."""
+    if about:
+        return about.get("kind", "gpt2") == "hf"
+    try:
+        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # said better when the weights are read
+        return False
+    return isinstance(config, dict) and config.get("model_type", "gpt2") != "gpt2"
+
+
 def read_about(directory: Path) -> dict[str, Any]:
     """What a bundle says about itself besides its weights; empty for a directory that is no bundle of ours.
 
@@ -116,20 +158,22 @@ def read_about(directory: Path) -> dict[str, Any]:
         return {}
     try:
         about = json.loads(file.read_text(encoding="utf-8"))
-        Template(about["template"]["name"], about["template"]["text"])
+        if about["template"]["name"] != CHAT:
+            Template(about["template"]["name"], about["template"]["text"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{file}: damaged ({type(error).__name__}: {error})") from error
     return about
 
 
-def chat_template(template: Template) -> str:
-    """Jinja for transformers that renders a conversation's last user message as our prompt.
+def chat_template(template: Template, start: str = "") -> str:
+    """Jinja for transformers that renders a conversation's last user message as our prompt, `start` before it.
 
     An instruction model answers one instruction: earlier turns and system messages are left out. An answer that
     stands last (a response to be continued or learnt) follows the prompt.
     """
     return (
-        "{% set user = messages | selectattr('role', 'equalto', 'user') | list | last %}"
+        (f"{{{{ {json.dumps(start)} }}}}" if start else "")
+        + "{% set user = messages | selectattr('role', 'equalto', 'user') | list | last %}"
         "{% set instruction = user['content'] %}{% set input = '' %}"
         + _protected(template.prompt_source)
         + "{% if messages[-1]['role'] == 'assistant' %}{{ messages[-1]['content'] }}"

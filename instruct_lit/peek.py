@@ -75,13 +75,14 @@ def peek(config: DictConfig) -> None:
     if config.run is not None:
         config = as_in_run(config, given)
         opened = build.open_run(config)
-        template = build.template_of(config) if "template" in given else opened.template
+        given_text = "template" in given and config.template.name != build.CHAT  # the run has its chat template
+        tokenizer, template = opened.tokenizer, build.template_of(config) if given_text else opened.template
         context_length = opened.model.config.context_length
     else:
-        template = build.template_of(config)
-        context_length = build.shape_of(config).context_length
+        tokenizer, template = build.language_of(config)
+        context_length = build.context_of(config)
     build.target_of(config.data.source, "data.source")
-    data = build.data_of(config, template, context_length)
+    data = build.data_of(config, template, tokenizer, context_length)
     data.prepare_data()
     data.setup()
     console = Console()
@@ -201,6 +202,9 @@ def print_needs(console: Console, config: DictConfig, data: InstructionData) -> 
     from instruct_lit.training.estimate import estimate
     from instruct_lit.training.hardware import default_precision
 
+    if config.model.get("kind") == "hf":
+        console.print("\nmemory and time are estimated for GPT-2 only, not for model=hf", highlight=False)
+        return
     n_batches, batches = laid_out(data, config.batching)
     by_size = sorted(batches, key=lambda batch: batch.input_ids.numel())
     typical = [by_size[int(len(by_size) * share)] for share in (0.25, 0.5, 0.75)]

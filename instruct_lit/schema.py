@@ -18,14 +18,17 @@ from instruct_lit.errors import ConfigError
 @dataclass
 class ModelConfig:
     name: str = MISSING
+    kind: str = "gpt2"
     path: str | None = None
     repo: str | None = None
     revision: str | None = None
     pretrained: bool = True
-    n_layers: int = 12
-    n_heads: int = 12
-    d_model: int = 768
-    context_length: int = 1024
+    gguf_file: str | None = None
+    trust_remote_code: bool = False
+    n_layers: int | None = 12
+    n_heads: int | None = 12
+    d_model: int | None = 768
+    context_length: int | None = 1024
     dropout: float = 0.0
     activation_checkpointing: bool = False
     lr: float = 5e-5
@@ -113,6 +116,7 @@ class TrainConfig:
 
 
 CHOICES = {
+    "model.kind": ("gpt2", "hf"),
     "data.on_long": ("truncate", "drop", "error"),
     "data.on_bad_record": ("error", "skip"),
     "batching.layout": ("padded", "packed"),
@@ -170,15 +174,17 @@ def check_train(config: Any) -> None:
     """Raise one ConfigError that lists every impossible value or combination of a training configuration."""
     problems = check_values(config)
     model, data, batching = config.model, config.data, config.batching
-    if not model.path and data.max_length is not None and data.max_length > model.context_length:
+    known = model.context_length if model.kind == "hf" or not model.path else None
+    if known is not None and data.max_length is not None and data.max_length > known:
         problems.append(
             f"data.max_length={data.max_length}: the model's context is {model.context_length} tokens "
             "(model.context_length)"
         )
     if model.dropout >= 1:
         problems.append(f"model.dropout={model.dropout}: must be below 1")
-    if model.d_model % model.n_heads:
-        problems.append(f"model.d_model={model.d_model}: must be a multiple of model.n_heads={model.n_heads}")
+    problems += _problems_of_kind(model)
+    if config.template.name == "chat" and model.kind != "hf":
+        problems.append("template=chat: the chat template of the model's tokenizer goes with model=hf")
     if (batching.grouping == "best_fit") != (batching.max_tokens is not None):
         problems.append(
             f"batching.max_tokens={batching.max_tokens}: a token budget goes with batching.grouping=best_fit, "
@@ -196,7 +202,35 @@ def check_train(config: Any) -> None:
     if config.ckpt_path and config.ckpt_path != "last" and not Path(config.ckpt_path).exists():
         problems.append(f"ckpt_path={config.ckpt_path}: no such checkpoint or run folder")
     problems += check_data(data)
-    if model.path and not Path(model.path).expanduser().is_dir():
-        problems.append(f"model.path={model.path}: no such folder (a bundle or a Hugging Face GPT-2 directory)")
+    for key in ("path", "test_path", "val_path"):
+        paths = data[key] if isinstance(data[key], ListConfig) else [data[key]]
+        for path in paths:
+            if path is not None and not Path(path).expanduser().exists():
+                problems.append(f"data.{key}={path}: no such file or folder")
     if problems:
         raise ConfigError("\n  ".join(problems))
+
+
+def _problems_of_kind(model: Any) -> list[str]:
+    """What GPT-2 needs and a model of transformers does not, and the other way round."""
+    if model.kind == "hf":
+        gguf = Path(model.path).expanduser() / model.gguf_file if model.path and model.gguf_file else None
+        return (
+            [f"model.gguf_file={model.gguf_file}: no such file in {model.path}"] if gguf and not gguf.is_file() else []
+        )
+    problems = [
+        f"model.{key}=null: the shape of a GPT-2 wants a number"
+        for key in ("n_layers", "n_heads", "d_model", "context_length")
+        if model[key] is None
+    ]
+    if not problems and model.d_model % model.n_heads:
+        problems.append(f"model.d_model={model.d_model}: must be a multiple of model.n_heads={model.n_heads}")
+    if model.path and not Path(model.path).expanduser().is_dir():
+        problems.append(
+            f"model.path={model.path}: no such folder (a bundle or a Hugging Face GPT-2 directory; other "
+            "models go with model=hf)"
+        )
+    problems += [
+        f"model.{key}={model[key]}: goes with model=hf" for key in ("gguf_file", "trust_remote_code") if model[key]
+    ]
+    return problems

@@ -49,9 +49,9 @@ def train(config: DictConfig) -> float | None:
     best = OmegaConf.select(config, "callbacks.best_checkpoint") or {}
     history = History(run_dir / "history.jsonl", best.get("monitor", "val/loss"), best.get("mode", "min"))
     trainer = build.trainer_of(config, [history, Progress(history)])
-    template = build.template_of(config)
+    tokenizer, template = build.language_of(config)
     model = build.model_of(config)
-    data = build.data_of(config, template, model.config.context_length)
+    data = build.data_of(config, template, tokenizer, model.config.context_length)
     tuner = InstructionTuner(model, *build.optimization_of(config))
     memory = PeakMemory(trainer.strategy.root_device.type)
 
@@ -109,7 +109,7 @@ def train(config: DictConfig) -> float | None:
     generation = {str(key): value for key, value in config.generation.items() if key != "max_rows"}
     generation["stop"] = list(generation["stop"])
     about = {"data": {"name": config.data.name, "fingerprint": data.fingerprint}, "metrics": metrics}
-    save_bundle(run_dir / "bundle", model, data.tokenizer, template, generation, about)
+    save_bundle(run_dir / "bundle", model, tokenizer, template, generation, about)
     numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
     for logger in trainer.loggers:
         logger.log_hyperparams({key: str(value) for key, value in flat(config).items()}, numbers)  # type: ignore[call-arg]

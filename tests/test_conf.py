@@ -20,6 +20,8 @@ NEEDS = {  # what a person must give with it
     "data/files": ["data.path=records.json"],
     "data/hf": ["data.source.repo=owner/name"],
     "template/file": ["template.path=template.jinja"],
+    "template/chat": ["model=hf", "model.path=owner/name"],
+    "model/hf": ["model.path=owner/name"],
 }
 
 

@@ -13,14 +13,13 @@ from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
 
 from instruct_lit.data.collate import Batch, Collator, Layout
-from instruct_lit.data.encode import EncodedExample, Encoder, OnLong
+from instruct_lit.data.encode import EncodedExample, Encoder, OnLong, Tokenizer
 from instruct_lit.data.example import Example
 from instruct_lit.data.sampler import BatchSampler, Grouping
 from instruct_lit.data.sources import deduplicated
 from instruct_lit.data.split import Split, make_split
 from instruct_lit.data.store import EncodedStore, open_or_build
 from instruct_lit.data.template import Template
-from instruct_lit.data.tokenizer import GPT2Tokenizer
 
 STORE_VERSION = 1  # part of every key: raise it when the meaning of a store's files changes
 
@@ -47,7 +46,7 @@ class InstructionData(LightningDataModule):
         self,
         source: Source,
         template: Template,
-        tokenizer: GPT2Tokenizer,
+        tokenizer: Tokenizer,
         cache_dir: Path,
         *,
         max_length: int,

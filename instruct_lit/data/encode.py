@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Literal, Protocol
@@ -18,13 +18,19 @@ CHUNK = 4096  # examples encoded at once: enough work for all cores, little memo
 
 
 class Tokenizer(Protocol):
-    """What encoding needs of a tokenizer."""
+    """What the data, training and generation need of a tokenizer; `prompt_start` are ids before every prompt."""
 
     eot_id: int
     n_vocab: int
+    prompt_start: tuple[int, ...]
 
     def encode(self, text: str) -> list[int]: ...
-    def encode_batch(self, texts: list[str]) -> list[list[int]]: ...
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]: ...
+    def decode(self, ids: Sequence[int]) -> str: ...
+    @property
+    def n_bytes_of(self) -> np.ndarray: ...
+    @property
+    def fingerprint(self) -> str: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +79,7 @@ class Encoder:
 
     def prompt_ids(self, example: Example) -> list[int]:
         """Token ids of an example's prompt, the same in training and in generation."""
-        return self.tokenizer.encode(self.template.prompt(example))
+        return [*self.tokenizer.prompt_start, *self.tokenizer.encode(self.template.prompt(example))]
 
     def encode(self, examples: Iterable[Example]) -> Iterator[tuple[Example, EncodedExample]]:
         """Yield each example that is kept with its encoding; `counts` tells about the others."""
@@ -81,8 +87,9 @@ class Encoder:
         n_read = 0
         while chunk := list(islice(iterator, CHUNK)):
             prompts = self.tokenizer.encode_batch([self.template.prompt(example) for example in chunk])
-            responses = self.tokenizer.encode_batch([e.output + self.template.suffix(e) for e in chunk])
+            responses = self.tokenizer.encode_batch([self.template.response(e) for e in chunk])
             for number, (example, prompt, response) in enumerate(zip(chunk, prompts, responses, strict=True)):
+                prompt = [*self.tokenizer.prompt_start, *prompt]
                 ids = self._fit(prompt, response, n_read + number)
                 if ids is None:
                     continue

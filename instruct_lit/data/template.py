@@ -60,9 +60,13 @@ class Template:
         """Everything behind the response, often nothing; end-of-text follows it."""
         return self._render(self._suffix, example)
 
+    def response(self, example: Example) -> str:
+        """The wanted output and the suffix: what is learnt."""
+        return example.output + self.suffix(example)
+
     def full_text(self, example: Example) -> str:
         """Prompt, response and suffix."""
-        return self.prompt(example) + example.output + self.suffix(example)
+        return self.prompt(example) + self.response(example)
 
     def _render(self, template: jinja2.Template, example: Example) -> str:
         try:

@@ -40,6 +40,7 @@ class GPT2Tokenizer:
         self._encoding = _load_encoding(self.vocab_dir)
         self.eot_id: int = self._encoding.eot_token
         self.n_vocab: int = self._encoding.n_vocab
+        self.prompt_start: tuple[int, ...] = ()  # GPT-2 was trained without a sign for the beginning
 
     def encode(self, text: str) -> list[int]:
         """Token ids of ordinary text; no special token can come out of it."""

@@ -17,7 +17,7 @@ import torch
 from instruct_lit.errors import DataError
 from instruct_lit.generation.sampling import Sampler, SamplingSettings
 from instruct_lit.model.cache import Decode, KeyValueCache, Prefill
-from instruct_lit.model.gpt import GPT
+from instruct_lit.model.causal import CausalLM
 
 FinishReason = Literal["stop", "length", "cancelled"]
 
@@ -48,13 +48,14 @@ class Request:
 
 
 class Engine:
-    """Generates with a GPT; at most `max_rows` responses are written at the same time.
+    """Generates with a causal model; at most `max_rows` responses are written at the same time.
 
     `submit`, `step` and `cancel` serve callers with requests of their own timing, `generate` answers a list of
-    prompts. The model is used in evaluation mode and left as it was.
+    prompts. The model is used in evaluation mode and left as it was. One that takes rows only reads all of a row anew
+    for every token: slower, and as exact.
     """
 
-    def __init__(self, model: GPT, tokenizer: Decoder, max_rows: int = 32) -> None:
+    def __init__(self, model: CausalLM, tokenizer: Decoder, max_rows: int = 32) -> None:
         self.model, self.tokenizer, self.max_rows = model, tokenizer, max_rows
         self.context_length = model.config.context_length
         self._waiting: deque[Request] = deque()
@@ -139,9 +140,11 @@ class Engine:
         if not self._waiting or n_free < min(len(self._waiting), max(1, self.max_rows // 8)):
             return []
         new = [self._waiting.popleft() for _ in range(min(n_free, len(self._waiting)))]
-        cache = self._room_for(new)
         rows = range(len(self._active), len(self._active) + len(new))
         self._active += new
+        if self.model.no_layouts is not None:
+            return self._reread(list(rows))
+        cache = self._room_for(new)
         prompts = [request.prompt_ids for request in new]
         n_prefix = _common_prefix(prompts)
         lengths = [len(prompt) - n_prefix for prompt in prompts]
@@ -160,12 +163,24 @@ class Engine:
         """Run the last token of every row through the model and choose the next."""
         if not self._active:
             return []
+        if self.model.no_layouts is not None:
+            return self._reread(list(range(len(self._active))))
         assert self._cache is not None
         device = self._cache.keys.device
         lengths = torch.tensor([request.n_tokens - 1 for request in self._active], device=device)
         ids = torch.tensor([request.ids[-1] for request in self._active], device=device)
         hidden = self.model.hidden_states(ids[:, None], lengths[:, None], Decode(self._cache, lengths))
         return self._write(hidden[:, 0], list(range(len(self._active))))
+
+    def _reread(self, rows: list[int]) -> list[Request]:
+        """Run everything of the given rows through the model, without a cache, and choose the next tokens."""
+        texts = [self._active[row].prompt_ids + self._active[row].ids for row in rows]
+        device = self.model.head_weight.device
+        # Padding on the right is seen by no token of the text.
+        ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(text, device=device) for text in texts], batch_first=True)
+        last = torch.tensor([len(text) - 1 for text in texts], device=device)
+        hidden = self.model.hidden_states(ids)
+        return self._write(hidden[torch.arange(len(texts), device=device), last], rows)
 
     def _write(self, hidden: torch.Tensor, rows: list[int]) -> list[Request]:
         """Choose a token for each of the rows from their last hidden states, and let finished rows leave."""
@@ -205,9 +220,9 @@ class Engine:
         self._sampler.forget(request.number)
         last = self._active.pop()
         if last is not request:
-            assert self._cache is not None
             self._active[row] = last
-            self._cache.move(len(self._active), row, last.n_tokens)
+            if self._cache is not None:
+                self._cache.move(len(self._active), row, last.n_tokens)
 
     def _room_for(self, new: list[Request]) -> KeyValueCache:
         """The cache, made larger if the new requests may become longer than its rows."""
@@ -215,7 +230,7 @@ class Engine:
         wanted = min(wanted, self.context_length)
         old = self._cache
         if old is None or old.n_tokens < wanted:
-            weight = self.model.wpe.weight
+            weight = self.model.head_weight
             rows = self.max_rows if old is None else old.n_rows
             self._cache = KeyValueCache(self.model.config, rows, wanted, weight.dtype, weight.device)
             if old is not None:

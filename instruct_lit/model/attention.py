@@ -23,7 +23,10 @@ class AttentionLayout(Protocol):
     """How the tokens of one forward pass see each other."""
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
-        """Return softmax(q·k)·v over what each query may see, in the shape of `q`."""
+        """Return softmax(q·k)·v over what each query may see, in the shape of `q`.
+
+        `k` and `v` may have fewer heads than `q`, each serving a group of neighbours (Ainslie et al. 2023).
+        """
         ...
 
 
@@ -43,6 +46,12 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: flo
         return F.dropout(weights, dropout) @ v
 
 
+def grouped(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys and values with as many heads as the queries: `(…, H, D)`, a head repeated for each query of its group."""
+    n = q.shape[-2] // k.shape[-2]
+    return (k, v) if n == 1 else (k.repeat_interleave(n, -2), v.repeat_interleave(n, -2))
+
+
 def _plainly(q: Tensor, k: Tensor) -> bool:
     return q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.shape[-2] > 1 and k.shape[-2] <= SHORT_TOKENS
 
@@ -54,6 +63,7 @@ class CausalRows:
     """
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
+        k, v = grouped(q, k, v)
         q, k, v = (x.transpose(-3, -2) for x in (q, k, v))  # (B, H, T, D)
         return attention(q, k, v, None, dropout).transpose(-3, -2)
 
@@ -93,6 +103,7 @@ class PackedDocuments:
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
         assert q.shape[0] == self.n_tokens, f"{q.shape[0]} tokens for a layout of {self.n_tokens}"
+        k, v = grouped(q, k, v)
         if q.is_cuda and q.dtype in (torch.float16, torch.bfloat16) and dropout == 0.0:
             return self._attend_varlen(q, k, v)
         return self._attend_blocks(q, k, v, dropout)

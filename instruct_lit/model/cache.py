@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from instruct_lit.model.attention import PackedDocuments
-from instruct_lit.model.gpt import GPTConfig
+from instruct_lit.model.causal import Shape
 
 
 class KeyValueCache:
@@ -19,7 +19,7 @@ class KeyValueCache:
     tensors are `(L, R, H, T, D)`.
     """
 
-    def __init__(self, config: GPTConfig, n_rows: int, n_tokens: int, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, config: Shape, n_rows: int, n_tokens: int, dtype: torch.dtype, device: torch.device) -> None:
         shape = (config.n_layers, n_rows, config.n_heads, n_tokens, config.d_head)
         # Zeros, since a place that is masked must still be finite: 0 · NaN is NaN.
         self.keys = torch.zeros(shape, dtype=dtype, device=device)
@@ -69,6 +69,10 @@ class Decode:
         values[self.rows, :, self.lengths] = v[:, 0].to(values.dtype)
         seen = slice(None, self.longest)
         out = F.scaled_dot_product_attention(
-            q.transpose(1, 2), keys[:, :, seen].to(q.dtype), values[:, :, seen].to(q.dtype), self.mask
+            q.transpose(1, 2),
+            keys[:, :, seen].to(q.dtype),
+            values[:, :, seen].to(q.dtype),
+            self.mask,
+            enable_gqa=q.shape[-2] != k.shape[-2],
         )
         return out.transpose(1, 2)

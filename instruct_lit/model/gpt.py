@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from instruct_lit.model.attention import AttentionLayout, CausalRows
+from instruct_lit.model.causal import CausalLM
 
 INIT_STD = 0.02
 
@@ -85,7 +86,7 @@ class Block(nn.Module):
         return x + self.dropout(self.mlp(self.ln_2(x)))
 
 
-class GPT(nn.Module):
+class GPT(CausalLM):
     """GPT-2: token ids in, logits (`forward`) or the hidden states before the head (`hidden_states`) out."""
 
     def __init__(self, config: GPTConfig, dropout: float = 0.0, activation_checkpointing: bool = False) -> None:
@@ -142,6 +143,5 @@ class GPT(nn.Module):
                 parameter.fill_(1.0 if ".ln_" in f".{name}" and name.endswith("weight") else 0.0)
 
     @property
-    def n_parameters(self) -> int:
-        """Number of parameters, the tied head counted once."""
-        return sum(p.numel() for p in self.parameters())
+    def n_block_parameters(self) -> int:
+        return sum(p.numel() for p in self.blocks.parameters())

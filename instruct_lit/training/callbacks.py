@@ -18,7 +18,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from instruct_lit.data.collate import Batch
 from instruct_lit.generation.engine import Engine
 from instruct_lit.generation.sampling import SamplingSettings
-from instruct_lit.model.gpt import GPT
+from instruct_lit.model.causal import CausalLM
 
 
 class History(Callback):
@@ -49,15 +49,14 @@ class History(Callback):
         """Useful tokens per second of training so far."""
         return self.n_tokens / self.training_s if self.training_s else math.nan
 
-    def figures(self, model: GPT, flops_per_s: float) -> dict[str, float]:
+    def figures(self, model: CausalLM, flops_per_s: float) -> dict[str, float]:
         """Throughput of the run for its metrics, given the rate of the device's matrix products in FLOP/s.
 
         `positions_per_token` tells what the layout costs: 1.24 is 24 % padding, 0.7 a shared prefix. The utilisation is
         that of the products the examples themselves need, forward and backward: every token once through the blocks,
         every supervised one through the head.
         """
-        n_blocks = sum(p.numel() for p in model.blocks.parameters())
-        needed = 6 * (n_blocks * self.n_tokens + model.head_weight.numel() * self.n_supervised)
+        needed = 6 * (model.n_block_parameters * self.n_tokens + model.head_weight.numel() * self.n_supervised)
         return {
             "tokens_per_s": self.tokens_per_s,
             "positions_per_token": self.n_positions / max(1, self.n_tokens),

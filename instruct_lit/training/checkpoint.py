@@ -14,7 +14,7 @@ from torch import nn
 
 from instruct_lit.data.datamodule import InstructionData
 from instruct_lit.errors import CheckpointError
-from instruct_lit.model.gpt import GPT
+from instruct_lit.model.causal import CausalLM
 
 LAST = Path("checkpoints") / "last.ckpt"
 
@@ -80,7 +80,7 @@ def load_weights(path: Path, module: nn.Module) -> None:
         raise CheckpointError(f"{path}: does not fit the model\n  {error}") from error
 
 
-def identity_of(model: GPT, data: InstructionData) -> dict[str, str]:
+def identity_of(model: CausalLM, data: InstructionData) -> dict[str, str]:
     """What a run must have in common with a checkpoint to resume it."""
     split = hashlib.sha256(b"".join(data.examples_of(name)[1].tobytes() for name in ("train", "val", "test")))
     return {

@@ -14,14 +14,14 @@ from torch.optim import Optimizer
 
 from instruct_lit.data.collate import Batch
 from instruct_lit.model.attention import AttentionLayout, PackedDocuments
-from instruct_lit.model.gpt import GPT
+from instruct_lit.model.causal import CausalLM
 from instruct_lit.model.likelihood import token_losses
 from instruct_lit.training.checkpoint import check_identity
 from instruct_lit.training.loss import summed_cross_entropy
 
 
 class InstructionTuner(LightningModule):
-    """Fine-tunes a GPT on the supervised tokens of instruction batches.
+    """Fine-tunes a causal model on the supervised tokens of instruction batches.
 
     The gradient of an optimizer step is that of the mean over all supervised tokens of its micro-batches on all ranks.
     Every micro-batch's sum is divided by the token count of the step's first one, so that with one micro-batch per
@@ -32,7 +32,7 @@ class InstructionTuner(LightningModule):
 
     def __init__(
         self,
-        model: GPT,
+        model: CausalLM,
         make_optimizer: Callable[[torch.nn.Module], Optimizer],
         make_scheduler: Callable[[Optimizer, int], Any],
     ) -> None:

@@ -1,0 +1,57 @@
+"""What training and generation need of a language model, whoever wrote it."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from instruct_lit.model.attention import AttentionLayout
+
+
+class Shape(Protocol):
+    """The sizes of a model that others ask for; `n_heads` are the heads of keys and values."""
+
+    @property
+    def n_vocab(self) -> int: ...
+    @property
+    def context_length(self) -> int: ...
+    @property
+    def n_layers(self) -> int: ...
+    @property
+    def n_heads(self) -> int: ...
+    @property
+    def d_head(self) -> int: ...
+
+
+class CausalLM(nn.Module):
+    """A causal language model: hidden states of token ids, and the matrix that turns them into logits.
+
+    The loss runs the head on supervised positions alone and generation on last positions alone, so a model never gives
+    logits itself: the logits of a state h are `head_weight` · h.
+    """
+
+    config: Any  # a Shape
+    no_layouts: str | None = None  # why the model takes rows only, no other attention layout
+
+    @property
+    @abstractmethod
+    def head_weight(self) -> Tensor:
+        """The output projection `(V, C)`."""
+
+    @abstractmethod
+    def hidden_states(
+        self, input_ids: Tensor, position_ids: Tensor | None = None, layout: AttentionLayout | None = None
+    ) -> Tensor:
+        """The last hidden states `(…, C)` of `input_ids` `(…)`; without a layout every row is one causal sequence."""
+
+    @property
+    def n_parameters(self) -> int:
+        """Number of parameters, a tied head counted once."""
+        return sum(p.numel() for p in self.parameters())
+
+    @property
+    @abstractmethod
+    def n_block_parameters(self) -> int:
+        """Number of parameters that every token goes through: all but embeddings and head."""

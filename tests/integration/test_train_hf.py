@@ -1,0 +1,57 @@
+"""The train command on a model of transformers."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("transformers")
+SMALL = (
+    "model=hf", "template=chat", "data.source.n_examples=40", "data.split={train:24,val:8,test:8}",
+    "generation.max_new_tokens=6", "callbacks.sample_answers.max_new_tokens=4", "trainer.log_every_n_steps=1",
+    "trainer.max_epochs=1", "model.lr=1e-2", "data.max_length=160", "data.batch_size=8",
+)  # fmt: skip
+
+
+def metrics_of(run: Path) -> dict:
+    return json.loads((run / "metrics.json").read_text())
+
+
+def test_a_run_its_bundle_and_what_starts_from_it(command: Callable, llama_directory: Path, tmp_path: Path) -> None:
+    command("train", *SMALL, f"model.path={llama_directory}", "hydra.run.dir=run", cwd=tmp_path)
+    metrics = metrics_of(tmp_path / "run")
+    assert metrics["test/loss"] < metrics["base/test/loss"] and metrics["n_steps"] == 3
+    assert json.loads((tmp_path / "run" / "bundle" / "instruct_lit.json").read_text())["kind"] == "hf"
+    command("evaluate", "run=run", "hydra.run.dir=scores", "generation.max_new_tokens=6", cwd=tmp_path)
+    again = [json.loads(line) for line in (tmp_path / "scores" / "responses.jsonl").read_text().splitlines()]
+    before = [json.loads(line) for line in (tmp_path / "run" / "responses.jsonl").read_text().splitlines()]
+    assert [row["response"] for row in again] == [row["response"] for row in before]
+
+
+def test_what_cannot_go_together_is_said_before_anything_is_opened(command: Callable, tmp_path: Path) -> None:
+    errors = command("train", "template=chat", cwd=tmp_path, status=2).stderr
+    assert "template=chat: the chat template of the model's tokenizer goes with model=hf" in errors
+    errors = command("train", "model.gguf_file=x.gguf", cwd=tmp_path, status=2).stderr
+    assert "model.gguf_file=x.gguf: goes with model=hf" in errors
+    errors = command("train", "model=hf", "model.path=.", "model.gguf_file=x.gguf", cwd=tmp_path, status=2).stderr
+    assert "model.gguf_file=x.gguf: no such file in ." in errors
+
+
+def test_a_layout_that_the_architecture_cannot_take_is_refused(
+    command: Callable, llama_directory: Path, tmp_path: Path
+) -> None:
+    import transformers
+
+    config = transformers.MistralConfig(
+        vocab_size=300, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, max_position_embeddings=160, sliding_window=32,
+    )  # fmt: skip
+    config.save_pretrained(tmp_path / "model")
+    transformers.AutoTokenizer.from_pretrained(llama_directory).save_pretrained(tmp_path / "model")
+    windowed = [*SMALL, "model.path=model", "model.pretrained=false"]
+    errors = command("train", *windowed, cwd=tmp_path, status=2).stderr
+    assert "this model takes padded rows only, since its layers look back over 32 tokens only" in errors
+    assert "use batching=bucketed or batching=padded" in errors
+    command("train", *windowed, "batching=bucketed", "hydra.run.dir=run", cwd=tmp_path)
+    assert metrics_of(tmp_path / "run")["n_steps"] == 3

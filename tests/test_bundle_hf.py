@@ -1,0 +1,64 @@
+"""A bundle of a model of transformers: AutoModelForCausalLM opens it, and so do we."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from instruct_lit.bundle import OURS, open_model, save_bundle
+from instruct_lit.data.chat_template import with_chat
+from instruct_lit.data.encode import Encoder
+from instruct_lit.data.example import Example
+from instruct_lit.data.hf_tokenizer import load_tokenizer
+from instruct_lit.data.template import Template
+from instruct_lit.model.hf import load_hf
+
+transformers = pytest.importorskip("transformers")
+GREEDY = {"max_new_tokens": 9, "temperature": 0.0, "top_k": None, "top_p": None, "repetition_penalty": 1.0}
+IDS = torch.arange(20)[None]
+OWN = Template("own", "Do: {{ instruction }}\nAnswer: {{ response }}")
+
+
+@pytest.mark.parametrize("chat", [True, False])
+def test_trap_13_everything_comes_back(llama_directory: Path, tmp_path: Path, chat: bool) -> None:
+    model = load_hf(str(llama_directory)).eval()
+    tokenizer, template = load_tokenizer(str(llama_directory)), OWN
+    if chat:
+        tokenizer, template = with_chat(tokenizer)
+    save_bundle(tmp_path / "bundle", model, tokenizer, template, GREEDY, {"metrics": {"val/loss": 1.5}})
+    opened = open_model(tmp_path)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "bundle").eval()
+    with torch.no_grad():
+        logits = model.hidden_states(IDS) @ model.head_weight.T
+        assert torch.equal(opened.model.eval().hidden_states(IDS) @ opened.model.head_weight.T, logits)
+        torch.testing.assert_close(theirs(IDS).logits, logits, rtol=0, atol=1e-5)
+    assert theirs.lm_head.weight is theirs.model.embed_tokens.weight
+    assert opened.model.head_weight is opened.model.hf.get_input_embeddings().weight  # type: ignore[attr-defined]
+    assert opened.tokenizer.fingerprint == tokenizer.fingerprint and opened.template.text == template.text
+    ends = theirs.generation_config.eos_token_id
+    assert ends[0] == tokenizer.eot_id and theirs.generation_config.max_new_tokens == 9
+    assert opened.about["metrics"] == {"val/loss": 1.5} and opened.about["kind"] == "hf"
+
+
+@pytest.mark.parametrize("chat", [True, False])
+def test_trap_5_the_chat_template_renders_our_prompt(llama_directory: Path, tmp_path: Path, chat: bool) -> None:
+    tokenizer, template = load_tokenizer(str(llama_directory)), OWN
+    if chat:
+        tokenizer, template = with_chat(tokenizer)
+    save_bundle(tmp_path, load_hf(str(llama_directory)), tokenizer, template, GREEDY, {})
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    ids = theirs.apply_chat_template(
+        [{"role": "user", "content": "the cat"}], add_generation_prompt=True, return_dict=False
+    )
+    assert ids == Encoder(template, tokenizer, 99).prompt_ids(Example("the cat", ""))
+    # The tokenizer of the run keeps its own template: the bundle's is another.
+    assert tokenizer.hf.chat_template == load_tokenizer(str(llama_directory)).hf.chat_template
+
+
+def test_a_directory_of_others_brings_its_chat_template(llama_directory: Path) -> None:
+    opened = open_model(llama_directory)
+    assert opened.template.name == "chat" and opened.about == {}
+    assert open_model(llama_directory, OWN).template is OWN
+    assert not (llama_directory / OURS).exists()
+    assert json.loads((llama_directory / "config.json").read_text())["model_type"] == "llama"
