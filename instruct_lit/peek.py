@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from instruct_lit.bundle import OpenedModel
     from instruct_lit.data.collate import Batch
     from instruct_lit.data.datamodule import InstructionData
-    from instruct_lit.model.gpt import GPT
+    from instruct_lit.model.causal import CausalLM
 
 MAX_BATCHES = 200  # batches of an epoch that are laid out to see what padding costs
 
@@ -129,7 +129,7 @@ def show_example(console: Console, config: DictConfig, data: InstructionData, op
     print_walk(console, store.example(config.index), encoded, data.tokenizer, mask_prompt, losses, config.all_tokens)
 
 
-def losses_of(model: GPT, ids: np.ndarray) -> list[float]:
+def losses_of(model: CausalLM, ids: np.ndarray) -> list[float]:
     """The loss of every target of one example in nats, prompt and response alike."""
     import torch
 

@@ -24,7 +24,16 @@ MAY_IMPORT = {
     "schema": {"errors"},
     "build_model": {"errors", "data", "model"},
     "build": {
-        "errors", "data", "model", "generation", "bundle", "training", "evaluation", "serving", "config", "build_model",
+        "errors",
+        "data",
+        "model",
+        "generation",
+        "bundle",
+        "training",
+        "evaluation",
+        "serving",
+        "config",
+        "build_model",
     },
 }
 

@@ -15,6 +15,10 @@ import numpy as np
 from instruct_lit.errors import ConfigError
 
 ESCAPE = "\ufdd0"  # a code point that Unicode keeps out of texts
+# Byte-level vocabularies write a byte as a character (GPT-2): itself where it can be seen, the rest from 256 on.
+_SEEN = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+_UNSEEN = [byte for byte in range(256) if byte not in _SEEN]
+_BYTE_OF = {chr(byte): byte for byte in _SEEN} | {chr(256 + n): byte for n, byte in enumerate(_UNSEEN)}
 
 
 class HFTokenizer:
@@ -72,19 +76,24 @@ class HFTokenizer:
         """Where the first special token of a text is."""
         return self._special.search(text)
 
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes that one token stands for; of a special token those of its name."""
+        token = self.hf.convert_ids_to_tokens(token_id)
+        if token_id in self.hf.added_tokens_decoder:
+            return token.encode()
+        if self._byte_level:
+            return bytes(_BYTE_OF[character] for character in token)
+        if re.fullmatch("<0x[0-9A-F]{2}>", token):
+            return bytes([int(token[3:5], 16)])
+        return token.replace("\u2581", " ").encode()  # SentencePiece's sign for a space
+
     @cached_property
     def n_bytes_of(self) -> np.ndarray:
         """Number of UTF-8 bytes of every token `(V,)`; special tokens count none."""
         lengths = np.zeros(self.n_vocab, dtype=np.int64)
-        byte_level = '"ByteLevel"' in json.dumps(self._definition.get("decoder"))
         special = set(self.hf.added_tokens_decoder)
-        for token, number in self.hf.get_vocab().items():
-            if number in special:
-                continue
-            if byte_level or re.fullmatch("<0x[0-9A-F]{2}>", token):
-                lengths[number] = len(token) if byte_level else 1  # a character of GPT-2's alphabet is a byte
-            else:
-                lengths[number] = len(token.replace("\u2581", " ").encode())  # SentencePiece's sign for a space
+        for number in set(self.hf.get_vocab().values()) - special:
+            lengths[number] = len(self.token_bytes(number))
         return lengths
 
     @property
@@ -96,6 +105,10 @@ class HFTokenizer:
     @cached_property
     def _definition(self) -> dict[str, Any]:
         return json.loads(self.hf.backend_tokenizer.to_str())
+
+    @cached_property
+    def _byte_level(self) -> bool:
+        return '"ByteLevel"' in json.dumps(self._definition.get("decoder"))
 
     def _put_before(self) -> list[int]:
         alone, whole = self._ids(["a"], specials=False)[0], self.hf("a")["input_ids"]

@@ -59,7 +59,9 @@ def test_escaping_comes_back_and_hides_every_special_token(plain: HFTokenizer, t
 
 def test_bytes_of_tokens_add_up(plain: HFTokenizer) -> None:
     for text in TEXTS:
-        assert plain.n_bytes_of[plain.encode(text)].sum() == len(text.encode())
+        ids = plain.encode(text)
+        assert plain.n_bytes_of[ids].sum() == len(text.encode())
+        assert b"".join(plain.token_bytes(i) for i in ids) == text.encode()
     assert plain.n_bytes_of[plain.eot_id] == 0
 
 

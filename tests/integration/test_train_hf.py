@@ -29,6 +29,13 @@ def test_a_run_its_bundle_and_what_starts_from_it(command: Callable, llama_direc
     assert [row["response"] for row in again] == [row["response"] for row in before]
 
 
+def test_peek_reads_its_tokenizer_and_template(command: Callable, llama_directory: Path, tmp_path: Path) -> None:
+    seen = command("peek", *SMALL[:4], f"model.path={llama_directory}", "index=0", cwd=tmp_path).stdout
+    assert "<|user|>" in seen and "<|assistant|>" in seen and "<|end|>" in seen
+    profile = command("peek", *SMALL[:4], f"model.path={llama_directory}", cwd=tmp_path).stdout
+    assert "estimated for GPT-2 only, not for model=hf" in profile
+
+
 def test_what_cannot_go_together_is_said_before_anything_is_opened(command: Callable, tmp_path: Path) -> None:
     errors = command("train", "template=chat", cwd=tmp_path, status=2).stderr
     assert "template=chat: the chat template of the model's tokenizer goes with model=hf" in errors
