@@ -170,7 +170,7 @@ def open_run(config: DictConfig) -> OpenedModel:
     return open_model(config.run, template_of(config) if given else None)
 
 
-def base_of_run(config: DictConfig, opened: OpenedModel) -> GPT | None:
+def base_of_run(config: DictConfig, opened: OpenedModel) -> CausalLM | None:
     """The model that a run folder's model started from; None where it is not known or was drawn at random."""
     saved = opened.directory.parent / "config.yaml"
     if not opened.about or not saved.is_file():

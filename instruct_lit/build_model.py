@@ -23,9 +23,9 @@ def model_of(config: DictConfig) -> CausalLM:
 
     Raises ConfigError when it cannot take the batch layout of `batching`.
     """
-    model = _hf_of(config) if config.model.kind == "hf" else _gpt_of(config)
-    batching = config.batching
-    if model.no_layouts is not None and (batching.layout == "packed" or batching.shared_prefix):
+    model = _hf_of(config) if config.model.get("kind") == "hf" else _gpt_of(config)
+    batching = config.get("batching")
+    if model.no_layouts and batching and (batching.layout == "packed" or batching.shared_prefix):
         raise ConfigError(
             f"batching.layout={batching.layout}, batching.shared_prefix={batching.shared_prefix}: this model takes "
             f"padded rows only, since {model.no_layouts}; use batching=bucketed or batching=padded"

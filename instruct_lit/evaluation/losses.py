@@ -7,10 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 
 from instruct_lit.data.collate import Collator
-from instruct_lit.data.encode import EncodedExample
-from instruct_lit.data.tokenizer import GPT2Tokenizer
+from instruct_lit.data.encode import EncodedExample, Tokenizer
 from instruct_lit.model.attention import PackedDocuments
-from instruct_lit.model.gpt import GPT
+from instruct_lit.model.causal import CausalLM
 from instruct_lit.model.likelihood import token_losses
 
 MAX_TOKENS = 4096  # of one forward pass
@@ -18,8 +17,8 @@ MAX_TOKENS = 4096  # of one forward pass
 
 @torch.inference_mode()
 def response_losses(
-    model: GPT,
-    tokenizer: GPT2Tokenizer,
+    model: CausalLM,
+    tokenizer: Tokenizer,
     examples: Sequence[EncodedExample],
     on_done: Callable[[int], object] | None = None,
 ) -> list[tuple[float, int]]:
@@ -30,14 +29,13 @@ def response_losses(
     """
     was_training = model.training
     model.eval()
-    collate = Collator(tokenizer.eot_id, tokenizer.n_bytes_of, "packed")
+    collate = Collator(tokenizer.eot_id, tokenizer.n_bytes_of, "packed" if model.no_layouts is None else "padded")
     losses: list[tuple[float, int]] = [(0.0, 0)] * len(examples)
     for places in _groups(examples):
-        batch = collate([examples[place] for place in places]).to(model.wte.weight.device)
-        assert batch.document_lengths is not None
-        layout = PackedDocuments(batch.document_lengths, batch.prefix_length)
-        hidden = model.hidden_states(batch.input_ids, batch.position_ids, layout)[batch.loss_index]
-        of_tokens = token_losses(hidden, model.head_weight, batch.targets).double().cpu()
+        batch = collate([examples[place] for place in places]).to(model.head_weight.device)
+        layout = PackedDocuments(batch.document_lengths) if batch.document_lengths is not None else None
+        hidden = model.hidden_states(batch.input_ids, batch.position_ids, layout).flatten(0, -2)
+        of_tokens = token_losses(hidden[batch.loss_index], model.head_weight, batch.targets).double().cpu()
         counts = [int(examples[place].is_response[1:].sum()) for place in places]
         for place, part in zip(places, of_tokens.split(counts), strict=True):
             losses[place] = (float(part.mean()), len(part))

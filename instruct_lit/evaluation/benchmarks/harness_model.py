@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+from instruct_lit.data.encode import Tokenizer
 from instruct_lit.data.example import Example
 from instruct_lit.data.template import Template
-from instruct_lit.data.tokenizer import GPT2Tokenizer
 from instruct_lit.evaluation.benchmarks.kept import KeptAnswers
 from instruct_lit.evaluation.benchmarks.scoring import Pair, Score, log_likelihoods
 from instruct_lit.generation.engine import Engine
 from instruct_lit.generation.sampling import SamplingSettings
-from instruct_lit.model.gpt import GPT
+from instruct_lit.model.causal import CausalLM
 
 if TYPE_CHECKING:
     from lm_eval.api.model import TemplateLM
@@ -31,8 +31,8 @@ class Subject:
     the requests so far whose prompt was cut from the left because it was longer than the context.
     """
 
-    model: GPT
-    tokenizer: GPT2Tokenizer
+    model: CausalLM
+    tokenizer: Tokenizer
     template: Template
     kept: KeptAnswers = field(default_factory=lambda: KeptAnswers(None))
     max_rows: int = 16
@@ -135,7 +135,7 @@ def harness_model(subject: Subject) -> TemplateLM:
         def get_model_info(self) -> dict[str, Any]:
             return {
                 "model_num_parameters": subject.model.n_parameters,
-                "model_dtype": str(subject.model.wpe.weight.dtype),
+                "model_dtype": str(subject.model.head_weight.dtype),
             }
 
         def _loglikelihood_tokens(self, requests: Any, **kwargs: Any) -> list[tuple[float, bool]]:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from instruct_lit.model.gpt import GPT
+from instruct_lit.model.causal import CausalLM
 
 
 class KeptAnswers:
@@ -48,7 +48,7 @@ def _key(request: tuple[Any, ...]) -> str:
     return hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def fingerprint(model: GPT) -> str:
+def fingerprint(model: CausalLM) -> str:
     """Changes when any weight does."""
     digest = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from instruct_lit.model.gpt import GPT
+from instruct_lit.model.causal import CausalLM
 from instruct_lit.model.prefix_tree import PrefixTree, n_common
 
 Pair = tuple[Sequence[int], Sequence[int]]  # context and continuation ids
@@ -26,7 +26,7 @@ class Score:
 
 @torch.inference_mode()
 def log_likelihoods(
-    model: GPT,
+    model: CausalLM,
     pairs: Sequence[Pair],
     max_tokens: int | None = None,
     on_scored: Callable[[dict[int, Score]], None] | None = None,
@@ -37,7 +37,7 @@ def log_likelihoods(
     `max_tokens` new tokens. `on_scored` receives the scores of each pass by the index of their pair. Continuations
     have at least one token and at most as many as the context, contexts at least one.
     """
-    device = model.wpe.weight.device
+    device = model.head_weight.device
     longest = model.config.context_length
     texts = [(*context, *continuation)[-longest - 1 : -1] for context, continuation in pairs]
     was_training = model.training
@@ -46,17 +46,27 @@ def log_likelihoods(
     order = sorted(range(len(pairs)), key=lambda i: texts[i])
     for chunk in _passes([texts[i] for i in order], max_tokens or MAX_TOKENS[device.type]):
         members = [order[place] for place in chunk]
-        tree = PrefixTree([texts[i] for i in members])
-        hidden = model.hidden_states(
-            torch.tensor(tree.ids, device=device), torch.tensor(tree.position_ids, device=device), tree
-        )
-        found = _read(model, hidden, [(path, pairs[i][1]) for path, i in zip(tree.paths, members, strict=True)])
+        hidden, paths = _states(model, [texts[i] for i in members], device)
+        found = _read(model, hidden, [(path, pairs[i][1]) for path, i in zip(paths, members, strict=True)])
         new = dict(zip(members, found, strict=True))
         scores |= new
         if on_scored is not None:
             on_scored(new)
     model.train(was_training)
     return [scores[i] for i in range(len(pairs))]
+
+
+def _states(
+    model: CausalLM, texts: Sequence[Sequence[int]], device: torch.device
+) -> tuple[torch.Tensor, list[list[int]]]:
+    """Hidden states `(N, C)`, and for each text the rows of its tokens among them."""
+    if model.no_layouts is not None:  # each text a padded row of its own
+        rows = torch.nn.utils.rnn.pad_sequence([torch.tensor(text, device=device) for text in texts], batch_first=True)
+        places = [list(range(i * rows.shape[1], i * rows.shape[1] + len(text))) for i, text in enumerate(texts)]
+        return model.hidden_states(rows).flatten(0, 1), places
+    tree = PrefixTree(texts)
+    ids, positions = (torch.tensor(x, device=device) for x in (tree.ids, tree.position_ids))
+    return model.hidden_states(ids, positions, tree), tree.paths
 
 
 def _passes(texts: Sequence[Sequence[int]], max_tokens: int) -> Iterator[range]:
@@ -73,7 +83,7 @@ def _passes(texts: Sequence[Sequence[int]], max_tokens: int) -> Iterator[range]:
         yield range(start, len(texts))
 
 
-def _read(model: GPT, hidden: torch.Tensor, wanted: Sequence[tuple[list[int], Sequence[int]]]) -> list[Score]:
+def _read(model: CausalLM, hidden: torch.Tensor, wanted: Sequence[tuple[list[int], Sequence[int]]]) -> list[Score]:
     """Scores of continuations that end behind the last row of their paths; each row's logits are computed once."""
     rows = torch.tensor([row for path, targets in wanted for row in path[len(path) - len(targets) :]])
     targets = torch.tensor([token for _, continuation in wanted for token in continuation])
