@@ -106,12 +106,12 @@ def data_of(config: DictConfig, template: Template, tokenizer: Tokenizer, contex
         raise ConfigError(f"data.max_length={max_length}: the model's context is {context_length} tokens")
     own_files: dict[str, Any] = {
         f"{name}_source": FileSource(
-            _plain(data[f"{name}_path"]), _plain(data.columns), data.on_bad_record, f"{data.name}_{name}"
+            _plain(data[f"{name}_path"]), _plain(data.columns), data.on_bad_record, f"{data.name}_{name}", data.format
         )
         for name in ("test", "val")
         if data[f"{name}_path"] is not None
     }
-    keys = ("seed", "batch_size", "eval_batch_size", "mask_prompt", "on_long", "pad_to", "n_workers")
+    keys = ("seed", "batch_size", "eval_batch_size", "mask_prompt", "loss_on", "on_long", "pad_to", "n_workers")
     return InstructionData(
         build(data.source, "data.source"),
         template,

@@ -115,4 +115,4 @@ def template_of(config: DictConfig) -> Template:
     """The prompt template whose text is in the configuration."""
     from instruct_lit.data.template import Template
 
-    return Template(config.template.name, config.template.text, config.template.path)
+    return Template(**config.template)

@@ -67,7 +67,11 @@ def save_bundle(
         own = {
             "version": __version__,
             "kind": kind,
-            "template": {"name": template.name, "text": template.text},
+            "template": {
+                "name": template.name,
+                "text": template.text,
+                "next_turn": template.next_turn.text if template.next_turn is not None else None,
+            },
             "generation": dict(generation),
             **about,
         }
@@ -123,10 +127,10 @@ def open_model(run: str | Path, template: Template | None = None) -> OpenedModel
         if template is None and own["name"] == CHAT:
             hf_tokenizer, template = with_chat(hf_tokenizer)
         elif template is None:
-            template = Template(own["name"], own["text"])
+            template = Template(**own)
         return OpenedModel(directory, hf, hf_tokenizer, template, about.get("generation", {}), about)
     if template is None and about:
-        template = Template(about["template"]["name"], about["template"]["text"])
+        template = Template(**about["template"])
     if directory == Path(run).expanduser() and (directory / "checkpoints").is_dir():
         raise CheckpointError(
             f"run={run}: this run has not finished, it has no bundle; go on with it (train … ckpt_path={run})"
@@ -159,7 +163,7 @@ def read_about(directory: Path) -> dict[str, Any]:
     try:
         about = json.loads(file.read_text(encoding="utf-8"))
         if about["template"]["name"] != CHAT:
-            Template(about["template"]["name"], about["template"]["text"])
+            Template(**about["template"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{file}: damaged ({type(error).__name__}: {error})") from error
     return about
@@ -168,12 +172,13 @@ def read_about(directory: Path) -> dict[str, Any]:
 def chat_template(template: Template, start: str = "") -> str:
     """Jinja for transformers that renders a conversation's last user message as our prompt, `start` before it.
 
-    An instruction model answers one instruction: earlier turns and system messages are left out. An answer that
-    stands last (a response to be continued or learnt) follows the prompt.
+    A system message stands where the template has a place for it; earlier turns are left out. An answer that stands
+    last (a response to be continued or learnt) follows the prompt.
     """
     return (
         (f"{{{{ {json.dumps(start)} }}}}" if start else "")
-        + "{% set user = messages | selectattr('role', 'equalto', 'user') | list | last %}"
+        + "{% set system = messages | selectattr('role', 'equalto', 'system') | map(attribute='content') | join %}"
+        "{% set user = messages | selectattr('role', 'equalto', 'user') | list | last %}"
         "{% set instruction = user['content'] %}{% set input = '' %}"
         + _protected(template.prompt_source)
         + "{% if messages[-1]['role'] == 'assistant' %}{{ messages[-1]['content'] }}"

@@ -42,6 +42,7 @@ class DataConfig:
     test_path: Any = None
     val_path: Any = None
     columns: Any = None
+    format: str = "auto"
     on_bad_record: str = "error"
     split: Any = MISSING
     seed: int = MISSING
@@ -49,6 +50,7 @@ class DataConfig:
     eval_batch_size: int | None = None
     max_length: int | None = None
     mask_prompt: bool = True
+    loss_on: str = "all"
     on_long: str = "truncate"
     pad_to: int | None = None
     n_workers: int = 0
@@ -59,6 +61,7 @@ class TemplateConfig:
     name: str = MISSING
     text: str | None = None
     path: str | None = None
+    next_turn: str | None = None
 
 
 @dataclass
@@ -118,6 +121,8 @@ class TrainConfig:
 CHOICES = {
     "model.kind": ("gpt2", "hf"),
     "data.on_long": ("truncate", "drop", "error"),
+    "data.format": ("auto", "alpaca", "sharegpt", "messages"),
+    "data.loss_on": ("all", "last"),
     "data.on_bad_record": ("error", "skip"),
     "batching.layout": ("padded", "packed"),
     "batching.grouping": ("none", "length", "best_fit"),

@@ -17,7 +17,7 @@ from instruct_lit.model.gpt import GPT, GPTConfig
 from instruct_lit.model.pretrained import load_gpt
 
 TEMPLATES = {
-    name: Template(name, OmegaConf.load(CONF / "template" / f"{name}.yaml").text)
+    name: Template(**OmegaConf.load(CONF / "template" / f"{name}.yaml"))
     for name in ("alpaca", "alpaca_two_preambles", "phi3", "chatml")
 }
 GREEDY = {"max_new_tokens": 9, "temperature": 0.0, "top_k": None, "top_p": None, "repetition_penalty": 1.0}
@@ -42,6 +42,7 @@ def test_trap_13_the_head_is_tied_and_comes_back(tmp_path: Path, tiny_model: GPT
 
 def test_what_the_bundle_says_about_itself(tmp_path: Path, tiny_model: GPT) -> None:
     bundle = open_model(save(tmp_path / "run" / "bundle", tiny_model))
+    assert bundle.template.next_turn.text == TEMPLATES["alpaca"].next_turn.text  # type: ignore[union-attr]
     assert bundle.template.text == TEMPLATES["alpaca"].text and bundle.about["metrics"] == {"val/loss": 1.5}
     assert open_model(tmp_path / "run").directory == tmp_path / "run" / "bundle"
     assert open_model(tmp_path / "run", TEMPLATES["phi3"]).template.name == "phi3"
@@ -94,6 +95,8 @@ def test_transformers_tokenizer_gives_our_ids_and_prompts(
         assert rendered == TEMPLATES[name].prompt(example)
         answered = theirs.apply_chat_template([*messages, {"role": "assistant", "content": "yes"}], tokenize=False)
         assert answered == TEMPLATES[name].full_text(Example(text, "yes"))
+        told = theirs.apply_chat_template([{"role": "system", "content": "Be short."}, *messages], tokenize=False)
+        assert told == TEMPLATES[name].prompt(Example(text, "x", system="Be short."))
     assert theirs.eos_token_id == tokenizer.eot_id
 
 

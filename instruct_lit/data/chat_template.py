@@ -39,6 +39,29 @@ class ChatTemplate(Template):
         self.end: str | None = found[0] if found else None
         self.response(Example("instruction", "output", "input"))  # a template that cannot do it shows now
 
+    def turns(self, example: Example) -> list[tuple[str, str]]:
+        """Every turn, found as a single response is: by rendering the conversation with a mark for each answer."""
+        if not example.history:
+            return [(self.prompt(example), self.response(example))]
+        answers = [self.tokenizer.escape(text) for text in (*(said for _, said in example.history), example.output)]
+        asked = self.messages(example)
+        whole = self._conversation([*asked, {"role": "assistant", "content": answers[-1]}])
+        marked = [{**turn, "content": _PLACE} if turn["role"] == "assistant" else turn for turn in asked]
+        between = self._conversation([*marked, {"role": "assistant", "content": _PLACE}]).split(_PLACE)
+        turns, before = [], between[0]
+        for answer, behind in zip(answers, between[1:], strict=False):
+            end = self.tokenizer.first_special(behind)
+            if end is None or end[0] != self.end:
+                raise TemplateError(
+                    f"template=chat: an earlier answer is not closed by {self.end!r} but by {behind[:40]!r}"
+                )
+            turns.append((before, answer + behind[: end.start()]))
+            before = behind[end.end() :]
+        for said in (answers, [answer.strip() for answer in answers]):
+            if whole == between[0] + "".join(a + b for a, b in zip(said, between[1:], strict=False)):
+                return [(b, said[n] + r[len(answers[n]) :]) for n, (b, r) in enumerate(turns)]
+        raise TemplateError(f"template=chat: the model's template does not show every answer as it is: {whole[:200]!r}")
+
     def prompt(self, example: Example) -> str:
         return self._halves(example)[0]
 
@@ -66,7 +89,10 @@ class ChatTemplate(Template):
     def messages(self, example: Example) -> list[dict[str, str]]:
         """The conversation before the response."""
         asked = f"{example.instruction}\n\n{example.input}" if example.input else example.instruction
-        return [{"role": "user", "content": self.tokenizer.escape(asked)}]
+        said = [("system", example.system)] if example.system else []
+        for user, assistant in example.history:
+            said += [("user", user), ("assistant", assistant)]
+        return [{"role": role, "content": self.tokenizer.escape(text)} for role, text in [*said, ("user", asked)]]
 
     def _halves(self, example: Example) -> tuple[str, str]:
         """What is rendered before and behind the response."""

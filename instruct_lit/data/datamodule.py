@@ -13,7 +13,7 @@ from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
 
 from instruct_lit.data.collate import Batch, Collator, Layout
-from instruct_lit.data.encode import EncodedExample, Encoder, OnLong, Tokenizer
+from instruct_lit.data.encode import EncodedExample, Encoder, LossOn, OnLong, Tokenizer
 from instruct_lit.data.example import Example
 from instruct_lit.data.sampler import BatchSampler, Grouping
 from instruct_lit.data.sources import deduplicated
@@ -21,7 +21,7 @@ from instruct_lit.data.split import Split, make_split
 from instruct_lit.data.store import EncodedStore, open_or_build
 from instruct_lit.data.template import Template
 
-STORE_VERSION = 1  # part of every key: raise it when the meaning of a store's files changes
+STORE_VERSION = 2  # part of every key: raise it when the meaning of a store's files changes
 
 
 class Source(Protocol):
@@ -55,6 +55,7 @@ class InstructionData(LightningDataModule):
         batch_size: int = 8,
         eval_batch_size: int | None = None,
         mask_prompt: bool = True,
+        loss_on: LossOn = "all",
         on_long: OnLong = "truncate",
         pad_to: int | None = None,
         layout: Layout = "padded",
@@ -68,7 +69,8 @@ class InstructionData(LightningDataModule):
         super().__init__()
         self.sources = {"main": source, "test": test_source, "val": val_source}
         self.template, self.tokenizer, self.cache_dir = template, tokenizer, cache_dir
-        self.max_length, self.on_long, self.split_spec, self.seed = max_length, on_long, split, seed
+        self.max_length, self.on_long, self.loss_on = max_length, on_long, loss_on
+        self.split_spec, self.seed = split, seed
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
         self.grouping, self.max_tokens, self.n_workers = grouping, max_tokens, n_workers
         self.collator = Collator(
@@ -160,7 +162,7 @@ class InstructionData(LightningDataModule):
 
     def _open(self, source: Source) -> EncodedStore:
         examples = deduplicated(source)
-        encoder = Encoder(self.template, self.tokenizer, self.max_length, self.on_long)
+        encoder = Encoder(self.template, self.tokenizer, self.max_length, self.on_long, self.loss_on)
         return open_or_build(
             Path(self.cache_dir),
             self._key(source),
@@ -173,10 +175,11 @@ class InstructionData(LightningDataModule):
         facts = {
             "version": STORE_VERSION,
             "source": source.fingerprint(),
-            "template": self.template.text,
+            "template": [self.template.text, self.template.next_turn and self.template.next_turn.text],
             "tokenizer": self.tokenizer.fingerprint,
             "max_length": self.max_length,
             "on_long": self.on_long,
+            "loss_on": self.loss_on,
         }
         return f"{source.name}-{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]}"
 

@@ -1,18 +1,16 @@
-"""Records out of .json, .jsonl, .csv and .parquet files, one at a time, each checked before it becomes an example."""
+"""Records out of .json, .jsonl, .csv and .parquet files, one at a time, and the check of their texts."""
 
 from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from instruct_lit.data.example import Example
 from instruct_lit.errors import DataError
 
 OnBadRecord = Literal["error", "skip"]
-FIELDS = ("instruction", "input", "output")
 _CHUNK = 1 << 20
 
 
@@ -33,31 +31,15 @@ def read_records(path: Path) -> Iterator[tuple[str, Any]]:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
 
 
-def to_example(record: Any, place: str, columns: Mapping[str, str] | None = None) -> Example:
-    """Check a record and turn it into an Example; `columns` maps instruction, input, output to the record's names.
-
-    Other fields go to `extra`. Raises DataError naming the place for a missing, empty or non-text field.
-    """
-    if not isinstance(record, dict):
-        raise DataError(f"{place}: a record is a mapping of fields, found {type(record).__name__}")
-    names = {field: (columns or {}).get(field, field) for field in FIELDS}
-    texts = {}
-    for field, name in names.items():
-        value = record.get(name)
-        if value is None and field == "input":
-            value = ""
-        if value is None:
-            found = ", ".join(map(str, record)) or "none"
-            raise DataError(f"{place}: no field {name!r} for the {field}; found: {found} (see data.columns)")
-        if not isinstance(value, str):
-            raise DataError(f"{place}: {name!r} must be text, found {type(value).__name__} {value!r:.60}")
-        if field != "input" and not value.strip():
-            raise DataError(f"{place}: {name!r} is empty")
-        if "\ufffd" in value or not _is_encodable(value):
-            raise DataError(f"{place}: {name!r} has broken characters (the text was decoded wrongly before)")
-        texts[field] = value
-    extra = {str(key): value for key, value in record.items() if key not in names.values()}
-    return Example(texts["instruction"], texts["output"], texts["input"], extra)
+def checked_text(value: Any, place: str, name: str, may_be_empty: bool = False) -> str:
+    """The text of a field; raises DataError naming the place when it is none, is empty or has broken characters."""
+    if not isinstance(value, str):
+        raise DataError(f"{place}: {name!r} must be text, found {type(value).__name__} {value!r:.60}")
+    if not may_be_empty and not value.strip():
+        raise DataError(f"{place}: {name!r} is empty")
+    if "\ufffd" in value or not _is_encodable(value):
+        raise DataError(f"{place}: {name!r} has broken characters (the text was decoded wrongly before)")
+    return value
 
 
 def _is_encodable(text: str) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from instruct_lit.data.collate import Batch
+from instruct_lit.data.encode import EncodedExample, learnt_texts
 from instruct_lit.data.example import Example
 from instruct_lit.data.store import EncodedStore
 from instruct_lit.data.template import Template
@@ -24,7 +25,9 @@ LOW_SUPERVISED, HIGH_TRUNCATED, HIGH_WASTE = 0.05, 0.1, 0.5
 class Profile:
     """What `profile` found. Lengths are in tokens; of an example, `prompt` are those not learnt, `response` the others.
 
-    `odd` maps what is odd to the ids of the examples; `costs` maps a layout to the positions it computes per token;
+
+    `mask_share` is the share of the examples whose learnt tokens decode to exactly the wanted answers. `odd` maps what
+    is odd to the ids of the examples; `costs` maps a layout to the positions it computes per token;
     `n_repeated_prompts` counts the examples whose prompt an earlier one has too.
     """
 
@@ -36,6 +39,7 @@ class Profile:
     ends_share: float
     header: str
     header_share: float
+    mask_share: float
     n_repeated_prompts: int
     odd: dict[str, list[int]]
     costs: dict[str, float]
@@ -55,7 +59,7 @@ def profile(
     header = header_of(template)
     odd: dict[str, list[int]] = {}
     prompts: set[tuple[str, ...]] = set()
-    n_repeated = n_headers = 0
+    n_repeated = n_headers = n_exact = 0
     for index in range(len(store)):
         example = store.example(index)
         for what in oddities(example, header):
@@ -66,6 +70,7 @@ def profile(
         encoded = store[index]
         tail = tokenizer.decode(encoded.ids[: encoded.n_prompt][-4 * len(header) - 8 :].tolist())
         n_headers += bool(header.strip()) and tail.endswith(header)
+        n_exact += mask_is_exact(example, encoded, template, tokenizer)
     return Profile(
         counts=dict(store.counts),
         n_examples=len(store),
@@ -75,6 +80,7 @@ def profile(
         ends_share=float((store.last_ids == tokenizer.eot_id).mean()),
         header=header,
         header_share=n_headers / len(store),
+        mask_share=n_exact / len(store),
         n_repeated_prompts=n_repeated,
         odd=dict(sorted(odd.items(), key=lambda item: -len(item[1]))),
         costs=costs,
@@ -88,6 +94,17 @@ def header_of(template: Template) -> str:
     while len({end[: n_common + 1] for end in ends}) == 1 and n_common < len(ends[0]):
         n_common += 1
     return ends[0][:n_common][::-1]
+
+
+def mask_is_exact(example: Example, encoded: EncodedExample, template: Template, tokenizer: Any) -> bool:
+    """Whether the learnt tokens are the assistant's answers, all or the last, whole or up to where they were cut."""
+    found = learnt_texts(encoded, tokenizer)
+    unescaped = getattr(tokenizer, "unescape", str)  # a chat template protects what users wrote
+    wanted = [unescaped(response) for _, response in template.turns(example)][-len(found) :]
+    if encoded.ids[-1] != tokenizer.eot_id and found:
+        found[-1] = found[-1].rstrip("\ufffd")  # a character may have been cut
+        wanted[-1] = wanted[-1][: len(found[-1])]
+    return found == wanted
 
 
 def oddities(example: Example, header: str) -> list[str]:
@@ -149,6 +166,8 @@ def warnings_of(found: Profile, layout: str, n_val: int) -> list[str]:
         lines.append("the template has no header before the response: the model cannot tell where its answer begins")
     elif found.header_share < 1:
         lines.append(f"{1 - found.header_share:.1%} of the prompts do not end with {found.header.strip()!r}")
+    if found.mask_share < 1:
+        lines.append(f"{1 - found.mask_share:.1%} of the masks do not decode to the answers: a fault of the tokenizer")
     if found.ends_share == 0:
         lines.append("no end-of-text is learnt: the model will never stop; raise data.max_length")
     elif found.truncated_share > HIGH_TRUNCATED:

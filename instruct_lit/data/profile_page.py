@@ -31,6 +31,7 @@ def print_profile(console: Console, found: Profile, layout: str) -> None:
     table.add_row("end-of-text", f"learnt in {found.ends_share:.1%} of the examples")
     header = repr(found.header.strip()) if found.header.strip() else "none"
     table.add_row("response header", f"{header}, in {found.header_share:.1%} of the prompts")
+    table.add_row("mask", f"decodes to the answers in {found.mask_share:.1%} of the examples")
     table.add_row("repeated prompts", f"{found.n_repeated_prompts:,}")
     console.print(table)
     console.print()

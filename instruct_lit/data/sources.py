@@ -8,12 +8,13 @@ from pathlib import Path
 
 from instruct_lit.data.download import fetch, fetch_data_set
 from instruct_lit.data.example import Example
-from instruct_lit.data.parse import READERS, OnBadRecord, read_records, to_example
+from instruct_lit.data.formats import Format, to_example
+from instruct_lit.data.parse import READERS, OnBadRecord, read_records
 from instruct_lit.errors import DataError
 
 
 class FileSource:
-    """Examples of one or several files, or of all data files in a folder.
+    """Examples of one or several files, or of all data files in a folder; `format` is the form of their records.
 
     A bad record raises DataError, or with `on_bad_record="skip"` is counted in `n_skipped`.
     """
@@ -24,8 +25,9 @@ class FileSource:
         columns: Mapping[str, str] | None = None,
         on_bad_record: OnBadRecord = "error",
         name: str = "files",
+        format: Format = "auto",
     ) -> None:
-        self.name = name
+        self.name, self.format = name, format
         self.paths = [Path(p).expanduser() for p in ([path] if isinstance(path, str | Path) else path)]
         self.columns = dict(columns) if columns else None
         self.on_bad_record = on_bad_record
@@ -51,7 +53,7 @@ class FileSource:
 
     def fingerprint(self) -> str:
         """Sum over the files' contents and the way they are read."""
-        digest = hashlib.sha256(f"{self.columns} {self.on_bad_record}".encode())
+        digest = hashlib.sha256(f"{self.columns} {self.on_bad_record} {self.format}".encode())
         for path in self.files():
             with path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
@@ -64,7 +66,7 @@ class FileSource:
                 try:
                     if isinstance(record, DataError):
                         raise record
-                    yield to_example(record, place, self.columns)
+                    yield to_example(record, place, self.columns, self.format)
                 except DataError:
                     if self.on_bad_record == "error":
                         raise
@@ -83,10 +85,11 @@ class UrlSource(FileSource):
         on_bad_record: OnBadRecord = "error",
         path: str | Sequence[str] | None = None,
         name: str = "download",
+        format: Format = "auto",
     ) -> None:
         self.url, self.cache_dir, self.sha256 = url, Path(cache_dir), sha256
         self.downloads = path is None
-        super().__init__(path if path is not None else [], columns, on_bad_record, name)
+        super().__init__(path if path is not None else [], columns, on_bad_record, name, format)
 
     def prepare(self) -> None:
         """Download the file unless it is in the cache."""
@@ -111,10 +114,11 @@ class HubSource(FileSource):
         on_bad_record: OnBadRecord = "error",
         path: str | Sequence[str] | None = None,
         name: str = "hub",
+        format: Format = "auto",
     ) -> None:
         self.repo, self.revision, self.pattern, self.cache_dir = repo, revision, pattern, Path(cache_dir)
         self.downloads = path is None
-        super().__init__(path if path is not None else [], columns, on_bad_record, name)
+        super().__init__(path if path is not None else [], columns, on_bad_record, name, format)
 
     def prepare(self) -> None:
         """Fetch the data files unless they are in the cache."""
@@ -137,7 +141,8 @@ class deduplicated:  # reads as a function at its call: `for example in deduplic
         self.n_dropped = 0
         seen: set[bytes] = set()
         for example in self.examples:
-            text = "\x00".join((example.instruction, example.input, example.output))
+            earlier = (text for turn in example.history for text in turn)
+            text = "\x00".join((example.instruction, example.input, example.output, example.system, *earlier))
             digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
             if digest in seen:
                 self.n_dropped += 1

@@ -46,9 +46,7 @@ class EncodedStore:
     def example(self, index: int) -> Example:
         """The record behind an encoded example."""
         start, end = self._record_offsets[index], self._record_offsets[index + 1]
-        record: dict[str, Any] = json.loads(self._records[start:end].tobytes())
-        instruction, input, output = (record.pop(key) for key in ("instruction", "input", "output"))
-        return Example(instruction, output, input, record)
+        return Example.from_record(json.loads(self._records[start:end].tobytes()))
 
     @property
     def lengths(self) -> np.ndarray:

@@ -64,8 +64,8 @@ def rendered(ids: np.ndarray, learnt: np.ndarray, tokenizer: Any, coloured: bool
 
 
 def piece(tokenizer: Any, token_id: int) -> str:
-    """What a token stands for, white space made visible and bytes that are no text escaped."""
-    return str(tokenizer.token_bytes(int(token_id)).decode("utf-8", "backslashreplace").translate(_VISIBLE))
+    """What a token stands for, white space made visible; a part of a character is a replacement character."""
+    return str(tokenizer.decode([int(token_id)]).translate(_VISIBLE))
 
 
 def _table(

@@ -7,9 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from instruct_lit.data.chat_template import ChatTemplate, with_chat
-from instruct_lit.data.encode import Encoder
+from instruct_lit.data.encode import Encoder, learnt_texts
 from instruct_lit.data.example import Example
 from instruct_lit.data.hf_tokenizer import ESCAPE, HFTokenizer, load_tokenizer
+from instruct_lit.data.profile import mask_is_exact
 from instruct_lit.data.template import Template
 from instruct_lit.errors import ConfigError, TemplateError
 
@@ -133,3 +134,34 @@ def test_a_template_that_trims_and_ends_behind_a_space(llama_directory: Path) ->
     assert (
         template.prompt(Example("the cat", "")) == "[the cat </s>][" and tokenizer.eot_id == tokenizer.hf.eos_token_id
     )
+
+
+TALK = Example("and <|end|>", "the end", "", {}, "be short", (("the cat", "the dog"), ("why", "<|user|> so")))
+
+
+@pytest.mark.parametrize("loss_on", ["all", "last"])
+def test_a_conversation_has_the_ids_of_transformers_and_a_mask_of_the_answers(chat, loss_on: str) -> None:
+    tokenizer, template = chat
+    ((_, encoded),) = Encoder(template, tokenizer, 10_000, "error", loss_on).encode([TALK])  # type: ignore[arg-type]
+    answers = ["the dog", "<|user|> so", "the end"]
+    assert learnt_texts(encoded, tokenizer) == (answers if loss_on == "all" else answers[-1:])
+    assert mask_is_exact(TALK, encoded, template, tokenizer)
+    assert encoded.prompt_ids == Encoder(template, tokenizer, 99).prompt_ids(TALK)
+    assert all(encoded.ids[end - 1] == tokenizer.eot_id for _, end in encoded.spans)
+    safe = Example("and", "the end", "", {}, "be short", (("the cat", "the dog"), ("why", "so")))
+    ((_, encoded),) = Encoder(template, tokenizer, 10_000).encode([safe])
+    messages = [{"role": "system", "content": safe.system}]
+    for user, assistant in (*safe.history, (safe.instruction, safe.output)):
+        messages += [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
+    theirs = tokenizer.hf.apply_chat_template(messages, return_dict=False)
+    assert encoded.ids.tolist() == theirs[: len(encoded.ids)] and tokenizer.decode(theirs[len(encoded.ids) :]) == "\n"
+
+
+def test_a_chat_template_that_does_not_close_earlier_answers_is_refused(llama_directory: Path) -> None:
+    tokenizer = load_tokenizer(str(llama_directory))
+    tokenizer.hf.chat_template = (
+        "{% for m in messages %}[{{ m['content'] }}{% if loop.last %}</s>{% endif %}{% endfor %}"
+    )
+    _, template = with_chat(tokenizer)
+    with pytest.raises(TemplateError, match=r"an earlier answer is not closed by '</s>' but by '\[why\['"):
+        template.turns(TALK)

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from instruct_lit.data.example import Example
-from instruct_lit.data.parse import read_records, to_example
+from instruct_lit.data.formats import to_example
+from instruct_lit.data.parse import read_records
 from instruct_lit.errors import DataError
 
 RECORDS = [
@@ -97,29 +98,3 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     pytest.importorskip("pyarrow")
     with pytest.raises(DataError, match=r"no.parquet: no valid parquet file"):
         list(read_records(tmp_path / "no.parquet"))
-
-
-@pytest.mark.parametrize(
-    ("record", "message"),
-    [
-        ([1], "f, record 3: a record is a mapping of fields, found list"),
-        ({"output": "b"}, "f, record 3: no field 'instruction' for the instruction; found: output (see data.columns)"),
-        ({"instruction": "a"}, "no field 'output' for the output"),
-        ({"instruction": "a", "output": 7}, "'output' must be text, found int 7"),
-        ({"instruction": "a", "output": "b", "input": ["x"]}, "'input' must be text, found list"),
-        ({"instruction": " \n", "output": "b"}, "'instruction' is empty"),
-        ({"instruction": "a", "output": ""}, "'output' is empty"),
-        ({"instruction": "a", "output": "b\ufffd"}, "'output' has broken characters"),
-        ({"instruction": "a\ud800", "output": "b"}, "'instruction' has broken characters"),
-    ],
-)
-def test_bad_records_say_what_is_wrong(record: object, message: str) -> None:
-    with pytest.raises(DataError) as caught:
-        to_example(record, "f, record 3")
-    assert message in str(caught.value)
-
-
-def test_columns_are_mapped_and_other_fields_carried_along() -> None:
-    record = {"question": "q", "answer": "a", "context": None, "level": 3}
-    example = to_example(record, "f", {"instruction": "question", "output": "answer", "input": "context"})
-    assert example == Example("q", "a", "", {"level": 3})

@@ -13,6 +13,7 @@ from instruct_lit.data.profile import (
     Profile,
     header_of,
     histogram,
+    mask_is_exact,
     oddities,
     percentiles,
     positions_per_token,
@@ -47,6 +48,7 @@ def test_every_figure_by_hand(tmp_path: Path, tokenizer: GPT2Tokenizer) -> None:
     assert found.supervised_share == pytest.approx((2 + 3 + 2 + 12) / (9 + 10 + 9 + 19))
     assert found.ends_share == 0.75 and found.truncated_share == 0.25
     assert found.header == " \nA: "[1:] and found.header_share == 1
+    assert found.mask_share == 1
     assert found.n_repeated_prompts == 1
     assert found.odd == {"the answer repeats the instruction": [2], "the answer begins or ends with white space": [3]}
 
@@ -54,6 +56,16 @@ def test_every_figure_by_hand(tmp_path: Path, tokenizer: GPT2Tokenizer) -> None:
 def test_the_whole_text_is_learnt_without_mask(tmp_path: Path, tokenizer: GPT2Tokenizer) -> None:
     store = store_of(tmp_path, tokenizer, [Example("one", "two")])
     assert profile(store, TEMPLATE, tokenizer, False, {}).supervised_share == 1
+
+
+def test_a_mask_that_is_not_the_answers_is_seen(tokenizer: GPT2Tokenizer) -> None:
+    template = Template("t", "{{ instruction }}: {{ response }}", next_turn=" {{ instruction }}: {{ response }}")
+    talk = Example("one", "two 🙂", history=(("three", "four"),))
+    for loss_on, max_length in (("all", 64), ("last", 64), ("all", 9)):
+        ((kept, encoded),) = Encoder(template, tokenizer, max_length, "truncate", loss_on).encode([talk])  # type: ignore[arg-type]
+        assert mask_is_exact(kept, encoded, template, tokenizer)
+        shifted = replace(encoded, is_response=np.roll(encoded.is_response, -1))
+        assert not mask_is_exact(kept, shifted, template, tokenizer)
 
 
 @pytest.mark.parametrize(
@@ -108,7 +120,7 @@ def test_histograms_count_everything_once() -> None:
 
 
 GOOD = Profile(
-    {}, 1000, np.full(1000, 20), np.full(1000, 9), 0.4, 1.0, "\nA:", 1.0, 0, {}, {"padded": 1.2, "packed": 1.0}
+    {}, 1000, np.full(1000, 20), np.full(1000, 9), 0.4, 1.0, "\nA:", 1.0, 1.0, 0, {}, {"padded": 1.2, "packed": 1.0}
 )
 
 
@@ -119,6 +131,7 @@ GOOD = Profile(
         ({"supervised_share": 0.03}, "only 3.0% of the targets are learnt"),
         ({"header": "\n", "header_share": 0.0}, "the template has no header before the response"),
         ({"header_share": 0.9}, "10.0% of the prompts do not end with 'A:'"),
+        ({"mask_share": 0.5}, "50.0% of the masks do not decode to the answers"),
         ({"ends_share": 0.0, "counts": {"n_truncated": 1000}}, "no end-of-text is learnt"),
         ({"counts": {"n_truncated": 300}}, "30% of the answers are cut and have no end"),
         ({"counts": {"n_dropped_long": 300}}, "300 examples are left out as too long"),

@@ -16,8 +16,14 @@ from instruct_lit.data.template import Template
 from instruct_lit.data.tokenizer import GPT2Tokenizer
 from instruct_lit.errors import DataError
 
-TEMPLATE = Template("short", "{{ instruction }} {{ input }} = {{ response }}")
-EXAMPLES = [Example("é\n🙂", "one", "x", {"level": 1}), Example("b", "two " * 30), Example("c", "three")]
+TEMPLATE = Template(
+    "short", "{{ instruction }} {{ input }} = {{ response }}", next_turn=" {{ instruction }} = {{ response }}"
+)
+EXAMPLES = [
+    Example("é\n🙂", "one", "x", {"level": 1}),
+    Example("b", "two " * 30),
+    Example("c", "three", "", {}, "", (("a", "b"),)),
+]
 
 
 def build(folder: Path, tokenizer: GPT2Tokenizer, examples: list[Example] = EXAMPLES, max_length: int = 20):

@@ -18,7 +18,7 @@ PAIRED = (
 
 
 def shipped(name: str) -> Template:
-    return Template(name, OmegaConf.load(CONF / "template" / f"{name}.yaml").text)
+    return Template(**OmegaConf.load(CONF / "template" / f"{name}.yaml"))
 
 
 @pytest.mark.parametrize(
@@ -42,6 +42,64 @@ def test_shipped_templates_letter_by_letter(name: str, given: str, prompt: str, 
     assert template.full_text(example) == prompt + "Done." + suffix
 
 
+TALK = Example("And?", "So.", "x", {}, "Be short.", (("Hello", "Hi!"),))
+
+
+@pytest.mark.parametrize(
+    ("name", "turns"),
+    [
+        (
+            "alpaca",
+            [
+                ("Be short.\n\n### Instruction:\nHello\n\n### Response:\n", "Hi!"),
+                ("\n\n### Instruction:\nAnd?\n\n### Input:\nx\n\n### Response:\n", "So."),
+            ],
+        ),
+        (
+            "alpaca_two_preambles",
+            [
+                ("Be short.\n\n### Instruction:\nHello\n\n### Response:\n", "Hi!"),
+                ("\n\n### Instruction:\nAnd?\n\n### Input:\nx\n\n### Response:\n", "So."),
+            ],
+        ),
+        (
+            "phi3",
+            [
+                ("<|System|>\nBe short.\n\n<|User|>\nHello\n\n<|Assistant|>:\n", "Hi!"),
+                ("\n\n<|User|>\nAnd?\nx\n\n<|Assistant|>:\n", "So."),
+            ],
+        ),
+        (
+            "chatml",
+            [
+                (
+                    "<|im_start|>system\nBe short.<|im_end|>\n<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n",
+                    "Hi!<|im_end|>",
+                ),
+                ("\n<|im_start|>user\nAnd?\n\nx<|im_end|>\n<|im_start|>assistant\n", "So.<|im_end|>"),
+            ],
+        ),
+    ],
+)
+def test_conversations_letter_by_letter(name: str, turns: list[tuple[str, str]]) -> None:
+    template = shipped(name)
+    assert template.turns(TALK) == turns
+    single = Example("Do.", "Done.", "x")
+    assert template.turns(single) == [(template.prompt(single), "Done." + template.suffix(single))]
+
+
+def test_a_template_without_the_form_refuses_a_conversation() -> None:
+    plain = Template("mine", "{{ instruction }}: {{ response }}")
+    with pytest.raises(
+        TemplateError, match=r"template 'mine': no form for a conversation of several turns; give template.next"
+    ):
+        plain.turns(Example("a", "b", history=(("c", "d"),)))
+    with pytest.raises(TemplateError, match=r"template 'mine': no place for the system prompt 'Be short.'"):
+        plain.turns(Example("a", "b", system="Be short."))
+    with pytest.raises(TemplateError, match=r"template 'mine.next_turn': 0 places for the response"):
+        Template("mine", "{{ response }}", next_turn="{{ instruction }}")
+
+
 def test_trap_4_text_of_a_user_is_not_rendered_again() -> None:
     template = shipped("alpaca")
     text = "{{ 7 * 7 }} {% raw %} ### Response:\n"
@@ -63,7 +121,7 @@ def test_a_template_file(tmp_path: Path) -> None:
         ("{{ response }} {{ response }}", "2 places for the response"),
         (
             "{{ instrction }}{{ response }}",
-            "'instrction' is undefined; the variables are instruction, input and response",
+            "'instrction' is undefined; the variables are instruction, input, system and response",
         ),
         ("{% if input %}{{ response }}{% endif %}", "must each be complete"),
         ("{{ instruction.__class__.__mro__ }}{{ response }}", "unsafe"),

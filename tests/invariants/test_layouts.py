@@ -13,7 +13,8 @@ from omegaconf import OmegaConf
 from instruct_lit.config import CONF
 from instruct_lit.data.collate import Collator, pad_shift_mask
 from instruct_lit.data.encode import EncodedExample, Encoder
-from instruct_lit.data.parse import to_example
+from instruct_lit.data.example import Example
+from instruct_lit.data.formats import to_example
 from instruct_lit.data.template import Template
 from instruct_lit.data.tokenizer import GPT2Tokenizer
 from instruct_lit.model.gpt import GPT, GPTConfig
@@ -40,10 +41,27 @@ def real_examples(folder: Path, tokenizer: GPT2Tokenizer) -> list[EncodedExample
     return [e for _, e in Encoder(template, tokenizer, 128).encode([to_example(r, "r") for r in records])]
 
 
-@pytest.fixture(params=["random", "real"])
+def conversations(tokenizer: GPT2Tokenizer, loss_on: str) -> list[EncodedExample]:
+    """Talks of one to four turns that begin alike; one is the beginning of another, so the prefix ends in a response."""
+    random = np.random.default_rng(1)
+    template = Template(**OmegaConf.load(CONF / "template" / "chatml.yaml"))
+    examples = []
+    for n_turns in (1, 2, 3, 4, 1, 2, 3, 2, 1, 1, 2, 3):
+        turns = [
+            ("Hello", "Hi!"),
+            *((f"What is {n}?", "It is " + "so " * n) for n in random.integers(1, 9, n_turns - 1)),
+        ]
+        *history, (instruction, output) = turns
+        examples.append(Example(instruction, output, "", {}, "Be short.", tuple(history)))
+    return [e for _, e in Encoder(template, tokenizer, 128, "truncate", loss_on).encode(examples)]  # type: ignore[arg-type]
+
+
+@pytest.fixture(params=["random", "real", "conversations", "last answers"])
 def examples(request: pytest.FixtureRequest, tokenizer: GPT2Tokenizer) -> list[EncodedExample]:
     if request.param == "random":
         return random_examples()
+    if request.param != "real":
+        return conversations(tokenizer, "all" if request.param == "conversations" else "last")
     return real_examples(request.getfixturevalue("shared_data"), tokenizer)
 
 
@@ -127,3 +145,13 @@ def test_half_precision_is_near(model: GPT, examples: list[EncodedExample], toke
             assert (
                 torch.nn.functional.cosine_similarity(gradients[name].flatten(), wanted[name].flatten(), dim=0) > 0.995
             )
+
+
+def test_a_shared_prefix_may_hold_answers(tokenizer: GPT2Tokenizer) -> None:
+    """What two conversations share is learnt as often as it occurs, answers in it too."""
+    examples = conversations(tokenizer, "all")
+    batch = Collator(EOT, tokenizer.n_bytes_of, "packed", True)(examples)
+    in_prefix = batch.loss_index < batch.prefix_length
+    assert in_prefix.any() and batch.loss_weights[in_prefix].min() == len(examples)
+    rows = Collator(EOT, tokenizer.n_bytes_of)(examples)
+    assert (batch.n_supervised, batch.n_response_bytes) == (rows.n_supervised, rows.n_response_bytes)
