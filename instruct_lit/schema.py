@@ -37,6 +37,7 @@ class ModelConfig:
 @dataclass
 class DataConfig:
     name: str = MISSING
+    licence: str | None = None
     source: Any = MISSING
     path: Any = None
     test_path: Any = None
@@ -141,6 +142,15 @@ AT_LEAST = {
 LOGGED_METRICS = tuple(
     f"{split}/{name}" for split in ("val", "test") for name in ("loss", "perplexity", "response_loss", "bits_per_byte")
 ) + ("train/loss", "test/exact_match")
+
+
+def missing_runs(runs: Any, key: str = "run") -> list[str]:
+    """Problems with the finished models that a command is given, one (`run=…`) or a list of them."""
+    given = [] if runs is None else list(runs) if isinstance(runs, list | ListConfig) else [runs]
+    kinds = "a run folder, a bundle or a Hugging Face directory"
+    if not given:
+        return [f"{key}=…: give {kinds}"]
+    return [f"{key}={run}: no such folder ({kinds})" for run in given if not Path(str(run)).expanduser().is_dir()]
 
 
 def check_values(config: DictConfig) -> list[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -108,7 +109,9 @@ def train(config: DictConfig) -> float | None:
     (run_dir / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
     generation = {str(key): value for key, value in config.generation.items() if key != "max_rows"}
     generation["stop"] = list(generation["stop"])
-    about = {"data": {"name": config.data.name, "fingerprint": data.fingerprint}, "metrics": metrics}
+    known = {"name": config.data.name, "licence": config.data.licence, "fingerprint": data.fingerprint}
+    command = shlex.join(["python", "-m", "instruct_lit.train", *sys.argv[1:]])
+    about = {"data": known, "command": command, "metrics": metrics}
     save_bundle(run_dir / "bundle", model, tokenizer, template, generation, about)
     numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
     for logger in trainer.loggers:

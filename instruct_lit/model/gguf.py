@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -31,6 +32,7 @@ def write_gguf(path: Path, model: GPT, tokenizer: GPT2Tokenizer, precision: Prec
     Jinja chat template. Raises ConfigError when the gguf package is not installed.
     """
     gguf = _gguf()
+    logging.getLogger("gguf.gguf_writer").setLevel(logging.WARNING)
     writer = gguf.GGUFWriter(path, "gpt2")
     shape = model.config
     writer.add_name(name)
@@ -55,8 +57,7 @@ def read_gguf(path: Path) -> dict[str, np.ndarray]:
     """Every tensor of a GGUF file by its name, dequantised to float32."""
     gguf = _gguf()
     return {
-        tensor.name: gguf.quants.dequantize(tensor.data, tensor.tensor_type)
-        for tensor in gguf.GGUFReader(path).tensors
+        tensor.name: gguf.quants.dequantize(tensor.data, tensor.tensor_type) for tensor in gguf.GGUFReader(path).tensors
     }
 
 

@@ -1,0 +1,70 @@
+"""The export command: what it leaves is opened by others and gives our logits; its errors; nothing is pushed unasked."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from instruct_lit.bundle import open_model
+from instruct_lit.errors import ConfigError
+from instruct_lit.export import push
+from tests.integration.conftest import Command
+
+IDS = torch.tensor([[5, 6, 7, 8, 9]])
+
+
+def test_hf_with_another_template(command: Command, small_run: Path, tmp_path: Path) -> None:
+    done = command("export", f"run={small_run}", "template=chatml", "hydra.run.dir=out", cwd=tmp_path)
+    assert "README.md" in done.stdout and "model.safetensors" in done.stdout
+    before, after = open_model(small_run), open_model(tmp_path / "out/hf")
+    assert after.template.name == "chatml" and before.template.name == "alpaca"
+    assert torch.equal(before.model(IDS), after.model(IDS))
+    card = (tmp_path / "out/hf/README.md").read_text()
+    assert "Licence of the data: Apache-2.0" in card and "| exact_match |" in card and "--- |" not in card
+    assert "python -m instruct_lit.train data.source.n_examples=60" in card and "<|im_start|>user" in card
+
+
+def test_gguf_and_modelfile(command: Command, small_run: Path, tmp_path: Path) -> None:
+    pytest.importorskip("gguf")
+    done = command("export", f"run={small_run}", "to=gguf", "precision=q8_0", "hydra.run.dir=out", cwd=tmp_path)
+    assert "Modelfile, README.md, model-q8_0.gguf" in done.stdout and done.stderr == ""
+    text = (tmp_path / "out/gguf/Modelfile").read_text()
+    assert text.startswith("FROM ./model-q8_0.gguf\n") and "### Response:\n{{ .Response }}" in text
+
+
+def test_a_traced_program_gives_our_logits(command: Command, small_run: Path, tmp_path: Path) -> None:
+    command("export", f"run={small_run}", "to=torch_export", "hydra.run.dir=out", cwd=tmp_path)
+    program = torch.export.load(tmp_path / "out/torch_export/model.pt2").module()
+    model = open_model(small_run).model.eval()
+    for shape in ((1, 1), (3, 96)):
+        ids = torch.randint(0, 50257, shape, generator=torch.Generator().manual_seed(0))
+        torch.testing.assert_close(program(ids), model(ids), rtol=0, atol=1e-5)
+
+
+def test_errors_are_told_together(command: Command, tmp_path: Path) -> None:
+    done = command("export", "run=nowhere", "to=onyx", "precision=q4", "push_to_hub=me", cwd=tmp_path, status=2)
+    assert done.stderr.splitlines() == [
+        "error: run=nowhere: no such folder (a run folder, a bundle or a Hugging Face directory)",
+        "  to=onyx: allowed are hf, gguf, torch_export",
+        "  precision=q4: allowed are f32, f16, q8_0 (of to=gguf)",
+        "  push_to_hub=me: the repository's full name is needed, owner/name",
+    ]
+
+
+def test_pushing_makes_a_private_repository_and_reports_refusals(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    class Api:
+        def create_repo(self, repo: str, private: bool, exist_ok: bool) -> None:
+            calls.append((repo, private, exist_ok))
+
+        def upload_folder(self, repo_id: str, folder_path: Path) -> str:
+            calls.append((repo_id, folder_path))
+            raise OSError("no network")
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Api)
+    with pytest.raises(ConfigError, match=r"push_to_hub=me/x: the hub refuses or is not reached \(OSError: no network"):
+        push(tmp_path, "me/x", True)
+    assert calls == [("me/x", True, True), ("me/x", tmp_path)]
