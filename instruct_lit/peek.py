@@ -75,13 +75,11 @@ def peek(config: DictConfig) -> None:
     if config.run is not None:
         config = as_in_run(config, given)
         opened = build.open_run(config)
-        given_text = "template" in given and config.template.name != build.CHAT  # the run has its chat template
-        tokenizer, template = opened.tokenizer, build.template_of(config) if given_text else opened.template
+        tokenizer, template = opened.tokenizer, opened.template
         context_length = opened.model.config.context_length
     else:
         tokenizer, template = build.language_of(config)
         context_length = build.context_of(config)
-    build.target_of(config.data.source, "data.source")
     data = build.data_of(config, template, tokenizer, context_length)
     data.prepare_data()
     data.setup()
@@ -93,20 +91,25 @@ def peek(config: DictConfig) -> None:
 
 
 def as_in_run(config: DictConfig, given: set[str]) -> DictConfig:
-    """The configuration with the run's own data and batching where the command line names none."""
+    """The configuration with the run's own data, batching and template where the command line names none."""
     from omegaconf import OmegaConf
 
+    from instruct_lit.build_data import refuse_code
     from instruct_lit.bundle import bundle_of
 
+    parts = {str(key): value for key, value in config.items()}
+    if "template" not in given:
+        parts["template"] = None  # the bundle has it
     saved = bundle_of(config.run).parent / "config.yaml"
     if not saved.is_file():
         if "data" not in given:
             raise ConfigError(
                 f"run={config.run}: no run folder, so the data must be given (data=files data.path=…, data=book)"
             )
-        return config
+        return OmegaConf.create(parts)
     of_run = OmegaConf.load(saved)
-    parts = {str(key): value for key, value in config.items()}
+    if "data" not in given:
+        refuse_code(of_run.data, config.run)
     parts |= {name: OmegaConf.select(of_run, name) for name in ("model", "data", "batching") if name not in given}
     return OmegaConf.create(parts)
 

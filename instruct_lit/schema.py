@@ -39,6 +39,9 @@ class DataConfig:
     name: str = MISSING
     licence: str | None = None
     source: Any = MISSING
+    sets: Any = None
+    filters: Any = None
+    keep_together: str = "same_prompt"
     path: Any = None
     test_path: Any = None
     val_path: Any = None
@@ -124,6 +127,7 @@ CHOICES = {
     "data.on_long": ("truncate", "drop", "error"),
     "data.format": ("auto", "alpaca", "sharegpt", "messages"),
     "data.loss_on": ("all", "last"),
+    "data.keep_together": ("same_prompt", "near_duplicates", "nothing"),
     "data.on_bad_record": ("error", "skip"),
     "batching.layout": ("padded", "packed"),
     "batching.grouping": ("none", "length", "best_fit"),
@@ -170,19 +174,26 @@ def check_values(config: DictConfig) -> list[str]:
 def check_data(data: Any) -> list[str]:
     """Problems of the data group."""
     problems = []
-    for key in ("path", "test_path", "val_path"):
-        paths = data[key] if isinstance(data[key], ListConfig) else [data[key]]
-        for path in paths:
+    places = {f"data.{key}": data[key] for key in ("path", "test_path", "val_path")}
+    for name, given in (data.sets or {}).items():
+        places[f"data.sets.{name}.path"] = given.get("path") if given is not None else None
+    for key, value in places.items():
+        for path in value if isinstance(value, ListConfig) else [value]:
             if path is not None and not Path(path).expanduser().exists():
-                problems.append(f"data.{key}={path}: no such file or folder")
+                problems.append(f"{key}={path}: no such file or folder")
     return problems
 
 
 def logged_metrics(config: Any) -> tuple[str, ...]:
-    """Names of what a training logs: always the same, and what its callbacks of generation quality add."""
+    """Names of what a training logs: always the same, the losses of a mixture's sets, and what callbacks add."""
     nodes = [node for node in (config.callbacks or {}).values() if node is not None]
     ours = [node for node in nodes if str(node.get("_target_")).endswith(".GenerationQuality")]
-    return LOGGED_METRICS + tuple(f"val/{name}" for node in ours for name in node.get("metrics", ["exact_match"]))
+    of_sets = tuple(f"{split}/loss/{name}" for split in ("val", "test") for name in config.data.sets or {})
+    return (
+        LOGGED_METRICS
+        + of_sets
+        + tuple(f"val/{name}" for node in ours for name in node.get("metrics", ["exact_match"]))
+    )
 
 
 def check_train(config: Any) -> None:
@@ -217,11 +228,6 @@ def check_train(config: Any) -> None:
     if config.ckpt_path and config.ckpt_path != "last" and not Path(config.ckpt_path).exists():
         problems.append(f"ckpt_path={config.ckpt_path}: no such checkpoint or run folder")
     problems += check_data(data)
-    for key in ("path", "test_path", "val_path"):
-        paths = data[key] if isinstance(data[key], ListConfig) else [data[key]]
-        for path in paths:
-            if path is not None and not Path(path).expanduser().exists():
-                problems.append(f"data.{key}={path}: no such file or folder")
     if problems:
         raise ConfigError("\n  ".join(problems))
 

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from lightning import Trainer
     from omegaconf import DictConfig
 
+    from instruct_lit.data.datamodule import InstructionData
+
 
 def train(config: DictConfig) -> float | None:
     """Run one training as configured and return the value of `optimized_metric`."""
@@ -60,10 +62,10 @@ def train(config: DictConfig) -> float | None:
     data.setup()
     data.split.save(run_dir / "split.json")
     tuner.identity = identity_of(model, data)
-    counts = {f"n_{name}": len(data.examples_of(name)[1]) for name in ("train", "val", "test")}
-    counts |= {name: n for name, n in data.stores["main"].counts.items() if n and name != "n_encoded"}
-    print(f"data {config.data.name}: " + ", ".join(f"{n} {name[2:]}" for name, n in counts.items()), flush=True)
-    metrics: dict[str, Any] = dict(counts)
+    print(f"data {config.data.name}: {described(data)}", flush=True)
+    metrics: dict[str, Any] = dict(data.counts)
+    for name, share in data.shares().items():
+        metrics |= {f"mixture/{name}/{field}": value for field, value in vars(share).items()}
     rows: list[dict[str, Any]] = []
     base_rows: list[dict[str, Any]] = []
     interrupted = False
@@ -124,6 +126,19 @@ def train(config: DictConfig) -> float | None:
         print(f"interrupted; to go on: add ckpt_path={run_dir} to the same command", file=sys.stderr)
         sys.exit(130)
     return metrics.get(config.optimized_metric, math.nan) if config.optimized_metric else None
+
+
+def described(data: InstructionData) -> str:
+    """What became of the examples, and what an epoch sees of each set of a mixture."""
+    text = ", ".join(f"{n} {name[2:]}" for name, n in data.counts.items())
+    shares = data.shares()
+    n_examples, n_tokens = (sum(getattr(s, f) for s in shares.values()) for f in ("n_examples", "n_learnt_tokens"))
+    for name, share in shares.items():
+        text += (
+            f"\n  {name}: {share.n_examples / n_examples:.1%} of an epoch's examples, "
+            f"{share.n_learnt_tokens / n_tokens:.1%} of its learnt tokens, each seen {share.repeats:.2f} times"
+        )
+    return text
 
 
 def stopped_early(trainer: Trainer) -> bool:

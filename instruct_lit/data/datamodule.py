@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Iterator
+import os
+import tempfile
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from lightning import LightningDataModule
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from instruct_lit.data.collate import Batch, Collator, Layout
-from instruct_lit.data.encode import EncodedExample, Encoder, LossOn, OnLong, Tokenizer
+from instruct_lit.data.encode import Encoder, LossOn, OnLong, Tokenizer
 from instruct_lit.data.example import Example
+from instruct_lit.data.filters import Filter, filtered, questions
+from instruct_lit.data.joined import JoinedStore, Mixture, Share
+from instruct_lit.data.loader import ResumableLoader, StoredExamples
+from instruct_lit.data.near import Together, groups_of
 from instruct_lit.data.sampler import BatchSampler, Grouping
 from instruct_lit.data.sources import deduplicated
-from instruct_lit.data.split import Split, make_split
+from instruct_lit.data.split import Split, joined, kept_together, make_split
 from instruct_lit.data.store import EncodedStore, open_or_build
 from instruct_lit.data.template import Template
 
@@ -36,15 +42,17 @@ class Source(Protocol):
 
 
 class InstructionData(LightningDataModule):
-    """Train, validation and test batches of one data set.
+    """Train, validation and test batches of one data set, or of a mixture of several.
 
-    `test_source` and `val_source` replace a split by a file of its own. `grouping`, `layout`, `shared_prefix` and
-    `max_tokens` are the batch layout (`conf/batching`); none of them changes a loss.
+    Each set is filtered (`filters`), encoded and split on its own; `mixture` says how often an epoch sees each.
+    `keep_together` keeps examples with the same prompt, or a near-duplicate of it, on one side of the split.
+    `test_source` and `val_source` replace a split by a file of its own, which is not filtered. `grouping`, `layout`,
+    `shared_prefix` and `max_tokens` are the batch layout (`conf/batching`); none of them changes a loss.
     """
 
     def __init__(
         self,
-        source: Source,
+        source: Source | Mapping[str, Source],
         template: Template,
         tokenizer: Tokenizer,
         cache_dir: Path,
@@ -65,9 +73,14 @@ class InstructionData(LightningDataModule):
         n_workers: int = 0,
         test_source: Source | None = None,
         val_source: Source | None = None,
+        filters: Sequence[Filter] = (),
+        keep_together: Together = "nothing",
+        mixture: Mixture | None = None,
     ) -> None:
         super().__init__()
-        self.sources = {"main": source, "test": test_source, "val": val_source}
+        self.sets: dict[str, Source] = dict(source) if isinstance(source, Mapping) else {source.name: source}
+        self.own_files = {k: v for k, v in (("test", test_source), ("val", val_source)) if v is not None}
+        self.filters, self.keep_together, self.mixture = list(filters), keep_together, mixture
         self.template, self.tokenizer, self.cache_dir = template, tokenizer, cache_dir
         self.max_length, self.on_long, self.loss_on = max_length, on_long, loss_on
         self.split_spec, self.seed = split, seed
@@ -76,27 +89,77 @@ class InstructionData(LightningDataModule):
         self.collator = Collator(
             tokenizer.eot_id, tokenizer.n_bytes_of, layout, shared_prefix, mask_prompt, pad_to=pad_to
         )
-        self.stores: dict[str, EncodedStore] = {}
+        self.stores: dict[str, EncodedStore | JoinedStore] = {}
+        self.split_counts: dict[str, int] = {}
         self._train_loader: ResumableLoader | None = None
         self._resume_from: dict[str, int] | None = None
 
     def prepare_data(self) -> None:
         """Download and encode; Lightning calls it on one process only."""
-        for source in self.sources.values():
-            if source is not None:
-                source.prepare()
-                self._open(source)
+        for source in (*self.sets.values(), *self.own_files.values()):
+            source.prepare()
+            self._open(source)
 
     def setup(self, stage: str | None = None) -> None:
         """Open the encoded stores and split them."""
         if self.stores:
             return
-        self.stores = {name: self._open(source) for name, source in self.sources.items() if source is not None}
-        main = self.stores["main"]
-        own_file = {name for name in ("test", "val") if name in self.stores}
-        self.split: Split = make_split(len(main), _without(self.split_spec, own_file), self.seed)
+        sets = {name: self._open(source) for name, source in self.sets.items()}
+        main = JoinedStore(sets) if len(sets) > 1 else next(iter(sets.values()))
+        self.stores = {"main": main, **{name: self._open(source) for name, source in self.own_files.items()}}
+        spec = _without(self.split_spec, self.own_files)
+        parts = [make_split(len(store), spec, self.seed) for store in sets.values()]
+        split = joined(parts, main.starts[:-1].tolist()) if isinstance(main, JoinedStore) else parts[0]
+        self.split: Split = split
+        if self.keep_together != "nothing":
+            groups = self._groups()
+            own, elsewhere = groups[: len(main)], set(groups[len(main) :].tolist())
+            self.split, self.split_counts = kept_together(split, own, elsewhere, self.split_spec != "book")
 
-    def examples_of(self, split: str) -> tuple[EncodedStore, np.ndarray]:
+    def _groups(self) -> np.ndarray:
+        """The group of every example of all stores, kept beside the encoded stores."""
+        facts = f"{self.fingerprint} {self.keep_together}"
+        file = Path(self.cache_dir) / "encoded" / f"groups-{hashlib.sha256(facts.encode()).hexdigest()[:16]}.npy"
+        if not file.exists():
+            examples = (store.example(i) for store in self.stores.values() for i in range(len(store)))
+            groups = groups_of((questions(e) or e.output for e in examples), self.keep_together)
+            with tempfile.NamedTemporaryFile(dir=file.parent, suffix=".npy", delete=False) as temporary:
+                np.save(temporary, groups)
+            os.replace(temporary.name, file)
+        return np.load(file)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many examples are left in each part of the split, and what became of the others."""
+        left = {f"n_{name}": len(self.examples_of(name)[1]) for name in ("train", "val", "test")}
+        lost = {**self.stores["main"].counts, **self.split_counts}
+        return left | {name: n for name, n in lost.items() if n and name != "n_encoded"}
+
+    def sets_in(self, split: str) -> dict[str, np.ndarray]:
+        """The indices of a split by set, for a mixture; empty for a single set and for a file of its own."""
+        store, indices = self.examples_of(split)
+        if not isinstance(store, JoinedStore):
+            return {}
+        numbers = store.set_of(indices)
+        found = {name: indices[numbers == number] for number, name in enumerate(store.names)}
+        return {name: members for name, members in found.items() if len(members)}
+
+    def shares(self) -> dict[str, Share]:
+        """What every training epoch sees of each set of a mixture."""
+        members = self.sets_in("train")
+        if not members:
+            return {}
+        sampler, store = self._sampler("train", self.split.train), self.stores["main"]
+        seen = self.split.train[sampler.positions(np.random.default_rng((self.seed, 0)))]
+        numbers, learnt = store.set_of(seen), store.n_response[seen]  # type: ignore[union-attr]
+        found = {}
+        for name in members:
+            of_set = numbers == list(self.sets).index(name)
+            n_seen = int(of_set.sum())
+            found[name] = Share(n_seen, int(learnt[of_set].sum()), n_seen / len(members[name]))
+        return found
+
+    def examples_of(self, split: str) -> tuple[EncodedStore | JoinedStore, np.ndarray]:
         """The store and the indices in it that make up `train`, `val` or `test`."""
         if split in self.stores:
             return self.stores[split], np.arange(len(self.stores[split]))
@@ -118,29 +181,44 @@ class InstructionData(LightningDataModule):
         """Let the next training loader go on from there."""
         self._resume_from = state_dict or None
 
-    def val_dataloader(self) -> DataLoader[Batch]:
-        return self._loader("val")
+    def val_dataloader(self) -> DataLoader[Batch] | list[ResumableLoader]:
+        return self._evaluation_loaders("val")
 
-    def test_dataloader(self) -> DataLoader[Batch]:
-        return self._loader("test")
+    def test_dataloader(self) -> DataLoader[Batch] | list[ResumableLoader]:
+        return self._evaluation_loaders("test")
+
+    def _evaluation_loaders(self, split: str) -> ResumableLoader | list[ResumableLoader]:
+        """One loader, or of a mixture one for each set, in the order of `sets_in`."""
+        sets = self.sets_in(split)
+        return [self._loader(split, members) for members in sets.values()] if sets else self._loader(split)
 
     @property
     def fingerprint(self) -> str:
         """Identifies records, template, tokenizer and length settings together."""
-        return "-".join(self._key(source) for source in self.sources.values() if source is not None)
+        return "-".join(self._key(source) for source in (*self.sets.values(), *self.own_files.values()))
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose order the training batches have."""
         if self.trainer is not None and self.trainer.train_dataloader is not None:
-            self.trainer.train_dataloader.batch_sampler.set_epoch(epoch)
+            self.trainer.train_dataloader.set_epoch(epoch)
 
-    def _loader(self, split: str) -> ResumableLoader:
-        store, indices = self.examples_of(split)
-        train = split == "train"
+    def _loader(self, split: str, indices: np.ndarray | None = None) -> ResumableLoader:
+        store, every = self.examples_of(split)
+        return ResumableLoader(
+            StoredExamples(store),
+            batch_sampler=self._sampler(split, every if indices is None else indices),
+            collate_fn=self.collator,
+            num_workers=self.n_workers,
+            persistent_workers=self.n_workers > 0,
+            pin_memory=self.trainer is not None and self.trainer.accelerator.name() == "cuda",
+        )
+
+    def _sampler(self, split: str, indices: np.ndarray) -> BatchSampler:
+        store, train = self.examples_of(split)[0], split == "train"
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
         # In evaluation long examples stand together: the result is a sum, so the order does not matter.
         order = indices if train else indices[np.argsort(-store.lengths[indices], kind="stable")]
-        sampler = BatchSampler(
+        return BatchSampler(
             order,
             store.lengths[order],
             self.batch_size if train else self.eval_batch_size,
@@ -150,26 +228,31 @@ class InstructionData(LightningDataModule):
             max_tokens=self.max_tokens if train else None,
             rank=rank,
             world_size=world_size,
-        )
-        return ResumableLoader(
-            _Examples(store),
-            batch_sampler=sampler,
-            collate_fn=self.collator,
-            num_workers=self.n_workers,
-            persistent_workers=self.n_workers > 0,
-            pin_memory=self.trainer is not None and self.trainer.accelerator.name() == "cuda",
+            parts=self._parts() if train else None,
         )
 
+    def _parts(self) -> list[tuple[np.ndarray, float]] | None:
+        """Where each set of a mixture is among the training examples, and how often an epoch sees it."""
+        members = self.sets_in("train")
+        if self.mixture is None or not members:
+            return None
+        repeats = self.mixture.repeats_of({name: len(members.get(name, ())) for name in self.sets})
+        return [(np.searchsorted(self.split.train, m), repeats[name]) for name, m in members.items()]
+
     def _open(self, source: Source) -> EncodedStore:
-        examples = deduplicated(source)
+        unique = deduplicated(source)
+        examples = filtered(unique, self._filters_of(source))
         encoder = Encoder(self.template, self.tokenizer, self.max_length, self.on_long, self.loss_on)
         return open_or_build(
             Path(self.cache_dir),
             self._key(source),
             examples,
             encoder,
-            lambda: {"n_bad_records": source.n_skipped, "n_duplicates": examples.n_dropped},
+            lambda: {"n_bad_records": source.n_skipped, "n_duplicates": unique.n_dropped, **examples.counts},
         )
+
+    def _filters_of(self, source: Source) -> list[Filter]:
+        return self.filters if source in self.sets.values() else []
 
     def _key(self, source: Source) -> str:
         facts = {
@@ -180,41 +263,9 @@ class InstructionData(LightningDataModule):
             "max_length": self.max_length,
             "on_long": self.on_long,
             "loss_on": self.loss_on,
+            "filters": [filter.fingerprint() for filter in self._filters_of(source)],
         }
         return f"{source.name}-{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]}"
-
-
-class ResumableLoader(DataLoader):
-    """A DataLoader whose state tells how far it got, so that a resumed run goes on with the next batch."""
-
-    n_yielded = 0
-    _n_skip = 0
-
-    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        self.n_yielded, self._n_skip = self._n_skip, 0
-        self.batch_sampler.n_skip = self.n_yielded  # type: ignore[union-attr]
-        for batch in super().__iter__():
-            self.n_yielded += 1
-            yield batch
-
-    def state_dict(self) -> dict[str, int]:
-        return {"epoch": self.batch_sampler.epoch, "n_yielded": self.n_yielded}  # type: ignore[union-attr]
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        at_end = state["n_yielded"] >= len(self)  # after its last batch an epoch gives way to the next
-        self.batch_sampler.set_epoch(state["epoch"] + at_end)  # type: ignore[union-attr]
-        self._n_skip = 0 if at_end else state["n_yielded"]
-
-
-class _Examples(Dataset[EncodedExample]):
-    def __init__(self, store: EncodedStore) -> None:
-        self.store = store
-
-    def __len__(self) -> int:
-        return len(self.store)
-
-    def __getitem__(self, index: int) -> EncodedExample:
-        return self.store[index]
 
 
 def _without(spec: Any, names: Collection[str]) -> Any:

@@ -12,6 +12,7 @@ import numpy as np
 from instruct_lit.data.collate import Batch
 from instruct_lit.data.encode import EncodedExample, learnt_texts
 from instruct_lit.data.example import Example
+from instruct_lit.data.joined import JoinedStore
 from instruct_lit.data.store import EncodedStore
 from instruct_lit.data.template import Template
 from instruct_lit.data.tokenizer import EOT
@@ -51,7 +52,7 @@ class Profile:
 
 
 def profile(
-    store: EncodedStore, template: Template, tokenizer: Any, mask_prompt: bool, costs: dict[str, float]
+    store: EncodedStore | JoinedStore, template: Template, tokenizer: Any, mask_prompt: bool, costs: dict[str, float]
 ) -> Profile:
     """Look at every example of a store, its tokens and its record."""
     n_response = store.n_response

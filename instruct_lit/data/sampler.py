@@ -7,6 +7,8 @@ from typing import Literal
 
 import numpy as np
 
+from instruct_lit.data.joined import draw
+
 Grouping = Literal["none", "length", "best_fit"]
 MEGABATCH = 50  # batches among which examples are grouped by length: enough to match lengths, few enough to stay random
 
@@ -21,7 +23,8 @@ class BatchSampler:
     Over several ranks each global batch of `batch_size · world_size` examples (or of `world_size` token budgets) is cut
     into `world_size` parts, so that all ranks take the same number of steps; a part of the last one may be empty. In
     evaluation (`shuffle=False`) whole batches are dealt out, at least one to each rank if there are examples enough.
-    Every example is seen exactly once.
+    Every example is seen exactly once, or with `parts` (positions in `indices`, how often an epoch sees them) as often
+    as they say; the epoch then draws its examples as `joined.draw` does.
     """
 
     def __init__(
@@ -35,12 +38,13 @@ class BatchSampler:
         max_tokens: int | None = None,
         rank: int = 0,
         world_size: int = 1,
+        parts: Sequence[tuple[np.ndarray, float]] | None = None,
     ) -> None:
         assert (grouping == "best_fit") == (max_tokens is not None), "best-fit grouping is what a token budget is for"
         self.indices, self.lengths = np.asarray(indices), np.asarray(lengths)
         self.batch_size, self.shuffle, self.seed = batch_size, shuffle, seed
         self.grouping, self.max_tokens = grouping, max_tokens
-        self.rank, self.world_size = rank, world_size
+        self.rank, self.world_size, self.parts = rank, world_size, parts
         self.epoch = 0
         self.n_skip = 0  # batches that the next iteration leaves out: they were seen before a resume
         self._made_for: int | None = None
@@ -64,7 +68,9 @@ class BatchSampler:
 
     def _global_batches(self) -> list[np.ndarray]:
         random = np.random.default_rng((self.seed, self.epoch))
-        order = random.permutation(len(self.indices)) if self.shuffle else np.arange(len(self.indices))
+        order = self.positions(random)
+        if self.shuffle:
+            order = order[random.permutation(len(order))]
         size = self.batch_size * self.world_size
         if not self.shuffle:
             size = min(self.batch_size, max(1, len(order) // self.world_size))
@@ -81,6 +87,10 @@ class BatchSampler:
         if self.shuffle:
             batches = [batches[i] for i in random.permutation(len(batches))]
         return batches
+
+    def positions(self, random: np.random.Generator) -> np.ndarray:
+        """What the epoch sees, as positions in `indices`."""
+        return np.arange(len(self.indices)) if self.parts is None else draw(self.parts, random)
 
     def _deal(self, batches: list[np.ndarray]) -> list[list[int]]:
         if self.world_size == 1:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,48 @@ def make_split(n_examples: int, spec: str | Mapping[str, float], seed: int) -> S
         parts[name] = np.sort(order[start : start + sizes[name]])
         start += sizes[name]
     return Split(**parts)
+
+
+def kept_together(
+    split: Split, groups: np.ndarray, elsewhere: Collection[int], movable: bool
+) -> tuple[Split, dict[str, int]]:
+    """The split with every group of examples on one side, and how many examples that took.
+
+    A group that lies in several parts goes to train as a whole, so nothing that is held out was trained on. Examples of
+    a group in `elsewhere` (test or validation files of their own) are taken out of train. Where examples may not be
+    moved (`movable`: the book's split is in file order) the held-out ones with a relative in train are counted alone.
+    """
+    train, val, test = (groups[getattr(split, name)] for name in NAMES)
+    relatives = np.array(sorted(elsewhere), dtype=np.int64)
+    if not movable:
+        n_straddling = np.isin(np.concatenate([val, test]), train).sum() + np.isin(train, relatives).sum()
+        return split, {"n_straddling": int(n_straddling)}
+    shared = np.concatenate([np.intersect1d(one, other) for one, other in ((train, val), (train, test), (val, test))])
+    part_of = np.full(len(groups), -1)
+    for number, name in enumerate(NAMES):
+        part_of[getattr(split, name)] = number
+    moved = (part_of > 0) & np.isin(groups, shared)
+    part_of[moved] = 0
+    left_out = (part_of == 0) & np.isin(groups, relatives)
+    part_of[left_out] = -1
+    parts = {name: np.flatnonzero(part_of == number) for number, name in enumerate(NAMES)}
+    for name, members in parts.items():
+        if len(members) == 0 and len(getattr(split, name)) > 0:
+            raise ConfigError(
+                f"data.split: every example for {name} has a near-duplicate elsewhere; give more examples, or "
+                "data.keep_together=nothing"
+            )
+    return Split(**parts), {"n_moved_to_train": int(moved.sum()), "n_left_out_of_train": int(left_out.sum())}
+
+
+def joined(splits: Sequence[Split], starts: Sequence[int]) -> Split:
+    """The splits of several sets as one, each set's indices counted from its start."""
+    return Split(
+        **{
+            name: np.concatenate([getattr(s, name) + start for s, start in zip(splits, starts, strict=True)])
+            for name in NAMES
+        }
+    )
 
 
 def _sizes(n_examples: int, spec: dict[str, Any]) -> dict[str, int]:

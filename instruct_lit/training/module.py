@@ -42,7 +42,7 @@ class InstructionTuner(LightningModule):
         self.identity: dict[str, str] = {}  # what a checkpoint must share with the run that resumes it
         self.tokens_seen = 0  # supervised tokens that went into optimizer steps, over all ranks
         self._window = _Window()
-        self._evaluation = _Sums()
+        self._evaluation: dict[int, _Sums] = {}  # by loader: of a mixture each set has its own
 
     def configure_optimizers(self) -> dict[str, Any]:  # type: ignore[override]
         optimizer = self.make_optimizer(self.model)
@@ -110,22 +110,22 @@ class InstructionTuner(LightningModule):
         return int(self.trainer.strategy.reduce(total, reduce_op="sum").item())
 
     def on_validation_epoch_start(self) -> None:
-        self._evaluation = _Sums()
+        self._evaluation = {}
 
     def on_test_epoch_start(self) -> None:
-        self._evaluation = _Sums()
+        self._evaluation = {}
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self._evaluate(batch)
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._evaluate(batch, dataloader_idx)
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        self._evaluate(batch)
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._evaluate(batch, dataloader_idx)
 
-    def _evaluate(self, batch: Batch) -> None:
+    def _evaluate(self, batch: Batch, loader: int) -> None:
         states = self.supervised_states(batch)
         losses = token_losses(states, self.model.head_weight, batch.targets).double() * batch.loss_weights
         of_response = batch.is_response.double()
-        self._evaluation.add(
+        self._evaluation.setdefault(loader, _Sums()).add(
             losses.sum(),
             (losses * of_response).sum(),
             (batch.loss_weights * of_response).sum(),
@@ -140,16 +140,19 @@ class InstructionTuner(LightningModule):
         self.log_dict(self._evaluated("test"))
 
     def _evaluated(self, split: str) -> dict[str, Tensor]:
-        sums = self._evaluation.values(self.device)
+        names = list(self.trainer.datamodule.sets_in(split))  # type: ignore[attr-defined]
+        loaders = range(max(1, len(names)))
+        sums = torch.stack([self._evaluation.get(n, _Sums()).values(self.device) for n in loaders])
         if self.trainer.world_size > 1:
             sums = self.trainer.strategy.reduce(sums, reduce_op="sum")
-        loss, response_loss, n_response, n_supervised, n_bytes = sums.unbind()
+        loss, response_loss, n_response, n_supervised, n_bytes = sums.sum(0).unbind()
         mean = loss / n_supervised
         return {
             f"{split}/loss": mean,
             f"{split}/perplexity": mean.exp(),
             f"{split}/response_loss": response_loss / n_response,
             f"{split}/bits_per_byte": response_loss / math.log(2) / n_bytes,
+            **{f"{split}/loss/{name}": of_set[0] / of_set[3] for name, of_set in zip(names, sums, strict=False)},
         }
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

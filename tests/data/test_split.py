@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from instruct_lit.data.split import Split, make_split
+from instruct_lit.data.split import Split, joined, kept_together, make_split
 from instruct_lit.errors import ConfigError
 
 
@@ -58,3 +58,37 @@ def test_a_split_comes_back_from_its_file(tmp_path: Path) -> None:
     again = Split.load(tmp_path / "split.json")
     for name in ("train", "val", "test"):
         assert getattr(again, name).tolist() == getattr(split, name).tolist()
+
+
+SPLIT = Split(np.array([0, 1, 2]), np.array([3, 4, 8]), np.array([5, 6, 7]))
+GROUPS = np.array([0, 1, 2, 0, 3, 4, 3, 5, 6, 0])  # example 9 is in no part
+
+
+def test_trap_17_a_group_in_several_parts_goes_to_train_as_a_whole() -> None:
+    kept, counts = kept_together(SPLIT, GROUPS, {2}, movable=True)
+    # Group 0 is in train and val, group 3 in val and test; group 2 is in a test file of its own.
+    assert (kept.train.tolist(), kept.val.tolist(), kept.test.tolist()) == ([0, 1, 3, 4, 6], [8], [5, 7])
+    assert counts == {"n_moved_to_train": 3, "n_left_out_of_train": 1}
+
+
+def test_a_split_in_file_order_is_counted_alone() -> None:
+    kept, counts = kept_together(SPLIT, GROUPS, {2}, movable=False)
+    assert kept is SPLIT and counts == {"n_straddling": 2}
+
+
+def test_nothing_moves_where_nothing_is_alike() -> None:
+    kept, counts = kept_together(SPLIT, np.arange(10), set(), movable=True)
+    for name in ("train", "val", "test"):
+        assert getattr(kept, name).tolist() == getattr(SPLIT, name).tolist()
+    assert counts == {"n_moved_to_train": 0, "n_left_out_of_train": 0}
+
+
+def test_a_part_that_only_has_duplicates_is_an_error() -> None:
+    with pytest.raises(ConfigError, match=r"every example for val has a near-duplicate elsewhere"):
+        kept_together(SPLIT, np.array([0, 1, 2, 0, 1, 4, 5, 6, 2, 7]), set(), movable=True)
+
+
+def test_joined_splits_count_through() -> None:
+    one, two = Split(*map(np.array, ([0], [1], [2]))), Split(*map(np.array, ([1, 2], [0], [3])))
+    both = joined([one, two], [0, 3])
+    assert (both.train.tolist(), both.val.tolist(), both.test.tolist()) == ([0, 4, 5], [1, 3], [2, 6])
