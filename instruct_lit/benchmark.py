@@ -32,6 +32,7 @@ class SuiteConfig:
     limit: int | None = None
     mean_over: str = "tasks"
     runs_code: bool = False
+    options: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -66,6 +67,8 @@ def check_benchmark(config: Any) -> None:
     for key, allowed in {"template": ("on", "off", "both"), "on_missing": ("error", "skip")}.items():
         if asked[key] not in allowed:
             problems.append(f"benchmark.{key}={asked[key]}: allowed are {', '.join(allowed)}")
+    if config.suite.system not in ("lm_eval", "helm", "openai_evals", "alpaca_eval"):
+        problems.append(f"suite.system={config.suite.system}: allowed are lm_eval, helm, openai_evals, alpaca_eval")
     if config.suite.mean_over not in ("tasks", "items"):
         problems.append(f"suite.mean_over={config.suite.mean_over}: allowed are tasks, items")
     for key, least in {"limit": 1, "n_shot": 0, "max_rows": 1}.items():
@@ -96,11 +99,12 @@ def benchmark(config: DictConfig) -> float:
 
     about = {"limit": config.benchmark.limit, "n_shot": config.benchmark.n_shot}
     reports: list[Report] = []
-    for report in through_harness(config, out_dir, about):
+    through = through_harness if config.suite.system == "lm_eval" else through_package
+    for report in through(config, out_dir, about):
         reports.append(report)
         write_reports(out_dir / FILE, config.suite.name, reports, **about)  # after each, so that nothing done is lost
-    print_table(config.suite.name, reports, about["missing"])
-    print(f"{out_dir}: {FILE}, harness.log and the harness's own results and samples")
+    print_table(config.suite.name, reports, about.get("missing"))
+    print(f"{out_dir}: {FILE}, harness.log, and what the harness itself leaves, a folder for each model")
     return reports[0].score.value
 
 
@@ -120,12 +124,11 @@ def through_harness(config: DictConfig, out_dir: Path, about: dict[str, Any]) ->
     asked = config.benchmark
     settings = OmegaConf.to_container(config.suite)
     assert isinstance(settings, dict)
-    suite = Suite(**{str(key): value for key, value in settings.items() if key != "system"})
-    data_dir = Path(asked.data_dir).expanduser().resolve() if asked.data_dir else None
+    suite = Suite(**{str(key): value for key, value in settings.items() if key not in ("system", "options")})
     log = out_dir / "harness.log"
     print(f"{suite.name}: loading the data of its tasks", flush=True)
     with harness.harness_log(log):
-        tasks = harness.Tasks(suite, data_dir, asked.on_missing)
+        tasks = harness.Tasks(suite, _data_dir(config), asked.on_missing)
     about["missing"] = tasks.missing
     for number, (run, label, subject, template) in enumerate(subjects(config)):
         title = f"{label}, template {template}"
@@ -138,6 +141,36 @@ def through_harness(config: DictConfig, out_dir: Path, about: dict[str, Any]) ->
                 tasks, subject, run, label, template, out_dir / f"{number}-{label}-{template}",
                 asked.n_shot, asked.limit, asked.allow_code,
             )  # fmt: skip
+
+
+def through_package(config: DictConfig, out_dir: Path, about: dict[str, Any]) -> Iterator[Report]:
+    """The reports of all models in a system that has an environment of its own."""
+    import sys
+
+    from omegaconf import OmegaConf
+    from tqdm import tqdm
+
+    from instruct_lit.evaluation.benchmarks.packages import run_package
+    from instruct_lit.evaluation.benchmarks.suite import Asked
+
+    if config.benchmark.n_shot is not None:
+        raise ConfigError(f"benchmark.n_shot={config.benchmark.n_shot}: suite={config.suite.name} has its own shots")
+    options = OmegaConf.to_container(config.suite.options, resolve=True)
+    assert isinstance(options, dict)
+    for number, (run, label, subject, template) in enumerate(subjects(config)):
+        title = f"{label}, template {template}"
+        asked = Asked(
+            tasks=list(config.suite.tasks),
+            limit=config.suite.limit if config.benchmark.limit is None else config.benchmark.limit,
+            data_dir=_data_dir(config),
+            options={str(key): value for key, value in options.items()},
+            cache=Path(config.paths.cache).expanduser().resolve(),
+            out_dir=out_dir.resolve() / f"{number}-{label}-{template}",
+            log=out_dir.resolve() / "harness.log",
+        )
+        with tqdm(desc=title, unit="answer", dynamic_ncols=True, file=sys.stdout) as bar:
+            subject.bar = bar
+            yield run_package(config.suite.system, subject, asked, run, label, template)
 
 
 def subjects(config: DictConfig) -> Iterator[tuple[str, str, Subject, str]]:
@@ -176,6 +209,11 @@ def subjects(config: DictConfig) -> Iterator[tuple[str, str, Subject, str]]:
             for mode in its_modes:
                 template = opened.template if mode == "on" else bare
                 yield str(run), name, Subject(model, opened.tokenizer, template, kept, asked.max_rows), mode
+
+
+def _data_dir(config: Any) -> Path | None:
+    given = config.benchmark.data_dir
+    return Path(given).expanduser().resolve() if given else None
 
 
 def _runs(config: Any) -> list[str]:

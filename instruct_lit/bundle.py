@@ -99,10 +99,20 @@ def _write_model(
     save_file(hf_state_dict(model), folder / WEIGHTS, metadata={"format": "pt"})
     _write(folder / "config.json", {**hf_config(model.config), **eot})
     _write(folder / "generation_config.json", {**eot, "pad_token_id": tokenizer.eot_id, **_hf_generation(generation)})
-    for name, content in tokenizer.vocab_files().items():
-        (folder / _HF_VOCAB[name]).write_bytes(content)
-    _write(folder / "tokenizer_config.json", _hf_tokenizer(model.config.context_length, template))
+    save_tokenizer(folder, tokenizer, model.config.context_length, template)
     return "gpt2"
+
+
+def save_tokenizer(directory: Path, tokenizer: Tokenizer, context_length: int, template: Template) -> None:
+    """Write the files that transformers opens as a tokenizer: GPT-2's with our chat template, others unchanged."""
+    directory.mkdir(parents=True, exist_ok=True)
+    if isinstance(tokenizer, HFTokenizer):
+        tokenizer.hf.save_pretrained(directory)
+        return
+    assert isinstance(tokenizer, GPT2Tokenizer)
+    for name, content in tokenizer.vocab_files().items():
+        (directory / _HF_VOCAB[name]).write_bytes(content)
+    _write(directory / "tokenizer_config.json", _hf_tokenizer(context_length, template))
 
 
 def bundle_of(run: str | Path) -> Path:

@@ -1,7 +1,10 @@
 """The benchmark command from start to end on real items, offline."""
 
 import json
+import os
+import threading
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -171,3 +174,69 @@ def test_every_suite_of_the_harness(run: Run, suite: str) -> None:
     n_tasks = {"mmlu": 57, "glue": 9, "superglue": 8, "bigbench": 20, "quick": 9}.get(suite, 1)
     assert all(len(report["tasks"]) >= n_tasks for report in written["runs"])
     assert [report["template"] for report in written["runs"]] == ["on", "off"]
+
+
+@pytest.fixture(scope="module")
+def environments(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache that the tests of packages share; `INSTRUCT_LIT_TEST_ENVIRONMENTS` keeps it from one run to the next."""
+    kept = os.environ.get("INSTRUCT_LIT_TEST_ENVIRONMENTS")
+    return Path(kept) if kept else tmp_path_factory.mktemp("cache")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suite", ["openai_evals", "helm"])
+def test_packages_in_environments_of_their_own(run: Run, environments: Path, tmp_path: Path, suite: str) -> None:
+    (tmp_path / "cache").symlink_to(environments)
+    written = run(f"suite={suite}", "benchmark.limit=4")
+    assert [report["template"] for report in written["runs"]] == ["on", "off"]
+    for report in written["runs"]:
+        assert len(report["tasks"]) == {"helm": 5, "openai_evals": 7}[suite]
+        assert all(figure["n"] >= 2 and 0 <= figure["value"] <= 1 for figure in report["tasks"].values())
+
+
+class Judge(BaseHTTPRequestHandler):
+    """Prefers the first answer, and says something else than a verdict to every fourth question."""
+
+    n_asked = 0
+
+    def log_message(self, *args: object) -> None: ...
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        assert body["model"] == "stub" and "Best Model Identifier" in json.dumps(body["messages"])
+        Judge.n_asked += 1
+        message = {"role": "assistant", "content": "well" if Judge.n_asked % 4 == 0 else "m"}
+        answer = {
+            "id": "1", "object": "chat.completion", "created": 1, "model": "stub",
+            "choices": [{"index": 0, "finish_reason": "stop", "message": message}],
+            "usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2},
+        }  # fmt: skip
+        data = json.dumps(answer).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+
+@pytest.mark.slow
+def test_alpaca_eval_counts_what_the_judge_did_not_say(
+    run: Run, environments: Path, shared_data: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "cache").symlink_to(environments)
+    (environments / "benchmark" / "alpaca_eval-weighted_alpaca_eval_gpt4_turbo-stub.json").unlink(missing_ok=True)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Judge)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    references = shared_data / "alpaca_eval" / "text_davinci_003.model_outputs.json"
+    written = run(
+        "suite=alpaca_eval", "benchmark.limit=8", "benchmark.template=on", "suite.options.logprobs=false",
+        f"suite.options.references={references}", "suite.options.length_controlled=false",
+        f"suite.options.judge_url=http://127.0.0.1:{server.server_address[1]}/v1", "suite.options.judge_model=stub",
+        "suite.options.max_new_tokens=20",
+    )  # fmt: skip
+    server.shutdown()
+    server.server_close()
+    figure = written["runs"][0]["tasks"]["alpaca_eval"]
+    assert (figure["metric"], figure["n"], figure["others"]["n_unread_verdicts"]) == ("win_rate", 8, 2)
+    assert 0 < figure["value"] < 1
+    assert len(json.loads((tmp_path / "0-first-on" / "model_outputs.json").read_text())) == 8

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -50,7 +50,7 @@ class Subject:
 
     def score(self, texts: Sequence[Any], pairs: Sequence[Pair]) -> list[Score]:
         """Scores of pairs; what was scored before is not computed again. `texts` identify the pairs."""
-        self._expect(len(pairs))
+        self.expect(len(pairs))
         found: dict[int, Score] = {}
         for i, text in enumerate(texts):
             if (kept := self.kept.get("score", text)) is not None:
@@ -71,36 +71,37 @@ class Subject:
 
     def write(self, prompts: Sequence[str], settings: Sequence[SamplingSettings]) -> list[str]:
         """Answers to prompts, each cut from the left to leave room for its answer, up to its first stop text."""
-        self._expect(len(prompts))
-        context_length = self.model.config.context_length
         requests = [("write", prompt, repr(setting)) for prompt, setting in zip(prompts, settings, strict=True)]
         found = {i: kept for i, request in enumerate(requests) if (kept := self.kept.get(*request)) is not None}
         self._advance(len(found))
-        waiting, all_ids = [], {}
-        for i, (prompt, setting) in enumerate(zip(prompts, settings, strict=True)):
-            ids = self.encode(prompt) or (self.tokenizer.eot_id,)
-            room = context_length - _n_new(setting, context_length)
-            self.n_cut += len(ids) > room
-            if i not in found:
-                all_ids[i] = ids[-room:]
-                waiting.append(i)
-        waiting.sort(key=lambda i: all_ids[i])  # prompts that begin alike are prefilled together
+        fitted = [self.fit(prompt, setting) for prompt, setting in zip(prompts, settings, strict=True)]
+        waiting = [i for i in range(len(prompts)) if i not in found]
+        waiting.sort(key=lambda i: fitted[i][0])  # prompts that begin alike are prefilled together
         engine, by_number = Engine(self.model, self.tokenizer, self.max_rows), dict(enumerate(waiting))
 
         def keep(request: Any) -> None:
             i = by_number[request.number]
-            found[i] = _until(request.text, settings[i].stop)
+            found[i] = until(request.text, settings[i].stop)
             self.kept.add([(requests[i], found[i])])
             self._advance(1)
 
-        limits = [
-            SamplingSettings(**{**vars(settings[i]), "max_new_tokens": _n_new(settings[i], context_length)})
-            for i in waiting
-        ]
-        engine.generate([all_ids[i] for i in waiting], limits, on_finished=keep)
+        engine.generate([fitted[i][0] for i in waiting], [fitted[i][1] for i in waiting], on_finished=keep)
         return [found[i] for i in range(len(prompts))]
 
-    def _expect(self, n: int) -> None:
+    def fit(self, prompt: str, settings: SamplingSettings) -> tuple[tuple[int, ...], SamplingSettings]:
+        """Ids and settings with room for the answer: a long prompt is cut from the left.
+
+        Where an answer may be as long as the context, the prompt keeps half of it.
+        """
+        longest = self.model.config.context_length
+        n_new = settings.max_new_tokens if settings.max_new_tokens < longest else longest // 2
+        start, ids = tuple(self.tokenizer.prompt_start), self.encode(prompt)
+        room = longest - n_new - len(start)
+        self.n_cut += len(ids) > room
+        return (*start, *ids[-room:]) or (self.tokenizer.eot_id,), replace(settings, max_new_tokens=n_new)
+
+    def expect(self, n: int) -> None:
+        """Lengthen the progress bar by `n` requests."""
         if self.bar is not None:
             self.bar.total = (self.bar.total or 0) + n
             self.bar.refresh()
@@ -124,7 +125,8 @@ def harness_model(subject: Subject) -> TemplateLM:
             return subject.tokenizer.eot_id
 
         def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
-            return list(subject.encode(string))
+            start = subject.tokenizer.prompt_start if add_special_tokens is not False else ()
+            return [*start, *subject.encode(string)]
 
         def chat_template(self, chat_template: bool | str = False) -> str:
             return subject.template.text
@@ -174,15 +176,12 @@ def harness_model(subject: Subject) -> TemplateLM:
                     )
                 )
                 prompts.append(prompt)
+            subject.expect(len(prompts))
             return subject.write(prompts, settings)
 
     return OurModel()
 
 
-def _n_new(settings: SamplingSettings, context_length: int) -> int:
-    """Tokens an answer may have; where a task asks for more than the context, the prompt keeps half of it."""
-    return settings.max_new_tokens if settings.max_new_tokens < context_length else context_length // 2
-
-
-def _until(text: str, stops: Sequence[str]) -> str:
+def until(text: str, stops: Sequence[str]) -> str:
+    """The text up to its first stop."""
     return text[: min((place for stop in stops if (place := text.find(stop)) >= 0), default=len(text))]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from instruct_lit.errors import InstructLitError
@@ -30,6 +31,23 @@ class Suite:
     limit: int | None = None
     mean_over: str = "tasks"
     runs_code: bool = False
+
+
+@dataclass(frozen=True)
+class Asked:
+    """How a system in an environment of its own is asked: which tasks, how many items, where its data lie.
+
+    `options` are those of the suite's file, `cache` holds environments and downloads, `out_dir` everything that the
+    system leaves, `log` what it says.
+    """
+
+    tasks: Sequence[str]
+    limit: int | None
+    data_dir: Path | None
+    options: Mapping[str, Any]
+    cache: Path
+    out_dir: Path
+    log: Path
 
 
 @dataclass(frozen=True)

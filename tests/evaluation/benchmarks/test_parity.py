@@ -46,7 +46,7 @@ def assert_equal(tasks: Tasks, subject: Subject, theirs: Any, template: bool, n_
                 n_compared += 1
         for metric, value in expected["results"][name].items():
             assert ours["results"][name][metric] == (
-                value if isinstance(value, str) else pytest.approx(value, abs=1e-6)
+                value if isinstance(value, str) else pytest.approx(value, abs=1e-5)
             )
     return n_compared
 

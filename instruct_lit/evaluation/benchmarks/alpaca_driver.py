@@ -1,0 +1,58 @@
+"""Runs in AlpacaEval's environment: judges the answers that lie there, and writes `result.json`."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+
+def annotator_of(task: dict[str, Any]) -> str:
+    """The folder of the package's judge, or of a copy that asks another model."""
+    import alpaca_eval
+    import yaml
+
+    stock = Path(alpaca_eval.__file__).parent / "evaluators_configs"
+    if not task["judge_model"]:
+        return str(stock / task["annotator"])
+    (settings,) = yaml.safe_load((stock / task["annotator"] / "configs.yaml").read_text()).values()
+    settings["prompt_template"] = str(stock / settings["prompt_template"])
+    settings["completions_kwargs"]["model_name"] = task["judge_model"]
+    if not task["logprobs"]:  # the verdict is read from the text
+        for key in ("logprobs", "top_logprobs"):
+            settings["completions_kwargs"].pop(key, None)
+        settings["completions_kwargs"] |= {"max_tokens": 8, "temperature": 0}
+        settings |= {
+            "fn_completion_parser": "regex_parser",
+            "completion_parser_kwargs": {"outputs_to_match": {1: r"(?:^|\W)m(?:\W|$)", 2: r"(?:^|\W)M(?:\W|$)"}},
+        }
+        settings.pop("completion_key", None)
+    folder = Path("annotator").resolve()
+    folder.mkdir(exist_ok=True)
+    (folder / "configs.yaml").write_text(yaml.safe_dump({"judge": settings}))
+    return str(folder)
+
+
+def main() -> None:
+    """Judge, and keep the leaderboard's row and every verdict."""
+    from alpaca_eval import evaluate
+
+    task = json.loads(Path("task.json").read_text())
+    board, verdicts = evaluate(
+        model_outputs=json.loads(Path("model_outputs.json").read_text()),
+        reference_outputs=json.loads(Path("reference_outputs.json").read_text()),
+        annotators_config=annotator_of(task),
+        name="instruct-lit",
+        output_path=".",
+        precomputed_leaderboard=None,
+        is_return_instead_of_print=True,
+        fn_metric="get_length_controlled_winrate" if task["length_controlled"] else "get_winrate",
+        sort_by="win_rate",
+        caching_path=task["verdicts"],
+    )
+    row = board.loc["instruct-lit"].to_dict()
+    n_read = sum(v["preference"] is not None and not math.isnan(v["preference"]) for v in verdicts)
+    Path("result.json").write_text(json.dumps({**row, "n_total": n_read}, default=str))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""OpenAI Evals: its own program in its own environment, asking our model over HTTP."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from instruct_lit.evaluation.benchmarks.endpoint import NAME, Endpoint
+from instruct_lit.evaluation.benchmarks.environment import Environment, run_in
+from instruct_lit.evaluation.benchmarks.harness_model import Subject
+from instruct_lit.evaluation.benchmarks.suite import Asked, BenchmarkError, Figure
+
+# Its declared dependencies cannot be installed together; these are the ones that its basic and graded evals import.
+ENVIRONMENT = Environment(
+    "openai-evals",
+    [
+        ["--no-deps", "evals==3.0.1.post1"],
+        [
+            "openai==3.57.0", "pyyaml==6.0.4", "pydantic==2.14.4", "numpy==2.4.6", "tqdm==4.70.1", "tiktoken==0.14.0",
+            "blobfile==3.3.0", "backoff==2.2.1", "beartype==0.23.1", "dacite==1.9.2", "zstandard==0.25.0", "lz4==4.4.5",
+            "pandas==3.1.1", "termcolor==3.3.0",
+        ],
+    ],
+)  # fmt: skip
+SEED = 20220722  # the program's own default, which chooses the items of a limit
+
+
+def run(subject: Subject, asked: Asked) -> dict[str, Figure]:
+    """The figures of the evals named by `asked.tasks`; their records stay in `asked.out_dir`.
+
+    `options` may name a `registry` folder of one's own, and for evals that a model grades `judge_url` and
+    `judge_model`.
+    Raises BenchmarkError when one fails.
+    """
+    python = ENVIRONMENT.python(asked.cache, asked.log)
+    figures = {}
+    with Endpoint(subject) as endpoint:
+        registry = _registry(asked.out_dir / "registry", endpoint.url, asked.options)
+        functions = [NAME, *(["judge"] if asked.options.get("judge_url") else [])]
+        for name in asked.tasks:
+            record = asked.out_dir / f"{name}.jsonl"
+            arguments = [
+                "-m", "evals.cli.oaieval", ",".join(functions), name, "--record_path", str(record), "--seed", str(SEED),
+                "--registry_path", str(registry),
+            ]  # fmt: skip
+            if asked.options.get("registry"):
+                arguments += ["--registry_path", str(Path(asked.options["registry"]).expanduser().resolve())]
+            if asked.limit:
+                arguments += ["--max_samples", str(asked.limit)]
+            variables = {"OPENAI_BASE_URL": endpoint.url, "EVALS_THREADS": str(subject.max_rows)}
+            run_in(python, arguments, asked.out_dir, _with_key(variables), asked.log, f"suite=openai_evals: {name}")
+            figures[name] = _figure(record, name)
+    return figures
+
+
+def _with_key(variables: Mapping[str, str]) -> dict[str, str]:
+    import os
+
+    return {**variables, "OPENAI_API_KEY": os.environ.get("OPENAI_API_KEY", "none")}
+
+
+def _registry(folder: Path, url: str, options: Mapping[str, Any]) -> Path:
+    """A registry with our model, and the judge where there is one, as completion functions."""
+    entries = {NAME: _function(NAME, url)}
+    if options.get("judge_url"):
+        entries["judge"] = _function(str(options["judge_model"]), str(options["judge_url"]))
+    place = folder / "completion_fns"
+    place.mkdir(parents=True, exist_ok=True)
+    (place / "instruct_lit.yaml").write_text(json.dumps(entries))  # JSON is YAML
+    return folder
+
+
+def _function(model: str, url: str) -> dict[str, Any]:
+    return {
+        "class": "evals.completion_fns.openai:OpenAIChatCompletionFn",
+        "args": {"model": model, "api_base": url, "extra_options": {"temperature": 0}},
+    }
+
+
+def _figure(record: Path, name: str) -> Figure:
+    """Accuracy out of a record, with its bootstrap standard error; other numbers of the report beside it."""
+    lines = [json.loads(line) for line in record.read_text(encoding="utf-8").split("\n") if line.strip()]
+    report = next((line["final_report"] for line in lines if "final_report" in line), None)
+    if report is None:
+        raise BenchmarkError(f"suite=openai_evals: {name} left no report in {record}")
+    numbers = {k: float(v) for k, v in report.items() if isinstance(v, int | float) and not k.startswith("usage_")}
+    metric = next((m for m in ("accuracy", "score", "f1_score") if m in numbers), next(iter(numbers), None))
+    if metric is None:
+        raise BenchmarkError(f"suite=openai_evals: {name} reports no number: {report}")
+    n = len({line["sample_id"] for line in lines if line.get("sample_id")})
+    error = numbers.pop("boostrap_std", None)  # its own spelling
+    return Figure(metric, numbers[metric], error, n, others={k: v for k, v in numbers.items() if k != metric})

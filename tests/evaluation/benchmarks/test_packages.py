@@ -1,0 +1,88 @@
+"""What the packages of their own leave is read rightly: win rates with unread verdicts, references, HELM's files."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from instruct_lit.evaluation.benchmarks import alpaca_eval, helm, openai_evals
+from instruct_lit.evaluation.benchmarks.harness_model import Subject
+from instruct_lit.evaluation.benchmarks.suite import Asked, BenchmarkError
+
+
+def asked(folder: Path, data_dir: Path | None = None, **options: Any) -> Asked:
+    return Asked([], None, data_dir, options, folder / "cache", folder, folder / "log")
+
+
+def test_unread_verdicts_stay_in_the_denominator() -> None:
+    result = {"win_rate": 75.0, "standard_error": 10.0, "n_total": 8, "avg_length": 40}
+    figure = alpaca_eval._figure(result, 10)
+    assert figure.value == pytest.approx((0.75 * 8 + 0.5 * 2) / 10) and figure.n == 10
+    assert figure.others["n_unread_verdicts"] == 2 and figure.stderr == pytest.approx(0.1)
+    assert "length_controlled_win_rate" not in figure.others
+    assert (
+        alpaca_eval._figure({**result, "length_controlled_winrate": 60.0}, 10).others["length_controlled_win_rate"]
+        == 0.6
+    )
+
+
+def test_references_come_from_a_file_or_the_folder(tmp_path: Path) -> None:
+    place = tmp_path / "hub" / "tatsu-lab" / "alpaca_eval"
+    place.mkdir(parents=True)
+    with pytest.raises(BenchmarkError, match=r"alpaca_eval.json is not there; .* suite.options.references=<file>"):
+        alpaca_eval.read_references(asked(tmp_path, tmp_path / "hub"))
+    (place / "alpaca_eval.json").write_text(json.dumps([{"instruction": "a", "output": "b"}]))
+    assert alpaca_eval.read_references(asked(tmp_path, tmp_path / "hub"))[0]["generator"] == "reference"
+    (tmp_path / "mine.json").write_text('[{"instruction": "a"}]')
+    with pytest.raises(BenchmarkError, match=r"mine.json: no list of records with instruction and output"):
+        alpaca_eval.read_references(asked(tmp_path, references=str(tmp_path / "mine.json")))
+
+
+def test_a_judge_is_needed(tmp_path: Path, subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    with pytest.raises(
+        BenchmarkError, match=r"a judge is needed; set OPENAI_API_KEY, or give suite.options.judge_url="
+    ):
+        alpaca_eval.run(subject, asked(tmp_path))
+
+
+def test_accuracy_out_of_a_record_of_openai_evals(tmp_path: Path) -> None:
+    record = tmp_path / "r.jsonl"
+    lines = [
+        {"spec": {}},
+        {"sample_id": "a.0", "type": "match"},
+        {"sample_id": "a.0", "type": "sampling"},
+        {"sample_id": "a.1", "type": "match"},
+        {"final_report": {"accuracy": 0.5, "boostrap_std": 0.25, "usage_total_tokens": 9}},
+    ]
+    record.write_text("\n".join(map(json.dumps, lines)))
+    figure = openai_evals._figure(record, "a")
+    assert (figure.metric, figure.value, figure.stderr, figure.n, figure.others) == ("accuracy", 0.5, 0.25, 2, {})
+    record.write_text(json.dumps(lines[0]))
+    with pytest.raises(BenchmarkError, match="a left no report"):
+        openai_evals._figure(record, "a")
+
+
+def test_helm_finds_mmlu_out_of_the_hub_s_files(tmp_path: Path, hub: Path) -> None:
+    helm._place_mmlu(hub / "cais" / "mmlu", tmp_path)
+    assert len(list((tmp_path / "test").glob("*.csv"))) == 57
+    with (tmp_path / "dev" / "anatomy_dev.csv").open(newline="") as file:
+        rows = list(csv.reader(file))
+    with (hub.parent / "mmlu" / "dev" / "anatomy_dev.csv").open(newline="") as file:
+        assert rows == list(csv.reader(file))
+
+
+def test_names_of_helm_runs() -> None:
+    assert helm._name("mmlu:subject=anatomy,method=multiple_choice_joint,model=local_x") == "mmlu:subject=anatomy"
+    assert helm._name("gsm:model=local_x") == "gsm"
+
+
+def test_transformers_opens_the_tokenizer_that_helm_gets(tmp_path: Path, subject: Subject) -> None:
+    transformers = pytest.importorskip("transformers")
+    helm._describe(subject, "http://127.0.0.1:1/v1", tmp_path)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "tokenizer")
+    assert theirs("Hello, world!")["input_ids"] == subject.tokenizer.encode("Hello, world!")
+    (deployment,) = json.loads((tmp_path / "model_deployments.yaml").read_text())["model_deployments"]
+    assert deployment["max_sequence_length"] == 512
