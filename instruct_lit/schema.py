@@ -74,6 +74,7 @@ class BatchingConfig:
     grouping: str = "none"
     shared_prefix: bool = False
     max_tokens: int | None = None
+    pad_to_multiple_of: int = 1
 
 
 @dataclass
@@ -136,6 +137,7 @@ CHOICES = {
 AT_LEAST = {
     "data.batch_size": 1,
     "data.n_workers": 0,
+    "batching.pad_to_multiple_of": 1,
     "generation.max_new_tokens": 1,
     "generation.max_rows": 1,
     "generation.temperature": 0,

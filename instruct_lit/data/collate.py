@@ -27,7 +27,7 @@ class Batch:
     `input_ids` and `position_ids` are `(B, T)` rows, or `(N,)` documents one after the other behind `prefix_length`
     shared tokens; `document_lengths` is None for rows. The M learnt pairs: `loss_index` `(M,)` points into the
     flattened inputs, `targets` `(M,)` is the token that follows there, `loss_weights` `(M,)` the number of documents
-    that share the pair, `is_response` `(M,)` whether the target belongs to a response.
+    that share the pair (0 for a pair of padding), `is_response` `(M,)` whether the target belongs to a response.
     """
 
     example_ids: Tensor
@@ -84,7 +84,9 @@ class Collator:
     """Makes a batch of examples in one layout; the `collate_fn` of the data loaders.
 
     `padded` pads every document to the longest (or to `pad_to` inputs); `packed` pads nothing. With `shared_prefix`
-    the longest common beginning of the batch's documents stands once, in front.
+    the longest common beginning of the batch's documents stands once, in front. `pad_to_multiple_of` rounds up
+    the number of learnt pairs, with pairs of weight 0, and that of a packed batch's positions, with a document of padding:
+    few shapes occur then, and kernels that were made for a shape, which takes milliseconds, are found again.
     """
 
     def __init__(
@@ -95,8 +97,10 @@ class Collator:
         shared_prefix: bool = False,
         mask_prompt: bool = True,
         pad_to: int | None = None,
+        pad_to_multiple_of: int = 1,
     ) -> None:
         self.pad_id, self.n_bytes_of, self.pad_to = pad_id, torch.from_numpy(n_bytes_of), pad_to
+        self.pad_to_multiple_of = pad_to_multiple_of
         self.layout, self.shared_prefix, self.mask_prompt = layout, shared_prefix, mask_prompt
 
     def __call__(self, examples: Sequence[EncodedExample]) -> Batch:
@@ -147,6 +151,11 @@ class Collator:
             is_response.append(example.is_response[1:][where])
             lengths.append(length)
             start += length
+        n_padding = self._short_of_multiple(start)
+        if n_padding and self.layout == "packed":
+            ids.append(np.full(n_padding, self.pad_id))
+            positions.append(np.zeros(n_padding, dtype=np.int64))
+            lengths.append(n_padding)
         pairs = np.stack([np.concatenate(index), np.concatenate(targets), np.concatenate(is_response)])
         weights: np.ndarray = np.ones(pairs.shape[1])
         if n_prefix:  # what the documents share is computed once and counted as often as it occurs
@@ -163,7 +172,13 @@ class Collator:
             prefix_length=n_prefix,
         )
 
+    def _short_of_multiple(self, n: int) -> int:
+        return -n % self.pad_to_multiple_of
+
     def _batch(self, examples: Sequence[EncodedExample], **parts: Any) -> Batch:
+        n_padding = self._short_of_multiple(len(parts["targets"]))
+        for name in ("loss_index", "targets", "loss_weights", "is_response"):
+            parts[name] = torch.cat((parts[name], parts[name].new_zeros(n_padding)))
         response_weights = parts["loss_weights"] * parts["is_response"]
         return Batch(
             example_ids=torch.tensor([example.index for example in examples]),

@@ -47,7 +47,7 @@ class InstructionData(LightningDataModule):
     Each set is filtered (`filters`), encoded and split on its own; `mixture` says how often an epoch sees each.
     `keep_together` keeps examples with the same prompt, or a near-duplicate of it, on one side of the split.
     `test_source` and `val_source` replace a split by a file of its own, which is not filtered. `grouping`, `layout`,
-    `shared_prefix` and `max_tokens` are the batch layout (`conf/batching`); none of them changes a loss.
+    `shared_prefix`, `max_tokens` and `pad_to_multiple_of` are the batch layout (`conf/batching`); none of them changes a loss.
     """
 
     def __init__(
@@ -70,6 +70,7 @@ class InstructionData(LightningDataModule):
         shared_prefix: bool = False,
         grouping: Grouping = "none",
         max_tokens: int | None = None,
+        pad_to_multiple_of: int = 1,
         n_workers: int = 0,
         test_source: Source | None = None,
         val_source: Source | None = None,
@@ -87,7 +88,7 @@ class InstructionData(LightningDataModule):
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
         self.grouping, self.max_tokens, self.n_workers = grouping, max_tokens, n_workers
         self.collator = Collator(
-            tokenizer.eot_id, tokenizer.n_bytes_of, layout, shared_prefix, mask_prompt, pad_to=pad_to
+            tokenizer.eot_id, tokenizer.n_bytes_of, layout, shared_prefix, mask_prompt, pad_to, pad_to_multiple_of
         )
         self.stores: dict[str, EncodedStore | JoinedStore] = {}
         self.split_counts: dict[str, int] = {}

@@ -97,6 +97,18 @@ def test_every_layout_learns_the_same_pairs(
         assert getattr(other, field) == getattr(plain, field)
 
 
+def test_shapes_are_rounded_up_with_a_document_of_padding_and_pairs_without_weight(three: list[EncodedExample]) -> None:
+    plain = Collator(EOT, N_BYTES, "packed", shared_prefix=True)(three)
+    rounded = Collator(EOT, N_BYTES, "packed", shared_prefix=True, pad_to_multiple_of=8)(three)
+    n = len(plain.input_ids)
+    assert len(rounded.input_ids) == 16 and len(rounded.targets) == 8
+    assert rounded.input_ids.tolist() == plain.input_ids.tolist() + [EOT] * (16 - n)
+    assert rounded.document_lengths == (*plain.document_lengths, 16 - n)  # type: ignore[misc]
+    assert rounded.loss_weights.tolist() == plain.loss_weights.tolist() + [0] * (8 - len(plain.targets))
+    for field in ("n_supervised", "n_tokens", "n_response_bytes"):
+        assert getattr(rounded, field) == getattr(plain, field)
+
+
 @pytest.mark.parametrize("layout", ["padded", "packed"])
 def test_nothing_is_learnt_from_no_examples(layout: str) -> None:
     batch = Collator(EOT, N_BYTES, layout, mask_prompt=False)([])  # type: ignore[arg-type]

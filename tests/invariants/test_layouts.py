@@ -124,6 +124,25 @@ def test_loss_and_every_gradient_are_those_of_the_plain_batch(
         assert error < tolerance, f"{name}: relative error {error:.1e}"
 
 
+@pytest.mark.parametrize("layout", ["padded", "packed"])
+@pytest.mark.parametrize("shared_prefix", [False, True])
+@pytest.mark.parametrize("mask_prompt", [True, False])
+def test_rounding_up_the_shapes_changes_nothing(
+    model: GPT, examples: list[EncodedExample], tokenizer: GPT2Tokenizer, layout: str, shared_prefix: bool,
+    mask_prompt: bool,
+) -> None:  # fmt: skip
+    collator = Collator(
+        EOT, tokenizer.n_bytes_of, layout, shared_prefix, mask_prompt, pad_to_multiple_of=32  # type: ignore[arg-type]
+    )  # fmt: skip
+    batch = collator(examples[:8])
+    assert len(batch.targets) % 32 == 0 and (layout == "padded" or len(batch.input_ids) % 32 == 0)
+    loss, gradients = by_layout(model, [examples[:8], examples[8:]], collator)
+    expected, wanted = plain(model, examples, mask_prompt)
+    assert loss == pytest.approx(expected, rel=1e-5)
+    for name, gradient in gradients.items():
+        assert (gradient - wanted[name]).norm() / wanted[name].norm() < 1e-5, name
+
+
 def test_padding_to_a_fixed_length_changes_nothing(
     model: GPT, examples: list[EncodedExample], tokenizer: GPT2Tokenizer
 ) -> None:
