@@ -85,8 +85,8 @@ class Collator:
 
     `padded` pads every document to the longest (or to `pad_to` inputs); `packed` pads nothing. With `shared_prefix`
     the longest common beginning of the batch's documents stands once, in front. `pad_to_multiple_of` rounds up
-    the number of learnt pairs, with pairs of weight 0, and that of a packed batch's positions, with a document of padding:
-    few shapes occur then, and kernels that were made for a shape, which takes milliseconds, are found again.
+    the number of learnt pairs, with pairs of weight 0, and that of a packed batch's positions, with a document of
+    padding: few shapes occur then, and kernels that were made for a shape, which takes milliseconds, are found again.
     """
 
     def __init__(

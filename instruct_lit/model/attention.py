@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+WIDTH_TOKENS = 16  # blocks are multiples of this wide: few shapes, so that kernels made for them are found again
 SHORT_TOKENS = 512  # keys up to which a CPU attends in half precision without the fused kernel
 
 
@@ -73,11 +74,12 @@ class _Block:
     """Documents of similar length, gathered to rows of `n_tokens` for one attention call.
 
     `rows` `(n_documents · n_tokens,)` points into the flat tokens (at token 0 where a row is padding); `real` picks the
-    positions of the block that are no padding.
+    positions of the block that are no padding; `mask` `(n_tokens, n_prefix + n_tokens)` is true where a token sees.
     """
 
     rows: Tensor
     real: Tensor
+    mask: Tensor
     n_documents: int
     n_tokens: int
 
@@ -122,13 +124,10 @@ class PackedDocuments:
         for block in blocks:
             shape = (block.n_documents, block.n_tokens, 3, n_heads, d_head)
             qb, kb, vb = _Gather.apply(qkv, block.rows, block.real).view(shape).permute(2, 0, 3, 1, 4)  # (B, H, T, D)
-            mask = None
             if n_prefix:
                 kb = torch.cat((kp.expand(block.n_documents, -1, -1, -1), kb), dim=2)
                 vb = torch.cat((vp.expand(block.n_documents, -1, -1, -1), vb), dim=2)
-                ones = torch.ones(block.n_tokens, n_prefix + block.n_tokens, dtype=torch.bool, device=q.device)
-                mask = ones.tril(diagonal=n_prefix)
-            out = attention(qb, kb, vb, mask, dropout)
+            out = attention(qb, kb, vb, block.mask, dropout)
             outputs.append(out.transpose(1, 2).reshape(-1, n_heads, d_head))
         return _Scatter.apply(torch.cat(outputs), inverse)
 
@@ -200,7 +199,7 @@ def _cut_into_blocks(lengths: list[int], n_prefix: int, device: torch.device) ->
     inverse = torch.empty(position, dtype=torch.long)
     inverse[:n_prefix] = torch.arange(n_prefix)
     for group in groups:
-        width = lengths[group[0]]
+        width = -(-lengths[group[0]] // WIDTH_TOKENS) * WIDTH_TOKENS
         columns = torch.arange(width)
         n_tokens = torch.tensor([lengths[i] for i in group]).unsqueeze(1)
         start = torch.tensor([starts[i] for i in group]).unsqueeze(1)
@@ -208,7 +207,8 @@ def _cut_into_blocks(lengths: list[int], n_prefix: int, device: torch.device) ->
         rows = torch.where(real, start + columns, 0).flatten()
         places = real.flatten().nonzero().squeeze(1)
         inverse[rows[places]] = places + offset
-        blocks.append(_Block(rows.to(device), places.to(device), len(group), width))
+        mask = torch.ones(width, n_prefix + width, dtype=torch.bool).tril(diagonal=n_prefix)
+        blocks.append(_Block(rows.to(device), places.to(device), mask.to(device), len(group), width))
         offset += len(group) * width
     return blocks, inverse.to(device)
 

@@ -35,17 +35,18 @@ def matrix_rate(device: torch.device, precision: str) -> float:
 
 
 def keep_freed_memory() -> None:
-    """Tell glibc to keep the memory of large tensors between steps instead of returning it to the kernel.
+    """Tell glibc to keep the memory of activations between steps instead of returning it to the kernel.
 
-    Otherwise every step pays page faults for its gradients and activations anew. Elsewhere than on glibc it does
-    nothing.
+    Otherwise every step pays page faults for them anew. What is larger than 32 MiB, glibc's limit for this, is
+    returned: it would leave holes, and the largest gradients are kept by `instruct_lit.training.working`. Elsewhere
+    than on glibc it does nothing.
     """
     if not sys.platform.startswith("linux"):
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX of malloc.h
-        mallopt(mmap_max, 0)
+        trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
+        mallopt(mmap_threshold, 2**25)
         mallopt(trim_threshold, 2**31 - 1)
 
 

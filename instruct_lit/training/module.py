@@ -18,6 +18,8 @@ from instruct_lit.model.causal import CausalLM
 from instruct_lit.model.likelihood import token_losses
 from instruct_lit.training.checkpoint import check_identity
 from instruct_lit.training.loss import summed_cross_entropy
+from instruct_lit.training.optimizer import AdamW, total_norm
+from instruct_lit.training.working import WorkingWeights, can_hold_other_gradients
 
 
 class InstructionTuner(LightningModule):
@@ -41,6 +43,7 @@ class InstructionTuner(LightningModule):
         self.make_optimizer, self.make_scheduler = make_optimizer, make_scheduler
         self.identity: dict[str, str] = {}  # what a checkpoint must share with the run that resumes it
         self.tokens_seen = 0  # supervised tokens that went into optimizer steps, over all ranks
+        self._working: WorkingWeights | None = None
         self._window = _Window()
         self._evaluation: dict[int, _Sums] = {}  # by loader: of a mixture each set has its own
 
@@ -54,6 +57,23 @@ class InstructionTuner(LightningModule):
         hidden = self.model.hidden_states(batch.input_ids, batch.position_ids, layout_of(batch))
         return hidden.flatten(0, -2).index_select(0, batch.loss_index)
 
+    def on_train_start(self) -> None:
+        optimizer = self.trainer.optimizers[0]
+        if self.device.type != "cpu" or self.trainer.world_size > 1 or not isinstance(optimizer, AdamW):
+            return
+        half = self.trainer.precision == "bf16-mixed"
+        dtype = torch.bfloat16 if half and can_hold_other_gradients() else torch.float32
+        if half == (dtype == torch.bfloat16):
+            # Gradients of several micro-batches are summed in fp32.
+            gradient_dtype = dtype if self.trainer.accumulate_grad_batches == 1 else torch.float32
+            self._working = WorkingWeights(self.model, self.model.head_weight, dtype, gradient_dtype).attach()
+            optimizer.working = self._working
+
+    def on_train_end(self) -> None:
+        if self._working is not None:
+            self._working.detach()
+            self.trainer.optimizers[0].working = self._working = None  # type: ignore[attr-defined]
+
     def on_train_epoch_start(self) -> None:
         self.trainer.datamodule.set_epoch(self.current_epoch)  # type: ignore[attr-defined]
 
@@ -62,14 +82,19 @@ class InstructionTuner(LightningModule):
         window = self._window
         if window.reference == 0:
             window.reference = self._over_ranks(batch.n_supervised)
-        # Lightning divides by the number of micro-batches, DDP by the number of ranks: both are taken back. The factor
-        # goes in with the weights, so that no pass over the head's gradient (V, C) is needed for it.
-        factor = self.trainer.accumulate_grad_batches * self.trainer.world_size / max(1, window.reference)
-        states = self.supervised_states(batch)
-        loss = summed_cross_entropy(states, self.model.head_weight, batch.targets, batch.loss_weights * factor)
+            self.trainer.optimizers[0].zero_grad()
+        # DDP divides by the number of ranks, Lightning by that of micro-batches: both are taken back. The factor goes
+        # in with the weights, so that no pass over the head's gradient (V, C) is needed for it.
+        factor = self.trainer.world_size / max(1, window.reference)
+        states, head = self.supervised_states(batch), self.model.head_weight
+        working = self._working.of.get(id(head)) if self._working is not None else None
+        loss = summed_cross_entropy(states, head, batch.targets, batch.loss_weights * factor, working)
         window.n_supervised += batch.n_supervised
         window.loss = window.loss + loss.detach() / factor
-        return loss
+        return loss * self.trainer.accumulate_grad_batches
+
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
+        """Nothing: Lightning calls this between forward and backward, and the loss makes gradients in the forward."""
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         window, self._window = self._window, _Window()
@@ -96,11 +121,12 @@ class InstructionTuner(LightningModule):
         if not parameters:
             return
         if self.trainer._logger_connector.should_update_logs or gradient_clip_val:
-            limit = float(gradient_clip_val) if gradient_clip_val else math.inf
-            norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+            norm = total_norm([p.grad for p in parameters if p.grad is not None])
             self.log("train/grad_norm", norm)
-            if math.isfinite(limit):
-                torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
+            if gradient_clip_val and isinstance(optimizer, AdamW):
+                optimizer.grad_scale = (norm / gradient_clip_val).clamp(min=1.0)
+            elif gradient_clip_val:
+                torch.nn.utils.clip_grads_with_norm_(parameters, float(gradient_clip_val), norm)
 
     def _over_ranks(self, count: int) -> int:
         """Sum a count over all ranks; free on one."""

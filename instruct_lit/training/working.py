@@ -1,0 +1,143 @@
+"""Working memory of the weights on a CPU: copies rounded once a step, gradients that stay allocated.
+
+A step of a small batch is bound by memory, not by arithmetic: autocast converts every weight before its product and
+every gradient after it, and fresh gradients cost page faults. Here each matrix has one working copy, which the
+optimizer renews as it passes over the weights anyway, and one gradient buffer, into which the product of the backward
+pass is written. The numbers are those of autocast: products in bf16 of weights rounded once, fp32 parameters updated
+by gradients as the product gives them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import mmap
+import sys
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+HUGE_PAGE = 2 * 2**20
+CHUNK = 2**18  # elements whose conversions stay in the cache
+
+
+@dataclass
+class Working:
+    """What the products with one parameter use: `weight`, its rounded copy, and `gradient`, the buffer of its gradient.
+
+    In the parameter's own precision the copy is the parameter itself.
+    """
+
+    parameter: Tensor
+    weight: Tensor
+    gradient: Tensor
+
+    def collect(self, a: Tensor, b: Tensor) -> None:
+        """Add `a @ b` to the parameter's gradient, in place in its buffer."""
+        if self.parameter.grad is not None:
+            self.gradient += torch.mm(a, b)
+            return
+        if self.gradient.dtype == a.dtype:
+            torch.mm(a, b, out=self.gradient)
+        else:
+            self.gradient.copy_(torch.mm(a, b))
+        self.parameter.grad = self.gradient
+
+    def renew(self) -> None:
+        """Round the parameter again."""
+        if self.weight.dtype != self.parameter.dtype:
+            self.weight.copy_(self.parameter.detach())
+
+
+class WorkingWeights:
+    """Working copies in `dtype` and gradient buffers in `gradient_dtype` of a model's trainable matrices.
+
+    From `attach` to `detach` linear layers in training mode multiply with the copies, and the gradient of their weights
+    and of `head` is the buffer. In evaluation mode they do as ever, so that whoever swaps weights for a validation is
+    not deceived.
+    """
+
+    def __init__(self, model: nn.Module, head: Tensor, dtype: torch.dtype, gradient_dtype: torch.dtype) -> None:
+        self.linears = [m for m in model.modules() if type(m) is nn.Linear and m.weight.requires_grad]
+        parameters = {id(p): p for p in [*(m.weight for m in self.linears), head] if p.requires_grad}
+        sizes = [p.numel() for p in parameters.values()]
+        n = sum(sizes)
+        gradients = huge_empty(n, gradient_dtype).split(sizes)
+        copies = huge_empty(n if dtype != head.dtype else 0, dtype).split(sizes if dtype != head.dtype else [0])
+        self.of: dict[int, Working] = {}
+        for i, (key, p) in enumerate(parameters.items()):
+            weight = copies[i].view_as(p) if dtype != head.dtype else p.detach()
+            self.of[key] = Working(p, weight, gradients[i].view_as(p))
+        self.gradient_dtype = gradient_dtype
+
+    def attach(self) -> WorkingWeights:
+        """Put the working memory in use."""
+        for working in self.of.values():
+            working.renew()
+            self._set_gradient_dtype(working.parameter, self.gradient_dtype)
+        for module in self.linears:
+            module.forward = partial(_linear_forward, module, self.of[id(module.weight)])  # type: ignore[method-assign]
+        return self
+
+    def detach(self) -> None:
+        """Give the model back as it was."""
+        for module in self.linears:
+            module.__dict__.pop("forward", None)
+        for working in self.of.values():
+            self._set_gradient_dtype(working.parameter, working.parameter.dtype)
+
+    @staticmethod
+    def _set_gradient_dtype(parameter: Tensor, dtype: torch.dtype) -> None:
+        parameter.grad = None
+        if dtype != parameter.dtype or can_hold_other_gradients():
+            parameter.grad_dtype = dtype  # type: ignore[attr-defined]
+
+
+def can_hold_other_gradients() -> bool:
+    """Whether this torch lets a parameter have a gradient of another precision."""
+    return hasattr(Tensor, "grad_dtype")
+
+
+def _linear_forward(module: nn.Linear, working: Working, x: Tensor) -> Tensor:
+    if not module.training:
+        return F.linear(x, module.weight, module.bias)
+    with torch.autocast("cpu", enabled=False):
+        x = x.to(working.weight.dtype)
+        bias = None if module.bias is None else module.bias.to(x.dtype)
+        return _Linear.apply(x, module.weight, bias, working)
+
+
+class _Linear(torch.autograd.Function):
+    """x·Wᵀ + b with the working copy; the weight's gradient goes into its buffer."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, working: Working) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(x)
+        ctx.working = working
+        return F.linear(x, working.weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, Tensor | None, None]:  # type: ignore[override]
+        (x,) = ctx.saved_tensors
+        rows = grad.flatten(0, -2)
+        ctx.working.collect(rows.t(), x.flatten(0, -2))
+        grad_x = grad @ ctx.working.weight if ctx.needs_input_grad[0] else None
+        return grad_x, None, rows.sum(0) if ctx.needs_input_grad[2] else None, None
+
+
+def huge_empty(n: int, dtype: torch.dtype) -> Tensor:
+    """An uninitialised vector on huge pages where the system has them: fewer faults, fewer misses of address caches."""
+    if not n or not sys.platform.startswith("linux"):
+        return torch.empty(n, dtype=dtype)
+    # One page more than needed, so that the vector can begin at a page of its own.
+    block = mmap.mmap(-1, (math.ceil(n * dtype.itemsize / HUGE_PAGE) + 1) * HUGE_PAGE, flags=mmap.MAP_PRIVATE)
+    try:
+        block.madvise(mmap.MADV_HUGEPAGE)
+    except OSError:  # a kernel without them
+        pass
+    offset = -ctypes.addressof(ctypes.c_char.from_buffer(block)) % HUGE_PAGE
+    return torch.frombuffer(block, dtype=dtype, count=n, offset=offset)

@@ -1,0 +1,160 @@
+"""Working copies and gradient buffers: the numbers of the plain way, in memory that stays."""
+
+import copy
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from instruct_lit.data.collate import Batch, Collator
+from instruct_lit.data.encode import EncodedExample
+from instruct_lit.model.gpt import GPT
+from instruct_lit.training.loss import summed_cross_entropy
+from instruct_lit.training.module import layout_of
+from instruct_lit.training.optimizer import AdamW, adamw, parameter_groups, total_norm
+from instruct_lit.training.working import WorkingWeights, can_hold_other_gradients, huge_empty
+
+HALF = pytest.mark.skipif(not can_hold_other_gradients(), reason="this torch ties a gradient to its parameter's dtype")
+DTYPES = [pytest.param(torch.bfloat16, marks=HALF), torch.float32]
+
+
+@pytest.fixture
+def batches() -> list[Batch]:
+    random = np.random.default_rng(1)
+    collator = Collator(50256, np.ones(50257, dtype=np.int64), "packed", shared_prefix=True, pad_to_multiple_of=16)
+    found = []
+    for _ in range(3):
+        documents = []
+        for index in range(4):
+            ids = np.concatenate([[5, 6, 7], random.integers(0, 500, random.integers(4, 20))])
+            documents.append(EncodedExample(index, ids, np.arange(len(ids)) > 4))
+        found.append(collator(documents))
+    return found
+
+
+def backward(model: GPT, batch: Batch, half: bool, working: WorkingWeights | None = None) -> torch.Tensor:
+    with torch.autocast("cpu", torch.bfloat16, enabled=half):
+        states = model.hidden_states(batch.input_ids, batch.position_ids, layout_of(batch))[batch.loss_index]
+        head = None if working is None else working.of[id(model.head_weight)]
+        weights = batch.loss_weights / batch.n_supervised
+        loss = summed_cross_entropy(states, model.head_weight, batch.targets, weights, head)
+    loss.backward()
+    return loss.detach()
+
+
+def optimizer_of(model: GPT) -> AdamW:
+    return adamw(parameter_groups(model.named_parameters(), 0.1), lr=1e-3)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_losses_gradients_and_updates_are_those_of_the_plain_way(
+    base: GPT, batches: list[Batch], dtype: torch.dtype
+) -> None:
+    half = dtype == torch.bfloat16
+    plain, fast = copy.deepcopy(base).train(), copy.deepcopy(base).train()
+    working = WorkingWeights(fast, fast.head_weight, dtype, dtype).attach()
+    optimizers = [optimizer_of(plain), optimizer_of(fast)]
+    optimizers[1].working = working
+    for batch in batches:
+        losses = backward(plain, batch, half), backward(fast, batch, half, working)
+        torch.testing.assert_close(losses[1], losses[0], rtol=1e-3 if half else 1e-6, atol=0)
+        for (name, p), q in zip(plain.named_parameters(), fast.parameters(), strict=True):
+            assert p.grad is not None and q.grad is not None
+            error = (q.grad.to_dense().float() - p.grad.to_dense()).norm() / p.grad.to_dense().norm()
+            assert error < (0.02 if half else 1e-6), f"{name}: {error:.1e}"
+            if id(q) in working.of:
+                assert q.grad.dtype == dtype and q.grad.data_ptr() == working.of[id(q)].gradient.data_ptr()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+    for (name, p), q in zip(plain.named_parameters(), fast.parameters(), strict=True):
+        # Adam's first steps are as long as lr whatever the gradient's size, so a rounded small gradient may turn one.
+        assert (p - q).abs().mean() < (2e-4 if half else 1e-6), name
+        if half and id(q) in working.of:
+            assert torch.equal(working.of[id(q)].weight, q.bfloat16()), f"{name}: the copy is not of this step"
+
+
+@HALF
+def test_gradients_of_several_batches_are_summed_in_fp32(base: GPT, batches: list[Batch]) -> None:
+    plain, fast = copy.deepcopy(base).train(), copy.deepcopy(base).train()
+    working = WorkingWeights(fast, fast.head_weight, torch.bfloat16, torch.float32).attach()
+    for batch in batches:
+        backward(plain, batch, True)
+        backward(fast, batch, True, working)
+    for (name, p), q in zip(plain.named_parameters(), fast.named_parameters(), strict=True):
+        assert q[1].grad is not None and p.grad is not None and q[1].grad.dtype == torch.float32
+        assert (q[1].grad - p.grad).norm() / p.grad.norm() < 0.02, name
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_evaluation_uses_the_parameters_and_detach_gives_the_model_back(
+    base: GPT, batches: list[Batch], dtype: torch.dtype
+) -> None:
+    model = copy.deepcopy(base).train()
+    working = WorkingWeights(model, model.head_weight, dtype, dtype).attach()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(2)  # as a callback that swaps weights would
+        model.eval()
+        expected = copy.deepcopy(base).eval()
+        for p in expected.parameters():
+            p.mul_(2)
+        ids = batches[0].input_ids
+        assert torch.equal(model(ids), expected(ids))
+    working.detach()
+    backward(model.train(), batches[0], False)
+    assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in model.parameters())
+
+
+@pytest.mark.parametrize("half", [pytest.param(True, marks=HALF), False])
+def test_the_norm_of_gradients_of_either_precision(half: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    gradients = [torch.randn(300, 64, generator=generator), torch.randn(7, generator=generator)]
+    expected = torch.cat([g.flatten() for g in gradients]).norm()
+    if half:
+        gradients[0] = gradients[0].bfloat16()
+    torch.testing.assert_close(total_norm(gradients), expected, rtol=1e-3 if half else 1e-6, atol=0)
+
+
+def test_a_scale_divides_the_gradients_within_the_step(base: GPT, batches: list[Batch]) -> None:
+    models = [copy.deepcopy(base).train() for _ in range(2)]
+    optimizers = [optimizer_of(model) for model in models]
+    for model in models:
+        backward(model, batches[0], False)
+    for p in models[0].parameters():
+        p.grad = p.grad / 4  # type: ignore[operator]
+    optimizers[1].grad_scale = torch.tensor(4.0)
+    for optimizer in optimizers:
+        optimizer.step()
+    for p, q in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        torch.testing.assert_close(q, p, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("n", [0, 1, 3_000_000])
+def test_memory_on_huge_pages_is_plain_memory(n: int) -> None:
+    vector = huge_empty(n, torch.bfloat16).fill_(3)
+    assert vector.shape == (n,) and vector.sum(dtype=torch.float64) == 3 * n
+
+
+@pytest.mark.parametrize("precision", ["32-true", pytest.param("bf16-mixed", marks=HALF)])
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_a_fit_with_working_weights_is_the_fit_without(
+    make_data: Callable, make_tuner: Callable, fit: Callable, monkeypatch: pytest.MonkeyPatch, precision: str,
+    accumulate: int,
+) -> None:  # fmt: skip
+    options = {"precision": precision, "accumulate_grad_batches": accumulate, "gradient_clip_val": 0.5, "max_epochs": 2}
+    data_options = {"layout": "packed", "shared_prefix": True, "pad_to_multiple_of": 16}
+    tuners = [make_tuner(make_optimizer=optimizer_of) for _ in range(2)]
+    losses = []
+    for tuner, uses in zip(tuners, (False, True), strict=True):
+        if not uses:
+            monkeypatch.setattr(type(tuner), "on_train_start", lambda self: None)
+        trainer = fit(tuner, make_data(**data_options), **options)
+        losses.append(float(trainer.callback_metrics["train/loss"]))
+        assert tuner._working is None and trainer.optimizers[0].working is None
+        monkeypatch.undo()
+    half = precision == "bf16-mixed"
+    assert losses[1] == pytest.approx(losses[0], rel=2e-3 if half else 1e-6)
+    for p, q in zip(tuners[0].parameters(), tuners[1].parameters(), strict=True):
+        assert (p - q).abs().mean() < (3e-4 if half else 1e-6)
