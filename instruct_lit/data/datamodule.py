@@ -47,7 +47,7 @@ class InstructionData(LightningDataModule):
     Each set is filtered (`filters`), encoded and split on its own; `mixture` says how often an epoch sees each.
     `keep_together` keeps examples with the same prompt, or a near-duplicate of it, on one side of the split.
     `test_source` and `val_source` replace a split by a file of its own, which is not filtered. `grouping`, `layout`,
-    `shared_prefix`, `max_tokens` and `pad_to_multiple_of` are the batch layout (`conf/batching`); none of them changes a loss.
+    `shared_prefix`, `max_tokens` and `pad_to_multiple_of` are the batch layout (`conf/batching`); none changes a loss.
     """
 
     def __init__(
