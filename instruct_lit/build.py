@@ -62,6 +62,7 @@ def optimization_of(config: DictConfig) -> tuple[Any, Any]:
 
 def trainer_of(config: DictConfig, ours: Sequence[Callback]) -> Trainer:
     """The Lightning trainer with the configured callbacks and loggers, ours in front."""
+    from instruct_lit.training.checkpoint import DurableIO
     from instruct_lit.training.hardware import default_precision
 
     # Lightning's hints are for its own users; its warnings stay.
@@ -77,6 +78,7 @@ def trainer_of(config: DictConfig, ours: Sequence[Callback]) -> Trainer:
         "trainer",
         callbacks=[*ours, *callbacks],
         logger=loggers or False,
+        plugins=[DurableIO()],
         enable_model_summary=False,
         use_distributed_sampler=False,
     )

@@ -7,6 +7,7 @@ are built from a configuration in `instruct_lit.build`.
 from __future__ import annotations
 
 import difflib
+import errno
 import functools
 import os
 import re
@@ -64,6 +65,10 @@ def _one_message(config_name: str) -> Iterator[None]:
         _exit_with(str(error))
     except (HydraException, OmegaConfBaseException) as error:
         _exit_with(_explain(error, config_name))
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        _exit_with(f"{error.filename or 'paths.outputs'}: {error.strerror}; what was written before is intact")
     except KeyboardInterrupt:
         sys.exit(130)
 

@@ -46,10 +46,13 @@ def train(config: DictConfig) -> float | None:
 
     start = time.perf_counter()
     build.check_targets(config)
-    checkpoint = find_checkpoint(config.ckpt_path, run_dir) if config.ckpt_path else None
+    named = any(override.startswith("hydra.run.dir=") for override in HydraConfig.get().overrides.hydra)
+    checkpoint = find_checkpoint(config.ckpt_path, run_dir, own_only=named) if config.ckpt_path else None
     keep_freed_memory()
     seed_everything(config.seed, workers=True, verbose=False)
     best = OmegaConf.select(config, "callbacks.best_checkpoint") or {}
+    if checkpoint is None:  # a run that was ended before its first checkpoint begins again
+        (run_dir / "history.jsonl").unlink(missing_ok=True)
     history = History(run_dir / "history.jsonl", best.get("monitor", "val/loss"), best.get("mode", "min"))
     trainer = build.trainer_of(config, [history, Progress(history)])
     tokenizer, template = build.language_of(config)
@@ -61,7 +64,7 @@ def train(config: DictConfig) -> float | None:
     data.prepare_data()
     data.setup()
     data.split.save(run_dir / "split.json")
-    tuner.identity = identity_of(model, data)
+    tuner.identity = identity_of(model, data, trainer)
     print(f"data {config.data.name}: {described(data)}", flush=True)
     metrics: dict[str, Any] = dict(data.counts)
     for name, share in data.shares().items():

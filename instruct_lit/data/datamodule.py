@@ -198,6 +198,20 @@ class InstructionData(LightningDataModule):
         """Identifies records, template, tokenizer and length settings together."""
         return "-".join(self._key(source) for source in (*self.sets.values(), *self.own_files.values()))
 
+    def facts(self) -> dict[str, str]:
+        """What `fingerprint` is made of, one by one, for a message that says which of them differs."""
+        sources = (*self.sets.values(), *self.own_files.values())
+        facts = [self._facts(source) for source in sources]
+        return {
+            "data": "+".join(
+                f"{s.name}-{_short([f['source'], f['filters']])}" for s, f in zip(sources, facts, strict=True)
+            ),
+            "data.sets": str(self.mixture),
+            "template": f"{self.template.name}-{_short(facts[0]['template'])}",
+            "tokenizer": self.tokenizer.fingerprint[:16],
+            **{f"data.{name}": str(facts[0][name]) for name in ("max_length", "on_long", "loss_on")},
+        }
+
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose order the training batches have."""
         if self.trainer is not None and self.trainer.train_dataloader is not None:
@@ -256,7 +270,11 @@ class InstructionData(LightningDataModule):
         return self.filters if source in self.sets.values() else []
 
     def _key(self, source: Source) -> str:
-        facts = {
+        return f"{source.name}-{hashlib.sha256(json.dumps(self._facts(source)).encode()).hexdigest()[:16]}"
+
+    def _facts(self, source: Source) -> dict[str, Any]:
+        """What the encoded examples of a source depend on."""
+        return {
             "version": STORE_VERSION,
             "source": source.fingerprint(),
             "template": [self.template.text, self.template.next_turn and self.template.next_turn.text],
@@ -266,7 +284,10 @@ class InstructionData(LightningDataModule):
             "loss_on": self.loss_on,
             "filters": [filter.fingerprint() for filter in self._filters_of(source)],
         }
-        return f"{source.name}-{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]}"
+
+
+def _short(facts: Any) -> str:
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
 
 
 def _without(spec: Any, names: Collection[str]) -> Any:

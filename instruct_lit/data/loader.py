@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
+import torch
 from torch.utils.data import DataLoader, Dataset
 
 from instruct_lit.data.collate import Batch
@@ -17,6 +19,10 @@ class ResumableLoader(DataLoader):
 
     n_yielded = 0
     _n_skip = 0
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        # Its own generator, so that starting an epoch draws nothing from the state that a resumed run takes up again.
+        super().__init__(*arguments, generator=torch.Generator(), **options)
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         self.n_yielded, self._n_skip = self._n_skip, 0

@@ -46,7 +46,7 @@ class BatchSampler:
         self.grouping, self.max_tokens = grouping, max_tokens
         self.rank, self.world_size, self.parts = rank, world_size, parts
         self.epoch = 0
-        self.n_skip = 0  # batches that the next iteration leaves out: they were seen before a resume
+        self.n_skip = 0  # batches that an iteration leaves out: they were seen before a resume
         self._made_for: int | None = None
 
     def set_epoch(self, epoch: int) -> None:
@@ -54,8 +54,7 @@ class BatchSampler:
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[list[int]]:
-        n_skip, self.n_skip = self.n_skip, 0
-        return iter(self._batches()[n_skip:])
+        return iter(self._batches()[self.n_skip :])
 
     def __len__(self) -> int:
         return len(self._batches())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -39,7 +40,7 @@ class History(Callback):
         self.best_step = 0
         self.best_loss = math.inf  # the validation loss there
         self.best_value = math.inf  # what is watched there, its sign turned where more is better
-        self.step = 0
+        self.n_rows = 0
         self._batch_start: float | None = None
         self._batch_end: float | None = None
         self._last = (0, 0.0)
@@ -80,9 +81,9 @@ class History(Callback):
         self.n_tokens += batch.n_tokens
         self.n_supervised += batch.n_supervised
         self.n_positions += batch.input_ids.numel()
-        self.step = trainer.global_step
         every = trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if trainer.global_step % every == 0 and "train/loss" in trainer.callback_metrics:
+        stepped = not trainer.fit_loop.epoch_loop._should_accumulate()
+        if stepped and trainer.global_step % every == 0 and "train/loss" in trainer.callback_metrics:
             n_tokens, seconds = self._last
             rate = (self.n_tokens - n_tokens) / max(1e-9, self.training_s - seconds)
             self._last = (self.n_tokens, self.training_s)
@@ -104,13 +105,15 @@ class History(Callback):
         self._append(trainer, pl_module, names, {})
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """A resumed run continues the rows of the run it comes from."""
+        """A resumed run continues the rows that the run it comes from had when the checkpoint was taken."""
         if trainer.ckpt_path is None or not trainer.is_global_zero:
             return
         before = Path(trainer.ckpt_path).resolve().parent.parent / self.path.name
         if before.is_file():
-            rows = [line for line in before.read_text().splitlines() if json.loads(line)["step"] <= self.step]
-            self.path.write_text("".join(f"{row}\n" for row in rows))
+            rows = before.read_text().splitlines(keepends=True)[: self.n_rows]
+            new = self.path.with_suffix(".part")
+            new.write_text("".join(rows))
+            os.replace(new, self.path)
 
     def _append(
         self, trainer: Trainer, pl_module: LightningModule, names: tuple[str, ...], extra: Mapping[str, float]
@@ -123,10 +126,11 @@ class History(Callback):
             row["lr"] = trainer.optimizers[0].param_groups[0]["lr"]
         with self.path.open("a") as file:
             file.write(json.dumps(row) + "\n")
+        self.n_rows += 1
 
     def state_dict(self) -> dict[str, Any]:
         names = ["n_tokens", "n_supervised", "n_positions", "training_s", "waiting_s", "best_step", "best_loss"]
-        return {name: getattr(self, name) for name in (*names, "best_value", "step")}
+        return {name: getattr(self, name) for name in (*names, "best_value", "n_rows")}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         for name, value in state_dict.items():

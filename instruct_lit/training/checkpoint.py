@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning import Trainer
+from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
@@ -36,25 +40,99 @@ class Checkpoint(ModelCheckpoint):
         super().load_state_dict(state_dict)
 
 
-def find_checkpoint(ckpt_path: str, run_dir: Path) -> Path:
+class DurableIO(TorchCheckpointIO):
+    """Writes a checkpoint under a temporary name, syncs it and renames it, so that it is whole or not there.
+
+    A checkpoint to resume from leaves the one before it beside it, should the disk damage the newer one.
+    Raises CheckpointError when it cannot be written; what was there stays.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        path = Path(path)
+        temporary = path.with_name(f".{path.name}.part")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with temporary.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            if "optimizer_states" in checkpoint and path.is_file():
+                kept = previous_of(path)
+                kept.unlink(missing_ok=True)
+                os.link(path, kept)  # the newest stays under its own name until the next one takes it
+            os.replace(temporary, path)
+            _sync_folder(path.parent)
+        except (OSError, RuntimeError) as error:  # torch wraps what the file said
+            temporary.unlink(missing_ok=True)
+            raise CheckpointError(f"{path}: cannot be written ({_reason(error)}); {_what_is_left(path)}") from error
+
+
+def previous_of(path: Path) -> Path:
+    """Where the checkpoint before the one at `path` is kept."""
+    return path.with_name(f"{path.stem}.previous{path.suffix}")
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _reason(error: BaseException) -> str:
+    while not isinstance(error, OSError) and (error.__cause__ or error.__context__) is not None:
+        error = error.__cause__ or error.__context__  # type: ignore[assignment]
+    return getattr(error, "strerror", None) or str(error).splitlines()[0]
+
+
+def _what_is_left(path: Path) -> str:
+    last = path.parent / LAST.name
+    if not last.is_file():
+        return "there is no checkpoint yet"
+    step = read_checkpoint(last).get("global_step", "?")
+    return (
+        f"the last good one is {last} of step {step}: free some space, then go on with ckpt_path={last.parent.parent}"
+    )
+
+
+def find_checkpoint(ckpt_path: str, run_dir: Path, own_only: bool = False) -> Path | None:
     """The file that `ckpt_path` means: a checkpoint, the last one of a run folder, or `last`.
 
-    `last` is this run's own (where a scheduler starts the same run folder again), otherwise that of the newest run
-    that lies beside it. Raises CheckpointError when there is none or it cannot be read.
+    `last` is this run's own (where the same run folder is started again), otherwise that of the newest run that lies
+    beside it. With `own_only`, for a run folder that was named by hand, it is this run's own, or None when the run is
+    yet to begin. One that is cut off gives way to the one before it, with a warning. Raises CheckpointError when there
+    is none or it cannot be read.
     """
     if ckpt_path == "last":
         own = run_dir / LAST
-        others = run_dir.parent.parent.glob(f"*/*/{LAST}")
-        candidates = [own] if own.is_file() else sorted(others, key=lambda path: path.stat().st_mtime)
+        if own.is_file() or previous_of(own).is_file():
+            return _readable(own)
+        if own_only:
+            return None
+        candidates = sorted(run_dir.parent.parent.glob(f"*/*/{LAST}"), key=lambda path: path.stat().st_mtime)
         if not candidates:
             raise CheckpointError(f"ckpt_path=last: no {LAST} in {run_dir} nor in a run beside it")
-        path = candidates[-1]
-    else:
-        path = Path(ckpt_path).expanduser()
-        path = path / LAST if path.is_dir() else path
-        if not path.is_file():
-            raise CheckpointError(f"ckpt_path={ckpt_path}: no such checkpoint ({path})")
-    read_checkpoint(path)
+        return _readable(candidates[-1])
+    path = Path(ckpt_path).expanduser()
+    path = path / LAST if path.is_dir() else path
+    if not path.is_file() and not previous_of(path).is_file():
+        raise CheckpointError(f"ckpt_path={ckpt_path}: no such checkpoint ({path})")
+    return _readable(path)
+
+
+def _readable(path: Path) -> Path:
+    """The path, or that of the checkpoint before it when this one cannot be read."""
+    try:
+        read_checkpoint(path)
+    except CheckpointError as error:
+        before = previous_of(path)
+        if not before.is_file():
+            raise
+        step = read_checkpoint(before).get("global_step", "?")
+        warnings.warn(f"{error}; going on from the one before it, {before} of step {step}", stacklevel=2)
+        return before
     return path
 
 
@@ -80,14 +158,23 @@ def load_weights(path: Path, module: nn.Module) -> None:
         raise CheckpointError(f"{path}: does not fit the model\n  {error}") from error
 
 
-def identity_of(model: CausalLM, data: InstructionData) -> dict[str, str]:
-    """What a run must have in common with a checkpoint to resume it."""
+def identity_of(model: CausalLM, data: InstructionData, trainer: Trainer) -> dict[str, str]:
+    """What a run must have in common with a checkpoint to resume it: what it learns, and in which order.
+
+    Batches are counted over all processes: two processes with batches of four go on where one with eight stopped.
+    """
     split = hashlib.sha256(b"".join(data.examples_of(name)[1].tobytes() for name in ("train", "val", "test")))
+    n_processes = trainer.world_size
     return {
         "model": str(model.config),
-        "data, template, tokenizer and lengths": data.fingerprint,
+        **data.facts(),
         "split": split.hexdigest()[:16],
         "data.mask_prompt": str(data.collator.mask_prompt),
+        "data.seed": str(data.seed),
+        "data.batch_size over all processes": str(data.batch_size * n_processes),
+        "batching.grouping": data.grouping,
+        "batching.max_tokens over all processes": str(data.max_tokens and data.max_tokens * n_processes),
+        "trainer.accumulate_grad_batches": str(trainer.accumulate_grad_batches),
     }
 
 

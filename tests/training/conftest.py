@@ -32,7 +32,8 @@ def make_data(tmp_path: Path, tokenizer: GPT2Tokenizer) -> Callable[..., Instruc
     def make(n_train: int = 24, **options: Any) -> InstructionData:
         split = {"train": n_train, "val": 9, "test": 7}
         settings = {"max_length": 64, "split": split, "seed": 3, "batch_size": 8, **options}
-        return InstructionData(DemoSource(n_train + 16), TEMPLATE, tokenizer, tmp_path, **settings)
+        template = settings.pop("template", TEMPLATE)
+        return InstructionData(DemoSource(n_train + 16), template, tokenizer, tmp_path, **settings)
 
     return make
 

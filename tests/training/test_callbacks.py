@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from instruct_lit.training.callbacks import History
-from instruct_lit.training.checkpoint import Checkpoint
 from instruct_lit.training.hardware import PeakMemory, default_precision, keep_freed_memory, matrix_rate
+from instruct_lit.training.resume import LastCheckpoint
 
 
 def rows(path: Path) -> list[dict]:
@@ -55,8 +55,8 @@ def test_trap_15_a_resumed_run_is_the_run_that_would_have_been(
             seen.append(batch.example_ids.tolist())
             super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
 
-    def saving(folder: Path) -> Checkpoint:
-        return Checkpoint(folder, filename="last", every_n_train_steps=1, enable_version_counter=False)
+    def saving(folder: Path) -> LastCheckpoint:
+        return LastCheckpoint(str(folder), every_n_steps=1)
 
     seen: list[list[int]] = []
     checkpoints = tmp_path / "part" / "checkpoints"

@@ -2,17 +2,24 @@
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
+from instruct_lit.data.template import Template
 from instruct_lit.errors import CheckpointError
+from instruct_lit.model.gpt import GPT, GPTConfig
 from instruct_lit.training.checkpoint import (
     LAST,
     Checkpoint,
+    DurableIO,
     check_identity,
     find_checkpoint,
+    identity_of,
     load_weights,
+    previous_of,
     read_checkpoint,
 )
 
@@ -35,6 +42,64 @@ def test_a_file_a_run_folder_or_last(tmp_path: Path) -> None:
     own = save(run)
     os.utime(own, (0, 0))
     assert find_checkpoint("last", run) == own
+
+
+def test_last_of_a_run_folder_named_by_hand_is_never_that_of_another_run(tmp_path: Path) -> None:
+    save(tmp_path / "runs" / "other")
+    assert find_checkpoint("last", tmp_path / "runs" / "mine", own_only=True) is None
+    mine = save(tmp_path / "runs" / "mine")
+    assert find_checkpoint("last", tmp_path / "runs" / "mine", own_only=True) == mine
+
+
+def resumable(step: int) -> dict:
+    return {"state_dict": {"w": torch.arange(1000.0)}, "optimizer_states": [], "global_step": step}
+
+
+def test_the_checkpoint_before_stays_and_stands_in_for_a_damaged_one(tmp_path: Path) -> None:
+    path = tmp_path / LAST
+    for step in (1, 2, 3):
+        DurableIO().save_checkpoint(resumable(step), path)
+    assert read_checkpoint(path)["global_step"] == 3 and read_checkpoint(previous_of(path))["global_step"] == 2
+    assert sorted(p.name for p in path.parent.iterdir()) == ["last.ckpt", "last.previous.ckpt"]
+    whole = path.read_bytes()
+    for size in (0, 10, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:size])
+        with pytest.warns(
+            UserWarning, match=r"last.ckpt: cannot be read .* going on from the one before it, .* of step 2"
+        ):
+            assert find_checkpoint(str(tmp_path), tmp_path) == previous_of(path)
+    path.unlink()  # between two names
+    with pytest.warns(UserWarning, match="step 2"):
+        assert find_checkpoint("last", tmp_path) == previous_of(path)
+    previous_of(path).write_bytes(b"")
+    path.write_bytes(b"")
+    with pytest.raises(CheckpointError, match="previous.ckpt: cannot be read"):
+        find_checkpoint("last", tmp_path)
+
+
+def test_weights_alone_keep_no_second_copy(tmp_path: Path) -> None:
+    for _ in range(2):
+        DurableIO().save_checkpoint({"state_dict": {}}, tmp_path / "best.ckpt")
+    assert [p.name for p in tmp_path.iterdir()] == ["best.ckpt"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs the device that is always full")
+def test_a_full_disk_leaves_the_last_good_checkpoint_and_says_so(tmp_path: Path) -> None:
+    path = tmp_path / LAST
+    path.parent.mkdir()
+    part = path.with_name(".last.ckpt.part")
+    part.symlink_to("/dev/full")
+    with pytest.raises(
+        CheckpointError, match=r"last.ckpt: cannot be written \(No space left on device\); there is no check"
+    ):
+        DurableIO().save_checkpoint(resumable(1), path)
+    DurableIO().save_checkpoint(resumable(2), path)
+    part.symlink_to("/dev/full")
+    with pytest.raises(
+        CheckpointError, match=r"No space left on device\); the last good one is .*last.ckpt of step 2: free"
+    ):
+        DurableIO().save_checkpoint(resumable(3), path)
+    assert read_checkpoint(path)["global_step"] == 2 and not part.is_symlink()
 
 
 def test_the_best_checkpoint_follows_a_run_that_is_resumed_elsewhere(tmp_path: Path) -> None:
@@ -97,3 +162,31 @@ def test_a_checkpoint_of_another_run_is_refused_with_what_differs() -> None:
         check_identity({"model": "a", "split": "s"}, {"model": "b", "split": "s", "data": "d"})
     assert "model: a there, b here" in str(caught.value) and "data: None there, d here" in str(caught.value)
     assert "split" not in str(caught.value)
+
+
+def test_what_differs_is_named_one_by_one(make_data, base) -> None:
+    """Two processes with batches of 4 may go on where one with 8 stopped; another order of examples may not."""
+
+    def identity(n_processes: int = 1, model: GPT = base, accumulate: int = 1, **options: Any) -> dict[str, str]:
+        data = make_data(**options)
+        data.prepare_data()
+        data.setup()
+        trainer = SimpleNamespace(world_size=n_processes, accumulate_grad_batches=accumulate)
+        return identity_of(model, data, trainer)  # type: ignore[arg-type]
+
+    saved = identity()
+    check_identity(saved, identity(n_processes=2, batch_size=4))
+    other = GPT(GPTConfig(context_length=64, d_model=16, n_layers=1, n_heads=2))
+    for name, changed in {
+        "model": identity(model=other),
+        "data": identity(n_train=25),
+        "template": identity(template=Template("other", "{{ instruction }} {{ input }} = {{ response }}")),
+        "data.max_length": identity(max_length=40),
+        "data.seed": identity(seed=4),
+        "data.mask_prompt": identity(mask_prompt=False),
+        "data.batch_size over all processes": identity(n_processes=2),
+        "batching.grouping": identity(grouping="length"),
+        "trainer.accumulate_grad_batches": identity(accumulate=2),
+    }.items():
+        with pytest.raises(CheckpointError, match=f"{name}: .* there, .* here"):
+            check_identity(saved, changed)
