@@ -20,9 +20,9 @@ class ResumableLoader(DataLoader):
     n_yielded = 0
     _n_skip = 0
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
+    def __init__(self, dataset: Dataset[EncodedExample], **options: Any) -> None:
         # Its own generator, so that starting an epoch draws nothing from the state that a resumed run takes up again.
-        super().__init__(*arguments, generator=torch.Generator(), **options)
+        super().__init__(dataset, generator=torch.Generator(), **options)
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         self.n_yielded, self._n_skip = self._n_skip, 0
