@@ -27,3 +27,7 @@ class DownloadError(InstructLitError):
 
 class CheckpointError(InstructLitError):
     """Weights, a bundle or a training checkpoint are missing, damaged, or belong to something else."""
+
+
+class JudgeError(InstructLitError):
+    """A judge cannot be asked, or its answers cannot be kept."""

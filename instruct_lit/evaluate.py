@@ -1,28 +1,52 @@
-"""python -m instruct_lit.evaluate: let a finished model answer a data set, and score the answers."""
+"""python -m instruct_lit.evaluate: let a finished model answer a data set, and score the answers.
+
+Counting comes first and is written down before a judge is asked, so that nothing is lost when the judge fails.
+"""
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from instruct_lit.config import run_command
 from instruct_lit.errors import ConfigError
-from instruct_lit.schema import DataConfig, GenerationConfig, PathsConfig, TemplateConfig, check_values
+from instruct_lit.judge import asked, check_judge, judge_of, judge_prompt_of, judged
+from instruct_lit.schema import (
+    DataConfig,
+    GenerationConfig,
+    JudgeConfig,
+    PathsConfig,
+    TemplateConfig,
+    check_values,
+)
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
+
+    from instruct_lit.evaluation.judging.judge import Judge
+
+
+@dataclass
+class LeaksConfig:
+    enabled: bool = True
+    train: str | None = None
+    near: bool | None = None
 
 
 @dataclass
 class EvaluateConfig:
     run: str | None = None
     responses: str | None = None
+    compare: list[str] | None = None
     response_field: str = "response"
     metrics: list[str] = field(default_factory=list)
     by: list[str] = field(default_factory=list)
+    judge: JudgeConfig | None = None
+    leaks: LeaksConfig = field(default_factory=LeaksConfig)
     data: DataConfig | None = None
     template: TemplateConfig | None = None
     generation: GenerationConfig = field(default_factory=GenerationConfig)
@@ -37,14 +61,26 @@ def check_evaluate(config: Any) -> None:
     problems = check_values(config)
     if config.split not in ("train", "val", "test"):
         problems.append(f"split={config.split}: allowed are train, val, test")
-    if (config.run is None) == (config.responses is None):
-        problems.append("run=… or responses=…: give one of the two, a model to answer or answers that are there")
-    if not config.metrics:
-        problems.append("metrics=[]: name at least one")
+    if sum(given is not None for given in (config.run, config.responses, config.compare)) != 1:
+        problems.append(
+            "run=…, responses=… or compare=[…,…]: give one of the three, a model to answer, answers that are there, or "
+            "two of either to compare"
+        )
+    if not set(config.metrics) - {"ended"}:
+        problems.append(f"metrics={list(config.metrics)}: name at least one besides ended")
     if config.responses is not None and not Path(config.responses).expanduser().is_file():
         problems.append(f"responses={config.responses}: no such file")
     if config.run is not None and not Path(config.run).expanduser().is_dir():
         problems.append(f"run={config.run}: no such folder (a run folder, a bundle or a Hugging Face GPT-2 directory)")
+    if config.compare is not None and len(config.compare) != 2:
+        problems.append(f"compare={list(config.compare)}: give two, folders of models or files of answers")
+    for side in config.compare or ():
+        if not Path(side).expanduser().exists():
+            problems.append(f"compare: {side}: no such folder or file")
+    if config.leaks.train is not None and not Path(config.leaks.train).expanduser().is_file():
+        problems.append(f"leaks.train={config.leaks.train}: no such file")
+    if config.judge is not None:
+        problems += check_judge(config.judge, config.compare is not None)
     if problems:
         raise ConfigError("\n  ".join(problems))
 
@@ -58,42 +94,78 @@ def evaluate(config: DictConfig) -> float:
     out_dir = Path(HydraConfig.get().runtime.output_dir)
 
     from instruct_lit.evaluation.categories import by_category, check_fields, losses
+    from instruct_lit.evaluation.extras import load
     from instruct_lit.evaluation.metrics import METRICS, check_metrics, score
-    from instruct_lit.evaluation.page import print_scores, write_page
-    from instruct_lit.evaluation.responses import read_responses, write_jsonl
+    from instruct_lit.evaluation.page import print_judge, print_leaks, print_scores, write_page
+    from instruct_lit.evaluation.responses import write_jsonl
 
     check_metrics(config.metrics)
-    if config.responses is not None:
-        rows = read_responses(Path(config.responses), config.response_field)[: config.n_responses]
-    else:
-        rows = answers_of_run(config)
+    if config.compare is not None:
+        load("sklearn", "compare", "judge")
+    judge = judge_of(config) if config.judge is not None and config.judge.name != "scores" else None
+    if judge is not None:
+        judge.check()
+    if config.compare is not None:
+        return compare(config, out_dir, judge)
+    rows, training = rows_of(config, config.run or config.responses)
     check_fields(rows, config.by)
+    # Of answers out of a file it is mostly unknown whether the model ended them.
+    metrics = [name for name in config.metrics if name != "ended" or all("finish_reason" in row for row in rows)]
     for row in rows:
-        row["scores"] = {name: METRICS[name](row) for name in config.metrics}
-    write_jsonl(out_dir / "responses.jsonl", rows)
-    first = config.metrics[0]
-    found = {
+        row["scores"] = {name: METRICS[name](row) for name in metrics}
+    first = metrics[0]
+    found: dict[str, Any] = {
         "run": config.run, "responses": config.responses, "split": config.split, "n_responses": len(rows),
-        "generation": OmegaConf.to_container(config.generation), "metrics": score(rows, config.metrics, config.seed),
-        "losses": losses(rows, config.seed),
+        "generation": OmegaConf.to_container(config.generation), "metrics": score(rows, metrics, config.seed),
+        "losses": losses(rows, config.seed), "leaks": leak_report(config, rows, training, metrics),
         "by": {field: by_category(rows, field, first, config.seed) for field in config.by},
     }  # fmt: skip
-    (out_dir / "evaluation.json").write_text(json.dumps(found, indent=2) + "\n")
-    write_page(out_dir / "report.html", found, rows)
+
+    def write() -> None:
+        write_jsonl(out_dir / "responses.jsonl", rows)
+        (out_dir / "evaluation.json").write_text(json.dumps(found, indent=2) + "\n")
+        write_page(out_dir / "report.html", found, rows)
+
+    write()
+    print_leaks(found["leaks"])
     print_scores(found)
+    if config.judge is not None:
+        found["judge"] = judged(config, rows, judge)
+        write()
+        print_judge(found["judge"])
     print(f"{out_dir}: responses.jsonl, evaluation.json, report.html")
     return found["metrics"][first]["mean"]
 
 
-def answers_of_run(config: DictConfig) -> list[dict[str, Any]]:
-    """Let the model at `run` answer the split, and take its loss on the wanted responses."""
+def rows_of(config: DictConfig, source: str) -> tuple[list[dict[str, Any]], Iterator[str] | None]:
+    """Answers out of a file or by the model in a folder, and its training texts where they are known."""
+    from instruct_lit.evaluation.leaks import question
+    from instruct_lit.evaluation.responses import read_responses
+
+    training = None
+    if Path(source).expanduser().is_dir():
+        rows, training = answers_of_run(config, source)
+    else:
+        rows = read_responses(Path(source), config.response_field)[: config.n_responses]
+    if config.leaks.train is not None:
+        from instruct_lit.data.sources import FileSource
+
+        training = (question(example.as_record()) for example in FileSource(config.leaks.train))
+    return rows, training
+
+
+def answers_of_run(config: DictConfig, run: str) -> tuple[list[dict[str, Any]], Iterator[str] | None]:
+    """Let a model answer the split, take its loss on the wanted responses; its training texts, where they are known."""
+    from omegaconf import OmegaConf
     from tqdm import tqdm
 
     from instruct_lit import build
+    from instruct_lit.evaluation.leaks import question
     from instruct_lit.evaluation.losses import response_losses
 
-    opened = build.open_run(config)
-    data = build.data_of_run(config, opened)
+    of_this: Any = OmegaConf.merge(config, {"run": run})
+    opened = build.open_run(of_this)
+    data = build.data_of_run(of_this, opened)
     title = f"answers to the {config.split} set"
     rows = build.answer_split(config, opened.model, data, config.split, config.n_responses, title)
     store, _ = data.examples_of(config.split)
@@ -101,7 +173,72 @@ def answers_of_run(config: DictConfig) -> list[dict[str, Any]]:
         losses = response_losses(opened.model, opened.tokenizer, [store[row["id"]] for row in rows], bar.update)
     for row, (loss, n_tokens) in zip(rows, losses, strict=True):
         row["loss"], row["n_response_tokens"] = loss, n_tokens
-    return rows
+    if config.split == "train":
+        return rows, None
+    train, indices = data.examples_of("train")
+    return rows, (question(train.example(int(index)).as_record()) for index in indices)
+
+
+def leak_report(
+    config: DictConfig, rows: list[dict[str, Any]], training: Iterator[str] | None, metrics: Sequence[str]
+) -> dict[str, Any] | None:
+    """Which rows were in the training data, and the scores without them; rows get the kind as `leak`."""
+    if not config.leaks.enabled or training is None:
+        return None
+    from importlib.util import find_spec
+
+    from instruct_lit.evaluation.leaks import find_leaks, question
+    from instruct_lit.evaluation.metrics import score
+
+    near = config.leaks.near if config.leaks.near is not None else find_spec("datasketch") is not None
+    leaks = find_leaks(training, [question(row) for row in rows], near)
+    for leak in leaks:
+        rows[leak.item]["leak"] = leak.kind
+    clean = [row for row in rows if "leak" not in row]
+    return {
+        "near": near, "n": len(leaks), "n_rows": len(rows), "items": [leak.as_record() for leak in leaks],
+        "metrics_without": score(clean, metrics, config.seed) if clean else {},
+    }  # fmt: skip
+
+
+def compare(config: DictConfig, out_dir: Path, judge: Judge | None) -> float:
+    """Put two models' answers to the same examples side by side; return the first one's win rate or advantage."""
+    from instruct_lit.evaluation.comparison import Outcome, differences, outcome, pair_rows, questions_of, win_rate
+    from instruct_lit.evaluation.page import print_comparison, write_comparison
+    from instruct_lit.evaluation.responses import write_jsonl
+
+    rows_a, rows_b = (rows_of(config, side)[0] for side in config.compare)
+    pairs = pair_rows(rows_a, rows_b)
+    found: dict[str, Any] = {
+        "compare": list(config.compare), "n_pairs": len(pairs),
+        "n_unpaired": len(rows_a) + len(rows_b) - 2 * len(pairs),
+        "differences": differences(pairs, config.metrics, config.seed),
+    }  # fmt: skip
+    rows = [{**a, "response_b": b["response"]} for a, b in pairs]
+
+    def write() -> None:
+        write_jsonl(out_dir / "responses.jsonl", rows)
+        (out_dir / "evaluation.json").write_text(json.dumps(found, indent=2) + "\n")
+        write_comparison(out_dir / "report.html", found, rows)
+
+    write()
+    if judge is not None:
+        prompt = judge_prompt_of(config, pairwise=True)
+        unlike = [pair for pair in pairs if pair[0]["response"] != pair[1]["response"]]
+        verdicts = iter(asked(config, judge, prompt, [prompt.render(t) for pair in unlike for t in questions_of(pair)]))
+        outcomes = []
+        for pair, row in zip(pairs, rows, strict=True):
+            both = (next(verdicts), next(verdicts)) if pair[0]["response"] != pair[1]["response"] else ()
+            outcomes.append(outcome(*(judgement.value for judgement in both)) if both else Outcome("tie", "tie"))
+            row["judge"] = {"share": outcomes[-1].share, "verdicts": [judgement.as_record() for judgement in both]}
+        lengths = [(len(a["response"]), len(b["response"])) for a, b in pairs]
+        found["pairwise"] = {"model": config.judge.model, **win_rate(outcomes, lengths, config.seed), **judge.usage()}
+        write()
+    print_comparison(found)
+    print(f"{out_dir}: responses.jsonl, evaluation.json, report.html")
+    return (
+        found["pairwise"]["win_rate"]["mean"] if judge is not None else found["differences"][config.metrics[0]]["mean"]
+    )
 
 
 def main() -> None:

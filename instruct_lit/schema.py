@@ -97,6 +97,34 @@ class GenerationConfig:
 
 
 @dataclass
+class JudgeConfig:
+    name: str = MISSING
+    url: str | None = None
+    model: str | None = None
+    api_key_env: str | None = None
+    gguf_file: str | None = None
+    n_ctx: int | None = None
+    path: str | None = None
+    prompt: str = "reference"
+    pairwise_prompt: str = "pairwise"
+    scale: list[int] = field(default_factory=lambda: [0, 100])
+    explain: bool = False
+    temperature: float = 0.0
+    max_tokens: int = 256
+    seed: int = 0
+    constrained: bool = True
+    n_asks: int = 3
+    n_concurrent: int = 8
+    n_retries: int = 5
+    timeout_s: float = 120.0
+    body: Any = None
+    paid: bool = False
+    confirmed: bool = False
+    usd_per_million_tokens: list[float] | None = None
+    calibrate: str | None = None
+
+
+@dataclass
 class PathsConfig:
     cache: str = MISSING
     outputs: str = MISSING

@@ -1,6 +1,13 @@
 """What tests of every room share."""
 
+import contextlib
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -71,3 +78,84 @@ def llama_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     transformers.LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+class JudgeServer:
+    """A judge's endpoint on this machine that does what `behave` says, and remembers what it was asked.
+
+    `behave(n, body)` gets the number of the request (from 0) and its JSON body and returns the text of a verdict, a
+    triple of status, headers and raw body, or seconds to hang. `listing` is such a triple for the list of models.
+    """
+
+    def __init__(self, behave: Callable[[int, dict], Any]) -> None:
+        self.behave, self.requests, self.keys = behave, list[dict](), set[str | None]()
+        models = {"data": [{"id": "small"}], "models": [{"name": "small:latest"}]}
+        self.listing: tuple[int, dict[str, str], bytes] = (200, {}, json.dumps(models).encode())
+        self.running = self.most_running = 0
+        self._lock = threading.Lock()
+        judge = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                self.send(judge.listing)
+
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+                with judge._lock:
+                    number = len(judge.requests)
+                    judge.requests.append(body)
+                    judge.keys.add(self.headers.get("authorization"))
+                    judge.running += 1
+                    judge.most_running = max(judge.most_running, judge.running)
+                answer = judge.behave(number, body)
+                if isinstance(answer, float):
+                    time.sleep(answer)
+                    answer = "too late"
+                with judge._lock:
+                    judge.running -= 1
+                self.send(answer if isinstance(answer, tuple) else (200, {}, judge.reply(self.path, answer)))
+
+            def send(self, answer: tuple[int, dict[str, str], bytes]) -> None:
+                status, headers, raw = answer
+                self.send_response(status)
+                for name, value in {
+                    "content-type": "application/json",
+                    "content-length": str(len(raw)),
+                    **headers,
+                }.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                with contextlib.suppress(OSError):  # the client is gone
+                    self.wfile.write(raw)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def reply(self, path: str, text: str) -> bytes:
+        if path == "/api/chat":
+            return json.dumps({"message": {"content": text}, "prompt_eval_count": 10, "eval_count": 3}).encode()
+        usage = {"prompt_tokens": 10, "completion_tokens": 3}
+        return json.dumps({"choices": [{"message": {"content": text}}], "usage": usage}).encode()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+@pytest.fixture
+def judge_server() -> Iterator[Callable[[Callable[[int, dict], Any]], JudgeServer]]:
+    """Starts judges' endpoints that behave as told."""
+    servers: list[JudgeServer] = []
+
+    def start(behave: Callable[[int, dict], Any]) -> JudgeServer:
+        servers.append(JudgeServer(behave))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.close()

@@ -23,6 +23,7 @@ MAY_IMPORT = {
     "config": {"errors"},
     "schema": {"errors"},
     "targets": {"errors"},
+    "judge": {"errors", "config", "data", "evaluation"},
     "build_model": {"errors", "data", "model"},
     "build_data": {"errors", "data", "bundle", "config", "targets"},
     "build": {
@@ -73,7 +74,7 @@ def test_lightning_and_hydra_stay_in_their_rooms(path: Path) -> None:
     if "lightning" in roots:
         assert room(path) in (*ENTRY_POINTS, "training", "build") or name == "data/datamodule"
     if roots & {"hydra", "omegaconf"}:
-        assert room(path) in (*ENTRY_POINTS, "config", "schema", "targets", "build", "build_model", "build_data")
+        assert room(path) in (*ENTRY_POINTS, "config", "schema", "targets", "build", "build_model", "build_data", "judge")
 
 
 def test_files_stay_readable_in_one_sitting() -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from instruct_lit.errors import ConfigError
+from instruct_lit.evaluation.extras import load
 
 Row = Mapping[str, Any]
 Interval = dict[str, float]  # mean, low, high, n
@@ -141,22 +142,12 @@ _loaded: dict[str, Any] = {}
 
 def _rouge() -> Any:
     if "rouge" not in _loaded:
-        scorer = _import("rouge_score.rouge_scorer", "rouge_l")
+        scorer = load("rouge_score.rouge_scorer", "metrics=rouge_l", "evaluate")
         _loaded["rouge"] = scorer.RougeScorer(["rougeL"], use_stemmer=False)
     return _loaded["rouge"]
 
 
 def _chrf() -> Any:
     if "chrf" not in _loaded:
-        _loaded["chrf"] = _import("sacrebleu.metrics", "chrf").CHRF()
+        _loaded["chrf"] = load("sacrebleu.metrics", "metrics=chrf", "evaluate").CHRF()
     return _loaded["chrf"]
-
-
-def _import(module: str, metric: str) -> Any:
-    import importlib
-
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        package = module.split(".")[0].replace("_", "-")
-        raise ConfigError(f"metrics={metric}: needs {package}; pip install 'instruct-lit[evaluate]'") from error

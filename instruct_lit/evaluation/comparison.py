@@ -1,0 +1,144 @@
+"""Two models on the same examples: which is better, by how much, and whether that is more than chance."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from instruct_lit.errors import DataError
+from instruct_lit.evaluation.extras import load
+from instruct_lit.evaluation.metrics import METRICS, Interval, Row, interval
+
+N_PERMUTATIONS = 9999
+Pair = tuple[Row, Row]
+
+
+def pair_rows(rows_a: Sequence[Row], rows_b: Sequence[Row]) -> list[Pair]:
+    """Answers to the same example side by side; examples that only one side answered are left out.
+
+    Raises DataError when nothing is common.
+    """
+
+    def keyed(rows: Sequence[Row]) -> dict[tuple[str, str, str, int], Row]:
+        keys: dict[tuple[str, str, str, int], Row] = {}
+        for row in rows:
+            text = (row["instruction"], row.get("input", ""), row["output"])
+            number = 0
+            while (*text, number) in keys:  # the same example twice
+                number += 1
+            keys[(*text, number)] = row
+        return keys
+
+    ours, theirs = keyed(rows_a), keyed(rows_b)
+    pairs = [(row, theirs[key]) for key, row in ours.items() if key in theirs]
+    if not pairs:
+        raise DataError("compare: the two have no example in common; both must answer the same set (see data=, split=)")
+    return pairs
+
+
+def differences(pairs: Sequence[Pair], metrics: Sequence[str], seed: int = 0) -> dict[str, dict[str, Any]]:
+    """For each metric the means of both, and the mean of the first minus the second with interval and p-value."""
+    found = {}
+    for name in metrics:
+        a, b = (np.array([METRICS[name](pair[side]) for pair in pairs]) for side in (0, 1))
+        found[name] = {"a": float(a.mean()), "b": float(b.mean()), **difference(a - b, seed)}
+    return found
+
+
+def difference(values: np.ndarray, seed: int = 0) -> Interval:
+    """Mean of paired differences with its bootstrap interval, and the p-value of the two-sided sign-flip test.
+
+    The test asks how often a mean at least as far from 0 comes out when the sign of every difference is drawn by
+    chance (Fisher's randomisation test for pairs); with few pairs all signs are tried.
+    """
+    stats = load("scipy.stats", "compare", "judge")
+    p = 1.0
+    if np.any(values):
+        tested = stats.permutation_test(
+            (values,), np.mean, permutation_type="samples", n_resamples=N_PERMUTATIONS, rng=np.random.default_rng(seed)
+        )
+        p = float(tested.pvalue)
+    return {**interval(values.tolist(), seed), "p": p}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Verdicts on a pair, named by model (`a`, `b`, `tie`): with the first model's answer shown first, and second.
+
+    None is a verdict that could not be read. It counts as a tie, so that no pair leaves the denominator.
+    """
+
+    a_first: str | None
+    b_first: str | None
+
+    @property
+    def share(self) -> float:
+        """The first model's share of the win: 1, 0, and 1/2 for ties and for verdicts that turn with the order."""
+        return sum({"a": 1.0, "b": 0.0}.get(verdict or "tie", 0.5) for verdict in (self.a_first, self.b_first)) / 2
+
+
+def win_rate(outcomes: Sequence[Outcome], lengths: Sequence[tuple[int, int]], seed: int = 0) -> dict[str, Any]:
+    """Win rate of the first model over all pairs, raw and length-controlled, with what it is made of.
+
+    `wins` and `losses` hold in both orders, `turned` are the pairs whose winner changes with the order, `first_shown`
+    is the share of decided verdicts for the answer shown first: 1/2 for a judge without position bias. `p` is that of
+    the paired test of the shares against 1/2.
+    """
+    shares = np.array([outcome.share for outcome in outcomes])
+    verdicts = [verdict for outcome in outcomes for verdict in (outcome.a_first, outcome.b_first)]
+    decided = [(outcome.a_first, "a") for outcome in outcomes] + [(outcome.b_first, "b") for outcome in outcomes]
+    first_shown = [verdict == first for verdict, first in decided if verdict in ("a", "b")]
+    both = [(outcome.a_first, outcome.b_first) for outcome in outcomes]
+    return {
+        "win_rate": interval(shares.tolist(), seed),
+        "length_controlled_win_rate": length_controlled(shares, lengths),
+        "wins": both.count(("a", "a")),
+        "losses": both.count(("b", "b")),
+        "turned": both.count(("a", "b")) + both.count(("b", "a")),
+        "n_unparsed": verdicts.count(None),
+        "n_verdicts": len(verdicts),
+        "first_shown": float(np.mean(first_shown)) if first_shown else None,
+        "p": difference(shares - 0.5, seed)["p"],
+    }
+
+
+def length_controlled(shares: np.ndarray, lengths: Sequence[tuple[int, int]]) -> float:
+    """The win rate that would be expected if both answers were equally long.
+
+    As in AlpacaEval 2 (Dubois et al. 2024) a logistic regression explains the share of the win by a constant, which is
+    the models' difference, and by tanh of the difference in length over its standard deviation; the rate is read off
+    with the length term at 0. AlpacaEval's third term, the difficulty of each instruction, is fitted on a whole
+    leaderboard and cannot be told apart from chance with one pair of models, so it is left out. The weak L2 penalty
+    (C = 10) keeps the fit finite where all verdicts agree.
+    """
+    if np.all(shares == shares[0]):
+        return float(shares[0])
+    gaps = np.array([a - b for a, b in lengths], dtype=np.float64)
+    spread = gaps.std()
+    term = np.tanh(gaps / spread) if spread > 0 else np.zeros_like(gaps)
+    # A share s of a win is s of a won pair and 1 - s of a lost one.
+    features = np.concatenate([term, term])[:, None]
+    targets = np.repeat([1, 0], len(shares))
+    regression = load("sklearn.linear_model", "compare", "judge").LogisticRegression
+    model = regression(C=10.0).fit(features, targets, sample_weight=np.concatenate([shares, 1 - shares]))
+    return float(model.predict_proba([[0.0]])[0, 1])
+
+
+def questions_of(pair: Pair) -> tuple[Mapping[str, str], Mapping[str, str]]:
+    """The texts of the pairwise prompt in both orders."""
+    a, b = pair
+    common = {name: a.get(name, "") for name in ("instruction", "input", "output")}
+    return (
+        {**common, "answer_a": a["response"], "answer_b": b["response"]},
+        {**common, "answer_a": b["response"], "answer_b": a["response"]},
+    )
+
+
+def outcome(a_first: str | None, b_first: str | None) -> Outcome:
+    """The verdicts `A`, `B` and `tie` of both orders, by model."""
+    names = {"A": "a", "B": "b", "tie": "tie", None: None}
+    turned = {"A": "b", "B": "a", "tie": "tie", None: None}
+    return Outcome(names[a_first], turned[b_first])

@@ -1,0 +1,78 @@
+"""How far two judges agree on the same answers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from instruct_lit.errors import ConfigError, DataError
+from instruct_lit.evaluation.extras import load
+
+N_LEVELS = 5  # equal parts of the scale that Cohen's kappa compares
+
+
+def agreement(
+    ours: Sequence[float | None], theirs: Sequence[float | None], low: float, high: float
+) -> dict[str, float | None]:
+    """Pearson's r, Spearman's rho, Kendall's tau-b and Cohen's kappa between two lists of scores of one scale.
+
+    An answer that one side has no score for cannot be compared; `n` and `n_unpaired` tell how many were. `kappa` and
+    `kappa_quadratic` (Cohen 1960, 1968) compare the scores cut into five equal parts of the scale. A coefficient
+    that is not defined, because one side is constant, is None.
+    """
+    stats = load("scipy.stats", "judge.calibrate", "judge")
+    kappa_score = load("sklearn.metrics", "judge.calibrate", "judge").cohen_kappa_score
+    pairs = [(a, b) for a, b in zip(ours, theirs, strict=True) if a is not None and b is not None]
+    found: dict[str, float | None] = {"n": len(pairs), "n_unpaired": len(ours) - len(pairs)}
+    names = ("pearson", "spearman", "kendall", "kappa", "kappa_quadratic")
+    if len(pairs) < 2:
+        return {**found, **dict.fromkeys(names)}
+    a, b = np.array(pairs, dtype=np.float64).T
+    found |= {"mean": float(a.mean()), "mean_of_the_other": float(b.mean()), "mean_difference": float((a - b).mean())}
+    if len(set(a)) < 2 or len(set(b)) < 2:
+        return {**found, **dict.fromkeys(names)}
+    levels_a, levels_b = (np.minimum((x - low) / (high - low) * N_LEVELS, N_LEVELS - 1).astype(int) for x in (a, b))
+    levels = list(range(N_LEVELS))
+    same = len({*levels_a, *levels_b}) == 1  # kappa has no meaning for a single level
+    return {
+        **found,
+        "pearson": float(stats.pearsonr(a, b).statistic),
+        "spearman": float(stats.spearmanr(a, b).statistic),
+        "kendall": float(stats.kendalltau(a, b).statistic),
+        "kappa": None if same else float(kappa_score(levels_a, levels_b, labels=levels)),
+        "kappa_quadratic": None if same else float(kappa_score(levels_a, levels_b, labels=levels, weights="quadratic")),
+    }
+
+
+def read_scores(path: Path, n_answers: int, key: str) -> list[float | None]:
+    """Scores of all answers in their order, out of a JSON list or JSON lines of numbers or of records with a `score`.
+
+    null stands for an answer that has none. Raises ConfigError for a missing file, DataError for another number of
+    scores than answers and for what is no number; `key` is the configuration key in the message.
+    """
+    path = path.expanduser()
+    if not path.is_file():
+        raise ConfigError(f"{key}={path}: no such file")
+    try:
+        text = path.read_text(encoding="utf-8")
+        values: Any = json.loads(text) if text.lstrip()[:1] == "[" else [json.loads(x) for x in text.splitlines() if x]
+    except ValueError as error:
+        raise DataError(f"{key}={path}: neither a JSON list nor JSON lines ({error})") from error
+    scores: list[float | None] = []
+    for number, value in enumerate(values):
+        score = value.get("score", value) if isinstance(value, dict) else value
+        if score is not None and (isinstance(score, bool) or not isinstance(score, int | float)):
+            raise DataError(
+                f"{key}={path}, item {number}: {str(value)[:80]} is no score; give a number, a record with one, or null"
+            )
+        scores.append(score)
+    if len(scores) != n_answers:
+        raise DataError(
+            f"{key}={path}: {len(scores)} scores for {n_answers} answers; every answer needs one in its place, "
+            "null where there is none"
+        )
+    return scores

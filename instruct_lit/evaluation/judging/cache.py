@@ -1,0 +1,67 @@
+"""Replies of judges on disk, so that what has been asked once costs nothing again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from instruct_lit.errors import JudgeError
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What an endpoint answered: the text, tokens in and out (0 where it does not tell), and how long it took."""
+
+    text: str
+    n_prompt_tokens: int = 0
+    n_reply_tokens: int = 0
+    seconds: float = 0.0
+
+
+class ReplyCache:
+    """A table of replies in one SQLite file; every reply is written as it comes, several runs may share the file.
+
+    The key is a hash of everything that a reply depends on: model, settings and messages. Raises JudgeError when the
+    file cannot be used.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._connection = sqlite3.connect(path, timeout=60, isolation_level=None)
+            self._connection.execute("PRAGMA journal_mode=WAL")
+            self._connection.execute(
+                "CREATE TABLE IF NOT EXISTS replies (key TEXT PRIMARY KEY, model TEXT, reply TEXT)"
+            )
+        except (OSError, sqlite3.Error) as error:
+            raise JudgeError(f"{path}: the cache of replies cannot be used ({error}); delete or move it") from error
+
+    @staticmethod
+    def key(identity: Mapping[str, Any], messages: list[dict[str, str]]) -> str:
+        """The key of a question to an endpoint of that identity."""
+        return hashlib.sha256(json.dumps([dict(identity), messages], sort_keys=True).encode()).hexdigest()
+
+    def get(self, key: str) -> Reply | None:
+        """The reply kept under a key."""
+        row = self._connection.execute("SELECT reply FROM replies WHERE key = ?", (key,)).fetchone()
+        return Reply(**json.loads(row[0])) if row else None
+
+    def put(self, key: str, model: str, reply: Reply) -> None:
+        """Keep a reply."""
+        values = (key, model, json.dumps(asdict(reply)))
+        self._connection.execute("INSERT OR REPLACE INTO replies VALUES (?, ?, ?)", values)
+
+    def mean_seconds(self, model: str) -> float | None:
+        """How long the kept replies of a model took on average; None when there are none."""
+        query = "SELECT AVG(json_extract(reply, '$.seconds')) FROM replies WHERE model = ?"
+        return self._connection.execute(query, (model,)).fetchone()[0]
+
+    def close(self) -> None:
+        """Close the file."""
+        self._connection.close()

@@ -1,0 +1,241 @@
+"""Judges that are asked over HTTP: OpenAI-compatible endpoints and Ollama's own API.
+
+Both go through the client of the extra `judge`, which repeats requests after timeouts, broken connections and the
+statuses 408, 409, 429 and 5xx with growing pauses, and waits as long as `Retry-After` says.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+from instruct_lit.errors import JudgeError
+from instruct_lit.evaluation.extras import load
+from instruct_lit.evaluation.judging.cache import Reply
+from instruct_lit.evaluation.judging.prompt import Verdict
+
+PAUSE_S = 1.0  # before a request whose answer was no JSON is repeated
+Messages = list[dict[str, str]]
+
+
+class Refused(Exception):
+    """The endpoint declines this one question (too long for it, say); others may still be answered."""
+
+
+class HttpEndpoint(ABC):
+    """An endpoint that takes a JSON body and returns one.
+
+    `body` holds fields added to every request; null takes away one of ours. `constrained` asks for replies held to
+    the JSON schema of the verdict; an endpoint that rejects that is asked without it from then on. `api_key` appears
+    in no message.
+    """
+
+    path = ""
+    models_path = ""
+
+    def __init__(
+        self,
+        url: str,
+        model: str,
+        api_key: str | None = None,
+        *,
+        temperature: float = 0.0,
+        max_tokens: int = 256,
+        seed: int = 0,
+        constrained: bool = True,
+        timeout_s: float = 60.0,
+        n_retries: int = 5,
+        body: Mapping[str, Any] | None = None,
+    ) -> None:
+        _openai()
+        self.url, self.model, self.constrained = url.rstrip("/"), model, constrained
+        self.temperature, self.max_tokens, self.seed, self.body = temperature, max_tokens, seed, dict(body or {})
+        self.timeout_s, self.n_retries = timeout_s, n_retries
+        self._api_key = api_key
+        self._client: Any = None
+        self.identity = {
+            "kind": type(self).__name__, "url": self.url, "model": model, "temperature": temperature,
+            "max_tokens": max_tokens, "seed": seed, "constrained": constrained, "body": self.body,
+        }  # fmt: skip
+
+    async def __aenter__(self) -> HttpEndpoint:
+        """Connect; an endpoint is open for one event loop."""
+        self._client = _openai().AsyncOpenAI(
+            base_url=self.url,
+            api_key=self._api_key or "none",
+            timeout=self.timeout_s,
+            max_retries=self.n_retries,
+            default_headers={"Authorization": f"Bearer {self._api_key}"} if self._api_key else None,
+            _strict_response_validation=True,  # what is not JSON is an error and not a text
+        )
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._client.close()
+
+    async def check(self) -> None:
+        """Ask for the list of models, to learn before long work whether the endpoint is there and takes the key.
+
+        Raises JudgeError otherwise, and where a list is given that lacks the model.
+        """
+        openai = _openai()
+        try:
+            answer = await self._client.get(self.models_path, cast_to=object, options={"max_retries": 1})
+        except openai.APIStatusError as error:
+            if isinstance(error, openai.AuthenticationError | openai.PermissionDeniedError):
+                raise self._explained(error, 1) from error
+            return  # it has no list, or is busy; the questions will tell
+        except (openai.OpenAIError, ValueError) as error:
+            raise self._explained(error, 2) from error
+        models = self.models(answer)
+        if models and self.model not in models:
+            listed = ", ".join(sorted(models)[:8])
+            raise JudgeError(f"judge.model={self.model}: {self.url} has no such model; it has {listed}")
+
+    @abstractmethod
+    def payload(self, messages: Messages, verdict: Verdict) -> dict[str, Any]:
+        """The body of a request."""
+
+    @abstractmethod
+    def models(self, answer: Any) -> set[str]:
+        """Names in the list of models; empty where there is no list."""
+
+    @abstractmethod
+    def reply(self, answer: Any) -> Reply:
+        """What the body of an answer says; any lookup error where it has another form."""
+
+    async def ask(self, messages: Messages, verdict: Verdict) -> Reply:
+        """Ask one question; Refused when the endpoint declines it, JudgeError when it cannot be used."""
+        start = time.perf_counter()
+        openai = _openai()
+        constrained = self.constrained
+        try:
+            answer = await self._post(messages, verdict)
+        except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
+            if not constrained:
+                raise Refused(self._hidden(_message(error))) from error
+            self.constrained = False  # perhaps it knows no schemas
+            try:
+                return await self.ask(messages, verdict)
+            except Refused:
+                self.constrained = True  # that was not it
+                raise
+        except (openai.OpenAIError, ValueError) as error:
+            raise self._explained(error, self.n_retries + 1) from error
+        try:
+            reply = self.reply(answer)
+        except (KeyError, TypeError, IndexError, AttributeError) as error:
+            text = self._hidden(str(answer))[:200]
+            raise JudgeError(f"judge.url={self.url}: the answer has another form than expected: {text}") from error
+        return Reply(reply.text, reply.n_prompt_tokens, reply.n_reply_tokens, time.perf_counter() - start)
+
+    async def _post(self, messages: Messages, verdict: Verdict) -> Any:
+        body = {**self.payload(messages, verdict), **self.body}
+        body = {key: value for key, value in body.items() if value is not None}
+        for _ in range(min(2, self.n_retries)):
+            try:
+                return await self._client.post(self.path, cast_to=object, body=body)
+            except ValueError:  # JSON that breaks off, which the client does not try again
+                await asyncio.sleep(PAUSE_S)
+        return await self._client.post(self.path, cast_to=object, body=body)
+
+    def _explained(self, error: Exception, n_tries: int) -> JudgeError:
+        openai = _openai()
+        where, tried = f"judge.url={self.url}", f"tried {n_tries} times"
+        text = self._hidden(_message(error))
+        if isinstance(error, ValueError):
+            return JudgeError(f"{where}: the answer is broken JSON ({text}); is it the endpoint of a judge?")
+        if isinstance(error, openai.APITimeoutError):
+            return JudgeError(f"{where}: no answer in time, {tried}; raise judge.timeout_s or lower judge.n_concurrent")
+        if isinstance(error, openai.APIConnectionError):
+            return JudgeError(f"{where}: cannot be reached, {tried} ({error.__cause__}); is the server running?")
+        if isinstance(error, openai.APIResponseValidationError):
+            return JudgeError(
+                f"{where}: answers with something else than JSON (a web page?); give the root of the API, "
+                "for OpenAI-compatible ones it mostly ends in /v1"
+            )
+        if isinstance(error, openai.AuthenticationError | openai.PermissionDeniedError):
+            return JudgeError(
+                f"{where}: the key is refused ({text}); judge.api_key_env names the variable that holds it"
+            )
+        if isinstance(error, openai.NotFoundError):
+            return JudgeError(f"{where}: no model {self.model!r} or no such path there ({text}); see judge.model")
+        if isinstance(error, openai.RateLimitError):
+            return JudgeError(f"{where}: too many requests or no credit, {tried} ({text}); lower judge.n_concurrent")
+        return JudgeError(f"{where}: {text}, {tried}")
+
+    def _hidden(self, text: str) -> str:
+        return text.replace(self._api_key, "***") if self._api_key else text
+
+
+class OpenAIEndpoint(HttpEndpoint):
+    """Anything with OpenAI's `/chat/completions`: a hosted one, vLLM, llama.cpp's server, Ollama's `/v1`."""
+
+    path = "/chat/completions"
+    models_path = "/models"
+
+    def models(self, answer: Any) -> set[str]:
+        return {entry["id"] for entry in _list(answer, "data") if "id" in entry}
+
+    def payload(self, messages: Messages, verdict: Verdict) -> dict[str, Any]:
+        form = {"type": "json_schema", "json_schema": {"name": "verdict", "strict": True, "schema": verdict.schema}}
+        return {
+            "model": self.model, "messages": messages, "temperature": self.temperature, "max_tokens": self.max_tokens,
+            "seed": self.seed, "response_format": form if self.constrained else None,
+        }  # fmt: skip
+
+    def reply(self, answer: Any) -> Reply:
+        usage = answer.get("usage") or {}
+        text = answer["choices"][0]["message"]["content"]
+        return Reply(text or "", usage.get("prompt_tokens", 0), usage.get("completion_tokens", 0))
+
+
+class OllamaEndpoint(HttpEndpoint):
+    """Ollama's `/api/chat`, whose `format` holds the reply to a grammar."""
+
+    path = "/api/chat"
+    models_path = "/api/tags"
+
+    def models(self, answer: Any) -> set[str]:
+        names = {entry["name"] for entry in _list(answer, "models") if "name" in entry}
+        return names | {name.removesuffix(":latest") for name in names}
+
+    def __init__(self, *args: Any, n_ctx: int | None = None, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.n_ctx = n_ctx
+        self.identity["n_ctx"] = n_ctx
+
+    def payload(self, messages: Messages, verdict: Verdict) -> dict[str, Any]:
+        options = {"temperature": self.temperature, "num_predict": self.max_tokens, "seed": self.seed}
+        options |= {"num_ctx": self.n_ctx} if self.n_ctx else {}  # Ollama cuts longer prompts without a word
+        form = verdict.schema if self.constrained else None
+        return {"model": self.model, "messages": messages, "stream": False, "options": options, "format": form}
+
+    def reply(self, answer: Any) -> Reply:
+        text = answer["message"]["content"]
+        return Reply(text, answer.get("prompt_eval_count", 0), answer.get("eval_count", 0))
+
+
+def _list(answer: Any, key: str) -> list[dict[str, Any]]:
+    entries = answer.get(key) if isinstance(answer, dict) else None
+    return [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
+
+
+def _message(error: Exception) -> str:
+    """The endpoint's own words, where it sent some."""
+    body = getattr(error, "body", None)
+    inner = body.get("error", body) if isinstance(body, dict) else body
+    words = inner.get("message") if isinstance(inner, dict) else inner
+    status = getattr(error, "status_code", None)
+    text = " ".join(str(words or error).split())[:300]
+    return f"status {status}: {text}" if status else text
+
+
+def _openai() -> Any:
+    for name in ("openai", "httpx", "httpx2"):  # a line for every request would tear the progress bar
+        logging.getLogger(name).setLevel(logging.WARNING)
+    return load("openai", "judge", "judge")

@@ -1,0 +1,219 @@
+"""Asks a judge many questions at once: cached, repeated where a reply cannot be read, with the unparsed counted."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from instruct_lit.errors import JudgeError
+from instruct_lit.evaluation.judging.cache import Reply, ReplyCache
+from instruct_lit.evaluation.judging.endpoints import Messages, Refused
+from instruct_lit.evaluation.judging.prompt import JudgePrompt, Verdict
+from instruct_lit.evaluation.metrics import interval
+
+ASSUMED_SECONDS = 2.0  # of a request to a judge that was never asked before
+
+
+class Endpoint(Protocol):
+    """Something that replies to messages; `identity` is everything besides the messages that a reply depends on."""
+
+    model: str
+    identity: dict[str, Any]
+
+    async def __aenter__(self) -> Any: ...
+    async def __aexit__(self, *_: object) -> None: ...
+    async def check(self) -> None: ...
+    async def ask(self, messages: Messages, verdict: Verdict) -> Reply: ...
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What became of one question: `value` is None where no reply could be read, `reply` the last one."""
+
+    value: Any
+    reply: str
+    n_asked: int  # times it was asked, now or in an earlier run
+    refused: str | None = None  # why the endpoint declined it
+
+    def as_record(self) -> dict[str, Any]:
+        """For a line of `responses.jsonl`."""
+        refused = {"refused": self.refused} if self.refused else {}
+        return {"value": self.value, "reply": self.reply, "n_asked": self.n_asked, **refused}
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What the questions that are not in the cache will take."""
+
+    n_questions: int
+    n_cached: int
+    n_prompt_tokens: int
+    n_reply_tokens: int  # at most
+    seconds: float
+    dollars: float | None  # at most; None where no price is known
+
+    @property
+    def n_left(self) -> int:
+        """Questions that must be asked."""
+        return self.n_questions - self.n_cached
+
+    def __str__(self) -> str:
+        if not self.n_left:
+            return f"{self.n_questions} questions, all answered in the cache"
+        money = f", at most {self.dollars:.2f} US dollars" if self.dollars is not None else ""
+        return (
+            f"{self.n_questions} questions, {self.n_cached} of them in the cache; {self.n_left} to ask: about "
+            f"{self.n_prompt_tokens:,} tokens, at most {self.n_reply_tokens:,} tokens of replies{money}, "
+            f"about {self.seconds:.0f} s"
+        )
+
+
+class Judge:
+    """Puts prompts to an endpoint, `n_concurrent` at a time.
+
+    A reply that cannot be read is shown to the judge with a request to keep to the form, until a question has been
+    asked `n_asks` times. `usd_per_million_tokens` are the prices of tokens in and out.
+    """
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        cache: ReplyCache,
+        *,
+        n_concurrent: int = 8,
+        n_asks: int = 3,
+        usd_per_million_tokens: tuple[float, float] | None = None,
+    ) -> None:
+        self.endpoint, self.cache, self.n_concurrent, self.n_asks = endpoint, cache, n_concurrent, n_asks
+        self.prices = usd_per_million_tokens
+        self.n_requests = self.n_prompt_tokens = self.n_reply_tokens = 0  # of this run; cached replies cost nothing
+
+    def check(self) -> None:
+        """Raise JudgeError when the endpoint is not there, before work that takes long."""
+
+        async def check() -> None:
+            async with self.endpoint:
+                await self.endpoint.check()
+
+        asyncio.run(check())
+
+    def estimate(self, questions: Sequence[str], max_tokens: int, n_tokens: Callable[[str], int]) -> Estimate:
+        """What it will take to ask these once; `n_tokens` counts the tokens of a text, `max_tokens` ends a reply."""
+        unique = set(questions)
+        left = [question for question in unique if self._cached(_first(question)) is None]
+        n_prompt, n_reply = sum(n_tokens(question) for question in left), max_tokens * len(left)
+        seconds = self.cache.mean_seconds(self.endpoint.model) or ASSUMED_SECONDS
+        dollars = (n_prompt * self.prices[0] + n_reply * self.prices[1]) / 1e6 if self.prices else None
+        return Estimate(
+            len(unique), len(unique) - len(left), n_prompt, n_reply, len(left) * seconds / self.n_concurrent, dollars
+        )
+
+    def ask(
+        self, prompt: JudgePrompt, questions: Sequence[str], on_done: Callable[[], object] | None = None
+    ) -> list[Judgement]:
+        """The judgements of rendered prompts, in their order; equal prompts are asked once.
+
+        Raises JudgeError when the endpoint cannot be used or declines every question; the replies that came before
+        are in the cache, so that the same call goes on where this one stopped.
+        """
+        unique = list(dict.fromkeys(questions))
+        found: dict[str, Judgement] = {}
+        try:
+            asyncio.run(self._ask_all(prompt.verdict, iter(unique), found, on_done))
+        except BaseExceptionGroup as group:
+            error = _first_of(group)
+            if not isinstance(error, JudgeError):
+                raise
+            kept = (
+                f"; {len(found)} of {len(unique)} questions are answered and kept, the same command goes on from there"
+            )
+            raise JudgeError(f"{error}{kept if found else ''}") from error
+        if unique and all(judgement.refused for judgement in found.values()):
+            raise JudgeError(f"the judge declines every question: {found[unique[0]].refused}")
+        return [found[question] for question in questions]
+
+    def usage(self) -> dict[str, Any]:
+        """What was asked in this run, with the cost where prices are known; cached replies are not among it."""
+        tokens = {"n_prompt_tokens": self.n_prompt_tokens, "n_reply_tokens": self.n_reply_tokens}
+        dollars = {}
+        if self.prices is not None:
+            cost = self.n_prompt_tokens * self.prices[0] + self.n_reply_tokens * self.prices[1]
+            dollars = {"usd": cost / 1e6}
+        return {"n_requests": self.n_requests, **tokens, **dollars}
+
+    async def _ask_all(
+        self,
+        verdict: Verdict,
+        questions: Iterator[str],
+        found: dict[str, Judgement],
+        on_done: Callable[[], object] | None,
+    ) -> None:
+        async def work() -> None:
+            for question in questions:
+                found[question] = await self._judge(question, verdict)
+                if on_done is not None:
+                    on_done()
+
+        async with self.endpoint, asyncio.TaskGroup() as group:
+            for _ in range(self.n_concurrent):
+                group.create_task(work())
+
+    async def _judge(self, question: str, verdict: Verdict) -> Judgement:
+        messages = _first(question)
+        reply = Reply("")
+        for n_asked in range(1, self.n_asks + 1):
+            try:
+                reply = await self._reply(messages, verdict)
+            except Refused as error:
+                return Judgement(None, reply.text, n_asked, str(error))
+            value = verdict.read(reply.text)
+            if value is not None:
+                return Judgement(value, reply.text, n_asked)
+            again = f"This reply cannot be read. {verdict.request}"
+            messages = [*messages, {"role": "assistant", "content": reply.text}, {"role": "user", "content": again}]
+        return Judgement(None, reply.text, self.n_asks)
+
+    async def _reply(self, messages: Messages, verdict: Verdict) -> Reply:
+        reply = self._cached(messages)
+        if reply is None:
+            reply = await self.endpoint.ask(messages, verdict)
+            self.cache.put(self._key(messages), self.endpoint.model, reply)
+            self.n_requests += 1
+            self.n_prompt_tokens += reply.n_prompt_tokens
+            self.n_reply_tokens += reply.n_reply_tokens
+        return reply
+
+    def _cached(self, messages: Messages) -> Reply | None:
+        return self.cache.get(self._key(messages))
+
+    def _key(self, messages: Messages) -> str:
+        return ReplyCache.key(self.endpoint.identity, messages)
+
+
+def summary(judgements: Sequence[Judgement], low: float, high: float, seed: int = 0) -> dict[str, Any]:
+    """The mean score over all answers, those without a readable verdict at the lowest score, and their number.
+
+    `mean_at_best` is the mean if they all had the highest score: the truth is between the two.
+    """
+    values = [judgement.value for judgement in judgements]
+    unparsed = sum(value is None for value in values)
+    score = interval([low if value is None else value for value in values], seed)
+    return {
+        "score": score,
+        "mean_at_best": score["mean"] + unparsed * (high - low) / len(values),
+        "n_unparsed": unparsed,
+        "n_refused": sum(judgement.refused is not None for judgement in judgements),
+        "n_asked_again": sum(judgement.n_asked > 1 for judgement in judgements),
+    }
+
+
+def _first(question: str) -> Messages:
+    return [{"role": "user", "content": question}]
+
+
+def _first_of(error: BaseException) -> BaseException:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

@@ -1,0 +1,142 @@
+"""The judge of an evaluation, from its configuration to what it says of the answers."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from instruct_lit.config import CONF
+from instruct_lit.errors import ConfigError
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from instruct_lit.evaluation.judging.judge import Judge, Judgement
+    from instruct_lit.evaluation.judging.prompt import JudgePrompt
+
+
+def check_judge(judge: Any, compares: bool) -> list[str]:
+    """Problems of the judge group."""
+    problems = []
+    if judge.name in ("openai", "ollama"):
+        if not re.match(r"https?://[^@\s]+$", judge.url or ""):
+            shown = re.sub(r"//[^@/]*@", "//***@", judge.url or "null")
+            problems.append(f"judge.url={shown}: give http://… or https://… without a name and password in it")
+        if not judge.model:
+            problems.append("judge.model=null: name the model that judges")
+    elif judge.name == "scores" and not Path(judge.path or "").expanduser().is_file():
+        problems.append(f"judge.path={judge.path}: no such file")
+    if judge.name == "scores" and compares:
+        problems.append("judge=scores: scores that are there cannot compare two models; choose openai, ollama or local")
+    name = judge.api_key_env
+    if name is not None and not re.fullmatch(r"[A-Z_][A-Z0-9_]*", name):
+        problems.append(
+            "judge.api_key_env: give the name of an environment variable, in capitals, and never the key itself"
+        )
+    elif name is not None and not os.environ.get(name):
+        problems.append(f"judge.api_key_env={name}: no such environment variable; export {name}=<your key>")
+    low, high = judge.scale if len(judge.scale) == 2 else (0, 0)
+    if low >= high:
+        problems.append(f"judge.scale={list(judge.scale)}: give two whole numbers, the lowest and the highest score")
+    for key in ("n_asks", "n_concurrent", "max_tokens"):
+        if judge[key] < 1:
+            problems.append(f"judge.{key}={judge[key]}: must be at least 1")
+    if judge.usd_per_million_tokens is not None and len(judge.usd_per_million_tokens) != 2:
+        problems.append("judge.usd_per_million_tokens: give two prices, of tokens in and of tokens out")
+    if judge.name == "local" and judge.explain and judge.constrained:
+        problems.append("judge.explain=true: a local judge is held to the bare score; add judge.constrained=false")
+    return problems
+
+
+def judge_of(config: DictConfig) -> Judge:
+    """The judge of `judge`, its replies kept in the cache folder."""
+    from omegaconf import OmegaConf
+
+    from instruct_lit.evaluation.judging.cache import ReplyCache
+    from instruct_lit.evaluation.judging.endpoints import OllamaEndpoint, OpenAIEndpoint
+    from instruct_lit.evaluation.judging.judge import Judge
+    from instruct_lit.evaluation.judging.local import LocalEndpoint
+
+    judge = config.judge
+    settings: dict[str, Any] = {"max_tokens": judge.max_tokens, "constrained": judge.constrained}
+    endpoint: Any
+    if judge.name == "local":
+        endpoint = LocalEndpoint(judge.model, judge.gguf_file, **settings)
+    else:
+        settings |= {name: judge[name] for name in ("temperature", "seed", "timeout_s", "n_retries")}
+        settings |= {"body": OmegaConf.to_container(judge.body) if judge.body else {}}
+        key = os.environ[judge.api_key_env] if judge.api_key_env else None
+        if judge.name == "ollama":
+            endpoint = OllamaEndpoint(judge.url, judge.model, key, n_ctx=judge.n_ctx, **settings)
+        else:
+            endpoint = OpenAIEndpoint(judge.url, judge.model, key, **settings)
+    cache = ReplyCache(Path(config.paths.cache) / "judge" / "replies.sqlite")
+    prices = tuple(judge.usd_per_million_tokens) if judge.usd_per_million_tokens else None
+    return Judge(endpoint, cache, n_concurrent=judge.n_concurrent, n_asks=judge.n_asks, usd_per_million_tokens=prices)
+
+
+def judge_prompt_of(config: DictConfig, pairwise: bool = False) -> JudgePrompt:
+    """The prompt of `judge.prompt` or `judge.pairwise_prompt`: a file of conf/judge/prompts, or a path."""
+    from instruct_lit.evaluation.judging.prompt import Choice, JudgePrompt, Score
+
+    judge, key = config.judge, "pairwise_prompt" if pairwise else "prompt"
+    own = CONF / "judge" / "prompts" / f"{judge[key]}.jinja"
+    path = own if own.is_file() else Path(judge[key]).expanduser()
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        names = ", ".join(sorted(path.stem for path in own.parent.glob("*.jinja")))
+        raise ConfigError(f"judge.{key}={judge[key]}: no prompt of that name ({names}) and no readable file") from error
+    fields = ("instruction", "input", "output")
+    if pairwise:
+        return JudgePrompt(judge[key], text, Choice(judge.explain), (*fields, "answer_a", "answer_b"))
+    return JudgePrompt(judge[key], text, Score(judge.scale[0], judge.scale[1], judge.explain), (*fields, "response"))
+
+
+def judged(config: DictConfig, rows: list[dict[str, Any]], judge: Judge | None) -> dict[str, Any]:
+    """Let the judge score all rows, which get its verdicts as `judge`; its agreement with `judge.calibrate`."""
+    from instruct_lit.evaluation.judging.agreement import agreement, read_scores
+    from instruct_lit.evaluation.judging.judge import Judgement, summary
+
+    low, high = config.judge.scale
+    others = None
+    if config.judge.calibrate is not None:  # read before anything is paid
+        others = read_scores(Path(config.judge.calibrate), len(rows), "judge.calibrate")
+    if judge is None:
+        scores = read_scores(Path(config.judge.path), len(rows), "judge.path")
+        judgements = [Judgement(score, "", 1) for score in scores]
+    else:
+        prompt = judge_prompt_of(config)
+        questions = [prompt.render(row) for row in rows]
+        judgements = asked(config, judge, prompt, questions)
+    for row, judgement in zip(rows, judgements, strict=True):
+        row["judge"] = judgement.as_record()
+    found = {"name": config.judge.name, "model": config.judge.model, **summary(judgements, low, high, config.seed)}
+    if judge is not None:
+        found |= judge.usage()
+    if others is not None:
+        found["agreement"] = agreement([judgement.value for judgement in judgements], others, low, high)
+    return found
+
+
+def asked(config: DictConfig, judge: Judge, prompt: JudgePrompt, questions: Sequence[str]) -> list[Judgement]:
+    """The judge's verdicts, after the estimate and, where they cost money, a confirmation."""
+    from tqdm import tqdm
+
+    from instruct_lit.data.tokenizer import GPT2Tokenizer
+
+    tokenizer = GPT2Tokenizer()
+    estimate = judge.estimate(questions, config.judge.max_tokens, lambda text: len(tokenizer.encode(text)))
+    print(f"judge {config.judge.model}: {estimate}", flush=True)
+    unconfirmed = config.judge.paid and not config.judge.confirmed and estimate.n_left
+    if unconfirmed and not (sys.stdin.isatty() and input("ask it? [y/N] ").strip().lower() in ("y", "yes")):
+        raise ConfigError(
+            "judge.confirmed=false: nothing was asked, since this judge costs money; see the estimate and give "
+            "judge.confirmed=true, or judge.paid=false for a server of your own"
+        )
+    with tqdm(total=estimate.n_questions, desc="judge", unit="question", file=sys.stdout) as bar:
+        return judge.ask(prompt, questions, bar.update)

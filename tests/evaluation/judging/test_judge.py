@@ -1,0 +1,256 @@
+"""A judge against a server on this machine that behaves well, slowly and badly."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from instruct_lit.errors import JudgeError
+from instruct_lit.evaluation.judging.cache import ReplyCache
+from instruct_lit.evaluation.judging.endpoints import OllamaEndpoint, OpenAIEndpoint
+from instruct_lit.evaluation.judging.judge import Judge, Judgement, summary
+from instruct_lit.evaluation.judging.prompt import JudgePrompt, Score
+
+pytest.importorskip("openai")
+PROMPT = JudgePrompt("plain", "{{ response }} {{ request }}", Score(), ("response",))
+QUESTIONS = [f"question {number}" for number in range(12)]
+KEY = "sk-secret-key"
+QUICK = {"retry-after-ms": "1"}  # how a server asks for a short pause
+PAGE = (200, {"content-type": "text/html"}, b"<html>Welcome</html>")
+
+
+@pytest.fixture
+def make_judge(tmp_path: Path) -> Callable[..., Judge]:
+    def make(url: str, kind: Any = OpenAIEndpoint, **settings: Any) -> Judge:
+        of_judge = {
+            name: settings.pop(name)
+            for name in ("n_concurrent", "n_asks", "usd_per_million_tokens")
+            if name in settings
+        }
+        endpoint = kind(url, "small", KEY, **{"n_retries": 2, "timeout_s": 5.0, **settings})
+        return Judge(endpoint, ReplyCache(tmp_path / "replies.sqlite"), **of_judge)
+
+    return make
+
+
+def test_scores_come_in_the_order_of_the_questions(judge_server: Callable, make_judge: Callable) -> None:
+    server = judge_server(lambda n, body: json.dumps({"score": int(body["messages"][0]["content"].split()[1])}))
+    found = make_judge(server.url).ask(PROMPT, QUESTIONS)
+    assert [judgement.value for judgement in found] == list(range(12))
+    request = server.requests[0]
+    assert request["temperature"] == 0 and request["model"] == "small" and server.keys == {f"Bearer {KEY}"}
+    assert request["response_format"]["json_schema"]["schema"] == Score().schema
+
+
+def test_ollama_is_held_to_the_schema_by_its_own_api(judge_server: Callable, make_judge: Callable) -> None:
+    server = judge_server(lambda n, body: '{"score": 5}')
+    judge = make_judge(server.url, OllamaEndpoint, n_ctx=2048)
+    judge.check()
+    assert judge.ask(PROMPT, ["question 1"])[0].value == 5
+    (request,) = server.requests
+    assert request["format"] == Score().schema and request["stream"] is False
+    assert request["options"] == {"temperature": 0, "num_predict": 256, "seed": 0, "num_ctx": 2048}
+    assert judge.usage() == {"n_requests": 1, "n_prompt_tokens": 10, "n_reply_tokens": 3}
+
+
+def test_a_second_run_costs_nothing_and_other_settings_are_asked_anew(
+    judge_server: Callable, make_judge: Callable
+) -> None:
+    server = judge_server(lambda n, body: "50")
+    first = make_judge(server.url).ask(PROMPT, [*QUESTIONS, QUESTIONS[0]])
+    assert len(server.requests) == 12 and len(first) == 13  # the same question is asked once
+    again = make_judge(server.url)
+    assert again.ask(PROMPT, [*QUESTIONS, QUESTIONS[0]]) == first
+    assert len(server.requests) == 12 and again.n_requests == 0
+    make_judge(server.url, temperature=0.5).ask(PROMPT, QUESTIONS)
+    assert len(server.requests) == 24
+
+
+def test_at_most_so_many_requests_at_once(judge_server: Callable, make_judge: Callable) -> None:
+    def slowly(n: int, body: dict) -> Any:
+        import time
+
+        time.sleep(0.05)
+        return "50"
+
+    server = judge_server(slowly)
+    make_judge(server.url, n_concurrent=3).ask(PROMPT, QUESTIONS)
+    assert server.most_running == 3
+
+
+def test_unreadable_replies_are_asked_for_again_and_then_counted(judge_server: Callable, make_judge: Callable) -> None:
+    def stubborn(n: int, body: dict) -> str:
+        number = int(body["messages"][0]["content"].split()[1])
+        return "It is good." if number < 3 or (number == 3 and len(body["messages"]) == 1) else "80"
+
+    server = judge_server(stubborn)
+    found = make_judge(server.url, n_asks=2).ask(PROMPT, QUESTIONS)
+    assert [judgement.value for judgement in found] == [None] * 3 + [80] * 9
+    assert [judgement.n_asked for judgement in found] == [2] * 4 + [1] * 8 and found[0].reply == "It is good."
+    repeated = next(body for body in server.requests if len(body["messages"]) == 3)
+    assert repeated["messages"][1] == {"role": "assistant", "content": "It is good."}
+    assert "cannot be read" in repeated["messages"][2]["content"]
+    told = summary(found, 0, 100)
+    assert told["score"]["n"] == 12 and told["score"]["mean"] == pytest.approx(60)  # 9 · 80 / 12, not 80
+    assert told["n_unparsed"] == 3 and told["mean_at_best"] == pytest.approx(85) and told["n_asked_again"] == 4
+
+
+def test_the_unparsed_count_as_the_lowest_score_of_the_scale() -> None:
+    told = summary([Judgement(None, "?", 3), Judgement(5, "5", 1)], 1, 5)
+    assert told["score"]["mean"] == 3 and told["mean_at_best"] == 5
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_a_busy_endpoint_is_asked_again_after_a_pause(
+    status: int, judge_server: Callable, make_judge: Callable
+) -> None:
+    server = judge_server(lambda n, body: (status, QUICK, b'{"error": {"message": "busy"}}') if n < 2 else "50")
+    assert make_judge(server.url).ask(PROMPT, ["question 1"])[0].value == 50 and len(server.requests) == 3
+
+
+def test_json_that_breaks_off_is_asked_for_again(judge_server: Callable, make_judge: Callable) -> None:
+    server = judge_server(lambda n, body: (200, {}, b'{"choices": [{"mess') if n == 0 else "50")
+    assert make_judge(server.url).ask(PROMPT, ["question 1"])[0].value == 50
+
+
+def test_an_endpoint_without_schemas_is_asked_without(judge_server: Callable, make_judge: Callable) -> None:
+    def old(n: int, body: dict) -> Any:
+        return (400, {}, b'{"error": "response_format is unknown"}') if "response_format" in body else "50"
+
+    server = judge_server(old)
+    judge = make_judge(server.url, n_concurrent=1)
+    assert [judgement.value for judgement in judge.ask(PROMPT, QUESTIONS)] == [50] * 12
+    assert len(server.requests) == 13  # learnt once
+
+
+def test_one_question_that_is_declined_stays_in_the_denominator(judge_server: Callable, make_judge: Callable) -> None:
+    def short(n: int, body: dict) -> Any:
+        too_long = body["messages"][0]["content"] == "question 7"
+        return (400, {}, b'{"error": {"message": "context length exceeded"}}') if too_long else "50"
+
+    found = make_judge(judge_server(short).url).ask(PROMPT, QUESTIONS)
+    assert found[7].value is None and found[7].refused == "status 400: context length exceeded"
+    told = summary(found, 0, 100)
+    assert (told["n_refused"], told["n_unparsed"], told["score"]["n"]) == (1, 1, 12)
+
+
+BAD = {
+    "html": (lambda n, body: PAGE, "answers with something else than JSON (a web page?)"),
+    "key": (lambda n, body: (401, {}, b'{"error": {"message": "bad key sk-secret-key"}}'), "the key is refused (status 401: bad key ***)"),
+    "model": (lambda n, body: (404, {}, b'{"error": {"message": "no such model"}}'), "no model 'small' or no such path"),
+    "busy": (lambda n, body: (429, QUICK, b'{"error": {"message": "slow down"}}'), "too many requests or no credit, tried 3 times (status 429: slow down)"),
+    "down": (lambda n, body: (500, QUICK, b"oops"), "status 500: oops, tried 3 times"),
+    "hang": (lambda n, body: 3.0, "no answer in time, tried 3 times; raise judge.timeout_s"),
+    "garbage": (lambda n, body: (200, {}, b"{{{{"), "the answer is broken JSON"),
+    "form": (lambda n, body: (200, {}, b'{"text": "50"}'), "the answer has another form than expected: {'text': '50'}"),
+    "list": (lambda n, body: (200, {}, b"[]"), "the answer has another form than expected: []"),
+    "declines": (lambda n, body: (400, {}, b'{"error": "not today"}'), "the judge declines every question: status 400: not today"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_each_kind_of_failure_has_its_message(
+    kind: str, judge_server: Callable, make_judge: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("openai._constants.INITIAL_RETRY_DELAY", 0.01)
+    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.01)
+    monkeypatch.setattr("instruct_lit.evaluation.judging.endpoints.PAUSE_S", 0.01)
+    behave, message = BAD[kind]
+    server = judge_server(behave)
+    with pytest.raises(JudgeError) as told:
+        make_judge(server.url, timeout_s=0.2).ask(PROMPT, ["question 1"])
+    assert message in str(told.value) and KEY not in str(told.value)
+    if kind != "declines":
+        assert str(told.value).startswith(f"judge.url={server.url}: ")
+
+
+def test_an_endpoint_that_is_not_there(make_judge: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.01)
+    for ask in (lambda judge: judge.check(), lambda judge: judge.ask(PROMPT, ["question 1"])):
+        with pytest.raises(
+            JudgeError,
+            match=r"judge.url=http://127.0.0.1:9: cannot be reached, tried \d times .*is the server running\?",
+        ):
+            ask(make_judge("http://127.0.0.1:9"))
+
+
+def test_what_can_be_known_before_the_first_question(
+    judge_server: Callable, make_judge: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.01)
+    good = judge_server(lambda n, body: "50")
+    make_judge(good.url).check()
+    other = make_judge(good.url)
+    other.endpoint.model = "large"
+    with pytest.raises(JudgeError, match="judge.model=large: .* has no such model; it has small"):
+        other.check()
+    for listing, message in (
+        (PAGE, "a web page"),
+        ((401, {}, b"{}"), "the key is refused"),
+        ((200, {}, b"{{"), "broken JSON"),
+    ):
+        good.listing = listing
+        with pytest.raises(JudgeError, match=message):
+            make_judge(good.url).check()
+    good.listing = (404, {}, b"{}")  # an endpoint without a list of models
+    make_judge(good.url).check()
+    assert good.requests == []
+
+
+def test_a_run_that_broke_off_goes_on_where_it_stopped(judge_server: Callable, make_judge: Callable) -> None:
+    server = judge_server(lambda n, body: "50" if n < 5 else (401, {}, b'{"error": "expired"}'))
+    with pytest.raises(JudgeError, match="; 5 of 12 questions are answered and kept, the same command goes on"):
+        make_judge(server.url, n_concurrent=1).ask(PROMPT, QUESTIONS)
+    server.behave = lambda n, body: "60"
+    judge = make_judge(server.url, n_concurrent=1)
+    assert [judgement.value for judgement in judge.ask(PROMPT, QUESTIONS)] == [50] * 5 + [60] * 7
+    assert judge.n_requests == 7
+
+
+def test_the_estimate_knows_the_cache_the_prices_and_the_pace(judge_server: Callable, make_judge: Callable) -> None:
+    server = judge_server(lambda n, body: "50")
+    prices = {"usd_per_million_tokens": (1000.0, 2000.0), "n_concurrent": 4}
+    make_judge(server.url, **prices).ask(PROMPT, QUESTIONS[:2])
+    judge = make_judge(server.url, **prices)
+    estimate = judge.estimate(QUESTIONS, 100, lambda text: 50)
+    assert (estimate.n_questions, estimate.n_cached, estimate.n_left) == (12, 2, 10)
+    assert estimate.dollars == pytest.approx(10 * 50 * 1e-3 + 10 * 100 * 2e-3)
+    mean = judge.cache.mean_seconds("small")
+    assert mean is not None and estimate.seconds == pytest.approx(10 * mean / 4)
+    assert (
+        "2 of them in the cache; 10 to ask: about 500 tokens, at most 1,000 tokens of replies, at most 2.50 US dollars"
+        in str(estimate)
+    )
+    assert str(judge.estimate(QUESTIONS[:2], 100, len)) == "2 questions, all answered in the cache"
+    judge.ask(PROMPT, QUESTIONS)
+    assert judge.usage() == {"n_requests": 10, "n_prompt_tokens": 100, "n_reply_tokens": 30, "usd": pytest.approx(0.16)}
+
+
+def test_more_fields_and_fewer_in_a_request(judge_server: Callable, make_judge: Callable) -> None:
+    server = judge_server(lambda n, body: "50")
+    make_judge(server.url, body={"max_tokens": None, "max_completion_tokens": 9}).ask(PROMPT, ["question 1"])
+    assert server.requests[0]["max_completion_tokens"] == 9 and "max_tokens" not in server.requests[0]
+
+
+def test_two_runs_share_a_cache_and_a_damaged_one_is_told(tmp_path: Path) -> None:
+    from instruct_lit.evaluation.judging.cache import Reply
+
+    one, two = ReplyCache(tmp_path / "r.sqlite"), ReplyCache(tmp_path / "r.sqlite")
+    one.put("key", "small", Reply("50", 1, 2, 4.0))
+    assert two.get("key") == Reply("50", 1, 2, 4.0) and two.get("other") is None
+    assert two.mean_seconds("small") == 4 and two.mean_seconds("large") is None
+    (tmp_path / "broken.sqlite").write_bytes(b"no data base" * 500)
+    with pytest.raises(
+        JudgeError, match=r"broken.sqlite: the cache of replies cannot be used \(file is not a database\)"
+    ):
+        ReplyCache(tmp_path / "broken.sqlite")
+
+
+def test_without_the_extra(make_judge: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    from instruct_lit.errors import ConfigError
+
+    monkeypatch.setitem(__import__("sys").modules, "openai", None)
+    with pytest.raises(ConfigError, match=r"pip install 'instruct-lit\[judge\]'"):
+        make_judge("http://127.0.0.1:9")

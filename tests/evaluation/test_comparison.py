@@ -1,0 +1,114 @@
+"""Two models side by side: pairing, both orders, win rates, and whether a difference is real."""
+
+import numpy as np
+import pytest
+
+from instruct_lit.errors import DataError
+from instruct_lit.evaluation.comparison import (
+    Outcome,
+    difference,
+    differences,
+    length_controlled,
+    outcome,
+    pair_rows,
+    questions_of,
+    win_rate,
+)
+
+pytest.importorskip("sklearn")
+
+
+def row(instruction: str, response: str, output: str = "yes") -> dict:
+    return {"instruction": instruction, "input": "", "output": output, "response": response}
+
+
+def test_answers_are_paired_by_their_example() -> None:
+    a = [row("one", "a1"), row("two", "a2"), row("twice", "a3"), row("twice", "a4")]
+    b = [row("twice", "b3"), row("two", "b2"), row("twice", "b4"), row("other", "b5")]
+    pairs = [(x["response"], y["response"]) for x, y in pair_rows(a, b)]
+    assert pairs == [("a2", "b2"), ("a3", "b3"), ("a4", "b4")]
+    with pytest.raises(DataError, match="compare: the two have no example in common"):
+        pair_rows(a[:1], b)
+
+
+def test_both_orders_are_asked_and_read_back_by_model() -> None:
+    pair = (row("one", "ours"), row("one", "theirs"))
+    first, second = questions_of(pair)
+    assert (first["answer_a"], first["answer_b"], second["answer_a"], second["answer_b"]) == (
+        "ours",
+        "theirs",
+        "theirs",
+        "ours",
+    )
+    assert outcome("A", "B") == Outcome("a", "a") and outcome("A", "A") == Outcome("a", "b")
+    assert outcome("tie", None) == Outcome("tie", None)
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "share"),
+    [
+        (("a", "a"), 1),
+        (("b", "b"), 0),
+        (("a", "b"), 0.5),
+        (("a", "tie"), 0.75),
+        (("b", None), 0.25),
+        ((None, None), 0.5),
+    ],
+)
+def test_shares_of_a_win(verdicts: tuple, share: float) -> None:
+    assert Outcome(*verdicts).share == share
+
+
+def test_the_win_rate_has_every_pair_in_its_denominator() -> None:
+    outcomes = [Outcome("a", "a")] * 6 + [Outcome("b", "b")] + [Outcome("a", "b")] * 2 + [Outcome(None, "tie")]
+    found = win_rate(outcomes, [(3, 3)] * 10)
+    assert found["win_rate"]["mean"] == pytest.approx((6 + 2 * 0.5 + 0.5) / 10) and found["win_rate"]["n"] == 10
+    assert (found["wins"], found["losses"], found["turned"], found["n_unparsed"], found["n_verdicts"]) == (
+        6,
+        1,
+        2,
+        1,
+        20,
+    )
+    # Shown first: 6 of the wins' 12 verdicts, 1 of the loss's 2, and all 4 of the turned ones.
+    assert found["first_shown"] == pytest.approx((6 + 1 + 4) / 18)
+    assert found["length_controlled_win_rate"] == pytest.approx(found["win_rate"]["mean"], abs=1e-3)
+
+
+def test_the_sign_flip_test_is_exact_for_few_pairs_and_knows_noise() -> None:
+    # All six differ the same way: 2 of 2^6 sign patterns are as far from 0.
+    assert difference(np.ones(6))["p"] == pytest.approx(2 / 64)
+    assert difference(np.zeros(5))["p"] == 1
+    random = np.random.default_rng(0)
+    small = [difference(random.choice([-1.0, 1.0], 40), seed=trial)["p"] < 0.05 for trial in range(60)]
+    assert np.mean(small) < 0.15  # where there is nothing, it seldom finds something
+    assert difference(random.normal(1, 1, 60))["p"] < 0.001
+
+
+def test_metrics_of_both_and_their_difference() -> None:
+    a, b = [row(str(i), "yes") for i in range(8)], [row(str(i), "yes" if i < 2 else "no") for i in range(8)]
+    found = differences(pair_rows(a, b), ["exact_match"])["exact_match"]
+    assert (found["a"], found["b"], found["mean"]) == (1, 0.25, 0.75) and found["p"] == pytest.approx(2 / 64)
+
+
+def test_a_judge_that_loves_length_is_put_right() -> None:
+    """Verdicts that follow length alone: the raw rate says 80 %, at equal length nobody is better."""
+    random = np.random.default_rng(1)
+    gaps = random.normal(60, 70, 4000)
+    shares = (random.random(4000) < 1 / (1 + np.exp(-3 * np.tanh(gaps / gaps.std())))).astype(float)
+    lengths = [(int(200 + gap), 200) for gap in gaps]
+    assert shares.mean() > 0.7 and length_controlled(shares, lengths) == pytest.approx(0.5, abs=0.04)
+
+
+def test_a_model_that_is_better_stays_better_at_equal_length() -> None:
+    random = np.random.default_rng(2)
+    gaps = random.normal(0, 70, 4000)
+    wanted = 0.75
+    logit = np.log(wanted / (1 - wanted)) + 2 * np.tanh(gaps / gaps.std())
+    shares = (random.random(4000) < 1 / (1 + np.exp(-logit))).astype(float)
+    assert length_controlled(shares, [(int(200 + gap), 200) for gap in gaps]) == pytest.approx(wanted, abs=0.03)
+
+
+def test_the_length_controlled_rate_of_unanimous_verdicts_and_equal_lengths() -> None:
+    assert length_controlled(np.ones(5), [(3, 1)] * 5) == 1 and length_controlled(np.full(5, 0.5), [(3, 1)] * 5) == 0.5
+    assert length_controlled(np.array([1.0, 0.5, 0.0, 1.0]), [(7, 7)] * 4) == pytest.approx(0.625, abs=1e-3)

@@ -1,0 +1,189 @@
+"""The evaluate command with a judge on this machine: scores, confirmation, comparison, calibration, resumption."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from instruct_lit.config import CONF, register
+from instruct_lit.errors import ConfigError
+from instruct_lit.evaluate import EvaluateConfig, check_evaluate
+
+pytest.importorskip("openai")
+RECORDS = [
+    {"instruction": f"Say {n}.", "input": "", "output": f"word {n}", "answer": f"word {n % 3}", "other": f"word {n}"}
+    for n in range(6)
+]
+KEY = "sk-very-secret"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "answers.json").write_text(json.dumps([{**r, "response": r["answer"]} for r in RECORDS]))
+    (tmp_path / "others.json").write_text(json.dumps([{**r, "response": r["other"]} for r in RECORDS]))
+    return tmp_path
+
+
+@pytest.fixture
+def key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+
+
+def found_in(folder: Path) -> dict:
+    return json.loads((folder / "evaluation.json").read_text())
+
+
+def fair(n: int, body: dict) -> str:
+    """100 for the wanted answer, 10 for another one; in one case nothing that can be read."""
+    asked = body["messages"][0]["content"]
+    if "word 4" in asked:
+        return "Hm."
+    blocks = [line for line in asked.splitlines() if line.startswith("word ")]
+    return json.dumps({"score": 100 if blocks[0] == blocks[1] else 10})
+
+
+def test_scores_with_the_unparsed_counted(judge_server: Callable, folder: Path, command: Callable, key: None) -> None:
+    server = judge_server(fair)
+    judge = ["judge=openai", f"judge.url={server.url}", "judge.model=small", "judge.n_asks=2"]
+    common = ["responses=answers.json", *judge, "judge.usd_per_million_tokens=[1000,1000]"]
+    refused = command("evaluate", *common, "hydra.run.dir=first", cwd=folder, status=2)
+    assert "judge.confirmed=false: nothing was asked" in refused.stderr and "US dollars" in refused.stdout
+    assert server.requests == [] and found_in(folder / "first")["metrics"]["exact_match"]["mean"] == 0.5
+    (folder / "theirs.json").write_text("[90, 90, 100, 0, 10, 5]")
+    done = command(
+        "evaluate", *common, "judge.confirmed=true", "judge.calibrate=theirs.json", "hydra.run.dir=second", cwd=folder
+    )
+    found = found_in(folder / "second")["judge"]
+    # 0, 1, 2 are right, 3 and 5 wrong, 4 cannot be read.
+    assert found["score"]["mean"] == pytest.approx((3 * 100 + 2 * 10 + 0) / 6) and found["n_unparsed"] == 1
+    assert found["n_requests"] == 7 and found["usd"] == pytest.approx(7 * 13 * 1e-3)
+    assert found["agreement"]["n"] == 5 and found["agreement"]["pearson"] > 0.9
+    assert "1 without a readable verdict" in done.stdout and "pearson" in done.stdout
+    page = (folder / "second" / "report.html").read_text()
+    assert (
+        page.index("Say 4.") < page.index("Say 3.") < page.index("Say 0.")
+    )  # the unread one first, then the wrong ones
+    again = command("evaluate", *common, "hydra.run.dir=third", cwd=folder)  # all in the cache: nothing to confirm
+    assert "all answered in the cache" in again.stdout and len(server.requests) == 7
+    assert found_in(folder / "third")["judge"]["score"] == found["score"]
+    for path in folder.rglob("*"):
+        assert not path.is_file() or KEY.encode() not in path.read_bytes(), path
+
+
+def test_a_comparison_in_both_orders(judge_server: Callable, folder: Path, command: Callable) -> None:
+    def first_shown(n: int, body: dict) -> str:
+        return '{"better": "A"}'
+
+    server = judge_server(first_shown)
+    judge = ["judge=ollama", f"judge.url={server.url}", "judge.model=small"]
+    done = command("evaluate", "compare=[others.json,answers.json]", *judge, "hydra.run.dir=out", cwd=folder)
+    found = found_in(folder / "out")
+    pairwise = found["pairwise"]
+    # A judge that always takes the first: three pairs differ and turn, three are equal and ties.
+    assert (
+        pairwise["win_rate"]["mean"] == 0.5
+        and pairwise["turned"] == 3
+        and pairwise["first_shown"] == 1
+        and pairwise["p"] == 1
+    )
+    assert found["differences"]["exact_match"]["mean"] == 0.5 and found["n_pairs"] == 6
+    assert "no more than chance could give" in done.stdout
+    assert "answer_a" not in (folder / "out" / "report.html").read_text()
+
+    def by_truth(n: int, body: dict) -> str:
+        lines = [line for line in body["messages"][0]["content"].splitlines() if line.startswith("word ")]
+        return json.dumps({"better": "A" if lines[1] == lines[0] else "B"})
+
+    server.behave = by_truth
+    command("evaluate", "compare=[others.json,answers.json]", *judge, "judge.seed=1", "hydra.run.dir=fair", cwd=folder)
+    pairwise = found_in(folder / "fair")["pairwise"]
+    assert pairwise["win_rate"]["mean"] == 0.75 and (pairwise["wins"], pairwise["losses"], pairwise["turned"]) == (
+        3,
+        0,
+        0,
+    )
+
+
+@pytest.mark.slow
+def test_a_comparison_of_two_models(small_run: Path, folder: Path, command: Callable) -> None:
+    command(
+        "evaluate",
+        f"compare=[{small_run},{small_run / 'bundle'}]",
+        "generation.max_new_tokens=4",
+        "hydra.run.dir=out",
+        cwd=folder,
+    )
+    found = found_in(folder / "out")
+    assert found["n_pairs"] == 10 and found["differences"]["distinct_2"]["mean"] == 0
+    assert found["differences"]["distinct_2"]["p"] == 1
+
+
+def test_leaks_are_told_before_the_scores(folder: Path, command: Callable) -> None:
+    (folder / "train.json").write_text(json.dumps(RECORDS[:2]))
+    done = command("evaluate", "responses=answers.json", "leaks.train=train.json", "hydra.run.dir=out", cwd=folder)
+    found = found_in(folder / "out")["leaks"]
+    assert found["n"] == 2 and [item["kind"] for item in found["items"]] == ["exact", "exact"]
+    assert found["metrics_without"]["exact_match"]["mean"] == 0.25 and found["metrics_without"]["exact_match"]["n"] == 4
+    assert done.stdout.index("2 of 6 examples were in the training data (exact 2)") < done.stdout.index("95 % interval")
+    assert "in the training data: exact" in (folder / "out" / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["judge=ollama", "judge.url=http://127.0.0.1:9", "judge.n_retries=0"], "judge.url=http://127.0.0.1:9: cannot be reached"),
+        (["judge=scores", "judge.path=short.json"], "judge.path=short.json: 1 scores for 6 answers"),
+    ],
+)  # fmt: skip
+def test_a_judge_that_cannot_be_asked_is_one_message(
+    overrides: list[str], message: str, folder: Path, command: Callable
+) -> None:
+    (folder / "short.json").write_text("[1]")
+    done = command("evaluate", "responses=answers.json", *overrides, cwd=folder, status=2)
+    assert message in done.stderr and done.stderr.count("error:") == 1 and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["judge=openai"], "judge.api_key_env=OPENAI_API_KEY: no such environment variable"),
+        (["judge=openai", "judge.api_key_env=sk-123"], "judge.api_key_env: give the name of an environment variable"),
+        (["judge=ollama", "judge.url=http://me:secret@host"], "judge.url=http://***@host: give http://… or https://… without a name"),
+        (["judge=ollama", "judge.scale=[5,1]"], "judge.scale=[5, 1]: give two whole numbers"),
+        (["judge=ollama", "judge.n_asks=0"], "judge.n_asks=0: must be at least 1"),
+        (["judge=ollama", "judge.usd_per_million_tokens=[1]"], "judge.usd_per_million_tokens: give two prices"),
+        (["judge=local", "judge.model=x", "judge.explain=true"], "judge.explain=true: a local judge is held to the bare score"),
+        (["judge=scores", "judge.path=nowhere"], "judge.path=nowhere: no such file"),
+        (["run=nowhere"], "give one of the three"),
+        (["responses=null", "compare=[answers.json]"], "compare=['answers.json']: give two"),
+        (["responses=null", "compare=[answers.json,nowhere]"], "compare: nowhere: no such folder or file"),
+        (["responses=null", "compare=[answers.json,others.json]", "judge=scores", "judge.path=answers.json"], "judge=scores: scores that are there cannot compare"),
+        (["leaks.train=nowhere.json"], "leaks.train=nowhere.json: no such file"),
+        (["metrics=[ended]"], "metrics=['ended']: name at least one besides ended"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_told_before_any_work(
+    overrides: list[str], message: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    register("evaluate", EvaluateConfig)
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose("evaluate", ["responses=answers.json", *overrides])
+    with pytest.raises(ConfigError) as told:
+        check_evaluate(config)
+    assert message in str(told.value) and "sk-123" not in str(told.value) and "secret" not in str(told.value)
+
+
+@pytest.mark.parametrize("judge", ["openai", "ollama", "local", "scores"])
+def test_every_judge_composes(judge: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    register("evaluate", EvaluateConfig)
+    needs = {"local": ["judge.model=."], "scores": ["judge.path=answers.json"]}.get(judge, [])
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose("evaluate", ["responses=answers.json", f"judge={judge}", *needs])
+    check_evaluate(config)
+    assert config.judge.name == judge
