@@ -91,7 +91,7 @@ def judge_prompt_of(config: DictConfig, pairwise: bool = False) -> JudgePrompt:
     except (OSError, UnicodeDecodeError) as error:
         names = ", ".join(sorted(path.stem for path in own.parent.glob("*.jinja")))
         raise ConfigError(f"judge.{key}={judge[key]}: no prompt of that name ({names}) and no readable file") from error
-    fields = ("instruction", "input", "output")
+    fields = ("history", "instruction", "input", "output")
     if pairwise:
         return JudgePrompt(judge[key], text, Choice(judge.explain), (*fields, "answer_a", "answer_b"))
     return JudgePrompt(judge[key], text, Score(judge.scale[0], judge.scale[1], judge.explain), (*fields, "response"))
@@ -101,6 +101,7 @@ def judged(config: DictConfig, rows: list[dict[str, Any]], judge: Judge | None) 
     """Let the judge score all rows, which get its verdicts as `judge`; its agreement with `judge.calibrate`."""
     from instruct_lit.evaluation.judging.agreement import agreement, read_scores
     from instruct_lit.evaluation.judging.judge import Judgement, summary
+    from instruct_lit.evaluation.judging.prompt import texts_of
 
     low, high = config.judge.scale
     others = None
@@ -111,7 +112,7 @@ def judged(config: DictConfig, rows: list[dict[str, Any]], judge: Judge | None) 
         judgements = [Judgement(score, "", 1) for score in scores]
     else:
         prompt = judge_prompt_of(config)
-        questions = [prompt.render(row) for row in rows]
+        questions = [prompt.render(texts_of(row)) for row in rows]
         judgements = asked(config, judge, prompt, questions)
     for row, judgement in zip(rows, judgements, strict=True):
         row["judge"] = judgement.as_record()

@@ -12,7 +12,10 @@ from instruct_lit.config import CONF, register
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-COMMANDS = [line.strip() for line in README.splitlines() if line.startswith("    python -m instruct_lit.")]
+PAGES = [README, *(page.read_text(encoding="utf-8") for page in sorted((ROOT / "docs").glob("*.md")))]
+COMMANDS = [
+    line.strip() for page in PAGES for line in page.splitlines() if line.startswith("    python -m instruct_lit.")
+]
 SYMBOLS = re.findall(
     r"`((?:data|model|generation|training|train)\.[a-z_.]*\.?[A-Za-z_]+)`",
     README.split("## The way")[1].split("**The loss")[0],

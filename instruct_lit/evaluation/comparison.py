@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 
 from instruct_lit.errors import DataError
 from instruct_lit.evaluation.extras import load
+from instruct_lit.evaluation.judging.prompt import texts_of
 from instruct_lit.evaluation.metrics import METRICS, Interval, Row, interval
 
 N_PERMUTATIONS = 9999
@@ -22,14 +24,13 @@ def pair_rows(rows_a: Sequence[Row], rows_b: Sequence[Row]) -> list[Pair]:
     Raises DataError when nothing is common.
     """
 
-    def keyed(rows: Sequence[Row]) -> dict[tuple[str, str, str, int], Row]:
-        keys: dict[tuple[str, str, str, int], Row] = {}
+    def keyed(rows: Sequence[Row]) -> dict[tuple[str, int], Row]:
+        keys: dict[tuple[str, int], Row] = {}
         for row in rows:
-            text = (row["instruction"], row.get("input", ""), row["output"])
-            number = 0
-            while (*text, number) in keys:  # the same example twice
+            number, text = 0, json.dumps([texts_of({**row, "response": ""})])
+            while (text, number) in keys:  # the same example twice
                 number += 1
-            keys[(*text, number)] = row
+            keys[text, number] = row
         return keys
 
     ours, theirs = keyed(rows_a), keyed(rows_b)
@@ -130,7 +131,7 @@ def length_controlled(shares: np.ndarray, lengths: Sequence[tuple[int, int]]) ->
 def questions_of(pair: Pair) -> tuple[Mapping[str, str], Mapping[str, str]]:
     """The texts of the pairwise prompt in both orders."""
     a, b = pair
-    common = {name: a.get(name, "") for name in ("instruction", "input", "output")}
+    common = texts_of(a)
     return (
         {**common, "answer_a": a["response"], "answer_b": b["response"]},
         {**common, "answer_a": b["response"], "answer_b": a["response"]},

@@ -35,8 +35,9 @@ class Leak:
 
 
 def question(record: Mapping[str, Any]) -> str:
-    """What an example asks: instruction and input, which a leak is looked for by."""
-    return f"{record['instruction']}\n{record.get('input') or ''}"
+    """What an example asks, which a leak is looked for by: earlier turns, instruction and input."""
+    before = [text for turn in record.get("history") or () for text in turn]
+    return "\n".join((*before, record["instruction"], record.get("input") or ""))
 
 
 def words(text: str) -> list[str]:

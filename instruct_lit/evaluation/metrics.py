@@ -6,6 +6,7 @@ The measures against a reference are those of the field: SQuAD's normalised exac
 
 from __future__ import annotations
 
+import logging
 import re
 import string
 from collections import Counter
@@ -142,6 +143,7 @@ _loaded: dict[str, Any] = {}
 
 def _rouge() -> Any:
     if "rouge" not in _loaded:
+        logging.getLogger("absl").setLevel(logging.WARNING)  # it tells which tokenizer it takes
         scorer = load("rouge_score.rouge_scorer", "metrics=rouge_l", "evaluate")
         _loaded["rouge"] = scorer.RougeScorer(["rougeL"], use_stemmer=False)
     return _loaded["rouge"]

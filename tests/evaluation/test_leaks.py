@@ -17,6 +17,7 @@ def test_words_and_questions() -> None:
         question({"instruction": "Add.", "input": "1 2"}) == "Add.\n1 2"
         and question({"instruction": "Add."}) == "Add.\n"
     )
+    assert question({"instruction": "And?", "history": [["Add.", "3"]]}) == "Add.\n3\nAnd?\n"
 
 
 def test_the_same_words_in_other_dress() -> None:

@@ -135,6 +135,14 @@ class JudgePrompt:
             raise TemplateError(f"judge prompt {self.name!r}: {error}; the variables are {names}") from error
 
 
+def texts_of(row: Mapping[str, Any]) -> dict[str, str]:
+    """What a prompt needs of an answered record; system prompt and earlier turns are its `history`."""
+    said = [("System", row.get("system") or "")]
+    said += [pair for user, model in row.get("history") or () for pair in (("User", user), ("Assistant", model))]
+    texts = {name: row.get(name) or "" for name in ("instruction", "input", "output", "response")}
+    return {**texts, "history": "\n".join(f"{who}: {text}" for who, text in said if text)}
+
+
 def _mark(texts: list[str]) -> str:
     mark = hashlib.sha256(json.dumps(texts).encode()).hexdigest()
     for n_digits in range(6, len(mark)):

@@ -99,7 +99,7 @@ def test_a_real_small_judge(tmp_path: Path) -> None:
         "reference",
         (CONF / "judge" / "prompts" / "reference.jinja").read_text(),
         Score(),
-        ("instruction", "input", "output", "response"),
+        ("history", "instruction", "input", "output", "response"),
     )
     items = [("Name the capital of France.", "Paris", "bananas bananas bananas"), ("What is 2 + 3?", "5", "purple"),
              ("Give the opposite of hot.", "Cold", "The the the the")]  # fmt: skip

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from instruct_lit.config import CONF
 from instruct_lit.errors import TemplateError
-from instruct_lit.evaluation.judging.prompt import Choice, JudgePrompt, Score
+from instruct_lit.evaluation.judging.prompt import Choice, JudgePrompt, Score, texts_of
 
-FIELDS = ("instruction", "input", "output", "response")
+FIELDS = ("instruction", "input", "output", "response", "history")
 PLAIN = JudgePrompt("plain", "{{ instruction }}\n{{ response }}\n{{ request }}", Score(), FIELDS)
 
 
@@ -90,6 +90,20 @@ def test_an_answer_that_knows_the_mark_of_another_one_does_not_close_its_block()
     assert PLAIN.render(texts) == PLAIN.render(texts)  # the same prompt again, so that the cache knows it
 
 
+def test_earlier_turns_of_a_conversation_are_shown() -> None:
+    row = {
+        "instruction": "And in Spain?",
+        "output": "Madrid",
+        "response": "Lyon",
+        "system": "Be brief.",
+        "history": [["Capital of France?", "Paris"]],
+        "id": 3,
+    }
+    texts = texts_of(row)
+    assert texts["history"] == "System: Be brief.\nUser: Capital of France?\nAssistant: Paris" and texts["input"] == ""
+    assert texts_of({"instruction": "a", "output": "b", "response": "c"})["history"] == ""
+
+
 def test_empty_texts_have_no_block_and_jinja_in_a_text_stays_text() -> None:
     asked = PLAIN.render({"instruction": "{{ 7 * 7 }}", "response": ""})
     assert "{{ 7 * 7 }}" in asked and "<response" not in asked
@@ -98,7 +112,7 @@ def test_empty_texts_have_no_block_and_jinja_in_a_text_stays_text() -> None:
 @pytest.mark.parametrize("name", ["reference", "rubric", "pairwise"])
 def test_prompts_that_come_with_it(name: str) -> None:
     verdict = Choice() if name == "pairwise" else Score(1, 5)
-    fields = (*FIELDS[:3], "answer_a", "answer_b") if name == "pairwise" else FIELDS
+    fields = ("history", *FIELDS[:3], "answer_a", "answer_b") if name == "pairwise" else FIELDS
     prompt = JudgePrompt(name, (CONF / "judge" / "prompts" / f"{name}.jinja").read_text(), verdict, fields)
     asked = prompt.render({field: f"the {field}" for field in fields})
     assert all(f"the {field}\n</{field} " in asked for field in fields) and asked.endswith(verdict.request)
