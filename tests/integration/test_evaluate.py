@@ -48,7 +48,7 @@ def test_evaluate_scores_answers_that_are_there(command: Callable, tmp_path: Pat
     page = (tmp_path / "out" / "report.html").read_text()
     assert page.index("bird") < page.index("cat</td>") and "http" not in page
     for overrides, message in (
-        ([], "give one of the two"),
+        ([], "give one of the three"),
         (["responses=nowhere.json"], "responses=nowhere.json: no such file"),
         (["responses=answers.json"], "no text in 'response'; found: id, input, instruction, output, model_response"),
         (["responses=answers.json", "metrics=[exact]"], "metrics=exact: allowed are exact_match"),
