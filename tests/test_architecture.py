@@ -74,7 +74,16 @@ def test_lightning_and_hydra_stay_in_their_rooms(path: Path) -> None:
     if "lightning" in roots:
         assert room(path) in (*ENTRY_POINTS, "training", "build") or name == "data/datamodule"
     if roots & {"hydra", "omegaconf"}:
-        assert room(path) in (*ENTRY_POINTS, "config", "schema", "targets", "build", "build_model", "build_data", "judge")
+        assert room(path) in (
+            *ENTRY_POINTS,
+            "config",
+            "schema",
+            "targets",
+            "build",
+            "build_model",
+            "build_data",
+            "judge",
+        )
 
 
 def test_files_stay_readable_in_one_sitting() -> None:
