@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from instruct_lit.evaluation.benchmarks.suite import Report
 
 
+SYSTEMS = ("lm_eval", "helm", "openai_evals", "alpaca_eval", "arena")
+
+
 @dataclass
 class SuiteConfig:
     name: str = MISSING
@@ -58,17 +61,19 @@ class BenchmarkConfig:
 
 def check_benchmark(config: Any) -> None:
     """Raise one ConfigError that lists every impossible value of a benchmark's configuration."""
-    problems, asked = [], config.benchmark
-    if not _runs(config):
-        problems.append("run=…: give a run folder, a bundle or a Hugging Face GPT-2 directory, or a list of them")
+    problems, asked, system = [], config.benchmark, config.suite.system
+    if system not in SYSTEMS:
+        problems.append(f"suite.system={system}: allowed are {', '.join(SYSTEMS)}")
+    if system == "arena" and not config.suite.options.get("battles"):
+        problems.append("suite.options.battles=…: give a file of battles, as `python -m instruct_lit.arena` keeps them")
+    if system != "arena" and not _runs(config):
+        problems.append("run=…: give a run folder, a bundle or a Hugging Face directory, or a list of them")
     for run in _runs(config):
         if not Path(run).expanduser().is_dir():
             problems.append(f"run={run}: no such folder (a run folder, a bundle or a Hugging Face GPT-2 directory)")
     for key, allowed in {"template": ("on", "off", "both"), "on_missing": ("error", "skip")}.items():
         if asked[key] not in allowed:
             problems.append(f"benchmark.{key}={asked[key]}: allowed are {', '.join(allowed)}")
-    if config.suite.system not in ("lm_eval", "helm", "openai_evals", "alpaca_eval"):
-        problems.append(f"suite.system={config.suite.system}: allowed are lm_eval, helm, openai_evals, alpaca_eval")
     if config.suite.mean_over not in ("tasks", "items"):
         problems.append(f"suite.mean_over={config.suite.mean_over}: allowed are tasks, items")
     for key, least in {"limit": 1, "n_shot": 0, "max_rows": 1}.items():
@@ -98,6 +103,8 @@ def benchmark(config: DictConfig) -> float:
     from instruct_lit.evaluation.benchmarks.results import FILE, print_table, write_reports
 
     about = {"limit": config.benchmark.limit, "n_shot": config.benchmark.n_shot}
+    if config.suite.system == "arena":
+        return rate(config, out_dir)
     reports: list[Report] = []
     through = through_harness if config.suite.system == "lm_eval" else through_package
     for report in through(config, out_dir, about):
@@ -106,6 +113,25 @@ def benchmark(config: DictConfig) -> float:
     print_table(config.suite.name, reports, about.get("missing"))
     print(f"{out_dir}: {FILE}, harness.log, and what the harness itself leaves, a folder for each model")
     return reports[0].score.value
+
+
+def rate(config: DictConfig, out_dir: Path) -> float:
+    """Rate the models of a file of battles; return the best one's rating."""
+    import json
+    from dataclasses import asdict
+
+    from instruct_lit.evaluation.benchmarks.results import FILE
+    from instruct_lit.evaluation.ratings import leaderboard, print_leaderboard, read_battles
+
+    path = Path(config.suite.options.battles).expanduser()
+    battles = read_battles(path)
+    ratings = leaderboard(battles)
+    content = {"suite": config.suite.name, "battles": str(path), "n_battles": len(battles)}
+    content |= {"leaderboard": [asdict(rating) for rating in ratings]}
+    (out_dir / FILE).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    print_leaderboard(ratings)
+    print(f"{out_dir}: {FILE}")
+    return ratings[0].bradley_terry
 
 
 def through_harness(config: DictConfig, out_dir: Path, about: dict[str, Any]) -> Iterator[Report]:

@@ -161,6 +161,18 @@ def test_the_base_stands_beside_a_run(small_run: Path, run: Run) -> None:
     assert [r["template"] for r in written["runs"]] == ["on", "off"]  # a base of random weights tells nothing
 
 
+def test_arena_rates_battles(shared_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("evalica")
+    with pytest.raises(ConfigError, match=r"suite.options.battles=…: give a file of battles"):
+        check_benchmark(composed(tmp_path, "suite=arena"))
+    file = shared_data / "arena" / "alpacaeval_judged_battles.jsonl.gz"
+    best = benchmark(composed(tmp_path, "suite=arena", f"suite.options.battles={file}"))
+    written = json.loads((tmp_path / "benchmark.json").read_text())
+    assert written["leaderboard"][0]["model"] == "gpt4_1106_preview"
+    assert written["leaderboard"][0]["bradley_terry"] == best > 1400 and written["n_battles"] == 17705
+    assert "Bradley–Terry" in capsys.readouterr().out
+
+
 def test_labels_tell_runs_apart() -> None:
     assert _labels(["a/b/bundle", "a/c"]) == ["b", "c"]
     assert _labels(["x/2026/b", "y/2026/b"]) == ["x_2026_b", "y_2026_b"]
