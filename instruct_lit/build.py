@@ -17,7 +17,17 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from instruct_lit.build_data import data_of, data_of_run, source_nodes
-from instruct_lit.build_model import CHAT, context_of, language_of, model_of, shape_of, template_of
+from instruct_lit.build_model import (
+    CHAT,
+    adapt,
+    base_of,
+    check_adapter,
+    context_of,
+    language_of,
+    model_of,
+    shape_of,
+    template_of,
+)
 from instruct_lit.errors import ConfigError, InstructLitError
 from instruct_lit.targets import build, plain, target_of, without
 
@@ -30,7 +40,10 @@ if TYPE_CHECKING:
     from instruct_lit.model.causal import CausalLM
 
 # Callers find every builder here.
-__all__ = ["context_of", "data_of", "data_of_run", "language_of", "model_of", "shape_of", "template_of"]
+__all__ = [
+    "adapt", "base_of", "check_adapter", "context_of", "data_of", "data_of_run", "language_of", "model_of",
+    "shape_of", "template_of",
+]  # fmt: skip
 
 
 def check_targets(config: DictConfig) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from instruct_lit.errors import ConfigError
 
 if TYPE_CHECKING:
     from instruct_lit.data.encode import Tokenizer
     from instruct_lit.data.template import Template
+    from instruct_lit.model.adapters import Adapter, Base
     from instruct_lit.model.causal import CausalLM
     from instruct_lit.model.gpt import GPTConfig
 
@@ -51,10 +52,55 @@ def _gpt_of(config: DictConfig) -> CausalLM:
 
 
 def _hf_of(config: DictConfig) -> CausalLM:
-    from instruct_lit.model.hf import load_hf
+    from instruct_lit.model.hf_files import load_hf
 
     names = ("pretrained", "context_length", "dropout", "activation_checkpointing")
-    return load_hf(**_hf_place(config), **{name: config.model[name] for name in names}, seed=config.seed)
+    settings = {name: config.model[name] for name in names}
+    adapter = config.get("adapter")
+    n_bits = 4 if adapter is not None and adapter.kind == "qlora" else None
+    return load_hf(**_hf_place(config), **settings, n_bits=n_bits, seed=config.seed)
+
+
+def check_adapter(config: DictConfig) -> None:
+    """Raise ConfigError when the adapter cannot be trained on this machine, before anything is loaded."""
+    from instruct_lit.model.adapters import check_peft, check_qlora
+
+    if config.adapter.kind == "qlora" and (why_not := check_qlora()) is not None:
+        raise ConfigError(f"adapter=qlora: {why_not}")
+    if config.adapter.kind != "none":
+        check_peft()
+
+
+def adapt(config: DictConfig, model: CausalLM) -> Adapter | None:
+    """Put the configured adapter on the model, or freeze what `trainable` leaves out, and print what is trained."""
+    from instruct_lit.model.adapters import Adapter, trained_share
+    from instruct_lit.model.trainable import choose_trainable
+
+    settings, adapter = config.adapter, None
+    if settings.kind == "none":
+        choose_trainable(model, config.trainable)
+    else:
+        given: Any = settings.targets
+        targets: Any = OmegaConf.to_container(given) if OmegaConf.is_config(given) else given
+        dora = settings.kind == "dora"
+        adapter = Adapter(model, settings.rank, settings.alpha, settings.dropout, targets, dora)
+    trained, n = trained_share(model)
+    if trained < n:
+        how = f"adapter {settings.kind}" if adapter else f"trainable={config.trainable}"
+        print(f"{how}: {trained:,} of {n:,} parameters are trained ({trained / n:.2%})", flush=True)
+    return adapter
+
+
+def base_of(config: DictConfig) -> Base:
+    """Where others find the model that an adapter goes on: a path or a hub id, and its revision."""
+    from instruct_lit.model.adapters import Base
+    from instruct_lit.model.pretrained import find_weights
+
+    model = config.model
+    if model.kind != "hf":
+        return Base(str(find_weights(model.path, model.repo, model.revision, _hub_cache(config)).resolve()))
+    path = Path(_hf_place(config)["path"])
+    return Base(str(path.resolve())) if path.is_dir() else Base(model.path, model.revision)
 
 
 def _hf_place(config: DictConfig) -> dict[str, Any]:
@@ -73,7 +119,8 @@ def context_of(config: DictConfig) -> int:
     """The context in tokens of the model that `model_of` would build, without its weights."""
     if config.model.kind != "hf":
         return shape_of(config).context_length
-    from instruct_lit.model.hf import context_length_of, read_hf_config
+    from instruct_lit.model.hf import context_length_of
+    from instruct_lit.model.hf_files import read_hf_config
 
     return context_length_of(read_hf_config(**_hf_place(config)), config.model.context_length)
 
@@ -102,7 +149,7 @@ def language_of(config: DictConfig) -> tuple[Tokenizer, Template]:
         return GPT2Tokenizer(), template_of(config)
     from instruct_lit.data.chat_template import with_chat
     from instruct_lit.data.hf_tokenizer import load_tokenizer
-    from instruct_lit.model.hf import import_transformers, opening
+    from instruct_lit.model.hf_files import import_transformers, opening
 
     import_transformers()
     place = {name: value for name, value in _hf_place(config).items() if value is not None}

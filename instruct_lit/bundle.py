@@ -20,6 +20,7 @@ from instruct_lit.data.hf_tokenizer import HFTokenizer
 from instruct_lit.data.template import Template
 from instruct_lit.data.tokenizer import EOT, GPT2Tokenizer
 from instruct_lit.errors import CheckpointError, ConfigError
+from instruct_lit.model.adapters import CONFIG, Adapter, Base, open_adapter, read_adapter_config
 from instruct_lit.model.causal import CausalLM
 from instruct_lit.model.gpt import GPT
 from instruct_lit.model.hf import HFModel
@@ -52,10 +53,12 @@ def save_bundle(
     template: Template,
     generation: Mapping[str, Any],
     about: Mapping[str, Any],
+    adapter: tuple[Adapter, Base] | None = None,
 ) -> None:
     """Write the model so that transformers, and everything that reads its directories, opens it.
 
-    `generation` holds the default settings of generation, `about` data fingerprint, metrics and provenance. All is
+    `generation` holds the default settings of generation, `about` data fingerprint, metrics and provenance. With an
+    `adapter` and its base the directory holds the adapter in place of the weights, as peft opens it. All is
     written under a temporary name and renamed; a bundle that was there is replaced.
     """
     directory.parent.mkdir(parents=True, exist_ok=True)
@@ -63,7 +66,7 @@ def save_bundle(
     new, old = temporary / "new", temporary / "old"
     new.mkdir()
     try:
-        kind = _write_model(new, model, tokenizer, template, generation)
+        kind = _write_model(new, model, tokenizer, template, generation, adapter)
         own = {
             "version": __version__,
             "kind": kind,
@@ -84,20 +87,28 @@ def save_bundle(
 
 
 def _write_model(
-    folder: Path, model: CausalLM, tokenizer: Tokenizer, template: Template, generation: Mapping[str, Any]
+    folder: Path,
+    model: CausalLM,
+    tokenizer: Tokenizer,
+    template: Template,
+    generation: Mapping[str, Any],
+    adapter: tuple[Adapter, Base] | None,
 ) -> str:
     """Write what others read of a bundle; return whose model it is, `gpt2` for ours or `hf`."""
+    if adapter is not None:
+        adapter[0].save(folder, adapter[1])
     if isinstance(model, HFModel):
         assert isinstance(tokenizer, HFTokenizer)
         # Of our own templates the text is without the sign that the tokenizer puts before a text.
         start = "" if template.name == CHAT else tokenizer.hf.decode(list(tokenizer.prompt_start))
         jinja = template.text if template.name == CHAT else chat_template(template, start)
-        write_hf(folder, model, tokenizer, jinja, _hf_generation(generation))
+        write_hf(folder, model, tokenizer, jinja, _hf_generation(generation), weights=adapter is None)
         return "hf"
     assert isinstance(model, GPT) and isinstance(tokenizer, GPT2Tokenizer)
     eot = {"bos_token_id": tokenizer.eot_id, "eos_token_id": tokenizer.eot_id}
-    save_file(hf_state_dict(model), folder / WEIGHTS, metadata={"format": "pt"})
-    _write(folder / "config.json", {**hf_config(model.config), **eot})
+    if adapter is None:
+        save_file(hf_state_dict(model), folder / WEIGHTS, metadata={"format": "pt"})
+        _write(folder / "config.json", {**hf_config(model.config), **eot})
     _write(folder / "generation_config.json", {**eot, "pad_token_id": tokenizer.eot_id, **_hf_generation(generation)})
     save_tokenizer(folder, tokenizer, model.config.context_length, template)
     return "gpt2"
@@ -124,15 +135,19 @@ def bundle_of(run: str | Path) -> Path:
 def open_model(run: str | Path, template: Template | None = None) -> OpenedModel:
     """Open a run folder, a bundle, or a Hugging Face directory; a given template replaces the bundle's own.
 
-    A directory that is no bundle of ours and no GPT-2 brings its own chat template. Raises CheckpointError when there
+    A directory that is no bundle of ours and no GPT-2 brings its own chat template. A peft directory (the bundle of a
+    run with `adapter.merge=false`, say) is opened on its base model and merged. Raises CheckpointError when there
     is no model or it is damaged, ConfigError when a directory that is no bundle of ours comes without a template.
     """
     directory = bundle_of(run)
     if not directory.is_dir():
         raise CheckpointError(f"run={run}: no such folder (a run folder, a bundle or a Hugging Face directory)")
     about = read_about(directory)
-    if _is_hf(directory, about):
-        hf, hf_tokenizer = read_hf(directory)
+    base = read_adapter_config(directory)["base_model_name_or_path"] if (directory / CONFIG).is_file() else None
+    if _is_hf(Path(base or directory), about):
+        hf, hf_tokenizer = read_hf(directory, base)
+        if base is not None:
+            open_adapter(directory, hf).merge()
         own = about.get("template", {"name": CHAT})
         if template is None and own["name"] == CHAT:
             hf_tokenizer, template = with_chat(hf_tokenizer)
@@ -147,7 +162,9 @@ def open_model(run: str | Path, template: Template | None = None) -> OpenedModel
         )
     if template is None:
         raise ConfigError(f"run={run}: no bundle of ours, so the template must be given (template=alpaca)")
-    model = load_gpt(path=directory)
+    model = load_gpt(path=base or directory)
+    if base is not None:
+        open_adapter(directory, model).merge()
     return OpenedModel(directory, model, GPT2Tokenizer(), template, about.get("generation", {}), about)
 
 
@@ -157,6 +174,8 @@ def _is_hf(directory: Path, about: Mapping[str, Any]) -> bool:
         return about.get("kind", "gpt2") == "hf"
     try:
         config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return not directory.is_dir()  # the base of an adapter may be on the hub
     except (OSError, ValueError):  # said better when the weights are read
         return False
     return isinstance(config, dict) and config.get("model_type", "gpt2") != "gpt2"

@@ -55,6 +55,7 @@ def register(config_name: str, schema: type) -> None:
     ConfigStore.instance().store(name=f"{config_name}_schema", node=schema)
     OmegaConf.register_new_resolver("cache_dir", _cache_dir, replace=True)
     OmegaConf.register_new_resolver("package_dir", lambda: str(PACKAGE), replace=True)
+    OmegaConf.register_new_resolver("times", lambda a, b: float(f"{a * b:.10g}"), replace=True)
 
 
 @contextmanager

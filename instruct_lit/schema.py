@@ -35,6 +35,17 @@ class ModelConfig:
 
 
 @dataclass
+class AdapterConfig:
+    kind: str = "none"
+    rank: int = 16
+    alpha: float = 32
+    dropout: float = 0.0
+    targets: Any = None
+    merge: bool = True
+    lr: float = MISSING
+
+
+@dataclass
 class DataConfig:
     name: str = MISSING
     licence: str | None = None
@@ -136,6 +147,8 @@ class TrainConfig:
     data: DataConfig = field(default_factory=DataConfig)
     template: TemplateConfig = field(default_factory=TemplateConfig)
     batching: BatchingConfig = field(default_factory=BatchingConfig)
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    trainable: str = "all"
     optimizer: Any = MISSING
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     callbacks: Any = None
@@ -153,6 +166,7 @@ class TrainConfig:
 
 CHOICES = {
     "model.kind": ("gpt2", "hf"),
+    "adapter.kind": ("none", "lora", "dora", "qlora"),
     "data.on_long": ("truncate", "drop", "error"),
     "data.format": ("auto", "alpaca", "sharegpt", "messages"),
     "data.loss_on": ("all", "last"),
@@ -171,6 +185,8 @@ AT_LEAST = {
     "generation.temperature": 0,
     "scheduler.warmup_steps": 0,
     "model.dropout": 0,
+    "adapter.rank": 1,
+    "adapter.dropout": 0,
     "seed": 0,
 }
 LOGGED_METRICS = tuple(
@@ -241,6 +257,7 @@ def check_train(config: Any) -> None:
     problems += _problems_of_kind(model)
     if config.template.name == "chat" and model.kind != "hf":
         problems.append("template=chat: the chat template of the model's tokenizer goes with model=hf")
+    problems += _problems_of_adapter(config)
     if (batching.grouping == "best_fit") != (batching.max_tokens is not None):
         problems.append(
             f"batching.max_tokens={batching.max_tokens}: a token budget goes with batching.grouping=best_fit, "
@@ -260,6 +277,24 @@ def check_train(config: Any) -> None:
     problems += check_data(data)
     if problems:
         raise ConfigError("\n  ".join(problems))
+
+
+def _problems_of_adapter(config: Any) -> list[str]:
+    """Adapters and what they do not go together with."""
+    adapter, problems = config.adapter, []
+    if adapter.kind != "none" and config.trainable != "all":
+        problems.append(f"trainable={config.trainable}: an adapter freezes all else, so it goes with adapter=none only")
+    if adapter.dropout >= 1:
+        problems.append(f"adapter.dropout={adapter.dropout}: must be below 1")
+    if adapter.kind == "qlora" and adapter.merge:
+        problems.append("adapter.merge=true: merging into 4 bits would round the updates; keep the adapter apart")
+    if adapter.kind == "qlora" and config.model.kind != "hf":
+        problems.append("adapter=qlora: 4-bit weights go with model=hf")
+    if not adapter.merge and not config.model.pretrained:
+        problems.append("adapter.merge=false: nobody else has the base of model.pretrained=false")
+    if not adapter.merge and config.model.gguf_file:
+        problems.append("adapter.merge=false: peft could not open its base, a GGUF file; merge, or save the base first")
+    return problems
 
 
 def _problems_of_kind(model: Any) -> list[str]:

@@ -46,6 +46,7 @@ def train(config: DictConfig) -> float | None:
 
     start = time.perf_counter()
     build.check_targets(config)
+    build.check_adapter(config)
     named = any(override.startswith("hydra.run.dir=") for override in HydraConfig.get().overrides.hydra)
     checkpoint = find_checkpoint(config.ckpt_path, run_dir, own_only=named) if config.ckpt_path else None
     keep_freed_memory()
@@ -57,6 +58,7 @@ def train(config: DictConfig) -> float | None:
     trainer = build.trainer_of(config, [history, Progress(history)])
     tokenizer, template = build.language_of(config)
     model = build.model_of(config)
+    adapter = build.adapt(config, model)
     data = build.data_of(config, template, tokenizer, model.config.context_length)
     tuner = InstructionTuner(model, *build.optimization_of(config))
     memory = PeakMemory(trainer.strategy.root_device.type)
@@ -117,7 +119,10 @@ def train(config: DictConfig) -> float | None:
     known = {"name": config.data.name, "licence": config.data.licence, "fingerprint": data.fingerprint}
     command = shlex.join(["python", "-m", "instruct_lit.train", *sys.argv[1:]])
     about = {"data": known, "command": command, "metrics": metrics}
-    save_bundle(run_dir / "bundle", model, tokenizer, template, generation, about)
+    if adapter is not None and config.adapter.merge:
+        adapter.merge()
+    kept = (adapter, build.base_of(config)) if adapter is not None and not config.adapter.merge else None
+    save_bundle(run_dir / "bundle", model, tokenizer, template, generation, about, kept)
     numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
     for logger in trainer.loggers:
         logger.log_hyperparams({key: str(value) for key, value in flat(config).items()}, numbers)  # type: ignore[call-arg]

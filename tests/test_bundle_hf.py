@@ -12,7 +12,10 @@ from instruct_lit.data.encode import Encoder
 from instruct_lit.data.example import Example
 from instruct_lit.data.hf_tokenizer import load_tokenizer
 from instruct_lit.data.template import Template
-from instruct_lit.model.hf import load_hf
+from instruct_lit.data.tokenizer import GPT2Tokenizer
+from instruct_lit.model.adapters import Adapter, Base
+from instruct_lit.model.gpt import GPT, GPTConfig
+from instruct_lit.model.hf_files import load_hf
 
 transformers = pytest.importorskip("transformers")
 GREEDY = {"max_new_tokens": 9, "temperature": 0.0, "top_k": None, "top_p": None, "repetition_penalty": 1.0}
@@ -62,3 +65,39 @@ def test_a_directory_of_others_brings_its_chat_template(llama_directory: Path) -
     assert open_model(llama_directory, OWN).template is OWN
     assert not (llama_directory / OURS).exists()
     assert json.loads((llama_directory / "config.json").read_text())["model_type"] == "llama"
+
+
+@pytest.mark.parametrize("base", ["gpt2", "llama"])
+def test_an_adapter_is_kept_or_merged(llama_directory: Path, tmp_path: Path, base: str) -> None:
+    pytest.importorskip("peft")
+    torch.manual_seed(0)
+    if base == "llama":
+        folder = llama_directory
+        model, tokenizer, template = load_hf(str(folder)).eval(), load_tokenizer(str(folder)), OWN
+    else:
+        folder = tmp_path / "gpt2"
+        model, tokenizer, template = saved_gpt(folder), GPT2Tokenizer(), OWN
+    adapter = Adapter(model, rank=2)
+    for name, p in model.named_parameters():
+        if "lora_B" in name:
+            p.data.normal_(0, 0.2)
+    with torch.no_grad():
+        logits = model.hidden_states(IDS) @ model.head_weight.T
+    save_bundle(tmp_path / "kept", model, tokenizer, template, GREEDY, {}, (adapter, Base(str(folder))))
+    adapter.merge()
+    save_bundle(tmp_path / "merged", model, tokenizer, template, GREEDY, {})
+    for name in ("kept", "merged"):
+        opened = open_model(tmp_path / name)
+        with torch.no_grad():
+            again = opened.model.eval().hidden_states(IDS) @ opened.model.head_weight.T
+        assert (again - logits).abs().max() < 1e-5 * logits.abs().max(), name
+        assert opened.template.text == OWN.text and opened.tokenizer.fingerprint == tokenizer.fingerprint
+    assert not (tmp_path / "kept" / "config.json").exists()
+
+
+def saved_gpt(folder: Path) -> GPT:
+    """A random GPT-2 that is also saved as the base of an adapter."""
+    model = GPT(GPTConfig(context_length=64, d_model=32, n_layers=2, n_heads=4))
+    model.init_weights(seed=0)
+    save_bundle(folder, model, GPT2Tokenizer(), OWN, GREEDY, {})
+    return model.eval()

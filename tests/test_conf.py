@@ -23,6 +23,7 @@ NEEDS = {  # what a person must give with it
     "template/file": ["template.path=template.jinja"],
     "template/chat": ["model=hf", "model.path=owner/name"],
     "model/hf": ["model.path=owner/name"],
+    "adapter/qlora": ["model=hf", "model.path=owner/name"],
 }
 
 

@@ -33,6 +33,7 @@ class CausalLM(nn.Module):
     """
 
     config: Any  # a Shape
+    blocks: nn.ModuleList  # one layer after the other
     no_layouts: str | None = None  # why the model takes rows only, no other attention layout
 
     @property
@@ -52,6 +53,16 @@ class CausalLM(nn.Module):
         return sum(p.numel() for p in self.parameters())
 
     @property
-    @abstractmethod
     def n_block_parameters(self) -> int:
-        """Number of parameters that every token goes through: all but embeddings and head."""
+        """Number of parameters in the blocks, which every token goes through."""
+        return sum(p.numel() for p in self.blocks.parameters())
+
+    @property
+    @abstractmethod
+    def head_parameters(self) -> list[nn.Parameter]:
+        """What `head_weight` is made of."""
+
+    @property
+    @abstractmethod
+    def final_norm(self) -> nn.Module:
+        """The normalisation between the last block and the head."""

@@ -143,5 +143,9 @@ class GPT(CausalLM):
                 parameter.fill_(1.0 if ".ln_" in f".{name}" and name.endswith("weight") else 0.0)
 
     @property
-    def n_block_parameters(self) -> int:
-        return sum(p.numel() for p in self.blocks.parameters())
+    def head_parameters(self) -> list[nn.Parameter]:
+        return list(self.wte.parameters())
+
+    @property
+    def final_norm(self) -> nn.Module:
+        return self.ln_f

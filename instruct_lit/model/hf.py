@@ -11,23 +11,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from instruct_lit.errors import CheckpointError, ConfigError, DownloadError, InstructLitError
+from instruct_lit.errors import ConfigError
 from instruct_lit.model.attention import AttentionLayout, PackedDocuments
 from instruct_lit.model.causal import CausalLM
 
 NAME = "instruct_lit"  # of our attention function in transformers' registry
 TOLERANCE = 1e-4  # relative error in fp32 up to which two ways of computing count as the same
 _LENGTHS = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length", "n_ctx")
-_DROPOUTS = (
-    "attention_dropout", "attn_pdrop", "attn_dropout", "embd_pdrop", "embedding_dropout", "embed_dropout",
-    "resid_pdrop", "resid_dropout", "residual_dropout", "hidden_dropout", "activation_dropout", "dropout",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -72,11 +67,19 @@ class HFModel(CausalLM):
         return head.weight if bias is None else torch.cat((head.weight, bias[:, None]), dim=1)
 
     @property
-    def n_block_parameters(self) -> int:
-        ends = {
-            id(p) for e in (self.hf.get_input_embeddings(), self.hf.get_output_embeddings()) for p in e.parameters()
-        }
-        return sum(p.numel() for p in self.hf.parameters() if id(p) not in ends)
+    def blocks(self) -> torch.nn.ModuleList:  # type: ignore[override]
+        lists = (m for m in self.hf.base_model.modules() if isinstance(m, torch.nn.ModuleList))
+        return max(lists, key=len)  # experts of a layer may be a list too, but they are inside this one
+
+    @property
+    def head_parameters(self) -> list[torch.nn.Parameter]:
+        return list(self.hf.get_output_embeddings().parameters())
+
+    @property
+    def final_norm(self) -> torch.nn.Module:
+        inside = {id(m) for m in self.blocks.modules()}
+        outside = [m for n, m in self.hf.base_model.named_modules() if "norm" in n or n.endswith("ln_f")]
+        return next(m for m in reversed(outside) if id(m) not in inside)
 
     def hidden_states(
         self, input_ids: Tensor, position_ids: Tensor | None = None, layout: AttentionLayout | None = None
@@ -251,87 +254,3 @@ def _logit_scale(config: Any) -> float:
 
 def _same(a: Tensor, b: Tensor) -> bool:
     return bool((a.float() - b.float()).norm() <= TOLERANCE * b.float().norm())
-
-
-def load_hf(
-    path: str,
-    revision: str | None = None,
-    pretrained: bool = True,
-    gguf_file: str | None = None,
-    trust_remote_code: bool = False,
-    context_length: int | None = None,
-    dropout: float = 0.0,
-    activation_checkpointing: bool = False,
-    seed: int = 0,
-    cache_dir: Path | None = None,
-    **options: Any,
-) -> HFModel:
-    """Open a directory or hub repository as `AutoModelForCausalLM` does; `pretrained=False` draws random weights.
-
-    `gguf_file` names a GGUF file in it, whose weights are expanded to fp32. Code that comes with a repository runs only
-    with `trust_remote_code`. Raises ConfigError, CheckpointError and DownloadError.
-    """
-    transformers = import_transformers()
-    place: dict[str, Any] = {"revision": revision, "gguf_file": gguf_file, "cache_dir": cache_dir}
-    place = {name: value for name, value in place.items() if value} | {"trust_remote_code": trust_remote_code}
-    config = read_hf_config(path, **place)
-    with opening(path):
-        text = config.get_text_config(decoder=True)
-        for name in _DROPOUTS:
-            if isinstance(getattr(text, name, None), int | float):
-                setattr(text, name, dropout)
-        if pretrained:
-            hf = transformers.AutoModelForCausalLM.from_pretrained(
-                path, config=config, dtype=torch.float32, **place, **options
-            )
-        else:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
-                hf = transformers.AutoModelForCausalLM.from_config(
-                    config, dtype=torch.float32, trust_remote_code=trust_remote_code
-                )
-    if gguf_file:  # expanded, so the model is an ordinary one and is saved as such
-        del hf.config.quantization_config
-        hf.hf_quantizer = None
-    return HFModel(hf, context_length, activation_checkpointing)
-
-
-def read_hf_config(path: str, **place: Any) -> Any:
-    """The configuration of a model of transformers; `place` as for `load_hf`."""
-    transformers = import_transformers()
-    with opening(path):
-        return transformers.AutoConfig.from_pretrained(path, **{k: v for k, v in place.items() if v is not None})
-
-
-def import_transformers() -> Any:
-    """transformers, without its progress bars and advice; ConfigError where the extra `hf` is not installed."""
-    try:
-        import transformers
-    except ImportError as error:
-        raise ConfigError("model=hf needs transformers: pip install 'instruct-lit[hf]'") from error
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    return transformers
-
-
-@contextmanager
-def opening(path: str) -> Iterator[None]:
-    """Turn what transformers raises while it opens `path` into one of our errors."""
-    try:
-        yield
-    except InstructLitError:
-        raise
-    except Exception as error:
-        message = " ".join(str(error).split())
-        if "trust_remote_code" in message:
-            raise ConfigError(
-                f"model.path={path}: comes with code of its own; if you trust it, add model.trust_remote_code=true"
-            ) from error
-        if isinstance(error, ImportError):
-            raise ConfigError(f"model.path={path}: {message}") from error
-        if Path(path).expanduser().is_dir():
-            raise CheckpointError(f"model.path={path}: cannot be opened by transformers ({message})") from error
-        raise DownloadError(
-            f"model.path={path}: no such folder, and not to be had from the Hugging Face hub ({message}). Without "
-            "network, give a folder with config.json, the tokenizer's files and the weights"
-        ) from error

@@ -55,9 +55,10 @@ class History(Callback):
 
         `positions_per_token` tells what the layout costs: 1.24 is 24 % padding, 0.7 a shared prefix. The utilisation is
         that of the products the examples themselves need, forward and backward: every token once through the blocks,
-        every supervised one through the head.
+        every supervised one through the head. Frozen weights need no gradient of their own, and below the lowest
+        trained layer there is no backward pass.
         """
-        needed = 6 * (model.n_block_parameters * self.n_tokens + model.head_weight.numel() * self.n_supervised)
+        needed = _flops(model, self.n_tokens, self.n_supervised)
         return {
             "tokens_per_s": self.tokens_per_s,
             "positions_per_token": self.n_positions / max(1, self.n_tokens),
@@ -207,6 +208,20 @@ class Progress(TQDMProgressBar):
         if self.history.training_s:
             shown["tok/s"] = f"{self.history.tokens_per_s:.0f}"
         return shown
+
+
+def _flops(model: CausalLM, n_tokens: int, n_supervised: int) -> int:
+    """Operations that a model needs for so many tokens, two for each weight in each of its products."""
+    in_blocks = {id(p) for p in model.blocks.parameters()}
+    backward = any(p.requires_grad and id(p) not in in_blocks for p in model.parameters())
+    per_token = 0
+    for block in model.blocks:
+        trained = sum(p.numel() for p in block.parameters() if p.requires_grad)
+        backward = backward or trained > 0
+        frozen = sum(p.numel() for p in block.parameters()) - trained
+        per_token += 6 * trained + (4 if backward else 2) * frozen
+    head = (6 if any(p.requires_grad for p in model.head_parameters) else 4) * model.head_weight.numel()
+    return per_token * n_tokens + head * n_supervised
 
 
 def _quoted(text: str) -> str:

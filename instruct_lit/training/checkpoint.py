@@ -19,6 +19,7 @@ from torch import nn
 from instruct_lit.data.datamodule import InstructionData
 from instruct_lit.errors import CheckpointError
 from instruct_lit.model.causal import CausalLM
+from instruct_lit.training.frozen import completed, fingerprint
 
 LAST = Path("checkpoints") / "last.ckpt"
 
@@ -153,7 +154,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 def load_weights(path: Path, module: nn.Module) -> None:
     """Load the weights of a checkpoint; CheckpointError lists what does not fit."""
     try:
-        module.load_state_dict(read_checkpoint(path)["state_dict"])
+        module.load_state_dict(completed(read_checkpoint(path)["state_dict"], module))
     except RuntimeError as error:
         raise CheckpointError(f"{path}: does not fit the model\n  {error}") from error
 
@@ -165,8 +166,11 @@ def identity_of(model: CausalLM, data: InstructionData, trainer: Trainer) -> dic
     """
     split = hashlib.sha256(b"".join(data.examples_of(name)[1].tobytes() for name in ("train", "val", "test")))
     n_processes = trainer.world_size
+    named = list(model.named_parameters())
     return {
         "model": str(model.config),
+        "trained parameters": str(sum(p.numel() for _, p in named if p.requires_grad)),
+        "frozen weights": fingerprint((name, p) for name, p in named if not p.requires_grad),
         **data.facts(),
         "split": split.hexdigest()[:16],
         "data.mask_prompt": str(data.collator.mask_prompt),

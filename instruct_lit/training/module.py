@@ -17,6 +17,7 @@ from instruct_lit.model.attention import AttentionLayout, PackedDocuments
 from instruct_lit.model.causal import CausalLM
 from instruct_lit.model.likelihood import token_losses
 from instruct_lit.training.checkpoint import check_identity
+from instruct_lit.training.frozen import completed, trained_part
 from instruct_lit.training.loss import summed_cross_entropy
 from instruct_lit.training.optimizer import AdamW, total_norm
 from instruct_lit.training.working import WorkingWeights, can_hold_other_gradients
@@ -184,9 +185,15 @@ class InstructionTuner(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["tokens_seen"] = self.tokens_seen
         checkpoint["identity"] = self.identity
+        for key in ("state_dict", "current_model_state"):  # the latter is of weight averaging
+            if key in checkpoint:
+                checkpoint[key] = trained_part(checkpoint[key], self)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         check_identity(checkpoint["identity"], self.identity)
+        for key in ("state_dict", "current_model_state"):
+            if key in checkpoint:
+                checkpoint[key] = completed(checkpoint[key], self)
         self.tokens_seen = checkpoint["tokens_seen"]
 
 

@@ -11,7 +11,8 @@ from instruct_lit.data.hf_tokenizer import load_tokenizer
 from instruct_lit.data.template import Template
 from instruct_lit.evaluation.benchmarks.scoring import log_likelihoods
 from instruct_lit.evaluation.losses import response_losses
-from instruct_lit.model.hf import HFModel, load_hf
+from instruct_lit.model.hf import HFModel
+from instruct_lit.model.hf_files import load_hf
 
 pytest.importorskip("transformers")
 

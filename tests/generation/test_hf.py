@@ -9,7 +9,8 @@ import torch
 from instruct_lit.data.hf_tokenizer import HFTokenizer, load_tokenizer
 from instruct_lit.generation.engine import Engine
 from instruct_lit.generation.sampling import SamplingSettings
-from instruct_lit.model.hf import HFModel, load_hf
+from instruct_lit.model.hf import HFModel
+from instruct_lit.model.hf_files import load_hf
 
 transformers = pytest.importorskip("transformers")
 PROMPTS = [[0, 9, 8, 7], [0, 9, 8, 7, 30, 31, 32, 33, 34, 35], [0, 9, 40], [0, 9, 8, 200]]

@@ -1,10 +1,14 @@
 """The train command on a model of transformers."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+
+from instruct_lit.bundle import open_model
 
 pytest.importorskip("transformers")
 SMALL = (
@@ -62,3 +66,43 @@ def test_a_layout_that_the_architecture_cannot_take_is_refused(
     assert "use batching=bucketed or batching=padded" in errors
     command("train", *windowed, "batching=bucketed", "hydra.run.dir=run", cwd=tmp_path)
     assert metrics_of(tmp_path / "run")["n_steps"] == 3
+
+
+ADAPTER = (*SMALL, "evaluate_base=false", "adapter=lora", "adapter.rank=4", "adapter.merge=false")
+
+
+def test_a_run_with_an_adapter_keeps_the_adapter_alone(
+    command: Callable, llama_directory: Path, tmp_path: Path
+) -> None:
+    out = command("train", *ADAPTER, f"model.path={llama_directory}", "hydra.run.dir=run", cwd=tmp_path).stdout
+    assert re.search(r"adapter lora: [\d,]+ of [\d,]+ parameters are trained \(\d+\.\d+%\)", out)
+    checkpoint = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert checkpoint["state_dict"] and all("lora_" in name for name in checkpoint["state_dict"])
+    bundle = tmp_path / "run" / "bundle"
+    assert (bundle / "adapter_model.safetensors").is_file() and not (bundle / "model.safetensors").exists()
+    opened = open_model(tmp_path / "run")
+    assert opened.template.name == "chat" and not any("lora_" in n for n, _ in opened.model.named_parameters())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["nano", "llama"])
+def test_a_run_with_an_adapter_is_resumed(command: Callable, llama_directory: Path, tmp_path: Path, model: str) -> None:
+    chosen = [*ADAPTER[2:], "model=nano"] if model == "nano" else [*ADAPTER, f"model.path={llama_directory}"]
+    command("train", *chosen, "hydra.run.dir=whole", cwd=tmp_path)
+    command("train", *chosen, "trainer.max_epochs=2", "trainer.max_steps=2", "hydra.run.dir=two", cwd=tmp_path)
+    command("train", *chosen, "ckpt_path=two", "adapter.merge=true", "hydra.run.dir=rest", cwd=tmp_path)
+    assert metrics_of(tmp_path / "rest")["n_steps"] == metrics_of(tmp_path / "whole")["n_steps"] == 3
+    assert (tmp_path / "rest" / "bundle" / "model.safetensors").is_file()
+
+
+def test_adapters_that_cannot_be_trained_say_so_before_anything_is_loaded(command: Callable, tmp_path: Path) -> None:
+    qlora = ["model=hf", "model.path=no/such", "adapter=qlora"]
+    errors = command("train", *qlora, cwd=tmp_path, status=2).stderr
+    assert "adapter=qlora: bitsandbytes is not installed" in errors or "4-bit weights need a CUDA device" in errors
+    errors = command("train", "adapter=qlora", "adapter.merge=true", cwd=tmp_path, status=2).stderr
+    assert (
+        "adapter.merge=true: merging into 4 bits" in errors
+        and "adapter=qlora: 4-bit weights go with model=hf" in errors
+    )
+    errors = command("train", "adapter=lora", "trainable=head", cwd=tmp_path, status=2).stderr
+    assert "trainable=head: an adapter freezes all else, so it goes with adapter=none only" in errors

@@ -1,0 +1,32 @@
+"""The states of a model that is trained in part: a checkpoint holds what is trained, the rest is the base's."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def trained_part(state_dict: Mapping[str, Any], module: nn.Module) -> dict[str, Any]:
+    """The part of a state that training changes: all of it, or where parameters are frozen the trained ones alone."""
+    if all(p.requires_grad for p in module.parameters()):
+        return dict(state_dict)
+    # Both names of a tied matrix: loading the old value under one of them would undo the other.
+    trained = {name for name, p in module.named_parameters(remove_duplicate=False) if p.requires_grad}
+    return {name: value for name, value in state_dict.items() if name in trained}
+
+
+def completed(state_dict: Mapping[str, Any], module: nn.Module) -> dict[str, Any]:
+    """The state with the module's own frozen parameters, which a checkpoint does not hold."""
+    own = module.state_dict()
+    frozen = own.keys() - trained_part(own, module).keys()
+    return {**{name: own[name] for name in frozen}, **state_dict}
+
+
+def fingerprint(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
+    """Changes when names or values do, as far as sums in double precision tell."""
+    facts = [(name, float(t.detach().double().sum()), float(t.detach().double().norm())) for name, t in tensors]
+    return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
