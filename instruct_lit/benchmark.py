@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import MISSING
 
 from instruct_lit.config import run_command
-from instruct_lit.errors import ConfigError
+from instruct_lit.errors import ConfigError, InstructLitError
 from instruct_lit.schema import PathsConfig, TemplateConfig
 
 if TYPE_CHECKING:
+    from lm_eval.api.task import Task
     from omegaconf import DictConfig
 
     from instruct_lit.evaluation.benchmarks.harness_model import Subject
+    from instruct_lit.evaluation.benchmarks.leaks import Leaks
     from instruct_lit.evaluation.benchmarks.suite import Report
 
 
@@ -44,6 +46,7 @@ class RunConfig:
     n_shot: int | None = None
     template: str = "both"
     base: bool = True
+    leaks: bool = True
     data_dir: str | None = None
     on_missing: str = "error"
     allow_code: bool = False
@@ -156,7 +159,10 @@ def through_harness(config: DictConfig, out_dir: Path, about: dict[str, Any]) ->
     with harness.harness_log(log):
         tasks = harness.Tasks(suite, _data_dir(config), asked.on_missing)
     about["missing"] = tasks.missing
+    leaks: dict[str, Leaks | None] = {}
     for number, (run, label, subject, template) in enumerate(subjects(config)):
+        if asked.leaks and run not in leaks:
+            leaks[run] = leaks_of_run(config, run, tasks.tasks, suite.limit if asked.limit is None else asked.limit)
         title = f"{label}, template {template}"
         with (
             tqdm(desc=title, unit="request", dynamic_ncols=True, file=sys.stdout) as bar,
@@ -165,7 +171,7 @@ def through_harness(config: DictConfig, out_dir: Path, about: dict[str, Any]) ->
             subject.bar = bar
             yield harness.run_suite(
                 tasks, subject, run, label, template, out_dir / f"{number}-{label}-{template}",
-                asked.n_shot, asked.limit, asked.allow_code,
+                asked.n_shot, asked.limit, asked.allow_code, leaks.get(run),
             )  # fmt: skip
 
 
@@ -197,6 +203,30 @@ def through_package(config: DictConfig, out_dir: Path, about: dict[str, Any]) ->
         with tqdm(desc=title, unit="answer", dynamic_ncols=True, file=sys.stdout) as bar:
             subject.bar = bar
             yield run_package(config.suite.system, subject, asked, run, label, template)
+
+
+def leaks_of_run(config: DictConfig, run: str, tasks: Mapping[str, Task], limit: int | None) -> Leaks | None:
+    """The items that a run's training data hold, told before any score; None where those data are not known."""
+    from importlib.util import find_spec
+
+    from omegaconf import OmegaConf
+
+    from instruct_lit import build
+    from instruct_lit.bundle import bundle_of, open_model, read_about
+    from instruct_lit.evaluation.benchmarks.leaks import leaks_of_tasks, print_leaks
+    from instruct_lit.evaluation.leaks import training_questions
+
+    directory = bundle_of(run)
+    if not read_about(directory) or not (directory.parent / "config.yaml").is_file():
+        return None
+    try:
+        data = build.data_of_run(OmegaConf.create({"run": run, "data": None, "paths": config.paths}), open_model(run))
+    except InstructLitError as error:
+        print(f"leaks: the training data of {run} cannot be read, so they are not looked for ({error})")
+        return None
+    leaks = leaks_of_tasks(training_questions(data), tasks, limit, find_spec("datasketch") is not None)
+    print_leaks(run, leaks)
+    return leaks
 
 
 def subjects(config: DictConfig) -> Iterator[tuple[str, str, Subject, str]]:

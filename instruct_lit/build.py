@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
     from instruct_lit.bundle import OpenedModel
     from instruct_lit.data.datamodule import InstructionData
+    from instruct_lit.evaluation.benchmarks.kept import KeptAnswers
     from instruct_lit.generation.sampling import SamplingSettings
     from instruct_lit.model.causal import CausalLM
 
@@ -128,7 +129,13 @@ def sampling_of(config: DictConfig) -> SamplingSettings:
 
 
 def answer_split(
-    config: DictConfig, model: CausalLM, data: InstructionData, split: str, n_responses: int | None, title: str
+    config: DictConfig,
+    model: CausalLM,
+    data: InstructionData,
+    split: str,
+    n_responses: int | None,
+    title: str,
+    kept: KeptAnswers | None = None,
 ) -> list[dict[str, Any]]:
     """The model's answers to the first `n_responses` examples of a split, with a progress bar."""
     from tqdm import tqdm
@@ -140,7 +147,7 @@ def answer_split(
     examples = [(int(i), store.example(i), store[i].prompt_ids) for i in indices[:n_responses]]
     with tqdm(total=len(examples), desc=title, unit="answer", dynamic_ncols=True, file=sys.stdout) as bar:
         engine = Engine(model, data.tokenizer, config.generation.max_rows)
-        return answer(engine, data.template, examples, sampling_of(config), bar.update)
+        return answer(engine, data.template, examples, sampling_of(config), bar.update, kept)
 
 
 def need(module: str, extra: str, key: str) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from instruct_lit.config import run_command
 from instruct_lit.errors import ConfigError
-from instruct_lit.judge import asked, check_judge, judge_of, judge_prompt_of, judged
+from instruct_lit.judge import asked, check_judge, forget_secrets, judge_of, judge_prompt_of, judged
 from instruct_lit.schema import (
     DataConfig,
     GenerationConfig,
@@ -90,8 +90,10 @@ def evaluate(config: DictConfig) -> float:
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import OmegaConf
 
-    check_evaluate(config)
     out_dir = Path(HydraConfig.get().runtime.output_dir)
+    if config.judge is not None:
+        forget_secrets(config, out_dir)
+    check_evaluate(config)
 
     from instruct_lit.evaluation.categories import by_category, check_fields, losses
     from instruct_lit.evaluation.extras import load
@@ -160,23 +162,23 @@ def answers_of_run(config: DictConfig, run: str) -> tuple[list[dict[str, Any]], 
     from tqdm import tqdm
 
     from instruct_lit import build
-    from instruct_lit.evaluation.leaks import question
+    from instruct_lit.evaluation.benchmarks.kept import KeptAnswers, fingerprint
+    from instruct_lit.evaluation.leaks import training_questions
     from instruct_lit.evaluation.losses import response_losses
 
     of_this: Any = OmegaConf.merge(config, {"run": run})
     opened = build.open_run(of_this)
     data = build.data_of_run(of_this, opened)
     title = f"answers to the {config.split} set"
-    rows = build.answer_split(config, opened.model, data, config.split, config.n_responses, title)
+    # Every answer is written down as it comes: after an interruption the same command goes on from there.
+    kept = KeptAnswers(Path(config.paths.cache) / "answers" / f"{fingerprint(opened.model)}.jsonl")
+    rows = build.answer_split(config, opened.model, data, config.split, config.n_responses, title, kept)
     store, _ = data.examples_of(config.split)
     with tqdm(total=len(rows), desc="loss of the wanted responses", unit="example", file=sys.stdout) as bar:
         losses = response_losses(opened.model, opened.tokenizer, [store[row["id"]] for row in rows], bar.update)
     for row, (loss, n_tokens) in zip(rows, losses, strict=True):
         row["loss"], row["n_response_tokens"] = loss, n_tokens
-    if config.split == "train":
-        return rows, None
-    train, indices = data.examples_of("train")
-    return rows, (question(train.example(int(index)).as_record()) for index in indices)
+    return rows, None if config.split == "train" else training_questions(data)
 
 
 def leak_report(

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from instruct_lit.evaluation.judging.judge import Judge, Judgement
     from instruct_lit.evaluation.judging.prompt import JudgePrompt
 
+_VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*")
+
 
 def check_judge(judge: Any, compares: bool) -> list[str]:
     """Problems of the judge group."""
@@ -33,7 +35,7 @@ def check_judge(judge: Any, compares: bool) -> list[str]:
     if judge.name == "scores" and compares:
         problems.append("judge=scores: scores that are there cannot compare two models; choose openai, ollama or local")
     name = judge.api_key_env
-    if name is not None and not re.fullmatch(r"[A-Z_][A-Z0-9_]*", name):
+    if name is not None and not _VARIABLE.fullmatch(name):
         problems.append(
             "judge.api_key_env: give the name of an environment variable, in capitals, and never the key itself"
         )
@@ -50,6 +52,18 @@ def check_judge(judge: Any, compares: bool) -> list[str]:
     if judge.name == "local" and judge.explain and judge.constrained:
         problems.append("judge.explain=true: a local judge is held to the bare score; add judge.constrained=false")
     return problems
+
+
+def forget_secrets(config: DictConfig, out_dir: Path) -> None:
+    """Take a key given in a wrong place out of what Hydra has written down before anything could be checked."""
+    judge = config.judge
+    secrets = [judge.api_key_env] if judge.api_key_env and not _VARIABLE.fullmatch(judge.api_key_env) else []
+    secrets += re.findall(r"//([^@/\s]+)@", judge.url or "")
+    for path in (out_dir / ".hydra").glob("*.yaml") if secrets else ():
+        text = path.read_text(encoding="utf-8")
+        for secret in secrets:
+            text = text.replace(secret, "***")
+        path.write_text(text, encoding="utf-8")
 
 
 def judge_of(config: DictConfig) -> Judge:

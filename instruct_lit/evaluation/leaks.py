@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from instruct_lit.evaluation.extras import load
+
+if TYPE_CHECKING:
+    from instruct_lit.data.datamodule import InstructionData
 
 NGRAM = 13  # words, as in the overlap analysis of GPT-3 (Brown et al. 2020, appendix C)
 SHINGLE = 3  # words that near-duplicates are compared by
@@ -38,6 +41,12 @@ def question(record: Mapping[str, Any]) -> str:
     """What an example asks, which a leak is looked for by: earlier turns, instruction and input."""
     before = [text for turn in record.get("history") or () for text in turn]
     return "\n".join((*before, record["instruction"], record.get("input") or ""))
+
+
+def training_questions(data: InstructionData) -> Iterator[str]:
+    """What the training examples of a data set ask."""
+    store, indices = data.examples_of("train")
+    return (question(store.example(int(index)).as_record()) for index in indices)
 
 
 def words(text: str) -> list[str]:

@@ -8,11 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from instruct_lit import __version__
 from instruct_lit.data.example import Example
 from instruct_lit.data.parse import read_records
 from instruct_lit.data.template import Template
 from instruct_lit.errors import DataError
-from instruct_lit.generation.engine import Engine
+from instruct_lit.evaluation.benchmarks.kept import KeptAnswers
+from instruct_lit.generation.engine import Engine, Request
 from instruct_lit.generation.sampling import SamplingSettings
 
 
@@ -22,34 +24,35 @@ def answer(
     examples: Sequence[tuple[int, Example, Sequence[int]]],
     settings: SamplingSettings,
     on_answered: Callable[[], None] | None = None,
+    kept: KeptAnswers | None = None,
 ) -> list[dict[str, Any]]:
     """Answer examples, each given as (id, example, prompt ids), and return a row for each.
 
     A row is the record with `id`, `response` and `finish_reason`: `stop` (end-of-text, or what the template puts
     behind a response) or `length`. A prompt that fills the model's context gets an empty response and
-    `prompt_too_long`; an empty prompt is end-of-text, which GPT-2 takes for the beginning of a text.
+    `prompt_too_long`; an empty prompt is end-of-text, which GPT-2 takes for the beginning of a text. Answers in `kept`
+    are not written again, new ones are kept as they come.
     """
     suffix = template.suffix(Example("", "")).strip()
     settings = replace(settings, stop=(*settings.stop, suffix)) if suffix else settings
-    fits = [len(prompt) < engine.context_length for _, _, prompt in examples]
-    requests = iter(
-        engine.generate(
-            [prompt or [engine.tokenizer.eot_id] for (_, _, prompt), fit in zip(examples, fits, strict=True) if fit],
-            settings,
-            on_finished=lambda _: on_answered() if on_answered is not None else None,
-        )
-    )
+    kept, told = kept or KeptAnswers(None), on_answered or (lambda: None)
+
+    def key(prompt: Sequence[int]) -> tuple[Any, ...]:
+        return ("answer", __version__, list(prompt), repr(settings))
+
+    def keep(request: Request) -> None:
+        kept.add([(key(request.prompt_ids), (request.text, request.finish_reason))])
+        told()
+
+    prompts = [list(prompt) or [engine.tokenizer.eot_id] for _, _, prompt in examples]
+    waiting = [prompt for prompt in prompts if len(prompt) < engine.context_length and kept.get(*key(prompt)) is None]
+    for _ in range(len(prompts) - len(waiting)):
+        told()
+    engine.generate(waiting, settings, on_finished=keep)
     rows = []
-    for (number, example, _), fit in zip(examples, fits, strict=True):
-        request = next(requests) if fit else None
-        rows.append(
-            {
-                "id": number,
-                **example.as_record(),
-                "response": request.text if request is not None else "",
-                "finish_reason": request.finish_reason if request is not None else "prompt_too_long",
-            }
-        )
+    for (number, example, _), prompt in zip(examples, prompts, strict=True):
+        response, reason = kept.get(*key(prompt)) or ("", "prompt_too_long")
+        rows.append({"id": number, **example.as_record(), "response": response, "finish_reason": reason})
     return rows
 
 

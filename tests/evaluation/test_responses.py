@@ -7,6 +7,7 @@ import pytest
 from instruct_lit.data.example import Example
 from instruct_lit.data.template import Template
 from instruct_lit.data.tokenizer import GPT2Tokenizer
+from instruct_lit.evaluation.benchmarks.kept import KeptAnswers
 from instruct_lit.evaluation.responses import answer, exact_match, read_jsonl, write_jsonl
 from instruct_lit.generation.engine import Engine
 from instruct_lit.generation.sampling import SamplingSettings
@@ -26,7 +27,7 @@ def test_rows_in_the_order_of_the_examples(tiny_model: GPT, tokenizer: GPT2Token
     assert [row["id"] for row in rows] == [7, 3, 5]
     assert [row["finish_reason"] for row in rows] == ["length", "prompt_too_long", "length"]
     assert rows[1]["response"] == "" and rows[0]["response"] and rows[0]["level"] == 7
-    assert len(done) == 2
+    assert len(done) == 3
 
 
 def test_what_the_template_puts_behind_a_response_ends_it(tiny_model: GPT, tokenizer: GPT2Tokenizer) -> None:
@@ -40,6 +41,38 @@ def test_what_the_template_puts_behind_a_response_ends_it(tiny_model: GPT, token
         SamplingSettings(max_new_tokens=6),
     )
     assert cut["response"] == whole["response"][: whole["response"].index(middle)] and cut["finish_reason"] == "stop"
+
+
+def test_an_interrupted_run_goes_on_where_it_stopped(
+    tiny_model: GPT, tokenizer: GPT2Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    examples = [(i, Example(f"word {i}", "x"), [i + 1, 2, 3]) for i in range(5)]
+    settings = SamplingSettings(max_new_tokens=3, temperature=1.0, seed=4)
+    whole = answer(Engine(tiny_model, tokenizer), TEMPLATE, examples, settings)
+
+    def stop() -> None:
+        if (tmp_path / "kept.jsonl").read_text().count("\n") == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        answer(
+            Engine(tiny_model, tokenizer, max_rows=1),
+            TEMPLATE,
+            examples,
+            settings,
+            stop,
+            KeptAnswers(tmp_path / "kept.jsonl"),
+        )
+    done: list[int] = []
+    submitted: list[list[int]] = []
+    submit = Engine.submit
+    monkeypatch.setattr(Engine, "submit", lambda self, ids, s: submitted.append(ids) or submit(self, ids, s))
+    kept = KeptAnswers(tmp_path / "kept.jsonl")
+    assert answer(Engine(tiny_model, tokenizer), TEMPLATE, examples, settings, lambda: done.append(1), kept) == whole
+    assert len(done) == 5 and len(submitted) == 3
+    warmer = SamplingSettings(max_new_tokens=3, temperature=2.0, seed=4)
+    answer(Engine(tiny_model, tokenizer), TEMPLATE, examples, warmer, kept=kept)
+    assert len(submitted) == 8  # other settings, other answers
 
 
 def test_an_empty_prompt_starts_from_end_of_text(tiny_model: GPT, tokenizer: GPT2Tokenizer) -> None:

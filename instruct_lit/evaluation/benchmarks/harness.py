@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from instruct_lit.evaluation.benchmarks.harness_model import Subject, harness_model
+from instruct_lit.evaluation.benchmarks.leaks import Leaks, figure_without
 from instruct_lit.evaluation.benchmarks.suite import BenchmarkError, Figure, Report, Suite, mean_of
 
 if TYPE_CHECKING:
@@ -122,10 +123,12 @@ def run_suite(
     n_shot: int | None = None,
     limit: int | None = None,
     allow_code: bool = False,
+    leaks: Leaks | None = None,
 ) -> Report:
     """Run one model through the tasks of a suite; the harness's own results and samples go to `out_dir`.
 
-    `template` on asks through the model's template, off with the bare text.
+    `template` on asks through the model's template, off with the bare text. With `leaks` the details tell each task's
+    figure without the items that are in the training data.
     """
     import lm_eval
     from lm_eval.utils import handle_non_serializable
@@ -157,6 +160,15 @@ def run_suite(
         with (out_dir / f"samples_{name}.jsonl").open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(row, default=handle_non_serializable, ensure_ascii=False) + "\n" for row in rows)
     figures = {name: figure_of(name, task, results) for name, task in tasks.tasks.items()}
+    details: dict[str, Any] = {
+        "seconds": round(time.perf_counter() - start, 1),
+        "n_prompts_cut": subject.n_cut - cut_before,
+    }
+    if leaks is not None:
+        details["leaks"] = {
+            name: figure_without(tasks.tasks[name], samples[name], figures[name].metric, found)
+            for name, found in leaks.items()
+        }
     return Report(
         run=run,
         label=label,
@@ -164,10 +176,7 @@ def run_suite(
         score=mean_of(list(figures.values()), suite.mean_over),
         groups={group: mean_of([figures[t] for t in ts], suite.mean_over) for group, ts in tasks.groups().items()},
         tasks=figures,
-        details={
-            "seconds": round(time.perf_counter() - start, 1),
-            "n_prompts_cut": subject.n_cut - cut_before,
-        },
+        details=details,
     )
 
 

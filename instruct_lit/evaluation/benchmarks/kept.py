@@ -1,4 +1,4 @@
-"""Answers of a model to benchmark requests, kept on disk, so that an interrupted run goes on where it stopped."""
+"""Answers of a model, kept on disk, so that an interrupted run goes on where it stopped."""
 
 from __future__ import annotations
 

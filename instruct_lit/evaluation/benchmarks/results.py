@@ -56,6 +56,11 @@ def print_table(suite: str, reports: Sequence[Report], missing: Mapping[str, str
         if n_cut:
             whose = f"{report.label}, template {report.template}"
             print(f"{whose}: {n_cut} prompts were longer than the context and cut from the left")
+        for name, leaks in report.details.get("leaks", {}).items():
+            print(
+                f"{report.label}, template {report.template}: {name} without its {leaks['n']} leaked items "
+                f"{_number(leaks['value_without']) or 'has no item left'}"
+            )
 
 
 def _number(value: float | None) -> str:

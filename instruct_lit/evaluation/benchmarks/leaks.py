@@ -1,0 +1,62 @@
+"""Benchmark items that a model met in its training, and a benchmark's figures without them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from instruct_lit.evaluation.leaks import Leak, find_leaks
+
+if TYPE_CHECKING:
+    from lm_eval.api.task import Task
+
+Leaks = Mapping[str, Mapping[int, Leak]]  # by task and by the number of the item in it
+
+
+def leaks_of_tasks(train: Iterable[str], tasks: Mapping[str, Task], limit: int | None, near: bool) -> Leaks:
+    """The items of each task, the first `limit` ones, that are among the training texts.
+
+    An item is looked for by its prompt without worked examples, as the harness writes it.
+    """
+    places, texts = [], []
+    for name, task in tasks.items():
+        for number, document in enumerate(task.eval_docs):
+            if limit is not None and number >= limit:
+                break
+            places.append((name, number))
+            texts.append(_text(task, document))
+    found: dict[str, dict[int, Leak]] = {}
+    for leak in find_leaks(train, texts, near):
+        name, number = places[leak.item]
+        found.setdefault(name, {})[number] = leak
+    return found
+
+
+def print_leaks(run: str, leaks: Leaks) -> None:
+    """Print how many items of each task were in the training data of a run."""
+    if not leaks:
+        print(f"leaks: no item was in the training data of {run}")
+    for name, found in leaks.items():
+        kinds = [leak.kind for leak in found.values()]
+        told = ", ".join(f"{kind} {kinds.count(kind)}" for kind in dict.fromkeys(kinds))
+        print(f"leaks: {len(found)} items of {name} were in the training data of {run} ({told})")
+
+
+def figure_without(
+    task: Task, samples: Sequence[Mapping[str, Any]], metric: str, leaked: Mapping[int, Leak]
+) -> dict[str, Any]:
+    """Which items of a task are leaks, and its metric over all the others (None where there is no other)."""
+    first = samples[0]["filter"]
+    values = [sample[metric] for sample in samples if sample["filter"] == first and sample["doc_id"] not in leaked]
+    return {
+        "n": len(leaked),
+        "value_without": float(task.aggregation()[metric](values)) if values else None,
+        "items": [{**leak.as_record(), "item": number} for number, leak in sorted(leaked.items())],
+    }
+
+
+def _text(task: Task, document: Any) -> str:
+    text = task.doc_to_text(document)
+    if isinstance(text, int):  # tasks whose prompts are the choices, such as winogrande
+        text = task.doc_to_choice(document)[text]
+    return str(text)
