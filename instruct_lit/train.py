@@ -38,6 +38,7 @@ def train(config: DictConfig) -> float | None:
     from instruct_lit import build
     from instruct_lit.bundle import save_bundle
     from instruct_lit.evaluation.responses import exact_match, write_jsonl
+    from instruct_lit.provenance import provenance, write_provenance
     from instruct_lit.training.callbacks import History, Progress
     from instruct_lit.training.checkpoint import find_checkpoint, identity_of, load_weights
     from instruct_lit.training.hardware import PeakMemory, keep_freed_memory, matrix_rate
@@ -67,6 +68,14 @@ def train(config: DictConfig) -> float | None:
     data.setup()
     data.split.save(run_dir / "split.json")
     tuner.identity = identity_of(model, data, trainer)
+    command = ["python", "-m", "instruct_lit.train", *sys.argv[1:]]
+    known = {"name": config.data.name, "licence": config.data.licence, "fingerprint": data.fingerprint}
+    origin = provenance(
+        command, differences(config, "train"), known, model, run_dir / "split.json",
+        trainer.strategy.root_device, trainer.precision, {"seed": config.seed, "data.seed": config.data.seed},
+    )  # fmt: skip
+    if trainer.is_global_zero:
+        write_provenance(run_dir, origin)
     print(f"data {config.data.name}: {described(data)}", flush=True)
     metrics: dict[str, Any] = dict(data.counts)
     for name, share in data.shares().items():
@@ -116,9 +125,7 @@ def train(config: DictConfig) -> float | None:
     (run_dir / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
     generation = {str(key): value for key, value in config.generation.items() if key != "max_rows"}
     generation["stop"] = list(generation["stop"])
-    known = {"name": config.data.name, "licence": config.data.licence, "fingerprint": data.fingerprint}
-    command = shlex.join(["python", "-m", "instruct_lit.train", *sys.argv[1:]])
-    about = {"data": known, "command": command, "metrics": metrics}
+    about = {"data": known, "command": shlex.join(command), "metrics": metrics, "provenance": origin}
     if adapter is not None and config.adapter.merge:
         adapter.merge()
     kept = (adapter, build.base_of(config)) if adapter is not None and not config.adapter.merge else None

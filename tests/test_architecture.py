@@ -24,6 +24,7 @@ MAY_IMPORT = {
     "schema": {"errors"},
     "targets": {"errors"},
     "judge": {"errors", "config", "data", "evaluation"},
+    "provenance": {"errors"},
     "build_model": {"errors", "data", "model"},
     "build_data": {"errors", "data", "bundle", "config", "targets"},
     "build": {

@@ -1,0 +1,164 @@
+"""python -m instruct_lit.reproduce run=<run folder>: start a finished run again and compare its numbers."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from instruct_lit.config import run_command
+from instruct_lit.errors import ConfigError
+from instruct_lit.schema import PathsConfig
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+# Metrics that end like this are decided by the machine, not by the training.
+MEASURED = ("seconds", "_s", "_bytes", "flop_utilisation")
+
+
+@dataclass
+class ReproduceConfig:
+    run: str | None = None
+    tolerance: float = 0.01
+    changes: list[str] = field(default_factory=list)
+    paths: PathsConfig = field(default_factory=PathsConfig)
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One number of both runs; `apart` is the relative difference."""
+
+    name: str
+    there: float
+    here: float
+
+    @property
+    def apart(self) -> float:
+        if self.there == self.here or (math.isnan(self.there) and math.isnan(self.here)):
+            return 0.0
+        return abs(self.here - self.there) / max(abs(self.there), abs(self.here))
+
+
+def check_reproduce(config: Any) -> Path:
+    """The finished run that is meant. Raises one ConfigError that says what is wrong with the configuration."""
+    from instruct_lit.provenance import read_provenance
+
+    if config.run is None:
+        raise ConfigError("run=…: name the folder of a finished run")
+    run = Path(config.run).expanduser().resolve()
+    if not run.is_dir():
+        raise ConfigError(f"run={config.run}: no such folder")
+    if config.tolerance < 0:
+        raise ConfigError(f"tolerance={config.tolerance}: must be at least 0 (a relative difference)")
+    read_provenance(run)
+    for name in ("metrics.json", ".hydra/overrides.yaml"):
+        if not (run / name).is_file():
+            raise ConfigError(f"run={config.run}: no {name} there, the run has not finished")
+    return run
+
+
+def reproduce(config: DictConfig) -> float:
+    """Train again with the run's own overrides, print what differs, and return the largest relative difference."""
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import OmegaConf
+
+    from instruct_lit.provenance import differing, read_provenance
+
+    run = check_reproduce(config)
+    out_dir = Path(HydraConfig.get().runtime.output_dir)
+    again = out_dir / "run"
+    saved = OmegaConf.to_container(OmegaConf.load(run / ".hydra/overrides.yaml"))
+    assert isinstance(saved, list), "Hydra writes a list"
+    overrides = [str(override) for override in saved]  # hydra's own are kept in another file
+    command = [sys.executable, "-m", "instruct_lit.train", *overrides, *config.changes, f"hydra.run.dir={again}"]
+    status = subprocess.run(command).returncode
+    if status:
+        raise ConfigError(f"the run ended with status {status}; its own message stands above")
+
+    facts = differing(read_provenance(run), read_provenance(again))
+    numbers = compared(run, again)
+    first = first_difference(run, again)
+    write_comparison(out_dir, facts, numbers, first)
+    print_comparison(facts, numbers, first, config.tolerance)
+    worst = max((number.apart for number in numbers), default=0.0)
+    if worst > config.tolerance:
+        print(f"not reproduced: a difference of {worst:.2g}, allowed is {config.tolerance:g}", file=sys.stderr)
+        sys.exit(1)
+    return worst
+
+
+def compared(run: Path, again: Path) -> list[Compared]:
+    """The metrics that both runs have and that training decides."""
+    there, here = (json.loads((folder / "metrics.json").read_text(encoding="utf-8")) for folder in (run, again))
+    return [
+        Compared(name, float(there[name]), float(here[name]))
+        for name in there
+        if name in here and isinstance(there[name], int | float) and not name.endswith(MEASURED)
+    ]
+
+
+def first_difference(run: Path, again: Path) -> int | None:
+    """The first step whose logged losses are not bit-equal; None when all are."""
+    histories = []
+    for folder in (run, again):
+        rows = [json.loads(line) for line in (folder / "history.jsonl").read_text(encoding="utf-8").splitlines()]
+        histories.append([(row["step"], row.get("train/loss"), row.get("val/loss")) for row in rows])
+    for there, here in zip(*histories, strict=False):
+        if there != here:
+            return int(min(there[0], here[0]))
+    return None if len(histories[0]) == len(histories[1]) else int(min(map(len, histories)))
+
+
+def write_comparison(
+    folder: Path, facts: list[tuple[str, Any, Any]], numbers: list[Compared], first: int | None
+) -> None:
+    """Keep what was found as `comparison.json`."""
+    found = {
+        "differs": [{"what": what, "there": there, "here": here} for what, there, here in facts],
+        "metrics": {n.name: {"there": n.there, "here": n.here, "relative_difference": n.apart} for n in numbers},
+        "first_step_that_differs": first,
+    }
+    (folder / "comparison.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+
+
+def print_comparison(
+    facts: list[tuple[str, Any, Any]], numbers: list[Compared], first: int | None, tolerance: float
+) -> None:
+    """Two tables: what was not the same to begin with, and the metrics side by side."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    if facts:
+        table = Table(title="not the same to begin with", title_justify="left")
+        for head in ("what", "there", "here"):
+            table.add_column(head, overflow="fold")
+        for row in facts:
+            table.add_row(*map(str, row))
+        console.print(table)
+    table = Table(title="metrics", title_justify="left")
+    table.add_column("metric")
+    for head in ("there", "here", "apart"):
+        table.add_column(head, justify="right")
+    for number in numbers:
+        style = "red" if number.apart > tolerance else ""
+        apart = f"{number.apart:.1e}" if number.apart else "equal"
+        table.add_row(number.name, f"{number.there:.6g}", f"{number.here:.6g}", apart, style=style)
+    console.print(table)
+    console.print(
+        "all losses of all steps are bit-equal" if first is None else f"the losses differ from step {first} on"
+    )
+
+
+def main() -> None:
+    """Entry point of the command."""
+    run_command("reproduce", ReproduceConfig, reproduce)
+
+
+if __name__ == "__main__":
+    main()
