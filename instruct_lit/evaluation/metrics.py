@@ -78,8 +78,9 @@ def distinct_2(row: Row) -> float:
 
 
 def looping(row: Row) -> float:
-    """1 where the end of the answer is the same piece three times over."""
-    return float(re.search(r"(.{4,}?)\1\1\s*$", row["response"], re.DOTALL) is not None)
+    """1 where the end of the answer is the same piece of four characters or more three times over."""
+    ends = (row["response"], row["response"].rstrip())  # the white space behind the last piece may belong to it or not
+    return float(any(t[-n:] == t[-2 * n : -n] == t[-3 * n : -2 * n] for t in ends for n in range(4, len(t) // 3 + 1)))
 
 
 def copied(row: Row) -> float:

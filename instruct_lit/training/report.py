@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from instruct_lit.evaluation.metrics import WITHOUT_EXTRA, Interval, score, token_f1
+
 BLUE, ORANGE, GRAY = "#0072B2", "#D55E00", "#777777"  # told apart by colour-blind eyes
 
 
@@ -69,7 +71,7 @@ def write_report(run_dir: Path, differences: Sequence[tuple[str, Any, Any]], ove
     ).get_template("report.html.jinja")
     rows = _jsonl(run_dir / "responses.jsonl")
     for row in rows:
-        row["right"] = row["response"].strip() == row["output"].strip()
+        row["right"], row["token_f1"] = row["response"].strip() == row["output"].strip(), token_f1(row)
     families: dict[str, list[bool]] = {}
     for row in rows:
         if "family" in row:
@@ -81,13 +83,25 @@ def write_report(run_dir: Path, differences: Sequence[tuple[str, Any, Any]], ove
         metrics={k: _number(v) for k, v in _in_order(metrics) if not k.startswith("base/")},
         before={k.removeprefix("base/"): _number(v) for k, v in metrics.items() if k.startswith("base/")},
         explained=EXPLAINED,
-        rows=sorted(rows, key=lambda row: row["right"])[:MAX_ROWS],
+        quality=_quality(rows),
+        rows=sorted(rows, key=lambda row: (row["right"], row["token_f1"]))[:MAX_ROWS],
         n_rows=len(rows),
         families={name: (sum(right), len(right)) for name, right in sorted(families.items())},
         differences=differences,
         plot=base64.b64encode(plot.read_bytes()).decode() if plot.exists() else None,
     )
     (run_dir / "report.html").write_text(page, encoding="utf-8")
+
+
+def _quality(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, Interval, Interval | None]]:
+    """Each metric of the answers that needs no extra: its name, its mean with interval, and that before fine-tuning."""
+    if not rows:
+        return []
+    names = [name for name in WITHOUT_EXTRA if name != "ended"]  # why an answer ended before is not in the file
+    after, before = score(rows, names), {}
+    if all("base_response" in row for row in rows):
+        before = score([{**row, "response": row["base_response"]} for row in rows], names)
+    return [(name, after[name], before.get(name)) for name in names]
 
 
 def _in_order(metrics: Mapping[str, Any]) -> list[tuple[str, Any]]:

@@ -55,6 +55,9 @@ def test_the_page_shows_metrics_before_and_after_and_wrong_answers_first(run: Pa
     assert (
         page.index("&lt;script&gt;") < page.index("&lt;b&gt;bold") and "<script>" not in page and "<b>bold" not in page
     )
+    quality = page[page.index("Quality of the answers") : page.index("Answers to the test set")]
+    assert '<code>exact_match</code></td><td class="number">0.500 <span class="dim">0.000 to 1.000' in quality
+    assert "0.000 0.000 to 0.000" in quality  # before fine-tuning
     assert "[length]" in page and "1 of 2" in page and "2 of 2 shown" in page
     assert page.count("data:image/png;base64,") == 1 and "http" not in page
 
