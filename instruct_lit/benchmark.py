@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,6 @@ from instruct_lit.errors import ConfigError, InstructLitError
 from instruct_lit.schema import PathsConfig, TemplateConfig
 
 if TYPE_CHECKING:
-    from lm_eval.api.task import Task
     from omegaconf import DictConfig
 
     from instruct_lit.evaluation.benchmarks.harness_model import Subject
@@ -149,6 +149,7 @@ def through_harness(config: DictConfig, out_dir: Path, about: dict[str, Any]) ->
 
     build.need("lm_eval", "benchmark", f"suite={config.suite.name}")
     from instruct_lit.evaluation.benchmarks import harness
+    from instruct_lit.evaluation.benchmarks.leaks import leaks_of_tasks, print_leaks
 
     asked = config.benchmark
     settings = OmegaConf.to_container(config.suite)
@@ -160,9 +161,12 @@ def through_harness(config: DictConfig, out_dir: Path, about: dict[str, Any]) ->
         tasks = harness.Tasks(suite, _data_dir(config), asked.on_missing)
     about["missing"] = tasks.missing
     leaks: dict[str, Leaks | None] = {}
+    near = find_spec("datasketch") is not None
     for number, (run, label, subject, template) in enumerate(subjects(config)):
-        if asked.leaks and run not in leaks:
-            leaks[run] = leaks_of_run(config, run, tasks.tasks, suite.limit if asked.limit is None else asked.limit)
+        if run not in leaks:
+            train, limit = training_of_run(config, run), suite.limit if asked.limit is None else asked.limit
+            leaks[run] = leaks_of_tasks(train, tasks.tasks, limit, near) if train is not None else None
+            print_leaks(run, leaks[run])
         title = f"{label}, template {template}"
         with (
             tqdm(desc=title, unit="request", dynamic_ncols=True, file=sys.stdout) as bar,
@@ -182,6 +186,8 @@ def through_package(config: DictConfig, out_dir: Path, about: dict[str, Any]) ->
     from omegaconf import OmegaConf
     from tqdm import tqdm
 
+    from instruct_lit.evaluation.benchmarks.leaks import leaks_of_items, mean_without, print_leaks
+    from instruct_lit.evaluation.benchmarks.package_items import items_of
     from instruct_lit.evaluation.benchmarks.packages import run_package
     from instruct_lit.evaluation.benchmarks.suite import Asked
 
@@ -189,6 +195,7 @@ def through_package(config: DictConfig, out_dir: Path, about: dict[str, Any]) ->
         raise ConfigError(f"benchmark.n_shot={config.benchmark.n_shot}: suite={config.suite.name} has its own shots")
     options = OmegaConf.to_container(config.suite.options, resolve=True)
     assert isinstance(options, dict)
+    training: dict[str, list[str] | None] = {}
     for number, (run, label, subject, template) in enumerate(subjects(config)):
         title = f"{label}, template {template}"
         asked = Asked(
@@ -202,31 +209,36 @@ def through_package(config: DictConfig, out_dir: Path, about: dict[str, Any]) ->
         )
         with tqdm(desc=title, unit="answer", dynamic_ncols=True, file=sys.stdout) as bar:
             subject.bar = bar
-            yield run_package(config.suite.system, subject, asked, run, label, template)
+            report = run_package(config.suite.system, subject, asked, run, label, template)
+        if run not in training:
+            training[run] = training_of_run(config, run)
+        if (train := training[run]) is not None:
+            items = items_of(config.suite.system, asked.out_dir, report.tasks)
+            leaks = leaks_of_items(train, items, find_spec("datasketch") is not None)
+            print_leaks(run, leaks)
+            without = {name: mean_without(items[name], found) for name, found in leaks.items()}
+            report = replace(report, details={**report.details, "leaks": without})
+        yield report
 
 
-def leaks_of_run(config: DictConfig, run: str, tasks: Mapping[str, Task], limit: int | None) -> Leaks | None:
-    """The items that a run's training data hold, told before any score; None where those data are not known."""
-    from importlib.util import find_spec
-
+def training_of_run(config: DictConfig, run: str) -> list[str] | None:
+    """What a run was trained on, to look for benchmark items in it; None where that is not known or not wanted."""
     from omegaconf import OmegaConf
 
     from instruct_lit import build
     from instruct_lit.bundle import bundle_of, open_model, read_about
-    from instruct_lit.evaluation.benchmarks.leaks import leaks_of_tasks, print_leaks
     from instruct_lit.evaluation.leaks import training_questions
 
     directory = bundle_of(run)
-    if not read_about(directory) or not (directory.parent / "config.yaml").is_file():
+    known = read_about(directory) and (directory.parent / "config.yaml").is_file()
+    if not config.benchmark.leaks or not known:
         return None
     try:
         data = build.data_of_run(OmegaConf.create({"run": run, "data": None, "paths": config.paths}), open_model(run))
     except InstructLitError as error:
         print(f"leaks: the training data of {run} cannot be read, so they are not looked for ({error})")
         return None
-    leaks = leaks_of_tasks(training_questions(data), tasks, limit, find_spec("datasketch") is not None)
-    print_leaks(run, leaks)
-    return leaks
+    return list(training_questions(data))
 
 
 def subjects(config: DictConfig) -> Iterator[tuple[str, str, Subject, str]]:

@@ -44,7 +44,7 @@ def run(subject: Subject, asked: Asked) -> dict[str, Figure]:
     folders = sorted((asked.out_dir / "benchmark_output" / "runs" / NAME).glob("*/stats.json"))
     if not folders:
         raise BenchmarkError(f"suite=helm: no run left its statistics; what HELM said is in {asked.log}")
-    return {_name(file.parent.name): _figure(file) for file in folders}
+    return {name_of(file.parent.name): _figure(file) for file in folders}
 
 
 def _describe(subject: Subject, url: str, folder: Path) -> None:
@@ -93,7 +93,7 @@ def _place_mmlu(hub: Path, folder: Path) -> None:
                     rows.writerow([item["question"], *item["choices"], "ABCD"[item["answer"]]])
 
 
-def _name(run: str) -> str:
+def name_of(run: str) -> str:
     """What tells a run from the others: its name without what all share."""
     scenario, _, arguments = run.partition(":")
     kept = [a for a in arguments.split(",") if not a.startswith(("model=", "method=", "groups="))]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from instruct_lit.evaluation.benchmarks.package_items import Items
 from instruct_lit.evaluation.leaks import Leak, find_leaks
 
 if TYPE_CHECKING:
@@ -32,8 +33,27 @@ def leaks_of_tasks(train: Iterable[str], tasks: Mapping[str, Task], limit: int |
     return found
 
 
-def print_leaks(run: str, leaks: Leaks) -> None:
-    """Print how many items of each task were in the training data of a run."""
+def leaks_of_items(train: Iterable[str], items: Mapping[str, Items], near: bool) -> Leaks:
+    """The items of each task of a package that are among the training texts."""
+    places = [(name, number) for name, rows in items.items() for number in range(len(rows))]
+    found: dict[str, dict[int, Leak]] = {}
+    for leak in find_leaks(train, [items[name][number][0] for name, number in places], near):
+        name, number = places[leak.item]
+        found.setdefault(name, {})[number] = leak
+    return found
+
+
+def mean_without(items: Items, leaked: Mapping[int, Leak]) -> dict[str, Any]:
+    """The same as `figure_without` for items that have their values with them."""
+    values = [value for number, (_, value) in enumerate(items) if number not in leaked]
+    known = [value for value in values if value is not None]
+    return _told(leaked, sum(known) / len(known) if known and len(known) == len(values) else None)
+
+
+def print_leaks(run: str, leaks: Leaks | None) -> None:
+    """Print how many items of each task were in the training data of a run; nothing where those are not known."""
+    if leaks is None:
+        return
     if not leaks:
         print(f"leaks: no item was in the training data of {run}")
     for name, found in leaks.items():
@@ -48,11 +68,12 @@ def figure_without(
     """Which items of a task are leaks, and its metric over all the others (None where there is no other)."""
     first = samples[0]["filter"]
     values = [sample[metric] for sample in samples if sample["filter"] == first and sample["doc_id"] not in leaked]
-    return {
-        "n": len(leaked),
-        "value_without": float(task.aggregation()[metric](values)) if values else None,
-        "items": [{**leak.as_record(), "item": number} for number, leak in sorted(leaked.items())],
-    }
+    return _told(leaked, float(task.aggregation()[metric](values)) if values else None)
+
+
+def _told(leaked: Mapping[int, Leak], value_without: float | None) -> dict[str, Any]:
+    items = [{**leak.as_record(), "item": number} for number, leak in sorted(leaked.items())]
+    return {"n": len(leaked), "value_without": value_without, "items": items}
 
 
 def _text(task: Task, document: Any) -> str:

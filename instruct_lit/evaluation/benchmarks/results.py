@@ -59,7 +59,7 @@ def print_table(suite: str, reports: Sequence[Report], missing: Mapping[str, str
         for name, leaks in report.details.get("leaks", {}).items():
             print(
                 f"{report.label}, template {report.template}: {name} without its {leaks['n']} leaked items "
-                f"{_number(leaks['value_without']) or 'has no item left'}"
+                f"{_number(leaks['value_without']) or 'cannot be told'}"
             )
 
 

@@ -75,8 +75,8 @@ def test_helm_finds_mmlu_out_of_the_hub_s_files(tmp_path: Path, hub: Path) -> No
 
 
 def test_names_of_helm_runs() -> None:
-    assert helm._name("mmlu:subject=anatomy,method=multiple_choice_joint,model=local_x") == "mmlu:subject=anatomy"
-    assert helm._name("gsm:model=local_x") == "gsm"
+    assert helm.name_of("mmlu:subject=anatomy,method=multiple_choice_joint,model=local_x") == "mmlu:subject=anatomy"
+    assert helm.name_of("gsm:model=local_x") == "gsm"
 
 
 def test_transformers_opens_the_tokenizer_that_helm_gets(tmp_path: Path, subject: Subject) -> None:
