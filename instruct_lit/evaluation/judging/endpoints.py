@@ -94,7 +94,9 @@ class HttpEndpoint(ABC):
         models = self.models(answer)
         if models and self.model not in models:
             listed = ", ".join(sorted(models)[:8])
-            raise JudgeError(f"judge.model={self.model}: {self.url} has no such model; it has {listed}")
+            raise JudgeError(
+                f"judge.model={self.model}: {self.url} has no such model; it has {listed} (ollama pull {self.model})"
+            )
 
     @abstractmethod
     def payload(self, messages: Messages, verdict: Verdict) -> dict[str, Any]:
@@ -102,7 +104,7 @@ class HttpEndpoint(ABC):
 
     @abstractmethod
     def models(self, answer: Any) -> set[str]:
-        """Names in the list of models; empty where there is no list."""
+        """Names in the list of models; empty where the list does not tell."""
 
     @abstractmethod
     def reply(self, answer: Any) -> Reply:
@@ -179,7 +181,7 @@ class OpenAIEndpoint(HttpEndpoint):
     models_path = "/models"
 
     def models(self, answer: Any) -> set[str]:
-        return {entry["id"] for entry in _list(answer, "data") if "id" in entry}
+        return set()  # some servers take any name, and aliases are not listed
 
     def payload(self, messages: Messages, verdict: Verdict) -> dict[str, Any]:
         form = {"type": "json_schema", "json_schema": {"name": "verdict", "strict": True, "schema": verdict.schema}}
@@ -201,7 +203,8 @@ class OllamaEndpoint(HttpEndpoint):
     models_path = "/api/tags"
 
     def models(self, answer: Any) -> set[str]:
-        names = {entry["name"] for entry in _list(answer, "models") if "name" in entry}
+        entries = answer.get("models") if isinstance(answer, dict) else None
+        names = {entry["name"] for entry in entries or () if isinstance(entry, dict) and "name" in entry}
         return names | {name.removesuffix(":latest") for name in names}
 
     def __init__(self, *args: Any, n_ctx: int | None = None, **settings: Any) -> None:
@@ -218,11 +221,6 @@ class OllamaEndpoint(HttpEndpoint):
     def reply(self, answer: Any) -> Reply:
         text = answer["message"]["content"]
         return Reply(text, answer.get("prompt_eval_count", 0), answer.get("eval_count", 0))
-
-
-def _list(answer: Any, key: str) -> list[dict[str, Any]]:
-    entries = answer.get(key) if isinstance(answer, dict) else None
-    return [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
 
 
 def _message(error: Exception) -> str:

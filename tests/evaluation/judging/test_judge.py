@@ -182,9 +182,9 @@ def test_what_can_be_known_before_the_first_question(
     monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.01)
     good = judge_server(lambda n, body: "50")
     make_judge(good.url).check()
-    other = make_judge(good.url)
+    other = make_judge(good.url, OllamaEndpoint)
     other.endpoint.model = "large"
-    with pytest.raises(JudgeError, match="judge.model=large: .* has no such model; it has small"):
+    with pytest.raises(JudgeError, match="judge.model=large: .* has no such model; it has small.*ollama pull large"):
         other.check()
     for listing, message in (
         (PAGE, "a web page"),
