@@ -1,0 +1,209 @@
+"""The traps of the design on three models: our GPT-2, a Llama of transformers, and that Llama with an adapter."""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from instruct_lit.bundle import open_model, save_bundle
+from instruct_lit.data.chat_template import with_chat
+from instruct_lit.data.collate import Collator, pad_shift_mask
+from instruct_lit.data.datamodule import InstructionData
+from instruct_lit.data.demo import DemoSource
+from instruct_lit.data.encode import EncodedExample, Encoder, Tokenizer
+from instruct_lit.data.example import Example
+from instruct_lit.data.hf_tokenizer import load_tokenizer
+from instruct_lit.data.template import Template
+from instruct_lit.data.tokenizer import EOT, GPT2Tokenizer
+from instruct_lit.generation.engine import Engine
+from instruct_lit.generation.sampling import SamplingSettings
+from instruct_lit.model.adapters import Adapter
+from instruct_lit.model.causal import CausalLM
+from instruct_lit.model.gpt import GPT, GPTConfig
+from instruct_lit.model.hf_files import load_hf
+from instruct_lit.training.loss import summed_cross_entropy
+from instruct_lit.training.module import layout_of
+
+EXAMPLES = [
+    Example("Name a colour.", "red"), Example("Repeat.", " a space", "the cat"), Example("Count.", "\n1\n2\n3"),
+    Example("Smile", "🙂🙂"), Example(f"What is {EOT} or <|end|>?", f"an {EOT}, a <|end|>"), Example("Nothing", ""),
+    Example("Write a long word about the dog and the cat.", "the dog the cat " * 3),
+]  # fmt: skip
+LENGTH = 150
+LAYOUTS = [("padded", False), ("padded", True), ("packed", False), ("packed", True)]
+
+
+@dataclass
+class Case:
+    model: CausalLM
+    tokenizer: Tokenizer
+    template: Template
+
+    def encoded(self, max_length: int = LENGTH) -> list[EncodedExample]:
+        return [e for _, e in Encoder(self.template, self.tokenizer, max_length).encode(EXAMPLES)]
+
+    def collator(self, layout: str = "padded", shared_prefix: bool = False, mask_prompt: bool = True) -> Collator:
+        return Collator(self.tokenizer.eot_id, self.tokenizer.n_bytes_of, layout, shared_prefix, mask_prompt)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module", params=["gpt2", "llama", "lora"])
+def case(request: pytest.FixtureRequest) -> Case:
+    if request.param == "gpt2":
+        model = GPT(GPTConfig(context_length=LENGTH, d_model=24, n_layers=2, n_heads=3))
+        model.init_weights(seed=4)
+        return Case(
+            model.eval(), GPT2Tokenizer(), Template("t", "Do: {{ instruction }} {{ input }}\nAnswer: {{ response }}")
+        )
+    folder: Path = request.getfixturevalue("llama_directory")
+    hf = load_hf(str(folder)).eval()
+    if request.param == "lora":
+        pytest.importorskip("peft")
+        Adapter(hf, rank=3)
+        random = torch.Generator().manual_seed(1)
+        for name, p in hf.named_parameters():
+            if "lora_" in name:
+                p.data.normal_(0, 0.1, generator=random)
+    return Case(hf, *with_chat(load_tokenizer(str(folder))))
+
+
+def losses(
+    case: Case, parts: Sequence[Sequence[EncodedExample]], collator: Collator
+) -> tuple[float, dict[str, torch.Tensor]]:
+    """The mean loss over all supervised tokens of the parts, and its gradients."""
+    model = copy.deepcopy(case.model).train()
+    batches = [collator(part) for part in parts]
+    n_supervised = sum(batch.n_supervised for batch in batches)
+    total = 0.0
+    for batch in batches:
+        states = model.hidden_states(batch.input_ids, batch.position_ids, layout_of(batch)).flatten(0, -2)
+        weights = batch.loss_weights / max(1, n_supervised)
+        loss = summed_cross_entropy(states[batch.loss_index], model.head_weight, batch.targets, weights)
+        loss.backward()
+        total += loss.item()
+    return total, {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+def plain(case: Case, mask_prompt: bool) -> tuple[float, dict[str, torch.Tensor]]:
+    """The same by torch's own cross-entropy over whole logits of the padded batch."""
+    model = copy.deepcopy(case.model)
+    inputs, targets = pad_shift_mask(case.encoded(), case.tokenizer.eot_id, mask_prompt=mask_prompt)
+    logits = model.hidden_states(inputs) @ model.head_weight.T
+    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-100)
+    loss.backward()
+    return loss.item(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+def test_traps_1_and_2_one_supervised_end_unless_cut_and_the_header_survives(case: Case) -> None:
+    whole = case.encoded()
+    batch = case.collator("packed")(whole)
+    assert int((batch.targets == case.tokenizer.eot_id).sum()) == len(EXAMPLES)
+    longest = max(len(e.ids) for e in whole)
+    cut = case.encoded(longest - 1)
+    assert sum(int(e.ids[-1] == case.tokenizer.eot_id) for e in cut) == len(EXAMPLES) - 1
+    for before, after in zip(whole, cut, strict=True):
+        assert before.prompt_ids == after.prompt_ids and after.n_prompt < len(after.ids)
+
+
+def test_trap_3_prompt_ids_are_those_of_generation(case: Case) -> None:
+    encoder = Encoder(case.template, case.tokenizer, LENGTH)
+    for example, encoded in zip(EXAMPLES, case.encoded(), strict=True):
+        assert encoded.prompt_ids == encoder.prompt_ids(Example(example.instruction, "", example.input))
+        said = case.tokenizer.decode(encoded.ids[encoded.n_prompt : -1].tolist())
+        assert said == example.output
+
+
+def test_trap_4_no_special_token_comes_out_of_a_text(case: Case) -> None:
+    innocent, nasty = (case.encoded()[i] for i in (0, 4))
+    ends = [int((e.ids == case.tokenizer.eot_id).sum()) for e in (innocent, nasty)]
+    assert ends[0] == ends[1]
+
+
+def test_trap_6_every_supervised_token_is_predicted_from_what_stands_before_it(case: Case) -> None:
+    one = case.encoded()[0]
+    expected = 0.0
+    with torch.no_grad():
+        for place in range(one.n_prompt, len(one.ids)):
+            states = case.model.hidden_states(torch.from_numpy(one.ids[None, :place]))[0, -1]
+            expected -= float((case.model.head_weight @ states).log_softmax(0)[one.ids[place]])
+    loss, _ = losses(case, [[one]], case.collator())
+    assert loss == pytest.approx(expected / (len(one.ids) - one.n_prompt), rel=1e-4)
+
+
+@pytest.mark.parametrize(("layout", "shared_prefix"), LAYOUTS)
+@pytest.mark.parametrize("mask_prompt", [True, False])
+def test_traps_7_and_10_loss_and_gradients_do_not_depend_on_layout_and_cut(
+    case: Case, layout: str, shared_prefix: bool, mask_prompt: bool
+) -> None:
+    expected, wanted = plain(case, mask_prompt)
+    examples = case.encoded()
+    for parts in ([examples], [examples[:2], examples[2:3], examples[3:]]):
+        loss, gradients = losses(case, parts, case.collator(layout, shared_prefix, mask_prompt))
+        assert loss == pytest.approx(expected, rel=1e-5) and gradients.keys() == wanted.keys()
+        for name, gradient in gradients.items():
+            assert (gradient - wanted[name]).norm() <= 1e-4 * wanted[name].norm() + 1e-7, name
+
+
+def test_trap_9_nothing_supervised_moves_nothing(case: Case) -> None:
+    loss, gradients = losses(case, [[]], case.collator("packed"))
+    assert loss == 0.0 and all(not gradient.any() for gradient in gradients.values())
+
+
+def test_trap_10_a_document_does_not_see_its_neighbour(case: Case) -> None:
+    first, second, other = (case.encoded()[i] for i in (0, 2, 6))
+    states = []
+    for neighbour in (first, other):
+        batch = case.collator("packed", shared_prefix=True)([neighbour, second])
+        with torch.no_grad():
+            hidden = case.model.hidden_states(batch.input_ids, batch.position_ids, layout_of(batch))
+        states.append(hidden[-(len(second.ids) - 1 - batch.prefix_length) :][-4:])
+    torch.testing.assert_close(*states, rtol=1e-4, atol=1e-5)
+
+
+def test_trap_12_batched_greedy_generation_is_one_by_one(case: Case) -> None:
+    prompts = [e.prompt_ids for e in case.encoded()]
+    settings = SamplingSettings(max_new_tokens=8)
+    together = [r.ids for r in Engine(case.model, case.tokenizer, max_rows=3).generate(prompts, settings)]
+    assert together == [Engine(case.model, case.tokenizer).generate([p], settings)[0].ids for p in prompts]
+
+
+def test_trap_13_what_is_saved_comes_back(case: Case, tmp_path: Path) -> None:
+    model = copy.deepcopy(case.model)
+    if any("lora_" in name for name, _ in model.named_parameters()):
+        pytest.skip("an adapter is merged or kept apart: tests/test_bundle_hf.py")
+    greedy = {"max_new_tokens": 9, "temperature": 0.0, "top_k": None, "top_p": None, "repetition_penalty": 1.0}
+    save_bundle(tmp_path / "bundle", model, case.tokenizer, case.template, greedy, {})
+    ids = torch.arange(12)[None]
+    again = open_model(tmp_path / "bundle").model.eval()
+    with torch.no_grad():
+        assert torch.equal(
+            again.hidden_states(ids) @ again.head_weight.T, model.hidden_states(ids) @ model.head_weight.T
+        )
+    assert again.n_parameters == model.n_parameters
+
+
+def test_traps_8_11_and_14_evaluation_sees_every_example_once_whatever_the_batch(case: Case, tmp_path: Path) -> None:
+    found, ids = [], []
+    for size, layout in ((1, "padded"), (3, "packed"), (50, "padded")):
+        data = InstructionData(
+            DemoSource(30), case.template, case.tokenizer, tmp_path, max_length=LENGTH, seed=1, batch_size=size,
+            split={"train": 16, "val": 7, "test": 7}, layout=layout, shared_prefix=layout == "packed",
+        )  # fmt: skip
+        data.prepare_data()
+        data.setup()
+        total, n = 0.0, 0
+        seen: list[int] = []
+        loader = data.val_dataloader()
+        for batch in loader[0] if isinstance(loader, list) else loader:
+            seen += batch.example_ids.tolist()
+            with torch.no_grad():
+                states = case.model.hidden_states(batch.input_ids, batch.position_ids, layout_of(batch)).flatten(0, -2)
+            head = case.model.head_weight.detach()
+            total += float(summed_cross_entropy(states[batch.loss_index], head, batch.targets, batch.loss_weights))
+            n += batch.n_supervised
+        found.append(total / n)
+        ids.append(sorted(seen))
+        assert ids[-1] == sorted(data.split.val.tolist())
+    assert found == pytest.approx([found[0]] * 3, rel=1e-5) and ids[0] == ids[1] == ids[2]
