@@ -7,6 +7,7 @@ constructors may be named. No class receives a configuration; it receives its ar
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import logging
 import sys
 import warnings
@@ -52,6 +53,8 @@ def check_targets(config: DictConfig) -> None:
     for key, node in source_nodes(config).items():
         target_of(node.source, f"{key}.source")
     target_of(without(config.optimizer, "weight_decay"), "optimizer")
+    if config.optimizer["_target_"] == "torch.optim.Muon":
+        raise ConfigError("optimizer._target_=torch.optim.Muon: takes matrices only; optimizer=muon gives it those")
     target_of(config.trainer, "trainer")
     for group in ("callbacks", "logger"):
         for name, node in (config[group] or {}).items():
@@ -60,12 +63,17 @@ def check_targets(config: DictConfig) -> None:
 
 
 def optimization_of(config: DictConfig) -> tuple[Any, Any]:
-    """Functions that make the optimizer of a model, and the scheduler of an optimizer."""
+    """Functions that make the optimizer of a model, and the scheduler of an optimizer.
+
+    A constructor whose first argument is `model` makes its own groups of parameters; any other gets ours.
+    """
     from instruct_lit.training.optimizer import parameter_groups, schedule
 
     node, weight_decay = without(config.optimizer, "weight_decay"), config.optimizer.get("weight_decay", 0.0)
 
     def make_optimizer(model: Any) -> Any:
+        if next(iter(inspect.signature(target_of(node, "optimizer")).parameters)) == "model":
+            return build(config.optimizer, "optimizer", model)
         return build(node, "optimizer", parameter_groups(model.named_parameters(), weight_decay))
 
     def make_scheduler(optimizer: Any, n_steps: int) -> Any:

@@ -149,6 +149,7 @@ class TrainConfig:
     batching: BatchingConfig = field(default_factory=BatchingConfig)
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     trainable: str = "all"
+    neftune_alpha: float | None = None
     optimizer: Any = MISSING
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     callbacks: Any = None
@@ -186,6 +187,7 @@ AT_LEAST = {
     "scheduler.warmup_steps": 0,
     "model.dropout": 0,
     "adapter.rank": 1,
+    "neftune_alpha": 0,
     "adapter.dropout": 0,
     "seed": 0,
 }

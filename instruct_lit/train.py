@@ -61,7 +61,7 @@ def train(config: DictConfig) -> float | None:
     model = build.model_of(config)
     adapter = build.adapt(config, model)
     data = build.data_of(config, template, tokenizer, model.config.context_length)
-    tuner = InstructionTuner(model, *build.optimization_of(config))
+    tuner = InstructionTuner(model, *build.optimization_of(config), neftune_alpha=config.neftune_alpha)
     memory = PeakMemory(trainer.strategy.root_device.type)
 
     data.prepare_data()

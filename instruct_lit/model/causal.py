@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from instruct_lit.model.attention import AttentionLayout
@@ -34,6 +35,7 @@ class CausalLM(nn.Module):
 
     config: Any  # a Shape
     blocks: nn.ModuleList  # one layer after the other
+    embedding_noise: float = 0.0  # half the width of the uniform noise on token embeddings in training
     no_layouts: str | None = None  # why the model takes rows only, no other attention layout
 
     @property
@@ -46,6 +48,12 @@ class CausalLM(nn.Module):
         self, input_ids: Tensor, position_ids: Tensor | None = None, layout: AttentionLayout | None = None
     ) -> Tensor:
         """The last hidden states `(…, C)` of `input_ids` `(…)`; without a layout every row is one causal sequence."""
+
+    def noised(self, embeddings: Tensor) -> Tensor:
+        """The token embeddings with the noise of training (NEFTune, Jain et al. 2023)."""
+        if not self.training or self.embedding_noise == 0:
+            return embeddings
+        return embeddings + torch.empty_like(embeddings).uniform_(-self.embedding_noise, self.embedding_noise)
 
     @property
     def n_parameters(self) -> int:
@@ -61,6 +69,12 @@ class CausalLM(nn.Module):
     @abstractmethod
     def head_parameters(self) -> list[nn.Parameter]:
         """What `head_weight` is made of."""
+
+    @property
+    def end_parameters(self) -> list[nn.Parameter]:
+        """Parameters outside the blocks: embeddings, head, final norm."""
+        inside = {id(p) for p in self.blocks.parameters()}
+        return [p for p in self.parameters() if id(p) not in inside]
 
     @property
     @abstractmethod

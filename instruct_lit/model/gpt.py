@@ -116,7 +116,7 @@ class GPT(CausalLM):
         layout = layout or CausalRows()
         # The tied weight has a dense gradient from the head; a sparse one adds to it without another (V, C) of zeros.
         tokens = F.embedding(input_ids, self.wte.weight, sparse=self.training)
-        x = self.dropout(tokens + self.wpe(position_ids))
+        x = self.dropout(self.noised(tokens) + self.wpe(position_ids))
         for block in self.blocks:
             if self.activation_checkpointing and self.training:
                 x = checkpoint(block, x, layout, use_reentrant=False)

@@ -53,6 +53,7 @@ class HFModel(CausalLM):
         n_vocab, d_model = self.head_weight.shape
         self.config = HFShape(type(hf).__name__, n_vocab, context_length_of(hf.config, context_length), d_model)
         self._probe()
+        hf.get_input_embeddings().register_forward_hook(lambda module, inputs, output: self.noised(output))
         if activation_checkpointing:
             if hasattr(hf, "activation_checkpointing_enable"):
                 hf.activation_checkpointing_enable()

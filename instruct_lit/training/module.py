@@ -30,6 +30,9 @@ class InstructionTuner(LightningModule):
     Every micro-batch's sum is divided by the token count of the step's first one, so that with one micro-batch per
     step nothing is left to do, and otherwise the gradients are rescaled once before clipping.
 
+    With `neftune_alpha` token embeddings get uniform noise in training, at most alpha / sqrt(L·C) for texts of L tokens
+    (NEFTune, Jain et al. 2023); L is the batch's mean without padding, so the noise does not depend on the layout.
+
     `make_optimizer` receives the model, `make_scheduler` the optimizer and the number of optimizer steps of the run.
     """
 
@@ -38,10 +41,12 @@ class InstructionTuner(LightningModule):
         model: CausalLM,
         make_optimizer: Callable[[torch.nn.Module], Optimizer],
         make_scheduler: Callable[[Optimizer, int], Any],
+        neftune_alpha: float | None = None,
     ) -> None:
         super().__init__()
         self.model = model
         self.make_optimizer, self.make_scheduler = make_optimizer, make_scheduler
+        self.neftune_alpha = neftune_alpha
         self.identity: dict[str, str] = {}  # what a checkpoint must share with the run that resumes it
         self.tokens_seen = 0  # supervised tokens that went into optimizer steps, over all ranks
         self._working: WorkingWeights | None = None
@@ -84,6 +89,9 @@ class InstructionTuner(LightningModule):
         if window.reference == 0:
             window.reference = self._over_ranks(batch.n_supervised)
             self.trainer.optimizers[0].zero_grad()
+        if self.neftune_alpha is not None:
+            n_tokens = batch.n_tokens / max(1, len(batch.example_ids))
+            self.model.embedding_noise = self.neftune_alpha / math.sqrt(max(1.0, n_tokens) * self.model.config.d_model)
         # DDP divides by the number of ranks, Lightning by that of micro-batches: both are taken back. The factor goes
         # in with the weights, so that no pass over the head's gradient (V, C) is needed for it.
         factor = self.trainer.world_size / max(1, window.reference)
