@@ -31,3 +31,7 @@ class CheckpointError(InstructLitError):
 
 class JudgeError(InstructLitError):
     """A judge cannot be asked, or its answers cannot be kept."""
+
+
+class TrainingError(InstructLitError):
+    """Training cannot go on: the loss is no number, or the device has no memory left."""

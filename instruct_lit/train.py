@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from instruct_lit.config import differences, flat, run_command
+from instruct_lit.errors import ConfigError
 from instruct_lit.schema import TrainConfig, check_train
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ def train(config: DictConfig) -> float | None:
     from instruct_lit.provenance import provenance, write_provenance
     from instruct_lit.training.callbacks import History, Progress
     from instruct_lit.training.checkpoint import find_checkpoint, identity_of, load_weights
+    from instruct_lit.training.failures import explained_memory
     from instruct_lit.training.hardware import PeakMemory, keep_freed_memory, matrix_rate
     from instruct_lit.training.module import InstructionTuner
     from instruct_lit.training.report import plot_losses, print_summary, write_report
@@ -66,6 +68,7 @@ def train(config: DictConfig) -> float | None:
 
     data.prepare_data()
     data.setup()
+    check_parts(data)
     data.split.save(run_dir / "split.json")
     tuner.identity = identity_of(model, data, trainer)
     command = ["python", "-m", "instruct_lit.train", *sys.argv[1:]]
@@ -94,7 +97,8 @@ def train(config: DictConfig) -> float | None:
                 base["test/exact_match"] = exact_match(base_rows)
             metrics |= {f"base/{name}": value for name, value in base.items()}
         try:
-            trainer.fit(tuner, data, ckpt_path=checkpoint, weights_only=True)
+            with explained_memory(tuner, memory, config.data.batch_size, config.trainer.accumulate_grad_batches):
+                trainer.fit(tuner, data, ckpt_path=checkpoint, weights_only=True)
         except SystemExit:  # how Lightning ends after Ctrl-C
             interrupted = True
         best_checkpoint = run_dir / "checkpoints" / "best.ckpt"
@@ -141,6 +145,18 @@ def train(config: DictConfig) -> float | None:
         print(f"interrupted; to go on: add ckpt_path={run_dir} to the same command", file=sys.stderr)
         sys.exit(130)
     return metrics.get(config.optimized_metric, math.nan) if config.optimized_metric else None
+
+
+def check_parts(data: InstructionData) -> None:
+    """Raise ConfigError when a part of the data that every run needs has no example."""
+    uses = {"train": "to learn", "val": "to stop early and to keep the best weights", "test": "to answer"}
+    for name, use in uses.items():
+        if len(data.examples_of(name)[1]) == 0:
+            file = "" if name == "train" else f", or a file of its own (data.{name}_path=)"
+            raise ConfigError(
+                f"data.split={data.split_spec}: no example for {name}, and a run needs some {use}; "
+                f"give it a fraction or a count of the records{file}"
+            )
 
 
 def described(data: InstructionData) -> str:

@@ -5,18 +5,22 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 from lightning import LightningModule
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.optim import Optimizer
 
 from instruct_lit.data.collate import Batch
+from instruct_lit.errors import TrainingError
 from instruct_lit.model.attention import AttentionLayout, PackedDocuments
 from instruct_lit.model.causal import CausalLM
 from instruct_lit.model.likelihood import token_losses
 from instruct_lit.training.checkpoint import check_identity
+from instruct_lit.training.failures import FiniteLosses, not_finite
 from instruct_lit.training.frozen import completed, trained_part
 from instruct_lit.training.loss import summed_cross_entropy
 from instruct_lit.training.optimizer import AdamW, total_norm
@@ -50,7 +54,7 @@ class InstructionTuner(LightningModule):
         self.identity: dict[str, str] = {}  # what a checkpoint must share with the run that resumes it
         self.tokens_seen = 0  # supervised tokens that went into optimizer steps, over all ranks
         self._working: WorkingWeights | None = None
-        self._window = _Window()
+        self._window, self._finite = _Window(), FiniteLosses()
         self._evaluation: dict[int, _Sums] = {}  # by loader: of a mixture each set has its own
 
     def configure_optimizers(self) -> dict[str, Any]:  # type: ignore[override]
@@ -99,7 +103,8 @@ class InstructionTuner(LightningModule):
         working = self._working.of.get(id(head)) if self._working is not None else None
         loss = summed_cross_entropy(states, head, batch.targets, batch.loss_weights * factor, working)
         window.n_supervised += batch.n_supervised
-        window.loss = window.loss + loss.detach() / factor
+        window.example_ids.append(batch.example_ids)
+        window.loss = window.loss.to(loss.device) + loss.detach() / factor
         return loss * self.trainer.accumulate_grad_batches
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
@@ -121,6 +126,7 @@ class InstructionTuner(LightningModule):
         loss = (
             window.loss if self.trainer.world_size == 1 else self.trainer.strategy.reduce(window.loss, reduce_op="sum")
         )
+        self._finite.add(self.trainer.global_step + 1, window.example_ids, loss / n_supervised, self._last_good)
         self.log("train/loss", loss / n_supervised, prog_bar=False)
 
     def configure_gradient_clipping(
@@ -136,6 +142,11 @@ class InstructionTuner(LightningModule):
                 optimizer.grad_scale = (norm / gradient_clip_val).clamp(min=1.0)
             elif gradient_clip_val:
                 torch.nn.utils.clip_grads_with_norm_(parameters, float(gradient_clip_val), norm)
+
+    def _last_good(self) -> str:
+        paths = [getattr(c, "best_model_path", "") or getattr(c, "path", "") for c in self.trainer.checkpoint_callbacks]
+        saved = [str(path) for path in paths if path and Path(path).is_file()]
+        return f"the last good checkpoint is {saved[0]}" if saved else "no checkpoint was written before"
 
     def _over_ranks(self, count: int) -> int:
         """Sum a count over all ranks; free on one."""
@@ -169,7 +180,12 @@ class InstructionTuner(LightningModule):
         )
 
     def on_validation_epoch_end(self) -> None:
-        self.log_dict(self._evaluated("val"), rank_zero_only=False)
+        metrics = self._evaluated("val")
+        value = float(metrics["val/loss"])
+        if self.trainer.state.fn == TrainerFn.FITTING and not math.isfinite(value):
+            place = f"after step {self.trainer.global_step}"
+            raise TrainingError(not_finite("val/loss", value, place, self._last_good()))
+        self.log_dict(metrics, rank_zero_only=False)
 
     def on_test_epoch_end(self) -> None:
         self.log_dict(self._evaluated("test"))
@@ -218,7 +234,8 @@ class _Window:
     def __init__(self) -> None:
         self.reference = 0  # supervised tokens of the first micro-batch, over all ranks
         self.n_supervised = 0
-        self.loss: Tensor | float = 0.0
+        self.loss = torch.zeros(())
+        self.example_ids: list[Tensor] = []
 
 
 class _Sums:
