@@ -10,11 +10,11 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("README.*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 
 
-def tests_named(page: Path) -> list[str]:
+def named_tests(page: Path) -> list[str]:
     return re.findall(r"`(tests/[\w/]+\.py::\w+)`", page.read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("named", tests_named(ROOT / "docs" / "faults.md"))
+@pytest.mark.parametrize("named", named_tests(ROOT / "docs" / "faults.md"))
 def test_every_row_of_the_fault_table_has_its_test(named: str) -> None:
     file, _, function = named.partition("::")
     tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
