@@ -12,7 +12,8 @@ from instruct_lit.config import CONF, register
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PAGES = [README, *(page.read_text(encoding="utf-8") for page in sorted((ROOT / "docs").glob("*.md")))]
+CHINESE = (ROOT / "README.zh.md").read_text(encoding="utf-8")
+PAGES = [README, CHINESE, *(page.read_text(encoding="utf-8") for page in sorted((ROOT / "docs").glob("*.md")))]
 COMMANDS = [
     line.strip() for page in PAGES for line in page.splitlines() if line.startswith("    python -m instruct_lit.")
 ]
@@ -49,6 +50,12 @@ def test_what_it_points_to_is_there() -> None:
         assert (ROOT / target).is_file(), target
     for option in re.findall(r"`(?:experiment|debug|batching)=([a-z_]+)`", README):
         assert list(CONF.glob(f"*/{option}.yaml")), option
+
+
+def test_the_chinese_readme_has_the_same_stops_and_only_commands_of_the_english_one() -> None:
+    assert set(re.findall(r"`((?:data|model|training)\.[a-z_]+\.\w+)`", CHINESE)) <= set(SYMBOLS)
+    commands = [line for line in CHINESE.splitlines() if line.startswith("    ") and "#" not in line]
+    assert commands and set(commands) <= set(README.splitlines())
 
 
 def test_there_are_six_stops_and_commands() -> None:
