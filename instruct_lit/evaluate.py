@@ -193,12 +193,17 @@ def leak_report(
     from instruct_lit.evaluation.metrics import score
 
     near = config.leaks.near if config.leaks.near is not None else find_spec("datasketch") is not None
-    leaks = find_leaks(training, [question(row) for row in rows], near)
+    items = [question(row) for row in rows]
+    leaks = find_leaks(training, items, near)
     for leak in leaks:
         rows[leak.item]["leak"] = leak.kind
+    texts = [" ".join(items[leak.item].split())[:100] for leak in leaks]
+    listed = [
+        {**leak.as_record(), "id": rows[leak.item]["id"], "text": text} for leak, text in zip(leaks, texts, strict=True)
+    ]
     clean = [row for row in rows if "leak" not in row]
     return {
-        "near": near, "n": len(leaks), "n_rows": len(rows), "items": [leak.as_record() for leak in leaks],
+        "near": near, "n": len(leaks), "n_rows": len(rows), "items": listed,
         "metrics_without": score(clean, metrics, config.seed) if clean else {},
     }  # fmt: skip
 

@@ -10,26 +10,32 @@ from instruct_lit.evaluation.categories import lines
 from instruct_lit.evaluation.metrics import HIGHER_IS_BETTER, Row
 
 MAX_ROWS = 300
+MAX_LEAKS = 5  # listed in the terminal; the file has all
 
 
 def print_scores(evaluation: Mapping[str, Any]) -> None:
     """Print means with their intervals, and the first metric and the loss by category."""
-    table = _table("", "mean", "95 % interval", "n")
+    leaks = evaluation.get("leaks")
+    without = leaks["metrics_without"] if leaks and leaks["n"] else {}
+    table = _table("", "mean", "95 % interval", "n", *(["without leaks"] if without else []))
     for name, value in lines(evaluation):
-        table.add_row(name, f"{value['mean']:.3f}", f"{value['low']:.3f} to {value['high']:.3f}", str(value["n"]))
+        span = f"{value['low']:.3f} to {value['high']:.3f}"
+        clean = [f"{without[name]['mean']:.3f}"] if name in without else []
+        table.add_row(name, f"{value['mean']:.3f}", span, str(value["n"]), *clean)
     _print(table)
 
 
 def print_leaks(leaks: Mapping[str, Any] | None) -> None:
-    """Print how many answered examples were in the training data, and the scores without them."""
+    """Print how many answered examples were in the training data, and the first of them."""
     if leaks is None:
         return
     kinds = ", ".join(f"{kind} {n}" for kind, n in leak_counts(leaks).items()) or "none"
     looked = "exact, near-duplicates and 13-word overlap" if leaks["near"] else "exact and 13-word overlap"
     _print(f"leaks ({looked}): {leaks['n']} of {leaks['n_rows']} examples were in the training data ({kinds})")
-    if leaks["n"]:
-        for name, value in leaks["metrics_without"].items():
-            _print(f"  {name} without them {value['mean']:.3f} (n {value['n']})")
+    for item in leaks["items"][:MAX_LEAKS]:
+        _print(f"  {item['kind']} ({item['similarity']:.2f}): {item['text']}")
+    if leaks["n"] > MAX_LEAKS:
+        _print(f"  and {leaks['n'] - MAX_LEAKS} more, in evaluation.json")
 
 
 def leak_counts(leaks: Mapping[str, Any]) -> dict[str, int]:

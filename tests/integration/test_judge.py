@@ -127,6 +127,8 @@ def test_leaks_are_told_before_the_scores(folder: Path, command: Callable) -> No
     assert found["n"] == 2 and [item["kind"] for item in found["items"]] == ["exact", "exact"]
     assert found["metrics_without"]["exact_match"]["mean"] == 0.25 and found["metrics_without"]["exact_match"]["n"] == 4
     assert done.stdout.index("2 of 6 examples were in the training data (exact 2)") < done.stdout.index("95 % interval")
+    assert "exact (1.00): Say 1." in done.stdout and "without leaks" in done.stdout
+    assert [item["text"] for item in found["items"]] == ["Say 0.", "Say 1."]
     assert "in the training data: exact" in (folder / "out" / "report.html").read_text()
 
 
