@@ -21,7 +21,8 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from instruct_lit.errors import InstructLitError
+from instruct_lit import trial
+from instruct_lit.errors import InstructLitError, TrialPruned
 
 PACKAGE = Path(__file__).resolve().parent
 # In a checkout conf/ lies beside the package, in an installed wheel inside it.
@@ -31,9 +32,12 @@ CONF = PACKAGE.parent / "conf" if (PACKAGE.parent / "pyproject.toml").exists() e
 def run_command(config_name: str, schema: type, verb: Callable[[Any], Any]) -> None:
     """Compose the configuration of one command from the command line and run its verb; the body of an entry point.
 
-    Errors that the user can mend are printed as one message and end the process with status 2.
+    Errors that the user can mend are printed as one message and end the process with status 2. Under `--multirun`
+    every run is a process of its own (`instruct_lit.trial`).
     """
     import hydra
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
 
     register(config_name, schema)
     # Without this Hydra prints errors itself, cut short and with advice that does not help here.
@@ -42,7 +46,17 @@ def run_command(config_name: str, schema: type, verb: Callable[[Any], Any]) -> N
     @functools.wraps(verb)
     def guarded(config: DictConfig) -> Any:
         with _one_message(config_name):  # here too, before Hydra adds a line of its own
-            return verb(config)
+            if HydraConfig.get().mode == RunMode.MULTIRUN:
+                return trial.run_trial(config_name, HydraConfig.get())
+            result = verb(config)
+            if is_trial:
+                trial.tell_result(result)
+            return result
+
+    # The processes that a trial starts for other devices find this variable too; the first of them speaks for all.
+    is_trial = trial.FOLDER_VARIABLE in os.environ and int(os.environ.get("LOCAL_RANK", 0)) == 0
+    if is_trial:
+        trial.follow_the_sweep()
 
     with _one_message(config_name):
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(guarded)()
@@ -70,13 +84,15 @@ def _one_message(config_name: str) -> Iterator[None]:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         _exit_with(f"{error.filename or 'paths.outputs'}: {error.strerror}; what was written before is intact")
+    except TrialPruned as pruned:
+        _exit_with(str(pruned), trial.PRUNED)
     except KeyboardInterrupt:
-        sys.exit(130)
+        sys.exit(trial.INTERRUPTED)
 
 
-def _exit_with(message: str) -> None:
-    print(f"error: {message}", file=sys.stderr)
-    sys.exit(2)
+def _exit_with(message: str, status: int = 2) -> None:
+    print(f"error: {message}" if status == 2 else message, file=sys.stderr)
+    sys.exit(status)
 
 
 def _cache_dir() -> str:
@@ -94,6 +110,9 @@ def _explain(error: Exception, config_name: str) -> str:
     if cause is not None and str(cause) not in str(error):
         lines += [line.strip() for line in str(cause).splitlines() if line.strip()]
     message = "\n  ".join(line for line in lines if not line.startswith(_NOISE))
+    plugin = re.search(r"hydra/(?:launcher|sweeper)/(\w+)'", message)
+    if plugin:
+        message += f"\n  is it installed? pip install 'instruct-lit[{'ray' if plugin.group(1) == 'ray' else 'sweep'}]'"
     match = re.search(r"[Kk]ey '([^']+)'", str(cause or error)) or re.search(r"[Kk]ey '([^']+)'", str(error))
     full_key = re.search(r"full_key: (\S+)", str(cause or error)) or re.search(r"override '?([\w.@/]+)", str(error))
     if match and full_key:

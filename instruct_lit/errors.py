@@ -25,6 +25,10 @@ class DownloadError(InstructLitError):
     """A file could not be fetched, or what came is not what was expected."""
 
 
+class TrialPruned(Exception):
+    """A trial of a sweep is hopeless and was ended; not a failure."""
+
+
 class CheckpointError(InstructLitError):
     """Weights, a bundle or a training checkpoint are missing, damaged, or belong to something else."""
 

@@ -1,0 +1,206 @@
+"""A Hydra sweeper that asks Optuna for the next trials: TPE, pruning, a storage that several sweepers may share.
+
+(The sweeper that Hydra offers, hydra-optuna-sweeper, wants an Optuna below 3.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
+from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf
+
+from instruct_lit.errors import ConfigError
+from instruct_lit.trial import is_held, read_record
+
+ConfigStore.instance().store(
+    group="hydra/sweeper",
+    name="optuna",
+    node={
+        "_target_": "hydra_plugins.instruct_lit_optuna.optuna_sweeper.OptunaSweeper",
+        "study_name": "study",
+        "storage": None,
+        "n_trials": 20,
+        "n_jobs": 1,
+        "direction": "minimize",
+        "sampler": "tpe",
+        "pruner": "median",
+        "n_startup_trials": 5,
+        "n_warmup_steps": 0,
+        "seed": 0,
+        "params": {},
+    },
+    provider="instruct_lit_optuna",
+)
+SAMPLERS, PRUNERS = ("tpe", "random"), ("median", "hyperband", "none")
+Direction = Literal["minimize", "maximize"]
+FOLDER = "folder"  # user attribute of a trial: where it runs
+
+
+class OptunaSweeper(Sweeper):
+    """Runs trials until the study has `n_trials`, `n_jobs` at a time; a study that exists is continued.
+
+    `params` (and overrides of the command line) say what is searched, in Hydra's grammar: `interval(a, b)`,
+    `range(a, b)`, `choice(x, y)` or `x,y`, and `tag(log, interval(a, b))` for a logarithmic scale.
+    """
+
+    def __init__(
+        self, study_name: str, storage: str | None, n_trials: int, n_jobs: int, direction: Direction, sampler: str,
+        pruner: str, n_startup_trials: int, n_warmup_steps: int, seed: int, params: dict[str, str] | None,
+    ) -> None:  # fmt: skip
+        self.study_name, self.storage, self.direction, self.seed = study_name, storage, direction, seed
+        self.n_trials, self.n_jobs, self.params = n_trials, n_jobs, params or {}
+        self.sampler, self.pruner = sampler, pruner
+        self.n_startup_trials, self.n_warmup_steps = n_startup_trials, n_warmup_steps
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        from hydra.core.plugins import Plugins
+
+        self.context: HydraContext = hydra_context
+        self.settings: DictConfig = config
+        self.hydra_context, self.config = hydra_context, config  # for `validate_batch_is_legal`
+        self.jobs: Launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def _check(self) -> None:
+        """Raise ConfigError for an impossible setting (Hydra would wrap it if it came from the constructor)."""
+        choices = (("sampler", SAMPLERS), ("pruner", PRUNERS), ("direction", ("minimize", "maximize")))
+        for key, allowed in choices:
+            if getattr(self, key) not in allowed:
+                raise ConfigError(f"hydra.sweeper.{key}={getattr(self, key)}: allowed are {', '.join(allowed)}")
+        for key in ("n_trials", "n_jobs"):
+            if getattr(self, key) < 1:
+                raise ConfigError(f"hydra.sweeper.{key}={getattr(self, key)}: must be at least 1")
+
+    def sweep(self, arguments: list[str]) -> None:
+        self._check()
+        try:
+            import optuna
+        except ImportError as error:
+            raise ConfigError("sweep=optuna: Optuna is missing; pip install 'instruct-lit[sweep]'") from error
+
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        sweep_dir = Path(self.settings.hydra.sweep.dir).absolute()
+        sweep_dir.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(self.settings, sweep_dir / "multirun.yaml")
+        storage = self.storage or f"sqlite:///{sweep_dir / 'study.db'}"
+        fixed, space = self._search_space(arguments)
+        study = optuna.create_study(
+            study_name=self.study_name, storage=storage, direction=self.direction, load_if_exists=True,
+            sampler=self._sampler(), pruner=self.make_pruner(),
+        )  # fmt: skip
+        while True:
+            batch = self._next_trials(study, space, sweep_dir)
+            if not batch:
+                break
+            overrides = [self._overrides(trial, fixed, storage) for trial in batch]
+            self.validate_batch_is_legal(overrides)
+            self.jobs.launch(overrides, initial_job_idx=batch[0].number)
+            for trial in batch:
+                self._tell(study, trial, sweep_dir / str(trial.number))
+
+    def _search_space(self, arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
+        """Overrides that every trial has, and the distribution of each key that is searched."""
+        parser = OverridesParser.create(config_loader=self.context.config_loader)
+        given = parser.parse_overrides(arguments)
+        named = {override.get_key_element() for override in given}
+        params = [f"{key}={value}" for key, value in self.params.items() if key not in named]
+        fixed, space = [], {}
+        for override in [*given, *parser.parse_overrides(params)]:
+            if override.is_sweep_override():
+                space[override.get_key_element()] = distribution(override)
+            else:
+                fixed.append(f"{override.get_key_element()}={override.get_value_element_as_str()}")
+        if not space:
+            raise ConfigError(
+                "sweep=optuna: nothing is searched; give a key a range, as in "
+                "'optimizer.lr=tag(log,interval(1e-4,1e-2))', or set hydra.sweeper.params"
+            )
+        return fixed, space
+
+    def _next_trials(self, study: Any, space: dict[str, Any], sweep_dir: Path) -> list[Any]:
+        """Trials of this folder that were cut off, then new ones, as many as may still run."""
+        import optuna
+
+        running = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,))
+        cut_off = [
+            t for t in running
+            if t.user_attrs.get(FOLDER) == str(sweep_dir / str(t.number)) and not is_held(Path(t.user_attrs[FOLDER]))
+        ]  # fmt: skip
+        batch = [optuna.trial.Trial(study, t._trial_id) for t in cut_off[: self.n_jobs]]
+        n_left = self.n_trials - len(study.get_trials(deepcopy=False))
+        for _ in range(min(self.n_jobs - len(batch), n_left)):
+            trial = study.ask(space)
+            trial.set_user_attr(FOLDER, str(sweep_dir / str(trial.number)))
+            batch.append(trial)
+        return batch
+
+    def _overrides(self, trial: Any, fixed: Sequence[str], storage: str) -> list[str]:
+        overrides = [*fixed, *(f"{key}={value}" for key, value in trial.params.items())]
+        overrides.append(f"hydra.sweep.subdir={trial.number}")
+        callbacks = self.settings.get("callbacks")
+        if callbacks is not None and callbacks.get("pruning") is not None:
+            given = {"storage": f"'{storage}'", "study_name": f"'{self.study_name}'", "trial_number": trial.number}
+            overrides += [f"callbacks.pruning.{key}={value}" for key, value in given.items()]
+        return overrides
+
+    def _tell(self, study: Any, trial: Any, folder: Path) -> None:
+        from optuna.trial import TrialState
+
+        record = read_record(folder) or {"status": "failed", "reason": "the launcher did not run it", "value": None}
+        if record["reason"]:
+            trial.set_user_attr("reason", record["reason"])
+        if record["status"] == "completed" and record["value"] is not None:
+            study.tell(trial, record["value"])
+        elif record["status"] == "pruned":
+            study.tell(trial, state=TrialState.PRUNED)  # its value is the last one it reported
+        else:
+            study.tell(trial, state=TrialState.FAIL)
+
+    def _sampler(self) -> Any:
+        import optuna
+
+        if self.sampler == "random":
+            return optuna.samplers.RandomSampler(seed=self.seed)
+        # constant_liar keeps trials that run side by side apart
+        return optuna.samplers.TPESampler(
+            seed=self.seed, n_startup_trials=self.n_startup_trials, constant_liar=self.n_jobs > 1
+        )
+
+    def make_pruner(self) -> Any:
+        import optuna
+
+        if self.pruner == "none":
+            return optuna.pruners.NopPruner()
+        if self.pruner == "hyperband":
+            return optuna.pruners.HyperbandPruner()
+        return optuna.pruners.MedianPruner(self.n_startup_trials, self.n_warmup_steps)
+
+
+def distribution(override: Override) -> Any:
+    """The Optuna distribution that a sweep override stands for."""
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    value: Any = override.value()
+    log = "log" in getattr(value, "tags", set())
+    start: Any
+    if isinstance(value, IntervalSweep):
+        start, end = value.start, value.end
+        assert end is not None
+        if isinstance(start, int) and isinstance(end, int):
+            return IntDistribution(start, end, log=log)
+        return FloatDistribution(float(start), float(end), log=log)
+    if isinstance(value, RangeSweep):
+        start, stop, step = value.start or 0, value.stop or 0, value.step
+        if all(isinstance(number, int) for number in (start, stop, step)):
+            return IntDistribution(int(start), int(stop) - 1, log=log, step=int(step))
+        return FloatDistribution(float(start), float(stop), step=float(step))
+    return CategoricalDistribution(list(override.sweep_string_iterator()))

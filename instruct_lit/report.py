@@ -1,0 +1,76 @@
+"""python -m instruct_lit.report <multirun folder>: the trials of a sweep on one page, also while it is running."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra.experimental.callback import Callback
+from omegaconf import MISSING, OmegaConf
+
+from instruct_lit.config import run_command
+from instruct_lit.errors import ConfigError, InstructLitError
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+SMALLER_IS_BETTER = ("loss", "perplexity", "bits_per_byte")
+
+
+@dataclass
+class ReportConfig:
+    folder: str = MISSING
+    metric: str | None = None
+    direction: str | None = None
+    n_best: int = 3
+
+
+def report(config: DictConfig) -> None:
+    """Write the page of the sweep in `folder`."""
+    folder = Path(config.folder).expanduser()
+    if not folder.is_dir():
+        raise ConfigError(f"folder={folder}: no such folder (one of outputs/multirun, with a folder for each trial)")
+    if config.direction not in (None, "minimize", "maximize"):
+        raise ConfigError(f"direction={config.direction}: allowed are minimize, maximize")
+    if config.n_best < 1:
+        raise ConfigError(f"n_best={config.n_best}: must be at least 1")
+    print(write(folder, config.metric, config.direction, config.n_best))
+
+
+def write(folder: Path, metric: str | None = None, direction: str | None = None, n_best: int = 3) -> Path:
+    """Write the page; metric and direction are those of the sweep unless given."""
+    from instruct_lit.sweeps.page import write_page
+    from instruct_lit.sweeps.trials import read_trials
+
+    saved = folder / "multirun.yaml"
+    sweep = OmegaConf.load(saved) if saved.is_file() else OmegaConf.create()
+    metric = metric or OmegaConf.select(sweep, "optimized_metric") or "value"
+    direction = direction or OmegaConf.select(sweep, "hydra.sweeper.direction")
+    if direction is None:
+        direction = "minimize" if metric.endswith((*SMALLER_IS_BETTER, "value")) else "maximize"
+    return write_page(folder, read_trials(folder, direction == "maximize"), metric, direction == "maximize", n_best)
+
+
+class SweepReport(Callback):
+    """Writes the page when a sweep has ended, however it ended, and tells how many trials failed."""
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """Hydra calls it after the last trial."""
+        folder = Path(config.hydra.sweep.dir)
+        try:
+            print(f"report of the sweep: {write(folder)}")
+        except InstructLitError:  # nothing was run
+            return
+
+
+def main() -> None:
+    """Entry point of the command; the folder may stand alone, without its key."""
+    if len(sys.argv) > 1 and "=" not in sys.argv[1] and not sys.argv[1].startswith("-"):
+        sys.argv[1] = f"folder='{sys.argv[1]}'"
+    run_command("report", ReportConfig, report)
+
+
+if __name__ == "__main__":
+    main()

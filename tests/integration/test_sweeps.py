@@ -1,0 +1,151 @@
+"""Sweeps as a person starts them: grids, failures, continuation, Optuna with pruning, several at a time."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+LIGHT = ("metrics=[exact_match]", "by=[]", "hydra.sweep.dir=sweep")
+
+
+@pytest.fixture
+def answers(tmp_path: Path) -> Path:
+    """Files of answers: scoring them is the lightest command that can be swept."""
+    for name, response in (("good", "yes"), ("bad", "no")):
+        record = {"instruction": "a", "input": "", "output": "yes", "response": response}
+        (tmp_path / f"{name}.json").write_text(json.dumps([record]))
+    return tmp_path
+
+
+@pytest.fixture
+def start(cache: Path, tmp_path: Path) -> Callable[..., "subprocess.Popen[bytes]"]:
+    """Starts a sweep of trainings."""
+
+    def run(*overrides: str) -> "subprocess.Popen[bytes]":
+        with (tmp_path / "log").open("w") as log:
+            return subprocess.Popen(
+                [sys.executable, "-m", "instruct_lit.train", "-m", *overrides], cwd=tmp_path, stdout=log, stderr=log,
+                env={**os.environ, "INSTRUCT_LIT_CACHE": str(cache)},
+            )  # fmt: skip
+
+    return run
+
+
+def record_of(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "trial.json").read_text())
+
+
+def wait_for_rows(history: Path, n: int) -> None:
+    deadline = time.monotonic() + 200
+    while time.monotonic() < deadline and not (history.exists() and len(history.read_text().splitlines()) >= n):
+        time.sleep(0.01)
+
+
+def test_a_failing_trial_is_recorded_the_sweep_goes_on_and_nothing_runs_twice(command: Callable, answers: Path) -> None:
+    swept = ("responses=bad.json,missing.json,good.json", *LIGHT)
+    done = command("evaluate", "-m", *swept, cwd=answers)
+    records = [record_of(answers / "sweep" / str(n)) for n in range(3)]
+    assert [r["status"] for r in records] == ["completed", "failed", "completed"]
+    assert [r["value"] for r in records] == [0.0, None, 1.0]
+    assert records[1]["reason"] == "responses=missing.json: no such file"
+    assert "trial 1 (responses=missing.json): failed: responses=missing.json: no such file" in done.stdout
+    assert "report of the sweep: sweep/report.html" in done.stdout
+    assert "Traceback" not in done.stderr + done.stdout
+    before = (answers / "sweep" / "0" / "trial.json").stat().st_mtime_ns
+    (answers / "sweep" / "2" / "trial.json").unlink()  # as if it had not been reached
+    again = command("evaluate", "-m", *swept, cwd=answers)
+    assert "trial 0 (responses=bad.json): 0, done before" in again.stdout and "trial 2" in again.stdout
+    assert record_of(answers / "sweep" / "2")["value"] == 1.0
+    assert (answers / "sweep" / "0" / "trial.json").stat().st_mtime_ns == before
+    other = command("evaluate", "-m", "responses=good.json,bad.json", *LIGHT, cwd=answers, status=2)
+    assert "holds a trial with" in other.stderr and "give another hydra.sweep.dir" in other.stderr
+
+
+def test_joblib_runs_trials_side_by_side(command: Callable, answers: Path) -> None:
+    pytest.importorskip("joblib")
+    command("evaluate", "-m", "responses=good.json,bad.json", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2",
+            *LIGHT, cwd=answers)  # fmt: skip
+    assert [record_of(answers / "sweep" / str(n))["value"] for n in range(2)] == [1.0, 0.0]
+
+
+def test_the_report_command(command: Callable, answers: Path) -> None:
+    command("evaluate", "-m", "responses=good.json,bad.json", *LIGHT, cwd=answers)
+    (answers / "sweep" / "report.html").unlink()
+    assert "sweep/report.html" in command("report", "sweep", cwd=answers).stdout
+    assert "responses" in (answers / "sweep" / "report.html").read_text()
+    assert "no trial of a sweep in it" in command("report", "sweep/0", cwd=answers, status=2).stderr
+    assert "folder=nowhere: no such folder" in command("report", "nowhere", cwd=answers, status=2).stderr
+    assert "direction=up: allowed are" in command("report", "sweep", "direction=up", cwd=answers, status=2).stderr
+
+
+def test_optuna_says_what_is_wrong(command: Callable, small: tuple[str, ...], tmp_path: Path) -> None:
+    pytest.importorskip("optuna")
+    for overrides, message in (
+        (["hydra.sweeper.sampler=grid"], "hydra.sweeper.sampler=grid: allowed are tpe, random"),
+        (["hydra.sweeper.n_trials=0"], "hydra.sweeper.n_trials=0: must be at least 1"),
+    ):
+        done = command("train", *small, "sweep=optuna", *overrides, cwd=tmp_path, status=2)
+        assert message in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_optuna_prunes_records_failures_and_goes_on(command: Callable, small: tuple[str, ...], tmp_path: Path) -> None:
+    optuna = pytest.importorskip("optuna")
+    search = (
+        *small, "evaluate_base=false", "n_test_responses=2", "trainer.max_epochs=4", "sweep=optuna",
+        "hydra.sweeper.n_startup_trials=2", "hydra.sweeper.study_name=mine", "hydra.sweeper.params={}",
+        "optimizer.lr=tag(log,interval(1e-8,1e-2))", "model.dropout=0.0,0.1,2.0",
+    )  # fmt: skip
+    command("train", *search, "hydra.sweeper.n_trials=4", cwd=tmp_path)
+    folder = tmp_path / "outputs" / "multirun" / "mine"
+    command("train", *search, "hydra.sweeper.n_trials=12", "launcher=joblib", cwd=tmp_path)
+    study = optuna.load_study(study_name="mine", storage=f"sqlite:///{folder / 'study.db'}")
+    records = {t.number: record_of(folder / str(t.number)) for t in study.trials}
+    assert len(study.trials) == 12
+    for found in study.trials:
+        name = {"COMPLETE": "completed", "PRUNED": "pruned", "FAIL": "failed"}[found.state.name]
+        assert records[found.number]["status"] == name
+        if name == "failed":
+            assert "model.dropout=2.0: must be below 1" in found.user_attrs["reason"]
+        if name == "pruned":
+            assert "other trials of the study were better there" in records[found.number]["reason"]
+            assert len(found.intermediate_values) >= 1
+    assert {record["status"] for record in records.values()} == {"completed", "pruned", "failed"}
+    page = (folder / "report.html").read_text()
+    assert "Parallel coordinates" in page and "Importance" in page
+
+
+@pytest.mark.slow
+def test_an_interrupted_sweep_goes_on_where_it_was(
+    start: Callable, command: Callable, small: tuple[str, ...], small_run: Path, tmp_path: Path
+) -> None:
+    """Ctrl-C in the second trial; the same command finishes it, and it is the trial that it would have been."""
+    search = [*small, "seed=7,123", "trainer.max_epochs=2", "hydra.sweep.dir=sweep"]
+    process = start(*search)
+    wait_for_rows(tmp_path / "sweep" / "1" / "history.jsonl", 4)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(120) == 130
+    assert record_of(tmp_path / "sweep" / "1")["status"] == "interrupted"
+    command("train", "-m", *search, cwd=tmp_path)
+    alone = json.loads((small_run / "metrics.json").read_text())
+    swept = json.loads((tmp_path / "sweep" / "1" / "metrics.json").read_text())
+    assert swept["val/loss"] == pytest.approx(alone["val/loss"], rel=1e-6)
+    assert record_of(tmp_path / "sweep" / "1")["status"] == "completed"
+
+
+@pytest.mark.slow
+def test_a_killed_trial_does_not_end_the_sweep(start: Callable, small: tuple[str, ...], tmp_path: Path) -> None:
+    process = start(*small, "seed=1,2", "trainer.max_epochs=2", "evaluate_base=false", "hydra.sweep.dir=sweep")
+    wait_for_rows(tmp_path / "sweep" / "0" / "history.jsonl", 1)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(children[0]), signal.SIGKILL)
+    assert process.wait(200) == 0
+    assert record_of(tmp_path / "sweep" / "0")["reason"].startswith("killed by SIGKILL")
+    assert record_of(tmp_path / "sweep" / "1")["status"] == "completed"

@@ -1,0 +1,135 @@
+"""What a sweep's folder says: trials in order, parameters that differ, means over seeds, the page."""
+
+import json
+import re
+import sys
+from math import log10
+from pathlib import Path
+
+import pytest
+
+from instruct_lit.errors import ConfigError, DataError
+from instruct_lit.sweeps.charts import curves, parallel_coordinates, ticks
+from instruct_lit.sweeps.importance import importances
+from instruct_lit.sweeps.page import side_by_side, write_page
+from instruct_lit.sweeps.trials import by_setting, mean_and_interval, read_trials
+from instruct_lit.trial import is_held, locked, parameters
+
+
+def trial(
+    folder: Path,
+    number: int,
+    value: float | None,
+    status: str = "completed",
+    reason: str | None = None,
+    **given: object,
+) -> None:
+    run = folder / str(number)
+    run.mkdir(parents=True)
+    overrides = ["data=demo", "sweep=optuna", *(f"{k}={v}" for k, v in given.items())]
+    overrides.append(f"callbacks.pruning.trial_number={number}")
+    record = {"command": "train", "status": status, "value": value, "reason": reason, "seconds": 2.0}
+    (run / "trial.json").write_text(json.dumps({**record, "overrides": overrides}))
+    rows = [{"step": s, "val/loss": (value or 3) + 5 - s} for s in range(6)]
+    (run / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 6, "va')
+    if value is not None:
+        answers = [
+            {"id": 1, "instruction": "same", "input": "", "output": "yes", "response": "yes"},
+            {"id": 2, "instruction": "<b>other</b>", "input": "", "output": "no", "response": f"answer {number}"},
+        ]
+        (run / "responses.jsonl").write_text("".join(json.dumps(row) + "\n" for row in answers))
+        (run / "metrics.json").write_text(json.dumps({"test/loss": value + 0.5, "n_steps": 6}))
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> Path:
+    """Loss is (log10 lr + 3)², whatever the decay is; one trial failed and one was pruned."""
+    settings = [(lr, decay) for lr in (0.0001, 0.0003, 0.001, 0.003, 0.01) for decay in ("cosine", "linear")]
+    for number, (lr, decay) in enumerate(settings):
+        trial(tmp_path, number, round((log10(lr) + 3) ** 2 + 0.001 * (decay == "linear"), 6), lr=lr, decay=decay)
+    trial(tmp_path, 10, None, "failed", "killed by SIGKILL", lr=1.0, decay="linear")
+    trial(tmp_path, 11, None, "pruned", "pruned at step 4", lr=0.1, decay="cosine")
+    return tmp_path
+
+
+def test_trials_come_best_first_with_what_differs(sweep: Path) -> None:
+    trials = read_trials(sweep)
+    assert trials[0].parameters == {"lr": "0.001", "decay": "cosine"} and trials[0].value == 0
+    assert [t.status for t in trials[-2:]] == ["failed", "pruned"] and trials[-2].reason == "killed by SIGKILL"
+    assert trials[0].command == "python -m instruct_lit.train data=demo decay=cosine lr=0.001"
+    assert trials[0].curve[-1] == (5, 3.0)  # the half line of a killed trial is left out
+    assert read_trials(sweep, maximize=True)[0].value == max(t.value for t in trials if t.value is not None)
+    with pytest.raises(DataError, match="no trial of a sweep in it"):
+        read_trials(sweep / "0")
+
+
+def test_the_mean_over_seeds_has_students_interval(tmp_path: Path) -> None:
+    assert mean_and_interval([3.0]) == (3.0, None)
+    mean, half = mean_and_interval([1.0, 2.0, 3.0])
+    assert mean == 2 and half == pytest.approx(4.303 / 3**0.5)
+    for number, (lr, seed, value) in enumerate([(1, 1, 2.0), (1, 2, 4.0), (2, 1, 1.0), (2, 2, 2.0)]):
+        trial(tmp_path, number, value, lr=lr, seed=seed)
+    settings = by_setting(read_trials(tmp_path))
+    assert [(s.parameters, s.mean, len(s.values)) for s in settings] == [({"lr": "2"}, 1.5, 2), ({"lr": "1"}, 3.0, 2)]
+    assert [s.mean for s in by_setting(read_trials(tmp_path), maximize=True)] == [3.0, 1.5]
+
+
+def test_importance_goes_to_the_parameter_that_matters(sweep: Path) -> None:
+    pytest.importorskip("optuna")
+    shares = importances(read_trials(sweep))
+    assert list(shares) == ["lr", "decay"] and shares["lr"] > 0.9 and sum(shares.values()) == pytest.approx(1)
+    assert importances(read_trials(sweep)[-3:]) == {}
+
+
+def test_a_missing_extra_is_named(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(ConfigError, match=r"pip install 'instruct-lit\[sweep\]'"):
+        importances(read_trials(sweep))
+    assert "instruct-lit[sweep]" in write_page(sweep, read_trials(sweep), "val/loss", False).read_text()
+
+
+def test_the_page_is_self_contained_and_has_everything(sweep: Path) -> None:
+    page = write_page(sweep, read_trials(sweep), "val/loss", False).read_text()
+    assert "10 completed, 1 pruned, 1 failed" in page and "killed by SIGKILL" in page
+    assert "python -m instruct_lit.train data=demo decay=cosine lr=0.001" in page
+    assert "&lt;b&gt;other" in page and "<b>other" not in page
+    assert page.count("<polyline") == 12 + 10  # all curves; the trials with a value on the parallel axes
+    assert not re.search(r"(src|href)=", page)
+    found = json.loads((sweep / "trials.json").read_text())
+    assert found["trials"][0]["parameters"]["lr"] == "0.001"
+
+
+def test_answers_side_by_side_begin_with_those_that_differ(sweep: Path) -> None:
+    best = read_trials(sweep)[:2]
+    rows = side_by_side(best)
+    assert [row["example"]["id"] for row in rows] == [2, 1]
+    assert rows[0]["answers"] == [(f"answer {t.number}", False) for t in best] and rows[1]["answers"][0] == (
+        "yes",
+        True,
+    )
+
+
+def test_charts_of_little_are_empty_and_of_constants_possible(tmp_path: Path) -> None:
+    trial(tmp_path, 0, 1.0, lr=1)
+    one = read_trials(tmp_path)
+    assert parallel_coordinates(one, "val/loss") == "" and "polyline" in curves(one)
+    trial(tmp_path, 1, 1.0, lr=2)
+    assert "polyline" in parallel_coordinates(read_trials(tmp_path), "val/loss")
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "log", "wanted"),
+    [(0, 10, False, [0, 2, 4, 6, 8, 10]), (0.1, 10, True, [0.1, 0.2, 0.5, 1, 2, 5, 10]), (3, 3, False, [3])],
+)
+def test_ticks_are_round(low: float, high: float, log: bool, wanted: list[float]) -> None:
+    assert ticks(low, high, log) == pytest.approx(wanted)
+
+
+def test_a_trial_is_held_by_one_process(tmp_path: Path) -> None:
+    assert not is_held(tmp_path)
+    with locked(tmp_path):
+        assert is_held(tmp_path)
+        with pytest.raises(ConfigError, match="another process runs this trial"), locked(tmp_path):
+            pass
+    assert not is_held(tmp_path)
+    assert parameters(["b=1", "++callbacks.pruning.storage=x", "a=2"]) == ["a=2", "b=1"]
