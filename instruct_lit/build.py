@@ -144,18 +144,25 @@ def answer_split(
     n_responses: int | None,
     title: str,
     kept: KeptAnswers | None = None,
+    trainer: Trainer | None = None,
 ) -> list[dict[str, Any]]:
-    """The model's answers to the first `n_responses` examples of a split, with a progress bar."""
+    """The model's answers to the first `n_responses` examples of a split, with a progress bar.
+
+    Over several ranks of `trainer` each answers its share, and all get all answers.
+    """
     from tqdm import tqdm
 
     from instruct_lit.evaluation.responses import answer
     from instruct_lit.generation.engine import Engine
+    from instruct_lit.training.distributed import gathered, share_of
 
     store, indices = data.examples_of(split)
-    examples = [(int(i), store.example(i), store[i].prompt_ids) for i in indices[:n_responses]]
+    examples = [
+        (int(i), store.example(i), store[i].prompt_ids) for i in share_of(trainer, indices[:n_responses].tolist())
+    ]
     with tqdm(total=len(examples), desc=title, unit="answer", dynamic_ncols=True, file=sys.stdout) as bar:
         engine = Engine(model, data.tokenizer, config.generation.max_rows)
-        return answer(engine, data.template, examples, sampling_of(config), bar.update, kept)
+        return gathered(trainer, answer(engine, data.template, examples, sampling_of(config), bar.update, kept))
 
 
 def need(module: str, extra: str, key: str) -> None:

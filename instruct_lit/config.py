@@ -91,7 +91,8 @@ def _one_message(config_name: str) -> Iterator[None]:
 
 
 def _exit_with(message: str, status: int = 2) -> None:
-    print(f"error: {message}" if status == 2 else message, file=sys.stderr)
+    line = "\n" if trial.FOLDER_VARIABLE in os.environ else ""  # in a log, a progress bar may stand before it
+    print(line + (f"error: {message}" if status == 2 else message), file=sys.stderr)
     sys.exit(status)
 
 

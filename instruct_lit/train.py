@@ -32,7 +32,6 @@ def train(config: DictConfig) -> float | None:
 
     check_train(config)
     run_dir = Path(HydraConfig.get().runtime.output_dir)
-    (run_dir / "config.yaml").write_text(OmegaConf.to_yaml(config, resolve=True))
 
     from lightning import seed_everything
 
@@ -42,6 +41,7 @@ def train(config: DictConfig) -> float | None:
     from instruct_lit.provenance import provenance, write_provenance
     from instruct_lit.training.callbacks import History, Progress
     from instruct_lit.training.checkpoint import find_checkpoint, identity_of, load_weights
+    from instruct_lit.training.distributed import first_rank_first, leave_others, silence_others
     from instruct_lit.training.failures import explained_memory
     from instruct_lit.training.hardware import PeakMemory, keep_freed_memory, matrix_rate
     from instruct_lit.training.module import InstructionTuner
@@ -50,26 +50,33 @@ def train(config: DictConfig) -> float | None:
     start = time.perf_counter()
     build.check_targets(config)
     build.check_adapter(config)
-    named = any(override.startswith("hydra.run.dir=") for override in HydraConfig.get().overrides.hydra)
-    checkpoint = find_checkpoint(config.ckpt_path, run_dir, own_only=named) if config.ckpt_path else None
     keep_freed_memory()
     seed_everything(config.seed, workers=True, verbose=False)
     best = OmegaConf.select(config, "callbacks.best_checkpoint") or {}
-    if checkpoint is None:  # a run that was ended before its first checkpoint begins again
-        (run_dir / "history.jsonl").unlink(missing_ok=True)
     history = History(run_dir / "history.jsonl", best.get("monitor", "val/loss"), best.get("mode", "min"))
     trainer = build.trainer_of(config, [history, Progress(history)])
-    tokenizer, template = build.language_of(config)
-    model = build.model_of(config)
+    silence_others(trainer)
+    checkpoint = None
+    if trainer.is_global_zero:
+        (run_dir / "config.yaml").write_text(OmegaConf.to_yaml(config, resolve=True))
+        named = any(override.startswith("hydra.run.dir=") for override in HydraConfig.get().overrides.hydra)
+        checkpoint = find_checkpoint(config.ckpt_path, run_dir, own_only=named) if config.ckpt_path else None
+        if checkpoint is None:  # a run that was ended before its first checkpoint begins again
+            history.path.unlink(missing_ok=True)
+    with first_rank_first(trainer):
+        tokenizer, template = build.language_of(config)
+        model = build.model_of(config)
+        data = build.data_of(config, template, tokenizer, model.config.context_length)
+        data.prepare_data()
+    checkpoint = trainer.strategy.broadcast(checkpoint)
     adapter = build.adapt(config, model)
-    data = build.data_of(config, template, tokenizer, model.config.context_length)
     tuner = InstructionTuner(model, *build.optimization_of(config), neftune_alpha=config.neftune_alpha)
     memory = PeakMemory(trainer.strategy.root_device.type)
 
-    data.prepare_data()
     data.setup()
     check_parts(data)
-    data.split.save(run_dir / "split.json")
+    if trainer.is_global_zero:
+        data.split.save(run_dir / "split.json")
     tuner.identity = identity_of(model, data, trainer)
     command = ["python", "-m", "instruct_lit.train", *sys.argv[1:]]
     known = {"name": config.data.name, "licence": config.data.licence, "fingerprint": data.fingerprint}
@@ -91,7 +98,13 @@ def train(config: DictConfig) -> float | None:
         if config.evaluate_base:
             base = {**trainer.validate(tuner, data, verbose=False)[0], **trainer.test(tuner, data, verbose=False)[0]}
             base_rows = build.answer_split(
-                config, model, data, "test", config.n_test_responses, "answers before fine-tuning"
+                config,
+                model,
+                data,
+                "test",
+                config.n_test_responses,
+                "answers before fine-tuning",
+                trainer=trainer,
             )
             if base_rows:
                 base["test/exact_match"] = exact_match(base_rows)
@@ -101,6 +114,7 @@ def train(config: DictConfig) -> float | None:
                 trainer.fit(tuner, data, ckpt_path=checkpoint, weights_only=True)
         except SystemExit:  # how Lightning ends after Ctrl-C
             interrupted = True
+            leave_others(trainer)
         best_checkpoint = run_dir / "checkpoints" / "best.ckpt"
         if best_checkpoint.is_file():
             load_weights(best_checkpoint, tuner)
@@ -109,7 +123,7 @@ def train(config: DictConfig) -> float | None:
             "best_step": history.best_step,
             "stopped_early": stopped_early(trainer),
             "train/tokens": tuner.tokens_seen,
-            **history.figures(model, matrix_rate(tuner.device, trainer.precision)),
+            **history.figures(model, trainer.world_size * matrix_rate(tuner.device, trainer.precision)),
         }
         if history.best_step:
             metrics["val/loss"] = history.best_loss
@@ -119,11 +133,16 @@ def train(config: DictConfig) -> float | None:
     if not interrupted:
         metrics |= trainer.validate(tuner, data, verbose=False)[0]
         metrics |= trainer.test(tuner, data, verbose=False)[0]
-        rows = build.answer_split(config, model, data, "test", config.n_test_responses, "answers to the test set")
+        rows = build.answer_split(
+            config, model, data, "test", config.n_test_responses, "answers to the test set", trainer=trainer
+        )
         if rows:
             metrics["test/exact_match"] = exact_match(rows)
         for row, before in zip(rows, base_rows, strict=False):
             row["base_response"] = before["response"]
+    if not trainer.is_global_zero:
+        return None
+    if not interrupted:
         write_jsonl(run_dir / "responses.jsonl", rows)
     metrics |= {"interrupted": interrupted, "peak_memory_bytes": memory.read(), "seconds": time.perf_counter() - start}
     (run_dir / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")

@@ -20,6 +20,7 @@ from instruct_lit.data.collate import Batch
 from instruct_lit.generation.engine import Engine
 from instruct_lit.generation.sampling import SamplingSettings
 from instruct_lit.model.causal import CausalLM
+from instruct_lit.training.distributed import sum_over_ranks
 
 
 class History(Callback):
@@ -79,9 +80,11 @@ class History(Callback):
         assert self._batch_start is not None
         self._batch_end = time.perf_counter()
         self.training_s += self._batch_end - self._batch_start
-        self.n_tokens += batch.n_tokens
-        self.n_supervised += batch.n_supervised
-        self.n_positions += batch.input_ids.numel()
+        mine = (batch.n_tokens, batch.n_supervised, batch.input_ids.numel())
+        n_tokens, n_supervised, n_positions = sum_over_ranks(trainer, mine)
+        self.n_tokens += n_tokens
+        self.n_supervised += n_supervised
+        self.n_positions += n_positions
         every = trainer.log_every_n_steps  # type: ignore[attr-defined]
         stepped = not trainer.fit_loop.epoch_loop._should_accumulate()
         if stepped and trainer.global_step % every == 0 and "train/loss" in trainer.callback_metrics:
