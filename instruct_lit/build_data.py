@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ def data_of(config: DictConfig, template: Template, tokenizer: Tokenizer, contex
     """The data module, its length bounded by the model's context."""
     from instruct_lit.data.datamodule import InstructionData
     from instruct_lit.data.sources import FileSource
+    from instruct_lit.data.streamed import StreamedData
 
     data = config.data
     max_length = data.max_length or context_length
@@ -41,8 +43,14 @@ def data_of(config: DictConfig, template: Template, tokenizer: Tokenizer, contex
     }
     sources = {node.name: build(node.source, f"{key}.source") for key, node in source_nodes(config).items()}
     keys = ("seed", "batch_size", "eval_batch_size", "mask_prompt", "loss_on", "on_long", "pad_to", "n_workers")
-    return InstructionData(
-        sources if data.sets else sources[data.name],
+    source = sources if data.sets else sources[data.name]
+    module: Any = InstructionData
+    if data.streaming:
+        if not hasattr(source, "shards"):
+            raise ConfigError(f"data.streaming=true: data={data.name} is no set of files that could be streamed")
+        module = partial(StreamedData, shuffle_buffer=data.shuffle_buffer)
+    return module(
+        source,
         template,
         tokenizer,
         Path(config.paths.cache),

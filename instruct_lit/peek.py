@@ -52,6 +52,8 @@ class PeekConfig:
 def check_peek(config: Any) -> None:
     """Raise one ConfigError that lists every impossible value."""
     problems = check_values(config) + check_data(config.data)
+    if config.data.streaming:
+        problems.append("data.streaming=true: peek looks at stored data; leave it out, or give one file of the set")
     if config.split not in ("train", "val", "test"):
         problems.append(f"split={config.split}: allowed are train, val, test")
     if config.run is not None and not Path(config.run).expanduser().is_dir():

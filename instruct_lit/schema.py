@@ -60,6 +60,8 @@ class DataConfig:
     format: str = "auto"
     on_bad_record: str = "error"
     split: Any = MISSING
+    streaming: bool = False
+    shuffle_buffer: int = 10000
     seed: int = MISSING
     batch_size: int = 8
     eval_batch_size: int | None = None
@@ -179,6 +181,7 @@ CHOICES = {
 }
 AT_LEAST = {
     "data.batch_size": 1,
+    "data.shuffle_buffer": 1,
     "data.n_workers": 0,
     "batching.pad_to_multiple_of": 1,
     "generation.max_new_tokens": 1,
@@ -229,6 +232,26 @@ def check_data(data: Any) -> list[str]:
         for path in value if isinstance(value, ListConfig) else [value]:
             if path is not None and not Path(path).expanduser().exists():
                 problems.append(f"{key}={path}: no such file or folder")
+    if data.streaming:
+        problems += _problems_of_stream(data)
+    return problems
+
+
+def _problems_of_stream(data: Any) -> list[str]:
+    """What needs to know a whole set, and so cannot go with a stream."""
+    problems = []
+    if data.sets:
+        problems.append("data.streaming=true: a mixture cannot be streamed (data.sets)")
+    if data.keep_together == "near_duplicates" or "near_duplicates" in (data.filters or {}):
+        problems.append("data.streaming=true: near-duplicates are not known in a stream; same_prompt is")
+    split = data.split if isinstance(data.split, DictConfig) else {}
+    for name in ("val", "test"):
+        n = split.get(name)
+        if data[f"{name}_path"] is None and not (isinstance(n, int | float) and n >= 1 and n == int(n)):
+            problems.append(
+                f"data.split.{name}={n}: a stream has no length, so give a count (data.split={{val: 500, test: 500}}), "
+                f"or data.{name}_path"
+            )
     return problems
 
 
@@ -277,6 +300,8 @@ def check_train(config: Any) -> None:
     if config.ckpt_path and config.ckpt_path != "last" and not Path(config.ckpt_path).exists():
         problems.append(f"ckpt_path={config.ckpt_path}: no such checkpoint or run folder")
     problems += check_data(data)
+    if data.streaming:
+        problems += _problems_of_streamed_training(config)
     if problems:
         raise ConfigError("\n  ".join(problems))
 
@@ -296,6 +321,23 @@ def _problems_of_adapter(config: Any) -> list[str]:
         problems.append("adapter.merge=false: nobody else has the base of model.pretrained=false")
     if not adapter.merge and config.model.gguf_file:
         problems.append("adapter.merge=false: peft could not open its base, a GGUF file; merge, or save the base first")
+    return problems
+
+
+def _problems_of_streamed_training(config: Any) -> list[str]:
+    """What the trainer must be told since a stream has no length."""
+    problems = []
+    max_steps, interval = config.trainer.get("max_steps"), config.trainer.get("val_check_interval")
+    no_length = "a stream has no length, so give a number of"
+    if max_steps is None or max_steps < 1:
+        problems.append(f"trainer.max_steps={max_steps}: {no_length} steps")
+    if not isinstance(interval, int):
+        problems.append(f"trainer.val_check_interval={interval}: {no_length} batches")
+    if config.batching.grouping != "none":
+        problems.append(
+            f"batching.grouping={config.batching.grouping}: lengths are not known in a stream; use batching=packed or "
+            "batching=padded"
+        )
     return problems
 
 

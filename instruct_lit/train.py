@@ -144,6 +144,7 @@ def train(config: DictConfig) -> float | None:
         return None
     if not interrupted:
         write_jsonl(run_dir / "responses.jsonl", rows)
+    metrics |= data.counts  # of a stream it is known only now what was read
     metrics |= {"interrupted": interrupted, "peak_memory_bytes": memory.read(), "seconds": time.perf_counter() - start}
     (run_dir / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
     generation = {str(key): value for key, value in config.generation.items() if key != "max_rows"}

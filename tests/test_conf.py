@@ -19,6 +19,7 @@ GROUPS = sorted(p.relative_to(CONF).with_suffix("") for p in CONF.glob("*/*.yaml
 NEEDS = {  # what a person must give with it
     "data/files": ["data.path=records.json"],
     "data/hf": ["data.source.repo=owner/name"],
+    "data/hf_stream": ["data.source.repo=owner/name", "trainer.max_steps=9", "trainer.val_check_interval=3"],
     "data/mixture": ["data.sets={demo: {repeats: 2}, mine: {path: records.json}}"],
     "template/file": ["template.path=template.jinja"],
     "template/chat": ["model=hf", "model.path=owner/name"],

@@ -266,6 +266,9 @@ class InstructionData(LightningDataModule):
             lambda: {"n_bad_records": source.n_skipped, "n_duplicates": unique.n_dropped, **examples.counts},
         )
 
+    def _fingerprint_of(self, source: Source) -> str:
+        return source.fingerprint()
+
     def _filters_of(self, source: Source) -> list[Filter]:
         return self.filters if source in self.sets.values() else []
 
@@ -276,7 +279,7 @@ class InstructionData(LightningDataModule):
         """What the encoded examples of a source depend on."""
         return {
             "version": STORE_VERSION,
-            "source": source.fingerprint(),
+            "source": self._fingerprint_of(source),
             "template": [self.template.text, self.template.next_turn and self.template.next_turn.text],
             "tokenizer": self.tokenizer.fingerprint,
             "max_length": self.max_length,

@@ -5,12 +5,28 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from instruct_lit.data.download import fetch, fetch_data_set
 from instruct_lit.data.example import Example
 from instruct_lit.data.formats import Format, to_example
 from instruct_lit.data.parse import READERS, OnBadRecord, read_records
 from instruct_lit.errors import DataError
+
+
+def parsed(
+    records: Iterable[tuple[str, Any]], columns: Mapping[str, str] | None, format: Format, on_bad_record: OnBadRecord
+) -> Iterator[Example | None]:
+    """Examples of records with their places; None for a bad one that is skipped."""
+    for place, record in records:
+        try:
+            if isinstance(record, DataError):
+                raise record
+            yield to_example(record, place, columns, format)
+        except DataError:
+            if on_bad_record == "error":
+                raise
+            yield None
 
 
 class FileSource:
@@ -59,18 +75,28 @@ class FileSource:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
         return digest.hexdigest()[:16]
 
+    def quick_fingerprint(self) -> str:
+        """Sum over names and sizes of the files and the way they are read, for sets too big to be read for it."""
+        facts = [f"{self.columns} {self.on_bad_record} {self.format}"]
+        facts += [f"{path.name} {path.stat().st_size}" for path in self.files()]
+        return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:16]
+
     def __iter__(self) -> Iterator[Example]:
         self.n_skipped = 0
         for path in self.files():
-            for place, record in read_records(path):
-                try:
-                    if isinstance(record, DataError):
-                        raise record
-                    yield to_example(record, place, self.columns, self.format)
-                except DataError:
-                    if self.on_bad_record == "error":
-                        raise
+            for example in self.read(path):
+                if example is None:
                     self.n_skipped += 1
+                else:
+                    yield example
+
+    def shards(self) -> list[Path]:
+        """The parts of the set that can be read apart: its files."""
+        return self.files()
+
+    def read(self, shard: Path) -> Iterator[Example | None]:
+        """The examples of one file; None for a bad record that is skipped."""
+        yield from parsed(read_records(shard), self.columns, self.format, self.on_bad_record)
 
 
 class UrlSource(FileSource):

@@ -5,13 +5,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hydra import compose, initialize_config_dir
+
+from instruct_lit.config import CONF, register
+from instruct_lit.errors import ConfigError
+from instruct_lit.schema import TrainConfig, check_train
 
 TURNS = [["one", "two", "three"], ["four", "five"], ["six"]]
 
 
-def write_talks(path: Path, n: int) -> None:
+def write_talks(path: Path, n: int, first: int = 0) -> None:
     with path.open("w") as file:
-        for i in range(n):
+        for i in range(first, first + n):
             turns = [
                 {"role": role, "content": f"{word} {i}"} for word in TURNS[i % 3] for role in ("user", "assistant")
             ]
@@ -56,3 +61,54 @@ def test_a_mixture_of_conversations_and_demo_with_filters(
 def test_bad_input_gives_one_message(overrides: list[str], message: str, command: Callable, tmp_path: Path) -> None:
     done = command("train", *overrides, cwd=tmp_path, status=2)
     assert message in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_streamed_run_and_its_resume(command: Callable, small: tuple[str, ...], tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    for shard in range(3):
+        write_talks(tmp_path / "set" / f"{shard}.jsonl", 12, 12 * shard)
+    options = [o for o in small if not o.startswith(("data.source", "data.split"))]
+    stream = [
+        *options, "data=files", "data.path=set", "data.streaming=true", "data.split={val:4,test:3}", "data.shuffle_buffer=10",
+        "data.keep_together=nothing", "trainer.val_check_interval=2", "evaluate_base=false", "trainer.max_epochs=-1",
+        "callbacks.early_stopping=null",
+    ]  # fmt: skip
+    for arguments in (["6", "whole"], ["3", "half"], ["6", "rest", "ckpt_path=half"]):
+        command("train", *stream, f"trainer.max_steps={arguments[0]}", f"hydra.run.dir={arguments[1]}", *arguments[2:],
+                cwd=tmp_path)  # fmt: skip
+    losses = {}
+    for name in ("whole", "rest"):
+        rows = [json.loads(line) for line in (tmp_path / name / "history.jsonl").read_text().splitlines()]
+        losses[name] = {row["step"]: row["train/loss"] for row in rows if "train/loss" in row}
+    assert set(losses["whole"]) == set(range(1, 7))
+    assert losses["rest"] == pytest.approx(losses["whole"], rel=1e-6)
+    metrics = json.loads((tmp_path / "whole" / "metrics.json").read_text())
+    assert metrics["n_val"] == 4 and metrics["n_test"] == 3 and metrics["n_read"] > 30 and metrics["n_steps"] == 6
+    assert len((tmp_path / "whole" / "responses.jsonl").read_text().splitlines()) == 3
+
+
+@pytest.mark.parametrize(
+    ("overrides", "messages"),
+    [
+        ([], ["trainer.max_steps=-1: a stream has no length", "trainer.val_check_interval=0.25: a stream has no length",
+              "data.split.val=0.05: a stream has no length, so give a count"]),
+        (["batching=bucketed"], ["batching.grouping=length: lengths are not known in a stream"]),
+        (["data.keep_together=near_duplicates"], ["near-duplicates are not known in a stream"]),
+        (["data.filters={near_duplicates: {}}"], ["near-duplicates are not known in a stream"]),
+    ],
+)  # fmt: skip
+def test_what_a_stream_cannot_do_is_said(overrides: list[str], messages: list[str], tmp_path: Path) -> None:
+    register("train", TrainConfig)
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose("train", ["data=files", f"data.path={tmp_path}", "data.streaming=true", *overrides])
+    with pytest.raises(ConfigError) as caught:
+        check_train(config)
+    assert all(message in str(caught.value) for message in messages)
+
+
+def test_what_is_no_set_of_files_is_not_streamed(command: Callable, small: tuple[str, ...], tmp_path: Path) -> None:
+    done = command("train", "data.streaming=true", "data.split={val:4,test:3}", "trainer.max_steps=3",
+                   "trainer.val_check_interval=2", cwd=tmp_path, status=2)  # fmt: skip
+    assert "data.streaming=true: data=demo is no set of files that could be streamed" in done.stderr
+    done = command("peek", "data=hf_stream", "data.source.repo=a/b", cwd=tmp_path, status=2)
+    assert "data.streaming=true: peek looks at stored data" in done.stderr
