@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from instruct_lit.check_data import check_data
 from instruct_lit.config import CONF, run_command
 from instruct_lit.errors import ConfigError
 from instruct_lit.schema import (
@@ -17,7 +18,6 @@ from instruct_lit.schema import (
     ModelConfig,
     PathsConfig,
     TemplateConfig,
-    check_data,
     check_values,
 )
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 
+from instruct_lit.check_data import check_data, check_streamed_training
 from instruct_lit.errors import ConfigError
 
 
@@ -222,39 +223,6 @@ def check_values(config: DictConfig) -> list[str]:
     return problems
 
 
-def check_data(data: Any) -> list[str]:
-    """Problems of the data group."""
-    problems = []
-    places = {f"data.{key}": data[key] for key in ("path", "test_path", "val_path")}
-    for name, given in (data.sets or {}).items():
-        places[f"data.sets.{name}.path"] = given.get("path") if given is not None else None
-    for key, value in places.items():
-        for path in value if isinstance(value, ListConfig) else [value]:
-            if path is not None and not Path(path).expanduser().exists():
-                problems.append(f"{key}={path}: no such file or folder")
-    if data.streaming:
-        problems += _problems_of_stream(data)
-    return problems
-
-
-def _problems_of_stream(data: Any) -> list[str]:
-    """What needs to know a whole set, and so cannot go with a stream."""
-    problems = []
-    if data.sets:
-        problems.append("data.streaming=true: a mixture cannot be streamed (data.sets)")
-    if data.keep_together == "near_duplicates" or "near_duplicates" in (data.filters or {}):
-        problems.append("data.streaming=true: near-duplicates are not known in a stream; same_prompt is")
-    split = data.split if isinstance(data.split, DictConfig) else {}
-    for name in ("val", "test"):
-        n = split.get(name)
-        if data[f"{name}_path"] is None and not (isinstance(n, int | float) and n >= 1 and n == int(n)):
-            problems.append(
-                f"data.split.{name}={n}: a stream has no length, so give a count (data.split={{val: 500, test: 500}}), "
-                f"or data.{name}_path"
-            )
-    return problems
-
-
 def logged_metrics(config: Any) -> tuple[str, ...]:
     """Names of what a training logs: always the same, the losses of a mixture's sets, and what callbacks add."""
     nodes = [node for node in (config.callbacks or {}).values() if node is not None]
@@ -301,7 +269,7 @@ def check_train(config: Any) -> None:
         problems.append(f"ckpt_path={config.ckpt_path}: no such checkpoint or run folder")
     problems += check_data(data)
     if data.streaming:
-        problems += _problems_of_streamed_training(config)
+        problems += check_streamed_training(config)
     if problems:
         raise ConfigError("\n  ".join(problems))
 
@@ -321,23 +289,6 @@ def _problems_of_adapter(config: Any) -> list[str]:
         problems.append("adapter.merge=false: nobody else has the base of model.pretrained=false")
     if not adapter.merge and config.model.gguf_file:
         problems.append("adapter.merge=false: peft could not open its base, a GGUF file; merge, or save the base first")
-    return problems
-
-
-def _problems_of_streamed_training(config: Any) -> list[str]:
-    """What the trainer must be told since a stream has no length."""
-    problems = []
-    max_steps, interval = config.trainer.get("max_steps"), config.trainer.get("val_check_interval")
-    no_length = "a stream has no length, so give a number of"
-    if max_steps is None or max_steps < 1:
-        problems.append(f"trainer.max_steps={max_steps}: {no_length} steps")
-    if not isinstance(interval, int):
-        problems.append(f"trainer.val_check_interval={interval}: {no_length} batches")
-    if config.batching.grouping != "none":
-        problems.append(
-            f"batching.grouping={config.batching.grouping}: lengths are not known in a stream; use batching=packed or "
-            "batching=padded"
-        )
     return problems
 
 

@@ -1,0 +1,58 @@
+"""The rules of the data group that can be seen without reading anything."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, ListConfig
+
+
+def check_data(data: Any) -> list[str]:
+    """Problems of the data group."""
+    problems = []
+    places = {f"data.{key}": data[key] for key in ("path", "test_path", "val_path")}
+    for name, given in (data.sets or {}).items():
+        places[f"data.sets.{name}.path"] = given.get("path") if given is not None else None
+    for key, value in places.items():
+        for path in value if isinstance(value, ListConfig) else [value]:
+            if path is not None and not Path(path).expanduser().exists():
+                problems.append(f"{key}={path}: no such file or folder")
+    if data.streaming:
+        problems += _problems_of_stream(data)
+    return problems
+
+
+def _problems_of_stream(data: Any) -> list[str]:
+    """What needs to know a whole set, and so cannot go with a stream."""
+    problems = []
+    if data.sets:
+        problems.append("data.streaming=true: a mixture cannot be streamed (data.sets)")
+    if data.keep_together == "near_duplicates" or "near_duplicates" in (data.filters or {}):
+        problems.append("data.streaming=true: near-duplicates are not known in a stream; same_prompt is")
+    split = data.split if isinstance(data.split, DictConfig) else {}
+    for name in ("val", "test"):
+        n = split.get(name)
+        if data[f"{name}_path"] is None and not (isinstance(n, int | float) and n >= 1 and n == int(n)):
+            problems.append(
+                f"data.split.{name}={n}: a stream has no length, so give a count (data.split={{val: 500, test: 500}}), "
+                f"or data.{name}_path"
+            )
+    return problems
+
+
+def check_streamed_training(config: Any) -> list[str]:
+    """What the trainer must be told since a stream has no length."""
+    problems = []
+    max_steps, interval = config.trainer.get("max_steps"), config.trainer.get("val_check_interval")
+    no_length = "a stream has no length, so give a number of"
+    if max_steps is None or max_steps < 1:
+        problems.append(f"trainer.max_steps={max_steps}: {no_length} steps")
+    if not isinstance(interval, int):
+        problems.append(f"trainer.val_check_interval={interval}: {no_length} batches")
+    if config.batching.grouping != "none":
+        problems.append(
+            f"batching.grouping={config.batching.grouping}: lengths are not known in a stream; use batching=packed or "
+            "batching=padded"
+        )
+    return problems
