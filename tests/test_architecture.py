@@ -82,6 +82,7 @@ def test_lightning_and_hydra_stay_in_their_rooms(path: Path) -> None:
             *ENTRY_POINTS,
             "config",
             "schema",
+            "check_data",
             "targets",
             "build",
             "build_model",
