@@ -132,8 +132,7 @@ def data_of_run(config: DictConfig, opened: OpenedModel) -> InstructionData:
     saved = opened.directory.parent / "config.yaml"  # of the run folder that the bundle lies in
     node = config.data
     if node is None and opened.about and saved.is_file():
-        node = OmegaConf.select(OmegaConf.load(saved), "data")
-        refuse_code(node, config.run)
+        node = data_in(OmegaConf.load(saved), config.run)
     if node is None:
         raise ConfigError(
             f"run={config.run}: no run folder, so the data must be given (data=files data.path=…, data=book)"
@@ -143,6 +142,16 @@ def data_of_run(config: DictConfig, opened: OpenedModel) -> InstructionData:
     data.prepare_data()
     data.setup()
     return data
+
+
+def data_in(saved: Any, run: str) -> DictConfig | None:
+    """The data of a run's saved configuration, what an older run does not say at its default; nothing of it is code."""
+    node = OmegaConf.select(saved, "data")
+    refuse_code(node, run)
+    if node is None:
+        return None
+    defaults = OmegaConf.to_container(OmegaConf.load(CONF / "data" / "base.yaml"), resolve=False)
+    return OmegaConf.create({**defaults, **plain(node)})  # type: ignore[dict-item]
 
 
 def refuse_code(node: DictConfig | None, run: str) -> None:

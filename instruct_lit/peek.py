@@ -96,7 +96,7 @@ def as_in_run(config: DictConfig, given: set[str]) -> DictConfig:
     """The configuration with the run's own data, batching and template where the command line names none."""
     from omegaconf import OmegaConf
 
-    from instruct_lit.build_data import refuse_code
+    from instruct_lit.build_data import data_in
     from instruct_lit.bundle import bundle_of
 
     parts = {str(key): value for key, value in config.items()}
@@ -110,8 +110,7 @@ def as_in_run(config: DictConfig, given: set[str]) -> DictConfig:
             )
         return OmegaConf.create(parts)
     of_run = OmegaConf.load(saved)
-    if "data" not in given:
-        refuse_code(of_run.data, config.run)
+    of_run.data = data_in(of_run, config.run) if "data" not in given else None
     parts |= {name: OmegaConf.select(of_run, name) for name in ("model", "data", "batching") if name not in given}
     return OmegaConf.create(parts)
 

@@ -12,11 +12,13 @@ import numpy as np
 from instruct_lit.data.collate import Batch
 from instruct_lit.data.encode import EncodedExample, learnt_texts
 from instruct_lit.data.example import Example
+from instruct_lit.data.filters import Refusals
 from instruct_lit.data.joined import JoinedStore
 from instruct_lit.data.store import EncodedStore
 from instruct_lit.data.template import Template
 from instruct_lit.data.tokenizer import EOT
 
+REFUSING = Refusals()
 N_SHOWN = 3  # examples that are named for an oddity
 # Below or above these shares something is usually wrong rather than special.
 LOW_SUPERVISED, HIGH_TRUNCATED, HIGH_WASTE = 0.05, 0.1, 0.5
@@ -124,6 +126,8 @@ def oddities(example: Example, header: str) -> list[str]:
         found.append("a text has control characters")
     if example.input and example.input.strip().lower() in ("none", "n/a", "null", "nan", "no input", "<noinput>"):
         found.append("the input is a word for nothing")
+    if not REFUSING.keeps(example):
+        found.append("an answer begins with a refusal")
     if example.output != example.output.strip():
         found.append("the answer begins or ends with white space")
     return found

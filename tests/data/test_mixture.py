@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from instruct_lit.build_data import filters_of, mixture_of, refuse_code, source_nodes
+from instruct_lit.build_data import data_in, filters_of, mixture_of, refuse_code, source_nodes
 from instruct_lit.data.datamodule import InstructionData
 from instruct_lit.data.joined import JoinedStore, Mixture, draw
 from instruct_lit.data.sampler import BatchSampler
@@ -211,6 +211,14 @@ def test_filters_of_a_configuration() -> None:
     ):
         with pytest.raises(ConfigError, match=message):
             filters_of(OmegaConf.create(given_filters))
+
+
+def test_the_data_of_an_older_run_have_defaults_for_what_it_does_not_say() -> None:
+    saved = OmegaConf.create({"data": {"name": "old", "seed": 4, "batch_size": 3}})
+    found = data_in(saved, "r")
+    assert found is not None and (found.name, found.seed, found.batch_size) == ("old", 4, 3)
+    assert found.sets is None and found.streaming is False and found.keep_together == "same_prompt"
+    assert data_in(OmegaConf.create({}), "r") is None
 
 
 def test_code_that_a_run_folder_names_is_not_run() -> None:

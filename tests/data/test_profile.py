@@ -93,6 +93,7 @@ def test_the_header_is_what_all_prompts_end_with(text: str, header: str) -> None
         (Example("Do <|endoftext|>", "x"), ["a text contains '<|endoftext|>'"]),
         (Example("Do", "x", "\x00"), ["a text has control characters"]),
         (Example("Do", "x", "N/A"), ["the input is a word for nothing"]),
+        (Example("Do", "I cannot do it."), ["an answer begins with a refusal"]),
         (Example("Do", " x"), ["the answer begins or ends with white space"]),
     ],
 )
