@@ -9,11 +9,11 @@ from typing import Any
 
 from instruct_lit.errors import ConfigError
 from instruct_lit.sweeps.charts import colours, curves, parallel_coordinates
-from instruct_lit.sweeps.importance import importances
+from instruct_lit.sweeps.importance import all_numbers, importances
 from instruct_lit.sweeps.trials import Trial, by_setting
 
 MAX_ANSWERS = 40
-COLUMNS = ("val/loss", "test/loss", "test/exact_match", "n_steps", "stopped_early")
+COLUMNS = ("val/loss", "test/loss", "test/exact_match", "n_steps")
 STATUSES = ("completed", "pruned", "failed", "interrupted", "running")
 
 
@@ -52,6 +52,7 @@ def write_page(folder: Path, trials: Sequence[Trial], metric: str, maximize: boo
         answers=side_by_side(answered),
         n_answers=min((len(trial.responses) for trial in answered), default=0),
         number=_number,
+        short=_short,
     )
     path = folder / "report.html"
     path.write_text(page, encoding="utf-8")
@@ -79,6 +80,11 @@ def side_by_side(trials: Sequence[Trial]) -> list[dict[str, Any]]:
             {"example": row, "answers": list(zip(answers, right, strict=True)), "differ": len(set(answers)) > 1}
         )
     return sorted(rows, key=lambda row: not row["differ"])[:MAX_ANSWERS]
+
+
+def _short(text: str) -> str:
+    """An override's value, a long number rounded; the command has it whole."""
+    return f"{float(text):.4g}" if len(text) > 8 and all_numbers([text]) else text
 
 
 def _number(value: Any) -> str:
