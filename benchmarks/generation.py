@@ -16,7 +16,7 @@ from typing import Any
 from benchmarks import common
 
 OURS = ["ours fp32", "ours bf16"]
-HF = ["hf generate fp32 8", "hf generate fp32 32", "hf generate bf16 8", "hf generate bf16 32"]
+HF = [f"hf generate {precision} {n_rows}" for precision in ("fp32", "bf16") for n_rows in (8, 32, 110)]
 REFERENCE, CHECKOUT = "chapter 7", "chapter 7 checkout"
 Prompts = Sequence[list[int]]
 Answer = Callable[[Prompts, int], int]  # prompts and tokens to write → tokens written
@@ -129,7 +129,7 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     common.add_arguments(parser)
-    parser.add_argument("--rows", type=int, default=32, help="responses that ours writes at the same time")
+    parser.add_argument("--rows", type=int, default=110, help="responses that ours writes at the same time")
     parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument("--sample", type=int, default=3, help="prompts that chapter 7's loop answers")
     parser.add_argument("--systems", nargs="+", default=None, help="these rows only, named as the table names them")

@@ -107,7 +107,7 @@ class GenerationConfig:
     repetition_penalty: float = 1.0
     seed: int = 0
     stop: list[str] = field(default_factory=list)
-    max_rows: int = 32
+    max_rows: int = 64
 
 
 @dataclass

