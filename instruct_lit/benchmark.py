@@ -251,16 +251,18 @@ def subjects(config: DictConfig) -> Iterator[tuple[str, str, Subject, str]]:
 
     from instruct_lit import build
     from instruct_lit.bundle import bundle_of, open_model, read_about
+    from instruct_lit.data.hf_tokenizer import without_markup
     from instruct_lit.data.template import Template
     from instruct_lit.evaluation.benchmarks.harness_model import Subject
     from instruct_lit.evaluation.benchmarks.kept import KeptAnswers, fingerprint
 
     asked = config.benchmark
     bare = Template("bare", "{{ instruction }}{{ response }}")
-    given = build.template_of(config) if config.template is not None else None
+    chat = config.template is not None and config.template.name == build.CHAT  # it lies in the directory
+    given = build.template_of(config) if config.template is not None and not chat else None
     seen = set()
     for run, label in zip(_runs(config), _labels(_runs(config)), strict=True):
-        plain = given is None and not read_about(bundle_of(run))
+        plain = config.template is None and not read_about(bundle_of(run))
         opened = open_model(run, bare if plain else given)
         modes = ["off"] if plain else ["on", "off"] if asked.template == "both" else [asked.template]
         models = [(label, opened.model, modes)]
@@ -275,8 +277,10 @@ def subjects(config: DictConfig) -> Iterator[tuple[str, str, Subject, str]]:
             model.to("cuda" if torch.cuda.is_available() else "cpu")
             kept = KeptAnswers(Path(config.paths.cache) / "benchmark" / f"{key}.jsonl")
             for mode in its_modes:
-                template = opened.template if mode == "on" else bare
-                yield str(run), name, Subject(model, opened.tokenizer, template, kept, asked.max_rows), mode
+                template, tokenizer = opened.template, opened.tokenizer
+                if mode == "off":
+                    template, tokenizer = bare, without_markup(tokenizer)
+                yield str(run), name, Subject(model, tokenizer, template, kept, asked.max_rows), mode
 
 
 def _data_dir(config: Any) -> Path | None:

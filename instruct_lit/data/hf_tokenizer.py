@@ -132,6 +132,11 @@ class HFTokenizer:
         return ids
 
 
+def without_markup(tokenizer: Any) -> Any:
+    """The same tokenizer for bare text, in which nothing is a special token; another than ours as it is."""
+    return HFTokenizer(tokenizer.hf) if isinstance(tokenizer, HFTokenizer) and tokenizer.markup else tokenizer
+
+
 def load_tokenizer(path: str, **place: Any) -> HFTokenizer:
     """Open the tokenizer of a directory or hub repository; `place` as for `AutoTokenizer.from_pretrained`."""
     import transformers

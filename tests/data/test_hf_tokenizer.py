@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from instruct_lit.data.chat_template import ChatTemplate, with_chat
 from instruct_lit.data.encode import Encoder, learnt_texts
 from instruct_lit.data.example import Example
-from instruct_lit.data.hf_tokenizer import ESCAPE, HFTokenizer, load_tokenizer
+from instruct_lit.data.hf_tokenizer import ESCAPE, HFTokenizer, load_tokenizer, without_markup
 from instruct_lit.data.profile import mask_is_exact
 from instruct_lit.data.template import Template
 from instruct_lit.errors import ConfigError, TemplateError
@@ -165,3 +165,10 @@ def test_a_chat_template_that_does_not_close_earlier_answers_is_refused(llama_di
     _, template = with_chat(tokenizer)
     with pytest.raises(TemplateError, match=r"an earlier answer is not closed by '</s>' but by '\[why\['"):
         template.turns(TALK)
+
+
+def test_bare_text_is_read_without_markup(plain: HFTokenizer, chat) -> None:
+    tokenizer, _ = chat
+    text = plain.hf.eos_token + " is text"
+    assert special_ids(tokenizer) & set(tokenizer.encode(text))
+    assert without_markup(tokenizer).encode(text) == plain.encode(text) and without_markup(plain) is plain

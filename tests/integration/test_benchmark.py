@@ -2,9 +2,7 @@
 
 import json
 import os
-import threading
 from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -206,48 +204,33 @@ def test_packages_in_environments_of_their_own(run: Run, environments: Path, tmp
         assert all(figure["n"] >= 2 and 0 <= figure["value"] <= 1 for figure in report["tasks"].values())
 
 
-class Judge(BaseHTTPRequestHandler):
+def verdict(number: int, body: dict) -> tuple[int, dict, bytes]:
     """Prefers the first answer, and says something else than a verdict to every fourth question."""
-
-    n_asked = 0
-
-    def log_message(self, *args: object) -> None: ...
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        assert body["model"] == "stub" and "Best Model Identifier" in json.dumps(body["messages"])
-        Judge.n_asked += 1
-        message = {"role": "assistant", "content": "well" if Judge.n_asked % 4 == 0 else "m"}
-        answer = {
-            "id": "1", "object": "chat.completion", "created": 1, "model": "stub",
-            "choices": [{"index": 0, "finish_reason": "stop", "message": message}],
-            "usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2},
-        }  # fmt: skip
-        data = json.dumps(answer).encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
+    assert "Best Model Identifier" in json.dumps(body["messages"])
+    message = {"role": "assistant", "content": "well" if number % 4 == 3 else "m"}
+    answer = {
+        "id": "1", "object": "chat.completion", "created": 1, "model": "small",
+        "choices": [{"index": 0, "finish_reason": "stop", "message": message}],
+        "usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2},
+    }  # fmt: skip
+    return 200, {}, json.dumps(answer).encode()
 
 
 @pytest.mark.slow
 def test_alpaca_eval_counts_what_the_judge_did_not_say(
-    run: Run, environments: Path, shared_data: Path, tmp_path: Path
+    run: Run, environments: Path, shared_data: Path, tmp_path: Path, judge_server: Callable
 ) -> None:
     (tmp_path / "cache").symlink_to(environments)
-    (environments / "benchmark" / "alpaca_eval-weighted_alpaca_eval_gpt4_turbo-stub.json").unlink(missing_ok=True)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Judge)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    (environments / "benchmark" / "alpaca_eval-weighted_alpaca_eval_gpt4_turbo-small.json").unlink(missing_ok=True)
+    judge = judge_server(verdict)
     references = shared_data / "alpaca_eval" / "text_davinci_003.model_outputs.json"
     written = run(
         "suite=alpaca_eval", "benchmark.limit=8", "benchmark.template=on", "suite.options.logprobs=false",
         f"suite.options.references={references}", "suite.options.length_controlled=false",
-        f"suite.options.judge_url=http://127.0.0.1:{server.server_address[1]}/v1", "suite.options.judge_model=stub",
+        f"suite.options.judge_url={judge.url}", "suite.options.judge_model=small",
         "suite.options.max_new_tokens=20",
     )  # fmt: skip
-    server.shutdown()
-    server.server_close()
+    assert len(judge.requests) == 8
     figure = written["runs"][0]["tasks"]["alpaca_eval"]
     assert (figure["metric"], figure["n"], figure["others"]["n_unread_verdicts"]) == ("win_rate", 8, 2)
     assert 0 < figure["value"] < 1

@@ -11,6 +11,7 @@ from typing import Any
 from instruct_lit.data.example import Example
 from instruct_lit.evaluation.benchmarks.environment import Environment, run_in
 from instruct_lit.evaluation.benchmarks.harness_model import Subject
+from instruct_lit.evaluation.benchmarks.judge_check import check_judge
 from instruct_lit.evaluation.benchmarks.suite import Asked, BenchmarkError, Figure
 from instruct_lit.generation.sampling import SamplingSettings
 
@@ -32,8 +33,9 @@ def run(subject: Subject, asked: Asked) -> dict[str, Figure]:
             "suite=alpaca_eval: a judge is needed; set OPENAI_API_KEY, or give suite.options.judge_url=<endpoint> "
             "suite.options.judge_model=<name> of any server with OpenAI's interface"
         )
-    python = ENVIRONMENT.python(asked.cache, asked.log)
     references = read_references(asked)[: asked.limit]
+    check_judge("alpaca_eval", options.get("judge_url"), options.get("judge_model"))
+    python = ENVIRONMENT.python(asked.cache, asked.log)
     prompts = [subject.template.prompt(Example(r["instruction"], "")) for r in references]
     suffix = subject.template.suffix(Example("", "")).strip()
     settings = SamplingSettings(max_new_tokens=int(options["max_new_tokens"]), stop=(suffix,) if suffix else ())

@@ -10,6 +10,7 @@ from typing import Any
 from instruct_lit.evaluation.benchmarks.endpoint import NAME, Endpoint
 from instruct_lit.evaluation.benchmarks.environment import Environment, run_in
 from instruct_lit.evaluation.benchmarks.harness_model import Subject
+from instruct_lit.evaluation.benchmarks.judge_check import check_judge
 from instruct_lit.evaluation.benchmarks.suite import Asked, BenchmarkError, Figure
 
 # Its declared dependencies cannot be installed together; these are the ones that its basic and graded evals import.
@@ -34,6 +35,8 @@ def run(subject: Subject, asked: Asked) -> dict[str, Figure]:
     `judge_model`.
     Raises BenchmarkError when one fails.
     """
+    if asked.options.get("judge_url"):
+        check_judge("openai_evals", asked.options["judge_url"], asked.options.get("judge_model"))
     python = ENVIRONMENT.python(asked.cache, asked.log)
     figures = {}
     with Endpoint(subject) as endpoint:

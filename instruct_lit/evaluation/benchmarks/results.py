@@ -32,10 +32,11 @@ def print_table(suite: str, reports: Sequence[Report], missing: Mapping[str, str
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
-    for head in (suite, "metric", "n", "guessing"):
-        table.add_column(head, justify="left" if head in (suite, "metric") else "right", no_wrap=head == suite)
+    table.add_column(suite, overflow="fold")
+    for head in ("metric", "n", "guessing"):
+        table.add_column(head, justify="left" if head == "metric" else "right", no_wrap=True)
     for report in reports:
-        table.add_column(f"{report.label}, template {report.template}", justify="right")
+        table.add_column(f"{report.label}, template {report.template}", justify="right", min_width=len("0.000 ± 0.000"))
     first = reports[0]
     names = list(first.tasks) if len(first.tasks) <= MAX_TASKS else []
     rows: list[tuple[str, list[Figure]]] = [

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 from instruct_lit.evaluation.benchmarks import alpaca_eval, helm, openai_evals
 from instruct_lit.evaluation.benchmarks.harness_model import Subject
+from instruct_lit.evaluation.benchmarks.judge_check import check_judge
 from instruct_lit.evaluation.benchmarks.suite import Asked, BenchmarkError
 
 
@@ -46,6 +48,36 @@ def test_a_judge_is_needed(tmp_path: Path, subject: Subject, monkeypatch: pytest
         BenchmarkError, match=r"a judge is needed; set OPENAI_API_KEY, or give suite.options.judge_url="
     ):
         alpaca_eval.run(subject, asked(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("listing", "message"),
+    [
+        (
+            (401, {}, b'{"error": {"message": "no"}}'),
+            r"suite=x: suite.options.judge_url=.*the key is refused .*OPENAI_API_KEY",
+        ),
+        ((200, {"content-type": "text/html"}, b"<html>"), r"judge_url=.*answers with something else than JSON"),
+    ],
+)
+def test_a_bad_judge_is_told_before_the_work(judge_server: Callable, listing: tuple, message: str) -> None:
+    pytest.importorskip("openai")
+    judge = judge_server(lambda n, body: "m")
+    judge.listing = listing
+    with pytest.raises(BenchmarkError, match=message):
+        check_judge("x", judge.url, "small")
+    assert judge.requests == []
+
+
+def test_a_judge_that_is_not_there(judge_server: Callable) -> None:
+    pytest.importorskip("openai")
+    judge = judge_server(lambda n, body: "m")
+    check_judge("x", judge.url, "small")
+    judge.close()
+    with pytest.raises(
+        BenchmarkError, match=r"suite=x: suite.options.judge_url=.*cannot be reached.*is the server running"
+    ):
+        check_judge("x", judge.url, "small")
 
 
 def test_accuracy_out_of_a_record_of_openai_evals(tmp_path: Path) -> None:

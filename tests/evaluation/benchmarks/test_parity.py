@@ -6,7 +6,10 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
+from instruct_lit.bundle import open_model
 from instruct_lit.config import CONF
+from instruct_lit.data.hf_tokenizer import without_markup
+from instruct_lit.data.template import Template
 from instruct_lit.evaluation.benchmarks.harness import Tasks, local_data
 from instruct_lit.evaluation.benchmarks.harness_model import Subject, harness_model
 from instruct_lit.evaluation.benchmarks.suite import Suite
@@ -80,3 +83,18 @@ def test_rolling_log_likelihoods(subject: Subject, theirs: Any, shared_data: Pat
     requests = [Instance("loglikelihood_rolling", {}, (text,), i) for i, text in enumerate(texts)]
     ours = harness_model(subject).loglikelihood_rolling(requests)
     assert ours == pytest.approx(theirs.loglikelihood_rolling(requests), rel=1e-5)
+
+
+def test_other_architectures_too(llama_directory: Path, hub: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("lm_eval")
+    from lm_eval.models.huggingface import HFLM
+
+    opened = open_model(llama_directory, Template("bare", "{{ instruction }}{{ response }}"))
+    theirs = HFLM(
+        pretrained=transformers.AutoModelForCausalLM.from_pretrained(llama_directory),
+        tokenizer=transformers.AutoTokenizer.from_pretrained(llama_directory), batch_size=2, device="cpu",
+    )  # fmt: skip
+    subject = Subject(opened.model, without_markup(opened.tokenizer), opened.template)
+    tasks = Tasks(Suite("mix", ["mmlu_anatomy", "copa"], ["mmlu/default", "super_glue/copa"]), hub, "error")
+    assert assert_equal(tasks, subject, theirs, False, n_shot=1, limit=2) == 12
