@@ -110,8 +110,12 @@ def open_run(config: DictConfig) -> OpenedModel:
     """The finished model at `run`, with the template of `template` where one is given."""
     from instruct_lit.bundle import open_model
 
-    given = config.template is not None and config.template.name != CHAT  # a chat template is in the directory
-    return open_model(config.run, template_of(config) if given else None)
+    return open_model(config.run, given_template(config))
+
+
+def given_template(config: DictConfig) -> Template | None:
+    """The template of `template`; None where none is given, or the chat template, which is in the directory."""
+    return template_of(config) if config.template is not None and config.template.name != CHAT else None
 
 
 def base_of_run(config: DictConfig, opened: OpenedModel) -> CausalLM | None:

@@ -33,8 +33,7 @@ def answer(
     `prompt_too_long`; an empty prompt is end-of-text, which GPT-2 takes for the beginning of a text. Answers in `kept`
     are not written again, new ones are kept as they come.
     """
-    suffix = template.suffix(Example("", "")).strip()
-    settings = replace(settings, stop=(*settings.stop, suffix)) if suffix else settings
+    settings = replace(settings, stop=(*settings.stop, *closing(template)))
     kept, told = kept or KeptAnswers(None), on_answered or (lambda: None)
 
     def key(prompt: Sequence[int]) -> tuple[Any, ...]:
@@ -54,6 +53,12 @@ def answer(
         response, reason = kept.get(*key(prompt)) or ("", "prompt_too_long")
         rows.append({"id": number, **example.as_record(), "response": response, "finish_reason": reason})
     return rows
+
+
+def closing(template: Template) -> tuple[str, ...]:
+    """The text that the template puts behind a response and that ends it, if there is one."""
+    suffix = template.suffix(Example("", "")).strip()
+    return (suffix,) if suffix else ()
 
 
 def exact_match(rows: Sequence[dict[str, Any]], field: str = "response") -> float:

@@ -9,50 +9,23 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from itertools import count
 
 import torch
 
 from instruct_lit.errors import DataError
+from instruct_lit.generation.request import Decoder, FinishReason, Request
 from instruct_lit.generation.sampling import Sampler, SamplingSettings
 from instruct_lit.model.cache import Decode, KeyValueCache, Prefill
 from instruct_lit.model.causal import CausalLM
-
-FinishReason = Literal["stop", "length", "cancelled"]
-
-
-class Decoder(Protocol):
-    """What the engine needs of a tokenizer."""
-
-    eot_id: int
-
-    def decode(self, ids: Sequence[int]) -> str: ...
-
-
-@dataclass(eq=False)
-class Request:
-    """A prompt on its way to a response; `ids` grows by a token a step, end-of-text is not among them."""
-
-    number: int
-    prompt_ids: list[int]
-    settings: SamplingSettings
-    ids: list[int] = field(default_factory=list)
-    text: str = ""
-    finish_reason: FinishReason | None = None
-
-    @property
-    def n_tokens(self) -> int:
-        """Tokens of prompt and response so far."""
-        return len(self.prompt_ids) + len(self.ids)
 
 
 class Engine:
     """Generates with a causal model; at most `max_rows` responses are written at the same time.
 
-    `submit`, `step` and `cancel` serve callers with requests of their own timing, `generate` answers a list of
-    prompts. The model is used in evaluation mode and left as it was. One that takes rows only reads all of a row anew
-    for every token: slower, and as exact.
+    `prepare`, `enqueue`, `step` and `cancel` serve callers with requests of their own timing, `generate` answers a
+    list of prompts. The model is used in evaluation mode and left as it was. One that takes rows only reads all of a
+    row anew for every token: slower, and as exact.
     """
 
     def __init__(self, model: CausalLM, tokenizer: Decoder, max_rows: int = 32) -> None:
@@ -62,19 +35,36 @@ class Engine:
         self._active: list[Request] = []  # row r of the cache belongs to _active[r]
         self._cache: KeyValueCache | None = None
         self._sampler = Sampler()
-        self._n_submitted = 0
+        self._numbers = count()
 
     def submit(self, prompt_ids: Sequence[int], settings: SamplingSettings | None = None) -> Request:
-        """Queue a prompt; DataError when it is empty or leaves no room for a token in the model's context."""
-        if not 0 < len(prompt_ids) < self.context_length:
-            raise DataError(
-                f"a prompt has {len(prompt_ids)} tokens; allowed are 1 to {self.context_length - 1}, one less than the "
-                "model's context"
-            )
-        request = Request(self._n_submitted, list(prompt_ids), settings or SamplingSettings())
-        self._n_submitted += 1
-        self._waiting.append(request)
+        """Queue a prompt; raises as `prepare` does."""
+        request = self.prepare(prompt_ids, settings)
+        self.enqueue(request)
         return request
+
+    def prepare(
+        self,
+        prompt_ids: Sequence[int],
+        settings: SamplingSettings | None = None,
+        n_logprobs: int | None = None,
+        of_prompt: bool = False,
+    ) -> Request:
+        """Make a request, in any thread; `n_logprobs` and `of_prompt` ask for log-probabilities as `Request` says.
+
+        With `max_new_tokens=0` the prompt is only scored. Raises DataError when it is empty or leaves no room for a
+        token in the model's context.
+        """
+        settings = settings or SamplingSettings()
+        longest = self.context_length - min(1, settings.max_new_tokens)
+        if not 0 < len(prompt_ids) <= longest:
+            rest = ", one less than the model's context" if longest < self.context_length else ", the model's context"
+            raise DataError(f"a prompt has {len(prompt_ids)} tokens; allowed are 1 to {longest}{rest}")
+        return Request(next(self._numbers), list(prompt_ids), settings, n_logprobs, of_prompt)
+
+    def enqueue(self, request: Request) -> None:
+        """Let a prepared request wait for its turn."""
+        self._waiting.append(request)
 
     @torch.inference_mode()  # rows of the cache move
     def cancel(self, request: Request) -> None:
@@ -84,6 +74,19 @@ class Engine:
             request.finish_reason = "cancelled"
         elif request in self._active:
             self._finish(self._active.index(request), "cancelled")
+
+    def clear(self) -> None:
+        """Cancel every request and drop the cache, whatever state a failed step has left them in."""
+        for request in [*self._waiting, *self._active]:
+            request.finish_reason = "cancelled"
+        self._waiting.clear()
+        self._active.clear()
+        self._cache, self._sampler = None, Sampler()
+
+    @property
+    def n_active(self) -> int:
+        """Requests that are being written."""
+        return len(self._active)
 
     @property
     def n_unfinished(self) -> int:
@@ -118,17 +121,16 @@ class Engine:
         return requests
 
     def stream(self, prompt: Sequence[int], settings: SamplingSettings | None = None) -> Iterator[str]:
-        """Yield the response to one prompt piece by piece, whole characters only."""
+        """Yield the response to one prompt piece by piece: whole characters, and nothing of a stop text."""
         request = self.submit(prompt, settings)
         shown = 0
         try:
             while request.finish_reason is None:
                 self.step()
-                text = request.text
-                if request.finish_reason is None and text.endswith("\ufffd"):
-                    continue  # the bytes of a character are still incomplete
-                yield text[shown:]
-                shown = len(text)
+                text = request.settled
+                if len(text) > shown:
+                    yield text[shown:]
+                    shown = len(text)
         finally:
             if request.finish_reason is None:
                 self.cancel(request)
@@ -157,6 +159,10 @@ class Engine:
             Prefill(cache, list(rows), lengths, n_prefix),
         )
         last = torch.tensor(lengths, device=device).cumsum(0) + n_prefix - 1
+        for request, end, length in zip(new, (last + 1).tolist(), lengths, strict=True):
+            if request.of_prompt:
+                own = torch.cat([hidden[:n_prefix], hidden[end - length : end]])
+                request.score_prompt(own, self.model.head_weight)
         return self._write(hidden[last], list(rows))
 
     def _decode(self) -> list[Request]:
@@ -180,6 +186,9 @@ class Engine:
         ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(text, device=device) for text in texts], batch_first=True)
         last = torch.tensor([len(text) - 1 for text in texts], device=device)
         hidden = self.model.hidden_states(ids)
+        for row, states in zip(rows, hidden, strict=True):
+            if self._active[row].of_prompt and not self._active[row].ids:
+                self._active[row].score_prompt(states, self.model.head_weight)
         return self._write(hidden[torch.arange(len(texts), device=device), last], rows)
 
     def _write(self, hidden: torch.Tensor, rows: list[int]) -> list[Request]:
@@ -195,24 +204,13 @@ class Engine:
                 for request in requests
             ],
         ).tolist()
-        for row, request, token in reversed(list(zip(rows, requests, chosen, strict=True))):
-            reason = self._append(request, token)
+        for place in reversed(range(len(rows))):
+            row, request, token = rows[place], requests[place], chosen[place]
+            reason = request.append(token, self.tokenizer, self.context_length)
+            request.score(token, logits[place])
             if reason is not None:
                 self._finish(row, reason)
         return requests
-
-    def _append(self, request: Request, token: int) -> FinishReason | None:
-        if token == self.tokenizer.eot_id:
-            return "stop"
-        request.ids.append(token)
-        request.text = self.tokenizer.decode(request.ids)
-        for stop in request.settings.stop:
-            if (place := request.text.find(stop)) >= 0:
-                request.text = request.text[:place]
-                return "stop"
-        if len(request.ids) >= request.settings.max_new_tokens or request.n_tokens >= self.context_length:
-            return "length"
-        return None
 
     def _finish(self, row: int, reason: FinishReason) -> None:
         request = self._active[row]

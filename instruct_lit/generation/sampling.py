@@ -28,7 +28,7 @@ class SamplingSettings:
 
     def __post_init__(self) -> None:
         rules = {
-            "max_new_tokens": (self.max_new_tokens >= 1, "at least 1"),
+            "max_new_tokens": (self.max_new_tokens >= 0, "at least 0"),
             "temperature": (0 <= self.temperature < float("inf"), "0 or a finite number above"),
             "top_k": (self.top_k is None or self.top_k >= 1, "null or at least 1"),
             "top_p": (self.top_p is None or 0 < self.top_p <= 1, "null or above 0 and at most 1"),

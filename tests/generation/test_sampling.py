@@ -72,10 +72,10 @@ def test_a_token_without_probability_is_never_drawn() -> None:
 def test_every_setting_out_of_its_range_is_named() -> None:
     with pytest.raises(ConfigError) as caught:
         SamplingSettings(
-            max_new_tokens=0, temperature=-1, top_k=0, top_p=1.5, repetition_penalty=0, seed=-1, stop=("",)
+            max_new_tokens=-1, temperature=-1, top_k=0, top_p=1.5, repetition_penalty=0, seed=-1, stop=("",)
         )
     for name in (
-        "max_new_tokens=0",
+        "max_new_tokens=-1",
         "temperature=-1",
         "top_k=0",
         "top_p=1.5",

@@ -1,0 +1,105 @@
+"""A server of a tiny model in a thread of its own, and OpenAI's own client to talk to it."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from instruct_lit.data.template import Template
+from instruct_lit.data.tokenizer import GPT2Tokenizer
+from instruct_lit.generation.engine import Engine
+from instruct_lit.generation.sampling import SamplingSettings
+from instruct_lit.model.gpt import GPT, GPTConfig
+from instruct_lit.serving.conversation import Speaker
+from instruct_lit.serving.scheduler import Scheduler
+
+ALPACA = Template("short", "Q: {{ instruction }}{% if input %} ({{ input }}){% endif %}\nA: {{ response }}")
+CHAT = Template(
+    "turns",
+    "{% if system %}[{{ system }}]\n{% endif %}U: {{ instruction }}\nB: {{ response }}<end>",
+    next_turn="\nU: {{ instruction }}\nB: {{ response }}<end>",
+)
+
+
+def tiny_speaker(template: Template, seed: int = 0, name: str = "tiny") -> Speaker:
+    """A model that says different things to different prompts, sharply enough not to hang on rounding."""
+    model = GPT(GPTConfig(context_length=128, d_model=32, n_layers=2, n_heads=4))
+    model.init_weights(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 2:
+                parameter.mul_(6.0)
+    return Speaker(name, model.eval(), GPT2Tokenizer(), template)
+
+
+@pytest.fixture(scope="session")
+def speaker() -> Speaker:
+    return tiny_speaker(ALPACA)
+
+
+def run_in_thread(app: Any) -> tuple[str, Callable[[], None]]:
+    """Serve an application on a free port; return its address and what stops it."""
+    from instruct_lit.serving.server import make_server
+
+    server = make_server(app, "127.0.0.1", 0, "{url}")
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive()
+        time.sleep(0.01)
+    port = server.servers[0].sockets[0].getsockname()[1]
+
+    def stop() -> None:
+        server.should_exit = True
+        thread.join(timeout=20)
+        assert not thread.is_alive()
+
+    return f"http://127.0.0.1:{port}", stop
+
+
+@pytest.fixture(scope="module")
+def start(speaker: Speaker) -> Iterator[Callable[..., SimpleNamespace]]:
+    """`start(template=…, api_key=…, max_waiting=…)` runs a server until the module's end and tells all about it."""
+    for module in ("fastapi", "uvicorn", "prometheus_client", "openai"):
+        pytest.importorskip(module)
+    from openai import OpenAI
+
+    from instruct_lit.serving.http import make_app
+    from instruct_lit.serving.service import Service
+    from instruct_lit.serving.telemetry import Telemetry
+
+    stops = []
+
+    def run(
+        template: Template = ALPACA, max_rows: int = 8, max_waiting: int = 64, timeout_s: float = 60, **options: Any
+    ) -> SimpleNamespace:
+        own = Speaker("tiny", speaker.model, speaker.tokenizer, template)
+        telemetry = Telemetry()
+        engine = Engine(own.model, own.tokenizer, max_rows)
+        telemetry.watch(engine)
+        scheduler = Scheduler(engine, max_waiting, telemetry.on_finished)
+        service = Service(own, scheduler, SamplingSettings(max_new_tokens=24), timeout_s)
+        url, stop = run_in_thread(make_app(service, telemetry, **options))
+        stops.append(stop)
+        key = options.get("api_key") or "none"
+        client = OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0, timeout=60)
+        return SimpleNamespace(url=url, client=client, speaker=own, engine=engine, scheduler=scheduler, stop=stop)
+
+    yield run
+    for stop in stops:
+        stop()
+
+
+@pytest.fixture(scope="module")
+def server(start: Callable[..., SimpleNamespace]) -> SimpleNamespace:
+    return start()
+
+
+def greedy(speaker: Speaker, prompt_ids: list[int], n_tokens: int, stop: tuple[str, ...] = ()) -> str:
+    """The answer of an engine that has nothing else to do."""
+    settings = SamplingSettings(max_new_tokens=n_tokens, stop=stop)
+    return Engine(speaker.model, speaker.tokenizer, 1).generate([prompt_ids], settings)[0].text
