@@ -67,7 +67,9 @@ def make_app(
             return await asyncio.to_thread(adapters[kind].validate_json, bytes(raw))
         except ValidationError as error:
             first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-            param = ".".join(str(part) for part in first["loc"][:2]) or None
+            param = (
+                ".".join(str(part) for part in first["loc"][:2] if part == first["loc"][0] or type(part) is int) or None
+            )
             raise ApiError(400, f"{param or 'body'}: {first['msg']}", param=param) from error
 
     async def complete(request: Request, kind: type[Body]) -> Response:

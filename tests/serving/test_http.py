@@ -150,7 +150,7 @@ def test_completions_of_texts_and_ids(server: SimpleNamespace) -> None:
 
 @pytest.mark.parametrize("max_tokens", [0, 4])
 def test_echoed_log_probabilities_are_right_to_the_position(server: SimpleNamespace, max_tokens: int) -> None:
-    text = "Bäume 🙂 are green"
+    text = "Bäume 🦔 are green"
     answer = server.client.completions.create(
         model="tiny", prompt=text, echo=True, logprobs=2, max_tokens=max_tokens, temperature=0
     )
@@ -167,7 +167,7 @@ def test_echoed_log_probabilities_are_right_to_the_position(server: SimpleNamesp
         best = {tokenizer.decode([i]) for i in expected[place - 1].topk(2).indices.tolist()}
         if not any("\ufffd" in token for token in best):
             assert set(found.top_logprobs[place]) == best
-    # The smiling face is two tokens of one character; every other token stands where it is said to stand.
+    # The hedgehog is several tokens of one character; every other token stands where it is said to stand.
     for token, offset in zip(found.tokens, found.text_offset, strict=True):
         if not token.startswith("bytes:"):
             assert choice.text[offset:].startswith(token)
@@ -224,7 +224,7 @@ def test_bad_bodies_are_answered_in_openais_shape(server: SimpleNamespace, body,
     [
         ({"prompt": []}, "prompt", "at least one is needed"),
         ({"prompt": [1, 60000]}, "prompt", "token ids are between 0 and 50256"),
-        ({"prompt": [1, "x"]}, "prompt.list[int]", "valid integer"),
+        ({"prompt": [1, "x"]}, "prompt", "prompt: Input should be"),
         ({"logprobs": 6}, "logprobs", "between 0 and 5"),
         ({"stream": True, "echo": True}, "stream", "false where echo"),
         ({"best_of": 3}, "best_of", "must be 1, or n"),
@@ -233,8 +233,7 @@ def test_bad_bodies_are_answered_in_openais_shape(server: SimpleNamespace, body,
 def test_bad_completions(server: SimpleNamespace, body: dict, param: str, message: str) -> None:
     status, answer = post(server, "/v1/completions", json.dumps({"model": "tiny", "prompt": "x", **body}).encode())
     assert status == 400 and message in answer["error"]["message"], answer
-    if param != "prompt.list[int]":
-        assert answer["error"]["param"] == param
+    assert answer["error"]["param"] == param
 
 
 def test_paths_methods_types_and_sizes(server: SimpleNamespace, start: Callable) -> None:

@@ -1,0 +1,44 @@
+"""The serve command: it says where it listens, answers, ends on Ctrl-C without a trace, and refuses an open door."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.integration.conftest import Command
+
+
+def test_it_serves_until_ctrl_c(small_run: Path, tmp_path: Path) -> None:
+    openai = pytest.importorskip("openai")
+    pytest.importorskip("uvicorn")
+    command = [sys.executable, "-m", "instruct_lit.serve", f"run={small_run}", "port=0", "api_key=secret"]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        name, _, url = process.stdout.readline().removesuffix(" (Ctrl-C ends)\n").partition(" at ")
+        with openai.OpenAI(base_url=url, api_key="secret", max_retries=0) as client:
+            assert [model.id for model in client.models.list()] == [name] == ["run"]
+            messages = [{"role": "user", "content": "Name a colour."}]
+            answer = client.chat.completions.create(model=name, messages=messages, max_tokens=3)
+            assert answer.usage.completion_tokens <= 3
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert "Traceback" not in err and "secret" not in out + err
+    assert os.listdir(tmp_path) == []  # the key lies nowhere
+
+
+def test_errors_are_told_together(command: Command, tmp_path: Path) -> None:
+    done = command(
+        "serve", "run=nowhere", "host=0.0.0.0", "port=70000", "max_waiting=0", cwd=tmp_path, status=2
+    )  # fmt: skip
+    assert done.stderr.splitlines() == [
+        "error: run=nowhere: no such folder (a run folder, a bundle or a Hugging Face directory)",
+        "  port=70000: must be between 0 (a free one) and 65535",
+        "  max_waiting=0: must be above 0",
+        "  host=0.0.0.0: others could reach it; give api_key=… or INSTRUCT_LIT_API_KEY, or stay with 127.0.0.1",
+    ]
