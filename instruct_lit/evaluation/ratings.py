@@ -93,6 +93,9 @@ def leaderboard(battles: Sequence[Battle], n_resamples: int = 200, seed: int = 0
     if not battles:
         raise DataError("no battle to rate")
     outcomes = {"model_a": evalica.Winner.X, "model_b": evalica.Winner.Y}
+    n_given = len(battles)
+    if n_given == 1:  # every resample of one battle is that battle, but the bootstrap wants two
+        battles = [*battles, *battles]
     xs, ys = [b.model_a for b in battles], [b.model_b for b in battles]
     winners = [outcomes.get(b.winner, evalica.Winner.Draw) for b in battles]
     method: Any = evalica.bradley_terry  # its protocol of methods does not fit its own methods
@@ -103,8 +106,8 @@ def leaderboard(battles: Sequence[Battle], n_resamples: int = 200, seed: int = 0
     scores = np.log(found.result.scores)
     centred = CENTRE + SCALE / np.log(10) * (scores - scores.mean())
     spread = CENTRE + SCALE / np.log(10) * logs.sub(logs.mean(axis=1), axis=0)
-    elo = evalica.elo(xs, ys, winners).scores
-    n_battles, n_wins = _counts(battles)
+    elo = evalica.elo(xs[:n_given], ys[:n_given], winners[:n_given]).scores
+    n_battles, n_wins = _counts(battles[:n_given])
     ratings = [
         Rating(
             model=str(model),
@@ -117,7 +120,8 @@ def leaderboard(battles: Sequence[Battle], n_resamples: int = 200, seed: int = 0
         )
         for model in centred.index
     ]
-    return sorted(ratings, key=lambda rating: -rating.bradley_terry)
+    # Bradley–Terry cannot tell models apart of which one has won every battle; Elo can.
+    return sorted(ratings, key=lambda rating: (-round(rating.bradley_terry, 6), -rating.elo))
 
 
 def _counts(battles: Sequence[Battle]) -> tuple[Counter[str], Mapping[str, float]]:

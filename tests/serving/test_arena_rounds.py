@@ -1,0 +1,71 @@
+"""Rounds of the arena: blind pairs in random order, answers of the engine, one vote each."""
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from instruct_lit.data.example import Example
+from instruct_lit.errors import DataError
+from instruct_lit.generation.sampling import SamplingSettings
+from instruct_lit.serving.arena_rounds import Arena
+from instruct_lit.serving.votes import VoteFile
+from tests.serving.conftest import ALPACA, greedy, tiny_speaker
+
+
+@pytest.fixture
+def arena(tmp_path: Path) -> Iterator[Arena]:
+    speakers = [tiny_speaker(ALPACA, seed, f"model {seed}") for seed in range(3)]
+    arena = Arena(
+        speakers, SamplingSettings(max_new_tokens=6), VoteFile(tmp_path / "v.jsonl"), [("What?", ""), ("Why?", "x")]
+    )
+    yield arena
+    arena.close()
+
+
+def test_both_answers_grow_to_those_of_the_engine(arena: Arena) -> None:
+    battle = arena.pair("Name a colour.", "red or blue")
+    seen = list(arena.answer(battle))
+    for side, number in enumerate(battle.models):
+        speaker = arena.speakers[number]
+        prompt = speaker.prompt_ids(Example("Name a colour.", "", "red or blue"))
+        assert seen[-1][side] == battle.answers[side] == greedy(speaker, prompt, 6)
+    assert len(seen) > 4 and battle.finished
+
+
+def test_pairs_and_their_order_are_drawn(arena: Arena) -> None:
+    drawn = Counter(arena.pair("a", "").models for _ in range(300))
+    assert len(drawn) == 6 and min(drawn.values()) > 20 and all(a != b for a, b in drawn)
+    assert {arena.question() for _ in range(60)} == set(arena.questions)
+
+
+def test_one_vote_after_the_answers(arena: Arena) -> None:
+    battle = arena.pair("Name a colour.", "")
+    with pytest.raises(DataError, match="the answers are not finished"):
+        arena.vote(battle, "tie")
+    for _ in arena.answer(battle):
+        pass
+    names = arena.vote(battle, "model_b")
+    assert names == tuple(f"model {number}" for number in battle.models)
+    with pytest.raises(DataError, match="this round has been voted on"):
+        arena.vote(battle, "model_b")
+    (vote,) = arena.votes.read()
+    assert (vote["model_a"], vote["model_b"], vote["winner"], vote["judge"]) == (*names, "model_b", "human")
+    assert [vote["response_a"], vote["response_b"]] == battle.answers and vote["settings"]["seed"] == battle.seed
+
+
+def test_what_cannot_be_asked(arena: Arena) -> None:
+    with pytest.raises(DataError, match="the instruction is empty"):
+        arena.pair(" \n", "")
+    with pytest.raises(DataError, match="a prompt has .* tokens; allowed are 1 to 127"):
+        next(arena.answer(arena.pair("word " * 200, "")))
+    assert all(scheduler.n_open == 0 for scheduler in arena.schedulers)
+
+
+def test_a_reader_that_leaves_cancels_both(arena: Arena) -> None:
+    answers = arena.answer(arena.pair("Name a colour.", ""))
+    next(answers)
+    answers.close()
+    arena.close()
+    assert all(scheduler.n_open == 0 for scheduler in arena.schedulers)

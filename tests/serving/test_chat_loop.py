@@ -1,0 +1,141 @@
+"""The terminal chat with scripted lines: modes, commands, columns, and Ctrl-C."""
+
+import io
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from instruct_lit.data.example import Example
+from instruct_lit.generation.sampling import SamplingSettings
+from instruct_lit.serving.chat_loop import Chat
+from instruct_lit.serving.conversation import Speaker
+from tests.serving.conftest import ALPACA, CHAT, greedy, tiny_speaker
+
+
+def talk(lines: Iterable[str | type[BaseException]], *speakers: Speaker, width: int = 80) -> tuple[Chat, str]:
+    """What a chat of these lines shows; an exception in place of a line is raised."""
+    script = iter(lines)
+
+    def read(_: str) -> str:
+        line = next(script, EOFError)
+        if not isinstance(line, str):
+            raise line
+        return line
+
+    out = io.StringIO()
+    chat = Chat(speakers, SamplingSettings(max_new_tokens=10), Console(file=out, width=width), read)
+    chat.run()
+    return chat, out.getvalue()
+
+
+@pytest.fixture(scope="module")
+def turns() -> Speaker:
+    return tiny_speaker(CHAT, name="turns")
+
+
+def answer_to(speaker: Speaker, example: Example) -> str:
+    return greedy(speaker, speaker.prompt_ids(example), 10)
+
+
+def test_every_line_is_an_instruction_with_an_input_if_one_was_given(speaker: Speaker) -> None:
+    chat, out = talk(["Name a colour.", "/input red\\", "blue", "Choose.", "Again."], speaker)
+    expected = [Example("Name a colour.", ""), Example("Choose.", "", "red\nblue"), Example("Again.", "")]
+    assert [record["output"] for record in chat.said] == [answer_to(speaker, example) for example in expected]
+    assert "tiny (single instructions)" in out and "3 answers were not saved (/save)" in out
+    assert all(record["output"].splitlines()[0] in out for record in chat.said)
+
+
+def test_a_conversation_remembers_and_a_new_one_does_not(turns: Speaker) -> None:
+    chat, out = talk(["/system Be brief.", "Hello", "And?", "/new", "And?"], turns)
+    first = answer_to(turns, Example("Hello", "", system="Be brief."))
+    second = answer_to(turns, Example("And?", "", system="Be brief.", history=(("Hello", first),)))
+    third = answer_to(turns, Example("And?", "", system="Be brief."))
+    assert [record["output"] for record in chat.said] == [first, second, third] and second != third
+    assert "(conversation)" in out and chat.said[1]["history"] == [["Hello", first]]
+
+
+def test_the_prompt_shown_is_that_of_training(speaker: Speaker, turns: Speaker) -> None:
+    _, out = talk(["/input x", "/prompt What?", "What?", "/prompt"], speaker)
+    assert out.count("Q: What? (x)") == 2 and f"{len(speaker.prompt_ids(Example('What?', '', 'x')))} tokens" in out
+    _, out = talk(["/prompt", "Hello", "/prompt"], turns)
+    assert "/prompt: nothing has been said yet" in out and "U: Hello\nB: " in out and out.count("U: Hello") == 1
+
+
+def test_settings_and_retry(speaker: Speaker, turns: Speaker) -> None:
+    chat, out = talk(
+        ["/settings temperature=1.5 top_k=50 stop=a,b", "Why?", "/retry", "/retry", "/settings top_k=null"], speaker
+    )
+    assert len({record["output"] for record in chat.said}) > 1
+    assert [record["settings"]["seed"] for record in chat.said] == [0, 1, 2]
+    assert chat.settings.stop == ("a", "b") and chat.settings.top_k is None and "temperature=1.5" in out
+    chat, out = talk(["Why?", "/retry"], turns)
+    assert chat.said[0]["output"] == chat.said[1]["output"] and chat.said[1].get("history") is None
+    assert "the answer will be the same" in out
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("/settings colour=1", "/settings colour=1: give NAME=VALUE; the names are max_new_tokens, temperature"),
+        ("/settings top_k=many", "/settings top_k=many: not a number"),
+        ("/settings top_p=7", "generation.top_p=7.0: must be null or above 0 and at most 1"),
+        ("/sing", "/sing: no such command; /help lists them"),
+        ("/retry", "/retry: nothing has been said yet"),
+        ("/save no/such/folder/x", "No such file or directory"),
+        ("word " * 300, "a prompt has"),
+    ],
+)
+def test_mistakes_are_told_and_the_chat_goes_on(speaker: Speaker, line: str, message: str) -> None:
+    chat, out = talk([line, "Hello"], speaker, width=200)
+    assert message in out and len(chat.said) == 1
+
+
+def test_a_system_prompt_without_a_place_is_told(speaker: Speaker, turns: Speaker) -> None:
+    chat, out = talk(["/system Be brief.", "Hello"], speaker, turns)
+    assert "the template of tiny has no place for a system prompt" in out
+    assert [record.get("system") for record in chat.said] == [None, "Be brief."]
+
+
+def test_saved_records_can_be_trained_on(speaker: Speaker, tmp_path: Path) -> None:
+    file = tmp_path / "said.jsonl"
+    _, out = talk(["One?", f"/save {file}", "Two?", f"/save {file}", "/quit", "never"], speaker)
+    records = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [record["instruction"] for record in records] == ["One?", "Two?"] and out.count("1 answers added") == 2
+    assert "not saved" not in out
+
+
+def test_two_models_answer_in_columns(speaker: Speaker) -> None:
+    other = tiny_speaker(ALPACA, seed=5, name="other")
+    chat, out = talk(["Name a colour."], speaker, other)
+    said = [answer_to(s, Example("Name a colour.", "")) for s in (speaker, other)]
+    assert [record["output"] for record in chat.said] == said and said[0] != said[1]
+    heads = next(line for line in out.splitlines() if "tiny" in line and "other" in line and "┃" in line)
+    assert heads.index("other") in range(38, 46) and max(map(len, out.splitlines())) <= 80
+
+
+def interrupting(speaker: Speaker, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Ctrl-C in the fourth step of the first answer."""
+    from instruct_lit.generation.engine import Engine
+
+    step, n_steps = Engine.step, iter(range(10**6))
+
+    def stepping(engine: Engine) -> object:
+        if next(n_steps) == 3:
+            raise KeyboardInterrupt
+        return step(engine)
+
+    monkeypatch.setattr(Engine, "step", stepping)
+    return monkeypatch.undo
+
+
+def test_ctrl_c_stops_an_answer_and_not_the_chat(speaker: Speaker, monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupting(speaker, monkeypatch)
+    chat, out = talk(["One?", KeyboardInterrupt, "Two?"], speaker)
+    assert "(stopped)" in out and "Ctrl-D or /quit ends the chat" in out
+    assert [record["finish_reason"] for record in chat.said] == ["cancelled", "length"]
+    assert chat.said[1]["output"] == answer_to(speaker, Example("Two?", ""))
+    whole = answer_to(speaker, Example("One?", ""))
+    assert whole.startswith(chat.said[0]["output"].rstrip("\ufffd")) and chat.said[0]["output"] != whole

@@ -1,0 +1,58 @@
+"""Votes on disk: kept once cast, whatever a crash left; several writers at a time."""
+
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from instruct_lit.errors import DataError
+from instruct_lit.evaluation.ratings import Battle
+from instruct_lit.serving.votes import VoteFile
+
+VOTE = {"model_a": "a", "model_b": "b", "winner": "tie", "response_a": "é\n🙂"}
+
+
+@pytest.mark.parametrize("cut", [1, 10, 40])
+def test_a_line_that_a_crash_left_half_costs_only_itself(tmp_path: Path, cut: int) -> None:
+    votes = VoteFile(tmp_path / "new" / "votes.jsonl")
+    votes.append(VOTE)
+    votes.append({**VOTE, "winner": "model_a"})
+    votes.path.write_bytes(votes.path.read_bytes()[:-cut])
+    votes = VoteFile(votes.path)
+    votes.append({**VOTE, "winner": "both_bad"})
+    kept = ["tie", "both_bad"] if cut > 1 else ["tie", "model_a", "both_bad"]
+    assert [vote["winner"] for vote in votes.read()] == kept
+    assert votes.read()[0] == VOTE and votes.battles()[0] == Battle("a", "b", "tie")
+
+
+def test_writers_do_not_cut_into_each_other(tmp_path: Path) -> None:
+    def write(name: int) -> None:
+        own = VoteFile(tmp_path / "votes.jsonl")
+        for number in range(25):
+            own.append({**VOTE, "id": [name, number], "response_a": "x" * 2000})
+
+    threads = [threading.Thread(target=write, args=(n,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    ids = [tuple(vote["id"]) for vote in VoteFile(tmp_path / "votes.jsonl").read()]
+    assert sorted(ids) == [(name, number) for name in range(4) for number in range(25)]
+
+
+def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match=r"votes=.*cannot be written"):
+        VoteFile(tmp_path / "file" / "votes.jsonl")
+
+
+def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    votes = VoteFile(tmp_path / "votes.jsonl")
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda file, data: write(file, data[:5]))
+    with pytest.raises(DataError, match="the disk is full; the vote was not kept"):
+        votes.append(VOTE)
+    monkeypatch.undo()
+    votes.append(VOTE)
+    assert votes.read() == [VOTE]
