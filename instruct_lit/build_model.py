@@ -11,6 +11,7 @@ from instruct_lit.errors import ConfigError
 
 if TYPE_CHECKING:
     from instruct_lit.data.encode import Tokenizer
+    from instruct_lit.data.hf_tokenizer import HFTokenizer
     from instruct_lit.data.template import Template
     from instruct_lit.model.adapters import Adapter, Base
     from instruct_lit.model.causal import CausalLM
@@ -58,7 +59,28 @@ def _hf_of(config: DictConfig) -> CausalLM:
     settings = {name: config.model[name] for name in names}
     adapter = config.get("adapter")
     n_bits = 4 if adapter is not None and adapter.kind == "qlora" else None
-    return load_hf(**_hf_place(config), **settings, n_bits=n_bits, seed=config.seed)
+    model = load_hf(**_hf_place(config), **settings, n_bits=n_bits, seed=config.seed)
+    if config.model.get("new_tokens"):
+        from instruct_lit.model.hf_files import grow_vocabulary
+
+        grow_vocabulary(model, *_hf_tokenizer(config))
+    return model
+
+
+def _hf_tokenizer(config: DictConfig) -> tuple[HFTokenizer, list[int]]:
+    """The model's own tokenizer, `model.new_tokens` added, and the ids of those that it did not have."""
+    from instruct_lit.data.hf_tokenizer import HFTokenizer, add_special_tokens, load_tokenizer
+    from instruct_lit.model.hf_files import import_transformers, opening
+
+    import_transformers()
+    place = {name: value for name, value in _hf_place(config).items() if value is not None}
+    with opening(place["path"]):
+        tokenizer = load_tokenizer(**place)
+    names = list(config.model.get("new_tokens") or ())
+    if not names:
+        return tokenizer, []
+    new = add_special_tokens(tokenizer.hf, names)
+    return HFTokenizer(tokenizer.hf, markup=True), new
 
 
 def check_adapter(config: DictConfig) -> None:
@@ -148,14 +170,12 @@ def language_of(config: DictConfig) -> tuple[Tokenizer, Template]:
     if config.model.kind != "hf":
         return GPT2Tokenizer(), template_of(config)
     from instruct_lit.data.chat_template import with_chat
-    from instruct_lit.data.hf_tokenizer import load_tokenizer
-    from instruct_lit.model.hf_files import import_transformers, opening
 
-    import_transformers()
-    place = {name: value for name, value in _hf_place(config).items() if value is not None}
-    with opening(place["path"]):
-        tokenizer = load_tokenizer(**place)
-    return with_chat(tokenizer) if config.template.name == CHAT else (tokenizer, template_of(config))
+    tokenizer, _ = _hf_tokenizer(config)
+    if config.template.name == CHAT:
+        return with_chat(tokenizer)
+    template = template_of(config)
+    return tokenizer, template.escaping(tokenizer.escape) if tokenizer.markup else template
 
 
 def template_of(config: DictConfig) -> Template:

@@ -70,6 +70,7 @@ def save_bundle(
         own = {
             "version": __version__,
             "kind": kind,
+            "markup": bool(getattr(tokenizer, "markup", False)),
             "template": {
                 "name": template.name,
                 "text": template.text,
@@ -153,6 +154,9 @@ def open_model(run: str | Path, template: Template | None = None) -> OpenedModel
             hf_tokenizer, template = with_chat(hf_tokenizer)
         elif template is None:
             template = Template(**own)
+        if about.get("markup") and template.name != CHAT:  # special tokens of the run's own
+            hf_tokenizer = HFTokenizer(hf_tokenizer.hf, markup=True)
+            template = template.escaping(hf_tokenizer.escape)
         return OpenedModel(directory, hf, hf_tokenizer, template, about.get("generation", {}), about)
     if template is None and about:
         template = Template(**about["template"])

@@ -26,6 +26,7 @@ class ModelConfig:
     pretrained: bool = True
     gguf_file: str | None = None
     trust_remote_code: bool = False
+    new_tokens: list[str] = field(default_factory=list)
     n_layers: int | None = 12
     n_heads: int | None = 12
     d_model: int | None = 768
@@ -279,6 +280,11 @@ def _problems_of_adapter(config: Any) -> list[str]:
     adapter, problems = config.adapter, []
     if adapter.kind != "none" and config.trainable != "all":
         problems.append(f"trainable={config.trainable}: an adapter freezes all else, so it goes with adapter=none only")
+    if adapter.kind != "none" and config.model.new_tokens:
+        problems.append(
+            f"model.new_tokens={config.model.new_tokens}: an adapter freezes the embeddings, so they would not be "
+            "learnt; use adapter=none"
+        )
     if adapter.dropout >= 1:
         problems.append(f"adapter.dropout={adapter.dropout}: must be below 1")
     if adapter.kind == "qlora" and adapter.merge:
@@ -312,6 +318,8 @@ def _problems_of_kind(model: Any) -> list[str]:
             "models go with model=hf)"
         )
     problems += [
-        f"model.{key}={model[key]}: goes with model=hf" for key in ("gguf_file", "trust_remote_code") if model[key]
+        f"model.{key}={model[key]}: goes with model=hf"
+        for key in ("gguf_file", "trust_remote_code", "new_tokens")
+        if model[key]
     ]
     return problems

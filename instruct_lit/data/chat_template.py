@@ -16,7 +16,7 @@ _PLACE = "\ufdd1"  # stands for a response while a conversation is rendered; Uni
 def with_chat(tokenizer: HFTokenizer) -> tuple[HFTokenizer, Template]:
     """The tokenizer that reads its own chat template as markup, and that template."""
     template = ChatTemplate(tokenizer)
-    return HFTokenizer(tokenizer.hf, markup=True, end=template.end), template
+    return HFTokenizer(tokenizer.hf, markup=True, end=template.end, bare=True), template
 
 
 class ChatTemplate(Template):

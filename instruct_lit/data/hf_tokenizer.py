@@ -27,10 +27,10 @@ class HFTokenizer:
     The name of a special token in a text is ordinary text. With `markup` (the texts come out of a chat template) it is
     the special token instead, unless it is escaped: `escape` protects what users wrote. `end` names the token that
     closes a response, by default the tokenizer's end of text. What the tokenizer puts before a text (`<s>`, say) are
-    the ids `prompt_start`; with `markup` none, since the template writes it.
+    the ids `prompt_start`; none if the tokenizer is `bare`, since the template writes it.
     """
 
-    def __init__(self, hf: Any, markup: bool = False, end: str | None = None) -> None:
+    def __init__(self, hf: Any, markup: bool = False, end: str | None = None, bare: bool = False) -> None:
         if not hf.is_fast:
             raise ConfigError(f"model: {type(hf).__name__} is a slow tokenizer; one with a tokenizer.json is needed")
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # said explicitly, it does not warn in data workers
@@ -40,7 +40,7 @@ class HFTokenizer:
             raise ConfigError(f"model: {type(hf).__name__} has no end-of-text token, so no response could end")
         self.eot_id: int = hf.convert_tokens_to_ids(self.end)
         self.n_vocab: int = max(hf.get_vocab().values()) + 1
-        self.prompt_start: tuple[int, ...] = () if markup else tuple(self._put_before())
+        self.prompt_start: tuple[int, ...] = () if bare else tuple(self._put_before())
         specials = [t.content for t in hf.added_tokens_decoder.values() if t.special and len(t.content) > 1]
         self._special = re.compile("|".join(map(re.escape, sorted(specials, key=len, reverse=True))) or r"(?!)")
 
@@ -135,6 +135,15 @@ class HFTokenizer:
 def without_markup(tokenizer: Any) -> Any:
     """The same tokenizer for bare text, in which nothing is a special token; another than ours as it is."""
     return HFTokenizer(tokenizer.hf) if isinstance(tokenizer, HFTokenizer) and tokenizer.markup else tokenizer
+
+
+def add_special_tokens(hf: Any, names: Sequence[str]) -> list[int]:
+    """Make special tokens of the names that are none yet, and return the ids of those that are new."""
+    from tokenizers import AddedToken
+
+    new = [name for name in dict.fromkeys(names) if hf.get_vocab().get(name) not in hf.added_tokens_decoder]
+    hf.add_tokens([AddedToken(name, special=True, normalized=False) for name in new], special_tokens=True)
+    return [hf.convert_tokens_to_ids(name) for name in new]
 
 
 def load_tokenizer(path: str, **place: Any) -> HFTokenizer:

@@ -8,7 +8,9 @@ the form of every further turn of a conversation.
 
 from __future__ import annotations
 
+import copy
 import re
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 
@@ -33,6 +35,7 @@ class Template:
     """
 
     next_turn: Template | None = None
+    escape: Callable[[str], str] = staticmethod(lambda text: text)  # what keeps users' texts from being markup
 
     def __init__(
         self, name: str, text: str | None = None, path: str | Path | None = None, next_turn: str | None = None
@@ -58,6 +61,13 @@ class Template:
         self.prompt(Example("instruction", "output", "input"))  # a mistake in the text shows now, not in mid-run
         self.suffix(Example("instruction", "output", "input"))
         self.next_turn = Template(f"{name}.next_turn", next_turn) if next_turn is not None else None
+
+    def escaping(self, escape: Callable[[str], str]) -> Template:
+        """The same template for a tokenizer that reads names of special tokens in it as such."""
+        escaping = copy.copy(self)
+        escaping.escape = escape  # type: ignore[method-assign]
+        escaping.next_turn = self.next_turn.escaping(escape) if self.next_turn is not None else None
+        return escaping
 
     def turns(self, example: Example) -> list[tuple[str, str]]:
         """The whole example as text: for every turn what stands before the response, and `response`.
@@ -101,7 +111,7 @@ class Template:
 
     def response(self, example: Example) -> str:
         """The wanted output and the suffix: what is learnt."""
-        return example.output + self.suffix(example)
+        return self.escape(example.output) + self.suffix(example)
 
     def full_text(self, example: Example) -> str:
         """Prompt, response and suffix."""
@@ -109,7 +119,8 @@ class Template:
 
     def _render(self, template: jinja2.Template, example: Example) -> str:
         try:
-            return template.render(instruction=example.instruction, input=example.input, system=example.system)
+            asked = {name: self.escape(getattr(example, name)) for name in ("instruction", "input", "system")}
+            return template.render(**asked)
         except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
             raise TemplateError(
                 f"template {self.name!r}: {error}; the variables are instruction, input, system and response"

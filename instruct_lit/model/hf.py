@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -53,12 +53,21 @@ class HFModel(CausalLM):
         n_vocab, d_model = self.head_weight.shape
         self.config = HFShape(type(hf).__name__, n_vocab, context_length_of(hf.config, context_length), d_model)
         self._probe()
-        hf.get_input_embeddings().register_forward_hook(lambda module, inputs, output: self.noised(output))
+        self._noise_embeddings()
         if activation_checkpointing:
             if hasattr(hf, "activation_checkpointing_enable"):
                 hf.activation_checkpointing_enable()
             else:  # its name before transformers 6 was prepared
                 hf.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+    def _noise_embeddings(self) -> None:
+        self.hf.get_input_embeddings().register_forward_hook(lambda module, inputs, output: self.noised(output))
+
+    def vocabulary_changed(self) -> None:
+        """To be called when embedding and head were resized: note the new size, and noise the new embedding."""
+        self.config = replace(self.config, n_vocab=len(self.head_weight))
+        self.hf.get_input_embeddings()._forward_hooks.clear()
+        self._noise_embeddings()
 
     @property
     def head_weight(self) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -127,6 +127,24 @@ def import_transformers() -> Any:
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     return transformers
+
+
+@torch.no_grad()
+def grow_vocabulary(model: HFModel, tokenizer: HFTokenizer, new: Sequence[int]) -> None:
+    """Give the model rows for new tokens, in embedding and head: the mean of the rows that were in use.
+
+    Ties stay ties. A vocabulary that was padded may have the rows already; they are set all the same, since nothing was
+    learnt in them.
+    """
+    if not new:
+        return
+    hf, n_before = model.hf, min(new)
+    if tokenizer.n_vocab > len(model.head_weight):
+        hf.resize_token_embeddings(tokenizer.n_vocab, mean_resizing=False)
+    tables = {id(p): p for e in (hf.get_input_embeddings(), hf.get_output_embeddings()) for p in e.parameters()}
+    for table in tables.values():
+        table[list(new)] = table[:n_before].mean(0)
+    model.vocabulary_changed()
 
 
 @contextmanager
