@@ -171,7 +171,7 @@ def check_parts(data: InstructionData) -> None:
     """Raise ConfigError when a part of the data that every run needs has no example."""
     uses = {"train": "to learn", "val": "to stop early and to keep the best weights", "test": "to answer"}
     for name, use in uses.items():
-        if len(data.examples_of(name)[1]) == 0:
+        if name in data.stored_parts and len(data.examples_of(name)[1]) == 0:
             file = "" if name == "train" else f", or a file of its own (data.{name}_path=)"
             raise ConfigError(
                 f"data.split={data.split_spec}: no example for {name}, and a run needs some {use}; "

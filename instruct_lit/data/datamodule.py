@@ -50,6 +50,8 @@ class InstructionData(LightningDataModule):
     `shared_prefix`, `max_tokens` and `pad_to_multiple_of` are the batch layout (`conf/batching`); none changes a loss.
     """
 
+    stored_parts: tuple[str, ...] = ("train", "val", "test")  # whose examples are known before the run
+
     def __init__(
         self,
         source: Source | Mapping[str, Source],

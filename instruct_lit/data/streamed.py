@@ -48,6 +48,8 @@ class StreamedData(InstructionData):
     repetitions within a stream stay: to know them, all of it would have to be remembered.
     """
 
+    stored_parts = ("val", "test")
+
     def __init__(
         self,
         source: ShardedSource,
