@@ -78,8 +78,9 @@ class StreamedData(InstructionData):
         sources = self._evaluation_sources()
         self.stores = {name: self._open(source) for name, source in sources.items()}
         self.split = Split(*(np.arange(0) for _ in range(3)))
-        if self.keep_together != "nothing":
-            self._held_out = frozenset(prompt_digest(example) for source in sources.values() for example in source)
+        # What was taken from the stream is never trained on; files of their own have relatives there only if so wanted.
+        apart = [s for s in sources.values() if isinstance(s, HeldOut) or self.keep_together != "nothing"]
+        self._held_out = frozenset(prompt_digest(example) for source in apart for example in source)
 
     def _evaluation_sources(self) -> dict[str, Any]:
         """Files of their own, or what the split takes from the stream."""

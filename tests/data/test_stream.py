@@ -204,6 +204,11 @@ def test_trap_17_what_is_held_out_is_never_trained_on(folder: Path, tokenizer: G
     assert instructions(again, "val") == instructions(data, "val") and again.fingerprint == data.fingerprint
 
 
+def test_what_is_held_out_is_apart_whatever_is_kept_together(folder: Path, tokenizer: GPT2Tokenizer) -> None:
+    data = streamed(folder, tokenizer, keep_together="nothing")
+    assert len(flat(ids(data.train_dataloader()))) == N - 11 and data.counts["n_left_out_of_train"] == 11
+
+
 def test_files_of_their_own_take_the_place_of_what_is_held_out(folder: Path, tokenizer: GPT2Tokenizer) -> None:
     (folder.parent / "own.json").write_text(json.dumps([{"instruction": "Number 3", "output": "x"}]))
     own = FileSource(str(folder.parent / "own.json"), name="own")

@@ -70,7 +70,7 @@ def test_a_streamed_run_and_its_resume(command: Callable, small: tuple[str, ...]
     options = [o for o in small if not o.startswith(("data.source", "data.split"))]
     stream = [
         *options, "data=files", "data.path=set", "data.streaming=true", "data.split={val:4,test:3}", "data.shuffle_buffer=10",
-        "data.keep_together=nothing", "trainer.val_check_interval=2", "evaluate_base=false", "trainer.max_epochs=-1",
+        "trainer.val_check_interval=2", "evaluate_base=false", "trainer.max_epochs=-1",
         "callbacks.early_stopping=null",
     ]  # fmt: skip
     for arguments in (["6", "whole"], ["3", "half"], ["6", "rest", "ckpt_path=half"]):
@@ -83,7 +83,7 @@ def test_a_streamed_run_and_its_resume(command: Callable, small: tuple[str, ...]
     assert set(losses["whole"]) == set(range(1, 7))
     assert losses["rest"] == pytest.approx(losses["whole"], rel=1e-6)
     metrics = json.loads((tmp_path / "whole" / "metrics.json").read_text())
-    assert metrics["n_val"] == 4 and metrics["n_test"] == 3 and metrics["n_read"] > 30 and metrics["n_steps"] == 6
+    assert metrics["n_val"] == 4 and metrics["n_test"] == 3 and metrics["n_read"] > 20 and metrics["n_steps"] == 6
     assert len((tmp_path / "whole" / "responses.jsonl").read_text().splitlines()) == 3
 
 
