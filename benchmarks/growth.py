@@ -40,6 +40,7 @@ def train(shape: str, length: int, batch_size: int, device: str) -> dict[str, An
     from instruct_lit.training.loss import summed_cross_entropy
     from instruct_lit.training.module import layout_of
     from instruct_lit.training.optimizer import adamw, parameter_groups
+    from instruct_lit.training.working import WorkingWeights
 
     keep_freed_memory()
     n_layers, n_heads, d_model = SHAPES[shape]
@@ -53,12 +54,17 @@ def train(shape: str, length: int, batch_size: int, device: str) -> dict[str, An
     documents = [EncodedExample(i, row, np.arange(length + 1) > length // 2) for i, row in enumerate(ids)]
     batch = Collator(50256, np.ones(50257, dtype=np.int64), "packed", shared_prefix=True)(documents).to(device)
     half = default_precision(device) == "bf16-mixed"
+    working = None
+    if device == "cpu":  # as InstructionTuner does it
+        dtype = torch.bfloat16 if half else torch.float32
+        optimizer.working = WorkingWeights(model, model.head_weight, dtype, dtype).attach()
+        working = optimizer.working.of[id(model.head_weight)]
 
     def step() -> None:
         with torch.autocast(device, torch.bfloat16, enabled=half):
             states = model.hidden_states(batch.input_ids, batch.position_ids, layout_of(batch))[batch.loss_index]
             loss = summed_cross_entropy(
-                states, model.head_weight, batch.targets, batch.loss_weights / batch.n_supervised
+                states, model.head_weight, batch.targets, batch.loss_weights / batch.n_supervised, working
             )
         loss.backward()
         optimizer.step()

@@ -25,7 +25,7 @@ def main() -> None:
     common.add_arguments(parser)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--warm-up", type=int, default=4)
+    parser.add_argument("--warm-up", type=int, default=12)
     parser.add_argument("--batching", nargs="+", default=["padded", "packed", "packed+prefix"], help="layouts of ours")
     parser.add_argument("--precision", nargs="+", choices=["fp32", "bf16"], default=["fp32", "bf16"], help="of ours")
     parser.add_argument("--systems", nargs="+", default=None, help="these rows only, named as the table names them")
