@@ -69,7 +69,8 @@ def ours(name: str, args: Namespace) -> dict[str, Any]:
         seed_everything(config.seed, workers=True, verbose=False)
         trainer = build.trainer_of(config, [History(Path(folder) / "history.jsonl"), Tick()])
         model = build.model_of(config)
-        data = build.data_of(config, build.template_of(config), model.config.context_length)
+        tokenizer, template = build.language_of(config)
+        data = build.data_of(config, template, tokenizer, model.config.context_length)
         trainer.fit(InstructionTuner(model, *build.optimization_of(config)), data)
     return _figures(args, clock, memory, args.batch_size, torch.__version__)
 
