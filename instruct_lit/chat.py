@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 @dataclass
 class ChatConfig:
     run: Any = None
+    conversation: bool | None = None
     device: str | None = None
     template: TemplateConfig | None = None
     generation: GenerationConfig = field(default_factory=GenerationConfig)
@@ -48,7 +49,7 @@ def chat(config: DictConfig) -> None:
     speakers = open_speakers(runs, build.given_template(config), config.device)
     if sys.stdin.isatty():
         keep_history(Path(config.paths.cache) / "chat_history")
-    Chat(speakers, build.sampling_of(config), Console(), read_line).run()
+    Chat(speakers, build.sampling_of(config), Console(), read_line, config.conversation).run()
 
 
 def read_line(sign: str) -> str:

@@ -37,6 +37,7 @@ class Column:
 
     speaker: Speaker
     engine: Engine
+    converses: bool  # whether earlier turns are part of the prompt
     history: list[Turn] = field(default_factory=list)
     request: Request | None = None
 
@@ -44,13 +45,24 @@ class Column:
 class Chat:
     """Reads lines with `read` (which may raise EOFError and KeyboardInterrupt) until the end, and answers on `console`.
 
-    `said` holds a record for every answer.
+    With `conversation` a line is a further turn, without it an instruction of its own; None leaves it to the template:
+    Alpaca's are for single instructions, though they have a form for further turns. `said` holds a record for every
+    answer.
     """
 
     def __init__(
-        self, speakers: Sequence[Speaker], settings: SamplingSettings, console: Console, read: Callable[[str], str]
+        self,
+        speakers: Sequence[Speaker],
+        settings: SamplingSettings,
+        console: Console,
+        read: Callable[[str], str],
+        conversation: bool | None = None,
     ) -> None:
-        self.columns = [Column(speaker, Engine(speaker.model, speaker.tokenizer, 1)) for speaker in speakers]
+        self.columns = []
+        for speaker in speakers:
+            wanted = not speaker.template.name.startswith("alpaca") if conversation is None else conversation
+            engine = Engine(speaker.model, speaker.tokenizer, 1)
+            self.columns.append(Column(speaker, engine, wanted and speaker.has_turns))
         self.settings, self.console, self.read = settings, console, read
         self.system, self.given = "", ""
         self.last: tuple[str, str] | None = None  # instruction and input
@@ -60,7 +72,7 @@ class Chat:
     def run(self) -> None:
         """Chat until /quit or the end of the input."""
         names = ", ".join(column.speaker.name for column in self.columns)
-        modes = {"conversation" if column.speaker.has_turns else "single instructions" for column in self.columns}
+        modes = {"conversation" if column.converses else "single instructions" for column in self.columns}
         self._tell(f"{names} ({' and '.join(sorted(modes))}); /help tells what can be done")
         while True:
             try:
@@ -162,7 +174,7 @@ class Chat:
                 "settings": asdict(self.settings),
             }
         )
-        if column.speaker.has_turns:
+        if column.converses:
             column.history.append((f"{instruction}\n\n{given}" if given else instruction, text))
 
     def _example(self, column: Column, instruction: str, given: str) -> Example:
@@ -200,7 +212,7 @@ class Chat:
         for column in self.columns:
             # Of the last instruction as it was asked: without the turn that it became.
             history = column.history
-            if not text and column.speaker.has_turns:
+            if not text and column.converses:
                 column.history = history[:-1]
             ids = self._prompt(column, *asked)
             column.history = history

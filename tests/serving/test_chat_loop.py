@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 
 from instruct_lit.data.example import Example
+from instruct_lit.data.template import Template
 from instruct_lit.generation.sampling import SamplingSettings
 from instruct_lit.serving.chat_loop import Chat
 from instruct_lit.serving.conversation import Speaker
@@ -139,3 +140,13 @@ def test_ctrl_c_stops_an_answer_and_not_the_chat(speaker: Speaker, monkeypatch: 
     assert chat.said[1]["output"] == answer_to(speaker, Example("Two?", ""))
     whole = answer_to(speaker, Example("One?", ""))
     assert whole.startswith(chat.said[0]["output"].rstrip("\ufffd")) and chat.said[0]["output"] != whole
+
+
+def test_alpacas_lines_are_single_instructions_unless_asked_otherwise() -> None:
+    alpaca = tiny_speaker(Template("alpaca", CHAT.text, next_turn="U: {{ instruction }}\nB: {{ response }}"))
+    chat, _ = talk(["Hello", "And?"], alpaca)
+    assert "history" not in chat.said[1]
+    lines = iter(["Hello", "And?", "/quit"])
+    chat = Chat([alpaca], chat.settings, Console(file=io.StringIO()), lambda _: next(lines), conversation=True)
+    chat.run()
+    assert chat.said[1]["history"][0][0] == "Hello"

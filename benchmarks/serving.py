@@ -1,0 +1,139 @@
+"""The server under load: answers per second and latency at 1, 8 and 32 clients at a time, and a soak.
+
+    python -m benchmarks.serving --run outputs/train/<date>/<time> --json benchmarks/results/serving-cpu.json
+    python -m benchmarks.serving --run outputs/train/<date>/<time> --soak 600
+
+Without `--run` the model has random weights of the shape `--model`. The server is a process of its own; the clients are
+OpenAI's own, asynchronous, each asking its next question when its last is answered. Every answer is compared with that
+of the engine alone; at one client the answers are sequential, and the others are measured against that.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks import common
+
+CONCURRENCY = (1, 8, 32)
+
+
+def random_bundle(model: str, folder: Path) -> Path:
+    """A bundle with random weights of a shape of `conf/model`."""
+    from omegaconf import OmegaConf
+
+    from instruct_lit.bundle import save_bundle
+    from instruct_lit.config import CONF
+    from instruct_lit.data.template import Template
+    from instruct_lit.data.tokenizer import GPT2Tokenizer
+    from instruct_lit.generation.sampling import SamplingSettings
+    from instruct_lit.model.gpt import GPT, GPTConfig
+
+    n_layers, n_heads, d_model = common.shape_of(model)
+    gpt = GPT(GPTConfig(d_model=d_model, n_layers=n_layers, n_heads=n_heads))
+    gpt.init_weights(0)
+    template = Template("alpaca", OmegaConf.load(CONF / "template" / "alpaca.yaml").text)
+    save_bundle(folder / model, gpt, GPT2Tokenizer(), template, {**vars(SamplingSettings()), "stop": []}, {})
+    return folder / model
+
+
+def questions_of(n: int) -> list[str]:
+    """Different questions of different lengths."""
+    return [f"Question {i}: what comes after {i}{', and why' * (i % 4)}?" for i in range(n)]
+
+
+def alone(run: Path, questions: list[str], n_tokens: int) -> list[str]:
+    """What the engine answers without a server."""
+    from instruct_lit.data.example import Example
+    from instruct_lit.generation.engine import Engine
+    from instruct_lit.generation.sampling import SamplingSettings
+    from instruct_lit.serving.conversation import open_speakers
+
+    (speaker,) = open_speakers([str(run)], None, None)
+    prompts = [speaker.prompt_ids(Example(question, "")) for question in questions]
+    settings = speaker.ending(SamplingSettings(max_new_tokens=n_tokens))
+    return [r.text for r in Engine(speaker.model, speaker.tokenizer, 1).generate(prompts, settings)]
+
+
+async def load(
+    url: str, questions: list[str], expected: list[str], n_tokens: int, n_clients: int, seconds: float
+) -> dict[str, Any]:
+    """Ask for so many seconds; every answer must be the expected one."""
+    from openai import AsyncOpenAI
+
+    end, latencies, n_written, n_wrong = time.perf_counter() + seconds, [], 0, 0
+    async with AsyncOpenAI(base_url=url, api_key="none", max_retries=0, timeout=600) as client:
+        name = (await client.models.list()).data[0].id
+
+        async def ask(number: int) -> None:
+            nonlocal n_written, n_wrong
+            while time.perf_counter() < end:
+                number = (number + n_clients) % len(questions)
+                start = time.perf_counter()
+                answer = await client.chat.completions.create(
+                    model=name, messages=[{"role": "user", "content": questions[number]}], max_tokens=n_tokens,
+                    temperature=0,
+                )  # fmt: skip
+                latencies.append(time.perf_counter() - start)
+                n_written += answer.usage.completion_tokens
+                n_wrong += answer.choices[0].message.content != expected[number]
+
+        start = time.perf_counter()
+        await asyncio.gather(*(ask(number) for number in range(n_clients)))
+        took = time.perf_counter() - start
+    ordered = sorted(latencies)
+    percentiles = {f"p{p}_s": ordered[min(len(ordered) - 1, len(ordered) * p // 100)] for p in (50, 90, 99)}
+    rates = {"answers_per_s": len(latencies) / took, "tokens_per_s": n_written / took}
+    return {"n_clients": n_clients, "n_answers": len(latencies), "n_wrong": n_wrong, **rates, **percentiles}
+
+
+def resident(pid: int) -> int:
+    """Bytes of memory that a process holds."""
+    return int(Path(f"/proc/{pid}/status").read_text().split("VmRSS:")[1].split()[0]) * 1024
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=Path, default=None)
+    parser.add_argument("--model", choices=common.MODELS, default="gpt2")
+    parser.add_argument("--tokens", type=int, default=32, help="tokens of an answer at most")
+    parser.add_argument("--seconds", type=float, default=20, help="of each measurement")
+    parser.add_argument("--soak", type=float, default=0, help="seconds of load at 32 clients, memory watched")
+    parser.add_argument("--json", type=Path, default=None)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        run = args.run or random_bundle(args.model, Path(folder))
+        questions = questions_of(64)
+        expected = alone(run, questions, args.tokens)
+        command = [sys.executable, "-m", "instruct_lit.serve", f"run={run.resolve()}", "port=0"]
+        server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        try:
+            assert server.stdout is not None
+            url = server.stdout.readline().split(" at ")[1].split(" ")[0]
+            asyncio.run(load(url, questions, expected, args.tokens, 32, 3))  # warm-up
+            rows = []
+            for n_clients in () if args.soak else CONCURRENCY:
+                rows.append(asyncio.run(load(url, questions, expected, args.tokens, n_clients, args.seconds)))
+                rows[-1]["speedup"] = rows[-1]["answers_per_s"] / rows[0]["answers_per_s"]
+                print(json.dumps(rows[-1]), flush=True)
+            memory = []
+            end = time.perf_counter() + args.soak
+            while time.perf_counter() < end:
+                rows.append(asyncio.run(load(url, questions, expected, args.tokens, 32, min(30, args.soak))))
+                memory.append(resident(server.pid))
+                print(json.dumps({**rows[-1], "resident_mb": memory[-1] / 1e6}), flush=True)
+        finally:
+            server.terminate()
+            server.wait()
+    common.write_json(args.json, {"rows": rows, "resident_bytes": memory, "run": str(args.run), "tokens": args.tokens})
+
+
+if __name__ == "__main__":
+    main()

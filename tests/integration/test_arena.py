@@ -1,0 +1,105 @@
+"""The page in a real browser: a vote is cast, the names are told, the leaderboard changes."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from instruct_lit.serving.votes import VoteFile
+from tests.integration.conftest import Command
+
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.mark.slow
+def test_a_vote_is_cast_and_the_leaderboard_changes(small_run: Path, tmp_path: Path) -> None:
+    pytest.importorskip("gradio")
+    sync = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if BROWSER is None:
+        pytest.skip("no Chromium is installed")
+    shutil.copytree(small_run, tmp_path / "other")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "instruct_lit.arena", f"runs=[{small_run},other]", "votes=v.jsonl", "port=0"],
+        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "COLUMNS": "80"},
+    )  # fmt: skip
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert "run, other at http" in line and "10 questions to draw" in line
+        url = line.split(" at ")[1].split(" ")[0]
+        with sync.sync_playwright() as driver:
+            browser = driver.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+            page = browser.new_page()
+            page.goto(url)
+            page.wait_for_selector("#instruction textarea")
+            assert not page.is_enabled("#vote-model_a")
+            page.click("#draw")
+            page.wait_for_function("document.querySelector('#instruction textarea').value.length > 0")
+            page.click("#ask")
+            page.wait_for_selector("#vote-model_a:not([disabled])", timeout=60000)
+            assert "other" not in page.inner_text("body").split()  # blind until the vote
+            page.click("#vote-model_a")
+            page.wait_for_function("document.querySelector('#told').innerText.includes('your vote is kept')")
+            told = page.inner_text("#told")
+            assert not page.is_enabled("#vote-model_a")
+            page.click("button[role=tab]:has-text('Leaderboard')")
+            page.wait_for_selector("#count:has-text('1 vote')")
+            board = page.inner_text("#leaderboard")
+            assert "100.0%" in board and "0.0%" in board
+            browser.close()
+        (vote,) = VoteFile(tmp_path / "v.jsonl").read()
+        assert vote["winner"] == "model_a" and told.startswith(f"A was {vote['model_a']}, B was {vote['model_b']}")
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=30)
+        assert "Traceback" not in err
+    finally:
+        process.kill()
+
+
+def test_import_reproduces_the_order_and_draws(command: Command, shared_data: Path, tmp_path: Path) -> None:
+    pytest.importorskip("evalica")
+    battles = shared_data / "arena" / "alpacaeval_judged_battles.jsonl.gz"
+    done = command("arena", f"import={battles}", "picture=board.png", cwd=tmp_path)
+    models = [line.split()[0] for line in done.stdout.splitlines()[1:] if " to " in line]
+    assert models[:4] == ["gpt4_1106_preview", "gpt4", "claude", "gpt-3.5-turbo-0301"]
+    assert models[-2:] == ["alpaca-7b", "text_davinci_001"] and len(models) == 16
+    assert (tmp_path / "board.png").stat().st_size > 10000
+
+
+def test_errors_are_told_together(command: Command, small_run: Path, tmp_path: Path) -> None:
+    done = command("arena", f"runs=[{small_run}]", "host=0.0.0.0", "questions=none.json", cwd=tmp_path, status=2)
+    assert done.stderr.splitlines() == [
+        "error: runs: two models at least",
+        "  questions=none.json: no such file",
+        "  host=0.0.0.0: others could reach it; give password=…, or stay with 127.0.0.1",
+    ]
+    done = command("arena", "import=none.jsonl", cwd=tmp_path, status=2)
+    assert done.stderr == "error: import=none.jsonl: no such file\n"
+
+
+def test_a_judge_votes_in_both_orders(
+    command: Command, judge_server, small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A judge that always prefers the answer shown first: every pair is won once by each."""
+    server = judge_server(lambda number, body: '{"better": "A"}')
+    shutil.copytree(small_run, tmp_path / "other")
+    monkeypatch.setenv("JUDGE_KEY", "x")
+    judge = [
+        "judge=openai",
+        f"judge.url={server.url}",
+        "judge.model=small",
+        "judge.api_key_env=JUDGE_KEY",
+        "judge.paid=false",
+    ]
+    done = command(
+        "arena", f"runs=[{small_run},other]", "votes=v.jsonl", "n_questions=3", "generation.max_new_tokens=4", *judge,
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert "6 votes added to v.jsonl, 0 verdicts could not be read" in done.stdout
+    votes = VoteFile(tmp_path / "v.jsonl").read()
+    assert [(v["model_a"], v["winner"]) for v in votes] == [("run", "model_a"), ("other", "model_a")] * 3
+    assert {v["judge"] for v in votes} == {"small"} and done.stdout.count("50.0%") == 2
