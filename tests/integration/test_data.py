@@ -106,6 +106,7 @@ def test_what_a_stream_cannot_do_is_said(overrides: list[str], messages: list[st
     assert all(message in str(caught.value) for message in messages)
 
 
+@pytest.mark.slow
 def test_what_is_no_set_of_files_is_not_streamed(command: Callable, small: tuple[str, ...], tmp_path: Path) -> None:
     done = command("train", "data.streaming=true", "data.split={val:4,test:3}", "trainer.max_steps=3",
                    "trainer.val_check_interval=2", cwd=tmp_path, status=2)  # fmt: skip

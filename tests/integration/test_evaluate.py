@@ -96,6 +96,7 @@ def test_evaluate_opens_a_hugging_face_directory(small_run: Path, command: Calla
     assert "run=cut: this run has not finished" in command("evaluate", "run=cut", cwd=tmp_path, status=2).stderr
 
 
+@pytest.mark.slow
 def test_a_run_that_watches_the_quality_of_its_answers(
     command: Callable, small: tuple[str, ...], tmp_path: Path
 ) -> None:

@@ -32,6 +32,7 @@ def test_gguf_and_modelfile(command: Command, small_run: Path, tmp_path: Path) -
     assert text.startswith("FROM ./model-q8_0.gguf\n") and "### Response:\n{{ .Response }}" in text
 
 
+@pytest.mark.slow
 def test_a_traced_program_gives_our_logits(command: Command, small_run: Path, tmp_path: Path) -> None:
     command("export", f"run={small_run}", "to=torch_export", "hydra.run.dir=out", cwd=tmp_path)
     program = torch.export.load(tmp_path / "out/torch_export/model.pt2").module()

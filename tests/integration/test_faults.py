@@ -43,6 +43,7 @@ def test_a_loss_that_is_no_number_ends_the_run(
     assert message in done.stderr and "lower optimizer.lr" in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("records", "overrides", "message"),
     [
@@ -71,6 +72,7 @@ def test_a_cache_folder_that_cannot_be_written_is_named(
     assert "cache" in done.stderr and "paths.cache" in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs a POSIX system")
 def test_records_of_every_plane_and_of_a_megabyte(command: Callable, few: tuple[str, ...], tmp_path: Path) -> None:
     planes = [

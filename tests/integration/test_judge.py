@@ -147,6 +147,7 @@ def test_a_judge_that_cannot_be_asked_is_one_message(
     assert message in done.stderr and done.stderr.count("error:") == 1 and "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_key_in_the_wrong_place_is_not_kept(folder: Path, command: Callable) -> None:
     wrong = ["judge=openai", f"judge.api_key_env={KEY}", f"judge.url=http://me:{KEY}@host/v1"]
     done = command("evaluate", "responses=answers.json", *wrong, "hydra.run.dir=out", cwd=folder, status=2)
@@ -155,6 +156,7 @@ def test_a_key_in_the_wrong_place_is_not_kept(folder: Path, command: Callable) -
     assert written and all(KEY not in path.read_text() for path in written)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [

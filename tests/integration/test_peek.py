@@ -36,6 +36,7 @@ def test_the_profile_of_the_data(command: Callable, small: tuple[str, ...], tmp_
     assert list(tmp_path.iterdir()) == []  # looking leaves nothing behind
 
 
+@pytest.mark.slow
 def test_one_example_with_the_losses_of_a_run(small_run: Path, command: Callable, tmp_path: Path) -> None:
     split = json.loads((small_run / "split.json").read_text())
     text = command("peek", f"run={small_run}", f"index={split['val'][0]}", cwd=tmp_path).stdout
@@ -76,6 +77,7 @@ def test_impossible_values_are_named(overrides: list[str], message: str) -> None
     assert message in str(caught.value)
 
 
+@pytest.mark.slow
 def test_an_example_that_is_not_there(command: Callable, tmp_path: Path) -> None:
     done = command("peek", "index=60", "data.source.n_examples=60", cwd=tmp_path, status=2)
     assert "index=60: there are 60 examples, 0 to 59" in done.stderr and "Traceback" not in done.stderr

@@ -30,6 +30,7 @@ def test_the_run_tells_where_it_comes_from(small_run: Path) -> None:
     assert json.loads((small_run / "bundle" / "instruct_lit.json").read_text())["provenance"] == found
 
 
+@pytest.mark.slow
 def test_a_change_is_found_and_named(command: Callable, small_run: Path, tmp_path: Path) -> None:
     done = command("reproduce", f"run={small_run}", 'changes=["seed=5"]', "hydra.run.dir=out", cwd=tmp_path, status=1)
     assert "not reproduced: a difference of" in done.stderr and "allowed is 0.01" in done.stderr

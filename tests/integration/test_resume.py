@@ -114,6 +114,7 @@ def test_a_full_disk_stops_the_run_and_keeps_the_last_checkpoint(
     assert "Traceback" not in done.stderr and done.stderr.count("error:") == 1
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_other_data_is_refused_with_what_differs(
     command: Callable, small: tuple[str, ...], small_run: Path, tmp_path: Path
 ) -> None:

@@ -68,6 +68,7 @@ def test_a_failing_trial_is_recorded_the_sweep_goes_on_and_nothing_runs_twice(co
     assert "holds a trial with" in other.stderr and "give another hydra.sweep.dir" in other.stderr
 
 
+@pytest.mark.slow
 def test_joblib_runs_trials_side_by_side(command: Callable, answers: Path) -> None:
     pytest.importorskip("joblib")
     command("evaluate", "-m", "responses=good.json,bad.json", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2",
@@ -85,6 +86,7 @@ def test_the_report_command(command: Callable, answers: Path) -> None:
     assert "direction=up: allowed are" in command("report", "sweep", "direction=up", cwd=answers, status=2).stderr
 
 
+@pytest.mark.slow
 def test_optuna_says_what_is_wrong(command: Callable, small: tuple[str, ...], tmp_path: Path) -> None:
     pytest.importorskip("optuna")
     for overrides, message in (

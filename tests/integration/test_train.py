@@ -108,6 +108,7 @@ def test_a_resumed_run_is_the_run_that_would_have_been(
     assert {step: found[step] for step in range(6, 11)} == pytest.approx({s: wanted[s] for s in range(6, 11)}, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_trials_of_a_sweep_do_not_touch_each_other(
     small_run: Path, command: Callable, small: tuple[str, ...], tmp_path: Path
 ) -> None:

@@ -33,6 +33,7 @@ def test_a_run_its_bundle_and_what_starts_from_it(command: Callable, llama_direc
     assert [row["response"] for row in again] == [row["response"] for row in before]
 
 
+@pytest.mark.slow
 def test_peek_reads_its_tokenizer_and_template(command: Callable, llama_directory: Path, tmp_path: Path) -> None:
     seen = command("peek", *SMALL[:4], f"model.path={llama_directory}", "index=0", cwd=tmp_path).stdout
     assert "<|user|>" in seen and "<|assistant|>" in seen and "<|end|>" in seen
@@ -40,6 +41,7 @@ def test_peek_reads_its_tokenizer_and_template(command: Callable, llama_director
     assert "estimated for GPT-2 only, not for model=hf" in profile
 
 
+@pytest.mark.slow
 def test_what_cannot_go_together_is_said_before_anything_is_opened(command: Callable, tmp_path: Path) -> None:
     errors = command("train", "template=chat", cwd=tmp_path, status=2).stderr
     assert "template=chat: the chat template of the model's tokenizer goes with model=hf" in errors
@@ -49,6 +51,7 @@ def test_what_cannot_go_together_is_said_before_anything_is_opened(command: Call
     assert "model.gguf_file=x.gguf: no such file in ." in errors
 
 
+@pytest.mark.slow
 def test_a_layout_that_the_architecture_cannot_take_is_refused(
     command: Callable, llama_directory: Path, tmp_path: Path
 ) -> None:
@@ -95,6 +98,7 @@ def test_a_run_with_an_adapter_is_resumed(command: Callable, llama_directory: Pa
     assert (tmp_path / "rest" / "bundle" / "model.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_adapters_that_cannot_be_trained_say_so_before_anything_is_loaded(command: Callable, tmp_path: Path) -> None:
     qlora = ["model=hf", "model.path=no/such", "adapter=qlora"]
     errors = command("train", *qlora, cwd=tmp_path, status=2).stderr

@@ -59,6 +59,7 @@ def test_rows_that_are_no_multiple_of_a_block_stay_half(tokenizer: GPT2Tokenizer
     assert types["blk.0.ffn_up.weight"] == "F16" and types["blk.0.ffn_down.weight"] == "Q8_0"  # 24 and 96 wide
 
 
+@pytest.mark.slow
 def test_transformers_opens_it_with_our_logits_and_ids(model: GPT, tokenizer: GPT2Tokenizer, tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     write_gguf(tmp_path / "m.gguf", model, tokenizer, "f32", "name", "{{ messages }}")

@@ -76,8 +76,16 @@ def test_a_failing_step_cancels_its_requests_and_the_next_are_answered(
     assert last.text == greedy(speaker, [1, 2], 12)
 
 
-def test_closing_cancels_and_refuses(speaker: Speaker) -> None:
-    scheduler = Scheduler(Engine(speaker.model, speaker.tokenizer))
+def test_closing_cancels_and_refuses(speaker: Speaker, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine(speaker.model, speaker.tokenizer)
+    step = engine.step
+
+    def slowly() -> list:  # a tiny model would have written everything before it is closed
+        time.sleep(0.02)
+        return step()
+
+    monkeypatch.setattr(engine, "step", slowly)
+    scheduler = Scheduler(engine)
     stream = scheduler.stream([1, 2], SamplingSettings(max_new_tokens=100))
     next(stream)
     scheduler.close()
