@@ -59,7 +59,7 @@ def alone(run: Path, questions: list[str], n_tokens: int) -> list[str]:
     (speaker,) = open_speakers([str(run)], None, None)
     prompts = [speaker.prompt_ids(Example(question, "")) for question in questions]
     settings = speaker.ending(SamplingSettings(max_new_tokens=n_tokens))
-    return [r.text for r in Engine(speaker.model, speaker.tokenizer, 1).generate(prompts, settings)]
+    return [r.text for r in Engine(speaker.model, speaker.tokenizer, 16).generate(prompts, settings)]
 
 
 async def load(
