@@ -81,6 +81,7 @@ def test_errors_are_told_together(command: Command, small_run: Path, tmp_path: P
     assert done.stderr == "error: import=none.jsonl: no such file\n"
 
 
+@pytest.mark.slow
 def test_a_judge_votes_in_both_orders(
     command: Command, judge_server, small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -50,6 +50,7 @@ def test_a_mixture_of_conversations_and_demo_with_filters(
     assert "history: " in first.stdout and "<|im_start|>" in first.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
