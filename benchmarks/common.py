@@ -237,8 +237,10 @@ def write_json(path: Path | None, content: Mapping[str, Any]) -> None:
         return
     import torch
 
+    from instruct_lit.provenance import processor
+
     machine = {
-        "processor": _processor(),
+        "processor": processor(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "n_threads": torch.get_num_threads(),
         "torch": torch.__version__,
@@ -248,11 +250,3 @@ def write_json(path: Path | None, content: Mapping[str, Any]) -> None:
     command = ["python -m", Path(sys.argv[0]).parent.name + "." + Path(sys.argv[0]).stem, *options]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"machine": machine, "command": " ".join(command), **content}, indent=1) + "\n")
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())

@@ -72,12 +72,13 @@ class InstructionTuner(LightningModule):
         if self.device.type != "cpu" or self.trainer.world_size > 1 or not isinstance(optimizer, AdamW):
             return
         half = self.trainer.precision == "bf16-mixed"
-        dtype = torch.bfloat16 if half and can_hold_other_gradients() else torch.float32
-        if half == (dtype == torch.bfloat16):
-            # Gradients of several micro-batches are summed in fp32.
-            gradient_dtype = dtype if self.trainer.accumulate_grad_batches == 1 else torch.float32
-            self._working = WorkingWeights(self.model, self.model.head_weight, dtype, gradient_dtype).attach()
-            optimizer.working = self._working
+        if half and not can_hold_other_gradients():
+            return
+        dtype = torch.bfloat16 if half else torch.float32
+        # Gradients of several micro-batches are summed in fp32.
+        gradient_dtype = dtype if self.trainer.accumulate_grad_batches == 1 else torch.float32
+        self._working = WorkingWeights(self.model, self.model.head_weight, dtype, gradient_dtype).attach()
+        optimizer.working = self._working
 
     def on_train_end(self) -> None:
         if self._working is not None:
