@@ -14,21 +14,23 @@ from instruct_lit.generation.engine import Engine
 from instruct_lit.generation.request import Request
 from instruct_lit.generation.sampling import SamplingSettings
 from instruct_lit.serving.conversation import Speaker
+from instruct_lit.serving.wrapping import Wrapped
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
 HELP = """\
-Every line is an instruction, or a turn where the model has conversations; a backslash at its end adds the next line.
-  /input TEXT         the input of the next instruction, as in Alpaca's records
-  /prompt [TEXT]      the prompt of the last instruction, or of TEXT, as the model sees it
-  /retry              the last instruction again, with the next seed
-  /settings [K=V …]   show or change the settings of generation: /settings temperature=0.7 top_p=0.9
-  /system [TEXT]      the system prompt of conversations; without TEXT none
-  /new                forget the conversation
-  /save [FILE]        add what was said to FILE (chat.jsonl), as records to train on
-  /help, /quit        Ctrl-C stops an answer, Ctrl-D ends the chat"""
+Every line is an instruction, or a turn where the model has conversations; a
+backslash at its end adds the next line.
+  /input TEXT      the input of the next instruction, as in Alpaca's records
+  /prompt [TEXT]   the last prompt, or that of TEXT, as the model sees it
+  /retry           the last instruction again, with the next seed
+  /settings [K=V]  show or change the settings: /settings temperature=0.7 top_k=9
+  /system [TEXT]   the system prompt of conversations; without TEXT none
+  /new             forget the conversation
+  /save [FILE]     add what was said to FILE (chat.jsonl), to be trained on
+  /help, /quit     Ctrl-C stops an answer, Ctrl-D ends the chat"""
 
 
 @dataclass
@@ -120,14 +122,13 @@ class Chat:
 
     def _stream_one(self) -> None:
         (column,) = self.columns
-        shown = 0
+        shown, answer = 0, Wrapped(self.console)
         try:
             for text in self._written(column):
-                self.console.out(text[shown:], end="", highlight=False)
-                self.console.file.flush()
+                answer.write(text[shown:])
                 shown = len(text)
         finally:
-            self.console.out("")
+            answer.end()
 
     def _stream_columns(self) -> None:
         from rich.live import Live
@@ -236,9 +237,9 @@ class Chat:
             key, sign, value = part.partition("=")
             if not sign or key not in allowed:
                 raise ConfigError(f"/settings {part}: give NAME=VALUE; the names are {', '.join(allowed)}")
-            changes[key] = tuple(value.split(",")) if key == "stop" else _number(key, value)
+            changes[key] = tuple(filter(None, value.split(","))) if key == "stop" else _number(key, value)
         self.settings = replace(self.settings, **changes)
-        self._tell("  ".join(f"{key}={value}" for key, value in asdict(self.settings).items()))
+        self._tell(" ".join(f"{key}={_shown(value)}" for key, value in asdict(self.settings).items()))
 
     def do_system(self, text: str) -> None:
         without = [column.speaker.name for column in self.columns if not column.speaker.has_system]
@@ -264,6 +265,11 @@ class Chat:
 
     def _tell(self, text: str, style: str = "dim") -> None:
         self.console.print(text, style=style, markup=False, highlight=False)
+
+
+def _shown(value: Any) -> str:
+    """A setting's value as it would be given."""
+    return "null" if value is None else ",".join(value) if isinstance(value, tuple) else str(value)
 
 
 def _number(key: str, value: str) -> Any:

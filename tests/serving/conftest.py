@@ -25,9 +25,9 @@ CHAT = Template(
 )
 
 
-def tiny_speaker(template: Template, seed: int = 0, name: str = "tiny") -> Speaker:
+def tiny_speaker(template: Template, seed: int = 0, name: str = "tiny", context_length: int = 128) -> Speaker:
     """A model that says different things to different prompts, sharply enough not to hang on rounding."""
-    model = GPT(GPTConfig(context_length=128, d_model=32, n_layers=2, n_heads=4))
+    model = GPT(GPTConfig(context_length=context_length, d_model=32, n_layers=2, n_heads=4))
     model.init_weights(seed)
     with torch.no_grad():
         for parameter in model.parameters():

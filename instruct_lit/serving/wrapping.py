@@ -1,0 +1,53 @@
+"""Streamed text on a terminal, broken between words."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+# A word, or one character where lines may break anywhere: white space, CJK, emoji.
+_WORD = r"[^\s\u2e80-\U0010ffff]+"
+_PIECE = re.compile(f"{_WORD}|.", re.DOTALL)
+
+
+class Wrapped:
+    """Writes text as it comes; on a terminal a word is held back until it is whole, and a line ends between words.
+
+    Elsewhere (a file, a pipe) the text is written as it is. `end` writes what is held and ends the line.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self.console, self.held, self.column = console, "", 0
+
+    def write(self, text: str) -> None:
+        """Write the next part of the text."""
+        if not self.console.is_terminal:
+            self._out(text)
+            return
+        pieces = _PIECE.findall(self.held + text)
+        self.held = pieces.pop() if pieces and re.fullmatch(_WORD, pieces[-1]) else ""
+        for piece in pieces:
+            self._put(piece)
+        self.console.file.flush()
+
+    def end(self) -> None:
+        """Write what is held back, and end the line."""
+        self._put(self.held)
+        self._out("\n")
+
+    def _put(self, piece: str) -> None:
+        from rich.cells import cell_len
+
+        if piece == "\n":
+            self.column = 0
+        elif self.column and self.column + cell_len(piece) > self.console.width:
+            self._out("\n")
+            self.column, piece = 0, piece.strip()
+        self.column += cell_len(piece)
+        self._out(piece)
+
+    def _out(self, text: str) -> None:
+        self.console.out(text, end="", highlight=False)

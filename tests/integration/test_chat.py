@@ -1,0 +1,106 @@
+"""The chat command in a terminal of 80 columns: typed at, interrupted, and looked at."""
+
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from instruct_lit.bundle import save_bundle
+from instruct_lit.config import CONF
+from instruct_lit.data.example import Example
+from instruct_lit.data.template import Template
+from instruct_lit.evaluation.responses import read_jsonl
+from instruct_lit.generation.sampling import SamplingSettings
+from tests.serving.conftest import greedy, tiny_speaker
+
+pty = pytest.importorskip("pty", reason="pseudo-terminals are Unix's")
+N_COLUMNS = 80
+
+
+class Terminal:
+    """A program in a pseudo-terminal, and all that it has shown."""
+
+    def __init__(self, command: list[str], cwd: Path, **environment: str) -> None:
+        import fcntl
+        import struct
+        import termios
+
+        self.fd, theirs = pty.openpty()
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, N_COLUMNS, 0, 0))
+        kept = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "NO_COLOR", "FORCE_COLOR")}
+        self.process = subprocess.Popen(
+            command, cwd=cwd, env={**kept, "TERM": "xterm-256color", **environment}, stdin=theirs, stdout=theirs,
+            stderr=theirs, start_new_session=True,
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # so that Ctrl-C is a signal to it
+        )  # fmt: skip
+        os.close(theirs)
+        self.shown, self._place = "", 0
+
+    def until(self, text: str, seconds: float = 120) -> str:
+        """Read on until the text is there; return what was shown before it since the last call."""
+        import select
+
+        end = time.monotonic() + seconds
+        while text not in self.shown[self._place :]:
+            ready, _, _ = select.select([self.fd], [], [], max(0.0, end - time.monotonic()))
+            assert ready, f"{text!r} does not come after {self.shown[-500:]!r}"
+            self.shown += os.read(self.fd, 1024).decode("utf-8", "replace").replace("\r\n", "\n")
+        start, self._place = self._place, self.shown.index(text, self._place) + len(text)
+        return self.shown[start : self._place - len(text)]
+
+    def say(self, line: str, until: str = "\n> ") -> str:
+        """Type a line and return what comes between it and the next sign."""
+        os.write(self.fd, line.encode() + b"\n")
+        self.until(f"{line}\n")
+        return self.until(until)
+
+
+def test_a_person_chats(tmp_path: Path) -> None:
+    template = Template(**OmegaConf.load(CONF / "template" / "chatml.yaml"))
+    speaker = tiny_speaker(template, context_length=4096)
+    generation = {**vars(SamplingSettings()), "stop": []}
+    save_bundle(tmp_path / "model", speaker.model, speaker.tokenizer, template, generation, {})
+    command = [sys.executable, "-m", "instruct_lit.chat", "run=model", "generation.max_new_tokens=40"]
+    terminal = Terminal(command, tmp_path, INSTRUCT_LIT_CACHE=str(tmp_path / "cache"))
+    try:
+        assert "model (conversation); /help tells what can be done" in terminal.until("> ")
+        first = terminal.say("Name a colour.")
+        answer = greedy(speaker, speaker.prompt_ids(Example("Name a colour.", "")), 40)
+        assert first.replace("\n", "").replace(" ", "") == answer.replace("\n", "").replace(" ", "")
+        assert "top_p=null" in terminal.say("/settings") and "stop=" in terminal.shown
+        terminal.say("/settings max_new_tokens=4000")
+        assert "a new conversation" in terminal.say("/system Be brief.")
+        assert "Be brief." in terminal.say("/prompt Count.")
+
+        # It streams: the first word is there long before the last, which waits for the terminal to be read.
+        terminal.say("Count.", until=" ")
+        os.write(terminal.fd, b"\x03")
+        assert len(terminal.until("(stopped)")) < 12_000
+        terminal.until("\n> ")
+        os.write(terminal.fd, b"\x03")
+        terminal.until("Ctrl-D or /quit ends the chat")
+        terminal.until("\n> ")
+        terminal.say("/settings max_new_tokens=8 temperature=0.9")
+        assert terminal.say("/retry").strip()
+        assert "/sing: no such command" in terminal.say("/sing")
+        terminal.say("/help")
+        assert "3 answers added to chat.jsonl" in terminal.say("/save")
+        os.write(terminal.fd, b"/quit\n")
+        assert terminal.process.wait(timeout=30) == 0
+    finally:
+        terminal.process.kill()
+        terminal.process.wait()
+        os.close(terminal.fd)
+    plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", terminal.shown)
+    # No line is wider than the terminal, but for a single word that is.
+    assert "Traceback" not in plain
+    assert all(len(line.rstrip()) <= N_COLUMNS or " " not in line.strip() for line in plain.splitlines())
+    said = read_jsonl(tmp_path / "chat.jsonl")
+    assert [record["finish_reason"] for record in said] == ["length", "cancelled", "length"]
+    assert said[0]["output"] == answer and said[1]["system"] == "Be brief."
+    assert "history" not in said[2] and (tmp_path / "cache" / "chat_history").is_file()
