@@ -1,63 +1,53 @@
 """The page in a real browser: a vote is cast, the names are told, the leaderboard changes."""
 
-import os
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from instruct_lit.serving.votes import VoteFile
-from tests.integration.conftest import Command
+from tests.integration.conftest import Command, Start
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 @pytest.mark.slow
-def test_a_vote_is_cast_and_the_leaderboard_changes(small_run: Path, tmp_path: Path) -> None:
+def test_a_vote_is_cast_and_the_leaderboard_changes(start: Start, small_run: Path, tmp_path: Path) -> None:
     pytest.importorskip("gradio")
     sync = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     if BROWSER is None:
         pytest.skip("no Chromium is installed")
     shutil.copytree(small_run, tmp_path / "other")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "instruct_lit.arena", f"runs=[{small_run},other]", "votes=v.jsonl", "port=0"],
-        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "COLUMNS": "80"},
-    )  # fmt: skip
-    try:
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        assert "run, other at http" in line and "10 questions to draw" in line
-        url = line.split(" at ")[1].split(" ")[0]
-        with sync.sync_playwright() as driver:
-            browser = driver.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
-            page = browser.new_page()
-            page.goto(url)
-            page.wait_for_selector("#instruction textarea")
-            assert not page.is_enabled("#vote-model_a")
-            page.click("#draw")
-            page.wait_for_function("document.querySelector('#instruction textarea').value.length > 0")
-            page.click("#ask")
-            page.wait_for_selector("#vote-model_a:not([disabled])", timeout=60000)
-            assert "other" not in page.inner_text("body").split()  # blind until the vote
-            page.click("#vote-model_a")
-            page.wait_for_function("document.querySelector('#told').innerText.includes('your vote is kept')")
-            told = page.inner_text("#told")
-            assert not page.is_enabled("#vote-model_a")
-            page.click("button[role=tab]:has-text('Leaderboard')")
-            page.wait_for_selector("#count:has-text('1 vote')")
-            board = page.inner_text("#leaderboard")
-            assert "100.0%" in board and "0.0%" in board
-            browser.close()
-        (vote,) = VoteFile(tmp_path / "v.jsonl").read()
-        assert vote["winner"] == "model_a" and told.startswith(f"A was {vote['model_a']}, B was {vote['model_b']}")
-        process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=30)
-        assert "Traceback" not in err
-    finally:
-        process.kill()
+    process = start("arena", f"runs=[{small_run},other]", "votes=v.jsonl", "port=0", cwd=tmp_path)
+    line = process.first_line()
+    assert "run, other at http" in line and "10 questions to draw" in line
+    url = line.split(" at ")[1].split(" ")[0]
+    with sync.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        page = browser.new_page()
+        page.goto(url)
+        page.wait_for_selector("#instruction textarea")
+        assert not page.is_enabled("#vote-model_a")
+        page.click("#draw")
+        page.wait_for_function("document.querySelector('#instruction textarea').value.length > 0")
+        page.click("#ask")
+        page.wait_for_selector("#vote-model_a:not([disabled])", timeout=60000)
+        assert "other" not in page.inner_text("body").split()  # blind until the vote
+        page.click("#vote-model_a")
+        page.wait_for_function("document.querySelector('#told').innerText.includes('your vote is kept')")
+        told = page.inner_text("#told")
+        assert not page.is_enabled("#vote-model_a")
+        page.click("button[role=tab]:has-text('Leaderboard')")
+        page.wait_for_selector("#count:has-text('1 vote')")
+        board = page.inner_text("#leaderboard")
+        assert "100.0%" in board and "0.0%" in board
+        browser.close()
+    (vote,) = VoteFile(tmp_path / "v.jsonl").read()
+    assert vote["winner"] == "model_a" and told.startswith(f"A was {vote['model_a']}, B was {vote['model_b']}")
+    process.send_signal(signal.SIGINT)
+    process.wait(30)
+    assert "Traceback" not in process.err.read_text()
 
 
 def test_import_reproduces_the_order_and_draws(command: Command, shared_data: Path, tmp_path: Path) -> None:

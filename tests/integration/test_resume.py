@@ -1,17 +1,16 @@
 """The train command killed at any moment and started again is the run that would have been."""
 
 import json
-import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.integration.conftest import Start, Started
 
 LAYOUTS = {
     "padded": ("batching=bucketed",),
@@ -23,16 +22,12 @@ LAYOUTS = {
 
 
 @pytest.fixture
-def start(cache: Path, small: tuple[str, ...], tmp_path: Path) -> Callable[..., "subprocess.Popen[str]"]:
+def again(start: Start, small: tuple[str, ...], tmp_path: Path) -> Callable[..., Started]:
     """Starts the same command in the same run folder."""
 
-    def run(name: str, *overrides: str) -> "subprocess.Popen[str]":
-        command = [sys.executable, "-m", "instruct_lit.train", *small, "evaluate_base=false", "ckpt_path=last"]
-        with (tmp_path / f"{name}.log").open("a") as log:
-            return subprocess.Popen(
-                [*command, f"hydra.run.dir={name}", *overrides], cwd=tmp_path, stdout=log, stderr=log, text=True,
-                env={**os.environ, "INSTRUCT_LIT_CACHE": str(cache)},
-            )  # fmt: skip
+    def run(name: str, *overrides: str) -> Started:
+        return start("train", *small, "evaluate_base=false", "ckpt_path=last", f"hydra.run.dir={name}", *overrides,
+                     cwd=tmp_path, log=tmp_path / name)  # fmt: skip
 
     return run
 
@@ -51,7 +46,7 @@ def same(found: Path, wanted: Path) -> None:
         assert (found / name).read_bytes() == (wanted / name).read_bytes(), name
 
 
-def kill_while_training(process: "subprocess.Popen[str]", run: Path, moment: str, chance: random.Random) -> bool:
+def kill_while_training(process: Started, run: Path, moment: str, chance: random.Random) -> bool:
     """Kill -9 in a checkpoint's writing, or somewhere in the steps after a sign of progress; False: it had ended."""
     history = run / "history.jsonl"
     seen = history.stat().st_size if history.exists() else 0
@@ -71,28 +66,28 @@ def kill_while_training(process: "subprocess.Popen[str]", run: Path, moment: str
     return True
 
 
-def test_killed_in_the_writing_of_a_checkpoint(start: Callable, tmp_path: Path) -> None:
+def test_killed_in_the_writing_of_a_checkpoint(again: Callable, tmp_path: Path) -> None:
     options = (*LAYOUTS["accumulated"], "trainer.max_epochs=4")
-    assert start("whole", *options).wait(300) == 0
-    assert kill_while_training(start("run", *options), tmp_path / "run", "write", random.Random(0))
-    assert start("run", *options).wait(300) == 0, (tmp_path / "run.log").read_text()[-3000:]
+    assert again("whole", *options).wait(300) == 0
+    assert kill_while_training(again("run", *options), tmp_path / "run", "write", random.Random(0))
+    assert again("run", *options).wait(300) == 0, (tmp_path / "run.err").read_text()[-3000:]
     same(tmp_path / "run", tmp_path / "whole")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_killed_many_times(layout: str, start: Callable, tmp_path: Path) -> None:
+def test_killed_many_times(layout: str, again: Callable, tmp_path: Path) -> None:
     """Trap 15, at least 7 kills for each of three layouts, 21 together."""
     options = (*LAYOUTS[layout], "trainer.max_epochs=40", "callbacks.early_stopping.patience=30")
-    assert start("whole", *options).wait(600) == 0
+    assert again("whole", *options).wait(600) == 0
     chance = random.Random(layout)
     n_kills, n_starts = 0, 0
     while True:
         moment = "write" if n_starts % 3 == 0 else "step"
         n_starts += 1
-        process = start("run", *options)
+        process = again("run", *options)
         if n_kills >= 7:
-            assert process.wait(600) == 0, (tmp_path / "run.log").read_text()[-3000:]
+            assert process.wait(600) == 0, (tmp_path / "run.err").read_text()[-3000:]
             break
         if not kill_while_training(process, tmp_path / "run", moment, chance):
             pytest.fail("the run ended before it had been killed often enough")
@@ -126,11 +121,11 @@ def test_a_checkpoint_of_other_data_is_refused_with_what_differs(
     assert "model:" not in done.stderr and "Traceback" not in done.stderr
 
 
-def test_slurm_signal_says_how_to_go_on(start: Callable, tmp_path: Path) -> None:
-    process = start("run", "trainer.max_epochs=500", "callbacks.early_stopping=null")
+def test_slurm_signal_says_how_to_go_on(again: Callable, tmp_path: Path) -> None:
+    process = again("run", "trainer.max_epochs=500", "callbacks.early_stopping=null")
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not (tmp_path / "run" / "checkpoints" / "last.ckpt").exists():
         time.sleep(0.02)
     process.send_signal(signal.SIGUSR1)
     assert process.wait(120) == 130
-    assert f"interrupted; to go on: add ckpt_path={tmp_path / 'run'}" in (tmp_path / "run.log").read_text()
+    assert f"interrupted; to go on: add ckpt_path={tmp_path / 'run'}" in (tmp_path / "run.err").read_text()

@@ -2,33 +2,27 @@
 
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.integration.conftest import Command
+from tests.integration.conftest import Command, Start
 
 
-def test_it_serves_until_ctrl_c(small_run: Path, tmp_path: Path) -> None:
+def test_it_serves_until_ctrl_c(start: Start, small_run: Path, tmp_path: Path) -> None:
     openai = pytest.importorskip("openai")
     pytest.importorskip("uvicorn")
-    command = [sys.executable, "-m", "instruct_lit.serve", f"run={small_run}", "port=0", "api_key=secret"]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout is not None
-        name, _, url = process.stdout.readline().removesuffix(" (Ctrl-C ends)\n").partition(" at ")
-        with openai.OpenAI(base_url=url, api_key="secret", max_retries=0) as client:
-            assert [model.id for model in client.models.list()] == [name] == ["run"]
-            messages = [{"role": "user", "content": "Name a colour."}]
-            answer = client.chat.completions.create(model=name, messages=messages, max_tokens=3)
-            assert answer.usage.completion_tokens <= 3
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=30)
-    finally:
-        process.kill()
-    assert "Traceback" not in err and "secret" not in out + err
+    process = start("serve", f"run={small_run}", "port=0", "api_key=secret", cwd=tmp_path)
+    name, _, url = process.first_line().removesuffix(" (Ctrl-C ends)").partition(" at ")
+    with openai.OpenAI(base_url=url, api_key="secret", max_retries=0) as client:
+        assert [model.id for model in client.models.list()] == [name] == ["run"]
+        messages = [{"role": "user", "content": "Name a colour."}]
+        answer = client.chat.completions.create(model=name, messages=messages, max_tokens=3)
+        assert answer.usage.completion_tokens <= 3
+    process.send_signal(signal.SIGINT)
+    process.wait(30)
+    said = process.out.read_text() + process.err.read_text()
+    assert "Traceback" not in said and "secret" not in said
     assert os.listdir(tmp_path) == []  # the key lies nowhere
 
 

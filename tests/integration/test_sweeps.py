@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,20 +20,6 @@ def answers(tmp_path: Path) -> Path:
         record = {"instruction": "a", "input": "", "output": "yes", "response": response}
         (tmp_path / f"{name}.json").write_text(json.dumps([record]))
     return tmp_path
-
-
-@pytest.fixture
-def start(cache: Path, tmp_path: Path) -> Callable[..., "subprocess.Popen[bytes]"]:
-    """Starts a sweep of trainings."""
-
-    def run(*overrides: str) -> "subprocess.Popen[bytes]":
-        with (tmp_path / "log").open("w") as log:
-            return subprocess.Popen(
-                [sys.executable, "-m", "instruct_lit.train", "-m", *overrides], cwd=tmp_path, stdout=log, stderr=log,
-                env={**os.environ, "INSTRUCT_LIT_CACHE": str(cache)},
-            )  # fmt: skip
-
-    return run
 
 
 def record_of(folder: Path) -> dict[str, Any]:
@@ -130,7 +114,7 @@ def test_an_interrupted_sweep_goes_on_where_it_was(
 ) -> None:
     """Ctrl-C in the second trial; the same command finishes it, and it is the trial that it would have been."""
     search = [*small, "seed=7,123", "trainer.max_epochs=2", "hydra.sweep.dir=sweep"]
-    process = start(*search)
+    process = start("train", "-m", *search, cwd=tmp_path)
     wait_for_rows(tmp_path / "sweep" / "1" / "history.jsonl", 4)
     process.send_signal(signal.SIGINT)
     assert process.wait(120) == 130
@@ -144,7 +128,8 @@ def test_an_interrupted_sweep_goes_on_where_it_was(
 
 @pytest.mark.slow
 def test_a_killed_trial_does_not_end_the_sweep(start: Callable, small: tuple[str, ...], tmp_path: Path) -> None:
-    process = start(*small, "seed=1,2", "trainer.max_epochs=2", "evaluate_base=false", "hydra.sweep.dir=sweep")
+    process = start("train", "-m", *small, "seed=1,2", "trainer.max_epochs=2", "evaluate_base=false", "hydra.sweep.dir=sweep",
+                    cwd=tmp_path)  # fmt: skip
     wait_for_rows(tmp_path / "sweep" / "0" / "history.jsonl", 1)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     os.kill(int(children[0]), signal.SIGKILL)

@@ -1,11 +1,8 @@
 """The train command from start to end, and what it leaves in the run folder."""
 
 import json
-import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -151,20 +148,17 @@ def test_bad_input_gives_one_message_and_status_2(
 
 
 def test_ctrl_c_ends_with_what_is_known_and_the_run_can_go_on(
-    command: Callable, small: tuple[str, ...], cache: Path, tmp_path: Path
+    start: Callable, command: Callable, small: tuple[str, ...], tmp_path: Path
 ) -> None:
     arguments = [*small, "trainer.max_epochs=500", "callbacks.early_stopping=null", "evaluate_base=false"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "instruct_lit.train", *arguments, "hydra.run.dir=run"], cwd=tmp_path, stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, text=True, env={**os.environ, "INSTRUCT_LIT_CACHE": str(cache)},
-    )  # fmt: skip
+    process = start("train", *arguments, "hydra.run.dir=run", cwd=tmp_path)
     history = tmp_path / "run" / "history.jsonl"
     deadline = time.monotonic() + 90
     while time.monotonic() < deadline and (not history.exists() or len(history.read_text().splitlines()) < 12):
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=90)
-    assert process.returncode == 130, errors[-2000:]
+    status, errors = process.wait(90), process.err.read_text()
+    assert status == 130, errors[-2000:]
     assert "Traceback" not in errors and f"ckpt_path={tmp_path / 'run'}" in errors
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert metrics["interrupted"] is True and metrics["n_steps"] >= 5
