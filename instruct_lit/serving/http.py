@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeVar
 
-from instruct_lit.serving.protocol import ApiError, Body, ChatBody, CompletionBody
+from instruct_lit.serving.protocol import ApiError, Body, ChatBody, CompletionBody, ErrorBody
 from instruct_lit.serving.service import Service
 from instruct_lit.serving.telemetry import Telemetry, content_type
 
@@ -32,7 +32,7 @@ def make_app(
     `body_timeout_s`, is refused.
     """
     from fastapi import FastAPI, Request
-    from fastapi.responses import JSONResponse, Response, StreamingResponse
+    from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
     from pydantic import TypeAdapter, ValidationError
     from starlette.exceptions import HTTPException
 
@@ -41,7 +41,9 @@ def make_app(
         yield
         await asyncio.to_thread(service.scheduler.close)
 
-    app = FastAPI(title="instruct-lit", lifespan=lifespan)
+    errors: dict[int | str, dict[str, Any]] = {"default": {"description": "Error", "model": ErrorBody}}
+    app = FastAPI(title="instruct-lit", lifespan=lifespan, responses=errors)
+    streamed: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}
     adapters: dict[type, Any] = {kind: TypeAdapter(kind) for kind in (ChatBody, CompletionBody)}
 
     def authorise(request: Request) -> None:
@@ -89,12 +91,12 @@ def make_app(
 
     definitions: dict[str, Any] = {}
 
-    @app.post(PATHS[1], openapi_extra=described(ChatBody))
+    @app.post(PATHS[1], openapi_extra=described(ChatBody), responses=streamed)
     async def chat_completions(request: Request) -> Response:
         """Answer a conversation."""
         return await complete(request, ChatBody)
 
-    @app.post(PATHS[2], openapi_extra=described(CompletionBody))
+    @app.post(PATHS[2], openapi_extra=described(CompletionBody), responses=streamed)
     async def completions(request: Request) -> Response:
         """Go on with a text."""
         return await complete(request, CompletionBody)
@@ -113,13 +115,13 @@ def make_app(
             raise ApiError(404, f"The model {name!r:.100} does not exist", param="model", code="model_not_found")
         return JSONResponse(service.model())
 
-    @app.get(PATHS[3])
+    @app.get(PATHS[3], responses={503: {"description": "Stopped"}})
     async def health() -> Any:
         """Whether the engine's thread is alive."""
         alive = service.scheduler.is_alive
         return JSONResponse({"status": "ok" if alive else "stopped"}, status_code=200 if alive else 503)
 
-    @app.get(PATHS[4])
+    @app.get(PATHS[4], response_class=PlainTextResponse)
     async def metrics(request: Request) -> Response:
         """For Prometheus."""
         authorise(request)

@@ -7,14 +7,31 @@ for nothing.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Literal
 
 _STRICT = {"extra": "forbid", "strict": True}
 
 
+@dataclass(kw_only=True)
+class ErrorDetail:
+    """What went wrong, its type, the field at fault, and a code that programs know."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+@dataclass(kw_only=True)
+class ErrorBody:
+    """The body of every error, as OpenAI has it."""
+
+    error: ErrorDetail
+
+
 class ApiError(Exception):
-    """An error in OpenAI's shape: status, message, type, the field at fault, and a code that programs know."""
+    """An error and its status; `body` is an `ErrorBody`."""
 
     def __init__(
         self, status: int, message: str, kind: str = "invalid_request_error", param: str | None = None,
@@ -22,7 +39,7 @@ class ApiError(Exception):
     ) -> None:  # fmt: skip
         super().__init__(message)
         self.status = status
-        self.body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
+        self.body = asdict(ErrorBody(error=ErrorDetail(message=message, type=kind, param=param, code=code)))
 
 
 @dataclass(kw_only=True)

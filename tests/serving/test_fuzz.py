@@ -1,4 +1,4 @@
-"""Bodies drawn from the OpenAPI description and around it: never a 5xx, never another shape, and the server goes on."""
+"""Bodies around what the OpenAPI description allows (for that see `test_schemathesis`): never a 5xx, never another shape."""
 
 import http.client
 import json
@@ -20,41 +20,6 @@ ANY = st.recursive(
 )
 
 
-def description(server: SimpleNamespace) -> dict[str, Any]:
-    with closing(http.client.HTTPConnection(urlparse(server.url).netloc, timeout=30)) as connection:
-        connection.request("GET", "/openapi.json")
-        return json.loads(connection.getresponse().read())
-
-
-def drawn(schema: dict[str, Any], definitions: dict[str, Any]) -> st.SearchStrategy[Any]:
-    """Values that a JSON schema (as pydantic writes it) allows."""
-    if "$ref" in schema:
-        return drawn(definitions[schema["$ref"].rsplit("/", 1)[1]], definitions)
-    if "anyOf" in schema:
-        return st.one_of([drawn(part, definitions) for part in schema["anyOf"]])
-    if "enum" in schema:
-        return st.sampled_from(schema["enum"])
-    if "const" in schema:
-        return st.just(schema["const"])
-    kind = schema.get("type")
-    if kind == "object" and "properties" in schema:
-        needed = set(schema.get("required", ()))
-        parts = {name: drawn(part, definitions) for name, part in schema["properties"].items()}
-        return st.fixed_dictionaries(
-            {name: part for name, part in parts.items() if name in needed},
-            optional={name: part for name, part in parts.items() if name not in needed},
-        )
-    if kind == "object":
-        return st.dictionaries(st.text(max_size=5), drawn(schema["additionalProperties"], definitions), max_size=2)
-    if kind == "array":
-        return st.lists(drawn(schema["items"], definitions), max_size=3)
-    simple: dict[str, st.SearchStrategy[Any]] = {
-        "string": st.text(max_size=20), "integer": st.integers(-3, 300), "number": st.floats(-1, 3),
-        "boolean": st.booleans(), "null": st.none(),
-    }  # fmt: skip
-    return simple[kind]  # type: ignore[index]
-
-
 def post(server: SimpleNamespace, path: str, body: bytes) -> tuple[int, bytes]:
     with closing(http.client.HTTPConnection(urlparse(server.url).netloc, timeout=60)) as connection:
         connection.request("POST", path, body, {"Content-Type": "application/json"})
@@ -73,26 +38,6 @@ def check(server: SimpleNamespace, path: str, body: bytes) -> int:
     else:
         assert answer.endswith(b"data: [DONE]\n\n")
     return status
-
-
-@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
-def test_bodies_that_the_description_allows(server: SimpleNamespace, path: str) -> None:
-    found = description(server)
-    definitions = found["components"]["schemas"]
-    schema = found["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]
-    statuses = []
-
-    @QUICK
-    @given(drawn(schema, definitions), st.booleans(), st.text(max_size=20))
-    def run(body: dict[str, Any], plain: bool, text: str) -> None:
-        body |= {"model": "tiny", "max_tokens": 3}
-        if plain:  # most of what is drawn breaks some rule between fields; these break none
-            said = {"messages": [{"role": "user", "content": text}]} if "chat" in path else {"prompt": text}
-            body = {"model": "tiny", "max_tokens": 3, "stream": body.get("stream"), **said}
-        statuses.append(check(server, path, json.dumps(body).encode()))
-
-    run()
-    assert 400 in statuses and 200 in statuses
 
 
 @QUICK

@@ -6,6 +6,7 @@ import json
 import socket
 import time
 import urllib.request
+from collections import Counter
 from collections.abc import Callable
 from contextlib import closing
 from types import SimpleNamespace
@@ -345,6 +346,46 @@ def test_a_mistake_in_the_engine_is_a_500_and_the_server_goes_on(
         with pytest.raises(openai.InternalServerError, match="given up by the server"):
             ask(server, max_tokens=2)
     assert ask(server, max_tokens=2).usage.completion_tokens == 2
+
+
+def test_thousands_of_connections_are_answered_and_the_server_goes_on(start: Callable) -> None:
+    """All open at once, and only then each asks: those that find no room are told so."""
+    resource = pytest.importorskip("resource")
+    server, n_open = start(), 2500
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 2 * n_open + 200  # both ends are in this process
+    if hard != resource.RLIM_INFINITY and hard < wanted:
+        pytest.skip(f"only {hard} files may be open")
+    body = json.dumps({"model": "tiny", "prompt": "x", "max_tokens": 2}).encode()
+    head = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: application/json\r\n"
+    call = f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
+    answers: Counter[int] = Counter()
+
+    async def ask_all() -> None:
+        host, port = urlparse(server.url).netloc.split(":")
+        opened = await asyncio.gather(*(asyncio.open_connection(host, int(port)) for _ in range(n_open)))
+
+        async def one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writer.write(call)
+            head, _, answer = (await reader.read()).partition(b"\r\n\r\n")
+            writer.close()
+            await writer.wait_closed()
+            status = int(head.split()[1])
+            found = json.loads(answer)
+            answers[status] += 1
+            assert (status == 200 and found["usage"]["completion_tokens"] == 2) or (
+                status == 429 and found["error"]["code"] == "rate_limit_exceeded"
+            ), answer
+
+        await asyncio.gather(*(one(*ends) for ends in opened))
+
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
+    try:
+        asyncio.run(ask_all())
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert answers.total() == n_open and answers[200] >= 72 and set(answers) <= {200, 429}, answers
+    assert ask(server, max_tokens=2).usage.completion_tokens == 2 and server.scheduler.n_open == 0
 
 
 def test_hundreds_of_idle_connections_do_not_keep_others_out(server: SimpleNamespace) -> None:
