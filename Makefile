@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: train test lint format types check build clean
+.PHONY: train test lint format types check audit build clean
 
 train: .venv/core  ## fine-tune the small base on the demo data: offline, two minutes on two cores
 	$(BIN)/python -m instruct_lit.train
@@ -22,6 +22,13 @@ types: .venv/dev
 	$(BIN)/mypy
 
 check: lint types test  ## what must pass before a commit
+
+audit: .venv/dev  ## known vulnerabilities of the pinned packages, where the database can be reached
+	@$(BIN)/pip-audit --vulnerability-service osv --disable-pip --no-deps --requirement constraints.txt --progress-spinner off \
+	  >.venv/audit 2>&1 && status=0 || status=$$?; \
+	if grep -qE '^(requests|urllib3)\.exceptions|ConnectionError|ServiceError' .venv/audit; then \
+	  echo "audit SKIPPED, nothing was checked: $$(tail -n 1 .venv/audit)"; \
+	else cat .venv/audit; exit $$status; fi
 
 build: .venv/dev  ## sdist and wheel in dist/
 	$(BIN)/python -m build --outdir dist .
