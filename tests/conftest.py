@@ -15,6 +15,7 @@ import pytest
 from instruct_lit.data.tokenizer import GPT2Tokenizer
 from instruct_lit.model.gpt import GPT, GPTConfig
 
+pytest_plugins = ["tests.commands"]
 hypothesis.settings.register_profile("quiet", deadline=None)  # a busy machine is no failure
 hypothesis.settings.load_profile("quiet")
 ROOT = Path(__file__).resolve().parents[1]

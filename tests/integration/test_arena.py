@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from instruct_lit.serving.votes import VoteFile
-from tests.integration.conftest import Command, Start
+from tests.commands import Command, Start
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 

@@ -8,7 +8,7 @@ import torch
 from instruct_lit.bundle import open_model
 from instruct_lit.errors import ConfigError
 from instruct_lit.export import push
-from tests.integration.conftest import Command
+from tests.commands import Command
 
 IDS = torch.tensor([[5, 6, 7, 8, 9]])
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.integration.conftest import Start, Started
+from tests.commands import Start, Started
 
 LAYOUTS = {
     "padded": ("batching=bucketed",),

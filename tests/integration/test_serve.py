@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.conftest import Command, Start
+from tests.commands import Command, Start
 
 
 def test_it_serves_until_ctrl_c(start: Start, small_run: Path, tmp_path: Path) -> None:

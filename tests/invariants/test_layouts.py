@@ -1,8 +1,10 @@
 """The central promise: whatever the layout, loss and gradients are those of the plain padded batch."""
 
 import copy
+import functools
 import itertools
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -56,7 +58,7 @@ def conversations(tokenizer: GPT2Tokenizer, loss_on: str) -> list[EncodedExample
     return [e for _, e in Encoder(template, tokenizer, 128, "truncate", loss_on).encode(examples)]  # type: ignore[arg-type]
 
 
-@pytest.fixture(params=["random", "real", "conversations", "last answers"])
+@pytest.fixture(scope="module", params=["random", "real", "conversations", "last answers"])
 def examples(request: pytest.FixtureRequest, tokenizer: GPT2Tokenizer) -> list[EncodedExample]:
     if request.param == "random":
         return random_examples()
@@ -72,13 +74,22 @@ def model() -> GPT:
     return model
 
 
-def plain(model: GPT, examples: list[EncodedExample], mask_prompt: bool) -> tuple[float, dict[str, torch.Tensor]]:
-    """Loss and gradients of the padded batch by torch's own cross-entropy over whole logits."""
-    model = copy.deepcopy(model)
-    inputs, targets = pad_shift_mask(examples, EOT, mask_prompt=mask_prompt)
-    loss = torch.nn.functional.cross_entropy(model(inputs).flatten(0, 1), targets.flatten(), ignore_index=-100)
-    loss.backward()
-    return loss.item(), {name: p.grad for name, p in model.named_parameters()}
+Plain = Callable[..., tuple[float, dict[str, torch.Tensor]]]
+
+
+@pytest.fixture(scope="module")
+def plain(model: GPT, examples: list[EncodedExample]) -> Plain:
+    """Loss and gradients of the padded batch by torch's own cross-entropy over whole logits, computed once."""
+
+    @functools.cache
+    def found(mask_prompt: bool, dtype: torch.dtype = torch.float32) -> tuple[float, dict[str, torch.Tensor]]:
+        copied = copy.deepcopy(model).to(dtype)
+        inputs, targets = pad_shift_mask(examples, EOT, mask_prompt=mask_prompt)
+        loss = torch.nn.functional.cross_entropy(copied(inputs).flatten(0, 1), targets.flatten(), ignore_index=-100)
+        loss.backward()
+        return loss.item(), {name: p.grad for name, p in copied.named_parameters()}
+
+    return found
 
 
 def by_layout(
@@ -108,7 +119,7 @@ SETTINGS = [
 
 @pytest.mark.parametrize(("layout", "shared_prefix", "mask_prompt", "split", "precision"), SETTINGS)
 def test_loss_and_every_gradient_are_those_of_the_plain_batch(
-    model: GPT, examples: list[EncodedExample], tokenizer: GPT2Tokenizer, layout: str, shared_prefix: bool,
+    model: GPT, plain: Plain, examples: list[EncodedExample], tokenizer: GPT2Tokenizer, layout: str, shared_prefix: bool,
     mask_prompt: bool, split: list[int], precision: tuple[torch.dtype, float],
 ) -> None:  # fmt: skip
     dtype, tolerance = precision
@@ -117,7 +128,7 @@ def test_loss_and_every_gradient_are_those_of_the_plain_batch(
     parts = [examples[end - size : end] for end, size in zip(ends, split, strict=True)]
     collator = Collator(EOT, tokenizer.n_bytes_of, layout, shared_prefix, mask_prompt)  # type: ignore[arg-type]
     loss, gradients = by_layout(model, parts, collator)
-    expected, wanted = plain(model, examples, mask_prompt)
+    expected, wanted = plain(mask_prompt, dtype)
     assert loss == pytest.approx(expected, rel=tolerance)
     for name, gradient in gradients.items():
         error = (gradient - wanted[name]).norm() / wanted[name].norm()
@@ -128,7 +139,7 @@ def test_loss_and_every_gradient_are_those_of_the_plain_batch(
 @pytest.mark.parametrize("shared_prefix", [False, True])
 @pytest.mark.parametrize("mask_prompt", [True, False])
 def test_rounding_up_the_shapes_changes_nothing(
-    model: GPT, examples: list[EncodedExample], tokenizer: GPT2Tokenizer, layout: str, shared_prefix: bool,
+    model: GPT, plain: Plain, examples: list[EncodedExample], tokenizer: GPT2Tokenizer, layout: str, shared_prefix: bool,
     mask_prompt: bool,
 ) -> None:  # fmt: skip
     collator = Collator(
@@ -137,25 +148,27 @@ def test_rounding_up_the_shapes_changes_nothing(
     batch = collator(examples[:8])
     assert len(batch.targets) % 32 == 0 and (layout == "padded" or len(batch.input_ids) % 32 == 0)
     loss, gradients = by_layout(model, [examples[:8], examples[8:]], collator)
-    expected, wanted = plain(model, examples, mask_prompt)
+    expected, wanted = plain(mask_prompt)
     assert loss == pytest.approx(expected, rel=1e-5)
     for name, gradient in gradients.items():
         assert (gradient - wanted[name]).norm() / wanted[name].norm() < 1e-5, name
 
 
 def test_padding_to_a_fixed_length_changes_nothing(
-    model: GPT, examples: list[EncodedExample], tokenizer: GPT2Tokenizer
+    model: GPT, plain: Plain, examples: list[EncodedExample], tokenizer: GPT2Tokenizer
 ) -> None:
     loss, gradients = by_layout(model, [examples], Collator(EOT, tokenizer.n_bytes_of, pad_to=127))
-    expected, wanted = plain(model, examples, True)
+    expected, wanted = plain(True)
     assert loss == pytest.approx(expected, rel=1e-5)
     for name, gradient in gradients.items():
         assert (gradient - wanted[name]).norm() / wanted[name].norm() < 1e-5, name
 
 
-def test_half_precision_is_near(model: GPT, examples: list[EncodedExample], tokenizer: GPT2Tokenizer) -> None:
+def test_half_precision_is_near(
+    model: GPT, plain: Plain, examples: list[EncodedExample], tokenizer: GPT2Tokenizer
+) -> None:
     """The fast path of a CPU in bf16-mixed; its rounding is that of bf16, about three digits."""
-    expected, wanted = plain(model, examples, True)
+    expected, wanted = plain(True)
     for shared_prefix in (False, True):
         with torch.autocast("cpu", torch.bfloat16):
             loss, gradients = by_layout(model, [examples], Collator(EOT, tokenizer.n_bytes_of, "packed", shared_prefix))

@@ -17,7 +17,7 @@ from instruct_lit.serving.arena_rounds import Arena
 from instruct_lit.serving.chat_loop import Chat
 from instruct_lit.serving.conversation import Speaker, open_speakers
 from instruct_lit.serving.votes import VoteFile
-from tests.integration.conftest import Command, cache, command, small_run  # noqa: F401
+from tests.commands import Command
 from tests.serving.conftest import run_in_thread
 
 GREEDY = SamplingSettings(max_new_tokens=6)  # as the run of `small_run` answers
