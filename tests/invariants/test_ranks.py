@@ -59,7 +59,7 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("layout", ["padded", "packed"])
+@pytest.mark.parametrize("layout", [pytest.param("padded", marks=pytest.mark.slow), "packed"])
 def test_trap_7_and_14_two_ranks_are_one(tmp_path: Path, layout: str) -> None:
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
