@@ -16,9 +16,10 @@ from safetensors.torch import save_file
 from instruct_lit import __version__
 from instruct_lit.data.chat_template import CHAT, with_chat
 from instruct_lit.data.encode import Tokenizer
+from instruct_lit.data.exported import chat_template, write_gpt2_tokenizer
 from instruct_lit.data.hf_tokenizer import HFTokenizer
 from instruct_lit.data.template import Template
-from instruct_lit.data.tokenizer import EOT, GPT2Tokenizer
+from instruct_lit.data.tokenizer import GPT2Tokenizer
 from instruct_lit.errors import CheckpointError, ConfigError
 from instruct_lit.model.adapters import CONFIG, Adapter, Base, open_adapter, read_adapter_config
 from instruct_lit.model.causal import CausalLM
@@ -28,7 +29,6 @@ from instruct_lit.model.hf_files import read_hf, write_hf
 from instruct_lit.model.pretrained import WEIGHTS, hf_config, hf_state_dict, load_gpt
 
 OURS = "instruct_lit.json"
-_HF_VOCAB = {"encoder.json": "vocab.json", "vocab.bpe": "merges.txt"}
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def _write_model(
         assert isinstance(tokenizer, HFTokenizer)
         # Of our own templates the text is without the sign that the tokenizer puts before a text.
         start = "" if template.name == CHAT else tokenizer.hf.decode(list(tokenizer.prompt_start))
-        jinja = template.text if template.name == CHAT else chat_template(template, start)
+        jinja = template.text if template.name == CHAT else chat_template(template, start, tokenizer.end)
         write_hf(folder, model, tokenizer, jinja, _hf_generation(generation), weights=adapter is None)
         return "hf"
     assert isinstance(model, GPT) and isinstance(tokenizer, GPT2Tokenizer)
@@ -122,9 +122,7 @@ def save_tokenizer(directory: Path, tokenizer: Tokenizer, context_length: int, t
         tokenizer.hf.save_pretrained(directory)
         return
     assert isinstance(tokenizer, GPT2Tokenizer)
-    for name, content in tokenizer.vocab_files().items():
-        (directory / _HF_VOCAB[name]).write_bytes(content)
-    _write(directory / "tokenizer_config.json", _hf_tokenizer(context_length, template))
+    write_gpt2_tokenizer(directory, tokenizer, context_length, template)
 
 
 def bundle_of(run: str | Path) -> Path:
@@ -200,46 +198,6 @@ def read_about(directory: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{file}: damaged ({type(error).__name__}: {error})") from error
     return about
-
-
-def chat_template(template: Template, start: str = "") -> str:
-    """Jinja for transformers that renders a conversation's last user message as our prompt, `start` before it.
-
-    A system message stands where the template has a place for it; earlier turns are left out. An answer that stands
-    last (a response to be continued or learnt) follows the prompt.
-    """
-    return (
-        (f"{{{{ {json.dumps(start)} }}}}" if start else "")
-        + "{% set system = messages | selectattr('role', 'equalto', 'system') | map(attribute='content') | join %}"
-        "{% set user = messages | selectattr('role', 'equalto', 'user') | list | last %}"
-        "{% set instruction = user['content'] %}{% set input = '' %}"
-        + _protected(template.prompt_source)
-        + "{% if messages[-1]['role'] == 'assistant' %}{{ messages[-1]['content'] }}"
-        + _protected(template.suffix_source)
-        + "{% endif %}"
-    )
-
-
-def _protected(source: str) -> str:
-    """The same Jinja, safe from what stands around it.
-
-    The line break after the opening tag is trimmed, so that the source starts a line as it does in a template of ours;
-    the empty expression keeps transformers from dropping a line break at the end.
-    """
-    return "{% if true %}\n" + source + "{{ '' }}{% endif %}"
-
-
-def _hf_tokenizer(context_length: int, template: Template) -> dict[str, Any]:
-    return {
-        "tokenizer_class": "GPT2Tokenizer",
-        "model_max_length": context_length,
-        "add_prefix_space": False,
-        "clean_up_tokenization_spaces": False,
-        # The text <|endoftext|> inside a message is ordinary text here as in training.
-        "split_special_tokens": True,
-        **{name: EOT for name in ("bos_token", "eos_token", "unk_token")},
-        "chat_template": chat_template(template),
-    }
 
 
 def _hf_generation(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -85,7 +85,7 @@ def to_hf(opened: OpenedModel, folder: Path, name: str, precision: str) -> None:
 
 def to_gguf(opened: OpenedModel, folder: Path, name: str, precision: str) -> None:
     """One file for llama.cpp, and the Modelfile that makes it an Ollama model."""
-    from instruct_lit.bundle import chat_template
+    from instruct_lit.data.exported import chat_template
     from instruct_lit.model.gguf import write_gguf
     from instruct_lit.serving.ollama import modelfile
 

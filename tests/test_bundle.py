@@ -1,15 +1,22 @@
 """A bundle is a Hugging Face directory: same logits, same ids, the same prompt out of its chat template."""
 
 import json
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from instruct_lit.bundle import OURS, open_model, save_bundle
+from instruct_lit.bundle import OURS, open_model, save_bundle, save_tokenizer
 from instruct_lit.config import CONF
+from instruct_lit.data.encode import Encoder
 from instruct_lit.data.example import Example
+from instruct_lit.data.exported import CUT
 from instruct_lit.data.template import Template
 from instruct_lit.data.tokenizer import GPT2Tokenizer
 from instruct_lit.errors import CheckpointError, ConfigError
@@ -21,7 +28,15 @@ TEMPLATES = {
     for name in ("alpaca", "alpaca_two_preambles", "phi3", "chatml")
 }
 GREEDY = {"max_new_tokens": 9, "temperature": 0.0, "top_k": None, "top_p": None, "repetition_penalty": 1.0}
-TEXTS = ["Hello, world!", " é🙂\n\n\ttabs", "<|endoftext|> inside", "    code  spaces ", "ﬁ ½ 中文 עברית"]
+TEXTS = [
+    "Hello, world!",
+    "\n\nstarts with breaks",
+    " é🙂\n\n\ttabs",
+    "<|endoftext|> inside",
+    "    code  spaces ",
+    "ﬁ ½ 中文 עברית",
+]
+UNICODE = st.text(st.characters(codec="utf-8", exclude_characters=CUT), max_size=12)
 
 
 def save(folder: Path, model: GPT, template: str = "alpaca", **generation: object) -> Path:
@@ -81,23 +96,81 @@ def test_transformers_gives_the_same_logits(tmp_path: Path, tiny_model: GPT) -> 
     assert theirs.generation_config.max_new_tokens == 9 and not theirs.generation_config.do_sample
 
 
+def ids_of(template: Template, tokenizer: GPT2Tokenizer, example: Example, whole: bool = False) -> list[int]:
+    """The ids of a prompt here, or of a whole example without its last end-of-text."""
+    encoder = Encoder(template, tokenizer, 1024)
+    if not whole:
+        return encoder.prompt_ids(example)
+    ((_, encoded),) = encoder.encode([example])
+    return encoded.ids.tolist()[:-1]
+
+
+def messages_of(example: Example, whole: bool = False) -> list[dict[str, str]]:
+    said = [("system", example.system)] if example.system else []
+    for user, assistant in example.history:
+        said += [("user", user), ("assistant", assistant)]
+    said += [("user", example.instruction)] + ([("assistant", example.output)] if whole else [])
+    return [{"role": role, "content": text} for role, text in said]
+
+
+@pytest.fixture(scope="module")
+def theirs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
+    """The tokenizer of a bundle with the template of that name, as transformers opens it."""
+    transformers = pytest.importorskip("transformers")
+
+    @cache
+    def opened(name: str) -> Any:
+        folder = tmp_path_factory.mktemp(name)
+        save_tokenizer(folder, GPT2Tokenizer(), 64, TEMPLATES[name])
+        return transformers.AutoTokenizer.from_pretrained(folder)
+
+    return opened
+
+
 @pytest.mark.parametrize("name", list(TEMPLATES))
 def test_transformers_tokenizer_gives_our_ids_and_prompts(
-    tmp_path: Path, tiny_model: GPT, name: str, tokenizer: GPT2Tokenizer
+    name: str, theirs: Callable[[str], Any], tokenizer: GPT2Tokenizer
 ) -> None:
-    transformers = pytest.importorskip("transformers")
-    theirs = transformers.AutoTokenizer.from_pretrained(save(tmp_path / "bundle", tiny_model, name))
+    opened, template = theirs(name), TEMPLATES[name]
     for text in TEXTS:
-        assert theirs(text)["input_ids"] == tokenizer.encode(text), text
-        example = Example(text, "x")
-        messages = [{"role": "user", "content": text}]
-        rendered = theirs.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        assert rendered == TEMPLATES[name].prompt(example)
-        answered = theirs.apply_chat_template([*messages, {"role": "assistant", "content": "yes"}], tokenize=False)
-        assert answered == TEMPLATES[name].full_text(Example(text, "yes"))
-        told = theirs.apply_chat_template([{"role": "system", "content": "Be short."}, *messages], tokenize=False)
-        assert told == TEMPLATES[name].prompt(Example(text, "x", system="Be short."))
-    assert theirs.eos_token_id == tokenizer.eot_id
+        assert opened(text, split_special_tokens=True)["input_ids"] == tokenizer.encode(text), text
+        assert opened.decode(tokenizer.encode(text)) == text
+    one = Example("Hello, world!", "yes")
+    shown = opened.apply_chat_template(messages_of(one), tokenize=False, add_generation_prompt=True)
+    assert shown == template.prompt(one)
+    assert opened.eos_token_id == tokenizer.eot_id and opened.model_max_length == 64
+    assert len(opened) == tokenizer.n_vocab
+
+
+@pytest.mark.parametrize("name", list(TEMPLATES))
+@given(texts=st.lists(st.sampled_from(TEXTS) | UNICODE, min_size=3, max_size=8))
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_trap_5_conversations_get_our_ids_from_transformers(
+    name: str, theirs: Callable[[str], Any], tokenizer: GPT2Tokenizer, texts: list[str]
+) -> None:
+    """System prompt, several turns, answers that begin with white space, end-of-text in what users and models said."""
+    system, *said = texts
+    history = tuple(zip(said[:-2:2], said[1:-1:2], strict=False))
+    for example in (
+        Example(said[-2], said[-1], "", {}, system, history),
+        Example(said[-2], said[-1], "", {}, "", history[:1]),
+    ):
+        for whole in (False, True):
+            found = theirs(name).apply_chat_template(
+                messages_of(example, whole), add_generation_prompt=not whole, return_dict=False
+            )
+            assert found == ids_of(TEMPLATES[name], tokenizer, example, whole)
+
+
+def test_a_template_without_further_turns_shows_the_last_question(tmp_path: Path, tokenizer: GPT2Tokenizer) -> None:
+    transformers = pytest.importorskip("transformers")
+    template = Template("one", "Q: {{ instruction }} A: {{ response }}!")
+    save_tokenizer(tmp_path, tokenizer, 64, template)
+    opened = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    talk = messages_of(Example("And?", " So", history=(("Hello", "Hi"),)), whole=True)
+    for n_messages, whole in ((3, False), (4, True)):
+        found = opened.apply_chat_template(talk[:n_messages], return_dict=False)
+        assert found == ids_of(template, tokenizer, Example("And?", " So"), whole)
 
 
 def test_sampling_settings_travel(tmp_path: Path, tiny_model: GPT) -> None:

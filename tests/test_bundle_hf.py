@@ -44,6 +44,31 @@ def test_trap_13_everything_comes_back(llama_directory: Path, tmp_path: Path, ch
     assert opened.about["metrics"] == {"val/loss": 1.5} and opened.about["kind"] == "hf"
 
 
+TURNS = Template(
+    "turns",
+    "{% if system %}[{{ system }}]\n{% endif %}U: {{ instruction }}\nB:\n{{ response }}",
+    next_turn="\nU: {{ instruction }}\nB:\n{{ response }}",
+)
+
+
+@pytest.mark.parametrize("chat", [True, False])
+def test_trap_5_conversations_too(llama_directory: Path, tmp_path: Path, chat: bool) -> None:
+    tokenizer, template = load_tokenizer(str(llama_directory)), TURNS
+    if chat:
+        tokenizer, template = with_chat(tokenizer)
+    save_bundle(tmp_path, load_hf(str(llama_directory)), tokenizer, template, GREEDY, {})
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    talk = [
+        {"role": "system", "content": "be a dog"},
+        {"role": "user", "content": "the cat"},
+        {"role": "assistant", "content": "and"},
+        {"role": "user", "content": "Write a word."},
+    ]
+    ids = theirs.apply_chat_template(talk, add_generation_prompt=True, return_dict=False)
+    example = Example("Write a word.", "", system="be a dog", history=(("the cat", "and"),))
+    assert ids == Encoder(template, tokenizer, 160).prompt_ids(example)
+
+
 @pytest.mark.parametrize("chat", [True, False])
 def test_trap_5_the_chat_template_renders_our_prompt(llama_directory: Path, tmp_path: Path, chat: bool) -> None:
     tokenizer, template = load_tokenizer(str(llama_directory)), OWN

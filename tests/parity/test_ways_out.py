@@ -1,18 +1,20 @@
 """One instruction, every way out: the same prompt ids, and greedily the same answer."""
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from instruct_lit.bundle import chat_template, open_model
+from instruct_lit.bundle import open_model
+from instruct_lit.data.encode import Encoder
 from instruct_lit.data.example import Example
 from instruct_lit.evaluation.responses import answer, read_jsonl
+from instruct_lit.export import to_gguf, to_torch_export
 from instruct_lit.generation.engine import Engine
 from instruct_lit.generation.sampling import SamplingSettings
-from instruct_lit.model.gguf import write_gguf
 from instruct_lit.serving.arena_rounds import Arena
 from instruct_lit.serving.chat_loop import Chat
 from instruct_lit.serving.conversation import Speaker, open_speakers
@@ -41,6 +43,30 @@ def example_of(row: dict[str, Any]) -> Example:
     return Example(row["instruction"], "", row["input"])
 
 
+@pytest.fixture
+def prompts(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
+    """The prompt ids of every request that an engine takes from now on."""
+    seen: list[list[int]] = []
+    prepare = Engine.prepare
+
+    def recording(engine: Engine, prompt_ids: Sequence[int], *settings: Any, **more: Any) -> Any:
+        seen.append(list(prompt_ids))
+        return prepare(engine, prompt_ids, *settings, **more)
+
+    monkeypatch.setattr(Engine, "prepare", recording)
+    return seen
+
+
+@pytest.fixture(scope="module")
+def ids(rows: list[dict[str, Any]], small_run: Path) -> list[list[int]]:
+    """The prompts as training encodes them."""
+    opened = open_model(small_run)
+    encoded = Encoder(opened.template, opened.tokenizer, 96).encode(
+        Example(row["instruction"], row["output"], row["input"]) for row in rows
+    )
+    return [example.prompt_ids for _, example in encoded]
+
+
 @pytest.fixture(scope="module")
 def wanted(rows: list[dict[str, Any]]) -> list[str]:
     return [row["response"] for row in rows]
@@ -54,7 +80,9 @@ def test_evaluate(command: Command, small_run: Path, wanted: list[str], tmp_path
     assert [row["response"] for row in read_jsonl(tmp_path / "out/responses.jsonl")] == wanted
 
 
-def test_chat(speaker: Speaker, rows: list[dict[str, Any]], wanted: list[str]) -> None:
+def test_chat(
+    speaker: Speaker, rows: list[dict[str, Any]], wanted: list[str], ids: list[list[int]], prompts: list[list[int]]
+) -> None:
     from rich.console import Console
 
     lines = []
@@ -71,10 +99,12 @@ def test_chat(speaker: Speaker, rows: list[dict[str, Any]], wanted: list[str]) -
 
     chat = Chat([speaker], GREEDY, Console(file=io.StringIO()), read)
     chat.run()
-    assert [record["output"] for record in chat.said] == wanted
+    assert [record["output"] for record in chat.said] == wanted and prompts == ids
 
 
-def test_serve(speaker: Speaker, rows: list[dict[str, Any]], wanted: list[str]) -> None:
+def test_serve(
+    speaker: Speaker, rows: list[dict[str, Any]], wanted: list[str], ids: list[list[int]], prompts: list[list[int]]
+) -> None:
     openai = pytest.importorskip("openai")
     for module in ("fastapi", "uvicorn", "prometheus_client"):
         pytest.importorskip(module)
@@ -93,12 +123,20 @@ def test_serve(speaker: Speaker, rows: list[dict[str, Any]], wanted: list[str]) 
                     model=speaker.name, messages=messages, extra_body={"input": row["input"]}
                 )
                 assert found.choices[0].message.content == text
-                assert found.usage.prompt_tokens == len(speaker.prompt_ids(example_of(row)))
+                assert found.usage.prompt_tokens == len(prompts[-1])
     finally:
         stop()
+    assert prompts == ids
 
 
-def test_arena(speaker: Speaker, rows: list[dict[str, Any]], wanted: list[str], tmp_path: Path) -> None:
+def test_arena(
+    speaker: Speaker,
+    rows: list[dict[str, Any]],
+    wanted: list[str],
+    ids: list[list[int]],
+    prompts: list[list[int]],
+    tmp_path: Path,
+) -> None:
     arena = Arena([speaker, speaker], GREEDY, VoteFile(tmp_path / "votes.jsonl"))
     for row, text in zip(rows, wanted, strict=True):
         battle = arena.pair(row["instruction"], row["input"])
@@ -106,6 +144,7 @@ def test_arena(speaker: Speaker, rows: list[dict[str, Any]], wanted: list[str], 
             pass
         assert battle.answers == [text, text]
     arena.close()
+    assert prompts[::2] == prompts[1::2] == ids  # each of the two speakers is asked
 
 
 def generated(model: Any, ids: list[int], speaker: Speaker) -> str:
@@ -117,50 +156,56 @@ def generated(model: Any, ids: list[int], speaker: Speaker) -> str:
 
 
 def test_transformers_from_the_bundle(
-    small_run: Path,
-    speaker: Speaker,
-    rows: list[dict[str, Any]],
-    wanted: list[str],
+    small_run: Path, speaker: Speaker, rows: list[dict[str, Any]], wanted: list[str], ids: list[list[int]]
 ) -> None:
     transformers = pytest.importorskip("transformers")
     model = transformers.AutoModelForCausalLM.from_pretrained(small_run / "bundle")
     tokenizer = transformers.AutoTokenizer.from_pretrained(small_run / "bundle")
-    for row, text in zip(rows, wanted, strict=True):
-        ours = speaker.prompt_ids(example_of(row))
+    for row, prompt, text in zip(rows, ids, wanted, strict=True):
         if not row["input"]:  # a conversation has no place of its own for an input
             messages = [{"role": "user", "content": row["instruction"]}]
-            found = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
-            assert list(found["input_ids"]) == ours
-        assert generated(model, ours, speaker) == text
+            found = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+            assert found == prompt
+        assert generated(model, prompt, speaker) == text
+
+
+def test_the_traced_program(
+    small_run: Path, speaker: Speaker, wanted: list[str], ids: list[list[int]], tmp_path: Path
+) -> None:
+    to_torch_export(open_model(small_run), tmp_path, "n", "f32")
+    program = torch.export.load(tmp_path / "model.pt2").module()
+    for prompt, text in zip(ids, wanted, strict=True):
+        said = list(prompt)
+        while len(said) < len(prompt) + 6 and said[-1] != speaker.tokenizer.eot_id:
+            said.append(int(program(torch.tensor([said]))[0, -1].argmax()))
+        new = [i for i in said[len(prompt) :] if i != speaker.tokenizer.eot_id]
+        assert speaker.tokenizer.decode(new) == text
 
 
 def test_answers_of_the_same_rows_by_hand(
-    small_run: Path,
-    rows: list[dict[str, Any]],
-    wanted: list[str],
+    small_run: Path, rows: list[dict[str, Any]], wanted: list[str], ids: list[list[int]]
 ) -> None:
     """`answer`, which training's test step and benchmarks call, on ids that are encoded here."""
     opened = open_model(small_run)
-    ids = [opened.tokenizer.encode(opened.template.prompt(example_of(row))) for row in rows]
+    assert ids == [opened.tokenizer.encode(opened.template.prompt(example_of(row))) for row in rows]
     examples = [(i, example_of(row), prompt) for i, (row, prompt) in enumerate(zip(rows, ids, strict=True))]
     found = answer(Engine(opened.model, opened.tokenizer), opened.template, examples, GREEDY)
     assert [row["response"] for row in found] == wanted
 
 
 def test_gguf(
-    small_run: Path,
-    speaker: Speaker,
-    rows: list[dict[str, Any]],
-    wanted: list[str],
-    tmp_path: Path,
+    small_run: Path, rows: list[dict[str, Any]], wanted: list[str], ids: list[list[int]], tmp_path: Path
 ) -> None:
     pytest.importorskip("gguf")
     llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
     opened = open_model(small_run)
-    chat = chat_template(opened.template)
-    write_gguf(tmp_path / "m.gguf", opened.model, opened.tokenizer, "f32", "n", chat)  # type: ignore[arg-type]
-    model = llama_cpp.Llama(str(tmp_path / "m.gguf"), n_ctx=96, verbose=False)
-    for row, text in zip(rows, wanted, strict=True):
+    to_gguf(opened, tmp_path, "n", "f32")
+    model = llama_cpp.Llama(str(tmp_path / "model-f32.gguf"), n_ctx=96, verbose=False)
+    for row, ids_of_row, text in zip(rows, ids, wanted, strict=True):
         prompt = opened.template.prompt(example_of(row))
-        assert model.tokenize(prompt.encode(), add_bos=False) == speaker.prompt_ids(example_of(row))
+        assert model.tokenize(prompt.encode(), add_bos=False) == ids_of_row
         assert model.create_completion(prompt, max_tokens=6, temperature=0)["choices"][0]["text"] == text
+        if not row["input"]:  # its own chat, by the template in the file
+            messages = [{"role": "user", "content": row["instruction"]}]
+            said = model.create_chat_completion(messages, max_tokens=6, temperature=0)
+            assert said["choices"][0]["message"]["content"] == text
