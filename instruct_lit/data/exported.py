@@ -70,8 +70,8 @@ def write_gpt2_tokenizer(directory: Path, tokenizer: GPT2Tokenizer, context_leng
         "chat_template": chat_template(template, cut=CUT),
     }
     definition = _definition(json.loads(files["encoder.json"]), files["vocab.bpe"].decode("utf-8"), tokenizer.eot_id)
-    for name, content in (("tokenizer_config.json", config), ("tokenizer.json", definition)):
-        (directory / name).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    for name, facts in (("tokenizer_config.json", config), ("tokenizer.json", definition)):
+        (directory / name).write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _definition(vocab: dict[str, int], merges: str, eot_id: int) -> dict[str, Any]:

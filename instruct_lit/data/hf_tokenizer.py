@@ -35,9 +35,10 @@ class HFTokenizer:
             raise ConfigError(f"model: {type(hf).__name__} is a slow tokenizer; one with a tokenizer.json is needed")
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # said explicitly, it does not warn in data workers
         self.hf, self.markup = hf, markup
-        self.end: str | None = end or hf.eos_token
-        if self.end is None:
+        closing = end or hf.eos_token
+        if closing is None:
             raise ConfigError(f"model: {type(hf).__name__} has no end-of-text token, so no response could end")
+        self.end: str = closing
         self.eot_id: int = hf.convert_tokens_to_ids(self.end)
         self.n_vocab: int = max(hf.get_vocab().values()) + 1
         self.prompt_start: tuple[int, ...] = () if bare else tuple(self._put_before())
