@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-WIDTH_TOKENS = 16  # blocks are multiples of this wide: few shapes, so that kernels made for them are found again
+GROUP_TOKENS = 192  # packed tokens that ask in one call where no variable-length kernel is at hand
+STEP_TOKENS = 32  # their numbers are multiples of this: few shapes, so that kernels made for them are found again
 SHORT_TOKENS = 512  # keys up to which a CPU attends in half precision without the fused kernel
 
 
@@ -31,30 +32,33 @@ class AttentionLayout(Protocol):
         ...
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
-    """softmax(q·kᵀ/√D)·v for `q` `(…, Tq, D)`, `k` and `v` `(…, Tk, D)`; a query sees where `mask` `(Tq, Tk)` is true.
+def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, dropout: float) -> Tensor:
+    """softmax(q·kᵀ/√D + bias)·v for `q` `(…, Tq, D)`, `k` and `v` `(…, Tk, D)`; `bias` `(Tq, Tk)` in their precision.
 
-    Without a mask it is causal. On a CPU in half precision the fused kernel is slower than two matrix products as long
-    as the scores stay small, its backward pass up to seven times (`python -m benchmarks.attention`).
+    Without a bias it is causal. On a CPU in half precision the backward pass of the fused kernel is slower than matrix
+    products as long as the scores stay small, up to twelve times (`python -m benchmarks.attention`).
     """
-    if not _plainly(q, k):
-        return F.scaled_dot_product_attention(q, k, v, mask, dropout_p=dropout, is_causal=mask is None)
-    if mask is None:
-        mask = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool, device=q.device).tril()
+    in_half_on_cpu = q.device.type == "cpu" and q.dtype == torch.bfloat16
+    if not (in_half_on_cpu and torch.is_grad_enabled() and k.shape[-2] <= SHORT_TOKENS):
+        return F.scaled_dot_product_attention(q, k, v, bias, dropout_p=dropout, is_causal=bias is None)
+    if bias is None:
+        n = q.shape[-2]
+        bias = bias_of(torch.ones(n, n, dtype=torch.bool).tril(), q)
+    shape, (q, k, v) = q.shape, (x.flatten(0, -3) for x in (q, k, v))
     with torch.autocast(q.device.type, enabled=False):
-        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
-        weights = scores.masked_fill_(~mask, -math.inf).softmax(-1)
-        return F.dropout(weights, dropout) @ v
+        weights = torch.baddbmm(bias, q, k.transpose(-2, -1), alpha=shape[-1] ** -0.5).softmax(-1)
+        return torch.bmm(F.dropout(weights, dropout), v).view(shape)
+
+
+def bias_of(visible: Tensor, like: Tensor) -> Tensor:
+    """Zero where `visible` is true and minus infinity elsewhere, in the precision of `like` and on its device."""
+    return torch.zeros(visible.shape, dtype=like.dtype, device=like.device).masked_fill_(~visible, -math.inf)
 
 
 def grouped(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """Keys and values with as many heads as the queries: `(…, H, D)`, a head repeated for each query of its group."""
     n = q.shape[-2] // k.shape[-2]
     return (k, v) if n == 1 else (k.repeat_interleave(n, -2), v.repeat_interleave(n, -2))
-
-
-def _plainly(q: Tensor, k: Tensor) -> bool:
-    return q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.shape[-2] > 1 and k.shape[-2] <= SHORT_TOKENS
 
 
 class CausalRows:
@@ -70,18 +74,17 @@ class CausalRows:
 
 
 @dataclass(frozen=True)
-class _Block:
-    """Documents of similar length, gathered to rows of `n_tokens` for one attention call.
+class _Group:
+    """Flat tokens up to `end` that ask in one call, after those of the group before it.
 
-    `rows` `(n_documents · n_tokens,)` points into the flat tokens (at token 0 where a row is padding); `real` picks the
-    positions of the block that are no padding; `mask` `(n_tokens, n_prefix + n_tokens)` is true where a token sees.
+    The keys are the prefix and the flat tokens from `first_key` to `end`, or only the latter where they begin with the
+    prefix; `bias` `(queries, keys)` is zero where a token sees.
     """
 
-    rows: Tensor
-    real: Tensor
-    mask: Tensor
-    n_documents: int
-    n_tokens: int
+    n_queries: int
+    first_key: int
+    end: int
+    bias: Tensor
 
 
 class PackedDocuments:
@@ -91,8 +94,8 @@ class PackedDocuments:
     keys and values are seen by all documents, so that the result is what each document alone would give
     (arXiv 2506.05433 calls it prefix grouping). The documents follow with the given lengths.
 
-    On CUDA in half precision one variable-length kernel serves all documents; elsewhere documents of similar length
-    are gathered to small padded blocks for attention alone.
+    On CUDA in half precision one variable-length kernel serves all documents; elsewhere the flat tokens ask in groups,
+    each under a mask that hides other documents, which costs less than gathering short documents to rows.
     """
 
     def __init__(self, lengths: Sequence[int], prefix_length: int = 0) -> None:
@@ -100,7 +103,7 @@ class PackedDocuments:
         self.lengths = list(lengths)
         self.prefix_length = prefix_length
         self.n_tokens = prefix_length + sum(self.lengths)
-        self._blocks: tuple[list[_Block], Tensor] | None = None
+        self._groups: list[_Group] | None = None
         self._varlen: tuple[Tensor, Tensor, Tensor] | None = None
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
@@ -108,28 +111,20 @@ class PackedDocuments:
         k, v = grouped(q, k, v)
         if q.is_cuda and q.dtype in (torch.float16, torch.bfloat16) and dropout == 0.0:
             return self._attend_varlen(q, k, v)
-        return self._attend_blocks(q, k, v, dropout)
+        return self._attend_groups(q, k, v, dropout)
 
-    def _attend_blocks(self, q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
-        if self._blocks is None:
-            self._blocks = _cut_into_blocks(self.lengths, self.prefix_length, q.device)
-        blocks, inverse = self._blocks
-        n_prefix, n_heads, d_head = self.prefix_length, q.shape[1], q.shape[2]
+    def _attend_groups(self, q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
+        if self._groups is None:
+            self._groups = _cut_into_groups(self.lengths, self.prefix_length, q)
         outputs = []
-        if n_prefix:
-            qp, kp, vp = (x[:n_prefix].transpose(0, 1).unsqueeze(0) for x in (q, k, v))  # (1, H, P, D)
-            out = attention(qp, kp, vp, None, dropout)
-            outputs.append(out[0].transpose(0, 1))
-        qkv = torch.stack((q, k, v), dim=1).flatten(1)  # (N, 3·H·D): one gather for the three
-        for block in blocks:
-            shape = (block.n_documents, block.n_tokens, 3, n_heads, d_head)
-            qb, kb, vb = _Gather.apply(qkv, block.rows, block.real).view(shape).permute(2, 0, 3, 1, 4)  # (B, H, T, D)
-            if n_prefix:
-                kb = torch.cat((kp.expand(block.n_documents, -1, -1, -1), kb), dim=2)
-                vb = torch.cat((vp.expand(block.n_documents, -1, -1, -1), vb), dim=2)
-            out = attention(qb, kb, vb, block.mask, dropout)
-            outputs.append(out.transpose(1, 2).reshape(-1, n_heads, d_head))
-        return _Scatter.apply(torch.cat(outputs), inverse)
+        for queries, group in zip(q.split([group.n_queries for group in self._groups]), self._groups, strict=True):
+            own = slice(group.first_key, group.end)
+            keys, values = k[own], v[own]
+            if self.prefix_length and group.first_key:
+                keys, values = (torch.cat((x[: self.prefix_length], x[own])) for x in (k, v))
+            queries, keys, values = (x.transpose(0, 1).unsqueeze(0) for x in (queries, keys, values))  # (1, H, T, D)
+            outputs.append(attention(queries, keys, values, group.bias, dropout)[0].transpose(0, 1))
+        return torch.cat(outputs) if len(outputs) > 1 else outputs[0]
 
     def _attend_varlen(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         from torch.nn.attention.varlen import varlen_attn
@@ -147,70 +142,31 @@ class PackedDocuments:
         return out
 
 
-class _Gather(torch.autograd.Function):
-    """`x[rows]`, whose backward scatters the real positions back without the atomics of a general gather."""
+def _cut_into_groups(lengths: list[int], n_prefix: int, like: Tensor) -> list[_Group]:
+    """Cut the flat tokens into groups of about `GROUP_TOKENS`, whatever documents they cut through.
 
-    @staticmethod
-    def forward(ctx, x: Tensor, rows: Tensor, real: Tensor) -> Tensor:  # type: ignore[no-untyped-def, override]
-        ctx.save_for_backward(rows, real)
-        ctx.n_rows = x.shape[0]
-        return x.index_select(0, rows)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[no-untyped-def, override]
-        rows, real = ctx.saved_tensors
-        out = grad.new_zeros(ctx.n_rows, grad.shape[1])
-        # Real positions are distinct, so copying is adding; nothing uses a padded position, so its gradient is zero.
-        return out.index_copy_(0, rows.index_select(0, real), grad.index_select(0, real)), None, None
-
-
-class _Scatter(torch.autograd.Function):
-    """`x[inverse]`, the flat tokens out of the concatenated blocks; backward leaves zeros at padded positions."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, inverse: Tensor) -> Tensor:  # type: ignore[no-untyped-def, override]
-        ctx.save_for_backward(inverse)
-        ctx.n_rows = x.shape[0]
-        return x.index_select(0, inverse)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[no-untyped-def, override]
-        (inverse,) = ctx.saved_tensors
-        return grad.new_zeros(ctx.n_rows, *grad.shape[1:]).index_copy_(0, inverse, grad), None
+    Queries and keys begin at multiples of `STEP_TOKENS`: few shapes, so that kernels made for them are found again.
+    """
+    document = torch.repeat_interleave(torch.tensor([n_prefix, *lengths]))  # (N,): 0 for the prefix
+    begin = torch.tensor([0, n_prefix, *lengths]).cumsum(0)[document]  # where each token's document begins
+    n_tokens = len(document)
+    size = _up(n_tokens / max(1, round(n_tokens / GROUP_TOKENS)))
+    place = torch.arange(n_tokens)
+    groups = []
+    for start in range(0, n_tokens, size):
+        end = min(start + size, n_tokens)
+        first_key = int(begin[start]) // STEP_TOKENS * STEP_TOKENS
+        if first_key < n_prefix:
+            first_key = 0
+        keys = place[first_key:end] if first_key == 0 else torch.cat((place[:n_prefix], place[first_key:end]))
+        own = slice(start, end)
+        visible = ((keys >= begin[own, None]) | (keys < n_prefix)) & (keys <= place[own, None])
+        groups.append(_Group(end - start, first_key, end, bias_of(visible, like)))
+    return groups
 
 
-def _cut_into_blocks(lengths: list[int], n_prefix: int, device: torch.device) -> tuple[list[_Block], Tensor]:
-    """Group documents so that padding adds at most half to a block; return the blocks and each token's place."""
-    starts, position = [], n_prefix
-    for length in lengths:
-        starts.append(position)
-        position += length
-    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    groups: list[list[int]] = []
-    n_real = 0
-    for i in order:
-        if groups and lengths[groups[-1][0]] * (len(groups[-1]) + 1) <= 1.5 * (n_real + lengths[i]):
-            groups[-1].append(i)
-            n_real += lengths[i]
-        else:
-            groups.append([i])
-            n_real = lengths[i]
-    blocks, offset = [], n_prefix
-    inverse = torch.empty(position, dtype=torch.long)
-    inverse[:n_prefix] = torch.arange(n_prefix)
-    for group in groups:
-        width = -(-lengths[group[0]] // WIDTH_TOKENS) * WIDTH_TOKENS
-        columns = torch.arange(width)
-        n_tokens = torch.tensor([lengths[i] for i in group]).unsqueeze(1)
-        start = torch.tensor([starts[i] for i in group]).unsqueeze(1)
-        real = columns < n_tokens
-        rows = torch.where(real, start + columns, 0).flatten()
-        places = real.flatten().nonzero().squeeze(1)
-        inverse[rows[places]] = places + offset
-        mask = torch.ones(width, n_prefix + width, dtype=torch.bool).tril(diagonal=n_prefix)
-        blocks.append(_Block(rows.to(device), places.to(device), mask.to(device), len(group), width))
-        offset += len(group) * width
-    return blocks, inverse.to(device)
+def _up(n: float) -> int:
+    return math.ceil(n / STEP_TOKENS) * STEP_TOKENS
 
 
 def _varlen_indices(lengths: list[int], n_prefix: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:

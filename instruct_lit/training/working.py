@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 HUGE_PAGE = 2 * 2**20
-CHUNK = 2**18  # elements whose conversions stay in the cache
+CHUNK = 2**17  # elements whose conversions stay in the cache
 
 
 @dataclass

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from instruct_lit.model.attention import CausalRows, PackedDocuments, attention
+from instruct_lit.model.attention import CausalRows, PackedDocuments, attention, bias_of
 
 H, D = 3, 8
 
@@ -22,7 +22,7 @@ def alone(qkv: Tensor) -> Tensor:
     return (scores.masked_fill(~visible, -torch.inf).softmax(-1) @ v).transpose(0, 1)
 
 
-@pytest.mark.parametrize("lengths", [[5], [4, 7, 1, 6], [1, 1, 1], [30, 2, 17, 3, 3]])
+@pytest.mark.parametrize("lengths", [[5], [4, 7, 1, 6], [1, 1, 1], [30, 2, 17, 3, 3], [90, 60, 70, 200, 5, 40, 300]])
 @pytest.mark.parametrize("n_prefix", [0, 1, 9])
 def test_packed_documents_are_the_documents_alone(lengths: list[int], n_prefix: int) -> None:
     packed = random(n_prefix + sum(lengths), 0).requires_grad_()
@@ -67,9 +67,9 @@ def test_rows_are_causal() -> None:
 
 @pytest.mark.parametrize("n_prefix", [0, 5])
 def test_half_precision_on_a_cpu_takes_two_matrix_products_and_agrees(n_prefix: int) -> None:
-    q, k, v = (torch.randn(4, H, n, D).bfloat16() for n in (12, 12 + n_prefix, 12 + n_prefix))
-    mask = torch.ones(12, 12 + n_prefix, dtype=torch.bool).tril(n_prefix)
-    exact = F.scaled_dot_product_attention(q.double(), k.double(), v.double(), mask)
+    q, k, v = (torch.randn(4, H, n, D).bfloat16().requires_grad_() for n in (12, 12 + n_prefix, 12 + n_prefix))
+    mask = bias_of(torch.ones(12, 12 + n_prefix, dtype=torch.bool).tril(n_prefix), q)
+    exact = F.scaled_dot_product_attention(q.double(), k.double(), v.double(), mask.double())
     for given in (mask, None) if n_prefix == 0 else (mask,):
         torch.testing.assert_close(attention(q, k, v, given, 0.0).double(), exact, rtol=0.02, atol=0.02)
 
