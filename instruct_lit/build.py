@@ -56,7 +56,11 @@ def check_targets(config: DictConfig) -> None:
     target_of(without(config.optimizer, "weight_decay"), "optimizer")
     if config.optimizer["_target_"] == "torch.optim.Muon":
         raise ConfigError("optimizer._target_=torch.optim.Muon: takes matrices only; optimizer=muon gives it those")
-    target_of(config.trainer, "trainer")
+    if config.finder is not None:
+        target_of(config.finder, "finder")
+    target_of(without(config.trainer, "strategy"), "trainer")
+    if OmegaConf.is_dict(config.trainer.strategy):
+        target_of(config.trainer.strategy, "trainer.strategy")
     for group in ("callbacks", "logger"):
         for name, node in (config[group] or {}).items():
             if node is not None:
@@ -96,6 +100,9 @@ def trainer_of(config: DictConfig, ours: Sequence[Callback]) -> Trainer:
     loggers = [build(node, f"logger.{k}") for k, node in (config.logger or {}).items() if node is not None]
     node = OmegaConf.merge(config.trainer)
     node.precision = node.precision or default_precision(node.accelerator)
+    node = plain(node)
+    if isinstance(node["strategy"], dict):
+        node["strategy"] = build(node["strategy"], "trainer.strategy")
     return build(
         node,
         "trainer",
@@ -160,6 +167,7 @@ def answer_split(
     from instruct_lit.evaluation.responses import answer
     from instruct_lit.generation.engine import Engine
     from instruct_lit.training.distributed import gathered, share_of
+    from instruct_lit.training.sharded import whole_weights
 
     store, indices = data.examples_of(split)
     examples = [
@@ -167,7 +175,9 @@ def answer_split(
     ]
     with tqdm(total=len(examples), desc=title, unit="answer", dynamic_ncols=True, file=sys.stdout) as bar:
         engine = Engine(model, data.tokenizer, config.generation.max_rows)
-        return gathered(trainer, answer(engine, data.template, examples, sampling_of(config), bar.update, kept))
+        with whole_weights(model):
+            answers = answer(engine, data.template, examples, sampling_of(config), bar.update, kept)
+        return gathered(trainer, answers)
 
 
 def need(module: str, extra: str, key: str) -> None:

@@ -164,6 +164,7 @@ class TrainConfig:
     seed: int = 123
     fit: bool = True
     ckpt_path: str | None = None
+    finder: Any = None
     optimized_metric: str | None = "val/loss"
     evaluate_base: bool = True
     n_test_responses: int | None = None
@@ -251,7 +252,7 @@ def check_train(config: Any) -> None:
     problems += _problems_of_kind(model)
     if config.template.name == "chat" and model.kind != "hf":
         problems.append("template=chat: the chat template of the model's tokenizer goes with model=hf")
-    problems += _problems_of_adapter(config)
+    problems += _problems_of_adapter(config) + _problems_of_shards(config)
     if (batching.grouping == "best_fit") != (batching.max_tokens is not None):
         problems.append(
             f"batching.max_tokens={batching.max_tokens}: a token budget goes with batching.grouping=best_fit, "
@@ -295,6 +296,25 @@ def _problems_of_adapter(config: Any) -> list[str]:
         problems.append("adapter.merge=false: nobody else has the base of model.pretrained=false")
     if not adapter.merge and config.model.gguf_file:
         problems.append("adapter.merge=false: peft could not open its base, a GGUF file; merge, or save the base first")
+    return problems
+
+
+def _problems_of_shards(config: Any) -> list[str]:
+    """What does not go together with a model in shards."""
+    strategy = config.trainer.get("strategy")
+    if not OmegaConf.is_dict(strategy) or not str(strategy.get("_target_")).endswith(".FullySharded"):
+        return []
+    problems = []
+    optimizer = str(config.optimizer.get("_target_"))
+    if optimizer.startswith("instruct_lit.") and not optimizer.endswith(".adamw"):
+        problems.append(
+            f"optimizer._target_={optimizer}: cannot work on shards; trainer=fsdp goes with optimizer=adamw"
+        )
+    if config.adapter.kind == "qlora":
+        problems.append("adapter=qlora: 4-bit weights cannot be sharded; use trainer=ddp, or adapter=lora")
+    for key, node in (config.callbacks or {}).items():
+        if node is not None and str(node.get("_target_")).endswith("WeightAveraging"):
+            problems.append(f"callbacks.{key}: averages whole weights; trainer=fsdp goes without it")
     return problems
 
 

@@ -6,6 +6,7 @@ The whole run stands in `train`, top to bottom. Heavy imports wait until the con
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import shlex
@@ -46,6 +47,7 @@ def train(config: DictConfig) -> float | None:
     from instruct_lit.training.hardware import PeakMemory, keep_freed_memory, matrix_rate
     from instruct_lit.training.module import InstructionTuner
     from instruct_lit.training.report import plot_losses, print_summary, write_report
+    from instruct_lit.training.sharded import FullySharded, copy_whole
 
     start = time.perf_counter()
     build.check_targets(config)
@@ -70,7 +72,9 @@ def train(config: DictConfig) -> float | None:
         data.prepare_data()
     checkpoint = trainer.strategy.broadcast(checkpoint)
     adapter = build.adapt(config, model)
-    tuner = InstructionTuner(model, *build.optimization_of(config), neftune_alpha=config.neftune_alpha)
+    sharded = isinstance(trainer.strategy, FullySharded)  # its model is another one; the whole one is for the bundle
+    trained = copy.deepcopy(model) if sharded else model
+    tuner = InstructionTuner(trained, *build.optimization_of(config), neftune_alpha=config.neftune_alpha)
     memory = PeakMemory(trainer.strategy.root_device.type)
 
     data.setup()
@@ -87,6 +91,9 @@ def train(config: DictConfig) -> float | None:
     if trainer.is_global_zero:
         write_provenance(run_dir, origin)
     print(f"data {config.data.name}: {described(data)}", flush=True)
+    if config.finder is not None:
+        build.build(config.finder, "finder")(trainer, tuner, data, run_dir)
+        return None
     metrics: dict[str, Any] = dict(data.counts)
     for name, share in data.shares().items():
         metrics |= {f"mixture/{name}/{field}": value for field, value in vars(share).items()}
@@ -99,7 +106,7 @@ def train(config: DictConfig) -> float | None:
             base = {**trainer.validate(tuner, data, verbose=False)[0], **trainer.test(tuner, data, verbose=False)[0]}
             base_rows = build.answer_split(
                 config,
-                model,
+                trained,
                 data,
                 "test",
                 config.n_test_responses,
@@ -134,12 +141,14 @@ def train(config: DictConfig) -> float | None:
         metrics |= trainer.validate(tuner, data, verbose=False)[0]
         metrics |= trainer.test(tuner, data, verbose=False)[0]
         rows = build.answer_split(
-            config, model, data, "test", config.n_test_responses, "answers to the test set", trainer=trainer
+            config, trained, data, "test", config.n_test_responses, "answers to the test set", trainer=trainer
         )
         if rows:
             metrics["test/exact_match"] = exact_match(rows)
         for row, before in zip(rows, base_rows, strict=False):
             row["base_response"] = before["response"]
+    if sharded:
+        copy_whole(trained, model)
     if not trainer.is_global_zero:
         return None
     if not interrupted:

@@ -21,6 +21,7 @@ from instruct_lit.generation.engine import Engine
 from instruct_lit.generation.sampling import SamplingSettings
 from instruct_lit.model.causal import CausalLM
 from instruct_lit.training.distributed import sum_over_ranks
+from instruct_lit.training.sharded import whole_weights
 
 
 class History(Callback):
@@ -150,8 +151,13 @@ class SampleAnswers(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         writers = [logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
-        if trainer.sanity_checking or not trainer.is_global_zero or not writers:
+        if trainer.sanity_checking or not writers:
             return
+        with whole_weights(pl_module.model):  # type: ignore[arg-type]
+            if trainer.is_global_zero:
+                self._write(trainer, pl_module, writers)
+
+    def _write(self, trainer: Trainer, pl_module: LightningModule, writers: list[Any]) -> None:
         data = trainer.datamodule  # type: ignore[attr-defined]
         store, indices = data.examples_of("val")
         chosen = [int(i) for i in indices[: self.n_examples]]

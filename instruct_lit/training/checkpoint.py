@@ -20,6 +20,7 @@ from instruct_lit.data.datamodule import InstructionData
 from instruct_lit.errors import CheckpointError
 from instruct_lit.model.causal import CausalLM
 from instruct_lit.training.frozen import completed, fingerprint
+from instruct_lit.training.sharded import is_sharded, load_shards
 
 LAST = Path("checkpoints") / "last.ckpt"
 
@@ -154,7 +155,11 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 def load_weights(path: Path, module: nn.Module) -> None:
     """Load the weights of a checkpoint; CheckpointError lists what does not fit."""
     try:
-        module.load_state_dict(completed(read_checkpoint(path)["state_dict"], module))
+        state_dict = completed(read_checkpoint(path)["state_dict"], module)
+        if any(is_sharded(part) for part in module.modules()):
+            load_shards(module, state_dict)
+        else:
+            module.load_state_dict(state_dict)
     except RuntimeError as error:
         raise CheckpointError(f"{path}: does not fit the model\n  {error}") from error
 

@@ -33,9 +33,11 @@ def first_rank_first(trainer: Trainer) -> Iterator[None]:
 
 
 def _connect(trainer: Trainer) -> None:
-    launcher = trainer.strategy.launcher
-    assert launcher is not None
-    launcher.launch(trainer.strategy.setup_environment)
+    strategy = trainer.strategy
+    if strategy.launcher is None:  # somebody else starts the processes
+        strategy.setup_environment()
+    else:
+        strategy.launcher.launch(strategy.setup_environment)
 
 
 def silence_others(trainer: Trainer) -> None:

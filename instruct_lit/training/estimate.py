@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from instruct_lit.data.collate import Batch
+from instruct_lit.model.causal import CausalLM
 from instruct_lit.model.gpt import GPT, GPTConfig
 from instruct_lit.training.loss import CHUNK, summed_cross_entropy
 from instruct_lit.training.module import layout_of
@@ -46,8 +47,8 @@ def estimate(config: GPTConfig, typical: Sequence[Batch], largest: Batch, device
         model = GPT(replace(config, n_layers=depth)).to(device).train()
         optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)
         activations[depth] = _kept_bytes(model, largest.to(device), bf16)
-        _step(model, optimizer, typical[0].to(device), bf16)  # the first step makes the optimizer's state
-        fastest = [min(_step(model, optimizer, batch.to(device), bf16) for _ in range(2)) for batch in typical]
+        train_step(model, optimizer, typical[0].to(device), bf16)  # the first step makes the optimizer's state
+        fastest = [min(train_step(model, optimizer, batch.to(device), bf16) for _ in range(2)) for batch in typical]
         seconds[depth] = sum(fastest) / len(fastest)
     n_logits = min(CHUNK, max(1, largest.n_supervised)) * config.n_vocab
     return Estimate(
@@ -65,14 +66,14 @@ def _at_depth(measured: dict[int, float] | dict[int, int], n_layers: int) -> flo
     return first + (n_layers - low) * per_block
 
 
-def _loss(model: GPT, batch: Batch, bf16: bool) -> torch.Tensor:
+def _loss(model: CausalLM, batch: Batch, bf16: bool) -> torch.Tensor:
     with torch.autocast(batch.input_ids.device.type, torch.bfloat16, enabled=bf16):
         hidden = model.hidden_states(batch.input_ids, batch.position_ids, layout_of(batch)).flatten(0, -2)
         states = hidden.index_select(0, batch.loss_index)
         return summed_cross_entropy(states, model.head_weight, batch.targets, batch.loss_weights)
 
 
-def _step(model: GPT, optimizer: torch.optim.Optimizer, batch: Batch, bf16: bool) -> float:
+def train_step(model: CausalLM, optimizer: torch.optim.Optimizer, batch: Batch, bf16: bool) -> float:
     """Take one optimizer step and return its seconds."""
     start = time.perf_counter()
     _loss(model, batch, bf16).backward()

@@ -62,8 +62,7 @@ def explained_memory(tuner: InstructionTuner, memory: PeakMemory, batch_size: in
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        known = isinstance(error, torch.OutOfMemoryError | MemoryError)
-        if not known and "DefaultCPUAllocator" not in str(error):  # how torch says it on a CPU
+        if not out_of_memory(error):
             raise
         states = STATES_BYTES * sum(p.numel() for p in tuner.parameters() if p.requires_grad)
         states += sum(p.numel() * p.element_size() for p in tuner.parameters() if not p.requires_grad)
@@ -72,6 +71,12 @@ def explained_memory(tuner: InstructionTuner, memory: PeakMemory, batch_size: in
         else:
             total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         raise TrainingError(advice(total, states, memory.read(), batch_size, accumulate)) from error
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that device or system refused memory; on a CPU torch and its libraries say it in words."""
+    words = ("DefaultCPUAllocator", "std::bad_alloc", "could not create a memory", "Cannot allocate memory")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(word in str(error) for word in words)
 
 
 def advice(total: int, states: int, peak: int, batch_size: int, accumulate: int) -> str:

@@ -24,6 +24,7 @@ from instruct_lit.training.failures import FiniteLosses, not_finite
 from instruct_lit.training.frozen import completed, trained_part
 from instruct_lit.training.loss import summed_cross_entropy
 from instruct_lit.training.optimizer import AdamW, total_norm
+from instruct_lit.training.sharded import FullySharded, gather, is_sharded, scatter
 from instruct_lit.training.working import WorkingWeights, can_hold_other_gradients
 
 
@@ -52,10 +53,16 @@ class InstructionTuner(LightningModule):
         self.make_optimizer, self.make_scheduler = make_optimizer, make_scheduler
         self.neftune_alpha = neftune_alpha
         self.identity: dict[str, str] = {}  # what a checkpoint must share with the run that resumes it
+        self.ends_when_not_finite = True  # a loss that is no number ends the run
         self.tokens_seen = 0  # supervised tokens that went into optimizer steps, over all ranks
         self._working: WorkingWeights | None = None
         self._window, self._finite = _Window(), FiniteLosses()
         self._evaluation: dict[int, _Sums] = {}  # by loader: of a mixture each set has its own
+
+    def configure_model(self) -> None:
+        strategy = self.trainer.strategy
+        if isinstance(strategy, FullySharded):
+            strategy.shard(self.model)
 
     def configure_optimizers(self) -> dict[str, Any]:  # type: ignore[override]
         optimizer = self.make_optimizer(self.model)
@@ -69,7 +76,8 @@ class InstructionTuner(LightningModule):
 
     def on_train_start(self) -> None:
         optimizer = self.trainer.optimizers[0]
-        if self.device.type != "cpu" or self.trainer.world_size > 1 or not isinstance(optimizer, AdamW):
+        several = self.trainer.world_size > 1 or is_sharded(self.model)
+        if self.device.type != "cpu" or several or not isinstance(optimizer, AdamW):
             return
         half = self.trainer.precision == "bf16-mixed"
         if half and not can_hold_other_gradients():
@@ -127,7 +135,8 @@ class InstructionTuner(LightningModule):
         loss = (
             window.loss if self.trainer.world_size == 1 else self.trainer.strategy.reduce(window.loss, reduce_op="sum")
         )
-        self._finite.add(self.trainer.global_step + 1, window.example_ids, loss / n_supervised, self._last_good)
+        if self.ends_when_not_finite:
+            self._finite.add(self.trainer.global_step + 1, window.example_ids, loss / n_supervised, self._last_good)
         self.log("train/loss", loss / n_supervised, prog_bar=False)
 
     def configure_gradient_clipping(
@@ -139,7 +148,7 @@ class InstructionTuner(LightningModule):
         if self.trainer._logger_connector.should_update_logs or gradient_clip_val:
             norm = total_norm([p.grad for p in parameters if p.grad is not None])
             self.log("train/grad_norm", norm)
-            if gradient_clip_val and isinstance(optimizer, AdamW):
+            if gradient_clip_val and isinstance(optimizer, AdamW) and not is_sharded(self.model):
                 optimizer.grad_scale = (norm / gradient_clip_val).clamp(min=1.0)
             elif gradient_clip_val:
                 torch.nn.utils.clip_grads_with_norm_(parameters, float(gradient_clip_val), norm)
@@ -157,10 +166,14 @@ class InstructionTuner(LightningModule):
         return int(self.trainer.strategy.reduce(total, reduce_op="sum").item())
 
     def on_validation_epoch_start(self) -> None:
-        self._evaluation = {}
+        self._start_evaluation()
 
     def on_test_epoch_start(self) -> None:
+        self._start_evaluation()
+
+    def _start_evaluation(self) -> None:
         self._evaluation = {}
+        gather(self.model)  # processes may have different numbers of batches, so none can wait for another's weights
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         self._evaluate(batch, dataloader_idx)
@@ -192,6 +205,7 @@ class InstructionTuner(LightningModule):
         self.log_dict(self._evaluated("test"))
 
     def _evaluated(self, split: str) -> dict[str, Tensor]:
+        scatter(self.model)
         names = list(self.trainer.datamodule.sets_in(split))  # type: ignore[attr-defined]
         loaders = range(max(1, len(names)))
         sums = torch.stack([self._evaluation.get(n, _Sums()).values(self.device) for n in loaders])

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -92,6 +93,8 @@ def total_norm(gradients: Sequence[Tensor]) -> Tensor:
 
     The norm of a half-precision tensor is returned in half precision; taken row by row that rounding averages out.
     """
+    if isinstance(gradients[0], DTensor):  # in shards, and always in fp32
+        return torch.nn.utils.get_total_norm(gradients).full_tensor()
     whole = [g for g in gradients if g.dtype.itemsize > 2]
     norms = [torch.linalg.vector_norm(g, dim=-1).flatten().float() for g in gradients if g.dtype.itemsize == 2]
     norms += [torch.stack(torch._foreach_norm(whole))] if whole else []

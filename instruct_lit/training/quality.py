@@ -13,6 +13,7 @@ from instruct_lit.evaluation.metrics import HIGHER_IS_BETTER, METRICS, check_met
 from instruct_lit.evaluation.responses import answer
 from instruct_lit.generation.engine import Engine
 from instruct_lit.generation.sampling import SamplingSettings
+from instruct_lit.training.sharded import whole_weights
 
 
 class GenerationQuality(Callback):
@@ -61,7 +62,8 @@ class GenerationQuality(Callback):
             trainer.global_rank :: trainer.world_size
         ]
         engine = Engine(pl_module.model, data.tokenizer, self.max_rows)  # type: ignore[arg-type]
-        rows = answer(engine, data.template, mine, self.settings)
+        with whole_weights(pl_module.model):  # type: ignore[arg-type]
+            rows = answer(engine, data.template, mine, self.settings)
         sums = torch.tensor(
             [sum(METRICS[name](row) for row in rows) for name in self.metrics],
             dtype=torch.float64,

@@ -1,0 +1,178 @@
+"""Short runs that find a setting instead of training: a learning rate, and the largest batch that fits."""
+
+from __future__ import annotations
+
+import json
+import math
+import resource
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from lightning import Trainer
+from lightning.pytorch.tuner import Tuner
+
+from instruct_lit.data.datamodule import InstructionData
+from instruct_lit.errors import ConfigError, TrainingError
+from instruct_lit.training.estimate import train_step
+from instruct_lit.training.failures import out_of_memory
+from instruct_lit.training.module import InstructionTuner
+
+
+class LearningRateRange:
+    """Trains `n_steps` steps with a learning rate that grows from `min_lr` to `max_lr` (Smith 2017), and suggests one.
+
+    Lightning's tuner runs the steps and smooths their losses. The suggestion is where the loss falls most steeply over
+    the logarithm of the learning rate (the tuner's own looks at the rate itself, which favours the smallest ones).
+    Leaves `lr_range.json` and `lr_range.png`; weights are put back. Raises TrainingError when no loss falls.
+    """
+
+    def __init__(self, min_lr: float = 1e-6, max_lr: float = 1.0, n_steps: int = 100) -> None:
+        if not 0 < min_lr < max_lr or n_steps < 20:
+            raise ConfigError(
+                f"finder: min_lr={min_lr}, max_lr={max_lr}, n_steps={n_steps}; rates are 0 < min_lr < max_lr, and "
+                "20 steps are the fewest"
+            )
+        self.min_lr, self.max_lr, self.n_steps = min_lr, max_lr, n_steps
+
+    def __call__(self, trainer: Trainer, tuner: InstructionTuner, data: InstructionData, run_dir: Path) -> float:
+        """Run, print, and return the suggestion."""
+        on_one_process(trainer, "lr_range")
+        tuner.ends_when_not_finite = False  # a rate that is too large is what is looked for
+        finder = Tuner(trainer).lr_find(
+            tuner, datamodule=data, min_lr=self.min_lr, max_lr=self.max_lr, num_training=self.n_steps, update_attr=False
+        )
+        assert finder is not None
+        rates, losses = finder.results["lr"], finder.results["loss"]
+        n = min(len(rates), len(losses))
+        rates, losses = rates[:n], losses[:n]
+        found = suggested(rates, losses)
+        content = {"suggestion": found, "lr": rates, "loss": [x if math.isfinite(x) else None for x in losses]}
+        (run_dir / "lr_range.json").write_text(json.dumps(content, indent=1) + "\n")
+        draw(run_dir / "lr_range.png", rates, losses, found)
+        print(f"\n{run_dir / 'lr_range.png'}\nthe loss falls most steeply at optimizer.lr={found:.2g}")
+        return found
+
+
+def suggested(rates: Sequence[float], losses: Sequence[float], skip: int = 5) -> float:
+    """The rate at the steepest fall of the loss over log(rate), before its lowest point.
+
+    The first `skip` losses, which the smoothing has not settled, are left out. Raises TrainingError when none falls.
+    """
+    x, y = np.log(rates[skip:]), np.asarray(losses[skip:], dtype=np.float64)
+    x, y = x[np.isfinite(y)], y[np.isfinite(y)]
+    lowest = int(np.argmin(y)) if len(y) else 0
+    if lowest < 2:
+        raise TrainingError(
+            "lr_range: the loss falls nowhere; give a lower finder.min_lr, or look at the data with instruct_lit.peek"
+        )
+    slopes = np.gradient(y[: lowest + 1], x[: lowest + 1])
+    return float(np.exp(x[int(np.argmin(slopes))]))
+
+
+def draw(path: Path, rates: Sequence[float], losses: Sequence[float], found: float) -> None:
+    """The smoothed loss over the learning rate, the suggestion marked."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot(
+        xscale="log", xlabel="learning rate", ylabel="training loss, smoothed", title=f"optimizer.lr={found:.2g}"
+    )
+    axes.plot(rates, losses)
+    axes.axvline(found, color="tab:red", linestyle="--")
+    figure.savefig(path)
+
+
+class LargestBatch:
+    """Finds the largest `data.batch_size` whose optimizer step fits into the device's memory, by doubling and halving.
+
+    The batch that is tried is made of the longest training examples, in the configured layout, so that whatever
+    follows is smaller. On a CPU what fits is what is free at the start: there the system would not refuse memory but
+    end the process, so this process is limited to it (Linux). Leaves `batch_size.json`; weights are those of some
+    steps. Raises TrainingError when not even one example fits.
+    """
+
+    def __init__(self, max_size: int = 4096) -> None:
+        self.max_size = max_size
+
+    def __call__(self, trainer: Trainer, tuner: InstructionTuner, data: InstructionData, run_dir: Path) -> int:
+        """Run, print, and return the size."""
+        on_one_process(trainer, "batch_size")
+        if data.max_tokens is not None:
+            raise ConfigError("sweep=batch_size: batching.max_tokens bounds the batches; leave grouping and budget out")
+        store, indices = data.examples_of("train")
+        longest = indices[np.argsort(-store.lengths[indices], kind="stable")][: self.max_size].tolist()
+        device, bf16 = trainer.strategy.root_device, trainer.precision == "bf16-mixed"
+        model = tuner.model.to(device).train()
+        optimizer = tuner.make_optimizer(model)
+
+        def fits(n: int) -> bool:
+            try:
+                batch = data.collator([store[i] for i in longest[:n]]).to(device)
+                for _ in range(2):  # the first makes the optimizer's moments
+                    train_step(model, optimizer, batch, bf16)
+            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+                if not out_of_memory(error):
+                    raise
+                optimizer.zero_grad()
+                return False
+            finally:
+                if device.type == "cuda":
+                    torch.cuda.empty_cache()
+            print(f"{n} examples fit", flush=True)
+            return True
+
+        with limited_to_free_memory(device):
+            size, refused = largest(fits, len(longest))
+        if size == 0:
+            raise TrainingError(
+                "batch_size: one example does not fit; lower data.max_length, set model.activation_checkpointing=true, "
+                "or take a smaller model"
+            )
+        (run_dir / "batch_size.json").write_text(json.dumps({"batch_size": size, "refused": refused}) + "\n")
+        more = f"{refused} do not" if refused else f"the longest {size} of the data were tried, and no more"
+        print(f"the largest that fits ({more}): data.batch_size={size}")
+        return size
+
+
+def largest(fits: Callable[[int], bool], most: int) -> tuple[int, int | None]:
+    """The largest of 1 … `most` that fits, and the smallest that was refused (None: none was)."""
+    size, refused = 0, None
+    while size < most and refused is None:
+        n = min(most, max(1, 2 * size))
+        size, refused = (n, None) if fits(n) else (size, n)
+    while refused is not None and refused - size > max(1, size // 16):  # to 6 %
+        n = (size + refused) // 2
+        size, refused = (n, refused) if fits(n) else (size, n)
+    return size, refused
+
+
+@contextmanager
+def limited_to_free_memory(device: torch.device) -> Iterator[None]:
+    """On Linux and a CPU let this process have no more data than the memory that is free now."""
+    if device.type != "cpu" or not sys.platform.startswith("linux"):
+        yield
+        return
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    free, mine = _kilobytes("/proc/meminfo", "MemAvailable:"), _kilobytes("/proc/self/status", "VmData:")
+    limit = (free + mine) * 1024
+    resource.setrlimit(resource.RLIMIT_DATA, (limit if before[0] < 0 else min(limit, before[0]), before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, before)
+
+
+def _kilobytes(path: str, key: str) -> int:
+    return int(Path(path).read_text().split(key)[1].split()[0])
+
+
+def on_one_process(trainer: Trainer, name: str) -> None:
+    """Raise ConfigError when a finder runs on several processes."""
+    if trainer.world_size > 1:
+        raise ConfigError(f"sweep={name}: runs on one device; leave trainer out, what it finds is per device anyway")

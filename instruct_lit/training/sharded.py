@@ -1,0 +1,158 @@
+"""One model over many devices: weights, gradients and moments in shards (FSDP2 of torch, through Lightning).
+
+A block's weights are whole while it computes and at no other time (ZeRO stage 3, Rajbhandari et al. 2020; Zhao et al.
+2023, "PyTorch FSDP").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch import nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
+
+from instruct_lit.model.causal import CausalLM
+
+WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True, strict=False)  # on the first process only
+
+
+class FullySharded(ModelParallelStrategy):
+    """Every device keeps its share of each weight, gradient and moment; blocks are gathered one after the other.
+
+    A checkpoint is the ordinary file that other strategies write, so that a run may go on with any of them.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=False)
+
+    # Weights and moments of a checkpoint are whole, so they are loaded when and how it is done everywhere else.
+    @property
+    def restore_checkpoint_after_setup(self) -> bool:
+        return False
+
+    @property
+    def lightning_restore_optimizer(self) -> bool:
+        return True
+
+    def setup_environment(self) -> None:
+        """Connect the processes; unlike Lightning's, before there is a module: they wait for the first one's data."""
+        self._setup_distributed()
+        if self._device_mesh is None:
+            self._device_mesh = init_device_mesh(
+                self.root_device.type, (self.world_size,), mesh_dim_names=("data_parallel",)
+            )
+
+    def shard(self, model: CausalLM) -> None:
+        """Shard every block, and what is left as the root; with `bf16-mixed` weights are gathered in bf16."""
+        if is_sharded(model):
+            return
+        half = self.precision_plugin.precision == "bf16-mixed"
+        policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if half else MixedPrecisionPolicy()
+        for part in (*model.blocks, model):
+            fully_shard(part, mesh=self.device_mesh, mp_policy=policy)
+        register_fsdp_forward_method(model, "hidden_states")
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        assert self.model is not None
+        return get_model_state_dict(self.model, options=WHOLE)
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        """The state as torch's own, which numbers parameters by their place; empty on all processes but the first."""
+        assert self.model is not None
+        inner = optimizer._optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
+        named = get_optimizer_state_dict(self.model, inner, options=WHOLE)
+        names = [name for group in named.get("param_groups", ()) for name in group["params"]]
+        return _renamed(named, {name: number for number, name in enumerate(names)})
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        return self.checkpoint_io.load_checkpoint(checkpoint_path, weights_only=weights_only)
+
+    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+        assert self.lightning_module is not None
+        load_shards(self.lightning_module, checkpoint["state_dict"])
+
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        assert self.model is not None
+        name_of = {id(p): name for name, p in self.model.named_parameters()}
+        for optimizer, saved in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
+            names = [name_of[id(p)] for group in optimizer.param_groups for p in group["params"]]
+            set_optimizer_state_dict(
+                self.model,
+                optimizer,
+                _renamed(saved, dict(enumerate(names))),
+                options=StateDictOptions(full_state_dict=True),
+            )
+
+
+def _renamed(state: Mapping[str, Any], new: Mapping[Any, Any]) -> dict[str, Any]:
+    """An optimizer's state with other names for the parameters."""
+    return {
+        "state": {new[name]: of_parameter for name, of_parameter in state.get("state", {}).items()},
+        "param_groups": [
+            {**group, "params": [new[name] for name in group["params"]]} for group in state.get("param_groups", ())
+        ],
+    }
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether the weights of a model are in shards."""
+    return isinstance(model, FSDPModule)
+
+
+def load_shards(module: nn.Module, state_dict: Mapping[str, Any]) -> None:
+    """Give every process its share of whole weights; what is a shard already is the module's own."""
+    whole = {name: value for name, value in state_dict.items() if not isinstance(value, DTensor)}
+    set_model_state_dict(module, whole, options=StateDictOptions(full_state_dict=True, strict=False))
+
+
+def copy_whole(sharded: nn.Module, whole: nn.Module) -> None:
+    """Gather the weights of a sharded model into an ordinary one of the first process; all processes must call it."""
+    state = get_model_state_dict(sharded, options=WHOLE)
+    if state:
+        whole.load_state_dict(state)
+
+
+def gather(model: nn.Module) -> None:
+    """Let every process hold all weights of a sharded model until `scatter`, so that each can work with it alone.
+
+    All processes must call it. Nothing is done for a model that is not sharded.
+    """
+    for part in _parts(model):
+        part.set_reshard_after_forward(False, recurse=False)
+        part.unshard()
+
+
+def scatter(model: nn.Module) -> None:
+    """Leave every process its share of the weights again."""
+    for part in _parts(model):
+        part.reshard()
+        part.set_reshard_after_forward(part is not model, recurse=False)
+
+
+@contextmanager
+def whole_weights(model: nn.Module) -> Iterator[None]:
+    """`gather` before and `scatter` after what is inside."""
+    gather(model)
+    try:
+        yield
+    finally:
+        scatter(model)
+
+
+def _parts(model: nn.Module) -> list[FSDPModule]:
+    return [module for module in model.modules() if isinstance(module, FSDPModule)]

@@ -1,0 +1,107 @@
+"""Finders: the steepest fall, the largest that fits, and both in real runs."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from lightning import Trainer
+
+from instruct_lit.errors import ConfigError, TrainingError
+from instruct_lit.training import finders
+from instruct_lit.training.finders import LargestBatch, LearningRateRange, largest, suggested
+
+
+@pytest.fixture
+def trainer(tmp_path: Path) -> Trainer:
+    return Trainer(
+        accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False, max_epochs=-1,
+        max_steps=40, enable_model_summary=False, num_sanity_val_steps=0, use_distributed_sampler=False,
+        check_val_every_n_epoch=1000, default_root_dir=tmp_path,
+    )  # fmt: skip
+
+
+def test_the_suggestion_is_where_the_loss_falls_most_steeply_over_the_logarithm() -> None:
+    rates = np.logspace(-6, 0, 61)
+    falls_at_1e_3 = -np.tanh(2 * (np.log10(rates) + 3)) + 1e-3 * np.sin(50 * np.log10(rates))
+    losses = np.where(rates < 0.1, falls_at_1e_3, 50.0)
+    losses[-1] = np.nan
+    assert suggested(rates.tolist(), losses.tolist()) == pytest.approx(1e-3, rel=0.3)
+
+
+def test_a_loss_that_never_falls_has_no_suggestion() -> None:
+    with pytest.raises(TrainingError, match=r"the loss falls nowhere; give a lower finder\.min_lr"):
+        suggested(np.logspace(-6, 0, 30).tolist(), list(range(30)))
+
+
+def test_a_range_finds_a_rate_puts_the_weights_back_and_leaves_a_picture(
+    make_tuner: Callable, make_data: Callable, trainer: Trainer, tmp_path: Path
+) -> None:
+    tuner = make_tuner(make_optimizer=lambda model: torch.optim.AdamW(model.parameters()))
+    before = tuner.model.wte.weight.detach().clone()
+    found = LearningRateRange(1e-5, 30.0, 40)(trainer, tuner, make_data(), tmp_path)
+    kept = json.loads((tmp_path / "lr_range.json").read_text())
+    assert kept["suggestion"] == found and 1e-4 < found < 1
+    assert len(kept["lr"]) == len(kept["loss"]) > 20
+    assert (tmp_path / "lr_range.png").stat().st_size > 5000
+    assert torch.equal(tuner.model.wte.weight, before)
+
+
+@pytest.mark.parametrize("arguments", [(0.0, 1.0, 50), (1.0, 0.1, 50), (1e-5, 1.0, 5)])
+def test_an_impossible_range_is_refused(arguments: tuple[float, float, int]) -> None:
+    with pytest.raises(ConfigError, match="rates are 0 < min_lr < max_lr, and 20 steps are the fewest"):
+        LearningRateRange(*arguments)
+
+
+@pytest.mark.parametrize(("limit", "most", "wanted"), [(7, 100, (7, 8)), (100, 64, (64, None)), (0, 8, (0, 1))])
+def test_the_search_ends_at_the_limit(limit: int, most: int, wanted: tuple[int, int | None]) -> None:
+    assert largest(lambda n: n <= limit, most) == wanted
+
+
+def test_the_search_is_within_six_percent() -> None:
+    size, refused = largest(lambda n: n <= 1000, 4096)
+    assert refused is not None and 940 < size <= 1000 < refused <= 1062
+
+
+def test_the_largest_batch_is_tried_with_the_longest_examples(
+    make_tuner: Callable, make_data: Callable, trainer: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = make_data(n_train=30)
+    data.setup()
+    tried: list[int] = []
+
+    def step(model: object, optimizer: object, batch: object, bf16: bool) -> float:
+        tried.append(batch.n_tokens)  # type: ignore[attr-defined]
+        if len(batch.example_ids) > 11:  # type: ignore[attr-defined]
+            raise RuntimeError(
+                "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
+            )
+        return 0.0
+
+    monkeypatch.setattr(finders, "train_step", step)
+    assert LargestBatch()(trainer, make_tuner(), data, tmp_path) == 11
+    assert json.loads((tmp_path / "batch_size.json").read_text()) == {"batch_size": 11, "refused": 12}
+    store, indices = data.examples_of("train")
+    assert tried[0] == max(store.lengths[indices]) - 1
+
+
+def test_all_that_there_are_may_fit_and_a_budget_is_refused(
+    make_tuner: Callable, make_data: Callable, trainer: Trainer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = make_data(n_train=6)
+    data.setup()
+    assert LargestBatch()(trainer, make_tuner(), data, tmp_path) == 6
+    assert "the longest 6 of the data were tried, and no more" in capsys.readouterr().out
+    data.max_tokens = 500
+    with pytest.raises(ConfigError, match=r"batching\.max_tokens bounds the batches"):
+        LargestBatch()(trainer, make_tuner(), data, tmp_path)
+
+
+@pytest.mark.slow
+def test_memory_that_is_not_free_is_refused_and_not_the_end_of_the_process() -> None:
+    with finders.limited_to_free_memory(torch.device("cpu")):
+        with pytest.raises(RuntimeError) as caught:
+            torch.empty(2**42, dtype=torch.uint8)
+        assert finders.out_of_memory(caught.value)
