@@ -94,7 +94,9 @@ def total_norm(gradients: Sequence[Tensor]) -> Tensor:
     The norm of a half-precision tensor is returned in half precision; taken row by row that rounding averages out.
     """
     if isinstance(gradients[0], DTensor):  # in shards, and always in fp32
-        return torch.nn.utils.get_total_norm(gradients).full_tensor()
+        norm = torch.nn.utils.get_total_norm(gradients)
+        assert isinstance(norm, DTensor)
+        return norm.full_tensor()
     whole = [g for g in gradients if g.dtype.itemsize > 2]
     norms = [torch.linalg.vector_norm(g, dim=-1).flatten().float() for g in gradients if g.dtype.itemsize == 2]
     norms += [torch.stack(torch._foreach_norm(whole))] if whole else []

@@ -75,7 +75,7 @@ class FullySharded(ModelParallelStrategy):
         """The state as torch's own, which numbers parameters by their place; empty on all processes but the first."""
         assert self.model is not None
         inner = optimizer._optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
-        named = get_optimizer_state_dict(self.model, inner, options=WHOLE)
+        named: dict[str, Any] = get_optimizer_state_dict(self.model, inner, options=WHOLE)
         names = [name for group in named.get("param_groups", ()) for name in group["params"]]
         return _renamed(named, {name: number for number, name in enumerate(names)})
 
