@@ -24,11 +24,16 @@ OF_A_SET = ("data", "path", "columns", "format", "on_bad_record", "source")  # w
 SHARES = ("weight", "repeats")  # how much of it there is
 
 
-def data_of(config: DictConfig, template: Template, tokenizer: Tokenizer, context_length: int) -> InstructionData:
-    """The data module, its length bounded by the model's context."""
+def data_of(
+    config: DictConfig, template: Template, tokenizer: Tokenizer, context_length: int, first: int | None = None
+) -> InstructionData:
+    """The data module, its length bounded by the model's context.
+
+    With `first` a set that is streamed is not: its first examples are read and stored, all of them for training.
+    """
     from instruct_lit.data.datamodule import InstructionData
     from instruct_lit.data.sources import FileSource
-    from instruct_lit.data.streamed import StreamedData
+    from instruct_lit.data.streamed import First, StreamedData
 
     data = config.data
     max_length = data.max_length or context_length
@@ -44,8 +49,11 @@ def data_of(config: DictConfig, template: Template, tokenizer: Tokenizer, contex
     sources = {node.name: build(node.source, f"{key}.source") for key, node in source_nodes(config).items()}
     keys = ("seed", "batch_size", "eval_batch_size", "mask_prompt", "loss_on", "on_long", "pad_to", "n_workers")
     source = sources if data.sets else sources[data.name]
+    split = plain(data.split)
     module: Any = InstructionData
-    if data.streaming:
+    if data.streaming and first is not None:
+        source, split = First(source, first), {}
+    elif data.streaming:
         if not hasattr(source, "shards"):
             raise ConfigError(f"data.streaming=true: data={data.name} is no set of files that could be streamed")
         module = partial(StreamedData, shuffle_buffer=data.shuffle_buffer)
@@ -55,7 +63,7 @@ def data_of(config: DictConfig, template: Template, tokenizer: Tokenizer, contex
         tokenizer,
         Path(config.paths.cache),
         max_length=max_length,
-        split=plain(data.split),
+        split=split,
         keep_together=data.keep_together,
         filters=filters_of(data.filters),
         mixture=mixture_of(data.sets) if data.sets else None,

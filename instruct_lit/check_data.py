@@ -18,16 +18,14 @@ def check_data(data: Any) -> list[str]:
         for path in value if isinstance(value, ListConfig) else [value]:
             if path is not None and not Path(path).expanduser().exists():
                 problems.append(f"{key}={path}: no such file or folder")
-    if data.streaming:
-        problems += _problems_of_stream(data)
+    if data.streaming and data.sets:
+        problems.append("data.streaming=true: a mixture cannot be streamed (data.sets)")
     return problems
 
 
-def _problems_of_stream(data: Any) -> list[str]:
-    """What needs to know a whole set, and so cannot go with a stream."""
-    problems = []
-    if data.sets:
-        problems.append("data.streaming=true: a mixture cannot be streamed (data.sets)")
+def check_streamed_training(config: Any) -> list[str]:
+    """What needs to know a whole set, and what data and trainer must be told since a stream has no length."""
+    problems, data = [], config.data
     if data.keep_together == "near_duplicates" or "near_duplicates" in (data.filters or {}):
         problems.append("data.streaming=true: near-duplicates are not known in a stream; same_prompt is")
     split = data.split if isinstance(data.split, DictConfig) else {}
@@ -38,12 +36,6 @@ def _problems_of_stream(data: Any) -> list[str]:
                 f"data.split.{name}={n}: a stream has no length, so give a count (data.split={{val: 500, test: 500}}), "
                 f"or data.{name}_path"
             )
-    return problems
-
-
-def check_streamed_training(config: Any) -> list[str]:
-    """What the trainer must be told since a stream has no length."""
-    problems = []
     max_steps, interval = config.trainer.get("max_steps"), config.trainer.get("val_check_interval")
     no_length = "a stream has no length, so give a number of"
     if max_steps is None or max_steps < 1:

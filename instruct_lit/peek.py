@@ -46,14 +46,15 @@ class PeekConfig:
     split: str = "train"
     all_tokens: bool = False
     estimate: bool = True
+    n_streamed: int = 1000
     seed: int = 123
 
 
 def check_peek(config: Any) -> None:
     """Raise one ConfigError that lists every impossible value."""
     problems = check_values(config) + check_data(config.data)
-    if config.data.streaming:
-        problems.append("data.streaming=true: peek looks at stored data; leave it out, or give one file of the set")
+    if config.n_streamed < 1:
+        problems.append(f"n_streamed={config.n_streamed}: must be at least 1")
     if config.split not in ("train", "val", "test"):
         problems.append(f"split={config.split}: allowed are train, val, test")
     if config.run is not None and not Path(config.run).expanduser().is_dir():
@@ -82,10 +83,18 @@ def peek(config: DictConfig) -> None:
     else:
         tokenizer, template = build.language_of(config)
         context_length = build.context_of(config)
-    data = build.data_of(config, template, tokenizer, context_length)
+    data = build.data_of(config, template, tokenizer, context_length, config.n_streamed)
     data.prepare_data()
     data.setup()
     console = Console()
+    if config.data.streaming:
+        n_read = len(data.stores["main"])
+        console.print(
+            f"data.streaming=true: of the stream these are the first {n_read:,} examples, in file order (n_streamed="
+            f"{config.n_streamed}); what is held out and the rest of it are not looked at\n",
+            style="yellow",
+            highlight=False,
+        )
     if config.index is None:
         show_profile(console, config, data)
     else:
@@ -157,11 +166,14 @@ def show_profile(console: Console, config: DictConfig, data: InstructionData) ->
     costs = {name: positions_per_token(laid_out(data, settings)[1]) for name, settings in layouts.items()}
     found = profile(store, data.template, data.tokenizer, data.collator.mask_prompt, costs)
     console.print(f"data {config.data.name}, template {data.template.name}", style="bold", highlight=False)
-    console.print(", ".join(f"{len(data.examples_of(name)[1]):,} {name}" for name in ("train", "val", "test")))
+    n_val = None
+    if not config.data.streaming:
+        n_val = len(data.examples_of("val")[1])
+        console.print(", ".join(f"{len(data.examples_of(name)[1]):,} {name}" for name in ("train", "val", "test")))
     print_profile(console, found, chosen)
     if config.estimate:
         print_needs(console, config, data)
-    print_warnings(console, warnings_of(found, chosen, len(data.examples_of("val")[1])))
+    print_warnings(console, warnings_of(found, chosen, n_val))
 
 
 def layouts_of(config: DictConfig) -> dict[str, dict[str, Any]]:
@@ -219,6 +231,8 @@ def print_needs(console: Console, config: DictConfig, data: InstructionData) -> 
         f"{n / 2**30:.2f}" for n in (needs.memory_bytes, needs.states_bytes, needs.activations_bytes)
     )
     time = f"{_duration(needs.step_s * n_batches)} per epoch of {n_batches:,} batches ({needs.step_s:.3f} s each)"
+    if config.data.streaming:
+        time = f"{needs.step_s:.3f} s a batch"
     console.print(
         f"\nmodel {config.model.name}, {needs.n_parameters:,} parameters, on {device.type} in {precision} with AdamW\n"
         f"  memory  {whole} GiB and what torch itself takes: {states} weights, gradients\n"

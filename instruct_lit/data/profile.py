@@ -159,8 +159,8 @@ def histogram(lengths: np.ndarray, n_bins: int = 10) -> list[tuple[int, int, int
     return [(int(a), int(b) - 1, int(n)) for a, b, n in zip(edges, edges[1:], counts, strict=False)]
 
 
-def warnings_of(found: Profile, layout: str, n_val: int) -> list[str]:
-    """What usually goes wrong, where it has, each with what to do."""
+def warnings_of(found: Profile, layout: str, n_val: int | None) -> list[str]:
+    """What usually goes wrong, where it has, each with what to do; `n_val` is None where it is not known."""
     lines = []
     if found.supervised_share < LOW_SUPERVISED:
         lines.append(
@@ -191,7 +191,7 @@ def warnings_of(found: Profile, layout: str, n_val: int) -> list[str]:
         lines.append("half of the answers are a single token or none; is data.columns right?")
     if found.n_repeated_prompts > 0.05 * found.n_examples:
         lines.append(f"{found.n_repeated_prompts} prompts occur before with another answer")
-    if n_val < 20:
+    if n_val is not None and n_val < 20:
         lines.append(f"{n_val} validation examples are too few for early stopping; see data.split")
     return lines
 

@@ -40,6 +40,26 @@ class HeldOut:
         return iter(self.examples)
 
 
+class First:
+    """The first `n` examples of a stream, as a source that fits."""
+
+    def __init__(self, source: Any, n: int) -> None:
+        self.source, self.n, self.name = source, n, source.name
+
+    @property
+    def n_skipped(self) -> int:
+        return self.source.n_skipped
+
+    def fingerprint(self) -> str:
+        return f"{self.source.quick_fingerprint()}-{self.n}"
+
+    def prepare(self) -> None:
+        self.source.prepare()
+
+    def __iter__(self) -> Iterator[Example]:
+        return islice(iter(self.source), self.n)
+
+
 class StreamedData(InstructionData):
     """Training batches out of a stream (`data.stream`), validation and test out of stores.
 

@@ -36,6 +36,21 @@ def test_the_profile_of_the_data(command: Callable, small: tuple[str, ...], tmp_
     assert list(tmp_path.iterdir()) == []  # looking leaves nothing behind
 
 
+def test_a_stream_is_looked_at_by_its_first_examples(command: Callable, small: tuple[str, ...], tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    for shard in range(3):
+        lines = [json.dumps({"instruction": f"Say {shard} {n}.", "output": f"{n} " * (1 + n % 5)}) for n in range(20)]
+        (tmp_path / "set" / f"part-{shard}.jsonl").write_text("\n".join([*lines[:10], lines[0], *lines[10:]]))
+    keep = [o for o in small if o.startswith("model.")]
+    stream = [*keep, "data=files", "data.path=set", "data.streaming=true", "n_streamed=30", "data.max_length=96"]
+    text = " ".join(command("peek", *stream, cwd=tmp_path).stdout.split())
+    assert "of the stream these are the first 29 examples, in file order (n_streamed=30)" in text
+    assert "exact duplicates, dropped" in text and "s a batch" in text and "per epoch" not in text
+    assert "validation examples" not in text
+    text = command("peek", *stream, "index=28", cwd=tmp_path).stdout
+    assert "example 28 of data files, in train" in text and "instruction: Say 1 8." in text
+
+
 @pytest.mark.slow
 def test_one_example_with_the_losses_of_a_run(small_run: Path, command: Callable, tmp_path: Path) -> None:
     split = json.loads((small_run / "split.json").read_text())
@@ -63,6 +78,8 @@ def test_the_losses_are_those_of_validation(small_run: Path) -> None:
     ("overrides", "message"),
     [
         (["run=nowhere"], "run=nowhere: no such folder"),
+        (["n_streamed=0"], "n_streamed=0: must be at least 1"),
+        (["data=mixture", "data.sets={book: {}}", "data.streaming=true"], "data.streaming=true: a mixture cannot be"),
         (["split=all"], "split=all: allowed are train, val, test"),
         (["data=files", "data.path=nowhere.json"], "data.path=nowhere.json: no such file or folder"),
         (["data.on_long=cut"], "data.on_long=cut: allowed are truncate, drop, error"),
