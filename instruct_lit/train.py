@@ -43,7 +43,7 @@ def train(config: DictConfig) -> float | None:
     from instruct_lit.training.callbacks import History, Progress
     from instruct_lit.training.checkpoint import find_checkpoint, identity_of, load_weights
     from instruct_lit.training.distributed import first_rank_first, leave_others, silence_others
-    from instruct_lit.training.failures import explained_memory
+    from instruct_lit.training.failures import explained_memory, explained_peers
     from instruct_lit.training.hardware import PeakMemory, keep_freed_memory, matrix_rate
     from instruct_lit.training.module import InstructionTuner
     from instruct_lit.training.report import plot_losses, print_summary, write_report
@@ -117,7 +117,10 @@ def train(config: DictConfig) -> float | None:
                 base["test/exact_match"] = exact_match(base_rows)
             metrics |= {f"base/{name}": value for name, value in base.items()}
         try:
-            with explained_memory(tuner, memory, config.data.batch_size, config.trainer.accumulate_grad_batches):
+            with (
+                explained_peers(trainer.world_size),
+                explained_memory(tuner, memory, config.data.batch_size, config.trainer.accumulate_grad_batches),
+            ):
                 trainer.fit(tuner, data, ckpt_path=checkpoint, weights_only=True)
         except SystemExit:  # how Lightning ends after Ctrl-C
             interrupted = True

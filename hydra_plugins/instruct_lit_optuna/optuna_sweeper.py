@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +19,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from instruct_lit.errors import ConfigError
-from instruct_lit.trial import is_held, read_record
+from instruct_lit.trial import is_held, locked, read_record
 
 ConfigStore.instance().store(
     group="hydra/sweeper",
@@ -41,7 +42,8 @@ ConfigStore.instance().store(
 )
 SAMPLERS, PRUNERS = ("tpe", "random"), ("median", "hyperband", "none")
 Direction = Literal["minimize", "maximize"]
-FOLDER = "folder"  # user attribute of a trial: where it runs
+FOLDER, WORKER = "folder", "worker"  # user attributes of a trial: where it runs, and which sweep asked for it
+WORKERS = ".workers"  # in a sweep's folder, a folder for each sweep that works there, held while it lives
 
 
 class OptunaSweeper(Sweeper):
@@ -97,15 +99,14 @@ class OptunaSweeper(Sweeper):
             study_name=self.study_name, storage=storage, direction=self.direction, load_if_exists=True,
             sampler=self._sampler(), pruner=self.make_pruner(),
         )  # fmt: skip
-        while True:
-            batch = self._next_trials(study, space, sweep_dir)
-            if not batch:
-                break
-            overrides = [self._overrides(trial, fixed, storage) for trial in batch]
-            self.validate_batch_is_legal(overrides)
-            self.jobs.launch(overrides, initial_job_idx=batch[0].number)
-            for trial in batch:
-                self._tell(study, trial, sweep_dir / str(trial.number))
+        worker = str(uuid.uuid4())
+        with locked(sweep_dir / WORKERS / worker):
+            while batch := self._next_trials(study, space, sweep_dir, worker):
+                overrides = [self._overrides(trial, fixed, storage) for trial in batch]
+                self.validate_batch_is_legal(overrides)
+                self.jobs.launch(overrides, initial_job_idx=batch[0].number)
+                for trial in batch:
+                    self._tell(study, trial, sweep_dir / str(trial.number))
 
     def _search_space(self, arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
         """Overrides that every trial has, and the distribution of each key that is searched."""
@@ -126,19 +127,30 @@ class OptunaSweeper(Sweeper):
             )
         return fixed, space
 
-    def _next_trials(self, study: Any, space: dict[str, Any], sweep_dir: Path) -> list[Any]:
-        """Trials of this folder that were cut off, then new ones, as many as may still run."""
+    def _next_trials(self, study: Any, space: dict[str, Any], sweep_dir: Path, worker: str) -> list[Any]:
+        """Trials of this folder that were cut off, then new ones, as many as may still run.
+
+        A trial is cut off when neither the sweep that asked for it nor its own process lives: others of this study may
+        just be starting theirs.
+        """
         import optuna
 
         running = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,))
-        cut_off = [
-            t for t in running
-            if t.user_attrs.get(FOLDER) == str(sweep_dir / str(t.number)) and not is_held(Path(t.user_attrs[FOLDER]))
-        ]  # fmt: skip
+
+        def alive(trial: Any) -> bool:
+            worker_of = trial.user_attrs.get(WORKER)
+            asking = worker_of is not None and is_held(sweep_dir / WORKERS / worker_of)
+            return asking or is_held(Path(trial.user_attrs[FOLDER]))
+
+        ours = [t for t in running if t.user_attrs.get(FOLDER) == str(sweep_dir / str(t.number))]
+        cut_off = [t for t in ours if not alive(t)]
         batch = [optuna.trial.Trial(study, t._trial_id) for t in cut_off[: self.n_jobs]]
+        for trial in batch:
+            trial.set_user_attr(WORKER, worker)
         n_left = self.n_trials - len(study.get_trials(deepcopy=False))
         for _ in range(min(self.n_jobs - len(batch), n_left)):
             trial = study.ask(space)
+            trial.set_user_attr(WORKER, worker)  # before the folder, which makes it a trial of this one
             trial.set_user_attr(FOLDER, str(sweep_dir / str(trial.number)))
             batch.append(trial)
         return batch

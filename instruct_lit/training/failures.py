@@ -73,6 +73,22 @@ def explained_memory(tuner: InstructionTuner, memory: PeakMemory, batch_size: in
         raise TrainingError(advice(total, states, memory.read(), batch_size, accumulate)) from error
 
 
+@contextmanager
+def explained_peers(world_size: int) -> Iterator[None]:
+    """Turn a connection that broke because another process of the job died into a TrainingError that says so."""
+    try:
+        yield
+    except RuntimeError as error:
+        words = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Socket Timeout", "NCCL")
+        if world_size == 1 or not any(word in str(error) for word in words):
+            raise
+        reason = str(error).strip().splitlines()[0]
+        raise TrainingError(
+            "another process of this job has ended, its own error stands in the output; go on with ckpt_path=last "
+            f"({reason})"
+        ) from error
+
+
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error says that device or system refused memory; on a CPU torch and its libraries say it in words."""
     words = ("DefaultCPUAllocator", "std::bad_alloc", "could not create a memory", "Cannot allocate memory")

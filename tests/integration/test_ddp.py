@@ -1,10 +1,17 @@
 """Two processes are one: losses, weights, metrics and generated answers of the whole command."""
 
 import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from lightning import Trainer
 from safetensors.torch import load_file
 
 FILES = (
@@ -101,3 +108,112 @@ def test_two_processes_go_on_where_one_stopped(
     one, two = (rows_of(tmp_path / name / "history.jsonl") for name in ("one", "two"))
     assert [row["step"] for row in two] == [row["step"] for row in one]
     assert two[-1]["val/loss"] == pytest.approx(one[-1]["val/loss"], rel=1e-3)
+
+
+FAILING = """
+import os
+from instruct_lit.errors import TrainingError
+from instruct_lit.train import main
+from instruct_lit.training.module import InstructionTuner
+
+step = InstructionTuner.training_step
+def training_step(self, batch, batch_idx):
+    if self.trainer.global_step == 2 and os.environ.get("LOCAL_RANK") == "1":
+        raise TrainingError("the second process lost its data")
+    return step(self, batch, batch_idx)
+InstructionTuner.training_step = training_step
+main()
+"""
+
+
+@pytest.mark.slow
+def test_a_rank_that_dies_ends_the_job_with_its_own_error(small: tuple[str, ...], cache: Path, tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(FAILING)
+    options = (*small, "trainer=ddp_cpu", "evaluate_base=false", "trainer.max_epochs=9", "hydra.run.dir=run")
+    done = subprocess.run(
+        [sys.executable, str(program), *options], cwd=tmp_path, capture_output=True, text=True, timeout=200,
+        env={**os.environ, "INSTRUCT_LIT_CACHE": str(cache)},
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert "error: the second process lost its data" in done.stderr
+    assert "Traceback" not in done.stderr, done.stderr[-3000:]
+    assert not (tmp_path / "run" / "metrics.json").exists()
+
+
+@pytest.fixture
+def start(cache: Path, small: tuple[str, ...], tmp_path: Path) -> Callable[..., "subprocess.Popen[bytes]"]:
+    """Starts one process of a job in which somebody else starts all of them, or with `module=` a starter."""
+
+    def run(name: str, *overrides: str, starter: tuple[str, ...] = (), **variables: str) -> "subprocess.Popen[bytes]":
+        command = [sys.executable, *starter, "-m", "instruct_lit.train", *small, "trainer=ddp_cpu", "data.batch_size=4"]
+        with (tmp_path / f"{name}.log").open("ab") as log:
+            return subprocess.Popen(
+                [*command, *overrides], cwd=tmp_path, stdout=log, stderr=log,
+                env={**os.environ, "INSTRUCT_LIT_CACHE": str(cache), **variables},
+            )  # fmt: skip
+
+    return run
+
+
+def free_port() -> str:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return str(listener.getsockname()[1])
+
+
+@pytest.mark.slow
+def test_torchrun_and_slurm_start_the_same_run(start: Callable, tmp_path: Path) -> None:
+    options = ("evaluate_base=false", "trainer.max_epochs=1", "trainer.precision=32-true")
+    torchrun = ("-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}")
+    assert start("torchrun", *options, "hydra.run.dir=torchrun", starter=torchrun).wait(250) == 0
+    slurm = {"SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "train", "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2",
+             "SLURM_NNODES": "1", "SLURM_NODEID": "0", "SLURM_NODELIST": "localhost", "SLURM_JOB_NODELIST": "localhost",
+             "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}  # fmt: skip
+    tasks = [
+        start("slurm", *options, "hydra.run.dir=slurm", **slurm, SLURM_PROCID=rank, SLURM_LOCALID=rank) for rank in "01"
+    ]
+    assert [task.wait(250) for task in tasks] == [0, 0], (tmp_path / "slurm.log").read_text()[-3000:]
+    a, b = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("torchrun", "slurm"))
+    for name in ("val/loss", "test/loss", "train/tokens", "n_steps"):
+        assert a[name] == b[name], name
+    for name in ("torchrun", "slurm"):
+        assert len(rows_of(tmp_path / name / "responses.jsonl")) == 10
+        assert (tmp_path / f"{name}.log").read_text().count("data demo:") == 1
+
+
+def test_slurms_variables_are_recognised(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"JOB_ID": "7", "JOB_NAME": "train", "NTASKS": "8", "NTASKS_PER_NODE": "4", "PROCID": "5",
+                        "LOCALID": "1", "NODEID": "1", "NNODES": "2"}.items():  # fmt: skip
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    trainer = Trainer(accelerator="cpu", devices=4, num_nodes=2, strategy="ddp", logger=False, enable_progress_bar=False,
+                      enable_checkpointing=False, enable_model_summary=False)  # fmt: skip
+    assert (trainer.world_size, trainer.global_rank, trainer.local_rank, trainer.node_rank) == (8, 5, 1, 1)
+
+
+@pytest.mark.slow
+def test_killed_under_ddp_it_goes_on_as_the_run_that_would_have_been(start: Callable, tmp_path: Path) -> None:
+    options = ("evaluate_base=false", "trainer.max_epochs=12", "callbacks.early_stopping=null", "ckpt_path=last")
+    assert start("whole", *options, "hydra.run.dir=whole").wait(250) == 0
+    history = tmp_path / "run" / "history.jsonl"
+    for victim in (0, 1):  # the first process, then the one that it started
+        seen = history.stat().st_size if history.exists() else 0
+        process = start("run", *options, "hydra.run.dir=run")
+        deadline = time.monotonic() + 200
+        while time.monotonic() < deadline and not (history.exists() and history.stat().st_size not in (0, seen)):
+            time.sleep(0.002)
+        assert process.poll() is None
+        (child,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        os.kill((process.pid, int(child))[victim], signal.SIGKILL)
+        assert process.wait(100) != 0
+        while time.monotonic() < deadline and Path(f"/proc/{child}").exists():  # it notices that the other is gone
+            time.sleep(0.05)
+        assert not Path(f"/proc/{child}").exists()
+    assert start("run", *options, "hydra.run.dir=run").wait(250) == 0, (tmp_path / "run.log").read_text()[-3000:]
+    found, wanted = (
+        [{k: v for k, v in row.items() if k != "tokens_per_s"} for row in rows_of(tmp_path / name / "history.jsonl")]
+        for name in ("run", "whole")
+    )
+    assert found == wanted
+    for name in ("responses.jsonl", "bundle/model.safetensors"):
+        assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import time
 from collections.abc import Callable
@@ -136,3 +137,35 @@ def test_a_killed_trial_does_not_end_the_sweep(start: Callable, small: tuple[str
     assert process.wait(200) == 0
     assert record_of(tmp_path / "sweep" / "0")["reason"].startswith("killed by SIGKILL")
     assert record_of(tmp_path / "sweep" / "1")["status"] == "completed"
+
+
+@pytest.mark.slow
+def test_a_trial_that_diverges_is_recorded_with_its_reason_and_the_sweep_goes_on(
+    command: Callable, small: tuple[str, ...], tmp_path: Path
+) -> None:
+    done = command("train", "-m", *small, "evaluate_base=false", "n_test_responses=2", "trainer.max_epochs=1",
+                   "optimizer.lr=1e30,1e-3", "hydra.sweep.dir=sweep", cwd=tmp_path)  # fmt: skip
+    first, second = (record_of(tmp_path / "sweep" / n) for n in "01")
+    assert first["status"] == "failed" and first["value"] is None
+    assert re.match(r"(train|val)/loss is (nan|inf) (at|after) step \d+", first["reason"])
+    assert "lower optimizer.lr" in first["reason"]
+    assert second["status"] == "completed" and second["value"] > 0
+    assert "trial 0 (optimizer.lr=1e+30): failed: " in done.stdout
+    assert first["reason"][:20] in (tmp_path / "sweep" / "report.html").read_text()
+
+
+@pytest.mark.slow
+def test_several_sweeps_work_on_one_study(start: Callable, small: tuple[str, ...], tmp_path: Path) -> None:
+    optuna = pytest.importorskip("optuna")
+    search = [*small, "evaluate_base=false", "n_test_responses=2", "trainer.max_epochs=1", "sweep=optuna",
+              "hydra.sweeper.study_name=shared", "hydra.sweeper.params={}", "optimizer.lr=interval(1e-4,1e-2)",
+              f"hydra.sweeper.storage=sqlite:///{tmp_path}/study.db"]  # fmt: skip
+    optuna.create_study(study_name="shared", storage=f"sqlite:///{tmp_path}/study.db")
+    workers = [start(*search, "hydra.sweeper.n_trials=4", cwd=tmp_path) for _ in range(2)]
+    assert [worker.wait(280) for worker in workers] == [0, 0], (tmp_path / "log").read_text()[-3000:]
+    trials = optuna.load_study(study_name="shared", storage=f"sqlite:///{tmp_path}/study.db").trials
+    assert 4 <= len(trials) <= 5  # both may ask for the last one
+    assert {t.state.name for t in trials} == {"COMPLETE"}
+    assert len({t.user_attrs["worker"] for t in trials}) == 2
+    folder = tmp_path / "outputs" / "multirun" / "shared"
+    assert [record_of(folder / str(t.number))["value"] for t in trials] == [t.value for t in trials]

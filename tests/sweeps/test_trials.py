@@ -7,13 +7,14 @@ from math import log10
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from instruct_lit.errors import ConfigError, DataError
 from instruct_lit.sweeps.charts import curves, parallel_coordinates, ticks
 from instruct_lit.sweeps.importance import importances
 from instruct_lit.sweeps.page import side_by_side, write_page
 from instruct_lit.sweeps.trials import by_setting, mean_and_interval, read_trials
-from instruct_lit.trial import is_held, locked, parameters
+from instruct_lit.trial import _threads, is_held, locked, parameters
 
 
 def trial(
@@ -133,3 +134,14 @@ def test_a_trial_is_held_by_one_process(tmp_path: Path) -> None:
             pass
     assert not is_held(tmp_path)
     assert parameters(["b=1", "++callbacks.pruning.storage=x", "a=2"]) == ["a=2", "b=1"]
+
+
+@pytest.mark.parametrize(("n_jobs", "share"), [(2, "4"), (3, "2"), (16, "1"), (-1, "1"), (1, None)])
+def test_trials_side_by_side_divide_the_threads(
+    n_jobs: int, share: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(8)))
+    found = _threads(OmegaConf.create({"launcher": {"n_jobs": n_jobs}}))
+    assert found == (
+        dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), share) if share else {}
+    )

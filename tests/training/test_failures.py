@@ -13,7 +13,7 @@ from instruct_lit.data.sources import FileSource
 from instruct_lit.data.template import Template
 from instruct_lit.data.tokenizer import GPT2Tokenizer
 from instruct_lit.errors import TrainingError
-from instruct_lit.training.failures import FiniteLosses, advice, explained_memory
+from instruct_lit.training.failures import FiniteLosses, advice, explained_memory, explained_peers
 from instruct_lit.training.hardware import PeakMemory
 
 TEMPLATE = Template("short", "Do: {{ instruction }} {{ input }}\nAnswer: {{ response }}")
@@ -108,3 +108,16 @@ def test_a_data_file_that_changes_during_a_run(tmp_path: Path, tokenizer: GPT2To
 def test_other_errors_stay_what_they_are(make_tuner: Callable) -> None:
     with pytest.raises(RuntimeError, match="shapes"), explained_memory(make_tuner(), PeakMemory("cpu"), 8, 1):
         raise RuntimeError("shapes do not fit")
+
+
+def test_a_lost_connection_is_the_other_processes_fault_and_said_so() -> None:
+    closed = RuntimeError(
+        "[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:4711\nException raised"
+    )
+    told = r"another process of this job has ended.*ckpt_path=last .*pair\.cc:547"
+    with pytest.raises(TrainingError, match=told), explained_peers(2):
+        raise closed
+    for world_size, error in ((1, closed), (2, RuntimeError("shape mismatch"))):
+        with pytest.raises(RuntimeError) as caught, explained_peers(world_size):
+            raise error
+        assert caught.value is error
