@@ -254,7 +254,8 @@ def subjects(config: DictConfig) -> Iterator[tuple[str, str, Subject, str]]:
     from instruct_lit.data.hf_tokenizer import without_markup
     from instruct_lit.data.template import Template
     from instruct_lit.evaluation.benchmarks.harness_model import Subject
-    from instruct_lit.evaluation.benchmarks.kept import KeptAnswers, fingerprint
+    from instruct_lit.evaluation.benchmarks.kept import KeptAnswers
+    from instruct_lit.provenance import weights_sha256
 
     asked = config.benchmark
     bare = Template("bare", "{{ instruction }}{{ response }}")
@@ -270,7 +271,7 @@ def subjects(config: DictConfig) -> Iterator[tuple[str, str, Subject, str]]:
         if base is not None:
             models.append((f"{label} before", base, ["off"]))
         for name, model, its_modes in models:
-            key = fingerprint(model)
+            key = weights_sha256(model)[:16]
             if model is base and key in seen:
                 continue  # two runs from the same base
             seen.add(key)

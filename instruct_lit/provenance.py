@@ -85,7 +85,7 @@ def weights_sha256(model: torch.nn.Module) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())  # type: ignore[arg-type]
+        digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy())  # type: ignore[arg-type]
     return digest.hexdigest()
 
 

@@ -139,3 +139,35 @@ def test_trap_1_every_whole_example_has_one_supervised_end(
     _, targets = pad_shift_mask(batch, EOT, pad_to=width)
     assert (targets == EOT).sum(1).tolist() == [1] * len(batch)
     assert (targets != -100).sum(1).tolist() == [len(response) + 1 for _, response in examples]
+
+
+def _written(ids: list[int], n_prompt: int, index: int = 0) -> EncodedExample:
+    return EncodedExample(index, np.array(ids), np.arange(len(ids)) >= n_prompt)
+
+
+def test_a_shared_prefix_by_hand() -> None:
+    """The last of three begins differently soonest; what all share stands once, with the pair that two of them learn."""
+    examples = [_written([1, 2, 3, 4, 9], 2), _written([1, 2, 3, 9], 2, 1), _written([1, 2, 5, 9], 2, 2)]
+    batch = Collator(9, np.ones(10, dtype=np.int64), "packed", shared_prefix=True)(examples)
+    assert batch.prefix_length == 2 and batch.document_lengths == (2, 1, 1)
+    assert batch.input_ids.tolist() == [1, 2, 3, 4, 3, 5] and batch.position_ids.tolist() == [0, 1, 2, 3, 2, 2]
+    pairs = zip(batch.loss_index.tolist(), batch.targets.tolist(), batch.loss_weights.tolist(), strict=True)
+    assert list(pairs) == [(1, 3, 2.0), (1, 5, 1.0), (2, 4, 1.0), (3, 9, 1.0), (4, 9, 1.0), (5, 9, 1.0)]
+    assert (batch.n_supervised, batch.n_tokens, batch.n_response_bytes) == (7, 10, 7)
+
+
+def test_rows_behind_a_shared_prefix_are_padded_to_the_longest_or_to_a_length() -> None:
+    examples = [_written([1, 2, 3, 4, 9], 2), _written([1, 2, 5, 9], 2, 1)]
+    for pad_to, length in ((None, 2), (6, 4)):
+        batch = Collator(9, np.ones(10, dtype=np.int64), "padded", True, pad_to=pad_to)(examples)
+        assert batch.document_lengths == (length, length) and batch.prefix_length == 2
+        assert len(batch.input_ids) == 2 + 2 * length
+    packed = Collator(9, np.ones(10, dtype=np.int64), "packed", True, pad_to=6)(examples)
+    assert packed.document_lengths == (2, 1)
+
+
+def test_one_example_shares_nothing_and_none_is_a_batch_too() -> None:
+    collator = Collator(9, np.ones(10, dtype=np.int64), "packed", shared_prefix=True)
+    assert collator([_written([1, 2, 3, 9], 2)]).prefix_length == 0
+    assert collator([]).example_ids.tolist() == [-1] and collator([]).n_supervised == 0
+    assert Collator(9, np.ones(10, dtype=np.int64))([_written([1, 2, 3, 9], 2)]).prefix_length == 0

@@ -44,6 +44,10 @@ def test_the_seed_decides() -> None:
         ({"val": 21}, "asks for more than the 20 examples there are"),
         ({"val": 0.01}, "no example is left for val of the 20 there are"),
         ({"val": 10, "test": 10}, "no example is left for train"),
+        ({"b": 0.1, "a": 0.1}, "data.split.a: allowed are train, val, test"),
+        ({"val": True}, "data.split.val=True: give a fraction below 1 or a count"),
+        ({"val": "half"}, "data.split.val=half: give a fraction below 1 or a count"),
+        ({"val": float("inf")}, "data.split.val=inf: give a fraction below 1 or a count"),
     ],
 )
 def test_impossible_splits_say_why(spec: object, message: str) -> None:
@@ -92,3 +96,32 @@ def test_joined_splits_count_through() -> None:
     one, two = Split(*map(np.array, ([0], [1], [2]))), Split(*map(np.array, ([1, 2], [0], [3])))
     both = joined([one, two], [0, 3])
     assert (both.train.tolist(), both.val.tolist(), both.test.tolist()) == ([0, 4, 5], [1, 3], [2, 6])
+
+
+def test_one_is_a_count_zero_is_allowed_and_what_is_not_named_is_empty() -> None:
+    def lengths(n: int, **spec: float) -> tuple[int, int, int]:
+        split = make_split(n, spec, 0)
+        return len(split.train), len(split.val), len(split.test)
+
+    assert lengths(9, train=1, val=1, test=1) == (1, 1, 1)
+    assert lengths(9, val=2.0, test=0) == (7, 2, 0)
+    assert lengths(9, test=3) == (6, 0, 3) and lengths(9, train=7, test=2) == (7, 0, 2)
+    assert lengths(103, train=0.5, val=0.25) == (51, 25, 0)  # no whole: train takes no remainder
+
+
+def test_fractions_above_one_are_refused_though_their_rounded_counts_fit() -> None:
+    with pytest.raises(ConfigError, match="asks for more than the 5 examples there are"):
+        make_split(5, {"train": 0.5, "val": 0.3, "test": 0.3}, 0)
+
+
+def test_a_part_that_was_empty_may_stay_so_and_one_of_one_may_not_become_it() -> None:
+    split = Split(*map(np.array, ([0, 1], [2], np.array([], dtype=int))))
+    kept, _ = kept_together(split, np.array([0, 1, 2]), set(), movable=True)
+    assert kept.test.tolist() == [] and kept.val.tolist() == [2]
+    with pytest.raises(ConfigError, match=r"every example for val has a near-duplicate elsewhere"):
+        kept_together(split, np.array([0, 1, 0]), set(), movable=True)
+
+
+def test_as_many_splits_as_beginnings() -> None:
+    with pytest.raises(ValueError, match="zip"):
+        joined([Split(*map(np.array, ([0], [1], [2])))], [0, 3])

@@ -22,6 +22,7 @@ LOGITS = torch.tensor([[0.5, 0.25, 0.15, 0.1]]).log()
         ({"temperature": 1.0, "top_p": 0.7}, [2 / 3, 1 / 3, 0, 0]),
         ({"temperature": 1.0, "top_p": 1.0}, [0.5, 0.25, 0.15, 0.1]),
         ({"temperature": 1.0, "top_k": 3, "top_p": 0.6}, [2 / 3, 1 / 3, 0, 0]),  # 0.5 / 0.9 is below 0.6
+        ({"temperature": 1.0, "top_k": 3, "top_p": 0.5}, [1, 0, 0, 0]),  # and above 0.5
     ],
 )
 def test_probabilities_by_hand(settings: dict, expected: list[float]) -> None:
@@ -91,3 +92,39 @@ def test_of_equal_logits_the_first_is_chosen_as_argmax_would() -> None:
     logits = torch.randn(20, 400, generator=torch.Generator().manual_seed(0)).round().bfloat16()
     chosen = Sampler().choose(logits, [SamplingSettings()] * 20, list(range(20)), [()] * 20)
     assert (logits == logits.amax(-1, keepdim=True)).sum() > 40 and torch.equal(chosen, logits.argmax(-1))
+
+
+@pytest.mark.parametrize(
+    ("name", "allowed", "refused"),
+    [
+        ("max_new_tokens", [0], [-1]),
+        ("temperature", [0.0, 1e9], [-0.1, math.inf, math.nan]),
+        ("top_k", [None, 1], [0]),
+        ("top_p", [None, 1e-9, 1.0], [0.0, -0.5, 1.1]),
+        ("repetition_penalty", [1e-9, 1.0], [0.0, math.inf]),
+        ("seed", [0, 2**63 - 1], [-1, 2**63]),
+    ],
+)
+def test_the_ends_of_the_ranges(name: str, allowed: list, refused: list) -> None:
+    for value in allowed:
+        assert getattr(SamplingSettings(**{name: value}), name) == value
+    for value in refused:
+        with pytest.raises(ConfigError, match=f"generation.{name}={value}"):
+            SamplingSettings(**{name: value})
+
+
+def test_the_defaults_are_greedy() -> None:
+    assert SamplingSettings() == SamplingSettings(256, 0.0, None, None, 1.0, 0, ())
+
+
+def test_rows_have_settings_of_their_own() -> None:
+    settings = [SamplingSettings(temperature=1.0, top_k=2), SamplingSettings(temperature=1.0, top_p=0.5)]
+    found = nucleus(LOGITS.expand(2, -1), settings)
+    torch.testing.assert_close(found, torch.tensor([[2 / 3, 1 / 3, 0, 0], [1, 0, 0, 0]]))
+    with pytest.raises(ValueError, match="zip"):
+        Sampler().choose(LOGITS, [SamplingSettings(temperature=1.0)] * 2, [0, 1], [(), ()] + [()])
+
+
+def test_of_many_equal_tokens_too_the_lower_ids_stay() -> None:
+    (kept,) = nucleus(torch.zeros(1, 5000), [SamplingSettings(temperature=1.0, top_k=2500)])
+    assert kept.nonzero().squeeze(1).tolist() == list(range(2500))

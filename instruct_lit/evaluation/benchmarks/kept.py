@@ -8,10 +8,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from instruct_lit.model.causal import CausalLM
-
 
 class KeptAnswers:
     """Answers by request in a file of JSON lines; what is added is on disk when `add` returns.
@@ -48,12 +44,3 @@ class KeptAnswers:
 
 def _key(request: tuple[Any, ...]) -> str:
     return hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()[:32]
-
-
-def fingerprint(model: CausalLM) -> str:
-    """Changes when any weight does."""
-    digest = hashlib.sha256()
-    for name, parameter in sorted(model.named_parameters()):
-        digest.update(name.encode())
-        digest.update(parameter.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]

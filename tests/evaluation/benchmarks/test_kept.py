@@ -7,7 +7,7 @@ import pytest
 from instruct_lit.data.tokenizer import GPT2Tokenizer
 from instruct_lit.evaluation.benchmarks import harness_model
 from instruct_lit.evaluation.benchmarks.harness_model import Subject
-from instruct_lit.evaluation.benchmarks.kept import KeptAnswers, fingerprint
+from instruct_lit.evaluation.benchmarks.kept import KeptAnswers
 from instruct_lit.generation.sampling import SamplingSettings
 from instruct_lit.model.gpt import GPT
 from tests.evaluation.benchmarks.conftest import TEMPLATE
@@ -41,10 +41,3 @@ def test_what_is_kept_is_not_computed_again(
     monkeypatch.setattr(harness_model, "log_likelihoods", lambda model, pairs, on_scored: [1 / 0 for _ in pairs])
     second = Subject(model, tokenizer, TEMPLATE, KeptAnswers(tmp_path / "a"))
     assert second.score(["x", "y"], pairs) == scores and second.write(["One", "Two"], settings) == answers
-
-
-def test_the_fingerprint_is_that_of_the_weights(tiny_model: GPT) -> None:
-    before = fingerprint(tiny_model)
-    assert fingerprint(tiny_model) == before
-    tiny_model.ln_f.bias.data[0] += 1e-3
-    assert fingerprint(tiny_model) != before
