@@ -94,7 +94,10 @@ def trainer_of(config: DictConfig, ours: Sequence[Callback]) -> Trainer:
 
     # Lightning's hints are for its own users; its warnings stay.
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    for message in (".*LeafSpec.*", ".*does not have many workers.*", ".*Checkpoint directory .* exists.*"):
+    for message in (
+        ".*LeafSpec.*", ".*does not have many workers.*", ".*Checkpoint directory .* exists.*",
+        ".*WeightAveraging callback with a model that overrides.*",  # the hook that shards does nothing without shards
+    ):  # fmt: skip
         warnings.filterwarnings("ignore", message=message)
     callbacks = [build(node, f"callbacks.{k}") for k, node in (config.callbacks or {}).items() if node is not None]
     loggers = [build(node, f"logger.{k}") for k, node in (config.logger or {}).items() if node is not None]

@@ -162,16 +162,17 @@ def answers_of_run(config: DictConfig, run: str) -> tuple[list[dict[str, Any]], 
     from tqdm import tqdm
 
     from instruct_lit import build
-    from instruct_lit.evaluation.benchmarks.kept import KeptAnswers, fingerprint
+    from instruct_lit.evaluation.benchmarks.kept import KeptAnswers
     from instruct_lit.evaluation.leaks import training_questions
     from instruct_lit.evaluation.losses import response_losses
+    from instruct_lit.provenance import weights_sha256
 
     of_this: Any = OmegaConf.merge(config, {"run": run})
     opened = build.open_run(of_this)
     data = build.data_of_run(of_this, opened)
     title = f"answers to the {config.split} set"
     # Every answer is written down as it comes: after an interruption the same command goes on from there.
-    kept = KeptAnswers(Path(config.paths.cache) / "answers" / f"{fingerprint(opened.model)}.jsonl")
+    kept = KeptAnswers(Path(config.paths.cache) / "answers" / f"{weights_sha256(opened.model)[:16]}.jsonl")
     rows = build.answer_split(config, opened.model, data, config.split, config.n_responses, title, kept)
     store, _ = data.examples_of(config.split)
     with tqdm(total=len(rows), desc="loss of the wanted responses", unit="example", file=sys.stdout) as bar:

@@ -82,6 +82,7 @@ def test_a_person_chats(tmp_path: Path) -> None:
         os.write(terminal.fd, b"\x03")
         assert len(terminal.until("(stopped)")) < 12_000
         terminal.until("\n> ")
+        time.sleep(0.3)  # the sign is shown before readline has set the terminal, which drops what was typed till then
         os.write(terminal.fd, b"\x03")
         terminal.until("Ctrl-D or /quit ends the chat")
         terminal.until("\n> ")
