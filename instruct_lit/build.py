@@ -67,6 +67,15 @@ def check_targets(config: DictConfig) -> None:
                 target_of(node, f"{group}.{name}")
 
 
+def check_machine(config: DictConfig) -> None:
+    """Raise ConfigError when adapter or optimizer cannot run on this machine, before anything is loaded."""
+    check_adapter(config)
+    if config.optimizer["_target_"] == "instruct_lit.training.optimizers.adamw_8bit":
+        from instruct_lit.training.optimizers import check_adamw_8bit
+
+        check_adamw_8bit()
+
+
 def optimization_of(config: DictConfig) -> tuple[Any, Any]:
     """Functions that make the optimizer of a model, and the scheduler of an optimizer.
 

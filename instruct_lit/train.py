@@ -51,7 +51,7 @@ def train(config: DictConfig) -> float | None:
 
     start = time.perf_counter()
     build.check_targets(config)
-    build.check_adapter(config)
+    build.check_machine(config)
     keep_freed_memory()
     seed_everything(config.seed, workers=True, verbose=False)
     best = OmegaConf.select(config, "callbacks.best_checkpoint") or {}

@@ -86,12 +86,7 @@ def adamw_8bit(
 
     Raises ConfigError where bitsandbytes or a CUDA device is missing.
     """
-    if not torch.cuda.is_available():
-        raise ConfigError("optimizer=adamw_8bit: needs a CUDA device, and none is here; use optimizer=adamw")
-    try:
-        import bitsandbytes
-    except ImportError as error:
-        raise ConfigError("optimizer=adamw_8bit: needs bitsandbytes; pip install bitsandbytes") from error
+    bitsandbytes = check_adamw_8bit()
     manager = bitsandbytes.optim.GlobalOptimManager.get_instance()
     for parameter in model.end_parameters:
         if parameter.ndim == 2:  # rare tokens make outliers in the moments (section 2.3 of the paper)
@@ -99,3 +94,14 @@ def adamw_8bit(
             manager.override_config(parameter, "optim_bits", 32)
     groups = parameter_groups(model.named_parameters(), weight_decay)
     return bitsandbytes.optim.AdamW8bit(groups, lr=lr, betas=(betas[0], betas[1]), eps=eps)
+
+
+def check_adamw_8bit() -> Any:
+    """bitsandbytes; ConfigError where it, or a CUDA device, is missing."""
+    if not torch.cuda.is_available():
+        raise ConfigError("optimizer=adamw_8bit: needs a CUDA device, and none is here; use optimizer=adamw")
+    try:
+        import bitsandbytes
+    except ImportError as error:
+        raise ConfigError("optimizer=adamw_8bit: needs bitsandbytes; pip install bitsandbytes") from error
+    return bitsandbytes

@@ -108,5 +108,10 @@ def test_adapters_that_cannot_be_trained_say_so_before_anything_is_loaded(comman
         "adapter.merge=true: merging into 4 bits" in errors
         and "adapter=qlora: 4-bit weights go with model=hf" in errors
     )
+    if not torch.cuda.is_available():
+        errors = command(
+            "train", "model.path=.", "optimizer=adamw_8bit", cwd=tmp_path, status=2
+        ).stderr  # no model there
+        assert "optimizer=adamw_8bit: needs a CUDA device, and none is here; use optimizer=adamw" in errors
     errors = command("train", "adapter=lora", "trainable=head", cwd=tmp_path, status=2).stderr
     assert "trainable=head: an adapter freezes all else, so it goes with adapter=none only" in errors
