@@ -131,12 +131,12 @@ def bundle_of(run: str | Path) -> Path:
     return directory / "bundle" if (directory / "bundle").is_dir() else directory
 
 
-def open_model(run: str | Path, template: Template | None = None) -> OpenedModel:
+def open_model(run: str | Path, template: Template | None = None, merge: bool = True) -> OpenedModel:
     """Open a run folder, a bundle, or a Hugging Face directory; a given template replaces the bundle's own.
 
     A directory that is no bundle of ours and no GPT-2 brings its own chat template. A peft directory (the bundle of a
-    run with `adapter.merge=false`, say) is opened on its base model and merged. Raises CheckpointError when there
-    is no model or it is damaged, ConfigError when a directory that is no bundle of ours comes without a template.
+    run with `adapter.merge=false`, say) is opened on its base model and merged, or with
+    `merge=False` left on it. Raises CheckpointError when there is no model or it is damaged, ConfigError when a directory that is no bundle of ours comes without a template.
     """
     directory = bundle_of(run)
     if not directory.is_dir():
@@ -146,7 +146,7 @@ def open_model(run: str | Path, template: Template | None = None) -> OpenedModel
     if _is_hf(Path(base or directory), about):
         hf, hf_tokenizer = read_hf(directory, base)
         if base is not None:
-            open_adapter(directory, hf).merge()
+            _put_on(directory, hf, merge)
         own = about.get("template", {"name": CHAT})
         if template is None and own["name"] == CHAT:
             hf_tokenizer, template = with_chat(hf_tokenizer)
@@ -166,8 +166,14 @@ def open_model(run: str | Path, template: Template | None = None) -> OpenedModel
         raise ConfigError(f"run={run}: no bundle of ours, so the template must be given (template=alpaca)")
     model = load_gpt(path=base or directory)
     if base is not None:
-        open_adapter(directory, model).merge()
+        _put_on(directory, model, merge)
     return OpenedModel(directory, model, GPT2Tokenizer(), template, about.get("generation", {}), about)
+
+
+def _put_on(directory: Path, model: CausalLM, merge: bool) -> None:
+    adapter = open_adapter(directory, model)
+    if merge:
+        adapter.merge()
 
 
 def _is_hf(directory: Path, about: Mapping[str, Any]) -> bool:

@@ -72,12 +72,14 @@ def example_of(speaker: Speaker, messages: Sequence[tuple[str, str]], given: str
 def open_speakers(runs: Sequence[str], template: Template | None, device: str | None) -> list[Speaker]:
     """Open finished models, on a GPU where there is one; each is named after its folder, equal names are numbered.
 
+    Weights that several of them have in common, as adapters on one base do, are in memory once.
+
     Raises what `bundle.open_model` raises, and ConfigError for a device that is not there.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     speakers: list[Speaker] = []
     for run in runs:
-        opened = open_model(run, template)
+        opened = open_model(run, template, merge=len(runs) == 1)
         folder = opened.directory.resolve()
         name = folder.parent.name if folder.name == "bundle" else folder.name
         n_same = sum(speaker.name.split(" #")[0] == name for speaker in speakers)
@@ -85,5 +87,21 @@ def open_speakers(runs: Sequence[str], template: Template | None, device: str | 
             model = opened.model.to(device).eval()
         except (RuntimeError, AssertionError) as error:
             raise ConfigError(f"device={device}: {str(error).splitlines()[0]}") from error
+        share_weights(model, [speaker.model for speaker in speakers])
         speakers.append(Speaker(f"{name} #{n_same + 1}" if n_same else name, model, opened.tokenizer, opened.template))
     return speakers
+
+
+def share_weights(model: CausalLM, others: Sequence[CausalLM]) -> None:
+    """Let every parameter that one of the others has, equal and by the same name, be that one in memory."""
+    for other in others:
+        theirs = _weights(other)
+        for name, parameter in _weights(model).items():
+            same = theirs.get(name)
+            if same is not None and same.dtype == parameter.dtype and torch.equal(same, parameter):
+                parameter.data = same.data
+
+
+def _weights(model: CausalLM) -> dict[str, torch.nn.Parameter]:
+    """The parameters by the names that they have without an adapter."""
+    return {name.replace(".base_layer.", "."): parameter for name, parameter in model.named_parameters()}

@@ -1,0 +1,47 @@
+"""Several finished models side by side: what they have in common is in memory once."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from instruct_lit.bundle import open_model, save_bundle
+from instruct_lit.data.example import Example
+from instruct_lit.data.tokenizer import GPT2Tokenizer
+from instruct_lit.generation.sampling import SamplingSettings
+from instruct_lit.model.adapters import Adapter, Base
+from instruct_lit.model.pretrained import load_gpt
+from instruct_lit.serving.conversation import Speaker, open_speakers
+from tests.serving.conftest import ALPACA, greedy, tiny_speaker
+
+GENERATION = {**vars(SamplingSettings()), "stop": []}
+
+
+def test_adapters_on_one_base_share_its_weights_and_answer_as_alone(tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    save_bundle(tmp_path / "base", tiny_speaker(ALPACA).model, GPT2Tokenizer(), ALPACA, GENERATION, {})
+    base = Base(str(tmp_path / "base"))
+    for seed, name in enumerate(("one", "two")):
+        model = load_gpt(base.path)
+        adapter = Adapter(model, rank=2)
+        random = torch.Generator().manual_seed(seed)
+        for parameter_name, parameter in model.named_parameters():
+            if "lora_" in parameter_name:
+                parameter.data.normal_(0, 0.5, generator=random)
+        save_bundle(tmp_path / name, model, GPT2Tokenizer(), ALPACA, GENERATION, {}, (adapter, base))
+    runs = [str(tmp_path / name) for name in ("one", "two", "base")]
+    speakers = open_speakers(runs, None, "cpu")
+    parameters = [dict(speaker.model.named_parameters()) for speaker in speakers]
+    own = [{n for n, p in of.items() if parameters[0][n].data_ptr() != p.data_ptr()} for of in parameters[:2]]
+    assert own[0] == set() and own[1] == {name for name in parameters[1] if "lora_" in name}
+    of_first = {p.data_ptr() for p in parameters[0].values()}
+    assert all(p.data_ptr() in of_first for p in parameters[2].values())  # the base itself is all there
+
+    answers = []
+    for run, speaker in zip(runs, speakers, strict=True):
+        opened = open_model(run)
+        alone = Speaker("alone", opened.model.eval(), opened.tokenizer, opened.template)
+        prompt = speaker.prompt_ids(Example("Name a colour.", ""))
+        answers.append(greedy(speaker, prompt, 12))
+        assert answers[-1] == greedy(alone, prompt, 12)
+    assert len(set(answers)) == 3
