@@ -135,8 +135,9 @@ def open_model(run: str | Path, template: Template | None = None, merge: bool = 
     """Open a run folder, a bundle, or a Hugging Face directory; a given template replaces the bundle's own.
 
     A directory that is no bundle of ours and no GPT-2 brings its own chat template. A peft directory (the bundle of a
-    run with `adapter.merge=false`, say) is opened on its base model and merged, or with
-    `merge=False` left on it. Raises CheckpointError when there is no model or it is damaged, ConfigError when a directory that is no bundle of ours comes without a template.
+    run with `adapter.merge=false`, say) is opened on its base model and merged, or with `merge=False` left on it.
+    Raises CheckpointError when there is no model or it is damaged, ConfigError when a directory that is no bundle of
+    ours comes without a template.
     """
     directory = bundle_of(run)
     if not directory.is_dir():
