@@ -156,7 +156,7 @@ class Engine:
         hidden = self.model.hidden_states(
             torch.tensor(flat, device=device),
             torch.tensor(positions, device=device),
-            Prefill(cache, list(rows), lengths, n_prefix),
+            Prefill(cache, rows.start, lengths, n_prefix),
         )
         last = torch.tensor(lengths, device=device).cumsum(0) + n_prefix - 1
         for request, end, length in zip(new, (last + 1).tolist(), lengths, strict=True):

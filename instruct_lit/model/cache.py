@@ -33,23 +33,20 @@ class KeyValueCache:
 
 
 class Prefill:
-    """Packed prompts behind their common prefix; their keys and values go to the given rows of the cache."""
+    """Packed prompts behind their common prefix; their keys and values go to neighbouring rows of the cache."""
 
-    def __init__(self, cache: KeyValueCache, rows: Sequence[int], lengths: Sequence[int], prefix_length: int) -> None:
-        self.cache = cache
+    def __init__(self, cache: KeyValueCache, first_row: int, lengths: Sequence[int], prefix_length: int) -> None:
+        self.cache, self.first_row = cache, first_row
         self.documents = PackedDocuments(lengths, prefix_length)
-        device = cache.keys.device
-        tokens, places, at_rows, start = [], [], [], prefix_length
-        for row, length in zip(rows, lengths, strict=True):
-            tokens += [torch.arange(prefix_length), torch.arange(start, start + length)]
-            places.append(torch.arange(prefix_length + length))
-            at_rows.append(torch.full((prefix_length + length,), row))
-            start += length
-        self.tokens, self.places, self.rows = (torch.cat(x).to(device) for x in (tokens, places, at_rows))
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
-        self.cache.keys[layer, self.rows, :, self.places] = k[self.tokens].to(self.cache.keys.dtype)
-        self.cache.values[layer, self.rows, :, self.places] = v[self.tokens].to(self.cache.values.dtype)
+        n_prefix, lengths = self.documents.prefix_length, self.documents.lengths
+        for cached, new in ((self.cache.keys[layer], k), (self.cache.values[layer], v)):
+            rows = cached[self.first_row : self.first_row + len(lengths)]
+            prefix, *documents = new.transpose(0, 1).split([n_prefix, *lengths], dim=1)  # (H, ·, D)
+            rows[:, :, :n_prefix] = prefix
+            for row, document in zip(rows, documents, strict=True):
+                row[:, n_prefix : n_prefix + document.shape[1]] = document
         return self.documents.attend(layer, q, k, v, dropout)
 
 
