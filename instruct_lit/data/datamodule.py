@@ -113,11 +113,18 @@ class InstructionData(LightningDataModule):
         spec = _without(self.split_spec, self.own_files)
         parts = [make_split(len(store), spec, self.seed) for store in sets.values()]
         split = joined(parts, main.starts[:-1].tolist()) if isinstance(main, JoinedStore) else parts[0]
+        counts = {}
+        if isinstance(main, JoinedStore):
+            again = main.repeated()
+            split = Split(*(part[~again[part]] for part in (split.train, split.val, split.test)))
+            counts = {"n_duplicates_across_sets": int(again.sum())}
         self.split: Split = split
         if self.keep_together != "nothing":
             groups = self._groups()
             own, elsewhere = groups[: len(main)], set(groups[len(main) :].tolist())
-            self.split, self.split_counts = kept_together(split, own, elsewhere, self.split_spec != "book")
+            self.split, moved = kept_together(split, own, elsewhere, self.split_spec != "book")
+            counts |= moved
+        self.split_counts = counts
 
     def _groups(self) -> np.ndarray:
         """The group of every example of all stores, kept beside the encoded stores."""

@@ -10,6 +10,7 @@ import numpy as np
 
 from instruct_lit.data.encode import EncodedExample
 from instruct_lit.data.example import Example
+from instruct_lit.data.sources import digest_of
 from instruct_lit.data.store import EncodedStore
 from instruct_lit.errors import ConfigError
 
@@ -46,6 +47,16 @@ class JoinedStore:
     def set_of(self, indices: np.ndarray) -> np.ndarray:
         """The number of the set that each index lies in."""
         return np.searchsorted(self.starts, indices, side="right") - 1
+
+    def repeated(self) -> np.ndarray:
+        """Which examples an earlier set has exactly so `(n,)`."""
+        seen: set[bytes] = set()
+        found = np.zeros(len(self), dtype=bool)
+        for index in range(len(self)):
+            digest = digest_of(self.example(index))
+            found[index] = digest in seen
+            seen.add(digest)
+        return found
 
     @property
     def lengths(self) -> np.ndarray:

@@ -156,6 +156,13 @@ class HubSource(FileSource):
         return super().files()
 
 
+def digest_of(example: Example) -> bytes:
+    """The same for examples whose texts are the same."""
+    earlier = (text for turn in example.history for text in turn)
+    text = "\x00".join((example.instruction, example.input, example.output, example.system, *earlier))
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
 class deduplicated:  # reads as a function at its call: `for example in deduplicated(source)`
     """The examples without exact repetitions; `n_dropped` counts those after iterating."""
 
@@ -167,9 +174,7 @@ class deduplicated:  # reads as a function at its call: `for example in deduplic
         self.n_dropped = 0
         seen: set[bytes] = set()
         for example in self.examples:
-            earlier = (text for turn in example.history for text in turn)
-            text = "\x00".join((example.instruction, example.input, example.output, example.system, *earlier))
-            digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+            digest = digest_of(example)
             if digest in seen:
                 self.n_dropped += 1
                 continue

@@ -158,6 +158,19 @@ def test_trap_17_near_duplicates_stay_on_one_side_across_sets_and_files(
     assert counts["n_train"] == n_before["n_train"] + n_moved - n_left_out
 
 
+def test_exact_repetitions_between_sets_are_left_out_once(tmp_path: Path, tokenizer: GPT2Tokenizer) -> None:
+    again = [*records("a", 40)[:6], *records("b", 12)]
+    sources = {"a": write(tmp_path, "a", records("a", 40)), "b": write(tmp_path, "b", again)}
+    data = InstructionData(
+        sources, TEMPLATE, tokenizer, tmp_path / "cache", max_length=32, seed=1, split={"train": 0.5, "val": 0.5}
+    )
+    data.prepare_data()
+    data.setup()
+    store, used = data.stores["main"], [*data.split.train, *data.split.val, *data.split.test]
+    asked = [store.example(int(i)).instruction for i in used]
+    assert len(asked) == len(set(asked)) == 52 and data.counts["n_duplicates_across_sets"] == 6
+
+
 def configured(sets: str) -> Any:
     root = "{paths: {cache: cache}, data: {seed: 1, name: mixture, sets: %s}}"
     return OmegaConf.create(root % sets)
