@@ -161,8 +161,10 @@ def test_several_sweeps_work_on_one_study(start: Callable, small: tuple[str, ...
               "hydra.sweeper.study_name=shared", "hydra.sweeper.params={}", "optimizer.lr=interval(1e-4,1e-2)",
               f"hydra.sweeper.storage=sqlite:///{tmp_path}/study.db"]  # fmt: skip
     optuna.create_study(study_name="shared", storage=f"sqlite:///{tmp_path}/study.db")
-    workers = [start(*search, "hydra.sweeper.n_trials=4", cwd=tmp_path) for _ in range(2)]
-    assert [worker.wait(280) for worker in workers] == [0, 0], (tmp_path / "log").read_text()[-3000:]
+    workers = [
+        start("train", *search, "hydra.sweeper.n_trials=4", cwd=tmp_path, log=tmp_path / str(n)) for n in range(2)
+    ]
+    assert [worker.wait(280) for worker in workers] == [0, 0], (tmp_path / "0").read_text()[-3000:]
     trials = optuna.load_study(study_name="shared", storage=f"sqlite:///{tmp_path}/study.db").trials
     assert 4 <= len(trials) <= 5  # both may ask for the last one
     assert {t.state.name for t in trials} == {"COMPLETE"}
