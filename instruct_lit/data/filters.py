@@ -26,10 +26,9 @@ BEGINNING = 200  # characters of an answer that are searched for a refusal
 
 
 class Filter:
-    """Says which examples stay; `needs_all` marks one that keeps what it saw in memory."""
+    """Says which examples stay."""
 
     name: str
-    needs_all = False
 
     def start(self) -> None:
         """Forget what was seen; called before the first example of a reading."""
@@ -95,7 +94,6 @@ class NearDuplicates(Filter):
     """Leaves out an example that is nearly one before it: question and answers alike above `threshold` (`near`)."""
 
     name = "near_duplicates"
-    needs_all = True
 
     def __init__(self, threshold: float = 0.8) -> None:
         self.threshold = threshold

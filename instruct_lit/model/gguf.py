@@ -21,7 +21,6 @@ from instruct_lit.model.gpt import GPT
 from instruct_lit.model.pretrained import hf_names
 
 Precision = Literal["f32", "f16", "q8_0"]
-PRECISIONS: tuple[Precision, ...] = ("f32", "f16", "q8_0")
 
 
 def write_gguf(path: Path, model: GPT, tokenizer: GPT2Tokenizer, precision: Precision, name: str, chat: str) -> None:

@@ -1,7 +1,8 @@
 """A model behind OpenAI's HTTP interface on this machine, for evaluation systems that know no other.
 
 It is for a harness beside it, while it runs: no streaming, no log-probabilities, one model. Requests that come
-together are answered together.
+together are answered together. `serving` is not used for it: it stands on `evaluation`, not the other way round,
+it needs a web framework that a benchmark can do without, and here answers are kept for a run that is interrupted.
 """
 
 from __future__ import annotations
