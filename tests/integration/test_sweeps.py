@@ -164,7 +164,7 @@ def test_several_sweeps_work_on_one_study(start: Callable, small: tuple[str, ...
     workers = [
         start("train", *search, "hydra.sweeper.n_trials=4", cwd=tmp_path, log=tmp_path / str(n)) for n in range(2)
     ]
-    assert [worker.wait(280) for worker in workers] == [0, 0], (tmp_path / "0").read_text()[-3000:]
+    assert [worker.wait(280) for worker in workers] == [0, 0], (tmp_path / "0.err").read_text()[-3000:]
     trials = optuna.load_study(study_name="shared", storage=f"sqlite:///{tmp_path}/study.db").trials
     assert 4 <= len(trials) <= 5  # both may ask for the last one
     assert {t.state.name for t in trials} == {"COMPLETE"}
