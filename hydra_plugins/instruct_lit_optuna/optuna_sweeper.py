@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-import uuid
+import contextlib
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +20,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from instruct_lit.errors import ConfigError
+from instruct_lit.training.pruning import open_storage
 from instruct_lit.trial import is_held, locked, read_record
 
 ConfigStore.instance().store(
@@ -95,13 +97,13 @@ class OptunaSweeper(Sweeper):
         OmegaConf.save(self.settings, sweep_dir / "multirun.yaml")
         storage = self.storage or f"sqlite:///{sweep_dir / 'study.db'}"
         fixed, space = self._search_space(arguments)
+        worker = _join(sweep_dir / WORKERS)
         study = optuna.create_study(
-            study_name=self.study_name, storage=storage, direction=self.direction, load_if_exists=True,
-            sampler=self._sampler(), pruner=self.make_pruner(),
+            study_name=self.study_name, storage=open_storage(storage), direction=self.direction, load_if_exists=True,
+            sampler=self._sampler(self.seed + worker), pruner=self.make_pruner(),
         )  # fmt: skip
-        worker = str(uuid.uuid4())
-        with locked(sweep_dir / WORKERS / worker):
-            while batch := self._next_trials(study, space, sweep_dir, worker):
+        with locked(sweep_dir / WORKERS / str(worker)):
+            while batch := self._next_trials(study, space, sweep_dir, str(worker)):
                 overrides = [self._overrides(trial, fixed, storage) for trial in batch]
                 self.validate_batch_is_legal(overrides)
                 self.jobs.launch(overrides, initial_job_idx=batch[0].number)
@@ -177,14 +179,14 @@ class OptunaSweeper(Sweeper):
         else:
             study.tell(trial, state=TrialState.FAIL)
 
-    def _sampler(self) -> Any:
+    def _sampler(self, seed: int) -> Any:
         import optuna
 
         if self.sampler == "random":
-            return optuna.samplers.RandomSampler(seed=self.seed)
+            return optuna.samplers.RandomSampler(seed=seed)
         # constant_liar keeps trials that run side by side apart
         return optuna.samplers.TPESampler(
-            seed=self.seed, n_startup_trials=self.n_startup_trials, constant_liar=self.n_jobs > 1
+            seed=seed, n_startup_trials=self.n_startup_trials, constant_liar=self.n_jobs > 1
         )
 
     def make_pruner(self) -> Any:
@@ -195,6 +197,15 @@ class OptunaSweeper(Sweeper):
         if self.pruner == "hyperband":
             return optuna.pruners.HyperbandPruner()
         return optuna.pruners.MedianPruner(self.n_startup_trials, self.n_warmup_steps)
+
+
+def _join(workers: Path) -> int:
+    """The first number that no sweep of this folder has had: each draws other points, one that goes on too."""
+    for number in itertools.count():
+        with contextlib.suppress(FileExistsError):
+            (workers / str(number)).mkdir(parents=True)
+            return number
+    raise AssertionError("numbers do not end")
 
 
 def distribution(override: Override) -> Any:

@@ -11,6 +11,9 @@ from lightning.pytorch.trainer.states import TrainerFn
 from instruct_lit.errors import ConfigError, TrialPruned
 
 
+SECONDS_LOCKED = 120  # how long a trial waits for a database that others write
+
+
 class Pruning(Callback):
     """Reports `monitor` after every validation and raises TrialPruned when the study's pruner gives the trial up.
 
@@ -47,7 +50,7 @@ class Pruning(Callback):
             "hyperband": optuna.pruners.HyperbandPruner,
             "none": optuna.pruners.NopPruner,
         }
-        study = optuna.load_study(study_name=self.study_name, storage=self.storage, pruner=pruners[self.pruner]())
+        study = optuna.load_study(study_name=self.study_name, storage=open_storage(self.storage), pruner=pruners[self.pruner]())
         number_to_id = {t.number: t._trial_id for t in study.get_trials(deepcopy=False)}
         self._trial = optuna.trial.Trial(study, number_to_id[self.trial_number])
 
@@ -66,3 +69,11 @@ class Pruning(Callback):
                 f"pruned at step {trainer.global_step} with {self.monitor}={value:.4g}: "
                 "other trials of the study were better there"
             )
+
+
+def open_storage(url: str) -> Any:
+    """Optuna's storage at a database's URL; an SQLite file that another process is writing is waited for."""
+    import optuna
+
+    waiting = {"connect_args": {"timeout": SECONDS_LOCKED}} if url.startswith("sqlite") else {}
+    return optuna.storages.RDBStorage(url, engine_kwargs=waiting)

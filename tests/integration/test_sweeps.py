@@ -168,6 +168,7 @@ def test_several_sweeps_work_on_one_study(start: Callable, small: tuple[str, ...
     trials = optuna.load_study(study_name="shared", storage=f"sqlite:///{tmp_path}/study.db").trials
     assert 4 <= len(trials) <= 5  # both may ask for the last one
     assert {t.state.name for t in trials} == {"COMPLETE"}
-    assert len({t.user_attrs["worker"] for t in trials}) == 2
+    assert {t.user_attrs["worker"] for t in trials} == {"0", "1"}
+    assert len({t.params["optimizer.lr"] for t in trials}) == len(trials)
     folder = tmp_path / "outputs" / "multirun" / "shared"
     assert [record_of(folder / str(t.number))["value"] for t in trials] == [t.value for t in trials]
