@@ -4,13 +4,16 @@ The processes are forks of one that has imported the libraries (`multiprocessing
 folder, the environment, the streams and the exit status are those of `python -m`, without seconds of imports each time.
 """
 
+import atexit
 import multiprocessing
 import os
 import runpy
 import signal
 import subprocess
 import sys
+import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -71,7 +74,20 @@ def _become(
     os.environ.update(environment)
     sys.argv = [f"instruct_lit.{name}", *overrides]
     sys.modules.pop(f"instruct_lit.{name}", None)
-    runpy.run_module(f"instruct_lit.{name}", run_name="__main__", alter_sys=True)
+    status: object = 0
+    try:
+        runpy.run_module(f"instruct_lit.{name}", run_name="__main__", alter_sys=True)
+    except SystemExit as ended:
+        status = ended.code
+    except BaseException:
+        traceback.print_exc()
+        status = 1
+    # A process of multiprocessing would wait here for pools that only the end of an interpreter ends.
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status if isinstance(status, int) else int(status is not None))
 
 
 @pytest.fixture(scope="session")

@@ -162,7 +162,10 @@ class OptunaSweeper(Sweeper):
         overrides.append(f"hydra.sweep.subdir={trial.number}")
         callbacks = self.settings.get("callbacks")
         if callbacks is not None and callbacks.get("pruning") is not None:
-            given = {"storage": f"'{storage}'", "study_name": f"'{self.study_name}'", "trial_number": trial.number}
+            given = {
+                "storage": f"'{storage}'", "study_name": f"'{self.study_name}'", "trial_number": trial.number,
+                "pruner": self.pruner, "n_startup_trials": self.n_startup_trials, "n_warmup_steps": self.n_warmup_steps,
+            }  # fmt: skip
             overrides += [f"callbacks.pruning.{key}={value}" for key, value in given.items()]
         return overrides
 

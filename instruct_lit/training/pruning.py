@@ -50,7 +50,9 @@ class Pruning(Callback):
             "hyperband": optuna.pruners.HyperbandPruner,
             "none": optuna.pruners.NopPruner,
         }
-        study = optuna.load_study(study_name=self.study_name, storage=open_storage(self.storage), pruner=pruners[self.pruner]())
+        study = optuna.load_study(
+            study_name=self.study_name, storage=open_storage(self.storage), pruner=pruners[self.pruner]()
+        )
         number_to_id = {t.number: t._trial_id for t in study.get_trials(deepcopy=False)}
         self._trial = optuna.trial.Trial(study, number_to_id[self.trial_number])
 

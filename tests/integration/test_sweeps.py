@@ -105,6 +105,9 @@ def test_optuna_prunes_records_failures_and_goes_on(command: Callable, small: tu
             assert "other trials of the study were better there" in records[found.number]["reason"]
             assert len(found.intermediate_values) >= 1
     assert {record["status"] for record in records.values()} == {"completed", "pruned", "failed"}
+    assert (
+        "n_startup_trials: 2" in (folder / "0" / ".hydra" / "config.yaml").read_text()
+    )  # the sweeper's, not the default
     page = (folder / "report.html").read_text()
     assert "Parallel coordinates" in page and "Importance" in page
 
