@@ -10,7 +10,6 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from instruct_lit.errors import ConfigError, TrialPruned
 
-
 SECONDS_LOCKED = 120  # how long a trial waits for a database that others write
 
 
