@@ -142,7 +142,7 @@ def test_a_rank_that_dies_ends_the_job_with_its_own_error(small: tuple[str, ...]
 
 
 @pytest.fixture
-def start(cache: Path, small: tuple[str, ...], tmp_path: Path) -> Callable[..., "subprocess.Popen[bytes]"]:
+def start_process(cache: Path, small: tuple[str, ...], tmp_path: Path) -> Callable[..., "subprocess.Popen[bytes]"]:
     """Starts one process of a job in which somebody else starts all of them, or with `module=` a starter."""
 
     def run(name: str, *overrides: str, starter: tuple[str, ...] = (), **variables: str) -> "subprocess.Popen[bytes]":
@@ -163,15 +163,16 @@ def free_port() -> str:
 
 
 @pytest.mark.slow
-def test_torchrun_and_slurm_start_the_same_run(start: Callable, tmp_path: Path) -> None:
+def test_torchrun_and_slurm_start_the_same_run(start_process: Callable, tmp_path: Path) -> None:
     options = ("evaluate_base=false", "trainer.max_epochs=1", "trainer.precision=32-true")
     torchrun = ("-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}")
-    assert start("torchrun", *options, "hydra.run.dir=torchrun", starter=torchrun).wait(250) == 0
+    assert start_process("torchrun", *options, "hydra.run.dir=torchrun", starter=torchrun).wait(250) == 0
     slurm = {"SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "train", "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2",
              "SLURM_NNODES": "1", "SLURM_NODEID": "0", "SLURM_NODELIST": "localhost", "SLURM_JOB_NODELIST": "localhost",
              "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}  # fmt: skip
     tasks = [
-        start("slurm", *options, "hydra.run.dir=slurm", **slurm, SLURM_PROCID=rank, SLURM_LOCALID=rank) for rank in "01"
+        start_process("slurm", *options, "hydra.run.dir=slurm", **slurm, SLURM_PROCID=rank, SLURM_LOCALID=rank)
+        for rank in "01"
     ]
     assert [task.wait(250) for task in tasks] == [0, 0], (tmp_path / "slurm.log").read_text()[-3000:]
     a, b = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("torchrun", "slurm"))
@@ -192,13 +193,13 @@ def test_slurms_variables_are_recognised(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.slow
-def test_killed_under_ddp_it_goes_on_as_the_run_that_would_have_been(start: Callable, tmp_path: Path) -> None:
+def test_killed_under_ddp_it_goes_on_as_the_run_that_would_have_been(start_process: Callable, tmp_path: Path) -> None:
     options = ("evaluate_base=false", "trainer.max_epochs=12", "callbacks.early_stopping=null", "ckpt_path=last")
-    assert start("whole", *options, "hydra.run.dir=whole").wait(250) == 0
+    assert start_process("whole", *options, "hydra.run.dir=whole").wait(250) == 0
     history = tmp_path / "run" / "history.jsonl"
     for victim in (0, 1):  # the first process, then the one that it started
         seen = history.stat().st_size if history.exists() else 0
-        process = start("run", *options, "hydra.run.dir=run")
+        process = start_process("run", *options, "hydra.run.dir=run")
         deadline = time.monotonic() + 200
         while time.monotonic() < deadline and not (history.exists() and history.stat().st_size not in (0, seen)):
             time.sleep(0.002)
@@ -209,7 +210,9 @@ def test_killed_under_ddp_it_goes_on_as_the_run_that_would_have_been(start: Call
         while time.monotonic() < deadline and Path(f"/proc/{child}").exists():  # it notices that the other is gone
             time.sleep(0.05)
         assert not Path(f"/proc/{child}").exists()
-    assert start("run", *options, "hydra.run.dir=run").wait(250) == 0, (tmp_path / "run.log").read_text()[-3000:]
+    assert start_process("run", *options, "hydra.run.dir=run").wait(250) == 0, (tmp_path / "run.log").read_text()[
+        -3000:
+    ]
     found, wanted = (
         [{k: v for k, v in row.items() if k != "tokens_per_s"} for row in rows_of(tmp_path / name / "history.jsonl")]
         for name in ("run", "whole")
