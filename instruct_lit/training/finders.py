@@ -48,13 +48,22 @@ class LearningRateRange:
         assert finder is not None
         rates, losses = finder.results["lr"], finder.results["loss"]
         n = min(len(rates), len(losses))
-        rates, losses = rates[:n], losses[:n]
+        rates, losses = rates[:n], unbiased(losses[:n])
         found = suggested(rates, losses)
+        lowest = rates[int(np.nanargmin(losses))]
         content = {"suggestion": found, "lr": rates, "loss": [x if math.isfinite(x) else None for x in losses]}
         (run_dir / "lr_range.json").write_text(json.dumps(content, indent=1) + "\n")
         draw(run_dir / "lr_range.png", rates, losses, found)
-        print(f"\n{run_dir / 'lr_range.png'}\nthe loss falls most steeply at optimizer.lr={found:.2g}")
+        print(
+            f"\n{run_dir / 'lr_range.png'}\nthe loss falls most steeply at optimizer.lr={found:.2g} and is lowest "
+            f"at {lowest:.2g}: rates between the two are worth a try"
+        )
         return found
+
+
+def unbiased(losses: Sequence[float], beta: float = 0.98) -> list[float]:
+    """The tuner's smoothed losses as means: it divides by the weights of one step too many, half the first loss."""
+    return [x * (1 - beta ** (i + 2)) / (1 - beta ** (i + 1)) for i, x in enumerate(losses)]
 
 
 def suggested(rates: Sequence[float], losses: Sequence[float], skip: int = 5) -> float:

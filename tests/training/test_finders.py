@@ -11,7 +11,7 @@ from lightning import Trainer
 
 from instruct_lit.errors import ConfigError, TrainingError
 from instruct_lit.training import finders
-from instruct_lit.training.finders import LargestBatch, LearningRateRange, largest, suggested
+from instruct_lit.training.finders import LargestBatch, LearningRateRange, largest, suggested, unbiased
 
 
 @pytest.fixture
@@ -105,3 +105,15 @@ def test_memory_that_is_not_free_is_refused_and_not_the_end_of_the_process() -> 
         with pytest.raises(RuntimeError) as caught:
             torch.empty(2**42, dtype=torch.uint8)
         assert finders.out_of_memory(caught.value)
+
+
+def test_smoothed_losses_are_means() -> None:
+    from lightning.pytorch.tuner.lr_finder import _LRCallback
+
+    average, shown = 0.0, []
+    beta = _LRCallback(1).beta
+    for step in range(1, 5):  # as the tuner does, which has counted the step before it divides
+        average = beta * average + (1 - beta) * 3.0
+        shown.append(average / (1 - beta ** (step + 1)))
+    assert shown[0] < 1.6
+    assert unbiased(shown, beta) == pytest.approx([3.0] * 4)
