@@ -25,8 +25,8 @@ from instruct_lit.training.module import InstructionTuner
 class LearningRateRange:
     """Trains `n_steps` steps with a learning rate that grows from `min_lr` to `max_lr` (Smith 2017), and suggests one.
 
-    Lightning's tuner runs the steps and smooths their losses. The suggestion is where the loss falls most steeply over
-    the logarithm of the learning rate (the tuner's own looks at the rate itself, which favours the smallest ones).
+    Lightning's tuner runs the steps and smooths their losses. The suggestion is a tenth of the rate at which the loss
+    is lowest (the tuner's own, the steepest fall, is that of the noise where few losses are averaged).
     Leaves `lr_range.json` and `lr_range.png`; weights are put back. Raises TrainingError when no loss falls.
     """
 
@@ -50,14 +50,10 @@ class LearningRateRange:
         n = min(len(rates), len(losses))
         rates, losses = rates[:n], unbiased(losses[:n])
         found = suggested(rates, losses)
-        lowest = rates[int(np.nanargmin(losses))]
         content = {"suggestion": found, "lr": rates, "loss": [x if math.isfinite(x) else None for x in losses]}
         (run_dir / "lr_range.json").write_text(json.dumps(content, indent=1) + "\n")
         draw(run_dir / "lr_range.png", rates, losses, found)
-        print(
-            f"\n{run_dir / 'lr_range.png'}\nthe loss falls most steeply at optimizer.lr={found:.2g} and is lowest "
-            f"at {lowest:.2g}: rates between the two are worth a try"
-        )
+        print(f"\n{run_dir / 'lr_range.png'}\na tenth of the rate at the lowest loss: optimizer.lr={found:.2g}")
         return found
 
 
@@ -67,7 +63,7 @@ def unbiased(losses: Sequence[float], beta: float = 0.98) -> list[float]:
 
 
 def suggested(rates: Sequence[float], losses: Sequence[float], skip: int = 5) -> float:
-    """The rate at the steepest fall of the loss over log(rate), before its lowest point.
+    """A tenth of the rate at which the loss is lowest.
 
     The first `skip` losses, which the smoothing has not settled, are left out. Raises TrainingError when none falls.
     """
@@ -78,8 +74,7 @@ def suggested(rates: Sequence[float], losses: Sequence[float], skip: int = 5) ->
         raise TrainingError(
             "lr_range: the loss falls nowhere; give a lower finder.min_lr, or look at the data with instruct_lit.peek"
         )
-    slopes = np.gradient(y[: lowest + 1], x[: lowest + 1])
-    return float(np.exp(x[int(np.argmin(slopes))]))
+    return float(np.exp(x[lowest])) / 10
 
 
 def draw(path: Path, rates: Sequence[float], losses: Sequence[float], found: float) -> None:
