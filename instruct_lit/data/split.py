@@ -68,30 +68,31 @@ def kept_together(
     """The split with every group of examples on one side, and how many examples that took.
 
     A group that lies in several parts goes to train as a whole, so nothing that is held out was trained on. Examples of
-    a group in `elsewhere` (test or validation files of their own) are taken out of train. Where examples may not be
-    moved (`movable`: the book's split is in file order) the held-out ones with a relative in train are counted alone.
+    a group in `elsewhere` (test or validation files of their own) are taken out of every part. Where examples may not
+    be moved (`movable`: the book's split is in file order) those that would have been are counted alone.
     """
-    train, val, test = (groups[getattr(split, name)] for name in NAMES)
+    parts = {name: getattr(split, name) for name in NAMES}
     relatives = np.array(sorted(elsewhere), dtype=np.int64)
-    if not movable:
-        n_straddling = np.isin(np.concatenate([val, test]), train).sum() + np.isin(train, relatives).sum()
-        return split, {"n_straddling": int(n_straddling)}
-    shared = np.concatenate([np.intersect1d(one, other) for one, other in ((train, val), (train, test), (val, test))])
     part_of = np.full(len(groups), -1)
-    for number, name in enumerate(NAMES):
-        part_of[getattr(split, name)] = number
-    moved = (part_of > 0) & np.isin(groups, shared)
-    part_of[moved] = 0
-    left_out = (part_of == 0) & np.isin(groups, relatives)
-    part_of[left_out] = -1
-    parts = {name: np.flatnonzero(part_of == number) for number, name in enumerate(NAMES)}
+    for number, members in enumerate(parts.values()):
+        part_of[members] = number
+    left_out = (part_of >= 0) & np.isin(groups, relatives)
+    inside = [groups[(part_of == number) & ~left_out] for number in range(len(NAMES))]
+    shared = np.concatenate([np.intersect1d(inside[one], inside[other]) for one, other in ((0, 1), (0, 2), (1, 2))])
+    moved = (part_of > 0) & ~left_out & np.isin(groups, shared)
+    if not movable:
+        return split, {"n_straddling": int(moved.sum() + left_out.sum())}
+    counts = {"n_moved_to_train": int(moved.sum())}
+    counts |= {f"n_left_out_of_{name}": int(left_out[members].sum()) for name, members in parts.items()}
+    part_of[moved], part_of[left_out] = 0, -1
+    kept = {name: np.flatnonzero(part_of == number) for number, name in enumerate(NAMES)}
     for name, members in parts.items():
-        if len(members) == 0 and len(getattr(split, name)) > 0:
+        if len(kept[name]) == 0 and len(members) > 0:
             raise ConfigError(
                 f"data.split: every example for {name} has a near-duplicate elsewhere; give more examples, or "
                 "data.keep_together=nothing"
             )
-    return Split(**parts), {"n_moved_to_train": int(moved.sum()), "n_left_out_of_train": int(left_out.sum())}
+    return Split(**kept), counts
 
 
 def joined(splits: Sequence[Split], starts: Sequence[int]) -> Split:

@@ -106,11 +106,15 @@ class StreamedData(InstructionData):
         """Files of their own, or what the split takes from the stream."""
         spec = self.split_spec if isinstance(self.split_spec, Mapping) else {}
         wanted = {name: int(spec.get(name, 0)) for name in ("val", "test") if name not in self.own_files}
-        different = self._different(example for _, example in self._stream().examples(HELD_OUT_EPOCH, {}))
+        apart = self.own_files.values() if self.keep_together != "nothing" else ()
+        different = self._different(
+            (example for _, example in self._stream().examples(HELD_OUT_EPOCH, {})),
+            {prompt_digest(example) for source in apart for example in source},
+        )
         taken = list(islice(different, sum(wanted.values())))
         if len(taken) < sum(wanted.values()):
             raise ConfigError(f"data.split={spec}: the stream has only {len(taken)} different examples")
-        facts = f"{self.fingerprint} {spec} {self.seed} {[filter.fingerprint() for filter in self.filters]}"
+        facts = f"{self.fingerprint} {spec} {self.seed} {[f.fingerprint() for f in self.filters]} {self.keep_together}"
         sources: dict[str, Any] = dict(self.own_files)
         for name, n in wanted.items():
             sources[name] = HeldOut(f"{self.source.name}_{name}", taken[:n], facts)
@@ -118,9 +122,8 @@ class StreamedData(InstructionData):
         return sources
 
     @staticmethod
-    def _different(examples: Iterable[Example]) -> Iterator[Example]:
-        """Examples of which no two have the same prompt, so validation and test have none in common."""
-        seen: set[bytes] = set()
+    def _different(examples: Iterable[Example], seen: set[bytes]) -> Iterator[Example]:
+        """Examples of which no two have the same prompt, nor one of `seen`: validation and test have none in common."""
         for example in examples:
             digest = prompt_digest(example)
             if digest not in seen:

@@ -126,36 +126,50 @@ def test_a_set_without_a_training_example_cannot_have_a_weight() -> None:
         Mixture(weights={"a": 1, "b": 2}).repeats_of({"a": 4, "b": 0})
 
 
+@pytest.mark.parametrize("how", ["same_prompt", "near_duplicates"])
 def test_trap_17_near_duplicates_stay_on_one_side_across_sets_and_files(
-    tmp_path: Path, tokenizer: GPT2Tokenizer
+    tmp_path: Path, tokenizer: GPT2Tokenizer, how: str
 ) -> None:
-    ask = [{"instruction": f"Question {i}?", "output": f"a{i}"} for i in range(30)]
-    other = [{"instruction": f"question {i}", "output": f"b{i}"} for i in range(30)]  # the same words
-    own = [{"instruction": f"QUESTION: {i}", "output": "c"} for i in range(4)]
-    sources = {"one": write(tmp_path, "one", ask), "two": write(tmp_path, "two", other)}
+    if how == "near_duplicates":
+        pytest.importorskip("datasketch")
 
-    def split_of(how: str) -> InstructionData:
+    def asked(number: int, more: str = "") -> str:
+        return " ".join(f"w{number}x{i}" for i in range(20)) + more * (how == "near_duplicates")
+
+    def of_set(name: str, numbers: list[int], more: str) -> FileSource:
+        made = [{"instruction": asked(i, more), "output": name, "number": i} for i in numbers]
+        return write(tmp_path, name, made)
+
+    # Half of the second set's questions are the first one's in other places, so that they meet across the split.
+    sources = {"one": of_set("one", list(range(30)), ""), "two": of_set("two", list(range(44, 14, -1)), " please")}
+    own = {"test_source": of_set("test", list(range(20)), "?!")}
+
+    def split_of(how: str, split: dict, **own: FileSource) -> InstructionData:
         data = InstructionData(
-            sources, TEMPLATE, tokenizer, tmp_path / "cache", max_length=32, seed=1, split={"train": 0.8, "val": 0.2},
-            test_source=write(tmp_path, "test", own), keep_together=how,  # type: ignore[arg-type]
+            sources, TEMPLATE, tokenizer, tmp_path / "cache", max_length=512, seed=1, split=split,
+            keep_together=how, **own,  # type: ignore[arg-type]
         )  # fmt: skip
         data.prepare_data()
         data.setup()
         return data
 
-    def words_of(data: InstructionData, split: str) -> set[str]:
+    def numbers(data: InstructionData, split: str) -> set[int]:
         store, indices = data.examples_of(split)
-        return {"".join(c for c in store.example(int(i)).instruction.lower() if c.isalnum()) for i in indices}
+        return {store.example(int(i)).extra["number"] for i in indices}
 
-    before, data = split_of("nothing"), split_of("same_prompt")
-    # Both sets are drawn by the same seed, so the pairs lie alike and only the test file meets train.
-    assert words_of(before, "train") & words_of(before, "test")
-    assert not words_of(data, "train") & (words_of(data, "val") | words_of(data, "test"))
-    assert len(words_of(data, "test")) == 4 and len(words_of(data, "val")) > 0
-    n_before, counts = before.counts, data.counts
-    n_moved, n_left_out = counts.get("n_moved_to_train", 0), counts["n_left_out_of_train"]
-    assert counts["n_val"] == n_before["n_val"] - n_moved and n_left_out > 0
-    assert counts["n_train"] == n_before["n_train"] + n_moved - n_left_out
+    for split, files in (({"val": 6, "test": 6}, {}), ({"val": 6}, own)):
+        before, data = split_of("nothing", split, **files), split_of(how, split, **files)
+        train, val, test = (numbers(data, name) for name in ("train", "val", "test"))
+        assert numbers(before, "train") & numbers(before, "val") and numbers(before, "train") & numbers(before, "test")
+        assert train and val and test and not train & val and not train & test and not val & test
+        counts = data.counts
+        n_lost = counts.get("n_left_out_of_val", 0) + counts.get("n_left_out_of_train", 0)
+        assert counts["n_moved_to_train"] > 0 and n_lost == (25 if files else 0)  # 20 of the first set, 5 of the second
+        assert sum(counts[f"n_{name}"] for name in ("train", "val", "test")) == 60 - n_lost + (20 if files else 0)
+    assert counts["n_left_out_of_val"] > 0  # a validation example with a relative in the test file
+
+    both = split_of(how, {}, **own, val_source=of_set("val", [5, 77], ""))
+    assert both.counts["n_straddling"] == 1 and not set(range(20)) & numbers(both, "train")
 
 
 def test_exact_repetitions_between_sets_are_left_out_once(tmp_path: Path, tokenizer: GPT2Tokenizer) -> None:

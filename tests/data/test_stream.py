@@ -217,6 +217,18 @@ def test_files_of_their_own_take_the_place_of_what_is_held_out(folder: Path, tok
     assert len(flat(ids(data.train_dataloader()))) == N - 1 and data.counts["n_left_out_of_train"] == 1
 
 
+def test_trap_17_what_is_held_out_has_no_relative_in_a_file_of_its_own(folder: Path, tokenizer: GPT2Tokenizer) -> None:
+    path = folder.parent / "own.json"
+    path.write_text(json.dumps([{"instruction": f"NUMBER: {i}", "output": "x"} for i in range(0, N, 2)]))
+    data = streamed(folder, tokenizer, split={"val": 6}, test_source=FileSource(str(path), name="own"))
+    assert all(int(instruction.split()[-1]) % 2 for instruction in instructions(data, "val"))
+    assert len(instructions(data, "val")) == 6 and len(instructions(data, "test")) == -(-N // 2)
+    free = streamed(
+        folder, tokenizer, split={"val": 6}, test_source=FileSource(str(path), name="own"), keep_together="nothing"
+    )
+    assert instructions(free, "val") != instructions(data, "val")
+
+
 def test_a_stream_that_is_too_short_for_its_split(folder: Path, tokenizer: GPT2Tokenizer) -> None:
     with pytest.raises(
         ConfigError, match=r"data.split={'val': 40, 'test': 5}: the stream has only 41 different examples"
