@@ -84,8 +84,9 @@ def train(config: DictConfig) -> float | None:
     tuner.identity = identity_of(model, data, trainer)
     command = ["python", "-m", "instruct_lit.train", *sys.argv[1:]]
     known = {"name": config.data.name, "licence": config.data.licence, "fingerprint": data.fingerprint}
+    changed = differences(config, "train")
     origin = provenance(
-        command, differences(config, "train"), known, model, run_dir / "split.json",
+        command, changed, known, model, run_dir / "split.json",
         trainer.strategy.root_device, trainer.precision, {"seed": config.seed, "data.seed": config.data.seed},
     )  # fmt: skip
     if trainer.is_global_zero:
@@ -171,7 +172,7 @@ def train(config: DictConfig) -> float | None:
         logger.log_hyperparams({key: str(value) for key, value in flat(config).items()}, numbers)  # type: ignore[call-arg]
         logger.finalize("success")
     plot_losses(run_dir)
-    write_report(run_dir, differences(config, "train"), sys.argv[1:])
+    write_report(run_dir, changed, sys.argv[1:])
     print_summary(run_dir, metrics)
     if interrupted:
         print(f"interrupted; to go on: add ckpt_path={run_dir} to the same command", file=sys.stderr)

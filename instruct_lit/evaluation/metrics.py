@@ -132,9 +132,10 @@ def interval(values: Sequence[float], seed: int = 0, weights: Sequence[float] | 
     weight = np.ones_like(sample) if weights is None else np.asarray(weights, dtype=np.float64)
     random = np.random.default_rng(seed)
     means = np.empty(N_RESAMPLES)
-    for i in range(N_RESAMPLES):
-        drawn = random.integers(0, len(sample), len(sample))
-        means[i] = np.average(sample[drawn], weights=weight[drawn])
+    n_at_once = max(1, 2**20 // len(sample))  # resamples, in some tens of megabytes
+    for i in range(0, N_RESAMPLES, n_at_once):
+        drawn = random.integers(0, len(sample), (len(means[i : i + n_at_once]), len(sample)))
+        means[i : i + n_at_once] = np.average(sample[drawn], axis=1, weights=weight[drawn])
     low, high = np.percentile(means, [2.5, 97.5])
     return {"mean": float(np.average(sample, weights=weight)), "low": float(low), "high": float(high), "n": len(sample)}
 

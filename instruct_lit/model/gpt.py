@@ -93,8 +93,9 @@ class GPT(CausalLM):
         super().__init__()
         self.config = config
         self.activation_checkpointing = activation_checkpointing
-        self.wte = nn.Embedding(config.n_vocab, config.d_model)
-        self.wpe = nn.Embedding(config.context_length, config.d_model)
+        # From zeros: drawing them, which `init_weights` or a checkpoint does over, imports torch's compiler on "meta".
+        self.wte = nn.Embedding.from_pretrained(torch.zeros(config.n_vocab, config.d_model), freeze=False)
+        self.wpe = nn.Embedding.from_pretrained(torch.zeros(config.context_length, config.d_model), freeze=False)
         self.dropout = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(Block(config, layer, dropout) for layer in range(config.n_layers))
         self.ln_f = nn.LayerNorm(config.d_model, eps=config.layer_norm_eps)

@@ -64,6 +64,7 @@ def test_bad_input_gives_one_message(overrides: list[str], message: str, command
     assert message in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_streamed_run_and_its_resume(command: Callable, small: tuple[str, ...], tmp_path: Path) -> None:
     (tmp_path / "set").mkdir()
     for shard in range(3):

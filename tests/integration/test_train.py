@@ -91,20 +91,6 @@ def test_tensorboard_has_curves_answers_and_hyper_parameters(small_run: Path) ->
     )
 
 
-def test_a_resumed_run_is_the_run_that_would_have_been(
-    small_run: Path, command: Callable, small: tuple[str, ...], tmp_path: Path
-) -> None:
-    command("train", *small, "+trainer.max_time=null", "trainer.max_epochs=2", "trainer.max_steps=5",
-            "hydra.run.dir=half", cwd=tmp_path)  # fmt: skip
-    command("train", *small, "trainer.max_epochs=2", "trainer.max_steps=10", "hydra.run.dir=whole", cwd=tmp_path)
-    command("train", *small, "trainer.max_epochs=2", "trainer.max_steps=10", "ckpt_path=half", "hydra.run.dir=rest",
-            cwd=tmp_path)  # fmt: skip
-    whole, rest = (rows_of(tmp_path / name / "history.jsonl") for name in ("whole", "rest"))
-    wanted = {row["step"]: row["train/loss"] for row in whole if "train/loss" in row}
-    found = {row["step"]: row["train/loss"] for row in rest if "train/loss" in row}
-    assert {step: found[step] for step in range(6, 11)} == pytest.approx({s: wanted[s] for s in range(6, 11)}, rel=1e-6)
-
-
 @pytest.mark.slow
 def test_trials_of_a_sweep_do_not_touch_each_other(
     small_run: Path, command: Callable, small: tuple[str, ...], tmp_path: Path
