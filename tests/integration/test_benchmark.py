@@ -216,22 +216,36 @@ def verdict(number: int, body: dict) -> tuple[int, dict, bytes]:
     return 200, {}, json.dumps(answer).encode()
 
 
+def place_alpaca_eval(folder: Path, shared_data: Path) -> None:
+    """The hub's data set of AlpacaEval: real reference answers, and a table of lengths in the form of its own.
+
+    The real table cannot be had offline; in this one the longer answer wins nine times in ten.
+    """
+    place = folder / "tatsu-lab" / "alpaca_eval"
+    place.mkdir(parents=True)
+    (place / "alpaca_eval.json").symlink_to(shared_data / "alpaca_eval" / "text_davinci_003.model_outputs.json")
+    rows = [
+        f"gamed{sign},{i},{1.5 + 0.4 * sign},{sign},{(i % 7 - 3) / 3},False" for sign in (1, -1) for i in range(805)
+    ]
+    header = "model,index,preference,std_delta_len,instruction_difficulty,not_gamed_baseline"
+    (place / "df_gamed.csv").write_text("\n".join([header, *rows]) + "\n")
+
+
 @pytest.mark.slow
 def test_alpaca_eval_counts_what_the_judge_did_not_say(
     run: Run, environments: Path, shared_data: Path, tmp_path: Path, judge_server: Callable
 ) -> None:
     (tmp_path / "cache").symlink_to(environments)
     (environments / "benchmark" / "alpaca_eval-weighted_alpaca_eval_gpt4_turbo-small.json").unlink(missing_ok=True)
+    place_alpaca_eval(tmp_path / "hub", shared_data)
     judge = judge_server(verdict)
-    references = shared_data / "alpaca_eval" / "text_davinci_003.model_outputs.json"
     written = run(
         "suite=alpaca_eval", "benchmark.limit=8", "benchmark.template=on", "suite.options.logprobs=false",
-        f"suite.options.references={references}", "suite.options.length_controlled=false",
-        f"suite.options.judge_url={judge.url}", "suite.options.judge_model=small",
+        f"suite.options.judge_url={judge.url}", "suite.options.judge_model=small", f"benchmark.data_dir={tmp_path / 'hub'}",
         "suite.options.max_new_tokens=20",
     )  # fmt: skip
     assert len(judge.requests) == 8
     figure = written["runs"][0]["tasks"]["alpaca_eval"]
     assert (figure["metric"], figure["n"], figure["others"]["n_unread_verdicts"]) == ("win_rate", 8, 2)
-    assert 0 < figure["value"] < 1
+    assert 0 < figure["value"] < 1 and 0 < figure["others"]["length_controlled_win_rate"] < 1
     assert len(json.loads((tmp_path / "0-first-on" / "model_outputs.json").read_text())) == 8

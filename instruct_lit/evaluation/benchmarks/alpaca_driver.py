@@ -35,8 +35,10 @@ def annotator_of(task: dict[str, Any]) -> str:
 def main() -> None:
     """Judge, and keep the leaderboard's row and every verdict."""
     from alpaca_eval import evaluate
+    from alpaca_eval.metrics import glm_winrate
 
     task = json.loads(Path("task.json").read_text())
+    glm_winrate.hf_hub_download = lambda **asked: task["length_table"]  # the package would ask the hub for it each time
     board, verdicts = evaluate(
         model_outputs=json.loads(Path("model_outputs.json").read_text()),
         reference_outputs=json.loads(Path("reference_outputs.json").read_text()),
@@ -45,7 +47,7 @@ def main() -> None:
         output_path=".",
         precomputed_leaderboard=None,
         is_return_instead_of_print=True,
-        fn_metric="get_length_controlled_winrate" if task["length_controlled"] else "get_winrate",
+        fn_metric="get_length_controlled_winrate" if task["length_table"] else "get_winrate",
         sort_by="win_rate",
         caching_path=task["verdicts"],
     )

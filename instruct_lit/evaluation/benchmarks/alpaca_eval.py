@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import re
@@ -16,7 +17,8 @@ from instruct_lit.evaluation.benchmarks.suite import Asked, BenchmarkError, Figu
 from instruct_lit.generation.sampling import SamplingSettings
 
 ENVIRONMENT = Environment("alpaca-eval", [["alpaca-eval==0.6.6", "setuptools<81", "datasets==5.2.0", "openai==3.57.0"]])
-REPO, FILE = "tatsu-lab/alpaca_eval", "alpaca_eval.json"
+REPO, FILE, TABLE = "tatsu-lab/alpaca_eval", "alpaca_eval.json", "df_gamed.csv"
+COLUMNS = {"model", "index", "preference", "std_delta_len", "instruction_difficulty", "not_gamed_baseline"}  # of TABLE
 
 
 def run(subject: Subject, asked: Asked) -> dict[str, Figure]:
@@ -24,8 +26,9 @@ def run(subject: Subject, asked: Asked) -> dict[str, Figure]:
 
     Of `options`: `references` is a file of reference answers (fetched from the hub where it is null), `annotator` a
     judge of the package, `judge_model` and `judge_url` another model behind OpenAI's interface, `logprobs` whether that
-    gives log-probabilities, `length_controlled` whether the length-controlled rate is wanted, `max_new_tokens` the
-    length of an answer. The key is taken from OPENAI_API_KEY. Verdicts that cannot be read are counted.
+    gives log-probabilities, `length_controlled` whether the length-controlled rate is wanted (`length_table`),
+    `max_new_tokens` the length of an answer. The key is taken from OPENAI_API_KEY. Verdicts that cannot be read are
+    counted.
     """
     options = asked.options
     if not options.get("judge_url") and not os.environ.get("OPENAI_API_KEY"):
@@ -34,6 +37,7 @@ def run(subject: Subject, asked: Asked) -> dict[str, Figure]:
             "suite.options.judge_model=<name> of any server with OpenAI's interface"
         )
     references = read_references(asked)[: asked.limit]
+    table = length_table(asked) if options["length_controlled"] else None
     check_judge("alpaca_eval", options.get("judge_url"), options.get("judge_model"))
     python = ENVIRONMENT.python(asked.cache, asked.log)
     prompts = [subject.template.prompt(Example(r["instruction"], "")) for r in references]
@@ -53,7 +57,7 @@ def run(subject: Subject, asked: Asked) -> dict[str, Figure]:
         "annotator": options["annotator"],
         "judge_model": options.get("judge_model"),
         "logprobs": options["logprobs"],
-        "length_controlled": options["length_controlled"],
+        "length_table": table and str(table),
         "verdicts": str(verdicts),
     }
     (asked.out_dir / "task.json").write_text(json.dumps(task))
@@ -67,31 +71,50 @@ def run(subject: Subject, asked: Asked) -> dict[str, Figure]:
 
 def read_references(asked: Asked) -> list[dict[str, Any]]:
     """Reference answers with their instructions: the file of the options, of `data_dir`, or of the hub."""
-    given = asked.options.get("references")
-    local = asked.data_dir / REPO / FILE if asked.data_dir is not None else None
-    if given or local is not None:
-        path = Path(given).expanduser() if given else local
-        assert path is not None
-        if not path.is_file():
-            raise BenchmarkError(
-                f"suite=alpaca_eval: {path} is not there; put the reference answers ({FILE} of {REPO}) there, or give "
-                "suite.options.references=<file>"
-            )
-    else:
-        from huggingface_hub import hf_hub_download
-
-        try:
-            # Data, not code: its newest state is what the leaderboard compares with.
-            path = Path(hf_hub_download(REPO, FILE, repo_type="dataset", cache_dir=asked.cache / "hub"))  # nosec B615
-        except Exception as error:  # the hub's client lets errors of its HTTP library through
-            raise BenchmarkError(
-                f"suite=alpaca_eval: {FILE} of {REPO} cannot be fetched from the Hugging Face hub "
-                f"({type(error).__name__}); give suite.options.references=<file with instruction and output>"
-            ) from error
+    given, instead = asked.options.get("references"), "suite.options.references=<file with instruction and output>"
+    path = Path(given).expanduser() if given else _file(asked, FILE, instead)
+    if not path.is_file():
+        raise BenchmarkError(f"suite.options.references={given}: no such file")
     rows = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(rows, list) or not all(isinstance(r, dict) and {"instruction", "output"} <= set(r) for r in rows):
         raise BenchmarkError(f"{path}: no list of records with instruction and output")
     return [{"generator": "reference", **row} for row in rows]
+
+
+def length_table(asked: Asked) -> Path:
+    """The package's table for the length-controlled rate, of `data_dir` or of the hub.
+
+    It has how difficult each of the 805 instructions is, in their order, and verdicts on answers of the baseline that
+    were made short and long on purpose, to which the fit is drawn. Raises BenchmarkError where it cannot be had.
+    """
+    path = _file(asked, TABLE, "suite.options.length_controlled=false")
+    with path.open(encoding="utf-8", newline="") as file:
+        missing = COLUMNS - set(next(csv.reader(file), []))
+    if missing:
+        raise BenchmarkError(f"{path}: no table of AlpacaEval's, it has no column {', '.join(sorted(missing))}")
+    return path
+
+
+def _file(asked: Asked, name: str, instead: str) -> Path:
+    """A file of AlpacaEval's data: of `data_dir`, or where none is given fetched from the hub."""
+    if asked.data_dir is not None:
+        path = asked.data_dir / REPO / name
+        if not path.is_file():
+            raise BenchmarkError(
+                f"suite=alpaca_eval: {path} is not there; put {name} of the hub's data set {REPO} there, or give "
+                f"{instead}"
+            )
+        return path
+    from huggingface_hub import hf_hub_download
+
+    try:
+        # Data, not code: its newest state is what the leaderboard compares with.
+        return Path(hf_hub_download(REPO, name, repo_type="dataset", cache_dir=asked.cache / "hub"))  # nosec B615
+    except Exception as error:  # the hub's client lets errors of its HTTP library through
+        raise BenchmarkError(
+            f"suite=alpaca_eval: {name} of {REPO} cannot be fetched from the Hugging Face hub "
+            f"({type(error).__name__}); give benchmark.data_dir=<folder with {REPO}/{name}>, or {instead}"
+        ) from error
 
 
 def _figure(result: dict[str, Any], n: int) -> Figure:

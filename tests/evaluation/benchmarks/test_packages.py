@@ -33,13 +33,40 @@ def test_unread_verdicts_stay_in_the_denominator() -> None:
 def test_references_come_from_a_file_or_the_folder(tmp_path: Path) -> None:
     place = tmp_path / "hub" / "tatsu-lab" / "alpaca_eval"
     place.mkdir(parents=True)
-    with pytest.raises(BenchmarkError, match=r"alpaca_eval.json is not there; .* suite.options.references=<file>"):
+    with pytest.raises(BenchmarkError, match=r"alpaca_eval.json is not there; .* suite.options.references=<file with"):
         alpaca_eval.read_references(asked(tmp_path, tmp_path / "hub"))
     (place / "alpaca_eval.json").write_text(json.dumps([{"instruction": "a", "output": "b"}]))
     assert alpaca_eval.read_references(asked(tmp_path, tmp_path / "hub"))[0]["generator"] == "reference"
+    with pytest.raises(BenchmarkError, match=r"suite.options.references=.*none.json: no such file"):
+        alpaca_eval.read_references(asked(tmp_path, references=str(tmp_path / "none.json")))
     (tmp_path / "mine.json").write_text('[{"instruction": "a"}]')
     with pytest.raises(BenchmarkError, match=r"mine.json: no list of records with instruction and output"):
         alpaca_eval.read_references(asked(tmp_path, references=str(tmp_path / "mine.json")))
+
+
+def test_the_table_of_lengths_comes_from_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = tmp_path / "tatsu-lab" / "alpaca_eval"
+    place.mkdir(parents=True)
+    with pytest.raises(
+        BenchmarkError, match=r"df_gamed.csv is not there; .* or give suite.options.length_controlled=f"
+    ):
+        alpaca_eval.length_table(asked(tmp_path, tmp_path))
+    (place / "df_gamed.csv").write_text("model,index,preference\n")
+    with pytest.raises(BenchmarkError, match=r"no column instruction_difficulty, not_gamed_baseline, std_delta_len"):
+        alpaca_eval.length_table(asked(tmp_path, tmp_path))
+    (place / "df_gamed.csv").write_text(",".join(alpaca_eval.COLUMNS) + "\n")
+    assert alpaca_eval.length_table(asked(tmp_path, tmp_path)) == place / "df_gamed.csv"
+    huggingface_hub = pytest.importorskip("huggingface_hub")
+
+    def unreachable(*_: Any, **__: Any) -> str:
+        raise OSError("no network")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", unreachable)
+    message = (
+        r"df_gamed.csv of .* cannot be fetched .*\(OSError\); give benchmark.data_dir=<folder with tatsu-lab/alpaca_"
+    )
+    with pytest.raises(BenchmarkError, match=message):
+        alpaca_eval.length_table(asked(tmp_path))
 
 
 def test_a_judge_is_needed(tmp_path: Path, subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
