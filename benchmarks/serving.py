@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,19 @@ def resident(pid: int) -> int:
     return int(Path(f"/proc/{pid}/status").read_text().split("VmRSS:")[1].split()[0]) * 1024
 
 
+def counted(url: str) -> dict[str, float]:
+    """What the server itself says when all is answered: requests that ended as they should, and those still in it."""
+    with urllib.request.urlopen(url.removesuffix("/v1") + "/metrics", timeout=60) as page:
+        lines = [line.rsplit(" ", 1) for line in page.read().decode().splitlines() if not line.startswith("#")]
+    values = {name: float(value) for name, value in lines}
+    return {
+        "n_finished": sum(
+            values.get(f'instruct_lit_requests_total{{finish_reason="{r}"}}', 0) for r in ("stop", "length")
+        ),
+        "n_left": values["instruct_lit_rows_active"] + values["instruct_lit_requests_waiting"],
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, default=None)
@@ -117,22 +131,29 @@ def main() -> None:
         try:
             assert server.stdout is not None
             url = server.stdout.readline().split(" at ")[1].split(" ")[0]
-            asyncio.run(load(url, questions, expected, args.tokens, 32, 3))  # warm-up
+            memory = [resident(server.pid)]
+            warm = asyncio.run(load(url, questions, expected, args.tokens, 32, 3))
+            memory.append(resident(server.pid))
             rows = []
             for n_clients in () if args.soak else CONCURRENCY:
                 rows.append(asyncio.run(load(url, questions, expected, args.tokens, n_clients, args.seconds)))
                 rows[-1]["speedup"] = rows[-1]["answers_per_s"] / rows[0]["answers_per_s"]
                 print(json.dumps(rows[-1]), flush=True)
-            memory = []
             end = time.perf_counter() + args.soak
             while time.perf_counter() < end:
                 rows.append(asyncio.run(load(url, questions, expected, args.tokens, 32, min(30, args.soak))))
                 memory.append(resident(server.pid))
                 print(json.dumps({**rows[-1], "resident_mb": memory[-1] / 1e6}), flush=True)
+            total = {"n_answers": sum(row["n_answers"] for row in (warm, *rows)), **counted(url)}
+            total["n_wrong"] = sum(row["n_wrong"] for row in (warm, *rows))
+            print(json.dumps({**total, "resident_mb": [round(n / 1e6, 1) for n in memory]}))
         finally:
             server.terminate()
             server.wait()
-    common.write_json(args.json, {"rows": rows, "resident_bytes": memory, "run": str(args.run), "tokens": args.tokens})
+    figures = {"rows": rows, "total": total, "resident_bytes": memory, "run": str(args.run), "tokens": args.tokens}
+    common.write_json(args.json, figures)
+    if total["n_wrong"] or total["n_left"] or total["n_finished"] != total["n_answers"]:
+        raise SystemExit("answers are lost or mixed")
 
 
 if __name__ == "__main__":

@@ -106,7 +106,7 @@ def ids_of(template: Template, tokenizer: GPT2Tokenizer, example: Example, whole
 
 
 def messages_of(example: Example, whole: bool = False) -> list[dict[str, str]]:
-    said = [("system", example.system)] if example.system else []
+    said = [("system", text) for text in example.system.split("\n\n")] if example.system else []
     for user, assistant in example.history:
         said += [("user", user), ("assistant", assistant)]
     said += [("user", example.instruction)] + ([("assistant", example.output)] if whole else [])
@@ -152,7 +152,7 @@ def test_trap_5_conversations_get_our_ids_from_transformers(
     system, *said = texts
     history = tuple(zip(said[:-2:2], said[1:-1:2], strict=False))
     for example in (
-        Example(said[-2], said[-1], "", {}, system, history),
+        Example(said[-2], said[-1], "", {}, f"{system}\n\nBe brief.", history),
         Example(said[-2], said[-1], "", {}, "", history[:1]),
     ):
         for whole in (False, True):

@@ -28,7 +28,7 @@ def chat_template(template: Template, start: str = "", end: str = EOT, cut: str 
     answer = f"{_shown(cut)}{{{{ message['content']{safe} }}}}"
     told = (
         f"{_shown(start)}{{% set told = messages | selectattr('role', 'equalto', 'system') | map(attribute='content')"
-        f" | join{safe} %}}"
+        f" | join('\\n\\n'){safe} %}}"
     )
     form = template.next_turn
     if form is None:

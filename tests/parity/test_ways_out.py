@@ -1,14 +1,16 @@
 """One instruction, every way out: the same prompt ids, and greedily the same answer."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from instruct_lit.bundle import open_model
+import instruct_lit
+from instruct_lit.bundle import OpenedModel, open_model
 from instruct_lit.data.encode import Encoder
 from instruct_lit.data.example import Example
 from instruct_lit.evaluation.responses import answer, read_jsonl
@@ -193,19 +195,47 @@ def test_answers_of_the_same_rows_by_hand(
     assert [row["response"] for row in found] == wanted
 
 
-def test_gguf(
-    small_run: Path, rows: list[dict[str, Any]], wanted: list[str], ids: list[list[int]], tmp_path: Path
-) -> None:
+@pytest.fixture
+def exact_llama(tmp_path: Path) -> Callable[[OpenedModel], Any]:
+    """An opened model as llama.cpp opens its GGUF, with a cache of full precision (its own is f16)."""
     pytest.importorskip("gguf")
     llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
+
+    def open_it(opened: OpenedModel) -> Any:
+        to_gguf(opened, tmp_path, "n", "f32")
+        types = {"type_k": llama_cpp.GGML_TYPE_F32, "type_v": llama_cpp.GGML_TYPE_F32}
+        return llama_cpp.Llama(str(tmp_path / "model-f32.gguf"), n_ctx=256, verbose=False, **types)
+
+    return open_it
+
+
+def test_gguf(
+    small_run: Path,
+    rows: list[dict[str, Any]],
+    wanted: list[str],
+    ids: list[list[int]],
+    exact_llama: Callable[[OpenedModel], Any],
+) -> None:
     opened = open_model(small_run)
-    to_gguf(opened, tmp_path, "n", "f32")
-    model = llama_cpp.Llama(str(tmp_path / "model-f32.gguf"), n_ctx=96, verbose=False)
+    model = exact_llama(opened)
     for row, ids_of_row, text in zip(rows, ids, wanted, strict=True):
         prompt = opened.template.prompt(example_of(row))
-        assert model.tokenize(prompt.encode(), add_bos=False) == ids_of_row
+        assert model.tokenize(prompt.encode()) == ids_of_row
         assert model.create_completion(prompt, max_tokens=6, temperature=0)["choices"][0]["text"] == text
         if not row["input"]:  # its own chat, by the template in the file
             messages = [{"role": "user", "content": row["instruction"]}]
             said = model.create_chat_completion(messages, max_tokens=6, temperature=0)
             assert said["choices"][0]["message"]["content"] == text
+
+
+def test_gguf_of_a_trained_model(
+    small_run: Path, rows: list[dict[str, Any]], exact_llama: Callable[[OpenedModel], Any]
+) -> None:
+    """The ids, since llama-cpp-python drops from a text the bytes that are no character and we show them."""
+    opened = open_model(Path(instruct_lit.__file__).parent / "model" / "nano", open_model(small_run).template)
+    prompts = [opened.tokenizer.encode(opened.template.prompt(example_of(row))) for row in rows]
+    found = Engine(opened.model, opened.tokenizer).generate(prompts, SamplingSettings(max_new_tokens=24))
+    model = exact_llama(opened)
+    for prompt, request in zip(prompts, found, strict=True):
+        written = takewhile(lambda i: i != opened.tokenizer.eot_id, model.generate(prompt, temp=0))
+        assert list(islice(written, 24)) == request.ids
