@@ -41,13 +41,13 @@ def train(config: DictConfig) -> float | None:
     from instruct_lit.evaluation.responses import exact_match, write_jsonl
     from instruct_lit.provenance import provenance, write_provenance
     from instruct_lit.training.callbacks import History, Progress
-    from instruct_lit.training.checkpoint import find_checkpoint, identity_of, load_weights
+    from instruct_lit.training.checkpoint import find_checkpoint, identity_of
     from instruct_lit.training.distributed import first_rank_first, leave_others, silence_others
     from instruct_lit.training.failures import explained_memory, explained_peers
     from instruct_lit.training.hardware import PeakMemory, keep_freed_memory, matrix_rate
     from instruct_lit.training.module import InstructionTuner
     from instruct_lit.training.report import plot_losses, print_summary, write_report
-    from instruct_lit.training.sharded import FullySharded, copy_whole
+    from instruct_lit.training.sharded import FullySharded, copy_whole, load_weights
 
     start = time.perf_counter()
     build.check_targets(config)

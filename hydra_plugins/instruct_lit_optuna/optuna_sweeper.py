@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -45,6 +47,7 @@ SAMPLERS, PRUNERS = ("tpe", "random"), ("median", "hyperband", "none")
 Direction = Literal["minimize", "maximize"]
 FOLDER, WORKER = "folder", "worker"  # user attributes of a trial: where it runs, and which sweep asked for it
 WORKERS = ".workers"  # in a sweep's folder, a folder for each sweep that works there, held while it lives
+NAME = "name"  # beside these, what tells the sweep's folder from those of the same path on other machines
 
 
 class OptunaSweeper(Sweeper):
@@ -98,13 +101,15 @@ class OptunaSweeper(Sweeper):
         OmegaConf.save(self.settings, sweep_dir / "multirun.yaml")
         storage = self.storage or f"sqlite:///{sweep_dir / 'study.db'}"
         fixed, space = self._search_space(arguments)
-        worker = _join(sweep_dir / WORKERS)
+        name, number = _join(sweep_dir / WORKERS)
+        # Whoever shares a storage draws other points, from one folder or, on other machines, from several.
+        seed = self.seed + number + (int(name, 16) if self.storage else 0)
         study = optuna.create_study(
             study_name=self.study_name, storage=open_storage(storage), direction=self.direction, load_if_exists=True,
-            sampler=self._sampler(self.seed + worker), pruner=self.make_pruner(),
+            sampler=self._sampler(seed), pruner=self.make_pruner(),
         )  # fmt: skip
-        with locked(sweep_dir / WORKERS / str(worker)):
-            while batch := self._next_trials(study, space, sweep_dir, str(worker)):
+        with locked(sweep_dir / WORKERS / str(number)):
+            while batch := self._next_trials(study, space, sweep_dir, f"{name}/{number}"):
                 overrides = [self._overrides(trial, fixed, storage) for trial in batch]
                 self.validate_batch_is_legal(overrides)
                 self.jobs.launch(overrides, initial_job_idx=batch[0].number)
@@ -140,20 +145,21 @@ class OptunaSweeper(Sweeper):
 
         running = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,))
 
-        def alive(trial: Any) -> bool:
-            worker_of = trial.user_attrs.get(WORKER)
-            asking = worker_of is not None and is_held(sweep_dir / WORKERS / worker_of)
-            return asking or is_held(Path(trial.user_attrs[FOLDER]))
+        name, _, _ = worker.partition("/")
 
-        ours = [t for t in running if t.user_attrs.get(FOLDER) == str(sweep_dir / str(t.number))]
-        cut_off = [t for t in ours if not alive(t)]
+        def cut(trial: Any) -> bool:
+            of_folder, _, number = trial.user_attrs.get(WORKER, "").partition("/")
+            mine = of_folder == name
+            return mine and not is_held(sweep_dir / WORKERS / number) and not is_held(sweep_dir / str(trial.number))
+
+        cut_off = [trial for trial in running if cut(trial)]
         batch = [optuna.trial.Trial(study, t._trial_id) for t in cut_off[: self.n_jobs]]
         for trial in batch:
             trial.set_user_attr(WORKER, worker)
         n_left = self.n_trials - len(study.get_trials(deepcopy=False))
         for _ in range(min(self.n_jobs - len(batch), n_left)):
             trial = study.ask(space)
-            trial.set_user_attr(WORKER, worker)  # before the folder, which makes it a trial of this one
+            trial.set_user_attr(WORKER, worker)
             trial.set_user_attr(FOLDER, str(sweep_dir / str(trial.number)))
             batch.append(trial)
         return batch
@@ -203,13 +209,20 @@ class OptunaSweeper(Sweeper):
         return optuna.pruners.MedianPruner(self.n_startup_trials, self.n_warmup_steps)
 
 
-def _join(workers: Path) -> int:
-    """The first number that no sweep of this folder has had: each draws other points, one that goes on too."""
+def _join(workers: Path) -> tuple[str, int]:
+    """The folder's name (six hexadecimal digits), and the first number that no sweep in it has had.
+
+    Each draws other points, one that goes on too.
+    """
     for number in itertools.count():
         with contextlib.suppress(FileExistsError):
             (workers / str(number)).mkdir(parents=True)
-            return number
-    raise AssertionError("numbers do not end")
+            break
+    own, name = workers / str(number) / NAME, workers / NAME
+    own.write_text(uuid.uuid4().hex[:6])
+    with contextlib.suppress(FileExistsError):
+        os.link(own, name)  # the first one's, and whole
+    return name.read_text(), number
 
 
 def distribution(override: Override) -> Any:

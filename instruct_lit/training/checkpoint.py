@@ -1,4 +1,4 @@
-"""Checkpoint files of a run: how they are kept, which one a run resumes from, what it belongs to, and its weights."""
+"""Checkpoint files of a run: how they are kept, which one a run resumes from, and what it belongs to."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import hashlib
 import os
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,16 @@ import torch
 from lightning import Trainer
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
-from torch import nn
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from instruct_lit.data.datamodule import InstructionData
 from instruct_lit.errors import CheckpointError
 from instruct_lit.model.causal import CausalLM
-from instruct_lit.training.frozen import completed, fingerprint
-from instruct_lit.training.sharded import is_sharded, load_shards
+from instruct_lit.training import shard_files
+from instruct_lit.training.frozen import fingerprint
 
 LAST = Path("checkpoints") / "last.ckpt"
+SHARDS = "shards"  # in a checkpoint file, the folder beside it that its weights and moments are in
 
 
 class Checkpoint(ModelCheckpoint):
@@ -33,8 +35,8 @@ class Checkpoint(ModelCheckpoint):
         if before != here:
             moved = {path: str(here / Path(path).name) for path in state_dict["best_k_models"] if Path(path).is_file()}
             here.mkdir(parents=True, exist_ok=True)
-            for old, new in moved.items():
-                shutil.copyfile(old, new)
+            for old, new in moved.items() if getattr(rank_zero_only, "rank", 0) == 0 else ():
+                _copy(Path(old), Path(new))
             state_dict = {**state_dict, "dirpath": str(here)}
             state_dict["best_k_models"] = {moved[p]: s for p, s in state_dict["best_k_models"].items() if p in moved}
             for name in ("best_model_path", "kth_best_model_path", "last_model_path"):
@@ -45,14 +47,15 @@ class Checkpoint(ModelCheckpoint):
 class DurableIO(TorchCheckpointIO):
     """Writes a checkpoint under a temporary name, syncs it and renames it, so that it is whole or not there.
 
-    A checkpoint to resume from leaves the one before it beside it, should the disk damage the newer one.
+    A checkpoint to resume from leaves the one before it beside it, should the disk damage the newer one. Where weights
+    and moments are in shards, the file names the folder they are in, and folders that no file names any more go.
     Raises CheckpointError when it cannot be written; what was there stays.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         path = Path(path)
         temporary = path.with_name(f".{path.name}.part")
-        try:
+        with explained_write(path, temporary):
             path.parent.mkdir(parents=True, exist_ok=True)
             with temporary.open("wb") as file:
                 torch.save(checkpoint, file)
@@ -64,9 +67,45 @@ class DurableIO(TorchCheckpointIO):
                 os.link(path, kept)  # the newest stays under its own name until the next one takes it
             os.replace(temporary, path)
             _sync_folder(path.parent)
-        except (OSError, RuntimeError) as error:  # torch wraps what the file said
-            temporary.unlink(missing_ok=True)
-            raise CheckpointError(f"{path}: cannot be written ({_reason(error)}); {_what_is_left(path)}") from error
+        self._remove_unnamed(path.parent)
+
+    def load_checkpoint(self, path: Any, *arguments: Any, **options: Any) -> dict[str, Any]:
+        return whole(super().load_checkpoint(path, *arguments, **options), Path(path))
+
+    def remove_checkpoint(self, path: Any) -> None:
+        super().remove_checkpoint(path)
+        self._remove_unnamed(Path(path).parent)
+
+    def _remove_unnamed(self, folder: Path) -> None:
+        with suppress(CheckpointError):  # a damaged file does not say which are its own
+            read = [read_checkpoint(path) for path in folder.glob("*.ckpt")] if any(folder.glob("*.shards")) else []
+            shard_files.remove_others(folder, (checkpoint.get(SHARDS, "") for checkpoint in read))
+
+
+@contextmanager
+def explained_write(path: Path, unfinished: Path) -> Iterator[None]:
+    """Turn what the disk says into a CheckpointError with the way out, and remove what was begun."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:  # torch wraps what the file said
+        if unfinished.is_dir():
+            shutil.rmtree(unfinished, ignore_errors=True)
+        else:
+            unfinished.unlink(missing_ok=True)
+        raise CheckpointError(f"{path}: cannot be written ({_reason(error)}); {_what_is_left(path)}") from error
+
+
+def whole(checkpoint: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The contents of the file at `path` with all weights and moments, also where they lie in shards beside it."""
+    name = checkpoint.pop(SHARDS, None)
+    return checkpoint if name is None else shard_files.put_back(checkpoint, str(path.parent / name))
+
+
+def _copy(old: Path, new: Path) -> None:
+    name = read_checkpoint(old).get(SHARDS)
+    if name is not None:
+        shutil.copytree(old.parent / name, new.parent / name, dirs_exist_ok=True)
+    shutil.copyfile(old, new)
 
 
 def previous_of(path: Path) -> Path:
@@ -149,19 +188,12 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         ) from error
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise CheckpointError(f"{path}: a checkpoint of Lightning has a state_dict, this file has none")
+    if SHARDS in checkpoint:
+        try:
+            shard_files.check(path.parent / checkpoint[SHARDS])
+        except OSError as error:
+            raise CheckpointError(f"{path}: cannot be read as a checkpoint, of its shards {error}") from error
     return checkpoint
-
-
-def load_weights(path: Path, module: nn.Module) -> None:
-    """Load the weights of a checkpoint; CheckpointError lists what does not fit."""
-    try:
-        state_dict = completed(read_checkpoint(path)["state_dict"], module)
-        if any(is_sharded(part) for part in module.modules()):
-            load_shards(module, state_dict)
-        else:
-            module.load_state_dict(state_dict)
-    except RuntimeError as error:
-        raise CheckpointError(f"{path}: does not fit the model\n  {error}") from error
 
 
 def identity_of(model: CausalLM, data: InstructionData, trainer: Trainer) -> dict[str, str]:

@@ -46,7 +46,7 @@ def estimate(config: GPTConfig, typical: Sequence[Batch], largest: Batch, device
     for depth in depths:
         model = GPT(replace(config, n_layers=depth)).to(device).train()
         optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)
-        activations[depth] = _kept_bytes(model, largest.to(device), bf16)
+        activations[depth] = kept_bytes(model, largest.to(device), bf16)
         train_step(model, optimizer, typical[0].to(device), bf16)  # the first step makes the optimizer's state
         fastest = [min(train_step(model, optimizer, batch.to(device), bf16) for _ in range(2)) for batch in typical]
         seconds[depth] = sum(fastest) / len(fastest)
@@ -84,7 +84,7 @@ def train_step(model: CausalLM, optimizer: torch.optim.Optimizer, batch: Batch, 
     return time.perf_counter() - start
 
 
-def _kept_bytes(model: GPT, batch: Batch, bf16: bool) -> int:
+def kept_bytes(model: CausalLM, batch: Batch, bf16: bool) -> int:
     """Bytes that the forward pass keeps for the backward pass, the parameters themselves left out."""
     own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     kept: dict[int, int] = {}

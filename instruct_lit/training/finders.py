@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import json
 import math
-import resource
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from lightning import Trainer
 from lightning.pytorch.tuner import Tuner
 
+from instruct_lit.data.collate import Batch
 from instruct_lit.data.datamodule import InstructionData
 from instruct_lit.errors import ConfigError, TrainingError
-from instruct_lit.training.estimate import train_step
+from instruct_lit.training.estimate import kept_bytes, train_step
 from instruct_lit.training.failures import out_of_memory
+from instruct_lit.training.hardware import free_memory, limited_memory
 from instruct_lit.training.module import InstructionTuner
 
 
@@ -97,12 +97,14 @@ class LargestBatch:
 
     The batch that is tried is made of the longest training examples, in the configured layout, so that whatever
     follows is smaller. On a CPU what fits is what is free at the start: there the system would not refuse memory but
-    end the process, so this process is limited to it (Linux). Leaves `batch_size.json`; weights are those of some
-    steps. Raises TrainingError when not even one example fits.
+    end the process, so this process is limited to it (Linux). Where the memory of a slow device is large, the search
+    ends when the next step would take longer than `max_step_s` seconds, and says how many examples the memory would
+    hold by what they take so far. Leaves `batch_size.json`; weights are those of some steps. Raises TrainingError when
+    not even one example fits.
     """
 
-    def __init__(self, max_size: int = 4096) -> None:
-        self.max_size = max_size
+    def __init__(self, max_size: int = 4096, max_step_s: float = 10.0) -> None:
+        self.max_size, self.max_step_s = max_size, max_step_s
 
     def __call__(self, trainer: Trainer, tuner: InstructionTuner, data: InstructionData, run_dir: Path) -> int:
         """Run, print, and return the size."""
@@ -114,66 +116,70 @@ class LargestBatch:
         device, bf16 = trainer.strategy.root_device, trainer.precision == "bf16-mixed"
         model = tuner.model.to(device).train()
         optimizer = tuner.make_optimizer(model)
+        free = free_memory(device)
+        seconds: dict[int, float] = {}  # of a step, by the size of its batch
+
+        def batch_of(n: int) -> Batch:
+            return data.collator([store[i] for i in longest[:n]]).to(device)
 
         def fits(n: int) -> bool:
             try:
-                batch = data.collator([store[i] for i in longest[:n]]).to(device)
+                batch = batch_of(n)
                 for _ in range(2):  # the first makes the optimizer's moments
-                    train_step(model, optimizer, batch, bf16)
+                    seconds[n] = train_step(model, optimizer, batch, bf16)
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
                 if not out_of_memory(error):
                     raise
                 optimizer.zero_grad()
+                print(f"{n} examples do not fit", flush=True)
                 return False
             finally:
                 if device.type == "cuda":
                     torch.cuda.empty_cache()
-            print(f"{n} examples fit", flush=True)
+            print(f"{n} examples fit, {seconds[n]:.1f} s a step", flush=True)
             return True
 
-        with limited_to_free_memory(device):
-            size, refused = largest(fits, len(longest))
+        if free is not None:
+            print(f"{free / 1e9:.1f} GB of memory are free", flush=True)
+        with limited_memory(device, free):
+            size, refused = largest(fits, len(longest), lambda n: 2 * seconds[n] > self.max_step_s)
         if size == 0:
             raise TrainingError(
                 "batch_size: one example does not fit; lower data.max_length, set model.activation_checkpointing=true, "
                 "or take a smaller model"
             )
-        (run_dir / "batch_size.json").write_text(json.dumps({"batch_size": size, "refused": refused}) + "\n")
-        more = f"{refused} do not" if refused else f"the longest {size} of the data were tried, and no more"
-        print(f"the largest that fits ({more}): data.batch_size={size}")
+        found: dict[str, Any] = {"batch_size": size, "refused": refused, "step_s": seconds[size], "free_bytes": free}
+        if refused is not None:
+            print(f"the largest that fits ({refused} do not): data.batch_size={size}")
+        elif size == len(longest):
+            print(f"the largest that was tried (the longest {size} of the data): data.batch_size={size}")
+        else:
+            longer = f"twice of it takes {2 * seconds[size]:.0f} s a step"
+            text = f"the largest that was tried: data.batch_size={size}; {longer}"
+            if free is not None:
+                # the states of model and optimizer are there already
+                found["by_memory"] = int(free * size / kept_bytes(model, batch_of(size), bf16))
+                text += f", and about {found['by_memory']} would fit"
+            print(f"{text} (longer than finder.max_step_s={self.max_step_s:g})")
+        (run_dir / "batch_size.json").write_text(json.dumps(found) + "\n")
         return size
 
 
-def largest(fits: Callable[[int], bool], most: int) -> tuple[int, int | None]:
-    """The largest of 1 … `most` that fits, and the smallest that was refused (None: none was)."""
+def largest(
+    fits: Callable[[int], bool], most: int, enough: Callable[[int], bool] = lambda n: False
+) -> tuple[int, int | None]:
+    """The largest of 1 … `most` that fits, and the smallest that was refused (None: none was).
+
+    What is `enough` is not doubled.
+    """
     size, refused = 0, None
-    while size < most and refused is None:
+    while size < most and refused is None and not (size and enough(size)):
         n = min(most, max(1, 2 * size))
         size, refused = (n, None) if fits(n) else (size, n)
     while refused is not None and refused - size > max(1, size // 16):  # to 6 %
         n = (size + refused) // 2
         size, refused = (n, refused) if fits(n) else (size, n)
     return size, refused
-
-
-@contextmanager
-def limited_to_free_memory(device: torch.device) -> Iterator[None]:
-    """On Linux and a CPU let this process have no more data than the memory that is free now."""
-    if device.type != "cpu" or not sys.platform.startswith("linux"):
-        yield
-        return
-    before = resource.getrlimit(resource.RLIMIT_DATA)
-    free, mine = _kilobytes("/proc/meminfo", "MemAvailable:"), _kilobytes("/proc/self/status", "VmData:")
-    limit = (free + mine) * 1024
-    resource.setrlimit(resource.RLIMIT_DATA, (limit if before[0] < 0 else min(limit, before[0]), before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_DATA, before)
-
-
-def _kilobytes(path: str, key: str) -> int:
-    return int(Path(path).read_text().split(key)[1].split()[0])
 
 
 def on_one_process(trainer: Trainer, name: str) -> None:

@@ -7,6 +7,8 @@ import math
 import resource
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -48,6 +50,45 @@ def keep_freed_memory() -> None:
         trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
         mallopt(mmap_threshold, 2**25)
         mallopt(trim_threshold, 2**31 - 1)
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that are free on a device; on a CPU (Linux) also within a container's limit. None where it is not known."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if device.type != "cpu" or not sys.platform.startswith("linux"):
+        return None
+    free = _kilobytes("/proc/meminfo", "MemAvailable:") * 1024
+    try:  # version 2 of control groups; a root group has no such files
+        group = Path("/sys/fs/cgroup" + Path("/proc/self/cgroup").read_text().split("::")[-1].strip())
+        limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
+        droppable = int((group / "memory.stat").read_text().split("inactive_file")[1].split()[0])
+    except (OSError, ValueError, IndexError):
+        return free
+    return min(free, limit - used + droppable)
+
+
+@contextmanager
+def limited_memory(device: torch.device, n_bytes: int | None) -> Iterator[None]:
+    """On a CPU let this process take no more than `n_bytes` on top of what it has: what goes beyond is refused.
+
+    Without it Linux grants more than there is, and ends the process when that is used. None limits nothing.
+    """
+    if device.type != "cpu" or n_bytes is None:
+        yield
+        return
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    limit = n_bytes + _kilobytes("/proc/self/status", "VmData:") * 1024
+    soft = limit if before[0] == resource.RLIM_INFINITY else min(limit, before[0])
+    resource.setrlimit(resource.RLIMIT_DATA, (soft, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, before)
+
+
+def _kilobytes(path: str, key: str) -> int:
+    return int(Path(path).read_text().split(key)[1].split()[0])
 
 
 class PeakMemory:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,7 +27,11 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
+from instruct_lit.errors import CheckpointError
 from instruct_lit.model.causal import CausalLM
+from instruct_lit.training import shard_files
+from instruct_lit.training.checkpoint import SHARDS, explained_write, read_checkpoint, whole
+from instruct_lit.training.frozen import completed, trained_part
 
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True, strict=False)  # on the first process only
 
@@ -34,13 +39,15 @@ WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True, strict=False)  
 class FullySharded(ModelParallelStrategy):
     """Every device keeps its share of each weight, gradient and moment; blocks are gathered one after the other.
 
-    A checkpoint is the ordinary file that other strategies write, so that a run may go on with any of them.
+    A checkpoint is the ordinary file that other strategies write. With `save_distributed_checkpoint` nothing is
+    gathered: every process writes its own shards beside the file. A run may go on from either with any strategy.
     """
 
-    def __init__(self) -> None:
-        super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=False)
+    def __init__(self, save_distributed_checkpoint: bool = False) -> None:
+        super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=save_distributed_checkpoint)
+        self._saved = StateDictOptions(full_state_dict=not save_distributed_checkpoint, cpu_offload=True, strict=False)
 
-    # Weights and moments of a checkpoint are whole, so they are loaded when and how it is done everywhere else.
+    # A checkpoint is loaded when and how it is done everywhere else.
     @property
     def restore_checkpoint_after_setup(self) -> bool:
         return False
@@ -69,33 +76,52 @@ class FullySharded(ModelParallelStrategy):
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         assert self.model is not None
-        return get_model_state_dict(self.model, options=WHOLE)
+        return get_model_state_dict(self.model, options=self._saved)
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        """The state as torch's own, which numbers parameters by their place; empty on all processes but the first."""
+        """The state as torch's own, which numbers parameters by their place.
+
+        Whole, and then empty on all processes but the first, or this process's shards.
+        """
         assert self.model is not None
         inner = optimizer._optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
-        named: dict[str, Any] = get_optimizer_state_dict(self.model, inner, options=WHOLE)
+        named: dict[str, Any] = get_optimizer_state_dict(self.model, inner, options=self._saved)
         names = [name for group in named.get("param_groups", ()) for name in group["params"]]
         return _renamed(named, {name: number for number, name in enumerate(names)})
 
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
+        path = Path(self.broadcast(filepath))
+        if self._save_distributed_checkpoint:
+            mine = str(shard_files.new_folder(path, checkpoint["global_step"])) if self.is_global_zero else ""
+            folder = Path(self.broadcast(mine))
+            with explained_write(path, folder):
+                shard_files.write(shard_files.split_off(checkpoint), folder)
+            checkpoint[SHARDS] = folder.name
+        if self.is_global_zero:
+            self.checkpoint_io.save_checkpoint(checkpoint, path)
+
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
-        return self.checkpoint_io.load_checkpoint(checkpoint_path, weights_only=weights_only)
+        return _found(Path(checkpoint_path))
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         assert self.lightning_module is not None
-        load_shards(self.lightning_module, checkpoint["state_dict"])
+        _load(self.lightning_module, checkpoint)
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         assert self.model is not None
         name_of = {id(p): name for name, p in self.model.named_parameters()}
-        for optimizer, saved in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
+        folder = checkpoint.get(SHARDS)
+        for i, (optimizer, saved) in enumerate(zip(self.optimizers, checkpoint["optimizer_states"], strict=True)):
             names = [name_of[id(p)] for group in optimizer.param_groups for p in group["params"]]
+            if folder is not None:
+                own = _renamed(get_optimizer_state_dict(self.model, optimizer), {n: k for k, n in enumerate(names)})
+                shard_files.read(folder, shard_files.moments(own, i))
+                saved = {**saved, "state": own["state"]}
             set_optimizer_state_dict(
                 self.model,
                 optimizer,
                 _renamed(saved, dict(enumerate(names))),
-                options=StateDictOptions(full_state_dict=True),
+                options=StateDictOptions(full_state_dict=folder is None),
             )
 
 
@@ -114,10 +140,32 @@ def is_sharded(model: nn.Module) -> bool:
     return isinstance(model, FSDPModule)
 
 
-def load_shards(module: nn.Module, state_dict: Mapping[str, Any]) -> None:
-    """Give every process its share of whole weights; what is a shard already is the module's own."""
-    whole = {name: value for name, value in state_dict.items() if not isinstance(value, DTensor)}
-    set_model_state_dict(module, whole, options=StateDictOptions(full_state_dict=True, strict=False))
+def load_weights(path: Path, module: nn.Module) -> None:
+    """Load the weights of a checkpoint; CheckpointError lists what does not fit."""
+    try:
+        if any(is_sharded(part) for part in module.modules()):
+            _load(module, _found(path))
+        else:
+            module.load_state_dict(completed(whole(read_checkpoint(path), path)["state_dict"], module))
+    except RuntimeError as error:
+        raise CheckpointError(f"{path}: does not fit the model\n  {error}") from error
+
+
+def _found(path: Path) -> dict[str, Any]:
+    """The contents of a checkpoint file, with the place of the shards that it names."""
+    checkpoint = read_checkpoint(path)
+    return {**checkpoint, SHARDS: str(path.parent / checkpoint[SHARDS])} if SHARDS in checkpoint else checkpoint
+
+
+def _load(module: nn.Module, checkpoint: Mapping[str, Any]) -> None:
+    """Give every process its share of a checkpoint's weights, out of whole ones or out of shards."""
+    if SHARDS in checkpoint:
+        own = trained_part(get_model_state_dict(module), module)
+        shard_files.read(checkpoint[SHARDS], {f"{shard_files.WEIGHTS}/{name}": value for name, value in own.items()})
+        return
+    # What is a shard already is the module's own: a frozen weight that the checkpoint leaves out.
+    given = {name: value for name, value in checkpoint["state_dict"].items() if not isinstance(value, DTensor)}
+    set_model_state_dict(module, given, options=StateDictOptions(full_state_dict=True, strict=False))
 
 
 def copy_whole(sharded: nn.Module, whole: nn.Module) -> None:

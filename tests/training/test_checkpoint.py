@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from instruct_lit.data.template import Template
 from instruct_lit.errors import CheckpointError
@@ -18,10 +19,10 @@ from instruct_lit.training.checkpoint import (
     check_identity,
     find_checkpoint,
     identity_of,
-    load_weights,
     previous_of,
     read_checkpoint,
 )
+from instruct_lit.training.sharded import load_weights
 
 
 def save(run: Path, **content: object) -> Path:
@@ -105,8 +106,9 @@ def test_a_full_disk_leaves_the_last_good_checkpoint_and_says_so(tmp_path: Path)
 def test_the_best_checkpoint_follows_a_run_that_is_resumed_elsewhere(tmp_path: Path) -> None:
     old = Checkpoint(tmp_path / "old", filename="best", monitor="val/loss")
     best = tmp_path / "old" / "best.ckpt"
-    best.parent.mkdir()
-    best.write_bytes(b"weights")
+    (tmp_path / "old" / "best-1.shards").mkdir(parents=True)
+    save_file({"state_dict/w": torch.ones(2)}, tmp_path / "old" / "best-1.shards" / "a.safetensors")
+    torch.save({"state_dict": {}, "shards": "best-1.shards"}, best)
     old.best_k_models, old.best_model_path, old.kth_best_model_path = (
         {str(best): torch.tensor(0.5)},
         str(best),
@@ -115,7 +117,8 @@ def test_the_best_checkpoint_follows_a_run_that_is_resumed_elsewhere(tmp_path: P
     old.best_model_score = torch.tensor(0.5)
     new = Checkpoint(tmp_path / "new", filename="best", monitor="val/loss")
     new.load_state_dict(old.state_dict())
-    assert (tmp_path / "new" / "best.ckpt").read_bytes() == b"weights" == best.read_bytes()
+    assert (tmp_path / "new" / "best.ckpt").read_bytes() == best.read_bytes()
+    assert (tmp_path / "new" / "best-1.shards" / "a.safetensors").is_file()
     assert new.best_model_path == str(tmp_path / "new" / "best.ckpt") and new.best_model_score == 0.5
     assert new.best_k_models == {new.best_model_path: torch.tensor(0.5)}
 

@@ -7,7 +7,7 @@ import torch
 from instruct_lit.data.collate import Batch, Collator
 from instruct_lit.data.encode import EncodedExample
 from instruct_lit.model.gpt import GPT, GPTConfig
-from instruct_lit.training.estimate import _at_depth, _kept_bytes, estimate
+from instruct_lit.training.estimate import _at_depth, estimate, kept_bytes
 
 CONFIG = GPTConfig(n_vocab=100, context_length=32, d_model=16, n_layers=7, n_heads=2)
 
@@ -24,13 +24,13 @@ def test_memory_of_the_whole_depth_is_that_of_the_straight_line(layout: str, bf1
     model = GPT(CONFIG).train()
     assert found.n_parameters == model.n_parameters and found.states_bytes == 16 * model.n_parameters
     n_logits = min(512, batch(4).n_supervised) * 100 * (2 if bf16 else 4)
-    assert found.activations_bytes - n_logits == pytest.approx(_kept_bytes(model, batch(4, layout), bf16), rel=0.02)
+    assert found.activations_bytes - n_logits == pytest.approx(kept_bytes(model, batch(4, layout), bf16), rel=0.02)
     assert found.memory_bytes == found.states_bytes + found.activations_bytes and found.step_s > 0
 
 
 def test_larger_batches_keep_more() -> None:
     model = GPT(CONFIG).train()
-    small, large = (_kept_bytes(model, batch(n), False) for n in (2, 4))
+    small, large = (kept_bytes(model, batch(n), False) for n in (2, 4))
     assert 1.8 < large / small < 2.1
 
 

@@ -1,6 +1,8 @@
 """Finders: the suggested rate, the largest that fits, and both in real runs."""
 
 import json
+import resource
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import torch
 from lightning import Trainer
 
 from instruct_lit.errors import ConfigError, TrainingError
-from instruct_lit.training import finders
+from instruct_lit.training import estimate, finders
 from instruct_lit.training.finders import LargestBatch, LearningRateRange, largest, suggested, unbiased
 
 
@@ -81,7 +83,8 @@ def test_the_largest_batch_is_tried_with_the_longest_examples(
 
     monkeypatch.setattr(finders, "train_step", step)
     assert LargestBatch()(trainer, make_tuner(), data, tmp_path) == 11
-    assert json.loads((tmp_path / "batch_size.json").read_text()) == {"batch_size": 11, "refused": 12}
+    found = json.loads((tmp_path / "batch_size.json").read_text())
+    assert (found["batch_size"], found["refused"], found["step_s"]) == (11, 12, 0.0)
     store, indices = data.examples_of("train")
     assert tried[0] == max(store.lengths[indices]) - 1
 
@@ -92,18 +95,44 @@ def test_all_that_there_are_may_fit_and_a_budget_is_refused(
     data = make_data(n_train=6)
     data.setup()
     assert LargestBatch()(trainer, make_tuner(), data, tmp_path) == 6
-    assert "the longest 6 of the data were tried, and no more" in capsys.readouterr().out
+    assert "the largest that was tried (the longest 6 of the data): data.batch_size=6" in capsys.readouterr().out
     data.max_tokens = 500
     with pytest.raises(ConfigError, match=r"batching\.max_tokens bounds the batches"):
         LargestBatch()(trainer, make_tuner(), data, tmp_path)
 
 
-@pytest.mark.slow
-def test_memory_that_is_not_free_is_refused_and_not_the_end_of_the_process() -> None:
-    with finders.limited_to_free_memory(torch.device("cpu")):
-        with pytest.raises(RuntimeError) as caught:
-            torch.empty(2**42, dtype=torch.uint8)
-        assert finders.out_of_memory(caught.value)
+def test_slow_steps_end_the_search_with_an_estimate(
+    make_tuner: Callable, make_data: Callable, trainer: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    data = make_data(n_train=30)
+    data.setup()
+    monkeypatch.setattr(finders, "train_step", lambda model, optimizer, batch, bf16: float(len(batch.example_ids)))
+    monkeypatch.setattr(finders, "free_memory", lambda device: 10**9)
+    assert LargestBatch(max_step_s=10)(trainer, make_tuner(), data, tmp_path) == 8
+    by_memory = json.loads((tmp_path / "batch_size.json").read_text())["by_memory"]
+    assert 100 < by_memory < 10**5
+    out = capsys.readouterr().out
+    assert "1.0 GB of memory are free" in out
+    assert f"data.batch_size=8; twice of it takes 16 s a step, and about {by_memory} would fit (longer than" in out
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory is refused on Linux alone")
+def test_the_largest_batch_in_little_memory(
+    make_tuner: Callable, make_data: Callable, trainer: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    data, little = make_data(n_train=120), 60_000_000
+    data.setup()
+    monkeypatch.setattr(finders, "free_memory", lambda device: little)
+    tuner = make_tuner()
+    batch = data.collator([data.examples_of("train")[0][i] for i in data.examples_of("train")[1]])
+    assert estimate.kept_bytes(tuner.model, batch, False) > 0
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    size = LargestBatch()(trainer, tuner, data, tmp_path)
+    assert 0 < size < 120
+    assert f" do not): data.batch_size={size}" in capsys.readouterr().out
+    assert resource.getrlimit(resource.RLIMIT_DATA) == before
 
 
 def test_smoothed_losses_are_means() -> None:

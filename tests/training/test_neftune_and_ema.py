@@ -13,8 +13,9 @@ from instruct_lit.model.causal import CausalLM
 from instruct_lit.model.gpt import GPT
 from instruct_lit.model.hf_files import load_hf
 from instruct_lit.model.trainable import choose_trainable
-from instruct_lit.training.checkpoint import Checkpoint, load_weights, read_checkpoint
+from instruct_lit.training.checkpoint import Checkpoint, read_checkpoint
 from instruct_lit.training.resume import LastCheckpoint
+from instruct_lit.training.sharded import load_weights
 
 
 @pytest.fixture(params=["gpt", "llama"])

@@ -1,0 +1,106 @@
+"""Tensors of a checkpoint in a folder of their own: each process writes its share, as safetensors (torch's DCP).
+
+The folder gets a name that no other has, and counts only once a checkpoint file names it, so that a write that is cut
+off leaves the checkpoint before it whole.
+"""
+
+from __future__ import annotations
+
+import shutil
+import uuid
+import warnings
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+
+SUFFIX = ".shards"
+WEIGHTS, MOMENTS = "state_dict", "optimizer_states"  # keys of a checkpoint whose tensors are in shards
+
+
+def new_folder(path: Path, step: int) -> Path:
+    """Make the folder for the tensors of the checkpoint that will be written to `path`."""
+    folder = path.with_name(f"{path.stem}-{step}-{uuid.uuid4().hex[:8]}{SUFFIX}")
+    folder.mkdir(parents=True)
+    return folder
+
+
+def write(tensors: Mapping[str, Tensor], folder: Path) -> None:
+    """Write tensors, synced; all processes call it, each with its share. Raises OSError where one of them fails."""
+    writer = dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True)
+    try:
+        dcp.save(dict(tensors), storage_writer=writer)
+    except CheckpointException as error:
+        reason, _ = next(iter(error.failures.values()))
+        raise OSError(str(reason)) from reason
+
+
+def read(folder: str, into: Mapping[str, Tensor]) -> None:
+    """Fill tensors, whole ones or this process's shards, in place."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*assuming the intent is to load in a single process")  # it is
+        dcp.load(dict(into), storage_reader=dcp.HuggingFaceStorageReader(folder), no_dist=True)
+
+
+def read_whole(folder: str) -> dict[str, Tensor]:
+    """All tensors of a folder, put together."""
+    about = dcp.HuggingFaceStorageReader(folder).read_metadata().state_dict_metadata
+    whole = {name: torch.empty(t.size, dtype=t.properties.dtype) for name, t in about.items()}  # type: ignore[union-attr]
+    read(folder, whole)
+    return whole
+
+
+def check(folder: Path) -> None:
+    """Raise OSError when a file of the folder is cut off, or none is there."""
+    files = list(folder.glob("*.safetensors"))
+    if not files:
+        raise FileNotFoundError(f"{folder.name} is missing or empty")
+    for file in files:
+        try:
+            with safe_open(file, "pt"):
+                pass
+        except SafetensorError as error:
+            raise OSError(f"{folder.name}/{file.name}: {error}") from error
+
+
+def remove_others(parent: Path, named: Iterable[str]) -> None:
+    """Remove the folders of tensors that no checkpoint names."""
+    kept = {Path(folder).name for folder in named}
+    for folder in parent.glob(f"*{SUFFIX}"):
+        if folder.name not in kept:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def split_off(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
+    """Take the tensors of weights and moments out of a checkpoint: name → tensor."""
+    tensors = {f"{WEIGHTS}/{name}": tensor for name, tensor in checkpoint[WEIGHTS].items()}
+    checkpoint[WEIGHTS] = {}
+    for i, optimizer in enumerate(checkpoint.get(MOMENTS, [])):
+        tensors |= moments(optimizer, i)
+        optimizer["state"] = {}
+    return tensors
+
+
+def moments(optimizer: Mapping[str, Any], i: int) -> dict[str, Tensor]:
+    """The tensors of the i-th optimizer's state, under their names in a folder."""
+    return {
+        f"{MOMENTS}/{i}/{parameter}/{slot}": value
+        for parameter, slots in optimizer["state"].items()
+        for slot, value in slots.items()
+    }
+
+
+def put_back(checkpoint: dict[str, Any], folder: str) -> dict[str, Any]:
+    """The checkpoint with the whole tensors that `split_off` took out of it."""
+    for name, tensor in read_whole(folder).items():
+        if name.startswith(f"{WEIGHTS}/"):
+            checkpoint[WEIGHTS][name.removeprefix(f"{WEIGHTS}/")] = tensor
+        else:
+            _, i, parameter, slot = name.split("/")
+            checkpoint[MOMENTS][int(i)]["state"].setdefault(int(parameter), {})[slot] = tensor
+    return checkpoint

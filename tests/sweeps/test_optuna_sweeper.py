@@ -1,0 +1,36 @@
+"""Who works on a study: sweeps in one folder, and in folders of the same path on other machines."""
+
+from pathlib import Path
+
+import pytest
+
+from hydra_plugins.instruct_lit_optuna.optuna_sweeper import WORKERS, OptunaSweeper, _join
+from instruct_lit.trial import locked
+
+optuna = pytest.importorskip("optuna")
+
+
+def sweeper(n_trials: int = 4) -> OptunaSweeper:
+    return OptunaSweeper("study", "sqlite://", n_trials, 1, "minimize", "random", "none", 5, 0, 0, {})
+
+
+def test_sweeps_of_a_folder_share_its_name_and_have_their_own_numbers(tmp_path: Path) -> None:
+    (name, first), (same, second) = _join(tmp_path / "a"), _join(tmp_path / "a")
+    other, _ = _join(tmp_path / "b")
+    assert (first, second) == (0, 1)
+    assert name == same != other and len(name) == 6 and int(name, 16) >= 0
+
+
+def test_a_trial_that_was_cut_off_goes_on_in_its_own_folder_alone(tmp_path: Path) -> None:
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    space = {"lr": optuna.distributions.FloatDistribution(0.0, 1.0)}
+    (first,) = sweeper()._next_trials(study, space, tmp_path, "aaaaaa/0")
+    (elsewhere,) = sweeper()._next_trials(study, space, tmp_path, "bbbbbb/0")  # the same path on another machine
+    assert (first.number, elsewhere.number) == (0, 1)
+    with locked(tmp_path / WORKERS / "0"):  # the sweep that asked for it lives
+        (new,) = sweeper()._next_trials(study, space, tmp_path, "aaaaaa/1")
+    assert new.number == 2
+    study.tell(new, 0.5)
+    (again,) = sweeper()._next_trials(study, space, tmp_path, "aaaaaa/2")
+    assert again.number == 0 and again.user_attrs["worker"] == "aaaaaa/2"
+    assert sweeper(n_trials=3)._next_trials(study, space, tmp_path, "cccccc/0") == []
