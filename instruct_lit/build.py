@@ -98,6 +98,8 @@ def optimization_of(config: DictConfig) -> tuple[Any, Any]:
 
 def trainer_of(config: DictConfig, ours: Sequence[Callback]) -> Trainer:
     """The Lightning trainer with the configured callbacks and loggers, ours in front."""
+    from lightning.pytorch.callbacks import LearningRateMonitor
+
     from instruct_lit.training.checkpoint import DurableIO
     from instruct_lit.training.hardware import default_precision
 
@@ -110,6 +112,8 @@ def trainer_of(config: DictConfig, ours: Sequence[Callback]) -> Trainer:
         warnings.filterwarnings("ignore", message=message)
     callbacks = [build(node, f"callbacks.{k}") for k, node in (config.callbacks or {}).items() if node is not None]
     loggers = [build(node, f"logger.{k}") for k, node in (config.logger or {}).items() if node is not None]
+    if not loggers:  # it would refuse to run without one
+        callbacks = [callback for callback in callbacks if not isinstance(callback, LearningRateMonitor)]
     node = OmegaConf.merge(config.trainer)
     node.precision = node.precision or default_precision(node.accelerator)
     node = plain(node)

@@ -23,7 +23,8 @@ def metrics_of(run: Path) -> dict:
 
 
 def test_a_run_its_bundle_and_what_starts_from_it(command: Callable, llama_directory: Path, tmp_path: Path) -> None:
-    command("train", *SMALL, f"model.path={llama_directory}", "hydra.run.dir=run", cwd=tmp_path)
+    command("train", *SMALL, f"model.path={llama_directory}", "logger=none", "hydra.run.dir=run", cwd=tmp_path)
+    assert not (tmp_path / "run" / "tensorboard").exists()
     metrics = metrics_of(tmp_path / "run")
     assert metrics["test/loss"] < metrics["base/test/loss"] and metrics["n_steps"] == 3
     assert json.loads((tmp_path / "run" / "bundle" / "instruct_lit.json").read_text())["kind"] == "hf"
