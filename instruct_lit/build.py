@@ -1,7 +1,8 @@
 """Objects from a configuration: what each group of `conf/` becomes.
 
-Nodes with a `_target_` have the constructor's signature for a schema, and only this package's, torch's and lightning's
-constructors may be named. No class receives a configuration; it receives its arguments from here.
+Nodes with a `_target_` have the constructor's signature for a schema, and only this package's and lightning's
+constructors and torch's optimizers may be named. No class receives a configuration: it receives its arguments from
+here.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from instruct_lit.build_model import (
     template_of,
 )
 from instruct_lit.errors import ConfigError, InstructLitError
-from instruct_lit.targets import build, plain, target_of, without
+from instruct_lit.targets import ALLOWED_SOURCES, build, plain, target_of, without
 
 if TYPE_CHECKING:
     from lightning import Callback, Trainer
@@ -52,7 +53,7 @@ __all__ = [
 def check_targets(config: DictConfig) -> None:
     """Raise ConfigError for the first `_target_` node of a training configuration that could not be built."""
     for key, node in source_nodes(config).items():
-        target_of(node.source, f"{key}.source")
+        target_of(node.source, f"{key}.source", ALLOWED_SOURCES)
     target_of(without(config.optimizer, "weight_decay"), "optimizer")
     if config.optimizer["_target_"] == "torch.optim.Muon":
         raise ConfigError("optimizer._target_=torch.optim.Muon: takes matrices only; optimizer=muon gives it those")
@@ -143,15 +144,19 @@ def given_template(config: DictConfig) -> Template | None:
 
 
 def base_of_run(config: DictConfig, opened: OpenedModel) -> CausalLM | None:
-    """The model that a run folder's model started from; None where it is not known or was drawn at random."""
+    """The model that a run folder's model started from; None where it is not known or was drawn at random.
+
+    Code that comes with it is not run, whatever the folder says: it may be a stranger's.
+    """
     saved = opened.directory.parent / "config.yaml"
     if not opened.about or not saved.is_file():
         return None
-    started = OmegaConf.load(saved)
-    if not started.model.pretrained:
+    model = OmegaConf.load(saved).model
+    if not model.pretrained:
         return None
+    model.trust_remote_code = False
     try:
-        return model_of(OmegaConf.create({"model": started.model, "seed": 0, "paths": config.paths}))
+        return model_of(OmegaConf.create({"model": model, "seed": 0, "paths": config.paths}))
     except InstructLitError as error:
         raise ConfigError(f"the model that {opened.directory.parent} started from: {error}; or leave it out") from error
 

@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from instruct_lit.config import CONF
 from instruct_lit.errors import ConfigError
-from instruct_lit.targets import build, plain, target_of
+from instruct_lit.targets import ALLOWED_SOURCES, build, plain, target_of
 
 if TYPE_CHECKING:
     from instruct_lit.bundle import OpenedModel
@@ -46,7 +46,10 @@ def data_of(
         for name in ("test", "val")
         if data[f"{name}_path"] is not None
     }
-    sources = {node.name: build(node.source, f"{key}.source") for key, node in source_nodes(config).items()}
+    sources = {
+        node.name: build(node.source, f"{key}.source", allowed=ALLOWED_SOURCES)
+        for key, node in source_nodes(config).items()
+    }
     keys = ("seed", "batch_size", "eval_batch_size", "mask_prompt", "loss_on", "on_long", "pad_to", "n_workers")
     source = sources if data.sets else sources[data.name]
     split = plain(data.split)

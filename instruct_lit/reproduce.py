@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import subprocess
 import sys
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +19,8 @@ from instruct_lit.schema import PathsConfig
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+# Overrides that lead to code: a run folder may be a stranger's, so they count only where they are given again.
+CODE = re.compile(r"_target_|trust_remote_code=(?!false)|data\.filters.*function")
 # Metrics that end like this are decided by the machine, not by the training.
 MEASURED = ("seconds", "_s", "_bytes", "flop_utilisation")
 
@@ -31,7 +35,7 @@ class ReproduceConfig:
 
 @dataclass(frozen=True)
 class Compared:
-    """One number of both runs; `apart` is the relative difference."""
+    """One number of both runs; `apart` is the relative difference, infinite where only one of them is a number."""
 
     name: str
     there: float
@@ -41,6 +45,8 @@ class Compared:
     def apart(self) -> float:
         if self.there == self.here or (math.isnan(self.there) and math.isnan(self.here)):
             return 0.0
+        if not (math.isfinite(self.there) and math.isfinite(self.here)):
+            return math.inf
         return abs(self.here - self.there) / max(abs(self.there), abs(self.here))
 
 
@@ -59,23 +65,41 @@ def check_reproduce(config: Any) -> Path:
     for name in ("metrics.json", ".hydra/overrides.yaml"):
         if not (run / name).is_file():
             raise ConfigError(f"run={config.run}: no {name} there, the run has not finished")
+    for override in saved_overrides(run):
+        if CODE.search(override) and override not in config.changes:
+            raise ConfigError(
+                f"run={config.run}: it was started with {override}, and code that a run folder names is not run; if "
+                f"you trust it, add 'changes=[\"{override}\"]'"
+            )
     return run
+
+
+def saved_overrides(run: Path) -> list[str]:
+    """The overrides that a run was started with; Hydra's own are kept in another file."""
+    from omegaconf import OmegaConf
+
+    saved = OmegaConf.to_container(OmegaConf.load(run / ".hydra/overrides.yaml"))
+    assert isinstance(saved, list), "Hydra writes a list"
+    return [str(override) for override in saved]
 
 
 def reproduce(config: DictConfig) -> float:
     """Train again with the run's own overrides, print what differs, and return the largest relative difference."""
     from hydra.core.hydra_config import HydraConfig
-    from omegaconf import OmegaConf
 
     from instruct_lit.provenance import differing, read_provenance
 
     run = check_reproduce(config)
     out_dir = Path(HydraConfig.get().runtime.output_dir)
     again = out_dir / "run"
-    saved = OmegaConf.to_container(OmegaConf.load(run / ".hydra/overrides.yaml"))
-    assert isinstance(saved, list), "Hydra writes a list"
-    overrides = [str(override) for override in saved]  # hydra's own are kept in another file
-    command = [sys.executable, "-m", "instruct_lit.train", *overrides, *config.changes, f"hydra.run.dir={again}"]
+    command = [
+        sys.executable,
+        "-m",
+        "instruct_lit.train",
+        *saved_overrides(run),
+        *config.changes,
+        f"hydra.run.dir={again}",
+    ]
     status = subprocess.run(command).returncode
     if status:
         raise ConfigError(f"the run ended with status {status}; its own message stands above")
@@ -103,15 +127,15 @@ def compared(run: Path, again: Path) -> list[Compared]:
 
 
 def first_difference(run: Path, again: Path) -> int | None:
-    """The first step whose logged losses are not bit-equal; None when all are."""
+    """The first step whose logged losses are not bit-equal, or that only one of the runs logged; None when all are."""
     histories = []
     for folder in (run, again):
         rows = [json.loads(line) for line in (folder / "history.jsonl").read_text(encoding="utf-8").splitlines()]
         histories.append([(row["step"], row.get("train/loss"), row.get("val/loss")) for row in rows])
-    for there, here in zip(*histories, strict=False):
-        if there != here:
-            return int(min(there[0], here[0]))
-    return None if len(histories[0]) == len(histories[1]) else int(min(map(len, histories)))
+    for both in zip_longest(*histories):
+        if both[0] != both[1]:
+            return min(row[0] for row in both if row is not None)
+    return None
 
 
 def write_comparison(

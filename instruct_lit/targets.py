@@ -13,24 +13,32 @@ from omegaconf import OmegaConf
 
 from instruct_lit.errors import ConfigError, InstructLitError
 
-ALLOWED_TARGETS = ("instruct_lit.", "torch.", "lightning.")
+ALLOWED_TARGETS = ("instruct_lit.", "torch.optim.", "lightning.")
+ALLOWED_SOURCES = ("instruct_lit.data.",)  # they may come out of a run folder, which may be a stranger's
 
 
-def target_of(node: Any, key: str) -> Callable[..., Any]:
+def target_of(node: Any, key: str, allowed: tuple[str, ...] = ALLOWED_TARGETS) -> Callable[..., Any]:
     """The constructor that a `_target_` node names, its arguments checked against the signature.
 
-    Raises ConfigError for a target outside the allow-list, one that does not exist, an unknown argument, and a simple
-    value of another type than the signature's.
+    It must be defined in the allowed modules: what these import from elsewhere (`lightning.os.system`) is refused.
+    Raises ConfigError for a target outside of them, one that does not exist, an unknown argument, and a simple value of
+    another type than the signature's.
     """
+    if not hasattr(node, "get"):
+        raise ConfigError(f"{key}={node}: a mapping with a _target_ is needed")
     name = node.get("_target_")
-    if name is None or not str(name).startswith(ALLOWED_TARGETS):
-        raise ConfigError(f"{key}._target_={name}: allowed are targets of {', '.join(ALLOWED_TARGETS)}")
+    refusal = f"{key}._target_={name}: allowed are targets of {', '.join(allowed)}"
+    if name is None or not str(name).startswith(allowed):
+        raise ConfigError(refusal)
     from hydra.utils import get_method
 
     try:
         target = get_method(name)
     except Exception as error:
         raise ConfigError(f"{key}._target_={name}: cannot be imported ({error})") from error
+    home = getattr(target, "__module__", None)
+    if not f"{home}.".startswith(allowed):
+        raise ConfigError(f"{refusal}; this one is of {home}")
     parameters = inspect.signature(target).parameters
     open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
     hints = _hints(target)
@@ -40,19 +48,19 @@ def target_of(node: Any, key: str) -> Callable[..., Any]:
         if argument not in parameters and not open_ended:
             close = difflib.get_close_matches(str(argument), parameters, n=1)
             hint = f"; did you mean {close[0]}?" if close else ""
-            allowed = ", ".join(parameters)
-            raise ConfigError(f"{key}.{argument}: {name} has no such argument{hint}\n  allowed: {allowed}")
+            known = ", ".join(parameters)
+            raise ConfigError(f"{key}.{argument}: {name} has no such argument{hint}\n  allowed: {known}")
         if argument in hints and not _fits(value, hints[argument]):
             raise ConfigError(f"{key}.{argument}={value}: {name} wants {_name_of(hints[argument])}")
     return target
 
 
-def build(node: Any, key: str, *first: Any, **extra: Any) -> Any:
+def build(node: Any, key: str, *first: Any, allowed: tuple[str, ...] = ALLOWED_TARGETS, **extra: Any) -> Any:
     """Build what a `_target_` node describes, with `first` before and `extra` beside the arguments of the node.
 
     Raises ConfigError when the constructor refuses its arguments.
     """
-    target = target_of(node, key)
+    target = target_of(node, key, allowed)
     arguments = {str(k): v for k, v in plain(node).items() if k != "_target_"}
     try:
         return target(*first, **arguments, **extra)
