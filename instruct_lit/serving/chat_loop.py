@@ -99,7 +99,6 @@ class Chat:
 
     def answer(self, instruction: str, given: str) -> None:
         """Answer as every model does, streaming; Ctrl-C keeps what is written so far."""
-        self.last = instruction, given
         for column in self.columns:
             prompt = self._prompt(column, instruction, given)
             try:
@@ -109,7 +108,7 @@ class Chat:
                     self._stop(other)
                 hint = "; /new starts another conversation" if column.history else ""
                 raise ConfigError(f"{column.speaker.name}: {error}{hint}") from error
-        stopped = False
+        self.last, stopped = (instruction, given), False
         try:
             self._stream_one() if len(self.columns) == 1 else self._stream_columns()
         except KeyboardInterrupt:

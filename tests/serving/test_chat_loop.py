@@ -77,6 +77,13 @@ def test_settings_and_retry(speaker: Speaker, turns: Speaker) -> None:
     assert "the answer will be the same" in out
 
 
+def test_what_could_not_be_asked_takes_nothing_from_the_conversation(turns: Speaker) -> None:
+    chat, out = talk(["Hello", "word " * 300, "/retry", "And?"], turns)
+    first = answer_to(turns, Example("Hello", ""))
+    assert [record["output"] for record in chat.said[:2]] == [first, first]
+    assert chat.said[2]["history"] == [["Hello", first]] and out.count("error: ") == 1
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
