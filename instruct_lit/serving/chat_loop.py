@@ -26,8 +26,8 @@ backslash at its end adds the next line.
   /input TEXT      the input of the next instruction, as in Alpaca's records
   /prompt [TEXT]   the last prompt, or that of TEXT, as the model sees it
   /retry           the last instruction again, with the next seed
-  /settings [K=V]  show or change the settings: /settings temperature=0.7 top_k=9
-  /system [TEXT]   the system prompt of conversations; without TEXT none
+  /settings [K=V]  show or change them: /settings temperature=0.7 top_k=9
+  /system [TEXT]   the system prompt from now on; without TEXT none
   /new             forget the conversation
   /save [FILE]     add what was said to FILE (chat.jsonl), to be trained on
   /help, /quit     Ctrl-C stops an answer, Ctrl-D ends the chat"""
@@ -245,6 +245,7 @@ class Chat:
         if text and without:
             self._tell(f"the template of {', '.join(without)} has no place for a system prompt", "yellow")
         self.system = text
+        self._tell("system prompt set" if text else "no system prompt")
         self.do_new("")
 
     def do_new(self, _: str) -> None:

@@ -22,12 +22,17 @@ def offsets(tokens: Sequence[TokenLogprob], bytes_of: BytesOf) -> list[int]:
 
 
 def of_completion(tokens: Sequence[TokenLogprob], places: Sequence[int], bytes_of: BytesOf) -> dict[str, Any]:
-    """The form of `/v1/completions`; a token that is no whole text is written as OpenAI does, `bytes:\\xf0\\x9f`."""
+    """The form of `/v1/completions`: among the likeliest is, as OpenAI says, always the token itself.
+
+    A token that is no whole text is written as OpenAI does, `bytes:\\xf0\\x9f`.
+    """
     return {
         "tokens": [_shown(bytes_of(token.token_id)) for token in tokens],
         "token_logprobs": [token.logprob for token in tokens],
         "top_logprobs": [
-            {_shown(bytes_of(i)): value for i, value in token.top} if token.logprob is not None else None
+            {_shown(bytes_of(i)): value for i, value in (*token.top, (token.token_id, token.logprob))}
+            if token.logprob is not None
+            else None
             for token in tokens
         ],
         "text_offset": list(places),

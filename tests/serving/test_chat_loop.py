@@ -55,7 +55,11 @@ def test_a_conversation_remembers_and_a_new_one_does_not(turns: Speaker) -> None
     second = answer_to(turns, Example("And?", "", system="Be brief.", history=(("Hello", first),)))
     third = answer_to(turns, Example("And?", "", system="Be brief."))
     assert [record["output"] for record in chat.said] == [first, second, third] and second != third
-    assert "(conversation)" in out and chat.said[1]["history"] == [["Hello", first]]
+    assert (
+        "(conversation)" in out
+        and "system prompt set\na new conversation" in out
+        and chat.said[1]["history"] == [["Hello", first]]
+    )
 
 
 def test_the_prompt_shown_is_that_of_training(speaker: Speaker, turns: Speaker) -> None:

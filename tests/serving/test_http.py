@@ -167,7 +167,8 @@ def test_echoed_log_probabilities_are_right_to_the_position(server: SimpleNamesp
         assert found.token_logprobs[place] == pytest.approx(expected[place - 1, prompt[place]].item(), abs=1e-4)
         best = {tokenizer.decode([i]) for i in expected[place - 1].topk(2).indices.tolist()}
         if not any("\ufffd" in token for token in best):
-            assert set(found.top_logprobs[place]) == best
+            assert set(found.top_logprobs[place]) == best | {found.tokens[place]}  # as OpenAI says
+            assert found.top_logprobs[place][found.tokens[place]] == found.token_logprobs[place]
     # The hedgehog is several tokens of one character; every other token stands where it is said to stand.
     for token, offset in zip(found.tokens, found.text_offset, strict=True):
         if not token.startswith("bytes:"):
