@@ -204,16 +204,58 @@ def test_packages_in_environments_of_their_own(run: Run, environments: Path, tmp
         assert all(figure["n"] >= 2 and 0 <= figure["value"] <= 1 for figure in report["tasks"].values())
 
 
-def verdict(number: int, body: dict) -> tuple[int, dict, bytes]:
-    """Prefers the first answer, and says something else than a verdict to every fourth question."""
-    assert "Best Model Identifier" in json.dumps(body["messages"])
-    message = {"role": "assistant", "content": "well" if number % 4 == 3 else "m"}
+def completion(text: str) -> tuple[int, dict, bytes]:
+    """What an endpoint with OpenAI's interface answers."""
     answer = {
         "id": "1", "object": "chat.completion", "created": 1, "model": "small",
-        "choices": [{"index": 0, "finish_reason": "stop", "message": message}],
+        "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}],
         "usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2},
     }  # fmt: skip
     return 200, {}, json.dumps(answer).encode()
+
+
+UEFI = "support for UEFI Secure Boot on supported devices with UEFI firmware, to prevent malware from infecting the boot process"
+
+
+@pytest.mark.slow
+def test_openai_evals_that_a_model_grades(
+    run: Run, environments: Path, tmp_path: Path, judge_server: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cache").symlink_to(environments)
+    monkeypatch.setattr(command_module, "training_of_run", lambda config, run: [UEFI])
+    asked = ["suite=openai_evals", "suite.tasks=[coq-editing,coqa-fact]", "benchmark.limit=4", "benchmark.template=on"]
+    with pytest.raises(
+        BenchmarkError, match=r"coq-editing, coqa-fact: a model grades the answers; give suite.options."
+    ):
+        run(*asked)
+
+    def grade(number: int, body: dict) -> tuple[int, dict, bytes]:
+        question = json.dumps(body["messages"])
+        assert body["model"] == "small" and "BEGIN DATA" in question
+        return completion(
+            "I cannot say" if number == 0 else "Because.\n" + ("C" if "(C) The submitted" in question else "Y")
+        )
+
+    judge = judge_server(grade)
+    written = run(*asked, f"suite.options.judge_url={judge.url}", "suite.options.judge_model=small")
+    scored, compared = (written["runs"][0]["tasks"][name] for name in ("coq-editing", "coqa-fact"))
+    assert (scored["metric"], scored["value"], scored["n"]) == ("score", 0.75, 4)
+    assert scored["others"] == {"share/Y": 0.75, "graded": 0.75, "n_unread_verdicts": 1}
+    assert (compared["metric"], compared["value"], compared["others"]["share/C"]) == ("graded", 1, 1)
+    leaks = written["runs"][0]["details"]["leaks"]
+    assert list(leaks) == ["coqa-fact"] and leaks["coqa-fact"]["n"] == 1
+    events = map(json.loads, (tmp_path / "0-first-on" / "coq-editing.jsonl").read_text().splitlines())
+    asked_of_us = next(event["data"]["prompt"] for event in events if event.get("type") == "sampling")
+    assert [message["role"] for message in asked_of_us] == [
+        "system",
+        "user",
+    ]  # a chat, so the template is put around it
+
+
+def verdict(number: int, body: dict) -> tuple[int, dict, bytes]:
+    """Prefers the first answer, and says something else than a verdict to every fourth question."""
+    assert "Best Model Identifier" in json.dumps(body["messages"])
+    return completion("well" if number % 4 == 3 else "m")
 
 
 def place_alpaca_eval(folder: Path, shared_data: Path) -> None:
@@ -233,11 +275,19 @@ def place_alpaca_eval(folder: Path, shared_data: Path) -> None:
 
 @pytest.mark.slow
 def test_alpaca_eval_counts_what_the_judge_did_not_say(
-    run: Run, environments: Path, shared_data: Path, tmp_path: Path, judge_server: Callable
+    run: Run,
+    environments: Path,
+    shared_data: Path,
+    tmp_path: Path,
+    judge_server: Callable,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     (tmp_path / "cache").symlink_to(environments)
     (environments / "benchmark" / "alpaca_eval-weighted_alpaca_eval_gpt4_turbo-small.json").unlink(missing_ok=True)
     place_alpaca_eval(tmp_path / "hub", shared_data)
+    references = json.loads((tmp_path / "hub" / "tatsu-lab" / "alpaca_eval" / "alpaca_eval.json").read_text())
+    trained = [references[number]["instruction"] for number in (0, 3)]
+    monkeypatch.setattr(command_module, "training_of_run", lambda config, run: trained)
     judge = judge_server(verdict)
     written = run(
         "suite=alpaca_eval", "benchmark.limit=8", "benchmark.template=on", "suite.options.logprobs=false",
@@ -246,6 +296,8 @@ def test_alpaca_eval_counts_what_the_judge_did_not_say(
     )  # fmt: skip
     assert len(judge.requests) == 8
     figure = written["runs"][0]["tasks"]["alpaca_eval"]
+    leaks = written["runs"][0]["details"]["leaks"]["alpaca_eval"]
+    assert [item["item"] for item in leaks["items"]] == [0, 3] and leaks["value_without"] != figure["value"]
     assert (figure["metric"], figure["n"], figure["others"]["n_unread_verdicts"]) == ("win_rate", 8, 2)
     assert 0 < figure["value"] < 1 and 0 < figure["others"]["length_controlled_win_rate"] < 1
     assert len(json.loads((tmp_path / "0-first-on" / "model_outputs.json").read_text())) == 8

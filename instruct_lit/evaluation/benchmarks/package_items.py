@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from instruct_lit.evaluation.benchmarks.suite import Figure
 
@@ -25,16 +26,23 @@ def _alpaca_eval(folder: Path, name: str, metric: str) -> Items:
 
 
 def _openai_evals(folder: Path, name: str, metric: str) -> Items:
-    """The prompt of each sample and whether the answer matched; a model's grade has no value that is known here."""
+    """The prompt of each sample and whether the answer matched, or the score of a model's grade where it has one."""
     prompts: dict[str, str] = {}
     correct: dict[str, float] = {}
     for line in (folder / f"{name}.jsonl").read_text(encoding="utf-8").split("\n"):
         event = json.loads(line or "{}")
         if event.get("type") == "sampling":
-            prompts.setdefault(event["sample_id"], str(event["data"]["prompt"]))
+            prompts.setdefault(event["sample_id"], _text(event["data"]["prompt"]))
         elif event.get("type") == "match":
             correct[event["sample_id"]] = float(event["data"]["correct"])
+        elif event.get("type") == "metrics" and event["data"].get("score") is not None:
+            correct[event["sample_id"]] = float(event["data"]["score"])
     return [(prompt, correct.get(sample)) for sample, prompt in prompts.items()]
+
+
+def _text(prompt: Any) -> str:
+    """A prompt of OpenAI Evals: a text, or messages."""
+    return prompt if isinstance(prompt, str) else "\n\n".join(str(message["content"]) for message in prompt)
 
 
 def _helm(folder: Path, name: str, metric: str) -> Items:

@@ -124,6 +124,37 @@ def test_accuracy_out_of_a_record_of_openai_evals(tmp_path: Path) -> None:
         openai_evals._figure(record, "a")
 
 
+@pytest.mark.parametrize(
+    ("report", "metric", "value", "others"),
+    [
+        (
+            {"counts/Y": 1, "counts/__invalid__": 1, "score": 0.5},
+            "score", 0.5, {"share/Y": 0.5, "graded": 0.5, "n_unread_verdicts": 1},
+        ),
+        ({"counts/C": 1, "counts/A": 1}, "graded", 1.0, {"share/A": 0.5, "share/C": 0.5, "n_unread_verdicts": 0}),
+    ],
+)  # fmt: skip
+def test_grades_out_of_a_record_of_openai_evals(
+    tmp_path: Path, report: dict, metric: str, value: float, others: dict
+) -> None:
+    record = tmp_path / "r.jsonl"
+    lines = [{"sample_id": "a.0", "type": "metrics"}, {"sample_id": "a.1", "type": "metrics"}, {"final_report": report}]
+    record.write_text("\n".join(map(json.dumps, lines)))
+    figure = openai_evals._figure(record, "a")
+    assert (figure.metric, figure.value, figure.n, figure.others) == (metric, value, 2, others)
+
+
+def test_what_a_model_grades_is_known_beforehand(tmp_path: Path) -> None:
+    (tmp_path / "evals").mkdir()
+    graded = "poem:\n  id: poem.v0\npoem.v0:\n  class: evals.elsuite.modelgraded.classify:ModelBasedClassify\n"
+    (tmp_path / "evals" / "poem.yaml").write_text(graded)
+    (tmp_path / "evals" / "sum.yaml").write_text(
+        "sum:\n  id: sum.v0\nsum.v0:\n  class: evals.elsuite.basic.match:Match\n"
+    )
+    assert openai_evals.is_graded("poem", [tmp_path])
+    assert not openai_evals.is_graded("sum", [tmp_path]) and not openai_evals.is_graded("none", [tmp_path])
+
+
 def test_helm_finds_mmlu_out_of_the_hub_s_files(tmp_path: Path, hub: Path) -> None:
     helm._place_mmlu(hub / "cais" / "mmlu", tmp_path)
     assert len(list((tmp_path / "test").glob("*.csv"))) == 57
