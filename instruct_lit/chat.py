@@ -63,11 +63,16 @@ def keep_history(path: Path) -> None:
         import readline
     except ImportError:  # Windows
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
+
+    def keep() -> None:
+        with suppress(OSError):  # a cache that cannot be written keeps nobody from chatting
+            path.parent.mkdir(parents=True, exist_ok=True)
+            readline.write_history_file(path)
+
     with suppress(OSError):  # none yet, or one of another library
         readline.read_history_file(path)
     readline.set_history_length(1000)
-    atexit.register(readline.write_history_file, path)
+    atexit.register(keep)
 
 
 def main() -> None:

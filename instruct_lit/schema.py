@@ -196,6 +196,9 @@ AT_LEAST = {
     "neftune_alpha": 0,
     "adapter.dropout": 0,
     "seed": 0,
+    "n_test_responses": 0,
+    "n_responses": 1,
+    "n_questions": 1,
 }
 LOGGED_METRICS = tuple(
     f"{split}/{name}" for split in ("val", "test") for name in ("loss", "perplexity", "response_loss", "bits_per_byte")

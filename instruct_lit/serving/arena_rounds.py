@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import random
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -45,6 +46,7 @@ class Arena:
         max_rows: int = 8,
     ) -> None:
         self.speakers, self.settings, self.votes, self.questions = speakers, settings, votes, questions
+        self._voting = threading.Lock()  # two buttons pressed at once are one vote
         self.schedulers = [Scheduler(Engine(speaker.model, speaker.tokenizer, max_rows)) for speaker in speakers]
 
     def question(self) -> tuple[str, str]:
@@ -87,20 +89,20 @@ class Arena:
     def vote(self, battle: Round, winner: str) -> tuple[str, str]:
         """Keep a vote and return the names of A and B. Raises DataError for a second vote and for one too early."""
         assert winner in WINNERS
-        if not battle.finished:
-            raise DataError("the answers are not finished")
-        if battle.winner is not None:
-            raise DataError("this round has been voted on; start another")
         name_a, name_b = (self.speakers[number].name for number in battle.models)
-        self.votes.append(
-            {
-                "time": datetime.now(UTC).isoformat(timespec="seconds"), "judge": "human", "model_a": name_a,
-                "model_b": name_b, "winner": winner, "instruction": battle.instruction, "input": battle.given,
-                "response_a": battle.answers[0], "response_b": battle.answers[1],
-                "settings": asdict(replace(self.settings, seed=battle.seed)),
-            }
-        )  # fmt: skip
-        battle.winner = winner
+        vote = {
+            "time": datetime.now(UTC).isoformat(timespec="seconds"), "judge": "human", "model_a": name_a,
+            "model_b": name_b, "winner": winner, "instruction": battle.instruction, "input": battle.given,
+            "response_a": battle.answers[0], "response_b": battle.answers[1],
+            "settings": asdict(replace(self.settings, seed=battle.seed)),
+        }  # fmt: skip
+        with self._voting:
+            if not battle.finished:
+                raise DataError("the answers are not finished")
+            if battle.winner is not None:
+                raise DataError("this round has been voted on; start another")
+            self.votes.append(vote)
+            battle.winner = winner
         return name_a, name_b
 
     def close(self) -> None:

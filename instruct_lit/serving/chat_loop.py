@@ -14,7 +14,7 @@ from instruct_lit.generation.engine import Engine
 from instruct_lit.generation.request import Request
 from instruct_lit.generation.sampling import SamplingSettings
 from instruct_lit.serving.conversation import Speaker
-from instruct_lit.serving.wrapping import Wrapped
+from instruct_lit.serving.wrapping import Wrapped, harmless
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -147,7 +147,8 @@ class Chat:
         table = Table(expand=True, show_edge=False, pad_edge=False)
         for column in self.columns:
             table.add_column(column.speaker.name, ratio=1, overflow="fold")
-        table.add_row(*(Text(column.request.settled if column.request else "") for column in self.columns))
+        answers = (column.request.settled if column.request else "" for column in self.columns)
+        table.add_row(*(Text(harmless(answer)) for answer in answers))
         return table
 
     def _written(self, column: Column) -> Iterator[str]:
@@ -217,7 +218,7 @@ class Chat:
             ids = self._prompt(column, *asked)
             column.history = history
             self._tell(f"{column.speaker.name}: {len(ids)} tokens of {column.speaker.context_length}")
-            self.console.out(column.speaker.tokenizer.decode(ids), highlight=False)
+            self.console.out(harmless(column.speaker.tokenizer.decode(ids)), highlight=False)
 
     def do_retry(self, _: str) -> None:
         if self.last is None:

@@ -28,8 +28,8 @@ def make_app(
 ) -> Any:
     """The FastAPI application; its shutdown closes the scheduler.
 
-    With an `api_key` all but `/health` wants it as a bearer token. A body longer than `max_body_bytes`, or slower than
-    `body_timeout_s`, is refused.
+    With an `api_key` all but `/health` and the API's description wants it as a bearer token. A body longer than
+    `max_body_bytes`, or slower than `body_timeout_s`, is refused.
     """
     from fastapi import FastAPI, Request
     from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse

@@ -7,7 +7,7 @@ for nothing.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal
 
 _STRICT = {"extra": "forbid", "strict": True}
@@ -130,16 +130,23 @@ class ChatBody(Body):
     top_logprobs: int | None = None
 
     def own_rules(self) -> dict[str, tuple[bool, str]]:
-        limit = self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
-        self.max_tokens = limit
         return {
             "messages": (0 < len(self.messages) <= 4096, "between 1 and 4096 messages"),
-            "max_tokens": (limit is None or limit >= 1, "at least 1"),
+            "max_tokens": (self.max_tokens is None or self.max_tokens >= 1, "at least 1"),
+            "max_completion_tokens": (
+                self.max_completion_tokens is None or self.max_completion_tokens >= 1,
+                "at least 1",
+            ),
             "top_logprobs": (
                 self.top_logprobs is None or (bool(self.logprobs) and 0 <= self.top_logprobs <= 20),
                 "between 0 and 20, and goes with logprobs=true",
             ),
         }
+
+    @property
+    def n_new(self) -> int | None:
+        """Tokens that may be written; `max_tokens` is the older name of `max_completion_tokens`."""
+        return self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
 
     @property
     def n_logprobs(self) -> int | None:
@@ -179,15 +186,3 @@ class CompletionBody(Body):
     def n_logprobs(self) -> int | None:
         """Alternatives per token; None where no log-probabilities are wanted."""
         return self.logprobs
-
-
-@dataclass
-class Usage:
-    """Counts of tokens."""
-
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    total_tokens: int = field(init=False, default=0)
-
-    def __post_init__(self) -> None:
-        self.total_tokens = self.prompt_tokens + self.completion_tokens

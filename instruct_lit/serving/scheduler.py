@@ -10,13 +10,12 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from instruct_lit.errors import InstructLitError
 from instruct_lit.generation.engine import Engine
 from instruct_lit.generation.request import FinishReason, Request
-from instruct_lit.generation.sampling import SamplingSettings
 
 log = logging.getLogger(__name__)
 
@@ -57,15 +56,15 @@ class Scheduler:
         self.engine, self.max_waiting, self._on_finished = engine, max_waiting, on_finished
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._tickets: dict[Request, Ticket] = {}  # of the scheduler's thread alone
-        self._n_open, self._lock = 0, threading.Lock()
+        self.n_open, self._lock = 0, threading.Lock()  # requests that have been accepted and not finished
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="scheduler", daemon=True)
         self._thread.start()
 
     @property
-    def n_open(self) -> int:
-        """Requests that have been accepted and not finished."""
-        return self._n_open
+    def limit(self) -> int:
+        """Requests that may be open at the same time."""
+        return self.engine.max_rows + self.max_waiting
 
     @property
     def is_alive(self) -> bool:
@@ -74,32 +73,18 @@ class Scheduler:
 
     def submit(self, requests: Sequence[tuple[Request, Callable[[Update], None]]], every_step: bool) -> list[Ticket]:
         """Accept requests that the engine has prepared, all or none; QueueFullError when too many would wait."""
-        with self._lock:
-            limit = self.engine.max_rows + self.max_waiting
-            if self._closing or self._n_open + len(requests) > limit:
-                state = "is shutting down" if self._closing else f"has {self._n_open} of at most {limit} requests"
-                raise QueueFullError(f"the server {state}; try again later")
-            self._n_open += len(requests)
         tickets = [Ticket(request, tell, every_step) for request, tell in requests]
-        self._inbox.put(lambda: self._accept(tickets))
+        with self._lock:
+            if self._closing or self.n_open + len(tickets) > self.limit:
+                state = "is shutting down" if self._closing else f"has {self.n_open} of at most {self.limit} requests"
+                raise QueueFullError(f"the server {state}; try again later")
+            self.n_open += len(tickets)
+            self._inbox.put(lambda: self._accept(tickets))  # under the lock: before `close` has begun, or never
         return tickets
 
     def cancel(self, tickets: Sequence[Ticket]) -> None:
         """Take requests out, wherever they are; those that have finished stay as they are."""
         self._inbox.put(lambda: self._cancel(tickets))
-
-    def stream(self, prompt_ids: Sequence[int], settings: SamplingSettings) -> Iterator[Update]:
-        """Yield what is certain of one response after every step; a caller that stops reading cancels it."""
-        updates: queue.SimpleQueue[Update] = queue.SimpleQueue()
-        tickets = self.submit([(self.engine.prepare(prompt_ids, settings), updates.put)], every_step=True)
-        try:
-            while True:
-                update = updates.get()
-                yield update
-                if update.finish_reason is not None:
-                    return
-        finally:
-            self.cancel(tickets)
 
     def close(self) -> None:
         """Cancel what is unfinished and end the thread."""
@@ -151,7 +136,7 @@ class Scheduler:
         if finished:
             del self._tickets[request]
             with self._lock:
-                self._n_open -= 1
+                self.n_open -= 1
             if self._on_finished is not None:
                 self._on_finished(ticket)
         if finished or ticket.every_step:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import Any
 
 
@@ -34,7 +35,7 @@ def make_server(app: Any, host: str, port: int, greeting: str) -> Any:
             if self.started:
                 bound = self.servers[0].sockets[0].getsockname()[1]
                 shown = f"[{host}]" if ":" in host else host
-                print(greeting.format(url=f"http://{shown}:{bound}"), flush=True)
+                print(greeting.replace("{url}", f"http://{shown}:{bound}"), flush=True)
 
     config = uvicorn.Config(
         app, host, port, http=Protocol, ws="none", log_level="warning", timeout_keep_alive=10,
@@ -50,4 +51,5 @@ def _allow_many_files() -> None:
     except ImportError:  # Windows
         return
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    with suppress(OSError, ValueError):  # some systems call the hard limit infinite and refuse it
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -16,7 +16,7 @@ from instruct_lit.generation.request import Request
 from instruct_lit.generation.sampling import SamplingSettings
 from instruct_lit.serving.conversation import Speaker, example_of
 from instruct_lit.serving.logprobs import of_chat, of_completion, offsets
-from instruct_lit.serving.protocol import ApiError, Body, ChatBody, CompletionBody, Usage
+from instruct_lit.serving.protocol import ApiError, Body, ChatBody, CompletionBody
 from instruct_lit.serving.scheduler import QueueFullError, Scheduler, Update
 
 N_COMPLETION_TOKENS = 16  # OpenAI's default of `/v1/completions`
@@ -40,9 +40,9 @@ class Job:
     @property
     def usage(self) -> dict[str, int]:
         """Tokens of prompts, each counted once, and of responses."""
-        prompts = self.requests[:: self.body.n or 1]
+        n_read = sum(len(request.prompt_ids) for request in self.requests[:: self.body.n or 1])
         n_written = sum(len(request.ids) for request in self.requests)
-        return vars(Usage(sum(len(request.prompt_ids) for request in prompts), n_written))
+        return {"prompt_tokens": n_read, "completion_tokens": n_written, "total_tokens": n_read + n_written}
 
 
 class Service:
@@ -146,7 +146,7 @@ class Service:
         example = example_of(self.speaker, [(m.role, m.text) for m in body.messages], body.input)
         prompt = self.speaker.prompt_ids(example)
         room = self.speaker.context_length - len(prompt)
-        n_new = body.max_tokens if body.max_tokens is not None else max(1, min(self.defaults.max_new_tokens, room))
+        n_new = body.n_new if body.n_new is not None else max(1, min(self.defaults.max_new_tokens, room))
         self._check_room(len(prompt), n_new, "messages")
         return self._prepare(prompt, self.speaker.ending(self._settings(body, n_new)), body.n_logprobs, body)
 
@@ -155,6 +155,9 @@ class Service:
         n_new = N_COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
         if not body.prompts:
             raise ApiError(400, "prompt=[]: at least one is needed", param="prompt")
+        n_asked, limit = len(body.prompts) * (body.n or 1), self.scheduler.limit
+        if n_asked > limit:  # before they are made: a body of a megabyte may ask for millions
+            raise ApiError(400, f"{n_asked} answers are asked for at once; at most {limit} can be open", param="prompt")
         n_vocab = self.speaker.model.head_weight.shape[0]
         for prompt in body.prompts:
             if isinstance(prompt, str):

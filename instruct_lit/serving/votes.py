@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Mapping
@@ -26,16 +27,19 @@ class VoteFile:
     def append(self, vote: Mapping[str, Any]) -> None:
         """Add a vote; when this returns it is on the disk. A line that a crash left half stays alone on its line."""
         line = json.dumps(vote, ensure_ascii=False).encode() + b"\n"
-        file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
         try:
-            size = os.fstat(file).st_size
-            whole = size == 0 or os.pread(file, 1, size - 1) == b"\n"
-            written = os.write(file, line if whole else b"\n" + line)  # one call, so that no other comes between
-            if written < len(line):
-                raise DataError(f"votes={self.path}: the disk is full; the vote was not kept")
-            os.fsync(file)
-        finally:
-            os.close(file)
+            file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+            try:
+                size = os.fstat(file).st_size
+                if size and os.pread(file, 1, size - 1) != b"\n":
+                    line = b"\n" + line
+                if os.write(file, line) < len(line):  # one call, so that no other comes between
+                    raise OSError(errno.ENOSPC, "the disk is full")
+                os.fsync(file)
+            finally:
+                os.close(file)
+        except OSError as error:
+            raise DataError(f"votes={self.path}: {error.strerror}; the vote was not kept") from error
 
     def read(self) -> list[dict[str, Any]]:
         """All whole votes; a line that a crash left half is left out."""

@@ -11,12 +11,19 @@ if TYPE_CHECKING:
 # A word, or one character where lines may break anywhere: white space, CJK, emoji.
 _WORD = r"[^\s\u2e80-\U0010ffff]+"
 _PIECE = re.compile(f"{_WORD}|.", re.DOTALL)
+_CONTROL = {code: "\ufffd" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
+
+
+def harmless(text: str) -> str:
+    """The text without control characters: a model must not move the cursor or rename the window."""
+    return text.translate(_CONTROL)
 
 
 class Wrapped:
     """Writes text as it comes; on a terminal a word is held back until it is whole, and a line ends between words.
 
-    Elsewhere (a file, a pipe) the text is written as it is. `end` writes what is held and ends the line.
+    Elsewhere (a file, a pipe) the text is not broken. Control characters are shown as `harmless` has them. `end` writes
+    what is held and ends the line.
     """
 
     def __init__(self, console: Console) -> None:
@@ -50,4 +57,4 @@ class Wrapped:
         self._out(piece)
 
     def _out(self, text: str) -> None:
-        self.console.out(text, end="", highlight=False)
+        self.console.out(harmless(text), end="", highlight=False)

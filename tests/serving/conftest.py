@@ -45,7 +45,7 @@ def run_in_thread(app: Any) -> tuple[str, Callable[[], None]]:
     """Serve an application on a free port; return its address and what stops it."""
     from instruct_lit.serving.server import make_server
 
-    server = make_server(app, "127.0.0.1", 0, "{url}")
+    server = make_server(app, "127.0.0.1", 0, "data.split={train:0.9} at {url}")  # a folder's name may be anything
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:

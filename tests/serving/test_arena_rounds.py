@@ -1,5 +1,8 @@
 """Rounds of the arena: blind pairs in random order, answers of the engine, one vote each."""
 
+import contextlib
+import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -53,6 +56,30 @@ def test_one_vote_after_the_answers(arena: Arena) -> None:
     (vote,) = arena.votes.read()
     assert (vote["model_a"], vote["model_b"], vote["winner"], vote["judge"]) == (*names, "model_b", "human")
     assert [vote["response_a"], vote["response_b"]] == battle.answers and vote["settings"]["seed"] == battle.seed
+
+
+def test_two_buttons_at_once_are_one_vote(arena: Arena, monkeypatch: pytest.MonkeyPatch) -> None:
+    battle = arena.pair("Name a colour.", "")
+    for _ in arena.answer(battle):
+        pass
+    append, both = arena.votes.append, threading.Barrier(2)
+
+    def slowly(vote: dict) -> None:
+        time.sleep(0.05)
+        append(vote)
+
+    def vote(winner: str) -> None:
+        both.wait()
+        with contextlib.suppress(DataError):
+            arena.vote(battle, winner)
+
+    monkeypatch.setattr(arena.votes, "append", slowly)
+    threads = [threading.Thread(target=vote, args=(winner,)) for winner in ("model_a", "model_b")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [vote["winner"] for vote in arena.votes.read()] == [battle.winner]
 
 
 def test_what_cannot_be_asked(arena: Arena) -> None:

@@ -201,6 +201,7 @@ def test_log_probabilities_of_a_chat_streamed_are_the_same(server: SimpleNamespa
         ({"temperature": 3}, 400, "temperature", "temperature=3.0: must be between 0 and 2"),
         ({"top_p": 0}, 400, "top_p", "must be above 0"),
         ({"max_tokens": 0}, 400, "max_tokens", "must be at least 1"),
+        ({"max_completion_tokens": 0}, 400, "max_completion_tokens", "must be at least 1"),
         ({"max_tokens": True}, 400, "max_tokens", "valid integer"),
         ({"n": 1000}, 400, "n", "between 1 and 128"),
         ({"stop": ["a", "b", "c", "d", "e"]}, 400, "stop", "at most 4"),
@@ -225,6 +226,7 @@ def test_bad_bodies_are_answered_in_openais_shape(server: SimpleNamespace, body,
     ("body", "param", "message"),
     [
         ({"prompt": []}, "prompt", "at least one is needed"),
+        ({"prompt": ["x"] * 50, "n": 2}, "prompt", "100 answers are asked for at once; at most 72 can be open"),
         ({"prompt": [1, 60000]}, "prompt", "token ids are between 0 and 50256"),
         ({"prompt": [1, "x"]}, "prompt", "prompt: Input should be"),
         ({"logprobs": 6}, "logprobs", "between 0 and 5"),
@@ -327,7 +329,8 @@ def test_a_client_that_goes_away_frees_its_row(start: Callable, monkeypatch: pyt
 def test_a_full_queue_answers_429_and_a_late_answer_504(start: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     server = start(max_rows=2, max_waiting=1, timeout_s=0.5)
     slow(server, monkeypatch)
-    status, answer = post(server, "/v1/completions", json.dumps({"model": "tiny", "prompt": ["x"] * 4}).encode())
+    chat = json.dumps({"model": "tiny", "messages": QUESTION, "n": 4}).encode()
+    status, answer = post(server, "/v1/chat/completions", chat)
     assert status == 429 and answer["error"]["code"] == "rate_limit_exceeded"
     assert "has 0 of at most 3 requests; try again later" in answer["error"]["message"]
     with pytest.raises(openai.APIStatusError, match=r"took longer than 0.5 s") as caught:

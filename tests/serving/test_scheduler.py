@@ -4,16 +4,31 @@ import queue
 import threading
 import time
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 
 from instruct_lit.generation.engine import Engine
 from instruct_lit.generation.sampling import SamplingSettings
 from instruct_lit.serving.conversation import Speaker
-from instruct_lit.serving.scheduler import QueueFullError, Scheduler
+from instruct_lit.serving.scheduler import QueueFullError, Scheduler, Update
 from tests.serving.conftest import greedy
 
 SETTINGS = SamplingSettings(max_new_tokens=12)
+
+
+def stream(scheduler: Scheduler, prompt_ids: list[int], settings: SamplingSettings = SETTINGS) -> Iterator[Update]:
+    """What is told of one response after every step; leaving it cancels the request."""
+    updates: queue.SimpleQueue[Update] = queue.SimpleQueue()
+    tickets = scheduler.submit([(scheduler.engine.prepare(prompt_ids, settings), updates.put)], every_step=True)
+    try:
+        while True:
+            update = updates.get(timeout=20)
+            yield update
+            if update.finish_reason is not None:
+                return
+    finally:
+        scheduler.cancel(tickets)
 
 
 @pytest.fixture
@@ -29,7 +44,7 @@ def test_answers_of_many_threads_are_those_of_one(scheduler: Scheduler, speaker:
     found: dict[int, str] = {}
 
     def ask(n: int) -> None:
-        *_, last = scheduler.stream(prompts[n], SETTINGS)
+        *_, last = stream(scheduler, prompts[n])
         found[n] = last.text
 
     threads = [threading.Thread(target=ask, args=(n,)) for n in range(16)]
@@ -53,9 +68,9 @@ def test_more_than_may_wait_are_refused_all_or_none(scheduler: Scheduler) -> Non
 
 
 def test_leaving_a_stream_cancels_it(scheduler: Scheduler) -> None:
-    stream = scheduler.stream([1, 2], SamplingSettings(max_new_tokens=100))
-    next(stream)
-    stream.close()
+    updates = stream(scheduler, [1, 2], SamplingSettings(max_new_tokens=100))
+    next(updates)
+    updates.close()
     end = time.monotonic() + 10
     while scheduler.n_open and time.monotonic() < end:
         time.sleep(0.01)
@@ -70,9 +85,9 @@ def test_a_failing_step_cancels_its_requests_and_the_next_are_answered(
 
     with monkeypatch.context() as patch:
         patch.setattr(scheduler.engine.model, "hidden_states", broken)
-        assert [u.finish_reason for u in scheduler.stream([1, 2], SETTINGS)] == ["cancelled"]
+        assert [u.finish_reason for u in stream(scheduler, [1, 2])] == ["cancelled"]
     assert "a step of generation failed" in caplog.text
-    *_, last = scheduler.stream([1, 2], SETTINGS)
+    *_, last = stream(scheduler, [1, 2])
     assert last.text == greedy(speaker, [1, 2], 12)
 
 
@@ -86,12 +101,30 @@ def test_closing_cancels_and_refuses(speaker: Speaker, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(engine, "step", slowly)
     scheduler = Scheduler(engine)
-    stream = scheduler.stream([1, 2], SamplingSettings(max_new_tokens=100))
-    next(stream)
+    updates = stream(scheduler, [1, 2], SamplingSettings(max_new_tokens=100))
+    next(updates)
     scheduler.close()
-    assert list(stream)[-1].finish_reason == "cancelled"
+    assert list(updates)[-1].finish_reason == "cancelled"
     with pytest.raises(QueueFullError, match="is shutting down"):
-        next(scheduler.stream([1, 2], SETTINGS))
+        next(stream(scheduler, [1, 2]))
+
+
+def test_a_request_accepted_while_it_is_being_closed_is_told_its_end(
+    speaker: Speaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scheduler = Scheduler(Engine(speaker.model, speaker.tokenizer))
+    closing, put = threading.Thread(target=scheduler.close), scheduler._inbox.put
+
+    def late(call: object) -> None:
+        if threading.current_thread() is threading.main_thread() and not closing.ident:
+            closing.start()
+            time.sleep(0.1)  # what was not under way with the lock held would now come after the thread's end
+        put(call)
+
+    inbox = SimpleNamespace(put=late, get=scheduler._inbox.get, empty=scheduler._inbox.empty)
+    monkeypatch.setattr(scheduler, "_inbox", inbox)
+    assert list(stream(scheduler, [1, 2]))[-1].finish_reason is not None
+    closing.join()
 
 
 def test_a_client_that_cannot_be_told_is_cancelled(scheduler: Scheduler) -> None:
