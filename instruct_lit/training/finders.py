@@ -98,8 +98,8 @@ class LargestBatch:
     The batch that is tried is made of the longest training examples, in the configured layout, so that whatever
     follows is smaller. On a CPU what fits is what is free at the start: there the system would not refuse memory but
     end the process, so this process is limited to it (Linux). Where the memory of a slow device is large, the search
-    ends when the next step would take longer than `max_step_s` seconds, and says how many examples the memory would
-    hold by what they take so far. Leaves `batch_size.json`; weights are those of some steps. Raises TrainingError when
+    ends when the next step would take longer than `max_step_s` seconds (not below the configured size), and says how
+    many examples the memory would hold by what they take so far. Leaves `batch_size.json`; weights are those of some steps. Raises TrainingError when
     not even one example fits.
     """
 
@@ -125,8 +125,8 @@ class LargestBatch:
         def fits(n: int) -> bool:
             try:
                 batch = batch_of(n)
-                for _ in range(2):  # the first makes the optimizer's moments
-                    seconds[n] = train_step(model, optimizer, batch, bf16)
+                # twice, since the first makes the optimizer's moments
+                seconds[n] = min(train_step(model, optimizer, batch, bf16) for _ in range(2))
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
                 if not out_of_memory(error):
                     raise
@@ -142,7 +142,8 @@ class LargestBatch:
         if free is not None:
             print(f"{free / 1e9:.1f} GB of memory are free", flush=True)
         with limited_memory(device, free):
-            size, refused = largest(fits, len(longest), lambda n: 2 * seconds[n] > self.max_step_s)
+            enough = lambda n: n >= data.batch_size and 2 * seconds[n] > self.max_step_s  # noqa: E731
+            size, refused = largest(fits, len(longest), enough)
         if size == 0:
             raise TrainingError(
                 "batch_size: one example does not fit; lower data.max_length, set model.activation_checkpointing=true, "
@@ -154,13 +155,13 @@ class LargestBatch:
         elif size == len(longest):
             print(f"the largest that was tried (the longest {size} of the data): data.batch_size={size}")
         else:
-            longer = f"twice of it takes {2 * seconds[size]:.0f} s a step"
-            text = f"the largest that was tried: data.batch_size={size}; {longer}"
+            text = f"the largest that was tried: data.batch_size={size}; a step with twice of it takes about "
+            text += f"{2 * seconds[size]:.0f} s, longer than finder.max_step_s={self.max_step_s:g}"
             if free is not None:
                 # the states of model and optimizer are there already
                 found["by_memory"] = int(free * size / kept_bytes(model, batch_of(size), bf16))
-                text += f", and about {found['by_memory']} would fit"
-            print(f"{text} (longer than finder.max_step_s={self.max_step_s:g})")
+                text += f"; what is free would hold about {found['by_memory']:,}"
+            print(text)
         (run_dir / "batch_size.json").write_text(json.dumps(found) + "\n")
         return size
 

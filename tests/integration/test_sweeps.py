@@ -54,10 +54,11 @@ def test_a_failing_trial_is_recorded_the_sweep_goes_on_and_nothing_runs_twice(co
 
 
 @pytest.mark.slow
-def test_joblib_runs_trials_side_by_side(command: Callable, answers: Path) -> None:
-    pytest.importorskip("joblib")
-    command("evaluate", "-m", "responses=good.json,bad.json", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2",
-            *LIGHT, cwd=answers)  # fmt: skip
+@pytest.mark.parametrize("launcher", [("joblib", "hydra.launcher.n_jobs=2"), ("submitit_local",)], ids=lambda of: of[0])
+def test_launchers_run_trials_side_by_side(command: Callable, answers: Path, launcher: tuple[str, ...]) -> None:
+    pytest.importorskip(f"hydra_plugins.hydra_{launcher[0].removesuffix('_local')}_launcher")
+    name, *settings = launcher
+    command("evaluate", "-m", "responses=good.json,bad.json", f"hydra/launcher={name}", *settings, *LIGHT, cwd=answers)
     assert [record_of(answers / "sweep" / str(n))["value"] for n in range(2)] == [1.0, 0.0]
 
 
