@@ -18,6 +18,7 @@ import torch.distributed.checkpoint as dcp
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.tensor import DTensor
 
 SUFFIX = ".shards"
 WEIGHTS, MOMENTS = "state_dict", "optimizer_states"  # keys of a checkpoint whose tensors are in shards
@@ -31,13 +32,26 @@ def new_folder(path: Path, step: int) -> Path:
 
 
 def write(tensors: Mapping[str, Tensor], folder: Path) -> None:
-    """Write tensors, synced; all processes call it, each with its share. Raises OSError where one of them fails."""
+    """Write tensors, synced; all processes call it, each with its share. Raises what one of them did."""
     writer = dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True)
+    failed = None
     try:
-        dcp.save(dict(tensors), storage_writer=writer)
+        dcp.save(_apart(tensors), storage_writer=writer)
     except CheckpointException as error:
-        reason, _ = next(iter(error.failures.values()))
-        raise OSError(str(reason)) from reason
+        failed, _ = next(iter(error.failures.values()))
+    if failed is not None:
+        raise failed
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors, without memory in common: safetensors refuses the two names of a tied matrix otherwise."""
+    seen: set[int] = set()
+    apart = {}
+    for name, tensor in tensors.items():
+        place = (tensor.to_local() if isinstance(tensor, DTensor) else tensor).untyped_storage().data_ptr()
+        apart[name] = tensor.clone() if place in seen else tensor
+        seen.add(place)
+    return apart
 
 
 def read(folder: str, into: Mapping[str, Tensor]) -> None:

@@ -114,7 +114,9 @@ def test_slow_steps_end_the_search_with_an_estimate(
     assert 100 < by_memory < 10**5
     out = capsys.readouterr().out
     assert "1.0 GB of memory are free" in out
-    assert "data.batch_size=8; a step with twice of it takes about 16 s, longer than finder.max_step_s=10; what is" in out
+    assert (
+        "data.batch_size=8; a step with twice of it takes about 16 s, longer than finder.max_step_s=10; what is" in out
+    )
     assert f"what is free would hold about {by_memory:,}" in out
 
 

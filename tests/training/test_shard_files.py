@@ -49,6 +49,14 @@ def test_what_is_written_in_shards_is_read_as_one_checkpoint(tmp_path: Path) -> 
     assert read_checkpoint(path)["state_dict"] == {}
 
 
+def test_the_two_names_of_a_tied_matrix_are_both_written(tmp_path: Path) -> None:
+    matrix, folder = torch.arange(6.0).reshape(3, 2), shard_files.new_folder(tmp_path / "best.ckpt", 1)
+    shard_files.write({"embedding": matrix, "head": matrix, "view": matrix[:2]}, folder)
+    found = shard_files.read_whole(str(folder))
+    assert torch.equal(found["embedding"], matrix) and torch.equal(found["head"], matrix)
+    assert torch.equal(found["view"], matrix[:2])
+
+
 def test_the_one_before_stays_and_what_no_file_names_goes(tmp_path: Path) -> None:
     path, best = tmp_path / "checkpoints" / "last.ckpt", tmp_path / "checkpoints" / "best.ckpt"
     folders = [save(1, best), *(save(step, path) for step in (1, 2, 3))]
