@@ -99,8 +99,8 @@ class LargestBatch:
     follows is smaller. On a CPU what fits is what is free at the start: there the system would not refuse memory but
     end the process, so this process is limited to it (Linux). Where the memory of a slow device is large, the search
     ends when the next step would take longer than `max_step_s` seconds (not below the configured size), and says how
-    many examples the memory would hold by what they take so far. Leaves `batch_size.json`; weights are those of some steps. Raises TrainingError when
-    not even one example fits.
+    many examples the memory would hold by what they take so far. Leaves `batch_size.json`; weights are those of some
+    steps. Raises TrainingError when not even one example fits.
     """
 
     def __init__(self, max_size: int = 4096, max_step_s: float = 10.0) -> None:
