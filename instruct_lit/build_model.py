@@ -149,10 +149,10 @@ def context_of(config: DictConfig) -> int:
 
 def shape_of(config: DictConfig) -> GPTConfig:
     """The shape of the GPT-2 that `model_of` would build, without its weights."""
-    from instruct_lit.model.pretrained import read_config
+    from instruct_lit.model.pretrained import find_weights, read_config
 
     model = config.model
-    return read_config(Path(model.path).expanduser()) if model.path else _configured_shape(model)
+    return read_config(find_weights(model.path, None)) if model.path else _configured_shape(model)
 
 
 def _configured_shape(model: DictConfig) -> GPTConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ from omegaconf import DictConfig, ListConfig
 
 def check_data(data: Any) -> list[str]:
     """Problems of the data group."""
-    problems = []
+    if problems := _problems_of_form(data):
+        return problems
     places = {f"data.{key}": data[key] for key in ("path", "test_path", "val_path")}
     for name, given in (data.sets or {}).items():
         places[f"data.sets.{name}.path"] = given.get("path") if given is not None else None
@@ -20,6 +22,40 @@ def check_data(data: Any) -> list[str]:
                 problems.append(f"{key}={path}: no such file or folder")
     if data.streaming and data.sets:
         problems.append("data.streaming=true: a mixture cannot be streamed (data.sets)")
+    return problems + _problems_of_shares(data.sets or {})
+
+
+def _problems_of_form(data: Any) -> list[str]:
+    """What is no mapping and should be one."""
+    nodes = {f"data.{key}": data[key] for key in ("columns", "filters", "sets")}
+    for key in ("filters", "sets"):
+        if isinstance(data[key], DictConfig):
+            nodes |= {f"data.{key}.{name}": given for name, given in data[key].items()}
+    problems = [
+        f"{key}={node}: a mapping is needed"
+        for key, node in nodes.items()
+        if node is not None and not isinstance(node, DictConfig)
+    ]
+    if data.split != "book" and not isinstance(data.split, DictConfig):
+        problems.append(f"data.split={data.split}: allowed are 'book' and a mapping of train, val and test")
+    return problems
+
+
+def _problems_of_shares(sets: Any) -> list[str]:
+    """Weights and repeats of a mixture that are no shares."""
+    shares = {
+        f"data.sets.{name}.{key}": given[key]
+        for name, given in sets.items()
+        for key in ("weight", "repeats")
+        if given is not None and key in given
+    }
+    problems = [
+        f"{key}={share}: must be a number of at least 0"
+        for key, share in shares.items()
+        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share < math.inf
+    ]
+    if not problems and len(shares) == len(sets) > 0 and not any(shares.values()):
+        problems.append("data.sets: every weight, or all repeats, are 0, so nothing would be learnt")
     return problems
 
 

@@ -1,7 +1,8 @@
-"""The schema of every group of `conf/` and of training, and the rules between keys.
+"""The schema of every group of `conf/` and of training, and the rules of single values.
 
 Hydra composes `conf/` into these dataclasses, so a misspelt key or a wrong type fails before anything is downloaded.
-Every other command has the schema and the checks of its own keys in its own file.
+The rules between the keys of training are in `instruct_lit.check_training`; every other command has the schema and the
+checks of its own keys in its own file.
 """
 
 from __future__ import annotations
@@ -11,9 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
-
-from instruct_lit.check_data import check_data, check_streamed_training
-from instruct_lit.errors import ConfigError
 
 
 @dataclass
@@ -184,13 +182,21 @@ CHOICES = {
 }
 AT_LEAST = {
     "data.batch_size": 1,
+    "data.eval_batch_size": 1,
+    "data.max_length": 2,
+    "data.pad_to": 1,
     "data.shuffle_buffer": 1,
     "data.n_workers": 0,
+    "batching.max_tokens": 1,
     "batching.pad_to_multiple_of": 1,
     "generation.max_new_tokens": 1,
     "generation.max_rows": 1,
     "generation.temperature": 0,
     "scheduler.warmup_steps": 0,
+    "model.n_layers": 1,
+    "model.n_heads": 1,
+    "model.d_model": 1,
+    "model.context_length": 2,
     "model.dropout": 0,
     "adapter.rank": 1,
     "neftune_alpha": 0,
@@ -200,9 +206,6 @@ AT_LEAST = {
     "n_responses": 1,
     "n_questions": 1,
 }
-LOGGED_METRICS = tuple(
-    f"{split}/{name}" for split in ("val", "test") for name in ("loss", "perplexity", "response_loss", "bits_per_byte")
-) + ("train/loss", "test/exact_match")
 
 
 def missing_runs(runs: Any, key: str = "run") -> list[str]:
@@ -215,7 +218,7 @@ def missing_runs(runs: Any, key: str = "run") -> list[str]:
 
 
 def check_values(config: DictConfig) -> list[str]:
-    """Problems with single values and between keys that can be seen without building anything."""
+    """Problems with single values that can be seen without building anything."""
     problems = []
     for key, allowed in CHOICES.items():
         value = OmegaConf.select(config, key)
@@ -225,124 +228,4 @@ def check_values(config: DictConfig) -> list[str]:
         value = OmegaConf.select(config, key)
         if value is not None and value < least:
             problems.append(f"{key}={value}: must be at least {least}")
-    return problems
-
-
-def logged_metrics(config: Any) -> tuple[str, ...]:
-    """Names of what a training logs: always the same, the losses of a mixture's sets, and what callbacks add."""
-    nodes = [node for node in (config.callbacks or {}).values() if node is not None]
-    ours = [node for node in nodes if str(node.get("_target_")).endswith(".GenerationQuality")]
-    of_sets = tuple(f"{split}/loss/{name}" for split in ("val", "test") for name in config.data.sets or {})
-    return (
-        LOGGED_METRICS
-        + of_sets
-        + tuple(f"val/{name}" for node in ours for name in node.get("metrics", ["exact_match"]))
-    )
-
-
-def check_train(config: Any) -> None:
-    """Raise one ConfigError that lists every impossible value or combination of a training configuration."""
-    problems = check_values(config)
-    model, data, batching = config.model, config.data, config.batching
-    known = model.context_length if model.kind == "hf" or not model.path else None
-    if known is not None and data.max_length is not None and data.max_length > known:
-        problems.append(
-            f"data.max_length={data.max_length}: the model's context is {model.context_length} tokens "
-            "(model.context_length)"
-        )
-    if model.dropout >= 1:
-        problems.append(f"model.dropout={model.dropout}: must be below 1")
-    problems += _problems_of_kind(model)
-    if config.template.name == "chat" and model.kind != "hf":
-        problems.append("template=chat: the chat template of the model's tokenizer goes with model=hf")
-    problems += _problems_of_adapter(config) + _problems_of_shards(config)
-    if (batching.grouping == "best_fit") != (batching.max_tokens is not None):
-        problems.append(
-            f"batching.max_tokens={batching.max_tokens}: a token budget goes with batching.grouping=best_fit, "
-            f"given is {batching.grouping}"
-        )
-    if data.pad_to is not None and batching.layout != "padded":
-        problems.append(f"data.pad_to={data.pad_to}: only batching.layout=padded pads, given is {batching.layout}")
-    logged = logged_metrics(config)
-    for key, node in (config.callbacks or {}).items():
-        monitor = node.get("monitor") if node is not None else None
-        if monitor is not None and monitor not in logged:
-            problems.append(f"callbacks.{key}.monitor={monitor}: logged are {', '.join(logged)}")
-    if config.optimized_metric is not None and config.optimized_metric not in logged:
-        problems.append(f"optimized_metric={config.optimized_metric}: logged are {', '.join(logged)}")
-    if config.ckpt_path and config.ckpt_path != "last" and not Path(config.ckpt_path).exists():
-        problems.append(f"ckpt_path={config.ckpt_path}: no such checkpoint or run folder")
-    problems += check_data(data)
-    if data.streaming:
-        problems += check_streamed_training(config)
-    if problems:
-        raise ConfigError("\n  ".join(problems))
-
-
-def _problems_of_adapter(config: Any) -> list[str]:
-    """Adapters and what they do not go together with."""
-    adapter, problems = config.adapter, []
-    if adapter.kind != "none" and config.trainable != "all":
-        problems.append(f"trainable={config.trainable}: an adapter freezes all else, so it goes with adapter=none only")
-    if adapter.kind != "none" and config.model.new_tokens:
-        problems.append(
-            f"model.new_tokens={config.model.new_tokens}: an adapter freezes the embeddings, so they would not be "
-            "learnt; use adapter=none"
-        )
-    if adapter.dropout >= 1:
-        problems.append(f"adapter.dropout={adapter.dropout}: must be below 1")
-    if adapter.kind == "qlora" and adapter.merge:
-        problems.append("adapter.merge=true: merging into 4 bits would round the updates; keep the adapter apart")
-    if adapter.kind == "qlora" and config.model.kind != "hf":
-        problems.append("adapter=qlora: 4-bit weights go with model=hf")
-    if not adapter.merge and not config.model.pretrained:
-        problems.append("adapter.merge=false: nobody else has the base of model.pretrained=false")
-    if not adapter.merge and config.model.gguf_file:
-        problems.append("adapter.merge=false: peft could not open its base, a GGUF file; merge, or save the base first")
-    return problems
-
-
-def _problems_of_shards(config: Any) -> list[str]:
-    """What does not go together with a model in shards."""
-    strategy = config.trainer.get("strategy")
-    if not OmegaConf.is_dict(strategy) or not str(strategy.get("_target_")).endswith(".FullySharded"):
-        return []
-    problems = []
-    optimizer = str(config.optimizer.get("_target_"))
-    if optimizer.startswith("instruct_lit.") and not optimizer.endswith(".adamw"):
-        problems.append(
-            f"optimizer._target_={optimizer}: cannot work on shards; trainer=fsdp goes with optimizer=adamw"
-        )
-    if config.adapter.kind == "qlora":
-        problems.append("adapter=qlora: 4-bit weights cannot be sharded; use trainer=ddp, or adapter=lora")
-    for key, node in (config.callbacks or {}).items():
-        if node is not None and str(node.get("_target_")).endswith("WeightAveraging"):
-            problems.append(f"callbacks.{key}: averages whole weights; trainer=fsdp goes without it")
-    return problems
-
-
-def _problems_of_kind(model: Any) -> list[str]:
-    """What GPT-2 needs and a model of transformers does not, and the other way round."""
-    if model.kind == "hf":
-        gguf = Path(model.path).expanduser() / model.gguf_file if model.path and model.gguf_file else None
-        return (
-            [f"model.gguf_file={model.gguf_file}: no such file in {model.path}"] if gguf and not gguf.is_file() else []
-        )
-    problems = [
-        f"model.{key}=null: the shape of a GPT-2 wants a number"
-        for key in ("n_layers", "n_heads", "d_model", "context_length")
-        if model[key] is None
-    ]
-    if not problems and model.d_model % model.n_heads:
-        problems.append(f"model.d_model={model.d_model}: must be a multiple of model.n_heads={model.n_heads}")
-    if model.path and not Path(model.path).expanduser().is_dir():
-        problems.append(
-            f"model.path={model.path}: no such folder (a bundle or a Hugging Face GPT-2 directory; other "
-            "models go with model=hf)"
-        )
-    problems += [
-        f"model.{key}={model[key]}: goes with model=hf"
-        for key in ("gguf_file", "trust_remote_code", "new_tokens")
-        if model[key]
-    ]
     return problems

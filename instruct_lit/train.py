@@ -15,9 +15,10 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from instruct_lit.check_training import check_train
 from instruct_lit.config import differences, flat, run_command
 from instruct_lit.errors import ConfigError
-from instruct_lit.schema import TrainConfig, check_train
+from instruct_lit.schema import TrainConfig
 
 if TYPE_CHECKING:
     from lightning import Trainer
@@ -52,6 +53,7 @@ def train(config: DictConfig) -> float | None:
     start = time.perf_counter()
     build.check_targets(config)
     build.check_machine(config)
+    build.sampling_of(config)  # what cannot be generated with shows before the long work
     keep_freed_memory()
     seed_everything(config.seed, workers=True, verbose=False)
     best = OmegaConf.select(config, "callbacks.best_checkpoint") or {}

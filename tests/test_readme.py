@@ -24,7 +24,7 @@ SYMBOLS = re.findall(
 
 
 def test_it_is_short_and_names_the_two_commands() -> None:
-    assert len(README.splitlines()) <= 250
+    assert len(README.splitlines()) <= 200
     assert "make train" in README and "make test" in README
 
 

@@ -26,6 +26,7 @@ from instruct_lit.data.sources import deduplicated
 from instruct_lit.data.split import Split, joined, kept_together, make_split
 from instruct_lit.data.store import EncodedStore, open_or_build
 from instruct_lit.data.template import Template
+from instruct_lit.errors import ConfigError
 
 STORE_VERSION = 2  # part of every key: raise it when the meaning of a store's files changes
 
@@ -110,6 +111,7 @@ class InstructionData(LightningDataModule):
         sets = {name: self._open(source) for name, source in self.sets.items()}
         main = JoinedStore(sets) if len(sets) > 1 else next(iter(sets.values()))
         self.stores = {"main": main, **{name: self._open(source) for name, source in self.own_files.items()}}
+        self._check_pad_to(max(int(store.lengths.max()) for store in self.stores.values()))
         spec = _without(self.split_spec, self.own_files)
         parts = [make_split(len(store), spec, self.seed) for store in sets.values()]
         split = joined(parts, main.starts[:-1].tolist()) if isinstance(main, JoinedStore) else parts[0]
@@ -127,6 +129,15 @@ class InstructionData(LightningDataModule):
             if len(others) > 1:  # a file for validation and one for test: theirs stay as they are
                 counts["n_straddling"] = counts.get("n_straddling", 0) + int(np.isin(others[0], others[1]).sum())
         self.split_counts = counts
+
+    def _check_pad_to(self, longest: int) -> None:
+        """Raise ConfigError when an example of so many tokens is longer than the rows."""
+        pad_to = self.collator.pad_to
+        if pad_to is not None and longest - 1 > pad_to:
+            raise ConfigError(
+                f"data.pad_to={pad_to}: an example has {longest - 1} inputs; raise it, or lower data.max_length to "
+                f"{pad_to + 1}"
+            )
 
     def _groups(self) -> np.ndarray:
         """The group of every example of all stores, kept beside the encoded stores."""

@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from instruct_lit.data.datamodule import InstructionData
@@ -14,7 +13,7 @@ from instruct_lit.data.sources import FileSource
 from instruct_lit.data.store import open_or_build
 from instruct_lit.data.template import Template
 from instruct_lit.data.tokenizer import GPT2Tokenizer
-from instruct_lit.errors import DataError
+from instruct_lit.errors import ConfigError, DataError
 
 TEMPLATE = Template(
     "short", "{{ instruction }} {{ input }} = {{ response }}", next_turn=" {{ instruction }} = {{ response }}"
@@ -133,4 +132,10 @@ def test_trap_17_duplicates_do_not_straddle_the_split(tmp_path: Path, tokenizer:
         for n in ("train", "val", "test")
     ]
     assert not parts[0] & parts[1] | parts[0] & parts[2] | parts[1] & parts[2]
-    assert isinstance(data.examples_of("train")[1], np.ndarray)
+
+
+def test_rows_that_are_too_short_for_an_example_are_refused(tmp_path: Path, tokenizer: GPT2Tokenizer) -> None:
+    longest = int(data_module(tmp_path, tokenizer).stores["main"].lengths.max())
+    data_module(tmp_path, tokenizer, pad_to=longest - 1)
+    with pytest.raises(ConfigError, match=rf"data.pad_to={longest - 2}: an example has {longest - 1} inputs; raise it"):
+        data_module(tmp_path, tokenizer, pad_to=longest - 2)

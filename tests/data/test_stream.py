@@ -229,6 +229,11 @@ def test_trap_17_what_is_held_out_has_no_relative_in_a_file_of_its_own(folder: P
     assert instructions(free, "val") != instructions(data, "val")
 
 
+def test_rows_must_have_room_for_the_longest_example_of_a_stream(folder: Path, tokenizer: GPT2Tokenizer) -> None:
+    with pytest.raises(ConfigError, match=r"data.pad_to=30: an example has 31 inputs"):
+        streamed(folder, tokenizer, pad_to=30)
+
+
 def test_a_stream_that_is_too_short_for_its_split(folder: Path, tokenizer: GPT2Tokenizer) -> None:
     with pytest.raises(
         ConfigError, match=r"data.split={'val': 40, 'test': 5}: the stream has only 41 different examples"

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
+from instruct_lit.check_training import check_train
 from instruct_lit.config import CONF, register
 from instruct_lit.errors import ConfigError
-from instruct_lit.schema import TrainConfig, check_train
+from instruct_lit.schema import TrainConfig
 
 TURNS = [["one", "two", "three"], ["four", "five"], ["six"]]
 
@@ -113,5 +114,3 @@ def test_what_is_no_set_of_files_is_not_streamed(command: Callable, small: tuple
     done = command("train", "data.streaming=true", "data.split={val:4,test:3}", "trainer.max_steps=3",
                    "trainer.val_check_interval=2", cwd=tmp_path, status=2)  # fmt: skip
     assert "data.streaming=true: data=demo is no set of files that could be streamed" in done.stderr
-    done = command("peek", "data=hf_stream", "data.source.repo=a/b", cwd=tmp_path, status=2)
-    assert "data.streaming=true: peek looks at stored data" in done.stderr

@@ -6,10 +6,11 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from instruct_lit import build
+from instruct_lit.check_training import check_train
 from instruct_lit.config import CONF, register
 from instruct_lit.errors import ConfigError
 from instruct_lit.model.gpt import GPT
-from instruct_lit.schema import TrainConfig, check_train
+from instruct_lit.schema import TrainConfig
 from instruct_lit.training.sharded import FullySharded, _renamed, is_sharded, whole_weights
 
 

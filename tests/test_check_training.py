@@ -1,0 +1,86 @@
+"""Configurations that cannot be: what is wrong is said before any work, all of it at once."""
+
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+from instruct_lit import build
+from instruct_lit.check_training import check_train
+from instruct_lit.config import CONF, register
+from instruct_lit.errors import ConfigError
+from instruct_lit.schema import TrainConfig
+
+
+def composed(*overrides: str) -> DictConfig:
+    register("train", TrainConfig)
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("train", list(overrides))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.eval_batch_size=0", "data.eval_batch_size=0: must be at least 1"),
+        ("data.max_length=1", "data.max_length=1: must be at least 2"),
+        ("n_test_responses=-1", "n_test_responses=-1: must be at least 0"),
+        ("model.n_heads=0", "model.n_heads=0: must be at least 1"),
+        ("data.split=0.8", "data.split=0.8: allowed are 'book' and a mapping of train, val and test"),
+        ("data.split=null", "data.split=None: allowed are 'book' and a mapping"),
+        ("data.filters=length", "data.filters=length: a mapping is needed"),
+        ("data.filters={length: 9}", "data.filters.length=9: a mapping is needed"),
+        ("data.columns=[a]", "data.columns=['a']: a mapping is needed"),
+        ("data.sets=[demo]", "data.sets=['demo']: a mapping is needed"),
+        ("data.sets={demo: 3}", "data.sets.demo=3: a mapping is needed"),
+        ("data.sets={demo: {weight: -1}}", "data.sets.demo.weight=-1: must be a number of at least 0"),
+        ("data.sets={demo: {repeats: many}}", "data.sets.demo.repeats=many: must be a number of at least 0"),
+        ("data.sets={demo: {repeats: 0}}", "data.sets: every weight, or all repeats, are 0"),
+        ("callbacks.early_stopping=false", "callbacks.early_stopping=False: null switches it off"),
+        ("logger.tensorboard=false", "logger.tensorboard=False: null switches it off"),
+        (
+            "callbacks.early_stopping.monitor=test/loss",
+            "callbacks.early_stopping.monitor=test/loss: logged are val/loss",
+        ),
+        ("optimized_metric=train/loss", "optimized_metric=train/loss: logged are val/loss"),
+        ("model.path=null", "model.path=null: model=nano is a folder; give one, or model.pretrained=false"),
+    ],
+)
+def test_impossible_values_are_named(override: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_train(composed(override))
+    assert message in str(caught.value)
+
+
+def test_a_model_of_transformers_needs_a_place() -> None:
+    with pytest.raises(ConfigError, match=r"model.path=null: give a hub id or a folder \(model=hf\)"):
+        check_train(composed("model=hf", "model.path=null"))
+
+
+def test_all_is_said_at_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_train(composed("data.batch_size=0", "data.split=1.5", "callbacks.early_stopping=true"))
+    assert len(str(caught.value).splitlines()) == 3
+
+
+def test_what_may_be_passes() -> None:
+    check_train(
+        composed("callbacks.early_stopping=null", "model.path=null", "model.pretrained=false", "n_test_responses=0")
+    )
+    check_train(composed("callbacks.early_stopping.monitor=train/loss", "optimized_metric=test/exact_match"))
+    check_train(
+        composed("data=mixture", "data.sets={demo: {weight: 0.5}, book: {weight: 0}, mine: {data: demo, weight: 2}}")
+    )
+
+
+def test_settings_of_generation_are_checked_before_the_long_work() -> None:
+    with pytest.raises(ConfigError, match=r"generation.top_p=2.0: must be null or above 0 and at most 1"):
+        build.sampling_of(composed("generation.top_p=2"))
+
+
+def test_the_shape_of_a_run_folder_is_that_of_its_bundle(tmp_path: Path) -> None:
+    (tmp_path / "bundle").mkdir()
+    (tmp_path / "bundle" / "config.json").write_bytes(
+        (CONF.parent / "instruct_lit/model/nano/config.json").read_bytes()
+    )
+    assert build.shape_of(composed(f"model.path={tmp_path}")).d_model == 128
