@@ -29,7 +29,10 @@ def test_gguf_and_modelfile(command: Command, small_run: Path, tmp_path: Path) -
     done = command("export", f"run={small_run}", "to=gguf", "precision=q8_0", "hydra.run.dir=out", cwd=tmp_path)
     assert "Modelfile, README.md, model-q8_0.gguf" in done.stdout and done.stderr == ""
     text = (tmp_path / "out/gguf/Modelfile").read_text()
-    assert text.startswith("FROM ./model-q8_0.gguf\n") and "### Response:\n{{ .Response }}" in text
+    assert (
+        text.startswith("FROM ./model-q8_0.gguf\n")
+        and "### Instruction:\n{{ .Content }}\n\n### Response:\n{{ end }}" in text
+    )
 
 
 @pytest.mark.slow
