@@ -214,6 +214,26 @@ def completion(text: str) -> tuple[int, dict, bytes]:
     return 200, {}, json.dumps(answer).encode()
 
 
+@pytest.mark.slow
+def test_helm_asks_questions_whose_answers_are_written(
+    run: Run, environments: Path, shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cache").symlink_to(environments)
+    place = tmp_path / "hub" / "helm" / "gsm"
+    place.mkdir(parents=True)
+    (place / "gsm_data_train").symlink_to(shared_data / "gsm8k" / "train.first100.jsonl")
+    lines = (shared_data / "gsm8k" / "test.first200.jsonl").read_text().splitlines()[:3]
+    (place / "gsm_data_test").write_text("\n".join(lines) + "\n")
+    trained = json.loads(lines[1])["question"]
+    monkeypatch.setattr(command_module, "training_of_run", lambda config, run: [trained])
+    written = run(
+        "suite=helm", "suite.tasks=[gsm]", f"benchmark.data_dir={tmp_path / 'hub'}", "benchmark.template=on"
+    )  # fmt: skip
+    figure, leaks = written["runs"][0]["tasks"]["gsm"], written["runs"][0]["details"]["leaks"]["gsm"]
+    assert (figure["metric"], figure["n"], figure["chance"]) == ("final_number_exact_match", 3, 0)
+    assert leaks["n"] == 1 and leaks["value_without"] is not None
+
+
 UEFI = "support for UEFI Secure Boot on supported devices with UEFI firmware, to prevent malware from infecting the boot process"
 
 

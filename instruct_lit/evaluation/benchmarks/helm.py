@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,8 @@ def run(subject: Subject, asked: Asked) -> dict[str, Figure]:
     with Endpoint(subject) as endpoint:
         _describe(subject, endpoint.url, asked.out_dir / "prod_env")
         if asked.data_dir is not None:
-            _place_mmlu(
-                asked.data_dir / "cais" / "mmlu", asked.out_dir / "benchmark_output" / "scenarios" / "mmlu" / "data"
-            )
-        entries = [f"{entry}{',' if ':' in entry else ':'}model={MODEL}" for entry in asked.tasks]
+            _place(asked.data_dir, asked.out_dir / "benchmark_output" / "scenarios")
+        entries = [entry_of(task) for task in asked.tasks]
         arguments = [
             "-m", "helm.benchmark.run", "--run-entries", *entries, "--suite", NAME, "--local-path", "prod_env",
             "--num-threads", str(subject.max_rows), "--disable-cache",
@@ -73,6 +72,19 @@ def _describe(subject: Subject, url: str, folder: Path) -> None:
         "tokenizer_configs": {"tokenizer_configs": [tokenizer]},
     }.items():
         (folder / f"{name}.yaml").write_text(json.dumps(content))  # JSON is YAML
+
+
+def entry_of(task: str) -> str:
+    """A run entry of HELM with our model as one more argument: `gsm` or `mmlu:subject=anatomy`."""
+    task = task.rstrip(":,")
+    return f"{task}{',' if ':' in task else ':'}model={MODEL}"
+
+
+def _place(data_dir: Path, scenarios: Path) -> None:
+    """What lies in `data_dir`, where HELM looks before it downloads: MMLU, and files in `helm/<scenario>/` as its own."""
+    _place_mmlu(data_dir / "cais" / "mmlu", scenarios / "mmlu" / "data")
+    if (data_dir / "helm").is_dir():
+        shutil.copytree(data_dir / "helm", scenarios, dirs_exist_ok=True)
 
 
 def _place_mmlu(hub: Path, folder: Path) -> None:

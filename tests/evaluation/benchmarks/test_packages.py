@@ -164,6 +164,19 @@ def test_helm_finds_mmlu_out_of_the_hub_s_files(tmp_path: Path, hub: Path) -> No
         assert rows == list(csv.reader(file))
 
 
+def test_files_of_other_scenarios_are_placed_as_helm_has_them(tmp_path: Path) -> None:
+    (tmp_path / "data" / "helm" / "gsm").mkdir(parents=True)
+    (tmp_path / "data" / "helm" / "gsm" / "gsm_data_test").write_text("{}")
+    for _ in range(2):  # a second run finds them there
+        helm._place(tmp_path / "data", tmp_path / "scenarios")
+    assert (tmp_path / "scenarios" / "gsm" / "gsm_data_test").read_text() == "{}"
+
+
+def test_run_entries_of_helm() -> None:
+    assert helm.entry_of("gsm") == helm.entry_of("gsm:") == "gsm:model=local/instruct-lit"
+    assert helm.entry_of("mmlu:subject=anatomy") == "mmlu:subject=anatomy,model=local/instruct-lit"
+
+
 def test_names_of_helm_runs() -> None:
     assert helm.name_of("mmlu:subject=anatomy,method=multiple_choice_joint,model=local_x") == "mmlu:subject=anatomy"
     assert helm.name_of("gsm:model=local_x") == "gsm"
