@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from instruct_lit.data.encode import Tokenizer
 from instruct_lit.data.example import Example
+from instruct_lit.data.hf_tokenizer import HFTokenizer
 from instruct_lit.data.template import Template
 from instruct_lit.evaluation.benchmarks.kept import KeptAnswers
 from instruct_lit.evaluation.benchmarks.scoring import Pair, Score, log_likelihoods
@@ -81,7 +82,7 @@ class Subject:
 
         def keep(request: Any) -> None:
             i = by_number[request.number]
-            found[i] = until(request.text, settings[i].stop)
+            found[i] = until(self._text(request), settings[i].stop)
             self.kept.add([(requests[i], found[i])])
             self._advance(1)
 
@@ -95,10 +96,16 @@ class Subject:
         """
         longest = self.model.config.context_length
         n_new = settings.max_new_tokens if settings.max_new_tokens < longest else longest // 2
-        start, ids = tuple(self.tokenizer.prompt_start), self.encode(prompt)
-        room = longest - n_new - len(start)
+        ids = (*self.tokenizer.prompt_start, *self.encode(prompt))
+        room = longest - n_new
         self.n_cut += len(ids) > room
-        return (*start, *ids[-room:]) or (self.tokenizer.eot_id,), replace(settings, max_new_tokens=n_new)
+        return ids[-room:] or (self.tokenizer.eot_id,), replace(settings, max_new_tokens=n_new)
+
+    def _text(self, request: Any) -> str:
+        """What was written, without special tokens of another tokenizer than ours; a model may write them anywhere."""
+        if not isinstance(self.tokenizer, HFTokenizer):
+            return request.text
+        return self.tokenizer.hf.decode(request.ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
     def expect(self, n: int) -> None:
         """Lengthen the progress bar by `n` requests."""

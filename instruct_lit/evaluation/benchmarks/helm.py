@@ -81,7 +81,7 @@ def entry_of(task: str) -> str:
 
 
 def _place(data_dir: Path, scenarios: Path) -> None:
-    """What lies in `data_dir`, where HELM looks before it downloads: MMLU, and files in `helm/<scenario>/` as its own."""
+    """Put what `data_dir` has where HELM looks before it downloads: MMLU, and what lies in `helm/<scenario>/`."""
     _place_mmlu(data_dir / "cais" / "mmlu", scenarios / "mmlu" / "data")
     if (data_dir / "helm").is_dir():
         shutil.copytree(data_dir / "helm", scenarios, dirs_exist_ok=True)
