@@ -161,8 +161,8 @@ def let_judge_vote(config: DictConfig, speakers: list[Speaker], votes: VoteFile,
 
 def show(config: DictConfig, battles: Any) -> None:
     """Print the leaderboard, and draw it where `picture` names a file."""
-    from instruct_lit.evaluation.ratings import leaderboard, print_leaderboard
-    from instruct_lit.evaluation.standings import save_picture
+    from instruct_lit.evaluation.ratings import leaderboard
+    from instruct_lit.evaluation.standings import print_leaderboard, save_picture
 
     ratings = leaderboard(battles)
     print_leaderboard(ratings)

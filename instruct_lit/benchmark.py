@@ -124,7 +124,8 @@ def rate(config: DictConfig, out_dir: Path) -> float:
     from dataclasses import asdict
 
     from instruct_lit.evaluation.benchmarks.results import FILE
-    from instruct_lit.evaluation.ratings import leaderboard, print_leaderboard, read_battles
+    from instruct_lit.evaluation.ratings import leaderboard, read_battles
+    from instruct_lit.evaluation.standings import print_leaderboard
 
     path = Path(config.suite.options.battles).expanduser()
     battles = read_battles(path)
@@ -254,7 +255,7 @@ def subjects(config: DictConfig) -> Iterator[tuple[str, str, Subject, str]]:
     from instruct_lit.data.hf_tokenizer import without_markup
     from instruct_lit.data.template import Template
     from instruct_lit.evaluation.benchmarks.harness_model import Subject
-    from instruct_lit.evaluation.benchmarks.kept import KeptAnswers
+    from instruct_lit.evaluation.kept import KeptAnswers
     from instruct_lit.provenance import weights_sha256
 
     asked = config.benchmark

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from instruct_lit.bundle import OpenedModel
     from instruct_lit.data.datamodule import InstructionData
     from instruct_lit.data.template import Template
-    from instruct_lit.evaluation.benchmarks.kept import KeptAnswers
+    from instruct_lit.evaluation.kept import KeptAnswers
     from instruct_lit.generation.sampling import SamplingSettings
     from instruct_lit.model.causal import CausalLM
 

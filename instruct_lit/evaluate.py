@@ -162,7 +162,7 @@ def answers_of_run(config: DictConfig, run: str) -> tuple[list[dict[str, Any]], 
     from tqdm import tqdm
 
     from instruct_lit import build
-    from instruct_lit.evaluation.benchmarks.kept import KeptAnswers
+    from instruct_lit.evaluation.kept import KeptAnswers
     from instruct_lit.evaluation.leaks import training_questions
     from instruct_lit.evaluation.losses import response_losses
     from instruct_lit.provenance import weights_sha256

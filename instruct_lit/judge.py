@@ -120,9 +120,9 @@ def judged(config: DictConfig, rows: list[dict[str, Any]], judge: Judge | None) 
     low, high = config.judge.scale
     others = None
     if config.judge.calibrate is not None:  # read before anything is paid
-        others = read_scores(Path(config.judge.calibrate), len(rows), "judge.calibrate")
+        others = read_scores(Path(config.judge.calibrate), len(rows), "judge.calibrate", low, high)
     if judge is None:
-        scores = read_scores(Path(config.judge.path), len(rows), "judge.path")
+        scores = read_scores(Path(config.judge.path), len(rows), "judge.path", low, high)
         judgements = [Judgement(score, "", 1) for score in scores]
     else:
         prompt = judge_prompt_of(config)

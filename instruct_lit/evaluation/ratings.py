@@ -6,15 +6,15 @@ evalica (Ustalov 2025) computes them; it is in the extra `arena`.
 from __future__ import annotations
 
 import gzip
-import importlib.util
 import json
+import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from instruct_lit.errors import ConfigError, DataError
+from instruct_lit.errors import DataError
+from instruct_lit.evaluation.extras import load
 
 WINNERS = ("model_a", "model_b", "tie", "both_bad")
 _SPELLINGS = {"tie (bothbad)": "both_bad", "bothbad": "both_bad"}  # of published battles
@@ -28,6 +28,11 @@ class Battle:
     model_a: str
     model_b: str
     winner: str
+
+    @property
+    def share(self) -> float:
+        """Model A's share of the win: 1, 0, and 1/2 where neither was better."""
+        return {"model_a": 1.0, "model_b": 0.0}.get(self.winner, 0.5)
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,7 @@ def read_battles(path: Path) -> list[Battle]:
             for number, line in enumerate(file, 1):
                 if line.strip():
                     battles.append(_battle(line, f"{path}, line {number}"))
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:  # EOFError: a compressed file that breaks off
         raise DataError(f"{path}: cannot be read ({error})") from error
     if not battles:
         raise DataError(f"{path}: no battle in it")
@@ -83,12 +88,11 @@ def _battle(line: str, place: str) -> Battle:
 def leaderboard(battles: Sequence[Battle], n_resamples: int = 200, seed: int = 0) -> list[Rating]:
     """Ratings of all models, the best first; both bad counts as a tie.
 
-    Raises ConfigError where evalica is not installed, DataError for fewer than two models.
+    Raises ConfigError where evalica is not installed, DataError where there is no battle.
     """
-    if importlib.util.find_spec("evalica") is None:
-        raise ConfigError("ratings need evalica; pip install 'instruct-lit[arena]'")
-    import evalica
     import numpy as np
+
+    evalica = load("evalica", "ratings", "arena")
 
     if not battles:
         raise DataError("no battle to rate")
@@ -98,9 +102,14 @@ def leaderboard(battles: Sequence[Battle], n_resamples: int = 200, seed: int = 0
         battles = [*battles, *battles]
     xs, ys = [b.model_a for b in battles], [b.model_b for b in battles]
     winners = [outcomes.get(b.winner, evalica.Winner.Draw) for b in battles]
-    method: Any = evalica.bradley_terry  # its protocol of methods does not fit its own methods
     found = evalica.bootstrap(
-        method, xs, ys, winners, n_resamples=n_resamples, bootstrap_method="percentile", random_state=seed
+        evalica.bradley_terry,
+        xs,
+        ys,
+        winners,
+        n_resamples=n_resamples,
+        bootstrap_method="percentile",
+        random_state=seed,
     )
     logs = np.log(found.distribution)  # every resample on its own scale
     scores = np.log(found.result.scores)
@@ -128,24 +137,7 @@ def _counts(battles: Sequence[Battle]) -> tuple[Counter[str], Mapping[str, float
     n_battles: Counter[str] = Counter()
     n_wins: dict[str, float] = {}
     for battle in battles:
-        for model, wins in ((battle.model_a, "model_a"), (battle.model_b, "model_b")):
+        for model, share in ((battle.model_a, battle.share), (battle.model_b, 1 - battle.share)):
             n_battles[model] += 1
-            gained = 1.0 if battle.winner == wins else 0.5 if battle.winner in ("tie", "both_bad") else 0.0
-            n_wins[model] = n_wins.get(model, 0.0) + gained
+            n_wins[model] = n_wins.get(model, 0.0) + share
     return n_battles, n_wins
-
-
-def print_leaderboard(ratings: Sequence[Rating]) -> None:
-    """Print the ratings as a table."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False)
-    for head in ("model", "Bradley–Terry", "95 % interval", "Elo", "win rate", "battles"):
-        table.add_column(head, justify="left" if head == "model" else "right", no_wrap=True)
-    for r in ratings:
-        row: list[Any] = [
-            r.model, f"{r.bradley_terry:.0f}", f"{r.low:.0f} to {r.high:.0f}", f"{r.elo:.0f}", f"{r.win_rate:.1%}",
-        ]  # fmt: skip
-        table.add_row(*row, str(r.n_battles))
-    Console().print(table)

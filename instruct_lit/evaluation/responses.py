@@ -13,9 +13,12 @@ from instruct_lit.data.example import Example
 from instruct_lit.data.parse import read_records
 from instruct_lit.data.template import Template
 from instruct_lit.errors import DataError
-from instruct_lit.evaluation.benchmarks.kept import KeptAnswers
+from instruct_lit.evaluation.kept import KeptAnswers
+from instruct_lit.evaluation.metrics import exact
 from instruct_lit.generation.engine import Engine, Request
 from instruct_lit.generation.sampling import SamplingSettings
+
+FIELDS = ("instruction", "input", "output")
 
 
 def answer(
@@ -61,9 +64,9 @@ def closing(template: Template) -> tuple[str, ...]:
     return (suffix,) if suffix else ()
 
 
-def exact_match(rows: Sequence[dict[str, Any]], field: str = "response") -> float:
+def exact_match(rows: Sequence[dict[str, Any]]) -> float:
     """Share of rows whose answer is the wanted one, white space at the ends aside."""
-    return sum(row[field].strip() == row["output"].strip() for row in rows) / len(rows)
+    return sum(map(exact, rows)) / len(rows)
 
 
 def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
@@ -76,7 +79,9 @@ def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 def read_responses(path: Path, response_field: str) -> list[dict[str, Any]]:
     """Answers out of a file of records with their answers, whatever wrote it.
 
-    Raises DataError for a record without text in `instruction`, `output` or the answer's field.
+    What an earlier evaluation found out about an answer is left out, but for its loss, which needs the model. Raises
+    DataError for a record without text in `instruction`, `output` or the answer's field, and for an `input` or a
+    `history` of another kind.
     """
     rows: list[dict[str, Any]] = []
     for place, record in read_records(path.expanduser()):
@@ -86,11 +91,37 @@ def read_responses(path: Path, response_field: str) -> list[dict[str, Any]]:
         for field in ("instruction", "output", response_field):
             if not isinstance(row.get(field), str):
                 raise DataError(f"{place}: no text in {field!r}; found: {', '.join(map(str, row)) or 'no fields'}")
-        row["response"] = row.pop(response_field)
-        rows.append(row)
+        if not isinstance(row["input"] or "", str):
+            raise DataError(f"{place}: 'input' must be text, found {row['input']!r:.60}")
+        if not _is_history(row.get("history") or []):
+            raise DataError(f"{place}: 'history' is a list of pairs [question, answer], found {row['history']!r:.60}")
+        if not _is_encodable(row):
+            raise DataError(f"{place}: it has broken characters (the text was decoded wrongly before)")
+        response = row[response_field] if response_field in FIELDS else row.pop(response_field)
+        loss, n_tokens = row.pop("loss", None), row.pop("n_response_tokens", None)
+        measured = type(loss) is float and type(n_tokens) is int and n_tokens > 0
+        kept = {key: value for key, value in row.items() if key not in ("scores", "leak", "judge")}
+        losses = {"loss": loss, "n_response_tokens": n_tokens} if measured else {}
+        rows.append({**kept, **losses, "response": response})
     if not rows:
         raise DataError(f"{path}: no record in it")
     return rows
+
+
+def _is_history(turns: Any) -> bool:
+    return isinstance(turns, list) and all(
+        isinstance(turn, list | tuple) and len(turn) == 2 and all(isinstance(text, str) for text in turn)
+        for turn in turns
+    )
+
+
+def _is_encodable(row: dict[str, Any]) -> bool:
+    """Whether there is no lone surrogate in it, which no file can hold."""
+    try:
+        json.dumps(row, ensure_ascii=False, default=str).encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:

@@ -24,15 +24,27 @@ def table_of(ratings: Sequence[Rating]) -> list[list[Any]]:
     ]  # fmt: skip
 
 
+def print_leaderboard(ratings: Sequence[Rating]) -> None:
+    """Print the leaderboard; names are shown as they are, whatever brackets are in them."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for head in HEADS:
+        table.add_column(head, justify="left" if head == "model" else "right", no_wrap=True)
+    for row in table_of(ratings):
+        table.add_row(*map(str, row))
+    Console().print(table, markup=False)
+
+
 def win_matrix(battles: Sequence[Battle], models: Sequence[str]) -> np.ndarray:
     """Share of the row's model in its battles against the column's, ties half; NaN where there was none."""
     place = {model: i for i, model in enumerate(models)}
     wins, n = np.zeros((len(models), len(models))), np.zeros((len(models), len(models)))
     for battle in battles:
         a, b = place[battle.model_a], place[battle.model_b]
-        share = {"model_a": 1.0, "model_b": 0.0}.get(battle.winner, 0.5)
-        wins[a, b] += share
-        wins[b, a] += 1 - share
+        wins[a, b] += battle.share
+        wins[b, a] += 1 - battle.share
         n[a, b] += 1
         n[b, a] += 1
     return np.divide(wins, n, out=np.full_like(wins, np.nan), where=n > 0)

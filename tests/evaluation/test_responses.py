@@ -1,5 +1,6 @@
 """Answers to examples: stops, prompts too long, exact match, files."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -7,8 +8,9 @@ import pytest
 from instruct_lit.data.example import Example
 from instruct_lit.data.template import Template
 from instruct_lit.data.tokenizer import GPT2Tokenizer
-from instruct_lit.evaluation.benchmarks.kept import KeptAnswers
-from instruct_lit.evaluation.responses import answer, exact_match, read_jsonl, write_jsonl
+from instruct_lit.errors import DataError
+from instruct_lit.evaluation.kept import KeptAnswers
+from instruct_lit.evaluation.responses import answer, exact_match, read_jsonl, read_responses, write_jsonl
 from instruct_lit.generation.engine import Engine
 from instruct_lit.generation.sampling import SamplingSettings
 from instruct_lit.model.gpt import GPT
@@ -86,6 +88,36 @@ def test_an_empty_prompt_starts_from_end_of_text(tiny_model: GPT, tokenizer: GPT
 def test_exact_match_ignores_white_space_at_the_ends_only() -> None:
     pairs = [("a b", " a b\n"), ("a b", "a  b"), ("A", "a"), ("x", "x")]
     assert exact_match([{"output": o, "response": r} for o, r in pairs]) == pytest.approx(0.5)
+
+
+def test_what_an_earlier_evaluation_found_is_found_anew(tmp_path: Path) -> None:
+    record = {"instruction": "a", "input": None, "output": "b", "answer": "c", "id": 7, "history": [["x", "y"]]}
+    found = {"scores": {"exact_match": 1}, "leak": "exact", "judge": {"value": 3}}
+    write_jsonl(
+        tmp_path / "r.jsonl", [{**record, **found, "loss": 0.5, "n_response_tokens": 2}, {**record, "loss": "high"}]
+    )
+    plain = {**record, "response": "c"}
+    del plain["answer"]
+    assert read_responses(tmp_path / "r.jsonl", "answer") == [{**plain, "loss": 0.5, "n_response_tokens": 2}, plain]
+    (wanted, _) = read_responses(tmp_path / "r.jsonl", "output")  # the wanted answers as answers
+    assert (wanted["response"], wanted["output"]) == ("b", "b")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"output": None}, "no text in 'output'; found: id, input, instruction, output, response"),
+        ({"input": 5}, "'input' must be text, found 5"),
+        ({"history": "before"}, "'history' is a list of pairs .question, answer., found 'before'"),
+        ({"history": [["a", 1]]}, "'history' is a list of pairs"),
+        ({"note": "\ud800"}, "it has broken characters"),
+    ],
+)
+def test_answers_that_cannot_be_scored_are_named(tmp_path: Path, fields: dict, message: str) -> None:
+    record = {"instruction": "a", "output": "b", "response": "c", **fields}
+    (tmp_path / "r.json").write_text(json.dumps([record]))
+    with pytest.raises(DataError, match=f"r.json, record 0: {message}"):
+        read_responses(tmp_path / "r.json", "response")
 
 
 def test_json_lines_come_back(tmp_path: Path) -> None:

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from instruct_lit.evaluation.ratings import Battle, leaderboard
-from instruct_lit.evaluation.standings import HEADS, save_picture, table_of, win_matrix
+from instruct_lit.evaluation.ratings import Battle, Rating, leaderboard
+from instruct_lit.evaluation.standings import HEADS, print_leaderboard, save_picture, table_of, win_matrix
 
 BATTLES = [
     Battle("a", "b", "model_a"),
@@ -32,6 +32,16 @@ def test_table_and_picture(tmp_path: Path) -> None:
     assert {row[1]: row[-2:] for row in table} == {"a": ["50.0%", 4], "b": ["50.0%", 3], "c": ["50.0%", 1]}
     save_picture(tmp_path / "board.png", ratings, BATTLES)
     assert (tmp_path / "board.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_printed_board_has_every_name_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    names = ("sets=[a,b]", "[/x] or [bold]")
+    print_leaderboard([Rating(name, 1000.4, 990, 1010, 999, 3, 0.5) for name in names])
+    head, *lines = capsys.readouterr().out.splitlines()
+    assert head.split()[:3] == ["rank", "model", "Bradley–Terry"]
+    assert (
+        lines[0].split() == ["1", names[0], "1000", "990", "to", "1010", "999", "50.0%", "3"] and names[1] in lines[1]
+    )
 
 
 def test_a_first_vote_can_be_rated() -> None:

@@ -18,7 +18,10 @@ from instruct_lit.data.parse import read_records
 from instruct_lit.data.split import make_split
 from instruct_lit.data.template import Template
 from instruct_lit.errors import InstructLitError
-from instruct_lit.evaluation.judging.prompt import Choice, Score
+from instruct_lit.evaluation.judging.agreement import read_scores
+from instruct_lit.evaluation.judging.prompt import Choice, Score, texts_of
+from instruct_lit.evaluation.leaks import question
+from instruct_lit.evaluation.metrics import WITHOUT_EXTRA
 from instruct_lit.evaluation.ratings import read_battles
 from instruct_lit.evaluation.responses import read_responses
 from instruct_lit.model.pretrained import load_gpt
@@ -117,8 +120,15 @@ def test_answers_of_a_judge(reply: str) -> None:
 @given(contents)
 def test_files_of_answers_and_battles(tmp_path: Path, content: bytes) -> None:
     answers = write(tmp_path, "answers.jsonl", content)
-    works_or_says(lambda: read_responses(answers, "output"))
     works_or_says(lambda: read_battles(answers))
+    works_or_says(lambda: read_scores(answers, 1, "judge.path", 0, 100))
+
+    def scored() -> None:
+        for row in read_responses(answers, "output"):
+            assert all(isinstance(metric(row), float) for metric in WITHOUT_EXTRA.values())
+            assert isinstance(question(row) + "".join(texts_of(row).values()), str)
+
+    works_or_says(scored)
 
 
 @many

@@ -54,7 +54,7 @@ def test_import_reproduces_the_order_and_draws(command: Command, shared_data: Pa
     pytest.importorskip("evalica")
     battles = shared_data / "arena" / "alpacaeval_judged_battles.jsonl.gz"
     done = command("arena", f"import={battles}", "picture=board.png", cwd=tmp_path)
-    models = [line.split()[0] for line in done.stdout.splitlines()[1:] if " to " in line]
+    models = [line.split()[1] for line in done.stdout.splitlines()[1:] if " to " in line]
     assert models[:4] == ["gpt4_1106_preview", "gpt4", "claude", "gpt-3.5-turbo-0301"]
     assert models[-2:] == ["alpaca-7b", "text_davinci_001"] and len(models) == 16
     assert (tmp_path / "board.png").stat().st_size > 10000

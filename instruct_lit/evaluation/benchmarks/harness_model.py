@@ -11,8 +11,8 @@ from instruct_lit.data.encode import Tokenizer
 from instruct_lit.data.example import Example
 from instruct_lit.data.hf_tokenizer import HFTokenizer
 from instruct_lit.data.template import Template
-from instruct_lit.evaluation.benchmarks.kept import KeptAnswers
 from instruct_lit.evaluation.benchmarks.scoring import Pair, Score, log_likelihoods
+from instruct_lit.evaluation.kept import KeptAnswers
 from instruct_lit.generation.engine import Engine
 from instruct_lit.generation.sampling import SamplingSettings
 from instruct_lit.model.causal import CausalLM

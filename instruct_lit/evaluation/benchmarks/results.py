@@ -49,7 +49,7 @@ def print_table(suite: str, reports: Sequence[Report], missing: Mapping[str, str
         figure = figures[0]
         shots = f", {figure.n_shot}-shot" if figure.n_shot else ""
         table.add_row(name + shots, figure.metric, str(figure.n), _number(figure.chance), *map(_with_error, figures))
-    Console().print(table)
+    Console().print(table, markup=False)  # a run's folder may have brackets in its name
     if missing:
         print(f"not run, since their data are not there: {', '.join(sorted(missing))}")
     for report in reports:

@@ -48,18 +48,21 @@ def agreement(
     }
 
 
-def read_scores(path: Path, n_answers: int, key: str) -> list[float | None]:
+def read_scores(path: Path, n_answers: int, key: str, low: float, high: float) -> list[float | None]:
     """Scores of all answers in their order, out of a JSON list or JSON lines of numbers or of records with a `score`.
 
     null stands for an answer that has none. Raises ConfigError for a missing file, DataError for another number of
-    scores than answers and for what is no number; `key` is the configuration key in the message.
+    scores than answers and for what is no number on the scale from `low` to `high`; `key` is the configuration key in
+    the message.
     """
     path = path.expanduser()
     if not path.is_file():
         raise ConfigError(f"{key}={path}: no such file")
     try:
         text = path.read_text(encoding="utf-8")
-        values: Any = json.loads(text) if text.lstrip()[:1] == "[" else [json.loads(x) for x in text.splitlines() if x]
+        values: Any = (
+            json.loads(text) if text.lstrip()[:1] == "[" else [json.loads(x) for x in text.split("\n") if x.strip()]
+        )
     except ValueError as error:
         raise DataError(f"{key}={path}: neither a JSON list nor JSON lines ({error})") from error
     scores: list[float | None] = []
@@ -68,6 +71,10 @@ def read_scores(path: Path, n_answers: int, key: str) -> list[float | None]:
         if score is not None and (isinstance(score, bool) or not isinstance(score, int | float)):
             raise DataError(
                 f"{key}={path}, item {number}: {str(value)[:80]} is no score; give a number, a record with one, or null"
+            )
+        if score is not None and not low <= score <= high:
+            raise DataError(
+                f"{key}={path}, item {number}: {score} is not between {low:g} and {high:g}; see judge.scale"
             )
         scores.append(score)
     if len(scores) != n_answers:

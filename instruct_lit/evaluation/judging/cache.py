@@ -35,12 +35,10 @@ class ReplyCache:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._connection = sqlite3.connect(path, timeout=60, isolation_level=None)
-            self._connection.execute("PRAGMA journal_mode=WAL")
-            self._connection.execute(
-                "CREATE TABLE IF NOT EXISTS replies (key TEXT PRIMARY KEY, model TEXT, reply TEXT)"
-            )
         except (OSError, sqlite3.Error) as error:
-            raise JudgeError(f"{path}: the cache of replies cannot be used ({error}); delete or move it") from error
+            raise self._unusable(error) from error
+        self._do("PRAGMA journal_mode=WAL")
+        self._do("CREATE TABLE IF NOT EXISTS replies (key TEXT PRIMARY KEY, model TEXT, reply TEXT)")
 
     @staticmethod
     def key(identity: Mapping[str, Any], messages: list[dict[str, str]]) -> str:
@@ -49,19 +47,25 @@ class ReplyCache:
 
     def get(self, key: str) -> Reply | None:
         """The reply kept under a key."""
-        row = self._connection.execute("SELECT reply FROM replies WHERE key = ?", (key,)).fetchone()
+        row = self._do("SELECT reply FROM replies WHERE key = ?", key)
         return Reply(**json.loads(row[0])) if row else None
 
     def put(self, key: str, model: str, reply: Reply) -> None:
         """Keep a reply."""
-        values = (key, model, json.dumps(asdict(reply)))
-        self._connection.execute("INSERT OR REPLACE INTO replies VALUES (?, ?, ?)", values)
+        self._do("INSERT OR REPLACE INTO replies VALUES (?, ?, ?)", key, model, json.dumps(asdict(reply)))
 
     def mean_seconds(self, model: str) -> float | None:
         """How long the kept replies of a model took on average; None when there are none."""
-        query = "SELECT AVG(json_extract(reply, '$.seconds')) FROM replies WHERE model = ?"
-        return self._connection.execute(query, (model,)).fetchone()[0]
+        return self._do("SELECT AVG(json_extract(reply, '$.seconds')) FROM replies WHERE model = ?", model)[0]
 
-    def close(self) -> None:
-        """Close the file."""
-        self._connection.close()
+    def _do(self, statement: str, *values: str) -> Any:
+        """The first row of what a statement gives."""
+        try:
+            return self._connection.execute(statement, values).fetchone()
+        except sqlite3.Error as error:
+            raise self._unusable(error) from error
+
+    def _unusable(self, error: Exception) -> JudgeError:
+        return JudgeError(
+            f"{self.path}: the cache of replies cannot be used ({error}); make room, or delete or move it"
+        )

@@ -130,6 +130,8 @@ class HttpEndpoint(ABC):
             raise self._explained(error, self.n_retries + 1) from error
         try:
             reply = self.reply(answer)
+            if not isinstance(reply.text, str):
+                raise TypeError("the content is no text")
         except (KeyError, TypeError, IndexError, AttributeError) as error:
             text = self._hidden(str(answer))[:200]
             raise JudgeError(f"judge.url={self.url}: the answer has another form than expected: {text}") from error
@@ -193,7 +195,7 @@ class OpenAIEndpoint(HttpEndpoint):
     def reply(self, answer: Any) -> Reply:
         usage = answer.get("usage") or {}
         text = answer["choices"][0]["message"]["content"]
-        return Reply(text or "", usage.get("prompt_tokens", 0), usage.get("completion_tokens", 0))
+        return Reply(text or "", usage.get("prompt_tokens") or 0, usage.get("completion_tokens") or 0)
 
 
 class OllamaEndpoint(HttpEndpoint):
@@ -220,7 +222,7 @@ class OllamaEndpoint(HttpEndpoint):
 
     def reply(self, answer: Any) -> Reply:
         text = answer["message"]["content"]
-        return Reply(text, answer.get("prompt_eval_count", 0), answer.get("eval_count", 0))
+        return Reply(text, answer.get("prompt_eval_count") or 0, answer.get("eval_count") or 0)
 
 
 def _message(error: Exception) -> str:

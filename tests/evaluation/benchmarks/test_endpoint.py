@@ -12,7 +12,7 @@ import pytest
 
 from instruct_lit.evaluation.benchmarks.endpoint import NAME, Endpoint
 from instruct_lit.evaluation.benchmarks.harness_model import Subject
-from instruct_lit.evaluation.benchmarks.kept import KeptAnswers
+from instruct_lit.evaluation.kept import KeptAnswers
 from instruct_lit.generation.engine import Engine
 from instruct_lit.generation.sampling import SamplingSettings
 

@@ -40,7 +40,7 @@ def test_gpt_4_and_llama_3_on_a_hundred_answers(shared_data: Path) -> None:
     """The coefficients that LLMs-from-scratch publishes for these two files."""
     folder = shared_data / "judge"
     gpt4, llama3 = (
-        read_scores(folder / f"{name}-model-1-response.json", 100, "path") for name in ("gpt4", "llama3-8b")
+        read_scores(folder / f"{name}-model-1-response.json", 100, "path", 0, 100) for name in ("gpt4", "llama3-8b")
     )
     found = agreement(llama3, gpt4, 0, 100)
     assert found["pearson"] == pytest.approx(0.80489, abs=5e-6)
@@ -53,7 +53,7 @@ def test_a_judge_that_left_an_answer_out_is_found(shared_data: Path) -> None:
     with pytest.raises(
         DataError, match=r"llama3-8b-model-2-response.json: 99 scores for 100 answers; .*null where there is none"
     ):
-        read_scores(shared_data / "judge" / "llama3-8b-model-2-response.json", 100, "judge.path")
+        read_scores(shared_data / "judge" / "llama3-8b-model-2-response.json", 100, "judge.path", 0, 100)
 
 
 @pytest.mark.parametrize(
@@ -63,11 +63,12 @@ def test_a_judge_that_left_an_answer_out_is_found(shared_data: Path) -> None:
         "1\nnull\n2.5\n",
         '[{"score": 1}, null, {"score": 2.5, "id": 3}]',
         '{"score": 1}\nnull\n{"score": 2.5}',
+        '{"score": 1, "why": "a\u2028b"}\nnull\n2.5\n \n',
     ],
 )
 def test_forms_of_a_score_file(text: str, tmp_path: Path) -> None:
     (tmp_path / "scores").write_text(text)
-    assert read_scores(tmp_path / "scores", 3, "judge.calibrate") == [1, None, 2.5]
+    assert read_scores(tmp_path / "scores", 3, "judge.calibrate", 0, 100) == [1, None, 2.5]
 
 
 @pytest.mark.parametrize(
@@ -76,16 +77,18 @@ def test_forms_of_a_score_file(text: str, tmp_path: Path) -> None:
         ("[1, 2", "neither a JSON list nor JSON lines"),
         ("[1, true]", "item 1: True is no score"),
         ('[{"mark": 1}, 2]', "item 0: {'mark': 1} is no score"),
+        ("[1, 101]", "item 1: 101 is not between 0 and 100; see judge.scale"),
+        ("1\nNaN", "item 1: nan is not between 0 and 100"),
     ],
 )
 def test_wrong_score_files(text: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "scores").write_text(text)
     with pytest.raises(DataError, match=message):
-        read_scores(tmp_path / "scores", 2, "judge.calibrate")
+        read_scores(tmp_path / "scores", 2, "judge.calibrate", 0, 100)
     with pytest.raises(ConfigError, match="judge.calibrate=.*nowhere: no such file"):
-        read_scores(tmp_path / "nowhere", 2, "judge.calibrate")
+        read_scores(tmp_path / "nowhere", 2, "judge.calibrate", 0, 100)
 
 
 def test_a_written_list_comes_back(tmp_path: Path) -> None:
     (tmp_path / "scores.json").write_text(json.dumps([0, 100]))
-    assert read_scores(tmp_path / "scores.json", 2, "judge.path") == [0, 100]
+    assert read_scores(tmp_path / "scores.json", 2, "judge.path", 0, 100) == [0, 100]

@@ -146,6 +146,7 @@ BAD = {
     "garbage": (lambda n, body: (200, {}, b"{{{{"), "the answer is broken JSON"),
     "form": (lambda n, body: (200, {}, b'{"text": "50"}'), "the answer has another form than expected: {'text': '50'}"),
     "list": (lambda n, body: (200, {}, b"[]"), "the answer has another form than expected: []"),
+    "parts": (lambda n, body: (200, {}, b'{"choices": [{"message": {"content": [50]}}]}'), "the answer has another form than expected: {'choices'"),
     "declines": (lambda n, body: (400, {}, b'{"error": "not today"}'), "the judge declines every question: status 400: not today"),
 }  # fmt: skip
 
@@ -226,6 +227,21 @@ def test_the_estimate_knows_the_cache_the_prices_and_the_pace(judge_server: Call
     assert str(judge.estimate(QUESTIONS[:2], 100, len)) == "2 questions, all answered in the cache"
     judge.ask(PROMPT, QUESTIONS)
     assert judge.usage() == {"n_requests": 10, "n_prompt_tokens": 100, "n_reply_tokens": 30, "usd": pytest.approx(0.16)}
+
+
+def test_a_reply_that_cannot_be_kept_is_one_message(
+    judge_server: Callable, make_judge: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge = make_judge(judge_server(lambda n, body: "50").url)
+    judge.cache._do("PRAGMA query_only=1")  # as a disk without room: it can be read and not written
+    with pytest.raises(JudgeError, match=r"replies.sqlite: the cache of replies cannot be used \(attempt to write"):
+        judge.ask(PROMPT, ["question 1"])
+
+
+def test_an_endpoint_that_does_not_count_tokens(judge_server: Callable, make_judge: Callable) -> None:
+    answer = {"choices": [{"message": {"content": "50"}}], "usage": {"prompt_tokens": None}}
+    judge = make_judge(judge_server(lambda n, body: (200, {}, json.dumps(answer).encode())).url)
+    assert judge.ask(PROMPT, ["question 1"])[0].value == 50 and judge.usage()["n_prompt_tokens"] == 0
 
 
 def test_more_fields_and_fewer_in_a_request(judge_server: Callable, make_judge: Callable) -> None:

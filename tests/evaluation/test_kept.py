@@ -4,13 +4,15 @@ from pathlib import Path
 
 import pytest
 
+from instruct_lit.data.template import Template
 from instruct_lit.data.tokenizer import GPT2Tokenizer
 from instruct_lit.evaluation.benchmarks import harness_model
 from instruct_lit.evaluation.benchmarks.harness_model import Subject
-from instruct_lit.evaluation.benchmarks.kept import KeptAnswers
+from instruct_lit.evaluation.kept import KeptAnswers
 from instruct_lit.generation.sampling import SamplingSettings
 from instruct_lit.model.gpt import GPT
-from tests.evaluation.benchmarks.conftest import TEMPLATE
+
+TEMPLATE = Template("short", "{{ instruction }}: {{ response }}")
 
 
 def test_a_half_written_line_is_passed_over(tmp_path: Path) -> None:
@@ -25,10 +27,10 @@ def test_a_half_written_line_is_passed_over(tmp_path: Path) -> None:
 
 
 def test_what_is_kept_is_not_computed_again(
-    tmp_path: Path, model: GPT, tokenizer: GPT2Tokenizer, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tiny_model: GPT, tokenizer: GPT2Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pairs, settings = [([1, 2], [3]), ([1, 2], [4, 5])], [SamplingSettings(max_new_tokens=4)] * 2
-    first = Subject(model, tokenizer, TEMPLATE, KeptAnswers(tmp_path / "a"))
+    first = Subject(tiny_model, tokenizer, TEMPLATE, KeptAnswers(tmp_path / "a"))
     scores, answers = first.score(["x", "y"], pairs), first.write(["One", "Two"], settings)
 
     class NoEngine:
@@ -39,5 +41,5 @@ def test_what_is_kept_is_not_computed_again(
 
     monkeypatch.setattr(harness_model, "Engine", NoEngine)
     monkeypatch.setattr(harness_model, "log_likelihoods", lambda model, pairs, on_scored: [1 / 0 for _ in pairs])
-    second = Subject(model, tokenizer, TEMPLATE, KeptAnswers(tmp_path / "a"))
+    second = Subject(tiny_model, tokenizer, TEMPLATE, KeptAnswers(tmp_path / "a"))
     assert second.score(["x", "y"], pairs) == scores and second.write(["One", "Two"], settings) == answers
