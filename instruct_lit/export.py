@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from instruct_lit.bundle import OpenedModel
 
 FORMATS = ("hf", "gguf", "torch_export")
+LIBRARIES = {"hf": "transformers", "gguf": "gguf", "torch_export": "pytorch"}  # as the hub calls what opens them
 
 
 @dataclass
@@ -67,6 +68,7 @@ def export(config: DictConfig) -> None:
         rows,
         shape.context_length,
         opened.model.n_parameters,
+        LIBRARIES[config.to],
     )
     print(f"{folder}: " + ", ".join(sorted(path.name for path in folder.iterdir())))
     if config.push_to_hub is not None:

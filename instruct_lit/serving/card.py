@@ -23,11 +23,13 @@ def write_card(
     rows: Sequence[Mapping[str, Any]],
     context_length: int,
     n_parameters: int,
+    library: str,
 ) -> None:
     """Write the card as Markdown with the front matter of the Hugging Face hub.
 
     `about` is what the bundle knows of itself, `rows` are the answers to the test set, from which the metrics get their
-    intervals; both may be empty, and what is not known is said to be so.
+    intervals; both may be empty, and what is not known is said to be so. `library` is what opens the model, as the hub
+    calls it.
     """
     # What is not known is empty; Markdown is not escaped as HTML is.
     environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True)  # nosec B701
@@ -36,6 +38,7 @@ def write_card(
     scores = score(rows, list(WITHOUT_EXTRA)) if rows else {}
     text = environment.from_string(source).render(
         name=name,
+        library=library,
         data=about.get("data", {}),
         command=about.get("command"),
         version=about.get("version"),

@@ -17,7 +17,7 @@ def test_a_run_with_answers(tmp_path: Path) -> None:
         "metrics": {"test/loss": 0.51234, "test/exact_match": 0.75, "seconds": 3},
     }  # fmt: skip
     rows = [{"instruction": "i", "output": "a", "response": r, "finish_reason": "stop"} for r in ("a", "a", "b", "a")]
-    write_card(tmp_path / "README.md", "mine", TEMPLATE, about, rows, 64, 1_500_000)
+    write_card(tmp_path / "README.md", "mine", TEMPLATE, about, rows, 64, 1_500_000, "gguf")
     text = (tmp_path / "README.md").read_text()
     front = yaml.safe_load(text.split("---")[1])
     measured = {m["type"]: m["value"] for m in front["model-index"][0]["results"][0]["metrics"]}
@@ -31,10 +31,10 @@ def test_a_run_with_answers(tmp_path: Path) -> None:
         "Known limits",
     ):
         assert piece in text
-    assert "seconds" not in text
+    assert "seconds" not in text and front["library_name"] == "gguf"
 
 
 def test_a_directory_that_says_nothing_of_itself(tmp_path: Path) -> None:
-    write_card(tmp_path / "README.md", "mine", TEMPLATE, {}, [], 64, 1_500_000)
+    write_card(tmp_path / "README.md", "mine", TEMPLATE, {}, [], 64, 1_500_000, "gguf")
     text = (tmp_path / "README.md").read_text()
     assert "model-index" not in text and "Not recorded." in text and "The command is not recorded." in text
