@@ -33,8 +33,9 @@ def ours(name: str, args: Namespace) -> dict[str, Any]:
     from lightning import Callback, seed_everything
 
     from instruct_lit import build
+    from instruct_lit.check_training import check_train
     from instruct_lit.config import CONF, register
-    from instruct_lit.schema import TrainConfig, check_train
+    from instruct_lit.schema import TrainConfig
     from instruct_lit.training.callbacks import History
     from instruct_lit.training.hardware import keep_freed_memory
     from instruct_lit.training.module import InstructionTuner

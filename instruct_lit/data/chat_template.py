@@ -83,9 +83,6 @@ class ChatTemplate(Template):
             f"{whole[len(before) : len(whole) - len(behind)][:120]!r}"
         )
 
-    def full_text(self, example: Example) -> str:
-        return self.prompt(example) + self.response(example)
-
     def messages(self, example: Example) -> list[dict[str, str]]:
         """The conversation before the response."""
         asked = f"{example.instruction}\n\n{example.input}" if example.input else example.instruction

@@ -68,6 +68,8 @@ def _download(url: str, path: Path, sha256: str | None) -> None:
             status = error.response.status_code if error.response is not None else 500
             if attempt == N_TRIES or (status < 500 and status != 429):
                 raise DownloadError(f"{url}: the server answers {status}. {by_hand}") from error
+        except requests.RequestException as error:  # no URL, redirections without end
+            raise DownloadError(f"{url}: {error}. {by_hand}") from error
         except OSError as error:
             raise DownloadError(f"{path}: cannot be written ({error.strerror or error}). {by_hand}") from error
         finally:
@@ -102,10 +104,10 @@ def _reason(error: Exception) -> str:
 def fetch_data_set(repo: str, revision: str | None, pattern: str, endings: Sequence[str], folder: Path) -> list[Path]:
     """Fetch the data files of a Hugging Face data set whose names match `pattern` and have one of the endings.
 
-    Raises DownloadError when the hub cannot be reached and nothing is cached, or when no file matches.
+    Raises DownloadError when the name is none, the hub cannot be reached and nothing is cached, or no file matches.
     """
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         snapshot = snapshot_download(
@@ -115,6 +117,8 @@ def fetch_data_set(repo: str, revision: str | None, pattern: str, endings: Seque
             cache_dir=folder,
             allow_patterns=[f"{pattern}{ending}" if pattern.endswith("*") else pattern for ending in endings],
         )
+    except HFValidationError as error:
+        raise DownloadError(f"data.source.repo={repo}: {error}") from error
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         raise DownloadError(
             f"data set {repo} cannot be fetched from the Hugging Face hub ({type(error).__name__}). Give "

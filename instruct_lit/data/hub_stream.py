@@ -11,11 +11,11 @@ from typing import Any
 from instruct_lit.data.example import Example
 from instruct_lit.data.formats import Format
 from instruct_lit.data.parse import OnBadRecord
-from instruct_lit.data.sources import parsed
+from instruct_lit.data.sources import Sharded, parsed
 from instruct_lit.errors import ConfigError, DownloadError
 
 
-class StreamingHubSource:
+class StreamingHubSource(Sharded):
     """Examples of one split of a hub data set, or of a local folder in the hub's form, in `datasets`' streaming mode.
 
     Needs the extra `streaming`. Raises DownloadError when the set cannot be opened or read.
@@ -36,7 +36,6 @@ class StreamingHubSource:
             raise ConfigError("data.source: streaming needs datasets; pip install 'instruct-lit[streaming]'")
         self.repo, self.revision, self.subset, self.split, self.name = repo, revision, subset, split, name
         self.columns, self.on_bad_record, self.format = dict(columns) if columns else None, on_bad_record, format
-        self.n_skipped = 0
 
     @cached_property
     def _data(self) -> Any:
@@ -78,15 +77,6 @@ class StreamingHubSource:
                 ) from error
             yield f"{self.repo}, shard {shard}, record {number}", row
             number += 1
-
-    def __iter__(self) -> Iterator[Example]:
-        self.n_skipped = 0
-        for shard in self.shards():
-            for example in self.read(shard):
-                if example is None:
-                    self.n_skipped += 1
-                else:
-                    yield example
 
     def quick_fingerprint(self) -> str:
         """Changes with the set that is named and the way it is read."""

@@ -12,6 +12,7 @@ from instruct_lit.errors import DataError
 
 OnBadRecord = Literal["error", "skip"]
 _CHUNK = 1 << 20
+_UNREADABLE = (ValueError, RecursionError)  # valid JSON that Python does not read: thousands of digits, of brackets
 
 
 def read_records(path: Path) -> Iterator[tuple[str, Any]]:
@@ -87,6 +88,8 @@ def _json(path: Path) -> Iterator[tuple[str, Any]]:
                     if not more:
                         raise DataError(f"{path}, record {number}: no valid JSON ({error.msg})") from error
                     text, position = text[position:] + more, 0
+                except _UNREADABLE as error:
+                    raise DataError(f"{path}, record {number}: {error}") from error
             yield f"{path}, record {number}", record
             number += 1
         position += 1
@@ -103,6 +106,8 @@ def _jsonl(path: Path) -> Iterator[tuple[str, Any]]:
                     yield place, json.loads(line)
                 except json.JSONDecodeError as error:
                     yield place, DataError(f"{place}: no valid JSON ({error.msg})")
+                except _UNREADABLE as error:
+                    yield place, DataError(f"{place}: {error}")
 
 
 def _csv(path: Path) -> Iterator[tuple[str, Any]]:
@@ -119,17 +124,18 @@ def _csv(path: Path) -> Iterator[tuple[str, Any]]:
 def _parquet(path: Path) -> Iterator[tuple[str, Any]]:
     try:
         import pyarrow.parquet as parquet
+        from pyarrow.lib import ArrowException
     except ImportError as error:
         raise DataError(f"{path}: parquet needs pyarrow; pip install 'instruct-lit[parquet]'") from error
-    try:
-        file = parquet.ParquetFile(path)
-    except (ValueError, OSError) as error:
-        raise DataError(f"{path}: no valid parquet file ({error})") from error
     number = 0
-    for batch in file.iter_batches(batch_size=4096):
-        for row in batch.to_pylist():
-            yield f"{path}, record {number}", row
-            number += 1
+    try:
+        with parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=4096):
+                for row in batch.to_pylist():
+                    yield f"{path}, record {number}", row
+                    number += 1
+    except (ValueError, OSError, ArrowException) as error:
+        raise DataError(f"{path}, record {number}: no valid parquet file ({error})") from error
 
 
 READERS: dict[str, Callable[[Path], Iterator[tuple[str, Any]]]] = {

@@ -29,7 +29,30 @@ def parsed(
             yield None
 
 
-class FileSource:
+class Sharded:
+    """A source in parts, `shards`, which `read` reads apart; after iterating `n_skipped` counts the bad records."""
+
+    n_skipped = 0
+
+    def shards(self) -> Sequence[Any]:
+        """The parts of the set that can be read apart."""
+        raise NotImplementedError
+
+    def read(self, shard: Any) -> Iterator[Example | None]:
+        """The examples of one part; None for a bad record that is skipped."""
+        raise NotImplementedError
+
+    def __iter__(self) -> Iterator[Example]:
+        self.n_skipped = 0
+        for shard in self.shards():
+            for example in self.read(shard):
+                if example is None:
+                    self.n_skipped += 1
+                else:
+                    yield example
+
+
+class FileSource(Sharded):
     """Examples of one or several files, or of all data files in a folder; `format` is the form of their records.
 
     A bad record raises DataError, or with `on_bad_record="skip"` is counted in `n_skipped`.
@@ -47,7 +70,6 @@ class FileSource:
         self.paths = [Path(p).expanduser() for p in ([path] if isinstance(path, str | Path) else path)]
         self.columns = dict(columns) if columns else None
         self.on_bad_record = on_bad_record
-        self.n_skipped = 0
 
     def prepare(self) -> None:
         """Nothing to fetch."""
@@ -81,26 +103,32 @@ class FileSource:
         facts += [f"{path.name} {path.stat().st_size}" for path in self.files()]
         return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:16]
 
-    def __iter__(self) -> Iterator[Example]:
-        self.n_skipped = 0
-        for path in self.files():
-            for example in self.read(path):
-                if example is None:
-                    self.n_skipped += 1
-                else:
-                    yield example
-
     def shards(self) -> list[Path]:
-        """The parts of the set that can be read apart: its files."""
         return self.files()
 
     def read(self, shard: Path) -> Iterator[Example | None]:
-        """The examples of one file; None for a bad record that is skipped."""
         yield from parsed(read_records(shard), self.columns, self.format, self.on_bad_record)
 
 
-class UrlSource(FileSource):
-    """Examples of one downloaded file; a given `path` takes the place of the download."""
+class Downloaded(FileSource):
+    """Examples of files that are fetched when they are first asked for; given paths take the place of the download."""
+
+    def fetched(self) -> list[Path]:
+        """The files, fetched unless they are in the cache."""
+        raise NotImplementedError
+
+    def prepare(self) -> None:
+        """Fetch the files unless they are in the cache."""
+        if not self.paths:
+            self.paths = self.fetched()
+
+    def files(self) -> list[Path]:
+        self.prepare()
+        return super().files()
+
+
+class UrlSource(Downloaded):
+    """Examples of one downloaded file."""
 
     def __init__(
         self,
@@ -113,21 +141,14 @@ class UrlSource(FileSource):
         name: str = "download",
         format: Format = "auto",
     ) -> None:
+        super().__init__(path or [], columns, on_bad_record, name, format)
         self.url, self.cache_dir, self.sha256 = url, Path(cache_dir), sha256
-        self.downloads = path is None
-        super().__init__(path if path is not None else [], columns, on_bad_record, name, format)
 
-    def prepare(self) -> None:
-        """Download the file unless it is in the cache."""
-        if self.downloads:
-            self.paths = [fetch(self.url, self.cache_dir / "downloads", self.sha256)]
-
-    def files(self) -> list[Path]:
-        self.prepare()
-        return super().files()
+    def fetched(self) -> list[Path]:
+        return [fetch(self.url, self.cache_dir / "downloads", self.sha256)]
 
 
-class HubSource(FileSource):
+class HubSource(Downloaded):
     """Examples of a Hugging Face data set: its data files are fetched through huggingface_hub and read like others."""
 
     def __init__(
@@ -142,18 +163,11 @@ class HubSource(FileSource):
         name: str = "hub",
         format: Format = "auto",
     ) -> None:
+        super().__init__(path or [], columns, on_bad_record, name, format)
         self.repo, self.revision, self.pattern, self.cache_dir = repo, revision, pattern, Path(cache_dir)
-        self.downloads = path is None
-        super().__init__(path if path is not None else [], columns, on_bad_record, name, format)
 
-    def prepare(self) -> None:
-        """Fetch the data files unless they are in the cache."""
-        if self.downloads and not self.paths:
-            self.paths = fetch_data_set(self.repo, self.revision, self.pattern, tuple(READERS), self.cache_dir / "hub")
-
-    def files(self) -> list[Path]:
-        self.prepare()
-        return super().files()
+    def fetched(self) -> list[Path]:
+        return fetch_data_set(self.repo, self.revision, self.pattern, tuple(READERS), self.cache_dir / "hub")
 
 
 def digest_of(example: Example) -> bytes:

@@ -83,8 +83,11 @@ def open_or_build(
             ) from error
         try:
             _write(temporary, source, encoder, source_counts)
-            if not folder.exists():
+            try:
                 os.replace(temporary, folder)
+            except OSError as error:  # another process was first
+                if not (folder / _COMPLETE).exists():
+                    raise DataError(f"{folder}: cannot be written ({error.strerror}); delete what is there") from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     return EncodedStore(folder)

@@ -21,7 +21,7 @@ from instruct_lit.data.encode import EncodedExample, Encoder
 from instruct_lit.data.example import Example
 from instruct_lit.data.filters import Filter, questions
 from instruct_lit.data.near import words
-from instruct_lit.errors import DataError
+from instruct_lit.errors import DataError, InstructLitError
 
 HELD_OUT_EPOCH = 1 << 31  # its order is drawn once, for validation and test; training never gets there
 SHARD = 32  # bits of an example's number that count within its shard
@@ -177,8 +177,8 @@ class StreamLoader(DataLoader):
             for batch, self.counts in super().__iter__():
                 self._n_yielded += 1
                 yield batch
-        except DataError as error:  # a worker's error brings its traceback as text
-            raise DataError(str(error).rpartition("DataError: ")[2].strip()) from None
+        except InstructLitError as error:  # a worker's error brings its traceback as text
+            raise type(error)(str(error).rpartition(f"{type(error).__name__}: ")[2].strip()) from None
         self._start = (epoch + 1, 0)
 
     def trained(self) -> None:

@@ -135,6 +135,11 @@ def test_without_network_the_message_says_what_can_be_done(tmp_path: Path, monke
     assert f"Put the file at {tmp_path}" in message and "data=demo" in message
 
 
+def test_what_is_no_url_is_said(tmp_path: Path) -> None:
+    with pytest.raises(DownloadError, match=r"^records.json: Invalid URL 'records.json'.* Put the file at"):
+        fetch("records.json", tmp_path)
+
+
 def test_an_unwritable_cache_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(DownloadError, match=r"paths.cache: .*file/downloads cannot be written"):

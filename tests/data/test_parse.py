@@ -86,6 +86,29 @@ def test_a_broken_line_of_jsonl_is_told_by_its_number(tmp_path: Path) -> None:
     assert isinstance(found[1], DataError) and f"{path}, line 2: no valid JSON" in str(found[1])
 
 
+@pytest.mark.parametrize(
+    ("value", "message"), [("1" * 5000, "Exceeds the limit"), ("[" * 100_000, "maximum recursion depth exceeded")]
+)
+def test_json_that_python_does_not_read_is_told_like_any_other(tmp_path: Path, value: str, message: str) -> None:
+    text = '{"instruction": "a", "output": "b", "x": ' + value + "}"
+    (tmp_path / "r.json").write_text(f"[{text}]")
+    with pytest.raises(DataError, match=rf"r.json, record 0: {message}"):
+        list(read_records(tmp_path / "r.json"))
+    (tmp_path / "r.jsonl").write_text(text)
+    ((_, found),) = read_records(tmp_path / "r.jsonl")
+    assert isinstance(found, DataError) and f"r.jsonl, line 1: {message}" in str(found)
+
+
+def test_a_parquet_file_that_is_damaged_inside_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "r.parquet"
+    as_parquet(path)
+    whole = bytearray(path.read_bytes())
+    whole[4:60] = b"\xff" * 56  # the first column's pages
+    path.write_bytes(whole)
+    with pytest.raises(DataError, match=r"r.parquet, record 0: no valid parquet file"):
+        list(read_records(path))
+
+
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"files ending in .json, .jsonl, .csv, .parquet can be read, not .txt"):
         list(read_records(tmp_path / "a.txt"))
@@ -96,5 +119,5 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         list(read_records(tmp_path / "latin.jsonl"))
     (tmp_path / "no.parquet").write_bytes(b"PAR1")
     pytest.importorskip("pyarrow")
-    with pytest.raises(DataError, match=r"no.parquet: no valid parquet file"):
+    with pytest.raises(DataError, match=r"no.parquet, record 0: no valid parquet file"):
         list(read_records(tmp_path / "no.parquet"))

@@ -75,3 +75,18 @@ def test_a_hub_that_cannot_be_reached_is_named(tmp_path: Path, monkeypatch: pyte
         DownloadError, match=r"data set owner/name cannot be fetched from the Hugging Face hub .*data=demo"
     ):
         list(HubSource("owner/name", str(tmp_path)))
+
+
+def test_a_name_that_is_no_repository_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DownloadError, match=r"data.source.repo=a/b/c: Repo id must be in the form"):
+        list(HubSource("a/b/c", str(tmp_path)))
+
+
+def test_a_file_is_fetched_when_it_is_first_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, asked = write(tmp_path / "r.json", GOOD), []
+    monkeypatch.setattr("instruct_lit.data.sources.fetch", lambda *arguments: asked.append(arguments) or path)
+    source = UrlSource("http://x/r.json", str(tmp_path), "sum")
+    assert not asked
+    source.prepare()
+    assert len(list(source)) == 1 and source.fingerprint() and source.shards() == [path]
+    assert asked == [("http://x/r.json", tmp_path / "downloads", "sum")]

@@ -62,6 +62,18 @@ def test_a_build_that_failed_leaves_nothing(tmp_path: Path, tokenizer: GPT2Token
     assert list((tmp_path / "encoded").iterdir()) == []
 
 
+def test_of_two_builds_at_the_same_time_the_first_one_counts(tmp_path: Path, tokenizer: GPT2Tokenizer) -> None:
+    def slow():
+        yield EXAMPLES[0]
+        build(tmp_path, tokenizer)  # what another process does meanwhile
+
+    assert len(open_or_build(tmp_path, "key", slow(), Encoder(TEMPLATE, tokenizer, 20), dict)) == 3
+    assert [p.name for p in (tmp_path / "encoded").iterdir()] == ["key"]
+    (tmp_path / "encoded" / "key" / "counts.json").unlink()
+    with pytest.raises(DataError, match=r"encoded/key: cannot be written \(.*\); delete what is there"):
+        build(tmp_path, tokenizer)
+
+
 def test_no_example_left_and_an_unwritable_cache_are_said(tmp_path: Path, tokenizer: GPT2Tokenizer) -> None:
     with pytest.raises(DataError, match="no example is left to train on"):
         build(tmp_path, tokenizer, max_length=3)

@@ -159,6 +159,22 @@ def test_a_bad_record_stops_the_stream_with_its_place(folder: Path, tokenizer: G
     assert "Traceback" not in str(caught.value)
 
 
+class Unplugged(FileSource):
+    """Files whose network is gone."""
+
+    def read(self, shard: Path) -> Any:
+        raise DownloadError("data set x, shard 0: cannot be read")
+
+
+@pytest.mark.parametrize("n_workers", [0, 1])
+def test_any_error_of_a_user_comes_out_of_a_worker_as_it_was(
+    folder: Path, tokenizer: GPT2Tokenizer, n_workers: int
+) -> None:
+    with pytest.raises(DownloadError) as caught:
+        ids(loader(tokenizer, stream(folder, tokenizer, source=Unplugged(str(folder))), n_workers))
+    assert str(caught.value) == "data set x, shard 0: cannot be read"
+
+
 def test_an_example_above_the_length_is_named(folder: Path, tokenizer: GPT2Tokenizer) -> None:
     short = ExampleStream(
         FileSource(str(folder)), lambda: Encoder(TEMPLATE, tokenizer, 6, "error"), batch_size=4, buffer_size=1
