@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from instruct_lit.model.likelihood import token_losses
 from instruct_lit.training import loss as module
 from instruct_lit.training.loss import summed_cross_entropy
+from instruct_lit.training.working import Working
 
 
 def made(m: int, v: int = 71, c: int = 16, dtype: torch.dtype = torch.float64, seed: int = 0):
@@ -56,6 +57,13 @@ def test_a_frozen_head_or_frozen_states_get_no_gradient() -> None:
     hidden, weight, targets, weights = made(4)
     summed_cross_entropy(hidden.detach(), weight, targets, weights).backward()
     assert weight.grad is not None
+
+
+def test_what_went_into_the_heads_buffer_cannot_be_scaled_afterwards() -> None:
+    hidden, head, targets, weights = made(5, dtype=torch.float32)
+    loss = summed_cross_entropy(hidden, head, targets, weights, Working(head, head.detach(), torch.empty_like(head)))
+    with pytest.raises(AssertionError, match="scale the weights of the loss instead"):
+        (loss * 1.5).backward()
 
 
 def test_half_precision_agrees_with_single() -> None:
