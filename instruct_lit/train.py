@@ -42,7 +42,7 @@ def train(config: DictConfig) -> float | None:
     from instruct_lit.evaluation.responses import exact_match, write_jsonl
     from instruct_lit.provenance import provenance, write_provenance
     from instruct_lit.training.callbacks import History, Progress
-    from instruct_lit.training.checkpoint import find_checkpoint, identity_of
+    from instruct_lit.training.checkpoint import best_of, find_checkpoint, identity_of
     from instruct_lit.training.distributed import first_rank_first, leave_others, silence_others
     from instruct_lit.training.failures import explained_memory, explained_peers
     from instruct_lit.training.hardware import PeakMemory, keep_freed_memory, matrix_rate
@@ -128,8 +128,8 @@ def train(config: DictConfig) -> float | None:
         except SystemExit:  # how Lightning ends after Ctrl-C
             interrupted = True
             leave_others(trainer)
-        best_checkpoint = run_dir / "checkpoints" / "best.ckpt"
-        if best_checkpoint.is_file():
+        best_checkpoint = best_of(trainer)
+        if best_checkpoint is not None:
             load_weights(best_checkpoint, tuner)
         metrics |= {
             "n_steps": trainer.global_step,

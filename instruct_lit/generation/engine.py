@@ -18,6 +18,7 @@ from instruct_lit.generation.request import Decoder, FinishReason, Request
 from instruct_lit.generation.sampling import Sampler, SamplingSettings
 from instruct_lit.model.cache import Decode, KeyValueCache, Prefill
 from instruct_lit.model.causal import CausalLM
+from instruct_lit.model.prefix_tree import n_common
 
 
 class Engine:
@@ -242,11 +243,7 @@ def _common_prefix(prompts: Sequence[Sequence[int]]) -> int:
     """Number of leading tokens all prompts share; each keeps at least its last token for itself."""
     if len(prompts) == 1:
         return 0
-    longest = min(len(prompt) for prompt in prompts) - 1
-    for place in range(longest):
-        if any(prompt[place] != prompts[0][place] for prompt in prompts):
-            return place
-    return longest
+    return min(*(n_common(prompts[0], prompt) for prompt in prompts[1:]), min(map(len, prompts)) - 1)
 
 
 @contextmanager

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from instruct_lit.generation.sampling import SamplingSettings
+from instruct_lit.model.likelihood import CHUNK
 
 FinishReason = Literal["stop", "length", "cancelled"]
-CHUNK = 256  # positions whose logits exist at once
 
 
 class Decoder(Protocol):

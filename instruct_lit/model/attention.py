@@ -1,8 +1,8 @@
 """Which token may attend to which: one interface, so that the model does not know how a batch is laid out.
 
 A layout receives queries, keys and values as the model computes them, `(…, n_heads, d_head)` over the batch's token
-axes, and returns the attended values in the same shape. The three of training are here; the key-value cache of
-generation is in `instruct_lit.model.cache`.
+axes, and returns the attended values in the same shape. Those of training are here, the key-value cache of
+generation is in `instruct_lit.model.cache`, the tree of benchmarks in `instruct_lit.model.prefix_tree`.
 """
 
 from __future__ import annotations

@@ -61,11 +61,6 @@ class CausalLM(nn.Module):
         return sum(p.numel() for p in self.parameters())
 
     @property
-    def n_block_parameters(self) -> int:
-        """Number of parameters in the blocks, which every token goes through."""
-        return sum(p.numel() for p in self.blocks.parameters())
-
-    @property
     @abstractmethod
     def head_parameters(self) -> list[nn.Parameter]:
         """What `head_weight` is made of."""

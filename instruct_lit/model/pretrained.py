@@ -237,7 +237,9 @@ def _read_tensors(directory: Path) -> tuple[Path, dict[str, Tensor]]:
             tensors = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # foreign bytes can fail in any way
         raise CheckpointError(f"{file}: damaged or no weights file ({_first_line(error)}){_AGAIN}") from error
-    if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
+    if not isinstance(tensors, dict) or not all(
+        isinstance(n, str) and isinstance(t, Tensor) for n, t in tensors.items()
+    ):
         raise CheckpointError(f"{file}: holds something else than named tensors")
     tensors = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
     # Constant causal masks that old checkpoints carry along.

@@ -44,6 +44,15 @@ class Checkpoint(ModelCheckpoint):
         super().load_state_dict(state_dict)
 
 
+def best_of(trainer: Trainer) -> Path | None:
+    """The checkpoint with the best weights of this run; None when none was kept, whatever an earlier run left there."""
+    for callback in trainer.checkpoint_callbacks:
+        path = Path(getattr(callback, "best_model_path", ""))
+        if getattr(callback, "monitor", None) is not None and path.is_file():
+            return path
+    return None
+
+
 class DurableIO(TorchCheckpointIO):
     """Writes a checkpoint under a temporary name, syncs it and renames it, so that it is whole or not there.
 

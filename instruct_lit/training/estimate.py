@@ -11,11 +11,11 @@ import torch
 from instruct_lit.data.collate import Batch
 from instruct_lit.model.causal import CausalLM
 from instruct_lit.model.gpt import GPT, GPTConfig
+from instruct_lit.training.failures import STATES_BYTES
 from instruct_lit.training.loss import CHUNK, summed_cross_entropy
 from instruct_lit.training.module import layout_of
 
 DEPTHS = (1, 4)  # blocks of the models that are measured; what one block adds is the same at any depth
-BYTES_PER_PARAMETER = 16  # weight, gradient and AdamW's two moments, all in fp32
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def estimate(config: GPTConfig, typical: Sequence[Batch], largest: Batch, device
     n_logits = min(CHUNK, max(1, largest.n_supervised)) * config.n_vocab
     return Estimate(
         n_parameters,
-        BYTES_PER_PARAMETER * n_parameters,
+        STATES_BYTES * n_parameters,
         int(_at_depth(activations, config.n_layers)) + n_logits * (2 if bf16 else 4),
         _at_depth(seconds, config.n_layers),
     )

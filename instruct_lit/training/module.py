@@ -20,6 +20,7 @@ from instruct_lit.model.attention import AttentionLayout, PackedDocuments
 from instruct_lit.model.causal import CausalLM
 from instruct_lit.model.likelihood import token_losses
 from instruct_lit.training.checkpoint import check_identity
+from instruct_lit.training.distributed import sum_over_ranks
 from instruct_lit.training.failures import FiniteLosses, not_finite
 from instruct_lit.training.frozen import completed, trained_part
 from instruct_lit.training.loss import summed_cross_entropy
@@ -100,7 +101,7 @@ class InstructionTuner(LightningModule):
         """Return the micro-batch's share of the step's mean loss."""
         window = self._window
         if window.reference == 0:
-            window.reference = self._over_ranks(batch.n_supervised)
+            (window.reference,) = sum_over_ranks(self.trainer, [batch.n_supervised])
             self.trainer.optimizers[0].zero_grad()
         if self.neftune_alpha is not None:
             n_tokens = batch.n_tokens / max(1, len(batch.example_ids))
@@ -121,7 +122,7 @@ class InstructionTuner(LightningModule):
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         window, self._window = self._window, _Window()
-        n_supervised = self._over_ranks(window.n_supervised)
+        (n_supervised,) = sum_over_ranks(self.trainer, [window.n_supervised])
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         if n_supervised == 0:
             warnings.warn("an optimizer step without a single supervised token was skipped", stacklevel=1)
@@ -157,13 +158,6 @@ class InstructionTuner(LightningModule):
         paths = [getattr(c, "best_model_path", "") or getattr(c, "path", "") for c in self.trainer.checkpoint_callbacks]
         saved = [str(path) for path in paths if path and Path(path).is_file()]
         return f"the last good checkpoint is {saved[0]}" if saved else "no checkpoint was written before"
-
-    def _over_ranks(self, count: int) -> int:
-        """Sum a count over all ranks; free on one."""
-        if self.trainer.world_size == 1:
-            return count
-        total = torch.tensor(float(count), device=self.device, dtype=torch.float64)
-        return int(self.trainer.strategy.reduce(total, reduce_op="sum").item())
 
     def on_validation_epoch_start(self) -> None:
         self._start_evaluation()

@@ -13,6 +13,7 @@ from instruct_lit.evaluation.metrics import HIGHER_IS_BETTER, METRICS, check_met
 from instruct_lit.evaluation.responses import answer
 from instruct_lit.generation.engine import Engine
 from instruct_lit.generation.sampling import SamplingSettings
+from instruct_lit.training.distributed import share_of
 from instruct_lit.training.sharded import whole_weights
 
 
@@ -58,9 +59,7 @@ class GenerationQuality(Callback):
         data = trainer.datamodule  # type: ignore[attr-defined]
         store, indices = data.examples_of("val")
         chosen = self.sample(indices)
-        mine = [(int(i), store.example(int(i)), store[int(i)].prompt_ids) for i in chosen][
-            trainer.global_rank :: trainer.world_size
-        ]
+        mine = [(i, store.example(i), store[i].prompt_ids) for i in share_of(trainer, chosen.tolist())]
         engine = Engine(pl_module.model, data.tokenizer, self.max_rows)  # type: ignore[arg-type]
         with whole_weights(pl_module.model):  # type: ignore[arg-type]
             rows = answer(engine, data.template, mine, self.settings)

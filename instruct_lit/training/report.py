@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from instruct_lit.evaluation.metrics import WITHOUT_EXTRA, Interval, score, token_f1
+from instruct_lit.evaluation.metrics import WITHOUT_EXTRA, Interval, exact, score, token_f1
+from instruct_lit.evaluation.responses import read_jsonl
 
 BLUE, ORANGE, GRAY = "#0072B2", "#D55E00", "#777777"  # told apart by colour-blind eyes
 
@@ -23,7 +24,7 @@ def plot_losses(run_dir: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    history = _history(run_dir)
+    history = read_jsonl(run_dir / "history.jsonl")
     train = [(row["step"], row["train/loss"]) for row in history if "train/loss" in row]
     val = [(row["step"], row["val/loss"]) for row in history if "val/loss" in row and math.isfinite(row["val/loss"])]
     figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
@@ -69,9 +70,9 @@ def write_report(run_dir: Path, differences: Sequence[tuple[str, Any, Any]], ove
     template = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
     ).get_template("report.html.jinja")
-    rows = _jsonl(run_dir / "responses.jsonl")
+    rows = read_jsonl(run_dir / "responses.jsonl")
     for row in rows:
-        row["right"], row["token_f1"] = row["response"].strip() == row["output"].strip(), token_f1(row)
+        row["right"], row["token_f1"] = bool(exact(row)), token_f1(row)
     families: dict[str, list[bool]] = {}
     for row in rows:
         if "family" in row:
@@ -117,7 +118,6 @@ EXPLAINED = {
     "val/bits_per_byte": "bits needed per byte of response text; comparable between tokenizers",
     "test/loss": "loss on the test set with the best weights",
     "test/exact_match": "share of test answers equal to the wanted ones",
-    "base/exact_match": "the same before fine-tuning",
     "train/tokens": "supervised tokens that went into optimizer steps",
     "tokens_per_s": "useful tokens (no padding) per second of training",
     "positions_per_token": "computed positions per useful token: padding adds, a shared prefix takes away",
@@ -146,7 +146,7 @@ def print_summary(run_dir: Path, metrics: Mapping[str, Any]) -> None:
     table.add_column()
     for name in ("val/loss", "test/loss", "test/exact_match", "tokens_per_s", "stopped_early", "seconds"):
         if name in metrics:
-            before = metrics.get(f"base/{name}", metrics.get(f"base/{name.removeprefix('test/')}"))
+            before = metrics.get(f"base/{name}")
             text = _number(metrics[name])
             table.add_row(name, f"{text}   (before fine-tuning {_number(before)})" if before is not None else text)
     files = {
@@ -183,14 +183,6 @@ def _smooth(values: Sequence[float]) -> list[float]:
     return smoothed
 
 
-def _history(run_dir: Path) -> list[dict[str, Any]]:
-    return _jsonl(run_dir / "history.jsonl")
-
-
 def _metrics(run_dir: Path) -> dict[str, Any]:
     path = run_dir / "metrics.json"
     return json.loads(path.read_text()) if path.exists() else {}
-
-
-def _jsonl(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []

@@ -77,7 +77,7 @@ def test_its_shape_is_read_off_the_model(make: Callable) -> None:
     assert (shape.architecture, shape.n_vocab, shape.context_length, shape.n_layers) == ("LlamaForCausalLM", 99, 64, 2)
     assert (shape.n_heads, shape.d_head) == (2, 8)
     blocks = sum(p.numel() for n, p in model.hf.named_parameters() if ".layers." in n)
-    assert model.n_block_parameters == blocks
+    assert sum(p.numel() for p in model.blocks.parameters()) == blocks
 
 
 def test_a_soft_cap_on_the_logits_is_refused(make: Callable) -> None:

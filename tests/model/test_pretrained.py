@@ -123,9 +123,10 @@ def test_a_pickled_checkpoint_is_read_as_tensors_only(tiny: GPT, directory: Path
         load_gpt(directory)
     assert not (tmp_path / "executed").exists()
 
-    torch.save({"epoch": 3}, directory / PICKLED)
-    with pytest.raises(CheckpointError, match="holds something else than named tensors"):
-        load_gpt(directory)
+    for content in ({"epoch": 3}, {0: torch.ones(2)}, [torch.ones(2)]):
+        torch.save(content, directory / PICKLED)
+        with pytest.raises(CheckpointError, match="holds something else than named tensors"):
+            load_gpt(directory)
 
 
 @pytest.mark.parametrize("name", [WEIGHTS, PICKLED])

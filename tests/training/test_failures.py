@@ -1,6 +1,7 @@
 """A loss that is no number, and memory that is not there: the message says where and what to do."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -69,8 +70,7 @@ def test_a_fit_stops_before_the_step_changes_a_weight(make_data: Callable, make_
     ],
 )  # fmt: skip
 def test_the_advice_says_by_how_much(total: float, states: float, peak: float, batch_size: int, message: str) -> None:
-    with pytest.raises(TrainingError, match=message):
-        raise TrainingError(advice(int(total), int(states), int(peak), batch_size, 2))
+    assert re.search(message, advice(int(total), int(states), int(peak), batch_size, 2))
 
 
 def test_memory_that_the_system_refuses_is_explained(make_tuner: Callable) -> None:
