@@ -13,7 +13,7 @@ from omegaconf import MISSING
 
 from instruct_lit.config import run_command
 from instruct_lit.errors import ConfigError, InstructLitError
-from instruct_lit.schema import PathsConfig, TemplateConfig
+from instruct_lit.schema import PathsConfig, TemplateConfig, missing_runs
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -69,19 +69,18 @@ def check_benchmark(config: Any) -> None:
         problems.append(f"suite.system={system}: allowed are {', '.join(SYSTEMS)}")
     if system == "arena" and not config.suite.options.get("battles"):
         problems.append("suite.options.battles=…: give a file of battles, as `python -m instruct_lit.arena` keeps them")
-    if system != "arena" and not _runs(config):
-        problems.append("run=…: give a run folder, a bundle or a Hugging Face directory, or a list of them")
-    for run in _runs(config):
-        if not Path(run).expanduser().is_dir():
-            problems.append(f"run={run}: no such folder (a run folder, a bundle or a Hugging Face GPT-2 directory)")
+    if system != "arena":
+        problems += missing_runs(config.run)
     for key, allowed in {"template": ("on", "off", "both"), "on_missing": ("error", "skip")}.items():
         if asked[key] not in allowed:
             problems.append(f"benchmark.{key}={asked[key]}: allowed are {', '.join(allowed)}")
     if config.suite.mean_over not in ("tasks", "items"):
         problems.append(f"suite.mean_over={config.suite.mean_over}: allowed are tasks, items")
     for key, least in {"limit": 1, "n_shot": 0, "max_rows": 1}.items():
-        if asked[key] is not None and asked[key] < least:
-            problems.append(f"benchmark.{key}={asked[key]}: must be at least {least}")
+        for group in ("benchmark", "suite"):
+            value = config[group].get(key)
+            if value is not None and value < least:
+                problems.append(f"{group}.{key}={value}: must be at least {least}")
     if asked.data_dir is not None and not Path(asked.data_dir).expanduser().is_dir():
         problems.append(f"benchmark.data_dir={asked.data_dir}: no such folder")
     if config.suite.runs_code and not asked.allow_code:
@@ -260,8 +259,7 @@ def subjects(config: DictConfig) -> Iterator[tuple[str, str, Subject, str]]:
 
     asked = config.benchmark
     bare = Template("bare", "{{ instruction }}{{ response }}")
-    chat = config.template is not None and config.template.name == build.CHAT  # it lies in the directory
-    given = build.template_of(config) if config.template is not None and not chat else None
+    given = build.given_template(config)
     seen = set()
     for run, label in zip(_runs(config), _labels(_runs(config)), strict=True):
         plain = config.template is None and not read_about(bundle_of(run))

@@ -22,6 +22,7 @@ from instruct_lit.schema import (
     PathsConfig,
     TemplateConfig,
     check_values,
+    missing_runs,
 )
 
 if TYPE_CHECKING:
@@ -70,8 +71,8 @@ def check_evaluate(config: Any) -> None:
         problems.append(f"metrics={list(config.metrics)}: name at least one besides ended")
     if config.responses is not None and not Path(config.responses).expanduser().is_file():
         problems.append(f"responses={config.responses}: no such file")
-    if config.run is not None and not Path(config.run).expanduser().is_dir():
-        problems.append(f"run={config.run}: no such folder (a run folder, a bundle or a Hugging Face GPT-2 directory)")
+    if config.run is not None:
+        problems += missing_runs(config.run)
     if config.compare is not None and len(config.compare) != 2:
         problems.append(f"compare={list(config.compare)}: give two, folders of models or files of answers")
     for side in config.compare or ():
@@ -97,7 +98,7 @@ def evaluate(config: DictConfig) -> float:
 
     from instruct_lit.evaluation.categories import by_category, check_fields, losses
     from instruct_lit.evaluation.extras import load
-    from instruct_lit.evaluation.metrics import METRICS, check_metrics, score
+    from instruct_lit.evaluation.metrics import METRICS, applicable, check_metrics, score
     from instruct_lit.evaluation.page import print_judge, print_leaks, print_scores, write_page
     from instruct_lit.evaluation.responses import write_jsonl
 
@@ -111,8 +112,7 @@ def evaluate(config: DictConfig) -> float:
         return compare(config, out_dir, judge)
     rows, training = rows_of(config, config.run or config.responses)
     check_fields(rows, config.by)
-    # Of answers out of a file it is mostly unknown whether the model ended them.
-    metrics = [name for name in config.metrics if name != "ended" or all("finish_reason" in row for row in rows)]
+    metrics = applicable(config.metrics, rows)
     for row in rows:
         row["scores"] = {name: METRICS[name](row) for name in metrics}
     first = metrics[0]
@@ -212,15 +212,17 @@ def leak_report(
 def compare(config: DictConfig, out_dir: Path, judge: Judge | None) -> float:
     """Put two models' answers to the same examples side by side; return the first one's win rate or advantage."""
     from instruct_lit.evaluation.comparison import Outcome, differences, outcome, pair_rows, questions_of, win_rate
+    from instruct_lit.evaluation.metrics import applicable
     from instruct_lit.evaluation.page import print_comparison, write_comparison
     from instruct_lit.evaluation.responses import write_jsonl
 
     rows_a, rows_b = (rows_of(config, side)[0] for side in config.compare)
     pairs = pair_rows(rows_a, rows_b)
+    metrics = applicable(config.metrics, [*rows_a, *rows_b])
     found: dict[str, Any] = {
         "compare": list(config.compare), "n_pairs": len(pairs),
         "n_unpaired": len(rows_a) + len(rows_b) - 2 * len(pairs),
-        "differences": differences(pairs, config.metrics, config.seed),
+        "differences": differences(pairs, metrics, config.seed),
     }  # fmt: skip
     rows = [{**a, "response_b": b["response"]} for a, b in pairs]
 
@@ -244,9 +246,7 @@ def compare(config: DictConfig, out_dir: Path, judge: Judge | None) -> float:
         write()
     print_comparison(found)
     print(f"{out_dir}: responses.jsonl, evaluation.json, report.html")
-    return (
-        found["pairwise"]["win_rate"]["mean"] if judge is not None else found["differences"][config.metrics[0]]["mean"]
-    )
+    return found["pairwise"]["win_rate"]["mean"] if judge is not None else found["differences"][metrics[0]]["mean"]
 
 
 def main() -> None:

@@ -121,6 +121,12 @@ def check_metrics(names: Sequence[str]) -> None:
         METRICS[name]({"instruction": "", "output": "a", "response": "a"})
 
 
+def applicable(names: Sequence[str], rows: Sequence[Row]) -> list[str]:
+    """The metrics that all rows can be asked for: of answers out of a file it is mostly unknown how they ended."""
+    known = all("finish_reason" in row for row in rows)
+    return [name for name in names if name != "ended" or known]
+
+
 def score(rows: Sequence[Row], names: Sequence[str], seed: int = 0) -> dict[str, Interval]:
     """Mean of each named metric over the rows, with the ends of its 95 % bootstrap interval."""
     return {name: interval([METRICS[name](row) for row in rows], seed) for name in names}

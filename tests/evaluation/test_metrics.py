@@ -11,6 +11,7 @@ from instruct_lit.evaluation.metrics import (
     HIGHER_IS_BETTER,
     METRICS,
     WITHOUT_EXTRA,
+    applicable,
     check_metrics,
     interval,
     normalised,
@@ -89,6 +90,11 @@ def test_names_are_checked_and_have_a_direction() -> None:
     with pytest.raises(ConfigError, match="metrics=bleurt: allowed are exact_match, "):
         check_metrics(["bleurt"])
     assert HIGHER_IS_BETTER["token_f1"] and not HIGHER_IS_BETTER["looping"] and "length_ratio" not in HIGHER_IS_BETTER
+
+
+def test_how_answers_ended_is_counted_where_all_tell() -> None:
+    names, rows = ["ended", "empty"], [{"finish_reason": "stop"}, {"finish_reason": "length"}]
+    assert applicable(names, rows) == names and applicable(names, [*rows, {}]) == ["empty"]
 
 
 def test_a_metric_whose_library_is_absent_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -143,13 +143,13 @@ def test_data_that_are_not_there(run: Run, tmp_path: Path, capsys: pytest.Captur
 def test_impossible_values_are_reported_together(tmp_path: Path) -> None:
     config = composed(
         tmp_path, "suite=mmlu", "run=nowhere", "benchmark.template=maybe", "benchmark.limit=0", "benchmark.data_dir=none",
-        "suite.mean_over=x",
+        "suite.mean_over=x", "suite.limit=0",
     )  # fmt: skip
     with pytest.raises(ConfigError) as caught:
         check_benchmark(config)
     for part in (
         "run=nowhere: no such folder", "benchmark.template=maybe: allowed are on, off, both", "benchmark.limit=0",
-        "benchmark.data_dir=none: no such folder", "suite.mean_over=x: allowed are tasks, items",
+        "suite.limit=0: must be at least 1", "benchmark.data_dir=none: no such folder", "suite.mean_over=x: allowed are tasks, items",
     ):  # fmt: skip
         assert part in str(caught.value)
 

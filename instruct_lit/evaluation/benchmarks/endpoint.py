@@ -19,6 +19,7 @@ from instruct_lit.data.example import Example
 from instruct_lit.errors import InstructLitError
 from instruct_lit.evaluation.benchmarks.harness_model import Subject, until
 from instruct_lit.evaluation.benchmarks.suite import BenchmarkError
+from instruct_lit.evaluation.responses import closing
 from instruct_lit.generation.engine import Engine, Request
 from instruct_lit.generation.sampling import SamplingSettings
 
@@ -50,12 +51,10 @@ class Endpoint:
     """`with Endpoint(subject) as endpoint:` answers at `endpoint.url` until the block ends.
 
     The messages of a conversation are one instruction, in their order: an instruction model knows no roles.
-    `n_answered` counts the answers.
     """
 
     def __init__(self, subject: Subject) -> None:
         self.subject = subject
-        self.n_answered = 0
         self._jobs: queue.Queue[_Job | None] = queue.Queue()
         self._server = _Server(("127.0.0.1", 0), _handler(self))
         self._threads = [
@@ -133,7 +132,6 @@ class Endpoint:
 
     def _finish(self, job: _Job, answer: tuple[str, str, int, int]) -> None:
         job.answer = answer
-        self.n_answered += 1
         if self.subject.bar is not None:
             self.subject.bar.update(1)
         job.done.set()
@@ -145,17 +143,16 @@ def _text_of(content: Any) -> str:
     return str(content or "")
 
 
-def _settings_of(body: dict[str, Any], suffix: str) -> SamplingSettings:
+def _settings_of(body: dict[str, Any], ends: tuple[str, ...]) -> SamplingSettings:
     stop = body.get("stop") or []
     stops = [stop] if isinstance(stop, str) else stop
     return SamplingSettings(
         max_new_tokens=int(body.get("max_completion_tokens") or body.get("max_tokens") or MAX_NEW_TOKENS),
-        temperature=float(
-            body.get("temperature") or 0.0
-        ),  # greedy where a harness says nothing, so that it is repeatable
+        # Greedy where a harness says nothing, so that it is repeatable.
+        temperature=float(body.get("temperature") or 0.0),
         top_p=float(body["top_p"]) if body.get("top_p") else None,
         seed=int(body.get("seed") or 0),
-        stop=tuple(s for s in (*stops, suffix) if s),
+        stop=(*filter(None, stops), *ends),
     )
 
 
@@ -180,10 +177,10 @@ def _handler(endpoint: Endpoint) -> type[BaseHTTPRequestHandler]:
                     self._send(404, _error(f"no such place: {self.path}"))
                     return
                 prompts = [endpoint.chat_prompt(body["messages"])] if chat else _as_list(body["prompt"])
-                settings = _settings_of(body, endpoint.subject.template.suffix(Example("", "")).strip())
+                settings = _settings_of(body, closing(endpoint.subject.template))
                 jobs = endpoint.answer([p for p in prompts for _ in range(int(body.get("n") or 1))], settings)
                 self._send(200, _response(jobs, chat))
-            except (ValueError, KeyError, TypeError, InstructLitError) as error:
+            except (ValueError, KeyError, TypeError, AttributeError, OverflowError, InstructLitError) as error:
                 self._send(400, _error(f"{type(error).__name__}: {error}"))
 
         def _send(self, status: int, content: dict[str, Any]) -> None:

@@ -205,11 +205,8 @@ def figure_of(name: str, task: Task, results: Mapping[str, Any]) -> Figure:
     )
 
 
-def chance(task: Task, metric: str) -> float | None:
-    """What guessing gives: for choices the task's own metric over random scores, for written answers 0.
-
-    None where the answers are not independent of the items' order in a way that guessing could show.
-    """
+def chance(task: Task, metric: str) -> float:
+    """What guessing gives: for choices the task's own metric over random scores, for written answers 0."""
     if task.OUTPUT_TYPE == "generate_until":
         return 0.0
     by_item: dict[int, list[Any]] = {}

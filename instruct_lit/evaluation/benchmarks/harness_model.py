@@ -13,6 +13,7 @@ from instruct_lit.data.hf_tokenizer import HFTokenizer
 from instruct_lit.data.template import Template
 from instruct_lit.evaluation.benchmarks.scoring import Pair, Score, log_likelihoods
 from instruct_lit.evaluation.kept import KeptAnswers
+from instruct_lit.evaluation.responses import closing
 from instruct_lit.generation.engine import Engine
 from instruct_lit.generation.sampling import SamplingSettings
 from instruct_lit.model.causal import CausalLM
@@ -172,14 +173,13 @@ def harness_model(subject: Subject) -> TemplateLM:
             for request in requests:
                 prompt, arguments = request.args
                 wanted = normalize_gen_kwargs(arguments, MAX_NEW_TOKENS)
-                suffix = subject.template.suffix(Example("", "")).strip()
                 settings.append(
                     SamplingSettings(
                         max_new_tokens=wanted["max_gen_toks"],
                         temperature=wanted.get("temperature", 0.0) if wanted["do_sample"] else 0.0,
                         top_k=wanted.get("top_k"),
                         top_p=wanted.get("top_p"),
-                        stop=tuple(s for s in (*wanted["until"], suffix) if s),
+                        stop=(*filter(None, wanted["until"]), *closing(subject.template)),
                     )
                 )
                 prompts.append(prompt)

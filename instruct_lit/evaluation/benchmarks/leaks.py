@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from instruct_lit.evaluation.benchmarks.package_items import Items
@@ -19,25 +20,22 @@ def leaks_of_tasks(train: Iterable[str], tasks: Mapping[str, Task], limit: int |
 
     An item is looked for by its prompt without worked examples, as the harness writes it.
     """
-    places, texts = [], []
-    for name, task in tasks.items():
-        for number, document in enumerate(task.eval_docs):
-            if limit is not None and number >= limit:
-                break
-            places.append((name, number))
-            texts.append(_text(task, document))
-    found: dict[str, dict[int, Leak]] = {}
-    for leak in find_leaks(train, texts, near):
-        name, number = places[leak.item]
-        found.setdefault(name, {})[number] = leak
-    return found
+    return _leaks_of(
+        train,
+        {name: [_text(task, document) for document in islice(task.eval_docs, limit)] for name, task in tasks.items()},
+        near,
+    )
 
 
 def leaks_of_items(train: Iterable[str], items: Mapping[str, Items], near: bool) -> Leaks:
     """The items of each task of a package that are among the training texts."""
-    places = [(name, number) for name, rows in items.items() for number in range(len(rows))]
+    return _leaks_of(train, {name: [text for text, _ in rows] for name, rows in items.items()}, near)
+
+
+def _leaks_of(train: Iterable[str], texts: Mapping[str, Sequence[str]], near: bool) -> Leaks:
+    places = [(name, number) for name, of_task in texts.items() for number in range(len(of_task))]
     found: dict[str, dict[int, Leak]] = {}
-    for leak in find_leaks(train, [items[name][number][0] for name, number in places], near):
+    for leak in find_leaks(train, [text for of_task in texts.values() for text in of_task], near):
         name, number = places[leak.item]
         found.setdefault(name, {})[number] = leak
     return found
