@@ -7,6 +7,7 @@ import math
 import shlex
 import statistics
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 from instruct_lit.errors import DataError
 from instruct_lit.trial import RECORD, parameters, read_record
 
-# Student's t, two-sided 95 %, for 1, 2, … degrees of freedom; above these the normal's 1.96 is near enough.
+# Student's t, two-sided 95 %, for 1, 2, … degrees of freedom; above these a series gives it to a thousandth.
 T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
 _GROUPS = ("sweep=", "launcher=", "experiment=", "debug=")  # the same for all trials, or a name for other overrides
 
@@ -78,8 +79,15 @@ def mean_and_interval(values: Sequence[float]) -> tuple[float, float | None]:
     mean, n = statistics.fmean(values), len(values)
     if n < 2:
         return mean, None
-    t = T_95[n - 2] if n - 2 < len(T_95) else 1.96
-    return mean, t * statistics.stdev(values) / math.sqrt(n)
+    return mean, t_95(n - 1) * statistics.stdev(values) / math.sqrt(n)
+
+
+def t_95(n_free: int) -> float:
+    """Student's t for a two-sided 95 % interval (Abramowitz and Stegun 26.7.5, two terms of the series)."""
+    if n_free <= len(T_95):
+        return T_95[n_free - 1]
+    z = statistics.NormalDist().inv_cdf(0.975)
+    return z + (z**3 + z) / (4 * n_free) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * n_free**2)
 
 
 def _read(folder: Path) -> Trial:
@@ -111,14 +119,18 @@ def _split(override: str) -> tuple[str, str]:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text()) if path.is_file() else {}
+    rows = _read_all([path.read_text(encoding="utf-8")] if path.is_file() else [])
+    return rows[0] if rows else {}
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
+    return _read_all(path.read_text(encoding="utf-8").split("\n") if path.is_file() else [])
+
+
+def _read_all(texts: Sequence[str]) -> list[dict[str, Any]]:
+    """The records in these texts; a trial that was killed, or is just writing, leaves half of one."""
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
-        try:
-            rows.append(json.loads(line))
-        except ValueError:  # a trial that was killed may leave half a line
-            continue
+    for text in texts:
+        with suppress(ValueError):
+            rows.append(json.loads(text))
     return rows

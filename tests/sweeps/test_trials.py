@@ -13,7 +13,7 @@ from instruct_lit.errors import ConfigError, DataError
 from instruct_lit.sweeps.charts import curves, parallel_coordinates, ticks
 from instruct_lit.sweeps.importance import importances
 from instruct_lit.sweeps.page import side_by_side, write_page
-from instruct_lit.sweeps.trials import by_setting, mean_and_interval, read_trials
+from instruct_lit.sweeps.trials import by_setting, mean_and_interval, read_trials, t_95
 from instruct_lit.trial import _threads, is_held, locked, parameters
 
 
@@ -62,6 +62,22 @@ def test_trials_come_best_first_with_what_differs(sweep: Path) -> None:
     assert read_trials(sweep, maximize=True)[0].value == max(t.value for t in trials if t.value is not None)
     with pytest.raises(DataError, match="no trial of a sweep in it"):
         read_trials(sweep / "0")
+
+
+def test_what_a_trial_has_written_is_read_as_far_as_it_goes(tmp_path: Path) -> None:
+    trial(tmp_path, 0, 1.0, lr=1)
+    answer = {"id": 1, "instruction": "a", "input": "", "output": "b", "response": "one\u2028two\x85three"}
+    (tmp_path / "0" / "responses.jsonl").write_text(
+        json.dumps(answer, ensure_ascii=False) + '\n{"id": 2, "ins', "utf-8"
+    )
+    (tmp_path / "0" / "metrics.json").write_text('{"test/loss": 1')  # being written
+    (found,) = read_trials(tmp_path)
+    assert list(found.responses) == [answer] and found.metrics == {}
+
+
+@pytest.mark.parametrize(("n_free", "t"), [(1, 12.706), (15, 2.131), (16, 2.120), (29, 2.045), (10**6, 1.960)])
+def test_students_t_of_a_table(n_free: int, t: float) -> None:
+    assert t_95(n_free) == pytest.approx(t, abs=1e-3)
 
 
 def test_the_mean_over_seeds_has_students_interval(tmp_path: Path) -> None:
