@@ -118,7 +118,6 @@ class HFModel(CausalLM):
     @torch.no_grad()
     def _probe(self) -> None:
         """Measure what the architecture can do, on a few tokens: head and loss must fit, layouts may."""
-        was_training = self.hf.training
         self.hf.eval()
         generator = torch.Generator().manual_seed(0)
         ids = torch.randint(0, self.config.n_vocab, (13,), generator=generator).to(self.head_weight.device)
@@ -134,7 +133,7 @@ class HFModel(CausalLM):
                 "not known here), so the loss would not be its own; choose another model"
             )
         self.no_layouts = self._try_layouts(ids, (5, 4), alone)
-        self.hf.train(was_training)
+        self.hf.train()  # transformers opens models for evaluation: no dropout, no checkpointing of activations
 
     def _try_layouts(self, ids: Tensor, lengths: Sequence[int], alone: Sequence[Tensor]) -> str | None:
         """Switch to our attention function if packed documents get the states they have alone, else say why not."""

@@ -134,3 +134,20 @@ def test_foreign_code_runs_only_when_told(llama_directory: Path, tmp_path: Path)
         ConfigError, match="comes with code of its own; if you trust it, add model.trust_remote_code=true"
     ):
         load_hf(str(tmp_path))
+
+
+def test_it_is_opened_for_training_with_dropout_and_activations_computed_again(llama_directory: Path) -> None:
+    ids = torch.arange(24)[None]
+
+    def kept(model: HFModel) -> int:
+        sizes: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: (sizes.append(t.numel()), t)[1], lambda t: t):
+            model.hidden_states(ids)
+        return sum(sizes)
+
+    dropping = load_hf(str(llama_directory), dropout=0.5)
+    assert not torch.equal(dropping.hidden_states(ids), dropping.hidden_states(ids))
+    assert torch.equal(dropping.eval().hidden_states(ids), dropping.hidden_states(ids))
+    plain, again = (load_hf(str(llama_directory), activation_checkpointing=on) for on in (False, True))
+    assert kept(again) < kept(plain) / 2
+    assert torch.equal(again.hidden_states(ids), plain.hidden_states(ids))
