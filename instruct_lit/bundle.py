@@ -152,13 +152,13 @@ def open_model(run: str | Path, template: Template | None = None, merge: bool = 
         if template is None and own["name"] == CHAT:
             hf_tokenizer, template = with_chat(hf_tokenizer)
         elif template is None:
-            template = Template(**own)
+            template = _template_of(own)
         if about.get("markup") and template.name != CHAT:  # special tokens of the run's own
             hf_tokenizer = HFTokenizer(hf_tokenizer.hf, markup=True)
             template = template.escaping(hf_tokenizer.escape)
         return OpenedModel(directory, hf, hf_tokenizer, template, about.get("generation", {}), about)
     if template is None and about:
-        template = Template(**about["template"])
+        template = _template_of(about["template"])
     if directory == Path(run).expanduser() and (directory / "checkpoints").is_dir():
         raise CheckpointError(
             f"run={run}: this run has not finished, it has no bundle; go on with it (train … ckpt_path={run})"
@@ -169,6 +169,11 @@ def open_model(run: str | Path, template: Template | None = None, merge: bool = 
     if base is not None:
         _put_on(directory, model, merge)
     return OpenedModel(directory, model, GPT2Tokenizer(), template, about.get("generation", {}), about)
+
+
+def _template_of(own: Mapping[str, Any]) -> Template:
+    """The template whose text a bundle holds; a bundle, which may be a stranger's, names no file for it."""
+    return Template(own["name"], own["text"], next_turn=own.get("next_turn"))
 
 
 def _put_on(directory: Path, model: CausalLM, merge: bool) -> None:
@@ -201,7 +206,7 @@ def read_about(directory: Path) -> dict[str, Any]:
     try:
         about = json.loads(file.read_text(encoding="utf-8"))
         if about["template"]["name"] != CHAT:
-            Template(**about["template"])
+            _template_of(about["template"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{file}: damaged ({type(error).__name__}: {error})") from error
     return about

@@ -81,9 +81,11 @@ def _one_message(config_name: str) -> Iterator[None]:
     except (HydraException, OmegaConfBaseException) as error:
         _exit_with(_explain(error, config_name))
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        _exit_with(f"{error.filename or 'paths.outputs'}: {error.strerror}; what was written before is intact")
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            _exit_with(f"{error.filename or 'paths.outputs'}: {error.strerror}; what was written before is intact")
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR) and error.filename:
+            _exit_with(f"{error.filename}: {error.strerror}; choose another folder (paths.outputs=…, paths.cache=…)")
+        raise
     except TrialPruned as pruned:
         _exit_with(str(pruned), trial.PRUNED)
     except KeyboardInterrupt:

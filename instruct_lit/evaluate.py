@@ -9,6 +9,7 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,6 +81,8 @@ def check_evaluate(config: Any) -> None:
             problems.append(f"compare: {side}: no such folder or file")
     if config.leaks.train is not None and not Path(config.leaks.train).expanduser().is_file():
         problems.append(f"leaks.train={config.leaks.train}: no such file")
+    if config.leaks.near and find_spec("datasketch") is None:
+        problems.append("leaks.near=true: needs datasketch; pip install 'instruct-lit[filters]'")
     if config.judge is not None:
         problems += check_judge(config.judge, config.compare is not None)
     if problems:
@@ -188,8 +191,6 @@ def leak_report(
     """Which rows were in the training data, and the scores without them; rows get the kind as `leak`."""
     if not config.leaks.enabled or training is None:
         return None
-    from importlib.util import find_spec
-
     from instruct_lit.evaluation.leaks import find_leaks, question
     from instruct_lit.evaluation.metrics import score
 

@@ -6,7 +6,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from instruct_lit.check_data import check_data
@@ -19,6 +18,7 @@ from instruct_lit.schema import (
     PathsConfig,
     TemplateConfig,
     check_values,
+    missing_runs,
 )
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from instruct_lit.data.collate import Batch
     from instruct_lit.data.datamodule import InstructionData
     from instruct_lit.model.causal import CausalLM
+    from instruct_lit.model.gpt import GPTConfig
 
 MAX_BATCHES = 200  # batches of an epoch that are laid out to see what padding costs
 
@@ -57,8 +58,8 @@ def check_peek(config: Any) -> None:
         problems.append(f"n_streamed={config.n_streamed}: must be at least 1")
     if config.split not in ("train", "val", "test"):
         problems.append(f"split={config.split}: allowed are train, val, test")
-    if config.run is not None and not Path(config.run).expanduser().is_dir():
-        problems.append(f"run={config.run}: no such folder (a run folder, a bundle or a Hugging Face GPT-2 directory)")
+    if config.run is not None:
+        problems += missing_runs(config.run)
     if problems:
         raise ConfigError("\n  ".join(problems))
 
@@ -96,7 +97,7 @@ def peek(config: DictConfig) -> None:
             highlight=False,
         )
     if config.index is None:
-        show_profile(console, config, data)
+        show_profile(console, config, data, opened)
     else:
         show_example(console, config, data, opened)
 
@@ -154,7 +155,7 @@ def losses_of(model: CausalLM, ids: np.ndarray) -> list[float]:
     return token_losses(hidden, model.head_weight, tokens[1:]).tolist()
 
 
-def show_profile(console: Console, config: DictConfig, data: InstructionData) -> None:
+def show_profile(console: Console, config: DictConfig, data: InstructionData, opened: OpenedModel | None) -> None:
     """Print the profile of the data, what a run will need, and warnings."""
     from instruct_lit.data.profile import positions_per_token, profile, warnings_of
     from instruct_lit.data.profile_page import print_profile, print_warnings
@@ -172,7 +173,7 @@ def show_profile(console: Console, config: DictConfig, data: InstructionData) ->
         console.print(", ".join(f"{len(data.examples_of(name)[1]):,} {name}" for name in ("train", "val", "test")))
     print_profile(console, found, chosen)
     if config.estimate:
-        print_needs(console, config, data)
+        print_needs(console, config, data, opened)
     print_warnings(console, warnings_of(found, chosen, n_val))
 
 
@@ -210,15 +211,15 @@ def laid_out(data: InstructionData, settings: Mapping[str, Any]) -> tuple[int, l
     return len(sampler), [collator([store[i] for i in batch]) for batch in islice(sampler, MAX_BATCHES)]
 
 
-def print_needs(console: Console, config: DictConfig, data: InstructionData) -> None:
-    """Print the estimate of memory and time for one epoch with the chosen model on this device."""
+def print_needs(console: Console, config: DictConfig, data: InstructionData, opened: OpenedModel | None) -> None:
+    """Print the estimate of memory and time for one epoch with the chosen or opened model on this device."""
     import torch
 
-    from instruct_lit import build
     from instruct_lit.training.estimate import estimate
     from instruct_lit.training.hardware import default_precision
 
-    if config.model.get("kind") == "hf":
+    shape, name = shape_of(config, opened), config.model.name if opened is None else opened.directory
+    if shape is None:
         console.print("\nmemory and time are estimated for GPT-2 only, not for model=hf", highlight=False)
         return
     n_batches, batches = laid_out(data, config.batching)
@@ -226,7 +227,7 @@ def print_needs(console: Console, config: DictConfig, data: InstructionData) -> 
     typical = [by_size[int(len(by_size) * share)] for share in (0.25, 0.5, 0.75)]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     precision = default_precision("auto")
-    needs = estimate(build.shape_of(config), typical, by_size[-1], device, precision.startswith("bf16"))
+    needs = estimate(shape, typical, by_size[-1], device, precision.startswith("bf16"))
     whole, states, activations = (
         f"{n / 2**30:.2f}" for n in (needs.memory_bytes, needs.states_bytes, needs.activations_bytes)
     )
@@ -234,12 +235,22 @@ def print_needs(console: Console, config: DictConfig, data: InstructionData) -> 
     if config.data.streaming:
         time = f"{needs.step_s:.3f} s a batch"
     console.print(
-        f"\nmodel {config.model.name}, {needs.n_parameters:,} parameters, on {device.type} in {precision} with AdamW\n"
+        f"\nmodel {name}, {needs.n_parameters:,} parameters, on {device.type} in {precision} with AdamW\n"
         f"  memory  {whole} GiB and what torch itself takes: {states} weights, gradients\n"
         f"          and moments, {activations} activations of the largest batch\n"
         f"  time    {time}",
         highlight=False,
     )
+
+
+def shape_of(config: DictConfig, opened: OpenedModel | None) -> GPTConfig | None:
+    """The shape of the opened GPT-2, or of the chosen one; None for a model of transformers."""
+    from instruct_lit import build
+    from instruct_lit.model.gpt import GPT
+
+    if opened is not None:
+        return opened.model.config if isinstance(opened.model, GPT) else None
+    return build.shape_of(config) if config.model.kind != "hf" else None
 
 
 def _duration(seconds: float) -> str:

@@ -71,6 +71,15 @@ def test_what_the_bundle_says_about_itself(tmp_path: Path, tiny_model: GPT) -> N
         open_model(tmp_path / "run")
 
 
+def test_a_template_that_a_bundle_names_by_file_is_not_read(tmp_path: Path, tiny_model: GPT) -> None:
+    folder = save(tmp_path / "bundle", tiny_model)
+    (tmp_path / "secret").write_text("secret {{ response }}")
+    about = json.loads((folder / OURS).read_text())
+    about["template"]["path"] = str(tmp_path / "secret")
+    (folder / OURS).write_text(json.dumps(about))
+    assert open_model(folder).template.text == TEMPLATES["alpaca"].text
+
+
 def test_a_save_that_fails_leaves_the_bundle_that_was_there(
     tmp_path: Path, tiny_model: GPT, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,13 +7,21 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
 
-from instruct_lit.bundle import open_model
+from instruct_lit.bundle import OpenedModel, open_model
 from instruct_lit.config import CONF, register
 from instruct_lit.data.demo import DemoSource
 from instruct_lit.data.encode import Encoder
 from instruct_lit.errors import ConfigError
-from instruct_lit.peek import PeekConfig, check_peek, losses_of
+from instruct_lit.model.gpt import GPT
+from instruct_lit.peek import PeekConfig, check_peek, losses_of, shape_of
+
+
+def composed(*overrides: str) -> DictConfig:
+    register("peek", PeekConfig)
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("peek", list(overrides))
 
 
 def test_the_profile_of_the_data(command: Callable, small: tuple[str, ...], tmp_path: Path) -> None:
@@ -74,6 +82,14 @@ def test_the_losses_are_those_of_validation(small_run: Path) -> None:
     assert sum(learnt) / len(learnt) == pytest.approx(wanted, rel=5e-3)  # the run computes in bf16 where that is fast
 
 
+def test_what_is_estimated_is_the_model_that_was_opened(tiny_model: GPT) -> None:
+    """And not the one of the defaults, where a directory has no configuration of a run beside it."""
+    config = composed()
+    opened = OpenedModel(Path("bundle"), tiny_model, None, None, {}, {})  # type: ignore[arg-type]
+    assert shape_of(config, opened) == tiny_model.config != shape_of(config, None)
+    assert shape_of(composed("model=hf", "model.path=owner/name"), None) is None
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -86,11 +102,8 @@ def test_the_losses_are_those_of_validation(small_run: Path) -> None:
     ],
 )
 def test_impossible_values_are_named(overrides: list[str], message: str) -> None:
-    register("peek", PeekConfig)
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = compose("peek", overrides)
     with pytest.raises(ConfigError) as caught:
-        check_peek(config)
+        check_peek(composed(*overrides))
     assert message in str(caught.value)
 
 
