@@ -13,6 +13,7 @@ from omegaconf import MISSING
 
 from instruct_lit.config import run_command
 from instruct_lit.errors import ConfigError, InstructLitError
+from instruct_lit.judge import check_url, forget_secrets
 from instruct_lit.schema import PathsConfig, TemplateConfig, missing_runs
 
 if TYPE_CHECKING:
@@ -81,6 +82,8 @@ def check_benchmark(config: Any) -> None:
             value = config[group].get(key)
             if value is not None and value < least:
                 problems.append(f"{group}.{key}={value}: must be at least {least}")
+    if config.suite.options.get("judge_url") is not None:
+        problems += check_url("suite.options.judge_url", str(config.suite.options.judge_url))
     if asked.data_dir is not None and not Path(asked.data_dir).expanduser().is_dir():
         problems.append(f"benchmark.data_dir={asked.data_dir}: no such folder")
     if config.suite.runs_code and not asked.allow_code:
@@ -96,8 +99,9 @@ def benchmark(config: DictConfig) -> float:
     """Run every model of `run` through the suite; return the first one's score."""
     from hydra.core.hydra_config import HydraConfig
 
-    check_benchmark(config)
     out_dir = Path(HydraConfig.get().runtime.output_dir)
+    forget_secrets(out_dir, config.suite.options.get("judge_url"))
+    check_benchmark(config)
     if config.benchmark.data_dir is not None:  # read when the libraries are imported
         os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -96,7 +96,7 @@ def evaluate(config: DictConfig) -> float:
 
     out_dir = Path(HydraConfig.get().runtime.output_dir)
     if config.judge is not None:
-        forget_secrets(config, out_dir)
+        forget_secrets(out_dir, config.judge.url, config.judge.api_key_env)
     check_evaluate(config)
 
     from instruct_lit.evaluation.categories import by_category, check_fields, losses

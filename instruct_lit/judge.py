@@ -19,15 +19,25 @@ if TYPE_CHECKING:
     from instruct_lit.evaluation.judging.prompt import JudgePrompt
 
 _VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*")
+_LOGIN = re.compile(r"//(.+)@")
+JUDGES = ("openai", "ollama", "local", "scores")
+
+
+def check_url(key: str, url: str | None) -> list[str]:
+    """Problems with an endpoint's address: it is none, or has a password in it, which would be written down."""
+    if re.fullmatch(r"https?://[^@\s]+", url or ""):
+        return []
+    shown = re.sub(_LOGIN, "//***@", url or "null")
+    return [f"{key}={shown}: give http://… or https://… without a name and password in it"]
 
 
 def check_judge(judge: Any, compares: bool) -> list[str]:
     """Problems of the judge group."""
     problems = []
+    if judge.name not in JUDGES:
+        problems.append(f"judge.name={judge.name}: allowed are {', '.join(JUDGES)}")
     if judge.name in ("openai", "ollama"):
-        if not re.match(r"https?://[^@\s]+$", judge.url or ""):
-            shown = re.sub(r"//[^@/]*@", "//***@", judge.url or "null")
-            problems.append(f"judge.url={shown}: give http://… or https://… without a name and password in it")
+        problems += check_url("judge.url", judge.url)
         if not judge.model:
             problems.append("judge.model=null: name the model that judges")
     elif judge.name == "scores" and not Path(judge.path or "").expanduser().is_file():
@@ -44,9 +54,11 @@ def check_judge(judge: Any, compares: bool) -> list[str]:
     low, high = judge.scale if len(judge.scale) == 2 else (0, 0)
     if low >= high:
         problems.append(f"judge.scale={list(judge.scale)}: give two whole numbers, the lowest and the highest score")
-    for key in ("n_asks", "n_concurrent", "max_tokens"):
-        if judge[key] < 1:
-            problems.append(f"judge.{key}={judge[key]}: must be at least 1")
+    for key, least in {"n_asks": 1, "n_concurrent": 1, "max_tokens": 1, "n_retries": 0}.items():
+        if judge[key] < least:
+            problems.append(f"judge.{key}={judge[key]}: must be at least {least}")
+    if judge.timeout_s <= 0:
+        problems.append(f"judge.timeout_s={judge.timeout_s}: must be above 0")
     if judge.usd_per_million_tokens is not None and len(judge.usd_per_million_tokens) != 2:
         problems.append("judge.usd_per_million_tokens: give two prices, of tokens in and of tokens out")
     if judge.name == "local" and judge.explain and judge.constrained:
@@ -54,11 +66,13 @@ def check_judge(judge: Any, compares: bool) -> list[str]:
     return problems
 
 
-def forget_secrets(config: DictConfig, out_dir: Path) -> None:
-    """Take a key given in a wrong place out of what Hydra has written down before anything could be checked."""
-    judge = config.judge
-    secrets = [judge.api_key_env] if judge.api_key_env and not _VARIABLE.fullmatch(judge.api_key_env) else []
-    secrets += re.findall(r"//([^@/\s]+)@", judge.url or "")
+def forget_secrets(out_dir: Path, url: str | None, variable: str | None = None) -> None:
+    """Take a key given in a wrong place out of what Hydra has written down before anything could be checked.
+
+    That is in the address of an endpoint, and in place of the variable's name.
+    """
+    secrets = [variable] if variable and not _VARIABLE.fullmatch(variable) else []
+    secrets += re.findall(_LOGIN, url or "")
     for path in (out_dir / ".hydra").glob("*.yaml") if secrets else ():
         text = path.read_text(encoding="utf-8")
         for secret in secrets:
@@ -147,11 +161,18 @@ def asked(config: DictConfig, judge: Judge, prompt: JudgePrompt, questions: Sequ
     tokenizer = GPT2Tokenizer()
     estimate = judge.estimate(questions, config.judge.max_tokens, lambda text: len(tokenizer.encode(text)))
     print(f"judge {config.judge.model}: {estimate}", flush=True)
-    unconfirmed = config.judge.paid and not config.judge.confirmed and estimate.n_left
-    if unconfirmed and not (sys.stdin.isatty() and input("ask it? [y/N] ").strip().lower() in ("y", "yes")):
+    if config.judge.paid and not config.judge.confirmed and estimate.n_left and not _agreed():
         raise ConfigError(
             "judge.confirmed=false: nothing was asked, since this judge costs money; see the estimate and give "
             "judge.confirmed=true, or judge.paid=false for a server of your own"
         )
     with tqdm(total=estimate.n_questions, desc="judge", unit="question", file=sys.stdout) as bar:
         return judge.ask(prompt, questions, bar.update)
+
+
+def _agreed() -> bool:
+    """Whether somebody is there who says yes."""
+    try:
+        return sys.stdin.isatty() and input("ask it? [y/N] ").strip().lower() in ("y", "yes")
+    except EOFError:  # Ctrl-D
+        return False

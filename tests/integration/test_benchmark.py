@@ -154,6 +154,16 @@ def test_impossible_values_are_reported_together(tmp_path: Path) -> None:
         assert part in str(caught.value)
 
 
+def test_a_password_in_an_address_is_refused_and_not_kept(tmp_path: Path) -> None:
+    (tmp_path / ".hydra").mkdir()
+    kept = tmp_path / ".hydra" / "overrides.yaml"
+    kept.write_text("- suite.options.judge_url=http://me:sec/ret@host/v1\n")
+    config = composed(tmp_path, "suite=openai_evals", "run=.", "suite.options.judge_url=http://me:sec/ret@host/v1")
+    with pytest.raises(ConfigError, match=r"^suite.options.judge_url=http://\*\*\*@host/v1: give http") as told:
+        benchmark(config)
+    assert "sec/ret" not in str(told.value) and kept.read_text() == "- suite.options.judge_url=http://***@host/v1\n"
+
+
 def test_the_base_stands_beside_a_run(small_run: Path, run: Run) -> None:
     written = run("suite=glue", "suite.tasks=[sst2]", f"run={small_run}", "benchmark.limit=2")
     assert [r["template"] for r in written["runs"]] == ["on", "off"]  # a base of random weights tells nothing

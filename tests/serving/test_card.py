@@ -13,14 +13,17 @@ TEMPLATE = Template("short", "Q: {{ instruction }}\nA: {{ response }}")
 def test_a_run_with_answers(tmp_path: Path) -> None:
     about = {
         "version": "0.1.0", "command": "python -m instruct_lit.train data=book",
-        "data": {"name": "book", "licence": "Apache-2.0", "fingerprint": "abc"},
+        "data": {"name": "a, b: {c}", "licence": "Apache-2.0", "fingerprint": "abc"},
         "metrics": {"test/loss": 0.51234, "test/exact_match": 0.75, "seconds": 3},
     }  # fmt: skip
     rows = [{"instruction": "i", "output": "a", "response": r, "finish_reason": "stop"} for r in ("a", "a", "b", "a")]
-    write_card(tmp_path / "README.md", "mine", TEMPLATE, about, rows, 64, 1_500_000, "gguf")
+    write_card(tmp_path / "README.md", "lr: [1, 2]", TEMPLATE, about, rows, 64, 1_500_000, "gguf")
     text = (tmp_path / "README.md").read_text()
     front = yaml.safe_load(text.split("---")[1])
     measured = {m["type"]: m["value"] for m in front["model-index"][0]["results"][0]["metrics"]}
+    (found,) = front["model-index"]
+    assert found["name"] == "lr: [1, 2]"  # names of folders and data may be anything
+    assert found["results"][0]["dataset"] == {"name": "a, b: {c}", "type": "a, b: {c}", "split": "test"}
     assert measured["exact_match"] == 0.75 and measured["test/loss"] == 0.5123
     for piece in (
         "of 1.5 million parameters with a context of 64 tokens",
