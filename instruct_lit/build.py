@@ -13,7 +13,6 @@ import logging
 import sys
 import warnings
 from collections.abc import Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -92,7 +91,7 @@ def optimization_of(config: DictConfig) -> tuple[Any, Any]:
         return build(node, "optimizer", parameter_groups(model.named_parameters(), weight_decay))
 
     def make_scheduler(optimizer: Any, n_steps: int) -> Any:
-        return partial(schedule, optimizer, n_steps)(**config.scheduler)
+        return schedule(optimizer, n_steps, **plain(config.scheduler))
 
     return make_optimizer, make_scheduler
 
@@ -115,9 +114,8 @@ def trainer_of(config: DictConfig, ours: Sequence[Callback]) -> Trainer:
     loggers = [build(node, f"logger.{k}") for k, node in (config.logger or {}).items() if node is not None]
     if not loggers:  # it would refuse to run without one
         callbacks = [callback for callback in callbacks if not isinstance(callback, LearningRateMonitor)]
-    node = OmegaConf.merge(config.trainer)
-    node.precision = node.precision or default_precision(node.accelerator)
-    node = plain(node)
+    node = plain(config.trainer)
+    node["precision"] = node["precision"] or default_precision(node["accelerator"])
     if isinstance(node["strategy"], dict):
         node["strategy"] = build(node["strategy"], "trainer.strategy")
     return build(

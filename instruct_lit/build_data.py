@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from instruct_lit.config import CONF
 from instruct_lit.errors import ConfigError
-from instruct_lit.targets import ALLOWED_SOURCES, build, plain, target_of
+from instruct_lit.targets import ALLOWED_SOURCES, build, plain
 
 if TYPE_CHECKING:
     from instruct_lit.bundle import OpenedModel
@@ -130,7 +130,6 @@ def filters_of(node: DictConfig | None) -> list[Filter]:
         if given is None:  # switched off
             continue
         target = {"_target_": f"{FILTERS[name].__module__}.{FILTERS[name].__name__}", **plain(given)}
-        target_of(target, key)
         filters.append(build(target, key))
     return filters
 

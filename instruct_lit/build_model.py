@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
+from instruct_lit.data.chat_template import CHAT
 from instruct_lit.errors import ConfigError
+from instruct_lit.targets import plain
 
 if TYPE_CHECKING:
     from instruct_lit.data.encode import Tokenizer
@@ -16,8 +18,6 @@ if TYPE_CHECKING:
     from instruct_lit.model.adapters import Adapter, Base
     from instruct_lit.model.causal import CausalLM
     from instruct_lit.model.gpt import GPTConfig
-
-CHAT = "chat"  # the template of `conf/template` that the tokenizer brings
 
 
 def model_of(config: DictConfig) -> CausalLM:
@@ -102,10 +102,8 @@ def adapt(config: DictConfig, model: CausalLM) -> Adapter | None:
     if settings.kind == "none":
         choose_trainable(model, config.trainable)
     else:
-        given: Any = settings.targets
-        targets: Any = OmegaConf.to_container(given) if OmegaConf.is_config(given) else given
         dora = settings.kind == "dora"
-        adapter = Adapter(model, settings.rank, settings.alpha, settings.dropout, targets, dora)
+        adapter = Adapter(model, settings.rank, settings.alpha, settings.dropout, plain(settings.targets), dora)
     trained, n = trained_share(model)
     if trained < n:
         how = f"adapter {settings.kind}" if adapter else f"trainable={config.trainable}"

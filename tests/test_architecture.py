@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "targets": {"errors"},
     "judge": {"errors", "config", "data", "evaluation"},
     "provenance": {"errors"},
-    "build_model": {"errors", "data", "model"},
+    "build_model": {"errors", "data", "model", "targets"},
     "build_data": {"errors", "data", "bundle", "config", "targets"},
     "build": {
         "errors",
