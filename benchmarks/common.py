@@ -10,10 +10,13 @@ import statistics
 import subprocess
 import sys
 import time
-from argparse import ArgumentParser
+from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from instruct_lit.model.gpt import GPT
 
 DATA = Path("../shared/data/instructions/book-1100.json")
 MODELS = ("nano", "gpt2", "gpt2-medium")
@@ -45,6 +48,22 @@ def shape_of(model: str) -> tuple[int, int, int]:
 
     node = OmegaConf.load(CONF / "model" / f"{model}.yaml")
     return node.n_layers, node.n_heads, node.d_model
+
+
+def random_gpt(model: str, **shape: int) -> GPT:
+    """A GPT of ours with random weights in the shape of a model of `conf/model`."""
+    from instruct_lit.model.gpt import GPT, GPTConfig
+
+    n_layers, n_heads, d_model = shape_of(model)
+    gpt = GPT(GPTConfig(d_model=d_model, n_layers=n_layers, n_heads=n_heads, **shape))
+    gpt.init_weights(0)
+    return gpt
+
+
+def passed_on(args: Namespace, *names: str) -> list[str]:
+    """The command line of those options that are given, for the process that measures."""
+    values = {name: getattr(args, name) for name in names}
+    return [f"--{name.replace('_', '-')}={value}" for name, value in values.items() if value is not None]
 
 
 def alpaca_prompt(record: Mapping[str, str]) -> str:

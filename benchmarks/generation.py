@@ -29,14 +29,12 @@ def ours(name: str, args: argparse.Namespace) -> Answer:
     from instruct_lit.data.tokenizer import GPT2Tokenizer
     from instruct_lit.generation.engine import Engine
     from instruct_lit.generation.sampling import SamplingSettings
-    from instruct_lit.model.gpt import GPT, GPTConfig
     from instruct_lit.training.hardware import keep_freed_memory
 
     keep_freed_memory()
-    n_layers, n_heads, d_model = common.shape_of(args.model)
-    model = GPT(GPTConfig(d_model=d_model, n_layers=n_layers, n_heads=n_heads))
-    model.init_weights(0)
-    engine = Engine(model.to(args.device, _dtype(name)).eval(), GPT2Tokenizer(), max_rows=args.rows)
+    engine = Engine(
+        common.random_gpt(args.model).to(args.device, _dtype(name)).eval(), GPT2Tokenizer(), max_rows=args.rows
+    )
 
     def answer(prompts: Prompts, n_new: int) -> int:
         with torch.inference_mode():
@@ -138,11 +136,7 @@ def main() -> None:
         common.report(measure(args.system, args))
         return
     systems = args.systems or [REFERENCE, *([CHECKOUT] if args.ch07 else []), *HF, *OURS]
-    passed = [
-        f"--{key.replace('_', '-')}={value}"
-        for key in ("data", "model", "device", "rows", "new_tokens", "sample", "ch07")
-        if (value := getattr(args, key)) is not None
-    ]
+    passed = common.passed_on(args, "data", "model", "device", "rows", "new_tokens", "sample", "ch07")
     results = common.alternate("benchmarks.generation", systems, passed, args.rounds, {})
     baselines = {"chapter 7": [REFERENCE, CHECKOUT], "generate's best": HF}
     summary = common.table(

@@ -52,15 +52,12 @@ def _process(rank: int, n_processes: int, batch_size: int, n_steps: int, port: i
     import torch.distributed as dist
     from torch.nn.parallel import DistributedDataParallel
 
-    from instruct_lit.model.gpt import GPT, GPTConfig
     from instruct_lit.training.optimizer import adamw, parameter_groups
 
     torch.set_num_threads(1)
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     dist.init_process_group("gloo", rank=rank, world_size=n_processes)
-    n_layers, n_heads, d_model = common.shape_of("nano")
-    model = GPT(GPTConfig(d_model=d_model, n_layers=n_layers, n_heads=n_heads, context_length=256)).train()
-    model.init_weights(0)
+    model = common.random_gpt("nano", context_length=256).train()
     job = DistributedDataParallel(model) if n_processes > 1 else model
     optimizer = adamw(parameter_groups(model.named_parameters(), 0.1), lr=1e-4)
     ids = torch.randint(50256, (batch_size, 65), generator=torch.Generator().manual_seed(rank))

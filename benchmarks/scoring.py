@@ -43,11 +43,8 @@ def model_of(name: str, args: argparse.Namespace, folder: Path) -> Any:
     from instruct_lit.data.template import Template
     from instruct_lit.data.tokenizer import GPT2Tokenizer
     from instruct_lit.evaluation.benchmarks.harness_model import Subject, harness_model
-    from instruct_lit.model.gpt import GPT, GPTConfig
 
-    n_layers, n_heads, d_model = common.shape_of(args.model)
-    model = GPT(GPTConfig(d_model=d_model, n_layers=n_layers, n_heads=n_heads))
-    model.init_weights(0)
+    model = common.random_gpt(args.model)
     greedy = {"max_new_tokens": 32, "temperature": 0.0, "top_k": None, "top_p": None, "repetition_penalty": 1.0}
     save_bundle(
         folder / "bundle", model, GPT2Tokenizer(), Template("bare", "{{ instruction }}{{ response }}"), greedy, {}
@@ -100,7 +97,7 @@ def main() -> None:
     if args.system:
         common.report(measure(args.system, args))
         return
-    passed = [f"--{key}={getattr(args, key)}" for key in ("model", "device", "hub", "limit")]
+    passed = common.passed_on(args, "model", "device", "hub", "limit")
     results = common.alternate(
         "benchmarks.scoring", args.systems, [*passed, "--subjects", *args.subjects], args.rounds, {}
     )

@@ -35,13 +35,16 @@ def random_bundle(model: str, folder: Path) -> Path:
     from instruct_lit.data.template import Template
     from instruct_lit.data.tokenizer import GPT2Tokenizer
     from instruct_lit.generation.sampling import SamplingSettings
-    from instruct_lit.model.gpt import GPT, GPTConfig
 
-    n_layers, n_heads, d_model = common.shape_of(model)
-    gpt = GPT(GPTConfig(d_model=d_model, n_layers=n_layers, n_heads=n_heads))
-    gpt.init_weights(0)
     template = Template("alpaca", OmegaConf.load(CONF / "template" / "alpaca.yaml").text)
-    save_bundle(folder / model, gpt, GPT2Tokenizer(), template, {**vars(SamplingSettings()), "stop": []}, {})
+    save_bundle(
+        folder / model,
+        common.random_gpt(model),
+        GPT2Tokenizer(),
+        template,
+        {**vars(SamplingSettings()), "stop": []},
+        {},
+    )
     return folder / model
 
 

@@ -36,11 +36,7 @@ def main() -> None:
         return
     layouts = [f"ours {batching} {precision}" for precision in args.precision for batching in args.batching]
     names = args.systems or [REFERENCE, *([CHECKOUT] if args.ch07 else []), *TRL, *LITGPT, *layouts]
-    passed = [
-        f"--{key.replace('_', '-')}={value}"
-        for key in ("data", "model", "device", "batch_size", "steps", "warm_up", "ch07")
-        if (value := getattr(args, key)) is not None
-    ]
+    passed = common.passed_on(args, "data", "model", "device", "batch_size", "steps", "warm_up", "ch07")
     pythons = dict(entry.split("=", 1) for entry in args.peer_python)
     python_of = {name: pythons[name.split()[0]] for name in names if name.split()[0] in pythons}
     results = common.alternate("benchmarks.training", [MATRIX, *names], passed, args.rounds, python_of)

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,14 @@ def test_a_figure_is_handed_over_and_a_missing_package_is_named(capsys: pytest.C
     assert common._result(1, "", missing) == {"error": "not installed: 'trl'"}
     assert common._result(1, "RESULT {}", "Traceback …\nMemoryError: too much") == {"error": "MemoryError: too much"}
     assert common._result(0, "", "") == {"error": "no output"}
+
+
+def test_what_is_measured_is_told_by_options_and_by_the_shape_of_a_model() -> None:
+    given = Namespace(batch_size=8, data=Path("a.json"), ch07=None)
+    assert common.passed_on(given, "data", "batch_size", "ch07") == ["--data=a.json", "--batch-size=8"]
+    model = common.random_gpt("nano", context_length=32)
+    assert (model.config.n_layers, model.config.n_heads, model.config.d_model) == common.shape_of("nano")
+    assert model.config.context_length == 32
 
 
 def test_systems_take_turns_and_a_failed_one_is_not_tried_again(
