@@ -113,7 +113,10 @@ def questions_of(config: DictConfig) -> list[Question]:
             raise record
         if not isinstance(record, dict) or not isinstance(record.get("instruction"), str):
             raise DataError(f"{place}: no text in 'instruction'")
-        found[record["instruction"], record.get("input") or ""] = None
+        given = record.get("input") or ""
+        if not isinstance(given, str):
+            raise DataError(f"{place}: 'input' must be text, found {given!r:.60}")
+        found[record["instruction"], given] = None
     return list(found)[: config.n_questions]
 
 
@@ -130,7 +133,7 @@ def let_judge_vote(config: DictConfig, speakers: list[Speaker], votes: VoteFile,
     from instruct_lit.evaluation.responses import answer
     from instruct_lit.generation.engine import Engine
 
-    judge, prompt = judge_of(config), judge_prompt_of(config, pairwise=True)
+    judge, prompt = judge_of(config), judge_prompt_of(config.judge, pairwise=True)
     judge.check()
     examples = [Example(instruction, "", given) for instruction, given in questions]
     rows = {}

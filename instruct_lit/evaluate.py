@@ -234,7 +234,7 @@ def compare(config: DictConfig, out_dir: Path, judge: Judge | None) -> float:
 
     write()
     if judge is not None:
-        prompt = judge_prompt_of(config, pairwise=True)
+        prompt = judge_prompt_of(config.judge, pairwise=True)
         unlike = [pair for pair in pairs if pair[0]["response"] != pair[1]["response"]]
         verdicts = iter(asked(config, judge, prompt, [prompt.render(t) for pair in unlike for t in questions_of(pair)]))
         outcomes = []

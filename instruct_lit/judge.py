@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from instruct_lit.config import CONF
-from instruct_lit.errors import ConfigError
+from instruct_lit.errors import ConfigError, InstructLitError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -54,6 +54,13 @@ def check_judge(judge: Any, compares: bool) -> list[str]:
     low, high = judge.scale if len(judge.scale) == 2 else (0, 0)
     if low >= high:
         problems.append(f"judge.scale={list(judge.scale)}: give two whole numbers, the lowest and the highest score")
+    elif judge.name != "scores":
+        try:
+            judge_prompt_of(judge, compares)
+        except InstructLitError as error:
+            problems.append(str(error))
+    if judge.calibrate is not None and not Path(judge.calibrate).expanduser().is_file():
+        problems.append(f"judge.calibrate={judge.calibrate}: no such file")
     for key, least in {"n_asks": 1, "n_concurrent": 1, "max_tokens": 1, "n_retries": 0}.items():
         if judge[key] < least:
             problems.append(f"judge.{key}={judge[key]}: must be at least {least}")
@@ -107,11 +114,11 @@ def judge_of(config: DictConfig) -> Judge:
     return Judge(endpoint, cache, n_concurrent=judge.n_concurrent, n_asks=judge.n_asks, usd_per_million_tokens=prices)
 
 
-def judge_prompt_of(config: DictConfig, pairwise: bool = False) -> JudgePrompt:
+def judge_prompt_of(judge: Any, pairwise: bool = False) -> JudgePrompt:
     """The prompt of `judge.prompt` or `judge.pairwise_prompt`: a file of conf/judge/prompts, or a path."""
     from instruct_lit.evaluation.judging.prompt import Choice, JudgePrompt, Score
 
-    judge, key = config.judge, "pairwise_prompt" if pairwise else "prompt"
+    key = "pairwise_prompt" if pairwise else "prompt"
     own = CONF / "judge" / "prompts" / f"{judge[key]}.jinja"
     path = own if own.is_file() else Path(judge[key]).expanduser()
     try:
@@ -139,7 +146,7 @@ def judged(config: DictConfig, rows: list[dict[str, Any]], judge: Judge | None) 
         scores = read_scores(Path(config.judge.path), len(rows), "judge.path", low, high)
         judgements = [Judgement(score, "", 1) for score in scores]
     else:
-        prompt = judge_prompt_of(config)
+        prompt = judge_prompt_of(config.judge)
         questions = [prompt.render(texts_of(row)) for row in rows]
         judgements = asked(config, judge, prompt, questions)
     for row, judgement in zip(rows, judgements, strict=True):

@@ -1,11 +1,15 @@
 """The page in a real browser: a vote is cast, the names are told, the leaderboard changes."""
 
+import json
 import shutil
 import signal
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
+from instruct_lit.arena import questions_of
+from instruct_lit.errors import DataError
 from instruct_lit.serving.votes import VoteFile
 from tests.commands import Command, Start
 
@@ -58,6 +62,21 @@ def test_import_reproduces_the_order_and_draws(command: Command, shared_data: Pa
     assert models[:4] == ["gpt4_1106_preview", "gpt4", "claude", "gpt-3.5-turbo-0301"]
     assert models[-2:] == ["alpaca-7b", "text_davinci_001"] and len(models) == 16
     assert (tmp_path / "board.png").stat().st_size > 10000
+
+
+def test_questions_are_those_of_a_file_each_once(tmp_path: Path) -> None:
+    file = tmp_path / "q.jsonl"
+    config = OmegaConf.create({"runs": [], "questions": str(file), "n_questions": 2})
+    rows = [{"instruction": "a"}, {"instruction": "b", "input": "x"}, {"instruction": "a", "input": None}]
+    file.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"instruction": "c"}]))
+    assert questions_of(config) == [("a", ""), ("b", "x")]
+    for row, message in (
+        ({"input": "x"}, "no text in 'instruction'"),
+        ({"instruction": "a", "input": ["x"]}, "'input' must be text"),
+    ):
+        file.write_text(json.dumps(row))
+        with pytest.raises(DataError, match=message):
+            questions_of(config)
 
 
 def test_errors_are_told_together(command: Command, small_run: Path, tmp_path: Path) -> None:

@@ -168,6 +168,8 @@ def test_a_key_in_the_wrong_place_is_not_kept(folder: Path, command: Callable) -
         (["judge=ollama", "judge.n_retries=-1"], "judge.n_retries=-1: must be at least 0"),
         (["judge=ollama", "judge.timeout_s=0"], "judge.timeout_s=0.0: must be above 0"),
         (["judge=ollama", "judge.scale=[5,1]"], "judge.scale=[5, 1]: give two whole numbers"),
+        (["judge=ollama", "judge.prompt=nowhere"], "judge.prompt=nowhere: no prompt of that name (pairwise, reference, rubric)"),
+        (["judge=ollama", "judge.calibrate=nowhere.json"], "judge.calibrate=nowhere.json: no such file"),
         (["judge=ollama", "judge.n_asks=0"], "judge.n_asks=0: must be at least 1"),
         (["judge=ollama", "judge.usd_per_million_tokens=[1]"], "judge.usd_per_million_tokens: give two prices"),
         (["judge=local", "judge.model=x", "judge.explain=true"], "judge.explain=true: a local judge is held to the bare score"),

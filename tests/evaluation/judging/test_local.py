@@ -78,6 +78,11 @@ def test_what_is_no_judge_is_told(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ConfigError, match="transformers cannot open it"):
         LocalEndpoint(str(tmp_path))
+    cut = tmp_path / "cut"
+    shutil.copytree(folder, cut)
+    (cut / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:-100])
+    with pytest.raises(ConfigError, match="judge.model=.*cut: transformers cannot open it"):
+        LocalEndpoint(str(cut))
     bare = tmp_path / "bare"
     shutil.copytree(folder, bare)
     settings = json.loads((bare / "tokenizer_config.json").read_text())
