@@ -32,7 +32,7 @@ def data_of(
     With `first` a set that is streamed is not: its first examples are read and stored, all of them for training.
     """
     from instruct_lit.data.datamodule import InstructionData
-    from instruct_lit.data.sources import FileSource
+    from instruct_lit.data.sources import FileSource, Sharded
     from instruct_lit.data.streamed import First, StreamedData
 
     data = config.data
@@ -57,7 +57,7 @@ def data_of(
     if data.streaming and first is not None:
         source, split = First(source, first), {}
     elif data.streaming:
-        if not hasattr(source, "shards"):
+        if not isinstance(source, Sharded):
             raise ConfigError(f"data.streaming=true: data={data.name} is no set of files that could be streamed")
         module = partial(StreamedData, shuffle_buffer=data.shuffle_buffer)
     return module(

@@ -190,7 +190,7 @@ def _is_hf(directory: Path, about: Mapping[str, Any]) -> bool:
         config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         return not directory.is_dir()  # the base of an adapter may be on the hub
-    except (OSError, ValueError):  # said better when the weights are read
+    except (OSError, ValueError, RecursionError):  # said better when the weights are read
         return False
     return isinstance(config, dict) and config.get("model_type", "gpt2") != "gpt2"
 
@@ -207,7 +207,7 @@ def read_about(directory: Path) -> dict[str, Any]:
         about = json.loads(file.read_text(encoding="utf-8"))
         if about["template"]["name"] != CHAT:
             _template_of(about["template"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{file}: damaged ({type(error).__name__}: {error})") from error
     return about
 

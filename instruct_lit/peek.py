@@ -191,6 +191,8 @@ def laid_out(data: InstructionData, settings: Mapping[str, Any]) -> tuple[int, l
     from instruct_lit.data.sampler import BatchSampler
 
     store, indices = data.examples_of("train")
+    if len(indices) == 0:
+        raise ConfigError(f"data.split={data.split_spec}: no example for train, so there are no batches to look at")
     sampler = BatchSampler(
         indices,
         store.lengths[indices],

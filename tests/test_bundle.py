@@ -63,9 +63,10 @@ def test_what_the_bundle_says_about_itself(tmp_path: Path, tiny_model: GPT) -> N
     assert open_model(tmp_path / "run", TEMPLATES["phi3"]).template.name == "phi3"
     with pytest.raises(CheckpointError, match=r"run=.*nowhere: no such folder"):
         open_model(tmp_path / "nowhere")
-    (tmp_path / "run" / "bundle" / OURS).write_text("{")
-    with pytest.raises(CheckpointError, match=rf"{OURS}: damaged"):
-        open_model(tmp_path / "run")
+    for damaged in ("{", "[" * 100_000):
+        (tmp_path / "run" / "bundle" / OURS).write_text(damaged)
+        with pytest.raises(CheckpointError, match=rf"{OURS}: damaged"):
+            open_model(tmp_path / "run")
     (tmp_path / "run" / "bundle" / OURS).unlink()
     with pytest.raises(ConfigError, match=r"no bundle of ours, so the template must be given \(template=alpaca\)"):
         open_model(tmp_path / "run")

@@ -51,15 +51,12 @@ class StreamingHubSource(Sharded):
             ) from error
 
     def prepare(self) -> None:
-        """Open the set, so that a wrong name shows before the run."""
         self._data  # noqa: B018
 
     def shards(self) -> list[int]:
-        """Numbers of the parts that can be read apart: the set's data files."""
         return list(range(self._data.num_shards))
 
     def read(self, shard: int) -> Iterator[Example | None]:
-        """The examples of one shard; None for a bad record that is skipped."""
         yield from parsed(self._records(shard), self.columns, self.format, self.on_bad_record)
 
     def _records(self, shard: int) -> Iterator[tuple[str, Any]]:
@@ -79,10 +76,8 @@ class StreamingHubSource(Sharded):
             number += 1
 
     def quick_fingerprint(self) -> str:
-        """Changes with the set that is named and the way it is read."""
         facts = (self.repo, self.revision, self.subset, self.split, self.columns, self.on_bad_record, self.format)
         return hashlib.sha256(str(facts).encode()).hexdigest()[:16]
 
     def fingerprint(self) -> str:
-        """The same: a set that is named with its revision does not change."""
-        return self.quick_fingerprint()
+        return self.quick_fingerprint()  # a set that is named with its revision does not change

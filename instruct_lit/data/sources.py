@@ -32,7 +32,19 @@ def parsed(
 class Sharded:
     """A source in parts, `shards`, which `read` reads apart; after iterating `n_skipped` counts the bad records."""
 
+    name: str
     n_skipped = 0
+
+    def prepare(self) -> None:
+        """Fetch what is needed, so that what is wrong with it shows before the run."""
+
+    def fingerprint(self) -> str:
+        """Changes with the examples."""
+        raise NotImplementedError
+
+    def quick_fingerprint(self) -> str:
+        """The same for sets that are too big to be read for it: changes with what is named and how it is read."""
+        raise NotImplementedError
 
     def shards(self) -> Sequence[Any]:
         """The parts of the set that can be read apart."""
@@ -71,9 +83,6 @@ class FileSource(Sharded):
         self.columns = dict(columns) if columns else None
         self.on_bad_record = on_bad_record
 
-    def prepare(self) -> None:
-        """Nothing to fetch."""
-
     def files(self) -> list[Path]:
         """The data files, folders opened; raises DataError when there is none."""
         files: list[Path] = []
@@ -90,7 +99,6 @@ class FileSource(Sharded):
         return files
 
     def fingerprint(self) -> str:
-        """Sum over the files' contents and the way they are read."""
         digest = hashlib.sha256(f"{self.columns} {self.on_bad_record} {self.format}".encode())
         for path in self.files():
             with path.open("rb") as file:
@@ -98,7 +106,6 @@ class FileSource(Sharded):
         return digest.hexdigest()[:16]
 
     def quick_fingerprint(self) -> str:
-        """Sum over names and sizes of the files and the way they are read, for sets too big to be read for it."""
         facts = [f"{self.columns} {self.on_bad_record} {self.format}"]
         facts += [f"{path.name} {path.stat().st_size}" for path in self.files()]
         return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:16]

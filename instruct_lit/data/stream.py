@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
-from typing import Any, Protocol, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
@@ -21,22 +21,12 @@ from instruct_lit.data.encode import EncodedExample, Encoder
 from instruct_lit.data.example import Example
 from instruct_lit.data.filters import Filter, questions
 from instruct_lit.data.near import words
+from instruct_lit.data.sources import Sharded
 from instruct_lit.errors import DataError, InstructLitError
 
 HELD_OUT_EPOCH = 1 << 31  # its order is drawn once, for validation and test; training never gets there
 SHARD = 32  # bits of an example's number that count within its shard
 Item = TypeVar("Item")
-
-
-class ShardedSource(Protocol):
-    """A source in parts; `read` yields the examples of one, None for a record that was skipped."""
-
-    name: str
-
-    def shards(self) -> Sequence[Any]: ...
-    def read(self, shard: Any) -> Iterator[Example | None]: ...
-    def prepare(self) -> None: ...
-    def quick_fingerprint(self) -> str: ...
 
 
 def shuffled(items: Iterable[Item], size: int, random: np.random.Generator) -> Iterator[Item]:
@@ -68,7 +58,7 @@ class ExampleStream(IterableDataset):
 
     def __init__(
         self,
-        source: ShardedSource,
+        source: Sharded,
         make_encoder: Callable[[], Encoder],
         *,
         batch_size: int,

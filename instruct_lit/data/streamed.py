@@ -15,9 +15,10 @@ from instruct_lit.data.datamodule import InstructionData
 from instruct_lit.data.encode import Encoder, Tokenizer
 from instruct_lit.data.example import Example
 from instruct_lit.data.joined import JoinedStore, Share
+from instruct_lit.data.sources import Sharded
 from instruct_lit.data.split import Split
 from instruct_lit.data.store import EncodedStore
-from instruct_lit.data.stream import HELD_OUT_EPOCH, ExampleStream, ShardedSource, StreamLoader, prompt_digest
+from instruct_lit.data.stream import HELD_OUT_EPOCH, ExampleStream, StreamLoader, prompt_digest
 from instruct_lit.data.template import Template
 from instruct_lit.errors import ConfigError
 
@@ -72,7 +73,7 @@ class StreamedData(InstructionData):
 
     def __init__(
         self,
-        source: ShardedSource,
+        source: Sharded,
         template: Template,
         tokenizer: Tokenizer,
         cache_dir: Path,

@@ -139,7 +139,7 @@ def read_config(directory: Path) -> GPTConfig:
     file = directory / "config.json"
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{file}: cannot be read as JSON ({error}){_AGAIN}") from error
     if not isinstance(values, dict) or values.get("model_type") != "gpt2":
         found = repr(values.get("model_type")) if isinstance(values, dict) else f"that of a {type(values).__name__}"

@@ -4,7 +4,9 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
@@ -15,7 +17,7 @@ from instruct_lit.data.demo import DemoSource
 from instruct_lit.data.encode import Encoder
 from instruct_lit.errors import ConfigError
 from instruct_lit.model.gpt import GPT
-from instruct_lit.peek import PeekConfig, check_peek, losses_of, shape_of
+from instruct_lit.peek import PeekConfig, check_peek, laid_out, losses_of, shape_of
 
 
 def composed(*overrides: str) -> DictConfig:
@@ -105,6 +107,12 @@ def test_impossible_values_are_named(overrides: list[str], message: str) -> None
     with pytest.raises(ConfigError) as caught:
         check_peek(composed(*overrides))
     assert message in str(caught.value)
+
+
+def test_without_training_examples_there_are_no_batches() -> None:
+    data = SimpleNamespace(examples_of=lambda split: (None, np.arange(0)), split_spec={"train": 0, "val": 0.5})
+    with pytest.raises(ConfigError, match=r"data.split={'train': 0, 'val': 0.5}: no example for train"):
+        laid_out(data, {})  # type: ignore[arg-type]
 
 
 @pytest.mark.slow

@@ -175,7 +175,7 @@ def test_an_old_config_with_few_keys_is_enough(directory: Path) -> None:
     assert read_config(directory) == GPTConfig(n_vocab=97, context_length=32, d_model=48, n_layers=2, n_heads=4)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe\x00"])
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe\x00", b"[" * 100_000])
 def test_a_config_that_is_no_json(directory: Path, content: bytes) -> None:
     (directory / "config.json").write_bytes(content)
     with pytest.raises(CheckpointError, match="config.json: cannot be read as JSON"):

@@ -29,7 +29,7 @@ def test_all_and_the_head(model: CausalLM) -> None:
     choose_trainable(model, "all")
     assert trained(model) == everything
     choose_trainable(model, "head")
-    assert trained(model) == {"wte.weight"} if isinstance(model, GPT) else {"hf.model.embed_tokens.weight"}
+    assert trained(model) == ({"wte.weight"} if isinstance(model, GPT) else {"hf.model.embed_tokens.weight"})
     assert model.head_weight.requires_grad
 
 
