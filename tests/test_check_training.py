@@ -73,6 +73,14 @@ def test_what_may_be_passes() -> None:
     )
 
 
+def test_what_callbacks_log_may_be_watched_and_a_sweep_may_prune_in_vain() -> None:
+    check_train(composed("callbacks=generation_quality", "callbacks.early_stopping.monitor=val/token_f1"))
+    pruning = "+callbacks.pruning={_target_: instruct_lit.training.pruning.Pruning, monitor: test/loss}"
+    check_train(composed(pruning, "optimized_metric=test/loss"))
+    with pytest.raises(ConfigError, match=r"callbacks.early_stopping.monitor=val/token_f1: logged are"):
+        check_train(composed("callbacks.early_stopping.monitor=val/token_f1"))
+
+
 def test_settings_of_generation_are_checked_before_the_long_work() -> None:
     with pytest.raises(ConfigError, match=r"generation.top_p=2.0: must be null or above 0 and at most 1"):
         build.sampling_of(composed("generation.top_p=2"))
