@@ -1,6 +1,5 @@
 """Agreement between judges: by hand, and GPT-4 with Llama-3 on real answers."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -87,8 +86,3 @@ def test_wrong_score_files(text: str, message: str, tmp_path: Path) -> None:
         read_scores(tmp_path / "scores", 2, "judge.calibrate", 0, 100)
     with pytest.raises(ConfigError, match="judge.calibrate=.*nowhere: no such file"):
         read_scores(tmp_path / "nowhere", 2, "judge.calibrate", 0, 100)
-
-
-def test_a_written_list_comes_back(tmp_path: Path) -> None:
-    (tmp_path / "scores.json").write_text(json.dumps([0, 100]))
-    assert read_scores(tmp_path / "scores.json", 2, "judge.path", 0, 100) == [0, 100]
