@@ -22,7 +22,7 @@ from instruct_lit.schema import (
     check_values,
     missing_runs,
 )
-from instruct_lit.serve import is_loopback
+from instruct_lit.serve import is_loopback, usable_port
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -88,6 +88,7 @@ def arena(config: DictConfig) -> None:
         return
     if config.judge is None:
         build.need("gradio", "arena", "arena")
+        usable_port(config.host, config.port)  # told before the models are opened
     votes = VoteFile(Path(config.votes).expanduser())
     questions = questions_of(config)
     speakers = open_speakers(config.runs, build.given_template(config), config.device)
@@ -190,7 +191,7 @@ def open_page(config: DictConfig, speakers: list[Speaker], votes: VoteFile, ques
     page = make_page(rounds)
     try:
         _, url, _ = page.launch(
-            server_name=config.host, server_port=config.port or free_port(config.host), share=False, quiet=True,
+            server_name=config.host, server_port=usable_port(config.host, config.port), share=False, quiet=True,
             auth=("arena", config.password) if config.password else None, prevent_thread_lock=True, ssr_mode=False,
             **appearance(),
         )  # fmt: skip
@@ -200,15 +201,6 @@ def open_page(config: DictConfig, speakers: list[Speaker], votes: VoteFile, ques
     print(f"{names} at {url} (Ctrl-C ends); votes in {votes.path}, {len(questions)} questions to draw", flush=True)
     page.block_thread()
     rounds.close()
-
-
-def free_port(host: str) -> int:
-    """A port that nobody listens on."""
-    import socket
-
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import socket
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,17 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
+def usable_port(host: str, port: int) -> int:
+    """The port, or a free one for 0. Raises ConfigError where it is taken or the address is not this machine's."""
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+            return int(probe.getsockname()[1])
+    except OSError as error:
+        raise ConfigError(f"host={host}, port={port}: {error.strerror}; port=0 takes a free one") from error
+
+
 def check_serve(config: Any) -> None:
     """Raise one ConfigError that lists every impossible value of a server's configuration."""
     problems = check_values(config) + missing_runs(config.run)
@@ -69,6 +81,7 @@ def serve(config: DictConfig) -> None:
 
     for module in ("fastapi", "uvicorn", "prometheus_client"):
         build.need(module, "serve", "serve")
+    usable_port(config.host, config.port)  # told before the model is opened
     (speaker,) = open_speakers([config.run], build.given_template(config), config.device)
     telemetry = Telemetry()
     engine = Engine(speaker.model, speaker.tokenizer, config.generation.max_rows)

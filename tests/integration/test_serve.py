@@ -2,11 +2,26 @@
 
 import os
 import signal
+import socket
 from pathlib import Path
 
 import pytest
 
+from instruct_lit.errors import ConfigError
+from instruct_lit.serve import usable_port
 from tests.commands import Command, Start
+
+
+def test_a_port_that_is_taken_and_an_address_of_others_are_told() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(
+            ConfigError, match=f"^host=127.0.0.1, port={port}: Address already in use; port=0 takes a free"
+        ):
+            usable_port("127.0.0.1", port)
+    assert usable_port("127.0.0.1", port) == port and usable_port("localhost", 0) > 0
+    with pytest.raises(ConfigError, match="host=192.0.2.1, port=0: "):
+        usable_port("192.0.2.1", 0)
 
 
 def test_it_serves_until_ctrl_c(start: Start, small_run: Path, tmp_path: Path) -> None:
