@@ -166,11 +166,7 @@ def check_qlora() -> str | None:
     import importlib.util
 
     missing = [name for name in ("transformers", "peft", "bitsandbytes") if importlib.util.find_spec(name) is None]
-    if missing:
-        return f"{', '.join(missing)} is not installed: pip install 'instruct-lit[hf]' bitsandbytes"
-    if not torch.cuda.is_available():
-        return "4-bit weights need a CUDA device, and none is here; use adapter=lora"
-    return None
+    return f"{', '.join(missing)} is not installed: pip install 'instruct-lit[hf]' bitsandbytes" if missing else None
 
 
 def check_peft() -> Any:

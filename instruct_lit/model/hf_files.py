@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -74,7 +75,7 @@ def load_hf(
     """Open a directory or hub repository as `AutoModelForCausalLM` does; `pretrained=False` draws random weights.
 
     `gguf_file` names a GGUF file in it, whose weights are expanded to fp32. Code that comes with a repository runs only
-    with `trust_remote_code`. With `n_bits=4` the blocks' weights are frozen at 4 bits on the CUDA device (NF4, through
+    with `trust_remote_code`. With `n_bits=4` the blocks' weights are frozen at 4 bits (NF4, through
     bitsandbytes), for adapters to be trained on. Raises ConfigError, CheckpointError and DownloadError.
     """
     transformers = import_transformers()
@@ -108,7 +109,9 @@ def _four_bits(transformers: Any) -> dict[str, Any]:
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.bfloat16,
     )
-    return {"quantization_config": quantization, "device_map": {"": 0}, "dtype": torch.bfloat16}
+    # Weights of 4 bits are made where they will stay: each process of several on its own device.
+    device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
+    return {"quantization_config": quantization, "device_map": {"": device}, "dtype": torch.bfloat16}
 
 
 def read_hf_config(path: str, **place: Any) -> Any:

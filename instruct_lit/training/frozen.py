@@ -22,7 +22,9 @@ def trained_part(state_dict: Mapping[str, Any], module: nn.Module) -> dict[str, 
 def completed(state_dict: Mapping[str, Any], module: nn.Module) -> dict[str, Any]:
     """The state with the module's own frozen parameters, which a checkpoint does not hold."""
     own = module.state_dict()
-    frozen = own.keys() - trained_part(own, module).keys()
+    # The scales of 4-bit weights are in the state too, but nothing loads them there.
+    loadable = {n for n, _ in (*module.named_parameters(remove_duplicate=False), *module.named_buffers())}
+    frozen = (own.keys() & loadable) - trained_part(own, module).keys()
     return {**{name: own[name] for name in frozen}, **state_dict}
 
 

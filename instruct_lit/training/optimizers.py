@@ -84,7 +84,7 @@ def adamw_8bit(
 ) -> Optimizer:
     """AdamW with moments of 8 bits (Dettmers et al. 2022, through bitsandbytes), those of the embeddings of 32.
 
-    Raises ConfigError where bitsandbytes or a CUDA device is missing.
+    Raises ConfigError where bitsandbytes is missing.
     """
     bitsandbytes = check_adamw_8bit()
     manager = bitsandbytes.optim.GlobalOptimManager.get_instance()
@@ -97,9 +97,7 @@ def adamw_8bit(
 
 
 def check_adamw_8bit() -> Any:
-    """bitsandbytes; ConfigError where it, or a CUDA device, is missing."""
-    if not torch.cuda.is_available():
-        raise ConfigError("optimizer=adamw_8bit: needs a CUDA device, and none is here; use optimizer=adamw")
+    """bitsandbytes; ConfigError where it is missing."""
     try:
         import bitsandbytes
     except ImportError as error:
