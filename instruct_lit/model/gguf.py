@@ -52,14 +52,6 @@ def write_gguf(path: Path, model: GPT, tokenizer: GPT2Tokenizer, precision: Prec
     writer.close()
 
 
-def read_gguf(path: Path) -> dict[str, np.ndarray]:
-    """Every tensor of a GGUF file by its name, dequantised to float32."""
-    gguf = _gguf()
-    return {
-        tensor.name: gguf.quants.dequantize(tensor.data, tensor.tensor_type) for tensor in gguf.GGUFReader(path).tensors
-    }
-
-
 def gguf_names(model: GPT) -> dict[str, str]:
     """Our parameter names and GGUF's."""
     gguf = _gguf()

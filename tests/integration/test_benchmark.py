@@ -54,8 +54,9 @@ def composed(out: Path, *overrides: str) -> object:
 def run(runs: list[Path], shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """Run the command in this process, offline, on the first run folder where no other is named; its file comes back."""
     pytest.importorskip("lm_eval")
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
+    # The variables were read when the libraries were imported, perhaps by a test before; offline nothing is asked twice.
+    for module in ("huggingface_hub.constants", "datasets.config"):
+        monkeypatch.setattr(f"{module}.HF_HUB_OFFLINE", True)
     monkeypatch.setenv("COLUMNS", "160")
 
     def call(*overrides: str) -> dict:

@@ -8,7 +8,7 @@ import torch
 
 from instruct_lit.data.tokenizer import GPT2Tokenizer
 from instruct_lit.errors import ConfigError
-from instruct_lit.model.gguf import gguf_names, read_gguf, write_gguf
+from instruct_lit.model.gguf import gguf_names, write_gguf
 from instruct_lit.model.gpt import GPT, GPTConfig
 
 gguf = pytest.importorskip("gguf")
@@ -23,32 +23,29 @@ def model() -> GPT:
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("f32", 0.0), ("f16", 4e-5), ("q8_0", 5e-4)])
-def test_the_dequantised_tensors_are_ours(
+def test_its_tensors_tokens_and_facts_are_ours(
     model: GPT, tokenizer: GPT2Tokenizer, tmp_path: Path, precision, tolerance: float
 ) -> None:
-    write_gguf(tmp_path / "m.gguf", model, tokenizer, precision, "name", "{{ messages }}")
-    read = read_gguf(tmp_path / "m.gguf")
+    write_gguf(tmp_path / "m.gguf", model, tokenizer, precision, "a name", "{{ messages }}")
+    read = gguf.GGUFReader(tmp_path / "m.gguf")
+    tensors = {tensor.name: tensor for tensor in read.tensors}
     names = gguf_names(model)
-    assert sorted(read) == sorted(names.values())
+    assert sorted(tensors) == sorted(names.values())
     for ours, parameter in model.named_parameters():
-        found = torch.from_numpy(read[names[ours]].copy())
+        tensor = tensors[names[ours]]
+        found = torch.from_numpy(gguf.quants.dequantize(tensor.data, tensor.tensor_type).copy())
         torch.testing.assert_close(found, parameter.detach(), rtol=0, atol=tolerance)
-    types = {t.name: t.tensor_type.name for t in gguf.GGUFReader(tmp_path / "m.gguf").tensors}
+    types = {name: tensor.tensor_type.name for name, tensor in tensors.items()}
     assert types["blk.0.attn_qkv.weight"] == precision.upper()
     assert types["blk.0.attn_qkv.bias"] == types["position_embd.weight"] == "F32"
-
-
-def test_it_says_what_the_model_is(model: GPT, tokenizer: GPT2Tokenizer, tmp_path: Path) -> None:
-    write_gguf(tmp_path / "m.gguf", model, tokenizer, "f16", "a name", "{{ messages }}")
-    fields = gguf.GGUFReader(tmp_path / "m.gguf").fields
     expected = {
         "general.architecture": "gpt2", "general.name": "a name", "gpt2.context_length": 1024, "gpt2.block_count": 2,
         "gpt2.attention.head_count": 4, "gpt2.feed_forward_length": 256, "tokenizer.ggml.pre": "gpt-2",
         "tokenizer.ggml.eos_token_id": 50256, "tokenizer.ggml.add_bos_token": False,
         "tokenizer.chat_template": "{{ messages }}",
     }  # fmt: skip
-    assert {key: fields[key].contents() for key in expected} == expected
-    assert len(fields["tokenizer.ggml.tokens"].contents()) == 50257
+    assert {key: read.fields[key].contents() for key in expected} == expected
+    assert len(read.fields["tokenizer.ggml.tokens"].data) == 50257
 
 
 def test_rows_that_are_no_multiple_of_a_block_stay_half(tokenizer: GPT2Tokenizer, tmp_path: Path) -> None:

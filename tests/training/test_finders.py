@@ -1,8 +1,6 @@
 """Finders: the suggested rate, the largest that fits, and both in real runs."""
 
 import json
-import resource
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +10,7 @@ import torch
 from lightning import Trainer
 
 from instruct_lit.errors import ConfigError, TrainingError
-from instruct_lit.training import estimate, finders
+from instruct_lit.training import finders
 from instruct_lit.training.finders import LargestBatch, LearningRateRange, largest, suggested, unbiased
 
 
@@ -118,24 +116,6 @@ def test_slow_steps_end_the_search_with_an_estimate(
         "data.batch_size=8; a step with twice of it takes about 16 s, longer than finder.max_step_s=10; what is" in out
     )
     assert f"what is free would hold about {by_memory:,}" in out
-
-
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory is refused on Linux alone")
-def test_the_largest_batch_in_little_memory(
-    make_tuner: Callable, make_data: Callable, trainer: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
-    data, little = make_data(n_train=120), 60_000_000
-    data.setup()
-    monkeypatch.setattr(finders, "free_memory", lambda device: little)
-    tuner = make_tuner()
-    batch = data.collator([data.examples_of("train")[0][i] for i in data.examples_of("train")[1]])
-    assert estimate.kept_bytes(tuner.model, batch, False) > 0
-    before = resource.getrlimit(resource.RLIMIT_DATA)
-    size = LargestBatch()(trainer, tuner, data, tmp_path)
-    assert 0 < size < 120
-    assert f" do not): data.batch_size={size}" in capsys.readouterr().out
-    assert resource.getrlimit(resource.RLIMIT_DATA) == before
 
 
 def test_smoothed_losses_are_means() -> None:
