@@ -95,21 +95,27 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def fork_server() -> Iterator[None]:
+    """What the fork server will have imported when a test first needs it, and that nothing asks the hub."""
+    multiprocessing.get_context("forkserver").set_forkserver_preload([*LIBRARIES])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_HUB_OFFLINE", "1")  # read when it is imported
+        yield
+
+
 @pytest.fixture(scope="session")
 def start(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
     """`start("train", "seed=1", cwd=folder)` starts `python -m instruct_lit.train seed=1` there."""
     logs = tmp_path_factory.mktemp("logs")
     started: list[Started] = []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HF_HUB_OFFLINE", "1")  # read when it is imported, so in the fork server
-        multiprocessing.get_context("forkserver").set_forkserver_preload([*LIBRARIES])
 
-        def run(name: str, *overrides: str, cwd: Path, log: Path | None = None) -> Started:
-            environment = {**os.environ, "INSTRUCT_LIT_CACHE": str(cache), "COLUMNS": "80"}
-            started.append(Started(name, overrides, cwd, environment, log or logs / str(len(started))))
-            return started[-1]
+    def run(name: str, *overrides: str, cwd: Path, log: Path | None = None) -> Started:
+        environment = {**os.environ, "INSTRUCT_LIT_CACHE": str(cache), "COLUMNS": "80"}
+        started.append(Started(name, overrides, cwd, environment, log or logs / str(len(started))))
+        return started[-1]
 
-        yield run
+    yield run
     for process in started:
         process.send_signal(signal.SIGKILL)
 

@@ -57,8 +57,8 @@ def test_a_killed_run_leaves_nothing_that_is_believed(hub: Any, tiny: GPT, tmp_p
         f"find_weights(None, 'me/tiny', {COMMIT!r}, Path({str(tmp_path)!r}))"
     )
     hub.stall_after = len(hub.files[WEIGHTS]) // 2
-    environment = {**os.environ, "HF_ENDPOINT": hub.endpoint, "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-    run = subprocess.Popen([sys.executable, "-c", program], env=environment)
+    settings = {"HF_ENDPOINT": hub.endpoint, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    run = subprocess.Popen([sys.executable, "-c", program], env={**os.environ, **settings})
     try:
         assert hub.stalled.wait(60), "the run asks the endpoint that the environment names"
     finally:
