@@ -131,6 +131,7 @@ def hub(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 
     server = Hub({name: (directory / name).read_bytes() for name in ("config.json", WEIGHTS)})
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)
     template = server.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
