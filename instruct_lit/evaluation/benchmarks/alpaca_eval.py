@@ -14,6 +14,7 @@ from instruct_lit.evaluation.benchmarks.environment import Environment, run_in
 from instruct_lit.evaluation.benchmarks.harness_model import Subject
 from instruct_lit.evaluation.benchmarks.judge_check import check_judge
 from instruct_lit.evaluation.benchmarks.suite import Asked, BenchmarkError, Figure
+from instruct_lit.evaluation.responses import closing
 from instruct_lit.generation.sampling import SamplingSettings
 
 ENVIRONMENT = Environment("alpaca-eval", [["alpaca-eval==0.6.6", "setuptools<81", "datasets==5.2.0", "openai==3.57.0"]])
@@ -41,8 +42,7 @@ def run(subject: Subject, asked: Asked) -> dict[str, Figure]:
     check_judge("alpaca_eval", options.get("judge_url"), options.get("judge_model"))
     python = ENVIRONMENT.python(asked.cache, asked.log)
     prompts = [subject.template.prompt(Example(r["instruction"], "")) for r in references]
-    suffix = subject.template.suffix(Example("", "")).strip()
-    settings = SamplingSettings(max_new_tokens=int(options["max_new_tokens"]), stop=(suffix,) if suffix else ())
+    settings = SamplingSettings(max_new_tokens=int(options["max_new_tokens"]), stop=closing(subject.template))
     subject.expect(len(prompts))
     answers = subject.write(prompts, [settings] * len(prompts))
     outputs = [

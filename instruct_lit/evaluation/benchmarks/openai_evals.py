@@ -48,7 +48,11 @@ def run(subject: Subject, asked: Asked) -> dict[str, Figure]:
     would let the model grade itself.
     """
     if asked.options.get("judge_url"):
-        check_judge("openai_evals", asked.options["judge_url"], asked.options.get("judge_model"))
+        if not asked.options.get("judge_model"):
+            raise BenchmarkError(
+                "suite=openai_evals: suite.options.judge_url wants suite.options.judge_model=<name> too"
+            )
+        check_judge("openai_evals", asked.options["judge_url"], asked.options["judge_model"])
     python = ENVIRONMENT.python(asked.cache, asked.log)
     if not asked.options.get("judge_url"):
         theirs = list(python.parents[1].glob("lib/python*/site-packages/evals/registry"))

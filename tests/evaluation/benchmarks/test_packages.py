@@ -75,6 +75,8 @@ def test_a_judge_is_needed(tmp_path: Path, subject: Subject, monkeypatch: pytest
         BenchmarkError, match=r"a judge is needed; set OPENAI_API_KEY, or give suite.options.judge_url="
     ):
         alpaca_eval.run(subject, asked(tmp_path))
+    with pytest.raises(BenchmarkError, match="judge_url wants suite.options.judge_model=<name> too"):
+        openai_evals.run(subject, asked(tmp_path, judge_url="http://127.0.0.1:9"))
 
 
 @pytest.mark.parametrize(
