@@ -49,9 +49,7 @@ def run(subject: Subject, asked: Asked) -> dict[str, Figure]:
     """
     if asked.options.get("judge_url"):
         if not asked.options.get("judge_model"):
-            raise BenchmarkError(
-                "suite=openai_evals: suite.options.judge_url wants suite.options.judge_model=<name> too"
-            )
+            raise BenchmarkError("suite=openai_evals: judge_url wants suite.options.judge_model=<name> too")
         check_judge("openai_evals", asked.options["judge_url"], asked.options["judge_model"])
     python = ENVIRONMENT.python(asked.cache, asked.log)
     if not asked.options.get("judge_url"):
