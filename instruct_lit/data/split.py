@@ -77,8 +77,8 @@ def kept_together(
     for number, members in enumerate(parts.values()):
         part_of[members] = number
     left_out = (part_of >= 0) & np.isin(groups, relatives)
-    inside = [groups[(part_of == number) & ~left_out] for number in range(len(NAMES))]
-    shared = np.concatenate([np.intersect1d(inside[one], inside[other]) for one, other in ((0, 1), (0, 2), (1, 2))])
+    in_train, in_val, in_test = (groups[(part_of == number) & ~left_out] for number in range(len(NAMES)))
+    shared = np.concatenate([in_train, np.intersect1d(in_val, in_test)])
     moved = (part_of > 0) & ~left_out & np.isin(groups, shared)
     if not movable:
         return split, {"n_straddling": int(moved.sum() + left_out.sum())}

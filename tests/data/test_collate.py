@@ -171,3 +171,23 @@ def test_one_example_shares_nothing_and_none_is_a_batch_too() -> None:
     assert collator([_written([1, 2, 3, 9], 2)]).prefix_length == 0
     assert collator([]).example_ids.tolist() == [-1] and collator([]).n_supervised == 0
     assert Collator(9, np.ones(10, dtype=np.int64))([_written([1, 2, 3, 9], 2)]).prefix_length == 0
+
+
+@pytest.mark.parametrize(
+    ("texts", "n_shared"),
+    [
+        ([[1, 2, 3, 4, 5, 6], [1, 2, 3, 4, 5, 7], [1, 2, 3, 8, 9, 9]], 3),
+        ([[1, 2, 3, 4, 5, 6], [1, 2, 8, 8, 8, 8], [1, 2, 3, 4, 9, 9]], 2),
+        ([[1, 2, 3, 8, 5, 9], [1, 2, 3, 4, 5, 6]], 3),  # alike again behind the place where they differ
+        ([[1, 2, 3, 4, 5], [1, 2, 3, 4, 5]], 3),  # each keeps an input of its own
+        ([[1, 2, 3], [4, 2, 3]], 0),
+        ([[1, 2], [1, 3]], 0),
+    ],
+)
+def test_the_prefix_is_what_all_begin_with(texts: list[list[int]], n_shared: int) -> None:
+    examples = [EncodedExample(i, np.array(ids), np.arange(len(ids)) > 0) for i, ids in enumerate(texts)]
+    for order in (examples, examples[::-1]):
+        batch = Collator(EOT, N_BYTES, "packed", shared_prefix=True)(order)
+        assert batch.prefix_length == n_shared
+        assert batch.input_ids[:n_shared].tolist() == texts[0][:n_shared]
+        assert sum(batch.document_lengths or ()) == sum(len(ids) - 1 - n_shared for ids in texts)

@@ -77,6 +77,14 @@ def test_trap_17_a_group_in_several_parts_goes_to_train_as_a_whole() -> None:
     }  # fmt: skip
 
 
+@pytest.mark.parametrize(("one", "other", "moved"), [(0, 3, [3]), (0, 5, [5]), (3, 5, [3, 5])])
+def test_trap_17_a_group_in_any_two_parts_goes_to_train(one: int, other: int, moved: list[int]) -> None:
+    groups = np.arange(9)
+    groups[other] = one
+    kept, counts = kept_together(SPLIT, groups, set(), movable=True)
+    assert counts["n_moved_to_train"] == len(moved) and kept.train.tolist() == [0, 1, 2, *moved]
+
+
 def test_a_split_in_file_order_is_counted_alone() -> None:
     kept, counts = kept_together(SPLIT, GROUPS, {2}, movable=False)
     assert kept is SPLIT and counts == {"n_straddling": 4}

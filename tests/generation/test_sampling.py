@@ -43,6 +43,8 @@ def test_the_repetition_penalty_by_hand() -> None:
     assert Sampler().choose(logits, [SamplingSettings()], [0], [[]]).item() == 0
     negative = torch.tensor([[-1.0, -1.1]])
     assert Sampler().choose(negative, [greedy], [0], [[0]]).item() == 1  # -1.0 · 1.2 < -1.1
+    for small, next_one in ((0.5, 0.45), (-0.5, -0.55)):  # 0.5 / 1.2 < 0.45, -0.5 · 1.2 < -0.55
+        assert Sampler().choose(torch.tensor([[small, next_one]]), [greedy], [0], [[0]]).item() == 1
 
 
 def test_draws_follow_the_probabilities() -> None:
