@@ -65,7 +65,7 @@ def test_a_split_comes_back_from_its_file(tmp_path: Path) -> None:
 
 
 SPLIT = Split(np.array([0, 1, 2]), np.array([3, 4, 8]), np.array([5, 6, 7]))
-GROUPS = np.array([0, 1, 2, 0, 3, 4, 3, 5, 6, 0])  # example 9 is in no part
+GROUPS = np.array([0, 1, 2, 0, 3, 4, 3, 5, 6, 2])  # example 9 is in no part
 
 
 def test_trap_17_a_group_in_several_parts_goes_to_train_as_a_whole() -> None:
