@@ -40,6 +40,7 @@ def test_the_repetition_penalty_by_hand() -> None:
     logits = torch.tensor([[2.0, 1.9, -1.0]])
     greedy = SamplingSettings(repetition_penalty=1.2)
     assert Sampler().choose(logits, [greedy], [0], [[0]]).item() == 1  # 2.0 / 1.2 < 1.9
+    assert Sampler().choose(logits, [SamplingSettings(repetition_penalty=2.0)], [0], [[0]]).item() == 1
     assert Sampler().choose(logits, [SamplingSettings()], [0], [[]]).item() == 0
     negative = torch.tensor([[-1.0, -1.1]])
     assert Sampler().choose(negative, [greedy], [0], [[0]]).item() == 1  # -1.0 · 1.2 < -1.1
