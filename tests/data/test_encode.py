@@ -75,6 +75,9 @@ def test_long_examples_are_dropped_or_refused_on_request() -> None:
     with pytest.raises(DataError, match=rf"example 0 has {n_prompt + 4} tokens, data.max_length is {n_prompt + 2}"):
         encode(example, n_prompt + 2, "error")
     assert len(encode(example, n_prompt + 4, "error")) == 1
+    short = Example("Count.", "one")
+    with pytest.raises(DataError, match=rf"example 2 has {n_prompt + 4} tokens"):
+        list(Encoder(ALPACA, TOKENIZER, n_prompt + 2, "error").encode([short, short, example, short]))
 
 
 def test_indices_count_the_examples_that_are_kept() -> None:
