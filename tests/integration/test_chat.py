@@ -78,11 +78,17 @@ def test_a_person_chats(tmp_path: Path) -> None:
         assert "a new conversation" in terminal.say("/system Be brief.")
         assert "Be brief." in terminal.say("/prompt Count.")
 
-        # It streams: the first word is there long before the last, which waits for the terminal to be read.
-        terminal.say("Count.", until=" ")
-        os.write(terminal.fd, b"\x03")
-        assert len(terminal.until("(stopped)")) < 12_000
-        terminal.until("\n> ")
+        # It streams: the first word is there long before the last. On a busy machine the answer may end before the sign
+        # to stop it comes; then it is asked for again.
+        n_asked, written = 0, ""
+        while "(stopped)" not in written and n_asked < 5:
+            if n_asked:
+                terminal.until("\n> ")  # of the sign that came too late
+            n_asked += 1
+            terminal.say("Count.", until=" ")
+            os.write(terminal.fd, b"\x03")
+            written = terminal.until("\n> ")
+        assert "(stopped)" in written
         time.sleep(0.3)  # the sign is shown before readline has set the terminal, which drops what was typed till then
         os.write(terminal.fd, b"\x03")
         terminal.until("Ctrl-D or /quit ends the chat")
@@ -91,7 +97,7 @@ def test_a_person_chats(tmp_path: Path) -> None:
         assert terminal.say("/retry").strip()
         assert "/sing: no such command" in terminal.say("/sing")
         terminal.say("/help")
-        assert "3 answers added to chat.jsonl" in terminal.say("/save")
+        assert f"{n_asked + 2} answers added to chat.jsonl" in terminal.say("/save")
         os.write(terminal.fd, b"/quit\n")
         assert terminal.process.wait(timeout=30) == 0
     finally:
