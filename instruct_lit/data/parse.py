@@ -38,12 +38,12 @@ def checked_text(value: Any, place: str, name: str, may_be_empty: bool = False) 
         raise DataError(f"{place}: {name!r} must be text, found {type(value).__name__} {value!r:.60}")
     if not may_be_empty and not value.strip():
         raise DataError(f"{place}: {name!r} is empty")
-    if "\ufffd" in value or not _is_encodable(value):
+    if "\ufffd" in value or not is_encodable(value):
         raise DataError(f"{place}: {name!r} has broken characters (the text was decoded wrongly before)")
     return value
 
 
-def _is_encodable(text: str) -> bool:
+def is_encodable(text: str) -> bool:
     """Whether a text has no lone surrogates, which no encoding can hold."""
     try:
         text.encode("utf-8")

@@ -10,7 +10,7 @@ from typing import Any
 
 from instruct_lit import __version__
 from instruct_lit.data.example import Example
-from instruct_lit.data.parse import read_records
+from instruct_lit.data.parse import is_encodable, read_records
 from instruct_lit.data.template import Template
 from instruct_lit.errors import DataError
 from instruct_lit.evaluation.kept import KeptAnswers
@@ -95,7 +95,7 @@ def read_responses(path: Path, response_field: str) -> list[dict[str, Any]]:
             raise DataError(f"{place}: 'input' must be text, found {row['input']!r:.60}")
         if not _is_history(row.get("history") or []):
             raise DataError(f"{place}: 'history' is a list of pairs [question, answer], found {row['history']!r:.60}")
-        if not _is_encodable(row):
+        if not is_encodable(json.dumps(row, ensure_ascii=False, default=str)):  # no file could hold it
             raise DataError(f"{place}: it has broken characters (the text was decoded wrongly before)")
         response = row[response_field] if response_field in FIELDS else row.pop(response_field)
         loss, n_tokens = row.pop("loss", None), row.pop("n_response_tokens", None)
@@ -113,15 +113,6 @@ def _is_history(turns: Any) -> bool:
         isinstance(turn, list | tuple) and len(turn) == 2 and all(isinstance(text, str) for text in turn)
         for turn in turns
     )
-
-
-def _is_encodable(row: dict[str, Any]) -> bool:
-    """Whether there is no lone surrogate in it, which no file can hold."""
-    try:
-        json.dumps(row, ensure_ascii=False, default=str).encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
