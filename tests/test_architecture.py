@@ -17,7 +17,7 @@ MAY_IMPORT = {
     "model": {"errors", "data"},
     "generation": {"errors", "data", "model"},
     "bundle": {"errors", "data", "model"},
-    "training": {"errors", "data", "model", "generation", "bundle", "evaluation"},
+    "training": {"errors", "data", "model", "generation", "bundle", "evaluation", "sweeps"},
     "evaluation": {"errors", "data", "model", "generation", "bundle"},
     "serving": {"errors", "data", "model", "generation", "bundle", "evaluation"},
     "trial": {"errors"},

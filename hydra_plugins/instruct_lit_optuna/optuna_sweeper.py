@@ -22,6 +22,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from instruct_lit.errors import ConfigError
+from instruct_lit.sweeps.storage import open_storage
 from instruct_lit.trial import is_held, locked, read_record
 
 ConfigStore.instance().store(
@@ -92,8 +93,6 @@ class OptunaSweeper(Sweeper):
             import optuna
         except ImportError as error:
             raise ConfigError("sweep=optuna: Optuna is missing; pip install 'instruct-lit[sweep]'") from error
-
-        from instruct_lit.training.pruning import open_storage  # Lightning, which a plugin's import is to be free of
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         sweep_dir = Path(self.settings.hydra.sweep.dir).absolute()

@@ -9,8 +9,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
 from instruct_lit.errors import ConfigError, TrialPruned
-
-SECONDS_LOCKED = 120  # how long a trial waits for a database that others write
+from instruct_lit.sweeps.storage import open_storage
 
 
 class Pruning(Callback):
@@ -70,11 +69,3 @@ class Pruning(Callback):
                 f"pruned at step {trainer.global_step} with {self.monitor}={value:.4g}: "
                 "other trials of the study were better there"
             )
-
-
-def open_storage(url: str) -> Any:
-    """Optuna's storage at a database's URL; an SQLite file that another process is writing is waited for."""
-    import optuna
-
-    waiting = {"connect_args": {"timeout": SECONDS_LOCKED}} if url.startswith("sqlite") else {}
-    return optuna.storages.RDBStorage(url, engine_kwargs=waiting)
