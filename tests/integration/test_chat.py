@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -31,13 +32,17 @@ class Terminal:
         import struct
         import termios
 
+        def own_terminal() -> None:
+            fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # so that Ctrl-C is a signal to it,
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # also where these tests run in the background, deaf to it
+
         self.fd, theirs = pty.openpty()
         fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, N_COLUMNS, 0, 0))
         kept = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "NO_COLOR", "FORCE_COLOR")}
         self.process = subprocess.Popen(
             command, cwd=cwd, env={**kept, "TERM": "xterm-256color", **environment}, stdin=theirs, stdout=theirs,
             stderr=theirs, start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # so that Ctrl-C is a signal to it
+            preexec_fn=own_terminal,
         )  # fmt: skip
         os.close(theirs)
         self.shown, self._place = "", 0
@@ -78,17 +83,11 @@ def test_a_person_chats(tmp_path: Path) -> None:
         assert "a new conversation" in terminal.say("/system Be brief.")
         assert "Be brief." in terminal.say("/prompt Count.")
 
-        # It streams: the first word is there long before the last. On a busy machine the answer may end before the sign
-        # to stop it comes; then it is asked for again.
-        n_asked, written = 0, ""
-        while "(stopped)" not in written and n_asked < 5:
-            if n_asked:
-                terminal.until("\n> ")  # of the sign that came too late
-            n_asked += 1
-            terminal.say("Count.", until=" ")
-            os.write(terminal.fd, b"\x03")
-            written = terminal.until("\n> ")
-        assert "(stopped)" in written
+        # It streams: the first word is there long before the last.
+        terminal.say("Count.", until=" ")
+        os.write(terminal.fd, b"\x03")
+        assert len(terminal.until("(stopped)")) < 12_000
+        terminal.until("\n> ")
         time.sleep(0.3)  # the sign is shown before readline has set the terminal, which drops what was typed till then
         os.write(terminal.fd, b"\x03")
         terminal.until("Ctrl-D or /quit ends the chat")
@@ -97,7 +96,7 @@ def test_a_person_chats(tmp_path: Path) -> None:
         assert terminal.say("/retry").strip()
         assert "/sing: no such command" in terminal.say("/sing")
         terminal.say("/help")
-        assert f"{n_asked + 2} answers added to chat.jsonl" in terminal.say("/save")
+        assert "3 answers added to chat.jsonl" in terminal.say("/save")
         os.write(terminal.fd, b"/quit\n")
         assert terminal.process.wait(timeout=30) == 0
     finally:
