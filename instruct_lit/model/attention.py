@@ -44,7 +44,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, dropout: flo
     if bias is None:
         n = q.shape[-2]
         bias = bias_of(torch.ones(n, n, dtype=torch.bool).tril(), q)
-    shape, (q, k, v) = q.shape, (x.flatten(0, -3) for x in (q, k, v))
+    # Each is laid out once: transposed products would copy it again, forward and backward, against its order.
+    shape, (q, k, v) = q.shape, (x.flatten(0, -3).contiguous() for x in (q, k, v))
     with torch.autocast(q.device.type, enabled=False):
         weights = torch.baddbmm(bias, q, k.transpose(-2, -1), alpha=shape[-1] ** -0.5).softmax(-1)
         return torch.bmm(F.dropout(weights, dropout), v).view(shape)

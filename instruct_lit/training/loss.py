@@ -14,7 +14,7 @@ from torch import Tensor
 from instruct_lit.model.likelihood import CHUNK
 from instruct_lit.training.working import Working
 
-BLOCK = 32  # positions whose softmax is taken at once, so that its passes over memory stay in the cache
+BLOCK = 8  # positions whose softmax is taken at once, so that its passes over memory stay in the cache
 
 
 def summed_cross_entropy(
@@ -87,11 +87,15 @@ def _to_gradient(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
     """
     total = torch.zeros((), device=logits.device)
     step = BLOCK if logits.device.type == "cpu" else len(logits)
+    block = torch.empty(min(step, len(logits)), logits.shape[1], device=logits.device)
     for start in range(0, len(logits), step):
         rows = slice(start, start + step)
-        target, weight = targets[rows, None], weights[rows, None]
-        log_p = torch.log_softmax(logits[rows], dim=1, dtype=torch.float32)
-        total -= (log_p.gather(1, target) * weight).sum()
-        gradient = log_p.exp_().mul_(weight)
-        logits[rows] = gradient.scatter_add_(1, target, -weight)
+        own, target, weight = logits[rows], targets[rows, None], weights[rows, None]
+        highest = own.amax(1, keepdim=True).float()
+        values = block[: len(own)].copy_(own)
+        at_target = values.gather(1, target)
+        denominator = values.sub_(highest).exp_().sum(1, keepdim=True)
+        total += ((denominator.log() + highest - at_target) * weight).sum()
+        values.mul_(weight / denominator).scatter_add_(1, target, -weight)
+        own.copy_(values)
     return total
