@@ -60,7 +60,7 @@ class _SummedCrossEntropy(torch.autograd.Function):
             if grad_hidden is not None:
                 grad_hidden[rows] = torch.mm(logits, weight).to(hidden.dtype)
             if needs_weight and working is not None:
-                working.collect(logits.t(), h)
+                working.collect(logits, h)
             elif needs_weight:
                 part = torch.mm(logits.t(), h)
                 grad_weight = part.to(head_weight.dtype) if grad_weight is None else grad_weight.add_(part)

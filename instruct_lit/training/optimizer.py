@@ -72,10 +72,8 @@ class AdamW(torch.optim.AdamW):
                     for name in ("exp_avg", "exp_avg_sq"):
                         state[name] = huge_empty(p.numel(), p.dtype).zero_().view_as(p)
                 state["step"] += 1
-                pieces = [
-                    x.view(-1).split(CHUNK) for x in (p, p.grad, state["exp_avg"], state["exp_avg_sq"], working.weight)
-                ]
-                for weight, gradient, exp_avg, exp_avg_sq, copy in zip(*pieces, strict=True):
+                pieces = working.pieces(state["exp_avg"], state["exp_avg_sq"])
+                for weight, gradient, copy, exp_avg, exp_avg_sq in pieces:
                     converted = scratch[: len(gradient)].copy_(gradient)
                     torch._fused_adamw_(
                         [weight], [converted], [exp_avg], [exp_avg_sq], [], [state["step"]],

@@ -13,7 +13,7 @@ from instruct_lit.model.gpt import GPT
 from instruct_lit.training.loss import summed_cross_entropy
 from instruct_lit.training.module import layout_of
 from instruct_lit.training.optimizer import AdamW, adamw, parameter_groups, total_norm
-from instruct_lit.training.working import WorkingWeights, can_hold_other_gradients, huge_empty
+from instruct_lit.training.working import STRIP, WorkingWeights, can_hold_other_gradients, huge_empty, transposed
 
 HALF = pytest.mark.skipif(not can_hold_other_gradients(), reason="this torch ties a gradient to its parameter's dtype")
 DTYPES = [pytest.param(torch.bfloat16, marks=HALF), torch.float32]
@@ -129,6 +129,35 @@ def test_a_scale_divides_the_gradients_within_the_step(base: GPT, batches: list[
         optimizer.step()
     for p, q in zip(models[0].parameters(), models[1].parameters(), strict=True):
         torch.testing.assert_close(q, p, rtol=1e-5, atol=1e-7)
+
+
+@HALF
+def test_loaded_moments_are_the_ones_that_are_updated(base: GPT, batches: list[Batch]) -> None:
+    """An update's pieces are cut once; a checkpoint that is loaded puts other tensors in the place of the moments."""
+    optimizers = []
+    for loads in (False, True):
+        model = copy.deepcopy(base).train()
+        optimizers.append(optimizer := optimizer_of(model))
+        optimizer.working = WorkingWeights(model, model.head_weight, torch.bfloat16, torch.bfloat16).attach()
+        for batch in batches:
+            optimizer.zero_grad()
+            backward(model, batch, True, optimizer.working)
+            optimizer.step()
+            if loads:
+                optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    states = [optimizer.state_dict()["state"] for optimizer in optimizers]
+    for key, state in states[0].items():
+        for name, value in state.items():
+            assert torch.equal(states[1][key][name], value), f"{name} of parameter {key}"
+
+
+@pytest.mark.parametrize("rows", [0, 1, STRIP - 1, STRIP, STRIP + 1, 3 * STRIP])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_transposed_copy_is_the_transpose(rows: int, dtype: torch.dtype) -> None:
+    x = torch.arange(rows * 50).view(rows, 50).to(dtype)
+    found = transposed(x)
+    assert torch.equal(found, x.t())
+    assert found.is_contiguous() or dtype == torch.float32, "a bf16 product would look for its rows"
 
 
 @pytest.mark.parametrize("n", [0, 1, 3_000_000])
