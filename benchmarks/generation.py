@@ -32,9 +32,9 @@ def ours(name: str, args: argparse.Namespace) -> Answer:
     from instruct_lit.training.hardware import keep_freed_memory
 
     keep_freed_memory()
-    engine = Engine(
-        common.random_gpt(args.model).to(args.device, _dtype(name)).eval(), GPT2Tokenizer(), max_rows=args.rows
-    )
+    model = common.random_gpt(args.model).to(args.device)
+    dtype = torch.bfloat16 if name.endswith("bf16") else None
+    engine = Engine(model, GPT2Tokenizer(), args.rows, dtype)
 
     def answer(prompts: Prompts, n_new: int) -> int:
         with torch.inference_mode():

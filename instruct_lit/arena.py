@@ -139,7 +139,7 @@ def let_judge_vote(config: DictConfig, speakers: list[Speaker], votes: VoteFile,
     examples = [Example(instruction, "", given) for instruction, given in questions]
     rows = {}
     for speaker in speakers:
-        engine = Engine(speaker.model, speaker.tokenizer, config.generation.max_rows)
+        engine = Engine(speaker.model, speaker.tokenizer, **build.engine_options(config))
         with_ids = [(i, example, speaker.prompt_ids(example)) for i, example in enumerate(examples)]
         rows[speaker.name] = answer(engine, speaker.template, with_ids, build.sampling_of(config))
         print(f"{speaker.name}: {len(examples)} answers", flush=True)
@@ -187,7 +187,7 @@ def open_page(config: DictConfig, speakers: list[Speaker], votes: VoteFile, ques
     from instruct_lit.serving.arena_page import appearance, make_page
     from instruct_lit.serving.arena_rounds import Arena
 
-    rounds = Arena(speakers, build.sampling_of(config), votes, questions, config.generation.max_rows)
+    rounds = Arena(speakers, build.sampling_of(config), votes, questions, **build.engine_options(config))
     page = make_page(rounds)
     try:
         _, url, _ = page.launch(

@@ -163,8 +163,16 @@ def sampling_of(config: DictConfig) -> SamplingSettings:
     """The settings of generation."""
     from instruct_lit.generation.sampling import SamplingSettings
 
-    settings = {key: value for key, value in plain(config.generation).items() if key != "max_rows"}
+    settings = {key: value for key, value in plain(config.generation).items() if key not in ("max_rows", "dtype")}
     return SamplingSettings(**{**settings, "stop": tuple(settings["stop"])})
+
+
+def engine_options(config: DictConfig) -> dict[str, Any]:
+    """How an `Engine` works on this machine: the settings of generation that are not the answer's."""
+    import torch
+
+    dtype = None if config.generation.dtype is None else torch.bfloat16
+    return {"max_rows": config.generation.max_rows, "dtype": dtype}
 
 
 def answer_split(
@@ -193,7 +201,7 @@ def answer_split(
         (int(i), store.example(i), store[i].prompt_ids) for i in share_of(trainer, indices[:n_responses].tolist())
     ]
     with tqdm(total=len(examples), desc=title, unit="answer", dynamic_ncols=True, file=sys.stdout) as bar:
-        engine = Engine(model, data.tokenizer, config.generation.max_rows)
+        engine = Engine(model, data.tokenizer, **engine_options(config))
         with whole_weights(model):
             answers = answer(engine, data.template, examples, sampling_of(config), bar.update, kept)
         return gathered(trainer, answers)

@@ -49,7 +49,8 @@ def chat(config: DictConfig) -> None:
     speakers = open_speakers(runs, build.given_template(config), config.device)
     if sys.stdin.isatty():
         keep_history(Path(config.paths.cache) / "chat_history")
-    Chat(speakers, build.sampling_of(config), Console(), read_line, config.conversation).run()
+    dtype = build.engine_options(config)["dtype"]
+    Chat(speakers, build.sampling_of(config), Console(), read_line, config.conversation, dtype).run()
 
 
 def read_line(sign: str) -> str:

@@ -107,6 +107,7 @@ class GenerationConfig:
     seed: int = 0
     stop: list[str] = field(default_factory=list)
     max_rows: int = 64
+    dtype: str | None = None
 
 
 @dataclass
@@ -179,6 +180,7 @@ CHOICES = {
     "batching.layout": ("padded", "packed"),
     "batching.grouping": ("none", "length", "best_fit"),
     "scheduler.decay": ("cosine", "linear", "constant"),
+    "generation.dtype": ("bfloat16",),
 }
 AT_LEAST = {
     "data.batch_size": 1,

@@ -84,7 +84,7 @@ def serve(config: DictConfig) -> None:
     usable_port(config.host, config.port)  # told before the model is opened
     (speaker,) = open_speakers([config.run], build.given_template(config), config.device)
     telemetry = Telemetry()
-    engine = Engine(speaker.model, speaker.tokenizer, config.generation.max_rows)
+    engine = Engine(speaker.model, speaker.tokenizer, **build.engine_options(config))
     telemetry.watch(engine)
     scheduler = Scheduler(engine, config.max_waiting, telemetry.on_finished)
     service = Service(speaker, scheduler, build.sampling_of(config), config.timeout_s)

@@ -12,6 +12,7 @@ import math
 import shlex
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -162,8 +163,7 @@ def train(config: DictConfig) -> float | None:
     metrics |= data.counts  # of a stream it is known only now what was read
     metrics |= {"interrupted": interrupted, "peak_memory_bytes": memory.read(), "seconds": time.perf_counter() - start}
     (run_dir / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
-    generation = {str(key): value for key, value in config.generation.items() if key != "max_rows"}
-    generation["stop"] = list(generation["stop"])
+    generation = asdict(build.sampling_of(config))
     about = {"data": known, "command": shlex.join(command), "metrics": metrics, "provenance": origin}
     if adapter is not None and config.adapter.merge:
         adapter.merge()

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
@@ -84,6 +85,10 @@ def test_what_callbacks_log_may_be_watched_and_a_sweep_may_prune_in_vain() -> No
 def test_settings_of_generation_are_checked_before_the_long_work() -> None:
     with pytest.raises(ConfigError, match=r"generation.top_p=2.0: must be null or above 0 and at most 1"):
         build.sampling_of(composed("generation.top_p=2"))
+    with pytest.raises(ConfigError, match=r"generation.dtype=float8: allowed are bfloat16"):
+        check_train(composed("generation.dtype=float8"))
+    assert build.engine_options(composed("generation.dtype=bfloat16")) == {"max_rows": 64, "dtype": torch.bfloat16}
+    assert build.engine_options(composed()) == {"max_rows": 64, "dtype": None}
 
 
 def test_the_shape_of_a_run_folder_is_that_of_its_bundle(tmp_path: Path) -> None:

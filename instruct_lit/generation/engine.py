@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from itertools import count
 
 import torch
+import torch.nn.functional as F
 
 from instruct_lit.errors import DataError
+from instruct_lit.generation.half import HalfWeights
 from instruct_lit.generation.request import Decoder, FinishReason, Request
 from instruct_lit.generation.sampling import Sampler, SamplingSettings
 from instruct_lit.model.cache import Decode, KeyValueCache, Prefill
@@ -26,15 +29,21 @@ class Engine:
 
     `prepare`, `enqueue`, `step` and `cancel` serve callers with requests of their own timing, `generate` answers a
     list of prompts. The model is used in evaluation mode and left as it was. One that takes rows only reads all of a
-    row anew for every token: slower, and as exact.
+    row anew for every token: slower, and as exact. With `dtype` bfloat16 it computes with copies of the weights in
+    bf16, which are made at the first step; otherwise in the weights' own precision.
     """
 
-    def __init__(self, model: CausalLM, tokenizer: Decoder, max_rows: int = 32) -> None:
+    def __init__(
+        self, model: CausalLM, tokenizer: Decoder, max_rows: int = 32, dtype: torch.dtype | None = None
+    ) -> None:
         self.model, self.tokenizer, self.max_rows = model, tokenizer, max_rows
         self.context_length = model.config.context_length
         self._waiting: deque[Request] = deque()
         self._active: list[Request] = []  # row r of the cache belongs to _active[r]
         self._cache: KeyValueCache | None = None
+        assert dtype in (None, torch.bfloat16), dtype
+        self._dtype = dtype
+        self._half: HalfWeights | None = None
         self._sampler = Sampler()
         self._numbers = count()
 
@@ -77,12 +86,12 @@ class Engine:
             self._finish(self._active.index(request), "cancelled")
 
     def clear(self) -> None:
-        """Cancel every request and drop the cache, whatever state a failed step has left them in."""
+        """Cancel every request and drop the cache and copies, whatever state a failed step has left them in."""
         for request in [*self._waiting, *self._active]:
             request.finish_reason = "cancelled"
         self._waiting.clear()
         self._active.clear()
-        self._cache, self._sampler = None, Sampler()
+        self._cache, self._half, self._sampler = None, None, Sampler()
 
     @property
     def n_active(self) -> int:
@@ -100,7 +109,7 @@ class Engine:
 
         A request whose `finish_reason` is set has left the batch.
         """
-        with _evaluating(self.model):
+        with _evaluating(self.model), self._weights():
             return self._admit() or self._decode()
 
     def generate(
@@ -135,6 +144,13 @@ class Engine:
         finally:
             if request.finish_reason is None:
                 self.cancel(request)
+
+    def _weights(self) -> AbstractContextManager[None]:
+        """The weights of the engine's precision."""
+        if self._dtype is None:
+            return nullcontext()
+        self._half = self._half or HalfWeights(self.model)
+        return self._half.in_use()
 
     def _admit(self) -> list[Request]:
         """Prefill waiting prompts into free rows and choose their first tokens."""
@@ -195,7 +211,8 @@ class Engine:
     def _write(self, hidden: torch.Tensor, rows: list[int]) -> list[Request]:
         """Choose a token for each of the rows from their last hidden states, and let finished rows leave."""
         requests = [self._active[row] for row in rows]
-        logits = torch.nn.functional.linear(hidden, self.model.head_weight)
+        head = self._half.head if self._half is not None else partial(F.linear, weight=self.model.head_weight)
+        logits = head(hidden)
         chosen = self._sampler.choose(
             logits,
             [request.settings for request in requests],
@@ -231,7 +248,7 @@ class Engine:
         if old is None or old.n_tokens < wanted:
             weight = self.model.head_weight
             rows = self.max_rows if old is None else old.n_rows
-            self._cache = KeyValueCache(self.model.config, rows, wanted, weight.dtype, weight.device)
+            self._cache = KeyValueCache(self.model.config, rows, wanted, self._dtype or weight.dtype, weight.device)
             if old is not None:
                 for ours, theirs in ((self._cache.keys, old.keys), (self._cache.values, old.values)):
                     ours[..., : old.n_tokens, :] = theirs

@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from instruct_lit.data.example import Example, Turn
 from instruct_lit.errors import ConfigError, InstructLitError
 from instruct_lit.generation.engine import Engine
@@ -59,11 +61,12 @@ class Chat:
         console: Console,
         read: Callable[[str], str],
         conversation: bool | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         self.columns = []
         for speaker in speakers:
             wanted = not speaker.template.name.startswith("alpaca") if conversation is None else conversation
-            engine = Engine(speaker.model, speaker.tokenizer, 1)
+            engine = Engine(speaker.model, speaker.tokenizer, 1, dtype)
             self.columns.append(Column(speaker, engine, wanted and speaker.has_turns))
         self.settings, self.console, self.read = settings, console, read
         self.system, self.given = "", ""

@@ -32,10 +32,12 @@ class GenerationQuality(Callback):
         max_new_tokens: int = 64,
         seed: int = 0,
         max_rows: int = 32,
+        dtype: str | None = None,
     ) -> None:
         check_metrics(metrics)
         self.metrics, self.n_examples, self.seed, self.max_rows = tuple(metrics), n_examples, seed, max_rows
         self.settings = SamplingSettings(max_new_tokens=max_new_tokens)
+        self.dtype = None if dtype is None else torch.bfloat16
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         for watcher in trainer.callbacks:  # type: ignore[attr-defined]
@@ -60,7 +62,7 @@ class GenerationQuality(Callback):
         store, indices = data.examples_of("val")
         chosen = self.sample(indices)
         mine = [(i, store.example(i), store[i].prompt_ids) for i in share_of(trainer, chosen.tolist())]
-        engine = Engine(pl_module.model, data.tokenizer, self.max_rows)  # type: ignore[arg-type]
+        engine = Engine(pl_module.model, data.tokenizer, self.max_rows, self.dtype)  # type: ignore[arg-type]
         with whole_weights(pl_module.model):  # type: ignore[arg-type]
             rows = answer(engine, data.template, mine, self.settings)
         sums = torch.tensor(
