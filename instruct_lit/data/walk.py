@@ -13,11 +13,13 @@ from rich.text import Text
 
 from instruct_lit.data.encode import EncodedExample
 from instruct_lit.data.example import Example
+from instruct_lit.data.terminal import harmless
 
 LEARNT, MASKED = "bold green", "dim"
 N_CONTEXT = 3  # masked tokens that stay visible at each end of a longer run
 BAR = 10  # columns of the longest bar
-_VISIBLE = str.maketrans({" ": "·", "\n": "⏎", "\t": "⇥", "\r": "␍"})
+_CONTROL = {code: chr(0x2400 + code) for code in range(0x20)} | {0x7F: "␡"}
+_VISIBLE = _CONTROL | str.maketrans({" ": "·", "\n": "⏎", "\t": "⇥"})
 
 
 def print_walk(
@@ -38,7 +40,7 @@ def print_walk(
     _heading(console, "record")
     for name, value in example.as_record().items():
         if value != "":
-            console.print(Text(f"{name}: ", style="bold") + Text(str(value)))
+            console.print(Text(f"{name}: ", style="bold") + Text(harmless(str(value))))
     _heading(console, "rendered text", "dim: not learnt, green: learnt" if console.color_system else "⟦learnt⟧")
     console.print(rendered(encoded.ids, learnt, tokenizer, bool(console.color_system)))
     n_learnt = int(learnt[1:].sum())
@@ -58,14 +60,14 @@ def rendered(ids: np.ndarray, learnt: np.ndarray, tokenizer: Any, coloured: bool
     """
     text = Text()
     for is_learnt, run in groupby(range(len(ids)), key=lambda i: bool(learnt[i])):
-        part = tokenizer.decode(ids[list(run)].tolist())
+        part = harmless(tokenizer.decode(ids[list(run)].tolist()))
         text.append(part if coloured or not is_learnt else f"⟦{part}⟧", style=LEARNT if is_learnt else MASKED)
     return text
 
 
 def piece(tokenizer: Any, token_id: int) -> str:
     """What a token stands for, white space made visible; a part of a character is a replacement character."""
-    return str(tokenizer.decode([int(token_id)]).translate(_VISIBLE))
+    return harmless(tokenizer.decode([int(token_id)]).translate(_VISIBLE))
 
 
 def _table(

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from instruct_lit.data.example import Example, Turn
+from instruct_lit.data.terminal import harmless
 from instruct_lit.errors import ConfigError, InstructLitError
 from instruct_lit.generation.engine import Engine
 from instruct_lit.generation.request import Request
 from instruct_lit.generation.sampling import SamplingSettings
 from instruct_lit.serving.conversation import Speaker
-from instruct_lit.serving.wrapping import Wrapped, harmless
+from instruct_lit.serving.wrapping import Wrapped
 
 if TYPE_CHECKING:
     from rich.console import Console

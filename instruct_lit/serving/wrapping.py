@@ -5,18 +5,14 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from instruct_lit.data.terminal import harmless
+
 if TYPE_CHECKING:
     from rich.console import Console
 
 # A word, or one character where lines may break anywhere: white space, CJK, emoji.
 _WORD = r"[^\s\u2e80-\U0010ffff]+"
 _PIECE = re.compile(f"{_WORD}|.", re.DOTALL)
-_CONTROL = {code: "\ufffd" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
-
-
-def harmless(text: str) -> str:
-    """The text without control characters: a model must not move the cursor or rename the window."""
-    return text.translate(_CONTROL)
 
 
 class Wrapped:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 HUGE_PAGE = 2 * 2**20
 CHUNK = 2**17  # elements whose conversions stay in the cache
-STRIP = 96  # rows that are transposed at once
+STRIP, SHORT_STRIP = 96, 32  # rows that are transposed at once
 
 
 @dataclass
@@ -152,8 +152,11 @@ def transposed(x: Tensor) -> Tensor:
     """
     if x.dtype.itemsize != 2:
         return x.t()
-    copy = x.new_empty(x.shape[1], x.shape[0])
-    for own, rows in zip(copy.split(STRIP, 1), x.split(STRIP), strict=True):
+    n, width = x.shape
+    copy = x.new_empty(width, n)
+    # Rows at distances of 2 KiB share their places in the cache, long ones have a page of memory each.
+    strip = SHORT_STRIP if width % 1024 == 0 or width > 8192 else STRIP
+    for own, rows in zip(copy.split(strip, 1), x.split(strip), strict=True):
         own.copy_(rows.t())
     return copy
 

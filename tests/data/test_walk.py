@@ -66,3 +66,14 @@ def test_pieces_show_white_space_and_parts_of_characters(tokenizer: GPT2Tokenize
     assert [piece(tokenizer, i) for i in tokenizer.encode(" a\n\t")] == ["·a", "⏎", "⇥"]
     assert piece(tokenizer, tokenizer.encode("🙂")[0]) == "\ufffd"
     assert piece(tokenizer, tokenizer.eot_id) == "<|endoftext|>"
+
+
+def test_a_record_cannot_steer_the_terminal(tokenizer: GPT2Tokenizer) -> None:
+    escape = "\x1b]0;owned\x07\x1b[2J"
+    pairs = Encoder(TEMPLATE, tokenizer, 64).encode([Example(f"a{escape}", f"b{escape}\x9b", "", {"note": escape})])
+    console = Console(file=io.StringIO(), width=80)
+    for pair in pairs:
+        print_walk(console, *pair, tokenizer, True, None, True)
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert not {"\x1b", "\x07", "\x9b"} & set(shown)
+    assert "␛" in shown and "]0;owned" in shown, "what is in the record is still to be seen"

@@ -20,6 +20,7 @@ from instruct_lit.data.hf_tokenizer import load_tokenizer
 from instruct_lit.data.template import Template
 from instruct_lit.data.tokenizer import EOT, GPT2Tokenizer
 from instruct_lit.generation.engine import Engine
+from instruct_lit.generation.half import HalfWeights
 from instruct_lit.generation.sampling import SamplingSettings
 from instruct_lit.model.adapters import Adapter
 from instruct_lit.model.causal import CausalLM
@@ -169,6 +170,21 @@ def test_trap_12_batched_greedy_generation_is_one_by_one(case: Case) -> None:
     settings = SamplingSettings(max_new_tokens=8)
     together = [r.ids for r in Engine(case.model, case.tokenizer, max_rows=3).generate(prompts, settings)]
     assert together == [Engine(case.model, case.tokenizer).generate([p], settings)[0].ids for p in prompts]
+
+
+def test_the_engine_in_bf16_has_the_numbers_of_autocast(case: Case) -> None:
+    ids = torch.tensor([case.encoded()[6].ids.tolist()])
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        wanted = case.model.hidden_states(ids).float()
+    with torch.no_grad(), HalfWeights(case.model).in_use():
+        found = case.model.hidden_states(ids).float()
+    assert (found - wanted).norm() / wanted.norm() < 0.02
+    prompts = [e.prompt_ids for e in case.encoded()]
+    engine = Engine(case.model, case.tokenizer, max_rows=3, dtype=torch.bfloat16)
+    written = engine.generate(prompts, SamplingSettings(max_new_tokens=8))
+    assert all(r.finish_reason in ("stop", "length") for r in written)
+    with torch.no_grad():
+        assert case.model.hidden_states(ids).dtype == torch.float32, "the model is left as it was"
 
 
 def test_trap_13_what_is_saved_comes_back(case: Case, tmp_path: Path) -> None:

@@ -152,9 +152,10 @@ def test_loaded_moments_are_the_ones_that_are_updated(base: GPT, batches: list[B
 
 
 @pytest.mark.parametrize("rows", [0, 1, STRIP - 1, STRIP, STRIP + 1, 3 * STRIP])
+@pytest.mark.parametrize("width", [50, 1024])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_a_transposed_copy_is_the_transpose(rows: int, dtype: torch.dtype) -> None:
-    x = torch.arange(rows * 50).view(rows, 50).to(dtype)
+def test_a_transposed_copy_is_the_transpose(rows: int, width: int, dtype: torch.dtype) -> None:
+    x = torch.arange(rows * width).view(rows, width).to(dtype)
     found = transposed(x)
     assert torch.equal(found, x.t())
     assert found.is_contiguous() or dtype == torch.float32, "a bf16 product would look for its rows"
