@@ -58,7 +58,7 @@ class Endpoint:
         self._jobs: queue.Queue[_Job | None] = queue.Queue()
         self._server = _Server(("127.0.0.1", 0), _handler(self))
         self._threads = [
-            threading.Thread(target=self._server.serve_forever, daemon=True),
+            threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True),
             threading.Thread(target=self._write, daemon=True),
         ]
 
