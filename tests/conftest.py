@@ -132,8 +132,19 @@ class JudgeServer:
             def log_message(self, *_: object) -> None:
                 pass
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
+        answering = self._answering = set()
+
+        class Server(ThreadingHTTPServer):
+            daemon_threads = True
+
+            def process_request_thread(self, request: Any, client_address: Any) -> None:
+                answering.add(threading.current_thread())
+                try:
+                    super().process_request_thread(request, client_address)
+                finally:
+                    answering.discard(threading.current_thread())
+
+        self._server = Server(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
 
@@ -145,6 +156,8 @@ class JudgeServer:
 
     def close(self) -> None:
         self._server.shutdown()
+        for thread in list(self._answering):  # those that hang by intention are left
+            thread.join(0.3)
         self._server.server_close()
 
 
