@@ -40,7 +40,7 @@ def answer(
     kept, told = kept or KeptAnswers(None), on_answered or (lambda: None)
 
     def key(prompt: Sequence[int]) -> tuple[Any, ...]:
-        return ("answer", __version__, list(prompt), repr(settings))
+        return ("answer", __version__, list(prompt), repr(settings), str(engine.dtype))
 
     def keep(request: Request) -> None:
         kept.add([(key(request.prompt_ids), (request.text, request.finish_reason))])

@@ -42,7 +42,7 @@ class Engine:
         self._active: list[Request] = []  # row r of the cache belongs to _active[r]
         self._cache: KeyValueCache | None = None
         assert dtype in (None, torch.bfloat16), dtype
-        self._dtype = dtype
+        self.dtype = dtype
         self._half: HalfWeights | None = None
         self._sampler = Sampler()
         self._numbers = count()
@@ -147,7 +147,7 @@ class Engine:
 
     def _weights(self) -> AbstractContextManager[None]:
         """The weights of the engine's precision."""
-        if self._dtype is None:
+        if self.dtype is None:
             return nullcontext()
         self._half = self._half or HalfWeights(self.model)
         return self._half.in_use()
@@ -248,7 +248,7 @@ class Engine:
         if old is None or old.n_tokens < wanted:
             weight = self.model.head_weight
             rows = self.max_rows if old is None else old.n_rows
-            self._cache = KeyValueCache(self.model.config, rows, wanted, self._dtype or weight.dtype, weight.device)
+            self._cache = KeyValueCache(self.model.config, rows, wanted, self.dtype or weight.dtype, weight.device)
             if old is not None:
                 for ours, theirs in ((self._cache.keys, old.keys), (self._cache.values, old.values)):
                     ours[..., : old.n_tokens, :] = theirs

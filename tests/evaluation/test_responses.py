@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from instruct_lit.data.example import Example
 from instruct_lit.data.template import Template
@@ -75,6 +76,10 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
     warmer = SamplingSettings(max_new_tokens=3, temperature=2.0, seed=4)
     answer(Engine(tiny_model, tokenizer), TEMPLATE, examples, warmer, kept=kept)
     assert len(submitted) == 8  # other settings, other answers
+    rounded = Engine(tiny_model, tokenizer, dtype=torch.bfloat16)
+    answer(rounded, TEMPLATE, examples, warmer, kept=KeptAnswers(tmp_path / "kept.jsonl"))
+    answer(rounded, TEMPLATE, examples, warmer, kept=KeptAnswers(tmp_path / "kept.jsonl"))
+    assert len(submitted) == 13  # another precision, other answers, and those are kept too
 
 
 def test_an_empty_prompt_starts_from_end_of_text(tiny_model: GPT, tokenizer: GPT2Tokenizer) -> None:
