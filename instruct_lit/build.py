@@ -13,6 +13,7 @@ import logging
 import sys
 import warnings
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -163,7 +164,8 @@ def sampling_of(config: DictConfig) -> SamplingSettings:
     """The settings of generation."""
     from instruct_lit.generation.sampling import SamplingSettings
 
-    settings = {key: value for key, value in plain(config.generation).items() if key not in ("max_rows", "dtype")}
+    given = plain(config.generation)
+    settings = {field.name: given[field.name] for field in fields(SamplingSettings)}
     return SamplingSettings(**{**settings, "stop": tuple(settings["stop"])})
 
 

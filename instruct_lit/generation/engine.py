@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial
 from itertools import count
 
 import torch
@@ -211,8 +210,7 @@ class Engine:
     def _write(self, hidden: torch.Tensor, rows: list[int]) -> list[Request]:
         """Choose a token for each of the rows from their last hidden states, and let finished rows leave."""
         requests = [self._active[row] for row in rows]
-        head = self._half.head if self._half is not None else partial(F.linear, weight=self.model.head_weight)
-        logits = head(hidden)
+        logits = F.linear(hidden, self.model.head_weight) if self._half is None else self._half.head(hidden)
         chosen = self._sampler.choose(
             logits,
             [request.settings for request in requests],

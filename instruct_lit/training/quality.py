@@ -37,6 +37,8 @@ class GenerationQuality(Callback):
         check_metrics(metrics)
         self.metrics, self.n_examples, self.seed, self.max_rows = tuple(metrics), n_examples, seed, max_rows
         self.settings = SamplingSettings(max_new_tokens=max_new_tokens)
+        if dtype not in (None, "bfloat16"):
+            raise ConfigError(f"callbacks.generation_quality.dtype={dtype}: allowed are null, bfloat16")
         self.dtype = None if dtype is None else torch.bfloat16
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

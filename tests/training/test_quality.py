@@ -74,3 +74,8 @@ def test_a_watcher_in_the_wrong_direction_is_told() -> None:
         watched("val/looping", "max")
     with pytest.raises(ConfigError, match="metrics=bleurt: allowed are"):
         GenerationQuality(["bleurt"])
+
+
+def test_a_precision_that_the_engine_has_not_is_told() -> None:
+    with pytest.raises(ConfigError, match=r"generation_quality.dtype=float8: allowed are null, bfloat16"):
+        GenerationQuality(dtype="float8")
