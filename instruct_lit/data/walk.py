@@ -66,7 +66,7 @@ def rendered(ids: np.ndarray, learnt: np.ndarray, tokenizer: Any, coloured: bool
 
 
 def piece(tokenizer: Any, token_id: int) -> str:
-    """What a token stands for, white space and control characters made visible; a part of a character is a replacement character."""
+    """What a token stands for, with visible white space and control characters; half a character is a replacement."""
     return harmless(tokenizer.decode([int(token_id)]).translate(_VISIBLE))
 
 
