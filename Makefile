@@ -7,7 +7,8 @@ train: .venv/core  ## fine-tune the small base on the demo data: offline, two mi
 	$(BIN)/python -m instruct_lit.train
 
 test: .venv/dev  ## the default test suite
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
+	@# Bytecode is kept, whatever the environment says: dozens of processes start here, and each would compile everything.
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 lint: .venv/dev
 	$(BIN)/ruff check .

@@ -5,6 +5,7 @@ folder, the environment, the streams and the exit status are those of `python -m
 """
 
 import atexit
+import gc
 import multiprocessing
 import os
 import runpy
@@ -66,6 +67,7 @@ def _become(
     name: str, overrides: tuple[str, ...], cwd: Path, environment: dict[str, str], out: Path, err: Path
 ) -> None:
     """In the fork: be `python -m instruct_lit.<name> <overrides>` from here on."""
+    gc.freeze()  # the libraries, which are not this command's garbage
     for number, path in ((1, out), (2, err)):
         with path.open("ab") as file:
             os.dup2(file.fileno(), number)

@@ -1,6 +1,7 @@
 """What tests of every room share."""
 
 import contextlib
+import gc
 import json
 import threading
 import time
@@ -19,6 +20,14 @@ pytest_plugins = ["tests.commands"]
 hypothesis.settings.register_profile("quiet", deadline=None)  # a busy machine is no failure
 hypothesis.settings.load_profile("quiet")
 ROOT = Path(__file__).resolve().parents[1]
+gc.disable()  # until the tests are collected: importing makes hardly any garbage
+
+
+def pytest_collection_finish() -> None:
+    """What the libraries made while they were imported stays; no collection need go through it again."""
+    gc.collect()
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session")

@@ -14,9 +14,11 @@ ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 CHINESE = (ROOT / "README.zh.md").read_text(encoding="utf-8")
 PAGES = [README, CHINESE, *(page.read_text(encoding="utf-8") for page in sorted((ROOT / "docs").glob("*.md")))]
-COMMANDS = [
-    line.strip() for page in PAGES for line in page.splitlines() if line.startswith("    python -m instruct_lit.")
-]
+COMMANDS = list(
+    dict.fromkeys(
+        line.strip() for page in PAGES for line in page.splitlines() if line.startswith("    python -m instruct_lit.")
+    )
+)
 SYMBOLS = re.findall(
     r"`((?:data|model|generation|training|train)\.[a-z_.]*\.?[A-Za-z_]+)`",
     README.split("## The way")[1].split("**The loss")[0],

@@ -41,6 +41,7 @@ def runs(command: Callable, small: tuple[str, ...], tmp_path_factory: pytest.Tem
     return folder
 
 
+@pytest.mark.slow
 def test_losses_metrics_and_weights_are_those_of_one_process(runs: Path) -> None:
     one, two = (rows_of(runs / name / "history.jsonl") for name in ("one", "two"))
     assert len(one) == len(two) > 8
@@ -63,6 +64,7 @@ def test_losses_metrics_and_weights_are_those_of_one_process(runs: Path) -> None
         assert (ours[name] - weight).abs().max() < 2e-3, name
 
 
+@pytest.mark.slow
 def test_every_test_example_is_answered_once_and_alike(runs: Path) -> None:
     one, two = (rows_of(runs / name / "responses.jsonl") for name in ("one", "two"))
     assert [row["id"] for row in two] == [row["id"] for row in one] and len(one) == 7
@@ -70,6 +72,7 @@ def test_every_test_example_is_answered_once_and_alike(runs: Path) -> None:
     assert sum(a["response"] == b["response"] for a, b in zip(one, two, strict=True)) >= 6  # draws at a rounding's edge
 
 
+@pytest.mark.slow
 def test_only_the_first_rank_writes_and_speaks_and_the_others_use_its_folder(runs: Path) -> None:
     for name in FILES:
         assert (runs / "two" / name).exists(), name

@@ -14,6 +14,7 @@ def comparison(command: Callable, small_run: Path, tmp_path_factory: pytest.Temp
     return json.loads((folder / "out" / "comparison.json").read_text()), done.stdout
 
 
+@pytest.mark.slow
 def test_the_losses_are_bit_equal(comparison: tuple[dict, str]) -> None:
     found, shown = comparison
     assert found["first_step_that_differs"] is None and found["differs"] == []

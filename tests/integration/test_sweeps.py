@@ -33,7 +33,9 @@ def wait_for_rows(history: Path, n: int) -> None:
         time.sleep(0.01)
 
 
-def test_a_failing_trial_is_recorded_the_sweep_goes_on_and_nothing_runs_twice(command: Callable, answers: Path) -> None:
+def test_a_failing_trial_is_recorded_the_sweep_goes_on_nothing_runs_twice_and_a_report_is_made_again(
+    command: Callable, answers: Path
+) -> None:
     swept = ("responses=bad.json,missing.json,good.json", *LIGHT)
     done = command("evaluate", "-m", *swept, cwd=answers)
     records = [record_of(answers / "sweep" / str(n)) for n in range(3)]
@@ -51,6 +53,9 @@ def test_a_failing_trial_is_recorded_the_sweep_goes_on_and_nothing_runs_twice(co
     assert (answers / "sweep" / "0" / "trial.json").stat().st_mtime_ns == before
     other = command("evaluate", "-m", "responses=good.json,bad.json", *LIGHT, cwd=answers, status=2)
     assert "holds a trial with" in other.stderr and "give another hydra.sweep.dir" in other.stderr
+    (answers / "sweep" / "report.html").unlink()
+    assert "sweep/report.html" in command("report", "sweep", cwd=answers).stdout
+    assert "responses" in (answers / "sweep" / "report.html").read_text()
 
 
 @pytest.mark.slow
@@ -69,14 +74,10 @@ def test_launchers_run_trials_side_by_side(command: Callable, answers: Path, lau
     assert [record_of(answers / "sweep" / str(n))["value"] for n in range(2)] == [1.0, 0.0]
 
 
-def test_the_report_command(command: Callable, answers: Path) -> None:
-    command("evaluate", "-m", "responses=good.json,bad.json", *LIGHT, cwd=answers)
-    (answers / "sweep" / "report.html").unlink()
-    assert "sweep/report.html" in command("report", "sweep", cwd=answers).stdout
-    assert "responses" in (answers / "sweep" / "report.html").read_text()
-    assert "no trial of a sweep in it" in command("report", "sweep/0", cwd=answers, status=2).stderr
+def test_what_the_report_command_cannot_do_is_said(command: Callable, answers: Path) -> None:
+    assert "no trial of a sweep in it" in command("report", ".", cwd=answers, status=2).stderr
     assert "folder=nowhere: no such folder" in command("report", "nowhere", cwd=answers, status=2).stderr
-    assert "direction=up: allowed are" in command("report", "sweep", "direction=up", cwd=answers, status=2).stderr
+    assert "direction=up: allowed are" in command("report", ".", "direction=up", cwd=answers, status=2).stderr
 
 
 @pytest.mark.slow

@@ -352,6 +352,7 @@ def test_a_mistake_in_the_engine_is_a_500_and_the_server_goes_on(
     assert ask(server, max_tokens=2).usage.completion_tokens == 2
 
 
+@pytest.mark.slow
 def test_thousands_of_connections_are_answered_and_the_server_goes_on(start: Callable) -> None:
     """All open at once, and only then each asks: those that find no room are told so."""
     resource = pytest.importorskip("resource")

@@ -14,7 +14,17 @@ from instruct_lit.evaluation.benchmarks.harness import Tasks, local_data
 from instruct_lit.evaluation.benchmarks.harness_model import Subject, harness_model
 from instruct_lit.evaluation.benchmarks.suite import Suite
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # of the harness and what it imports
+pytestmark = [
+    pytest.mark.filterwarnings("ignore"),  # of the harness and what it imports
+    pytest.mark.usefixtures("no_survey"),
+]
+
+
+@pytest.fixture
+def no_survey(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The harness describes the machine in every result, which takes it longer than the tasks here."""
+    pytest.importorskip("lm_eval")
+    monkeypatch.setattr("lm_eval.evaluator.add_env_info", lambda results: None)
 
 
 def suite_of(name: str, **changes: Any) -> Suite:
