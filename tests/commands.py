@@ -23,7 +23,8 @@ import pytest
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 Start = Callable[..., "Started"]
 LIBRARIES = ("lightning.pytorch", "tensorboard.summary.writer.event_file_writer", "matplotlib.pyplot", "torch.utils.tensorboard",
-             "torch.distributed", "transformers", "tiktoken", "jinja2", "instruct_lit.train", "instruct_lit.evaluate")  # fmt: skip
+             "torch.distributed", "transformers", "tiktoken", "jinja2", "openai", "instruct_lit.train", "instruct_lit.evaluate",
+             "instruct_lit.training.callbacks")  # fmt: skip
 
 
 class Started:

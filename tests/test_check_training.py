@@ -4,20 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig
 
 from instruct_lit import build
 from instruct_lit.check_training import check_train
-from instruct_lit.config import CONF, register
+from instruct_lit.config import CONF
 from instruct_lit.errors import ConfigError
-from instruct_lit.schema import TrainConfig
-
-
-def composed(*overrides: str) -> DictConfig:
-    register("train", TrainConfig)
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("train", list(overrides))
+from tests.configs import composed
 
 
 @pytest.mark.parametrize(
@@ -49,46 +41,53 @@ def composed(*overrides: str) -> DictConfig:
 )
 def test_impossible_values_are_named(override: str, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        check_train(composed(override))
+        check_train(composed("train", override))
     assert message in str(caught.value)
 
 
 def test_a_model_of_transformers_needs_a_place() -> None:
     with pytest.raises(ConfigError, match=r"model.path=null: give a hub id or a folder \(model=hf\)"):
-        check_train(composed("model=hf", "model.path=null"))
+        check_train(composed("train", "model=hf", "model.path=null"))
 
 
 def test_all_is_said_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
-        check_train(composed("data.batch_size=0", "data.split=1.5", "callbacks.early_stopping=true"))
+        check_train(composed("train", "data.batch_size=0", "data.split=1.5", "callbacks.early_stopping=true"))
     assert len(str(caught.value).splitlines()) == 3
 
 
 def test_what_may_be_passes() -> None:
     check_train(
-        composed("callbacks.early_stopping=null", "model.path=null", "model.pretrained=false", "n_test_responses=0")
+        composed(
+            "train", "callbacks.early_stopping=null", "model.path=null", "model.pretrained=false", "n_test_responses=0"
+        )
     )
-    check_train(composed("callbacks.early_stopping.monitor=train/loss", "optimized_metric=test/exact_match"))
+    check_train(composed("train", "callbacks.early_stopping.monitor=train/loss", "optimized_metric=test/exact_match"))
     check_train(
-        composed("data=mixture", "data.sets={demo: {weight: 0.5}, book: {weight: 0}, mine: {data: demo, weight: 2}}")
+        composed(
+            "train", "data=mixture", "data.sets={demo: {weight: 0.5}, book: {weight: 0}, mine: {data: demo, weight: 2}}"
+        )
     )
 
 
 def test_what_callbacks_log_may_be_watched_and_a_sweep_may_prune_in_vain() -> None:
-    check_train(composed("callbacks=generation_quality", "callbacks.early_stopping.monitor=val/token_f1"))
+    check_train(composed("train", "callbacks=generation_quality", "callbacks.early_stopping.monitor=val/token_f1"))
     pruning = "+callbacks.pruning={_target_: instruct_lit.training.pruning.Pruning, monitor: test/loss}"
-    check_train(composed(pruning, "optimized_metric=test/loss"))
+    check_train(composed("train", pruning, "optimized_metric=test/loss"))
     with pytest.raises(ConfigError, match=r"callbacks.early_stopping.monitor=val/token_f1: logged are"):
-        check_train(composed("callbacks.early_stopping.monitor=val/token_f1"))
+        check_train(composed("train", "callbacks.early_stopping.monitor=val/token_f1"))
 
 
 def test_settings_of_generation_are_checked_before_the_long_work() -> None:
     with pytest.raises(ConfigError, match=r"generation.top_p=2.0: must be null or above 0 and at most 1"):
-        build.sampling_of(composed("generation.top_p=2"))
+        build.sampling_of(composed("train", "generation.top_p=2"))
     with pytest.raises(ConfigError, match=r"generation.dtype=float8: allowed are bfloat16"):
-        check_train(composed("generation.dtype=float8"))
-    assert build.engine_options(composed("generation.dtype=bfloat16")) == {"max_rows": 64, "dtype": torch.bfloat16}
-    assert build.engine_options(composed()) == {"max_rows": 64, "dtype": None}
+        check_train(composed("train", "generation.dtype=float8"))
+    assert build.engine_options(composed("train", "generation.dtype=bfloat16")) == {
+        "max_rows": 64,
+        "dtype": torch.bfloat16,
+    }
+    assert build.engine_options(composed("train")) == {"max_rows": 64, "dtype": None}
 
 
 def test_the_shape_of_a_run_folder_is_that_of_its_bundle(tmp_path: Path) -> None:
@@ -96,4 +95,4 @@ def test_the_shape_of_a_run_folder_is_that_of_its_bundle(tmp_path: Path) -> None
     (tmp_path / "bundle" / "config.json").write_bytes(
         (CONF.parent / "instruct_lit/model/nano/config.json").read_bytes()
     )
-    assert build.shape_of(composed(f"model.path={tmp_path}")).d_model == 128
+    assert build.shape_of(composed("train", f"model.path={tmp_path}")).d_model == 128

@@ -1,19 +1,18 @@
 """Every file of conf/ composes, and passes the checks that come before any work."""
 
-import importlib
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from instruct_lit import build
 from instruct_lit.check_training import check_train
-from instruct_lit.config import CONF, register
+from instruct_lit.config import CONF
+from tests.configs import composed, schema_of
 
 GROUPS = sorted(p.relative_to(CONF).with_suffix("") for p in CONF.glob("*/*.yaml") if p.stem != "base")
 NEEDS = {  # what a person must give with it
@@ -26,17 +25,6 @@ NEEDS = {  # what a person must give with it
     "model/hf": ["model.path=owner/name"],
     "adapter/qlora": ["model=hf", "model.path=owner/name"],
 }
-
-
-def composed(*overrides: str, config: str = "train") -> DictConfig:
-    register(config, schema_of(config))
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose(config, list(overrides), return_hydra_config=True)
-
-
-def schema_of(command: str) -> type:
-    """The schema of a command stands in its module: `TrainConfig` in `instruct_lit.train`."""
-    return getattr(importlib.import_module(f"instruct_lit.{command}"), f"{command.title()}Config")
 
 
 @pytest.fixture(autouse=True)
@@ -55,12 +43,12 @@ def command_of(group: str) -> str:
 def test_every_file_of_a_group_composes_and_passes_the_checks(name: str) -> None:
     group, _, option = name.partition("/")
     if (command := command_of(group)) != "train":
-        assert composed(f"{group}={option}", config=command)[group].name == option
+        assert composed(command, f"{group}={option}")[group].name == option
         return
     if name == "launcher/ray":
         pytest.importorskip("hydra_plugins.hydra_ray_launcher")
     overrides = [f"{group}={option}", *NEEDS.get(name, []), "hydra.runtime.output_dir=out"]
-    config = composed(*overrides)
+    config = composed("train", *overrides, hydra=True)
     HydraConfig.instance().set_config(config)  # for ${hydra:…}
     check_train(config)
     build.check_targets(config)
@@ -68,12 +56,12 @@ def test_every_file_of_a_group_composes_and_passes_the_checks(name: str) -> None
 
 @pytest.mark.parametrize("command", sorted(p.stem for p in CONF.glob("*.yaml")))
 def test_every_command_composes_with_its_schema(command: str) -> None:
-    config = composed(config=command)
+    config = composed(command)
     assert set(vars(schema_of(command)())) <= set(config)
 
 
 def test_the_recipes_of_the_book_are_its_settings() -> None:
-    config = composed("experiment=book_gpt2_medium")
+    config = composed("train", "experiment=book_gpt2_medium")
     assert (config.model.n_layers, config.trainer.max_epochs, config.data.batch_size) == (24, 2, 8)
     assert (config.optimizer.lr, config.optimizer.weight_decay, config.data.split) == (5e-5, 0.1, "book")
 
@@ -87,7 +75,7 @@ def test_every_experiment_is_headed_by_its_command_and_need() -> None:
 
 
 def test_the_names_that_users_write_stay() -> None:
-    config = composed()
+    config = composed("train")
     for key in (
         "model template batching optimizer.lr data.batch_size data.max_length data.mask_prompt data.split data.path "
         "trainer.max_epochs trainer.max_steps trainer.accumulate_grad_batches trainer.devices seed fit ckpt_path "

@@ -6,9 +6,9 @@ import shlex
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
 
-from instruct_lit.config import CONF, register
+from instruct_lit.config import CONF
+from tests.configs import composed
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -40,11 +40,9 @@ def test_every_symbol_of_the_six_stops_exists(symbol: str) -> None:
 def test_every_command_composes(command: str) -> None:
     _, _, module, *overrides = shlex.split(command.replace("<date>", "d").replace("<time>", "t"))
     name = module.removeprefix("instruct_lit.")
-    register(name, getattr(importlib.import_module(module), f"{name.title()}Config"))
     overrides = [o for o in overrides if o not in ("-m", "--cfg", "job")]
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        single = [re.sub(r"^([^\[{]*?)=([^,\[{]*),.*", r"\1=\2", o) for o in overrides]
-        compose(name, single)
+    single = [re.sub(r"^([^\[{]*?)=([^,\[{]*),.*", r"\1=\2", o) for o in overrides]
+    composed(name, *single)
 
 
 def test_what_it_points_to_is_there() -> None:

@@ -6,19 +6,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from instruct_lit import benchmark as command_module
-from instruct_lit.benchmark import BenchmarkConfig, _labels, benchmark, check_benchmark
+from instruct_lit.benchmark import _labels, benchmark, check_benchmark
 from instruct_lit.bundle import save_bundle
-from instruct_lit.config import CONF, register
+from instruct_lit.config import CONF
 from instruct_lit.data.template import Template
 from instruct_lit.data.tokenizer import GPT2Tokenizer
 from instruct_lit.errors import ConfigError
 from instruct_lit.evaluation.benchmarks.suite import BenchmarkError
 from instruct_lit.model.gpt import GPT, GPTConfig
+from tests.configs import composed
 
 GREEDY = {"max_new_tokens": 9, "temperature": 0.0, "top_k": None, "top_p": None, "repetition_penalty": 1.0}
 Run = Callable[..., dict]
@@ -38,14 +38,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return [bundle(folder / "first", 0), bundle(folder / "second", 1)]
 
 
-def composed(out: Path, *overrides: str) -> object:
-    register("benchmark", BenchmarkConfig)
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = compose(
-            "benchmark",
-            [*overrides, f"hydra.runtime.output_dir={out}", f"paths.cache={out / 'cache'}"],
-            return_hydra_config=True,
-        )
+def composed_into(out: Path, *overrides: str) -> object:
+    places = (f"hydra.runtime.output_dir={out}", f"paths.cache={out / 'cache'}")
+    config = composed("benchmark", *overrides, *places, hydra=True)
     HydraConfig.instance().set_config(config)
     return config
 
@@ -62,7 +57,7 @@ def run(runs: list[Path], shared_data: Path, tmp_path: Path, monkeypatch: pytest
     def call(*overrides: str) -> dict:
         given = [] if any(o.startswith("run=") for o in overrides) else [f"run={runs[0]}"]
         hub = [] if any("data_dir" in o for o in overrides) else [f"benchmark.data_dir={shared_data / 'hub'}"]
-        score = benchmark(composed(tmp_path, *overrides, *given, *hub))
+        score = benchmark(composed_into(tmp_path, *overrides, *given, *hub))
         written = json.loads((tmp_path / "benchmark.json").read_text())
         assert written["runs"][0]["score"]["value"] == score
         return written
@@ -144,7 +139,7 @@ def test_data_that_are_not_there(run: Run, tmp_path: Path, capsys: pytest.Captur
 
 
 def test_impossible_values_are_reported_together(tmp_path: Path) -> None:
-    config = composed(
+    config = composed_into(
         tmp_path, "suite=mmlu", "run=nowhere", "benchmark.template=maybe", "benchmark.limit=0", "benchmark.data_dir=none",
         "suite.mean_over=x", "suite.limit=0",
     )  # fmt: skip
@@ -161,7 +156,7 @@ def test_a_password_in_an_address_is_refused_and_not_kept(tmp_path: Path) -> Non
     (tmp_path / ".hydra").mkdir()
     kept = tmp_path / ".hydra" / "overrides.yaml"
     kept.write_text("- suite.options.judge_url=http://me:sec/ret@host/v1\n")
-    config = composed(tmp_path, "suite=openai_evals", "run=.", "suite.options.judge_url=http://me:sec/ret@host/v1")
+    config = composed_into(tmp_path, "suite=openai_evals", "run=.", "suite.options.judge_url=http://me:sec/ret@host/v1")
     with pytest.raises(ConfigError, match=r"^suite.options.judge_url=http://\*\*\*@host/v1: give http") as told:
         benchmark(config)
     assert "sec/ret" not in str(told.value) and kept.read_text() == "- suite.options.judge_url=http://***@host/v1\n"
@@ -175,9 +170,9 @@ def test_the_base_stands_beside_a_run(small_run: Path, run: Run) -> None:
 def test_arena_rates_battles(shared_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("evalica")
     with pytest.raises(ConfigError, match=r"suite.options.battles=…: give a file of battles"):
-        check_benchmark(composed(tmp_path, "suite=arena"))
+        check_benchmark(composed_into(tmp_path, "suite=arena"))
     file = shared_data / "arena" / "alpacaeval_judged_battles.jsonl.gz"
-    best = benchmark(composed(tmp_path, "suite=arena", f"suite.options.battles={file}"))
+    best = benchmark(composed_into(tmp_path, "suite=arena", f"suite.options.battles={file}"))
     written = json.loads((tmp_path / "benchmark.json").read_text())
     assert written["leaderboard"][0]["model"] == "gpt4_1106_preview"
     assert written["leaderboard"][0]["bradley_terry"] == best > 1400 and written["n_battles"] == 17705

@@ -5,12 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
 
 from instruct_lit.check_training import check_train
-from instruct_lit.config import CONF, register
 from instruct_lit.errors import ConfigError
-from instruct_lit.schema import TrainConfig
+from tests.configs import composed
 
 TURNS = [["one", "two", "three"], ["four", "five"], ["six"]]
 
@@ -101,9 +99,7 @@ def test_a_streamed_run_and_its_resume(command: Callable, small: tuple[str, ...]
     ],
 )  # fmt: skip
 def test_what_a_stream_cannot_do_is_said(overrides: list[str], messages: list[str], tmp_path: Path) -> None:
-    register("train", TrainConfig)
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = compose("train", ["data=files", f"data.path={tmp_path}", "data.streaming=true", *overrides])
+    config = composed("train", "data=files", f"data.path={tmp_path}", "data.streaming=true", *overrides)
     with pytest.raises(ConfigError) as caught:
         check_train(config)
     assert all(message in str(caught.value) for message in messages)

@@ -5,11 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
 
-from instruct_lit.config import CONF, register
 from instruct_lit.errors import ConfigError
-from instruct_lit.evaluate import EvaluateConfig, check_evaluate
+from instruct_lit.evaluate import check_evaluate
+from tests.configs import composed
 
 pytest.importorskip("openai")
 RECORDS = [
@@ -187,9 +186,7 @@ def test_what_is_wrong_is_told_before_any_work(
 ) -> None:
     monkeypatch.chdir(folder)
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    register("evaluate", EvaluateConfig)
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = compose("evaluate", ["responses=answers.json", *overrides])
+    config = composed("evaluate", "responses=answers.json", *overrides)
     with pytest.raises(ConfigError) as told:
         check_evaluate(config)
     assert message in str(told.value) and "sk-123" not in str(told.value) and "secret" not in str(told.value)
@@ -199,9 +196,7 @@ def test_what_is_wrong_is_told_before_any_work(
 def test_every_judge_composes(judge: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    register("evaluate", EvaluateConfig)
     needs = {"local": ["judge.model=."], "scores": ["judge.path=answers.json"]}.get(judge, [])
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = compose("evaluate", ["responses=answers.json", f"judge={judge}", *needs])
+    config = composed("evaluate", "responses=answers.json", f"judge={judge}", *needs)
     check_evaluate(config)
     assert config.judge.name == judge

@@ -4,25 +4,17 @@ import json
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
-from instruct_lit.benchmark import BenchmarkConfig, benchmark
+from instruct_lit.benchmark import benchmark
 from instruct_lit.bundle import save_bundle
-from instruct_lit.config import CONF, register
 from instruct_lit.data.template import Template
 from instruct_lit.data.tokenizer import GPT2Tokenizer
 from instruct_lit.model.gpt import GPT, GPTConfig
-from instruct_lit.train import TrainConfig
+from tests.configs import composed
 
 GREEDY = {"max_new_tokens": 9, "temperature": 0.0, "top_k": None, "top_p": None, "repetition_penalty": 1.0}
-
-
-def composed(command: str, schema: type, *overrides: str) -> object:
-    register(command, schema)
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose(command, list(overrides), return_hydra_config=True)
 
 
 def test_items_met_in_training_are_told_and_left_out(
@@ -40,9 +32,9 @@ def test_items_met_in_training_are_told_and_left_out(
         out = tmp_path / name
         out.mkdir()
         config = composed(
-            "benchmark", BenchmarkConfig, "suite=mmlu", "suite.tasks=[mmlu_anatomy]", "benchmark.limit=4", "benchmark.n_shot=0",
+            "benchmark", "suite=mmlu", "suite.tasks=[mmlu_anatomy]", "benchmark.limit=4", "benchmark.n_shot=0",
             f"benchmark.data_dir={shared_data / 'hub'}", "benchmark.template=off", f"run={tmp_path / 'run'}",
-            f"hydra.runtime.output_dir={out}", f"paths.cache={tmp_path / 'cache'}",
+            f"hydra.runtime.output_dir={out}", f"paths.cache={tmp_path / 'cache'}", hydra=True,
         )  # fmt: skip
         HydraConfig.instance().set_config(config)
         benchmark(config)  # type: ignore[arg-type]
@@ -63,7 +55,7 @@ def test_items_met_in_training_are_told_and_left_out(
     records = [{"instruction": text, "output": "yes"} for text in ("Say yes.", asked, "Say it again.")]
     (tmp_path / "records.json").write_text(json.dumps(records))
     given = ["data=files", f"data.path={tmp_path / 'records.json'}", "data.split={train:3,val:0,test:0}"]
-    trained = composed("train", TrainConfig, *given, "model.pretrained=false", f"paths.cache={tmp_path / 'cache'}")
+    trained = composed("train", *given, "model.pretrained=false", f"paths.cache={tmp_path / 'cache'}")
     (tmp_path / "run" / "config.yaml").write_text(
         OmegaConf.to_yaml({name: OmegaConf.to_container(trained[name], resolve=True) for name in ("data", "model")})  # type: ignore[index]
     )

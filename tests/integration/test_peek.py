@@ -8,22 +8,14 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig
 
 from instruct_lit.bundle import OpenedModel, open_model
-from instruct_lit.config import CONF, register
 from instruct_lit.data.demo import DemoSource
 from instruct_lit.data.encode import Encoder
 from instruct_lit.errors import ConfigError
 from instruct_lit.model.gpt import GPT
-from instruct_lit.peek import PeekConfig, check_peek, laid_out, losses_of, shape_of
-
-
-def composed(*overrides: str) -> DictConfig:
-    register("peek", PeekConfig)
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("peek", list(overrides))
+from instruct_lit.peek import check_peek, laid_out, losses_of, shape_of
+from tests.configs import composed
 
 
 def test_the_profile_of_the_data(command: Callable, small: tuple[str, ...], tmp_path: Path) -> None:
@@ -86,10 +78,10 @@ def test_the_losses_are_those_of_validation(small_run: Path) -> None:
 
 def test_what_is_estimated_is_the_model_that_was_opened(tiny_model: GPT) -> None:
     """And not the one of the defaults, where a directory has no configuration of a run beside it."""
-    config = composed()
+    config = composed("peek")
     opened = OpenedModel(Path("bundle"), tiny_model, None, None, {}, {})  # type: ignore[arg-type]
     assert shape_of(config, opened) == tiny_model.config != shape_of(config, None)
-    assert shape_of(composed("model=hf", "model.path=owner/name"), None) is None
+    assert shape_of(composed("peek", "model=hf", "model.path=owner/name"), None) is None
 
 
 @pytest.mark.parametrize(
@@ -105,7 +97,7 @@ def test_what_is_estimated_is_the_model_that_was_opened(tiny_model: GPT) -> None
 )
 def test_impossible_values_are_named(overrides: list[str], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        check_peek(composed(*overrides))
+        check_peek(composed("peek", *overrides))
     assert message in str(caught.value)
 
 

@@ -66,6 +66,7 @@ def kill_while_training(process: Started, run: Path, moment: str, chance: random
     return True
 
 
+@pytest.mark.slow
 def test_killed_in_the_writing_of_a_checkpoint(again: Callable, tmp_path: Path) -> None:
     options = (*LAYOUTS["accumulated"], "trainer.max_epochs=4")
     assert again("whole", *options).wait(300) == 0

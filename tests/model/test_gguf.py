@@ -46,7 +46,9 @@ def test_its_tensors_are_ours(model: GPT, tmp_path: Path, precision, tolerance: 
     assert types["blk.0.attn_qkv.bias"] == types["position_embd.weight"] == "F32"
 
 
-def test_its_tokens_and_facts_are_ours(model: GPT, tokenizer: GPT2Tokenizer, tmp_path: Path) -> None:
+@pytest.mark.parametrize("of", [FewTokens, pytest.param(GPT2Tokenizer, marks=pytest.mark.slow)])
+def test_its_tokens_and_facts_are_ours(model: GPT, of: type[GPT2Tokenizer], tmp_path: Path) -> None:
+    tokenizer = of()
     write_gguf(tmp_path / "m.gguf", model, tokenizer, "f16", "a name", "{{ messages }}")
     read = gguf.GGUFReader(tmp_path / "m.gguf")
     expected = {

@@ -2,22 +2,13 @@
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig
 
 from instruct_lit import build
 from instruct_lit.check_training import check_train
-from instruct_lit.config import CONF, register
 from instruct_lit.errors import ConfigError
 from instruct_lit.model.gpt import GPT
-from instruct_lit.schema import TrainConfig
 from instruct_lit.training.sharded import FullySharded, _renamed, is_sharded, whole_weights
-
-
-def composed(*overrides: str) -> DictConfig:
-    register("train", TrainConfig)
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("train", ["trainer=fsdp", *overrides])
+from tests.configs import composed
 
 
 @pytest.mark.parametrize(
@@ -30,18 +21,27 @@ def composed(*overrides: str) -> DictConfig:
 )
 def test_what_cannot_be_sharded_is_refused_before_any_work(overrides: list[str], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        check_train(composed(*overrides))
+        check_train(composed("train", "trainer=fsdp", *overrides))
     assert message in str(caught.value)
 
 
 def test_a_misspelt_argument_of_the_strategy_is_named() -> None:
-    strategy = composed("+trainer.strategy.shard=true").trainer.strategy
+    strategy = composed("train", "trainer=fsdp", "+trainer.strategy.shard=true").trainer.strategy
     with pytest.raises(ConfigError, match="trainer.strategy.shard: .*has no such argument"):
         build.target_of(strategy, "trainer.strategy")
 
 
 def test_the_strategy_is_built() -> None:
-    assert isinstance(build.build(composed().trainer.strategy, "trainer.strategy"), FullySharded)
+    assert isinstance(
+        build.build(
+            composed(
+                "train",
+                "trainer=fsdp",
+            ).trainer.strategy,
+            "trainer.strategy",
+        ),
+        FullySharded,
+    )
 
 
 def test_another_model_is_left_alone(tiny_model: GPT) -> None:
