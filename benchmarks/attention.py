@@ -1,76 +1,60 @@
-"""Attention of short documents on a CPU: the fused kernel against two matrix products.
+"""Attention of packed documents on a CPU: the fused kernel against products of matrices.
 
     python -m benchmarks.attention
 
-Milliseconds for a layer's forward and backward pass, the best of eight; why `instruct_lit.model.attention.attention`
+Milliseconds for a layer's forward and backward pass, the best of twelve, alternating; why `instruct_lit.model.products.suits`
 chooses as it does.
 """
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable
+from unittest import mock
 
 import torch
-import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 
-from instruct_lit.model import attention as module
+from instruct_lit.model import products
+from instruct_lit.model.attention import PackedDocuments
+from instruct_lit.training.hardware import keep_freed_memory
 
-SHAPES = [
-    (1, 12, 192, 64, 24),
-    (8, 12, 32, 64, 24),
-    (16, 4, 20, 32, 24),
-    (96, 4, 60, 32, 0),
-    (8, 12, 128, 64, 24),
-    (8, 12, 512, 64, 0),
-    (2, 12, 1024, 64, 0),
-]
-
-
-def fused(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-    return F.scaled_dot_product_attention(q, k, v, bias)
+N_HEADS, D_HEAD = 12, 64
+BATCHES = {  # lengths of the documents, and of the prefix they share
+    "8 of 28 to 40 + 24": ([33, 35, 40, 28, 30, 31, 36, 31], 24),
+    "8 of 200 + 24": ([200] * 8, 24),
+    "4 of 250 to 400 + 24": ([400, 300, 250, 380], 24),
+    "2 of 900 and 1000": ([1000, 900], 0),
+    "1 of 1000, 7 of 60 + 24": ([1000] + [60] * 7, 24),
+}
 
 
-def ours(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-    return module.attention(q, k, v, bias, 0.0)
-
-
-def milliseconds(attend: Callable[..., Tensor], shape: tuple[int, ...], dtype: torch.dtype) -> tuple[float, float]:
-    """Best forward and backward times of eight."""
-    n_rows, n_heads, n_tokens, d_head, n_prefix = shape
-    visible = torch.ones(n_tokens, n_prefix + n_tokens, dtype=torch.bool).tril(n_prefix)
-    bias = module.bias_of(visible, torch.empty((), dtype=dtype))
-    best = [float("inf")] * 2
-    for _ in range(8):
-        q, k, v = (
-            torch.randn(n_rows, n, n_heads, d_head).to(dtype).transpose(1, 2).requires_grad_()
-            for n in (n_tokens, n_prefix + n_tokens, n_prefix + n_tokens)
-        )
+def milliseconds(lengths: list[int], n_prefix: int, dtype: torch.dtype, by_products: bool) -> tuple[float, float]:
+    """Forward and backward time of one layer."""
+    layout = PackedDocuments(lengths, n_prefix)
+    shape = layout.n_tokens, 3, N_HEADS, D_HEAD
+    qkv = torch.randn(shape).to(dtype).requires_grad_()
+    with mock.patch.object(products, "suits", return_value=by_products):
         start = time.perf_counter()
-        out = attend(q, k, v, bias)
+        out = layout.attend(0, *qkv.unbind(1), 0.0).flatten(-2)
         middle = time.perf_counter()
-        torch.autograd.grad(out.sum(), (q, k, v))
-        best = [min(best[0], middle - start), min(best[1], time.perf_counter() - middle)]
-    return best[0] * 1e3, best[1] * 1e3
+        out.backward(torch.ones_like(out))
+    return (middle - start) * 1e3, (time.perf_counter() - middle) * 1e3
 
 
 def main() -> None:
-    module.SHORT_TOKENS = 1 << 20
+    keep_freed_memory()
     table = Table(title="attention, ms forward + backward")
-    for column in (
-        "rows, heads, tokens, width, prefix",
-        "fused bf16",
-        "two products bf16",
-        "fused fp32",
-        "two products fp32",
-    ):
+    for column in ("documents + prefix", "fused bf16", "products bf16", "fused fp32", "products fp32"):
         table.add_column(column)
-    for shape in SHAPES:
-        cells = [milliseconds(f, shape, t) for t in (torch.bfloat16, torch.float32) for f in (fused, ours)]
-        table.add_row(str(shape), *(f"{forward:.1f} + {backward:.1f}" for forward, backward in cells))
+    ways = [(dtype, by_products) for dtype in (torch.bfloat16, torch.float32) for by_products in (False, True)]
+    for name, batch in BATCHES.items():
+        best = dict.fromkeys(ways, (math.inf, math.inf))
+        for _ in range(12):
+            for way in ways:
+                best[way] = min(best[way], milliseconds(*batch, *way), key=sum)
+        table.add_row(name, *(f"{forward:.1f} + {backward:.1f}" for forward, backward in best.values()))
     Console(width=100).print(table)
 
 

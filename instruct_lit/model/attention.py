@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from instruct_lit.model import products
+from instruct_lit.model.products import Group
+
 GROUP_TOKENS = 192  # packed tokens that ask in one call where no variable-length kernel is at hand
 STEP_TOKENS = 32  # their numbers are multiples of this: few shapes, so that kernels made for them are found again
-SHORT_TOKENS = 512  # keys up to which a CPU attends in half precision without the fused kernel
 
 
 class AttentionLayout(Protocol):
@@ -30,25 +31,6 @@ class AttentionLayout(Protocol):
         `k` and `v` may have fewer heads than `q`, each serving a group of neighbours (Ainslie et al. 2023).
         """
         ...
-
-
-def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, dropout: float) -> Tensor:
-    """softmax(q·kᵀ/√D + bias)·v for `q` `(…, Tq, D)`, `k` and `v` `(…, Tk, D)`; `bias` `(Tq, Tk)` in their precision.
-
-    Without a bias it is causal. On a CPU in half precision the backward pass of the fused kernel is slower than matrix
-    products as long as the scores stay small, up to twelve times (`python -m benchmarks.attention`).
-    """
-    in_half_on_cpu = q.device.type == "cpu" and q.dtype == torch.bfloat16
-    if not (in_half_on_cpu and torch.is_grad_enabled() and k.shape[-2] <= SHORT_TOKENS):
-        return F.scaled_dot_product_attention(q, k, v, bias, dropout_p=dropout, is_causal=bias is None)
-    if bias is None:
-        n = q.shape[-2]
-        bias = bias_of(torch.ones(n, n, dtype=torch.bool).tril(), q)
-    # Each is laid out once: transposed products would copy it again, forward and backward, against its order.
-    shape, (q, k, v) = q.shape, (x.flatten(0, -3).contiguous() for x in (q, k, v))
-    with torch.autocast(q.device.type, enabled=False):
-        weights = torch.baddbmm(bias, q, k.transpose(-2, -1), alpha=shape[-1] ** -0.5).softmax(-1)
-        return torch.bmm(F.dropout(weights, dropout), v).view(shape)
 
 
 def bias_of(visible: Tensor, like: Tensor) -> Tensor:
@@ -71,21 +53,14 @@ class CausalRows:
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
         k, v = grouped(q, k, v)
         q, k, v = (x.transpose(-3, -2) for x in (q, k, v))  # (B, H, T, D)
-        return attention(q, k, v, None, dropout).transpose(-3, -2)
-
-
-@dataclass(frozen=True)
-class _Group:
-    """Flat tokens up to `end` that ask in one call, after those of the group before it.
-
-    The keys are the prefix and the flat tokens from `first_key` to `end`, or only the latter where they begin with the
-    prefix; `bias` `(queries, keys)` is zero where a token sees.
-    """
-
-    n_queries: int
-    first_key: int
-    end: int
-    bias: Tensor
+        n = q.shape[-2]
+        if products.suits(q, n):
+            whole = Group(0, n, 0, 0, bias_of(torch.ones(n, n, dtype=torch.bool).tril(), q))
+            queries, keys, values = (x.flatten(0, -3) for x in (q, k, v))
+            out = products.attend(queries, keys, values, [whole], dropout).view(q.shape)
+        else:
+            out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
+        return out.transpose(-3, -2)
 
 
 class PackedDocuments:
@@ -104,7 +79,7 @@ class PackedDocuments:
         self.lengths = list(lengths)
         self.prefix_length = prefix_length
         self.n_tokens = prefix_length + sum(self.lengths)
-        self._groups: list[_Group] | None = None
+        self._groups: list[Group] | None = None
         self._varlen: tuple[Tensor, Tensor, Tensor] | None = None
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
@@ -117,15 +92,14 @@ class PackedDocuments:
     def _attend_groups(self, q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
         if self._groups is None:
             self._groups = _cut_into_groups(self.lengths, self.prefix_length, q)
+        q, k, v = (x.transpose(0, 1) for x in (q, k, v))  # (H, N, D)
+        if products.suits(q, max(group.bias.shape[1] for group in self._groups)):
+            return products.attend(q, k, v, self._groups, dropout).transpose(0, 1)
         outputs = []
-        for queries, group in zip(q.split([group.n_queries for group in self._groups]), self._groups, strict=True):
-            own = slice(group.first_key, group.end)
-            keys, values = k[own], v[own]
-            if self.prefix_length and group.first_key:
-                keys, values = (torch.cat((x[: self.prefix_length], x[own])) for x in (k, v))
-            queries, keys, values = (x.transpose(0, 1).unsqueeze(0) for x in (queries, keys, values))  # (1, H, T, D)
-            outputs.append(attention(queries, keys, values, group.bias, dropout)[0].transpose(0, 1))
-        return torch.cat(outputs) if len(outputs) > 1 else outputs[0]
+        for group in self._groups:
+            queries, keys, values = (x.unsqueeze(0) for x in (group.queries_of(q), group.keys_of(k), group.keys_of(v)))
+            outputs.append(F.scaled_dot_product_attention(queries, keys, values, group.bias, dropout_p=dropout)[0])
+        return torch.cat(outputs, 1).transpose(0, 1)
 
     def _attend_varlen(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         from torch.nn.attention.varlen import varlen_attn
@@ -143,7 +117,7 @@ class PackedDocuments:
         return out
 
 
-def _cut_into_groups(lengths: list[int], n_prefix: int, like: Tensor) -> list[_Group]:
+def _cut_into_groups(lengths: list[int], n_prefix: int, like: Tensor) -> list[Group]:
     """Cut the flat tokens into groups of about `GROUP_TOKENS`, whatever documents they cut through.
 
     Queries and keys begin at multiples of `STEP_TOKENS`: few shapes, so that kernels made for them are found again.
@@ -162,7 +136,7 @@ def _cut_into_groups(lengths: list[int], n_prefix: int, like: Tensor) -> list[_G
         keys = place[first_key:end] if first_key == 0 else torch.cat((place[:n_prefix], place[first_key:end]))
         own = slice(start, end)
         visible = ((keys >= begin[own, None]) | (keys < n_prefix)) & (keys <= place[own, None])
-        groups.append(_Group(end - start, first_key, end, bias_of(visible, like)))
+        groups.append(Group(start, end, first_key, n_prefix if first_key else 0, bias_of(visible, like)))
     return groups
 
 

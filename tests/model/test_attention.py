@@ -2,12 +2,18 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from instruct_lit.model.attention import CausalRows, PackedDocuments, attention, bias_of
+from instruct_lit.model import products
+from instruct_lit.model.attention import CausalRows, PackedDocuments
 
 H, D = 3, 8
+
+
+@pytest.fixture(params=["fused kernel", "products"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways to attend, whatever the precision."""
+    monkeypatch.setattr(products, "suits", lambda q, n_keys: request.param == "products")
 
 
 def random(n: int, seed: int) -> Tensor:
@@ -22,6 +28,7 @@ def alone(qkv: Tensor) -> Tensor:
     return (scores.masked_fill(~visible, -torch.inf).softmax(-1) @ v).transpose(0, 1)
 
 
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("lengths", [[5], [4, 7, 1, 6], [1, 1, 1], [30, 2, 17, 3, 3], [90, 60, 70, 200, 5, 40, 300]])
 @pytest.mark.parametrize("n_prefix", [0, 1, 9])
 def test_packed_documents_are_the_documents_alone(lengths: list[int], n_prefix: int) -> None:
@@ -58,28 +65,51 @@ def test_trap_10_changing_one_document_leaves_the_others_alone() -> None:
     assert not torch.allclose(after[6:13], before[6:13])
 
 
+@pytest.mark.usefixtures("way")
 def test_rows_are_causal() -> None:
-    qkv = torch.stack([random(6, seed) for seed in range(2)])  # (B, T, 3, H, D)
+    qkv = torch.stack([random(6, seed) for seed in range(2)]).requires_grad_()  # (B, T, 3, H, D)
     out = CausalRows().attend(0, *qkv.unbind(2), 0.0)
+    (gradient,) = torch.autograd.grad(out.square().sum(), qkv)
     for row in range(2):
-        torch.testing.assert_close(out[row], alone(qkv[row]), rtol=0, atol=1e-12)
+        document = qkv[row].detach().requires_grad_()
+        expected = alone(document)
+        torch.testing.assert_close(out[row], expected, rtol=0, atol=1e-12)
+        (wanted,) = torch.autograd.grad(expected.square().sum(), document)
+        torch.testing.assert_close(gradient[row], wanted, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("n_prefix", [0, 5])
-def test_half_precision_on_a_cpu_takes_two_matrix_products_and_agrees(n_prefix: int) -> None:
-    q, k, v = (torch.randn(4, H, n, D).bfloat16().requires_grad_() for n in (12, 12 + n_prefix, 12 + n_prefix))
-    mask = bias_of(torch.ones(12, 12 + n_prefix, dtype=torch.bool).tril(n_prefix), q)
-    exact = F.scaled_dot_product_attention(q.double(), k.double(), v.double(), mask.double())
-    for given in (mask, None) if n_prefix == 0 else (mask,):
-        torch.testing.assert_close(attention(q, k, v, given, 0.0).double(), exact, rtol=0.02, atol=0.02)
+def test_products_are_for_training_on_a_cpu() -> None:
+    q = torch.zeros(1)
+    assert products.suits(q.bfloat16(), 1024) and products.suits(q, 1024) and not products.suits(q, 1025)
+    assert not products.suits(q.half(), 9) and not products.suits(torch.zeros(1, device="meta"), 9)
+    with torch.no_grad():
+        assert not products.suits(q, 9)
 
 
+def test_half_precision_agrees_with_the_exact_attention() -> None:
+    exact = random(70, 6)
+    for lengths, n_prefix in (([20, 45], 5), ([70], 0)):
+        found, wanted = (
+            PackedDocuments(lengths, n_prefix).attend(0, *qkv.clone().requires_grad_().unbind(1), 0.0)
+            for qkv in (exact.bfloat16(), exact)
+        )
+        assert type(found.grad_fn.next_functions[0][0]).__name__ == "_AttendBackward"
+        torch.testing.assert_close(found.double(), wanted, rtol=0.02, atol=0.03)
+
+
+@pytest.mark.usefixtures("way")
 def test_dropout_drops_weights() -> None:
-    qkv = random(9, 5).float()
+    """Most of a mean of many draws is the attention without it, in the gradient too."""
+    qkv = random(9, 5).requires_grad_()
     layout = PackedDocuments([9])
     torch.manual_seed(0)
-    dropped = layout.attend(0, *qkv.unbind(1), 0.5)
-    assert not torch.allclose(dropped, layout.attend(0, *qkv.unbind(1), 0.0))
+    draws = [layout.attend(0, *qkv.unbind(1), 0.5) for _ in range(1000)]
+    whole = layout.attend(0, *qkv.unbind(1), 0.0)
+    assert not torch.allclose(draws[0], whole)
+    mean = torch.stack(draws).mean(0)
+    torch.testing.assert_close(mean, whole, rtol=0, atol=0.2)
+    (found,), (wanted,) = (torch.autograd.grad(x.sum(), qkv) for x in (mean, whole))
+    torch.testing.assert_close(found, wanted, rtol=0, atol=0.2)
 
 
 def test_a_layout_refuses_what_it_was_not_made_for() -> None:

@@ -1,0 +1,101 @@
+"""Attention as products of matrices, with its gradients written out: on a CPU the fastest way to learn short sequences.
+
+There the backward pass of torch's fused kernel takes two to five times its forward pass, in bf16 most of all
+(`python -m benchmarks.attention`). Written out, queries, keys and values are laid out once for both passes, and what
+several groups of queries give to the same keys is added in place. The weights are kept for the backward pass, so memory
+grows with queries times keys.
+
+Shapes: P problems side by side (heads, or rows times heads), N tokens, D the width of a head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+LONGEST = 1024  # keys up to which products are the faster
+
+
+@dataclass(frozen=True)
+class Group:
+    """The queries of the tokens `start` to `end`, which ask in one call.
+
+    Their keys are the first `n_prefix` tokens, then those from `first_key` to `end`; `bias` `(queries, keys)` is zero
+    where a token sees and minus infinity elsewhere.
+    """
+
+    start: int
+    end: int
+    first_key: int
+    n_prefix: int
+    bias: Tensor
+
+    def queries_of(self, x: Tensor) -> Tensor:
+        """Of `(P, N, D)` the rows of the tokens that ask."""
+        return x[:, self.start : self.end]
+
+    def keys_of(self, x: Tensor) -> Tensor:
+        """Of `(P, N, D)` the rows of the tokens that are seen."""
+        own = x[:, self.first_key : self.end]
+        return torch.cat((x[:, : self.n_prefix], own), 1) if self.n_prefix else own
+
+    def add_to_keys(self, total: Tensor, part: Tensor) -> None:
+        """Add `part` to the rows that `keys_of` takes."""
+        total[:, self.first_key : self.end] += part[:, self.n_prefix :]
+        if self.n_prefix:
+            total[:, : self.n_prefix] += part[:, : self.n_prefix]
+
+
+def suits(q: Tensor, n_keys: int) -> bool:
+    """Whether products are the faster way for queries like `q` that see at most `n_keys` keys."""
+    on_cpu = q.device.type == "cpu" and q.dtype in (torch.float32, torch.bfloat16)
+    return on_cpu and torch.is_grad_enabled() and n_keys <= LONGEST
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, groups: Sequence[Group], dropout: float) -> Tensor:
+    """softmax(q·kᵀ/√D + bias)·v of each group in turn; together they ask with all tokens. All `(P, N, D)`."""
+    with torch.autocast(q.device.type, enabled=False):
+        return _Attend.apply(q, k, v, groups, dropout)
+
+
+class _Attend(torch.autograd.Function):
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, groups: Sequence[Group], dropout: float
+    ) -> Tensor:
+        q, k, v = (x.contiguous() for x in (q, k, v))
+        out, kept = torch.empty_like(q), []
+        for group in groups:
+            queries, keys, values = group.queries_of(q), group.keys_of(k), group.keys_of(v)
+            scores = torch.baddbmm(group.bias, queries, keys.transpose(1, 2), alpha=q.shape[-1] ** -0.5)
+            weights = scores.softmax(-1)
+            factor = F.dropout(torch.ones_like(weights), dropout) if dropout else None
+            group.queries_of(out).copy_(torch.bmm(weights if factor is None else weights * factor, values))
+            kept += [queries, keys, values, weights, factor]
+        ctx.save_for_backward(*kept)
+        ctx.groups = groups
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        grad = grad.contiguous()
+        total = grad.new_zeros(3, *grad.shape)
+        kept = ctx.saved_tensors
+        for n, group in enumerate(ctx.groups):
+            queries, keys, values, weights, factor = kept[5 * n : 5 * n + 5]
+            of_out = group.queries_of(grad)
+            of_weights = torch.bmm(of_out, values.transpose(1, 2))
+            dropped = weights
+            if factor is not None:
+                of_weights, dropped = of_weights * factor, weights * factor
+            of_scores = torch._softmax_backward_data(of_weights, weights, -1, weights.dtype)
+            of_scores *= grad.shape[-1] ** -0.5
+            group.queries_of(total[0]).copy_(torch.bmm(of_scores, keys))
+            group.add_to_keys(total[1], torch.bmm(of_scores.transpose(1, 2), queries))
+            group.add_to_keys(total[2], torch.bmm(dropped.transpose(1, 2), of_out))
+        return *total, None, None
