@@ -2,7 +2,7 @@
 
     python -m benchmarks.attention
 
-Milliseconds for a layer's forward and backward pass, the best of twelve, alternating; why `instruct_lit.model.products.suits`
+Milliseconds for a layer's forward and backward pass, the best of twelve, alternating; why `instruct_lit.model.attention_products.suits`
 chooses as it does.
 """
 
@@ -16,7 +16,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from instruct_lit.model import products
+from instruct_lit.model import attention_products as products
 from instruct_lit.model.attention import PackedDocuments
 from instruct_lit.training.hardware import keep_freed_memory
 

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from instruct_lit.model import products
-from instruct_lit.model.products import Group
+from instruct_lit.model import attention_products as products
+from instruct_lit.model.attention_products import Group
 
 GROUP_TOKENS = 192  # packed tokens that ask in one call where no variable-length kernel is at hand
 STEP_TOKENS = 32  # their numbers are multiples of this: few shapes, so that kernels made for them are found again

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from instruct_lit.model import products
+from instruct_lit.model import attention_products as products
 from instruct_lit.model.attention import CausalRows, PackedDocuments
 
 H, D = 3, 8

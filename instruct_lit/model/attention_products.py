@@ -2,8 +2,8 @@
 
 There the backward pass of torch's fused kernel takes two to five times its forward pass, in bf16 most of all
 (`python -m benchmarks.attention`). Written out, queries, keys and values are laid out once for both passes, and what
-several groups of queries give to the same keys is added in place. The weights are kept for the backward pass, so memory
-grows with queries times keys.
+several groups of queries give to the same keys is added in place. The weights of few keys are kept for the backward
+pass, those of many are computed again there, so that memory grows with the tokens and not with their square.
 
 Shapes: P problems side by side (heads, or rows times heads), N tokens, D the width of a head.
 """
@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 LONGEST = 1024  # keys up to which products are the faster
+N_KEPT = 256  # keys up to which weights are kept
 
 
 @dataclass(frozen=True)
@@ -72,11 +73,10 @@ class _Attend(torch.autograd.Function):
         out, kept = torch.empty_like(q), []
         for group in groups:
             queries, keys, values = group.queries_of(q), group.keys_of(k), group.keys_of(v)
-            scores = torch.baddbmm(group.bias, queries, keys.transpose(1, 2), alpha=q.shape[-1] ** -0.5)
-            weights = scores.softmax(-1)
+            weights = _weights(queries, keys, group.bias)
             factor = F.dropout(torch.ones_like(weights), dropout) if dropout else None
             group.queries_of(out).copy_(torch.bmm(weights if factor is None else weights * factor, values))
-            kept += [queries, keys, values, weights, factor]
+            kept += [queries, keys, values, weights if keys.shape[1] <= N_KEPT else None, factor]
         ctx.save_for_backward(*kept)
         ctx.groups = groups
         return out
@@ -88,6 +88,8 @@ class _Attend(torch.autograd.Function):
         kept = ctx.saved_tensors
         for n, group in enumerate(ctx.groups):
             queries, keys, values, weights, factor = kept[5 * n : 5 * n + 5]
+            if weights is None:
+                weights = _weights(queries, keys, group.bias)
             of_out = group.queries_of(grad)
             of_weights = torch.bmm(of_out, values.transpose(1, 2))
             dropped = weights
@@ -99,3 +101,7 @@ class _Attend(torch.autograd.Function):
             group.add_to_keys(total[1], torch.bmm(of_scores.transpose(1, 2), queries))
             group.add_to_keys(total[2], torch.bmm(dropped.transpose(1, 2), of_out))
         return *total, None, None
+
+
+def _weights(queries: Tensor, keys: Tensor, bias: Tensor) -> Tensor:
+    return torch.baddbmm(bias, queries, keys.transpose(1, 2), alpha=queries.shape[-1] ** -0.5).softmax(-1)
