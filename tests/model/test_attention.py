@@ -86,6 +86,16 @@ def test_products_are_for_training_on_a_cpu() -> None:
         assert not products.suits(q, 9)
 
 
+@pytest.mark.parametrize(("length", "kept"), [(200, {D, 200}), (600, {D, 224})])
+def test_the_weights_of_many_keys_are_not_kept(length: int, kept: set[int]) -> None:
+    """Memory grows with the tokens: of the groups of a long document only the first keeps its weights."""
+    widths = set()
+    qkv = random(length, 7).float().requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: widths.add(x.shape[-1]) or x, lambda x: x):
+        PackedDocuments([length]).attend(0, *qkv.unbind(1), 0.0)
+    assert widths == kept
+
+
 def test_half_precision_agrees_with_the_exact_attention() -> None:
     exact = random(70, 6)
     for lengths, n_prefix in (([20, 45], 5), ([70], 0)):
