@@ -1,5 +1,6 @@
 """Downloads against a local server that behaves well, slowly and badly."""
 
+import gc
 import hashlib
 import os
 import signal
@@ -17,7 +18,6 @@ from instruct_lit.data import download
 from instruct_lit.data.download import fetch
 from instruct_lit.errors import DownloadError
 
-# pooch leaves the connection of a failed request to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore:.*socket.*:pytest.PytestUnraisableExceptionWarning")
 
 CONTENT = b'[{"instruction": "a", "output": "b"}]'
@@ -27,6 +27,13 @@ Answer = Callable[[BaseHTTPRequestHandler, int], None]
 
 def good(request: BaseHTTPRequestHandler, n: int) -> None:
     send(request, 200, CONTENT)
+
+
+@pytest.fixture(autouse=True)
+def collected() -> Iterator[None]:
+    """pooch leaves the connection of a failed request to the garbage collector, which is not to find it in another test."""
+    yield
+    gc.collect()
 
 
 def send(request: BaseHTTPRequestHandler, status: int, body: bytes, length: int | None = None) -> None:
