@@ -19,6 +19,7 @@ from instruct_lit.model import attention_products as products
 from instruct_lit.model.attention_products import Group
 
 GROUP_TOKENS = 192  # packed tokens that ask in one call where no variable-length kernel is at hand
+ROW_TOKENS = 128  # tokens of each padded row that ask in one call
 STEP_TOKENS = 32  # their numbers are multiples of this: few shapes, so that kernels made for them are found again
 
 
@@ -53,11 +54,13 @@ class CausalRows:
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
         k, v = grouped(q, k, v)
         q, k, v = (x.transpose(-3, -2) for x in (q, k, v))  # (B, H, T, D)
-        n = q.shape[-2]
-        if products.suits(q, n):
-            whole = Group(0, n, 0, 0, bias_of(torch.ones(n, n, dtype=torch.bool).tril(), q))
+        if products.suits_rows(q):
+            n = q.shape[-2]
+            bias = bias_of(torch.ones(n, n, dtype=torch.bool).tril(), q)
+            ends = [(start, min(start + ROW_TOKENS, n)) for start in range(0, n, ROW_TOKENS)]
+            groups = [Group(start, end, 0, 0, bias[start:end, :end]) for start, end in ends]
             queries, keys, values = (x.flatten(0, -3) for x in (q, k, v))
-            out = products.attend(queries, keys, values, [whole], dropout).view(q.shape)
+            out = products.attend(queries, keys, values, groups, dropout).view(q.shape)
         else:
             out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
         return out.transpose(-3, -2)

@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-LONGEST = 1024  # keys up to which products are the faster
+LONGEST = 2048  # keys up to which products are the faster
+LONGEST_ROW = 512  # tokens of padded rows up to which they are, in bf16 alone
 N_KEPT = 256  # keys up to which weights are kept
 
 
@@ -53,9 +54,14 @@ class Group:
 
 
 def suits(q: Tensor, n_keys: int) -> bool:
-    """Whether products are the faster way for queries like `q` that see at most `n_keys` keys."""
+    """Whether products are the faster way for the flat queries `q`, which see at most `n_keys` keys."""
     on_cpu = q.device.type == "cpu" and q.dtype in (torch.float32, torch.bfloat16)
     return on_cpu and torch.is_grad_enabled() and n_keys <= LONGEST
+
+
+def suits_rows(q: Tensor) -> bool:
+    """Whether they are for causal rows `(…, T, D)`: their many heads together leave the cache sooner."""
+    return q.dtype == torch.bfloat16 and q.shape[-2] <= LONGEST_ROW and suits(q, q.shape[-2])
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, groups: Sequence[Group], dropout: float) -> Tensor:

@@ -14,6 +14,7 @@ H, D = 3, 8
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both ways to attend, whatever the precision."""
     monkeypatch.setattr(products, "suits", lambda q, n_keys: request.param == "products")
+    monkeypatch.setattr(products, "suits_rows", lambda q: request.param == "products")
 
 
 def random(n: int, seed: int) -> Tensor:
@@ -67,7 +68,7 @@ def test_trap_10_changing_one_document_leaves_the_others_alone() -> None:
 
 @pytest.mark.usefixtures("way")
 def test_rows_are_causal() -> None:
-    qkv = torch.stack([random(6, seed) for seed in range(2)]).requires_grad_()  # (B, T, 3, H, D)
+    qkv = torch.stack([random(150, seed) for seed in range(2)]).requires_grad_()  # (B, T, 3, H, D)
     out = CausalRows().attend(0, *qkv.unbind(2), 0.0)
     (gradient,) = torch.autograd.grad(out.square().sum(), qkv)
     for row in range(2):
@@ -80,7 +81,10 @@ def test_rows_are_causal() -> None:
 
 def test_products_are_for_training_on_a_cpu() -> None:
     q = torch.zeros(1)
-    assert products.suits(q.bfloat16(), 1024) and products.suits(q, 1024) and not products.suits(q, 1025)
+    assert products.suits(q.bfloat16(), 2048) and products.suits(q, 2048) and not products.suits(q, 2049)
+    rows = torch.zeros(2, 3, 512, 8)
+    assert products.suits_rows(rows.bfloat16()) and not products.suits_rows(rows)
+    assert not products.suits_rows(torch.zeros(2, 3, 513, 8, dtype=torch.bfloat16))
     assert not products.suits(q.half(), 9) and not products.suits(torch.zeros(1, device="meta"), 9)
     with torch.no_grad():
         assert not products.suits(q, 9)
