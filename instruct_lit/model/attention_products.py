@@ -71,6 +71,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, groups: Sequence[Group], dropout: fl
 
 
 class _Attend(torch.autograd.Function):
+    """Keeps of each group its queries, keys and values, the weights of few keys, and the factors of dropout."""
+
     @staticmethod
     def forward(  # type: ignore[override]
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, groups: Sequence[Group], dropout: float
