@@ -6,15 +6,16 @@ weights), batch size and AdamW, and returns its figures. A name tells layout and
 
 from __future__ import annotations
 
+import math
 import tempfile
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from benchmarks import common
+from benchmarks import common, matrix
 
 REFERENCE, CHECKOUT = "chapter 7", "chapter 7 checkout"
-TRL = ["trl fp32", "trl bf16", "trl bf16 packed"]
+TRL = ["trl fp32", "trl bf16", "trl bf16 packed", "trl bf16 wrapped"]
 LITGPT = ["litgpt fp32", "litgpt bf16"]
 LR, WEIGHT_DECAY = 5e-5, 0.1
 
@@ -27,7 +28,10 @@ def measure(name: str, args: Namespace) -> dict[str, Any]:
 
 
 def ours(name: str, args: Namespace) -> dict[str, Any]:
-    """What `python -m instruct_lit.train` runs, without validation, checkpoints and answers."""
+    """What `python -m instruct_lit.train` runs, without validation, checkpoints and answers.
+
+    On a GPU `compiled` is compile=true, `graphs` cuda_graphs=true.
+    """
     import torch
     from hydra import compose, initialize_config_dir
     from lightning import Callback, seed_everything
@@ -41,7 +45,7 @@ def ours(name: str, args: Namespace) -> dict[str, Any]:
     from instruct_lit.training.module import InstructionTuner
 
     memory, clock = common.Memory(args.device), common.Clock(args.warm_up, args.steps, args.device)
-    _, batching, precision = name.split()
+    _, batching, precision, *more = name.split()
     layout, _, prefix = batching.partition("+")
 
     class Tick(Callback):
@@ -62,7 +66,8 @@ def ours(name: str, args: Namespace) -> dict[str, Any]:
                 f"trainer.accelerator={'gpu' if args.device == 'cuda' else 'cpu'}", "trainer.max_epochs=100",
                 f"trainer.max_steps={args.warm_up + args.steps}", "trainer.limit_val_batches=0",
                 "+trainer.enable_checkpointing=false", "+trainer.enable_progress_bar=false",
-                f"trainer.default_root_dir={folder}",
+                f"trainer.default_root_dir={folder}", f"compile={'compiled' in more}".lower(),
+                f"cuda_graphs={'graphs' in more}".lower(),
             ],
         )  # fmt: skip
         check_train(config)
@@ -72,8 +77,16 @@ def ours(name: str, args: Namespace) -> dict[str, Any]:
         model = build.model_of(config)
         tokenizer, template = build.language_of(config)
         data = build.data_of(config, template, tokenizer, model.config.context_length)
-        trainer.fit(InstructionTuner(model, *build.optimization_of(config)), data)
-    return _figures(args, clock, memory, args.batch_size, torch.__version__)
+        tuner = InstructionTuner(
+            model, *build.optimization_of(config), compiled=config.compile, cuda_graphs=config.cuda_graphs
+        )
+        trainer.fit(tuner, data)
+    return _figures(args, clock, memory, _per_step(common.N_TRAIN, args.batch_size), torch.__version__)
+
+
+def _per_step(n_rows: int, batch_size: int) -> float:
+    """Examples in an average batch of an epoch, whose last one may be smaller."""
+    return common.N_TRAIN / math.ceil(n_rows / batch_size)
 
 
 def chapter_7(name: str, args: Namespace) -> dict[str, Any]:
@@ -112,7 +125,11 @@ def chapter_7_checkout(args: Namespace) -> dict[str, Any]:
 
 
 def trl(name: str, args: Namespace) -> dict[str, Any]:
-    """TRL's SFTTrainer on a random GPT-2, the prompt masked; packed rows have room for a batch of the others."""
+    """TRL's SFTTrainer on a random GPT-2, the prompt masked.
+
+    Packed rows have together room for a batch of the others: of whole documents (`packed`, TRL's default), or of text
+    cut through documents that see each other (`wrapped`). `compiled` is torch.compile.
+    """
     import datasets
     import transformers
     from transformers import GPT2Config, GPT2LMHeadModel
@@ -125,7 +142,11 @@ def trl(name: str, args: Namespace) -> dict[str, Any]:
     )
     records = common.records_of(args.data)
     rows = [{"prompt": common.alpaca_prompt(r), "completion": r["output"]} for r in records]
-    packed = name.endswith("packed")
+    packing = {"packed": "bfd", "wrapped": "wrapped"}.get(name.split()[2]) if len(name.split()) > 2 else None
+    need = matrix.need_of(args.data, args.model, args.batch_size)
+    n_tokens = args.batch_size * 64 * math.ceil(need.n_tokens / 64)
+    width = min(1024, n_tokens)
+    n_packed = n_tokens // width
 
     class Tick(transformers.TrainerCallback):
         def on_step_end(self, *_: Any, **__: Any) -> None:
@@ -133,11 +154,12 @@ def trl(name: str, args: Namespace) -> dict[str, Any]:
 
     with tempfile.TemporaryDirectory() as folder:
         config = SFTConfig(
-            folder, per_device_train_batch_size=1 if packed else args.batch_size, max_steps=args.warm_up + args.steps,
-            max_length=args.batch_size * 64 if packed else 1024, packing=packed, bf16="bf16" in name,
+            folder, per_device_train_batch_size=n_packed if packing else args.batch_size,
+            max_steps=args.warm_up + args.steps, max_length=width if packing else 1024,
+            packing=packing is not None, packing_strategy=packing or "bfd", bf16="bf16" in name,
             use_cpu=args.device == "cpu", learning_rate=LR, weight_decay=WEIGHT_DECAY, report_to=[], save_strategy="no",
             logging_steps=10**6, disable_tqdm=True, gradient_checkpointing=False,
-            dataloader_pin_memory=args.device == "cuda",
+            dataloader_pin_memory=args.device == "cuda", torch_compile="compiled" in name,
         )  # fmt: skip
         trainer = SFTTrainer(
             model, args=config, train_dataset=datasets.Dataset.from_list(rows), processing_class=_hf_tokenizer(),
@@ -145,7 +167,7 @@ def trl(name: str, args: Namespace) -> dict[str, Any]:
         )  # fmt: skip
         n_rows = len(trainer.train_dataset)
         trainer.train()
-    per_step = len(records) / n_rows if packed else args.batch_size
+    per_step = _per_step(n_rows, n_packed if packing else args.batch_size)
     return _figures(args, clock, memory, per_step, __version__)
 
 

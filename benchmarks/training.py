@@ -32,7 +32,11 @@ def main() -> None:
     parser.add_argument("--peer-python", nargs="+", default=[], metavar="PEER=PATH", help="trl=… litgpt=…")
     args = parser.parse_args()
     if args.system:
-        common.report(matrix.rates(args.device) if args.system == MATRIX else systems.measure(args.system, args))
+        common.report(
+            matrix.rates(args.device, common.shape_of(args.model)[2])
+            if args.system == MATRIX
+            else systems.measure(args.system, args)
+        )
         return
     layouts = [f"ours {batching} {precision}" for precision in args.precision for batching in args.batching]
     names = args.systems or [REFERENCE, *([CHECKOUT] if args.ch07 else []), *TRL, *LITGPT, *layouts]

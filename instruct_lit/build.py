@@ -75,6 +75,11 @@ def check_machine(config: DictConfig) -> None:
         from instruct_lit.training.optimizers import check_adamw_8bit
 
         check_adamw_8bit()
+    if config.compile:
+        import torch
+
+        if config.trainer.accelerator == "cpu" or not torch.cuda.is_available():
+            raise ConfigError("compile=true: makes kernels for a GPU, and this run has none; use compile=false")
 
 
 def optimization_of(config: DictConfig) -> tuple[Any, Any]:

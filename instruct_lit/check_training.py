@@ -42,6 +42,8 @@ def check_train(config: Any) -> None:
             f"data.max_length={data.max_length}: the model's context is {model.context_length} tokens "
             "(model.context_length)"
         )
+    if config.compile and model.kind == "hf":
+        problems.append("compile=true: goes with GPT-2, not with model=hf")
     if model.dropout >= 1:
         problems.append(f"model.dropout={model.dropout}: must be below 1")
     problems += _problems_of_kind(model)
@@ -117,6 +119,8 @@ def _problems_of_shards(config: Any) -> list[str]:
         problems.append(
             f"optimizer._target_={optimizer}: cannot work on shards; trainer=fsdp goes with optimizer=adamw"
         )
+    if config.compile:
+        problems.append("compile=true: not with a model in shards (trainer=fsdp)")
     if config.adapter.kind == "qlora":
         problems.append("adapter=qlora: 4-bit weights cannot be sharded; use trainer=ddp, or adapter=lora")
     for key, node in _callbacks(config).items():

@@ -153,6 +153,8 @@ class TrainConfig:
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     trainable: str = "all"
     neftune_alpha: float | None = None
+    compile: bool = False
+    cuda_graphs: bool = False
     optimizer: Any = MISSING
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     callbacks: Any = None

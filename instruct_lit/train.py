@@ -77,7 +77,9 @@ def train(config: DictConfig) -> float | None:
     adapter = build.adapt(config, model)
     sharded = isinstance(trainer.strategy, FullySharded)  # its model is another one; the whole one is for the bundle
     trained = copy.deepcopy(model) if sharded else model
-    tuner = InstructionTuner(trained, *build.optimization_of(config), neftune_alpha=config.neftune_alpha)
+    tuner = InstructionTuner(
+        trained, *build.optimization_of(config), config.neftune_alpha, config.compile, config.cuda_graphs
+    )
     memory = PeakMemory(trainer.strategy.root_device.type)
 
     data.setup()

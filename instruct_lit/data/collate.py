@@ -44,8 +44,8 @@ class Batch:
     n_response_bytes: int  # UTF-8 bytes of the response tokens among the targets
 
     def to(self, *args: Any, **kwargs: Any) -> Batch:
-        """A copy whose tensors were moved as `Tensor.to` would."""
-        return self._map(lambda x: x.to(*args, **kwargs))
+        """A copy whose tensors were moved as `Tensor.to` would; towards a device nobody waits for that."""
+        return self._map(lambda x: x.to(*args, **{"non_blocking": not x.is_cuda, **kwargs}))
 
     def pin_memory(self) -> Batch:
         """A copy in page-locked memory."""
@@ -120,7 +120,7 @@ class Collator:
         return self._batch(
             examples,
             input_ids=inputs,
-            position_ids=torch.arange(inputs.shape[1]).expand(inputs.shape[0], -1),
+            position_ids=torch.arange(inputs.shape[1]).repeat(inputs.shape[0], 1),
             loss_index=loss_index,
             targets=targets.flatten()[loss_index],
             loss_weights=torch.ones(len(loss_index)),
@@ -158,7 +158,7 @@ class Collator:
             lengths.append(n_padding)
         pairs = np.stack([np.concatenate(index), np.concatenate(targets), np.concatenate(is_response)])
         weights: np.ndarray = np.ones(pairs.shape[1])
-        if n_prefix:  # what the documents share is computed once and counted as often as it occurs
+        if (pairs[0] < n_prefix).any():  # what the documents share is computed once and counted as often as it occurs
             pairs, weights = np.unique(pairs, axis=1, return_counts=True)
         return self._batch(
             examples,

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from instruct_lit.model import attention_products as products
 from instruct_lit.model.attention_products import Group
+from instruct_lit.model.attention_varlen import Sequences, VarlenDocuments
 
 GROUP_TOKENS = 192  # packed tokens that ask in one call where no variable-length kernel is at hand
 ROW_TOKENS = 128  # tokens of each padded row that ask in one call
@@ -36,7 +37,8 @@ class AttentionLayout(Protocol):
 
 def bias_of(visible: Tensor, like: Tensor) -> Tensor:
     """Zero where `visible` is true and minus infinity elsewhere, in the precision of `like` and on its device."""
-    return torch.zeros(visible.shape, dtype=like.dtype, device=like.device).masked_fill_(~visible, -math.inf)
+    hidden = ~visible.to(like.device)
+    return torch.zeros(visible.shape, dtype=like.dtype, device=like.device).masked_fill_(hidden, -math.inf)
 
 
 def grouped(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -83,13 +85,15 @@ class PackedDocuments:
         self.prefix_length = prefix_length
         self.n_tokens = prefix_length + sum(self.lengths)
         self._groups: list[Group] | None = None
-        self._varlen: tuple[Tensor, Tensor, Tensor] | None = None
+        self._varlen: VarlenDocuments | None = None
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
         assert q.shape[0] == self.n_tokens, f"{q.shape[0]} tokens for a layout of {self.n_tokens}"
         k, v = grouped(q, k, v)
         if q.is_cuda and q.dtype in (torch.float16, torch.bfloat16) and dropout == 0.0:
-            return self._attend_varlen(q, k, v)
+            if self._varlen is None:
+                self._varlen = VarlenDocuments(Sequences(self.lengths, self.prefix_length, q.device))
+            return self._varlen.attend(layer, q, k, v, dropout)
         return self._attend_groups(q, k, v, dropout)
 
     def _attend_groups(self, q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
@@ -103,21 +107,6 @@ class PackedDocuments:
             queries, keys, values = (x.unsqueeze(0) for x in (group.queries_of(q), group.keys_of(k), group.keys_of(v)))
             outputs.append(F.scaled_dot_product_attention(queries, keys, values, group.bias, dropout_p=dropout)[0])
         return torch.cat(outputs, 1).transpose(0, 1)
-
-    def _attend_varlen(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        from torch.nn.attention.varlen import varlen_attn
-
-        if self._varlen is None:
-            self._varlen = _varlen_indices(self.lengths, self.prefix_length, q.device)
-        cu_q, cu_k, key_rows = self._varlen
-        n_prefix, longest = self.prefix_length, max(self.lengths)
-        if n_prefix:  # the prefix is a sequence of its own; its keys stand before those of every document
-            k, v = k.index_select(0, key_rows), v.index_select(0, key_rows)
-        max_q, max_k = max(longest, n_prefix), longest + n_prefix
-        # A right window of 0 is causal; with fewer queries than keys the kernel aligns the last ones.
-        out = varlen_attn(q, k, v, cu_q, cu_k, max_q, max_k, window_size=(-1, 0))
-        assert isinstance(out, Tensor)
-        return out
 
 
 def _cut_into_groups(lengths: list[int], n_prefix: int, like: Tensor) -> list[Group]:
@@ -145,15 +134,3 @@ def _cut_into_groups(lengths: list[int], n_prefix: int, like: Tensor) -> list[Gr
 
 def _up(n: float) -> int:
     return math.ceil(n / STEP_TOKENS) * STEP_TOKENS
-
-
-def _varlen_indices(lengths: list[int], n_prefix: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Cumulative lengths of queries and keys, and the key rows: the prefix, then prefix and document for each one."""
-    n_q = ([n_prefix] if n_prefix else []) + lengths
-    n_k = ([n_prefix] if n_prefix else []) + [n_prefix + length for length in lengths]
-    prefix, pieces, start = torch.arange(n_prefix), [torch.arange(n_prefix)], n_prefix
-    for length in lengths:
-        pieces += [prefix, torch.arange(start, start + length)]
-        start += length
-    cumulative = [torch.tensor([0, *n]).cumsum(0, dtype=torch.int32).to(device) for n in (n_q, n_k)]
-    return cumulative[0], cumulative[1], torch.cat(pieces).to(device)

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, Protocol
+from collections.abc import Callable
+from functools import cache
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from instruct_lit.model.attention import AttentionLayout
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+@cache
+def compiled_form(function: Function) -> Function:
+    """A function of tensors (and modules) compiled by `torch.compile`, for tensors of any number of tokens."""
+    compiled: Any = torch.compile(function, dynamic=True)
+    return compiled
 
 
 class Shape(Protocol):
@@ -36,6 +47,8 @@ class CausalLM(nn.Module):
     config: Any  # a Shape
     blocks: nn.ModuleList  # one layer after the other
     embedding_noise: float = 0.0  # half the width of the uniform noise on token embeddings in training
+    compiled: bool = False  # in training, what is between products runs as kernels made for it
+    recordable: bool = False  # its passes may be recorded as CUDA graphs: they never wait for the device
     no_layouts: str | None = None  # why the model takes rows only, no other attention layout
 
     @property

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from instruct_lit.model.attention import AttentionLayout, CausalRows
-from instruct_lit.model.causal import CausalLM
+from instruct_lit.model.causal import CausalLM, compiled_form
 
 INIT_STD = 0.02
 
@@ -43,7 +43,7 @@ class GPTConfig:
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention: project to queries, keys and values, attend as the layout says, project back."""
+    """Multi-head self-attention: project (`qkv`), attend as the layout says, project back."""
 
     def __init__(self, config: GPTConfig, layer: int, dropout: float) -> None:
         super().__init__()
@@ -51,11 +51,11 @@ class SelfAttention(nn.Module):
         self.qkv = nn.Linear(config.d_model, 3 * config.d_model)
         self.proj = nn.Linear(config.d_model, config.d_model)
 
-    def forward(self, x: Tensor, layout: AttentionLayout) -> Tensor:
-        qkv = self.qkv(x).unflatten(-1, (3, self.n_heads, self.d_head))  # (…, 3, H, D)
-        q, k, v = qkv.unbind(-3)
+    def attend(self, qkv: Tensor, layout: AttentionLayout) -> Tensor:
+        """From `(…, 3C)` queries, keys and values to the attended values `(…, C)`."""
+        q, k, v = qkv.unflatten(-1, (3, self.n_heads, self.d_head)).unbind(-3)  # (…, H, D) each
         y = layout.attend(self.layer, q, k, v, self.dropout if self.training else 0.0)
-        return self.proj(y.flatten(-2))
+        return y.flatten(-2)
 
 
 class MLP(nn.Module):
@@ -71,7 +71,10 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """One layer: attention, then the MLP, each normalised before and added to the residual stream."""
+    """One layer: attention, then the MLP, each normalised before and added to the residual stream.
+
+    What stands around the attention are two functions of tensors alone, which can be compiled (`CausalLM.compiled`).
+    """
 
     def __init__(self, config: GPTConfig, layer: int, dropout: float) -> None:
         super().__init__()
@@ -81,9 +84,20 @@ class Block(nn.Module):
         self.mlp = MLP(config)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, layout: AttentionLayout) -> Tensor:
-        x = x + self.dropout(self.attn(self.ln_1(x), layout))
+    def before_attention(self, x: Tensor) -> Tensor:
+        """Queries, keys and values `(…, 3C)` of the residual stream `(…, C)`."""
+        return self.attn.qkv(self.ln_1(x))
+
+    def after_attention(self, x: Tensor, y: Tensor) -> Tensor:
+        """The residual stream after the layer, from that before it and the attended values, all `(…, C)`."""
+        x = x + self.dropout(self.attn.proj(y))
         return x + self.dropout(self.mlp(self.ln_2(x)))
+
+    def forward(self, x: Tensor, layout: AttentionLayout, compiled: bool = False) -> Tensor:
+        before, after = Block.before_attention, Block.after_attention
+        if compiled:
+            before, after = compiled_form(before), compiled_form(after)
+        return after(self, x, self.attn.attend(before(self, x), layout))
 
 
 class GPT(CausalLM):
@@ -101,6 +115,11 @@ class GPT(CausalLM):
         self.ln_f = nn.LayerNorm(config.d_model, eps=config.layer_norm_eps)
 
     @property
+    def recordable(self) -> bool:  # type: ignore[override]
+        """Whether CUDA graphs may record it: dropout in packed attention is prepared on the processor."""
+        return self.dropout.p == 0 and not self.activation_checkpointing
+
+    @property
     def head_weight(self) -> Tensor:
         """The output projection `(V, C)`, tied to the token embedding."""
         return self.wte.weight
@@ -116,13 +135,15 @@ class GPT(CausalLM):
             position_ids = torch.arange(input_ids.shape[-1], device=input_ids.device)
         layout = layout or CausalRows()
         # The tied weight has a dense gradient from the head; a sparse one adds to it without another (V, C) of zeros.
-        tokens = F.embedding(input_ids, self.wte.weight, sparse=self.training)
+        # On a GPU zeros are cheap, and sparse rows would be sorted.
+        tokens = F.embedding(input_ids, self.wte.weight, sparse=self.training and not input_ids.is_cuda)
         x = self.dropout(self.noised(tokens) + self.wpe(position_ids))
+        compiled = self.compiled and self.training
         for block in self.blocks:
             if self.activation_checkpointing and self.training:
-                x = checkpoint(block, x, layout, use_reentrant=False)
+                x = checkpoint(block, x, layout, compiled, use_reentrant=False)
             else:
-                x = block(x, layout)
+                x = block(x, layout, compiled)
         return self.ln_f(x)
 
     def forward(

@@ -21,6 +21,7 @@ from instruct_lit.generation.engine import Engine
 from instruct_lit.generation.sampling import SamplingSettings
 from instruct_lit.model.causal import CausalLM
 from instruct_lit.training.distributed import sum_over_ranks
+from instruct_lit.training.hardware import wait_for
 from instruct_lit.training.sharded import whole_weights
 
 
@@ -28,7 +29,8 @@ class History(Callback):
     """Appends a row to `history.jsonl` at every logging step and every validation, and measures the throughput.
 
     `tokens_per_s` counts the examples' own tokens, without padding, over the time spent in training batches;
-    validation, checkpoints and generation are left out. `waiting_s` is the time the loop waited for data. The best step
+    validation, checkpoints and generation are left out. A GPU works on after it got a batch: it is waited for at
+    logging steps, before a validation and at the end. `waiting_s` is the time the loop waited for data. The best step
     is that of the lowest (or with `mode="max"` the highest) `monitor`, as the best checkpoint has it.
     """
 
@@ -79,6 +81,11 @@ class History(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         assert self._batch_start is not None
+        every = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        stepped = not trainer.fit_loop.epoch_loop._should_accumulate()
+        logs = stepped and trainer.global_step % every == 0
+        if logs:
+            wait_for(pl_module.device)
         self._batch_end = time.perf_counter()
         self.training_s += self._batch_end - self._batch_start
         mine = (batch.n_tokens, batch.n_supervised, batch.input_ids.numel())
@@ -86,9 +93,7 @@ class History(Callback):
         self.n_tokens += n_tokens
         self.n_supervised += n_supervised
         self.n_positions += n_positions
-        every = trainer.log_every_n_steps  # type: ignore[attr-defined]
-        stepped = not trainer.fit_loop.epoch_loop._should_accumulate()
-        if stepped and trainer.global_step % every == 0 and "train/loss" in trainer.callback_metrics:
+        if logs and "train/loss" in trainer.callback_metrics:
             n_tokens, seconds = self._last
             rate = (self.n_tokens - n_tokens) / max(1e-9, self.training_s - seconds)
             self._last = (self.n_tokens, self.training_s)
@@ -96,7 +101,17 @@ class History(Callback):
             self._append(trainer, pl_module, ("train/loss", "train/grad_norm"), {"tokens_per_s": rate})
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._batch_end = None  # the time until the next batch is not a wait for data
+        self._finish_work(pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._finish_work(pl_module)
+
+    def _finish_work(self, pl_module: LightningModule) -> None:
+        """Count what the device still does; the time until the next batch is then no wait for data."""
+        if self._batch_end is not None and pl_module.device.type != "cpu":
+            wait_for(pl_module.device)
+            self.training_s += time.perf_counter() - self._batch_end
+        self._batch_end = None
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         fitting = trainer.state.fn == TrainerFn.FITTING

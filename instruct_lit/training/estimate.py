@@ -12,6 +12,7 @@ from instruct_lit.data.collate import Batch
 from instruct_lit.model.causal import CausalLM
 from instruct_lit.model.gpt import GPT, GPTConfig
 from instruct_lit.training.failures import STATES_BYTES
+from instruct_lit.training.hardware import wait_for
 from instruct_lit.training.loss import CHUNK, summed_cross_entropy
 from instruct_lit.training.module import layout_of
 
@@ -79,8 +80,7 @@ def train_step(model: CausalLM, optimizer: torch.optim.Optimizer, batch: Batch, 
     _loss(model, batch, bf16).backward()
     optimizer.step()
     optimizer.zero_grad()
-    if batch.input_ids.is_cuda:
-        torch.cuda.synchronize()
+    wait_for(batch.input_ids.device)
     return time.perf_counter() - start
 
 

@@ -27,13 +27,19 @@ def matrix_rate(device: torch.device, precision: str) -> float:
     """FLOP/s of this device's matrix products in the precision of a run, the best of a few of a middling size."""
     dtype = torch.bfloat16 if precision.startswith("bf16") else torch.float32
     n = 8192 if device.type == "cuda" else 1024
-    a, b = torch.ones(n, n, device=device, dtype=dtype), torch.ones(n, n, device=device, dtype=dtype)
+    a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))  # a GPU multiplies ones faster than numbers
     best = math.inf
     for _ in range(6):
         start = time.perf_counter()
         (a @ b)[0, 0].item()  # waits for the device
         best = min(best, time.perf_counter() - start)
     return 2 * n**3 / best
+
+
+def wait_for(device: torch.device) -> None:
+    """Wait until a GPU has done what was asked of it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def keep_freed_memory() -> None:

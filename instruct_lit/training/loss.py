@@ -6,27 +6,36 @@ stored: memory does not grow with their product.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from instruct_lit.model.causal import compiled_form
 from instruct_lit.model.likelihood import CHUNK
 from instruct_lit.training.working import Working
 
-BLOCK = 8  # positions whose softmax is taken at once, so that its passes over memory stay in the cache
+BLOCK = 8  # positions whose softmax a CPU takes at once, so that its passes over memory stay in the cache
+GPU_CHUNK = 4096  # of a GPU: fewer and larger products; 50257 · 6 bytes each, 1.2 GB in bf16
+GPU_MULTIPLE = 64  # to which a GPU's vocabulary is rounded up: products of rows at odd places are several times slower
 
 
 def summed_cross_entropy(
-    hidden: Tensor, head_weight: Tensor, targets: Tensor, weights: Tensor, working: Working | None = None
+    hidden: Tensor,
+    head_weight: Tensor,
+    targets: Tensor,
+    weights: Tensor,
+    working: Working | None = None,
+    compiled: bool = False,
 ) -> Tensor:
     """Return Σ weights · -log p(target), a float32 scalar with gradients for `hidden` and `head_weight`.
 
     `hidden` `(M, C)` are the states at the supervised positions, `head_weight` is `(V, C)`, `targets` and `weights`
     are `(M,)`. Nothing supervised gives 0 with zero gradients. With `working` memory of the head the products use its
-    copy, and the head's gradient goes into its buffer.
+    copy, and the head's gradient goes into its buffer. With `compiled` a GPU takes the softmax by kernels made for it.
     """
-    return _SummedCrossEntropy.apply(hidden, head_weight, targets, weights, working)
+    return _SummedCrossEntropy.apply(hidden, head_weight, targets, weights, working, compiled)
 
 
 class _SummedCrossEntropy(torch.autograd.Function):
@@ -34,35 +43,46 @@ class _SummedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, hidden: Tensor, head_weight: Tensor, targets: Tensor, weights: Tensor, working: Working | None
+        ctx: Any,
+        hidden: Tensor,
+        head_weight: Tensor,
+        targets: Tensor,
+        weights: Tensor,
+        working: Working | None,
+        compiled: bool,
     ) -> Tensor:
         device_type = hidden.device.type
         dtype = torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else hidden.dtype
-        ctx.working = working
-        weight = head_weight.to(dtype) if working is None else working.weight
+        ctx.working, ctx.compiled = working, compiled
         with torch.autocast(device_type, enabled=False):
+            weight = _rounded_up(head_weight, dtype) if working is None else working.weight
             return _SummedCrossEntropy._forward(ctx, hidden, head_weight, weight, targets, weights)
 
     @staticmethod
     def _forward(
         ctx: Any, hidden: Tensor, head_weight: Tensor, weight: Tensor, targets: Tensor, weights: Tensor
     ) -> Tensor:
-        dtype, working = weight.dtype, ctx.working
+        dtype, working, n_vocab = weight.dtype, ctx.working, len(head_weight)
+        at_once = _at_once(hidden)
+        to_gradient = _to_gradient if at_once else _to_gradient_in_blocks
+        to_gradient = compiled_form(to_gradient) if at_once and ctx.compiled else to_gradient
         total = torch.zeros((), device=hidden.device)
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
         grad_weight = None
-        for start in range(0, len(hidden), CHUNK):
-            rows = slice(start, start + CHUNK)
+        chunk = GPU_CHUNK if at_once else CHUNK
+        for start in range(0, len(hidden), chunk):
+            rows = slice(start, start + chunk)
             h = hidden[rows].to(dtype)
             logits = torch.mm(h, weight.t())  # (m, V)
-            total += _to_gradient(logits, targets[rows], weights[rows])
+            logits[:, n_vocab:] = -math.inf
+            total += to_gradient(logits, targets[rows], weights[rows])
             if grad_hidden is not None:
                 grad_hidden[rows] = torch.mm(logits, weight).to(hidden.dtype)
             if needs_weight and working is not None:
                 working.collect(logits, h)
             elif needs_weight:
-                part = torch.mm(logits.t(), h)
+                part = torch.mm(logits.t(), h)[:n_vocab]
                 grad_weight = part.to(head_weight.dtype) if grad_weight is None else grad_weight.add_(part)
         if needs_weight and grad_weight is None and working is None:
             grad_weight = torch.zeros_like(head_weight)
@@ -70,26 +90,51 @@ class _SummedCrossEntropy(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         gradients, ctx.gradients = ctx.gradients, None
         # What went into the buffer in the forward pass can no longer be scaled alone: factors belong into the weights.
         assert ctx.working is None or abs(grad_output.item() - 1.0) < 1e-6, "scale the weights of the loss instead"
         # On the CPU a look at the factor is free and mostly spares a pass over (V, C); on a GPU it would wait.
         if grad_output.is_cuda or abs(grad_output.item() - 1.0) > 1e-6:
             gradients = tuple(g if g is None else g.mul_(grad_output.to(g.dtype)) for g in gradients)
-        return gradients[0], gradients[1], None, None, None
+        return gradients[0], gradients[1], None, None, None, None
+
+
+def _at_once(like: Tensor) -> bool:
+    """Whether the softmax of a whole chunk is taken at once: where memory is fast and calls are dear."""
+    return like.is_cuda
+
+
+def _rounded_up(head_weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """The head in the precision of its products, on a GPU with rows of zeros up to a multiple of `GPU_MULTIPLE`."""
+    n_vocab, width = head_weight.shape
+    n_more = -n_vocab % GPU_MULTIPLE if _at_once(head_weight) else 0
+    if not n_more:
+        return head_weight.to(dtype)
+    weight = head_weight.new_empty((n_vocab + n_more, width), dtype=dtype)
+    weight[:n_vocab], weight[n_vocab:] = head_weight, 0.0
+    return weight
 
 
 def _to_gradient(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-    """Overwrite the logits `(m, V)` with their gradient and return the summed loss.
+    """Overwrite the logits `(m, V)` with their gradient, weight · (softmax - one-hot), and return the summed loss.
 
-    The arithmetic is in fp32, block by block: the gradient is weight · (softmax - one-hot).
+    The arithmetic is in fp32, in as few passes over memory as torch's operations allow.
     """
+    targets, weights = targets[:, None], weights[:, None]
+    log_p = torch.log_softmax(logits, 1, dtype=torch.float32)
+    at_target = log_p.gather(1, targets)
+    torch.mul(log_p.exp_(), weights, out=logits)
+    logits.scatter_(1, targets, (at_target.expm1() * weights).to(logits.dtype))
+    return -(at_target * weights).sum()
+
+
+def _to_gradient_in_blocks(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+    """The same block by block, in memory that stays in a CPU's cache."""
     total = torch.zeros((), device=logits.device)
-    step = BLOCK if logits.device.type == "cpu" else len(logits)
-    block = torch.empty(min(step, len(logits)), logits.shape[1], device=logits.device)
-    for start in range(0, len(logits), step):
-        rows = slice(start, start + step)
+    block = torch.empty(min(BLOCK, len(logits)), logits.shape[1], device=logits.device)
+    for start in range(0, len(logits), BLOCK):
+        rows = slice(start, start + BLOCK)
         own, target, weight = logits[rows], targets[rows, None], weights[rows, None]
         highest = own.amax(1, keepdim=True).float()
         values = block[: len(own)].copy_(own)

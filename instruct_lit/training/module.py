@@ -23,6 +23,7 @@ from instruct_lit.training.checkpoint import check_identity
 from instruct_lit.training.distributed import sum_over_ranks
 from instruct_lit.training.failures import FiniteLosses, not_finite
 from instruct_lit.training.frozen import completed, trained_part
+from instruct_lit.training.graphs import StepGraphs
 from instruct_lit.training.loss import summed_cross_entropy
 from instruct_lit.training.optimizer import AdamW, total_norm
 from instruct_lit.training.sharded import FullySharded, gather, is_sharded, scatter
@@ -39,6 +40,9 @@ class InstructionTuner(LightningModule):
     With `neftune_alpha` token embeddings get uniform noise in training, at most alpha / sqrt(L·C) for texts of L tokens
     (NEFTune, Jain et al. 2023); L is the batch's mean without padding, so the noise does not depend on the layout.
 
+    With `compiled` a GPU runs kernels made for model and loss (`torch.compile`), with `cuda_graphs` it is asked for all
+    of a micro-batch at once where precision and model allow it (`StepGraphs`).
+
     `make_optimizer` receives the model, `make_scheduler` the optimizer and the number of optimizer steps of the run.
     """
 
@@ -48,15 +52,19 @@ class InstructionTuner(LightningModule):
         make_optimizer: Callable[[torch.nn.Module], Optimizer],
         make_scheduler: Callable[[Optimizer, int], Any],
         neftune_alpha: float | None = None,
+        compiled: bool = False,
+        cuda_graphs: bool = False,
     ) -> None:
         super().__init__()
         self.model = model
+        model.compiled, self.cuda_graphs = compiled, cuda_graphs
         self.make_optimizer, self.make_scheduler = make_optimizer, make_scheduler
         self.neftune_alpha = neftune_alpha
         self.identity: dict[str, str] = {}  # what a checkpoint must share with the run that resumes it
         self.ends_when_not_finite = True  # a loss that is no number ends the run
         self.tokens_seen = 0  # supervised tokens that went into optimizer steps, over all ranks
         self._working: WorkingWeights | None = None
+        self._graphs: StepGraphs | None = None
         self._window, self._finite = _Window(), FiniteLosses()
         self._evaluation: dict[int, _Sums] = {}  # by loader: of a mixture each set has its own
 
@@ -70,18 +78,39 @@ class InstructionTuner(LightningModule):
         scheduler = self.make_scheduler(optimizer, int(self.trainer.estimated_stepping_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    def supervised_states(self, batch: Batch) -> Tensor:
-        """Hidden states `(M, C)` at the batch's supervised positions."""
-        hidden = self.model.hidden_states(batch.input_ids, batch.position_ids, layout_of(batch))
-        return hidden.flatten(0, -2).index_select(0, batch.loss_index)
+    def _states(
+        self, input_ids: Tensor, position_ids: Tensor, layout: AttentionLayout | None, loss_index: Tensor
+    ) -> Tensor:
+        """Hidden states `(M, C)` at the supervised positions."""
+        hidden = self.model.hidden_states(input_ids, position_ids, layout)
+        return hidden.flatten(0, -2).index_select(0, loss_index)
+
+    def _loss(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor,
+        layout: AttentionLayout | None,
+        loss_index: Tensor,
+        targets: Tensor,
+        weights: Tensor,
+    ) -> Tensor:
+        """The summed loss of a micro-batch, each pair multiplied by its weight."""
+        states, head = self._states(input_ids, position_ids, layout, loss_index), self.model.head_weight
+        working = self._working.of.get(id(head)) if self._working is not None else None
+        return summed_cross_entropy(states, head, targets, weights, working, self.model.compiled)
 
     def on_train_start(self) -> None:
-        optimizer = self.trainer.optimizers[0]
-        several = self.trainer.world_size > 1 or is_sharded(self.model)
-        if self.device.type != "cpu" or several or not isinstance(optimizer, AdamW):
+        if self.trainer.world_size > 1 or is_sharded(self.model):
             return
         half = self.trainer.precision == "bf16-mixed"
-        if half and not can_hold_other_gradients():
+        if self.device.type == "cuda" and half and self.model.recordable and self.neftune_alpha is None:
+            if self.cuda_graphs:
+                adds = self.trainer.accumulate_grad_batches > 1
+                self._graphs = StepGraphs(self._loss, self.model.parameters(), adds)
+                self._graphs.begin()
+            return
+        optimizer = self.trainer.optimizers[0]
+        if self.device.type != "cpu" or not isinstance(optimizer, AdamW) or (half and not can_hold_other_gradients()):
             return
         dtype = torch.bfloat16 if half else torch.float32
         # Gradients of several micro-batches are summed in fp32.
@@ -90,6 +119,9 @@ class InstructionTuner(LightningModule):
         optimizer.working = self._working
 
     def on_train_end(self) -> None:
+        if self._graphs is not None:
+            self._graphs.end()
+            self._graphs = None
         if self._working is not None:
             self._working.detach()
             self.trainer.optimizers[0].working = self._working = None  # type: ignore[attr-defined]
@@ -109,12 +141,16 @@ class InstructionTuner(LightningModule):
         # DDP divides by the number of ranks, Lightning by that of micro-batches: both are taken back. The factor goes
         # in with the weights, so that no pass over the head's gradient (V, C) is needed for it.
         factor = self.trainer.world_size / max(1, window.reference)
-        states, head = self.supervised_states(batch), self.model.head_weight
-        working = self._working.of.get(id(head)) if self._working is not None else None
-        loss = summed_cross_entropy(states, head, batch.targets, batch.loss_weights * factor, working)
+        weights = batch.loss_weights * factor
+        if self._graphs is not None:
+            loss = self._graphs.loss(batch, weights)
+        else:
+            loss = self._loss(
+                batch.input_ids, batch.position_ids, layout_of(batch), batch.loss_index, batch.targets, weights
+            )
         window.n_supervised += batch.n_supervised
         window.example_ids.append(batch.example_ids)
-        window.loss = window.loss.to(loss.device) + loss.detach() / factor
+        window.losses.append(loss.detach() / factor)
         return loss * self.trainer.accumulate_grad_batches
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
@@ -133,9 +169,9 @@ class InstructionTuner(LightningModule):
         if n_supervised != window.reference:
             torch._foreach_mul_(gradients, max(1, window.reference) / n_supervised)
         self.tokens_seen += n_supervised
-        loss = (
-            window.loss if self.trainer.world_size == 1 else self.trainer.strategy.reduce(window.loss, reduce_op="sum")
-        )
+        loss = torch.stack(window.losses).sum()
+        if self.trainer.world_size > 1:
+            loss = self.trainer.strategy.reduce(loss, reduce_op="sum")
         if self.ends_when_not_finite:
             self._finite.add(self.trainer.global_step + 1, window.example_ids, loss / n_supervised, self._last_good)
         self.log("train/loss", loss / n_supervised, prog_bar=False)
@@ -176,7 +212,7 @@ class InstructionTuner(LightningModule):
         self._evaluate(batch, dataloader_idx)
 
     def _evaluate(self, batch: Batch, loader: int) -> None:
-        states = self.supervised_states(batch)
+        states = self._states(batch.input_ids, batch.position_ids, layout_of(batch), batch.loss_index)
         losses = token_losses(states, self.model.head_weight, batch.targets).double() * batch.loss_weights
         of_response = batch.is_response.double()
         self._evaluation.setdefault(loader, _Sums()).add(
@@ -243,7 +279,7 @@ class _Window:
     def __init__(self) -> None:
         self.reference = 0  # supervised tokens of the first micro-batch, over all ranks
         self.n_supervised = 0
-        self.loss = torch.zeros(())
+        self.losses: list[Tensor] = []
         self.example_ids: list[Tensor] = []
 
 

@@ -31,16 +31,20 @@ def naive(model: GPT, prompt: list[int], n_tokens: int, eot_id: int) -> list[int
     """Greedy decoding that computes everything anew for every token."""
     ids = list(prompt)
     while len(ids) < len(prompt) + n_tokens and len(ids) < model.config.context_length:
-        token = int(model(torch.tensor([ids]))[0, -1].argmax())
+        token = int(model(torch.tensor([ids], device=model.head_weight.device))[0, -1].argmax())
         if token == eot_id:
             break
         ids.append(token)
     return ids[len(prompt) :]
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 @pytest.mark.parametrize("max_rows", [1, 3, 32])
-def test_trap_12_greedy_batched_is_one_by_one_is_naive(model: GPT, tokenizer: GPT2Tokenizer, max_rows: int) -> None:
+def test_trap_12_greedy_batched_is_one_by_one_is_naive(
+    model: GPT, tokenizer: GPT2Tokenizer, max_rows: int, device: str
+) -> None:
     """Prompts of very different lengths, and more of them than rows, so that rows are filled again."""
+    model.to(device)
     given = prompts(10)
     settings = [SamplingSettings(max_new_tokens=4 + 2 * i) for i in range(10)]
     found = Engine(model, tokenizer, max_rows).generate(given, settings)
@@ -49,7 +53,9 @@ def test_trap_12_greedy_batched_is_one_by_one_is_naive(model: GPT, tokenizer: GP
         assert request.text == tokenizer.decode(request.ids)
 
 
-def test_sampled_batched_is_one_by_one(model: GPT, tokenizer: GPT2Tokenizer) -> None:
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_sampled_batched_is_one_by_one(model: GPT, tokenizer: GPT2Tokenizer, device: str) -> None:
+    model.to(device)
     given = prompts(7)
     settings = [
         SamplingSettings(max_new_tokens=8, temperature=1.3, top_p=0.9, repetition_penalty=1.1, seed=s) for s in range(7)

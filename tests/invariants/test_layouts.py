@@ -103,21 +103,23 @@ def plain(model: GPT, examples: list[EncodedExample]) -> Plain:
 
 
 def by_layout(
-    model: GPT, parts: list[list[EncodedExample]], collator: Collator
+    model: GPT, parts: list[list[EncodedExample]], collator: Collator, device: str = "cpu"
 ) -> tuple[float, dict[str, torch.Tensor]]:
     """Sums over the parts, divided once by all supervised tokens."""
-    model = copy.deepcopy(model).train()
-    batches = [collator(part) for part in parts]
+    model = copy.deepcopy(model).to(device).train()
+    batches = [collator(part).to(device) for part in parts]
     n_supervised = sum(batch.n_supervised for batch in batches)
     total = 0.0
     for batch in batches:
         states = model.hidden_states(batch.input_ids, batch.position_ids, layout_of(batch)).flatten(0, -2)[
             batch.loss_index
         ]
-        loss = summed_cross_entropy(states, model.head_weight, batch.targets, batch.loss_weights) / n_supervised
+        loss = summed_cross_entropy(
+            states, model.head_weight, batch.targets, batch.loss_weights / n_supervised, compiled=model.compiled
+        )
         loss.backward()
         total += loss.item()
-    return total, {name: p.grad for name, p in model.named_parameters()}
+    return total, {name: p.grad.cpu() for name, p in model.named_parameters()}
 
 
 SINGLE, DOUBLE = (torch.float32, 1e-5), (torch.float64, 1e-6)
@@ -174,19 +176,44 @@ def test_padding_to_a_fixed_length_changes_nothing(
         assert (gradient - wanted[name]).norm() / wanted[name].norm() < 1e-5, name
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("layout", ["padded", "packed"])
+@pytest.mark.parametrize("mask_prompt", [True, False])
 def test_half_precision_is_near(
-    model: GPT, plain: Plain, examples: list[EncodedExample], tokenizer: GPT2Tokenizer
-) -> None:
-    """The fast path of a CPU in bf16-mixed; its rounding is that of bf16, about three digits."""
-    expected, wanted = plain(True)
+    model: GPT, plain: Plain, examples: list[EncodedExample], tokenizer: GPT2Tokenizer, layout: str, mask_prompt: bool,
+    device: str,
+) -> None:  # fmt: skip
+    """The fast path in bf16-mixed; its rounding is that of bf16, about three digits."""
+    expected, wanted = plain(mask_prompt)
     for shared_prefix in (False, True):
-        with torch.autocast("cpu", torch.bfloat16):
-            loss, gradients = by_layout(model, [examples], Collator(EOT, tokenizer.n_bytes_of, "packed", shared_prefix))
+        collator = Collator(EOT, tokenizer.n_bytes_of, layout, shared_prefix, mask_prompt)  # type: ignore[arg-type]
+        with torch.autocast(device, torch.bfloat16):
+            loss, gradients = by_layout(model, [examples], collator, device)
         assert loss == pytest.approx(expected, rel=5e-3)
         for name in ("wte.weight", "blocks.0.attn.qkv.weight", "blocks.1.mlp.proj.weight"):
             assert (
                 torch.nn.functional.cosine_similarity(gradients[name].flatten(), wanted[name].flatten(), dim=0) > 0.995
             )
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("layout", ["padded", "packed"])
+@pytest.mark.parametrize("shared_prefix", [False, True])
+@pytest.mark.parametrize("mask_prompt", [True, False])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_gpu_gives_the_same(
+    model: GPT, plain: Plain, examples: list[EncodedExample], tokenizer: GPT2Tokenizer, layout: str, shared_prefix: bool,
+    mask_prompt: bool, compiled: bool,
+) -> None:  # fmt: skip
+    collator = Collator(EOT, tokenizer.n_bytes_of, layout, shared_prefix, mask_prompt)  # type: ignore[arg-type]
+    model = copy.deepcopy(model)
+    model.compiled = compiled
+    loss, gradients = by_layout(model, [examples[:8], examples[8:]], collator, "cuda")
+    expected, wanted = plain(mask_prompt)
+    assert loss == pytest.approx(expected, rel=1e-5)
+    for name, gradient in gradients.items():
+        error = (gradient - wanted[name]).norm() / wanted[name].norm()
+        assert error < 1e-5, f"{name}: relative error {error:.1e}"
 
 
 def test_a_shared_prefix_may_hold_answers(tokenizer: GPT2Tokenizer) -> None:

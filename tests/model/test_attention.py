@@ -6,6 +6,7 @@ from torch import Tensor
 
 from instruct_lit.model import attention_products as products
 from instruct_lit.model.attention import CausalRows, PackedDocuments
+from instruct_lit.model.attention_varlen import Sequences
 
 H, D = 3, 8
 
@@ -131,3 +132,50 @@ def test_a_layout_refuses_what_it_was_not_made_for() -> None:
         PackedDocuments([3, 0])
     with pytest.raises(AssertionError, match="5 tokens for a layout of 6"):
         PackedDocuments([6]).attend(0, *random(5, 0).unbind(1), 0.0)
+
+
+@pytest.mark.parametrize("padding", [[], [3], [5, 2, 0, 0]])
+@pytest.mark.parametrize(("lengths", "n_prefix"), [([4, 7, 1, 6], 9), ([3], 2), ([1, 1], 1), ([5, 2], 0)])
+def test_the_variable_length_kernel_finds_the_prefix_before_every_document(
+    lengths: list[int], n_prefix: int, padding: list[int]
+) -> None:
+    n_tokens = n_prefix + sum(lengths) + sum(padding)
+    x = random(n_tokens, 0)[:, 0].requires_grad_()
+    sequences = Sequences(lengths, n_prefix, x.device, padding, longest=20)
+    keys = sequences.keys_of(x)
+    prefix, *documents = x.split([n_prefix, *lengths, *padding])
+    continued = [torch.cat((prefix, document)) for document in documents[: len(lengths)]]
+    expected = torch.cat([prefix, *continued, *documents[len(lengths) :]])
+    assert torch.equal(keys, expected)
+    weight = torch.randn(keys.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    found, wanted = (torch.autograd.grad((y * weight).sum(), x)[0] for y in (keys, expected))
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-14)
+    first = [n_prefix] if n_prefix else []
+    assert sequences.cu_queries.diff().tolist() == first + lengths + padding
+    assert sequences.cu_keys.diff().tolist() == first + [n_prefix + length for length in lengths] + padding
+    assert (sequences.longest_query, sequences.longest_key) == (20, 20 + n_prefix)
+    moved = sequences.at(sequences.flat.clone())
+    assert torch.equal(moved.keys_of(x), keys) and moved.flat is not sequences.flat
+
+
+def test_the_gradient_of_a_prefix_is_summed_exactly() -> None:
+    """In bf16 a sum of 300 ones, one after the other, would stop at 256."""
+    x = torch.zeros(1 + 300, 1, 1, dtype=torch.bfloat16, requires_grad=True)
+    Sequences([1] * 300, 1, x.device).keys_of(x).sum().backward()
+    assert x.grad is not None and x.grad[0].item() == torch.tensor(301.0).bfloat16() and (x.grad[1:] == 1).all()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("lengths", [[5], [4, 7, 1, 6], [1, 1, 1], [90, 60, 70, 200, 5, 40, 300]])
+@pytest.mark.parametrize("n_prefix", [0, 1, 9, 150])
+def test_on_a_gpu_packed_documents_are_the_documents_alone(lengths: list[int], n_prefix: int) -> None:
+    exact = random(n_prefix + sum(lengths), 0).bfloat16()
+    results = []
+    for qkv in (exact.cuda(), exact.double()):
+        qkv.requires_grad_()
+        out = PackedDocuments(lengths, n_prefix).attend(0, *qkv.unbind(1), 0.0)
+        (gradient,) = torch.autograd.grad(out.square().sum(), qkv)
+        results.append((out.cpu().double(), gradient.cpu().double()))
+    for found, wanted in zip(*results, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=0.03, atol=0.03)
+        assert (found - wanted).norm() / wanted.norm() < 0.01

@@ -1,9 +1,13 @@
 """GPT-2 itself: what sees what, its initialisation, dropout, checkpointed activations, its sizes."""
 
+import functools
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
 
+from instruct_lit.model import gpt
 from instruct_lit.model.gpt import GPT, INIT_STD, GPTConfig
 
 TINY = GPTConfig(n_vocab=97, context_length=32, d_model=48, n_layers=3, n_heads=4)
@@ -100,3 +104,27 @@ def test_the_head_is_the_token_embedding(model: GPT, input_ids: Tensor) -> None:
 def test_heads_divide_the_width() -> None:
     with pytest.raises(AssertionError, match="d_model 50 is no multiple of n_heads 4"):
         GPTConfig(d_model=50, n_heads=4)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # torch's compiler looks
+def test_compiled_blocks_are_the_same_function_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three layers and three lengths share the two graphs around the attention; evaluation is not compiled."""
+    graphs = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: object) -> Callable[..., object]:
+        graphs.append(graph)
+        return graph.forward
+
+    compiled_form = functools.cache(lambda function: torch.compile(function, dynamic=True, backend=backend))
+    monkeypatch.setattr(gpt, "compiled_form", compiled_form)
+    model = GPT(GPTConfig(n_vocab=97, context_length=32, d_model=48, n_layers=3, n_heads=4)).train()
+    model.init_weights(0)
+    for n_tokens in (7, 12, 31):
+        ids = torch.arange(n_tokens)
+        model.compiled = False
+        expected = model(ids)
+        model.compiled = True
+        torch.testing.assert_close(model(ids), expected, rtol=0, atol=1e-6)
+    assert len(graphs) == 2
+    model.eval()(torch.arange(5))
+    assert len(graphs) == 2

@@ -8,6 +8,7 @@ import torch
 from lightning import Callback, Trainer
 
 from instruct_lit.data.collate import Collator, pad_shift_mask
+from instruct_lit.training.optimizer import adamw, parameter_groups
 
 
 class Order(Callback):
@@ -141,3 +142,37 @@ def test_the_logged_training_loss_is_the_mean_before_the_step(
     with torch.no_grad():
         expected = torch.nn.functional.cross_entropy(base(inputs).flatten(0, 1), targets.flatten(), ignore_index=-100)
     assert float(trainer.callback_metrics["train/loss"]) == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_a_run_ends_with_the_same_weights(make_data: Callable, make_tuner: Callable, fit: Callable) -> None:
+    """In fp32, in three layouts, with clipping and accumulation; that of a padded run on the CPU."""
+    wanted = None
+    for accelerator, layout in (("cpu", "padded"), ("gpu", "padded"), ("gpu", "packed")):
+        tuner, options = make_tuner(), {"accumulate_grad_batches": 2, "gradient_clip_val": 0.5, "max_epochs": 2}
+        fit(tuner, make_data(layout=layout, shared_prefix=layout == "packed"), accelerator=accelerator, **options)
+        found = torch.cat([p.detach().cpu().flatten() for p in tuner.model.parameters()])
+        wanted = found if wanted is None else wanted
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+class NoWaiting(Callback):
+    """Makes every wait for the GPU within a step an error, once the first steps are over."""
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module, batch, batch_idx) -> None:
+        if batch_idx >= 2:
+            torch.cuda.set_sync_debug_mode("error")
+
+    def on_train_batch_end(self, *_) -> None:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("layout", ["padded", "packed"])
+def test_a_step_does_not_wait_for_the_gpu(
+    make_data: Callable, make_tuner: Callable, fit: Callable, layout: str
+) -> None:
+    data = make_data(n_train=48, layout=layout, shared_prefix=layout == "packed")
+    tuner = make_tuner(make_optimizer=lambda model: adamw(parameter_groups(model.named_parameters(), 0.1), lr=1e-3))
+    options = {"accelerator": "gpu", "precision": "bf16-mixed", "gradient_clip_val": 1.0}
+    assert fit(tuner, data, NoWaiting(), log_every_n_steps=100, **options).global_step == 6

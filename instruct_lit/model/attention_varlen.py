@@ -1,0 +1,117 @@
+"""Attention of packed documents by one variable-length kernel: on a GPU in half precision.
+
+The kernel takes documents of any lengths side by side and masks nothing but the future. Where documents continue a
+shared prefix, its keys and values stand once more before those of every document.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import copy
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Sequences:
+    """Where the kernel finds queries and keys of a prefix and the documents that continue it.
+
+    The prefix is a sequence of its own. `cu_queries` and `cu_keys` are where each sequence begins, `key_rows` `(K,)`
+    the tokens whose keys stand side by side: the prefix, then for each document the prefix again and its own. Of those
+    K places `own_places` `(N,)` are where each token stands as itself, `prefix_places` where the prefix stands again.
+    """
+
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        n_prefix: int,
+        device: torch.device,
+        padding: Sequence[int] = (),
+        longest: int | None = None,
+    ) -> None:
+        """`padding` are lengths of documents that continue nothing, which may be empty.
+
+        `longest` bounds the documents' lengths, where the kernel shall not know the longest.
+        """
+        n_first = 1 if n_prefix else 0
+        own = torch.tensor([n_prefix] * n_first + list(lengths) + list(padding))
+        keys = own.clone()
+        keys[n_first : n_first + len(lengths)] += n_prefix
+        before = torch.zeros_like(own)  # copies of the prefix that stand before a sequence's own keys
+        before[n_first:] = torch.arange(1, len(own) - n_first + 1).clamp(max=len(lengths))
+        own_places = torch.arange(int(own.sum())) + n_prefix * torch.repeat_interleave(before, own)
+        parts = [_starts(own), _starts(keys), own_places]
+        if n_prefix:
+            prefix = torch.arange(n_prefix)
+            prefix_places = (_starts(keys)[1 : 1 + len(lengths), None] + prefix).flatten()
+            key_rows = torch.empty(int(keys.sum()), dtype=torch.long)
+            key_rows[own_places] = torch.arange(len(own_places))
+            key_rows[prefix_places] = prefix.repeat(len(lengths))
+            parts += [prefix_places, key_rows]
+        longest = longest or max([*lengths, *padding])
+        self.n_prefix, self.longest_query, self.longest_key = n_prefix, max(longest, n_prefix), longest + n_prefix
+        self._sizes = [len(part) for part in parts]
+        flat = torch.cat(parts).to(torch.int32)
+        if device.type == "cuda":
+            flat = flat.pin_memory()  # moves while the device works, and nobody waits for it
+        self._cut(flat.to(device, non_blocking=True))
+
+    def _cut(self, flat: Tensor) -> None:
+        self.flat = flat  # all indices, one after the other
+        parts = flat.split(self._sizes)
+        self.cu_queries, self.cu_keys, self.own_places = parts[:3]
+        if self.n_prefix:
+            self.prefix_places, self.key_rows = parts[3:]
+
+    def at(self, flat: Tensor) -> Sequences:
+        """The same with its indices in another place."""
+        other = copy(self)
+        other._cut(flat)
+        return other
+
+    def keys_of(self, x: Tensor) -> Tensor:
+        """Of `(N, H, D)` the `(K, H, D)` that the kernel reads, with gradients."""
+        return _Gather.apply(x, self) if self.n_prefix else x
+
+
+class _Gather(torch.autograd.Function):
+    """Rows by index. What the copies of the prefix give to its gradient is summed in fp32, in the same order always."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, sequences: Sequences) -> Tensor:  # type: ignore[override]
+        ctx.sequences = sequences
+        return x.index_select(0, sequences.key_rows)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        places, n_prefix = ctx.sequences, ctx.sequences.n_prefix
+        own = grad.index_select(0, places.own_places)
+        copies = grad.index_select(0, places.prefix_places).unflatten(0, (-1, n_prefix))
+        exact = torch.promote_types(grad.dtype, torch.float32)
+        own[:n_prefix] = own[:n_prefix].to(exact) + copies.sum(0, dtype=exact)
+        return own, None
+
+
+class VarlenDocuments:
+    """The attention layout of `Sequences`: each attends to itself, and to the prefix that it continues."""
+
+    def __init__(self, sequences: Sequences) -> None:
+        self.sequences = sequences
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
+        from torch.nn.attention.varlen import varlen_attn
+
+        assert dropout == 0.0 and q.shape[-2] == k.shape[-2], "the kernel knows neither dropout nor groups of heads"
+        of = self.sequences
+        # A right window of 0 is causal; with fewer queries than keys the kernel aligns the last ones.
+        out = varlen_attn(
+            q, of.keys_of(k), of.keys_of(v), of.cu_queries, of.cu_keys, of.longest_query, of.longest_key,
+            window_size=(-1, 0),
+        )  # fmt: skip
+        assert isinstance(out, Tensor)
+        return out
+
+
+def _starts(lengths: Tensor) -> Tensor:
+    return torch.cat((lengths.new_zeros(1), lengths.cumsum(0)))

@@ -1,0 +1,140 @@
+"""Batches rounded up to few shapes keep loss and gradients; on a GPU a recorded step is the step itself."""
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from instruct_lit.data.collate import Batch, Collator
+from instruct_lit.data.encode import EncodedExample
+from instruct_lit.model.attention import AttentionLayout, PackedDocuments
+from instruct_lit.model.gpt import GPT, GPTConfig
+from instruct_lit.training import graphs as module
+from instruct_lit.training.graphs import StepGraphs
+from instruct_lit.training.loss import summed_cross_entropy
+from instruct_lit.training.module import layout_of
+
+LAYOUTS = [("padded", False), ("packed", False), ("packed", True)]
+
+
+@pytest.fixture(scope="module")
+def model() -> GPT:
+    model = GPT(GPTConfig(n_vocab=97, context_length=256, d_model=48, n_layers=2, n_heads=3)).train()
+    model.init_weights(0)
+    return model
+
+
+def batch_of(layout: str, shared_prefix: bool, lengths: tuple[int, ...] = (20, 33, 10), seed: int = 0) -> Batch:
+    random = torch.Generator().manual_seed(seed)
+    examples = []
+    for index, length in enumerate(lengths):
+        ids = torch.cat((torch.arange(5), torch.randint(0, 97, (length,), generator=random)))
+        examples.append(EncodedExample(index, ids.numpy(), torch.arange(len(ids)).numpy() > 8))
+    return Collator(96, torch.ones(97, dtype=torch.long).numpy(), layout, shared_prefix)(examples)  # type: ignore[arg-type]
+
+
+def loss_of(model: GPT) -> Callable[..., Tensor]:
+    def loss(
+        ids: Tensor, positions: Tensor, layout: AttentionLayout | None, index: Tensor, targets: Tensor, weights: Tensor
+    ) -> Tensor:
+        states = model.hidden_states(ids, positions, layout).flatten(0, -2).index_select(0, index)
+        return summed_cross_entropy(states, model.head_weight, targets, weights, compiled=model.compiled)
+
+    return loss
+
+
+def plain(model: GPT, batch: Batch) -> tuple[float, list[Tensor]]:
+    """Loss and gradients of the batch as it is."""
+    arguments = (batch.input_ids, batch.position_ids, layout_of(batch), batch.loss_index, batch.targets)
+    loss = loss_of(model)(*arguments, batch.loss_weights)
+    return loss.item(), [g.to_dense() for g in torch.autograd.grad(loss, list(model.parameters()))]
+
+
+@pytest.mark.parametrize(("layout", "shared_prefix"), LAYOUTS)
+def test_rounding_up_changes_neither_loss_nor_gradients(model: GPT, layout: str, shared_prefix: bool) -> None:
+    batch = batch_of(layout, shared_prefix)
+    inputs = module._rounded_up(batch, batch.loss_weights)
+    ids, positions, how, index, targets, weights = inputs.arguments()
+    assert ids.shape[-1] % 32 == 0 and ids.shape[-1] > batch.input_ids.shape[-1] and len(targets) % 32 == 0
+    if how is not None:  # on a CPU in place of the kernel, without its empty documents
+        lengths = inputs.sequences.cu_queries.diff().tolist()
+        assert sum(lengths) == len(ids)
+        how = PackedDocuments([n for n in lengths[shared_prefix:] if n], batch.prefix_length)
+    loss = loss_of(model)(ids, positions, how, index, targets, weights)
+    gradients = [g.to_dense() for g in torch.autograd.grad(loss, list(model.parameters()))]
+    expected, wanted = plain(model, batch)
+    assert loss.item() == pytest.approx(expected, rel=1e-6)
+    for found, right in zip(gradients, wanted, strict=True):
+        assert (found - right).norm() <= 1e-5 * right.norm()
+
+
+def test_few_shapes_occur() -> None:
+    sizes = [module._shape_of(n) for n in range(1, 100_000)]
+    assert all(n <= size and size - n < max(32, n / 8) for n, size in enumerate(sizes, 1))
+    assert len(set(sizes)) < 16 * 10 and sizes[:33] == [32] * 32 + [64]
+    assert sum(sizes) / sum(range(1, 100_000)) < 1.03
+
+
+@pytest.mark.parametrize(("n_more", "size"), [(0, 512), (31, 512), (200, 8192), (2000, 65536)])
+def test_documents_of_padding_hold_all_of_it(n_more: int, size: int) -> None:
+    lengths = module._documents_of_padding(n_more, size)
+    assert sum(lengths) == n_more and max(lengths) <= 128
+    assert len(lengths) == len(module._documents_of_padding(0, size)), "their number depends on the size alone"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    ("layout", "shared_prefix", "compiled"), [*((*of, False) for of in LAYOUTS), ("packed", True, True)]
+)
+@pytest.mark.parametrize("adds", [False, True])
+def test_a_recorded_step_is_the_step(model: GPT, layout: str, shared_prefix: bool, adds: bool, compiled: bool) -> None:
+    """Different texts of one shape, seen once, recorded, replayed; then a parameter moves."""
+    model = copy.deepcopy(model).cuda()
+    model.compiled = compiled
+    graphs = StepGraphs(loss_of(model), model.parameters(), adds)
+    graphs.begin()
+    lengths = ((20, 33, 9), (19, 30, 11), (22, 28, 12), (15, 33, 14), (100, 90, 3), (20, 31, 10))
+    for step, of_batch in enumerate(lengths):
+        batch = batch_of(layout, shared_prefix, of_batch, seed=step).to("cuda")
+        if step == len(lengths) - 1:
+            model.ln_f.weight.data = model.ln_f.weight.data * 1.5
+        with torch.autocast("cuda", torch.bfloat16):
+            expected, wanted = plain(model, batch)
+            model.zero_grad()
+            for _ in range(1 + adds):
+                loss = graphs.loss(batch, batch.loss_weights)
+                loss.backward()
+        assert loss.item() == pytest.approx(expected, rel=1e-3)
+        for parameter, right in zip(model.parameters(), wanted, strict=True):
+            assert parameter.grad is not None
+            assert (parameter.grad / (1 + adds) - right).norm() <= 0.02 * right.norm()
+    assert any(graph is not None for graph in graphs._graphs.values()) is adds  # moved, so all was forgotten
+    graphs.end()
+
+
+@pytest.mark.gpu
+def test_a_step_that_cannot_be_recorded_runs_kernel_by_kernel(model: GPT) -> None:
+    model = copy.deepcopy(model).cuda()
+
+    def waits(*arguments: Tensor) -> Tensor:
+        loss = loss_of(model)(*arguments)
+        assert loss.item() > 0
+        return loss
+
+    graphs = StepGraphs(waits, model.parameters(), adds=False)
+    graphs.begin()
+    batch = batch_of("packed", True).to("cuda")
+    with torch.autocast("cuda", torch.bfloat16):
+        expected, wanted = plain(model, batch)
+        graphs.loss(batch, batch.loss_weights).backward()
+        model.zero_grad()
+        with pytest.warns(UserWarning, match="CUDA graphs are not used, since recording a step failed: CUDA error"):
+            loss = graphs.loss(batch, batch.loss_weights)
+        loss.backward()
+        assert graphs.loss(batch, batch.loss_weights).item() == pytest.approx(expected, rel=1e-3)
+    assert loss.item() == pytest.approx(expected, rel=1e-3)
+    for parameter, right in zip(model.parameters(), wanted, strict=True):
+        assert parameter.grad is not None and (parameter.grad - right).norm() <= 0.02 * right.norm()
+    graphs.end()
