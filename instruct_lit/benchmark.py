@@ -251,14 +251,13 @@ def subjects(config: DictConfig) -> Iterator[tuple[str, str, Subject, str]]:
     A tuned model is asked as `benchmark.template` says; the base it started from, and a directory that is no bundle of
     ours, with the bare text.
     """
-    import torch
-
     from instruct_lit import build
     from instruct_lit.bundle import bundle_of, open_model, read_about
     from instruct_lit.data.hf_tokenizer import without_markup
     from instruct_lit.data.template import Template
     from instruct_lit.evaluation.benchmarks.harness_model import Subject
     from instruct_lit.evaluation.kept import KeptAnswers
+    from instruct_lit.model.device import best_device
     from instruct_lit.provenance import weights_sha256
 
     asked = config.benchmark
@@ -278,7 +277,7 @@ def subjects(config: DictConfig) -> Iterator[tuple[str, str, Subject, str]]:
             if model is base and key in seen:
                 continue  # two runs from the same base
             seen.add(key)
-            model.to("cuda" if torch.cuda.is_available() else "cpu")
+            model.to(best_device())
             kept = KeptAnswers(Path(config.paths.cache) / "benchmark" / f"{key}.jsonl")
             for mode in its_modes:
                 template, tokenizer = opened.template, opened.tokenizer

@@ -69,17 +69,21 @@ def check_targets(config: DictConfig) -> None:
 
 
 def check_machine(config: DictConfig) -> None:
-    """Raise ConfigError when adapter or optimizer cannot run on this machine, before anything is loaded."""
+    """Raise ConfigError when adapter, optimizer or step cannot run on this machine, before anything is loaded."""
     check_adapter(config)
     if config.optimizer["_target_"] == "instruct_lit.training.optimizers.adamw_8bit":
         from instruct_lit.training.optimizers import check_adamw_8bit
 
         check_adamw_8bit()
-    if config.compile:
-        import torch
+    wanted = [name for name in ("compile", "cuda_graphs") if config[name]]
+    if wanted:
+        from instruct_lit.model.device import has_gpu
+        from instruct_lit.training.hardware import default_precision
 
-        if config.trainer.accelerator == "cpu" or not torch.cuda.is_available():
-            raise ConfigError("compile=true: makes kernels for a GPU, and this run has none; use compile=false")
+        if config.trainer.accelerator == "cpu" or not has_gpu():
+            raise ConfigError(f"{wanted[0]}=true: is for a GPU, and this run has none")
+        if "cuda_graphs" in wanted and config.trainer.precision is None and default_precision("gpu") == "32-true":
+            raise ConfigError("cuda_graphs=true: this GPU does not compute in bf16")
 
 
 def optimization_of(config: DictConfig) -> tuple[Any, Any]:
@@ -194,12 +198,13 @@ def answer_split(
 ) -> list[dict[str, Any]]:
     """The model's answers to the first `n_responses` examples of a split, with a progress bar.
 
-    Over several ranks of `trainer` each answers its share, and all get all answers.
+    Over several ranks of `trainer` each answers its share, on its device, and all get all answers.
     """
     from tqdm import tqdm
 
     from instruct_lit.evaluation.responses import answer
     from instruct_lit.generation.engine import Engine
+    from instruct_lit.model.device import best_device, on_device
     from instruct_lit.training.distributed import gathered, share_of
     from instruct_lit.training.sharded import whole_weights
 
@@ -209,7 +214,8 @@ def answer_split(
     ]
     with tqdm(total=len(examples), desc=title, unit="answer", dynamic_ncols=True, file=sys.stdout) as bar:
         engine = Engine(model, data.tokenizer, **engine_options(config))
-        with whole_weights(model):
+        device = best_device() if trainer is None else trainer.strategy.root_device
+        with on_device(model, device), whole_weights(model):
             answers = answer(engine, data.template, examples, sampling_of(config), bar.update, kept)
         return gathered(trainer, answers)
 

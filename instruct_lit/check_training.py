@@ -42,14 +42,12 @@ def check_train(config: Any) -> None:
             f"data.max_length={data.max_length}: the model's context is {model.context_length} tokens "
             "(model.context_length)"
         )
-    if config.compile and model.kind == "hf":
-        problems.append("compile=true: goes with GPT-2, not with model=hf")
     if model.dropout >= 1:
         problems.append(f"model.dropout={model.dropout}: must be below 1")
     problems += _problems_of_kind(model)
     if config.template.name == "chat" and model.kind != "hf":
         problems.append("template=chat: the chat template of the model's tokenizer goes with model=hf")
-    problems += _problems_of_adapter(config) + _problems_of_shards(config)
+    problems += _problems_of_adapter(config) + _problems_of_shards(config) + _problems_of_gpu(config)
     if (batching.grouping == "best_fit") != (batching.max_tokens is not None):
         problems.append(
             f"batching.max_tokens={batching.max_tokens}: a token budget goes with batching.grouping=best_fit, "
@@ -119,13 +117,30 @@ def _problems_of_shards(config: Any) -> list[str]:
         problems.append(
             f"optimizer._target_={optimizer}: cannot work on shards; trainer=fsdp goes with optimizer=adamw"
         )
-    if config.compile:
-        problems.append("compile=true: not with a model in shards (trainer=fsdp)")
     if config.adapter.kind == "qlora":
         problems.append("adapter=qlora: 4-bit weights cannot be sharded; use trainer=ddp, or adapter=lora")
     for key, node in _callbacks(config).items():
         if str(node.get("_target_")).endswith("WeightAveraging"):
             problems.append(f"callbacks.{key}: averages whole weights; trainer=fsdp goes without it")
+    return problems
+
+
+def _problems_of_gpu(config: Any) -> list[str]:
+    """What `compile` and `cuda_graphs` do not go together with."""
+    model, trainer, problems = config.model, config.trainer, []
+    several = trainer.strategy != "auto" or trainer.devices not in (1, "1") or trainer.num_nodes != 1
+    for name in ("compile", "cuda_graphs"):
+        if config[name] and model.kind == "hf":
+            problems.append(f"{name}=true: goes with GPT-2, not with model=hf")
+        if config[name] and several:
+            problems.append(f"{name}=true: goes with one process on one GPU (trainer=default)")
+    if config.cuda_graphs and trainer.precision not in (None, "bf16-mixed"):
+        problems.append(f"cuda_graphs=true: goes with trainer.precision=bf16-mixed, given is {trainer.precision}")
+    if config.cuda_graphs and (model.dropout or model.activation_checkpointing or config.neftune_alpha is not None):
+        problems.append(
+            "cuda_graphs=true: a step that is recorded cannot draw anew, so it goes without model.dropout, "
+            "model.activation_checkpointing and neftune_alpha"
+        )
     return problems
 
 

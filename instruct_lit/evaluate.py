@@ -168,6 +168,7 @@ def answers_of_run(config: DictConfig, run: str) -> tuple[list[dict[str, Any]], 
     from instruct_lit.evaluation.kept import KeptAnswers
     from instruct_lit.evaluation.leaks import training_questions
     from instruct_lit.evaluation.losses import response_losses
+    from instruct_lit.model.device import best_device
     from instruct_lit.provenance import weights_sha256
 
     of_this: Any = OmegaConf.merge(config, {"run": run})
@@ -176,6 +177,7 @@ def answers_of_run(config: DictConfig, run: str) -> tuple[list[dict[str, Any]], 
     title = f"answers to the {config.split} set"
     # Every answer is written down as it comes: after an interruption the same command goes on from there.
     kept = KeptAnswers(Path(config.paths.cache) / "answers" / f"{weights_sha256(opened.model)[:16]}.jsonl")
+    opened.model.to(best_device())
     rows = build.answer_split(config, opened.model, data, config.split, config.n_responses, title, kept)
     store, _ = data.examples_of(config.split)
     with tqdm(total=len(rows), desc="loss of the wanted responses", unit="example", file=sys.stdout) as bar:

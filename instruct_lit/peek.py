@@ -215,8 +215,7 @@ def laid_out(data: InstructionData, settings: Mapping[str, Any]) -> tuple[int, l
 
 def print_needs(console: Console, config: DictConfig, data: InstructionData, opened: OpenedModel | None) -> None:
     """Print the estimate of memory and time for one epoch with the chosen or opened model on this device."""
-    import torch
-
+    from instruct_lit.model.device import best_device
     from instruct_lit.training.estimate import estimate
     from instruct_lit.training.hardware import default_precision
 
@@ -227,7 +226,7 @@ def print_needs(console: Console, config: DictConfig, data: InstructionData, ope
     n_batches, batches = laid_out(data, config.batching)
     by_size = sorted(batches, key=lambda batch: batch.input_ids.numel())
     typical = [by_size[int(len(by_size) * share)] for share in (0.25, 0.5, 0.75)]
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = best_device()
     precision = default_precision("auto")
     needs = estimate(shape, typical, by_size[-1], device, precision.startswith("bf16"))
     whole, states, activations = (

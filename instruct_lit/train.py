@@ -139,7 +139,7 @@ def train(config: DictConfig) -> float | None:
             "best_step": history.best_step,
             "stopped_early": stopped_early(trainer),
             "train/tokens": tuner.tokens_seen,
-            **history.figures(model, trainer.world_size * matrix_rate(tuner.device, trainer.precision)),
+            **history.figures(model, trainer.world_size * matrix_rate(trainer.strategy.root_device, trainer.precision)),
         }
         if history.best_step:
             metrics["val/loss"] = history.best_loss

@@ -9,6 +9,8 @@ from instruct_lit import build
 from instruct_lit.check_training import check_train
 from instruct_lit.config import CONF
 from instruct_lit.errors import ConfigError
+from instruct_lit.model import device
+from instruct_lit.training import hardware
 from tests.configs import composed
 
 
@@ -96,3 +98,37 @@ def test_the_shape_of_a_run_folder_is_that_of_its_bundle(tmp_path: Path) -> None
         (CONF.parent / "instruct_lit/model/nano/config.json").read_bytes()
     )
     assert build.shape_of(composed("train", f"model.path={tmp_path}")).d_model == 128
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("compile=true", "model=hf", "model.path=x"), "compile=true: goes with GPT-2, not with model=hf"),
+        (("compile=true", "trainer=fsdp"), "compile=true: goes with one process on one GPU (trainer=default)"),
+        (("cuda_graphs=true", "trainer.devices=2"), "cuda_graphs=true: goes with one process on one GPU"),
+        (
+            ("cuda_graphs=true", "trainer.precision=16-mixed"),
+            "goes with trainer.precision=bf16-mixed, given is 16-mixed",
+        ),
+        (("cuda_graphs=true", "neftune_alpha=5"), "a step that is recorded cannot draw anew"),
+        (("cuda_graphs=true", "model.dropout=0.1"), "a step that is recorded cannot draw anew"),
+    ],
+)
+def test_what_is_for_one_gpu_is_checked(overrides: tuple[str, ...], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_train(composed("train", *overrides))
+    assert message in str(caught.value)
+
+
+def test_a_machine_without_a_gpu_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "has_gpu", lambda: False)
+    for name in ("compile", "cuda_graphs"):
+        with pytest.raises(ConfigError, match=f"{name}=true: is for a GPU, and this run has none"):
+            build.check_machine(composed("train", f"{name}=true"))
+    monkeypatch.setattr(device, "has_gpu", lambda: True)
+    monkeypatch.setattr(hardware, "default_precision", lambda accelerator: "32-true")
+    build.check_machine(composed("train", "compile=true"))
+    with pytest.raises(ConfigError, match="cuda_graphs=true: this GPU does not compute in bf16"):
+        build.check_machine(composed("train", "cuda_graphs=true"))
+    with pytest.raises(ConfigError, match="is for a GPU, and this run has none"):
+        build.check_machine(composed("train", "compile=true", "trainer.accelerator=cpu"))

@@ -44,8 +44,8 @@ class Batch:
     n_response_bytes: int  # UTF-8 bytes of the response tokens among the targets
 
     def to(self, *args: Any, **kwargs: Any) -> Batch:
-        """A copy whose tensors were moved as `Tensor.to` would; towards a device nobody waits for that."""
-        return self._map(lambda x: x.to(*args, **{"non_blocking": not x.is_cuda, **kwargs}))
+        """A copy whose tensors were moved as `Tensor.to` would; from page-locked memory nobody waits for that."""
+        return self._map(lambda x: x.to(*args, **{"non_blocking": x.is_pinned(), **kwargs}))
 
     def pin_memory(self) -> Batch:
         """A copy in page-locked memory."""

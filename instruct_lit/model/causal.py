@@ -48,7 +48,6 @@ class CausalLM(nn.Module):
     blocks: nn.ModuleList  # one layer after the other
     embedding_noise: float = 0.0  # half the width of the uniform noise on token embeddings in training
     compiled: bool = False  # in training, what is between products runs as kernels made for it
-    recordable: bool = False  # its passes may be recorded as CUDA graphs: they never wait for the device
     no_layouts: str | None = None  # why the model takes rows only, no other attention layout
 
     @property

@@ -115,11 +115,6 @@ class GPT(CausalLM):
         self.ln_f = nn.LayerNorm(config.d_model, eps=config.layer_norm_eps)
 
     @property
-    def recordable(self) -> bool:  # type: ignore[override]
-        """Whether CUDA graphs may record it: dropout in packed attention is prepared on the processor."""
-        return self.dropout.p == 0 and not self.activation_checkpointing
-
-    @property
     def head_weight(self) -> Tensor:
         """The output projection `(V, C)`, tied to the token embedding."""
         return self.wte.weight

@@ -16,6 +16,7 @@ from instruct_lit.errors import ConfigError, DataError
 from instruct_lit.evaluation.responses import closing
 from instruct_lit.generation.sampling import SamplingSettings
 from instruct_lit.model.causal import CausalLM
+from instruct_lit.model.device import best_device
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def open_speakers(runs: Sequence[str], template: Template | None, device: str | 
 
     Raises what `bundle.open_model` raises, and ConfigError for a device that is not there.
     """
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = device or best_device().type
     speakers: list[Speaker] = []
     for run in runs:
         opened = open_model(run, template, merge=len(runs) == 1)

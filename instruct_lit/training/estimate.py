@@ -13,7 +13,7 @@ from instruct_lit.model.causal import CausalLM
 from instruct_lit.model.gpt import GPT, GPTConfig
 from instruct_lit.training.failures import STATES_BYTES
 from instruct_lit.training.hardware import wait_for
-from instruct_lit.training.loss import CHUNK, summed_cross_entropy
+from instruct_lit.training.loss import chunk_of, summed_cross_entropy
 from instruct_lit.training.module import layout_of
 
 DEPTHS = (1, 4)  # blocks of the models that are measured; what one block adds is the same at any depth
@@ -51,7 +51,7 @@ def estimate(config: GPTConfig, typical: Sequence[Batch], largest: Batch, device
         train_step(model, optimizer, typical[0].to(device), bf16)  # the first step makes the optimizer's state
         fastest = [min(train_step(model, optimizer, batch.to(device), bf16) for _ in range(2)) for batch in typical]
         seconds[depth] = sum(fastest) / len(fastest)
-    n_logits = min(CHUNK, max(1, largest.n_supervised)) * config.n_vocab
+    n_logits = min(chunk_of(device), max(1, largest.n_supervised)) * config.n_vocab
     return Estimate(
         n_parameters,
         STATES_BYTES * n_parameters,

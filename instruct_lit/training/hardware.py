@@ -13,10 +13,12 @@ from pathlib import Path
 
 import torch
 
+from instruct_lit.model.device import has_gpu
+
 
 def default_precision(accelerator: str) -> str:
     """`bf16-mixed` where the device multiplies matrices in bf16 at speed, otherwise `32-true`."""
-    if accelerator != "cpu" and torch.cuda.is_available():
+    if accelerator != "cpu" and has_gpu():
         return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
     if not hasattr(torch.cpu, "_is_avx512_bf16_supported"):
         return "32-true"

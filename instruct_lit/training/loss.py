@@ -70,7 +70,7 @@ class _SummedCrossEntropy(torch.autograd.Function):
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
         grad_weight = None
-        chunk = GPU_CHUNK if at_once else CHUNK
+        chunk = chunk_of(hidden.device)
         for start in range(0, len(hidden), chunk):
             rows = slice(start, start + chunk)
             h = hidden[rows].to(dtype)
@@ -98,6 +98,11 @@ class _SummedCrossEntropy(torch.autograd.Function):
         if grad_output.is_cuda or abs(grad_output.item() - 1.0) > 1e-6:
             gradients = tuple(g if g is None else g.mul_(grad_output.to(g.dtype)) for g in gradients)
         return gradients[0], gradients[1], None, None, None, None
+
+
+def chunk_of(device: torch.device) -> int:
+    """Positions whose logits exist at once on a device."""
+    return GPU_CHUNK if device.type == "cuda" else CHUNK
 
 
 def _at_once(like: Tensor) -> bool:

@@ -41,7 +41,7 @@ class InstructionTuner(LightningModule):
     (NEFTune, Jain et al. 2023); L is the batch's mean without padding, so the noise does not depend on the layout.
 
     With `compiled` a GPU runs kernels made for model and loss (`torch.compile`), with `cuda_graphs` it is asked for all
-    of a micro-batch at once where precision and model allow it (`StepGraphs`).
+    of a micro-batch at once (`StepGraphs`), in bf16-mixed precision and one process.
 
     `make_optimizer` receives the model, `make_scheduler` the optimizer and the number of optimizer steps of the run.
     """
@@ -103,12 +103,9 @@ class InstructionTuner(LightningModule):
         if self.trainer.world_size > 1 or is_sharded(self.model):
             return
         half = self.trainer.precision == "bf16-mixed"
-        if self.device.type == "cuda" and half and self.model.recordable and self.neftune_alpha is None:
-            if self.cuda_graphs:
-                adds = self.trainer.accumulate_grad_batches > 1
-                self._graphs = StepGraphs(self._loss, self.model.parameters(), adds)
-                self._graphs.begin()
-            return
+        if self.device.type == "cuda" and self.cuda_graphs:
+            self._graphs = StepGraphs(self._loss, self.model.parameters(), self.trainer.accumulate_grad_batches > 1)
+            self._graphs.begin()
         optimizer = self.trainer.optimizers[0]
         if self.device.type != "cpu" or not isinstance(optimizer, AdamW) or (half and not can_hold_other_gradients()):
             return

@@ -33,7 +33,6 @@ def test_trap_6_three_tokens_by_hand() -> None:
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """The softmax as a CPU takes it, and as a GPU does."""
     monkeypatch.setattr(module, "_at_once", lambda like: request.param == "at once")
-    monkeypatch.setattr(module, "GPU_CHUNK", module.CHUNK)
     return request.param
 
 

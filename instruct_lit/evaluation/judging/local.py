@@ -13,6 +13,7 @@ from instruct_lit.evaluation.extras import load
 from instruct_lit.evaluation.judging.cache import Reply
 from instruct_lit.evaluation.judging.endpoints import Messages, Refused
 from instruct_lit.evaluation.judging.prompt import Verdict
+from instruct_lit.model.device import best_device, has_gpu
 
 _PLACE = "\ue000"  # a private character that stands for a message while its surroundings are rendered
 
@@ -118,6 +119,5 @@ def _open(folder: Path, gguf_file: str | None) -> tuple[Any, Any]:
     except Exception as error:  # a damaged directory can fail in any way
         reason = " ".join(str(error).split())[:300]
         raise ConfigError(f"judge.model={folder}: transformers cannot open it ({reason})") from error
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    network.to(device, torch.bfloat16 if device == "cuda" else torch.float32)
+    network.to(best_device(), torch.bfloat16 if has_gpu() else torch.float32)
     return tokenizer, network.eval()

@@ -1,0 +1,33 @@
+"""Where models compute: a GPU where there is one, otherwise the processor."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from instruct_lit.model.causal import CausalLM
+
+
+def has_gpu() -> bool:
+    """Whether torch finds a CUDA device."""
+    return torch.cuda.is_available()
+
+
+def best_device() -> torch.device:
+    """The GPU, or the processor where there is none."""
+    return torch.device("cuda" if has_gpu() else "cpu")
+
+
+@contextmanager
+def on_device(model: CausalLM, device: torch.device) -> Iterator[None]:
+    """Let a model be on a device of this type for what is inside; Lightning takes it from the GPU after every run."""
+    before = model.head_weight.device
+    if before.type != device.type:
+        model.to(device)
+    try:
+        yield
+    finally:
+        if before.type != device.type:
+            model.to(before)
