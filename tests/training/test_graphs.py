@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from instruct_lit.data.collate import Batch, Collator
 from instruct_lit.data.encode import EncodedExample
 from instruct_lit.model.attention import AttentionLayout, PackedDocuments
+from instruct_lit.model.attention_varlen import Sequences
 from instruct_lit.model.gpt import GPT, GPTConfig
 from instruct_lit.training import graphs as module
 from instruct_lit.training.graphs import StepGraphs
@@ -52,22 +54,114 @@ def plain(model: GPT, batch: Batch) -> tuple[float, list[Tensor]]:
     return loss.item(), [g.to_dense() for g in torch.autograd.grad(loss, list(model.parameters()))]
 
 
+def on_processor(sequences: Sequences) -> PackedDocuments:
+    """In place of the GPU's kernel; documents of padding continue the prefix here, which nobody sees."""
+    n_prefix = sequences.n_prefix
+    return PackedDocuments([n for n in sequences.cu_queries.diff().tolist()[n_prefix > 0 :] if n], n_prefix)
+
+
 @pytest.mark.parametrize(("layout", "shared_prefix"), LAYOUTS)
 def test_rounding_up_changes_neither_loss_nor_gradients(model: GPT, layout: str, shared_prefix: bool) -> None:
     batch = batch_of(layout, shared_prefix)
     inputs = module._rounded_up(batch, batch.loss_weights)
-    ids, positions, how, index, targets, weights = inputs.arguments()
+    ids, positions, _, index, targets, weights = inputs.arguments()
     assert ids.shape[-1] % 32 == 0 and ids.shape[-1] > batch.input_ids.shape[-1] and len(targets) % 32 == 0
-    if how is not None:  # on a CPU in place of the kernel, without its empty documents
-        lengths = inputs.sequences.cu_queries.diff().tolist()
-        assert sum(lengths) == len(ids)
-        how = PackedDocuments([n for n in lengths[shared_prefix:] if n], batch.prefix_length)
+    how = None
+    if inputs.sequences is not None:
+        assert sum(inputs.sequences.cu_queries.diff().tolist()) == len(ids)
+        how = on_processor(inputs.sequences)
     loss = loss_of(model)(ids, positions, how, index, targets, weights)
     gradients = [g.to_dense() for g in torch.autograd.grad(loss, list(model.parameters()))]
     expected, wanted = plain(model, batch)
     assert loss.item() == pytest.approx(expected, rel=1e-6)
     for found, right in zip(gradients, wanted, strict=True):
         assert (found - right).norm() <= 1e-5 * right.norm()
+
+
+class Repeated:
+    """In place of a CUDA graph: does what was recorded again, with what lies where it was recorded."""
+
+    def __init__(self, graphs: StepGraphs, inputs: Any) -> None:
+        self.graphs, self.inputs, self.loss = graphs, inputs.copied(), torch.zeros(())
+        self.graph = self
+
+    def replay(self) -> None:
+        loss = self.graphs.loss_of(*self.inputs.arguments())
+        self.loss.copy_(loss.detach())
+        for kept, new in zip(self.graphs.gradients, torch.autograd.grad(loss, self.graphs.parameters), strict=True):
+            kept.copy_(new.to_dense())
+
+
+@pytest.fixture
+def recorded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """Graphs without a GPU; the shapes in the order in which they were recorded."""
+    shapes = []
+
+    def record(graphs: StepGraphs, inputs: Any) -> Repeated:
+        shapes.append(inputs.shape)
+        return Repeated(graphs, inputs)
+
+    monkeypatch.setattr(StepGraphs, "_record", record)
+    monkeypatch.setattr(module, "VarlenDocuments", on_processor)
+    for name in ("Stream", "current_stream", "graph_pool_handle"):
+        monkeypatch.setattr(torch.cuda, name, lambda: None)
+    return shapes
+
+
+@pytest.mark.parametrize(("layout", "shared_prefix"), LAYOUTS)
+@pytest.mark.parametrize("adds", [False, True])
+def test_a_shape_is_recorded_once_and_gives_the_step(
+    model: GPT, recorded: list[tuple[int, ...]], layout: str, shared_prefix: bool, adds: bool
+) -> None:
+    model = copy.deepcopy(model)
+    graphs = StepGraphs(loss_of(model), model.parameters(), adds)
+    for step, lengths in enumerate(((20, 33, 10), (19, 30, 11), (22, 27, 12), (15, 33, 14), (100, 90, 3))):
+        batch = batch_of(layout, shared_prefix, lengths, seed=step)
+        expected, wanted = plain(model, batch)
+        model.zero_grad()
+        for _ in range(1 + adds):
+            loss = graphs.loss(batch, batch.loss_weights)
+            loss.backward()
+        assert loss.item() == pytest.approx(expected, rel=1e-6)
+        for parameter, right in zip(model.parameters(), wanted, strict=True):
+            assert parameter.grad is not None
+            assert (parameter.grad.to_dense() / (1 + adds) - right).norm() <= 1e-5 * right.norm()
+    n_recorded = len(recorded)
+    assert 1 <= n_recorded == len(set(recorded)) <= 3
+    model.ln_f.weight.data = model.ln_f.weight.data * 1.5
+    for _ in range(3):
+        assert graphs.loss(batch, batch.loss_weights).item() == pytest.approx(plain(model, batch)[0], rel=1e-6)
+    assert len(recorded) == n_recorded + 1, "recorded anew, since a parameter moved"
+
+
+def test_shapes_beyond_the_most_are_not_kept(
+    model: GPT, recorded: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MAX_GRAPHS", 1)
+    graphs = StepGraphs(loss_of(model), model.parameters(), adds=False)
+    for lengths in ((20, 33, 10), (60, 33, 10), (20, 33, 10), (60, 33, 10)):
+        batch = batch_of("packed", False, lengths)
+        assert graphs.loss(batch, batch.loss_weights).item() == pytest.approx(plain(model, batch)[0], rel=1e-6)
+    assert len(recorded) == 1
+
+
+def test_without_memory_for_graphs_a_run_goes_on(
+    model: GPT, recorded: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(graphs: StepGraphs, inputs: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.\nMore about it.")
+
+    monkeypatch.setattr(StepGraphs, "_record", refused)
+    graphs = StepGraphs(loss_of(model), model.parameters(), adds=False)
+    batch = batch_of("packed", True)
+    graphs.loss(batch, batch.loss_weights)
+    with pytest.warns(
+        UserWarning, match=r"CUDA graphs are not used, since recording a step failed: CUDA out of memory\.$"
+    ):
+        loss = graphs.loss(batch, batch.loss_weights)
+    for _ in range(2):  # no further warning
+        assert loss.item() == pytest.approx(plain(model, batch)[0], rel=1e-6)
+        loss = graphs.loss(batch, batch.loss_weights)
 
 
 def test_few_shapes_occur() -> None:
