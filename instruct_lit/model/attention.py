@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from instruct_lit.model import attention_products as products
+from instruct_lit.model import attention_varlen as varlen
 from instruct_lit.model.attention_products import Group
 from instruct_lit.model.attention_varlen import Sequences, VarlenDocuments
 
@@ -90,7 +91,7 @@ class PackedDocuments:
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
         assert q.shape[0] == self.n_tokens, f"{q.shape[0]} tokens for a layout of {self.n_tokens}"
         k, v = grouped(q, k, v)
-        if q.is_cuda and q.dtype in (torch.float16, torch.bfloat16) and dropout == 0.0:
+        if varlen.suits(q, dropout):
             if self._varlen is None:
                 self._varlen = VarlenDocuments(Sequences(self.lengths, self.prefix_length, q.device))
             return self._varlen.attend(layer, q, k, v, dropout)

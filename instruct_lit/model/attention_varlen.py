@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import copy
+from functools import cache
 from typing import Any
 
 import torch
@@ -91,6 +92,18 @@ class _Gather(torch.autograd.Function):
         exact = torch.promote_types(grad.dtype, torch.float32)
         own[:n_prefix] = own[:n_prefix].to(exact) + copies.sum(0, dtype=exact)
         return own, None
+
+
+def suits(q: Tensor, dropout: float) -> bool:
+    """Whether the kernel takes queries `(N, H, D)`: in half precision, of some widths, on GPUs since Ampere."""
+    if not q.is_cuda or q.dtype not in (torch.float16, torch.bfloat16) or dropout > 0.0:
+        return False
+    return q.shape[-1] % 8 == 0 and q.shape[-1] <= 256 and _capability(q.device) >= (8, 0)
+
+
+@cache
+def _capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)
 
 
 class VarlenDocuments:

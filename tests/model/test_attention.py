@@ -3,8 +3,10 @@
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from instruct_lit.model import attention_products as products
+from instruct_lit.model import attention_varlen as varlen
 from instruct_lit.model.attention import CausalRows, PackedDocuments
 from instruct_lit.model.attention_varlen import Sequences
 
@@ -156,6 +158,19 @@ def test_the_variable_length_kernel_finds_the_prefix_before_every_document(
     assert (sequences.longest_query, sequences.longest_key) == (20, 20 + n_prefix)
     moved = sequences.at(sequences.flat.clone())
     assert torch.equal(moved.keys_of(x), keys) and moved.flat is not sequences.flat
+
+
+def test_the_variable_length_kernel_is_for_gpus_that_have_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not varlen.suits(torch.zeros(4, 3, 8, dtype=torch.bfloat16), 0.0)
+    with FakeTensorMode():  # as on a GPU
+        q = torch.zeros(4, 3, 8, dtype=torch.bfloat16, device="cuda")
+        monkeypatch.setattr(varlen, "_capability", lambda device: (9, 0))
+        assert varlen.suits(q, 0.0) and varlen.suits(q.half(), 0.0)
+        assert not varlen.suits(q, 0.1) and not varlen.suits(q.float(), 0.0)
+        for width in (4, 264):
+            assert not varlen.suits(torch.zeros(4, 3, width, dtype=torch.bfloat16, device="cuda"), 0.0)
+        monkeypatch.setattr(varlen, "_capability", lambda device: (7, 5))
+        assert not varlen.suits(q.half(), 0.0), "Turing has no such kernel"
 
 
 def test_the_gradient_of_a_prefix_is_summed_exactly() -> None:
