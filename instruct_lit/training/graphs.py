@@ -8,7 +8,6 @@ reads; the gradients go to places that all graphs share.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from instruct_lit.data.collate import Batch
+from instruct_lit.errors import TrainingError
 from instruct_lit.model.attention import AttentionLayout
 from instruct_lit.model.attention_varlen import Sequences, VarlenDocuments
 
@@ -33,15 +33,15 @@ class StepGraphs:
     `loss_of` gets input ids, positions, layout, loss index, targets and weights as `Batch` has them and returns a
     scalar, in bf16 autocast; it must neither wait for the device nor depend on anything else that changes. The first
     batch of a shape runs as it always does, which also loads its kernels; the second is recorded. Where a parameter
-    moved in memory, all is recorded anew. With `adds` the gradients of several micro-batches add up. A step that cannot
-    be recorded, for want of memory say, gives a warning, and all run as they always do.
+    moved in memory, all is recorded anew. With `adds` the gradients of several micro-batches add up.
+
+    Raises TrainingError where a step cannot be recorded: torch's memory is in disorder after that.
     """
 
     def __init__(self, loss_of: Loss, parameters: Iterable[nn.Parameter], adds: bool) -> None:
         self.loss_of, self.adds = loss_of, adds
         self.parameters = [p for p in parameters if p.requires_grad]
         self.gradients = [torch.zeros_like(p) for p in self.parameters]
-        self.max_graphs = MAX_GRAPHS
         self._anchor = torch.zeros((), device=self.parameters[0].device, requires_grad=True)
         self._stream, self._before = torch.cuda.Stream(), torch.cuda.current_stream()
         self._forget()
@@ -74,22 +74,26 @@ class StepGraphs:
             self._forget()
         inputs = _rounded_up(batch, weights)
         if inputs.shape not in self._graphs:
-            if len(self._graphs) < self.max_graphs:
+            if len(self._graphs) < MAX_GRAPHS:
                 self._graphs[inputs.shape] = None  # seen once
             return self.loss_of(*inputs.arguments())
         graph = self._graphs[inputs.shape]
         if graph is None:
-            try:
-                graph = self._graphs[inputs.shape] = self._record(inputs)
-            except RuntimeError as error:
-                reason = str(error).partition("\n")[0]
-                warnings.warn(f"CUDA graphs are not used, since recording a step failed: {reason}", stacklevel=1)
-                self._forget()
-                self.max_graphs = 0
-                return self.loss_of(*inputs.arguments())
+            graph = self._graphs[inputs.shape] = self._recorded(inputs)
         graph.inputs.take(inputs)
         graph.graph.replay()
         return _Replayed.apply(self._anchor, graph.loss, self)
+
+    def _recorded(self, inputs: _Inputs) -> _Graph:
+        try:
+            return self._record(inputs)
+        except torch.OutOfMemoryError:
+            raise  # explained by who knows the batch
+        except RuntimeError as error:
+            reason = str(error).partition("\n")[0]
+            raise TrainingError(
+                f"cuda_graphs=true: a step could not be recorded ({reason}); use cuda_graphs=false"
+            ) from error
 
     def _record(self, inputs: _Inputs) -> _Graph:
         inputs = inputs.copied()

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from instruct_lit.data.collate import Batch, Collator
 from instruct_lit.data.encode import EncodedExample
+from instruct_lit.errors import TrainingError
 from instruct_lit.model.attention import AttentionLayout, PackedDocuments
 from instruct_lit.model.attention_varlen import Sequences
 from instruct_lit.model.gpt import GPT, GPTConfig
@@ -145,23 +146,19 @@ def test_shapes_beyond_the_most_are_not_kept(
     assert len(recorded) == 1
 
 
-def test_without_memory_for_graphs_a_run_goes_on(
+def test_a_step_that_cannot_be_recorded_ends_the_run(
     model: GPT, recorded: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refused(graphs: StepGraphs, inputs: Any) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory.\nMore about it.")
+        raise RuntimeError("CUDA error: operation not permitted\nMore about it.")
 
     monkeypatch.setattr(StepGraphs, "_record", refused)
     graphs = StepGraphs(loss_of(model), model.parameters(), adds=False)
     batch = batch_of("packed", True)
     graphs.loss(batch, batch.loss_weights)
-    with pytest.warns(
-        UserWarning, match=r"CUDA graphs are not used, since recording a step failed: CUDA out of memory\.$"
-    ):
-        loss = graphs.loss(batch, batch.loss_weights)
-    for _ in range(2):  # no further warning
-        assert loss.item() == pytest.approx(plain(model, batch)[0], rel=1e-6)
-        loss = graphs.loss(batch, batch.loss_weights)
+    message = r"a step could not be recorded \(CUDA error: operation not permitted\); use cuda_graphs=false"
+    with pytest.raises(TrainingError, match=message):
+        graphs.loss(batch, batch.loss_weights)
 
 
 def test_few_shapes_occur() -> None:
@@ -189,6 +186,7 @@ def test_a_recorded_step_is_the_step(model: GPT, layout: str, shared_prefix: boo
     model.compiled = compiled
     graphs = StepGraphs(loss_of(model), model.parameters(), adds)
     graphs.begin()
+    n_recorded = 0
     lengths = ((20, 33, 9), (19, 30, 11), (22, 28, 12), (15, 33, 14), (100, 90, 3), (20, 31, 10))
     for step, of_batch in enumerate(lengths):
         batch = batch_of(layout, shared_prefix, of_batch, seed=step).to("cuda")
@@ -204,31 +202,6 @@ def test_a_recorded_step_is_the_step(model: GPT, layout: str, shared_prefix: boo
         for parameter, right in zip(model.parameters(), wanted, strict=True):
             assert parameter.grad is not None
             assert (parameter.grad / (1 + adds) - right).norm() <= 0.02 * right.norm()
-    assert any(graph is not None for graph in graphs._graphs.values()) is adds  # moved, so all was forgotten
-    graphs.end()
-
-
-@pytest.mark.gpu
-def test_a_step_that_cannot_be_recorded_runs_kernel_by_kernel(model: GPT) -> None:
-    model = copy.deepcopy(model).cuda()
-
-    def waits(*arguments: Tensor) -> Tensor:
-        loss = loss_of(model)(*arguments)
-        assert loss.item() > 0
-        return loss
-
-    graphs = StepGraphs(waits, model.parameters(), adds=False)
-    graphs.begin()
-    batch = batch_of("packed", True).to("cuda")
-    with torch.autocast("cuda", torch.bfloat16):
-        expected, wanted = plain(model, batch)
-        graphs.loss(batch, batch.loss_weights).backward()
-        model.zero_grad()
-        with pytest.warns(UserWarning, match="CUDA graphs are not used, since recording a step failed: CUDA error"):
-            loss = graphs.loss(batch, batch.loss_weights)
-        loss.backward()
-        assert graphs.loss(batch, batch.loss_weights).item() == pytest.approx(expected, rel=1e-3)
-    assert loss.item() == pytest.approx(expected, rel=1e-3)
-    for parameter, right in zip(model.parameters(), wanted, strict=True):
-        assert parameter.grad is not None and (parameter.grad - right).norm() <= 0.02 * right.norm()
+        n_recorded += sum(graph is not None for graph in graphs._graphs.values())
+    assert n_recorded > 0
     graphs.end()
