@@ -117,6 +117,18 @@ def test_a_gpus_head_is_rounded_up(monkeypatch: pytest.MonkeyPatch) -> None:
     assert rounded.shape == (128, 3) and rounded.dtype == torch.bfloat16
     assert (rounded[:71] == 1).all() and not rounded[71:].any()
     assert module._rounded_up(torch.ones(128, 3), torch.float32).shape == (128, 3)
+    monkeypatch.undo()
+    assert module._rounded_up(head, torch.bfloat16).shape == (71, 3), "a processor's is as it is"
+
+
+def test_only_a_gpus_softmax_is_compiled(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled = []
+    monkeypatch.setattr(module, "compiled_form", lambda function: compiled.append(function) or function)
+    hidden, weight, targets, weights = made(5)
+    wanted = summed_cross_entropy(hidden, weight, targets, weights)
+    assert not compiled
+    assert summed_cross_entropy(hidden, weight, targets, weights, compiled=True) == wanted
+    assert compiled == ([module._to_gradient] if way == "at once" else [])
 
 
 @pytest.mark.gpu
