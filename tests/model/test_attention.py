@@ -8,7 +8,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from instruct_lit.model import attention_products as products
 from instruct_lit.model import attention_varlen as varlen
 from instruct_lit.model.attention import CausalRows, PackedDocuments
-from instruct_lit.model.attention_varlen import Sequences
+from instruct_lit.model.attention_varlen import Sequences, VarlenDocuments
 
 H, D = 3, 8
 
@@ -160,6 +160,49 @@ def test_the_variable_length_kernel_finds_the_prefix_before_every_document(
     assert torch.equal(moved.keys_of(x), keys) and moved.flat is not sequences.flat
 
 
+def kernel(
+    q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, max_q: int, max_k: int, *, window_size: tuple[int, int]
+) -> Tensor:
+    """What the GPU's kernel does, written out: a query sees all keys of its sequence up to its own, the last is the last."""
+    assert window_size == (-1, 0) and max_q >= cu_q.diff().max() and max_k >= cu_k.diff().max()
+    out = torch.full_like(q, torch.nan)  # a token of no sequence would spoil everything
+    for a, b, c, d in zip(cu_q[:-1], cu_q[1:], cu_k[:-1], cu_k[1:], strict=True):
+        queries, keys, values = (x.transpose(0, 1) for x in (q[a:b], k[c:d], v[c:d]))
+        place = torch.arange(d - c - (b - a), d - c)
+        hidden = torch.arange(d - c) > place[:, None]
+        scores = (queries @ keys.transpose(1, 2) / D**0.5).masked_fill(hidden, -torch.inf)
+        out[a:b] = (scores.softmax(-1) @ values).transpose(0, 1)
+    return out
+
+
+@pytest.mark.parametrize("lengths", [[5], [4, 7, 1, 6], [30, 2, 17, 3, 3]])
+@pytest.mark.parametrize("n_prefix", [0, 1, 9, 40])
+@pytest.mark.parametrize("n_heads", [H, 1])
+def test_the_variable_length_kernel_is_asked_for_the_documents_alone(
+    lengths: list[int], n_prefix: int, n_heads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The layout that a GPU has, with the kernel written out; one head of keys may serve all queries."""
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", kernel)
+    results = []
+    for suits in (True, False):
+        monkeypatch.setattr(varlen, "suits", lambda q, dropout, suits=suits: suits)
+        qkv = random(n_prefix + sum(lengths), 0).requires_grad_()
+        q, k, v = qkv.unbind(1)
+        out = PackedDocuments(lengths, n_prefix).attend(0, q, k[:, :n_heads], v[:, :n_heads], 0.0)
+        (gradient,) = torch.autograd.grad(out.square().sum(), qkv)
+        results.append((out, gradient))
+    for found, wanted in zip(*results, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-12)
+
+
+def test_the_variable_length_kernel_takes_neither_dropout_nor_groups_of_heads() -> None:
+    q, k, v = random(6, 0).unbind(1)
+    layout = VarlenDocuments(Sequences([2, 4], 0, q.device))
+    for keys, dropout in ((k, 0.1), (k[:, :1], 0.0)):
+        with pytest.raises(AssertionError, match="the kernel knows neither dropout nor groups of heads"):
+            layout.attend(0, q, keys, v, dropout)
+
+
 def test_the_variable_length_kernel_is_for_gpus_that_have_it(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not varlen.suits(torch.zeros(4, 3, 8, dtype=torch.bfloat16), 0.0)
     with FakeTensorMode():  # as on a GPU
@@ -167,8 +210,11 @@ def test_the_variable_length_kernel_is_for_gpus_that_have_it(monkeypatch: pytest
         monkeypatch.setattr(varlen, "_capability", lambda device: (9, 0))
         assert varlen.suits(q, 0.0) and varlen.suits(q.half(), 0.0)
         assert not varlen.suits(q, 0.1) and not varlen.suits(q.float(), 0.0)
-        for width in (4, 264):
-            assert not varlen.suits(torch.zeros(4, 3, width, dtype=torch.bfloat16, device="cuda"), 0.0)
+        for width in (4, 256, 264):
+            wide = torch.zeros(4, 3, width, dtype=torch.bfloat16, device="cuda")
+            assert varlen.suits(wide, 0.0) is (width == 256)
+        monkeypatch.setattr(varlen, "_capability", lambda device: (8, 0))
+        assert varlen.suits(q, 0.0)
         monkeypatch.setattr(varlen, "_capability", lambda device: (7, 5))
         assert not varlen.suits(q.half(), 0.0), "Turing has no such kernel"
 

@@ -161,7 +161,35 @@ def test_a_step_that_cannot_be_recorded_ends_the_run(
         graphs.loss(batch, batch.loss_weights)
 
 
+def test_gradients_are_handed_over_without_a_copy_unless_they_add_up(
+    model: GPT, recorded: list[tuple[int, ...]]
+) -> None:
+    batch = batch_of("packed", True)
+    for adds in (False, True):
+        graphs = StepGraphs(loss_of(model), model.parameters(), adds)
+        for _ in range(3):
+            model.zero_grad()
+            graphs.loss(batch, batch.loss_weights).backward()
+        own = [p.grad is kept for p, kept in zip(model.parameters(), graphs.gradients, strict=True)]
+        assert all(own) is not adds and any(own) is not adds
+    model.zero_grad()
+
+
+def test_the_shape_tells_apart_what_a_graph_cannot_take() -> None:
+    batches = [
+        batch_of("padded", False), batch_of("padded", False, (20, 33)), batch_of("packed", False), batch_of("packed", True),
+        batch_of("packed", True, (20, 33)), batch_of("packed", True, (20, 33, 80)), batch_of("packed", True, (20, 33, 130)),
+    ]  # fmt: skip
+    shapes = [module._rounded_up(batch, batch.loss_weights).shape for batch in batches]
+    assert shapes == [
+        (3, 64, 64), (2, 64, 64), (96, 64, 3, 0, 128), (96, 64, 3, 5, 128), (64, 64, 2, 5, 128), (160, 128, 3, 5, 128),
+        (192, 192, 3, 5, 256),
+    ]  # fmt: skip
+
+
 def test_few_shapes_occur() -> None:
+    assert module._shape_of(0) == 32, "also of a batch that teaches nothing"
+    assert [module._step_of(n) for n in (1, 1024, 1025, 4096, 4097, 8192)] == [32, 32, 64, 128, 256, 256]
     sizes = [module._shape_of(n) for n in range(1, 100_000)]
     assert all(n <= size and size - n < max(32, n / 8) for n, size in enumerate(sizes, 1))
     assert len(set(sizes)) < 16 * 10 and sizes[:33] == [32] * 32 + [64]
@@ -173,6 +201,13 @@ def test_documents_of_padding_hold_all_of_it(n_more: int, size: int) -> None:
     lengths = module._documents_of_padding(n_more, size)
     assert sum(lengths) == n_more and max(lengths) <= 128
     assert len(lengths) == len(module._documents_of_padding(0, size)), "their number depends on the size alone"
+    assert len(lengths) <= max(1, size // 2048)
+
+
+def test_documents_of_padding_hold_it_at_any_size() -> None:
+    for n in [*range(1, 600), *range(4000, 4200), *range(8100, 8600, 7), *range(65_000, 66_000, 61)]:
+        size = module._shape_of(n)
+        assert sum(module._documents_of_padding(size - n, size)) == size - n, n
 
 
 @pytest.mark.gpu
