@@ -36,17 +36,19 @@ class Prefill:
     """Packed prompts behind their common prefix; their keys and values go to neighbouring rows of the cache."""
 
     def __init__(self, cache: KeyValueCache, first_row: int, lengths: Sequence[int], prefix_length: int) -> None:
-        self.cache, self.first_row = cache, first_row
+        self.cache, self.own_rows = cache, slice(first_row, first_row + len(lengths))
         self.documents = PackedDocuments(lengths, prefix_length)
+        n = torch.tensor(lengths)
+        document = torch.repeat_interleave(n)  # (N,): which one each token behind the prefix belongs to
+        places = prefix_length + torch.arange(len(document)) - (n.cumsum(0) - n)[document]
+        self.rows, self.places = (first_row + document).to(cache.keys.device), places.to(cache.keys.device)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
-        n_prefix, lengths = self.documents.prefix_length, self.documents.lengths
+        n_prefix = self.documents.prefix_length
         for cached, new in ((self.cache.keys[layer], k), (self.cache.values[layer], v)):
-            rows = cached[self.first_row : self.first_row + len(lengths)]
-            prefix, *documents = new.transpose(0, 1).split([n_prefix, *lengths], dim=1)  # (H, ·, D)
-            rows[:, :, :n_prefix] = prefix
-            for row, document in zip(rows, documents, strict=True):
-                row[:, n_prefix : n_prefix + document.shape[1]] = document
+            new = new.to(cached.dtype)
+            cached[self.own_rows, :, :n_prefix] = new[:n_prefix].transpose(0, 1)
+            cached[self.rows, :, self.places] = new[n_prefix:]
         return self.documents.attend(layer, q, k, v, dropout)
 
 
