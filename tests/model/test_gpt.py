@@ -106,7 +106,6 @@ def test_heads_divide_the_width() -> None:
         GPTConfig(d_model=50, n_heads=4)
 
 
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # torch's compiler looks
 def test_compiled_blocks_are_the_same_function_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three layers and three lengths share the two graphs around the attention; evaluation is not compiled."""
     graphs = []
