@@ -188,10 +188,9 @@ class Engine:
         if self.model.no_layouts is not None:
             return self._reread(list(range(len(self._active))))
         assert self._cache is not None
-        device = self._cache.keys.device
-        lengths = torch.tensor([request.n_tokens - 1 for request in self._active], device=device)
-        ids = torch.tensor([request.ids[-1] for request in self._active], device=device)
-        hidden = self.model.hidden_states(ids[:, None], lengths[:, None], Decode(self._cache, lengths))
+        layout = Decode(self._cache, [request.n_tokens - 1 for request in self._active])
+        ids = torch.tensor([request.ids[-1] for request in self._active], device=layout.lengths.device)
+        hidden = self.model.hidden_states(ids[:, None], layout.lengths[:, None], layout)
         return self._write(hidden[:, 0], list(range(len(self._active))))
 
     def _reread(self, rows: list[int]) -> list[Request]:

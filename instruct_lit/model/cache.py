@@ -53,14 +53,15 @@ class Prefill:
 
 
 class Decode:
-    """One new token for each of the first rows of the cache, row r at position `lengths[r]` `(R,)`."""
+    """One new token for each of the first rows of the cache, row r at position `lengths[r]`."""
 
-    def __init__(self, cache: KeyValueCache, lengths: Tensor) -> None:
-        self.cache, self.lengths = cache, lengths
-        self.n_rows, self.longest = len(lengths), int(lengths.max()) + 1
-        self.rows = torch.arange(self.n_rows, device=lengths.device)
-        visible = torch.arange(self.longest, device=lengths.device) <= lengths[:, None]
-        self.mask = None if bool(visible.all()) else visible[:, None, None, :]  # (R, 1, 1, T)
+    def __init__(self, cache: KeyValueCache, lengths: Sequence[int]) -> None:
+        self.cache, device = cache, cache.keys.device
+        self.n_rows, self.longest = len(lengths), max(lengths) + 1
+        self.lengths = torch.tensor(lengths, device=device)
+        self.rows = torch.arange(self.n_rows, device=device)
+        visible = torch.arange(self.longest, device=device) <= self.lengths[:, None]
+        self.mask = None if min(lengths) == max(lengths) else visible[:, None, None, :]  # (R, 1, 1, T)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
         keys, values = self.cache.keys[layer, : self.n_rows], self.cache.values[layer, : self.n_rows]

@@ -136,7 +136,7 @@ class LargestBatch:
             finally:
                 if device.type == "cuda":
                     torch.cuda.empty_cache()
-            print(f"{n} examples fit, {seconds[n]:.1f} s a step", flush=True)
+            print(f"{n} examples fit, {seconds[n]:.3g} s a step", flush=True)
             return True
 
         if free is not None:
