@@ -103,7 +103,7 @@ class InstructionTuner(LightningModule):
         if self.trainer.world_size > 1 or is_sharded(self.model):
             return
         half = self.trainer.precision == "bf16-mixed"
-        if self.device.type == "cuda" and self.cuda_graphs:
+        if self.device.type == "cuda" and self.cuda_graphs and half:
             self._graphs = StepGraphs(self._loss, self.model.parameters(), self.trainer.accumulate_grad_batches > 1)
             self._graphs.begin()
         optimizer = self.trainer.optimizers[0]
