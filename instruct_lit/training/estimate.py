@@ -51,11 +51,12 @@ def estimate(config: GPTConfig, typical: Sequence[Batch], largest: Batch, device
         train_step(model, optimizer, typical[0].to(device), bf16)  # the first step makes the optimizer's state
         fastest = [min(train_step(model, optimizer, batch.to(device), bf16) for _ in range(2)) for batch in typical]
         seconds[depth] = sum(fastest) / len(fastest)
+    bytes_of_logit = (2 if bf16 else 4) + (4 if device.type == "cuda" else 0)  # a GPU has their softmax beside them
     n_logits = min(chunk_of(device), max(1, largest.n_supervised)) * config.n_vocab
     return Estimate(
         n_parameters,
         STATES_BYTES * n_parameters,
-        int(_at_depth(activations, config.n_layers)) + n_logits * (2 if bf16 else 4),
+        int(_at_depth(activations, config.n_layers)) + n_logits * bytes_of_logit,
         _at_depth(seconds, config.n_layers),
     )
 
