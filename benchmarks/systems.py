@@ -142,7 +142,7 @@ def trl(name: str, args: Namespace) -> dict[str, Any]:
     )
     records = common.records_of(args.data)
     rows = [{"prompt": common.alpaca_prompt(r), "completion": r["output"]} for r in records]
-    packing = {"packed": "bfd", "wrapped": "wrapped"}.get(name.split()[2]) if len(name.split()) > 2 else None
+    packing = "bfd" if "packed" in name else "wrapped" if "wrapped" in name else None
     need = matrix.need_of(args.data, args.model, args.batch_size)
     n_tokens = args.batch_size * 64 * math.ceil(need.n_tokens / 64)
     width = min(1024, n_tokens)

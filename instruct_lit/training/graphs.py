@@ -180,7 +180,7 @@ def _rounded_up(batch: Batch, weights: Tensor) -> _Inputs:
     more = n_pairs - len(batch.targets)
     tensors = [pad(ids, (0, n_more)), pad(positions, (0, n_more))]
     tensors += [pad(x, (0, more)) for x in (index, batch.targets, weights)]
-    return _Inputs(shape, tuple(x.contiguous() for x in tensors), sequences)
+    return _Inputs(shape, tuple(tensors), sequences)
 
 
 def _documents_of_padding(n_tokens: int, size: int) -> list[int]:

@@ -109,6 +109,20 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     return shapes
 
 
+def check_step(model: GPT, graphs: StepGraphs, batch: Batch, of_loss: float, of_gradient: float) -> None:
+    """A step with graphs, or two micro-batches where gradients add up, against loss and gradients without."""
+    n = 1 + graphs.adds
+    expected, wanted = plain(model, batch)
+    model.zero_grad()
+    for _ in range(n):
+        loss = graphs.loss(batch, batch.loss_weights)
+        loss.backward()
+    assert loss.item() == pytest.approx(expected, rel=of_loss)
+    for parameter, right in zip(model.parameters(), wanted, strict=True):
+        assert parameter.grad is not None
+        assert (parameter.grad.to_dense() / n - right).norm() <= of_gradient * right.norm()
+
+
 @pytest.mark.parametrize(("layout", "shared_prefix"), LAYOUTS)
 @pytest.mark.parametrize("adds", [False, True])
 def test_a_shape_is_recorded_once_and_gives_the_step(
@@ -118,15 +132,7 @@ def test_a_shape_is_recorded_once_and_gives_the_step(
     graphs = StepGraphs(loss_of(model), model.parameters(), adds)
     for step, lengths in enumerate(((20, 33, 10), (19, 30, 11), (22, 27, 12), (15, 33, 14), (100, 90, 3))):
         batch = batch_of(layout, shared_prefix, lengths, seed=step)
-        expected, wanted = plain(model, batch)
-        model.zero_grad()
-        for _ in range(1 + adds):
-            loss = graphs.loss(batch, batch.loss_weights)
-            loss.backward()
-        assert loss.item() == pytest.approx(expected, rel=1e-6)
-        for parameter, right in zip(model.parameters(), wanted, strict=True):
-            assert parameter.grad is not None
-            assert (parameter.grad.to_dense() / (1 + adds) - right).norm() <= 1e-5 * right.norm()
+        check_step(model, graphs, batch, 1e-6, 1e-5)
     n_recorded = len(recorded)
     assert 1 <= n_recorded == len(set(recorded)) <= 3
     model.ln_f.weight.data = model.ln_f.weight.data * 1.5
@@ -228,15 +234,7 @@ def test_a_recorded_step_is_the_step(model: GPT, layout: str, shared_prefix: boo
         if step == len(lengths) - 1:
             model.ln_f.weight.data = model.ln_f.weight.data * 1.5
         with torch.autocast("cuda", torch.bfloat16):
-            expected, wanted = plain(model, batch)
-            model.zero_grad()
-            for _ in range(1 + adds):
-                loss = graphs.loss(batch, batch.loss_weights)
-                loss.backward()
-        assert loss.item() == pytest.approx(expected, rel=1e-3)
-        for parameter, right in zip(model.parameters(), wanted, strict=True):
-            assert parameter.grad is not None
-            assert (parameter.grad / (1 + adds) - right).norm() <= 0.02 * right.norm()
+            check_step(model, graphs, batch, 1e-3, 0.02)
         n_recorded += sum(graph is not None for graph in graphs._graphs.values())
     assert n_recorded > 0
     graphs.end()
