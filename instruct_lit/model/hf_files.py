@@ -12,6 +12,7 @@ import torch
 
 from instruct_lit.data.hf_tokenizer import HFTokenizer, load_tokenizer
 from instruct_lit.errors import CheckpointError, ConfigError, DownloadError, InstructLitError
+from instruct_lit.model.device import has_gpu
 from instruct_lit.model.hf import HFModel
 
 _DROPOUTS = (
@@ -110,7 +111,7 @@ def _four_bits(transformers: Any) -> dict[str, Any]:
         bnb_4bit_compute_dtype=torch.bfloat16,
     )
     # Weights of 4 bits are made where they will stay: each process of several on its own device.
-    device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
+    device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if has_gpu() else "cpu"
     return {"quantization_config": quantization, "device_map": {"": device}, "dtype": torch.bfloat16}
 
 
