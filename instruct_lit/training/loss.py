@@ -74,7 +74,8 @@ class _SummedCrossEntropy(torch.autograd.Function):
         for start in range(0, len(hidden), chunk):
             rows = slice(start, start + chunk)
             h = hidden[rows].to(dtype)
-            logits = torch.mm(h, weight.t())  # (m, V)
+            space = None if working is None else working.scratch.take("logits", (len(h), len(weight)), dtype)
+            logits = torch.mm(h, weight.t(), out=space)  # (m, V)
             logits[:, n_vocab:] = -math.inf
             total += to_gradient(logits, targets[rows], weights[rows])
             if grad_hidden is not None:

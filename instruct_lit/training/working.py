@@ -3,8 +3,8 @@
 A step of a small batch is bound by memory, not by arithmetic: autocast converts every weight before its product and
 every gradient after it, and fresh gradients cost page faults. Here each matrix has one working copy, which the
 optimizer renews as it passes over the weights anyway, and one gradient buffer, into which the product of the backward
-pass is written. The numbers are those of autocast: products in bf16 of weights rounded once, fp32 parameters updated
-by gradients as the product gives them.
+pass is written; what is large and passing has memory that stays, too. The numbers are those of autocast: products in
+bf16 of weights rounded once, fp32 parameters updated by gradients as the product gives them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import ctypes
 import math
 import mmap
 import sys
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -26,6 +27,21 @@ CHUNK = 2**17  # elements whose conversions stay in the cache
 STRIP, SHORT_STRIP = 96, 32  # rows that are transposed at once
 
 
+class Scratch:
+    """Memory on huge pages for large tensors that live within one call; anew they would cost page faults each time."""
+
+    def __init__(self) -> None:
+        self._blocks: dict[str, Tensor] = {}
+
+    def take(self, name: str, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """An uninitialised tensor in the place of the one that had this name before."""
+        n_bytes = math.prod(shape) * dtype.itemsize
+        if name not in self._blocks or len(self._blocks[name]) < n_bytes:
+            self._blocks.pop(name, None)
+            self._blocks[name] = huge_empty(n_bytes * 5 // 4, torch.uint8)  # what is not used is not there
+        return self._blocks[name][:n_bytes].view(dtype).view(*shape)
+
+
 @dataclass
 class Working:
     """What the products with one parameter use: `weight`, its rounded copy, and `gradient`, the buffer of its gradient.
@@ -36,18 +52,18 @@ class Working:
     parameter: Tensor
     weight: Tensor
     gradient: Tensor
+    scratch: Scratch = field(default_factory=Scratch)
     _cut: tuple[list[int], list[tuple[Tensor, ...]]] = ([], [])
 
     def collect(self, rows: Tensor, x: Tensor) -> None:
         """Add `rowsᵀ @ x` to the parameter's gradient, in place in its buffer."""
-        rows_t = transposed(rows)
-        if self.parameter.grad is not None:
-            self.gradient += torch.mm(rows_t, x)
-            return
+        rows_t, first = transposed(rows, self.scratch), self.parameter.grad is None
         if self.gradient.dtype == x.dtype:
-            torch.mm(rows_t, x, out=self.gradient)
+            # Added within the product, so that the sum is rounded once.
+            torch.mm(rows_t, x, out=self.gradient) if first else self.gradient.addmm_(rows_t, x)
         else:
-            self.gradient.copy_(torch.mm(rows_t, x))
+            product = torch.mm(rows_t, x, out=self.scratch.take("product", self.gradient.shape, x.dtype))
+            self.gradient.copy_(product) if first else self.gradient.add_(product)
         self.parameter.grad = self.gradient
 
     def pieces(self, *moments: Tensor) -> list[tuple[Tensor, ...]]:
@@ -84,9 +100,10 @@ class WorkingWeights:
         gradients = huge_empty(n, gradient_dtype).split(sizes)
         copies = huge_empty(n if dtype != head.dtype else 0, dtype).split(sizes if dtype != head.dtype else [0])
         self.of: dict[int, Working] = {}
+        scratch = Scratch()
         for i, (key, p) in enumerate(parameters.items()):
             weight = copies[i].view_as(p) if dtype != head.dtype else p.detach()
-            self.of[key] = Working(p, weight, gradients[i].view_as(p))
+            self.of[key] = Working(p, weight, gradients[i].view_as(p), scratch)
         self.gradient_dtype = gradient_dtype
 
     def attach(self) -> WorkingWeights:
@@ -144,8 +161,8 @@ class _Linear(torch.autograd.Function):
         return grad_x, None, rows.sum(0) if ctx.needs_input_grad[2] else None, None
 
 
-def transposed(x: Tensor) -> Tensor:
-    """`xᵀ`, in half precision laid out anew.
+def transposed(x: Tensor, scratch: Scratch) -> Tensor:
+    """`xᵀ`, in half precision laid out anew, until the next is.
 
     A bf16 product whose first factor lies transposed takes up to three times as long as one that finds it in order, and
     torch's own copy in one piece uses one core.
@@ -153,7 +170,7 @@ def transposed(x: Tensor) -> Tensor:
     if x.dtype.itemsize != 2:
         return x.t()
     n, width = x.shape
-    copy = x.new_empty(width, n)
+    copy = scratch.take("transposed", (width, n), x.dtype)
     # Rows at distances of 2 KiB share their places in the cache, long ones have a page of memory each.
     strip = SHORT_STRIP if width % 1024 == 0 or width > 8192 else STRIP
     for own, rows in zip(copy.split(strip, 1), x.split(strip), strict=True):

@@ -99,9 +99,9 @@ def test_logits_are_never_stored_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = []
     multiply = torch.mm
 
-    def watched(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    def watched(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
         sizes.append(len(a) * b.shape[1])
-        return multiply(a, b)
+        return multiply(a, b, out=out)
 
     monkeypatch.setattr(torch, "mm", watched)
     hidden, weight, targets, weights = made(4 * module.CHUNK, v=300)

@@ -1,6 +1,7 @@
 """Working copies and gradient buffers: the numbers of the plain way, in memory that stays."""
 
 import copy
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -13,7 +14,15 @@ from instruct_lit.model.gpt import GPT
 from instruct_lit.training.loss import summed_cross_entropy
 from instruct_lit.training.module import layout_of
 from instruct_lit.training.optimizer import AdamW, adamw, parameter_groups, total_norm
-from instruct_lit.training.working import STRIP, WorkingWeights, can_hold_other_gradients, huge_empty, transposed
+from instruct_lit.training.working import (
+    STRIP,
+    Scratch,
+    Working,
+    WorkingWeights,
+    can_hold_other_gradients,
+    huge_empty,
+    transposed,
+)
 
 HALF = pytest.mark.skipif(not can_hold_other_gradients(), reason="this torch ties a gradient to its parameter's dtype")
 DTYPES = [pytest.param(torch.bfloat16, marks=HALF), torch.float32]
@@ -156,7 +165,7 @@ def test_loaded_moments_are_the_ones_that_are_updated(base: GPT, batches: list[B
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_a_transposed_copy_is_the_transpose(rows: int, width: int, dtype: torch.dtype) -> None:
     x = torch.arange(rows * width).view(rows, width).to(dtype)
-    found = transposed(x)
+    found = transposed(x, Scratch())
     assert torch.equal(found, x.t())
     assert found.is_contiguous() or dtype == torch.float32, "a bf16 product would look for its rows"
 
@@ -188,3 +197,35 @@ def test_a_fit_with_working_weights_is_the_fit_without(
     assert losses[1] == pytest.approx(losses[0], rel=2e-3 if half else 1e-6)
     for p, q in zip(tuners[0].parameters(), tuners[1].parameters(), strict=True):
         assert (p - q).abs().mean() < (3e-4 if half else 1e-6)
+
+
+@pytest.mark.parametrize("gradient_dtype", [pytest.param(torch.bfloat16, marks=HALF), torch.float32])
+def test_a_gradient_of_several_products_stays_in_its_buffer(gradient_dtype: torch.dtype) -> None:
+    """In half precision the sum is rounded once a product, in single precision each product is."""
+    generator = torch.Generator().manual_seed(0)
+    head = torch.nn.Parameter(torch.zeros(70, 16))
+    if gradient_dtype != head.dtype:
+        head.grad_dtype = gradient_dtype
+    working = Working(head, head.detach().bfloat16(), torch.full((70, 16), math.nan, dtype=gradient_dtype))
+    exact = torch.zeros(70, 16)
+    for n in (5, 40, 3):
+        rows, x = (torch.randn(n, width, generator=generator).bfloat16() for width in (70, 16))
+        product = rows.float().t() @ x.float()
+        exact = (exact + product).bfloat16().float() if gradient_dtype == torch.bfloat16 else exact + product.bfloat16()
+        working.collect(rows, x)
+        assert head.grad is not None and head.grad.data_ptr() == working.gradient.data_ptr()
+    # A sum at a tie of two neighbours may be rounded to either.
+    assert ((working.gradient.float() - exact).abs() <= 2**-7 * exact.abs() + 1e-6).all()
+    assert (working.gradient.float() == exact).float().mean() > 0.98
+
+
+def test_scratch_memory_is_of_one_place_until_more_is_needed() -> None:
+    scratch = Scratch()
+    first = scratch.take("x", (8, 1000), torch.bfloat16)
+    assert first.shape == (8, 1000) and first.dtype == torch.bfloat16 and first.is_contiguous()
+    assert scratch.take("x", (10, 1000), torch.bfloat16).data_ptr() == first.data_ptr(), "a quarter more fits"
+    assert scratch.take("x", (50, 100), torch.float32).data_ptr() == first.data_ptr()
+    other = scratch.take("y", (8, 1000), torch.bfloat16).fill_(1)
+    larger = scratch.take("x", (11, 1000), torch.bfloat16).fill_(2)
+    assert larger.shape == (11, 1000) and (other == 1).all()
+    assert scratch.take("x", (11, 1000), torch.bfloat16).data_ptr() == larger.data_ptr()
