@@ -20,9 +20,10 @@ from instruct_lit.model import attention_varlen as varlen
 from instruct_lit.model.attention_products import Group
 from instruct_lit.model.attention_varlen import Sequences, VarlenDocuments
 
-GROUP_TOKENS = 192  # packed tokens that ask in one call where no variable-length kernel is at hand
-ROW_TOKENS = 128  # tokens of each padded row that ask in one call
-STEP_TOKENS = 32  # their numbers are multiples of this: few shapes, so that kernels made for them are found again
+GROUP_TOKENS = 192  # up to which packed documents ask in one call where no variable-length kernel is at hand
+PIECE_TOKENS = 256  # of a longer document that ask in one call
+ROW_TOKENS = 128  # tokens of each padded row that do
+STEP_TOKENS = 32  # to multiples of which queries and keys are rounded up: kernels are made for every shape
 
 
 class AttentionLayout(Protocol):
@@ -104,33 +105,40 @@ class PackedDocuments:
         if products.suits(q, max(group.bias.shape[1] for group in self._groups)):
             return products.attend(q, k, v, self._groups, dropout).transpose(0, 1)
         outputs = []
+        q, k, v = (products.laid_out(x, self._groups) for x in (q, k, v))
         for group in self._groups:
             queries, keys, values = (x.unsqueeze(0) for x in (group.queries_of(q), group.keys_of(k), group.keys_of(v)))
-            outputs.append(F.scaled_dot_product_attention(queries, keys, values, group.bias, dropout_p=dropout)[0])
+            out = F.scaled_dot_product_attention(queries, keys, values, group.bias, dropout_p=dropout)[0]
+            outputs.append(out[:, : group.end - group.start])
         return torch.cat(outputs, 1).transpose(0, 1)
 
 
 def _cut_into_groups(lengths: list[int], n_prefix: int, like: Tensor) -> list[Group]:
-    """Cut the flat tokens into groups of about `GROUP_TOKENS`, whatever documents they cut through.
-
-    Queries and keys begin at multiples of `STEP_TOKENS`: few shapes, so that kernels made for them are found again.
-    """
+    """Cut the flat tokens into groups: short documents together, long ones in pieces."""
+    cuts: list[tuple[int, int, int]] = []  # start and end of a group, and where its first document begins
+    begin = 0
+    for length in [n_prefix, *lengths]:
+        end = begin + length
+        if cuts and end - cuts[-1][2] <= GROUP_TOKENS:
+            cuts[-1] = cuts[-1][0], end, cuts[-1][2]
+        elif length:
+            step = _up(length / math.ceil(length / PIECE_TOKENS))
+            cuts += [(start, min(start + step, end), begin) for start in range(begin, end, step)]
+        begin = end
     document = torch.repeat_interleave(torch.tensor([n_prefix, *lengths]))  # (N,): 0 for the prefix
-    begin = torch.tensor([0, n_prefix, *lengths]).cumsum(0)[document]  # where each token's document begins
-    n_tokens = len(document)
-    size = _up(n_tokens / max(1, round(n_tokens / GROUP_TOKENS)))
-    place = torch.arange(n_tokens)
-    groups = []
-    for start in range(0, n_tokens, size):
-        end = min(start + size, n_tokens)
-        first_key = int(begin[start]) // STEP_TOKENS * STEP_TOKENS
-        if first_key < n_prefix:
-            first_key = 0
-        keys = place[first_key:end] if first_key == 0 else torch.cat((place[:n_prefix], place[first_key:end]))
-        own = slice(start, end)
-        visible = ((keys >= begin[own, None]) | (keys < n_prefix)) & (keys <= place[own, None])
-        groups.append(Group(start, end, first_key, n_prefix if first_key else 0, bias_of(visible, like)))
-    return groups
+    return [_group(*cut, n_prefix, document, like) for cut in cuts]
+
+
+def _group(start: int, end: int, first_key: int, n_prefix: int, document: Tensor, like: Tensor) -> Group:
+    """The group of the tokens `start` to `end`, which see the prefix and the tokens of their document before them."""
+    n_prefix = n_prefix if first_key else 0  # it stands among the keys of the first group
+    n_queries, n_keys = _up(end - start), _up(n_prefix + end - first_key)
+    keys = torch.cat((torch.arange(n_prefix), torch.arange(first_key, first_key + n_keys - n_prefix)))
+    queries = torch.arange(start, start + n_queries)
+    of = F.pad(document, (0, n_queries + n_keys), value=-1)
+    visible = ((of[keys] == of[queries, None]) | (of[keys] == 0)) & (keys <= queries[:, None]) & (keys < end)
+    visible[end - start :] = keys < end  # of what is dropped the weights are numbers, too
+    return Group(start, end, first_key, n_prefix, bias_of(visible, like))
 
 
 def _up(n: float) -> int:

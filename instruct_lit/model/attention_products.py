@@ -27,8 +27,9 @@ N_KEPT = 256  # keys up to which weights are kept
 class Group:
     """The queries of the tokens `start` to `end`, which ask in one call.
 
-    Their keys are the first `n_prefix` tokens, then those from `first_key` to `end`; `bias` `(queries, keys)` is zero
-    where a token sees and minus infinity elsewhere.
+    Their keys are the first `n_prefix` tokens and those from `first_key` on. `bias` `(queries, keys)` is zero where a
+    token sees and minus infinity elsewhere. It may have more rows and columns than there are tokens, so that there are
+    few shapes: answers to queries from `end` on are dropped, and nobody sees a key from there on.
     """
 
     start: int
@@ -37,20 +38,46 @@ class Group:
     n_prefix: int
     bias: Tensor
 
+    @property
+    def n_own(self) -> int:
+        """Keys that stand together from `first_key` on."""
+        return self.bias.shape[1] - self.n_prefix
+
+    @property
+    def n_reached(self) -> int:
+        """The number of tokens that `queries_of` and `keys_of` look at."""
+        return max(self.start + len(self.bias), self.first_key + self.n_own)
+
     def queries_of(self, x: Tensor) -> Tensor:
-        """Of `(P, N, D)` the rows of the tokens that ask."""
-        return x[:, self.start : self.end]
+        """Of `(P, N, D)` the rows of the tokens that ask, and of those that ask with them."""
+        return x[:, self.start : self.start + len(self.bias)]
 
     def keys_of(self, x: Tensor) -> Tensor:
         """Of `(P, N, D)` the rows of the tokens that are seen."""
-        own = x[:, self.first_key : self.end]
+        own = x[:, self.first_key : self.first_key + self.n_own]
         return torch.cat((x[:, : self.n_prefix], own), 1) if self.n_prefix else own
+
+    def answers(self, out: Tensor, part: Tensor) -> None:
+        """Write the rows of `part` that belong to the group to their places."""
+        out[:, self.start : self.end] = part[:, : self.end - self.start]
+
+    def gradient_of(self, grad: Tensor) -> Tensor:
+        """Of `(P, N, D)` the rows of the group, and zeros for those that only ask with them."""
+        n = self.end - self.start
+        own = grad[:, self.start : self.end]
+        return own if n == len(self.bias) else F.pad(own, (0, 0, 0, len(self.bias) - n))
 
     def add_to_keys(self, total: Tensor, part: Tensor) -> None:
         """Add `part` to the rows that `keys_of` takes."""
-        total[:, self.first_key : self.end] += part[:, self.n_prefix :]
+        total[:, self.first_key : self.first_key + self.n_own] += part[:, self.n_prefix :]
         if self.n_prefix:
             total[:, : self.n_prefix] += part[:, : self.n_prefix]
+
+
+def laid_out(x: Tensor, groups: Sequence[Group]) -> Tensor:
+    """`(P, N, D)` in order, with rows of zeros up to what the groups look at."""
+    n_more = max(0, max(group.n_reached for group in groups) - x.shape[1])
+    return F.pad(x, (0, 0, 0, n_more)) if n_more else x.contiguous()
 
 
 def suits(q: Tensor, n_keys: int) -> bool:
@@ -77,13 +104,13 @@ class _Attend(torch.autograd.Function):
     def forward(  # type: ignore[override]
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, groups: Sequence[Group], dropout: float
     ) -> Tensor:
-        q, k, v = (x.contiguous() for x in (q, k, v))
-        out, kept = torch.empty_like(q), []
+        out, kept = torch.empty_like(q, memory_format=torch.contiguous_format), []
+        q, k, v = (laid_out(x, groups) for x in (q, k, v))
         for group in groups:
             queries, keys, values = group.queries_of(q), group.keys_of(k), group.keys_of(v)
             weights = _weights(queries, keys, group.bias)
             factor = F.dropout(torch.ones_like(weights), dropout) if dropout else None
-            group.queries_of(out).copy_(torch.bmm(weights if factor is None else weights * factor, values))
+            group.answers(out, torch.bmm(weights if factor is None else weights * factor, values))
             kept += [queries, keys, values, weights if keys.shape[1] <= N_KEPT else None, factor]
         ctx.save_for_backward(*kept)
         ctx.groups = groups
@@ -91,25 +118,31 @@ class _Attend(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        n_heads, n_tokens, width = grad.shape
+        n_reached = max(n_tokens, max(group.n_reached for group in ctx.groups))
+        total = grad.new_zeros(3, n_heads, n_reached, width)
         grad = grad.contiguous()
-        total = grad.new_zeros(3, *grad.shape)
         kept = ctx.saved_tensors
         for n, group in enumerate(ctx.groups):
             queries, keys, values, weights, factor = kept[5 * n : 5 * n + 5]
             if weights is None:
                 weights = _weights(queries, keys, group.bias)
-            of_out = group.queries_of(grad)
+            of_out = group.gradient_of(grad)
             of_weights = torch.bmm(of_out, values.transpose(1, 2))
             dropped = weights
             if factor is not None:
                 of_weights, dropped = of_weights * factor, weights * factor
             of_scores = torch._softmax_backward_data(of_weights, weights, -1, weights.dtype)
-            of_scores *= grad.shape[-1] ** -0.5
-            group.queries_of(total[0]).copy_(torch.bmm(of_scores, keys))
-            group.add_to_keys(total[1], torch.bmm(of_scores.transpose(1, 2), queries))
+            group.answers(total[0], _scaled(of_scores, keys))
+            group.add_to_keys(total[1], _scaled(of_scores.transpose(1, 2), queries))
             group.add_to_keys(total[2], torch.bmm(dropped.transpose(1, 2), of_out))
-        return *total, None, None
+        return *total[:, :, :n_tokens], None, None
 
 
 def _weights(queries: Tensor, keys: Tensor, bias: Tensor) -> Tensor:
     return torch.baddbmm(bias, queries, keys.transpose(1, 2), alpha=queries.shape[-1] ** -0.5).softmax(-1)
+
+
+def _scaled(of_scores: Tensor, x: Tensor) -> Tensor:
+    """Their product over √D, as the scores are scaled."""
+    return torch.baddbmm(x.new_zeros(()), of_scores, x, beta=0, alpha=x.shape[-1] ** -0.5)
