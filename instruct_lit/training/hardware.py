@@ -15,6 +15,8 @@ import torch
 
 from instruct_lit.model.device import has_gpu
 
+KEPT_BYTES = 2**25  # up to which freed memory is kept; glibc takes no higher limit
+
 
 def default_precision(accelerator: str) -> str:
     """`bf16-mixed` where the device multiplies matrices in bf16 at speed, otherwise `32-true`."""
@@ -47,16 +49,15 @@ def wait_for(device: torch.device) -> None:
 def keep_freed_memory() -> None:
     """Tell glibc to keep the memory of activations between steps instead of returning it to the kernel.
 
-    Otherwise every step pays page faults for them anew. What is larger than 32 MiB, glibc's limit for this, is
-    returned: it would leave holes, and the largest gradients are kept by `instruct_lit.training.working`. Elsewhere
-    than on glibc it does nothing.
+    Otherwise every step pays page faults for them anew. What is larger than `KEPT_BYTES` is returned: it would leave
+    holes, and the largest is kept by `instruct_lit.training.working`. Elsewhere than on glibc it does nothing.
     """
     if not sys.platform.startswith("linux"):
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
-        mallopt(mmap_threshold, 2**25)
+        mallopt(mmap_threshold, KEPT_BYTES)
         mallopt(trim_threshold, 2**31 - 1)
 
 

@@ -22,20 +22,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from instruct_lit.training.hardware import KEPT_BYTES
+
 HUGE_PAGE = 2 * 2**20
 CHUNK = 2**17  # elements whose conversions stay in the cache
 STRIP, SHORT_STRIP = 96, 32  # rows that are transposed at once
 
 
 class Scratch:
-    """Memory on huge pages for large tensors that live within one call; anew they would cost page faults each time."""
+    """Memory on huge pages for tensors that live within one call and are too large for the system to keep it."""
 
     def __init__(self) -> None:
         self._blocks: dict[str, Tensor] = {}
 
     def take(self, name: str, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-        """An uninitialised tensor in the place of the one that had this name before."""
+        """An uninitialised tensor, a large one in the place of the one that had this name before."""
         n_bytes = math.prod(shape) * dtype.itemsize
+        if n_bytes <= KEPT_BYTES:
+            return torch.empty(*shape, dtype=dtype)
         if name not in self._blocks or len(self._blocks[name]) < n_bytes:
             self._blocks.pop(name, None)
             self._blocks[name] = huge_empty(n_bytes * 5 // 4, torch.uint8)  # what is not used is not there

@@ -11,6 +11,7 @@ import torch
 from instruct_lit.data.collate import Batch, Collator
 from instruct_lit.data.encode import EncodedExample
 from instruct_lit.model.gpt import GPT
+from instruct_lit.training import working as working_module
 from instruct_lit.training.loss import summed_cross_entropy
 from instruct_lit.training.module import layout_of
 from instruct_lit.training.optimizer import AdamW, adamw, parameter_groups, total_norm
@@ -219,8 +220,11 @@ def test_a_gradient_of_several_products_stays_in_its_buffer(gradient_dtype: torc
     assert (working.gradient.float() == exact).float().mean() > 0.98
 
 
-def test_scratch_memory_is_of_one_place_until_more_is_needed() -> None:
+def test_scratch_memory_is_of_one_place_until_more_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     scratch = Scratch()
+    small = [scratch.take("x", (8, 1000), torch.bfloat16) for _ in range(2)]
+    assert small[0].data_ptr() != small[1].data_ptr(), "what the system keeps is left to it"
+    monkeypatch.setattr(working_module, "KEPT_BYTES", 0)
     first = scratch.take("x", (8, 1000), torch.bfloat16)
     assert first.shape == (8, 1000) and first.dtype == torch.bfloat16 and first.is_contiguous()
     assert scratch.take("x", (10, 1000), torch.bfloat16).data_ptr() == first.data_ptr(), "a quarter more fits"
