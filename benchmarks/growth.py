@@ -52,7 +52,8 @@ def train(shape: str, length: int, batch_size: int, device: str) -> dict[str, An
     ids = random.integers(0, 50256, (batch_size, length + 1))
     ids[:, : length // 3] = ids[0, : length // 3]
     documents = [EncodedExample(i, row, np.arange(length + 1) > length // 2) for i, row in enumerate(ids)]
-    batch = Collator(50256, np.ones(50257, dtype=np.int64), "packed", shared_prefix=True)(documents).to(device)
+    collator = Collator(50256, np.ones(50257, dtype=np.int64), "packed", shared_prefix=True, pad_to_multiple_of=32)
+    batch = collator(documents).to(device)
     half = default_precision(device) == "bf16-mixed"
     working = None
     if device == "cpu":  # as InstructionTuner does it

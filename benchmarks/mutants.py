@@ -27,6 +27,8 @@ ROOT = Path(__file__).resolve().parents[1]
 TESTS = {
     "training.loss": ["tests/training/test_loss.py", "tests/training/test_working.py"],
     "training.graphs": ["tests/training/test_graphs.py"],
+    "model.attention": ["tests/model/test_attention.py"],
+    "model.attention_products": ["tests/model/test_attention.py"],
     "model.attention_varlen": ["tests/model/test_attention.py"],
     "data.collate": ["tests/data/test_collate.py"],
     "data.encode": ["tests/data/test_encode.py"],

@@ -135,9 +135,9 @@ def _group(start: int, end: int, first_key: int, n_prefix: int, document: Tensor
     n_queries, n_keys = _up(end - start), _up(n_prefix + end - first_key)
     keys = torch.cat((torch.arange(n_prefix), torch.arange(first_key, first_key + n_keys - n_prefix)))
     queries = torch.arange(start, start + n_queries)
-    of = F.pad(document, (0, n_queries + n_keys), value=-1)
-    visible = ((of[keys] == of[queries, None]) | (of[keys] == 0)) & (keys <= queries[:, None]) & (keys < end)
-    visible[end - start :] = keys < end  # of what is dropped the weights are numbers, too
+    of = F.pad(document, (0, n_queries + n_keys))
+    visible = ((of[keys] == of[queries, None]) | (of[keys] == 0)) & (keys <= queries[:, None])
+    visible[end - start :] = True  # so that the weights of what is dropped are numbers, too
     return Group(start, end, first_key, n_prefix, bias_of(visible, like))
 
 

@@ -76,7 +76,7 @@ class Group:
 
 def laid_out(x: Tensor, groups: Sequence[Group]) -> Tensor:
     """`(P, N, D)` in order, with rows of zeros up to what the groups look at."""
-    n_more = max(0, max(group.n_reached for group in groups) - x.shape[1])
+    n_more = max(group.n_reached for group in groups) - x.shape[1]
     return F.pad(x, (0, 0, 0, n_more)) if n_more else x.contiguous()
 
 
@@ -119,8 +119,7 @@ class _Attend(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         n_heads, n_tokens, width = grad.shape
-        n_reached = max(n_tokens, max(group.n_reached for group in ctx.groups))
-        total = grad.new_zeros(3, n_heads, n_reached, width)
+        total = grad.new_zeros(3, n_heads, max(group.n_reached for group in ctx.groups), width)
         grad = grad.contiguous()
         kept = ctx.saved_tensors
         for n, group in enumerate(ctx.groups):
