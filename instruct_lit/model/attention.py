@@ -130,14 +130,16 @@ def _cut_into_groups(lengths: list[int], n_prefix: int, like: Tensor) -> list[Gr
 
 
 def _group(start: int, end: int, first_key: int, n_prefix: int, document: Tensor, like: Tensor) -> Group:
-    """The group of the tokens `start` to `end`, which see the prefix and the tokens of their document before them."""
+    """The group of the tokens `start` to `end`, which see the prefix and the tokens of their document up to themselves.
+
+    Those that ask with them see the prefix or, where there is none, themselves: their weights are numbers, too.
+    """
     n_prefix = n_prefix if first_key else 0  # it stands among the keys of the first group
     n_queries, n_keys = _up(end - start), _up(n_prefix + end - first_key)
     keys = torch.cat((torch.arange(n_prefix), torch.arange(first_key, first_key + n_keys - n_prefix)))
     queries = torch.arange(start, start + n_queries)
     of = F.pad(document, (0, n_queries + n_keys))
     visible = ((of[keys] == of[queries, None]) | (of[keys] == 0)) & (keys <= queries[:, None])
-    visible[end - start :] = True  # so that the weights of what is dropped are numbers, too
     return Group(start, end, first_key, n_prefix, bias_of(visible, like))
 
 

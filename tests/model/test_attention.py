@@ -121,6 +121,24 @@ def test_products_are_for_training_on_a_cpu() -> None:
         assert not products.suits(q, 9)
 
 
+def test_a_layout_takes_the_faster_way() -> None:
+    def way_of(out: Tensor) -> set[str]:
+        todo, names = [out.grad_fn], set()
+        while todo:
+            node = todo.pop()
+            if node is not None:
+                names.add(type(node).__name__)
+                todo += [before for before, _ in node.next_functions]
+        return names
+
+    for n_tokens, by_products in ((2048, True), (2049, False)):
+        qkv = random(n_tokens, 0).float().requires_grad_()
+        assert ("_AttendBackward" in way_of(PackedDocuments([n_tokens]).attend(0, *qkv.unbind(1), 0.0))) == by_products
+    for dtype, by_products in ((torch.bfloat16, True), (torch.float32, False)):
+        qkv = random(40, 0).to(dtype)[None].requires_grad_()
+        assert ("_AttendBackward" in way_of(CausalRows().attend(0, *qkv.unbind(2), 0.0))) == by_products
+
+
 @pytest.mark.parametrize(("length", "kept"), [(200, {D, 224}), (256, {D, 256}), (257, {D, 160}), (600, {D, 224})])
 def test_the_weights_of_many_keys_are_not_kept(length: int, kept: set[int]) -> None:
     """Memory grows with the tokens: of the groups of a long document only the first keeps its weights."""
