@@ -29,7 +29,7 @@ class Group:
 
     Their keys are the first `n_prefix` tokens and those from `first_key` on. `bias` `(queries, keys)` is zero where a
     token sees and minus infinity elsewhere. It may have more rows and columns than there are tokens, so that there are
-    few shapes: answers to queries from `end` on are dropped, and nobody sees a key from there on.
+    few shapes: answers to queries from `end` on are dropped, and no other sees a key from there on.
     """
 
     start: int
