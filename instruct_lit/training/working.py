@@ -62,12 +62,13 @@ class Working:
     def collect(self, rows: Tensor, x: Tensor) -> None:
         """Add `rowsᵀ @ x` to the parameter's gradient, in place in its buffer."""
         rows_t, first = transposed(rows, self.scratch), self.parameter.grad is None
-        if self.gradient.dtype == x.dtype:
-            # Added within the product, so that the sum is rounded once.
-            torch.mm(rows_t, x, out=self.gradient) if first else self.gradient.addmm_(rows_t, x)
-        else:
+        if self.gradient.dtype != x.dtype:
             product = torch.mm(rows_t, x, out=self.scratch.take("product", self.gradient.shape, x.dtype))
-            self.gradient.copy_(product) if first else self.gradient.add_(product)
+            (self.gradient.copy_ if first else self.gradient.add_)(product)
+        elif first:
+            torch.mm(rows_t, x, out=self.gradient)
+        else:  # added within the product, so that the sum is rounded once
+            self.gradient.addmm_(rows_t, x)
         self.parameter.grad = self.gradient
 
     def pieces(self, *moments: Tensor) -> list[tuple[Tensor, ...]]:
