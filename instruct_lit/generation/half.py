@@ -55,10 +55,10 @@ class HalfWeights:
 
 
 def can_pack(weight: Tensor) -> bool:
-    """Whether this torch has the products with packed weights, which its compiler uses on CPUs."""
-    names = ("_reorder_linear_weight", "_linear_pointwise")
+    """Whether torch has products with packed bf16 weights here, which its compiler uses on CPUs that know bf16."""
+    names = ("_is_mkldnn_bf16_supported", "_reorder_linear_weight", "_linear_pointwise")
     here = weight.device.type == "cpu" and torch.backends.mkldnn.is_available()
-    return here and all(hasattr(torch.ops.mkldnn, name) for name in names)
+    return here and all(hasattr(torch.ops.mkldnn, n) for n in names) and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def _product(weight: Tensor, bias: Tensor | None, gelu: bool = False) -> Product:

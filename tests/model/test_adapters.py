@@ -67,7 +67,7 @@ def test_merging_changes_no_logit_and_leaves_an_ordinary_model(base, dora: bool)
     changed = logits(plain)
     assert (changed - before).abs().max() > 0.1
     adapter.merge()
-    assert (logits(plain) - changed).abs().max() < 1e-5 * changed.abs().max()
+    assert (logits(plain) - changed).abs().max() < 5e-5 * changed.abs().max()
     assert [name for name, _ in plain.named_parameters()] == names
 
 
