@@ -69,8 +69,12 @@ def check_targets(config: DictConfig) -> None:
 
 
 def check_machine(config: DictConfig) -> None:
-    """Raise ConfigError when adapter, optimizer or step cannot run on this machine, before anything is loaded."""
+    """Raise ConfigError when adapter, optimizer or step cannot run on this machine, before anything is loaded.
+
+    Warns of a precision in which a processor is many times slower.
+    """
     check_adapter(config)
+    warn_of_bf16(config.trainer.accelerator, "trainer.precision", config.trainer.precision)
     if config.optimizer["_target_"] == "instruct_lit.training.optimizers.adamw_8bit":
         from instruct_lit.training.optimizers import check_adamw_8bit
 
@@ -84,6 +88,18 @@ def check_machine(config: DictConfig) -> None:
             raise ConfigError(f"{wanted[0]}=true: is for a GPU, and this run has none")
         if "cuda_graphs" in wanted and config.trainer.precision is None and default_precision("gpu") == "32-true":
             raise ConfigError("cuda_graphs=true: this GPU does not compute in bf16")
+
+
+def warn_of_bf16(accelerator: str, key: str, wanted: str | None) -> None:
+    """Warn when a processor that cannot multiply in bf16 is told to."""
+    from instruct_lit.model.device import has_gpu, multiplies_in_bf16
+
+    if str(wanted).startswith("bf") and (accelerator == "cpu" or not has_gpu()) and not multiplies_in_bf16():
+        warnings.warn(
+            f"{key}={wanted}: this processor cannot multiply in bf16, and torch takes ten times as long and more; "
+            "left out, the precision is the fastest that it has",
+            stacklevel=2,
+        )
 
 
 def optimization_of(config: DictConfig) -> tuple[Any, Any]:
@@ -182,6 +198,7 @@ def engine_options(config: DictConfig) -> dict[str, Any]:
     """How an `Engine` works on this machine: the settings of generation that are not the answer's."""
     import torch
 
+    warn_of_bf16("auto", "generation.dtype", config.generation.dtype)
     dtype = None if config.generation.dtype is None else torch.bfloat16
     return {"max_rows": config.generation.max_rows, "dtype": dtype}
 

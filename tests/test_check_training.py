@@ -1,5 +1,6 @@
 """Configurations that cannot be: what is wrong is said before any work, all of it at once."""
 
+import warnings
 from pathlib import Path
 
 import pytest
@@ -80,7 +81,8 @@ def test_what_callbacks_log_may_be_watched_and_a_sweep_may_prune_in_vain() -> No
         check_train(composed("train", "callbacks.early_stopping.monitor=val/token_f1"))
 
 
-def test_settings_of_generation_are_checked_before_the_long_work() -> None:
+def test_settings_of_generation_are_checked_before_the_long_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "multiplies_in_bf16", lambda: True)
     with pytest.raises(ConfigError, match=r"generation.top_p=2.0: must be null or above 0 and at most 1"):
         build.sampling_of(composed("train", "generation.top_p=2"))
     with pytest.raises(ConfigError, match=r"generation.dtype=float8: allowed are bfloat16"):
@@ -132,3 +134,22 @@ def test_a_machine_without_a_gpu_is_told(monkeypatch: pytest.MonkeyPatch) -> Non
         build.check_machine(composed("train", "cuda_graphs=true"))
     with pytest.raises(ConfigError, match="is for a GPU, and this run has none"):
         build.check_machine(composed("train", "compile=true", "trainer.accelerator=cpu"))
+
+
+def test_a_processor_that_cannot_multiply_in_bf16_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "has_gpu", lambda: False)
+    monkeypatch.setattr(device, "multiplies_in_bf16", lambda: False)
+    with pytest.warns(UserWarning, match=r"trainer.precision=bf16-mixed: this processor cannot multiply in bf16"):
+        build.check_machine(composed("train", "trainer.precision=bf16-mixed"))
+    with pytest.warns(UserWarning, match=r"generation.dtype=bfloat16: this processor cannot multiply in bf16"):
+        build.engine_options(composed("chat", "generation.dtype=bfloat16"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        build.check_machine(composed("train"))
+        monkeypatch.setattr(device, "multiplies_in_bf16", lambda: True)
+        build.check_machine(composed("train", "trainer.precision=bf16-mixed"))
+        monkeypatch.setattr(device, "multiplies_in_bf16", lambda: False)
+        monkeypatch.setattr(device, "has_gpu", lambda: True)
+        build.check_machine(composed("train", "trainer.precision=bf16-mixed"))
+    with pytest.warns(UserWarning, match=r"cannot multiply in bf16"):
+        build.check_machine(composed("train", "trainer.precision=bf16-mixed", "trainer.accelerator=cpu"))

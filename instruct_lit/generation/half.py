@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from instruct_lit.model.causal import CausalLM
+from instruct_lit.model.device import multiplies_in_bf16
 from instruct_lit.model.gpt import MLP
 
 ROWS = 64  # the number of rows that packed weights are laid out for; others work as well
@@ -55,10 +56,10 @@ class HalfWeights:
 
 
 def can_pack(weight: Tensor) -> bool:
-    """Whether torch has products with packed bf16 weights here, which its compiler uses on CPUs that know bf16."""
-    names = ("_is_mkldnn_bf16_supported", "_reorder_linear_weight", "_linear_pointwise")
-    here = weight.device.type == "cpu" and torch.backends.mkldnn.is_available()
-    return here and all(hasattr(torch.ops.mkldnn, n) for n in names) and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    """Whether torch has products with packed weights here, which its compiler uses on CPUs."""
+    names = ("_reorder_linear_weight", "_linear_pointwise")
+    here = weight.device.type == "cpu" and multiplies_in_bf16()
+    return here and all(hasattr(torch.ops.mkldnn, name) for name in names)
 
 
 def _product(weight: Tensor, bias: Tensor | None, gelu: bool = False) -> Product:

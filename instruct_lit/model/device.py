@@ -20,6 +20,12 @@ def best_device() -> torch.device:
     return torch.device("cuda" if has_gpu() else "cpu")
 
 
+def multiplies_in_bf16() -> bool:
+    """Whether torch's matrix library has bf16 products for this processor; otherwise torch counts number by number."""
+    known = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+    return known is not None and torch.backends.mkldnn.is_available() and known()
+
+
 @contextmanager
 def on_device(model: CausalLM, device: torch.device) -> Iterator[None]:
     """Let a model be on a device of this type for what is inside; Lightning takes it from the GPU after every run."""

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from instruct_lit.model import device as module
-from instruct_lit.model.device import best_device, on_device
+from instruct_lit.model.device import best_device, multiplies_in_bf16, on_device
 from instruct_lit.model.gpt import GPT
 
 
@@ -27,3 +27,9 @@ def test_a_model_comes_back_whatever_happens(tiny_model: GPT, monkeypatch: pytes
     assert moves == [gpu, cpu]
     with on_device(tiny_model, cpu):
         assert len(moves) == 2, "it is there"
+
+
+def test_bf16_needs_a_matrix_library_that_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert multiplies_in_bf16() == torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    assert not multiplies_in_bf16()
