@@ -63,7 +63,7 @@ def train(shape: str, length: int, batch_size: int, device: str) -> dict[str, An
 
     def step() -> None:
         with torch.autocast(device, torch.bfloat16, enabled=half):
-            states = model.hidden_states(batch.input_ids, batch.position_ids, layout_of(batch))[batch.loss_index]
+            states = model.hidden_states(batch.input_ids, batch.position_ids, layout_of(batch), batch.loss_index)
             loss = summed_cross_entropy(
                 states, model.head_weight, batch.targets, batch.loss_weights / batch.n_supervised, working
             )

@@ -34,8 +34,8 @@ def response_losses(
     for places in _groups(examples):
         batch = collate([examples[place] for place in places]).to(model.head_weight.device)
         layout = PackedDocuments(batch.document_lengths) if batch.document_lengths is not None else None
-        hidden = model.hidden_states(batch.input_ids, batch.position_ids, layout).flatten(0, -2)
-        of_tokens = token_losses(hidden[batch.loss_index], model.head_weight, batch.targets).double().cpu()
+        states = model.hidden_states(batch.input_ids, batch.position_ids, layout, batch.loss_index)
+        of_tokens = token_losses(states, model.head_weight, batch.targets).double().cpu()
         counts = [int(examples[place].is_response[1:].sum()) for place in places]
         for place, part in zip(places, of_tokens.split(counts), strict=True):
             losses[place] = (float(part.mean()), len(part))

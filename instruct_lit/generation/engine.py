@@ -169,17 +169,19 @@ class Engine:
         flat = prompts[0][:n_prefix] + [i for prompt in prompts for i in prompt[n_prefix:]]
         positions = list(range(n_prefix)) + [p for prompt in prompts for p in range(n_prefix, len(prompt))]
         device = cache.keys.device
+        last = torch.tensor(lengths, device=device).cumsum(0) + n_prefix - 1
+        scores_prompts = any(request.of_prompt for request in new)
         hidden = self.model.hidden_states(
             torch.tensor(flat, device=device),
             torch.tensor(positions, device=device),
             Prefill(cache, rows.start, lengths, n_prefix),
+            None if scores_prompts else last,
         )
-        last = torch.tensor(lengths, device=device).cumsum(0) + n_prefix - 1
         for request, end, length in zip(new, (last + 1).tolist(), lengths, strict=True):
             if request.of_prompt:
                 own = torch.cat([hidden[:n_prefix], hidden[end - length : end]])
                 request.score_prompt(own, self.model.head_weight)
-        return self._write(hidden[last], list(rows))
+        return self._write(hidden[last] if scores_prompts else hidden, list(rows))
 
     def _decode(self) -> list[Request]:
         """Run the last token of every row through the model and choose the next."""

@@ -22,6 +22,11 @@ def compiled_form(function: Function) -> Function:
     return compiled
 
 
+def selected(x: Tensor, index: Tensor) -> Tensor:
+    """Of `(…, C)` the vectors `(M, C)` at the places `index` `(M,)` of the flattened other axes."""
+    return x.flatten(0, -2).index_select(0, index)
+
+
 class Shape(Protocol):
     """The sizes of a model that others ask for; `n_heads` are the heads of keys and values."""
 
@@ -57,9 +62,16 @@ class CausalLM(nn.Module):
 
     @abstractmethod
     def hidden_states(
-        self, input_ids: Tensor, position_ids: Tensor | None = None, layout: AttentionLayout | None = None
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor | None = None,
+        layout: AttentionLayout | None = None,
+        index: Tensor | None = None,
     ) -> Tensor:
-        """The last hidden states `(…, C)` of `input_ids` `(…)`; without a layout every row is one causal sequence."""
+        """The last hidden states `(…, C)` of `input_ids` `(…)`; without a layout every row is one causal sequence.
+
+        With `index` `(M,)`, which points into the flattened tokens, the states `(M, C)` there, and none but those.
+        """
 
     def noised(self, embeddings: Tensor) -> Tensor:
         """The token embeddings with the noise of training (NEFTune, Jain et al. 2023)."""

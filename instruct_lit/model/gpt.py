@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from instruct_lit.model.attention import AttentionLayout, CausalRows
-from instruct_lit.model.causal import CausalLM, compiled_form
+from instruct_lit.model.causal import CausalLM, compiled_form, selected
 
 INIT_STD = 0.02
 
@@ -93,11 +93,18 @@ class Block(nn.Module):
         x = x + self.dropout(self.attn.proj(y))
         return x + self.dropout(self.mlp(self.ln_2(x)))
 
-    def forward(self, x: Tensor, layout: AttentionLayout, compiled: bool = False) -> Tensor:
+    def forward(
+        self, x: Tensor, layout: AttentionLayout, compiled: bool = False, index: Tensor | None = None
+    ) -> Tensor:
+        """The residual stream after the layer, `(…, C)`, or with `index` `(M,)` at those of its tokens, `(M, C)`."""
         before, after = Block.before_attention, Block.after_attention
         if compiled:
             before, after = compiled_form(before), compiled_form(after)
-        return after(self, x, self.attn.attend(before(self, x), layout))
+        y = self.attn.attend(before(self, x), layout)
+        if index is not None:
+            y = selected(y.to(x.dtype), index).to(y.dtype)  # a GPU sums gradients of a token in this dtype
+            x = selected(x, index)
+        return after(self, x, y)
 
 
 class GPT(CausalLM):
@@ -120,11 +127,16 @@ class GPT(CausalLM):
         return self.wte.weight
 
     def hidden_states(
-        self, input_ids: Tensor, position_ids: Tensor | None = None, layout: AttentionLayout | None = None
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor | None = None,
+        layout: AttentionLayout | None = None,
+        index: Tensor | None = None,
     ) -> Tensor:
-        """Return the normalised last hidden states, `(…, C)` for `input_ids` `(…)`.
+        """Return the normalised last hidden states, `(…, C)` for `input_ids` `(…)`, or with `index` `(M,)` `(M, C)`.
 
-        Without `position_ids` the last axis counts from 0; without a layout every row is one causal sequence.
+        Without `position_ids` the last axis counts from 0; without a layout every row is one causal sequence. `index`
+        points into the flattened tokens: after its attention the last layer goes on with those alone.
         """
         if position_ids is None:
             position_ids = torch.arange(input_ids.shape[-1], device=input_ids.device)
@@ -135,10 +147,11 @@ class GPT(CausalLM):
         x = self.dropout(self.noised(tokens) + self.wpe(position_ids))
         compiled = self.compiled and self.training
         for block in self.blocks:
+            wanted = index if block is self.blocks[-1] else None
             if self.activation_checkpointing and self.training:
-                x = checkpoint(block, x, layout, compiled, use_reentrant=False)
+                x = checkpoint(block, x, layout, compiled, wanted, use_reentrant=False)
             else:
-                x = block(x, layout, compiled)
+                x = block(x, layout, compiled, wanted)
         return self.ln_f(x)
 
     def forward(

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from instruct_lit.errors import ConfigError
 from instruct_lit.model.attention import AttentionLayout, PackedDocuments
-from instruct_lit.model.causal import CausalLM
+from instruct_lit.model.causal import CausalLM, selected
 
 NAME = "instruct_lit"  # of our attention function in transformers' registry
 TOLERANCE = 1e-4  # relative error in fp32 up to which two ways of computing count as the same
@@ -92,8 +92,16 @@ class HFModel(CausalLM):
         return next(m for m in reversed(outside) if id(m) not in inside)
 
     def hidden_states(
-        self, input_ids: Tensor, position_ids: Tensor | None = None, layout: AttentionLayout | None = None
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor | None = None,
+        layout: AttentionLayout | None = None,
+        index: Tensor | None = None,
     ) -> Tensor:
+        states = self._all_states(input_ids, position_ids, layout)
+        return states if index is None else selected(states, index)
+
+    def _all_states(self, input_ids: Tensor, position_ids: Tensor | None, layout: AttentionLayout | None) -> Tensor:
         if layout is None:
             return self._states(input_ids=input_ids)
         assert self.no_layouts is None, self.no_layouts

@@ -70,8 +70,7 @@ def _at_depth(measured: dict[int, float] | dict[int, int], n_layers: int) -> flo
 
 def _loss(model: CausalLM, batch: Batch, bf16: bool) -> torch.Tensor:
     with torch.autocast(batch.input_ids.device.type, torch.bfloat16, enabled=bf16):
-        hidden = model.hidden_states(batch.input_ids, batch.position_ids, layout_of(batch)).flatten(0, -2)
-        states = hidden.index_select(0, batch.loss_index)
+        states = model.hidden_states(batch.input_ids, batch.position_ids, layout_of(batch), batch.loss_index)
         return summed_cross_entropy(states, model.head_weight, batch.targets, batch.loss_weights)
 
 

@@ -78,13 +78,6 @@ class InstructionTuner(LightningModule):
         scheduler = self.make_scheduler(optimizer, int(self.trainer.estimated_stepping_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    def _states(
-        self, input_ids: Tensor, position_ids: Tensor, layout: AttentionLayout | None, loss_index: Tensor
-    ) -> Tensor:
-        """Hidden states `(M, C)` at the supervised positions."""
-        hidden = self.model.hidden_states(input_ids, position_ids, layout)
-        return hidden.flatten(0, -2).index_select(0, loss_index)
-
     def _loss(
         self,
         input_ids: Tensor,
@@ -95,7 +88,7 @@ class InstructionTuner(LightningModule):
         weights: Tensor,
     ) -> Tensor:
         """The summed loss of a micro-batch, each pair multiplied by its weight."""
-        states, head = self._states(input_ids, position_ids, layout, loss_index), self.model.head_weight
+        states, head = self.model.hidden_states(input_ids, position_ids, layout, loss_index), self.model.head_weight
         working = self._working.of.get(id(head)) if self._working is not None else None
         return summed_cross_entropy(states, head, targets, weights, working, self.model.compiled)
 
@@ -209,7 +202,7 @@ class InstructionTuner(LightningModule):
         self._evaluate(batch, dataloader_idx)
 
     def _evaluate(self, batch: Batch, loader: int) -> None:
-        states = self._states(batch.input_ids, batch.position_ids, layout_of(batch), batch.loss_index)
+        states = self.model.hidden_states(batch.input_ids, batch.position_ids, layout_of(batch), batch.loss_index)
         losses = token_losses(states, self.model.head_weight, batch.targets).double() * batch.loss_weights
         of_response = batch.is_response.double()
         self._evaluation.setdefault(loader, _Sums()).add(

@@ -80,9 +80,9 @@ def losses(
     n_supervised = sum(batch.n_supervised for batch in batches)
     total = 0.0
     for batch in batches:
-        states = model.hidden_states(batch.input_ids, batch.position_ids, layout_of(batch)).flatten(0, -2)
+        states = model.hidden_states(batch.input_ids, batch.position_ids, layout_of(batch), batch.loss_index)
         weights = batch.loss_weights / max(1, n_supervised)
-        loss = summed_cross_entropy(states[batch.loss_index], model.head_weight, batch.targets, weights)
+        loss = summed_cross_entropy(states, model.head_weight, batch.targets, weights)
         loss.backward()
         total += loss.item()
     return total, {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
@@ -217,9 +217,11 @@ def test_traps_8_11_and_14_evaluation_sees_every_example_once_whatever_the_batch
         for batch in loader[0] if isinstance(loader, list) else loader:
             seen += batch.example_ids.tolist()
             with torch.no_grad():
-                states = case.model.hidden_states(batch.input_ids, batch.position_ids, layout_of(batch)).flatten(0, -2)
+                states = case.model.hidden_states(
+                    batch.input_ids, batch.position_ids, layout_of(batch), batch.loss_index
+                )
             head = case.model.head_weight.detach()
-            total += float(summed_cross_entropy(states[batch.loss_index], head, batch.targets, batch.loss_weights))
+            total += float(summed_cross_entropy(states, head, batch.targets, batch.loss_weights))
             n += batch.n_supervised
         found.append(total / n)
         ids.append(sorted(seen))

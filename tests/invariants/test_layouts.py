@@ -111,9 +111,7 @@ def by_layout(
     n_supervised = sum(batch.n_supervised for batch in batches)
     total = 0.0
     for batch in batches:
-        states = model.hidden_states(batch.input_ids, batch.position_ids, layout_of(batch)).flatten(0, -2)[
-            batch.loss_index
-        ]
+        states = model.hidden_states(batch.input_ids, batch.position_ids, layout_of(batch), batch.loss_index)
         loss = summed_cross_entropy(
             states, model.head_weight, batch.targets, batch.loss_weights / n_supervised, compiled=model.compiled
         )

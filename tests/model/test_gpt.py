@@ -13,6 +13,10 @@ from instruct_lit.model.gpt import GPT, INIT_STD, GPTConfig
 TINY = GPTConfig(n_vocab=97, context_length=32, d_model=48, n_layers=3, n_heads=4)
 
 
+def relative(found: Tensor, wanted: Tensor) -> float:
+    return ((found - wanted).norm() / wanted.norm()).item()
+
+
 @pytest.fixture
 def model() -> GPT:
     model = GPT(TINY)
@@ -30,6 +34,38 @@ def test_shapes_of_rows_and_of_a_flat_batch(model: GPT, input_ids: Tensor) -> No
     assert model.hidden_states(input_ids).shape == (3, 11, 48)
     assert model(input_ids[0]).shape == (11, 97)
     torch.testing.assert_close(model(input_ids)[0], model(input_ids[0]))
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("half", [False, True])
+def test_states_at_an_index_are_those_of_all_with_their_gradients(
+    model: GPT, input_ids: Tensor, checkpointing: bool, half: bool
+) -> None:
+    index = torch.tensor([32, 4, 4, 20, *[9] * 600])  # bf16 could not count so far
+    weights = torch.randn(len(index), 48, generator=torch.Generator().manual_seed(5)).abs()
+    found = []
+    for at in (None, index):
+        trained = GPT(TINY, activation_checkpointing=checkpointing).train()
+        trained.load_state_dict(model.state_dict())
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            states = trained.hidden_states(input_ids, index=at)
+        states = states if at is not None else states.flatten(0, 1)[index]
+        (states * weights).sum().backward()
+        found.append((states, [p.grad.to_dense() for p in trained.parameters() if p.grad is not None]))
+    (wanted, gradients), (states, others) = found
+    tolerance = 2e-2 if half else 1e-4
+    assert states.shape == (604, 48) and relative(states, wanted) < tolerance
+    assert len(gradients) == len(others) == len(list(model.parameters()))
+    for gradient, other in zip(gradients, others, strict=True):
+        assert relative(other, gradient) < tolerance
+
+
+def test_the_last_layer_goes_on_with_the_tokens_at_the_index_alone(model: GPT, input_ids: Tensor) -> None:
+    seen: list[int] = []
+    for block in model.blocks:
+        block.mlp.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].numel() // 48))
+    model.hidden_states(input_ids, index=torch.tensor([3, 30]))
+    assert seen == [33, 33, 2]
 
 
 def test_a_token_sees_itself_and_what_stands_before_it(model: GPT, input_ids: Tensor) -> None:

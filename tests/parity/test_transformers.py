@@ -51,7 +51,7 @@ def test_same_logits(theirs, ours: GPT) -> None:
 def test_same_masked_loss(theirs, ours: GPT, tokenizer: GPT2Tokenizer, layout: str, shared_prefix: bool) -> None:
     encoded = [e for _, e in Encoder(TEMPLATE, tokenizer, 64).encode(EXAMPLES)]
     batch = Collator(tokenizer.eot_id, tokenizer.n_bytes_of, layout, shared_prefix)(encoded)  # type: ignore[arg-type]
-    states = ours.hidden_states(batch.input_ids, batch.position_ids, layout_of(batch)).flatten(0, -2)[batch.loss_index]
+    states = ours.hidden_states(batch.input_ids, batch.position_ids, layout_of(batch), batch.loss_index)
     loss = summed_cross_entropy(states, ours.head_weight, batch.targets, batch.loss_weights) / batch.n_supervised
     width = max(len(e.ids) for e in encoded)
     ids = torch.full((3, width), tokenizer.eot_id)

@@ -42,7 +42,7 @@ def loss_of(model: GPT) -> Callable[..., Tensor]:
     def loss(
         ids: Tensor, positions: Tensor, layout: AttentionLayout | None, index: Tensor, targets: Tensor, weights: Tensor
     ) -> Tensor:
-        states = model.hidden_states(ids, positions, layout).flatten(0, -2).index_select(0, index)
+        states = model.hidden_states(ids, positions, layout, index)
         return summed_cross_entropy(states, model.head_weight, targets, weights, compiled=model.compiled)
 
     return loss

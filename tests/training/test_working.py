@@ -45,7 +45,7 @@ def batches() -> list[Batch]:
 
 def backward(model: GPT, batch: Batch, half: bool, working: WorkingWeights | None = None) -> torch.Tensor:
     with torch.autocast("cpu", torch.bfloat16, enabled=half):
-        states = model.hidden_states(batch.input_ids, batch.position_ids, layout_of(batch))[batch.loss_index]
+        states = model.hidden_states(batch.input_ids, batch.position_ids, layout_of(batch), batch.loss_index)
         head = None if working is None else working.of[id(model.head_weight)]
         weights = batch.loss_weights / batch.n_supervised
         loss = summed_cross_entropy(states, model.head_weight, batch.targets, weights, head)

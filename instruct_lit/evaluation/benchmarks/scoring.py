@@ -46,8 +46,8 @@ def log_likelihoods(
     order = sorted(range(len(pairs)), key=lambda i: texts[i])
     for chunk in _passes([texts[i] for i in order], max_tokens or MAX_TOKENS[device.type]):
         members = [order[place] for place in chunk]
-        hidden, paths = _states(model, [texts[i] for i in members], device)
-        found = _read(model, hidden, [(path, pairs[i][1]) for path, i in zip(paths, members, strict=True)])
+        states_at, paths = _laid_out(model, [texts[i] for i in members], device)
+        found = _read(model, states_at, [(path, pairs[i][1]) for path, i in zip(paths, members, strict=True)])
         new = dict(zip(members, found, strict=True))
         scores |= new
         if on_scored is not None:
@@ -56,17 +56,17 @@ def log_likelihoods(
     return [scores[i] for i in range(len(pairs))]
 
 
-def _states(
+def _laid_out(
     model: CausalLM, texts: Sequence[Sequence[int]], device: torch.device
-) -> tuple[torch.Tensor, list[list[int]]]:
-    """Hidden states `(N, C)`, and for each text the rows of its tokens among them."""
+) -> tuple[Callable[[torch.Tensor], torch.Tensor], list[list[int]]]:
+    """What gives the hidden states `(M, C)` at rows `(M,)`, and for each text the rows of its tokens."""
     if model.no_layouts is not None:  # each text a padded row of its own
         rows = torch.nn.utils.rnn.pad_sequence([torch.tensor(text, device=device) for text in texts], batch_first=True)
         places = [list(range(i * rows.shape[1], i * rows.shape[1] + len(text))) for i, text in enumerate(texts)]
-        return model.hidden_states(rows).flatten(0, 1), places
+        return lambda index: model.hidden_states(rows, index=index), places
     tree = PrefixTree(texts)
     ids, positions = (torch.tensor(x, device=device) for x in (tree.ids, tree.position_ids))
-    return model.hidden_states(ids, positions, tree), tree.paths
+    return lambda index: model.hidden_states(ids, positions, tree, index), tree.paths
 
 
 def _passes(texts: Sequence[Sequence[int]], max_tokens: int) -> Iterator[range]:
@@ -83,16 +83,21 @@ def _passes(texts: Sequence[Sequence[int]], max_tokens: int) -> Iterator[range]:
         yield range(start, len(texts))
 
 
-def _read(model: CausalLM, hidden: torch.Tensor, wanted: Sequence[tuple[list[int], Sequence[int]]]) -> list[Score]:
+def _read(
+    model: CausalLM,
+    states_at: Callable[[torch.Tensor], torch.Tensor],
+    wanted: Sequence[tuple[list[int], Sequence[int]]],
+) -> list[Score]:
     """Scores of continuations that end behind the last row of their paths; each row's logits are computed once."""
     rows = torch.tensor([row for path, targets in wanted for row in path[len(path) - len(targets) :]])
     targets = torch.tensor([token for _, continuation in wanted for token in continuation])
     unique, where = rows.unique(return_inverse=True)
+    hidden = states_at(unique.to(model.head_weight.device))
     order = where.argsort(stable=True)
     bounds = torch.searchsorted(where[order], torch.arange(0, len(unique) + MAX_LOGIT_ROWS, MAX_LOGIT_ROWS))
     values, greedy = torch.empty(len(rows)), torch.empty(len(rows), dtype=torch.bool)
     for number, start in enumerate(range(0, len(unique), MAX_LOGIT_ROWS)):
-        logits = F.linear(hidden[unique[start : start + MAX_LOGIT_ROWS].to(hidden.device)], model.head_weight).float()
+        logits = F.linear(hidden[start : start + MAX_LOGIT_ROWS], model.head_weight).float()
         normaliser, best = logits.logsumexp(-1).cpu(), logits.argmax(-1).cpu()
         asked = order[int(bounds[number]) : int(bounds[number + 1])]
         row, token = where[asked] - start, targets[asked]
