@@ -10,17 +10,20 @@ from __future__ import annotations
 
 import math
 import time
+from itertools import product
 from unittest import mock
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks import common
 from instruct_lit.model import attention_products as products
 from instruct_lit.model.attention import AttentionLayout, CausalRows, PackedDocuments
 from instruct_lit.training.hardware import keep_freed_memory
 
 N_HEADS, D_HEAD = 12, 64
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 DOCUMENTS = {  # lengths of the documents, and of the prefix they share
     "packed: 8 of 28 to 40 + 24": ([33, 35, 40, 28, 30, 31, 36, 31], 24),
     "packed: 8 of 200 + 24": ([200] * 8, 24),
@@ -51,9 +54,9 @@ def milliseconds(
 def main() -> None:
     keep_freed_memory()
     table = Table(title="attention, ms forward + backward")
-    for column in ("batch", "fused bf16", "products bf16", "fused fp32", "products fp32"):
+    ways = list(product(common.precisions("cpu"), (False, True)))
+    for column in ("batch", *(f"{'products' if by_products else 'fused'} {name}" for name, by_products in ways)):
         table.add_column(column)
-    ways = [(dtype, by_products) for dtype in (torch.bfloat16, torch.float32) for by_products in (False, True)]
     for name in [*DOCUMENTS, *ROWS]:
         best = dict.fromkeys(ways, (math.inf, math.inf))
         for _ in range(8):
@@ -61,7 +64,8 @@ def main() -> None:
                 # A new layout each time: it keeps its masks in the precision that first asks.
                 packed = PackedDocuments(*DOCUMENTS[name]) if name in DOCUMENTS else None
                 tokens = (packed.n_tokens,) if packed else name
-                best[way] = min(best[way], milliseconds(packed or CausalRows(), tokens, *way), key=sum)
+                found = milliseconds(packed or CausalRows(), tokens, DTYPES[way[0]], way[1])
+                best[way] = min(best[way], found, key=sum)
         title = name if name in DOCUMENTS else f"padded: {name[0]} of {name[1]}"
         table.add_row(title, *(f"{forward:.1f} + {backward:.1f}" for forward, backward in best.values()))
     Console(width=100).print(table)

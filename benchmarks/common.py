@@ -77,6 +77,19 @@ def alpaca_prompt(record: Mapping[str, str]) -> str:
     return "\n\n".join([*parts, "### Response:\n"])
 
 
+def precisions(device: str) -> list[str]:
+    """In which the device multiplies at speed; the rows of a table are in these where nothing else is asked for."""
+    from instruct_lit.model.device import multiplies_in_bf16
+
+    return ["fp32", "bf16"] if device == "cuda" or multiplies_in_bf16() else ["fp32"]
+
+
+def without_slow(names: Sequence[str], device: str) -> list[str]:
+    """The systems whose precision, if their name says one, is among the device's."""
+    slow = {"fp32", "bf16"} - set(precisions(device))
+    return [name for name in names if not slow & set(name.split())]
+
+
 def synchronize(device: str) -> None:
     """Wait for the device."""
     if device == "cuda":

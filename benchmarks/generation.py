@@ -135,7 +135,8 @@ def main() -> None:
     if args.system:
         common.report(measure(args.system, args))
         return
-    systems = args.systems or [REFERENCE, *([CHECKOUT] if args.ch07 else []), *HF, *OURS]
+    all_of_them = [REFERENCE, *([CHECKOUT] if args.ch07 else []), *HF, *OURS]
+    systems = args.systems or common.without_slow(all_of_them, args.device)
     passed = common.passed_on(args, "data", "model", "device", "rows", "new_tokens", "sample", "ch07")
     results = common.alternate("benchmarks.generation", systems, passed, args.rounds, {})
     baselines = {"chapter 7": [REFERENCE, CHECKOUT], "generate's best": HF}

@@ -15,7 +15,7 @@ from typing import Any
 from benchmarks import common, matrix
 
 REFERENCE, CHECKOUT = "chapter 7", "chapter 7 checkout"
-TRL = ["trl fp32", "trl bf16", "trl bf16 packed", "trl bf16 wrapped"]
+TRL = ["trl fp32", "trl fp32 packed", "trl bf16", "trl bf16 packed", "trl bf16 wrapped"]
 LITGPT = ["litgpt fp32", "litgpt bf16"]
 LR, WEIGHT_DECAY = 5e-5, 0.1
 

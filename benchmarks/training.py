@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--warm-up", type=int, default=12)
     parser.add_argument("--batching", nargs="+", default=["padded", "packed", "packed+prefix"], help="layouts of ours")
-    parser.add_argument("--precision", nargs="+", choices=["fp32", "bf16"], default=["fp32", "bf16"], help="of ours")
+    parser.add_argument("--precision", nargs="+", choices=["fp32", "bf16"], default=None, help="of ours")
     parser.add_argument("--systems", nargs="+", default=None, help="these rows only, named as the table names them")
     parser.add_argument("--peer-python", nargs="+", default=[], metavar="PEER=PATH", help="trl=… litgpt=…")
     args = parser.parse_args()
@@ -38,8 +38,10 @@ def main() -> None:
             else systems.measure(args.system, args)
         )
         return
-    layouts = [f"ours {batching} {precision}" for precision in args.precision for batching in args.batching]
-    names = args.systems or [REFERENCE, *([CHECKOUT] if args.ch07 else []), *TRL, *LITGPT, *layouts]
+    of_ours = args.precision or common.precisions(args.device)
+    layouts = [f"ours {batching} {precision}" for precision in of_ours for batching in args.batching]
+    peers = common.without_slow([REFERENCE, *([CHECKOUT] if args.ch07 else []), *TRL, *LITGPT], args.device)
+    names = args.systems or [*peers, *layouts]
     passed = common.passed_on(args, "data", "model", "device", "batch_size", "steps", "warm_up", "ch07")
     pythons = dict(entry.split("=", 1) for entry in args.peer_python)
     python_of = {name: pythons[name.split()[0]] for name in names if name.split()[0] in pythons}

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import common
+from instruct_lit.model import device
 
 
 def rounds(*speeds: float, peak: float = 1e9) -> list[dict[str, float]]:
@@ -85,3 +86,12 @@ def test_json_tells_the_machine_and_the_command(tmp_path: Path) -> None:
     written = json.loads((tmp_path / "deep" / "x.json").read_text())
     assert written["summary"] == {"a": 1}
     assert {"processor", "torch", "n_threads"} <= set(written["machine"])
+
+
+def test_rows_in_a_precision_that_the_processor_lacks_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ["chapter 7", "trl fp32", "trl bf16 packed", "ours packed+prefix bf16"]
+    monkeypatch.setattr(device, "multiplies_in_bf16", lambda: False)
+    assert common.precisions("cpu") == ["fp32"] and common.without_slow(names, "cpu") == names[:2]
+    assert common.without_slow(names, "cuda") == names
+    monkeypatch.setattr(device, "multiplies_in_bf16", lambda: True)
+    assert common.without_slow(names, "cpu") == names
