@@ -42,7 +42,7 @@ def train(config: DictConfig) -> float | None:
     from instruct_lit.bundle import save_bundle
     from instruct_lit.evaluation.responses import exact_match, write_jsonl
     from instruct_lit.provenance import provenance, write_provenance
-    from instruct_lit.training.callbacks import History, Progress
+    from instruct_lit.training.callbacks import History, Progress, ValidateAtEnd
     from instruct_lit.training.checkpoint import best_of, find_checkpoint, identity_of
     from instruct_lit.training.distributed import first_rank_first, leave_others, silence_others
     from instruct_lit.training.failures import explained_memory, explained_peers
@@ -59,7 +59,7 @@ def train(config: DictConfig) -> float | None:
     seed_everything(config.seed, workers=True, verbose=False)
     best = OmegaConf.select(config, "callbacks.best_checkpoint") or {}
     history = History(run_dir / "history.jsonl", best.get("monitor", "val/loss"), best.get("mode", "min"))
-    trainer = build.trainer_of(config, [history, Progress(history)])
+    trainer = build.trainer_of(config, [history, Progress(history), ValidateAtEnd()])
     silence_others(trainer)
     checkpoint = None
     if trainer.is_global_zero:
@@ -136,7 +136,7 @@ def train(config: DictConfig) -> float | None:
             load_weights(best_checkpoint, tuner)
         metrics |= {
             "n_steps": trainer.global_step,
-            "best_step": history.best_step,
+            "best_step": trainer.global_step if best_checkpoint is None else history.best_step,
             "stopped_early": stopped_early(trainer),
             "train/tokens": tuner.tokens_seen,
             **history.figures(model, trainer.world_size * matrix_rate(trainer.strategy.root_device, trainer.precision)),

@@ -157,6 +157,19 @@ class History(Callback):
             setattr(self, name, value)
 
 
+class ValidateAtEnd(Callback):
+    """Validates after the last step of a run, wherever that lies between two validations.
+
+    Otherwise the weights of `trainer.max_steps` would be none that can be the best, and no loss would tell of them.
+    """
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        if 0 < trainer.estimated_stepping_batches <= trainer.global_step:
+            trainer.should_stop = True  # Lightning validates before it stops
+
+
 class SampleAnswers(Callback):
     """Writes the model's answers to a few validation examples to TensorBoard at every validation."""
 

@@ -17,9 +17,10 @@ BLUE, ORANGE, GRAY = "#0072B2", "#D55E00", "#777777"  # told apart by colour-bli
 
 
 def plot_losses(run_dir: Path) -> None:
-    """Draw training and validation loss over optimizer steps to `loss.png`, the best step marked.
+    """Draw training and validation loss over optimizer steps to `loss.png`, the step whose weights were kept marked.
 
-    The upper axis counts supervised tokens; the part after the best step is shaded. Needs `history.jsonl`.
+    The upper axis counts supervised tokens; the part after the best step is shaded. Needs `history.jsonl`, and
+    `metrics.json` to know that step; without it that of the lowest loss is marked.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -27,6 +28,8 @@ def plot_losses(run_dir: Path) -> None:
     history = read_jsonl(run_dir / "history.jsonl")
     train = [(row["step"], row["train/loss"]) for row in history if "train/loss" in row]
     val = [(row["step"], row["val/loss"]) for row in history if "val/loss" in row and math.isfinite(row["val/loss"])]
+    metrics = run_dir / "metrics.json"
+    best_step = json.loads(metrics.read_text()).get("best_step") if metrics.is_file() else None
     figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
@@ -37,7 +40,7 @@ def plot_losses(run_dir: Path) -> None:
     if val:
         steps, losses = zip(*val, strict=True)
         axes.plot(steps, losses, "o-", color=ORANGE, markersize=4, linewidth=1.8, label="validation")
-        step, loss = min(val, key=lambda point: point[1])
+        step, loss = min((point for point in val if point[0] == best_step), default=min(val, key=lambda p: p[1]))
         axes.axvline(step, color=GRAY, linestyle=":", linewidth=1)
         axes.plot([step], [loss], marker="*", markersize=14, color=ORANGE, markeredgecolor="black", zorder=5)
         side = -1 if step > 0.8 * steps[-1] else 1  # the note stays inside the axes

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from instruct_lit.training.callbacks import History
+from instruct_lit.training.callbacks import History, ValidateAtEnd
 from instruct_lit.training.hardware import PeakMemory, default_precision, keep_freed_memory, matrix_rate
 from instruct_lit.training.resume import LastCheckpoint
 
@@ -99,6 +99,33 @@ def test_trap_15_a_resumed_run_is_the_run_that_would_have_been(
     for p, q in zip(resumed.model.parameters(), tuner.model.parameters(), strict=True):
         torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-7)
     assert (rest.best_step, rest.n_tokens) == (whole.best_step, whole.n_tokens)
+
+
+@pytest.mark.parametrize(
+    ("options", "validated"),
+    [
+        ({"max_steps": 5}, [4, 5]),  # in the middle of an epoch of four
+        ({"max_steps": 5, "val_check_interval": 2}, [2, 4, 5]),
+        ({"max_steps": 4}, [4]),  # validated anyway, and once
+        ({"max_epochs": 1, "val_check_interval": 3}, [3, 4]),
+        ({"max_steps": 3, "accumulate_grad_batches": 2}, [2, 3]),
+        ({"max_steps": 5, "check_val_every_n_epoch": 3}, []),  # what was asked for
+        ({"max_steps": 5, "limit_val_batches": 0}, []),
+    ],
+)
+def test_the_last_step_is_validated_and_may_be_the_best(
+    make_data: Callable, make_tuner: Callable, fit: Callable, tmp_path: Path, options: dict, validated: list[int]
+) -> None:
+    history, save = History(tmp_path / "history.jsonl"), LastCheckpoint(str(tmp_path))
+    given = {"max_epochs": 3, "limit_val_batches": 1.0, "enable_checkpointing": True, **options}
+    trainer = fit(make_tuner(), make_data(n_train=32), history, ValidateAtEnd(), save, **given)
+    losses = {row["step"]: row["val/loss"] for row in rows(history.path) if "val/loss" in row}
+    assert list(losses) == validated
+    assert history.best_step == min(losses, key=losses.__getitem__, default=0)
+    saved = torch.load(save.path, weights_only=True)
+    assert saved["global_step"] == trainer.global_step == options.get("max_steps", 4)
+    states = [state for name, state in saved["callbacks"].items() if name.startswith("History")]
+    assert states[0]["best_step"] == history.best_step, "what the validation found is in the checkpoint"
 
 
 def test_memory_and_precision_of_this_machine() -> None:

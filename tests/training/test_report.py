@@ -62,9 +62,17 @@ def test_the_page_shows_metrics_before_and_after_and_wrong_answers_first(run: Pa
     assert page.count("data:image/png;base64,") == 1 and "http" not in page
 
 
+def picture_of_best(run: Path, step: int | None) -> bytes:
+    (run / "metrics.json").write_text(json.dumps({} if step is None else {"best_step": step}))
+    plot_losses(run)
+    return (run / "loss.png").read_bytes()
+
+
 def test_the_picture_is_drawn_from_any_history(run: Path) -> None:
     plot_losses(run)
     first = (run / "loss.png").read_bytes()
+    assert first != picture_of_best(run, 8), "the step whose weights were kept, not that of the lowest loss"
+    assert first == picture_of_best(run, 4) == picture_of_best(run, None)
     (run / "history.jsonl").write_text("")
     plot_losses(run)
     assert first[:4] == (run / "loss.png").read_bytes()[:4] == b"\x89PNG" and len(first) > 20_000
