@@ -40,7 +40,9 @@ def plot_losses(run_dir: Path) -> None:
     if val:
         steps, losses = zip(*val, strict=True)
         axes.plot(steps, losses, "o-", color=ORANGE, markersize=4, linewidth=1.8, label="validation")
-        step, loss = min((point for point in val if point[0] == best_step), default=min(val, key=lambda p: p[1]))
+    marked = [point for point in val if best_step in (None, point[0])]
+    if marked:
+        step, loss = min(marked, key=lambda point: point[1])
         axes.axvline(step, color=GRAY, linestyle=":", linewidth=1)
         axes.plot([step], [loss], marker="*", markersize=14, color=ORANGE, markeredgecolor="black", zorder=5)
         side = -1 if step > 0.8 * steps[-1] else 1  # the note stays inside the axes

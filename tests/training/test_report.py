@@ -73,6 +73,7 @@ def test_the_picture_is_drawn_from_any_history(run: Path) -> None:
     first = (run / "loss.png").read_bytes()
     assert first != picture_of_best(run, 8), "the step whose weights were kept, not that of the lowest loss"
     assert first == picture_of_best(run, 4) == picture_of_best(run, None)
+    assert picture_of_best(run, 7) not in (first, picture_of_best(run, 8)), "not validated: nothing is marked"
     (run / "history.jsonl").write_text("")
     plot_losses(run)
     assert first[:4] == (run / "loss.png").read_bytes()[:4] == b"\x89PNG" and len(first) > 20_000
