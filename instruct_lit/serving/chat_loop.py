@@ -99,7 +99,7 @@ class Chat:
             except InstructLitError as error:
                 self._tell(f"error: {error}", "red")
         if self.said[self.n_saved :]:
-            self._tell(f"{len(self.said) - self.n_saved} answers were not saved (/save)")
+            self._tell(f"{_answers(len(self.said) - self.n_saved)} not saved (/save)")
 
     def answer(self, instruction: str, given: str) -> None:
         """Answer as every model does, streaming; Ctrl-C keeps what is written so far."""
@@ -266,10 +266,14 @@ class Chat:
         except OSError as error:
             raise ConfigError(f"/save {path}: {error.strerror}") from error
         self.n_saved = len(self.said)
-        self._tell(f"{len(new)} answers added to {path}")
+        self._tell(f"{_answers(len(new))} added to {path}")
 
     def _tell(self, text: str, style: str = "dim") -> None:
         self.console.print(text, style=style, markup=False, highlight=False)
+
+
+def _answers(n: int) -> str:
+    return "1 answer" if n == 1 else f"{n} answers"
 
 
 def _shown(value: Any) -> str:

@@ -45,7 +45,7 @@ def test_every_line_is_an_instruction_with_an_input_if_one_was_given(speaker: Sp
     chat, out = talk(["Name a colour.", "/input red\\", "blue", "Choose.", "Again."], speaker)
     expected = [Example("Name a colour.", ""), Example("Choose.", "", "red\nblue"), Example("Again.", "")]
     assert [record["output"] for record in chat.said] == [answer_to(speaker, example) for example in expected]
-    assert "tiny (single instructions)" in out and "3 answers were not saved (/save)" in out
+    assert "tiny (single instructions)" in out and "3 answers not saved (/save)" in out
     assert all(record["output"].splitlines()[0] in out for record in chat.said)
 
 
@@ -115,7 +115,7 @@ def test_saved_records_can_be_trained_on(speaker: Speaker, tmp_path: Path) -> No
     file = tmp_path / "said.jsonl"
     _, out = talk(["One?", f"/save {file}", "Two?", f"/save {file}", "/quit", "never"], speaker)
     records = [json.loads(line) for line in file.read_text().splitlines()]
-    assert [record["instruction"] for record in records] == ["One?", "Two?"] and out.count("1 answers added") == 2
+    assert [record["instruction"] for record in records] == ["One?", "Two?"] and out.count("1 answer added") == 2
     assert "not saved" not in out
 
 
