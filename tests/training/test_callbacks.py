@@ -128,6 +128,36 @@ def test_the_last_step_is_validated_and_may_be_the_best(
     assert states[0]["best_step"] == history.best_step, "what the validation found is in the checkpoint"
 
 
+def test_a_run_that_ended_in_an_epoch_goes_on_to_more_steps(
+    make_data: Callable, make_tuner: Callable, fit: Callable, tmp_path: Path
+) -> None:
+    """The validation at its end changes nothing that is trained afterwards."""
+    seen: list[list[int]] = []
+
+    class Recorded(History):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            seen.append(batch.example_ids.tolist())
+            super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+
+    def run(name: str, max_steps: int, ckpt_path: Path | None = None) -> tuple[torch.nn.Module, list[int]]:
+        tuner = make_tuner()
+        (tmp_path / name / "checkpoints").mkdir(parents=True)
+        history, save = Recorded(tmp_path / name / "h.jsonl"), LastCheckpoint(str(tmp_path / name / "checkpoints"))
+        options = {"max_epochs": 3, "limit_val_batches": 1.0, "enable_checkpointing": True, "max_steps": max_steps}
+        fit(tuner, make_data(n_train=32), history, ValidateAtEnd(), save, ckpt_path=ckpt_path, **options)
+        return tuner.model, [row["step"] for row in rows(history.path) if "val/loss" in row]
+
+    whole, validated = run("whole", 10)
+    assert validated == [4, 8, 10]
+    batches, seen = seen, []
+    _, validated = run("part", 6)
+    assert validated == [4, 6]
+    rest, validated = run("rest", 10, tmp_path / "part" / "checkpoints" / "last.ckpt")
+    assert validated == [4, 6, 8, 10] and seen == batches
+    for p, q in zip(rest.parameters(), whole.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-7)
+
+
 def test_memory_and_precision_of_this_machine() -> None:
     keep_freed_memory()
     memory = PeakMemory("cpu")
