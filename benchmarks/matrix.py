@@ -32,8 +32,8 @@ def rates(device: str, d_model: int = 768) -> dict[str, float]:
         ]
         n_flops = sum(2 * a.shape[0] * b.numel() for a, b in pairs)
         best, end = math.inf, time.perf_counter() + SECONDS
-        for _ in range(30):
-            if best < math.inf and time.perf_counter() > end:
+        for n_tries in range(30):
+            if n_tries and time.perf_counter() > end:
                 break
             common.synchronize(device)
             start = time.perf_counter()

@@ -22,8 +22,8 @@ class HalfWeights:
     """Copies in bf16 of a model's linear layers and of its head; the model's own weights stay as they are.
 
     Inside `in_use` the layers multiply with the copies and everything else runs under autocast, so the numbers are
-    those of a validation in `bf16-mixed`. On a CPU the copies are packed in the order in which its matrix library reads
-    them; otherwise it would sort them anew for every token. Weights that change later are not seen.
+    those of a validation in `bf16-mixed`. On a CPU with bf16 the copies are packed in the order in which its matrix
+    library reads them; otherwise it would sort them anew for every token. Weights that change later are not seen.
     """
 
     @torch.no_grad()

@@ -36,19 +36,20 @@ def test_shapes_of_rows_and_of_a_flat_batch(model: GPT, input_ids: Tensor) -> No
     torch.testing.assert_close(model(input_ids)[0], model(input_ids[0]))
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("half", [False, True])
 def test_states_at_an_index_are_those_of_all_with_their_gradients(
-    model: GPT, input_ids: Tensor, checkpointing: bool, half: bool
+    model: GPT, input_ids: Tensor, checkpointing: bool, half: bool, device: str
 ) -> None:
-    index = torch.tensor([32, 4, 4, 20, *[9] * 600])  # bf16 could not count so far
-    weights = torch.randn(len(index), 48, generator=torch.Generator().manual_seed(5)).abs()
+    index = torch.tensor([32, 4, 4, 20, *[9] * 600]).to(device)  # a GPU's sums in bf16 stop at 256 equal terms
+    weights = torch.randn(len(index), 48, generator=torch.Generator().manual_seed(5)).abs().to(device)
     found = []
     for at in (None, index):
-        trained = GPT(TINY, activation_checkpointing=checkpointing).train()
+        trained = GPT(TINY, activation_checkpointing=checkpointing).train().to(device)
         trained.load_state_dict(model.state_dict())
-        with torch.autocast("cpu", torch.bfloat16, enabled=half):
-            states = trained.hidden_states(input_ids, index=at)
+        with torch.autocast(device, torch.bfloat16, enabled=half):
+            states = trained.hidden_states(input_ids.to(device), index=at)
         states = states if at is not None else states.flatten(0, 1)[index]
         (states * weights).sum().backward()
         found.append((states, [p.grad.to_dense() for p in trained.parameters() if p.grad is not None]))
