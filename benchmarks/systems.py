@@ -30,14 +30,14 @@ def measure(name: str, args: Namespace) -> dict[str, Any]:
 def ours(name: str, args: Namespace) -> dict[str, Any]:
     """What `python -m instruct_lit.train` runs, without validation, checkpoints and answers.
 
-    On a GPU `compiled` is compile=true, `graphs` cuda_graphs=true.
+    On a GPU `compiled` is compile=true, `eager` cuda_graphs=false.
     """
     import torch
     from hydra import compose, initialize_config_dir
     from lightning import Callback, seed_everything
 
     from instruct_lit import build
-    from instruct_lit.check_training import check_train
+    from instruct_lit.check_training import check_train, wants_graphs
     from instruct_lit.config import CONF, register
     from instruct_lit.schema import TrainConfig
     from instruct_lit.training.callbacks import History
@@ -67,7 +67,7 @@ def ours(name: str, args: Namespace) -> dict[str, Any]:
                 f"trainer.max_steps={args.warm_up + args.steps}", "trainer.limit_val_batches=0",
                 "+trainer.enable_checkpointing=false", "+trainer.enable_progress_bar=false",
                 f"trainer.default_root_dir={folder}", f"compile={'compiled' in more}".lower(),
-                f"cuda_graphs={'graphs' in more}".lower(),
+                f"cuda_graphs={'false' if 'eager' in more else 'null'}",
             ],
         )  # fmt: skip
         check_train(config)
@@ -78,7 +78,7 @@ def ours(name: str, args: Namespace) -> dict[str, Any]:
         tokenizer, template = build.language_of(config)
         data = build.data_of(config, template, tokenizer, model.config.context_length)
         tuner = InstructionTuner(
-            model, *build.optimization_of(config), compiled=config.compile, cuda_graphs=config.cuda_graphs
+            model, *build.optimization_of(config), compiled=config.compile, cuda_graphs=wants_graphs(config)
         )
         trainer.fit(tuner, data)
     return _figures(args, clock, memory, _per_step(common.N_TRAIN, args.batch_size), torch.__version__)

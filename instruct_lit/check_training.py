@@ -127,21 +127,43 @@ def _problems_of_shards(config: Any) -> list[str]:
 
 def _problems_of_gpu(config: Any) -> list[str]:
     """What `compile` and `cuda_graphs` do not go together with."""
-    model, trainer, problems = config.model, config.trainer, []
-    several = trainer.strategy != "auto" or trainer.devices not in (1, "1") or trainer.num_nodes != 1
-    for name in ("compile", "cuda_graphs"):
-        if config[name] and model.kind == "hf":
-            problems.append(f"{name}=true: goes with GPT-2, not with model=hf")
-        if config[name] and several:
-            problems.append(f"{name}=true: goes with one process on one GPU (trainer=default)")
-    if config.cuda_graphs and trainer.precision not in (None, "bf16-mixed"):
-        problems.append(f"cuda_graphs=true: goes with trainer.precision=bf16-mixed, given is {trainer.precision}")
-    if config.cuda_graphs and (model.dropout or model.activation_checkpointing or config.neftune_alpha is not None):
-        problems.append(
-            "cuda_graphs=true: a step that is recorded cannot draw anew, so it goes without model.dropout, "
+    problems = []
+    if config.compile and config.model.kind == "hf":
+        problems.append("compile=true: goes with GPT-2, not with model=hf")
+    if config.compile and _several_processes(config.trainer):
+        problems.append("compile=true: goes with one process on one GPU (trainer=default)")
+    if config.cuda_graphs:
+        problems += [f"cuda_graphs=true: {reason}" for reason in against_graphs(config)]
+    return problems
+
+
+def wants_graphs(config: Any) -> bool:
+    """Whether steps are to be recorded on a GPU that computes in bf16."""
+    return bool(config.cuda_graphs) if config.cuda_graphs is not None else not against_graphs(config)
+
+
+def against_graphs(config: Any) -> list[str]:
+    """Why a step of this run cannot be recorded, whatever the machine is."""
+    model, precision, reasons = config.model, config.trainer.precision, []
+    if model.kind == "hf":
+        reasons.append("goes with GPT-2, not with model=hf")
+    if _several_processes(config.trainer):
+        reasons.append("goes with one process on one GPU (trainer=default)")
+    if precision not in (None, "bf16-mixed"):
+        reasons.append(f"goes with trainer.precision=bf16-mixed, given is {precision}")
+    random = model.dropout or config.adapter.dropout or config.neftune_alpha is not None
+    if config.trainer.get("detect_anomaly"):
+        reasons.append("a step that is recorded cannot be looked into, so it goes without trainer.detect_anomaly")
+    if random or model.activation_checkpointing:
+        reasons.append(
+            "a step that is recorded cannot draw anew, so it goes without model.dropout, adapter.dropout, "
             "model.activation_checkpointing and neftune_alpha"
         )
-    return problems
+    return reasons
+
+
+def _several_processes(trainer: Any) -> bool:
+    return bool(trainer.strategy != "auto" or trainer.devices not in (1, "1") or trainer.num_nodes != 1)
 
 
 def _problems_of_kind(model: Any) -> list[str]:

@@ -154,7 +154,7 @@ class TrainConfig:
     trainable: str = "all"
     neftune_alpha: float | None = None
     compile: bool = False
-    cuda_graphs: bool = False
+    cuda_graphs: bool | None = None
     optimizer: Any = MISSING
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     callbacks: Any = None

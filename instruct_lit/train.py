@@ -16,7 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from instruct_lit.check_training import check_train
+from instruct_lit.check_training import check_train, wants_graphs
 from instruct_lit.config import differences, flat, run_command
 from instruct_lit.errors import ConfigError
 from instruct_lit.schema import TrainConfig
@@ -78,7 +78,7 @@ def train(config: DictConfig) -> float | None:
     sharded = isinstance(trainer.strategy, FullySharded)  # its model is another one; the whole one is for the bundle
     trained = copy.deepcopy(model) if sharded else model
     tuner = InstructionTuner(
-        trained, *build.optimization_of(config), config.neftune_alpha, config.compile, config.cuda_graphs
+        trained, *build.optimization_of(config), config.neftune_alpha, config.compile, wants_graphs(config)
     )
     memory = PeakMemory(trainer.strategy.root_device.type)
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from instruct_lit import build
-from instruct_lit.check_training import check_train
+from instruct_lit.check_training import check_train, wants_graphs
 from instruct_lit.config import CONF
 from instruct_lit.errors import ConfigError
 from instruct_lit.model import device
@@ -114,12 +114,24 @@ def test_the_shape_of_a_run_folder_is_that_of_its_bundle(tmp_path: Path) -> None
         ),
         (("cuda_graphs=true", "neftune_alpha=5"), "a step that is recorded cannot draw anew"),
         (("cuda_graphs=true", "model.dropout=0.1"), "a step that is recorded cannot draw anew"),
+        (("cuda_graphs=true", "adapter=lora", "adapter.dropout=0.1"), "a step that is recorded cannot draw anew"),
+        (("cuda_graphs=true", "model=hf", "model.path=x"), "cuda_graphs=true: goes with GPT-2, not with model=hf"),
+        (("cuda_graphs=true", "+trainer.detect_anomaly=true"), "goes without trainer.detect_anomaly"),
     ],
 )
 def test_what_is_for_one_gpu_is_checked(overrides: tuple[str, ...], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         check_train(composed("train", *overrides))
     assert message in str(caught.value)
+
+
+def test_steps_are_recorded_wherever_that_goes() -> None:
+    assert wants_graphs(composed("train")) and wants_graphs(composed("train", "adapter=lora", "trainer.precision=null"))
+    assert not wants_graphs(composed("train", "cuda_graphs=false"))
+    for otherwise in ("neftune_alpha=5", "trainer=ddp", "trainer.precision=32-true", "+trainer.detect_anomaly=true"):
+        config = composed("train", otherwise)
+        check_train(config)
+        assert not wants_graphs(config), otherwise
 
 
 def test_a_machine_without_a_gpu_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

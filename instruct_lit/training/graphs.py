@@ -8,6 +8,7 @@ reads; the gradients go to places that all graphs share.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,7 @@ from instruct_lit.model.attention import AttentionLayout
 from instruct_lit.model.attention_varlen import Sequences, VarlenDocuments
 
 MAX_GRAPHS = 64  # shapes that are kept; batches of further ones run kernel by kernel
+ROOM = 2.5  # what must be free for each byte of a step's tensors: recorded ones are kept beside all others
 FINENESS = 16  # shapes between a size and its double
 SMALLEST_STEP = 32
 LONGEST_PADDING = 128  # tokens of a document of padding: a block of the attention kernel
@@ -33,7 +35,8 @@ class StepGraphs:
     `loss_of` gets input ids, positions, layout, loss index, targets and weights as `Batch` has them and returns a
     scalar, in bf16 autocast; it must neither wait for the device nor depend on anything else that changes. The first
     batch of a shape runs as it always does, which also loads its kernels; the second is recorded. Where a parameter
-    moved in memory, all is recorded anew. With `adds` the gradients of several micro-batches add up.
+    moved in memory, all is recorded anew. Where memory is scarce, large batches run as they always do, and a warning
+    says so. With `adds` the gradients of several micro-batches add up.
 
     Raises TrainingError where a step cannot be recorded: torch's memory is in disorder after that.
     """
@@ -64,6 +67,7 @@ class StepGraphs:
         self._graphs: dict[tuple[int, ...], _Graph | None] = {}
         self._places = [p.data_ptr() for p in self.parameters]
         self._pool = torch.cuda.graph_pool_handle()
+        self._largest, self._full = 0, False  # tokens of the largest recorded batch; whether larger ones are refused
 
     def loss(self, batch: Batch, weights: Tensor) -> Tensor:
         """The batch's loss, whose backward pass sets or adds to the parameters' gradients.
@@ -79,10 +83,30 @@ class StepGraphs:
             return self.loss_of(*inputs.arguments())
         graph = self._graphs[inputs.shape]
         if graph is None:
+            if not self._has_room(inputs.n_tokens):
+                return self.loss_of(*inputs.arguments())
             graph = self._graphs[inputs.shape] = self._recorded(inputs)
         graph.inputs.take(inputs)
         graph.graph.replay()
         return _Replayed.apply(self._anchor, graph.loss, self)
+
+    def _has_room(self, n_tokens: int) -> bool:
+        """Whether a batch of this size may be recorded: its tensors get a place that nothing else can use."""
+        if n_tokens <= self._largest or self._full:
+            return n_tokens <= self._largest
+        torch.cuda.empty_cache()
+        free, _ = torch.cuda.mem_get_info()
+        of_step = torch.cuda.max_memory_allocated() - torch.cuda.memory_allocated()
+        self._full = free < ROOM * of_step
+        if self._full:
+            warnings.warn(
+                f"cuda_graphs: a step takes {of_step / 1e9:.1f} GB and {free / 1e9:.1f} GB are free, so batches of "
+                f"{n_tokens:,} tokens and more are not recorded, which makes them slower at most",
+                stacklevel=2,
+            )
+        else:
+            self._largest = n_tokens
+        return not self._full
 
     def _recorded(self, inputs: _Inputs) -> _Graph:
         try:
@@ -139,6 +163,10 @@ class _Inputs:
     shape: tuple[int, ...]
     tensors: tuple[Tensor, ...]  # input ids, positions, loss index, targets, weights
     sequences: Sequences | None
+
+    @property
+    def n_tokens(self) -> int:
+        return self.tensors[0].numel()
 
     def arguments(self) -> tuple[Tensor, Tensor, AttentionLayout | None, Tensor, Tensor, Tensor]:
         ids, positions, index, targets, weights = self.tensors

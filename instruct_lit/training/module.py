@@ -40,8 +40,8 @@ class InstructionTuner(LightningModule):
     With `neftune_alpha` token embeddings get uniform noise in training, at most alpha / sqrt(L·C) for texts of L tokens
     (NEFTune, Jain et al. 2023); L is the batch's mean without padding, so the noise does not depend on the layout.
 
-    With `compiled` a GPU runs kernels made for model and loss (`torch.compile`), with `cuda_graphs` it is asked for all
-    of a micro-batch at once (`StepGraphs`), in bf16-mixed precision and one process.
+    With `compiled` a GPU runs kernels made for model and loss (`torch.compile`). With `cuda_graphs` it is asked for all
+    of a micro-batch at once (`StepGraphs`), in bf16-mixed precision and one process; elsewhere it has no effect.
 
     `make_optimizer` receives the model, `make_scheduler` the optimizer and the number of optimizer steps of the run.
     """

@@ -104,8 +104,10 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
 
     monkeypatch.setattr(StepGraphs, "_record", record)
     monkeypatch.setattr(module, "VarlenDocuments", on_processor)
-    for name in ("Stream", "current_stream", "graph_pool_handle"):
-        monkeypatch.setattr(torch.cuda, name, lambda: None)
+    of_gpu = {"Stream": None, "current_stream": None, "graph_pool_handle": None, "empty_cache": None}
+    of_gpu |= {"mem_get_info": (250, 1000), "max_memory_allocated": 300, "memory_allocated": 200}
+    for name, answer in of_gpu.items():
+        monkeypatch.setattr(torch.cuda, name, lambda answer=answer: answer)
     return shapes
 
 
@@ -150,6 +152,21 @@ def test_shapes_beyond_the_most_are_not_kept(
         batch = batch_of("packed", False, lengths)
         assert graphs.loss(batch, batch.loss_weights).item() == pytest.approx(plain(model, batch)[0], rel=1e-6)
     assert len(recorded) == 1
+
+
+def test_a_batch_that_memory_has_no_room_for_is_not_recorded(
+    model: GPT, recorded: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graphs = StepGraphs(loss_of(model), model.parameters(), adds=False)
+    small, large = batch_of("packed", False), batch_of("packed", False, (60, 33, 10))
+    for batch in (small, small, large):
+        check_step(model, graphs, batch, 1e-6, 1e-5)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (249, 1000))
+    with pytest.warns(UserWarning, match="are free, so batches of 128 tokens and more are not recorded"):
+        check_step(model, graphs, large, 1e-6, 1e-5)
+    for lengths in ((60, 34, 10), (60, 34, 10), (21, 33), (21, 33)):  # warned of once; smaller ones are still recorded
+        check_step(model, graphs, batch_of("packed", False, lengths), 1e-6, 1e-5)
+    assert [shape[0] for shape in recorded] == [96, 64]
 
 
 def test_a_step_that_cannot_be_recorded_ends_the_run(
