@@ -26,6 +26,12 @@ def multiplies_in_bf16() -> bool:
     return known is not None and torch.backends.mkldnn.is_available() and known()
 
 
+def multiplies_in_tiles() -> bool:
+    """Whether this processor has a unit for whole tiles of matrices (Intel's AMX)."""
+    known = getattr(torch.cpu, "_is_amx_tile_supported", None)
+    return known is not None and bool(known())
+
+
 @contextmanager
 def on_device(model: CausalLM, device: torch.device) -> Iterator[None]:
     """Let a model be on a device of this type for what is inside; Lightning takes it from the GPU after every run."""

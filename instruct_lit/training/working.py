@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from instruct_lit.model.device import multiplies_in_tiles
 from instruct_lit.training.hardware import KEPT_BYTES
 
 HUGE_PAGE = 2 * 2**20
@@ -167,12 +168,12 @@ class _Linear(torch.autograd.Function):
 
 
 def transposed(x: Tensor, scratch: Scratch) -> Tensor:
-    """`xᵀ`, in half precision laid out anew, until the next is.
+    """`xᵀ`, in half precision laid out anew for a processor with tiles, until the next is.
 
-    A bf16 product whose first factor lies transposed takes up to three times as long as one that finds it in order, and
-    torch's own copy in one piece uses one core.
+    There a bf16 product whose first factor lies transposed takes up to three times as long as one that finds it in
+    order, and torch's own copy in one piece uses one core. Elsewhere it takes as long either way.
     """
-    if x.dtype.itemsize != 2:
+    if x.dtype.itemsize != 2 or not multiplies_in_tiles():
         return x.t()
     n, width = x.shape
     copy = scratch.take("transposed", (width, n), x.dtype)

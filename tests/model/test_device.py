@@ -1,12 +1,13 @@
 """Answers are given where a model computes fastest, and it is left where it was."""
 
 import contextlib
+from pathlib import Path
 
 import pytest
 import torch
 
 from instruct_lit.model import device as module
-from instruct_lit.model.device import best_device, multiplies_in_bf16, on_device
+from instruct_lit.model.device import best_device, multiplies_in_bf16, multiplies_in_tiles, on_device
 from instruct_lit.model.gpt import GPT
 
 
@@ -33,3 +34,10 @@ def test_bf16_needs_a_matrix_library_that_has_it(monkeypatch: pytest.MonkeyPatch
     assert multiplies_in_bf16() == torch.ops.mkldnn._is_mkldnn_bf16_supported()
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     assert not multiplies_in_bf16()
+
+
+@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="the system does not tell what its processor has")
+def test_tiles_are_amx(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert multiplies_in_tiles() == ("amx_tile" in Path("/proc/cpuinfo").read_text().split())
+    monkeypatch.delattr(torch.cpu, "_is_amx_tile_supported", raising=False)
+    assert not multiplies_in_tiles(), "a torch that does not tell"
