@@ -50,7 +50,8 @@ class Hub:
         self._servers = [ThreadingHTTPServer(("127.0.0.1", 0), self._handler(store)) for store in (False, True)]
         for server in self._servers:
             threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-        self.endpoint, self.store = (f"http://127.0.0.1:{server.server_port}" for server in self._servers)
+        hosts = ("127.0.0.1", "localhost")  # newer clients follow redirects that stay on a host
+        self.endpoint, self.store = (f"http://{h}:{s.server_port}" for h, s in zip(hosts, self._servers, strict=True))
 
     def close(self) -> None:
         self.go_on.set()
