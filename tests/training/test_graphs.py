@@ -105,7 +105,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     monkeypatch.setattr(StepGraphs, "_record", record)
     monkeypatch.setattr(module, "VarlenDocuments", on_processor)
     of_gpu = {"Stream": None, "current_stream": None, "graph_pool_handle": None, "empty_cache": None}
-    of_gpu |= {"mem_get_info": (250, 1000), "max_memory_allocated": 300, "memory_allocated": 200}
+    of_gpu |= {"mem_get_info": (25 * 10**9, 0), "max_memory_allocated": 3 * 10**10, "memory_allocated": 2 * 10**10}
     for name, answer in of_gpu.items():
         monkeypatch.setattr(torch.cuda, name, lambda answer=answer: answer)
     return shapes
@@ -161,12 +161,17 @@ def test_a_batch_that_memory_has_no_room_for_is_not_recorded(
     small, large = batch_of("packed", False), batch_of("packed", False, (60, 33, 10))
     for batch in (small, small, large):
         check_step(model, graphs, batch, 1e-6, 1e-5)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (249, 1000))
-    with pytest.warns(UserWarning, match="are free, so batches of 128 tokens and more are not recorded"):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (25 * 10**9 - 1, 0))
+    with pytest.warns(UserWarning) as warned:
         check_step(model, graphs, large, 1e-6, 1e-5)
-    for lengths in ((60, 34, 10), (60, 34, 10), (21, 33), (21, 33)):  # warned of once; smaller ones are still recorded
+    (warning,) = [str(w.message) for w in warned]
+    assert warning.startswith(
+        "cuda_graphs: a step takes 10.0 GB and 25.0 GB are free, so batches of 128 tokens and more"
+    )
+    # It is said once, and what is not larger than the largest recorded is recorded still.
+    for lengths in ((60, 34, 10), (60, 34, 10), (21, 33), (21, 33), (40, 35), (40, 35)):
         check_step(model, graphs, batch_of("packed", False, lengths), 1e-6, 1e-5)
-    assert [shape[0] for shape in recorded] == [96, 64]
+    assert [shape[0] for shape in recorded] == [96, 64, 96]
 
 
 def test_a_step_that_cannot_be_recorded_ends_the_run(
