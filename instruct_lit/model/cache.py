@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -9,7 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from instruct_lit.model.attention import PackedDocuments
+from instruct_lit.model.attention_products import suits_one_query
 from instruct_lit.model.causal import Shape
+
+WASTE = 2.0  # places of the cache for each that is filled, up to which products with all of them are the faster
 
 
 class KeyValueCache:
@@ -61,12 +65,16 @@ class Decode:
         self.lengths = torch.tensor(lengths, device=device)
         self.rows = torch.arange(self.n_rows, device=device)
         visible = torch.arange(self.longest, device=device) <= self.lengths[:, None]
+        self._bias: Tensor | None = None
         self.mask = None if min(lengths) == max(lengths) else visible[:, None, None, :]  # (R, 1, 1, T)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
         keys, values = self.cache.keys[layer, : self.n_rows], self.cache.values[layer, : self.n_rows]
         keys[self.rows, :, self.lengths] = k[:, 0].to(keys.dtype)
         values[self.rows, :, self.lengths] = v[:, 0].to(values.dtype)
+        same = q.dtype == keys.dtype and q.shape[-2] == k.shape[-2]
+        if same and keys.shape[2] <= WASTE * self.longest and suits_one_query(q):
+            return self._by_products(q, keys, values)
         seen = slice(None, self.longest)
         out = F.scaled_dot_product_attention(
             q.transpose(1, 2),
@@ -76,3 +84,16 @@ class Decode:
             enable_gqa=q.shape[-2] != k.shape[-2],
         )
         return out.transpose(1, 2)
+
+    def _by_products(self, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """The same as products with all places of the cache, since torch would copy a part of it first."""
+        n_rows, n_heads, n_places, width = keys.shape
+        if self._bias is None:
+            hidden = torch.arange(n_places) > self.lengths[:, None, None]
+            self._bias = torch.zeros(hidden.shape, dtype=q.dtype).masked_fill_(hidden, -math.inf)  # (R, 1, places)
+        with torch.autocast("cpu", enabled=False):
+            q = q.reshape(-1, width, 1)  # (R·H, D, 1)
+            scores = torch.baddbmm(q.new_zeros(()), keys.flatten(0, 1), q, beta=0, alpha=width**-0.5)
+            weights = scores.view(n_rows, n_heads, n_places).add_(self._bias).softmax(-1)
+            out = torch.bmm(weights.view(-1, 1, n_places), values.flatten(0, 1))
+        return out.view(n_rows, 1, n_heads, width)
