@@ -127,43 +127,40 @@ def _problems_of_shards(config: Any) -> list[str]:
 
 def _problems_of_gpu(config: Any) -> list[str]:
     """What `compile` and `cuda_graphs` do not go together with."""
-    problems = []
-    if config.compile and config.model.kind == "hf":
-        problems.append("compile=true: goes with GPT-2, not with model=hf")
-    if config.compile and _several_processes(config.trainer):
-        problems.append("compile=true: goes with one process on one GPU (trainer=default)")
+    problems = [f"compile=true: {reason}" for reason in _against_compile(config)] if config.compile else []
     if config.cuda_graphs:
-        problems += [f"cuda_graphs=true: {reason}" for reason in against_graphs(config)]
+        problems += [f"cuda_graphs=true: {reason}" for reason in _against_graphs(config)]
     return problems
 
 
 def wants_graphs(config: Any) -> bool:
     """Whether steps are to be recorded on a GPU that computes in bf16."""
-    return bool(config.cuda_graphs) if config.cuda_graphs is not None else not against_graphs(config)
+    return bool(config.cuda_graphs) if config.cuda_graphs is not None else not _against_graphs(config)
 
 
-def against_graphs(config: Any) -> list[str]:
-    """Why a step of this run cannot be recorded, whatever the machine is."""
-    model, precision, reasons = config.model, config.trainer.precision, []
-    if model.kind == "hf":
-        reasons.append("goes with GPT-2, not with model=hf")
-    if _several_processes(config.trainer):
+def _against_compile(config: Any) -> list[str]:
+    """Why a step of this run cannot be made for one GPU, whatever the machine is."""
+    trainer = config.trainer
+    reasons = ["goes with GPT-2, not with model=hf"] if config.model.kind == "hf" else []
+    if trainer.strategy != "auto" or trainer.devices not in (1, "1") or trainer.num_nodes != 1:
         reasons.append("goes with one process on one GPU (trainer=default)")
-    if precision not in (None, "bf16-mixed"):
-        reasons.append(f"goes with trainer.precision=bf16-mixed, given is {precision}")
-    random = model.dropout or config.adapter.dropout or config.neftune_alpha is not None
-    if config.trainer.get("detect_anomaly"):
+    return reasons
+
+
+def _against_graphs(config: Any) -> list[str]:
+    """Why it cannot be recorded, either."""
+    model, trainer, reasons = config.model, config.trainer, _against_compile(config)
+    if trainer.precision not in (None, "bf16-mixed"):
+        reasons.append(f"goes with trainer.precision=bf16-mixed, given is {trainer.precision}")
+    if trainer.get("detect_anomaly"):
         reasons.append("a step that is recorded cannot be looked into, so it goes without trainer.detect_anomaly")
-    if random or model.activation_checkpointing:
+    draws = model.dropout or config.adapter.dropout or config.neftune_alpha is not None
+    if draws or model.activation_checkpointing:
         reasons.append(
             "a step that is recorded cannot draw anew, so it goes without model.dropout, adapter.dropout, "
             "model.activation_checkpointing and neftune_alpha"
         )
     return reasons
-
-
-def _several_processes(trainer: Any) -> bool:
-    return bool(trainer.strategy != "auto" or trainer.devices not in (1, "1") or trainer.num_nodes != 1)
 
 
 def _problems_of_kind(model: Any) -> list[str]:

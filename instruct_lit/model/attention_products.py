@@ -18,8 +18,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from instruct_lit.model.device import multiplies_in_bf16, multiplies_in_tiles
-
 LONGEST = 2048  # keys up to which products are the faster
 LONGEST_ROW = 512  # tokens of padded rows up to which they are, in bf16 alone
 N_KEPT = 256  # keys up to which weights are kept
@@ -91,11 +89,6 @@ def suits(q: Tensor, n_keys: int) -> bool:
 def suits_rows(q: Tensor) -> bool:
     """Whether they are for causal rows `(…, T, D)`: their many heads together leave the cache sooner."""
     return q.dtype == torch.bfloat16 and q.shape[-2] <= LONGEST_ROW and suits(q, q.shape[-2])
-
-
-def suits_one_query(q: Tensor) -> bool:
-    """Whether they are for one query a row: in bf16 without tiles the fused kernel takes more than twice as long."""
-    return q.device.type == "cpu" and q.dtype == torch.bfloat16 and multiplies_in_bf16() and not multiplies_in_tiles()
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, groups: Sequence[Group], dropout: float) -> Tensor:

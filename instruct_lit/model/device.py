@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 import torch
 
-if TYPE_CHECKING:
-    from instruct_lit.model.causal import CausalLM
+from instruct_lit.model.causal import CausalLM
 
 
 def has_gpu() -> bool:

@@ -4,10 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from instruct_lit.model import attention_products
 from instruct_lit.model import cache as module
-from instruct_lit.model.attention_products import suits_one_query
-from instruct_lit.model.cache import Decode, KeyValueCache
+from instruct_lit.model.cache import Decode, KeyValueCache, suits_products
 from instruct_lit.model.gpt import GPTConfig
 
 SHAPE = GPTConfig(n_vocab=10, context_length=64, d_model=24, n_layers=2, n_heads=3)
@@ -37,10 +35,10 @@ def test_products_see_what_the_kernel_sees(
     n_places, calls = 2 * (max(lengths) + 1), []
     by_products = Decode._by_products
     monkeypatch.setattr(Decode, "_by_products", lambda *given: calls.append(1) or by_products(*given))
-    monkeypatch.setattr(module, "suits_one_query", lambda q: False)
+    monkeypatch.setattr(module, "suits_products", lambda q: False)
     expected = attended(lengths, n_places, dtype)
     assert not calls
-    monkeypatch.setattr(module, "suits_one_query", lambda q: True)
+    monkeypatch.setattr(module, "suits_products", lambda q: True)
     found = attended(lengths, n_places, dtype)
     assert len(calls) == 2 and found.shape == (2, len(lengths), 1, 3, 8)
     assert (found - expected).abs().max() <= tolerance
@@ -49,20 +47,20 @@ def test_products_see_what_the_kernel_sees(
 
 
 def test_products_are_for_bf16_without_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention_products, "multiplies_in_bf16", lambda: True)
-    monkeypatch.setattr(attention_products, "multiplies_in_tiles", lambda: False)
+    monkeypatch.setattr(module, "multiplies_in_bf16", lambda: True)
+    monkeypatch.setattr(module, "multiplies_in_tiles", lambda: False)
     q = torch.zeros(2, 1, 3, 8)
-    assert suits_one_query(q.bfloat16()) and not suits_one_query(q)
-    assert not suits_one_query(q.bfloat16().to("meta"))
-    monkeypatch.setattr(attention_products, "multiplies_in_tiles", lambda: True)
-    assert not suits_one_query(q.bfloat16())
-    monkeypatch.setattr(attention_products, "multiplies_in_tiles", lambda: False)
-    monkeypatch.setattr(attention_products, "multiplies_in_bf16", lambda: False)
-    assert not suits_one_query(q.bfloat16())
+    assert suits_products(q.bfloat16()) and not suits_products(q)
+    assert not suits_products(q.bfloat16().to("meta"))
+    monkeypatch.setattr(module, "multiplies_in_tiles", lambda: True)
+    assert not suits_products(q.bfloat16())
+    monkeypatch.setattr(module, "multiplies_in_tiles", lambda: False)
+    monkeypatch.setattr(module, "multiplies_in_bf16", lambda: False)
+    assert not suits_products(q.bfloat16())
 
 
 def test_heads_that_share_keys_ask_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "suits_one_query", lambda q: True)
+    monkeypatch.setattr(module, "suits_products", lambda q: True)
     cache = KeyValueCache(SHAPE, 1, 4, torch.float32, torch.device("cpu"))
     k = torch.randn(1, 1, 3, 8)
     found = Decode(cache, [0]).attend(0, torch.randn(1, 1, 6, 8), k, k, 0.0)
