@@ -3,7 +3,7 @@
     python -m benchmarks.attention
 
 Milliseconds for a layer's forward and backward pass, the best of eight, alternating; why
-`instruct_lit.model.attention_products` chooses as it does.
+`instruct_lit.accel.attention_products` chooses as it does.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import common
-from instruct_lit.model import attention_products as products
-from instruct_lit.model.attention import AttentionLayout, CausalRows, PackedDocuments
-from instruct_lit.training.hardware import keep_freed_memory
+from instruct_lit.accel import attention_products as products
+from instruct_lit.accel.hardware import keep_freed_memory
+from instruct_lit.core.model.attention import AttentionLayout, CausalRows, PackedDocuments
 
 N_HEADS, D_HEAD = 12, 64
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

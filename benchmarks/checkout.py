@@ -9,7 +9,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 from benchmarks import common
-from instruct_lit.data.tokenizer import GPT2Tokenizer
+from instruct_lit.core.data.tokenizer import GPT2Tokenizer
 
 
 class Tokenizer:

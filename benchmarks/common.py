@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from instruct_lit.model.gpt import GPT
+    from instruct_lit.core.model.gpt import GPT
 
 DATA = Path("../shared/data/instructions/book-1100.json")
 MODELS = ("nano", "gpt2", "gpt2-medium")
@@ -44,7 +44,7 @@ def shape_of(model: str) -> tuple[int, int, int]:
     """Layers, heads and width of a model of `conf/model`."""
     from omegaconf import OmegaConf
 
-    from instruct_lit.config import CONF
+    from instruct_lit.config.compose import CONF
 
     node = OmegaConf.load(CONF / "model" / f"{model}.yaml")
     return node.n_layers, node.n_heads, node.d_model
@@ -52,7 +52,7 @@ def shape_of(model: str) -> tuple[int, int, int]:
 
 def random_gpt(model: str, **shape: int) -> GPT:
     """A GPT of ours with random weights in the shape of a model of `conf/model`."""
-    from instruct_lit.model.gpt import GPT, GPTConfig
+    from instruct_lit.core.model.gpt import GPT, GPTConfig
 
     n_layers, n_heads, d_model = shape_of(model)
     gpt = GPT(GPTConfig(d_model=d_model, n_layers=n_layers, n_heads=n_heads, **shape))
@@ -79,7 +79,7 @@ def alpaca_prompt(record: Mapping[str, str]) -> str:
 
 def precisions(device: str) -> list[str]:
     """In which the device multiplies at speed; the rows of a table are in these where nothing else is asked for."""
-    from instruct_lit.model.device import multiplies_in_bf16
+    from instruct_lit.core.model.device import multiplies_in_bf16
 
     return ["fp32", "bf16"] if device == "cuda" or multiplies_in_bf16() else ["fp32"]
 
@@ -269,7 +269,7 @@ def write_json(path: Path | None, content: Mapping[str, Any]) -> None:
         return
     import torch
 
-    from instruct_lit.provenance import processor
+    from instruct_lit.config.provenance import processor
 
     machine = {
         "processor": processor(),

@@ -26,10 +26,10 @@ def ours(name: str, args: argparse.Namespace) -> Answer:
     """The engine."""
     import torch
 
-    from instruct_lit.data.tokenizer import GPT2Tokenizer
-    from instruct_lit.generation.engine import Engine
-    from instruct_lit.generation.sampling import SamplingSettings
-    from instruct_lit.training.hardware import keep_freed_memory
+    from instruct_lit.accel.hardware import keep_freed_memory
+    from instruct_lit.core.data.tokenizer import GPT2Tokenizer
+    from instruct_lit.core.generation.engine import Engine
+    from instruct_lit.core.generation.sampling import SamplingSettings
 
     keep_freed_memory()
     model = common.random_gpt(args.model).to(args.device)
@@ -103,7 +103,7 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
     """Let a system answer after a short warm-up, and return its figures."""
     import torch  # noqa: F401  # memory is counted above what it takes
 
-    from instruct_lit.data.tokenizer import GPT2Tokenizer
+    from instruct_lit.core.data.tokenizer import GPT2Tokenizer
 
     one_by_one = name in (REFERENCE, CHECKOUT)
     make = (

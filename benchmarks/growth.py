@@ -33,14 +33,14 @@ def train(shape: str, length: int, batch_size: int, device: str) -> dict[str, An
     import numpy as np
     import torch
 
-    from instruct_lit.data.collate import Collator
-    from instruct_lit.data.encode import EncodedExample
-    from instruct_lit.model.gpt import GPT, GPTConfig
-    from instruct_lit.training.hardware import default_precision, keep_freed_memory
-    from instruct_lit.training.loss import summed_cross_entropy
-    from instruct_lit.training.module import layout_of
-    from instruct_lit.training.optimizer import adamw, parameter_groups
-    from instruct_lit.training.working import WorkingWeights
+    from instruct_lit.accel.hardware import default_precision, keep_freed_memory
+    from instruct_lit.accel.weight_copies import LowPrecisionWeights
+    from instruct_lit.core.data.collate import Collator
+    from instruct_lit.core.data.encode import EncodedExample
+    from instruct_lit.core.model.gpt import GPT, GPTConfig
+    from instruct_lit.core.training.loss import summed_cross_entropy
+    from instruct_lit.core.training.module import layout_of
+    from instruct_lit.core.training.optimizer import adamw, parameter_groups
 
     keep_freed_memory()
     n_layers, n_heads, d_model = SHAPES[shape]
@@ -58,7 +58,7 @@ def train(shape: str, length: int, batch_size: int, device: str) -> dict[str, An
     working = None
     if device == "cpu":  # as InstructionTuner does it
         dtype = torch.bfloat16 if half else torch.float32
-        optimizer.working = WorkingWeights(model, model.head_weight, dtype, dtype).attach()
+        optimizer.working = LowPrecisionWeights(model, model.head_weight, dtype, dtype).attach()
         working = optimizer.working.of[id(model.head_weight)]
 
     def step() -> None:
@@ -79,11 +79,11 @@ def encode(n_records: int) -> dict[str, Any]:
     """Seconds to encode and to open again; the records are read from a file as a user's are."""
     from omegaconf import OmegaConf
 
-    from instruct_lit.config import CONF
-    from instruct_lit.data.datamodule import InstructionData
-    from instruct_lit.data.sources import FileSource
-    from instruct_lit.data.template import Template
-    from instruct_lit.data.tokenizer import GPT2Tokenizer
+    from instruct_lit.config.compose import CONF
+    from instruct_lit.core.data.datamodule import InstructionData
+    from instruct_lit.core.data.sources import FileSource
+    from instruct_lit.core.data.template import Template
+    from instruct_lit.core.data.tokenizer import GPT2Tokenizer
 
     template = Template("alpaca", OmegaConf.load(CONF / "template" / "alpaca.yaml").text)
     with tempfile.TemporaryDirectory() as folder:

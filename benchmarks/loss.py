@@ -19,9 +19,9 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from benchmarks import common
-from instruct_lit.training.hardware import keep_freed_memory
-from instruct_lit.training.loss import summed_cross_entropy
-from instruct_lit.training.working import WorkingWeights
+from instruct_lit.accel.hardware import keep_freed_memory
+from instruct_lit.accel.weight_copies import LowPrecisionWeights
+from instruct_lit.core.training.loss import summed_cross_entropy
 
 N_VOCAB, WIDTH, N_POSITIONS = 50257, 768, 128
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -29,7 +29,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 def ways_of(head: Tensor, dtype: torch.dtype) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
     """Functions that give the summed loss of states and targets."""
-    working = WorkingWeights(nn.Module(), head, dtype, dtype).attach().of[id(head)]
+    working = LowPrecisionWeights(nn.Module(), head, dtype, dtype).attach().of[id(head)]
     weights = torch.ones(N_POSITIONS)
     return {
         "whole logits": lambda h, t: F.cross_entropy(F.linear(h.to(dtype), head.to(dtype)).float(), t, reduction="sum"),

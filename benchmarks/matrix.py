@@ -61,7 +61,7 @@ class Need:
 
 def need_of(data: Path, model: str, batch_size: int) -> Need:
     """What the book's training records need of a model."""
-    from instruct_lit.data.tokenizer import GPT2Tokenizer
+    from instruct_lit.core.data.tokenizer import GPT2Tokenizer
 
     tokenizer = GPT2Tokenizer()
     records = common.records_of(data)

@@ -2,7 +2,7 @@
 
     pip install cosmic-ray
     python -m benchmarks.mutants                  # all modules
-    python -m benchmarks.mutants data.split       # one
+    python -m benchmarks.mutants core.data.split      # one
 
 The mutants are cosmic-ray's. Each is tried in a fork of one process that has imported the libraries, by the module's own
 tests, until the first that fails; docs/trust.md explains those that survive.
@@ -25,15 +25,15 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 TESTS = {
-    "training.loss": ["tests/training/test_loss.py", "tests/training/test_working.py"],
-    "training.graphs": ["tests/training/test_graphs.py"],
-    "model.attention": ["tests/model/test_attention.py"],
-    "model.attention_products": ["tests/model/test_attention.py"],
-    "model.attention_varlen": ["tests/model/test_attention.py"],
-    "data.collate": ["tests/data/test_collate.py"],
-    "data.encode": ["tests/data/test_encode.py"],
-    "data.split": ["tests/data/test_split.py"],
-    "generation.sampling": ["tests/generation/test_sampling.py"],
+    "core.training.loss": ["tests/core/training/test_loss.py", "tests/accel/test_weight_copies.py"],
+    "accel.cuda_graphs": ["tests/accel/test_cuda_graphs.py"],
+    "core.model.attention": ["tests/core/model/test_attention.py"],
+    "accel.attention_products": ["tests/core/model/test_attention.py"],
+    "accel.attention_varlen": ["tests/core/model/test_attention.py"],
+    "core.data.collate": ["tests/core/data/test_collate.py"],
+    "core.data.encode": ["tests/core/data/test_encode.py"],
+    "core.data.split": ["tests/core/data/test_split.py"],
+    "core.generation.sampling": ["tests/core/generation/test_sampling.py"],
 }
 # One change of each kind: cosmic-ray's other replacements of an operator are noticed where this one is.
 OPERATORS = [

@@ -52,7 +52,7 @@ def _process(rank: int, n_processes: int, batch_size: int, n_steps: int, port: i
     import torch.distributed as dist
     from torch.nn.parallel import DistributedDataParallel
 
-    from instruct_lit.training.optimizer import adamw, parameter_groups
+    from instruct_lit.core.training.optimizer import adamw, parameter_groups
 
     torch.set_num_threads(1)
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}

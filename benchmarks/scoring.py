@@ -24,8 +24,8 @@ HFLM = ["hflm batch 1", "hflm batch 4", "hflm batch 16"]
 
 def requests_of(args: argparse.Namespace) -> list[Any]:
     """The harness's requests for the questions, with five shots before each."""
-    from instruct_lit.evaluation.benchmarks.harness import Tasks
-    from instruct_lit.evaluation.benchmarks.suite import Suite
+    from instruct_lit.suites.harness import Tasks
+    from instruct_lit.suites.suite import Suite
 
     names = [f"mmlu_{subject}" for subject in args.subjects]
     tasks = Tasks(Suite("mmlu", names, ["mmlu/default"]), args.hub.resolve(), "error")
@@ -39,10 +39,10 @@ def requests_of(args: argparse.Namespace) -> list[Any]:
 
 def model_of(name: str, args: argparse.Namespace, folder: Path) -> Any:
     """A random model, for us or as a bundle for HFLM."""
-    from instruct_lit.bundle import open_model, save_bundle
-    from instruct_lit.data.template import Template
-    from instruct_lit.data.tokenizer import GPT2Tokenizer
-    from instruct_lit.evaluation.benchmarks.harness_model import Subject, harness_model
+    from instruct_lit.core.bundle import open_model, save_bundle
+    from instruct_lit.core.data.template import Template
+    from instruct_lit.core.data.tokenizer import GPT2Tokenizer
+    from instruct_lit.suites.harness_model import EvaluatedModel, harness_model
 
     model = common.random_gpt(args.model)
     greedy = {"max_new_tokens": 32, "temperature": 0.0, "top_k": None, "top_p": None, "repetition_penalty": 1.0}
@@ -51,7 +51,7 @@ def model_of(name: str, args: argparse.Namespace, folder: Path) -> Any:
     )
     if name in OURS:
         opened = open_model(folder / "bundle")
-        return harness_model(Subject(opened.model.to(args.device), opened.tokenizer, opened.template))
+        return harness_model(EvaluatedModel(opened.model.to(args.device), opened.tokenizer, opened.template))
     from lm_eval.models.huggingface import HFLM
 
     return HFLM(
@@ -63,7 +63,7 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
     """Score all requests after a short warm-up, and return the figures."""
     import torch  # noqa: F401  # memory is counted above what it takes
 
-    from instruct_lit.training.hardware import keep_freed_memory
+    from instruct_lit.accel.hardware import keep_freed_memory
 
     os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
     keep_freed_memory()

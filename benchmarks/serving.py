@@ -30,11 +30,11 @@ def random_bundle(model: str, folder: Path) -> Path:
     """A bundle with random weights of a shape of `conf/model`."""
     from omegaconf import OmegaConf
 
-    from instruct_lit.bundle import save_bundle
-    from instruct_lit.config import CONF
-    from instruct_lit.data.template import Template
-    from instruct_lit.data.tokenizer import GPT2Tokenizer
-    from instruct_lit.generation.sampling import SamplingSettings
+    from instruct_lit.config.compose import CONF
+    from instruct_lit.core.bundle import save_bundle
+    from instruct_lit.core.data.template import Template
+    from instruct_lit.core.data.tokenizer import GPT2Tokenizer
+    from instruct_lit.core.generation.sampling import SamplingSettings
 
     template = Template("alpaca", OmegaConf.load(CONF / "template" / "alpaca.yaml").text)
     save_bundle(
@@ -55,9 +55,9 @@ def questions_of(n: int) -> list[str]:
 
 def alone(run: Path, questions: list[str], n_tokens: int) -> list[str]:
     """What the engine answers without a server."""
-    from instruct_lit.data.example import Example
-    from instruct_lit.generation.engine import Engine
-    from instruct_lit.generation.sampling import SamplingSettings
+    from instruct_lit.core.data.example import Example
+    from instruct_lit.core.generation.engine import Engine
+    from instruct_lit.core.generation.sampling import SamplingSettings
     from instruct_lit.serving.conversation import open_speakers
 
     (speaker,) = open_speakers([str(run)], None, None)

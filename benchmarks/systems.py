@@ -36,13 +36,13 @@ def ours(name: str, args: Namespace) -> dict[str, Any]:
     from hydra import compose, initialize_config_dir
     from lightning import Callback, seed_everything
 
-    from instruct_lit import build
-    from instruct_lit.check_training import check_train, wants_graphs
-    from instruct_lit.config import CONF, register
-    from instruct_lit.schema import TrainConfig
-    from instruct_lit.training.callbacks import History
-    from instruct_lit.training.hardware import keep_freed_memory
-    from instruct_lit.training.module import InstructionTuner
+    from instruct_lit.accel.hardware import keep_freed_memory
+    from instruct_lit.config import builders as build
+    from instruct_lit.config.check_training import check_train, wants_graphs
+    from instruct_lit.config.compose import CONF, register
+    from instruct_lit.config.schema import TrainConfig
+    from instruct_lit.core.training.callbacks import History
+    from instruct_lit.core.training.module import InstructionTuner
 
     memory, clock = common.Memory(args.device), common.Clock(args.warm_up, args.steps, args.device)
     _, batching, precision, *more = name.split()
@@ -94,7 +94,7 @@ def chapter_7(name: str, args: Namespace) -> dict[str, Any]:
     import torch
 
     from benchmarks import reference
-    from instruct_lit.data.tokenizer import GPT2Tokenizer
+    from instruct_lit.core.data.tokenizer import GPT2Tokenizer
 
     memory, clock = common.Memory(args.device), common.Clock(args.warm_up, args.steps, args.device)
     torch.manual_seed(123)
@@ -181,7 +181,7 @@ def litgpt(name: str, args: Namespace) -> dict[str, Any]:
     from litgpt.data.base import get_sft_collate_fn
     from litgpt.utils import chunked_cross_entropy
 
-    from instruct_lit.data.tokenizer import GPT2Tokenizer
+    from instruct_lit.core.data.tokenizer import GPT2Tokenizer
 
     memory, clock = common.Memory(args.device), common.Clock(args.warm_up, args.steps, args.device)
     n_layers, n_heads, d_model = common.shape_of(args.model)
@@ -224,7 +224,7 @@ def _figures(
 def _hf_tokenizer() -> Any:
     from transformers import GPT2TokenizerFast  # type: ignore[attr-defined]
 
-    from instruct_lit.data.tokenizer import GPT2Tokenizer
+    from instruct_lit.core.data.tokenizer import GPT2Tokenizer
 
     with tempfile.TemporaryDirectory() as folder:
         for name, content in GPT2Tokenizer().vocab_files().items():

@@ -11,10 +11,9 @@ from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from instruct_lit.config import run_command
-from instruct_lit.errors import ConfigError, DataError
-from instruct_lit.judge import asked, check_judge, judge_of, judge_prompt_of
-from instruct_lit.schema import (
+from instruct_lit.config.compose import run_command
+from instruct_lit.config.judge_builders import asked, check_judge, judge_of, judge_prompt_of
+from instruct_lit.config.schema import (
     GenerationConfig,
     JudgeConfig,
     PathsConfig,
@@ -22,12 +21,13 @@ from instruct_lit.schema import (
     check_values,
     missing_runs,
 )
+from instruct_lit.errors import ConfigError, DataError
 from instruct_lit.serve import is_loopback, usable_port
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from instruct_lit.serving.conversation import Speaker
+    from instruct_lit.serving.conversation import ChatModel
     from instruct_lit.serving.votes import VoteFile
 
 Question = tuple[str, str]
@@ -77,10 +77,10 @@ def arena(config: DictConfig) -> None:
     """Rate the battles of a file (`import`), let a judge vote on the models of `runs`, or serve the page."""
     check_arena(config)
 
-    from instruct_lit import build
-    from instruct_lit.evaluation.ratings import read_battles
+    from instruct_lit.config import builders as build
     from instruct_lit.serving.conversation import open_speakers
     from instruct_lit.serving.votes import VoteFile
+    from instruct_lit.suites.ratings import read_battles
 
     build.need("evalica", "arena", "arena")
     if config.battles is not None:
@@ -101,8 +101,8 @@ def arena(config: DictConfig) -> None:
 
 def questions_of(config: DictConfig) -> list[Question]:
     """Instructions and inputs of `questions`, or of the test set that the first run folder with answers has."""
-    from instruct_lit.bundle import bundle_of
-    from instruct_lit.data.parse import read_records
+    from instruct_lit.core.bundle import bundle_of
+    from instruct_lit.core.data.records import read_records
 
     answered = (bundle_of(run).parent / "responses.jsonl" for run in config.runs)
     path = Path(config.questions).expanduser() if config.questions else next((p for p in answered if p.is_file()), None)
@@ -121,18 +121,18 @@ def questions_of(config: DictConfig) -> list[Question]:
     return list(found)[: config.n_questions]
 
 
-def let_judge_vote(config: DictConfig, speakers: list[Speaker], votes: VoteFile, questions: list[Question]) -> None:
+def let_judge_vote(config: DictConfig, speakers: list[ChatModel], votes: VoteFile, questions: list[Question]) -> None:
     """Let all models answer the questions, and a judge compare every two answers in both orders.
 
     A verdict that could not be read is no vote, and is counted.
     """
     if not questions:
         raise ConfigError("questions=null: the runs have no answered test set; give a file of records")
-    from instruct_lit import build
-    from instruct_lit.data.example import Example
+    from instruct_lit.config import builders as build
+    from instruct_lit.core.data.example import Example
+    from instruct_lit.core.generation.engine import Engine
+    from instruct_lit.core.generation.responses import answer
     from instruct_lit.evaluation.comparison import questions_of as both_orders
-    from instruct_lit.evaluation.responses import answer
-    from instruct_lit.generation.engine import Engine
 
     judge, prompt = judge_of(config), judge_prompt_of(config.judge, pairwise=True)
     judge.check()
@@ -165,8 +165,8 @@ def let_judge_vote(config: DictConfig, speakers: list[Speaker], votes: VoteFile,
 
 def show(config: DictConfig, battles: Any) -> None:
     """Print the leaderboard, and draw it where `picture` names a file."""
-    from instruct_lit.evaluation.ratings import leaderboard
-    from instruct_lit.evaluation.standings import print_leaderboard, save_picture
+    from instruct_lit.suites.leaderboard import print_leaderboard, save_picture
+    from instruct_lit.suites.ratings import leaderboard
 
     ratings = leaderboard(battles)
     print_leaderboard(ratings)
@@ -179,11 +179,11 @@ def show(config: DictConfig, battles: Any) -> None:
         print(f"picture: {path}")
 
 
-def open_page(config: DictConfig, speakers: list[Speaker], votes: VoteFile, questions: list[Question]) -> None:
+def open_page(config: DictConfig, speakers: list[ChatModel], votes: VoteFile, questions: list[Question]) -> None:
     """Serve the page until Ctrl-C."""
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     logging.getLogger("httpx").setLevel(logging.WARNING)  # gradio asks its own page whether it is there
-    from instruct_lit import build
+    from instruct_lit.config import builders as build
     from instruct_lit.serving.arena_page import appearance, make_page
     from instruct_lit.serving.arena_rounds import Arena
 

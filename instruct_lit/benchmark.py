@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import MISSING
 
-from instruct_lit.config import run_command
+from instruct_lit.config.compose import run_command
+from instruct_lit.config.judge_builders import check_url, forget_secrets
+from instruct_lit.config.schema import PathsConfig, TemplateConfig, missing_runs
 from instruct_lit.errors import ConfigError, InstructLitError
-from instruct_lit.judge import check_url, forget_secrets
-from instruct_lit.schema import PathsConfig, TemplateConfig, missing_runs
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from instruct_lit.evaluation.benchmarks.harness_model import Subject
-    from instruct_lit.evaluation.benchmarks.leaks import Leaks
-    from instruct_lit.evaluation.benchmarks.suite import Report
+    from instruct_lit.suites.harness_model import EvaluatedModel
+    from instruct_lit.suites.leaks import Leaks
+    from instruct_lit.suites.suite import Report
 
 
 SYSTEMS = ("lm_eval", "helm", "openai_evals", "alpaca_eval", "arena")
@@ -106,7 +106,7 @@ def benchmark(config: DictConfig) -> float:
         os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-    from instruct_lit.evaluation.benchmarks.results import FILE, print_table, write_reports
+    from instruct_lit.suites.results import FILE, print_table, write_reports
 
     about = {"limit": config.benchmark.limit, "n_shot": config.benchmark.n_shot}
     if config.suite.system == "arena":
@@ -126,9 +126,9 @@ def rate(config: DictConfig, out_dir: Path) -> float:
     import json
     from dataclasses import asdict
 
-    from instruct_lit.evaluation.benchmarks.results import FILE
-    from instruct_lit.evaluation.ratings import leaderboard, read_battles
-    from instruct_lit.evaluation.standings import print_leaderboard
+    from instruct_lit.suites.leaderboard import print_leaderboard
+    from instruct_lit.suites.ratings import leaderboard, read_battles
+    from instruct_lit.suites.results import FILE
 
     path = Path(config.suite.options.battles).expanduser()
     battles = read_battles(path)
@@ -148,12 +148,12 @@ def through_harness(config: DictConfig, out_dir: Path, about: dict[str, Any]) ->
     from omegaconf import OmegaConf
     from tqdm import tqdm
 
-    from instruct_lit import build
-    from instruct_lit.evaluation.benchmarks.suite import Suite
+    from instruct_lit.config import builders as build
+    from instruct_lit.suites.suite import Suite
 
     build.need("lm_eval", "benchmark", f"suite={config.suite.name}")
-    from instruct_lit.evaluation.benchmarks import harness
-    from instruct_lit.evaluation.benchmarks.leaks import leaks_of_tasks, print_leaks
+    from instruct_lit.suites import harness
+    from instruct_lit.suites.leaks import leaks_of_tasks, print_leaks
 
     asked = config.benchmark
     settings = OmegaConf.to_container(config.suite)
@@ -190,10 +190,10 @@ def through_package(config: DictConfig, out_dir: Path, about: dict[str, Any]) ->
     from omegaconf import OmegaConf
     from tqdm import tqdm
 
-    from instruct_lit.evaluation.benchmarks.leaks import leaks_of_items, mean_without, print_leaks
-    from instruct_lit.evaluation.benchmarks.package_items import items_of
-    from instruct_lit.evaluation.benchmarks.packages import run_package
-    from instruct_lit.evaluation.benchmarks.suite import Asked
+    from instruct_lit.suites.leaks import leaks_of_items, mean_without, print_leaks
+    from instruct_lit.suites.package_items import items_of
+    from instruct_lit.suites.packages import run_package
+    from instruct_lit.suites.suite import RunRequest
 
     if config.benchmark.n_shot is not None:
         raise ConfigError(f"benchmark.n_shot={config.benchmark.n_shot}: suite={config.suite.name} has its own shots")
@@ -202,7 +202,7 @@ def through_package(config: DictConfig, out_dir: Path, about: dict[str, Any]) ->
     training: dict[str, list[str] | None] = {}
     for number, (run, label, subject, template) in enumerate(subjects(config)):
         title = f"{label}, template {template}"
-        asked = Asked(
+        asked = RunRequest(
             tasks=list(config.suite.tasks),
             limit=config.suite.limit if config.benchmark.limit is None else config.benchmark.limit,
             data_dir=_data_dir(config),
@@ -229,8 +229,8 @@ def training_of_run(config: DictConfig, run: str) -> list[str] | None:
     """What a run was trained on, to look for benchmark items in it; None where that is not known or not wanted."""
     from omegaconf import OmegaConf
 
-    from instruct_lit import build
-    from instruct_lit.bundle import bundle_of, open_model, read_about
+    from instruct_lit.config import builders as build
+    from instruct_lit.core.bundle import bundle_of, open_model, read_about
     from instruct_lit.evaluation.leaks import training_questions
 
     directory = bundle_of(run)
@@ -245,20 +245,20 @@ def training_of_run(config: DictConfig, run: str) -> list[str] | None:
     return list(training_questions(data))
 
 
-def subjects(config: DictConfig) -> Iterator[tuple[str, str, Subject, str]]:
+def subjects(config: DictConfig) -> Iterator[tuple[str, str, EvaluatedModel, str]]:
     """Every model to be examined, with its name, a short label, and whether it is asked through its template.
 
     A tuned model is asked as `benchmark.template` says; the base it started from, and a directory that is no bundle of
     ours, with the bare text.
     """
-    from instruct_lit import build
-    from instruct_lit.bundle import bundle_of, open_model, read_about
-    from instruct_lit.data.hf_tokenizer import without_markup
-    from instruct_lit.data.template import Template
-    from instruct_lit.evaluation.benchmarks.harness_model import Subject
-    from instruct_lit.evaluation.kept import KeptAnswers
-    from instruct_lit.model.device import best_device
-    from instruct_lit.provenance import weights_sha256
+    from instruct_lit.config import builders as build
+    from instruct_lit.config.provenance import weights_sha256
+    from instruct_lit.core.bundle import bundle_of, open_model, read_about
+    from instruct_lit.core.data.template import Template
+    from instruct_lit.core.model.device import best_device
+    from instruct_lit.evaluation.answer_cache import AnswerCache
+    from instruct_lit.hf.tokenizer import without_markup
+    from instruct_lit.suites.harness_model import EvaluatedModel
 
     asked = config.benchmark
     bare = Template("bare", "{{ instruction }}{{ response }}")
@@ -278,12 +278,12 @@ def subjects(config: DictConfig) -> Iterator[tuple[str, str, Subject, str]]:
                 continue  # two runs from the same base
             seen.add(key)
             model.to(best_device())
-            kept = KeptAnswers(Path(config.paths.cache) / "benchmark" / f"{key}.jsonl")
+            kept = AnswerCache(Path(config.paths.cache) / "benchmark" / f"{key}.jsonl")
             for mode in its_modes:
                 template, tokenizer = opened.template, opened.tokenizer
                 if mode == "off":
                     template, tokenizer = bare, without_markup(tokenizer)
-                yield str(run), name, Subject(model, tokenizer, template, kept, asked.max_rows), mode
+                yield str(run), name, EvaluatedModel(model, tokenizer, template, kept, asked.max_rows), mode
 
 
 def _data_dir(config: Any) -> Path | None:

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from instruct_lit.config import run_command
+from instruct_lit.config.compose import run_command
+from instruct_lit.config.schema import GenerationConfig, PathsConfig, TemplateConfig, check_values, missing_runs
 from instruct_lit.errors import ConfigError
-from instruct_lit.schema import GenerationConfig, PathsConfig, TemplateConfig, check_values, missing_runs
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -41,7 +41,7 @@ def chat(config: DictConfig) -> None:
 
     from rich.console import Console
 
-    from instruct_lit import build
+    from instruct_lit.config import builders as build
     from instruct_lit.serving.chat_loop import Chat
     from instruct_lit.serving.conversation import open_speakers
 

@@ -13,10 +13,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from instruct_lit.config import run_command
-from instruct_lit.errors import ConfigError
-from instruct_lit.judge import asked, check_judge, forget_secrets, judge_of, judge_prompt_of, judged
-from instruct_lit.schema import (
+from instruct_lit.config.compose import run_command
+from instruct_lit.config.judge_builders import asked, check_judge, forget_secrets, judge_of, judge_prompt_of, judged
+from instruct_lit.config.schema import (
     DataConfig,
     GenerationConfig,
     JudgeConfig,
@@ -25,6 +24,7 @@ from instruct_lit.schema import (
     check_values,
     missing_runs,
 )
+from instruct_lit.errors import ConfigError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -99,11 +99,11 @@ def evaluate(config: DictConfig) -> float:
         forget_secrets(out_dir, config.judge.url, config.judge.api_key_env)
     check_evaluate(config)
 
+    from instruct_lit.core.generation.responses import write_jsonl
+    from instruct_lit.core.optional_imports import load
     from instruct_lit.evaluation.categories import by_category, check_fields, losses
-    from instruct_lit.evaluation.extras import load
     from instruct_lit.evaluation.metrics import METRICS, applicable, check_metrics, score
-    from instruct_lit.evaluation.page import print_judge, print_leaks, print_scores, write_page
-    from instruct_lit.evaluation.responses import write_jsonl
+    from instruct_lit.reports.evaluation_page import print_judge, print_leaks, print_scores, write_page
 
     check_metrics(config.metrics)
     if config.compare is not None:
@@ -144,8 +144,8 @@ def evaluate(config: DictConfig) -> float:
 
 def rows_of(config: DictConfig, source: str) -> tuple[list[dict[str, Any]], Iterator[str] | None]:
     """Answers out of a file or by the model in a folder, and its training texts where they are known."""
+    from instruct_lit.core.generation.responses import read_responses
     from instruct_lit.evaluation.leaks import question
-    from instruct_lit.evaluation.responses import read_responses
 
     training = None
     if Path(source).expanduser().is_dir():
@@ -153,7 +153,7 @@ def rows_of(config: DictConfig, source: str) -> tuple[list[dict[str, Any]], Iter
     else:
         rows = read_responses(Path(source), config.response_field)[: config.n_responses]
     if config.leaks.train is not None:
-        from instruct_lit.data.sources import FileSource
+        from instruct_lit.core.data.sources import FileSource
 
         training = (question(example.as_record()) for example in FileSource(config.leaks.train))
     return rows, training
@@ -164,19 +164,19 @@ def answers_of_run(config: DictConfig, run: str) -> tuple[list[dict[str, Any]], 
     from omegaconf import OmegaConf
     from tqdm import tqdm
 
-    from instruct_lit import build
-    from instruct_lit.evaluation.kept import KeptAnswers
+    from instruct_lit.config import builders as build
+    from instruct_lit.config.provenance import weights_sha256
+    from instruct_lit.core.model.device import best_device
+    from instruct_lit.evaluation.answer_cache import AnswerCache
     from instruct_lit.evaluation.leaks import training_questions
     from instruct_lit.evaluation.losses import response_losses
-    from instruct_lit.model.device import best_device
-    from instruct_lit.provenance import weights_sha256
 
     of_this: Any = OmegaConf.merge(config, {"run": run})
     opened = build.open_run(of_this)
     data = build.data_of_run(of_this, opened)
     title = f"answers to the {config.split} set"
     # Every answer is written down as it comes: after an interruption the same command goes on from there.
-    kept = KeptAnswers(Path(config.paths.cache) / "answers" / f"{weights_sha256(opened.model)[:16]}.jsonl")
+    kept = AnswerCache(Path(config.paths.cache) / "answers" / f"{weights_sha256(opened.model)[:16]}.jsonl")
     opened.model.to(best_device())
     rows = build.answer_split(config, opened.model, data, config.split, config.n_responses, title, kept)
     store, _ = data.examples_of(config.split)
@@ -214,10 +214,10 @@ def leak_report(
 
 def compare(config: DictConfig, out_dir: Path, judge: Judge | None) -> float:
     """Put two models' answers to the same examples side by side; return the first one's win rate or advantage."""
+    from instruct_lit.core.generation.responses import write_jsonl
     from instruct_lit.evaluation.comparison import Outcome, differences, outcome, pair_rows, questions_of, win_rate
     from instruct_lit.evaluation.metrics import applicable
-    from instruct_lit.evaluation.page import print_comparison, write_comparison
-    from instruct_lit.evaluation.responses import write_jsonl
+    from instruct_lit.reports.evaluation_page import print_comparison, write_comparison
 
     rows_a, rows_b = (rows_of(config, side)[0] for side in config.compare)
     pairs = pair_rows(rows_a, rows_b)

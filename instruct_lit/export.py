@@ -6,14 +6,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from instruct_lit.config import run_command
+from instruct_lit.config.compose import run_command
+from instruct_lit.config.schema import PathsConfig, TemplateConfig, missing_runs
 from instruct_lit.errors import ConfigError
-from instruct_lit.schema import PathsConfig, TemplateConfig, missing_runs
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from instruct_lit.bundle import OpenedModel
+    from instruct_lit.core.bundle import OpenedModel
 
 FORMATS = ("hf", "gguf", "torch_export")
 LIBRARIES = {"hf": "transformers", "gguf": "gguf", "torch_export": "pytorch"}  # as the hub calls what opens them
@@ -50,9 +50,9 @@ def export(config: DictConfig) -> None:
 
     check_export(config)
 
-    from instruct_lit import build
-    from instruct_lit.evaluation.responses import read_jsonl
-    from instruct_lit.serving.card import write_card
+    from instruct_lit.config import builders as build
+    from instruct_lit.core.generation.responses import read_jsonl
+    from instruct_lit.exporters.model_card import write_card
 
     opened = build.open_run(config)
     name = config.name or opened.directory.resolve().parent.name
@@ -77,8 +77,8 @@ def export(config: DictConfig) -> None:
 
 def to_hf(opened: OpenedModel, folder: Path, name: str, precision: str) -> None:
     """The bundle, written anew, so that a given template is in it."""
-    from instruct_lit.bundle import save_bundle
-    from instruct_lit.generation.sampling import SamplingSettings
+    from instruct_lit.core.bundle import save_bundle
+    from instruct_lit.core.generation.sampling import SamplingSettings
 
     generation = {**vars(SamplingSettings()), "stop": [], **opened.generation}
     about = {key: value for key, value in opened.about.items() if key not in ("version", "kind", "template")}
@@ -87,9 +87,9 @@ def to_hf(opened: OpenedModel, folder: Path, name: str, precision: str) -> None:
 
 def to_gguf(opened: OpenedModel, folder: Path, name: str, precision: str) -> None:
     """One file for llama.cpp, and the Modelfile that makes it an Ollama model."""
-    from instruct_lit.data.exported import chat_template
-    from instruct_lit.model.gguf import write_gguf
-    from instruct_lit.serving.ollama import modelfile
+    from instruct_lit.core.chat_template_export import chat_template
+    from instruct_lit.exporters.gguf import write_gguf
+    from instruct_lit.exporters.ollama import modelfile
 
     model, tokenizer = ours(opened, "gguf")
     weights = f"model-{precision}.gguf"
@@ -115,8 +115,8 @@ def to_torch_export(opened: OpenedModel, folder: Path, name: str, precision: str
 
 def ours(opened: OpenedModel, to: str) -> tuple[Any, Any]:
     """Model and tokenizer of a GPT-2; ConfigError for another model of transformers."""
-    from instruct_lit.data.tokenizer import GPT2Tokenizer
-    from instruct_lit.model.gpt import GPT
+    from instruct_lit.core.data.tokenizer import GPT2Tokenizer
+    from instruct_lit.core.model.gpt import GPT
 
     if not isinstance(opened.model, GPT) or not isinstance(opened.tokenizer, GPT2Tokenizer):
         raise ConfigError(

@@ -8,10 +8,9 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from instruct_lit.check_data import check_data
-from instruct_lit.config import CONF, run_command
-from instruct_lit.errors import ConfigError
-from instruct_lit.schema import (
+from instruct_lit.config.check_data import check_data
+from instruct_lit.config.compose import CONF, run_command
+from instruct_lit.config.schema import (
     BatchingConfig,
     DataConfig,
     ModelConfig,
@@ -20,17 +19,18 @@ from instruct_lit.schema import (
     check_values,
     missing_runs,
 )
+from instruct_lit.errors import ConfigError
 
 if TYPE_CHECKING:
     import numpy as np
     from omegaconf import DictConfig
     from rich.console import Console
 
-    from instruct_lit.bundle import OpenedModel
-    from instruct_lit.data.collate import Batch
-    from instruct_lit.data.datamodule import InstructionData
-    from instruct_lit.model.causal import CausalLM
-    from instruct_lit.model.gpt import GPTConfig
+    from instruct_lit.core.bundle import OpenedModel
+    from instruct_lit.core.data.collate import Batch
+    from instruct_lit.core.data.datamodule import InstructionData
+    from instruct_lit.core.model.causal import CausalLM
+    from instruct_lit.core.model.gpt import GPTConfig
 
 MAX_BATCHES = 200  # batches of an epoch that are laid out to see what padding costs
 
@@ -73,7 +73,7 @@ def peek(config: DictConfig) -> None:
 
     from rich.console import Console
 
-    from instruct_lit import build
+    from instruct_lit.config import builders as build
 
     opened = None
     if config.run is not None:
@@ -106,8 +106,8 @@ def as_in_run(config: DictConfig, given: set[str]) -> DictConfig:
     """The configuration with the run's own data, batching and template where the command line names none."""
     from omegaconf import OmegaConf
 
-    from instruct_lit.build_data import data_in
-    from instruct_lit.bundle import bundle_of
+    from instruct_lit.config.data_builders import data_in
+    from instruct_lit.core.bundle import bundle_of
 
     parts = {str(key): value for key, value in config.items()}
     if "template" not in given:
@@ -127,7 +127,7 @@ def as_in_run(config: DictConfig, given: set[str]) -> DictConfig:
 
 def show_example(console: Console, config: DictConfig, data: InstructionData, opened: OpenedModel | None) -> None:
     """Print the way of the example `index`; with a model also the loss of every target."""
-    from instruct_lit.data.walk import print_walk
+    from instruct_lit.datasets.inspect_example import print_walk
 
     store = data.examples_of(config.split)[0]
     if not 0 <= config.index < len(store):
@@ -147,7 +147,7 @@ def losses_of(model: CausalLM, ids: np.ndarray) -> list[float]:
     """The loss of every target of one example in nats, prompt and response alike."""
     import torch
 
-    from instruct_lit.model.likelihood import token_losses
+    from instruct_lit.core.model.likelihood import token_losses
 
     tokens = torch.from_numpy(ids)
     with torch.no_grad():
@@ -157,8 +157,8 @@ def losses_of(model: CausalLM, ids: np.ndarray) -> list[float]:
 
 def show_profile(console: Console, config: DictConfig, data: InstructionData, opened: OpenedModel | None) -> None:
     """Print the profile of the data, what a run will need, and warnings."""
-    from instruct_lit.data.profile import positions_per_token, profile, warnings_of
-    from instruct_lit.data.profile_page import print_profile, print_warnings
+    from instruct_lit.datasets.print_profile import print_profile, print_warnings
+    from instruct_lit.datasets.profile import positions_per_token, profile, warnings_of
 
     layouts = layouts_of(config)
     chosen = next((name for name, settings in layouts.items() if settings == dict(config.batching)), "as given")
@@ -187,8 +187,8 @@ def layouts_of(config: DictConfig) -> dict[str, dict[str, Any]]:
 
 def laid_out(data: InstructionData, settings: Mapping[str, Any]) -> tuple[int, list[Batch]]:
     """The number of training batches of an epoch in a layout, and the first of them."""
-    from instruct_lit.data.collate import Collator
-    from instruct_lit.data.sampler import BatchSampler
+    from instruct_lit.core.data.batching import BatchSampler
+    from instruct_lit.core.data.collate import Collator
 
     store, indices = data.examples_of("train")
     if len(indices) == 0:
@@ -215,9 +215,9 @@ def laid_out(data: InstructionData, settings: Mapping[str, Any]) -> tuple[int, l
 
 def print_needs(console: Console, config: DictConfig, data: InstructionData, opened: OpenedModel | None) -> None:
     """Print the estimate of memory and time for one epoch with the chosen or opened model on this device."""
-    from instruct_lit.model.device import best_device
-    from instruct_lit.training.estimate import estimate
-    from instruct_lit.training.hardware import default_precision
+    from instruct_lit.accel.estimate import estimate
+    from instruct_lit.accel.hardware import default_precision
+    from instruct_lit.core.model.device import best_device
 
     shape, name = shape_of(config, opened), config.model.name if opened is None else opened.directory
     if shape is None:
@@ -246,8 +246,8 @@ def print_needs(console: Console, config: DictConfig, data: InstructionData, ope
 
 def shape_of(config: DictConfig, opened: OpenedModel | None) -> GPTConfig | None:
     """The shape of the opened GPT-2, or of the chosen one; None for a model of transformers."""
-    from instruct_lit import build
-    from instruct_lit.model.gpt import GPT
+    from instruct_lit.config import builders as build
+    from instruct_lit.core.model.gpt import GPT
 
     if opened is not None:
         return opened.model.config if isinstance(opened.model, GPT) else None

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from hydra.experimental.callback import Callback
 from omegaconf import MISSING, OmegaConf
 
-from instruct_lit.config import run_command
+from instruct_lit.config.compose import run_command
 from instruct_lit.errors import ConfigError, InstructLitError
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def report(config: DictConfig) -> None:
 
 def write(folder: Path, metric: str | None = None, direction: str | None = None, n_best: int = 3) -> Path:
     """Write the page; metric and direction are those of the sweep unless given."""
-    from instruct_lit.sweeps.page import write_page
+    from instruct_lit.reports.sweep_page import write_page
     from instruct_lit.sweeps.trials import read_trials
 
     saved = folder / "multirun.yaml"

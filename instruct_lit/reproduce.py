@@ -12,9 +12,9 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from instruct_lit.config import run_command
+from instruct_lit.config.compose import run_command
+from instruct_lit.config.schema import PathsConfig
 from instruct_lit.errors import ConfigError
-from instruct_lit.schema import PathsConfig
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -52,7 +52,7 @@ class Compared:
 
 def check_reproduce(config: Any) -> Path:
     """The finished run that is meant. Raises one ConfigError that says what is wrong with the configuration."""
-    from instruct_lit.provenance import read_provenance
+    from instruct_lit.config.provenance import read_provenance
 
     if config.run is None:
         raise ConfigError("run=…: name the folder of a finished run")
@@ -87,7 +87,7 @@ def reproduce(config: DictConfig) -> float:
     """Train again with the run's own overrides, print what differs, and return the largest relative difference."""
     from hydra.core.hydra_config import HydraConfig
 
-    from instruct_lit.provenance import differing, read_provenance
+    from instruct_lit.config.provenance import differing, read_provenance
 
     run = check_reproduce(config)
     out_dir = Path(HydraConfig.get().runtime.output_dir)

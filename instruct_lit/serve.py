@@ -7,9 +7,9 @@ import socket
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from instruct_lit.config import run_command
+from instruct_lit.config.compose import run_command
+from instruct_lit.config.schema import GenerationConfig, PathsConfig, TemplateConfig, check_values, missing_runs
 from instruct_lit.errors import ConfigError
-from instruct_lit.schema import GenerationConfig, PathsConfig, TemplateConfig, check_values, missing_runs
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -70,8 +70,8 @@ def serve(config: DictConfig) -> None:
     """Open the model at `run` and answer calls until Ctrl-C."""
     check_serve(config)
 
-    from instruct_lit import build
-    from instruct_lit.generation.engine import Engine
+    from instruct_lit.config import builders as build
+    from instruct_lit.core.generation.engine import Engine
     from instruct_lit.serving.conversation import open_speakers
     from instruct_lit.serving.http import make_app
     from instruct_lit.serving.scheduler import Scheduler

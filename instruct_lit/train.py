@@ -16,16 +16,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from instruct_lit.check_training import check_train, wants_graphs
-from instruct_lit.config import differences, flat, run_command
+from instruct_lit.config.check_training import check_train, wants_graphs
+from instruct_lit.config.compose import differences, flat, run_command
+from instruct_lit.config.schema import TrainConfig
 from instruct_lit.errors import ConfigError
-from instruct_lit.schema import TrainConfig
 
 if TYPE_CHECKING:
     from lightning import Trainer
     from omegaconf import DictConfig
 
-    from instruct_lit.data.datamodule import InstructionData
+    from instruct_lit.core.data.datamodule import InstructionData
 
 
 def train(config: DictConfig) -> float | None:
@@ -38,18 +38,18 @@ def train(config: DictConfig) -> float | None:
 
     from lightning import seed_everything
 
-    from instruct_lit import build
-    from instruct_lit.bundle import save_bundle
-    from instruct_lit.evaluation.responses import exact_match, write_jsonl
-    from instruct_lit.provenance import provenance, write_provenance
-    from instruct_lit.training.callbacks import History, Progress, ValidateAtEnd
-    from instruct_lit.training.checkpoint import best_of, find_checkpoint, identity_of
-    from instruct_lit.training.distributed import first_rank_first, leave_others, silence_others
-    from instruct_lit.training.failures import explained_memory, explained_peers
-    from instruct_lit.training.hardware import PeakMemory, keep_freed_memory, matrix_rate
-    from instruct_lit.training.module import InstructionTuner
-    from instruct_lit.training.report import plot_losses, print_summary, write_report
-    from instruct_lit.training.sharded import FullySharded, copy_whole, load_weights
+    from instruct_lit.accel.hardware import PeakMemory, keep_freed_memory, matrix_rate
+    from instruct_lit.config import builders as build
+    from instruct_lit.config.provenance import provenance, write_provenance
+    from instruct_lit.core.bundle import save_bundle
+    from instruct_lit.core.generation.responses import exact_match, write_jsonl
+    from instruct_lit.core.training.callbacks import History, Progress, ValidateAtEnd
+    from instruct_lit.core.training.checkpoints import best_of, find_checkpoint, identity_of
+    from instruct_lit.core.training.failures import explained_memory, explained_peers
+    from instruct_lit.core.training.module import InstructionTuner
+    from instruct_lit.distributed.fsdp import FullySharded, copy_whole, load_weights
+    from instruct_lit.distributed.ranks import detach_child_processes, first_rank_first, silence_others
+    from instruct_lit.reports.run_page import plot_losses, print_summary, write_report
 
     start = time.perf_counter()
     build.check_targets(config)
@@ -130,7 +130,7 @@ def train(config: DictConfig) -> float | None:
                 trainer.fit(tuner, data, ckpt_path=checkpoint, weights_only=True)
         except SystemExit:  # how Lightning ends after Ctrl-C
             interrupted = True
-            leave_others(trainer)
+            detach_child_processes(trainer)
         best_checkpoint = best_of(trainer)
         if best_checkpoint is not None:
             load_weights(best_checkpoint, tuner)

@@ -6,7 +6,7 @@ import importlib
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from instruct_lit.config import CONF, register
+from instruct_lit.config.compose import CONF, register
 
 
 def schema_of(command: str) -> type:

@@ -13,10 +13,10 @@ from typing import Any
 import hypothesis
 import pytest
 
-from instruct_lit.data.tokenizer import GPT2Tokenizer
-from instruct_lit.model.gpt import GPT, GPTConfig
+from instruct_lit.core.data.tokenizer import GPT2Tokenizer
+from instruct_lit.core.model.gpt import GPT, GPTConfig
 
-pytest_plugins = ["tests.commands"]
+pytest_plugins = ["tests.commands", "tests.fixtures.training", "tests.fixtures.hub"]
 hypothesis.settings.register_profile("quiet", deadline=None)  # a busy machine is no failure
 hypothesis.settings.load_profile("quiet")
 ROOT = Path(__file__).resolve().parents[1]

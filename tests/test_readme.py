@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from instruct_lit.config import CONF
+from instruct_lit.config.compose import CONF
 from tests.configs import composed
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -20,7 +20,7 @@ COMMANDS = list(
     )
 )
 SYMBOLS = re.findall(
-    r"`((?:data|model|generation|training|train)\.[a-z_.]*\.?[A-Za-z_]+)`",
+    r"`((?:core|train)\.[a-z_.]*\.?[A-Za-z_]+)`",
     README.split("## The way")[1].split("**The loss")[0],
 )
 
@@ -53,7 +53,7 @@ def test_what_it_points_to_is_there() -> None:
 
 
 def test_the_chinese_readme_has_the_same_stops_and_only_commands_of_the_english_one() -> None:
-    assert set(re.findall(r"`((?:data|model|training)\.[a-z_]+\.\w+)`", CHINESE)) <= set(SYMBOLS)
+    assert set(re.findall(r"`(core\.[a-z_.]+\.\w+)`", CHINESE)) <= set(SYMBOLS)
     commands = [line for line in CHINESE.splitlines() if line.startswith("    ") and "#" not in line]
     assert commands and set(commands) <= set(README.splitlines())
 

@@ -35,7 +35,7 @@ def test_the_first_step_that_differs(tmp_path: Path, here: list[tuple[int, float
     "override",
     [
         "model.trust_remote_code=true",
-        "optimizer._target_=instruct_lit.evaluation.benchmarks.execution.passes",
+        "optimizer._target_=instruct_lit.suites.execution.passes",
         "data.filters={function: {path: evil.py}}",
         "+data.filters.function.path=evil.py",
     ],

@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from instruct_lit.errors import ConfigError
 from instruct_lit.sweeps.storage import open_storage
-from instruct_lit.trial import is_held, locked, read_record
+from instruct_lit.sweeps.trial import is_held, locked, read_record
 
 ConfigStore.instance().store(
     group="hydra/sweeper",

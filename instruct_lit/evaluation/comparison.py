@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from instruct_lit.core.optional_imports import load
 from instruct_lit.errors import DataError
-from instruct_lit.evaluation.extras import load
 from instruct_lit.evaluation.judging.prompt import texts_of
 from instruct_lit.evaluation.metrics import METRICS, Interval, Row, interval
 

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from instruct_lit.evaluation.extras import load
+from instruct_lit.core.optional_imports import load
 
 if TYPE_CHECKING:
-    from instruct_lit.data.datamodule import InstructionData
+    from instruct_lit.core.data.datamodule import InstructionData
 
 NGRAM = 13  # words, as in the overlap analysis of GPT-3 (Brown et al. 2020, appendix C)
 SHINGLE = 3  # words that near-duplicates are compared by

@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
-from instruct_lit.data.collate import Collator
-from instruct_lit.data.encode import EncodedExample, Tokenizer
-from instruct_lit.model.attention import PackedDocuments
-from instruct_lit.model.causal import CausalLM
-from instruct_lit.model.likelihood import token_losses
+from instruct_lit.core.data.collate import Collator
+from instruct_lit.core.data.encode import EncodedExample, Tokenizer
+from instruct_lit.core.model.attention import PackedDocuments
+from instruct_lit.core.model.causal import CausalLM
+from instruct_lit.core.model.likelihood import token_losses
 
 MAX_TOKENS = 4096  # of one forward pass
 

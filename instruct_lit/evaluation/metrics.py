@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from instruct_lit.core.optional_imports import load
 from instruct_lit.errors import ConfigError
-from instruct_lit.evaluation.extras import load
 
 Row = Mapping[str, Any]
 Interval = dict[str, float]  # mean, low, high, n

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from instruct_lit.errors import DataError, InstructLitError
-from instruct_lit.evaluation.ratings import leaderboard
-from instruct_lit.evaluation.standings import HEADS, picture, table_of
 from instruct_lit.serving.arena_rounds import Arena, Round
+from instruct_lit.suites.leaderboard import HEADS, picture, table_of
+from instruct_lit.suites.ratings import leaderboard
 
 VOTES = {"A is better": "model_a", "B is better": "model_b", "Tie": "tie", "Both are bad": "both_bad"}
 EXPLAINED = """\

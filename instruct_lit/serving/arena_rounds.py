@@ -11,14 +11,14 @@ from datetime import UTC, datetime
 
 import torch
 
-from instruct_lit.data.example import Example
+from instruct_lit.core.data.example import Example
+from instruct_lit.core.generation.engine import Engine
+from instruct_lit.core.generation.sampling import SamplingSettings
 from instruct_lit.errors import DataError
-from instruct_lit.evaluation.ratings import WINNERS
-from instruct_lit.generation.engine import Engine
-from instruct_lit.generation.sampling import SamplingSettings
-from instruct_lit.serving.conversation import Speaker
+from instruct_lit.serving.conversation import ChatModel
 from instruct_lit.serving.scheduler import Scheduler, Update
 from instruct_lit.serving.votes import VoteFile
+from instruct_lit.suites.ratings import WINNERS
 
 _RANDOM = random.SystemRandom()  # nobody can tell the order from the seed
 
@@ -41,7 +41,7 @@ class Arena:
 
     def __init__(
         self,
-        speakers: Sequence[Speaker],
+        speakers: Sequence[ChatModel],
         settings: SamplingSettings,
         votes: VoteFile,
         questions: Sequence[tuple[str, str]] = (),

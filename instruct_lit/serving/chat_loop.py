@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from instruct_lit.data.example import Example, Turn
-from instruct_lit.data.terminal import harmless
+from instruct_lit.core.data.example import Example, Turn
+from instruct_lit.core.generation.engine import Engine
+from instruct_lit.core.generation.request import Request
+from instruct_lit.core.generation.sampling import SamplingSettings
+from instruct_lit.core.terminal import harmless
 from instruct_lit.errors import ConfigError, InstructLitError
-from instruct_lit.generation.engine import Engine
-from instruct_lit.generation.request import Request
-from instruct_lit.generation.sampling import SamplingSettings
-from instruct_lit.serving.conversation import Speaker
+from instruct_lit.serving.conversation import ChatModel
 from instruct_lit.serving.wrapping import Wrapped
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ backslash at its end adds the next line.
 class Column:
     """A model of the chat with its engine, its own course of the conversation, and its answer now."""
 
-    speaker: Speaker
+    speaker: ChatModel
     engine: Engine
     converses: bool  # whether earlier turns are part of the prompt
     history: list[Turn] = field(default_factory=list)
@@ -57,7 +57,7 @@ class Chat:
 
     def __init__(
         self,
-        speakers: Sequence[Speaker],
+        speakers: Sequence[ChatModel],
         settings: SamplingSettings,
         console: Console,
         read: Callable[[str], str],

@@ -7,20 +7,20 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from instruct_lit.bundle import open_model
-from instruct_lit.data.chat_template import CHAT
-from instruct_lit.data.encode import Encoder, Tokenizer
-from instruct_lit.data.example import Example
-from instruct_lit.data.template import Template
+from instruct_lit.core.bundle import open_model
+from instruct_lit.core.data.encode import Encoder, Tokenizer
+from instruct_lit.core.data.example import Example
+from instruct_lit.core.data.template import Template
+from instruct_lit.core.generation.responses import closing
+from instruct_lit.core.generation.sampling import SamplingSettings
+from instruct_lit.core.model.causal import CausalLM
+from instruct_lit.core.model.device import best_device
 from instruct_lit.errors import ConfigError, DataError
-from instruct_lit.evaluation.responses import closing
-from instruct_lit.generation.sampling import SamplingSettings
-from instruct_lit.model.causal import CausalLM
-from instruct_lit.model.device import best_device
+from instruct_lit.hf.chat_template import CHAT
 
 
 @dataclass(frozen=True)
-class Speaker:
+class ChatModel:
     """A model that is talked to: its name, and what turns an example into its prompt."""
 
     name: str
@@ -53,7 +53,7 @@ class Speaker:
         return replace(settings, stop=(*settings.stop, *closing(self.template)))
 
 
-def example_of(speaker: Speaker, messages: Sequence[tuple[str, str]], given: str = "") -> Example:
+def example_of(speaker: ChatModel, messages: Sequence[tuple[str, str]], given: str = "") -> Example:
     """The example whose prompt a conversation is: `messages` are (role, text), `given` is the input of the last.
 
     What the template has no place for (a system prompt, earlier turns) is left out, as by the bundle's chat template.
@@ -70,7 +70,7 @@ def example_of(speaker: Speaker, messages: Sequence[tuple[str, str]], given: str
     return Example(texts[-1], "", given, system=system if speaker.has_system else "", history=history)
 
 
-def open_speakers(runs: Sequence[str], template: Template | None, device: str | None) -> list[Speaker]:
+def open_speakers(runs: Sequence[str], template: Template | None, device: str | None) -> list[ChatModel]:
     """Open finished models, on a GPU where there is one; each is named after its folder, equal names are numbered.
 
     Weights that several of them have in common, as adapters on one base do, are in memory once.
@@ -78,7 +78,7 @@ def open_speakers(runs: Sequence[str], template: Template | None, device: str | 
     Raises what `bundle.open_model` raises, and ConfigError for a device that is not there.
     """
     device = device or best_device().type
-    speakers: list[Speaker] = []
+    speakers: list[ChatModel] = []
     for run in runs:
         opened = open_model(run, template, merge=len(runs) == 1)
         folder = opened.directory.resolve()
@@ -89,7 +89,9 @@ def open_speakers(runs: Sequence[str], template: Template | None, device: str | 
         except (RuntimeError, AssertionError) as error:
             raise ConfigError(f"device={device}: {str(error).splitlines()[0]}") from error
         share_weights(model, [speaker.model for speaker in speakers])
-        speakers.append(Speaker(f"{name} #{n_same + 1}" if n_same else name, model, opened.tokenizer, opened.template))
+        speakers.append(
+            ChatModel(f"{name} #{n_same + 1}" if n_same else name, model, opened.tokenizer, opened.template)
+        )
     return speakers
 
 

@@ -6,7 +6,7 @@ import codecs
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from instruct_lit.generation.request import TokenLogprob
+from instruct_lit.core.generation.request import TokenLogprob
 
 BytesOf = Callable[[int], bytes]
 

@@ -13,9 +13,9 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from instruct_lit.core.generation.engine import Engine
+from instruct_lit.core.generation.request import FinishReason, Request
 from instruct_lit.errors import InstructLitError
-from instruct_lit.generation.engine import Engine
-from instruct_lit.generation.request import FinishReason, Request
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ class Update:
 
 
 @dataclass(eq=False)
-class Ticket:
+class PendingRequest:
     """A request in the scheduler; `tell` is called in the scheduler's thread, after each step or only at the end."""
 
     request: Request
@@ -51,11 +51,11 @@ class Scheduler:
     """
 
     def __init__(
-        self, engine: Engine, max_waiting: int = 256, on_finished: Callable[[Ticket], None] | None = None
+        self, engine: Engine, max_waiting: int = 256, on_finished: Callable[[PendingRequest], None] | None = None
     ) -> None:
         self.engine, self.max_waiting, self._on_finished = engine, max_waiting, on_finished
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._tickets: dict[Request, Ticket] = {}  # of the scheduler's thread alone
+        self._tickets: dict[Request, PendingRequest] = {}  # of the scheduler's thread alone
         self.n_open, self._lock = 0, threading.Lock()  # requests that have been accepted and not finished
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="scheduler", daemon=True)
@@ -71,9 +71,11 @@ class Scheduler:
         """Whether the thread runs."""
         return self._thread.is_alive()
 
-    def submit(self, requests: Sequence[tuple[Request, Callable[[Update], None]]], every_step: bool) -> list[Ticket]:
+    def submit(
+        self, requests: Sequence[tuple[Request, Callable[[Update], None]]], every_step: bool
+    ) -> list[PendingRequest]:
         """Accept requests that the engine has prepared, all or none; QueueFullError when too many would wait."""
-        tickets = [Ticket(request, tell, every_step) for request, tell in requests]
+        tickets = [PendingRequest(request, tell, every_step) for request, tell in requests]
         with self._lock:
             if self._closing or self.n_open + len(tickets) > self.limit:
                 state = "is shutting down" if self._closing else f"has {self.n_open} of at most {self.limit} requests"
@@ -82,7 +84,7 @@ class Scheduler:
             self._inbox.put(lambda: self._accept(tickets))  # under the lock: before `close` has begun, or never
         return tickets
 
-    def cancel(self, tickets: Sequence[Ticket]) -> None:
+    def cancel(self, tickets: Sequence[PendingRequest]) -> None:
         """Take requests out, wherever they are; those that have finished stay as they are."""
         self._inbox.put(lambda: self._cancel(tickets))
 
@@ -117,12 +119,12 @@ class Scheduler:
             self._inbox.get()()
             idle = False
 
-    def _accept(self, tickets: Sequence[Ticket]) -> None:
+    def _accept(self, tickets: Sequence[PendingRequest]) -> None:
         for ticket in tickets:
             self._tickets[ticket.request] = ticket
             self.engine.enqueue(ticket.request)
 
-    def _cancel(self, tickets: Sequence[Ticket]) -> None:
+    def _cancel(self, tickets: Sequence[PendingRequest]) -> None:
         for ticket in tickets:
             if ticket.request in self._tickets:
                 self.engine.cancel(ticket.request)

@@ -11,10 +11,10 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any
 
+from instruct_lit.core.generation.request import Request
+from instruct_lit.core.generation.sampling import SamplingSettings
 from instruct_lit.errors import InstructLitError
-from instruct_lit.generation.request import Request
-from instruct_lit.generation.sampling import SamplingSettings
-from instruct_lit.serving.conversation import Speaker, example_of
+from instruct_lit.serving.conversation import ChatModel, example_of
 from instruct_lit.serving.logprobs import of_chat, of_completion, offsets
 from instruct_lit.serving.protocol import ApiError, Body, ChatBody, CompletionBody
 from instruct_lit.serving.scheduler import QueueFullError, Scheduler, Update
@@ -48,7 +48,7 @@ class Job:
 class Service:
     """Answers calls; what a request leaves open is taken from `defaults`, the settings the server was started with."""
 
-    def __init__(self, speaker: Speaker, scheduler: Scheduler, defaults: SamplingSettings, timeout_s: float) -> None:
+    def __init__(self, speaker: ChatModel, scheduler: Scheduler, defaults: SamplingSettings, timeout_s: float) -> None:
         self.speaker, self.scheduler, self.defaults, self.timeout_s = speaker, scheduler, defaults, timeout_s
         self.started_at = int(time.time())
 

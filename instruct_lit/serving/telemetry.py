@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from instruct_lit.generation.engine import Engine
-from instruct_lit.serving.scheduler import Ticket
+from instruct_lit.core.generation.engine import Engine
+from instruct_lit.serving.scheduler import PendingRequest
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 
@@ -40,7 +40,7 @@ class Telemetry:
         self.active.set_function(lambda: engine.n_active)
         self.waiting.set_function(lambda: engine.n_unfinished - engine.n_active)
 
-    def on_finished(self, ticket: Ticket) -> None:
+    def on_finished(self, ticket: PendingRequest) -> None:
         """Count a request that has ended."""
         self.requests.labels(str(ticket.request.finish_reason)).inc()
         self.tokens.labels("prompt").inc(len(ticket.request.prompt_ids))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from instruct_lit.errors import DataError
-from instruct_lit.evaluation.ratings import WINNERS, Battle
+from instruct_lit.suites.ratings import WINNERS, Battle
 
 
 class VoteFile:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from instruct_lit.data.terminal import harmless
+from instruct_lit.core.terminal import harmless
 
 if TYPE_CHECKING:
     from rich.console import Console

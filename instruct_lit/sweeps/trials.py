@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from instruct_lit.errors import DataError
-from instruct_lit.trial import RECORD, parameters, read_record
+from instruct_lit.sweeps.trial import RECORD, parameters, read_record
 
 # Student's t, two-sided 95 %, for 1, 2, … degrees of freedom; above these a series gives it to a thousandth.
 T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)

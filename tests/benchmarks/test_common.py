@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import common
-from instruct_lit.model import device
+from instruct_lit.core.model import device
 
 
 def rounds(*speeds: float, peak: float = 1e9) -> list[dict[str, float]]:

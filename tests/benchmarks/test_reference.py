@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from benchmarks import matrix, reference
-from instruct_lit.data.collate import IGNORE_INDEX, pad_shift_mask
-from instruct_lit.data.encode import EncodedExample
-from instruct_lit.data.tokenizer import GPT2Tokenizer
-from instruct_lit.generation.engine import Engine
-from instruct_lit.generation.sampling import SamplingSettings
-from instruct_lit.model.gpt import GPT
+from instruct_lit.core.data.collate import IGNORE_INDEX, pad_shift_mask
+from instruct_lit.core.data.encode import EncodedExample
+from instruct_lit.core.data.tokenizer import GPT2Tokenizer
+from instruct_lit.core.generation.engine import Engine
+from instruct_lit.core.generation.sampling import SamplingSettings
+from instruct_lit.core.model.gpt import GPT
 
 EOT = 50256
 

@@ -3,7 +3,7 @@
 import pytest
 
 from benchmarks.scaling import PAPER, paper
-from instruct_lit.model.gpt import GPT, GPTConfig
+from instruct_lit.core.model.gpt import GPT, GPTConfig
 
 
 def test_a_billion_parameters_on_eight_gpus() -> None:

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from instruct_lit.data.encode import EncodedExample
-from instruct_lit.data.tokenizer import GPT2Tokenizer
+from instruct_lit.core.data.encode import EncodedExample
+from instruct_lit.core.data.tokenizer import GPT2Tokenizer
+from instruct_lit.core.model.gpt import GPT
 from instruct_lit.evaluation import losses
-from instruct_lit.model.gpt import GPT
 
 
 def example(index: int, n_prompt: int, n_response: int) -> EncodedExample:

@@ -11,20 +11,20 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from instruct_lit.bundle import OURS, read_about
-from instruct_lit.data.example import Example
-from instruct_lit.data.formats import to_example
-from instruct_lit.data.parse import read_records
-from instruct_lit.data.split import make_split
-from instruct_lit.data.template import Template
+from instruct_lit.core.bundle import OURS, read_about
+from instruct_lit.core.data.example import Example
+from instruct_lit.core.data.formats import to_example
+from instruct_lit.core.data.records import read_records
+from instruct_lit.core.data.split import make_split
+from instruct_lit.core.data.template import Template
+from instruct_lit.core.generation.responses import read_responses
+from instruct_lit.core.model.pretrained import load_gpt
 from instruct_lit.errors import InstructLitError
 from instruct_lit.evaluation.judging.agreement import read_scores
 from instruct_lit.evaluation.judging.prompt import Choice, Score, texts_of
 from instruct_lit.evaluation.leaks import question
 from instruct_lit.evaluation.metrics import WITHOUT_EXTRA
-from instruct_lit.evaluation.ratings import read_battles
-from instruct_lit.evaluation.responses import read_responses
-from instruct_lit.model.pretrained import load_gpt
+from instruct_lit.suites.ratings import read_battles
 
 many = settings(
     max_examples=int(os.environ.get("FUZZ_EXAMPLES", "150")),

@@ -11,13 +11,13 @@ from omegaconf import OmegaConf
 
 from instruct_lit import benchmark as command_module
 from instruct_lit.benchmark import _labels, benchmark, check_benchmark
-from instruct_lit.bundle import save_bundle
-from instruct_lit.config import CONF
-from instruct_lit.data.template import Template
-from instruct_lit.data.tokenizer import GPT2Tokenizer
+from instruct_lit.config.compose import CONF
+from instruct_lit.core.bundle import save_bundle
+from instruct_lit.core.data.template import Template
+from instruct_lit.core.data.tokenizer import GPT2Tokenizer
+from instruct_lit.core.model.gpt import GPT, GPTConfig
 from instruct_lit.errors import ConfigError
-from instruct_lit.evaluation.benchmarks.suite import BenchmarkError
-from instruct_lit.model.gpt import GPT, GPTConfig
+from instruct_lit.suites.suite import BenchmarkError
 from tests.configs import composed
 
 GREEDY = {"max_new_tokens": 9, "temperature": 0.0, "top_k": None, "top_p": None, "repetition_penalty": 1.0}

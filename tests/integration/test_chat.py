@@ -12,13 +12,13 @@ import pytest
 from omegaconf import OmegaConf
 from rich.cells import cell_len
 
-from instruct_lit.bundle import save_bundle
-from instruct_lit.config import CONF
-from instruct_lit.data.example import Example
-from instruct_lit.data.template import Template
-from instruct_lit.evaluation.responses import read_jsonl
-from instruct_lit.generation.sampling import SamplingSettings
-from tests.serving.conftest import greedy, tiny_speaker
+from instruct_lit.config.compose import CONF
+from instruct_lit.core.bundle import save_bundle
+from instruct_lit.core.data.example import Example
+from instruct_lit.core.data.template import Template
+from instruct_lit.core.generation.responses import read_jsonl
+from instruct_lit.core.generation.sampling import SamplingSettings
+from tests.serving.conftest import greedy, tiny_chat_model
 
 pty = pytest.importorskip("pty", reason="pseudo-terminals are Unix's")
 N_COLUMNS = 80
@@ -68,7 +68,7 @@ class Terminal:
 
 def test_a_person_chats(tmp_path: Path) -> None:
     template = Template(**OmegaConf.load(CONF / "template" / "chatml.yaml"))
-    speaker = tiny_speaker(template, context_length=4096)
+    speaker = tiny_chat_model(template, context_length=4096)
     generation = {**vars(SamplingSettings()), "stop": []}
     save_bundle(tmp_path / "model", speaker.model, speaker.tokenizer, template, generation, {})
     command = [sys.executable, "-m", "instruct_lit.chat", "run=model", "generation.max_new_tokens=40"]

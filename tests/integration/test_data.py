@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from instruct_lit.check_training import check_train
+from instruct_lit.config.check_training import check_train
 from instruct_lit.errors import ConfigError
 from tests.configs import composed
 

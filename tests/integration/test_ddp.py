@@ -117,7 +117,7 @@ FAILING = """
 import os
 from instruct_lit.errors import TrainingError
 from instruct_lit.train import main
-from instruct_lit.training.module import InstructionTuner
+from instruct_lit.core.training.module import InstructionTuner
 
 step = InstructionTuner.training_step
 def training_step(self, batch, batch_idx):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from instruct_lit.config import CONF
+from instruct_lit.config.compose import CONF
 from tests.commands import Command
 
 EXPECTED = re.compile(r"([\w/]+) (\d+\.?\d*) ± (\d+\.?\d*)")

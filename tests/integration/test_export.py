@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from instruct_lit.bundle import open_model
+from instruct_lit.core.bundle import open_model
 from instruct_lit.errors import ConfigError
 from instruct_lit.export import push
 from tests.commands import Command

@@ -8,10 +8,10 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from instruct_lit.benchmark import benchmark
-from instruct_lit.bundle import save_bundle
-from instruct_lit.data.template import Template
-from instruct_lit.data.tokenizer import GPT2Tokenizer
-from instruct_lit.model.gpt import GPT, GPTConfig
+from instruct_lit.core.bundle import save_bundle
+from instruct_lit.core.data.template import Template
+from instruct_lit.core.data.tokenizer import GPT2Tokenizer
+from instruct_lit.core.model.gpt import GPT, GPTConfig
 from tests.configs import composed
 
 GREEDY = {"max_new_tokens": 9, "temperature": 0.0, "top_k": None, "top_p": None, "repetition_penalty": 1.0}

@@ -9,11 +9,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from instruct_lit.bundle import OpenedModel, open_model
-from instruct_lit.data.demo import DemoSource
-from instruct_lit.data.encode import Encoder
+from instruct_lit.core.bundle import OpenedModel, open_model
+from instruct_lit.core.data.encode import Encoder
+from instruct_lit.core.model.gpt import GPT
+from instruct_lit.datasets.demo import DemoSource
 from instruct_lit.errors import ConfigError
-from instruct_lit.model.gpt import GPT
 from instruct_lit.peek import check_peek, laid_out, losses_of, shape_of
 from tests.configs import composed
 

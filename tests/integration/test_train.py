@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from instruct_lit.bundle import open_model
-from instruct_lit.model.pretrained import load_gpt
+from instruct_lit.core.bundle import open_model
+from instruct_lit.core.model.pretrained import load_gpt
 
 
 def rows_of(path: Path) -> list[dict]:
@@ -109,7 +109,7 @@ def test_trials_of_a_sweep_do_not_touch_each_other(
     [
         (["trainer.max_step=3"], "did you mean trainer.max_steps?"),
         (["data.mask_promt=true"], "did you mean data.mask_prompt?"),
-        (["optimizer.lr=fast"], "optimizer.lr=fast: instruct_lit.training.optimizer.adamw wants float"),
+        (["optimizer.lr=fast"], "optimizer.lr=fast: instruct_lit.core.training.optimizer.adamw wants float"),
         (["seed=a"], "Value 'a' of type 'str' could not be converted to Integer"),
         (["data=files", "data.path=nowhere.json"], "data.path=nowhere.json: no such file or folder"),
         (["model.path=nowhere"], "model.path=nowhere: no such folder"),

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from instruct_lit.bundle import open_model
+from instruct_lit.core.bundle import open_model
 
 pytest.importorskip("transformers")
 SMALL = (

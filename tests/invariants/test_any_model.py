@@ -9,25 +9,25 @@ from pathlib import Path
 import pytest
 import torch
 
-from instruct_lit.bundle import open_model, save_bundle
-from instruct_lit.data.chat_template import with_chat
-from instruct_lit.data.collate import Collator, pad_shift_mask
-from instruct_lit.data.datamodule import InstructionData
-from instruct_lit.data.demo import DemoSource
-from instruct_lit.data.encode import EncodedExample, Encoder, Tokenizer
-from instruct_lit.data.example import Example
-from instruct_lit.data.hf_tokenizer import load_tokenizer
-from instruct_lit.data.template import Template
-from instruct_lit.data.tokenizer import EOT, GPT2Tokenizer
-from instruct_lit.generation.engine import Engine
-from instruct_lit.generation.half import HalfWeights
-from instruct_lit.generation.sampling import SamplingSettings
-from instruct_lit.model.adapters import Adapter
-from instruct_lit.model.causal import CausalLM
-from instruct_lit.model.gpt import GPT, GPTConfig
-from instruct_lit.model.hf_files import load_hf
-from instruct_lit.training.loss import summed_cross_entropy
-from instruct_lit.training.module import layout_of
+from instruct_lit.accel.bf16_weights import BF16Weights
+from instruct_lit.core.bundle import open_model, save_bundle
+from instruct_lit.core.data.collate import Collator, pad_shift_mask
+from instruct_lit.core.data.datamodule import InstructionData
+from instruct_lit.core.data.encode import EncodedExample, Encoder, Tokenizer
+from instruct_lit.core.data.example import Example
+from instruct_lit.core.data.template import Template
+from instruct_lit.core.data.tokenizer import EOT, GPT2Tokenizer
+from instruct_lit.core.generation.engine import Engine
+from instruct_lit.core.generation.sampling import SamplingSettings
+from instruct_lit.core.model.causal import CausalLM
+from instruct_lit.core.model.gpt import GPT, GPTConfig
+from instruct_lit.core.training.loss import summed_cross_entropy
+from instruct_lit.core.training.module import layout_of
+from instruct_lit.datasets.demo import DemoSource
+from instruct_lit.hf.adapters import Adapter
+from instruct_lit.hf.chat_template import with_chat
+from instruct_lit.hf.files import load_hf
+from instruct_lit.hf.tokenizer import load_tokenizer
 
 EXAMPLES = [
     Example("Name a colour.", "red"), Example("Repeat.", " a space", "the cat"), Example("Count.", "\n1\n2\n3"),
@@ -176,7 +176,7 @@ def test_the_engine_in_bf16_has_the_numbers_of_autocast(case: Case) -> None:
     ids = torch.tensor([case.encoded()[6].ids.tolist()])
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         wanted = case.model.hidden_states(ids).float()
-    with torch.no_grad(), HalfWeights(case.model).in_use():
+    with torch.no_grad(), BF16Weights(case.model).in_use():
         found = case.model.hidden_states(ids).float()
     assert (found - wanted).norm() / wanted.norm() < 0.02
     prompts = [e.prompt_ids for e in case.encoded()]
@@ -190,7 +190,7 @@ def test_the_engine_in_bf16_has_the_numbers_of_autocast(case: Case) -> None:
 def test_trap_13_what_is_saved_comes_back(case: Case, tmp_path: Path) -> None:
     model = copy.deepcopy(case.model)
     if any("lora_" in name for name, _ in model.named_parameters()):
-        pytest.skip("an adapter is merged or kept apart: tests/test_bundle_hf.py")
+        pytest.skip("an adapter is merged or kept apart: tests/hf/test_bundle.py")
     greedy = {"max_new_tokens": 9, "temperature": 0.0, "top_k": None, "top_p": None, "repetition_penalty": 1.0}
     save_bundle(tmp_path / "bundle", model, case.tokenizer, case.template, greedy, {})
     ids = torch.arange(12)[None]

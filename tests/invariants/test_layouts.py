@@ -13,16 +13,16 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from instruct_lit.config import CONF
-from instruct_lit.data.collate import Collator, pad_shift_mask
-from instruct_lit.data.encode import EncodedExample, Encoder
-from instruct_lit.data.example import Example
-from instruct_lit.data.formats import to_example
-from instruct_lit.data.template import Template
-from instruct_lit.data.tokenizer import GPT2Tokenizer
-from instruct_lit.model.gpt import GPT, GPTConfig
-from instruct_lit.training.loss import summed_cross_entropy
-from instruct_lit.training.module import layout_of
+from instruct_lit.config.compose import CONF
+from instruct_lit.core.data.collate import Collator, pad_shift_mask
+from instruct_lit.core.data.encode import EncodedExample, Encoder
+from instruct_lit.core.data.example import Example
+from instruct_lit.core.data.formats import to_example
+from instruct_lit.core.data.template import Template
+from instruct_lit.core.data.tokenizer import GPT2Tokenizer
+from instruct_lit.core.model.gpt import GPT, GPTConfig
+from instruct_lit.core.training.loss import summed_cross_entropy
+from instruct_lit.core.training.module import layout_of
 
 N_VOCAB = 512
 EOT = N_VOCAB - 1

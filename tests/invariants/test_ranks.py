@@ -8,14 +8,14 @@ import pytest
 import torch
 from lightning import Callback, LightningModule, Trainer
 
-from instruct_lit.data.collate import Batch
-from instruct_lit.data.datamodule import InstructionData
-from instruct_lit.data.demo import DemoSource
-from instruct_lit.data.template import Template
-from instruct_lit.data.tokenizer import GPT2Tokenizer
-from instruct_lit.model.gpt import GPT, GPTConfig
-from instruct_lit.training.module import InstructionTuner
-from instruct_lit.training.optimizer import parameter_groups, schedule
+from instruct_lit.core.data.collate import Batch
+from instruct_lit.core.data.datamodule import InstructionData
+from instruct_lit.core.data.template import Template
+from instruct_lit.core.data.tokenizer import GPT2Tokenizer
+from instruct_lit.core.model.gpt import GPT, GPTConfig
+from instruct_lit.core.training.module import InstructionTuner
+from instruct_lit.core.training.optimizer import parameter_groups, schedule
+from instruct_lit.datasets.demo import DemoSource
 
 
 class Report(Callback):

@@ -5,17 +5,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from instruct_lit.data.collate import Collator
-from instruct_lit.data.encode import Encoder
-from instruct_lit.data.example import Example
-from instruct_lit.data.template import Template
-from instruct_lit.data.tokenizer import GPT2Tokenizer
-from instruct_lit.generation.engine import Engine
-from instruct_lit.generation.sampling import SamplingSettings
-from instruct_lit.model.gpt import GPT
-from instruct_lit.model.pretrained import load_gpt
-from instruct_lit.training.loss import summed_cross_entropy
-from instruct_lit.training.module import layout_of
+from instruct_lit.core.data.collate import Collator
+from instruct_lit.core.data.encode import Encoder
+from instruct_lit.core.data.example import Example
+from instruct_lit.core.data.template import Template
+from instruct_lit.core.data.tokenizer import GPT2Tokenizer
+from instruct_lit.core.generation.engine import Engine
+from instruct_lit.core.generation.sampling import SamplingSettings
+from instruct_lit.core.model.gpt import GPT
+from instruct_lit.core.model.pretrained import load_gpt
+from instruct_lit.core.training.loss import summed_cross_entropy
+from instruct_lit.core.training.module import layout_of
 
 transformers = pytest.importorskip("transformers")
 TEMPLATE = Template("short", "Q: {{ instruction }}\nA: {{ response }}")

@@ -10,16 +10,16 @@ import pytest
 import torch
 
 import instruct_lit
-from instruct_lit.bundle import OpenedModel, open_model
-from instruct_lit.data.encode import Encoder
-from instruct_lit.data.example import Example
-from instruct_lit.evaluation.responses import answer, read_jsonl
+from instruct_lit.core.bundle import OpenedModel, open_model
+from instruct_lit.core.data.encode import Encoder
+from instruct_lit.core.data.example import Example
+from instruct_lit.core.generation.engine import Engine
+from instruct_lit.core.generation.responses import answer, read_jsonl
+from instruct_lit.core.generation.sampling import SamplingSettings
 from instruct_lit.export import to_gguf, to_torch_export
-from instruct_lit.generation.engine import Engine
-from instruct_lit.generation.sampling import SamplingSettings
 from instruct_lit.serving.arena_rounds import Arena
 from instruct_lit.serving.chat_loop import Chat
-from instruct_lit.serving.conversation import Speaker, open_speakers
+from instruct_lit.serving.conversation import ChatModel, open_speakers
 from instruct_lit.serving.votes import VoteFile
 from tests.commands import Command
 from tests.serving.conftest import run_in_thread
@@ -36,7 +36,7 @@ def rows(small_run: Path) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def speaker(small_run: Path) -> Speaker:
+def speaker(small_run: Path) -> ChatModel:
     (speaker,) = open_speakers([str(small_run)], None, "cpu")
     return speaker
 
@@ -83,7 +83,7 @@ def test_evaluate(command: Command, small_run: Path, wanted: list[str], tmp_path
 
 
 def test_chat(
-    speaker: Speaker, rows: list[dict[str, Any]], wanted: list[str], ids: list[list[int]], prompts: list[list[int]]
+    speaker: ChatModel, rows: list[dict[str, Any]], wanted: list[str], ids: list[list[int]], prompts: list[list[int]]
 ) -> None:
     from rich.console import Console
 
@@ -105,7 +105,7 @@ def test_chat(
 
 
 def test_serve(
-    speaker: Speaker, rows: list[dict[str, Any]], wanted: list[str], ids: list[list[int]], prompts: list[list[int]]
+    speaker: ChatModel, rows: list[dict[str, Any]], wanted: list[str], ids: list[list[int]], prompts: list[list[int]]
 ) -> None:
     openai = pytest.importorskip("openai")
     for module in ("fastapi", "uvicorn", "prometheus_client"):
@@ -132,7 +132,7 @@ def test_serve(
 
 
 def test_arena(
-    speaker: Speaker,
+    speaker: ChatModel,
     rows: list[dict[str, Any]],
     wanted: list[str],
     ids: list[list[int]],
@@ -149,7 +149,7 @@ def test_arena(
     assert prompts[::2] == prompts[1::2] == ids  # each of the two speakers is asked
 
 
-def generated(model: Any, ids: list[int], speaker: Speaker) -> str:
+def generated(model: Any, ids: list[int], speaker: ChatModel) -> str:
     out = model.generate(
         torch.tensor([ids]), attention_mask=torch.ones(1, len(ids), dtype=torch.long), max_new_tokens=6, do_sample=False,
         pad_token_id=speaker.tokenizer.eot_id,
@@ -158,7 +158,7 @@ def generated(model: Any, ids: list[int], speaker: Speaker) -> str:
 
 
 def test_transformers_from_the_bundle(
-    small_run: Path, speaker: Speaker, rows: list[dict[str, Any]], wanted: list[str], ids: list[list[int]]
+    small_run: Path, speaker: ChatModel, rows: list[dict[str, Any]], wanted: list[str], ids: list[list[int]]
 ) -> None:
     transformers = pytest.importorskip("transformers")
     model = transformers.AutoModelForCausalLM.from_pretrained(small_run / "bundle")
@@ -172,7 +172,7 @@ def test_transformers_from_the_bundle(
 
 
 def test_the_traced_program(
-    small_run: Path, speaker: Speaker, wanted: list[str], ids: list[list[int]], tmp_path: Path
+    small_run: Path, speaker: ChatModel, wanted: list[str], ids: list[list[int]], tmp_path: Path
 ) -> None:
     to_torch_export(open_model(small_run), tmp_path, "n", "f32")
     program = torch.export.load(tmp_path / "model.pt2").module()

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from instruct_lit.data.template import Template
-from instruct_lit.data.tokenizer import GPT2Tokenizer
-from instruct_lit.generation.engine import Engine
-from instruct_lit.generation.sampling import SamplingSettings
-from instruct_lit.model.gpt import GPT, GPTConfig
-from instruct_lit.serving.conversation import Speaker
+from instruct_lit.core.data.template import Template
+from instruct_lit.core.data.tokenizer import GPT2Tokenizer
+from instruct_lit.core.generation.engine import Engine
+from instruct_lit.core.generation.sampling import SamplingSettings
+from instruct_lit.core.model.gpt import GPT, GPTConfig
+from instruct_lit.serving.conversation import ChatModel
 from instruct_lit.serving.scheduler import Scheduler
 
 ALPACA = Template("short", "Q: {{ instruction }}{% if input %} ({{ input }}){% endif %}\nA: {{ response }}")
@@ -25,7 +25,7 @@ CHAT = Template(
 )
 
 
-def tiny_speaker(template: Template, seed: int = 0, name: str = "tiny", context_length: int = 128) -> Speaker:
+def tiny_chat_model(template: Template, seed: int = 0, name: str = "tiny", context_length: int = 128) -> ChatModel:
     """A model that says different things to different prompts, sharply enough not to hang on rounding."""
     model = GPT(GPTConfig(context_length=context_length, d_model=32, n_layers=2, n_heads=4))
     model.init_weights(seed)
@@ -33,12 +33,12 @@ def tiny_speaker(template: Template, seed: int = 0, name: str = "tiny", context_
         for parameter in model.parameters():
             if parameter.ndim == 2:
                 parameter.mul_(6.0)
-    return Speaker(name, model.eval(), GPT2Tokenizer(), template)
+    return ChatModel(name, model.eval(), GPT2Tokenizer(), template)
 
 
 @pytest.fixture(scope="session")
-def speaker() -> Speaker:
-    return tiny_speaker(ALPACA)
+def speaker() -> ChatModel:
+    return tiny_chat_model(ALPACA)
 
 
 def run_in_thread(app: Any) -> tuple[str, Callable[[], None]]:
@@ -62,7 +62,7 @@ def run_in_thread(app: Any) -> tuple[str, Callable[[], None]]:
 
 
 @pytest.fixture(scope="module")
-def start(speaker: Speaker) -> Iterator[Callable[..., SimpleNamespace]]:
+def start(speaker: ChatModel) -> Iterator[Callable[..., SimpleNamespace]]:
     """`start(template=…, api_key=…, max_waiting=…)` runs a server until the module's end and tells all about it."""
     for module in ("fastapi", "uvicorn", "prometheus_client", "openai"):
         pytest.importorskip(module)
@@ -77,7 +77,7 @@ def start(speaker: Speaker) -> Iterator[Callable[..., SimpleNamespace]]:
     def run(
         template: Template = ALPACA, max_rows: int = 8, max_waiting: int = 64, timeout_s: float = 60, **options: Any
     ) -> SimpleNamespace:
-        own = Speaker("tiny", speaker.model, speaker.tokenizer, template)
+        own = ChatModel("tiny", speaker.model, speaker.tokenizer, template)
         telemetry = Telemetry()
         engine = Engine(own.model, own.tokenizer, max_rows)
         telemetry.watch(engine)
@@ -99,7 +99,7 @@ def server(start: Callable[..., SimpleNamespace]) -> SimpleNamespace:
     return start()
 
 
-def greedy(speaker: Speaker, prompt_ids: list[int], n_tokens: int, stop: tuple[str, ...] = ()) -> str:
+def greedy(speaker: ChatModel, prompt_ids: list[int], n_tokens: int, stop: tuple[str, ...] = ()) -> str:
     """The answer of an engine that has nothing else to do."""
     settings = SamplingSettings(max_new_tokens=n_tokens, stop=stop)
     return Engine(speaker.model, speaker.tokenizer, 1).generate([prompt_ids], settings)[0].text

@@ -9,17 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from instruct_lit.data.example import Example
+from instruct_lit.core.data.example import Example
+from instruct_lit.core.generation.sampling import SamplingSettings
 from instruct_lit.errors import DataError
-from instruct_lit.generation.sampling import SamplingSettings
 from instruct_lit.serving.arena_rounds import Arena
 from instruct_lit.serving.votes import VoteFile
-from tests.serving.conftest import ALPACA, greedy, tiny_speaker
+from tests.serving.conftest import ALPACA, greedy, tiny_chat_model
 
 
 @pytest.fixture
 def arena(tmp_path: Path) -> Iterator[Arena]:
-    speakers = [tiny_speaker(ALPACA, seed, f"model {seed}") for seed in range(3)]
+    speakers = [tiny_chat_model(ALPACA, seed, f"model {seed}") for seed in range(3)]
     arena = Arena(
         speakers, SamplingSettings(max_new_tokens=6), VoteFile(tmp_path / "v.jsonl"), [("What?", ""), ("Why?", "x")]
     )

@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from instruct_lit.data.example import Example
-from instruct_lit.data.template import Template
-from instruct_lit.generation.sampling import SamplingSettings
+from instruct_lit.core.data.example import Example
+from instruct_lit.core.data.template import Template
+from instruct_lit.core.generation.sampling import SamplingSettings
 from instruct_lit.serving.chat_loop import Chat
-from instruct_lit.serving.conversation import Speaker
-from tests.serving.conftest import ALPACA, CHAT, greedy, tiny_speaker
+from instruct_lit.serving.conversation import ChatModel
+from tests.serving.conftest import ALPACA, CHAT, greedy, tiny_chat_model
 
 
-def talk(lines: Iterable[str | type[BaseException]], *speakers: Speaker, width: int = 80) -> tuple[Chat, str]:
+def talk(lines: Iterable[str | type[BaseException]], *speakers: ChatModel, width: int = 80) -> tuple[Chat, str]:
     """What a chat of these lines shows; an exception in place of a line is raised."""
     script = iter(lines)
 
@@ -33,15 +33,15 @@ def talk(lines: Iterable[str | type[BaseException]], *speakers: Speaker, width: 
 
 
 @pytest.fixture(scope="module")
-def turns() -> Speaker:
-    return tiny_speaker(CHAT, name="turns")
+def turns() -> ChatModel:
+    return tiny_chat_model(CHAT, name="turns")
 
 
-def answer_to(speaker: Speaker, example: Example) -> str:
+def answer_to(speaker: ChatModel, example: Example) -> str:
     return greedy(speaker, speaker.prompt_ids(example), 10)
 
 
-def test_every_line_is_an_instruction_with_an_input_if_one_was_given(speaker: Speaker) -> None:
+def test_every_line_is_an_instruction_with_an_input_if_one_was_given(speaker: ChatModel) -> None:
     chat, out = talk(["Name a colour.", "/input red\\", "blue", "Choose.", "Again."], speaker)
     expected = [Example("Name a colour.", ""), Example("Choose.", "", "red\nblue"), Example("Again.", "")]
     assert [record["output"] for record in chat.said] == [answer_to(speaker, example) for example in expected]
@@ -49,7 +49,7 @@ def test_every_line_is_an_instruction_with_an_input_if_one_was_given(speaker: Sp
     assert all(record["output"].splitlines()[0] in out for record in chat.said)
 
 
-def test_a_conversation_remembers_and_a_new_one_does_not(turns: Speaker) -> None:
+def test_a_conversation_remembers_and_a_new_one_does_not(turns: ChatModel) -> None:
     chat, out = talk(["/system Be brief.", "Hello", "And?", "/new", "And?"], turns)
     first = answer_to(turns, Example("Hello", "", system="Be brief."))
     second = answer_to(turns, Example("And?", "", system="Be brief.", history=(("Hello", first),)))
@@ -62,14 +62,14 @@ def test_a_conversation_remembers_and_a_new_one_does_not(turns: Speaker) -> None
     )
 
 
-def test_the_prompt_shown_is_that_of_training(speaker: Speaker, turns: Speaker) -> None:
+def test_the_prompt_shown_is_that_of_training(speaker: ChatModel, turns: ChatModel) -> None:
     _, out = talk(["/input x", "/prompt What?", "What?", "/prompt"], speaker)
     assert out.count("Q: What? (x)") == 2 and f"{len(speaker.prompt_ids(Example('What?', '', 'x')))} tokens" in out
     _, out = talk(["/prompt", "Hello", "/prompt"], turns)
     assert "/prompt: nothing has been said yet" in out and "U: Hello\nB: " in out and out.count("U: Hello") == 1
 
 
-def test_settings_and_retry(speaker: Speaker, turns: Speaker) -> None:
+def test_settings_and_retry(speaker: ChatModel, turns: ChatModel) -> None:
     chat, out = talk(
         ["/settings temperature=1.5 top_k=50 stop=a,b", "Why?", "/retry", "/retry", "/settings top_k=null"], speaker
     )
@@ -81,7 +81,7 @@ def test_settings_and_retry(speaker: Speaker, turns: Speaker) -> None:
     assert "the answer will be the same" in out
 
 
-def test_what_could_not_be_asked_takes_nothing_from_the_conversation(turns: Speaker) -> None:
+def test_what_could_not_be_asked_takes_nothing_from_the_conversation(turns: ChatModel) -> None:
     chat, out = talk(["Hello", "word " * 300, "/retry", "And?"], turns)
     first = answer_to(turns, Example("Hello", ""))
     assert [record["output"] for record in chat.said[:2]] == [first, first]
@@ -100,18 +100,18 @@ def test_what_could_not_be_asked_takes_nothing_from_the_conversation(turns: Spea
         ("word " * 300, "a prompt has"),
     ],
 )
-def test_mistakes_are_told_and_the_chat_goes_on(speaker: Speaker, line: str, message: str) -> None:
+def test_mistakes_are_told_and_the_chat_goes_on(speaker: ChatModel, line: str, message: str) -> None:
     chat, out = talk([line, "Hello"], speaker, width=200)
     assert message in out and len(chat.said) == 1
 
 
-def test_a_system_prompt_without_a_place_is_told(speaker: Speaker, turns: Speaker) -> None:
+def test_a_system_prompt_without_a_place_is_told(speaker: ChatModel, turns: ChatModel) -> None:
     chat, out = talk(["/system Be brief.", "Hello"], speaker, turns)
     assert "the template of tiny has no place for a system prompt" in out
     assert [record.get("system") for record in chat.said] == [None, "Be brief."]
 
 
-def test_saved_records_can_be_trained_on(speaker: Speaker, tmp_path: Path) -> None:
+def test_saved_records_can_be_trained_on(speaker: ChatModel, tmp_path: Path) -> None:
     file = tmp_path / "said.jsonl"
     _, out = talk(["One?", f"/save {file}", "Two?", f"/save {file}", "/quit", "never"], speaker)
     records = [json.loads(line) for line in file.read_text().splitlines()]
@@ -119,8 +119,8 @@ def test_saved_records_can_be_trained_on(speaker: Speaker, tmp_path: Path) -> No
     assert "not saved" not in out
 
 
-def test_two_models_answer_in_columns(speaker: Speaker) -> None:
-    other = tiny_speaker(ALPACA, seed=5, name="other")
+def test_two_models_answer_in_columns(speaker: ChatModel) -> None:
+    other = tiny_chat_model(ALPACA, seed=5, name="other")
     chat, out = talk(["Name a colour."], speaker, other)
     said = [answer_to(s, Example("Name a colour.", "")) for s in (speaker, other)]
     assert [record["output"] for record in chat.said] == said and said[0] != said[1]
@@ -128,9 +128,9 @@ def test_two_models_answer_in_columns(speaker: Speaker) -> None:
     assert heads.index("other") in range(38, 46) and max(map(len, out.splitlines())) <= 80
 
 
-def interrupting(speaker: Speaker, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+def interrupting(speaker: ChatModel, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """Ctrl-C in the fourth step of the first answer."""
-    from instruct_lit.generation.engine import Engine
+    from instruct_lit.core.generation.engine import Engine
 
     step, n_steps = Engine.step, iter(range(10**6))
 
@@ -143,7 +143,7 @@ def interrupting(speaker: Speaker, monkeypatch: pytest.MonkeyPatch) -> Callable[
     return monkeypatch.undo
 
 
-def test_ctrl_c_stops_an_answer_and_not_the_chat(speaker: Speaker, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_stops_an_answer_and_not_the_chat(speaker: ChatModel, monkeypatch: pytest.MonkeyPatch) -> None:
     interrupting(speaker, monkeypatch)
     chat, out = talk(["One?", KeyboardInterrupt, "Two?"], speaker)
     assert "(stopped)" in out and "Ctrl-D or /quit ends the chat" in out
@@ -154,7 +154,7 @@ def test_ctrl_c_stops_an_answer_and_not_the_chat(speaker: Speaker, monkeypatch: 
 
 
 def test_alpacas_lines_are_single_instructions_unless_asked_otherwise() -> None:
-    alpaca = tiny_speaker(Template("alpaca", CHAT.text, next_turn="U: {{ instruction }}\nB: {{ response }}"))
+    alpaca = tiny_chat_model(Template("alpaca", CHAT.text, next_turn="U: {{ instruction }}\nB: {{ response }}"))
     chat, _ = talk(["Hello", "And?"], alpaca)
     assert "history" not in chat.said[1]
     lines = iter(["Hello", "And?", "/quit"])

@@ -5,21 +5,21 @@ from pathlib import Path
 import pytest
 import torch
 
-from instruct_lit.bundle import open_model, save_bundle
-from instruct_lit.data.example import Example
-from instruct_lit.data.tokenizer import GPT2Tokenizer
-from instruct_lit.generation.sampling import SamplingSettings
-from instruct_lit.model.adapters import Adapter, Base
-from instruct_lit.model.pretrained import load_gpt
-from instruct_lit.serving.conversation import Speaker, open_speakers
-from tests.serving.conftest import ALPACA, greedy, tiny_speaker
+from instruct_lit.core.bundle import open_model, save_bundle
+from instruct_lit.core.data.example import Example
+from instruct_lit.core.data.tokenizer import GPT2Tokenizer
+from instruct_lit.core.generation.sampling import SamplingSettings
+from instruct_lit.core.model.pretrained import load_gpt
+from instruct_lit.hf.adapters import Adapter, Base
+from instruct_lit.serving.conversation import ChatModel, open_speakers
+from tests.serving.conftest import ALPACA, greedy, tiny_chat_model
 
 GENERATION = {**vars(SamplingSettings()), "stop": []}
 
 
 def test_adapters_on_one_base_share_its_weights_and_answer_as_alone(tmp_path: Path) -> None:
     pytest.importorskip("peft")
-    save_bundle(tmp_path / "base", tiny_speaker(ALPACA).model, GPT2Tokenizer(), ALPACA, GENERATION, {})
+    save_bundle(tmp_path / "base", tiny_chat_model(ALPACA).model, GPT2Tokenizer(), ALPACA, GENERATION, {})
     base = Base(str(tmp_path / "base"))
     for seed, name in enumerate(("one", "two")):
         model = load_gpt(base.path)
@@ -40,7 +40,7 @@ def test_adapters_on_one_base_share_its_weights_and_answer_as_alone(tmp_path: Pa
     answers = []
     for run, speaker in zip(runs, speakers, strict=True):
         opened = open_model(run)
-        alone = Speaker("alone", opened.model.eval(), opened.tokenizer, opened.template)
+        alone = ChatModel("alone", opened.model.eval(), opened.tokenizer, opened.template)
         prompt = speaker.prompt_ids(Example("Name a colour.", ""))
         answers.append(greedy(speaker, prompt, 12))
         assert answers[-1] == greedy(alone, prompt, 12)

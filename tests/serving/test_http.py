@@ -16,7 +16,7 @@ from urllib.parse import urlparse
 import pytest
 import torch
 
-from instruct_lit.data.example import Example
+from instruct_lit.core.data.example import Example
 from tests.serving.conftest import CHAT, greedy
 
 openai = pytest.importorskip("openai")

@@ -8,9 +8,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from instruct_lit.generation.engine import Engine
-from instruct_lit.generation.sampling import SamplingSettings
-from instruct_lit.serving.conversation import Speaker
+from instruct_lit.core.generation.engine import Engine
+from instruct_lit.core.generation.sampling import SamplingSettings
+from instruct_lit.serving.conversation import ChatModel
 from instruct_lit.serving.scheduler import QueueFullError, Scheduler, Update
 from tests.serving.conftest import greedy
 
@@ -32,14 +32,14 @@ def stream(scheduler: Scheduler, prompt_ids: list[int], settings: SamplingSettin
 
 
 @pytest.fixture
-def scheduler(speaker: Speaker) -> Iterator[Scheduler]:
+def scheduler(speaker: ChatModel) -> Iterator[Scheduler]:
     scheduler = Scheduler(Engine(speaker.model, speaker.tokenizer, max_rows=4), max_waiting=12)
     yield scheduler
     scheduler.close()
     assert not scheduler.is_alive
 
 
-def test_answers_of_many_threads_are_those_of_one(scheduler: Scheduler, speaker: Speaker) -> None:
+def test_answers_of_many_threads_are_those_of_one(scheduler: Scheduler, speaker: ChatModel) -> None:
     prompts = [speaker.tokenizer.encode(f"Question {n}: what" + " now" * (n % 5)) for n in range(16)]
     found: dict[int, str] = {}
 
@@ -78,7 +78,7 @@ def test_leaving_a_stream_cancels_it(scheduler: Scheduler) -> None:
 
 
 def test_a_failing_step_cancels_its_requests_and_the_next_are_answered(
-    scheduler: Scheduler, speaker: Speaker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    scheduler: Scheduler, speaker: ChatModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def broken(*_: object) -> None:
         raise RuntimeError("out of memory")
@@ -91,7 +91,7 @@ def test_a_failing_step_cancels_its_requests_and_the_next_are_answered(
     assert last.text == greedy(speaker, [1, 2], 12)
 
 
-def test_closing_cancels_and_refuses(speaker: Speaker, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_closing_cancels_and_refuses(speaker: ChatModel, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = Engine(speaker.model, speaker.tokenizer)
     step = engine.step
 
@@ -110,7 +110,7 @@ def test_closing_cancels_and_refuses(speaker: Speaker, monkeypatch: pytest.Monke
 
 
 def test_a_request_accepted_while_it_is_being_closed_is_told_its_end(
-    speaker: Speaker, monkeypatch: pytest.MonkeyPatch
+    speaker: ChatModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scheduler = Scheduler(Engine(speaker.model, speaker.tokenizer))
     closing, put = threading.Thread(target=scheduler.close), scheduler._inbox.put

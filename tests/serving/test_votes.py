@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from instruct_lit.errors import DataError
-from instruct_lit.evaluation.ratings import Battle
 from instruct_lit.serving.votes import VoteFile
+from instruct_lit.suites.ratings import Battle
 
 VOTE = {"model_a": "a", "model_b": "b", "winner": "tie", "response_a": "é\n🙂"}
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from hydra_plugins.instruct_lit_optuna.optuna_sweeper import WORKERS, OptunaSweeper, _join
-from instruct_lit.trial import locked
+from instruct_lit.sweeps.trial import locked
 
 optuna = pytest.importorskip("optuna")
 

@@ -10,11 +10,11 @@ import pytest
 from omegaconf import OmegaConf
 
 from instruct_lit.errors import ConfigError, DataError
-from instruct_lit.sweeps.charts import curves, parallel_coordinates, ticks
+from instruct_lit.reports.sweep_charts import curves, parallel_coordinates, ticks
+from instruct_lit.reports.sweep_page import side_by_side, write_page
 from instruct_lit.sweeps.importance import importances
-from instruct_lit.sweeps.page import side_by_side, write_page
+from instruct_lit.sweeps.trial import _threads, is_held, locked, parameters
 from instruct_lit.sweeps.trials import by_setting, mean_and_interval, read_trials, t_95
-from instruct_lit.trial import _threads, is_held, locked, parameters
 
 
 def trial(

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from instruct_lit.core.optional_imports import load
 from instruct_lit.errors import ConfigError, DataError
-from instruct_lit.evaluation.extras import load
 
 N_LEVELS = 5  # equal parts of the scale that Cohen's kappa compares
 

@@ -13,10 +13,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
+from instruct_lit.core.optional_imports import load
 from instruct_lit.errors import JudgeError
-from instruct_lit.evaluation.extras import load
-from instruct_lit.evaluation.judging.cache import Reply
 from instruct_lit.evaluation.judging.prompt import Verdict
+from instruct_lit.evaluation.judging.reply_cache import Reply
 
 PAUSE_S = 1.0  # before a request whose answer was no JSON is repeated
 Messages = list[dict[str, str]]

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from instruct_lit.errors import JudgeError
-from instruct_lit.evaluation.judging.cache import Reply, ReplyCache
 from instruct_lit.evaluation.judging.endpoints import Messages, Refused
 from instruct_lit.evaluation.judging.prompt import JudgePrompt, Verdict
+from instruct_lit.evaluation.judging.reply_cache import Reply, ReplyCache
 from instruct_lit.evaluation.metrics import interval
 
 ASSUMED_SECONDS = 2.0  # of a request to a judge that was never asked before

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from instruct_lit.core.model.device import best_device, has_gpu
+from instruct_lit.core.optional_imports import load
 from instruct_lit.errors import ConfigError, JudgeError
-from instruct_lit.evaluation.extras import load
-from instruct_lit.evaluation.judging.cache import Reply
 from instruct_lit.evaluation.judging.endpoints import Messages, Refused
 from instruct_lit.evaluation.judging.prompt import Verdict
-from instruct_lit.model.device import best_device, has_gpu
+from instruct_lit.evaluation.judging.reply_cache import Reply
 
 _PLACE = "\ue000"  # a private character that stands for a message while its surroundings are rendered
 

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from instruct_lit.errors import JudgeError
-from instruct_lit.evaluation.judging.cache import ReplyCache
 from instruct_lit.evaluation.judging.endpoints import OllamaEndpoint, OpenAIEndpoint
 from instruct_lit.evaluation.judging.judge import Judge, Judgement, summary
 from instruct_lit.evaluation.judging.prompt import JudgePrompt, Score
+from instruct_lit.evaluation.judging.reply_cache import ReplyCache
 
 pytest.importorskip("openai")
 PROMPT = JudgePrompt("plain", "{{ response }} {{ request }}", Score(), ("response",))
@@ -251,7 +251,7 @@ def test_more_fields_and_fewer_in_a_request(judge_server: Callable, make_judge: 
 
 
 def test_two_runs_share_a_cache_and_a_damaged_one_is_told(tmp_path: Path) -> None:
-    from instruct_lit.evaluation.judging.cache import Reply
+    from instruct_lit.evaluation.judging.reply_cache import Reply
 
     one, two = ReplyCache(tmp_path / "r.sqlite"), ReplyCache(tmp_path / "r.sqlite")
     one.put("key", "small", Reply("50", 1, 2, 4.0))

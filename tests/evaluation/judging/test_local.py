@@ -9,17 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from instruct_lit.bundle import save_bundle
-from instruct_lit.config import CONF
-from instruct_lit.data.template import Template
-from instruct_lit.data.tokenizer import GPT2Tokenizer
+from instruct_lit.config.compose import CONF
+from instruct_lit.core.bundle import save_bundle
+from instruct_lit.core.data.template import Template
+from instruct_lit.core.data.tokenizer import GPT2Tokenizer
+from instruct_lit.core.model.gpt import GPT, GPTConfig
 from instruct_lit.errors import ConfigError
-from instruct_lit.evaluation.judging.cache import ReplyCache
 from instruct_lit.evaluation.judging.endpoints import Refused
 from instruct_lit.evaluation.judging.judge import Judge
 from instruct_lit.evaluation.judging.local import LocalEndpoint
 from instruct_lit.evaluation.judging.prompt import Choice, JudgePrompt, Score
-from instruct_lit.model.gpt import GPT, GPTConfig
+from instruct_lit.evaluation.judging.reply_cache import ReplyCache
 
 pytest.importorskip("transformers")
 GENERATION = {"max_new_tokens": 9, "temperature": 0.0, "top_k": None, "top_p": None, "repetition_penalty": 1.0}

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from instruct_lit.config import CONF
+from instruct_lit.config.compose import CONF
 from instruct_lit.errors import TemplateError
 from instruct_lit.evaluation.judging.prompt import Choice, JudgePrompt, Score, texts_of
 

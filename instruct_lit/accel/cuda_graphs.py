@@ -1,0 +1,227 @@
+"""CUDA graphs: forward and backward pass of a micro-batch as one call of the driver.
+
+A step of a small batch has about a thousand kernels, and a processor needs longer to ask for them one by one than a
+GPU to compute them. A graph asks for all at once, but for tensors of fixed sizes at fixed places. So a batch is rounded
+up to one of few shapes, with tokens that nobody sees and pairs of weight 0, and copied to where the graph of its shape
+reads; the gradients go to places that all graphs share.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from instruct_lit.accel.attention_varlen import Sequences, VarlenDocuments
+from instruct_lit.core.data.collate import Batch
+from instruct_lit.core.model.attention import AttentionLayout
+from instruct_lit.errors import TrainingError
+
+MAX_GRAPHS = 64  # shapes that are kept; batches of further ones run kernel by kernel
+ROOM = 2.5  # what must be free for each byte of a step's tensors: recorded ones are kept beside all others
+FINENESS = 16  # shapes between a size and its double
+SMALLEST_STEP = 32
+LONGEST_PADDING = 128  # tokens of a document of padding: a block of the attention kernel
+Loss = Callable[[Tensor, Tensor, AttentionLayout | None, Tensor, Tensor, Tensor], Tensor]
+
+
+class StepGraphs:
+    """Computes losses and gradients of micro-batches, by a graph where a batch of its shape was seen before.
+
+    `loss_of` gets input ids, positions, layout, loss index, targets and weights as `Batch` has them and returns a
+    scalar, in bf16 autocast; it must neither wait for the device nor depend on anything else that changes. The first
+    batch of a shape runs as it always does, which also loads its kernels; the second is recorded. Where a parameter
+    moved in memory, all is recorded anew. Where memory is scarce, large batches run as they always do, and a warning
+    says so. With `adds` the gradients of several micro-batches add up.
+
+    Raises TrainingError where a step cannot be recorded: torch's memory is in disorder after that.
+    """
+
+    def __init__(self, loss_of: Loss, parameters: Iterable[nn.Parameter], adds: bool) -> None:
+        self.loss_of, self.adds = loss_of, adds
+        self.parameters = [p for p in parameters if p.requires_grad]
+        self.gradients = [torch.zeros_like(p) for p in self.parameters]
+        self._anchor = torch.zeros((), device=self.parameters[0].device, requires_grad=True)
+        self._stream, self._before = torch.cuda.Stream(), torch.cuda.current_stream()
+        self._forget()
+
+    def begin(self) -> None:
+        """Let this thread work on a stream of its own until `end`.
+
+        A recording cannot be made on the default stream, and autograd remembers on which stream it met a parameter.
+        """
+        self._before = torch.cuda.current_stream()
+        self._stream.wait_stream(self._before)
+        torch.cuda.set_stream(self._stream)
+
+    def end(self) -> None:
+        """Go back to the stream of before."""
+        self._before.wait_stream(self._stream)
+        torch.cuda.set_stream(self._before)
+
+    def _forget(self) -> None:
+        self._graphs: dict[tuple[int, ...], _Graph | None] = {}
+        self._places = [p.data_ptr() for p in self.parameters]
+        self._pool = torch.cuda.graph_pool_handle()
+        self._largest, self._full = 0, False  # tokens of the largest recorded batch; whether larger ones are refused
+
+    def loss(self, batch: Batch, weights: Tensor) -> Tensor:
+        """The batch's loss, whose backward pass sets or adds to the parameters' gradients.
+
+        The loss may not be scaled afterwards: factors belong into the `weights` `(M,)` of its pairs.
+        """
+        if self._places != [p.data_ptr() for p in self.parameters]:
+            self._forget()
+        inputs = _rounded_up(batch, weights)
+        if inputs.shape not in self._graphs:
+            if len(self._graphs) < MAX_GRAPHS:
+                self._graphs[inputs.shape] = None  # seen once
+            return self.loss_of(*inputs.arguments())
+        graph = self._graphs[inputs.shape]
+        if graph is None:
+            if not self._has_room(inputs.n_tokens):
+                return self.loss_of(*inputs.arguments())
+            graph = self._graphs[inputs.shape] = self._recorded(inputs)
+        graph.inputs.take(inputs)
+        graph.graph.replay()
+        return _Replayed.apply(self._anchor, graph.loss, self)
+
+    def _has_room(self, n_tokens: int) -> bool:
+        """Whether a batch of this size may be recorded: its tensors get a place that nothing else can use."""
+        if n_tokens <= self._largest or self._full:
+            return n_tokens <= self._largest
+        torch.cuda.empty_cache()
+        free, _ = torch.cuda.mem_get_info()
+        of_step = torch.cuda.max_memory_allocated() - torch.cuda.memory_allocated()
+        self._full = free < ROOM * of_step
+        if self._full:
+            warnings.warn(
+                f"cuda_graphs: a step takes {of_step / 1e9:.1f} GB and {free / 1e9:.1f} GB are free, so batches of "
+                f"{n_tokens:,} tokens and more are not recorded, which makes them slower at most",
+                stacklevel=2,
+            )
+        else:
+            self._largest = n_tokens
+        return not self._full
+
+    def _recorded(self, inputs: _Inputs) -> _Graph:
+        try:
+            return self._record(inputs)
+        except torch.OutOfMemoryError:
+            raise  # explained by who knows the batch
+        except RuntimeError as error:
+            reason = str(error).partition("\n")[0]
+            raise TrainingError(
+                f"cuda_graphs=true: a step could not be recorded ({reason}); use cuda_graphs=false"
+            ) from error
+
+    def _record(self, inputs: _Inputs) -> _Graph:
+        inputs = inputs.copied()
+        graph = torch.cuda.CUDAGraph()
+        with (
+            torch.cuda.graph(graph, self._pool, torch.cuda.current_stream(), "thread_local"),
+            torch.autocast("cuda", torch.bfloat16, cache_enabled=False),  # a cast of this step is none of the next
+        ):
+            loss = self.loss_of(*inputs.arguments())
+            found = torch.autograd.grad(loss, self.parameters, allow_unused=True)
+            pairs = [(kept, new) for kept, new in zip(self.gradients, found, strict=True) if new is not None]
+            torch._foreach_copy_([kept for kept, _ in pairs], [new for _, new in pairs])
+            loss = loss.detach()
+        return _Graph(graph, inputs, loss)
+
+    def hand_over(self) -> None:
+        """Give the gradients of the last replay to the parameters."""
+        if self.parameters[0].grad is None:
+            for parameter, gradient in zip(self.parameters, self.gradients, strict=True):
+                parameter.grad = gradient.clone() if self.adds else gradient
+        else:
+            torch._foreach_add_([p.grad for p in self.parameters if p.grad is not None], self.gradients)
+
+
+class _Replayed(torch.autograd.Function):
+    """The loss of a replay, which has computed the gradients as well."""
+
+    @staticmethod
+    def forward(ctx: Any, anchor: Tensor, loss: Tensor, graphs: StepGraphs) -> Tensor:  # type: ignore[override]
+        ctx.graphs = graphs
+        return loss.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, None, None]:  # type: ignore[override]
+        ctx.graphs.hand_over()
+        return None, None, None
+
+
+@dataclass
+class _Inputs:
+    """A batch rounded up to its shape: what a graph reads, and all that tells graphs apart."""
+
+    shape: tuple[int, ...]
+    tensors: tuple[Tensor, ...]  # input ids, positions, loss index, targets, weights
+    sequences: Sequences | None
+
+    @property
+    def n_tokens(self) -> int:
+        return self.tensors[0].numel()
+
+    def arguments(self) -> tuple[Tensor, Tensor, AttentionLayout | None, Tensor, Tensor, Tensor]:
+        ids, positions, index, targets, weights = self.tensors
+        layout = None if self.sequences is None else VarlenDocuments(self.sequences)
+        return ids, positions, layout, index, targets, weights
+
+    def copied(self) -> _Inputs:
+        sequences = None if self.sequences is None else self.sequences.at(self.sequences.flat.clone())
+        return _Inputs(self.shape, tuple(x.clone() for x in self.tensors), sequences)
+
+    def take(self, other: _Inputs) -> None:
+        torch._foreach_copy_(self.tensors, other.tensors)
+        if self.sequences is not None and other.sequences is not None:
+            self.sequences.flat.copy_(other.sequences.flat)
+
+
+@dataclass
+class _Graph:
+    graph: torch.cuda.CUDAGraph
+    inputs: _Inputs
+    loss: Tensor
+
+
+def _rounded_up(batch: Batch, weights: Tensor) -> _Inputs:
+    """The batch with tokens of padding up to the size of a shape, and pairs of weight 0."""
+    ids, positions, index = batch.input_ids, batch.position_ids, batch.loss_index
+    size, n_pairs = _shape_of(ids.shape[-1]), _shape_of(len(batch.targets))
+    n_more = size - ids.shape[-1]
+    sequences = None
+    if batch.document_lengths is None:
+        index = index + index.div(ids.shape[-1], rounding_mode="floor") * n_more  # rows are longer now
+        shape = (*ids.shape[:-1], size, n_pairs)
+    else:
+        lengths, padding = batch.document_lengths, _documents_of_padding(n_more, size)
+        longest = _shape_of(max(lengths), LONGEST_PADDING)
+        sequences = Sequences(lengths, batch.prefix_length, ids.device, padding, longest)
+        shape = (size, n_pairs, len(lengths), batch.prefix_length, longest)
+    pad = nn.functional.pad
+    more = n_pairs - len(batch.targets)
+    tensors = [pad(ids, (0, n_more)), pad(positions, (0, n_more))]
+    tensors += [pad(x, (0, more)) for x in (index, batch.targets, weights)]
+    return _Inputs(shape, tuple(tensors), sequences)
+
+
+def _documents_of_padding(n_tokens: int, size: int) -> list[int]:
+    """Lengths of as many documents as padding in a batch of this size may need; the last ones may be empty."""
+    n_documents = -(-_step_of(size) // LONGEST_PADDING)
+    return [max(0, min(LONGEST_PADDING, n_tokens - n * LONGEST_PADDING)) for n in range(n_documents)]
+
+
+def _shape_of(n: int, step: int | None = None) -> int:
+    """The size that `n` is rounded up to."""
+    step = step or _step_of(n)
+    return max(1, -(-n // step)) * step
+
+
+def _step_of(n: int) -> int:
+    return max(SMALLEST_STEP, 2 ** max(0, n - 1).bit_length() // (2 * FINENESS))

@@ -1,0 +1,101 @@
+"""What a run will need: memory from the tensors a step keeps, time from steps of shallow models on this device."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from instruct_lit.accel.hardware import wait_for
+from instruct_lit.core.data.collate import Batch
+from instruct_lit.core.model.causal import CausalLM
+from instruct_lit.core.model.gpt import GPT, GPTConfig
+from instruct_lit.core.training.failures import STATES_BYTES
+from instruct_lit.core.training.loss import chunk_of, summed_cross_entropy
+from instruct_lit.core.training.module import layout_of
+
+DEPTHS = (1, 4)  # blocks of the models that are measured; what one block adds is the same at any depth
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Memory in bytes and seconds of one micro-batch with its optimizer step."""
+
+    n_parameters: int
+    states_bytes: int  # weights, gradients and the optimizer's moments
+    activations_bytes: int  # what the largest batch keeps for its backward pass, and the head's logits
+    step_s: float
+
+    @property
+    def memory_bytes(self) -> int:
+        """All of it, without what torch itself takes."""
+        return self.states_bytes + self.activations_bytes
+
+
+def estimate(config: GPTConfig, typical: Sequence[Batch], largest: Batch, device: torch.device, bf16: bool) -> Estimate:
+    """Measure models of one and four blocks with random weights and go on in a straight line to the configured depth.
+
+    `typical` are the batches whose mean time is taken, `largest` the one that decides on memory.
+    """
+    with torch.device("meta"):
+        n_parameters = GPT(config).n_parameters
+    low, high = DEPTHS[0], min(DEPTHS[1], config.n_layers)
+    depths = (low, high) if high > low else (low,)
+    seconds, activations = {}, {}
+    for depth in depths:
+        model = GPT(replace(config, n_layers=depth)).to(device).train()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)
+        activations[depth] = kept_bytes(model, largest.to(device), bf16)
+        train_step(model, optimizer, typical[0].to(device), bf16)  # the first step makes the optimizer's state
+        fastest = [min(train_step(model, optimizer, batch.to(device), bf16) for _ in range(2)) for batch in typical]
+        seconds[depth] = sum(fastest) / len(fastest)
+    bytes_of_logit = (2 if bf16 else 4) + (4 if device.type == "cuda" else 0)  # a GPU has their softmax beside them
+    n_logits = min(chunk_of(device), max(1, largest.n_supervised)) * config.n_vocab
+    return Estimate(
+        n_parameters,
+        STATES_BYTES * n_parameters,
+        int(_at_depth(activations, config.n_layers)) + n_logits * bytes_of_logit,
+        _at_depth(seconds, config.n_layers),
+    )
+
+
+def _at_depth(measured: dict[int, float] | dict[int, int], n_layers: int) -> float:
+    """The straight line through one or two measurements, never falling."""
+    (low, first), (high, second) = min(measured.items()), max(measured.items())
+    per_block = max(0.0, (second - first) / (high - low)) if high > low else 0.0
+    return first + (n_layers - low) * per_block
+
+
+def _loss(model: CausalLM, batch: Batch, bf16: bool) -> torch.Tensor:
+    with torch.autocast(batch.input_ids.device.type, torch.bfloat16, enabled=bf16):
+        states = model.hidden_states(batch.input_ids, batch.position_ids, layout_of(batch), batch.loss_index)
+        return summed_cross_entropy(states, model.head_weight, batch.targets, batch.loss_weights)
+
+
+def train_step(model: CausalLM, optimizer: torch.optim.Optimizer, batch: Batch, bf16: bool) -> float:
+    """Take one optimizer step and return its seconds."""
+    start = time.perf_counter()
+    _loss(model, batch, bf16).backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    wait_for(batch.input_ids.device)
+    return time.perf_counter() - start
+
+
+def kept_bytes(model: CausalLM, batch: Batch, bf16: bool) -> int:
+    """Bytes that the forward pass keeps for the backward pass, the parameters themselves left out."""
+    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss = _loss(model, batch, bf16)
+    del loss
+    return sum(kept.values())

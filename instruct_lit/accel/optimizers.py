@@ -1,0 +1,105 @@
+"""Optimizers beyond AdamW that make their own groups of a model's parameters: Muon, and AdamW with 8-bit moments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+
+from instruct_lit.core.model.causal import CausalLM
+from instruct_lit.core.training.optimizer import parameter_groups
+from instruct_lit.errors import ConfigError
+
+
+def muon(
+    model: CausalLM,
+    lr: float,
+    weight_decay: float = 0.1,
+    momentum: float = 0.95,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+) -> MuonAndAdamW:
+    """Muon (Jordan et al. 2024) for the matrices of the blocks; AdamW for embeddings, head, norms and biases.
+
+    Muon's steps are scaled to the size of AdamW's (Liu et al. 2025), so one learning rate serves both.
+    """
+    ends = {id(p) for p in model.end_parameters}
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    inner = [p for _, p in named if p.ndim == 2 and id(p) not in ends]
+    others = [(name, p) for name, p in named if p.ndim != 2 or id(p) in ends]
+    parts: list[Optimizer] = []
+    if inner:
+        parts.append(
+            torch.optim.Muon(inner, lr=lr, weight_decay=weight_decay, momentum=momentum, adjust_lr_fn="match_rms_adamw")
+        )
+    if others:
+        groups = parameter_groups(others, weight_decay)
+        parts.append(torch.optim.AdamW(groups, lr=lr, betas=(betas[0], betas[1]), eps=eps, fused=True))
+    return MuonAndAdamW(parts)
+
+
+class MuonAndAdamW(Optimizer):
+    """Optimizers that step together and look like one to schedules, clipping and checkpoints."""
+
+    def __init__(self, parts: list[Optimizer]) -> None:
+        self.parts = parts
+        super().__init__([group for part in parts for group in part.param_groups], {})
+        self._link()
+
+    def _link(self) -> None:
+        """Share the parts' groups and states, so that a learning rate set here is theirs."""
+        self.param_groups = [group for part in self.parts for group in part.param_groups]
+        self.state.clear()
+        for part in self.parts:
+            self.state.update(part.state)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """Run the closure, which computes the gradients, and update the parameters."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for part in self.parts:
+            part.step()
+        return loss
+
+    def state_dict(self) -> dict[str, Any]:  # type: ignore[override]
+        return {"parts": [part.state_dict() for part in self.parts]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        for part, state in zip(self.parts, state_dict["parts"], strict=True):
+            part.load_state_dict(state)
+        self._link()
+
+
+def adamw_8bit(
+    model: CausalLM,
+    lr: float,
+    weight_decay: float = 0.1,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+) -> Optimizer:
+    """AdamW with moments of 8 bits (Dettmers et al. 2022, through bitsandbytes), those of the embeddings of 32.
+
+    Raises ConfigError where bitsandbytes is missing.
+    """
+    bitsandbytes = check_adamw_8bit()
+    manager = bitsandbytes.optim.GlobalOptimManager.get_instance()
+    for parameter in model.end_parameters:
+        if parameter.ndim == 2:  # rare tokens make outliers in the moments (section 2.3 of the paper)
+            manager.register_parameters([parameter])
+            manager.override_config(parameter, "optim_bits", 32)
+    groups = parameter_groups(model.named_parameters(), weight_decay)
+    return bitsandbytes.optim.AdamW8bit(groups, lr=lr, betas=(betas[0], betas[1]), eps=eps)
+
+
+def check_adamw_8bit() -> Any:
+    """bitsandbytes; ConfigError where it is missing."""
+    try:
+        import bitsandbytes
+    except ImportError as error:
+        raise ConfigError("optimizer=adamw_8bit: needs bitsandbytes; pip install bitsandbytes") from error
+    return bitsandbytes

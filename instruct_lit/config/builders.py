@@ -1,0 +1,243 @@
+"""Objects from a configuration: what each group of `conf/` becomes.
+
+Nodes with a `_target_` have the constructor's signature for a schema, and only this package's and lightning's
+constructors and torch's optimizers may be named. No class receives a configuration: it receives its arguments from
+here.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import logging
+import sys
+import warnings
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from instruct_lit.config.data_builders import data_of, data_of_run, source_nodes
+from instruct_lit.config.model_builders import (
+    CHAT,
+    adapt,
+    base_of,
+    check_adapter,
+    context_of,
+    language_of,
+    model_of,
+    shape_of,
+    template_of,
+)
+from instruct_lit.config.targets import ALLOWED_SOURCES, build, plain, target_of, without
+from instruct_lit.errors import ConfigError, InstructLitError
+
+if TYPE_CHECKING:
+    from lightning import Callback, Trainer
+
+    from instruct_lit.core.bundle import OpenedModel
+    from instruct_lit.core.data.datamodule import InstructionData
+    from instruct_lit.core.data.template import Template
+    from instruct_lit.core.generation.sampling import SamplingSettings
+    from instruct_lit.core.model.causal import CausalLM
+    from instruct_lit.evaluation.answer_cache import AnswerCache
+
+# Callers find every builder here.
+__all__ = [
+    "adapt", "base_of", "check_adapter", "context_of", "data_of", "data_of_run", "language_of", "model_of",
+    "shape_of", "template_of",
+]  # fmt: skip
+
+
+def check_targets(config: DictConfig) -> None:
+    """Raise ConfigError for the first `_target_` node of a training configuration that could not be built."""
+    for key, node in source_nodes(config).items():
+        target_of(node.source, f"{key}.source", ALLOWED_SOURCES)
+    target_of(without(config.optimizer, "weight_decay"), "optimizer")
+    if config.optimizer["_target_"] == "torch.optim.Muon":
+        raise ConfigError("optimizer._target_=torch.optim.Muon: takes matrices only; optimizer=muon gives it those")
+    if config.finder is not None:
+        target_of(config.finder, "finder")
+    target_of(without(config.trainer, "strategy"), "trainer")
+    if OmegaConf.is_dict(config.trainer.strategy):
+        target_of(config.trainer.strategy, "trainer.strategy")
+    for group in ("callbacks", "logger"):
+        for name, node in (config[group] or {}).items():
+            if node is not None:
+                target_of(node, f"{group}.{name}")
+
+
+def check_machine(config: DictConfig) -> None:
+    """Raise ConfigError when adapter, optimizer or step cannot run on this machine, before anything is loaded.
+
+    Warns of a precision in which a processor is many times slower.
+    """
+    check_adapter(config)
+    warn_of_bf16(config.trainer.accelerator, "trainer.precision", config.trainer.precision)
+    if config.optimizer["_target_"] == "instruct_lit.accel.optimizers.adamw_8bit":
+        from instruct_lit.accel.optimizers import check_adamw_8bit
+
+        check_adamw_8bit()
+    wanted = [name for name in ("compile", "cuda_graphs") if config[name]]
+    if wanted:
+        from instruct_lit.accel.hardware import default_precision
+        from instruct_lit.core.model.device import has_gpu
+
+        if config.trainer.accelerator == "cpu" or not has_gpu():
+            raise ConfigError(f"{wanted[0]}=true: is for a GPU, and this run has none")
+        if "cuda_graphs" in wanted and config.trainer.precision is None and default_precision("gpu") == "32-true":
+            raise ConfigError("cuda_graphs=true: this GPU does not compute in bf16")
+
+
+def warn_of_bf16(accelerator: str, key: str, wanted: str | None) -> None:
+    """Warn when a processor that cannot multiply in bf16 is told to."""
+    from instruct_lit.core.model.device import has_gpu, multiplies_in_bf16
+
+    if str(wanted).startswith("bf") and (accelerator == "cpu" or not has_gpu()) and not multiplies_in_bf16():
+        warnings.warn(
+            f"{key}={wanted}: this processor cannot multiply in bf16, and torch takes ten times as long and more; "
+            "left out, the precision is the fastest that it has",
+            stacklevel=2,
+        )
+
+
+def optimization_of(config: DictConfig) -> tuple[Any, Any]:
+    """Functions that make the optimizer of a model, and the scheduler of an optimizer.
+
+    A constructor whose first argument is `model` makes its own groups of parameters; any other gets ours.
+    """
+    from instruct_lit.core.training.optimizer import parameter_groups, schedule
+
+    node, weight_decay = without(config.optimizer, "weight_decay"), config.optimizer.get("weight_decay", 0.0)
+
+    def make_optimizer(model: Any) -> Any:
+        if next(iter(inspect.signature(target_of(node, "optimizer")).parameters)) == "model":
+            return build(config.optimizer, "optimizer", model)
+        return build(node, "optimizer", parameter_groups(model.named_parameters(), weight_decay))
+
+    def make_scheduler(optimizer: Any, n_steps: int) -> Any:
+        return schedule(optimizer, n_steps, **plain(config.scheduler))
+
+    return make_optimizer, make_scheduler
+
+
+def trainer_of(config: DictConfig, ours: Sequence[Callback]) -> Trainer:
+    """The Lightning trainer with the configured callbacks and loggers, ours in front."""
+    from lightning.pytorch.callbacks import LearningRateMonitor
+
+    from instruct_lit.accel.hardware import default_precision
+    from instruct_lit.core.training.checkpoints import DurableIO
+
+    # Lightning's hints are for its own users; its warnings stay.
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for message in (
+        ".*LeafSpec.*", ".*does not have many workers.*", ".*Checkpoint directory .* exists.*",
+        ".*WeightAveraging callback with a model that overrides.*",  # the hook that shards does nothing without shards
+    ):  # fmt: skip
+        warnings.filterwarnings("ignore", message=message)
+    callbacks = [build(node, f"callbacks.{k}") for k, node in (config.callbacks or {}).items() if node is not None]
+    loggers = [build(node, f"logger.{k}") for k, node in (config.logger or {}).items() if node is not None]
+    if not loggers:  # it would refuse to run without one
+        callbacks = [callback for callback in callbacks if not isinstance(callback, LearningRateMonitor)]
+    node = plain(config.trainer)
+    node["precision"] = node["precision"] or default_precision(node["accelerator"])
+    if isinstance(node["strategy"], dict):
+        node["strategy"] = build(node["strategy"], "trainer.strategy")
+    return build(
+        node,
+        "trainer",
+        callbacks=[*ours, *callbacks],
+        logger=loggers or False,
+        plugins=[DurableIO()],
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
+
+
+def open_run(config: DictConfig) -> OpenedModel:
+    """The finished model at `run`, with the template of `template` where one is given."""
+    from instruct_lit.core.bundle import open_model
+
+    return open_model(config.run, given_template(config))
+
+
+def given_template(config: DictConfig) -> Template | None:
+    """The template of `template`; None where none is given, or the chat template, which is in the directory."""
+    return template_of(config) if config.template is not None and config.template.name != CHAT else None
+
+
+def base_of_run(config: DictConfig, opened: OpenedModel) -> CausalLM | None:
+    """The model that a run folder's model started from; None where it is not known or was drawn at random.
+
+    Code that comes with it is not run, whatever the folder says: it may be a stranger's.
+    """
+    saved = opened.directory.parent / "config.yaml"
+    if not opened.about or not saved.is_file():
+        return None
+    model = OmegaConf.load(saved).model
+    if not model.pretrained:
+        return None
+    model.trust_remote_code = False
+    try:
+        return model_of(OmegaConf.create({"model": model, "seed": 0, "paths": config.paths}))
+    except InstructLitError as error:
+        raise ConfigError(f"the model that {opened.directory.parent} started from: {error}; or leave it out") from error
+
+
+def sampling_of(config: DictConfig) -> SamplingSettings:
+    """The settings of generation."""
+    from instruct_lit.core.generation.sampling import SamplingSettings
+
+    given = plain(config.generation)
+    settings = {field.name: given[field.name] for field in fields(SamplingSettings)}
+    return SamplingSettings(**{**settings, "stop": tuple(settings["stop"])})
+
+
+def engine_options(config: DictConfig) -> dict[str, Any]:
+    """How an `Engine` works on this machine: the settings of generation that are not the answer's."""
+    import torch
+
+    warn_of_bf16("auto", "generation.dtype", config.generation.dtype)
+    dtype = None if config.generation.dtype is None else torch.bfloat16
+    return {"max_rows": config.generation.max_rows, "dtype": dtype}
+
+
+def answer_split(
+    config: DictConfig,
+    model: CausalLM,
+    data: InstructionData,
+    split: str,
+    n_responses: int | None,
+    title: str,
+    kept: AnswerCache | None = None,
+    trainer: Trainer | None = None,
+) -> list[dict[str, Any]]:
+    """The model's answers to the first `n_responses` examples of a split, with a progress bar.
+
+    Over several ranks of `trainer` each answers its share, on its device, and all get all answers.
+    """
+    from tqdm import tqdm
+
+    from instruct_lit.core.generation.engine import Engine
+    from instruct_lit.core.generation.responses import answer
+    from instruct_lit.core.model.device import best_device, on_device
+    from instruct_lit.distributed.fsdp import whole_weights
+    from instruct_lit.distributed.ranks import gathered, share_of
+
+    store, indices = data.examples_of(split)
+    examples = [
+        (int(i), store.example(i), store[i].prompt_ids) for i in share_of(trainer, indices[:n_responses].tolist())
+    ]
+    with tqdm(total=len(examples), desc=title, unit="answer", dynamic_ncols=True, file=sys.stdout) as bar:
+        engine = Engine(model, data.tokenizer, **engine_options(config))
+        device = best_device() if trainer is None else trainer.strategy.root_device
+        with on_device(model, device), whole_weights(model):
+            answers = answer(engine, data.template, examples, sampling_of(config), bar.update, kept)
+        return gathered(trainer, answers)
+
+
+def need(module: str, extra: str, key: str) -> None:
+    """Raise ConfigError that names the extra to install where a module of it is missing."""
+    if importlib.util.find_spec(module) is None:
+        raise ConfigError(f"{key}: needs {module}; pip install 'instruct-lit[{extra}]'")

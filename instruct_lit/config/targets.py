@@ -1,0 +1,110 @@
+"""Constructors that a configuration names by `_target_`: which are allowed, what they may be given, and their call."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import types
+import typing
+from collections.abc import Callable
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from instruct_lit.errors import ConfigError, InstructLitError
+
+ALLOWED_TARGETS = ("instruct_lit.", "torch.optim.", "lightning.")
+ALLOWED_SOURCES = (
+    "instruct_lit.core.data.",
+    "instruct_lit.datasets.",
+)  # they may come out of a run folder, which may be a stranger's
+
+
+def target_of(node: Any, key: str, allowed: tuple[str, ...] = ALLOWED_TARGETS) -> Callable[..., Any]:
+    """The constructor that a `_target_` node names, its arguments checked against the signature.
+
+    It must be defined in the allowed modules: what these import from elsewhere (`lightning.os.system`) is refused.
+    Raises ConfigError for a target outside of them, one that does not exist, an unknown argument, and a simple value of
+    another type than the signature's.
+    """
+    if not hasattr(node, "get"):
+        raise ConfigError(f"{key}={node}: a mapping with a _target_ is needed")
+    name = node.get("_target_")
+    refusal = f"{key}._target_={name}: allowed are targets of {', '.join(allowed)}"
+    if name is None or not str(name).startswith(allowed):
+        raise ConfigError(refusal)
+    from hydra.utils import get_method
+
+    try:
+        target = get_method(name)
+    except Exception as error:
+        raise ConfigError(f"{key}._target_={name}: cannot be imported ({error})") from error
+    home = getattr(target, "__module__", None)
+    if not f"{home}.".startswith(allowed):
+        raise ConfigError(f"{refusal}; this one is of {home}")
+    parameters = inspect.signature(target).parameters
+    open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    hints = _hints(target)
+    for argument, value in node.items():
+        if str(argument).startswith("_"):
+            continue
+        if argument not in parameters and not open_ended:
+            close = difflib.get_close_matches(str(argument), parameters, n=1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            known = ", ".join(parameters)
+            raise ConfigError(f"{key}.{argument}: {name} has no such argument{hint}\n  allowed: {known}")
+        if argument in hints and not _fits(value, hints[argument]):
+            raise ConfigError(f"{key}.{argument}={value}: {name} wants {_name_of(hints[argument])}")
+    return target
+
+
+def build(node: Any, key: str, *first: Any, allowed: tuple[str, ...] = ALLOWED_TARGETS, **extra: Any) -> Any:
+    """Build what a `_target_` node describes, with `first` before and `extra` beside the arguments of the node.
+
+    Raises ConfigError when the constructor refuses its arguments.
+    """
+    target = target_of(node, key, allowed)
+    arguments = {str(k): v for k, v in plain(node).items() if k != "_target_"}
+    try:
+        return target(*first, **arguments, **extra)
+    except InstructLitError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"{key}: {node['_target_']} refuses its arguments: {error}") from error
+
+
+def plain(node: Any) -> Any:
+    """A node without OmegaConf, its interpolations resolved."""
+    return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+
+
+def without(node: Any, key: str) -> dict[str, Any]:
+    """The plain mapping of a node without one key."""
+    return {str(k): v for k, v in plain(node).items() if k != key}
+
+
+def _hints(target: Callable[..., Any]) -> dict[str, Any]:
+    function = target.__init__ if inspect.isclass(target) else target  # type: ignore[misc]
+    try:
+        return typing.get_type_hints(inspect.unwrap(function))
+    except (NameError, TypeError):  # a name that exists for the type checker only
+        return {}
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a simple value has the hinted type; anything else than numbers, texts and truth values is let through."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return any(_fits(value, part) for part in typing.get_args(hint))
+    if typing.get_origin(hint) is typing.Literal:
+        return value in typing.get_args(hint)
+    if hint is type(None):
+        return value is None
+    if hint in (int, float):
+        return isinstance(value, int if hint is int else (int, float)) and not isinstance(value, bool)
+    if hint in (str, bool):
+        return isinstance(value, hint)
+    return True
+
+
+def _name_of(hint: Any) -> str:
+    return hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")

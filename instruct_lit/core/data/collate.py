@@ -1,0 +1,200 @@
+"""Encoded examples to a batch: pad, shift, mask; or lay documents side by side without padding.
+
+`pad_shift_mask` is the textbook form and the reference. Every layout yields the same pairs of position and target and
+so the same loss; they differ only in how many positions the model computes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from instruct_lit.core.data.encode import EncodedExample
+
+IGNORE_INDEX = -100
+Layout = Literal["padded", "packed"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Inputs of one forward pass and the pairs of position and next token that the loss is taken over.
+
+    `input_ids` and `position_ids` are `(B, T)` rows, or `(N,)` documents one after the other behind `prefix_length`
+    shared tokens; `document_lengths` is None for rows. The M learnt pairs: `loss_index` `(M,)` points into the
+    flattened inputs, `targets` `(M,)` is the token that follows there, `loss_weights` `(M,)` the number of documents
+    that share the pair (0 for a pair of padding), `is_response` `(M,)` whether the target belongs to a response.
+    """
+
+    example_ids: Tensor
+    input_ids: Tensor
+    position_ids: Tensor
+    loss_index: Tensor
+    targets: Tensor
+    loss_weights: Tensor
+    is_response: Tensor
+    document_lengths: tuple[int, ...] | None
+    prefix_length: int
+    n_supervised: int  # sum of loss_weights, known without asking the device
+    n_tokens: int  # input tokens of the examples: no padding, each example counted whole
+    n_response_bytes: int  # UTF-8 bytes of the response tokens among the targets
+
+    def to(self, *args: Any, **kwargs: Any) -> Batch:
+        """A copy whose tensors were moved as `Tensor.to` would; from page-locked memory nobody waits for that."""
+        return self._map(lambda x: x.to(*args, **{"non_blocking": x.is_pinned(), **kwargs}))
+
+    def pin_memory(self) -> Batch:
+        """A copy in page-locked memory."""
+        return self._map(lambda x: x.pin_memory())
+
+    def _map(self, function: Any) -> Batch:
+        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{name: function(x) for name, x in tensors.items() if isinstance(x, Tensor)})
+
+
+def pad_shift_mask(
+    examples: Sequence[EncodedExample], pad_id: int, pad_to: int | None = None, mask_prompt: bool = True
+) -> tuple[Tensor, Tensor]:
+    """Pad to the longest example (or to `pad_to` inputs), shift by one, and mask what is not learnt with -100.
+
+    Returns `(B, T)` inputs and targets: the target at a position is the token after it. The end-of-text that closes
+    an example is a target; the padding behind it, though the same token, is not; neither, with `mask_prompt`, is any
+    token of a prompt.
+    """
+    width = max(len(example.ids) for example in examples) - 1
+    if pad_to is not None:
+        assert width <= pad_to, f"an example has {width} inputs, pad_to is {pad_to}"
+        width = pad_to
+    inputs = torch.full((len(examples), width), pad_id)
+    targets = torch.full((len(examples), width), IGNORE_INDEX)
+    for row, example in enumerate(examples):
+        ids = torch.from_numpy(example.ids)
+        inputs[row, : len(ids) - 1] = ids[:-1]
+        targets[row, : len(ids) - 1] = ids[1:]
+        if mask_prompt:
+            targets[row, : len(ids) - 1][~torch.from_numpy(example.is_response[1:])] = IGNORE_INDEX
+    return inputs, targets
+
+
+class Collator:
+    """Makes a batch of examples in one layout; the `collate_fn` of the data loaders.
+
+    `padded` pads every document to the longest (or to `pad_to` inputs); `packed` pads nothing. With `shared_prefix`
+    the longest common beginning of the batch's documents stands once, in front. `pad_to_multiple_of` rounds up
+    the number of learnt pairs, with pairs of weight 0, and that of a packed batch's positions, with a document of
+    padding: few shapes occur then, and kernels that were made for a shape, which takes milliseconds, are found again.
+    """
+
+    def __init__(
+        self,
+        pad_id: int,
+        n_bytes_of: np.ndarray,
+        layout: Layout = "padded",
+        shared_prefix: bool = False,
+        mask_prompt: bool = True,
+        pad_to: int | None = None,
+        pad_to_multiple_of: int = 1,
+    ) -> None:
+        self.pad_id, self.n_bytes_of, self.pad_to = pad_id, torch.from_numpy(n_bytes_of), pad_to
+        self.pad_to_multiple_of = pad_to_multiple_of
+        self.layout, self.shared_prefix, self.mask_prompt = layout, shared_prefix, mask_prompt
+
+    def __call__(self, examples: Sequence[EncodedExample]) -> Batch:
+        if not examples:  # a rank's part of the last global batch may be empty: one token, nothing learnt
+            nothing = EncodedExample(-1, np.full(2, self.pad_id), np.zeros(2, dtype=bool))
+            return Collator(self.pad_id, self.n_bytes_of.numpy(), self.layout)([nothing])
+        if self.layout == "padded" and not self.shared_prefix:
+            return self._rows(examples)
+        return self._flat(examples)
+
+    def _rows(self, examples: Sequence[EncodedExample]) -> Batch:
+        inputs, targets = pad_shift_mask(examples, self.pad_id, self.pad_to, self.mask_prompt)
+        loss_index = (targets.flatten() != IGNORE_INDEX).nonzero().squeeze(1)
+        is_response = torch.zeros(targets.shape, dtype=torch.bool)
+        for row, example in enumerate(examples):
+            is_response[row, : len(example.ids) - 1] = torch.from_numpy(example.is_response[1:])
+        return self._batch(
+            examples,
+            input_ids=inputs,
+            position_ids=torch.arange(inputs.shape[1]).repeat(inputs.shape[0], 1),
+            loss_index=loss_index,
+            targets=targets.flatten()[loss_index],
+            loss_weights=torch.ones(len(loss_index)),
+            is_response=is_response.flatten()[loss_index],
+            document_lengths=None,
+            prefix_length=0,
+        )
+
+    def _flat(self, examples: Sequence[EncodedExample]) -> Batch:
+        n_prefix = _common_prefix(examples) if self.shared_prefix and len(examples) > 1 else 0
+        width = max(len(example.ids) - 1 for example in examples)
+        if self.layout == "padded":
+            width = self.pad_to or width
+        ids = [examples[0].ids[:n_prefix]]
+        positions = [np.arange(n_prefix)]
+        lengths, index, targets, is_response = [], [], [], []
+        start = n_prefix
+        for example in examples:
+            n_inputs = len(example.ids) - 1
+            length = (width if self.layout == "padded" else n_inputs) - n_prefix
+            padding = np.full(length - (n_inputs - n_prefix), self.pad_id, dtype=np.int64)
+            ids += [example.ids[n_prefix:-1], padding]
+            positions.append(np.arange(n_prefix, n_prefix + length))
+            learnt = example.is_response[1:] if self.mask_prompt else np.ones(n_inputs, dtype=bool)
+            where = learnt.nonzero()[0]
+            index.append(np.where(where < n_prefix, where, where - n_prefix + start))
+            targets.append(example.ids[1:][where])
+            is_response.append(example.is_response[1:][where])
+            lengths.append(length)
+            start += length
+        n_padding = self._short_of_multiple(start)
+        if n_padding and self.layout == "packed":
+            ids.append(np.full(n_padding, self.pad_id))
+            positions.append(np.zeros(n_padding, dtype=np.int64))
+            lengths.append(n_padding)
+        pairs = np.stack([np.concatenate(index), np.concatenate(targets), np.concatenate(is_response)])
+        weights: np.ndarray = np.ones(pairs.shape[1])
+        if (pairs[0] < n_prefix).any():  # what the documents share is computed once and counted as often as it occurs
+            pairs, weights = np.unique(pairs, axis=1, return_counts=True)
+        return self._batch(
+            examples,
+            input_ids=torch.from_numpy(np.concatenate(ids)),
+            position_ids=torch.from_numpy(np.concatenate(positions)),
+            loss_index=torch.from_numpy(pairs[0]),
+            targets=torch.from_numpy(pairs[1]),
+            loss_weights=torch.from_numpy(weights).float(),
+            is_response=torch.from_numpy(pairs[2]).bool(),
+            document_lengths=tuple(lengths),
+            prefix_length=n_prefix,
+        )
+
+    def _short_of_multiple(self, n: int) -> int:
+        return -n % self.pad_to_multiple_of
+
+    def _batch(self, examples: Sequence[EncodedExample], **parts: Any) -> Batch:
+        n_padding = self._short_of_multiple(len(parts["targets"]))
+        for name in ("loss_index", "targets", "loss_weights", "is_response"):
+            parts[name] = torch.cat((parts[name], parts[name].new_zeros(n_padding)))
+        response_weights = parts["loss_weights"] * parts["is_response"]
+        return Batch(
+            example_ids=torch.tensor([example.index for example in examples]),
+            n_supervised=int(parts["loss_weights"].sum()),
+            n_tokens=sum(len(example.ids) - 1 for example in examples),
+            n_response_bytes=int((self.n_bytes_of[parts["targets"]] * response_weights).sum()),
+            **parts,
+        )
+
+
+def _common_prefix(examples: Sequence[EncodedExample]) -> int:
+    """Number of leading tokens that all examples share; each keeps at least one input token of its own."""
+    longest = min(len(example.ids) for example in examples) - 2
+    first = examples[0].ids
+    for example in examples[1:]:
+        differs = (first[:longest] != example.ids[:longest]).nonzero()[0]
+        if len(differs):
+            longest = int(differs[0])
+    return max(longest, 0)

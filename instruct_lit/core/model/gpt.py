@@ -1,0 +1,181 @@
+"""GPT-2 (Radford et al. 2019, "Language Models are Unsupervised Multitask Learners") in one file.
+
+A decoder-only transformer with learned positions, pre-layer-norm blocks, GELU in the tanh form, and an output head
+tied to the token embedding. Linear layers work on any token axes, so the same code runs on rows `(B, T)` and on packed
+documents `(N,)`; what attends to what is the layout's matter (`instruct_lit.core.model.attention`).
+
+Shapes: B rows, T tokens of a row, N tokens of a flat batch, C = d_model, H heads, D = C / H, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from instruct_lit.core.model.attention import AttentionLayout, CausalRows
+from instruct_lit.core.model.causal import CausalLM, compiled_form, selected
+
+INIT_STD = 0.02
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    """The shape of a GPT-2; the defaults are those of the 124M model."""
+
+    n_vocab: int = 50257
+    context_length: int = 1024
+    d_model: int = 768
+    n_layers: int = 12
+    n_heads: int = 12
+    layer_norm_eps: float = 1e-5
+
+    def __post_init__(self) -> None:
+        assert self.d_model % self.n_heads == 0, f"d_model {self.d_model} is no multiple of n_heads {self.n_heads}"
+
+    @property
+    def d_head(self) -> int:
+        return self.d_model // self.n_heads
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention: project (`qkv`), attend as the layout says, project back."""
+
+    def __init__(self, config: GPTConfig, layer: int, dropout: float) -> None:
+        super().__init__()
+        self.layer, self.n_heads, self.d_head, self.dropout = layer, config.n_heads, config.d_head, dropout
+        self.qkv = nn.Linear(config.d_model, 3 * config.d_model)
+        self.proj = nn.Linear(config.d_model, config.d_model)
+
+    def attend(self, qkv: Tensor, layout: AttentionLayout) -> Tensor:
+        """From `(…, 3C)` queries, keys and values to the attended values `(…, C)`."""
+        q, k, v = qkv.unflatten(-1, (3, self.n_heads, self.d_head)).unbind(-3)  # (…, H, D) each
+        y = layout.attend(self.layer, q, k, v, self.dropout if self.training else 0.0)
+        return y.flatten(-2)
+
+
+class MLP(nn.Module):
+    """Two linear layers with GELU between them, four times as wide inside."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.fc = nn.Linear(config.d_model, 4 * config.d_model)
+        self.proj = nn.Linear(4 * config.d_model, config.d_model)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.proj(F.gelu(self.fc(x), approximate="tanh"))
+
+
+class Block(nn.Module):
+    """One layer: attention, then the MLP, each normalised before and added to the residual stream.
+
+    What stands around the attention are two functions of tensors alone, which can be compiled (`CausalLM.compiled`).
+    """
+
+    def __init__(self, config: GPTConfig, layer: int, dropout: float) -> None:
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(config.d_model, eps=config.layer_norm_eps)
+        self.attn = SelfAttention(config, layer, dropout)
+        self.ln_2 = nn.LayerNorm(config.d_model, eps=config.layer_norm_eps)
+        self.mlp = MLP(config)
+        self.dropout = nn.Dropout(dropout)
+
+    def before_attention(self, x: Tensor) -> Tensor:
+        """Queries, keys and values `(…, 3C)` of the residual stream `(…, C)`."""
+        return self.attn.qkv(self.ln_1(x))
+
+    def after_attention(self, x: Tensor, y: Tensor) -> Tensor:
+        """The residual stream after the layer, from that before it and the attended values, all `(…, C)`."""
+        x = x + self.dropout(self.attn.proj(y))
+        return x + self.dropout(self.mlp(self.ln_2(x)))
+
+    def forward(
+        self, x: Tensor, layout: AttentionLayout, compiled: bool = False, index: Tensor | None = None
+    ) -> Tensor:
+        """The residual stream after the layer, `(…, C)`, or with `index` `(M,)` at those of its tokens, `(M, C)`."""
+        before, after = Block.before_attention, Block.after_attention
+        if compiled:
+            before, after = compiled_form(before), compiled_form(after)
+        y = self.attn.attend(before(self, x), layout)
+        if index is not None:
+            y = selected(y.to(x.dtype), index).to(y.dtype)  # a GPU sums gradients of a token in this dtype
+            x = selected(x, index)
+        return after(self, x, y)
+
+
+class GPT(CausalLM):
+    """GPT-2: token ids in, logits (`forward`) or the hidden states before the head (`hidden_states`) out."""
+
+    def __init__(self, config: GPTConfig, dropout: float = 0.0, activation_checkpointing: bool = False) -> None:
+        super().__init__()
+        self.config = config
+        self.activation_checkpointing = activation_checkpointing
+        # From zeros: drawing them, which `init_weights` or a checkpoint does over, imports torch's compiler on "meta".
+        self.wte = nn.Embedding.from_pretrained(torch.zeros(config.n_vocab, config.d_model), freeze=False)
+        self.wpe = nn.Embedding.from_pretrained(torch.zeros(config.context_length, config.d_model), freeze=False)
+        self.dropout = nn.Dropout(dropout)
+        self.blocks = nn.ModuleList(Block(config, layer, dropout) for layer in range(config.n_layers))
+        self.ln_f = nn.LayerNorm(config.d_model, eps=config.layer_norm_eps)
+
+    @property
+    def head_weight(self) -> Tensor:
+        """The output projection `(V, C)`, tied to the token embedding."""
+        return self.wte.weight
+
+    def hidden_states(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor | None = None,
+        layout: AttentionLayout | None = None,
+        index: Tensor | None = None,
+    ) -> Tensor:
+        """Return the normalised last hidden states, `(…, C)` for `input_ids` `(…)`, or with `index` `(M,)` `(M, C)`.
+
+        Without `position_ids` the last axis counts from 0; without a layout every row is one causal sequence. `index`
+        points into the flattened tokens: after its attention the last layer goes on with those alone.
+        """
+        if position_ids is None:
+            position_ids = torch.arange(input_ids.shape[-1], device=input_ids.device)
+        layout = layout or CausalRows()
+        # The tied weight has a dense gradient from the head; a sparse one adds to it without another (V, C) of zeros.
+        # On a GPU zeros are cheap, and sparse rows would be sorted.
+        tokens = F.embedding(input_ids, self.wte.weight, sparse=self.training and not input_ids.is_cuda)
+        x = self.dropout(self.noised(tokens) + self.wpe(position_ids))
+        compiled = self.compiled and self.training
+        for block in self.blocks:
+            wanted = index if block is self.blocks[-1] else None
+            if self.activation_checkpointing and self.training:
+                x = checkpoint(block, x, layout, compiled, wanted, use_reentrant=False)
+            else:
+                x = block(x, layout, compiled, wanted)
+        return self.ln_f(x)
+
+    def forward(
+        self, input_ids: Tensor, position_ids: Tensor | None = None, layout: AttentionLayout | None = None
+    ) -> Tensor:
+        """Return the logits `(…, V)` of the token after each of `input_ids` `(…)`."""
+        return F.linear(self.hidden_states(input_ids, position_ids, layout), self.head_weight)
+
+    @torch.no_grad()
+    def init_weights(self, seed: int) -> None:
+        """Draw GPT-2's initial weights: normal with std 0.02, residual projections divided by sqrt(2 · n_layers)."""
+        generator = torch.Generator().manual_seed(seed)
+        for name, parameter in self.named_parameters():
+            if parameter.ndim == 2:
+                residual = name.endswith("proj.weight")
+                std = INIT_STD / math.sqrt(2 * self.config.n_layers) if residual else INIT_STD
+                parameter.normal_(0.0, std, generator=generator)
+            else:
+                parameter.fill_(1.0 if ".ln_" in f".{name}" and name.endswith("weight") else 0.0)
+
+    @property
+    def head_parameters(self) -> list[nn.Parameter]:
+        return list(self.wte.parameters())
+
+    @property
+    def final_norm(self) -> nn.Module:
+        return self.ln_f

@@ -1,0 +1,237 @@
+"""Checkpoint files of a run: how they are kept, which one a run resumes from, and what it belongs to."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Trainer
+from lightning.fabric.plugins.io import TorchCheckpointIO
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from instruct_lit.core.data.datamodule import InstructionData
+from instruct_lit.core.model.causal import CausalLM
+from instruct_lit.core.training.trainable_state import fingerprint
+from instruct_lit.distributed import sharded_checkpoints as shard_files
+from instruct_lit.errors import CheckpointError
+
+LAST = Path("checkpoints") / "last.ckpt"
+SHARDS = "shards"  # in a checkpoint file, the folder beside it that its weights and moments are in
+
+
+class Checkpoint(ModelCheckpoint):
+    """Lightning's ModelCheckpoint, whose best score and files follow a run that is resumed in another folder."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        before, here = Path(state_dict["dirpath"]), Path(self.dirpath or state_dict["dirpath"])
+        if before != here:
+            moved = {path: str(here / Path(path).name) for path in state_dict["best_k_models"] if Path(path).is_file()}
+            here.mkdir(parents=True, exist_ok=True)
+            for old, new in moved.items() if getattr(rank_zero_only, "rank", 0) == 0 else ():
+                _copy(Path(old), Path(new))
+            state_dict = {**state_dict, "dirpath": str(here)}
+            state_dict["best_k_models"] = {moved[p]: s for p, s in state_dict["best_k_models"].items() if p in moved}
+            for name in ("best_model_path", "kth_best_model_path", "last_model_path"):
+                state_dict[name] = moved.get(state_dict[name], "")
+        super().load_state_dict(state_dict)
+
+
+def best_of(trainer: Trainer) -> Path | None:
+    """The checkpoint with the best weights of this run; None when none was kept, whatever an earlier run left there."""
+    for callback in trainer.checkpoint_callbacks:
+        path = Path(getattr(callback, "best_model_path", ""))
+        if getattr(callback, "monitor", None) is not None and path.is_file():
+            return path
+    return None
+
+
+class DurableIO(TorchCheckpointIO):
+    """Writes a checkpoint under a temporary name, syncs it and renames it, so that it is whole or not there.
+
+    A checkpoint to resume from leaves the one before it beside it, should the disk damage the newer one. Where weights
+    and moments are in shards, the file names the folder they are in, and folders that no file names any more go.
+    Raises CheckpointError when it cannot be written; what was there stays.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        path = Path(path)
+        temporary = path.with_name(f".{path.name}.part")
+        with explained_write(path, temporary):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with temporary.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            if "optimizer_states" in checkpoint and path.is_file():
+                kept = previous_of(path)
+                kept.unlink(missing_ok=True)
+                os.link(path, kept)  # the newest stays under its own name until the next one takes it
+            os.replace(temporary, path)
+            _sync_folder(path.parent)
+        self._remove_unnamed(path.parent)
+
+    def load_checkpoint(self, path: Any, *arguments: Any, **options: Any) -> dict[str, Any]:
+        return whole(super().load_checkpoint(path, *arguments, **options), Path(path))
+
+    def remove_checkpoint(self, path: Any) -> None:
+        super().remove_checkpoint(path)
+        self._remove_unnamed(Path(path).parent)
+
+    def _remove_unnamed(self, folder: Path) -> None:
+        with suppress(CheckpointError):  # a damaged file does not say which are its own
+            read = [read_checkpoint(path) for path in folder.glob("*.ckpt")] if any(folder.glob("*.shards")) else []
+            shard_files.remove_others(folder, (checkpoint.get(SHARDS, "") for checkpoint in read))
+
+
+@contextmanager
+def explained_write(path: Path, unfinished: Path) -> Iterator[None]:
+    """Turn what the disk says into a CheckpointError with the way out, and remove what was begun."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:  # torch wraps what the file said
+        if unfinished.is_dir():
+            shutil.rmtree(unfinished, ignore_errors=True)
+        else:
+            unfinished.unlink(missing_ok=True)
+        raise CheckpointError(f"{path}: cannot be written ({_reason(error)}); {_what_is_left(path)}") from error
+
+
+def whole(checkpoint: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The contents of the file at `path` with all weights and moments, also where they lie in shards beside it."""
+    name = checkpoint.pop(SHARDS, None)
+    return checkpoint if name is None else shard_files.put_back(checkpoint, str(path.parent / name))
+
+
+def _copy(old: Path, new: Path) -> None:
+    name = read_checkpoint(old).get(SHARDS)
+    if name is not None:
+        shutil.copytree(old.parent / name, new.parent / name, dirs_exist_ok=True)
+    shutil.copyfile(old, new)
+
+
+def previous_of(path: Path) -> Path:
+    """Where the checkpoint before the one at `path` is kept."""
+    return path.with_name(f"{path.stem}.previous{path.suffix}")
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _reason(error: BaseException) -> str:
+    while not isinstance(error, OSError) and (error.__cause__ or error.__context__) is not None:
+        error = error.__cause__ or error.__context__  # type: ignore[assignment]
+    return getattr(error, "strerror", None) or str(error).splitlines()[0]
+
+
+def _what_is_left(path: Path) -> str:
+    last = path.parent / LAST.name
+    if not last.is_file():
+        return "there is no checkpoint yet"
+    step = read_checkpoint(last).get("global_step", "?")
+    return (
+        f"the last good one is {last} of step {step}: free some space, then go on with ckpt_path={last.parent.parent}"
+    )
+
+
+def find_checkpoint(ckpt_path: str, run_dir: Path, own_only: bool = False) -> Path | None:
+    """The file that `ckpt_path` means: a checkpoint, the last one of a run folder, or `last`.
+
+    `last` is this run's own (where the same run folder is started again), otherwise that of the newest run that lies
+    beside it. With `own_only`, for a run folder that was named by hand, it is this run's own, or None when the run is
+    yet to begin. One that is cut off gives way to the one before it, with a warning. Raises CheckpointError when there
+    is none or it cannot be read.
+    """
+    if ckpt_path == "last":
+        own = run_dir / LAST
+        if own.is_file() or previous_of(own).is_file():
+            return _readable(own)
+        if own_only:
+            return None
+        candidates = sorted(run_dir.parent.parent.glob(f"*/*/{LAST}"), key=lambda path: path.stat().st_mtime)
+        if not candidates:
+            raise CheckpointError(f"ckpt_path=last: no {LAST} in {run_dir} nor in a run beside it")
+        return _readable(candidates[-1])
+    path = Path(ckpt_path).expanduser()
+    path = path / LAST if path.is_dir() else path
+    if not path.is_file() and not previous_of(path).is_file():
+        raise CheckpointError(f"ckpt_path={ckpt_path}: no such checkpoint ({path})")
+    return _readable(path)
+
+
+def _readable(path: Path) -> Path:
+    """The path, or that of the checkpoint before it when this one cannot be read."""
+    try:
+        read_checkpoint(path)
+    except CheckpointError as error:
+        before = previous_of(path)
+        if not before.is_file():
+            raise
+        step = read_checkpoint(before).get("global_step", "?")
+        warnings.warn(f"{error}; going on from the one before it, {before} of step {step}", stacklevel=2)
+        return before
+    return path
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """The contents of a checkpoint file; nothing in it is executed. Raises CheckpointError when it is no checkpoint."""
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:
+        kind = type(error).__name__
+        raise CheckpointError(
+            f"{path}: cannot be read as a checkpoint, it is cut off or of another kind ({kind})"
+        ) from error
+    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+        raise CheckpointError(f"{path}: a checkpoint of Lightning has a state_dict, this file has none")
+    if SHARDS in checkpoint:
+        try:
+            shard_files.check(path.parent / checkpoint[SHARDS])
+        except OSError as error:
+            raise CheckpointError(f"{path}: cannot be read as a checkpoint, of its shards {error}") from error
+    return checkpoint
+
+
+def identity_of(model: CausalLM, data: InstructionData, trainer: Trainer) -> dict[str, str]:
+    """What a run must have in common with a checkpoint to resume it: what it learns, and in which order.
+
+    Batches are counted over all processes: two processes with batches of four go on where one with eight stopped.
+    """
+    split = hashlib.sha256(b"".join(data.examples_of(name)[1].tobytes() for name in ("train", "val", "test")))
+    n_processes = trainer.world_size
+    named = list(model.named_parameters())
+    return {
+        "model": str(model.config),
+        "trained parameters": str(sum(p.numel() for _, p in named if p.requires_grad)),
+        "frozen weights": fingerprint((name, p) for name, p in named if not p.requires_grad),
+        **data.facts(),
+        "split": split.hexdigest()[:16],
+        "data.mask_prompt": str(data.collator.mask_prompt),
+        "data.seed": str(data.seed),
+        "data.batch_size over all processes": str(data.batch_size * n_processes),
+        "batching.grouping": data.grouping,
+        "batching.max_tokens over all processes": str(data.max_tokens and data.max_tokens * n_processes),
+        "trainer.accumulate_grad_batches": str(trainer.accumulate_grad_batches),
+    }
+
+
+def check_identity(saved: Mapping[str, str], present: Mapping[str, str]) -> None:
+    """Raise CheckpointError that lists what differs between a checkpoint's run and this one."""
+    different = [
+        f"{name}: {saved.get(name)} there, {value} here" for name, value in present.items() if saved.get(name) != value
+    ]
+    if different:
+        raise CheckpointError("ckpt_path: the checkpoint belongs to another run\n  " + "\n  ".join(different))

@@ -1,0 +1,223 @@
+"""The demo data set: small instructions whose answers can be checked exactly, written by a seeded program."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Callable, Iterator
+from random import Random
+
+from instruct_lit.core.data.example import Example
+from instruct_lit.datasets import demo_words as words
+from instruct_lit.datasets.demo_words import (
+    CATEGORIES,
+    CATEGORY_OF,
+    DAYS,
+    MONTHS,
+    NAMES,
+    NOUNS,
+    NUMBERS,
+    OPPOSITES,
+    PAST,
+    PLACES,
+    PLURALS,
+    SIZES,
+    VERBS,
+    article,
+)
+
+Task = tuple[str, str, str]  # instruction, input, output
+
+
+class DemoSource:
+    """`n_examples` different instructions of all families in turn, the same for the same seed.
+
+    No (instruction, input) pair occurs twice, so no test instruction is ever trained on.
+    """
+
+    n_skipped = 0
+
+    def __init__(self, n_examples: int = 6000, seed: int = 0, name: str = "demo") -> None:
+        self.name, self.n_examples, self.seed = name, n_examples, seed
+
+    def prepare(self) -> None:
+        """Nothing to fetch."""
+
+    def fingerprint(self) -> str:
+        """Changes with the program that writes the examples, its words and its settings."""
+        program = "".join(inspect.getsource(module) for module in (words, inspect.getmodule(DemoSource)))  # type: ignore[arg-type]
+        return hashlib.sha256(f"{program} {self.n_examples} {self.seed}".encode()).hexdigest()[:16]
+
+    def __iter__(self) -> Iterator[Example]:
+        random = Random(self.seed)
+        seen: set[tuple[str, str]] = set()
+        open_families = dict(FAMILIES)
+        n_made = 0
+        while n_made < self.n_examples and open_families:
+            for family in list(open_families):
+                for _ in range(50):  # a small family may have no new instruction left
+                    instruction, given, output = open_families[family](random)
+                    if (instruction, given) not in seen:
+                        break
+                else:
+                    del open_families[family]
+                    continue
+                seen.add((instruction, given))
+                yield Example(instruction, output, given, {"family": family})
+                n_made += 1
+                if n_made == self.n_examples:
+                    return
+
+
+def _list(random: Random, low: int = 3, high: int = 5) -> list[str]:
+    return random.sample(NOUNS, random.randint(low, high))
+
+
+def _with_list(random: Random, phrasings: list[str], items: list[str]) -> tuple[str, str]:
+    """The list stands in the input, or behind the instruction."""
+    phrase, text = random.choice(phrasings), ", ".join(items)
+    if random.random() < 0.6:
+        return phrase + ("?" if phrase.startswith(("Which", "How", "Is", "Does")) else "."), text
+    return f"{phrase}: {text}", ""
+
+
+def _with_word(random: Random, phrasings: list[str], word: str) -> tuple[str, str]:
+    """The word stands in the instruction (at `{}`), or in the input."""
+    phrase = random.choice(phrasings)
+    if random.random() < 0.6:
+        return phrase.format(f"'{word}'"), ""
+    return phrase.format("the given word"), word
+
+
+def first_word(random: Random) -> Task:
+    items = _list(random)
+    phrasings = ["Give the first word of the list", "Which word comes first in the list", "Name the first item"]
+    return *_with_list(random, phrasings, items), items[0]
+
+
+def last_word(random: Random) -> Task:
+    items = _list(random)
+    phrasings = ["Give the last word of the list", "Which word comes last in the list", "Name the last item"]
+    return *_with_list(random, phrasings, items), items[-1]
+
+
+def second_word(random: Random) -> Task:
+    items = _list(random)
+    phrasings = ["Give the second word of the list", "Which word comes second in the list", "Name the second item"]
+    return *_with_list(random, phrasings, items), items[1]
+
+
+def reverse(random: Random) -> Task:
+    items = _list(random, 3, 4)
+    phrasings = ["Reverse the list", "Write the list backwards", "Put the words in reverse order"]
+    return *_with_list(random, phrasings, items), ", ".join(reversed(items))
+
+
+def sort(random: Random) -> Task:
+    items = _list(random, 3, 3)
+    phrasings = ["Sort the words alphabetically", "Put the words in alphabetical order", "Order the list from A to Z"]
+    return *_with_list(random, phrasings, items), ", ".join(sorted(items))
+
+
+def count(random: Random) -> Task:
+    items = _list(random, 2, 6)
+    phrasings = ["Count the words", "How many words are in the list", "Tell me the number of items"]
+    return *_with_list(random, phrasings, items), str(len(items))
+
+
+def upper_case(random: Random) -> Task:
+    phrasings = ["Write {} in capital letters.", "Convert {} to upper case.", "Put {} in all caps."]
+    word = random.choice(NOUNS)
+    return *_with_word(random, phrasings, word), word.upper()
+
+
+def lower_case(random: Random) -> Task:
+    phrasings = ["Write {} in small letters.", "Convert {} to lower case.", "Put {} in lowercase."]
+    word = random.choice(NOUNS)
+    return *_with_word(random, phrasings, word.upper()), word
+
+
+def opposite(random: Random) -> Task:
+    phrasings = [
+        "What is the opposite of {}?",
+        "Give an antonym of {}.",
+        "Name the word that means the opposite of {}.",
+    ]
+    word = random.choice(list(OPPOSITES))
+    return *_with_word(random, phrasings, word), OPPOSITES[word]
+
+
+def plural(random: Random) -> Task:
+    phrasings = ["What is the plural of {}?", "Give the plural form of {}.", "Write {} in the plural."]
+    word = random.choice(list(PLURALS))
+    return *_with_word(random, phrasings, word), PLURALS[word]
+
+
+def past_tense(random: Random) -> Task:
+    phrasings = ["What is the past tense of {}?", "Give the past form of {}.", "Put the verb {} into the past tense."]
+    word = random.choice(list(PAST))
+    return *_with_word(random, phrasings, word), PAST[word]
+
+
+def category(random: Random) -> Task:
+    word = random.choice(NOUNS)
+    right = CATEGORY_OF[word]
+    options = [right, *random.sample([c for c in CATEGORIES if c != right], 2)]
+    random.shuffle(options)
+    one, two, three = options
+    phrasings = [
+        f"Is {{}} {article(one)}, {article(two)} or {article(three)}?",
+        f"Classify {{}} as {one}, {two} or {three}.",
+        f"Choose the category of {{}}: {one}, {two}, {three}.",
+    ]
+    return *_with_word(random, phrasings, word), right
+
+
+def larger(random: Random) -> Task:
+    one, two = random.sample(SIZES, 2)
+    yes = SIZES.index(one) > SIZES.index(two)
+    asked = random.choice(["bigger", "smaller"])
+    form = random.choice(["Is {} {} than {}?", "Answer yes or no: is {} {} than {}?", "Tell me, is {} {} than {}?"])
+    return form.format(article(one), asked, article(two)), "", "Yes" if yes == (asked == "bigger") else "No"
+
+
+def after(random: Random) -> Task:
+    names = random.choice([DAYS, MONTHS, NUMBERS])
+    place = random.randrange(len(names) - 1)
+    form = random.choice(["What comes after {}?", "Which word follows {}?", "Name the one right after {}."])
+    return form.format(names[place]), "", names[place + 1]
+
+
+def number_in_digits(random: Random) -> Task:
+    value = random.randrange(len(NUMBERS))
+    phrasings = ["Write {} in digits.", "Convert {} to digits.", "Turn {} into a numeral."]
+    return *_with_word(random, phrasings, NUMBERS[value]), str(value)
+
+
+def replace(random: Random) -> Task:
+    name, verb, noun, place = (random.choice(x) for x in (NAMES, VERBS, NOUNS, PLACES))
+    sentence = f"{name} {verb} the {noun} in the {place}."
+    old, new = random.choice(
+        [(noun, random.choice([n for n in NOUNS if n != noun])), (name, random.choice([n for n in NAMES if n != name]))]
+    )
+    form = random.choice(["Replace '{}' with '{}'.", "Change '{}' to '{}'.", "Use '{1}' instead of '{0}'."])
+    return form.format(old, new), sentence, sentence.replace(old, new, 1)
+
+
+def who(random: Random) -> Task:
+    name, verb, noun, place = (random.choice(x) for x in (NAMES, VERBS, NOUNS, PLACES))
+    sentence = f"{name} {verb} the {noun} in the {place}."
+    asked, answer = random.choice(
+        [(["Who is the sentence about?", "Name the person in the sentence.", f"Who {verb} the {noun}?"], name),
+         (["Where did it happen?", "Name the place in the sentence.", "In which place was it?"], place)]
+    )  # fmt: skip
+    return random.choice(asked), sentence, answer
+
+
+FAMILIES: dict[str, Callable[[Random], Task]] = {
+    function.__name__: function
+    for function in (
+        first_word, last_word, second_word, reverse, sort, count, upper_case, lower_case, opposite, plural, past_tense,
+        category, larger, after, number_in_digits, replace, who,
+    )
+}  # fmt: skip

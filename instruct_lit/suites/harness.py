@@ -1,0 +1,249 @@
+"""Suites that run through lm-evaluation-harness: loading their tasks, running a model, reading the figures."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import random
+import sys
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from instruct_lit.suites.harness_model import EvaluatedModel, harness_model
+from instruct_lit.suites.leaks import Leaks, figure_without
+from instruct_lit.suites.suite import BenchmarkError, Figure, Report, Suite, mean_of
+
+if TYPE_CHECKING:
+    from lm_eval.api.task import Task
+
+OUR_TASKS = Path(__file__).parent / "tasks"
+N_GUESSES = 20  # runs of a guessing model that a level of chance is the mean of
+SEED = 1234  # of the few-shot examples; the harness's own default
+
+
+@contextlib.contextmanager
+def harness_log(path: Path) -> Iterator[None]:
+    """Write what the harness, the libraries under it and their programs say to a file; the terminal keeps our lines."""
+    root = logging.getLogger()
+    with path.open("a", encoding="utf-8") as file:
+        handler = logging.StreamHandler(file)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
+        before, root.handlers, level = root.handlers, [handler], root.level
+        root.setLevel(logging.INFO)
+        sys.stderr.flush()
+        terminal = os.dup(2)
+        os.dup2(file.fileno(), 2)
+        try:
+            with contextlib.redirect_stderr(file), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                yield
+        finally:
+            file.flush()
+            os.dup2(terminal, 2)
+            os.close(terminal)
+            root.handlers = before
+            root.setLevel(level)
+
+
+@contextlib.contextmanager
+def local_data(folder: Path | None) -> Iterator[None]:
+    """Let `load_dataset("owner/name")` read `folder/owner/name` where it is there, as `datasets` does with a path."""
+    with contextlib.chdir(folder) if folder is not None else contextlib.nullcontext():
+        yield
+
+
+class Tasks:
+    """The tasks of a suite, their data loaded from the hub or from a folder of the hub's shape.
+
+    `missing` names tasks whose data are not there. Raises BenchmarkError when there are any and `on_missing` is
+    `error`, or when none is left.
+    """
+
+    def __init__(self, suite: Suite, data_dir: Path | None, on_missing: str) -> None:
+        import lm_eval.tasks
+
+        self.suite, self.data_dir = suite, data_dir
+        stock = Path(lm_eval.tasks.__file__).parent
+        self.manager = lm_eval.tasks.TaskManager(
+            include_defaults=False, include_path=[*(stock / folder for folder in suite.folders), OUR_TASKS]
+        )
+        self.tasks: dict[str, Task] = {}
+        self.missing: dict[str, str] = {}
+        names = list(dict.fromkeys(leaf for name in suite.tasks for leaf in self._leaves(name)))
+        for name in names:
+            try:
+                with local_data(data_dir):
+                    self.tasks |= self.manager.load([name])["tasks"]
+            except Exception as error:  # a data set can fail to load in any way
+                self.missing[name] = f"{_data_set(self.manager, name)}: {type(error).__name__}: {_first_line(error)}"
+                if on_missing == "error" and data_dir is None:
+                    break  # without a network every other task would wait for its time-outs too
+        if self.missing and (on_missing == "error" or not self.tasks):
+            raise BenchmarkError(self._complaint())
+
+    def groups(self) -> dict[str, list[str]]:
+        """The tasks of each group of the suite, those that are there."""
+        found = {group: [t for t in self._leaves(tag) if t in self.tasks] for group, tag in self.suite.groups.items()}
+        return {group: members for group, members in found.items() if members}
+
+    def _leaves(self, name: str) -> list[str]:
+        entry = self.manager.task_index.get(name)
+        if entry is None:
+            raise BenchmarkError(f"suite.tasks={name}: the harness has no such task in {list(self.suite.folders)}")
+        members = sorted(entry.tags) if entry.kind.name == "TAG" else []
+        if entry.kind.name == "GROUP":
+            members = list((entry.cfg or {}).get("task", []))
+        return [leaf for member in members for leaf in self._leaves(member)] if members else [name]
+
+    def _complaint(self) -> str:
+        shown = "\n  ".join(f"{name}: {reason}" for name, reason in list(self.missing.items())[:5])
+        more = f"\n  and {len(self.missing) - 5} more" if len(self.missing) > 5 else ""
+        where = (
+            f"Put each data set under benchmark.data_dir={self.data_dir} as <owner>/<name>/"
+            if self.data_dir
+            else "Without a network, give benchmark.data_dir=<folder with <owner>/<name>/ as on the Hugging Face hub>"
+        )
+        left = f", or run the {len(self.tasks)} others with benchmark.on_missing=skip" if self.tasks else ""
+        what = f"suite={self.suite.name}: the data of {len(self.missing)} tasks cannot be loaded"
+        return f"{what}\n  {shown}{more}\n  {where}{left}"
+
+
+def run_suite(
+    tasks: Tasks,
+    subject: EvaluatedModel,
+    run: str,
+    label: str,
+    template: str,
+    out_dir: Path,
+    n_shot: int | None = None,
+    limit: int | None = None,
+    allow_code: bool = False,
+    leaks: Leaks | None = None,
+) -> Report:
+    """Run one model through the tasks of a suite; the harness's own results and samples go to `out_dir`.
+
+    `template` on asks through the model's template, off with the bare text. With `leaks` the details tell each task's
+    figure without the items that are in the training data.
+    """
+    import lm_eval
+    from lm_eval.utils import handle_non_serializable
+
+    suite = tasks.suite
+    n_shot = suite.n_shot if n_shot is None else n_shot
+    _check_shots(tasks, n_shot)
+    start, cut_before = time.perf_counter(), subject.n_cut
+    with local_data(tasks.data_dir):
+        results = lm_eval.simple_evaluate(
+            model=harness_model(subject),
+            tasks=list(tasks.tasks.values()),
+            task_manager=tasks.manager,
+            num_fewshot=n_shot,
+            limit=suite.limit if limit is None else limit,
+            apply_chat_template=template == "on",
+            fewshot_as_multiturn=False,
+            confirm_run_unsafe_code=allow_code,
+            bootstrap_iters=1000,
+            random_seed=SEED,
+            numpy_random_seed=SEED,
+            torch_random_seed=SEED,
+            fewshot_random_seed=SEED,
+        )
+    samples = results.pop("samples")
+    out_dir.mkdir(parents=True, exist_ok=True)
+    (out_dir / "results.json").write_text(json.dumps(results, indent=1, default=handle_non_serializable))
+    for name, rows in samples.items():
+        with (out_dir / f"samples_{name}.jsonl").open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(row, default=handle_non_serializable, ensure_ascii=False) + "\n" for row in rows)
+    figures = {name: figure_of(name, task, results) for name, task in tasks.tasks.items()}
+    details: dict[str, Any] = {
+        "seconds": round(time.perf_counter() - start, 1),
+        "n_prompts_cut": subject.n_cut - cut_before,
+    }
+    if leaks is not None:
+        details["leaks"] = {
+            name: figure_without(tasks.tasks[name], samples[name], figures[name].metric, found)
+            for name, found in leaks.items()
+        }
+    return Report(
+        run=run,
+        label=label,
+        template=template,
+        score=mean_of(list(figures.values()), suite.mean_over),
+        groups={group: mean_of([figures[t] for t in ts], suite.mean_over) for group, ts in tasks.groups().items()},
+        tasks=figures,
+        details=details,
+    )
+
+
+def figure_of(name: str, task: Task, results: Mapping[str, Any]) -> Figure:
+    """A task's first metric with its standard error, the level of chance, and its other metrics."""
+    values = {
+        key.split(",")[0]: value
+        for key, value in results["results"][name].items()
+        if "," in key and isinstance(value, int | float) and "_stderr" not in key
+    }
+    errors = {
+        key.split(",")[0].removesuffix("_stderr"): value
+        for key, value in results["results"][name].items()
+        if "_stderr," in key and isinstance(value, int | float)
+    }
+    metric = next(m for m in (*task.aggregation(), *values) if m in values)
+    return Figure(
+        metric=metric,
+        value=float(values[metric]),
+        stderr=float(errors[metric]) if metric in errors else None,
+        n=int(results["n-samples"][name]["effective"]),
+        chance=chance(task, metric),
+        n_shot=results["n-shot"].get(name),
+        version=results["versions"].get(name),
+        others={m: float(v) for m, v in values.items() if m != metric},
+    )
+
+
+def chance(task: Task, metric: str) -> float:
+    """What guessing gives: for choices the task's own metric over random scores, for written answers 0."""
+    if task.OUTPUT_TYPE == "generate_until":
+        return 0.0
+    by_item: dict[int, list[Any]] = {}
+    for instance in task.instances:
+        by_item.setdefault(instance.doc_id, []).append(instance)
+    if metric == "acc" and not callable(task.config.process_results):
+        return sum(1 / len(instances) for instances in by_item.values()) / len(by_item)
+    aggregate = task.aggregation()[metric]
+    draw = random.Random(SEED)
+    levels = []
+    for _ in range(N_GUESSES):
+        values = [
+            task.process_results(instances[0].doc, [(-draw.random(), False) for _ in instances])[metric]
+            for instances in by_item.values()
+        ]
+        levels.append(float(aggregate(values)))
+    return sum(levels) / len(levels)
+
+
+def _check_shots(tasks: Tasks, n_shot: int | None) -> None:
+    for name, task in tasks.tasks.items():
+        if not n_shot or task.get_config("num_fewshot") == 0:
+            continue
+        n_there = len(task.fewshot_docs())
+        # One more where the harness sets the item itself aside.
+        n_needed = n_shot + (task.fewshot_cfg.split == task.config.test_split)
+        if n_there < n_needed:
+            raise BenchmarkError(
+                f"benchmark.n_shot={n_shot}: the data of task {name} have {n_there} examples to draw from; "
+                f"at most {n_there - n_needed + n_shot} shots"
+            )
+
+
+def _data_set(manager: Any, name: str) -> str:
+    cfg = manager.task_index[name].cfg or {}
+    return " ".join(str(cfg[key]) for key in ("dataset_path", "dataset_name") if cfg.get(key))
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or ["no message"])[0]

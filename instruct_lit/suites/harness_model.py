@@ -1,0 +1,194 @@
+"""Our model as lm-evaluation-harness sees it: its requests go to the scorer and to the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from instruct_lit.core.data.encode import Tokenizer
+from instruct_lit.core.data.example import Example
+from instruct_lit.core.data.template import Template
+from instruct_lit.core.generation.engine import Engine
+from instruct_lit.core.generation.responses import closing
+from instruct_lit.core.generation.sampling import SamplingSettings
+from instruct_lit.core.model.causal import CausalLM
+from instruct_lit.evaluation.answer_cache import AnswerCache
+from instruct_lit.hf.tokenizer import HFTokenizer
+from instruct_lit.suites.scoring import Pair, Score, log_likelihoods
+
+if TYPE_CHECKING:
+    from lm_eval.api.model import TemplateLM
+    from tqdm import tqdm
+
+MAX_NEW_TOKENS = 256  # where a task names no limit, as the harness itself has it
+
+
+@dataclass
+class EvaluatedModel:
+    """The model under examination with what it is asked through.
+
+    `template` renders the prompts of tasks that are asked as instructions, its suffix ends an answer. `n_cut` counts
+    the requests so far whose prompt was cut from the left because it was longer than the context.
+    """
+
+    model: CausalLM
+    tokenizer: Tokenizer
+    template: Template
+    kept: AnswerCache = field(default_factory=lambda: AnswerCache(None))
+    max_rows: int = 16
+    bar: tqdm[Any] | None = None
+    n_cut: int = 0
+
+    def __post_init__(self) -> None:
+        self.encode = lru_cache(maxsize=1024)(lambda text: tuple(self.tokenizer.encode(text)))
+
+    def render(self, messages: Sequence[dict[str, str]]) -> str:
+        """The prompt of a conversation as the bundle's chat template renders it; an assistant message follows it."""
+        user = next((m["content"] for m in reversed(messages) if m["role"] == "user"), "")
+        begun = messages[-1]["content"] if messages[-1]["role"] == "assistant" else ""
+        return self.template.prompt(Example(user, "")) + begun
+
+    def score(self, texts: Sequence[Any], pairs: Sequence[Pair]) -> list[Score]:
+        """Scores of pairs; what was scored before is not computed again. `texts` identify the pairs."""
+        self.expect(len(pairs))
+        found: dict[int, Score] = {}
+        for i, text in enumerate(texts):
+            if (kept := self.kept.get("score", text)) is not None:
+                found[i] = Score(*kept)
+        self._advance(len(found))
+        missing = [i for i in range(len(pairs)) if i not in found]
+        self.n_cut += sum(len(c) + len(t) > self.model.config.context_length + 1 for c, t in pairs)
+
+        def keep(new: dict[int, Score]) -> None:
+            self.kept.add(
+                (("score", texts[missing[i]]), (score.log_likelihood, score.is_greedy)) for i, score in new.items()
+            )
+            self._advance(len(new))
+
+        scores = log_likelihoods(self.model, [pairs[i] for i in missing], on_scored=keep)
+        found |= dict(zip(missing, scores, strict=True))
+        return [found[i] for i in range(len(pairs))]
+
+    def write(self, prompts: Sequence[str], settings: Sequence[SamplingSettings]) -> list[str]:
+        """Answers to prompts, each cut from the left to leave room for its answer, up to its first stop text."""
+        requests = [("write", prompt, repr(setting)) for prompt, setting in zip(prompts, settings, strict=True)]
+        found = {i: kept for i, request in enumerate(requests) if (kept := self.kept.get(*request)) is not None}
+        self._advance(len(found))
+        fitted = [self.fit(prompt, setting) for prompt, setting in zip(prompts, settings, strict=True)]
+        waiting = [i for i in range(len(prompts)) if i not in found]
+        waiting.sort(key=lambda i: fitted[i][0])  # prompts that begin alike are prefilled together
+        engine, by_number = Engine(self.model, self.tokenizer, self.max_rows), dict(enumerate(waiting))
+
+        def keep(request: Any) -> None:
+            i = by_number[request.number]
+            found[i] = until(self._text(request), settings[i].stop)
+            self.kept.add([(requests[i], found[i])])
+            self._advance(1)
+
+        engine.generate([fitted[i][0] for i in waiting], [fitted[i][1] for i in waiting], on_finished=keep)
+        return [found[i] for i in range(len(prompts))]
+
+    def fit(self, prompt: str, settings: SamplingSettings) -> tuple[tuple[int, ...], SamplingSettings]:
+        """Ids and settings with room for the answer: a long prompt is cut from the left.
+
+        Where an answer may be as long as the context, the prompt keeps half of it.
+        """
+        longest = self.model.config.context_length
+        n_new = settings.max_new_tokens if settings.max_new_tokens < longest else longest // 2
+        ids = (*self.tokenizer.prompt_start, *self.encode(prompt))
+        room = longest - n_new
+        self.n_cut += len(ids) > room
+        return ids[-room:] or (self.tokenizer.eot_id,), replace(settings, max_new_tokens=n_new)
+
+    def _text(self, request: Any) -> str:
+        """What was written, without special tokens of another tokenizer than ours; a model may write them anywhere."""
+        if not isinstance(self.tokenizer, HFTokenizer):
+            return request.text
+        return self.tokenizer.hf.decode(request.ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    def expect(self, n: int) -> None:
+        """Lengthen the progress bar by `n` requests."""
+        if self.bar is not None:
+            self.bar.total = (self.bar.total or 0) + n
+            self.bar.refresh()
+
+    def _advance(self, n: int) -> None:
+        if self.bar is not None:
+            self.bar.update(n)
+
+
+def harness_model(subject: EvaluatedModel) -> TemplateLM:
+    """A model for `lm_eval.simple_evaluate` that gives what `HFLM` gives on the bundle."""
+    from lm_eval import utils
+    from lm_eval.api.model import TemplateLM
+    from lm_eval.models.utils import normalize_gen_kwargs
+
+    class OurModel(TemplateLM):
+        tokenizer_name = "gpt2"
+
+        @property
+        def eot_token_id(self) -> int:
+            return subject.tokenizer.eot_id
+
+        def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
+            start = subject.tokenizer.prompt_start if add_special_tokens is not False else ()
+            return [*start, *subject.encode(string)]
+
+        def chat_template(self, chat_template: bool | str = False) -> str:
+            return subject.template.text
+
+        def apply_chat_template(self, chat_history: Any, add_generation_prompt: bool = True) -> str:
+            return subject.render(chat_history)
+
+        def get_model_info(self) -> dict[str, Any]:
+            return {
+                "model_num_parameters": subject.model.n_parameters,
+                "model_dtype": str(subject.model.head_weight.dtype),
+            }
+
+        def _loglikelihood_tokens(self, requests: Any, **kwargs: Any) -> list[tuple[float, bool]]:
+            scores = subject.score([text for text, _, _ in requests], [(c, t) for _, c, t in requests])
+            return [(score.log_likelihood, score.is_greedy) for score in scores]
+
+        def loglikelihood(self, requests: Any, disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+            return super().loglikelihood(requests, disable_tqdm=True)
+
+        def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> list[float]:
+            windows, owner = [], []
+            for number, request in enumerate(requests):
+                for window in utils.get_rolling_token_windows(
+                    self.tok_encode(request.args[0]), self.prefix_token_id, subject.model.config.context_length, 1
+                ):
+                    windows.append(utils.make_disjoint_window(window))
+                    owner.append(number)
+            totals = [0.0] * len(requests)
+            for number, score in zip(owner, subject.score(windows, windows), strict=True):
+                totals[number] += score.log_likelihood
+            return totals
+
+        def generate_until(self, requests: Any, disable_tqdm: bool = False) -> list[str]:
+            prompts, settings = [], []
+            for request in requests:
+                prompt, arguments = request.args
+                wanted = normalize_gen_kwargs(arguments, MAX_NEW_TOKENS)
+                settings.append(
+                    SamplingSettings(
+                        max_new_tokens=wanted["max_gen_toks"],
+                        temperature=wanted.get("temperature", 0.0) if wanted["do_sample"] else 0.0,
+                        top_k=wanted.get("top_k"),
+                        top_p=wanted.get("top_p"),
+                        stop=(*filter(None, wanted["until"]), *closing(subject.template)),
+                    )
+                )
+                prompts.append(prompt)
+            subject.expect(len(prompts))
+            return subject.write(prompts, settings)
+
+    return OurModel()
+
+
+def until(text: str, stops: Sequence[str]) -> str:
+    """The text up to its first stop."""
+    return text[: min((place for stop in stops if (place := text.find(stop)) >= 0), default=len(text))]

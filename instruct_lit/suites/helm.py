@@ -1,0 +1,141 @@
+"""HELM: its own program in its own environment, asking our model over HTTP as it asks a vLLM server."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from instruct_lit.core.bundle import save_tokenizer
+from instruct_lit.suites.endpoint import NAME, Endpoint
+from instruct_lit.suites.environment import Environment, run_in
+from instruct_lit.suites.harness_model import EvaluatedModel
+from instruct_lit.suites.suite import BenchmarkError, Figure, RunRequest
+
+ENVIRONMENT = Environment("helm", [["crfm-helm==0.5.16", "torch==2.13.0", "torchvision==0.28.0", "openai==3.57.0"]])
+MODEL = f"local/{NAME}"
+SPLITS = {"dev": "dev", "validation": "val", "test": "test"}  # of the hub, and of the original files
+
+
+def run(subject: EvaluatedModel, asked: RunRequest) -> dict[str, Figure]:
+    """The figures of the run entries in `asked.tasks`; HELM's whole output stays in `asked.out_dir`.
+
+    Raises BenchmarkError when HELM fails, or a scenario's data cannot be had.
+    """
+    python = ENVIRONMENT.python(asked.cache, asked.log)
+    with Endpoint(subject) as endpoint:
+        _describe(subject, endpoint.url, asked.out_dir / "prod_env")
+        if asked.data_dir is not None:
+            _place(asked.data_dir, asked.out_dir / "benchmark_output" / "scenarios")
+        entries = [entry_of(task) for task in asked.tasks]
+        arguments = [
+            "-m", "helm.benchmark.run", "--run-entries", *entries, "--suite", NAME, "--local-path", "prod_env",
+            "--num-threads", str(subject.max_rows), "--disable-cache",
+        ]  # fmt: skip
+        if asked.limit:
+            arguments += ["--max-eval-instances", str(asked.limit)]
+        variables = {"TOKENIZERS_PARALLELISM": "false", "CUDA_VISIBLE_DEVICES": ""}
+        if asked.data_dir is not None:
+            variables |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+        run_in(python, arguments, asked.out_dir, variables, asked.log, "suite=helm")
+    folders = sorted((asked.out_dir / "benchmark_output" / "runs" / NAME).glob("*/stats.json"))
+    if not folders:
+        raise BenchmarkError(f"suite=helm: no run left its statistics; what HELM said is in {asked.log}")
+    return {name_of(file.parent.name): _figure(file) for file in folders}
+
+
+def _describe(subject: EvaluatedModel, url: str, folder: Path) -> None:
+    """The files that make HELM know a model, its tokenizer and where it answers."""
+    context_length = subject.model.config.context_length
+    save_tokenizer(folder / "tokenizer", subject.tokenizer, context_length, subject.template)
+    model = {
+        "name": MODEL, "display_name": NAME, "description": NAME, "creator_organization_name": "local",
+        "access": "open", "tags": ["TEXT_MODEL_TAG", "FULL_FUNCTIONALITY_TEXT_MODEL_TAG"],
+    }  # fmt: skip
+    client = {"base_url": url, "vllm_model_name": NAME}
+    deployment = {
+        "name": MODEL, "model_name": MODEL, "tokenizer_name": MODEL, "max_sequence_length": context_length,
+        "client_spec": {"class_name": "helm.clients.vllm_client.VLLMChatClient", "args": client},
+    }  # fmt: skip
+    tokenizer = {
+        "name": MODEL, "end_of_text_token": "<|endoftext|>", "prefix_token": "<|endoftext|>",
+        "tokenizer_spec": {
+            "class_name": "helm.tokenizers.huggingface_tokenizer.HuggingFaceTokenizer",
+            "args": {"pretrained_model_name_or_path": str((folder / "tokenizer").resolve())},
+        },
+    }  # fmt: skip
+    for name, content in {
+        "model_metadata": {"models": [model]},
+        "model_deployments": {"model_deployments": [deployment]},
+        "tokenizer_configs": {"tokenizer_configs": [tokenizer]},
+    }.items():
+        (folder / f"{name}.yaml").write_text(json.dumps(content))  # JSON is YAML
+
+
+def entry_of(task: str) -> str:
+    """A run entry of HELM with our model as one more argument: `gsm` or `mmlu:subject=anatomy`."""
+    task = task.rstrip(":,")
+    return f"{task}{',' if ':' in task else ':'}model={MODEL}"
+
+
+def _place(data_dir: Path, scenarios: Path) -> None:
+    """Put what `data_dir` has where HELM looks before it downloads: MMLU, and what lies in `helm/<scenario>/`."""
+    _place_mmlu(data_dir / "cais" / "mmlu", scenarios / "mmlu" / "data")
+    if (data_dir / "helm").is_dir():
+        shutil.copytree(data_dir / "helm", scenarios, dirs_exist_ok=True)
+
+
+def _place_mmlu(hub: Path, folder: Path) -> None:
+    """MMLU's original files out of the hub's, so that HELM downloads none."""
+    for subject in sorted(p for p in hub.glob("*") if p.is_dir()):
+        for theirs, ours in SPLITS.items():
+            source = subject / f"{theirs}.jsonl"
+            if not source.is_file():
+                continue
+            target = folder / ours / f"{subject.name}_{ours}.csv"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with target.open("w", encoding="utf-8", newline="") as file:
+                rows = csv.writer(file)
+                for line in source.read_text(encoding="utf-8").split("\n"):  # a question may hold other line ends
+                    item = json.loads(line or "null")
+                    if item is None:
+                        continue
+                    rows.writerow([item["question"], *item["choices"], "ABCD"[item["answer"]]])
+
+
+def name_of(run: str) -> str:
+    """What tells a run from the others: its name without what all share."""
+    scenario, _, arguments = run.partition(":")
+    kept = [a for a in arguments.split(",") if not a.startswith(("model=", "method=", "groups="))]
+    return ":".join(filter(None, (scenario, ",".join(kept))))
+
+
+def _figure(file: Path) -> Figure:
+    """The main metric of a run's test instances without perturbation."""
+    stats: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))
+    plain = {
+        s["name"]["name"]: s for s in stats if s["name"].get("split") == "test" and "perturbation" not in s["name"]
+    }
+    spec = json.loads((file.parent / "run_spec.json").read_text(encoding="utf-8"))
+    metric = next((m for m in ("exact_match", "final_number_exact_match", "f1_score") if m in plain), None)
+    if metric is None:
+        raise BenchmarkError(f"suite=helm: {file.parent.name} reports neither exact match nor F1")
+    value, n = float(plain[metric]["mean"]), int(plain["num_instances"]["mean"]) if "num_instances" in plain else 0
+    states = json.loads((file.parent / "scenario_state.json").read_text(encoding="utf-8"))["request_states"]
+    items = {state["instance"]["id"] for state in states}
+    n_choices = [len(s["instance"]["references"]) for s in states]
+    guess = (
+        sum(1 / c for c in n_choices) / len(n_choices) if spec["adapter_spec"]["method"].startswith("multiple") else 0.0
+    )
+    n = n or len(items)
+    return Figure(
+        metric=metric,
+        value=value,
+        stderr=(value * (1 - value) / (n - 1)) ** 0.5 if n > 1 and 0 <= value <= 1 else None,
+        n=n,
+        chance=guess,
+        n_shot=spec["adapter_spec"].get("max_train_instances"),
+        others={m: float(plain[m]["mean"]) for m in ("quasi_exact_match", "prefix_exact_match") if m in plain},
+    )

@@ -1,0 +1,127 @@
+"""Texts that share their beginnings, each beginning computed once: a tree of tokens and its attention layout.
+
+Few-shot prompts begin with the same examples, and the choices of a question with the same question. Causal attention
+makes the hidden states of a common beginning identical, so one pass over the tree gives what every text alone would.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from instruct_lit.core.model.attention import grouped
+
+MAX_KEYS = 1 << 14  # key rows gathered for one attention call, so that memory does not grow with the batch
+MAX_WASTE = 1.5  # cells of an attention call per cell that is no padding
+
+
+@dataclass(frozen=True)
+class Branch:
+    """The tokens that one text adds to the tree: the last `n_own` of `path`, which are rows of the flat batch."""
+
+    path: list[int]
+    n_own: int
+
+
+class PrefixTree:
+    """A flat batch `(N,)` of the tokens of sorted texts, without what a text shares with the one before it.
+
+    `ids` and `position_ids` go into the model, `paths[i]` are the rows of text i in what comes out. It is an attention
+    layout: every token sees the path that leads to it.
+    """
+
+    def __init__(self, texts: Sequence[Sequence[int]]) -> None:
+        self.ids: list[int] = []
+        self.position_ids: list[int] = []
+        self.paths: list[list[int]] = []
+        self.branches: list[Branch] = []
+        self._blocks: list[_Block] | None = None
+        before: Sequence[int] = ()
+        for text in texts:
+            n_shared = n_common(before, text)
+            rows = list(range(len(self.ids), len(self.ids) + len(text) - n_shared))
+            path = (self.paths[-1][:n_shared] if n_shared else []) + rows
+            if rows:
+                self.branches.append(Branch(path, len(rows)))
+            self.ids += text[n_shared:]
+            self.position_ids += range(n_shared, len(text))
+            self.paths.append(path)
+            before = text
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
+        if self._blocks is None:
+            self._blocks = _cut_into_blocks(self.branches, q.device)
+        k, v = grouped(q, k, v)
+        n_heads, d_head = q.shape[1:]
+        out = torch.empty_like(q)
+        kv = torch.stack((k, v), dim=1).flatten(1)  # (N, 2·H·D): one gather for both
+        for block in self._blocks:
+            n = block.queries.shape[0]
+            keys, values = kv[block.keys].view(n, -1, 2, n_heads, d_head).permute(2, 0, 3, 1, 4)  # (B, H, Tk, D)
+            queries = q[block.queries].transpose(1, 2)  # (B, H, Tq, D)
+            seen = F.scaled_dot_product_attention(queries, keys, values, block.mask, dropout_p=dropout)
+            out[block.queries[block.real]] = seen.transpose(1, 2)[block.real]
+        return out
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Branches of similar shape: rows of queries `(B, Tq)` and keys `(B, Tk)`, padded on the right with row 0.
+
+    `real` `(B, Tq)` tells queries from padding, `mask` `(B, 1, Tq, Tk)` which key a query sees.
+    """
+
+    queries: Tensor
+    keys: Tensor
+    real: Tensor
+    mask: Tensor
+
+
+def n_common(a: Sequence[int], b: Sequence[int]) -> int:
+    """Number of leading tokens that two texts share."""
+    n = min(len(a), len(b))
+    if a[:n] == b[:n]:
+        return n
+    low, high = 0, n  # a[:low] agrees, a[:high] does not
+    while high - low > 1:
+        middle = (low + high) // 2
+        if a[low:middle] == b[low:middle]:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def _cut_into_blocks(branches: Sequence[Branch], device: torch.device) -> list[_Block]:
+    groups: list[list[Branch]] = []
+    n_real = 0
+    for branch in sorted(branches, key=lambda b: (-b.n_own, -len(b.path))):
+        cells = branch.n_own * len(branch.path)
+        if groups:
+            n_queries = groups[-1][0].n_own
+            n_keys = max(len(branch.path), *(len(b.path) for b in groups[-1]))
+            n_rows = len(groups[-1]) + 1
+            if n_rows * n_keys <= MAX_KEYS and n_rows * n_keys * n_queries <= MAX_WASTE * (n_real + cells):
+                groups[-1].append(branch)
+                n_real += cells
+                continue
+        groups.append([branch])
+        n_real = cells
+    return [_block(group, device) for group in groups]
+
+
+def _block(group: Sequence[Branch], device: torch.device) -> _Block:
+    n_queries, n_keys = group[0].n_own, max(len(b.path) for b in group)
+    keys = torch.tensor([b.path + [0] * (n_keys - len(b.path)) for b in group])
+    n_own = torch.tensor([b.n_own for b in group])[:, None]
+    start = torch.tensor([len(b.path) for b in group])[:, None] - n_own
+    columns = torch.arange(n_queries)
+    real = columns < n_own
+    positions = start + columns  # (B, Tq), on the path
+    queries = keys.gather(1, torch.where(real, positions, 0))
+    mask = torch.arange(n_keys) <= positions[:, None, :, None]
+    return _Block(queries.to(device), keys.to(device), real.to(device), mask.to(device))

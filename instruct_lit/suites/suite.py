@@ -1,0 +1,103 @@
+"""What a benchmark suite is, and what is known after it has run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from instruct_lit.errors import InstructLitError
+
+
+class BenchmarkError(InstructLitError):
+    """A benchmark cannot run: its data, its package or its environment is not there."""
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Tasks of lm-evaluation-harness that belong together.
+
+    `folders` are those of the harness's own task files that are read beside ours. The suite's score is the mean of the
+    tasks' first metrics over all items or over the tasks; `groups` name tags of the harness that get a mean of their
+    own.
+    """
+
+    name: str
+    tasks: Sequence[str]
+    folders: Sequence[str] = ()
+    groups: Mapping[str, str] = field(default_factory=dict)
+    n_shot: int | None = None
+    limit: int | None = None
+    mean_over: str = "tasks"
+    runs_code: bool = False
+
+
+@dataclass(frozen=True)
+class RunRequest:
+    """How a system in an environment of its own is asked: which tasks, how many items, where its data lie.
+
+    `options` are those of the suite's file, `cache` holds environments and downloads, `out_dir` everything that the
+    system leaves, `log` what it says.
+    """
+
+    tasks: Sequence[str]
+    limit: int | None
+    data_dir: Path | None
+    options: Mapping[str, Any]
+    cache: Path
+    out_dir: Path
+    log: Path
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One number of a benchmark: a metric's value over `n` items.
+
+    `stderr` is its standard error where it has one, `chance` what guessing gives. `version` is the task's.
+    """
+
+    metric: str
+    value: float
+    stderr: float | None
+    n: int
+    chance: float | None = None
+    n_shot: int | None = None
+    version: Any = None
+    others: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Report:
+    """A model's figures in one suite: the suite's own, those of its groups, and those of its tasks.
+
+    `run` and `label` name the model, `template` is on or off. `details` holds what else is known of it: the share of
+    prompts that were cut, seconds, parse failures.
+    """
+
+    run: str
+    label: str
+    template: str
+    score: Figure
+    groups: Mapping[str, Figure]
+    tasks: Mapping[str, Figure]
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+def mean_of(figures: Sequence[Figure], mean_over: str) -> Figure:
+    """The mean of several tasks' figures, over items or over tasks, with the standard error of that mean."""
+    n_items = sum(f.n for f in figures)
+    weights = [f.n / n_items if mean_over == "items" else 1 / len(figures) for f in figures]
+    errors = [f.stderr for f in figures]
+    chances = [f.chance for f in figures]
+    metrics = {f.metric for f in figures}
+    return Figure(
+        metric=metrics.pop() if len(metrics) == 1 else "mean",
+        value=sum(w * f.value for w, f in zip(weights, figures, strict=True)),
+        stderr=None
+        if None in errors
+        else sum((w * e) ** 2 for w, e in zip(weights, errors, strict=True) if e is not None) ** 0.5,
+        n=n_items,
+        chance=None if None in chances else sum(w * c for w, c in zip(weights, chances, strict=True) if c is not None),
+        n_shot=figures[0].n_shot if len({f.n_shot for f in figures}) == 1 else None,
+    )

@@ -1,0 +1,99 @@
+"""What the task files beside this one call: texts, targets and metrics of single items."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from instruct_lit.evaluation.metrics import exact_normalised, token_f1
+from instruct_lit.suites.execution import passes
+
+Doc = Mapping[str, Any]
+LogLikelihoods = Sequence[tuple[float, bool]]
+
+
+def best_of(metric: Any, answer: str, references: Sequence[str]) -> float:
+    """A metric of an answer against the reference that suits it best."""
+    return max(metric({"response": answer, "output": reference}) for reference in references)
+
+
+def squad(doc: Doc, results: Sequence[str]) -> dict[str, float]:
+    """Exact match and F1 against the best of the references."""
+    references = doc["answers"]["text"]
+    return {
+        "exact_match": best_of(exact_normalised, results[0], references),
+        "f1": best_of(token_f1, results[0], references),
+    }
+
+
+def humaneval(doc: Doc, results: Sequence[str]) -> dict[str, float]:
+    """Whether the written function passes the problem's tests."""
+    return {"pass@1": float(passes(doc, results[0]))}
+
+
+def stsb_target(doc: Doc) -> int:
+    """The choice nearest to the human score."""
+    return round(doc["label"])
+
+
+def stsb(doc: Doc, results: LogLikelihoods) -> dict[str, tuple[float, float]]:
+    """The human score and the model's: the expectation over the choices."""
+    top = max(score for score, _ in results)
+    weights = [math.exp(score - top) for score, _ in results]
+    expected = sum(i * w for i, w in enumerate(weights)) / sum(weights)
+    return {"pearson": (doc["label"], expected), "spearman": (doc["label"], expected)}
+
+
+def pearson(pairs: Sequence[tuple[float, float]]) -> float:
+    """Correlation of the values; 0 where one side does not vary."""
+    return _correlation("pearsonr", pairs)
+
+
+def spearman(pairs: Sequence[tuple[float, float]]) -> float:
+    """Correlation of the ranks; 0 where one side does not vary."""
+    return _correlation("spearmanr", pairs)
+
+
+def _correlation(name: str, pairs: Sequence[tuple[float, float]]) -> float:
+    import scipy.stats
+
+    wanted, found = zip(*pairs, strict=True)
+    if min(wanted) == max(wanted) or min(found) == max(found):
+        return 0.0
+    return float(getattr(scipy.stats, name)(wanted, found).statistic)
+
+
+def record_items(data: Any) -> Any:
+    """Entities and answers without repetition, in a fixed order."""
+    return data.map(
+        lambda doc: {
+            "passage": doc["passage"],
+            "query": doc["query"],
+            "entities": sorted(set(doc["entities"])),
+            "answers": sorted(set(doc["answers"])),
+        }
+    )
+
+
+def record_text(doc: Doc) -> str:
+    """The passage with its highlights as a list."""
+    text, *highlights = doc["passage"].strip().split("\n@highlight\n")
+    return f"{text}\n\n" + "".join(f"  - {highlight}.\n" for highlight in highlights)
+
+
+def record_choices(doc: Doc) -> list[str]:
+    """The query with each entity in its gap."""
+    return [f"  - {doc['query']}".replace("@placeholder", entity) for entity in doc["entities"]]
+
+
+def record_target(doc: Doc) -> str:
+    """The query with the first right entity."""
+    return f"  - {doc['query']}".replace("@placeholder", doc["answers"][0])
+
+
+def record(doc: Doc, results: LogLikelihoods) -> dict[str, float]:
+    """F1 and exact match of the likeliest entity against the right ones."""
+    best = max(range(len(results)), key=lambda i: results[i][0])
+    entity = doc["entities"][best]
+    return {"f1": best_of(token_f1, entity, doc["answers"]), "em": best_of(exact_normalised, entity, doc["answers"])}

@@ -1,0 +1,189 @@
+"""One trial of a sweep: a process of its own, so that a crash, a kill or a leak touches no other trial.
+
+Under `--multirun` every launcher calls `run_trial` in place of the command; it starts the command again as a single
+run in the trial's folder, waits for it, and records in `trial.json` what became of it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from instruct_lit.errors import ConfigError
+
+RECORD, RESULT, LOG = "trial.json", "result.json", "output.log"
+FOLDER_VARIABLE = "INSTRUCT_LIT_TRIAL"  # tells a process that it is the trial in this folder
+PRUNED = 3  # exit status of a trial that was ended as hopeless
+INTERRUPTED = 130
+FINISHED = ("completed", "pruned", "failed")
+_OF_THE_SWEEP = ("hydra.sweep", "hydra/sweep", "hydra.launcher", "hydra/launcher", "hydra.mode", "hydra.run.dir")
+_OF_THE_SWEEPER = "callbacks.pruning."  # what a sweeper adds to a trial beside its parameters
+
+
+def run_trial(command: str, hydra: Any) -> float | None:
+    """Run the trial that `hydra` (Hydra's own configuration) describes; return its value, NaN if it has none.
+
+    A trial that finished before is not run again, one that was interrupted goes on from its last checkpoint. Raises
+    ConfigError when the folder belongs to a trial with other overrides or another process works in it.
+    """
+    folder, overrides = Path(hydra.runtime.output_dir), list(hydra.overrides.task)
+    record = read_record(folder)
+    if record is not None and parameters(record["overrides"]) != parameters(overrides):
+        raise ConfigError(
+            f"{folder}: holds a trial with {' '.join(parameters(record['overrides'])) or 'no overrides'}, not with "
+            f"{' '.join(parameters(overrides)) or 'none'}; give another hydra.sweep.dir"
+        )
+    name = f"trial {folder.name} ({' '.join(_swept(overrides)) or 'defaults'})"
+    if record is not None and record["status"] in FINISHED:
+        print(f"{name}: {described(record)}, done before", flush=True)
+        return _value(record)
+    with locked(folder) as lock:
+        print(f"{name}: {'goes on' if record else 'starts'}, log in {folder / LOG}", flush=True)
+        seconds = record["seconds"] if record is not None else 0.0
+        record = {"command": command, "status": "running", "overrides": overrides}
+        _write(folder / RECORD, {**record, "seconds": seconds})
+        start = time.perf_counter()
+        status, value, reason = _in_a_process(command, folder, _arguments(command, hydra, folder), hydra, lock)
+        record |= {"status": status, "value": value, "reason": reason, "seconds": seconds + time.perf_counter() - start}
+        _write(folder / RECORD, record)
+    print(f"{name}: {described(record)} ({record['seconds']:.0f} s)", flush=True)
+    if status == "interrupted":
+        raise KeyboardInterrupt
+    return _value(record)
+
+
+def _arguments(command: str, hydra: Any, folder: Path) -> list[str]:
+    ours = [o for o in hydra.overrides.hydra if not o.startswith(_OF_THE_SWEEP)]
+    resume = ["ckpt_path=last"] if command == "train" and (folder / "checkpoints").is_dir() else []
+    return [*hydra.overrides.task, *resume, *ours, "hydra.mode=RUN", f"hydra.run.dir='{folder}'"]
+
+
+def _in_a_process(
+    command: str, folder: Path, arguments: list[str], hydra: Any, lock: int
+) -> tuple[str, float | None, str | None]:
+    """Start the trial and wait for it: (status, value, reason)."""
+    (folder / RESULT).unlink(missing_ok=True)
+    environment = {**_threads(hydra), **os.environ, FOLDER_VARIABLE: str(folder)}
+    with (folder / LOG).open("ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", f"instruct_lit.{command}", *arguments],
+            stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, env=environment, pass_fds=(lock,),
+            start_new_session=True,
+        )  # fmt: skip
+        while True:
+            try:
+                code = process.wait()
+                break
+            except KeyboardInterrupt:
+                process.send_signal(signal.SIGINT)  # it saves, and ends
+                print(f"trial {folder.name}: waiting for its last checkpoint", flush=True)
+    if code == 0:
+        value = json.loads((folder / RESULT).read_text())["value"] if (folder / RESULT).is_file() else None
+        if value is not None and not math.isfinite(value):
+            return "failed", None, f"the optimised metric is {value}: the training diverged"
+        return "completed", value, None
+    if code == INTERRUPTED:
+        return "interrupted", None, "ended by a signal"
+    if code == PRUNED:
+        return "pruned", None, last_error_line(folder)
+    if code < 0:
+        return "failed", None, f"killed by {signal.Signals(-code).name}, from outside or for lack of memory"
+    return "failed", None, last_error_line(folder)
+
+
+def _threads(hydra: Any) -> dict[str, str]:
+    """The processor's threads divided among the trials that a launcher runs side by side."""
+    n_jobs = hydra.launcher.get("n_jobs") or 1
+    n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if n_jobs == 1:
+        return {}
+    share = str(max(1, n_cores // (n_jobs if n_jobs > 0 else n_cores)))
+    return {name: share for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+
+
+def last_error_line(folder: Path) -> str:
+    """The error that a trial's log ends with."""
+    lines = [line.strip() for line in (folder / LOG).read_text(errors="replace").splitlines() if line.strip()]
+    errors = [line for line in lines[-40:] if line.startswith("error: ")]
+    return (errors[-1].removeprefix("error: ") if errors else lines[-1] if lines else "ended without a word")[:500]
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[int]:
+    """Hold a trial's folder for this process and the ones it starts; ConfigError when it is held already."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "trial.lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigError(f"{folder}: another process runs this trial; wait for it or end it") from error
+        yield file.fileno()
+
+
+def is_held(folder: Path) -> bool:
+    """Whether a process works in a trial's folder."""
+    try:
+        with locked(folder):
+            return False
+    except ConfigError:
+        return True
+
+
+def exit_with_the_sweep() -> None:
+    """In a trial: end, with a last checkpoint, when the sweep that started it is gone."""
+
+    def wait() -> None:
+        os.read(0, 1)  # the sweep holds the other end of the standard input and writes nothing
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait, daemon=True, name="follow-the-sweep").start()
+
+
+def write_result(value: Any) -> None:
+    """In a trial: leave the command's result for the sweep."""
+    _write(Path(os.environ[FOLDER_VARIABLE]) / RESULT, {"value": value if isinstance(value, int | float) else None})
+
+
+def read_record(folder: Path) -> dict[str, Any] | None:
+    """What is known of the trial in a folder; None when there is none."""
+    path = folder / RECORD
+    return {"value": None, "reason": None, **json.loads(path.read_text())} if path.is_file() else None
+
+
+def parameters(overrides: list[str]) -> list[str]:
+    """The overrides of a trial without what a sweeper adds for itself."""
+    return sorted(o for o in overrides if not o.lstrip("+").startswith(_OF_THE_SWEEPER))
+
+
+def _swept(overrides: list[str]) -> list[str]:
+    """The overrides that the command line did not have as they are: those in which trials differ."""
+    given = {argument.lower() for argument in sys.argv}
+    return [o for o in parameters(overrides) if o.lower() not in given]
+
+
+def described(record: dict[str, Any]) -> str:
+    """One line on what became of a trial."""
+    if record["status"] == "completed":
+        return "completed" if record["value"] is None else f"{record['value']:.6g}"
+    return f"{record['status']}: {record['reason']}"
+
+
+def _value(record: dict[str, Any]) -> float | None:
+    return record["value"] if record["status"] == "completed" else math.nan
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(content, indent=2) + "\n")
+    os.replace(temporary, path)

@@ -1,0 +1,261 @@
+"""Batches rounded up to few shapes keep loss and gradients; on a GPU a recorded step is the step itself."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from instruct_lit.accel import cuda_graphs as module
+from instruct_lit.accel.attention_varlen import Sequences
+from instruct_lit.accel.cuda_graphs import StepGraphs
+from instruct_lit.core.data.collate import Batch, Collator
+from instruct_lit.core.data.encode import EncodedExample
+from instruct_lit.core.model.attention import AttentionLayout, PackedDocuments
+from instruct_lit.core.model.gpt import GPT, GPTConfig
+from instruct_lit.core.training.loss import summed_cross_entropy
+from instruct_lit.core.training.module import layout_of
+from instruct_lit.errors import TrainingError
+
+LAYOUTS = [("padded", False), ("packed", False), ("packed", True)]
+
+
+@pytest.fixture(scope="module")
+def model() -> GPT:
+    model = GPT(GPTConfig(n_vocab=97, context_length=256, d_model=48, n_layers=2, n_heads=3)).train()
+    model.init_weights(0)
+    return model
+
+
+def batch_of(layout: str, shared_prefix: bool, lengths: tuple[int, ...] = (20, 33, 10), seed: int = 0) -> Batch:
+    random = torch.Generator().manual_seed(seed)
+    examples = []
+    for index, length in enumerate(lengths):
+        ids = torch.cat((torch.arange(5), torch.randint(0, 97, (length,), generator=random)))
+        examples.append(EncodedExample(index, ids.numpy(), torch.arange(len(ids)).numpy() > 8))
+    return Collator(96, torch.ones(97, dtype=torch.long).numpy(), layout, shared_prefix)(examples)  # type: ignore[arg-type]
+
+
+def loss_of(model: GPT) -> Callable[..., Tensor]:
+    def loss(
+        ids: Tensor, positions: Tensor, layout: AttentionLayout | None, index: Tensor, targets: Tensor, weights: Tensor
+    ) -> Tensor:
+        states = model.hidden_states(ids, positions, layout, index)
+        return summed_cross_entropy(states, model.head_weight, targets, weights, compiled=model.compiled)
+
+    return loss
+
+
+def plain(model: GPT, batch: Batch) -> tuple[float, list[Tensor]]:
+    """Loss and gradients of the batch as it is."""
+    arguments = (batch.input_ids, batch.position_ids, layout_of(batch), batch.loss_index, batch.targets)
+    loss = loss_of(model)(*arguments, batch.loss_weights)
+    return loss.item(), [g.to_dense() for g in torch.autograd.grad(loss, list(model.parameters()))]
+
+
+def on_processor(sequences: Sequences) -> PackedDocuments:
+    """In place of the GPU's kernel; documents of padding continue the prefix here, which nobody sees."""
+    n_prefix = sequences.n_prefix
+    return PackedDocuments([n for n in sequences.cu_queries.diff().tolist()[n_prefix > 0 :] if n], n_prefix)
+
+
+@pytest.mark.parametrize(("layout", "shared_prefix"), LAYOUTS)
+def test_rounding_up_changes_neither_loss_nor_gradients(model: GPT, layout: str, shared_prefix: bool) -> None:
+    batch = batch_of(layout, shared_prefix)
+    inputs = module._rounded_up(batch, batch.loss_weights)
+    ids, positions, _, index, targets, weights = inputs.arguments()
+    assert ids.shape[-1] % 32 == 0 and ids.shape[-1] > batch.input_ids.shape[-1] and len(targets) % 32 == 0
+    how = None
+    if inputs.sequences is not None:
+        assert sum(inputs.sequences.cu_queries.diff().tolist()) == len(ids)
+        how = on_processor(inputs.sequences)
+    loss = loss_of(model)(ids, positions, how, index, targets, weights)
+    gradients = [g.to_dense() for g in torch.autograd.grad(loss, list(model.parameters()))]
+    expected, wanted = plain(model, batch)
+    assert loss.item() == pytest.approx(expected, rel=1e-6)
+    for found, right in zip(gradients, wanted, strict=True):
+        assert (found - right).norm() <= 1e-5 * right.norm()
+
+
+class Repeated:
+    """In place of a CUDA graph: does what was recorded again, with what lies where it was recorded."""
+
+    def __init__(self, graphs: StepGraphs, inputs: Any) -> None:
+        self.graphs, self.inputs, self.loss = graphs, inputs.copied(), torch.zeros(())
+        self.graph = self
+
+    def replay(self) -> None:
+        loss = self.graphs.loss_of(*self.inputs.arguments())
+        self.loss.copy_(loss.detach())
+        for kept, new in zip(self.graphs.gradients, torch.autograd.grad(loss, self.graphs.parameters), strict=True):
+            kept.copy_(new.to_dense())
+
+
+@pytest.fixture
+def recorded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """Graphs without a GPU; the shapes in the order in which they were recorded."""
+    shapes = []
+
+    def record(graphs: StepGraphs, inputs: Any) -> Repeated:
+        shapes.append(inputs.shape)
+        return Repeated(graphs, inputs)
+
+    monkeypatch.setattr(StepGraphs, "_record", record)
+    monkeypatch.setattr(module, "VarlenDocuments", on_processor)
+    of_gpu = {"Stream": None, "current_stream": None, "graph_pool_handle": None, "empty_cache": None}
+    of_gpu |= {"mem_get_info": (25 * 10**9, 0), "max_memory_allocated": 3 * 10**10, "memory_allocated": 2 * 10**10}
+    for name, answer in of_gpu.items():
+        monkeypatch.setattr(torch.cuda, name, lambda answer=answer: answer)
+    return shapes
+
+
+def check_step(model: GPT, graphs: StepGraphs, batch: Batch, of_loss: float, of_gradient: float) -> None:
+    """A step with graphs, or two micro-batches where gradients add up, against loss and gradients without."""
+    n = 1 + graphs.adds
+    expected, wanted = plain(model, batch)
+    model.zero_grad()
+    for _ in range(n):
+        loss = graphs.loss(batch, batch.loss_weights)
+        loss.backward()
+    assert loss.item() == pytest.approx(expected, rel=of_loss)
+    for parameter, right in zip(model.parameters(), wanted, strict=True):
+        assert parameter.grad is not None
+        assert (parameter.grad.to_dense() / n - right).norm() <= of_gradient * right.norm()
+
+
+@pytest.mark.parametrize(("layout", "shared_prefix"), LAYOUTS)
+@pytest.mark.parametrize("adds", [False, True])
+def test_a_shape_is_recorded_once_and_gives_the_step(
+    model: GPT, recorded: list[tuple[int, ...]], layout: str, shared_prefix: bool, adds: bool
+) -> None:
+    model = copy.deepcopy(model)
+    graphs = StepGraphs(loss_of(model), model.parameters(), adds)
+    for step, lengths in enumerate(((20, 33, 10), (19, 30, 11), (22, 27, 12), (15, 33, 14), (100, 90, 3))):
+        batch = batch_of(layout, shared_prefix, lengths, seed=step)
+        check_step(model, graphs, batch, 1e-6, 1e-5)
+    n_recorded = len(recorded)
+    assert 1 <= n_recorded == len(set(recorded)) <= 3
+    model.ln_f.weight.data = model.ln_f.weight.data * 1.5
+    for _ in range(3):
+        assert graphs.loss(batch, batch.loss_weights).item() == pytest.approx(plain(model, batch)[0], rel=1e-6)
+    assert len(recorded) == n_recorded + 1, "recorded anew, since a parameter moved"
+
+
+def test_shapes_beyond_the_most_are_not_kept(
+    model: GPT, recorded: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MAX_GRAPHS", 1)
+    graphs = StepGraphs(loss_of(model), model.parameters(), adds=False)
+    for lengths in ((20, 33, 10), (60, 33, 10), (20, 33, 10), (60, 33, 10)):
+        batch = batch_of("packed", False, lengths)
+        assert graphs.loss(batch, batch.loss_weights).item() == pytest.approx(plain(model, batch)[0], rel=1e-6)
+    assert len(recorded) == 1
+
+
+def test_a_batch_that_memory_has_no_room_for_is_not_recorded(
+    model: GPT, recorded: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graphs = StepGraphs(loss_of(model), model.parameters(), adds=False)
+    small, large = batch_of("packed", False), batch_of("packed", False, (60, 33, 10))
+    for batch in (small, small, large):
+        check_step(model, graphs, batch, 1e-6, 1e-5)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (25 * 10**9 - 1, 0))
+    message = (
+        "cuda_graphs: a step takes 10.0 GB and 25.0 GB are free, so batches of 128 tokens and more are not recorded"
+    )
+    with pytest.warns(UserWarning, match=message):
+        check_step(model, graphs, large, 1e-6, 1e-5)
+    # It is said once, and what is not larger than the largest recorded is recorded still.
+    for lengths in ((60, 34, 10), (60, 34, 10), (21, 33), (21, 33), (40, 35), (40, 35)):
+        check_step(model, graphs, batch_of("packed", False, lengths), 1e-6, 1e-5)
+    assert [shape[0] for shape in recorded] == [96, 64, 96]
+
+
+def test_a_step_that_cannot_be_recorded_ends_the_run(
+    model: GPT, recorded: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(graphs: StepGraphs, inputs: Any) -> None:
+        raise RuntimeError("CUDA error: operation not permitted\nMore about it.")
+
+    monkeypatch.setattr(StepGraphs, "_record", refused)
+    graphs = StepGraphs(loss_of(model), model.parameters(), adds=False)
+    batch = batch_of("packed", True)
+    graphs.loss(batch, batch.loss_weights)
+    message = r"a step could not be recorded \(CUDA error: operation not permitted\); use cuda_graphs=false"
+    with pytest.raises(TrainingError, match=message):
+        graphs.loss(batch, batch.loss_weights)
+
+
+def test_gradients_are_handed_over_without_a_copy_unless_they_add_up(
+    model: GPT, recorded: list[tuple[int, ...]]
+) -> None:
+    batch = batch_of("packed", True)
+    for adds in (False, True):
+        graphs = StepGraphs(loss_of(model), model.parameters(), adds)
+        for _ in range(3):
+            model.zero_grad()
+            graphs.loss(batch, batch.loss_weights).backward()
+        own = [p.grad is kept for p, kept in zip(model.parameters(), graphs.gradients, strict=True)]
+        assert all(own) is not adds and any(own) is not adds
+    model.zero_grad()
+
+
+def test_the_shape_tells_apart_what_a_graph_cannot_take() -> None:
+    batches = [
+        batch_of("padded", False), batch_of("padded", False, (20, 33)), batch_of("packed", False), batch_of("packed", True),
+        batch_of("packed", True, (20, 33)), batch_of("packed", True, (20, 33, 80)), batch_of("packed", True, (20, 33, 130)),
+    ]  # fmt: skip
+    shapes = [module._rounded_up(batch, batch.loss_weights).shape for batch in batches]
+    assert shapes == [
+        (3, 64, 64), (2, 64, 64), (96, 64, 3, 0, 128), (96, 64, 3, 5, 128), (64, 64, 2, 5, 128), (160, 128, 3, 5, 128),
+        (192, 192, 3, 5, 256),
+    ]  # fmt: skip
+
+
+def test_few_shapes_occur() -> None:
+    assert module._shape_of(0) == 32, "also of a batch that teaches nothing"
+    assert [module._step_of(n) for n in (1, 1024, 1025, 4096, 4097, 8192)] == [32, 32, 64, 128, 256, 256]
+    sizes = [module._shape_of(n) for n in range(1, 100_000)]
+    assert all(n <= size and size - n < max(32, n / 8) for n, size in enumerate(sizes, 1))
+    assert len(set(sizes)) < 16 * 10 and sizes[:33] == [32] * 32 + [64]
+    assert sum(sizes) / sum(range(1, 100_000)) < 1.03
+
+
+@pytest.mark.parametrize(("n_more", "size"), [(0, 512), (31, 512), (200, 8192), (2000, 65536)])
+def test_documents_of_padding_hold_all_of_it(n_more: int, size: int) -> None:
+    lengths = module._documents_of_padding(n_more, size)
+    assert sum(lengths) == n_more and max(lengths) <= 128
+    assert len(lengths) == len(module._documents_of_padding(0, size)), "their number depends on the size alone"
+    assert len(lengths) <= max(1, size // 2048)
+
+
+def test_documents_of_padding_hold_it_at_any_size() -> None:
+    for n in [*range(1, 600), *range(4000, 4200), *range(8100, 8600, 7), *range(65_000, 66_000, 61)]:
+        size = module._shape_of(n)
+        assert sum(module._documents_of_padding(size - n, size)) == size - n, n
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    ("layout", "shared_prefix", "compiled"), [*((*of, False) for of in LAYOUTS), ("packed", True, True)]
+)
+@pytest.mark.parametrize("adds", [False, True])
+def test_a_recorded_step_is_the_step(model: GPT, layout: str, shared_prefix: bool, adds: bool, compiled: bool) -> None:
+    """Different texts of one shape, seen once, recorded, replayed; then a parameter moves."""
+    model = copy.deepcopy(model).cuda()
+    model.compiled = compiled
+    graphs = StepGraphs(loss_of(model), model.parameters(), adds)
+    graphs.begin()
+    n_recorded = 0
+    lengths = ((20, 33, 9), (19, 30, 11), (22, 28, 12), (15, 33, 14), (100, 90, 3), (20, 31, 10))
+    for step, of_batch in enumerate(lengths):
+        batch = batch_of(layout, shared_prefix, of_batch, seed=step).to("cuda")
+        if step == len(lengths) - 1:
+            model.ln_f.weight.data = model.ln_f.weight.data * 1.5
+        with torch.autocast("cuda", torch.bfloat16):
+            check_step(model, graphs, batch, 1e-3, 0.02)
+        n_recorded += sum(graph is not None for graph in graphs._graphs.values())
+    assert n_recorded > 0
+    graphs.end()

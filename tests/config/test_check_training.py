@@ -1,0 +1,165 @@
+"""Configurations that cannot be: what is wrong is said before any work, all of it at once."""
+
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+
+from instruct_lit.accel import hardware
+from instruct_lit.config import builders as build
+from instruct_lit.config.check_training import check_train, wants_graphs
+from instruct_lit.config.compose import CONF
+from instruct_lit.core.model import device
+from instruct_lit.errors import ConfigError
+from tests.configs import composed
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.eval_batch_size=0", "data.eval_batch_size=0: must be at least 1"),
+        ("data.max_length=1", "data.max_length=1: must be at least 2"),
+        ("n_test_responses=-1", "n_test_responses=-1: must be at least 0"),
+        ("model.n_heads=0", "model.n_heads=0: must be at least 1"),
+        ("data.split=0.8", "data.split=0.8: allowed are 'book' and a mapping of train, val and test"),
+        ("data.split=null", "data.split=None: allowed are 'book' and a mapping"),
+        ("data.filters=length", "data.filters=length: a mapping is needed"),
+        ("data.filters={length: 9}", "data.filters.length=9: a mapping is needed"),
+        ("data.columns=[a]", "data.columns=['a']: a mapping is needed"),
+        ("data.sets=[demo]", "data.sets=['demo']: a mapping is needed"),
+        ("data.sets={demo: 3}", "data.sets.demo=3: a mapping is needed"),
+        ("data.sets={demo: {weight: -1}}", "data.sets.demo.weight=-1: must be a number of at least 0"),
+        ("data.sets={demo: {repeats: many}}", "data.sets.demo.repeats=many: must be a number of at least 0"),
+        ("data.sets={demo: {repeats: 0}}", "data.sets: every weight, or all repeats, are 0"),
+        ("callbacks.early_stopping=false", "callbacks.early_stopping=False: null switches it off"),
+        ("logger.tensorboard=false", "logger.tensorboard=False: null switches it off"),
+        (
+            "callbacks.early_stopping.monitor=test/loss",
+            "callbacks.early_stopping.monitor=test/loss: logged are val/loss",
+        ),
+        ("optimized_metric=train/loss", "optimized_metric=train/loss: logged are val/loss"),
+        ("model.path=null", "model.path=null: model=nano is a folder; give one, or model.pretrained=false"),
+    ],
+)
+def test_impossible_values_are_named(override: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_train(composed("train", override))
+    assert message in str(caught.value)
+
+
+def test_a_model_of_transformers_needs_a_place() -> None:
+    with pytest.raises(ConfigError, match=r"model.path=null: give a hub id or a folder \(model=hf\)"):
+        check_train(composed("train", "model=hf", "model.path=null"))
+
+
+def test_all_is_said_at_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_train(composed("train", "data.batch_size=0", "data.split=1.5", "callbacks.early_stopping=true"))
+    assert len(str(caught.value).splitlines()) == 3
+
+
+def test_what_may_be_passes() -> None:
+    check_train(
+        composed(
+            "train", "callbacks.early_stopping=null", "model.path=null", "model.pretrained=false", "n_test_responses=0"
+        )
+    )
+    check_train(composed("train", "callbacks.early_stopping.monitor=train/loss", "optimized_metric=test/exact_match"))
+    check_train(
+        composed(
+            "train", "data=mixture", "data.sets={demo: {weight: 0.5}, book: {weight: 0}, mine: {data: demo, weight: 2}}"
+        )
+    )
+
+
+def test_what_callbacks_log_may_be_watched_and_a_sweep_may_prune_in_vain() -> None:
+    check_train(composed("train", "callbacks=generation_quality", "callbacks.early_stopping.monitor=val/token_f1"))
+    pruning = "+callbacks.pruning={_target_: instruct_lit.sweeps.pruning.Pruning, monitor: test/loss}"
+    check_train(composed("train", pruning, "optimized_metric=test/loss"))
+    with pytest.raises(ConfigError, match=r"callbacks.early_stopping.monitor=val/token_f1: logged are"):
+        check_train(composed("train", "callbacks.early_stopping.monitor=val/token_f1"))
+
+
+def test_settings_of_generation_are_checked_before_the_long_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "multiplies_in_bf16", lambda: True)
+    with pytest.raises(ConfigError, match=r"generation.top_p=2.0: must be null or above 0 and at most 1"):
+        build.sampling_of(composed("train", "generation.top_p=2"))
+    with pytest.raises(ConfigError, match=r"generation.dtype=float8: allowed are bfloat16"):
+        check_train(composed("train", "generation.dtype=float8"))
+    assert build.engine_options(composed("train", "generation.dtype=bfloat16")) == {
+        "max_rows": 64,
+        "dtype": torch.bfloat16,
+    }
+    assert build.engine_options(composed("train")) == {"max_rows": 64, "dtype": None}
+
+
+def test_the_shape_of_a_run_folder_is_that_of_its_bundle(tmp_path: Path) -> None:
+    (tmp_path / "bundle").mkdir()
+    (tmp_path / "bundle" / "config.json").write_bytes((CONF.parent / "instruct_lit/nano/config.json").read_bytes())
+    assert build.shape_of(composed("train", f"model.path={tmp_path}")).d_model == 128
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("compile=true", "model=hf", "model.path=x"), "compile=true: goes with GPT-2, not with model=hf"),
+        (("compile=true", "trainer=fsdp"), "compile=true: goes with one process on one GPU (trainer=default)"),
+        (("cuda_graphs=true", "trainer.devices=2"), "cuda_graphs=true: goes with one process on one GPU"),
+        (
+            ("cuda_graphs=true", "trainer.precision=16-mixed"),
+            "goes with trainer.precision=bf16-mixed, given is 16-mixed",
+        ),
+        (("cuda_graphs=true", "neftune_alpha=5"), "a step that is recorded cannot draw anew"),
+        (("cuda_graphs=true", "model.dropout=0.1"), "a step that is recorded cannot draw anew"),
+        (("cuda_graphs=true", "adapter=lora", "adapter.dropout=0.1"), "a step that is recorded cannot draw anew"),
+        (("cuda_graphs=true", "model=hf", "model.path=x"), "cuda_graphs=true: goes with GPT-2, not with model=hf"),
+        (("cuda_graphs=true", "+trainer.detect_anomaly=true"), "goes without trainer.detect_anomaly"),
+    ],
+)
+def test_what_is_for_one_gpu_is_checked(overrides: tuple[str, ...], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_train(composed("train", *overrides))
+    assert message in str(caught.value)
+
+
+def test_steps_are_recorded_wherever_that_goes() -> None:
+    assert wants_graphs(composed("train")) and wants_graphs(composed("train", "adapter=lora", "trainer.precision=null"))
+    assert not wants_graphs(composed("train", "cuda_graphs=false"))
+    for otherwise in ("neftune_alpha=5", "trainer=ddp", "trainer.precision=32-true", "+trainer.detect_anomaly=true"):
+        config = composed("train", otherwise)
+        check_train(config)
+        assert not wants_graphs(config), otherwise
+
+
+def test_a_machine_without_a_gpu_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "has_gpu", lambda: False)
+    for name in ("compile", "cuda_graphs"):
+        with pytest.raises(ConfigError, match=f"{name}=true: is for a GPU, and this run has none"):
+            build.check_machine(composed("train", f"{name}=true"))
+    monkeypatch.setattr(device, "has_gpu", lambda: True)
+    monkeypatch.setattr(hardware, "default_precision", lambda accelerator: "32-true")
+    build.check_machine(composed("train", "compile=true"))
+    with pytest.raises(ConfigError, match="cuda_graphs=true: this GPU does not compute in bf16"):
+        build.check_machine(composed("train", "cuda_graphs=true"))
+    with pytest.raises(ConfigError, match="is for a GPU, and this run has none"):
+        build.check_machine(composed("train", "compile=true", "trainer.accelerator=cpu"))
+
+
+def test_a_processor_that_cannot_multiply_in_bf16_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "has_gpu", lambda: False)
+    monkeypatch.setattr(device, "multiplies_in_bf16", lambda: False)
+    with pytest.warns(UserWarning, match=r"trainer.precision=bf16-mixed: this processor cannot multiply in bf16"):
+        build.check_machine(composed("train", "trainer.precision=bf16-mixed"))
+    with pytest.warns(UserWarning, match=r"generation.dtype=bfloat16: this processor cannot multiply in bf16"):
+        build.engine_options(composed("chat", "generation.dtype=bfloat16"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        build.check_machine(composed("train"))
+        monkeypatch.setattr(device, "multiplies_in_bf16", lambda: True)
+        build.check_machine(composed("train", "trainer.precision=bf16-mixed"))
+        monkeypatch.setattr(device, "multiplies_in_bf16", lambda: False)
+        monkeypatch.setattr(device, "has_gpu", lambda: True)
+        build.check_machine(composed("train", "trainer.precision=bf16-mixed"))
+    with pytest.warns(UserWarning, match=r"cannot multiply in bf16"):
+        build.check_machine(composed("train", "trainer.precision=bf16-mixed", "trainer.accelerator=cpu"))

@@ -1,0 +1,81 @@
+"""What a run says of its origin, and what two runs disagree about."""
+
+import hashlib
+import importlib.metadata
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from instruct_lit.config.provenance import (
+    code_state,
+    differing,
+    provenance,
+    read_provenance,
+    weights_sha256,
+    write_provenance,
+)
+from instruct_lit.errors import ConfigError
+
+
+def origin(folder: Path, **changes: object) -> dict:
+    split = folder / "split.json"
+    split.write_text("{}")
+    found = provenance(
+        ["python", "-m", "instruct_lit.train", "seed=2"], [("seed", 123, 2)], {"name": "demo", "fingerprint": "f"},
+        torch.nn.Linear(2, 2), split, torch.device("cpu"), "32-true", {"seed": 2},
+    )  # fmt: skip
+    return {**found, **changes}
+
+
+def test_it_is_complete_and_reads_back(tmp_path: Path) -> None:
+    found = origin(tmp_path)
+    write_provenance(tmp_path, found)
+    assert read_provenance(tmp_path) == found
+    assert found["changed"] == {"seed": {"default": 123, "value": 2}}
+    assert found["split_sha256"] == hashlib.sha256(b"{}").hexdigest()
+    assert found["versions"]["torch"] == importlib.metadata.version("torch") and found["device"]["n_threads"] >= 1
+
+
+def test_the_sum_of_the_weights_changes_with_any_of_them() -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.LayerNorm(3))
+    before = weights_sha256(model)
+    assert before == weights_sha256(model)
+    with torch.no_grad():
+        model[1].bias[2] += 1e-7
+    assert weights_sha256(model) != before
+
+
+def test_the_state_of_a_checkout(tmp_path: Path) -> None:
+    assert code_state(tmp_path) == {}
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@example.org"]
+    (tmp_path / "a.py").write_text("1\n")
+    for arguments in (["init", "-q"], ["add", "."], ["commit", "-qm", "first"]):
+        subprocess.run([*git, *arguments], check=True)
+    state = code_state(tmp_path)
+    assert len(state["commit"]) == 40 and state["dirty"] is False
+    (tmp_path / "a.py").write_text("2\n")
+    assert code_state(tmp_path) == {**state, "dirty": True}
+
+
+def test_what_two_runs_disagree_about(tmp_path: Path) -> None:
+    there = origin(tmp_path)
+    here = {**there, "command": ["other"], "data": {"name": "demo", "fingerprint": "g"}, "seeds": {"seed": 3}}
+    here["weights_sha256"] = there["weights_sha256"]
+    assert differing(there, here) == [("data.fingerprint", "f", "g"), ("seeds.seed", 2, 3)]
+
+
+def test_a_folder_without_it_and_a_damaged_file_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no provenance.json there; a folder that train wrote has one"):
+        read_provenance(tmp_path)
+    (tmp_path / "provenance.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"provenance.json: damaged \(JSONDecodeError"):
+        read_provenance(tmp_path)
+
+
+def test_it_is_plain_json(tmp_path: Path) -> None:
+    write_provenance(tmp_path, origin(tmp_path))
+    assert json.loads((tmp_path / "provenance.json").read_text())["seeds"] == {"seed": 2}

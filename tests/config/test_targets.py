@@ -1,0 +1,82 @@
+"""Which constructors a configuration may name, and what they may be given."""
+
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from instruct_lit.config.builders import base_of_run
+from instruct_lit.config.data_builders import data_of
+from instruct_lit.config.targets import build
+from instruct_lit.core.bundle import OpenedModel
+from instruct_lit.datasets.demo import DemoSource
+from instruct_lit.errors import ConfigError
+
+
+def node(target: object, **arguments: object) -> object:
+    return OmegaConf.create({"_target_": target, **arguments})
+
+
+def test_a_constructor_gets_its_arguments() -> None:
+    source = build(node("instruct_lit.datasets.demo.DemoSource", n_examples=3), "data.source", seed=1)
+    assert isinstance(source, DemoSource) and (source.n_examples, source.seed) == (3, 1)
+
+
+@pytest.mark.parametrize(
+    ("target", "home"),
+    [
+        ("instruct_lit.datasets.download.os.system", "posix"),
+        ("instruct_lit.core.bundle.shutil.rmtree", "shutil"),
+        ("torch.optim.lr_scheduler.warnings.warn", "_py_warnings|warnings"),
+        ("lightning.pytorch.trainer.trainer.os.system", "posix"),
+    ],
+)
+def test_what_an_allowed_module_has_imported_is_not_allowed(target: str, home: str, tmp_path: Path) -> None:
+    (tmp_path / "mine").touch()
+    with pytest.raises(ConfigError, match=rf"data.source._target_={target}: allowed are .*; this one is of {home}"):
+        build(node(target, command=f"rm {tmp_path / 'mine'}", path=str(tmp_path)), "data.source")
+    assert (tmp_path / "mine").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            node("os.system", command="x"),
+            "k._target_=os.system: allowed are targets of instruct_lit., torch.optim., lightning.",
+        ),
+        (node(None), "k._target_=None: allowed are"),
+        (node("torch.optim.Nothing"), r"k._target_=torch.optim.Nothing: cannot be imported"),
+        (
+            node("torch.optim.SGD", momentun=1),
+            r"k.momentun: torch.optim.SGD has no such argument; did you mean momentum\?\n  allowed: params, lr",
+        ),
+        (
+            node("instruct_lit.datasets.demo.DemoSource", seed="x"),
+            "k.seed=x: instruct_lit.datasets.demo.DemoSource wants int",
+        ),
+        (False, "k=False: a mapping with a _target_ is needed"),
+    ],
+)
+def test_what_cannot_be_built_is_said(given: object, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build(given, "k")
+
+
+def test_a_source_that_a_run_folder_names_is_one_of_the_data() -> None:
+    """`torch.hub.load` runs code out of a folder, and `evaluate run=…` takes the source that the folder names."""
+    source = {"_target_": "torch.hub.load", "repo_or_dir": "evil", "model": "m", "source": "local"}
+    data = {"name": "x", "source": source, "sets": None, "max_length": 9, "columns": None, "split": "book"}
+    config = OmegaConf.create({"data": {**data, "test_path": None, "val_path": None}, "paths": {"cache": "c"}})
+    with pytest.raises(
+        ConfigError, match=r"data.source._target_=torch.hub.load: allowed are targets of instruct_lit.core.data."
+    ):
+        data_of(config, None, None, 64)  # type: ignore[arg-type]
+
+
+def test_the_base_that_a_run_folder_names_brings_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = {"kind": "hf", "path": "evil", "pretrained": True, "trust_remote_code": True}
+    (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create({"model": model})))
+    monkeypatch.setattr("instruct_lit.config.builders.model_of", lambda config: config.model.trust_remote_code)
+    opened = OpenedModel(tmp_path / "bundle", None, None, None, {}, {"kind": "hf"})  # type: ignore[arg-type]
+    assert base_of_run(OmegaConf.create({"paths": {"cache": "c"}}), opened) is False

@@ -1,0 +1,123 @@
+"""Records out of files, and every way in which a file or a record can be wrong."""
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from instruct_lit.core.data.example import Example
+from instruct_lit.core.data.formats import to_example
+from instruct_lit.core.data.records import read_records
+from instruct_lit.errors import DataError
+
+RECORDS = [
+    {"instruction": "Say é.", "input": "", "output": "é", "topic": "letters"},
+    {"instruction": "Two\nlines", "input": 'x, "y"', "output": "🙂"},
+]
+
+
+def examples(path: Path) -> list[Example]:
+    return [to_example(record, place) for place, record in read_records(path)]
+
+
+def as_json(path: Path) -> None:
+    path.write_text(json.dumps(RECORDS, indent=1), encoding="utf-8")
+
+
+def as_jsonl(path: Path) -> None:
+    path.write_text("\n\n".join(json.dumps(r, ensure_ascii=False) for r in RECORDS) + "\n", encoding="utf-8-sig")
+
+
+def as_csv(path: Path) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, ["instruction", "input", "output", "topic"], restval="")
+        writer.writeheader()
+        writer.writerows(RECORDS)
+
+
+def as_parquet(path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    import pyarrow.parquet
+
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(RECORDS), path)
+
+
+@pytest.mark.parametrize("write", [as_json, as_jsonl, as_csv, as_parquet])
+def test_every_format_gives_the_same_examples(tmp_path: Path, write: Callable[[Path], None]) -> None:
+    path = tmp_path / f"records.{write.__name__.removeprefix('as_')}"
+    write(path)
+    one, two = examples(path)
+    assert (one.instruction, one.input, one.output) == ("Say é.", "", "é")
+    assert (two.instruction, two.input, two.output) == ("Two\nlines", 'x, "y"', "🙂")
+    assert one.extra["topic"] == "letters"
+
+
+def test_json_larger_than_the_window_is_read_piece_by_piece(tmp_path: Path) -> None:
+    path = tmp_path / "big.json"
+    path.write_text(json.dumps([{"instruction": f"i{n}", "output": "x" * 3000} for n in range(1500)]))
+    found = examples(path)
+    assert len(found) == 1500 and found[-1].instruction == "i1499"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"instruction": "a"}', "a .json file holds one array of records; one record a line is .jsonl"),
+        ('[{"instruction": "a", "output": "b"}', "record 1: the array ends here without"),
+        ('[{"instruction": "a", "output": ]', "record 0: no valid JSON"),
+        ('[{"instruction": "a", "output": "b"}] x', "something follows the end of the array"),
+        ("", "a .json file holds one array of records"),
+    ],
+)
+def test_broken_json_names_file_and_record(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "records.json"
+    path.write_text(text)
+    with pytest.raises(DataError) as caught:
+        list(read_records(path))
+    assert message in str(caught.value) and str(path) in str(caught.value)
+
+
+def test_a_broken_line_of_jsonl_is_told_by_its_number(tmp_path: Path) -> None:
+    path = tmp_path / "records.jsonl"
+    path.write_text('{"instruction": "a", "output": "b"}\n{oops}\n')
+    found = [record for _, record in read_records(path)]
+    assert isinstance(found[1], DataError) and f"{path}, line 2: no valid JSON" in str(found[1])
+
+
+@pytest.mark.parametrize(
+    ("value", "message"), [("1" * 5000, "Exceeds the limit"), ("[" * 100_000, "maximum recursion depth exceeded")]
+)
+def test_json_that_python_does_not_read_is_told_like_any_other(tmp_path: Path, value: str, message: str) -> None:
+    text = '{"instruction": "a", "output": "b", "x": ' + value + "}"
+    (tmp_path / "r.json").write_text(f"[{text}]")
+    with pytest.raises(DataError, match=rf"r.json, record 0: {message}"):
+        list(read_records(tmp_path / "r.json"))
+    (tmp_path / "r.jsonl").write_text(text)
+    ((_, found),) = read_records(tmp_path / "r.jsonl")
+    assert isinstance(found, DataError) and f"r.jsonl, line 1: {message}" in str(found)
+
+
+def test_a_parquet_file_that_is_damaged_inside_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "r.parquet"
+    as_parquet(path)
+    whole = bytearray(path.read_bytes())
+    whole[4:60] = b"\xff" * 56  # the first column's pages
+    path.write_bytes(whole)
+    with pytest.raises(DataError, match=r"r.parquet, record 0: no valid parquet file"):
+        list(read_records(path))
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"files ending in .json, .jsonl, .csv, .parquet can be read, not .txt"):
+        list(read_records(tmp_path / "a.txt"))
+    with pytest.raises(DataError, match=r"nowhere.json: cannot be read \(No such file"):
+        list(read_records(tmp_path / "nowhere.json"))
+    (tmp_path / "latin.jsonl").write_bytes('{"instruction": "é"}'.encode("latin-1"))
+    with pytest.raises(DataError, match=r"latin.jsonl: not valid UTF-8 .*; convert the file to UTF-8"):
+        list(read_records(tmp_path / "latin.jsonl"))
+    (tmp_path / "no.parquet").write_bytes(b"PAR1")
+    pytest.importorskip("pyarrow")
+    with pytest.raises(DataError, match=r"no.parquet, record 0: no valid parquet file"):
+        list(read_records(tmp_path / "no.parquet"))

@@ -1,0 +1,153 @@
+"""The store on disk, and the data module over it."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from instruct_lit.core.data.datamodule import InstructionData
+from instruct_lit.core.data.encode import Encoder
+from instruct_lit.core.data.example import Example
+from instruct_lit.core.data.sources import FileSource
+from instruct_lit.core.data.store import open_or_build
+from instruct_lit.core.data.template import Template
+from instruct_lit.core.data.tokenizer import GPT2Tokenizer
+from instruct_lit.datasets.demo import DemoSource
+from instruct_lit.errors import ConfigError, DataError
+
+TEMPLATE = Template(
+    "short", "{{ instruction }} {{ input }} = {{ response }}", next_turn=" {{ instruction }} = {{ response }}"
+)
+EXAMPLES = [
+    Example("é\n🙂", "one", "x", {"level": 1}),
+    Example("b", "two " * 30),
+    Example("c", "three", "", {}, "", (("a", "b"),)),
+]
+
+
+def build(folder: Path, tokenizer: GPT2Tokenizer, examples: list[Example] = EXAMPLES, max_length: int = 20):
+    return open_or_build(
+        folder, "key", examples, Encoder(TEMPLATE, tokenizer, max_length), lambda: {"n_bad_records": 0}
+    )
+
+
+def test_examples_and_encodings_come_back(tmp_path: Path, tokenizer: GPT2Tokenizer) -> None:
+    store = build(tmp_path, tokenizer)
+    assert len(store) == 3 and store.lengths.tolist()[1] == 20
+    assert [store.example(i) for i in range(3)] == EXAMPLES
+    expected = [e for _, e in Encoder(TEMPLATE, tokenizer, 20).encode(EXAMPLES)]
+    for i, encoded in enumerate(expected):
+        assert store[i].index == i and store[i].ids.tolist() == encoded.ids.tolist()
+        assert store[i].is_response.tolist() == encoded.is_response.tolist()
+    assert store.counts == {"n_bad_records": 0, "n_encoded": 3, "n_truncated": 1, "n_dropped_long": 0}
+
+
+def test_a_second_start_reads_no_source(tmp_path: Path, tokenizer: GPT2Tokenizer) -> None:
+    build(tmp_path, tokenizer)
+
+    def refuse():
+        raise AssertionError("the source was read again")
+        yield
+
+    assert len(open_or_build(tmp_path, "key", refuse(), Encoder(TEMPLATE, tokenizer, 20), dict)) == 3
+
+
+def test_a_build_that_failed_leaves_nothing(tmp_path: Path, tokenizer: GPT2Tokenizer) -> None:
+    def broken():
+        yield EXAMPLES[0]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        open_or_build(tmp_path, "key", broken(), Encoder(TEMPLATE, tokenizer, 20), dict)
+    assert list((tmp_path / "encoded").iterdir()) == []
+
+
+def test_of_two_builds_at_the_same_time_the_first_one_counts(tmp_path: Path, tokenizer: GPT2Tokenizer) -> None:
+    def slow():
+        yield EXAMPLES[0]
+        build(tmp_path, tokenizer)  # what another process does meanwhile
+
+    assert len(open_or_build(tmp_path, "key", slow(), Encoder(TEMPLATE, tokenizer, 20), dict)) == 3
+    assert [p.name for p in (tmp_path / "encoded").iterdir()] == ["key"]
+    (tmp_path / "encoded" / "key" / "counts.json").unlink()
+    with pytest.raises(DataError, match=r"encoded/key: cannot be written \(.*\); delete what is there"):
+        build(tmp_path, tokenizer)
+
+
+def test_no_example_left_and_an_unwritable_cache_are_said(tmp_path: Path, tokenizer: GPT2Tokenizer) -> None:
+    with pytest.raises(DataError, match="no example is left to train on"):
+        build(tmp_path, tokenizer, max_length=3)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match=r"paths.cache=.*file: cannot be written"):
+        build(tmp_path / "file", tokenizer)
+
+
+def data_module(tmp_path: Path, tokenizer: GPT2Tokenizer, **options) -> InstructionData:
+    defaults = {"max_length": 64, "split": {"train": 40, "val": 10, "test": 11}, "seed": 1, "batch_size": 8}
+    data = InstructionData(DemoSource(61), TEMPLATE, tokenizer, tmp_path, **{**defaults, **options})
+    data.prepare_data()
+    data.setup()
+    return data
+
+
+@pytest.mark.parametrize("grouping", ["none", "length"])
+def test_trap_14_every_loader_yields_its_split_exactly_once(
+    tmp_path: Path, tokenizer: GPT2Tokenizer, grouping: str
+) -> None:
+    data = data_module(tmp_path, tokenizer, grouping=grouping, eval_batch_size=4)
+    for name in ("train", "val", "test"):
+        loader = getattr(data, f"{name}_dataloader")()
+        seen = [i for batch in loader for i in batch.example_ids.tolist()]
+        assert sorted(seen) == getattr(data.split, name).tolist(), name
+
+
+def test_a_split_of_its_own_file(tmp_path: Path, tokenizer: GPT2Tokenizer) -> None:
+    path = tmp_path / "test.json"
+    path.write_text(json.dumps([{"instruction": "i", "output": "o"}]))
+    data = data_module(
+        tmp_path,
+        tokenizer,
+        split={"train": 0.8, "val": 0.2, "test": 0.1},
+        test_source=FileSource(str(path), name="own"),
+    )
+    assert len(data.examples_of("test")[1]) == 1 and len(data.split.test) == 0
+    assert len(data.split.train) + len(data.split.val) == 61
+    store, indices = data.examples_of("test")
+    assert store.example(int(indices[0])).instruction == "i"
+
+
+def test_the_fingerprint_changes_with_what_changes_the_tokens(tmp_path: Path, tokenizer: GPT2Tokenizer) -> None:
+    one = data_module(tmp_path, tokenizer).fingerprint
+    assert data_module(tmp_path, tokenizer).fingerprint == one
+    assert data_module(tmp_path, tokenizer, max_length=63).fingerprint != one
+    assert data_module(tmp_path, tokenizer, on_long="drop").fingerprint != one
+    assert data_module(tmp_path, tokenizer, batch_size=2).fingerprint == one
+
+
+def test_trap_17_duplicates_do_not_straddle_the_split(tmp_path: Path, tokenizer: GPT2Tokenizer) -> None:
+    path = tmp_path / "r.json"
+    records = [{"instruction": f"i{n % 20}", "output": "o"} for n in range(40)]
+    path.write_text(json.dumps(records))
+    data = InstructionData(
+        FileSource(str(path)),
+        TEMPLATE,
+        tokenizer,
+        tmp_path,
+        max_length=64,
+        split={"train": 0.5, "val": 0.25, "test": 0.25},
+    )
+    data.prepare_data()
+    data.setup()
+    assert data.stores["main"].counts["n_duplicates"] == 20
+    parts = [
+        {data.stores["main"].example(int(i)).instruction for i in getattr(data.split, n)}
+        for n in ("train", "val", "test")
+    ]
+    assert not parts[0] & parts[1] | parts[0] & parts[2] | parts[1] & parts[2]
+
+
+def test_rows_that_are_too_short_for_an_example_are_refused(tmp_path: Path, tokenizer: GPT2Tokenizer) -> None:
+    longest = int(data_module(tmp_path, tokenizer).stores["main"].lengths.max())
+    data_module(tmp_path, tokenizer, pad_to=longest - 1)
+    with pytest.raises(ConfigError, match=rf"data.pad_to={longest - 2}: an example has {longest - 1} inputs; raise it"):
+        data_module(tmp_path, tokenizer, pad_to=longest - 2)

@@ -1,0 +1,131 @@
+"""Answers to examples: stops, prompts too long, exact match, files."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from instruct_lit.core.data.example import Example
+from instruct_lit.core.data.template import Template
+from instruct_lit.core.data.tokenizer import GPT2Tokenizer
+from instruct_lit.core.generation.engine import Engine
+from instruct_lit.core.generation.responses import answer, exact_match, read_jsonl, read_responses, write_jsonl
+from instruct_lit.core.generation.sampling import SamplingSettings
+from instruct_lit.core.model.gpt import GPT
+from instruct_lit.errors import DataError
+from instruct_lit.evaluation.answer_cache import AnswerCache
+
+TEMPLATE = Template("short", "{{ instruction }}: {{ response }}")
+
+
+def test_rows_in_the_order_of_the_examples(tiny_model: GPT, tokenizer: GPT2Tokenizer) -> None:
+    examples = [
+        (i, Example(f"word {i}" * n, "x", extra={"level": i}), [1, 2, 3] * n) for i, n in ((7, 1), (3, 40), (5, 2))
+    ]
+    done = []
+    rows = answer(
+        Engine(tiny_model, tokenizer), TEMPLATE, examples, SamplingSettings(max_new_tokens=3), lambda: done.append(1)
+    )
+    assert [row["id"] for row in rows] == [7, 3, 5]
+    assert [row["finish_reason"] for row in rows] == ["length", "prompt_too_long", "length"]
+    assert rows[1]["response"] == "" and rows[0]["response"] and rows[0]["level"] == 7
+    assert len(done) == 3
+
+
+def test_what_the_template_puts_behind_a_response_ends_it(tiny_model: GPT, tokenizer: GPT2Tokenizer) -> None:
+    examples = [(0, Example("a", "b"), [1, 2, 3])]
+    (whole,) = answer(Engine(tiny_model, tokenizer), TEMPLATE, examples, SamplingSettings(max_new_tokens=6))
+    middle = whole["response"][3:6]
+    (cut,) = answer(
+        Engine(tiny_model, tokenizer),
+        Template("suffix", "{{ response }}" + middle),
+        examples,
+        SamplingSettings(max_new_tokens=6),
+    )
+    assert cut["response"] == whole["response"][: whole["response"].index(middle)] and cut["finish_reason"] == "stop"
+
+
+def test_an_interrupted_run_goes_on_where_it_stopped(
+    tiny_model: GPT, tokenizer: GPT2Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    examples = [(i, Example(f"word {i}", "x"), [i + 1, 2, 3]) for i in range(5)]
+    settings = SamplingSettings(max_new_tokens=3, temperature=1.0, seed=4)
+    whole = answer(Engine(tiny_model, tokenizer), TEMPLATE, examples, settings)
+
+    def stop() -> None:
+        if (tmp_path / "kept.jsonl").read_text().count("\n") == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        answer(
+            Engine(tiny_model, tokenizer, max_rows=1),
+            TEMPLATE,
+            examples,
+            settings,
+            stop,
+            AnswerCache(tmp_path / "kept.jsonl"),
+        )
+    done: list[int] = []
+    submitted: list[list[int]] = []
+    submit = Engine.submit
+    monkeypatch.setattr(Engine, "submit", lambda self, ids, s: submitted.append(ids) or submit(self, ids, s))
+    kept = AnswerCache(tmp_path / "kept.jsonl")
+    assert answer(Engine(tiny_model, tokenizer), TEMPLATE, examples, settings, lambda: done.append(1), kept) == whole
+    assert len(done) == 5 and len(submitted) == 3
+    warmer = SamplingSettings(max_new_tokens=3, temperature=2.0, seed=4)
+    answer(Engine(tiny_model, tokenizer), TEMPLATE, examples, warmer, kept=kept)
+    assert len(submitted) == 8  # other settings, other answers
+    rounded = Engine(tiny_model, tokenizer, dtype=torch.bfloat16)
+    answer(rounded, TEMPLATE, examples, warmer, kept=AnswerCache(tmp_path / "kept.jsonl"))
+    answer(rounded, TEMPLATE, examples, warmer, kept=AnswerCache(tmp_path / "kept.jsonl"))
+    assert len(submitted) == 13  # another precision, other answers, and those are kept too
+
+
+def test_an_empty_prompt_starts_from_end_of_text(tiny_model: GPT, tokenizer: GPT2Tokenizer) -> None:
+    (row,) = answer(
+        Engine(tiny_model, tokenizer), TEMPLATE, [(0, Example("", "b"), [])], SamplingSettings(max_new_tokens=2)
+    )
+    (expected,) = Engine(tiny_model, tokenizer).generate([[tokenizer.eot_id]], SamplingSettings(max_new_tokens=2))
+    assert row["response"] == expected.text
+
+
+def test_exact_match_ignores_white_space_at_the_ends_only() -> None:
+    pairs = [("a b", " a b\n"), ("a b", "a  b"), ("A", "a"), ("x", "x")]
+    assert exact_match([{"output": o, "response": r} for o, r in pairs]) == pytest.approx(0.5)
+
+
+def test_what_an_earlier_evaluation_found_is_found_anew(tmp_path: Path) -> None:
+    record = {"instruction": "a", "input": None, "output": "b", "answer": "c", "id": 7, "history": [["x", "y"]]}
+    found = {"scores": {"exact_match": 1}, "leak": "exact", "judge": {"value": 3}}
+    write_jsonl(
+        tmp_path / "r.jsonl", [{**record, **found, "loss": 0.5, "n_response_tokens": 2}, {**record, "loss": "high"}]
+    )
+    plain = {**record, "response": "c"}
+    del plain["answer"]
+    assert read_responses(tmp_path / "r.jsonl", "answer") == [{**plain, "loss": 0.5, "n_response_tokens": 2}, plain]
+    (wanted, _) = read_responses(tmp_path / "r.jsonl", "output")  # the wanted answers as answers
+    assert (wanted["response"], wanted["output"]) == ("b", "b")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"output": None}, "no text in 'output'; found: id, input, instruction, output, response"),
+        ({"input": 5}, "'input' must be text, found 5"),
+        ({"history": "before"}, "'history' is a list of pairs .question, answer., found 'before'"),
+        ({"history": [["a", 1]]}, "'history' is a list of pairs"),
+        ({"note": "\ud800"}, "it has broken characters"),
+    ],
+)
+def test_answers_that_cannot_be_scored_are_named(tmp_path: Path, fields: dict, message: str) -> None:
+    record = {"instruction": "a", "output": "b", "response": "c", **fields}
+    (tmp_path / "r.json").write_text(json.dumps([record]))
+    with pytest.raises(DataError, match=f"r.json, record 0: {message}"):
+        read_responses(tmp_path / "r.json", "response")
+
+
+def test_json_lines_come_back(tmp_path: Path) -> None:
+    rows = [{"response": "é\n🙂\u2028"}, {"response": ""}]
+    write_jsonl(tmp_path / "r.jsonl", rows)
+    assert read_jsonl(tmp_path / "r.jsonl") == rows and read_jsonl(tmp_path / "none.jsonl") == []

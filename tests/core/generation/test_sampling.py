@@ -1,0 +1,133 @@
+"""Probabilities after temperature, top-k and top-p by hand; draws that belong to the request."""
+
+import math
+
+import pytest
+import torch
+
+from instruct_lit.core.generation.sampling import Sampler, SamplingSettings, nucleus
+from instruct_lit.errors import ConfigError
+
+LOGITS = torch.tensor([[0.5, 0.25, 0.15, 0.1]]).log()
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"temperature": 1.0}, [0.5, 0.25, 0.15, 0.1]),
+        ({"temperature": 0.5}, [x / 0.345 for x in (0.25, 0.0625, 0.0225, 0.01)]),
+        ({"temperature": 1.0, "top_k": 2}, [2 / 3, 1 / 3, 0, 0]),
+        ({"temperature": 1.0, "top_k": 99}, [0.5, 0.25, 0.15, 0.1]),
+        ({"temperature": 1.0, "top_p": 0.5}, [1, 0, 0, 0]),
+        ({"temperature": 1.0, "top_p": 0.7}, [2 / 3, 1 / 3, 0, 0]),
+        ({"temperature": 1.0, "top_p": 1.0}, [0.5, 0.25, 0.15, 0.1]),
+        ({"temperature": 1.0, "top_k": 3, "top_p": 0.6}, [2 / 3, 1 / 3, 0, 0]),  # 0.5 / 0.9 is below 0.6
+        ({"temperature": 1.0, "top_k": 3, "top_p": 0.5}, [1, 0, 0, 0]),  # and above 0.5
+    ],
+)
+def test_probabilities_by_hand(settings: dict, expected: list[float]) -> None:
+    torch.testing.assert_close(
+        nucleus(LOGITS, [SamplingSettings(**settings)]), torch.tensor([expected], dtype=torch.float32)
+    )
+
+
+def test_of_equal_tokens_at_the_cut_the_lower_ids_stay() -> None:
+    kept = nucleus(torch.zeros(1, 4), [SamplingSettings(temperature=1.0, top_k=2)])
+    assert kept.tolist() == [[0.5, 0.5, 0, 0]]
+
+
+def test_the_repetition_penalty_by_hand() -> None:
+    logits = torch.tensor([[2.0, 1.9, -1.0]])
+    greedy = SamplingSettings(repetition_penalty=1.2)
+    assert Sampler().choose(logits, [greedy], [0], [[0]]).item() == 1  # 2.0 / 1.2 < 1.9
+    assert Sampler().choose(logits, [SamplingSettings(repetition_penalty=2.0)], [0], [[0]]).item() == 1
+    assert Sampler().choose(logits, [SamplingSettings()], [0], [[]]).item() == 0
+    negative = torch.tensor([[-1.0, -1.1]])
+    assert Sampler().choose(negative, [greedy], [0], [[0]]).item() == 1  # -1.0 · 1.2 < -1.1
+    for small, next_one in ((0.5, 0.45), (-0.5, -0.55)):  # 0.5 / 1.2 < 0.45, -0.5 · 1.2 < -0.55
+        assert Sampler().choose(torch.tensor([[small, next_one]]), [greedy], [0], [[0]]).item() == 1
+
+
+def test_draws_follow_the_probabilities() -> None:
+    sampler, counts = Sampler(), torch.zeros(4)
+    settings = SamplingSettings(temperature=1.0)
+    for key in range(2000):
+        seeded = SamplingSettings(temperature=1.0, seed=key)
+        counts[sampler.choose(LOGITS, [seeded], [key], [()])] += 1
+    torch.testing.assert_close(counts / 2000, LOGITS.exp()[0], rtol=0, atol=0.035)
+    assert settings.seed == 0
+
+
+def test_a_rows_draws_do_not_depend_on_its_neighbours() -> None:
+    settings = [SamplingSettings(temperature=1.0, seed=s) for s in (1, 2)]
+    together, alone = Sampler(), Sampler()
+    pairs = [together.choose(LOGITS.expand(2, -1), settings, [0, 1], [(), ()]).tolist() for _ in range(20)]
+    single = [alone.choose(LOGITS, settings[1:], [7], [()]).item() for _ in range(20)]
+    assert [pair[1] for pair in pairs] == single
+    assert len({pair[0] for pair in pairs}) > 1
+
+
+def test_a_token_without_probability_is_never_drawn() -> None:
+    logits = torch.tensor([[0.0, -math.inf, -math.inf]])
+    sampler = Sampler()
+    assert {sampler.choose(logits, [SamplingSettings(temperature=1.0)], [0], [()]).item() for _ in range(50)} == {0}
+
+
+def test_every_setting_out_of_its_range_is_named() -> None:
+    with pytest.raises(ConfigError) as caught:
+        SamplingSettings(
+            max_new_tokens=-1, temperature=-1, top_k=0, top_p=1.5, repetition_penalty=0, seed=-1, stop=("",)
+        )
+    for name in (
+        "max_new_tokens=-1",
+        "temperature=-1",
+        "top_k=0",
+        "top_p=1.5",
+        "repetition_penalty=0",
+        "seed=-1",
+        "stop=",
+    ):
+        assert f"generation.{name}" in str(caught.value)
+
+
+def test_of_equal_logits_the_first_is_chosen_as_argmax_would() -> None:
+    """Ties are common in half precision."""
+    logits = torch.randn(20, 400, generator=torch.Generator().manual_seed(0)).round().bfloat16()
+    chosen = Sampler().choose(logits, [SamplingSettings()] * 20, list(range(20)), [()] * 20)
+    assert (logits == logits.amax(-1, keepdim=True)).sum() > 40 and torch.equal(chosen, logits.argmax(-1))
+
+
+@pytest.mark.parametrize(
+    ("name", "allowed", "refused"),
+    [
+        ("max_new_tokens", [0], [-1]),
+        ("temperature", [0.0, 1e9], [-0.1, math.inf, math.nan]),
+        ("top_k", [None, 1], [0]),
+        ("top_p", [None, 1e-9, 1.0], [0.0, -0.5, 1.1]),
+        ("repetition_penalty", [1e-9, 1.0], [0.0, math.inf]),
+        ("seed", [0, 2**63 - 1], [-1, 2**63]),
+    ],
+)
+def test_the_ends_of_the_ranges(name: str, allowed: list, refused: list) -> None:
+    for value in allowed:
+        assert getattr(SamplingSettings(**{name: value}), name) == value
+    for value in refused:
+        with pytest.raises(ConfigError, match=f"generation.{name}={value}"):
+            SamplingSettings(**{name: value})
+
+
+def test_the_defaults_are_greedy() -> None:
+    assert SamplingSettings() == SamplingSettings(256, 0.0, None, None, 1.0, 0, ())
+
+
+def test_rows_have_settings_of_their_own() -> None:
+    settings = [SamplingSettings(temperature=1.0, top_k=2), SamplingSettings(temperature=1.0, top_p=0.5)]
+    found = nucleus(LOGITS.expand(2, -1), settings)
+    torch.testing.assert_close(found, torch.tensor([[2 / 3, 1 / 3, 0, 0], [1, 0, 0, 0]]))
+    with pytest.raises(ValueError, match="zip"):
+        Sampler().choose(LOGITS, [SamplingSettings(temperature=1.0)] * 2, [0, 1], [(), ()] + [()])
+
+
+def test_of_many_equal_tokens_too_the_lower_ids_stay() -> None:
+    (kept,) = nucleus(torch.zeros(1, 5000), [SamplingSettings(temperature=1.0, top_k=2500)])
+    assert kept.nonzero().squeeze(1).tolist() == list(range(2500))

@@ -1,0 +1,208 @@
+"""Which checkpoint a run resumes from, and which it refuses."""
+
+import os
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from instruct_lit.core.data.template import Template
+from instruct_lit.core.model.gpt import GPT, GPTConfig
+from instruct_lit.core.training.checkpoints import (
+    LAST,
+    Checkpoint,
+    DurableIO,
+    best_of,
+    check_identity,
+    find_checkpoint,
+    identity_of,
+    previous_of,
+    read_checkpoint,
+)
+from instruct_lit.distributed.fsdp import load_weights
+from instruct_lit.errors import CheckpointError
+
+
+def save(run: Path, **content: object) -> Path:
+    path = run / LAST
+    path.parent.mkdir(parents=True)
+    torch.save({"state_dict": {}, **content}, path)
+    return path
+
+
+def test_a_file_a_run_folder_or_last(tmp_path: Path) -> None:
+    outputs = tmp_path / "outputs" / "train" / "2026-01-01"
+    old, new = save(outputs / "1"), save(outputs / "2")
+    os.utime(old, (1, 1))
+    run = outputs / "3"
+    assert find_checkpoint(str(old), run) == old
+    assert find_checkpoint(str(outputs / "1"), run) == old
+    assert find_checkpoint("last", run) == new
+    own = save(run)
+    os.utime(own, (0, 0))
+    assert find_checkpoint("last", run) == own
+
+
+def test_last_of_a_run_folder_named_by_hand_is_never_that_of_another_run(tmp_path: Path) -> None:
+    save(tmp_path / "runs" / "other")
+    assert find_checkpoint("last", tmp_path / "runs" / "mine", own_only=True) is None
+    mine = save(tmp_path / "runs" / "mine")
+    assert find_checkpoint("last", tmp_path / "runs" / "mine", own_only=True) == mine
+
+
+def resumable(step: int) -> dict:
+    return {"state_dict": {"w": torch.arange(1000.0)}, "optimizer_states": [], "global_step": step}
+
+
+def test_the_checkpoint_before_stays_and_stands_in_for_a_damaged_one(tmp_path: Path) -> None:
+    path = tmp_path / LAST
+    for step in (1, 2, 3):
+        DurableIO().save_checkpoint(resumable(step), path)
+    assert read_checkpoint(path)["global_step"] == 3 and read_checkpoint(previous_of(path))["global_step"] == 2
+    assert sorted(p.name for p in path.parent.iterdir()) == ["last.ckpt", "last.previous.ckpt"]
+    whole = path.read_bytes()
+    for size in (0, 10, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:size])
+        with pytest.warns(
+            UserWarning, match=r"last.ckpt: cannot be read .* going on from the one before it, .* of step 2"
+        ):
+            assert find_checkpoint(str(tmp_path), tmp_path) == previous_of(path)
+    path.unlink()  # between two names
+    with pytest.warns(UserWarning, match="step 2"):
+        assert find_checkpoint("last", tmp_path) == previous_of(path)
+    previous_of(path).write_bytes(b"")
+    path.write_bytes(b"")
+    with pytest.raises(CheckpointError, match="previous.ckpt: cannot be read"):
+        find_checkpoint("last", tmp_path)
+
+
+def test_weights_alone_keep_no_second_copy(tmp_path: Path) -> None:
+    for _ in range(2):
+        DurableIO().save_checkpoint({"state_dict": {}}, tmp_path / "best.ckpt")
+    assert [p.name for p in tmp_path.iterdir()] == ["best.ckpt"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs the device that is always full")
+def test_a_full_disk_leaves_the_last_good_checkpoint_and_says_so(tmp_path: Path) -> None:
+    path = tmp_path / LAST
+    path.parent.mkdir()
+    part = path.with_name(".last.ckpt.part")
+    part.symlink_to("/dev/full")
+    with pytest.raises(
+        CheckpointError, match=r"last.ckpt: cannot be written \(No space left on device\); there is no check"
+    ):
+        DurableIO().save_checkpoint(resumable(1), path)
+    DurableIO().save_checkpoint(resumable(2), path)
+    part.symlink_to("/dev/full")
+    with pytest.raises(
+        CheckpointError, match=r"No space left on device\); the last good one is .*last.ckpt of step 2: free"
+    ):
+        DurableIO().save_checkpoint(resumable(3), path)
+    assert read_checkpoint(path)["global_step"] == 2 and not part.is_symlink()
+
+
+def test_the_best_checkpoint_follows_a_run_that_is_resumed_elsewhere(tmp_path: Path) -> None:
+    old = Checkpoint(tmp_path / "old", filename="best", monitor="val/loss")
+    best = tmp_path / "old" / "best.ckpt"
+    (tmp_path / "old" / "best-1.shards").mkdir(parents=True)
+    save_file({"state_dict/w": torch.ones(2)}, tmp_path / "old" / "best-1.shards" / "a.safetensors")
+    torch.save({"state_dict": {}, "shards": "best-1.shards"}, best)
+    old.best_k_models, old.best_model_path, old.kth_best_model_path = (
+        {str(best): torch.tensor(0.5)},
+        str(best),
+        str(best),
+    )
+    old.best_model_score = torch.tensor(0.5)
+    new = Checkpoint(tmp_path / "new", filename="best", monitor="val/loss")
+    new.load_state_dict(old.state_dict())
+    assert (tmp_path / "new" / "best.ckpt").read_bytes() == best.read_bytes()
+    assert (tmp_path / "new" / "best-1.shards" / "a.safetensors").is_file()
+    assert new.best_model_path == str(tmp_path / "new" / "best.ckpt") and new.best_model_score == 0.5
+    assert new.best_k_models == {new.best_model_path: torch.tensor(0.5)}
+
+
+def test_the_best_weights_are_those_of_this_run(tmp_path: Path) -> None:
+    """In a run folder that is used again there may be the best of another run."""
+    torch.save({"state_dict": {}}, tmp_path / "best.ckpt")
+    best, every = Checkpoint(tmp_path, filename="best", monitor="val/loss"), Checkpoint(tmp_path)
+    trainer = SimpleNamespace(checkpoint_callbacks=[SimpleNamespace(path=tmp_path / "last.ckpt"), every, best])
+    assert best_of(trainer) is None  # type: ignore[arg-type]
+    every.best_model_path = str(tmp_path / "best.ckpt")  # without a monitor that is the last one
+    assert best_of(trainer) is None  # type: ignore[arg-type]
+    best.best_model_path = str(tmp_path / "best.ckpt")
+    assert best_of(trainer) == tmp_path / "best.ckpt"  # type: ignore[arg-type]
+
+
+def test_what_cannot_be_resumed_is_said(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"ckpt_path=last: no checkpoints/last.ckpt in"):
+        find_checkpoint("last", tmp_path / "a" / "b")
+    with pytest.raises(CheckpointError, match=r"no such checkpoint"):
+        find_checkpoint(str(tmp_path), tmp_path)
+    whole = save(tmp_path / "run").read_bytes()
+    cut = tmp_path / "cut.ckpt"
+    cut.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(
+        CheckpointError, match=r"cut.ckpt: cannot be read as a checkpoint, it is cut off or of another kind"
+    ):
+        find_checkpoint(str(cut), tmp_path)
+    torch.save({"weights": 1}, tmp_path / "other.ckpt")
+    with pytest.raises(CheckpointError, match="a checkpoint of Lightning has a state_dict, this file has none"):
+        read_checkpoint(tmp_path / "other.ckpt")
+
+
+def test_nothing_in_a_checkpoint_is_executed(tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self):
+            return os.system, (f"touch {tmp_path / 'executed'}",)
+
+    torch.save({"state_dict": {}, "evil": Evil()}, tmp_path / "evil.ckpt")
+    with pytest.raises(CheckpointError, match="cannot be read as a checkpoint"):
+        read_checkpoint(tmp_path / "evil.ckpt")
+    assert not (tmp_path / "executed").exists()
+
+
+def test_weights_that_do_not_fit_are_listed(tmp_path: Path) -> None:
+    torch.save({"state_dict": {"weight": torch.zeros(3, 2)}}, tmp_path / "w.ckpt")
+    with pytest.raises(
+        CheckpointError, match=r"w.ckpt: does not fit the model[\s\S]*bias[\s\S]*size mismatch for weight"
+    ):
+        load_weights(tmp_path / "w.ckpt", torch.nn.Linear(2, 2))
+
+
+def test_a_checkpoint_of_another_run_is_refused_with_what_differs() -> None:
+    check_identity({"model": "a", "split": "s"}, {"model": "a", "split": "s"})
+    with pytest.raises(CheckpointError) as caught:
+        check_identity({"model": "a", "split": "s"}, {"model": "b", "split": "s", "data": "d"})
+    assert "model: a there, b here" in str(caught.value) and "data: None there, d here" in str(caught.value)
+    assert "split" not in str(caught.value)
+
+
+def test_what_differs_is_named_one_by_one(make_data, base) -> None:
+    """Two processes with batches of 4 may go on where one with 8 stopped; another order of examples may not."""
+
+    def identity(n_processes: int = 1, model: GPT = base, accumulate: int = 1, **options: Any) -> dict[str, str]:
+        data = make_data(**options)
+        data.prepare_data()
+        data.setup()
+        trainer = SimpleNamespace(world_size=n_processes, accumulate_grad_batches=accumulate)
+        return identity_of(model, data, trainer)  # type: ignore[arg-type]
+
+    saved = identity()
+    check_identity(saved, identity(n_processes=2, batch_size=4))
+    other = GPT(GPTConfig(context_length=64, d_model=16, n_layers=1, n_heads=2))
+    for name, changed in {
+        "model": identity(model=other),
+        "data": identity(n_train=25),
+        "template": identity(template=Template("other", "{{ instruction }} {{ input }} = {{ response }}")),
+        "data.max_length": identity(max_length=40),
+        "data.seed": identity(seed=4),
+        "data.mask_prompt": identity(mask_prompt=False),
+        "data.batch_size over all processes": identity(n_processes=2),
+        "batching.grouping": identity(grouping="length"),
+        "trainer.accumulate_grad_batches": identity(accumulate=2),
+    }.items():
+        with pytest.raises(CheckpointError, match=f"{name}: .* there, .* here"):
+            check_identity(saved, changed)

@@ -1,0 +1,171 @@
+"""A run that is ended anywhere and resumed is the run that would have been."""
+
+import json
+import os
+import random
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lightning import Callback, Trainer
+from lightning.pytorch.callbacks import EarlyStopping
+
+from instruct_lit.core.training.callbacks import History
+from instruct_lit.core.training.checkpoints import Checkpoint, DurableIO
+from instruct_lit.core.training.module import InstructionTuner
+from instruct_lit.core.training.resume import LastCheckpoint, random_state, set_random_state
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*Checkpoint directory .* exists.*")
+
+
+class Recorder(Callback):
+    """What a run does: the examples of every batch, and a draw from each random generator beside it."""
+
+    def __init__(self) -> None:
+        self.seen: list[Any] = []
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        draws = (torch.rand(()).item(), np.random.rand(), random.random())
+        rate = trainer.optimizers[0].param_groups[0]["lr"]
+        self.seen.append((trainer.current_epoch, batch_idx, batch.example_ids.tolist(), rate, *draws))
+
+
+class KeepAll(DurableIO):
+    """Keeps a copy of every checkpoint, each with the run folder as it was then, for a kill right after it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.n = folder, 0
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        super().save_checkpoint(checkpoint, path, storage_options)
+        if Path(path).name == "last.ckpt":
+            shutil.copytree(Path(path).parent.parent, self.folder / f"kill-{self.n}")
+            self.n += 1
+
+
+class Run:
+    """One training with everything that has a state."""
+
+    def __init__(self, folder: Path, fit: Callable, make_tuner: Callable, make_data: Callable, **options: Any) -> None:
+        data_options = options.pop("data", {})
+        checkpoints, plugin = folder / "checkpoints", options.pop("plugin", DurableIO())
+        extra = options.pop("callbacks", [])
+        self.history, self.recorder = History(folder / "history.jsonl"), Recorder()
+        self.stopper = EarlyStopping("val/loss", patience=2, min_delta=0.3)
+        self.best = Checkpoint(
+            checkpoints, filename="best", monitor="val/loss", save_weights_only=True, enable_version_counter=False
+        )
+        self.tuner: InstructionTuner = make_tuner()
+        torch.manual_seed(5), np.random.seed(5), random.seed(5)
+        settings = {
+            "max_epochs": 3, "limit_val_batches": 1.0, "val_check_interval": 2, "plugins": [plugin],
+            "enable_checkpointing": True, **options,
+        }  # fmt: skip
+        folder.mkdir(exist_ok=True)
+        callbacks = [self.history, self.recorder, self.stopper, *extra, self.best, LastCheckpoint(str(checkpoints))]
+        try:
+            self.trainer: Trainer = fit(self.tuner, make_data(**data_options), *callbacks, **settings)
+        except SystemExit:
+            self.trainer = self.tuner.trainer
+
+    def outcome(self) -> dict[str, Any]:
+        rows = [json.loads(line) for line in self.history.path.read_text().splitlines()]
+        rows = [{k: v for k, v in row.items() if k != "tokens_per_s"} for row in rows]
+        return {
+            "rows": rows,
+            "patience": (self.stopper.wait_count, float(self.stopper.best_score), self.stopper.stopped_epoch),
+            "best": float(self.best.best_model_score),
+            "best weights": {k: v.sum().item() for k, v in torch.load(self.best.best_model_path)["state_dict"].items()},
+            "weights": {k: v.double().sum().item() for k, v in self.tuner.state_dict().items()},
+            "tokens": self.tuner.tokens_seen,
+            "step": self.trainer.global_step,
+        }
+
+
+CASES = {
+    "padded": {},
+    "packed by budget, accumulated": {
+        "data": {"layout": "packed", "grouping": "best_fit", "shared_prefix": True, "max_tokens": 100},
+        "accumulate_grad_batches": 3, "val_check_interval": 2,
+    },
+    "a validation at the end of some epochs": {"val_check_interval": 1.0, "check_val_every_n_epoch": 2},
+    "ended by steps": {"max_steps": 8, "data": {"grouping": "length", "batch_size": 5}},
+    "workers": {"data": {"n_workers": 1}, "max_epochs": 2},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_from_every_checkpoint_of_a_run(
+    case: str, tmp_path: Path, fit: Callable, make_tuner: Callable, make_data: Callable
+) -> None:
+    """Trap 15. A kill loses what came after a checkpoint; from each of them the same run comes out."""
+    keep = KeepAll(tmp_path)
+    whole = Run(tmp_path / "whole", fit, make_tuner, make_data, plugin=keep, **CASES[case])
+    wanted = whole.outcome()
+    assert keep.n >= 2
+    for n in range(keep.n if case != "workers" else 2):
+        folder = tmp_path / f"kill-{n}"
+        with (folder / "history.jsonl").open("a") as file:
+            file.write('{"step": 99, "train/lo')  # what a kill leaves
+        rest = Run(folder, fit, make_tuner, make_data, ckpt_path=folder / "checkpoints" / "last.ckpt", **CASES[case])
+        found = rest.outcome()
+        for name in ("rows", "patience", "best", "best weights", "weights", "tokens", "step"):
+            assert found[name] == wanted[name], (n, name)
+        n_rest = len(rest.recorder.seen)
+        assert rest.recorder.seen == whole.recorder.seen[len(whole.recorder.seen) - n_rest :], n
+
+
+class Signal(Callback):
+    """Sends this process a signal at some batch."""
+
+    def __init__(self, number: int, at_batch: int, phase: str = "train") -> None:
+        self.number, self.left, self.phase = number, at_batch, phase
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        self._count("train")
+
+    def on_validation_start(self, trainer: Trainer, pl_module: Any) -> None:
+        self._count("val")
+
+    def _count(self, phase: str) -> None:
+        if phase == self.phase:
+            if self.left == 0:
+                os.kill(os.getpid(), self.number)
+            self.left -= 1
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_ends_after_the_step_and_loses_nothing(
+    number: signal.Signals, accumulate: int, tmp_path: Path, fit: Callable, make_tuner: Callable, make_data: Callable
+) -> None:
+    options = {
+        "accumulate_grad_batches": accumulate,
+        "data": {"batch_size": 4},
+        "val_check_interval": 4,
+        "max_epochs": 2,
+    }
+    wanted = Run(tmp_path / "whole", fit, make_tuner, make_data, **options).outcome()
+    before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGUSR1)}
+    for moment in ((1, "train"), (3, "train"), (5, "train"), (1, "val")):
+        folder = tmp_path / f"{moment}"
+        first = Run(folder, fit, make_tuner, make_data, callbacks=[Signal(number, *moment)], **options)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        assert first.trainer.interrupted and first.trainer.global_step <= wanted["step"]
+        assert {n: signal.getsignal(n) for n in before} == before
+        last = folder / "checkpoints" / "last.ckpt"
+        found = Run(folder, fit, make_tuner, make_data, ckpt_path=last, **options).outcome()
+        assert found == wanted, moment
+
+
+def test_random_states_come_back() -> None:
+    state = random_state()
+    first = (torch.rand(3).tolist(), np.random.rand(3).tolist(), [random.random() for _ in range(3)], np.random.randn())
+    set_random_state(state)
+    again = (torch.rand(3).tolist(), np.random.rand(3).tolist(), [random.random() for _ in range(3)], np.random.randn())
+    assert first == again

@@ -1,0 +1,110 @@
+"""Each filter on literal records, their order and their counts."""
+
+from pathlib import Path
+
+import pytest
+
+from instruct_lit.core.data.example import Example
+from instruct_lit.datasets.filters import (
+    FILTERS,
+    Filter,
+    Function,
+    Language,
+    Length,
+    NearDuplicates,
+    Refusals,
+    filtered,
+)
+from instruct_lit.errors import ConfigError, DataError
+
+
+def kept(filter: Filter, *examples: Example) -> list[bool]:
+    filter.start()
+    return [filter.keeps(example) for example in examples]
+
+
+def test_length_counts_words_of_all_turns() -> None:
+    two, talk = Example("one two", "three"), Example("one", "two", "", {}, "system", (("a b c", "d e f"),))
+    assert kept(Length(max_prompt_words=3), two, talk) == [True, False]
+    assert kept(Length(min_response_words=2), two, talk) == [False, True]
+    assert kept(Length(min_prompt_words=2, max_response_words=3), two, talk) == [True, False]
+    assert kept(Length(), two, talk) == [True, True]
+
+
+def test_language_is_told_by_langdetect_and_the_same_every_time() -> None:
+    pytest.importorskip("langdetect")
+    english = Example("Where does the river flow to in the end?", "It flows into the sea.")
+    german = Example("Wohin fließt der Fluss am Ende?", "Er fließt in das Meer.")
+    short, numbers = Example("Danke", "Bitte"), Example("1 2 3 4 5", "6 7 8 9 10")
+    for _ in range(3):
+        assert kept(Language(["en"]), english, german, short, numbers) == [True, False, True, True]
+    assert kept(Language(["de", "en"]), english, german) == [True, True]
+
+
+REFUSED = [
+    "I'm sorry, but I can't help with that.",
+    "I’m sorry, I cannot say.",
+    "As an AI language model, I have no opinion.",
+    "I cannot provide that.",
+    "Unfortunately, I am unable to do it.",
+    "I don't have access to the internet.",
+]
+ANSWERED = ["Sorry is a word.", "He said: I cannot come.", "The AI boom.", "As an aid, use a ladder.", "Yes."]
+
+
+def test_refusals_at_the_beginning_of_any_answer() -> None:
+    assert kept(Refusals(), *(Example("q", text) for text in REFUSED)) == [False] * len(REFUSED)
+    assert kept(Refusals(), *(Example("q", text) for text in ANSWERED)) == [True] * len(ANSWERED)
+    assert kept(Refusals(), Example("q", "Yes.", history=(("a", "I cannot do it."),))) == [False]
+    assert kept(Refusals(patterns=["^no$"]), Example("q", "No"), Example("q", REFUSED[0])) == [False, True]
+
+
+def test_a_near_duplicate_of_an_earlier_example_is_left_out() -> None:
+    pytest.importorskip("datasketch")
+    text = " ".join(f"word{n}" for n in range(60))
+    first, near, far = Example(text, "an answer"), Example(text + "!", "an answer more"), Example(text[::-1], "no")
+    filter = NearDuplicates()
+    for _ in range(2):  # every reading begins anew
+        assert kept(filter, first, near, far, first) == [True, False, True, False]
+
+
+def test_a_function_of_the_user(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text("def keep(record):\n    return record['level'] > 1\n")
+    mine = Function(str(file))
+    assert kept(mine, Example("a", "b", "", {"level": 1}), Example("a", "b", "", {"level": 2})) == [False, True]
+    with pytest.raises(DataError, match=r"data.filters.function: keep of .*mine.py fails on .*KeyError: 'level'"):
+        mine.keeps(Example("a", "b"))
+    before = mine.fingerprint()
+    file.write_text("def keep(record):\n    return True\n")
+    assert Function(str(file)).fingerprint() != before
+    with pytest.raises(ConfigError, match=r"data.filters.function.function=drop: no such function"):
+        Function(str(file), "drop").start()
+    file.write_text("1 / 0")
+    with pytest.raises(ConfigError, match=r"mine.py: ZeroDivisionError"):
+        Function(str(file)).start()
+    with pytest.raises(ConfigError, match=r"path=os.system: no such Python file"):
+        Function("os.system")
+
+
+def test_filters_work_in_their_order_and_each_counts_what_it_left_out() -> None:
+    refused, long = Example("q", "I cannot."), "q " * 9
+    examples = [refused, Example(long, "I cannot."), Example(long, "yes"), Example("q", "yes")]
+    both = filtered(examples, [Length(max_prompt_words=3), Refusals()])
+    assert list(both) == [examples[3]] and both.counts == {"n_filtered_length": 2, "n_filtered_refusals": 1}
+    turned = filtered(examples, [Refusals(), Length(max_prompt_words=3)])
+    assert list(turned) == [examples[3]] and turned.counts == {"n_filtered_refusals": 2, "n_filtered_length": 1}
+    assert list(turned) == [examples[3]] and turned.counts["n_filtered_refusals"] == 2  # counted anew
+
+
+def test_fingerprints_tell_filters_apart() -> None:
+    prints = {f.fingerprint() for f in (Length(), Length(1), Length(0, 1), Refusals(), Refusals(["a"]))}
+    assert len(prints) == 5 and set(FILTERS) == {"length", "language", "near_duplicates", "refusals", "function"}
+
+
+def test_impossible_arguments() -> None:
+    with pytest.raises(ConfigError, match=r"patterns: no valid regular expression"):
+        Refusals(["("])
+    pytest.importorskip("datasketch")
+    with pytest.raises(ConfigError, match=r"threshold=2: a share above 0 and up to 1"):
+        NearDuplicates(2)

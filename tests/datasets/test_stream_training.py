@@ -1,0 +1,52 @@
+"""A streamed training through the Trainer: resumed in the middle of an epoch and at its end, it is the one that would
+have been."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from lightning import Callback
+
+from instruct_lit.core.data.sources import FileSource
+from instruct_lit.core.data.template import Template
+from instruct_lit.core.data.tokenizer import GPT2Tokenizer
+from instruct_lit.datasets.stream_datamodule import StreamedData
+
+TEMPLATE = Template("short", "Do: {{ instruction }}\nAnswer: {{ response }}")
+
+
+class Seen(Callback):
+    def __init__(self) -> None:
+        self.steps: list[tuple[list[int], float]] = []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        self.steps.append((batch.example_ids.tolist(), float(trainer.callback_metrics["train/loss"])))
+
+
+@pytest.mark.parametrize("n_steps", [3, 5, 7])  # an epoch has 5 batches
+def test_trap_15_a_resumed_stream_is_the_run_that_would_have_been(
+    tmp_path: Path, tokenizer: GPT2Tokenizer, make_tuner: Callable, fit: Callable, n_steps: int
+) -> None:
+    for shard in range(3):
+        records = [{"instruction": f"say {shard}{n}", "output": f"{shard} {n}"} for n in range(8)]
+        (tmp_path / f"part-{shard}.jsonl").write_text("\n".join(map(json.dumps, records)))
+
+    def run(max_steps: int, ckpt_path: Path | None = None) -> list[tuple[list[int], float]]:
+        data = StreamedData(
+            FileSource([str(tmp_path / f"part-{shard}.jsonl") for shard in range(3)]), TEMPLATE, tokenizer, tmp_path / "cache",
+            max_length=64, split={"val": 3, "test": 2}, seed=3, batch_size=4, shuffle_buffer=5, keep_together="same_prompt",
+        )  # fmt: skip
+        seen = Seen()
+        trainer = fit(make_tuner(), data, seen, max_steps=max_steps, max_epochs=-1, ckpt_path=ckpt_path,
+                      limit_val_batches=1, val_check_interval=2)  # fmt: skip
+        trainer.save_checkpoint(tmp_path / f"{max_steps}.ckpt")
+        assert data.counts["n_read"] > 0 and "val/loss" in trainer.callback_metrics
+        return seen.steps
+
+    whole, first = run(12), run(n_steps)
+    rest = run(12, tmp_path / f"{n_steps}.ckpt")
+    assert [batch for batch, _ in first + rest] == [batch for batch, _ in whole]
+    assert [loss for _, loss in first + rest] == pytest.approx([loss for _, loss in whole], rel=1e-6)
+    epochs = [sorted(i for batch, _ in whole[n : n + 5] for i in batch) for n in (0, 5)]
+    assert epochs[0] == epochs[1] and len(set(epochs[0])) == 19

@@ -1,0 +1,45 @@
+"""Answers survive a killed process, and a second run computes nothing."""
+
+from pathlib import Path
+
+import pytest
+
+from instruct_lit.core.data.template import Template
+from instruct_lit.core.data.tokenizer import GPT2Tokenizer
+from instruct_lit.core.generation.sampling import SamplingSettings
+from instruct_lit.core.model.gpt import GPT
+from instruct_lit.evaluation.answer_cache import AnswerCache
+from instruct_lit.suites import harness_model
+from instruct_lit.suites.harness_model import EvaluatedModel
+
+TEMPLATE = Template("short", "{{ instruction }}: {{ response }}")
+
+
+def test_a_half_written_line_is_passed_over(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "answers.jsonl"
+    kept = AnswerCache(path)
+    kept.add([(("score", "a", "b"), [-1.5, True]), (("write", "é"), "text")])
+    path.write_text(path.read_text()[:-4], encoding="utf-8")  # killed while writing
+    AnswerCache(path).add([(("c",), 3)])
+    again = AnswerCache(path)
+    assert again.get("score", "a", "b") == [-1.5, True] and again.get("c") == 3
+    assert again.get("write", "é") is None and again.get("score", "b", "a") is None
+
+
+def test_what_is_kept_is_not_computed_again(
+    tmp_path: Path, tiny_model: GPT, tokenizer: GPT2Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs, settings = [([1, 2], [3]), ([1, 2], [4, 5])], [SamplingSettings(max_new_tokens=4)] * 2
+    first = EvaluatedModel(tiny_model, tokenizer, TEMPLATE, AnswerCache(tmp_path / "a"))
+    scores, answers = first.score(["x", "y"], pairs), first.write(["One", "Two"], settings)
+
+    class NoEngine:
+        def __init__(self, *args: object) -> None: ...
+
+        def generate(self, prompts: list, *args: object, **kwargs: object) -> None:
+            assert prompts == []
+
+    monkeypatch.setattr(harness_model, "Engine", NoEngine)
+    monkeypatch.setattr(harness_model, "log_likelihoods", lambda model, pairs, on_scored: [1 / 0 for _ in pairs])
+    second = EvaluatedModel(tiny_model, tokenizer, TEMPLATE, AnswerCache(tmp_path / "a"))
+    assert second.score(["x", "y"], pairs) == scores and second.write(["One", "Two"], settings) == answers

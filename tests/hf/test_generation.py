@@ -1,0 +1,59 @@
+"""The engine on models of transformers: the text of their own `generate`, one by one or together."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from instruct_lit.core.generation.engine import Engine
+from instruct_lit.core.generation.sampling import SamplingSettings
+from instruct_lit.hf.files import load_hf
+from instruct_lit.hf.model import HFModel
+from instruct_lit.hf.tokenizer import HFTokenizer, load_tokenizer
+
+transformers = pytest.importorskip("transformers")
+PROMPTS = [[0, 9, 8, 7], [0, 9, 8, 7, 30, 31, 32, 33, 34, 35], [0, 9, 40], [0, 9, 8, 200]]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(llama_directory: Path) -> HFTokenizer:
+    return load_tokenizer(str(llama_directory))
+
+
+def llama(directory: Path) -> HFModel:
+    return load_hf(str(directory)).eval()
+
+
+def mamba(directory: Path) -> HFModel:
+    torch.manual_seed(3)
+    config = transformers.MambaConfig(vocab_size=300, hidden_size=24, num_hidden_layers=2, initializer_range=0.5)
+    return HFModel(transformers.MambaForCausalLM(config), 64).eval()
+
+
+@pytest.mark.parametrize("make", [llama, mamba])
+def test_trap_12_batched_is_one_by_one_is_transformers(
+    make: Callable[[Path], HFModel], llama_directory: Path, tokenizer: HFTokenizer
+) -> None:
+    model = make(llama_directory)
+    settings = SamplingSettings(max_new_tokens=10)
+    together = [r.ids for r in Engine(model, tokenizer, max_rows=3).generate(PROMPTS, settings)]
+    alone = [Engine(model, tokenizer).generate([prompt], settings)[0].ids for prompt in PROMPTS]
+    theirs = []
+    for prompt in PROMPTS:
+        ids = torch.tensor([prompt])
+        out = model.hf.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=10, do_sample=False, eos_token_id=tokenizer.eot_id,
+            pad_token_id=0,
+        )  # fmt: skip
+        new = out[0, len(prompt) :].tolist()
+        theirs.append(new[: new.index(tokenizer.eot_id)] if tokenizer.eot_id in new else new)
+    assert together == alone == theirs
+    assert len({tuple(ids) for ids in together}) > 1
+
+
+def test_streaming_gives_the_same_text(llama_directory: Path, tokenizer: HFTokenizer) -> None:
+    model = llama(llama_directory)
+    settings = SamplingSettings(max_new_tokens=8)
+    whole = Engine(model, tokenizer).generate([PROMPTS[1]], settings)[0].text
+    assert "".join(Engine(model, tokenizer).stream(PROMPTS[1], settings)) == whole

@@ -1,0 +1,153 @@
+"""Any architecture of transformers: what is exact is used, what is not is refused with its reason."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from instruct_lit.core.model.attention import CausalRows, PackedDocuments
+from instruct_lit.errors import CheckpointError, ConfigError
+from instruct_lit.hf.files import import_transformers, load_hf
+from instruct_lit.hf.model import HFModel
+
+transformers = pytest.importorskip("transformers")
+SIZES = {
+    "vocab_size": 99, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "max_position_embeddings": 64, "initializer_range": 0.2, "pad_token_id": 0,
+}  # fmt: skip
+GROUPED = {**SIZES, "num_key_value_heads": 2}
+OF = {
+    "llama": lambda: transformers.LlamaConfig(**GROUPED),
+    "qwen3": lambda: transformers.Qwen3Config(**GROUPED, head_dim=8),
+    "gemma": lambda: transformers.GemmaConfig(**SIZES, num_key_value_heads=1, head_dim=16),
+    "gemma3": lambda: transformers.Gemma3TextConfig(**GROUPED, head_dim=8, sliding_window=64, query_pre_attn_scalar=5),
+    "pythia": lambda: transformers.GPTNeoXConfig(**SIZES),
+    "gpt2": lambda: transformers.GPT2Config(vocab_size=99, n_embd=32, n_layer=2, n_head=4, n_positions=64),
+    "granite": lambda: transformers.GraniteConfig(**GROUPED, logits_scaling=8.0, attention_multiplier=0.1),
+    "cohere": lambda: transformers.CohereConfig(**GROUPED, logit_scale=0.25),
+    "phi": lambda: transformers.PhiConfig(**SIZES),
+    "mixtral": lambda: transformers.MixtralConfig(**GROUPED, num_local_experts=4),
+}
+
+
+@pytest.fixture(scope="module")
+def make() -> Callable[..., HFModel]:
+    import_transformers()
+
+    def model(config: object, **options: object) -> HFModel:
+        torch.manual_seed(0)
+        hf = transformers.AutoModelForCausalLM.from_config(config)
+        for p in hf.parameters():  # what starts at 0 or 1 would hide a mistake
+            if p.ndim == 1:
+                p.data.add_(torch.randn_like(p), alpha=0.1)
+        return HFModel(hf, **options).eval()  # type: ignore[arg-type]
+
+    return model
+
+
+@pytest.mark.parametrize("name", list(OF))
+def test_packed_documents_behind_a_prefix_have_the_states_they_have_alone(make: Callable, name: str) -> None:
+    model = make(OF[name]())
+    assert model.no_layouts is None
+    random = torch.Generator().manual_seed(5)
+    prefix, *rest = (torch.randint(0, 99, (n,), generator=random) for n in (6, 9, 1, 20))
+    positions = torch.cat([torch.arange(6), *(torch.arange(6, 6 + len(r)) for r in rest)])
+    layout = PackedDocuments([len(r) for r in rest], 6)
+    with torch.no_grad():
+        packed = model.hidden_states(torch.cat([prefix, *rest]), positions, layout)
+        alone = [model.hidden_states(torch.cat([prefix, r])[None])[0] for r in rest]
+        rows = model.hidden_states(torch.cat([prefix, rest[0]])[None], layout=CausalRows())
+    torch.testing.assert_close(packed, torch.cat([alone[0][:6], *(a[6:] for a in alone)]), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(rows[0], alone[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", list(OF))
+def test_states_and_head_give_the_model_its_own_logits(make: Callable, name: str) -> None:
+    model = make(OF[name]())
+    ids = torch.randint(0, 99, (2, 12), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        ours = model.hidden_states(ids) @ model.head_weight.T
+        torch.testing.assert_close(ours, model.hf(ids).logits, rtol=1e-4, atol=1e-5)
+
+
+def test_its_shape_is_read_off_the_model(make: Callable) -> None:
+    model = make(OF["llama"]())
+    shape = model.config
+    assert (shape.architecture, shape.n_vocab, shape.context_length, shape.n_layers) == ("LlamaForCausalLM", 99, 64, 2)
+    assert (shape.n_heads, shape.d_head) == (2, 8)
+    blocks = sum(p.numel() for n, p in model.hf.named_parameters() if ".layers." in n)
+    assert sum(p.numel() for p in model.blocks.parameters()) == blocks
+
+
+def test_a_soft_cap_on_the_logits_is_refused(make: Callable) -> None:
+    with pytest.raises(ConfigError, match="Gemma2ForCausalLM changes its logits behind the head"):
+        make(transformers.Gemma2Config(**GROUPED, head_dim=8))
+
+
+def test_a_window_bounds_the_context_of_the_layouts(make: Callable) -> None:
+    config = transformers.MistralConfig(**GROUPED, sliding_window=16)
+    assert make(config).no_layouts == (
+        "its layers look back over 16 tokens only; within model.context_length=16 the layouts are exact"
+    )
+    assert make(config, context_length=16).no_layouts is None
+
+
+def test_an_architecture_without_attention_takes_rows_only_and_says_why(make: Callable) -> None:
+    model = make(transformers.MambaConfig(vocab_size=99, hidden_size=32, num_hidden_layers=2), context_length=40)
+    assert model.no_layouts is not None and "its code does not take them" in model.no_layouts
+    assert model.hidden_states(torch.zeros(1, 3, dtype=torch.long)).shape == (1, 3, 32)
+    soft = transformers.Gemma2Config(**GROUPED, head_dim=8, final_logit_softcapping=None)
+    assert make(soft).no_layouts == "it soft-caps its attention scores"
+
+
+def test_what_it_is_told_about_lengths_must_fit(make: Callable) -> None:
+    with pytest.raises(ConfigError, match="model.context_length=65: llama reads at most 64"):
+        make(OF["llama"](), context_length=65)
+    with pytest.raises(ConfigError, match="model.context_length=null: mamba has no longest text"):
+        make(transformers.MambaConfig(vocab_size=99, hidden_size=32, num_hidden_layers=1))
+
+
+def test_gradient_checkpointing_changes_no_gradient(make: Callable) -> None:
+    gradients = []
+    for checkpointing in (False, True):
+        model = make(OF["llama"](), activation_checkpointing=checkpointing).train()
+        states = model.hidden_states(torch.arange(10), torch.arange(10) % 5, PackedDocuments([5, 5]))
+        states.square().sum().backward()
+        gradients.append(model.hf.model.layers[0].mlp.up_proj.weight.grad)
+    torch.testing.assert_close(*gradients)
+
+
+def test_opening_a_directory(llama_directory: Path, tmp_path: Path) -> None:
+    model = load_hf(str(llama_directory), dropout=0.25)
+    assert model.hf.config.attention_dropout == 0.25 and model.hf.dtype == torch.float32
+    random = [load_hf(str(llama_directory), pretrained=False, seed=seed).head_weight for seed in (1, 1, 2)]
+    assert torch.equal(random[0], random[1]) and not torch.equal(random[0], random[2])
+    with pytest.raises(CheckpointError, match=r"model.path=.*cannot be opened by transformers"):
+        load_hf(str(tmp_path))
+
+
+def test_foreign_code_runs_only_when_told(llama_directory: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "odd", "auto_map": {"AutoConfig": "odd.Odd"}}')
+    (tmp_path / "odd.py").write_text("raise SystemExit('executed')")
+    with pytest.raises(
+        ConfigError, match="comes with code of its own; if you trust it, add model.trust_remote_code=true"
+    ):
+        load_hf(str(tmp_path))
+
+
+def test_it_is_opened_for_training_with_dropout_and_activations_computed_again(llama_directory: Path) -> None:
+    ids = torch.arange(24)[None]
+
+    def kept(model: HFModel) -> int:
+        sizes: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: (sizes.append(t.numel()), t)[1], lambda t: t):
+            model.hidden_states(ids)
+        return sum(sizes)
+
+    dropping = load_hf(str(llama_directory), dropout=0.5)
+    assert not torch.equal(dropping.hidden_states(ids), dropping.hidden_states(ids))
+    assert torch.equal(dropping.eval().hidden_states(ids), dropping.hidden_states(ids))
+    plain, again = (load_hf(str(llama_directory), activation_checkpointing=on) for on in (False, True))
+    assert kept(again) < kept(plain) / 2
+    assert torch.equal(again.hidden_states(ids), plain.hidden_states(ids))

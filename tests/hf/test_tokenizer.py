@@ -1,0 +1,174 @@
+"""A tokenizer of transformers: users' texts never become special tokens, templates' do."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from instruct_lit.core.data.encode import Encoder, learnt_texts
+from instruct_lit.core.data.example import Example
+from instruct_lit.core.data.template import Template
+from instruct_lit.datasets.profile import mask_is_exact
+from instruct_lit.errors import ConfigError, TemplateError
+from instruct_lit.hf.chat_template import ChatTemplate, with_chat
+from instruct_lit.hf.tokenizer import ESCAPE, HFTokenizer, load_tokenizer, without_markup
+
+pytest.importorskip("transformers")
+TEXTS = ["the cat", " é🙂\n\n\ttabs", "<|end|> inside", "中文</s>", f"{ESCAPE}<|user|>{ESCAPE * 2}", ""]
+PIECES = st.sampled_from(["<|user|>", "<|end|>", "<s>", "</s>", ESCAPE, "<|", "|>", "end", "the cat", "\n", " ", "🙂"])
+USER_TEXT = st.lists(PIECES | st.text(max_size=8), max_size=8).map("".join)
+
+
+@pytest.fixture(scope="module")
+def plain(llama_directory: Path) -> HFTokenizer:
+    return load_tokenizer(str(llama_directory))
+
+
+@pytest.fixture(scope="module")
+def chat(plain: HFTokenizer) -> tuple[HFTokenizer, Template]:
+    return with_chat(plain)
+
+
+def special_ids(tokenizer: HFTokenizer) -> set[int]:
+    return set(tokenizer.hf.added_tokens_decoder)
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_trap_4_without_markup_every_text_is_ordinary(plain: HFTokenizer, text: str) -> None:
+    ids = plain.encode(text)
+    assert plain.decode(ids) == text and not special_ids(plain) & set(ids)
+    assert plain.encode_batch([text, "x"])[0] == ids
+
+
+def test_what_it_puts_before_a_text_stands_before_prompts_only(plain: HFTokenizer, chat) -> None:
+    assert plain.prompt_start == (0,) and chat[0].prompt_start == ()
+    encoder = Encoder(Template("t", "Q: {{ instruction }} A: {{ response }}"), plain, 99)
+    ((_, encoded),) = encoder.encode([Example("the cat", "the dog")])
+    assert encoded.prompt_ids == encoder.prompt_ids(Example("the cat", "")) == [0, *plain.encode("Q: the cat A: ")]
+    assert encoded.ids[encoded.n_prompt :].tolist() == [*plain.encode("the dog"), plain.eot_id]
+
+
+@given(USER_TEXT)
+def test_escaping_comes_back_and_hides_every_special_token(plain: HFTokenizer, text: str) -> None:
+    markup = HFTokenizer(plain.hf, markup=True)
+    escaped = markup.escape(text)
+    assert markup.unescape(escaped) == text
+    ids = markup.encode(escaped)
+    assert not special_ids(markup) & set(ids) and markup.decode(ids) == text
+
+
+def test_bytes_of_tokens_add_up(plain: HFTokenizer) -> None:
+    for text in TEXTS:
+        ids = plain.encode(text)
+        assert plain.n_bytes_of[ids].sum() == len(text.encode())
+        assert b"".join(plain.token_bytes(i) for i in ids) == text.encode()
+    assert plain.n_bytes_of[plain.eot_id] == 0
+
+
+def test_a_fingerprint_changes_with_what_changes_ids(plain: HFTokenizer, chat) -> None:
+    assert plain.fingerprint == HFTokenizer(plain.hf).fingerprint != chat[0].fingerprint
+
+
+def test_a_slow_tokenizer_is_refused() -> None:
+    class Slow:
+        is_fast = False
+
+    with pytest.raises(ConfigError, match="Slow is a slow tokenizer; one with a tokenizer.json is needed"):
+        HFTokenizer(Slow())
+
+
+def test_trap_5_our_prompt_is_what_transformers_renders(chat) -> None:
+    tokenizer, template = chat
+    example = Example("the cat", "the dog", "and")
+    messages = [{"role": "user", "content": "the cat\n\nand"}]
+    hf = tokenizer.hf
+    prompt = hf.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    assert template.prompt(example) == prompt
+    ids = hf.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    assert Encoder(template, tokenizer, 99).prompt_ids(example) == ids
+    whole = hf.apply_chat_template([*messages, {"role": "assistant", "content": "the dog"}], tokenize=False)
+    assert template.full_text(example) + "<|end|>\n" == whole and template.suffix(example) == ""
+    assert tokenizer.eot_id == hf.convert_tokens_to_ids("<|end|>") != hf.eos_token_id
+
+
+@given(USER_TEXT, USER_TEXT)
+def test_the_response_decodes_to_the_output_and_its_end_is_the_only_one(
+    plain: HFTokenizer, asked: str, said: str
+) -> None:
+    tokenizer, template = with_chat(plain)
+    ((_, encoded),) = Encoder(template, tokenizer, 10_000).encode([Example(asked, said)])
+    response = encoded.ids[encoded.is_response]
+    assert response[-1] == tokenizer.eot_id and tokenizer.decode(response[:-1]) == said
+    # <s>, <|user|>, the end of the question, <|assistant|> and the end of the answer
+    assert [i for i in encoded.ids if i in special_ids(tokenizer)] == [0, 2, 5, 3, 5]
+    assert tokenizer.unescape(template.prompt(Example(asked, ""))) == f"<s><|user|>\n{asked}<|end|>\n<|assistant|>\n"
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (None, "template=chat: the model's tokenizer has none"),
+        (
+            "{% for m in messages if m['role'] == 'user' %}{{ m['content'] }}{% endfor %}",
+            "does not show a response once",
+        ),
+        ("{% for m in messages %}{{ m['content'] | upper }}{% endfor %}", "is not shown as it is"),
+        ("{{ raise_exception('no users here') }}", r"refuses the conversation \(no users here\)"),
+    ],
+)
+def test_chat_templates_that_cannot_show_a_response_are_refused(
+    llama_directory: Path, source: str | None, message: str
+) -> None:
+    tokenizer = load_tokenizer(str(llama_directory))
+    tokenizer.hf.chat_template = source
+    with pytest.raises(TemplateError, match=message):
+        ChatTemplate(tokenizer)
+
+
+def test_a_template_that_trims_and_ends_behind_a_space(llama_directory: Path) -> None:
+    tokenizer = load_tokenizer(str(llama_directory))
+    tokenizer.hf.chat_template = "{% for m in messages %}[{{ m['content'] | trim }} {{ eos_token }}]{% endfor %}"
+    tokenizer, template = with_chat(tokenizer)
+    assert template.response(Example("the cat", "  the dog\n")) == "the dog "
+    assert (
+        template.prompt(Example("the cat", "")) == "[the cat </s>][" and tokenizer.eot_id == tokenizer.hf.eos_token_id
+    )
+
+
+TALK = Example("and <|end|>", "the end", "", {}, "be short", (("the cat", "the dog"), ("why", "<|user|> so")))
+
+
+@pytest.mark.parametrize("loss_on", ["all", "last"])
+def test_a_conversation_has_the_ids_of_transformers_and_a_mask_of_the_answers(chat, loss_on: str) -> None:
+    tokenizer, template = chat
+    ((_, encoded),) = Encoder(template, tokenizer, 10_000, "error", loss_on).encode([TALK])  # type: ignore[arg-type]
+    answers = ["the dog", "<|user|> so", "the end"]
+    assert learnt_texts(encoded, tokenizer) == (answers if loss_on == "all" else answers[-1:])
+    assert mask_is_exact(TALK, encoded, template, tokenizer)
+    assert encoded.prompt_ids == Encoder(template, tokenizer, 99).prompt_ids(TALK)
+    assert all(encoded.ids[end - 1] == tokenizer.eot_id for _, end in encoded.spans)
+    safe = Example("and", "the end", "", {}, "be short", (("the cat", "the dog"), ("why", "so")))
+    ((_, encoded),) = Encoder(template, tokenizer, 10_000).encode([safe])
+    messages = [{"role": "system", "content": safe.system}]
+    for user, assistant in (*safe.history, (safe.instruction, safe.output)):
+        messages += [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
+    theirs = tokenizer.hf.apply_chat_template(messages, return_dict=False)
+    assert encoded.ids.tolist() == theirs[: len(encoded.ids)] and tokenizer.decode(theirs[len(encoded.ids) :]) == "\n"
+
+
+def test_a_chat_template_that_does_not_close_earlier_answers_is_refused(llama_directory: Path) -> None:
+    tokenizer = load_tokenizer(str(llama_directory))
+    tokenizer.hf.chat_template = (
+        "{% for m in messages %}[{{ m['content'] }}{% if loop.last %}</s>{% endif %}{% endfor %}"
+    )
+    _, template = with_chat(tokenizer)
+    with pytest.raises(TemplateError, match=r"an earlier answer is not closed by '</s>' but by '\[why\['"):
+        template.turns(TALK)
+
+
+def test_bare_text_is_read_without_markup(plain: HFTokenizer, chat) -> None:
+    tokenizer, _ = chat
+    text = plain.hf.eos_token + " is text"
+    assert special_ids(tokenizer) & set(tokenizer.encode(text))
+    assert without_markup(tokenizer).encode(text) == plain.encode(text) and without_markup(plain) is plain

@@ -1,0 +1,110 @@
+"""OpenAI's interface on this machine: answers equal the engine's, many at once, errors as OpenAI sends them."""
+
+import json
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from instruct_lit.core.generation.engine import Engine
+from instruct_lit.core.generation.sampling import SamplingSettings
+from instruct_lit.evaluation.answer_cache import AnswerCache
+from instruct_lit.suites.endpoint import NAME, Endpoint
+from instruct_lit.suites.harness_model import EvaluatedModel
+
+
+def post(url: str, body: Any) -> dict[str, Any]:
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    with urllib.request.urlopen(urllib.request.Request(url, data), timeout=30) as answer:
+        return json.load(answer)
+
+
+@pytest.fixture
+def endpoint(subject: EvaluatedModel) -> Iterator[Endpoint]:
+    with Endpoint(subject) as endpoint:
+        yield endpoint
+
+
+def expected(subject: EvaluatedModel, prompt: str, n: int) -> str:
+    (request,) = Engine(subject.model, subject.tokenizer).generate(
+        [subject.tokenizer.encode(prompt)], SamplingSettings(max_new_tokens=n)
+    )
+    return request.text
+
+
+def test_chat_is_one_instruction_in_the_template(endpoint: Endpoint, subject: EvaluatedModel) -> None:
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": [{"type": "text", "text": "Why?"}]},
+    ]
+    answer = post(f"{endpoint.url}/chat/completions", {"messages": messages, "max_tokens": 5})
+    prompt = "### Instruction:\nBe brief.\n\nWhy?\n\n### Response:\n"
+    assert answer["choices"][0]["message"] == {"role": "assistant", "content": expected(subject, prompt, 5)}
+    assert answer["usage"]["completion_tokens"] == 5 and answer["choices"][0]["finish_reason"] == "length"
+    assert answer["model"] == NAME
+
+
+def test_completions_are_the_bare_text_one_for_each_prompt(endpoint: Endpoint, subject: EvaluatedModel) -> None:
+    body = {"prompt": ["One two", "Three"], "n": 2, "max_tokens": 3, "stop": None, "temperature": 0}
+    texts = [choice["text"] for choice in post(f"{endpoint.url}/completions", body)["choices"]]
+    one, three = expected(subject, "One two", 3), expected(subject, "Three", 3)
+    assert texts == [one, one, three, three]
+
+
+def test_many_at_once(endpoint: Endpoint, subject: EvaluatedModel) -> None:
+    found: dict[int, str] = {}
+
+    def ask(i: int) -> None:
+        found[i] = post(f"{endpoint.url}/completions", {"prompt": f"Number {i}", "max_tokens": 6})["choices"][0]["text"]
+
+    threads = [threading.Thread(target=ask, args=(i,)) for i in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == {i: expected(subject, f"Number {i}", 6) for i in range(20)}
+
+
+def test_a_prompt_longer_than_the_context_is_cut(endpoint: Endpoint, subject: EvaluatedModel) -> None:
+    answer = post(f"{endpoint.url}/completions", {"prompt": "word " * 2000, "max_tokens": 4})
+    assert answer["usage"]["prompt_tokens"] == 508 and subject.n_cut == 1
+
+
+def test_models_and_errors(endpoint: Endpoint) -> None:
+    with urllib.request.urlopen(f"{endpoint.url}/models", timeout=30) as answer:
+        assert [model["id"] for model in json.load(answer)["data"]] == [NAME]
+    for path, body, status, message in (
+        ("completions", b"{", 400, "JSONDecodeError"),
+        ("completions", {"max_tokens": 3}, 400, "KeyError: 'prompt'"),
+        ("completions", {"prompt": "a", "temperature": -1}, 400, "generation.temperature=-1.0"),
+        ("completions", [], 400, "TypeError"),
+        ("chat/completions", {"messages": ["Why?"]}, 400, "AttributeError"),
+        ("completions", {"prompt": "a", "max_tokens": 1e999}, 400, "OverflowError"),
+        ("embeddings", {"prompt": "a"}, 404, "no such place: /v1/embeddings"),
+    ):
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            post(f"{endpoint.url}/{path}", body)
+        assert caught.value.code == status and message in json.load(caught.value)["error"]["message"]
+
+
+def test_a_failing_model_fails_every_request(subject: EvaluatedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Engine, "step", lambda self: 1 / 0)
+    with Endpoint(subject) as endpoint:
+        for _ in range(2):
+            with pytest.raises(urllib.error.HTTPError) as caught:
+                post(f"{endpoint.url}/completions", {"prompt": "a"})
+            assert "the model fails: ZeroDivisionError" in json.load(caught.value)["error"]["message"]
+
+
+def test_answers_are_kept(subject: EvaluatedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    body, subject.kept = {"prompt": "Once", "max_tokens": 4}, AnswerCache(tmp_path / "kept.jsonl")
+    with Endpoint(subject) as endpoint:
+        first = post(f"{endpoint.url}/completions", body)["choices"]
+    monkeypatch.setattr(Engine, "submit", lambda *args: 1 / 0)
+    subject.kept = AnswerCache(tmp_path / "kept.jsonl")
+    with Endpoint(subject) as endpoint:
+        assert post(f"{endpoint.url}/completions", body)["choices"] == first

@@ -1,0 +1,103 @@
+"""Items of packages out of the files they leave, and figures without the leaked ones."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from instruct_lit.evaluation.leaks import Leak
+from instruct_lit.suites.leaks import figure_without, leaks_of_items, mean_without, print_leaks
+from instruct_lit.suites.package_items import items_of
+from instruct_lit.suites.suite import Figure
+
+
+def figure(metric: str, value: float = 0.5) -> Figure:
+    return Figure(metric, value, None, 2)
+
+
+def test_verdicts_of_alpaca_eval(tmp_path: Path) -> None:
+    rows = [
+        {"instruction": "one", "preference": 2.0},
+        {"instruction": "two", "preference": 1.0},
+        {"instruction": "three", "preference": None},
+    ]
+    (tmp_path / "annotations.json").write_text(json.dumps(rows))
+    found = items_of("alpaca_eval", tmp_path, {"alpaca_eval": figure("win_rate")})
+    assert found == {"alpaca_eval": [("one", 1.0), ("two", 0.0), ("three", 0.5)]}
+
+
+def test_samples_of_openai_evals(tmp_path: Path) -> None:
+    events = [
+        {"spec": {}},
+        {"sample_id": "a.0", "type": "sampling", "data": {"prompt": "User: one", "sampled": ["x"]}},
+        {"sample_id": "a.0", "type": "match", "data": {"correct": True}},
+        {"sample_id": "a.1", "type": "sampling", "data": {"prompt": "User: two", "sampled": ["x"]}},
+        {"sample_id": "a.1", "type": "metrics", "data": {"choice": "C"}},
+        {"sample_id": "a.1", "type": "sampling", "data": {"prompt": "the judge's prompt", "sampled": ["x"]}},
+    ]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, events)) + "\n")
+    assert items_of("openai_evals", tmp_path, {"a": figure("accuracy")}) == {
+        "a": [("User: one", 1.0), ("User: two", None)]
+    }
+
+
+def test_test_instances_of_helm(tmp_path: Path) -> None:
+    folder = (
+        tmp_path
+        / "benchmark_output"
+        / "runs"
+        / "mine"
+        / "mmlu:subject=anatomy,method=multiple_choice_joint,model=local_x"
+    )
+    folder.mkdir(parents=True)
+    states = [{"instance": {"id": f"id{n}", "input": {"text": f"question {n}"}}} for n in range(3)]
+    stats = [
+        {"instance_id": f"id{n}", "stats": [{"name": {"name": name, "split": split}, "mean": value}]}
+        for n, name, split, value in (
+            (0, "exact_match", "valid", 1.0),
+            (1, "exact_match", "test", 1.0),
+            (2, "exact_match", "test", 0.0),
+        )
+    ]
+    stats.append(
+        {
+            "instance_id": "id1",
+            "perturbation": {"name": "typos"},
+            "stats": [{"name": {"name": "exact_match", "split": "test"}, "mean": 0.0}],
+        }
+    )
+    (folder / "scenario_state.json").write_text(json.dumps({"request_states": states}))
+    (folder / "per_instance_stats.json").write_text(json.dumps(stats))
+    found = items_of("helm", tmp_path, {"mmlu:subject=anatomy": figure("exact_match")})
+    assert found == {"mmlu:subject=anatomy": [("question 1", 1.0), ("question 2", 0.0)]}
+
+
+def test_the_figure_without_leaked_items(capsys: pytest.CaptureFixture[str]) -> None:
+    items = {
+        "a": [("Name the capital of France.", 1.0), ("Add one and two.", 0.0), ("Spell cat.", 0.5)],
+        "b": [("Add one and two.", None)],
+    }
+    leaks = leaks_of_items(["Say it.", "name the capital of France", "Add one and two"], items, near=False)
+    assert {name: {n: (leak.train, leak.kind) for n, leak in found.items()} for name, found in leaks.items()} == {
+        "a": {0: (1, "exact"), 1: (2, "exact")}, "b": {0: (2, "exact")},
+    }  # fmt: skip
+    told = mean_without(items["a"], leaks["a"])
+    assert told["n"] == 2 and told["value_without"] == 0.5 and [leak["item"] for leak in told["items"]] == [0, 1]
+    assert mean_without(items["b"], leaks["b"])["value_without"] is None  # none is left
+    assert mean_without([("x", None), ("y", 1.0)], {})["value_without"] is None  # not every value is known
+    print_leaks("run", leaks)
+    assert "2 items of a were in the training data of run (exact 2)" in capsys.readouterr().out
+    print_leaks("run", {})
+    assert "no item was in the training data of run" in capsys.readouterr().out
+    print_leaks("run", None)
+    assert capsys.readouterr().out == ""
+
+
+def test_a_task_s_own_aggregation_is_used() -> None:
+    class Best:
+        def aggregation(self) -> dict:
+            return {"acc": max}
+
+    samples = [{"doc_id": n, "filter": f, "acc": v} for f in ("none", "strict") for n, v in enumerate((3.0, 2.0, 1.0))]
+    told = figure_without(Best(), samples, "acc", {0: Leak(9, 4, "near", 0.9)})  # type: ignore[arg-type]
+    assert told == {"n": 1, "value_without": 2.0, "items": [{"item": 0, "train": 4, "kind": "near", "similarity": 0.9}]}

@@ -1,0 +1,46 @@
+"""Means with their errors, the file and the table."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from instruct_lit.suites.results import FILE, print_table, write_reports
+from instruct_lit.suites.suite import Figure, Report, mean_of
+
+TASKS = {"a": Figure("acc", 0.5, 0.1, 30, 0.25, 5), "b": Figure("acc", 0.7, 0.2, 10, 0.5, 5)}
+
+
+def test_the_mean_over_items_weighs_tasks_by_their_size() -> None:
+    score = mean_of(list(TASKS.values()), "items")
+    assert (score.metric, score.n, score.n_shot) == ("acc", 40, 5)
+    assert score.value == pytest.approx(0.55) and score.chance == pytest.approx(0.3125)
+    assert score.stderr == pytest.approx((0.075**2 + 0.05**2) ** 0.5)
+
+
+def test_the_mean_over_tasks_weighs_them_alike_and_unknown_parts_stay_unknown() -> None:
+    score = mean_of([TASKS["a"], Figure("f1", 0.7, None, 10)], "tasks")
+    assert score.metric == "mean" and score.value == pytest.approx(0.6)
+    assert score.stderr is None and score.chance is None and score.n_shot is None
+
+
+def test_the_file_has_every_figure_and_the_table_every_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    reports = [
+        Report("runs/x", label, template, mean_of(list(TASKS.values()), "items"), {}, TASKS, {"n_prompts_cut": 3})
+        for label, template in (("x", "on"), ("x", "off"), ("x before", "off"))
+    ]
+    write_reports(tmp_path / FILE, "mmlu", reports, limit=4)
+    written = json.loads((tmp_path / FILE).read_text())
+    assert written["suite"] == "mmlu" and written["limit"] == 4 and "torch" in written["versions"]
+    assert [run["template"] for run in written["runs"]] == ["on", "off", "off"]
+    assert written["runs"][0]["tasks"]["b"] == {
+        "metric": "acc", "value": 0.7, "stderr": 0.2, "n": 10, "chance": 0.5, "n_shot": 5, "version": None, "others": {}
+    }  # fmt: skip
+    print_table("mmlu", reports, {"wnli": "no such folder"})
+    shown = capsys.readouterr().out
+    assert "x before, template off" in shown and "0.700 ± 0.200" in shown and "guessing" in shown
+    assert "not run, since their data are not there: wnli" in shown
+    assert "x, template on: 3 prompts were longer than the context and cut from the left" in shown

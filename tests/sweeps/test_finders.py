@@ -1,0 +1,130 @@
+"""Finders: the suggested rate, the largest that fits, and both in real runs."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from lightning import Trainer
+
+from instruct_lit.errors import ConfigError, TrainingError
+from instruct_lit.sweeps import finders
+from instruct_lit.sweeps.finders import LargestBatch, LearningRateRange, largest, suggested, unbiased
+
+
+@pytest.fixture
+def trainer(tmp_path: Path) -> Trainer:
+    return Trainer(
+        accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False, max_epochs=-1,
+        max_steps=40, enable_model_summary=False, num_sanity_val_steps=0, use_distributed_sampler=False,
+        check_val_every_n_epoch=1000, default_root_dir=tmp_path,
+    )  # fmt: skip
+
+
+def test_the_suggestion_is_a_tenth_of_the_rate_at_the_lowest_loss() -> None:
+    rates = np.logspace(-6, 0, 61)
+    losses = (np.log10(rates) + 2) ** 2  # lowest at 1e-2
+    losses[-1] = np.nan
+    assert suggested(rates.tolist(), losses.tolist()) == pytest.approx(1e-3)
+
+
+def test_a_loss_that_never_falls_has_no_suggestion() -> None:
+    with pytest.raises(TrainingError, match=r"the loss falls nowhere; give a lower finder\.min_lr"):
+        suggested(np.logspace(-6, 0, 30).tolist(), list(range(30)))
+
+
+def test_a_range_finds_a_rate_puts_the_weights_back_and_leaves_a_picture(
+    make_tuner: Callable, make_data: Callable, trainer: Trainer, tmp_path: Path
+) -> None:
+    tuner = make_tuner(make_optimizer=lambda model: torch.optim.AdamW(model.parameters()))
+    before = tuner.model.wte.weight.detach().clone()
+    found = LearningRateRange(1e-5, 30.0, 40)(trainer, tuner, make_data(), tmp_path)
+    kept = json.loads((tmp_path / "lr_range.json").read_text())
+    assert kept["suggestion"] == found and 1e-4 < found < 1
+    assert len(kept["lr"]) == len(kept["loss"]) > 20
+    assert (tmp_path / "lr_range.png").stat().st_size > 5000
+    assert torch.equal(tuner.model.wte.weight, before)
+
+
+@pytest.mark.parametrize("arguments", [(0.0, 1.0, 50), (1.0, 0.1, 50), (1e-5, 1.0, 5)])
+def test_an_impossible_range_is_refused(arguments: tuple[float, float, int]) -> None:
+    with pytest.raises(ConfigError, match="rates are 0 < min_lr < max_lr, and 20 steps are the fewest"):
+        LearningRateRange(*arguments)
+
+
+@pytest.mark.parametrize(("limit", "most", "wanted"), [(7, 100, (7, 8)), (100, 64, (64, None)), (0, 8, (0, 1))])
+def test_the_search_ends_at_the_limit(limit: int, most: int, wanted: tuple[int, int | None]) -> None:
+    assert largest(lambda n: n <= limit, most) == wanted
+
+
+def test_the_search_is_within_six_percent() -> None:
+    size, refused = largest(lambda n: n <= 1000, 4096)
+    assert refused is not None and 940 < size <= 1000 < refused <= 1062
+
+
+def test_the_largest_batch_is_tried_with_the_longest_examples(
+    make_tuner: Callable, make_data: Callable, trainer: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = make_data(n_train=30)
+    data.setup()
+    tried: list[int] = []
+
+    def step(model: object, optimizer: object, batch: object, bf16: bool) -> float:
+        tried.append(batch.n_tokens)  # type: ignore[attr-defined]
+        if len(batch.example_ids) > 11:  # type: ignore[attr-defined]
+            raise RuntimeError(
+                "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
+            )
+        return 0.0
+
+    monkeypatch.setattr(finders, "train_step", step)
+    assert LargestBatch()(trainer, make_tuner(), data, tmp_path) == 11
+    found = json.loads((tmp_path / "batch_size.json").read_text())
+    assert (found["batch_size"], found["refused"], found["step_s"]) == (11, 12, 0.0)
+    store, indices = data.examples_of("train")
+    assert tried[0] == max(store.lengths[indices]) - 1
+
+
+def test_all_that_there_are_may_fit_and_a_budget_is_refused(
+    make_tuner: Callable, make_data: Callable, trainer: Trainer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = make_data(n_train=6)
+    data.setup()
+    assert LargestBatch()(trainer, make_tuner(), data, tmp_path) == 6
+    assert "the largest that was tried (the longest 6 of the data): data.batch_size=6" in capsys.readouterr().out
+    data.max_tokens = 500
+    with pytest.raises(ConfigError, match=r"batching\.max_tokens bounds the batches"):
+        LargestBatch()(trainer, make_tuner(), data, tmp_path)
+
+
+def test_slow_steps_end_the_search_with_an_estimate(
+    make_tuner: Callable, make_data: Callable, trainer: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    data = make_data(n_train=30)
+    data.setup()
+    monkeypatch.setattr(finders, "train_step", lambda model, optimizer, batch, bf16: float(len(batch.example_ids)))
+    monkeypatch.setattr(finders, "free_memory", lambda device: 10**9)
+    assert LargestBatch(max_step_s=10)(trainer, make_tuner(), data, tmp_path) == 8
+    by_memory = json.loads((tmp_path / "batch_size.json").read_text())["by_memory"]
+    assert 100 < by_memory < 10**5
+    out = capsys.readouterr().out
+    assert "1.0 GB of memory are free" in out
+    assert (
+        "data.batch_size=8; a step with twice of it takes about 16 s, longer than finder.max_step_s=10; what is" in out
+    )
+    assert f"what is free would hold about {by_memory:,}" in out
+
+
+def test_smoothed_losses_are_means() -> None:
+    from lightning.pytorch.tuner.lr_finder import _LRCallback
+
+    average, shown = 0.0, []
+    beta = _LRCallback(1).beta
+    for step in range(1, 5):  # as the tuner does, which has counted the step before it divides
+        average = beta * average + (1 - beta) * 3.0
+        shown.append(average / (1 - beta ** (step + 1)))
+    assert shown[0] < 1.6
+    assert unbiased(shown, beta) == pytest.approx([3.0] * 4)
