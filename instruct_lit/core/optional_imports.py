@@ -1,17 +1,42 @@
-"""Libraries of the extras, imported where they are used."""
+"""Libraries of the extras in `pyproject.toml`: the one way to import them, and to find out whether they are installed."""
 
 from __future__ import annotations
 
 import importlib
+import importlib.util
+import sys
 from typing import Any
 
 from instruct_lit.errors import ConfigError
 
+PACKAGES = {"sklearn": "scikit-learn"}  # where pip's name is not the module's with hyphens
+
 
 def load(module: str, what: str, extra: str) -> Any:
-    """Import a module; ConfigError says that `what` needs it and which extra brings it."""
+    """Import a module of an extra.
+
+    Raises: ConfigError, which names what needs it and the extra to install, where it is missing.
+    """
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        package = module.split(".")[0].replace("_", "-").replace("sklearn", "scikit-learn")
-        raise ConfigError(f"{what}: needs {package}; pip install 'instruct-lit[{extra}]'") from error
+        raise ConfigError(message(module, what, extra)) from error
+
+
+def need(module: str, what: str, extra: str) -> None:
+    """Raise the ConfigError of `load` where a module is missing, without importing it."""
+    if not installed(module):
+        raise ConfigError(message(module, what, extra))
+
+
+def installed(module: str) -> bool:
+    """Whether a top-level module can be imported."""
+    if module in sys.modules:
+        return sys.modules[module] is not None
+    return importlib.util.find_spec(module) is not None
+
+
+def message(module: str, what: str, extra: str) -> str:
+    """What a user is told: `what: needs package; pip install 'instruct-lit[extra]'`."""
+    name = module.partition(".")[0]
+    return f"{what}: needs {PACKAGES.get(name, name.replace('_', '-'))}; pip install 'instruct-lit[{extra}]'"

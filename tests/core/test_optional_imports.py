@@ -1,0 +1,24 @@
+"""The one way to import what an extra brings."""
+
+import math
+import sys
+
+import pytest
+
+from instruct_lit.core.optional_imports import installed, load, message, need
+from instruct_lit.errors import ConfigError
+
+
+def test_a_module_that_is_installed_is_imported() -> None:
+    assert load("math", "x", "extra") is math
+    assert installed("math")
+    need("math", "x", "extra")
+
+
+@pytest.mark.parametrize("ask", [load, need])
+def test_a_missing_one_is_refused_with_the_extra(ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    assert not installed("sklearn")
+    with pytest.raises(ConfigError, match=r"^judge=openai: needs scikit-learn; pip install 'instruct-lit\[judge\]'$"):
+        ask("sklearn", "judge=openai", "judge")
+    assert message("lm_eval.models", "suite=mmlu", "benchmark").startswith("suite=mmlu: needs lm-eval;")
