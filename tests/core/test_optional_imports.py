@@ -2,6 +2,7 @@
 
 import math
 import sys
+from typing import Any
 
 import pytest
 
@@ -16,7 +17,7 @@ def test_a_module_that_is_installed_is_imported() -> None:
 
 
 @pytest.mark.parametrize("ask", [load, need])
-def test_a_missing_one_is_refused_with_the_extra(ask, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_one_is_refused_with_the_extra(ask: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sklearn", None)
     assert not installed("sklearn")
     with pytest.raises(ConfigError, match=r"^judge=openai: needs scikit-learn; pip install 'instruct-lit\[judge\]'$"):
