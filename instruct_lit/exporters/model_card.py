@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 from instruct_lit.core.data.example import Example
 from instruct_lit.core.data.template import Template
+from instruct_lit.core.jinja_environments import text_environment
 from instruct_lit.evaluation.metrics import WITHOUT_EXTRA, score
 
 _SHOWN = ("test/loss", "val/loss", "test/perplexity", "test/exact_match", "base/test/loss", "base/test/exact_match")
+_NO_DATA = {"name": None, "fingerprint": None, "licence": None}
 
 
 def write_card(
@@ -31,22 +31,24 @@ def write_card(
     intervals; both may be empty, and what is not known is said to be so. `library` is what opens the model, as the hub
     calls it.
     """
-    # What is not known is empty; Markdown is not escaped as HTML is.
-    environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True)  # nosec B701
     source = Path(__file__).with_name("card.md.jinja").read_text(encoding="utf-8")
     metrics = about.get("metrics", {})
     scores = score(rows, list(WITHOUT_EXTRA)) if rows else {}
-    text = environment.from_string(source).render(
-        name=name,
-        library=library,
-        data=about.get("data", {}),
-        command=about.get("command"),
-        version=about.get("version"),
-        template=template.name,
-        prompt=template.full_text(Example("{instruction}", "{response}")),
-        metrics={key: metrics[key] for key in _SHOWN if key in metrics},
-        scores=scores,
-        context_length=context_length,
-        n_parameters=f"{n_parameters / 1e6:,.1f}",
+    text = (
+        text_environment()
+        .from_string(source)
+        .render(
+            name=name,
+            library=library,
+            data={**_NO_DATA, **about.get("data", {})},
+            command=about.get("command"),
+            version=about.get("version"),
+            template=template.name,
+            prompt=template.full_text(Example("{instruction}", "{response}")),
+            metrics={key: metrics[key] for key in _SHOWN if key in metrics},
+            scores=scores,
+            context_length=context_length,
+            n_parameters=f"{n_parameters / 1e6:,.1f}",
+        )
     )
     path.write_text(text.rstrip() + "\n", encoding="utf-8")

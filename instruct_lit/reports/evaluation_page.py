@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from instruct_lit.core.jinja_environments import html_environment
 from instruct_lit.core.terminal import harmless
 from instruct_lit.evaluation.categories import lines
 from instruct_lit.evaluation.metrics import HIGHER_IS_BETTER, Row
@@ -136,11 +137,7 @@ def write_comparison(path: Path, comparison: Mapping[str, Any], rows: Sequence[R
 
 
 def _write(path: Path, template: str, **values: Any) -> None:
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
+    environment = html_environment(Path(__file__).parent)
     path.write_text(environment.get_template(template).render(**values), encoding="utf-8")
 
 

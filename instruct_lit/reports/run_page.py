@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from instruct_lit.core.generation.responses import read_jsonl
+from instruct_lit.core.jinja_environments import html_environment
 from instruct_lit.evaluation.metrics import WITHOUT_EXTRA, Interval, exact, score, token_f1
 
 BLUE, ORANGE, GRAY = "#0072B2", "#D55E00", "#777777"  # told apart by colour-blind eyes
@@ -70,11 +71,7 @@ def write_report(run_dir: Path, differences: Sequence[tuple[str, Any, Any]], ove
     """Write `report.html`, one page without outside resources, from what lies in the run folder."""
     import base64
 
-    import jinja2
-
-    template = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    ).get_template("run.html.jinja")
+    template = html_environment(Path(__file__).parent).get_template("run.html.jinja")
     rows = read_jsonl(run_dir / "responses.jsonl")
     for row in rows:
         row["right"], row["token_f1"] = bool(exact(row)), token_f1(row)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from instruct_lit.core.jinja_environments import html_environment
 from instruct_lit.errors import ConfigError
 from instruct_lit.reports.sweep_charts import colours, curves, parallel_coordinates
 from instruct_lit.sweeps.importance import all_numbers, importances
@@ -22,11 +23,7 @@ def write_page(folder: Path, trials: Sequence[Trial], metric: str, maximize: boo
 
     `trials` come sorted, the best first. The answers of the `n_best` best stand side by side.
     """
-    import jinja2
-
-    template = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    ).get_template("sweep.html.jinja")
+    template = html_environment(Path(__file__).parent).get_template("sweep.html.jinja")
     try:
         shares, missing = importances(trials), None
     except ConfigError as error:

@@ -16,15 +16,12 @@ from pathlib import Path
 
 import jinja2
 import jinja2.meta
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from instruct_lit.core.data.example import Example
+from instruct_lit.core.jinja_environments import text_environment
 from instruct_lit.errors import TemplateError
 
 _RESPONSE = re.compile(r"\{\{-?\s*response\s*-?\}\}")
-_ENVIRONMENT = ImmutableSandboxedEnvironment(
-    undefined=jinja2.StrictUndefined, keep_trailing_newline=True, trim_blocks=True, lstrip_blocks=True
-)
 
 
 class Template:
@@ -99,7 +96,7 @@ class Template:
     @cached_property
     def has_system(self) -> bool:
         """Whether a system prompt has a place."""
-        return "system" in jinja2.meta.find_undeclared_variables(_ENVIRONMENT.parse(self.prompt_source))
+        return "system" in jinja2.meta.find_undeclared_variables(text_environment().parse(self.prompt_source))
 
     def prompt(self, example: Example) -> str:
         """Everything before the first character of the response, of an example without earlier turns."""
@@ -136,7 +133,7 @@ class Template:
 
     def _compile(self, source: str) -> jinja2.Template:
         try:
-            return _ENVIRONMENT.from_string(source)
+            return text_environment().from_string(source)
         except jinja2.TemplateSyntaxError as error:
             raise TemplateError(
                 f"template {self.name!r}, line {error.lineno}: {error.message} "

@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import jinja2
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from instruct_lit.core.jinja_environments import text_environment
 from instruct_lit.errors import TemplateError
 
-_ENVIRONMENT = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 # A number alone, or with its name and the end of the scale: in a sentence it may count something else.
 _PLAIN = re.compile(
@@ -116,7 +115,7 @@ class JudgePrompt:
     def __init__(self, name: str, text: str, verdict: Verdict, fields: tuple[str, ...]) -> None:
         self.name, self.verdict, self.fields = name, verdict, fields
         try:
-            self._template = _ENVIRONMENT.from_string(text)
+            self._template = text_environment().from_string(text)
         except jinja2.TemplateSyntaxError as error:
             raise TemplateError(f"judge prompt {name!r}, line {error.lineno}: {error.message}") from error
         if verdict.request not in self.render(dict.fromkeys(fields, "text")):
