@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from instruct_lit.accel.bf16_weights import BF16Weights
-from instruct_lit.core.generation.request import Decoder, FinishReason, Request
+from instruct_lit.core.generation.request import AllowedNext, Decoder, FinishReason, Request, constrained
 from instruct_lit.core.generation.sampling import Sampler, SamplingSettings
 from instruct_lit.core.model.causal import CausalLM
 from instruct_lit.core.model.kv_cache import Decode, KeyValueCache, Prefill
@@ -58,8 +58,9 @@ class Engine:
         settings: SamplingSettings | None = None,
         n_logprobs: int | None = None,
         of_prompt: bool = False,
+        allowed_next: AllowedNext | None = None,
     ) -> Request:
-        """Make a request, in any thread; `n_logprobs` and `of_prompt` ask for log-probabilities as `Request` says.
+        """Make a request, in any thread; the arguments after `settings` are those of `Request`.
 
         With `max_new_tokens=0` the prompt is only scored. Raises DataError when it is empty or leaves no room for a
         token in the model's context.
@@ -69,7 +70,7 @@ class Engine:
         if not 0 < len(prompt_ids) <= longest:
             rest = ", one less than the model's context" if longest < self.context_length else ", the model's context"
             raise DataError(f"a prompt has {len(prompt_ids)} tokens; allowed are 1 to {longest}{rest}")
-        return Request(next(self._numbers), list(prompt_ids), settings, n_logprobs, of_prompt)
+        return Request(next(self._numbers), list(prompt_ids), settings, n_logprobs, of_prompt, allowed_next)
 
     def enqueue(self, request: Request) -> None:
         """Let a prepared request wait for its turn."""
@@ -213,7 +214,7 @@ class Engine:
         requests = [self._active[row] for row in rows]
         logits = F.linear(hidden, self.model.head_weight) if self._half is None else self._half.head(hidden)
         chosen = self._sampler.choose(
-            logits,
+            constrained(logits, requests),
             [request.settings for request in requests],
             [request.number for request in requests],
             [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -13,6 +13,8 @@ from instruct_lit.core.generation.sampling import SamplingSettings
 from instruct_lit.core.model.likelihood import CHUNK
 
 FinishReason = Literal["stop", "length", "cancelled"]
+# From the ids of the response so far to the ids that may come next (at least one); None allows every token.
+AllowedNext = Callable[[Sequence[int]], Sequence[int] | None]
 
 
 class Decoder(Protocol):
@@ -40,7 +42,7 @@ class Request:
     """A prompt and its response; `ids` grows by a token a step, end-of-text is not among them.
 
     With `n_logprobs` every token of the response gets its log-probability and those of so many alternatives, with
-    `of_prompt` every token of the prompt too.
+    `of_prompt` every token of the prompt too. `allowed_next` constrains the decoding.
     """
 
     number: int
@@ -48,6 +50,7 @@ class Request:
     settings: SamplingSettings
     n_logprobs: int | None = None
     of_prompt: bool = False
+    allowed_next: AllowedNext | None = None
     ids: list[int] = field(default_factory=list)
     text: str = ""
     finish_reason: FinishReason | None = None
@@ -100,6 +103,18 @@ class Request:
             targets = self.prompt_ids[start + 1 : start + 1 + CHUNK]
             logits = torch.nn.functional.linear(hidden[start : start + len(targets)], head_weight)
             self.prompt_logprobs += logprobs_of(logits, targets, self.n_logprobs or 0)
+
+
+def constrained(logits: Tensor, requests: Sequence[Request]) -> Tensor:
+    """The logits `(R, V)`, minus infinity at tokens that `allowed_next` of their request excludes."""
+    for row, request in enumerate(requests):
+        allowed = request.allowed_next(request.ids) if request.allowed_next is not None else None
+        if allowed is not None:
+            ids, logits = list(allowed), logits.clone()
+            values = logits[row, ids]
+            logits[row] = float("-inf")
+            logits[row, ids] = values
+    return logits
 
 
 def logprobs_of(logits: Tensor, ids: Sequence[int], n_top: int) -> list[TokenLogprob]:

@@ -133,3 +133,26 @@ def test_the_model_is_left_as_it_was(model: GPT, tokenizer: GPT2Tokenizer) -> No
     finished = []
     Engine(model, tokenizer).generate(prompts(2), SamplingSettings(max_new_tokens=2), finished.append)
     assert model.training and len(finished) == 2
+
+
+@torch.no_grad()
+def test_constrained_decoding_takes_the_likeliest_allowed_token(model: GPT, tokenizer: GPT2Tokenizer) -> None:
+    """One row is constrained, the other is written as if it were alone; log-probabilities are the model's own."""
+    first, second = prompts(2)
+    free = Engine(model, tokenizer).generate([first, second], SamplingSettings(max_new_tokens=3))
+    engine = Engine(model, tokenizer)
+    steps: list[list[int]] = [[10, 11, 12], [20, 21], [tokenizer.eot_id]]
+    bound = engine.prepare(
+        first, SamplingSettings(max_new_tokens=9), n_logprobs=1, allowed_next=lambda ids: steps[len(ids)]
+    )
+    other = engine.prepare(second, SamplingSettings(max_new_tokens=3), allowed_next=lambda ids: None)
+    for request in (bound, other):
+        engine.enqueue(request)
+    while engine.n_unfinished:
+        engine.step()
+    ids = list(first)
+    for allowed in steps[:2]:
+        logits = model(torch.tensor([ids]))[0, -1]
+        ids.append(max(allowed, key=lambda i: float(logits[i])))
+    assert bound.ids == ids[len(first) :] and bound.finish_reason == "stop" and other.ids == free[1].ids
+    assert bound.logprobs[0].top[0][0] == free[0].ids[0]
