@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from instruct_lit.core.data.example import Example
-from instruct_lit.datasets.near_duplicates import NearDuplicateIndex
+from instruct_lit.datasets.near_duplicates import THRESHOLD, NearDuplicateIndex
 from instruct_lit.errors import ConfigError, DataError
 
 # How a model says that it will not answer, at the beginning of its answer.
@@ -91,16 +91,16 @@ class Language(Filter):
 
 
 class NearDuplicates(Filter):
-    """Leaves out an example that is nearly one before it: question and answers alike above `threshold` (`near`)."""
+    """Leaves out near-duplicates of an earlier example: questions and answers with a similarity of at least `threshold`."""
 
     name = "near_duplicates"
 
-    def __init__(self, threshold: float = 0.8) -> None:
+    def __init__(self, threshold: float = THRESHOLD) -> None:
         self.threshold = threshold
         self.start()
 
     def start(self) -> None:
-        self._index = NearDuplicateIndex(self.threshold)
+        self._index = NearDuplicateIndex(self.threshold, what="data.filters.near_duplicates")
 
     def keeps(self, example: Example) -> bool:
         return not self._index.add(f"{questions(example)}\n{answers(example)}", only_new=True)

@@ -1,79 +1,85 @@
-"""Texts that are nearly the same: MinHash (Broder 1997) through datasketch, and groups for a split to keep together."""
+"""Near-duplicate texts: MinHash and locality-sensitive hashing (Broder 1997) through datasketch."""
 
 from __future__ import annotations
 
-import importlib.util
-import re
-from collections.abc import Iterable
-from typing import Any, Literal
+from collections.abc import Collection, Iterable
+from typing import Any
 
 import numpy as np
 
+from instruct_lit.core.data.split import words
+from instruct_lit.core.optional_imports import load
 from instruct_lit.errors import ConfigError
 
-Together = Literal["same_prompt", "near_duplicates", "nothing"]
-THRESHOLD = 0.8  # share of word shingles in common from which two questions are nearly the same
+THRESHOLD = 0.8  # Jaccard similarity from which two texts are near-duplicates
 SHINGLE = 3  # words
-N_PERMUTATIONS = 128  # of a signature; the share in common is estimated to about 0.04
+N_PERMUTATIONS = 128  # of a signature; the estimate of a similarity has a standard error of about 0.04
 
 
 class NearDuplicateIndex:
-    """Finds, among the texts added before, those that share at least `threshold` of their word shingles (Jaccard).
+    """Finds the added texts whose Jaccard similarity to a text, over word shingles, is at least `threshold`.
 
-    Needs the extra `filters`; memory grows by about a kilobyte a text.
+    Memory grows by about a kilobyte per text. With `exact` the shingles are stored too, and a similarity is computed
+    from them instead of being estimated from the signatures.
+
+    Raises: ConfigError without the extra `filters`, naming `what` needs it, and for an impossible threshold.
     """
 
-    def __init__(self, threshold: float = THRESHOLD) -> None:
-        if importlib.util.find_spec("datasketch") is None:
-            raise ConfigError("near-duplicates: need datasketch; pip install 'instruct-lit[filters]'")
-        from datasketch import MinHashLSH
-
+    def __init__(self, threshold: float = THRESHOLD, exact: bool = False, what: str = "near-duplicates") -> None:
+        datasketch = load("datasketch", what, "filters")
         if not 0 < threshold <= 1:
-            raise ConfigError(f"data.filters.near_duplicates.threshold={threshold}: a share above 0 and up to 1")
-        self.threshold = threshold
-        # Candidates are found by bands; weighing false negatives more makes the bands miss fewer.
-        self._index = MinHashLSH(threshold, N_PERMUTATIONS, weights=(0.2, 0.8))
-        self._signatures: list[Any] = []
+            raise ConfigError(f"data.filters.near_duplicates.threshold={threshold}: must be above 0 and at most 1")
+        self.threshold, self.exact = threshold, exact
+        # Candidates share a band of the signature; a higher weight on false negatives makes the bands miss fewer.
+        self._index = datasketch.MinHashLSH(threshold, N_PERMUTATIONS, weights=(0.2, 0.8))
+        self._empty = datasketch.MinHash(N_PERMUTATIONS, seed=1)  # copied, since drawing permutations is slow
+        self._added: list[Any] = []  # signatures, or with `exact` sets of shingles
 
     def add(self, text: str, only_new: bool = False) -> list[int]:
-        """The numbers of the earlier texts that this one nearly is; it becomes the next number.
+        """The numbers of the added texts that this one nearly duplicates; it is added under the next number.
 
-        With `only_new` a text that nearly is an earlier one gets no number.
+        With `only_new` a near-duplicate is not added.
         """
-        from datasketch import MinHash
+        found, signature = shingles(text), self._signature(text)
+        matches = [number for number, _ in self._matches(found, signature)]
+        if not (matches and only_new):
+            self._index.insert(len(self._added), signature)
+            self._added.append(found if self.exact else signature)
+        return matches
 
-        signature = MinHash(N_PERMUTATIONS, seed=1)
+    def matches(self, text: str) -> list[tuple[int, float]]:
+        """The numbers of the added texts that this one nearly duplicates, ascending, with their similarities."""
+        return self._matches(shingles(text), self._signature(text))
+
+    def _matches(self, found: set[str], signature: Any) -> list[tuple[int, float]]:
+        candidates = sorted(self._index.query(signature))
+        if self.exact:
+            pairs = [(number, jaccard(found, self._added[number])) for number in candidates]
+        else:
+            pairs = [(number, float(signature.jaccard(self._added[number]))) for number in candidates]
+        return [(number, similarity) for number, similarity in pairs if similarity >= self.threshold]
+
+    def _signature(self, text: str) -> Any:
+        signature = self._empty.copy()
         signature.update_batch([shingle.encode("utf-8", "surrogatepass") for shingle in shingles(text)])
-        near = sorted(
-            number
-            for number in self._index.query(signature)
-            if signature.jaccard(self._signatures[number]) >= self.threshold
-        )
-        if not (near and only_new):
-            self._index.insert(len(self._signatures), signature)
-            self._signatures.append(signature)
-        return near
-
-
-def words(text: str) -> list[str]:
-    """The words of a text in lower case; of a text without any, its characters."""
-    return re.findall(r"\w+", text.lower()) or list(text.strip())
+        return signature
 
 
 def shingles(text: str) -> set[str]:
-    """Every run of three words; a shorter text is one shingle."""
+    """Every run of three words in lower case; a shorter text is one shingle."""
     found = words(text)
     return {" ".join(found[i : i + SHINGLE]) for i in range(max(1, len(found) - SHINGLE + 1))}
 
 
-def groups_of(texts: Iterable[str], how: Together) -> np.ndarray:
-    """A number for each text, the same for texts that belong together: the same words, or nearly the same text."""
-    if how == "nothing":
-        return np.arange(sum(1 for _ in texts))
-    if how == "same_prompt":
-        seen: dict[str, int] = {}
-        return np.array([seen.setdefault(" ".join(words(text)), len(seen)) for text in texts], dtype=np.int64)
-    index = NearDuplicateIndex()
+def jaccard(a: Collection[str], b: Collection[str]) -> float:
+    """Jaccard similarity of two sets of shingles."""
+    ours, theirs = set(a), set(b)
+    return len(ours & theirs) / len(ours | theirs) if ours or theirs else 1.0
+
+
+def near_duplicate_groups(texts: Iterable[str]) -> np.ndarray:
+    """A group number for each text `(n,)`: near-duplicates, also through a chain of them, share one."""
+    index = NearDuplicateIndex(what="data.keep_together=near_duplicates")
     parent: list[int] = []
 
     def root(number: int) -> int:

@@ -20,8 +20,8 @@ from instruct_lit.core.data.collate import Batch, Collator
 from instruct_lit.core.data.encode import EncodedExample, Encoder
 from instruct_lit.core.data.example import Example
 from instruct_lit.core.data.sources import Sharded
+from instruct_lit.core.data.split import words
 from instruct_lit.datasets.filters import Filter, questions
-from instruct_lit.datasets.near_duplicates import words
 from instruct_lit.errors import DataError, InstructLitError
 
 HELD_OUT_EPOCH = 1 << 31  # its order is drawn once, for validation and test; training never gets there

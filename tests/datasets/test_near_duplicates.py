@@ -1,9 +1,12 @@
 """Near-duplicates: found where the shingles say so, grouped over chains."""
 
+import sys
+
 import numpy as np
 import pytest
 
-from instruct_lit.datasets.near_duplicates import NearDuplicateIndex, groups_of, shingles, words
+from instruct_lit.core.data.split import words
+from instruct_lit.datasets.near_duplicates import NearDuplicateIndex, jaccard, near_duplicate_groups, shingles
 from instruct_lit.errors import ConfigError
 
 
@@ -13,9 +16,9 @@ def test_shingles_by_hand() -> None:
     assert shingles("A, b.") == {"a b"} and words("?!") == ["?", "!"]
 
 
-def jaccard(one: str, other: str) -> float:
-    a, b = shingles(one), shingles(other)
-    return len(a & b) / len(a | b)
+def test_jaccard_by_hand() -> None:
+    assert jaccard(shingles("a b c d"), shingles("a b c e")) == 1 / 3
+    assert jaccard(set(), set()) == 1.0 and jaccard({"a"}, set()) == 0.0
 
 
 def test_what_is_found_is_what_the_exact_share_says() -> None:
@@ -31,7 +34,7 @@ def test_what_is_found_is_what_the_exact_share_says() -> None:
         one, other = " ".join(text), " ".join(changed)
         assert index.add(one) == []
         found = 2 * pair in index.add(other)
-        share = jaccard(one, other)
+        share = jaccard(shingles(one), shingles(other))
         if share > 0.85:
             n_near += 1
             assert found, share
@@ -41,19 +44,33 @@ def test_what_is_found_is_what_the_exact_share_says() -> None:
     assert n_near > 50 and n_far > 50
 
 
-def test_groups() -> None:
-    texts = ["Say: hello!", "say hello", "Say goodbye", "?", "?"]
-    assert groups_of(texts, "nothing").tolist() == [0, 1, 2, 3, 4]
-    assert groups_of(texts, "same_prompt").tolist() == [0, 0, 1, 2, 2]
+def test_an_exact_index_gives_the_similarity_of_the_shingles() -> None:
+    pytest.importorskip("datasketch")
+    text = " ".join(f"w{n}" for n in range(40))
+    index = NearDuplicateIndex(exact=True)
+    assert index.add(text) == index.add("something else altogether") == [] and index.add(text + " more") == [0]
+    assert index.matches(text) == [(0, 1.0), (2, 38 / 39)] and index.matches("") == []
+    assert index.add(text, only_new=True) == [0, 2] and len(index.matches(text)) == 2
+
+
+def test_near_duplicates_share_a_group_through_a_chain() -> None:
     pytest.importorskip("datasketch")
     base = [f"w{n}" for n in range(60)]
     chain = [" ".join(base[n : n + 50]) for n in (0, 2, 4, 6)]  # each near its neighbour, the ends are not
-    assert jaccard(chain[0], chain[1]) > 0.9 and jaccard(chain[0], chain[3]) < 0.8
-    found = groups_of(["something else altogether", *chain, "w1"], "near_duplicates")
+    similarity = [jaccard(shingles(chain[0]), shingles(other)) for other in chain]
+    assert similarity[1] > 0.9 and similarity[3] < 0.8
+    found = near_duplicate_groups(["something else altogether", *chain, "w1"])
     assert len(set(found[1:5].tolist())) == 1 and len(set(found.tolist())) == 3
 
 
-def test_without_the_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"pip install 'instruct-lit\[filters\]'"):
+def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "datasketch", None)
+    with pytest.raises(ConfigError, match=r"near-duplicates: needs datasketch; pip install 'instruct-lit\[filters\]'"):
         NearDuplicateIndex()
+
+
+@pytest.mark.parametrize("threshold", [0, 1.5])
+def test_an_impossible_threshold_is_refused(threshold: float) -> None:
+    pytest.importorskip("datasketch")
+    with pytest.raises(ConfigError, match=rf"threshold={threshold}: must be above 0 and at most 1"):
+        NearDuplicateIndex(threshold)

@@ -20,12 +20,12 @@ from instruct_lit.core.data.encode import Encoder, LossOn, OnLong, Tokenizer
 from instruct_lit.core.data.example import Example
 from instruct_lit.core.data.loader import ResumableLoader, StoredExamples
 from instruct_lit.core.data.sources import deduplicated
-from instruct_lit.core.data.split import Split, joined, kept_together, make_split
+from instruct_lit.core.data.split import Split, joined, kept_together, make_split, same_prompt
 from instruct_lit.core.data.store import EncodedStore, open_or_build
 from instruct_lit.core.data.template import Template
 from instruct_lit.datasets.filters import Filter, filtered, questions
 from instruct_lit.datasets.mixture import Mixture, MixtureStore, Share
-from instruct_lit.datasets.near_duplicates import Together, groups_of
+from instruct_lit.datasets.near_duplicates import near_duplicate_groups
 from instruct_lit.errors import ConfigError
 
 STORE_VERSION = 2  # part of every key: raise it when the meaning of a store's files changes
@@ -78,7 +78,7 @@ class InstructionData(LightningDataModule):
         test_source: Source | None = None,
         val_source: Source | None = None,
         filters: Sequence[Filter] = (),
-        keep_together: Together = "nothing",
+        keep_together: str = "nothing",
         mixture: Mixture | None = None,
     ) -> None:
         super().__init__()
@@ -145,7 +145,8 @@ class InstructionData(LightningDataModule):
         file = Path(self.cache_dir) / "encoded" / f"groups-{hashlib.sha256(facts.encode()).hexdigest()[:16]}.npy"
         if not file.exists():
             examples = (store.example(i) for store in self.stores.values() for i in range(len(store)))
-            groups = groups_of((questions(e) or e.output for e in examples), self.keep_together)
+            group = same_prompt if self.keep_together == "same_prompt" else near_duplicate_groups
+            groups = group(questions(e) or e.output for e in examples)
             with tempfile.NamedTemporaryFile(dir=file.parent, suffix=".npy", delete=False) as temporary:
                 np.save(temporary, groups)
             os.replace(temporary.name, file)

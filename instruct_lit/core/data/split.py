@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection, Mapping, Sequence
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,17 @@ def kept_together(
                 "data.keep_together=nothing"
             )
     return Split(**kept), counts
+
+
+def words(text: str) -> list[str]:
+    """The words of a text in lower case, without punctuation; of a text without any, its characters."""
+    return re.findall(r"\w+", text.lower()) or list(text.strip())
+
+
+def same_prompt(texts: Iterable[str]) -> np.ndarray:
+    """A group number for each text `(n,)`: texts with the same words share one."""
+    seen: dict[str, int] = {}
+    return np.array([seen.setdefault(" ".join(words(text)), len(seen)) for text in texts], dtype=np.int64)
 
 
 def joined(splits: Sequence[Split], starts: Sequence[int]) -> Split:

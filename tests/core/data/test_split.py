@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from instruct_lit.core.data.split import Split, joined, kept_together, make_split
+from instruct_lit.core.data.split import Split, joined, kept_together, make_split, same_prompt
 from instruct_lit.errors import ConfigError
 
 
@@ -135,3 +135,7 @@ def test_a_part_that_was_empty_may_stay_so_and_one_of_one_may_not_become_it() ->
 def test_as_many_splits_as_beginnings() -> None:
     with pytest.raises(ValueError, match="zip"):
         joined([Split(*map(np.array, ([0], [1], [2])))], [0, 3])
+
+
+def test_texts_with_the_same_words_share_a_group() -> None:
+    assert same_prompt(["Say: hello!", "say hello", "Say goodbye", "?", "?"]).tolist() == [0, 0, 1, 2, 2]
