@@ -91,7 +91,7 @@ class Language(Filter):
 
 
 class NearDuplicates(Filter):
-    """Leaves out near-duplicates of an earlier example: questions and answers with a similarity of at least `threshold`."""
+    """Leaves out near-duplicates of an earlier example, by the words of questions and answers together."""
 
     name = "near_duplicates"
 

@@ -106,5 +106,5 @@ def test_impossible_arguments() -> None:
     with pytest.raises(ConfigError, match=r"patterns: no valid regular expression"):
         Refusals(["("])
     pytest.importorskip("datasketch")
-    with pytest.raises(ConfigError, match=r"threshold=2: a share above 0 and up to 1"):
+    with pytest.raises(ConfigError, match=r"threshold=2: must be above 0 and at most 1"):
         NearDuplicates(2)
