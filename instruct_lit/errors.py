@@ -1,12 +1,43 @@
-"""The exceptions that a user of the program sees.
+"""The exceptions that a user of the program sees, and the form of their messages.
 
-Each message names the place (file and record number, or config key), the value that was found there, and what to do.
-Entry points print them without a traceback and exit with status 2. Contradictions inside the program are asserts.
+A message is `<where>: <what is wrong with which value>; <what is allowed or what to do>`. Commands print it without a
+traceback and exit with status 2. Contradictions inside the program are asserts.
 """
+
+MAX_LENGTH = 300  # characters of a line of a message
+MAX_LINES = 40
+_MAX_REMEDY = 200  # characters at the end of a long line that are kept, from the first semicolon in them on
+_ESCAPES = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
+
+
+def printable(text: str) -> str:
+    r"""The text with its control characters escaped (`\x1b`), so that it cannot move a terminal's cursor.
+
+    Line feeds and tabs stay. For text of records, models and files that is shown to a person.
+    """
+    return text.translate(_ESCAPES)
+
+
+def _shortened(line: str) -> str:
+    """The line with its middle left out where it is too long: the place stands first, the remedy last."""
+    if len(line) <= MAX_LENGTH:
+        return line
+    remedy = line.find("; ", len(line) - _MAX_REMEDY)
+    end = line[remedy if remedy >= 0 else len(line) - _MAX_REMEDY // 2 :]
+    return f"{line[: MAX_LENGTH - 2 - len(end)]} …{end}"
 
 
 class InstructLitError(Exception):
-    """Something that the user can mend; the message says where, what was found, and what is allowed."""
+    """An error that the user can correct: the message names the place, the value, and what is allowed.
+
+    Control characters in the message are escaped, and lines of more than `MAX_LENGTH` characters lose their middle.
+    """
+
+    def __init__(self, message: str) -> None:
+        lines = [_shortened(line) for line in printable(message).split("\n")]
+        if len(lines) > MAX_LINES:
+            lines[MAX_LINES:] = [f"  … and {len(lines) - MAX_LINES} more lines"]
+        super().__init__("\n".join(lines))
 
 
 class ConfigError(InstructLitError):
@@ -14,7 +45,7 @@ class ConfigError(InstructLitError):
 
 
 class DataError(InstructLitError):
-    """A data file or a record in it cannot be used."""
+    """A data file, or a record in it, cannot be used."""
 
 
 class TemplateError(InstructLitError):
@@ -22,20 +53,20 @@ class TemplateError(InstructLitError):
 
 
 class DownloadError(InstructLitError):
-    """A file could not be fetched, or what came is not what was expected."""
-
-
-class TrialPruned(Exception):
-    """A trial of a sweep is hopeless and was ended; not a failure."""
+    """A file could not be downloaded, or is not the expected one."""
 
 
 class CheckpointError(InstructLitError):
-    """Weights, a bundle or a training checkpoint are missing, damaged, or belong to something else."""
+    """Weights, a bundle or a training checkpoint are missing, damaged, or belong to another model or data set."""
 
 
 class JudgeError(InstructLitError):
-    """A judge cannot be asked, or its answers cannot be kept."""
+    """A judge cannot be reached, or its replies cannot be stored."""
 
 
 class TrainingError(InstructLitError):
-    """Training cannot go on: the loss is no number, or the device has no memory left."""
+    """Training cannot continue: NaN or infinite loss, or the device is out of memory."""
+
+
+class TrialPruned(Exception):
+    """A pruner ended a trial of a sweep early; not a failure."""

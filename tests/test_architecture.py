@@ -109,3 +109,27 @@ def test_the_core_imports_without_any_extra() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
+
+
+def test_every_module_imports_where_the_system_is_not_linux() -> None:
+    """Windows has neither `fcntl` nor `resource`, and only Linux has /dev/shm."""
+    modules = [".".join(("instruct_lit", *p.relative_to(PACKAGE).with_suffix("").parts)) for p in FILES]
+    program = (
+        "import sys, importlib, builtins\n"
+        "find = builtins.__import__\n"
+        "def guarded(name, globals=None, *rest, **named):\n"
+        "    if name in ('fcntl', 'resource') and (globals or {}).get('__name__', '').startswith(('instruct_lit', 'filelock')):\n"
+        "        raise ImportError(name)\n"
+        "    return find(name, globals, *rest, **named)\n"
+        "builtins.__import__ = guarded\n"
+        "def watch(event, arguments):\n"
+        "    if event == 'open' and str(arguments[0]).startswith('/dev/shm'):\n"
+        "        raise FileNotFoundError(arguments[0])\n"
+        "sys.addaudithook(watch)\n"
+        f"for name in {modules!r}:\n"
+        "    importlib.import_module(name.removesuffix('.__init__'))\n"
+        "from instruct_lit.core import locks\n"
+        "assert locks.FileLock.__name__ == 'SoftFileLock', locks.FileLock\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr

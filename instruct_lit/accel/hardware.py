@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import math
-import resource
 import sys
 import time
 from collections.abc import Iterator
@@ -14,6 +13,11 @@ from pathlib import Path
 import torch
 
 from instruct_lit.core.model.device import has_gpu
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
 
 KEPT_BYTES = 2**25  # up to which freed memory is kept; glibc takes no higher limit
 
@@ -83,7 +87,7 @@ def limited_memory(device: torch.device, n_bytes: int | None) -> Iterator[None]:
 
     Without it Linux grants more than there is, and ends the process when that is used. None limits nothing.
     """
-    if device.type != "cpu" or n_bytes is None:
+    if device.type != "cpu" or n_bytes is None or resource is None:
         yield
         return
     before = resource.getrlimit(resource.RLIMIT_DATA)
@@ -119,6 +123,8 @@ class PeakMemory:
         try:
             status = Path("/proc/self/status").read_text()
         except OSError:
+            if resource is None:
+                return 0
             unit = 1 if sys.platform == "darwin" else 1024
             return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
         return int(status.split("VmHWM:")[1].split()[0]) * 1024

@@ -55,10 +55,10 @@ def run_command(config_name: str, schema: type, verb: Callable[[Any], Any]) -> N
 
     # The processes that a trial starts for other devices find this variable too; the first of them speaks for all.
     is_trial = trial.FOLDER_VARIABLE in os.environ and int(os.environ.get("LOCAL_RANK", 0)) == 0
-    if is_trial:
-        trial.exit_with_the_sweep()
-
     with _one_message(config_name):
+        if is_trial:
+            trial.hold_folder()
+            trial.exit_with_the_sweep()
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(guarded)()
 
 

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from instruct_lit.core.data.encode import EncodedExample
 from instruct_lit.core.data.example import Example
-from instruct_lit.core.terminal import harmless
+from instruct_lit.errors import printable
 
 LEARNT, MASKED = "bold green", "dim"
 N_CONTEXT = 3  # masked tokens that stay visible at each end of a longer run
@@ -40,7 +40,7 @@ def print_walk(
     _heading(console, "record")
     for name, value in example.as_record().items():
         if value != "":
-            console.print(Text(f"{name}: ", style="bold") + Text(harmless(str(value))))
+            console.print(Text(f"{name}: ", style="bold") + Text(printable(str(value))))
     _heading(console, "rendered text", "dim: not learnt, green: learnt" if console.color_system else "⟦learnt⟧")
     console.print(rendered(encoded.ids, learnt, tokenizer, bool(console.color_system)))
     n_learnt = int(learnt[1:].sum())
@@ -60,14 +60,14 @@ def rendered(ids: np.ndarray, learnt: np.ndarray, tokenizer: Any, coloured: bool
     """
     text = Text()
     for is_learnt, run in groupby(range(len(ids)), key=lambda i: bool(learnt[i])):
-        part = harmless(tokenizer.decode(ids[list(run)].tolist()))
+        part = printable(tokenizer.decode(ids[list(run)].tolist()))
         text.append(part if coloured or not is_learnt else f"⟦{part}⟧", style=LEARNT if is_learnt else MASKED)
     return text
 
 
 def piece(tokenizer: Any, token_id: int) -> str:
     """What a token stands for, with visible white space and control characters; half a character is a replacement."""
-    return harmless(tokenizer.decode([int(token_id)]).translate(_VISIBLE))
+    return printable(tokenizer.decode([int(token_id)]).translate(_VISIBLE))
 
 
 def _table(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from instruct_lit.core.jinja_environments import html_environment
-from instruct_lit.core.terminal import harmless
+from instruct_lit.errors import printable
 from instruct_lit.evaluation.categories import lines
 from instruct_lit.evaluation.metrics import HIGHER_IS_BETTER, Row
 
@@ -35,7 +35,7 @@ def print_leaks(leaks: Mapping[str, Any] | None) -> None:
     looked = "exact, near-duplicates and 13-word overlap" if leaks["near"] else "exact and 13-word overlap"
     _print(f"leaks ({looked}): {leaks['n']} of {leaks['n_rows']} examples were in the training data ({kinds})")
     for item in leaks["items"][:MAX_LEAKS]:
-        _print(f"  {item['kind']} ({item['similarity']:.2f}): {harmless(item['text'])}")
+        _print(f"  {item['kind']} ({item['similarity']:.2f}): {printable(item['text'])}")
     if leaks["n"] > MAX_LEAKS:
         _print(f"  and {leaks['n'] - MAX_LEAKS} more, in evaluation.json")
 

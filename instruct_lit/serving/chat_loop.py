@@ -14,8 +14,7 @@ from instruct_lit.core.data.example import Example, Turn
 from instruct_lit.core.generation.engine import Engine
 from instruct_lit.core.generation.request import Request
 from instruct_lit.core.generation.sampling import SamplingSettings
-from instruct_lit.core.terminal import harmless
-from instruct_lit.errors import ConfigError, InstructLitError
+from instruct_lit.errors import ConfigError, InstructLitError, printable
 from instruct_lit.serving.conversation import ChatModel
 from instruct_lit.serving.wrapping import Wrapped
 
@@ -152,7 +151,7 @@ class Chat:
         for column in self.columns:
             table.add_column(column.speaker.name, ratio=1, overflow="fold")
         answers = (column.request.settled if column.request else "" for column in self.columns)
-        table.add_row(*(Text(harmless(answer)) for answer in answers))
+        table.add_row(*(Text(printable(answer)) for answer in answers))
         return table
 
     def _written(self, column: Column) -> Iterator[str]:
@@ -222,7 +221,7 @@ class Chat:
             ids = self._prompt(column, *asked)
             column.history = history
             self._tell(f"{column.speaker.name}: {len(ids)} tokens of {column.speaker.context_length}")
-            self.console.out(harmless(column.speaker.tokenizer.decode(ids)), highlight=False)
+            self.console.out(printable(column.speaker.tokenizer.decode(ids)), highlight=False)
 
     def do_retry(self, _: str) -> None:
         if self.last is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from instruct_lit.core.terminal import harmless
+from instruct_lit.errors import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -18,7 +18,7 @@ _PIECE = re.compile(f"{_WORD}|.", re.DOTALL)
 class Wrapped:
     """Writes text as it comes; on a terminal a word is held back until it is whole, and a line ends between words.
 
-    Elsewhere (a file, a pipe) the text is not broken. Control characters are shown as `harmless` has them. `end` writes
+    Elsewhere (a file, a pipe) the text is not broken. Control characters are escaped. `end` writes
     what is held and ends the line.
     """
 
@@ -53,4 +53,4 @@ class Wrapped:
         self._out(piece)
 
     def _out(self, text: str) -> None:
-        self.console.out(harmless(text), end="", highlight=False)
+        self.console.out(printable(text), end="", highlight=False)

@@ -1,12 +1,11 @@
-"""One trial of a sweep: a process of its own, so that a crash, a kill or a leak touches no other trial.
+"""One trial of a sweep: a process of its own, so that a crash, a kill or a memory leak affects no other trial.
 
 Under `--multirun` every launcher calls `run_trial` in place of the command; it starts the command again as a single
-run in the trial's folder, waits for it, and records in `trial.json` what became of it.
+run in the trial's folder, waits for it, and records its outcome in `trial.json`.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
 import os
@@ -20,11 +19,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from instruct_lit.core.locks import exclusive, hold_until_exit, is_locked
 from instruct_lit.errors import ConfigError
 
 RECORD, RESULT, LOG = "trial.json", "result.json", "output.log"
-FOLDER_VARIABLE = "INSTRUCT_LIT_TRIAL"  # tells a process that it is the trial in this folder
-PRUNED = 3  # exit status of a trial that was ended as hopeless
+SWEEP_LOCK, TRIAL_LOCK = "sweep.lock", "trial.lock"  # held by the sweep, and by the process that it starts
+FOLDER_VARIABLE = "INSTRUCT_LIT_TRIAL"  # set for a process that is the trial in this folder
+PRUNED = 3  # exit status of a pruned trial
 INTERRUPTED = 130
 FINISHED = ("completed", "pruned", "failed")
 _OF_THE_SWEEP = ("hydra.sweep", "hydra/sweep", "hydra.launcher", "hydra/launcher", "hydra.mode", "hydra.run.dir")
@@ -34,27 +35,27 @@ _OF_THE_SWEEPER = "callbacks.pruning."  # what a sweeper adds to a trial beside 
 def run_trial(command: str, hydra: Any) -> float | None:
     """Run the trial that `hydra` (Hydra's own configuration) describes; return its value, NaN if it has none.
 
-    A trial that finished before is not run again, one that was interrupted goes on from its last checkpoint. Raises
-    ConfigError when the folder belongs to a trial with other overrides or another process works in it.
+    A finished trial is not run again; an interrupted one resumes from its last checkpoint. Raises: ConfigError when
+    the folder belongs to a trial with other overrides, or another process runs in it.
     """
     folder, overrides = Path(hydra.runtime.output_dir), list(hydra.overrides.task)
     record = read_record(folder)
     if record is not None and parameters(record["overrides"]) != parameters(overrides):
         raise ConfigError(
             f"{folder}: holds a trial with {' '.join(parameters(record['overrides'])) or 'no overrides'}, not with "
-            f"{' '.join(parameters(overrides)) or 'none'}; give another hydra.sweep.dir"
+            f"{' '.join(parameters(overrides)) or 'none'}; choose another hydra.sweep.dir"
         )
     name = f"trial {folder.name} ({' '.join(_swept(overrides)) or 'defaults'})"
     if record is not None and record["status"] in FINISHED:
-        print(f"{name}: {described(record)}, done before", flush=True)
+        print(f"{name}: {described(record)}, already finished", flush=True)
         return _value(record)
-    with locked(folder) as lock:
-        print(f"{name}: {'goes on' if record else 'starts'}, log in {folder / LOG}", flush=True)
+    with locked(folder):
+        print(f"{name}: {'resumes' if record else 'starts'}, log in {folder / LOG}", flush=True)
         seconds = record["seconds"] if record is not None else 0.0
         record = {"command": command, "status": "running", "overrides": overrides}
         _write(folder / RECORD, {**record, "seconds": seconds})
         start = time.perf_counter()
-        status, value, reason = _in_a_process(command, folder, _arguments(command, hydra, folder), hydra, lock)
+        status, value, reason = _in_a_process(command, folder, _arguments(command, hydra, folder), hydra)
         record |= {"status": status, "value": value, "reason": reason, "seconds": seconds + time.perf_counter() - start}
         _write(folder / RECORD, record)
     print(f"{name}: {described(record)} ({record['seconds']:.0f} s)", flush=True)
@@ -69,17 +70,14 @@ def _arguments(command: str, hydra: Any, folder: Path) -> list[str]:
     return [*hydra.overrides.task, *resume, *ours, "hydra.mode=RUN", f"hydra.run.dir='{folder}'"]
 
 
-def _in_a_process(
-    command: str, folder: Path, arguments: list[str], hydra: Any, lock: int
-) -> tuple[str, float | None, str | None]:
+def _in_a_process(command: str, folder: Path, arguments: list[str], hydra: Any) -> tuple[str, float | None, str | None]:
     """Start the trial and wait for it: (status, value, reason)."""
     (folder / RESULT).unlink(missing_ok=True)
     environment = {**_threads(hydra), **os.environ, FOLDER_VARIABLE: str(folder)}
     with (folder / LOG).open("ab") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", f"instruct_lit.{command}", *arguments],
-            stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, env=environment, pass_fds=(lock,),
-            start_new_session=True,
+            stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True,
         )  # fmt: skip
         while True:
             try:
@@ -87,18 +85,18 @@ def _in_a_process(
                 break
             except KeyboardInterrupt:
                 process.send_signal(signal.SIGINT)  # it saves, and ends
-                print(f"trial {folder.name}: waiting for its last checkpoint", flush=True)
+                print(f"trial {folder.name}: saves its last checkpoint", flush=True)
     if code == 0:
         value = json.loads((folder / RESULT).read_text())["value"] if (folder / RESULT).is_file() else None
         if value is not None and not math.isfinite(value):
             return "failed", None, f"the optimised metric is {value}: the training diverged"
         return "completed", value, None
     if code == INTERRUPTED:
-        return "interrupted", None, "ended by a signal"
+        return "interrupted", None, "interrupted by a signal"
     if code == PRUNED:
         return "pruned", None, last_error_line(folder)
     if code < 0:
-        return "failed", None, f"killed by {signal.Signals(-code).name}, from outside or for lack of memory"
+        return "failed", None, f"killed by {signal.Signals(-code).name}, from outside or because memory ran out"
     return "failed", None, last_error_line(folder)
 
 
@@ -113,35 +111,44 @@ def _threads(hydra: Any) -> dict[str, str]:
 
 
 def last_error_line(folder: Path) -> str:
-    """The error that a trial's log ends with."""
+    """The last error in a trial's log, else its last line."""
     lines = [line.strip() for line in (folder / LOG).read_text(errors="replace").splitlines() if line.strip()]
     errors = [line for line in lines[-40:] if line.startswith("error: ")]
-    return (errors[-1].removeprefix("error: ") if errors else lines[-1] if lines else "ended without a word")[:500]
+    return (errors[-1].removeprefix("error: ") if errors else lines[-1] if lines else "exited without output")[:500]
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[int]:
-    """Hold a trial's folder for this process and the ones it starts; ConfigError when it is held already."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "trial.lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ConfigError(f"{folder}: another process runs this trial; wait for it or end it") from error
-        yield file.fileno()
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a trial's folder for the sweep in this process.
+
+    Raises: ConfigError when another sweep holds it, or when the trial of a killed sweep still runs in it.
+    """
+    with exclusive(folder / SWEEP_LOCK, _in_use(folder)):
+        if is_locked(folder / TRIAL_LOCK):
+            raise _in_use(folder)
+        yield
 
 
 def is_held(folder: Path) -> bool:
-    """Whether a process works in a trial's folder."""
-    try:
-        with locked(folder):
-            return False
-    except ConfigError:
-        return True
+    """Whether a sweep or a trial works in a trial's folder."""
+    return is_locked(folder / SWEEP_LOCK) or is_locked(folder / TRIAL_LOCK)
+
+
+def hold_folder() -> None:
+    """In a trial: hold the own folder until this process ends, also when the sweep that started it is killed before.
+
+    Raises: ConfigError when the trial of a killed sweep has still not ended after a minute.
+    """
+    folder = Path(os.environ[FOLDER_VARIABLE])
+    hold_until_exit(folder / TRIAL_LOCK, _in_use(folder), timeout_s=60)
+
+
+def _in_use(folder: Path) -> ConfigError:
+    return ConfigError(f"{folder}: another process runs this trial; wait until it ends, or stop it")
 
 
 def exit_with_the_sweep() -> None:
-    """In a trial: end, with a last checkpoint, when the sweep that started it is gone."""
+    """In a trial: end, with a last checkpoint, when the sweep that started it has ended."""
 
     def wait() -> None:
         os.read(0, 1)  # the sweep holds the other end of the standard input and writes nothing
@@ -151,29 +158,29 @@ def exit_with_the_sweep() -> None:
 
 
 def write_result(value: Any) -> None:
-    """In a trial: leave the command's result for the sweep."""
+    """In a trial: write the command's result where the sweep reads it."""
     _write(Path(os.environ[FOLDER_VARIABLE]) / RESULT, {"value": value if isinstance(value, int | float) else None})
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:
-    """What is known of the trial in a folder; None when there is none."""
+    """The record of the trial in a folder; None when there is none."""
     path = folder / RECORD
     return {"value": None, "reason": None, **json.loads(path.read_text())} if path.is_file() else None
 
 
 def parameters(overrides: list[str]) -> list[str]:
-    """The overrides of a trial without what a sweeper adds for itself."""
+    """The overrides of a trial without those that a sweeper adds for its own use."""
     return sorted(o for o in overrides if not o.lstrip("+").startswith(_OF_THE_SWEEPER))
 
 
 def _swept(overrides: list[str]) -> list[str]:
-    """The overrides that the command line did not have as they are: those in which trials differ."""
+    """The overrides that are not on the command line: those in which trials differ."""
     given = {argument.lower() for argument in sys.argv}
     return [o for o in parameters(overrides) if o.lower() not in given]
 
 
 def described(record: dict[str, Any]) -> str:
-    """One line on what became of a trial."""
+    """The outcome of a trial in one line."""
     if record["status"] == "completed":
         return "completed" if record["value"] is None else f"{record['value']:.6g}"
     return f"{record['status']}: {record['reason']}"

@@ -1,0 +1,27 @@
+"""The form of an error message, whatever the input was."""
+
+import pickle
+
+from instruct_lit.errors import MAX_LENGTH, MAX_LINES, ConfigError, DataError, printable
+
+
+def test_control_characters_are_escaped() -> None:
+    assert printable("red\x1b[2J\x07 \x9b1m\n\tgrün 你好") == "red\\x1b[2J\\x07 \\x9b1m\n\tgrün 你好"
+    assert str(DataError("a.json, record 1: \x1b]0;title\x07")) == "a.json, record 1: \\x1b]0;title\\x07"
+
+
+def test_a_long_value_is_cut_and_the_place_and_the_remedy_stay() -> None:
+    error = ConfigError(f"data.path={'x' * 100_000}: no such file; give a .json file with data.path=…")
+    assert str(error).startswith("data.path=xxxx") and len(str(error)) == MAX_LENGTH
+    assert str(error).endswith("xxx …; give a .json file with data.path=…")
+    assert str(ConfigError("x" * 100_000 + " refused")).endswith("xxx refused")
+    assert len(str(ConfigError("y" * MAX_LENGTH))) == MAX_LENGTH and "…" not in str(ConfigError("y" * MAX_LENGTH))
+
+
+def test_many_problems_are_cut_to_a_screen() -> None:
+    lines = str(ConfigError("\n".join(f"line {n}" for n in range(1000)))).split("\n")
+    assert len(lines) == MAX_LINES + 1 and lines[-1] == "  … and 960 more lines"
+
+
+def test_an_error_travels_between_processes() -> None:
+    assert str(pickle.loads(pickle.dumps(DataError("a: b; c")))) == "a: b; c"
