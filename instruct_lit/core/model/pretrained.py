@@ -102,9 +102,9 @@ def _from_hub(repo: str, revision: str | None, cache_dir: Path | None) -> Path:
             cause = next((e for e in (error.__cause__, error.__context__) if e is not None), error)
             by_hand = Path(cache_dir or constants.HF_HUB_CACHE) / repo.rpartition("/")[2]
             raise DownloadError(
-                f"model {repo}, revision {(revision or 'main')[:12]}: {name} cannot be fetched from "
-                f"{constants.ENDPOINT} ({type(cause).__name__}: {_first_line(cause)[:80]}); offline: put "
-                f"config.json and {WEIGHTS} into a folder and give model.path={by_hand}; or model=nano data=demo"
+                f"model {repo}, revision {(revision or 'main')[:12]}: {name} not fetched from {constants.ENDPOINT} "
+                f"({type(cause).__name__}: {_first_line(cause)[:40]}); offline: model.path={by_hand} with config.json "
+                f"and {WEIGHTS} in it, or model=nano data=demo"
             ) from error
         if str(file) != cached:
             _check_sum(file, repo)
