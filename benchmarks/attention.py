@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import common
+from instruct_lit import accel
 from instruct_lit.accel import attention_products as products
 from instruct_lit.accel.hardware import keep_freed_memory
 from instruct_lit.core.model.attention import AttentionLayout, CausalRows, PackedDocuments
@@ -52,6 +53,7 @@ def milliseconds(
 
 
 def main() -> None:
+    accel.install()
     keep_freed_memory()
     table = Table(title="attention, ms forward + backward")
     ways = list(product(common.precisions("cpu"), (False, True)))

@@ -52,8 +52,10 @@ def shape_of(model: str) -> tuple[int, int, int]:
 
 def random_gpt(model: str, **shape: int) -> GPT:
     """A GPT of ours with random weights in the shape of a model of `conf/model`."""
+    from instruct_lit.config.model_builders import install_satellites
     from instruct_lit.core.model.gpt import GPT, GPTConfig
 
+    install_satellites()
     n_layers, n_heads, d_model = shape_of(model)
     gpt = GPT(GPTConfig(d_model=d_model, n_layers=n_layers, n_heads=n_heads, **shape))
     gpt.init_weights(0)
@@ -79,9 +81,9 @@ def alpaca_prompt(record: Mapping[str, str]) -> str:
 
 def precisions(device: str) -> list[str]:
     """In which the device multiplies at speed; the rows of a table are in these where nothing else is asked for."""
-    from instruct_lit.core.model.device import multiplies_in_bf16
+    from instruct_lit.accel.compat_torch import has_bf16_products
 
-    return ["fp32", "bf16"] if device == "cuda" or multiplies_in_bf16() else ["fp32"]
+    return ["fp32", "bf16"] if device == "cuda" or has_bf16_products() else ["fp32"]
 
 
 def without_slow(names: Sequence[str], device: str) -> list[str]:

@@ -33,6 +33,7 @@ def train(shape: str, length: int, batch_size: int, device: str) -> dict[str, An
     import numpy as np
     import torch
 
+    from instruct_lit import accel
     from instruct_lit.accel.hardware import default_precision, keep_freed_memory
     from instruct_lit.accel.weight_copies import LowPrecisionWeights
     from instruct_lit.core.data.collate import Collator
@@ -42,6 +43,7 @@ def train(shape: str, length: int, batch_size: int, device: str) -> dict[str, An
     from instruct_lit.core.training.module import layout_of
     from instruct_lit.core.training.optimizer import adamw, parameter_groups
 
+    accel.install()
     keep_freed_memory()
     n_layers, n_heads, d_model = SHAPES[shape]
     model = GPT(GPTConfig(d_model=d_model, n_layers=n_layers, n_heads=n_heads))

@@ -55,11 +55,13 @@ def questions_of(n: int) -> list[str]:
 
 def alone(run: Path, questions: list[str], n_tokens: int) -> list[str]:
     """What the engine answers without a server."""
+    from instruct_lit.config.model_builders import install_satellites
     from instruct_lit.core.data.example import Example
     from instruct_lit.core.generation.engine import Engine
     from instruct_lit.core.generation.sampling import SamplingSettings
     from instruct_lit.serving.conversation import open_speakers
 
+    install_satellites()
     (speaker,) = open_speakers([str(run)], None, None)
     prompts = [speaker.prompt_ids(Example(question, "")) for question in questions]
     settings = speaker.ending(SamplingSettings(max_new_tokens=n_tokens))

@@ -91,6 +91,7 @@ def arena(config: DictConfig) -> None:
         usable_port(config.host, config.port)  # told before the models are opened
     votes = VoteFile(Path(config.votes).expanduser())
     questions = questions_of(config)
+    build.install_satellites()
     speakers = open_speakers(config.runs, build.given_template(config), config.device)
     if config.judge is not None:
         let_judge_vote(config, speakers, votes, questions)

@@ -230,7 +230,7 @@ def training_of_run(config: DictConfig, run: str) -> list[str] | None:
     from omegaconf import OmegaConf
 
     from instruct_lit.config import builders as build
-    from instruct_lit.core.bundle import bundle_of, open_model, read_about
+    from instruct_lit.core.bundle import bundle_of, read_about
     from instruct_lit.evaluation.leaks import training_questions
 
     directory = bundle_of(run)
@@ -238,7 +238,9 @@ def training_of_run(config: DictConfig, run: str) -> list[str] | None:
     if not config.benchmark.leaks or not known:
         return None
     try:
-        data = build.data_of_run(OmegaConf.create({"run": run, "data": None, "paths": config.paths}), open_model(run))
+        data = build.data_of_run(
+            OmegaConf.create({"run": run, "data": None, "paths": config.paths}), build.open_model(run)
+        )
     except InstructLitError as error:
         print(f"leaks: the training data of {run} cannot be read, so they are not looked for ({error})")
         return None
@@ -253,7 +255,7 @@ def subjects(config: DictConfig) -> Iterator[tuple[str, str, EvaluatedModel, str
     """
     from instruct_lit.config import builders as build
     from instruct_lit.config.provenance import weights_sha256
-    from instruct_lit.core.bundle import bundle_of, open_model, read_about
+    from instruct_lit.core.bundle import bundle_of, read_about
     from instruct_lit.core.data.template import Template
     from instruct_lit.core.model.device import best_device
     from instruct_lit.evaluation.answer_cache import AnswerCache
@@ -266,7 +268,7 @@ def subjects(config: DictConfig) -> Iterator[tuple[str, str, EvaluatedModel, str
     seen = set()
     for run, label in zip(_runs(config), _labels(_runs(config)), strict=True):
         plain = config.template is None and not read_about(bundle_of(run))
-        opened = open_model(run, bare if plain else given)
+        opened = build.open_model(run, bare if plain else given)
         modes = ["off"] if plain else ["on", "off"] if asked.template == "both" else [asked.template]
         models = [(label, opened.model, modes)]
         base = build.base_of_run(config, opened) if asked.base else None

@@ -46,6 +46,7 @@ def chat(config: DictConfig) -> None:
     from instruct_lit.serving.conversation import open_speakers
 
     runs = [config.run] if isinstance(config.run, str) else list(config.run)
+    build.install_satellites()
     speakers = open_speakers(runs, build.given_template(config), config.device)
     if sys.stdin.isatty():
         keep_history(Path(config.paths.cache) / "chat_history")

@@ -82,6 +82,7 @@ def serve(config: DictConfig) -> None:
     for module in ("fastapi", "uvicorn", "prometheus_client"):
         build.need(module, "serve", "serve")
     usable_port(config.host, config.port)  # told before the model is opened
+    build.install_satellites()
     (speaker,) = open_speakers([config.run], build.given_template(config), config.device)
     telemetry = Telemetry()
     engine = Engine(speaker.model, speaker.tokenizer, **build.engine_options(config))

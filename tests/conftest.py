@@ -13,6 +13,7 @@ from typing import Any
 import hypothesis
 import pytest
 
+from instruct_lit.config.model_builders import install_satellites
 from instruct_lit.core.data.tokenizer import GPT2Tokenizer
 from instruct_lit.core.model.gpt import GPT, GPTConfig
 
@@ -20,6 +21,7 @@ pytest_plugins = ["tests.commands", "tests.fixtures.training", "tests.fixtures.h
 hypothesis.settings.register_profile("quiet", deadline=None)  # a busy machine is no failure
 hypothesis.settings.load_profile("quiet")
 ROOT = Path(__file__).resolve().parents[1]
+install_satellites()
 gc.disable()  # until the tests are collected: importing makes hardly any garbage
 
 

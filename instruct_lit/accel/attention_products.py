@@ -1,9 +1,9 @@
-"""Attention as products of matrices, with its gradients written out: on a CPU the fastest way to learn short sequences.
+"""Attention as matrix products with its gradients written out: on a CPU the fastest for training on short sequences.
 
 There the backward pass of torch's fused kernel takes two to five times its forward pass, in bf16 most of all
-(`python -m benchmarks.attention`). Written out, queries, keys and values are laid out once for both passes, and what
-several groups of queries give to the same keys is added in place. The weights of few keys are kept for the backward
-pass, those of many are computed again there, so that memory grows with the tokens and not with their square.
+(`python -m benchmarks.attention`). Written out, queries, keys and values are laid out once for both passes, and the
+gradients that several groups of queries contribute to the same keys are accumulated in place. The attention weights of
+few keys are saved for the backward pass, those of many are recomputed there, so memory grows linearly with the tokens.
 
 Shapes: P problems side by side (heads, or rows times heads), N tokens, D the width of a head.
 """
@@ -11,108 +11,88 @@ Shapes: P problems side by side (heads, or rows times heads), N tokens, D the wi
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-LONGEST = 2048  # keys up to which products are the faster
-LONGEST_ROW = 512  # tokens of padded rows up to which they are, in bf16 alone
-N_KEPT = 256  # keys up to which weights are kept
+from instruct_lit.accel.attention_groups import Group, document_groups, padded_for, row_groups
+from instruct_lit.accel.compat_torch import softmax_backward
+from instruct_lit.core.model.attention import CausalRows, PackedDocuments
+
+MAX_KEYS = 2048  # up to which products are faster
+MAX_ROW_KEYS = 512  # for padded rows, where they are faster in bf16 alone
+MAX_SAVED_KEYS = 256  # up to which attention weights are saved
 
 
-@dataclass(frozen=True)
-class Group:
-    """The queries of the tokens `start` to `end`, which ask in one call.
+def attend_rows(layout: Any, q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor | None:
+    """The kernel of `CausalRows`, all `(…, T, H, D)`."""
+    if not isinstance(layout, CausalRows):
+        return None
+    q, k, v = (x.transpose(-3, -2) for x in (q, k, v))  # (B, H, T, D)
+    if not suits_rows(q):
+        return None
+    queries, keys, values = (x.flatten(0, -3) for x in (q, k, v))
+    out = attend(queries, keys, values, row_groups(q.shape[-2], q), dropout)
+    return out.view(q.shape).transpose(-3, -2)
 
-    Their keys are the first `n_prefix` tokens and those from `first_key` on. `bias` `(queries, keys)` is zero where a
-    token sees and minus infinity elsewhere. It may have more rows and columns than there are tokens, so that there are
-    few shapes: answers to queries from `end` on are dropped, and no other sees a key from there on.
+
+def attend_documents(layout: Any, q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor | None:
+    """The kernel of `PackedDocuments`, all `(N, H, D)`; where products do not pay, torch's kernel attends in groups.
+
+    A group under a mask that hides other documents costs less than gathering short documents into rows.
     """
-
-    start: int
-    end: int
-    first_key: int
-    n_prefix: int
-    bias: Tensor
-
-    @property
-    def n_own(self) -> int:
-        """Keys that stand together from `first_key` on."""
-        return self.bias.shape[1] - self.n_prefix
-
-    @property
-    def n_reached(self) -> int:
-        """The number of tokens that `queries_of` and `keys_of` look at."""
-        return max(self.start + len(self.bias), self.first_key + self.n_own)
-
-    def queries_of(self, x: Tensor) -> Tensor:
-        """Of `(P, N, D)` the rows of the tokens that ask, and of those that ask with them."""
-        return x[:, self.start : self.start + len(self.bias)]
-
-    def keys_of(self, x: Tensor) -> Tensor:
-        """Of `(P, N, D)` the rows of the tokens that are seen."""
-        own = x[:, self.first_key : self.first_key + self.n_own]
-        return torch.cat((x[:, : self.n_prefix], own), 1) if self.n_prefix else own
-
-    def answers(self, out: Tensor, part: Tensor) -> None:
-        """Write the rows of `part` that belong to the group to their places."""
-        out[:, self.start : self.end] = part[:, : self.end - self.start]
-
-    def gradient_of(self, grad: Tensor) -> Tensor:
-        """Of `(P, N, D)` the rows of the group, and zeros for those that only ask with them."""
-        n = self.end - self.start
-        own = grad[:, self.start : self.end]
-        return own if n == len(self.bias) else F.pad(own, (0, 0, 0, len(self.bias) - n))
-
-    def add_to_keys(self, total: Tensor, part: Tensor) -> None:
-        """Add `part` to the rows that `keys_of` takes."""
-        total[:, self.first_key : self.first_key + self.n_own] += part[:, self.n_prefix :]
-        if self.n_prefix:
-            total[:, : self.n_prefix] += part[:, : self.n_prefix]
-
-
-def laid_out(x: Tensor, groups: Sequence[Group]) -> Tensor:
-    """`(P, N, D)` in order, with rows of zeros up to what the groups look at."""
-    n_more = max(group.n_reached for group in groups) - x.shape[1]
-    return F.pad(x, (0, 0, 0, n_more)) if n_more else x.contiguous()
+    if not isinstance(layout, PackedDocuments):
+        return None
+    if "groups" not in layout.kernel_state:
+        layout.kernel_state["groups"] = document_groups(layout.lengths, layout.prefix_length, q)
+    groups: list[Group] = layout.kernel_state["groups"]
+    q, k, v = (x.transpose(0, 1) for x in (q, k, v))  # (H, N, D)
+    if suits(q, max(group.bias.shape[1] for group in groups)):
+        return attend(q, k, v, groups, dropout).transpose(0, 1)
+    outputs = []
+    q, k, v = (padded_for(x, groups) for x in (q, k, v))
+    for group in groups:
+        queries, keys, values = (x.unsqueeze(0) for x in (group.queries_of(q), group.keys_of(k), group.keys_of(v)))
+        out = F.scaled_dot_product_attention(queries, keys, values, group.bias, dropout_p=dropout)[0]
+        outputs.append(out[:, : group.end - group.start])
+    return torch.cat(outputs, 1).transpose(0, 1)
 
 
 def suits(q: Tensor, n_keys: int) -> bool:
-    """Whether products are the faster way for the flat queries `q`, which see at most `n_keys` keys."""
+    """Whether products are faster for flat queries `q` that see at most `n_keys` keys."""
     on_cpu = q.device.type == "cpu" and q.dtype in (torch.float32, torch.bfloat16)
-    return on_cpu and torch.is_grad_enabled() and n_keys <= LONGEST
+    return on_cpu and torch.is_grad_enabled() and n_keys <= MAX_KEYS
 
 
 def suits_rows(q: Tensor) -> bool:
-    """Whether they are for causal rows `(…, T, D)`: their many heads together leave the cache sooner."""
-    return q.dtype == torch.bfloat16 and q.shape[-2] <= LONGEST_ROW and suits(q, q.shape[-2])
+    """Whether products are faster for causal rows `(…, T, D)`, whose many heads together exceed the cache sooner."""
+    return q.dtype == torch.bfloat16 and q.shape[-2] <= MAX_ROW_KEYS and suits(q, q.shape[-2])
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, groups: Sequence[Group], dropout: float) -> Tensor:
-    """softmax(q·kᵀ/√D + bias)·v of each group in turn; together they ask with all tokens. All `(P, N, D)`."""
+    """softmax(q·kᵀ/√D + bias)·v for the queries of all groups, which together are all tokens. All `(P, N, D)`."""
     with torch.autocast(q.device.type, enabled=False):
         return _Attend.apply(q, k, v, groups, dropout)
 
 
 class _Attend(torch.autograd.Function):
-    """Keeps of each group its queries, keys and values, the weights of few keys, and the factors of dropout."""
+    """Saves for each group its queries, keys and values, the weights of few keys, and the dropout factors."""
 
     @staticmethod
     def forward(  # type: ignore[override]
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, groups: Sequence[Group], dropout: float
     ) -> Tensor:
-        out, kept = torch.empty_like(q, memory_format=torch.contiguous_format), []
-        q, k, v = (laid_out(x, groups) for x in (q, k, v))
+        out, saved = torch.empty_like(q, memory_format=torch.contiguous_format), []
+        q, k, v = (padded_for(x, groups) for x in (q, k, v))
         for group in groups:
             queries, keys, values = group.queries_of(q), group.keys_of(k), group.keys_of(v)
             weights = _weights(queries, keys, group.bias)
             factor = F.dropout(torch.ones_like(weights), dropout) if dropout else None
-            group.answers(out, torch.bmm(weights if factor is None else weights * factor, values))
-            kept += [queries, keys, values, weights if keys.shape[1] <= N_KEPT else None, factor]
-        ctx.save_for_backward(*kept)
+            group.write_queries(out, torch.bmm(weights if factor is None else weights * factor, values))
+            saved += [queries, keys, values, weights if keys.shape[1] <= MAX_SAVED_KEYS else None, factor]
+        ctx.save_for_backward(*saved)
         ctx.groups = groups
         return out
 
@@ -121,20 +101,20 @@ class _Attend(torch.autograd.Function):
         n_heads, n_tokens, width = grad.shape
         total = grad.new_zeros(3, n_heads, max(group.n_reached for group in ctx.groups), width)
         grad = grad.contiguous()
-        kept = ctx.saved_tensors
+        saved = ctx.saved_tensors
         for n, group in enumerate(ctx.groups):
-            queries, keys, values, weights, factor = kept[5 * n : 5 * n + 5]
+            queries, keys, values, weights, factor = saved[5 * n : 5 * n + 5]
             if weights is None:
                 weights = _weights(queries, keys, group.bias)
-            of_out = group.gradient_of(grad)
-            of_weights = torch.bmm(of_out, values.transpose(1, 2))
+            grad_out = group.gradient_of(grad)
+            grad_weights = torch.bmm(grad_out, values.transpose(1, 2))
             dropped = weights
             if factor is not None:
-                of_weights, dropped = of_weights * factor, weights * factor
-            of_scores = torch._softmax_backward_data(of_weights, weights, -1, weights.dtype)
-            group.answers(total[0], _scaled(of_scores, keys))
-            group.add_to_keys(total[1], _scaled(of_scores.transpose(1, 2), queries))
-            group.add_to_keys(total[2], torch.bmm(dropped.transpose(1, 2), of_out))
+                grad_weights, dropped = grad_weights * factor, weights * factor
+            grad_scores = softmax_backward(grad_weights, weights)
+            group.write_queries(total[0], _scaled_product(grad_scores, keys))
+            group.add_to_keys(total[1], _scaled_product(grad_scores.transpose(1, 2), queries))
+            group.add_to_keys(total[2], torch.bmm(dropped.transpose(1, 2), grad_out))
         return *total[:, :, :n_tokens], None, None
 
 
@@ -142,6 +122,6 @@ def _weights(queries: Tensor, keys: Tensor, bias: Tensor) -> Tensor:
     return torch.baddbmm(bias, queries, keys.transpose(1, 2), alpha=queries.shape[-1] ** -0.5).softmax(-1)
 
 
-def _scaled(of_scores: Tensor, x: Tensor) -> Tensor:
-    """Their product over √D, as the scores are scaled."""
-    return torch.baddbmm(x.new_zeros(()), of_scores, x, beta=0, alpha=x.shape[-1] ** -0.5)
+def _scaled_product(grad_scores: Tensor, x: Tensor) -> Tensor:
+    """The matrix product divided by √D, as the scores are scaled."""
+    return torch.baddbmm(x.new_zeros(()), grad_scores, x, beta=0, alpha=x.shape[-1] ** -0.5)

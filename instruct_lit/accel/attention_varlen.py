@@ -1,7 +1,9 @@
 """Attention of packed documents by one variable-length kernel: on a GPU in half precision.
 
-The kernel takes documents of any lengths side by side and masks nothing but the future. Where documents continue a
-shared prefix, its keys and values stand once more before those of every document.
+The kernel takes sequences of any lengths side by side, each causal. Where documents continue a shared prefix, its keys
+and values are repeated before those of every document.
+
+Shapes: N tokens, K keys with the repeated prefixes, H heads, D width of a head.
 """
 
 from __future__ import annotations
@@ -14,13 +16,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from instruct_lit.core.model.attention import PackedDocuments
+
 
 class Sequences:
-    """Where the kernel finds queries and keys of a prefix and the documents that continue it.
+    """The index tensors with which the kernel finds queries and keys of a prefix and of the documents that continue it.
 
-    The prefix is a sequence of its own. `cu_queries` and `cu_keys` are where each sequence begins, `key_rows` `(K,)`
-    the tokens whose keys stand side by side: the prefix, then for each document the prefix again and its own. Of those
-    K places `own_places` `(N,)` are where each token stands as itself, `prefix_places` where the prefix stands again.
+    The prefix is a sequence of its own. `cu_queries` and `cu_keys` are the cumulative lengths, `key_rows` `(K,)` the
+    tokens whose keys are read in order: the prefix, then for each document the prefix again and its own tokens. In that
+    order, `own_places` `(N,)` are the indices of each token itself, `prefix_places` those of the repeated prefixes.
     """
 
     def __init__(
@@ -31,15 +35,17 @@ class Sequences:
         padding: Sequence[int] = (),
         longest: int | None = None,
     ) -> None:
-        """`padding` are lengths of documents that continue nothing, which may be empty.
+        """Build the indices.
 
-        `longest` bounds the documents' lengths, where the kernel shall not know the longest.
+        Args:
+            padding: lengths of further documents without the prefix; they may be 0.
+            longest: an upper bound of the documents' lengths that replaces the true maximum.
         """
         n_first = 1 if n_prefix else 0
         own = torch.tensor([n_prefix] * n_first + list(lengths) + list(padding))
         keys = own.clone()
         keys[n_first : n_first + len(lengths)] += n_prefix
-        before = torch.zeros_like(own)  # copies of the prefix that stand before a sequence's own keys
+        before = torch.zeros_like(own)  # number of prefix copies before a sequence's own keys
         before[n_first:] = torch.arange(1, len(own) - n_first + 1).clamp(max=len(lengths))
         own_places = torch.arange(int(own.sum())) + n_prefix * torch.repeat_interleave(before, own)
         parts = [_starts(own), _starts(keys), own_places]
@@ -55,7 +61,7 @@ class Sequences:
         self._sizes = [len(part) for part in parts]
         flat = torch.cat(parts).to(torch.int32)
         if device.type == "cuda":
-            flat = flat.pin_memory()  # moves while the device works, and nobody waits for it
+            flat = flat.pin_memory()  # copied asynchronously
         self._cut(flat.to(device, non_blocking=True))
 
     def _cut(self, flat: Tensor) -> None:
@@ -66,18 +72,18 @@ class Sequences:
             self.prefix_places, self.key_rows = parts[3:]
 
     def at(self, flat: Tensor) -> Sequences:
-        """The same with its indices in another place."""
+        """The same sequences with the indices in another tensor."""
         other = copy(self)
         other._cut(flat)
         return other
 
     def keys_of(self, x: Tensor) -> Tensor:
-        """Of `(N, H, D)` the `(K, H, D)` that the kernel reads, with gradients."""
+        """The rows `(K, H, D)` of `x` `(N, H, D)` that the kernel reads, with gradients."""
         return _Gather.apply(x, self) if self.n_prefix else x
 
 
 class _Gather(torch.autograd.Function):
-    """Rows by index. What the copies of the prefix give to its gradient is summed in fp32, in the same order always."""
+    """Rows by index; gradients of the prefix copies are summed in fp32 and in a fixed order."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, sequences: Sequences) -> Tensor:  # type: ignore[override]
@@ -94,8 +100,19 @@ class _Gather(torch.autograd.Function):
         return own, None
 
 
+def attend_varlen(layout: Any, q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor | None:
+    """The kernel of `PackedDocuments`, all `(N, H, D)`."""
+    if not isinstance(layout, PackedDocuments) or not suits(q, dropout):
+        return None
+    if "varlen" not in layout.kernel_state:
+        sequences = Sequences(layout.lengths, layout.prefix_length, q.device)
+        layout.kernel_state["varlen"] = VarlenDocuments(sequences)
+    documents: VarlenDocuments = layout.kernel_state["varlen"]
+    return documents.attend(0, q, k, v, dropout)
+
+
 def suits(q: Tensor, dropout: float) -> bool:
-    """Whether the kernel takes queries `(N, H, D)`: in half precision, of some widths, on GPUs since Ampere."""
+    """Whether the kernel supports queries `(N, H, D)`: half precision, some widths, GPUs since Ampere."""
     if not q.is_cuda or q.dtype not in (torch.float16, torch.bfloat16) or dropout > 0.0:
         return False
     return q.shape[-1] % 8 == 0 and q.shape[-1] <= 256 and _capability(q.device) >= (8, 0)
@@ -107,7 +124,7 @@ def _capability(device: torch.device) -> tuple[int, int]:
 
 
 class VarlenDocuments:
-    """The attention layout of `Sequences`: each attends to itself, and to the prefix that it continues."""
+    """The attention layout of `Sequences`: each attends to itself and to the prefix that it continues."""
 
     def __init__(self, sequences: Sequences) -> None:
         self.sequences = sequences
@@ -115,9 +132,9 @@ class VarlenDocuments:
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
         from torch.nn.attention.varlen import varlen_attn
 
-        assert dropout == 0.0 and q.shape[-2] == k.shape[-2], "the kernel knows neither dropout nor groups of heads"
+        assert dropout == 0.0 and q.shape[-2] == k.shape[-2], "the kernel supports neither dropout nor grouped heads"
         of = self.sequences
-        # A right window of 0 is causal; with fewer queries than keys the kernel aligns the last ones.
+        # A right window of 0 is causal; with fewer queries than keys the kernel aligns their ends.
         out = varlen_attn(
             q, of.keys_of(k), of.keys_of(v), of.cu_queries, of.cu_keys, of.longest_query, of.longest_key,
             window_size=(-1, 0),

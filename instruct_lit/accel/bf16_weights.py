@@ -1,4 +1,4 @@
-"""Generation in half precision: bf16 copies of the weights, made once and laid out for the device's products."""
+"""Generation in half precision: bf16 copies of the weights, made once in the memory order of the device's products."""
 
 from __future__ import annotations
 
@@ -9,22 +9,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from instruct_lit.accel.compat_torch import has_packed_products, packed_linear, packed_weight
 from instruct_lit.core.model.causal import CausalLM
-from instruct_lit.core.model.device import multiplies_in_bf16
 from instruct_lit.core.model.gpt import MLP
 
-ROWS = 64  # the number of rows that packed weights are laid out for; others work as well
+ROWS = 64  # number of rows that packed weights are optimised for; others work as well
 
 Product = Callable[[Tensor], Tensor]
 
 
 class BF16Weights:
-    """Copies in bf16 of a model's linear layers and of its head; the model's own weights stay as they are.
+    """bf16 copies of the weights of a model's linear layers and of its head (`instruct_lit.core.generation.engine`).
 
     Inside `in_use` the layers multiply with the copies and everything else runs under autocast, so the numbers are
-    those of a validation in `bf16-mixed`. On a CPU with bf16 the copies are packed in the order in which its matrix
-    library reads them; otherwise it would sort them anew for every token. Weights that change later are not seen.
+    those of a validation in `bf16-mixed`. On a CPU with bf16 products the copies are packed in the order in which its
+    matrix library reads them, which saves reordering for every token. Later changes of the model are not copied.
     """
+
+    dtype = torch.bfloat16
 
     @torch.no_grad()
     def __init__(self, model: CausalLM) -> None:
@@ -41,41 +43,38 @@ class BF16Weights:
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
-        """Let the model multiply with the copies."""
-        before = [module.__dict__.get("forward") for module, _ in self._products]
+        """Multiply with the copies inside this context."""
+        saved = [module.__dict__.get("forward") for module, _ in self._products]
         for module, product in self._products:
             module.forward = product
         try:
             with torch.autocast(self._device, torch.bfloat16):
                 yield
         finally:
-            for (module, _), forward in zip(self._products, before, strict=True):
+            for (module, _), forward in zip(self._products, saved, strict=True):
                 del module.forward
                 if forward is not None:
                     module.forward = forward
 
 
 def can_pack(weight: Tensor) -> bool:
-    """Whether torch has products with packed weights here, which its compiler uses on CPUs."""
-    names = ("_reorder_linear_weight", "_linear_pointwise")
-    here = weight.device.type == "cpu" and multiplies_in_bf16()
-    return here and all(hasattr(torch.ops.mkldnn, name) for name in names)
+    """Whether torch has products with packed weights for this device."""
+    return weight.device.type == "cpu" and has_packed_products()
 
 
 def _product(weight: Tensor, bias: Tensor | None, gelu: bool = False) -> Product:
-    """The function x ↦ x·weightᵀ + bias in bf16, followed by GELU or not."""
+    """The function x ↦ x·weightᵀ + bias in bf16, followed by GELU if wanted."""
     half = weight.detach().to(torch.bfloat16)
-    added = None if bias is None else bias.detach().to(torch.bfloat16)
+    half_bias = None if bias is None else bias.detach().to(torch.bfloat16)
     if can_pack(weight):
-        packed = torch.ops.mkldnn._reorder_linear_weight(half, ROWS)
-        name, form = ("gelu", "tanh") if gelu else ("none", "")
-        return lambda x: torch.ops.mkldnn._linear_pointwise(x.to(torch.bfloat16), packed, added, name, [], form)
+        packed = packed_weight(half, ROWS)
+        return lambda x: packed_linear(x.to(torch.bfloat16), packed, half_bias, gelu)
     if gelu:
-        return lambda x: F.gelu(F.linear(x.to(torch.bfloat16), half, added), approximate="tanh")
-    return lambda x: F.linear(x.to(torch.bfloat16), half, added)
+        return lambda x: F.gelu(F.linear(x.to(torch.bfloat16), half, half_bias), approximate="tanh")
+    return lambda x: F.linear(x.to(torch.bfloat16), half, half_bias)
 
 
 def _mlp(fc: nn.Linear, proj: nn.Linear) -> Product:
-    """Both layers of an MLP: torch's GELU takes as long as the product before it where it is not part of it."""
+    """Both layers of an MLP: a separate GELU takes as long as the product before it."""
     inner, outer = _product(fc.weight, fc.bias, gelu=True), _product(proj.weight, proj.bias)
     return lambda x: outer(inner(x))

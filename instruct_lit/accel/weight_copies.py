@@ -22,8 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from instruct_lit.accel.compat_torch import has_amx_tiles
 from instruct_lit.accel.hardware import KEPT_BYTES
-from instruct_lit.core.model.device import multiplies_in_tiles
 
 HUGE_PAGE = 2 * 2**20
 CHUNK = 2**19  # elements whose conversions stay in the cache: 10 MB with their moments
@@ -173,7 +173,7 @@ def transposed(x: Tensor, scratch: Scratch) -> Tensor:
     There a bf16 product whose first factor lies transposed takes up to three times as long as one that finds it in
     order, and torch's own copy in one piece uses one core. Elsewhere it takes as long either way.
     """
-    if x.dtype.itemsize != 2 or not multiplies_in_tiles():
+    if x.dtype.itemsize != 2 or not has_amx_tiles():
         return x.t()
     n, width = x.shape
     copy = scratch.take("transposed", (width, n), x.dtype)

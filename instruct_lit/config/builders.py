@@ -14,6 +14,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -25,6 +26,7 @@ from instruct_lit.config.model_builders import (
     base_of,
     check_adapter,
     context_of,
+    install_satellites,
     language_of,
     model_of,
     shape_of,
@@ -45,8 +47,8 @@ if TYPE_CHECKING:
 
 # Callers find every builder here.
 __all__ = [
-    "adapt", "base_of", "check_adapter", "context_of", "data_of", "data_of_run", "language_of", "model_of",
-    "shape_of", "template_of",
+    "adapt", "base_of", "check_adapter", "context_of", "data_of", "data_of_run", "install_satellites",
+    "language_of", "model_of", "shape_of", "template_of",
 ]  # fmt: skip
 
 
@@ -92,9 +94,10 @@ def check_machine(config: DictConfig) -> None:
 
 def warn_of_bf16(accelerator: str, key: str, wanted: str | None) -> None:
     """Warn when a processor that cannot multiply in bf16 is told to."""
-    from instruct_lit.core.model.device import has_gpu, multiplies_in_bf16
+    from instruct_lit.accel.compat_torch import has_bf16_products
+    from instruct_lit.core.model.device import has_gpu
 
-    if str(wanted).startswith("bf") and (accelerator == "cpu" or not has_gpu()) and not multiplies_in_bf16():
+    if str(wanted).startswith("bf") and (accelerator == "cpu" or not has_gpu()) and not has_bf16_products():
         warnings.warn(
             f"{key}={wanted}: this processor cannot multiply in bf16, and torch takes ten times as long and more; "
             "left out, the precision is the fastest that it has",
@@ -157,9 +160,15 @@ def trainer_of(config: DictConfig, ours: Sequence[Callback]) -> Trainer:
 
 def open_run(config: DictConfig) -> OpenedModel:
     """The finished model at `run`, with the template of `template` where one is given."""
-    from instruct_lit.core.bundle import open_model
-
     return open_model(config.run, given_template(config))
+
+
+def open_model(run: str | Path, template: Template | None = None) -> OpenedModel:
+    """Open a run folder, a bundle or a Hugging Face directory (`instruct_lit.core.bundle.open_model`)."""
+    from instruct_lit.core import bundle
+
+    install_satellites()
+    return bundle.open_model(run, template)
 
 
 def given_template(config: DictConfig) -> Template | None:

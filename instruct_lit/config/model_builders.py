@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,11 +23,21 @@ if TYPE_CHECKING:
     from instruct_lit.hf.tokenizer import HFTokenizer
 
 
+@cache
+def install_satellites() -> None:
+    """Register with the core what installed satellites add to models and their files: `accel` and `hf`."""
+    for name in ("accel", "hf"):
+        module = f"instruct_lit.{name}"
+        if importlib.util.find_spec(module) is not None:
+            importlib.import_module(module).install()
+
+
 def model_of(config: DictConfig) -> CausalLM:
     """The model that the model group describes, with weights.
 
     Raises ConfigError when it cannot take the batch layout of `batching`.
     """
+    install_satellites()
     model = _hf_of(config) if config.model.get("kind") == "hf" else _gpt_of(config)
     batching = config.get("batching")
     if model.no_layouts and batching and (batching.layout == "packed" or batching.shared_prefix):

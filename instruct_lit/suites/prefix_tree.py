@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from instruct_lit.core.model.attention import grouped
+from instruct_lit.core.model.attention import repeat_kv
 
 MAX_KEYS = 1 << 14  # key rows gathered for one attention call, so that memory does not grow with the batch
 MAX_WASTE = 1.5  # cells of an attention call per cell that is no padding
@@ -55,7 +55,7 @@ class PrefixTree:
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
         if self._blocks is None:
             self._blocks = _cut_into_blocks(self.branches, q.device)
-        k, v = grouped(q, k, v)
+        k, v = repeat_kv(q, k, v)
         n_heads, d_head = q.shape[1:]
         out = torch.empty_like(q)
         kv = torch.stack((k, v), dim=1).flatten(1)  # (N, 2·H·D): one gather for both

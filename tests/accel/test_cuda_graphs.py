@@ -10,6 +10,7 @@ from torch import Tensor
 
 from instruct_lit.accel import cuda_graphs as module
 from instruct_lit.accel.attention_varlen import Sequences
+from instruct_lit.accel.compiled import compiled_form
 from instruct_lit.accel.cuda_graphs import StepGraphs
 from instruct_lit.core.data.collate import Batch, Collator
 from instruct_lit.core.data.encode import EncodedExample
@@ -43,7 +44,7 @@ def loss_of(model: GPT) -> Callable[..., Tensor]:
         ids: Tensor, positions: Tensor, layout: AttentionLayout | None, index: Tensor, targets: Tensor, weights: Tensor
     ) -> Tensor:
         states = model.hidden_states(ids, positions, layout, index)
-        return summed_cross_entropy(states, model.head_weight, targets, weights, compiled=model.compiled)
+        return summed_cross_entropy(states, model.head_weight, targets, weights, compiler=model.compiler)
 
     return loss
 
@@ -245,7 +246,7 @@ def test_documents_of_padding_hold_it_at_any_size() -> None:
 def test_a_recorded_step_is_the_step(model: GPT, layout: str, shared_prefix: bool, adds: bool, compiled: bool) -> None:
     """Different texts of one shape, seen once, recorded, replayed; then a parameter moves."""
     model = copy.deepcopy(model).cuda()
-    model.compiled = compiled
+    model.compiler = compiled_form if compiled else None
     graphs = StepGraphs(loss_of(model), model.parameters(), adds)
     graphs.begin()
     n_recorded = 0

@@ -168,7 +168,7 @@ def test_loaded_moments_are_the_ones_that_are_updated(base: GPT, batches: list[B
 def test_a_transposed_copy_is_the_transpose(
     monkeypatch: pytest.MonkeyPatch, rows: int, width: int, dtype: torch.dtype, tiles: bool
 ) -> None:
-    monkeypatch.setattr(working_module, "multiplies_in_tiles", lambda: tiles)
+    monkeypatch.setattr(working_module, "has_amx_tiles", lambda: tiles)
     x = torch.arange(rows * width).view(rows, width).to(dtype)
     found = transposed(x, Scratch())
     assert torch.equal(found, x.t())

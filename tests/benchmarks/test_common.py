@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import common
-from instruct_lit.core.model import device
+from instruct_lit.accel import compat_torch
 
 
 def rounds(*speeds: float, peak: float = 1e9) -> list[dict[str, float]]:
@@ -90,8 +90,8 @@ def test_json_tells_the_machine_and_the_command(tmp_path: Path) -> None:
 
 def test_rows_in_a_precision_that_the_processor_lacks_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     names = ["chapter 7", "trl fp32", "trl bf16 packed", "ours packed+prefix bf16"]
-    monkeypatch.setattr(device, "multiplies_in_bf16", lambda: False)
+    monkeypatch.setattr(compat_torch, "has_bf16_products", lambda: False)
     assert common.precisions("cpu") == ["fp32"] and common.without_slow(names, "cpu") == names[:2]
     assert common.without_slow(names, "cuda") == names
-    monkeypatch.setattr(device, "multiplies_in_bf16", lambda: True)
+    monkeypatch.setattr(compat_torch, "has_bf16_products", lambda: True)
     assert common.without_slow(names, "cpu") == names

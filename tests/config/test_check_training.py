@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from instruct_lit.accel import hardware
+from instruct_lit.accel import compat_torch, hardware
 from instruct_lit.config import builders as build
 from instruct_lit.config.check_training import check_train, wants_graphs
 from instruct_lit.config.compose import CONF
@@ -82,7 +82,7 @@ def test_what_callbacks_log_may_be_watched_and_a_sweep_may_prune_in_vain() -> No
 
 
 def test_settings_of_generation_are_checked_before_the_long_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(device, "multiplies_in_bf16", lambda: True)
+    monkeypatch.setattr(compat_torch, "has_bf16_products", lambda: True)
     with pytest.raises(ConfigError, match=r"generation.top_p=2.0: must be null or above 0 and at most 1"):
         build.sampling_of(composed("train", "generation.top_p=2"))
     with pytest.raises(ConfigError, match=r"generation.dtype=float8: allowed are bfloat16"):
@@ -148,7 +148,7 @@ def test_a_machine_without_a_gpu_is_told(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_a_processor_that_cannot_multiply_in_bf16_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device, "has_gpu", lambda: False)
-    monkeypatch.setattr(device, "multiplies_in_bf16", lambda: False)
+    monkeypatch.setattr(compat_torch, "has_bf16_products", lambda: False)
     with pytest.warns(UserWarning, match=r"trainer.precision=bf16-mixed: this processor cannot multiply in bf16"):
         build.check_machine(composed("train", "trainer.precision=bf16-mixed"))
     with pytest.warns(UserWarning, match=r"generation.dtype=bfloat16: this processor cannot multiply in bf16"):
@@ -156,9 +156,9 @@ def test_a_processor_that_cannot_multiply_in_bf16_is_told(monkeypatch: pytest.Mo
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         build.check_machine(composed("train"))
-        monkeypatch.setattr(device, "multiplies_in_bf16", lambda: True)
+        monkeypatch.setattr(compat_torch, "has_bf16_products", lambda: True)
         build.check_machine(composed("train", "trainer.precision=bf16-mixed"))
-        monkeypatch.setattr(device, "multiplies_in_bf16", lambda: False)
+        monkeypatch.setattr(compat_torch, "has_bf16_products", lambda: False)
         monkeypatch.setattr(device, "has_gpu", lambda: True)
         build.check_machine(composed("train", "trainer.precision=bf16-mixed"))
     with pytest.warns(UserWarning, match=r"cannot multiply in bf16"):

@@ -13,6 +13,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from instruct_lit.accel.compiled import compiled_form
 from instruct_lit.config.compose import CONF
 from instruct_lit.core.data.collate import Collator, pad_shift_mask
 from instruct_lit.core.data.encode import EncodedExample, Encoder
@@ -113,7 +114,7 @@ def by_layout(
     for batch in batches:
         states = model.hidden_states(batch.input_ids, batch.position_ids, layout_of(batch), batch.loss_index)
         loss = summed_cross_entropy(
-            states, model.head_weight, batch.targets, batch.loss_weights / n_supervised, compiled=model.compiled
+            states, model.head_weight, batch.targets, batch.loss_weights / n_supervised, compiler=model.compiler
         )
         loss.backward()
         total += loss.item()
@@ -205,7 +206,7 @@ def test_a_gpu_gives_the_same(
 ) -> None:  # fmt: skip
     collator = Collator(EOT, tokenizer.n_bytes_of, layout, shared_prefix, mask_prompt)  # type: ignore[arg-type]
     model = copy.deepcopy(model)
-    model.compiled = compiled
+    model.compiler = compiled_form if compiled else None
     loss, gradients = by_layout(model, [examples[:8], examples[8:]], collator, "cuda")
     expected, wanted = plain(mask_prompt)
     assert loss == pytest.approx(expected, rel=1e-5)

@@ -1,4 +1,4 @@
-"""Where models compute: a GPU where there is one, otherwise the processor."""
+"""The device of models: a GPU if there is one, otherwise the CPU."""
 
 from __future__ import annotations
 
@@ -16,25 +16,13 @@ def has_gpu() -> bool:
 
 
 def best_device() -> torch.device:
-    """The GPU, or the processor where there is none."""
+    """The GPU if there is one, otherwise the CPU."""
     return torch.device("cuda" if has_gpu() else "cpu")
-
-
-def multiplies_in_bf16() -> bool:
-    """Whether torch's matrix library has bf16 products for this processor; otherwise torch counts number by number."""
-    known = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
-    return known is not None and torch.backends.mkldnn.is_available() and known()
-
-
-def multiplies_in_tiles() -> bool:
-    """Whether this processor has a unit for whole tiles of matrices (Intel's AMX)."""
-    known = getattr(torch.cpu, "_is_amx_tile_supported", None)
-    return known is not None and bool(known())
 
 
 @contextmanager
 def on_device(model: CausalLM, device: torch.device) -> Iterator[None]:
-    """Let a model be on a device of this type for what is inside; Lightning takes it from the GPU after every run."""
+    """Move a model to a device of this type and back afterwards; Lightning moves it to the CPU after every run."""
     before = model.head_weight.device
     if before.type != device.type:
         model.to(device)

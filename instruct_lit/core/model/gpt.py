@@ -2,14 +2,16 @@
 
 A decoder-only transformer with learned positions, pre-layer-norm blocks, GELU in the tanh form, and an output head
 tied to the token embedding. Linear layers work on any token axes, so the same code runs on rows `(B, T)` and on packed
-documents `(N,)`; what attends to what is the layout's matter (`instruct_lit.core.model.attention`).
+documents `(N,)`; which token attends to which is up to the layout (`instruct_lit.core.model.attention`).
 
-Shapes: B rows, T tokens of a row, N tokens of a flat batch, C = d_model, H heads, D = C / H, V vocabulary.
+Shapes: B rows, T tokens of a row, N tokens of a flat batch, M selected tokens, C = d_model, H heads, D = C / H,
+V vocabulary.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from instruct_lit.core.model.attention import AttentionLayout, CausalRows
-from instruct_lit.core.model.causal import CausalLM, compiled_form, selected
+from instruct_lit.core.model.causal import CausalLM, Compiler, selected
 
 INIT_STD = 0.02
 
@@ -35,7 +37,7 @@ class GPTConfig:
     layer_norm_eps: float = 1e-5
 
     def __post_init__(self) -> None:
-        assert self.d_model % self.n_heads == 0, f"d_model {self.d_model} is no multiple of n_heads {self.n_heads}"
+        assert self.d_model % self.n_heads == 0, f"d_model {self.d_model} is not a multiple of n_heads {self.n_heads}"
 
     @property
     def d_head(self) -> int:
@@ -43,7 +45,7 @@ class GPTConfig:
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention: project (`qkv`), attend as the layout says, project back."""
+    """Multi-head self-attention: project (`qkv`), attend according to the layout, project back."""
 
     def __init__(self, config: GPTConfig, layer: int, dropout: float) -> None:
         super().__init__()
@@ -52,7 +54,7 @@ class SelfAttention(nn.Module):
         self.proj = nn.Linear(config.d_model, config.d_model)
 
     def attend(self, qkv: Tensor, layout: AttentionLayout) -> Tensor:
-        """From `(…, 3C)` queries, keys and values to the attended values `(…, C)`."""
+        """Return the attended values `(…, C)` for queries, keys and values `(…, 3C)`."""
         q, k, v = qkv.unflatten(-1, (3, self.n_heads, self.d_head)).unbind(-3)  # (…, H, D) each
         y = layout.attend(self.layer, q, k, v, self.dropout if self.training else 0.0)
         return y.flatten(-2)
@@ -71,9 +73,9 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """One layer: attention, then the MLP, each normalised before and added to the residual stream.
+    """One layer: attention, then the MLP, each with a layer norm before it and added to the residual stream.
 
-    What stands around the attention are two functions of tensors alone, which can be compiled (`CausalLM.compiled`).
+    Before and after the attention are two functions of tensors alone, which can be compiled (`CausalLM.compiler`).
     """
 
     def __init__(self, config: GPTConfig, layer: int, dropout: float) -> None:
@@ -85,21 +87,22 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def before_attention(self, x: Tensor) -> Tensor:
-        """Queries, keys and values `(…, 3C)` of the residual stream `(…, C)`."""
+        """Return queries, keys and values `(…, 3C)` of the residual stream `(…, C)`."""
         return self.attn.qkv(self.ln_1(x))
 
     def after_attention(self, x: Tensor, y: Tensor) -> Tensor:
-        """The residual stream after the layer, from that before it and the attended values, all `(…, C)`."""
+        """Return the residual stream after the layer, given that before it and the attended values, all `(…, C)`."""
         x = x + self.dropout(self.attn.proj(y))
         return x + self.dropout(self.mlp(self.ln_2(x)))
 
     def forward(
-        self, x: Tensor, layout: AttentionLayout, compiled: bool = False, index: Tensor | None = None
+        self, x: Tensor, layout: AttentionLayout, compiler: Compiler | None = None, index: Tensor | None = None
     ) -> Tensor:
-        """The residual stream after the layer, `(…, C)`, or with `index` `(M,)` at those of its tokens, `(M, C)`."""
-        before, after = Block.before_attention, Block.after_attention
-        if compiled:
-            before, after = compiled_form(before), compiled_form(after)
+        """Return the residual stream after the layer, `(…, C)`; with `index` `(M,)` that of those tokens, `(M, C)`."""
+        before: Callable[..., Tensor] = Block.before_attention
+        after: Callable[..., Tensor] = Block.after_attention
+        if compiler is not None:
+            before, after = compiler(before), compiler(after)
         y = self.attn.attend(before(self, x), layout)
         if index is not None:
             y = selected(y.to(x.dtype), index).to(y.dtype)  # a GPU sums gradients of a token in this dtype
@@ -114,7 +117,7 @@ class GPT(CausalLM):
         super().__init__()
         self.config = config
         self.activation_checkpointing = activation_checkpointing
-        # From zeros: drawing them, which `init_weights` or a checkpoint does over, imports torch's compiler on "meta".
+        # From zeros: torch's random initialisation, which is overwritten anyway, imports its compiler on "meta".
         self.wte = nn.Embedding.from_pretrained(torch.zeros(config.n_vocab, config.d_model), freeze=False)
         self.wpe = nn.Embedding.from_pretrained(torch.zeros(config.context_length, config.d_model), freeze=False)
         self.dropout = nn.Dropout(dropout)
@@ -135,23 +138,23 @@ class GPT(CausalLM):
     ) -> Tensor:
         """Return the normalised last hidden states, `(…, C)` for `input_ids` `(…)`, or with `index` `(M,)` `(M, C)`.
 
-        Without `position_ids` the last axis counts from 0; without a layout every row is one causal sequence. `index`
-        points into the flattened tokens: after its attention the last layer goes on with those alone.
+        Without `position_ids` positions count from 0; without a layout every row is one causal sequence. `index` counts
+        through the flattened tokens: after its attention the last layer computes those alone.
         """
         if position_ids is None:
             position_ids = torch.arange(input_ids.shape[-1], device=input_ids.device)
         layout = layout or CausalRows()
-        # The tied weight has a dense gradient from the head; a sparse one adds to it without another (V, C) of zeros.
-        # On a GPU zeros are cheap, and sparse rows would be sorted.
+        # The head gives the tied weight a dense gradient; a sparse one is added to it without another (V, C) of zeros.
+        # On a GPU zeros are cheap, and a sparse gradient would sort its rows.
         tokens = F.embedding(input_ids, self.wte.weight, sparse=self.training and not input_ids.is_cuda)
         x = self.dropout(self.noised(tokens) + self.wpe(position_ids))
-        compiled = self.compiled and self.training
+        compiler = self.compiler if self.training else None
         for block in self.blocks:
-            wanted = index if block is self.blocks[-1] else None
+            selection = index if block is self.blocks[-1] else None
             if self.activation_checkpointing and self.training:
-                x = checkpoint(block, x, layout, compiled, wanted, use_reentrant=False)
+                x = checkpoint(block, x, layout, compiler, selection, use_reentrant=False)
             else:
-                x = block(x, layout, compiled, wanted)
+                x = block(x, layout, compiler, selection)
         return self.ln_f(x)
 
     def forward(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from instruct_lit.accel.weight_copies import Working
-from instruct_lit.core.model.causal import compiled_form
+from instruct_lit.core.model.causal import Compiler
 from instruct_lit.core.model.likelihood import CHUNK
 
 BLOCK = 8  # positions whose softmax a CPU takes at once, so that its passes over memory stay in the cache
@@ -27,15 +27,15 @@ def summed_cross_entropy(
     targets: Tensor,
     weights: Tensor,
     working: Working | None = None,
-    compiled: bool = False,
+    compiler: Compiler | None = None,
 ) -> Tensor:
     """Return Σ weights · -log p(target), a float32 scalar with gradients for `hidden` and `head_weight`.
 
     `hidden` `(M, C)` are the states at the supervised positions, `head_weight` is `(V, C)`, `targets` and `weights`
     are `(M,)`. Nothing supervised gives 0 with zero gradients. With `working` memory of the head the products use its
-    copy, and the head's gradient goes into its buffer. With `compiled` a GPU takes the softmax by kernels made for it.
+    copy, and the head's gradient goes into its buffer. On a GPU `compiler` compiles the softmax and its gradient.
     """
-    return _SummedCrossEntropy.apply(hidden, head_weight, targets, weights, working, compiled)
+    return _SummedCrossEntropy.apply(hidden, head_weight, targets, weights, working, compiler)
 
 
 class _SummedCrossEntropy(torch.autograd.Function):
@@ -49,11 +49,11 @@ class _SummedCrossEntropy(torch.autograd.Function):
         targets: Tensor,
         weights: Tensor,
         working: Working | None,
-        compiled: bool,
+        compiler: Compiler | None,
     ) -> Tensor:
         device_type = hidden.device.type
         dtype = torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else hidden.dtype
-        ctx.working, ctx.compiled = working, compiled
+        ctx.working, ctx.compiler = working, compiler
         with torch.autocast(device_type, enabled=False):
             weight = _rounded_up(head_weight, dtype) if working is None else working.weight
             return _SummedCrossEntropy._forward(ctx, hidden, head_weight, weight, targets, weights)
@@ -65,7 +65,7 @@ class _SummedCrossEntropy(torch.autograd.Function):
         dtype, working, n_vocab = weight.dtype, ctx.working, len(head_weight)
         at_once = _at_once(hidden)
         to_gradient = _to_gradient if at_once else _to_gradient_in_blocks
-        to_gradient = compiled_form(to_gradient) if at_once and ctx.compiled else to_gradient
+        to_gradient = ctx.compiler(to_gradient) if at_once and ctx.compiler is not None else to_gradient
         total = torch.zeros((), device=hidden.device)
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None

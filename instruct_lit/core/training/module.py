@@ -14,6 +14,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.optim import Optimizer
 
+from instruct_lit.accel.compiled import compiled_form
 from instruct_lit.accel.cuda_graphs import StepGraphs
 from instruct_lit.accel.weight_copies import LowPrecisionWeights, can_hold_other_gradients
 from instruct_lit.core.data.collate import Batch
@@ -57,7 +58,7 @@ class InstructionTuner(LightningModule):
     ) -> None:
         super().__init__()
         self.model = model
-        model.compiled, self.cuda_graphs = compiled, cuda_graphs
+        model.compiler, self.cuda_graphs = compiled_form if compiled else None, cuda_graphs
         self.make_optimizer, self.make_scheduler = make_optimizer, make_scheduler
         self.neftune_alpha = neftune_alpha
         self.identity: dict[str, str] = {}  # what a checkpoint must share with the run that resumes it
@@ -90,7 +91,7 @@ class InstructionTuner(LightningModule):
         """The summed loss of a micro-batch, each pair multiplied by its weight."""
         states, head = self.model.hidden_states(input_ids, position_ids, layout, loss_index), self.model.head_weight
         working = self._working.of.get(id(head)) if self._working is not None else None
-        return summed_cross_entropy(states, head, targets, weights, working, self.model.compiled)
+        return summed_cross_entropy(states, head, targets, weights, working, self.model.compiler)
 
     def on_train_start(self) -> None:
         if self.trainer.world_size > 1 or is_sharded(self.model):

@@ -1,67 +1,54 @@
-"""One new token for each row: as products of matrices it sees what it sees through the fused kernel."""
+"""The layouts of cached generation store keys and values, and attend as the layouts of training do."""
 
 import pytest
 import torch
 from torch import Tensor
 
-from instruct_lit.core.model import kv_cache as module
+from instruct_lit.core.model import attention
+from instruct_lit.core.model.attention import CausalRows
 from instruct_lit.core.model.gpt import GPTConfig
-from instruct_lit.core.model.kv_cache import Decode, KeyValueCache, suits_products
+from instruct_lit.core.model.kv_cache import Decode, KeyValueCache, Prefill
+from tests.fixtures.attention import random_qkv
 
-SHAPE = GPTConfig(n_vocab=10, context_length=64, d_model=24, n_layers=2, n_heads=3)
-
-
-def attended(lengths: list[int], n_places: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """What each row's new token gets in two layers, of a cache with two rows more than are in use."""
-    random = torch.Generator().manual_seed(7)
-    cache = KeyValueCache(SHAPE, len(lengths) + 2, n_places, dtype, torch.device("cpu"))
-    for tensor in (cache.keys, cache.values):
-        tensor.normal_(generator=random)
-        for row, length in enumerate(lengths):
-            tensor[:, row, :, length:] = 100.0  # of an answer that stood here before
-    layout = Decode(cache, lengths)
-    found = []
-    for layer in range(2):
-        q, k, v = torch.randn(3, len(lengths), 1, 3, 8, generator=random).to(dtype)
-        found.append(layout.attend(layer, q, k, v, 0.0))
-    return torch.stack(found)
+SHAPE = GPTConfig(n_vocab=10, context_length=64, d_model=24, n_layers=1, n_heads=3)
 
 
-@pytest.mark.parametrize("lengths", [[5], [0], [9, 4, 7], [6, 6, 6, 6]])
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 0.02)])
-def test_products_see_what_the_kernel_sees(
-    monkeypatch: pytest.MonkeyPatch, lengths: list[int], dtype: torch.dtype, tolerance: float
-) -> None:
-    n_places, calls = 2 * (max(lengths) + 1), []
-    by_products = Decode._by_products
-    monkeypatch.setattr(Decode, "_by_products", lambda *given: calls.append(1) or by_products(*given))
-    monkeypatch.setattr(module, "suits_products", lambda q: False)
-    expected = attended(lengths, n_places, dtype)
-    assert not calls
-    monkeypatch.setattr(module, "suits_products", lambda q: True)
-    found = attended(lengths, n_places, dtype)
-    assert len(calls) == 2 and found.shape == (2, len(lengths), 1, 3, 8)
-    assert (found - expected).abs().max() <= tolerance
-    attended(lengths, n_places + 1, dtype)
-    assert len(calls) == 2, "a cache that is mostly empty is not read whole"
+@pytest.fixture(autouse=True)
+def _no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "KERNELS", [])
 
 
-def test_products_are_for_bf16_without_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "multiplies_in_bf16", lambda: True)
-    monkeypatch.setattr(module, "multiplies_in_tiles", lambda: False)
-    q = torch.zeros(2, 1, 3, 8)
-    assert suits_products(q.bfloat16()) and not suits_products(q)
-    assert not suits_products(q.bfloat16().to("meta"))
-    monkeypatch.setattr(module, "multiplies_in_tiles", lambda: True)
-    assert not suits_products(q.bfloat16())
-    monkeypatch.setattr(module, "multiplies_in_tiles", lambda: False)
-    monkeypatch.setattr(module, "multiplies_in_bf16", lambda: False)
-    assert not suits_products(q.bfloat16())
+@pytest.mark.parametrize("lengths", [[4], [3, 3], [5, 2, 9]])
+@pytest.mark.parametrize("n_prefix", [0, 3])
+def test_prefill_and_decode_are_each_row_alone(lengths: list[int], n_prefix: int) -> None:
+    """The first row of the cache is another's; each prompt is prefilled, then one token is decoded."""
+    prefix, own = random_qkv(n_prefix, 0), [random_qkv(n + 1, 1 + n) for n in lengths]
+    cache = KeyValueCache(SHAPE, 1 + len(lengths), 16, torch.float64, torch.device("cpu"))
+    cache.keys[:, 0] = cache.values[:, 0] = 100.0
+    flat = torch.cat([prefix, *(row[:-1] for row in own)])
+    prefilled = Prefill(cache, 1, lengths, n_prefix).attend(0, *flat.unbind(1), 0.0)
+    new = torch.stack([row[-1:] for row in own])  # (R, 1, 3, H, D)
+    q, k, v = (torch.cat((torch.zeros(1, 1, 3, 8), x.float())).double() for x in new.unbind(2))
+    decoded = Decode(cache, [0, *(n_prefix + n for n in lengths)]).attend(0, q, k, v, 0.0)
+    start = n_prefix
+    for row, document in enumerate(own):
+        whole = torch.cat((prefix, document))[None].unbind(2)
+        (expected,) = CausalRows().attend(0, *whole, 0.0)
+        n = len(document) - 1
+        torch.testing.assert_close(prefilled[start : start + n], expected[n_prefix:-1], rtol=0, atol=1e-12)
+        torch.testing.assert_close(decoded[1 + row, 0], expected[-1], rtol=0, atol=1e-6)
+        start += n
 
 
-def test_heads_that_share_keys_ask_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "suits_products", lambda q: True)
+def test_heads_of_keys_are_shared_by_neighbouring_queries() -> None:
     cache = KeyValueCache(SHAPE, 1, 4, torch.float32, torch.device("cpu"))
-    k = torch.randn(1, 1, 3, 8)
+    k: Tensor = torch.randn(1, 1, 3, 8)
     found = Decode(cache, [0]).attend(0, torch.randn(1, 1, 6, 8), k, k, 0.0)
     assert torch.allclose(found, k.repeat_interleave(2, 2)), "the only key has all the weight"
+
+
+def test_a_row_is_copied_over_another() -> None:
+    cache = KeyValueCache(SHAPE, 2, 4, torch.float32, torch.device("cpu"))
+    cache.keys[:, 1], cache.values[:, 1] = 1.0, 2.0
+    cache.move(1, 0, 3)
+    assert cache.keys[0, 0, 0, :, 0].tolist() == [1, 1, 1, 0] and cache.values[0, 0, 2, :, 7].tolist() == [2, 2, 2, 0]

@@ -1,0 +1,46 @@
+"""The undocumented attributes of torch that acceleration uses: a torch without one of them is named here."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from instruct_lit.accel import compat_torch as module
+
+
+def test_torch_has_what_is_used() -> None:
+    assert hasattr(torch, "_softmax_backward_data"), "torch._softmax_backward_data is gone (softmax_backward)"
+    for name in ("_is_mkldnn_bf16_supported", "_reorder_linear_weight", "_linear_pointwise"):
+        assert hasattr(torch.ops.mkldnn, name), f"torch.ops.mkldnn.{name} is gone"
+    assert hasattr(torch.cpu, "_is_amx_tile_supported"), "torch.cpu._is_amx_tile_supported is gone (has_amx_tiles)"
+
+
+def test_the_gradient_of_softmax_is_autograds() -> None:
+    scores = torch.randn(3, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64, requires_grad=True)
+    weights, grad = scores.softmax(-1), torch.arange(15.0, dtype=torch.float64).view(3, 5)
+    (expected,) = torch.autograd.grad(weights, scores, grad)
+    torch.testing.assert_close(module.softmax_backward(grad, weights.detach()), expected)
+
+
+@pytest.mark.parametrize("gelu", [False, True])
+def test_a_packed_product_is_the_product(gelu: bool) -> None:
+    if not module.has_packed_products():
+        pytest.skip("this processor has no bf16 products")
+    x, weight, bias = torch.randn(3, 16).bfloat16(), torch.randn(8, 16).bfloat16(), torch.randn(8).bfloat16()
+    expected = torch.nn.functional.linear(x.float(), weight.float(), bias.float())
+    expected = torch.nn.functional.gelu(expected, approximate="tanh") if gelu else expected
+    found = module.packed_linear(x, module.packed_weight(weight, 64), bias, gelu)
+    torch.testing.assert_close(found.float(), expected, rtol=0.02, atol=0.02)
+
+
+def test_bf16_needs_a_matrix_library_that_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert module.has_bf16_products() == torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    assert not module.has_bf16_products() and not module.has_packed_products()
+
+
+@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="the system does not list the processor's instructions")
+def test_tiles_are_amx(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert module.has_amx_tiles() == ("amx_tile" in Path("/proc/cpuinfo").read_text().split())
+    monkeypatch.delattr(torch.cpu, "_is_amx_tile_supported", raising=False)
+    assert not module.has_amx_tiles(), "a torch without the attribute"

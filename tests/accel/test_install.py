@@ -1,0 +1,16 @@
+"""Acceleration registers its attention kernels with the core, once."""
+
+import pytest
+
+from instruct_lit import accel
+from instruct_lit.core.model import attention
+
+
+def test_the_kernels_are_registered_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = list(attention.KERNELS)
+    monkeypatch.setattr(attention, "KERNELS", [])
+    accel.install()
+    accel.install()
+    names = [kernel.__name__ for kernel in attention.KERNELS]  # type: ignore[attr-defined]
+    assert names == ["attend_decode", "attend_rows", "attend_varlen", "attend_documents"]
+    assert before == attention.KERNELS, "the tests run with the kernels of a run"
