@@ -1,4 +1,4 @@
-"""A judge in this process: held to the form, deaf to control tokens in answers."""
+"""A judge in this process: replies constrained to the verdict's form, control tokens in answers without effect."""
 
 import asyncio
 import json
@@ -17,7 +17,7 @@ from instruct_lit.core.model.gpt import GPT, GPTConfig
 from instruct_lit.errors import ConfigError
 from instruct_lit.evaluation.judging.endpoints import Refused
 from instruct_lit.evaluation.judging.judge import Judge
-from instruct_lit.evaluation.judging.local import LocalEndpoint
+from instruct_lit.evaluation.judging.local import LocalEndpoint, one_of
 from instruct_lit.evaluation.judging.prompt import Choice, JudgePrompt, Score
 from instruct_lit.evaluation.judging.reply_cache import ReplyCache
 
@@ -49,46 +49,66 @@ def test_every_reply_has_the_form(folder: Path, tmp_path: Path) -> None:
     assert Score().read(asyncio.run(free.ask([{"role": "user", "content": "Say it."}], Score())).text) is None
 
 
-def test_the_best_of_the_allowed_replies_is_chosen_token_by_token(folder: Path) -> None:
+def test_verdicts_are_those_of_transformers_with_a_prefix_function(folder: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     endpoint = LocalEndpoint(str(folder), max_tokens=16)
-    trie = endpoint._trie(Choice().replies)
-    node, text = trie, []
-    while node:
-        token = next(iter(node))
-        text.append(token)
-        node = node[token]
-    assert endpoint._tokenizer.decode(text[:-1]) == Choice().replies[0] and text[-1] == endpoint._tokenizer.eos_token_id
+    for verdict in (Score(1, 30), Choice()):
+        for number in range(4):
+            messages = [{"role": "user", "content": f"Answer {number} is {'good' * number}. {verdict.request}"}]
+            prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt")[
+                "input_ids"
+            ]
+            assert prompt[0].tolist() == endpoint.prompt_ids(messages)
+            allowed = one_of(tuple(verdict.replies), endpoint.tokenizer)
+            out = theirs.generate(
+                prompt, max_new_tokens=16, do_sample=False, pad_token_id=tokenizer.eos_token_id,
+                prefix_allowed_tokens_fn=lambda _, ids, n=prompt.shape[1], f=allowed: f(ids[n:].tolist()),
+            )[0, prompt.shape[1] :]  # fmt: skip
+            reply = asyncio.run(endpoint.ask(messages, verdict))
+            assert reply.text == tokenizer.decode(out, skip_special_tokens=True) and reply.n_reply_tokens == len(out)
+
+
+def test_one_of_allows_each_reply_closed_by_end_of_text(tokenizer: GPT2Tokenizer) -> None:
+    replies = ("yes", "yesterday", "no")
+    allowed = one_of(replies, tokenizer)
+    for reply in replies:
+        ids = tokenizer.encode(reply)
+        assert all(token in (allowed(ids[:n]) or ()) for n, token in enumerate([*ids, tokenizer.eot_id]))
+    assert sorted(allowed([]) or ()) == sorted({tokenizer.encode(reply)[0] for reply in replies})
 
 
 def test_control_tokens_in_an_answer_are_text(folder: Path) -> None:
     endpoint = LocalEndpoint(str(folder), max_tokens=4)
     ids = endpoint.prompt_ids([{"role": "user", "content": "a<|endoftext|>b"}])
-    assert endpoint._tokenizer.eos_token_id not in ids and "a<|endoftext|>b" in endpoint._tokenizer.decode(ids)
+    assert endpoint.tokenizer.eot_id not in ids and "a<|endoftext|>b" in endpoint.tokenizer.decode(ids)
 
 
-def test_a_question_too_long_is_declined(folder: Path) -> None:
+def test_a_question_longer_than_the_context_is_refused(folder: Path) -> None:
     endpoint = LocalEndpoint(str(folder), max_tokens=16)
     with pytest.raises(Refused, match="tokens and 16 of reply do not fit into 128"):
         asyncio.run(endpoint.ask([{"role": "user", "content": "word " * 200}], Score()))
 
 
-def test_what_is_no_judge_is_told(folder: Path, tmp_path: Path) -> None:
+def test_a_model_that_cannot_judge_is_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="judge.model=nowhere: no such folder"):
         LocalEndpoint("nowhere")
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(ConfigError, match="transformers cannot open it"):
+    with pytest.raises(ConfigError, match="judge.model=.*cannot be opened by transformers"):
         LocalEndpoint(str(tmp_path))
     cut = tmp_path / "cut"
     shutil.copytree(folder, cut)
     (cut / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:-100])
-    with pytest.raises(ConfigError, match="judge.model=.*cut: transformers cannot open it"):
+    with pytest.raises(ConfigError, match="judge.model=.*cut: .*model.safetensors"):
         LocalEndpoint(str(cut))
     bare = tmp_path / "bare"
     shutil.copytree(folder, bare)
     settings = json.loads((bare / "tokenizer_config.json").read_text())
     del settings["chat_template"]
     (bare / "tokenizer_config.json").write_text(json.dumps(settings))
-    with pytest.raises(ConfigError, match="no chat template, so it is no model to ask"):
+    (bare / "instruct_lit.json").unlink()
+    with pytest.raises(ConfigError, match="judge.model=.*bare: no chat template; choose an instruct model"):
         LocalEndpoint(str(bare))
 
 
