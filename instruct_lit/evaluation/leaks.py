@@ -1,30 +1,26 @@
-"""Which examples of a test set or benchmark were in the training data, word for word or nearly."""
+"""Contamination: the examples of a test split or benchmark that also occur in the training data."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from instruct_lit.core.optional_imports import load
+from instruct_lit.core.data.split import words
+from instruct_lit.datasets.near_duplicates import NearDuplicateIndex, jaccard, shingles
 
 if TYPE_CHECKING:
     from instruct_lit.core.data.datamodule import InstructionData
 
 NGRAM = 13  # words, as in the overlap analysis of GPT-3 (Brown et al. 2020, appendix C)
-SHINGLE = 3  # words that near-duplicates are compared by
-THRESHOLD = 0.8  # Jaccard similarity from which two texts are near-duplicates
-N_PERMUTATIONS = 128
-_WORDS = re.compile(r"\w+")
 
 
 @dataclass(frozen=True)
 class Leak:
-    """An examined item that was found among the training texts.
+    """An evaluated item that occurs in the training texts.
 
-    `kind` is `exact` (the same words), `ngram` (thirteen words in a row are the same) or `near` (MinHash
-    near-duplicate); `train` is the place of the training text and `similarity` their Jaccard similarity.
+    `kind` is `exact` (the same words), `near` (near-duplicate) or `ngram` (thirteen consecutive words in common);
+    `train` is the index of the training text, `similarity` the Jaccard similarity of the two.
     """
 
     item: int
@@ -38,91 +34,58 @@ class Leak:
 
 
 def question(record: Mapping[str, Any]) -> str:
-    """What an example asks, which a leak is looked for by: earlier turns, instruction and input."""
+    """The text by which a leak is searched: earlier turns, instruction and input of a record."""
     before = [text for turn in record.get("history") or () for text in turn]
     return "\n".join((*before, record["instruction"], record.get("input") or ""))
 
 
 def training_questions(data: InstructionData) -> Iterator[str]:
-    """What the training examples of a data set ask."""
+    """The question of every training example of a data set."""
     store, indices = data.examples_of("train")
     return (question(store.example(int(index)).as_record()) for index in indices)
 
 
-def words(text: str) -> list[str]:
-    """Lower-case words without punctuation."""
-    return _WORDS.findall(text.lower())
-
-
 def find_leaks(train: Iterable[str], items: Sequence[str], near: bool = True) -> list[Leak]:
-    """At most one leak for each item, the strongest kind there is; the training texts are read once.
+    """At most one leak per item, the strongest kind found; the training texts are read once.
 
-    `near` looks for near-duplicates with MinHash and locality-sensitive hashing (Broder 1997) through datasketch, and
-    keeps those whose exact similarity reaches the threshold. Raises ConfigError when it is not installed.
+    `near` also searches near-duplicates, whose exact Jaccard similarity over word shingles reaches the threshold.
+
+    Raises: ConfigError when `near` is set and the extra `filters` is not installed.
     """
     item_words = [words(text) for text in items]
     exact: dict[tuple[str, ...], list[int]] = {}
-    grams: dict[tuple[str, ...], list[int]] = {}
+    ngrams: dict[tuple[str, ...], list[int]] = {}
+    index, indexed = NearDuplicateIndex(exact=True, what="leaks.near=true") if near else None, []
     for number, found in enumerate(item_words):
         exact.setdefault(tuple(found), []).append(number)
-        for gram in _grams(found, NGRAM):
-            grams.setdefault(gram, []).append(number)
-    index = _Near(item_words) if near else None
+        for ngram in _ngrams(found):
+            ngrams.setdefault(ngram, []).append(number)
+        if index is not None and found:
+            index.add(items[number])
+            indexed.append(number)
     best: dict[int, Leak] = {}
 
-    def keep(item: int, place: int, kind: str, similarity: float) -> None:
-        rank = ("exact", "near", "ngram").index
-        old = best.get(item)
-        if old is None or (rank(kind), -similarity) < (rank(old.kind), -old.similarity):
-            best[item] = Leak(item, place, kind, similarity)
+    def keep(leak: Leak) -> None:
+        old = best.get(leak.item)
+        if old is None or _strength(leak) > _strength(old):
+            best[leak.item] = leak
 
     for place, text in enumerate(train):
         found = words(text)
-        for item in exact.get(tuple(found), []) if found else ():
-            keep(item, place, "exact", 1.0)
-        touched = {item for gram in _grams(found, NGRAM) if gram in grams for item in grams[gram]}
-        for item in touched:
-            keep(item, place, "ngram", jaccard(found, item_words[item]))
-        for item, similarity in index.matches(found) if index is not None else ():
-            keep(item, place, "near", similarity)
+        if not found:
+            continue
+        for item in exact.get(tuple(found), ()):
+            keep(Leak(item, place, "exact", 1.0))
+        for item in {item for ngram in _ngrams(found) for item in ngrams.get(ngram, ())}:
+            keep(Leak(item, place, "ngram", jaccard(shingles(text), shingles(items[item]))))
+        for number, similarity in index.matches(text) if index is not None else ():
+            keep(Leak(indexed[number], place, "near", similarity))
     return [best[item] for item in sorted(best)]
 
 
-def jaccard(a: Sequence[str], b: Sequence[str]) -> float:
-    """Share of the shingles of two texts that both have."""
-    ours, theirs = _shingles(a), _shingles(b)
-    return len(ours & theirs) / len(ours | theirs) if ours or theirs else 1.0
+def _strength(leak: Leak) -> tuple[int, float]:
+    return ("ngram", "near", "exact").index(leak.kind), leak.similarity
 
 
-class _Near:
-    """The items in an index that finds near-duplicates of a text."""
-
-    def __init__(self, item_words: Sequence[list[str]]) -> None:
-        datasketch = load("datasketch", "leaks.near=true", "filters")
-        self._empty, self._words = datasketch.MinHash(num_perm=N_PERMUTATIONS), item_words
-        self._index = datasketch.MinHashLSH(threshold=THRESHOLD, num_perm=N_PERMUTATIONS)
-        for number, found in enumerate(item_words):
-            if found:
-                self._index.insert(number, self._signature(found))
-
-    def matches(self, found: list[str]) -> list[tuple[int, float]]:
-        """Items whose similarity to a text reaches the threshold."""
-        if not found:
-            return []
-        candidates = self._index.query(self._signature(found))
-        similar = [(int(item), jaccard(found, self._words[item])) for item in candidates]
-        return [(item, similarity) for item, similarity in similar if similarity >= THRESHOLD]
-
-    def _signature(self, found: list[str]) -> Any:
-        signature = self._empty.copy()  # drawing the permutations anew takes longer than all the rest
-        signature.update_batch([" ".join(shingle).encode() for shingle in _shingles(found)])
-        return signature
-
-
-def _grams(found: Sequence[str], n: int) -> list[tuple[str, ...]]:
-    return [tuple(found[i : i + n]) for i in range(len(found) - n + 1)]
-
-
-def _shingles(found: Sequence[str]) -> set[tuple[str, ...]]:
-    """Word trigrams; a shorter text is one shingle."""
-    return set(_grams(found, SHINGLE)) or ({tuple(found)} if found else set())
+def _ngrams(found: Sequence[str]) -> list[tuple[str, ...]]:
+    return [tuple(found[i : i + NGRAM]) for i in range(len(found) - NGRAM + 1)]

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
+from instruct_lit.datasets.near_duplicates import jaccard, shingles
 from instruct_lit.errors import ConfigError
-from instruct_lit.evaluation.leaks import Leak, find_leaks, jaccard, question, words
+from instruct_lit.evaluation.leaks import Leak, find_leaks, question
 
 LONG = "The committee will meet on the second Monday of every month in the old library building near the harbour."
 
 
-def test_words_and_questions() -> None:
-    assert words("It's  RED, isn't it?\n1990") == ["it", "s", "red", "isn", "t", "it", "1990"]
+def test_questions() -> None:
     assert (
         question({"instruction": "Add.", "input": "1 2"}) == "Add.\n1 2"
         and question({"instruction": "Add."}) == "Add.\n"
@@ -20,7 +20,7 @@ def test_words_and_questions() -> None:
     assert question({"instruction": "And?", "history": [["Add.", "3"]]}) == "Add.\n3\nAnd?\n"
 
 
-def test_the_same_words_in_other_dress() -> None:
+def test_case_punctuation_and_white_space_do_not_matter() -> None:
     assert find_leaks(["Nothing.", "Name a  COLOUR"], ["name a colour!", "Name a shape."], near=False) == [
         Leak(0, 1, "exact", 1.0)
     ]
@@ -39,14 +39,14 @@ def test_near_duplicates_by_minhash() -> None:
     changed = LONG.replace("harbour", "port")
     (leak,) = find_leaks(["Name a colour.", changed], [LONG, "Name a river in Peru."])
     assert (leak.item, leak.train, leak.kind) == (0, 1, "near")
-    assert leak.similarity == pytest.approx(jaccard(words(changed), words(LONG))) and 0.8 <= leak.similarity < 1
+    assert leak.similarity == pytest.approx(jaccard(shingles(changed), shingles(LONG))) and 0.8 <= leak.similarity < 1
     assert find_leaks(["Name a mountain in Peru."], ["Name a river in Peru."]) == []
 
 
-def test_the_strongest_kind_is_kept_and_empty_texts_are_no_leak_of_each_other() -> None:
+def test_the_strongest_kind_is_kept_and_empty_texts_are_no_leak() -> None:
     pytest.importorskip("datasketch")
     assert [leak.kind for leak in find_leaks([LONG.replace("harbour", "port"), LONG], [LONG])] == ["exact"]
-    assert find_leaks(["", "?!"], ["", "word"]) == []
+    assert find_leaks(["", "?!"], ["", "word"]) == find_leaks([""], ["", "?!"]) == []
 
 
 def test_the_book_s_own_split_has_leaks(shared_data: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,7 @@ class LocalEndpoint:
         self._engine = Engine(network, self.tokenizer, max_rows=1)
         self._encoder = Encoder(self.template, self.tokenizer, self._engine.context_length)
         self._settings = SamplingSettings(max_new_tokens=max_tokens, stop=closing(self.template))
+        self._one_of = cache(lambda replies: one_of(replies, self.tokenizer))
 
     async def ask(self, messages: Messages, verdict: Verdict) -> Reply:
         """Answer one question; Refused when it does not fit into the model's context."""
@@ -59,7 +60,7 @@ class LocalEndpoint:
         ids, limit = self.prompt_ids(messages), self._engine.context_length
         if len(ids) + self.max_tokens > limit:
             raise Refused(f"{len(ids)} tokens and {self.max_tokens} of reply do not fit into {limit}")
-        allowed = one_of(tuple(verdict.replies), self.tokenizer) if self.constrained else None
+        allowed = self._one_of(tuple(verdict.replies)) if self.constrained else None
         request = self._engine.prepare(ids, self._settings, allowed_next=allowed)
         self._engine.enqueue(request)
         while request.finish_reason is None:
@@ -84,7 +85,6 @@ class LocalEndpoint:
         return self._encoder.prompt_ids(Example(question, "", history=history))
 
 
-@lru_cache(maxsize=8)
 def one_of(replies: Sequence[str], tokenizer: Tokenizer) -> AllowedNext:
     """Constrain a response to one of the replies, closed by end-of-text."""
     tree: dict[int, Any] = {}
