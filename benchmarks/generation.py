@@ -26,6 +26,7 @@ def ours(name: str, args: argparse.Namespace) -> Answer:
     """The engine."""
     import torch
 
+    from instruct_lit.accel.bf16_weights import BF16Weights
     from instruct_lit.accel.hardware import keep_freed_memory
     from instruct_lit.core.data.tokenizer import GPT2Tokenizer
     from instruct_lit.core.generation.engine import Engine
@@ -33,8 +34,8 @@ def ours(name: str, args: argparse.Namespace) -> Answer:
 
     keep_freed_memory()
     model = common.random_gpt(args.model).to(args.device)
-    dtype = torch.bfloat16 if name.endswith("bf16") else None
-    engine = Engine(model, GPT2Tokenizer(), args.rows, dtype)
+    make_weights = BF16Weights if name.endswith("bf16") else None
+    engine = Engine(model, GPT2Tokenizer(), args.rows, make_weights)
 
     def answer(prompts: Prompts, n_new: int) -> int:
         with torch.inference_mode():

@@ -50,8 +50,8 @@ def chat(config: DictConfig) -> None:
     speakers = open_speakers(runs, build.given_template(config), config.device)
     if sys.stdin.isatty():
         keep_history(Path(config.paths.cache) / "chat_history")
-    dtype = build.engine_options(config)["dtype"]
-    Chat(speakers, build.sampling_of(config), Console(), read_line, config.conversation, dtype).run()
+    make_weights = build.engine_options(config).get("make_weights")
+    Chat(speakers, build.sampling_of(config), Console(), read_line, config.conversation, make_weights).run()
 
 
 def read_line(sign: str) -> str:

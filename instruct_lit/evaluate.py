@@ -144,7 +144,7 @@ def evaluate(config: DictConfig) -> float:
 
 def rows_of(config: DictConfig, source: str) -> tuple[list[dict[str, Any]], Iterator[str] | None]:
     """Answers out of a file or by the model in a folder, and its training texts where they are known."""
-    from instruct_lit.core.generation.responses import read_responses
+    from instruct_lit.evaluation.answer_files import read_responses
     from instruct_lit.evaluation.leaks import question
 
     training = None

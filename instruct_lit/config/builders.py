@@ -41,9 +41,9 @@ if TYPE_CHECKING:
     from instruct_lit.core.bundle import OpenedModel
     from instruct_lit.core.data.datamodule import InstructionData
     from instruct_lit.core.data.template import Template
+    from instruct_lit.core.generation.responses import ResponseCache
     from instruct_lit.core.generation.sampling import SamplingSettings
     from instruct_lit.core.model.causal import CausalLM
-    from instruct_lit.evaluation.answer_cache import AnswerCache
 
 # Callers find every builder here.
 __all__ = [
@@ -205,11 +205,13 @@ def sampling_of(config: DictConfig) -> SamplingSettings:
 
 def engine_options(config: DictConfig) -> dict[str, Any]:
     """How an `Engine` works on this machine: the settings of generation that are not the answer's."""
-    import torch
-
     warn_of_bf16("auto", "generation.dtype", config.generation.dtype)
-    dtype = None if config.generation.dtype is None else torch.bfloat16
-    return {"max_rows": config.generation.max_rows, "dtype": dtype}
+    options: dict[str, Any] = {"max_rows": config.generation.max_rows}
+    if config.generation.dtype is not None:
+        from instruct_lit.accel.bf16_weights import BF16Weights
+
+        options["make_weights"] = BF16Weights
+    return options
 
 
 def answer_split(
@@ -219,7 +221,7 @@ def answer_split(
     split: str,
     n_responses: int | None,
     title: str,
-    kept: AnswerCache | None = None,
+    cache: ResponseCache | None = None,
     trainer: Trainer | None = None,
 ) -> list[dict[str, Any]]:
     """The model's answers to the first `n_responses` examples of a split, with a progress bar.
@@ -242,7 +244,7 @@ def answer_split(
         engine = Engine(model, data.tokenizer, **engine_options(config))
         device = best_device() if trainer is None else trainer.strategy.root_device
         with on_device(model, device), whole_weights(model):
-            answers = answer(engine, data.template, examples, sampling_of(config), bar.update, kept)
+            answers = answer(engine, data.template, examples, sampling_of(config), bar.update, cache)
         return gathered(trainer, answers)
 
 

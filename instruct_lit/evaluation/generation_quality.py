@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from lightning import Callback, LightningModule, Trainer
 
-from instruct_lit.core.generation.engine import Engine
+from instruct_lit.core.generation.engine import Engine, MakeWeights
 from instruct_lit.core.generation.responses import answer
 from instruct_lit.core.generation.sampling import SamplingSettings
 from instruct_lit.distributed.fsdp import whole_weights
@@ -39,7 +39,7 @@ class GenerationQuality(Callback):
         self.settings = SamplingSettings(max_new_tokens=max_new_tokens)
         if dtype not in (None, "bfloat16"):
             raise ConfigError(f"callbacks.generation_quality.dtype={dtype}: allowed are null, bfloat16")
-        self.dtype = None if dtype is None else torch.bfloat16
+        self.dtype = dtype
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         for watcher in trainer.callbacks:  # type: ignore[attr-defined]
@@ -57,6 +57,14 @@ class GenerationQuality(Callback):
             return indices
         return np.sort(np.random.default_rng(self.seed).choice(indices, self.n_examples, replace=False))
 
+    def _make_weights(self) -> MakeWeights | None:
+        """What copies the weights in lower precision, if configured."""
+        if self.dtype is None:
+            return None
+        from instruct_lit.accel.bf16_weights import BF16Weights
+
+        return BF16Weights
+
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking:
             return
@@ -64,7 +72,7 @@ class GenerationQuality(Callback):
         store, indices = data.examples_of("val")
         chosen = self.sample(indices)
         mine = [(i, store.example(i), store[i].prompt_ids) for i in share_of(trainer, chosen.tolist())]
-        engine = Engine(pl_module.model, data.tokenizer, self.max_rows, self.dtype)  # type: ignore[arg-type]
+        engine = Engine(pl_module.model, data.tokenizer, self.max_rows, self._make_weights())  # type: ignore[arg-type]
         with whole_weights(pl_module.model):  # type: ignore[arg-type]
             rows = answer(engine, data.template, mine, self.settings)
         sums = torch.tensor(

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from instruct_lit.core.generation.responses import exact
 from instruct_lit.core.optional_imports import load
 from instruct_lit.errors import ConfigError
 
@@ -29,11 +30,6 @@ N_RESAMPLES = 2000
 def normalised(text: str) -> str:
     """Lower case without punctuation, articles and repeated white space, as SQuAD compares answers."""
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
-
-
-def exact(row: Row) -> float:
-    """1 where the answer is the wanted one, white space at the ends aside."""
-    return float(row["response"].strip() == row["output"].strip())
 
 
 def exact_normalised(row: Row) -> float:

@@ -9,10 +9,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 
-import torch
-
 from instruct_lit.core.data.example import Example
-from instruct_lit.core.generation.engine import Engine
+from instruct_lit.core.generation.engine import Engine, MakeWeights
 from instruct_lit.core.generation.sampling import SamplingSettings
 from instruct_lit.errors import DataError
 from instruct_lit.serving.conversation import ChatModel
@@ -46,11 +44,13 @@ class Arena:
         votes: VoteFile,
         questions: Sequence[tuple[str, str]] = (),
         max_rows: int = 8,
-        dtype: torch.dtype | None = None,
+        make_weights: MakeWeights | None = None,
     ) -> None:
         self.speakers, self.settings, self.votes, self.questions = speakers, settings, votes, questions
         self._voting = threading.Lock()  # two buttons pressed at once are one vote
-        self.schedulers = [Scheduler(Engine(speaker.model, speaker.tokenizer, max_rows, dtype)) for speaker in speakers]
+        self.schedulers = [
+            Scheduler(Engine(speaker.model, speaker.tokenizer, max_rows, make_weights)) for speaker in speakers
+        ]
 
     def question(self) -> tuple[str, str]:
         """One of the questions, drawn at random."""

@@ -8,10 +8,8 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from instruct_lit.core.data.example import Example, Turn
-from instruct_lit.core.generation.engine import Engine
+from instruct_lit.core.generation.engine import Engine, MakeWeights
 from instruct_lit.core.generation.request import Request
 from instruct_lit.core.generation.sampling import SamplingSettings
 from instruct_lit.errors import ConfigError, InstructLitError, printable
@@ -61,12 +59,12 @@ class Chat:
         console: Console,
         read: Callable[[str], str],
         conversation: bool | None = None,
-        dtype: torch.dtype | None = None,
+        make_weights: MakeWeights | None = None,
     ) -> None:
         self.columns = []
         for speaker in speakers:
             wanted = not speaker.template.name.startswith("alpaca") if conversation is None else conversation
-            engine = Engine(speaker.model, speaker.tokenizer, 1, dtype)
+            engine = Engine(speaker.model, speaker.tokenizer, 1, make_weights)
             self.columns.append(Column(speaker, engine, wanted and speaker.has_turns))
         self.settings, self.console, self.read = settings, console, read
         self.system, self.given = "", ""
@@ -150,7 +148,7 @@ class Chat:
         table = Table(expand=True, show_edge=False, pad_edge=False)
         for column in self.columns:
             table.add_column(column.speaker.name, ratio=1, overflow="fold")
-        answers = (column.request.settled if column.request else "" for column in self.columns)
+        answers = (column.request.stable_text if column.request else "" for column in self.columns)
         table.add_row(*(Text(printable(answer)) for answer in answers))
         return table
 
@@ -160,7 +158,7 @@ class Chat:
         assert request is not None
         while request.finish_reason is None:
             column.engine.step()
-            yield request.settled
+            yield request.stable_text
 
     def _stop(self, column: Column) -> None:
         if column.request is not None and column.request.finish_reason is None:

@@ -143,7 +143,7 @@ class Scheduler:
                 self._on_finished(ticket)
         if finished or ticket.every_step:
             try:
-                ticket.tell(Update(request.settled, len(request.ids), request.finish_reason))
+                ticket.tell(Update(request.stable_text, len(request.ids), request.finish_reason))
             except Exception:  # a client that has gone, its event loop too
                 log.debug("a client cannot be told of its response", exc_info=True)
                 self._cancel([ticket])

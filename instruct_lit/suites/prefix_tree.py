@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from instruct_lit.core.generation.engine import n_common
 from instruct_lit.core.model.attention import repeat_kv
 
 MAX_KEYS = 1 << 14  # key rows gathered for one attention call, so that memory does not grow with the batch
@@ -79,21 +80,6 @@ class _Block:
     keys: Tensor
     real: Tensor
     mask: Tensor
-
-
-def n_common(a: Sequence[int], b: Sequence[int]) -> int:
-    """Number of leading tokens that two texts share."""
-    n = min(len(a), len(b))
-    if a[:n] == b[:n]:
-        return n
-    low, high = 0, n  # a[:low] agrees, a[:high] does not
-    while high - low > 1:
-        middle = (low + high) // 2
-        if a[low:middle] == b[low:middle]:
-            low = middle
-        else:
-            high = middle
-    return low
 
 
 def _cut_into_blocks(branches: Sequence[Branch], device: torch.device) -> list[_Block]:

@@ -67,7 +67,7 @@ def test_a_forward_of_the_callers_is_put_back(tiny_model: GPT) -> None:
 
 def test_the_engine_answers_in_bf16_and_leaves_the_model_in_fp32(tiny_model: GPT, tokenizer: GPT2Tokenizer) -> None:
     before = copy.deepcopy(tiny_model.state_dict())
-    engine = Engine(tiny_model, tokenizer, 2, torch.bfloat16)
+    engine = Engine(tiny_model, tokenizer, 2, BF16Weights)
     prompts = [[5, 6, 7], [5, 6, 8, 9], [5, 6, 7, 1, 2]]
     answers = engine.generate(prompts, SamplingSettings(max_new_tokens=6))
     assert engine._cache is not None and engine._cache.keys.dtype == torch.bfloat16
@@ -83,7 +83,7 @@ def test_the_engine_answers_in_bf16_and_leaves_the_model_in_fp32(tiny_model: GPT
 
 
 def test_copies_are_those_of_the_weights_until_the_engine_is_cleared(tiny_model: GPT, tokenizer: GPT2Tokenizer) -> None:
-    engine = Engine(tiny_model, tokenizer, 1, torch.bfloat16)
+    engine = Engine(tiny_model, tokenizer, 1, BF16Weights)
     settings = SamplingSettings(max_new_tokens=5)
     first = engine.generate([[5, 6, 7]], settings)[0].ids
     with torch.no_grad():

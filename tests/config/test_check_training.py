@@ -4,9 +4,9 @@ import warnings
 from pathlib import Path
 
 import pytest
-import torch
 
 from instruct_lit.accel import compat_torch, hardware
+from instruct_lit.accel.bf16_weights import BF16Weights
 from instruct_lit.config import builders as build
 from instruct_lit.config.check_training import check_train, wants_graphs
 from instruct_lit.config.compose import CONF
@@ -89,9 +89,9 @@ def test_settings_of_generation_are_checked_before_the_long_work(monkeypatch: py
         check_train(composed("train", "generation.dtype=float8"))
     assert build.engine_options(composed("train", "generation.dtype=bfloat16")) == {
         "max_rows": 64,
-        "dtype": torch.bfloat16,
+        "make_weights": BF16Weights,
     }
-    assert build.engine_options(composed("train")) == {"max_rows": 64, "dtype": None}
+    assert build.engine_options(composed("train")) == {"max_rows": 64}
 
 
 def test_the_shape_of_a_run_folder_is_that_of_its_bundle(tmp_path: Path) -> None:

@@ -17,9 +17,9 @@ from instruct_lit.core.data.formats import to_example
 from instruct_lit.core.data.records import read_records
 from instruct_lit.core.data.split import make_split
 from instruct_lit.core.data.template import Template
-from instruct_lit.core.generation.responses import read_responses
 from instruct_lit.core.model.pretrained import load_gpt
 from instruct_lit.errors import InstructLitError
+from instruct_lit.evaluation.answer_files import read_responses
 from instruct_lit.evaluation.judging.agreement import read_scores
 from instruct_lit.evaluation.judging.prompt import Choice, Score, texts_of
 from instruct_lit.evaluation.leaks import question

@@ -180,7 +180,7 @@ def test_the_engine_in_bf16_has_the_numbers_of_autocast(case: Case) -> None:
         found = case.model.hidden_states(ids).float()
     assert (found - wanted).norm() / wanted.norm() < 0.02
     prompts = [e.prompt_ids for e in case.encoded()]
-    engine = Engine(case.model, case.tokenizer, max_rows=3, dtype=torch.bfloat16)
+    engine = Engine(case.model, case.tokenizer, max_rows=3, make_weights=BF16Weights)
     written = engine.generate(prompts, SamplingSettings(max_new_tokens=8))
     assert all(r.finish_reason in ("stop", "length") for r in written)
     with torch.no_grad():

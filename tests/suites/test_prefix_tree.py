@@ -3,7 +3,7 @@
 import torch
 
 from instruct_lit.core.model.gpt import GPT
-from instruct_lit.suites.prefix_tree import PrefixTree, n_common
+from instruct_lit.suites.prefix_tree import PrefixTree
 
 
 def test_common_beginnings_are_there_once() -> None:
@@ -25,9 +25,3 @@ def test_hidden_states_are_those_of_the_texts_alone(tiny_model: GPT) -> None:
         for text, path in zip(texts, tree.paths, strict=True):
             alone = tiny_model.hidden_states(torch.tensor([text]))[0]
             torch.testing.assert_close(hidden[path], alone, rtol=0, atol=1e-5)
-
-
-def test_length_of_a_common_beginning() -> None:
-    for n in range(20):
-        assert n_common([0] * n + [1] * 5, [0] * n + [2] * 9) == n
-    assert n_common([1, 2], [1, 2, 3]) == n_common([1, 2, 3], [1, 2]) == 2 and n_common([], [1]) == 0

@@ -1,6 +1,6 @@
-"""The one decoder: batched, cached, with rows that come and go while others are being written.
+"""The decoder: batched generation with a key-value cache and continuous batching.
 
-Prompts wait in a queue. As rows get free, waiting prompts are prefilled together (their common beginning is computed
+Prompts wait in a queue. As rows become free, waiting prompts are prefilled together (their common prefix is computed
 once) and join the batch; a finished row leaves it and the last one takes its place, so the batch is always dense.
 """
 
@@ -10,41 +10,65 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import count
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
-from instruct_lit.accel.bf16_weights import BF16Weights
 from instruct_lit.core.generation.request import AllowedNext, Decoder, FinishReason, Request, constrained
 from instruct_lit.core.generation.sampling import Sampler, SamplingSettings
 from instruct_lit.core.model.causal import CausalLM
 from instruct_lit.core.model.kv_cache import Decode, KeyValueCache, Prefill
 from instruct_lit.errors import DataError
-from instruct_lit.suites.prefix_tree import n_common
+
+
+class WeightStore(Protocol):
+    """Copies of a model's weights in another precision."""
+
+    def in_use(self) -> AbstractContextManager[None]:
+        """A context in which the model computes with the copies."""
+        ...
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """The logits `(R, V)` of hidden states `(R, C)`."""
+        ...
+
+
+class MakeWeights(Protocol):
+    """Makes the copies for a model; `dtype` is their precision."""
+
+    dtype: torch.dtype
+
+    def __call__(self, model: CausalLM) -> WeightStore: ...
 
 
 class Engine:
-    """Generates with a causal model; at most `max_rows` responses are written at the same time.
+    """Generates with a causal model, at most `max_rows` responses at the same time.
 
-    `prepare`, `enqueue`, `step` and `cancel` serve callers with requests of their own timing, `generate` answers a
-    list of prompts. The model is used in evaluation mode and left as it was. One that takes rows only reads all of a
-    row anew for every token: slower, and as exact. With `dtype` bfloat16 it computes with copies of the weights in
-    bf16, which are made at the first step; otherwise in the weights' own precision.
+    `generate` answers a list of prompts; `prepare`, `enqueue`, `step` and `cancel` are for callers whose requests come
+    and go. The model is used in evaluation mode, its training mode is restored. A model without attention layouts
+    recomputes the whole row for every token: slower, with the same result. `make_weights` copies the weights in lower
+    precision at the first step; by default the model's own weights are used.
     """
 
     def __init__(
-        self, model: CausalLM, tokenizer: Decoder, max_rows: int = 32, dtype: torch.dtype | None = None
+        self, model: CausalLM, tokenizer: Decoder, max_rows: int = 32, make_weights: MakeWeights | None = None
     ) -> None:
         self.model, self.tokenizer, self.max_rows = model, tokenizer, max_rows
         self.context_length = model.config.context_length
         self._waiting: deque[Request] = deque()
         self._active: list[Request] = []  # row r of the cache belongs to _active[r]
         self._cache: KeyValueCache | None = None
-        assert dtype in (None, torch.bfloat16), dtype
-        self.dtype = dtype
-        self._half: BF16Weights | None = None
+        self._make_weights = make_weights
+        self._weights: WeightStore | None = None
         self._sampler = Sampler()
         self._numbers = count()
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """The precision of the copies of the weights; None for the model's own weights."""
+        return None if self._make_weights is None else self._make_weights.dtype
 
     def submit(self, prompt_ids: Sequence[int], settings: SamplingSettings | None = None) -> Request:
         """Queue a prompt; raises as `prepare` does."""
@@ -60,7 +84,7 @@ class Engine:
         of_prompt: bool = False,
         allowed_next: AllowedNext | None = None,
     ) -> Request:
-        """Make a request, in any thread; the arguments after `settings` are those of `Request`.
+        """Create a request, in any thread; the arguments after `settings` are those of `Request`.
 
         With `max_new_tokens=0` the prompt is only scored. Raises DataError when it is empty or leaves no room for a
         token in the model's context.
@@ -68,17 +92,17 @@ class Engine:
         settings = settings or SamplingSettings()
         longest = self.context_length - min(1, settings.max_new_tokens)
         if not 0 < len(prompt_ids) <= longest:
-            rest = ", one less than the model's context" if longest < self.context_length else ", the model's context"
-            raise DataError(f"a prompt has {len(prompt_ids)} tokens; allowed are 1 to {longest}{rest}")
+            limit = "the model's context" + (" minus one token" if longest < self.context_length else "")
+            raise DataError(f"a prompt has {len(prompt_ids)} tokens; allowed are 1 to {longest}, {limit}")
         return Request(next(self._numbers), list(prompt_ids), settings, n_logprobs, of_prompt, allowed_next)
 
     def enqueue(self, request: Request) -> None:
-        """Let a prepared request wait for its turn."""
+        """Queue a prepared request."""
         self._waiting.append(request)
 
     @torch.inference_mode()  # rows of the cache move
     def cancel(self, request: Request) -> None:
-        """Take a request out, wherever it is; what it has written stays readable."""
+        """Remove a waiting or active request; its text so far stays readable."""
         if request in self._waiting:
             self._waiting.remove(request)
             request.finish_reason = "cancelled"
@@ -86,30 +110,32 @@ class Engine:
             self._finish(self._active.index(request), "cancelled")
 
     def clear(self) -> None:
-        """Cancel every request and drop the cache and copies, whatever state a failed step has left them in."""
+        """Cancel every request and drop the cache and the copies of the weights, for example after a failed step."""
         for request in [*self._waiting, *self._active]:
             request.finish_reason = "cancelled"
         self._waiting.clear()
         self._active.clear()
-        self._cache, self._half, self._sampler = None, None, Sampler()
+        self._cache, self._weights, self._sampler = None, None, Sampler()
 
     @property
     def n_active(self) -> int:
-        """Requests that are being written."""
+        """Number of requests in the batch."""
         return len(self._active)
 
     @property
     def n_unfinished(self) -> int:
-        """Requests that are waiting or being written."""
+        """Number of requests that are waiting or in the batch."""
         return len(self._waiting) + len(self._active)
 
     @torch.inference_mode()
     def step(self) -> list[Request]:
-        """Prefill waiting prompts if rows are free, otherwise write one token in every row; return what has changed.
+        """Prefill waiting prompts if rows are free, otherwise generate one token in every row; return these requests.
 
         A request whose `finish_reason` is set has left the batch.
         """
-        with _evaluating(self.model), self._weights():
+        if self._make_weights is not None and self._weights is None:
+            self._weights = self._make_weights(self.model)
+        with _evaluation_mode(self.model), nullcontext() if self._weights is None else self._weights.in_use():
             return self._admit() or self._decode()
 
     def generate(
@@ -118,9 +144,9 @@ class Engine:
         settings: SamplingSettings | Sequence[SamplingSettings] | None = None,
         on_finished: Callable[[Request], None] | None = None,
     ) -> list[Request]:
-        """Answer all prompts and return their requests in the order of the prompts.
+        """Generate a response to each prompt and return the requests in the order of the prompts.
 
-        `settings` are for all prompts or one for each; `on_finished` is called as each answer is complete.
+        `settings` are for all prompts or one for each; `on_finished` is called with each finished request.
         """
         each = settings if isinstance(settings, Sequence) else [settings] * len(prompts)
         requests = [self.submit(prompt, setting) for prompt, setting in zip(prompts, each, strict=True)]
@@ -131,13 +157,13 @@ class Engine:
         return requests
 
     def stream(self, prompt: Sequence[int], settings: SamplingSettings | None = None) -> Iterator[str]:
-        """Yield the response to one prompt piece by piece: whole characters, and nothing of a stop text."""
+        """Yield the response to one prompt in pieces: whole characters, and nothing of a stop text."""
         request = self.submit(prompt, settings)
         shown = 0
         try:
             while request.finish_reason is None:
                 self.step()
-                text = request.settled
+                text = request.stable_text
                 if len(text) > shown:
                     yield text[shown:]
                     shown = len(text)
@@ -145,27 +171,20 @@ class Engine:
             if request.finish_reason is None:
                 self.cancel(request)
 
-    def _weights(self) -> AbstractContextManager[None]:
-        """The weights of the engine's precision."""
-        if self.dtype is None:
-            return nullcontext()
-        self._half = self._half or BF16Weights(self.model)
-        return self._half.in_use()
-
     def _admit(self) -> list[Request]:
         """Prefill waiting prompts into free rows and choose their first tokens."""
         n_free = self.max_rows - len(self._active)
-        # A prefill reads all weights once, however few prompts it has: wait until some rows are free.
+        # A prefill reads all weights once, however few its prompts: wait until several rows are free.
         if not self._waiting or n_free < min(len(self._waiting), max(1, self.max_rows // 8)):
             return []
         new = [self._waiting.popleft() for _ in range(min(n_free, len(self._waiting)))]
         rows = range(len(self._active), len(self._active) + len(new))
         self._active += new
         if self.model.no_layouts is not None:
-            return self._reread(list(rows))
-        cache = self._room_for(new)
+            return self._recompute(list(rows))
+        cache = self._cache_for(new)
         prompts = [request.prompt_ids for request in new]
-        n_prefix = _common_prefix(prompts)
+        n_prefix = n_shared_prefix(prompts)
         lengths = [len(prompt) - n_prefix for prompt in prompts]
         flat = prompts[0][:n_prefix] + [i for prompt in prompts for i in prompt[n_prefix:]]
         positions = list(range(n_prefix)) + [p for prompt in prompts for p in range(n_prefix, len(prompt))]
@@ -182,37 +201,37 @@ class Engine:
             if request.of_prompt:
                 own = torch.cat([hidden[:n_prefix], hidden[end - length : end]])
                 request.score_prompt(own, self.model.head_weight)
-        return self._write(hidden[last] if scores_prompts else hidden, list(rows))
+        return self._append_tokens(hidden[last] if scores_prompts else hidden, list(rows))
 
     def _decode(self) -> list[Request]:
-        """Run the last token of every row through the model and choose the next."""
+        """Compute the last token of every row and choose the next."""
         if not self._active:
             return []
         if self.model.no_layouts is not None:
-            return self._reread(list(range(len(self._active))))
+            return self._recompute(list(range(len(self._active))))
         assert self._cache is not None
         layout = Decode(self._cache, [request.n_tokens - 1 for request in self._active])
         ids = torch.tensor([request.ids[-1] for request in self._active], device=layout.lengths.device)
         hidden = self.model.hidden_states(ids[:, None], layout.lengths[:, None], layout)
-        return self._write(hidden[:, 0], list(range(len(self._active))))
+        return self._append_tokens(hidden[:, 0], list(range(len(self._active))))
 
-    def _reread(self, rows: list[int]) -> list[Request]:
-        """Run everything of the given rows through the model, without a cache, and choose the next tokens."""
+    def _recompute(self, rows: list[int]) -> list[Request]:
+        """Compute the given rows from their first token, without a cache, and choose the next tokens."""
         texts = [self._active[row].prompt_ids + self._active[row].ids for row in rows]
         device = self.model.head_weight.device
-        # Padding on the right is seen by no token of the text.
+        # No token of the text sees the padding on the right.
         ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(text, device=device) for text in texts], batch_first=True)
         last = torch.tensor([len(text) - 1 for text in texts], device=device)
         hidden = self.model.hidden_states(ids)
         for row, states in zip(rows, hidden, strict=True):
             if self._active[row].of_prompt and not self._active[row].ids:
                 self._active[row].score_prompt(states, self.model.head_weight)
-        return self._write(hidden[torch.arange(len(texts), device=device), last], rows)
+        return self._append_tokens(hidden[torch.arange(len(texts), device=device), last], rows)
 
-    def _write(self, hidden: torch.Tensor, rows: list[int]) -> list[Request]:
-        """Choose a token for each of the rows from their last hidden states, and let finished rows leave."""
+    def _append_tokens(self, hidden: Tensor, rows: list[int]) -> list[Request]:
+        """Choose a token for each of the rows from their last hidden states `(R, C)`, and remove finished rows."""
         requests = [self._active[row] for row in rows]
-        logits = F.linear(hidden, self.model.head_weight) if self._half is None else self._half.head(hidden)
+        logits = F.linear(hidden, self.model.head_weight) if self._weights is None else self._weights.head(hidden)
         chosen = self._sampler.choose(
             constrained(logits, requests),
             [request.settings for request in requests],
@@ -240,31 +259,46 @@ class Engine:
             if self._cache is not None:
                 self._cache.move(len(self._active), row, last.n_tokens)
 
-    def _room_for(self, new: list[Request]) -> KeyValueCache:
-        """The cache, made larger if the new requests may become longer than its rows."""
-        wanted = max(len(r.prompt_ids) + r.settings.max_new_tokens for r in [*new, *self._waiting])
-        wanted = min(wanted, self.context_length)
+    def _cache_for(self, new: list[Request]) -> KeyValueCache:
+        """The cache, reallocated if the new requests may become longer than its rows."""
+        longest = max(len(r.prompt_ids) + r.settings.max_new_tokens for r in [*new, *self._waiting])
+        n_tokens = min(longest, self.context_length)
         old = self._cache
-        if old is None or old.n_tokens < wanted:
+        if old is None or old.n_tokens < n_tokens:
             weight = self.model.head_weight
             rows = self.max_rows if old is None else old.n_rows
-            self._cache = KeyValueCache(self.model.config, rows, wanted, self.dtype or weight.dtype, weight.device)
+            self._cache = KeyValueCache(self.model.config, rows, n_tokens, self.dtype or weight.dtype, weight.device)
             if old is not None:
-                for ours, theirs in ((self._cache.keys, old.keys), (self._cache.values, old.values)):
-                    ours[..., : old.n_tokens, :] = theirs
+                for target, source in ((self._cache.keys, old.keys), (self._cache.values, old.values)):
+                    target[..., : old.n_tokens, :] = source
         assert self._cache is not None
         return self._cache
 
 
-def _common_prefix(prompts: Sequence[Sequence[int]]) -> int:
-    """Number of leading tokens all prompts share; each keeps at least its last token for itself."""
+def n_shared_prefix(prompts: Sequence[Sequence[int]]) -> int:
+    """Number of leading tokens that all prompts share; the last token of a prompt is never counted."""
     if len(prompts) == 1:
         return 0
     return min(*(n_common(prompts[0], prompt) for prompt in prompts[1:]), min(map(len, prompts)) - 1)
 
 
+def n_common(a: Sequence[int], b: Sequence[int]) -> int:
+    """Number of leading tokens that two texts share."""
+    n = min(len(a), len(b))
+    if a[:n] == b[:n]:
+        return n
+    low, high = 0, n  # a[:low] is shared, a[:high] is not
+    while high - low > 1:
+        middle = (low + high) // 2
+        if a[low:middle] == b[low:middle]:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
 @contextmanager
-def _evaluating(model: torch.nn.Module) -> Iterator[None]:
+def _evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
     was_training = model.training
     model.eval()
     try:

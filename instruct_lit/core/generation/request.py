@@ -1,4 +1,4 @@
-"""A prompt on its way to a response: its tokens so far, what ends it, and what is already certain of its text."""
+"""A request for a response: its prompt, its tokens so far, what ends it, and its log-probabilities."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ AllowedNext = Callable[[Sequence[int]], Sequence[int] | None]
 
 
 class Decoder(Protocol):
-    """What the engine needs of a tokenizer."""
+    """The part of a tokenizer that the engine uses."""
 
     eot_id: int
 
@@ -29,7 +29,7 @@ class Decoder(Protocol):
 class TokenLogprob:
     """Natural log-probability of a token given all before it, under the model's own distribution (temperature 1).
 
-    `top` are the most likely tokens at its place, best first. The first token of a text has no probability.
+    `top` are the most likely tokens at its position, best first. The first token of a text has no probability.
     """
 
     token_id: int
@@ -39,10 +39,12 @@ class TokenLogprob:
 
 @dataclass(eq=False)
 class Request:
-    """A prompt and its response; `ids` grows by a token a step, end-of-text is not among them.
+    """A prompt and its response: `ids` grows by one token a step and never contains end-of-text.
 
-    With `n_logprobs` every token of the response gets its log-probability and those of so many alternatives, with
-    `of_prompt` every token of the prompt too. `allowed_next` constrains the decoding.
+    Args:
+        n_logprobs: number of most likely alternatives to record beside every token's log-probability; None: neither.
+        of_prompt: whether to record log-probabilities of the prompt's tokens too.
+        allowed_next: constrains the decoding.
     """
 
     number: int
@@ -63,8 +65,8 @@ class Request:
         return len(self.prompt_ids) + len(self.ids)
 
     @property
-    def settled(self) -> str:
-        """The text that no later token can change: without half a character, and without what may begin a stop text."""
+    def stable_text(self) -> str:
+        """The text that no later token can change: without an incomplete character or the beginning of a stop text."""
         if self.finish_reason is not None:
             return self.text
         end = len(self.text.rstrip("\ufffd"))
@@ -76,28 +78,28 @@ class Request:
         return self.text[:end]
 
     def append(self, token: int, tokenizer: Decoder, context_length: int) -> FinishReason | None:
-        """Take the next token; return why the response is finished, if it is."""
+        """Append the next token; return why the response is finished, None if it is not."""
         if self.settings.max_new_tokens == 0:
             return "length"
         if token == tokenizer.eot_id:
             return "stop"
         self.ids.append(token)
         text = tokenizer.decode(self.ids)
-        places = [place for stop in self.settings.stop if (place := text.find(stop)) >= 0]
-        self.text = text[: min(places)] if places else text
-        if places:
+        stops = [start for stop in self.settings.stop if (start := text.find(stop)) >= 0]
+        self.text = text[: min(stops)] if stops else text
+        if stops:
             return "stop"
         if len(self.ids) >= self.settings.max_new_tokens or self.n_tokens >= context_length:
             return "length"
         return None
 
     def score(self, token: int, logits: Tensor) -> None:
-        """Note the log-probability of a token of the response, chosen from `logits` `(V,)`."""
+        """Record the log-probability of a token of the response, chosen from `logits` `(V,)`."""
         if self.n_logprobs is not None and len(self.logprobs) < len(self.ids):
             self.logprobs += logprobs_of(logits[None], [token], self.n_logprobs)
 
     def score_prompt(self, hidden: Tensor, head_weight: Tensor) -> None:
-        """Note the log-probabilities of the prompt's tokens from the states `(T, C)` of all of them."""
+        """Record the log-probabilities of the prompt's tokens from the hidden states `(T, C)` of all of them."""
         self.prompt_logprobs = [TokenLogprob(self.prompt_ids[0], None)]
         for start in range(0, len(self.prompt_ids) - 1, CHUNK):
             targets = self.prompt_ids[start + 1 : start + 1 + CHUNK]

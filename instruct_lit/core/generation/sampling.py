@@ -1,4 +1,7 @@
-"""From logits to the next token: greedy, or a draw after temperature, top-k, top-p and repetition penalty."""
+"""From logits to the next token: greedy, or sampled with temperature, top-k, top-p and repetition penalty.
+
+Shapes: R rows, V vocabulary.
+"""
 
 from __future__ import annotations
 
@@ -13,28 +16,29 @@ from instruct_lit.errors import ConfigError
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """How a response is generated; the defaults are greedy.
+    """How a response is generated; the default is greedy decoding.
 
-    Raises ConfigError that names every setting out of its range.
+    Raises:
+        ConfigError: names every setting out of its range.
     """
 
     max_new_tokens: int = 256
-    temperature: float = 0.0  # 0: always the most likely token
+    temperature: float = 0.0  # 0: greedy
     top_k: int | None = None
     top_p: float | None = None
-    repetition_penalty: float = 1.0  # Keskar et al. 2019: divides the logits of tokens that occurred
+    repetition_penalty: float = 1.0  # divides the logits of tokens that occurred (Keskar et al. 2019)
     seed: int = 0
     stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         rules = {
             "max_new_tokens": (self.max_new_tokens >= 0, "at least 0"),
-            "temperature": (0 <= self.temperature < float("inf"), "0 or a finite number above"),
+            "temperature": (0 <= self.temperature < float("inf"), "0 or a finite positive number"),
             "top_k": (self.top_k is None or self.top_k >= 1, "null or at least 1"),
             "top_p": (self.top_p is None or 0 < self.top_p <= 1, "null or above 0 and at most 1"),
-            "repetition_penalty": (0 < self.repetition_penalty < float("inf"), "a finite number above 0"),
+            "repetition_penalty": (0 < self.repetition_penalty < float("inf"), "a finite positive number"),
             "seed": (0 <= self.seed < 2**63, "between 0 and 2**63 - 1"),
-            "stop": (all(isinstance(s, str) and s for s in self.stop), "texts of at least one character"),
+            "stop": (all(isinstance(s, str) and s for s in self.stop), "non-empty strings"),
         }
         wrong = [f"generation.{k}={getattr(self, k)}: must be {rule}" for k, (ok, rule) in rules.items() if not ok]
         if wrong:
@@ -42,9 +46,9 @@ class SamplingSettings:
 
 
 class Sampler:
-    """Chooses the next token of every row; rows have settings and random numbers of their own.
+    """Chooses the next token of every row, each with its own settings.
 
-    A row's draws come from its own generator, so its text does not depend on what else is in the batch.
+    A row draws from its own random generator, so its text does not depend on what else is in the batch.
     """
 
     def __init__(self) -> None:
@@ -55,10 +59,12 @@ class Sampler:
     ) -> Tensor:
         """Return the chosen ids `(R,)` for `logits` `(R, V)`.
 
-        `keys` identify the rows' requests, `seen` are the ids that the repetition penalty applies to.
+        Args:
+            keys: identify the rows' requests.
+            seen: the ids that the repetition penalty applies to.
         """
         if all(s.temperature == 0 and s.repetition_penalty == 1 for s in settings):
-            return logits.max(-1).indices  # the first of equals, as argmax, which takes five times as long on a CPU
+            return logits.max(-1).indices  # the same as argmax, which takes five times as long on a CPU
         logits = logits.float().clone()
         for row, (setting, ids) in enumerate(zip(settings, seen, strict=True)):
             if setting.repetition_penalty != 1 and ids:
@@ -76,12 +82,12 @@ class Sampler:
             cumulative = probabilities.double().cumsum(-1)
             draws = draws.to(cumulative.device)[:, None] * cumulative[:, -1:]
             drawn = torch.searchsorted(cumulative, draws, right=True).squeeze(1)
-            last = (probabilities > 0).long().cumsum(-1).argmax(-1)  # rounding must not pass the last possible token
+            last = (probabilities > 0).long().cumsum(-1).argmax(-1)  # rounding must not exceed the last possible token
             chosen[sampled] = torch.minimum(drawn, last)
         return chosen
 
     def forget(self, key: int) -> None:
-        """Drop the random state of a finished request."""
+        """Drop the random generator of a finished request."""
         self._generators.pop(key, None)
 
     def _draw(self, key: int, seed: int) -> float:
@@ -91,9 +97,11 @@ class Sampler:
 
 
 def nucleus(logits: Tensor, settings: Sequence[SamplingSettings]) -> Tensor:
-    """Return probabilities `(R, V)` after temperature, top-k and top-p (Holtzman et al. 2020), in this order.
+    """Return probabilities `(R, V)` after temperature, top-k and top-p, in this order.
 
-    Of equally likely tokens at a cut the lower ids stay; the most likely token always stays.
+    Of equally likely tokens at a cut-off the lower ids are kept; the most likely token is always kept.
+
+    Source: Holtzman et al. 2020, "The Curious Case of Neural Text Degeneration", for top-p.
     """
     temperature = torch.tensor([s.temperature for s in settings], device=logits.device)[:, None]
     probabilities = (logits / temperature).softmax(-1)

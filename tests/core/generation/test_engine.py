@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from instruct_lit.core.data.tokenizer import GPT2Tokenizer
-from instruct_lit.core.generation.engine import Engine
+from instruct_lit.core.generation.engine import Engine, n_common
 from instruct_lit.core.generation.sampling import SamplingSettings
 from instruct_lit.core.model.gpt import GPT
 from instruct_lit.errors import DataError
@@ -156,3 +156,9 @@ def test_constrained_decoding_takes_the_likeliest_allowed_token(model: GPT, toke
         ids.append(max(allowed, key=lambda i: float(logits[i])))
     assert bound.ids == ids[len(first) :] and bound.finish_reason == "stop" and other.ids == free[1].ids
     assert bound.logprobs[0].top[0][0] == free[0].ids[0]
+
+
+def test_length_of_a_common_prefix() -> None:
+    for n in range(20):
+        assert n_common([0] * n + [1] * 5, [0] * n + [2] * 9) == n
+    assert n_common([1, 2], [1, 2, 3]) == n_common([1, 2, 3], [1, 2]) == 2 and n_common([], [1]) == 0

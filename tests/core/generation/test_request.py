@@ -24,7 +24,7 @@ from instruct_lit.errors import DataError
 )
 def test_what_no_later_token_can_change(text: str, stops: tuple, finished, expected: str) -> None:
     request = Request(0, [1], SamplingSettings(stop=stops), text=text, finish_reason=finished)
-    assert request.settled == expected
+    assert request.stable_text == expected
 
 
 def test_the_earliest_stop_text_ends_the_answer(tokenizer: GPT2Tokenizer) -> None:
@@ -72,7 +72,7 @@ def test_a_prompt_that_fills_the_context_can_be_scored_but_not_continued(
     assert (request.finish_reason, request.ids, len(request.prompt_logprobs)) == ("length", [], 64)
     assert engine.n_unfinished == 0
     with pytest.raises(
-        DataError, match="a prompt has 64 tokens; allowed are 1 to 63, one less than the model's context"
+        DataError, match="a prompt has 64 tokens; allowed are 1 to 63, the model's context minus one token"
     ):
         engine.prepare(prompt, SamplingSettings(max_new_tokens=1))
     with pytest.raises(DataError, match="a prompt has 65 tokens; allowed are 1 to 64, the model's context"):

@@ -1,19 +1,17 @@
 """Answers to examples: stops, prompts too long, exact match, files."""
 
-import json
 from pathlib import Path
 
 import pytest
-import torch
 
+from instruct_lit.accel.bf16_weights import BF16Weights
 from instruct_lit.core.data.example import Example
 from instruct_lit.core.data.template import Template
 from instruct_lit.core.data.tokenizer import GPT2Tokenizer
 from instruct_lit.core.generation.engine import Engine
-from instruct_lit.core.generation.responses import answer, exact_match, read_jsonl, read_responses, write_jsonl
+from instruct_lit.core.generation.responses import answer, exact_match, read_jsonl, write_jsonl
 from instruct_lit.core.generation.sampling import SamplingSettings
 from instruct_lit.core.model.gpt import GPT
-from instruct_lit.errors import DataError
 from instruct_lit.evaluation.answer_cache import AnswerCache
 
 TEMPLATE = Template("short", "{{ instruction }}: {{ response }}")
@@ -33,7 +31,7 @@ def test_rows_in_the_order_of_the_examples(tiny_model: GPT, tokenizer: GPT2Token
     assert len(done) == 3
 
 
-def test_what_the_template_puts_behind_a_response_ends_it(tiny_model: GPT, tokenizer: GPT2Tokenizer) -> None:
+def test_the_suffix_of_the_template_ends_a_response(tiny_model: GPT, tokenizer: GPT2Tokenizer) -> None:
     examples = [(0, Example("a", "b"), [1, 2, 3])]
     (whole,) = answer(Engine(tiny_model, tokenizer), TEMPLATE, examples, SamplingSettings(max_new_tokens=6))
     middle = whole["response"][3:6]
@@ -46,7 +44,7 @@ def test_what_the_template_puts_behind_a_response_ends_it(tiny_model: GPT, token
     assert cut["response"] == whole["response"][: whole["response"].index(middle)] and cut["finish_reason"] == "stop"
 
 
-def test_an_interrupted_run_goes_on_where_it_stopped(
+def test_an_interrupted_run_resumes_from_its_cache(
     tiny_model: GPT, tokenizer: GPT2Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     examples = [(i, Example(f"word {i}", "x"), [i + 1, 2, 3]) for i in range(5)]
@@ -74,11 +72,11 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
     assert answer(Engine(tiny_model, tokenizer), TEMPLATE, examples, settings, lambda: done.append(1), kept) == whole
     assert len(done) == 5 and len(submitted) == 3
     warmer = SamplingSettings(max_new_tokens=3, temperature=2.0, seed=4)
-    answer(Engine(tiny_model, tokenizer), TEMPLATE, examples, warmer, kept=kept)
+    answer(Engine(tiny_model, tokenizer), TEMPLATE, examples, warmer, cache=kept)
     assert len(submitted) == 8  # other settings, other answers
-    rounded = Engine(tiny_model, tokenizer, dtype=torch.bfloat16)
-    answer(rounded, TEMPLATE, examples, warmer, kept=AnswerCache(tmp_path / "kept.jsonl"))
-    answer(rounded, TEMPLATE, examples, warmer, kept=AnswerCache(tmp_path / "kept.jsonl"))
+    rounded = Engine(tiny_model, tokenizer, make_weights=BF16Weights)
+    answer(rounded, TEMPLATE, examples, warmer, cache=AnswerCache(tmp_path / "kept.jsonl"))
+    answer(rounded, TEMPLATE, examples, warmer, cache=AnswerCache(tmp_path / "kept.jsonl"))
     assert len(submitted) == 13  # another precision, other answers, and those are kept too
 
 
@@ -93,36 +91,6 @@ def test_an_empty_prompt_starts_from_end_of_text(tiny_model: GPT, tokenizer: GPT
 def test_exact_match_ignores_white_space_at_the_ends_only() -> None:
     pairs = [("a b", " a b\n"), ("a b", "a  b"), ("A", "a"), ("x", "x")]
     assert exact_match([{"output": o, "response": r} for o, r in pairs]) == pytest.approx(0.5)
-
-
-def test_what_an_earlier_evaluation_found_is_found_anew(tmp_path: Path) -> None:
-    record = {"instruction": "a", "input": None, "output": "b", "answer": "c", "id": 7, "history": [["x", "y"]]}
-    found = {"scores": {"exact_match": 1}, "leak": "exact", "judge": {"value": 3}}
-    write_jsonl(
-        tmp_path / "r.jsonl", [{**record, **found, "loss": 0.5, "n_response_tokens": 2}, {**record, "loss": "high"}]
-    )
-    plain = {**record, "response": "c"}
-    del plain["answer"]
-    assert read_responses(tmp_path / "r.jsonl", "answer") == [{**plain, "loss": 0.5, "n_response_tokens": 2}, plain]
-    (wanted, _) = read_responses(tmp_path / "r.jsonl", "output")  # the wanted answers as answers
-    assert (wanted["response"], wanted["output"]) == ("b", "b")
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"output": None}, "no text in 'output'; found: id, input, instruction, output, response"),
-        ({"input": 5}, "'input' must be text, found 5"),
-        ({"history": "before"}, "'history' is a list of pairs .question, answer., found 'before'"),
-        ({"history": [["a", 1]]}, "'history' is a list of pairs"),
-        ({"note": "\ud800"}, "it has broken characters"),
-    ],
-)
-def test_answers_that_cannot_be_scored_are_named(tmp_path: Path, fields: dict, message: str) -> None:
-    record = {"instruction": "a", "output": "b", "response": "c", **fields}
-    (tmp_path / "r.json").write_text(json.dumps([record]))
-    with pytest.raises(DataError, match=f"r.json, record 0: {message}"):
-        read_responses(tmp_path / "r.json", "response")
 
 
 def test_json_lines_come_back(tmp_path: Path) -> None:

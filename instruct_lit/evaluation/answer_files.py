@@ -1,0 +1,53 @@
+"""Files of records with responses, of any origin, as rows to evaluate."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from instruct_lit.core.data.records import is_encodable, read_records
+from instruct_lit.errors import DataError
+
+FIELDS = ("instruction", "input", "output")
+
+
+def read_responses(path: Path, response_field: str) -> list[dict[str, Any]]:
+    """Read records with their responses from a file of any origin; `response_field` holds the response.
+
+    The results of an earlier evaluation are dropped, except the loss, which needs the model.
+
+    Raises:
+        DataError: a record without text in `instruction`, `output` or `response_field`, or with an `input` or
+            `history` of a wrong type.
+    """
+    rows: list[dict[str, Any]] = []
+    for place, record in read_records(path.expanduser()):
+        if isinstance(record, DataError):
+            raise record
+        row = {"id": len(rows), "input": "", **record} if isinstance(record, dict) else {}
+        for field in ("instruction", "output", response_field):
+            if not isinstance(row.get(field), str):
+                raise DataError(f"{place}: no text in {field!r}; found: {', '.join(map(str, row)) or 'no fields'}")
+        if not isinstance(row["input"] or "", str):
+            raise DataError(f"{place}: 'input' must be text, found {row['input']!r:.60}")
+        if not _is_history(row.get("history") or []):
+            raise DataError(f"{place}: 'history' is a list of pairs [question, answer], found {row['history']!r:.60}")
+        if not is_encodable(json.dumps(row, ensure_ascii=False, default=str)):  # not encodable as UTF-8
+            raise DataError(f"{place}: lone surrogates, the text was decoded with a wrong encoding; repair the file")
+        response = row[response_field] if response_field in FIELDS else row.pop(response_field)
+        loss, n_tokens = row.pop("loss", None), row.pop("n_response_tokens", None)
+        has_loss = type(loss) is float and type(n_tokens) is int and n_tokens > 0
+        kept = {key: value for key, value in row.items() if key not in ("scores", "leak", "judge")}
+        losses = {"loss": loss, "n_response_tokens": n_tokens} if has_loss else {}
+        rows.append({**kept, **losses, "response": response})
+    if not rows:
+        raise DataError(f"{path}: it has no records")
+    return rows
+
+
+def _is_history(turns: Any) -> bool:
+    return isinstance(turns, list) and all(
+        isinstance(turn, list | tuple) and len(turn) == 2 and all(isinstance(text, str) for text in turn)
+        for turn in turns
+    )

@@ -1,0 +1,40 @@
+"""Files of answers, whatever wrote them."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from instruct_lit.core.generation.responses import write_jsonl
+from instruct_lit.errors import DataError
+from instruct_lit.evaluation.answer_files import read_responses
+
+
+def test_results_of_an_earlier_evaluation_are_dropped(tmp_path: Path) -> None:
+    record = {"instruction": "a", "input": None, "output": "b", "answer": "c", "id": 7, "history": [["x", "y"]]}
+    found = {"scores": {"exact_match": 1}, "leak": "exact", "judge": {"value": 3}}
+    write_jsonl(
+        tmp_path / "r.jsonl", [{**record, **found, "loss": 0.5, "n_response_tokens": 2}, {**record, "loss": "high"}]
+    )
+    plain = {**record, "response": "c"}
+    del plain["answer"]
+    assert read_responses(tmp_path / "r.jsonl", "answer") == [{**plain, "loss": 0.5, "n_response_tokens": 2}, plain]
+    (wanted, _) = read_responses(tmp_path / "r.jsonl", "output")  # the wanted answers as answers
+    assert (wanted["response"], wanted["output"]) == ("b", "b")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"output": None}, "no text in 'output'; found: id, input, instruction, output, response"),
+        ({"input": 5}, "'input' must be text, found 5"),
+        ({"history": "before"}, "'history' is a list of pairs .question, answer., found 'before'"),
+        ({"history": [["a", 1]]}, "'history' is a list of pairs"),
+        ({"note": "\ud800"}, "lone surrogates"),
+    ],
+)
+def test_unusable_records_are_refused_with_their_place(tmp_path: Path, fields: dict, message: str) -> None:
+    record = {"instruction": "a", "output": "b", "response": "c", **fields}
+    (tmp_path / "r.json").write_text(json.dumps([record]))
+    with pytest.raises(DataError, match=f"r.json, record 0: {message}"):
+        read_responses(tmp_path / "r.json", "response")
