@@ -6,21 +6,13 @@ import logging
 import os
 import re
 import sys
-from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from instruct_lit.config.compose import run_command
 from instruct_lit.config.judge_builders import asked, check_judge, judge_of, judge_prompt_of
-from instruct_lit.config.schema import (
-    GenerationConfig,
-    JudgeConfig,
-    PathsConfig,
-    TemplateConfig,
-    check_values,
-    missing_runs,
-)
+from instruct_lit.config.schema import ArenaConfig, check_values, missing_runs
 from instruct_lit.errors import ConfigError, DataError
 from instruct_lit.serve import is_loopback, usable_port
 
@@ -31,25 +23,6 @@ if TYPE_CHECKING:
     from instruct_lit.serving.votes import VoteFile
 
 Question = tuple[str, str]
-
-
-@dataclass
-class ArenaConfig:
-    runs: list[str] = field(default_factory=list)
-    votes: str = "votes.jsonl"
-    questions: str | None = None
-    n_questions: int | None = None
-    battles: str | None = None
-    picture: str | None = None
-    host: str = "127.0.0.1"
-    port: int = 7860
-    password: str | None = None
-    device: str | None = None
-    judge: JudgeConfig | None = None
-    template: TemplateConfig | None = None
-    generation: GenerationConfig = field(default_factory=GenerationConfig)
-    paths: PathsConfig = field(default_factory=PathsConfig)
-    seed: int = 123
 
 
 def check_arena(config: Any) -> None:

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import MISSING
-
 from instruct_lit.config.compose import run_command
 from instruct_lit.config.judge_builders import check_url, forget_secrets
-from instruct_lit.config.schema import PathsConfig, TemplateConfig, missing_runs
+from instruct_lit.config.schema import BenchmarkConfig, check_values, missing_runs
 from instruct_lit.errors import ConfigError, InstructLitError
 
 if TYPE_CHECKING:
@@ -24,64 +22,13 @@ if TYPE_CHECKING:
     from instruct_lit.suites.suite import Report
 
 
-SYSTEMS = ("lm_eval", "helm", "openai_evals", "alpaca_eval", "arena")
-
-
-@dataclass
-class SuiteConfig:
-    name: str = MISSING
-    system: str = "lm_eval"
-    tasks: list[str] = field(default_factory=list)
-    folders: list[str] = field(default_factory=list)
-    groups: dict[str, str] = field(default_factory=dict)
-    n_shot: int | None = None
-    limit: int | None = None
-    mean_over: str = "tasks"
-    runs_code: bool = False
-    options: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass
-class RunConfig:
-    limit: int | None = None
-    n_shot: int | None = None
-    template: str = "both"
-    base: bool = True
-    leaks: bool = True
-    data_dir: str | None = None
-    on_missing: str = "error"
-    allow_code: bool = False
-    max_rows: int = 16
-
-
-@dataclass
-class BenchmarkConfig:
-    run: Any = None
-    suite: SuiteConfig = field(default_factory=SuiteConfig)
-    benchmark: RunConfig = field(default_factory=RunConfig)
-    template: TemplateConfig | None = None
-    paths: PathsConfig = field(default_factory=PathsConfig)
-
-
 def check_benchmark(config: Any) -> None:
     """Raise one ConfigError that lists every impossible value of a benchmark's configuration."""
-    problems, asked, system = [], config.benchmark, config.suite.system
-    if system not in SYSTEMS:
-        problems.append(f"suite.system={system}: allowed are {', '.join(SYSTEMS)}")
+    problems, asked, system = check_values(config), config.benchmark, config.suite.system
     if system == "arena" and not config.suite.options.get("battles"):
         problems.append("suite.options.battles=…: give a file of battles, as `python -m instruct_lit.arena` keeps them")
     if system != "arena":
         problems += missing_runs(config.run)
-    for key, allowed in {"template": ("on", "off", "both"), "on_missing": ("error", "skip")}.items():
-        if asked[key] not in allowed:
-            problems.append(f"benchmark.{key}={asked[key]}: allowed are {', '.join(allowed)}")
-    if config.suite.mean_over not in ("tasks", "items"):
-        problems.append(f"suite.mean_over={config.suite.mean_over}: allowed are tasks, items")
-    for key, least in {"limit": 1, "n_shot": 0, "max_rows": 1}.items():
-        for group in ("benchmark", "suite"):
-            value = config[group].get(key)
-            if value is not None and value < least:
-                problems.append(f"{group}.{key}={value}: must be at least {least}")
     if config.suite.options.get("judge_url") is not None:
         problems += check_url("suite.options.judge_url", str(config.suite.options.judge_url))
     if asked.data_dir is not None and not Path(asked.data_dir).expanduser().is_dir():

@@ -5,27 +5,15 @@ from __future__ import annotations
 import atexit
 import sys
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from instruct_lit.config.compose import run_command
-from instruct_lit.config.schema import GenerationConfig, PathsConfig, TemplateConfig, check_values, missing_runs
+from instruct_lit.config.schema import ChatConfig, check_values, missing_runs
 from instruct_lit.errors import ConfigError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
-
-
-@dataclass
-class ChatConfig:
-    run: Any = None
-    conversation: bool | None = None
-    device: str | None = None
-    template: TemplateConfig | None = None
-    generation: GenerationConfig = field(default_factory=GenerationConfig)
-    paths: PathsConfig = field(default_factory=PathsConfig)
-    seed: int = 123
 
 
 def check_chat(config: Any) -> None:

@@ -8,22 +8,13 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from instruct_lit.config.compose import run_command
 from instruct_lit.config.judge_builders import asked, check_judge, forget_secrets, judge_of, judge_prompt_of, judged
-from instruct_lit.config.schema import (
-    DataConfig,
-    GenerationConfig,
-    JudgeConfig,
-    PathsConfig,
-    TemplateConfig,
-    check_values,
-    missing_runs,
-)
+from instruct_lit.config.schema import EvaluateConfig, check_values, missing_runs
 from instruct_lit.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -32,37 +23,9 @@ if TYPE_CHECKING:
     from instruct_lit.evaluation.judging.judge import Judge
 
 
-@dataclass
-class LeaksConfig:
-    enabled: bool = True
-    train: str | None = None
-    near: bool | None = None
-
-
-@dataclass
-class EvaluateConfig:
-    run: str | None = None
-    responses: str | None = None
-    compare: list[str] | None = None
-    response_field: str = "response"
-    metrics: list[str] = field(default_factory=list)
-    by: list[str] = field(default_factory=list)
-    judge: JudgeConfig | None = None
-    leaks: LeaksConfig = field(default_factory=LeaksConfig)
-    data: DataConfig | None = None
-    template: TemplateConfig | None = None
-    generation: GenerationConfig = field(default_factory=GenerationConfig)
-    paths: PathsConfig = field(default_factory=PathsConfig)
-    split: str = "test"
-    n_responses: int | None = None
-    seed: int = 123
-
-
 def check_evaluate(config: Any) -> None:
     """Raise one ConfigError that lists every impossible value of an evaluation's configuration."""
     problems = check_values(config)
-    if config.split not in ("train", "val", "test"):
-        problems.append(f"split={config.split}: allowed are train, val, test")
     if sum(given is not None for given in (config.run, config.responses, config.compare)) != 1:
         problems.append(
             "run=…, responses=… or compare=[…,…]: give one of the three, a model to answer, answers that are there, or "

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from instruct_lit.config.compose import run_command
-from instruct_lit.config.schema import PathsConfig, TemplateConfig, missing_runs
+from instruct_lit.config.schema import ExportConfig, check_values, missing_runs
 from instruct_lit.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -15,29 +14,12 @@ if TYPE_CHECKING:
 
     from instruct_lit.core.bundle import OpenedModel
 
-FORMATS = ("hf", "gguf", "torch_export")
 LIBRARIES = {"hf": "transformers", "gguf": "gguf", "torch_export": "pytorch"}  # as the hub calls what opens them
-
-
-@dataclass
-class ExportConfig:
-    run: str | None = None
-    to: str = "hf"
-    precision: str = "f16"
-    name: str | None = None
-    template: TemplateConfig | None = None
-    push_to_hub: str | None = None
-    private: bool = True
-    paths: PathsConfig = field(default_factory=PathsConfig)
 
 
 def check_export(config: Any) -> None:
     """Raise one ConfigError that lists every impossible value of an export's configuration."""
-    problems = missing_runs(config.run)
-    if config.to not in FORMATS:
-        problems.append(f"to={config.to}: allowed are {', '.join(FORMATS)}")
-    if config.precision not in ("f32", "f16", "q8_0"):
-        problems.append(f"precision={config.precision}: allowed are f32, f16, q8_0 (of to=gguf)")
+    problems = check_values(config) + missing_runs(config.run)
     if config.push_to_hub is not None and config.push_to_hub.count("/") != 1:
         problems.append(f"push_to_hub={config.push_to_hub}: the repository's full name is needed, owner/name")
     if problems:

@@ -4,21 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from instruct_lit.config.check_data import check_data
 from instruct_lit.config.compose import CONF, run_command
-from instruct_lit.config.schema import (
-    BatchingConfig,
-    DataConfig,
-    ModelConfig,
-    PathsConfig,
-    TemplateConfig,
-    check_values,
-    missing_runs,
-)
+from instruct_lit.config.schema import PeekConfig, check_values, missing_runs
 from instruct_lit.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -35,29 +26,9 @@ if TYPE_CHECKING:
 MAX_BATCHES = 200  # batches of an epoch that are laid out to see what padding costs
 
 
-@dataclass
-class PeekConfig:
-    model: ModelConfig = field(default_factory=ModelConfig)
-    data: DataConfig = field(default_factory=DataConfig)
-    template: TemplateConfig = field(default_factory=TemplateConfig)
-    batching: BatchingConfig = field(default_factory=BatchingConfig)
-    paths: PathsConfig = field(default_factory=PathsConfig)
-    run: str | None = None
-    index: int | None = None
-    split: str = "train"
-    all_tokens: bool = False
-    estimate: bool = True
-    n_streamed: int = 1000
-    seed: int = 123
-
-
 def check_peek(config: Any) -> None:
     """Raise one ConfigError that lists every impossible value."""
     problems = check_values(config) + check_data(config.data)
-    if config.n_streamed < 1:
-        problems.append(f"n_streamed={config.n_streamed}: must be at least 1")
-    if config.split not in ("train", "val", "test"):
-        problems.append(f"split={config.split}: allowed are train, val, test")
     if config.run is not None:
         problems += missing_runs(config.run)
     if problems:

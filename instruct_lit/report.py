@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra.experimental.callback import Callback
-from omegaconf import MISSING, OmegaConf
+from omegaconf import OmegaConf
 
 from instruct_lit.config.compose import run_command
+from instruct_lit.config.schema import ReportConfig, check_values
 from instruct_lit.errors import ConfigError, InstructLitError
 
 if TYPE_CHECKING:
@@ -19,23 +19,13 @@ if TYPE_CHECKING:
 SMALLER_IS_BETTER = ("loss", "perplexity", "bits_per_byte")
 
 
-@dataclass
-class ReportConfig:
-    folder: str = MISSING
-    metric: str | None = None
-    direction: str | None = None
-    n_best: int = 3
-
-
 def report(config: DictConfig) -> None:
     """Write the page of the sweep in `folder`."""
+    if problems := check_values(config):
+        raise ConfigError("\n  ".join(problems))
     folder = Path(config.folder).expanduser()
     if not folder.is_dir():
         raise ConfigError(f"folder={folder}: no such folder (one of outputs/multirun, with a folder for each trial)")
-    if config.direction not in (None, "minimize", "maximize"):
-        raise ConfigError(f"direction={config.direction}: allowed are minimize, maximize")
-    if config.n_best < 1:
-        raise ConfigError(f"n_best={config.n_best}: must be at least 1")
     print(write(folder, config.metric, config.direction, config.n_best))
 
 

@@ -7,13 +7,13 @@ import math
 import re
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from instruct_lit.config.compose import run_command
-from instruct_lit.config.schema import PathsConfig
+from instruct_lit.config.schema import ReproduceConfig, check_values
 from instruct_lit.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -23,14 +23,6 @@ if TYPE_CHECKING:
 CODE = re.compile(r"_target_|trust_remote_code=(?!false)|data\.filters.*function")
 # Metrics that end like this are decided by the machine, not by the training.
 MEASURED = ("seconds", "_s", "_bytes", "flop_utilisation")
-
-
-@dataclass
-class ReproduceConfig:
-    run: str | None = None
-    tolerance: float = 0.01
-    changes: list[str] = field(default_factory=list)
-    paths: PathsConfig = field(default_factory=PathsConfig)
 
 
 @dataclass(frozen=True)
@@ -56,11 +48,11 @@ def check_reproduce(config: Any) -> Path:
 
     if config.run is None:
         raise ConfigError("run=…: name the folder of a finished run")
+    if problems := check_values(config):
+        raise ConfigError("\n  ".join(problems))
     run = Path(config.run).expanduser().resolve()
     if not run.is_dir():
         raise ConfigError(f"run={config.run}: no such folder")
-    if config.tolerance < 0:
-        raise ConfigError(f"tolerance={config.tolerance}: must be at least 0 (a relative difference)")
     read_provenance(run)
     for name in ("metrics.json", ".hydra/overrides.yaml"):
         if not (run / name).is_file():

@@ -4,31 +4,14 @@ from __future__ import annotations
 
 import ipaddress
 import socket
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from instruct_lit.config.compose import run_command
-from instruct_lit.config.schema import GenerationConfig, PathsConfig, TemplateConfig, check_values, missing_runs
+from instruct_lit.config.schema import ServeConfig, check_values, missing_runs
 from instruct_lit.errors import ConfigError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
-
-
-@dataclass
-class ServeConfig:
-    run: str | None = None
-    host: str = "127.0.0.1"
-    port: int = 8000
-    api_key: str | None = None
-    max_waiting: int = 256
-    timeout_s: float = 120.0
-    max_body_bytes: int = 1_000_000
-    device: str | None = None
-    template: TemplateConfig | None = None
-    generation: GenerationConfig = field(default_factory=GenerationConfig)
-    paths: PathsConfig = field(default_factory=PathsConfig)
-    seed: int = 123
 
 
 def is_loopback(host: str) -> bool:

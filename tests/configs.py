@@ -1,17 +1,12 @@
 """Configurations as the command line composes them."""
 
 import functools
-import importlib
 
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from instruct_lit.config.compose import CONF, register
-
-
-def schema_of(command: str) -> type:
-    """The schema of a command stands in its module: `TrainConfig` in `instruct_lit.train`."""
-    return getattr(importlib.import_module(f"instruct_lit.{command}"), f"{command.title()}Config")
+from instruct_lit.config.schema import COMMANDS
 
 
 def composed(command: str, *overrides: str, hydra: bool = False) -> DictConfig:
@@ -23,4 +18,4 @@ def composed(command: str, *overrides: str, hydra: bool = False) -> DictConfig:
 
 @functools.cache
 def _register(command: str) -> None:
-    register(command, schema_of(command))
+    register(command, COMMANDS[command])

@@ -42,8 +42,6 @@ def check_train(config: Any) -> None:
             f"data.max_length={data.max_length}: the model's context is {model.context_length} tokens "
             "(model.context_length)"
         )
-    if model.dropout >= 1:
-        problems.append(f"model.dropout={model.dropout}: must be below 1")
     problems += _problems_of_kind(model)
     if config.template.name == "chat" and model.kind != "hf":
         problems.append("template=chat: the chat template of the model's tokenizer goes with model=hf")
@@ -93,8 +91,6 @@ def _problems_of_adapter(config: Any) -> list[str]:
             f"model.new_tokens={config.model.new_tokens}: an adapter freezes the embeddings, so they would not be "
             "learnt; use adapter=none"
         )
-    if adapter.dropout >= 1:
-        problems.append(f"adapter.dropout={adapter.dropout}: must be below 1")
     if adapter.kind == "qlora" and adapter.merge:
         problems.append("adapter.merge=true: merging into 4 bits would round the updates; keep the adapter apart")
     if adapter.kind == "qlora" and config.model.kind != "hf":

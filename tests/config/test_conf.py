@@ -12,7 +12,8 @@ from omegaconf import OmegaConf
 from instruct_lit.config import builders as build
 from instruct_lit.config.check_training import check_train
 from instruct_lit.config.compose import CONF
-from tests.configs import composed, schema_of
+from instruct_lit.config.schema import COMMANDS
+from tests.configs import composed
 
 GROUPS = sorted(p.relative_to(CONF).with_suffix("") for p in CONF.glob("*/*.yaml") if p.stem != "base")
 NEEDS = {  # what a person must give with it
@@ -57,7 +58,7 @@ def test_every_file_of_a_group_composes_and_passes_the_checks(name: str) -> None
 @pytest.mark.parametrize("command", sorted(p.stem for p in CONF.glob("*.yaml")))
 def test_every_command_composes_with_its_schema(command: str) -> None:
     config = composed(command)
-    assert set(vars(schema_of(command)())) <= set(config)
+    assert set(vars(COMMANDS[command]())) <= set(config)
 
 
 def test_the_recipes_of_the_book_are_its_settings() -> None:

@@ -50,7 +50,7 @@ def test_errors_are_told_together(command: Command, tmp_path: Path) -> None:
     assert done.stderr.splitlines() == [
         "error: run=nowhere: no such folder (a run folder, a bundle or a Hugging Face directory)",
         "  to=onyx: allowed are hf, gguf, torch_export",
-        "  precision=q4: allowed are f32, f16, q8_0 (of to=gguf)",
+        "  precision=q4: allowed are f32, f16, q8_0",
         "  push_to_hub=me: the repository's full name is needed, owner/name",
     ]
 

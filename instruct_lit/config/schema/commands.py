@@ -1,0 +1,130 @@
+"""The commands beside training and evaluation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from instruct_lit.config.schema.data import BatchingConfig, DataConfig
+from instruct_lit.config.schema.evaluation import SPLITS, JudgeConfig
+from instruct_lit.config.schema.generation import GenerationConfig, PathsConfig
+from instruct_lit.config.schema.model import ModelConfig, TemplateConfig
+from instruct_lit.config.schema.options import MISSING, group, option
+
+
+@dataclass
+class PeekConfig:
+    """Show a data set as the model sees it, or one example at every step from record to loss."""
+
+    model: ModelConfig = group(ModelConfig, "The model: sets the context length, and the estimates of memory and time.")
+    data: DataConfig = group(DataConfig, "The data set.")
+    template: TemplateConfig = group(TemplateConfig, "The prompt template.")
+    batching: BatchingConfig = group(BatchingConfig, "The batch layout.")
+    paths: PathsConfig = group(PathsConfig, "Folders.")
+    run: str | None = option(
+        None, "A finished run: its model, data, template and batching unless given; shows the loss per token."
+    )
+    index: int | None = option(None, "Id of an example, as in responses.jsonl; null: the profile of the data set.")
+    split: str = option("train", "Split that the id belongs to, where splits have files of their own.", choices=SPLITS)
+    all_tokens: bool = option(False, "Also print the middle of a long masked part.")
+    estimate: bool = option(True, "Estimate memory and time, which runs a few steps.")
+    n_streamed: int = option(1000, "Examples of a stream that are read.", at_least=1)
+    seed: int = option(123, "Seed of the split and the batches.", at_least=0)
+
+
+@dataclass
+class ChatConfig:
+    """Talk to finished models in the terminal."""
+
+    run: Any = option(None, "One model or a list, side by side: run folder, bundle or Hugging Face directory.")
+    conversation: bool | None = option(
+        None, "true: every line is a further turn; null: unless the template is one of Alpaca's."
+    )
+    device: str | None = option(None, "Device of the model; null: a GPU where available.")
+    template: TemplateConfig | None = option(None, "The prompt template; null: that of the bundle.")
+    generation: GenerationConfig = group(GenerationConfig, "Generation; /settings changes it while chatting.")
+    paths: PathsConfig = group(PathsConfig, "Folders.")
+    seed: int = option(123, "Seed of sampling.", at_least=0)
+
+
+@dataclass
+class ServeConfig:
+    """Serve a finished model through an OpenAI-compatible HTTP API."""
+
+    run: str | None = option(None, "Run folder, bundle or Hugging Face directory.")
+    host: str = option("127.0.0.1", "Address; any but this machine's own requires an api_key.")
+    port: int = option(8000, "Port; 0: a free one.")
+    api_key: str | None = option(
+        None, "Bearer token of clients; also by the environment variable INSTRUCT_LIT_API_KEY."
+    )
+    max_waiting: int = option(256, "Requests that may wait for one of generation.max_rows rows; more get status 429.")
+    timeout_s: float = option(120.0, "Longest time of a response in seconds.")
+    max_body_bytes: int = option(1_000_000, "Largest request in bytes.")
+    device: str | None = option(None, "Device of the model; null: a GPU where available.")
+    template: TemplateConfig | None = option(None, "The prompt template; null: that of the bundle.")
+    generation: GenerationConfig = group(GenerationConfig, "Defaults of a request.")
+    paths: PathsConfig = group(PathsConfig, "Folders.")
+    seed: int = option(123, "Seed of sampling.", at_least=0)
+
+
+@dataclass
+class ArenaConfig:
+    """Compare models side by side, blind, with votes of people or a judge, and a leaderboard."""
+
+    runs: list[str] = option([], "Run folders, bundles or Hugging Face directories.")
+    votes: str = option("votes.jsonl", "File of votes; appended, never overwritten.")
+    questions: str | None = option(
+        None, "File of records to ask; null: the test set of the first run that has answered it."
+    )
+    n_questions: int | None = option(None, "Only the first so many questions.", at_least=1)
+    battles: str | None = option(None, "File of existing votes (model_a, model_b, winner); also import=<file>.")
+    picture: str | None = option(None, "File for a plot of the leaderboard (with battles or judge).")
+    host: str = option("127.0.0.1", "Address; any but this machine's own requires a password.")
+    port: int = option(7860, "Port; 0: a free one.")
+    password: str | None = option(None, "Password of the page, user name arena; also by INSTRUCT_LIT_PASSWORD.")
+    device: str | None = option(None, "Device of the models; null: a GPU where available.")
+    judge: JudgeConfig | None = option(None, "A judge that votes in place of people, in both orders.")
+    template: TemplateConfig | None = option(None, "The prompt template; null: that of each bundle.")
+    generation: GenerationConfig = group(GenerationConfig, "Generation of the responses.")
+    paths: PathsConfig = group(PathsConfig, "Folders.")
+    seed: int = option(123, "Seed of the pairs and of sampling.", at_least=0)
+
+
+@dataclass
+class ExportConfig:
+    """Convert a finished model for other programs, with a model card."""
+
+    run: str | None = option(None, "Run folder, bundle or Hugging Face directory.")
+    to: str = option(
+        "hf",
+        "hf: Hugging Face directory; gguf: llama.cpp and Ollama (extra `export`); torch_export: a traced program.",
+        choices=("hf", "gguf", "torch_export"),
+    )
+    precision: str = option("f16", "Matrices of a GGUF file.", choices=("f32", "f16", "q8_0"))
+    name: str | None = option(None, "Name of the model; null: that of the run folder.")
+    template: TemplateConfig | None = option(None, "The prompt template; null: that of the bundle.")
+    push_to_hub: str | None = option(
+        None, "owner/name: upload to the Hugging Face hub; nothing is uploaded without it."
+    )
+    private: bool = option(True, "Create the repository as a private one.")
+    paths: PathsConfig = group(PathsConfig, "Folders.")
+
+
+@dataclass
+class ReportConfig:
+    """Write the trials of a sweep on one page."""
+
+    folder: str = option(MISSING, "Folder of the sweep, with a folder for each trial.")
+    metric: str | None = option(None, "Metric that ranks the trials; null: the one that the sweep optimised.")
+    direction: str | None = option(None, "null: that of the sweep.", choices=("minimize", "maximize"))
+    n_best: int = option(3, "Trials whose responses are shown side by side.", at_least=1)
+
+
+@dataclass
+class ReproduceConfig:
+    """Repeat a finished run and compare its numbers."""
+
+    run: str | None = option(None, "Folder of the finished run.")
+    tolerance: float = option(0.01, "Largest relative difference of a metric that counts as reproduced.", at_least=0)
+    changes: list[str] = option([], "Further overrides of the second run, each in quotes.")
+    paths: PathsConfig = group(PathsConfig, "Folders.")

@@ -1,0 +1,129 @@
+"""Evaluation and benchmarks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from instruct_lit.config.schema.data import DataConfig
+from instruct_lit.config.schema.generation import GenerationConfig, PathsConfig
+from instruct_lit.config.schema.model import TemplateConfig
+from instruct_lit.config.schema.options import MISSING, group, option
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclass
+class JudgeConfig:
+    """A language model that scores or compares responses, or scores from a file."""
+
+    name: str = option(MISSING, "openai, ollama, local or scores.")
+    url: str | None = option(None, "Address of the API.")
+    model: str | None = option(None, "Name of the model; local: its directory.")
+    api_key_env: str | None = option(
+        None, "Environment variable with the API key; null: no key. The key is never stored."
+    )
+    gguf_file: str | None = option(None, "Name of a GGUF file in the directory (local).")
+    n_ctx: int | None = option(None, "Context length; Ollama silently truncates longer prompts.")
+    path: str | None = option(None, "JSON list or JSON lines of one score per response (scores).")
+    prompt: str = option("reference", "A file of conf/judge/prompts (reference, rubric) or a path.")
+    pairwise_prompt: str = option("pairwise", "The same for comparisons.")
+    scale: list[int] = option([0, 100], "Lowest and highest score.")
+    explain: bool = option(False, "Ask for a sentence of reasoning before the score.")
+    temperature: float = option(0.0, "Sampling temperature of the judge.")
+    max_tokens: int = option(256, "Longest reply in tokens.")
+    seed: int = option(0, "Seed of the judge.")
+    constrained: bool = option(True, "Constrain replies to a JSON schema where the judge supports it.")
+    n_asks: int = option(3, "Attempts until a reply can be parsed; then it counts as unparsed.")
+    n_concurrent: int = option(8, "Requests at the same time.")
+    n_retries: int = option(5, "Retries of a failed request, with growing pauses.")
+    timeout_s: float = option(120.0, "Timeout of a request in seconds.")
+    body: Any = option(None, "Further fields of the request; a null value removes one.")
+    paid: bool = option(False, "Requests cost money: print an estimate and ask for confirmation.")
+    confirmed: bool = option(False, "Use a paid judge without asking for confirmation.")
+    usd_per_million_tokens: list[float] | None = option(None, "[input, output] prices for the estimate.")
+    calibrate: str | None = option(
+        None, "File with one score per response, from people or another judge, to compare with."
+    )
+
+
+@dataclass
+class LeaksConfig:
+    """Search for evaluated examples in the training data."""
+
+    enabled: bool = option(True, "Search for them.")
+    train: str | None = option(None, "File of training records; null: those of the run.")
+    near: bool | None = option(None, "Near-duplicates too (extra `filters`); null: where it is installed.")
+
+
+@dataclass
+class EvaluateConfig:
+    """Let a finished model answer a data set, and score the responses."""
+
+    run: str | None = option(None, "Run folder, bundle or Hugging Face directory.")
+    responses: str | None = option(None, "In place of run: a file of existing responses (.jsonl, .json, .csv).")
+    compare: list[str] | None = option(None, "In place of both: two runs or files with responses to the same examples.")
+    response_field: str = option("response", "Field of the response in that file.")
+    metrics: list[str] = option([], "Names of instruct_lit.evaluation.metrics; the first is returned to a sweep.")
+    by: list[str] = option(
+        [], "Fields of the records to group the first metric, loss and perplexity by; also input, length."
+    )
+    judge: JudgeConfig | None = option(None, "A judge that scores the responses.")
+    leaks: LeaksConfig = group(LeaksConfig, "Evaluated examples in the training data.")
+    data: DataConfig | None = option(None, "The data set; null: that of the run.")
+    template: TemplateConfig | None = option(None, "The prompt template; null: that of the bundle.")
+    generation: GenerationConfig = group(GenerationConfig, "Generation of the responses.")
+    paths: PathsConfig = group(PathsConfig, "Folders.")
+    split: str = option("test", "Split that is answered.", choices=SPLITS)
+    n_responses: int | None = option(None, "Answer only the first so many examples.", at_least=1)
+    seed: int = option(123, "Seed of confidence intervals and sampling.", at_least=0)
+
+
+@dataclass
+class SuiteConfig:
+    """A public benchmark."""
+
+    name: str = option(MISSING, "Name of the suite.")
+    system: str = option(
+        "lm_eval",
+        "Library that runs it.",
+        choices=("lm_eval", "helm", "openai_evals", "alpaca_eval", "arena"),
+    )
+    tasks: list[str] = option([], "Tasks or groups of the library.")
+    folders: list[str] = option([], "Folders of lm-eval's tasks that are read.")
+    groups: dict[str, str] = option({}, "Task → heading under which the report lists it.")
+    n_shot: int | None = option(None, "Examples in the prompt; null: the task's own number.", at_least=0)
+    limit: int | None = option(None, "Only the first so many items of each task.", at_least=1)
+    mean_over: str = option("tasks", "What the mean score weights equally.", choices=("tasks", "items"))
+    runs_code: bool = option(False, "The suite runs code that the model writes.")
+    options: dict[str, Any] = option({}, "Settings of the library.")
+
+
+@dataclass
+class RunConfig:
+    """How a benchmark is run."""
+
+    limit: int | None = option(
+        None, "Only the first so many items of each task; null: as the suite has it.", at_least=1
+    )
+    n_shot: int | None = option(None, "Examples in the prompt; null: as the suite has it.", at_least=0)
+    template: str = option(
+        "both", "on: ask through the model's template; off: with the bare text.", choices=("on", "off", "both")
+    )
+    base: bool = option(True, "Also the model that a run started from, with the bare text.")
+    leaks: bool = option(True, "Report items in a run's training data, and the scores without them.")
+    data_dir: str | None = option(None, "Offline copy of the hub, <owner>/<name>/ in it; null: the Hugging Face hub.")
+    on_missing: str = option("error", "skip: run the tasks whose data exist.", choices=("error", "skip"))
+    allow_code: bool = option(False, "Run code that the model writes (humaneval).")
+    max_rows: int = option(16, "Responses generated in one batch.", at_least=1)
+
+
+@dataclass
+class BenchmarkConfig:
+    """Run finished models through a public benchmark."""
+
+    run: Any = option(None, "One model or a list: run folder, bundle or Hugging Face directory.")
+    suite: SuiteConfig = group(SuiteConfig, "The benchmark.")
+    benchmark: RunConfig = group(RunConfig, "How it is run.")
+    template: TemplateConfig | None = option(None, "The prompt template; null: that of the bundle.")
+    paths: PathsConfig = group(PathsConfig, "Folders.")

@@ -1,0 +1,55 @@
+"""Training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from instruct_lit.config.schema.data import BatchingConfig, DataConfig
+from instruct_lit.config.schema.generation import GenerationConfig, PathsConfig
+from instruct_lit.config.schema.model import AdapterConfig, ModelConfig, TemplateConfig
+from instruct_lit.config.schema.options import MISSING, group, option
+
+
+@dataclass
+class SchedulerConfig:
+    """Learning rate over optimizer steps."""
+
+    decay: str = option("cosine", "Decay after the warm-up.", choices=("cosine", "linear", "constant"))
+    warmup_steps: int = option(0, "Steps of linear warm-up.", at_least=0)
+    min_ratio: float = option(0.0, "Learning rate at the end, as a fraction of optimizer.lr.")
+
+
+@dataclass
+class TrainConfig:
+    """Fine-tune a model with early stopping, test it, write its responses and a report."""
+
+    model: ModelConfig = group(ModelConfig, "The model.")
+    data: DataConfig = group(DataConfig, "The data set.")
+    template: TemplateConfig = group(TemplateConfig, "The prompt template.")
+    batching: BatchingConfig = group(BatchingConfig, "The batch layout.")
+    adapter: AdapterConfig = group(AdapterConfig, "Parameter-efficient fine-tuning.")
+    trainable: str = option("all", "Trained weights: all, head, last_<n>_blocks, or a pattern of parameter names.")
+    neftune_alpha: float | None = option(
+        None, "Noise on embeddings in training (NEFTune, Jain et al. 2023); often 5.", at_least=0
+    )
+    compile: bool = option(False, "torch.compile on a GPU; compilation takes about 15 seconds.")
+    cuda_graphs: bool | None = option(None, "Record micro-batches as CUDA graphs; null: where possible; true: or fail.")
+    optimizer: Any = option(MISSING, "Constructor (_target_) of the optimizer, with lr and weight_decay.")
+    scheduler: SchedulerConfig = group(SchedulerConfig, "Learning rate over time.")
+    callbacks: Any = option(
+        None, "Callbacks by name, each a constructor (_target_) or null: early stopping, checkpoints, …"
+    )
+    logger: Any = option(None, "Loggers by name, each a constructor (_target_) or null.")
+    trainer: Any = option(MISSING, "Arguments of lightning.Trainer; further ones with a leading +.")
+    generation: GenerationConfig = group(GenerationConfig, "Generation of the responses.")
+    paths: PathsConfig = group(PathsConfig, "Folders.")
+    seed: int = option(123, "Seed of everything random.", at_least=0)
+    fit: bool = option(True, "false: test and answer only, with the weights of the model or of ckpt_path.")
+    ckpt_path: str | None = option(None, "Resume from this checkpoint or run folder; last: from the newest run.")
+    finder: Any = option(
+        None, "Constructor (_target_) of a search that replaces training (sweep=lr_range, batch_size)."
+    )
+    optimized_metric: str | None = option("val/loss", "Metric that a sweep compares.")
+    evaluate_base: bool = option(True, "Also compute loss and responses before fine-tuning.")
+    n_test_responses: int | None = option(None, "Answer only the first so many test examples.", at_least=0)

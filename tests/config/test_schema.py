@@ -1,0 +1,36 @@
+"""Every key is documented, and its rules hold."""
+
+import pytest
+from omegaconf import OmegaConf
+
+from instruct_lit.config.schema import COMMANDS, GenerationConfig, ModelConfig, check_values
+from instruct_lit.config.schema.options import keys_of
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_key_is_documented(command: str) -> None:
+    for key in keys_of(COMMANDS[command]):
+        assert key.rules.doc.endswith((".", "…")) and len(key.rules.doc) < 180, key.name
+        if key.default is not None and key.rules.choices:
+            assert key.default in key.rules.choices, key.name
+    assert (COMMANDS[command].__doc__ or "").strip().endswith("."), command
+
+
+def test_keys_have_their_groups_before_them() -> None:
+    found = {key.name: key for key in keys_of(COMMANDS["train"])}
+    assert list(found)[:2] == ["model", "model.name"] and found["model"].group is ModelConfig
+    assert (found["data.max_length"].type_name, found["data.max_length"].default) == ("int or null", None)
+    assert found["generation.stop"].type_name == "list[str]" and found["generation.stop"].default == []
+    assert found["fit"].type_name == "bool"
+    assert {key.name: key.type_name for key in keys_of(COMMANDS["chat"])}["template"] == "TemplateConfig or null"
+
+
+def test_values_against_their_rules() -> None:
+    config = OmegaConf.structured(ModelConfig(name="x", kind="bert", n_layers=0, dropout=1.0, context_length=None))
+    assert check_values(config, "model.") == [
+        "model.kind=bert: allowed are gpt2, hf",
+        "model.n_layers=0: must be at least 1",
+        "model.dropout=1.0: must be below 1",
+    ]
+    assert check_values(OmegaConf.structured(GenerationConfig)) == []
+    assert check_values(OmegaConf.create({"kind": "without a schema"})) == []
