@@ -59,13 +59,13 @@ def alone(run: Path, questions: list[str], n_tokens: int) -> list[str]:
     from instruct_lit.core.data.example import Example
     from instruct_lit.core.generation.engine import Engine
     from instruct_lit.core.generation.sampling import SamplingSettings
-    from instruct_lit.serving.conversation import open_speakers
+    from instruct_lit.serving.chat_model import open_chat_models
 
     install_satellites()
-    (speaker,) = open_speakers([str(run)], None, None)
-    prompts = [speaker.prompt_ids(Example(question, "")) for question in questions]
-    settings = speaker.ending(SamplingSettings(max_new_tokens=n_tokens))
-    return [r.text for r in Engine(speaker.model, speaker.tokenizer, 16).generate(prompts, settings)]
+    (chat_model,) = open_chat_models([str(run)], None, None)
+    prompts = [chat_model.prompt_ids(Example(question, "")) for question in questions]
+    settings = chat_model.with_stops(SamplingSettings(max_new_tokens=n_tokens))
+    return [r.text for r in Engine(chat_model.model, chat_model.tokenizer, 16).generate(prompts, settings)]
 
 
 async def load(

@@ -6,21 +6,14 @@ import atexit
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from instruct_lit.config.check_serving import check_chat
 from instruct_lit.config.compose import run_command
-from instruct_lit.config.schema import ChatConfig, check_values, missing_runs
-from instruct_lit.errors import ConfigError
+from instruct_lit.config.schema import ChatConfig
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
-
-
-def check_chat(config: Any) -> None:
-    """Raise one ConfigError that lists every impossible value of a chat's configuration."""
-    problems = check_values(config) + missing_runs(config.run)
-    if problems:
-        raise ConfigError("\n  ".join(problems))
 
 
 def chat(config: DictConfig) -> None:
@@ -31,38 +24,38 @@ def chat(config: DictConfig) -> None:
 
     from instruct_lit.config import builders as build
     from instruct_lit.serving.chat_loop import Chat
-    from instruct_lit.serving.conversation import open_speakers
+    from instruct_lit.serving.chat_model import open_chat_models
 
     runs = [config.run] if isinstance(config.run, str) else list(config.run)
     build.install_satellites()
-    speakers = open_speakers(runs, build.given_template(config), config.device)
+    chat_models = open_chat_models(runs, build.given_template(config), config.device)
     if sys.stdin.isatty():
         keep_history(Path(config.paths.cache) / "chat_history")
     make_weights = build.engine_options(config).get("make_weights")
-    Chat(speakers, build.sampling_of(config), Console(), read_line, config.conversation, make_weights).run()
+    Chat(chat_models, build.sampling_of(config), Console(), read_line, config.conversation, make_weights).run()
 
 
 def read_line(sign: str) -> str:
-    """A line of the input, after a sign where a person types."""
+    """A line of the input, with a prompt sign on a terminal."""
     return input(sign if sys.stdin.isatty() else "")
 
 
 def keep_history(path: Path) -> None:
-    """Let the arrow keys bring back what was typed, now and in later chats."""
+    """Let the arrow keys recall earlier lines, in later chats too."""
     try:
         import readline
     except ImportError:  # Windows
         return
 
-    def keep() -> None:
-        with suppress(OSError):  # a cache that cannot be written keeps nobody from chatting
+    def save() -> None:
+        with suppress(OSError):  # a cache that is not writable is no reason to fail
             path.parent.mkdir(parents=True, exist_ok=True)
             readline.write_history_file(path)
 
-    with suppress(OSError):  # none yet, or one of another library
+    with suppress(OSError):  # there is none yet, or one of another library
         readline.read_history_file(path)
     readline.set_history_length(1000)
-    atexit.register(keep)
+    atexit.register(save)
 
 
 def main() -> None:

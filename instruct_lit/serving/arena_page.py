@@ -1,49 +1,52 @@
-"""The arena's web page: two anonymous answers side by side, four ways to vote, and the leaderboard."""
+"""The arena's web page: two anonymous answers side by side, four buttons to vote, and the leaderboard."""
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Iterator
 from typing import Any
 
-from instruct_lit.errors import DataError, InstructLitError
+from instruct_lit.errors import ConfigError, DataError, InstructLitError
 from instruct_lit.serving.arena_rounds import Arena, Round
+from instruct_lit.serving.server import usable_port
 from instruct_lit.suites.leaderboard import HEADS, picture, table_of
 from instruct_lit.suites.ratings import leaderboard
 
 VOTES = {"A is better": "model_a", "B is better": "model_b", "Tie": "tie", "Both are bad": "both_bad"}
-EXPLAINED = """\
-Bradley–Terry ratings on Elo's scale (400 points: ten wins to one), their mean at 1000, with 95 % bootstrap intervals;
-Elo follows the votes in their order. Both bad counts as a tie. While a model has only won or only lost, Bradley–Terry
-cannot place it; Elo and the win rate can."""
-_FONT = ["system-ui", "sans-serif"]  # of the reader's machine: the page must not ask another for one
+NOTES = """\
+Bradley–Terry ratings on the Elo scale (400 points are odds of ten to one) with mean 1000 and 95 % bootstrap intervals.
+Elo depends on the order of the votes. "Both are bad" counts as a tie. Bradley–Terry is undefined for a model that has
+only won or only lost; Elo and the win rate are not."""
+_FONT = ["system-ui", "sans-serif"]  # of the reader's machine: the page must not load one from elsewhere
 
 
 def make_page(arena: Arena) -> Any:
-    """The gradio page of an arena; `launch` it with `appearance()`."""
+    """The gradio page of an arena."""
     import gradio as gr
 
     def vote_buttons(active: bool) -> list[Any]:
         return [gr.Button(interactive=active) for _ in VOTES]
 
-    def ask(instruction: str, given: str) -> Iterator[list[Any]]:
-        """Show both answers as they grow, then open the vote."""
+    def ask(instruction: str, input_text: str) -> Iterator[list[Any]]:
+        """Stream both answers, then enable the vote."""
         try:
-            battle = arena.pair(instruction, given)
-            for a, b in arena.answer(battle):
+            battle = arena.new_round(instruction, input_text)
+            for a, b in arena.answers(battle):
                 yield [battle, a, b, "", *vote_buttons(False)]
         except InstructLitError as error:
             raise gr.Error(str(error), duration=8, print_exception=False) from error
         yield [battle, *battle.answers, "Which answer is better?", *vote_buttons(True)]
 
     def cast(winner: str, battle: Round | None) -> list[Any]:
-        """Keep the vote and tell the names."""
+        """Save the vote and show the names."""
         try:
             if battle is None:
-                raise DataError("ask something first")
+                raise DataError("there are no answers yet; ask a question first")
             name_a, name_b = arena.vote(battle, winner)
         except InstructLitError as error:
             raise gr.Error(str(error), duration=8, print_exception=False) from error
-        names = f"**A** was **{name_a}**, **B** was **{name_b}**. Thank you; your vote is kept."
+        names = f"**A** was **{name_a}**, **B** was **{name_b}**. Your vote has been saved."
         return [battle, names, *vote_buttons(False), *standings()]
 
     def standings() -> list[Any]:
@@ -58,35 +61,58 @@ def make_page(arena: Arena) -> Any:
         with gr.Tab("Battle"):
             with gr.Row():
                 instruction = gr.Textbox(label="Instruction", lines=2, scale=3, elem_id="instruction")
-                given = gr.Textbox(label="Input (may be empty)", lines=2, scale=2, elem_id="input")
+                input_text = gr.Textbox(label="Input (optional)", lines=2, scale=2, elem_id="input")
             with gr.Row():
-                drawn = gr.Button("An instruction of the test set", visible=bool(arena.questions), elem_id="draw")
-                start = gr.Button("Ask both", variant="primary", elem_id="ask")
+                draw = gr.Button("Random test question", visible=bool(arena.questions), elem_id="draw")
+                start = gr.Button("Ask both models", variant="primary", elem_id="ask")
             with gr.Row():
                 answers = [gr.Textbox(label=f"Model {x}", lines=8, elem_id=f"answer-{x.lower()}") for x in "AB"]
-            told = gr.Markdown("", elem_id="told")
+            status = gr.Markdown("", elem_id="status")
             with gr.Row():
                 buttons = [gr.Button(label, interactive=False, elem_id=f"vote-{VOTES[label]}") for label in VOTES]
         with gr.Tab("Leaderboard") as tab:
             count = gr.Markdown("", elem_id="count")
             table = gr.Dataframe(headers=list(HEADS), interactive=False, elem_id="leaderboard")
             plot = gr.Plot(show_label=False, elem_id="plot")
-            gr.Markdown(EXPLAINED)
-        shown = [battle, *answers, told, *buttons]
+            gr.Markdown(NOTES)
         board = [count, table, plot]
-        asked: Any = {"fn": ask, "inputs": [instruction, given], "outputs": shown, "concurrency_limit": 16}
-        start.click(**asked)
-        instruction.submit(**asked)
-        drawn.click(lambda: list(arena.question()) if arena.questions else ["", ""], None, [instruction, given])
+        asking: Any = {
+            "fn": ask, "inputs": [instruction, input_text], "outputs": [battle, *answers, status, *buttons],
+            "concurrency_limit": 16,
+        }  # fmt: skip
+        start.click(**asking)
+        instruction.submit(**asking)
+        draw.click(
+            lambda: list(arena.random_question()) if arena.questions else ["", ""], None, [instruction, input_text]
+        )
         for button, winner in zip(buttons, VOTES.values(), strict=True):
-            button.click(lambda battle, winner=winner: cast(winner, battle), [battle], [battle, told, *buttons, *board])
+            button.click(
+                lambda battle, winner=winner: cast(winner, battle), [battle], [battle, status, *buttons, *board]
+            )
         tab.select(standings, None, board)
         page.load(standings, None, board)
     return page
 
 
-def appearance() -> dict[str, Any]:
-    """Arguments of `launch` for the looks."""
+def serve_page(arena: Arena, host: str, port: int, password: str | None) -> None:
+    """Serve the page until Ctrl-C and print its URL; the user name of the password is `arena`.
+
+    Raises: ConfigError where the port is in use.
+    """
+    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # gradio requests its own page at the start
     import gradio as gr
 
-    return {"theme": gr.themes.Soft(font=_FONT, font_mono=["ui-monospace", "monospace"]), "footer_links": []}
+    page = make_page(arena)
+    try:
+        _, url, _ = page.launch(
+            server_name=host, server_port=usable_port(host, port), share=False, quiet=True, ssr_mode=False,
+            auth=("arena", password) if password else None, prevent_thread_lock=True, footer_links=[],
+            theme=gr.themes.Soft(font=_FONT, font_mono=["ui-monospace", "monospace"]),
+        )  # fmt: skip
+    except OSError as error:
+        raise ConfigError(f"port={port}: {error}; port=0 takes a free one") from error
+    names = ", ".join(chat_model.name for chat_model in arena.chat_models)
+    print(f"{names} at {url} (Ctrl-C stops); votes in {arena.votes.path}, {len(arena.questions)} questions", flush=True)
+    page.block_thread()
+    arena.close()

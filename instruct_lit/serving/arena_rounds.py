@@ -1,4 +1,4 @@
-"""The arena without its page: anonymous pairs in random order, their answers as they are written, votes."""
+"""The arena without its page: anonymous pairs in random order, streamed answers, votes."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from instruct_lit.core.data.example import Example
 from instruct_lit.core.generation.engine import Engine, MakeWeights
 from instruct_lit.core.generation.sampling import SamplingSettings
 from instruct_lit.errors import DataError
-from instruct_lit.serving.conversation import ChatModel
+from instruct_lit.serving.arena_votes import VoteFile
+from instruct_lit.serving.chat_model import ChatModel
 from instruct_lit.serving.scheduler import Scheduler, Update
-from instruct_lit.serving.votes import VoteFile
 from instruct_lit.suites.ratings import WINNERS
 
-_RANDOM = random.SystemRandom()  # nobody can tell the order from the seed
+Question = tuple[str, str]  # instruction and input
+_RANDOM = random.SystemRandom()  # the order cannot be predicted from a seed
 
 
 @dataclass
 class Round:
-    """One question to two models; the first is shown as A."""
+    """One question to two models, given as indices; the first is shown as A."""
 
-    instruction: str
-    given: str
+    question: Question
     models: tuple[int, int]
     seed: int
     answers: list[str] = field(default_factory=lambda: ["", ""])
@@ -35,75 +35,80 @@ class Round:
 
 
 class Arena:
-    """At least two models, the file of their votes, and questions to draw from (pairs of instruction and input)."""
+    """At least two models, the file of their votes, and questions to draw from.
+
+    Args:
+        max_rows, make_weights: see `Engine`; every model has an engine of its own.
+    """
 
     def __init__(
         self,
-        speakers: Sequence[ChatModel],
+        chat_models: Sequence[ChatModel],
         settings: SamplingSettings,
         votes: VoteFile,
-        questions: Sequence[tuple[str, str]] = (),
+        questions: Sequence[Question] = (),
         max_rows: int = 8,
         make_weights: MakeWeights | None = None,
     ) -> None:
-        self.speakers, self.settings, self.votes, self.questions = speakers, settings, votes, questions
+        self.chat_models, self.settings, self.votes, self.questions = chat_models, settings, votes, questions
         self._voting = threading.Lock()  # two buttons pressed at once are one vote
-        self.schedulers = [
-            Scheduler(Engine(speaker.model, speaker.tokenizer, max_rows, make_weights)) for speaker in speakers
-        ]
+        self.schedulers = [Scheduler(Engine(one.model, one.tokenizer, max_rows, make_weights)) for one in chat_models]
 
-    def question(self) -> tuple[str, str]:
+    def random_question(self) -> Question:
         """One of the questions, drawn at random."""
         return _RANDOM.choice(self.questions)
 
-    def pair(self, instruction: str, given: str) -> Round:
-        """A round with two of the models in random order. Raises DataError for an instruction that is empty."""
+    def new_round(self, instruction: str, input_text: str) -> Round:
+        """A round with two of the models in random order. Raises DataError for an empty instruction."""
         if not instruction.strip():
-            raise DataError("the instruction is empty")
-        first, second = _RANDOM.sample(range(len(self.speakers)), 2)
-        return Round(instruction, given, (first, second), _RANDOM.randrange(2**62))
+            raise DataError("the instruction is empty; type one")
+        first, second = _RANDOM.sample(range(len(self.chat_models)), 2)
+        return Round((instruction, input_text), (first, second), _RANDOM.randrange(2**62))
 
-    def answer(self, battle: Round) -> Iterator[tuple[str, str]]:
-        """Both answers as they grow; a caller that stops reading cancels them.
+    def answers(self, battle: Round) -> Iterator[tuple[str, str]]:
+        """Stream both answers, the text so far of each; closing the iterator cancels them.
 
-        Raises DataError where the prompt is too long for one of the models.
+        Raises: DataError where the prompt is too long for one of the models.
         """
-        updates: queue.SimpleQueue[tuple[int, Update]] = queue.SimpleQueue()
-        tickets = []
+        updates: queue.SimpleQueue[Update] = queue.SimpleQueue()
+        sides = {}  # by request: 0 is A, 1 is B
         try:
             for side, number in enumerate(battle.models):
-                speaker, scheduler = self.speakers[number], self.schedulers[number]
-                prompt = speaker.prompt_ids(Example(battle.instruction, "", battle.given))
-                settings = speaker.ending(replace(self.settings, seed=battle.seed))
+                chat_model, scheduler = self.chat_models[number], self.schedulers[number]
+                prompt = chat_model.prompt_ids(Example(battle.question[0], "", battle.question[1]))
+                settings = chat_model.with_stops(replace(self.settings, seed=battle.seed))
                 request = scheduler.engine.prepare(prompt, settings)
-                tell = lambda update, side=side: updates.put((side, update))  # noqa: E731
-                tickets.append((scheduler, scheduler.submit([(request, tell)], every_step=True)))
+                scheduler.submit([request], updates.put, every_step=True)
+                sides[request] = side
             n_left = 2
             while n_left:
-                side, update = updates.get()
-                battle.answers[side] = update.text
+                update = updates.get()
+                battle.answers[sides[update.request]] = update.text
                 n_left -= update.finish_reason is not None
                 yield battle.answers[0], battle.answers[1]
             battle.finished = True
         finally:
-            for scheduler, accepted in tickets:
-                scheduler.cancel(accepted)
+            for request, side in sides.items():
+                self.schedulers[battle.models[side]].cancel([request])
 
     def vote(self, battle: Round, winner: str) -> tuple[str, str]:
-        """Keep a vote and return the names of A and B. Raises DataError for a second vote and for one too early."""
+        """Save a vote and return the names of A and B.
+
+        Raises: DataError before the answers are complete, and for a second vote.
+        """
         assert winner in WINNERS
-        name_a, name_b = (self.speakers[number].name for number in battle.models)
+        name_a, name_b = (self.chat_models[number].name for number in battle.models)
         vote = {
             "time": datetime.now(UTC).isoformat(timespec="seconds"), "judge": "human", "model_a": name_a,
-            "model_b": name_b, "winner": winner, "instruction": battle.instruction, "input": battle.given,
+            "model_b": name_b, "winner": winner, "instruction": battle.question[0], "input": battle.question[1],
             "response_a": battle.answers[0], "response_b": battle.answers[1],
             "settings": asdict(replace(self.settings, seed=battle.seed)),
         }  # fmt: skip
         with self._voting:
             if not battle.finished:
-                raise DataError("the answers are not finished")
+                raise DataError("the answers are not complete; wait for both")
             if battle.winner is not None:
-                raise DataError("this round has been voted on; start another")
+                raise DataError("this round already has a vote; ask another question")
             self.votes.append(vote)
             battle.winner = winner
         return name_a, name_b

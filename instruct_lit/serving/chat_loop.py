@@ -1,4 +1,4 @@
-"""The terminal chat: lines in, streamed answers of one or several models out, commands that begin with a slash."""
+"""The terminal chat: streamed responses of one or several models, and commands that begin with a slash."""
 
 from __future__ import annotations
 
@@ -13,48 +13,53 @@ from instruct_lit.core.generation.engine import Engine, MakeWeights
 from instruct_lit.core.generation.request import Request
 from instruct_lit.core.generation.sampling import SamplingSettings
 from instruct_lit.errors import ConfigError, InstructLitError, printable
-from instruct_lit.serving.conversation import ChatModel
-from instruct_lit.serving.wrapping import Wrapped
+from instruct_lit.serving.chat_model import ChatModel
+from instruct_lit.serving.word_wrap import WordWrapper
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
 HELP = """\
-Every line is an instruction, or a turn where the model has conversations; a
-backslash at its end adds the next line.
-  /input TEXT      the input of the next instruction, as in Alpaca's records
-  /prompt [TEXT]   the last prompt, or that of TEXT, as the model sees it
-  /retry           the last instruction again, with the next seed
+Every line is an instruction, or the next turn of a conversation; a backslash
+at its end continues it on the next line.
+  /input TEXT      set the input of the next instruction (Alpaca records)
+  /prompt [TEXT]   show the last prompt, or that of TEXT, as the model sees it
+  /retry           repeat the last instruction with the next seed
   /settings [K=V]  show or change them: /settings temperature=0.7 top_k=9
-  /system [TEXT]   the system prompt from now on; without TEXT none
-  /new             forget the conversation
-  /save [FILE]     add what was said to FILE (chat.jsonl), to be trained on
-  /help, /quit     Ctrl-C stops an answer, Ctrl-D ends the chat"""
+  /system [TEXT]   set the system prompt; without TEXT remove it
+  /new             start a new conversation
+  /save [FILE]     append the chat to FILE (chat.jsonl) as training records
+  /help, /quit     Ctrl-C stops a response, Ctrl-D ends the chat"""
 
 
 @dataclass
 class Column:
-    """A model of the chat with its engine, its own course of the conversation, and its answer now."""
+    """A model of the chat with its engine, its own history, and its current request.
 
-    speaker: ChatModel
+    With `is_conversation` earlier turns are part of the prompt.
+    """
+
+    chat_model: ChatModel
     engine: Engine
-    converses: bool  # whether earlier turns are part of the prompt
+    is_conversation: bool
     history: list[Turn] = field(default_factory=list)
     request: Request | None = None
 
 
 class Chat:
-    """Reads lines with `read` (which may raise EOFError and KeyboardInterrupt) until the end, and answers on `console`.
+    """Reads lines until the end of the input and prints the models' responses; `records` has one for every response.
 
-    With `conversation` a line is a further turn, without it an instruction of its own; None leaves it to the template:
-    Alpaca's are for single instructions, though they have a form for further turns. `said` holds a record for every
-    answer.
+    Args:
+        read: returns the next line for a prompt sign; may raise EOFError and KeyboardInterrupt.
+        conversation: whether a line is a further turn rather than an instruction of its own. None decides by the
+            template: Alpaca's are for single instructions, though they have a form for further turns.
+        make_weights: see `Engine`.
     """
 
     def __init__(
         self,
-        speakers: Sequence[ChatModel],
+        chat_models: Sequence[ChatModel],
         settings: SamplingSettings,
         console: Console,
         read: Callable[[str], str],
@@ -62,26 +67,26 @@ class Chat:
         make_weights: MakeWeights | None = None,
     ) -> None:
         self.columns = []
-        for speaker in speakers:
-            wanted = not speaker.template.name.startswith("alpaca") if conversation is None else conversation
-            engine = Engine(speaker.model, speaker.tokenizer, 1, make_weights)
-            self.columns.append(Column(speaker, engine, wanted and speaker.has_turns))
+        for chat_model in chat_models:
+            turns = not chat_model.template.name.startswith("alpaca") if conversation is None else conversation
+            engine = Engine(chat_model.model, chat_model.tokenizer, 1, make_weights)
+            self.columns.append(Column(chat_model, engine, turns and chat_model.has_turns))
         self.settings, self.console, self.read = settings, console, read
-        self.system, self.given = "", ""
+        self.system, self.input = "", ""
         self.last: tuple[str, str] | None = None  # instruction and input
-        self.said: list[dict[str, Any]] = []
+        self.records: list[dict[str, Any]] = []
         self.n_saved = 0
 
     def run(self) -> None:
         """Chat until /quit or the end of the input."""
-        names = ", ".join(column.speaker.name for column in self.columns)
-        modes = {"conversation" if column.converses else "single instructions" for column in self.columns}
-        self._tell(f"{names} ({' and '.join(sorted(modes))}); /help tells what can be done")
+        names = ", ".join(column.chat_model.name for column in self.columns)
+        modes = {"conversation" if column.is_conversation else "single instructions" for column in self.columns}
+        self._print(f"{names} ({' and '.join(sorted(modes))}); /help lists the commands")
         while True:
             try:
                 line = self._line()
             except KeyboardInterrupt:
-                self._tell("\nCtrl-D or /quit ends the chat")
+                self._print("\nCtrl-D or /quit ends the chat")
                 continue
             except EOFError:
                 break
@@ -91,44 +96,44 @@ class Chat:
                 if line.startswith("/"):
                     self._command(line)
                 elif line.strip():
-                    self.answer(line, self.given)
-                    self.given = ""
+                    self.answer(line, self.input)
+                    self.input = ""
             except InstructLitError as error:
-                self._tell(f"error: {error}", "red")
-        if self.said[self.n_saved :]:
-            self._tell(f"{_answers(len(self.said) - self.n_saved)} not saved (/save)")
+                self._print(f"error: {error}", "red")
+        if self.records[self.n_saved :]:
+            self._print(f"{_responses(len(self.records) - self.n_saved)} not saved (/save)")
 
-    def answer(self, instruction: str, given: str) -> None:
-        """Answer as every model does, streaming; Ctrl-C keeps what is written so far."""
+    def answer(self, instruction: str, input_text: str) -> None:
+        """Stream every model's response; Ctrl-C keeps the text so far."""
         for column in self.columns:
-            prompt = self._prompt(column, instruction, given)
+            prompt = self._prompt(column, instruction, input_text)
             try:
-                column.request = column.engine.submit(prompt, column.speaker.ending(self.settings))
+                column.request = column.engine.submit(prompt, column.chat_model.with_stops(self.settings))
             except InstructLitError as error:
                 for other in self.columns:
                     self._stop(other)
-                hint = "; /new starts another conversation" if column.history else ""
-                raise ConfigError(f"{column.speaker.name}: {error}{hint}") from error
-        self.last, stopped = (instruction, given), False
+                hint = "; /new starts a new conversation" if column.history else ""
+                raise ConfigError(f"{column.chat_model.name}: {error}{hint}") from error
+        self.last, stopped = (instruction, input_text), False
         try:
             self._stream_one() if len(self.columns) == 1 else self._stream_columns()
         except KeyboardInterrupt:
             stopped = True
         for column in self.columns:
             self._stop(column)
-            self._record(column, instruction, given)
+            self._record(column, instruction, input_text)
         if stopped:
-            self._tell("(stopped)")
+            self._print("(stopped)")
 
     def _stream_one(self) -> None:
         (column,) = self.columns
-        shown, answer = 0, Wrapped(self.console)
+        n_shown, output = 0, WordWrapper(self.console)
         try:
             for text in self._written(column):
-                answer.write(text[shown:])
-                shown = len(text)
+                output.write(text[n_shown:])
+                n_shown = len(text)
         finally:
-            answer.end()
+            output.end()
 
     def _stream_columns(self) -> None:
         from rich.live import Live
@@ -147,13 +152,13 @@ class Chat:
 
         table = Table(expand=True, show_edge=False, pad_edge=False)
         for column in self.columns:
-            table.add_column(column.speaker.name, ratio=1, overflow="fold")
+            table.add_column(column.chat_model.name, ratio=1, overflow="fold")
         answers = (column.request.stable_text if column.request else "" for column in self.columns)
         table.add_row(*(Text(printable(answer)) for answer in answers))
         return table
 
     def _written(self, column: Column) -> Iterator[str]:
-        """What is certain of the answer after every step."""
+        """The text that no later token changes, after every step."""
         request = column.request
         assert request is not None
         while request.finish_reason is None:
@@ -164,28 +169,27 @@ class Chat:
         if column.request is not None and column.request.finish_reason is None:
             column.engine.cancel(column.request)
 
-    def _record(self, column: Column, instruction: str, given: str) -> None:
+    def _record(self, column: Column, instruction: str, input_text: str) -> None:
         assert column.request is not None
-        example = self._example(column, instruction, given)
+        example = self._example(column, instruction, input_text)
         text = column.request.text
-        self.said.append(
+        self.records.append(
             {
                 **replace(example, output=text).as_record(),
-                "model": column.speaker.name,
+                "model": column.chat_model.name,
                 "finish_reason": column.request.finish_reason,
                 "settings": asdict(self.settings),
             }
         )
-        if column.converses:
-            column.history.append((f"{instruction}\n\n{given}" if given else instruction, text))
+        if column.is_conversation:
+            column.history.append((f"{instruction}\n\n{input_text}" if input_text else instruction, text))
 
-    def _example(self, column: Column, instruction: str, given: str) -> Example:
-        speaker = column.speaker
-        system = self.system if speaker.has_system else ""
-        return Example(instruction, "", given, system=system, history=tuple(column.history))
+    def _example(self, column: Column, instruction: str, input_text: str) -> Example:
+        system = self.system if column.chat_model.has_system else ""
+        return Example(instruction, "", input_text, system=system, history=tuple(column.history))
 
-    def _prompt(self, column: Column, instruction: str, given: str) -> list[int]:
-        return column.speaker.prompt_ids(self._example(column, instruction, given))
+    def _prompt(self, column: Column, instruction: str, input_text: str) -> list[int]:
+        return column.chat_model.prompt_ids(self._example(column, instruction, input_text))
 
     def _line(self) -> str:
         line = self.read("> ")
@@ -197,38 +201,38 @@ class Chat:
         name, _, text = line[1:].partition(" ")
         command = getattr(self, f"do_{name}", None)
         if command is None:
-            raise ConfigError(f"/{name}: no such command; /help lists them")
+            raise ConfigError(f"/{name}: unknown command; /help lists them")
         command(text.strip())
 
     def do_help(self, _: str) -> None:
-        self._tell(HELP)
+        self._print(HELP)
 
     def do_input(self, text: str) -> None:
-        self.given = text
-        self._tell("input of the next instruction set" if text else "no input")
+        self.input = text
+        self._print("input of the next instruction set" if text else "input removed")
 
     def do_prompt(self, text: str) -> None:
-        asked = (text, self.given) if text else self.last
-        if asked is None:
-            raise ConfigError("/prompt: nothing has been said yet; give a TEXT")
+        shown = (text, self.input) if text else self.last
+        if shown is None:
+            raise ConfigError("/prompt: there is no last instruction; give a TEXT")
         for column in self.columns:
-            # Of the last instruction as it was asked: without the turn that it became.
+            # The prompt of the last instruction: its own turn is in the history by now.
             history = column.history
-            if not text and column.converses:
+            if not text and column.is_conversation:
                 column.history = history[:-1]
-            ids = self._prompt(column, *asked)
+            ids = self._prompt(column, *shown)
             column.history = history
-            self._tell(f"{column.speaker.name}: {len(ids)} tokens of {column.speaker.context_length}")
-            self.console.out(printable(column.speaker.tokenizer.decode(ids)), highlight=False)
+            self._print(f"{column.chat_model.name}: {len(ids)} tokens of {column.chat_model.context_length}")
+            self.console.out(printable(column.chat_model.tokenizer.decode(ids)), highlight=False)
 
     def do_retry(self, _: str) -> None:
         if self.last is None:
-            raise ConfigError("/retry: nothing has been said yet")
+            raise ConfigError("/retry: there is no last instruction; type one")
         for column in self.columns:
             column.history = column.history[:-1]
         self.settings = replace(self.settings, seed=self.settings.seed + 1)
         if self.settings.temperature == 0:
-            self._tell("temperature is 0, so the answer will be the same; /settings temperature=0.8 changes that")
+            self._print("temperature is 0, so the response will be the same; change it with /settings temperature=0.8")
         self.answer(*self.last)
 
     def do_settings(self, text: str) -> None:
@@ -237,44 +241,44 @@ class Chat:
         for part in text.split():
             key, sign, value = part.partition("=")
             if not sign or key not in allowed:
-                raise ConfigError(f"/settings {part}: give NAME=VALUE; the names are {', '.join(allowed)}")
+                raise ConfigError(f"/settings {part}: unknown; give NAME=VALUE with one of {', '.join(allowed)}")
             changes[key] = tuple(filter(None, value.split(","))) if key == "stop" else _number(key, value)
         self.settings = replace(self.settings, **changes)
-        self._tell(" ".join(f"{key}={_shown(value)}" for key, value in asdict(self.settings).items()))
+        self._print(" ".join(f"{key}={_shown(value)}" for key, value in asdict(self.settings).items()))
 
     def do_system(self, text: str) -> None:
-        without = [column.speaker.name for column in self.columns if not column.speaker.has_system]
+        without = [column.chat_model.name for column in self.columns if not column.chat_model.has_system]
         if text and without:
-            self._tell(f"the template of {', '.join(without)} has no place for a system prompt", "yellow")
+            self._print(f"the template of {', '.join(without)} has no place for a system prompt", "yellow")
         self.system = text
-        self._tell("system prompt set" if text else "no system prompt")
+        self._print("system prompt set" if text else "system prompt removed")
         self.do_new("")
 
     def do_new(self, _: str) -> None:
         for column in self.columns:
             column.history.clear()
-        self._tell("a new conversation")
+        self._print("new conversation")
 
     def do_save(self, text: str) -> None:
-        path, new = Path(text or "chat.jsonl").expanduser(), self.said[self.n_saved :]
+        path, new = Path(text or "chat.jsonl").expanduser(), self.records[self.n_saved :]
         try:
             with path.open("a", encoding="utf-8") as file:
                 file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in new)
         except OSError as error:
             raise ConfigError(f"/save {path}: {error.strerror}") from error
-        self.n_saved = len(self.said)
-        self._tell(f"{_answers(len(new))} added to {path}")
+        self.n_saved = len(self.records)
+        self._print(f"{_responses(len(new))} appended to {path}")
 
-    def _tell(self, text: str, style: str = "dim") -> None:
+    def _print(self, text: str, style: str = "dim") -> None:
         self.console.print(text, style=style, markup=False, highlight=False)
 
 
-def _answers(n: int) -> str:
-    return "1 answer" if n == 1 else f"{n} answers"
+def _responses(n: int) -> str:
+    return "1 response" if n == 1 else f"{n} responses"
 
 
 def _shown(value: Any) -> str:
-    """A setting's value as it would be given."""
+    """The value of a setting as it is typed."""
     return "null" if value is None else ",".join(value) if isinstance(value, tuple) else str(value)
 
 
@@ -284,4 +288,4 @@ def _number(key: str, value: str) -> Any:
     try:
         return float(value) if key in ("temperature", "top_p", "repetition_penalty") else int(value)
     except ValueError as error:
-        raise ConfigError(f"/settings {key}={value}: not a number") from error
+        raise ConfigError(f"/settings {key}={value}: not a number; give one, or null") from error

@@ -1,4 +1,4 @@
-"""Log-probabilities in the two forms of OpenAI's API, each token at its place in the text."""
+"""Log-probabilities in the two forms of OpenAI's API."""
 
 from __future__ import annotations
 
@@ -8,42 +8,44 @@ from typing import Any
 
 from instruct_lit.core.generation.request import TokenLogprob
 
-BytesOf = Callable[[int], bytes]
+TokenBytes = Callable[[int], bytes]
 
 
-def offsets(tokens: Sequence[TokenLogprob], bytes_of: BytesOf) -> list[int]:
-    """The character of the text that each token begins in; the tokens of one character share it."""
+def text_offsets(tokens: Sequence[TokenLogprob], token_bytes: TokenBytes) -> list[int]:
+    """The index of the character of the text in which each token begins; tokens of one character share it."""
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    places, n_characters = [], 0
+    offsets, n_characters = [], 0
     for token in tokens:
-        places.append(n_characters)
-        n_characters += len(decoder.decode(bytes_of(token.token_id)))
-    return places
+        offsets.append(n_characters)
+        n_characters += len(decoder.decode(token_bytes(token.token_id)))
+    return offsets
 
 
-def of_completion(tokens: Sequence[TokenLogprob], places: Sequence[int], bytes_of: BytesOf) -> dict[str, Any]:
-    """The form of `/v1/completions`: among the likeliest is, as OpenAI says, always the token itself.
+def completion_logprobs(
+    tokens: Sequence[TokenLogprob], offsets: Sequence[int], token_bytes: TokenBytes
+) -> dict[str, Any]:
+    r"""The form of `/v1/completions`; as in OpenAI's, the most likely tokens always include the token itself.
 
-    A token that is no whole text is written as OpenAI does, `bytes:\\xf0\\x9f`.
+    A token that is not valid UTF-8 by itself is shown as OpenAI shows it, `bytes:\xf0\x9f`.
     """
     return {
-        "tokens": [_shown(bytes_of(token.token_id)) for token in tokens],
+        "tokens": [_shown(token_bytes(token.token_id)) for token in tokens],
         "token_logprobs": [token.logprob for token in tokens],
         "top_logprobs": [
-            {_shown(bytes_of(i)): value for i, value in (*token.top, (token.token_id, token.logprob))}
+            {_shown(token_bytes(i)): value for i, value in (*token.top, (token.token_id, token.logprob))}
             if token.logprob is not None
             else None
             for token in tokens
         ],
-        "text_offset": list(places),
+        "text_offset": list(offsets),
     }
 
 
-def of_chat(tokens: Sequence[TokenLogprob], bytes_of: BytesOf) -> dict[str, Any]:
+def chat_logprobs(tokens: Sequence[TokenLogprob], token_bytes: TokenBytes) -> dict[str, Any]:
     """The form of `/v1/chat/completions`."""
 
     def entry(token_id: int, value: float | None) -> dict[str, Any]:
-        raw = bytes_of(token_id)
+        raw = token_bytes(token_id)
         return {"token": raw.decode("utf-8", "replace"), "logprob": value, "bytes": list(raw)}
 
     return {

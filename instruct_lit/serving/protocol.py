@@ -1,13 +1,12 @@
-"""The bodies of OpenAI's API that are understood here, and its form of errors.
+"""The request bodies of OpenAI's API that the server accepts, and the form of its errors.
 
-The classes are plain dataclasses, which pydantic (it comes with FastAPI) checks strictly: an unknown field or a wrong
-type is an error, as it is there. Fields that are known but not supported are accepted only with the value that asks
-for nothing.
+The classes are plain dataclasses, which pydantic (a dependency of FastAPI) validates strictly: unknown fields, wrong
+types and values out of range are errors. Rules between fields are checked in `completions`.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Literal
 
 _STRICT = {"extra": "forbid", "strict": True}
@@ -15,7 +14,7 @@ _STRICT = {"extra": "forbid", "strict": True}
 
 @dataclass(kw_only=True)
 class ErrorDetail:
-    """What went wrong, its type, the field at fault, and a code that programs know."""
+    """Message and type of an error, the field at fault, and a code for programs."""
 
     message: str
     type: str
@@ -25,13 +24,13 @@ class ErrorDetail:
 
 @dataclass(kw_only=True)
 class ErrorBody:
-    """The body of every error, as OpenAI has it."""
+    """The body of every error, in OpenAI's form."""
 
     error: ErrorDetail
 
 
 class ApiError(Exception):
-    """An error and its status; `body` is an `ErrorBody`."""
+    """An error that is sent to the client; `body` is an `ErrorBody`."""
 
     def __init__(
         self, status: int, message: str, kind: str = "invalid_request_error", param: str | None = None,
@@ -40,6 +39,11 @@ class ApiError(Exception):
         super().__init__(message)
         self.status = status
         self.body = asdict(ErrorBody(error=ErrorDetail(message=message, type=kind, param=param, code=code)))
+
+
+def _optional(**limits: float) -> Any:
+    """A field that may be null, with pydantic's limits (`ge`, `le`, `gt`)."""
+    return field(default=None, metadata=limits)
 
 
 @dataclass(kw_only=True)
@@ -63,26 +67,26 @@ class Message:
     content: str | list[TextPart]
     name: str | None = None
 
-    @property
-    def text(self) -> str:
-        """The content as one text."""
-        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-
 
 @dataclass(kw_only=True)
 class Body:
-    """What both kinds of completion have in common; `top_k` and `repetition_penalty` are ours, as in vLLM."""
+    """The fields that both kinds of completion share; `top_k` and `repetition_penalty` are those of vLLM."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+    # Values of fields that are known but not supported: only those that change nothing are accepted.
+    UNSUPPORTED: ClassVar[dict[str, str]] = {
+        "presence_penalty": "0; use repetition_penalty",
+        "frequency_penalty": "0; use repetition_penalty",
+        "logit_bias": "empty",
+    }
     model: str
-    max_tokens: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    repetition_penalty: float | None = None
-    seed: int | None = None
+    temperature: float | None = _optional(ge=0, le=2)
+    top_p: float | None = _optional(gt=0, le=1)
+    top_k: int | None = _optional(ge=1)
+    repetition_penalty: float | None = _optional(gt=0, le=10)
+    seed: int | None = _optional(ge=0, le=2**63 - 1)
     stop: str | list[str] | None = None
-    n: int | None = None
+    n: int | None = _optional(ge=1, le=128)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: str | None = None
@@ -90,99 +94,34 @@ class Body:
     frequency_penalty: float | None = None
     logit_bias: dict[str, float] | None = None
 
-    @property
-    def stops(self) -> tuple[str, ...]:
-        """Stop texts as a tuple."""
-        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
-
-    def check(self) -> None:
-        """Raise ApiError for a value outside its range, and for one that asks for what is not supported."""
-        rules = {
-            "temperature": (self.temperature is None or 0 <= self.temperature <= 2, "between 0 and 2"),
-            "top_p": (self.top_p is None or 0 < self.top_p <= 1, "above 0 and at most 1"),
-            "top_k": (self.top_k is None or self.top_k >= 1, "at least 1"),
-            "repetition_penalty": (self.repetition_penalty is None or 0 < self.repetition_penalty <= 10, "in (0, 10]"),
-            "seed": (self.seed is None or 0 <= self.seed < 2**63, "between 0 and 2**63 - 1"),
-            "n": (self.n is None or 1 <= self.n <= 128, "between 1 and 128"),
-            "stop": (len(self.stops) <= 4 and all(self.stops), "at most 4 texts of at least one character"),
-            "presence_penalty": (not self.presence_penalty, "0; use repetition_penalty"),
-            "frequency_penalty": (not self.frequency_penalty, "0; use repetition_penalty"),
-            "logit_bias": (not self.logit_bias, "empty"),
-            **self.own_rules(),
-        }
-        for name, (holds, allowed) in rules.items():
-            if not holds:
-                raise ApiError(400, f"{name}={getattr(self, name)!r:.80}: must be {allowed}", param=name)
-
-    def own_rules(self) -> dict[str, tuple[bool, str]]:
-        """Rules of the one kind."""
-        return {}
-
 
 @dataclass(kw_only=True)
 class ChatBody(Body):
-    """`/v1/chat/completions`; `input` is ours: the input of an instruction, as Alpaca's records have it."""
+    """`/v1/chat/completions`; `input` is ours: the input that goes with an instruction, as in Alpaca's records."""
 
-    messages: list[Message]
+    messages: list[Message] = field(metadata={"min_length": 1, "max_length": 4096})
     input: str = ""
-    max_completion_tokens: int | None = None
+    max_tokens: int | None = _optional(ge=1)  # the older name of max_completion_tokens
+    max_completion_tokens: int | None = _optional(ge=1)
     logprobs: bool | None = None
-    top_logprobs: int | None = None
-
-    def own_rules(self) -> dict[str, tuple[bool, str]]:
-        return {
-            "messages": (0 < len(self.messages) <= 4096, "between 1 and 4096 messages"),
-            "max_tokens": (self.max_tokens is None or self.max_tokens >= 1, "at least 1"),
-            "max_completion_tokens": (
-                self.max_completion_tokens is None or self.max_completion_tokens >= 1,
-                "at least 1",
-            ),
-            "top_logprobs": (
-                self.top_logprobs is None or (bool(self.logprobs) and 0 <= self.top_logprobs <= 20),
-                "between 0 and 20, and goes with logprobs=true",
-            ),
-        }
-
-    @property
-    def n_new(self) -> int | None:
-        """Tokens that may be written; `max_tokens` is the older name of `max_completion_tokens`."""
-        return self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
-
-    @property
-    def n_logprobs(self) -> int | None:
-        """Alternatives per token; None where no log-probabilities are wanted."""
-        return (self.top_logprobs or 0) if self.logprobs else None
+    top_logprobs: int | None = _optional(ge=0, le=20)
 
 
 @dataclass(kw_only=True)
 class CompletionBody(Body):
-    """`/v1/completions`: text goes on as it is, without a template."""
+    """`/v1/completions`: the text is continued without a template."""
 
+    UNSUPPORTED: ClassVar[dict[str, str]] = {**Body.UNSUPPORTED, "suffix": "empty"}
     prompt: str | list[str] | list[int] | list[list[int]]
+    max_tokens: int | None = _optional(ge=0)
     echo: bool = False
-    logprobs: int | None = None
+    logprobs: int | None = _optional(ge=0, le=5)
     suffix: str | None = None
     best_of: int | None = None
-
-    def own_rules(self) -> dict[str, tuple[bool, str]]:
-        return {
-            "max_tokens": (self.max_tokens is None or self.max_tokens >= 0, "at least 0"),
-            "logprobs": (self.logprobs is None or 0 <= self.logprobs <= 5, "between 0 and 5"),
-            "suffix": (not self.suffix, "empty"),
-            "best_of": (self.best_of in (None, 1, self.n or 1), "1, or n"),
-            "stream": (not (self.stream and self.echo), "false where echo is true"),
-        }
 
     @property
     def prompts(self) -> list[str | list[int]]:
         """The prompts one by one, texts or token ids."""
-        if isinstance(self.prompt, str):
-            return [self.prompt]
-        if self.prompt and isinstance(self.prompt[0], int):
+        if isinstance(self.prompt, str) or (self.prompt and isinstance(self.prompt[0], int)):
             return [self.prompt]  # type: ignore[list-item]
         return list(self.prompt)  # type: ignore[arg-type]
-
-    @property
-    def n_logprobs(self) -> int | None:
-        """Alternatives per token; None where no log-probabilities are wanted."""
-        return self.logprobs

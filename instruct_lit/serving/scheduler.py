@@ -1,7 +1,7 @@
-"""One thread that owns an engine, so that requests of many clients are written together by one copy of the weights.
+"""One thread that owns an engine, so that the requests of many clients share one batch and one copy of the weights.
 
-Clients of other threads hand requests in through an inbox, which is read between two steps, and are told of every step
-by a call in the scheduler's thread.
+Other threads put requests into an inbox, which the scheduler reads between two decoding steps; callbacks run in the
+scheduler's thread.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from instruct_lit.core.generation.engine import Engine
 from instruct_lit.core.generation.request import FinishReason, Request
@@ -21,75 +22,78 @@ log = logging.getLogger(__name__)
 
 
 class QueueFullError(InstructLitError):
-    """There are more requests than may wait."""
+    """More requests than may wait."""
 
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """What is certain of a response after a step: its text, its number of tokens, and how it ended."""
+    """The state of a request after a step: the text that no later token changes, and its number of tokens."""
 
+    request: Request
     text: str
     n_tokens: int
     finish_reason: FinishReason | None
 
 
+OnUpdate = Callable[[Update], None]
+
+
 @dataclass(eq=False)
 class PendingRequest:
-    """A request in the scheduler; `tell` is called in the scheduler's thread, after each step or only at the end."""
+    """A request in the scheduler; `on_update` is called after every step, or only once at the end."""
 
     request: Request
-    tell: Callable[[Update], None]
+    on_update: OnUpdate
     every_step: bool
     submitted_at: float = field(default_factory=time.monotonic)
     first_token_at: float | None = None
 
 
 class Scheduler:
-    """Writes the answers of all clients with one engine; at most `max_waiting` requests wait for a row.
+    """Decodes the requests of all clients with one engine.
 
-    `on_finished` is called with every ticket whose request has ended, for statistics. `close` ends the thread.
+    Args:
+        max_waiting: requests that may wait for a free row of the engine.
+        on_finished: called with every request that has ended, for statistics.
     """
 
     def __init__(
         self, engine: Engine, max_waiting: int = 256, on_finished: Callable[[PendingRequest], None] | None = None
     ) -> None:
-        self.engine, self.max_waiting, self._on_finished = engine, max_waiting, on_finished
+        self.engine, self.on_finished = engine, on_finished
+        self.limit = engine.max_rows + max_waiting  # requests that may be open at the same time
+        self.n_open = 0  # requests that have been accepted and have not finished
+        self.last_error: str | None = None  # of the last step that failed
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._tickets: dict[Request, PendingRequest] = {}  # of the scheduler's thread alone
-        self.n_open, self._lock = 0, threading.Lock()  # requests that have been accepted and not finished
-        self._closing = False
+        self._pending: dict[Request, PendingRequest] = {}  # used by the scheduler's thread only
+        self._lock, self._closing = threading.Lock(), False
         self._thread = threading.Thread(target=self._run, name="scheduler", daemon=True)
         self._thread.start()
-
-    @property
-    def limit(self) -> int:
-        """Requests that may be open at the same time."""
-        return self.engine.max_rows + self.max_waiting
 
     @property
     def is_alive(self) -> bool:
         """Whether the thread runs."""
         return self._thread.is_alive()
 
-    def submit(
-        self, requests: Sequence[tuple[Request, Callable[[Update], None]]], every_step: bool
-    ) -> list[PendingRequest]:
-        """Accept requests that the engine has prepared, all or none; QueueFullError when too many would wait."""
-        tickets = [PendingRequest(request, tell, every_step) for request, tell in requests]
+    def submit(self, requests: Sequence[Request], on_update: OnUpdate, every_step: bool) -> None:
+        """Accept requests that `engine.prepare` made, all or none.
+
+        Raises: QueueFullError where too many would wait, and after `close`.
+        """
+        pending = [PendingRequest(request, on_update, every_step) for request in requests]
         with self._lock:
-            if self._closing or self.n_open + len(tickets) > self.limit:
+            if self._closing or self.n_open + len(pending) > self.limit:
                 state = "is shutting down" if self._closing else f"has {self.n_open} of at most {self.limit} requests"
                 raise QueueFullError(f"the server {state}; try again later")
-            self.n_open += len(tickets)
-            self._inbox.put(lambda: self._accept(tickets))  # under the lock: before `close` has begun, or never
-        return tickets
+            self.n_open += len(pending)
+            self._inbox.put(partial(self._accept, pending))  # under the lock: before `close` has begun, or never
 
-    def cancel(self, tickets: Sequence[PendingRequest]) -> None:
-        """Take requests out, wherever they are; those that have finished stay as they are."""
-        self._inbox.put(lambda: self._cancel(tickets))
+    def cancel(self, requests: Sequence[Request]) -> None:
+        """Cancel requests, waiting or running; finished ones stay unchanged."""
+        self._inbox.put(partial(self._cancel, requests))
 
     def close(self) -> None:
-        """Cancel what is unfinished and end the thread."""
+        """Cancel all unfinished requests and end the thread."""
         with self._lock:
             self._closing = True
         self._inbox.put(lambda: None)
@@ -100,50 +104,50 @@ class Scheduler:
             try:
                 self._read_inbox()
                 changed = self.engine.step()
-            except Exception:
+            except Exception as error:
                 log.exception("a step of generation failed; its requests are cancelled")
+                self.last_error = f"{type(error).__name__}: {error}"
                 self.engine.clear()
-                changed = list(self._tickets)
+                changed = list(self._pending)
                 for request in changed:
                     request.finish_reason = request.finish_reason or "cancelled"
             for request in changed:
-                self._tell(request)
-        self._inbox.put(lambda: None)  # reading must not wait
+                self._notify(request)
+        self._inbox.put(lambda: None)  # reading must not block
         self._read_inbox()
-        self._cancel(list(self._tickets.values()))
+        self._cancel(list(self._pending))
 
     def _read_inbox(self) -> None:
-        """Do what waits in the inbox; with nothing to write, wait for it."""
+        """Run everything in the inbox; block for it while the engine has nothing to do."""
         idle = not self.engine.n_unfinished
         while idle or not self._inbox.empty():
             self._inbox.get()()
             idle = False
 
-    def _accept(self, tickets: Sequence[PendingRequest]) -> None:
-        for ticket in tickets:
-            self._tickets[ticket.request] = ticket
-            self.engine.enqueue(ticket.request)
+    def _accept(self, pending: Sequence[PendingRequest]) -> None:
+        for one in pending:
+            self._pending[one.request] = one
+            self.engine.enqueue(one.request)
 
-    def _cancel(self, tickets: Sequence[PendingRequest]) -> None:
-        for ticket in tickets:
-            if ticket.request in self._tickets:
-                self.engine.cancel(ticket.request)
-                self._tell(ticket.request)
+    def _cancel(self, requests: Sequence[Request]) -> None:
+        for request in requests:
+            if request in self._pending:
+                self.engine.cancel(request)
+                self._notify(request)
 
-    def _tell(self, request: Request) -> None:
-        ticket = self._tickets[request]
-        finished = request.finish_reason is not None
-        if ticket.first_token_at is None and request.ids:
-            ticket.first_token_at = time.monotonic()
+    def _notify(self, request: Request) -> None:
+        pending, finished = self._pending[request], request.finish_reason is not None
+        if pending.first_token_at is None and request.ids:
+            pending.first_token_at = time.monotonic()
         if finished:
-            del self._tickets[request]
+            del self._pending[request]
             with self._lock:
                 self.n_open -= 1
-            if self._on_finished is not None:
-                self._on_finished(ticket)
-        if finished or ticket.every_step:
+            if self.on_finished is not None:
+                self.on_finished(pending)
+        if finished or pending.every_step:
             try:
-                ticket.tell(Update(request.stable_text, len(request.ids), request.finish_reason))
-            except Exception:  # a client that has gone, its event loop too
-                log.debug("a client cannot be told of its response", exc_info=True)
-                self._cancel([ticket])
+                pending.on_update(Update(request, request.stable_text, len(request.ids), request.finish_reason))
+            except Exception:  # the client has gone, and its event loop with it
+                log.debug("a client cannot be notified", exc_info=True)
+                self._cancel([request])

@@ -1,224 +1,127 @@
-"""A model behind OpenAI's HTTP interface on this machine, for evaluation systems that know no other.
+"""A model behind OpenAI's HTTP interface on this machine, for benchmark packages that ask models over HTTP.
 
-It is for a harness beside it, while it runs: no streaming, no log-probabilities, one model. Requests that come
-together are answered together. `serving` is not used for it: it stands on `evaluation`, not the other way round,
-it needs a web framework that a benchmark can do without, and here answers are kept for a run that is interrupted.
+It is the server of `instruct_lit.serving` for a package that runs beside it, with what a benchmark needs: a prompt
+longer than the context is cut, decoding is greedy unless a call says otherwise, and answers are cached for a run that
+is interrupted.
 """
 
 from __future__ import annotations
 
-import json
 import queue
+import sys
 import threading
-import time
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 from instruct_lit.core.data.example import Example
-from instruct_lit.core.generation.engine import Engine, Request
-from instruct_lit.core.generation.responses import closing
+from instruct_lit.core.generation.engine import Engine
+from instruct_lit.core.generation.request import Request
 from instruct_lit.core.generation.sampling import SamplingSettings
-from instruct_lit.errors import InstructLitError
-from instruct_lit.suites.harness_model import EvaluatedModel, until
-from instruct_lit.suites.suite import BenchmarkError
+from instruct_lit.core.optional_imports import need
+from instruct_lit.serving.chat_model import ChatModel
+from instruct_lit.serving.completions import CompletionService, Job, Prompt
+from instruct_lit.serving.http import make_app
+from instruct_lit.serving.protocol import ApiError, Body, ChatBody, CompletionBody
+from instruct_lit.serving.scheduler import PendingRequest
+from instruct_lit.serving.server import make_server
+from instruct_lit.suites.harness_model import EvaluatedModel
 
 NAME = "instruct-lit"
-MAX_NEW_TOKENS = 256  # where a request names no limit
-
-
-@dataclass
-class _Job:
-    """A prompt on its way: `answer` is text, finish reason, and tokens of prompt and answer."""
-
-    prompt: str
-    settings: SamplingSettings
-    done: threading.Event = field(default_factory=threading.Event)
-    answer: tuple[str, str, int, int] | None = None
-    error: Exception | None = None
-
-    @property
-    def key(self) -> tuple[str, str, str]:
-        return "endpoint", self.prompt, repr(self.settings)
-
-
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    request_queue_size = 256  # a harness may open a connection for every item at once
+DEFAULTS = SamplingSettings(max_new_tokens=256)  # where a call has no limit
+START_TIMEOUT_S = 60.0
 
 
 class Endpoint:
-    """`with Endpoint(subject) as endpoint:` answers at `endpoint.url` until the block ends.
-
-    The messages of a conversation are one instruction, in their order: an instruction model knows no roles.
-    """
+    """`with Endpoint(subject) as endpoint:` serves the model at `endpoint.url` until the block ends."""
 
     def __init__(self, subject: EvaluatedModel) -> None:
-        self.subject = subject
-        self._jobs: queue.Queue[_Job | None] = queue.Queue()
-        self._server = _Server(("127.0.0.1", 0), _handler(self))
-        self._threads = [
-            threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True),
-            threading.Thread(target=self._write, daemon=True),
-        ]
-
-    @property
-    def url(self) -> str:
-        """Where the interface begins."""
-        return f"http://127.0.0.1:{self._server.server_address[1]}/v1"
+        for module in ("fastapi", "uvicorn"):
+            need(module, "suite", "benchmark")
+        self.url = ""
+        self._started: queue.SimpleQueue[str] = queue.SimpleQueue()
+        app = make_app(EvaluationService(subject), max_body_bytes=100_000_000, body_timeout_s=60.0)
+        self._server = make_server(app, "127.0.0.1", 0, self._started.put)
+        self._thread = threading.Thread(target=self._server.run, name="endpoint", daemon=True)
 
     def __enter__(self) -> Endpoint:
-        for thread in self._threads:
-            thread.start()
+        self._thread.start()
+        self.url = self._started.get(timeout=START_TIMEOUT_S) + "/v1"
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._jobs.put(None)
-        for thread in self._threads:
-            thread.join()
+        self._server.should_exit = True
+        self._thread.join()
 
-    def answer(self, prompts: list[str], settings: SamplingSettings) -> list[_Job]:
-        """Answer prompts; returns when all are answered."""
-        jobs = [_Job(prompt, settings) for prompt in prompts]
-        for job in jobs:
-            self._jobs.put(job)
-        for job in jobs:
-            job.done.wait()
-            if job.error is not None:
-                raise job.error
-        return jobs
 
-    def chat_prompt(self, messages: list[dict[str, Any]]) -> str:
-        """The prompt of a conversation: all its messages as one instruction."""
-        texts = [_text_of(message.get("content")) for message in messages]
-        return self.subject.template.prompt(Example("\n\n".join(text for text in texts if text), ""))
+@dataclass(kw_only=True)
+class LenientChatBody(ChatBody):
+    """A chat whose unknown fields are ignored: packages send those of other servers too."""
 
-    def _write(self) -> None:
-        """Answer what comes; if the engine fails, everything that waits and comes fails with it."""
-        running: dict[int, tuple[_Job, Request]] = {}
-        try:
-            self._write_on(running)
-        except Exception as error:
-            jobs = [job for job, _ in running.values()]
-            while (job := jobs.pop() if jobs else self._jobs.get()) is not None:
-                job.error = BenchmarkError(f"the model fails: {type(error).__name__}: {error}")
-                job.done.set()
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "ignore"}
 
-    def _write_on(self, running: dict[int, tuple[_Job, Request]]) -> None:
-        """Submit what has come, write a token for all, again and again; waits where there is nothing to do."""
-        engine = Engine(self.subject.model, self.subject.tokenizer, self.subject.max_rows)
-        while True:
-            try:
-                while True:
-                    job = self._jobs.get(block=not running)
-                    if job is None:
-                        return
-                    if (kept := self.subject.kept.get(*job.key)) is not None:
-                        self._finish(job, kept)
-                        continue
-                    request = engine.submit(*self.subject.fit(job.prompt, job.settings))
-                    running[request.number] = (job, request)
-            except queue.Empty:
-                pass
-            for request in engine.step():
-                if request.finish_reason is not None:
-                    job, _ = running.pop(request.number)
-                    text = until(request.text, job.settings.stop)
-                    answer = (text, request.finish_reason, len(request.prompt_ids), len(request.ids))
-                    self.subject.kept.add([(job.key, answer)])
-                    self._finish(job, answer)
 
-    def _finish(self, job: _Job, answer: tuple[str, str, int, int]) -> None:
-        job.answer = answer
+@dataclass(kw_only=True)
+class LenientCompletionBody(CompletionBody):
+    """A completion whose unknown fields are ignored."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "ignore"}
+
+
+class EvaluationService(CompletionService):
+    """The completion calls of a benchmark.
+
+    The messages of a conversation are joined to one instruction, whatever their roles: an instruction model has none.
+    """
+
+    bodies = (LenientChatBody, LenientCompletionBody)
+
+    def __init__(self, subject: EvaluatedModel) -> None:
+        self.subject, self._fitting = subject, threading.Lock()
+        engine = Engine(subject.model, subject.tokenizer, subject.max_rows)
+        chat_model = ChatModel(NAME, subject.model, subject.tokenizer, subject.template)
+        super().__init__(chat_model, engine, DEFAULTS, max_waiting=sys.maxsize)
+
+    def prepare(self, body: Body) -> Job:
+        """As `CompletionService.prepare`; requests whose answer is cached are finished."""
+        job = super().prepare(body)
+        for request in job.requests:
+            if (answer := self.subject.kept.get(*_key(request))) is not None:
+                request.text, request.finish_reason, request.ids = answer
+                self._advance()
+        return job
+
+    def prompts(self, body: Body) -> list[Prompt]:
+        """The prompts, cut from the left where they leave no room for the answer (`EvaluatedModel.fit`)."""
+        settings = self.chat_model.with_stops(replace(self.settings(body), seed=body.seed or 0))
+        if isinstance(body, ChatBody):
+            n_new = body.max_completion_tokens or body.max_tokens
+            contents = [message.content for message in body.messages]
+            texts = [one if isinstance(one, str) else "\n".join(part.text for part in one) for one in contents]
+            prompts = [self.subject.template.prompt(Example("\n\n".join(filter(None, texts)), ""))]
+        else:
+            assert isinstance(body, CompletionBody)
+            n_new = body.max_tokens
+            decode = self.subject.tokenizer.decode
+            prompts = [text if isinstance(text, str) else decode(text) for text in body.prompts]
+        settings = replace(settings, max_new_tokens=n_new or DEFAULTS.max_new_tokens)
+        with self._fitting:  # it counts the prompts that are cut
+            return [self.subject.fit(prompt, settings) for prompt in prompts]
+
+    def failure(self) -> ApiError:
+        """The error of the engine; its status is one that clients do not retry."""
+        return ApiError(400, f"the model fails: {self.scheduler.last_error}", "server_error")
+
+    def on_finished(self, pending: PendingRequest) -> None:
+        """Cache the answer."""
+        request = pending.request
+        if request.finish_reason != "cancelled":
+            self.subject.kept.add([(_key(request), (request.text, request.finish_reason, request.ids))])
+            self._advance()
+
+    def _advance(self) -> None:
         if self.subject.bar is not None:
             self.subject.bar.update(1)
-        job.done.set()
 
 
-def _text_of(content: Any) -> str:
-    if isinstance(content, list):  # parts, of which only texts can be asked
-        return "\n".join(part.get("text", "") for part in content)
-    return str(content or "")
-
-
-def _settings_of(body: dict[str, Any], ends: tuple[str, ...]) -> SamplingSettings:
-    stop = body.get("stop") or []
-    stops = [stop] if isinstance(stop, str) else stop
-    return SamplingSettings(
-        max_new_tokens=int(body.get("max_completion_tokens") or body.get("max_tokens") or MAX_NEW_TOKENS),
-        # Greedy where a harness says nothing, so that it is repeatable.
-        temperature=float(body.get("temperature") or 0.0),
-        top_p=float(body["top_p"]) if body.get("top_p") else None,
-        seed=int(body.get("seed") or 0),
-        stop=(*filter(None, stops), *ends),
-    )
-
-
-def _handler(endpoint: Endpoint) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def log_message(self, *args: Any) -> None:
-            pass
-
-        def do_GET(self) -> None:
-            if self.path.rstrip("/") == "/v1/models":
-                self._send(200, {"object": "list", "data": [{"id": NAME, "object": "model", "owned_by": NAME}]})
-            else:
-                self._send(404, _error(f"no such place: {self.path}"))
-
-        def do_POST(self) -> None:
-            try:
-                body = json.loads(self.rfile.read(int(self.headers.get("Content-Length", 0))))
-                chat = self.path.endswith("/chat/completions")
-                if not chat and not self.path.endswith("/completions"):
-                    self._send(404, _error(f"no such place: {self.path}"))
-                    return
-                prompts = [endpoint.chat_prompt(body["messages"])] if chat else _as_list(body["prompt"])
-                settings = _settings_of(body, closing(endpoint.subject.template))
-                jobs = endpoint.answer([p for p in prompts for _ in range(int(body.get("n") or 1))], settings)
-                self._send(200, _response(jobs, chat))
-            except (ValueError, KeyError, TypeError, AttributeError, OverflowError, InstructLitError) as error:
-                self._send(400, _error(f"{type(error).__name__}: {error}"))
-
-        def _send(self, status: int, content: dict[str, Any]) -> None:
-            data = json.dumps(content).encode()
-            self.send_response(status)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
-
-    return Handler
-
-
-def _as_list(prompt: Any) -> list[str]:
-    return [prompt] if isinstance(prompt, str) else [str(text) for text in prompt]
-
-
-def _error(message: str) -> dict[str, Any]:
-    return {"error": {"message": message, "type": "invalid_request_error", "code": None}}
-
-
-def _response(jobs: list[_Job], chat: bool) -> dict[str, Any]:
-    choices: list[dict[str, Any]] = []
-    n_prompt = n_written = 0
-    for index, job in enumerate(jobs):
-        assert job.answer is not None
-        text, reason, n_prompt_tokens, n_new_tokens = job.answer
-        content = {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
-        choices.append({"index": index, "finish_reason": reason, "logprobs": None, **content})
-        n_prompt += n_prompt_tokens
-        n_written += n_new_tokens
-    kind = "chat.completion" if chat else "text_completion"
-    usage = {"prompt_tokens": n_prompt, "completion_tokens": n_written, "total_tokens": n_prompt + n_written}
-    return {
-        "id": f"{NAME}-{time.time_ns()}",
-        "object": kind,
-        "created": int(time.time()),
-        "model": NAME,
-        "choices": choices,
-        "usage": usage,
-    }
+def _key(request: Request) -> tuple[Any, ...]:
+    return "endpoint", request.prompt_ids, repr(request.settings)

@@ -1,4 +1,4 @@
-"""The page in a real browser: a vote is cast, the names are told, the leaderboard changes."""
+"""The page in a real browser: a vote is cast, the names are shown, the leaderboard changes."""
 
 import json
 import shutil
@@ -6,11 +6,10 @@ import signal
 from pathlib import Path
 
 import pytest
-from omegaconf import OmegaConf
 
-from instruct_lit.arena import questions_of
 from instruct_lit.errors import DataError
-from instruct_lit.serving.votes import VoteFile
+from instruct_lit.serving.arena_judging import read_questions
+from instruct_lit.serving.arena_votes import VoteFile
 from tests.commands import Command, Start
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -25,7 +24,7 @@ def test_a_vote_is_cast_and_the_leaderboard_changes(start: Start, small_run: Pat
     shutil.copytree(small_run, tmp_path / "other")
     process = start("arena", f"runs=[{small_run},other]", "votes=v.jsonl", "port=0", cwd=tmp_path)
     line = process.first_line()
-    assert "run, other at http" in line and "10 questions to draw" in line
+    assert "run, other at http" in line and "10 questions" in line
     url = line.split(" at ")[1].split(" ")[0]
     with sync.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
@@ -39,8 +38,8 @@ def test_a_vote_is_cast_and_the_leaderboard_changes(start: Start, small_run: Pat
         page.wait_for_selector("#vote-model_a:not([disabled])", timeout=60000)
         assert "other" not in page.inner_text("body").split()  # blind until the vote
         page.click("#vote-model_a")
-        page.wait_for_function("document.querySelector('#told').innerText.includes('your vote is kept')")
-        told = page.inner_text("#told")
+        page.wait_for_function("document.querySelector('#status').innerText.includes('Your vote has been saved')")
+        status = page.inner_text("#status")
         assert not page.is_enabled("#vote-model_a")
         page.click("button[role=tab]:has-text('Leaderboard')")
         page.wait_for_selector("#count:has-text('1 vote')")
@@ -48,7 +47,7 @@ def test_a_vote_is_cast_and_the_leaderboard_changes(start: Start, small_run: Pat
         assert "100.0%" in board and "0.0%" in board
         browser.close()
     (vote,) = VoteFile(tmp_path / "v.jsonl").read()
-    assert vote["winner"] == "model_a" and told.startswith(f"A was {vote['model_a']}, B was {vote['model_b']}")
+    assert vote["winner"] == "model_a" and status.startswith(f"A was {vote['model_a']}, B was {vote['model_b']}")
     process.send_signal(signal.SIGINT)
     process.wait(30)
     assert "Traceback" not in process.err.read_text()
@@ -66,28 +65,27 @@ def test_import_reproduces_the_order_and_draws(command: Command, shared_data: Pa
 
 def test_questions_are_those_of_a_file_each_once(tmp_path: Path) -> None:
     file = tmp_path / "q.jsonl"
-    config = OmegaConf.create({"runs": [], "questions": str(file), "n_questions": 2})
     rows = [{"instruction": "a"}, {"instruction": "b", "input": "x"}, {"instruction": "a", "input": None}]
     file.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"instruction": "c"}]))
-    assert questions_of(config) == [("a", ""), ("b", "x")]
+    assert read_questions(str(file), [], 2) == [("a", ""), ("b", "x")]
     for row, message in (
         ({"input": "x"}, "no text in 'instruction'"),
-        ({"instruction": "a", "input": ["x"]}, "'input' must be text"),
+        ({"instruction": "a", "input": ["x"]}, "it must be text"),
     ):
         file.write_text(json.dumps(row))
         with pytest.raises(DataError, match=message):
-            questions_of(config)
+            read_questions(str(file), [])
 
 
-def test_errors_are_told_together(command: Command, small_run: Path, tmp_path: Path) -> None:
+def test_errors_are_listed_together(command: Command, small_run: Path, tmp_path: Path) -> None:
     done = command("arena", f"runs=[{small_run}]", "host=0.0.0.0", "questions=none.json", cwd=tmp_path, status=2)
     assert done.stderr.splitlines() == [
-        "error: runs: two models at least",
+        f"error: runs=[{small_run}]: one model; give at least two",
         "  questions=none.json: no such file",
-        "  host=0.0.0.0: others could reach it; give password=…, or stay with 127.0.0.1",
+        "  host=0.0.0.0: other machines could reach it; give password=…, or keep 127.0.0.1",
     ]
     done = command("arena", "import=none.jsonl", cwd=tmp_path, status=2)
-    assert done.stderr == "error: import=none.jsonl: no such file\n"
+    assert done.stderr == "error: battles=none.jsonl: no such file\n"
 
 
 @pytest.mark.slow
@@ -109,7 +107,7 @@ def test_a_judge_votes_in_both_orders(
         "arena", f"runs=[{small_run},other]", "votes=v.jsonl", "n_questions=3", "generation.max_new_tokens=4", *judge,
         cwd=tmp_path,
     )  # fmt: skip
-    assert "6 votes added to v.jsonl, 0 verdicts could not be read" in done.stdout
+    assert "6 votes appended to v.jsonl, 0 verdicts could not be parsed" in done.stdout
     votes = VoteFile(tmp_path / "v.jsonl").read()
     assert [(v["model_a"], v["winner"]) for v in votes] == [("run", "model_a"), ("other", "model_a")] * 3
     assert {v["judge"] for v in votes} == {"small"} and done.stdout.count("50.0%") == 2

@@ -1,4 +1,4 @@
-"""The serve command: it says where it listens, answers, ends on Ctrl-C without a trace, and refuses an open door."""
+"""The serve command: it prints its URL, answers, stops on Ctrl-C without a traceback, and refuses a public address without a key."""
 
 import os
 import signal
@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from instruct_lit.errors import ConfigError
-from instruct_lit.serve import usable_port
+from instruct_lit.serving.server import usable_port
 from tests.commands import Command, Start
 
 
-def test_a_port_that_is_taken_and_an_address_of_others_are_told() -> None:
+def test_a_port_in_use_and_a_foreign_address_are_errors() -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         with pytest.raises(
@@ -28,7 +28,7 @@ def test_it_serves_until_ctrl_c(start: Start, small_run: Path, tmp_path: Path) -
     openai = pytest.importorskip("openai")
     pytest.importorskip("uvicorn")
     process = start("serve", f"run={small_run}", "port=0", "api_key=secret", cwd=tmp_path)
-    name, _, url = process.first_line().removesuffix(" (Ctrl-C ends)").partition(" at ")
+    name, _, url = process.first_line().removesuffix(" (Ctrl-C stops)").partition(" at ")
     with openai.OpenAI(base_url=url, api_key="secret", max_retries=0) as client:
         assert [model.id for model in client.models.list()] == [name] == ["run"]
         messages = [{"role": "user", "content": "Name a colour."}]
@@ -41,13 +41,13 @@ def test_it_serves_until_ctrl_c(start: Start, small_run: Path, tmp_path: Path) -
     assert os.listdir(tmp_path) == []  # the key lies nowhere
 
 
-def test_errors_are_told_together(command: Command, tmp_path: Path) -> None:
+def test_errors_are_listed_together(command: Command, tmp_path: Path) -> None:
     done = command(
         "serve", "run=nowhere", "host=0.0.0.0", "port=70000", "max_waiting=0", cwd=tmp_path, status=2
     )  # fmt: skip
     assert done.stderr.splitlines() == [
-        "error: run=nowhere: no such folder (a run folder, a bundle or a Hugging Face directory)",
-        "  port=70000: must be between 0 (a free one) and 65535",
-        "  max_waiting=0: must be above 0",
-        "  host=0.0.0.0: others could reach it; give api_key=… or INSTRUCT_LIT_API_KEY, or stay with 127.0.0.1",
+        "error: port=70000: must be below 65536",
+        "  max_waiting=0: must be at least 1",
+        "  run=nowhere: no such folder (a run folder, a bundle or a Hugging Face directory)",
+        "  host=0.0.0.0: other machines could reach it; give api_key=… or INSTRUCT_LIT_API_KEY, or keep 127.0.0.1",
     ]

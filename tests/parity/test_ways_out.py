@@ -18,9 +18,9 @@ from instruct_lit.core.generation.responses import answer, read_jsonl
 from instruct_lit.core.generation.sampling import SamplingSettings
 from instruct_lit.export import to_gguf, to_torch_export
 from instruct_lit.serving.arena_rounds import Arena
+from instruct_lit.serving.arena_votes import VoteFile
 from instruct_lit.serving.chat_loop import Chat
-from instruct_lit.serving.conversation import ChatModel, open_speakers
-from instruct_lit.serving.votes import VoteFile
+from instruct_lit.serving.chat_model import ChatModel, open_chat_models
 from tests.commands import Command
 from tests.serving.conftest import run_in_thread
 
@@ -36,9 +36,9 @@ def rows(small_run: Path) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def speaker(small_run: Path) -> ChatModel:
-    (speaker,) = open_speakers([str(small_run)], None, "cpu")
-    return speaker
+def chat_model(small_run: Path) -> ChatModel:
+    (chat_model,) = open_chat_models([str(small_run)], None, "cpu")
+    return chat_model
 
 
 def example_of(row: dict[str, Any]) -> Example:
@@ -83,7 +83,7 @@ def test_evaluate(command: Command, small_run: Path, wanted: list[str], tmp_path
 
 
 def test_chat(
-    speaker: ChatModel, rows: list[dict[str, Any]], wanted: list[str], ids: list[list[int]], prompts: list[list[int]]
+    chat_model: ChatModel, rows: list[dict[str, Any]], wanted: list[str], ids: list[list[int]], prompts: list[list[int]]
 ) -> None:
     from rich.console import Console
 
@@ -99,30 +99,28 @@ def test_chat(
             raise EOFError
         return line
 
-    chat = Chat([speaker], GREEDY, Console(file=io.StringIO()), read)
+    chat = Chat([chat_model], GREEDY, Console(file=io.StringIO()), read)
     chat.run()
-    assert [record["output"] for record in chat.said] == wanted and prompts == ids
+    assert [record["output"] for record in chat.records] == wanted and prompts == ids
 
 
 def test_serve(
-    speaker: ChatModel, rows: list[dict[str, Any]], wanted: list[str], ids: list[list[int]], prompts: list[list[int]]
+    chat_model: ChatModel, rows: list[dict[str, Any]], wanted: list[str], ids: list[list[int]], prompts: list[list[int]]
 ) -> None:
     openai = pytest.importorskip("openai")
     for module in ("fastapi", "uvicorn", "prometheus_client"):
         pytest.importorskip(module)
+    from instruct_lit.serving.completions import CompletionService
     from instruct_lit.serving.http import make_app
-    from instruct_lit.serving.scheduler import Scheduler
-    from instruct_lit.serving.service import Service
-    from instruct_lit.serving.telemetry import Telemetry
 
-    scheduler = Scheduler(Engine(speaker.model, speaker.tokenizer))
-    url, stop = run_in_thread(make_app(Service(speaker, scheduler, GREEDY, 60), Telemetry()))
+    engine = Engine(chat_model.model, chat_model.tokenizer)
+    url, stop = run_in_thread(make_app(CompletionService(chat_model, engine, GREEDY)))
     try:
         with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
             for row, text in zip(rows, wanted, strict=True):
                 messages = [{"role": "user", "content": row["instruction"]}]
                 found = client.chat.completions.create(
-                    model=speaker.name, messages=messages, extra_body={"input": row["input"]}
+                    model=chat_model.name, messages=messages, extra_body={"input": row["input"]}
                 )
                 assert found.choices[0].message.content == text
                 assert found.usage.prompt_tokens == len(prompts[-1])
@@ -132,33 +130,33 @@ def test_serve(
 
 
 def test_arena(
-    speaker: ChatModel,
+    chat_model: ChatModel,
     rows: list[dict[str, Any]],
     wanted: list[str],
     ids: list[list[int]],
     prompts: list[list[int]],
     tmp_path: Path,
 ) -> None:
-    arena = Arena([speaker, speaker], GREEDY, VoteFile(tmp_path / "votes.jsonl"))
+    arena = Arena([chat_model, chat_model], GREEDY, VoteFile(tmp_path / "votes.jsonl"))
     for row, text in zip(rows, wanted, strict=True):
-        battle = arena.pair(row["instruction"], row["input"])
-        for _ in arena.answer(battle):
+        battle = arena.new_round(row["instruction"], row["input"])
+        for _ in arena.answers(battle):
             pass
         assert battle.answers == [text, text]
     arena.close()
-    assert prompts[::2] == prompts[1::2] == ids  # each of the two speakers is asked
+    assert prompts[::2] == prompts[1::2] == ids  # each of the two chat_models is asked
 
 
-def generated(model: Any, ids: list[int], speaker: ChatModel) -> str:
+def generated(model: Any, ids: list[int], chat_model: ChatModel) -> str:
     out = model.generate(
         torch.tensor([ids]), attention_mask=torch.ones(1, len(ids), dtype=torch.long), max_new_tokens=6, do_sample=False,
-        pad_token_id=speaker.tokenizer.eot_id,
+        pad_token_id=chat_model.tokenizer.eot_id,
     )  # fmt: skip
-    return speaker.tokenizer.decode([i for i in out[0, len(ids) :].tolist() if i != speaker.tokenizer.eot_id])
+    return chat_model.tokenizer.decode([i for i in out[0, len(ids) :].tolist() if i != chat_model.tokenizer.eot_id])
 
 
 def test_transformers_from_the_bundle(
-    small_run: Path, speaker: ChatModel, rows: list[dict[str, Any]], wanted: list[str], ids: list[list[int]]
+    small_run: Path, chat_model: ChatModel, rows: list[dict[str, Any]], wanted: list[str], ids: list[list[int]]
 ) -> None:
     transformers = pytest.importorskip("transformers")
     model = transformers.AutoModelForCausalLM.from_pretrained(small_run / "bundle")
@@ -168,20 +166,20 @@ def test_transformers_from_the_bundle(
             messages = [{"role": "user", "content": row["instruction"]}]
             found = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
             assert found == prompt
-        assert generated(model, prompt, speaker) == text
+        assert generated(model, prompt, chat_model) == text
 
 
 def test_the_traced_program(
-    small_run: Path, speaker: ChatModel, wanted: list[str], ids: list[list[int]], tmp_path: Path
+    small_run: Path, chat_model: ChatModel, wanted: list[str], ids: list[list[int]], tmp_path: Path
 ) -> None:
     to_torch_export(open_model(small_run), tmp_path, "n", "f32")
     program = torch.export.load(tmp_path / "model.pt2").module()
     for prompt, text in zip(ids, wanted, strict=True):
         said = list(prompt)
-        while len(said) < len(prompt) + 6 and said[-1] != speaker.tokenizer.eot_id:
+        while len(said) < len(prompt) + 6 and said[-1] != chat_model.tokenizer.eot_id:
             said.append(int(program(torch.tensor([said]))[0, -1].argmax()))
-        new = [i for i in said[len(prompt) :] if i != speaker.tokenizer.eot_id]
-        assert speaker.tokenizer.decode(new) == text
+        new = [i for i in said[len(prompt) :] if i != chat_model.tokenizer.eot_id]
+        assert chat_model.tokenizer.decode(new) == text
 
 
 def test_answers_of_the_same_rows_by_hand(

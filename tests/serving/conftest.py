@@ -1,7 +1,7 @@
 """A server of a tiny model in a thread of its own, and OpenAI's own client to talk to it."""
 
+import queue
 import threading
-import time
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -14,8 +14,7 @@ from instruct_lit.core.data.tokenizer import GPT2Tokenizer
 from instruct_lit.core.generation.engine import Engine
 from instruct_lit.core.generation.sampling import SamplingSettings
 from instruct_lit.core.model.gpt import GPT, GPTConfig
-from instruct_lit.serving.conversation import ChatModel
-from instruct_lit.serving.scheduler import Scheduler
+from instruct_lit.serving.chat_model import ChatModel
 
 ALPACA = Template("short", "Q: {{ instruction }}{% if input %} ({{ input }}){% endif %}\nA: {{ response }}")
 CHAT = Template(
@@ -37,57 +36,54 @@ def tiny_chat_model(template: Template, seed: int = 0, name: str = "tiny", conte
 
 
 @pytest.fixture(scope="session")
-def speaker() -> ChatModel:
+def chat_model() -> ChatModel:
     return tiny_chat_model(ALPACA)
 
 
 def run_in_thread(app: Any) -> tuple[str, Callable[[], None]]:
-    """Serve an application on a free port; return its address and what stops it."""
+    """Serve an application on a free port; return its address and a function that stops it."""
     from instruct_lit.serving.server import make_server
 
-    server = make_server(app, "127.0.0.1", 0, "data.split={train:0.9} at {url}")  # a folder's name may be anything
+    started: queue.SimpleQueue[str] = queue.SimpleQueue()
+    server = make_server(app, "127.0.0.1", 0, started.put)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
-    while not server.started:
-        assert thread.is_alive()
-        time.sleep(0.01)
-    port = server.servers[0].sockets[0].getsockname()[1]
+    url = started.get(timeout=20)
 
     def stop() -> None:
         server.should_exit = True
         thread.join(timeout=20)
         assert not thread.is_alive()
 
-    return f"http://127.0.0.1:{port}", stop
+    return url, stop
 
 
 @pytest.fixture(scope="module")
-def start(speaker: ChatModel) -> Iterator[Callable[..., SimpleNamespace]]:
-    """`start(template=…, api_key=…, max_waiting=…)` runs a server until the module's end and tells all about it."""
+def start(chat_model: ChatModel) -> Iterator[Callable[..., SimpleNamespace]]:
+    """`start(template=…, api_key=…, max_waiting=…)` runs a server until the module ends; its result has all parts."""
     for module in ("fastapi", "uvicorn", "prometheus_client", "openai"):
         pytest.importorskip(module)
     from openai import OpenAI
 
+    from instruct_lit.serving.completions import CompletionService
     from instruct_lit.serving.http import make_app
-    from instruct_lit.serving.service import Service
-    from instruct_lit.serving.telemetry import Telemetry
+    from instruct_lit.serving.metrics import Metrics
 
     stops = []
 
     def run(
         template: Template = ALPACA, max_rows: int = 8, max_waiting: int = 64, timeout_s: float = 60, **options: Any
     ) -> SimpleNamespace:
-        own = ChatModel("tiny", speaker.model, speaker.tokenizer, template)
-        telemetry = Telemetry()
-        engine = Engine(own.model, own.tokenizer, max_rows)
-        telemetry.watch(engine)
-        scheduler = Scheduler(engine, max_waiting, telemetry.on_finished)
-        service = Service(own, scheduler, SamplingSettings(max_new_tokens=24), timeout_s)
-        url, stop = run_in_thread(make_app(service, telemetry, **options))
+        own = ChatModel("tiny", chat_model.model, chat_model.tokenizer, template)
+        engine, settings = Engine(own.model, own.tokenizer, max_rows), SamplingSettings(max_new_tokens=24)
+        service = CompletionService(own, engine, settings, max_waiting, timeout_s, Metrics(engine))
+        url, stop = run_in_thread(make_app(service, **options))
         stops.append(stop)
         key = options.get("api_key") or "none"
         client = OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0, timeout=60)
-        return SimpleNamespace(url=url, client=client, speaker=own, engine=engine, scheduler=scheduler, stop=stop)
+        return SimpleNamespace(
+            url=url, client=client, chat_model=own, engine=engine, scheduler=service.scheduler, stop=stop
+        )
 
     yield run
     for stop in stops:
@@ -99,7 +95,7 @@ def server(start: Callable[..., SimpleNamespace]) -> SimpleNamespace:
     return start()
 
 
-def greedy(speaker: ChatModel, prompt_ids: list[int], n_tokens: int, stop: tuple[str, ...] = ()) -> str:
+def greedy(chat_model: ChatModel, prompt_ids: list[int], n_tokens: int, stop: tuple[str, ...] = ()) -> str:
     """The answer of an engine that has nothing else to do."""
     settings = SamplingSettings(max_new_tokens=n_tokens, stop=stop)
-    return Engine(speaker.model, speaker.tokenizer, 1).generate([prompt_ids], settings)[0].text
+    return Engine(chat_model.model, chat_model.tokenizer, 1).generate([prompt_ids], settings)[0].text

@@ -13,45 +13,45 @@ from instruct_lit.core.data.example import Example
 from instruct_lit.core.generation.sampling import SamplingSettings
 from instruct_lit.errors import DataError
 from instruct_lit.serving.arena_rounds import Arena
-from instruct_lit.serving.votes import VoteFile
+from instruct_lit.serving.arena_votes import VoteFile
 from tests.serving.conftest import ALPACA, greedy, tiny_chat_model
 
 
 @pytest.fixture
 def arena(tmp_path: Path) -> Iterator[Arena]:
-    speakers = [tiny_chat_model(ALPACA, seed, f"model {seed}") for seed in range(3)]
+    chat_models = [tiny_chat_model(ALPACA, seed, f"model {seed}") for seed in range(3)]
     arena = Arena(
-        speakers, SamplingSettings(max_new_tokens=6), VoteFile(tmp_path / "v.jsonl"), [("What?", ""), ("Why?", "x")]
+        chat_models, SamplingSettings(max_new_tokens=6), VoteFile(tmp_path / "v.jsonl"), [("What?", ""), ("Why?", "x")]
     )
     yield arena
     arena.close()
 
 
 def test_both_answers_grow_to_those_of_the_engine(arena: Arena) -> None:
-    battle = arena.pair("Name a colour.", "red or blue")
-    seen = list(arena.answer(battle))
+    battle = arena.new_round("Name a colour.", "red or blue")
+    seen = list(arena.answers(battle))
     for side, number in enumerate(battle.models):
-        speaker = arena.speakers[number]
-        prompt = speaker.prompt_ids(Example("Name a colour.", "", "red or blue"))
-        assert seen[-1][side] == battle.answers[side] == greedy(speaker, prompt, 6)
+        chat_model = arena.chat_models[number]
+        prompt = chat_model.prompt_ids(Example("Name a colour.", "", "red or blue"))
+        assert seen[-1][side] == battle.answers[side] == greedy(chat_model, prompt, 6)
     assert len(seen) > 4 and battle.finished
 
 
 def test_pairs_and_their_order_are_drawn(arena: Arena) -> None:
-    drawn = Counter(arena.pair("a", "").models for _ in range(300))
+    drawn = Counter(arena.new_round("a", "").models for _ in range(300))
     assert len(drawn) == 6 and min(drawn.values()) > 20 and all(a != b for a, b in drawn)
-    assert {arena.question() for _ in range(60)} == set(arena.questions)
+    assert {arena.random_question() for _ in range(60)} == set(arena.questions)
 
 
 def test_one_vote_after_the_answers(arena: Arena) -> None:
-    battle = arena.pair("Name a colour.", "")
-    with pytest.raises(DataError, match="the answers are not finished"):
+    battle = arena.new_round("Name a colour.", "")
+    with pytest.raises(DataError, match="the answers are not complete"):
         arena.vote(battle, "tie")
-    for _ in arena.answer(battle):
+    for _ in arena.answers(battle):
         pass
     names = arena.vote(battle, "model_b")
     assert names == tuple(f"model {number}" for number in battle.models)
-    with pytest.raises(DataError, match="this round has been voted on"):
+    with pytest.raises(DataError, match="this round already has a vote"):
         arena.vote(battle, "model_b")
     (vote,) = arena.votes.read()
     assert (vote["model_a"], vote["model_b"], vote["winner"], vote["judge"]) == (*names, "model_b", "human")
@@ -59,8 +59,8 @@ def test_one_vote_after_the_answers(arena: Arena) -> None:
 
 
 def test_two_buttons_at_once_are_one_vote(arena: Arena, monkeypatch: pytest.MonkeyPatch) -> None:
-    battle = arena.pair("Name a colour.", "")
-    for _ in arena.answer(battle):
+    battle = arena.new_round("Name a colour.", "")
+    for _ in arena.answers(battle):
         pass
     append, both = arena.votes.append, threading.Barrier(2)
 
@@ -84,14 +84,14 @@ def test_two_buttons_at_once_are_one_vote(arena: Arena, monkeypatch: pytest.Monk
 
 def test_what_cannot_be_asked(arena: Arena) -> None:
     with pytest.raises(DataError, match="the instruction is empty"):
-        arena.pair(" \n", "")
+        arena.new_round(" \n", "")
     with pytest.raises(DataError, match="a prompt has .* tokens; allowed are 1 to 127"):
-        next(arena.answer(arena.pair("word " * 200, "")))
+        next(arena.answers(arena.new_round("word " * 200, "")))
     assert all(scheduler.n_open == 0 for scheduler in arena.schedulers)
 
 
 def test_a_reader_that_leaves_cancels_both(arena: Arena) -> None:
-    answers = arena.answer(arena.pair("Name a colour.", ""))
+    answers = arena.answers(arena.new_round("Name a colour.", ""))
     next(answers)
     answers.close()
     arena.close()

@@ -12,11 +12,11 @@ from instruct_lit.core.data.example import Example
 from instruct_lit.core.data.template import Template
 from instruct_lit.core.generation.sampling import SamplingSettings
 from instruct_lit.serving.chat_loop import Chat
-from instruct_lit.serving.conversation import ChatModel
+from instruct_lit.serving.chat_model import ChatModel
 from tests.serving.conftest import ALPACA, CHAT, greedy, tiny_chat_model
 
 
-def talk(lines: Iterable[str | type[BaseException]], *speakers: ChatModel, width: int = 80) -> tuple[Chat, str]:
+def talk(lines: Iterable[str | type[BaseException]], *chat_models: ChatModel, width: int = 80) -> tuple[Chat, str]:
     """What a chat of these lines shows; an exception in place of a line is raised."""
     script = iter(lines)
 
@@ -27,7 +27,7 @@ def talk(lines: Iterable[str | type[BaseException]], *speakers: ChatModel, width
         return line
 
     out = io.StringIO()
-    chat = Chat(speakers, SamplingSettings(max_new_tokens=10), Console(file=out, width=width), read)
+    chat = Chat(chat_models, SamplingSettings(max_new_tokens=10), Console(file=out, width=width), read)
     chat.run()
     return chat, out.getvalue()
 
@@ -37,16 +37,16 @@ def turns() -> ChatModel:
     return tiny_chat_model(CHAT, name="turns")
 
 
-def answer_to(speaker: ChatModel, example: Example) -> str:
-    return greedy(speaker, speaker.prompt_ids(example), 10)
+def answer_to(chat_model: ChatModel, example: Example) -> str:
+    return greedy(chat_model, chat_model.prompt_ids(example), 10)
 
 
-def test_every_line_is_an_instruction_with_an_input_if_one_was_given(speaker: ChatModel) -> None:
-    chat, out = talk(["Name a colour.", "/input red\\", "blue", "Choose.", "Again."], speaker)
+def test_every_line_is_an_instruction_with_an_input_if_one_was_given(chat_model: ChatModel) -> None:
+    chat, out = talk(["Name a colour.", "/input red\\", "blue", "Choose.", "Again."], chat_model)
     expected = [Example("Name a colour.", ""), Example("Choose.", "", "red\nblue"), Example("Again.", "")]
-    assert [record["output"] for record in chat.said] == [answer_to(speaker, example) for example in expected]
-    assert "tiny (single instructions)" in out and "3 answers not saved (/save)" in out
-    assert all(record["output"].splitlines()[0] in out for record in chat.said)
+    assert [record["output"] for record in chat.records] == [answer_to(chat_model, example) for example in expected]
+    assert "tiny (single instructions)" in out and "3 responses not saved (/save)" in out
+    assert all(record["output"].splitlines()[0] in out for record in chat.records)
 
 
 def test_a_conversation_remembers_and_a_new_one_does_not(turns: ChatModel) -> None:
@@ -54,81 +54,81 @@ def test_a_conversation_remembers_and_a_new_one_does_not(turns: ChatModel) -> No
     first = answer_to(turns, Example("Hello", "", system="Be brief."))
     second = answer_to(turns, Example("And?", "", system="Be brief.", history=(("Hello", first),)))
     third = answer_to(turns, Example("And?", "", system="Be brief."))
-    assert [record["output"] for record in chat.said] == [first, second, third] and second != third
+    assert [record["output"] for record in chat.records] == [first, second, third] and second != third
     assert (
         "(conversation)" in out
-        and "system prompt set\na new conversation" in out
-        and chat.said[1]["history"] == [["Hello", first]]
+        and "system prompt set\nnew conversation" in out
+        and chat.records[1]["history"] == [["Hello", first]]
     )
 
 
-def test_the_prompt_shown_is_that_of_training(speaker: ChatModel, turns: ChatModel) -> None:
-    _, out = talk(["/input x", "/prompt What?", "What?", "/prompt"], speaker)
-    assert out.count("Q: What? (x)") == 2 and f"{len(speaker.prompt_ids(Example('What?', '', 'x')))} tokens" in out
+def test_the_prompt_shown_is_that_of_training(chat_model: ChatModel, turns: ChatModel) -> None:
+    _, out = talk(["/input x", "/prompt What?", "What?", "/prompt"], chat_model)
+    assert out.count("Q: What? (x)") == 2 and f"{len(chat_model.prompt_ids(Example('What?', '', 'x')))} tokens" in out
     _, out = talk(["/prompt", "Hello", "/prompt"], turns)
-    assert "/prompt: nothing has been said yet" in out and "U: Hello\nB: " in out and out.count("U: Hello") == 1
+    assert "/prompt: there is no last instruction" in out and "U: Hello\nB: " in out and out.count("U: Hello") == 1
 
 
-def test_settings_and_retry(speaker: ChatModel, turns: ChatModel) -> None:
+def test_settings_and_retry(chat_model: ChatModel, turns: ChatModel) -> None:
     chat, out = talk(
-        ["/settings temperature=1.5 top_k=50 stop=a,b", "Why?", "/retry", "/retry", "/settings top_k=null"], speaker
+        ["/settings temperature=1.5 top_k=50 stop=a,b", "Why?", "/retry", "/retry", "/settings top_k=null"], chat_model
     )
-    assert len({record["output"] for record in chat.said}) > 1
-    assert [record["settings"]["seed"] for record in chat.said] == [0, 1, 2]
+    assert len({record["output"] for record in chat.records}) > 1
+    assert [record["settings"]["seed"] for record in chat.records] == [0, 1, 2]
     assert chat.settings.stop == ("a", "b") and chat.settings.top_k is None and "temperature=1.5" in out
     chat, out = talk(["Why?", "/retry"], turns)
-    assert chat.said[0]["output"] == chat.said[1]["output"] and chat.said[1].get("history") is None
-    assert "the answer will be the same" in out
+    assert chat.records[0]["output"] == chat.records[1]["output"] and chat.records[1].get("history") is None
+    assert "the response will be the same" in out
 
 
 def test_what_could_not_be_asked_takes_nothing_from_the_conversation(turns: ChatModel) -> None:
     chat, out = talk(["Hello", "word " * 300, "/retry", "And?"], turns)
     first = answer_to(turns, Example("Hello", ""))
-    assert [record["output"] for record in chat.said[:2]] == [first, first]
-    assert chat.said[2]["history"] == [["Hello", first]] and out.count("error: ") == 1
+    assert [record["output"] for record in chat.records[:2]] == [first, first]
+    assert chat.records[2]["history"] == [["Hello", first]] and out.count("error: ") == 1
 
 
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("/settings colour=1", "/settings colour=1: give NAME=VALUE; the names are max_new_tokens, temperature"),
+        ("/settings colour=1", "/settings colour=1: unknown; give NAME=VALUE with one of max_new_tokens, temperature"),
         ("/settings top_k=many", "/settings top_k=many: not a number"),
         ("/settings top_p=7", "generation.top_p=7.0: must be null or above 0 and at most 1"),
-        ("/sing", "/sing: no such command; /help lists them"),
-        ("/retry", "/retry: nothing has been said yet"),
+        ("/sing", "/sing: unknown command; /help lists them"),
+        ("/retry", "/retry: there is no last instruction"),
         ("/save no/such/folder/x", "No such file or directory"),
         ("word " * 300, "a prompt has"),
     ],
 )
-def test_mistakes_are_told_and_the_chat_goes_on(speaker: ChatModel, line: str, message: str) -> None:
-    chat, out = talk([line, "Hello"], speaker, width=200)
-    assert message in out and len(chat.said) == 1
+def test_errors_are_shown_and_the_chat_continues(chat_model: ChatModel, line: str, message: str) -> None:
+    chat, out = talk([line, "Hello"], chat_model, width=200)
+    assert message in out and len(chat.records) == 1
 
 
-def test_a_system_prompt_without_a_place_is_told(speaker: ChatModel, turns: ChatModel) -> None:
-    chat, out = talk(["/system Be brief.", "Hello"], speaker, turns)
+def test_a_warning_for_a_system_prompt_without_a_place(chat_model: ChatModel, turns: ChatModel) -> None:
+    chat, out = talk(["/system Be brief.", "Hello"], chat_model, turns)
     assert "the template of tiny has no place for a system prompt" in out
-    assert [record.get("system") for record in chat.said] == [None, "Be brief."]
+    assert [record.get("system") for record in chat.records] == [None, "Be brief."]
 
 
-def test_saved_records_can_be_trained_on(speaker: ChatModel, tmp_path: Path) -> None:
+def test_saved_records_can_be_trained_on(chat_model: ChatModel, tmp_path: Path) -> None:
     file = tmp_path / "said.jsonl"
-    _, out = talk(["One?", f"/save {file}", "Two?", f"/save {file}", "/quit", "never"], speaker)
+    _, out = talk(["One?", f"/save {file}", "Two?", f"/save {file}", "/quit", "never"], chat_model)
     records = [json.loads(line) for line in file.read_text().splitlines()]
-    assert [record["instruction"] for record in records] == ["One?", "Two?"] and out.count("1 answer added") == 2
+    assert [record["instruction"] for record in records] == ["One?", "Two?"] and out.count("1 response appended") == 2
     assert "not saved" not in out
 
 
-def test_two_models_answer_in_columns(speaker: ChatModel) -> None:
+def test_two_models_answer_in_columns(chat_model: ChatModel) -> None:
     other = tiny_chat_model(ALPACA, seed=5, name="other")
-    chat, out = talk(["Name a colour."], speaker, other)
-    said = [answer_to(s, Example("Name a colour.", "")) for s in (speaker, other)]
-    assert [record["output"] for record in chat.said] == said and said[0] != said[1]
+    chat, out = talk(["Name a colour."], chat_model, other)
+    said = [answer_to(s, Example("Name a colour.", "")) for s in (chat_model, other)]
+    assert [record["output"] for record in chat.records] == said and said[0] != said[1]
     heads = next(line for line in out.splitlines() if "tiny" in line and "other" in line and "┃" in line)
     assert heads.index("other") in range(38, 46) and max(map(len, out.splitlines())) <= 80
 
 
-def interrupting(speaker: ChatModel, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+def interrupting(chat_model: ChatModel, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """Ctrl-C in the fourth step of the first answer."""
     from instruct_lit.core.generation.engine import Engine
 
@@ -143,21 +143,21 @@ def interrupting(speaker: ChatModel, monkeypatch: pytest.MonkeyPatch) -> Callabl
     return monkeypatch.undo
 
 
-def test_ctrl_c_stops_an_answer_and_not_the_chat(speaker: ChatModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    interrupting(speaker, monkeypatch)
-    chat, out = talk(["One?", KeyboardInterrupt, "Two?"], speaker)
+def test_ctrl_c_stops_an_answer_and_not_the_chat(chat_model: ChatModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupting(chat_model, monkeypatch)
+    chat, out = talk(["One?", KeyboardInterrupt, "Two?"], chat_model)
     assert "(stopped)" in out and "Ctrl-D or /quit ends the chat" in out
-    assert [record["finish_reason"] for record in chat.said] == ["cancelled", "length"]
-    assert chat.said[1]["output"] == answer_to(speaker, Example("Two?", ""))
-    whole = answer_to(speaker, Example("One?", ""))
-    assert whole.startswith(chat.said[0]["output"].rstrip("\ufffd")) and chat.said[0]["output"] != whole
+    assert [record["finish_reason"] for record in chat.records] == ["cancelled", "length"]
+    assert chat.records[1]["output"] == answer_to(chat_model, Example("Two?", ""))
+    whole = answer_to(chat_model, Example("One?", ""))
+    assert whole.startswith(chat.records[0]["output"].rstrip("\ufffd")) and chat.records[0]["output"] != whole
 
 
 def test_alpacas_lines_are_single_instructions_unless_asked_otherwise() -> None:
     alpaca = tiny_chat_model(Template("alpaca", CHAT.text, next_turn="U: {{ instruction }}\nB: {{ response }}"))
     chat, _ = talk(["Hello", "And?"], alpaca)
-    assert "history" not in chat.said[1]
+    assert "history" not in chat.records[1]
     lines = iter(["Hello", "And?", "/quit"])
     chat = Chat([alpaca], chat.settings, Console(file=io.StringIO()), lambda _: next(lines), conversation=True)
     chat.run()
-    assert chat.said[1]["history"][0][0] == "Hello"
+    assert chat.records[1]["history"][0][0] == "Hello"

@@ -10,7 +10,7 @@ import pytest
 
 from instruct_lit.core.generation.engine import Engine
 from instruct_lit.core.generation.sampling import SamplingSettings
-from instruct_lit.serving.conversation import ChatModel
+from instruct_lit.serving.chat_model import ChatModel
 from instruct_lit.serving.scheduler import QueueFullError, Scheduler, Update
 from tests.serving.conftest import greedy
 
@@ -18,9 +18,10 @@ SETTINGS = SamplingSettings(max_new_tokens=12)
 
 
 def stream(scheduler: Scheduler, prompt_ids: list[int], settings: SamplingSettings = SETTINGS) -> Iterator[Update]:
-    """What is told of one response after every step; leaving it cancels the request."""
+    """The updates of one request after every step; leaving the iterator cancels it."""
     updates: queue.SimpleQueue[Update] = queue.SimpleQueue()
-    tickets = scheduler.submit([(scheduler.engine.prepare(prompt_ids, settings), updates.put)], every_step=True)
+    request = scheduler.engine.prepare(prompt_ids, settings)
+    scheduler.submit([request], updates.put, every_step=True)
     try:
         while True:
             update = updates.get(timeout=20)
@@ -28,19 +29,19 @@ def stream(scheduler: Scheduler, prompt_ids: list[int], settings: SamplingSettin
             if update.finish_reason is not None:
                 return
     finally:
-        scheduler.cancel(tickets)
+        scheduler.cancel([request])
 
 
 @pytest.fixture
-def scheduler(speaker: ChatModel) -> Iterator[Scheduler]:
-    scheduler = Scheduler(Engine(speaker.model, speaker.tokenizer, max_rows=4), max_waiting=12)
+def scheduler(chat_model: ChatModel) -> Iterator[Scheduler]:
+    scheduler = Scheduler(Engine(chat_model.model, chat_model.tokenizer, max_rows=4), max_waiting=12)
     yield scheduler
     scheduler.close()
     assert not scheduler.is_alive
 
 
-def test_answers_of_many_threads_are_those_of_one(scheduler: Scheduler, speaker: ChatModel) -> None:
-    prompts = [speaker.tokenizer.encode(f"Question {n}: what" + " now" * (n % 5)) for n in range(16)]
+def test_answers_of_many_threads_are_those_of_one(scheduler: Scheduler, chat_model: ChatModel) -> None:
+    prompts = [chat_model.tokenizer.encode(f"Question {n}: what" + " now" * (n % 5)) for n in range(16)]
     found: dict[int, str] = {}
 
     def ask(n: int) -> None:
@@ -52,17 +53,18 @@ def test_answers_of_many_threads_are_those_of_one(scheduler: Scheduler, speaker:
         thread.start()
     for thread in threads:
         thread.join()
-    assert [found[n] for n in range(16)] == [greedy(speaker, prompt, 12) for prompt in prompts]
+    assert [found[n] for n in range(16)] == [greedy(chat_model, prompt, 12) for prompt in prompts]
     assert len(set(found.values())) > 8 and scheduler.n_open == 0
 
 
 def test_more_than_may_wait_are_refused_all_or_none(scheduler: Scheduler) -> None:
     ended: queue.SimpleQueue = queue.SimpleQueue()
     long = SamplingSettings(max_new_tokens=100)
-    tickets = scheduler.submit([(scheduler.engine.prepare([1, 2], long), ended.put) for _ in range(15)], False)
+    requests = [scheduler.engine.prepare([1, 2], long) for _ in range(15)]
+    scheduler.submit(requests, ended.put, False)
     with pytest.raises(QueueFullError, match="has 15 of at most 16 requests; try again later"):
-        scheduler.submit([(scheduler.engine.prepare([1, 2], long), ended.put) for _ in range(2)], False)
-    scheduler.cancel(tickets)
+        scheduler.submit([scheduler.engine.prepare([1, 2], long) for _ in range(2)], ended.put, False)
+    scheduler.cancel(requests)
     assert [ended.get(timeout=10).finish_reason for _ in range(15)] == ["cancelled"] * 15
     assert scheduler.n_open == 0
 
@@ -78,7 +80,7 @@ def test_leaving_a_stream_cancels_it(scheduler: Scheduler) -> None:
 
 
 def test_a_failing_step_cancels_its_requests_and_the_next_are_answered(
-    scheduler: Scheduler, speaker: ChatModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    scheduler: Scheduler, chat_model: ChatModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def broken(*_: object) -> None:
         raise RuntimeError("out of memory")
@@ -86,13 +88,13 @@ def test_a_failing_step_cancels_its_requests_and_the_next_are_answered(
     with monkeypatch.context() as patch:
         patch.setattr(scheduler.engine.model, "hidden_states", broken)
         assert [u.finish_reason for u in stream(scheduler, [1, 2])] == ["cancelled"]
-    assert "a step of generation failed" in caplog.text
+    assert "a step of generation failed" in caplog.text and scheduler.last_error == "RuntimeError: out of memory"
     *_, last = stream(scheduler, [1, 2])
-    assert last.text == greedy(speaker, [1, 2], 12)
+    assert last.text == greedy(chat_model, [1, 2], 12)
 
 
-def test_closing_cancels_and_refuses(speaker: ChatModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = Engine(speaker.model, speaker.tokenizer)
+def test_closing_cancels_and_refuses(chat_model: ChatModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine(chat_model.model, chat_model.tokenizer)
     step = engine.step
 
     def slowly() -> list:  # a tiny model would have written everything before it is closed
@@ -109,10 +111,10 @@ def test_closing_cancels_and_refuses(speaker: ChatModel, monkeypatch: pytest.Mon
         next(stream(scheduler, [1, 2]))
 
 
-def test_a_request_accepted_while_it_is_being_closed_is_told_its_end(
-    speaker: ChatModel, monkeypatch: pytest.MonkeyPatch
+def test_a_request_accepted_during_close_is_notified_of_its_end(
+    chat_model: ChatModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scheduler = Scheduler(Engine(speaker.model, speaker.tokenizer))
+    scheduler = Scheduler(Engine(chat_model.model, chat_model.tokenizer))
     closing, put = threading.Thread(target=scheduler.close), scheduler._inbox.put
 
     def late(call: object) -> None:
@@ -127,14 +129,13 @@ def test_a_request_accepted_while_it_is_being_closed_is_told_its_end(
     closing.join()
 
 
-def test_a_client_that_cannot_be_told_is_cancelled(scheduler: Scheduler) -> None:
+def test_a_client_that_cannot_be_notified_is_cancelled(scheduler: Scheduler) -> None:
     def gone(update: object) -> None:
         raise RuntimeError("event loop is closed")
 
-    (ticket,) = scheduler.submit(
-        [(scheduler.engine.prepare([1, 2], SamplingSettings(max_new_tokens=100)), gone)], every_step=True
-    )
+    request = scheduler.engine.prepare([1, 2], SamplingSettings(max_new_tokens=100))
+    scheduler.submit([request], gone, every_step=True)
     end = time.monotonic() + 10
     while scheduler.n_open and time.monotonic() < end:
         time.sleep(0.01)
-    assert ticket.request.finish_reason == "cancelled" and len(ticket.request.ids) < 5
+    assert request.finish_reason == "cancelled" and len(request.ids) < 5

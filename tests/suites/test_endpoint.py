@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from instruct_lit.core.data.template import Template
 from instruct_lit.core.generation.engine import Engine
 from instruct_lit.core.generation.sampling import SamplingSettings
 from instruct_lit.evaluation.answer_cache import AnswerCache
@@ -18,8 +19,9 @@ from instruct_lit.suites.harness_model import EvaluatedModel
 
 
 def post(url: str, body: Any) -> dict[str, Any]:
-    data = body if isinstance(body, bytes) else json.dumps(body).encode()
-    with urllib.request.urlopen(urllib.request.Request(url, data), timeout=30) as answer:
+    data = body if isinstance(body, bytes) else json.dumps({"model": NAME, **body}).encode()
+    call = urllib.request.Request(url, data, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(call, timeout=30) as answer:
         return json.load(answer)
 
 
@@ -43,7 +45,7 @@ def test_chat_is_one_instruction_in_the_template(endpoint: Endpoint, subject: Ev
     ]
     answer = post(f"{endpoint.url}/chat/completions", {"messages": messages, "max_tokens": 5})
     prompt = "### Instruction:\nBe brief.\n\nWhy?\n\n### Response:\n"
-    assert answer["choices"][0]["message"] == {"role": "assistant", "content": expected(subject, prompt, 5)}
+    assert answer["choices"][0]["message"]["content"] == expected(subject, prompt, 5)
     assert answer["usage"]["completion_tokens"] == 5 and answer["choices"][0]["finish_reason"] == "length"
     assert answer["model"] == NAME
 
@@ -78,33 +80,54 @@ def test_models_and_errors(endpoint: Endpoint) -> None:
     with urllib.request.urlopen(f"{endpoint.url}/models", timeout=30) as answer:
         assert [model["id"] for model in json.load(answer)["data"]] == [NAME]
     for path, body, status, message in (
-        ("completions", b"{", 400, "JSONDecodeError"),
-        ("completions", {"max_tokens": 3}, 400, "KeyError: 'prompt'"),
-        ("completions", {"prompt": "a", "temperature": -1}, 400, "generation.temperature=-1.0"),
-        ("completions", [], 400, "TypeError"),
-        ("chat/completions", {"messages": ["Why?"]}, 400, "AttributeError"),
-        ("completions", {"prompt": "a", "max_tokens": 1e999}, 400, "OverflowError"),
-        ("embeddings", {"prompt": "a"}, 404, "no such place: /v1/embeddings"),
+        ("completions", b"{", 400, "Invalid JSON"),
+        ("completions", {"max_tokens": 3}, 400, "prompt: Field required"),
+        ("completions", {"prompt": "a", "temperature": -1}, 400, "temperature: Input should be greater than or equal"),
+        ("chat/completions", {"messages": ["Why?"]}, 400, "messages.0: "),
+        ("completions", {"prompt": "a", "max_tokens": 1e999}, 400, "max_tokens: "),
+        ("embeddings", {"prompt": "a"}, 404, "POST /v1/embeddings: Not Found"),
     ):
         with pytest.raises(urllib.error.HTTPError) as caught:
             post(f"{endpoint.url}/{path}", body)
         assert caught.value.code == status and message in json.load(caught.value)["error"]["message"]
 
 
-def test_a_failing_model_fails_every_request(subject: EvaluatedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_model_fails_every_request_with_a_status_that_is_not_retried(
+    subject: EvaluatedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(Engine, "step", lambda self: 1 / 0)
     with Endpoint(subject) as endpoint:
         for _ in range(2):
             with pytest.raises(urllib.error.HTTPError) as caught:
                 post(f"{endpoint.url}/completions", {"prompt": "a"})
-            assert "the model fails: ZeroDivisionError" in json.load(caught.value)["error"]["message"]
+            assert caught.value.code == 400
+            assert "the model fails: ZeroDivisionError: " in json.load(caught.value)["error"]["message"]
 
 
-def test_answers_are_kept(subject: EvaluatedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    body, subject.kept = {"prompt": "Once", "max_tokens": 4}, AnswerCache(tmp_path / "kept.jsonl")
+def test_cached_answers_are_not_generated_again(
+    subject: EvaluatedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body, subject.kept = {"prompt": "Once", "max_tokens": 4, "n": 2}, AnswerCache(tmp_path / "kept.jsonl")
     with Endpoint(subject) as endpoint:
-        first = post(f"{endpoint.url}/completions", body)["choices"]
-    monkeypatch.setattr(Engine, "submit", lambda *args: 1 / 0)
+        first = post(f"{endpoint.url}/completions", body)
+    monkeypatch.setattr(Engine, "enqueue", lambda *args: 1 / 0)
     subject.kept = AnswerCache(tmp_path / "kept.jsonl")
     with Endpoint(subject) as endpoint:
-        assert post(f"{endpoint.url}/completions", body)["choices"] == first
+        again = post(f"{endpoint.url}/completions", body)
+    assert again["choices"] == first["choices"] and again["usage"] == first["usage"]
+
+
+def test_unknown_fields_are_ignored(endpoint: Endpoint, subject: EvaluatedModel) -> None:
+    """Packages send fields of other servers; a run must not fail on them."""
+    body = {"messages": [{"role": "user", "content": "Why?"}], "max_tokens": 3, "echo_prompt": True, "stop": []}
+    assert post(f"{endpoint.url}/chat/completions", body)["usage"]["completion_tokens"] == 3
+
+
+def test_the_prompt_ends_where_the_template_ends_a_response(subject: EvaluatedModel) -> None:
+    subject.template = Template("ended", "Q: {{ instruction }}\nA: {{ response }}<end>")
+    with Endpoint(subject) as endpoint:
+        assert endpoint.url.startswith("http://127.0.0.1:")
+        answer = post(
+            f"{endpoint.url}/chat/completions", {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2}
+        )
+        assert answer["choices"][0]["message"]["content"] == expected(subject, "Q: Hi\nA: ", 2)

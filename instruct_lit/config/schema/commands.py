@@ -53,13 +53,15 @@ class ServeConfig:
 
     run: str | None = option(None, "Run folder, bundle or Hugging Face directory.")
     host: str = option("127.0.0.1", "Address; any but this machine's own requires an api_key.")
-    port: int = option(8000, "Port; 0: a free one.")
+    port: int = option(8000, "Port; 0: a free one.", at_least=0, below=65536)
     api_key: str | None = option(
         None, "Bearer token of clients; also by the environment variable INSTRUCT_LIT_API_KEY."
     )
-    max_waiting: int = option(256, "Requests that may wait for one of generation.max_rows rows; more get status 429.")
-    timeout_s: float = option(120.0, "Longest time of a response in seconds.")
-    max_body_bytes: int = option(1_000_000, "Largest request in bytes.")
+    max_waiting: int = option(
+        256, "Requests that may wait for one of generation.max_rows rows; more get status 429.", at_least=1
+    )
+    timeout_s: float = option(120.0, "Longest time of a response in seconds.", at_least=0.1)
+    max_body_bytes: int = option(1_000_000, "Largest request in bytes.", at_least=1)
     device: str | None = option(None, "Device of the model; null: a GPU where available.")
     template: TemplateConfig | None = option(None, "The prompt template; null: that of the bundle.")
     generation: GenerationConfig = group(GenerationConfig, "Defaults of a request.")
@@ -80,7 +82,7 @@ class ArenaConfig:
     battles: str | None = option(None, "File of existing votes (model_a, model_b, winner); also import=<file>.")
     picture: str | None = option(None, "File for a plot of the leaderboard (with battles or judge).")
     host: str = option("127.0.0.1", "Address; any but this machine's own requires a password.")
-    port: int = option(7860, "Port; 0: a free one.")
+    port: int = option(7860, "Port; 0: a free one.", at_least=0, below=65536)
     password: str | None = option(None, "Password of the page, user name arena; also by INSTRUCT_LIT_PASSWORD.")
     device: str | None = option(None, "Device of the models; null: a GPU where available.")
     judge: JudgeConfig | None = option(None, "A judge that votes in place of people, in both orders.")

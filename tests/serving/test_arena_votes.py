@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from instruct_lit.errors import DataError
-from instruct_lit.serving.votes import VoteFile
+from instruct_lit.serving.arena_votes import VoteFile
 from instruct_lit.suites.ratings import Battle
 
 VOTE = {"model_a": "a", "model_b": "b", "winner": "tie", "response_a": "é\n🙂"}
@@ -42,23 +42,23 @@ def test_writers_do_not_cut_into_each_other(tmp_path: Path) -> None:
     assert sorted(ids) == [(name, number) for name in range(4) for number in range(25)]
 
 
-def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_writable_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match=r"votes=.*cannot be written"):
+    with pytest.raises(DataError, match=r"votes=.*not writable"):
         VoteFile(tmp_path / "file" / "votes.jsonl")
 
 
-def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     votes = VoteFile(tmp_path / "votes.jsonl")
     write = os.write
     for n_missing in (10, 1):  # the second time behind a half line, and all but the line's end fits
         monkeypatch.setattr(os, "write", lambda file, data, n=n_missing: write(file, data[:-n]))
-        with pytest.raises(DataError, match="the disk is full; the vote was not kept"):
+        with pytest.raises(DataError, match="the disk is full; the vote was not saved"):
             votes.append(VOTE)
 
     def none_left(file: int, data: bytes) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "write", none_left)
-    with pytest.raises(DataError, match="No space left on device; the vote was not kept"):
+    with pytest.raises(DataError, match="No space left on device; the vote was not saved"):
         votes.append(VOTE)

@@ -1,4 +1,4 @@
-"""Streamed text on a terminal, broken between words."""
+"""Streamed text on a terminal, with lines broken between words."""
 
 from __future__ import annotations
 
@@ -15,18 +15,17 @@ _WORD = r"[^\s\u2e80-\U0010ffff]+"
 _PIECE = re.compile(f"{_WORD}|.", re.DOTALL)
 
 
-class Wrapped:
-    """Writes text as it comes; on a terminal a word is held back until it is whole, and a line ends between words.
+class WordWrapper:
+    """Prints text as it arrives; on a terminal an incomplete word is held back, and lines break between words.
 
-    Elsewhere (a file, a pipe) the text is not broken. Control characters are escaped. `end` writes
-    what is held and ends the line.
+    Elsewhere (a file, a pipe) lines are not broken. Control characters are escaped.
     """
 
     def __init__(self, console: Console) -> None:
         self.console, self.held, self.column = console, "", 0
 
     def write(self, text: str) -> None:
-        """Write the next part of the text."""
+        """Print the next part of the text."""
         if not self.console.is_terminal:
             self._out(text)
             return
@@ -37,7 +36,7 @@ class Wrapped:
         self.console.file.flush()
 
     def end(self) -> None:
-        """Write what is held back, and end the line."""
+        """Print the word that is held back, and end the line."""
         self._put(self.held)
         self._out("\n")
 

@@ -1,4 +1,4 @@
-"""Votes on disk: one JSON line each, appended so that a crash can cost at most the vote that was being written."""
+"""Votes on disk: one JSON line each, appended, so that a crash can lose at most the vote that is being written."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from typing import Any
 from instruct_lit.errors import DataError
 from instruct_lit.suites.ratings import WINNERS, Battle
 
+_FLAGS = os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0)  # the last is Windows'
+
 
 class VoteFile:
-    """A file of votes that several programs may append to."""
+    """A file of votes to which several programs may append."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -22,27 +24,28 @@ class VoteFile:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
         except OSError as error:
-            raise DataError(f"votes={path}: cannot be written ({error.strerror})") from error
+            raise DataError(f"votes={path}: not writable ({error.strerror}); choose another file") from error
 
     def append(self, vote: Mapping[str, Any]) -> None:
-        """Add a vote; when this returns it is on the disk. A line that a crash left half stays alone on its line."""
+        """Add a vote, which is on the disk when this returns; a line that a crash has cut off stays on its own."""
         line = json.dumps(vote, ensure_ascii=False).encode() + b"\n"
         try:
-            file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+            file = os.open(self.path, _FLAGS, 0o644)
             try:
-                size = os.fstat(file).st_size
-                if size and os.pread(file, 1, size - 1) != b"\n":
-                    line = b"\n" + line
-                if os.write(file, line) < len(line):  # one call, so that no other comes between
+                if os.fstat(file).st_size:
+                    os.lseek(file, -1, os.SEEK_END)
+                    if os.read(file, 1) != b"\n":
+                        line = b"\n" + line
+                if os.write(file, line) < len(line):  # one call, so that other programs' lines are not mixed in
                     raise OSError(errno.ENOSPC, "the disk is full")
                 os.fsync(file)
             finally:
                 os.close(file)
         except OSError as error:
-            raise DataError(f"votes={self.path}: {error.strerror}; the vote was not kept") from error
+            raise DataError(f"votes={self.path}: {error.strerror}; the vote was not saved") from error
 
     def read(self) -> list[dict[str, Any]]:
-        """All whole votes; a line that a crash left half is left out."""
+        """All complete votes; incomplete lines are skipped."""
         votes = []
         for line in self.path.read_bytes().split(b"\n"):
             try:

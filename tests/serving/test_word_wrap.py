@@ -5,12 +5,12 @@ import io
 import pytest
 from rich.console import Console
 
-from instruct_lit.serving.wrapping import Wrapped
+from instruct_lit.serving.word_wrap import WordWrapper
 
 
 def written(parts: list[str], width: int = 12, terminal: bool = True) -> str:
     out = io.StringIO()
-    wrapped = Wrapped(Console(file=out, width=width, force_terminal=terminal, color_system=None))
+    wrapped = WordWrapper(Console(file=out, width=width, force_terminal=terminal, color_system=None))
     for part in parts:
         wrapped.write(part)
     wrapped.end()
@@ -44,7 +44,7 @@ def test_control_characters_do_not_reach_the_terminal(terminal: bool) -> None:
 
 def test_a_word_is_shown_when_it_is_whole() -> None:
     out = io.StringIO()
-    wrapped = Wrapped(Console(file=out, width=12, force_terminal=True, color_system=None))
+    wrapped = WordWrapper(Console(file=out, width=12, force_terminal=True, color_system=None))
     wrapped.write("one tw")
     assert out.getvalue() == "one "
     wrapped.write("o 颜")

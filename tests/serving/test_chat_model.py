@@ -11,7 +11,7 @@ from instruct_lit.core.data.tokenizer import GPT2Tokenizer
 from instruct_lit.core.generation.sampling import SamplingSettings
 from instruct_lit.core.model.pretrained import load_gpt
 from instruct_lit.hf.adapters import Adapter, Base
-from instruct_lit.serving.conversation import ChatModel, open_speakers
+from instruct_lit.serving.chat_model import ChatModel, open_chat_models
 from tests.serving.conftest import ALPACA, greedy, tiny_chat_model
 
 GENERATION = {**vars(SamplingSettings()), "stop": []}
@@ -30,18 +30,18 @@ def test_adapters_on_one_base_share_its_weights_and_answer_as_alone(tmp_path: Pa
                 parameter.data.normal_(0, 0.5, generator=random)
         save_bundle(tmp_path / name, model, GPT2Tokenizer(), ALPACA, GENERATION, {}, (adapter, base))
     runs = [str(tmp_path / name) for name in ("one", "two", "base")]
-    speakers = open_speakers(runs, None, "cpu")
-    parameters = [dict(speaker.model.named_parameters()) for speaker in speakers]
+    chat_models = open_chat_models(runs, None, "cpu")
+    parameters = [dict(chat_model.model.named_parameters()) for chat_model in chat_models]
     own = [{n for n, p in of.items() if parameters[0][n].data_ptr() != p.data_ptr()} for of in parameters[:2]]
     assert own[0] == set() and own[1] == {name for name in parameters[1] if "lora_" in name}
     of_first = {p.data_ptr() for p in parameters[0].values()}
     assert all(p.data_ptr() in of_first for p in parameters[2].values())  # the base itself is all there
 
     answers = []
-    for run, speaker in zip(runs, speakers, strict=True):
+    for run, chat_model in zip(runs, chat_models, strict=True):
         opened = open_model(run)
         alone = ChatModel("alone", opened.model.eval(), opened.tokenizer, opened.template)
-        prompt = speaker.prompt_ids(Example("Name a colour.", ""))
-        answers.append(greedy(speaker, prompt, 12))
+        prompt = chat_model.prompt_ids(Example("Name a colour.", ""))
+        answers.append(greedy(chat_model, prompt, 12))
         assert answers[-1] == greedy(alone, prompt, 12)
     assert len(set(answers)) == 3

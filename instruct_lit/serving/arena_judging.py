@@ -1,0 +1,100 @@
+"""The arena without people: questions from a file, answers of all models, and a judge's verdicts as votes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from instruct_lit.core.bundle import bundle_of
+from instruct_lit.core.data.example import Example
+from instruct_lit.core.data.records import read_records
+from instruct_lit.core.generation.engine import Engine
+from instruct_lit.core.generation.responses import answer
+from instruct_lit.core.generation.sampling import SamplingSettings
+from instruct_lit.errors import DataError
+from instruct_lit.evaluation.comparison import questions_of as both_orders
+from instruct_lit.serving.arena_rounds import Question
+from instruct_lit.serving.arena_votes import VoteFile
+from instruct_lit.serving.chat_model import ChatModel
+
+_WINNERS = {"A": "model_a", "B": "model_b", "tie": "tie"}
+
+
+def read_questions(path: str | None, runs: Sequence[str], n_questions: int | None = None) -> list[Question]:
+    """The distinct questions of a file of records.
+
+    Args:
+        path: None takes the test set of the first run folder that has `responses.jsonl`, or no questions.
+        n_questions: only the first so many.
+
+    Raises: DataError for a record without text in `instruction`, or with another `input` than text.
+    """
+    responses = (bundle_of(run).parent / "responses.jsonl" for run in runs)
+    file = Path(path).expanduser() if path else next((p for p in responses if p.is_file()), None)
+    if file is None:
+        return []
+    questions: dict[Question, None] = {}
+    for place, record in read_records(file):
+        if isinstance(record, DataError):
+            raise record
+        if not isinstance(record, dict) or not isinstance(record.get("instruction"), str):
+            raise DataError(f"{place}: no text in 'instruction'; give records with an instruction")
+        input_text = record.get("input") or ""
+        if not isinstance(input_text, str):
+            raise DataError(f"{place}: 'input' is {input_text!r:.60}; it must be text")
+        questions[record["instruction"], input_text] = None
+    return list(questions)[:n_questions]
+
+
+def answer_all(
+    chat_models: Sequence[ChatModel],
+    questions: Sequence[Question],
+    settings: SamplingSettings,
+    engine_options: dict[str, Any],
+) -> dict[str, list[dict[str, Any]]]:
+    """Every model's responses to the questions as rows (see `responses.answer`), by the model's name."""
+    rows = {}
+    for chat_model in chat_models:
+        engine = Engine(chat_model.model, chat_model.tokenizer, **engine_options)
+        examples = [Example(instruction, "", input_text) for instruction, input_text in questions]
+        prompts = [(i, example, chat_model.prompt_ids(example)) for i, example in enumerate(examples)]
+        rows[chat_model.name] = answer(engine, chat_model.template, prompts, settings)
+        print(f"{chat_model.name}: {len(examples)} responses", flush=True)
+    return rows
+
+
+def judge_votes(
+    rows: dict[str, list[dict[str, Any]]],
+    render: Callable[[Mapping[str, str]], str],
+    ask: Callable[[list[str]], Sequence[Any]],
+    judge_name: str,
+    votes: VoteFile,
+) -> None:
+    """Let a judge compare every two models' responses in both orders, and append its verdicts to the votes.
+
+    A verdict that cannot be parsed is not a vote; their number is printed.
+
+    Args:
+        rows: the responses to the same questions, by model.
+        render: the judge's prompt for the texts of a pair.
+        ask: the judge's verdicts on prompts, each with `value` "A", "B", "tie" or None.
+    """
+    prompts, battles = [], []
+    for a, b in combinations(rows, 2):
+        for row_a, row_b in zip(rows[a], rows[b], strict=True):
+            prompts += [render(texts) for texts in both_orders((row_a, row_b))]
+            battles += [(a, row_a, b, row_b), (b, row_b, a, row_a)]
+    verdicts = ask(prompts)
+    for (first, row_a, second, row_b), verdict in zip(battles, verdicts, strict=True):
+        if verdict.value is not None:
+            votes.append(
+                {
+                    "judge": judge_name, "model_a": first, "model_b": second, "winner": _WINNERS[verdict.value],
+                    "instruction": row_a["instruction"], "input": row_a["input"], "response_a": row_a["response"],
+                    "response_b": row_b["response"],
+                }
+            )  # fmt: skip
+    n_unparsed = sum(verdict.value is None for verdict in verdicts)
+    print(f"{len(verdicts) - n_unparsed} votes appended to {votes.path}, {n_unparsed} verdicts could not be parsed")

@@ -1,0 +1,88 @@
+"""A finished model to talk to: opened with its tokenizer and template."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from instruct_lit.core.bundle import open_model
+from instruct_lit.core.data.encode import Encoder, Tokenizer
+from instruct_lit.core.data.example import Example
+from instruct_lit.core.data.template import Template
+from instruct_lit.core.generation.responses import closing
+from instruct_lit.core.generation.sampling import SamplingSettings
+from instruct_lit.core.model.causal import CausalLM
+from instruct_lit.core.model.device import best_device
+from instruct_lit.errors import ConfigError
+from instruct_lit.hf.chat_template import CHAT
+
+
+@dataclass
+class ChatModel:
+    """A named model with what turns an example into its prompt.
+
+    `context_length` counts the tokens of prompt and response; `stops` are the texts of the template that end a
+    response; `has_turns` and `has_system` say whether the template has a place for earlier turns and a system prompt.
+    """
+
+    name: str
+    model: CausalLM
+    tokenizer: Tokenizer
+    template: Template
+
+    def __post_init__(self) -> None:
+        self.context_length: int = self.model.config.context_length
+        self.encoder = Encoder(self.template, self.tokenizer, self.context_length)
+        self.stops = closing(self.template)
+        own_chat_template = self.template.name == CHAT
+        self.has_turns = own_chat_template or self.template.next_turn is not None
+        self.has_system = own_chat_template or self.template.has_system
+
+    def prompt_ids(self, example: Example) -> list[int]:
+        """The prompt's token ids as in training; end-of-text, the beginning of a text, for an empty prompt."""
+        return self.encoder.prompt_ids(example) or [self.tokenizer.eot_id]
+
+    def with_stops(self, settings: SamplingSettings) -> SamplingSettings:
+        """The settings with the template's `stops`."""
+        return replace(settings, stop=(*settings.stop, *self.stops))
+
+
+def open_chat_models(runs: Sequence[str], template: Template | None, device: str | None) -> list[ChatModel]:
+    """Open finished models, on a GPU where there is one; each is named after its folder, equal names are numbered.
+
+    Equal weights, such as the common base of several adapters, are in memory once.
+
+    Raises: what `bundle.open_model` raises, and ConfigError for a device that does not exist.
+    """
+    device = device or best_device().type
+    chat_models: list[ChatModel] = []
+    for run in runs:
+        opened = open_model(run, template, merge=len(runs) == 1)
+        folder = opened.directory.resolve()
+        name = folder.parent.name if folder.name == "bundle" else folder.name
+        n_same = sum(other.name.split(" #")[0] == name for other in chat_models)
+        try:
+            model = opened.model.to(device).eval()
+        except (RuntimeError, AssertionError) as error:
+            raise ConfigError(f"device={device}: {str(error).splitlines()[0]}") from error
+        share_weights(model, [other.model for other in chat_models])
+        name = f"{name} #{n_same + 1}" if n_same else name
+        chat_models.append(ChatModel(name, model, opened.tokenizer, opened.template))
+    return chat_models
+
+
+def share_weights(model: CausalLM, others: Sequence[CausalLM]) -> None:
+    """Let every parameter of a model that is equal to another model's parameter of that name use its memory."""
+    for other in others:
+        theirs = _weights(other)
+        for name, parameter in _weights(model).items():
+            same = theirs.get(name)
+            if same is not None and same.dtype == parameter.dtype and torch.equal(same, parameter):
+                parameter.data = same.data
+
+
+def _weights(model: CausalLM) -> dict[str, torch.nn.Parameter]:
+    """The parameters under the names that they have without an adapter."""
+    return {name.replace(".base_layer.", "."): parameter for name, parameter in model.named_parameters()}

@@ -1,0 +1,313 @@
+"""The two completion calls of OpenAI's API over one engine, without HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+import uuid
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+from instruct_lit.core.data.example import Example
+from instruct_lit.core.generation.engine import Engine
+from instruct_lit.core.generation.request import Request
+from instruct_lit.core.generation.sampling import SamplingSettings
+from instruct_lit.errors import DataError, InstructLitError
+from instruct_lit.serving.chat_model import ChatModel
+from instruct_lit.serving.logprobs import chat_logprobs, completion_logprobs, text_offsets
+from instruct_lit.serving.metrics import Metrics
+from instruct_lit.serving.protocol import ApiError, Body, ChatBody, CompletionBody
+from instruct_lit.serving.scheduler import PendingRequest, QueueFullError, Scheduler, Update
+
+N_COMPLETION_TOKENS = 16  # OpenAI's default of `/v1/completions`
+Prompt = tuple[Sequence[int], SamplingSettings]
+
+
+@dataclass
+class Job:
+    """A call with its prepared requests, `n` for every prompt in the order of the prompts.
+
+    `head` are the fields that every part of the response shares; `n_logprobs` are the alternatives per token, None
+    where no log-probabilities are requested; `unfinished` are the requests that the scheduler has.
+    """
+
+    body: Body
+    requests: list[Request]
+    head: dict[str, Any]
+    n_logprobs: int | None
+    unfinished: list[Request] = field(default_factory=list)
+    updates: asyncio.Queue[Update] = field(default_factory=asyncio.Queue)
+
+    @property
+    def usage(self) -> dict[str, int]:
+        """Numbers of tokens of the prompts, each counted once, and of the responses."""
+        n_prompt = sum(len(request.prompt_ids) for request in self.requests[:: self.body.n or 1])
+        n_completion = sum(len(request.ids) for request in self.requests)
+        return {
+            "prompt_tokens": n_prompt, "completion_tokens": n_completion, "total_tokens": n_prompt + n_completion
+        }  # fmt: skip
+
+
+class CompletionService:
+    """Answers completion calls with one model.
+
+    Args:
+        defaults: sampling settings for the fields that a call leaves out.
+        max_waiting: requests that may wait for a free row of the engine.
+        timeout_s: seconds that a response may take; None sets no limit.
+    """
+
+    bodies: tuple[type[ChatBody], type[CompletionBody]] = (ChatBody, CompletionBody)
+
+    def __init__(
+        self,
+        chat_model: ChatModel,
+        engine: Engine,
+        defaults: SamplingSettings,
+        max_waiting: int = 256,
+        timeout_s: float | None = None,
+        metrics: Metrics | None = None,
+    ) -> None:
+        self.chat_model, self.defaults, self.timeout_s, self.metrics = chat_model, defaults, timeout_s, metrics
+        self.scheduler = Scheduler(engine, max_waiting, self.on_finished)
+        self.started_at = int(time.time())
+
+    def model(self) -> dict[str, Any]:
+        """The entry of `/v1/models`, with the context length under vLLM's name."""
+        return {
+            "id": self.chat_model.name, "object": "model", "created": self.started_at, "owned_by": "instruct-lit",
+            "max_model_len": self.chat_model.context_length,
+        }  # fmt: skip
+
+    def prepare(self, body: Body) -> Job:
+        """Check a body against the model and make its requests; slow for long prompts.
+
+        Raises: ApiError.
+        """
+        name, is_chat = self.chat_model.name, isinstance(body, ChatBody)
+        if body.model != name:
+            raise ApiError(
+                404, f"The model {body.model!r:.100} does not exist; there is {name!r}", param="model",
+                code="model_not_found",
+            )  # fmt: skip
+        check(body)
+        if isinstance(body, ChatBody):
+            n_logprobs, score_prompt = (body.top_logprobs or 0) if body.logprobs else None, False
+        else:
+            assert isinstance(body, CompletionBody)
+            n_logprobs, score_prompt = body.logprobs, body.echo and body.logprobs is not None
+        try:
+            requests = [
+                self.scheduler.engine.prepare(
+                    prompt,
+                    replace(settings, seed=(settings.seed + i) % 2**63),
+                    n_logprobs,
+                    score_prompt,
+                )
+                for prompt, settings in self.prompts(body)
+                for i in range(body.n or 1)
+            ]
+        except InstructLitError as error:
+            raise ApiError(400, str(error), param="messages" if is_chat else "prompt") from error
+        prefix, kind = ("chatcmpl", "chat.completion") if is_chat else ("cmpl", "text_completion")
+        head = {"id": f"{prefix}-{uuid.uuid4().hex}", "object": kind, "created": int(time.time()), "model": name}
+        return Job(body, requests, head, n_logprobs)
+
+    def prompts(self, body: Body) -> list[Prompt]:
+        """Token ids and settings of every prompt of a body.
+
+        Raises: ApiError, or DataError for a conversation that is not one.
+        """
+        if isinstance(body, ChatBody):
+            messages = [
+                (m.role, m.content if isinstance(m.content, str) else "".join(part.text for part in m.content))
+                for m in body.messages
+            ]
+            texts: list[Any] = [self.chat_model.encoder.prompt_ids(example_of(self.chat_model, messages, body.input))]
+            n_new = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
+            stops, place = self.chat_model.stops, "messages"
+        else:
+            assert isinstance(body, CompletionBody)
+            texts, stops, place = body.prompts, (), "prompt"
+            if not texts:
+                raise ApiError(400, "prompt=[]: give at least one prompt", param=place)
+            n_requests, limit = len(texts) * (body.n or 1), self.scheduler.limit
+            if n_requests > limit:  # before they are made: a body of a megabyte may ask for millions
+                raise ApiError(
+                    400, f"prompt: {n_requests} responses requested at once; at most {limit} can be open", param=place
+                )  # fmt: skip
+            n_new = N_COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
+        settings, tokenizer, limit = self.settings(body), self.chat_model.tokenizer, self.chat_model.context_length
+        prompts = []
+        for text in texts:
+            ids = [*tokenizer.prompt_start, *tokenizer.encode(text)] if isinstance(text, str) else text
+            ids = ids or [tokenizer.eot_id]  # the beginning of a text
+            n_vocab = self.chat_model.model.head_weight.shape[0]
+            if min(ids) < 0 or max(ids) >= n_vocab:
+                raise ApiError(400, f"prompt: token ids are between 0 and {n_vocab - 1}", param=place)
+            n = max(1, min(self.defaults.max_new_tokens, limit - len(ids))) if n_new is None else n_new
+            if len(ids) + n > limit:
+                raise ApiError(
+                    400, f"This model's maximum context length is {limit} tokens. However, you requested "
+                    f"{len(ids) + n} tokens ({len(ids)} in the {place}, {n} in the completion).",
+                    param=place, code="context_length_exceeded",
+                )  # fmt: skip
+            prompts.append((ids, replace(settings, max_new_tokens=n, stop=(*settings.stop, *stops))))
+        return prompts
+
+    def settings(self, body: Body) -> SamplingSettings:
+        """The sampling settings of a body, the defaults where it has none, with a random seed where it has none."""
+        names = ("temperature", "top_p", "top_k", "repetition_penalty")
+        given: dict[str, Any] = {name: value for name in names if (value := getattr(body, name)) is not None}
+        seed = secrets.randbits(62) if body.seed is None else body.seed
+        stops = (body.stop,) if isinstance(body.stop, str) else body.stop or ()
+        return replace(self.defaults, **given, seed=seed, stop=(*self.defaults.stop, *stops))
+
+    def submit(self, job: Job, every_step: bool) -> None:
+        """Hand the unfinished requests of a job to the scheduler, whose updates arrive in `job.updates`.
+
+        Raises: ApiError (429) where too many requests wait.
+        """
+        loop: Any = asyncio.get_running_loop()
+        on_update = partial(loop.call_soon_threadsafe, job.updates.put_nowait)
+        job.unfinished = [request for request in job.requests if request.finish_reason is None]
+        try:
+            self.scheduler.submit(job.unfinished, on_update, every_step)
+        except QueueFullError as error:
+            raise ApiError(429, str(error), "rate_limit_error", code="rate_limit_exceeded") from error
+
+    async def updates(self, job: Job) -> AsyncGenerator[Update, None]:
+        """The updates of a submitted job until all its requests have ended; closing it cancels them.
+
+        Raises: ApiError (504, 500).
+        """
+        end = None if self.timeout_s is None else asyncio.get_running_loop().time() + self.timeout_s
+        n_left = len(job.unfinished)
+        try:
+            while n_left:
+                async with asyncio.timeout_at(end):
+                    update = await job.updates.get()
+                if update.finish_reason == "cancelled":
+                    raise self.failure()
+                n_left -= update.finish_reason is not None
+                yield update
+        except TimeoutError:
+            message = f"The response took longer than {self.timeout_s:g} s (timeout_s)"
+            raise ApiError(504, message, "timeout_error", code="timeout") from None
+        finally:
+            if n_left:
+                self.scheduler.cancel(job.unfinished)
+
+    def failure(self) -> ApiError:
+        """The error of a request that the server has cancelled."""
+        return ApiError(500, "The request was cancelled by the server", "server_error")
+
+    async def answer(self, job: Job) -> dict[str, Any]:
+        """The whole response at once."""
+        self.submit(job, every_step=False)
+        async with aclosing(self.updates(job)) as updates:
+            async for _ in updates:
+                pass
+        choices = []
+        for index, request in enumerate(job.requests):
+            text: str = request.text
+            logprobs, _ = self.logprobs(job, Update(request, text, len(request.ids), request.finish_reason))
+            if isinstance(job.body, ChatBody):
+                content: dict[str, Any] = {"message": {"role": "assistant", "content": text, "refusal": None}}
+            else:
+                assert isinstance(job.body, CompletionBody)
+                echoed = self.chat_model.tokenizer.decode(request.prompt_ids) if job.body.echo else ""
+                content = {"text": echoed + text}
+            choices.append({"index": index, **content, "logprobs": logprobs, "finish_reason": request.finish_reason})
+        return {**job.head, "choices": choices, "usage": job.usage}
+
+    async def chunks(self, job: Job) -> AsyncGenerator[dict[str, Any], None]:
+        """The response to a submitted job chunk by chunk, the data of server-sent events."""
+        head, is_chat = job.head, isinstance(job.body, ChatBody)
+        indices = {request: index for index, request in enumerate(job.requests)}
+        n_characters, n_tokens = [0] * len(indices), [0] * len(indices)
+        if is_chat:
+            head = {**head, "object": "chat.completion.chunk"}
+            first = {"delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}
+            for index in indices.values():
+                yield {**head, "choices": [{"index": index, **first}]}
+        async with aclosing(self.updates(job)) as updates:
+            async for update in updates:
+                index = indices[update.request]
+                text = update.text[n_characters[index] :]
+                if not text and update.finish_reason is None:
+                    continue
+                logprobs, n_tokens[index] = self.logprobs(job, update, n_tokens[index])
+                n_characters[index] = len(update.text)
+                content = {"delta": {"content": text} if text else {}} if is_chat else {"text": text}
+                choice = {"index": index, **content, "logprobs": logprobs, "finish_reason": update.finish_reason}
+                yield {**head, "choices": [choice]}
+        if job.body.stream_options is not None and job.body.stream_options.include_usage:
+            yield {**head, "choices": [], "usage": job.usage}
+
+    def logprobs(self, job: Job, update: Update, n_before: int = 0) -> tuple[dict[str, Any] | None, int]:
+        """Log-probabilities of the tokens after the first `n_before`, and the number of all tokens up to the last.
+
+        Only tokens that begin within the text of the update count; with `echo` those of the prompt come first.
+        """
+        if job.n_logprobs is None:
+            return None, 0
+        request, token_bytes = update.request, self.chat_model.tokenizer.token_bytes
+        tokens = request.logprobs[: update.n_tokens]
+        offsets = text_offsets(tokens, token_bytes)
+        n = sum(offset < len(update.text) for offset in offsets)
+        tokens, offsets = tokens[n_before:n], offsets[n_before:n]
+        if isinstance(job.body, ChatBody):
+            return chat_logprobs(tokens, token_bytes), n
+        if request.of_prompt:
+            tokens = [*request.prompt_logprobs, *tokens]
+            offsets = text_offsets(tokens, token_bytes)
+        return completion_logprobs(tokens, offsets, token_bytes), n
+
+    def on_finished(self, pending: PendingRequest) -> None:
+        """Count a request that has ended; called in the scheduler's thread."""
+        if self.metrics is None:
+            return
+        request = pending.request
+        self.metrics.requests.labels(str(request.finish_reason)).inc()
+        self.metrics.tokens.labels("prompt").inc(len(request.prompt_ids))
+        self.metrics.tokens.labels("completion").inc(len(request.ids))
+        if pending.first_token_at is not None:
+            self.metrics.first_token_s.observe(pending.first_token_at - pending.submitted_at)
+        self.metrics.request_s.observe(time.monotonic() - pending.submitted_at)
+
+
+def check(body: Body) -> None:
+    """Raise ApiError for a value or a combination that is valid in OpenAI's API and not supported."""
+    stops = [body.stop] if isinstance(body.stop, str) else body.stop or []
+    rules = {name: (not getattr(body, name), allowed) for name, allowed in body.UNSUPPORTED.items()}
+    rules["stop"] = (len(stops) <= 4 and all(stops), "at most 4 texts of at least one character")
+    if isinstance(body, ChatBody):
+        rules["top_logprobs"] = (body.top_logprobs is None or bool(body.logprobs), "null unless logprobs is true")
+    elif isinstance(body, CompletionBody):
+        rules["best_of"] = (body.best_of in (None, 1, body.n or 1), "1, or n")
+        rules["stream"] = (not (body.stream and body.echo), "false where echo is true")
+    for name, (holds, allowed) in rules.items():
+        if not holds:
+            raise ApiError(400, f"{name}={getattr(body, name)!r:.80}: must be {allowed}", param=name)
+
+
+def example_of(chat_model: ChatModel, messages: Sequence[tuple[str, str]], input_text: str = "") -> Example:
+    """The example whose prompt is that of a conversation of (role, text); `input_text` is the last turn's input.
+
+    A system prompt or earlier turns for which the template has no place are left out, as by the bundle's chat template.
+
+    Raises: DataError where user and assistant do not alternate, or the user does not speak last.
+    """
+    system = "\n\n".join(text for role, text in messages if role in ("system", "developer"))
+    turns = [(role, text) for role, text in messages if role in ("user", "assistant")]
+    if [role for role, _ in turns] != ["user", "assistant"] * (len(turns) // 2) + ["user"]:
+        roles = ", ".join(role for role, _ in turns[-6:]) or "none"
+        raise DataError(f"messages: roles {roles}; user and assistant must take turns, and the user speaks last")
+    texts = [text for _, text in turns]
+    history = tuple(zip(texts[:-1:2], texts[1::2], strict=True)) if chat_model.has_turns else ()
+    return Example(texts[-1], "", input_text, system=system if chat_model.has_system else "", history=history)
