@@ -82,8 +82,8 @@ def encode(n_records: int) -> dict[str, Any]:
     from omegaconf import OmegaConf
 
     from instruct_lit.config.compose import CONF
-    from instruct_lit.core.data.datamodule import InstructionData
-    from instruct_lit.core.data.sources import FileSource
+    from instruct_lit.core.data.datamodule import InstructionData, Lengths
+    from instruct_lit.core.data.records import FileSource
     from instruct_lit.core.data.template import Template
     from instruct_lit.core.data.tokenizer import GPT2Tokenizer
 
@@ -96,7 +96,7 @@ def encode(n_records: int) -> dict[str, Any]:
         seconds = []
         for _ in range(2):
             start = time.perf_counter()
-            data = InstructionData(FileSource(str(path)), template, GPT2Tokenizer(), Path(folder), max_length=1024)
+            data = InstructionData(FileSource(str(path)), template, GPT2Tokenizer(), Path(folder), Lengths(1024))
             data.prepare_data()
             data.setup()
             seconds.append(time.perf_counter() - start)

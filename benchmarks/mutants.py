@@ -2,7 +2,7 @@
 
     pip install cosmic-ray
     python -m benchmarks.mutants                  # all modules
-    python -m benchmarks.mutants core.data.split      # one
+    python -m benchmarks.mutants core.data.batching   # one
 
 The mutants are cosmic-ray's. Each is tried in a fork of one process that has imported the libraries, by the module's own
 tests, until the first that fails; docs/trust.md explains those that survive.
@@ -33,7 +33,7 @@ TESTS = {
     "accel.attention_varlen": ["tests/accel/test_attention_varlen.py"],
     "core.data.collate": ["tests/core/data/test_collate.py"],
     "core.data.encode": ["tests/core/data/test_encode.py"],
-    "core.data.split": ["tests/core/data/test_split.py"],
+    "core.data.batching": ["tests/core/data/test_split.py", "tests/core/data/test_batching.py"],
     "core.generation.sampling": ["tests/core/generation/test_sampling.py"],
 }
 # One change of each kind: cosmic-ray's other replacements of an operator are noticed where this one is.

@@ -116,7 +116,7 @@ def rows_of(config: DictConfig, source: str) -> tuple[list[dict[str, Any]], Iter
     else:
         rows = read_responses(Path(source), config.response_field)[: config.n_responses]
     if config.leaks.train is not None:
-        from instruct_lit.core.data.sources import FileSource
+        from instruct_lit.core.data.records import FileSource
 
         training = (question(example.as_record()) for example in FileSource(config.leaks.train))
     return rows, training

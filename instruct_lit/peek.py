@@ -167,7 +167,7 @@ def laid_out(data: InstructionData, settings: Mapping[str, Any]) -> tuple[int, l
     sampler = BatchSampler(
         indices,
         store.lengths[indices],
-        data.batch_size,
+        data.batching.batch_size,
         seed=data.seed,
         grouping=settings["grouping"],
         max_tokens=settings["max_tokens"],

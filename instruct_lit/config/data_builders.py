@@ -1,8 +1,7 @@
-"""The data module from a configuration: its sources, one or a mixture of several, and its filters."""
+"""The data module from a configuration: one data set, a mixture of several, or a stream; with its filters."""
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,34 +12,44 @@ from instruct_lit.config.targets import ALLOWED_SOURCES, build, plain
 from instruct_lit.errors import ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from instruct_lit.core.bundle import OpenedModel
     from instruct_lit.core.data.datamodule import InstructionData
     from instruct_lit.core.data.encode import Tokenizer
     from instruct_lit.core.data.template import Template
-    from instruct_lit.datasets.filters import Filter
+    from instruct_lit.datasets.filters import FilterChain
     from instruct_lit.datasets.mixture import Mixture
 
-OF_A_SET = ("data", "path", "columns", "format", "on_bad_record", "source")  # what a set of a mixture may say, and
-SHARES = ("weight", "repeats")  # how much of it there is
+SET_KEYS = ("data", "path", "columns", "format", "on_bad_record", "source")  # of one data set in data.sets
+SHARE_KEYS = ("weight", "repeats")
+SOURCE_MODULES = {  # where the sources are that a configuration names by `_target_`
+    "FileSource": "instruct_lit.core.data.records",
+    "UrlSource": "instruct_lit.datasets.remote_sources",
+    "HubSource": "instruct_lit.datasets.remote_sources",
+    "StreamingHubSource": "instruct_lit.datasets.stream_hub_source",
+    "DemoSource": "instruct_lit.datasets.demo",
+    "PlainTextSource": "instruct_lit.datasets.plain_text",
+}
 
 
 def data_of(
-    config: DictConfig, template: Template, tokenizer: Tokenizer, context_length: int, first: int | None = None
+    config: DictConfig, template: Template, tokenizer: Tokenizer, context_length: int, n_streamed: int | None = None
 ) -> InstructionData:
-    """The data module, its length bounded by the model's context.
+    """The data module, its lengths bounded by the model's context.
 
-    With `first` a set that is streamed is not: its first examples are read and stored, all of them for training.
+    Args:
+        n_streamed: read and store the first examples of a stream, all of them for training, instead of streaming.
     """
-    from instruct_lit.core.data.datamodule import InstructionData
-    from instruct_lit.core.data.sources import FileSource, Sharded
-    from instruct_lit.datasets.stream_datamodule import First, StreamedData
+    from instruct_lit.core.data.datamodule import Batching, InstructionData, Lengths, Masking, Splits
+    from instruct_lit.core.data.records import FileSource, ShardedSource
 
     data = config.data
     max_length = data.max_length or context_length
     if max_length > context_length:
-        raise ConfigError(f"data.max_length={max_length}: the model's context is {context_length} tokens")
-    own_files: dict[str, Any] = {
-        f"{name}_source": FileSource(
+        raise ConfigError(f"data.max_length={max_length}: the model's context has {context_length} tokens; lower it")
+    files = {
+        name: FileSource(
             plain(data[f"{name}_path"]), plain(data.columns), data.on_bad_record, f"{data.name}_{name}", data.format
         )
         for name in ("test", "val")
@@ -50,37 +59,48 @@ def data_of(
         node.name: build(node.source, f"{key}.source", allowed=ALLOWED_SOURCES)
         for key, node in source_nodes(config).items()
     }
-    keys = ("seed", "batch_size", "eval_batch_size", "mask_prompt", "loss_on", "on_long", "pad_to", "n_workers")
-    source = sources if data.sets else sources[data.name]
-    split = plain(data.split)
-    module: Any = InstructionData
-    if data.streaming and first is not None:
-        source, split = First(source, first), {}
-    elif data.streaming:
-        if not isinstance(source, Sharded):
-            raise ConfigError(f"data.streaming=true: data={data.name} is no set of files that could be streamed")
-        module = partial(StreamedData, shuffle_buffer=data.shuffle_buffer)
-    return module(
-        source,
-        template,
-        tokenizer,
-        Path(config.paths.cache),
-        max_length=max_length,
-        split=split,
-        keep_together=data.keep_together,
-        filters=filters_of(data.filters),
-        mixture=mixture_of(data.sets) if data.sets else None,
-        **{key: data[key] for key in keys},
-        **config.batching,
-        **own_files,
-    )
+    streamed = data.streaming and n_streamed is None
+    arguments: dict[str, Any] = {
+        "lengths": Lengths(max_length, data.on_long, data.pad_to),
+        "splits": Splits({} if data.streaming and not streamed else plain(data.split), groups_of(data), files),
+        "masking": Masking(data.mask_prompt, data.loss_on),
+        "batching": Batching(data.batch_size, data.eval_batch_size, n_workers=data.n_workers, **config.batching),
+        "filters": filters_of(data.filters),
+        "seed": data.seed,
+    }
+    common = (template, tokenizer, Path(config.paths.cache))
+    if data.sets:
+        from instruct_lit.datasets.mixture import MixtureData
+
+        return MixtureData(sources, *common, mixture=mixture_of(data.sets), **arguments)
+    source = sources[data.name]
+    if not data.streaming:
+        return InstructionData(source, *common, **arguments)
+    from instruct_lit.datasets.stream_datamodule import Head, StreamedData
+
+    if not isinstance(source, ShardedSource):
+        raise ConfigError(f"data.streaming=true: data={data.name} cannot be streamed; use data=files or data=hf_stream")
+    if n_streamed is not None:
+        return InstructionData(Head(source, n_streamed), *common, **arguments)
+    return StreamedData(source, *common, shuffle_buffer=data.shuffle_buffer, **arguments)
+
+
+def groups_of(data: DictConfig) -> Callable | None:
+    """The function behind `data.keep_together`."""
+    from instruct_lit.core.data.batching import same_prompt
+
+    if data.keep_together == "near_duplicates":
+        from instruct_lit.datasets.near_duplicates import near_duplicate_groups
+
+        return near_duplicate_groups
+    return same_prompt if data.keep_together == "same_prompt" else None
 
 
 def source_nodes(config: DictConfig) -> dict[str, DictConfig]:
-    """The configuration of every set with a `name` and a `source`, by its key: `data`, or `data.sets.<name>`.
+    """The configuration of every data set with its `name` and `source`, by its key: `data`, or `data.sets.<name>`.
 
-    A set of a mixture is `conf/data/<its name>.yaml`, or the file that its `data` names, or else `files`; what it says
-    itself takes the place of what stands there. Raises ConfigError for a key that a set cannot have.
+    A data set of a mixture is `conf/data/<its name>.yaml`, or the file that its `data` names, or else `files`; its own
+    keys override those of the file. Raises ConfigError for an unknown key.
     """
     if not config.data.sets:
         return {"data": config.data}
@@ -89,22 +109,22 @@ def source_nodes(config: DictConfig) -> dict[str, DictConfig]:
     for name, given in config.data.sets.items():
         key = f"data.sets.{name}"
         given = given if given is not None else OmegaConf.create({})
-        for unknown in sorted({str(k) for k in given} - {*OF_A_SET, *SHARES}):
-            raise ConfigError(f"{key}.{unknown}: allowed are {', '.join((*OF_A_SET, *SHARES))}")
+        for unknown in sorted({str(k) for k in given} - {*SET_KEYS, *SHARE_KEYS}):
+            raise ConfigError(f"{key}.{unknown}: allowed are {', '.join((*SET_KEYS, *SHARE_KEYS))}")
         option = given.get("data", name if name in options else "files")
         if option not in options:
             raise ConfigError(f"{key}.data={option}: allowed are {', '.join(options)}")
-        own = {k: v for k, v in given.items() if k in OF_A_SET and k != "data"}
+        own = {k: v for k, v in given.items() if k in SET_KEYS and k != "data"}
         files = [OmegaConf.load(CONF / "data" / f"{stem}.yaml") for stem in ("base", option)]
         node = OmegaConf.merge(*files, own, {"name": name})
-        # As the root of the command has it, for the interpolations of the file.
+        # Under the keys of the command's root, for the interpolations of the file.
         root = OmegaConf.create({"data": node, "paths": config.paths, "seed": config.data.seed})
         nodes[key] = OmegaConf.create(plain(root.data))
     return nodes
 
 
 def mixture_of(sets: DictConfig) -> Mixture:
-    """How often an epoch sees each set; weights or repeats, for all sets alike."""
+    """How often an epoch sees each data set: a weight for each of them, or repeats for any of them."""
     from instruct_lit.datasets.mixture import Mixture
 
     weights = {str(name): given.get("weight") for name, given in sets.items() if given is not None}
@@ -114,38 +134,40 @@ def mixture_of(sets: DictConfig) -> Mixture:
     missing = [str(name) for name in sets if weights.get(str(name)) is None]
     mixed = [str(name) for name, given in sets.items() if given is not None and "repeats" in given]
     if missing or mixed:
-        raise ConfigError(f"data.sets.{(missing or mixed)[0]}: give all sets a weight, or all of them repeats")
+        raise ConfigError(f"data.sets.{(missing or mixed)[0]}: give every data set a weight, or none")
     return Mixture(weights=weights)
 
 
-def filters_of(node: DictConfig | None) -> list[Filter]:
-    """The filters that `data.filters` names, in its order. Raises ConfigError for an unknown one or its argument."""
-    from instruct_lit.datasets.filters import FILTERS
+def filters_of(node: DictConfig | None) -> FilterChain | None:
+    """The filters of `data.filters`, in its order. Raises ConfigError for an unknown filter or argument."""
+    if not node:
+        return None
+    from instruct_lit.datasets.filters import FILTERS, FilterChain
 
     filters = []
-    for name, given in {str(name): given for name, given in (node or {}).items()}.items():
+    for name, given in {str(name): given for name, given in node.items()}.items():
         key = f"data.filters.{name}"
         if name not in FILTERS:
             raise ConfigError(f"{key}: allowed are {', '.join(FILTERS)}")
-        if given is None:  # switched off
+        if given is None:  # disabled
             continue
         target = {"_target_": f"{FILTERS[name].__module__}.{FILTERS[name].__name__}", **plain(given)}
         filters.append(build(target, key))
-    return filters
+    return FilterChain(filters) if filters else None
 
 
 def data_of_run(config: DictConfig, opened: OpenedModel) -> InstructionData:
-    """The data of `data`, or where none are given those that the run was trained with, ready to be read.
+    """The data module of `data`, or by default of the data that the run was trained with, after its setup.
 
-    Raises ConfigError when they are neither given nor known.
+    Raises ConfigError when there is neither.
     """
-    saved = opened.directory.parent / "config.yaml"  # of the run folder that the bundle lies in
+    saved = opened.directory.parent / "config.yaml"  # in the bundle's run folder
     node = config.data
     if node is None and opened.about and saved.is_file():
         node = data_in(OmegaConf.load(saved), config.run)
     if node is None:
         raise ConfigError(
-            f"run={config.run}: no run folder, so the data must be given (data=files data.path=…, data=book)"
+            f"run={config.run}: not in a run folder, so give the data (data=files data.path=…, data=book)"
         )
     settings = OmegaConf.create({"paths": config.paths, "batching": {}, "data": node})
     data = data_of(settings, opened.template, opened.tokenizer, opened.model.config.context_length)
@@ -155,20 +177,25 @@ def data_of_run(config: DictConfig, opened: OpenedModel) -> InstructionData:
 
 
 def data_in(saved: Any, run: str) -> DictConfig | None:
-    """The data of a run's saved configuration, what an older run does not say at its default; nothing of it is code."""
+    """The data of a run's saved configuration, older runs' missing keys at their defaults; nothing in it is code."""
     node = OmegaConf.select(saved, "data")
     refuse_code(node, run)
     if node is None:
         return None
     defaults = OmegaConf.to_container(OmegaConf.load(CONF / "data" / "base.yaml"), resolve=False)
-    return OmegaConf.create({**defaults, **plain(node)})  # type: ignore[dict-item]
+    data: dict[str, Any] = {**defaults, **plain(node)}  # type: ignore[dict-item]
+    source = data.get("source")
+    if isinstance(source, dict) and str(source.get("_target_")).startswith("instruct_lit."):
+        name = str(source["_target_"]).rpartition(".")[2]  # in an older run the module may be another one
+        data["source"] = {**source, "_target_": f"{SOURCE_MODULES.get(name, 'instruct_lit.datasets')}.{name}"}
+    return OmegaConf.create(data)
 
 
 def refuse_code(node: DictConfig | None, run: str) -> None:
-    """Raise ConfigError where a run folder's data name a user's function: what a folder brings is never executed."""
+    """Raise ConfigError when a run folder's data name a user's function: no code that a folder names is executed."""
     function = OmegaConf.select(node, "filters.function") if node is not None else None
     if function is not None:
         raise ConfigError(
-            f"run={run}: its data were filtered by {function.get('path')}, and code that a run folder names is not "
-            "run; give the data with their filters again (data=…, data.filters=…)"
+            f"run={run}: its data were filtered by {function.get('path')}, and code that a run folder names is never "
+            "executed; give data and filters on the command line (data=…, data.filters=…)"
         )

@@ -1,4 +1,4 @@
-"""Filters of examples: applied in the order of `data.filters`, each one counting what it left out."""
+"""Filters of examples, applied in the order of `data.filters`."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from instruct_lit.core.data.example import Example
+from instruct_lit.core.optional_imports import need
 from instruct_lit.datasets.near_duplicates import THRESHOLD, NearDuplicateIndex
 from instruct_lit.errors import ConfigError, DataError
 
-# How a model says that it will not answer, at the beginning of its answer.
+# How a refusal begins.
 REFUSALS = (
     r"\bas an? (ai|artificial intelligence|(large )?language model|ai language model)\b",
     r"^(i'?m |i am )?(really |very )?(sorry|afraid),? (but )?(that )?i\b",
@@ -26,23 +27,24 @@ BEGINNING = 200  # characters of an answer that are searched for a refusal
 
 
 class Filter:
-    """Says which examples stay."""
+    """Decides which examples are kept."""
 
     name: str
 
     def start(self) -> None:
-        """Forget what was seen; called before the first example of a reading."""
+        """Reset; called before the first example of an iteration."""
 
     def keeps(self, example: Example) -> bool:
+        """Whether an example is kept."""
         raise NotImplementedError
 
     def fingerprint(self) -> str:
-        """Changes when other examples may stay."""
+        """A text that changes with the settings."""
         return f"{self.name} {json.dumps({k: v for k, v in vars(self).items() if not k.startswith('_')}, default=str)}"
 
 
 class Length(Filter):
-    """Keeps examples whose question and answers, all turns together, have between so many words."""
+    """Keeps examples whose questions and answers, all turns together, have so many words."""
 
     name = "length"
 
@@ -57,7 +59,7 @@ class Length(Filter):
         self.response = (min_response_words, max_response_words)
 
     def keeps(self, example: Example) -> bool:
-        counts = (len(questions(example).split()), len(answers(example).split()))
+        counts = (len(example.user_text.split()), len(assistant_text(example).split()))
         return all(
             low <= n and (high is None or n <= high)
             for n, (low, high) in zip(counts, (self.prompt, self.response), strict=True)
@@ -67,31 +69,30 @@ class Length(Filter):
 class Language(Filter):
     """Keeps examples in the allowed languages (ISO 639-1 codes), by langdetect, which is seeded.
 
-    A text of fewer than `min_words` words is too short to tell, and stays. Needs the extra `filters`.
+    A text of fewer than `min_words` words is too short to be recognised, and is kept. Requires the extra `filters`.
     """
 
     name = "language"
 
     def __init__(self, allowed: Sequence[str] = ("en",), min_words: int = 5) -> None:
         self.allowed, self.min_words = list(allowed), min_words
-        if importlib.util.find_spec("langdetect") is None:
-            raise ConfigError("data.filters.language: needs langdetect; pip install 'instruct-lit[filters]'")
+        need("langdetect", "data.filters.language", "filters")
 
     def keeps(self, example: Example) -> bool:
         import langdetect
 
         langdetect.DetectorFactory.seed = 0
-        text = f"{questions(example)}\n{answers(example)}"
+        text = f"{example.user_text}\n{assistant_text(example)}"
         if len(text.split()) < self.min_words:
             return True
         try:
             return langdetect.detect(text[:2000]) in self.allowed
-        except langdetect.LangDetectException:  # nothing in it that belongs to a language
+        except langdetect.LangDetectException:  # no letters of any language
             return True
 
 
 class NearDuplicates(Filter):
-    """Leaves out near-duplicates of an earlier example, by the words of questions and answers together."""
+    """Drops near-duplicates of an earlier example, by the words of questions and answers together."""
 
     name = "near_duplicates"
 
@@ -103,31 +104,31 @@ class NearDuplicates(Filter):
         self._index = NearDuplicateIndex(self.threshold, what="data.filters.near_duplicates")
 
     def keeps(self, example: Example) -> bool:
-        return not self._index.add(f"{questions(example)}\n{answers(example)}", only_new=True)
+        return not self._index.add(f"{example.user_text}\n{assistant_text(example)}", only_new=True)
 
 
 class Refusals(Filter):
-    """Leaves out examples with an answer that begins with a refusal; `patterns` take the place of `REFUSALS`."""
+    """Drops examples with an answer that begins with a refusal; `patterns` replace `REFUSALS`."""
 
     name = "refusals"
 
     def __init__(self, patterns: Sequence[str] = REFUSALS) -> None:
         self.patterns = list(patterns)
         try:
-            self._found = re.compile("|".join(f"(?:{pattern})" for pattern in self.patterns), re.IGNORECASE)
+            self._refusal = re.compile("|".join(f"(?:{pattern})" for pattern in self.patterns), re.IGNORECASE)
         except re.error as error:
-            raise ConfigError(f"data.filters.refusals.patterns: no valid regular expression ({error})") from error
+            raise ConfigError(f"data.filters.refusals.patterns: invalid regular expression ({error})") from error
 
     def keeps(self, example: Example) -> bool:
-        said = [*(answer for _, answer in example.history), example.output]
-        return not any(self._found.search(text.strip()[:BEGINNING].replace("’", "'")) for text in said)
+        answers = [*(answer for _, answer in example.history), example.output]
+        return not any(self._refusal.search(text.strip()[:BEGINNING].replace("’", "'")) for text in answers)
 
 
 class Function(Filter):
-    """Keeps what a user's function says: `function` in the Python file `path` is given a record and returns a bool.
+    """Keeps examples for which a user's function, `function` in the Python file `path`, returns true for the record.
 
-    The file is code that is executed, so only a path that this command's own configuration names is opened, and never
-    one that a run folder brings.
+    The file is executed, so only a path that this command's own configuration names is opened, never one that a run
+    folder names.
     """
 
     name = "function"
@@ -153,7 +154,7 @@ class Function(Filter):
             raise ConfigError(f"data.filters.function.function={self.function}: no such function in {self.path}")
 
     def keeps(self, example: Example) -> bool:
-        assert self._keep is not None, "start comes first"
+        assert self._keep is not None, "call start first"
         record = example.as_record()
         try:
             return bool(self._keep(record))
@@ -167,31 +168,37 @@ class Function(Filter):
 FILTERS: dict[str, type[Filter]] = {f.name: f for f in (Length, Language, NearDuplicates, Refusals, Function)}
 
 
-class filtered:  # reads as a function at its call
-    """The examples that every filter keeps; `counts` tells after iterating how many each one left out."""
+class FilterChain:
+    """Several filters in their order; the data module's `ExampleFilter`. `counts` says how many each one dropped."""
 
-    def __init__(self, examples: Iterable[Example], filters: Sequence[Filter]) -> None:
-        self.examples, self.filters = examples, filters
+    def __init__(self, filters: Sequence[Filter]) -> None:
+        self.filters = list(filters)
         self.counts: dict[str, int] = {}
 
-    def __iter__(self) -> Iterator[Example]:
+    def __call__(self, examples: Iterable[Example]) -> Iterator[Example]:
+        self.start()
+        for example in examples:
+            name = self.rejects(example)
+            if name is None:
+                yield example
+            else:
+                self.counts[name] += 1
+
+    def start(self) -> None:
+        """Reset all filters and counts."""
         self.counts = {f"n_filtered_{filter.name}": 0 for filter in self.filters}
         for filter in self.filters:
             filter.start()
-        for example in self.examples:
-            for filter in self.filters:
-                if not filter.keeps(example):
-                    self.counts[f"n_filtered_{filter.name}"] += 1
-                    break
-            else:
-                yield example
+
+    def rejects(self, example: Example) -> str | None:
+        """The name in `counts` of the first filter that drops an example; None for one that is kept."""
+        return next((f"n_filtered_{f.name}" for f in self.filters if not f.keeps(example)), None)
+
+    def fingerprints(self) -> list[str]:
+        """The settings of all filters."""
+        return [filter.fingerprint() for filter in self.filters]
 
 
-def questions(example: Example) -> str:
-    """What the user said in all turns."""
-    return "\n".join([*(user for user, _ in example.history), example.instruction, example.input]).strip()
-
-
-def answers(example: Example) -> str:
-    """What the assistant said in all turns."""
+def assistant_text(example: Example) -> str:
+    """What the assistant wrote, all turns together."""
     return "\n".join([*(assistant for _, assistant in example.history), example.output])

@@ -1,104 +1,95 @@
-"""Several encoded sets under one numbering, and how often an epoch sees each of them."""
+"""Several data sets in one run: their stores under one numbering, and how often an epoch sees each of them."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 
-from instruct_lit.core.data.encode import EncodedExample
+from instruct_lit.core.data.batching import NAMES, BatchSampler, Split, make_split
+from instruct_lit.core.data.datamodule import InstructionData, ResumableLoader, Source
+from instruct_lit.core.data.encode import EncodedExample, EncodedStore
 from instruct_lit.core.data.example import Example
-from instruct_lit.core.data.sources import digest_of
-from instruct_lit.core.data.store import EncodedStore
 from instruct_lit.errors import ConfigError
 
 
-class MixtureStore:
-    """Encoded stores one after the other, under the interface of one; `names` are those of the sets.
-
-    An example's index counts through all of them.
-    """
+class MixtureStore(EncodedStore):
+    """Encoded stores one after the other, with the interface of one; an index counts through all of them."""
 
     def __init__(self, stores: Mapping[str, EncodedStore]) -> None:
         self.names = tuple(stores)
         self._stores = tuple(stores.values())
         self.starts = np.cumsum([0, *map(len, self._stores)])
+        self.lengths = np.concatenate([store.lengths for store in self._stores])
         self.counts: dict[str, int] = dict(sum((Counter(store.counts) for store in self._stores), Counter()))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return MixtureStore, (dict(zip(self.names, self._stores, strict=True)),)
 
     def __len__(self) -> int:
         return int(self.starts[-1])
 
     def __getitem__(self, index: int) -> EncodedExample:
-        number, place = self._place(index)
-        found = self._stores[number][place]
+        number = int(self.store_of(index))
+        found = self._stores[number][int(index - self.starts[number])]
         return EncodedExample(int(index), found.ids, found.is_response)
 
     def example(self, index: int) -> Example:
-        """The record behind an encoded example."""
-        number, place = self._place(index)
-        return self._stores[number].example(place)
+        number = int(self.store_of(index))
+        return self._stores[number].example(int(index - self.starts[number]))
 
-    def _place(self, index: int) -> tuple[int, int]:
-        number = int(self.set_of(np.array([index]))[0])
-        return number, int(index - self.starts[number])
-
-    def set_of(self, indices: np.ndarray) -> np.ndarray:
-        """The number of the set that each index lies in."""
+    def store_of(self, indices: Any) -> np.ndarray:
+        """The number of the store that each index lies in."""
         return np.searchsorted(self.starts, indices, side="right") - 1
 
-    def repeated(self) -> np.ndarray:
-        """Which examples an earlier set has exactly so `(n,)`."""
+    def duplicates(self) -> np.ndarray:
+        """Which examples are exact duplicates of one in an earlier store `(n,)`."""
         seen: set[bytes] = set()
         found = np.zeros(len(self), dtype=bool)
         for index in range(len(self)):
-            digest = digest_of(self.example(index))
+            digest = self.example(index).digest
             found[index] = digest in seen
             seen.add(digest)
         return found
 
     @property
-    def lengths(self) -> np.ndarray:
-        """Number of tokens of each example `(n,)`."""
-        return np.concatenate([store.lengths for store in self._stores])
-
-    @property
     def n_response(self) -> np.ndarray:
-        """Number of response tokens of each example `(n,)`."""
         return np.concatenate([store.n_response for store in self._stores])
 
     @property
     def last_ids(self) -> np.ndarray:
-        """The last token of each example `(n,)`."""
         return np.concatenate([store.last_ids for store in self._stores])
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """How often an epoch sees each set: by `repeats`, or by `weights` of the examples that it sees.
+    """How often an epoch sees each data set: by `repeats`, or by `weights` of the examples that it sees.
 
-    Weights keep the number of examples of an epoch, so a set with a large weight is repeated and one with a small
-    weight is seen in part, another part every epoch. Fractions are drawn by the epoch's seed.
+    Weights keep the number of examples of an epoch, so a data set with a large weight is repeated and one with a small
+    weight is seen in part, a different part every epoch. Fractions are drawn by the epoch's seed.
     """
 
     weights: Mapping[str, float] | None = None
     repeats: Mapping[str, float] | None = None
 
     def repeats_of(self, sizes: Mapping[str, int]) -> dict[str, float]:
-        """How often an epoch sees every example of each set on average."""
+        """How often an epoch sees each example of every data set on average."""
         if self.weights is None:
             return {name: float((self.repeats or {}).get(name, 1.0)) for name in sizes}
         total, weight = sum(sizes.values()), sum(self.weights[name] for name in sizes)
         empty = [name for name, size in sizes.items() if size == 0 and self.weights[name] > 0]
         if empty:
-            raise ConfigError(f"data.sets.{empty[0]}.weight={self.weights[empty[0]]}: the set has no training example")
+            raise ConfigError(f"data.sets.{empty[0]}.weight={self.weights[empty[0]]}: no training example to repeat")
         return {name: self.weights[name] / weight * total / max(1, size) for name, size in sizes.items()}
 
 
 @dataclass(frozen=True)
 class Share:
-    """What an epoch sees of one set."""
+    """What an epoch sees of one data set."""
 
     n_examples: int
     n_learnt_tokens: int
@@ -106,10 +97,87 @@ class Share:
 
 
 def draw(parts: Sequence[tuple[np.ndarray, float]], random: np.random.Generator) -> np.ndarray:
-    """The positions of one epoch: of each part (positions, repeats) whole rounds, and a rest that is drawn."""
+    """The positions of one epoch: of each part (positions, repeats) whole rounds, and a fraction that is drawn."""
     drawn = []
     for positions, repeats in parts:
         n_rounds = int(repeats)
         n_rest = round((repeats - n_rounds) * len(positions))
         drawn += [positions] * n_rounds + [np.sort(random.choice(positions, n_rest, replace=False))]
     return np.concatenate(drawn)
+
+
+class MixtureData(InstructionData):
+    """The data module of several data sets; each is filtered, encoded and split separately.
+
+    Validation and test have one loader for each data set.
+    """
+
+    def __init__(
+        self, sources: Mapping[str, Source], *args: Any, mixture: Mixture | None = None, **kwargs: Any
+    ) -> None:
+        super().__init__(next(iter(sources.values())), *args, **kwargs)
+        self.names, self.sources, self.mixture = tuple(sources), tuple(sources.values()), mixture
+
+    def _open_main(self) -> MixtureStore:
+        return MixtureStore({name: self._open(s) for name, s in zip(self.names, self.sources, strict=True)})
+
+    def _split_main(self) -> Split:
+        store = self.stores["main"]
+        assert isinstance(store, MixtureStore)
+        sizes = np.diff(store.starts).tolist()
+        splits = [make_split(size, self.split_spec, self.seed) for size in sizes]
+        parts = {
+            name: np.concatenate([getattr(s, name) + start for s, start in zip(splits, store.starts[:-1], strict=True)])
+            for name in NAMES
+        }
+        duplicates = store.duplicates()
+        self.split_counts = {"n_duplicates_across_sets": int(duplicates.sum())}
+        return Split(**{name: part[~duplicates[part]] for name, part in parts.items()})
+
+    def members(self, split: str) -> dict[str, np.ndarray]:
+        """The indices of a split by data set; empty for a separate file."""
+        store, indices = self.examples_of(split)
+        if not isinstance(store, MixtureStore):
+            return {}
+        numbers = store.store_of(indices)
+        found = {name: indices[numbers == number] for number, name in enumerate(store.names)}
+        return {name: indices for name, indices in found.items() if len(indices)}
+
+    def loader_names(self, split: str) -> list[str]:
+        return list(self.members(split))
+
+    def val_dataloader(self) -> ResumableLoader | list[ResumableLoader]:
+        return self._loaders("val")
+
+    def test_dataloader(self) -> ResumableLoader | list[ResumableLoader]:
+        return self._loaders("test")
+
+    def _loaders(self, split: str) -> ResumableLoader | list[ResumableLoader]:
+        members = self.members(split)
+        return [self._loader(split, indices) for indices in members.values()] if members else self._loader(split)
+
+    def _sampler(self, split: str, indices: np.ndarray) -> BatchSampler:
+        sampler, members = super()._sampler(split, indices), self.members(split)
+        if split == "train" and self.mixture is not None and members:
+            repeats = self.mixture.repeats_of({name: len(members.get(name, ())) for name in self.names})
+            parts = [(np.searchsorted(self.split.train, m), repeats[name]) for name, m in members.items()]
+            sampler.draw = partial(draw, parts)
+        return sampler
+
+    def shares(self) -> dict[str, Share]:
+        """What every training epoch sees of each data set."""
+        store, members = self.stores["main"], self.members("train")
+        assert isinstance(store, MixtureStore)
+        sampler = self._sampler("train", self.split.train)
+        random = np.random.default_rng((self.seed, 0))
+        seen = self.split.train if sampler.draw is None else self.split.train[sampler.draw(random)]
+        numbers, n_response = store.store_of(seen), store.n_response[seen]
+        found = {}
+        for name, indices in members.items():
+            of_set = numbers == self.names.index(name)
+            n_seen = int(of_set.sum())
+            found[name] = Share(n_seen, int(n_response[of_set].sum()), n_seen / len(indices))
+        return found
+
+    def facts(self) -> dict[str, str]:
+        return {**super().facts(), "data.sets": str(self.mixture)}

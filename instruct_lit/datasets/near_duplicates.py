@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from instruct_lit.core.data.split import words
+from instruct_lit.core.data.example import words
 from instruct_lit.core.optional_imports import load
 from instruct_lit.errors import ConfigError
 

@@ -10,13 +10,11 @@ from typing import Any
 import numpy as np
 
 from instruct_lit.core.data.collate import Batch
-from instruct_lit.core.data.encode import EncodedExample, learnt_texts
+from instruct_lit.core.data.encode import EncodedExample, EncodedStore, response_texts
 from instruct_lit.core.data.example import Example
-from instruct_lit.core.data.store import EncodedStore
 from instruct_lit.core.data.template import Template
 from instruct_lit.core.data.tokenizer import EOT
 from instruct_lit.datasets.filters import Refusals
-from instruct_lit.datasets.mixture import MixtureStore
 
 REFUSING = Refusals()
 N_SHOWN = 3  # examples that are named for an oddity
@@ -54,7 +52,7 @@ class Profile:
 
 
 def profile(
-    store: EncodedStore | MixtureStore, template: Template, tokenizer: Any, mask_prompt: bool, costs: dict[str, float]
+    store: EncodedStore, template: Template, tokenizer: Any, mask_prompt: bool, costs: dict[str, float]
 ) -> Profile:
     """Look at every example of a store, its tokens and its record."""
     n_response = store.n_response
@@ -101,7 +99,7 @@ def header_of(template: Template) -> str:
 
 def mask_is_exact(example: Example, encoded: EncodedExample, template: Template, tokenizer: Any) -> bool:
     """Whether the learnt tokens are the assistant's answers, all or the last, whole or up to where they were cut."""
-    found = learnt_texts(encoded, tokenizer)
+    found = response_texts(encoded, tokenizer)
     unescaped = getattr(tokenizer, "unescape", str)  # a chat template protects what users wrote
     wanted = [unescaped(response) for _, response in template.turns(example)][-len(found) :]
     if encoded.ids[-1] != tokenizer.eot_id and found:

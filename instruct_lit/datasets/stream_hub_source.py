@@ -1,24 +1,22 @@
-"""A Hugging Face data set read over the network as it goes, through `datasets`; nothing of it is stored."""
+"""A Hugging Face data set read over the network in `datasets`' streaming mode; nothing is stored."""
 
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
-from instruct_lit.core.data.example import Example
-from instruct_lit.core.data.formats import Format
-from instruct_lit.core.data.records import OnBadRecord
-from instruct_lit.core.data.sources import Sharded, parsed
-from instruct_lit.errors import ConfigError, DownloadError
+from instruct_lit.core.data.example import Format
+from instruct_lit.core.data.records import OnBadRecord, ShardedSource
+from instruct_lit.core.optional_imports import load, need
+from instruct_lit.errors import DownloadError
 
 
-class StreamingHubSource(Sharded):
-    """Examples of one split of a hub data set, or of a local folder in the hub's form, in `datasets`' streaming mode.
+class StreamingHubSource(ShardedSource):
+    """Examples of one split of a hub data set, or of a local folder in the hub's layout.
 
-    Needs the extra `streaming`. Raises DownloadError when the set cannot be opened or read.
+    Raises: ConfigError without the extra `streaming`, DownloadError when the data set cannot be opened or read.
     """
 
     def __init__(
@@ -32,15 +30,13 @@ class StreamingHubSource(Sharded):
         name: str = "hub_stream",
         format: Format = "auto",
     ) -> None:
-        if importlib.util.find_spec("datasets") is None:
-            raise ConfigError("data.source: streaming needs datasets; pip install 'instruct-lit[streaming]'")
-        self.repo, self.revision, self.subset, self.split, self.name = repo, revision, subset, split, name
-        self.columns, self.on_bad_record, self.format = dict(columns) if columns else None, on_bad_record, format
+        super().__init__(name, columns, on_bad_record, format)
+        need("datasets", "data.source", "streaming")
+        self.repo, self.revision, self.subset, self.split = repo, revision, subset, split
 
     @cached_property
     def _data(self) -> Any:
-        import datasets
-
+        datasets = load("datasets", "data.source", "streaming")
         try:
             return datasets.load_dataset(
                 self.repo, self.subset, split=self.split, revision=self.revision, streaming=True
@@ -50,16 +46,10 @@ class StreamingHubSource(Sharded):
                 f"data set {self.repo}, split {self.split}: cannot be opened ({type(error).__name__}: {error})"
             ) from error
 
-    def prepare(self) -> None:
-        self._data  # noqa: B018
-
     def shards(self) -> list[int]:
         return list(range(self._data.num_shards))
 
-    def read(self, shard: int) -> Iterator[Example | None]:
-        yield from parsed(self._records(shard), self.columns, self.format, self.on_bad_record)
-
-    def _records(self, shard: int) -> Iterator[tuple[str, Any]]:
+    def records(self, shard: int) -> Iterator[tuple[str, Any]]:
         rows = iter(self._data.shard(num_shards=self._data.num_shards, index=shard))
         number = 0
         while True:
@@ -75,9 +65,7 @@ class StreamingHubSource(Sharded):
             yield f"{self.repo}, shard {shard}, record {number}", row
             number += 1
 
-    def quick_fingerprint(self) -> str:
+    def fingerprint(self) -> str:
+        """A hash of how the data set is named and read; with `revision` it identifies the content."""
         facts = (self.repo, self.revision, self.subset, self.split, self.columns, self.on_bad_record, self.format)
         return hashlib.sha256(str(facts).encode()).hexdigest()[:16]
-
-    def fingerprint(self) -> str:
-        return self.quick_fingerprint()  # a set that is named with its revision does not change

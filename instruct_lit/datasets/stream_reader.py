@@ -1,14 +1,15 @@
-"""Training batches out of a set that does not fit: read shard by shard, shuffled in a buffer, resumed exactly.
+"""Training batches of a data set that does not fit: read shard by shard, shuffled in a buffer, resumed exactly.
 
-The order of an epoch is one sequence, decided by seed and epoch alone. Every rank and every worker reads all of it and
-encodes only its own batches, so the number of workers changes nothing, and ranks take the same global batches as one.
-Reading costs little beside encoding and training; what is skipped on a resume is read again but not encoded.
+The order of an epoch is one sequence, which depends on seed and epoch alone. Every rank and every worker reads all of
+it and encodes only its own batches, so the number of workers changes nothing, and the global batches do not depend on
+the number of ranks. Reading is cheap compared with encoding and training; a resume reads skipped batches again without
+encoding them.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from itertools import islice
 from typing import TypeVar
@@ -18,14 +19,13 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from instruct_lit.core.data.collate import Batch, Collator
 from instruct_lit.core.data.encode import EncodedExample, Encoder
-from instruct_lit.core.data.example import Example
-from instruct_lit.core.data.sources import Sharded
-from instruct_lit.core.data.split import words
-from instruct_lit.datasets.filters import Filter, questions
+from instruct_lit.core.data.example import Example, words
+from instruct_lit.core.data.records import ShardedSource
+from instruct_lit.datasets.filters import FilterChain
 from instruct_lit.errors import DataError, InstructLitError
 
-HELD_OUT_EPOCH = 1 << 31  # its order is drawn once, for validation and test; training never gets there
-SHARD = 32  # bits of an example's number that count within its shard
+HELD_OUT_EPOCH = 1 << 31  # the order that validation and test are taken from; training never reaches this epoch
+SHARD = 32  # bits of an example's index that number it within its shard
 Item = TypeVar("Item")
 
 
@@ -44,42 +44,42 @@ def shuffled(items: Iterable[Item], size: int, random: np.random.Generator) -> I
 
 
 def prompt_digest(example: Example) -> bytes:
-    """The same for examples whose prompts have the same words."""
-    text = " ".join(words(questions(example) or example.output))
+    """A hash that examples share when their prompts have the same words."""
+    text = " ".join(words(example.user_text or example.output))
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 class ExampleStream(IterableDataset):
-    """The encoded batches of one rank (and, in a worker, of that worker), with the counts of what was read until then.
+    """The encoded batches of one rank (in a worker process: of that worker), each with the counts of what was read.
 
-    `held_out` are digests of the prompts that validation and test have; training leaves their relatives out. An
-    example's index is its shard's number, shifted by 32 bits, and its place there.
+    `held_out` are the `prompt_digest`s of validation and test; training skips examples that share one. An example's
+    index is the number of its shard, shifted by 32 bits, plus its position there.
     """
 
     def __init__(
         self,
-        source: Sharded,
+        source: ShardedSource,
         make_encoder: Callable[[], Encoder],
         *,
         batch_size: int,
         buffer_size: int,
         seed: int = 0,
-        filters: Sequence[Filter] = (),
+        filters: FilterChain | None = None,
         held_out: frozenset[bytes] = frozenset(),
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        self.source, self.make_encoder, self.filters = source, make_encoder, list(filters)
+        self.source, self.make_encoder, self.filters = source, make_encoder, filters
         self.batch_size, self.buffer_size, self.seed = batch_size, buffer_size, seed
         self.held_out, self.rank, self.world_size = held_out, rank, world_size
         self.epoch = 0
-        self.n_skip = 0  # batches that the next iteration leaves out: they were seen before a resume
+        self.n_skip = 0  # batches that the next iteration skips: they were seen before a resume
 
     def examples(self, epoch: int, counts: dict[str, int]) -> Iterator[tuple[int, Example]]:
-        """The numbered examples of an epoch in its order; `counts` is kept up to date with what was read."""
+        """Index and example in the order of an epoch; `counts` is kept up to date with what was read."""
         random = np.random.default_rng((self.seed, epoch))
-        for filter in self.filters:
-            filter.start()
+        if self.filters is not None:
+            self.filters.start()
         yield from shuffled(self._read(random, counts), self.buffer_size, random)
 
     def _read(self, random: np.random.Generator, counts: dict[str, int]) -> Iterator[tuple[int, Example]]:
@@ -87,18 +87,17 @@ class ExampleStream(IterableDataset):
         for number in random.permutation(len(shards)):
             for place, example in enumerate(self.source.read(shards[number])):
                 counts["n_read"] = counts.get("n_read", 0) + 1
-                lost = "n_bad_records" if example is None else self._lost(example)
-                if lost is None:
+                reason = "n_bad_records" if example is None else self._rejects(example)
+                if reason is None:
                     assert example is not None
                     yield (int(number) << SHARD) + place, example
                 else:
-                    counts[lost] = counts.get(lost, 0) + 1
+                    counts[reason] = counts.get(reason, 0) + 1
 
-    def _lost(self, example: Example) -> str | None:
-        """Under which name an example is left out; None when it stays."""
-        for filter in self.filters:
-            if not filter.keeps(example):
-                return f"n_filtered_{filter.name}"
+    def _rejects(self, example: Example) -> str | None:
+        """The name of the count of a skipped example; None for one that is kept."""
+        if self.filters is not None and (name := self.filters.rejects(example)) is not None:
+            return name
         return "n_left_out_of_train" if self.held_out and prompt_digest(example) in self.held_out else None
 
     def __iter__(self) -> Iterator[tuple[list[EncodedExample], dict[str, int]]]:
@@ -110,7 +109,7 @@ class ExampleStream(IterableDataset):
         size = self.batch_size * self.world_size
         number = 0
         while chunk := list(islice(examples, size)):
-            # The loader takes a batch from each worker in turn, beginning with the first one after a resume too.
+            # The loader takes a batch from each worker in turn, after a resume too beginning with the first worker.
             if number >= self.n_skip and (number - self.n_skip) % n_workers == own:
                 batch = [
                     encoded for item in chunk[self.rank :: self.world_size] for encoded in _encoded(encoder, *item)
@@ -128,8 +127,8 @@ def _encoded(encoder: Encoder, number: int, example: Example) -> Iterator[Encode
         raise DataError(f"shard {number >> SHARD}, record {number % (1 << SHARD)}: {error}") from error
 
 
-class _Collated:
-    """A collator that lets the counts of a stream's item pass."""
+class _CollateWithCounts:
+    """A collator that passes on the counts of a stream's item."""
 
     def __init__(self, collator: Collator) -> None:
         self.collator = collator
@@ -139,10 +138,10 @@ class _Collated:
 
 
 class StreamLoader(DataLoader):
-    """The loader of a stream, one epoch after the other; it can go on in the middle of one.
+    """The loader of a stream, one epoch after the other; it can resume in the middle of one.
 
-    Lightning asks a loader without a length for one batch ahead, so the batches that were trained on are counted apart,
-    by `trained`. `counts` is what had been read for the last batch that was handed out.
+    Lightning prefetches one batch from a loader without a length, so the batches that were trained on are counted
+    separately, by `trained`. `counts` is what had been read for the last batch that was yielded.
     """
 
     dataset: ExampleStream
@@ -151,23 +150,23 @@ class StreamLoader(DataLoader):
         super().__init__(
             stream,
             batch_size=None,
-            collate_fn=_Collated(collator),  # type: ignore[arg-type]
+            collate_fn=_CollateWithCounts(collator),  # type: ignore[arg-type]
             num_workers=n_workers,
             pin_memory=pin_memory,
         )
         self.counts: dict[str, int] = {}
-        self._n_yielded = self._n_trained = 0  # in the present epoch
-        self._start = (0, 0)  # epoch, and how many of its batches are left out
+        self._n_yielded = self._n_trained = 0  # in the current epoch
+        self._start = (0, 0)  # epoch, and how many of its batches are skipped
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        epoch, n_skip = self._start  # Lightning may begin an epoch twice, so it is not forgotten here
+        epoch, n_skip = self._start  # Lightning may begin an epoch twice, so it is kept
         self.dataset.epoch, self.dataset.n_skip = epoch, n_skip
         self._n_yielded = self._n_trained = n_skip
         try:
             for batch, self.counts in super().__iter__():
                 self._n_yielded += 1
                 yield batch
-        except InstructLitError as error:  # a worker's error brings its traceback as text
+        except InstructLitError as error:  # the message of a worker's error includes its traceback
             raise type(error)(str(error).rpartition(f"{type(error).__name__}: ")[2].strip()) from None
         self._start = (epoch + 1, 0)
 
@@ -175,14 +174,14 @@ class StreamLoader(DataLoader):
         """Count one more batch as trained on."""
         self._n_trained += 1
 
-    # Not state_dict and load_state_dict: those Lightning would call itself, without knowing what was trained on.
+    # Not named state_dict and load_state_dict: Lightning would call those itself, not knowing what was trained on.
     @property
     def position(self) -> dict[str, int]:
-        """Epoch and batch that a resumed run begins with."""
+        """Epoch and number of its batch that a resumed run begins with."""
         epoch = self.dataset.epoch
         at_end = self._start[0] > epoch and self._n_trained == self._n_yielded
         return {"epoch": epoch + at_end, "n_batches": 0 if at_end else self._n_trained}
 
-    def go_on_at(self, position: dict[str, int]) -> None:
-        """Let the next iteration begin there."""
+    def resume_at(self, position: dict[str, int]) -> None:
+        """Let the next iteration begin at this position."""
         self._start = position["epoch"], position["n_batches"]

@@ -109,7 +109,7 @@ class LargestBatch:
     def __call__(self, trainer: Trainer, tuner: InstructionTuner, data: InstructionData, run_dir: Path) -> int:
         """Run, print, and return the size."""
         on_one_process(trainer, "batch_size")
-        if data.max_tokens is not None:
+        if data.batching.max_tokens is not None:
             raise ConfigError("sweep=batch_size: batching.max_tokens bounds the batches; leave grouping and budget out")
         store, indices = data.examples_of("train")
         longest = indices[np.argsort(-store.lengths[indices], kind="stable")][: self.max_size].tolist()
@@ -142,7 +142,7 @@ class LargestBatch:
         if free is not None:
             print(f"{free / 1e9:.1f} GB of memory are free", flush=True)
         with limited_memory(device, free):
-            enough = lambda n: n >= data.batch_size and 2 * seconds[n] > self.max_step_s  # noqa: E731
+            enough = lambda n: n >= data.batching.batch_size and 2 * seconds[n] > self.max_step_s  # noqa: E731
             size, refused = largest(fits, len(longest), enough)
         if size == 0:
             raise TrainingError(

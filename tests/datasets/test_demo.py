@@ -1,11 +1,14 @@
 """The demo's answers are right, its instructions differ, and the base's pretraining text holds none of them."""
 
+import hashlib
 from collections import defaultdict
+from collections.abc import Iterable
 
 import pytest
 
+from instruct_lit.core.data.batching import make_split
 from instruct_lit.core.data.example import Example
-from instruct_lit.core.data.split import make_split
+from instruct_lit.datasets import demo, plain_text
 from instruct_lit.datasets.demo import FAMILIES, DemoSource
 from instruct_lit.datasets.demo_words import SIZES
 from instruct_lit.datasets.plain_text import PlainTextSource
@@ -84,6 +87,16 @@ def test_the_same_seed_writes_the_same_and_the_fingerprint_tells(examples: list[
     assert list(DemoSource(3000, seed=0)) == examples
     assert list(DemoSource(50, seed=1)) != examples[:50]
     assert DemoSource(50, 1).fingerprint() == DemoSource(50, 1).fingerprint() != DemoSource(50, 2).fingerprint()
+
+
+def digest(examples: Iterable[Example]) -> str:
+    return hashlib.sha256(b"".join(example.digest for example in examples)).hexdigest()[:16]
+
+
+def test_versions_stand_for_what_is_written() -> None:
+    """A fingerprint names a version, not the text: whoever changes the text increments it, here too."""
+    assert (demo.VERSION, digest(DemoSource(2000))) == (1, "4c248ce06feeb7f7")
+    assert (plain_text.VERSION, digest(PlainTextSource(2000))) == (1, "685337cae621671a")
 
 
 def test_a_world_that_is_exhausted_ends(examples: list[Example]) -> None:

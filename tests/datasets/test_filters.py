@@ -8,12 +8,12 @@ from instruct_lit.core.data.example import Example
 from instruct_lit.datasets.filters import (
     FILTERS,
     Filter,
+    FilterChain,
     Function,
     Language,
     Length,
     NearDuplicates,
     Refusals,
-    filtered,
 )
 from instruct_lit.errors import ConfigError, DataError
 
@@ -31,7 +31,7 @@ def test_length_counts_words_of_all_turns() -> None:
     assert kept(Length(), two, talk) == [True, True]
 
 
-def test_language_is_told_by_langdetect_and_the_same_every_time() -> None:
+def test_languages_are_recognised_deterministically() -> None:
     pytest.importorskip("langdetect")
     english = Example("Where does the river flow to in the end?", "It flows into the sea.")
     german = Example("Wohin fließt der Fluss am Ende?", "Er fließt in das Meer.")
@@ -87,14 +87,17 @@ def test_a_function_of_the_user(tmp_path: Path) -> None:
         Function("os.system")
 
 
-def test_filters_work_in_their_order_and_each_counts_what_it_left_out() -> None:
+def test_filters_apply_in_order_and_each_counts_what_it_dropped() -> None:
     refused, long = Example("q", "I cannot."), "q " * 9
     examples = [refused, Example(long, "I cannot."), Example(long, "yes"), Example("q", "yes")]
-    both = filtered(examples, [Length(max_prompt_words=3), Refusals()])
-    assert list(both) == [examples[3]] and both.counts == {"n_filtered_length": 2, "n_filtered_refusals": 1}
-    turned = filtered(examples, [Refusals(), Length(max_prompt_words=3)])
-    assert list(turned) == [examples[3]] and turned.counts == {"n_filtered_refusals": 2, "n_filtered_length": 1}
-    assert list(turned) == [examples[3]] and turned.counts["n_filtered_refusals"] == 2  # counted anew
+    both = FilterChain([Length(max_prompt_words=3), Refusals()])
+    assert list(both(examples)) == [examples[3]]
+    assert both.counts == {"n_filtered_length": 2, "n_filtered_refusals": 1}
+    turned = FilterChain([Refusals(), Length(max_prompt_words=3)])
+    for _ in range(2):  # counted anew
+        assert list(turned(examples)) == [examples[3]]
+        assert turned.counts == {"n_filtered_refusals": 2, "n_filtered_length": 1}
+    assert turned.fingerprints() == both.fingerprints()[::-1]
 
 
 def test_fingerprints_tell_filters_apart() -> None:
@@ -103,7 +106,7 @@ def test_fingerprints_tell_filters_apart() -> None:
 
 
 def test_impossible_arguments() -> None:
-    with pytest.raises(ConfigError, match=r"patterns: no valid regular expression"):
+    with pytest.raises(ConfigError, match=r"patterns: invalid regular expression"):
         Refusals(["("])
     pytest.importorskip("datasketch")
     with pytest.raises(ConfigError, match=r"threshold=2: must be above 0 and at most 1"):

@@ -1,6 +1,8 @@
 """Several sets in one: numbering, shares, epochs, the split of each, and configurations."""
 
+import importlib
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from instruct_lit.config.data_builders import data_in, filters_of, mixture_of, refuse_code, source_nodes
-from instruct_lit.core.data.batching import BatchSampler
-from instruct_lit.core.data.datamodule import InstructionData
-from instruct_lit.core.data.sources import FileSource
+from instruct_lit.config.data_builders import SOURCE_MODULES, data_in, filters_of, mixture_of, refuse_code, source_nodes
+from instruct_lit.core.data.batching import BatchSampler, make_split, same_prompt
+from instruct_lit.core.data.records import FileSource
 from instruct_lit.core.data.template import Template
 from instruct_lit.core.data.tokenizer import GPT2Tokenizer
-from instruct_lit.datasets.mixture import Mixture, MixtureStore, draw
+from instruct_lit.datasets.mixture import Mixture, MixtureData, MixtureStore, draw
+from instruct_lit.datasets.near_duplicates import near_duplicate_groups
 from instruct_lit.errors import ConfigError
+from tests.fixtures.data import settings
 
 TEMPLATE = Template("short", "{{ instruction }} {{ input }} = {{ response }}")
 SIZES = {"a": 40, "b": 12, "c": 4}
@@ -33,10 +36,10 @@ def records(name: str, n: int) -> list[dict]:
     return [{"instruction": f"{name} number {i}", "output": f"{name} " * (1 + i % 5), "set": name} for i in range(n)]
 
 
-def module(tmp_path: Path, tokenizer: GPT2Tokenizer, **options: Any) -> InstructionData:
+def module(tmp_path: Path, tokenizer: GPT2Tokenizer, **options: Any) -> MixtureData:
     sources = {name: write(tmp_path, name, records(name, n)) for name, n in SIZES.items()}
     defaults = {"max_length": 32, "split": {"train": 0.5, "val": 0.25, "test": 0.25}, "seed": 3, "batch_size": 4}
-    data = InstructionData(sources, TEMPLATE, tokenizer, tmp_path / "cache", **{**defaults, **options})
+    data = MixtureData(sources, TEMPLATE, tokenizer, tmp_path / "cache", **settings(**{**defaults, **options}))
     data.prepare_data()
     data.setup()
     return data
@@ -48,13 +51,15 @@ def test_one_numbering_over_all_sets_and_a_split_of_each(tmp_path: Path, tokeniz
     assert isinstance(store, MixtureStore) and len(store) == 56 and store.names == ("a", "b", "c")
     for index in range(56):
         name = "a" if index < 40 else "b" if index < 52 else "c"
-        assert store.example(index).extra["set"] == name == store.names[store.set_of(np.array([index]))[0]]
+        assert store.example(index).extra["set"] == name == store.names[store.store_of(index)]
         assert store[index].index == index and len(store[index].ids) == store.lengths[index]
         assert store[index].is_response.sum() == store.n_response[index]
         assert store[index].ids[-1] == store.last_ids[index]
     assert store.counts["n_encoded"] == 56
     for split, sizes in (("train", (20, 6, 2)), ("val", (10, 3, 1)), ("test", (10, 3, 1))):
-        assert tuple(len(members) for members in data.sets_in(split).values()) == sizes, split
+        assert tuple(len(members) for members in data.members(split).values()) == sizes, split
+        alone = make_split(12, {"train": 0.5, "val": 0.25, "test": 0.25}, 3)
+        assert data.members(split)["b"].tolist() == (getattr(alone, split) + 40).tolist()
     together = np.concatenate([data.split.train, data.split.val, data.split.test])
     assert sorted(together) == list(range(56))
 
@@ -63,7 +68,7 @@ def test_trap_14_each_set_has_its_own_loader_in_evaluation(tmp_path: Path, token
     data = module(tmp_path, tokenizer)
     loaders = data.val_dataloader()
     assert isinstance(loaders, list)
-    for loader, members in zip(loaders, data.sets_in("val").values(), strict=True):
+    for loader, members in zip(loaders, data.members("val").values(), strict=True):
         assert sorted(i for batch in loader for i in batch.example_ids.tolist()) == members.tolist()
 
 
@@ -85,7 +90,7 @@ def test_an_epoch_sees_what_was_asked_for_and_the_share_is_reported(
         loader.set_epoch(epoch)  # type: ignore[attr-defined]
         seen = [i for batch in loader for i in batch.example_ids.tolist()]
         assert len(loader) == -(-len(seen) // 4)
-        for number, (name, members) in enumerate(data.sets_in("train").items()):
+        for number, (name, members) in enumerate(data.members("train").items()):
             of_set = [i for i in seen if i in members]
             assert len(of_set) == shares[name].n_examples == round(repeats[number] * len(members))
             times = [of_set.count(i) for i in members]
@@ -114,7 +119,8 @@ def test_ranks_share_a_drawn_epoch_without_repetition_or_loss(world_size: int) -
     parts = [(np.arange(10), 1.5), (np.arange(10, 13), 3.0)]
 
     def seen(rank: int, n_ranks: int) -> list[int]:
-        sampler = BatchSampler(np.arange(13), np.ones(13), 4, seed=1, rank=rank, world_size=n_ranks, parts=parts)
+        sampler = BatchSampler(np.arange(13), np.ones(13), 4, seed=1, rank=rank, world_size=n_ranks)
+        sampler.draw = partial(draw, parts)
         return [i for batch in sampler for i in batch]
 
     together = sorted(i for rank in range(world_size) for i in seen(rank, world_size))
@@ -122,7 +128,7 @@ def test_ranks_share_a_drawn_epoch_without_repetition_or_loss(world_size: int) -
 
 
 def test_a_set_without_a_training_example_cannot_have_a_weight() -> None:
-    with pytest.raises(ConfigError, match=r"data.sets.b.weight=2: the set has no training example"):
+    with pytest.raises(ConfigError, match=r"data.sets.b.weight=2: no training example to repeat"):
         Mixture(weights={"a": 1, "b": 2}).repeats_of({"a": 4, "b": 0})
 
 
@@ -144,16 +150,16 @@ def test_trap_17_near_duplicates_stay_on_one_side_across_sets_and_files(
     sources = {"one": of_set("one", list(range(30)), ""), "two": of_set("two", list(range(44, 14, -1)), " please")}
     own = {"test_source": of_set("test", list(range(20)), "?!")}
 
-    def split_of(how: str, split: dict, **own: FileSource) -> InstructionData:
-        data = InstructionData(
-            sources, TEMPLATE, tokenizer, tmp_path / "cache", max_length=512, seed=1, split=split,
-            keep_together=how, **own,  # type: ignore[arg-type]
-        )  # fmt: skip
+    groups = {"nothing": None, "same_prompt": same_prompt, "near_duplicates": near_duplicate_groups}
+
+    def split_of(how: str, split: dict, **own: FileSource) -> MixtureData:
+        given = settings(max_length=512, seed=1, split=split, groups=groups[how], **own)
+        data = MixtureData(sources, TEMPLATE, tokenizer, tmp_path / "cache", **given)
         data.prepare_data()
         data.setup()
         return data
 
-    def numbers(data: InstructionData, split: str) -> set[int]:
+    def numbers(data: MixtureData, split: str) -> set[int]:
         store, indices = data.examples_of(split)
         return {store.example(int(i)).extra["number"] for i in indices}
 
@@ -175,9 +181,8 @@ def test_trap_17_near_duplicates_stay_on_one_side_across_sets_and_files(
 def test_exact_repetitions_between_sets_are_left_out_once(tmp_path: Path, tokenizer: GPT2Tokenizer) -> None:
     again = [*records("a", 40)[:6], *records("b", 12)]
     sources = {"a": write(tmp_path, "a", records("a", 40)), "b": write(tmp_path, "b", again)}
-    data = InstructionData(
-        sources, TEMPLATE, tokenizer, tmp_path / "cache", max_length=32, seed=1, split={"train": 0.5, "val": 0.5}
-    )
+    given_settings = settings(max_length=32, seed=1, split={"train": 0.5, "val": 0.5})
+    data = MixtureData(sources, TEMPLATE, tokenizer, tmp_path / "cache", **given_settings)
     data.prepare_data()
     data.setup()
     store, used = data.stores["main"], [*data.split.train, *data.split.val, *data.split.test]
@@ -223,13 +228,15 @@ def test_weights_or_repeats() -> None:
     repeated = mixture_of(OmegaConf.create({"a": {"repeats": 2}, "b": None}))
     assert repeated.repeats_of({"a": 1, "b": 1}) == {"a": 2, "b": 1}
     for sets in ({"a": {"weight": 2}, "b": {"repeats": 1}}, {"a": {"weight": 2}, "b": None}):
-        with pytest.raises(ConfigError, match=r"data.sets.b: give all sets a weight, or all of them repeats"):
+        with pytest.raises(ConfigError, match=r"data.sets.b: give every data set a weight, or none"):
             mixture_of(OmegaConf.create(sets))
 
 
 def test_filters_of_a_configuration() -> None:
     node = OmegaConf.create({"refusals": {}, "length": {"max_prompt_words": 3}, "language": None})
-    assert [f.name for f in filters_of(node)] == ["refusals", "length"] and filters_of(None) == []
+    chain = filters_of(node)
+    assert chain is not None and [f.name for f in chain.filters] == ["refusals", "length"]
+    assert filters_of(None) is None and filters_of(OmegaConf.create({"length": None})) is None
     for given_filters, message in (
         ({"lenght": {}}, "data.filters.lenght: allowed are length, language, near_duplicates, refusals, function"),
         ({"length": {"max_words": 3}}, "data.filters.length.max_words: .* has no such argument"),
@@ -248,9 +255,18 @@ def test_the_data_of_an_older_run_have_defaults_for_what_it_does_not_say() -> No
     assert data_in(OmegaConf.create({}), "r") is None
 
 
+@pytest.mark.parametrize("name", SOURCE_MODULES)
+def test_a_source_of_an_older_run_is_found_where_it_is_now(name: str) -> None:
+    saved = OmegaConf.create({"data": {"source": {"_target_": f"instruct_lit.data.sources.{name}"}}})
+    found = data_in(saved, "r")
+    assert found is not None
+    assert getattr(importlib.import_module(SOURCE_MODULES[name]), name)
+    assert found.source._target_ == f"{SOURCE_MODULES[name]}.{name}"
+
+
 def test_code_that_a_run_folder_names_is_not_run() -> None:
     node = OmegaConf.create({"filters": {"function": {"path": "evil.py"}}})
-    message = r"run=r: its data were filtered by evil.py, and code that a run folder names is not run"
+    message = r"run=r: its data were filtered by evil.py, and code that a run folder names is never executed"
     with pytest.raises(ConfigError, match=message):
         refuse_code(node, "r")
     refuse_code(OmegaConf.create({"filters": {"length": {}}}), "r")

@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 
 from instruct_lit.core.data.collate import Collator
-from instruct_lit.core.data.encode import Encoder
+from instruct_lit.core.data.encode import EncodedStore, Encoder, open_or_build
 from instruct_lit.core.data.example import Example
-from instruct_lit.core.data.store import EncodedStore, open_or_build
 from instruct_lit.core.data.template import Template
 from instruct_lit.core.data.tokenizer import GPT2Tokenizer
 from instruct_lit.datasets.profile import (

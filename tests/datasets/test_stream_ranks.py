@@ -9,13 +9,15 @@ import pytest
 import torch
 from lightning import Callback, Trainer
 
-from instruct_lit.core.data.sources import FileSource
+from instruct_lit.core.data.batching import same_prompt
+from instruct_lit.core.data.records import FileSource
 from instruct_lit.core.data.template import Template
 from instruct_lit.core.data.tokenizer import GPT2Tokenizer
 from instruct_lit.core.model.gpt import GPT, GPTConfig
 from instruct_lit.core.training.module import InstructionTuner
 from instruct_lit.core.training.optimizer import parameter_groups, schedule
 from instruct_lit.datasets.stream_datamodule import StreamedData
+from tests.fixtures.data import settings
 
 N_TRAIN, N_STEPS, N_IN_EPOCH = 19, 12, 5  # steps of an epoch: batches of 4 over all ranks
 
@@ -46,8 +48,8 @@ def fit(folder: Path, name: str, n_ranks: int, max_steps: int, start: str | None
     )
     data = StreamedData(
         FileSource(str(folder / "set")), Template("short", "Do: {{ instruction }}\nAnswer: {{ response }}"), GPT2Tokenizer(),
-        folder / "cache", max_length=64, split={"val": 3, "test": 2}, seed=3, batch_size=4 // n_ranks, shuffle_buffer=5,
-        keep_together="same_prompt", layout="packed",
+        folder / "cache", shuffle_buffer=5, **settings(max_length=64, split={"val": 3, "test": 2}, seed=3,
+        batch_size=4 // n_ranks, groups=same_prompt, layout="packed"),
     )  # fmt: skip
     trainer = Trainer(
         accelerator="cpu", devices=n_ranks, strategy="ddp_fork" if n_ranks > 1 else "auto", logger=False,

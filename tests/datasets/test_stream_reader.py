@@ -11,16 +11,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from instruct_lit.core.data.batching import same_prompt
 from instruct_lit.core.data.collate import Collator
 from instruct_lit.core.data.encode import Encoder
-from instruct_lit.core.data.sources import FileSource
+from instruct_lit.core.data.records import FileSource
 from instruct_lit.core.data.template import Template
 from instruct_lit.core.data.tokenizer import GPT2Tokenizer
-from instruct_lit.datasets.filters import Length
-from instruct_lit.datasets.stream_datamodule import StreamedData
+from instruct_lit.datasets.filters import FilterChain, Length
+from instruct_lit.datasets.stream_datamodule import StreamedData, quick_fingerprint
 from instruct_lit.datasets.stream_hub_source import StreamingHubSource
 from instruct_lit.datasets.stream_reader import ExampleStream, StreamLoader, prompt_digest, shuffled
 from instruct_lit.errors import ConfigError, DataError, DownloadError
+from tests.fixtures.data import settings as grouped
 
 TEMPLATE = Template("short", "{{ instruction }} {{ input }} = {{ response }}")
 SHARDS = (13, 1, 20, 7)
@@ -112,10 +114,10 @@ def test_trap_15_a_resumed_stream_goes_on_with_the_next_batch(
     folder: Path, tokenizer: GPT2Tokenizer, n_workers: int, n_seen: int
 ) -> None:
     whole = loader(tokenizer, stream(folder, tokenizer))
-    whole.go_on_at({"epoch": 3, "n_batches": 0})
+    whole.resume_at({"epoch": 3, "n_batches": 0})
     wanted = ids(whole) + ids(whole)
     stopped = loader(tokenizer, stream(folder, tokenizer), n_workers)
-    stopped.go_on_at({"epoch": 3, "n_batches": 0})
+    stopped.resume_at({"epoch": 3, "n_batches": 0})
     seen = []
     for batch in stopped:
         if len(seen) == n_seen:  # fetched ahead, but not trained on
@@ -123,7 +125,7 @@ def test_trap_15_a_resumed_stream_goes_on_with_the_next_batch(
         seen.append(batch.example_ids.tolist())
         stopped.trained()
     rest = loader(tokenizer, stream(folder, tokenizer), n_workers)
-    rest.go_on_at(stopped.position)
+    rest.resume_at(stopped.position)
     assert stopped.position == ({"epoch": 4, "n_batches": 0} if n_seen == 11 else {"epoch": 3, "n_batches": n_seen})
     found = seen + ids(rest)
     assert (found if n_seen == 11 else found + ids(rest)) == wanted
@@ -132,7 +134,7 @@ def test_trap_15_a_resumed_stream_goes_on_with_the_next_batch(
 def test_an_epoch_that_is_begun_twice_is_the_same(folder: Path, tokenizer: GPT2Tokenizer) -> None:
     """As Lightning does when it fetches ahead."""
     loaded = loader(tokenizer, stream(folder, tokenizer))
-    loaded.go_on_at({"epoch": 1, "n_batches": 2})
+    loaded.resume_at({"epoch": 1, "n_batches": 2})
     first = next(iter(loaded)).example_ids.tolist()
     again = ids(loaded)
     assert again[0] == first and len(again) == 9
@@ -144,7 +146,9 @@ def test_filters_and_bad_records_are_counted(folder: Path, tokenizer: GPT2Tokeni
     source = FileSource(str(folder), on_bad_record="skip")
     for n_workers in (0, 2):
         loaded = loader(
-            tokenizer, stream(folder, tokenizer, source=source, filters=[Length(max_response_words=3)]), n_workers
+            tokenizer,
+            stream(folder, tokenizer, source=source, filters=FilterChain([Length(max_response_words=3)])),
+            n_workers,
         )
         seen = flat(ids(loaded))
         n_long = sum(1 + number % 6 > 3 for number in range(N))
@@ -196,11 +200,11 @@ def test_an_example_above_the_length_is_named(folder: Path, tokenizer: GPT2Token
 
 
 def streamed(folder: Path, tokenizer: GPT2Tokenizer, **options: Any) -> StreamedData:
-    settings = {
-        "max_length": 32, "split": {"val": 6, "test": 5}, "seed": 2, "batch_size": 4, "shuffle_buffer": 8,
-        "keep_together": "same_prompt", **options,
-    }  # fmt: skip
-    data = StreamedData(FileSource(str(folder)), TEMPLATE, tokenizer, folder.parent / "cache", **settings)
+    defaults = {"max_length": 32, "split": {"val": 6, "test": 5}, "seed": 2, "batch_size": 4, "groups": same_prompt}
+    data = StreamedData(
+        FileSource(str(folder)), TEMPLATE, tokenizer, folder.parent / "cache", shuffle_buffer=8,
+        **grouped(**{**defaults, **options}),
+    )  # fmt: skip
     data.prepare_data()
     data.setup()
     return data
@@ -223,17 +227,17 @@ def test_trap_17_what_is_held_out_is_never_trained_on(folder: Path, tokenizer: G
     near = {prompt_digest(e) for e in source if e.instruction in held_out}
     for epoch in range(2):
         loaded = data.train_dataloader()
-        loaded.go_on_at({"epoch": epoch, "n_batches": 0})
+        loaded.resume_at({"epoch": epoch, "n_batches": 0})
         n = len(flat(ids(loaded)))
         assert n == sum(prompt_digest(e) not in near for e in source) < N
     assert data.counts == {"n_val": 6, "n_test": 5, "n_read": N + 1, "n_left_out_of_train": N + 1 - n}
-    assert len(data.examples_of("train")[1]) == 0 and data.shares() == {} == data.sets_in("val")
+    assert len(data.examples_of("train")[1]) == 0 and data.shares() == {} and data.loader_names("val") == []
     again = streamed(folder, tokenizer)
     assert instructions(again, "val") == instructions(data, "val") and again.fingerprint == data.fingerprint
 
 
-def test_what_is_held_out_is_apart_whatever_is_kept_together(folder: Path, tokenizer: GPT2Tokenizer) -> None:
-    data = streamed(folder, tokenizer, keep_together="nothing")
+def test_what_is_held_out_is_apart_whatever_is_keep_together(folder: Path, tokenizer: GPT2Tokenizer) -> None:
+    data = streamed(folder, tokenizer, groups=None)
     assert len(flat(ids(data.train_dataloader()))) == N - 11 and data.counts["n_left_out_of_train"] == 11
 
 
@@ -251,14 +255,12 @@ def test_trap_17_what_is_held_out_has_no_relative_in_a_file_of_its_own(folder: P
     data = streamed(folder, tokenizer, split={"val": 6}, test_source=FileSource(str(path), name="own"))
     assert all(int(instruction.split()[-1]) % 2 for instruction in instructions(data, "val"))
     assert len(instructions(data, "val")) == 6 and len(instructions(data, "test")) == -(-N // 2)
-    free = streamed(
-        folder, tokenizer, split={"val": 6}, test_source=FileSource(str(path), name="own"), keep_together="nothing"
-    )
+    free = streamed(folder, tokenizer, split={"val": 6}, test_source=FileSource(str(path), name="own"), groups=None)
     assert instructions(free, "val") != instructions(data, "val")
 
 
 def test_rows_must_have_room_for_the_longest_example_of_a_stream(folder: Path, tokenizer: GPT2Tokenizer) -> None:
-    with pytest.raises(ConfigError, match=r"data.pad_to=30: an example has 31 inputs"):
+    with pytest.raises(ConfigError, match=r"data.pad_to=30: the longest example has 31 inputs"):
         streamed(folder, tokenizer, pad_to=30)
 
 
@@ -270,25 +272,24 @@ def test_a_stream_that_is_too_short_for_its_split(folder: Path, tokenizer: GPT2T
 
 
 def test_the_quick_fingerprint_follows_names_sizes_and_reading(folder: Path) -> None:
-    first = FileSource(str(folder)).quick_fingerprint()
-    assert FileSource(str(folder)).quick_fingerprint() == first
-    assert FileSource(str(folder), {"output": "a"}).quick_fingerprint() != first
+    first = quick_fingerprint(FileSource(str(folder)))
+    assert quick_fingerprint(FileSource(str(folder))) == first
+    assert quick_fingerprint(FileSource(str(folder), {"output": "a"})) != first
     with (folder / "part-0.jsonl").open("a") as file:
         file.write("\n")
-    assert FileSource(str(folder)).quick_fingerprint() != first
+    assert quick_fingerprint(FileSource(str(folder))) != first
 
 
 def test_a_hub_set_is_streamed_shard_by_shard(folder: Path, tokenizer: GPT2Tokenizer) -> None:
     """A local folder in the hub's form; the same code reads one over the network."""
     pytest.importorskip("datasets")
     hub = StreamingHubSource(str(folder))
-    hub.prepare()
     assert len(hub.shards()) == len(SHARDS)
     assert [e.instruction for e in hub] == [e.instruction for e in FileSource(str(folder))]
     of_hub, of_files = (
         ids(loader(tokenizer, stream(folder, tokenizer, source=s))) for s in (hub, FileSource(str(folder)))
     )
     assert of_hub == of_files
-    assert hub.quick_fingerprint() != StreamingHubSource(str(folder), split="test").quick_fingerprint()
+    assert quick_fingerprint(hub) == hub.fingerprint() != StreamingHubSource(str(folder), split="test").fingerprint()
     with pytest.raises(DownloadError, match=r"data set .*nowhere, split train: cannot be opened"):
-        StreamingHubSource(str(folder / "nowhere")).prepare()
+        StreamingHubSource(str(folder / "nowhere")).shards()

@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 from lightning import Callback
 
-from instruct_lit.core.data.sources import FileSource
+from instruct_lit.core.data.batching import same_prompt
+from instruct_lit.core.data.records import FileSource
 from instruct_lit.core.data.template import Template
 from instruct_lit.core.data.tokenizer import GPT2Tokenizer
 from instruct_lit.datasets.stream_datamodule import StreamedData
+from tests.fixtures.data import settings
 
 TEMPLATE = Template("short", "Do: {{ instruction }}\nAnswer: {{ response }}")
 
@@ -33,9 +35,10 @@ def test_trap_15_a_resumed_stream_is_the_run_that_would_have_been(
         (tmp_path / f"part-{shard}.jsonl").write_text("\n".join(map(json.dumps, records)))
 
     def run(max_steps: int, ckpt_path: Path | None = None) -> list[tuple[list[int], float]]:
+        given = settings(max_length=64, split={"val": 3, "test": 2}, seed=3, batch_size=4, groups=same_prompt)
         data = StreamedData(
             FileSource([str(tmp_path / f"part-{shard}.jsonl") for shard in range(3)]), TEMPLATE, tokenizer, tmp_path / "cache",
-            max_length=64, split={"val": 3, "test": 2}, seed=3, batch_size=4, shuffle_buffer=5, keep_together="same_prompt",
+            shuffle_buffer=5, **given,
         )  # fmt: skip
         seen = Seen()
         trainer = fit(make_tuner(), data, seen, max_steps=max_steps, max_epochs=-1, ckpt_path=ckpt_path,

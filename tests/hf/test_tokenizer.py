@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from instruct_lit.core.data.encode import Encoder, learnt_texts
+from instruct_lit.core.data.encode import Encoder, response_texts
 from instruct_lit.core.data.example import Example
 from instruct_lit.core.data.template import Template
 from instruct_lit.datasets.profile import mask_is_exact
@@ -144,7 +144,7 @@ def test_a_conversation_has_the_ids_of_transformers_and_a_mask_of_the_answers(ch
     tokenizer, template = chat
     ((_, encoded),) = Encoder(template, tokenizer, 10_000, "error", loss_on).encode([TALK])  # type: ignore[arg-type]
     answers = ["the dog", "<|user|> so", "the end"]
-    assert learnt_texts(encoded, tokenizer) == (answers if loss_on == "all" else answers[-1:])
+    assert response_texts(encoded, tokenizer) == (answers if loss_on == "all" else answers[-1:])
     assert mask_is_exact(TALK, encoded, template, tokenizer)
     assert encoded.prompt_ids == Encoder(template, tokenizer, 99).prompt_ids(TALK)
     assert all(encoded.ids[end - 1] == tokenizer.eot_id for _, end in encoded.spans)

@@ -28,6 +28,7 @@ from instruct_lit.hf.adapters import Adapter
 from instruct_lit.hf.chat_template import with_chat
 from instruct_lit.hf.files import load_hf
 from instruct_lit.hf.tokenizer import load_tokenizer
+from tests.fixtures.data import settings
 
 EXAMPLES = [
     Example("Name a colour.", "red"), Example("Repeat.", " a space", "the cat"), Example("Count.", "\n1\n2\n3"),
@@ -206,8 +207,8 @@ def test_traps_8_11_and_14_evaluation_sees_every_example_once_whatever_the_batch
     found, ids = [], []
     for size, layout in ((1, "padded"), (3, "packed"), (50, "padded")):
         data = InstructionData(
-            DemoSource(30), case.template, case.tokenizer, tmp_path, max_length=LENGTH, seed=1, batch_size=size,
-            split={"train": 16, "val": 7, "test": 7}, layout=layout, shared_prefix=layout == "packed",
+            DemoSource(30), case.template, case.tokenizer, tmp_path, **settings(max_length=LENGTH, seed=1, batch_size=size,
+            split={"train": 16, "val": 7, "test": 7}, layout=layout, shared_prefix=layout == "packed"),
         )  # fmt: skip
         data.prepare_data()
         data.setup()

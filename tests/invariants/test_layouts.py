@@ -17,8 +17,7 @@ from instruct_lit.accel.compiled import compiled_form
 from instruct_lit.config.compose import CONF
 from instruct_lit.core.data.collate import Collator, pad_shift_mask
 from instruct_lit.core.data.encode import EncodedExample, Encoder
-from instruct_lit.core.data.example import Example
-from instruct_lit.core.data.formats import to_example
+from instruct_lit.core.data.example import Example, to_example
 from instruct_lit.core.data.template import Template
 from instruct_lit.core.data.tokenizer import GPT2Tokenizer
 from instruct_lit.core.model.gpt import GPT, GPTConfig

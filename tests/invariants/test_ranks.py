@@ -16,6 +16,7 @@ from instruct_lit.core.model.gpt import GPT, GPTConfig
 from instruct_lit.core.training.module import InstructionTuner
 from instruct_lit.core.training.optimizer import parameter_groups, schedule
 from instruct_lit.datasets.demo import DemoSource
+from tests.fixtures.data import settings
 
 
 class Report(Callback):
@@ -44,8 +45,8 @@ def fit(folder: Path, layout: str, n_ranks: int) -> None:
     model.init_weights(0)
     template = Template("t", "{{ instruction }} {{ input }}: {{ response }}")
     data = InstructionData(
-        DemoSource(30), template, GPT2Tokenizer(), folder, max_length=64, split={"train": 19, "val": 7, "test": 4},
-        seed=1, batch_size=8 // n_ranks, eval_batch_size=2, layout=layout, shared_prefix=layout == "packed",
+        DemoSource(30), template, GPT2Tokenizer(), folder, **settings(max_length=64, split={"train": 19, "val": 7, "test": 4},
+        seed=1, batch_size=8 // n_ranks, eval_batch_size=2, layout=layout, shared_prefix=layout == "packed"),
     )  # fmt: skip
     tuner = InstructionTuner(
         model,

@@ -94,7 +94,7 @@ def test_all_that_there_are_may_fit_and_a_budget_is_refused(
     data.setup()
     assert LargestBatch()(trainer, make_tuner(), data, tmp_path) == 6
     assert "the largest that was tried (the longest 6 of the data): data.batch_size=6" in capsys.readouterr().out
-    data.max_tokens = 500
+    data = make_data(n_train=6, grouping="best_fit", max_tokens=500)
     with pytest.raises(ConfigError, match=r"batching\.max_tokens bounds the batches"):
         LargestBatch()(trainer, make_tuner(), data, tmp_path)
 

@@ -1,6 +1,6 @@
-"""Encoded examples to a batch: pad, shift, mask; or lay documents side by side without padding.
+"""Encoded examples to a batch: pad, shift by one, mask with -100; or documents side by side without padding.
 
-`pad_shift_mask` is the textbook form and the reference. Every layout yields the same pairs of position and target and
+`pad_shift_mask` is the textbook form and the reference. Every layout yields the same pairs of position and target, and
 so the same loss; they differ only in how many positions the model computes.
 """
 
@@ -25,7 +25,7 @@ class Batch:
     """Inputs of one forward pass and the pairs of position and next token that the loss is taken over.
 
     `input_ids` and `position_ids` are `(B, T)` rows, or `(N,)` documents one after the other behind `prefix_length`
-    shared tokens; `document_lengths` is None for rows. The M learnt pairs: `loss_index` `(M,)` points into the
+    shared tokens; `document_lengths` is None for rows. The M supervised pairs: `loss_index` `(M,)` points into the
     flattened inputs, `targets` `(M,)` is the token that follows there, `loss_weights` `(M,)` the number of documents
     that share the pair (0 for a pair of padding), `is_response` `(M,)` whether the target belongs to a response.
     """
@@ -39,12 +39,12 @@ class Batch:
     is_response: Tensor
     document_lengths: tuple[int, ...] | None
     prefix_length: int
-    n_supervised: int  # sum of loss_weights, known without asking the device
+    n_supervised: int  # sum of loss_weights, available without a device synchronisation
     n_tokens: int  # input tokens of the examples: no padding, each example counted whole
     n_response_bytes: int  # UTF-8 bytes of the response tokens among the targets
 
     def to(self, *args: Any, **kwargs: Any) -> Batch:
-        """A copy whose tensors were moved as `Tensor.to` would; from page-locked memory nobody waits for that."""
+        """A copy with its tensors moved by `Tensor.to`, asynchronously from page-locked memory."""
         return self._map(lambda x: x.to(*args, **{"non_blocking": x.is_pinned(), **kwargs}))
 
     def pin_memory(self) -> Batch:
@@ -59,11 +59,11 @@ class Batch:
 def pad_shift_mask(
     examples: Sequence[EncodedExample], pad_id: int, pad_to: int | None = None, mask_prompt: bool = True
 ) -> tuple[Tensor, Tensor]:
-    """Pad to the longest example (or to `pad_to` inputs), shift by one, and mask what is not learnt with -100.
+    """Pad to the longest example (or to `pad_to` inputs), shift by one, and mask the unsupervised targets with -100.
 
-    Returns `(B, T)` inputs and targets: the target at a position is the token after it. The end-of-text that closes
-    an example is a target; the padding behind it, though the same token, is not; neither, with `mask_prompt`, is any
-    token of a prompt.
+    Returns `(B, T)` inputs and targets: the target at a position is the token after it. The end-of-text that closes an
+    example is a target; the padding after it, though the same token, is not; neither, with `mask_prompt`, is any token
+    of a prompt.
     """
     width = max(len(example.ids) for example in examples) - 1
     if pad_to is not None:
@@ -75,18 +75,22 @@ def pad_shift_mask(
         ids = torch.from_numpy(example.ids)
         inputs[row, : len(ids) - 1] = ids[:-1]
         targets[row, : len(ids) - 1] = ids[1:]
-        if mask_prompt:
-            targets[row, : len(ids) - 1][~torch.from_numpy(example.is_response[1:])] = IGNORE_INDEX
+        targets[row, : len(ids) - 1][~torch.from_numpy(supervised(example, mask_prompt))] = IGNORE_INDEX
     return inputs, targets
+
+
+def supervised(example: EncodedExample, mask_prompt: bool) -> np.ndarray:
+    """Which targets of an example contribute to the loss `(T - 1,)`: those of responses, or all."""
+    return example.is_response[1:] if mask_prompt else np.ones(len(example.ids) - 1, dtype=bool)
 
 
 class Collator:
     """Makes a batch of examples in one layout; the `collate_fn` of the data loaders.
 
     `padded` pads every document to the longest (or to `pad_to` inputs); `packed` pads nothing. With `shared_prefix`
-    the longest common beginning of the batch's documents stands once, in front. `pad_to_multiple_of` rounds up
-    the number of learnt pairs, with pairs of weight 0, and that of a packed batch's positions, with a document of
-    padding: few shapes occur then, and kernels that were made for a shape, which takes milliseconds, are found again.
+    the longest common prefix of the batch's documents is stored once, at the start. `pad_to_multiple_of` rounds up the
+    number of supervised pairs, with pairs of weight 0, and the positions of a packed batch, with a document of padding.
+    Few shapes then occur, so that kernels compiled for a shape (milliseconds) are reused.
     """
 
     def __init__(
@@ -104,7 +108,7 @@ class Collator:
         self.layout, self.shared_prefix, self.mask_prompt = layout, shared_prefix, mask_prompt
 
     def __call__(self, examples: Sequence[EncodedExample]) -> Batch:
-        if not examples:  # a rank's part of the last global batch may be empty: one token, nothing learnt
+        if not examples:  # a rank's part of the last global batch may be empty: one token, unsupervised
             nothing = EncodedExample(-1, np.full(2, self.pad_id), np.zeros(2, dtype=bool))
             return Collator(self.pad_id, self.n_bytes_of.numpy(), self.layout)([nothing])
         if self.layout == "padded" and not self.shared_prefix:
@@ -144,21 +148,20 @@ class Collator:
             padding = np.full(length - (n_inputs - n_prefix), self.pad_id, dtype=np.int64)
             ids += [example.ids[n_prefix:-1], padding]
             positions.append(np.arange(n_prefix, n_prefix + length))
-            learnt = example.is_response[1:] if self.mask_prompt else np.ones(n_inputs, dtype=bool)
-            where = learnt.nonzero()[0]
+            where = supervised(example, self.mask_prompt).nonzero()[0]
             index.append(np.where(where < n_prefix, where, where - n_prefix + start))
             targets.append(example.ids[1:][where])
             is_response.append(example.is_response[1:][where])
             lengths.append(length)
             start += length
-        n_padding = self._short_of_multiple(start)
+        n_padding = -start % self.pad_to_multiple_of
         if n_padding and self.layout == "packed":
             ids.append(np.full(n_padding, self.pad_id))
             positions.append(np.zeros(n_padding, dtype=np.int64))
             lengths.append(n_padding)
         pairs = np.stack([np.concatenate(index), np.concatenate(targets), np.concatenate(is_response)])
         weights: np.ndarray = np.ones(pairs.shape[1])
-        if (pairs[0] < n_prefix).any():  # what the documents share is computed once and counted as often as it occurs
+        if (pairs[0] < n_prefix).any():  # a shared pair is computed once and weighted by how often it occurs
             pairs, weights = np.unique(pairs, axis=1, return_counts=True)
         return self._batch(
             examples,
@@ -172,11 +175,8 @@ class Collator:
             prefix_length=n_prefix,
         )
 
-    def _short_of_multiple(self, n: int) -> int:
-        return -n % self.pad_to_multiple_of
-
     def _batch(self, examples: Sequence[EncodedExample], **parts: Any) -> Batch:
-        n_padding = self._short_of_multiple(len(parts["targets"]))
+        n_padding = -len(parts["targets"]) % self.pad_to_multiple_of
         for name in ("loss_index", "targets", "loss_weights", "is_response"):
             parts[name] = torch.cat((parts[name], parts[name].new_zeros(n_padding)))
         response_weights = parts["loss_weights"] * parts["is_response"]
@@ -190,7 +190,7 @@ class Collator:
 
 
 def _common_prefix(examples: Sequence[EncodedExample]) -> int:
-    """Number of leading tokens that all examples share; each keeps at least one input token of its own."""
+    """Length of the prefix that all examples share; each keeps at least one input token after it."""
     longest = min(len(example.ids) for example in examples) - 2
     first = examples[0].ids
     for example in examples[1:]:

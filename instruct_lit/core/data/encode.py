@@ -1,10 +1,20 @@
-"""Text to token ids: prompt and response are encoded apart, so that the ids of prompts are those of generation."""
+"""Text to token ids, and encoded examples on disk.
+
+Prompt and response are encoded separately, so that the prompt ids of training are those of generation. Tokens, masks
+and records are appended file by file while the source is read, so memory grows with the number of records neither in
+writing nor in reading, and a second start opens the files without parsing anything.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Literal, Protocol
 
 import numpy as np
@@ -17,10 +27,11 @@ OnLong = Literal["truncate", "drop", "error"]
 LossOn = Literal["all", "last"]
 Piece = tuple[list[int], list[int]]  # ids before a response, and of the response
 CHUNK = 4096  # examples encoded at once: enough work for all cores, little memory
+_COMPLETE = "counts.json"  # of a store, written last: a folder without it is incomplete
 
 
 class Tokenizer(Protocol):
-    """What the data, training and generation need of a tokenizer; `prompt_start` are ids before every prompt."""
+    """What data, training and generation need of a tokenizer; `prompt_start` are the ids before every prompt."""
 
     eot_id: int
     n_vocab: int
@@ -38,10 +49,10 @@ class Tokenizer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class EncodedExample:
-    """Token ids `(T,)` of prompt, response and end-of-text, and which of them belong to a learnt response `(T,)`.
+    """Token ids `(T,)` of prompt, response and end-of-text, and a mask `(T,)` of the responses that are trained on.
 
-    A conversation has all of them turn after turn. End-of-text is missing where the last response was cut. `index` is
-    the example's place in its data set.
+    A conversation has them turn after turn. End-of-text is missing where the last response was truncated. `index` is
+    the example's position in its data set.
     """
 
     index: int
@@ -56,19 +67,19 @@ class EncodedExample:
 
     @property
     def spans(self) -> list[tuple[int, int]]:
-        """Where the learnt responses are, as (first token, token behind the last one)."""
+        """The responses that are trained on, as (first token, token after the last one)."""
         changes = np.flatnonzero(np.diff(self.is_response, prepend=False, append=False))
         return [(int(start), int(end)) for start, end in changes.reshape(-1, 2)]
 
     @property
     def prompt_ids(self) -> list[int]:
-        """The ids that generation starts from."""
+        """The prompt ids of generation."""
         return self.ids[: self.n_prompt].tolist()
 
 
 @dataclass
 class EncodingCounts:
-    """What became of the examples while encoding."""
+    """What happened to the examples in encoding."""
 
     n_encoded: int = 0
     n_truncated: int = 0
@@ -78,12 +89,12 @@ class EncodingCounts:
 class Encoder:
     """Renders and encodes examples, at most `max_length` tokens each, end-of-text included.
 
-    A longer example is cut (`truncate`), left out (`drop`) or refused with a DataError (`error`). One whose prompt
-    leaves no room for a single response token is left out even when cutting, since the response header must survive.
-    A cut response is not followed by end-of-text: the model shall not learn to stop in mid-sentence. A conversation
-    that is cut loses the turns whose response has no room, in the example that is yielded too.
+    A longer example is truncated, dropped, or refused with a DataError (`on_long`). One whose prompt leaves no room for
+    a single response token is dropped even with `truncate`, since the response header must survive. A truncated
+    response has no end-of-text: the model must not learn to stop in mid-sentence. A truncated conversation loses the
+    turns whose response has no room, also in the example that is yielded.
 
-    Every response of a conversation is closed by end-of-text. All of them are learnt, or only the last (`loss_on`).
+    Every response of a conversation ends with end-of-text. All of them are trained on, or only the last (`loss_on`).
     """
 
     def __init__(
@@ -99,7 +110,7 @@ class Encoder:
         self.counts = EncodingCounts()
 
     def prompt_ids(self, example: Example) -> list[int]:
-        """Token ids of an example's prompt, the same in training and in generation; earlier turns are part of it."""
+        """Token ids of an example's prompt, earlier turns included; the same in training and in generation."""
         *earlier, (prompt, _) = self.template.turns(example)
         ids = list(self.tokenizer.prompt_start)
         for before, response in earlier:
@@ -107,7 +118,7 @@ class Encoder:
         return ids + self.tokenizer.encode(prompt)
 
     def encode(self, examples: Iterable[Example]) -> Iterator[tuple[Example, EncodedExample]]:
-        """Yield each example that is kept with its encoding; `counts` tells about the others."""
+        """Yield each kept example with its encoding; `counts` is kept up to date."""
         iterator = iter(examples)
         n_read = 0
         while chunk := list(islice(iterator, CHUNK)):
@@ -126,14 +137,14 @@ class Encoder:
             n_read += len(chunk)
 
     def _fit(self, pieces: list[Piece], number: int) -> list[Piece] | None:
-        """The turns whose response has room, the last one perhaps not whole; None for an example that is left out."""
+        """The turns whose response has room, the last one perhaps in part; None for an example that is dropped."""
         n_tokens = sum(len(prompt) + len(response) + 1 for prompt, response in pieces)
         if n_tokens <= self.max_length:
             return pieces
         if self.on_long == "error":
             raise DataError(
                 f"example {number} has {n_tokens} tokens, data.max_length is {self.max_length}; raise it (up to the "
-                "model's context), or choose data.on_long=truncate or data.on_long=drop"
+                "model's context), or use data.on_long=truncate or data.on_long=drop"
             )
         n_kept = start = 0
         for prompt, response in pieces:
@@ -162,8 +173,107 @@ class Encoder:
         return EncodedExample(self.counts.n_encoded, np.array(ids, dtype=np.int64), is_response)
 
 
-def learnt_texts(encoded: EncodedExample, tokenizer: Tokenizer) -> list[str]:
-    """The learnt responses decoded back from the mask, without their end-of-text."""
+def response_texts(encoded: EncodedExample, tokenizer: Tokenizer) -> list[str]:
+    """The responses that are trained on, decoded from the mask, without their end-of-text."""
     ids = encoded.ids.tolist()
     ends = [end - (ids[end - 1] == tokenizer.eot_id) for _, end in encoded.spans]
     return [tokenizer.decode(ids[start:end]) for (start, _), end in zip(encoded.spans, ends, strict=True)]
+
+
+class EncodedStore:
+    """Random access to the encoded examples of one folder and to their records."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.counts: dict[str, int] = json.loads((folder / _COMPLETE).read_text())
+        self._offsets = np.load(folder / "offsets.npy", mmap_mode="r")
+        self._record_offsets = np.load(folder / "record_offsets.npy", mmap_mode="r")
+        self._tokens = np.memmap(folder / "tokens.bin", dtype=np.int32, mode="r")
+        self._is_response = np.memmap(folder / "is_response.bin", dtype=bool, mode="r")
+        self._records = np.memmap(folder / "records.jsonl", dtype=np.uint8, mode="r")
+        self.lengths: np.ndarray = np.diff(self._offsets)  # tokens of each example (n,)
+
+    def __reduce__(self) -> tuple[type[EncodedStore], tuple[Path]]:
+        return EncodedStore, (self.folder,)  # a spawned worker maps the files itself instead of getting a copy of them
+
+    def __len__(self) -> int:
+        return len(self._offsets) - 1
+
+    def __getitem__(self, index: int) -> EncodedExample:
+        start, end = self._offsets[index], self._offsets[index + 1]
+        ids = np.asarray(self._tokens[start:end], dtype=np.int64)
+        return EncodedExample(int(index), ids, np.array(self._is_response[start:end]))
+
+    def example(self, index: int) -> Example:
+        """The record of an encoded example."""
+        start, end = self._record_offsets[index], self._record_offsets[index + 1]
+        return Example.from_record(json.loads(self._records[start:end].tobytes()))
+
+    @property
+    def n_response(self) -> np.ndarray:
+        """Number of response tokens of each example `(n,)`."""
+        return np.add.reduceat(self._is_response, self._offsets[:-1], dtype=np.int64)
+
+    @property
+    def last_ids(self) -> np.ndarray:
+        """The last token of each example `(n,)`: end-of-text unless the response was truncated."""
+        return self._tokens[self._offsets[1:] - 1]
+
+
+def open_or_build(
+    cache_dir: Path,
+    key: str,
+    examples: Iterable[Example],
+    encoder: Encoder,
+    counts: Callable[[], Mapping[str, int]] = dict,
+) -> EncodedStore:
+    """Open the store with that key, or encode the examples into a new one.
+
+    A store that was interrupted while being written is never used. `counts` is called after the examples have been
+    read; its result is stored with the encoder's counts.
+
+    Raises: DataError when no example is left or the cache cannot be written.
+    """
+    folder = cache_dir / "encoded" / key
+    if not (folder / _COMPLETE).exists():
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            temporary = Path(tempfile.mkdtemp(prefix=f"{key}.", dir=folder.parent))
+        except OSError as error:
+            raise DataError(
+                f"paths.cache={cache_dir}: cannot be written ({error.strerror}); choose another folder"
+            ) from error
+        try:
+            _write(temporary, examples, encoder, counts)
+            try:
+                os.replace(temporary, folder)
+            except OSError as error:  # another process was first
+                if not (folder / _COMPLETE).exists():
+                    raise DataError(f"{folder}: cannot be written ({error.strerror}); delete this folder") from error
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    return EncodedStore(folder)
+
+
+def _write(
+    folder: Path, examples: Iterable[Example], encoder: Encoder, counts: Callable[[], Mapping[str, int]]
+) -> None:
+    offsets, record_offsets = [0], [0]
+    with (
+        (folder / "tokens.bin").open("wb") as tokens,
+        (folder / "is_response.bin").open("wb") as is_response,
+        (folder / "records.jsonl").open("wb") as records,
+    ):
+        for example, encoded in encoder.encode(examples):
+            tokens.write(encoded.ids.astype(np.int32).tobytes())
+            is_response.write(encoded.is_response.tobytes())
+            line = json.dumps(example.as_record(), ensure_ascii=True, default=str).encode() + b"\n"
+            records.write(line)
+            offsets.append(offsets[-1] + len(encoded.ids))
+            record_offsets.append(record_offsets[-1] + len(line))
+    found = {**counts(), **vars(encoder.counts)}
+    if len(offsets) == 1:
+        raise DataError(f"no example is left to train on: {found}; see data.max_length and data.on_long")
+    np.save(folder / "offsets.npy", np.array(offsets, dtype=np.int64))
+    np.save(folder / "record_offsets.npy", np.array(record_offsets, dtype=np.int64))
+    (folder / _COMPLETE).write_text(json.dumps(found))

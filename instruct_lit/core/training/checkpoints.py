@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import warnings
@@ -210,20 +209,15 @@ def identity_of(model: CausalLM, data: InstructionData, trainer: Trainer) -> dic
 
     Batches are counted over all processes: two processes with batches of four go on where one with eight stopped.
     """
-    split = hashlib.sha256(b"".join(data.examples_of(name)[1].tobytes() for name in ("train", "val", "test")))
-    n_processes = trainer.world_size
+    n_processes, max_tokens = trainer.world_size, data.batching.max_tokens
     named = list(model.named_parameters())
     return {
         "model": str(model.config),
         "trained parameters": str(sum(p.numel() for _, p in named if p.requires_grad)),
         "frozen weights": fingerprint((name, p) for name, p in named if not p.requires_grad),
         **data.facts(),
-        "split": split.hexdigest()[:16],
-        "data.mask_prompt": str(data.collator.mask_prompt),
-        "data.seed": str(data.seed),
-        "data.batch_size over all processes": str(data.batch_size * n_processes),
-        "batching.grouping": data.grouping,
-        "batching.max_tokens over all processes": str(data.max_tokens and data.max_tokens * n_processes),
+        "data.batch_size over all processes": str(data.batching.batch_size * n_processes),
+        "batching.max_tokens over all processes": str(max_tokens and max_tokens * n_processes),
         "trainer.accumulate_grad_batches": str(trainer.accumulate_grad_batches),
     }
 

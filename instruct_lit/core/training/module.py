@@ -227,7 +227,7 @@ class InstructionTuner(LightningModule):
 
     def _evaluated(self, split: str) -> dict[str, Tensor]:
         scatter(self.model)
-        names = list(self.trainer.datamodule.sets_in(split))  # type: ignore[attr-defined]
+        names = self.trainer.datamodule.loader_names(split)  # type: ignore[attr-defined]
         loaders = range(max(1, len(names)))
         sums = torch.stack([self._evaluation.get(n, _Sums()).values(self.device) for n in loaders])
         if self.trainer.world_size > 1:

@@ -39,9 +39,9 @@ def test_trap_14_evaluation_deals_out_every_example_once(n: int, world_size: int
 def test_epochs_differ_and_repeat() -> None:
     first = sampler()
     one = list(first)
-    first.set_epoch(1)
+    first.epoch = 1
     two = list(first)
-    first.set_epoch(0)
+    first.epoch = 0
     assert one == list(first) == list(sampler()) and one != two
     assert one != sorted(one)
 
@@ -55,7 +55,7 @@ def test_length_groups_are_tight_and_shuffled() -> None:
 
     assert padding(grouped) < 0.3 * padding(plain)
     again = sampler(grouping="length")
-    again.set_epoch(1)
+    again.epoch = 1
     assert {frozenset(b) for b in grouped} != {frozenset(b) for b in again}
     longest = [max(LENGTHS[np.array(b) - 1000]) for b in grouped]
     assert longest != sorted(longest) and longest != sorted(longest, reverse=True)

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from instruct_lit.config.compose import CONF
-from instruct_lit.core.data.encode import EncodedExample, Encoder, learnt_texts
+from instruct_lit.core.data.encode import EncodedExample, Encoder, response_texts
 from instruct_lit.core.data.example import Example
 from instruct_lit.core.data.template import Template
 from instruct_lit.core.data.tokenizer import GPT2Tokenizer
@@ -114,7 +114,7 @@ def test_trap_3_and_4_the_mask_of_any_conversation_decodes_to_the_assistants_tex
         assert kept is example
         suffix = template.suffix(example)
         wanted = [answer + suffix for _, answer in (*history, (instruction, output))]
-        assert learnt_texts(encoded, TOKENIZER) == (wanted if loss_on == "all" else wanted[-1:])
+        assert response_texts(encoded, TOKENIZER) == (wanted if loss_on == "all" else wanted[-1:])
         # One end-of-text closes every response, learnt or not, and none comes out of a text.
         assert (encoded.ids == EOT).sum() == len(turns)
         assert all(encoded.ids[end - 1] == EOT for _, end in encoded.spans)

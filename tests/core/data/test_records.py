@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from instruct_lit.core.data.example import Example
-from instruct_lit.core.data.formats import to_example
+from instruct_lit.core.data.example import Example, to_example
 from instruct_lit.core.data.records import read_records
 from instruct_lit.errors import DataError
 
@@ -64,11 +63,11 @@ def test_json_larger_than_the_window_is_read_piece_by_piece(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"instruction": "a"}', "a .json file holds one array of records; one record a line is .jsonl"),
-        ('[{"instruction": "a", "output": "b"}', "record 1: the array ends here without"),
-        ('[{"instruction": "a", "output": ]', "record 0: no valid JSON"),
-        ('[{"instruction": "a", "output": "b"}] x', "something follows the end of the array"),
-        ("", "a .json file holds one array of records"),
+        ('{"instruction": "a"}', "not a JSON array of records; rename a file with one record per line to .jsonl"),
+        ('[{"instruction": "a", "output": "b"}', "record 1: expected ',' or ']'"),
+        ('[{"instruction": "a", "output": ]', "record 0: invalid JSON"),
+        ('[{"instruction": "a", "output": "b"}] x', "text after the end of the array"),
+        ("", "not a JSON array of records"),
     ],
 )
 def test_broken_json_names_file_and_record(tmp_path: Path, text: str, message: str) -> None:
@@ -83,7 +82,7 @@ def test_a_broken_line_of_jsonl_is_told_by_its_number(tmp_path: Path) -> None:
     path = tmp_path / "records.jsonl"
     path.write_text('{"instruction": "a", "output": "b"}\n{oops}\n')
     found = [record for _, record in read_records(path)]
-    assert isinstance(found[1], DataError) and f"{path}, line 2: no valid JSON" in str(found[1])
+    assert isinstance(found[1], DataError) and f"{path}, line 2: invalid JSON" in str(found[1])
 
 
 @pytest.mark.parametrize(
@@ -105,19 +104,19 @@ def test_a_parquet_file_that_is_damaged_inside_is_told(tmp_path: Path) -> None:
     whole = bytearray(path.read_bytes())
     whole[4:60] = b"\xff" * 56  # the first column's pages
     path.write_bytes(whole)
-    with pytest.raises(DataError, match=r"r.parquet, record 0: no valid parquet file"):
+    with pytest.raises(DataError, match=r"r.parquet, record 0: invalid parquet file"):
         list(read_records(path))
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"files ending in .json, .jsonl, .csv, .parquet can be read, not .txt"):
+    with pytest.raises(DataError, match=r"unsupported suffix '.txt'; allowed are .json, .jsonl, .csv, .parquet"):
         list(read_records(tmp_path / "a.txt"))
     with pytest.raises(DataError, match=r"nowhere.json: cannot be read \(No such file"):
         list(read_records(tmp_path / "nowhere.json"))
     (tmp_path / "latin.jsonl").write_bytes('{"instruction": "é"}'.encode("latin-1"))
-    with pytest.raises(DataError, match=r"latin.jsonl: not valid UTF-8 .*; convert the file to UTF-8"):
+    with pytest.raises(DataError, match=r"latin.jsonl: invalid UTF-8 .*; convert the file to UTF-8"):
         list(read_records(tmp_path / "latin.jsonl"))
     (tmp_path / "no.parquet").write_bytes(b"PAR1")
     pytest.importorskip("pyarrow")
-    with pytest.raises(DataError, match=r"no.parquet, record 0: no valid parquet file"):
+    with pytest.raises(DataError, match=r"no.parquet, record 0: invalid parquet file"):
         list(read_records(tmp_path / "no.parquet"))

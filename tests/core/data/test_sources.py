@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from instruct_lit.core.data.example import Example
-from instruct_lit.core.data.sources import FileSource, HubSource, UrlSource, deduplicated
-from instruct_lit.errors import DataError, DownloadError
+from instruct_lit.core.data.records import FileSource, without_duplicates
+from instruct_lit.errors import DataError
 
 
 def write(path: Path, *records: object) -> Path:
@@ -56,37 +56,6 @@ def test_the_fingerprint_follows_content_and_reading(tmp_path: Path) -> None:
 
 def test_exact_duplicates_are_dropped_and_counted() -> None:
     examples = [Example("a", "b"), Example("a", "b", "c"), Example("a", "b"), Example("ab", "")]
-    unique = deduplicated(examples)
-    assert list(unique) == [examples[0], examples[1], examples[3]] and unique.n_dropped == 1
-
-
-def test_a_local_path_takes_the_place_of_the_download(tmp_path: Path) -> None:
-    path = write(tmp_path / "r.json", GOOD)
-    url = UrlSource("http://127.0.0.1:9/x.json", str(tmp_path), path=str(path))
-    hub = HubSource("owner/name", str(tmp_path), path=str(path))
-    assert len(list(url)) == len(list(hub)) == 1
-
-
-def test_a_hub_that_cannot_be_reached_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(
-        DownloadError, match=r"data set owner/name cannot be fetched from the Hugging Face hub .*data=demo"
-    ):
-        list(HubSource("owner/name", str(tmp_path)))
-
-
-def test_a_name_that_is_no_repository_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DownloadError, match=r"data.source.repo=a/b/c: Repo id must be in the form"):
-        list(HubSource("a/b/c", str(tmp_path)))
-
-
-def test_a_file_is_fetched_when_it_is_first_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path, asked = write(tmp_path / "r.json", GOOD), []
-    monkeypatch.setattr("instruct_lit.core.data.sources.fetch", lambda *arguments: asked.append(arguments) or path)
-    source = UrlSource("http://x/r.json", str(tmp_path), "sum")
-    assert not asked
-    source.prepare()
-    assert len(list(source)) == 1 and source.fingerprint() and source.shards() == [path]
-    assert asked == [("http://x/r.json", tmp_path / "downloads", "sum")]
+    counts: dict[str, int] = {}
+    assert list(without_duplicates(examples, counts)) == [examples[0], examples[1], examples[3]]
+    assert counts == {"n_duplicates": 1}

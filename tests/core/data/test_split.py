@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from instruct_lit.core.data.split import Split, joined, kept_together, make_split, same_prompt
+from instruct_lit.core.data.batching import Split, keep_together, make_split, same_prompt
 from instruct_lit.errors import ConfigError
 
 
@@ -38,16 +38,16 @@ def test_the_seed_decides() -> None:
     [
         ("pages", "data.split=pages: allowed are 'book' and a mapping of train, val and test"),
         ({"tset": 0.1}, "data.split.tset: allowed are train, val, test"),
-        ({"val": -1}, "data.split.val=-1: give a fraction below 1 or a count"),
-        ({"val": 1.5}, "data.split.val=1.5: give a fraction below 1 or a whole count"),
-        ({"train": 0.9, "val": 0.2}, "asks for more than the 20 examples there are"),
-        ({"val": 21}, "asks for more than the 20 examples there are"),
-        ({"val": 0.01}, "no example is left for val of the 20 there are"),
-        ({"val": 10, "test": 10}, "no example is left for train"),
+        ({"val": -1}, "data.split.val=-1: must be a fraction below 1 or a count"),
+        ({"val": 1.5}, "data.split.val=1.5: must be a fraction below 1 or a whole count"),
+        ({"train": 0.9, "val": 0.2}, "more than the 20 examples of the data"),
+        ({"val": 21}, "more than the 20 examples of the data"),
+        ({"val": 0.01}, "of 20 examples none is left for val"),
+        ({"val": 10, "test": 10}, "of 20 examples none is left for train"),
         ({"b": 0.1, "a": 0.1}, "data.split.a: allowed are train, val, test"),
-        ({"val": True}, "data.split.val=True: give a fraction below 1 or a count"),
-        ({"val": "half"}, "data.split.val=half: give a fraction below 1 or a count"),
-        ({"val": float("inf")}, "data.split.val=inf: give a fraction below 1 or a count"),
+        ({"val": True}, "data.split.val=True: must be a fraction below 1 or a count"),
+        ({"val": "half"}, "data.split.val=half: must be a fraction below 1 or a count"),
+        ({"val": float("inf")}, "data.split.val=inf: must be a fraction below 1 or a count"),
     ],
 )
 def test_impossible_splits_say_why(spec: object, message: str) -> None:
@@ -69,7 +69,7 @@ GROUPS = np.array([0, 1, 2, 0, 3, 4, 3, 5, 6, 2])  # example 9 is in no part
 
 
 def test_trap_17_a_group_in_several_parts_goes_to_train_as_a_whole() -> None:
-    kept, counts = kept_together(SPLIT, GROUPS, {2, 4}, movable=True)
+    kept, counts = keep_together(SPLIT, GROUPS, {2, 4}, movable=True)
     # Group 0 is in train and val, group 3 in val and test; groups 2 and 4 are in a test file of its own.
     assert (kept.train.tolist(), kept.val.tolist(), kept.test.tolist()) == ([0, 1, 3, 4, 6], [8], [7])
     assert counts == {
@@ -81,31 +81,25 @@ def test_trap_17_a_group_in_several_parts_goes_to_train_as_a_whole() -> None:
 def test_trap_17_a_group_in_any_two_parts_goes_to_train(one: int, other: int, moved: list[int]) -> None:
     groups = np.arange(9)
     groups[other] = one
-    kept, counts = kept_together(SPLIT, groups, set(), movable=True)
+    kept, counts = keep_together(SPLIT, groups, set(), movable=True)
     assert counts["n_moved_to_train"] == len(moved) and kept.train.tolist() == [0, 1, 2, *moved]
 
 
 def test_a_split_in_file_order_is_counted_alone() -> None:
-    kept, counts = kept_together(SPLIT, GROUPS, {2}, movable=False)
+    kept, counts = keep_together(SPLIT, GROUPS, {2}, movable=False)
     assert kept is SPLIT and counts == {"n_straddling": 4}
 
 
 def test_nothing_moves_where_nothing_is_alike() -> None:
-    kept, counts = kept_together(SPLIT, np.arange(10), set(), movable=True)
+    kept, counts = keep_together(SPLIT, np.arange(10), set(), movable=True)
     for name in ("train", "val", "test"):
         assert getattr(kept, name).tolist() == getattr(SPLIT, name).tolist()
     assert not any(counts.values())
 
 
 def test_a_part_that_only_has_duplicates_is_an_error() -> None:
-    with pytest.raises(ConfigError, match=r"every example for val has a near-duplicate elsewhere"):
-        kept_together(SPLIT, np.array([0, 1, 2, 0, 1, 4, 5, 6, 2, 7]), set(), movable=True)
-
-
-def test_joined_splits_count_through() -> None:
-    one, two = Split(*map(np.array, ([0], [1], [2]))), Split(*map(np.array, ([1, 2], [0], [3])))
-    both = joined([one, two], [0, 3])
-    assert (both.train.tolist(), both.val.tolist(), both.test.tolist()) == ([0, 4, 5], [1, 3], [2, 6])
+    with pytest.raises(ConfigError, match=r"every example for val has a near-duplicate in another part"):
+        keep_together(SPLIT, np.array([0, 1, 2, 0, 1, 4, 5, 6, 2, 7]), set(), movable=True)
 
 
 def test_one_is_a_count_zero_is_allowed_and_what_is_not_named_is_empty() -> None:
@@ -120,21 +114,16 @@ def test_one_is_a_count_zero_is_allowed_and_what_is_not_named_is_empty() -> None
 
 
 def test_fractions_above_one_are_refused_though_their_rounded_counts_fit() -> None:
-    with pytest.raises(ConfigError, match="asks for more than the 5 examples there are"):
+    with pytest.raises(ConfigError, match="more than the 5 examples of the data"):
         make_split(5, {"train": 0.5, "val": 0.3, "test": 0.3}, 0)
 
 
 def test_a_part_that_was_empty_may_stay_so_and_one_of_one_may_not_become_it() -> None:
     split = Split(*map(np.array, ([0, 1], [2], np.array([], dtype=int))))
-    kept, _ = kept_together(split, np.array([0, 1, 2]), set(), movable=True)
+    kept, _ = keep_together(split, np.array([0, 1, 2]), set(), movable=True)
     assert kept.test.tolist() == [] and kept.val.tolist() == [2]
-    with pytest.raises(ConfigError, match=r"every example for val has a near-duplicate elsewhere"):
-        kept_together(split, np.array([0, 1, 0]), set(), movable=True)
-
-
-def test_as_many_splits_as_beginnings() -> None:
-    with pytest.raises(ValueError, match="zip"):
-        joined([Split(*map(np.array, ([0], [1], [2])))], [0, 3])
+    with pytest.raises(ConfigError, match=r"every example for val has a near-duplicate in another part"):
+        keep_together(split, np.array([0, 1, 0]), set(), movable=True)
 
 
 def test_texts_with_the_same_words_share_a_group() -> None:

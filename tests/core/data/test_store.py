@@ -1,19 +1,20 @@
 """The store on disk, and the data module over it."""
 
 import json
+import pickle
 from pathlib import Path
 
 import pytest
 
-from instruct_lit.core.data.datamodule import InstructionData
-from instruct_lit.core.data.encode import Encoder
+from instruct_lit.core.data.datamodule import InstructionData, Lengths, Splits
+from instruct_lit.core.data.encode import Encoder, open_or_build
 from instruct_lit.core.data.example import Example
-from instruct_lit.core.data.sources import FileSource
-from instruct_lit.core.data.store import open_or_build
+from instruct_lit.core.data.records import FileSource
 from instruct_lit.core.data.template import Template
 from instruct_lit.core.data.tokenizer import GPT2Tokenizer
 from instruct_lit.datasets.demo import DemoSource
 from instruct_lit.errors import ConfigError, DataError
+from tests.fixtures.data import settings
 
 TEMPLATE = Template(
     "short", "{{ instruction }} {{ input }} = {{ response }}", next_turn=" {{ instruction }} = {{ response }}"
@@ -36,6 +37,8 @@ def test_examples_and_encodings_come_back(tmp_path: Path, tokenizer: GPT2Tokeniz
     assert len(store) == 3 and store.lengths.tolist()[1] == 20
     assert [store.example(i) for i in range(3)] == EXAMPLES
     expected = [e for _, e in Encoder(TEMPLATE, tokenizer, 20).encode(EXAMPLES)]
+    again = pickle.loads(pickle.dumps(store))
+    assert len(pickle.dumps(store)) < 1000 and again[0].ids.tolist() == store[0].ids.tolist()
     for i, encoded in enumerate(expected):
         assert store[i].index == i and store[i].ids.tolist() == encoded.ids.tolist()
         assert store[i].is_response.tolist() == encoded.is_response.tolist()
@@ -70,7 +73,7 @@ def test_of_two_builds_at_the_same_time_the_first_one_counts(tmp_path: Path, tok
     assert len(open_or_build(tmp_path, "key", slow(), Encoder(TEMPLATE, tokenizer, 20), dict)) == 3
     assert [p.name for p in (tmp_path / "encoded").iterdir()] == ["key"]
     (tmp_path / "encoded" / "key" / "counts.json").unlink()
-    with pytest.raises(DataError, match=r"encoded/key: cannot be written \(.*\); delete what is there"):
+    with pytest.raises(DataError, match=r"encoded/key: cannot be written \(.*\); delete this folder"):
         build(tmp_path, tokenizer)
 
 
@@ -84,7 +87,7 @@ def test_no_example_left_and_an_unwritable_cache_are_said(tmp_path: Path, tokeni
 
 def data_module(tmp_path: Path, tokenizer: GPT2Tokenizer, **options) -> InstructionData:
     defaults = {"max_length": 64, "split": {"train": 40, "val": 10, "test": 11}, "seed": 1, "batch_size": 8}
-    data = InstructionData(DemoSource(61), TEMPLATE, tokenizer, tmp_path, **{**defaults, **options})
+    data = InstructionData(DemoSource(61), TEMPLATE, tokenizer, tmp_path, **settings(**{**defaults, **options}))
     data.prepare_data()
     data.setup()
     return data
@@ -133,8 +136,8 @@ def test_trap_17_duplicates_do_not_straddle_the_split(tmp_path: Path, tokenizer:
         TEMPLATE,
         tokenizer,
         tmp_path,
-        max_length=64,
-        split={"train": 0.5, "val": 0.25, "test": 0.25},
+        Lengths(64),
+        Splits({"train": 0.5, "val": 0.25, "test": 0.25}),
     )
     data.prepare_data()
     data.setup()
@@ -149,5 +152,7 @@ def test_trap_17_duplicates_do_not_straddle_the_split(tmp_path: Path, tokenizer:
 def test_rows_that_are_too_short_for_an_example_are_refused(tmp_path: Path, tokenizer: GPT2Tokenizer) -> None:
     longest = int(data_module(tmp_path, tokenizer).stores["main"].lengths.max())
     data_module(tmp_path, tokenizer, pad_to=longest - 1)
-    with pytest.raises(ConfigError, match=rf"data.pad_to={longest - 2}: an example has {longest - 1} inputs; raise it"):
+    with pytest.raises(
+        ConfigError, match=rf"data.pad_to={longest - 2}: the longest example has {longest - 1} inputs; raise it"
+    ):
         data_module(tmp_path, tokenizer, pad_to=longest - 2)

@@ -10,8 +10,8 @@ import torch
 from lightning import Callback
 
 from instruct_lit.accel.hardware import PeakMemory
-from instruct_lit.core.data.datamodule import InstructionData
-from instruct_lit.core.data.sources import FileSource
+from instruct_lit.core.data.datamodule import InstructionData, Lengths, Splits
+from instruct_lit.core.data.records import FileSource
 from instruct_lit.core.data.template import Template
 from instruct_lit.core.data.tokenizer import GPT2Tokenizer
 from instruct_lit.core.training.failures import FiniteLosses, advice, explained_memory, explained_peers
@@ -90,7 +90,7 @@ def test_a_data_file_that_changes_during_a_run(tmp_path: Path, tokenizer: GPT2To
     def opened() -> InstructionData:
         split = {"train": 8, "val": 2, "test": 2}
         source = FileSource([file], name="files")
-        data = InstructionData(source, TEMPLATE, tokenizer, tmp_path / "cache", max_length=64, split=split)
+        data = InstructionData(source, TEMPLATE, tokenizer, tmp_path / "cache", Lengths(64), Splits(split))
         data.prepare_data()
         data.setup()
         return data

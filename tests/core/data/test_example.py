@@ -2,8 +2,7 @@
 
 import pytest
 
-from instruct_lit.core.data.example import Example
-from instruct_lit.core.data.formats import to_example
+from instruct_lit.core.data.example import Example, to_example
 from instruct_lit.errors import DataError
 
 ALPACA = {
@@ -82,7 +81,7 @@ def said(*roles: str) -> dict:
         (said("system"), "auto", "the last question has no answer"),
         (said("user", "assistant", "system", "assistant"), "auto", "turn 3 is the system's"),
         (said("user", "tool"), "auto", "messages[1]: 'role' is 'tool'; allowed are user, human, assistant"),
-        ({"messages": ["hi"]}, "auto", "messages[0]: a turn is a mapping with 'role' and 'content', found 'hi'"),
+        ({"messages": ["hi"]}, "auto", "messages[0]: a turn must be a mapping with 'role' and 'content', found 'hi'"),
         ({"messages": []}, "auto", "no list of turns in 'messages'; found: messages"),
         (
             {"text": "a"},
@@ -103,10 +102,10 @@ def said(*roles: str) -> dict:
         (
             {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "weight": 0}]},
             "auto",
-            "messages[1]: 'weight' is 0; single turns cannot be left out of the loss",
+            "messages[1]: 'weight' is 0; single turns cannot be excluded from the loss",
         ),
-        ({**ALPACA, "history": [["a"]]}, "auto", "'history' is a list of pairs [question, answer], found ['a']"),
-        ({**ALPACA, "history": "a"}, "auto", "'history' is a list of pairs"),
+        ({**ALPACA, "history": [["a"]]}, "auto", "'history' must be a list of pairs [question, answer], found ['a']"),
+        ({**ALPACA, "history": "a"}, "auto", "'history' must be a list of pairs"),
         (MESSAGES, "alpaca", "no field 'instruction' for the instruction; found: messages, source"),
     ],
 )
@@ -119,7 +118,7 @@ def test_conversations_that_cannot_be_learnt_say_where(record: dict, format: str
 @pytest.mark.parametrize(
     ("record", "message"),
     [
-        ([1], "f, record 3: a record is a mapping of fields, found list"),
+        ([1], "f, record 3: a record must be a mapping of fields, found list"),
         ({"output": "b"}, "f, record 3: no field 'instruction' for the instruction; found: output (see data.columns)"),
         ({"instruction": "a"}, "no field 'output' for the output"),
         ({"instruction": "a", "output": 7}, "'output' must be text, found int 7"),
