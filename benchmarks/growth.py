@@ -82,8 +82,9 @@ def encode(n_records: int) -> dict[str, Any]:
     from omegaconf import OmegaConf
 
     from instruct_lit.config.compose import CONF
-    from instruct_lit.core.data.datamodule import InstructionData, Lengths
+    from instruct_lit.core.data.datamodule import InstructionData
     from instruct_lit.core.data.records import FileSource
+    from instruct_lit.core.data.settings import Lengths
     from instruct_lit.core.data.template import Template
     from instruct_lit.core.data.tokenizer import GPT2Tokenizer
 

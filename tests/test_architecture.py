@@ -38,7 +38,7 @@ BETWEEN: dict[str, set[str]] = {
     "nano": set(),
 }
 # What still points the wrong way: each goes when its room is done.
-STILL: dict[str, set[str]] = {"core": {"accel", "datasets", "distributed", "evaluation", "hf", "suites"}}
+STILL: dict[str, set[str]] = {"core": {"accel", "distributed", "evaluation", "hf", "suites"}}
 
 
 def may_import(room: str) -> set[str]:

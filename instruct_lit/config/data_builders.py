@@ -41,8 +41,9 @@ def data_of(
     Args:
         n_streamed: read and store the first examples of a stream, all of them for training, instead of streaming.
     """
-    from instruct_lit.core.data.datamodule import Batching, InstructionData, Lengths, Masking, Splits
+    from instruct_lit.core.data.datamodule import InstructionData
     from instruct_lit.core.data.records import FileSource, ShardedSource
+    from instruct_lit.core.data.settings import Batching, Lengths, Masking, Splits
 
     data = config.data
     max_length = data.max_length or context_length

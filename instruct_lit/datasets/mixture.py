@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from instruct_lit.core.data.batching import NAMES, BatchSampler, Split, make_split
-from instruct_lit.core.data.datamodule import InstructionData, ResumableLoader, Source
+from instruct_lit.core.data.batching import NAMES, BatchSampler, ResumableLoader, Split, make_split
+from instruct_lit.core.data.datamodule import InstructionData
 from instruct_lit.core.data.encode import EncodedExample, EncodedStore
 from instruct_lit.core.data.example import Example
+from instruct_lit.core.data.settings import Source
 from instruct_lit.errors import ConfigError
 
 

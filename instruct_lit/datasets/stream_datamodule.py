@@ -11,10 +11,11 @@ import numpy as np
 
 from instruct_lit.core.data.batching import Split
 from instruct_lit.core.data.collate import Batch
-from instruct_lit.core.data.datamodule import InstructionData, Source
+from instruct_lit.core.data.datamodule import InstructionData
 from instruct_lit.core.data.encode import EncodedStore, Encoder
 from instruct_lit.core.data.example import Example
 from instruct_lit.core.data.records import FileSource, ShardedSource
+from instruct_lit.core.data.settings import Source
 from instruct_lit.datasets.stream_reader import HELD_OUT_EPOCH, ExampleStream, StreamLoader, prompt_digest
 from instruct_lit.errors import ConfigError
 

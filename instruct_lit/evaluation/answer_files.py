@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from instruct_lit.core.data.records import is_encodable, read_records
+from instruct_lit.core.data.example import is_encodable
+from instruct_lit.core.data.records import read_records
 from instruct_lit.errors import DataError
 
 FIELDS = ("instruction", "input", "output")

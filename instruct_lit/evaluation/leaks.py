@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from instruct_lit.core.data.split import words
+from instruct_lit.core.data.example import words
 from instruct_lit.datasets.near_duplicates import NearDuplicateIndex, jaccard, shingles
 
 if TYPE_CHECKING:

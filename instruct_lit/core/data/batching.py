@@ -10,7 +10,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
+from torch.utils.data import DataLoader
 
+from instruct_lit.core.data.collate import Batch
+from instruct_lit.core.data.encode import EncodedStore
 from instruct_lit.core.data.example import words
 from instruct_lit.errors import ConfigError
 
@@ -201,6 +205,39 @@ class BatchSampler:
         if self.shuffle:
             batches = [batches[i] for i in random.permutation(len(batches))]
         return batches
+
+
+class ResumableLoader(DataLoader):
+    """A DataLoader whose state is its position, so that a resumed run continues with the next batch."""
+
+    n_yielded = 0
+    _n_skip = 0
+    batch_sampler: BatchSampler
+
+    def __init__(self, dataset: EncodedStore, **options: Any) -> None:
+        # Its own generator, so that starting an epoch does not change the global state that a resumed run restores.
+        super().__init__(dataset, generator=torch.Generator(), **options)  # type: ignore[arg-type]
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        self.n_yielded, self._n_skip = self._n_skip, 0
+        self.batch_sampler.n_skip = self.n_yielded
+        for batch in super().__iter__():
+            self.n_yielded += 1
+            yield batch
+
+    def set_epoch(self, epoch: int) -> None:
+        """Select the epoch, which decides the order of the batches."""
+        self.batch_sampler.epoch = epoch
+
+    def state_dict(self) -> dict[str, int]:
+        """Epoch, and how many of its batches were yielded."""
+        return {"epoch": self.batch_sampler.epoch, "n_yielded": self.n_yielded}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Continue there with the next iteration."""
+        at_end = state["n_yielded"] >= len(self)  # after its last batch an epoch is followed by the next
+        self.set_epoch(state["epoch"] + at_end)
+        self._n_skip = 0 if at_end else state["n_yielded"]
 
 
 def best_fit_decreasing(lengths: Sequence[int] | np.ndarray, capacity: int) -> list[np.ndarray]:

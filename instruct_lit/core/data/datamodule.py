@@ -6,89 +6,23 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-import torch
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
-from instruct_lit.core.data.batching import BatchSampler, Grouping, Split, keep_together, make_split
-from instruct_lit.core.data.collate import Batch, Collator, Layout
-from instruct_lit.core.data.encode import EncodedStore, Encoder, LossOn, OnLong, Tokenizer, open_or_build
-from instruct_lit.core.data.example import Example
+from instruct_lit.core.data.batching import BatchSampler, ResumableLoader, Split, keep_together, make_split
+from instruct_lit.core.data.collate import Batch, Collator
+from instruct_lit.core.data.encode import EncodedStore, Encoder, Tokenizer, open_or_build
 from instruct_lit.core.data.records import without_duplicates
+from instruct_lit.core.data.settings import Batching, ExampleFilter, Lengths, Masking, Source, Splits
 from instruct_lit.core.data.template import Template
 from instruct_lit.errors import ConfigError
 
 STORE_VERSION = 2  # part of every store's key; increment it when the meaning of a store's files changes
-
-
-class Source(Protocol):
-    """Where examples come from; after an iteration `n_skipped` counts the bad records."""
-
-    name: str
-
-    @property
-    def n_skipped(self) -> int: ...
-    def fingerprint(self) -> str: ...
-    def __iter__(self) -> Iterator[Example]: ...
-
-
-class ExampleFilter(Protocol):
-    """Drops examples before they are encoded; after an iteration `counts` says how many and why."""
-
-    counts: Mapping[str, int]
-
-    def __call__(self, examples: Iterable[Example]) -> Iterator[Example]: ...
-    def fingerprints(self) -> list[str]: ...
-
-
-@dataclass(frozen=True)
-class Lengths:
-    """How long an example may be, in tokens, and how many inputs a row has (default: those of its longest example)."""
-
-    max_length: int
-    on_long: OnLong = "truncate"
-    pad_to: int | None = None
-
-
-@dataclass(frozen=True)
-class Splits:
-    """How the examples are split (`batching.make_split`).
-
-    `groups` numbers texts; examples whose prompts have the same number stay in one part. `files` are separate sources
-    for `val` and `test`.
-    """
-
-    spec: str | Mapping[str, float] = "book"
-    groups: Callable[[Iterable[str]], np.ndarray] | None = None
-    files: Mapping[str, Source] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Masking:
-    """Which tokens are trained on: responses, or with `mask_prompt=False` prompts too; all turns or the last."""
-
-    mask_prompt: bool = True
-    loss_on: LossOn = "all"
-
-
-@dataclass(frozen=True)
-class Batching:
-    """How batches are made (`BatchSampler`, `Collator`); beside `batch_size` nothing here changes a loss."""
-
-    batch_size: int = 8
-    eval_batch_size: int | None = None
-    grouping: Grouping = "none"
-    max_tokens: int | None = None
-    layout: Layout = "padded"
-    shared_prefix: bool = False
-    pad_to_multiple_of: int = 1
-    n_workers: int = 0
 
 
 class InstructionData(LightningDataModule):
@@ -318,36 +252,3 @@ class InstructionData(LightningDataModule):
 
 def _short(facts: Any) -> str:
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
-
-
-class ResumableLoader(DataLoader):
-    """A DataLoader whose state is its position, so that a resumed run continues with the next batch."""
-
-    n_yielded = 0
-    _n_skip = 0
-    batch_sampler: BatchSampler
-
-    def __init__(self, dataset: EncodedStore, **options: Any) -> None:
-        # Its own generator, so that starting an epoch does not change the global state that a resumed run restores.
-        super().__init__(dataset, generator=torch.Generator(), **options)  # type: ignore[arg-type]
-
-    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        self.n_yielded, self._n_skip = self._n_skip, 0
-        self.batch_sampler.n_skip = self.n_yielded
-        for batch in super().__iter__():
-            self.n_yielded += 1
-            yield batch
-
-    def set_epoch(self, epoch: int) -> None:
-        """Select the epoch, which decides the order of the batches."""
-        self.batch_sampler.epoch = epoch
-
-    def state_dict(self) -> dict[str, int]:
-        """Epoch, and how many of its batches were yielded."""
-        return {"epoch": self.batch_sampler.epoch, "n_yielded": self.n_yielded}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Continue there with the next iteration."""
-        at_end = state["n_yielded"] >= len(self)  # after its last batch an epoch is followed by the next
-        self.set_epoch(state["epoch"] + at_end)
-        self._n_skip = 0 if at_end else state["n_yielded"]

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from instruct_lit.core.data.datamodule import InstructionData, Lengths, Splits
+from instruct_lit.core.data.datamodule import InstructionData
 from instruct_lit.core.data.encode import Encoder, open_or_build
 from instruct_lit.core.data.example import Example
 from instruct_lit.core.data.records import FileSource
+from instruct_lit.core.data.settings import Lengths, Splits
 from instruct_lit.core.data.template import Template
 from instruct_lit.core.data.tokenizer import GPT2Tokenizer
 from instruct_lit.datasets.demo import DemoSource

@@ -10,8 +10,9 @@ import torch
 from lightning import Callback
 
 from instruct_lit.accel.hardware import PeakMemory
-from instruct_lit.core.data.datamodule import InstructionData, Lengths, Splits
+from instruct_lit.core.data.datamodule import InstructionData
 from instruct_lit.core.data.records import FileSource
+from instruct_lit.core.data.settings import Lengths, Splits
 from instruct_lit.core.data.template import Template
 from instruct_lit.core.data.tokenizer import GPT2Tokenizer
 from instruct_lit.core.training.failures import FiniteLosses, advice, explained_memory, explained_peers
