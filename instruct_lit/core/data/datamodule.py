@@ -37,9 +37,9 @@ class InstructionData(LightningDataModule):
         tokenizer: Tokenizer,
         cache_dir: Path,
         lengths: Lengths,
-        splits: Splits = Splits(),
-        masking: Masking = Masking(),
-        batching: Batching = Batching(),
+        splits: Splits = Splits(),  # noqa: B008 (the settings are frozen)
+        masking: Masking = Masking(),  # noqa: B008
+        batching: Batching = Batching(),  # noqa: B008
         filters: ExampleFilter | None = None,
         seed: int = 0,
     ) -> None:
