@@ -78,7 +78,7 @@ def let_judge_vote(
 
 def show_leaderboard(battles: Sequence[Battle], picture: str | None) -> None:
     """Print the leaderboard, and plot it where `picture` names a file."""
-    from instruct_lit.suites.leaderboard import print_leaderboard, save_picture
+    from instruct_lit.suites.leaderboard import print_leaderboard, save_plot
     from instruct_lit.suites.ratings import leaderboard
 
     ratings = leaderboard(battles)
@@ -86,7 +86,7 @@ def show_leaderboard(battles: Sequence[Battle], picture: str | None) -> None:
     if picture is not None:
         path = Path(picture).expanduser()
         try:
-            save_picture(path, ratings, battles)
+            save_plot(path, ratings, battles)
         except (OSError, ValueError) as error:  # a missing folder, or a suffix that matplotlib does not know
             raise ConfigError(f"picture={path}: cannot be written ({error}); give a file such as board.png") from error
         print(f"picture: {path}")

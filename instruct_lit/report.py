@@ -1,4 +1,4 @@
-"""python -m instruct_lit.report <multirun folder>: the trials of a sweep on one page, also while it is running."""
+"""python -m instruct_lit.report <folder of a sweep>: the trials of a sweep on one page, also while it is running."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra.experimental.callback import Callback
-from omegaconf import OmegaConf
 
 from instruct_lit.config.compose import run_command
 from instruct_lit.config.schema import ReportConfig, check_values
@@ -16,7 +15,7 @@ from instruct_lit.errors import ConfigError, InstructLitError
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-SMALLER_IS_BETTER = ("loss", "perplexity", "bits_per_byte")
+LOWER_IS_BETTER = ("loss", "perplexity", "bits_per_byte", "value")
 
 
 def report(config: DictConfig) -> None:
@@ -25,38 +24,38 @@ def report(config: DictConfig) -> None:
         raise ConfigError("\n  ".join(problems))
     folder = Path(config.folder).expanduser()
     if not folder.is_dir():
-        raise ConfigError(f"folder={folder}: no such folder (one of outputs/multirun, with a folder for each trial)")
+        raise ConfigError(f"folder={folder}: no such folder; give the folder of a sweep, one of outputs/multirun")
     print(write(folder, config.metric, config.direction, config.n_best))
 
 
 def write(folder: Path, metric: str | None = None, direction: str | None = None, n_best: int = 3) -> Path:
-    """Write the page; metric and direction are those of the sweep unless given."""
-    from instruct_lit.reports.sweep_page import write_page
+    """Write the page and return its path; metric and direction are those of the sweep by default."""
+    from omegaconf import OmegaConf
+
+    from instruct_lit.sweeps.page import write_page
     from instruct_lit.sweeps.trials import read_trials
 
     saved = folder / "multirun.yaml"
     sweep = OmegaConf.load(saved) if saved.is_file() else OmegaConf.create()
     metric = metric or OmegaConf.select(sweep, "optimized_metric") or "value"
     direction = direction or OmegaConf.select(sweep, "hydra.sweeper.direction")
-    if direction is None:
-        direction = "minimize" if metric.endswith((*SMALLER_IS_BETTER, "value")) else "maximize"
-    return write_page(folder, read_trials(folder, direction == "maximize"), metric, direction == "maximize", n_best)
+    maximize = direction == "maximize" if direction else not metric.endswith(LOWER_IS_BETTER)
+    return write_page(folder, read_trials(folder, maximize), metric, maximize, n_best)
 
 
 class SweepReport(Callback):
-    """Writes the page when a sweep has ended, however it ended, and tells how many trials failed."""
+    """Hydra's callback that writes the page when a sweep has ended, even after a failure."""
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Hydra calls it after the last trial."""
-        folder = Path(config.hydra.sweep.dir)
+        """Called by Hydra after the last trial."""
         try:
-            print(f"report of the sweep: {write(folder)}")
-        except InstructLitError:  # nothing was run
+            print(f"report of the sweep: {write(Path(config.hydra.sweep.dir))}")
+        except InstructLitError:  # there are no trials
             return
 
 
 def main() -> None:
-    """Entry point of the command; the folder may stand alone, without its key."""
+    """Entry point of the command; the folder may be given without its key."""
     if len(sys.argv) > 1 and "=" not in sys.argv[1] and not sys.argv[1].startswith("-"):
         sys.argv[1] = f"folder='{sys.argv[1]}'"
     run_command("report", ReportConfig, report)

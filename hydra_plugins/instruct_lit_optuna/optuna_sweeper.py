@@ -22,6 +22,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from instruct_lit.errors import ConfigError
+from instruct_lit.sweeps.compat_optuna import running_trial
 from instruct_lit.sweeps.storage import open_storage
 from instruct_lit.sweeps.trial import is_held, locked, read_record
 
@@ -152,7 +153,7 @@ class OptunaSweeper(Sweeper):
             return mine and not is_held(sweep_dir / WORKERS / number) and not is_held(sweep_dir / str(trial.number))
 
         cut_off = [trial for trial in running if cut(trial)]
-        batch = [optuna.trial.Trial(study, t._trial_id) for t in cut_off[: self.n_jobs]]
+        batch = [running_trial(study, trial.number) for trial in cut_off[: self.n_jobs]]
         for trial in batch:
             trial.set_user_attr(WORKER, worker)
         n_left = self.n_trials - len(study.get_trials(deepcopy=False))

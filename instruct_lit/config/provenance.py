@@ -1,4 +1,4 @@
-"""Where the numbers of a run come from: `provenance.json` in its folder."""
+"""The provenance of a run: command, code, data, weights, device and versions, in `provenance.json`."""
 
 from __future__ import annotations
 
@@ -19,16 +19,8 @@ from instruct_lit.errors import ConfigError
 
 FILE = "provenance.json"
 LIBRARIES = (
-    "torch",
-    "lightning",
-    "hydra-core",
-    "omegaconf",
-    "tiktoken",
-    "safetensors",
-    "numpy",
-    "transformers",
-    "peft",
-)
+    "torch", "lightning", "hydra-core", "omegaconf", "tiktoken", "safetensors", "numpy", "transformers", "peft",
+)  # fmt: skip
 
 
 def provenance(
@@ -41,9 +33,14 @@ def provenance(
     precision: str,
     seeds: Mapping[str, int],
 ) -> dict[str, Any]:
-    """What must be known to start the run again and to trust the comparison.
+    """What it takes to run a training again and to trust the comparison.
 
-    `changed` are (key, default, value) of the configuration; `model` has the weights as loaded, before any training.
+    Args:
+        changed: (key, default, value) of the configuration.
+        data: name, licence and fingerprint of the data set.
+        model: with its weights as loaded, before any training.
+        split_file: the saved split, of which the checksum is kept.
+        seeds: by their keys.
     """
     return {
         "command": list(command),
@@ -65,13 +62,13 @@ def provenance(
 
 
 def code_state(folder: Path) -> dict[str, Any]:
-    """The git commit of a checkout and whether files differ from it; empty where the package is installed."""
+    """The git commit of a checkout and whether tracked files differ from it; empty for an installed package."""
     if not (folder / ".git").exists():
         return {}
     try:
         commit = _git(folder, "rev-parse", "HEAD")
         return {"commit": commit, "dirty": bool(_git(folder, "status", "--porcelain", "--untracked-files=no"))}
-    except (OSError, subprocess.SubprocessError):  # no git, or not a checkout of ours
+    except (OSError, subprocess.SubprocessError):  # git is missing, or the folder belongs to someone else
         return {}
 
 
@@ -81,7 +78,7 @@ def _git(folder: Path, *arguments: str) -> str:
 
 
 def weights_sha256(model: torch.nn.Module) -> str:
-    """The sum over names and bytes of all parameters and buffers that are saved, in the order of their names."""
+    """SHA-256 of the names and bytes of all saved parameters and buffers, in the order of their names."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -90,7 +87,7 @@ def weights_sha256(model: torch.nn.Module) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Of Python, the system, and those libraries that are installed."""
+    """Versions of Python, the system and the installed libraries."""
     found = {"python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}"}
     for name in LIBRARIES:
         try:
@@ -101,7 +98,7 @@ def versions() -> dict[str, str]:
 
 
 def processor() -> str:
-    """The processor's name as the system gives it."""
+    """The model name of the processor."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -110,19 +107,22 @@ def processor() -> str:
 
 
 def read_provenance(run: Path) -> dict[str, Any]:
-    """The provenance of a run folder. Raises ConfigError when it has none or it is damaged."""
+    """The provenance of a run folder.
+
+    Raises: ConfigError when it is missing or damaged.
+    """
     file = run / FILE
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigError(f"run={run}: no {FILE} there; a folder that train wrote has one") from None
+        raise ConfigError(f"run={run}: no {FILE}; give a run folder of python -m instruct_lit.train") from None
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{file}: damaged ({type(error).__name__}: {error})") from error
+        raise ConfigError(f"{file}: damaged ({type(error).__name__}: {error}); give another run") from error
 
 
-def differing(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
-    """What two provenances disagree about besides the command: (what, there, here), nested keys joined with a dot."""
-    left, right = _leaves(there), _leaves(here)
+def differing(original: Mapping[str, Any], rerun: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """The differences of two provenances besides the command: (dotted key, original, rerun)."""
+    left, right = _leaves(original), _leaves(rerun)
     keys = [key for key in {**left, **right} if key.split(".")[0] not in ("command", "changed")]
     return [(key, left.get(key), right.get(key)) for key in keys if left.get(key) != right.get(key)]
 
@@ -134,5 +134,5 @@ def _leaves(node: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def write_provenance(run: Path, found: Mapping[str, Any]) -> None:
-    """Write it before the long work, so that a run that breaks has it too."""
+    """Write `provenance.json` into a run folder; done before training, so that a run that fails has it too."""
     (run / FILE).write_text(json.dumps(found, indent=2, default=str) + "\n", encoding="utf-8")

@@ -20,10 +20,10 @@ def text_environment() -> ImmutableSandboxedEnvironment:
     )
 
 
-def html_environment(folder: Path) -> jinja2.Environment:
-    """The environment for pages made of the templates in `folder`; every value is escaped."""
+def html_environment(*folders: Path) -> jinja2.Environment:
+    """The environment for pages made of the templates in `folders`, the first folder first; every value is escaped."""
     return jinja2.Environment(
-        loader=jinja2.FileSystemLoader(folder),
+        loader=jinja2.FileSystemLoader(folders),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -1,4 +1,4 @@
-"""The scores of an evaluation for a person: tables in the terminal, and a page with the worst answers first."""
+"""The scores of an evaluation or a comparison: tables in the terminal, and a page with the worst responses first."""
 
 from __future__ import annotations
 
@@ -6,99 +6,97 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from instruct_lit.core.jinja_environments import html_environment
 from instruct_lit.errors import printable
 from instruct_lit.evaluation.categories import lines
 from instruct_lit.evaluation.metrics import HIGHER_IS_BETTER, Row
+from instruct_lit.reports import pages
+from instruct_lit.reports.pages import interval
+from instruct_lit.reports.tables import show, table
 
 MAX_ROWS = 300
-MAX_LEAKS = 5  # listed in the terminal; the file has all
+MAX_LEAKS = 5  # printed in the terminal; the file lists all
 
 
 def print_scores(evaluation: Mapping[str, Any]) -> None:
     """Print means with their intervals, and the first metric and the loss by category."""
     leaks = evaluation.get("leaks")
     without = leaks["metrics_without"] if leaks and leaks["n"] else {}
-    table = _table("", "mean", "95 % interval", "n", *(["without leaks"] if without else []))
+    scores = table("", "mean", "95 % interval", "n", *(["without leaks"] if without else []))
     for name, value in lines(evaluation):
-        span = f"{value['low']:.3f} to {value['high']:.3f}"
         clean = [f"{without[name]['mean']:.3f}"] if name in without else []
-        table.add_row(name, f"{value['mean']:.3f}", span, str(value["n"]), *clean)
-    _print(table)
+        scores.add_row(name, f"{value['mean']:.3f}", interval(value), str(value["n"]), *clean)
+    show(scores)
 
 
 def print_leaks(leaks: Mapping[str, Any] | None) -> None:
-    """Print how many answered examples were in the training data, and the first of them."""
+    """Print how many evaluated examples were in the training data, and the first of them."""
     if leaks is None:
         return
     kinds = ", ".join(f"{kind} {n}" for kind, n in leak_counts(leaks).items()) or "none"
-    looked = "exact, near-duplicates and 13-word overlap" if leaks["near"] else "exact and 13-word overlap"
-    _print(f"leaks ({looked}): {leaks['n']} of {leaks['n_rows']} examples were in the training data ({kinds})")
+    searched = "exact, near-duplicates and 13-word overlap" if leaks["near"] else "exact and 13-word overlap"
+    show(f"leaks ({searched}): {leaks['n']} of {leaks['n_rows']} examples were in the training data ({kinds})")
     for item in leaks["items"][:MAX_LEAKS]:
-        _print(f"  {item['kind']} ({item['similarity']:.2f}): {printable(item['text'])}")
+        show(f"  {item['kind']} ({item['similarity']:.2f}): {printable(item['text'])}")
     if leaks["n"] > MAX_LEAKS:
-        _print(f"  and {leaks['n'] - MAX_LEAKS} more, in evaluation.json")
+        show(f"  and {leaks['n'] - MAX_LEAKS} more, in evaluation.json")
 
 
 def leak_counts(leaks: Mapping[str, Any]) -> dict[str, int]:
-    """How many leaks there are of each kind."""
+    """The number of leaks of each kind."""
     kinds = [item["kind"] for item in leaks["items"]]
     return {kind: kinds.count(kind) for kind in dict.fromkeys(kinds)}
 
 
 def print_judge(judge: Mapping[str, Any]) -> None:
-    """Print the judge's mean score, what it is made of, and its agreement with other scores."""
+    """Print the judge's mean score, how many verdicts it rests on, and its agreement with other scores."""
     score = judge["score"]
-    _print(
-        f"judge {judge['model'] or judge['name']}: {score['mean']:.2f} ({score['low']:.2f} to {score['high']:.2f}), n "
-        f"{score['n']}, of them {judge['n_unparsed']} without a readable verdict, which count as the lowest score"
+    show(
+        f"judge {judge['model'] or judge['name']}: {score['mean']:.2f} ({interval(score, '%.2f')}), n {score['n']}; "
+        f"{judge['n_unparsed']} verdicts could not be parsed and count as the lowest score"
     )
     if "agreement" in judge:
-        table = _table("agreement", "")
+        agreement = table("agreement", "")
         for name, value in judge["agreement"].items():
-            table.add_row(
-                name, "undefined" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
-            )
-        _print(table)
+            text = "undefined" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
+            agreement.add_row(name, text)
+        show(agreement)
 
 
 def print_comparison(comparison: Mapping[str, Any]) -> None:
-    """Print the difference of two models in each metric, and what a judge says of them."""
+    """Print the difference of two models in each metric, and the judge's win rates."""
     a, b = comparison["compare"]
-    _print(
-        f"A {a}\nB {b}\n{comparison['n_pairs']} common examples, {comparison['n_unpaired']} answers without a partner"
-    )
-    table = _table("", "A", "B", "A - B", "95 % interval", "p")
+    show(f"A {a}\nB {b}\n{comparison['n_pairs']} common examples, {comparison['n_unpaired']} unpaired responses")
+    differences = table("", "A", "B", "A - B", "95 % interval", "p")
     for name, v in comparison["differences"].items():
-        span = f"{v['low']:+.3f} to {v['high']:+.3f}"
-        table.add_row(name, f"{v['a']:.3f}", f"{v['b']:.3f}", f"{v['mean']:+.3f}", span, f"{v['p']:.4f}")
-    _print(table)
+        values = (f"{v['a']:.3f}", f"{v['b']:.3f}", f"{v['mean']:+.3f}", interval(v, "%+.3f"), f"{v['p']:.4f}")
+        differences.add_row(name, *values)
+    show(differences)
     if "pairwise" in comparison:
         for line in pairwise_lines(comparison["pairwise"]):
-            _print(line)
+            show(line)
 
 
 def pairwise_lines(pairwise: Mapping[str, Any]) -> list[str]:
     """A judge's comparison in sentences."""
     rate, n = pairwise["win_rate"], pairwise["win_rate"]["n"]
-    real = "more than chance" if pairwise["p"] < 0.05 else "no more than chance could give"
+    significance = "significant" if pairwise["p"] < 0.05 else "not significant"
     ties = n - pairwise["wins"] - pairwise["losses"] - pairwise["turned"]
     shown = pairwise["first_shown"]
     return [
-        f"A wins {rate['mean']:.1%} ({rate['low']:.1%} to {rate['high']:.1%}) of {n}; the difference from one half is "
-        f"{real} (p = {pairwise['p']:.4f})",
-        f"at equal length {pairwise['length_controlled_win_rate']:.1%}",
-        f"in both orders A {pairwise['wins']}, B {pairwise['losses']}; {pairwise['turned']} turn with it, {ties} "
-        "are ties in one order at least",
-        f"{pairwise['n_unparsed']} of {pairwise['n_verdicts']} verdicts cannot be read and count as ties"
-        + (f"; the answer shown first wins {shown:.0%} of the decided ones" if shown is not None else ""),
+        f"A wins {rate['mean']:.1%} ({rate['low']:.1%} to {rate['high']:.1%}) of {n}; the difference from 50 % is "
+        f"{significance} (p = {pairwise['p']:.4f})",
+        f"length-controlled win rate {pairwise['length_controlled_win_rate']:.1%}",
+        f"in both orders A {pairwise['wins']}, B {pairwise['losses']}; {pairwise['turned']} depend on the order, "
+        f"{ties} are ties in at least one order",
+        f"{pairwise['n_unparsed']} of {pairwise['n_verdicts']} verdicts could not be parsed and count as ties"
+        + (f"; the response shown first wins {shown:.0%} of those without a tie" if shown is not None else ""),
     ]
 
 
 def write_page(path: Path, evaluation: Mapping[str, Any], rows: Sequence[Row]) -> None:
-    """Write one self-contained page: scores, leaks, judge, then the answers with the worst first.
+    """Write the page of an evaluation: scores, leaks, judge, then the responses, the worst first.
 
-    The order is the judge's where there is one, otherwise that of the first metric, the loss deciding between equals.
+    They are ordered by the judge's verdict where there is one, then by the first metric, then by the loss.
     """
     first = next(iter(evaluation["metrics"]))
     sign = 1 if HIGHER_IS_BETTER.get(first, True) else -1
@@ -108,10 +106,10 @@ def write_page(path: Path, evaluation: Mapping[str, Any], rows: Sequence[Row]) -
         return (float("-inf") if value is None else value, sign * row["scores"][first], -row.get("loss", 0.0))
 
     leaks = evaluation.get("leaks")
-    _write(
+    pages.write_page(
         path,
         "evaluation.html.jinja",
-        what=evaluation["run"] or evaluation["responses"],
+        source=evaluation["run"] or evaluation["responses"],
         evaluation=evaluation,
         lines=lines(evaluation),
         leaks=leaks,
@@ -124,9 +122,9 @@ def write_page(path: Path, evaluation: Mapping[str, Any], rows: Sequence[Row]) -
 
 
 def write_comparison(path: Path, comparison: Mapping[str, Any], rows: Sequence[Row]) -> None:
-    """Write the page of a comparison: differences, the judge's words, then the answers A loses by first."""
+    """Write the page of a comparison: differences, the judge's win rates, then the responses, A's losses first."""
     pairwise = comparison.get("pairwise")
-    _write(
+    pages.write_page(
         path,
         "comparison.html.jinja",
         comparison=comparison,
@@ -134,23 +132,3 @@ def write_comparison(path: Path, comparison: Mapping[str, Any], rows: Sequence[R
         rows=sorted(rows, key=lambda row: row.get("judge", {}).get("share", 0.0))[:MAX_ROWS],
         n_rows=len(rows),
     )
-
-
-def _write(path: Path, template: str, **values: Any) -> None:
-    environment = html_environment(Path(__file__).parent)
-    path.write_text(environment.get_template(template).render(**values), encoding="utf-8")
-
-
-def _table(*columns: str) -> Any:
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False)
-    for number, column in enumerate(columns):
-        table.add_column(column, justify="right" if number else "left")
-    return table
-
-
-def _print(what: Any) -> None:
-    from rich.console import Console
-
-    Console().print(what, highlight=False, soft_wrap=isinstance(what, str), markup=False)

@@ -10,7 +10,7 @@ from typing import Any
 from instruct_lit.errors import ConfigError, DataError, InstructLitError
 from instruct_lit.serving.arena_rounds import Arena, Round
 from instruct_lit.serving.server import usable_port
-from instruct_lit.suites.leaderboard import HEADS, picture, table_of
+from instruct_lit.suites.leaderboard import HEADS, leaderboard_plot, table_of
 from instruct_lit.suites.ratings import leaderboard
 
 VOTES = {"A is better": "model_a", "B is better": "model_b", "Tie": "tie", "Both are bad": "both_bad"}
@@ -53,7 +53,7 @@ def make_page(arena: Arena) -> Any:
         battles = arena.votes.battles()
         ratings = leaderboard(battles) if battles else []
         count = f"{len(battles)} votes" if len(battles) != 1 else "1 vote"
-        return [count, table_of(ratings), picture(ratings, battles) if ratings else None]
+        return [count, table_of(ratings), leaderboard_plot(ratings, battles) if ratings else None]
 
     with gr.Blocks(title="instruct-lit arena", analytics_enabled=False) as page:
         gr.Markdown("# Which answer is better?\nTwo models answer; their names are shown after your vote.")

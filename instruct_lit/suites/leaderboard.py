@@ -1,4 +1,4 @@
-"""The leaderboard as tables and as a picture: ratings with their intervals, and who beats whom."""
+"""The leaderboard as a table and a plot: ratings with their intervals, and who beats whom."""
 
 from __future__ import annotations
 
@@ -25,16 +25,13 @@ def table_of(ratings: Sequence[Rating]) -> list[list[Any]]:
 
 
 def print_leaderboard(ratings: Sequence[Rating]) -> None:
-    """Print the leaderboard; names are shown as they are, whatever brackets are in them."""
-    from rich.console import Console
-    from rich.table import Table
+    """Print the leaderboard; brackets in names are no markup."""
+    from instruct_lit.reports.tables import show, table
 
-    table = Table(box=None, pad_edge=False)
-    for head in HEADS:
-        table.add_column(head, justify="left" if head == "model" else "right", no_wrap=True)
+    board = table(*HEADS, text=("model",))
     for row in table_of(ratings):
-        table.add_row(*map(str, row))
-    Console().print(table, markup=False)
+        board.add_row(*map(str, row))
+    show(board)
 
 
 def win_matrix(battles: Sequence[Battle], models: Sequence[str]) -> np.ndarray:
@@ -50,35 +47,15 @@ def win_matrix(battles: Sequence[Battle], models: Sequence[str]) -> np.ndarray:
     return np.divide(wins, n, out=np.full_like(wins, np.nan), where=n > 0)
 
 
-def picture(ratings: Sequence[Rating], battles: Sequence[Battle]) -> Any:
-    """A matplotlib figure: ratings with intervals on the left, the win matrix on the right, in the same order."""
-    from matplotlib.figure import Figure
+def leaderboard_plot(ratings: Sequence[Rating], battles: Sequence[Battle]) -> Any:
+    """A matplotlib figure: ratings with intervals, and the win matrix in the same order."""
+    from instruct_lit.reports import plots
 
     models = [rating.model for rating in ratings]
-    places = np.arange(len(models))
-    figure = Figure(figsize=(11, 1.6 + 0.42 * len(models)), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    middle = np.array([r.bradley_terry for r in ratings])
-    spread = [[max(0.0, m - r.low) for m, r in zip(middle, ratings, strict=True)],
-              [max(0.0, r.high - m) for m, r in zip(middle, ratings, strict=True)]]  # fmt: skip
-    left.errorbar(middle, places, xerr=spread, fmt="o", color="#2b6cb0", ecolor="#90b4d8", capsize=3)
-    left.set_yticks(places, models)
-    left.set_ylim(len(models) - 0.5, -0.5)
-    left.set_xlabel("Bradley–Terry rating, 95 % bootstrap interval")
-    left.grid(axis="x", alpha=0.3)
-    matrix = win_matrix(battles, models)
-    right.imshow(matrix, vmin=0, vmax=1, cmap="RdBu", aspect="auto")
-    if len(models) <= 20:
-        size = 8 if len(models) <= 10 else 5.5
-        for i, j in np.argwhere(~np.isnan(matrix)):
-            shade = "white" if abs(matrix[i, j] - 0.5) > 0.35 else "black"
-            right.text(j, i, f"{matrix[i, j]:.0%}", ha="center", va="center", fontsize=size, color=shade)
-    right.set_yticks(places, models)
-    right.set_xticks(places, models, rotation=45, ha="right")
-    right.set_title("wins of the row against the column, ties half", fontsize=10)
-    return figure
+    intervals = [(rating.low, rating.high) for rating in ratings]
+    return plots.leaderboard(models, [r.bradley_terry for r in ratings], intervals, win_matrix(battles, models))
 
 
-def save_picture(path: Path, ratings: Sequence[Rating], battles: Sequence[Battle]) -> None:
+def save_plot(path: Path, ratings: Sequence[Rating], battles: Sequence[Battle]) -> None:
     """Write the figure to a file."""
-    picture(ratings, battles).savefig(path, dpi=130)
+    leaderboard_plot(ratings, battles).savefig(path, dpi=130)

@@ -1,4 +1,4 @@
-"""Short runs that find a setting instead of training: a learning rate, and the largest batch that fits."""
+"""Short runs that find a setting instead of training: a learning rate, and the largest batch size that fits."""
 
 from __future__ import annotations
 
@@ -23,25 +23,27 @@ from instruct_lit.errors import ConfigError, TrainingError
 
 
 class LearningRateRange:
-    """Trains `n_steps` steps with a learning rate that grows from `min_lr` to `max_lr` (Smith 2017), and suggests one.
+    """Trains `n_steps` steps with a learning rate that grows from `min_lr` to `max_lr`, and suggests one.
 
-    Lightning's tuner runs the steps and smooths their losses. The suggestion is a tenth of the rate at which the loss
-    is lowest (the tuner's own, the steepest fall, is that of the noise where few losses are averaged).
-    Leaves `lr_range.json` and `lr_range.png`; weights are put back. Raises TrainingError when no loss falls.
+    Lightning's tuner runs the steps and averages their losses. The suggestion is a tenth of the rate at which the loss
+    is lowest (the tuner's own, the steepest descent, follows the noise where few losses are averaged). Writes
+    `lr_range.json` and `lr_range.png`; the weights are restored.
+    Raises: TrainingError when the loss never falls.
+    Source: Smith 2017, section 3.3.
     """
 
     def __init__(self, min_lr: float = 1e-6, max_lr: float = 1.0, n_steps: int = 100) -> None:
         if not 0 < min_lr < max_lr or n_steps < 20:
             raise ConfigError(
-                f"finder: min_lr={min_lr}, max_lr={max_lr}, n_steps={n_steps}; rates are 0 < min_lr < max_lr, and "
-                "20 steps are the fewest"
+                f"finder: min_lr={min_lr}, max_lr={max_lr}, n_steps={n_steps}; needs 0 < min_lr < max_lr and n_steps "
+                "of at least 20"
             )
         self.min_lr, self.max_lr, self.n_steps = min_lr, max_lr, n_steps
 
     def __call__(self, trainer: Trainer, tuner: InstructionTuner, data: InstructionData, run_dir: Path) -> float:
         """Run, print, and return the suggestion."""
-        on_one_process(trainer, "lr_range")
-        tuner.ends_when_not_finite = False  # a rate that is too large is what is looked for
+        check_one_process(trainer, "lr_range")
+        tuner.ends_when_not_finite = False  # a rate that is too large is part of the range
         finder = Tuner(trainer).lr_find(
             tuner, datamodule=data, min_lr=self.min_lr, max_lr=self.max_lr, num_training=self.n_steps, update_attr=False
         )
@@ -52,55 +54,43 @@ class LearningRateRange:
         found = suggested(rates, losses)
         content = {"suggestion": found, "lr": rates, "loss": [x if math.isfinite(x) else None for x in losses]}
         (run_dir / "lr_range.json").write_text(json.dumps(content, indent=1) + "\n")
-        draw(run_dir / "lr_range.png", rates, losses, found)
+        from instruct_lit.reports import plots
+
+        plots.save(plots.learning_rate_range(rates, losses, found), run_dir / "lr_range.png")
         print(f"\n{run_dir / 'lr_range.png'}\na tenth of the rate at the lowest loss: optimizer.lr={found:.2g}")
         return found
 
 
 def unbiased(losses: Sequence[float], beta: float = 0.98) -> list[float]:
-    """The tuner's smoothed losses as means: it divides by the weights of one step too many, half the first loss."""
+    """The tuner's moving averages with the right bias correction: it divides by the weights of one step too many."""
     return [x * (1 - beta ** (i + 2)) / (1 - beta ** (i + 1)) for i, x in enumerate(losses)]
 
 
 def suggested(rates: Sequence[float], losses: Sequence[float], skip: int = 5) -> float:
     """A tenth of the rate at which the loss is lowest.
 
-    The first `skip` losses, which the smoothing has not settled, are left out. Raises TrainingError when none falls.
+    The first `skip` losses are ignored, since their average has not settled.
+    Raises: TrainingError when the loss never falls.
     """
     x, y = np.log(rates[skip:]), np.asarray(losses[skip:], dtype=np.float64)
     x, y = x[np.isfinite(y)], y[np.isfinite(y)]
     lowest = int(np.argmin(y)) if len(y) else 0
     if lowest < 2:
         raise TrainingError(
-            "lr_range: the loss falls nowhere; give a lower finder.min_lr, or look at the data with instruct_lit.peek"
+            "lr_range: the loss never falls; lower finder.min_lr, or inspect the data with python -m instruct_lit.peek"
         )
     return float(np.exp(x[lowest])) / 10
-
-
-def draw(path: Path, rates: Sequence[float], losses: Sequence[float], found: float) -> None:
-    """The smoothed loss over the learning rate, the suggestion marked."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot(
-        xscale="log", xlabel="learning rate", ylabel="training loss, smoothed", title=f"optimizer.lr={found:.2g}"
-    )
-    axes.plot(rates, losses)
-    axes.axvline(found, color="tab:red", linestyle="--")
-    figure.savefig(path)
 
 
 class LargestBatch:
     """Finds the largest `data.batch_size` whose optimizer step fits into the device's memory, by doubling and halving.
 
-    The batch that is tried is made of the longest training examples, in the configured layout, so that whatever
-    follows is smaller. On a CPU what fits is what is free at the start: there the system would not refuse memory but
-    end the process, so this process is limited to it (Linux). Where the memory of a slow device is large, the search
-    ends when the next step would take longer than `max_step_s` seconds (not below the configured size), and says how
-    many examples the memory would hold by what they take so far. Leaves `batch_size.json`; weights are those of some
-    steps. Raises TrainingError when not even one example fits.
+    Each batch consists of the longest training examples in the configured layout, so every later batch is smaller.
+    On a CPU the limit is the memory that is free at the start: the system would kill the process rather than refuse
+    memory, so the process is limited to it (Linux). On a slow device with much memory the search ends when the next
+    step would take longer than `max_step_s` seconds (not below the configured size), and reports an estimate of how
+    many examples would fit. Writes `batch_size.json`; the weights are those after a few steps.
+    Raises: TrainingError when one example does not fit.
     """
 
     def __init__(self, max_size: int = 4096, max_step_s: float = 10.0) -> None:
@@ -108,16 +98,16 @@ class LargestBatch:
 
     def __call__(self, trainer: Trainer, tuner: InstructionTuner, data: InstructionData, run_dir: Path) -> int:
         """Run, print, and return the size."""
-        on_one_process(trainer, "batch_size")
+        check_one_process(trainer, "batch_size")
         if data.batching.max_tokens is not None:
-            raise ConfigError("sweep=batch_size: batching.max_tokens bounds the batches; leave grouping and budget out")
+            raise ConfigError("sweep=batch_size: set batching.max_tokens=null, which bounds the batches already")
         store, indices = data.examples_of("train")
         longest = indices[np.argsort(-store.lengths[indices], kind="stable")][: self.max_size].tolist()
         device, bf16 = trainer.strategy.root_device, trainer.precision == "bf16-mixed"
         model = tuner.model.to(device).train()
         optimizer = tuner.make_optimizer(model)
         free = free_memory(device)
-        seconds: dict[int, float] = {}  # of a step, by the size of its batch
+        seconds: dict[int, float] = {}  # per step, by batch size
 
         def batch_of(n: int) -> Batch:
             return data.collator([store[i] for i in longest[:n]]).to(device)
@@ -125,7 +115,7 @@ class LargestBatch:
         def fits(n: int) -> bool:
             try:
                 batch = batch_of(n)
-                # twice, since the first makes the optimizer's moments
+                # twice, since the first step allocates the optimizer's moments
                 seconds[n] = min(train_step(model, optimizer, batch, bf16) for _ in range(2))
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
                 if not out_of_memory(error):
@@ -136,31 +126,31 @@ class LargestBatch:
             finally:
                 if device.type == "cuda":
                     torch.cuda.empty_cache()
-            print(f"{n} examples fit, {seconds[n]:.3g} s a step", flush=True)
+            print(f"{n} examples fit, {seconds[n]:.3g} s per step", flush=True)
             return True
 
         if free is not None:
-            print(f"{free / 1e9:.1f} GB of memory are free", flush=True)
+            print(f"{free / 1e9:.1f} GB of free memory", flush=True)
         with limited_memory(device, free):
             enough = lambda n: n >= data.batching.batch_size and 2 * seconds[n] > self.max_step_s  # noqa: E731
             size, refused = largest(fits, len(longest), enough)
         if size == 0:
             raise TrainingError(
                 "batch_size: one example does not fit; lower data.max_length, set model.activation_checkpointing=true, "
-                "or take a smaller model"
+                "or choose a smaller model"
             )
         found: dict[str, Any] = {"batch_size": size, "refused": refused, "step_s": seconds[size], "free_bytes": free}
         if refused is not None:
             print(f"the largest that fits ({refused} do not): data.batch_size={size}")
         elif size == len(longest):
-            print(f"the largest that was tried (the longest {size} of the data): data.batch_size={size}")
+            print(f"the largest tried (all examples, or finder.max_size): data.batch_size={size}")
         else:
-            text = f"the largest that was tried: data.batch_size={size}; a step with twice of it takes about "
+            text = f"the largest tried: data.batch_size={size}; a step with twice as many takes about "
             text += f"{2 * seconds[size]:.0f} s, longer than finder.max_step_s={self.max_step_s:g}"
             if free is not None:
-                # the states of model and optimizer are there already
+                # the states of model and optimizer are allocated already
                 found["by_memory"] = int(free * size / kept_bytes(model, batch_of(size), bf16))
-                text += f"; what is free would hold about {found['by_memory']:,}"
+                text += f"; the free memory would hold about {found['by_memory']:,}"
             print(text)
         (run_dir / "batch_size.json").write_text(json.dumps(found) + "\n")
         return size
@@ -169,9 +159,9 @@ class LargestBatch:
 def largest(
     fits: Callable[[int], bool], most: int, enough: Callable[[int], bool] = lambda n: False
 ) -> tuple[int, int | None]:
-    """The largest of 1 … `most` that fits, and the smallest that was refused (None: none was).
+    """The largest of 1 … `most` that fits, and the smallest that does not (None if all do).
 
-    What is `enough` is not doubled.
+    A size that is `enough` is not doubled.
     """
     size, refused = 0, None
     while size < most and refused is None and not (size and enough(size)):
@@ -183,7 +173,7 @@ def largest(
     return size, refused
 
 
-def on_one_process(trainer: Trainer, name: str) -> None:
+def check_one_process(trainer: Trainer, name: str) -> None:
     """Raise ConfigError when a finder runs on several processes."""
     if trainer.world_size > 1:
-        raise ConfigError(f"sweep={name}: runs on one device; leave trainer out, what it finds is per device anyway")
+        raise ConfigError(f"sweep={name}: runs on one device; set trainer.devices=1, the result is per device")

@@ -1,15 +1,15 @@
-"""The database of an Optuna study, which the sweep and its trials share."""
+"""The database of an Optuna study, shared by the sweep and its trials."""
 
 from __future__ import annotations
 
 from typing import Any
 
-SECONDS_LOCKED = 120  # how long one of them waits while others write
+LOCK_TIMEOUT_S = 120
 
 
 def open_storage(url: str) -> Any:
-    """Optuna's storage at a database's URL; an SQLite file that another process is writing is waited for."""
+    """Optuna's storage at a database's URL; waits while another process writes an SQLite file."""
     import optuna
 
-    waiting = {"connect_args": {"timeout": SECONDS_LOCKED}} if url.startswith("sqlite") else {}
-    return optuna.storages.RDBStorage(url, engine_kwargs=waiting)
+    engine = {"connect_args": {"timeout": LOCK_TIMEOUT_S}} if url.startswith("sqlite") else {}
+    return optuna.storages.RDBStorage(url, engine_kwargs=engine)

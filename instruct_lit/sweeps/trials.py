@@ -1,11 +1,10 @@
-"""What lies in the folder of a sweep: its trials, sorted, their curves, and what several seeds say together."""
+"""The trials in the folder of a sweep: settings, results, curves and responses, the best first."""
 
 from __future__ import annotations
 
 import json
 import math
 import shlex
-import statistics
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -15,14 +14,14 @@ from typing import Any
 from instruct_lit.errors import DataError
 from instruct_lit.sweeps.trial import RECORD, parameters, read_record
 
-# Student's t, two-sided 95 %, for 1, 2, … degrees of freedom; above these a series gives it to a thousandth.
-T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
-_GROUPS = ("sweep=", "launcher=", "experiment=", "debug=")  # the same for all trials, or a name for other overrides
+_SAME_FOR_ALL = ("sweep=", "launcher=")
+_GROUPS = (*_SAME_FOR_ALL, "experiment=", "debug=")  # the same for all trials, or a name for other overrides
+_LOG_RATIO = 30  # numbers that span more than this factor are laid out on a logarithmic scale
 
 
 @dataclass
 class Trial:
-    """One trial: its parameters are the overrides in which the trials of the sweep differ."""
+    """One trial; its `parameters` are the overrides in which the trials of the sweep differ."""
 
     number: int
     status: str
@@ -37,66 +36,62 @@ class Trial:
     parameters: dict[str, str] = field(default_factory=dict)
 
 
-@dataclass
-class Setting:
-    """Trials that differ in their seed alone; `half_width` is that of the 95 % interval of their mean."""
-
-    parameters: dict[str, str]
-    values: list[float]
-    mean: float
-    half_width: float | None
-
-
 def read_trials(folder: Path, maximize: bool = False) -> list[Trial]:
-    """The trials of a sweep, the best first, those without a value last. Raises DataError when there are none."""
+    """The trials of a sweep, the best first, those without a value last.
+
+    Raises: DataError when the folder has none.
+    """
     trials = [_read(path.parent) for path in sorted(folder.glob(f"*/{RECORD}")) if path.parent.name.isdigit()]
     if not trials:
-        raise DataError(f"{folder}: no trial of a sweep in it (a folder of outputs/multirun is wanted)")
-    given = [dict(_split(override) for override in trial.overrides) for trial in trials]
-    keys = list(dict.fromkeys(key for overrides in given for key in overrides))
-    varied = [key for key in keys if len({overrides.get(key) for overrides in given}) > 1]
-    for trial, overrides in zip(trials, given, strict=True):
-        trial.parameters = {key: overrides.get(key, "default") for key in varied}
+        raise DataError(f"{folder}: not a sweep, no <number>/{RECORD} in it; give a folder of outputs/multirun")
+    for trial in trials:
+        trial.parameters = dict(_split(override) for override in trial.overrides)
+    keys = list(dict.fromkeys(key for trial in trials for key in trial.parameters))
+    for trial in trials:
+        trial.parameters = {key: trial.parameters.get(key, "default") for key in keys}
+    kept = varied(trials)
+    for trial in trials:
+        trial.parameters = {key: trial.parameters[key] for key in kept}
     sign = -1 if maximize else 1
     return sorted(trials, key=lambda t: (t.value is None, sign * (t.value or 0.0), t.number))
 
 
-def by_setting(trials: Sequence[Trial], maximize: bool = False) -> list[Setting]:
-    """Means over seeds with their 95 % intervals (Student's t), the best first; empty without repeated settings."""
-    groups: dict[tuple[tuple[str, str], ...], list[float]] = {}
-    for trial in trials:
-        if trial.value is not None:
-            key = tuple((k, v) for k, v in trial.parameters.items() if k not in ("seed", "data.seed"))
-            groups.setdefault(key, []).append(trial.value)
-    if all(len(values) < 2 for values in groups.values()):
-        return []
-    settings = [Setting(dict(key), values, *mean_and_interval(values)) for key, values in groups.items()]
-    return sorted(settings, key=lambda setting: setting.mean, reverse=maximize)
+def varied(trials: Sequence[Trial]) -> list[str]:
+    """Names of the parameters that have more than one value in these trials."""
+    names = trials[0].parameters if trials else {}
+    return [name for name in names if len({trial.parameters[name] for trial in trials}) > 1]
 
 
-def mean_and_interval(values: Sequence[float]) -> tuple[float, float | None]:
-    """The mean, and half the width of its 95 % interval; None for a single value."""
-    mean, n = statistics.fmean(values), len(values)
-    if n < 2:
-        return mean, None
-    return mean, t_95(n - 1) * statistics.stdev(values) / math.sqrt(n)
+def column_of(trials: Sequence[Trial], name: str) -> list[float] | list[str]:
+    """A parameter of every trial: as numbers where all are finite numbers, else as text."""
+    texts = [trial.parameters[name] for trial in trials]
+    numbers = [_number(text) for text in texts]
+    return numbers if all(map(math.isfinite, numbers)) else texts
 
 
-def t_95(n_free: int) -> float:
-    """Student's t for a two-sided 95 % interval (Abramowitz and Stegun 26.7.5, two terms of the series)."""
-    if n_free <= len(T_95):
-        return T_95[n_free - 1]
-    z = statistics.NormalDist().inv_cdf(0.975)
-    return z + (z**3 + z) / (4 * n_free) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * n_free**2)
+def is_logarithmic(column: Sequence[float] | Sequence[str]) -> bool:
+    """Whether a column of positive numbers spans orders of magnitude."""
+    numbers = [value for value in column if isinstance(value, float)]
+    return len(numbers) == len(column) and min(numbers) > 0 and max(numbers) / min(numbers) >= _LOG_RATIO
+
+
+def short(text: str) -> str:
+    """An override's value with a long number rounded to four digits."""
+    return f"{_number(text):.4g}" if len(text) > 8 and math.isfinite(_number(text)) else text
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 def _read(folder: Path) -> Trial:
     record = read_record(folder)
     assert record is not None
     overrides = parameters(record["overrides"])
-    command = shlex.join(
-        ["python", "-m", f"instruct_lit.{record['command']}", *(o for o in overrides if not o.startswith(_GROUPS[:2]))]
-    )
+    given = [override for override in overrides if not override.startswith(_SAME_FOR_ALL)]
     metrics = _json(folder / "metrics.json") or _json(folder / "evaluation.json")
     history = _rows(folder / "history.jsonl")
     return Trial(
@@ -105,8 +100,8 @@ def _read(folder: Path) -> Trial:
         value=record["value"],
         reason=record["reason"],
         seconds=record["seconds"],
-        overrides=[o for o in overrides if not o.startswith(_GROUPS)],
-        command=command,
+        overrides=[override for override in overrides if not override.startswith(_GROUPS)],
+        command=shlex.join(["python", "-m", f"instruct_lit.{record['command']}", *given]),
         metrics={name: value for name, value in metrics.items() if isinstance(value, int | float)},
         curve=[(row["step"], row["val/loss"]) for row in history if math.isfinite(row.get("val/loss", math.nan))],
         responses=_rows(folder / "responses.jsonl"),
@@ -119,16 +114,16 @@ def _split(override: str) -> tuple[str, str]:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    rows = _read_all([path.read_text(encoding="utf-8")] if path.is_file() else [])
+    rows = _parsed([path.read_text(encoding="utf-8")] if path.is_file() else [])
     return rows[0] if rows else {}
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
-    return _read_all(path.read_text(encoding="utf-8").split("\n") if path.is_file() else [])
+    return _parsed(path.read_text(encoding="utf-8").split("\n") if path.is_file() else [])
 
 
-def _read_all(texts: Sequence[str]) -> list[dict[str, Any]]:
-    """The records in these texts; a trial that was killed, or is just writing, leaves half of one."""
+def _parsed(texts: Sequence[str]) -> list[dict[str, Any]]:
+    """The JSON records in these texts, without those that a killed or a running trial has written in part."""
     rows = []
     for text in texts:
         with suppress(ValueError):

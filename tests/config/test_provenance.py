@@ -1,4 +1,4 @@
-"""What a run says of its origin, and what two runs disagree about."""
+"""The provenance of a run, and the differences of two."""
 
 import hashlib
 import importlib.metadata
@@ -61,7 +61,7 @@ def test_the_state_of_a_checkout(tmp_path: Path) -> None:
     assert code_state(tmp_path) == {**state, "dirty": True}
 
 
-def test_what_two_runs_disagree_about(tmp_path: Path) -> None:
+def test_the_differences_of_two_runs(tmp_path: Path) -> None:
     there = origin(tmp_path)
     here = {**there, "command": ["other"], "data": {"name": "demo", "fingerprint": "g"}, "seeds": {"seed": 3}}
     here["weights_sha256"] = there["weights_sha256"]
@@ -69,7 +69,7 @@ def test_what_two_runs_disagree_about(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_it_and_a_damaged_file_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"no provenance.json there; a folder that train wrote has one"):
+    with pytest.raises(ConfigError, match=r"no provenance.json; give a run folder of python -m instruct_lit.train"):
         read_provenance(tmp_path)
     (tmp_path / "provenance.json").write_text("{")
     with pytest.raises(ConfigError, match=r"provenance.json: damaged \(JSONDecodeError"):

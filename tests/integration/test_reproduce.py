@@ -23,7 +23,7 @@ def test_the_losses_are_bit_equal(comparison: tuple[dict, str]) -> None:
     assert "all losses of all steps are bit-equal" in shown
 
 
-def test_the_run_tells_where_it_comes_from(small_run: Path) -> None:
+def test_the_run_has_its_provenance(small_run: Path) -> None:
     found = json.loads((small_run / "provenance.json").read_text())
     assert found["command"][:3] == ["python", "-m", "instruct_lit.train"]
     assert found["changed"]["trainer.max_epochs"] == {"default": 3, "value": 2}
@@ -34,21 +34,21 @@ def test_the_run_tells_where_it_comes_from(small_run: Path) -> None:
 @pytest.mark.slow
 def test_a_change_is_found_and_named(command: Callable, small_run: Path, tmp_path: Path) -> None:
     done = command("reproduce", f"run={small_run}", 'changes=["seed=5"]', "hydra.run.dir=out", cwd=tmp_path, status=1)
-    assert "not reproduced: a difference of" in done.stderr and "allowed is 0.01" in done.stderr
+    assert "not reproduced: relative difference" in done.stderr and "tolerance 0.01" in done.stderr
     found = json.loads((tmp_path / "out" / "comparison.json").read_text())
-    assert {"what": "seeds.seed", "there": 123, "here": 5} in found["differs"]
+    assert {"what": "seeds.seed", "original": 123, "rerun": 5} in found["differs"]
     assert found["first_step_that_differs"] is not None
 
 
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("run=null", "run=…: name the folder of a finished run"),
+        ("run=null", "run: not given; run=<folder of a finished run>"),
         ("run=nowhere", "run=nowhere: no such folder"),
-        ("run=.", ": no provenance.json there; a folder that train wrote has one"),
+        ("run=.", ": no provenance.json; give a run folder of python -m instruct_lit.train"),
     ],
 )
-def test_what_cannot_be_reproduced_is_said(command: Callable, tmp_path: Path, override: str, message: str) -> None:
+def test_what_cannot_be_reproduced_is_refused(command: Callable, tmp_path: Path, override: str, message: str) -> None:
     done = command("reproduce", override, cwd=tmp_path, status=2)
     assert message in done.stderr
     assert "Traceback" not in done.stderr

@@ -74,8 +74,8 @@ def test_launchers_run_trials_side_by_side(command: Callable, answers: Path, lau
     assert [record_of(answers / "sweep" / str(n))["value"] for n in range(2)] == [1.0, 0.0]
 
 
-def test_what_the_report_command_cannot_do_is_said(command: Callable, answers: Path) -> None:
-    assert "no trial of a sweep in it" in command("report", ".", cwd=answers, status=2).stderr
+def test_what_the_report_command_cannot_do_is_refused(command: Callable, answers: Path) -> None:
+    assert "not a sweep, no <number>/trial.json in it" in command("report", ".", cwd=answers, status=2).stderr
     assert "folder=nowhere: no such folder" in command("report", "nowhere", cwd=answers, status=2).stderr
     assert "direction=up: allowed are" in command("report", ".", "direction=up", cwd=answers, status=2).stderr
 
@@ -111,7 +111,7 @@ def test_optuna_prunes_records_failures_and_goes_on(command: Callable, small: tu
         if name == "failed":
             assert "model.dropout=2.0: must be below 1" in found.user_attrs["reason"]
         if name == "pruned":
-            assert "other trials of the study were better there" in records[found.number]["reason"]
+            assert "other trials of the study were better at this step" in records[found.number]["reason"]
             assert len(found.intermediate_values) >= 1
     assert {record["status"] for record in records.values()} == {"completed", "pruned", "failed"}
     assert (

@@ -1,4 +1,4 @@
-"""The page and the picture of a run, from the files in its folder."""
+"""The page and the loss curves of a run, from the files in its folder."""
 
 import json
 from pathlib import Path
@@ -53,39 +53,41 @@ def test_the_page_shows_metrics_before_and_after_and_wrong_answers_first(run: Pa
     assert "python -m instruct_lit.train optimizer.lr=2e-3" in page
     assert "<td>0.5000</td>" in page.replace(' class="number"', "") and "0.2500" in page
     assert (
-        page.index("&lt;script&gt;") < page.index("&lt;b&gt;bold") and "<script>" not in page and "<b>bold" not in page
+        page.index("&lt;script&gt;") < page.index("&lt;b&gt;bold")
+        and '<td class="text"><script>' not in page
+        and "<b>bold" not in page
     )
-    quality = page[page.index("Quality of the answers") : page.index("Answers to the test set")]
-    assert '<code>exact_match</code></td><td class="number">0.500 <span class="dim">0.000 to 1.000' in quality
-    assert "0.000 0.000 to 0.000" in quality  # before fine-tuning
+    quality = page[page.index("Quality of the responses") : page.index("Responses to the test split")]
+    assert '<code>exact_match</code></td><td class="number">0.500 (0.000 to 1.000)' in quality
+    assert "0.000 (0.000 to 0.000)" in quality  # before fine-tuning
     assert "[length]" in page and "1 of 2" in page and "2 of 2 shown" in page
-    assert page.count("data:image/png;base64,") == 1 and "http" not in page
+    assert page.count("<svg") == 1 and "http" not in page and "currentColor" in page
 
 
-def picture_of_best(run: Path, step: int | None) -> bytes:
+def plot_of_best(run: Path, step: int | None) -> bytes:
     (run / "metrics.json").write_text(json.dumps({} if step is None else {"best_step": step}))
     plot_losses(run)
     return (run / "loss.png").read_bytes()
 
 
-def test_the_picture_is_drawn_from_any_history(run: Path) -> None:
+def test_the_plot_is_drawn_from_any_history(run: Path) -> None:
     plot_losses(run)
     first = (run / "loss.png").read_bytes()
-    assert first != picture_of_best(run, 8), "the step whose weights were kept, not that of the lowest loss"
-    assert first == picture_of_best(run, 4) == picture_of_best(run, None)
-    assert picture_of_best(run, 7) not in (first, picture_of_best(run, 8)), "not validated: nothing is marked"
+    assert first != plot_of_best(run, 8), "the step whose weights were kept, not that of the lowest loss"
+    assert first == plot_of_best(run, 4) == plot_of_best(run, None)
+    assert plot_of_best(run, 7) not in (first, plot_of_best(run, 8)), "not validated: nothing is marked"
     (run / "history.jsonl").write_text("")
     plot_losses(run)
     assert first[:4] == (run / "loss.png").read_bytes()[:4] == b"\x89PNG" and len(first) > 20_000
 
 
-def test_pages_of_runs_without_answers_or_plot(tmp_path: Path) -> None:
+def test_the_page_of_a_run_without_responses_or_history(tmp_path: Path) -> None:
     write_report(tmp_path, [], [])
     page = (tmp_path / "report.html").read_text()
-    assert "No answers were written." in page and "Nothing: these are the defaults." in page
+    assert "There are no responses." in page and "None: all values are the defaults." in page
 
 
-def test_the_summary_says_where_things_are(
+def test_the_summary_lists_metrics_and_files(
     run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")

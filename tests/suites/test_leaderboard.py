@@ -1,11 +1,11 @@
-"""Tables, win matrix and picture of a leaderboard."""
+"""Table, win matrix and plot of a leaderboard."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from instruct_lit.suites.leaderboard import HEADS, print_leaderboard, save_picture, table_of, win_matrix
+from instruct_lit.suites.leaderboard import HEADS, print_leaderboard, save_plot, table_of, win_matrix
 from instruct_lit.suites.ratings import Battle, Rating, leaderboard
 
 BATTLES = [
@@ -24,17 +24,17 @@ def test_the_win_matrix_by_hand() -> None:
     )
 
 
-def test_table_and_picture(tmp_path: Path) -> None:
+def test_table_and_plot(tmp_path: Path) -> None:
     pytest.importorskip("evalica")
     ratings = leaderboard(BATTLES)
     table = table_of(ratings)
     assert [row[0] for row in table] == [1, 2, 3] and all(len(row) == len(HEADS) for row in table)
     assert {row[1]: row[-2:] for row in table} == {"a": ["50.0%", 4], "b": ["50.0%", 3], "c": ["50.0%", 1]}
-    save_picture(tmp_path / "board.png", ratings, BATTLES)
+    save_plot(tmp_path / "board.png", ratings, BATTLES)
     assert (tmp_path / "board.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_printed_board_has_every_name_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_printed_board_has_every_name_unchanged(capsys: pytest.CaptureFixture[str]) -> None:
     names = ("sets=[a,b]", "[/x] or [bold]")
     print_leaderboard([Rating(name, 1000.4, 990, 1010, 999, 3, 0.5) for name in names])
     head, *lines = capsys.readouterr().out.splitlines()

@@ -1,20 +1,21 @@
-"""What a sweep's folder says: trials in order, parameters that differ, means over seeds, the page."""
+"""The folder of a sweep: trials in order, the parameters in which they differ, the report."""
 
 import json
 import re
 import sys
 from math import log10
 from pathlib import Path
+from statistics import stdev
 
 import pytest
 from omegaconf import OmegaConf
 
 from instruct_lit.errors import ConfigError, DataError
-from instruct_lit.reports.sweep_charts import curves, parallel_coordinates, ticks
-from instruct_lit.reports.sweep_page import side_by_side, write_page
 from instruct_lit.sweeps.importance import importances
+from instruct_lit.sweeps.page import curves, parallel_coordinates, side_by_side, write_page
+from instruct_lit.sweeps.statistics import by_setting, mean_and_interval
 from instruct_lit.sweeps.trial import _threads, is_held, locked, parameters
-from instruct_lit.sweeps.trials import by_setting, mean_and_interval, read_trials, t_95
+from instruct_lit.sweeps.trials import read_trials
 
 
 def trial(
@@ -60,7 +61,7 @@ def test_trials_come_best_first_with_what_differs(sweep: Path) -> None:
     assert trials[0].command == "python -m instruct_lit.train data=demo decay=cosine lr=0.001"
     assert trials[0].curve[-1] == (5, 3.0)  # the half line of a killed trial is left out
     assert read_trials(sweep, maximize=True)[0].value == max(t.value for t in trials if t.value is not None)
-    with pytest.raises(DataError, match="no trial of a sweep in it"):
+    with pytest.raises(DataError, match="not a sweep, no <number>/trial.json in it"):
         read_trials(sweep / "0")
 
 
@@ -75,15 +76,19 @@ def test_what_a_trial_has_written_is_read_as_far_as_it_goes(tmp_path: Path) -> N
     assert list(found.responses) == [answer] and found.metrics == {}
 
 
-@pytest.mark.parametrize(("n_free", "t"), [(1, 12.706), (15, 2.131), (16, 2.120), (29, 2.045), (10**6, 1.960)])
-def test_students_t_of_a_table(n_free: int, t: float) -> None:
-    assert t_95(n_free) == pytest.approx(t, abs=1e-3)
+@pytest.mark.parametrize(("n", "t"), [(2, 12.706), (3, 4.303), (16, 2.131), (17, 2.120), (30, 2.045)])
+def test_half_widths_follow_the_table_of_student(n: int, t: float) -> None:
+    pytest.importorskip("scipy")
+    values = [float(i) for i in range(n)]
+    _, half = mean_and_interval(values)
+    assert half == pytest.approx(t * stdev(values) / n**0.5, rel=1e-3)
 
 
 def test_the_mean_over_seeds_has_students_interval(tmp_path: Path) -> None:
+    pytest.importorskip("scipy")
     assert mean_and_interval([3.0]) == (3.0, None)
     mean, half = mean_and_interval([1.0, 2.0, 3.0])
-    assert mean == 2 and half == pytest.approx(4.303 / 3**0.5)
+    assert mean == 2 and half == pytest.approx(4.303 / 3**0.5, rel=1e-3)
     for number, (lr, seed, value) in enumerate([(1, 1, 2.0), (1, 2, 4.0), (2, 1, 1.0), (2, 2, 2.0)]):
         trial(tmp_path, number, value, lr=lr, seed=seed)
     settings = by_setting(read_trials(tmp_path))
@@ -99,10 +104,14 @@ def test_importance_goes_to_the_parameter_that_matters(sweep: Path) -> None:
 
 
 def test_a_missing_extra_is_named(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "optuna", None)
-    with pytest.raises(ConfigError, match=r"pip install 'instruct-lit\[sweep\]'"):
-        importances(read_trials(sweep))
-    assert "instruct-lit[sweep]" in write_page(sweep, read_trials(sweep), "val/loss", False).read_text()
+    trial(sweep, 12, 1.0, lr=0.001, decay="cosine", seed=2)
+    trial(sweep, 13, 1.5, lr=0.001, decay="cosine", seed=3)
+    for name, function in (("optuna", importances), ("scipy.stats", by_setting)):
+        monkeypatch.setitem(sys.modules, name, None)
+        with pytest.raises(ConfigError, match=r"pip install 'instruct-lit\[sweep\]'"):
+            function(read_trials(sweep))
+    page = write_page(sweep, read_trials(sweep), "val/loss", False).read_text()
+    assert "importance of hyper-parameters: needs optuna" in page and "intervals over seeds: needs scipy" in page
 
 
 def test_the_page_is_self_contained_and_has_everything(sweep: Path) -> None:
@@ -110,8 +119,9 @@ def test_the_page_is_self_contained_and_has_everything(sweep: Path) -> None:
     assert "10 completed, 1 pruned, 1 failed" in page and "killed by SIGKILL" in page
     assert "python -m instruct_lit.train data=demo decay=cosine lr=0.001" in page
     assert "&lt;b&gt;other" in page and "<b>other" not in page
-    assert page.count("<polyline") == 12 + 10  # all curves; the trials with a value on the parallel axes
-    assert not re.search(r"(src|href)=", page)
+    assert page.count("<g data-trial=") == 12 + 10  # all curves; the trials with a value on the parallel axes
+    assert "<title>trial 10: failed  decay=linear lr=1.0</title>" in page
+    assert not re.search(r"src=|http|url\((?!#)|href=(?!.#)", page)
     found = json.loads((sweep / "trials.json").read_text())
     assert found["trials"][0]["parameters"]["lr"] == "0.001"
 
@@ -126,20 +136,12 @@ def test_answers_side_by_side_begin_with_those_that_differ(sweep: Path) -> None:
     )
 
 
-def test_charts_of_little_are_empty_and_of_constants_possible(tmp_path: Path) -> None:
+def test_plots_of_few_trials_are_empty_and_of_constants_possible(tmp_path: Path) -> None:
     trial(tmp_path, 0, 1.0, lr=1)
     one = read_trials(tmp_path)
-    assert parallel_coordinates(one, "val/loss") == "" and "polyline" in curves(one)
+    assert parallel_coordinates(one, "val/loss", {}) == "" and 'data-trial="0"' in curves(one, {0: "#123456"})
     trial(tmp_path, 1, 1.0, lr=2)
-    assert "polyline" in parallel_coordinates(read_trials(tmp_path), "val/loss")
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "log", "wanted"),
-    [(0, 10, False, [0, 2, 4, 6, 8, 10]), (0.1, 10, True, [0.1, 0.2, 0.5, 1, 2, 5, 10]), (3, 3, False, [3])],
-)
-def test_ticks_are_round(low: float, high: float, log: bool, wanted: list[float]) -> None:
-    assert ticks(low, high, log) == pytest.approx(wanted)
+    assert "data-trial" in parallel_coordinates(read_trials(tmp_path), "val/loss", {})
 
 
 def test_a_trial_is_held_by_one_process(tmp_path: Path) -> None:

@@ -1,0 +1,293 @@
+"""Every plot of the program, in one style: saved as PNG, or as SVG inside a page, where it takes the page's colours.
+
+A function returns a matplotlib figure of plain numbers; `save` and `svg` write it.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any, Literal
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LinearSegmentedColormap, to_hex
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+
+# Blue and orange are distinct for colour-blind readers (Okabe and Ito 2008).
+BLUE, ORANGE, GRAY = "#0072b2", "#d55e00", "#808080"
+TEXT, LINE, PAPER = "#1f2328", "#d0d7de", "#fffffe"
+_CSS = {TEXT: "currentColor", LINE: "var(--line)", PAPER: "var(--paper)", BLUE: "var(--blue)", ORANGE: "var(--orange)"}
+_RANKS = LinearSegmentedColormap.from_list("ranks", [BLUE, "#968ca0", ORANGE])
+_BOX = {"facecolor": PAPER, "edgecolor": "none", "pad": 1.0}  # behind a text that lines may cross
+_WIDTH = 9.0  # inches, the width of a page's column
+
+
+@dataclass(frozen=True)
+class TrialLine:
+    """One trial of a sweep in a plot; `points` are (x, y), `note` is its tooltip on a page."""
+
+    number: int
+    colour: str
+    points: Sequence[tuple[float, float]]
+    note: str = ""
+    dashed: bool = False
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG."""
+    figure.savefig(path, dpi=130)
+
+
+def svg(figure: Figure, name: str, lines: Sequence[TrialLine] = ()) -> str:
+    """The figure as an SVG element for a page; `name` is unique on the page.
+
+    The lines of trials carry `data-trial` and their note as tooltip.
+    """
+    buffer = io.StringIO()
+    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
+        figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
+    text = buffer.getvalue()
+    view_box = re.search(r'viewBox="[^"]*"', text)
+    assert view_box is not None
+    body = text[text.index(">", view_box.end()) + 1 :]
+    body = re.sub(r'<g id="(?!trial-)[^"]*"', "<g", body)
+    for line in lines:
+        group = f'<g data-trial="{line.number}"><title>{escape(line.note)}</title>'
+        body = body.replace(f'<g id="trial-{line.number}">', group)
+    for colour, variable in _CSS.items():
+        body = body.replace(colour, variable)
+    return f'<svg {view_box[0]} role="img" aria-label="{escape(name)}">{body}'
+
+
+def rank_colours(n: int) -> list[str]:
+    """A colour for each of `n` ranks, from blue for the best to orange for the worst."""
+    return [to_hex(_RANKS(rank / max(1, n - 1))) for rank in range(n)]
+
+
+def loss_curves(history: Sequence[Mapping[str, Any]], best_step: int | None) -> Figure:
+    """Training and validation loss over optimizer steps, the step of the saved weights marked.
+
+    `history` has rows with `step`, `tokens`, `train/loss` and `val/loss`. The upper axis counts supervised tokens, the
+    steps after the best one are shaded. Without `best_step` the lowest validation loss is marked. A validation loss
+    before the first step that is far above the rest is noted at the edge instead of stretching the axis.
+    """
+    train = _points(history, "train/loss")
+    val = _points(history, "val/loss")
+    figure, axes = _figure("Training and validation loss", "optimizer step", "loss (nats per token)")
+    if train:
+        steps, losses = zip(*train, strict=True)
+        axes.plot(steps, losses, color=BLUE, alpha=0.25, linewidth=1)
+        axes.plot(steps, _smooth(losses), color=BLUE, label="training (moving average)")
+    if val:
+        axes.plot(*zip(*val, strict=True), "o-", color=ORANGE, markersize=4, label="validation")
+    marked = [point for point in val if best_step in (None, point[0])]
+    if marked:
+        step, loss = min(marked, key=lambda point: point[1])
+        last = val[-1][0]
+        axes.axvline(step, color=GRAY, linestyle=":", linewidth=1)
+        axes.plot([step], [loss], marker="*", markersize=13, color=ORANGE, markeredgecolor=TEXT, zorder=5)
+        side = -1 if step > 0.8 * last else 1  # keeps the note inside the axes
+        _note(axes, f"best {loss:.3f}\nstep {step}", (step, loss), (8 * side, 14), "right" if side < 0 else "left")
+        if last > step:
+            axes.axvspan(step, last, color=ORANGE, alpha=0.08, linewidth=0, label="after the best step")
+    rest = [loss for step, loss in [*train, *val] if step > 0]
+    start = next((loss for step, loss in val if step == 0), -math.inf)
+    if rest and start > max(rest) + (max(rest) - min(rest)):
+        margin = 0.1 * (max(rest) - min(rest) or 1.0)
+        top = max(rest) + margin
+        axes.set_ylim(min(rest) - margin, top)
+        _note(axes, f"step 0: validation {start:.3f} ↑", (0, top), (6, -12), "left")
+    end = history[-1] if history else {"step": 0, "tokens": 0}
+    if end["step"] and end["tokens"]:
+        ratio = end["tokens"] / end["step"]
+        upper = axes.secondary_xaxis(
+            "top", functions=(lambda x: np.asarray(x) * ratio, lambda x: np.asarray(x) / ratio)
+        )
+        upper.set_xlabel("supervised tokens", color=TEXT)
+        upper.tick_params(colors=TEXT)
+        upper.spines["top"].set_color(LINE)
+    _legend(axes)
+    return figure
+
+
+def trial_curves(lines: Sequence[TrialLine]) -> Figure:
+    """Validation loss of every trial over optimizer steps, the first lines on top."""
+    losses = [loss for line in lines for _, loss in line.points]
+    figure, axes = _figure("Validation loss of every trial", "optimizer step", "validation loss (nats per token)")
+    if min(losses) > 0 and max(losses) / min(losses) > 4:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    _trial_lines(axes, lines)
+    for line in lines:
+        axes.plot(*line.points[-1], "o", color=line.colour, markersize=4)
+    for label, style in (("completed", "-"), ("pruned", "--")):
+        axes.plot([], [], style, color=GRAY, label=label)
+    if any(line.dashed for line in lines):
+        _legend(axes)
+    return figure
+
+
+def parallel_coordinates(
+    lines: Sequence[TrialLine], columns: Mapping[str, Sequence[float] | Sequence[str]], logarithmic: Collection[str]
+) -> Figure:
+    """A vertical axis for each column, and across them a line for each trial; `lines` need no points of their own.
+
+    A column has a value for each line, numbers or names; the `logarithmic` columns are laid out so.
+    """
+    figure, axes = _figure("Parallel coordinates of the trials", "", "")
+    axes.set_axis_off()
+    axes.set_xlim(-0.1, len(columns) - 0.7)
+    axes.set_ylim(-0.06, 1.12)
+    heights = []
+    for x, (name, column) in enumerate(columns.items()):
+        found, ticks = _scaled(column, name in logarithmic)
+        heights.append(found)
+        axes.plot([x, x], [0, 1], color=GRAY, linewidth=1)
+        axes.text(x, 1.06, name, ha="center", color=TEXT, fontweight="bold")
+        for y, label in ticks:
+            axes.text(x + 0.025, y, label, va="center", color=TEXT, fontsize=9, bbox=_BOX, zorder=4)
+    places = list(zip(*heights, strict=True))
+    drawn = [TrialLine(l.number, l.colour, list(enumerate(p))) for l, p in zip(lines, places, strict=True)]  # noqa: E741
+    _trial_lines(axes, drawn)
+    return figure
+
+
+def importance(shares: Mapping[str, float], metric: str) -> Figure:
+    """A bar for the share of the metric's variance that each hyper-parameter explains."""
+    names = list(shares)
+    title = f"Importance for {metric}"
+    figure, axes = _figure(title, "share of the variance explained (%)", "", 1.3 + 0.32 * len(names))
+    axes.barh(names, [100 * share for share in shares.values()], color=BLUE, height=0.6)
+    for y, share in enumerate(shares.values()):
+        _note(axes, f"{share:.0%}", (100 * share, y), (4, 0), "left", "center")
+    axes.set_xlim(0, 108)
+    axes.invert_yaxis()
+    axes.grid(visible=False, axis="y")
+    return figure
+
+
+def leaderboard(
+    models: Sequence[str], ratings: Sequence[float], intervals: Sequence[tuple[float, float]], wins: np.ndarray
+) -> Figure:
+    """Ratings with their 95 % intervals on the left, on the right who beats whom, in the same order.
+
+    `wins[a, b]` is the share that model `a` wins against `b`, NaN where they have not met.
+    """
+    n = len(models)
+    figure = Figure(figsize=(11, 1.9 + 0.42 * n), layout="constrained")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2)
+    _style(left, "Ratings", "Bradley–Terry rating (Elo scale), 95 % interval", "")
+    _style(right, "Share of battles that the row's model wins", "", "")
+    spread = [[max(0.0, r - low), max(0.0, high - r)] for r, (low, high) in zip(ratings, intervals, strict=True)]
+    left.errorbar(ratings, range(n), xerr=np.array(spread).T, fmt="o", color=BLUE, ecolor=GRAY, capsize=3)
+    left.set_yticks(range(n), models)
+    left.set_ylim(n - 0.5, -0.5)
+    right.imshow(wins, vmin=0, vmax=1, cmap="RdBu", aspect="auto")
+    right.grid(visible=False)
+    if n <= 20:
+        for i, j in np.argwhere(~np.isnan(wins)):
+            shade = "white" if abs(wins[i, j] - 0.5) > 0.35 else "black"
+            size = 8 if n <= 10 else 5.5
+            right.text(j, i, f"{wins[i, j]:.0%}", ha="center", va="center", fontsize=size, color=shade)
+    right.set_yticks(range(n), models)
+    right.set_xticks(range(n), models, rotation=45, ha="right")
+    return figure
+
+
+def learning_rate_range(rates: Sequence[float], losses: Sequence[float], suggestion: float) -> Figure:
+    """The smoothed loss over a growing learning rate, the suggestion marked."""
+    figure, axes = _figure("Learning rate range test", "learning rate", "training loss (nats per token)", 4.2)
+    axes.set_xscale("log")
+    axes.plot(rates, losses, color=BLUE, label="training (moving average)")
+    axes.axvline(suggestion, color=ORANGE, linestyle="--", label=f"optimizer.lr={suggestion:.2g}")
+    _legend(axes, "upper left")
+    return figure
+
+
+def _figure(title: str, x_label: str, y_label: str, height: float = 4.4) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(_WIDTH, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    _style(axes, title, x_label, y_label)
+    return figure, axes
+
+
+def _style(axes: Axes, title: str, x_label: str, y_label: str) -> None:
+    """The colours, grid and texts of every plot; set here and not in `rcParams`, which threads share."""
+    axes.set_title(title, color=TEXT, fontsize=11, loc="left")
+    axes.set_xlabel(x_label, color=TEXT)
+    axes.set_ylabel(y_label, color=TEXT)
+    axes.tick_params(which="both", colors=TEXT)
+    axes.grid(color=LINE, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(LINE)
+
+
+def _legend(axes: Axes, place: Literal["upper left", "upper right"] = "upper right") -> None:
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False, labelcolor=TEXT, loc=place)
+
+
+def _note(
+    axes: Axes, text: str, at: tuple[float, float], offset: tuple[float, float], ha: str, va: str = "baseline"
+) -> None:
+    style: dict[str, Any] = {"ha": ha, "va": va, "color": TEXT, "fontsize": 9, "bbox": _BOX}
+    axes.annotate(text, at, xytext=offset, textcoords="offset points", **style)
+
+
+def _trial_lines(axes: Axes, lines: Sequence[TrialLine]) -> None:
+    for line in reversed(lines):  # the best on top
+        style = "--" if line.dashed else "-"
+        axes.plot(*zip(*line.points, strict=True), style, color=line.colour, alpha=0.85, gid=f"trial-{line.number}")
+
+
+def _points(history: Sequence[Mapping[str, Any]], name: str) -> list[tuple[int, float]]:
+    return [(row["step"], row[name]) for row in history if math.isfinite(row.get(name, math.nan))]
+
+
+def _smooth(values: Sequence[float]) -> list[float]:
+    """Exponential moving average with the bias of its start corrected, as Adam does."""
+    smoothed, average, weight = [], 0.0, 0.0
+    for value in values:
+        average, weight = 0.8 * average + 0.2 * value, 0.8 * weight + 0.2
+        smoothed.append(average / weight)
+    return smoothed
+
+
+def _scaled(column: Sequence[float] | Sequence[str], logarithmic: bool) -> tuple[list[float], list[tuple[float, str]]]:
+    """The height of each value, 0 to 1, and (height, label) of the ticks, none within 5 % of another."""
+    if any(isinstance(value, str) for value in column):
+        names = sorted(map(str, set(column)))
+        height = {name: (i + 0.5) / len(names) for i, name in enumerate(names)}
+        return [height[str(value)] for value in column], [(y, name) for name, y in height.items()]
+    numbers = [float(value) for value in column]
+    low, high = min(numbers), max(numbers)
+    scale = math.log if logarithmic else float
+
+    def at(value: float) -> float:
+        return (scale(value) - scale(low)) / ((scale(high) - scale(low)) or 1.0)
+
+    ticks = sorted(set(numbers))
+    if len(ticks) > 6:
+        locator = LogLocator(subs=(1, 2, 5)) if logarithmic else MaxNLocator(5)
+        ticks = [low, high, *(tick for tick in locator.tick_values(low, high) if low < tick < high)]
+    kept: list[tuple[float, str]] = []
+    for tick in ticks:
+        label = f"{tick:.3g}".replace("e-0", "e-")
+        if all(abs(at(tick) - y) >= 0.05 and label != other for y, other in kept):
+            kept.append((at(tick), label))
+    return [at(value) for value in numbers], kept

@@ -1,0 +1,102 @@
+"""The comparison of a run with its rerun: metrics, logged losses, and what differed in their provenance."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+from instruct_lit.core.generation.responses import read_jsonl
+from instruct_lit.reports.tables import show, table
+
+# Endings of metrics that depend on the machine and not on the training.
+MEASURED = ("seconds", "_s", "_bytes", "flop_utilisation")
+
+
+@dataclass(frozen=True)
+class ComparedMetric:
+    """One metric of both runs."""
+
+    name: str
+    original: float
+    rerun: float
+
+    @property
+    def relative_difference(self) -> float:
+        """Infinite where only one of the values is finite, 0 where both are NaN."""
+        a, b = self.original, self.rerun
+        if a == b or (math.isnan(a) and math.isnan(b)):
+            return 0.0
+        if not (math.isfinite(a) and math.isfinite(b)):
+            return math.inf
+        return abs(b - a) / max(abs(a), abs(b))
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """What two runs have in common and what not.
+
+    `changes` are (key, original, rerun) of the provenance; `first_step` is the first step whose losses are not
+    bit-equal, None when all are.
+    """
+
+    changes: Sequence[tuple[str, Any, Any]]
+    metrics: Sequence[ComparedMetric]
+    first_step: int | None
+
+    @property
+    def worst(self) -> float:
+        """The largest relative difference of a metric."""
+        return max((metric.relative_difference for metric in self.metrics), default=0.0)
+
+    def write(self, path: Path) -> None:
+        """Write the comparison as JSON."""
+        content = {
+            "differs": [{"what": key, "original": a, "rerun": b} for key, a, b in self.changes],
+            "metrics": {
+                m.name: {"original": m.original, "rerun": m.rerun, "relative_difference": m.relative_difference}
+                for m in self.metrics
+            },
+            "first_step_that_differs": self.first_step,
+        }
+        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+    def print(self, tolerance: float) -> None:
+        """Print the changes and the metrics as tables; differences above the tolerance are marked."""
+        if self.changes:
+            changes = table("changed before training", "original", "rerun", header=True, text=("original", "rerun"))
+            for row in self.changes:
+                changes.add_row(*map(str, row))
+            show(changes)
+        metrics = table("metric", "original", "rerun", "relative difference")
+        for m in self.metrics:
+            apart = f"{m.relative_difference:.1e}" if m.relative_difference else "equal"
+            mark = " !" if m.relative_difference > tolerance else ""
+            metrics.add_row(m.name, f"{m.original:.6g}", f"{m.rerun:.6g}", apart + mark)
+        show(metrics)
+        first = self.first_step
+        show("all losses of all steps are bit-equal" if first is None else f"the losses differ from step {first} on")
+
+
+def compare_runs(original: Path, rerun: Path, changes: Sequence[tuple[str, Any, Any]]) -> Reproduction:
+    """Compare the metrics that training determines, and the logged losses, of two run folders."""
+    a, b = (json.loads((run / "metrics.json").read_text(encoding="utf-8")) for run in (original, rerun))
+    names = [n for n in a if n in b and isinstance(a[n], int | float) and not n.endswith(MEASURED)]
+    metrics = [ComparedMetric(name, float(a[name]), float(b[name])) for name in names]
+    return Reproduction(changes, metrics, first_difference(original, rerun))
+
+
+def first_difference(original: Path, rerun: Path) -> int | None:
+    """The first step whose logged losses are not bit-equal or that only one run logged; None when there is none."""
+    histories = [
+        [(row["step"], row.get("train/loss"), row.get("val/loss")) for row in read_jsonl(run / "history.jsonl")]
+        for run in (original, rerun)
+    ]
+    for rows in zip_longest(*histories):
+        if rows[0] != rows[1]:
+            return min(row[0] for row in rows if row is not None)
+    return None

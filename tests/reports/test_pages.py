@@ -1,0 +1,37 @@
+"""The HTML layer: numbers as text, pages that are self-contained and do not scroll sideways."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from instruct_lit.reports import pages
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(None, ""), (True, "True"), (12345, "12,345"), (0.5, "0.5000"), (0.0, "0.0000"), (1e-5, "1e-05"), (118.49, "118.5"),
+     (8718.4, "8,718"), (102028554434.0, "1.02e+11"), ("median", "median")],
+)  # fmt: skip
+def test_numbers_as_text(value: object, text: str) -> None:
+    assert pages.number(value) == text
+
+
+def test_a_page_has_the_common_layout_and_is_written_whole(tmp_path: Path) -> None:
+    (tmp_path / "a.html.jinja").write_text(
+        '{% extends "layout.html.jinja" %}{% block body %}{{ x | number }} {{ y }}{% endblock %}'
+    )
+    pages.write_page(tmp_path / "a.html", "a.html.jinja", tmp_path, x=0.25, y="<b>")
+    page = (tmp_path / "a.html").read_text()
+    assert "0.2500 &lt;b&gt;" in page and "prefers-color-scheme: dark" in page and "querySelectorAll" in page
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.html", "a.html.jinja"]
+
+
+@pytest.mark.parametrize(
+    "template",
+    sorted([*pages.FOLDER.glob("*.jinja"), *pages.FOLDER.parent.glob("sweeps/*.jinja")]),
+    ids=lambda p: p.name,
+)
+def test_every_table_scrolls_in_its_own_box(template: Path) -> None:
+    text = template.read_text()
+    assert len(re.findall("<table", text)) == len(re.findall('<div class="scroll"><table', text))

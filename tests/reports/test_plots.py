@@ -1,0 +1,72 @@
+"""Plots: what is drawn, and SVG that takes a page's colours."""
+
+import re
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from instruct_lit.reports import plots
+from instruct_lit.reports.plots import TrialLine
+
+LINES = [TrialLine(7, "#123456", [(0, 3.0), (5, 1.0)], "trial <7>"), TrialLine(2, "#654321", [(0, 3.0)], dashed=True)]
+
+
+def test_svg_is_well_formed_self_contained_and_has_the_page_s_colours() -> None:
+    shown = plots.svg(plots.trial_curves(LINES), "curves", LINES)
+    ET.fromstring(shown.replace("xlink:href", "href"))
+    assert "http" not in shown and plots.TEXT not in shown and "currentColor" in shown and "var(--line)" in shown
+    assert '<g data-trial="7"><title>trial &lt;7&gt;</title>' in shown and shown.count("data-trial") == 2
+    assert "optimizer step" in shown and "nats per token" in shown and "pruned" in shown
+
+
+def test_ids_of_two_plots_on_a_page_differ() -> None:
+    ids = [re.findall(r' id="([^"]+)"', plots.svg(plots.trial_curves(LINES), name, LINES)) for name in ("a", "b")]
+    assert ids[0] and not {*ids[0]} & {*ids[1]}
+
+
+def test_a_high_loss_before_the_first_step_does_not_stretch_the_axis() -> None:
+    rows = [{"step": s, "tokens": 9 * s, "train/loss": 1.5 - s / 10, "val/loss": 1.4 - s / 10} for s in range(1, 6)]
+    figure = plots.loss_curves([{"step": 0, "tokens": 0, "val/loss": 9.0}, *rows], 5)
+    axes = figure.axes[0]
+    assert axes.get_ylim()[1] < 2 and any("step 0: validation 9.000" in text.get_text() for text in axes.texts)
+    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert labels == ["training (moving average)", "validation"]
+
+
+@pytest.mark.parametrize(
+    ("column", "logarithmic", "heights", "labels"),
+    [
+        ([0.001, 0.1, 0.01], True, [0, 1, 0.5], ["0.001", "0.01", "0.1"]),
+        ([1.0, 3.0, 2.0], False, [0, 1, 0.5], ["1", "2", "3"]),
+        (["b", "a"], False, [0.75, 0.25], ["a", "b"]),
+        ([2.0, 2.0], False, [0, 0], ["2"]),
+    ],
+)
+def test_axes_of_parallel_coordinates(column: list, logarithmic: bool, heights: list[float], labels: list[str]) -> None:
+    found, ticks = plots._scaled(column, logarithmic)
+    assert found == pytest.approx(heights) and [label for _, label in ticks] == labels
+
+
+def test_ticks_of_many_numbers_are_round_and_apart() -> None:
+    _, ticks = plots._scaled(np.linspace(0.13, 9.87, 30).tolist(), False)
+    assert {"2", "4", "6", "8"} <= {label for _, label in ticks}
+    heights = sorted(y for y, _ in ticks)
+    assert min(np.diff(heights)) >= 0.05
+
+
+def test_every_plot_has_a_title_and_labels_with_units(tmp_path: Path) -> None:
+    figures = [
+        plots.loss_curves([], None),
+        plots.importance({"optimizer.lr": 0.9, "seed": 0.1}, "val/loss"),
+        plots.learning_rate_range([1e-4, 1e-3], [2.0, 1.0], 1e-4),
+        plots.leaderboard(
+            ["a", "b"], [1010, 990], [(1000, 1020), (980, 1000)], np.array([[np.nan, 0.7], [0.3, np.nan]])
+        ),
+    ]
+    for figure in figures:
+        axes = figure.axes[0]
+        assert axes.get_title(loc="left") and axes.get_xlabel()
+        plots.save(figure, tmp_path / "plot.png")
+        assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
