@@ -59,7 +59,7 @@ def test_scores_with_the_unparsed_counted(judge_server: Callable, folder: Path, 
     assert found["score"]["mean"] == pytest.approx((3 * 100 + 2 * 10 + 0) / 6) and found["n_unparsed"] == 1
     assert found["n_requests"] == 7 and found["usd"] == pytest.approx(7 * 13 * 1e-3)
     assert found["agreement"]["n"] == 5 and found["agreement"]["pearson"] > 0.9
-    assert "1 without a readable verdict" in done.stdout and "pearson" in done.stdout
+    assert "1 verdicts could not be parsed" in done.stdout and "pearson" in done.stdout
     page = (folder / "second" / "report.html").read_text()
     assert (
         page.index("Say 4.") < page.index("Say 3.") < page.index("Say 0.")
@@ -88,7 +88,7 @@ def test_a_comparison_in_both_orders(judge_server: Callable, folder: Path, comma
         and pairwise["p"] == 1
     )
     assert found["differences"]["exact_match"]["mean"] == 0.5 and found["n_pairs"] == 6
-    assert "no more than chance could give" in done.stdout
+    assert "the difference from 50 % is not significant" in done.stdout
     assert "answer_a" not in (folder / "out" / "report.html").read_text()
 
     def by_truth(n: int, body: dict) -> str:
