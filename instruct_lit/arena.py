@@ -67,13 +67,15 @@ def let_judge_vote(
     if not questions:
         raise ConfigError("questions=null: no run has responses to a test set; give a file of records")
     from instruct_lit.config import builders as build
-    from instruct_lit.config.judge_builders import asked, judge_of, judge_prompt_of
+    from instruct_lit.config.judge_builders import judge_of, judge_prompt_of
+    from instruct_lit.evaluation.judging.response_judge import ask_judge
     from instruct_lit.serving.arena_judging import answer_all, judge_votes
 
-    judge, prompt = judge_of(config), judge_prompt_of(config.judge, pairwise=True)
-    judge.check()
-    rows = answer_all(chat_models, questions, build.sampling_of(config), build.engine_options(config))
-    judge_votes(rows, prompt.render, lambda texts: asked(config, judge, prompt, texts), config.judge.model, votes)
+    prompt = judge_prompt_of(config.judge, pairwise=True)
+    with judge_of(config) as judge:
+        judge.check()
+        rows = answer_all(chat_models, questions, build.sampling_of(config), build.engine_options(config))
+        judge_votes(rows, prompt.render, lambda texts: ask_judge(judge, prompt, texts), config.judge.model, votes)
 
 
 def show_leaderboard(battles: Sequence[Battle], picture: str | None) -> None:

@@ -1,4 +1,4 @@
-"""Two models on the same examples: which is better, by how much, and whether that is more than chance."""
+"""Comparison of two models on the same examples: differences, win rates, significance."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ import numpy as np
 from instruct_lit.core.optional_imports import load
 from instruct_lit.errors import DataError
 from instruct_lit.evaluation.judging.prompt import texts_of
-from instruct_lit.evaluation.metrics import METRICS, Interval, Row, interval
+from instruct_lit.evaluation.metrics import METRICS, Interval, Row, applicable, interval
 
 N_PERMUTATIONS = 9999
 Pair = tuple[Row, Row]
 
 
 def pair_rows(rows_a: Sequence[Row], rows_b: Sequence[Row]) -> list[Pair]:
-    """Answers to the same example side by side; examples that only one side answered are left out.
+    """Pairs of responses to the same example; examples that only one side has are left out.
 
-    Raises DataError when nothing is common.
+    Raises: DataError when no example is common.
     """
 
     def keyed(rows: Sequence[Row]) -> dict[tuple[str, int], Row]:
@@ -36,8 +36,21 @@ def pair_rows(rows_a: Sequence[Row], rows_b: Sequence[Row]) -> list[Pair]:
     ours, theirs = keyed(rows_a), keyed(rows_b)
     pairs = [(row, theirs[key]) for key, row in ours.items() if key in theirs]
     if not pairs:
-        raise DataError("compare: the two have no example in common; both must answer the same set (see data=, split=)")
+        raise DataError("compare: no example in common; both must respond to the same split (see data=, split=)")
     return pairs
+
+
+def compare_rows(
+    rows_a: Sequence[Row], rows_b: Sequence[Row], metrics: Sequence[str], seed: int = 0
+) -> tuple[list[Pair], dict[str, Any]]:
+    """The pairs of two models' responses, and the figures of `evaluation.json`.
+
+    Raises: DataError when no example is common.
+    """
+    pairs = pair_rows(rows_a, rows_b)
+    names = applicable(metrics, [*rows_a, *rows_b])
+    n_unpaired = len(rows_a) + len(rows_b) - 2 * len(pairs)
+    return pairs, {"n_pairs": len(pairs), "n_unpaired": n_unpaired, "differences": differences(pairs, names, seed)}
 
 
 def differences(pairs: Sequence[Pair], metrics: Sequence[str], seed: int = 0) -> dict[str, dict[str, Any]]:
@@ -52,8 +65,8 @@ def differences(pairs: Sequence[Pair], metrics: Sequence[str], seed: int = 0) ->
 def difference(values: np.ndarray, seed: int = 0) -> Interval:
     """Mean of paired differences with its bootstrap interval, and the p-value of the two-sided sign-flip test.
 
-    The test asks how often a mean at least as far from 0 comes out when the sign of every difference is drawn by
-    chance (Fisher's randomisation test for pairs); with few pairs all signs are tried.
+    The p-value is the share of random sign assignments whose mean is at least as far from 0 (Fisher's randomisation
+    test for pairs); with few pairs all assignments are enumerated.
     """
     stats = load("scipy.stats", "compare", "judge")
     p = 1.0
@@ -67,9 +80,9 @@ def difference(values: np.ndarray, seed: int = 0) -> Interval:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Verdicts on a pair, named by model (`a`, `b`, `tie`): with the first model's answer shown first, and second.
+    """The verdicts on a pair (`a`, `b`, `tie`), with model A's response shown first and shown second.
 
-    None is a verdict that could not be read. It counts as a tie, so that no pair leaves the denominator.
+    None is an unparsed verdict. It counts as a tie, so that every pair stays in the denominator.
     """
 
     a_first: str | None
@@ -77,16 +90,19 @@ class Outcome:
 
     @property
     def share(self) -> float:
-        """The first model's share of the win: 1, 0, and 1/2 for ties and for verdicts that turn with the order."""
+        """Model A's share of the win: 1, 0, and 1/2 for ties and for verdicts that depend on the order."""
         return sum({"a": 1.0, "b": 0.0}.get(verdict or "tie", 0.5) for verdict in (self.a_first, self.b_first)) / 2
 
 
 def win_rate(outcomes: Sequence[Outcome], lengths: Sequence[tuple[int, int]], seed: int = 0) -> dict[str, Any]:
-    """Win rate of the first model over all pairs, raw and length-controlled, with what it is made of.
+    """Win rate of model A over all pairs, raw and length-controlled, with its components.
 
-    `wins` and `losses` hold in both orders, `turned` are the pairs whose winner changes with the order, `first_shown`
-    is the share of decided verdicts for the answer shown first: 1/2 for a judge without position bias. `p` is that of
-    the paired test of the shares against 1/2.
+    `wins` and `losses` hold in both orders, `turned` are the pairs whose winner depends on the order, `first_shown`
+    is the share of decided verdicts for the response shown first: 1/2 for a judge without position bias. `p` is the
+    p-value of the paired test of the shares against 1/2.
+
+    Args:
+        lengths: characters of the two responses of each pair.
     """
     shares = np.array([outcome.share for outcome in outcomes])
     verdicts = [verdict for outcome in outcomes for verdict in (outcome.a_first, outcome.b_first)]
@@ -107,20 +123,19 @@ def win_rate(outcomes: Sequence[Outcome], lengths: Sequence[tuple[int, int]], se
 
 
 def length_controlled(shares: np.ndarray, lengths: Sequence[tuple[int, int]]) -> float:
-    """The win rate that would be expected if both answers were equally long.
+    """The expected win rate for responses of equal length.
 
-    As in AlpacaEval 2 (Dubois et al. 2024) a logistic regression explains the share of the win by a constant, which is
-    the models' difference, and by tanh of the difference in length over its standard deviation; the rate is read off
-    with the length term at 0. AlpacaEval's third term, the difficulty of each instruction, is fitted on a whole
-    leaderboard and cannot be told apart from chance with one pair of models, so it is left out. The weak L2 penalty
-    (C = 10) keeps the fit finite where all verdicts agree.
+    As in AlpacaEval 2 (Dubois et al. 2024), a logistic regression predicts the share of the win from a constant, which
+    is the models' difference, and tanh of the difference in length over its standard deviation; the rate is its
+    prediction with the length term at 0. AlpacaEval's third term, the difficulty of each instruction, needs a whole
+    leaderboard, so it is left out. The weak L2 penalty (C = 10) keeps the fit finite where all verdicts agree.
     """
     if np.all(shares == shares[0]):
         return float(shares[0])
     gaps = np.array([a - b for a, b in lengths], dtype=np.float64)
     spread = gaps.std()
     term = np.tanh(gaps / spread) if spread > 0 else np.zeros_like(gaps)
-    # A share s of a win is s of a won pair and 1 - s of a lost one.
+    # A share s of a win counts as s won pairs and 1 - s lost ones.
     features = np.concatenate([term, term])[:, None]
     targets = np.repeat([1, 0], len(shares))
     regression = load("sklearn.linear_model", "compare", "judge").LogisticRegression

@@ -35,7 +35,7 @@ def test_evaluate_answers_again_with_other_settings(
     assert len(rows_of(tmp_path / "sampled" / "responses.jsonl")) == 3
 
 
-def test_evaluate_scores_answers_that_are_there(command: Callable, tmp_path: Path) -> None:
+def test_evaluate_scores_existing_responses(command: Callable, tmp_path: Path) -> None:
     records = [
         {"instruction": "a", "input": "", "output": "The cat.", "model_response": "cat"},
         {"instruction": "b", "input": "x", "output": "dog", "model_response": "bird"},
@@ -50,7 +50,7 @@ def test_evaluate_scores_answers_that_are_there(command: Callable, tmp_path: Pat
     page = (tmp_path / "out" / "report.html").read_text()
     assert page.index("bird") < page.index("cat</td>") and "http" not in page
     for overrides, message in (
-        ([], "give one of the three"),
+        ([], "give exactly one of the three"),
         (["responses=nowhere.json"], "responses=nowhere.json: no such file"),
         (["responses=answers.json"], "no text in 'response'; found: id, input, instruction, output, model_response"),
         (["responses=answers.json", "metrics=[exact]"], "metrics=exact: allowed are exact_match"),

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from instruct_lit.config.check_evaluation import check_evaluate
 from instruct_lit.errors import ConfigError
-from instruct_lit.evaluate import check_evaluate
 from tests.configs import composed
 
 pytest.importorskip("openai")
@@ -119,7 +119,7 @@ def test_a_comparison_of_two_models(small_run: Path, folder: Path, command: Call
     assert found["differences"]["distinct_2"]["p"] == 1
 
 
-def test_leaks_are_told_before_the_scores(folder: Path, command: Callable) -> None:
+def test_leaks_are_reported_before_the_scores(folder: Path, command: Callable) -> None:
     (folder / "train.json").write_text(json.dumps(RECORDS[:2]))
     done = command("evaluate", "responses=answers.json", "leaks.train=train.json", "hydra.run.dir=out", cwd=folder)
     found = found_in(folder / "out")["leaks"]
@@ -138,16 +138,14 @@ def test_leaks_are_told_before_the_scores(folder: Path, command: Callable) -> No
         (["judge=scores", "judge.path=short.json"], "judge.path=short.json: 1 scores for 6 answers"),
     ],
 )  # fmt: skip
-def test_a_judge_that_cannot_be_asked_is_one_message(
-    overrides: list[str], message: str, folder: Path, command: Callable
-) -> None:
+def test_an_unusable_judge_is_one_message(overrides: list[str], message: str, folder: Path, command: Callable) -> None:
     (folder / "short.json").write_text("[1]")
     done = command("evaluate", "responses=answers.json", *overrides, cwd=folder, status=2)
     assert message in done.stderr and done.stderr.count("error:") == 1 and "Traceback" not in done.stderr
 
 
 @pytest.mark.slow
-def test_a_key_in_the_wrong_place_is_not_kept(folder: Path, command: Callable) -> None:
+def test_a_key_in_the_wrong_place_is_not_written(folder: Path, command: Callable) -> None:
     wrong = ["judge=openai", f"judge.api_key_env={KEY}", f"judge.url=http://me:{KEY}@host/v1"]
     done = command("evaluate", "responses=answers.json", *wrong, "hydra.run.dir=out", cwd=folder, status=2)
     assert "never the key itself" in done.stderr and KEY not in done.stderr + done.stdout
@@ -166,22 +164,22 @@ def test_a_key_in_the_wrong_place_is_not_kept(folder: Path, command: Callable) -
         (["judge=ollama", "judge.name=oracle"], "judge.name=oracle: allowed are openai, ollama, local, scores"),
         (["judge=ollama", "judge.n_retries=-1"], "judge.n_retries=-1: must be at least 0"),
         (["judge=ollama", "judge.timeout_s=0"], "judge.timeout_s=0.0: must be above 0"),
-        (["judge=ollama", "judge.scale=[5,1]"], "judge.scale=[5, 1]: give two whole numbers"),
-        (["judge=ollama", "judge.prompt=nowhere"], "judge.prompt=nowhere: no prompt of that name (pairwise, reference, rubric)"),
+        (["judge=ollama", "judge.scale=[5,1]"], "judge.scale=[5, 1]: give two integers"),
+        (["judge=ollama", "judge.prompt=nowhere"], "judge.prompt=nowhere: no such prompt and no readable file; prompts are pairwise, reference, rubric"),
         (["judge=ollama", "judge.calibrate=nowhere.json"], "judge.calibrate=nowhere.json: no such file"),
         (["judge=ollama", "judge.n_asks=0"], "judge.n_asks=0: must be at least 1"),
         (["judge=ollama", "judge.usd_per_million_tokens=[1]"], "judge.usd_per_million_tokens: give two prices"),
-        (["judge=local", "judge.model=x", "judge.explain=true"], "judge.explain=true: a local judge is held to the bare score"),
+        (["judge=local", "judge.model=x", "judge.explain=true"], "judge.explain=true: a local judge is constrained to the bare score"),
         (["judge=scores", "judge.path=nowhere"], "judge.path=nowhere: no such file"),
-        (["run=nowhere"], "give one of the three"),
+        (["run=nowhere"], "give exactly one of the three"),
         (["responses=null", "compare=[answers.json]"], "compare=['answers.json']: give two"),
         (["responses=null", "compare=[answers.json,nowhere]"], "compare: nowhere: no such folder or file"),
-        (["responses=null", "compare=[answers.json,others.json]", "judge=scores", "judge.path=answers.json"], "judge=scores: scores that are there cannot compare"),
+        (["responses=null", "compare=[answers.json,others.json]", "judge=scores", "judge.path=answers.json"], "judge=scores: existing scores cannot compare"),
         (["leaks.train=nowhere.json"], "leaks.train=nowhere.json: no such file"),
-        (["metrics=[ended]"], "metrics=['ended']: name at least one besides ended"),
+        (["metrics=[ended]"], "metrics=['ended']: give at least one besides ended"),
     ],
 )  # fmt: skip
-def test_what_is_wrong_is_told_before_any_work(
+def test_impossible_values_are_reported_before_any_work(
     overrides: list[str], message: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(folder)

@@ -86,7 +86,7 @@ def test_a_judge_is_needed(tmp_path: Path, subject: EvaluatedModel, monkeypatch:
             (401, {}, b'{"error": {"message": "no"}}'),
             r"suite=x: suite.options.judge_url=.*the key is refused .*OPENAI_API_KEY",
         ),
-        ((200, {"content-type": "text/html"}, b"<html>"), r"judge_url=.*answers with something else than JSON"),
+        ((200, {"content-type": "text/html"}, b"<html>"), r"judge_url=.*the answer is not JSON"),
     ],
 )
 def test_a_bad_judge_is_told_before_the_work(judge_server: Callable, listing: tuple, message: str) -> None:

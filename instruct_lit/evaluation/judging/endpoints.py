@@ -1,7 +1,7 @@
-"""Judges that are asked over HTTP: OpenAI-compatible endpoints and Ollama's own API.
+"""Judges over HTTP: OpenAI-compatible endpoints and Ollama's own API.
 
-Both go through the client of the extra `judge`, which repeats requests after timeouts, broken connections and the
-statuses 408, 409, 429 and 5xx with growing pauses, and waits as long as `Retry-After` says.
+Both use the client of the extra `judge`, which retries after timeouts, connection errors and the statuses 408, 409, 429
+and 5xx with exponential backoff, and respects `Retry-After`.
 """
 
 from __future__ import annotations
@@ -18,20 +18,22 @@ from instruct_lit.errors import JudgeError
 from instruct_lit.evaluation.judging.prompt import Verdict
 from instruct_lit.evaluation.judging.reply_cache import Reply
 
-PAUSE_S = 1.0  # before a request whose answer was no JSON is repeated
+PAUSE_S = 1.0  # before a request with invalid JSON in its answer is repeated
 Messages = list[dict[str, str]]
 
 
 class Refused(Exception):
-    """The endpoint declines this one question (too long for it, say); others may still be answered."""
+    """The endpoint refuses one question, for example because it is too long; others may still be answered."""
 
 
 class HttpEndpoint(ABC):
     """An endpoint that takes a JSON body and returns one.
 
-    `body` holds fields added to every request; null takes away one of ours. `constrained` asks for replies held to
-    the JSON schema of the verdict; an endpoint that rejects that is asked without it from then on. `api_key` appears
-    in no message.
+    Args:
+        constrained: request decoding constrained to the JSON schema of the verdict; an endpoint that rejects the
+            schema is asked without it from then on.
+        body: fields added to every request; None removes one of ours.
+        api_key: masked in every message.
     """
 
     path = ""
@@ -63,14 +65,13 @@ class HttpEndpoint(ABC):
         }  # fmt: skip
 
     async def __aenter__(self) -> HttpEndpoint:
-        """Connect; an endpoint is open for one event loop."""
+        """Connect; the connection belongs to one event loop."""
         self._client = _openai().AsyncOpenAI(
             base_url=self.url,
             api_key=self._api_key or "none",
             timeout=self.timeout_s,
             max_retries=self.n_retries,
             default_headers={"Authorization": f"Bearer {self._api_key}"} if self._api_key else None,
-            _strict_response_validation=True,  # what is not JSON is an error and not a text
         )
         return self
 
@@ -78,9 +79,9 @@ class HttpEndpoint(ABC):
         await self._client.close()
 
     async def check(self) -> None:
-        """Ask for the list of models, to learn before long work whether the endpoint is there and takes the key.
+        """Request the list of models, to find out before long work whether the endpoint accepts requests and the key.
 
-        Raises JudgeError otherwise, and where a list is given that lacks the model.
+        Raises: JudgeError if it does not, or if its list does not contain the model.
         """
         openai = _openai()
         try:
@@ -88,10 +89,10 @@ class HttpEndpoint(ABC):
         except openai.APIStatusError as error:
             if isinstance(error, openai.AuthenticationError | openai.PermissionDeniedError):
                 raise self._explained(error, 1) from error
-            return  # it has no list, or is busy; the questions will tell
+            return  # no list, or overloaded: the questions decide
         except (openai.OpenAIError, ValueError) as error:
             raise self._explained(error, 2) from error
-        models = self.models(answer)
+        models = self.models(self._json(answer))
         if models and self.model not in models:
             listed = ", ".join(sorted(models)[:8])
             raise JudgeError(
@@ -104,14 +105,17 @@ class HttpEndpoint(ABC):
 
     @abstractmethod
     def models(self, answer: Any) -> set[str]:
-        """Names in the list of models; empty where the list does not tell."""
+        """Names in the list of models; empty where the list does not determine them."""
 
     @abstractmethod
     def reply(self, answer: Any) -> Reply:
-        """What the body of an answer says; any lookup error where it has another form."""
+        """The reply in the body of an answer; a lookup error where the body has another form."""
 
     async def ask(self, messages: Messages, verdict: Verdict) -> Reply:
-        """Ask one question; Refused when the endpoint declines it, JudgeError when it cannot be used."""
+        """Ask one question.
+
+        Raises: Refused when the endpoint refuses the question, JudgeError when it cannot be used.
+        """
         start = time.perf_counter()
         openai = _openai()
         constrained = self.constrained
@@ -120,21 +124,21 @@ class HttpEndpoint(ABC):
         except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
             if not constrained:
                 raise Refused(self._hidden(_message(error))) from error
-            self.constrained = False  # perhaps it knows no schemas
+            self.constrained = False  # it may not support schemas
             try:
                 return await self.ask(messages, verdict)
             except Refused:
-                self.constrained = True  # that was not it
+                self.constrained = True  # the schema was not the reason
                 raise
         except (openai.OpenAIError, ValueError) as error:
             raise self._explained(error, self.n_retries + 1) from error
         try:
-            reply = self.reply(answer)
+            reply = self.reply(self._json(answer))
             if not isinstance(reply.text, str):
-                raise TypeError("the content is no text")
+                raise TypeError("the content is not a string")
         except (KeyError, TypeError, IndexError, AttributeError) as error:
             text = self._hidden(str(answer))[:200]
-            raise JudgeError(f"judge.url={self.url}: the answer has another form than expected: {text}") from error
+            raise JudgeError(f"judge.url={self.url}: unexpected form of the answer: {text}; see judge.name") from error
         return Reply(reply.text, reply.n_prompt_tokens, reply.n_reply_tokens, time.perf_counter() - start)
 
     async def _post(self, messages: Messages, verdict: Verdict) -> Any:
@@ -143,31 +147,35 @@ class HttpEndpoint(ABC):
         for _ in range(min(2, self.n_retries)):
             try:
                 return await self._client.post(self.path, cast_to=object, body=body)
-            except ValueError:  # JSON that breaks off, which the client does not try again
+            except ValueError:  # truncated JSON, which the client does not retry
                 await asyncio.sleep(PAUSE_S)
         return await self._client.post(self.path, cast_to=object, body=body)
+
+    def _json(self, answer: Any) -> Any:
+        """The answer; the client returns a body that is not JSON as a string."""
+        if isinstance(answer, str):
+            raise JudgeError(
+                f"judge.url={self.url}: the answer is not JSON (a web page?); give the root of the API, which for "
+                "OpenAI-compatible endpoints mostly ends in /v1"
+            )
+        return answer
 
     def _explained(self, error: Exception, n_tries: int) -> JudgeError:
         openai = _openai()
         where, tried = f"judge.url={self.url}", f"tried {n_tries} times"
         text = self._hidden(_message(error))
         if isinstance(error, ValueError):
-            return JudgeError(f"{where}: the answer is broken JSON ({text}); is it the endpoint of a judge?")
+            return JudgeError(f"{where}: invalid JSON in the answer ({text}); is it the endpoint of a judge?")
         if isinstance(error, openai.APITimeoutError):
             return JudgeError(f"{where}: no answer in time, {tried}; raise judge.timeout_s or lower judge.n_concurrent")
         if isinstance(error, openai.APIConnectionError):
             return JudgeError(f"{where}: cannot be reached, {tried} ({error.__cause__}); is the server running?")
-        if isinstance(error, openai.APIResponseValidationError):
-            return JudgeError(
-                f"{where}: answers with something else than JSON (a web page?); give the root of the API, "
-                "for OpenAI-compatible ones it mostly ends in /v1"
-            )
         if isinstance(error, openai.AuthenticationError | openai.PermissionDeniedError):
             return JudgeError(
                 f"{where}: the key is refused ({text}); judge.api_key_env names the variable that holds it"
             )
         if isinstance(error, openai.NotFoundError):
-            return JudgeError(f"{where}: no model {self.model!r} or no such path there ({text}); see judge.model")
+            return JudgeError(f"{where}: no model {self.model!r} or no such path ({text}); see judge.model")
         if isinstance(error, openai.RateLimitError):
             return JudgeError(f"{where}: too many requests or no credit, {tried} ({text}); lower judge.n_concurrent")
         return JudgeError(f"{where}: {text}, {tried}")
@@ -177,13 +185,13 @@ class HttpEndpoint(ABC):
 
 
 class OpenAIEndpoint(HttpEndpoint):
-    """Anything with OpenAI's `/chat/completions`: a hosted one, vLLM, llama.cpp's server, Ollama's `/v1`."""
+    """An endpoint with OpenAI's `/chat/completions`: OpenAI, vLLM, llama.cpp's server, Ollama's `/v1`."""
 
     path = "/chat/completions"
     models_path = "/models"
 
     def models(self, answer: Any) -> set[str]:
-        return set()  # some servers take any name, and aliases are not listed
+        return set()  # some servers accept any name, and aliases are not listed
 
     def payload(self, messages: Messages, verdict: Verdict) -> dict[str, Any]:
         form = {"type": "json_schema", "json_schema": {"name": "verdict", "strict": True, "schema": verdict.schema}}
@@ -199,7 +207,7 @@ class OpenAIEndpoint(HttpEndpoint):
 
 
 class OllamaEndpoint(HttpEndpoint):
-    """Ollama's `/api/chat`, whose `format` holds the reply to a grammar."""
+    """Ollama's `/api/chat`, whose `format` constrains the reply to a JSON schema."""
 
     path = "/api/chat"
     models_path = "/api/tags"
@@ -216,7 +224,7 @@ class OllamaEndpoint(HttpEndpoint):
 
     def payload(self, messages: Messages, verdict: Verdict) -> dict[str, Any]:
         options = {"temperature": self.temperature, "num_predict": self.max_tokens, "seed": self.seed}
-        options |= {"num_ctx": self.n_ctx} if self.n_ctx else {}  # Ollama cuts longer prompts without a word
+        options |= {"num_ctx": self.n_ctx} if self.n_ctx else {}  # Ollama truncates longer prompts silently
         form = verdict.schema if self.constrained else None
         return {"model": self.model, "messages": messages, "stream": False, "options": options, "format": form}
 
@@ -226,7 +234,7 @@ class OllamaEndpoint(HttpEndpoint):
 
 
 def _message(error: Exception) -> str:
-    """The endpoint's own words, where it sent some."""
+    """The message that the endpoint sent, otherwise the error's."""
     body = getattr(error, "body", None)
     inner = body.get("error", body) if isinstance(body, dict) else body
     words = inner.get("message") if isinstance(inner, dict) else inner
@@ -236,6 +244,6 @@ def _message(error: Exception) -> str:
 
 
 def _openai() -> Any:
-    for name in ("openai", "httpx", "httpx2"):  # a line for every request would tear the progress bar
+    for name in ("openai", "httpx", "httpx2"):  # a line per request would break the progress bar
         logging.getLogger(name).setLevel(logging.WARNING)
     return load("openai", "judge", "judge")

@@ -1,4 +1,4 @@
-"""Asks a judge many questions at once: cached, repeated where a reply cannot be read, with the unparsed counted."""
+"""Asking a judge many questions concurrently: replies cached, unreadable ones asked again, unparsed ones counted."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from instruct_lit.evaluation.judging.prompt import JudgePrompt, Verdict
 from instruct_lit.evaluation.judging.reply_cache import Reply, ReplyCache
 from instruct_lit.evaluation.metrics import interval
 
-ASSUMED_SECONDS = 2.0  # of a request to a judge that was never asked before
+ASSUMED_SECONDS = 2.0  # per request, of a judge without cached replies
 
 
 class Endpoint(Protocol):
-    """Something that replies to messages; `identity` is everything besides the messages that a reply depends on."""
+    """Replies to messages; `identity` is everything besides the messages that a reply depends on."""
 
     model: str
+    max_tokens: int
     identity: dict[str, Any]
 
     async def __aenter__(self) -> Any: ...
@@ -30,33 +31,33 @@ class Endpoint(Protocol):
 
 @dataclass(frozen=True)
 class Judgement:
-    """What became of one question: `value` is None where no reply could be read, `reply` the last one."""
+    """The result of one question: its `value`, None where no reply could be parsed, and the last `reply`."""
 
     value: Any
     reply: str
-    n_asked: int  # times it was asked, now or in an earlier run
-    refused: str | None = None  # why the endpoint declined it
+    n_asked: int  # attempts, in this or in an earlier run
+    refused: str | None = None  # the endpoint's reason for refusing the question
 
     def as_record(self) -> dict[str, Any]:
-        """For a line of `responses.jsonl`."""
+        """As a JSON object for `responses.jsonl`."""
         refused = {"refused": self.refused} if self.refused else {}
         return {"value": self.value, "reply": self.reply, "n_asked": self.n_asked, **refused}
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What the questions that are not in the cache will take."""
+    """Tokens, time and cost of the questions that are not in the cache."""
 
     n_questions: int
     n_cached: int
     n_prompt_tokens: int
-    n_reply_tokens: int  # at most
+    n_reply_tokens: int  # upper bound
     seconds: float
-    dollars: float | None  # at most; None where no price is known
+    dollars: float | None  # upper bound; None without prices
 
     @property
     def n_left(self) -> int:
-        """Questions that must be asked."""
+        """Questions that are not in the cache."""
         return self.n_questions - self.n_cached
 
     def __str__(self) -> str:
@@ -70,11 +71,32 @@ class Estimate:
         )
 
 
-class Judge:
-    """Puts prompts to an endpoint, `n_concurrent` at a time.
+@dataclass(frozen=True)
+class Costs:
+    """Prices in US dollars per million tokens (prompt, reply), and whether a `paid` judge may be asked unconfirmed."""
 
-    A reply that cannot be read is shown to the judge with a request to keep to the form, until a question has been
-    asked `n_asks` times. `usd_per_million_tokens` are the prices of tokens in and out.
+    usd_per_million_tokens: tuple[float, float] | None = None
+    paid: bool = False
+    confirmed: bool = False
+
+    @property
+    def must_be_confirmed(self) -> bool:
+        """Whether a person must confirm before the judge is asked."""
+        return self.paid and not self.confirmed
+
+    def of(self, n_prompt_tokens: int, n_reply_tokens: int) -> float | None:
+        """US dollars for so many tokens; None without prices."""
+        if self.usd_per_million_tokens is None:
+            return None
+        prompt, reply = self.usd_per_million_tokens
+        return (n_prompt_tokens * prompt + n_reply_tokens * reply) / 1e6
+
+
+class Judge:
+    """Asks an endpoint, `n_concurrent` questions at a time; a context manager that closes the cache.
+
+    A reply that cannot be parsed is sent back with a request to follow the form, until a question has been asked
+    `n_asks` times.
     """
 
     def __init__(
@@ -84,14 +106,24 @@ class Judge:
         *,
         n_concurrent: int = 8,
         n_asks: int = 3,
-        usd_per_million_tokens: tuple[float, float] | None = None,
+        costs: Costs | None = None,
     ) -> None:
         self.endpoint, self.cache, self.n_concurrent, self.n_asks = endpoint, cache, n_concurrent, n_asks
-        self.prices = usd_per_million_tokens
+        self.costs = costs or Costs()
         self.n_requests = self.n_prompt_tokens = self.n_reply_tokens = 0  # of this run; cached replies cost nothing
 
+    def __enter__(self) -> Judge:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the cache of replies."""
+        self.cache.close()
+
     def check(self) -> None:
-        """Raise JudgeError when the endpoint is not there, before work that takes long."""
+        """Raise JudgeError when the endpoint cannot be used, before long work."""
 
         async def check() -> None:
             async with self.endpoint:
@@ -100,23 +132,23 @@ class Judge:
         asyncio.run(check())
 
     def estimate(self, questions: Sequence[str], max_tokens: int, n_tokens: Callable[[str], int]) -> Estimate:
-        """What it will take to ask these once; `n_tokens` counts the tokens of a text, `max_tokens` ends a reply."""
+        """The cost of asking every question once; `n_tokens` counts the tokens of a text."""
         unique = set(questions)
         left = [question for question in unique if self._cached(_first(question)) is None]
         n_prompt, n_reply = sum(n_tokens(question) for question in left), max_tokens * len(left)
         seconds = self.cache.mean_seconds(self.endpoint.model) or ASSUMED_SECONDS
-        dollars = (n_prompt * self.prices[0] + n_reply * self.prices[1]) / 1e6 if self.prices else None
         return Estimate(
-            len(unique), len(unique) - len(left), n_prompt, n_reply, len(left) * seconds / self.n_concurrent, dollars
-        )
+            len(unique), len(unique) - len(left), n_prompt, n_reply, len(left) * seconds / self.n_concurrent,
+            self.costs.of(n_prompt, n_reply),
+        )  # fmt: skip
 
     def ask(
         self, prompt: JudgePrompt, questions: Sequence[str], on_done: Callable[[], object] | None = None
     ) -> list[Judgement]:
         """The judgements of rendered prompts, in their order; equal prompts are asked once.
 
-        Raises JudgeError when the endpoint cannot be used or declines every question; the replies that came before
-        are in the cache, so that the same call goes on where this one stopped.
+        Raises: JudgeError when the endpoint cannot be used or refuses every question. Replies received before that
+            are in the cache, so that the same call resumes.
         """
         unique = list(dict.fromkeys(questions))
         found: dict[str, Judgement] = {}
@@ -126,22 +158,19 @@ class Judge:
             error = _first_of(group)
             if not isinstance(error, JudgeError):
                 raise
-            kept = (
-                f"; {len(found)} of {len(unique)} questions are answered and kept, the same command goes on from there"
-            )
-            raise JudgeError(f"{error}{kept if found else ''}") from error
+            resume = f"; {len(found)} of {len(unique)} replies are cached, run the same command to resume"
+            raise JudgeError(f"{error}{resume if found else ''}") from error
         if unique and all(judgement.refused for judgement in found.values()):
-            raise JudgeError(f"the judge declines every question: {found[unique[0]].refused}")
+            raise JudgeError(f"the judge refuses every question: {found[unique[0]].refused}")
         return [found[question] for question in questions]
 
     def usage(self) -> dict[str, Any]:
-        """What was asked in this run, with the cost where prices are known; cached replies are not among it."""
-        tokens = {"n_prompt_tokens": self.n_prompt_tokens, "n_reply_tokens": self.n_reply_tokens}
-        dollars = {}
-        if self.prices is not None:
-            cost = self.n_prompt_tokens * self.prices[0] + self.n_reply_tokens * self.prices[1]
-            dollars = {"usd": cost / 1e6}
-        return {"n_requests": self.n_requests, **tokens, **dollars}
+        """Requests and tokens of this run, with their cost where prices are known; cached replies do not count."""
+        dollars = self.costs.of(self.n_prompt_tokens, self.n_reply_tokens)
+        return {
+            "n_requests": self.n_requests, "n_prompt_tokens": self.n_prompt_tokens,
+            "n_reply_tokens": self.n_reply_tokens, **({} if dollars is None else {"usd": dollars}),
+        }  # fmt: skip
 
     async def _ask_all(
         self,
@@ -193,9 +222,9 @@ class Judge:
 
 
 def summary(judgements: Sequence[Judgement], low: float, high: float, seed: int = 0) -> dict[str, Any]:
-    """The mean score over all answers, those without a readable verdict at the lowest score, and their number.
+    """The mean score over all responses, with unparsed verdicts counted as the lowest score.
 
-    `mean_at_best` is the mean if they all had the highest score: the truth is between the two.
+    `mean_at_best` counts them as the highest score instead: an upper bound of the mean.
     """
     values = [judgement.value for judgement in judgements]
     unparsed = sum(value is None for value in values)

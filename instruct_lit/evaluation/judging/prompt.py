@@ -1,4 +1,4 @@
-"""What a judge is asked and how its reply is read: prompt files, marks that no answer can forge, JSON verdicts."""
+"""The prompts of a judge and the parsing of its replies: prompt files, unforgeable delimiters, JSON verdicts."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from instruct_lit.core.jinja_environments import text_environment
 from instruct_lit.errors import TemplateError
 
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
-# A number alone, or with its name and the end of the scale: in a sentence it may count something else.
+# A bare number, perhaps with a label and the end of the scale; a number within a sentence may mean anything else.
 _PLAIN = re.compile(
     r"[^\w{]*?(?:(?:score|rating|grade)\W*?)?(-?\d+(?:\.\d+)?)(?:\s*(?:/|out of)\s*(\d+))?\W*", re.IGNORECASE
 )
 
 
 class Verdict(Protocol):
-    """A form that replies have: asked for in words, as a JSON schema, as the list of all of them, and read back."""
+    """The form of a reply: its description for the prompt, its JSON schema, all possible replies, and its parser."""
 
     @property
     def request(self) -> str: ...
@@ -35,7 +35,7 @@ class Verdict(Protocol):
 
 @dataclass(frozen=True)
 class Score:
-    """A whole number between two ends, after a sentence of reason where one is wanted."""
+    """An integer from `low` to `high`, with `explain` after one sentence of reason."""
 
     low: int = 0
     high: int = 100
@@ -43,22 +43,22 @@ class Score:
 
     @property
     def request(self) -> str:
-        """The sentence that asks for this form."""
+        """The sentence of the prompt that asks for this form."""
         reason = '"reason": "<one sentence>", ' if self.explain else ""
         return f'Reply with JSON alone: {{{reason}"score": <whole number>}}, the number from {self.low} to {self.high}.'
 
     @property
     def schema(self) -> dict[str, Any]:
-        """JSON schema, for endpoints that can be held to one."""
+        """The JSON schema for constrained decoding."""
         return _schema({"score": {"type": "integer", "minimum": self.low, "maximum": self.high}}, self.explain)
 
     @property
     def replies(self) -> list[str]:
-        """Every reply that follows the form without a reason."""
+        """Every reply in this form, without a reason."""
         return [json.dumps({"score": value}) for value in range(self.low, self.high + 1)]
 
     def read(self, reply: str) -> float | None:
-        """The score in a reply, in JSON or alone; None for anything else and for one out of range."""
+        """The score in a reply, as JSON or a bare number; None for anything else and for a score out of range."""
         found = _json(reply)
         if found is not None:
             value = found.get("score")
@@ -74,29 +74,29 @@ class Score:
 
 @dataclass(frozen=True)
 class Choice:
-    """Which of two answers is better: `A`, `B` or `tie`."""
+    """The better of two responses: `A`, `B` or `tie`."""
 
     explain: bool = False
 
     @property
     def request(self) -> str:
-        """The sentence that asks for this form."""
+        """The sentence of the prompt that asks for this form."""
         reason = '"reason": "<one sentence>", ' if self.explain else ""
         forms = [f'{{{reason}"better": "{value}"}}' for value in ("A", "B", "tie")]
         return f"Reply with JSON alone: {forms[0]}, {forms[1]} or {forms[2]}."
 
     @property
     def schema(self) -> dict[str, Any]:
-        """JSON schema, for endpoints that can be held to one."""
+        """The JSON schema for constrained decoding."""
         return _schema({"better": {"type": "string", "enum": ["A", "B", "tie"]}}, self.explain)
 
     @property
     def replies(self) -> list[str]:
-        """Every reply that follows the form without a reason."""
+        """Every reply in this form, without a reason."""
         return [json.dumps({"better": value}) for value in ("A", "B", "tie")]
 
     def read(self, reply: str) -> str | None:
-        """The choice in a reply; None where there is none."""
+        """The choice in a reply, None where there is none."""
         found = _json(reply)
         text = str(found.get("better")) if found is not None else reply
         word = re.sub(r"^answer\s+|[^a-z\s]", "", text.strip().lower()).strip()
@@ -104,12 +104,13 @@ class Choice:
 
 
 class JudgePrompt:
-    """A prompt file in Jinja, rendered with texts that stand between marks they cannot contain.
+    """A prompt template in Jinja, rendered with texts between delimiters that they cannot contain.
 
-    Every text `name` that is not empty arrives in the template as a block of its own between `<name mark>` and
-    `</name mark>`. The mark is a number made from all texts together and lengthened until it occurs in none, so that
-    no answer can close its block. `mark`, `request` (how to reply), `low` and `high` (the scale) are there too.
-    Raises TemplateError for a template that is wrong or leaves out how to reply.
+    Every non-empty text `name` is passed to the template as a block between `<name mark>` and `</name mark>`. The mark
+    is a hash of all texts, lengthened until it occurs in none, so that no response can close its block. The other
+    variables are `mark`, `request` (the form of the reply), `low` and `high` (the scale).
+
+    Raises: TemplateError for an invalid template and for one without `request`.
     """
 
     def __init__(self, name: str, text: str, verdict: Verdict, fields: tuple[str, ...]) -> None:
@@ -119,10 +120,10 @@ class JudgePrompt:
         except jinja2.TemplateSyntaxError as error:
             raise TemplateError(f"judge prompt {name!r}, line {error.lineno}: {error.message}") from error
         if verdict.request not in self.render(dict.fromkeys(fields, "text")):
-            raise TemplateError(f"judge prompt {name!r}: {{{{ request }}}} is missing, which says how to reply")
+            raise TemplateError(f"judge prompt {name!r}: {{{{ request }}}} is missing, the form of the reply; add it")
 
     def render(self, texts: Mapping[str, str]) -> str:
-        """The prompt for these texts; a missing one is empty."""
+        """The prompt for these texts; missing ones are empty."""
         values = {name: str(texts.get(name) or "") for name in self.fields}
         mark = _mark(list(values.values()))
         blocks = {name: f"<{name} {mark}>\n{text}\n</{name} {mark}>" if text else "" for name, text in values.items()}
@@ -135,7 +136,7 @@ class JudgePrompt:
 
 
 def texts_of(row: Mapping[str, Any]) -> dict[str, str]:
-    """What a prompt needs of an answered record; system prompt and earlier turns are its `history`."""
+    """The texts of an answered record for a prompt; system prompt and earlier turns become `history`."""
     said = [("System", row.get("system") or "")]
     said += [pair for user, model in row.get("history") or () for pair in (("User", user), ("Assistant", model))]
     texts = {name: row.get(name) or "" for name in ("instruction", "input", "output", "response")}
@@ -157,7 +158,7 @@ def _schema(properties: dict[str, Any], explain: bool) -> dict[str, Any]:
 
 
 def _json(reply: str) -> dict[str, Any] | None:
-    """The JSON object in a reply, whatever stands around it."""
+    """The JSON object in a reply, which may have text around it."""
     start, end = reply.find("{"), reply.rfind("}")
     try:
         found = json.loads(reply[start : end + 1])

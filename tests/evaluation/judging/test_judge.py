@@ -1,7 +1,11 @@
-"""A judge against a server on this machine that behaves well, slowly and badly."""
+"""A judge and a local server that replies properly, slowly, or not at all."""
 
+import gc
 import json
-from collections.abc import Callable
+import sqlite3
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +13,12 @@ import pytest
 
 from instruct_lit.errors import JudgeError
 from instruct_lit.evaluation.judging.endpoints import OllamaEndpoint, OpenAIEndpoint
-from instruct_lit.evaluation.judging.judge import Judge, Judgement, summary
+from instruct_lit.evaluation.judging.judge import Costs, Judge, Judgement, summary
 from instruct_lit.evaluation.judging.prompt import JudgePrompt, Score
-from instruct_lit.evaluation.judging.reply_cache import ReplyCache
+from instruct_lit.evaluation.judging.reply_cache import Reply, ReplyCache
 
 pytest.importorskip("openai")
+anyio = pytest.importorskip("anyio")
 PROMPT = JudgePrompt("plain", "{{ response }} {{ request }}", Score(), ("response",))
 QUESTIONS = [f"question {number}" for number in range(12)]
 KEY = "sk-secret-key"
@@ -22,17 +27,22 @@ PAGE = (200, {"content-type": "text/html"}, b"<html>Welcome</html>")
 
 
 @pytest.fixture
-def make_judge(tmp_path: Path) -> Callable[..., Judge]:
-    def make(url: str, kind: Any = OpenAIEndpoint, **settings: Any) -> Judge:
-        of_judge = {
-            name: settings.pop(name)
-            for name in ("n_concurrent", "n_asks", "usd_per_million_tokens")
-            if name in settings
-        }
-        endpoint = kind(url, "small", KEY, **{"n_retries": 2, "timeout_s": 5.0, **settings})
-        return Judge(endpoint, ReplyCache(tmp_path / "replies.sqlite"), **of_judge)
+def make_judge(tmp_path: Path) -> Iterator[Callable[..., Judge]]:
+    with ExitStack() as judges:
 
-    return make
+        def make(url: str, kind: Any = OpenAIEndpoint, **settings: Any) -> Judge:
+            of_judge = {name: settings.pop(name) for name in ("n_concurrent", "n_asks", "costs") if name in settings}
+            endpoint = kind(url, "small", KEY, **{"n_retries": 2, "timeout_s": 5.0, **settings})
+            return judges.enter_context(Judge(endpoint, ReplyCache(tmp_path / "replies.sqlite"), **of_judge))
+
+        yield make
+
+
+@pytest.fixture
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client of openai waits through anyio before it repeats a request."""
+    sleep = anyio.sleep
+    monkeypatch.setattr(anyio, "sleep", lambda seconds: sleep(min(seconds, 0.01)))
 
 
 def test_scores_come_in_the_order_of_the_questions(judge_server: Callable, make_judge: Callable) -> None:
@@ -80,7 +90,7 @@ def test_at_most_so_many_requests_at_once(judge_server: Callable, make_judge: Ca
     assert server.most_running == 3
 
 
-def test_unreadable_replies_are_asked_for_again_and_then_counted(judge_server: Callable, make_judge: Callable) -> None:
+def test_unreadable_replies_are_asked_again_and_then_counted(judge_server: Callable, make_judge: Callable) -> None:
     def stubborn(n: int, body: dict) -> str:
         number = int(body["messages"][0]["content"].split()[1])
         return "It is good." if number < 3 or (number == 3 and len(body["messages"]) == 1) else "80"
@@ -92,14 +102,14 @@ def test_unreadable_replies_are_asked_for_again_and_then_counted(judge_server: C
     repeated = next(body for body in server.requests if len(body["messages"]) == 3)
     assert repeated["messages"][1] == {"role": "assistant", "content": "It is good."}
     assert "cannot be read" in repeated["messages"][2]["content"]
-    told = summary(found, 0, 100)
-    assert told["score"]["n"] == 12 and told["score"]["mean"] == pytest.approx(60)  # 9 · 80 / 12, not 80
-    assert told["n_unparsed"] == 3 and told["mean_at_best"] == pytest.approx(85) and told["n_asked_again"] == 4
+    numbers = summary(found, 0, 100)
+    assert numbers["score"]["n"] == 12 and numbers["score"]["mean"] == pytest.approx(60)  # 9 · 80 / 12, not 80
+    assert numbers["n_unparsed"] == 3 and numbers["mean_at_best"] == pytest.approx(85) and numbers["n_asked_again"] == 4
 
 
 def test_the_unparsed_count_as_the_lowest_score_of_the_scale() -> None:
-    told = summary([Judgement(None, "?", 3), Judgement(5, "5", 1)], 1, 5)
-    assert told["score"]["mean"] == 3 and told["mean_at_best"] == 5
+    numbers = summary([Judgement(None, "?", 3), Judgement(5, "5", 1)], 1, 5)
+    assert numbers["score"]["mean"] == 3 and numbers["mean_at_best"] == 5
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])
@@ -110,7 +120,7 @@ def test_a_busy_endpoint_is_asked_again_after_a_pause(
     assert make_judge(server.url).ask(PROMPT, ["question 1"])[0].value == 50 and len(server.requests) == 3
 
 
-def test_json_that_breaks_off_is_asked_for_again(judge_server: Callable, make_judge: Callable) -> None:
+def test_truncated_json_is_requested_again(judge_server: Callable, make_judge: Callable) -> None:
     server = judge_server(lambda n, body: (200, {}, b'{"choices": [{"mess') if n == 0 else "50")
     assert make_judge(server.url).ask(PROMPT, ["question 1"])[0].value == 50
 
@@ -125,50 +135,49 @@ def test_an_endpoint_without_schemas_is_asked_without(judge_server: Callable, ma
     assert len(server.requests) == 13  # learnt once
 
 
-def test_one_question_that_is_declined_stays_in_the_denominator(judge_server: Callable, make_judge: Callable) -> None:
+def test_a_refused_question_stays_in_the_denominator(judge_server: Callable, make_judge: Callable) -> None:
     def short(n: int, body: dict) -> Any:
         too_long = body["messages"][0]["content"] == "question 7"
         return (400, {}, b'{"error": {"message": "context length exceeded"}}') if too_long else "50"
 
     found = make_judge(judge_server(short).url).ask(PROMPT, QUESTIONS)
     assert found[7].value is None and found[7].refused == "status 400: context length exceeded"
-    told = summary(found, 0, 100)
-    assert (told["n_refused"], told["n_unparsed"], told["score"]["n"]) == (1, 1, 12)
+    numbers = summary(found, 0, 100)
+    assert (numbers["n_refused"], numbers["n_unparsed"], numbers["score"]["n"]) == (1, 1, 12)
 
 
 BAD = {
-    "html": (lambda n, body: PAGE, "answers with something else than JSON (a web page?)"),
+    "html": (lambda n, body: PAGE, "the answer is not JSON (a web page?)"),
     "key": (lambda n, body: (401, {}, b'{"error": {"message": "bad key sk-secret-key"}}'), "the key is refused (status 401: bad key ***)"),
     "model": (lambda n, body: (404, {}, b'{"error": {"message": "no such model"}}'), "no model 'small' or no such path"),
     "busy": (lambda n, body: (429, QUICK, b'{"error": {"message": "slow down"}}'), "too many requests or no credit, tried 3 times (status 429: slow down)"),
     "down": (lambda n, body: (500, QUICK, b"oops"), "status 500: oops, tried 3 times"),
     "hang": (lambda n, body: 3.0, "no answer in time, tried 3 times; raise judge.timeout_s"),
-    "garbage": (lambda n, body: (200, {}, b"{{{{"), "the answer is broken JSON"),
-    "form": (lambda n, body: (200, {}, b'{"text": "50"}'), "the answer has another form than expected: {'text': '50'}"),
-    "list": (lambda n, body: (200, {}, b"[]"), "the answer has another form than expected: []"),
-    "parts": (lambda n, body: (200, {}, b'{"choices": [{"message": {"content": [50]}}]}'), "the answer has another form than expected: {'choices'"),
-    "declines": (lambda n, body: (400, {}, b'{"error": "not today"}'), "the judge declines every question: status 400: not today"),
+    "garbage": (lambda n, body: (200, {}, b"{{{{"), "invalid JSON in the answer"),
+    "form": (lambda n, body: (200, {}, b'{"text": "50"}'), "unexpected form of the answer: {'text': '50'}"),
+    "list": (lambda n, body: (200, {}, b"[]"), "unexpected form of the answer: []"),
+    "parts": (lambda n, body: (200, {}, b'{"choices": [{"message": {"content": [50]}}]}'), "unexpected form of the answer: {'choices'"),
+    "declines": (lambda n, body: (400, {}, b'{"error": "not today"}'), "the judge refuses every question: status 400: not today"),
 }  # fmt: skip
 
 
+@pytest.mark.usefixtures("short_pauses")
 @pytest.mark.parametrize("kind", BAD)
 def test_each_kind_of_failure_has_its_message(
     kind: str, judge_server: Callable, make_judge: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("openai._constants.INITIAL_RETRY_DELAY", 0.01)
-    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.01)
     monkeypatch.setattr("instruct_lit.evaluation.judging.endpoints.PAUSE_S", 0.01)
     behave, message = BAD[kind]
     server = judge_server(behave)
-    with pytest.raises(JudgeError) as told:
+    with pytest.raises(JudgeError) as raised:
         make_judge(server.url, timeout_s=0.2).ask(PROMPT, ["question 1"])
-    assert message in str(told.value) and KEY not in str(told.value)
+    assert message in str(raised.value) and KEY not in str(raised.value)
     if kind != "declines":
-        assert str(told.value).startswith(f"judge.url={server.url}: ")
+        assert str(raised.value).startswith(f"judge.url={server.url}: ")
 
 
-def test_an_endpoint_that_is_not_there(make_judge: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.01)
+@pytest.mark.usefixtures("short_pauses")
+def test_an_unreachable_endpoint(make_judge: Callable) -> None:
     for ask in (lambda judge: judge.check(), lambda judge: judge.ask(PROMPT, ["question 1"])):
         with pytest.raises(
             JudgeError,
@@ -177,10 +186,8 @@ def test_an_endpoint_that_is_not_there(make_judge: Callable, monkeypatch: pytest
             ask(make_judge("http://127.0.0.1:9"))
 
 
-def test_what_can_be_known_before_the_first_question(
-    judge_server: Callable, make_judge: Callable, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.01)
+@pytest.mark.usefixtures("short_pauses")
+def test_checks_before_the_first_question(judge_server: Callable, make_judge: Callable) -> None:
     good = judge_server(lambda n, body: "50")
     make_judge(good.url).check()
     other = make_judge(good.url, OllamaEndpoint)
@@ -190,7 +197,7 @@ def test_what_can_be_known_before_the_first_question(
     for listing, message in (
         (PAGE, "a web page"),
         ((401, {}, b"{}"), "the key is refused"),
-        ((200, {}, b"{{"), "broken JSON"),
+        ((200, {}, b"{{"), "invalid JSON"),
     ):
         good.listing = listing
         with pytest.raises(JudgeError, match=message):
@@ -200,9 +207,9 @@ def test_what_can_be_known_before_the_first_question(
     assert good.requests == []
 
 
-def test_a_run_that_broke_off_goes_on_where_it_stopped(judge_server: Callable, make_judge: Callable) -> None:
+def test_an_interrupted_run_resumes(judge_server: Callable, make_judge: Callable) -> None:
     server = judge_server(lambda n, body: "50" if n < 5 else (401, {}, b'{"error": "expired"}'))
-    with pytest.raises(JudgeError, match="; 5 of 12 questions are answered and kept, the same command goes on"):
+    with pytest.raises(JudgeError, match="; 5 of 12 replies are cached, run the same command to resume"):
         make_judge(server.url, n_concurrent=1).ask(PROMPT, QUESTIONS)
     server.behave = lambda n, body: "60"
     judge = make_judge(server.url, n_concurrent=1)
@@ -210,9 +217,9 @@ def test_a_run_that_broke_off_goes_on_where_it_stopped(judge_server: Callable, m
     assert judge.n_requests == 7
 
 
-def test_the_estimate_knows_the_cache_the_prices_and_the_pace(judge_server: Callable, make_judge: Callable) -> None:
+def test_the_estimate_uses_cache_prices_and_durations(judge_server: Callable, make_judge: Callable) -> None:
     server = judge_server(lambda n, body: "50")
-    prices = {"usd_per_million_tokens": (1000.0, 2000.0), "n_concurrent": 4}
+    prices = {"costs": Costs((1000.0, 2000.0)), "n_concurrent": 4}
     make_judge(server.url, **prices).ask(PROMPT, QUESTIONS[:2])
     judge = make_judge(server.url, **prices)
     estimate = judge.estimate(QUESTIONS, 100, lambda text: 50)
@@ -229,7 +236,7 @@ def test_the_estimate_knows_the_cache_the_prices_and_the_pace(judge_server: Call
     assert judge.usage() == {"n_requests": 10, "n_prompt_tokens": 100, "n_reply_tokens": 30, "usd": pytest.approx(0.16)}
 
 
-def test_a_reply_that_cannot_be_kept_is_one_message(
+def test_a_reply_that_cannot_be_cached_is_one_message(
     judge_server: Callable, make_judge: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     judge = make_judge(judge_server(lambda n, body: "50").url)
@@ -250,18 +257,31 @@ def test_more_fields_and_fewer_in_a_request(judge_server: Callable, make_judge: 
     assert server.requests[0]["max_completion_tokens"] == 9 and "max_tokens" not in server.requests[0]
 
 
-def test_two_runs_share_a_cache_and_a_damaged_one_is_told(tmp_path: Path) -> None:
-    from instruct_lit.evaluation.judging.reply_cache import Reply
-
-    one, two = ReplyCache(tmp_path / "r.sqlite"), ReplyCache(tmp_path / "r.sqlite")
-    one.put("key", "small", Reply("50", 1, 2, 4.0))
-    assert two.get("key") == Reply("50", 1, 2, 4.0) and two.get("other") is None
-    assert two.mean_seconds("small") == 4 and two.mean_seconds("large") is None
+def test_processes_share_a_cache_and_a_damaged_one_is_refused(tmp_path: Path) -> None:
+    with ReplyCache(tmp_path / "r.sqlite") as one, ReplyCache(tmp_path / "r.sqlite") as two:
+        one.put("key", "small", Reply("50", 1, 2, 4.0))
+        assert two.get("key") == Reply("50", 1, 2, 4.0) and two.get("other") is None
+        assert two.mean_seconds("small") == 4 and two.mean_seconds("large") is None
     (tmp_path / "broken.sqlite").write_bytes(b"no data base" * 500)
     with pytest.raises(
         JudgeError, match=r"broken.sqlite: the cache of replies cannot be used \(file is not a database\)"
     ):
         ReplyCache(tmp_path / "broken.sqlite")
+
+
+def test_a_judge_closes_its_cache(tmp_path: Path) -> None:
+    """Python 3.13 warns of a connection that is collected unclosed."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ResourceWarning)
+        with Judge(OpenAIEndpoint("http://127.0.0.1:9", "small"), ReplyCache(tmp_path / "r.sqlite")) as judge:
+            connection = judge.cache._connection
+        with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+            connection.execute("SELECT 1")
+        del judge, connection
+        (tmp_path / "broken.sqlite").write_bytes(b"no data base" * 500)
+        with pytest.raises(JudgeError):
+            ReplyCache(tmp_path / "broken.sqlite")
+        gc.collect()
 
 
 def test_without_the_extra(make_judge: Callable, monkeypatch: pytest.MonkeyPatch) -> None:

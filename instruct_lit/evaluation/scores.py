@@ -1,0 +1,56 @@
+"""All figures of a set of responses: metrics, losses, categories, leaks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from instruct_lit.core.optional_imports import installed
+from instruct_lit.evaluation.categories import by_category, check_fields, losses
+from instruct_lit.evaluation.leaks import find_leaks, question
+from instruct_lit.evaluation.metrics import METRICS, applicable, score
+
+
+def score_rows(
+    rows: Sequence[dict[str, Any]],
+    metrics: Sequence[str],
+    by: Sequence[str] = (),
+    seed: int = 0,
+    training: Iterable[str] | None = None,
+    near: bool | None = None,
+) -> dict[str, Any]:
+    """The figures of `evaluation.json`; every row gets its `scores`, a leaked one the kind of its `leak`.
+
+    Args:
+        by: the fields for whose values the first metric and the loss are given.
+        training: the questions of the training examples, in which leaks are searched; None: no search.
+        near: whether near-duplicates are leaks; None: where datasketch is installed.
+    """
+    check_fields(rows, by)
+    names = applicable(metrics, rows)
+    for row in rows:
+        row["scores"] = {name: METRICS[name](row) for name in names}
+    return {
+        "metrics": score(rows, names, seed),
+        "losses": losses(rows, seed),
+        "leaks": None if training is None else leak_report(rows, training, names, seed, near),
+        "by": {field: by_category(rows, field, names[0], seed) for field in by},
+    }
+
+
+def leak_report(
+    rows: Sequence[dict[str, Any]], training: Iterable[str], metrics: Sequence[str], seed: int, near: bool | None
+) -> dict[str, Any]:
+    """The rows that occur in the training data, and the metrics without them."""
+    near = installed("datasketch") if near is None else near
+    questions = [question(row) for row in rows]
+    leaks = find_leaks(training, questions, near)
+    for leak in leaks:
+        rows[leak.item]["leak"] = leak.kind
+    items = [
+        {**leak.as_record(), "id": rows[leak.item]["id"], "text": " ".join(questions[leak.item].split())[:100]}
+        for leak in leaks
+    ]
+    clean = [row for row in rows if "leak" not in row]
+    without = score(clean, metrics, seed) if clean else {}
+    return {"near": near, "n": len(leaks), "n_rows": len(rows), "items": items, "metrics_without": without}
