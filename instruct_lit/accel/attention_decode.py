@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from instruct_lit.accel.compat_torch import has_amx_tiles, has_bf16_products
-from instruct_lit.core.model.kv_cache import Decode
+from instruct_lit.core.model.attention import Decode
 
 MAX_UNUSED = 2.0  # places of the cache per filled one up to which products with all of them are faster
 

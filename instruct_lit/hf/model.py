@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from instruct_lit.core.model.attention import AttentionLayout, PackedDocuments
-from instruct_lit.core.model.causal import CausalLM, selected
+from instruct_lit.core.model.causal import CausalLM
 from instruct_lit.errors import ConfigError
 
 NAME = "instruct_lit"  # of our attention function in transformers' registry
@@ -99,7 +99,7 @@ class HFModel(CausalLM):
         index: Tensor | None = None,
     ) -> Tensor:
         states = self._all_states(input_ids, position_ids, layout)
-        return states if index is None else selected(states, index)
+        return states if index is None else states.flatten(0, -2).index_select(0, index)
 
     def _all_states(self, input_ids: Tensor, position_ids: Tensor | None, layout: AttentionLayout | None) -> Tensor:
         if layout is None:

@@ -6,8 +6,8 @@ from torch import Tensor
 
 from instruct_lit.accel import attention_decode as module
 from instruct_lit.core.model import attention
+from instruct_lit.core.model.attention import Decode, KeyValueCache
 from instruct_lit.core.model.gpt import GPTConfig
-from instruct_lit.core.model.kv_cache import Decode, KeyValueCache
 
 SHAPE = GPTConfig(n_vocab=10, context_length=64, d_model=24, n_layers=2, n_heads=3)
 

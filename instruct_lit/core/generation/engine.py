@@ -18,8 +18,8 @@ from torch import Tensor
 
 from instruct_lit.core.generation.request import AllowedNext, Decoder, FinishReason, Request, constrained
 from instruct_lit.core.generation.sampling import Sampler, SamplingSettings
+from instruct_lit.core.model.attention import Decode, KeyValueCache, Prefill
 from instruct_lit.core.model.causal import CausalLM
-from instruct_lit.core.model.kv_cache import Decode, KeyValueCache, Prefill
 from instruct_lit.errors import DataError
 
 

@@ -17,11 +17,6 @@ from instruct_lit.core.model.attention import AttentionLayout
 Compiler = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
-def selected(x: Tensor, index: Tensor) -> Tensor:
-    """The vectors `(M, C)` of `x` `(…, C)` at `index` `(M,)`, which counts through the flattened leading axes."""
-    return x.flatten(0, -2).index_select(0, index)
-
-
 class Shape(Protocol):
     """The sizes of a model; `n_heads` are the heads of keys and values."""
 

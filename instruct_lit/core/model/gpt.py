@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from instruct_lit.core.model.attention import AttentionLayout, CausalRows
-from instruct_lit.core.model.causal import CausalLM, Compiler, selected
+from instruct_lit.core.model.causal import CausalLM, Compiler
 
 INIT_STD = 0.02
 
@@ -105,8 +105,9 @@ class Block(nn.Module):
             before, after = compiler(before), compiler(after)
         y = self.attn.attend(before(self, x), layout)
         if index is not None:
-            y = selected(y.to(x.dtype), index).to(y.dtype)  # a GPU sums gradients of a token in this dtype
-            x = selected(x, index)
+            # In the dtype of x, in which a GPU then sums the gradients of a token.
+            y = y.to(x.dtype).flatten(0, -2).index_select(0, index).to(y.dtype)
+            x = x.flatten(0, -2).index_select(0, index)
         return after(self, x, y)
 
 
@@ -147,7 +148,8 @@ class GPT(CausalLM):
         # The head gives the tied weight a dense gradient; a sparse one is added to it without another (V, C) of zeros.
         # On a GPU zeros are cheap, and a sparse gradient would sort its rows.
         tokens = F.embedding(input_ids, self.wte.weight, sparse=self.training and not input_ids.is_cuda)
-        x = self.dropout(self.noised(tokens) + self.wpe(position_ids))
+        tokens = self.noised(tokens) if self.training else tokens
+        x = self.dropout(tokens + self.wpe(position_ids))
         compiler = self.compiler if self.training else None
         for block in self.blocks:
             selection = index if block is self.blocks[-1] else None

@@ -5,9 +5,8 @@ import torch
 from torch import Tensor
 
 from instruct_lit.core.model import attention
-from instruct_lit.core.model.attention import CausalRows
+from instruct_lit.core.model.attention import CausalRows, Decode, KeyValueCache, Prefill
 from instruct_lit.core.model.gpt import GPTConfig
-from instruct_lit.core.model.kv_cache import Decode, KeyValueCache, Prefill
 from tests.fixtures.attention import random_qkv
 
 SHAPE = GPTConfig(n_vocab=10, context_length=64, d_model=24, n_layers=1, n_heads=3)
