@@ -206,7 +206,6 @@ def subjects(config: DictConfig) -> Iterator[tuple[str, str, EvaluatedModel, str
     from instruct_lit.core.data.template import Template
     from instruct_lit.core.model.device import best_device
     from instruct_lit.evaluation.answer_cache import AnswerCache
-    from instruct_lit.hf.tokenizer import without_markup
     from instruct_lit.suites.harness_model import EvaluatedModel
 
     asked = config.benchmark
@@ -231,7 +230,7 @@ def subjects(config: DictConfig) -> Iterator[tuple[str, str, EvaluatedModel, str
             for mode in its_modes:
                 template, tokenizer = opened.template, opened.tokenizer
                 if mode == "off":
-                    template, tokenizer = bare, without_markup(tokenizer)
+                    template, tokenizer = bare, tokenizer.without_markup()
                 yield str(run), name, EvaluatedModel(model, tokenizer, template, kept, asked.max_rows), mode
 
 

@@ -13,6 +13,7 @@ import shlex
 import sys
 import time
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -169,8 +170,10 @@ def train(config: DictConfig) -> float | None:
     about = {"data": known, "command": shlex.join(command), "metrics": metrics, "provenance": origin}
     if adapter is not None and config.adapter.merge:
         adapter.merge()
-    kept = (adapter, build.base_of(config)) if adapter is not None and not config.adapter.merge else None
-    save_bundle(run_dir / "bundle", model, tokenizer, template, generation, about, kept)
+    write_adapter = None
+    if adapter is not None and not config.adapter.merge:
+        write_adapter = partial(adapter.save, base=build.base_of(config))
+    save_bundle(run_dir / "bundle", model, tokenizer, template, generation, about, write_adapter)
     numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
     for logger in trainer.loggers:
         logger.log_hyperparams({key: str(value) for key, value in flat(config).items()}, numbers)  # type: ignore[call-arg]

@@ -21,7 +21,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from instruct_lit.config.data_builders import data_of, data_of_run, source_nodes
 from instruct_lit.config.model_builders import (
-    CHAT,
     adapt,
     base_of,
     check_adapter,
@@ -33,6 +32,7 @@ from instruct_lit.config.model_builders import (
     template_of,
 )
 from instruct_lit.config.targets import ALLOWED_SOURCES, build, plain, target_of, without
+from instruct_lit.core.data.template import CHAT
 from instruct_lit.errors import ConfigError, InstructLitError
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 
 from instruct_lit.config.targets import plain
+from instruct_lit.core.data.template import CHAT
 from instruct_lit.errors import ConfigError
-from instruct_lit.hf.chat_template import CHAT
 
 if TYPE_CHECKING:
     from instruct_lit.core.data.encode import Tokenizer
@@ -53,16 +53,25 @@ def _gpt_of(config: DictConfig) -> CausalLM:
 
     model = config.model
     return load_gpt(
-        path=model.path,
-        repo=model.repo,
-        revision=model.revision,
+        path=_gpt_path(config) if model.pretrained else model.path,
         pretrained=model.pretrained,
         config=_configured_shape(model),
         dropout=model.dropout,
         activation_checkpointing=model.activation_checkpointing,
         seed=config.seed,
-        cache_dir=_hub_cache(config),
     )
+
+
+def _gpt_path(config: DictConfig) -> Path:
+    """The directory with the weights of a GPT-2, downloaded if the configuration names a repository."""
+    from instruct_lit.core.model.pretrained import checkpoint_directory
+
+    model = config.model
+    if model.path is not None:
+        return checkpoint_directory(model.path)
+    from instruct_lit.hf.hub import download_gpt2
+
+    return download_gpt2(model.repo, model.revision, _hub_cache(config))
 
 
 def _hf_of(config: DictConfig) -> CausalLM:
@@ -126,12 +135,11 @@ def adapt(config: DictConfig, model: CausalLM) -> Adapter | None:
 
 def base_of(config: DictConfig) -> Base:
     """Where others find the model that an adapter goes on: a path or a hub id, and its revision."""
-    from instruct_lit.core.model.pretrained import find_weights
     from instruct_lit.hf.adapters import Base
 
     model = config.model
     if model.kind != "hf":
-        return Base(str(find_weights(model.path, model.repo, model.revision, _hub_cache(config)).resolve()))
+        return Base(str(_gpt_path(config).resolve()))
     path = Path(_hf_place(config)["path"])
     return Base(str(path.resolve())) if path.is_dir() else Base(model.path, model.revision)
 
@@ -160,10 +168,10 @@ def context_of(config: DictConfig) -> int:
 
 def shape_of(config: DictConfig) -> GPTConfig:
     """The shape of the GPT-2 that `model_of` would build, without its weights."""
-    from instruct_lit.core.model.pretrained import find_weights, read_config
+    from instruct_lit.core.model.pretrained import checkpoint_directory, read_config
 
     model = config.model
-    return read_config(find_weights(model.path, None)) if model.path else _configured_shape(model)
+    return read_config(checkpoint_directory(model.path)) if model.path else _configured_shape(model)
 
 
 def _configured_shape(model: DictConfig) -> GPTConfig:
@@ -185,8 +193,7 @@ def language_of(config: DictConfig) -> tuple[Tokenizer, Template]:
     tokenizer, _ = _hf_tokenizer(config)
     if config.template.name == CHAT:
         return with_chat(tokenizer)
-    template = template_of(config)
-    return tokenizer, template.escaping(tokenizer.escape) if tokenizer.markup else template
+    return tokenizer, template_of(config).for_tokenizer(tokenizer)
 
 
 def template_of(config: DictConfig) -> Template:

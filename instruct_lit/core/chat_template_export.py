@@ -1,4 +1,4 @@
-"""GPT-2's tokenizer and our template as transformers opens them: conversations get the ids that they have here."""
+"""Export of our template and GPT-2's tokenizer to transformers, where conversations get the same ids as here."""
 
 from __future__ import annotations
 
@@ -6,37 +6,38 @@ import json
 from pathlib import Path
 from typing import Any
 
+from instruct_lit.core.data.special_tokens import GUARD, guarded
 from instruct_lit.core.data.template import Template
 from instruct_lit.core.data.tokenizer import EOT, GPT2Tokenizer
 
-# Cuts text for the exported tokenizer, which drops it: what stands on its two sides is encoded apart. A code point that
-# Unicode keeps out of texts.
-CUT = "\ufdd0"
 _VOCAB = {"encoder.json": "vocab.json", "vocab.bpe": "merges.txt"}
 
 
-def chat_template(template: Template, start: str = "", end: str = EOT, cut: str = "") -> str:
-    """Jinja for transformers that renders a conversation as `Template.turns` does, `start` before it.
+def chat_template(template: Template, start: str = "", end: str = EOT, guards: bool = False) -> str:
+    """Jinja for transformers that renders a conversation as `Template.turns` does.
 
-    `end`, the token that closes a response, stands behind every answer but one that comes last (to be continued, or
-    learnt). A template without a form for further turns shows the last question alone. A system message stands where
-    the template has a place for it. With `cut` (for a tokenizer that cuts there) prompts and answers are encoded apart,
-    and no `end` comes out of a user's text.
+    A template without `next_turn` renders the last question alone, one without a place for it no system message.
+
+    Args:
+        start: text before the conversation.
+        end: the token that closes a response. It follows every answer but the last, which is continued or learnt.
+        guards: whether the tokenizer splits at `GUARD` and drops it (`special_tokens`). Then `end` in users' text is
+            protected, and prompts and answers are encoded separately.
     """
-    safe = f" | replace({_quoted(end)}, {_quoted(end[:2] + cut + end[2:])})" if cut else ""
-    ask = f"{{% set instruction = message['content']{safe} %}}{{% set input = '' %}}"
-    answer = f"{_shown(cut)}{{{{ message['content']{safe} }}}}"
-    told = (
-        f"{_shown(start)}{{% set told = messages | selectattr('role', 'equalto', 'system') | map(attribute='content')"
-        f" | join('\\n\\n'){safe} %}}"
+    protect = f" | replace({_quoted(end)}, {_quoted(guarded(end))})" if guards else ""
+    set_prompt = f"{{% set instruction = message['content']{protect} %}}{{% set input = '' %}}"
+    answer = f"{_output(GUARD if guards else '')}{{{{ message['content']{protect} }}}}"
+    set_system = (
+        f"{_output(start)}{{% set told = messages | selectattr('role', 'equalto', 'system') | map(attribute='content')"
+        f" | join('\\n\\n'){protect} %}}"
     )
     form = template.next_turn
     if form is None:
         return (
-            told
+            set_system
             + "{% set system = told %}"
             + "{% set message = messages | selectattr('role', 'equalto', 'user') | list | last %}"
-            + ask
+            + set_prompt
             + _block(template.prompt_source)
             + "{% if messages[-1]['role'] == 'assistant' %}{% set message = messages[-1] %}"
             + answer
@@ -44,21 +45,21 @@ def chat_template(template: Template, start: str = "", end: str = EOT, cut: str 
             + "{% endif %}"
         )
     return (
-        told
+        set_system
         + "{% set turn = namespace(first=true) %}{% for message in messages %}"
         + "{% if message['role'] == 'user' %}{% set system = told if turn.first else '' %}"
-        + ask
+        + set_prompt
         + _either(template.prompt_source, form.prompt_source)
         + "{% elif message['role'] == 'assistant' %}"
         + answer
         + _either(template.suffix_source, form.suffix_source)
-        + f"{{% if not loop.last %}}{_shown(end)}{{% endif %}}{{% set turn.first = false %}}"
+        + f"{{% if not loop.last %}}{_output(end)}{{% endif %}}{{% set turn.first = false %}}"
         + "{% endif %}{% endfor %}"
     )
 
 
 def write_gpt2_tokenizer(directory: Path, tokenizer: GPT2Tokenizer, context_length: int, template: Template) -> None:
-    """Write the files that transformers (`AutoTokenizer`, or `GPT2Tokenizer`) opens, with the chat template."""
+    """Write the files that transformers (`AutoTokenizer` or `GPT2Tokenizer`) opens, with the chat template."""
     files = tokenizer.vocab_files()
     for name, content in files.items():
         (directory / _VOCAB[name]).write_bytes(content)
@@ -67,7 +68,7 @@ def write_gpt2_tokenizer(directory: Path, tokenizer: GPT2Tokenizer, context_leng
         "model_max_length": context_length,
         "clean_up_tokenization_spaces": False,
         **{name: EOT for name in ("bos_token", "eos_token", "unk_token")},
-        "chat_template": chat_template(template, cut=CUT),
+        "chat_template": chat_template(template, guards=True),
     }
     definition = _definition(json.loads(files["encoder.json"]), files["vocab.bpe"].decode("utf-8"), tokenizer.eot_id)
     for name, facts in (("tokenizer_config.json", config), ("tokenizer.json", definition)):
@@ -75,10 +76,10 @@ def write_gpt2_tokenizer(directory: Path, tokenizer: GPT2Tokenizer, context_leng
 
 
 def _definition(vocab: dict[str, int], merges: str, eot_id: int) -> dict[str, Any]:
-    """GPT-2's `tokenizer.json`, which cuts at `CUT` first."""
+    """The content of GPT-2's `tokenizer.json`, which first splits at `GUARD` and drops it."""
     bytes_ = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
     plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
-    cut = {"type": "Split", "pattern": {"String": CUT}, "behavior": "Removed", "invert": False}
+    cut = {"type": "Split", "pattern": {"String": GUARD}, "behavior": "Removed", "invert": False}
     return {
         "version": "1.0",
         "truncation": None,
@@ -107,15 +108,15 @@ def _either(first: str, later: str) -> str:
 
 
 def _block(source: str) -> str:
-    """The same Jinja, safe from what stands around it.
+    """The same Jinja, independent of the text around it.
 
-    The line break after the opening tag is trimmed, so that the source starts a line as it does in a template of ours;
-    the empty expression keeps transformers from dropping a line break at the end.
+    The line break after the opening tag is trimmed, so the source begins a line as in a template of ours; the empty
+    expression keeps transformers from trimming a line break at the end.
     """
     return "{% if true %}\n" + source + "{{ '' }}{% endif %}"
 
 
-def _shown(text: str) -> str:
+def _output(text: str) -> str:
     return f"{{{{ {_quoted(text)} }}}}" if text else ""
 
 

@@ -100,8 +100,7 @@ def header_of(template: Template) -> str:
 def mask_is_exact(example: Example, encoded: EncodedExample, template: Template, tokenizer: Any) -> bool:
     """Whether the learnt tokens are the assistant's answers, all or the last, whole or up to where they were cut."""
     found = response_texts(encoded, tokenizer)
-    unescaped = getattr(tokenizer, "unescape", str)  # a chat template protects what users wrote
-    wanted = [unescaped(response) for _, response in template.turns(example)][-len(found) :]
+    wanted = [tokenizer.unprotect(response) for _, response in template.turns(example)][-len(found) :]
     if encoded.ids[-1] != tokenizer.eot_id and found:
         found[-1] = found[-1].rstrip("\ufffd")  # a character may have been cut
         wanted[-1] = wanted[-1][: len(found[-1])]

@@ -2,4 +2,8 @@
 
 
 def install() -> None:
-    """Register with the core the bundles of other model families; a second call changes nothing."""
+    """Register with the core the bundles of transformers' models; a second call changes nothing."""
+    from instruct_lit.core.bundle import FAMILIES
+    from instruct_lit.hf.bundles import HFBundles
+
+    FAMILIES[:] = [HFBundles()]

@@ -1,4 +1,4 @@
-"""A tokenizer of transformers under the interface of ours, safe from special tokens in users' texts."""
+"""A tokenizer of transformers with the interface of ours."""
 
 from __future__ import annotations
 
@@ -12,28 +12,34 @@ from typing import Any
 
 import numpy as np
 
+from instruct_lit.core.data.special_tokens import GUARD, SpecialTokens, unprotected
 from instruct_lit.errors import ConfigError
 
-ESCAPE = "\ufdd0"  # a code point that Unicode keeps out of texts
-# Byte-level vocabularies write a byte as a character (GPT-2): itself where it can be seen, the rest from 256 on.
-_SEEN = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-_UNSEEN = [byte for byte in range(256) if byte not in _SEEN]
-_BYTE_OF = {chr(byte): byte for byte in _SEEN} | {chr(256 + n): byte for n, byte in enumerate(_UNSEEN)}
+# Byte-level vocabularies write bytes as characters: printable ones as themselves, the others from 256 on (GPT-2).
+_PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+_OTHERS = [byte for byte in range(256) if byte not in _PRINTABLE]
+_BYTE_OF = {chr(byte): byte for byte in _PRINTABLE} | {chr(256 + n): byte for n, byte in enumerate(_OTHERS)}
 
 
 class HFTokenizer:
     """Text to token ids and back with a fast tokenizer of transformers, `hf`.
 
-    The name of a special token in a text is ordinary text. With `markup` (the texts come out of a chat template) it is
-    the special token instead, unless it is escaped: `escape` protects what users wrote. `end` names the token that
-    closes a response, by default the tokenizer's end of text. What the tokenizer puts before a text (`<s>`, say) are
-    the ids `prompt_start`; none if the tokenizer is `bare`, since the template writes it.
+    `prompt_start` are the ids that the tokenizer puts before every text (`<s>`, for example).
+
+    Args:
+        markup: whether the names of special tokens in a text, which comes from a chat template, are special tokens
+            unless they are protected (`instruct_lit.core.data.special_tokens`). By default they are ordinary text.
+        end: the token that closes a response, by default the tokenizer's end-of-text.
+        bare: whether `prompt_start` is empty, since the template writes it.
+
+    Raises:
+        ConfigError: a slow tokenizer, or one without end-of-text.
     """
 
     def __init__(self, hf: Any, markup: bool = False, end: str | None = None, bare: bool = False) -> None:
         if not hf.is_fast:
             raise ConfigError(f"model: {type(hf).__name__} is a slow tokenizer; one with a tokenizer.json is needed")
-        os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # said explicitly, it does not warn in data workers
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # set explicitly, it does not warn in data workers
         self.hf, self.markup = hf, markup
         closing = end or hf.eos_token
         if closing is None:
@@ -41,9 +47,9 @@ class HFTokenizer:
         self.end: str = closing
         self.eot_id: int = hf.convert_tokens_to_ids(self.end)
         self.n_vocab: int = max(hf.get_vocab().values()) + 1
-        self.prompt_start: tuple[int, ...] = () if bare else tuple(self._put_before())
-        specials = [t.content for t in hf.added_tokens_decoder.values() if t.special and len(t.content) > 1]
-        self._special = re.compile("|".join(map(re.escape, sorted(specials, key=len, reverse=True))) or r"(?!)")
+        self.prompt_start: tuple[int, ...] = () if bare else tuple(self._text_start())
+        specials = [token.content for token in hf.added_tokens_decoder.values() if token.special]
+        self.special_tokens = SpecialTokens(specials)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, without `prompt_start`."""
@@ -55,30 +61,29 @@ class HFTokenizer:
             return []
         encoded = self._ids(texts, specials=self.markup)
         if self.markup:
-            for place, text in enumerate(texts):
-                if ESCAPE in text:
-                    encoded[place] = self._escaped_ids(text)
+            for n, text in enumerate(texts):
+                if GUARD in text:
+                    encoded[n] = self._protected_ids(text)
         return encoded
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of token ids; bytes that are no UTF-8 become the replacement character."""
+        """Text of token ids; bytes that are not UTF-8 become the replacement character."""
         return self.hf.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
-    def escape(self, text: str) -> str:
-        """The text as `markup` must find it so that nothing in it is a special token."""
-        text = text.replace(ESCAPE, ESCAPE * 2)
-        return self._special.sub(lambda found: found[0][0] + ESCAPE + found[0][1:], text)
+    def protect(self, text: str) -> str:
+        """Text of users for the place between markup, none of which is a special token (`special_tokens`)."""
+        return self.special_tokens.protect(text) if self.markup else text
 
-    def unescape(self, text: str) -> str:
-        """The text that was escaped."""
-        return re.sub(f"{ESCAPE}({ESCAPE}?)", r"\1", text)
+    def unprotect(self, text: str) -> str:
+        """The text that `protect` was given."""
+        return unprotected(text) if self.markup else text
 
-    def first_special(self, text: str) -> re.Match[str] | None:
-        """Where the first special token of a text is."""
-        return self._special.search(text)
+    def without_markup(self) -> HFTokenizer:
+        """The same tokenizer for text without markup, in which no name is a special token."""
+        return HFTokenizer(self.hf) if self.markup else self
 
     def token_bytes(self, token_id: int) -> bytes:
-        """The bytes that one token stands for; of a special token those of its name."""
+        """The bytes of one token; of a special token those of its name."""
         token = self.hf.convert_ids_to_tokens(token_id)
         if token_id in self.hf.added_tokens_decoder:
             return token.encode()
@@ -86,11 +91,11 @@ class HFTokenizer:
             return bytes(_BYTE_OF[character] for character in token)
         if re.fullmatch("<0x[0-9A-F]{2}>", token):
             return bytes([int(token[3:5], 16)])
-        return token.replace("\u2581", " ").encode()  # SentencePiece's sign for a space
+        return token.replace("\u2581", " ").encode()  # SentencePiece writes a space so
 
     @cached_property
     def n_bytes_of(self) -> np.ndarray:
-        """Number of UTF-8 bytes of every token `(V,)`; special tokens count none."""
+        """Number of UTF-8 bytes of every token `(V,)`, 0 for special tokens."""
         lengths = np.zeros(self.n_vocab, dtype=np.int64)
         special = set(self.hf.added_tokens_decoder)
         for number in set(self.hf.get_vocab().values()) - special:
@@ -99,7 +104,7 @@ class HFTokenizer:
 
     @property
     def fingerprint(self) -> str:
-        """Changes if and only if the encoding may."""
+        """A hash of everything that determines the encoding."""
         facts = [self._definition, self.markup, self.eot_id, self.prompt_start]
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -111,20 +116,21 @@ class HFTokenizer:
     def _byte_level(self) -> bool:
         return '"ByteLevel"' in json.dumps(self._definition.get("decoder"))
 
-    def _put_before(self) -> list[int]:
+    def _text_start(self) -> list[int]:
+        """The ids that the tokenizer puts before a text."""
         alone, whole = self._ids(["a"], specials=False)[0], self.hf("a")["input_ids"]
-        place = next((i for i in range(len(whole)) if whole[i : i + len(alone)] == alone), 0)
-        return whole[:place]
+        start = next((i for i in range(len(whole)) if whole[i : i + len(alone)] == alone), 0)
+        return whole[:start]
 
     def _ids(self, texts: Sequence[str], specials: bool) -> list[list[int]]:
         return self.hf(list(texts), add_special_tokens=False, split_special_tokens=not specials)["input_ids"]
 
-    def _escaped_ids(self, text: str) -> list[int]:
-        """Ids of a text with escapes: cut at the special tokens that are meant, the rest without any."""
+    def _protected_ids(self, text: str) -> list[int]:
+        """Ids of a text with guards: split at the unprotected special tokens, the parts between without any."""
         ids: list[int] = []
         start = 0
-        for found in [*self._special.finditer(text), None]:
-            between = self.unescape(text[start : found.start() if found else None])
+        for found in [*self.special_tokens.find_all(text), None]:
+            between = unprotected(text[start : found.start() if found else None])
             if between:
                 ids += self._ids([between], specials=False)[0]
             if found:
@@ -133,13 +139,8 @@ class HFTokenizer:
         return ids
 
 
-def without_markup(tokenizer: Any) -> Any:
-    """The same tokenizer for bare text, in which nothing is a special token; another than ours as it is."""
-    return HFTokenizer(tokenizer.hf) if isinstance(tokenizer, HFTokenizer) and tokenizer.markup else tokenizer
-
-
 def add_special_tokens(hf: Any, names: Sequence[str]) -> list[int]:
-    """Make special tokens of the names that are none yet, and return the ids of those that are new."""
+    """Add the names that are not special tokens yet, and return the ids of those that are new."""
     from tokenizers import AddedToken
 
     new = [name for name in dict.fromkeys(names) if hf.get_vocab().get(name) not in hf.added_tokens_decoder]

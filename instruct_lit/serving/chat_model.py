@@ -10,13 +10,12 @@ import torch
 from instruct_lit.core.bundle import open_model
 from instruct_lit.core.data.encode import Encoder, Tokenizer
 from instruct_lit.core.data.example import Example
-from instruct_lit.core.data.template import Template
+from instruct_lit.core.data.template import CHAT, Template
 from instruct_lit.core.generation.responses import closing
 from instruct_lit.core.generation.sampling import SamplingSettings
 from instruct_lit.core.model.causal import CausalLM
 from instruct_lit.core.model.device import best_device
 from instruct_lit.errors import ConfigError
-from instruct_lit.hf.chat_template import CHAT
 
 
 @dataclass

@@ -14,9 +14,9 @@ from omegaconf import OmegaConf
 
 from instruct_lit.config.compose import CONF
 from instruct_lit.core.bundle import OURS, open_model, save_bundle, save_tokenizer
-from instruct_lit.core.chat_template_export import CUT
 from instruct_lit.core.data.encode import Encoder
 from instruct_lit.core.data.example import Example
+from instruct_lit.core.data.special_tokens import GUARD
 from instruct_lit.core.data.template import Template
 from instruct_lit.core.data.tokenizer import GPT2Tokenizer
 from instruct_lit.core.model.gpt import GPT, GPTConfig
@@ -36,7 +36,7 @@ TEXTS = [
     "    code  spaces ",
     "ﬁ ½ 中文 עברית",
 ]
-UNICODE = st.text(st.characters(codec="utf-8", exclude_characters=CUT), max_size=12)
+UNICODE = st.text(st.characters(codec="utf-8", exclude_characters=GUARD), max_size=12)
 
 
 def save(folder: Path, model: GPT, template: str = "alpaca", **generation: object) -> Path:
@@ -68,7 +68,7 @@ def test_what_the_bundle_says_about_itself(tmp_path: Path, tiny_model: GPT) -> N
         with pytest.raises(CheckpointError, match=rf"{OURS}: damaged"):
             open_model(tmp_path / "run")
     (tmp_path / "run" / "bundle" / OURS).unlink()
-    with pytest.raises(ConfigError, match=r"no bundle of ours, so the template must be given \(template=alpaca\)"):
+    with pytest.raises(ConfigError, match=r"not a bundle of instruct-lit, so give a template \(template=alpaca\)"):
         open_model(tmp_path / "run")
 
 

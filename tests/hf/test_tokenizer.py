@@ -8,15 +8,16 @@ from hypothesis import strategies as st
 
 from instruct_lit.core.data.encode import Encoder, response_texts
 from instruct_lit.core.data.example import Example
+from instruct_lit.core.data.special_tokens import GUARD, unprotected
 from instruct_lit.core.data.template import Template
 from instruct_lit.datasets.profile import mask_is_exact
 from instruct_lit.errors import ConfigError, TemplateError
 from instruct_lit.hf.chat_template import ChatTemplate, with_chat
-from instruct_lit.hf.tokenizer import ESCAPE, HFTokenizer, load_tokenizer, without_markup
+from instruct_lit.hf.tokenizer import HFTokenizer, load_tokenizer
 
 pytest.importorskip("transformers")
-TEXTS = ["the cat", " é🙂\n\n\ttabs", "<|end|> inside", "中文</s>", f"{ESCAPE}<|user|>{ESCAPE * 2}", ""]
-PIECES = st.sampled_from(["<|user|>", "<|end|>", "<s>", "</s>", ESCAPE, "<|", "|>", "end", "the cat", "\n", " ", "🙂"])
+TEXTS = ["the cat", " é🙂\n\n\ttabs", "<|end|> inside", "中文</s>", f"{GUARD}<|user|>{GUARD * 2}", ""]
+PIECES = st.sampled_from(["<|user|>", "<|end|>", "<s>", "</s>", GUARD, "<|", "|>", "end", "the cat", "\n", " ", "🙂"])
 USER_TEXT = st.lists(PIECES | st.text(max_size=8), max_size=8).map("".join)
 
 
@@ -50,11 +51,11 @@ def test_what_it_puts_before_a_text_stands_before_prompts_only(plain: HFTokenize
 
 
 @given(USER_TEXT)
-def test_escaping_comes_back_and_hides_every_special_token(plain: HFTokenizer, text: str) -> None:
+def test_protection_is_undone_and_hides_every_special_token(plain: HFTokenizer, text: str) -> None:
     markup = HFTokenizer(plain.hf, markup=True)
-    escaped = markup.escape(text)
-    assert markup.unescape(escaped) == text
-    ids = markup.encode(escaped)
+    protected = markup.protect(text)
+    assert unprotected(protected) == text
+    ids = markup.encode(protected)
     assert not special_ids(markup) & set(ids) and markup.decode(ids) == text
 
 
@@ -102,19 +103,19 @@ def test_the_response_decodes_to_the_output_and_its_end_is_the_only_one(
     assert response[-1] == tokenizer.eot_id and tokenizer.decode(response[:-1]) == said
     # <s>, <|user|>, the end of the question, <|assistant|> and the end of the answer
     assert [i for i in encoded.ids if i in special_ids(tokenizer)] == [0, 2, 5, 3, 5]
-    assert tokenizer.unescape(template.prompt(Example(asked, ""))) == f"<s><|user|>\n{asked}<|end|>\n<|assistant|>\n"
+    assert unprotected(template.prompt(Example(asked, ""))) == f"<s><|user|>\n{asked}<|end|>\n<|assistant|>\n"
 
 
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        (None, "template=chat: the model's tokenizer has none"),
+        (None, "template=chat: the model's chat template does not exist"),
         (
             "{% for m in messages if m['role'] == 'user' %}{{ m['content'] }}{% endfor %}",
-            "does not show a response once",
+            "does not render a response exactly once",
         ),
-        ("{% for m in messages %}{{ m['content'] | upper }}{% endfor %}", "is not shown as it is"),
-        ("{{ raise_exception('no users here') }}", r"refuses the conversation \(no users here\)"),
+        ("{% for m in messages %}{{ m['content'] | upper }}{% endfor %}", "changes the response 'output' to 'OUTPUT'"),
+        ("{{ raise_exception('no users here') }}", r"rejects the conversation \(no users here\)"),
     ],
 )
 def test_chat_templates_that_cannot_show_a_response_are_refused(
@@ -163,7 +164,7 @@ def test_a_chat_template_that_does_not_close_earlier_answers_is_refused(llama_di
         "{% for m in messages %}[{{ m['content'] }}{% if loop.last %}</s>{% endif %}{% endfor %}"
     )
     _, template = with_chat(tokenizer)
-    with pytest.raises(TemplateError, match=r"an earlier answer is not closed by '</s>' but by '\[why\['"):
+    with pytest.raises(TemplateError, match=r"closes an earlier answer by '\[why\[', not by '</s>'"):
         template.turns(TALK)
 
 
@@ -171,4 +172,4 @@ def test_bare_text_is_read_without_markup(plain: HFTokenizer, chat) -> None:
     tokenizer, _ = chat
     text = plain.hf.eos_token + " is text"
     assert special_ids(tokenizer) & set(tokenizer.encode(text))
-    assert without_markup(tokenizer).encode(text) == plain.encode(text) and without_markup(plain) is plain
+    assert tokenizer.without_markup().encode(text) == plain.encode(text) and plain.without_markup() is plain

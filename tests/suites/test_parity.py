@@ -9,7 +9,6 @@ from omegaconf import OmegaConf
 from instruct_lit.config.compose import CONF
 from instruct_lit.core.bundle import open_model
 from instruct_lit.core.data.template import Template
-from instruct_lit.hf.tokenizer import without_markup
 from instruct_lit.suites.harness import Tasks, local_data
 from instruct_lit.suites.harness_model import EvaluatedModel, harness_model
 from instruct_lit.suites.suite import Suite
@@ -114,7 +113,7 @@ def test_other_architectures_too(llama_directory: Path, hub: Path) -> None:
         pretrained=transformers.AutoModelForCausalLM.from_pretrained(llama_directory),
         tokenizer=transformers.AutoTokenizer.from_pretrained(llama_directory), batch_size=2, device="cpu",
     )  # fmt: skip
-    subject = EvaluatedModel(opened.model, without_markup(opened.tokenizer), opened.template)
+    subject = EvaluatedModel(opened.model, opened.tokenizer.without_markup(), opened.template)
     names = ["mmlu_anatomy", "copa", "boolq", "stsb", "squad_v1", "triviaqa"]
     tasks = Tasks(
         Suite("mix", names, ["mmlu/default", "super_glue/copa", "super_glue/boolq", "triviaqa"]), hub, "error"

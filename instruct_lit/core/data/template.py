@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
+from typing import Protocol
 
 import jinja2
 import jinja2.meta
@@ -21,7 +22,14 @@ from instruct_lit.core.data.example import Example
 from instruct_lit.core.jinja_environments import text_environment
 from instruct_lit.errors import TemplateError
 
+CHAT = "chat"  # the name of a model's own chat template, in `conf/template` and in a bundle
 _RESPONSE = re.compile(r"\{\{-?\s*response\s*-?\}\}")
+
+
+class Protects(Protocol):
+    """The part of a tokenizer that a template uses."""
+
+    def protect(self, text: str) -> str: ...
 
 
 class Template:
@@ -32,7 +40,7 @@ class Template:
     """
 
     next_turn: Template | None = None
-    escape: Callable[[str], str] = staticmethod(lambda text: text)  # what keeps users' texts from being markup
+    protect: Callable[[str], str] = staticmethod(lambda text: text)  # keeps special tokens in users' text ordinary text
 
     def __init__(
         self, name: str, text: str | None = None, path: str | Path | None = None, next_turn: str | None = None
@@ -59,12 +67,12 @@ class Template:
         self.suffix(Example("instruction", "output", "input"))
         self.next_turn = Template(f"{name}.next_turn", next_turn) if next_turn is not None else None
 
-    def escaping(self, escape: Callable[[str], str]) -> Template:
-        """The same template for a tokenizer that reads names of special tokens in it as such."""
-        escaping = copy.copy(self)
-        escaping.escape = escape  # type: ignore[method-assign]
-        escaping.next_turn = self.next_turn.escaping(escape) if self.next_turn is not None else None
-        return escaping
+    def for_tokenizer(self, tokenizer: Protects) -> Template:
+        """The same template with users' text protected as the tokenizer needs it (`special_tokens`)."""
+        template = copy.copy(self)
+        template.protect = tokenizer.protect  # type: ignore[method-assign]
+        template.next_turn = self.next_turn.for_tokenizer(tokenizer) if self.next_turn is not None else None
+        return template
 
     def turns(self, example: Example) -> list[tuple[str, str]]:
         """The whole example as text: for every turn what stands before the response, and `response`.
@@ -108,7 +116,7 @@ class Template:
 
     def response(self, example: Example) -> str:
         """The wanted output and the suffix: what is learnt."""
-        return self.escape(example.output) + self.suffix(example)
+        return self.protect(example.output) + self.suffix(example)
 
     def full_text(self, example: Example) -> str:
         """Prompt, response and suffix."""
@@ -116,7 +124,7 @@ class Template:
 
     def _render(self, template: jinja2.Template, example: Example) -> str:
         try:
-            asked = {name: self.escape(getattr(example, name)) for name in ("instruction", "input", "system")}
+            asked = {name: self.protect(getattr(example, name)) for name in ("instruction", "input", "system")}
             return template.render(**asked)
         except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
             raise TemplateError(

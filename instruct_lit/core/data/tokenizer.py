@@ -42,6 +42,18 @@ class GPT2Tokenizer:
         self.n_vocab: int = self._encoding.n_vocab
         self.prompt_start: tuple[int, ...] = ()  # GPT-2 was trained without a sign for the beginning
 
+    def protect(self, text: str) -> str:
+        """The text unchanged, since no special token is ever encoded (`instruct_lit.core.data.special_tokens`)."""
+        return text
+
+    def unprotect(self, text: str) -> str:
+        """The text unchanged."""
+        return text
+
+    def without_markup(self) -> GPT2Tokenizer:
+        """This tokenizer, which reads no markup."""
+        return self
+
     def encode(self, text: str) -> list[int]:
         """Token ids of ordinary text; no special token can come out of it."""
         return self._encoding.encode_ordinary(text)

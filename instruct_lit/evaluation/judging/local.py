@@ -13,7 +13,7 @@ import torch
 from instruct_lit.core.bundle import bundle_of, open_model, read_about
 from instruct_lit.core.data.encode import Encoder, Tokenizer
 from instruct_lit.core.data.example import Example
-from instruct_lit.core.data.template import Template
+from instruct_lit.core.data.template import CHAT, Template
 from instruct_lit.core.generation.engine import Engine
 from instruct_lit.core.generation.request import AllowedNext
 from instruct_lit.core.generation.responses import closing
@@ -25,7 +25,7 @@ from instruct_lit.errors import ConfigError, InstructLitError
 from instruct_lit.evaluation.judging.endpoints import Messages, Refused
 from instruct_lit.evaluation.judging.prompt import Verdict
 from instruct_lit.evaluation.judging.reply_cache import Reply
-from instruct_lit.hf.chat_template import CHAT, with_chat
+from instruct_lit.hf.chat_template import with_chat
 from instruct_lit.hf.files import load_hf, opening
 from instruct_lit.hf.tokenizer import load_tokenizer
 

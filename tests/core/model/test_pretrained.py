@@ -16,7 +16,7 @@ from instruct_lit.core.model.gpt import GPT, GPTConfig
 from instruct_lit.core.model.pretrained import (
     PICKLED,
     WEIGHTS,
-    find_weights,
+    checkpoint_directory,
     hf_state_dict,
     load_gpt,
     load_weights,
@@ -103,7 +103,7 @@ def test_every_fault_is_listed_at_once(directory: Path) -> None:
         "  lm_head.weight differs from wte.weight, but GPT-2's head is tied",
         "  wpe.weight has shape (32, 48, 1), expected (32, 48)",
         "  h.0.attn.c_attn.weight has shape (144, 48), expected (48, 144)",
-        "  h.1.ln_1.bias holds torch.int8, expected floating-point numbers",
+        "  h.1.ln_1.bias has dtype torch.int8, expected a floating-point one",
         "  ln_f.bias is missing",
         "  h.2.ln_1.bias is not a tensor of this model",
     ]
@@ -119,13 +119,13 @@ def test_a_pickled_checkpoint_is_read_as_tensors_only(tiny: GPT, directory: Path
             return os.mkdir, (str(tmp_path / "executed"),)
 
     torch.save({"wte.weight": Payload()}, directory / PICKLED)
-    with pytest.raises(CheckpointError, match="pytorch_model.bin: damaged or no weights file"):
+    with pytest.raises(CheckpointError, match="pytorch_model.bin: damaged or not a weights file"):
         load_gpt(directory)
     assert not (tmp_path / "executed").exists()
 
     for content in ({"epoch": 3}, {0: torch.ones(2)}, [torch.ones(2)]):
         torch.save(content, directory / PICKLED)
-        with pytest.raises(CheckpointError, match="holds something else than named tensors"):
+        with pytest.raises(CheckpointError, match="it is not a dictionary of tensors"):
             load_gpt(directory)
 
 
@@ -135,13 +135,15 @@ def test_damaged_weights_are_said_to_be_damaged(directory: Path, name: str, cont
     whole = (directory / WEIGHTS).read_bytes()
     (directory / WEIGHTS).unlink()
     (directory / name).write_bytes(whole[: len(whole) // 2] if content is None else content)
-    with pytest.raises(CheckpointError, match=f"{name}: damaged or no weights file .*delete it, and the next run"):
+    with pytest.raises(
+        CheckpointError, match=f"{name}: damaged or not a weights file .*delete a downloaded file, and the next run"
+    ):
         load_gpt(directory)
 
 
 def test_a_directory_without_weights(directory: Path) -> None:
     (directory / WEIGHTS).unlink()
-    with pytest.raises(CheckpointError, match="neither model.safetensors nor pytorch_model.bin is there"):
+    with pytest.raises(CheckpointError, match="it has neither model.safetensors nor pytorch_model.bin"):
         load_gpt(directory)
 
 
@@ -153,7 +155,7 @@ def test_a_directory_without_weights(directory: Path) -> None:
         ({"tie_word_embeddings": False}, "tie_word_embeddings=False (supported: True)"),
         ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx=True (supported: False)"),
         ({"n_inner": 100}, "n_inner=100 (supported: null or 4 · n_embd)"),
-        ({"n_head": 5}, "n_embd=48 is no multiple of n_head=5"),
+        ({"n_head": 5}, "n_embd=48 is not a multiple of n_head=5"),
         ({"n_layer": "two"}, "n_layer='two' (supported: a positive int)"),
         ({"n_head": 0}, "n_head=0 (supported: a positive int)"),
         ({"n_layer": True}, "n_layer=True (supported: a positive int)"),
@@ -192,19 +194,19 @@ def test_a_run_folder_leads_to_its_bundle(directory: Path, tmp_path: Path) -> No
     run = tmp_path / "run"
     run.mkdir()
     directory.rename(run / "bundle")
-    assert find_weights(run, None) == run / "bundle"
+    assert checkpoint_directory(run) == run / "bundle"
 
 
 def test_a_path_without_a_model(tmp_path: Path) -> None:
     with pytest.raises(
         CheckpointError, match=r"model\.path=.*: no config\.json there; give a bundle or a Hugging Face"
     ):
-        find_weights(tmp_path, None)
+        checkpoint_directory(tmp_path)
 
 
 def test_random_weights_follow_the_seed_and_fetch_nothing(tiny: GPT) -> None:
     state = torch.get_rng_state()
-    again = load_gpt(repo="openai-community/gpt2", pretrained=False, config=tiny.config, seed=5, dropout=0.1)
+    again = load_gpt(pretrained=False, config=tiny.config, seed=5, dropout=0.1)
     assert torch.equal(torch.get_rng_state(), state), "building a model leaves the process's random state alone"
     assert same_weights(again, tiny)
     assert again.dropout.p == 0.1

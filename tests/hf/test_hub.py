@@ -14,12 +14,13 @@ import torch
 from instruct_lit.core.model.gpt import GPT
 from instruct_lit.core.model.pretrained import WEIGHTS, load_gpt
 from instruct_lit.errors import CheckpointError, DownloadError
+from instruct_lit.hf.hub import download_gpt2
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 def load(cache: Path, repo: str = "me/tiny") -> GPT:
-    return load_gpt(repo=repo, revision=COMMIT, cache_dir=cache)
+    return load_gpt(download_gpt2(repo, COMMIT, cache))
 
 
 def same(model: GPT, tiny: GPT) -> bool:
@@ -36,7 +37,7 @@ def test_a_first_run_fetches_and_a_later_one_needs_no_network(hub: Any, tiny: GP
     assert same(load(tmp_path), tiny)
 
 
-def test_a_cut_connection_is_taken_up_where_it_broke(hub: Any, tiny: GPT, tmp_path: Path) -> None:
+def test_an_interrupted_download_resumes(hub: Any, tiny: GPT, tmp_path: Path) -> None:
     hub.stall_after = 10_000
     hub.go_on.set()  # the store closes at once after these bytes
 
@@ -51,10 +52,10 @@ def test_a_cut_connection_is_taken_up_where_it_broke(hub: Any, tiny: GPT, tmp_pa
     assert hub.requests.count(store) == 2
 
 
-def test_a_killed_run_leaves_nothing_that_is_believed(hub: Any, tiny: GPT, tmp_path: Path) -> None:
+def test_a_partial_download_of_a_killed_run_is_never_used(hub: Any, tiny: GPT, tmp_path: Path) -> None:
     program = (
-        "from pathlib import Path; from instruct_lit.core.model.pretrained import find_weights; "
-        f"find_weights(None, 'me/tiny', {COMMIT!r}, Path({str(tmp_path)!r}))"
+        "from pathlib import Path; from instruct_lit.hf.hub import download_gpt2; "
+        f"download_gpt2('me/tiny', {COMMIT!r}, Path({str(tmp_path)!r}))"
     )
     hub.stall_after = len(hub.files[WEIGHTS]) // 2
     settings = {"HF_ENDPOINT": hub.endpoint, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
@@ -70,7 +71,7 @@ def test_a_killed_run_leaves_nothing_that_is_believed(hub: Any, tiny: GPT, tmp_p
 
 def test_wrong_bytes_are_refused_and_removed(hub: Any, tiny: GPT, tmp_path: Path) -> None:
     hub.sent = lambda content: content[:-4] + b"\x00\x00\x80\x7f"  # a plausible number in place of the last weight
-    with pytest.raises(DownloadError, match=r"me/tiny: model.safetensors came with sha256 .*removed, try again"):
+    with pytest.raises(DownloadError, match=r"me/tiny: model.safetensors has sha256 .*removed, try again"):
         load(tmp_path)
     hub.sent = lambda content: content
     assert same(load(tmp_path), tiny)
@@ -89,7 +90,8 @@ def test_half_a_file_is_refused(hub: Any, tiny: GPT, tmp_path: Path) -> None:
 def test_a_repository_that_holds_a_damaged_file(hub: Any, tmp_path: Path) -> None:
     hub.files[WEIGHTS] = hub.files[WEIGHTS][:-1]
     with pytest.raises(
-        CheckpointError, match="model.safetensors: damaged or no weights file .*delete it, and the next run"
+        CheckpointError,
+        match="model.safetensors: damaged or not a weights file .*delete a downloaded file, and the next run",
     ):
         load(tmp_path)
 

@@ -1,0 +1,54 @@
+"""Names of special tokens in users' text: the one mechanism that keeps them ordinary text.
+
+A vocabulary has tokens with a function: `<|endoftext|>` ends a response, `<|im_start|>` begins a turn. In the text of a
+chat template such a name means the token; in text that users wrote the same characters mean nothing and must be encoded
+as ordinary text (trap 4 of the design). So:
+
+- Text of users is passed through `Tokenizer.protect` before it is put between the parts of a template. Our templates,
+  the models' own chat templates and the chat templates that we export all do so.
+- A tokenizer that reads no markup never encodes a special token (`GPT2Tokenizer`, and `HFTokenizer` by default), so its
+  `protect` returns the text unchanged.
+- A tokenizer that reads markup protects a name by `GUARD` inside it, and ignores guards when it encodes. `GUARD` is a
+  code point that Unicode excludes from text; a text that has it nevertheless gets it doubled.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+
+GUARD = "\ufdd0"
+
+
+def guarded(name: str) -> str:
+    """The name of a special token with `GUARD` inside, behind its second character if a third follows."""
+    place = min(2, len(name) - 1)
+    return name[:place] + GUARD + name[place:]
+
+
+class SpecialTokens:
+    """The names of a vocabulary's special tokens of at least two characters."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        longest_first = sorted((name for name in names if len(name) > 1), key=len, reverse=True)
+        self._pattern = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+
+    def protect(self, text: str) -> str:
+        """The text with `GUARD` in every name, also in names within names."""
+        text = text.replace(GUARD, GUARD * 2)
+        while self._pattern.search(text):
+            text = self._pattern.sub(lambda found: guarded(found[0]), text)
+        return text
+
+    def find(self, text: str) -> re.Match[str] | None:
+        """The first unprotected name in a text."""
+        return self._pattern.search(text)
+
+    def find_all(self, text: str) -> Iterator[re.Match[str]]:
+        """The unprotected names in a text in order."""
+        return self._pattern.finditer(text)
+
+
+def unprotected(text: str) -> str:
+    """The text that `SpecialTokens.protect` was given."""
+    return re.sub(f"{GUARD}({GUARD}?)", r"\1", text)

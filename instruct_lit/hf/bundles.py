@@ -1,0 +1,82 @@
+"""Bundles of models of transformers, and of adapters on any base model (`instruct_lit.core.bundle.ModelFamily`)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from instruct_lit.core.bundle import BundleParts, stored_template
+from instruct_lit.core.chat_template_export import chat_template
+from instruct_lit.core.data.encode import Tokenizer
+from instruct_lit.core.data.template import CHAT, Template
+from instruct_lit.core.data.tokenizer import GPT2Tokenizer
+from instruct_lit.core.model.causal import CausalLM
+from instruct_lit.core.model.pretrained import load_gpt
+from instruct_lit.hf.adapters import CONFIG, open_adapter, read_adapter_config
+from instruct_lit.hf.chat_template import with_chat
+from instruct_lit.hf.files import read_hf, write_hf
+from instruct_lit.hf.model import HFModel
+from instruct_lit.hf.tokenizer import HFTokenizer
+
+
+class HFBundles:
+    """The family of transformers' models."""
+
+    kind = "hf"
+
+    def owns(self, part: CausalLM | Tokenizer) -> bool:
+        return isinstance(part, HFModel | HFTokenizer)
+
+    def save(self, directory: Path, parts: BundleParts, generation: Mapping[str, Any], weights: bool) -> None:
+        model, tokenizer, template = parts
+        assert isinstance(model, HFModel) and isinstance(tokenizer, HFTokenizer)
+        # The text of our own templates does not have what the tokenizer puts before every text.
+        start = "" if template.name == CHAT else tokenizer.hf.decode(list(tokenizer.prompt_start))
+        jinja = template.text if template.name == CHAT else chat_template(template, start, tokenizer.end)
+        write_hf(directory, model, tokenizer, jinja, generation, weights)
+
+    def save_tokenizer(self, directory: Path, tokenizer: Tokenizer) -> None:
+        assert isinstance(tokenizer, HFTokenizer)
+        tokenizer.hf.save_pretrained(directory)
+
+    def reads(self, directory: Path, about: Mapping[str, Any]) -> bool:
+        return (directory / CONFIG).is_file() or _needs_transformers(directory, about)
+
+    def open(self, directory: Path, about: Mapping[str, Any], template: Template | None, merge: bool) -> BundleParts:
+        base = read_adapter_config(directory)["base_model_name_or_path"] if (directory / CONFIG).is_file() else None
+        if not _needs_transformers(Path(base or directory), about):
+            template = template or stored_template(directory, about)
+            gpt = load_gpt(path=base or directory)
+            _put_adapter(directory, gpt, base, merge)
+            return gpt, GPT2Tokenizer(), template
+        model, tokenizer = read_hf(directory, base)
+        _put_adapter(directory, model, base, merge)
+        if template is None and about.get("template", {"name": CHAT})["name"] == CHAT:
+            tokenizer, template = with_chat(tokenizer)
+        template = template or stored_template(directory, about)
+        if about.get("markup") and template.name != CHAT:  # special tokens that the run has added
+            tokenizer = HFTokenizer(tokenizer.hf, markup=True)
+            template = template.for_tokenizer(tokenizer)
+        return model, tokenizer, template
+
+
+def _put_adapter(directory: Path, model: CausalLM, base: str | None, merge: bool) -> None:
+    if base is not None:
+        adapter = open_adapter(directory, model)
+        if merge:
+            adapter.merge()
+
+
+def _needs_transformers(directory: Path, about: Mapping[str, Any]) -> bool:
+    """Whether the model is one of transformers': as our file says, without it every model but GPT-2."""
+    if about:
+        return about.get("kind", "gpt2") == "hf"
+    try:
+        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return not directory.is_dir()  # the base of an adapter may be on the hub
+    except (OSError, ValueError, RecursionError):  # reported when the weights are read
+        return False
+    return isinstance(config, dict) and config.get("model_type", "gpt2") != "gpt2"

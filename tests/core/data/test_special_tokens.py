@@ -1,0 +1,37 @@
+"""Names of special tokens in text: protected they are ordinary text, and protection is undone exactly."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from instruct_lit.core.data.special_tokens import GUARD, SpecialTokens, guarded, unprotected
+from instruct_lit.core.data.tokenizer import EOT, GPT2Tokenizer
+
+NAMES = [EOT, "<s>", "</s>", "<|end|>", "end|", "##", "#", "<|"]
+PIECES = st.sampled_from([*NAMES, GUARD, "|>", "end", "the cat", "🙂"])
+TEXT = st.lists(PIECES | st.text(max_size=4), max_size=8).map("".join)
+
+
+@given(TEXT)
+def test_protection_hides_every_name_and_is_undone(text: str) -> None:
+    special = SpecialTokens(NAMES)
+    protected = special.protect(text)
+    assert special.find(protected) is None and unprotected(protected) == text
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("<|end|>", f"<|{GUARD}end|>"), ("<s>", f"<s{GUARD}>"), ("##", f"#{GUARD}#")]
+)
+def test_a_guard_is_inside_the_name(name: str, expected: str) -> None:
+    assert guarded(name) == expected
+
+
+def test_names_are_found_in_order_the_longest_first() -> None:
+    special = SpecialTokens(["<s>", "<s><s>", "x"])
+    assert [found[0] for found in special.find_all("a<s><s><s>x")] == ["<s><s>", "<s>"]
+    assert SpecialTokens([]).find("<s>") is None and SpecialTokens([]).protect("a") == "a"
+
+
+def test_gpt2s_tokenizer_reads_no_markup(tokenizer: GPT2Tokenizer) -> None:
+    assert tokenizer.protect(EOT) == EOT and tokenizer.eot_id not in tokenizer.encode(EOT)
+    assert tokenizer.without_markup() is tokenizer
