@@ -1,6 +1,6 @@
-"""A Hydra sweeper that asks Optuna for the next trials: TPE, pruning, a storage that several sweepers may share.
+"""A Hydra sweeper on Optuna: TPE, pruning, a storage that several sweepers may share.
 
-(The sweeper that Hydra offers, hydra-optuna-sweeper, wants an Optuna below 3.)
+Hydra's own plugin, hydra-optuna-sweeper, requires Optuna below 3.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
+from instruct_lit.core.optional_imports import load
 from instruct_lit.errors import ConfigError
 from instruct_lit.sweeps.compat_optuna import running_trial
 from instruct_lit.sweeps.storage import open_storage
@@ -47,15 +48,15 @@ ConfigStore.instance().store(
 )
 SAMPLERS, PRUNERS = ("tpe", "random"), ("median", "hyperband", "none")
 Direction = Literal["minimize", "maximize"]
-FOLDER, WORKER = "folder", "worker"  # user attributes of a trial: where it runs, and which sweep asked for it
-WORKERS = ".workers"  # in a sweep's folder, a folder for each sweep that works there, held while it lives
-NAME = "name"  # beside these, what tells the sweep's folder from those of the same path on other machines
+FOLDER, WORKER = "folder", "worker"  # user attributes of a trial: its folder, and the sweep that asked for it
+WORKERS = ".workers"  # in a sweep's folder, a folder for each sweep that runs there, locked while it runs
+NAME = "name"  # beside these, a random name that differs from that of the same path on another machine
 
 
 class OptunaSweeper(Sweeper):
-    """Runs trials until the study has `n_trials`, `n_jobs` at a time; a study that exists is continued.
+    """Runs trials until the study has `n_trials`, `n_jobs` at a time; an existing study is continued.
 
-    `params` (and overrides of the command line) say what is searched, in Hydra's grammar: `interval(a, b)`,
+    `params` and overrides of the command line define the search space in Hydra's grammar: `interval(a, b)`,
     `range(a, b)`, `choice(x, y)` or `x,y`, and `tag(log, interval(a, b))` for a logarithmic scale.
     """
 
@@ -79,7 +80,7 @@ class OptunaSweeper(Sweeper):
         )
 
     def _check(self) -> None:
-        """Raise ConfigError for an impossible setting (Hydra would wrap it if it came from the constructor)."""
+        """Raise ConfigError for an invalid setting; from the constructor Hydra would wrap it."""
         choices = (("sampler", SAMPLERS), ("pruner", PRUNERS), ("direction", ("minimize", "maximize")))
         for key, allowed in choices:
             if getattr(self, key) not in allowed:
@@ -90,11 +91,7 @@ class OptunaSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> None:
         self._check()
-        try:
-            import optuna
-        except ImportError as error:
-            raise ConfigError("sweep=optuna: Optuna is missing; pip install 'instruct-lit[sweep]'") from error
-
+        optuna = load("optuna", "sweep=optuna", "sweep")
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         sweep_dir = Path(self.settings.hydra.sweep.dir).absolute()
         sweep_dir.mkdir(parents=True, exist_ok=True)
@@ -102,7 +99,7 @@ class OptunaSweeper(Sweeper):
         storage = self.storage or f"sqlite:///{sweep_dir / 'study.db'}"
         fixed, space = self._search_space(arguments)
         name, number = _join(sweep_dir / WORKERS)
-        # Whoever shares a storage draws other points, from one folder or, on other machines, from several.
+        # Sweeps that share a storage draw different points, whether they share a folder or not.
         seed = self.seed + number + (int(name, 16) if self.storage else 0)
         study = optuna.create_study(
             study_name=self.study_name, storage=open_storage(storage), direction=self.direction, load_if_exists=True,
@@ -114,10 +111,10 @@ class OptunaSweeper(Sweeper):
                 self.validate_batch_is_legal(overrides)
                 self.jobs.launch(overrides, initial_job_idx=batch[0].number)
                 for trial in batch:
-                    self._tell(study, trial, sweep_dir / str(trial.number))
+                    self._report(study, trial, sweep_dir / str(trial.number))
 
     def _search_space(self, arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
-        """Overrides that every trial has, and the distribution of each key that is searched."""
+        """The overrides that all trials share, and the distribution of each searched key."""
         parser = OverridesParser.create(config_loader=self.context.config_loader)
         given = parser.parse_overrides(arguments)
         named = {override.get_key_element() for override in given}
@@ -130,16 +127,16 @@ class OptunaSweeper(Sweeper):
                 fixed.append(f"{override.get_key_element()}={override.get_value_element_as_str()}")
         if not space:
             raise ConfigError(
-                "sweep=optuna: nothing is searched; give a key a range, as in "
+                "sweep=optuna: the search space is empty; give a key a range, as in "
                 "'optimizer.lr=tag(log,interval(1e-4,1e-2))', or set hydra.sweeper.params"
             )
         return fixed, space
 
     def _next_trials(self, study: Any, space: dict[str, Any], sweep_dir: Path, worker: str) -> list[Any]:
-        """Trials of this folder that were cut off, then new ones, as many as may still run.
+        """Interrupted trials of this folder, then new ones, up to `n_jobs`.
 
-        A trial is cut off when neither the sweep that asked for it nor its own process lives: others of this study may
-        just be starting theirs.
+        A trial counts as interrupted when neither the sweep that asked for it nor its own process runs: another sweep
+        of the study may be about to start it.
         """
         import optuna
 
@@ -147,13 +144,13 @@ class OptunaSweeper(Sweeper):
 
         name, _, _ = worker.partition("/")
 
-        def cut(trial: Any) -> bool:
-            of_folder, _, number = trial.user_attrs.get(WORKER, "").partition("/")
-            mine = of_folder == name
-            return mine and not is_held(sweep_dir / WORKERS / number) and not is_held(sweep_dir / str(trial.number))
+        def was_interrupted(trial: Any) -> bool:
+            asked_by, _, number = trial.user_attrs.get(WORKER, "").partition("/")
+            folders = (sweep_dir / WORKERS / number, sweep_dir / str(trial.number))
+            return asked_by == name and not any(map(is_held, folders))
 
-        cut_off = [trial for trial in running if cut(trial)]
-        batch = [running_trial(study, trial.number) for trial in cut_off[: self.n_jobs]]
+        interrupted = [trial for trial in running if was_interrupted(trial)]
+        batch = [running_trial(study, trial.number) for trial in interrupted[: self.n_jobs]]
         for trial in batch:
             trial.set_user_attr(WORKER, worker)
         n_left = self.n_trials - len(study.get_trials(deepcopy=False))
@@ -176,7 +173,7 @@ class OptunaSweeper(Sweeper):
             overrides += [f"callbacks.pruning.{key}={value}" for key, value in given.items()]
         return overrides
 
-    def _tell(self, study: Any, trial: Any, folder: Path) -> None:
+    def _report(self, study: Any, trial: Any, folder: Path) -> None:
         from optuna.trial import TrialState
 
         record = read_record(folder) or {"status": "failed", "reason": "the launcher did not run it", "value": None}
@@ -185,7 +182,7 @@ class OptunaSweeper(Sweeper):
         if record["status"] == "completed" and record["value"] is not None:
             study.tell(trial, record["value"])
         elif record["status"] == "pruned":
-            study.tell(trial, state=TrialState.PRUNED)  # its value is the last one it reported
+            study.tell(trial, state=TrialState.PRUNED)  # Optuna takes the last reported value
         else:
             study.tell(trial, state=TrialState.FAIL)
 
@@ -194,7 +191,7 @@ class OptunaSweeper(Sweeper):
 
         if self.sampler == "random":
             return optuna.samplers.RandomSampler(seed=seed)
-        # constant_liar keeps trials that run side by side apart
+        # constant_liar spreads trials that run in parallel
         return optuna.samplers.TPESampler(
             seed=seed, n_startup_trials=self.n_startup_trials, constant_liar=self.n_jobs > 1
         )
@@ -210,9 +207,9 @@ class OptunaSweeper(Sweeper):
 
 
 def _join(workers: Path) -> tuple[str, int]:
-    """The folder's name (six hexadecimal digits), and the first number that no sweep in it has had.
+    """The folder's name (six hexadecimal digits), and the first number that no sweep in it has used.
 
-    Each draws other points, one that goes on too.
+    Every sweep gets a new number, also one that continues a study, and so draws different points.
     """
     for number in itertools.count():
         with contextlib.suppress(FileExistsError):
@@ -221,12 +218,12 @@ def _join(workers: Path) -> tuple[str, int]:
     own, name = workers / str(number) / NAME, workers / NAME
     own.write_text(uuid.uuid4().hex[:6])
     with contextlib.suppress(FileExistsError):
-        os.link(own, name)  # the first one's, and whole
+        os.link(own, name)  # atomic: the name of the first sweep
     return name.read_text(), number
 
 
 def distribution(override: Override) -> Any:
-    """The Optuna distribution that a sweep override stands for."""
+    """The Optuna distribution of a sweep override."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     value: Any = override.value()

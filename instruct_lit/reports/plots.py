@@ -115,6 +115,7 @@ def loss_curves(history: Sequence[Mapping[str, Any]], best_step: int | None) -> 
         )
         upper.set_xlabel("supervised tokens", color=TEXT)
         upper.tick_params(colors=TEXT)
+        upper.xaxis.set_major_formatter("{x:,.0f}")
         upper.spines["top"].set_color(LINE)
     _legend(axes)
     return figure
@@ -213,7 +214,7 @@ def learning_rate_range(rates: Sequence[float], losses: Sequence[float], suggest
     axes.set_xscale("log")
     axes.plot(rates, losses, color=BLUE, label="training (moving average)")
     axes.axvline(suggestion, color=ORANGE, linestyle="--", label=f"optimizer.lr={suggestion:.2g}")
-    _legend(axes, "upper left")
+    _legend(axes, "lower left")
     return figure
 
 
@@ -237,7 +238,7 @@ def _style(axes: Axes, title: str, x_label: str, y_label: str) -> None:
     axes.spines[["left", "bottom"]].set_color(LINE)
 
 
-def _legend(axes: Axes, place: Literal["upper left", "upper right"] = "upper right") -> None:
+def _legend(axes: Axes, place: Literal["lower left", "upper right"] = "upper right") -> None:
     if axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False, labelcolor=TEXT, loc=place)
 

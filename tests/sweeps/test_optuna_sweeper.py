@@ -1,4 +1,4 @@
-"""Who works on a study: sweeps in one folder, and in folders of the same path on other machines."""
+"""Sweeps that share a study: in one folder, and in folders of the same path on other machines."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ def test_sweeps_of_a_folder_share_its_name_and_have_their_own_numbers(tmp_path: 
     assert name == same != other and len(name) == 6 and int(name, 16) >= 0
 
 
-def test_a_trial_that_was_cut_off_goes_on_in_its_own_folder_alone(tmp_path: Path) -> None:
+def test_an_interrupted_trial_resumes_in_its_own_folder_only(tmp_path: Path) -> None:
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     space = {"lr": optuna.distributions.FloatDistribution(0.0, 1.0)}
     (first,) = sweeper()._next_trials(study, space, tmp_path, "aaaaaa/0")
