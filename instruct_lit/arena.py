@@ -38,7 +38,7 @@ def arena(config: DictConfig) -> None:
 
     need("evalica", "arena", "arena")
     if config.battles is not None:
-        show_leaderboard(read_battles(Path(config.battles).expanduser()), config.picture)
+        show_leaderboard(read_battles(Path(config.battles).expanduser()), config.plot)
         return
     if config.judge is None:
         need("gradio", "arena", "arena")
@@ -49,7 +49,7 @@ def arena(config: DictConfig) -> None:
     chat_models = open_chat_models(config.runs, build.given_template(config), config.device)
     if config.judge is not None:
         let_judge_vote(config, chat_models, votes, questions)
-        show_leaderboard(votes.battles(), config.picture)
+        show_leaderboard(votes.battles(), config.plot)
         return
     from instruct_lit.serving.arena_page import serve_page
 
@@ -78,20 +78,20 @@ def let_judge_vote(
         judge_votes(rows, prompt.render, lambda texts: ask_judge(judge, prompt, texts), config.judge.model, votes)
 
 
-def show_leaderboard(battles: Sequence[Battle], picture: str | None) -> None:
-    """Print the leaderboard, and plot it where `picture` names a file."""
+def show_leaderboard(battles: Sequence[Battle], plot: str | None) -> None:
+    """Print the leaderboard, and plot it where `plot` names a file."""
     from instruct_lit.suites.leaderboard import print_leaderboard, save_plot
     from instruct_lit.suites.ratings import leaderboard
 
     ratings = leaderboard(battles)
     print_leaderboard(ratings)
-    if picture is not None:
-        path = Path(picture).expanduser()
+    if plot is not None:
+        path = Path(plot).expanduser()
         try:
             save_plot(path, ratings, battles)
         except (OSError, ValueError) as error:  # a missing folder, or a suffix that matplotlib does not know
-            raise ConfigError(f"picture={path}: cannot be written ({error}); give a file such as board.png") from error
-        print(f"picture: {path}")
+            raise ConfigError(f"plot={path}: cannot be written ({error}); give a file such as board.png") from error
+        print(f"plot: {path}")
 
 
 def main() -> None:

@@ -278,7 +278,7 @@ def _responses(n: int) -> str:
 
 
 def _shown(value: Any) -> str:
-    """The value of a setting as it is typed."""
+    """The value of a setting in the form that /settings takes."""
     return "null" if value is None else ",".join(value) if isinstance(value, tuple) else str(value)
 
 

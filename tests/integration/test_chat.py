@@ -108,7 +108,7 @@ def test_a_person_chats(tmp_path: Path) -> None:
     # No line is wider than the terminal, but for a single word that is; "^C" is the terminal's own echo.
     lines = [line.strip() for line in plain.replace("^C", "").splitlines()]
     assert [line for line in lines if cell_len(line) > N_COLUMNS and " " in line] == []
-    said = read_jsonl(tmp_path / "chat.jsonl")
-    assert [record["finish_reason"] for record in said] == ["length", "cancelled", "length"]
-    assert said[0]["output"] == answer and said[1]["system"] == "Be brief."
-    assert "history" not in said[2] and (tmp_path / "cache" / "chat_history").is_file()
+    saved = read_jsonl(tmp_path / "chat.jsonl")
+    assert [record["finish_reason"] for record in saved] == ["length", "cancelled", "length"]
+    assert saved[0]["output"] == answer and saved[1]["system"] == "Be brief."
+    assert "history" not in saved[2] and (tmp_path / "cache" / "chat_history").is_file()

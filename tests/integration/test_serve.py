@@ -36,9 +36,9 @@ def test_it_serves_until_ctrl_c(start: Start, small_run: Path, tmp_path: Path) -
         assert answer.usage.completion_tokens <= 3
     process.send_signal(signal.SIGINT)
     process.wait(30)
-    said = process.out.read_text() + process.err.read_text()
-    assert "Traceback" not in said and "secret" not in said
-    assert os.listdir(tmp_path) == []  # the key lies nowhere
+    output = process.out.read_text() + process.err.read_text()
+    assert "Traceback" not in output and "secret" not in output
+    assert os.listdir(tmp_path) == []  # the key is not on the disk
 
 
 def test_errors_are_listed_together(command: Command, tmp_path: Path) -> None:

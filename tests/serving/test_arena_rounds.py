@@ -82,7 +82,7 @@ def test_two_buttons_at_once_are_one_vote(arena: Arena, monkeypatch: pytest.Monk
     assert [vote["winner"] for vote in arena.votes.read()] == [battle.winner]
 
 
-def test_what_cannot_be_asked(arena: Arena) -> None:
+def test_empty_and_too_long_questions_are_errors(arena: Arena) -> None:
     with pytest.raises(DataError, match="the instruction is empty"):
         arena.new_round(" \n", "")
     with pytest.raises(DataError, match="a prompt has .* tokens; allowed are 1 to 127"):

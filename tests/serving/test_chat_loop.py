@@ -81,7 +81,7 @@ def test_settings_and_retry(chat_model: ChatModel, turns: ChatModel) -> None:
     assert "the response will be the same" in out
 
 
-def test_what_could_not_be_asked_takes_nothing_from_the_conversation(turns: ChatModel) -> None:
+def test_a_refused_line_leaves_the_conversation_unchanged(turns: ChatModel) -> None:
     chat, out = talk(["Hello", "word " * 300, "/retry", "And?"], turns)
     first = answer_to(turns, Example("Hello", ""))
     assert [record["output"] for record in chat.records[:2]] == [first, first]
@@ -112,7 +112,7 @@ def test_a_warning_for_a_system_prompt_without_a_place(chat_model: ChatModel, tu
 
 
 def test_saved_records_can_be_trained_on(chat_model: ChatModel, tmp_path: Path) -> None:
-    file = tmp_path / "said.jsonl"
+    file = tmp_path / "saved.jsonl"
     _, out = talk(["One?", f"/save {file}", "Two?", f"/save {file}", "/quit", "never"], chat_model)
     records = [json.loads(line) for line in file.read_text().splitlines()]
     assert [record["instruction"] for record in records] == ["One?", "Two?"] and out.count("1 response appended") == 2
@@ -122,8 +122,8 @@ def test_saved_records_can_be_trained_on(chat_model: ChatModel, tmp_path: Path) 
 def test_two_models_answer_in_columns(chat_model: ChatModel) -> None:
     other = tiny_chat_model(ALPACA, seed=5, name="other")
     chat, out = talk(["Name a colour."], chat_model, other)
-    said = [answer_to(s, Example("Name a colour.", "")) for s in (chat_model, other)]
-    assert [record["output"] for record in chat.records] == said and said[0] != said[1]
+    expected = [answer_to(s, Example("Name a colour.", "")) for s in (chat_model, other)]
+    assert [record["output"] for record in chat.records] == expected and expected[0] != expected[1]
     heads = next(line for line in out.splitlines() if "tiny" in line and "other" in line and "┃" in line)
     assert heads.index("other") in range(38, 46) and max(map(len, out.splitlines())) <= 80
 
@@ -153,7 +153,7 @@ def test_ctrl_c_stops_an_answer_and_not_the_chat(chat_model: ChatModel, monkeypa
     assert whole.startswith(chat.records[0]["output"].rstrip("\ufffd")) and chat.records[0]["output"] != whole
 
 
-def test_alpacas_lines_are_single_instructions_unless_asked_otherwise() -> None:
+def test_lines_are_single_instructions_with_alpaca_unless_configured_otherwise() -> None:
     alpaca = tiny_chat_model(Template("alpaca", CHAT.text, next_turn="U: {{ instruction }}\nB: {{ response }}"))
     chat, _ = talk(["Hello", "And?"], alpaca)
     assert "history" not in chat.records[1]

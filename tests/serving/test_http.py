@@ -122,8 +122,8 @@ def test_stop_texts_are_not_shown_streamed_or_not(server: SimpleNamespace) -> No
     chunks = list(ask(server, max_tokens=20, stop=stop, stream=True))
     assert "".join(c.choices[0].delta.content or "" for c in chunks) == expected
     scored = ask(server, max_tokens=20, stop=stop, logprobs=True)
-    said = b"".join(bytes(t.bytes) for t in scored.choices[0].logprobs.content)
-    assert said.decode("utf-8", "replace").startswith(expected)
+    scored_bytes = b"".join(bytes(t.bytes) for t in scored.choices[0].logprobs.content)
+    assert scored_bytes.decode("utf-8", "replace").startswith(expected)
 
 
 def test_seeds_and_several_choices(server: SimpleNamespace) -> None:
@@ -171,7 +171,7 @@ def test_echoed_log_probabilities_are_right_to_the_position(server: SimpleNamesp
         if not any("\ufffd" in token for token in best):
             assert set(found.top_logprobs[place]) == best | {found.tokens[place]}  # as OpenAI says
             assert found.top_logprobs[place][found.tokens[place]] == found.token_logprobs[place]
-    # The hedgehog is several tokens of one character; every other token stands where it is said to stand.
+    # The hedgehog is several tokens of one character; every other token is at its offset.
     for token, offset in zip(found.tokens, found.text_offset, strict=True):
         if not token.startswith("bytes:"):
             assert choice.text[offset:].startswith(token)
@@ -259,7 +259,7 @@ def test_paths_methods_types_and_sizes(server: SimpleNamespace, start: Callable)
     assert ask(server, max_tokens=1).choices
 
 
-def test_the_key_is_wanted_everywhere_but_for_health(start: Callable) -> None:
+def test_the_key_is_required_except_for_health(start: Callable) -> None:
     server = start(api_key="sésame")
     wrong = openai.OpenAI(base_url=f"{server.url}/v1", api_key="other", max_retries=0)
     for call in (wrong.models.list, lambda: wrong.completions.create(model="tiny", prompt="x")):
@@ -343,9 +343,7 @@ def test_a_full_queue_answers_429_and_a_late_answer_504(start: Callable, monkeyp
     wait_until(lambda: server.scheduler.n_open == 0)
 
 
-def test_a_mistake_in_the_engine_is_a_500_and_the_server_goes_on(
-    start: Callable, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_engine_failure_is_a_500_and_the_server_stays_up(start: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     server = start()
     with monkeypatch.context() as patch:
         patch.setattr(server.engine, "_admit", lambda: 1 / 0)
@@ -355,13 +353,13 @@ def test_a_mistake_in_the_engine_is_a_500_and_the_server_goes_on(
 
 
 @pytest.mark.slow
-def test_thousands_of_connections_are_answered_and_the_server_goes_on(start: Callable) -> None:
-    """All open at once, and only then each asks: those that find no room are told so."""
+def test_thousands_of_connections_are_answered_and_the_server_stays_up(start: Callable) -> None:
+    """All connect first, then each sends a call; those that find the queue full get 429."""
     resource = pytest.importorskip("resource")
     server, n_open = start(), 2500
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = 2 * n_open + 200  # both ends are in this process
-    if hard != resource.RLIM_INFINITY and hard < wanted:
+    n_files = 2 * n_open + 200  # both ends are in this process
+    if hard != resource.RLIM_INFINITY and hard < n_files:
         pytest.skip(f"only {hard} files may be open")
     body = json.dumps({"model": "tiny", "prompt": "x", "max_tokens": 2}).encode()
     head = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: application/json\r\n"
@@ -386,7 +384,7 @@ def test_thousands_of_connections_are_answered_and_the_server_goes_on(start: Cal
 
         await asyncio.gather(*(one(*ends) for ends in opened))
 
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, n_files), hard))
     try:
         asyncio.run(ask_all())
     finally:

@@ -80,7 +80,7 @@ class ArenaConfig:
     )
     n_questions: int | None = option(None, "Only the first so many questions.", at_least=1)
     battles: str | None = option(None, "File of existing votes (model_a, model_b, winner); also import=<file>.")
-    picture: str | None = option(None, "File for a plot of the leaderboard (with battles or judge).")
+    plot: str | None = option(None, "File for a plot of the leaderboard (with battles or judge).")
     host: str = option("127.0.0.1", "Address; any but this machine's own requires a password.")
     port: int = option(7860, "Port; 0: a free one.", at_least=0, below=65536)
     password: str | None = option(None, "Password of the page, user name arena; also by INSTRUCT_LIT_PASSWORD.")
