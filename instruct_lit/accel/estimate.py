@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from instruct_lit.accel.hardware import wait_for
+from instruct_lit.accel.hardware import default_precision, wait_for
 from instruct_lit.core.data.collate import Batch
 from instruct_lit.core.model.causal import CausalLM
+from instruct_lit.core.model.device import best_device
 from instruct_lit.core.model.gpt import GPT, GPTConfig
 from instruct_lit.core.training.failures import STATES_BYTES
 from instruct_lit.core.training.loss import chunk_of, summed_cross_entropy
@@ -59,6 +60,15 @@ def estimate(config: GPTConfig, typical: Sequence[Batch], largest: Batch, device
         int(_at_depth(activations, config.n_layers)) + n_logits * bytes_of_logit,
         _at_depth(seconds, config.n_layers),
     )
+
+
+def estimate_for(config: GPTConfig, batches: Sequence[Batch]) -> tuple[Estimate, str]:
+    """The estimate for these batches on this machine's best device, and the device with its default precision."""
+    by_size = sorted(batches, key=lambda batch: batch.input_ids.numel())
+    typical = [by_size[int(len(by_size) * share)] for share in (0.25, 0.5, 0.75)]
+    device, precision = best_device(), default_precision("auto")
+    found = estimate(config, typical, by_size[-1], device, precision.startswith("bf16"))
+    return found, f"{device.type} in {precision}"
 
 
 def _at_depth(measured: dict[int, float] | dict[int, int], n_layers: int) -> float:

@@ -12,7 +12,7 @@ from instruct_lit.config.targets import ALLOWED_SOURCES, build, plain
 from instruct_lit.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from instruct_lit.core.bundle import OpenedModel
     from instruct_lit.core.data.datamodule import InstructionData
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from instruct_lit.datasets.filters import FilterChain
     from instruct_lit.datasets.mixture import Mixture
 
+NO_DATA = "run={run}: not in a run folder, so give the data (data=files data.path=…, data=book)"
 SET_KEYS = ("data", "path", "columns", "format", "on_bad_record", "source")  # of one data set in data.sets
 SHARE_KEYS = ("weight", "repeats")
 SOURCE_MODULES = {  # where the sources are that a configuration names by `_target_`
@@ -167,14 +168,42 @@ def data_of_run(config: DictConfig, opened: OpenedModel) -> InstructionData:
     if node is None and opened.about and saved.is_file():
         node = data_in(OmegaConf.load(saved), config.run)
     if node is None:
-        raise ConfigError(
-            f"run={config.run}: not in a run folder, so give the data (data=files data.path=…, data=book)"
-        )
+        raise ConfigError(NO_DATA.format(run=config.run))
     settings = OmegaConf.create({"paths": config.paths, "batching": {}, "data": node})
     data = data_of(settings, opened.template, opened.tokenizer, opened.model.config.context_length)
     data.prepare_data()
     data.setup()
     return data
+
+
+def with_settings_of_run(config: DictConfig, given: Collection[str]) -> DictConfig:
+    """The configuration with the run's own model, data and batching, and its bundle's template.
+
+    Args:
+        given: groups that the command line names; they are kept.
+    """
+    from instruct_lit.core.bundle import bundle_of
+
+    parts = {str(key): value for key, value in config.items()}
+    if "template" not in given:
+        parts["template"] = None  # the bundle has it
+    saved = bundle_of(config.run).parent / "config.yaml"
+    if not saved.is_file():
+        if "data" not in given:
+            raise ConfigError(NO_DATA.format(run=config.run))
+        return OmegaConf.create(parts)
+    of_run: Any = OmegaConf.load(saved)
+    of_run.data = data_in(of_run, config.run) if "data" not in given else None
+    parts |= {name: OmegaConf.select(of_run, name) for name in ("model", "data", "batching") if name not in given}
+    return OmegaConf.create(parts)
+
+
+def layouts_for(data: DictConfig) -> dict[str, dict[str, Any]]:
+    """The settings of every file of `conf/batching` that suits the data, by its name."""
+    layouts = {path.stem: dict(OmegaConf.load(path)) for path in sorted((CONF / "batching").glob("*.yaml"))}  # type: ignore[arg-type]
+    return {
+        name: settings for name, settings in layouts.items() if data.pad_to is None or settings["layout"] == "padded"
+    }
 
 
 def data_in(saved: Any, run: str) -> DictConfig | None:

@@ -61,10 +61,6 @@ class MixtureStore(EncodedStore):
     def n_response(self) -> np.ndarray:
         return np.concatenate([store.n_response for store in self._stores])
 
-    @property
-    def last_ids(self) -> np.ndarray:
-        return np.concatenate([store.last_ids for store in self._stores])
-
 
 @dataclass(frozen=True)
 class Mixture:
@@ -119,12 +115,8 @@ class MixtureData(InstructionData):
         super().__init__(next(iter(sources.values())), *args, **kwargs)
         self.names, self.sources, self.mixture = tuple(sources), tuple(sources.values()), mixture
 
-    def _open_main(self) -> MixtureStore:
-        return MixtureStore({name: self._open(s) for name, s in zip(self.names, self.sources, strict=True)})
-
-    def _split_main(self) -> Split:
-        store = self.stores["main"]
-        assert isinstance(store, MixtureStore)
+    def _open_main(self) -> tuple[MixtureStore, Split]:
+        store = MixtureStore({name: self._open(s) for name, s in zip(self.names, self.sources, strict=True)})
         sizes = np.diff(store.starts).tolist()
         splits = [make_split(size, self.split_spec, self.seed) for size in sizes]
         parts = {
@@ -133,7 +125,7 @@ class MixtureData(InstructionData):
         }
         duplicates = store.duplicates()
         self.split_counts = {"n_duplicates_across_sets": int(duplicates.sum())}
-        return Split(**{name: part[~duplicates[part]] for name, part in parts.items()})
+        return store, Split(**{name: part[~duplicates[part]] for name, part in parts.items()})
 
     def members(self, split: str) -> dict[str, np.ndarray]:
         """The indices of a split by data set; empty for a separate file."""

@@ -1,8 +1,9 @@
-"""The profile of a data set for a person, in 80 columns."""
+"""The profile of a data set in the terminal, in 80 columns."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from rich.columns import Columns
@@ -17,7 +18,7 @@ _EIGHTHS = " ▏▎▍▌▋▊▉"
 
 
 def print_profile(console: Console, found: Profile, layout: str) -> None:
-    """Print counts, histograms, padding, and what is odd."""
+    """Print counts, histograms, the cost of padding, and odd records."""
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column()
@@ -27,11 +28,11 @@ def print_profile(console: Console, found: Profile, layout: str) -> None:
         if found.counts.get(name):
             table.add_row(what, f"{found.counts[name]:,}")
     table.add_row("truncated", f"{found.truncated_share:.1%}")
-    table.add_row("learnt", f"{found.supervised_share:.1%} of the targets")
-    table.add_row("end-of-text", f"learnt in {found.ends_share:.1%} of the examples")
+    table.add_row("supervised", f"{found.supervised_share:.1%} of the targets")
+    table.add_row("end-of-text", f"supervised in {found.ends_share:.1%} of the examples")
     header = repr(found.header.strip()) if found.header.strip() else "none"
     table.add_row("response header", f"{header}, in {found.header_share:.1%} of the prompts")
-    table.add_row("mask", f"decodes to the answers in {found.mask_share:.1%} of the examples")
+    table.add_row("mask", f"decodes to the responses in {found.mask_share:.1%} of the examples")
     table.add_row("repeated prompts", f"{found.n_repeated_prompts:,}")
     console.print(table)
     console.print()
@@ -59,13 +60,41 @@ def print_profile(console: Console, found: Profile, layout: str) -> None:
         console.print(odd)
 
 
+def print_needs(console: Console, name: str, needs: Any, device: str, n_batches: int | None) -> None:
+    """Print the estimated memory and time of a run.
+
+    Args:
+        needs: an `accel.estimate.Estimate`.
+        device: with its precision.
+        n_batches: of an epoch; None where an epoch has no known end.
+    """
+    total, states, activations = (
+        f"{n / 2**30:.2f}" for n in (needs.memory_bytes, needs.states_bytes, needs.activations_bytes)
+    )
+    time = f"{needs.step_s:.3f} s per batch"
+    if n_batches is not None:
+        time = f"{_duration(needs.step_s * n_batches)} per epoch of {n_batches:,} batches ({needs.step_s:.3f} s each)"
+    console.print(
+        f"\nmodel {name}, {needs.n_parameters:,} parameters, on {device} with AdamW\n"
+        f"  memory  {total} GiB plus torch's own: {states} for weights, gradients\n"
+        f"          and moments, {activations} for the activations of the largest batch\n"
+        f"  time    {time}",
+        highlight=False,
+    )
+
+
+def _duration(seconds: float) -> str:
+    minutes, hours = seconds / 60, seconds / 3600
+    return f"{hours:.1f} h" if hours >= 1 else f"{minutes:.1f} min" if minutes >= 1 else f"{seconds:.0f} s"
+
+
 def print_warnings(console: Console, lines: Sequence[str]) -> None:
-    """Print what should be mended, or that nothing was found."""
+    """Print the warnings, or that there are none."""
     console.print()
     for line in lines:
         console.print(Text("warning: ", style="bold yellow") + Text(line))
     if not lines:
-        console.print("nothing of what usually goes wrong was found", style="green")
+        console.print("no common problem was found", style="green")
 
 
 _COUNTS = {
@@ -89,6 +118,6 @@ def _histogram(title: str, lengths: np.ndarray) -> Table:
 
 
 def _bar(share: float) -> str:
-    """A bar of up to `BAR` columns in steps of an eighth; anything above nothing is seen."""
+    """A bar of up to `BAR` columns in steps of an eighth; any share above 0 is visible."""
     eighths = max(round(share * BAR * 8), 1 if share > 0 else 0)
     return "█" * (eighths // 8) + _EIGHTHS[eighths % 8].strip()

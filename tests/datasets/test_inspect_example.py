@@ -1,4 +1,4 @@
-"""One example as a person sees it: what is learnt, the shifted targets, the losses; within 80 columns."""
+"""One example in the terminal: supervised parts, shifted targets, losses; within 80 columns."""
 
 import io
 
@@ -9,53 +9,53 @@ from instruct_lit.core.data.encode import Encoder
 from instruct_lit.core.data.example import Example
 from instruct_lit.core.data.template import Template
 from instruct_lit.core.data.tokenizer import GPT2Tokenizer
-from instruct_lit.datasets.inspect_example import piece, print_walk, rendered
+from instruct_lit.datasets.inspect_example import piece, print_example, rendered
 
 TEMPLATE = Template("short", "Q: {{ instruction }}\nA: {{ response }}")
 EXAMPLE = Example("Say [/b] é🙂\ttwice", "[bold]é", "", {"level": 3})
 
 
-def walk(tokenizer: GPT2Tokenizer, **options) -> str:
+def printed(tokenizer: GPT2Tokenizer, **options) -> str:
     (pair,) = Encoder(TEMPLATE, tokenizer, 64).encode([EXAMPLE])
     console = Console(file=io.StringIO(), width=80)
-    print_walk(console, *pair, tokenizer, **{"mask_prompt": True, **options})
+    print_example(console, *pair, tokenizer, **{"mask_prompt": True, **options})
     return console.file.getvalue()  # type: ignore[attr-defined]
 
 
-def test_every_stop_is_there_and_fits_80_columns(tokenizer: GPT2Tokenizer) -> None:
-    text = walk(tokenizer, all_tokens=True)
+def test_every_part_is_printed_within_80_columns(tokenizer: GPT2Tokenizer) -> None:
+    text = printed(tokenizer, all_tokens=True)
     assert "instruction: Say [/b] é🙂" in text and "level: 3" in text and "input:" not in text
     assert "⟦[bold]é<|endoftext|>⟧" in text.replace("\n", "")
     (pair,) = Encoder(TEMPLATE, tokenizer, 64).encode([EXAMPLE])
     ids = pair[1].ids
     for i in range(len(ids) - 1):  # one row for each shifted pair
         assert any(line.split()[:2] == [str(i), str(ids[i])] and str(ids[i + 1]) in line for line in text.splitlines())
-    assert f"{len(ids)} tokens, {len(ids) - pair[1].n_prompt} of {len(ids) - 1} targets are learnt" in text
+    assert f"{len(ids)} tokens, {len(ids) - pair[1].n_prompt} of {len(ids) - 1} targets are supervised" in text
     assert text.count("yes") == len(ids) - pair[1].n_prompt
     assert max(map(len, text.splitlines())) <= 80
 
 
 def test_a_long_masked_run_is_shortened(tokenizer: GPT2Tokenizer) -> None:
-    shown, whole = walk(tokenizer), walk(tokenizer, all_tokens=True)
+    shown, whole = printed(tokenizer), printed(tokenizer, all_tokens=True)
     assert "more" in shown and "more" not in whole and len(shown.splitlines()) < len(whole.splitlines())
     assert shown.count("yes") == whole.count("yes")
 
 
-def test_losses_and_their_mean_over_the_learnt(tokenizer: GPT2Tokenizer) -> None:
+def test_losses_and_their_mean_over_supervised_targets(tokenizer: GPT2Tokenizer) -> None:
     (pair,) = Encoder(TEMPLATE, tokenizer, 64).encode([EXAMPLE])
     n = len(pair[1].ids) - 1
     losses = [9.0] * (pair[1].n_prompt - 1) + [0.5] * (n - pair[1].n_prompt + 1)
-    text = walk(tokenizer, losses=losses)
-    assert "mean loss of the learnt targets: 0.500 nats, perplexity 1.65" in text
+    text = printed(tokenizer, losses=losses)
+    assert "mean loss of the supervised targets: 0.500 nats, perplexity 1.65" in text
     assert " 9.000 ██████████" in text and " 0.500 █" in text and "yes" not in text
 
 
-def test_the_unmasked_prompt_is_learnt(tokenizer: GPT2Tokenizer) -> None:
-    text = walk(tokenizer, mask_prompt=False)
+def test_an_unmasked_prompt_is_supervised(tokenizer: GPT2Tokenizer) -> None:
+    text = printed(tokenizer, mask_prompt=False)
     assert "⟦Q: Say" in text and "more" not in text
 
 
-def test_colours_mark_what_is_learnt(tokenizer: GPT2Tokenizer) -> None:
+def test_colours_mark_supervised_parts(tokenizer: GPT2Tokenizer) -> None:
     ids = np.array(tokenizer.encode("one two three"))
     text = rendered(ids, np.array([False, True, True]), tokenizer)
     assert text.plain == "one two three"
@@ -73,7 +73,7 @@ def test_a_record_cannot_steer_the_terminal(tokenizer: GPT2Tokenizer) -> None:
     pairs = Encoder(TEMPLATE, tokenizer, 64).encode([Example(f"a{escape}", f"b{escape}\x9b", "", {"note": escape})])
     console = Console(file=io.StringIO(), width=80)
     for pair in pairs:
-        print_walk(console, *pair, tokenizer, True, None, True)
+        print_example(console, *pair, tokenizer, True, None, True)
     shown = console.file.getvalue()  # type: ignore[attr-defined]
     assert not {"\x1b", "\x07", "\x9b"} & set(shown)
     assert "␛" in shown and "]0;owned" in shown, "what is in the record is still to be seen"

@@ -49,15 +49,18 @@ def test_every_figure_by_hand(tmp_path: Path, tokenizer: GPT2Tokenizer) -> None:
     assert found.header == " \nA: "[1:] and found.header_share == 1
     assert found.mask_share == 1
     assert found.n_repeated_prompts == 1
-    assert found.odd == {"the answer repeats the instruction": [2], "the answer begins or ends with white space": [3]}
+    assert found.odd == {
+        "the response repeats the instruction": [2],
+        "the response begins or ends with white space": [3],
+    }
 
 
-def test_the_whole_text_is_learnt_without_mask(tmp_path: Path, tokenizer: GPT2Tokenizer) -> None:
+def test_the_whole_text_is_supervised_without_mask(tmp_path: Path, tokenizer: GPT2Tokenizer) -> None:
     store = store_of(tmp_path, tokenizer, [Example("one", "two")])
     assert profile(store, TEMPLATE, tokenizer, False, {}).supervised_share == 1
 
 
-def test_a_mask_that_is_not_the_answers_is_seen(tokenizer: GPT2Tokenizer) -> None:
+def test_a_mask_that_does_not_match_the_responses_is_found(tokenizer: GPT2Tokenizer) -> None:
     template = Template("t", "{{ instruction }}: {{ response }}", next_turn=" {{ instruction }}: {{ response }}")
     talk = Example("one", "two 🙂", history=(("three", "four"),))
     for loss_on, max_length in (("all", 64), ("last", 64), ("all", 9)):
@@ -86,14 +89,14 @@ def test_the_header_is_what_all_prompts_end_with(text: str, header: str) -> None
     ("example", "found"),
     [
         (Example("Say hi", "hi"), []),
-        (Example("Say hi", "say HI!"), ["the answer repeats the instruction"]),
-        (Example("Do", "..."), ["the answer has no letter or digit"]),
+        (Example("Say hi", "say HI!"), ["the response repeats the instruction"]),
+        (Example("Do", "..."), ["the response has no letter or digit"]),
         (Example("Do", "x ### Response: y"), ["a text contains '### Response:'"]),
         (Example("Do <|endoftext|>", "x"), ["a text contains '<|endoftext|>'"]),
         (Example("Do", "x", "\x00"), ["a text has control characters"]),
-        (Example("Do", "x", "N/A"), ["the input is a word for nothing"]),
-        (Example("Do", "I cannot do it."), ["an answer begins with a refusal"]),
-        (Example("Do", " x"), ["the answer begins or ends with white space"]),
+        (Example("Do", "x", "N/A"), ["the input is a placeholder"]),
+        (Example("Do", "I cannot do it."), ["a response begins with a refusal"]),
+        (Example("Do", " x"), ["the response begins or ends with white space"]),
     ],
 )
 def test_odd_records(example: Example, found: list[str]) -> None:
@@ -128,19 +131,21 @@ GOOD = Profile(
     ("change", "warning"),
     [
         ({}, None),
-        ({"supervised_share": 0.03}, "only 3.0% of the targets are learnt"),
+        ({"supervised_share": 0.03}, "only 3.0% of the targets are supervised"),
         ({"header": "\n", "header_share": 0.0}, "the template has no header before the response"),
         ({"header_share": 0.9}, "10.0% of the prompts do not end with 'A:'"),
-        ({"mask_share": 0.5}, "50.0% of the masks do not decode to the answers"),
-        ({"ends_share": 0.0, "counts": {"n_truncated": 1000}}, "no end-of-text is learnt"),
-        ({"counts": {"n_truncated": 300}}, "30% of the answers are cut and have no end"),
-        ({"counts": {"n_dropped_long": 300}}, "300 examples are left out as too long"),
+        ({"mask_share": 0.5}, "50.0% of the masks do not decode to the responses"),
+        ({"ends_share": 0.0, "counts": {"n_truncated": 1000}}, "no end-of-text is supervised"),
+        ({"counts": {"n_truncated": 300}}, "30% of the responses are truncated"),
+        ({"counts": {"n_dropped_long": 300}}, "300 examples are too long"),
         ({"costs": {"padded": 2.2, "packed": 1.0}}, "120% padding with batching=padded; batching=packed has 1.00"),
-        ({"response_lengths": np.full(1000, 2)}, "half of the answers are a single token or none"),
-        ({"n_repeated_prompts": 100}, "100 prompts occur before with another answer"),
+        ({"response_lengths": np.full(1000, 2)}, "half of the responses are a single token or none"),
+        ({"n_repeated_prompts": 100}, "100 prompts occur earlier with another response"),
     ],
 )
 def test_warnings_of_what_usually_goes_wrong(change: dict, warning: str | None) -> None:
     lines = warnings_of(replace(GOOD, **change), "padded", 100)
     assert lines == [] if warning is None else len(lines) == 1 and lines[0].startswith(warning)
-    assert warnings_of(GOOD, "padded", 5) == ["5 validation examples are too few for early stopping; see data.split"]
+    assert warnings_of(GOOD, "padded", 5) == [
+        "5 validation examples are too few for early stopping; raise data.split.val"
+    ]

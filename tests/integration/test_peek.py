@@ -13,8 +13,10 @@ from instruct_lit.core.bundle import OpenedModel, open_model
 from instruct_lit.core.data.encode import Encoder
 from instruct_lit.core.model.gpt import GPT
 from instruct_lit.datasets.demo import DemoSource
+from instruct_lit.datasets.inspect_example import target_losses
+from instruct_lit.datasets.profile import training_batches
 from instruct_lit.errors import ConfigError
-from instruct_lit.peek import check_peek, laid_out, losses_of, shape_of
+from instruct_lit.peek import check_peek, shape_of
 from tests.configs import composed
 
 
@@ -24,7 +26,7 @@ def test_the_profile_of_the_data(command: Callable, small: tuple[str, ...], tmp_
     assert "40 train, 10 val, 10 test" in text
     for line in (
         "examples ",
-        "learnt ",
+        "supervised ",
         "end-of-text ",
         "prompt tokens",
         "response tokens",
@@ -46,34 +48,34 @@ def test_a_stream_is_looked_at_by_its_first_examples(command: Callable, small: t
     keep = [o for o in small if o.startswith("model.")]
     stream = [*keep, "data=files", "data.path=set", "data.streaming=true", "n_streamed=30", "data.max_length=96"]
     text = " ".join(command("peek", *stream, cwd=tmp_path).stdout.split())
-    assert "of the stream these are the first 29 examples, in file order (n_streamed=30)" in text
-    assert "exact duplicates, dropped" in text and "s a batch" in text and "per epoch" not in text
+    assert "only the first 29 examples of the stream, in file order (n_streamed=30)" in text
+    assert "exact duplicates, dropped" in text and "s per batch" in text and "per epoch" not in text
     assert "validation examples" not in text
     text = command("peek", *stream, "index=28", cwd=tmp_path).stdout
-    assert "example 28 of data files, in train" in text and "instruction: Say 1 8." in text
+    assert "data files" in text and "example 28, in train" in text and "instruction: Say 1 8." in text
 
 
 @pytest.mark.slow
 def test_one_example_with_the_losses_of_a_run(small_run: Path, command: Callable, tmp_path: Path) -> None:
     split = json.loads((small_run / "split.json").read_text())
     text = command("peek", f"run={small_run}", f"index={split['val'][0]}", cwd=tmp_path).stdout
-    assert f"example {split['val'][0]} of data demo, in val" in text
-    assert "mean loss of the learnt targets" in text and "### Response:" in text
+    assert f"example {split['val'][0]}, in val" in text
+    assert "mean loss of the supervised targets" in text and "### Response:" in text
     profile = command("peek", f"run={small_run}", "estimate=false", cwd=tmp_path).stdout
     assert "40 train, 10 val, 10 test" in profile and "memory" not in profile
 
 
 def test_the_losses_are_those_of_validation(small_run: Path) -> None:
-    """The mean over the learnt targets of the validation examples is the run's own val/loss."""
+    """The mean over the supervised targets of the validation examples is the run's own val/loss."""
     opened = open_model(small_run)
     split = json.loads((small_run / "split.json").read_text())
     examples = list(DemoSource(60))
-    learnt: list[float] = []
+    losses: list[float] = []
     for index in split["val"]:
         (pair,) = Encoder(opened.template, opened.tokenizer, 96).encode([examples[index]])
-        learnt += losses_of(opened.model, pair[1].ids)[pair[1].n_prompt - 1 :]
-    wanted = json.loads((small_run / "metrics.json").read_text())["val/loss"]
-    assert sum(learnt) / len(learnt) == pytest.approx(wanted, rel=5e-3)  # the run computes in bf16 where that is fast
+        losses += target_losses(opened.model, pair[1].ids)[pair[1].n_prompt - 1 :]
+    expected = json.loads((small_run / "metrics.json").read_text())["val/loss"]
+    assert sum(losses) / len(losses) == pytest.approx(expected, rel=5e-3)  # the run computes in bf16 where that is fast
 
 
 def test_what_is_estimated_is_the_model_that_was_opened(tiny_model: GPT) -> None:
@@ -104,10 +106,10 @@ def test_impossible_values_are_named(overrides: list[str], message: str) -> None
 def test_without_training_examples_there_are_no_batches() -> None:
     data = SimpleNamespace(examples_of=lambda split: (None, np.arange(0)), split_spec={"train": 0, "val": 0.5})
     with pytest.raises(ConfigError, match=r"data.split={'train': 0, 'val': 0.5}: no example for train"):
-        laid_out(data, {})  # type: ignore[arg-type]
+        training_batches(data, {})  # type: ignore[arg-type]
 
 
 @pytest.mark.slow
 def test_an_example_that_is_not_there(command: Callable, tmp_path: Path) -> None:
     done = command("peek", "index=60", "data.source.n_examples=60", cwd=tmp_path, status=2)
-    assert "index=60: there are 60 examples, 0 to 59" in done.stderr and "Traceback" not in done.stderr
+    assert "index=60: must be between 0 and 59" in done.stderr and "Traceback" not in done.stderr

@@ -10,11 +10,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from torch.utils.data import DataLoader
 
 from instruct_lit.core.data.collate import Batch
-from instruct_lit.core.data.encode import EncodedStore
 from instruct_lit.core.data.example import words
 from instruct_lit.errors import ConfigError
 
@@ -36,12 +34,6 @@ class Split:
     def save(self, path: Path) -> None:
         """Write the indices as JSON."""
         path.write_text(json.dumps({name: getattr(self, name).tolist() for name in NAMES}))
-
-    @classmethod
-    def load(cls, path: Path) -> Split:
-        """Read what `save` wrote."""
-        parts = json.loads(path.read_text())
-        return cls(**{name: np.array(parts[name], dtype=np.int64) for name in NAMES})
 
 
 def make_split(n_examples: int, spec: str | Mapping[str, float], seed: int) -> Split:
@@ -213,10 +205,6 @@ class ResumableLoader(DataLoader):
     n_yielded = 0
     _n_skip = 0
     batch_sampler: BatchSampler
-
-    def __init__(self, dataset: EncodedStore, **options: Any) -> None:
-        # Its own generator, so that starting an epoch does not change the global state that a resumed run restores.
-        super().__init__(dataset, generator=torch.Generator(), **options)  # type: ignore[arg-type]
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         self.n_yielded, self._n_skip = self._n_skip, 0

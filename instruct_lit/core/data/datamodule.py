@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
@@ -52,6 +53,9 @@ class InstructionData(LightningDataModule):
             tokenizer.eot_id, tokenizer.n_bytes_of, batching.layout, batching.shared_prefix, masking.mask_prompt,
             lengths.pad_to, batching.pad_to_multiple_of,
         )  # fmt: skip
+        self.split_spec = splits.spec
+        if not isinstance(splits.spec, str):  # what comes from separate files is not split off
+            self.split_spec = {name: (0 if name in splits.files else share) for name, share in splits.spec.items()}
         self.stores: dict[str, EncodedStore] = {}
         self.split_counts: dict[str, int] = {}
         self._train_loader: ResumableLoader | None = None
@@ -66,10 +70,9 @@ class InstructionData(LightningDataModule):
         """Open the encoded stores and split them."""
         if self.stores:
             return
-        self.stores = {"main": self._open_main()}
-        self.stores |= {name: self._open(source) for name, source in self.splits.files.items()}
+        main, self.split = self._open_main()
+        self.stores = {"main": main, **{name: self._open(source) for name, source in self.splits.files.items()}}
         self._check_pad_to(max(int(store.lengths.max()) for store in self.stores.values()))
-        self.split: Split = self._split_main()
         if self.splits.groups is not None:
             own, *others = np.split(self._groups(), np.cumsum([len(store) for store in self.stores.values()])[:-1])
             elsewhere = {int(group) for groups in others for group in groups}
@@ -79,21 +82,10 @@ class InstructionData(LightningDataModule):
                 n = int(np.isin(others[0], others[1]).sum())
                 self.split_counts["n_straddling"] = self.split_counts.get("n_straddling", 0) + n
 
-    def _open_main(self) -> EncodedStore:
-        """The store of all examples that are split."""
-        return self._open(self.sources[0])
-
-    def _split_main(self) -> Split:
-        """The split of the main store, before groups are kept together."""
-        return make_split(len(self.stores["main"]), self.split_spec, self.seed)
-
-    @property
-    def split_spec(self) -> str | Mapping[str, float]:
-        """The split without the parts that come from separate files."""
-        spec, files = self.splits.spec, self.splits.files
-        if isinstance(spec, str) or not files:
-            return spec
-        return {name: (0 if name in files else share) for name, share in spec.items()}
+    def _open_main(self) -> tuple[EncodedStore, Split]:
+        """The store of all examples that are split, and the split before groups are kept together."""
+        store = self._open(self.sources[0])
+        return store, make_split(len(store), self.split_spec, self.seed)
 
     def _check_pad_to(self, longest: int) -> None:
         """Raise ConfigError when an example with so many tokens is longer than the rows."""
@@ -168,12 +160,14 @@ class InstructionData(LightningDataModule):
     def _loader(self, split: str, indices: np.ndarray | None = None) -> ResumableLoader:
         store, all_indices = self.examples_of(split)
         return ResumableLoader(
-            store,
+            store,  # type: ignore[arg-type]
             batch_sampler=self._sampler(split, all_indices if indices is None else indices),
             collate_fn=self.collator,
             num_workers=self.batching.n_workers,
             persistent_workers=self.batching.n_workers > 0,
             pin_memory=self.trainer is not None and self.trainer.accelerator.name() == "cuda",
+            # Its own, so that starting an epoch does not change the global state that a resumed run restores.
+            generator=torch.Generator(),
         )
 
     def _sampler(self, split: str, indices: np.ndarray) -> BatchSampler:
@@ -237,7 +231,7 @@ class InstructionData(LightningDataModule):
         """What the encoded examples of a source depend on."""
         return {
             "version": STORE_VERSION,
-            "source": self._fingerprint_of(source),
+            "source": source.fingerprint(),
             "template": [self.template.text, self.template.next_turn and self.template.next_turn.text],
             "tokenizer": self.tokenizer.fingerprint,
             "max_length": self.lengths.max_length,
@@ -245,9 +239,6 @@ class InstructionData(LightningDataModule):
             "loss_on": self.masking.loss_on,
             "filters": self.filters.fingerprints() if self.filters is not None and source in self.sources else [],
         }
-
-    def _fingerprint_of(self, source: Source) -> str:
-        return source.fingerprint()
 
 
 def _short(facts: Any) -> str:

