@@ -68,7 +68,7 @@ class Reproduction:
     def print(self, tolerance: float) -> None:
         """Print the changes and the metrics as tables; differences above the tolerance are marked."""
         if self.changes:
-            changes = table("changed before training", "original", "rerun", header=True, text=("original", "rerun"))
+            changes = table("changed before training", "original", "rerun", text=("original", "rerun"))
             for row in self.changes:
                 changes.add_row(*map(str, row))
             show(changes)
