@@ -29,7 +29,7 @@ BETWEEN: dict[str, set[str]] = {
     "evaluation": {"datasets", "distributed", "hf", "accel"},
     "exporters": {"evaluation", "hf"},
     "hf": set(),
-    "serving": {"evaluation", "hf", "suites"},
+    "serving": {"evaluation", "suites"},
     "suites": {"evaluation", "hf", "reports", "serving"},
     "reports": {"evaluation"},
     "sweeps": {"accel", "reports"},

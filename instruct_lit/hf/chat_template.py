@@ -30,6 +30,8 @@ class ChatTemplate(Template):
             unchanged.
     """
 
+    has_turns = has_system = True  # the tokenizer's template refuses a conversation that it cannot render
+
     def __init__(self, tokenizer: HFTokenizer) -> None:
         self.name = CHAT
         self.tokenizer = tokenizer if tokenizer.markup else HFTokenizer(tokenizer.hf, markup=True)

@@ -70,7 +70,7 @@ class Chat:
         for chat_model in chat_models:
             turns = not chat_model.template.name.startswith("alpaca") if conversation is None else conversation
             engine = Engine(chat_model.model, chat_model.tokenizer, 1, make_weights)
-            self.columns.append(Column(chat_model, engine, turns and chat_model.has_turns))
+            self.columns.append(Column(chat_model, engine, turns and chat_model.template.has_turns))
         self.settings, self.console, self.read = settings, console, read
         self.system, self.input = "", ""
         self.last: tuple[str, str] | None = None  # instruction and input
@@ -185,7 +185,7 @@ class Chat:
             column.history.append((f"{instruction}\n\n{input_text}" if input_text else instruction, text))
 
     def _example(self, column: Column, instruction: str, input_text: str) -> Example:
-        system = self.system if column.chat_model.has_system else ""
+        system = self.system if column.chat_model.template.has_system else ""
         return Example(instruction, "", input_text, system=system, history=tuple(column.history))
 
     def _prompt(self, column: Column, instruction: str, input_text: str) -> list[int]:
@@ -247,7 +247,7 @@ class Chat:
         self._print(" ".join(f"{key}={_shown(value)}" for key, value in asdict(self.settings).items()))
 
     def do_system(self, text: str) -> None:
-        without = [column.chat_model.name for column in self.columns if not column.chat_model.has_system]
+        without = [column.chat_model.name for column in self.columns if not column.chat_model.template.has_system]
         if text and without:
             self._print(f"the template of {', '.join(without)} has no place for a system prompt", "yellow")
         self.system = text

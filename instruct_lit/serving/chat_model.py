@@ -10,7 +10,7 @@ import torch
 from instruct_lit.core.bundle import open_model
 from instruct_lit.core.data.encode import Encoder, Tokenizer
 from instruct_lit.core.data.example import Example
-from instruct_lit.core.data.template import CHAT, Template
+from instruct_lit.core.data.template import Template
 from instruct_lit.core.generation.responses import closing
 from instruct_lit.core.generation.sampling import SamplingSettings
 from instruct_lit.core.model.causal import CausalLM
@@ -22,8 +22,7 @@ from instruct_lit.errors import ConfigError
 class ChatModel:
     """A named model with what turns an example into its prompt.
 
-    `context_length` counts the tokens of prompt and response; `stops` are the texts of the template that end a
-    response; `has_turns` and `has_system` say whether the template has a place for earlier turns and a system prompt.
+    `context_length` counts the tokens of prompt and response; `stops` are the template's texts that end a response.
     """
 
     name: str
@@ -35,9 +34,6 @@ class ChatModel:
         self.context_length: int = self.model.config.context_length
         self.encoder = Encoder(self.template, self.tokenizer, self.context_length)
         self.stops = closing(self.template)
-        own_chat_template = self.template.name == CHAT
-        self.has_turns = own_chat_template or self.template.next_turn is not None
-        self.has_system = own_chat_template or self.template.has_system
 
     def prompt_ids(self, example: Example) -> list[int]:
         """The prompt's token ids as in training; end-of-text, the beginning of a text, for an empty prompt."""

@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any
 
 from instruct_lit.core.data.example import Example
+from instruct_lit.core.data.template import Template
 from instruct_lit.core.generation.engine import Engine
 from instruct_lit.core.generation.request import Request
 from instruct_lit.core.generation.sampling import SamplingSettings
@@ -127,7 +128,8 @@ class CompletionService:
                 (m.role, m.content if isinstance(m.content, str) else "".join(part.text for part in m.content))
                 for m in body.messages
             ]
-            texts: list[Any] = [self.chat_model.encoder.prompt_ids(example_of(self.chat_model, messages, body.input))]
+            example = example_of(self.chat_model.template, messages, body.input)
+            texts: list[Any] = [self.chat_model.encoder.prompt_ids(example)]
             n_new = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
             stops, place = self.chat_model.stops, "messages"
         else:
@@ -296,7 +298,7 @@ def check(body: Body) -> None:
             raise ApiError(400, f"{name}={getattr(body, name)!r:.80}: must be {allowed}", param=name)
 
 
-def example_of(chat_model: ChatModel, messages: Sequence[tuple[str, str]], input_text: str = "") -> Example:
+def example_of(template: Template, messages: Sequence[tuple[str, str]], input_text: str = "") -> Example:
     """The example whose prompt is that of a conversation of (role, text); `input_text` is the last turn's input.
 
     A system prompt or earlier turns for which the template has no place are left out, as by the bundle's chat template.
@@ -309,5 +311,5 @@ def example_of(chat_model: ChatModel, messages: Sequence[tuple[str, str]], input
         roles = ", ".join(role for role, _ in turns[-6:]) or "none"
         raise DataError(f"messages: roles {roles}; user and assistant must take turns, and the user speaks last")
     texts = [text for _, text in turns]
-    history = tuple(zip(texts[:-1:2], texts[1::2], strict=True)) if chat_model.has_turns else ()
-    return Example(texts[-1], "", input_text, system=system if chat_model.has_system else "", history=history)
+    history = tuple(zip(texts[:-1:2], texts[1::2], strict=True)) if template.has_turns else ()
+    return Example(texts[-1], "", input_text, system=system if template.has_system else "", history=history)

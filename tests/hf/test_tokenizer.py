@@ -158,6 +158,11 @@ def test_a_conversation_has_the_ids_of_transformers_and_a_mask_of_the_answers(ch
     assert encoded.ids.tolist() == theirs[: len(encoded.ids)] and tokenizer.decode(theirs[len(encoded.ids) :]) == "\n"
 
 
+def test_a_chat_template_has_places_for_turns_and_a_system_prompt(chat) -> None:
+    _, template = chat
+    assert template.has_turns and template.has_system and template.next_turn is None
+
+
 def test_a_chat_template_that_does_not_close_earlier_answers_is_refused(llama_directory: Path) -> None:
     tokenizer = load_tokenizer(str(llama_directory))
     tokenizer.hf.chat_template = (

@@ -101,6 +101,11 @@ class Template:
             *((form.prompt(turn), form.response(turn)) for turn in later),
         ]
 
+    @property
+    def has_turns(self) -> bool:
+        """Whether earlier turns of a conversation have a place."""
+        return self.next_turn is not None
+
     @cached_property
     def has_system(self) -> bool:
         """Whether a system prompt has a place."""

@@ -13,7 +13,7 @@ import torch
 from instruct_lit.core.bundle import bundle_of, open_model, read_about
 from instruct_lit.core.data.encode import Encoder, Tokenizer
 from instruct_lit.core.data.example import Example
-from instruct_lit.core.data.template import CHAT, Template
+from instruct_lit.core.data.template import Template
 from instruct_lit.core.generation.engine import Engine
 from instruct_lit.core.generation.request import AllowedNext
 from instruct_lit.core.generation.responses import closing
@@ -80,8 +80,7 @@ class LocalEndpoint:
     def prompt_ids(self, messages: Messages) -> list[int]:
         """Token ids of a conversation of user and assistant; earlier turns need a template that has a form for them."""
         *earlier, question = [message["content"] for message in messages]
-        has_turns = self.template.name == CHAT or self.template.next_turn is not None
-        history = tuple(zip(earlier[::2], earlier[1::2], strict=True)) if has_turns else ()
+        history = tuple(zip(earlier[::2], earlier[1::2], strict=True)) if self.template.has_turns else ()
         return self._encoder.prompt_ids(Example(question, "", history=history))
 
 
