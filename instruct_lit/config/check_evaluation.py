@@ -1,11 +1,11 @@
-"""The rules between the keys of `evaluate`."""
+"""The rules between the keys of `evaluate` and of `benchmark`."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from instruct_lit.config.judge_builders import check_judge
+from instruct_lit.config.judge_builders import check_judge, check_url
 from instruct_lit.config.schema import check_values, missing_runs
 from instruct_lit.core import optional_imports
 from instruct_lit.errors import ConfigError
@@ -34,5 +34,27 @@ def check_evaluate(config: Any) -> None:
         problems.append(optional_imports.message("sklearn", "compare", "judge"))
     if config.judge is not None:
         problems += check_judge(config.judge, config.compare is not None)
+    if problems:
+        raise ConfigError("\n  ".join(problems))
+
+
+def check_benchmark(config: Any) -> None:
+    """Raise one ConfigError that lists every impossible value of a benchmark's configuration."""
+    problems, asked, suite = check_values(config), config.benchmark, config.suite
+    if suite.system == "arena" and not suite.options.get("battles"):
+        problems.append("suite.options.battles=…: give a file of battles, as `python -m instruct_lit.arena` writes it")
+    if suite.system != "arena":
+        problems += missing_runs(config.run)
+    if suite.system not in ("lm_eval", "arena") and asked.n_shot is not None:
+        problems.append(f"benchmark.n_shot={asked.n_shot}: suite={suite.name} has its own examples; leave it out")
+    if suite.options.get("judge_url") is not None:
+        problems += check_url("suite.options.judge_url", str(suite.options.judge_url))
+    if asked.data_dir is not None and not Path(asked.data_dir).expanduser().is_dir():
+        problems.append(f"benchmark.data_dir={asked.data_dir}: no such folder")
+    if suite.runs_code and not asked.allow_code:
+        problems.append(
+            f"suite={suite.name}: it runs code that the model writes, in a process with limits but no sandbox; give "
+            "benchmark.allow_code=true, best inside a container"
+        )
     if problems:
         raise ConfigError("\n  ".join(problems))

@@ -22,8 +22,8 @@ REPO, FILE, TABLE = "tatsu-lab/alpaca_eval", "alpaca_eval.json", "df_gamed.csv"
 COLUMNS = {"model", "index", "preference", "std_delta_len", "instruction_difficulty", "not_gamed_baseline"}  # of TABLE
 
 
-def run(subject: EvaluatedModel, asked: RunRequest) -> dict[str, Figure]:
-    """The win rate against the reference answers; answers and verdicts stay in `asked.out_dir`.
+def run(evaluated: EvaluatedModel, request: RunRequest) -> dict[str, Figure]:
+    """The win rate against the reference answers; answers and verdicts stay in `request.out_dir`.
 
     Of `options`: `references` is a file of reference answers (fetched from the hub where it is null), `annotator` a
     judge of the package, `judge_model` and `judge_url` another model behind OpenAI's interface, `logprobs` whether that
@@ -31,28 +31,28 @@ def run(subject: EvaluatedModel, asked: RunRequest) -> dict[str, Figure]:
     `max_new_tokens` the length of an answer. The key is taken from OPENAI_API_KEY. Verdicts that cannot be read are
     counted.
     """
-    options = asked.options
+    options = request.options
     if not options.get("judge_url") and not os.environ.get("OPENAI_API_KEY"):
         raise BenchmarkError(
             "suite=alpaca_eval: a judge is needed; set OPENAI_API_KEY, or give suite.options.judge_url=<endpoint> "
             "suite.options.judge_model=<name> of any server with OpenAI's interface"
         )
-    references = read_references(asked)[: asked.limit]
-    table = length_table(asked) if options["length_controlled"] else None
+    references = read_references(request)[: request.limit]
+    table = length_table(request) if options["length_controlled"] else None
     check_judge("alpaca_eval", options.get("judge_url"), options.get("judge_model"))
-    python = ENVIRONMENT.python(asked.cache, asked.log)
-    prompts = [subject.template.prompt(Example(r["instruction"], "")) for r in references]
-    settings = SamplingSettings(max_new_tokens=int(options["max_new_tokens"]), stop=closing(subject.template))
-    subject.expect(len(prompts))
-    answers = subject.write(prompts, [settings] * len(prompts))
+    python = ENVIRONMENT.python(request.cache, request.log)
+    prompts = [evaluated.template.prompt(Example(r["instruction"], "")) for r in references]
+    settings = SamplingSettings(max_new_tokens=int(options["max_new_tokens"]), stop=closing(evaluated.template))
+    evaluated.expect(len(prompts))
+    answers = evaluated.write(prompts, [settings] * len(prompts))
     outputs = [
         {"instruction": r["instruction"], "output": answer, "generator": "instruct-lit"}
         for r, answer in zip(references, answers, strict=True)
     ]
     for name, rows in (("model_outputs", outputs), ("reference_outputs", references)):
-        (asked.out_dir / f"{name}.json").write_text(json.dumps(rows, indent=1, ensure_ascii=False), encoding="utf-8")
+        (request.out_dir / f"{name}.json").write_text(json.dumps(rows, indent=1, ensure_ascii=False), encoding="utf-8")
     judge = f"{options['annotator']}-{options.get('judge_model') or 'own'}"
-    verdicts = asked.cache / "benchmark" / f"alpaca_eval-{re.sub(r'[^a-zA-Z0-9_.-]', '_', judge)}.json"
+    verdicts = request.cache / "benchmark" / f"alpaca_eval-{re.sub(r'[^a-zA-Z0-9_.-]', '_', judge)}.json"
     task = {
         "annotator": options["annotator"],
         "judge_model": options.get("judge_model"),
@@ -60,19 +60,19 @@ def run(subject: EvaluatedModel, asked: RunRequest) -> dict[str, Figure]:
         "length_table": table and str(table),
         "verdicts": str(verdicts),
     }
-    (asked.out_dir / "task.json").write_text(json.dumps(task))
+    (request.out_dir / "task.json").write_text(json.dumps(task))
     variables = {"OPENAI_API_KEY": os.environ.get("OPENAI_API_KEY", "none"), "OPENAI_MAX_CONCURRENCY": "8"}
     if options.get("judge_url"):
         variables["OPENAI_API_BASE"] = str(options["judge_url"])
     driver = Path(__file__).with_name("alpaca_driver.py").resolve()
-    run_in(python, ["-P", str(driver)], asked.out_dir, variables, asked.log, "suite=alpaca_eval")
-    return {"alpaca_eval": _figure(json.loads((asked.out_dir / "result.json").read_text()), len(outputs))}
+    run_in(python, ["-P", str(driver)], request.out_dir, variables, request.log, "suite=alpaca_eval")
+    return {"alpaca_eval": _figure(json.loads((request.out_dir / "result.json").read_text()), len(outputs))}
 
 
-def read_references(asked: RunRequest) -> list[dict[str, Any]]:
+def read_references(request: RunRequest) -> list[dict[str, Any]]:
     """Reference answers with their instructions: the file of the options, of `data_dir`, or of the hub."""
-    given, instead = asked.options.get("references"), "suite.options.references=<file with instruction and output>"
-    path = Path(given).expanduser() if given else _file(asked, FILE, instead)
+    given, instead = request.options.get("references"), "suite.options.references=<file with instruction and output>"
+    path = Path(given).expanduser() if given else _file(request, FILE, instead)
     if not path.is_file():
         raise BenchmarkError(f"suite.options.references={given}: no such file")
     rows = json.loads(path.read_text(encoding="utf-8"))
@@ -81,13 +81,13 @@ def read_references(asked: RunRequest) -> list[dict[str, Any]]:
     return [{"generator": "reference", **row} for row in rows]
 
 
-def length_table(asked: RunRequest) -> Path:
+def length_table(request: RunRequest) -> Path:
     """The package's table for the length-controlled rate, of `data_dir` or of the hub.
 
     It has how difficult each of the 805 instructions is, in their order, and verdicts on answers of the baseline that
     were made short and long on purpose, to which the fit is drawn. Raises BenchmarkError where it cannot be had.
     """
-    path = _file(asked, TABLE, "suite.options.length_controlled=false")
+    path = _file(request, TABLE, "suite.options.length_controlled=false")
     with path.open(encoding="utf-8", newline="") as file:
         missing = COLUMNS - set(next(csv.reader(file), []))
     if missing:
@@ -95,10 +95,10 @@ def length_table(asked: RunRequest) -> Path:
     return path
 
 
-def _file(asked: RunRequest, name: str, instead: str) -> Path:
+def _file(request: RunRequest, name: str, instead: str) -> Path:
     """A file of AlpacaEval's data: of `data_dir`, or where none is given fetched from the hub."""
-    if asked.data_dir is not None:
-        path = asked.data_dir / REPO / name
+    if request.data_dir is not None:
+        path = request.data_dir / REPO / name
         if not path.is_file():
             raise BenchmarkError(
                 f"suite=alpaca_eval: {path} is not there; put {name} of the hub's data set {REPO} there, or give "
@@ -109,7 +109,7 @@ def _file(asked: RunRequest, name: str, instead: str) -> Path:
 
     try:
         # Data, not code: its newest state is what the leaderboard compares with.
-        return Path(hf_hub_download(REPO, name, repo_type="dataset", cache_dir=asked.cache / "hub"))  # nosec B615
+        return Path(hf_hub_download(REPO, name, repo_type="dataset", cache_dir=request.cache / "hub"))  # nosec B615
     except Exception as error:  # the hub's client lets errors of its HTTP library through
         raise BenchmarkError(
             f"suite=alpaca_eval: {name} of {REPO} cannot be fetched from the Hugging Face hub "

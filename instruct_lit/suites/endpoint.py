@@ -32,14 +32,14 @@ START_TIMEOUT_S = 60.0
 
 
 class Endpoint:
-    """`with Endpoint(subject) as endpoint:` serves the model at `endpoint.url` until the block ends."""
+    """`with Endpoint(evaluated) as endpoint:` serves the model at `endpoint.url` until the block ends."""
 
-    def __init__(self, subject: EvaluatedModel) -> None:
+    def __init__(self, evaluated: EvaluatedModel) -> None:
         for module in ("fastapi", "uvicorn"):
             need(module, "suite", "benchmark")
         self.url = ""
         self._started: queue.SimpleQueue[str] = queue.SimpleQueue()
-        app = make_app(EvaluationService(subject), max_body_bytes=100_000_000, body_timeout_s=60.0)
+        app = make_app(EvaluationService(evaluated), max_body_bytes=100_000_000, body_timeout_s=60.0)
         self._server = make_server(app, "127.0.0.1", 0, self._started.put)
         self._thread = threading.Thread(target=self._server.run, name="endpoint", daemon=True)
 
@@ -75,17 +75,17 @@ class EvaluationService(CompletionService):
 
     bodies = (LenientChatBody, LenientCompletionBody)
 
-    def __init__(self, subject: EvaluatedModel) -> None:
-        self.subject, self._fitting = subject, threading.Lock()
-        engine = Engine(subject.model, subject.tokenizer, subject.max_rows)
-        chat_model = ChatModel(NAME, subject.model, subject.tokenizer, subject.template)
+    def __init__(self, evaluated: EvaluatedModel) -> None:
+        self.evaluated, self._fitting = evaluated, threading.Lock()
+        engine = Engine(evaluated.model, evaluated.tokenizer, evaluated.max_rows)
+        chat_model = ChatModel(NAME, evaluated.model, evaluated.tokenizer, evaluated.template)
         super().__init__(chat_model, engine, DEFAULTS, max_waiting=sys.maxsize)
 
     def prepare(self, body: Body) -> Job:
         """As `CompletionService.prepare`; requests whose answer is cached are finished."""
         job = super().prepare(body)
         for request in job.requests:
-            if (answer := self.subject.kept.get(*_key(request))) is not None:
+            if (answer := self.evaluated.cache.get(*_key(request))) is not None:
                 request.text, request.finish_reason, request.ids = answer
                 self._advance()
         return job
@@ -97,15 +97,15 @@ class EvaluationService(CompletionService):
             n_new = body.max_completion_tokens or body.max_tokens
             contents = [message.content for message in body.messages]
             texts = [one if isinstance(one, str) else "\n".join(part.text for part in one) for one in contents]
-            prompts = [self.subject.template.prompt(Example("\n\n".join(filter(None, texts)), ""))]
+            prompts = [self.evaluated.template.prompt(Example("\n\n".join(filter(None, texts)), ""))]
         else:
             assert isinstance(body, CompletionBody)
             n_new = body.max_tokens
-            decode = self.subject.tokenizer.decode
+            decode = self.evaluated.tokenizer.decode
             prompts = [text if isinstance(text, str) else decode(text) for text in body.prompts]
         settings = replace(settings, max_new_tokens=n_new or DEFAULTS.max_new_tokens)
         with self._fitting:  # it counts the prompts that are cut
-            return [self.subject.fit(prompt, settings) for prompt in prompts]
+            return [self.evaluated.fit(prompt, settings) for prompt in prompts]
 
     def failure(self) -> ApiError:
         """The error of the engine; its status is one that clients do not retry."""
@@ -115,12 +115,12 @@ class EvaluationService(CompletionService):
         """Cache the answer."""
         request = pending.request
         if request.finish_reason != "cancelled":
-            self.subject.kept.add([(_key(request), (request.text, request.finish_reason, request.ids))])
+            self.evaluated.cache.add([(_key(request), (request.text, request.finish_reason, request.ids))])
             self._advance()
 
     def _advance(self) -> None:
-        if self.subject.bar is not None:
-            self.subject.bar.update(1)
+        if self.evaluated.bar is not None:
+            self.evaluated.bar.update(1)
 
 
 def _key(request: Request) -> tuple[Any, ...]:

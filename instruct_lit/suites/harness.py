@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from instruct_lit.suites.harness_model import EvaluatedModel, harness_model
 from instruct_lit.suites.leaks import Leaks, figure_without
-from instruct_lit.suites.suite import BenchmarkError, Figure, Report, Suite, mean_of
+from instruct_lit.suites.suite import BenchmarkError, Figure, Report, RunRequest, Suite, mean_of
 
 if TYPE_CHECKING:
     from lm_eval.api.task import Task
@@ -113,40 +113,29 @@ class Tasks:
         return f"{what}\n  {shown}{more}\n  {where}{left}"
 
 
-def run_suite(
-    tasks: Tasks,
-    subject: EvaluatedModel,
-    run: str,
-    label: str,
-    template: str,
-    out_dir: Path,
-    n_shot: int | None = None,
-    limit: int | None = None,
-    allow_code: bool = False,
-    leaks: Leaks | None = None,
-) -> Report:
-    """Run one model through the tasks of a suite; the harness's own results and samples go to `out_dir`.
+def run_suite(tasks: Tasks, model: EvaluatedModel, request: RunRequest, leaks: Leaks | None = None) -> Report:
+    """Run one model through the tasks of a suite; the harness's results and samples are written to `out_dir`.
 
-    `template` on asks through the model's template, off with the bare text. With `leaks` the details tell each task's
-    figure without the items that are in the training data.
+    With `leaks` the details hold each task's figure without the items that are in the training data.
+
+    Raises: BenchmarkError when a task has too few examples for the shots.
     """
     import lm_eval
     from lm_eval.utils import handle_non_serializable
 
-    suite = tasks.suite
-    n_shot = suite.n_shot if n_shot is None else n_shot
-    _check_shots(tasks, n_shot)
-    start, cut_before = time.perf_counter(), subject.n_cut
+    suite, out_dir = tasks.suite, request.out_dir
+    _check_shots(tasks, request.n_shot)
+    start, cut_before = time.perf_counter(), model.n_cut
     with local_data(tasks.data_dir):
         results = lm_eval.simple_evaluate(
-            model=harness_model(subject),
+            model=harness_model(model),
             tasks=list(tasks.tasks.values()),
             task_manager=tasks.manager,
-            num_fewshot=n_shot,
-            limit=suite.limit if limit is None else limit,
-            apply_chat_template=template == "on",
+            num_fewshot=request.n_shot,
+            limit=request.limit,
+            apply_chat_template=model.mode == "on",
             fewshot_as_multiturn=False,
-            confirm_run_unsafe_code=allow_code,
+            confirm_run_unsafe_code=request.allow_code,
             bootstrap_iters=1000,
             random_seed=SEED,
             numpy_random_seed=SEED,
@@ -162,7 +151,7 @@ def run_suite(
     figures = {name: figure_of(name, task, results) for name, task in tasks.tasks.items()}
     details: dict[str, Any] = {
         "seconds": round(time.perf_counter() - start, 1),
-        "n_prompts_cut": subject.n_cut - cut_before,
+        "n_prompts_cut": model.n_cut - cut_before,
     }
     if leaks is not None:
         details["leaks"] = {
@@ -170,9 +159,9 @@ def run_suite(
             for name, found in leaks.items()
         }
     return Report(
-        run=run,
-        label=label,
-        template=template,
+        run=model.run,
+        label=model.label,
+        template=model.mode,
         score=mean_of(list(figures.values()), suite.mean_over),
         groups={group: mean_of([figures[t] for t in ts], suite.mean_over) for group, ts in tasks.groups().items()},
         tasks=figures,

@@ -27,19 +27,22 @@ MAX_NEW_TOKENS = 256  # where a task names no limit, as the harness itself has i
 
 @dataclass
 class EvaluatedModel:
-    """The model under examination with what it is asked through.
+    """A model under evaluation with its tokenizer, its template and the cache of its answers.
 
-    `template` renders the prompts of tasks that are asked as instructions, its suffix ends an answer. `n_cut` counts
-    the requests so far whose prompt was cut from the left because it was longer than the context.
+    `template` renders prompts of tasks in chat form (`mode` on), its suffix ends an answer. `n_cut` counts the requests
+    whose prompt was truncated from the left to the context. `run` and `label` name the model in reports.
     """
 
     model: CausalLM
     tokenizer: Tokenizer
     template: Template
-    kept: AnswerCache = field(default_factory=lambda: AnswerCache(None))
+    cache: AnswerCache = field(default_factory=lambda: AnswerCache(None))
     max_rows: int = 16
     bar: tqdm[Any] | None = None
     n_cut: int = 0
+    run: str = ""
+    label: str = ""
+    mode: str = "off"
 
     def __post_init__(self) -> None:
         self.encode = lru_cache(maxsize=1024)(lambda text: tuple(self.tokenizer.encode(text)))
@@ -55,14 +58,14 @@ class EvaluatedModel:
         self.expect(len(pairs))
         found: dict[int, Score] = {}
         for i, text in enumerate(texts):
-            if (kept := self.kept.get("score", text)) is not None:
-                found[i] = Score(*kept)
+            if (cached := self.cache.get("score", text)) is not None:
+                found[i] = Score(*cached)
         self._advance(len(found))
         missing = [i for i in range(len(pairs)) if i not in found]
         self.n_cut += sum(len(c) + len(t) > self.model.config.context_length + 1 for c, t in pairs)
 
         def keep(new: dict[int, Score]) -> None:
-            self.kept.add(
+            self.cache.add(
                 (("score", texts[missing[i]]), (score.log_likelihood, score.is_greedy)) for i, score in new.items()
             )
             self._advance(len(new))
@@ -74,7 +77,7 @@ class EvaluatedModel:
     def write(self, prompts: Sequence[str], settings: Sequence[SamplingSettings]) -> list[str]:
         """Answers to prompts, each cut from the left to leave room for its answer, up to its first stop text."""
         requests = [("write", prompt, repr(setting)) for prompt, setting in zip(prompts, settings, strict=True)]
-        found = {i: kept for i, request in enumerate(requests) if (kept := self.kept.get(*request)) is not None}
+        found = {i: old for i, request in enumerate(requests) if (old := self.cache.get(*request)) is not None}
         self._advance(len(found))
         fitted = [self.fit(prompt, setting) for prompt, setting in zip(prompts, settings, strict=True)]
         waiting = [i for i in range(len(prompts)) if i not in found]
@@ -84,7 +87,7 @@ class EvaluatedModel:
         def keep(request: Any) -> None:
             i = by_number[request.number]
             found[i] = until(self._text(request), settings[i].stop)
-            self.kept.add([(requests[i], found[i])])
+            self.cache.add([(requests[i], found[i])])
             self._advance(1)
 
         engine.generate([fitted[i][0] for i in waiting], [fitted[i][1] for i in waiting], on_finished=keep)
@@ -119,7 +122,7 @@ class EvaluatedModel:
             self.bar.update(n)
 
 
-def harness_model(subject: EvaluatedModel) -> TemplateLM:
+def harness_model(model: EvaluatedModel) -> TemplateLM:
     """A model for `lm_eval.simple_evaluate` that gives what `HFLM` gives on the bundle."""
     from lm_eval import utils
     from lm_eval.api.model import TemplateLM
@@ -130,26 +133,26 @@ def harness_model(subject: EvaluatedModel) -> TemplateLM:
 
         @property
         def eot_token_id(self) -> int:
-            return subject.tokenizer.eot_id
+            return model.tokenizer.eot_id
 
         def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
-            start = subject.tokenizer.prompt_start if add_special_tokens is not False else ()
-            return [*start, *subject.encode(string)]
+            start = model.tokenizer.prompt_start if add_special_tokens is not False else ()
+            return [*start, *model.encode(string)]
 
         def chat_template(self, chat_template: bool | str = False) -> str:
-            return subject.template.text
+            return model.template.text
 
         def apply_chat_template(self, chat_history: Any, add_generation_prompt: bool = True) -> str:
-            return subject.render(chat_history)
+            return model.render(chat_history)
 
         def get_model_info(self) -> dict[str, Any]:
             return {
-                "model_num_parameters": subject.model.n_parameters,
-                "model_dtype": str(subject.model.head_weight.dtype),
+                "model_num_parameters": model.model.n_parameters,
+                "model_dtype": str(model.model.head_weight.dtype),
             }
 
         def _loglikelihood_tokens(self, requests: Any, **kwargs: Any) -> list[tuple[float, bool]]:
-            scores = subject.score([text for text, _, _ in requests], [(c, t) for _, c, t in requests])
+            scores = model.score([text for text, _, _ in requests], [(c, t) for _, c, t in requests])
             return [(score.log_likelihood, score.is_greedy) for score in scores]
 
         def loglikelihood(self, requests: Any, disable_tqdm: bool = False) -> list[tuple[float, bool]]:
@@ -159,12 +162,12 @@ def harness_model(subject: EvaluatedModel) -> TemplateLM:
             windows, owner = [], []
             for number, request in enumerate(requests):
                 for window in utils.get_rolling_token_windows(
-                    self.tok_encode(request.args[0]), self.prefix_token_id, subject.model.config.context_length, 1
+                    self.tok_encode(request.args[0]), self.prefix_token_id, model.model.config.context_length, 1
                 ):
                     windows.append(utils.make_disjoint_window(window))
                     owner.append(number)
             totals = [0.0] * len(requests)
-            for number, score in zip(owner, subject.score(windows, windows), strict=True):
+            for number, score in zip(owner, model.score(windows, windows), strict=True):
                 totals[number] += score.log_likelihood
             return totals
 
@@ -179,12 +182,12 @@ def harness_model(subject: EvaluatedModel) -> TemplateLM:
                         temperature=wanted.get("temperature", 0.0) if wanted["do_sample"] else 0.0,
                         top_k=wanted.get("top_k"),
                         top_p=wanted.get("top_p"),
-                        stop=(*filter(None, wanted["until"]), *closing(subject.template)),
+                        stop=(*filter(None, wanted["until"]), *closing(model.template)),
                     )
                 )
                 prompts.append(prompt)
-            subject.expect(len(prompts))
-            return subject.write(prompts, settings)
+            model.expect(len(prompts))
+            return model.write(prompts, settings)
 
     return OurModel()
 

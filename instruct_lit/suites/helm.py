@@ -19,37 +19,37 @@ MODEL = f"local/{NAME}"
 SPLITS = {"dev": "dev", "validation": "val", "test": "test"}  # of the hub, and of the original files
 
 
-def run(subject: EvaluatedModel, asked: RunRequest) -> dict[str, Figure]:
-    """The figures of the run entries in `asked.tasks`; HELM's whole output stays in `asked.out_dir`.
+def run(evaluated: EvaluatedModel, request: RunRequest) -> dict[str, Figure]:
+    """The figures of the run entries in `request.tasks`; HELM's whole output stays in `request.out_dir`.
 
     Raises BenchmarkError when HELM fails, or a scenario's data cannot be had.
     """
-    python = ENVIRONMENT.python(asked.cache, asked.log)
-    with Endpoint(subject) as endpoint:
-        _describe(subject, endpoint.url, asked.out_dir / "prod_env")
-        if asked.data_dir is not None:
-            _place(asked.data_dir, asked.out_dir / "benchmark_output" / "scenarios")
-        entries = [entry_of(task) for task in asked.tasks]
+    python = ENVIRONMENT.python(request.cache, request.log)
+    with Endpoint(evaluated) as endpoint:
+        _describe(evaluated, endpoint.url, request.out_dir / "prod_env")
+        if request.data_dir is not None:
+            _place(request.data_dir, request.out_dir / "benchmark_output" / "scenarios")
+        entries = [entry_of(task) for task in request.tasks]
         arguments = [
             "-m", "helm.benchmark.run", "--run-entries", *entries, "--suite", NAME, "--local-path", "prod_env",
-            "--num-threads", str(subject.max_rows), "--disable-cache",
+            "--num-threads", str(evaluated.max_rows), "--disable-cache",
         ]  # fmt: skip
-        if asked.limit:
-            arguments += ["--max-eval-instances", str(asked.limit)]
+        if request.limit:
+            arguments += ["--max-eval-instances", str(request.limit)]
         variables = {"TOKENIZERS_PARALLELISM": "false", "CUDA_VISIBLE_DEVICES": ""}
-        if asked.data_dir is not None:
+        if request.data_dir is not None:
             variables |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
-        run_in(python, arguments, asked.out_dir, variables, asked.log, "suite=helm")
-    folders = sorted((asked.out_dir / "benchmark_output" / "runs" / NAME).glob("*/stats.json"))
+        run_in(python, arguments, request.out_dir, variables, request.log, "suite=helm")
+    folders = sorted((request.out_dir / "benchmark_output" / "runs" / NAME).glob("*/stats.json"))
     if not folders:
-        raise BenchmarkError(f"suite=helm: no run left its statistics; what HELM said is in {asked.log}")
+        raise BenchmarkError(f"suite=helm: no run left its statistics; what HELM said is in {request.log}")
     return {name_of(file.parent.name): _figure(file) for file in folders}
 
 
-def _describe(subject: EvaluatedModel, url: str, folder: Path) -> None:
+def _describe(evaluated: EvaluatedModel, url: str, folder: Path) -> None:
     """The files that make HELM know a model, its tokenizer and where it answers."""
-    context_length = subject.model.config.context_length
-    save_tokenizer(folder / "tokenizer", subject.tokenizer, context_length, subject.template)
+    context_length = evaluated.model.config.context_length
+    save_tokenizer(folder / "tokenizer", evaluated.tokenizer, context_length, evaluated.template)
     model = {
         "name": MODEL, "display_name": NAME, "description": NAME, "creator_organization_name": "local",
         "access": "open", "tags": ["TEXT_MODEL_TAG", "FULL_FUNCTIONALITY_TEXT_MODEL_TAG"],

@@ -40,42 +40,42 @@ class Chat(OpenAIChatCompletionFn):
 SEED = 20220722  # the program's own default, which chooses the items of a limit
 
 
-def run(subject: EvaluatedModel, asked: RunRequest) -> dict[str, Figure]:
-    """The figures of the evals named by `asked.tasks`; their records stay in `asked.out_dir`.
+def run(evaluated: EvaluatedModel, request: RunRequest) -> dict[str, Figure]:
+    """The figures of the evals named by `request.tasks`; their records stay in `request.out_dir`.
 
     `options` may name a `registry` folder of one's own, and for evals that a model grades `judge_url` and
     `judge_model`. Raises BenchmarkError when one fails, and where a grader is needed and none is given: the program
     would let the model grade itself.
     """
-    if asked.options.get("judge_url"):
-        if not asked.options.get("judge_model"):
+    if request.options.get("judge_url"):
+        if not request.options.get("judge_model"):
             raise BenchmarkError("suite=openai_evals: judge_url wants suite.options.judge_model=<name> too")
-        check_judge("openai_evals", asked.options["judge_url"], asked.options["judge_model"])
-    python = ENVIRONMENT.python(asked.cache, asked.log)
-    if not asked.options.get("judge_url"):
+        check_judge("openai_evals", request.options["judge_url"], request.options["judge_model"])
+    python = ENVIRONMENT.python(request.cache, request.log)
+    if not request.options.get("judge_url"):
         theirs = list(python.parents[1].glob("lib/python*/site-packages/evals/registry"))
-        graded = [name for name in asked.tasks if is_graded(name, [*_own_registry(asked.options), *theirs])]
+        graded = [name for name in request.tasks if is_graded(name, [*_own_registry(request.options), *theirs])]
         if graded:
             raise BenchmarkError(
                 f"suite=openai_evals: {', '.join(graded)}: a model grades the answers; give suite.options.judge_url="
                 "<endpoint> suite.options.judge_model=<name> of any server with OpenAI's interface"
             )
     figures = {}
-    with Endpoint(subject) as endpoint:
-        registry = _registry(asked.out_dir / "registry", endpoint.url, asked.options)
-        functions = ["subject", *(["judge"] if asked.options.get("judge_url") else [])]
-        for name in asked.tasks:
-            record = asked.out_dir / f"{name}.jsonl"
+    with Endpoint(evaluated) as endpoint:
+        registry = _registry(request.out_dir / "registry", endpoint.url, request.options)
+        functions = ["subject", *(["judge"] if request.options.get("judge_url") else [])]
+        for name in request.tasks:
+            record = request.out_dir / f"{name}.jsonl"
             arguments = [
                 "-m", "evals.cli.oaieval", ",".join(functions), name, "--record_path", str(record), "--seed", str(SEED),
                 "--registry_path", str(registry),
             ]  # fmt: skip
-            for folder in _own_registry(asked.options):
+            for folder in _own_registry(request.options):
                 arguments += ["--registry_path", str(folder)]
-            if asked.limit:
-                arguments += ["--max_samples", str(asked.limit)]
-            variables = {"OPENAI_BASE_URL": endpoint.url, "EVALS_THREADS": str(subject.max_rows)}
-            run_in(python, arguments, asked.out_dir, _with_key(variables), asked.log, f"suite=openai_evals: {name}")
+            if request.limit:
+                arguments += ["--max_samples", str(request.limit)]
+            variables = {"OPENAI_BASE_URL": endpoint.url, "EVALS_THREADS": str(evaluated.max_rows)}
+            run_in(python, arguments, request.out_dir, _with_key(variables), request.log, f"suite=openai_evals: {name}")
             figures[name] = _figure(record, name)
     return figures
 

@@ -1,4 +1,4 @@
-"""Suites that run through packages of their own, each in an environment of its own."""
+"""Suites whose libraries run in environments of their own."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ SYSTEMS: dict[str, Callable[[EvaluatedModel, RunRequest], dict[str, Figure]]] = 
 }
 
 
-def run_package(system: str, subject: EvaluatedModel, asked: RunRequest, run: str, label: str, template: str) -> Report:
-    """Run one model through a system; its figures are averaged over tasks."""
-    start, cut_before = time.perf_counter(), subject.n_cut
-    asked.out_dir.mkdir(parents=True, exist_ok=True)
-    figures = SYSTEMS[system](subject, asked)
-    details = {"seconds": round(time.perf_counter() - start, 1), "n_prompts_cut": subject.n_cut - cut_before}
-    return Report(run, label, template, mean_of(list(figures.values()), "tasks"), {}, figures, details)
+def run_package(system: str, model: EvaluatedModel, request: RunRequest) -> Report:
+    """Run one model through a library; the score is the mean over its tasks."""
+    start, cut_before = time.perf_counter(), model.n_cut
+    request.out_dir.mkdir(parents=True, exist_ok=True)
+    figures = SYSTEMS[system](model, request)
+    details = {"seconds": round(time.perf_counter() - start, 1), "n_prompts_cut": model.n_cut - cut_before}
+    score = mean_of(list(figures.values()), "tasks")
+    return Report(model.run, model.label, model.mode, score, {}, figures, details)

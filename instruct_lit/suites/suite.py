@@ -1,4 +1,4 @@
-"""What a benchmark suite is, and what is known after it has run."""
+"""A benchmark suite, the request to run it, and its report."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from instruct_lit.errors import InstructLitError
 
 
 class BenchmarkError(InstructLitError):
-    """A benchmark cannot run: its data, its package or its environment is not there."""
+    """A benchmark cannot run: its data, its package or its environment is missing."""
 
 
 @dataclass(frozen=True)
 class Suite:
-    """Tasks of lm-evaluation-harness that belong together.
+    """A set of tasks of one library (`system`).
 
     `folders` are those of the harness's own task files that are read beside ours. The suite's score is the mean of the
-    tasks' first metrics over all items or over the tasks; `groups` name tags of the harness that get a mean of their
-    own.
+    tasks' first metrics over all items or over the tasks; `groups` map a heading to a tag of the harness whose tasks
+    get a mean of their own.
     """
 
     name: str
@@ -31,14 +31,23 @@ class Suite:
     limit: int | None = None
     mean_over: str = "tasks"
     runs_code: bool = False
+    system: str = "lm_eval"
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class RunRequest:
-    """How a system in an environment of its own is asked: which tasks, how many items, where its data lie.
+    """The settings of a run of a suite.
 
-    `options` are those of the suite's file, `cache` holds environments and downloads, `out_dir` everything that the
-    system leaves, `log` what it says.
+    Args:
+        limit: items of each task; None: all.
+        data_dir: a folder with the hub's data sets as `<owner>/<name>/`; None: the hub.
+        options: those of the suite's file, for its library.
+        cache: the folder of environments and downloads.
+        out_dir: the folder of everything that the library writes.
+        log: the file of its output.
+        n_shot: examples in the prompt; None: the task's own number.
+        on_missing: `error`, or `skip` tasks whose data are missing.
     """
 
     tasks: Sequence[str]
@@ -48,14 +57,14 @@ class RunRequest:
     cache: Path
     out_dir: Path
     log: Path
+    n_shot: int | None = None
+    on_missing: str = "error"
+    allow_code: bool = False
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One number of a benchmark: a metric's value over `n` items.
-
-    `stderr` is its standard error where it has one, `chance` what guessing gives. `version` is the task's.
-    """
+    """A metric's value over `n` items, its standard error, and its chance level. `version` is the task's."""
 
     metric: str
     value: float
@@ -69,10 +78,10 @@ class Figure:
 
 @dataclass(frozen=True)
 class Report:
-    """A model's figures in one suite: the suite's own, those of its groups, and those of its tasks.
+    """A model's figures in one suite: the score of the suite, of its groups and of its tasks.
 
-    `run` and `label` name the model, `template` is on or off. `details` holds what else is known of it: the share of
-    prompts that were cut, seconds, parse failures.
+    `run` and `label` name the model, `template` is on or off. `details` holds further facts: the number of truncated
+    prompts, seconds, leaks.
     """
 
     run: str

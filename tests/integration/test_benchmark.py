@@ -9,8 +9,10 @@ import pytest
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
-from instruct_lit import benchmark as command_module
-from instruct_lit.benchmark import _labels, benchmark, check_benchmark
+from instruct_lit.benchmark import benchmark
+from instruct_lit.config import benchmark_builders
+from instruct_lit.config.benchmark_builders import labels_of
+from instruct_lit.config.check_evaluation import check_benchmark
 from instruct_lit.config.compose import CONF
 from instruct_lit.core.bundle import save_bundle
 from instruct_lit.core.data.template import Template
@@ -180,9 +182,9 @@ def test_arena_rates_battles(shared_data: Path, tmp_path: Path, capsys: pytest.C
 
 
 def test_labels_tell_runs_apart() -> None:
-    assert _labels(["a/b/bundle", "a/c"]) == ["b", "c"]
-    assert _labels(["x/2026/b", "y/2026/b"]) == ["x_2026_b", "y_2026_b"]
-    assert _labels(["a/b", "a/b/bundle"]) == ["b", "b"]  # the same one twice
+    assert labels_of(["a/b/bundle", "a/c"]) == ["b", "c"]
+    assert labels_of(["x/2026/b", "y/2026/b"]) == ["x_2026_b", "y_2026_b"]
+    assert labels_of(["a/b", "a/b/bundle"]) == ["b", "b"]  # the same one twice
 
 
 @pytest.mark.slow
@@ -233,7 +235,7 @@ def test_helm_asks_questions_whose_answers_are_written(
     lines = (shared_data / "gsm8k" / "test.first200.jsonl").read_text().splitlines()[:3]
     (place / "gsm_data_test").write_text("\n".join(lines) + "\n")
     trained = json.loads(lines[1])["question"]
-    monkeypatch.setattr(command_module, "training_of_run", lambda config, run: [trained])
+    monkeypatch.setattr(benchmark_builders, "training_of_run", lambda config, run: [trained])
     written = run(
         "suite=helm", "suite.tasks=[gsm]", f"benchmark.data_dir={tmp_path / 'hub'}", "benchmark.template=on"
     )  # fmt: skip
@@ -250,7 +252,7 @@ def test_openai_evals_that_a_model_grades(
     run: Run, environments: Path, tmp_path: Path, judge_server: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "cache").symlink_to(environments)
-    monkeypatch.setattr(command_module, "training_of_run", lambda config, run: [UEFI])
+    monkeypatch.setattr(benchmark_builders, "training_of_run", lambda config, run: [UEFI])
     asked = ["suite=openai_evals", "suite.tasks=[coq-editing,coqa-fact]", "benchmark.limit=4", "benchmark.template=on"]
     with pytest.raises(
         BenchmarkError, match=r"coq-editing, coqa-fact: a model grades the answers; give suite.options."
@@ -315,7 +317,7 @@ def test_alpaca_eval_counts_what_the_judge_did_not_say(
     place_alpaca_eval(tmp_path / "hub", shared_data)
     references = json.loads((tmp_path / "hub" / "tatsu-lab" / "alpaca_eval" / "alpaca_eval.json").read_text())
     trained = [references[number]["instruction"] for number in (0, 3)]
-    monkeypatch.setattr(command_module, "training_of_run", lambda config, run: trained)
+    monkeypatch.setattr(benchmark_builders, "training_of_run", lambda config, run: trained)
     judge = judge_server(verdict)
     written = run(
         "suite=alpaca_eval", "benchmark.limit=8", "benchmark.template=on", "suite.options.logprobs=false",

@@ -38,7 +38,7 @@ def bundle(model: GPT, tokenizer: GPT2Tokenizer, tmp_path_factory: pytest.TempPa
 
 
 @pytest.fixture
-def subject(model: GPT, tokenizer: GPT2Tokenizer) -> EvaluatedModel:
+def evaluated(model: GPT, tokenizer: GPT2Tokenizer) -> EvaluatedModel:
     return EvaluatedModel(model, tokenizer, TEMPLATE)
 
 

@@ -26,38 +26,38 @@ def post(url: str, body: Any) -> dict[str, Any]:
 
 
 @pytest.fixture
-def endpoint(subject: EvaluatedModel) -> Iterator[Endpoint]:
-    with Endpoint(subject) as endpoint:
+def endpoint(evaluated: EvaluatedModel) -> Iterator[Endpoint]:
+    with Endpoint(evaluated) as endpoint:
         yield endpoint
 
 
-def expected(subject: EvaluatedModel, prompt: str, n: int) -> str:
-    (request,) = Engine(subject.model, subject.tokenizer).generate(
-        [subject.tokenizer.encode(prompt)], SamplingSettings(max_new_tokens=n)
+def expected(evaluated: EvaluatedModel, prompt: str, n: int) -> str:
+    (request,) = Engine(evaluated.model, evaluated.tokenizer).generate(
+        [evaluated.tokenizer.encode(prompt)], SamplingSettings(max_new_tokens=n)
     )
     return request.text
 
 
-def test_chat_is_one_instruction_in_the_template(endpoint: Endpoint, subject: EvaluatedModel) -> None:
+def test_chat_is_one_instruction_in_the_template(endpoint: Endpoint, evaluated: EvaluatedModel) -> None:
     messages = [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": [{"type": "text", "text": "Why?"}]},
     ]
     answer = post(f"{endpoint.url}/chat/completions", {"messages": messages, "max_tokens": 5})
     prompt = "### Instruction:\nBe brief.\n\nWhy?\n\n### Response:\n"
-    assert answer["choices"][0]["message"]["content"] == expected(subject, prompt, 5)
+    assert answer["choices"][0]["message"]["content"] == expected(evaluated, prompt, 5)
     assert answer["usage"]["completion_tokens"] == 5 and answer["choices"][0]["finish_reason"] == "length"
     assert answer["model"] == NAME
 
 
-def test_completions_are_the_bare_text_one_for_each_prompt(endpoint: Endpoint, subject: EvaluatedModel) -> None:
+def test_completions_are_the_bare_text_one_for_each_prompt(endpoint: Endpoint, evaluated: EvaluatedModel) -> None:
     body = {"prompt": ["One two", "Three"], "n": 2, "max_tokens": 3, "stop": None, "temperature": 0}
     texts = [choice["text"] for choice in post(f"{endpoint.url}/completions", body)["choices"]]
-    one, three = expected(subject, "One two", 3), expected(subject, "Three", 3)
+    one, three = expected(evaluated, "One two", 3), expected(evaluated, "Three", 3)
     assert texts == [one, one, three, three]
 
 
-def test_many_at_once(endpoint: Endpoint, subject: EvaluatedModel) -> None:
+def test_many_at_once(endpoint: Endpoint, evaluated: EvaluatedModel) -> None:
     found: dict[int, str] = {}
 
     def ask(i: int) -> None:
@@ -68,12 +68,12 @@ def test_many_at_once(endpoint: Endpoint, subject: EvaluatedModel) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert found == {i: expected(subject, f"Number {i}", 6) for i in range(20)}
+    assert found == {i: expected(evaluated, f"Number {i}", 6) for i in range(20)}
 
 
-def test_a_prompt_longer_than_the_context_is_cut(endpoint: Endpoint, subject: EvaluatedModel) -> None:
+def test_a_prompt_longer_than_the_context_is_cut(endpoint: Endpoint, evaluated: EvaluatedModel) -> None:
     answer = post(f"{endpoint.url}/completions", {"prompt": "word " * 2000, "max_tokens": 4})
-    assert answer["usage"]["prompt_tokens"] == 508 and subject.n_cut == 1
+    assert answer["usage"]["prompt_tokens"] == 508 and evaluated.n_cut == 1
 
 
 def test_models_and_errors(endpoint: Endpoint) -> None:
@@ -93,10 +93,10 @@ def test_models_and_errors(endpoint: Endpoint) -> None:
 
 
 def test_a_failing_model_fails_every_request_with_a_status_that_is_not_retried(
-    subject: EvaluatedModel, monkeypatch: pytest.MonkeyPatch
+    evaluated: EvaluatedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Engine, "step", lambda self: 1 / 0)
-    with Endpoint(subject) as endpoint:
+    with Endpoint(evaluated) as endpoint:
         for _ in range(2):
             with pytest.raises(urllib.error.HTTPError) as caught:
                 post(f"{endpoint.url}/completions", {"prompt": "a"})
@@ -105,29 +105,29 @@ def test_a_failing_model_fails_every_request_with_a_status_that_is_not_retried(
 
 
 def test_cached_answers_are_not_generated_again(
-    subject: EvaluatedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    evaluated: EvaluatedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    body, subject.kept = {"prompt": "Once", "max_tokens": 4, "n": 2}, AnswerCache(tmp_path / "kept.jsonl")
-    with Endpoint(subject) as endpoint:
+    body, evaluated.cache = {"prompt": "Once", "max_tokens": 4, "n": 2}, AnswerCache(tmp_path / "kept.jsonl")
+    with Endpoint(evaluated) as endpoint:
         first = post(f"{endpoint.url}/completions", body)
     monkeypatch.setattr(Engine, "enqueue", lambda *args: 1 / 0)
-    subject.kept = AnswerCache(tmp_path / "kept.jsonl")
-    with Endpoint(subject) as endpoint:
+    evaluated.cache = AnswerCache(tmp_path / "kept.jsonl")
+    with Endpoint(evaluated) as endpoint:
         again = post(f"{endpoint.url}/completions", body)
     assert again["choices"] == first["choices"] and again["usage"] == first["usage"]
 
 
-def test_unknown_fields_are_ignored(endpoint: Endpoint, subject: EvaluatedModel) -> None:
+def test_unknown_fields_are_ignored(endpoint: Endpoint, evaluated: EvaluatedModel) -> None:
     """Packages send fields of other servers; a run must not fail on them."""
     body = {"messages": [{"role": "user", "content": "Why?"}], "max_tokens": 3, "echo_prompt": True, "stop": []}
     assert post(f"{endpoint.url}/chat/completions", body)["usage"]["completion_tokens"] == 3
 
 
-def test_the_prompt_ends_where_the_template_ends_a_response(subject: EvaluatedModel) -> None:
-    subject.template = Template("ended", "Q: {{ instruction }}\nA: {{ response }}<end>")
-    with Endpoint(subject) as endpoint:
+def test_the_prompt_ends_where_the_template_ends_a_response(evaluated: EvaluatedModel) -> None:
+    evaluated.template = Template("ended", "Q: {{ instruction }}\nA: {{ response }}<end>")
+    with Endpoint(evaluated) as endpoint:
         assert endpoint.url.startswith("http://127.0.0.1:")
         answer = post(
             f"{endpoint.url}/chat/completions", {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2}
         )
-        assert answer["choices"][0]["message"]["content"] == expected(subject, "Q: Hi\nA: ", 2)
+        assert answer["choices"][0]["message"]["content"] == expected(evaluated, "Q: Hi\nA: ", 2)

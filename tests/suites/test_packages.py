@@ -14,7 +14,7 @@ from instruct_lit.suites.judge_check import check_judge
 from instruct_lit.suites.suite import BenchmarkError, RunRequest
 
 
-def asked(folder: Path, data_dir: Path | None = None, **options: Any) -> RunRequest:
+def request_of(folder: Path, data_dir: Path | None = None, **options: Any) -> RunRequest:
     return RunRequest([], None, data_dir, options, folder / "cache", folder, folder / "log")
 
 
@@ -34,14 +34,14 @@ def test_references_come_from_a_file_or_the_folder(tmp_path: Path) -> None:
     place = tmp_path / "hub" / "tatsu-lab" / "alpaca_eval"
     place.mkdir(parents=True)
     with pytest.raises(BenchmarkError, match=r"alpaca_eval.json is not there; .* suite.options.references=<file with"):
-        alpaca_eval.read_references(asked(tmp_path, tmp_path / "hub"))
+        alpaca_eval.read_references(request_of(tmp_path, tmp_path / "hub"))
     (place / "alpaca_eval.json").write_text(json.dumps([{"instruction": "a", "output": "b"}]))
-    assert alpaca_eval.read_references(asked(tmp_path, tmp_path / "hub"))[0]["generator"] == "reference"
+    assert alpaca_eval.read_references(request_of(tmp_path, tmp_path / "hub"))[0]["generator"] == "reference"
     with pytest.raises(BenchmarkError, match=r"suite.options.references=.*none.json: no such file"):
-        alpaca_eval.read_references(asked(tmp_path, references=str(tmp_path / "none.json")))
+        alpaca_eval.read_references(request_of(tmp_path, references=str(tmp_path / "none.json")))
     (tmp_path / "mine.json").write_text('[{"instruction": "a"}]')
     with pytest.raises(BenchmarkError, match=r"mine.json: no list of records with instruction and output"):
-        alpaca_eval.read_references(asked(tmp_path, references=str(tmp_path / "mine.json")))
+        alpaca_eval.read_references(request_of(tmp_path, references=str(tmp_path / "mine.json")))
 
 
 def test_the_table_of_lengths_comes_from_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,12 +50,12 @@ def test_the_table_of_lengths_comes_from_the_folder(tmp_path: Path, monkeypatch:
     with pytest.raises(
         BenchmarkError, match=r"df_gamed.csv is not there; .* or give suite.options.length_controlled=f"
     ):
-        alpaca_eval.length_table(asked(tmp_path, tmp_path))
+        alpaca_eval.length_table(request_of(tmp_path, tmp_path))
     (place / "df_gamed.csv").write_text("model,index,preference\n")
     with pytest.raises(BenchmarkError, match=r"no column instruction_difficulty, not_gamed_baseline, std_delta_len"):
-        alpaca_eval.length_table(asked(tmp_path, tmp_path))
+        alpaca_eval.length_table(request_of(tmp_path, tmp_path))
     (place / "df_gamed.csv").write_text(",".join(alpaca_eval.COLUMNS) + "\n")
-    assert alpaca_eval.length_table(asked(tmp_path, tmp_path)) == place / "df_gamed.csv"
+    assert alpaca_eval.length_table(request_of(tmp_path, tmp_path)) == place / "df_gamed.csv"
     huggingface_hub = pytest.importorskip("huggingface_hub")
 
     def unreachable(*_: Any, **__: Any) -> str:
@@ -66,17 +66,17 @@ def test_the_table_of_lengths_comes_from_the_folder(tmp_path: Path, monkeypatch:
         r"df_gamed.csv of .* cannot be fetched .*\(OSError\); give benchmark.data_dir=<folder with tatsu-lab/alpaca_"
     )
     with pytest.raises(BenchmarkError, match=message):
-        alpaca_eval.length_table(asked(tmp_path))
+        alpaca_eval.length_table(request_of(tmp_path))
 
 
-def test_a_judge_is_needed(tmp_path: Path, subject: EvaluatedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_judge_is_needed(tmp_path: Path, evaluated: EvaluatedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     with pytest.raises(
         BenchmarkError, match=r"a judge is needed; set OPENAI_API_KEY, or give suite.options.judge_url="
     ):
-        alpaca_eval.run(subject, asked(tmp_path))
+        alpaca_eval.run(evaluated, request_of(tmp_path))
     with pytest.raises(BenchmarkError, match="judge_url wants suite.options.judge_model=<name> too"):
-        openai_evals.run(subject, asked(tmp_path, judge_url="http://127.0.0.1:9"))
+        openai_evals.run(evaluated, request_of(tmp_path, judge_url="http://127.0.0.1:9"))
 
 
 @pytest.mark.parametrize(
@@ -184,10 +184,10 @@ def test_names_of_helm_runs() -> None:
     assert helm.name_of("gsm:model=local_x") == "gsm"
 
 
-def test_transformers_opens_the_tokenizer_that_helm_gets(tmp_path: Path, subject: EvaluatedModel) -> None:
+def test_transformers_opens_the_tokenizer_that_helm_gets(tmp_path: Path, evaluated: EvaluatedModel) -> None:
     transformers = pytest.importorskip("transformers")
-    helm._describe(subject, "http://127.0.0.1:1/v1", tmp_path)
+    helm._describe(evaluated, "http://127.0.0.1:1/v1", tmp_path)
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "tokenizer")
-    assert theirs("Hello, world!")["input_ids"] == subject.tokenizer.encode("Hello, world!")
+    assert theirs("Hello, world!")["input_ids"] == evaluated.tokenizer.encode("Hello, world!")
     (deployment,) = json.loads((tmp_path / "model_deployments.yaml").read_text())["model_deployments"]
     assert deployment["max_sequence_length"] == 512

@@ -32,7 +32,7 @@ def suite_of(name: str, **changes: Any) -> Suite:
     return Suite(**{**settings, **changes})
 
 
-def evaluated(model: Any, tasks: Tasks, template: bool, n_shot: int | None, limit: int) -> dict[str, Any]:
+def results_of(model: Any, tasks: Tasks, template: bool, n_shot: int | None, limit: int) -> dict[str, Any]:
     import lm_eval
 
     with local_data(tasks.data_dir):
@@ -43,10 +43,10 @@ def evaluated(model: Any, tasks: Tasks, template: bool, n_shot: int | None, limi
 
 
 def assert_equal(
-    tasks: Tasks, subject: EvaluatedModel, theirs: Any, template: bool, n_shot: int | None, limit: int
+    tasks: Tasks, evaluated: EvaluatedModel, theirs: Any, template: bool, n_shot: int | None, limit: int
 ) -> int:
-    ours = evaluated(harness_model(subject), tasks, template, n_shot, limit)
-    expected = evaluated(theirs, tasks, template, n_shot, limit)
+    ours = results_of(harness_model(evaluated), tasks, template, n_shot, limit)
+    expected = results_of(theirs, tasks, template, n_shot, limit)
     n_compared = 0
     for name, rows in expected["samples"].items():
         for row, ours_row in zip(rows, ours["samples"][name], strict=True):
@@ -77,29 +77,29 @@ def shorten(tasks: Tasks) -> None:
     [(["mmlu_anatomy", "copa", "stsb", "record", "squad_v1", "triviaqa"], False), (["copa", "squad_v1"], True)],
 )
 def test_some_tasks_of_every_kind(
-    hub: Path, subject: EvaluatedModel, theirs: Any, names: list[str], template: bool
+    hub: Path, evaluated: EvaluatedModel, theirs: Any, names: list[str], template: bool
 ) -> None:
     tasks = Tasks(Suite("mix", names, ["mmlu/default", "super_glue/copa", "triviaqa"]), hub, "error")
-    assert assert_equal(tasks, subject, theirs, template, n_shot=2, limit=2) > 5
-    assert subject.n_cut > 0  # the context is short, so both cut from the left
+    assert assert_equal(tasks, evaluated, theirs, template, n_shot=2, limit=2) > 5
+    assert evaluated.n_cut > 0  # the context is short, so both cut from the left
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["mmlu", "glue", "superglue", "bigbench", "squad", "triviaqa", "humaneval", "quick"])
-def test_every_task_with_real_items(hub: Path, subject: EvaluatedModel, theirs: Any, name: str) -> None:
+def test_every_task_with_real_items(hub: Path, evaluated: EvaluatedModel, theirs: Any, name: str) -> None:
     suite = suite_of(name)
     tasks = Tasks(suite, hub, "skip")
     assert len(tasks.tasks) == {"mmlu": 57, "glue": 9, "superglue": 8, "bigbench": 30, "quick": 9}.get(name, 1)
     shorten(tasks)
-    assert assert_equal(tasks, subject, theirs, False, suite.n_shot, limit=6) > 0
+    assert assert_equal(tasks, evaluated, theirs, False, suite.n_shot, limit=6) > 0
 
 
-def test_rolling_log_likelihoods(subject: EvaluatedModel, theirs: Any, shared_data: Path) -> None:
+def test_rolling_log_likelihoods(evaluated: EvaluatedModel, theirs: Any, shared_data: Path) -> None:
     from lm_eval.api.instance import Instance
 
     texts = ["A short text.", (shared_data / "mmlu" / "README.txt").read_text() * 3]  # the second in several windows
     requests = [Instance("loglikelihood_rolling", {}, (text,), i) for i, text in enumerate(texts)]
-    ours = harness_model(subject).loglikelihood_rolling(requests)
+    ours = harness_model(evaluated).loglikelihood_rolling(requests)
     assert ours == pytest.approx(theirs.loglikelihood_rolling(requests), rel=1e-5)
 
 
@@ -113,10 +113,10 @@ def test_other_architectures_too(llama_directory: Path, hub: Path) -> None:
         pretrained=transformers.AutoModelForCausalLM.from_pretrained(llama_directory),
         tokenizer=transformers.AutoTokenizer.from_pretrained(llama_directory), batch_size=2, device="cpu",
     )  # fmt: skip
-    subject = EvaluatedModel(opened.model, opened.tokenizer.without_markup(), opened.template)
+    evaluated = EvaluatedModel(opened.model, opened.tokenizer.without_markup(), opened.template)
     names = ["mmlu_anatomy", "copa", "boolq", "stsb", "squad_v1", "triviaqa"]
     tasks = Tasks(
         Suite("mix", names, ["mmlu/default", "super_glue/copa", "super_glue/boolq", "triviaqa"]), hub, "error"
     )
     shorten(tasks)
-    assert assert_equal(tasks, subject, theirs, False, n_shot=1, limit=2) == 32
+    assert assert_equal(tasks, evaluated, theirs, False, n_shot=1, limit=2) == 32

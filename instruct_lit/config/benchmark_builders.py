@@ -1,0 +1,120 @@
+"""The models of a benchmark, what they are asked, and what they were trained on, from a configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from instruct_lit.config import builders as build
+from instruct_lit.config.targets import plain
+from instruct_lit.errors import InstructLitError
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from instruct_lit.suites.harness_model import EvaluatedModel
+    from instruct_lit.suites.suite import RunRequest, Suite
+
+
+def suite_of(config: DictConfig) -> Suite:
+    """The suite of the configuration."""
+    from instruct_lit.suites.suite import Suite
+
+    return Suite(**plain(config.suite))
+
+
+def request_of(config: DictConfig, out_dir: Path) -> RunRequest:
+    """The settings of a run; those of `benchmark` take precedence over those of the suite."""
+    from instruct_lit.suites.suite import RunRequest
+
+    asked, suite = config.benchmark, config.suite
+    return RunRequest(
+        tasks=list(suite.tasks),
+        limit=suite.limit if asked.limit is None else asked.limit,
+        data_dir=Path(asked.data_dir).expanduser().resolve() if asked.data_dir else None,
+        options=plain(suite.options),
+        cache=Path(config.paths.cache).expanduser().resolve(),
+        out_dir=out_dir.resolve(),
+        log=out_dir.resolve() / "harness.log",
+        n_shot=suite.n_shot if asked.n_shot is None else asked.n_shot,
+        on_missing=asked.on_missing,
+        allow_code=asked.allow_code,
+    )
+
+
+def training_of_run(config: DictConfig, run: str) -> list[str] | None:
+    """The training questions of a run, in which leaks are searched; None where they are unknown or not requested."""
+    from omegaconf import OmegaConf
+
+    from instruct_lit.core.bundle import bundle_of, read_about
+    from instruct_lit.evaluation.leaks import training_questions
+
+    directory = bundle_of(run)
+    is_run = read_about(directory) and (directory.parent / "config.yaml").is_file()
+    if not config.benchmark.leaks or not is_run:
+        return None
+    try:
+        data = build.data_of_run(
+            OmegaConf.create({"run": run, "data": None, "paths": config.paths}), build.open_model(run)
+        )
+    except InstructLitError as error:
+        print(f"leaks: not searched, since the training data of {run} cannot be read ({error})")
+        return None
+    return list(training_questions(data))
+
+
+def evaluated_models(config: DictConfig) -> Iterator[EvaluatedModel]:
+    """Every model of `run`, and the base that it started from.
+
+    A fine-tuned model is prompted as `benchmark.template` says; its base, and a directory that is not a bundle of ours,
+    with the bare text.
+    """
+    from instruct_lit.config.provenance import weights_sha256
+    from instruct_lit.core.bundle import bundle_of, read_about
+    from instruct_lit.core.data.template import Template
+    from instruct_lit.core.model.device import best_device
+    from instruct_lit.evaluation.answer_cache import AnswerCache
+    from instruct_lit.suites.harness_model import EvaluatedModel
+
+    asked = config.benchmark
+    bare = Template("bare", "{{ instruction }}{{ response }}")
+    given = build.given_template(config)
+    runs, seen = runs_of(config), set()
+    for run, label in zip(runs, labels_of(runs), strict=True):
+        is_foreign = config.template is None and not read_about(bundle_of(run))
+        opened = build.open_model(run, bare if is_foreign else given)
+        modes = ["off"] if is_foreign else ["on", "off"] if asked.template == "both" else [asked.template]
+        models = [(label, opened.model, modes)]
+        base = build.base_of_run(config, opened) if asked.base else None
+        if base is not None:
+            models.append((f"{label} before", base, ["off"]))
+        for name, model, its_modes in models:
+            key = weights_sha256(model)[:16]
+            if model is base and key in seen:
+                continue  # two runs with the same base
+            seen.add(key)
+            model.to(best_device())
+            cache = AnswerCache(Path(config.paths.cache) / "benchmark" / f"{key}.jsonl")
+            for mode in its_modes:
+                template, tokenizer = opened.template, opened.tokenizer
+                if mode == "off":
+                    template, tokenizer = bare, tokenizer.without_markup()
+                yield EvaluatedModel(model, tokenizer, template, cache, asked.max_rows, run=run, label=name, mode=mode)
+
+
+def runs_of(config: Any) -> list[str]:
+    """The value of `run` as a list."""
+    if config.run is None:
+        return []
+    return [str(config.run)] if isinstance(config.run, str) else [str(run) for run in config.run]
+
+
+def labels_of(runs: list[str]) -> list[str]:
+    """The shortest ends of the paths that distinguish the runs."""
+    parts = [[p for p in Path(run).expanduser().resolve().parts if p != "bundle"] for run in runs]
+    for n in range(1, max(map(len, parts)) + 1):
+        labels = ["_".join(p[-n:]).strip("/") for p in parts]
+        if len(set(labels)) == len({tuple(p) for p in parts}):
+            break
+    return labels
