@@ -1,4 +1,4 @@
-"""The rules of the data group that can be seen without reading anything."""
+"""Rules of the data group that can be checked without reading data."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ def check_data(data: Any) -> list[str]:
             if path is not None and not Path(path).expanduser().exists():
                 problems.append(f"{key}={path}: no such file or folder")
     if data.streaming and data.sets:
-        problems.append("data.streaming=true: a mixture cannot be streamed (data.sets)")
+        problems.append("data.streaming=true: a mixture cannot be streamed; leave out data.sets")
     return problems + _problems_of_shares(data.sets or {})
 
 
 def _problems_of_form(data: Any) -> list[str]:
-    """What is no mapping and should be one."""
+    """Values that must be mappings and are not."""
     nodes = {f"data.{key}": data[key] for key in ("columns", "filters", "sets")}
     for key in ("filters", "sets"):
         if isinstance(data[key], DictConfig):
             nodes |= {f"data.{key}.{name}": given for name, given in data[key].items()}
     problems = [
-        f"{key}={node}: a mapping is needed"
+        f"{key}={node}: must be a mapping"
         for key, node in nodes.items()
         if node is not None and not isinstance(node, DictConfig)
     ]
@@ -42,7 +42,7 @@ def _problems_of_form(data: Any) -> list[str]:
 
 
 def _problems_of_shares(sets: Any) -> list[str]:
-    """Weights and repeats of a mixture that are no shares."""
+    """Impossible weights and repeats of a mixture."""
     shares = {
         f"data.sets.{name}.{key}": given[key]
         for name, given in sets.items()
@@ -55,15 +55,15 @@ def _problems_of_shares(sets: Any) -> list[str]:
         if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share < math.inf
     ]
     if not problems and len(shares) == len(sets) > 0 and not any(shares.values()):
-        problems.append("data.sets: every weight, or all repeats, are 0, so nothing would be learnt")
+        problems.append("data.sets: all weights or repeats are 0; at least one must be above 0")
     return problems
 
 
 def check_streamed_training(config: Any) -> list[str]:
-    """What needs to know a whole set, and what data and trainer must be told since a stream has no length."""
+    """What streaming does not support, and settings that it requires because a stream has no length."""
     problems, data = [], config.data
     if data.keep_together == "near_duplicates" or "near_duplicates" in (data.filters or {}):
-        problems.append("data.streaming=true: near-duplicates are not known in a stream; same_prompt is")
+        problems.append("data.streaming=true: near-duplicates are not found in a stream; leave them out")
     split = data.split if isinstance(data.split, DictConfig) else {}
     for name in ("val", "test"):
         n = split.get(name)
@@ -80,7 +80,7 @@ def check_streamed_training(config: Any) -> list[str]:
         problems.append(f"trainer.val_check_interval={interval}: {no_length} batches")
     if config.batching.grouping != "none":
         problems.append(
-            f"batching.grouping={config.batching.grouping}: lengths are not known in a stream; use batching=packed or "
+            f"batching.grouping={config.batching.grouping}: lengths are unknown in a stream; use batching=packed or "
             "batching=padded"
         )
     return problems

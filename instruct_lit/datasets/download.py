@@ -1,4 +1,7 @@
-"""Files from the network, kept in one cache folder and believed only when they are whole."""
+"""Downloads into a cache folder; a partial download is never used.
+
+The retries are not urllib3's Retry: that repeats connections and statuses, but not a body that ends early.
+"""
 
 from __future__ import annotations
 
@@ -20,18 +23,19 @@ BACK_OFF_S = 1.0
 def fetch(url: str, folder: Path, sha256: str | None = None) -> Path:
     """Return the local copy of a URL, downloading it on first use.
 
-    The file is written under a temporary name, checked, and renamed, so that a killed download leaves nothing that is
-    believed later. Without a known `sha256` the sum seen first is recorded beside the file and checked from then on.
-    Raises DownloadError that names the URL, where the file can be put by hand, and what to do.
+    The file is written under a temporary name, checked, and renamed, so that an interrupted download is never used.
+    Without `sha256` the checksum of the first download is recorded beside the file and checked from then on.
+
+    Raises: DownloadError, with the path at which the file can be placed manually.
     """
     path = folder / f"{hashlib.sha256(url.encode()).hexdigest()[:8]}-{Path(urlparse(url).path).name}"
     record = path.with_name(path.name + ".sha256")
     if path.exists():
-        known = sha256 or (record.read_text().strip() if record.exists() else None)
+        expected = sha256 or (record.read_text().strip() if record.exists() else None)
         found = _sha256(path)
-        if known is not None and found != known:
+        if expected is not None and found != expected:
             raise DownloadError(
-                f"{path}: sha256 is {found}, expected {known}; the file has changed. Delete it to download it anew"
+                f"{path}: sha256 is {found}, expected {expected}; the file has changed; delete it to download it again"
             )
         if sha256 is None and not record.exists():
             record.write_text(found)
@@ -53,7 +57,7 @@ def _download(url: str, path: Path, sha256: str | None) -> None:
     import requests
 
     downloader = pooch.HTTPDownloader(progressbar=True, timeout=TIMEOUT_S)
-    by_hand = f"Put the file at {path} by hand, give data.path=<a local file>, or use data=demo"
+    remedy = f"save the file as {path}, give data.path=<a local file>, or use data=demo"
     for attempt in range(1, N_TRIES + 1):
         temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
         try:
@@ -63,15 +67,15 @@ def _download(url: str, path: Path, sha256: str | None) -> None:
             return
         except (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError) as error:
             if attempt == N_TRIES:
-                raise DownloadError(f"{url} cannot be reached ({_reason(error)}). {by_hand}") from error
+                raise DownloadError(f"{url} cannot be reached ({_reason(error)}); {remedy}") from error
         except requests.HTTPError as error:
             status = error.response.status_code if error.response is not None else 500
             if attempt == N_TRIES or (status < 500 and status != 429):
-                raise DownloadError(f"{url}: the server answers {status}. {by_hand}") from error
-        except requests.RequestException as error:  # no URL, redirections without end
-            raise DownloadError(f"{url}: {error}. {by_hand}") from error
+                raise DownloadError(f"{url}: the server returns {status}; {remedy}") from error
+        except requests.RequestException as error:  # an invalid URL, endless redirects
+            raise DownloadError(f"{url}: {error}; {remedy}") from error
         except OSError as error:
-            raise DownloadError(f"{path}: cannot be written ({error.strerror or error}). {by_hand}") from error
+            raise DownloadError(f"{path}: cannot be written ({error.strerror or error}); {remedy}") from error
         finally:
             temporary.unlink(missing_ok=True)
         time.sleep(BACK_OFF_S * 2 ** (attempt - 1))
@@ -81,9 +85,9 @@ def _check(path: Path, url: str, sha256: str | None) -> None:
     found = _sha256(path)
     if sha256 is not None and found != sha256:
         kind = "an HTML page" if _is_html(path) else "another file"
-        raise DownloadError(f"{url}: {kind} came back (sha256 {found}, expected {sha256}); nothing was kept")
+        raise DownloadError(f"{url}: received {kind} (sha256 {found}, expected {sha256}); it was deleted")
     if sha256 is None and _is_html(path):
-        raise DownloadError(f"{url}: an HTML page came back instead of data; nothing was kept")
+        raise DownloadError(f"{url}: received an HTML page instead of data; it was deleted")
 
 
 def _is_html(path: Path) -> bool:
@@ -101,10 +105,10 @@ def _reason(error: Exception) -> str:
     return type(cause).__name__
 
 
-def fetch_data_set(repo: str, revision: str | None, pattern: str, endings: Sequence[str], folder: Path) -> list[Path]:
-    """Fetch the data files of a Hugging Face data set whose names match `pattern` and have one of the endings.
+def fetch_data_set(repo: str, revision: str | None, pattern: str, suffixes: Sequence[str], folder: Path) -> list[Path]:
+    """Download the data files of a Hugging Face data set whose names match `pattern` and have one of the suffixes.
 
-    Raises DownloadError when the name is none, the hub cannot be reached and nothing is cached, or no file matches.
+    Raises: DownloadError for an invalid name, an unreachable hub without cached files, and when no file matches.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -115,19 +119,19 @@ def fetch_data_set(repo: str, revision: str | None, pattern: str, endings: Seque
             repo_type="dataset",
             revision=revision,
             cache_dir=folder,
-            allow_patterns=[f"{pattern}{ending}" if pattern.endswith("*") else pattern for ending in endings],
+            allow_patterns=[f"{pattern}{suffix}" if pattern.endswith("*") else pattern for suffix in suffixes],
         )
     except HFValidationError as error:
         raise DownloadError(f"data.source.repo={repo}: {error}") from error
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         raise DownloadError(
-            f"data set {repo} cannot be fetched from the Hugging Face hub ({type(error).__name__}). Give "
+            f"data set {repo}: cannot be downloaded from the Hugging Face hub ({type(error).__name__}); give "
             "data.path=<local files>, or use data=demo"
         ) from error
     root = Path(snapshot)
     files = [
-        p for p in sorted(root.rglob("*")) if p.suffix in endings and fnmatch(str(p.relative_to(root)), f"{pattern}*")
+        p for p in sorted(root.rglob("*")) if p.suffix in suffixes and fnmatch(str(p.relative_to(root)), f"{pattern}*")
     ]
     if not files:
-        raise DownloadError(f"data set {repo}: no file ending in {', '.join(endings)} matches {pattern!r}")
+        raise DownloadError(f"data set {repo}: no file ending in {', '.join(suffixes)} matches {pattern!r}")
     return files

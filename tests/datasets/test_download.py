@@ -82,7 +82,9 @@ def test_an_unknown_sum_is_recorded_at_first_sight_and_checked_from_then_on(serv
     path = fetch(url, tmp_path)
     assert (tmp_path / f"{path.name}.sha256").read_text() == SHA256
     path.write_bytes(b"changed")
-    with pytest.raises(DownloadError, match=rf"expected {SHA256}; the file has changed. Delete it to download it anew"):
+    with pytest.raises(
+        DownloadError, match=rf"expected {SHA256}; the file has changed; delete it to download it again"
+    ):
         fetch(url, tmp_path)
 
 
@@ -91,7 +93,7 @@ def test_a_file_put_there_by_hand_is_taken(server, tmp_path: Path) -> None:
     answer(lambda request, n: send(request, 404, b""))
     with pytest.raises(DownloadError) as caught:
         fetch(url, tmp_path)
-    place = Path(str(caught.value).split("Put the file at ")[1].split(" by hand")[0])
+    place = Path(str(caught.value).split("save the file as ")[1].split(", give")[0])
     place.write_bytes(CONTENT)
     assert fetch(url, tmp_path) == place and len(asked) == 1
 
@@ -106,11 +108,11 @@ def test_a_server_that_fails_twice_is_asked_again(server, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("answer", "message", "n_asked"),
     [
-        (lambda request, n: send(request, 404, b""), "the server answers 404", 1),
-        (lambda request, n: send(request, 500, b""), "the server answers 500", 4),
+        (lambda request, n: send(request, 404, b""), "the server returns 404", 1),
+        (lambda request, n: send(request, 500, b""), "the server returns 500", 4),
         (lambda request, n: send(request, 200, CONTENT[:9], len(CONTENT)), "cannot be reached", 4),  # half a file
-        (lambda request, n: send(request, 200, b"<!DOCTYPE html><p>Log in"), "an HTML page came back", 1),
-        (lambda request, n: send(request, 200, b"[]"), "another file came back (sha256", 1),
+        (lambda request, n: send(request, 200, b"<!DOCTYPE html><p>Log in"), "received an HTML page", 1),
+        (lambda request, n: send(request, 200, b"[]"), "received another file (sha256", 1),
     ],
 )
 def test_what_a_bad_server_sends_is_never_kept(
@@ -127,7 +129,7 @@ def test_what_a_bad_server_sends_is_never_kept(
 def test_an_html_page_is_refused_without_a_known_sum(server, tmp_path: Path) -> None:
     url, _, answer = server
     answer(lambda request, n: send(request, 200, b"\n<html>"))
-    with pytest.raises(DownloadError, match="an HTML page came back instead of data; nothing was kept"):
+    with pytest.raises(DownloadError, match="received an HTML page instead of data; it was deleted"):
         fetch(url, tmp_path)
     assert left(tmp_path) == []
 
@@ -139,11 +141,11 @@ def test_without_network_the_message_says_what_can_be_done(tmp_path: Path, monke
         fetch("http://127.0.0.1:9/data.json", tmp_path)
     message = str(caught.value)
     assert "http://127.0.0.1:9/data.json cannot be reached" in message
-    assert f"Put the file at {tmp_path}" in message and "data=demo" in message
+    assert f"save the file as {tmp_path}" in message and "data=demo" in message
 
 
 def test_what_is_no_url_is_said(tmp_path: Path) -> None:
-    with pytest.raises(DownloadError, match=r"^records.json: Invalid URL 'records.json'.* Put the file at"):
+    with pytest.raises(DownloadError, match=r"^records.json: Invalid URL 'records.json'.* save the file as"):
         fetch("records.json", tmp_path)
 
 

@@ -26,7 +26,7 @@ def test_a_hub_that_cannot_be_reached_is_named(tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(
-        DownloadError, match=r"data set owner/name cannot be fetched from the Hugging Face hub .*data=demo"
+        DownloadError, match=r"data set owner/name: cannot be downloaded from the Hugging Face hub .*data=demo"
     ):
         list(HubSource("owner/name", str(tmp_path)))
 

@@ -93,9 +93,9 @@ def test_a_streamed_run_and_its_resume(command: Callable, small: tuple[str, ...]
     [
         ([], ["trainer.max_steps=-1: a stream has no length", "trainer.val_check_interval=0.25: a stream has no length",
               "data.split.val=0.05: a stream has no length, so give a count"]),
-        (["batching=bucketed"], ["batching.grouping=length: lengths are not known in a stream"]),
-        (["data.keep_together=near_duplicates"], ["near-duplicates are not known in a stream"]),
-        (["data.filters={near_duplicates: {}}"], ["near-duplicates are not known in a stream"]),
+        (["batching=bucketed"], ["batching.grouping=length: lengths are unknown in a stream"]),
+        (["data.keep_together=near_duplicates"], ["near-duplicates are not found in a stream"]),
+        (["data.filters={near_duplicates: {}}"], ["near-duplicates are not found in a stream"]),
     ],
 )  # fmt: skip
 def test_what_a_stream_cannot_do_is_said(overrides: list[str], messages: list[str], tmp_path: Path) -> None:

@@ -1,9 +1,9 @@
 """The prompt template: the only place where prompt text exists.
 
-A template is a Jinja text with the variables `instruction`, `input` and `system` and exactly one `{{ response }}`. What
-stands before the response place is the prompt (the response header included), what stands behind it the suffix. The two
-halves are rendered apart, so no text of a user can move the boundary between them. A second such text, `next_turn`, is
-the form of every further turn of a conversation.
+A template is Jinja text with the variables `instruction`, `input` and `system` and exactly one `{{ response }}`. The
+text before the response is the prompt (response header included), the text after it the suffix. The two are rendered
+separately, so that no user text can move the boundary between them. A second such text, `next_turn`, renders every
+further turn of a conversation.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from instruct_lit.core.jinja_environments import text_environment
 from instruct_lit.errors import TemplateError
 
 CHAT = "chat"  # the name of a model's own chat template, in `conf/template` and in a bundle
+VARIABLES = ("instruction", "input", "system")
 _RESPONSE = re.compile(r"\{\{-?\s*response\s*-?\}\}")
 
 
@@ -35,8 +36,7 @@ class Protects(Protocol):
 class Template:
     """Renders an example to its prompt and its full text, and a conversation to its turns.
 
-    Raises TemplateError when the text has no place for the response or more than one, is no valid Jinja, or uses a
-    variable that does not exist.
+    Raises: TemplateError unless the text is valid Jinja with exactly one `{{ response }}` and known variables only.
     """
 
     next_turn: Template | None = None
@@ -59,11 +59,11 @@ class Template:
         places = _RESPONSE.findall(text)
         if len(places) != 1:
             raise TemplateError(
-                f"template {name!r}: {len(places)} places for the response; exactly one {{{{ response }}}} is needed. "
+                f"template {name!r}: {{{{ response }}}} occurs {len(places)} times; exactly one is needed. "
                 f"The text is: {text!r}"
             )
         self.prompt_source, self.suffix_source = _RESPONSE.split(text)
-        self.prompt(Example("instruction", "output", "input"))  # a mistake in the text shows now, not in mid-run
+        self.prompt(Example("instruction", "output", "input"))  # an error in the text is raised here, not during a run
         self.suffix(Example("instruction", "output", "input"))
         self.next_turn = Template(f"{name}.next_turn", next_turn) if next_turn is not None else None
 
@@ -75,30 +75,29 @@ class Template:
         return template
 
     def turns(self, example: Example) -> list[tuple[str, str]]:
-        """The whole example as text: for every turn what stands before the response, and `response`.
+        """The whole example as text: prompt and response of every turn; end-of-text follows each response.
 
-        End-of-text follows every response, so it stands between the turns too. Raises TemplateError when the template
-        has no form for several turns or no place for a system prompt.
+        Raises: TemplateError when the template supports no further turns or no system prompt.
         """
         if example.system and not self.has_system:
             raise TemplateError(
-                f"template {self.name!r}: no place for the system prompt {example.system[:60]!r}; put {{{{ system }}}} "
-                "into it, or choose another (template=chatml)"
+                f"template {self.name!r}: no {{{{ system }}}} for the system prompt {example.system[:60]!r}; add it "
+                "or use template=chatml"
             )
         if not example.history:
             return [(self.prompt(example), self.response(example))]
         if self.next_turn is None:
             raise TemplateError(
-                f"template {self.name!r}: no form for a conversation of several turns; give template.next_turn, or "
-                "choose another (template=chatml)"
+                f"template {self.name!r}: no next_turn for a conversation of several turns; give template.next_turn "
+                "or use template=chatml"
             )
-        asked = [Example(user, assistant) for user, assistant in example.history]
-        first = Example(asked[0].instruction, asked[0].output, system=example.system)
-        later = [*asked[1:], Example(example.instruction, example.output, example.input)]
-        form = self.next_turn
+        (user, assistant), *others = example.history
+        first = Example(user, assistant, system=example.system)
+        later = [*(Example(*turn) for turn in others), Example(example.instruction, example.output, example.input)]
+        next_turn = self.next_turn
         return [
             (self.prompt(first), self.response(first)),
-            *((form.prompt(turn), form.response(turn)) for turn in later),
+            *((next_turn.prompt(turn), next_turn.response(turn)) for turn in later),
         ]
 
     @property
@@ -108,19 +107,19 @@ class Template:
 
     @cached_property
     def has_system(self) -> bool:
-        """Whether a system prompt has a place."""
+        """Whether the template renders a system prompt."""
         return "system" in jinja2.meta.find_undeclared_variables(text_environment().parse(self.prompt_source))
 
     def prompt(self, example: Example) -> str:
-        """Everything before the first character of the response, of an example without earlier turns."""
+        """The text before the response, of an example without earlier turns."""
         return self._render(self._prompt, example)
 
     def suffix(self, example: Example) -> str:
-        """Everything behind the response, often nothing; end-of-text follows it."""
+        """The text between response and end-of-text, often empty."""
         return self._render(self._suffix, example)
 
     def response(self, example: Example) -> str:
-        """The wanted output and the suffix: what is learnt."""
+        """The target output and the suffix: what is trained on."""
         return self.protect(example.output) + self._render(self._suffix, example)
 
     def full_text(self, example: Example) -> str:
@@ -129,11 +128,10 @@ class Template:
 
     def _render(self, template: jinja2.Template, example: Example) -> str:
         try:
-            asked = {name: self.protect(getattr(example, name)) for name in ("instruction", "input", "system")}
-            return template.render(**asked)
+            return template.render({name: self.protect(getattr(example, name)) for name in VARIABLES})
         except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
             raise TemplateError(
-                f"template {self.name!r}: {error}; the variables are instruction, input, system and response"
+                f"template {self.name!r}: {error}; allowed variables are instruction, input, system and response"
             ) from error
 
     @cached_property
@@ -150,5 +148,5 @@ class Template:
         except jinja2.TemplateSyntaxError as error:
             raise TemplateError(
                 f"template {self.name!r}, line {error.lineno}: {error.message} "
-                "(the text before {{ response }} and the text behind it must each be complete)"
+                "(the text before {{ response }} and the text after it must each be complete)"
             ) from error

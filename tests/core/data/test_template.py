@@ -91,12 +91,12 @@ def test_conversations_letter_by_letter(name: str, turns: list[tuple[str, str]])
 def test_a_template_without_the_form_refuses_a_conversation() -> None:
     plain = Template("mine", "{{ instruction }}: {{ response }}")
     with pytest.raises(
-        TemplateError, match=r"template 'mine': no form for a conversation of several turns; give template.next"
+        TemplateError, match=r"template 'mine': no next_turn for a conversation of several turns; give template.next"
     ):
         plain.turns(Example("a", "b", history=(("c", "d"),)))
-    with pytest.raises(TemplateError, match=r"template 'mine': no place for the system prompt 'Be short.'"):
+    with pytest.raises(TemplateError, match=r"template 'mine': no {{ system }} for the system prompt 'Be short.'"):
         plain.turns(Example("a", "b", system="Be short."))
-    with pytest.raises(TemplateError, match=r"template 'mine.next_turn': 0 places for the response"):
+    with pytest.raises(TemplateError, match=r"template 'mine.next_turn': {{ response }} occurs 0 times"):
         Template("mine", "{{ response }}", next_turn="{{ instruction }}")
 
 
@@ -117,11 +117,11 @@ def test_a_template_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{{ instruction }}", "0 places for the response; exactly one {{ response }} is needed"),
-        ("{{ response }} {{ response }}", "2 places for the response"),
+        ("{{ instruction }}", "{{ response }} occurs 0 times; exactly one is needed"),
+        ("{{ response }} {{ response }}", "{{ response }} occurs 2 times"),
         (
             "{{ instrction }}{{ response }}",
-            "'instrction' is undefined; the variables are instruction, input, system and response",
+            "'instrction' is undefined; allowed variables are instruction, input, system and response",
         ),
         ("{% if input %}{{ response }}{% endif %}", "must each be complete"),
         ("{{ instruction.__class__.__mro__ }}{{ response }}", "unsafe"),
