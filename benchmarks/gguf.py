@@ -29,7 +29,7 @@ def main() -> None:
     from instruct_lit.config.builders import open_model
     from instruct_lit.core.data.example import Example
     from instruct_lit.core.generation.responses import read_jsonl
-    from instruct_lit.export import to_gguf
+    from instruct_lit.exporters.formats import to_gguf
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, required=True)

@@ -6,7 +6,7 @@ import importlib
 import importlib.util
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from instruct_lit.core.model.causal import CausalLM
     from instruct_lit.core.model.gpt import GPTConfig
     from instruct_lit.hf.adapters import Adapter, Base
+    from instruct_lit.hf.source import HFSource
     from instruct_lit.hf.tokenizer import HFTokenizer
 
 
@@ -81,7 +82,7 @@ def _hf_of(config: DictConfig) -> CausalLM:
     settings = {name: config.model[name] for name in names}
     adapter = config.get("adapter")
     n_bits = 4 if adapter is not None and adapter.kind == "qlora" else None
-    model = load_hf(**_hf_place(config), **settings, n_bits=n_bits, seed=config.seed)
+    model = load_hf(_hf_source(config), **settings, n_bits=n_bits, seed=config.seed)
     if config.model.get("new_tokens"):
         from instruct_lit.hf.files import grow_vocabulary
 
@@ -95,9 +96,9 @@ def _hf_tokenizer(config: DictConfig) -> tuple[HFTokenizer, list[int]]:
     from instruct_lit.hf.tokenizer import HFTokenizer, add_special_tokens, load_tokenizer
 
     import_transformers()
-    place = {name: value for name, value in _hf_place(config).items() if value is not None}
-    with opening(place["path"]):
-        tokenizer = load_tokenizer(**place)
+    source = _hf_source(config)
+    with opening(source.path):
+        tokenizer = load_tokenizer(source)
     names = list(config.model.get("new_tokens") or ())
     if not names:
         return tokenizer, []
@@ -140,16 +141,24 @@ def base_of(config: DictConfig) -> Base:
     model = config.model
     if model.kind != "hf":
         return Base(str(_gpt_path(config).resolve()))
-    path = Path(_hf_place(config)["path"])
+    path = Path(_hf_source(config).path)
     return Base(str(path.resolve())) if path.is_dir() else Base(model.path, model.revision)
 
 
-def _hf_place(config: DictConfig) -> dict[str, Any]:
-    """Where transformers finds a model and its tokenizer."""
-    path = Path(config.model.path).expanduser()
-    path = path / "bundle" if (path / "bundle" / "config.json").is_file() else path  # a run folder
-    place = {name: config.model[name] for name in ("revision", "gguf_file", "trust_remote_code")}
-    return {"path": str(path) if path.is_dir() else config.model.path, "cache_dir": _hub_cache(config), **place}
+def _hf_source(config: DictConfig) -> HFSource:
+    """Where transformers finds the model and its tokenizer; of a run folder it is the bundle."""
+    from instruct_lit.hf.source import HFSource
+
+    model = config.model
+    path = Path(model.path).expanduser()
+    path = path / "bundle" if (path / "bundle" / "config.json").is_file() else path
+    return HFSource(
+        str(path) if path.is_dir() else model.path,
+        model.revision,
+        model.gguf_file,
+        model.trust_remote_code,
+        _hub_cache(config),
+    )
 
 
 def _hub_cache(config: DictConfig) -> Path:
@@ -163,7 +172,7 @@ def context_of(config: DictConfig) -> int:
     from instruct_lit.hf.files import read_hf_config
     from instruct_lit.hf.model import context_length_of
 
-    return context_length_of(read_hf_config(**_hf_place(config)), config.model.context_length)
+    return context_length_of(read_hf_config(_hf_source(config)), config.model.context_length)
 
 
 def shape_of(config: DictConfig) -> GPTConfig:

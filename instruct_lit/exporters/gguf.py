@@ -1,36 +1,38 @@
-"""GPT-2 weights as GGUF, the file that llama.cpp, Ollama and LM Studio open, through the `gguf` package.
+"""GPT-2 weights as GGUF, the format of llama.cpp, Ollama and LM Studio, through the `gguf` package (extra `export`).
 
-Names and layout are those of llama.cpp's converter: matrices `(out, in)`, vectors and the position embedding in full
-precision, the tied head not stored twice.
+Names and layout are those of llama.cpp's converter: matrices `(out, in)`, vectors and the position embedding in fp32,
+the tied head stored once.
 """
 
 from __future__ import annotations
 
-import importlib
 import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from instruct_lit.core.data.tokenizer import EOT, GPT2Tokenizer
 from instruct_lit.core.model.gpt import GPT
 from instruct_lit.core.model.pretrained import hf_names
-from instruct_lit.errors import ConfigError
-
-Precision = Literal["f32", "f16", "q8_0"]
+from instruct_lit.core.optional_imports import load
 
 
-def write_gguf(path: Path, model: GPT, tokenizer: GPT2Tokenizer, precision: Precision, name: str, chat: str) -> None:
+def write_gguf(path: Path, model: GPT, tokenizer: GPT2Tokenizer, precision: str, name: str, chat: str) -> None:
     """Write weights, tokenizer and chat template to one GGUF file.
 
-    `precision` is that of the matrices: `f32` (exact), `f16`, or `q8_0` (blocks of 32 with a scale of their own; a
-    matrix whose rows are no multiple of 32 stays `f16`). `name` is shown by the programs that open it, `chat` is the
-    Jinja chat template. Raises ConfigError when the gguf package is not installed.
+    Args:
+        precision: of the matrices: `f32` (exact), `f16`, or `q8_0` (blocks of 32 with a scale each; a matrix whose rows
+            are not a multiple of 32 is `f16`).
+        name: the name that programs display.
+        chat: the Jinja chat template.
+
+    Raises:
+        ConfigError: the gguf package is not installed.
     """
-    gguf = _gguf()
+    gguf = load("gguf", "to=gguf", "export")
     logging.getLogger("gguf.gguf_writer").setLevel(logging.WARNING)
     writer = gguf.GGUFWriter(path, "gpt2")
     shape = model.config
@@ -53,26 +55,26 @@ def write_gguf(path: Path, model: GPT, tokenizer: GPT2Tokenizer, precision: Prec
 
 
 def gguf_names(model: GPT) -> dict[str, str]:
-    """Our parameter names and GGUF's."""
-    gguf = _gguf()
+    """GGUF's name of each of our parameters."""
+    gguf = load("gguf", "to=gguf", "export")
     table = gguf.get_tensor_name_map(gguf.MODEL_ARCH.GPT2, model.config.n_layers)
     names = {}
-    for ours, (theirs, _) in hf_names(model.config).items():
-        name = table.get_name(f"transformer.{theirs}", try_suffixes=(".weight", ".bias"))
-        assert name is not None, f"GGUF has no name for {theirs}"
+    for ours, (hf_name, _) in hf_names(model.config).items():
+        name = table.get_name(f"transformer.{hf_name}", try_suffixes=(".weight", ".bias"))
+        assert name is not None, f"GGUF has no name for {hf_name}"
         names[ours] = name
     return names
 
 
-def _tensors(gguf: Any, model: GPT, precision: Precision) -> Iterator[tuple[str, np.ndarray, Any]]:
+def _tensors(gguf: Any, model: GPT, precision: str) -> Iterator[tuple[str, np.ndarray, Any]]:
     parameters = dict(model.named_parameters())
     types = gguf.GGMLQuantizationType
     for ours, name in gguf_names(model).items():
         values = parameters[ours].detach().float().cpu().numpy()
         kind = types.F32
         if values.ndim == 2 and ours != "wpe.weight" and precision != "f32":
-            small = precision == "q8_0" and values.shape[1] % gguf.GGML_QUANT_SIZES[types.Q8_0][0] == 0
-            kind = types.Q8_0 if small else types.F16
+            fits_blocks = values.shape[1] % gguf.GGML_QUANT_SIZES[types.Q8_0][0] == 0
+            kind = types.Q8_0 if precision == "q8_0" and fits_blocks else types.F16
         yield name, gguf.quants.quantize(values, kind), kind
 
 
@@ -89,12 +91,5 @@ def _add_tokenizer(gguf: Any, writer: Any, tokenizer: GPT2Tokenizer, chat: str) 
     writer.add_token_merges([line for line in lines if line and not line.startswith("#version")])
     writer.add_bos_token_id(tokenizer.eot_id)
     writer.add_eos_token_id(tokenizer.eot_id)
-    writer.add_add_bos_token(False)  # a prompt of ours begins with its first character
+    writer.add_add_bos_token(False)  # our prompts begin without a special token
     writer.add_chat_template(chat)
-
-
-def _gguf() -> Any:
-    try:
-        return importlib.import_module("gguf")
-    except ImportError as error:
-        raise ConfigError("to=gguf: needs the gguf package; pip install 'instruct-lit[export]'") from error

@@ -1,4 +1,4 @@
-"""The model card: what a stranger must know before using the model."""
+"""The model card: data, prompt, evaluation and limits of an exported model."""
 
 from __future__ import annotations
 
@@ -27,9 +27,10 @@ def write_card(
 ) -> None:
     """Write the card as Markdown with the front matter of the Hugging Face hub.
 
-    `about` is what the bundle knows of itself, `rows` are the answers to the test set, from which the metrics get their
-    intervals; both may be empty, and what is not known is said to be so. `library` is what opens the model, as the hub
-    calls it.
+    Args:
+        about: the content of the bundle's own file; empty if there is none.
+        rows: the responses to the test split, from which metrics with intervals are computed; may be empty.
+        library: the library that opens the model, as the hub names it.
     """
     source = Path(__file__).with_name("card.md.jinja").read_text(encoding="utf-8")
     metrics = about.get("metrics", {})

@@ -1,4 +1,4 @@
-"""The Modelfile that lets Ollama render our prompts of what a person types, whole conversations too."""
+"""Ollama's Modelfile, with which Ollama renders conversations as our template does."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from instruct_lit.core.data.template import Template
 from instruct_lit.core.data.tokenizer import EOT
 from instruct_lit.errors import TemplateError
 
-_ASKED, _TOLD = "⟦asked⟧", "⟦told⟧"  # what stands in a rendering for the texts to come
+_INSTRUCTION, _SYSTEM = "⟦instruction⟧", "⟦system⟧"  # placeholders in a rendered template
 
 
 def modelfile(weights: str, template: Template, generation: Mapping[str, Any], context_length: int) -> str:
-    """An Ollama Modelfile for the GGUF file `weights`: our template, end marks and settings of generation.
+    """Return an Ollama Modelfile for the GGUF file `weights`: our template, stop texts and generation settings.
 
-    Raises TemplateError for a template that does more with the instruction than to write it down, since Ollama's own
-    language cannot say it, and for an end mark that a Modelfile cannot hold.
+    Raises:
+        TemplateError: the template does more with the instruction than to insert it, which Ollama's template language
+            cannot express; or a Modelfile cannot contain a stop text.
     """
     forms = [template] if template.next_turn is None else [template, template.next_turn]
     ends = [mark for form in forms if (mark := _suffix(form).strip())]
@@ -25,7 +26,7 @@ def modelfile(weights: str, template: Template, generation: Mapping[str, Any], c
         "num_ctx": context_length,
         "num_predict": generation.get("max_new_tokens", 256),
         "temperature": generation.get("temperature", 0.0),
-        # Ollama cuts and penalises unless told otherwise.
+        # Ollama truncates and penalises by default.
         "top_k": generation.get("top_k") or 0,
         "top_p": generation.get("top_p") or 1.0,
         "repeat_penalty": generation.get("repetition_penalty", 1.0),
@@ -36,14 +37,13 @@ def modelfile(weights: str, template: Template, generation: Mapping[str, Any], c
 
 
 def _conversation(template: Template) -> str:
-    """Go's text/template for `.Messages`: what `exported.chat_template` says in Jinja.
+    """The template in Go's text/template over `.Messages`, as `chat_template_export.chat_template` in Jinja.
 
-    An answer that comes last is to be continued: nothing stands behind it. Without a form for further turns the last
-    question stands alone.
+    Nothing follows a last answer, which is continued. Without `next_turn` the last question is rendered alone.
     """
     first = _prompt(template, "")
     if template.has_system:
-        first = f"{{{{ if $.System }}}}{_prompt(template, _TOLD)}{{{{ else }}}}{first}{{{{ end }}}}"
+        first = f"{{{{ if $.System }}}}{_prompt(template, _SYSTEM)}{{{{ else }}}}{first}{{{{ end }}}}"
     answer, later = "{{ .Content }}", template.next_turn
     if later is None:
         return (
@@ -51,11 +51,11 @@ def _conversation(template: Template) -> str:
             f'{{{{ range slice .Messages $n }}}}{{{{ if eq .Role "user" }}}}{first}'
             f'{{{{ else if eq .Role "assistant" }}}}{answer}{{{{ end }}}}{{{{ end }}}}'
         )
-    asked = _either(first, _prompt(later, ""))
+    user = _either(first, _prompt(later, ""))
     end = _either(_literal(_suffix(template)), _literal(_suffix(later)))
     return (
         "{{ $first := true }}{{ range $i, $_ := .Messages }}"
-        f'{{{{ if eq .Role "user" }}}}{asked}'
+        f'{{{{ if eq .Role "user" }}}}{user}'
         f'{{{{ else if eq .Role "assistant" }}}}{answer}'
         f"{{{{ if gt (len (slice $.Messages $i)) 1 }}}}{end}{EOT}{{{{ end }}}}{{{{ $first = false }}}}"
         "{{ end }}{{ end }}"
@@ -66,40 +66,44 @@ def _either(first: str, later: str) -> str:
     return first if first == later else f"{{{{ if $first }}}}{first}{{{{ else }}}}{later}{{{{ end }}}}"
 
 
-def _prompt(form: Template, told: str) -> str:
-    asked, other = " Which { words }?\n", " As { told }.\n" if told else ""
-    text = form.prompt(Example(_ASKED, "", system=told))
-    by_hand = text.replace(_ASKED, asked).replace(_TOLD, other)
-    if not (_ASKED in text and told in text and by_hand == form.prompt(Example(asked, "", system=other))):
+def _prompt(form: Template, system: str) -> str:
+    instruction, other = " Which { words }?\n", " As { told }.\n" if system else ""
+    text = form.prompt(Example(_INSTRUCTION, "", system=system))
+    inserted = text.replace(_INSTRUCTION, instruction).replace(_SYSTEM, other)
+    if not (
+        _INSTRUCTION in text and system in text and inserted == form.prompt(Example(instruction, "", system=other))
+    ):
         raise TemplateError(
-            f"template {form.name!r}: its prompt is not the instruction with text around it, all that a Modelfile "
-            "can say; export with to=hf, whose chat template is our Jinja itself"
+            f"template {form.name!r}: a Modelfile supports only prompts that are the instruction in fixed text; "
+            "export with to=hf, whose chat template is our Jinja text"
         )
-    return _literal(text).replace(_ASKED, "{{ .Content }}").replace(_TOLD, "{{ $.System }}")
+    return _literal(text).replace(_INSTRUCTION, "{{ .Content }}").replace(_SYSTEM, "{{ $.System }}")
 
 
 def _suffix(form: Template) -> str:
-    text = form.suffix(Example(_ASKED, ""))
+    text = form.suffix(Example(_INSTRUCTION, ""))
     if text != form.suffix(Example("another", "")):
-        raise TemplateError(f"template {form.name!r}: what follows its response depends on the instruction")
+        raise TemplateError(
+            f"template {form.name!r}: its suffix depends on the instruction, which no Modelfile supports; use to=hf"
+        )
     return text
 
 
 def _literal(text: str) -> str:
-    """Text that Ollama's parser and Go's template language leave as it is."""
+    """Text that Ollama's parser and Go's template language leave unchanged."""
     if '"""' in text:
-        raise TemplateError(f'the template writes """, which ends a text in a Modelfile: {text!r:.100}')
-    shown = (c if _kept(c) else f'{{{{ "\\U{ord(c):08x}" }}}}' for c in text.replace("{{", '{{ "{{" }}'))
-    return "".join(shown)
+        raise TemplateError(f'template: """ in {text!r:.100} ends a text in a Modelfile; remove it or use to=hf')
+    preserved = (c if _is_preserved(c) else f'{{{{ "\\U{ord(c):08x}" }}}}' for c in text.replace("{{", '{{ "{{" }}'))
+    return "".join(preserved)
 
 
 def _quoted(stop: str) -> str:
-    """A value of a Modelfile, which knows no escapes."""
-    if '"""' in stop or not all(map(_kept, stop)):
-        raise TemplateError(f"generation.stop: a Modelfile cannot hold {stop!r}; export with another stop, or to=hf")
+    """A value in a Modelfile, which has no escapes."""
+    if '"""' in stop or not all(map(_is_preserved, stop)):
+        raise TemplateError(f"generation.stop: a Modelfile cannot contain {stop!r}; choose another, or use to=hf")
     return f'"""{stop}"""' if '"' in stop else f'"{stop}"'
 
 
-def _kept(character: str) -> bool:
-    """Whether Ollama's parser does not drop it."""
+def _is_preserved(character: str) -> bool:
+    """Whether Ollama's parser keeps a character."""
     return character.isprintable() or character in "\n\t\r"

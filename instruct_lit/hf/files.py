@@ -1,4 +1,4 @@
-"""Models of transformers in and out: a directory, a GGUF file or the hub; and the directory that others open."""
+"""Open and save models of transformers: a directory, a GGUF file, a repository on the hub."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ import torch
 
 from instruct_lit.core.model.device import has_gpu
 from instruct_lit.errors import CheckpointError, ConfigError, DownloadError, InstructLitError
+from instruct_lit.hf.compat_transformers import forget_quantization
 from instruct_lit.hf.model import HFModel
+from instruct_lit.hf.source import HFSource
 from instruct_lit.hf.tokenizer import HFTokenizer, load_tokenizer
 
 _DROPOUTS = (
@@ -29,11 +31,14 @@ def write_hf(
     generation: Mapping[str, Any],
     weights: bool = True,
 ) -> None:
-    """Write weights, configuration, tokenizer and generation defaults, as `AutoModelForCausalLM` wants them.
+    """Write weights, configuration, tokenizer and generation defaults as `AutoModelForCausalLM` opens them.
 
-    `chat_template` is the Jinja that renders our prompt, `generation` the defaults under transformers' names. The token
-    that closes our responses ends generation, beside those that the model had. Without `weights` there is no
-    configuration of the model either: the directory is that of an adapter.
+    The token that closes our responses ends generation, beside those of the model.
+
+    Args:
+        chat_template: the Jinja text that renders our prompt.
+        generation: the generation defaults under transformers' names.
+        weights: False for the directory of an adapter, which has no weights and no configuration of the model.
     """
     hf, before = model.hf, tokenizer.hf.chat_template
     defaults = hf.generation_config
@@ -52,7 +57,7 @@ def write_hf(
 
 
 def read_hf(directory: Path, base: str | None = None) -> tuple[HFModel, HFTokenizer]:
-    """Open what `write_hf`, or any other program, wrote; with `base` only the tokenizer, where there is one."""
+    """Open a directory; with `base` the model is that one, and the tokenizer too unless the directory has one."""
     import_transformers()
     model = load_hf(base or str(directory))
     place = base if base is not None and not (directory / "tokenizer.json").is_file() else str(directory)
@@ -61,45 +66,43 @@ def read_hf(directory: Path, base: str | None = None) -> tuple[HFModel, HFTokeni
 
 
 def load_hf(
-    path: str,
-    revision: str | None = None,
+    source: HFSource | str,
     pretrained: bool = True,
-    gguf_file: str | None = None,
-    trust_remote_code: bool = False,
     context_length: int | None = None,
     dropout: float = 0.0,
     activation_checkpointing: bool = False,
     n_bits: int | None = None,
     seed: int = 0,
-    cache_dir: Path | None = None,
 ) -> HFModel:
-    """Open a directory or hub repository as `AutoModelForCausalLM` does; `pretrained=False` draws random weights.
+    """Open a directory or hub repository as `AutoModelForCausalLM` does.
 
-    `gguf_file` names a GGUF file in it, whose weights are expanded to fp32. Code that comes with a repository runs only
-    with `trust_remote_code`. With `n_bits=4` the blocks' weights are frozen at 4 bits (NF4, through
-    bitsandbytes), for adapters to be trained on. Raises ConfigError, CheckpointError and DownloadError.
+    Args:
+        pretrained: False draws random weights with `seed`.
+        n_bits: 4 freezes the blocks' weights at 4 bits (NF4, through bitsandbytes) for training adapters.
+
+    Raises:
+        ConfigError, CheckpointError, DownloadError: as `opening` and `HFModel`.
     """
     transformers = import_transformers()
-    place: dict[str, Any] = {"revision": revision, "gguf_file": gguf_file, "cache_dir": cache_dir}
-    place = {name: value for name, value in place.items() if value} | {"trust_remote_code": trust_remote_code}
-    config = read_hf_config(path, **place)
+    source = HFSource(source) if isinstance(source, str) else source
+    path, options = source.path, source.options()
+    config = read_hf_config(source)
     with opening(path):
         text = config.get_text_config(decoder=True)
         for name in _DROPOUTS:
             if isinstance(getattr(text, name, None), int | float):
                 setattr(text, name, dropout)
         if pretrained:
-            options = _four_bits(transformers) if n_bits == 4 else {"dtype": torch.float32}
-            hf = transformers.AutoModelForCausalLM.from_pretrained(path, config=config, **place, **options)
+            options |= _four_bits(transformers) if n_bits == 4 else {"dtype": torch.float32}
+            hf = transformers.AutoModelForCausalLM.from_pretrained(path, config=config, **options)
         else:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
                 hf = transformers.AutoModelForCausalLM.from_config(
-                    config, dtype=torch.float32, trust_remote_code=trust_remote_code
+                    config, dtype=torch.float32, trust_remote_code=source.trust_remote_code
                 )
-    if gguf_file:  # expanded, so the model is an ordinary one and is saved as such
-        del hf.config.quantization_config
-        hf.hf_quantizer = None
+    if source.gguf_file:
+        forget_quantization(hf)
     return HFModel(hf, context_length, activation_checkpointing)
 
 
@@ -110,20 +113,20 @@ def _four_bits(transformers: Any) -> dict[str, Any]:
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.bfloat16,
     )
-    # Weights of 4 bits are made where they will stay: each process of several on its own device.
+    # 4-bit weights are made on the device where they stay, that of the process.
     device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if has_gpu() else "cpu"
     return {"quantization_config": quantization, "device_map": {"": device}, "dtype": torch.bfloat16}
 
 
-def read_hf_config(path: str, **place: Any) -> Any:
-    """The configuration of a model of transformers; `place` as for `load_hf`."""
+def read_hf_config(source: HFSource) -> Any:
+    """The configuration of a model of transformers."""
     transformers = import_transformers()
-    with opening(path):
-        return transformers.AutoConfig.from_pretrained(path, **{k: v for k, v in place.items() if v is not None})
+    with opening(source.path):
+        return transformers.AutoConfig.from_pretrained(source.path, **source.options())
 
 
 def import_transformers() -> Any:
-    """transformers, without its progress bars and advice; ConfigError where the extra `hf` is not installed."""
+    """transformers without its progress bars and warnings; ConfigError where the extra `hf` is not installed."""
     try:
         import transformers
     except ImportError as error:
@@ -135,10 +138,9 @@ def import_transformers() -> Any:
 
 @torch.no_grad()
 def grow_vocabulary(model: HFModel, tokenizer: HFTokenizer, new: Sequence[int]) -> None:
-    """Give the model rows for new tokens, in embedding and head: the mean of the rows that were in use.
+    """Add rows for the tokens `new` to embedding and head: the mean of the rows in use, tied weights stay tied.
 
-    Ties stay ties. A vocabulary that was padded may have the rows already; they are set all the same, since nothing was
-    learnt in them.
+    A padded vocabulary may have the rows already; they are set too, since they were never trained.
     """
     if not new:
         return
@@ -153,7 +155,7 @@ def grow_vocabulary(model: HFModel, tokenizer: HFTokenizer, new: Sequence[int]) 
 
 @contextmanager
 def opening(path: str) -> Iterator[None]:
-    """Turn what transformers raises while it opens `path` into one of our errors."""
+    """Convert errors of transformers while it opens `path`: ConfigError, CheckpointError or DownloadError."""
     try:
         yield
     except InstructLitError:
@@ -162,13 +164,14 @@ def opening(path: str) -> Iterator[None]:
         message = " ".join(str(error).split())
         if "trust_remote_code" in message:
             raise ConfigError(
-                f"model.path={path}: comes with code of its own; if you trust it, add model.trust_remote_code=true"
+                f"model.path={path}: needs the Python code in the repository; if you trust it, add "
+                "model.trust_remote_code=true"
             ) from error
         if isinstance(error, ImportError):
             raise ConfigError(f"model.path={path}: {message}") from error
         if Path(path).expanduser().is_dir():
-            raise CheckpointError(f"model.path={path}: cannot be opened by transformers ({message})") from error
+            raise CheckpointError(f"model.path={path}: transformers cannot open it ({message[:200]})") from error
         raise DownloadError(
-            f"model.path={path}: no such folder, and not to be had from the Hugging Face hub ({message}). Without "
-            "network, give a folder with config.json, the tokenizer's files and the weights"
+            f"model.path={path}: neither a folder nor a reachable repository of the hub ({message[:120]}); "
+            "offline, give a folder with config.json, tokenizer and weights"
         ) from error

@@ -1,9 +1,9 @@
-"""Any causal model of transformers under the interface of our GPT: packed batches, shared prefixes, cached generation.
+"""Any causal model of transformers with the interface of our GPT: packed batches, shared prefixes, cached generation.
 
-Models of transformers ask a registry for their attention function. Ours hands queries, keys and values to the layout
-(`instruct_lit.core.model.attention`), so that whatever runs on our GPT runs on a Llama. Whether it is right for an
-architecture is measured when the model is opened, not assumed: documents side by side must get the states that each
-gets alone, and the head must give the model's own logits.
+Models of transformers take their attention function from a registry. Ours passes queries, keys and values to the layout
+(`instruct_lit.core.model.attention`), so everything that runs on our GPT runs on a Llama. Whether this is exact for an
+architecture is measured when the model is opened: packed documents must get the states that each gets alone, and the
+head must give the model's own logits.
 """
 
 from __future__ import annotations
@@ -19,15 +19,16 @@ from torch import Tensor
 from instruct_lit.core.model.attention import AttentionLayout, PackedDocuments
 from instruct_lit.core.model.causal import CausalLM
 from instruct_lit.errors import ConfigError
+from instruct_lit.hf.compat_transformers import attention_name, register_attention, sdpa_attention
 
 NAME = "instruct_lit"  # of our attention function in transformers' registry
-TOLERANCE = 1e-4  # relative error in fp32 up to which two ways of computing count as the same
+TOLERANCE = 1e-4  # relative difference in fp32 up to which two results count as equal
 _LENGTHS = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length", "n_ctx")
 
 
 @dataclass(frozen=True)
 class HFShape:
-    """What others ask about a model of transformers; `n_heads` are those of keys and values, 0 where unknown."""
+    """The sizes of a model of transformers; `n_heads` are the heads of keys and values, 0 where unknown."""
 
     architecture: str
     n_vocab: int
@@ -41,9 +42,11 @@ class HFShape:
 class HFModel(CausalLM):
     """A model of transformers; `hf` is the model itself.
 
-    `context_length` may be lower than what the model can do: a model whose layers look back over a window only has
-    attention layouts for contexts within the window. Raises ConfigError when the model does something to its logits
-    that head and loss do not do.
+    `context_length` may be lower than the model's own: a model with sliding-window attention supports attention layouts
+    for contexts within the window only.
+
+    Raises:
+        ConfigError: the model transforms its logits after the head.
     """
 
     def __init__(self, hf: Any, context_length: int | None = None, activation_checkpointing: bool = False) -> None:
@@ -61,19 +64,20 @@ class HFModel(CausalLM):
                 hf.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
     def _noise_embeddings(self) -> None:
-        self.hf.get_input_embeddings().register_forward_hook(lambda module, inputs, output: self.noised(output))
+        embedding = self.hf.get_input_embeddings()
+        self._noise_hook = embedding.register_forward_hook(lambda module, inputs, output: self.noised(output))
 
     def vocabulary_changed(self) -> None:
-        """To be called when embedding and head were resized: note the new size, and noise the new embedding."""
+        """Update the size, and the noise on the embedding, after embedding and head were resized."""
         self.config = replace(self.config, n_vocab=len(self.head_weight))
-        self.hf.get_input_embeddings()._forward_hooks.clear()
+        self._noise_hook.remove()
         self._noise_embeddings()
 
     @property
     def head_weight(self) -> Tensor:
         head = self.hf.get_output_embeddings()
         bias = getattr(head, "bias", None)
-        # A bias is one more column, which the states meet with a 1.
+        # A bias is one more column, and the states have a 1 there.
         return head.weight if bias is None else torch.cat((head.weight, bias[:, None]), dim=1)
 
     @property
@@ -110,7 +114,7 @@ class HFModel(CausalLM):
             position_ids = torch.arange(input_ids.shape[-1], device=input_ids.device).expand_as(input_ids)
         if flat:
             input_ids, position_ids = input_ids[None], position_ids[None]
-        # A mask of four axes is passed on as it is, so none is made; the layout knows who sees whom.
+        # transformers passes a mask of four axes unchanged, so it makes none; the layout masks.
         unused = torch.empty(1, 1, 1, 1, device=input_ids.device)
         states = self._states(
             input_ids=input_ids, position_ids=position_ids, attention_mask=unused, layout=(layout, flat)
@@ -125,41 +129,41 @@ class HFModel(CausalLM):
 
     @torch.no_grad()
     def _probe(self) -> None:
-        """Measure what the architecture can do, on a few tokens: head and loss must fit, layouts may."""
+        """Measure on a few tokens whether head and layouts are exact; the head must be."""
         self.hf.eval()
         generator = torch.Generator().manual_seed(0)
         ids = torch.randint(0, self.config.n_vocab, (13,), generator=generator).to(self.head_weight.device)
         first, second = ids[:9], torch.cat((ids[:4], ids[9:]))
         alone = [self.hidden_states(document[None])[0] for document in (first, second)]
         ours = torch.nn.functional.linear(alone[0], self.head_weight)
-        # A thousandfold: a soft cap does not show at the small logits of random tokens.
+        # Scaled by 1000: a soft cap does not change the small logits of random tokens measurably.
         with _multiplied(self.hf.get_output_embeddings(), 1000):
             large = self.hf(input_ids=first[None], use_cache=False).logits[0]
         if not (_same(ours, self.hf(input_ids=first[None], use_cache=False).logits[0]) and _same(ours * 1000, large)):
             raise ConfigError(
-                f"model: {self.config.architecture} changes its logits behind the head (a soft cap, or a scale that is "
-                "not known here), so the loss would not be its own; choose another model"
+                f"model: {self.config.architecture} transforms its logits after the head (a soft cap or an unknown "
+                "scale), so its loss would be wrong; choose another model"
             )
         self.no_layouts = self._try_layouts(ids, (5, 4), alone)
-        self.hf.train()  # transformers opens models for evaluation: no dropout, no checkpointing of activations
+        self.hf.train()  # transformers opens models in evaluation mode: no dropout, no activation checkpointing
 
     def _try_layouts(self, ids: Tensor, lengths: Sequence[int], alone: Sequence[Tensor]) -> str | None:
-        """Switch to our attention function if packed documents get the states they have alone, else say why not."""
-        before = self.hf.config._attn_implementation
+        """Switch to our attention function if packed documents get the states they have alone; else return why not."""
+        before = attention_name(self.hf)
         spy = _Spy(lengths, prefix_length=4)
         positions = torch.tensor([0, 1, 2, 3, 4, 5, 6, 7, 8, 4, 5, 6, 7], device=ids.device)
         try:
-            _register()
+            register_attention(NAME, _attend)
             self.hf.set_attn_implementation(NAME)
             states = self.hidden_states(ids, positions, spy)
             expected = torch.cat((alone[0], alone[1][4:]))
             if not spy.shapes or not _same(states, expected):
-                reason = "documents side by side do not get the states that they have alone"
+                reason = "packed documents do not get the states that they have alone"
             elif len(spy.shapes) != max(spy.layers) + 1 or len(set(spy.shapes)) != 1:
-                reason = "its layers differ in their heads, or not all of them are attention"
+                reason = "its layers have different numbers of heads, or not all of them are attention"
             elif spy.window is not None and spy.window < self.config.context_length:
                 reason = (
-                    f"its layers look back over {spy.window} tokens only; within model.context_length={spy.window} "
+                    f"its layers attend to the last {spy.window} tokens only; with model.context_length={spy.window} "
                     "the layouts are exact"
                 )
             else:
@@ -171,19 +175,19 @@ class HFModel(CausalLM):
                 return None
         except _NotSupported as error:
             reason = str(error)
-        except Exception as error:  # foreign code may refuse unknown arguments in any way
-            reason = f"its code does not take them ({type(error).__name__}: {' '.join(str(error).split())[:120]})"
+        except Exception as error:  # unknown code may reject the arguments in any way
+            reason = f"its code does not support them ({type(error).__name__}: {' '.join(str(error).split())[:120]})"
         self.hf.set_attn_implementation(before)
         return reason
 
 
 class _NotSupported(Exception):
-    """An attention that computes something else than softmax(q·k)·v over what a layout lets it see."""
+    """An attention other than softmax(q·kᵀ/√D)·v over what a layout lets a query see."""
 
 
 @dataclass
 class _Spy:
-    """A packed layout that notes what the attention function is asked for."""
+    """A packed layout that records the arguments of the attention function."""
 
     lengths: Sequence[int]
     prefix_length: int
@@ -202,7 +206,7 @@ class _Spy:
 
 @contextmanager
 def _multiplied(module: torch.nn.Module, factor: float) -> Iterator[None]:
-    """Let the module give so many times its output."""
+    """Multiply the output of a module."""
     hook = module.register_forward_hook(lambda module, inputs, output: output * factor)
     try:
         yield
@@ -210,29 +214,17 @@ def _multiplied(module: torch.nn.Module, factor: float) -> Iterator[None]:
         hook.remove()
 
 
-def _register() -> None:
-    from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.masking_utils import sdpa_mask
-
-    AttentionInterface.register(NAME, _attend)
-    AttentionMaskInterface.register(NAME, sdpa_mask)
-
-
 def _attend(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
     scaling: float | None = None, dropout: float = 0.0, layout: tuple[AttentionLayout, bool] | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:  # fmt: skip
-    """The attention function of transformers' registry: `query` `(B, H, T, D)` in, `(B, T, H, D)` out.
+    """The attention function for transformers' registry: `query` `(B, H, T, D)` in, `(B, T, H, D)` out.
 
-    `layout` comes with whether its tokens are one flat axis `(N,)`.
+    `layout` is the layout and whether its tokens are one flat axis `(N,)`.
     """
     if layout is None:
-        from transformers.integrations.sdpa_attention import sdpa_attention_forward
-
-        return sdpa_attention_forward(
-            module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **options
-        )
+        return sdpa_attention(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **options)
     for name, what in (("softcap", "soft-caps"), ("s_aux", "adds sinks to"), ("position_bias", "adds a bias to")):
         if options.get(name) is not None:
             raise _NotSupported(f"it {what} its attention scores")
@@ -243,7 +235,7 @@ def _attend(
     d_head = q.shape[-1]
     if scaling is not None and scaling != d_head**-0.5:
         q = q * (scaling * d_head**0.5)
-    if torch.is_autocast_enabled(q.device.type):  # rotary positions are in fp32, the products need not be
+    if torch.is_autocast_enabled(q.device.type):  # rotary embeddings are fp32, the products need not be
         dtype = torch.get_autocast_dtype(q.device.type)
         q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
     if flat:
@@ -251,19 +243,19 @@ def _attend(
     return how.attend(module.layer_idx, q, k, v, dropout), None
 
 
-def context_length_of(config: Any, wanted: int | None) -> int:
-    """The tokens that a model of this configuration reads at most, or the smaller number that is wanted."""
+def context_length_of(config: Any, given: int | None) -> int:
+    """The longest context of a model with this configuration, or `given`, which must not be longer."""
     text = config.get_text_config(decoder=True)
     longest = next((getattr(text, name) for name in _LENGTHS if getattr(text, name, None)), None)
-    if wanted is None and longest is None:
-        raise ConfigError(f"model.context_length=null: {config.model_type} has no longest text; give a number")
-    if wanted is not None and longest is not None and wanted > longest:
-        raise ConfigError(f"model.context_length={wanted}: {config.model_type} reads at most {longest}")
-    return wanted or longest  # type: ignore[return-value]
+    if given is None and longest is None:
+        raise ConfigError(f"model.context_length=null: {config.model_type} has no maximum; give a number of tokens")
+    if given is not None and longest is not None and given > longest:
+        raise ConfigError(f"model.context_length={given}: {config.model_type} supports at most {longest}")
+    return given or longest  # type: ignore[return-value]
 
 
 def _logit_scale(config: Any) -> float:
-    """The factor between the head's products and the logits: Granite divides, Cohere multiplies."""
+    """The factor from the head's output to the logits: Granite divides, Cohere multiplies."""
     if getattr(config, "logits_scaling", None):
         return 1 / config.logits_scaling
     return getattr(config, "logit_scale", None) or 1.0

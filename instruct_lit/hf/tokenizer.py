@@ -14,6 +14,7 @@ import numpy as np
 
 from instruct_lit.core.data.special_tokens import GUARD, SpecialTokens, unprotected
 from instruct_lit.errors import ConfigError
+from instruct_lit.hf.source import HFSource
 
 # Byte-level vocabularies write bytes as characters: printable ones as themselves, the others from 256 on (GPT-2).
 _PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
@@ -148,9 +149,10 @@ def add_special_tokens(hf: Any, names: Sequence[str]) -> list[int]:
     return [hf.convert_tokens_to_ids(name) for name in new]
 
 
-def load_tokenizer(path: str, **place: Any) -> HFTokenizer:
-    """Open the tokenizer of a directory or hub repository; `place` as for `AutoTokenizer.from_pretrained`."""
+def load_tokenizer(source: HFSource | str) -> HFTokenizer:
+    """Open the tokenizer of a directory or hub repository."""
     import transformers
 
-    # The revision is in `place` where the user pins one.
-    return HFTokenizer(transformers.AutoTokenizer.from_pretrained(path, **place))  # nosec B615
+    source = HFSource(source) if isinstance(source, str) else source
+    # The revision is in the options where the user pins one.
+    return HFTokenizer(transformers.AutoTokenizer.from_pretrained(source.path, **source.options()))  # nosec B615

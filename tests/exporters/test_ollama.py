@@ -111,11 +111,11 @@ def test_settings_and_stops() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{{ instruction | upper }}: {{ response }}", "is not the instruction with text around it"),
-        ("{{ instruction | trim }}: {{ response }}", "is not the instruction with text around it"),
-        ("{{ response }}", "is not the instruction with text around it"),
-        ("{{ instruction }} {{ response }}{{ instruction }}", "what follows its response depends on the instruction"),
-        ('"""{{ instruction }} {{ response }}', 'writes """'),
+        ("{{ instruction | upper }}: {{ response }}", "a Modelfile supports only prompts that are the instruction"),
+        ("{{ instruction | trim }}: {{ response }}", "a Modelfile supports only prompts that are the instruction"),
+        ("{{ response }}", "a Modelfile supports only prompts that are the instruction"),
+        ("{{ instruction }} {{ response }}{{ instruction }}", "its suffix depends on the instruction"),
+        ('"""{{ instruction }} {{ response }}', "ends a text in a Modelfile"),
     ],
 )
 def test_what_a_modelfile_cannot_say_is_refused(text: str, message: str) -> None:
@@ -125,5 +125,5 @@ def test_what_a_modelfile_cannot_say_is_refused(text: str, message: str) -> None
 
 @pytest.mark.parametrize("stop", ['a"""', "\u00a0"])
 def test_a_stop_that_a_modelfile_cannot_hold_is_refused(stop: str) -> None:
-    with pytest.raises(TemplateError, match=r"generation.stop: a Modelfile cannot hold"):
+    with pytest.raises(TemplateError, match=r"generation.stop: a Modelfile cannot contain"):
         modelfile("m", Template("t", "{{ instruction }}{{ response }}"), {"stop": [stop]}, 64)

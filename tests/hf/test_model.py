@@ -71,7 +71,7 @@ def test_states_and_head_give_the_model_its_own_logits(make: Callable, name: str
         torch.testing.assert_close(ours, model.hf(ids).logits, rtol=1e-4, atol=1e-5)
 
 
-def test_its_shape_is_read_off_the_model(make: Callable) -> None:
+def test_the_shape_is_that_of_the_model(make: Callable) -> None:
     model = make(OF["llama"]())
     shape = model.config
     assert (shape.architecture, shape.n_vocab, shape.context_length, shape.n_layers) == ("LlamaForCausalLM", 99, 64, 2)
@@ -81,30 +81,30 @@ def test_its_shape_is_read_off_the_model(make: Callable) -> None:
 
 
 def test_a_soft_cap_on_the_logits_is_refused(make: Callable) -> None:
-    with pytest.raises(ConfigError, match="Gemma2ForCausalLM changes its logits behind the head"):
+    with pytest.raises(ConfigError, match="Gemma2ForCausalLM transforms its logits after the head"):
         make(transformers.Gemma2Config(**GROUPED, head_dim=8))
 
 
 def test_a_window_bounds_the_context_of_the_layouts(make: Callable) -> None:
     config = transformers.MistralConfig(**GROUPED, sliding_window=16)
     assert make(config).no_layouts == (
-        "its layers look back over 16 tokens only; within model.context_length=16 the layouts are exact"
+        "its layers attend to the last 16 tokens only; with model.context_length=16 the layouts are exact"
     )
     assert make(config, context_length=16).no_layouts is None
 
 
 def test_an_architecture_without_attention_takes_rows_only_and_says_why(make: Callable) -> None:
     model = make(transformers.MambaConfig(vocab_size=99, hidden_size=32, num_hidden_layers=2), context_length=40)
-    assert model.no_layouts is not None and "its code does not take them" in model.no_layouts
+    assert model.no_layouts is not None and "its code does not support them" in model.no_layouts
     assert model.hidden_states(torch.zeros(1, 3, dtype=torch.long)).shape == (1, 3, 32)
     soft = transformers.Gemma2Config(**GROUPED, head_dim=8, final_logit_softcapping=None)
     assert make(soft).no_layouts == "it soft-caps its attention scores"
 
 
-def test_what_it_is_told_about_lengths_must_fit(make: Callable) -> None:
-    with pytest.raises(ConfigError, match="model.context_length=65: llama reads at most 64"):
+def test_the_context_length_must_fit(make: Callable) -> None:
+    with pytest.raises(ConfigError, match="model.context_length=65: llama supports at most 64"):
         make(OF["llama"](), context_length=65)
-    with pytest.raises(ConfigError, match="model.context_length=null: mamba has no longest text"):
+    with pytest.raises(ConfigError, match="model.context_length=null: mamba has no maximum"):
         make(transformers.MambaConfig(vocab_size=99, hidden_size=32, num_hidden_layers=1))
 
 
@@ -123,15 +123,15 @@ def test_opening_a_directory(llama_directory: Path, tmp_path: Path) -> None:
     assert model.hf.config.attention_dropout == 0.25 and model.hf.dtype == torch.float32
     random = [load_hf(str(llama_directory), pretrained=False, seed=seed).head_weight for seed in (1, 1, 2)]
     assert torch.equal(random[0], random[1]) and not torch.equal(random[0], random[2])
-    with pytest.raises(CheckpointError, match=r"model.path=.*cannot be opened by transformers"):
+    with pytest.raises(CheckpointError, match=r"model.path=.*transformers cannot open it"):
         load_hf(str(tmp_path))
 
 
-def test_foreign_code_runs_only_when_told(llama_directory: Path, tmp_path: Path) -> None:
+def test_code_of_a_repository_runs_only_if_trusted(llama_directory: Path, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "odd", "auto_map": {"AutoConfig": "odd.Odd"}}')
     (tmp_path / "odd.py").write_text("raise SystemExit('executed')")
     with pytest.raises(
-        ConfigError, match="comes with code of its own; if you trust it, add model.trust_remote_code=true"
+        ConfigError, match="needs the Python code in the repository; if you trust it, add model.trust_remote_code=true"
     ):
         load_hf(str(tmp_path))
 

@@ -7,7 +7,7 @@ import torch
 
 from instruct_lit.core.bundle import open_model
 from instruct_lit.errors import ConfigError
-from instruct_lit.export import push
+from instruct_lit.exporters.hub import push
 from tests.commands import Command
 
 IDS = torch.tensor([[5, 6, 7, 8, 9]])
@@ -45,13 +45,13 @@ def test_a_traced_program_gives_our_logits(command: Command, small_run: Path, tm
         torch.testing.assert_close(program(ids), model(ids), rtol=0, atol=1e-5)
 
 
-def test_errors_are_told_together(command: Command, tmp_path: Path) -> None:
+def test_errors_are_reported_together(command: Command, tmp_path: Path) -> None:
     done = command("export", "run=nowhere", "to=onyx", "precision=q4", "push_to_hub=me", cwd=tmp_path, status=2)
     assert done.stderr.splitlines() == [
         "error: run=nowhere: no such folder (a run folder, a bundle or a Hugging Face directory)",
         "  to=onyx: allowed are hf, gguf, torch_export",
         "  precision=q4: allowed are f32, f16, q8_0",
-        "  push_to_hub=me: the repository's full name is needed, owner/name",
+        "  push_to_hub=me: give the full name of the repository, owner/name",
     ]
 
 
@@ -69,6 +69,6 @@ def test_pushing_makes_a_private_repository_and_reports_refusals(
             raise OSError("no network")
 
     monkeypatch.setattr("huggingface_hub.HfApi", Api)
-    with pytest.raises(ConfigError, match=r"push_to_hub=me/x: the hub refuses or is not reached \(OSError: no network"):
+    with pytest.raises(ConfigError, match=r"push_to_hub=me/x: not uploaded \(OSError: no network"):
         push(tmp_path, "me/x", True)
     assert calls == [("me/x", True, True), ("me/x", tmp_path)]

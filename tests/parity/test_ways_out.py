@@ -16,7 +16,7 @@ from instruct_lit.core.data.example import Example
 from instruct_lit.core.generation.engine import Engine
 from instruct_lit.core.generation.responses import answer, read_jsonl
 from instruct_lit.core.generation.sampling import SamplingSettings
-from instruct_lit.export import to_gguf, to_torch_export
+from instruct_lit.exporters.formats import to_gguf, to_torch_export
 from instruct_lit.serving.arena_rounds import Arena
 from instruct_lit.serving.arena_votes import VoteFile
 from instruct_lit.serving.chat_loop import Chat

@@ -1,4 +1,4 @@
-"""Which parameters of a model are trained; the others are frozen."""
+"""Choose the parameters that are trained; the others are frozen."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ LAST_BLOCKS = re.compile(r"last_(\d+)_blocks?")
 
 
 def choose_trainable(model: CausalLM, trainable: str) -> None:
-    """Freeze all but what `trainable` names.
+    """Freeze all parameters but those that `trainable` names.
 
-    `all`; `head`, the output projection (with the token embedding, where the two are one matrix); `last_<n>_blocks`, so
-    many blocks and the norm behind them; otherwise a pattern for parameter names with `*`. Raises ConfigError when
-    nothing has such a name.
+    `all`; `head`: the output projection, with a tied token embedding; `last_<n>_blocks`: with the final norm; otherwise
+    a pattern with `*` for parameter names. Raises ConfigError when no parameter matches.
     """
     named = dict(model.named_parameters())
     last = LAST_BLOCKS.fullmatch(trainable)
@@ -33,9 +32,9 @@ def choose_trainable(model: CausalLM, trainable: str) -> None:
         chosen = [p for name, p in named.items() if fnmatchcase(name, trainable)]
         if not chosen:
             raise ConfigError(
-                f"trainable={trainable}: no parameter has such a name. Allowed are all, head, last_<n>_blocks and "
-                f"patterns with * for names like {', '.join(list(named)[2:6])}"
+                f"trainable={trainable}: no parameter matches; allowed are all, head, last_<n>_blocks and patterns "
+                f"with * for names like {', '.join(list(named)[2:6])}"
             )
-    wanted = {id(p) for p in chosen}
+    chosen_ids = {id(p) for p in chosen}
     for parameter in named.values():
-        parameter.requires_grad_(id(parameter) in wanted)
+        parameter.requires_grad_(id(parameter) in chosen_ids)

@@ -27,6 +27,7 @@ from instruct_lit.evaluation.judging.prompt import Verdict
 from instruct_lit.evaluation.judging.reply_cache import Reply
 from instruct_lit.hf.chat_template import with_chat
 from instruct_lit.hf.files import load_hf, opening
+from instruct_lit.hf.source import HFSource
 from instruct_lit.hf.tokenizer import load_tokenizer
 
 
@@ -110,9 +111,10 @@ def open_judge(folder: Path, gguf_file: str | None) -> tuple[CausalLM, Tokenizer
         if gguf_file is None and read_about(bundle_of(folder)):
             opened = open_model(folder)
             return opened.model, opened.tokenizer, opened.template
-        network = load_hf(str(folder), gguf_file=gguf_file)
+        source = HFSource(str(folder), gguf_file=gguf_file)
+        network = load_hf(source)
         with opening(str(folder)):
-            tokenizer = load_tokenizer(str(folder), **({"gguf_file": gguf_file} if gguf_file else {}))
+            tokenizer = load_tokenizer(source)
         if tokenizer.hf.chat_template is None:
             raise ConfigError("no chat template; choose an instruct model")
         return network, *with_chat(tokenizer)

@@ -1,0 +1,79 @@
+"""Formats in which a finished model is exported: a Hugging Face directory, GGUF, a traced program."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from instruct_lit.core.bundle import OpenedModel, save_bundle
+from instruct_lit.core.chat_template_export import chat_template
+from instruct_lit.core.data.tokenizer import GPT2Tokenizer
+from instruct_lit.core.generation.responses import read_jsonl
+from instruct_lit.core.generation.sampling import SamplingSettings
+from instruct_lit.core.model.gpt import GPT
+from instruct_lit.errors import ConfigError
+from instruct_lit.exporters.gguf import write_gguf
+from instruct_lit.exporters.model_card import write_card
+from instruct_lit.exporters.ollama import modelfile
+from instruct_lit.exporters.traced_program import write_traced_program
+
+
+def export_model(opened: OpenedModel, to: str, folder: Path, name: str, precision: str) -> None:
+    """Write a model and its model card to `folder`.
+
+    Args:
+        to: one of `FORMATS`.
+        name: the name of the model in the card and in GGUF files.
+        precision: of the matrices in a GGUF file.
+    """
+    write, library = FORMATS[to]
+    write(opened, folder, name, precision)
+    rows = read_jsonl(opened.directory.parent / "responses.jsonl")
+    model = opened.model
+    card = folder / "README.md"
+    write_card(
+        card, name, opened.template, opened.about, rows, model.config.context_length, model.n_parameters, library
+    )
+
+
+def to_hf(opened: OpenedModel, folder: Path, name: str, precision: str) -> None:
+    """Write the bundle again, with the opened template."""
+    generation = {**vars(SamplingSettings()), "stop": [], **opened.generation}
+    about = {key: value for key, value in opened.about.items() if key not in ("version", "kind", "template")}
+    save_bundle(folder, opened.model, opened.tokenizer, opened.template, generation, about)
+
+
+def to_gguf(opened: OpenedModel, folder: Path, name: str, precision: str) -> None:
+    """Write one file for llama.cpp, and the Modelfile that makes it an Ollama model."""
+    model, tokenizer = _gpt2_of(opened, "gguf")
+    weights = f"model-{precision}.gguf"
+    text = modelfile(weights, opened.template, opened.generation, model.config.context_length)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_gguf(folder / weights, model, tokenizer, precision, name, chat_template(opened.template))
+    (folder / "Modelfile").write_text(text, encoding="utf-8")
+
+
+def to_torch_export(opened: OpenedModel, folder: Path, name: str, precision: str) -> None:
+    """Write a traced program."""
+    model, _ = _gpt2_of(opened, "torch_export")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_traced_program(folder / "model.pt2", model)
+
+
+def _gpt2_of(opened: OpenedModel, to: str) -> tuple[GPT, GPT2Tokenizer]:
+    """Model and tokenizer of a GPT-2; ConfigError for a model of transformers."""
+    if not isinstance(opened.model, GPT) or not isinstance(opened.tokenizer, GPT2Tokenizer):
+        raise ConfigError(
+            f"to={to}: supported for GPT-2 only, and {opened.directory} holds another model of transformers; use "
+            "to=hf, then llama.cpp's convert_hf_to_gguf.py"
+        )
+    return opened.model, opened.tokenizer
+
+
+Writer = Callable[[OpenedModel, Path, str, str], None]
+# The writer of each format, and the library that opens it, as the Hugging Face hub names it.
+FORMATS: dict[str, tuple[Writer, str]] = {
+    "hf": (to_hf, "transformers"),
+    "gguf": (to_gguf, "gguf"),
+    "torch_export": (to_torch_export, "pytorch"),
+}
