@@ -24,15 +24,13 @@ from instruct_lit.errors import DataError
 
 
 class WeightStore(Protocol):
-    """Copies of a model's weights in another precision."""
+    """Copies of a model's weights in another precision, with which the model computes inside `in_use`.
 
-    def in_use(self) -> AbstractContextManager[None]:
-        """A context in which the model computes with the copies."""
-        ...
+    `head` returns the logits `(R, V)` of hidden states `(R, C)`.
+    """
 
-    def head(self, hidden: Tensor) -> Tensor:
-        """The logits `(R, V)` of hidden states `(R, C)`."""
-        ...
+    def in_use(self) -> AbstractContextManager[None]: ...
+    def head(self, hidden: Tensor) -> Tensor: ...
 
 
 class MakeWeights(Protocol):
@@ -46,10 +44,10 @@ class MakeWeights(Protocol):
 class Engine:
     """Generates with a causal model, at most `max_rows` responses at the same time.
 
-    `generate` answers a list of prompts; `prepare`, `enqueue`, `step` and `cancel` are for callers whose requests come
-    and go. The model is used in evaluation mode, its training mode is restored. A model without attention layouts
-    recomputes the whole row for every token: slower, with the same result. `make_weights` copies the weights in lower
-    precision at the first step; by default the model's own weights are used.
+    `generate` answers a list of prompts; `prepare`, `enqueue`, `step` and `cancel` serve concurrent callers. The model
+    is used in evaluation mode, its training mode is restored. A model without attention layouts recomputes the whole
+    row for every token: slower, with the same result. `make_weights` copies the weights in lower precision at the first
+    step; by default the model's own weights are used.
     """
 
     def __init__(

@@ -16,15 +16,10 @@ from instruct_lit.core.generation.sampling import SamplingSettings
 
 
 class ResponseCache(Protocol):
-    """Responses of earlier runs by request, a tuple of JSON values."""
+    """Responses of earlier runs by request, a tuple of JSON values; `get` returns None for an unknown request."""
 
-    def get(self, *request: Any) -> Any:
-        """The cached value, None where there is none."""
-        ...
-
-    def add(self, answers: Iterable[tuple[tuple[Any, ...], Any]]) -> None:
-        """Store pairs of request and value."""
-        ...
+    def get(self, *request: Any) -> Any: ...
+    def add(self, answers: Iterable[tuple[tuple[Any, ...], Any]]) -> None: ...
 
 
 def answer(

@@ -37,14 +37,12 @@ class AttentionLayout(Protocol):
 
 
 class AttentionKernel(Protocol):
-    """A faster computation of a layout's attention."""
+    """A faster computation of a layout's attention; None where layout, device, dtype or size is not supported.
 
-    def __call__(self, layout: Any, q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor | None:
-        """Return the attended values, or None where layout, device, dtype or size is not supported.
+    `q`, `k` and `v` are what the layout's plain implementation would attend with.
+    """
 
-        `q`, `k` and `v` are what the layout's plain implementation would attend with.
-        """
-        ...
+    def __call__(self, layout: Any, q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor | None: ...
 
 
 KERNELS: list[AttentionKernel] = []
