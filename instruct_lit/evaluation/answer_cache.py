@@ -1,4 +1,4 @@
-"""Answers of a model, kept on disk, so that an interrupted run goes on where it stopped."""
+"""A cache of a model's answers on disk, so that an interrupted run resumes."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any
 
 
 class AnswerCache:
-    """Answers by request in a file of JSON lines; what is added is on disk when `add` returns.
+    """Answers by request in a file of JSON lines, written before `add` returns; without a path in memory only.
 
-    A line that a killed process left half written is passed over.
+    A truncated line, as a killed process leaves it, is ignored.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -30,11 +30,11 @@ class AnswerCache:
                 self._answers[key] = answer
 
     def get(self, *request: Any) -> Any:
-        """The answer to a request, None where there is none."""
+        """The cached answer to a request, None where there is none."""
         return self._answers.get(_key(request))
 
     def add(self, answers: Iterable[tuple[tuple[Any, ...], Any]]) -> None:
-        """Keep pairs of request and answer."""
+        """Store pairs of request and answer."""
         new = {_key(request): answer for request, answer in answers}
         self._answers |= new
         if self.path is not None:

@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     from lm_eval.api.task import Task
 
 OUR_TASKS = Path(__file__).parent / "tasks"
-N_GUESSES = 20  # runs of a guessing model that a level of chance is the mean of
+N_GUESSES = 20  # runs with random scores whose mean is a chance level
 SEED = 1234  # of the few-shot examples; the harness's own default
 
 
 @contextlib.contextmanager
 def harness_log(path: Path) -> Iterator[None]:
-    """Write what the harness, the libraries under it and their programs say to a file; the terminal keeps our lines."""
+    """Redirect the output of the harness, its libraries and their processes to a file; ours stays on the terminal."""
     root = logging.getLogger()
     with path.open("a", encoding="utf-8") as file:
         handler = logging.StreamHandler(file)
@@ -52,7 +52,7 @@ def harness_log(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def local_data(folder: Path | None) -> Iterator[None]:
-    """Let `load_dataset("owner/name")` read `folder/owner/name` where it is there, as `datasets` does with a path."""
+    """Let `load_dataset("owner/name")` read `folder/owner/name` where it exists: `datasets` prefers a local path."""
     with contextlib.chdir(folder) if folder is not None else contextlib.nullcontext():
         yield
 
@@ -60,8 +60,9 @@ def local_data(folder: Path | None) -> Iterator[None]:
 class Tasks:
     """The tasks of a suite, their data loaded from the hub or from a folder of the hub's shape.
 
-    `missing` names tasks whose data are not there. Raises BenchmarkError when there are any and `on_missing` is
-    `error`, or when none is left.
+    `missing` maps tasks without data to the reason.
+
+    Raises: BenchmarkError when data are missing and `on_missing` is `error`, or when no task is left.
     """
 
     def __init__(self, suite: Suite, data_dir: Path | None, on_missing: str) -> None:
@@ -82,12 +83,12 @@ class Tasks:
             except Exception as error:  # a data set can fail to load in any way
                 self.missing[name] = f"{_data_set(self.manager, name)}: {type(error).__name__}: {_first_line(error)}"
                 if on_missing == "error" and data_dir is None:
-                    break  # without a network every other task would wait for its time-outs too
+                    break  # without a network every other task would time out too
         if self.missing and (on_missing == "error" or not self.tasks):
             raise BenchmarkError(self._complaint())
 
     def groups(self) -> dict[str, list[str]]:
-        """The tasks of each group of the suite, those that are there."""
+        """The loaded tasks of each group of the suite."""
         found = {group: [t for t in self._leaves(tag) if t in self.tasks] for group, tag in self.suite.groups.items()}
         return {group: members for group, members in found.items() if members}
 
@@ -170,7 +171,7 @@ def run_suite(tasks: Tasks, model: EvaluatedModel, request: RunRequest, leaks: L
 
 
 def figure_of(name: str, task: Task, results: Mapping[str, Any]) -> Figure:
-    """A task's first metric with its standard error, the level of chance, and its other metrics."""
+    """A task's first metric with its standard error, its chance level, and its other metrics."""
     values = {
         key.split(",")[0]: value
         for key, value in results["results"][name].items()
@@ -195,7 +196,7 @@ def figure_of(name: str, task: Task, results: Mapping[str, Any]) -> Figure:
 
 
 def chance(task: Task, metric: str) -> float:
-    """What guessing gives: for choices the task's own metric over random scores, for written answers 0."""
+    """The chance level: for choices the task's own metric over random scores, for generated answers 0."""
     if task.OUTPUT_TYPE == "generate_until":
         return 0.0
     by_item: dict[int, list[Any]] = {}
@@ -220,7 +221,7 @@ def _check_shots(tasks: Tasks, n_shot: int | None) -> None:
         if not n_shot or task.get_config("num_fewshot") == 0:
             continue
         n_there = len(task.fewshot_docs())
-        # One more where the harness sets the item itself aside.
+        # One more where the harness excludes the item itself.
         n_needed = n_shot + (task.fewshot_cfg.split == task.config.test_split)
         if n_there < n_needed:
             raise BenchmarkError(

