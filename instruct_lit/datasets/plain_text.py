@@ -143,21 +143,16 @@ def _opposite(random: Random) -> str:
 
 
 def _plural(random: Random) -> str:
-    word = random.choice(list(PLURALS))
-    return _said(
-        random,
-        random.choice(["the plural of '{}'", "plural form of '{}'", "many, not one '{}'"]).format(word),
-        PLURALS[word],
-    )
+    return _form(random, PLURALS, ["the plural of '{}'", "plural form of '{}'", "many, not one '{}'"])
 
 
 def _past(random: Random) -> str:
-    word = random.choice(list(PAST))
-    return _said(
-        random,
-        random.choice(["the past tense of '{}'", "past form of '{}'", "yesterday, not '{}'"]).format(word),
-        PAST[word],
-    )
+    return _form(random, PAST, ["the past tense of '{}'", "past form of '{}'", "yesterday, not '{}'"])
+
+
+def _form(random: Random, forms: dict[str, str], phrasings: list[str]) -> str:
+    word = random.choice(list(forms))
+    return _said(random, random.choice(phrasings).format(word), forms[word])
 
 
 def _category(random: Random) -> str:
