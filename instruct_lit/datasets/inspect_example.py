@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from instruct_lit.core.data import collate
 from instruct_lit.core.data.datamodule import InstructionData
 from instruct_lit.core.data.encode import EncodedExample
 from instruct_lit.core.data.example import Example
@@ -55,7 +56,7 @@ def print_example(
         losses: of every target, supervised or not, `(T - 1,)`.
         all_tokens: also the middle of long masked runs.
     """
-    supervised = encoded.is_response if mask_prompt else np.ones(len(encoded.ids), dtype=bool)
+    supervised = collate.supervised(encoded, mask_prompt)
     _heading(console, "record")
     for name, value in example.as_record().items():
         if value != "":

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from instruct_lit.core.data.batching import BatchSampler
-from instruct_lit.core.data.collate import Batch, Collator
+from instruct_lit.core.data.collate import Batch, Collator, supervised
 from instruct_lit.core.data.datamodule import InstructionData
 from instruct_lit.core.data.encode import EncodedExample, EncodedStore
 from instruct_lit.core.data.example import Example
@@ -64,7 +64,7 @@ def profile(
     header = header_of(template)
     odd: dict[str, list[int]] = {}
     prompts: set[tuple[str, ...]] = set()
-    n_repeated = n_headers = n_exact = n_ends = 0
+    n_repeated = n_headers = n_exact = n_ends = n_supervised = 0
     for index in range(len(store)):
         example = store.example(index)
         for what in oddities(example, header):
@@ -73,6 +73,7 @@ def profile(
         n_repeated += prompt in prompts
         prompts.add(prompt)
         encoded = store[index]
+        n_supervised += int(supervised(encoded, mask_prompt)[1:].sum())
         n_ends += int(encoded.ids[-1]) == tokenizer.eot_id
         tail = tokenizer.decode(encoded.ids[: encoded.n_prompt][-4 * len(header) - 8 :].tolist())
         n_headers += bool(header.strip()) and tail.endswith(header)
@@ -82,7 +83,7 @@ def profile(
         n_examples=len(store),
         prompt_lengths=store.lengths - n_response,
         response_lengths=n_response,
-        supervised_share=int(n_response.sum()) / n_targets if mask_prompt else 1.0,
+        supervised_share=n_supervised / n_targets,
         ends_share=n_ends / len(store),
         header=header,
         header_share=n_headers / len(store),

@@ -155,7 +155,7 @@ def test_an_unwritable_cache_is_named(tmp_path: Path) -> None:
         fetch("http://127.0.0.1:9/data.json", tmp_path / "file" / "downloads")
 
 
-def test_a_killed_download_leaves_nothing_that_is_believed(server, tmp_path: Path) -> None:
+def test_an_interrupted_download_is_never_used(server, tmp_path: Path) -> None:
     url, asked, answer = server
     stalled = threading.Event()
 

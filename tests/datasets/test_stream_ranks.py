@@ -90,9 +90,9 @@ def test_two_ranks_share_a_stream_without_repetition_or_loss_and_resume_exactly(
         assert not any(set(ids) & set(others) for (ids, _), (others, _) in both)
         return [(sorted(ids + others), loss) for (ids, loss), (others, _) in both]
 
-    def same(found: list[tuple[list[int], float]], wanted: list[tuple[list[int], float]]) -> None:
-        assert [sorted(ids) for ids, _ in found] == [sorted(ids) for ids, _ in wanted]
-        assert [loss for _, loss in found] == pytest.approx([loss for _, loss in wanted], rel=1e-5)
+    def same(found: list[tuple[list[int], float]], expected: list[tuple[list[int], float]]) -> None:
+        assert [sorted(ids) for ids, _ in found] == [sorted(ids) for ids, _ in expected]
+        assert [loss for _, loss in found] == pytest.approx([loss for _, loss in expected], rel=1e-5)
 
     whole = joined("whole")
     for epoch in (whole[:N_IN_EPOCH], whole[N_IN_EPOCH : 2 * N_IN_EPOCH]):

@@ -82,11 +82,11 @@ def test_a_buffer_loses_and_repeats_nothing_and_reads_no_further_than_it_must(n:
 def test_an_epoch_has_every_example_once_and_its_own_order(folder: Path, tokenizer: GPT2Tokenizer) -> None:
     loaded = loader(tokenizer, stream(folder, tokenizer))
     first = ids(loaded)
-    wanted = sorted((shard << 32) + place for shard, n in enumerate(SHARDS) for place in range(n))
-    assert sorted(flat(first)) == wanted and [len(batch) for batch in first] == [4] * 10 + [1]
+    expected = sorted((shard << 32) + place for shard, n in enumerate(SHARDS) for place in range(n))
+    assert sorted(flat(first)) == expected and [len(batch) for batch in first] == [4] * 10 + [1]
     assert ids(loader(tokenizer, stream(folder, tokenizer))) == first != [sorted(batch) for batch in first]
     second = ids(loaded)  # a loader goes from epoch to epoch
-    assert sorted(flat(second)) == wanted and second != first
+    assert sorted(flat(second)) == expected and second != first
     assert loaded.counts == {"n_read": N}
 
 
@@ -115,7 +115,7 @@ def test_trap_15_a_resumed_stream_goes_on_with_the_next_batch(
 ) -> None:
     whole = loader(tokenizer, stream(folder, tokenizer))
     whole.resume_at({"epoch": 3, "n_batches": 0})
-    wanted = ids(whole) + ids(whole)
+    expected = ids(whole) + ids(whole)
     stopped = loader(tokenizer, stream(folder, tokenizer), n_workers)
     stopped.resume_at({"epoch": 3, "n_batches": 0})
     seen = []
@@ -128,7 +128,7 @@ def test_trap_15_a_resumed_stream_goes_on_with_the_next_batch(
     rest.resume_at(stopped.position)
     assert stopped.position == ({"epoch": 4, "n_batches": 0} if n_seen == 11 else {"epoch": 3, "n_batches": n_seen})
     found = seen + ids(rest)
-    assert (found if n_seen == 11 else found + ids(rest)) == wanted
+    assert (found if n_seen == 11 else found + ids(rest)) == expected
 
 
 def test_an_epoch_that_is_begun_twice_is_the_same(folder: Path, tokenizer: GPT2Tokenizer) -> None:

@@ -75,13 +75,13 @@ def pad_shift_mask(
         ids = torch.from_numpy(example.ids)
         inputs[row, : len(ids) - 1] = ids[:-1]
         targets[row, : len(ids) - 1] = ids[1:]
-        targets[row, : len(ids) - 1][~torch.from_numpy(supervised(example, mask_prompt))] = IGNORE_INDEX
+        targets[row, : len(ids) - 1][~torch.from_numpy(supervised(example, mask_prompt)[1:])] = IGNORE_INDEX
     return inputs, targets
 
 
 def supervised(example: EncodedExample, mask_prompt: bool) -> np.ndarray:
-    """Which targets of an example contribute to the loss `(T - 1,)`: those of responses, or all."""
-    return example.is_response[1:] if mask_prompt else np.ones(len(example.ids) - 1, dtype=bool)
+    """Which tokens of an example contribute to the loss as targets `(T,)`: those of responses, or all."""
+    return example.is_response if mask_prompt else np.ones(len(example.ids), dtype=bool)
 
 
 class Collator:
@@ -148,7 +148,7 @@ class Collator:
             padding = np.full(length - (n_inputs - n_prefix), self.pad_id, dtype=np.int64)
             ids += [example.ids[n_prefix:-1], padding]
             positions.append(np.arange(n_prefix, n_prefix + length))
-            where = supervised(example, self.mask_prompt).nonzero()[0]
+            where = supervised(example, self.mask_prompt)[1:].nonzero()[0]
             index.append(np.where(where < n_prefix, where, where - n_prefix + start))
             targets.append(example.ids[1:][where])
             is_response.append(example.is_response[1:][where])

@@ -114,8 +114,8 @@ def test_trap_3_and_4_the_mask_of_any_conversation_decodes_to_the_assistants_tex
         ((kept, encoded),) = encoder.encode([example])
         assert kept is example
         suffix = template.suffix(example)
-        wanted = [answer + suffix for _, answer in (*history, (instruction, output))]
-        assert response_texts(encoded, TOKENIZER) == (wanted if loss_on == "all" else wanted[-1:])
+        expected = [answer + suffix for _, answer in (*history, (instruction, output))]
+        assert response_texts(encoded, TOKENIZER) == (expected if loss_on == "all" else expected[-1:])
         # One end-of-text closes every response, learnt or not, and none comes out of a text.
         assert (encoded.ids == EOT).sum() == len(turns)
         assert all(encoded.ids[end - 1] == EOT for _, end in encoded.spans)

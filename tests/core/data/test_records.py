@@ -78,7 +78,7 @@ def test_broken_json_names_file_and_record(tmp_path: Path, text: str, message: s
     assert message in str(caught.value) and str(path) in str(caught.value)
 
 
-def test_a_broken_line_of_jsonl_is_told_by_its_number(tmp_path: Path) -> None:
+def test_a_broken_line_of_jsonl_is_named_by_its_number(tmp_path: Path) -> None:
     path = tmp_path / "records.jsonl"
     path.write_text('{"instruction": "a", "output": "b"}\n{oops}\n')
     found = [record for _, record in read_records(path)]
@@ -88,7 +88,7 @@ def test_a_broken_line_of_jsonl_is_told_by_its_number(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("value", "message"), [("1" * 5000, "Exceeds the limit"), ("[" * 100_000, "maximum recursion depth exceeded")]
 )
-def test_json_that_python_does_not_read_is_told_like_any_other(tmp_path: Path, value: str, message: str) -> None:
+def test_json_beyond_python_limits_is_an_error_like_any_other(tmp_path: Path, value: str, message: str) -> None:
     text = '{"instruction": "a", "output": "b", "x": ' + value + "}"
     (tmp_path / "r.json").write_text(f"[{text}]")
     with pytest.raises(DataError, match=rf"r.json, record 0: {message}"):
@@ -98,7 +98,7 @@ def test_json_that_python_does_not_read_is_told_like_any_other(tmp_path: Path, v
     assert isinstance(found, DataError) and f"r.jsonl, line 1: {message}" in str(found)
 
 
-def test_a_parquet_file_that_is_damaged_inside_is_told(tmp_path: Path) -> None:
+def test_a_parquet_file_with_damaged_pages_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "r.parquet"
     as_parquet(path)
     whole = bytearray(path.read_bytes())
