@@ -287,7 +287,9 @@ def check(body: Body) -> None:
     """Raise ApiError for a value or a combination that is valid in OpenAI's API and not supported."""
     stops = [body.stop] if isinstance(body.stop, str) else body.stop or []
     rules = {name: (not getattr(body, name), allowed) for name, allowed in body.UNSUPPORTED.items()}
-    rules["stop"] = (len(stops) <= 4 and all(stops), "at most 4 texts of at least one character")
+    rules["stop"] = (
+        len(stops) <= body.MAX_STOPS and all(stops), f"at most {body.MAX_STOPS} texts of at least one character"
+    )  # fmt: skip
     if isinstance(body, ChatBody):
         rules["top_logprobs"] = (body.top_logprobs is None or bool(body.logprobs), "null unless logprobs is true")
     elif isinstance(body, CompletionBody):

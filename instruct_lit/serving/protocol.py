@@ -79,6 +79,7 @@ class Body:
         "frequency_penalty": "0; use repetition_penalty",
         "logit_bias": "empty",
     }
+    MAX_STOPS: ClassVar[int] = 4
     model: str
     temperature: float | None = _optional(ge=0, le=2)
     top_p: float | None = _optional(gt=0, le=1)

@@ -58,6 +58,7 @@ class LenientChatBody(ChatBody):
     """A chat whose unknown fields are ignored: packages send those of other servers too."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "ignore"}
+    MAX_STOPS: ClassVar[int] = 100
 
 
 @dataclass(kw_only=True)
@@ -65,6 +66,7 @@ class LenientCompletionBody(CompletionBody):
     """A completion whose unknown fields are ignored."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "ignore"}
+    MAX_STOPS: ClassVar[int] = 100
 
 
 class EvaluationService(CompletionService):

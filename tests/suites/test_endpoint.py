@@ -17,6 +17,9 @@ from instruct_lit.evaluation.answer_cache import AnswerCache
 from instruct_lit.suites.endpoint import NAME, Endpoint
 from instruct_lit.suites.harness_model import EvaluatedModel
 
+pytest.importorskip("fastapi")
+pytest.importorskip("uvicorn")
+
 
 def post(url: str, body: Any) -> dict[str, Any]:
     data = body if isinstance(body, bytes) else json.dumps({"model": NAME, **body}).encode()
@@ -117,9 +120,14 @@ def test_cached_answers_are_not_generated_again(
     assert again["choices"] == first["choices"] and again["usage"] == first["usage"]
 
 
-def test_unknown_fields_are_ignored(endpoint: Endpoint, evaluated: EvaluatedModel) -> None:
+def test_unknown_fields_and_many_stop_texts_are_accepted(endpoint: Endpoint, evaluated: EvaluatedModel) -> None:
     """Packages send fields of other servers; a run must not fail on them."""
-    body = {"messages": [{"role": "user", "content": "Why?"}], "max_tokens": 3, "echo_prompt": True, "stop": []}
+    body = {
+        "messages": [{"role": "user", "content": "Why?"}],
+        "max_tokens": 3,
+        "echo_prompt": True,
+        "stop": list("@#$%~"),
+    }
     assert post(f"{endpoint.url}/chat/completions", body)["usage"]["completion_tokens"] == 3
 
 
