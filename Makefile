@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: train test lint format types check audit build clean
+.PHONY: train test test-all lint format types check audit build clean
 
 train: .venv/core  ## fine-tune the small base on the demo data: offline, two minutes on two cores
 	$(BIN)/python -m instruct_lit.train
@@ -9,6 +9,9 @@ train: .venv/core  ## fine-tune the small base on the demo data: offline, two mi
 test: .venv/dev  ## the default test suite
 	@# Bytecode is kept, whatever the environment says: dozens of processes start here, and each would compile everything.
 	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
+
+test-all: .venv/dev  ## the suite on Python 3.12 and 3.13 where present, and the imports without fcntl, resource, /dev/shm
+	.ci/test-all
 
 lint: .venv/dev
 	$(BIN)/ruff check .
@@ -46,4 +49,4 @@ build: .venv/dev  ## sdist and wheel in dist/
 	touch $@
 
 clean:
-	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-3.* build dist .pytest_cache .mypy_cache .ruff_cache

@@ -40,7 +40,6 @@ def ours(name: str, args: Namespace) -> dict[str, Any]:
     from instruct_lit.config import builders as build
     from instruct_lit.config.check_training import check_train, wants_graphs
     from instruct_lit.config.compose import CONF, register
-    from instruct_lit.config.schema import TrainConfig
     from instruct_lit.core.training.callbacks import History
     from instruct_lit.core.training.module import InstructionTuner
 
@@ -53,7 +52,7 @@ def ours(name: str, args: Namespace) -> dict[str, Any]:
             clock.tick()
 
     with tempfile.TemporaryDirectory() as folder, initialize_config_dir(str(CONF), version_base="1.3"):
-        register("train", TrainConfig)
+        register("train")
         config = compose(
             "train",
             [

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from instruct_lit.config.check_serving import check_arena
 from instruct_lit.config.compose import run_command
-from instruct_lit.config.schema import ArenaConfig
 from instruct_lit.core.optional_imports import need
 from instruct_lit.errors import ConfigError
 
@@ -97,7 +96,7 @@ def show_leaderboard(battles: Sequence[Battle], plot: str | None) -> None:
 def main() -> None:
     """Entry point of the command; `import` is reserved in Python, so the key behind it is `battles`."""
     sys.argv = [re.sub(r"^import=", "battles=", argument) for argument in sys.argv]
-    run_command("arena", ArenaConfig, arena)
+    run_command("arena", arena)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ from instruct_lit.config import benchmark_builders as build
 from instruct_lit.config.check_evaluation import check_benchmark
 from instruct_lit.config.compose import run_command
 from instruct_lit.config.judge_builders import forget_secrets
-from instruct_lit.config.schema import BenchmarkConfig
 from instruct_lit.core.optional_imports import need
 
 if TYPE_CHECKING:
@@ -43,7 +42,7 @@ def benchmark(config: DictConfig) -> float:
 
 def main() -> None:
     """Entry point of the command."""
-    run_command("benchmark", BenchmarkConfig, benchmark)
+    run_command("benchmark", benchmark)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from instruct_lit.config.check_serving import check_chat
 from instruct_lit.config.compose import run_command
-from instruct_lit.config.schema import ChatConfig
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -60,7 +59,7 @@ def keep_history(path: Path) -> None:
 
 def main() -> None:
     """Entry point of the command."""
-    run_command("chat", ChatConfig, chat)
+    run_command("chat", chat)
 
 
 if __name__ == "__main__":

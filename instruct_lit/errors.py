@@ -70,3 +70,5 @@ class TrainingError(InstructLitError):
 
 class TrialPruned(Exception):
     """A pruner ended a trial of a sweep early; not a failure."""
+
+    STATUS = 3  # exit status of the trial's process

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from instruct_lit.config.check_evaluation import check_evaluate
 from instruct_lit.config.compose import run_command
 from instruct_lit.config.judge_builders import forget_secrets, response_judge_of
-from instruct_lit.config.schema import EvaluateConfig
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -94,7 +93,7 @@ def write(out_dir: Path, found: dict[str, Any], rows: Sequence[dict[str, Any]], 
 
 def main() -> None:
     """Entry point of the command."""
-    run_command("evaluate", EvaluateConfig, evaluate)
+    run_command("evaluate", evaluate)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from instruct_lit.config.compose import run_command
-from instruct_lit.config.schema import ExportConfig, check_values, missing_runs
+from instruct_lit.config.schema import check_values, missing_runs
 from instruct_lit.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def export(config: DictConfig) -> None:
 
 def main() -> None:
     """Entry point of the command."""
-    run_command("export", ExportConfig, export)
+    run_command("export", export)
 
 
 if __name__ == "__main__":

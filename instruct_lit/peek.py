@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from instruct_lit.config.check_data import check_data
 from instruct_lit.config.compose import run_command
-from instruct_lit.config.schema import PeekConfig, check_values, missing_runs
+from instruct_lit.config.schema import check_values, missing_runs
 from instruct_lit.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def shape_of(config: DictConfig, opened: OpenedModel | None) -> GPTConfig | None
 
 def main() -> None:
     """Entry point of the command."""
-    run_command("peek", PeekConfig, peek)
+    run_command("peek", peek)
 
 
 if __name__ == "__main__":

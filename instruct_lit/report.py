@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from hydra.experimental.callback import Callback
 
 from instruct_lit.config.compose import run_command
-from instruct_lit.config.schema import ReportConfig, check_values
+from instruct_lit.config.schema import check_values
 from instruct_lit.errors import ConfigError, InstructLitError
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def main() -> None:
     """Entry point of the command; the folder may be given without its key."""
     if len(sys.argv) > 1 and "=" not in sys.argv[1] and not sys.argv[1].startswith("-"):
         sys.argv[1] = f"folder='{sys.argv[1]}'"
-    run_command("report", ReportConfig, report)
+    run_command("report", report)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from instruct_lit.config.compose import run_command
-from instruct_lit.config.schema import ReproduceConfig, check_values
+from instruct_lit.config.schema import check_values
 from instruct_lit.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def saved_overrides(run: Path) -> list[str]:
 
 def main() -> None:
     """Entry point of the command."""
-    run_command("reproduce", ReproduceConfig, reproduce)
+    run_command("reproduce", reproduce)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from instruct_lit.config.check_serving import check_serve
 from instruct_lit.config.compose import run_command
-from instruct_lit.config.schema import ServeConfig
 from instruct_lit.core.optional_imports import need
 
 if TYPE_CHECKING:
@@ -43,7 +42,7 @@ def serve(config: DictConfig) -> None:
 
 def main() -> None:
     """Entry point of the command."""
-    run_command("serve", ServeConfig, serve)
+    run_command("serve", serve)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 
 from instruct_lit.config.check_training import check_train, wants_graphs
 from instruct_lit.config.compose import differences, flat, run_command
-from instruct_lit.config.schema import TrainConfig
 from instruct_lit.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -222,7 +221,7 @@ def stopped_early(trainer: Trainer) -> bool:
 
 def main() -> None:
     """Entry point of the command."""
-    run_command("train", TrainConfig, train)
+    run_command("train", train)
 
 
 if __name__ == "__main__":

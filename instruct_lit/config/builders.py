@@ -31,7 +31,7 @@ from instruct_lit.config.model_builders import (
     shape_of,
     template_of,
 )
-from instruct_lit.config.targets import ALLOWED_SOURCES, build, plain, target_of, without
+from instruct_lit.config.targets import build, plain, target_of, without
 from instruct_lit.core.data.template import CHAT
 from instruct_lit.errors import ConfigError, InstructLitError
 
@@ -55,15 +55,16 @@ __all__ = [
 def check_targets(config: DictConfig) -> None:
     """Raise ConfigError for the first `_target_` node of a training configuration that could not be built."""
     for key, node in source_nodes(config).items():
-        target_of(node.source, f"{key}.source", ALLOWED_SOURCES)
+        target_of(node.source, f"{key}.source")
     target_of(without(config.optimizer, "weight_decay"), "optimizer")
     if config.optimizer["_target_"] == "torch.optim.Muon":
         raise ConfigError("optimizer._target_=torch.optim.Muon: takes matrices only; optimizer=muon gives it those")
     if config.finder is not None:
         target_of(config.finder, "finder")
     target_of(without(config.trainer, "strategy"), "trainer")
-    if OmegaConf.is_dict(config.trainer.strategy):
-        target_of(config.trainer.strategy, "trainer.strategy")
+    for part in ("strategy", "profiler"):
+        if OmegaConf.is_dict(config.trainer.get(part)):
+            target_of(config.trainer[part], f"trainer.{part}")
     for group in ("callbacks", "logger"):
         for name, node in (config[group] or {}).items():
             if node is not None:
@@ -145,8 +146,9 @@ def trainer_of(config: DictConfig, ours: Sequence[Callback]) -> Trainer:
         callbacks = [callback for callback in callbacks if not isinstance(callback, LearningRateMonitor)]
     node = plain(config.trainer)
     node["precision"] = node["precision"] or default_precision(node["accelerator"])
-    if isinstance(node["strategy"], dict):
-        node["strategy"] = build(node["strategy"], "trainer.strategy")
+    for part in ("strategy", "profiler"):
+        if isinstance(node.get(part), dict):
+            node[part] = build(node[part], f"trainer.{part}")
     return build(
         node,
         "trainer",

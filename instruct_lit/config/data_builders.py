@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from instruct_lit.config.compose import CONF
-from instruct_lit.config.targets import ALLOWED_SOURCES, build, plain
+from instruct_lit.config.targets import build, plain
 from instruct_lit.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -57,10 +57,7 @@ def data_of(
         for name in ("test", "val")
         if data[f"{name}_path"] is not None
     }
-    sources = {
-        node.name: build(node.source, f"{key}.source", allowed=ALLOWED_SOURCES)
-        for key, node in source_nodes(config).items()
-    }
+    sources = {node.name: build(node.source, f"{key}.source") for key, node in source_nodes(config).items()}
     streamed = data.streaming and n_streamed is None
     arguments: dict[str, Any] = {
         "lengths": Lengths(max_length, data.on_long, data.pad_to),

@@ -13,25 +13,58 @@ from omegaconf import OmegaConf
 
 from instruct_lit.errors import ConfigError, InstructLitError
 
-ALLOWED_TARGETS = ("instruct_lit.", "torch.optim.", "lightning.")
-ALLOWED_SOURCES = (
-    "instruct_lit.core.data.",
-    "instruct_lit.datasets.",
-)  # they may come out of a run folder, which may be a stranger's
+# What a `_target_` may name, by the last part of its key for sources and strategies, otherwise by the first one.
+# `module.*` stands for every public class that the module exports. A source may come out of a stranger's run folder.
+ALLOWED: dict[str, tuple[str, ...]] = {
+    "source": (
+        "instruct_lit.core.data.records.FileSource",
+        "instruct_lit.datasets.demo.DemoSource",
+        "instruct_lit.datasets.plain_text.PlainTextSource",
+        "instruct_lit.datasets.remote_sources.HubSource",
+        "instruct_lit.datasets.remote_sources.UrlSource",
+        "instruct_lit.datasets.stream_hub_source.StreamingHubSource",
+    ),
+    "optimizer": (
+        "instruct_lit.core.training.optimizer.adamw",
+        "instruct_lit.accel.optimizers.adamw_8bit",
+        "instruct_lit.accel.optimizers.muon",
+        "torch.optim.*",
+    ),
+    "finder": ("instruct_lit.sweeps.finders.LargestBatch", "instruct_lit.sweeps.finders.LearningRateRange"),
+    "trainer": ("lightning.Trainer", "lightning.pytorch.Trainer"),
+    "strategy": ("instruct_lit.distributed.fsdp.FullySharded", "lightning.pytorch.strategies.*"),
+    "profiler": ("lightning.pytorch.profilers.*",),
+    "callbacks": (
+        "instruct_lit.core.training.callbacks.SampleAnswers",
+        "instruct_lit.core.training.checkpoints.Checkpoint",
+        "instruct_lit.core.training.resume.LastCheckpoint",
+        "instruct_lit.evaluation.generation_quality.GenerationQuality",
+        "instruct_lit.sweeps.pruning.Pruning",
+        "lightning.pytorch.callbacks.*",
+    ),
+    "logger": ("lightning.pytorch.loggers.*",),
+}
 
 
-def target_of(node: Any, key: str, allowed: tuple[str, ...] = ALLOWED_TARGETS) -> Callable[..., Any]:
+def allowed_for(key: str) -> tuple[str, ...]:
+    """The targets that a key may have."""
+    first, last = key.split(".")[0], key.split(".")[-1]
+    return ALLOWED.get(last) or ALLOWED[first]
+
+
+def target_of(node: Any, key: str) -> Callable[..., Any]:
     """The constructor that a `_target_` node names, its arguments checked against the signature.
 
-    It must be defined in the allowed modules: what these import from elsewhere (`lightning.os.system`) is refused.
-    Raises ConfigError for a target outside of them, one that does not exist, an unknown argument, and a simple value of
-    another type than the signature's.
+    Raises: ConfigError for a target that is not on the list of its key, one that does not exist, an unknown argument,
+    and a simple value of another type than the signature's.
     """
     if not hasattr(node, "get"):
-        raise ConfigError(f"{key}={node}: a mapping with a _target_ is needed")
-    name = node.get("_target_")
-    refusal = f"{key}._target_={name}: allowed are targets of {', '.join(allowed)}"
-    if name is None or not str(name).startswith(allowed):
+        raise ConfigError(f"{key}={node}: not a mapping; give one with a _target_")
+    name, allowed = str(node.get("_target_")), allowed_for(key)
+    module, _, last = name.rpartition(".")
+    listed = name in allowed or (f"{module}.*" in allowed and not last.startswith("_"))
+    refusal = f"{key}._target_={name}: not an allowed target; allowed are {', '.join(allowed)}"
+    if not listed:
         raise ConfigError(refusal)
     from hydra.utils import get_method
 
@@ -39,9 +72,9 @@ def target_of(node: Any, key: str, allowed: tuple[str, ...] = ALLOWED_TARGETS) -
         target = get_method(name)
     except Exception as error:
         raise ConfigError(f"{key}._target_={name}: cannot be imported ({error})") from error
-    home = getattr(target, "__module__", None)
-    if not f"{home}.".startswith(allowed):
-        raise ConfigError(f"{refusal}; this one is of {home}")
+    # A module exports functions and what it has imported too: only its library's own classes are meant.
+    if name not in allowed and not (inspect.isclass(target) and target.__module__.startswith(name.split(".")[0])):
+        raise ConfigError(refusal)
     parameters = inspect.signature(target).parameters
     open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
     hints = _hints(target)
@@ -58,12 +91,12 @@ def target_of(node: Any, key: str, allowed: tuple[str, ...] = ALLOWED_TARGETS) -
     return target
 
 
-def build(node: Any, key: str, *first: Any, allowed: tuple[str, ...] = ALLOWED_TARGETS, **extra: Any) -> Any:
+def build(node: Any, key: str, *first: Any, **extra: Any) -> Any:
     """Build what a `_target_` node describes, with `first` before and `extra` beside the arguments of the node.
 
     Raises ConfigError when the constructor refuses its arguments.
     """
-    target = target_of(node, key, allowed)
+    target = target_of(node, key)
     arguments = {str(k): v for k, v in plain(node).items() if k != "_target_"}
     try:
         return target(*first, **arguments, **extra)

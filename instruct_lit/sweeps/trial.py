@@ -20,12 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from instruct_lit.core.locks import exclusive, hold_until_exit, is_locked
-from instruct_lit.errors import ConfigError
+from instruct_lit.errors import ConfigError, TrialPruned
 
 RECORD, RESULT, LOG = "trial.json", "result.json", "output.log"
 SWEEP_LOCK, TRIAL_LOCK = "sweep.lock", "trial.lock"  # held by the sweep, and by the process that it starts
 FOLDER_VARIABLE = "INSTRUCT_LIT_TRIAL"  # set for a process that is the trial in this folder
-PRUNED = 3  # exit status of a pruned trial
 INTERRUPTED = 130
 FINISHED = ("completed", "pruned", "failed")
 _OF_THE_SWEEP = ("hydra.sweep", "hydra/sweep", "hydra.launcher", "hydra/launcher", "hydra.mode", "hydra.run.dir")
@@ -93,7 +92,7 @@ def _in_a_process(command: str, folder: Path, arguments: list[str], hydra: Any) 
         return "completed", value, None
     if code == INTERRUPTED:
         return "interrupted", None, "interrupted by a signal"
-    if code == PRUNED:
+    if code == TrialPruned.STATUS:
         return "pruned", None, last_error_line(folder)
     if code < 0:
         return "failed", None, f"killed by {signal.Signals(-code).name}, from outside or because memory ran out"

@@ -1,36 +1,77 @@
-"""What a person is told of an error, whoever raised it."""
+"""The message of an exception, whoever raised it, and the exit status."""
 
 import errno
-import os
+from pathlib import Path
 
 import pytest
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
 
-from instruct_lit.config.compose import _one_message
-from instruct_lit.errors import DataError
+from instruct_lit.config.messages import explain, one_message
+from instruct_lit.errors import DataError, TrialPruned
+from tests.configs import composed
 
 
 @pytest.mark.parametrize(
     ("error", "message"),
     [
         (DataError("records.json: empty"), "error: records.json: empty\n"),
-        (OSError(errno.ENOSPC, "No space left on device"), "error: paths.outputs: No space left on device; what was written before is intact\n"),
+        (OSError(errno.ENOSPC, "No space left on device"), "error: paths.outputs: No space left on device; files written before are intact\n"),
         (PermissionError(errno.EACCES, "Permission denied", "/out/x"), "error: /out/x: Permission denied; choose another folder (paths.outputs=…, paths.cache=…)\n"),
     ],
 )  # fmt: skip
-def test_what_a_person_can_mend_is_one_message_and_status_2(
+def test_an_error_that_the_user_can_correct_is_one_message_and_status_2(
     error: Exception, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit) as ended, _one_message("train"):
+    with pytest.raises(SystemExit) as ended, one_message("train"):
         raise error
     assert ended.value.code == 2 and capsys.readouterr().err == message
 
 
-def test_other_errors_stay_what_they_are() -> None:
-    with pytest.raises(OSError, match=os.strerror(errno.EBADF)), _one_message("train"):
-        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+def test_an_unexpected_error_is_one_line_and_its_traceback_in_the_run_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        HydraConfig.instance(), "cfg", OmegaConf.create({"hydra": {"runtime": {"output_dir": str(tmp_path)}}})
+    )
+    with pytest.raises(SystemExit) as ended, one_message("train"):
+        raise ValueError("bad \x1b[2J shape\nsecond line")
+    assert ended.value.code == 1
+    place = tmp_path / "error.txt"
+    assert capsys.readouterr().err == (
+        f"error: ValueError: bad \\x1b[2J shape; an unexpected error, its traceback is in {place}\n"
+    )
+    assert "Traceback (most recent call last)" in place.read_text() and "second line" in place.read_text()
 
 
-def test_ctrl_c_ends_with_the_status_of_shells() -> None:
-    with pytest.raises(SystemExit) as ended, _one_message("train"):
-        raise KeyboardInterrupt
-    assert ended.value.code == 130
+def test_without_a_run_folder_the_traceback_is_in_the_temporary_directory(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(HydraConfig.instance(), "cfg", None)
+    with pytest.raises(SystemExit) as ended, one_message("chat"):
+        raise OSError(errno.EBADF, "Bad file descriptor")
+    (place,) = tmp_path.glob("instruct-lit-*-error.txt")
+    assert ended.value.code == 1 and capsys.readouterr().err.endswith(f"its traceback is in {place}\n")
+
+
+def test_interrupted_and_pruned_have_their_own_status() -> None:
+    for error, status in ((KeyboardInterrupt(), 130), (TrialPruned("pruned at step 3"), 3)):
+        with pytest.raises(SystemExit) as ended, one_message("train"):
+            raise error
+        assert ended.value.code == status
+
+
+@pytest.mark.parametrize(
+    ("override", "nearest"),
+    [
+        ("data.bach_size=3", "did you mean data.batch_size?"),
+        ("optimiser.lr=1", "did you mean optimizer"),
+        ("max_epochs=1", "did you mean trainer.max_epochs?"),
+        ("lr=1", "did you mean model.lr or adapter.lr or optimizer.lr?"),
+    ],
+)
+def test_a_misspelt_key_is_answered_with_the_nearest_one_in_the_tree(override: str, nearest: str) -> None:
+    with pytest.raises(Exception, match="override") as raised:
+        composed("train", override)
+    assert nearest in explain(raised.value, "train")

@@ -118,7 +118,10 @@ def test_trials_of_a_sweep_do_not_touch_each_other(
         (["ckpt_path=broken.ckpt"], "cannot be read as a checkpoint"),
         (["data.max_length=5000"], "data.max_length=5000"),
         (["template=file", "template.path=bad.jinja"], "{{ response }}"),
-        (["optimizer._target_=os.system"], "allowed are targets of instruct_lit., torch.optim., lightning."),
+        (
+            ["optimizer._target_=os.system"],
+            "optimizer._target_=os.system: not an allowed target; allowed are instruct_lit.core.training.optimizer.adamw",
+        ),
         (["callbacks.early_stopping.monitor=val/los"], "callbacks.early_stopping.monitor=val/los: logged are"),
         (["trainer.val_check_interval=2.5"], "val_check_interval"),
     ],

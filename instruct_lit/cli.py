@@ -1,0 +1,61 @@
+"""`instruct-lit`: the ten commands under one name, and the completion of their words in a shell.
+
+`instruct-lit train model=gpt2` is `python -m instruct_lit.train model=gpt2`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import runpy
+import sys
+from collections.abc import Sequence
+
+from instruct_lit import __version__
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of the console script."""
+    from instruct_lit.config.schema import COMMANDS
+
+    first, *rest = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    if first in ("--help", "-h"):
+        print(overview())
+    elif first == "--version":
+        print(f"instruct-lit {__version__}")
+    elif first == "completion":
+        from instruct_lit.config.completion import completion
+
+        print(completion(rest))
+    elif first in COMMANDS:
+        sys.argv = [f"instruct-lit {first}", *rest]
+        # As `python -m` does it: processes for further devices and trials are started by the module's name.
+        runpy.run_module(f"instruct_lit.{first}", run_name="__main__", alter_sys=True)
+    else:
+        near = difflib.get_close_matches(first, COMMANDS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"commands are {', '.join(COMMANDS)}"
+        print(f"error: instruct-lit {first}: no such command; {hint}", file=sys.stderr)
+        sys.exit(2)
+
+
+def overview() -> str:
+    """The commands with a sentence each, at most 80 columns wide."""
+    import textwrap
+
+    from instruct_lit.config.schema import COMMANDS
+
+    lines = ["usage: instruct-lit <command> [group=choice ...] [key=value ...]", "", "Commands:"]
+    for command, schema in COMMANDS.items():
+        doc = str(schema.__doc__).splitlines()[0]
+        lines += textwrap.wrap(f"  {command:<11}{doc}", 80, subsequent_indent=" " * 13)
+    lines += [
+        "",
+        "instruct-lit <command> --help lists the groups and keys of a command,",
+        "instruct-lit --version prints the version, and",
+        '  eval "$(instruct-lit completion bash)"',
+        "lets the tab key complete commands, groups, keys and their values.",
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

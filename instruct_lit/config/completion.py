@@ -1,0 +1,104 @@
+"""Tab completion in bash, for `instruct-lit` and `python -m instruct_lit.<command>`: commands, groups, keys, values."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from instruct_lit.config import compose
+from instruct_lit.config.help import choices_of, groups_of
+from instruct_lit.config.schema import COMMANDS
+from instruct_lit.config.schema.options import keys_of
+from instruct_lit.errors import ConfigError
+
+FLAGS = ("--help", "--cfg", "--multirun", "--hydra-help")
+# bash breaks words at "=": what stands before the last one is not part of the word that is completed.
+BASH = r"""
+_instruct_lit() {
+  local line="${COMP_LINE:0:COMP_POINT}" word found
+  COMPREPLY=()
+  word="${line##*[[:space:]]}"
+  while IFS= read -r found; do
+    [[ $word == *=* && $COMP_WORDBREAKS == *=* ]] && found="${found#"${word%=*}="}"
+    COMPREPLY+=("$found")
+  done < <(instruct-lit completion words "$line" 2>/dev/null)
+  [[ ${#COMPREPLY[@]} == 1 && ${COMPREPLY[0]} == *[=.] ]] && compopt -o nospace 2>/dev/null
+  return 0
+}
+_instruct_lit_python() {
+  [[ ${COMP_LINE:0:COMP_POINT} == *" -m instruct_lit"* ]] && _instruct_lit
+}
+complete -o default -F _instruct_lit instruct-lit
+complete -o bashdefault -o default -F _instruct_lit_python python python3
+""".strip()
+
+
+def completion(arguments: Sequence[str]) -> str:
+    """`bash`: the shell's functions; `words <line>`: the completions of a command line's last word, one a line.
+
+    Raises: ConfigError for anything else.
+    """
+    if list(arguments) == ["bash"]:
+        return BASH
+    if len(arguments) == 2 and arguments[0] == "words":
+        return "\n".join(words(arguments[1]))
+    raise ConfigError(f"instruct-lit completion {' '.join(arguments)}: no such shell; allowed is bash")
+
+
+def words(line: str) -> list[str]:
+    """What the last word of a command line, up to the cursor, may become."""
+    *before, word = re.split(r"\s+", line.lstrip())
+    module = re.search(r"-m\s+instruct_lit\.?(\w*)\s*(.*)$", line)
+    if module is not None:
+        if not re.search(r"-m\s+instruct_lit\S*\s", line):
+            return [f"instruct_lit.{name}" for name in COMMANDS if f"instruct_lit.{name}".startswith(word)]
+        command, given = module.group(1), before[before.index("-m") + 2 :]
+    elif len(before) <= 1:
+        return [name for name in (*COMMANDS, "--help", "--version") if name.startswith(word)]
+    else:
+        command, given = before[1], before[2:]
+    if command not in COMMANDS:
+        return []
+    if word.startswith("-"):
+        return [flag for flag in FLAGS if flag.startswith(word)]
+    prefix = re.match(r"[+~]*", word)
+    signs = prefix.group() if prefix else ""
+    return [f"{signs}{found}" for found in _of_configuration(command, given, word.removeprefix(signs))]
+
+
+def _of_configuration(command: str, given: Sequence[str], word: str) -> list[str]:
+    key, equals, value = word.partition("=")
+    if equals:
+        return [f"{key}={choice}" for choice in _values(command, key) if choice.startswith(value)]
+    parent = key.rpartition(".")[0]
+    names = {name for name in _children(command, given, parent) if name.startswith(key)}
+    if parent == "":
+        names |= {f"{group}=" for group in groups_of(command) if group.startswith(key)}
+    return sorted(names)
+
+
+def _children(command: str, given: Sequence[str], parent: str) -> Iterator[str]:
+    """The keys of a node of the composed configuration: `key=` for a value, `key.` for a node."""
+    try:
+        node: Any = compose.composed(command, [text for text in given if "=" in text])
+    except Exception:  # a line that is still being typed
+        node = compose.composed(command)
+    node = OmegaConf.to_container(node)
+    for part in parent.split(".") if parent else ():
+        node = node.get(part) if isinstance(node, dict) else None
+    for key, value in node.items() if isinstance(node, dict) else ():
+        name = f"{parent}.{key}" if parent else str(key)
+        yield f"{name}." if isinstance(value, dict) and value else f"{name}="
+
+
+def _values(command: str, key: str) -> list[str]:
+    """The choices of a group or of a key."""
+    if key in groups_of(command):
+        return choices_of(key)
+    for known in keys_of(COMMANDS[command]):
+        if known.name == key:
+            return list(known.rules.choices) or (["true", "false"] if known.type_name.startswith("bool") else [])
+    return []

@@ -1,0 +1,139 @@
+"""`--help` of a command: what it does, its groups with their choices, and its most used keys."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from instruct_lit.config import compose
+from instruct_lit.config.schema import COMMANDS
+from instruct_lit.config.schema.constructors import CONSTRUCTOR_KEYS
+from instruct_lit.config.schema.options import keys_of
+
+WIDTH = 80
+MOST_USED = {
+    "train": (
+        "data.path data.batch_size data.max_length data.mask_prompt optimizer.lr trainer.max_epochs "
+        "trainer.accumulate_grad_batches trainer.devices seed ckpt_path"
+    ),
+    "evaluate": "run responses compare split n_responses metrics by generation.max_new_tokens leaks.enabled seed",
+    "benchmark": (
+        "run benchmark.limit benchmark.n_shot benchmark.template benchmark.base benchmark.leaks benchmark.data_dir "
+        "benchmark.on_missing benchmark.allow_code benchmark.max_rows"
+    ),
+    "peek": "run index split data.path data.max_length data.mask_prompt all_tokens estimate n_streamed seed",
+    "chat": (
+        "run conversation device generation.max_new_tokens generation.temperature generation.top_k generation.top_p "
+        "generation.stop generation.dtype seed"
+    ),
+    "serve": (
+        "run host port api_key max_waiting timeout_s device generation.max_new_tokens generation.max_rows "
+        "generation.dtype"
+    ),
+    "arena": "runs votes questions n_questions battles plot host port password device",
+    "export": "run to precision name push_to_hub private",
+    "report": "folder metric direction n_best",
+    "reproduce": "run tolerance changes",
+}
+
+
+def help_of(command: str, overrides: Sequence[str] = ()) -> str:
+    """The help of a command, at most 80 columns wide; the values shown are those with the overrides."""
+    keys = {key.name: key for key in keys_of(COMMANDS[command])}
+    values = _values(command, overrides)
+    shown = MOST_USED[command].split()
+    lines = [
+        f"usage: python -m instruct_lit.{command} [group=choice ...] [key=value ...]",
+        "",
+        *textwrap.wrap(str(COMMANDS[command].__doc__).strip().splitlines()[0], WIDTH),
+    ]
+    if groups := groups_of(command):
+        lines += ["", "Groups, as in " + "{}={}:".format(*_example(groups))]
+        for name, default in groups.items():
+            text = ", ".join(f"{choice}*" if choice == default else choice for choice in choices_of(name))
+            lines += textwrap.wrap(f"  {name:<12}{text}", WIDTH, subsequent_indent=" " * 14)
+        lines.append("  (* is the default; a group without * is off by default)")
+    n_keys = sum(key.group is None for key in keys.values())
+    lines += ["", f"Most used keys{f' (of {n_keys})' if n_keys > len(shown) else ''}, with type and value:"]
+    for name in shown:
+        key = keys.get(name)
+        rules = key.rules if key else CONSTRUCTOR_KEYS[name]
+        kind = f"{key.type_name}, " if key and key.type_name != "Any" else ""
+        lines.append(f"  {name}  ({kind}{values.get(name, 'required')})")
+        doc = rules.doc + (f" One of {', '.join(rules.choices)}." if rules.choices else "")
+        lines += textwrap.wrap(doc, WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6)
+    lines += [
+        "",
+        "Every key with its meaning: docs/reference.md. The whole configuration with",
+        "these overrides: --cfg job. Several values, one run each: --multirun key=a,b.",
+        "Options of Hydra itself: --hydra-help.",
+    ]
+    return "\n".join(lines)
+
+
+def groups_of(command: str) -> dict[str, str | None]:
+    """The groups of a command that have files in `conf/`, with their default choice."""
+    defaults = OmegaConf.to_container(OmegaConf.load(compose.CONF / f"{command}.yaml"))["defaults"]  # type: ignore[index, call-overload]
+    found: dict[str, str | None] = {}
+    for entry in defaults:
+        for name, choice in entry.items() if isinstance(entry, dict) else ():
+            group = str(name).removeprefix("optional ")
+            if not group.startswith("override ") and group not in ("hydra", "paths") and choices_of(group):
+                found[group] = choice
+    return found
+
+
+def choices_of(group: str) -> list[str]:
+    """The files of a group, `base` excepted, which others include."""
+    return sorted(path.stem for path in (compose.CONF / group).glob("*.yaml") if path.stem != "base")
+
+
+def summary_of(file: Path) -> str:
+    """The comment at the top of a file of `conf/`, without its technical lines."""
+    lines = []
+    for line in file.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            break
+        if not re.match(r"# (@package|satellite:)", line):
+            lines.append(line.lstrip("# "))
+    return " ".join(lines)
+
+
+def _example(groups: dict[str, str | None]) -> tuple[str, str]:
+    name = next(iter(groups))
+    return name, next((choice for choice in choices_of(name) if choice != groups[name]), str(groups[name]))
+
+
+def _values(command: str, overrides: Sequence[str]) -> dict[str, str]:
+    """The value of each most used key as it is typed; keys without one are left out."""
+    try:
+        config = compose.composed(command, overrides)
+    except Exception:  # a wrong override is no reason to refuse help
+        config = compose.composed(command)
+    found = {}
+    for name in MOST_USED[command].split():
+        try:
+            value = OmegaConf.select(config, name, throw_on_missing=True)
+        except Exception:  # required, or of an interpolation that needs a run
+            continue
+        text = shown_value(value)
+        found[name] = text if len(text) < 40 else f"{text[:36]} …"
+    return found
+
+
+def shown_value(value: Any) -> str:
+    """A value as it is written on the command line."""
+    if OmegaConf.is_config(value):
+        value = OmegaConf.to_container(value) if isinstance(value, DictConfig) else list(value)
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, list):
+        return f"[{', '.join(map(shown_value, value))}]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {shown_value(inner)}" for key, inner in value.items()) + "}"
+    return f"{value:g}" if isinstance(value, float) else str(value)

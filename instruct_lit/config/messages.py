@@ -1,0 +1,149 @@
+"""From an exception to one message on the standard error, and the exit status of the command.
+
+| status | meaning |
+|---|---|
+| 1 | an unexpected exception; its traceback is in a file |
+| 2 | an error that the user can correct |
+| 3 | a pruned trial of a sweep |
+| 130 | interrupted |
+"""
+
+from __future__ import annotations
+
+import difflib
+import errno
+import os
+import re
+import sys
+import tempfile
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from instruct_lit.errors import ConfigError, InstructLitError, TrialPruned, printable
+
+TRACEBACK = "error.txt"
+_NOISE = ("object_type=", "reference_type=", "Config search path:", "provider=")
+
+
+@contextmanager
+def one_message(command: str) -> Iterator[None]:
+    """Print any exception of a command as one message, without a traceback, and exit with its status."""
+    try:
+        yield
+    except InstructLitError as error:
+        _exit(str(error), 2)
+    except (HydraException, OmegaConfBaseException) as error:
+        _exit(str(ConfigError(explain(error, command))), 2)
+    except TrialPruned as pruned:
+        _exit(str(pruned), TrialPruned.STATUS)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        message = _of_system(error) if isinstance(error, OSError) else None
+        _exit(message or _unexpected(error), 2 if message else 1)
+
+
+def _exit(message: str, status: int) -> None:
+    print(f"error: {message}" if status <= 2 else message, file=sys.stderr)
+    sys.exit(status)
+
+
+def _of_system(error: OSError) -> str | None:
+    """The message of an error of the file system that the user can correct."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{error.filename or 'paths.outputs'}: {error.strerror}; files written before are intact"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR) and error.filename:
+        return f"{error.filename}: {error.strerror}; choose another folder (paths.outputs=…, paths.cache=…)"
+    return None
+
+
+def _unexpected(error: Exception) -> str:
+    """One line on an exception that nobody expected; its traceback is written to a file."""
+    trace = "".join(traceback.format_exception(error))
+    what = f"{type(error).__name__}: {printable((str(error).strip() or 'no message').splitlines()[0])[:150]}"
+    for folder in filter(None, (_run_folder(), Path(tempfile.gettempdir()))):
+        try:
+            return f"{what}; an unexpected error, its traceback is in {_written(folder, trace)}"
+        except OSError:
+            continue
+    return f"{what}; an unexpected error, and no folder for its traceback:\n{trace}"
+
+
+def _written(folder: Path, trace: str) -> Path:
+    if folder == Path(tempfile.gettempdir()):
+        number, name = tempfile.mkstemp(prefix="instruct-lit-", suffix=f"-{TRACEBACK}")
+        os.close(number)
+        path = Path(name)
+    else:
+        rank = int(os.environ.get("LOCAL_RANK", 0))
+        path = folder / (f"rank{rank}-{TRACEBACK}" if rank else TRACEBACK)
+    path.write_text(trace, encoding="utf-8")
+    return path
+
+
+def _run_folder() -> Path | None:
+    """The folder of this run; None before there is one, and for commands that have none (chat, serve, …)."""
+    from hydra.core.hydra_config import HydraConfig
+
+    if not HydraConfig.initialized():
+        return None
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    return folder if folder.is_dir() and not folder.samefile(".") else None
+
+
+def explain(error: Exception, command: str) -> str:
+    """The message of Hydra or OmegaConf, with the nearest correct spelling and the allowed keys."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    cause = error.__cause__
+    if cause is not None and str(cause) not in str(error):
+        lines += [line.strip() for line in str(cause).splitlines() if line.strip()]
+    message = "\n  ".join(line for line in lines if not line.startswith(_NOISE))
+    plugin = re.search(r"hydra/(?:launcher|sweeper)/(\w+)'", message)
+    if plugin:
+        message += f"\n  is it installed? pip install 'instruct-lit[{'ray' if plugin.group(1) == 'ray' else 'sweep'}]'"
+    match = re.search(r"[Kk]ey '([^']+)'", str(cause or error)) or re.search(r"[Kk]ey '([^']+)'", str(error))
+    full_key = re.search(r"full_key: (\S+)", str(cause or error)) or re.search(r"override '?([\w.@/]+)", str(error))
+    if match and full_key:
+        message += _nearest(full_key.group(1).rpartition(".")[0], match.group(1), command)
+    return message
+
+
+def _nearest(parent: str, key: str, command: str) -> str:
+    """Lines with the nearest keys: beside the wrong one, otherwise anywhere in the tree."""
+    known = known_keys(command)
+    prefix = f"{parent}." if parent else ""
+    beside = list(dict.fromkeys(k.removeprefix(prefix).split(".")[0] for k in known if k.startswith(prefix)))
+    near = [f"{prefix}{name}" for name in difflib.get_close_matches(key, beside, n=1)]
+    if not near:
+        leaf = key.rpartition(".")[2]
+        near = [name for name in known if name.rpartition(".")[2] == leaf]
+        near = near[:3] or difflib.get_close_matches(f"{prefix}{key}", known, n=1)
+    lines = f"\n  did you mean {' or '.join(near)}?" if near else ""
+    if beside:
+        lines += f"\n  allowed{f' in {parent}' if parent else ''}: {', '.join(beside)}"
+    return lines
+
+
+def known_keys(command: str) -> list[str]:
+    """Every key of a command's default configuration, the groups before their keys."""
+    from hydra.core.global_hydra import GlobalHydra
+
+    from instruct_lit.config.compose import composed
+
+    GlobalHydra.instance().clear()
+    try:
+        return list(_names(OmegaConf.to_container(composed(command))))
+    except (HydraException, OmegaConfBaseException, ValueError):
+        return []
+
+
+def _names(node: object, prefix: str = "") -> Iterator[str]:
+    for key, inner in node.items() if isinstance(node, dict) else ():
+        yield f"{prefix}{key}"
+        yield from _names(inner, f"{prefix}{key}.")

@@ -1,0 +1,114 @@
+"""docs/reference.md, made from the schema: `python -m instruct_lit.config.reference > docs/reference.md`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from instruct_lit.config import compose
+from instruct_lit.config.help import choices_of, groups_of, shown_value, summary_of
+from instruct_lit.config.schema import COMMANDS
+from instruct_lit.config.schema.constructors import CONSTRUCTOR_KEYS
+from instruct_lit.config.schema.options import Key, Rules, keys_of
+
+HEAD = """# Reference: every key of the configuration
+
+Made from the schema by `python -m instruct_lit.config.reference > docs/reference.md`; do not edit it.
+
+A key is set on the command line, `python -m instruct_lit.train data.batch_size=16`, or in a file of `conf/`. A group
+is a folder of `conf/`; `model=gpt2` chooses `conf/model/gpt2.yaml`, which sets the keys of the group. The default is
+that of the command; another choice of a group may set another one. `null` is "none". Where a default is `${…}`, it is
+the value of that key. Keys that hold a constructor (`_target_`) accept any argument of it, with a leading `+` where
+`conf/` does not name it: `+trainer.limit_predict_batches=1`.
+"""
+
+
+def reference() -> str:
+    """The page as Markdown."""
+    lines, described = [HEAD, "## Commands", "", "| command | what it does | its groups |", "|---|---|---|"], set()
+    for command, schema in COMMANDS.items():
+        names = ", ".join(f"[`{name}`](#{name})" for name in groups_of(command))
+        lines.append(f"| [`{command}`](#keys-of-{command}) | {_cell(str(schema.__doc__).splitlines()[0])} | {names} |")
+    groups: list[str] = []
+    for command, schema in COMMANDS.items():
+        keys = list(keys_of(schema))
+        values = OmegaConf.to_container(compose.composed(command))
+        own = [key for key in keys if "." not in key.name and not _is_documented(key)]
+        groups += _section(f"Keys of `{command}`", own, values, schema)
+        for key in keys:
+            if key.group and key.name not in described:
+                described.add(key.name)
+                inner = [k for k in keys if k.name.startswith(f"{key.name}.") and not k.group]
+                groups += _section(f"`{key.name}`", inner, values, key.group, key.name)
+        for name in groups_of(command):
+            if name not in described:
+                described.add(name)
+                rules = {key: rules for key, rules in CONSTRUCTOR_KEYS.items() if key.startswith(f"{name}.")}
+                groups += _section(
+                    f"`{name}`", [_constructor_key(key, rules[key]) for key in rules], values, None, name
+                )
+    return "\n".join([*lines, "", *groups]).rstrip() + "\n"
+
+
+def _section(title: str, keys: list[Key], values: Any, schema: type | None, group: str | None = None) -> list[str]:
+    lines = [f"## {title}", ""]
+    if schema is not None:
+        lines += [str(schema.__doc__).splitlines()[0], ""]
+    choices = choices_of(group) if group else []
+    if choices:
+        lines += [f"| choice | `conf/{group}/` |", "|---|---|"]
+        lines += [
+            f"| `{group}={name}` | {_cell(summary_of(compose.CONF / str(group) / f'{name}.yaml'))} |"
+            for name in choices
+        ]
+        lines.append("")
+    if keys:
+        lines += ["| key | type | default | meaning |", "|---|---|---|---|", *(_row(key, values) for key in keys), ""]
+    return lines
+
+
+def _row(key: Key, values: Any) -> str:
+    doc = key.rules.doc + "".join(f" {part}" for part in _bounds(key.rules))
+    return f"| `{key.name}` | {key.type_name.replace('Any', 'any')} | {_default(key, values)} | {_cell(doc)} |"
+
+
+def _bounds(rules: Rules) -> Iterator[str]:
+    if rules.choices:
+        yield f"One of {', '.join(rules.choices)}."
+    if rules.at_least is not None:
+        yield f"At least {rules.at_least:g}."
+    if rules.below is not None:
+        yield f"Below {rules.below:g}."
+
+
+def _default(key: Key, values: Any) -> str:
+    """The default of the composed configuration; of a group that is off by default, that of the schema."""
+    value: Any = values
+    for part in key.name.split("."):
+        value = value.get(part, key.default) if isinstance(value, dict) else key.default
+    if value == "???":
+        return "required"
+    if isinstance(value, dict) and "_target_" in value:
+        return f"`{value['_target_']}`"
+    text = shown_value(value)
+    return _cell(f"`{text}`") if len(text) < 60 else "…"
+
+
+def _constructor_key(name: str, rules: Rules) -> Key:
+    return Key(name, "Any", None, rules)
+
+
+def _is_documented(key: Key) -> bool:
+    """Whether a key has a section of its own."""
+    return key.group is not None or any(name.startswith(f"{key.name}.") for name in CONSTRUCTOR_KEYS)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
+
+
+if __name__ == "__main__":
+    sys.stdout.write(reference())

@@ -1,0 +1,80 @@
+"""The console script: its commands, its overview, and what the tab key completes."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from instruct_lit import __version__, cli
+from instruct_lit.config.completion import BASH, words
+from instruct_lit.config.schema import COMMANDS
+
+
+def test_the_overview_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    cli.main(["--help"])
+    text = capsys.readouterr().out
+    assert all(f"\n  {command} " in text for command in COMMANDS) and all(len(line) <= 80 for line in text.splitlines())
+    cli.main(["--version"])
+    assert capsys.readouterr().out == f"instruct-lit {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "hint"), [("trian", "did you mean train?"), ("xyz", "commands are train, evaluate, benchmark")]
+)
+def test_an_unknown_command_is_answered_with_the_nearest(
+    command: str, hint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main([command])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.startswith(f"error: instruct-lit {command}: no such command; {hint}")
+
+
+def test_a_command_is_what_python_m_runs(tmp_path: Path) -> None:
+    """The job's name decides the folder of a run, and `__main__` how processes for further devices are started."""
+    arguments = ["train", "data.batch_size=5", "--cfg", "job", "--package", "data"]
+    outputs = [
+        subprocess.run([sys.executable, "-m", *start], capture_output=True, text=True, timeout=60, cwd=tmp_path).stdout
+        for start in (["instruct_lit.cli", *arguments], ["instruct_lit.train", *arguments[1:]])
+    ]
+    assert outputs[0] == outputs[1] and "batch_size: 5" in outputs[0]
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("instruct-lit re", ["report", "reproduce"]),
+        ("python -m instruct_lit.ex", ["instruct_lit.export"]),
+        ("instruct-lit train model=gpt2-", ["model=gpt2-large", "model=gpt2-medium", "model=gpt2-xl"]),
+        ("python -m instruct_lit.train model=na", ["model=nano"]),
+        ("instruct-lit train data.mask", ["data.mask_prompt="]),
+        ("instruct-lit train data=hf data.source.rep", ["data.source.repo="]),
+        ("instruct-lit train fit=", ["fit=true", "fit=false"]),
+        ("instruct-lit train +trainer.max_s", ["+trainer.max_steps="]),
+        ("instruct-lit train batching.layout=pa", ["batching.layout=padded", "batching.layout=packed"]),
+        ("instruct-lit train batc", ["batching.", "batching="]),
+        ("instruct-lit chat --he", ["--help"]),
+        ("instruct-lit nothing x", []),
+    ],
+)
+def test_the_last_word_is_completed(line: str, found: list[str]) -> None:
+    assert words(line) == found
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")
+def test_bash_asks_for_the_words(tmp_path: Path) -> None:
+    (tmp_path / "instruct-lit").write_text(f'#!/bin/sh\nexec {sys.executable} -m instruct_lit.cli "$@"\n')
+    (tmp_path / "instruct-lit").chmod(0o755)
+    script = BASH + (
+        '\nask() { COMP_LINE="$1"; COMP_POINT=${#1}; COMP_WORDBREAKS=$\' \\t\\n=:\'; $2; echo "${COMPREPLY[*]}"; }\n'
+        "ask 'instruct-lit train model=gpt2-m' _instruct_lit\n"
+        "ask 'instruct-lit tra' _instruct_lit\n"
+        "ask 'python -m instruct_lit.train data.max_l' _instruct_lit_python\n"
+    )
+    done = subprocess.run(
+        ["bash", "-c", script], capture_output=True, text=True, timeout=60,
+        env={"PATH": f"{tmp_path}:/usr/bin:/bin", "PYTHONPATH": str(Path(cli.__file__).parents[1])},
+    )  # fmt: skip
+    assert done.stdout.splitlines() == ["gpt2-medium", "train", "data.max_length="], done.stderr
