@@ -119,6 +119,7 @@ def judge_of(config: DictConfig) -> Judge:
     """The judge of the group, its replies cached in the cache folder; close it, or use it as a context manager."""
     from omegaconf import OmegaConf
 
+    from instruct_lit.config.model_builders import install_satellites
     from instruct_lit.evaluation.judging.endpoints import OllamaEndpoint, OpenAIEndpoint
     from instruct_lit.evaluation.judging.judge import Costs, Judge
     from instruct_lit.evaluation.judging.local import LocalEndpoint
@@ -128,6 +129,7 @@ def judge_of(config: DictConfig) -> Judge:
     settings: dict[str, Any] = {"max_tokens": judge.max_tokens, "constrained": judge.constrained}
     endpoint: Any
     if judge.name == "local":
+        install_satellites()
         endpoint = LocalEndpoint(judge.model, judge.gguf_file, **settings)
     else:
         settings |= {name: judge[name] for name in ("temperature", "seed", "timeout_s", "n_retries")}
