@@ -34,14 +34,15 @@ def train(shape: str, length: int, batch_size: int, device: str) -> dict[str, An
     import torch
 
     from instruct_lit import accel
+    from instruct_lit.accel.adamw import adamw
+    from instruct_lit.accel.cross_entropy import summed_cross_entropy
     from instruct_lit.accel.hardware import default_precision, keep_freed_memory
     from instruct_lit.accel.weight_copies import LowPrecisionWeights
     from instruct_lit.core.data.collate import Collator
     from instruct_lit.core.data.encode import EncodedExample
     from instruct_lit.core.model.gpt import GPT, GPTConfig
-    from instruct_lit.core.training.loss import summed_cross_entropy
-    from instruct_lit.core.training.module import layout_of
-    from instruct_lit.core.training.optimizer import adamw, parameter_groups
+    from instruct_lit.core.training.optimizer import parameter_groups
+    from instruct_lit.core.training.step import layout_of
 
     accel.install()
     keep_freed_memory()
@@ -57,17 +58,17 @@ def train(shape: str, length: int, batch_size: int, device: str) -> dict[str, An
     collator = Collator(50256, np.ones(50257, dtype=np.int64), "packed", shared_prefix=True, pad_to_multiple_of=32)
     batch = collator(documents).to(device)
     half = default_precision(device) == "bf16-mixed"
-    working = None
-    if device == "cpu":  # as InstructionTuner does it
+    weight_copy = None
+    if device == "cpu":  # as AcceleratedStep does it
         dtype = torch.bfloat16 if half else torch.float32
-        optimizer.working = LowPrecisionWeights(model, model.head_weight, dtype, dtype).attach()
-        working = optimizer.working.of[id(model.head_weight)]
+        optimizer.copies = LowPrecisionWeights(model, model.head_weight, dtype, dtype).attach()
+        weight_copy = optimizer.copies.of[id(model.head_weight)]
 
     def step() -> None:
         with torch.autocast(device, torch.bfloat16, enabled=half):
             states = model.hidden_states(batch.input_ids, batch.position_ids, layout_of(batch), batch.loss_index)
             loss = summed_cross_entropy(
-                states, model.head_weight, batch.targets, batch.loss_weights / batch.n_supervised, working
+                states, model.head_weight, batch.targets, batch.loss_weights / batch.n_supervised, weight_copy
             )
         loss.backward()
         optimizer.step()

@@ -19,9 +19,9 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from benchmarks import common
+from instruct_lit.accel.cross_entropy import summed_cross_entropy
 from instruct_lit.accel.hardware import keep_freed_memory
 from instruct_lit.accel.weight_copies import LowPrecisionWeights
-from instruct_lit.core.training.loss import summed_cross_entropy
 
 N_VOCAB, WIDTH, N_POSITIONS = 50257, 768, 128
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -29,7 +29,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 def ways_of(head: Tensor, dtype: torch.dtype) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
     """Functions that give the summed loss of states and targets."""
-    working = LowPrecisionWeights(nn.Module(), head, dtype, dtype).attach().of[id(head)]
+    weight_copy = LowPrecisionWeights(nn.Module(), head, dtype, dtype).attach().of[id(head)]
     weights = torch.ones(N_POSITIONS)
     return {
         "whole logits": lambda h, t: F.cross_entropy(F.linear(h.to(dtype), head.to(dtype)).float(), t, reduction="sum"),
@@ -37,7 +37,7 @@ def ways_of(head: Tensor, dtype: torch.dtype) -> dict[str, Callable[[Tensor, Ten
             h.to(dtype), head.to(dtype), t, reduction="sum", options=nn.LinearCrossEntropyOptions()
         ),
         "ours": lambda h, t: summed_cross_entropy(h, head, t, weights),
-        "ours, kept": lambda h, t: summed_cross_entropy(h, head, t, weights, working),
+        "ours, kept": lambda h, t: summed_cross_entropy(h, head, t, weights, weight_copy),
     }
 
 

@@ -25,7 +25,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 TESTS = {
-    "core.training.loss": ["tests/core/training/test_loss.py", "tests/accel/test_weight_copies.py"],
+    "accel.cross_entropy": ["tests/accel/test_cross_entropy.py", "tests/accel/test_weight_copies.py"],
     "accel.cuda_graphs": ["tests/accel/test_cuda_graphs.py"],
     "core.model.attention": ["tests/core/model/test_attention.py"],
     "accel.attention_groups": ["tests/accel/test_attention_products.py"],

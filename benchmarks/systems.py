@@ -38,10 +38,10 @@ def ours(name: str, args: Namespace) -> dict[str, Any]:
 
     from instruct_lit.accel.hardware import keep_freed_memory
     from instruct_lit.config import builders as build
-    from instruct_lit.config.check_training import check_train, wants_graphs
+    from instruct_lit.config.check_training import check_train
     from instruct_lit.config.compose import CONF, register
-    from instruct_lit.core.training.callbacks import History
-    from instruct_lit.core.training.module import InstructionTuner
+    from instruct_lit.config.run_builders import trainer_of, tuner_of
+    from instruct_lit.core.training.history import History
 
     memory, clock = common.Memory(args.device), common.Clock(args.warm_up, args.steps, args.device)
     _, batching, precision, *more = name.split()
@@ -72,14 +72,11 @@ def ours(name: str, args: Namespace) -> dict[str, Any]:
         check_train(config)
         keep_freed_memory()
         seed_everything(config.seed, workers=True, verbose=False)
-        trainer = build.trainer_of(config, [History(Path(folder) / "history.jsonl"), Tick()])
+        trainer = trainer_of(config, [History(Path(folder) / "history.jsonl"), Tick()])
         model = build.model_of(config)
         tokenizer, template = build.language_of(config)
         data = build.data_of(config, template, tokenizer, model.config.context_length)
-        tuner = InstructionTuner(
-            model, *build.optimization_of(config), compiled=config.compile, cuda_graphs=wants_graphs(config)
-        )
-        trainer.fit(tuner, data)
+        trainer.fit(tuner_of(config, model), data)
     return _figures(args, clock, memory, _per_step(common.N_TRAIN, args.batch_size), torch.__version__)
 
 

@@ -29,10 +29,7 @@ def report(config: DictConfig) -> None:
 
 
 def write(folder: Path, metric: str | None = None, direction: str | None = None, n_best: int = 3) -> Path:
-    """Write the page and return its path; metric and direction are those of the sweep by default.
-
-    Raises: ConfigError for a metric that no trial has.
-    """
+    """Write the page and return its path; metric and direction are those of the sweep by default."""
     from omegaconf import OmegaConf
 
     from instruct_lit.sweeps.page import write_page
@@ -40,13 +37,10 @@ def write(folder: Path, metric: str | None = None, direction: str | None = None,
 
     saved = folder / "multirun.yaml"
     sweep = OmegaConf.load(saved) if saved.is_file() else OmegaConf.create()
-    optimized = OmegaConf.select(sweep, "optimized_metric") or "value"
-    shown = metric or optimized
-    if direction is None and shown == optimized:
-        direction = OmegaConf.select(sweep, "hydra.sweeper.direction")
-    maximize = direction == "maximize" if direction else not shown.endswith(LOWER_IS_BETTER)
-    trials = read_trials(folder, maximize, None if shown == optimized else shown)
-    return write_page(folder, trials, shown, maximize, n_best)
+    metric = metric or OmegaConf.select(sweep, "optimized_metric") or "value"
+    direction = direction or OmegaConf.select(sweep, "hydra.sweeper.direction")
+    maximize = direction == "maximize" if direction else not metric.endswith(LOWER_IS_BETTER)
+    return write_page(folder, read_trials(folder, maximize), metric, maximize, n_best)
 
 
 class SweepReport(Callback):

@@ -24,7 +24,7 @@ Command = Callable[..., "subprocess.CompletedProcess[str]"]
 Start = Callable[..., "Started"]
 LIBRARIES = ("lightning.pytorch", "tensorboard.summary.writer.event_file_writer", "matplotlib.pyplot", "torch.utils.tensorboard",
              "torch.distributed", "transformers", "tiktoken", "jinja2", "openai", "instruct_lit.train", "instruct_lit.evaluate",
-             "instruct_lit.core.training.callbacks")  # fmt: skip
+             "instruct_lit.config.run_builders", "instruct_lit.reports.run_page")  # fmt: skip
 
 
 class Started:

@@ -3,6 +3,8 @@ names the attribute that a new version of torch lacks."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -56,3 +58,52 @@ def softmax_backward(grad: Tensor, weights: Tensor) -> Tensor:
     passes over memory.
     """
     return torch._softmax_backward_data(grad, weights, -1, weights.dtype)
+
+
+def fused_adamw_piece(
+    weight: Tensor, gradient: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, step: Tensor, grad_scale: Tensor | None,
+    group: dict,
+) -> None:  # fmt: skip
+    """AdamW's update of a piece of a parameter, in place.
+
+    Private: `torch._fused_adamw_`, the kernel of `torch.optim.AdamW`, which updates whole parameters only.
+    """
+    beta1, beta2 = group["betas"]
+    torch._fused_adamw_(
+        [weight], [gradient], [exp_avg], [exp_avg_sq], [], [step],
+        lr=group["lr"], beta1=beta1, beta2=beta2, weight_decay=group["weight_decay"], eps=group["eps"],
+        amsgrad=False, maximize=False, grad_scale=grad_scale,
+    )  # fmt: skip
+
+
+def copy_all(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
+    """Copy tensors in one kernel.
+
+    Private: `torch._foreach_copy_`; the public `copy_` launches a kernel for each.
+    """
+    torch._foreach_copy_(list(targets), list(sources))
+
+
+def add_all(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
+    """Add tensors in place in one kernel.
+
+    Private: `torch._foreach_add_`; the public `add_` launches a kernel for each.
+    """
+    torch._foreach_add_(list(targets), list(sources))
+
+
+def norm_of_each(tensors: Sequence[Tensor]) -> Tensor:
+    """The Euclidean norm of each tensor, in one kernel on a GPU.
+
+    Private: `torch._foreach_norm`; the public `vector_norm` launches a kernel for each.
+    """
+    return torch.stack(torch._foreach_norm(list(tensors)))
+
+
+def has_bf16_vectors() -> bool:
+    """Whether this processor has bf16 instructions of AVX-512.
+
+    Private: `torch.cpu._is_avx512_bf16_supported`, since no public function reports it. Without it: False.
+    """
+    known = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return known is not None and bool(known())

@@ -1,9 +1,9 @@
 """CUDA graphs: forward and backward pass of a micro-batch as one call of the driver.
 
-A step of a small batch has about a thousand kernels, and a processor needs longer to ask for them one by one than a
-GPU to compute them. A graph asks for all at once, but for tensors of fixed sizes at fixed places. So a batch is rounded
-up to one of few shapes, with tokens that nobody sees and pairs of weight 0, and copied to where the graph of its shape
-reads; the gradients go to places that all graphs share.
+A step of a small batch has about a thousand kernels, and a CPU needs longer to launch them one by one than a GPU to
+compute them. A graph launches all at once, but for tensors of fixed sizes at fixed addresses. So a batch is padded to
+one of few shapes, with tokens that no other token attends to and targets of weight 0, and copied to the inputs of the
+graph of its shape; the gradients go to buffers that all graphs share.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from instruct_lit.accel.attention_varlen import Sequences, VarlenDocuments
+from instruct_lit.accel.compat_torch import add_all, copy_all
 from instruct_lit.core.data.collate import Batch
 from instruct_lit.core.model.attention import AttentionLayout
 from instruct_lit.errors import TrainingError
 
-MAX_GRAPHS = 64  # shapes that are kept; batches of further ones run kernel by kernel
-ROOM = 2.5  # what must be free for each byte of a step's tensors: recorded ones are kept beside all others
+MAX_GRAPHS = 64  # recorded shapes; batches of other shapes run kernel by kernel
+ROOM = 2.5  # free bytes needed per byte of a step's tensors: a graph keeps its own beside all others
 FINENESS = 16  # shapes between a size and its double
 SMALLEST_STEP = 32
 LONGEST_PADDING = 128  # tokens of a document of padding: a block of the attention kernel
@@ -30,15 +31,16 @@ Loss = Callable[[Tensor, Tensor, AttentionLayout | None, Tensor, Tensor, Tensor]
 
 
 class StepGraphs:
-    """Computes losses and gradients of micro-batches, by a graph where a batch of its shape was seen before.
+    """Computes losses and gradients of micro-batches, by a graph if a batch of its shape was seen before.
 
-    `loss_of` gets input ids, positions, layout, loss index, targets and weights as `Batch` has them and returns a
-    scalar, in bf16 autocast; it must neither wait for the device nor depend on anything else that changes. The first
-    batch of a shape runs as it always does, which also loads its kernels; the second is recorded. Where a parameter
-    moved in memory, all is recorded anew. Where memory is scarce, large batches run as they always do, and a warning
-    says so. With `adds` the gradients of several micro-batches add up.
+    The first batch of a shape runs kernel by kernel, which also loads the kernels; the second is recorded. When a
+    parameter has moved in memory, all graphs are recorded again. When memory is scarce, large batches run kernel by
+    kernel, with a warning. Raises TrainingError if a step cannot be recorded; torch's allocator is then unusable.
 
-    Raises TrainingError where a step cannot be recorded: torch's memory is in disorder after that.
+    Args:
+        loss_of: Receives input ids, positions, layout, loss index, targets and weights as `Batch` has them and returns
+            a scalar, in bf16 autocast; it must neither synchronise nor depend on anything else that changes.
+        adds: Whether the gradients of several micro-batches add up.
     """
 
     def __init__(self, loss_of: Loss, parameters: Iterable[nn.Parameter], adds: bool) -> None:
@@ -50,16 +52,16 @@ class StepGraphs:
         self._forget()
 
     def begin(self) -> None:
-        """Let this thread work on a stream of its own until `end`.
+        """Use another stream in this thread until `end`.
 
-        A recording cannot be made on the default stream, and autograd remembers on which stream it met a parameter.
+        The default stream cannot be recorded, and autograd remembers the stream of a parameter's first use.
         """
         self._before = torch.cuda.current_stream()
         self._stream.wait_stream(self._before)
         torch.cuda.set_stream(self._stream)
 
     def end(self) -> None:
-        """Go back to the stream of before."""
+        """Return to the previous stream."""
         self._before.wait_stream(self._stream)
         torch.cuda.set_stream(self._before)
 
@@ -67,16 +69,19 @@ class StepGraphs:
         self._graphs: dict[tuple[int, ...], _Graph | None] = {}
         self._places = [p.data_ptr() for p in self.parameters]
         self._pool = torch.cuda.graph_pool_handle()
-        self._largest, self._full = 0, False  # tokens of the largest recorded batch; whether larger ones are refused
+        self._largest, self._full = (
+            0,
+            False,
+        )  # tokens of the largest recorded batch; whether larger ones stay unrecorded
 
     def loss(self, batch: Batch, weights: Tensor) -> Tensor:
         """The batch's loss, whose backward pass sets or adds to the parameters' gradients.
 
-        The loss may not be scaled afterwards: factors belong into the `weights` `(M,)` of its pairs.
+        The loss may not be scaled afterwards: factors belong into the `weights` `(M,)` of its targets.
         """
         if self._places != [p.data_ptr() for p in self.parameters]:
             self._forget()
-        inputs = _rounded_up(batch, weights)
+        inputs = _padded(batch, weights)
         if inputs.shape not in self._graphs:
             if len(self._graphs) < MAX_GRAPHS:
                 self._graphs[inputs.shape] = None  # seen once
@@ -91,7 +96,7 @@ class StepGraphs:
         return _Replayed.apply(self._anchor, graph.loss, self)
 
     def _has_room(self, n_tokens: int) -> bool:
-        """Whether a batch of this size may be recorded: its tensors get a place that nothing else can use."""
+        """Whether a batch of this size may be recorded: its tensors occupy memory that nothing else can use."""
         if n_tokens <= self._largest or self._full:
             return n_tokens <= self._largest
         torch.cuda.empty_cache()
@@ -100,8 +105,8 @@ class StepGraphs:
         self._full = free < ROOM * of_step
         if self._full:
             warnings.warn(
-                f"cuda_graphs: a step takes {of_step / 1e9:.1f} GB and {free / 1e9:.1f} GB are free, so batches of "
-                f"{n_tokens:,} tokens and more are not recorded, which makes them slower at most",
+                f"cuda_graphs: a step takes {of_step / 1e9:.1f} GB and {free / 1e9:.1f} GB are free; batches of "
+                f"{n_tokens:,} tokens and more run without a graph, slower but with the same numbers",
                 stacklevel=2,
             )
         else:
@@ -112,11 +117,11 @@ class StepGraphs:
         try:
             return self._record(inputs)
         except torch.OutOfMemoryError:
-            raise  # explained by who knows the batch
+            raise  # explained where the batch size is known
         except RuntimeError as error:
             reason = str(error).partition("\n")[0]
             raise TrainingError(
-                f"cuda_graphs=true: a step could not be recorded ({reason}); use cuda_graphs=false"
+                f"cuda_graphs=true: a step cannot be recorded ({reason:.160}); use cuda_graphs=false"
             ) from error
 
     def _record(self, inputs: _Inputs) -> _Graph:
@@ -124,26 +129,28 @@ class StepGraphs:
         graph = torch.cuda.CUDAGraph()
         with (
             torch.cuda.graph(graph, self._pool, torch.cuda.current_stream(), "thread_local"),
-            torch.autocast("cuda", torch.bfloat16, cache_enabled=False),  # a cast of this step is none of the next
+            torch.autocast(
+                "cuda", torch.bfloat16, cache_enabled=False
+            ),  # a cast of this step may not be used by the next
         ):
             loss = self.loss_of(*inputs.arguments())
             found = torch.autograd.grad(loss, self.parameters, allow_unused=True)
             pairs = [(kept, new) for kept, new in zip(self.gradients, found, strict=True) if new is not None]
-            torch._foreach_copy_([kept for kept, _ in pairs], [new for _, new in pairs])
+            copy_all([kept for kept, _ in pairs], [new for _, new in pairs])
             loss = loss.detach()
         return _Graph(graph, inputs, loss)
 
-    def hand_over(self) -> None:
-        """Give the gradients of the last replay to the parameters."""
+    def add_gradients(self) -> None:
+        """Set or add the gradients of the last replay to those of the parameters."""
         if self.parameters[0].grad is None:
             for parameter, gradient in zip(self.parameters, self.gradients, strict=True):
                 parameter.grad = gradient.clone() if self.adds else gradient
         else:
-            torch._foreach_add_([p.grad for p in self.parameters if p.grad is not None], self.gradients)
+            add_all([p.grad for p in self.parameters if p.grad is not None], self.gradients)
 
 
 class _Replayed(torch.autograd.Function):
-    """The loss of a replay, which has computed the gradients as well."""
+    """The loss of a replay; the replay has computed the gradients."""
 
     @staticmethod
     def forward(ctx: Any, anchor: Tensor, loss: Tensor, graphs: StepGraphs) -> Tensor:  # type: ignore[override]
@@ -152,13 +159,13 @@ class _Replayed(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[None, None, None]:  # type: ignore[override]
-        ctx.graphs.hand_over()
+        ctx.graphs.add_gradients()
         return None, None, None
 
 
 @dataclass
 class _Inputs:
-    """A batch rounded up to its shape: what a graph reads, and all that tells graphs apart."""
+    """A batch padded to its shape: the inputs of a graph, and the key of the graph."""
 
     shape: tuple[int, ...]
     tensors: tuple[Tensor, ...]  # input ids, positions, loss index, targets, weights
@@ -178,7 +185,7 @@ class _Inputs:
         return _Inputs(self.shape, tuple(x.clone() for x in self.tensors), sequences)
 
     def take(self, other: _Inputs) -> None:
-        torch._foreach_copy_(self.tensors, other.tensors)
+        copy_all(self.tensors, other.tensors)
         if self.sequences is not None and other.sequences is not None:
             self.sequences.flat.copy_(other.sequences.flat)
 
@@ -190,8 +197,8 @@ class _Graph:
     loss: Tensor
 
 
-def _rounded_up(batch: Batch, weights: Tensor) -> _Inputs:
-    """The batch with tokens of padding up to the size of a shape, and pairs of weight 0."""
+def _padded(batch: Batch, weights: Tensor) -> _Inputs:
+    """The batch with padding tokens up to the size of its shape, and targets of weight 0."""
     ids, positions, index = batch.input_ids, batch.position_ids, batch.loss_index
     size, n_pairs = _shape_of(ids.shape[-1]), _shape_of(len(batch.targets))
     n_more = size - ids.shape[-1]
@@ -212,7 +219,7 @@ def _rounded_up(batch: Batch, weights: Tensor) -> _Inputs:
 
 
 def _documents_of_padding(n_tokens: int, size: int) -> list[int]:
-    """Lengths of as many documents as padding in a batch of this size may need; the last ones may be empty."""
+    """Lengths of the documents of padding in a batch of this size; always as many, the last ones may be empty."""
     n_documents = -(-_step_of(size) // LONGEST_PADDING)
     return [max(0, min(LONGEST_PADDING, n_tokens - n * LONGEST_PADDING)) for n in range(n_documents)]
 

@@ -1,4 +1,4 @@
-"""What a run will need: memory from the tensors a step keeps, time from steps of shallow models on this device."""
+"""An estimate of memory, from the tensors that a step keeps, and of time, from steps of shallow models."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from instruct_lit.accel.hardware import default_precision, wait_for
+from instruct_lit.accel.cross_entropy import chunk_of, summed_cross_entropy
+from instruct_lit.accel.memory import STATES_BYTES
+from instruct_lit.accel.hardware import default_precision
 from instruct_lit.core.data.collate import Batch
 from instruct_lit.core.model.causal import CausalLM
 from instruct_lit.core.model.device import best_device
 from instruct_lit.core.model.gpt import GPT, GPTConfig
-from instruct_lit.core.training.failures import STATES_BYTES
-from instruct_lit.core.training.loss import chunk_of, summed_cross_entropy
-from instruct_lit.core.training.module import layout_of
+from instruct_lit.core.training.history import synchronize
+from instruct_lit.core.training.step import layout_of
 
-DEPTHS = (1, 4)  # blocks of the models that are measured; what one block adds is the same at any depth
+DEPTHS = (1, 4)  # blocks of the measured models; each further block adds the same
 
 
 @dataclass(frozen=True)
@@ -26,19 +27,21 @@ class Estimate:
 
     n_parameters: int
     states_bytes: int  # weights, gradients and the optimizer's moments
-    activations_bytes: int  # what the largest batch keeps for its backward pass, and the head's logits
+    activations_bytes: int  # kept for the backward pass of the largest batch, and the head's logits
     step_s: float
 
     @property
     def memory_bytes(self) -> int:
-        """All of it, without what torch itself takes."""
+        """States and activations, without the libraries of torch."""
         return self.states_bytes + self.activations_bytes
 
 
 def estimate(config: GPTConfig, typical: Sequence[Batch], largest: Batch, device: torch.device, bf16: bool) -> Estimate:
-    """Measure models of one and four blocks with random weights and go on in a straight line to the configured depth.
+    """Measure models of one and four blocks with random weights and extrapolate linearly to the configured depth.
 
-    `typical` are the batches whose mean time is taken, `largest` the one that decides on memory.
+    Args:
+        typical: Batches whose mean time is measured.
+        largest: The batch whose memory is measured.
     """
     with torch.device("meta"):
         n_parameters = GPT(config).n_parameters
@@ -49,10 +52,10 @@ def estimate(config: GPTConfig, typical: Sequence[Batch], largest: Batch, device
         model = GPT(replace(config, n_layers=depth)).to(device).train()
         optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)
         activations[depth] = kept_bytes(model, largest.to(device), bf16)
-        train_step(model, optimizer, typical[0].to(device), bf16)  # the first step makes the optimizer's state
+        train_step(model, optimizer, typical[0].to(device), bf16)  # the first step allocates the optimizer's state
         fastest = [min(train_step(model, optimizer, batch.to(device), bf16) for _ in range(2)) for batch in typical]
         seconds[depth] = sum(fastest) / len(fastest)
-    bytes_of_logit = (2 if bf16 else 4) + (4 if device.type == "cuda" else 0)  # a GPU has their softmax beside them
+    bytes_of_logit = (2 if bf16 else 4) + (4 if device.type == "cuda" else 0)  # a GPU also stores their softmax
     n_logits = min(chunk_of(device), max(1, largest.n_supervised)) * config.n_vocab
     return Estimate(
         n_parameters,
@@ -90,7 +93,7 @@ def train_step(model: CausalLM, optimizer: torch.optim.Optimizer, batch: Batch, 
     _loss(model, batch, bf16).backward()
     optimizer.step()
     optimizer.zero_grad()
-    wait_for(batch.input_ids.device)
+    synchronize(batch.input_ids.device)
     return time.perf_counter() - start
 
 

@@ -1,10 +1,10 @@
-"""Working memory of the weights on a CPU: copies rounded once a step, gradients that stay allocated.
+"""Low-precision copies of the weights on a CPU, rounded once per step, and gradients that stay allocated.
 
 A step of a small batch is bound by memory, not by arithmetic: autocast converts every weight before its product and
-every gradient after it, and fresh gradients cost page faults. Here each matrix has one working copy, which the
-optimizer renews as it passes over the weights anyway, and one gradient buffer, into which the product of the backward
-pass is written; what is large and passing has memory that stays, too. The numbers are those of autocast: products in
-bf16 of weights rounded once, fp32 parameters updated by gradients as the product gives them.
+every gradient after it, and new gradients cost page faults. Here each matrix has one copy, which the optimizer renews
+as it updates the weight, and one gradient buffer, into which the product of the backward pass is written; large
+temporary tensors reuse their memory as well. The numbers are those of autocast: products in bf16 of rounded weights,
+fp32 parameters updated by the gradients of these products.
 """
 
 from __future__ import annotations
@@ -31,25 +31,25 @@ STRIP, SHORT_STRIP = 96, 32  # rows that are transposed at once
 
 
 class Scratch:
-    """Memory on huge pages for tensors that live within one call and are too large for the system to keep it."""
+    """Memory on huge pages for large temporary tensors, which the allocator would return to the system."""
 
     def __init__(self) -> None:
         self._blocks: dict[str, Tensor] = {}
 
     def take(self, name: str, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-        """An uninitialised tensor, a large one in the place of the one that had this name before."""
+        """An uninitialised tensor; a large one reuses the memory of the previous one of this name."""
         n_bytes = math.prod(shape) * dtype.itemsize
         if n_bytes <= KEPT_BYTES:
             return torch.empty(*shape, dtype=dtype)
         if name not in self._blocks or len(self._blocks[name]) < n_bytes:
             self._blocks.pop(name, None)
-            self._blocks[name] = huge_empty(n_bytes * 5 // 4, torch.uint8)  # what is not used is not there
+            self._blocks[name] = huge_empty(n_bytes * 5 // 4, torch.uint8)  # pages that are never touched cost nothing
         return self._blocks[name][:n_bytes].view(dtype).view(*shape)
 
 
 @dataclass
-class Working:
-    """What the products with one parameter use: `weight`, its rounded copy, and `gradient`, the buffer of its gradient.
+class WeightCopy:
+    """The tensors that products with one parameter use: `weight`, its rounded copy, and `gradient`, a buffer.
 
     In the parameter's own precision the copy is the parameter itself.
     """
@@ -75,7 +75,7 @@ class Working:
     def pieces(self, *moments: Tensor) -> list[tuple[Tensor, ...]]:
         """Parameter, its gradient, the copy and the `moments`, cut into the same pieces, which stay in the cache.
 
-        They are cut once, and again where one of them was replaced, as a loaded checkpoint does.
+        They are cut once, and again after one of them was replaced, as loading a checkpoint does.
         """
         assert self.parameter.grad is not None
         whole = [self.parameter.detach(), self.parameter.grad, self.weight, *moments]
@@ -91,11 +91,11 @@ class Working:
 
 
 class LowPrecisionWeights:
-    """Working copies in `dtype` and gradient buffers in `gradient_dtype` of a model's trainable matrices.
+    """Copies in `dtype` and gradient buffers in `gradient_dtype` of a model's trainable matrices.
 
-    From `attach` to `detach` linear layers in training mode multiply with the copies, and the gradient of their weights
-    and of `head` is the buffer. In evaluation mode they do as ever, so that whoever swaps weights for a validation is
-    not deceived.
+    From `attach` to `detach`, linear layers in training mode multiply with the copies, and the gradient of their
+    weights and of `head` is the buffer. In evaluation mode they use the parameters, so that a callback may swap
+    weights for a validation.
     """
 
     def __init__(self, model: nn.Module, head: Tensor, dtype: torch.dtype, gradient_dtype: torch.dtype) -> None:
@@ -105,79 +105,79 @@ class LowPrecisionWeights:
         n = sum(sizes)
         gradients = huge_empty(n, gradient_dtype).split(sizes)
         copies = huge_empty(n if dtype != head.dtype else 0, dtype).split(sizes if dtype != head.dtype else [0])
-        self.of: dict[int, Working] = {}
+        self.of: dict[int, WeightCopy] = {}
         scratch = Scratch()
         for i, (key, p) in enumerate(parameters.items()):
             weight = copies[i].view_as(p) if dtype != head.dtype else p.detach()
-            self.of[key] = Working(p, weight, gradients[i].view_as(p), scratch)
+            self.of[key] = WeightCopy(p, weight, gradients[i].view_as(p), scratch)
         self.gradient_dtype = gradient_dtype
 
     def attach(self) -> LowPrecisionWeights:
-        """Put the working memory in use."""
-        for working in self.of.values():
-            working.renew()
-            self._set_gradient_dtype(working.parameter, self.gradient_dtype)
+        """Use the copies from now on."""
+        for copy in self.of.values():
+            copy.renew()
+            self._set_gradient_dtype(copy.parameter, self.gradient_dtype)
         for module in self.linears:
             module.forward = partial(_linear_forward, module, self.of[id(module.weight)])  # type: ignore[method-assign]
         return self
 
     def detach(self) -> None:
-        """Give the model back as it was."""
+        """Restore the model."""
         for module in self.linears:
             module.__dict__.pop("forward", None)
-        for working in self.of.values():
-            self._set_gradient_dtype(working.parameter, working.parameter.dtype)
+        for copy in self.of.values():
+            self._set_gradient_dtype(copy.parameter, copy.parameter.dtype)
 
     @staticmethod
     def _set_gradient_dtype(parameter: Tensor, dtype: torch.dtype) -> None:
         parameter.grad = None
-        if dtype != parameter.dtype or can_hold_other_gradients():
+        if dtype != parameter.dtype or has_gradient_dtypes():
             parameter.grad_dtype = dtype  # type: ignore[attr-defined]
 
 
-def can_hold_other_gradients() -> bool:
-    """Whether this torch lets a parameter have a gradient of another precision."""
+def has_gradient_dtypes() -> bool:
+    """Whether this torch allows a gradient in another precision than its parameter's."""
     return hasattr(Tensor, "grad_dtype")
 
 
-def _linear_forward(module: nn.Linear, working: Working, x: Tensor) -> Tensor:
+def _linear_forward(module: nn.Linear, copy: WeightCopy, x: Tensor) -> Tensor:
     if not module.training:
         return F.linear(x, module.weight, module.bias)
     with torch.autocast("cpu", enabled=False):
-        x = x.to(working.weight.dtype)
+        x = x.to(copy.weight.dtype)
         bias = None if module.bias is None else module.bias.to(x.dtype)
-        return _Linear.apply(x, module.weight, bias, working)
+        return _Linear.apply(x, module.weight, bias, copy)
 
 
 class _Linear(torch.autograd.Function):
-    """x·Wᵀ + b with the working copy; the weight's gradient goes into its buffer."""
+    """x·Wᵀ + b with the copy of W; the gradient of W goes into its buffer."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, working: Working) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, copy: WeightCopy) -> Tensor:  # type: ignore[override]
         ctx.save_for_backward(x)
-        ctx.working = working
-        return F.linear(x, working.weight, bias)
+        ctx.copy = copy
+        return F.linear(x, copy.weight, bias)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, Tensor | None, None]:  # type: ignore[override]
         (x,) = ctx.saved_tensors
         rows = grad.flatten(0, -2)
-        ctx.working.collect(rows, x.flatten(0, -2))
-        grad_x = grad @ ctx.working.weight if ctx.needs_input_grad[0] else None
+        ctx.copy.collect(rows, x.flatten(0, -2))
+        grad_x = grad @ ctx.copy.weight if ctx.needs_input_grad[0] else None
         return grad_x, None, rows.sum(0) if ctx.needs_input_grad[2] else None, None
 
 
 def transposed(x: Tensor, scratch: Scratch) -> Tensor:
-    """`xᵀ`, in half precision laid out anew for a processor with tiles, until the next is.
+    """`xᵀ`; in half precision, for a CPU with tiles (AMX), a contiguous copy that is valid until the next call.
 
-    There a bf16 product whose first factor lies transposed takes up to three times as long as one that finds it in
-    order, and torch's own copy in one piece uses one core. Elsewhere it takes as long either way.
+    There a bf16 product with a transposed first factor takes up to three times as long as one with a contiguous one,
+    and torch copies it on one core. Other CPUs take as long either way.
     """
     if x.dtype.itemsize != 2 or not has_amx_tiles():
         return x.t()
     n, width = x.shape
     copy = scratch.take("transposed", (width, n), x.dtype)
-    # Rows at distances of 2 KiB share their places in the cache, long ones have a page of memory each.
+    # Rows at distances of 2 KiB share cache sets, long rows have a page of memory each.
     strip = SHORT_STRIP if width % 1024 == 0 or width > 8192 else STRIP
     for own, rows in zip(copy.split(strip, 1), x.split(strip), strict=True):
         own.copy_(rows.t())
@@ -185,10 +185,10 @@ def transposed(x: Tensor, scratch: Scratch) -> Tensor:
 
 
 def huge_empty(n: int, dtype: torch.dtype) -> Tensor:
-    """An uninitialised vector on huge pages where the system has them: fewer faults, fewer misses of address caches."""
+    """An uninitialised vector, on Linux on huge pages: fewer page faults and TLB misses."""
     if not n or not sys.platform.startswith("linux"):
         return torch.empty(n, dtype=dtype)
-    # One page more than needed, so that the vector can begin at a page of its own.
+    # One page more than needed, so that the vector can start at a page boundary.
     block = mmap.mmap(-1, (math.ceil(n * dtype.itemsize / HUGE_PAGE) + 1) * HUGE_PAGE, flags=mmap.MAP_PRIVATE)
     try:
         block.madvise(mmap.MADV_HUGEPAGE)

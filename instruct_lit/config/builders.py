@@ -8,11 +8,7 @@ here.
 from __future__ import annotations
 
 import importlib.util
-import inspect
-import logging
-import sys
 import warnings
-from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,13 +27,12 @@ from instruct_lit.config.model_builders import (
     shape_of,
     template_of,
 )
+from instruct_lit.config.satellites import has_satellite
 from instruct_lit.config.targets import build, plain, target_of, without
 from instruct_lit.core.data.template import CHAT
 from instruct_lit.errors import ConfigError, InstructLitError
 
 if TYPE_CHECKING:
-    from lightning import Callback, Trainer
-
     from instruct_lit.core.bundle import OpenedModel
     from instruct_lit.core.data.datamodule import InstructionData
     from instruct_lit.core.data.template import Template
@@ -78,12 +73,14 @@ def check_machine(config: DictConfig) -> None:
     """
     check_adapter(config)
     warn_of_bf16(config.trainer.accelerator, "trainer.precision", config.trainer.precision)
-    if config.optimizer["_target_"] == "instruct_lit.accel.optimizers.adamw_8bit":
-        from instruct_lit.accel.optimizers import check_adamw_8bit
+    if config.optimizer["_target_"] == "instruct_lit.accel.adamw_8bit.adamw_8bit":
+        from instruct_lit.accel.adamw_8bit import need_bitsandbytes
 
-        check_adamw_8bit()
+        need_bitsandbytes()
     wanted = [name for name in ("compile", "cuda_graphs") if config[name]]
     if wanted:
+        if not has_satellite("accel"):
+            raise ConfigError(f"{wanted[0]}=true: needs the folder instruct_lit/accel; leave it out")
         from instruct_lit.accel.hardware import default_precision
         from instruct_lit.core.model.device import has_gpu
 
@@ -95,6 +92,8 @@ def check_machine(config: DictConfig) -> None:
 
 def warn_of_bf16(accelerator: str, key: str, wanted: str | None) -> None:
     """Warn when a processor that cannot multiply in bf16 is told to."""
+    if not has_satellite("accel"):
+        return
     from instruct_lit.accel.compat_torch import has_bf16_products
     from instruct_lit.core.model.device import has_gpu
 
@@ -104,60 +103,6 @@ def warn_of_bf16(accelerator: str, key: str, wanted: str | None) -> None:
             "left out, the precision is the fastest that it has",
             stacklevel=2,
         )
-
-
-def optimization_of(config: DictConfig) -> tuple[Any, Any]:
-    """Functions that make the optimizer of a model, and the scheduler of an optimizer.
-
-    A constructor whose first argument is `model` makes its own groups of parameters; any other gets ours.
-    """
-    from instruct_lit.core.training.optimizer import parameter_groups, schedule
-
-    node, weight_decay = without(config.optimizer, "weight_decay"), config.optimizer.get("weight_decay", 0.0)
-
-    def make_optimizer(model: Any) -> Any:
-        if next(iter(inspect.signature(target_of(node, "optimizer")).parameters)) == "model":
-            return build(config.optimizer, "optimizer", model)
-        return build(node, "optimizer", parameter_groups(model.named_parameters(), weight_decay))
-
-    def make_scheduler(optimizer: Any, n_steps: int) -> Any:
-        return schedule(optimizer, n_steps, **plain(config.scheduler))
-
-    return make_optimizer, make_scheduler
-
-
-def trainer_of(config: DictConfig, ours: Sequence[Callback]) -> Trainer:
-    """The Lightning trainer with the configured callbacks and loggers, ours in front."""
-    from lightning.pytorch.callbacks import LearningRateMonitor
-
-    from instruct_lit.accel.hardware import default_precision
-    from instruct_lit.core.training.checkpoints import DurableIO
-
-    # Lightning's hints are for its own users; its warnings stay.
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    for message in (
-        ".*LeafSpec.*", ".*does not have many workers.*", ".*Checkpoint directory .* exists.*",
-        ".*WeightAveraging callback with a model that overrides.*",  # the hook that shards does nothing without shards
-    ):  # fmt: skip
-        warnings.filterwarnings("ignore", message=message)
-    callbacks = [build(node, f"callbacks.{k}") for k, node in (config.callbacks or {}).items() if node is not None]
-    loggers = [build(node, f"logger.{k}") for k, node in (config.logger or {}).items() if node is not None]
-    if not loggers:  # it would refuse to run without one
-        callbacks = [callback for callback in callbacks if not isinstance(callback, LearningRateMonitor)]
-    node = plain(config.trainer)
-    node["precision"] = node["precision"] or default_precision(node["accelerator"])
-    for part in ("strategy", "profiler"):
-        if isinstance(node.get(part), dict):
-            node[part] = build(node[part], f"trainer.{part}")
-    return build(
-        node,
-        "trainer",
-        callbacks=[*ours, *callbacks],
-        logger=loggers or False,
-        plugins=[DurableIO()],
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-    )
 
 
 def open_run(config: DictConfig) -> OpenedModel:
@@ -224,30 +169,13 @@ def answer_split(
     n_responses: int | None,
     title: str,
     cache: ResponseCache | None = None,
-    trainer: Trainer | None = None,
 ) -> list[dict[str, Any]]:
-    """The model's answers to the first `n_responses` examples of a split, with a progress bar.
-
-    Over several ranks of `trainer` each answers its share, on its device, and all get all answers.
-    """
-    from tqdm import tqdm
-
+    """The model's answers to the first `n_responses` examples of a split, with a progress bar."""
     from instruct_lit.core.generation.engine import Engine
-    from instruct_lit.core.generation.responses import answer
-    from instruct_lit.core.model.device import best_device, on_device
-    from instruct_lit.distributed.fsdp import whole_weights
-    from instruct_lit.distributed.ranks import gathered, share_of
+    from instruct_lit.core.training.answers import answer_split as answer
 
-    store, indices = data.examples_of(split)
-    examples = [
-        (int(i), store.example(i), store[i].prompt_ids) for i in share_of(trainer, indices[:n_responses].tolist())
-    ]
-    with tqdm(total=len(examples), desc=title, unit="answer", dynamic_ncols=True, file=sys.stdout) as bar:
-        engine = Engine(model, data.tokenizer, **engine_options(config))
-        device = best_device() if trainer is None else trainer.strategy.root_device
-        with on_device(model, device), whole_weights(model):
-            answers = answer(engine, data.template, examples, sampling_of(config), bar.update, cache)
-        return gathered(trainer, answers)
+    engine = Engine(model, data.tokenizer, **engine_options(config))
+    return answer(engine, data, split, n_responses, sampling_of(config), title, cache=cache)
 
 
 def need(module: str, extra: str, key: str) -> None:

@@ -1,7 +1,7 @@
 """Tensors of a checkpoint in a folder of their own: each process writes its share, as safetensors (torch's DCP).
 
-The folder gets a name that no other has, and counts only once a checkpoint file names it, so that a write that is cut
-off leaves the checkpoint before it whole.
+The folder has a unique name, and is used only after a checkpoint file names it, so that an interrupted write leaves
+the previous checkpoint intact.
 """
 
 from __future__ import annotations
@@ -25,33 +25,33 @@ WEIGHTS, MOMENTS = "state_dict", "optimizer_states"  # keys of a checkpoint whos
 
 
 def new_folder(path: Path, step: int) -> Path:
-    """Make the folder for the tensors of the checkpoint that will be written to `path`."""
+    """Create the folder for the tensors of the checkpoint that will be written to `path`."""
     folder = path.with_name(f"{path.stem}-{step}-{uuid.uuid4().hex[:8]}{SUFFIX}")
     folder.mkdir(parents=True)
     return folder
 
 
 def write(tensors: Mapping[str, Tensor], folder: Path) -> None:
-    """Write tensors, synced; all processes call it, each with its share. Raises what one of them did."""
+    """Write tensors, synced; all processes call it, each with its share. Raises the error of one of them in all."""
     writer = dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True)
     failed = None
     try:
-        dcp.save(_apart(tensors), storage_writer=writer)
+        dcp.save(_unshared(tensors), storage_writer=writer)
     except CheckpointException as error:
         failed, _ = next(iter(error.failures.values()))
     if failed is not None:
         raise failed
 
 
-def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors, without memory in common: safetensors refuses the two names of a tied matrix otherwise."""
+def _unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors without shared memory: safetensors refuses the two names of a tied matrix otherwise."""
     seen: set[int] = set()
-    apart = {}
+    unshared = {}
     for name, tensor in tensors.items():
         place = (tensor.to_local() if isinstance(tensor, DTensor) else tensor).untyped_storage().data_ptr()
-        apart[name] = tensor.clone() if place in seen else tensor
+        unshared[name] = tensor.clone() if place in seen else tensor
         seen.add(place)
-    return apart
+    return unshared
 
 
 def read(folder: str, into: Mapping[str, Tensor]) -> None:
@@ -70,7 +70,7 @@ def read_whole(folder: str) -> dict[str, Tensor]:
 
 
 def check(folder: Path) -> None:
-    """Raise OSError when a file of the folder is cut off, or none is there."""
+    """Raise OSError if a file of the folder is truncated, or the folder has none."""
     files = list(folder.glob("*.safetensors"))
     if not files:
         raise FileNotFoundError(f"{folder.name} is missing or empty")
@@ -91,7 +91,7 @@ def remove_others(parent: Path, named: Iterable[str]) -> None:
 
 
 def split_off(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
-    """Take the tensors of weights and moments out of a checkpoint: name → tensor."""
+    """Remove the tensors of weights and moments from a checkpoint, and return them by name."""
     tensors = {f"{WEIGHTS}/{name}": tensor for name, tensor in checkpoint[WEIGHTS].items()}
     checkpoint[WEIGHTS] = {}
     for i, optimizer in enumerate(checkpoint.get(MOMENTS, [])):
@@ -110,7 +110,7 @@ def moments(optimizer: Mapping[str, Any], i: int) -> dict[str, Tensor]:
 
 
 def put_back(checkpoint: dict[str, Any], folder: str) -> dict[str, Any]:
-    """The checkpoint with the whole tensors that `split_off` took out of it."""
+    """The checkpoint with the whole tensors that `split_off` removed from it."""
     for name, tensor in read_whole(folder).items():
         if name.startswith(f"{WEIGHTS}/"):
             checkpoint[WEIGHTS][name.removeprefix(f"{WEIGHTS}/")] = tensor

@@ -1,4 +1,4 @@
-"""Quality of answers while training, so that stopping, checkpoints and sweeps can watch it instead of the loss."""
+"""Quality of answers during training, which early stopping, checkpoints and sweeps can monitor instead of the loss."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from lightning import Callback, LightningModule, Trainer
 from instruct_lit.core.generation.engine import Engine, MakeWeights
 from instruct_lit.core.generation.responses import answer
 from instruct_lit.core.generation.sampling import SamplingSettings
-from instruct_lit.distributed.fsdp import whole_weights
-from instruct_lit.distributed.ranks import share_of
+from instruct_lit.core.training.ranks import share_of, sum_over_ranks
 from instruct_lit.errors import ConfigError
 from instruct_lit.evaluation.metrics import HIGHER_IS_BETTER, METRICS, check_metrics
 
@@ -20,9 +19,9 @@ from instruct_lit.evaluation.metrics import HIGHER_IS_BETTER, METRICS, check_met
 class GenerationQuality(Callback):
     """Answers a fixed sample of the validation set greedily at each validation and logs `val/<metric>` means.
 
-    The sample of `n_examples` is drawn by `seed` once and shared by the ranks, each of which answers its part of it;
-    null takes all. Raises ConfigError for an unknown metric, and for an early stopping or a checkpoint that watches
-    one of the metrics in the wrong direction.
+    The sample of `n_examples` (None: all) is drawn by `seed` once, and each rank answers its share of it. Raises
+    ConfigError for an unknown metric, and for an early stopping or a checkpoint that monitors a metric in the wrong
+    direction.
     """
 
     def __init__(
@@ -45,10 +44,10 @@ class GenerationQuality(Callback):
         for watcher in trainer.callbacks:  # type: ignore[attr-defined]
             metric = str(getattr(watcher, "monitor", None)).removeprefix("val/")
             mode = getattr(watcher, "mode", None)
-            wanted = "max" if HIGHER_IS_BETTER.get(metric, mode == "max") else "min"
-            if metric in self.metrics and mode not in (None, wanted):
+            expected = "max" if HIGHER_IS_BETTER.get(metric, mode == "max") else "min"
+            if metric in self.metrics and mode not in (None, expected):
                 raise ConfigError(
-                    f"callbacks: {type(watcher).__name__} watches val/{metric} with mode={mode}; its mode is {wanted}"
+                    f"callbacks: {type(watcher).__name__} monitors val/{metric} with mode={mode}; use mode={expected}"
                 )
 
     def sample(self, indices: np.ndarray) -> np.ndarray:
@@ -71,17 +70,16 @@ class GenerationQuality(Callback):
         data = trainer.datamodule  # type: ignore[attr-defined]
         store, indices = data.examples_of("val")
         chosen = self.sample(indices)
-        mine = [(i, store.example(i), store[i].prompt_ids) for i in share_of(trainer, chosen.tolist())]
+        share = [(i, store.example(i), store[i].prompt_ids) for i in share_of(trainer, chosen.tolist())]
         engine = Engine(pl_module.model, data.tokenizer, self.max_rows, self._make_weights())  # type: ignore[arg-type]
-        with whole_weights(pl_module.model):  # type: ignore[arg-type]
-            rows = answer(engine, data.template, mine, self.settings)
+        with pl_module.sharding.gathered(pl_module.model):  # type: ignore[union-attr,operator,arg-type]
+            rows = answer(engine, data.template, share, self.settings)
         sums = torch.tensor(
             [sum(METRICS[name](row) for row in rows) for name in self.metrics],
             dtype=torch.float64,
             device=pl_module.device,
         )
-        if trainer.world_size > 1:
-            sums = trainer.strategy.reduce(sums, reduce_op="sum")
+        sums = sum_over_ranks(trainer, sums)
         pl_module.log_dict(
             {f"val/{name}": value for name, value in zip(self.metrics, sums / len(chosen), strict=True)},
             rank_zero_only=False,

@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from instruct_lit.core.optional_imports import load
-from instruct_lit.sweeps.trials import SEEDS, Trial
+from instruct_lit.sweeps.trials import Trial
+
+SEEDS = ("seed", "data.seed")
 
 
 @dataclass(frozen=True)

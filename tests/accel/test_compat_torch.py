@@ -12,7 +12,10 @@ def test_torch_has_what_is_used() -> None:
     assert hasattr(torch, "_softmax_backward_data"), "torch._softmax_backward_data is gone (softmax_backward)"
     for name in ("_is_mkldnn_bf16_supported", "_reorder_linear_weight", "_linear_pointwise"):
         assert hasattr(torch.ops.mkldnn, name), f"torch.ops.mkldnn.{name} is gone"
-    assert hasattr(torch.cpu, "_is_amx_tile_supported"), "torch.cpu._is_amx_tile_supported is gone (has_amx_tiles)"
+    for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"):
+        assert hasattr(torch.cpu, name), f"torch.cpu.{name} is gone"
+    for name in ("_fused_adamw_", "_foreach_copy_", "_foreach_add_", "_foreach_norm"):
+        assert hasattr(torch, name), f"torch.{name} is gone"
 
 
 def test_the_gradient_of_softmax_is_autograds() -> None:
@@ -44,3 +47,21 @@ def test_tiles_are_amx(monkeypatch: pytest.MonkeyPatch) -> None:
     assert module.has_amx_tiles() == ("amx_tile" in Path("/proc/cpuinfo").read_text().split())
     monkeypatch.delattr(torch.cpu, "_is_amx_tile_supported", raising=False)
     assert not module.has_amx_tiles(), "a torch without the attribute"
+
+
+def test_one_call_for_many_tensors() -> None:
+    targets, sources = [torch.zeros(2), torch.zeros(3)], [torch.ones(2), torch.full((3,), 2.0)]
+    module.copy_all(targets, sources)
+    module.add_all(targets, sources)
+    assert [t.tolist() for t in targets] == [[2, 2], [4, 4, 4]]
+    torch.testing.assert_close(module.norm_of_each(targets), torch.tensor([8**0.5, 48**0.5]))
+
+
+def test_the_update_of_a_piece_is_adamws() -> None:
+    weight = torch.nn.Parameter(torch.arange(6.0))
+    optimizer = torch.optim.AdamW([weight], lr=0.1, weight_decay=0.2, fused=True)
+    weight.grad, mine = torch.ones(6), weight.detach().clone()
+    moments = torch.zeros(6), torch.zeros(6)
+    module.fused_adamw_piece(mine, torch.ones(6), *moments, torch.ones(()), None, optimizer.param_groups[0])
+    optimizer.step()
+    assert torch.equal(mine, weight.detach())

@@ -11,13 +11,13 @@ from torch import Tensor
 from instruct_lit.accel import cuda_graphs as module
 from instruct_lit.accel.attention_varlen import Sequences
 from instruct_lit.accel.compiled import compiled_form
+from instruct_lit.accel.cross_entropy import summed_cross_entropy
 from instruct_lit.accel.cuda_graphs import StepGraphs
 from instruct_lit.core.data.collate import Batch, Collator
 from instruct_lit.core.data.encode import EncodedExample
 from instruct_lit.core.model.attention import AttentionLayout, PackedDocuments
 from instruct_lit.core.model.gpt import GPT, GPTConfig
-from instruct_lit.core.training.loss import summed_cross_entropy
-from instruct_lit.core.training.module import layout_of
+from instruct_lit.core.training.step import layout_of
 from instruct_lit.errors import TrainingError
 
 LAYOUTS = [("padded", False), ("packed", False), ("packed", True)]
@@ -57,15 +57,15 @@ def plain(model: GPT, batch: Batch) -> tuple[float, list[Tensor]]:
 
 
 def on_processor(sequences: Sequences) -> PackedDocuments:
-    """In place of the GPU's kernel; documents of padding continue the prefix here, which nobody sees."""
+    """In place of the GPU's kernel; documents of padding continue the prefix, without effect."""
     n_prefix = sequences.n_prefix
     return PackedDocuments([n for n in sequences.cu_queries.diff().tolist()[n_prefix > 0 :] if n], n_prefix)
 
 
 @pytest.mark.parametrize(("layout", "shared_prefix"), LAYOUTS)
-def test_rounding_up_changes_neither_loss_nor_gradients(model: GPT, layout: str, shared_prefix: bool) -> None:
+def test_padding_changes_neither_loss_nor_gradients(model: GPT, layout: str, shared_prefix: bool) -> None:
     batch = batch_of(layout, shared_prefix)
-    inputs = module._rounded_up(batch, batch.loss_weights)
+    inputs = module._padded(batch, batch.loss_weights)
     ids, positions, _, index, targets, weights = inputs.arguments()
     assert ids.shape[-1] % 32 == 0 and ids.shape[-1] > batch.input_ids.shape[-1] and len(targets) % 32 == 0
     how = None
@@ -81,7 +81,7 @@ def test_rounding_up_changes_neither_loss_nor_gradients(model: GPT, layout: str,
 
 
 class Repeated:
-    """In place of a CUDA graph: does what was recorded again, with what lies where it was recorded."""
+    """In place of a CUDA graph: repeats what was recorded, with the current inputs."""
 
     def __init__(self, graphs: StepGraphs, inputs: Any) -> None:
         self.graphs, self.inputs, self.loss = graphs, inputs.copied(), torch.zeros(())
@@ -155,7 +155,7 @@ def test_shapes_beyond_the_most_are_not_kept(
     assert len(recorded) == 1
 
 
-def test_a_batch_that_memory_has_no_room_for_is_not_recorded(
+def test_a_batch_too_large_for_the_memory_is_not_recorded(
     model: GPT, recorded: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     graphs = StepGraphs(loss_of(model), model.parameters(), adds=False)
@@ -164,11 +164,11 @@ def test_a_batch_that_memory_has_no_room_for_is_not_recorded(
         check_step(model, graphs, batch, 1e-6, 1e-5)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (25 * 10**9 - 1, 0))
     message = (
-        "cuda_graphs: a step takes 10.0 GB and 25.0 GB are free, so batches of 128 tokens and more are not recorded"
+        "cuda_graphs: a step takes 10.0 GB and 25.0 GB are free; batches of 128 tokens and more run without a graph"
     )
     with pytest.warns(UserWarning, match=message):
         check_step(model, graphs, large, 1e-6, 1e-5)
-    # It is said once, and what is not larger than the largest recorded is recorded still.
+    # One warning; batches not larger than the largest recorded one are still recorded.
     for lengths in ((60, 34, 10), (60, 34, 10), (21, 33), (21, 33), (40, 35), (40, 35)):
         check_step(model, graphs, batch_of("packed", False, lengths), 1e-6, 1e-5)
     assert [shape[0] for shape in recorded] == [96, 64, 96]
@@ -184,14 +184,12 @@ def test_a_step_that_cannot_be_recorded_ends_the_run(
     graphs = StepGraphs(loss_of(model), model.parameters(), adds=False)
     batch = batch_of("packed", True)
     graphs.loss(batch, batch.loss_weights)
-    message = r"a step could not be recorded \(CUDA error: operation not permitted\); use cuda_graphs=false"
+    message = r"a step cannot be recorded \(CUDA error: operation not permitted\); use cuda_graphs=false"
     with pytest.raises(TrainingError, match=message):
         graphs.loss(batch, batch.loss_weights)
 
 
-def test_gradients_are_handed_over_without_a_copy_unless_they_add_up(
-    model: GPT, recorded: list[tuple[int, ...]]
-) -> None:
+def test_gradients_are_set_without_a_copy_unless_they_add_up(model: GPT, recorded: list[tuple[int, ...]]) -> None:
     batch = batch_of("packed", True)
     for adds in (False, True):
         graphs = StepGraphs(loss_of(model), model.parameters(), adds)
@@ -208,7 +206,7 @@ def test_the_shape_tells_apart_what_a_graph_cannot_take() -> None:
         batch_of("padded", False), batch_of("padded", False, (20, 33)), batch_of("packed", False), batch_of("packed", True),
         batch_of("packed", True, (20, 33)), batch_of("packed", True, (20, 33, 80)), batch_of("packed", True, (20, 33, 130)),
     ]  # fmt: skip
-    shapes = [module._rounded_up(batch, batch.loss_weights).shape for batch in batches]
+    shapes = [module._padded(batch, batch.loss_weights).shape for batch in batches]
     assert shapes == [
         (3, 64, 64), (2, 64, 64), (96, 64, 3, 0, 128), (96, 64, 3, 5, 128), (64, 64, 2, 5, 128), (160, 128, 3, 5, 128),
         (192, 192, 3, 5, 256),
@@ -216,7 +214,7 @@ def test_the_shape_tells_apart_what_a_graph_cannot_take() -> None:
 
 
 def test_few_shapes_occur() -> None:
-    assert module._shape_of(0) == 32, "also of a batch that teaches nothing"
+    assert module._shape_of(0) == 32, "also without targets"
     assert [module._step_of(n) for n in (1, 1024, 1025, 4096, 4097, 8192)] == [32, 32, 64, 128, 256, 256]
     sizes = [module._shape_of(n) for n in range(1, 100_000)]
     assert all(n <= size and size - n < max(32, n / 8) for n, size in enumerate(sizes, 1))

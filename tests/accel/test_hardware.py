@@ -1,34 +1,22 @@
-"""What is allowed of the memory of this machine."""
+"""Speed, precision and FLOPs of this machine's matrix products."""
 
-import resource
-import sys
-
-import pytest
 import torch
 
-from instruct_lit.accel.hardware import free_memory, limited_memory
-
-CPU = torch.device("cpu")
-
-
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory is refused on Linux alone")
-def test_more_memory_than_allowed_is_refused_and_granted_again_afterwards() -> None:
-    before = resource.getrlimit(resource.RLIMIT_DATA)
-    with limited_memory(CPU, 600_000_000):
-        torch.empty(300_000_000, dtype=torch.uint8)
-        with pytest.raises(RuntimeError, match="can't allocate memory"):
-            torch.empty(900_000_000, dtype=torch.uint8)
-    assert resource.getrlimit(resource.RLIMIT_DATA) == before
-    torch.empty(900_000_000, dtype=torch.uint8)
+from instruct_lit.accel.hardware import default_precision, keep_freed_memory, matrix_rate, needed_flops
+from instruct_lit.core.model.gpt import GPT
 
 
-def test_without_a_number_nothing_is_limited() -> None:
-    before = resource.getrlimit(resource.RLIMIT_DATA)
-    with limited_memory(CPU, None):
-        assert resource.getrlimit(resource.RLIMIT_DATA) == before
+def test_precision_and_rate_of_this_machine() -> None:
+    keep_freed_memory()
+    assert default_precision("cpu") in ("bf16-mixed", "32-true")
+    assert matrix_rate(torch.device("cpu"), "32-true") > 1e8
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="read from Linux' files")
-def test_free_memory_is_what_this_machine_can_give() -> None:
-    free = free_memory(CPU)
-    assert free is not None and 10**6 < free < 10**15
+def test_flops_by_definition(tiny_model: GPT) -> None:
+    """Two for each weight in each product: forward, and for gradients of inputs and weights."""
+    blocks, head = sum(p.numel() for p in tiny_model.blocks.parameters()), tiny_model.wte.weight.numel()
+    assert needed_flops(tiny_model, 10, 3) == 6 * (10 * blocks + 3 * head)
+    tiny_model.requires_grad_(False)
+    assert needed_flops(tiny_model, 10, 3) == 2 * 10 * blocks + 4 * 3 * head
+    tiny_model.blocks[1].requires_grad_(True)
+    assert needed_flops(tiny_model, 10, 3) == 10 * (2 + 6) * blocks // 2 + 4 * 3 * head

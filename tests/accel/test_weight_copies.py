@@ -2,30 +2,30 @@
 
 import copy
 import math
-from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
 
-from instruct_lit.accel import weight_copies as working_module
+from instruct_lit.accel import weight_copies as module
+from instruct_lit.accel.adamw import AdamW, adamw, mixed_norm
+from instruct_lit.accel.cross_entropy import summed_cross_entropy
 from instruct_lit.accel.weight_copies import (
     STRIP,
     LowPrecisionWeights,
     Scratch,
-    Working,
-    can_hold_other_gradients,
+    WeightCopy,
+    has_gradient_dtypes,
     huge_empty,
     transposed,
 )
 from instruct_lit.core.data.collate import Batch, Collator
 from instruct_lit.core.data.encode import EncodedExample
 from instruct_lit.core.model.gpt import GPT
-from instruct_lit.core.training.loss import summed_cross_entropy
-from instruct_lit.core.training.module import layout_of
-from instruct_lit.core.training.optimizer import AdamW, adamw, parameter_groups, total_norm
+from instruct_lit.core.training.optimizer import parameter_groups
+from instruct_lit.core.training.step import layout_of
 
-HALF = pytest.mark.skipif(not can_hold_other_gradients(), reason="this torch ties a gradient to its parameter's dtype")
+HALF = pytest.mark.skipif(not has_gradient_dtypes(), reason="this torch ties a gradient to its parameter's dtype")
 DTYPES = [pytest.param(torch.bfloat16, marks=HALF), torch.float32]
 
 
@@ -43,10 +43,10 @@ def batches() -> list[Batch]:
     return found
 
 
-def backward(model: GPT, batch: Batch, half: bool, working: LowPrecisionWeights | None = None) -> torch.Tensor:
+def backward(model: GPT, batch: Batch, half: bool, copies: LowPrecisionWeights | None = None) -> torch.Tensor:
     with torch.autocast("cpu", torch.bfloat16, enabled=half):
         states = model.hidden_states(batch.input_ids, batch.position_ids, layout_of(batch), batch.loss_index)
-        head = None if working is None else working.of[id(model.head_weight)]
+        head = None if copies is None else copies.of[id(model.head_weight)]
         weights = batch.loss_weights / batch.n_supervised
         loss = summed_cross_entropy(states, model.head_weight, batch.targets, weights, head)
     loss.backward()
@@ -63,35 +63,35 @@ def test_losses_gradients_and_updates_are_those_of_the_plain_way(
 ) -> None:
     half = dtype == torch.bfloat16
     plain, fast = copy.deepcopy(base).train(), copy.deepcopy(base).train()
-    working = LowPrecisionWeights(fast, fast.head_weight, dtype, dtype).attach()
+    copies = LowPrecisionWeights(fast, fast.head_weight, dtype, dtype).attach()
     optimizers = [optimizer_of(plain), optimizer_of(fast)]
-    optimizers[1].working = working
+    optimizers[1].copies = copies
     for batch in batches:
-        losses = backward(plain, batch, half), backward(fast, batch, half, working)
+        losses = backward(plain, batch, half), backward(fast, batch, half, copies)
         torch.testing.assert_close(losses[1], losses[0], rtol=1e-3 if half else 1e-6, atol=0)
         for (name, p), q in zip(plain.named_parameters(), fast.parameters(), strict=True):
             assert p.grad is not None and q.grad is not None
             error = (q.grad.to_dense().float() - p.grad.to_dense()).norm() / p.grad.to_dense().norm()
             assert error < (0.02 if half else 1e-6), f"{name}: {error:.1e}"
-            if id(q) in working.of:
-                assert q.grad.dtype == dtype and q.grad.data_ptr() == working.of[id(q)].gradient.data_ptr()
+            if id(q) in copies.of:
+                assert q.grad.dtype == dtype and q.grad.data_ptr() == copies.of[id(q)].gradient.data_ptr()
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
     for (name, p), q in zip(plain.named_parameters(), fast.parameters(), strict=True):
         # Adam's first steps are as long as lr whatever the gradient's size, so a rounded small gradient may turn one.
         assert (p - q).abs().mean() < (2e-4 if half else 1e-6), name
-        if half and id(q) in working.of:
-            assert torch.equal(working.of[id(q)].weight, q.bfloat16()), f"{name}: the copy is not of this step"
+        if half and id(q) in copies.of:
+            assert torch.equal(copies.of[id(q)].weight, q.bfloat16()), f"{name}: the copy is not of this step"
 
 
 @HALF
 def test_gradients_of_several_batches_are_summed_in_fp32(base: GPT, batches: list[Batch]) -> None:
     plain, fast = copy.deepcopy(base).train(), copy.deepcopy(base).train()
-    working = LowPrecisionWeights(fast, fast.head_weight, torch.bfloat16, torch.float32).attach()
+    copies = LowPrecisionWeights(fast, fast.head_weight, torch.bfloat16, torch.float32).attach()
     for batch in batches:
         backward(plain, batch, True)
-        backward(fast, batch, True, working)
+        backward(fast, batch, True, copies)
     for (name, p), q in zip(plain.named_parameters(), fast.named_parameters(), strict=True):
         assert q[1].grad is not None and p.grad is not None and q[1].grad.dtype == torch.float32
         assert (q[1].grad - p.grad).norm() / p.grad.norm() < 0.02, name
@@ -102,7 +102,7 @@ def test_evaluation_uses_the_parameters_and_detach_gives_the_model_back(
     base: GPT, batches: list[Batch], dtype: torch.dtype
 ) -> None:
     model = copy.deepcopy(base).train()
-    working = LowPrecisionWeights(model, model.head_weight, dtype, dtype).attach()
+    copies = LowPrecisionWeights(model, model.head_weight, dtype, dtype).attach()
     with torch.no_grad():
         for p in model.parameters():
             p.mul_(2)  # as a callback that swaps weights would
@@ -112,7 +112,7 @@ def test_evaluation_uses_the_parameters_and_detach_gives_the_model_back(
             p.mul_(2)
         ids = batches[0].input_ids
         assert torch.equal(model(ids), expected(ids))
-    working.detach()
+    copies.detach()
     backward(model.train(), batches[0], False)
     assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in model.parameters())
 
@@ -124,7 +124,7 @@ def test_the_norm_of_gradients_of_either_precision(half: bool) -> None:
     expected = torch.cat([g.flatten() for g in gradients]).norm()
     if half:
         gradients[0] = gradients[0].bfloat16()
-    torch.testing.assert_close(total_norm(gradients), expected, rtol=1e-3 if half else 1e-6, atol=0)
+    torch.testing.assert_close(mixed_norm(gradients), expected, rtol=1e-3 if half else 1e-6, atol=0)
 
 
 def test_a_scale_divides_the_gradients_within_the_step(base: GPT, batches: list[Batch]) -> None:
@@ -148,10 +148,10 @@ def test_loaded_moments_are_the_ones_that_are_updated(base: GPT, batches: list[B
     for loads in (False, True):
         model = copy.deepcopy(base).train()
         optimizers.append(optimizer := optimizer_of(model))
-        optimizer.working = LowPrecisionWeights(model, model.head_weight, torch.bfloat16, torch.bfloat16).attach()
+        optimizer.copies = LowPrecisionWeights(model, model.head_weight, torch.bfloat16, torch.bfloat16).attach()
         for batch in batches:
             optimizer.zero_grad()
-            backward(model, batch, True, optimizer.working)
+            backward(model, batch, True, optimizer.copies)
             optimizer.step()
             if loads:
                 optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
@@ -168,7 +168,7 @@ def test_loaded_moments_are_the_ones_that_are_updated(base: GPT, batches: list[B
 def test_a_transposed_copy_is_the_transpose(
     monkeypatch: pytest.MonkeyPatch, rows: int, width: int, dtype: torch.dtype, tiles: bool
 ) -> None:
-    monkeypatch.setattr(working_module, "has_amx_tiles", lambda: tiles)
+    monkeypatch.setattr(module, "has_amx_tiles", lambda: tiles)
     x = torch.arange(rows * width).view(rows, width).to(dtype)
     found = transposed(x, Scratch())
     assert torch.equal(found, x.t())
@@ -184,29 +184,6 @@ def test_memory_on_huge_pages_is_plain_memory(n: int) -> None:
     assert vector.shape == (n,) and vector.sum(dtype=torch.float64) == 3 * n
 
 
-@pytest.mark.parametrize("precision", ["32-true", pytest.param("bf16-mixed", marks=HALF)])
-@pytest.mark.parametrize("accumulate", [1, 3])
-def test_a_fit_with_working_weights_is_the_fit_without(
-    make_data: Callable, make_tuner: Callable, fit: Callable, monkeypatch: pytest.MonkeyPatch, precision: str,
-    accumulate: int,
-) -> None:  # fmt: skip
-    options = {"precision": precision, "accumulate_grad_batches": accumulate, "gradient_clip_val": 0.5, "max_epochs": 2}
-    data_options = {"layout": "packed", "shared_prefix": True, "pad_to_multiple_of": 16}
-    tuners = [make_tuner(make_optimizer=optimizer_of) for _ in range(2)]
-    losses = []
-    for tuner, uses in zip(tuners, (False, True), strict=True):
-        if not uses:
-            monkeypatch.setattr(type(tuner), "on_train_start", lambda self: None)
-        trainer = fit(tuner, make_data(**data_options), **options)
-        losses.append(float(trainer.callback_metrics["train/loss"]))
-        assert tuner._working is None and trainer.optimizers[0].working is None
-        monkeypatch.undo()
-    half = precision == "bf16-mixed"
-    assert losses[1] == pytest.approx(losses[0], rel=2e-3 if half else 1e-6)
-    for p, q in zip(tuners[0].parameters(), tuners[1].parameters(), strict=True):
-        assert (p - q).abs().mean() < (3e-4 if half else 1e-6)
-
-
 @pytest.mark.parametrize("gradient_dtype", [pytest.param(torch.bfloat16, marks=HALF), torch.float32])
 def test_a_gradient_of_several_products_stays_in_its_buffer(gradient_dtype: torch.dtype) -> None:
     """In half precision the sum is rounded once a product, in single precision each product is."""
@@ -214,24 +191,24 @@ def test_a_gradient_of_several_products_stays_in_its_buffer(gradient_dtype: torc
     head = torch.nn.Parameter(torch.zeros(70, 16))
     if gradient_dtype != head.dtype:
         head.grad_dtype = gradient_dtype
-    working = Working(head, head.detach().bfloat16(), torch.full((70, 16), math.nan, dtype=gradient_dtype))
+    one = WeightCopy(head, head.detach().bfloat16(), torch.full((70, 16), math.nan, dtype=gradient_dtype))
     exact = torch.zeros(70, 16)
     for n in (5, 40, 3):
         rows, x = (torch.randn(n, width, generator=generator).bfloat16() for width in (70, 16))
         product = rows.float().t() @ x.float()
         exact = (exact + product).bfloat16().float() if gradient_dtype == torch.bfloat16 else exact + product.bfloat16()
-        working.collect(rows, x)
-        assert head.grad is not None and head.grad.data_ptr() == working.gradient.data_ptr()
+        one.collect(rows, x)
+        assert head.grad is not None and head.grad.data_ptr() == one.gradient.data_ptr()
     # A sum at a tie of two neighbours may be rounded to either.
-    assert ((working.gradient.float() - exact).abs() <= 2**-7 * exact.abs() + 1e-6).all()
-    assert (working.gradient.float() == exact).float().mean() > 0.98
+    assert ((one.gradient.float() - exact).abs() <= 2**-7 * exact.abs() + 1e-6).all()
+    assert (one.gradient.float() == exact).float().mean() > 0.98
 
 
 def test_scratch_memory_is_of_one_place_until_more_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     scratch = Scratch()
     small = [scratch.take("x", (8, 1000), torch.bfloat16) for _ in range(2)]
     assert small[0].data_ptr() != small[1].data_ptr(), "what the system keeps is left to it"
-    monkeypatch.setattr(working_module, "KEPT_BYTES", 0)
+    monkeypatch.setattr(module, "KEPT_BYTES", 0)
     first = scratch.take("x", (8, 1000), torch.bfloat16)
     assert first.shape == (8, 1000) and first.dtype == torch.bfloat16 and first.is_contiguous()
     assert scratch.take("x", (10, 1000), torch.bfloat16).data_ptr() == first.data_ptr(), "a quarter more fits"

@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from instruct_lit.config import builders as build
 from instruct_lit.config.check_training import check_train
+from instruct_lit.config.targets import build, target_of
 from instruct_lit.core.model.gpt import GPT
-from instruct_lit.distributed.fsdp import FullySharded, _renamed, is_sharded, whole_weights
+from instruct_lit.distributed.fsdp import FullySharded, _renamed, is_sharded
+from instruct_lit.distributed.shards import Shards
 from instruct_lit.errors import ConfigError
 from tests.configs import composed
 
@@ -28,25 +29,17 @@ def test_what_cannot_be_sharded_is_refused_before_any_work(overrides: list[str],
 def test_a_misspelt_argument_of_the_strategy_is_named() -> None:
     strategy = composed("train", "trainer=fsdp", "+trainer.strategy.shard=true").trainer.strategy
     with pytest.raises(ConfigError, match="trainer.strategy.shard: .*has no such argument"):
-        build.target_of(strategy, "trainer.strategy")
+        target_of(strategy, "trainer.strategy")
 
 
 def test_the_strategy_is_built() -> None:
-    assert isinstance(
-        build.build(
-            composed(
-                "train",
-                "trainer=fsdp",
-            ).trainer.strategy,
-            "trainer.strategy",
-        ),
-        FullySharded,
-    )
+    node = composed("train", "trainer=fsdp").trainer.strategy
+    assert isinstance(build(node, "trainer.strategy"), FullySharded)
 
 
 def test_another_model_is_left_alone(tiny_model: GPT) -> None:
     before = tiny_model.wte.weight
-    with whole_weights(tiny_model):
+    with Shards().gathered(tiny_model):
         assert tiny_model.wte.weight is before
     assert not is_sharded(tiny_model)
 

@@ -17,6 +17,7 @@ from instruct_lit.core.training.checkpoints import (
     read_checkpoint,
 )
 from instruct_lit.distributed import sharded_checkpoints as shard_files
+from instruct_lit.distributed.shards import Shards
 from instruct_lit.errors import CheckpointError
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*assuming the intent is to save in a single process")
@@ -35,7 +36,7 @@ def save(step: int, path: Path) -> Path:
     content, folder = checkpoint(step), shard_files.new_folder(path, step)
     shard_files.write(shard_files.split_off(content), folder)
     assert content["state_dict"] == {} and content["optimizer_states"][0]["state"] == {}
-    DurableIO().save_checkpoint({**content, "shards": folder.name}, path)
+    DurableIO(Shards()).save_checkpoint({**content, "shards": folder.name}, path)
     return folder
 
 
@@ -51,7 +52,7 @@ def same(found: dict[str, Any], wanted: dict[str, Any]) -> bool:
 def test_what_is_written_in_shards_is_read_as_one_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "checkpoints" / "last.ckpt"
     save(1, path)
-    assert same(DurableIO().load_checkpoint(path, weights_only=True), checkpoint(1))
+    assert same(DurableIO(Shards()).load_checkpoint(path, weights_only=True), checkpoint(1))
     assert read_checkpoint(path)["state_dict"] == {}
 
 
@@ -67,15 +68,15 @@ def test_the_one_before_stays_and_what_no_file_names_goes(tmp_path: Path) -> Non
     path, best = tmp_path / "checkpoints" / "last.ckpt", tmp_path / "checkpoints" / "best.ckpt"
     folders = [save(1, best), *(save(step, path) for step in (1, 2, 3))]
     assert [folder.is_dir() for folder in folders] == [True, False, True, True]
-    assert same(DurableIO().load_checkpoint(previous_of(path), weights_only=True), checkpoint(2))
-    DurableIO().remove_checkpoint(best)
+    assert same(DurableIO(Shards()).load_checkpoint(previous_of(path), weights_only=True), checkpoint(2))
+    DurableIO(Shards()).remove_checkpoint(best)
     assert sorted(p.name for p in path.parent.iterdir()) == sorted(
         [path.name, previous_of(path).name, folders[2].name, folders[3].name]
     )
 
 
 @pytest.mark.parametrize("damage", ["cut off", "missing"])
-def test_shards_that_are_damaged_give_way_to_the_checkpoint_before(tmp_path: Path, damage: str) -> None:
+def test_damaged_shards_are_replaced_by_the_previous_checkpoint(tmp_path: Path, damage: str) -> None:
     path = tmp_path / "checkpoints" / "last.ckpt"
     save(1, path)
     (file,) = save(2, path).iterdir()
@@ -83,8 +84,8 @@ def test_shards_that_are_damaged_give_way_to_the_checkpoint_before(tmp_path: Pat
         file.unlink()
     else:
         file.write_bytes(file.read_bytes()[:-4])
-    with pytest.warns(UserWarning, match=r"of its shards last-2-.*going on from the one before it, .* of step 1"):
-        assert find_checkpoint(str(tmp_path), tmp_path) == previous_of(path)
+    with pytest.warns(UserWarning, match=r"damaged shards \(.*last-2-.*resuming from the previous one, .* of step 1"):
+        assert find_checkpoint(str(tmp_path), tmp_path, sharding=Shards()) == previous_of(path)
 
 
 def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,7 +97,7 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: p
         raise CheckpointException("save", {1: (OSError(errno.ENOSPC, "No space left on device"), None)})  # type: ignore[dict-item]
 
     monkeypatch.setattr(shard_files.dcp, "save", full)
-    message = r"last.ckpt: cannot be written \(.*No space left on device\); the last good one is .* of step 1: free"
+    message = r"last.ckpt: cannot be written \(.*No space left on device\); the last good one is last.ckpt of step 1: free disk space"
     with pytest.raises(CheckpointError, match=message), explained_write(path, folder):
         shard_files.write(shard_files.split_off(copy.deepcopy(checkpoint(2))), folder)
-    assert not folder.exists() and same(DurableIO().load_checkpoint(path, weights_only=True), checkpoint(1))
+    assert not folder.exists() and same(DurableIO(Shards()).load_checkpoint(path, weights_only=True), checkpoint(1))

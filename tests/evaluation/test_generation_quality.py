@@ -50,7 +50,9 @@ def test_ranks_share_the_sample(make_data: Callable, make_tuner: Callable) -> No
         trainer = SimpleNamespace(
             sanity_checking=False, datamodule=data, global_rank=rank, world_size=world_size, strategy=reduced
         )
-        module = SimpleNamespace(model=tuner.model, device="cpu", log_dict=lambda values, **_: found.update(values))
+        module = SimpleNamespace(
+            model=tuner.model, sharding=tuner.sharding, device="cpu", log_dict=lambda values, **_: found.update(values)
+        )
         quality.on_validation_epoch_end(trainer, module)  # type: ignore[arg-type]
         return float(found["val/distinct_2"])
 
@@ -70,7 +72,7 @@ def test_a_watcher_in_the_wrong_direction_is_told() -> None:
         ("val/loss", "min"),
     ):
         watched(monitor, mode)
-    with pytest.raises(ConfigError, match="SimpleNamespace watches val/looping with mode=max; its mode is min"):
+    with pytest.raises(ConfigError, match="SimpleNamespace monitors val/looping with mode=max; use mode=min"):
         watched("val/looping", "max")
     with pytest.raises(ConfigError, match="metrics=bleurt: allowed are"):
         GenerationQuality(["bleurt"])

@@ -118,6 +118,6 @@ def test_a_run_that_watches_the_quality_of_its_answers(
         (["callbacks=generation_quality", "optimized_metric=val/token_f2"], "optimized_metric=val/token_f2: logged are"),
         (["optimized_metric=val/exact_match"], "optimized_metric=val/exact_match: logged are"),
         (["callbacks=generation_quality", "callbacks.early_stopping.monitor=val/exact_match"],
-         "EarlyStopping watches val/exact_match with mode=min; its mode is max"),
+         "EarlyStopping monitors val/exact_match with mode=min; use mode=max"),
     ):  # fmt: skip
         assert message in command("train", *small, *overrides, cwd=tmp_path, status=2).stderr

@@ -129,4 +129,4 @@ def test_slurm_signal_says_how_to_go_on(again: Callable, tmp_path: Path) -> None
         time.sleep(0.02)
     process.send_signal(signal.SIGUSR1)
     assert process.wait(120) == 130
-    assert f"interrupted; to go on: add ckpt_path={tmp_path / 'run'}" in (tmp_path / "run.err").read_text()
+    assert f"interrupted; to resume, add ckpt_path={tmp_path / 'run'}" in (tmp_path / "run.err").read_text()

@@ -115,7 +115,7 @@ def test_trials_of_a_sweep_do_not_touch_each_other(
         (["model.path=nowhere"], "model.path=nowhere: no such folder"),
         (["model.n_heads=3"], "model.d_model=128: must be a multiple of model.n_heads=3"),
         (["ckpt_path=nowhere"], "ckpt_path=nowhere: no such checkpoint or run folder"),
-        (["ckpt_path=broken.ckpt"], "cannot be read as a checkpoint"),
+        (["ckpt_path=broken.ckpt"], "damaged, or not a checkpoint"),
         (["data.max_length=5000"], "data.max_length=5000"),
         (["template=file", "template.path=bad.jinja"], "{{ response }}"),
         (

@@ -13,7 +13,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from instruct_lit.accel.compiled import compiled_form
+from instruct_lit.accel.step import AcceleratedStep
 from instruct_lit.config.compose import CONF
 from instruct_lit.core.data.collate import Collator, pad_shift_mask
 from instruct_lit.core.data.encode import EncodedExample, Encoder
@@ -21,8 +21,7 @@ from instruct_lit.core.data.example import Example, to_example
 from instruct_lit.core.data.template import Template
 from instruct_lit.core.data.tokenizer import GPT2Tokenizer
 from instruct_lit.core.model.gpt import GPT, GPTConfig
-from instruct_lit.core.training.loss import summed_cross_entropy
-from instruct_lit.core.training.module import layout_of
+from instruct_lit.core.training.step import StepAccelerator
 
 N_VOCAB = 512
 EOT = N_VOCAB - 1
@@ -103,18 +102,21 @@ def plain(model: GPT, examples: list[EncodedExample]) -> Plain:
 
 
 def by_layout(
-    model: GPT, parts: list[list[EncodedExample]], collator: Collator, device: str = "cpu"
+    model: GPT,
+    parts: list[list[EncodedExample]],
+    collator: Collator,
+    device: str = "cpu",
+    step: StepAccelerator | None = None,
 ) -> tuple[float, dict[str, torch.Tensor]]:
-    """Sums over the parts, divided once by all supervised tokens."""
+    """Sums over the parts, divided once by all supervised tokens; by default with the accelerated step."""
     model = copy.deepcopy(model).to(device).train()
+    step = step or AcceleratedStep()
+    step.attach(model)
     batches = [collator(part).to(device) for part in parts]
     n_supervised = sum(batch.n_supervised for batch in batches)
     total = 0.0
     for batch in batches:
-        states = model.hidden_states(batch.input_ids, batch.position_ids, layout_of(batch), batch.loss_index)
-        loss = summed_cross_entropy(
-            states, model.head_weight, batch.targets, batch.loss_weights / n_supervised, compiler=model.compiler
-        )
+        loss = step.loss(batch, batch.loss_weights / n_supervised)
         loss.backward()
         total += loss.item()
     return total, {name: p.grad.cpu() for name, p in model.named_parameters()}
@@ -125,19 +127,23 @@ SETTINGS = [
     *itertools.product(["padded", "packed"], [False, True], [True, False], [[12], [8, 4], [1, 2, 3, 6]], [SINGLE]),
     *itertools.product(["padded", "packed"], [False, True], [True, False], [[8, 4]], [DOUBLE]),
 ]
+STEPS = [
+    *((*setting, AcceleratedStep) for setting in SETTINGS),
+    *((*setting, StepAccelerator) for setting in SETTINGS[1::3]),
+]
 
 
-@pytest.mark.parametrize(("layout", "shared_prefix", "mask_prompt", "split", "precision"), SETTINGS)
+@pytest.mark.parametrize(("layout", "shared_prefix", "mask_prompt", "split", "precision", "step"), STEPS)
 def test_loss_and_every_gradient_are_those_of_the_plain_batch(
     model: GPT, plain: Plain, examples: list[EncodedExample], tokenizer: GPT2Tokenizer, layout: str, shared_prefix: bool,
-    mask_prompt: bool, split: list[int], precision: tuple[torch.dtype, float],
+    mask_prompt: bool, split: list[int], precision: tuple[torch.dtype, float], step: type[StepAccelerator],
 ) -> None:  # fmt: skip
     dtype, tolerance = precision
     model = copy.deepcopy(model).to(dtype)
     ends = np.cumsum(split)
     parts = [examples[end - size : end] for end, size in zip(ends, split, strict=True)]
     collator = Collator(EOT, tokenizer.n_bytes_of, layout, shared_prefix, mask_prompt)  # type: ignore[arg-type]
-    loss, gradients = by_layout(model, parts, collator)
+    loss, gradients = by_layout(model, parts, collator, step=step())
     expected, wanted = plain(mask_prompt, dtype)
     assert loss == pytest.approx(expected, rel=tolerance)
     for name, gradient in gradients.items():
@@ -204,9 +210,7 @@ def test_a_gpu_gives_the_same(
     mask_prompt: bool, compiled: bool,
 ) -> None:  # fmt: skip
     collator = Collator(EOT, tokenizer.n_bytes_of, layout, shared_prefix, mask_prompt)  # type: ignore[arg-type]
-    model = copy.deepcopy(model)
-    model.compiler = compiled_form if compiled else None
-    loss, gradients = by_layout(model, [examples[:8], examples[8:]], collator, "cuda")
+    loss, gradients = by_layout(model, [examples[:8], examples[8:]], collator, "cuda", AcceleratedStep(compiled))
     expected, wanted = plain(mask_prompt)
     assert loss == pytest.approx(expected, rel=1e-5)
     for name, gradient in gradients.items():

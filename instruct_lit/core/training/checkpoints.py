@@ -1,4 +1,4 @@
-"""Checkpoint files of a run: how they are kept, which one a run resumes from, and what it belongs to."""
+"""Checkpoint files of a run: how they are written and read, which one a run resumes from, and what it belongs to."""
 
 from __future__ import annotations
 
@@ -6,28 +6,35 @@ import os
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning import Trainer
+from lightning import LightningModule, Trainer
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from torch import nn
 
 from instruct_lit.core.data.datamodule import InstructionData
 from instruct_lit.core.model.causal import CausalLM
-from instruct_lit.core.training.trainable_state import fingerprint
-from instruct_lit.distributed import sharded_checkpoints as shard_files
+from instruct_lit.core.training.sharding import Sharding
+from instruct_lit.core.training.trainable_state import completed, fingerprint
 from instruct_lit.errors import CheckpointError
 
 LAST = Path("checkpoints") / "last.ckpt"
-SHARDS = "shards"  # in a checkpoint file, the folder beside it that its weights and moments are in
+WHOLE = Sharding()
 
 
 class Checkpoint(ModelCheckpoint):
     """Lightning's ModelCheckpoint, whose best score and files follow a run that is resumed in another folder."""
+
+    sharding = WHOLE
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self.sharding = pl_module.sharding  # type: ignore[assignment]
+        super().setup(trainer, pl_module, stage)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         before, here = Path(state_dict["dirpath"]), Path(self.dirpath or state_dict["dirpath"])
@@ -35,7 +42,8 @@ class Checkpoint(ModelCheckpoint):
             moved = {path: str(here / Path(path).name) for path in state_dict["best_k_models"] if Path(path).is_file()}
             here.mkdir(parents=True, exist_ok=True)
             for old, new in moved.items() if getattr(rank_zero_only, "rank", 0) == 0 else ():
-                _copy(Path(old), Path(new))
+                self.sharding.copy_shards(read_checkpoint(Path(old)), Path(old), Path(new))
+                shutil.copyfile(old, new)
             state_dict = {**state_dict, "dirpath": str(here)}
             state_dict["best_k_models"] = {moved[p]: s for p, s in state_dict["best_k_models"].items() if p in moved}
             for name in ("best_model_path", "kth_best_model_path", "last_model_path"):
@@ -53,12 +61,16 @@ def best_of(trainer: Trainer) -> Path | None:
 
 
 class DurableIO(TorchCheckpointIO):
-    """Writes a checkpoint under a temporary name, syncs it and renames it, so that it is whole or not there.
+    """Writes a checkpoint under a temporary name, syncs it and renames it, so that it is complete or absent.
 
-    A checkpoint to resume from leaves the one before it beside it, should the disk damage the newer one. Where weights
-    and moments are in shards, the file names the folder they are in, and folders that no file names any more go.
-    Raises CheckpointError when it cannot be written; what was there stays.
+    A checkpoint to resume from keeps the previous one beside it, in case the disk damages the newer one. Raises
+    CheckpointError if it cannot be written; existing files stay.
     """
+
+    sharding = WHOLE
+
+    def __init__(self, sharding: Sharding = WHOLE) -> None:
+        self.sharding = sharding
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         path = Path(path)
@@ -75,54 +87,38 @@ class DurableIO(TorchCheckpointIO):
                 os.link(path, kept)  # the newest stays under its own name until the next one takes it
             os.replace(temporary, path)
             _sync_folder(path.parent)
-        self._remove_unnamed(path.parent)
+        self.sharding.remove_unused(path.parent)
 
     def load_checkpoint(self, path: Any, *arguments: Any, **options: Any) -> dict[str, Any]:
-        return whole(super().load_checkpoint(path, *arguments, **options), Path(path))
+        return self.sharding.whole(super().load_checkpoint(path, *arguments, **options), Path(path))
 
     def remove_checkpoint(self, path: Any) -> None:
         super().remove_checkpoint(path)
-        self._remove_unnamed(Path(path).parent)
-
-    def _remove_unnamed(self, folder: Path) -> None:
-        with suppress(CheckpointError):  # a damaged file does not say which are its own
-            read = [read_checkpoint(path) for path in folder.glob("*.ckpt")] if any(folder.glob("*.shards")) else []
-            shard_files.remove_others(folder, (checkpoint.get(SHARDS, "") for checkpoint in read))
+        self.sharding.remove_unused(Path(path).parent)
 
 
 @contextmanager
 def explained_write(path: Path, unfinished: Path) -> Iterator[None]:
-    """Turn what the disk says into a CheckpointError with the way out, and remove what was begun."""
+    """Turn an error of the disk into a CheckpointError with the remedy, and remove the unfinished file or folder."""
     try:
         yield
-    except (OSError, RuntimeError) as error:  # torch wraps what the file said
+    except (OSError, RuntimeError) as error:  # torch wraps the error of the file
         if unfinished.is_dir():
             shutil.rmtree(unfinished, ignore_errors=True)
         else:
             unfinished.unlink(missing_ok=True)
-        raise CheckpointError(f"{path}: cannot be written ({_reason(error)}); {_what_is_left(path)}") from error
-
-
-def whole(checkpoint: dict[str, Any], path: Path) -> dict[str, Any]:
-    """The contents of the file at `path` with all weights and moments, also where they lie in shards beside it."""
-    name = checkpoint.pop(SHARDS, None)
-    return checkpoint if name is None else shard_files.put_back(checkpoint, str(path.parent / name))
-
-
-def _copy(old: Path, new: Path) -> None:
-    name = read_checkpoint(old).get(SHARDS)
-    if name is not None:
-        shutil.copytree(old.parent / name, new.parent / name, dirs_exist_ok=True)
-    shutil.copyfile(old, new)
+        raise CheckpointError(f"{path}: cannot be written ({_reason(error)}); {_last_good(path)}") from error
 
 
 def previous_of(path: Path) -> Path:
-    """Where the checkpoint before the one at `path` is kept."""
+    """Where the previous checkpoint of the one at `path` is kept."""
     return path.with_name(f"{path.stem}.previous{path.suffix}")
 
 
 def _sync_folder(folder: Path) -> None:
     """Make a rename survive a power cut."""
+    if os.name == "nt":  # Windows opens no folders
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -136,78 +132,81 @@ def _reason(error: BaseException) -> str:
     return getattr(error, "strerror", None) or str(error).splitlines()[0]
 
 
-def _what_is_left(path: Path) -> str:
+def _last_good(path: Path) -> str:
     last = path.parent / LAST.name
     if not last.is_file():
         return "there is no checkpoint yet"
     step = read_checkpoint(last).get("global_step", "?")
-    return (
-        f"the last good one is {last} of step {step}: free some space, then go on with ckpt_path={last.parent.parent}"
-    )
+    return f"the last good one is {last.name} of step {step}: free disk space, then add ckpt_path={last.parent.parent}"
 
 
-def find_checkpoint(ckpt_path: str, run_dir: Path, own_only: bool = False) -> Path | None:
+def find_checkpoint(ckpt_path: str, run_dir: Path, own_only: bool = False, sharding: Sharding = WHOLE) -> Path | None:
     """The file that `ckpt_path` means: a checkpoint, the last one of a run folder, or `last`.
 
-    `last` is this run's own (where the same run folder is started again), otherwise that of the newest run that lies
-    beside it. With `own_only`, for a run folder that was named by hand, it is this run's own, or None when the run is
-    yet to begin. One that is cut off gives way to the one before it, with a warning. Raises CheckpointError when there
-    is none or it cannot be read.
+    `last` is the run's own if it has one, otherwise that of the newest run beside it. A file that cannot be read is
+    replaced by the previous one, with a warning. Raises CheckpointError if there is none.
+
+    Args:
+        own_only: `last` is the run's own, or None before its first checkpoint: for a run folder with a given name.
     """
     if ckpt_path == "last":
         own = run_dir / LAST
         if own.is_file() or previous_of(own).is_file():
-            return _readable(own)
+            return _readable(own, sharding)
         if own_only:
             return None
         candidates = sorted(run_dir.parent.parent.glob(f"*/*/{LAST}"), key=lambda path: path.stat().st_mtime)
         if not candidates:
             raise CheckpointError(f"ckpt_path=last: no {LAST} in {run_dir} nor in a run beside it")
-        return _readable(candidates[-1])
+        return _readable(candidates[-1], sharding)
     path = Path(ckpt_path).expanduser()
     path = path / LAST if path.is_dir() else path
     if not path.is_file() and not previous_of(path).is_file():
         raise CheckpointError(f"ckpt_path={ckpt_path}: no such checkpoint ({path})")
-    return _readable(path)
+    return _readable(path, sharding)
 
 
-def _readable(path: Path) -> Path:
-    """The path, or that of the checkpoint before it when this one cannot be read."""
+def _readable(path: Path, sharding: Sharding) -> Path:
+    """The path, or that of the previous checkpoint if this one cannot be read."""
     try:
-        read_checkpoint(path)
+        sharding.check(read_checkpoint(path), path)
     except CheckpointError as error:
         before = previous_of(path)
         if not before.is_file():
             raise
         step = read_checkpoint(before).get("global_step", "?")
-        warnings.warn(f"{error}; going on from the one before it, {before} of step {step}", stacklevel=2)
+        warnings.warn(f"{error}; resuming from the previous one, {before} of step {step}", stacklevel=2)
         return before
     return path
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """The contents of a checkpoint file; nothing in it is executed. Raises CheckpointError when it is no checkpoint."""
+    """The contents of a checkpoint file; nothing in it is executed. Raises CheckpointError for any other file."""
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:
         kind = type(error).__name__
-        raise CheckpointError(
-            f"{path}: cannot be read as a checkpoint, it is cut off or of another kind ({kind})"
-        ) from error
+        raise CheckpointError(f"{path}: damaged, or not a checkpoint ({kind}); give the path of another") from error
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
-        raise CheckpointError(f"{path}: a checkpoint of Lightning has a state_dict, this file has none")
-    if SHARDS in checkpoint:
-        try:
-            shard_files.check(path.parent / checkpoint[SHARDS])
-        except OSError as error:
-            raise CheckpointError(f"{path}: cannot be read as a checkpoint, of its shards {error}") from error
+        raise CheckpointError(f"{path}: no state_dict in it; a checkpoint of Lightning has one")
     return checkpoint
+
+
+def load_weights(path: Path, module: nn.Module, sharding: Sharding = WHOLE) -> None:
+    """Load the weights of a checkpoint into a module. Raises CheckpointError that lists what does not fit."""
+    checkpoint = read_checkpoint(path)
+    sharding.check(checkpoint, path)
+    try:
+        if not sharding.load(module, checkpoint, path):
+            module.load_state_dict(completed(sharding.whole(checkpoint, path)["state_dict"], module))
+    except RuntimeError as error:
+        raise CheckpointError(f"{path}: does not fit the model\n  {error}") from error
 
 
 def identity_of(model: CausalLM, data: InstructionData, trainer: Trainer) -> dict[str, str]:
     """What a run must have in common with a checkpoint to resume it: what it learns, and in which order.
 
-    Batches are counted over all processes: two processes with batches of four go on where one with eight stopped.
+    Batches are counted over all processes: two processes with batches of 4 may resume a run of one with batches of 8.
     """
     n_processes, max_tokens = trainer.world_size, data.batching.max_tokens
     named = list(model.named_parameters())
@@ -225,7 +224,9 @@ def identity_of(model: CausalLM, data: InstructionData, trainer: Trainer) -> dic
 def check_identity(saved: Mapping[str, str], present: Mapping[str, str]) -> None:
     """Raise CheckpointError that lists what differs between a checkpoint's run and this one."""
     different = [
-        f"{name}: {saved.get(name)} there, {value} here" for name, value in present.items() if saved.get(name) != value
+        f"{name}: {saved.get(name)} in the checkpoint, {value} in this run"
+        for name, value in present.items()
+        if saved.get(name) != value
     ]
     if different:
         raise CheckpointError("ckpt_path: the checkpoint belongs to another run\n  " + "\n  ".join(different))

@@ -14,20 +14,16 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.optim import Optimizer
 
-from instruct_lit.accel.compiled import compiled_form
-from instruct_lit.accel.cuda_graphs import StepGraphs
-from instruct_lit.accel.weight_copies import LowPrecisionWeights, can_hold_other_gradients
 from instruct_lit.core.data.collate import Batch
-from instruct_lit.core.model.attention import AttentionLayout, PackedDocuments
 from instruct_lit.core.model.causal import CausalLM
 from instruct_lit.core.model.likelihood import token_losses
 from instruct_lit.core.training.checkpoints import check_identity
+from instruct_lit.core.training.compat_lightning import logs_this_step
 from instruct_lit.core.training.failures import FiniteLosses, not_finite
-from instruct_lit.core.training.loss import summed_cross_entropy
-from instruct_lit.core.training.optimizer import AdamW, total_norm
+from instruct_lit.core.training.ranks import sum_over_ranks
+from instruct_lit.core.training.sharding import Sharding
+from instruct_lit.core.training.step import FitFacts, StepAccelerator, layout_of
 from instruct_lit.core.training.trainable_state import completed, trained_part
-from instruct_lit.distributed.fsdp import FullySharded, gather, is_sharded, scatter
-from instruct_lit.distributed.ranks import sum_over_ranks
 from instruct_lit.errors import TrainingError
 
 
@@ -38,13 +34,14 @@ class InstructionTuner(LightningModule):
     Every micro-batch's sum is divided by the token count of the step's first one, so that with one micro-batch per
     step nothing is left to do, and otherwise the gradients are rescaled once before clipping.
 
-    With `neftune_alpha` token embeddings get uniform noise in training, at most alpha / sqrt(L·C) for texts of L tokens
-    (NEFTune, Jain et al. 2023); L is the batch's mean without padding, so the noise does not depend on the layout.
-
-    With `compiled` a GPU runs kernels made for model and loss (`torch.compile`). With `cuda_graphs` it is asked for all
-    of a micro-batch at once (`StepGraphs`), in bf16-mixed precision and one process; elsewhere it has no effect.
-
-    `make_optimizer` receives the model, `make_scheduler` the optimizer and the number of optimizer steps of the run.
+    Args:
+        make_optimizer: Receives the model.
+        make_scheduler: Receives the optimizer and the number of optimizer steps of the run.
+        neftune_alpha: Token embeddings get uniform noise in training, at most alpha / sqrt(L·C) for texts of L tokens
+            (NEFTune, Jain et al. 2023); L is the batch's mean without padding, so the noise does not depend on the
+            layout.
+        step: Computes losses and gradients; by default plain autograd.
+        sharding: Where the weights are in several processes; by default whole in each.
     """
 
     def __init__(
@@ -53,69 +50,36 @@ class InstructionTuner(LightningModule):
         make_optimizer: Callable[[torch.nn.Module], Optimizer],
         make_scheduler: Callable[[Optimizer, int], Any],
         neftune_alpha: float | None = None,
-        compiled: bool = False,
-        cuda_graphs: bool = False,
+        step: StepAccelerator | None = None,
+        sharding: Sharding | None = None,
     ) -> None:
         super().__init__()
         self.model = model
-        model.compiler, self.cuda_graphs = compiled_form if compiled else None, cuda_graphs
         self.make_optimizer, self.make_scheduler = make_optimizer, make_scheduler
         self.neftune_alpha = neftune_alpha
-        self.identity: dict[str, str] = {}  # what a checkpoint must share with the run that resumes it
-        self.ends_when_not_finite = True  # a loss that is no number ends the run
+        self.step, self.sharding = step or StepAccelerator(), sharding or Sharding()
+        self.step.attach(model)
+        self.identity: dict[str, str] = {}  # what a checkpoint must have in common with the run that resumes it
+        self.ends_when_not_finite = True  # a NaN or infinite loss ends the run
         self.tokens_seen = 0  # supervised tokens that went into optimizer steps, over all ranks
-        self._working: LowPrecisionWeights | None = None
-        self._graphs: StepGraphs | None = None
         self._window, self._finite = _Window(), FiniteLosses()
-        self._evaluation: dict[int, _Sums] = {}  # by loader: of a mixture each set has its own
+        self._evaluation: dict[int, _Sums] = {}  # by loader: each data set of a mixture has its own
 
     def configure_model(self) -> None:
-        strategy = self.trainer.strategy
-        if isinstance(strategy, FullySharded):
-            strategy.shard(self.model)
+        self.sharding.shard(self.model, self.trainer.strategy)
 
     def configure_optimizers(self) -> dict[str, Any]:  # type: ignore[override]
         optimizer = self.make_optimizer(self.model)
         scheduler = self.make_scheduler(optimizer, int(self.trainer.estimated_stepping_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    def _loss(
-        self,
-        input_ids: Tensor,
-        position_ids: Tensor,
-        layout: AttentionLayout | None,
-        loss_index: Tensor,
-        targets: Tensor,
-        weights: Tensor,
-    ) -> Tensor:
-        """The summed loss of a micro-batch, each pair multiplied by its weight."""
-        states, head = self.model.hidden_states(input_ids, position_ids, layout, loss_index), self.model.head_weight
-        working = self._working.of.get(id(head)) if self._working is not None else None
-        return summed_cross_entropy(states, head, targets, weights, working, self.model.compiler)
-
     def on_train_start(self) -> None:
-        if self.trainer.world_size > 1 or is_sharded(self.model):
-            return
-        half = self.trainer.precision == "bf16-mixed"
-        if self.device.type == "cuda" and self.cuda_graphs and half:
-            self._graphs = StepGraphs(self._loss, self.model.parameters(), self.trainer.accumulate_grad_batches > 1)
-            self._graphs.begin()
-        optimizer = self.trainer.optimizers[0]
-        if self.device.type != "cpu" or not isinstance(optimizer, AdamW) or (half and not can_hold_other_gradients()):
-            return
-        dtype = torch.bfloat16 if half else torch.float32
-        # Gradients of several micro-batches are summed in fp32.
-        gradient_dtype = dtype if self.trainer.accumulate_grad_batches == 1 else torch.float32
-        self._working = LowPrecisionWeights(self.model, self.model.head_weight, dtype, gradient_dtype).attach()
-        optimizer.working = self._working
+        trainer = self.trainer
+        facts = FitFacts(trainer.precision, trainer.accumulate_grad_batches, trainer.world_size)
+        self.step.start(trainer.optimizers[0], facts)
 
     def on_train_end(self) -> None:
-        if self._graphs is not None:
-            self._graphs.end()
-            self._graphs = None
-        if self._working is not None:
-            self._working.detach()
-            self.trainer.optimizers[0].working = self._working = None  # type: ignore[attr-defined]
+        self.step.stop(self.trainer.optimizers[0])
 
     def on_train_epoch_start(self) -> None:
         self.trainer.datamodule.set_epoch(self.current_epoch)  # type: ignore[attr-defined]
@@ -129,23 +93,17 @@ class InstructionTuner(LightningModule):
         if self.neftune_alpha is not None:
             n_tokens = batch.n_tokens / max(1, len(batch.example_ids))
             self.model.embedding_noise = self.neftune_alpha / math.sqrt(max(1.0, n_tokens) * self.model.config.d_model)
-        # DDP divides by the number of ranks, Lightning by that of micro-batches: both are taken back. The factor goes
-        # in with the weights, so that no pass over the head's gradient (V, C) is needed for it.
+        # DDP divides by the number of ranks, Lightning by that of micro-batches: both are undone. The factor is part of
+        # the weights, since the head's gradient (V, C) may exist already when the loss returns.
         factor = self.trainer.world_size / max(1, window.reference)
-        weights = batch.loss_weights * factor
-        if self._graphs is not None:
-            loss = self._graphs.loss(batch, weights)
-        else:
-            loss = self._loss(
-                batch.input_ids, batch.position_ids, layout_of(batch), batch.loss_index, batch.targets, weights
-            )
+        loss = self.step.loss(batch, batch.loss_weights * factor)
         window.n_supervised += batch.n_supervised
         window.example_ids.append(batch.example_ids)
         window.losses.append(loss.detach() / factor)
         return loss * self.trainer.accumulate_grad_batches
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
-        """Nothing: Lightning calls this between forward and backward, and the loss makes gradients in the forward."""
+        """Do nothing: Lightning calls this after the forward pass, in which gradients may be computed already."""
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         window, self._window = self._window, _Window()
@@ -158,11 +116,10 @@ class InstructionTuner(LightningModule):
                     parameter.grad = None
             return
         if n_supervised != window.reference:
-            torch._foreach_mul_(gradients, max(1, window.reference) / n_supervised)
+            for gradient in gradients:
+                gradient.mul_(max(1, window.reference) / n_supervised)
         self.tokens_seen += n_supervised
-        loss = torch.stack(window.losses).sum()
-        if self.trainer.world_size > 1:
-            loss = self.trainer.strategy.reduce(loss, reduce_op="sum")
+        loss = sum_over_ranks(self.trainer, torch.stack(window.losses).sum())
         if self.ends_when_not_finite:
             self._finite.add(self.trainer.global_step + 1, window.example_ids, loss / n_supervised, self._last_good)
         self.log("train/loss", loss / n_supervised, prog_bar=False)
@@ -173,18 +130,16 @@ class InstructionTuner(LightningModule):
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         if not parameters:
             return
-        if self.trainer._logger_connector.should_update_logs or gradient_clip_val:
-            norm = total_norm([p.grad for p in parameters if p.grad is not None])
+        if logs_this_step(self.trainer) or gradient_clip_val:
+            norm = self.step.gradient_norm([p.grad for p in parameters if p.grad is not None])
             self.log("train/grad_norm", norm)
-            if gradient_clip_val and isinstance(optimizer, AdamW) and not is_sharded(self.model):
-                optimizer.grad_scale = (norm / gradient_clip_val).clamp(min=1.0)
-            elif gradient_clip_val:
-                torch.nn.utils.clip_grads_with_norm_(parameters, float(gradient_clip_val), norm)
+            if gradient_clip_val:
+                self.step.clip(optimizer, parameters, norm, float(gradient_clip_val))
 
     def _last_good(self) -> str:
         paths = [getattr(c, "best_model_path", "") or getattr(c, "path", "") for c in self.trainer.checkpoint_callbacks]
         saved = [str(path) for path in paths if path and Path(path).is_file()]
-        return f"the last good checkpoint is {saved[0]}" if saved else "no checkpoint was written before"
+        return f"the last good checkpoint is {saved[0]}" if saved else "no checkpoint was written yet"
 
     def on_validation_epoch_start(self) -> None:
         self._start_evaluation()
@@ -194,7 +149,7 @@ class InstructionTuner(LightningModule):
 
     def _start_evaluation(self) -> None:
         self._evaluation = {}
-        gather(self.model)  # processes may have different numbers of batches, so none can wait for another's weights
+        self.sharding.gather(self.model)  # ranks may have different numbers of batches, so none can wait for another
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         self._evaluate(batch, dataloader_idx)
@@ -226,12 +181,11 @@ class InstructionTuner(LightningModule):
         self.log_dict(self._evaluated("test"))
 
     def _evaluated(self, split: str) -> dict[str, Tensor]:
-        scatter(self.model)
+        self.sharding.scatter(self.model)
         names = self.trainer.datamodule.loader_names(split)  # type: ignore[attr-defined]
         loaders = range(max(1, len(names)))
         sums = torch.stack([self._evaluation.get(n, _Sums()).values(self.device) for n in loaders])
-        if self.trainer.world_size > 1:
-            sums = self.trainer.strategy.reduce(sums, reduce_op="sum")
+        sums = sum_over_ranks(self.trainer, sums)
         loss, response_loss, n_response, n_supervised, n_bytes = sums.sum(0).unbind()
         mean = loss / n_supervised
         return {
@@ -239,13 +193,13 @@ class InstructionTuner(LightningModule):
             f"{split}/perplexity": mean.exp(),
             f"{split}/response_loss": response_loss / n_response,
             f"{split}/bits_per_byte": response_loss / math.log(2) / n_bytes,
-            **{f"{split}/loss/{name}": of_set[0] / of_set[3] for name, of_set in zip(names, sums, strict=False)},
+            **{f"{split}/loss/{name}": own[0] / own[3] for name, own in zip(names, sums, strict=False)},
         }
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["tokens_seen"] = self.tokens_seen
         checkpoint["identity"] = self.identity
-        for key in ("state_dict", "current_model_state"):  # the latter is of weight averaging
+        for key in ("state_dict", "current_model_state"):  # the latter belongs to weight averaging
             if key in checkpoint:
                 checkpoint[key] = trained_part(checkpoint[key], self)
 
@@ -257,15 +211,8 @@ class InstructionTuner(LightningModule):
         self.tokens_seen = checkpoint["tokens_seen"]
 
 
-def layout_of(batch: Batch) -> AttentionLayout | None:
-    """The attention layout that a batch asks for; None for plain rows."""
-    if batch.document_lengths is None:
-        return None
-    return PackedDocuments(batch.document_lengths, batch.prefix_length)
-
-
 class _Window:
-    """What the micro-batches of the current optimizer step have given so far."""
+    """Counts and losses of the micro-batches of the current optimizer step."""
 
     def __init__(self) -> None:
         self.reference = 0  # supervised tokens of the first micro-batch, over all ranks

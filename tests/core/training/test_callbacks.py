@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from instruct_lit.accel.hardware import PeakMemory, default_precision, keep_freed_memory, matrix_rate
-from instruct_lit.core.training.callbacks import History, ValidateAtEnd
-from instruct_lit.core.training.resume import LastCheckpoint
+from instruct_lit.core.training.history import History
+from instruct_lit.core.training.last_checkpoint import LastCheckpoint
+from instruct_lit.core.training.validate_at_end import ValidateAtEnd
 
 
 def rows(path: Path) -> list[dict]:
@@ -33,12 +33,7 @@ def test_rows_of_training_and_validation(
     assert history.n_tokens == 2 * int((store.lengths[indices] - 1).sum())
     assert history.n_positions >= history.n_tokens and history.tokens_per_s > 0
     assert history.n_supervised == tuner.tokens_seen
-    figures = history.figures(tuner.model, 1e9)
-    blocks = sum(p.numel() for p in tuner.model.blocks.parameters())
-    needed = 6 * (blocks * history.n_tokens + tuner.model.wte.weight.numel() * history.n_supervised)
-    assert figures["flop_utilisation"] == pytest.approx(needed / history.training_s / 1e9)
-    assert figures["positions_per_token"] == history.n_positions / history.n_tokens
-    assert matrix_rate(torch.device("cpu"), "32-true") > 1e8
+    assert history.figures()["positions_per_token"] == history.n_positions / history.n_tokens
 
 
 @pytest.mark.parametrize("stop_at", [3, 4, 5])
@@ -106,10 +101,10 @@ def test_trap_15_a_resumed_run_is_the_run_that_would_have_been(
     [
         ({"max_steps": 5}, [4, 5]),  # in the middle of an epoch of four
         ({"max_steps": 5, "val_check_interval": 2}, [2, 4, 5]),
-        ({"max_steps": 4}, [4]),  # validated anyway, and once
+        ({"max_steps": 4}, [4]),  # validated once
         ({"max_epochs": 1, "val_check_interval": 3}, [3, 4]),
         ({"max_steps": 3, "accumulate_grad_batches": 2}, [2, 3]),
-        ({"max_steps": 5, "check_val_every_n_epoch": 3}, []),  # what was asked for
+        ({"max_steps": 5, "check_val_every_n_epoch": 3}, []),  # as configured
         ({"max_steps": 5, "limit_val_batches": 0}, []),
     ],
 )
@@ -128,7 +123,7 @@ def test_the_last_step_is_validated_and_may_be_the_best(
     assert states[0]["best_step"] == history.best_step, "what the validation found is in the checkpoint"
 
 
-def test_a_run_that_ended_in_an_epoch_goes_on_to_more_steps(
+def test_a_run_that_ended_in_an_epoch_resumes_to_more_steps(
     make_data: Callable, make_tuner: Callable, fit: Callable, tmp_path: Path
 ) -> None:
     """The validation at its end changes nothing that is trained afterwards."""
@@ -156,11 +151,3 @@ def test_a_run_that_ended_in_an_epoch_goes_on_to_more_steps(
     assert validated == [4, 6, 8, 10] and seen == batches
     for p, q in zip(rest.parameters(), whole.parameters(), strict=True):
         torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-7)
-
-
-def test_memory_and_precision_of_this_machine() -> None:
-    keep_freed_memory()
-    memory = PeakMemory("cpu")
-    block = bytearray(64 << 20)
-    assert memory.read() > len(block)
-    assert default_precision("cpu") in ("bf16-mixed", "32-true")

@@ -8,7 +8,6 @@ import torch
 from lightning import Callback, Trainer
 
 from instruct_lit.core.data.collate import Collator, pad_shift_mask
-from instruct_lit.core.training.optimizer import adamw, parameter_groups
 
 
 class Order(Callback):
@@ -154,46 +153,3 @@ def test_on_a_gpu_a_run_ends_with_the_same_weights(make_data: Callable, make_tun
         found = torch.cat([p.detach().cpu().flatten() for p in tuner.model.parameters()])
         wanted = found if wanted is None else wanted
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
-
-
-class NoWaiting(Callback):
-    """Makes every wait for the GPU within a step an error, once the first steps are over."""
-
-    def on_train_batch_start(self, trainer: Trainer, pl_module, batch, batch_idx) -> None:
-        if batch_idx >= 2:
-            torch.cuda.set_sync_debug_mode("error")
-
-    def on_train_batch_end(self, *_) -> None:
-        torch.cuda.set_sync_debug_mode("default")
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("layout", ["padded", "packed"])
-def test_a_step_does_not_wait_for_the_gpu(
-    make_data: Callable, make_tuner: Callable, fit: Callable, layout: str
-) -> None:
-    data = make_data(n_train=48, layout=layout, shared_prefix=layout == "packed")
-    tuner = make_tuner(make_optimizer=lambda model: adamw(parameter_groups(model.named_parameters(), 0.1), lr=1e-3))
-    options = {"accelerator": "gpu", "precision": "bf16-mixed", "gradient_clip_val": 1.0}
-    assert fit(tuner, data, NoWaiting(), log_every_n_steps=100, **options).global_step == 6
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("layout", ["padded", "packed"])
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_with_graphs_a_run_on_a_gpu_is_the_same(
-    base, make_data: Callable, make_tuner: Callable, fit: Callable, layout: str, accumulate: int
-) -> None:
-    """What training moves the weights by, within the rounding of bf16; the process works on as before it."""
-    moved = []
-    stream = torch.cuda.current_stream()
-    for graphs in (False, True):
-        tuner = make_tuner(lr=0.02)
-        tuner.cuda_graphs = graphs
-        options = {"precision": "bf16-mixed", "gradient_clip_val": 1.0, "accumulate_grad_batches": accumulate}
-        data = make_data(n_train=64, layout=layout, shared_prefix=layout == "packed")
-        fit(tuner, data, accelerator="gpu", max_epochs=4, **options)
-        pairs = zip(tuner.model.parameters(), base.parameters(), strict=True)
-        moved.append(torch.cat([(p.detach().cpu() - before).flatten() for p, before in pairs]))
-    assert (moved[1] - moved[0]).norm() < 0.03 * moved[0].norm()
-    assert torch.cuda.current_stream() == stream

@@ -12,9 +12,8 @@ from lightning.pytorch.callbacks import EMAWeightAveraging
 from instruct_lit.core.model.causal import CausalLM
 from instruct_lit.core.model.gpt import GPT
 from instruct_lit.core.model.trainable import choose_trainable
-from instruct_lit.core.training.checkpoints import Checkpoint, read_checkpoint
-from instruct_lit.core.training.resume import LastCheckpoint
-from instruct_lit.distributed.fsdp import load_weights
+from instruct_lit.core.training.checkpoints import Checkpoint, load_weights, read_checkpoint
+from instruct_lit.core.training.last_checkpoint import LastCheckpoint
 from instruct_lit.hf.files import load_hf
 
 

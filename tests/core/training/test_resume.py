@@ -15,10 +15,11 @@ import torch
 from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
 
-from instruct_lit.core.training.callbacks import History
 from instruct_lit.core.training.checkpoints import Checkpoint, DurableIO
+from instruct_lit.core.training.history import History
+from instruct_lit.core.training.last_checkpoint import LastCheckpoint
 from instruct_lit.core.training.module import InstructionTuner
-from instruct_lit.core.training.resume import LastCheckpoint, random_state, set_random_state
+from instruct_lit.core.training.random_state import random_state, set_random_state
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*Checkpoint directory .* exists.*")
 

@@ -1,17 +1,14 @@
-"""Muon with AdamW beside it, and 8-bit AdamW: which parameter goes where, and a state that comes back."""
+"""Muon with AdamW beside it: which parameter gets which, and a state that is restored."""
 
 import copy
-import sys
-import types
 from typing import Any
 
 import pytest
 import torch
 
-from instruct_lit.accel.optimizers import adamw_8bit, muon
+from instruct_lit.accel.muon import muon
 from instruct_lit.core.model.gpt import GPT
 from instruct_lit.core.training.optimizer import schedule
-from instruct_lit.errors import ConfigError
 
 
 def steps(model: GPT, optimizer: Any, n: int, start: int = 0) -> None:
@@ -46,13 +43,13 @@ def test_muons_step_is_orthogonal_and_adamws_is_adamws(tiny_model: GPT) -> None:
     steps(tiny_model, optimizer, 1)
     change = tiny_model.blocks[0].attn.proj.weight - before.blocks[0].attn.proj.weight  # type: ignore[union-attr]
     values = torch.linalg.svdvals(change)
-    # Singular values near one, times 0.2 · sqrt(32) · lr; Newton and Schulz come near one only.
+    # Singular values near one, times 0.2 · sqrt(32) · lr; the Newton-Schulz iteration is approximate.
     assert values.min() / (0.2 * 32**0.5 * 0.01) > 0.5 and values.max() / (0.2 * 32**0.5 * 0.01) < 1.4
     change = (tiny_model.wte.weight - before.wte.weight).abs()
     torch.testing.assert_close(change, torch.full_like(change, 0.01), rtol=0.02, atol=0)
 
 
-def test_its_state_comes_back(tiny_model: GPT) -> None:
+def test_its_state_is_restored(tiny_model: GPT) -> None:
     whole, parts = copy.deepcopy(tiny_model), copy.deepcopy(tiny_model)
     steps(whole, muon(whole, lr=0.01), 4)
     first = muon(parts, lr=0.01)
@@ -62,34 +59,3 @@ def test_its_state_comes_back(tiny_model: GPT) -> None:
     steps(parts, second, 2, start=2)
     for a, b in zip(whole.parameters(), parts.parameters(), strict=True):
         assert torch.equal(a, b)
-
-
-def test_eight_bits_for_the_blocks_and_32_for_the_embeddings(tiny_model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
-    overridden: list[int] = []
-    manager = types.SimpleNamespace(
-        register_parameters=lambda parameters: None,
-        override_config=lambda p, key, value: overridden.append(id(p)) if (key, value) == ("optim_bits", 32) else None,
-    )
-    optim = types.SimpleNamespace(
-        GlobalOptimManager=types.SimpleNamespace(get_instance=lambda: manager), AdamW8bit=torch.optim.AdamW
-    )
-    monkeypatch.setitem(sys.modules, "bitsandbytes", types.SimpleNamespace(optim=optim))
-    optimizer = adamw_8bit(tiny_model, lr=1e-3, weight_decay=0.3)
-    assert set(overridden) == {id(tiny_model.wte.weight), id(tiny_model.wpe.weight)}
-    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.3, 0.0]
-    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
-    with pytest.raises(ConfigError, match="needs bitsandbytes; pip install bitsandbytes"):
-        adamw_8bit(tiny_model, lr=1e-3)
-
-
-def test_moments_of_eight_bits_train_as_those_of_32(tiny_model: GPT) -> None:
-    pytest.importorskip("bitsandbytes")
-    model, other = tiny_model, copy.deepcopy(tiny_model)
-    optimizer, wide = adamw_8bit(model, lr=1e-3), torch.optim.AdamW(other.parameters(), lr=1e-3, weight_decay=0.0)
-    steps(model, optimizer, 5)
-    steps(other, wide, 5)
-    matrix = model.blocks[0].mlp.fc.weight
-    assert optimizer.state[matrix]["state1"].dtype == torch.uint8
-    assert optimizer.state[model.wte.weight]["state1"].dtype == torch.float32
-    moved = (other.blocks[0].mlp.fc.weight - matrix).abs().max()
-    assert 0 < moved < 1e-3

@@ -1,4 +1,4 @@
-"""Optimizers beyond AdamW that make their own groups of a model's parameters: Muon, and AdamW with 8-bit moments."""
+"""Muon on the matrices of the blocks, AdamW on the other parameters."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from torch.optim import Optimizer
 
 from instruct_lit.core.model.causal import CausalLM
 from instruct_lit.core.training.optimizer import parameter_groups
-from instruct_lit.errors import ConfigError
 
 
 def muon(
@@ -41,7 +40,7 @@ def muon(
 
 
 class MuonAndAdamW(Optimizer):
-    """Optimizers that step together and look like one to schedules, clipping and checkpoints."""
+    """Optimizers that step together, as one optimizer for schedules, clipping and checkpoints."""
 
     def __init__(self, parts: list[Optimizer]) -> None:
         self.parts = parts
@@ -49,7 +48,7 @@ class MuonAndAdamW(Optimizer):
         self._link()
 
     def _link(self) -> None:
-        """Share the parts' groups and states, so that a learning rate set here is theirs."""
+        """Share groups and states with the parts, so that a learning rate set here is used there."""
         self.param_groups = [group for part in self.parts for group in part.param_groups]
         self.state.clear()
         for part in self.parts:
@@ -73,33 +72,3 @@ class MuonAndAdamW(Optimizer):
         for part, state in zip(self.parts, state_dict["parts"], strict=True):
             part.load_state_dict(state)
         self._link()
-
-
-def adamw_8bit(
-    model: CausalLM,
-    lr: float,
-    weight_decay: float = 0.1,
-    betas: tuple[float, float] = (0.9, 0.999),
-    eps: float = 1e-8,
-) -> Optimizer:
-    """AdamW with moments of 8 bits (Dettmers et al. 2022, through bitsandbytes), those of the embeddings of 32.
-
-    Raises ConfigError where bitsandbytes is missing.
-    """
-    bitsandbytes = check_adamw_8bit()
-    manager = bitsandbytes.optim.GlobalOptimManager.get_instance()
-    for parameter in model.end_parameters:
-        if parameter.ndim == 2:  # rare tokens make outliers in the moments (section 2.3 of the paper)
-            manager.register_parameters([parameter])
-            manager.override_config(parameter, "optim_bits", 32)
-    groups = parameter_groups(model.named_parameters(), weight_decay)
-    return bitsandbytes.optim.AdamW8bit(groups, lr=lr, betas=(betas[0], betas[1]), eps=eps)
-
-
-def check_adamw_8bit() -> Any:
-    """bitsandbytes; ConfigError where it is missing."""
-    try:
-        import bitsandbytes
-    except ImportError as error:
-        raise ConfigError("optimizer=adamw_8bit: needs bitsandbytes; pip install bitsandbytes") from error
-    return bitsandbytes

@@ -1,54 +1,53 @@
-"""Exact resume: the checkpoint a run goes on from is taken between two optimizer steps, with everything that counts."""
+"""The checkpoint that a run resumes from: taken between two optimizer steps, with every state that matters."""
 
 from __future__ import annotations
 
-import random
 import signal
 import threading
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import numpy as np
 import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from lightning.pytorch.trainer.states import TrainerFn
 
-from instruct_lit.errors import CheckpointError
+from instruct_lit.core.training.compat_lightning import epoch_is_complete, step_is_complete, validation_follows
+from instruct_lit.core.training.random_state import random_state, set_random_state
 
-SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1")  # Ctrl-C, a polite end, what SLURM sends before the time limit
+SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1")  # Ctrl-C, a request to end, what SLURM sends before the time limit
 
 
 class LastCheckpoint(Checkpoint):
     """Saves `last.ckpt` after every validation, at the end of the run, and when a signal asks the run to end.
 
-    It is always taken after a whole optimizer step: gradients of a half accumulated one are in no checkpoint, so a
-    validation between the micro-batches of a step is saved when the step is complete. A signal ends the run at that
-    moment, on all ranks after the same step; a second one ends it at once, without saving. Random states of all ranks
-    are part of the checkpoint.
+    It is taken after a whole optimizer step, since gradients are in no checkpoint: a validation between the
+    micro-batches of a step is saved when the step is complete. A signal ends the run at that moment, on all ranks after
+    the same step; a second signal ends it at once, without saving. Random states of all ranks are in the checkpoint.
 
-    `every_n_steps` saves more often than validations come.
+    Args:
+        every_n_steps: Optimizer steps between further checkpoints; None for none.
     """
 
     def __init__(self, dirpath: str, every_n_steps: int | None = None) -> None:
         self.path = Path(dirpath) / "last.ckpt"
         self.every_n_steps = every_n_steps
         self._pending = False
-        self._asked_to_end = False
+        self._end_requested = False
         self._saved_step = -1
         self._random_states: list[dict[str, Any]] | None = None
         self._handlers: dict[signal.Signals, Any] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._pending = self._asked_to_end = False
+        self._pending = self._end_requested = False
         self._saved_step = trainer.global_step
         if self._random_states is not None:
             states, self._random_states = self._random_states, None
             set_random_state(states[trainer.global_rank % len(states)])
         stopper = trainer.early_stopping_callback
-        if stopper is not None and stopper.wait_count >= stopper.patience:  # it had ended the run that is resumed
+        if stopper is not None and stopper.wait_count >= stopper.patience:  # early stopping had ended the run
             stopper.stopping_reason = EarlyStoppingReason.PATIENCE_EXHAUSTED
             trainer.should_stop = True
         if threading.current_thread() is threading.main_thread():
@@ -60,30 +59,28 @@ class LastCheckpoint(Checkpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        epoch = trainer.fit_loop.epoch_loop
-        if epoch._should_accumulate():
+        if not step_is_complete(trainer):
             return
-        asked = self._all_ranks_asked(trainer)
-        # What a validation finds belongs into the checkpoint: if one comes now, it is saved after it.
-        if epoch._should_check_val_fx(trainer.fit_loop._data_fetcher):  # type: ignore[arg-type]
-            self._asked_to_end = asked
+        ends = self._any_rank_ends(trainer)
+        # The results of a validation belong into the checkpoint: if one follows, the state is saved after it.
+        if validation_follows(trainer):
+            self._end_requested = ends
             return
-        last_of_epoch = epoch._num_ready_batches_reached()
         at_limit = 0 < trainer.max_steps <= trainer.global_step
         due = self.every_n_steps is not None and trainer.global_step - self._saved_step >= self.every_n_steps
-        if self._pending or asked or last_of_epoch or at_limit or due:
+        if self._pending or ends or epoch_is_complete(trainer) or at_limit or due:
             self._save(trainer)
-        if asked:
+        if ends:
             raise KeyboardInterrupt
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:
             return
-        if trainer.fit_loop.epoch_loop._should_accumulate():
+        if not step_is_complete(trainer):
             self._pending = True
             return
         self._save(trainer)
-        if self._asked_to_end and self._all_ranks_asked(trainer):
+        if self._end_requested and self._any_rank_ends(trainer):
             raise KeyboardInterrupt
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -107,44 +104,18 @@ class LastCheckpoint(Checkpoint):
         self._saved_step = trainer.global_step
         trainer.save_checkpoint(self.path)
 
-    def _all_ranks_asked(self, trainer: Trainer) -> bool:
-        """Whether any rank was asked to end; all ranks get the same answer."""
+    def _any_rank_ends(self, trainer: Trainer) -> bool:
+        """Whether any rank got a signal to end; the same on all ranks."""
         if trainer.world_size == 1:
-            return self._asked_to_end
-        return bool(trainer.strategy.reduce_boolean_decision(self._asked_to_end, all=False))
+            return self._end_requested
+        return bool(trainer.strategy.reduce_boolean_decision(self._end_requested, all=False))
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self._asked_to_end:
+        if self._end_requested:
             raise KeyboardInterrupt
-        self._asked_to_end = True
+        self._end_requested = True
 
     def _restore_handlers(self) -> None:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         self._handlers = {}
-
-
-def random_state() -> dict[str, Any]:
-    """The states of all random generators of this process, as tensors and plain numbers."""
-    _, keys, position, has_gauss, gauss = np.random.get_state()
-    version, internal, gauss_next = random.getstate()
-    return {
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        "numpy": [torch.from_numpy(np.asarray(keys).astype(np.int64)), int(position), int(has_gauss), float(gauss)],
-        "python": [version, torch.tensor(internal, dtype=torch.int64), gauss_next],
-    }
-
-
-def set_random_state(state: dict[str, Any]) -> None:
-    """Take up the states that `random_state` gave."""
-    torch.set_rng_state(state["torch"])
-    if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state["cuda"])
-    keys, position, has_gauss, gauss = state["numpy"]
-    np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), position, has_gauss, gauss))
-    version, internal, gauss_next = state["python"]
-    try:
-        random.setstate((version, tuple(internal.tolist()), gauss_next))
-    except ValueError as error:
-        raise CheckpointError(f"ckpt_path: random state of another Python ({error})") from error

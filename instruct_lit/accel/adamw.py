@@ -1,0 +1,79 @@
+"""AdamW that clips gradients and renews low-precision weight copies in the pass that updates the parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from instruct_lit.accel.compat_torch import fused_adamw_piece, norm_of_each
+from instruct_lit.accel.weight_copies import CHUNK, LowPrecisionWeights, huge_empty
+
+
+def adamw(groups: list[dict], lr: float, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8) -> AdamW:
+    """AdamW (Loshchilov & Hutter 2019) in its fused form, which updates all parameters in one pass over memory."""
+    return AdamW(groups, lr=lr, betas=(betas[0], betas[1]), eps=eps, fused=True)
+
+
+class AdamW(torch.optim.AdamW):
+    """torch's fused AdamW that also scales the gradients and updates `LowPrecisionWeights`.
+
+    `grad_scale`, a scalar tensor, divides the gradients as they are read, so that clipping needs no pass of its own.
+    A parameter with a copy in `copies` is updated piece by piece: its half-precision gradient is converted and its copy
+    renewed while both are in the cache. State and arithmetic are torch's.
+    """
+
+    grad_scale: Tensor | None = None
+    copies: LowPrecisionWeights | None = None
+
+    def step(self, closure: Any = None) -> Any:  # type: ignore[override]
+        """Run the closure, which computes the gradients, and update the parameters."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        updated = self._step_copied() if self.copies is not None else []
+        super().step()
+        for parameter, gradient in updated:
+            parameter.grad = gradient
+        return loss
+
+    @torch.no_grad()
+    def _step_copied(self) -> list[tuple[nn.Parameter, Tensor]]:
+        """Update the parameters that have a copy; return them with their gradients, which are detached from them."""
+        assert self.copies is not None
+        updated = []
+        scratch = torch.empty(CHUNK)
+        for group in self.param_groups:
+            for p in group["params"]:
+                copy = self.copies.of.get(id(p))
+                if copy is None or p.grad is None or copy.weight.dtype == p.dtype:
+                    continue
+                state = self.state[p]
+                if not state:
+                    state["step"] = torch.zeros((), dtype=torch.float32)
+                    for name in ("exp_avg", "exp_avg_sq"):
+                        state[name] = huge_empty(p.numel(), p.dtype).zero_().view_as(p)
+                state["step"] += 1
+                pieces = copy.pieces(state["exp_avg"], state["exp_avg_sq"])
+                for weight, gradient, rounded, exp_avg, exp_avg_sq in pieces:
+                    converted = scratch[: len(gradient)].copy_(gradient)
+                    fused_adamw_piece(weight, converted, exp_avg, exp_avg_sq, state["step"], self.grad_scale, group)
+                    rounded.copy_(weight)
+                updated.append((p, p.grad))
+                p.grad = None
+        return updated
+
+
+def mixed_norm(gradients: Sequence[Tensor]) -> Tensor:
+    """The Euclidean norm of gradients of which some are in half precision, a float32 scalar.
+
+    The norm of a half-precision tensor is rounded to half precision; computed row by row that rounding averages out.
+    """
+    half = [g for g in gradients if g.dtype.itemsize == 2]
+    norms = [torch.linalg.vector_norm(g, dim=-1).flatten().float() for g in half]
+    if len(half) < len(gradients):
+        norms.append(norm_of_each([g for g in gradients if g.dtype.itemsize > 2]))
+    return torch.linalg.vector_norm(torch.cat(norms))

@@ -1,0 +1,194 @@
+"""The parts of a training run from a configuration: trainer, optimizer, step, and the `Run` itself."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from lightning import Callback, Trainer
+from lightning.pytorch.callbacks import LearningRateMonitor
+from omegaconf import DictConfig, OmegaConf
+
+from instruct_lit.config import builders as build_parts
+from instruct_lit.config.check_training import wants_graphs
+from instruct_lit.config.compose import flat
+from instruct_lit.config.run_hooks import hooks_of
+from instruct_lit.config.satellites import has_satellite
+from instruct_lit.config.targets import build, plain, target_of, without
+from instruct_lit.core.bundle import save_bundle
+from instruct_lit.core.data.datamodule import InstructionData
+from instruct_lit.core.data.encode import Tokenizer
+from instruct_lit.core.data.template import Template
+from instruct_lit.core.generation.engine import Engine
+from instruct_lit.core.model.causal import CausalLM
+from instruct_lit.core.training.checkpoints import DurableIO
+from instruct_lit.core.training.module import InstructionTuner
+from instruct_lit.core.training.optimizer import parameter_groups, schedule
+from instruct_lit.core.training.run import Run, RunSettings
+from instruct_lit.core.training.sharding import Sharding
+from instruct_lit.core.training.step import StepAccelerator
+from instruct_lit.errors import ConfigError
+
+# The core's constructors that a satellite has in a faster form with the same numbers.
+ACCELERATED = {"instruct_lit.core.training.optimizer.adamw": "instruct_lit.accel.adamw.adamw"}
+
+
+def run_of(config: DictConfig) -> Run:
+    """The training run of a checked configuration, in Hydra's output folder."""
+    build_parts.check_targets(config)
+    build_parts.check_machine(config)
+    if has_satellite("accel"):
+        from instruct_lit.accel.hardware import keep_freed_memory
+
+        keep_freed_memory()
+    run_dir = Path(HydraConfig.get().runtime.output_dir)
+    best = OmegaConf.select(config, "callbacks.best_checkpoint") or {}
+    settings = RunSettings(
+        run_dir=run_dir,
+        seed=config.seed,
+        fit=config.fit,
+        ckpt_path=config.ckpt_path,
+        own_checkpoint_only=any(o.startswith("hydra.run.dir=") for o in HydraConfig.get().overrides.hydra),
+        evaluate_base=config.evaluate_base,
+        n_test_responses=config.n_test_responses,
+        optimized_metric=config.optimized_metric,
+        monitor=best.get("monitor", "val/loss"),
+        mode=best.get("mode", "min"),
+        sampling=build_parts.sampling_of(config),
+        hyperparameters={key: str(value) for key, value in flat(config).items()},
+        data_facts={"name": config.data.name, "licence": config.data.licence},
+    )
+    return Run(ConfiguredParts(config), settings, hooks_of(config))
+
+
+class ConfiguredParts:
+    """Builds the objects of a run as a configuration describes them."""
+
+    def __init__(self, config: DictConfig) -> None:
+        self.config = config
+        self.sharding = sharding()
+        self._adapter: Any = None
+
+    def trainer(self, callbacks: Sequence[Callback]) -> Trainer:
+        return trainer_of(self.config, callbacks)
+
+    def language(self) -> tuple[Tokenizer, Template]:
+        return build_parts.language_of(self.config)
+
+    def model(self) -> CausalLM:
+        return build_parts.model_of(self.config)
+
+    def data(self, template: Template, tokenizer: Tokenizer, context_length: int) -> InstructionData:
+        return build_parts.data_of(self.config, template, tokenizer, context_length)
+
+    def adapt(self, model: CausalLM) -> None:
+        self._adapter = build_parts.adapt(self.config, model)
+
+    def tuner(self, model: CausalLM) -> InstructionTuner:
+        return tuner_of(self.config, model)
+
+    def engine(self, model: CausalLM, tokenizer: Tokenizer) -> Engine:
+        return Engine(model, tokenizer, **build_parts.engine_options(self.config))
+
+    def save_bundle(self, run: Run) -> None:
+        """Write the bundle, with the adapter merged or apart as `adapter.merge` says."""
+        write_adapter = None
+        if self._adapter is not None and self.config.adapter.merge:
+            self._adapter.merge()
+        elif self._adapter is not None:
+            write_adapter = partial(self._adapter.save, base=build_parts.base_of(self.config))
+        about = {**run.about, "metrics": run.metrics}
+        sampling = asdict(run.settings.sampling)
+        save_bundle(run.run_dir / "bundle", run.model, run.tokenizer, run.template, sampling, about, write_adapter)
+
+
+def tuner_of(config: DictConfig, model: CausalLM) -> InstructionTuner:
+    """The LightningModule of a model."""
+    return InstructionTuner(model, *optimization_of(config), config.neftune_alpha, step_of(config), sharding())
+
+
+def step_of(config: DictConfig) -> StepAccelerator:
+    """How micro-batches are computed: by `accel` if it is installed."""
+    if not has_satellite("accel"):
+        return StepAccelerator()
+    from instruct_lit.accel.step import AcceleratedStep
+
+    return AcceleratedStep(config.compile, wants_graphs(config))
+
+
+def sharding() -> Sharding:
+    """Where weights and checkpoints are: also in shards if `distributed` is installed."""
+    if not has_satellite("distributed"):
+        return Sharding()
+    from instruct_lit.distributed.shards import Shards
+
+    return Shards()
+
+
+def optimization_of(config: DictConfig) -> tuple[Any, Any]:
+    """Functions that make the optimizer of a model, and the scheduler of an optimizer.
+
+    A constructor whose first argument is `model` makes its own parameter groups; any other receives ours.
+    """
+    node, weight_decay = without(config.optimizer, "weight_decay"), config.optimizer.get("weight_decay", 0.0)
+    if has_satellite("accel"):
+        node["_target_"] = ACCELERATED.get(node["_target_"], node["_target_"])
+
+    def make_optimizer(model: Any) -> Any:
+        if next(iter(inspect.signature(target_of(node, "optimizer")).parameters)) == "model":
+            return build(config.optimizer, "optimizer", model)
+        return build(node, "optimizer", parameter_groups(model.named_parameters(), weight_decay))
+
+    def make_scheduler(optimizer: Any, n_steps: int) -> Any:
+        return schedule(optimizer, n_steps, **plain(config.scheduler))
+
+    return make_optimizer, make_scheduler
+
+
+def trainer_of(config: DictConfig, callbacks: Sequence[Callback]) -> Trainer:
+    """The Lightning trainer with `callbacks`, then the configured ones, and the configured loggers."""
+    # Lightning's hints are for its own users; its warnings stay.
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for message in (
+        ".*LeafSpec.*", ".*does not have many workers.*", ".*Checkpoint directory .* exists.*",
+        ".*WeightAveraging callback with a model that overrides.*",  # configure_model does nothing without shards
+    ):  # fmt: skip
+        warnings.filterwarnings("ignore", message=message)
+    configured = [build(node, f"callbacks.{k}") for k, node in (config.callbacks or {}).items() if node is not None]
+    loggers = [build(node, f"logger.{k}") for k, node in (config.logger or {}).items() if node is not None]
+    if not loggers:  # LearningRateMonitor refuses to run without one
+        configured = [callback for callback in configured if not isinstance(callback, LearningRateMonitor)]
+    node = plain(config.trainer)
+    node["precision"] = node["precision"] or _default_precision(node["accelerator"])
+    for part in ("strategy", "profiler"):
+        if isinstance(node.get(part), dict):
+            node[part] = build(node[part], f"trainer.{part}")
+    trainer = build(
+        node,
+        "trainer",
+        callbacks=[*callbacks, *configured],
+        logger=loggers or False,
+        plugins=[DurableIO(sharding())],
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
+    if trainer.world_size > 1 and not has_satellite("distributed"):
+        raise ConfigError(
+            f"trainer: {trainer.world_size} processes need the folder instruct_lit/distributed; use trainer.devices=1"
+        )
+    return trainer
+
+
+def _default_precision(accelerator: str) -> str:
+    if not has_satellite("accel"):
+        return "32-true"
+    from instruct_lit.accel.hardware import default_precision
+
+    return default_precision(accelerator)

@@ -1,0 +1,148 @@
+"""What configuration and satellites add to a training run, each as a `RunHook`."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from instruct_lit.config.compose import differences
+from instruct_lit.config.provenance import provenance, write_provenance
+from instruct_lit.config.satellites import has_satellite
+from instruct_lit.config.targets import build
+from instruct_lit.core.training.run import Run, RunHook
+
+if TYPE_CHECKING:
+    from instruct_lit.accel.memory import PeakMemory
+
+
+def hooks_of(config: DictConfig) -> list[RunHook]:
+    """The hooks of a configuration and of the satellites that are installed."""
+    hooks: list[RunHook] = [Utilisation()] if has_satellite("accel") else []
+    if has_satellite("distributed"):
+        hooks.append(Processes())
+    hooks.append(Provenance(config))
+    if has_satellite("datasets"):
+        hooks.append(MixtureShares())
+    if config.finder is not None:
+        hooks.append(Finder(config.finder))
+    if has_satellite("reports"):
+        hooks.append(Report(config))
+    return hooks
+
+
+class Processes(RunHook):
+    """satellite distributed: one process prepares the data, and errors of another process are explained."""
+
+    @contextmanager
+    def preparing(self, run: Run) -> Iterator[None]:
+        from instruct_lit.distributed.processes import first_rank_first, silence_other_ranks
+
+        silence_other_ranks(run.trainer)
+        with first_rank_first(run.trainer):
+            yield
+
+    def fitting(self, run: Run) -> AbstractContextManager[None]:
+        from instruct_lit.distributed.processes import explained_peers
+
+        return explained_peers(run.trainer)
+
+
+class Provenance(RunHook):
+    """Writes config.yaml and provenance.json."""
+
+    def __init__(self, config: DictConfig) -> None:
+        self.config = config
+
+    @contextmanager
+    def preparing(self, run: Run) -> Iterator[None]:
+        if run.trainer.is_global_zero:
+            (run.run_dir / "config.yaml").write_text(OmegaConf.to_yaml(self.config, resolve=True))
+        yield
+
+    def on_prepared(self, run: Run) -> None:
+        config, trainer = self.config, run.trainer
+        command = ["python", "-m", "instruct_lit.train", *sys.argv[1:]]
+        origin = provenance(
+            command, differences(config, "train"), run.about["data"], run.model, run.run_dir / "split.json",
+            trainer.strategy.root_device, trainer.precision, {"seed": config.seed, "data.seed": config.data.seed},
+        )  # fmt: skip
+        run.about |= {"command": shlex.join(command), "provenance": origin}
+        if trainer.is_global_zero:
+            write_provenance(run.run_dir, origin)
+
+
+class MixtureShares(RunHook):
+    """satellite datasets: prints and records what an epoch sees of each data set of a mixture."""
+
+    def on_prepared(self, run: Run) -> None:
+        shares = run.data.shares()
+        n_examples, n_tokens = (sum(getattr(s, f) for s in shares.values()) for f in ("n_examples", "n_learnt_tokens"))
+        for name, share in shares.items():
+            run.metrics |= {f"mixture/{name}/{field}": value for field, value in vars(share).items()}
+            print(
+                f"  {name}: {share.n_examples / n_examples:.1%} of an epoch's examples, "
+                f"{share.n_learnt_tokens / n_tokens:.1%} of its supervised tokens, each seen {share.repeats:.2f} times",
+                flush=True,
+            )
+
+
+class Utilisation(RunHook):
+    """satellite accel: peak memory, advice when memory is exhausted, and the utilisation of the device."""
+
+    memory: PeakMemory
+
+    @contextmanager
+    def preparing(self, run: Run) -> Iterator[None]:
+        yield
+        from instruct_lit.accel.memory import PeakMemory
+
+        self.memory = PeakMemory(run.trainer.strategy.root_device.type)
+
+    def fitting(self, run: Run) -> AbstractContextManager[None]:
+        from instruct_lit.accel.memory import explained_memory
+
+        device, n_micro_batches = run.trainer.strategy.root_device, run.trainer.accumulate_grad_batches
+        return explained_memory(run.tuner, device, self.memory, run.data.batching.batch_size, n_micro_batches)
+
+    def on_tested(self, run: Run) -> None:
+        from instruct_lit.accel.hardware import matrix_rate, needed_flops
+
+        trainer, history = run.trainer, run.history
+        if run.settings.fit:
+            rate = trainer.world_size * matrix_rate(trainer.strategy.root_device, trainer.precision)
+            flops = needed_flops(run.model, history.n_tokens, history.n_supervised)
+            run.metrics |= {
+                "flop_utilisation": flops / max(1e-9, history.training_s) / rate,
+                "matrix_flops_per_s": rate,
+            }
+        run.metrics["peak_memory_bytes"] = self.memory.read()
+
+
+class Finder(RunHook):
+    """satellite sweeps: a search for a setting in place of the training."""
+
+    def __init__(self, node: Any) -> None:
+        self.node = node
+
+    def replaces_training(self, run: Run) -> bool:
+        build(self.node, "finder")(run.trainer, run.tuner, run.data, run.run_dir)
+        return True
+
+
+class Report(RunHook):
+    """satellite reports: the page, the plot and the summary of a run."""
+
+    def __init__(self, config: DictConfig) -> None:
+        self.config = config
+
+    def on_end(self, run: Run) -> None:
+        from instruct_lit.reports.run_page import plot_losses, print_summary, write_report
+
+        plot_losses(run.run_dir)
+        write_report(run.run_dir, differences(self.config, "train"), sys.argv[1:])
+        print_summary(run.run_dir, run.metrics)

@@ -1,0 +1,42 @@
+"""Answers of a model to the examples of a split."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from lightning import Trainer
+from tqdm import tqdm
+
+from instruct_lit.core.data.datamodule import InstructionData
+from instruct_lit.core.generation.engine import Engine
+from instruct_lit.core.generation.responses import answer
+from instruct_lit.core.generation.sampling import SamplingSettings
+from instruct_lit.core.model.device import best_device, on_device
+from instruct_lit.core.training.ranks import gathered, share_of
+from instruct_lit.core.training.sharding import Sharding
+
+
+def answer_split(
+    engine: Engine,
+    data: InstructionData,
+    split: str,
+    n_responses: int | None,
+    settings: SamplingSettings,
+    title: str,
+    trainer: Trainer | None = None,
+    sharding: Sharding | None = None,
+    cache: Any = None,
+) -> list[dict[str, Any]]:
+    """The answers to the first `n_responses` examples of a split (None: to all), a row for each, with a progress bar.
+
+    Each rank of `trainer` answers its share on its device and gets all answers. `cache` is that of `responses.answer`.
+    """
+    store, indices = data.examples_of(split)
+    numbers = share_of(trainer, indices[:n_responses].tolist())
+    examples = [(int(i), store.example(i), store[i].prompt_ids) for i in numbers]
+    device = best_device() if trainer is None else trainer.strategy.root_device
+    with tqdm(total=len(examples), desc=title, unit="answer", dynamic_ncols=True, file=sys.stdout) as bar:
+        with on_device(engine.model, device), (sharding or Sharding()).gathered(engine.model):
+            rows = answer(engine, data.template, examples, settings, bar.update, cache)
+        return gathered(trainer, rows)

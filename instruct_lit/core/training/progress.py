@@ -1,0 +1,50 @@
+"""The progress bar of a run."""
+
+from __future__ import annotations
+
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
+from lightning.pytorch.trainer.states import TrainerFn
+
+from instruct_lit.core.training.history import History
+
+
+class Progress(TQDMProgressBar):
+    """One line that shows loss, validation loss, tokens per second and the time left."""
+
+    def __init__(self, history: History) -> None:
+        super().__init__(refresh_rate=5)
+        self.history = history
+
+    def init_train_tqdm(self) -> Tqdm:
+        bar = super().init_train_tqdm()
+        # Shorter than tqdm's own line, without steps per second, so that it fits 80 columns.
+        bar.bar_format = "{desc} {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
+        return bar
+
+    def init_validation_tqdm(self) -> Tqdm:
+        return self._short_lived(super().init_validation_tqdm())
+
+    def init_test_tqdm(self) -> Tqdm:
+        return self._short_lived(super().init_test_tqdm())
+
+    def _short_lived(self, bar: Tqdm) -> Tqdm:
+        bar.leave = False
+        return bar
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_validation_end(trainer, pl_module)
+        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+            self.train_progress_bar.set_postfix(self.get_metrics(trainer, pl_module))  # type: ignore[arg-type]
+
+    def get_metrics(
+        self, trainer: Trainer, pl_module: LightningModule
+    ) -> dict[str, int | str | float | dict[str, float]]:
+        shown: dict[str, int | str | float | dict[str, float]] = {}
+        for title, name in (("loss", "train/loss"), ("val", "val/loss")):
+            if name in trainer.callback_metrics:
+                shown[title] = f"{float(trainer.callback_metrics[name]):.3f}"
+        if self.history.training_s:
+            shown["tok/s"] = f"{self.history.tokens_per_s:.0f}"
+        return shown

@@ -1,0 +1,245 @@
+"""A whole training run, top to bottom: data, model, fit with early stopping, test, answers, files.
+
+`Run` works with the core alone. What satellites add (provenance, reports, several processes, finders) is a `RunHook`.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from lightning import Callback, Trainer, seed_everything
+from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
+
+from instruct_lit.core.data.datamodule import InstructionData
+from instruct_lit.core.data.encode import Tokenizer
+from instruct_lit.core.data.template import Template
+from instruct_lit.core.generation.engine import Engine
+from instruct_lit.core.generation.responses import exact_match, write_jsonl
+from instruct_lit.core.generation.sampling import SamplingSettings
+from instruct_lit.core.model.causal import CausalLM
+from instruct_lit.core.training.answers import answer_split
+from instruct_lit.core.training.checkpoints import best_of, find_checkpoint, identity_of, load_weights
+from instruct_lit.core.training.history import History
+from instruct_lit.core.training.module import InstructionTuner
+from instruct_lit.core.training.progress import Progress
+from instruct_lit.core.training.sharding import Sharding
+from instruct_lit.core.training.validate_at_end import ValidateAtEnd
+from instruct_lit.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """The values of a run; its objects are built by `RunParts`."""
+
+    run_dir: Path
+    seed: int
+    fit: bool = True  # False: only test and answer, with the weights of the model or of ckpt_path
+    ckpt_path: str | None = None
+    own_checkpoint_only: bool = False  # of `find_checkpoint`
+    evaluate_base: bool = True
+    n_test_responses: int | None = None  # None: answers to all test examples
+    optimized_metric: str | None = None
+    monitor: str = "val/loss"  # of the best checkpoint
+    mode: str = "min"
+    sampling: SamplingSettings = field(default_factory=SamplingSettings)
+    hyperparameters: Mapping[str, str] = field(default_factory=dict)  # for the loggers
+    data_facts: Mapping[str, Any] = field(default_factory=dict)  # name and licence, for the bundle
+
+
+class RunParts(Protocol):
+    """Builds the objects of a run, each when the run needs it."""
+
+    sharding: Sharding
+
+    def trainer(self, callbacks: Sequence[Callback]) -> Trainer: ...
+    def language(self) -> tuple[Tokenizer, Template]: ...
+    def model(self) -> CausalLM: ...
+    def data(self, template: Template, tokenizer: Tokenizer, context_length: int) -> InstructionData: ...
+    def adapt(self, model: CausalLM) -> None: ...
+    def tuner(self, model: CausalLM) -> InstructionTuner: ...
+    def engine(self, model: CausalLM, tokenizer: Tokenizer) -> Engine: ...
+    def save_bundle(self, run: Run) -> None: ...
+
+
+class RunHook:
+    """Where a satellite plugs into a run. Methods do nothing by default; all ranks call them, except where noted."""
+
+    def preparing(self, run: Run) -> AbstractContextManager[None]:
+        """Surrounds the building of tokenizer, model and data."""
+        return nullcontext()
+
+    def on_prepared(self, run: Run) -> None:
+        """After data and model are ready; `run.about` goes into the bundle."""
+
+    def replaces_training(self, run: Run) -> bool:
+        """Whether this hook has done the work of the run itself, which then ends."""
+        return False
+
+    def fitting(self, run: Run) -> AbstractContextManager[None]:
+        """Surrounds the fit."""
+        return nullcontext()
+
+    def on_tested(self, run: Run) -> None:
+        """Before the files are written, on the first rank; may add to `run.metrics`."""
+
+    def on_end(self, run: Run) -> None:
+        """After the files were written, on the first rank."""
+
+
+class Run:
+    """One training run; `run()` returns the value of `optimized_metric`."""
+
+    trainer: Trainer
+    tokenizer: Tokenizer
+    template: Template
+    data: InstructionData
+    model: CausalLM  # the whole model, which the bundle gets
+    trained: CausalLM  # the model that is trained: `model`, or a copy of it in shards
+    tuner: InstructionTuner
+
+    def __init__(self, parts: RunParts, settings: RunSettings, hooks: Sequence[RunHook] = ()) -> None:
+        self.parts, self.settings, self.hooks, self.run_dir = parts, settings, hooks, settings.run_dir
+        self.history = History(self.run_dir / "history.jsonl", settings.monitor, settings.mode)
+        self.metrics: dict[str, Any] = {}
+        self.about: dict[str, Any] = {}  # for the bundle
+        self.interrupted = False
+
+    def __call__(self) -> float | None:
+        """Run, and write all files to the run folder; SystemExit(130) after an interrupt."""
+        start, settings = time.perf_counter(), self.settings
+        seed_everything(settings.seed, workers=True, verbose=False)
+        checkpoint = self._prepare()
+        if any(hook.replaces_training(self) for hook in self.hooks):
+            return None
+        rows: list[dict[str, Any]] = []
+        base_rows: list[dict[str, Any]] = []
+        if settings.fit:
+            if settings.evaluate_base:
+                base, base_rows = self._evaluated("answers before fine-tuning", self.trained)
+                self.metrics |= {f"base/{name}": value for name, value in base.items()}
+            self._fit(checkpoint)
+        elif checkpoint:
+            load_weights(checkpoint, self.tuner, self.parts.sharding)
+        if not self.interrupted:
+            metrics, rows = self._evaluated("answers to the test set", self.trained)
+            self.metrics |= metrics
+            for row, before in zip(rows, base_rows, strict=False):
+                row["base_response"] = before["response"]
+        self.parts.sharding.copy_whole(self.trained, self.model)
+        if not self.trainer.is_global_zero:
+            return None
+        self._write(rows, time.perf_counter() - start)
+        if self.interrupted:
+            print(f"interrupted; to resume, add ckpt_path={self.run_dir} to the same command", file=sys.stderr)
+            sys.exit(130)
+        return self.metrics.get(settings.optimized_metric, math.nan) if settings.optimized_metric else None
+
+    def _prepare(self) -> Path | None:
+        """Build everything, and return the checkpoint to resume from."""
+        parts, settings, checkpoint = self.parts, self.settings, None
+        self.trainer = trainer = parts.trainer([self.history, Progress(self.history), ValidateAtEnd()])
+        with ExitStack() as stack:
+            for hook in self.hooks:
+                stack.enter_context(hook.preparing(self))
+            if trainer.is_global_zero:
+                if settings.ckpt_path:
+                    own_only = settings.own_checkpoint_only
+                    checkpoint = find_checkpoint(settings.ckpt_path, self.run_dir, own_only, parts.sharding)
+                if checkpoint is None:  # a run that ended before its first checkpoint starts again
+                    self.history.path.unlink(missing_ok=True)
+            self.tokenizer, self.template = parts.language()
+            self.model = parts.model()
+            self.data = data = parts.data(self.template, self.tokenizer, self.model.config.context_length)
+            data.prepare_data()
+        checkpoint = trainer.strategy.broadcast(checkpoint)
+        parts.adapt(self.model)
+        self.trained = copy.deepcopy(self.model) if parts.sharding.applies_to(trainer.strategy) else self.model
+        self.tuner = parts.tuner(self.trained)
+        data.setup()
+        check_split(data)
+        if trainer.is_global_zero:
+            data.split.save(self.run_dir / "split.json")
+        self.tuner.identity = identity_of(self.model, data, trainer)
+        self.metrics |= data.counts
+        self.about["data"] = {**settings.data_facts, "fingerprint": data.fingerprint}
+        counts = ", ".join(f"{n} {name[2:]}" for name, n in data.counts.items())
+        print(f"data {settings.data_facts.get('name', '')}: {counts}", flush=True)
+        for hook in self.hooks:
+            hook.on_prepared(self)
+        return checkpoint
+
+    def _fit(self, checkpoint: Path | None) -> None:
+        """Fit, and load the best weights."""
+        trainer = self.trainer
+        try:
+            with ExitStack() as stack:
+                for hook in self.hooks:
+                    stack.enter_context(hook.fitting(self))
+                trainer.fit(self.tuner, self.data, ckpt_path=checkpoint, weights_only=True)
+        except SystemExit:  # Lightning's end after Ctrl-C
+            self.interrupted = True
+        best = best_of(trainer)
+        if best is not None:
+            load_weights(best, self.tuner, self.parts.sharding)
+        stopper = trainer.early_stopping_callback
+        self.metrics |= {
+            "n_steps": trainer.global_step,
+            "best_step": trainer.global_step if best is None else self.history.best_step,
+            "stopped_early": stopper is not None and stopper.stopping_reason != EarlyStoppingReason.NOT_STOPPED,
+            "train/tokens": self.tuner.tokens_seen,
+            **self.history.figures(),
+        }
+        if self.history.best_step:
+            self.metrics["val/loss"] = self.history.best_loss
+
+    def _evaluated(self, title: str, model: CausalLM) -> tuple[dict[str, float], list[dict[str, Any]]]:
+        """Validation and test metrics of a model, and its answers to the test set."""
+        trainer, settings = self.trainer, self.settings
+        metrics: dict[str, float] = {}
+        for evaluate in (trainer.validate, trainer.test):
+            metrics |= evaluate(self.tuner, self.data, verbose=False)[0]
+        rows = answer_split(
+            self.parts.engine(model, self.tokenizer), self.data, "test", settings.n_test_responses, settings.sampling,
+            title, trainer, self.parts.sharding,
+        )  # fmt: skip
+        if rows:
+            metrics["test/exact_match"] = exact_match(rows)
+        return metrics, rows
+
+    def _write(self, rows: Sequence[dict[str, Any]], seconds: float) -> None:
+        """Write responses, metrics and the bundle, and finish the loggers."""
+        for hook in self.hooks:
+            hook.on_tested(self)
+        if not self.interrupted:
+            write_jsonl(self.run_dir / "responses.jsonl", rows)
+        # The counts of a stream are complete only now.
+        self.metrics |= {**self.data.counts, "interrupted": self.interrupted, "seconds": seconds}
+        (self.run_dir / "metrics.json").write_text(json.dumps(self.metrics, indent=2) + "\n")
+        self.parts.save_bundle(self)
+        numbers = {name: value for name, value in self.metrics.items() if isinstance(value, int | float)}
+        for logger in self.trainer.loggers:
+            logger.log_hyperparams(dict(self.settings.hyperparameters), numbers)  # type: ignore[call-arg]
+            logger.finalize("success")
+        for hook in self.hooks:
+            hook.on_end(self)
+
+
+def check_split(data: InstructionData) -> None:
+    """Raise ConfigError if a part of the split that every run needs has no example."""
+    uses = {"train": "to learn", "val": "to stop early and to find the best weights", "test": "to answer"}
+    for name, use in uses.items():
+        if name in data.stored_parts and len(data.examples_of(name)[1]) == 0:
+            file = "" if name == "train" else f", or a separate file (data.{name}_path=)"
+            raise ConfigError(
+                f"data.split={data.split_spec}: no example for {name}, which a run needs {use}; "
+                f"give it a fraction or a number of the records{file}"
+            )

@@ -1,0 +1,52 @@
+"""Sample answers in TensorBoard while a model trains."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from instruct_lit.core.generation.engine import Engine
+from instruct_lit.core.generation.sampling import SamplingSettings
+
+
+class SampleAnswers(Callback):
+    """Writes the model's answers to a few validation examples to TensorBoard at every validation."""
+
+    def __init__(self, n_examples: int = 3, max_new_tokens: int = 64) -> None:
+        self.n_examples = n_examples
+        self.settings = SamplingSettings(max_new_tokens=max_new_tokens)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        writers = [logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+        if trainer.sanity_checking or not writers:
+            return
+        with pl_module.sharding.gathered(pl_module.model):  # type: ignore[union-attr,operator,arg-type]
+            if trainer.is_global_zero:
+                self._write(trainer, pl_module, writers)
+
+    def _write(self, trainer: Trainer, pl_module: LightningModule, writers: list[Any]) -> None:
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        store, indices = data.examples_of("val")
+        chosen = [int(i) for i in indices[: self.n_examples]]
+        engine = Engine(pl_module.model, data.tokenizer)  # type: ignore[arg-type]
+        answers = engine.generate([store[i].prompt_ids for i in chosen], self.settings)
+        for number, (index, answer) in enumerate(zip(chosen, answers, strict=True)):
+            example = store.example(index)
+            text = "\n\n".join(
+                f"**{title}**\n\n{_quoted(body)}"
+                for title, body in (
+                    ("Instruction", example.instruction),
+                    ("Input", example.input),
+                    ("Expected", example.output),
+                    ("Answer", answer.text),
+                )
+                if body
+            )
+            for writer in writers:
+                writer.add_text(f"answers/{number}", text, trainer.global_step)
+
+
+def _quoted(text: str) -> str:
+    return "\n".join(f"    {line}" for line in text.splitlines())

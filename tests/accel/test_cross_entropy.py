@@ -1,0 +1,131 @@
+"""The accelerated cross-entropy against torch's, in blocks and at once."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from instruct_lit.accel import cross_entropy as module
+from instruct_lit.accel.compiled import compiled_form
+from instruct_lit.accel.cross_entropy import summed_cross_entropy
+from instruct_lit.accel.weight_copies import WeightCopy
+
+
+def made(m: int, v: int = 71, c: int = 16, dtype: torch.dtype = torch.float64, seed: int = 0):
+    random = torch.Generator().manual_seed(seed)
+    hidden = torch.randn(m, c, generator=random, dtype=dtype).requires_grad_()
+    weight = torch.randn(v, c, generator=random, dtype=dtype).requires_grad_()
+    targets = torch.randint(0, v, (m,), generator=random)
+    weights = torch.randint(1, 4, (m,), generator=random).float()
+    return hidden, weight, targets, weights
+
+
+@pytest.fixture(params=["in blocks", "at once"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The softmax as on a CPU, and as on a GPU."""
+    monkeypatch.setattr(module, "_at_once", lambda like: request.param == "at once")
+    return request.param
+
+
+@pytest.mark.usefixtures("way")
+@pytest.mark.parametrize("m", [1, 5, module.CHUNK + 3, 2 * module.CHUNK])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_loss_and_gradients_are_torchs(m: int, dtype: torch.dtype) -> None:
+    hidden, weight, targets, weights = made(m, dtype=dtype)
+    loss = summed_cross_entropy(hidden, weight, targets, weights)
+    gradients = torch.autograd.grad(loss * 0.25, (hidden, weight))
+    exact_hidden, exact_weight = (x.detach().double().requires_grad_() for x in (hidden, weight))
+    expected = (F.cross_entropy(exact_hidden @ exact_weight.t(), targets, reduction="none") * weights).sum()
+    wanted = torch.autograd.grad(expected * 0.25, (exact_hidden, exact_weight))
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    for found, right in zip(gradients, wanted, strict=True):
+        torch.testing.assert_close(found.double(), right, rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.usefixtures("way")
+def test_nothing_supervised_gives_zero_with_zero_gradients() -> None:
+    hidden, weight, targets, weights = made(0)
+    loss = summed_cross_entropy(hidden, weight, targets, weights)
+    gradients = torch.autograd.grad(loss, (hidden, weight))
+    assert loss.item() == 0 and gradients[0].shape == (0, 16) and not gradients[1].any()
+
+
+def test_a_frozen_head_or_frozen_states_get_no_gradient() -> None:
+    hidden, weight, targets, weights = made(4)
+    summed_cross_entropy(hidden, weight.detach(), targets, weights).backward()
+    assert hidden.grad is not None
+    hidden, weight, targets, weights = made(4)
+    summed_cross_entropy(hidden.detach(), weight, targets, weights).backward()
+    assert weight.grad is not None
+
+
+def test_the_gradient_in_the_heads_buffer_cannot_be_scaled_afterwards() -> None:
+    hidden, head, targets, weights = made(5, dtype=torch.float32)
+    loss = summed_cross_entropy(hidden, head, targets, weights, WeightCopy(head, head.detach(), torch.empty_like(head)))
+    with pytest.raises(AssertionError, match="scale the weights of the loss instead"):
+        (loss * 1.5).backward()
+
+
+@pytest.mark.usefixtures("way")
+def test_half_precision_agrees_with_single() -> None:
+    hidden, weight, targets, weights = made(40, dtype=torch.float32)
+    exact = summed_cross_entropy(hidden, weight, targets, weights)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = summed_cross_entropy(hidden, weight, targets, weights)
+    assert loss.dtype == torch.float32 and loss.item() == pytest.approx(exact.item(), rel=0.02)
+    found, wanted = (torch.autograd.grad(x, weight)[0] for x in (loss, exact))
+    assert F.cosine_similarity(found.flatten(), wanted.flatten(), dim=0) > 0.999
+
+
+@pytest.mark.usefixtures("way")
+def test_logits_are_never_stored_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The largest product of the loss has CHUNK rows, however many positions there are."""
+    sizes = []
+    multiply = torch.mm
+
+    def watched(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        sizes.append(len(a) * b.shape[1])
+        return multiply(a, b, out=out)
+
+    monkeypatch.setattr(torch, "mm", watched)
+    hidden, weight, targets, weights = made(4 * module.CHUNK, v=300)
+    summed_cross_entropy(hidden, weight, targets, weights).backward()
+    assert max(sizes) <= module.CHUNK * 320  # 300, padded on a GPU
+
+
+def test_a_gpus_head_is_padded_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products of unaligned rows are slow; padding rows have no probability and no gradient."""
+    monkeypatch.setattr(module, "_at_once", lambda like: True)
+    head = torch.ones(71, 3)
+    padded = module._padded_head(head, torch.bfloat16)
+    assert padded.shape == (128, 3) and padded.dtype == torch.bfloat16
+    assert (padded[:71] == 1).all() and not padded[71:].any()
+    assert module._padded_head(torch.ones(128, 3), torch.float32).shape == (128, 3)
+    monkeypatch.undo()
+    assert module._padded_head(head, torch.bfloat16).shape == (71, 3), "unchanged on a CPU"
+
+
+def test_only_a_gpus_softmax_is_compiled(way: str) -> None:
+    compiled: list[Callable[..., Any]] = []
+    hidden, weight, targets, weights = made(5)
+    wanted = summed_cross_entropy(hidden, weight, targets, weights)
+    compiler = lambda function: compiled.append(function) or function  # noqa: E731
+    assert summed_cross_entropy(hidden, weight, targets, weights, compiler=compiler) == wanted
+    assert compiled == ([module._to_gradient] if way == "at once" else [])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_gpu_gives_the_same_loss_and_gradients(compiled: bool) -> None:
+    hidden, weight, targets, weights = made(module.GPU_CHUNK + 100, v=517, dtype=torch.float32)
+    results = []
+    for device in ("cpu", "cuda"):
+        ours = [x.detach().to(device).requires_grad_() for x in (hidden, weight)]
+        loss = summed_cross_entropy(
+            *ours, targets.to(device), weights.to(device), compiler=compiled_form if compiled else None
+        )
+        results.append([loss.cpu(), *(g.cpu() for g in torch.autograd.grad(loss, ours))])
+    for found, wanted in zip(*results, strict=True):
+        assert (found - wanted).norm() / wanted.norm() < 1e-5

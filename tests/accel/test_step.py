@@ -1,0 +1,85 @@
+"""A fit with the accelerated step is the fit with the plain one."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from lightning import Callback, Trainer
+
+from instruct_lit.accel import adamw as accelerated
+from instruct_lit.accel.adamw import adamw
+from instruct_lit.accel.step import AcceleratedStep
+from instruct_lit.accel.weight_copies import has_gradient_dtypes
+from instruct_lit.core.training import optimizer as plain
+from instruct_lit.core.training.optimizer import parameter_groups
+from instruct_lit.core.training.step import StepAccelerator
+
+HALF = pytest.mark.skipif(not has_gradient_dtypes(), reason="this torch ties a gradient to its parameter's dtype")
+
+
+@pytest.mark.parametrize("precision", ["32-true", pytest.param("bf16-mixed", marks=HALF)])
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_an_accelerated_fit_is_the_plain_fit(
+    make_data: Callable, make_tuner: Callable, fit: Callable, precision: str,
+    accumulate: int,
+) -> None:  # fmt: skip
+    options = {"precision": precision, "accumulate_grad_batches": accumulate, "gradient_clip_val": 0.5, "max_epochs": 2}
+    data_options = {"layout": "packed", "shared_prefix": True, "pad_to_multiple_of": 16}
+    steps = StepAccelerator(), AcceleratedStep()
+    optimizers = [module.adamw for module in (plain, accelerated)]
+    tuners, losses = [], []
+    for step, of in zip(steps, optimizers, strict=True):
+        make_optimizer = lambda model, of=of: of(parameter_groups(model.named_parameters(), 0.1), lr=1e-3)  # noqa: E731
+        tuners.append(make_tuner(make_optimizer=make_optimizer, step=step))
+        trainer = fit(tuners[-1], make_data(**data_options), **options)
+        losses.append(float(trainer.callback_metrics["train/loss"]))
+    assert steps[1].copies is None and trainer.optimizers[0].copies is None, "removed after the fit"
+    half = precision == "bf16-mixed"
+    assert losses[1] == pytest.approx(losses[0], rel=2e-3 if half else 1e-6)
+    for p, q in zip(tuners[0].parameters(), tuners[1].parameters(), strict=True):
+        assert (p - q).abs().mean() < (3e-4 if half else 1e-6)
+
+
+class NoWaiting(Callback):
+    """Makes every synchronisation within a step an error, after the first steps."""
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module, batch, batch_idx) -> None:
+        if batch_idx >= 2:
+            torch.cuda.set_sync_debug_mode("error")
+
+    def on_train_batch_end(self, *_) -> None:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("layout", ["padded", "packed"])
+def test_a_step_does_not_synchronise_with_the_gpu(
+    make_data: Callable, make_tuner: Callable, fit: Callable, layout: str
+) -> None:
+    data = make_data(n_train=48, layout=layout, shared_prefix=layout == "packed")
+    tuner = make_tuner(
+        make_optimizer=lambda model: adamw(parameter_groups(model.named_parameters(), 0.1), lr=1e-3),
+        step=AcceleratedStep(),
+    )
+    options = {"accelerator": "gpu", "precision": "bf16-mixed", "gradient_clip_val": 1.0}
+    assert fit(tuner, data, NoWaiting(), log_every_n_steps=100, **options).global_step == 6
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("layout", ["padded", "packed"])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_with_graphs_a_run_on_a_gpu_is_the_same(
+    base, make_data: Callable, make_tuner: Callable, fit: Callable, layout: str, accumulate: int
+) -> None:
+    """Changes of the weights agree within the rounding of bf16; the process returns to its stream."""
+    moved = []
+    stream = torch.cuda.current_stream()
+    for graphs in (False, True):
+        tuner = make_tuner(lr=0.02, step=AcceleratedStep(cuda_graphs=graphs))
+        options = {"precision": "bf16-mixed", "gradient_clip_val": 1.0, "accumulate_grad_batches": accumulate}
+        data = make_data(n_train=64, layout=layout, shared_prefix=layout == "packed")
+        fit(tuner, data, accelerator="gpu", max_epochs=4, **options)
+        pairs = zip(tuner.model.parameters(), base.parameters(), strict=True)
+        moved.append(torch.cat([(p.detach().cpu() - before).flatten() for p, before in pairs]))
+    assert (moved[1] - moved[0]).norm() < 0.03 * moved[0].norm()
+    assert torch.cuda.current_stream() == stream

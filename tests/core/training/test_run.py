@@ -1,0 +1,162 @@
+"""A whole run with the core alone: parts in plain form, no satellite, and hooks where satellites plug in."""
+
+import copy
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lightning import Trainer
+from lightning.pytorch.callbacks import EarlyStopping
+
+from instruct_lit.core.bundle import open_model, save_bundle
+from instruct_lit.core.data.tokenizer import GPT2Tokenizer
+from instruct_lit.core.generation.engine import Engine
+from instruct_lit.core.generation.sampling import SamplingSettings
+from instruct_lit.core.training.checkpoints import Checkpoint, DurableIO
+from instruct_lit.core.training.last_checkpoint import LastCheckpoint
+from instruct_lit.core.training.run import Run, RunHook, RunSettings
+from instruct_lit.core.training.sharding import Sharding
+from instruct_lit.errors import ConfigError
+from tests.fixtures.training import TEMPLATE
+
+
+class Parts:
+    """The parts of a small run."""
+
+    def __init__(self, folder: Path, base: Any, make_tuner: Callable, make_data: Callable, **options: Any) -> None:
+        self.folder, self.base, self.make_tuner, self.make_data, self.options = (
+            folder,
+            base,
+            make_tuner,
+            make_data,
+            options,
+        )
+        self.sharding = Sharding()
+
+    def trainer(self, callbacks: Any) -> Trainer:
+        checkpoints = self.folder / "checkpoints"
+        ours = [
+            EarlyStopping("val/loss", patience=1, min_delta=10.0), LastCheckpoint(str(checkpoints)),
+            Checkpoint(checkpoints, filename="best", monitor="val/loss", enable_version_counter=False),
+        ]  # fmt: skip
+        settings = {"max_epochs": 4, "log_every_n_steps": 1, "num_sanity_val_steps": 0, **self.options}
+        return Trainer(
+            accelerator="cpu", logger=False, enable_model_summary=False, use_distributed_sampler=False,
+            callbacks=[*callbacks, *ours], plugins=[DurableIO()], **settings,
+        )  # fmt: skip
+
+    def language(self) -> Any:
+        return GPT2Tokenizer(), TEMPLATE
+
+    def model(self) -> Any:
+        return copy.deepcopy(self.base)
+
+    def data(self, template: Any, tokenizer: Any, context_length: int) -> Any:
+        return self.make_data()
+
+    def adapt(self, model: Any) -> None:
+        pass
+
+    def tuner(self, model: Any) -> Any:
+        tuner = self.make_tuner()
+        tuner.model = model
+        tuner.step.attach(model)
+        return tuner
+
+    def engine(self, model: Any, tokenizer: Any) -> Engine:
+        return Engine(model, tokenizer)
+
+    def save_bundle(self, run: Run) -> None:
+        save_bundle(
+            run.run_dir / "bundle", run.model, run.tokenizer, run.template, asdict(run.settings.sampling), run.about
+        )
+
+
+@pytest.fixture
+def parts(tmp_path: Path, base: Any, make_tuner: Callable, make_data: Callable) -> Callable[..., Parts]:
+    return lambda **options: Parts(tmp_path, base, make_tuner, make_data, **options)
+
+
+def settings(folder: Path, **values: Any) -> RunSettings:
+    sampling = SamplingSettings(max_new_tokens=3)
+    facts = {"name": "demo", "licence": "none"}
+    return RunSettings(folder, 1, sampling=sampling, optimized_metric="test/loss", data_facts=facts, **values)
+
+
+def test_a_run_of_the_core_alone(
+    parts: Callable[..., Parts], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    value = Run(parts(), settings(tmp_path, n_test_responses=4))()
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["test/loss"] == value and metrics["stopped_early"] and metrics["n_steps"] == 6
+    assert metrics["base/val/loss"] > 0 and metrics["train/tokens"] > 0 and metrics["n_train"] == 24
+    rows = [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "train/loss" in row] == [1, 2, 3, 4, 5, 6]
+    answers = [json.loads(line) for line in (tmp_path / "responses.jsonl").read_text().splitlines()]
+    assert len(answers) == 4 and all({"response", "base_response"} <= answer.keys() for answer in answers)
+    assert open_model(tmp_path / "bundle").about["data"]["name"] == "demo"
+    assert "data demo: 24 train, 9 val, 7 test" in capsys.readouterr().out
+
+
+def test_without_fit_the_weights_of_the_checkpoint_are_tested(parts: Callable[..., Parts], tmp_path: Path) -> None:
+    fitted = Run(parts(max_steps=3), settings(tmp_path, evaluate_base=False, n_test_responses=0))()
+    last = str(tmp_path / "checkpoints" / "last.ckpt")
+    tested = Run(parts(), settings(tmp_path, fit=False, ckpt_path=last, n_test_responses=0))()
+    assert tested == fitted
+    assert "n_steps" not in json.loads((tmp_path / "metrics.json").read_text())
+
+
+class Recorded(RunHook):
+    """The names of the hooks in the order of their calls."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
+    @contextmanager
+    def preparing(self, run: Run) -> Iterator[None]:
+        self.calls.append("preparing")
+        yield
+        self.calls.append("prepared")
+
+    def on_prepared(self, run: Run) -> None:
+        self.calls.append("on_prepared")
+
+    @contextmanager
+    def fitting(self, run: Run) -> Iterator[None]:
+        self.calls.append("fitting")
+        yield
+        self.calls.append("fitted")
+
+    def on_tested(self, run: Run) -> None:
+        self.calls.append("on_tested")
+        run.metrics["extra"] = 1
+
+    def on_end(self, run: Run) -> None:
+        self.calls.append("on_end")
+
+
+def test_hooks_are_called_in_their_order(parts: Callable[..., Parts], tmp_path: Path) -> None:
+    hook = Recorded()
+    Run(parts(max_steps=1), settings(tmp_path, evaluate_base=False, n_test_responses=0), [hook])()
+    assert hook.calls == ["preparing", "prepared", "on_prepared", "fitting", "fitted", "on_tested", "on_end"]
+    assert json.loads((tmp_path / "metrics.json").read_text())["extra"] == 1
+
+
+def test_a_hook_may_replace_the_training(parts: Callable[..., Parts], tmp_path: Path) -> None:
+    class Finder(RunHook):
+        def replaces_training(self, run: Run) -> bool:
+            return True
+
+    assert Run(parts(), settings(tmp_path), [Finder()])() is None
+    assert not (tmp_path / "metrics.json").exists()
+
+
+def test_a_part_without_an_example_is_refused(parts: Callable[..., Parts], tmp_path: Path) -> None:
+    own = parts()
+    own.make_data = lambda make=own.make_data: make(split={"train": 30, "val": 0, "test": 5})
+    with pytest.raises(ConfigError, match=r"data.split=.*: no example for val, which a run needs to stop early"):
+        Run(own, settings(tmp_path))()
