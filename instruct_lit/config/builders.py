@@ -28,7 +28,7 @@ from instruct_lit.config.model_builders import (
     template_of,
 )
 from instruct_lit.config.satellites import has_satellite
-from instruct_lit.config.targets import build, plain, target_of, without
+from instruct_lit.config.targets import plain, target_of, without
 from instruct_lit.core.data.template import CHAT
 from instruct_lit.errors import ConfigError, InstructLitError
 

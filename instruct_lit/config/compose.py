@@ -98,10 +98,18 @@ def _cache_dir() -> str:
 
 
 def differences(config: DictConfig, config_name: str) -> list[tuple[str, Any, Any]]:
-    """Every key whose value is not that of the command's defaults: (key, default, value)."""
-    from hydra import compose
+    """Every key whose value is not that of the command's defaults: (key, default, value).
 
-    default, given = flat(compose(config_name)), flat(config)
+    All keys, with None for the default, if the defaults need a group of a satellite that was deleted.
+    """
+    from hydra import compose
+    from hydra.errors import MissingConfigException
+
+    try:
+        default = flat(compose(config_name))
+    except MissingConfigException:
+        default = {}
+    given = flat(config)
     keys = sorted({*default, *given})
     return [(key, default.get(key), given.get(key)) for key in keys if default.get(key) != given.get(key)]
 

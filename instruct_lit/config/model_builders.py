@@ -108,6 +108,8 @@ def _hf_tokenizer(config: DictConfig) -> tuple[HFTokenizer, list[int]]:
 
 def check_adapter(config: DictConfig) -> None:
     """Raise ConfigError when the adapter cannot be trained on this machine, before anything is loaded."""
+    if config.adapter.kind == "none":
+        return
     from instruct_lit.hf.adapters import check_peft, check_qlora
 
     if config.adapter.kind == "qlora" and (why_not := check_qlora()) is not None:
@@ -118,13 +120,14 @@ def check_adapter(config: DictConfig) -> None:
 
 def adapt(config: DictConfig, model: CausalLM) -> Adapter | None:
     """Put the configured adapter on the model, or freeze what `trainable` leaves out, and print what is trained."""
-    from instruct_lit.core.model.trainable import choose_trainable
-    from instruct_lit.hf.adapters import Adapter, trained_share
+    from instruct_lit.core.model.trainable import choose_trainable, trained_share
 
     settings, adapter = config.adapter, None
     if settings.kind == "none":
         choose_trainable(model, config.trainable)
     else:
+        from instruct_lit.hf.adapters import Adapter
+
         dora = settings.kind == "dora"
         adapter = Adapter(model, settings.rank, settings.alpha, settings.dropout, plain(settings.targets), dora)
     trained, n = trained_share(model)

@@ -26,8 +26,9 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     ),
     "optimizer": (
         "instruct_lit.core.training.optimizer.adamw",
-        "instruct_lit.accel.optimizers.adamw_8bit",
-        "instruct_lit.accel.optimizers.muon",
+        "instruct_lit.accel.adamw.adamw",
+        "instruct_lit.accel.adamw_8bit.adamw_8bit",
+        "instruct_lit.accel.muon.muon",
         "torch.optim.*",
     ),
     "finder": ("instruct_lit.sweeps.finders.LargestBatch", "instruct_lit.sweeps.finders.LearningRateRange"),
@@ -35,9 +36,9 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "strategy": ("instruct_lit.distributed.fsdp.FullySharded", "lightning.pytorch.strategies.*"),
     "profiler": ("lightning.pytorch.profilers.*",),
     "callbacks": (
-        "instruct_lit.core.training.callbacks.SampleAnswers",
+        "instruct_lit.core.training.sample_answers.SampleAnswers",
         "instruct_lit.core.training.checkpoints.Checkpoint",
-        "instruct_lit.core.training.resume.LastCheckpoint",
+        "instruct_lit.core.training.last_checkpoint.LastCheckpoint",
         "instruct_lit.evaluation.generation_quality.GenerationQuality",
         "instruct_lit.sweeps.pruning.Pruning",
         "lightning.pytorch.callbacks.*",

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 
 from instruct_lit.core.model.causal import CausalLM
 from instruct_lit.core.model.gpt import GPT
@@ -194,9 +194,3 @@ def _renamed(name: str, names: dict[str, str]) -> str:
     prefix = f"{compat_peft.PREFIX}model."
     module = module.removeprefix(prefix)
     return f"{prefix}{names.get(module, module)}{part}{rest}"
-
-
-def trained_share(model: nn.Module) -> tuple[int, int]:
-    """The number of trained parameters and of all parameters."""
-    sizes: list[tuple[int, Tensor]] = [(p.numel(), p) for p in model.parameters()]
-    return sum(n for n, p in sizes if p.requires_grad), sum(n for n, _ in sizes)

@@ -10,8 +10,9 @@ import torch
 from instruct_lit.core.model.causal import CausalLM
 from instruct_lit.core.model.gpt import GPT, GPTConfig
 from instruct_lit.core.model.pretrained import load_gpt
+from instruct_lit.core.model.trainable import trained_share
 from instruct_lit.errors import CheckpointError, ConfigError
-from instruct_lit.hf.adapters import CONFIG, TENSORS, Adapter, Base, linear_names, open_adapter, trained_share
+from instruct_lit.hf.adapters import CONFIG, TENSORS, Adapter, Base, linear_names, open_adapter
 from instruct_lit.hf.files import load_hf
 
 peft = pytest.importorskip("peft")

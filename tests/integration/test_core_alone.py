@@ -28,7 +28,6 @@ def core_alone(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(strict=True, reason="the module of training and its builders still import accel")
 def test_a_training_without_satellites(core_alone: Path) -> None:
     records = [{"instruction": f"Repeat {n}.", "input": "", "output": f"{n}"} for n in range(60)]
     (core_alone / "records.json").write_text(json.dumps(records))
