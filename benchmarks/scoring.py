@@ -42,7 +42,8 @@ def model_of(name: str, args: argparse.Namespace, folder: Path) -> Any:
     from instruct_lit.core.bundle import open_model, save_bundle
     from instruct_lit.core.data.template import Template
     from instruct_lit.core.data.tokenizer import GPT2Tokenizer
-    from instruct_lit.suites.harness_model import EvaluatedModel, harness_model
+    from instruct_lit.suites.compat_lm_eval import harness_model
+    from instruct_lit.suites.evaluated_model import EvaluatedModel
 
     model = common.random_gpt(args.model)
     greedy = {"max_new_tokens": 32, "temperature": 0.0, "top_k": None, "top_p": None, "repetition_penalty": 1.0}

@@ -13,7 +13,7 @@ from instruct_lit.errors import InstructLitError
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from instruct_lit.suites.harness_model import EvaluatedModel
+    from instruct_lit.suites.evaluated_model import EvaluatedModel
     from instruct_lit.suites.suite import RunRequest, Suite
 
 
@@ -75,7 +75,7 @@ def evaluated_models(config: DictConfig) -> Iterator[EvaluatedModel]:
     from instruct_lit.core.data.template import Template
     from instruct_lit.core.model.device import best_device
     from instruct_lit.evaluation.answer_cache import AnswerCache
-    from instruct_lit.suites.harness_model import EvaluatedModel
+    from instruct_lit.suites.evaluated_model import EvaluatedModel
 
     asked = config.benchmark
     bare = Template("bare", "{{ instruction }}{{ response }}")

@@ -24,7 +24,7 @@ from instruct_lit.serving.http import make_app
 from instruct_lit.serving.protocol import ApiError, Body, ChatBody, CompletionBody
 from instruct_lit.serving.scheduler import PendingRequest
 from instruct_lit.serving.server import make_server
-from instruct_lit.suites.harness_model import EvaluatedModel
+from instruct_lit.suites.evaluated_model import EvaluatedModel
 
 NAME = "instruct-lit"
 DEFAULTS = SamplingSettings(max_new_tokens=256)  # where a call has no limit

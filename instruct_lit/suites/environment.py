@@ -1,4 +1,4 @@
-"""Virtual environments for evaluation systems whose dependencies do not join ours: made once, kept in the cache."""
+"""Virtual environments of benchmark libraries whose dependencies conflict with ours; made once and cached."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ MARK = "complete"
 
 @dataclass(frozen=True)
 class Environment:
-    """What is installed: the arguments of one or more calls of pip, each with pinned versions."""
+    """A name, and the arguments of one or more calls of `pip install`, each with pinned versions."""
 
     name: str
     installs: Sequence[Sequence[str]]
 
     def folder(self, cache: Path) -> Path:
-        """Where it lies; another place for other versions."""
-        what = repr((sys.version_info[:2], [list(install) for install in self.installs]))
-        return cache / "environments" / f"{self.name}-{hashlib.sha256(what.encode()).hexdigest()[:8]}"
+        """The folder of these versions in the cache."""
+        versions = repr((sys.version_info[:2], [list(install) for install in self.installs]))
+        return cache / "environments" / f"{self.name}-{hashlib.sha256(versions.encode()).hexdigest()[:8]}"
 
     def python(self, cache: Path, log: Path) -> Path:
-        """Its interpreter; it is made where it is not there, and one left half made is made anew.
+        """The interpreter of the environment, which is made where it is missing or incomplete.
 
-        Raises BenchmarkError when it cannot be made, with the end of what pip said.
+        Raises: BenchmarkError with pip's last error.
         """
         folder = self.folder(cache)
         if not (folder / MARK).exists():
-            print(f"making the environment of {self.name} in {folder}, once; this can take minutes", flush=True)
+            print(f"creating the environment of {self.name} in {folder}, once; this can take minutes", flush=True)
             shutil.rmtree(folder, ignore_errors=True)
             folder.parent.mkdir(parents=True, exist_ok=True)
             self._call([sys.executable, "-m", "venv", str(folder)], log, folder)
@@ -52,13 +52,13 @@ class Environment:
         if done.returncode:
             lines = [line for line in (done.stderr or done.stdout).strip().splitlines() if "WARNING" not in line]
             raise BenchmarkError(
-                f"the environment of {self.name} cannot be made in {folder}: {(lines or ['no message'])[-1]}. It needs "
-                f"PyPI or an index that pip is configured for; all that pip said is in {log}"
+                f"the environment of {self.name} cannot be created in {folder}: {(lines or ['no message'])[-1]}. It "
+                f"needs PyPI or an index that pip is configured for; pip's output is in {log}"
             )
 
 
 def clean_environment(**extra: str) -> dict[str, str]:
-    """This process's variables without those that would let its packages into another environment."""
+    """This process's variables without those that make our packages visible in another environment."""
     kept = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")}
     return {**kept, **extra}
 
@@ -66,9 +66,9 @@ def clean_environment(**extra: str) -> dict[str, str]:
 def run_in(
     python: Path, arguments: Sequence[str], cwd: Path, variables: Mapping[str, str], log: Path, what: str
 ) -> None:
-    """Run a program of an environment, what it says going to `log`.
+    """Run a program of an environment, its output appended to `log`.
 
-    Raises BenchmarkError with its last words when it fails.
+    Raises: BenchmarkError with its first and last error when it fails.
     """
     with log.open("a", encoding="utf-8") as file:
         file.write(f"$ {python} {' '.join(arguments)}\n")
@@ -82,12 +82,12 @@ def run_in(
             stderr=subprocess.STDOUT,
         )
     if done.returncode:
-        said = log.read_bytes()[start:].decode(errors="replace")
-        raise BenchmarkError(f"{what} failed: {_cause(said)}\n  everything it said is in {log}")
+        output = log.read_bytes()[start:].decode(errors="replace")
+        raise BenchmarkError(f"{what} failed: {_cause(output)}\n  its whole output is in {log}")
 
 
-def _cause(said: str) -> str:
-    """The first and the last error that a program complained of; its last line where there is none."""
-    lines = [line.strip()[:300] for line in said.splitlines() if line.strip()]
+def _cause(output: str) -> str:
+    """The first and the last error in a program's output; its last line where there is none."""
+    lines = [line.strip()[:300] for line in output.splitlines() if line.strip()]
     errors = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Timeout|Refused)\b", line)]
-    return "; at last ".join(dict.fromkeys([*errors[:1], *errors[-1:]])) or (lines or ["it said nothing"])[-1]
+    return "; finally ".join(dict.fromkeys([*errors[:1], *errors[-1:]])) or (lines or ["it exited without output"])[-1]

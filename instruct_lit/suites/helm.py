@@ -1,4 +1,4 @@
-"""HELM: its own program in its own environment, asking our model over HTTP as it asks a vLLM server."""
+"""HELM: its own program in its own environment, with our model as an endpoint of the kind that vLLM serves."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from typing import Any
 from instruct_lit.core.bundle import save_tokenizer
 from instruct_lit.suites.endpoint import NAME, Endpoint
 from instruct_lit.suites.environment import Environment, run_in
-from instruct_lit.suites.harness_model import EvaluatedModel
-from instruct_lit.suites.suite import BenchmarkError, Figure, RunRequest
+from instruct_lit.suites.evaluated_model import EvaluatedModel
+from instruct_lit.suites.suite import BenchmarkError, Figure, Items, RunRequest
 
 ENVIRONMENT = Environment("helm", [["crfm-helm==0.5.16", "torch==2.13.0", "torchvision==0.28.0", "openai==3.57.0"]])
 MODEL = f"local/{NAME}"
-SPLITS = {"dev": "dev", "validation": "val", "test": "test"}  # of the hub, and of the original files
+SPLITS = {"dev": "dev", "validation": "val", "test": "test"}  # names on the hub and in the original files
 
 
 def run(evaluated: EvaluatedModel, request: RunRequest) -> dict[str, Figure]:
-    """The figures of the run entries in `request.tasks`; HELM's whole output stays in `request.out_dir`.
+    """The figures of the run entries in `request.tasks`; HELM's whole output is written to `request.out_dir`.
 
-    Raises BenchmarkError when HELM fails, or a scenario's data cannot be had.
+    Raises: BenchmarkError when HELM fails, also for the want of a scenario's data.
     """
     python = ENVIRONMENT.python(request.cache, request.log)
     with Endpoint(evaluated) as endpoint:
@@ -42,12 +42,12 @@ def run(evaluated: EvaluatedModel, request: RunRequest) -> dict[str, Figure]:
         run_in(python, arguments, request.out_dir, variables, request.log, "suite=helm")
     folders = sorted((request.out_dir / "benchmark_output" / "runs" / NAME).glob("*/stats.json"))
     if not folders:
-        raise BenchmarkError(f"suite=helm: no run left its statistics; what HELM said is in {request.log}")
+        raise BenchmarkError(f"suite=helm: no run wrote statistics; the output of HELM is in {request.log}")
     return {name_of(file.parent.name): _figure(file) for file in folders}
 
 
 def _describe(evaluated: EvaluatedModel, url: str, folder: Path) -> None:
-    """The files that make HELM know a model, its tokenizer and where it answers."""
+    """Write the files that describe the model, its tokenizer and its endpoint to HELM."""
     context_length = evaluated.model.config.context_length
     save_tokenizer(folder / "tokenizer", evaluated.tokenizer, context_length, evaluated.template)
     model = {
@@ -75,20 +75,20 @@ def _describe(evaluated: EvaluatedModel, url: str, folder: Path) -> None:
 
 
 def entry_of(task: str) -> str:
-    """A run entry of HELM with our model as one more argument: `gsm` or `mmlu:subject=anatomy`."""
+    """A run entry of HELM, such as `gsm` or `mmlu:subject=anatomy`, with our model as one more argument."""
     task = task.rstrip(":,")
     return f"{task}{',' if ':' in task else ':'}model={MODEL}"
 
 
 def _place(data_dir: Path, scenarios: Path) -> None:
-    """Put what `data_dir` has where HELM looks before it downloads: MMLU, and what lies in `helm/<scenario>/`."""
+    """Copy MMLU and the folders `helm/<scenario>/` of `data_dir` to where HELM looks before it downloads."""
     _place_mmlu(data_dir / "cais" / "mmlu", scenarios / "mmlu" / "data")
     if (data_dir / "helm").is_dir():
         shutil.copytree(data_dir / "helm", scenarios, dirs_exist_ok=True)
 
 
 def _place_mmlu(hub: Path, folder: Path) -> None:
-    """MMLU's original files out of the hub's, so that HELM downloads none."""
+    """Write MMLU's original files from the hub's, so that HELM downloads none."""
     for subject in sorted(p for p in hub.glob("*") if p.is_dir()):
         for theirs, ours in SPLITS.items():
             source = subject / f"{theirs}.jsonl"
@@ -98,7 +98,7 @@ def _place_mmlu(hub: Path, folder: Path) -> None:
             target.parent.mkdir(parents=True, exist_ok=True)
             with target.open("w", encoding="utf-8", newline="") as file:
                 rows = csv.writer(file)
-                for line in source.read_text(encoding="utf-8").split("\n"):  # a question may hold other line ends
+                for line in source.read_text(encoding="utf-8").split("\n"):  # not splitlines
                     item = json.loads(line or "null")
                     if item is None:
                         continue
@@ -106,10 +106,28 @@ def _place_mmlu(hub: Path, folder: Path) -> None:
 
 
 def name_of(run: str) -> str:
-    """What tells a run from the others: its name without what all share."""
+    """The name of a run without the arguments that all runs share."""
     scenario, _, arguments = run.partition(":")
     kept = [a for a in arguments.split(",") if not a.startswith(("model=", "method=", "groups="))]
     return ":".join(filter(None, (scenario, ",".join(kept))))
+
+
+def items_of(folder: Path, task: str, metric: str) -> Items:
+    """Test instances without perturbation and their value in the metric."""
+    found: Items = []
+    for file in sorted((folder / "benchmark_output" / "runs").glob("*/*/scenario_state.json")):
+        if name_of(file.parent.name) != task:
+            continue
+        values = {
+            row["instance_id"]: stat["mean"]
+            for row in json.loads((file.parent / "per_instance_stats.json").read_text(encoding="utf-8"))
+            for stat in row["stats"]
+            if row.get("perturbation") is None and stat["name"] == {"name": metric, "split": "test"}
+        }
+        states = json.loads(file.read_text(encoding="utf-8"))["request_states"]
+        texts = {state["instance"]["id"]: state["instance"]["input"]["text"] for state in states}
+        found += [(text, values[number]) for number, text in texts.items() if number in values]
+    return found
 
 
 def _figure(file: Path) -> Figure:
@@ -124,18 +142,16 @@ def _figure(file: Path) -> Figure:
         raise BenchmarkError(f"suite=helm: {file.parent.name} reports neither exact match nor F1")
     value, n = float(plain[metric]["mean"]), int(plain["num_instances"]["mean"]) if "num_instances" in plain else 0
     states = json.loads((file.parent / "scenario_state.json").read_text(encoding="utf-8"))["request_states"]
-    items = {state["instance"]["id"] for state in states}
-    n_choices = [len(s["instance"]["references"]) for s in states]
-    guess = (
-        sum(1 / c for c in n_choices) / len(n_choices) if spec["adapter_spec"]["method"].startswith("multiple") else 0.0
-    )
-    n = n or len(items)
+    chance = 0.0
+    if spec["adapter_spec"]["method"].startswith("multiple"):
+        chance = sum(1 / len(s["instance"]["references"]) for s in states) / len(states)
+    n = n or len({state["instance"]["id"] for state in states})
     return Figure(
         metric=metric,
         value=value,
         stderr=(value * (1 - value) / (n - 1)) ** 0.5 if n > 1 and 0 <= value <= 1 else None,
         n=n,
-        chance=guess,
+        chance=chance,
         n_shot=spec["adapter_spec"].get("max_train_instances"),
         others={m: float(plain[m]["mean"]) for m in ("quasi_exact_match", "prefix_exact_match") if m in plain},
     )

@@ -1,9 +1,10 @@
-"""OpenAI Evals: its own program in its own environment, asking our model over HTTP."""
+"""OpenAI Evals: its own program in its own environment, with our model as an endpoint."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,11 @@ import yaml
 
 from instruct_lit.suites.endpoint import NAME, Endpoint
 from instruct_lit.suites.environment import Environment, run_in
-from instruct_lit.suites.harness_model import EvaluatedModel
+from instruct_lit.suites.evaluated_model import EvaluatedModel
 from instruct_lit.suites.judge_check import check_judge
-from instruct_lit.suites.suite import BenchmarkError, Figure, RunRequest
+from instruct_lit.suites.suite import BenchmarkError, Figure, Items, RunRequest
 
-# Its declared dependencies cannot be installed together; these are the ones that its basic and graded evals import.
+# Its declared dependencies conflict; these are the ones that its basic and model-graded evals import.
 ENVIRONMENT = Environment(
     "openai-evals",
     [
@@ -28,7 +29,7 @@ ENVIRONMENT = Environment(
     ],
 )  # fmt: skip
 CHAT = "instruct_lit_chat"
-CHAT_MODULE = '''"""The program's class for chats refuses the argument `registry`, which the program gives to all."""
+CHAT_MODULE = '''"""The package's class for chats rejects the argument `registry`, which the package passes to all."""
 
 from evals.completion_fns.openai import OpenAIChatCompletionFn
 
@@ -37,51 +38,73 @@ class Chat(OpenAIChatCompletionFn):
     def __init__(self, registry, **arguments):
         super().__init__(**arguments)
 '''
-SEED = 20220722  # the program's own default, which chooses the items of a limit
+SEED = 20220722  # the package's own default, which selects the items of a limit
 
 
 def run(evaluated: EvaluatedModel, request: RunRequest) -> dict[str, Figure]:
-    """The figures of the evals named by `request.tasks`; their records stay in `request.out_dir`.
+    """The figures of the evals named by `request.tasks`; their records are written to `request.out_dir`.
 
-    `options` may name a `registry` folder of one's own, and for evals that a model grades `judge_url` and
-    `judge_model`. Raises BenchmarkError when one fails, and where a grader is needed and none is given: the program
-    would let the model grade itself.
+    `options` may name a `registry` folder of your own, and `judge_url` and `judge_model` for model-graded evals.
+
+    Raises: BenchmarkError when an eval fails, and when one is model-graded and no judge is given: the package would let
+        the model grade itself.
     """
-    if request.options.get("judge_url"):
-        if not request.options.get("judge_model"):
-            raise BenchmarkError("suite=openai_evals: judge_url wants suite.options.judge_model=<name> too")
-        check_judge("openai_evals", request.options["judge_url"], request.options["judge_model"])
+    judge_url, judge_model = request.options.get("judge_url"), request.options.get("judge_model")
+    if judge_url:
+        if not judge_model:
+            raise BenchmarkError("suite=openai_evals: judge_url requires suite.options.judge_model=<name>")
+        check_judge("openai_evals", judge_url, judge_model)
+    given = request.options.get("registry")
+    registries = [Path(given).expanduser().resolve()] if given else []
     python = ENVIRONMENT.python(request.cache, request.log)
-    if not request.options.get("judge_url"):
-        theirs = list(python.parents[1].glob("lib/python*/site-packages/evals/registry"))
-        graded = [name for name in request.tasks if is_graded(name, [*_own_registry(request.options), *theirs])]
-        if graded:
+    if not judge_url:
+        stock = list(python.parents[1].glob("lib/python*/site-packages/evals/registry"))
+        if graded := [name for name in request.tasks if is_graded(name, [*registries, *stock])]:
             raise BenchmarkError(
-                f"suite=openai_evals: {', '.join(graded)}: a model grades the answers; give suite.options.judge_url="
-                "<endpoint> suite.options.judge_model=<name> of any server with OpenAI's interface"
+                f"suite=openai_evals: {', '.join(graded)}: model-graded; give suite.options.judge_url=<endpoint> "
+                "suite.options.judge_model=<name> of any OpenAI-compatible server"
             )
     figures = {}
     with Endpoint(evaluated) as endpoint:
-        registry = _registry(request.out_dir / "registry", endpoint.url, request.options)
-        functions = ["subject", *(["judge"] if request.options.get("judge_url") else [])]
+        registries.insert(0, _registry(request.out_dir / "registry", endpoint.url, judge_url, judge_model))
+        variables = {
+            "OPENAI_BASE_URL": endpoint.url, "OPENAI_API_KEY": os.environ.get("OPENAI_API_KEY", "none"),
+            "EVALS_THREADS": str(evaluated.max_rows),
+        }  # fmt: skip
         for name in request.tasks:
             record = request.out_dir / f"{name}.jsonl"
             arguments = [
-                "-m", "evals.cli.oaieval", ",".join(functions), name, "--record_path", str(record), "--seed", str(SEED),
-                "--registry_path", str(registry),
+                "-m", "evals.cli.oaieval", "subject,judge" if judge_url else "subject", name,
+                "--record_path", str(record), "--seed", str(SEED),
             ]  # fmt: skip
-            for folder in _own_registry(request.options):
+            for folder in registries:
                 arguments += ["--registry_path", str(folder)]
             if request.limit:
                 arguments += ["--max_samples", str(request.limit)]
-            variables = {"OPENAI_BASE_URL": endpoint.url, "EVALS_THREADS": str(evaluated.max_rows)}
-            run_in(python, arguments, request.out_dir, _with_key(variables), request.log, f"suite=openai_evals: {name}")
+            run_in(python, arguments, request.out_dir, variables, request.log, f"suite=openai_evals: {name}")
             figures[name] = _figure(record, name)
     return figures
 
 
+def items_of(folder: Path, task: str, metric: str) -> Items:
+    """The prompt of each sample, and whether the response matched or, where it has one, the score of its grade."""
+    prompts: dict[str, str] = {}
+    values: dict[str, float] = {}
+    for line in (folder / f"{task}.jsonl").read_text(encoding="utf-8").split("\n"):
+        event = json.loads(line or "{}")
+        if event.get("type") == "sampling":
+            prompt = event["data"]["prompt"]
+            text = prompt if isinstance(prompt, str) else "\n\n".join(str(message["content"]) for message in prompt)
+            prompts.setdefault(event["sample_id"], text)
+        elif event.get("type") == "match":
+            values[event["sample_id"]] = float(event["data"]["correct"])
+        elif event.get("type") == "metrics" and event["data"].get("score") is not None:
+            values[event["sample_id"]] = float(event["data"]["score"])
+    return [(prompt, values.get(sample)) for sample, prompt in prompts.items()]
+
+
 def is_graded(name: str, registries: Sequence[Path]) -> bool:
-    """Whether a model grades the answers of an eval, by the files of the registries."""
+    """Whether an eval is model-graded, by the files of the registries."""
     for file in (file for registry in registries for file in sorted((registry / "evals").rglob("*.yaml"))):
         text = file.read_text(encoding="utf-8")
         if f"{name}:" not in text:
@@ -93,49 +116,37 @@ def is_graded(name: str, registries: Sequence[Path]) -> bool:
     return False
 
 
-def _own_registry(options: Mapping[str, Any]) -> list[Path]:
-    return [Path(options["registry"]).expanduser().resolve()] if options.get("registry") else []
+def _registry(folder: Path, url: str, judge_url: str | None, judge_model: str | None) -> Path:
+    """Write a registry with our model, and the judge where there is one, as completion functions.
 
-
-def _with_key(variables: Mapping[str, str]) -> dict[str, str]:
-    import os
-
-    return {**variables, "OPENAI_API_KEY": os.environ.get("OPENAI_API_KEY", "none")}
-
-
-def _registry(folder: Path, url: str, options: Mapping[str, Any]) -> Path:
-    """A registry with our model, and the judge where there is one, as completion functions.
-
-    Our model's name must not be the one that the endpoint says: the program would take it for one that is asked by bare
-    text, without its template.
+    The name of our function must differ from the model's name at the endpoint: otherwise the package sends bare text
+    without the model's template.
     """
     entries = {"subject": _function(NAME, url)}
-    if options.get("judge_url"):
-        entries["judge"] = _function(str(options["judge_model"]), str(options["judge_url"]))
+    if judge_url:
+        entries["judge"] = _function(str(judge_model), str(judge_url))
     place = folder / "completion_fns"
     place.mkdir(parents=True, exist_ok=True)
     (place / "instruct_lit.yaml").write_text(json.dumps(entries))  # JSON is YAML
-    (folder.parent / f"{CHAT}.py").write_text(CHAT_MODULE)  # found by the program, which runs there
+    (folder.parent / f"{CHAT}.py").write_text(CHAT_MODULE)  # importable, since the program runs there
     return folder
 
 
 def _function(model: str, url: str) -> dict[str, Any]:
-    return {
-        "class": f"{CHAT}:Chat",
-        "args": {"model": model, "api_base": url, "extra_options": {"temperature": 0}},
-    }
+    arguments = {"model": model, "api_base": url, "extra_options": {"temperature": 0}}
+    return {"class": f"{CHAT}:Chat", "args": arguments}
 
 
 def _figure(record: Path, name: str) -> Figure:
-    """Accuracy or score out of a record, with its bootstrap standard error; other numbers of the report beside it.
+    """Accuracy or score of a record with its bootstrap standard error, and the other numbers of its report.
 
-    Where a model graded, an unread grade has the lowest score and is counted. Grades without scores are given as the
-    share of each, and of all that were read.
+    A grade that could not be parsed has the lowest score and is counted. Grades without scores become the share of
+    each, and of all that were parsed.
     """
     lines = [json.loads(line) for line in record.read_text(encoding="utf-8").split("\n") if line.strip()]
     report = next((line["final_report"] for line in lines if "final_report" in line), None)
     if report is None:
-        raise BenchmarkError(f"suite=openai_evals: {name} left no report in {record}")
+        raise BenchmarkError(f"suite=openai_evals: {name} wrote no report to {record}")
     numbers = {k: float(v) for k, v in report.items() if isinstance(v, int | float) and not k.startswith("usage_")}
     n = len({line["sample_id"] for line in lines if line.get("sample_id")})
     grades = {key: numbers.pop(key) for key in list(numbers) if key.startswith("counts/")}

@@ -14,14 +14,13 @@ from tqdm import tqdm
 from instruct_lit.core.optional_imports import installed
 from instruct_lit.suites.leaderboard import print_leaderboard
 from instruct_lit.suites.leaks import Leaks, leaks_of_items, leaks_of_tasks, mean_without, print_leaks
-from instruct_lit.suites.package_items import items_of
-from instruct_lit.suites.packages import run_package
+from instruct_lit.suites.packages import SYSTEMS, run_package
 from instruct_lit.suites.ratings import leaderboard, read_battles
 from instruct_lit.suites.results import FILE, print_table, write_reports
 from instruct_lit.suites.suite import Report, RunRequest, Suite
 
 if TYPE_CHECKING:
-    from instruct_lit.suites.harness_model import EvaluatedModel
+    from instruct_lit.suites.evaluated_model import EvaluatedModel
 
 TrainingOf = Callable[[str], Sequence[str] | None]  # the training questions of a run; None where they are unknown
 
@@ -97,7 +96,8 @@ def _run_packages(
         if model.run not in training:
             training[model.run] = training_of(model.run)
         if (train := training[model.run]) is not None:
-            items = items_of(suite.system, own.out_dir, report.tasks)
+            items_of = SYSTEMS[suite.system].items_of
+            items = {name: items_of(own.out_dir, name, figure.metric) for name, figure in report.tasks.items()}
             leaks = leaks_of_items(train, items, installed("datasketch"))
             print_leaks(model.run, leaks)
             without = {name: mean_without(items[name], found) for name, found in leaks.items()}

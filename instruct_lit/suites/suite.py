@@ -9,6 +9,8 @@ from typing import Any
 
 from instruct_lit.errors import InstructLitError
 
+Items = list[tuple[str, float | None]]  # text of an evaluated item and its value; None where it has no value of its own
+
 
 class BenchmarkError(InstructLitError):
     """A benchmark cannot run: its data, its package or its environment is missing."""

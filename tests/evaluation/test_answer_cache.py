@@ -9,8 +9,8 @@ from instruct_lit.core.data.tokenizer import GPT2Tokenizer
 from instruct_lit.core.generation.sampling import SamplingSettings
 from instruct_lit.core.model.gpt import GPT
 from instruct_lit.evaluation.answer_cache import AnswerCache
-from instruct_lit.suites import harness_model
-from instruct_lit.suites.harness_model import EvaluatedModel
+from instruct_lit.suites import evaluated_model
+from instruct_lit.suites.evaluated_model import EvaluatedModel
 
 TEMPLATE = Template("short", "{{ instruction }}: {{ response }}")
 
@@ -39,7 +39,7 @@ def test_what_is_kept_is_not_computed_again(
         def generate(self, prompts: list, *args: object, **kwargs: object) -> None:
             assert prompts == []
 
-    monkeypatch.setattr(harness_model, "Engine", NoEngine)
-    monkeypatch.setattr(harness_model, "log_likelihoods", lambda model, pairs, on_scored: [1 / 0 for _ in pairs])
+    monkeypatch.setattr(evaluated_model, "Engine", NoEngine)
+    monkeypatch.setattr(evaluated_model, "log_likelihoods", lambda model, pairs, on_scored: [1 / 0 for _ in pairs])
     second = EvaluatedModel(tiny_model, tokenizer, TEMPLATE, AnswerCache(tmp_path / "a"))
     assert second.score(["x", "y"], pairs) == scores and second.write(["One", "Two"], settings) == answers

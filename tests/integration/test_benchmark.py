@@ -254,9 +254,7 @@ def test_openai_evals_that_a_model_grades(
     (tmp_path / "cache").symlink_to(environments)
     monkeypatch.setattr(benchmark_builders, "training_of_run", lambda config, run: [UEFI])
     asked = ["suite=openai_evals", "suite.tasks=[coq-editing,coqa-fact]", "benchmark.limit=4", "benchmark.template=on"]
-    with pytest.raises(
-        BenchmarkError, match=r"coq-editing, coqa-fact: a model grades the answers; give suite.options."
-    ):
+    with pytest.raises(BenchmarkError, match=r"coq-editing, coqa-fact: model-graded; give suite.options."):
         run(*asked)
 
     def grade(number: int, body: dict) -> tuple[int, dict, bytes]:

@@ -9,7 +9,7 @@ from instruct_lit.core.bundle import save_bundle
 from instruct_lit.core.data.template import Template
 from instruct_lit.core.data.tokenizer import GPT2Tokenizer
 from instruct_lit.core.model.gpt import GPT, GPTConfig
-from instruct_lit.suites.harness_model import EvaluatedModel
+from instruct_lit.suites.evaluated_model import EvaluatedModel
 
 GREEDY = {"max_new_tokens": 9, "temperature": 0.0, "top_k": None, "top_p": None, "repetition_penalty": 1.0}
 TEMPLATE = Template("short", "### Instruction:\n{{ instruction }}\n\n### Response:\n{{ response }}")

@@ -15,7 +15,7 @@ from instruct_lit.core.generation.engine import Engine
 from instruct_lit.core.generation.sampling import SamplingSettings
 from instruct_lit.evaluation.answer_cache import AnswerCache
 from instruct_lit.suites.endpoint import NAME, Endpoint
-from instruct_lit.suites.harness_model import EvaluatedModel
+from instruct_lit.suites.evaluated_model import EvaluatedModel
 
 pytest.importorskip("fastapi")
 pytest.importorskip("uvicorn")

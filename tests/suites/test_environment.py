@@ -1,4 +1,4 @@
-"""Environments of their own: made once, never believed half, failures with their cause."""
+"""Environments of benchmark libraries: made once, an incomplete one is never used, failures name their cause."""
 
 import subprocess
 import sys
@@ -15,7 +15,7 @@ ENVIRONMENT = Environment("x", [["--no-deps", "a==1"], ["b==2"]])
 
 
 class Pip:
-    """Stands for venv and pip: notes the commands, fails when told to."""
+    """Stands for venv and pip: records the commands, fails with `error`."""
 
     def __init__(self) -> None:
         self.commands: list[list[str]] = []
@@ -43,10 +43,10 @@ def test_it_is_made_once_with_the_pins(tmp_path: Path, pip: Pip) -> None:
     assert Environment("x", [["b==3"]]).folder(tmp_path) != ENVIRONMENT.folder(tmp_path)
 
 
-def test_one_that_was_left_half_is_made_anew(tmp_path: Path, pip: Pip) -> None:
+def test_an_incomplete_environment_is_made_again(tmp_path: Path, pip: Pip) -> None:
     pip.error = "WARNING: old\nERROR: No matching distribution found for a==1\n"
     with pytest.raises(
-        BenchmarkError, match=r"environment of x cannot be made in .*No matching distribution found for a==1"
+        BenchmarkError, match=r"environment of x cannot be created in .*No matching distribution found for a==1"
     ):
         ENVIRONMENT.python(tmp_path, tmp_path / "log")
     assert "No matching distribution" in (tmp_path / "log").read_text()
@@ -61,7 +61,7 @@ def test_a_program_that_fails_names_its_cause(tmp_path: Path, monkeypatch: pytes
     program = "import os; assert 'PYTHONPATH' not in os.environ and os.environ['A'] == '1'; print('fine')"
     run_in(Path(sys.executable), ["-c", program], tmp_path, {"A": "1"}, log, "it")
     with pytest.raises(
-        BenchmarkError, match=r"^it failed: KeyError: 'first'; at last RuntimeError: second\n  everything"
+        BenchmarkError, match=r"^it failed: KeyError: 'first'; finally RuntimeError: second\n  its whole output"
     ):
         run_in(
             Path(sys.executable), ["-c", "try:\n {}['first']\nexcept KeyError as e: raise RuntimeError('second') from e"],

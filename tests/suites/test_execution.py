@@ -39,8 +39,8 @@ def test_every_canonical_solution_passes(hub: Path) -> None:
         ("import sys\nwhile True: sys.__stdout__.write('a' * 100000)", "File too large"),
         ("import os; os.system('ls')", "not callable"),
         ("import subprocess; subprocess.run(['ls'])", "not callable"),
-        ("raise SystemExit", "ended with status 0"),  # leaving early is not passing
-        ("import os; os._exit(0)", "ended with status 0"),
+        ("raise SystemExit", "exited with status 0"),  # leaving early is not passing
+        ("import os; os._exit(0)", "exited with status 0"),
         ("def f(", "SyntaxError"),
         ("input()", "OSError"),
     ],

@@ -6,13 +6,8 @@ from pathlib import Path
 import pytest
 
 from instruct_lit.evaluation.leaks import Leak
+from instruct_lit.suites import alpaca_eval, helm, openai_evals
 from instruct_lit.suites.leaks import figure_without, leaks_of_items, mean_without, print_leaks
-from instruct_lit.suites.package_items import items_of
-from instruct_lit.suites.suite import Figure
-
-
-def figure(metric: str, value: float = 0.5) -> Figure:
-    return Figure(metric, value, None, 2)
 
 
 def test_verdicts_of_alpaca_eval(tmp_path: Path) -> None:
@@ -22,8 +17,8 @@ def test_verdicts_of_alpaca_eval(tmp_path: Path) -> None:
         {"instruction": "three", "preference": None},
     ]
     (tmp_path / "annotations.json").write_text(json.dumps(rows))
-    found = items_of("alpaca_eval", tmp_path, {"alpaca_eval": figure("win_rate")})
-    assert found == {"alpaca_eval": [("one", 1.0), ("two", 0.0), ("three", 0.5)]}
+    found = alpaca_eval.items_of(tmp_path, "alpaca_eval", "win_rate")
+    assert found == [("one", 1.0), ("two", 0.0), ("three", 0.5)]
 
 
 def test_samples_of_openai_evals(tmp_path: Path) -> None:
@@ -36,9 +31,7 @@ def test_samples_of_openai_evals(tmp_path: Path) -> None:
         {"sample_id": "a.1", "type": "sampling", "data": {"prompt": "the judge's prompt", "sampled": ["x"]}},
     ]
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, events)) + "\n")
-    assert items_of("openai_evals", tmp_path, {"a": figure("accuracy")}) == {
-        "a": [("User: one", 1.0), ("User: two", None)]
-    }
+    assert openai_evals.items_of(tmp_path, "a", "accuracy") == [("User: one", 1.0), ("User: two", None)]
 
 
 def test_test_instances_of_helm(tmp_path: Path) -> None:
@@ -68,8 +61,8 @@ def test_test_instances_of_helm(tmp_path: Path) -> None:
     )
     (folder / "scenario_state.json").write_text(json.dumps({"request_states": states}))
     (folder / "per_instance_stats.json").write_text(json.dumps(stats))
-    found = items_of("helm", tmp_path, {"mmlu:subject=anatomy": figure("exact_match")})
-    assert found == {"mmlu:subject=anatomy": [("question 1", 1.0), ("question 2", 0.0)]}
+    found = helm.items_of(tmp_path, "mmlu:subject=anatomy", "exact_match")
+    assert found == [("question 1", 1.0), ("question 2", 0.0)]
 
 
 def test_the_figure_without_leaked_items(capsys: pytest.CaptureFixture[str]) -> None:
@@ -81,8 +74,8 @@ def test_the_figure_without_leaked_items(capsys: pytest.CaptureFixture[str]) -> 
     assert {name: {n: (leak.train, leak.kind) for n, leak in found.items()} for name, found in leaks.items()} == {
         "a": {0: (1, "exact"), 1: (2, "exact")}, "b": {0: (2, "exact")},
     }  # fmt: skip
-    told = mean_without(items["a"], leaks["a"])
-    assert told["n"] == 2 and told["value_without"] == 0.5 and [leak["item"] for leak in told["items"]] == [0, 1]
+    found = mean_without(items["a"], leaks["a"])
+    assert found["n"] == 2 and found["value_without"] == 0.5 and [leak["item"] for leak in found["items"]] == [0, 1]
     assert mean_without(items["b"], leaks["b"])["value_without"] is None  # none is left
     assert mean_without([("x", None), ("y", 1.0)], {})["value_without"] is None  # not every value is known
     print_leaks("run", leaks)
@@ -99,5 +92,9 @@ def test_a_task_s_own_aggregation_is_used() -> None:
             return {"acc": max}
 
     samples = [{"doc_id": n, "filter": f, "acc": v} for f in ("none", "strict") for n, v in enumerate((3.0, 2.0, 1.0))]
-    told = figure_without(Best(), samples, "acc", {0: Leak(9, 4, "near", 0.9)})  # type: ignore[arg-type]
-    assert told == {"n": 1, "value_without": 2.0, "items": [{"item": 0, "train": 4, "kind": "near", "similarity": 0.9}]}
+    found = figure_without(Best(), samples, "acc", {0: Leak(9, 4, "near", 0.9)})  # type: ignore[arg-type]
+    assert found == {
+        "n": 1,
+        "value_without": 2.0,
+        "items": [{"item": 0, "train": 4, "kind": "near", "similarity": 0.9}],
+    }

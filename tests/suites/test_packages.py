@@ -1,4 +1,4 @@
-"""What the packages of their own leave is read rightly: win rates with unread verdicts, references, HELM's files."""
+"""Files of benchmark packages: win rates with unparsed verdicts, reference responses, HELM's scenarios."""
 
 import csv
 import json
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from instruct_lit.suites import alpaca_eval, helm, openai_evals
-from instruct_lit.suites.harness_model import EvaluatedModel
+from instruct_lit.suites.evaluated_model import EvaluatedModel
 from instruct_lit.suites.judge_check import check_judge
 from instruct_lit.suites.suite import BenchmarkError, RunRequest
 
@@ -18,7 +18,7 @@ def request_of(folder: Path, data_dir: Path | None = None, **options: Any) -> Ru
     return RunRequest([], None, data_dir, options, folder / "cache", folder, folder / "log")
 
 
-def test_unread_verdicts_stay_in_the_denominator() -> None:
+def test_unparsed_verdicts_stay_in_the_denominator() -> None:
     result = {"win_rate": 75.0, "standard_error": 10.0, "n_total": 8, "avg_length": 40}
     figure = alpaca_eval._figure(result, 10)
     assert figure.value == pytest.approx((0.75 * 8 + 0.5 * 2) / 10) and figure.n == 10
@@ -33,14 +33,14 @@ def test_unread_verdicts_stay_in_the_denominator() -> None:
 def test_references_come_from_a_file_or_the_folder(tmp_path: Path) -> None:
     place = tmp_path / "hub" / "tatsu-lab" / "alpaca_eval"
     place.mkdir(parents=True)
-    with pytest.raises(BenchmarkError, match=r"alpaca_eval.json is not there; .* suite.options.references=<file with"):
+    with pytest.raises(BenchmarkError, match=r"alpaca_eval.json: no such file; .* suite.options.references=<file with"):
         alpaca_eval.read_references(request_of(tmp_path, tmp_path / "hub"))
     (place / "alpaca_eval.json").write_text(json.dumps([{"instruction": "a", "output": "b"}]))
     assert alpaca_eval.read_references(request_of(tmp_path, tmp_path / "hub"))[0]["generator"] == "reference"
     with pytest.raises(BenchmarkError, match=r"suite.options.references=.*none.json: no such file"):
         alpaca_eval.read_references(request_of(tmp_path, references=str(tmp_path / "none.json")))
     (tmp_path / "mine.json").write_text('[{"instruction": "a"}]')
-    with pytest.raises(BenchmarkError, match=r"mine.json: no list of records with instruction and output"):
+    with pytest.raises(BenchmarkError, match=r"mine.json: not a list of records with instruction and output"):
         alpaca_eval.read_references(request_of(tmp_path, references=str(tmp_path / "mine.json")))
 
 
@@ -48,7 +48,7 @@ def test_the_table_of_lengths_comes_from_the_folder(tmp_path: Path, monkeypatch:
     place = tmp_path / "tatsu-lab" / "alpaca_eval"
     place.mkdir(parents=True)
     with pytest.raises(
-        BenchmarkError, match=r"df_gamed.csv is not there; .* or give suite.options.length_controlled=f"
+        BenchmarkError, match=r"df_gamed.csv: no such file; .* or give suite.options.length_controlled=f"
     ):
         alpaca_eval.length_table(request_of(tmp_path, tmp_path))
     (place / "df_gamed.csv").write_text("model,index,preference\n")
@@ -63,7 +63,7 @@ def test_the_table_of_lengths_comes_from_the_folder(tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", unreachable)
     message = (
-        r"df_gamed.csv of .* cannot be fetched .*\(OSError\); give benchmark.data_dir=<folder with tatsu-lab/alpaca_"
+        r"df_gamed.csv of .* cannot be downloaded .*\(OSError\); give benchmark.data_dir=<folder with tatsu-lab/alpaca_"
     )
     with pytest.raises(BenchmarkError, match=message):
         alpaca_eval.length_table(request_of(tmp_path))
@@ -71,11 +71,9 @@ def test_the_table_of_lengths_comes_from_the_folder(tmp_path: Path, monkeypatch:
 
 def test_a_judge_is_needed(tmp_path: Path, evaluated: EvaluatedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    with pytest.raises(
-        BenchmarkError, match=r"a judge is needed; set OPENAI_API_KEY, or give suite.options.judge_url="
-    ):
+    with pytest.raises(BenchmarkError, match=r"it needs a judge; set OPENAI_API_KEY, or give suite.options.judge_url="):
         alpaca_eval.run(evaluated, request_of(tmp_path))
-    with pytest.raises(BenchmarkError, match="judge_url wants suite.options.judge_model=<name> too"):
+    with pytest.raises(BenchmarkError, match="judge_url requires suite.options.judge_model=<name>"):
         openai_evals.run(evaluated, request_of(tmp_path, judge_url="http://127.0.0.1:9"))
 
 
@@ -89,7 +87,7 @@ def test_a_judge_is_needed(tmp_path: Path, evaluated: EvaluatedModel, monkeypatc
         ((200, {"content-type": "text/html"}, b"<html>"), r"judge_url=.*the answer is not JSON"),
     ],
 )
-def test_a_bad_judge_is_told_before_the_work(judge_server: Callable, listing: tuple, message: str) -> None:
+def test_a_bad_judge_is_reported_before_the_work(judge_server: Callable, listing: tuple, message: str) -> None:
     pytest.importorskip("openai")
     judge = judge_server(lambda n, body: "m")
     judge.listing = listing
@@ -98,7 +96,7 @@ def test_a_bad_judge_is_told_before_the_work(judge_server: Callable, listing: tu
     assert judge.requests == []
 
 
-def test_a_judge_that_is_not_there(judge_server: Callable) -> None:
+def test_an_unreachable_judge(judge_server: Callable) -> None:
     pytest.importorskip("openai")
     judge = judge_server(lambda n, body: "m")
     check_judge("x", judge.url, "small")
@@ -109,7 +107,7 @@ def test_a_judge_that_is_not_there(judge_server: Callable) -> None:
         check_judge("x", judge.url, "small")
 
 
-def test_accuracy_out_of_a_record_of_openai_evals(tmp_path: Path) -> None:
+def test_accuracy_in_a_record_of_openai_evals(tmp_path: Path) -> None:
     record = tmp_path / "r.jsonl"
     lines = [
         {"spec": {}},
@@ -122,7 +120,7 @@ def test_accuracy_out_of_a_record_of_openai_evals(tmp_path: Path) -> None:
     figure = openai_evals._figure(record, "a")
     assert (figure.metric, figure.value, figure.stderr, figure.n, figure.others) == ("accuracy", 0.5, 0.25, 2, {})
     record.write_text(json.dumps(lines[0]))
-    with pytest.raises(BenchmarkError, match="a left no report"):
+    with pytest.raises(BenchmarkError, match="a wrote no report"):
         openai_evals._figure(record, "a")
 
 
@@ -136,7 +134,7 @@ def test_accuracy_out_of_a_record_of_openai_evals(tmp_path: Path) -> None:
         ({"counts/C": 1, "counts/A": 1}, "graded", 1.0, {"share/A": 0.5, "share/C": 0.5, "n_unread_verdicts": 0}),
     ],
 )  # fmt: skip
-def test_grades_out_of_a_record_of_openai_evals(
+def test_grades_in_a_record_of_openai_evals(
     tmp_path: Path, report: dict, metric: str, value: float, others: dict
 ) -> None:
     record = tmp_path / "r.jsonl"
@@ -146,7 +144,7 @@ def test_grades_out_of_a_record_of_openai_evals(
     assert (figure.metric, figure.value, figure.n, figure.others) == (metric, value, 2, others)
 
 
-def test_what_a_model_grades_is_known_beforehand(tmp_path: Path) -> None:
+def test_model_graded_evals_are_recognised(tmp_path: Path) -> None:
     (tmp_path / "evals").mkdir()
     graded = "poem:\n  id: poem.v0\npoem.v0:\n  class: evals.elsuite.modelgraded.classify:ModelBasedClassify\n"
     (tmp_path / "evals" / "poem.yaml").write_text(graded)
@@ -157,7 +155,7 @@ def test_what_a_model_grades_is_known_beforehand(tmp_path: Path) -> None:
     assert not openai_evals.is_graded("sum", [tmp_path]) and not openai_evals.is_graded("none", [tmp_path])
 
 
-def test_helm_finds_mmlu_out_of_the_hub_s_files(tmp_path: Path, hub: Path) -> None:
+def test_mmlu_is_converted_for_helm(tmp_path: Path, hub: Path) -> None:
     helm._place_mmlu(hub / "cais" / "mmlu", tmp_path)
     assert len(list((tmp_path / "test").glob("*.csv"))) == 57
     with (tmp_path / "dev" / "anatomy_dev.csv").open(newline="") as file:

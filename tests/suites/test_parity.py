@@ -9,8 +9,9 @@ from omegaconf import OmegaConf
 from instruct_lit.config.compose import CONF
 from instruct_lit.core.bundle import open_model
 from instruct_lit.core.data.template import Template
+from instruct_lit.suites.compat_lm_eval import harness_model
+from instruct_lit.suites.evaluated_model import EvaluatedModel
 from instruct_lit.suites.harness import Tasks, local_data
-from instruct_lit.suites.harness_model import EvaluatedModel, harness_model
 from instruct_lit.suites.suite import Suite
 
 pytestmark = [

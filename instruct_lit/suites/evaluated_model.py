@@ -1,4 +1,4 @@
-"""Our model as lm-evaluation-harness sees it: its requests go to the scorer and to the engine."""
+"""A model under evaluation: log-likelihoods and responses, cached by request."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from instruct_lit.core.data.encode import Tokenizer
 from instruct_lit.core.data.example import Example
 from instruct_lit.core.data.template import Template
 from instruct_lit.core.generation.engine import Engine
-from instruct_lit.core.generation.responses import closing
 from instruct_lit.core.generation.sampling import SamplingSettings
 from instruct_lit.core.model.causal import CausalLM
 from instruct_lit.evaluation.answer_cache import AnswerCache
@@ -19,10 +18,7 @@ from instruct_lit.hf.tokenizer import HFTokenizer
 from instruct_lit.suites.scoring import Pair, Score, log_likelihoods
 
 if TYPE_CHECKING:
-    from lm_eval.api.model import TemplateLM
     from tqdm import tqdm
-
-MAX_NEW_TOKENS = 256  # where a task names no limit, as the harness itself has it
 
 
 @dataclass
@@ -54,7 +50,7 @@ class EvaluatedModel:
         return self.template.prompt(Example(user, "")) + begun
 
     def score(self, texts: Sequence[Any], pairs: Sequence[Pair]) -> list[Score]:
-        """Scores of pairs; what was scored before is not computed again. `texts` identify the pairs."""
+        """Scores of pairs, from the cache where it has them; `texts` are the keys."""
         self.expect(len(pairs))
         found: dict[int, Score] = {}
         for i, text in enumerate(texts):
@@ -75,13 +71,13 @@ class EvaluatedModel:
         return [found[i] for i in range(len(pairs))]
 
     def write(self, prompts: Sequence[str], settings: Sequence[SamplingSettings]) -> list[str]:
-        """Answers to prompts, each cut from the left to leave room for its answer, up to its first stop text."""
+        """Responses up to their first stop text; prompts are truncated from the left to leave room for them."""
         requests = [("write", prompt, repr(setting)) for prompt, setting in zip(prompts, settings, strict=True)]
         found = {i: old for i, request in enumerate(requests) if (old := self.cache.get(*request)) is not None}
         self._advance(len(found))
         fitted = [self.fit(prompt, setting) for prompt, setting in zip(prompts, settings, strict=True)]
         waiting = [i for i in range(len(prompts)) if i not in found]
-        waiting.sort(key=lambda i: fitted[i][0])  # prompts that begin alike are prefilled together
+        waiting.sort(key=lambda i: fitted[i][0])  # common prefixes are prefilled together
         engine, by_number = Engine(self.model, self.tokenizer, self.max_rows), dict(enumerate(waiting))
 
         def keep(request: Any) -> None:
@@ -94,9 +90,9 @@ class EvaluatedModel:
         return [found[i] for i in range(len(prompts))]
 
     def fit(self, prompt: str, settings: SamplingSettings) -> tuple[tuple[int, ...], SamplingSettings]:
-        """Ids and settings with room for the answer: a long prompt is cut from the left.
+        """Ids of a prompt, truncated from the left to leave room for the response, and its settings.
 
-        Where an answer may be as long as the context, the prompt keeps half of it.
+        Where the limit of the response is not below the context length, each gets half of the context.
         """
         longest = self.model.config.context_length
         n_new = settings.max_new_tokens if settings.max_new_tokens < longest else longest // 2
@@ -106,7 +102,7 @@ class EvaluatedModel:
         return ids[-room:] or (self.tokenizer.eot_id,), replace(settings, max_new_tokens=n_new)
 
     def _text(self, request: Any) -> str:
-        """What was written, without special tokens of another tokenizer than ours; a model may write them anywhere."""
+        """The response without special tokens of a tokenizer of transformers, which a model may write anywhere."""
         if not isinstance(self.tokenizer, HFTokenizer):
             return request.text
         return self.tokenizer.hf.decode(request.ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
@@ -120,76 +116,6 @@ class EvaluatedModel:
     def _advance(self, n: int) -> None:
         if self.bar is not None:
             self.bar.update(n)
-
-
-def harness_model(model: EvaluatedModel) -> TemplateLM:
-    """A model for `lm_eval.simple_evaluate` that gives what `HFLM` gives on the bundle."""
-    from lm_eval import utils
-    from lm_eval.api.model import TemplateLM
-    from lm_eval.models.utils import normalize_gen_kwargs
-
-    class OurModel(TemplateLM):
-        tokenizer_name = "gpt2"
-
-        @property
-        def eot_token_id(self) -> int:
-            return model.tokenizer.eot_id
-
-        def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
-            start = model.tokenizer.prompt_start if add_special_tokens is not False else ()
-            return [*start, *model.encode(string)]
-
-        def chat_template(self, chat_template: bool | str = False) -> str:
-            return model.template.text
-
-        def apply_chat_template(self, chat_history: Any, add_generation_prompt: bool = True) -> str:
-            return model.render(chat_history)
-
-        def get_model_info(self) -> dict[str, Any]:
-            return {
-                "model_num_parameters": model.model.n_parameters,
-                "model_dtype": str(model.model.head_weight.dtype),
-            }
-
-        def _loglikelihood_tokens(self, requests: Any, **kwargs: Any) -> list[tuple[float, bool]]:
-            scores = model.score([text for text, _, _ in requests], [(c, t) for _, c, t in requests])
-            return [(score.log_likelihood, score.is_greedy) for score in scores]
-
-        def loglikelihood(self, requests: Any, disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-            return super().loglikelihood(requests, disable_tqdm=True)
-
-        def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> list[float]:
-            windows, owner = [], []
-            for number, request in enumerate(requests):
-                for window in utils.get_rolling_token_windows(
-                    self.tok_encode(request.args[0]), self.prefix_token_id, model.model.config.context_length, 1
-                ):
-                    windows.append(utils.make_disjoint_window(window))
-                    owner.append(number)
-            totals = [0.0] * len(requests)
-            for number, score in zip(owner, model.score(windows, windows), strict=True):
-                totals[number] += score.log_likelihood
-            return totals
-
-        def generate_until(self, requests: Any, disable_tqdm: bool = False) -> list[str]:
-            prompts, settings = [], []
-            for request in requests:
-                prompt, arguments = request.args
-                wanted = normalize_gen_kwargs(arguments, MAX_NEW_TOKENS)
-                settings.append(
-                    SamplingSettings(
-                        max_new_tokens=wanted["max_gen_toks"],
-                        temperature=wanted.get("temperature", 0.0) if wanted["do_sample"] else 0.0,
-                        top_k=wanted.get("top_k"),
-                        top_p=wanted.get("top_p"),
-                        stop=(*filter(None, wanted["until"]), *closing(model.template)),
-                    )
-                )
-                prompts.append(prompt)
-            model.expect(len(prompts))
-            return model.write(prompts, settings)
-
-    return OurModel()
 
 
 def until(text: str, stops: Sequence[str]) -> str:

@@ -1,4 +1,8 @@
-"""Runs in AlpacaEval's environment: judges the answers that lie there, and writes `result.json`."""
+"""A program for AlpacaEval's own environment: judges the responses in its folder and writes `result.json`.
+
+It also holds what is used of alpaca_eval beyond its documented `evaluate`, each with the reason; the version is pinned
+in `alpaca_eval.py`. It imports nothing of this package, which is not installed there.
+"""
 
 import json
 import math
@@ -7,7 +11,11 @@ from typing import Any
 
 
 def annotator_of(task: dict[str, Any]) -> str:
-    """The folder of the package's judge, or of a copy that asks another model."""
+    """The folder of the package's judge, or of a copy of it with another model.
+
+    Undocumented: the folder `evaluators_configs` and the layout of its `configs.yaml`. `evaluate` takes a folder, but
+    has no argument for the model of one.
+    """
     import alpaca_eval
     import yaml
 
@@ -32,13 +40,25 @@ def annotator_of(task: dict[str, Any]) -> str:
     return str(folder)
 
 
-def main() -> None:
-    """Judge, and keep the leaderboard's row and every verdict."""
-    from alpaca_eval import evaluate
+def use_length_table(path: str | None) -> None:
+    """Let the length-controlled win rate read a local table.
+
+    Undocumented: `alpaca_eval.metrics.glm_winrate.hf_hub_download`, by which the package downloads the table in every
+    evaluation; it has no argument for a file.
+    """
     from alpaca_eval.metrics import glm_winrate
 
+    if not hasattr(glm_winrate, "hf_hub_download"):
+        raise AttributeError("alpaca_eval.metrics.glm_winrate.hf_hub_download is gone (use_length_table)")
+    glm_winrate.hf_hub_download = lambda **_: path
+
+
+def main() -> None:
+    """Judge, and write the leaderboard's row."""
+    from alpaca_eval import evaluate
+
     task = json.loads(Path("task.json").read_text())
-    glm_winrate.hf_hub_download = lambda **asked: task["length_table"]  # the package would ask the hub for it each time
+    use_length_table(task["length_table"])
     board, verdicts = evaluate(
         model_outputs=json.loads(Path("model_outputs.json").read_text()),
         reference_outputs=json.loads(Path("reference_outputs.json").read_text()),
