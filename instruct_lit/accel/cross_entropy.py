@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from instruct_lit.accel.weight_copies import WeightCopy
-from instruct_lit.core.model.causal import Compiler
-from instruct_lit.core.model.likelihood import CHUNK
+from instruct_lit.core.model.causal import CHUNK, Compiler
 
 BLOCK = 8  # positions whose softmax a CPU computes at once, so that its passes over memory stay in the cache
 GPU_CHUNK = 4096  # positions of a GPU's products, fewer and larger ones; 50257 · 6 bytes each, 1.2 GB in bf16

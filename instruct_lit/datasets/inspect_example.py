@@ -16,8 +16,7 @@ from instruct_lit.core.data import collate
 from instruct_lit.core.data.datamodule import InstructionData
 from instruct_lit.core.data.encode import EncodedExample
 from instruct_lit.core.data.example import Example
-from instruct_lit.core.model.causal import CausalLM
-from instruct_lit.core.model.likelihood import token_losses
+from instruct_lit.core.model.causal import CausalLM, token_losses
 from instruct_lit.errors import ConfigError, printable
 
 SUPERVISED, MASKED = "bold green", "dim"

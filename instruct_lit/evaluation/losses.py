@@ -9,8 +9,7 @@ import torch
 from instruct_lit.core.data.collate import Collator
 from instruct_lit.core.data.encode import EncodedExample, Tokenizer
 from instruct_lit.core.model.attention import PackedDocuments
-from instruct_lit.core.model.causal import CausalLM
-from instruct_lit.core.model.likelihood import token_losses
+from instruct_lit.core.model.causal import CausalLM, token_losses
 
 MAX_TOKENS = 4096  # of one forward pass
 

@@ -19,7 +19,7 @@ from instruct_lit.core.generation.request import Request
 from instruct_lit.core.generation.sampling import SamplingSettings
 from instruct_lit.errors import DataError, InstructLitError
 from instruct_lit.serving.chat_model import ChatModel
-from instruct_lit.serving.logprobs import chat_logprobs, completion_logprobs, text_offsets
+from instruct_lit.serving.logprobs import LogprobRecorder, chat_logprobs, completion_logprobs, text_offsets
 from instruct_lit.serving.metrics import Metrics
 from instruct_lit.serving.protocol import ApiError, Body, ChatBody, CompletionBody
 from instruct_lit.serving.scheduler import PendingRequest, QueueFullError, Scheduler, Update
@@ -32,14 +32,12 @@ Prompt = tuple[Sequence[int], SamplingSettings]
 class Job:
     """A call with its prepared requests, `n` for every prompt in the order of the prompts.
 
-    `head` are the fields that every part of the response shares; `n_logprobs` are the alternatives per token, None
-    where no log-probabilities are requested; `unfinished` are the requests that the scheduler has.
+    `head` are the fields that every part of the response shares; `unfinished` are the requests that the scheduler has.
     """
 
     body: Body
     requests: list[Request]
     head: dict[str, Any]
-    n_logprobs: int | None
     unfinished: list[Request] = field(default_factory=list)
     updates: asyncio.Queue[Update] = field(default_factory=asyncio.Queue)
 
@@ -106,8 +104,7 @@ class CompletionService:
                 self.scheduler.engine.prepare(
                     prompt,
                     replace(settings, seed=(settings.seed + i) % 2**63),
-                    n_logprobs,
-                    score_prompt,
+                    None if n_logprobs is None else LogprobRecorder(n_logprobs, score_prompt),
                 )
                 for prompt, settings in self.prompts(body)
                 for i in range(body.n or 1)
@@ -116,7 +113,7 @@ class CompletionService:
             raise ApiError(400, str(error), param="messages" if is_chat else "prompt") from error
         prefix, kind = ("chatcmpl", "chat.completion") if is_chat else ("cmpl", "text_completion")
         head = {"id": f"{prefix}-{uuid.uuid4().hex}", "object": kind, "created": int(time.time()), "model": name}
-        return Job(body, requests, head, n_logprobs)
+        return Job(body, requests, head)
 
     def prompts(self, body: Body) -> list[Prompt]:
         """Token ids and settings of every prompt of a body.
@@ -256,17 +253,17 @@ class CompletionService:
 
         Only tokens that begin within the text of the update count; with `echo` those of the prompt come first.
         """
-        if job.n_logprobs is None:
+        recorded, token_bytes = update.request.hook, self.chat_model.tokenizer.token_bytes
+        if not isinstance(recorded, LogprobRecorder):
             return None, 0
-        request, token_bytes = update.request, self.chat_model.tokenizer.token_bytes
-        tokens = request.logprobs[: update.n_tokens]
+        tokens = recorded.response[: update.n_tokens]
         offsets = text_offsets(tokens, token_bytes)
         n = sum(offset < len(update.text) for offset in offsets)
         tokens, offsets = tokens[n_before:n], offsets[n_before:n]
         if isinstance(job.body, ChatBody):
             return chat_logprobs(tokens, token_bytes), n
-        if request.of_prompt:
-            tokens = [*request.prompt_logprobs, *tokens]
+        if recorded.reads_prompt:
+            tokens = [*recorded.prompt, *tokens]
             offsets = text_offsets(tokens, token_bytes)
         return completion_logprobs(tokens, offsets, token_bytes), n
 

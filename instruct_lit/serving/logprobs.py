@@ -1,14 +1,63 @@
-"""Log-probabilities in the two forms of OpenAI's API."""
+"""Log-probabilities of a request's tokens, and the two forms of OpenAI's API for them."""
 
 from __future__ import annotations
 
 import codecs
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from instruct_lit.core.generation.request import TokenLogprob
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from instruct_lit.core.generation.request import Hook
+from instruct_lit.core.model.causal import CHUNK
 
 TokenBytes = Callable[[int], bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """Natural log-probability of a token given all before it, under the model's own distribution (temperature 1).
+
+    `top` are the most likely tokens at its position, best first. The first token of a text has no probability.
+    """
+
+    token_id: int
+    logprob: float | None
+    top: tuple[tuple[int, float], ...] = ()
+
+
+class LogprobRecorder(Hook):
+    """Records log-probabilities of the chosen tokens, also end-of-text, and with `reads_prompt` of the prompt's.
+
+    Args:
+        n_top: number of most likely tokens to record at each position.
+    """
+
+    def __init__(self, n_top: int, reads_prompt: bool = False) -> None:
+        self.n_top, self.reads_prompt = n_top, reads_prompt
+        self.prompt: list[TokenLogprob] = []
+        self.response: list[TokenLogprob] = []
+
+    def on_prompt(self, ids: Sequence[int], hidden: Tensor, head_weight: Tensor) -> None:
+        self.prompt = [TokenLogprob(ids[0], None)]
+        for start in range(0, len(ids) - 1, CHUNK):
+            targets = ids[start + 1 : start + 1 + CHUNK]
+            self.prompt += logprobs_of(F.linear(hidden[start : start + len(targets)], head_weight), targets, self.n_top)
+
+    def on_token(self, token: int, logits: Tensor) -> None:
+        self.response += logprobs_of(logits[None], [token], self.n_top)
+
+
+def logprobs_of(logits: Tensor, ids: Sequence[int], n_top: int) -> list[TokenLogprob]:
+    """Log-probabilities of the tokens `ids` `(M,)` under `logits` `(M, V)`, and of the `n_top` most likely ones."""
+    log_probabilities = logits.float().log_softmax(-1)
+    chosen = log_probabilities.gather(1, torch.tensor(ids, device=logits.device)[:, None])[:, 0].tolist()
+    top = log_probabilities.topk(n_top, dim=-1)
+    rows = zip(ids, chosen, top.indices.tolist(), top.values.tolist(), strict=True)
+    return [TokenLogprob(i, value, tuple(zip(t, v, strict=True))) for i, value, t, v in rows]
 
 
 def text_offsets(tokens: Sequence[TokenLogprob], token_bytes: TokenBytes) -> list[int]:

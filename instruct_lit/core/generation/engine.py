@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from instruct_lit.core.generation.request import AllowedNext, Decoder, FinishReason, Request, constrained
+from instruct_lit.core.generation.request import Decoder, FinishReason, Hook, Request
 from instruct_lit.core.generation.sampling import Sampler, SamplingSettings
 from instruct_lit.core.model.attention import Decode, KeyValueCache, Prefill
 from instruct_lit.core.model.causal import CausalLM
@@ -24,17 +24,14 @@ from instruct_lit.errors import DataError
 
 
 class WeightStore(Protocol):
-    """Copies of a model's weights in another precision, with which the model computes inside `in_use`.
-
-    `head` returns the logits `(R, V)` of hidden states `(R, C)`.
-    """
+    """Copies of a model's weights, with which it computes inside `in_use`; `head`: states `(R, C)` to logits."""
 
     def in_use(self) -> AbstractContextManager[None]: ...
     def head(self, hidden: Tensor) -> Tensor: ...
 
 
 class MakeWeights(Protocol):
-    """Makes the copies for a model; `dtype` is their precision."""
+    """Makes the copies of a model's weights in the precision `dtype`."""
 
     dtype: torch.dtype
 
@@ -46,8 +43,7 @@ class Engine:
 
     `generate` answers a list of prompts; `prepare`, `enqueue`, `step` and `cancel` serve concurrent callers. The model
     is used in evaluation mode, its training mode is restored. A model without attention layouts recomputes the whole
-    row for every token: slower, with the same result. `make_weights` copies the weights in lower precision at the first
-    step; by default the model's own weights are used.
+    row for every token: slower, with the same result. `make_weights` copies the weights at the first step.
     """
 
     def __init__(
@@ -75,27 +71,21 @@ class Engine:
         return request
 
     def prepare(
-        self,
-        prompt_ids: Sequence[int],
-        settings: SamplingSettings | None = None,
-        n_logprobs: int | None = None,
-        of_prompt: bool = False,
-        allowed_next: AllowedNext | None = None,
+        self, prompt_ids: Sequence[int], settings: SamplingSettings | None = None, hook: Hook | None = None
     ) -> Request:
-        """Create a request, in any thread; the arguments after `settings` are those of `Request`.
+        """Create a request, in any thread; with `max_new_tokens=0` the prompt is only read.
 
-        With `max_new_tokens=0` the prompt is only scored. Raises DataError when it is empty or leaves no room for a
-        token in the model's context.
+        Raises DataError when the prompt is empty or leaves no room for a token in the model's context.
         """
         settings = settings or SamplingSettings()
         longest = self.context_length - min(1, settings.max_new_tokens)
         if not 0 < len(prompt_ids) <= longest:
             limit = "the model's context" + (" minus one token" if longest < self.context_length else "")
             raise DataError(f"a prompt has {len(prompt_ids)} tokens; allowed are 1 to {longest}, {limit}")
-        return Request(next(self._numbers), list(prompt_ids), settings, n_logprobs, of_prompt, allowed_next)
+        return Request(next(self._numbers), list(prompt_ids), settings, hook)
 
     def enqueue(self, request: Request) -> None:
-        """Queue a prepared request."""
+        """Queue a request."""
         self._waiting.append(request)
 
     @torch.inference_mode()  # rows of the cache move
@@ -188,18 +178,18 @@ class Engine:
         positions = list(range(n_prefix)) + [p for prompt in prompts for p in range(n_prefix, len(prompt))]
         device = cache.keys.device
         last = torch.tensor(lengths, device=device).cumsum(0) + n_prefix - 1
-        scores_prompts = any(request.of_prompt for request in new)
+        hooks = [request.hook if request.hook and request.hook.reads_prompt else None for request in new]
         hidden = self.model.hidden_states(
             torch.tensor(flat, device=device),
             torch.tensor(positions, device=device),
             Prefill(cache, rows.start, lengths, n_prefix),
-            None if scores_prompts else last,
+            None if any(hooks) else last,
         )
-        for request, end, length in zip(new, (last + 1).tolist(), lengths, strict=True):
-            if request.of_prompt:
-                own = torch.cat([hidden[:n_prefix], hidden[end - length : end]])
-                request.score_prompt(own, self.model.head_weight)
-        return self._append_tokens(hidden[last] if scores_prompts else hidden, list(rows))
+        for hook, prompt, end in zip(hooks, prompts, (last + 1).tolist(), strict=True):
+            if hook is not None:
+                own = torch.cat([hidden[:n_prefix], hidden[end - len(prompt) + n_prefix : end]])
+                hook.on_prompt(prompt, own, self.model.head_weight)
+        return self._append_tokens(hidden[last] if any(hooks) else hidden, list(rows))
 
     def _decode(self) -> list[Request]:
         """Compute the last token of every row and choose the next."""
@@ -221,28 +211,28 @@ class Engine:
         ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(text, device=device) for text in texts], batch_first=True)
         last = torch.tensor([len(text) - 1 for text in texts], device=device)
         hidden = self.model.hidden_states(ids)
-        for row, states in zip(rows, hidden, strict=True):
-            if self._active[row].of_prompt and not self._active[row].ids:
-                self._active[row].score_prompt(states, self.model.head_weight)
+        for request, states in zip([self._active[row] for row in rows], hidden, strict=True):
+            if request.hook and request.hook.reads_prompt and not request.ids:
+                request.hook.on_prompt(request.prompt_ids, states[: request.n_tokens], self.model.head_weight)
         return self._append_tokens(hidden[torch.arange(len(texts), device=device), last], rows)
 
     def _append_tokens(self, hidden: Tensor, rows: list[int]) -> list[Request]:
         """Choose a token for each of the rows from their last hidden states `(R, C)`, and remove finished rows."""
         requests = [self._active[row] for row in rows]
         logits = F.linear(hidden, self.model.head_weight) if self._weights is None else self._weights.head(hidden)
-        chosen = self._sampler.choose(
-            constrained(logits, requests),
-            [request.settings for request in requests],
-            [request.number for request in requests],
-            [
-                request.prompt_ids + request.ids if request.settings.repetition_penalty != 1 else ()
-                for request in requests
-            ],
-        ).tolist()
-        for place in reversed(range(len(rows))):
-            row, request, token = rows[place], requests[place], chosen[place]
+        allowed = logits.clone() if any(request.hook for request in requests) else logits
+        for row_logits, request in zip(allowed, requests, strict=True):
+            if request.hook:
+                row_logits.copy_(request.hook.limit(request.ids, row_logits))
+        seen = [
+            request.prompt_ids + request.ids if request.settings.repetition_penalty != 1 else () for request in requests
+        ]
+        settings, numbers = [request.settings for request in requests], [request.number for request in requests]
+        chosen = self._sampler.choose(allowed, settings, numbers, seen).tolist()
+        for row, request, token, own in reversed(list(zip(rows, requests, chosen, logits, strict=True))):
             reason = request.append(token, self.tokenizer, self.context_length)
-            request.score(token, logits[place])
+            if request.hook:
+                request.hook.on_token(token, own)
             if reason is not None:
                 self._finish(row, reason)
         return requests
@@ -275,23 +265,16 @@ class Engine:
 
 def n_shared_prefix(prompts: Sequence[Sequence[int]]) -> int:
     """Number of leading tokens that all prompts share; the last token of a prompt is never counted."""
-    if len(prompts) == 1:
-        return 0
-    return min(*(n_common(prompts[0], prompt) for prompt in prompts[1:]), min(map(len, prompts)) - 1)
+    shared = (n_common(prompts[0], prompt) for prompt in prompts[1:])
+    return 0 if len(prompts) == 1 else min(*shared, min(map(len, prompts)) - 1)
 
 
 def n_common(a: Sequence[int], b: Sequence[int]) -> int:
     """Number of leading tokens that two texts share."""
-    n = min(len(a), len(b))
-    if a[:n] == b[:n]:
-        return n
-    low, high = 0, n  # a[:low] is shared, a[:high] is not
-    while high - low > 1:
-        middle = (low + high) // 2
-        if a[low:middle] == b[low:middle]:
-            low = middle
-        else:
-            high = middle
+    low, high = 0, min(len(a), len(b))
+    while low < high:  # a[:low] is shared, and at most a[:high]; slices are compared many times as fast as items
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if a[low:middle] == b[low:middle] else (low, middle - 1)
     return low
 
 

@@ -32,9 +32,9 @@ def answer(
 ) -> list[dict[str, Any]]:
     """Answer examples, each given as (id, example, prompt ids), and return a row for each.
 
-    A row is the record with `id`, `response` and `finish_reason`: `stop` (end-of-text, or the template's suffix) or
-    `length`. A prompt that fills the model's context gets an empty response and `prompt_too_long`; an empty prompt is
-    replaced by end-of-text, which starts a text for GPT-2. Responses in `cache` are not generated again.
+    A row is the record with `id`, `response` and `finish_reason`: `stop` (end-of-text, or the template's suffix),
+    `length`, or `prompt_too_long` where the prompt fills the context; an empty prompt is replaced by end-of-text, which
+    starts a text for GPT-2. Responses in `cache` are not generated again.
     """
     settings = replace(settings, stop=(*settings.stop, *closing(template)))
     found: dict[tuple[int, ...], tuple[str, str | None]] = {}

@@ -16,11 +16,7 @@ from instruct_lit.errors import ConfigError
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """How a response is generated; the default is greedy decoding.
-
-    Raises:
-        ConfigError: names every setting out of its range.
-    """
+    """How a response is generated; the default is greedy decoding. ConfigError names settings out of their range."""
 
     max_new_tokens: int = 256
     temperature: float = 0.0  # 0: greedy
@@ -59,29 +55,23 @@ class Sampler:
     ) -> Tensor:
         """Return the chosen ids `(R,)` for `logits` `(R, V)`.
 
-        Args:
-            keys: identify the rows' requests.
-            seen: the ids that the repetition penalty applies to.
+        `keys` identify the rows' requests; `seen` are the ids that the repetition penalty applies to.
         """
         if all(s.temperature == 0 and s.repetition_penalty == 1 for s in settings):
             return logits.max(-1).indices  # the same as argmax, which takes five times as long on a CPU
         logits = logits.float().clone()
-        for row, (setting, ids) in enumerate(zip(settings, seen, strict=True)):
-            if setting.repetition_penalty != 1 and ids:
+        for row, (penalty, ids) in enumerate(zip([s.repetition_penalty for s in settings], seen, strict=True)):
+            if penalty != 1 and ids:
                 index = torch.tensor(sorted(set(ids)), device=logits.device)
                 values = logits[row, index]
-                penalised = torch.where(
-                    values > 0, values / setting.repetition_penalty, values * setting.repetition_penalty
-                )
-                logits[row, index] = penalised
+                logits[row, index] = torch.where(values > 0, values / penalty, values * penalty)
         chosen = logits.argmax(-1)
         sampled = [row for row, setting in enumerate(settings) if setting.temperature > 0]
         if sampled:
             probabilities = nucleus(logits[sampled], [settings[row] for row in sampled])
-            draws = torch.tensor([self._draw(keys[row], settings[row].seed) for row in sampled], dtype=torch.float64)
             cumulative = probabilities.double().cumsum(-1)
-            draws = draws.to(cumulative.device)[:, None] * cumulative[:, -1:]
-            drawn = torch.searchsorted(cumulative, draws, right=True).squeeze(1)
+            draws = cumulative.new_tensor([[self._draw(keys[row], settings[row].seed)] for row in sampled])
+            drawn = torch.searchsorted(cumulative, draws * cumulative[:, -1:], right=True).squeeze(1)
             last = (probabilities > 0).long().cumsum(-1).argmax(-1)  # rounding must not exceed the last possible token
             chosen[sampled] = torch.minimum(drawn, last)
         return chosen
@@ -97,11 +87,9 @@ class Sampler:
 
 
 def nucleus(logits: Tensor, settings: Sequence[SamplingSettings]) -> Tensor:
-    """Return probabilities `(R, V)` after temperature, top-k and top-p, in this order.
+    """Return probabilities `(R, V)` after temperature, top-k and top-p (Holtzman et al. 2020), in this order.
 
     Of equally likely tokens at a cut-off the lower ids are kept; the most likely token is always kept.
-
-    Source: Holtzman et al. 2020, "The Curious Case of Neural Text Degeneration", for top-p.
     """
     temperature = torch.tensor([s.temperature for s in settings], device=logits.device)[:, None]
     probabilities = (logits / temperature).softmax(-1)

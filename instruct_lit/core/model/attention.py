@@ -1,11 +1,7 @@
 """Which token may attend to which: one interface, so that the model does not know how a batch is laid out.
 
-A layout receives queries, keys and values as the model computes them, `(…, H, D)` over the batch's token axes, and
-returns the attended values in the same shape. `CausalRows` and `PackedDocuments` are the layouts of training, `Prefill`
-and `Decode` those of generation with a key-value cache.
-
-Every layout has a plain implementation by `scaled_dot_product_attention`. `KERNELS` lists faster ones, which are asked
-first; it is empty unless something registers them (`instruct_lit.accel.install`).
+A layout receives queries, keys and values `(…, H, D)` over the batch's token axes and returns the attended values in
+the same shape, by `scaled_dot_product_attention` unless one of `KERNELS`, which are asked first, computes it.
 
 Shapes: B rows of a batch, R rows of the cache, T tokens of a row, N tokens of a flat batch, L layers, H heads, D width
 of a head.
@@ -13,7 +9,7 @@ of a head.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -30,21 +26,14 @@ class AttentionLayout(Protocol):
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
         """Return softmax(q·kᵀ/√D)·v over what each query may see, in the shape of `q`.
 
-        `k` and `v` may have fewer heads than `q`, each shared by a group of neighbouring query heads (Ainslie et al.
-        2023).
+        `k` and `v` may have fewer heads than `q`, each shared by neighbouring query heads (Ainslie et al. 2023).
         """
         ...
 
 
-class AttentionKernel(Protocol):
-    """A faster computation of a layout's attention; None where layout, device, dtype or size is not supported.
-
-    `q`, `k` and `v` are what the layout's plain implementation would attend with.
-    """
-
-    def __call__(self, layout: Any, q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor | None: ...
-
-
+# From a layout and its plain implementation's (q, k, v, dropout) to the same result, computed faster; None where
+# layout, device, dtype or size is not supported. `instruct_lit.accel.install` registers some.
+AttentionKernel = Callable[[Any, Tensor, Tensor, Tensor, float], Tensor | None]
 KERNELS: list[AttentionKernel] = []
 
 
@@ -64,10 +53,7 @@ def repeat_kv(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class CausalRows:
-    """Every row of a `(B, T)` batch is one sequence; a token sees itself and the tokens before it.
-
-    Rows are padded on the right, so no real token sees padding and no mask is needed.
-    """
+    """Every row of a `(B, T)` batch is one sequence, padded on the right: no real token sees padding."""
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
         k, v = repeat_kv(q, k, v)
@@ -79,18 +65,16 @@ class CausalRows:
 
 
 class PackedDocuments:
-    """Documents one after the other on a single token axis `(N,)`, each attending to itself and to a shared prefix.
+    """Documents of the given `lengths` one after the other on a single token axis `(N,)`, behind a shared prefix.
 
-    The first `prefix_length` tokens are the prefix that every document continues. They are computed once and seen by
-    all documents, so the result is what each document alone, with the prefix before it, would give ("prefix grouping",
-    arXiv 2506.05433). Documents of the given `lengths` follow. `kernel_state` holds what kernels compute once for all
-    layers.
+    The first `prefix_length` tokens are the prefix that every document continues: computed once and seen by all, so the
+    result is what each document alone, with the prefix before it, would give ("prefix grouping", arXiv 2506.05433).
+    `kernel_state` holds what kernels compute once for all layers.
     """
 
     def __init__(self, lengths: Sequence[int], prefix_length: int = 0) -> None:
         assert len(lengths) > 0 and min(lengths) > 0, "a document has at least one token"
-        self.lengths = list(lengths)
-        self.prefix_length = prefix_length
+        self.lengths, self.prefix_length = list(lengths), prefix_length
         self.n_tokens = prefix_length + sum(self.lengths)
         self.kernel_state: dict[str, Any] = {}
 
@@ -108,18 +92,23 @@ class PackedDocuments:
         return torch.cat(outputs)
 
 
+def _causal(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
+    """Causal attention of one document, all `(T, H, D)`; the last query is the last key, also of more keys."""
+    visible = torch.ones(len(q), len(k), dtype=torch.bool, device=q.device).tril(len(k) - len(q))
+    q, k, v = (x.transpose(0, 1) for x in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, visible, dropout_p=dropout).transpose(0, 1)
+
+
 class KeyValueCache:
-    """Keys and values of `n_rows` sequences of at most `n_tokens` tokens, allocated once.
+    """Keys and values `(L, R, H, T, D)` of `n_rows` sequences of at most `n_tokens` tokens, allocated once.
 
     The token at position p of a row is stored at index p: rows are not padded on the left, so absolute positions hold.
-    `keys` and `values` are `(L, R, H, T, D)`.
     """
 
     def __init__(self, config: Shape, n_rows: int, n_tokens: int, dtype: torch.dtype, device: torch.device) -> None:
         shape = (config.n_layers, n_rows, config.n_heads, n_tokens, config.d_head)
         # Zeros, since masked values must still be finite: 0 · NaN is NaN.
-        self.keys = torch.zeros(shape, dtype=dtype, device=device)
-        self.values = torch.zeros(shape, dtype=dtype, device=device)
+        self.keys, self.values = (torch.zeros(shape, dtype=dtype, device=device) for _ in range(2))
         self.n_rows, self.n_tokens = n_rows, n_tokens
 
     def move(self, source: int, target: int, n_tokens: int) -> None:
@@ -151,7 +140,7 @@ class Prefill:
 class Decode:
     """One new token for each of the first rows of the cache, row r at position `lengths[r]`.
 
-    `kernel_state` holds what kernels compute once for all layers.
+    Kernels get the cache's rows `(R, H, T, D)`; `kernel_state` holds what they compute once for all layers.
     """
 
     def __init__(self, cache: KeyValueCache, lengths: Sequence[int]) -> None:
@@ -164,25 +153,14 @@ class Decode:
         self.kernel_state: dict[str, Any] = {}
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
-        """Store keys and values of the new tokens, then attend; kernels get the cache's rows `(R, H, T, D)`."""
         keys, values = self.cache.keys[layer, : self.n_rows], self.cache.values[layer, : self.n_rows]
         keys[self.rows, :, self.lengths] = k[:, 0].to(keys.dtype)
         values[self.rows, :, self.lengths] = v[:, 0].to(values.dtype)
         out = try_kernels(self, q, keys, values, dropout)
         if out is not None:
             return out
-        filled = slice(None, self.longest)
-        return F.scaled_dot_product_attention(
-            q.transpose(1, 2),
-            keys[:, :, filled].to(q.dtype),
-            values[:, :, filled].to(q.dtype),
-            self.mask,
-            enable_gqa=q.shape[-2] != k.shape[-2],
-        ).transpose(1, 2)
-
-
-def _causal(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
-    """Causal attention of one document, all `(T, H, D)`; the last query is the last key, also of more keys."""
-    visible = torch.ones(len(q), len(k), dtype=torch.bool, device=q.device).tril(len(k) - len(q))
-    q, k, v = (x.transpose(0, 1) for x in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v, visible, dropout_p=dropout).transpose(0, 1)
+        keys, values = (x[:, :, : self.longest].to(q.dtype) for x in (keys, values))
+        grouped = q.shape[-2] != k.shape[-2]
+        return F.scaled_dot_product_attention(q.transpose(1, 2), keys, values, self.mask, enable_gqa=grouped).transpose(
+            1, 2
+        )

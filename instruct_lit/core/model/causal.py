@@ -10,26 +10,23 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from instruct_lit.core.model.attention import AttentionLayout
 
 Compiler = Callable[[Callable[..., Any]], Callable[..., Any]]
+CHUNK = 512  # positions whose logits exist at once: 512 · 50257 · 4 bytes = 98 MiB in fp32
 
 
 class Shape(Protocol):
     """The sizes of a model; `n_heads` are the heads of keys and values."""
 
-    @property
-    def n_vocab(self) -> int: ...
-    @property
-    def context_length(self) -> int: ...
-    @property
-    def n_layers(self) -> int: ...
-    @property
-    def n_heads(self) -> int: ...
-    @property
-    def d_head(self) -> int: ...
+    n_vocab: int
+    context_length: int
+    n_layers: int
+    n_heads: int
+    d_head: int
 
 
 class CausalLM(nn.Module):
@@ -50,6 +47,16 @@ class CausalLM(nn.Module):
     def head_weight(self) -> Tensor:
         """The output projection `(V, C)`."""
 
+    @property
+    @abstractmethod
+    def head_parameters(self) -> list[nn.Parameter]:
+        """The parameters that `head_weight` consists of."""
+
+    @property
+    @abstractmethod
+    def final_norm(self) -> nn.Module:
+        """The norm between the last block and the head."""
+
     @abstractmethod
     def hidden_states(
         self,
@@ -58,9 +65,10 @@ class CausalLM(nn.Module):
         layout: AttentionLayout | None = None,
         index: Tensor | None = None,
     ) -> Tensor:
-        """Return the last hidden states `(…, C)` of `input_ids` `(…)`; without a layout every row is a causal sequence.
+        """Return the normalised last hidden states, `(…, C)` for `input_ids` `(…)`, or with `index` `(M,)` `(M, C)`.
 
-        With `index` `(M,)`, which counts through the flattened tokens, only the states `(M, C)` of those tokens.
+        Without `position_ids` positions count from 0; without a layout every row is one causal sequence. `index` counts
+        through the flattened tokens and selects those whose states are returned.
         """
 
     def noised(self, embeddings: Tensor) -> Tensor:
@@ -75,17 +83,17 @@ class CausalLM(nn.Module):
         return sum(p.numel() for p in self.parameters())
 
     @property
-    @abstractmethod
-    def head_parameters(self) -> list[nn.Parameter]:
-        """The parameters that `head_weight` consists of."""
-
-    @property
     def end_parameters(self) -> list[nn.Parameter]:
         """Parameters outside the blocks: embeddings, head, final norm."""
         inside = {id(p) for p in self.blocks.parameters()}
         return [p for p in self.parameters() if id(p) not in inside]
 
-    @property
-    @abstractmethod
-    def final_norm(self) -> nn.Module:
-        """The norm between the last block and the head."""
+
+@torch.no_grad()
+def token_losses(hidden: Tensor, head_weight: Tensor, targets: Tensor) -> Tensor:
+    """Return -log p(target) `(M,)` in float32 for states `(M, C)`, a head `(V, C)` and targets `(M,)`."""
+    losses = [
+        F.cross_entropy(F.linear(h, head_weight).float(), t, reduction="none")
+        for h, t in zip(hidden.split(CHUNK), targets.split(CHUNK), strict=True)
+    ]
+    return torch.cat(losses) if losses else hidden.new_zeros(0, dtype=torch.float32)

@@ -1,8 +1,8 @@
 """GPT-2 (Radford et al. 2019, "Language Models are Unsupervised Multitask Learners") in one file.
 
 A decoder-only transformer with learned positions, pre-layer-norm blocks, GELU in the tanh form, and an output head
-tied to the token embedding. Linear layers work on any token axes, so the same code runs on rows `(B, T)` and on packed
-documents `(N,)`; which token attends to which is up to the layout (`instruct_lit.core.model.attention`).
+tied to the token embedding. The same code runs on rows `(B, T)` and on packed documents `(N,)`; which token attends to
+which is up to the layout (`instruct_lit.core.model.attention`).
 
 Shapes: B rows, T tokens of a row, N tokens of a flat batch, M selected tokens, C = d_model, H heads, D = C / H,
 V vocabulary.
@@ -44,29 +44,13 @@ class GPTConfig:
         return self.d_model // self.n_heads
 
 
-class SelfAttention(nn.Module):
-    """Multi-head self-attention: project (`qkv`), attend according to the layout, project back."""
-
-    def __init__(self, config: GPTConfig, layer: int, dropout: float) -> None:
-        super().__init__()
-        self.layer, self.n_heads, self.d_head, self.dropout = layer, config.n_heads, config.d_head, dropout
-        self.qkv = nn.Linear(config.d_model, 3 * config.d_model)
-        self.proj = nn.Linear(config.d_model, config.d_model)
-
-    def attend(self, qkv: Tensor, layout: AttentionLayout) -> Tensor:
-        """Return the attended values `(…, C)` for queries, keys and values `(…, 3C)`."""
-        q, k, v = qkv.unflatten(-1, (3, self.n_heads, self.d_head)).unbind(-3)  # (…, H, D) each
-        y = layout.attend(self.layer, q, k, v, self.dropout if self.training else 0.0)
-        return y.flatten(-2)
-
-
 class MLP(nn.Module):
     """Two linear layers with GELU between them, four times as wide inside."""
 
-    def __init__(self, config: GPTConfig) -> None:
+    def __init__(self, d_model: int) -> None:
         super().__init__()
-        self.fc = nn.Linear(config.d_model, 4 * config.d_model)
-        self.proj = nn.Linear(4 * config.d_model, config.d_model)
+        self.fc = nn.Linear(d_model, 4 * d_model)
+        self.proj = nn.Linear(4 * d_model, d_model)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.proj(F.gelu(self.fc(x), approximate="tanh"))
@@ -80,19 +64,21 @@ class Block(nn.Module):
 
     def __init__(self, config: GPTConfig, layer: int, dropout: float) -> None:
         super().__init__()
-        self.ln_1 = nn.LayerNorm(config.d_model, eps=config.layer_norm_eps)
-        self.attn = SelfAttention(config, layer, dropout)
-        self.ln_2 = nn.LayerNorm(config.d_model, eps=config.layer_norm_eps)
-        self.mlp = MLP(config)
+        d, self.heads = config.d_model, (config.n_heads, config.d_head)
+        self.layer = layer
+        self.ln_1 = nn.LayerNorm(d, eps=config.layer_norm_eps)
+        self.attn = nn.ModuleDict({"qkv": nn.Linear(d, 3 * d), "proj": nn.Linear(d, d)})
+        self.ln_2 = nn.LayerNorm(d, eps=config.layer_norm_eps)
+        self.mlp = MLP(d)
         self.dropout = nn.Dropout(dropout)
 
     def before_attention(self, x: Tensor) -> Tensor:
         """Return queries, keys and values `(…, 3C)` of the residual stream `(…, C)`."""
-        return self.attn.qkv(self.ln_1(x))
+        return self.attn["qkv"](self.ln_1(x))
 
     def after_attention(self, x: Tensor, y: Tensor) -> Tensor:
         """Return the residual stream after the layer, given that before it and the attended values, all `(…, C)`."""
-        x = x + self.dropout(self.attn.proj(y))
+        x = x + self.dropout(self.attn["proj"](y))
         return x + self.dropout(self.mlp(self.ln_2(x)))
 
     def forward(
@@ -103,7 +89,8 @@ class Block(nn.Module):
         after: Callable[..., Tensor] = Block.after_attention
         if compiler is not None:
             before, after = compiler(before), compiler(after)
-        y = self.attn.attend(before(self, x), layout)
+        q, k, v = before(self, x).unflatten(-1, (3, *self.heads)).unbind(-3)  # (…, H, D) each
+        y = layout.attend(self.layer, q, k, v, self.dropout.p if self.training else 0.0).flatten(-2)  # (…, C)
         if index is not None:
             # In the dtype of x, in which a GPU then sums the gradients of a token.
             y = y.to(x.dtype).flatten(0, -2).index_select(0, index).to(y.dtype)
@@ -116,8 +103,7 @@ class GPT(CausalLM):
 
     def __init__(self, config: GPTConfig, dropout: float = 0.0, activation_checkpointing: bool = False) -> None:
         super().__init__()
-        self.config = config
-        self.activation_checkpointing = activation_checkpointing
+        self.config, self.activation_checkpointing = config, activation_checkpointing
         # From zeros: torch's random initialisation, which is overwritten anyway, imports its compiler on "meta".
         self.wte = nn.Embedding.from_pretrained(torch.zeros(config.n_vocab, config.d_model), freeze=False)
         self.wpe = nn.Embedding.from_pretrained(torch.zeros(config.context_length, config.d_model), freeze=False)
@@ -130,6 +116,14 @@ class GPT(CausalLM):
         """The output projection `(V, C)`, tied to the token embedding."""
         return self.wte.weight
 
+    @property
+    def head_parameters(self) -> list[nn.Parameter]:
+        return list(self.wte.parameters())
+
+    @property
+    def final_norm(self) -> nn.Module:
+        return self.ln_f
+
     def hidden_states(
         self,
         input_ids: Tensor,
@@ -137,18 +131,15 @@ class GPT(CausalLM):
         layout: AttentionLayout | None = None,
         index: Tensor | None = None,
     ) -> Tensor:
-        """Return the normalised last hidden states, `(…, C)` for `input_ids` `(…)`, or with `index` `(M,)` `(M, C)`.
-
-        Without `position_ids` positions count from 0; without a layout every row is one causal sequence. `index` counts
-        through the flattened tokens: after its attention the last layer computes those alone.
-        """
+        """As `CausalLM.hidden_states`; after its attention the last layer computes the tokens of `index` alone."""
         if position_ids is None:
             position_ids = torch.arange(input_ids.shape[-1], device=input_ids.device)
         layout = layout or CausalRows()
         # The head gives the tied weight a dense gradient; a sparse one is added to it without another (V, C) of zeros.
         # On a GPU zeros are cheap, and a sparse gradient would sort its rows.
         tokens = F.embedding(input_ids, self.wte.weight, sparse=self.training and not input_ids.is_cuda)
-        tokens = self.noised(tokens) if self.training else tokens
+        if self.training and self.embedding_noise:
+            tokens = self.noised(tokens)
         x = self.dropout(tokens + self.wpe(position_ids))
         compiler = self.compiler if self.training else None
         for block in self.blocks:
@@ -171,16 +162,7 @@ class GPT(CausalLM):
         generator = torch.Generator().manual_seed(seed)
         for name, parameter in self.named_parameters():
             if parameter.ndim == 2:
-                residual = name.endswith("proj.weight")
-                std = INIT_STD / math.sqrt(2 * self.config.n_layers) if residual else INIT_STD
-                parameter.normal_(0.0, std, generator=generator)
+                shrink = math.sqrt(2 * self.config.n_layers) if name.endswith("proj.weight") else 1.0
+                parameter.normal_(0.0, INIT_STD / shrink, generator=generator)
             else:
                 parameter.fill_(1.0 if ".ln_" in f".{name}" and name.endswith("weight") else 0.0)
-
-    @property
-    def head_parameters(self) -> list[nn.Parameter]:
-        return list(self.wte.parameters())
-
-    @property
-    def final_norm(self) -> nn.Module:
-        return self.ln_f

@@ -53,10 +53,8 @@ def load_gpt(
 ) -> GPT:
     """Build a GPT with the weights of a directory, or with random ones (`pretrained=False`, drawn with `seed`).
 
-    The shape is that of the directory; without `path`, of random weights, it is `config`.
-
-    Raises:
-        CheckpointError: as `checkpoint_directory`, `read_config` and `load_weights`.
+    The shape is that of the directory; without `path`, of random weights, it is `config`. Raises CheckpointError as
+    `checkpoint_directory`, `read_config` and `load_weights`.
     """
     assert path is not None or not pretrained, "pretrained weights have a path"
     directory = None if path is None else checkpoint_directory(path)
@@ -72,13 +70,9 @@ def load_gpt(
 
 
 def checkpoint_directory(path: str | Path) -> Path:
-    """Return the directory with `config.json` and weights: `path` itself, or the bundle of a run folder.
-
-    Raises:
-        CheckpointError: it has no `config.json`.
-    """
+    """Return the directory with `config.json` and weights: `path` itself, or the bundle of a run folder."""
     directory = Path(path).expanduser()
-    if (directory / "bundle" / "config.json").is_file():  # a run folder
+    if (directory / "bundle" / "config.json").is_file():
         directory = directory / "bundle"
     if not (directory / "config.json").is_file():
         raise CheckpointError(f"model.path={path}: no config.json there; give a bundle or a Hugging Face directory")
@@ -99,6 +93,7 @@ def read_config(directory: Path) -> GPTConfig:
     if not isinstance(values, dict) or values.get("model_type") != "gpt2":
         found = repr(values.get("model_type")) if isinstance(values, dict) else f"that of a {type(values).__name__}"
         raise CheckpointError(f"{file}: model_type is {found}; only 'gpt2' can be loaded")
+    values = {"n_positions": values.get("n_ctx"), "layer_norm_epsilon": 1e-5, **values}
     problems = [
         f"{key}={values[key]!r} (supported: {supported!r})"
         for key, supported in _FIXED.items()
@@ -106,14 +101,12 @@ def read_config(directory: Path) -> GPTConfig:
     ]
     shape: dict[str, Any] = {}
     for ours, theirs in _CONFIG_KEYS.items():
-        value = values.get(theirs, values.get("n_ctx") if theirs == "n_positions" else None)
+        shape[ours] = value = values.get(theirs)
         number = float if theirs == "layer_norm_epsilon" else int
-        if value is None and number is int:
+        if value is None:
             problems.append(f"{theirs} is missing")
-        elif value is not None and (type(value) is not number or value <= 0):
+        elif type(value) is not number or value <= 0:
             problems.append(f"{theirs}={value!r} (supported: a positive {number.__name__})")
-        elif value is not None:
-            shape[ours] = value
     if not problems and values.get("n_inner") not in (None, 4 * shape["d_model"]):
         problems.append(f"n_inner={values['n_inner']!r} (supported: null or 4 · n_embd)")
     if not problems and shape["d_model"] % shape["n_heads"]:
@@ -129,37 +122,29 @@ def hf_config(config: GPTConfig) -> dict[str, Any]:
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
         **{theirs: getattr(config, ours) for ours, theirs in _CONFIG_KEYS.items()},
-        "n_ctx": config.context_length,
-        "n_inner": None,
+        **{"n_ctx": config.context_length, "n_inner": None, "initializer_range": INIT_STD},
         **_FIXED,
-        "attn_pdrop": 0.0,
-        "embd_pdrop": 0.0,
-        "resid_pdrop": 0.0,
-        "initializer_range": INIT_STD,
+        **dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop"), 0.0),
     }
 
 
 def hf_names(config: GPTConfig) -> dict[str, tuple[str, bool]]:
     """Hugging Face's name of each of our parameters, and whether the matrix is transposed there."""
-    names = {"wte.weight": ("wte.weight", False), "wpe.weight": ("wpe.weight", False)}
-    for layer in range(config.n_layers):
-        for ours, (theirs, conv1d) in _IN_BLOCK.items():
-            for kind in ("weight", "bias"):
-                transposed = conv1d and kind == "weight"
-                names[f"blocks.{layer}.{ours}.{kind}"] = (f"h.{layer}.{theirs}.{kind}", transposed)
-    for kind in ("weight", "bias"):
-        names[f"ln_f.{kind}"] = (f"ln_f.{kind}", False)
-    return names
+    in_blocks = {
+        f"blocks.{layer}.{ours}.{kind}": (f"h.{layer}.{theirs}.{kind}", conv1d and kind == "weight")
+        for layer in range(config.n_layers)
+        for ours, (theirs, conv1d) in _IN_BLOCK.items()
+        for kind in ("weight", "bias")
+    }
+    same = {name: (name, False) for name in ("wte.weight", "wpe.weight")}
+    return {**same, **in_blocks, **{name: (name, False) for name in ("ln_f.weight", "ln_f.bias")}}
 
 
 @torch.no_grad()
 def load_weights(model: GPT, directory: Path) -> None:
-    """Copy the weights of a Hugging Face GPT-2 directory into the model.
+    """Copy the weights of a Hugging Face GPT-2 directory: safetensors, or `pytorch_model.bin` without its objects.
 
-    Reads safetensors, or `pytorch_model.bin` with `weights_only=True`; no object is unpickled.
-
-    Raises:
-        CheckpointError: the file is damaged; or lists every missing, unexpected and misshaped tensor.
+    CheckpointError names the damaged file, or every missing, unexpected and misshaped tensor.
     """
     file, tensors = _read_tensors(directory)
     parameters = dict(model.named_parameters())
@@ -188,27 +173,20 @@ def _read_tensors(directory: Path) -> tuple[Path, dict[str, Tensor]]:
     if file is None:
         raise CheckpointError(f"{directory}: it has neither {WEIGHTS} nor {PICKLED}")
     try:
-        if file.name == WEIGHTS:
-            tensors = load_file(file)
-        else:
-            tensors = torch.load(file, map_location="cpu", weights_only=True)
+        read = load_file(file) if file.name == WEIGHTS else torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # unknown bytes can fail in any way
         raise CheckpointError(f"{file}: damaged or not a weights file ({first_line(error)}){_REMEDY}") from error
-    if not isinstance(tensors, dict) or not all(
-        isinstance(n, str) and isinstance(t, Tensor) for n, t in tensors.items()
-    ):
+    if not isinstance(read, dict) or not all(isinstance(n, str) and isinstance(t, Tensor) for n, t in read.items()):
         raise CheckpointError(f"{file}: it is not a dictionary of tensors")
-    tensors = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
+    tensors = {name.removeprefix("transformer."): tensor for name, tensor in read.items()}
     # Old checkpoints contain constant causal masks.
     return file, {name: t for name, t in tensors.items() if not name.endswith((".attn.bias", ".attn.masked_bias"))}
 
 
 def hf_state_dict(model: GPT, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
     """The model's weights under Hugging Face's names, without the tied head."""
-    parameters = dict(model.named_parameters())
+    weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
     return {
-        f"transformer.{theirs}": (parameters[ours].detach().t() if transposed else parameters[ours].detach())
-        .to("cpu", dtype)
-        .contiguous()
+        f"transformer.{theirs}": (weights[ours].t() if transposed else weights[ours]).to("cpu", dtype).contiguous()
         for ours, (theirs, transposed) in hf_names(model.config).items()
     }

@@ -10,8 +10,6 @@ from torch import nn
 from instruct_lit.core.model.causal import CausalLM
 from instruct_lit.errors import ConfigError
 
-LAST_BLOCKS = re.compile(r"last_(\d+)_blocks?")
-
 
 def choose_trainable(model: CausalLM, trainable: str) -> None:
     """Freeze all parameters but those that `trainable` names.
@@ -19,26 +17,24 @@ def choose_trainable(model: CausalLM, trainable: str) -> None:
     `all`; `head`: the output projection, with a tied token embedding; `last_<n>_blocks`: with the final norm; otherwise
     a pattern with `*` for parameter names. Raises ConfigError when no parameter matches.
     """
-    named = dict(model.named_parameters())
-    last = LAST_BLOCKS.fullmatch(trainable)
-    if trainable == "all":
-        return
+    named, n_blocks = dict(model.named_parameters()), len(model.blocks)
+    last = re.fullmatch(r"last_(\d+)_blocks?", trainable)
+    if last and not 0 < int(last[1]) <= n_blocks:
+        raise ConfigError(f"trainable={trainable}: the model has {n_blocks} blocks")
     if trainable == "head":
         chosen = model.head_parameters
     elif last:
-        n, n_blocks = int(last[1]), len(model.blocks)
-        if not 0 < n <= n_blocks:
-            raise ConfigError(f"trainable={trainable}: the model has {n_blocks} blocks")
-        chosen = [*model.blocks[n_blocks - n :].parameters(), *model.final_norm.parameters()]
+        chosen = [*model.blocks[n_blocks - int(last[1]) :].parameters(), *model.final_norm.parameters()]
     else:
-        chosen = [p for name, p in named.items() if fnmatchcase(name, trainable)]
-        if not chosen:
-            raise ConfigError(
-                f"trainable={trainable}: no parameter matches; allowed are all, head, last_<n>_blocks and patterns "
-                f"with * for names like {', '.join(list(named)[2:6])}"
-            )
+        pattern = "*" if trainable == "all" else trainable
+        chosen = [p for name, p in named.items() if fnmatchcase(name, pattern)]
+    if not chosen:
+        raise ConfigError(
+            f"trainable={trainable}: no parameter matches; allowed are all, head, last_<n>_blocks and patterns with * "
+            f"for names like {', '.join(list(named)[2:6])}"
+        )
     chosen_ids = {id(p) for p in chosen}
-    for parameter in named.values():
+    for parameter in named.values() if trainable != "all" else ():
         parameter.requires_grad_(id(parameter) in chosen_ids)
 
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from instruct_lit.core.model.likelihood import CHUNK
+from instruct_lit.core.model.causal import CHUNK
 
 
 def summed_cross_entropy(hidden: Tensor, head_weight: Tensor, targets: Tensor, weights: Tensor) -> Tensor:

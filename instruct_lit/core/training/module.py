@@ -15,8 +15,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from instruct_lit.core.data.collate import Batch
-from instruct_lit.core.model.causal import CausalLM
-from instruct_lit.core.model.likelihood import token_losses
+from instruct_lit.core.model.causal import CausalLM, token_losses
 from instruct_lit.core.training.checkpoints import check_identity
 from instruct_lit.core.training.compat_lightning import logs_this_step
 from instruct_lit.core.training.failures import FiniteLosses, not_finite

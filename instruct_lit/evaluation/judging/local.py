@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from instruct_lit.core.bundle import bundle_of, open_model, read_about
 from instruct_lit.core.data.encode import Encoder, Tokenizer
 from instruct_lit.core.data.example import Example
 from instruct_lit.core.data.template import Template
 from instruct_lit.core.generation.engine import Engine
-from instruct_lit.core.generation.request import AllowedNext
+from instruct_lit.core.generation.request import Hook
 from instruct_lit.core.generation.responses import closing
 from instruct_lit.core.generation.sampling import SamplingSettings
 from instruct_lit.core.model.causal import CausalLM
@@ -53,7 +54,7 @@ class LocalEndpoint:
         self._engine = Engine(network, self.tokenizer, max_rows=1)
         self._encoder = Encoder(self.template, self.tokenizer, self._engine.context_length)
         self._settings = SamplingSettings(max_new_tokens=max_tokens, stop=closing(self.template))
-        self._one_of = cache(lambda replies: one_of(replies, self.tokenizer))
+        self._one_of = cache(lambda replies: OneOf(replies, self.tokenizer))
 
     async def ask(self, messages: Messages, verdict: Verdict) -> Reply:
         """Answer one question; Refused when it does not fit into the model's context."""
@@ -61,8 +62,8 @@ class LocalEndpoint:
         ids, limit = self.prompt_ids(messages), self._engine.context_length
         if len(ids) + self.max_tokens > limit:
             raise Refused(f"{len(ids)} tokens and {self.max_tokens} of reply do not fit into {limit}")
-        allowed = self._one_of(tuple(verdict.replies)) if self.constrained else None
-        request = self._engine.prepare(ids, self._settings, allowed_next=allowed)
+        hook = self._one_of(tuple(verdict.replies)) if self.constrained else None
+        request = self._engine.prepare(ids, self._settings, hook)
         self._engine.enqueue(request)
         while request.finish_reason is None:
             self._engine.step()
@@ -85,21 +86,28 @@ class LocalEndpoint:
         return self._encoder.prompt_ids(Example(question, "", history=history))
 
 
-def one_of(replies: Sequence[str], tokenizer: Tokenizer) -> AllowedNext:
-    """Constrain a response to one of the replies, closed by end-of-text."""
-    tree: dict[int, Any] = {}
-    for reply in replies:
-        node = tree
-        for token in [*tokenizer.encode(reply), tokenizer.eot_id]:
-            node = node.setdefault(token, {})
+class OneOf(Hook):
+    """Constrains a response to one of the replies, closed by end-of-text."""
 
-    def allowed(ids: Sequence[int]) -> list[int]:
-        node = tree
+    def __init__(self, replies: Sequence[str], tokenizer: Tokenizer) -> None:
+        self.tree: dict[int, Any] = {}
+        for reply in replies:
+            node = self.tree
+            for token in [*tokenizer.encode(reply), tokenizer.eot_id]:
+                node = node.setdefault(token, {})
+
+    def allowed(self, ids: Sequence[int]) -> list[int]:
+        """The tokens that may follow `ids`."""
+        node = self.tree
         for token in ids:
             node = node[token]
         return list(node)
 
-    return allowed
+    def limit(self, ids: Sequence[int], logits: Tensor) -> Tensor:
+        allowed = self.allowed(ids)
+        limited = torch.full_like(logits, float("-inf"))
+        limited[allowed] = logits[allowed]
+        return limited
 
 
 def open_judge(folder: Path, gguf_file: str | None) -> tuple[CausalLM, Tokenizer, Template]:

@@ -1,10 +1,13 @@
 """The one decoder: batched = one by one = naive recomputation; stops, streams, cancels."""
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 
 from instruct_lit.core.data.tokenizer import GPT2Tokenizer
 from instruct_lit.core.generation.engine import Engine, n_common
+from instruct_lit.core.generation.request import Hook
 from instruct_lit.core.generation.sampling import SamplingSettings
 from instruct_lit.core.model.gpt import GPT
 from instruct_lit.errors import DataError
@@ -136,16 +139,25 @@ def test_the_model_is_left_as_it_was(model: GPT, tokenizer: GPT2Tokenizer) -> No
 
 
 @torch.no_grad()
-def test_constrained_decoding_takes_the_likeliest_allowed_token(model: GPT, tokenizer: GPT2Tokenizer) -> None:
-    """One row is constrained, the other is written as if it were alone; log-probabilities are the model's own."""
+def test_a_hook_constrains_one_row_and_sees_the_models_own_logits(model: GPT, tokenizer: GPT2Tokenizer) -> None:
+    """The likeliest allowed token is taken; the other row is written as if it were alone."""
     first, second = prompts(2)
     free = Engine(model, tokenizer).generate([first, second], SamplingSettings(max_new_tokens=3))
     engine = Engine(model, tokenizer)
     steps: list[list[int]] = [[10, 11, 12], [20, 21], [tokenizer.eot_id]]
-    bound = engine.prepare(
-        first, SamplingSettings(max_new_tokens=9), n_logprobs=1, allowed_next=lambda ids: steps[len(ids)]
-    )
-    other = engine.prepare(second, SamplingSettings(max_new_tokens=3), allowed_next=lambda ids: None)
+    seen: list[tuple[int, int]] = []
+
+    class Steps(Hook):
+        def limit(self, ids: Sequence[int], logits: torch.Tensor) -> torch.Tensor:
+            limited = torch.full_like(logits, float("-inf"))
+            limited[steps[len(ids)]] = logits[steps[len(ids)]]
+            return limited
+
+        def on_token(self, token: int, logits: torch.Tensor) -> None:
+            seen.append((token, int(logits.argmax())))
+
+    bound = engine.prepare(first, SamplingSettings(max_new_tokens=9), Steps())
+    other = engine.prepare(second, SamplingSettings(max_new_tokens=3), Hook())
     for request in (bound, other):
         engine.enqueue(request)
     while engine.n_unfinished:
@@ -155,7 +167,7 @@ def test_constrained_decoding_takes_the_likeliest_allowed_token(model: GPT, toke
         logits = model(torch.tensor([ids]))[0, -1]
         ids.append(max(allowed, key=lambda i: float(logits[i])))
     assert bound.ids == ids[len(first) :] and bound.finish_reason == "stop" and other.ids == free[1].ids
-    assert bound.logprobs[0].top[0][0] == free[0].ids[0]
+    assert [token for token, _ in seen] == [*bound.ids, tokenizer.eot_id] and seen[0][1] == free[0].ids[0]
 
 
 def test_length_of_a_common_prefix() -> None:

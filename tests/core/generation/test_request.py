@@ -1,7 +1,6 @@
-"""What is certain of a text, and log-probabilities at their places: batched = computed alone without a cache."""
+"""What is certain of a text, and which prompts fit into the context."""
 
 import pytest
-import torch
 
 from instruct_lit.core.data.tokenizer import GPT2Tokenizer
 from instruct_lit.core.generation.engine import Engine
@@ -33,43 +32,14 @@ def test_the_earliest_stop_text_ends_the_answer(tokenizer: GPT2Tokenizer) -> Non
     assert (request.text, reasons[:2]) == ("one ", [None, "stop"])
 
 
-@pytest.mark.parametrize("layouts", [True, False])
-def test_log_probabilities_are_those_of_the_model(
-    tiny_model: GPT, tokenizer: GPT2Tokenizer, monkeypatch: pytest.MonkeyPatch, layouts: bool
-) -> None:
-    """Prompts with a common beginning and of different lengths, in one batch; with a cache and by reading anew."""
-    if not layouts:
-        monkeypatch.setattr(tiny_model, "no_layouts", "for this test")
-    prompts = [[5, 6, 7, 8], [5, 6, 9], [5, 6, 7, 10, 11, 12]]
-    engine = Engine(tiny_model, tokenizer)
-    settings = SamplingSettings(max_new_tokens=4, temperature=0.7, seed=1)  # does not change what is told
-    requests = [engine.prepare(prompt, settings, n_logprobs=3, of_prompt=True) for prompt in prompts]
-    for request in requests:
-        engine.enqueue(request)
-    while engine.n_unfinished:
-        engine.step()
-    for request in requests:
-        ids = request.prompt_ids + request.ids
-        with torch.no_grad():
-            expected = tiny_model(torch.tensor([ids]))[0].log_softmax(-1)
-        told = [*request.prompt_logprobs, *request.logprobs]
-        assert [t.token_id for t in told] == ids and len(request.ids) == 4
-        assert told[0].logprob is None and told[0].top == ()
-        for place, token in enumerate(told[1:]):
-            assert token.logprob == pytest.approx(expected[place, ids[place + 1]].item(), abs=1e-4)
-            values, best = expected[place].topk(3)
-            assert [i for i, _ in token.top] == best.tolist()
-            assert [value for _, value in token.top] == pytest.approx(values.tolist(), abs=1e-4)
-
-
-def test_a_prompt_that_fills_the_context_can_be_scored_but_not_continued(
+def test_a_prompt_that_fills_the_context_can_be_read_but_not_continued(
     tiny_model: GPT, tokenizer: GPT2Tokenizer
 ) -> None:
     engine, prompt = Engine(tiny_model, tokenizer), list(range(64))
-    request = engine.prepare(prompt, SamplingSettings(max_new_tokens=0), n_logprobs=0, of_prompt=True)
+    request = engine.prepare(prompt, SamplingSettings(max_new_tokens=0))
     engine.enqueue(request)
     engine.step()
-    assert (request.finish_reason, request.ids, len(request.prompt_logprobs)) == ("length", [], 64)
+    assert (request.finish_reason, request.ids) == ("length", [])
     assert engine.n_unfinished == 0
     with pytest.raises(
         DataError, match="a prompt has 64 tokens; allowed are 1 to 63, the model's context minus one token"

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from instruct_lit.core.model.likelihood import token_losses
+from instruct_lit.core.model.causal import token_losses
 from instruct_lit.core.training import loss as module
 from instruct_lit.core.training.loss import summed_cross_entropy
 

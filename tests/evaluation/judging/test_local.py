@@ -17,7 +17,7 @@ from instruct_lit.core.model.gpt import GPT, GPTConfig
 from instruct_lit.errors import ConfigError
 from instruct_lit.evaluation.judging.endpoints import Refused
 from instruct_lit.evaluation.judging.judge import Judge
-from instruct_lit.evaluation.judging.local import LocalEndpoint, one_of
+from instruct_lit.evaluation.judging.local import LocalEndpoint, OneOf
 from instruct_lit.evaluation.judging.prompt import Choice, JudgePrompt, Score
 from instruct_lit.evaluation.judging.reply_cache import ReplyCache
 
@@ -61,7 +61,7 @@ def test_verdicts_are_those_of_transformers_with_a_prefix_function(folder: Path)
                 "input_ids"
             ]
             assert prompt[0].tolist() == endpoint.prompt_ids(messages)
-            allowed = one_of(tuple(verdict.replies), endpoint.tokenizer)
+            allowed = OneOf(tuple(verdict.replies), endpoint.tokenizer).allowed
             out = theirs.generate(
                 prompt, max_new_tokens=16, do_sample=False, pad_token_id=tokenizer.eos_token_id,
                 prefix_allowed_tokens_fn=lambda _, ids, n=prompt.shape[1], f=allowed: f(ids[n:].tolist()),
@@ -72,11 +72,11 @@ def test_verdicts_are_those_of_transformers_with_a_prefix_function(folder: Path)
 
 def test_one_of_allows_each_reply_closed_by_end_of_text(tokenizer: GPT2Tokenizer) -> None:
     replies = ("yes", "yesterday", "no")
-    allowed = one_of(replies, tokenizer)
+    allowed = OneOf(replies, tokenizer).allowed
     for reply in replies:
         ids = tokenizer.encode(reply)
-        assert all(token in (allowed(ids[:n]) or ()) for n, token in enumerate([*ids, tokenizer.eot_id]))
-    assert sorted(allowed([]) or ()) == sorted({tokenizer.encode(reply)[0] for reply in replies})
+        assert all(token in allowed(ids[:n]) for n, token in enumerate([*ids, tokenizer.eot_id]))
+    assert sorted(allowed([])) == sorted({tokenizer.encode(reply)[0] for reply in replies})
 
 
 def test_control_tokens_in_an_answer_are_text(folder: Path) -> None:
