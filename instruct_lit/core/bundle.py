@@ -52,9 +52,8 @@ class ModelFamily(Protocol):
     """Writes and reads the directories of other models than our GPT; `kind` is its name in our file.
 
     `owns`: whether a model or tokenizer belongs to the family, `reads`: whether a directory does, with `about` in our
-    file. `save` and `save_tokenizer` write what transformers opens: with a chat template of ours and `generation` under
-    transformers' names, or the tokenizer unchanged; without `weights` an adapter is in the directory. The arguments of
-    `open` are those of `open_model`.
+    file. `save` writes what transformers opens, with `generation` under its names; without `weights` an adapter is in
+    the directory. `save_tokenizer` writes the tokenizer unchanged. The arguments of `open` are those of `open_model`.
     """
 
     kind: str
@@ -85,9 +84,8 @@ def save_bundle(
     Everything is written to a temporary directory that is renamed at the end; an existing bundle is replaced.
 
     Args:
-        generation: the default generation settings.
         about: data fingerprint, metrics and provenance, for our file.
-        write_adapter: writes an adapter to the directory, which replaces the weights.
+        write_adapter: writes an adapter to the directory, in place of the weights.
     """
     directory.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
@@ -98,19 +96,15 @@ def save_bundle(
             write_adapter(new)
         defaults, parts = _transformers_generation(generation), (model, tokenizer, template)
         kind = _write_model(new, parts, defaults, weights=write_adapter is None)
+        next_turn = template.next_turn.text if template.next_turn is not None else None
         own = {
             "version": __version__,
             "kind": kind,
             "markup": bool(getattr(tokenizer, "markup", False)),
-            "template": {
-                "name": template.name,
-                "text": template.text,
-                "next_turn": template.next_turn.text if template.next_turn is not None else None,
-            },
+            "template": {"name": template.name, "text": template.text, "next_turn": next_turn},
             "generation": dict(generation),
-            **about,
         }
-        _write_json(new / OURS, own)
+        _write_json(new / OURS, {**own, **about})
         if directory.exists():
             os.replace(directory, old)
         os.replace(new, directory)
@@ -156,10 +150,7 @@ def open_model(run: str | Path, template: Template | None = None, merge: bool = 
 
     A directory of another program with another model than GPT-2 provides its own chat template. A peft directory (the
     bundle of a run with `adapter.merge=false`, for example) is opened on its base model and, with `merge`, merged.
-
-    Raises:
-        CheckpointError: there is no model, or it is damaged.
-        ConfigError: a directory of another program needs a template and none is given.
+    Raises CheckpointError for a missing or damaged model, ConfigError for GPT-2 of another program without `template`.
     """
     directory = bundle_of(run)
     if not directory.is_dir():
@@ -181,10 +172,7 @@ def open_model(run: str | Path, template: Template | None = None, merge: bool = 
 
 
 def stored_template(directory: Path, about: Mapping[str, Any]) -> Template:
-    """The template in the content of our file; ConfigError where the directory has no such file.
-
-    Only the text is used: a bundle, which may come from a stranger, cannot name a file to be read.
-    """
+    """The template in our file, as a text: a bundle, which may be a stranger's, cannot name a file to be read."""
     if not about:
         raise ConfigError(f"run={directory}: not a bundle of instruct-lit, so give a template (template=alpaca)")
     own = about["template"]

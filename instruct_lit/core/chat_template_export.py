@@ -27,35 +27,29 @@ def chat_template(template: Template, start: str = "", end: str = EOT, guards: b
     protect = f" | replace({_quoted(end)}, {_quoted(guarded(end))})" if guards else ""
     set_prompt = f"{{% set instruction = message['content']{protect} %}}{{% set input = '' %}}"
     answer = f"{_output(GUARD if guards else '')}{{{{ message['content']{protect} }}}}"
-    set_system = (
+    parts = [
         f"{_output(start)}{{% set told = messages | selectattr('role', 'equalto', 'system') | map(attribute='content')"
         f" | join('\\n\\n'){protect} %}}"
-    )
+    ]
     form = template.next_turn
     if form is None:
-        return (
-            set_system
-            + "{% set system = told %}"
-            + "{% set message = messages | selectattr('role', 'equalto', 'user') | list | last %}"
-            + set_prompt
-            + _block(template.prompt_source)
-            + "{% if messages[-1]['role'] == 'assistant' %}{% set message = messages[-1] %}"
-            + answer
-            + _block(template.suffix_source)
-            + "{% endif %}"
-        )
-    return (
-        set_system
-        + "{% set turn = namespace(first=true) %}{% for message in messages %}"
-        + "{% if message['role'] == 'user' %}{% set system = told if turn.first else '' %}"
-        + set_prompt
-        + _either(template.prompt_source, form.prompt_source)
-        + "{% elif message['role'] == 'assistant' %}"
-        + answer
-        + _either(template.suffix_source, form.suffix_source)
-        + f"{{% if not loop.last %}}{_output(end)}{{% endif %}}{{% set turn.first = false %}}"
-        + "{% endif %}{% endfor %}"
-    )
+        parts += [
+            "{% set system = told %}{% set message = messages | selectattr('role', 'equalto', 'user') | list | last %}",
+            set_prompt + _block(template.prompt_source),
+            "{% if messages[-1]['role'] == 'assistant' %}{% set message = messages[-1] %}",
+            answer + _block(template.suffix_source) + "{% endif %}",
+        ]
+    else:
+        parts += [
+            "{% set turn = namespace(first=true) %}{% for message in messages %}",
+            "{% if message['role'] == 'user' %}{% set system = told if turn.first else '' %}",
+            set_prompt + _either(template.prompt_source, form.prompt_source),
+            "{% elif message['role'] == 'assistant' %}",
+            answer + _either(template.suffix_source, form.suffix_source),
+            f"{{% if not loop.last %}}{_output(end)}{{% endif %}}{{% set turn.first = false %}}",
+            "{% endif %}{% endfor %}",
+        ]
+    return "".join(parts)
 
 
 def write_gpt2_tokenizer(directory: Path, tokenizer: GPT2Tokenizer, context_length: int, template: Template) -> None:
@@ -81,9 +75,7 @@ def _definition(vocab: dict[str, int], merges: str, eot_id: int) -> dict[str, An
     plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
     cut = {"type": "Split", "pattern": {"String": GUARD}, "behavior": "Removed", "invert": False}
     return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
+        **{"version": "1.0", "truncation": None, "padding": None},
         "added_tokens": [{"id": eot_id, "content": EOT, **plain, "special": True}],
         "normalizer": None,
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": [cut, bytes_]},
@@ -91,12 +83,8 @@ def _definition(vocab: dict[str, int], merges: str, eot_id: int) -> dict[str, An
         "decoder": bytes_,
         "model": {
             "type": "BPE",
-            "dropout": None,
-            "unk_token": None,
-            "continuing_subword_prefix": "",
-            "end_of_word_suffix": "",
-            "fuse_unk": False,
-            "byte_fallback": False,
+            **{"dropout": None, "unk_token": None, "continuing_subword_prefix": "", "end_of_word_suffix": ""},
+            **{"fuse_unk": False, "byte_fallback": False},
             "vocab": vocab,
             "merges": [line for line in merges.splitlines() if line and not line.startswith("#version")],
         },

@@ -1,15 +1,10 @@
 """Names of special tokens in users' text: the one mechanism that keeps them ordinary text.
 
-A vocabulary has tokens with a function: `<|endoftext|>` ends a response, `<|im_start|>` begins a turn. In the text of a
-chat template such a name means the token; in text that users wrote the same characters mean nothing and must be encoded
-as ordinary text (trap 4 of the design). So:
-
-- Text of users is passed through `Tokenizer.protect` before it is put between the parts of a template. Our templates,
-  the models' own chat templates and the chat templates that we export all do so.
-- A tokenizer that reads no markup never encodes a special token (`GPT2Tokenizer`, and `HFTokenizer` by default), so its
-  `protect` returns the text unchanged.
-- A tokenizer that reads markup protects a name by `GUARD` inside it, and ignores guards when it encodes. `GUARD` is a
-  code point that Unicode excludes from text; a text that has it nevertheless gets it doubled.
+In the text of a chat template a name like `<|im_start|>` means the token; in text that users wrote the same characters
+must be encoded as ordinary text. So every template passes users' text through `Tokenizer.protect`. A tokenizer that
+reads no markup (`GPT2Tokenizer`, `HFTokenizer` by default) never encodes a special token and returns it unchanged. One
+that reads markup puts `GUARD`, a code point that Unicode excludes from text, inside each name, and ignores guards when
+it encodes; a text that has the code point nevertheless gets it doubled.
 """
 
 from __future__ import annotations
