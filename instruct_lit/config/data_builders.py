@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from instruct_lit.config.compose import CONF
+from instruct_lit.config.model_builders import install_satellites
 from instruct_lit.config.targets import build, plain
 from instruct_lit.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Collection
 
     from instruct_lit.core.bundle import OpenedModel
     from instruct_lit.core.data.datamodule import InstructionData
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from instruct_lit.core.data.template import Template
     from instruct_lit.datasets.filters import FilterChain
     from instruct_lit.datasets.mixture import Mixture
+    from instruct_lit.datasets.split_groups import SplitGroups
 
 NO_DATA = "run={run}: not in a run folder, so give the data (data=files data.path=…, data=book)"
 SET_KEYS = ("data", "path", "columns", "format", "on_bad_record", "source")  # of one data set in data.sets
@@ -43,9 +46,10 @@ def data_of(
         n_streamed: read and store the first examples of a stream, all of them for training, instead of streaming.
     """
     from instruct_lit.core.data.datamodule import InstructionData
-    from instruct_lit.core.data.records import FileSource, ShardedSource
+    from instruct_lit.core.data.records import FileSource
     from instruct_lit.core.data.settings import Batching, Lengths, Masking, Splits
 
+    install_satellites()
     data = config.data
     max_length = data.max_length or context_length
     if max_length > context_length:
@@ -61,7 +65,7 @@ def data_of(
     streamed = data.streaming and n_streamed is None
     arguments: dict[str, Any] = {
         "lengths": Lengths(max_length, data.on_long, data.pad_to),
-        "splits": Splits({} if data.streaming and not streamed else plain(data.split), groups_of(data), files),
+        "splits": Splits({} if data.streaming and not streamed else plain(data.split), regroup_of(data), files),
         "masking": Masking(data.mask_prompt, data.loss_on),
         "batching": Batching(data.batch_size, data.eval_batch_size, n_workers=data.n_workers, **config.batching),
         "filters": filters_of(data.filters),
@@ -77,22 +81,21 @@ def data_of(
         return InstructionData(source, *common, **arguments)
     from instruct_lit.datasets.stream_datamodule import Head, StreamedData
 
-    if not isinstance(source, ShardedSource):
+    if not isinstance(source, FileSource):
         raise ConfigError(f"data.streaming=true: data={data.name} cannot be streamed; use data=files or data=hf_stream")
     if n_streamed is not None:
         return InstructionData(Head(source, n_streamed), *common, **arguments)
     return StreamedData(source, *common, shuffle_buffer=data.shuffle_buffer, **arguments)
 
 
-def groups_of(data: DictConfig) -> Callable | None:
-    """The function behind `data.keep_together`."""
-    from instruct_lit.core.data.batching import same_prompt
+def regroup_of(data: DictConfig) -> SplitGroups | None:
+    """What `data.keep_together` keeps in one part of the split; nothing without the satellite `datasets`."""
+    if data.keep_together == "nothing" or importlib.util.find_spec("instruct_lit.datasets") is None:
+        return None
+    from instruct_lit.datasets.near_duplicates import near_duplicate_groups
+    from instruct_lit.datasets.split_groups import SplitGroups, same_prompt
 
-    if data.keep_together == "near_duplicates":
-        from instruct_lit.datasets.near_duplicates import near_duplicate_groups
-
-        return near_duplicate_groups
-    return same_prompt if data.keep_together == "same_prompt" else None
+    return SplitGroups(near_duplicate_groups if data.keep_together == "near_duplicates" else same_prompt)
 
 
 def source_nodes(config: DictConfig) -> dict[str, DictConfig]:

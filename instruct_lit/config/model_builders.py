@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 @cache
 def install_satellites() -> None:
-    """Register with the core what installed satellites add to models and their files: `accel` and `hf`."""
-    for name in ("accel", "hf"):
+    """Register with the core what installed satellites add to data, models and files."""
+    for name in ("accel", "datasets", "hf"):
         module = f"instruct_lit.{name}"
         if importlib.util.find_spec(module) is not None:
             importlib.import_module(module).install()

@@ -6,11 +6,19 @@ import json
 from pathlib import Path
 from typing import Any
 
-from instruct_lit.core.data.special_tokens import GUARD, guarded
 from instruct_lit.core.data.template import Template
 from instruct_lit.core.data.tokenizer import EOT, GPT2Tokenizer
 
+GUARD = (
+    "\ufdd0"  # a code point that Unicode excludes from text: inside a special token's name it makes it ordinary text
+)
 _VOCAB = {"encoder.json": "vocab.json", "vocab.bpe": "merges.txt"}
+
+
+def guarded(name: str) -> str:
+    """The name of a special token with `GUARD` inside, behind its second character if a third follows."""
+    place = min(2, len(name) - 1)
+    return name[:place] + GUARD + name[place:]
 
 
 def chat_template(template: Template, start: str = "", end: str = EOT, guards: bool = False) -> str:
@@ -21,7 +29,7 @@ def chat_template(template: Template, start: str = "", end: str = EOT, guards: b
     Args:
         start: text before the conversation.
         end: the token that closes a response. It follows every answer but the last, which is continued or learnt.
-        guards: whether the tokenizer splits at `GUARD` and drops it (`special_tokens`). Then `end` in users' text is
+        guards: whether the tokenizer splits at `GUARD` and drops it (`hf.special_tokens`). Then `end` in users' text is
             protected, and prompts and answers are encoded separately.
     """
     protect = f" | replace({_quoted(end)}, {_quoted(guarded(end))})" if guards else ""

@@ -1,0 +1,13 @@
+"""Data beyond one file of JSON records: formats, conversations, mixtures, streams, filters, near-duplicates."""
+
+
+def install() -> None:
+    """Register file formats, conversations and groupings with the core; a second call changes nothing."""
+    from instruct_lit.core.data.batching import GROUPINGS
+    from instruct_lit.core.data.example import FORMS
+    from instruct_lit.core.data.records import READERS
+    from instruct_lit.datasets import conversations, file_formats, grouping
+
+    READERS.update(file_formats.READERS)
+    FORMS.update(conversations.FORMS)
+    GROUPINGS.update({"length": grouping.similar_lengths, "best_fit": grouping.best_fit_decreasing})

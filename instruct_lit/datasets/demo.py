@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from random import Random
 
 from instruct_lit.core.data.example import Example
+from instruct_lit.core.data.records import ReadingNotes
 from instruct_lit.datasets.demo_words import (
     CATEGORIES,
     CATEGORY_OF,
@@ -34,7 +35,7 @@ class DemoSource:
     No (instruction, input) pair occurs twice, so no test instruction is ever trained on.
     """
 
-    n_skipped = 0
+    notes = ReadingNotes()
 
     def __init__(self, n_examples: int = 6000, seed: int = 0, name: str = "demo") -> None:
         self.name, self.n_examples, self.seed = name, n_examples, seed

@@ -14,6 +14,7 @@ from instruct_lit.core.data.batching import NAMES, BatchSampler, ResumableLoader
 from instruct_lit.core.data.datamodule import InstructionData
 from instruct_lit.core.data.encode import EncodedExample, EncodedStore
 from instruct_lit.core.data.example import Example
+from instruct_lit.core.data.records import MAX_PLACES, ReadingNotes
 from instruct_lit.core.data.settings import Source
 from instruct_lit.errors import ConfigError
 
@@ -26,6 +27,7 @@ class MixtureStore(EncodedStore):
         self._stores = tuple(stores.values())
         self.starts = np.cumsum([0, *map(len, self._stores)])
         self.lengths = np.concatenate([store.lengths for store in self._stores])
+        self.notes = merged_notes([store.notes for store in self._stores])
         self.counts: dict[str, int] = dict(sum((Counter(store.counts) for store in self._stores), Counter()))
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -60,6 +62,18 @@ class MixtureStore(EncodedStore):
     @property
     def n_response(self) -> np.ndarray:
         return np.concatenate([store.n_response for store in self._stores])
+
+
+def merged_notes(notes: Sequence[ReadingNotes]) -> ReadingNotes:
+    """The notes of several sources together."""
+    places: dict[str, list[str]] = {}
+    for one in notes:
+        for reason, found in one.places.items():
+            places[reason] = [*places.get(reason, []), *found][:MAX_PLACES]
+    n_bad, fields = (
+        sum((Counter(getattr(one, name)) for one in notes), Counter()) for name in ("n_bad", "unread_fields")
+    )
+    return ReadingNotes(sum(one.n_records for one in notes), n_bad, places, fields)
 
 
 @dataclass(frozen=True)

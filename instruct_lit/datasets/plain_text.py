@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from random import Random
 
 from instruct_lit.core.data.example import Example
+from instruct_lit.core.data.records import ReadingNotes
 from instruct_lit.datasets.demo_words import (
     CATEGORIES,
     CATEGORY_OF,
@@ -35,7 +36,7 @@ ALL_WORDS = tuple(sorted({*NOUNS, *PLURALS, *OPPOSITES, *PAST, *SIZES, *PLACES})
 class PlainTextSource:
     """`n_documents` seeded documents; each is an Example without instruction whose output is the text."""
 
-    n_skipped = 0
+    notes = ReadingNotes()
 
     def __init__(self, n_documents: int, seed: int = 0, name: str = "nano_text") -> None:
         self.name, self.n_documents, self.seed = name, n_documents, seed

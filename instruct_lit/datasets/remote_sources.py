@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from instruct_lit.core.data.example import Format
 from instruct_lit.core.data.records import READERS, FileSource, OnBadRecord
@@ -17,7 +18,7 @@ class DownloadedSource(FileSource):
         """The files, downloaded unless they are in the cache."""
         raise NotImplementedError
 
-    def shards(self) -> list[Path]:
+    def shards(self) -> Sequence[Any]:
         if not self.paths:
             self.paths = self.download()
         return super().shards()

@@ -14,7 +14,7 @@ from instruct_lit.core.data.collate import Batch
 from instruct_lit.core.data.datamodule import InstructionData
 from instruct_lit.core.data.encode import EncodedStore, Encoder
 from instruct_lit.core.data.example import Example
-from instruct_lit.core.data.records import FileSource, ShardedSource
+from instruct_lit.core.data.records import FileSource, ReadingNotes
 from instruct_lit.core.data.settings import Source
 from instruct_lit.datasets.stream_reader import HELD_OUT_EPOCH, ExampleStream, StreamLoader, prompt_digest
 from instruct_lit.errors import ConfigError
@@ -23,7 +23,7 @@ from instruct_lit.errors import ConfigError
 class HeldOut:
     """Examples that were taken from a stream, as a source."""
 
-    n_skipped = 0
+    notes = ReadingNotes()
 
     def __init__(self, name: str, examples: list[Example], facts: str) -> None:
         self.name, self.examples, self.facts = name, examples, facts
@@ -38,12 +38,12 @@ class HeldOut:
 class Head:
     """The first `n` examples of a stream, as a source that can be stored."""
 
-    def __init__(self, source: ShardedSource, n: int) -> None:
+    def __init__(self, source: FileSource, n: int) -> None:
         self.source, self.n, self.name = source, n, source.name
 
     @property
-    def n_skipped(self) -> int:
-        return self.source.n_skipped
+    def notes(self) -> ReadingNotes:
+        return self.source.notes
 
     def fingerprint(self) -> str:
         return f"{quick_fingerprint(self.source)}-{self.n}"
@@ -52,9 +52,9 @@ class Head:
         return islice(iter(self.source), self.n)
 
 
-def quick_fingerprint(source: ShardedSource) -> str:
+def quick_fingerprint(source: FileSource) -> str:
     """The fingerprint of a source too large to be read for it: of files, their names and sizes instead of contents."""
-    if not isinstance(source, FileSource):
+    if not source.paths:
         return source.fingerprint()
     facts = [f"{source.columns} {source.on_bad_record} {source.format}"]
     facts += [f"{path.name} {path.stat().st_size}" for path in source.shards()]
@@ -72,7 +72,7 @@ class StreamedData(InstructionData):
 
     stored_parts = ("val", "test")
 
-    def __init__(self, source: ShardedSource, *args: Any, shuffle_buffer: int, **kwargs: Any) -> None:
+    def __init__(self, source: FileSource, *args: Any, shuffle_buffer: int, **kwargs: Any) -> None:
         super().__init__(source, *args, **kwargs)
         self.source, self.shuffle_buffer = source, shuffle_buffer
         self._held_out: frozenset[bytes] = frozenset()
@@ -92,13 +92,13 @@ class StreamedData(InstructionData):
         self.stores = {name: self._open(source) for name, source in sources.items()}
         self.split = Split(*(np.arange(0) for _ in range(3)))
         # What was taken from the stream is never trained on; relatives of separate files are skipped only with groups.
-        excluded = [s for s in sources.values() if isinstance(s, HeldOut) or self.splits.groups is not None]
+        excluded = [s for s in sources.values() if isinstance(s, HeldOut) or self.splits.regroup is not None]
         self._held_out = frozenset(prompt_digest(example) for source in excluded for example in source)
 
     def _evaluation_sources(self) -> dict[str, Source]:
         """Separate files, or what the split takes from the stream."""
         spec = self.splits.spec if isinstance(self.splits.spec, Mapping) else {}
-        files, grouped = self.splits.files, self.splits.groups is not None
+        files, grouped = self.splits.files, self.splits.regroup is not None
         sizes = {name: int(spec.get(name, 0)) for name in ("val", "test") if name not in files}
         different = self._different(
             (example for _, example in self._stream().examples(HELD_OUT_EPOCH, {})),

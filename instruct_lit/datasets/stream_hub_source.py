@@ -8,12 +8,12 @@ from functools import cached_property
 from typing import Any
 
 from instruct_lit.core.data.example import Format
-from instruct_lit.core.data.records import OnBadRecord, ShardedSource
+from instruct_lit.core.data.records import FileSource, OnBadRecord
 from instruct_lit.core.optional_imports import load, need
 from instruct_lit.errors import DownloadError
 
 
-class StreamingHubSource(ShardedSource):
+class StreamingHubSource(FileSource):
     """Examples of one split of a hub data set, or of a local folder in the hub's layout.
 
     Raises: ConfigError without the extra `streaming`, DownloadError when the data set cannot be opened or read.
@@ -30,7 +30,7 @@ class StreamingHubSource(ShardedSource):
         name: str = "hub_stream",
         format: Format = "auto",
     ) -> None:
-        super().__init__(name, columns, on_bad_record, format)
+        super().__init__((), columns, on_bad_record, name, format)
         need("datasets", "data.source", "streaming")
         self.repo, self.revision, self.subset, self.split = repo, revision, subset, split
 

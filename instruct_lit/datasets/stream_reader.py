@@ -20,7 +20,8 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from instruct_lit.core.data.collate import Batch, Collator
 from instruct_lit.core.data.encode import EncodedExample, Encoder
 from instruct_lit.core.data.example import Example, words
-from instruct_lit.core.data.records import ShardedSource
+from instruct_lit.core.data.records import FileSource
+from instruct_lit.datasets import install
 from instruct_lit.datasets.filters import FilterChain
 from instruct_lit.errors import DataError, InstructLitError
 
@@ -58,7 +59,7 @@ class ExampleStream(IterableDataset):
 
     def __init__(
         self,
-        source: ShardedSource,
+        source: FileSource,
         make_encoder: Callable[[], Encoder],
         *,
         batch_size: int,
@@ -101,6 +102,7 @@ class ExampleStream(IterableDataset):
         return "n_left_out_of_train" if self.held_out and prompt_digest(example) in self.held_out else None
 
     def __iter__(self) -> Iterator[tuple[list[EncodedExample], dict[str, int]]]:
+        install()  # a worker process may have been spawned
         worker = get_worker_info()
         own, n_workers = (worker.id, worker.num_workers) if worker is not None else (0, 1)
         counts: dict[str, int] = {}

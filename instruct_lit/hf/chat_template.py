@@ -23,7 +23,7 @@ class ChatTemplate(Template):
 
     The conversation is rendered with a placeholder for the response: the text before it is the prompt, the text after
     it the suffix, which ends with the token that closes a turn (`end`). Then it is rendered with the response itself,
-    which must be exactly there. Users' text is protected (`instruct_lit.core.data.special_tokens`).
+    which must be exactly there. Users' text is protected (`instruct_lit.hf.special_tokens`).
 
     Raises:
         TemplateError: the tokenizer has no chat template, or its template does not render a response once and

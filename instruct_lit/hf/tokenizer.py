@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from instruct_lit.core.data.special_tokens import GUARD, SpecialTokens, unprotected
 from instruct_lit.errors import ConfigError
 from instruct_lit.hf.source import HFSource
+from instruct_lit.hf.special_tokens import GUARD, SpecialTokens, unprotected
 
 # Byte-level vocabularies write bytes as characters: printable ones as themselves, the others from 256 on (GPT-2).
 _PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
@@ -29,7 +29,7 @@ class HFTokenizer:
 
     Args:
         markup: whether the names of special tokens in a text, which comes from a chat template, are special tokens
-            unless they are protected (`instruct_lit.core.data.special_tokens`). By default they are ordinary text.
+            unless they are protected (`instruct_lit.hf.special_tokens`). By default they are ordinary text.
         end: the token that closes a response, by default the tokenizer's end-of-text.
         bare: whether `prompt_start` is empty, since the template writes it.
 

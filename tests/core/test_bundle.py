@@ -16,12 +16,12 @@ from instruct_lit.config.compose import CONF
 from instruct_lit.core.bundle import OURS, open_model, save_bundle, save_tokenizer
 from instruct_lit.core.data.encode import Encoder
 from instruct_lit.core.data.example import Example
-from instruct_lit.core.data.special_tokens import GUARD
 from instruct_lit.core.data.template import Template
 from instruct_lit.core.data.tokenizer import GPT2Tokenizer
 from instruct_lit.core.model.gpt import GPT, GPTConfig
 from instruct_lit.core.model.pretrained import load_gpt
 from instruct_lit.errors import CheckpointError, ConfigError
+from instruct_lit.hf.special_tokens import GUARD
 
 TEMPLATES = {
     name: Template(**OmegaConf.load(CONF / "template" / f"{name}.yaml"))

@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from instruct_lit.config.data_builders import SOURCE_MODULES, data_in, filters_of, mixture_of, refuse_code, source_nodes
-from instruct_lit.core.data.batching import BatchSampler, make_split, same_prompt
+from instruct_lit.core.data.batching import BatchSampler, make_split
 from instruct_lit.core.data.records import FileSource
 from instruct_lit.core.data.template import Template
 from instruct_lit.core.data.tokenizer import GPT2Tokenizer
 from instruct_lit.datasets.mixture import Mixture, MixtureData, MixtureStore, draw
 from instruct_lit.datasets.near_duplicates import near_duplicate_groups
+from instruct_lit.datasets.split_groups import same_prompt
 from instruct_lit.errors import ConfigError
 from tests.fixtures.data import settings
 

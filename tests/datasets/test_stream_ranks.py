@@ -9,13 +9,13 @@ import pytest
 import torch
 from lightning import Callback, Trainer
 
-from instruct_lit.core.data.batching import same_prompt
 from instruct_lit.core.data.records import FileSource
 from instruct_lit.core.data.template import Template
 from instruct_lit.core.data.tokenizer import GPT2Tokenizer
 from instruct_lit.core.model.gpt import GPT, GPTConfig
 from instruct_lit.core.training.module import InstructionTuner
 from instruct_lit.core.training.optimizer import parameter_groups, schedule
+from instruct_lit.datasets.split_groups import same_prompt
 from instruct_lit.datasets.stream_datamodule import StreamedData
 from tests.fixtures.data import settings
 

@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from instruct_lit.core.data.batching import same_prompt
 from instruct_lit.core.data.collate import Collator
 from instruct_lit.core.data.encode import Encoder
 from instruct_lit.core.data.records import FileSource
 from instruct_lit.core.data.template import Template
 from instruct_lit.core.data.tokenizer import GPT2Tokenizer
 from instruct_lit.datasets.filters import FilterChain, Length
+from instruct_lit.datasets.split_groups import same_prompt
 from instruct_lit.datasets.stream_datamodule import StreamedData, quick_fingerprint
 from instruct_lit.datasets.stream_hub_source import StreamingHubSource
 from instruct_lit.datasets.stream_reader import ExampleStream, StreamLoader, prompt_digest, shuffled

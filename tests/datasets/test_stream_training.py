@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from lightning import Callback
 
-from instruct_lit.core.data.batching import same_prompt
 from instruct_lit.core.data.records import FileSource
 from instruct_lit.core.data.template import Template
 from instruct_lit.core.data.tokenizer import GPT2Tokenizer
+from instruct_lit.datasets.split_groups import same_prompt
 from instruct_lit.datasets.stream_datamodule import StreamedData
 from tests.fixtures.data import settings
 

@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 
 from instruct_lit.core.data.encode import Encoder
 from instruct_lit.core.data.example import Example
-from instruct_lit.core.data.special_tokens import GUARD, unprotected
 from instruct_lit.core.data.template import Template
 from instruct_lit.datasets.profile import mask_is_exact, response_texts
 from instruct_lit.errors import ConfigError, TemplateError
 from instruct_lit.hf.chat_template import ChatTemplate, with_chat
+from instruct_lit.hf.special_tokens import GUARD, unprotected
 from instruct_lit.hf.tokenizer import HFTokenizer, load_tokenizer
 
 pytest.importorskip("transformers")

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from torch.utils.data import DataLoader
 
 from instruct_lit.core.data.collate import Batch
-from instruct_lit.core.data.example import words
 from instruct_lit.errors import ConfigError
 
 NAMES = ("train", "val", "test")
-Grouping = Literal["none", "length", "best_fit"]
-MEGABATCH = (
-    50  # batches whose examples are sorted by length together: enough to match lengths, few enough to stay random
-)
+# By name: a function of the lengths in random order `(n,)` and the size of a batch, in examples or tokens, that returns
+# the positions of every batch. `none` is built in: batches of neighbours. `datasets` adds `length` and `best_fit`.
+GROUPINGS: dict[str, Callable[[np.ndarray, int], list[np.ndarray]]] = {}
 
 
 @dataclass(frozen=True)
@@ -40,8 +38,8 @@ def make_split(n_examples: int, spec: str | Mapping[str, float], seed: int) -> S
     """Split the indices below `n_examples`.
 
     `"book"` is the split of LLMs-from-scratch chapter 7: in file order 85 % train, 10 % test, the rest validation. A
-    mapping gives a fraction (below 1) or a count for each of train, val and test, drawn by seed; without train, train
-    takes the rest.
+    mapping gives a fraction (a float up to 1.0) or a count for each of train, val and test, drawn by seed; without
+    train, train takes the rest.
 
     Raises: ConfigError for any other `spec`, and when a requested part would be empty.
     """
@@ -49,86 +47,50 @@ def make_split(n_examples: int, spec: str | Mapping[str, float], seed: int) -> S
         if spec != "book":
             raise ConfigError(f"data.split={spec}: allowed are 'book' and a mapping of train, val and test")
         n_train, n_test = int(n_examples * 0.85), int(n_examples * 0.1)
-        order = np.arange(n_examples)
+        order, requested = np.arange(n_examples), {*NAMES}
         sizes = {"train": n_train, "test": n_test, "val": n_examples - n_train - n_test}
-        order_of_parts = ("train", "test", "val")
     else:
-        sizes = _sizes(n_examples, dict(spec))
-        order = np.random.default_rng(seed).permutation(n_examples)
-        order_of_parts = ("test", "val", "train")
+        order, requested = np.random.default_rng(seed).permutation(n_examples), {"train", *spec}
+        requested -= {name for name, share in spec.items() if share == 0}
+        sizes = _sizes(n_examples, spec)
     parts, start = {}, 0
-    for name in order_of_parts:
-        if sizes[name] == 0 and (isinstance(spec, str) or spec.get(name, 1 if name == "train" else 0) != 0):
+    for name, size in sizes.items():
+        if size == 0 and name in requested:
             raise ConfigError(f"data.split={spec}: of {n_examples} examples none is left for {name}")
-        parts[name] = np.sort(order[start : start + sizes[name]])
-        start += sizes[name]
+        parts[name] = np.sort(order[start : start + size])
+        start += size
     return Split(**parts)
 
 
-def _sizes(n_examples: int, spec: dict[str, Any]) -> dict[str, int]:
-    unknown = set(spec) - set(NAMES)
-    if unknown:
-        raise ConfigError(f"data.split.{sorted(unknown)[0]}: allowed are {', '.join(NAMES)}")
+def _sizes(n_examples: int, spec: Mapping[str, Any]) -> dict[str, int]:
+    """The number of examples of test, val and train, in the order in which they are drawn."""
+    for name in sorted(set(spec) - set(NAMES)):
+        raise ConfigError(f"data.split.{name}: allowed are {', '.join(NAMES)}")
+    fractions = {}
     for name, share in spec.items():
         if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share < math.inf:
             raise ConfigError(f"data.split.{name}={share}: must be a fraction below 1 or a count")
-        if isinstance(share, float) and share >= 1 and share != int(share):
+        if share != int(share) and share > 1:
             raise ConfigError(f"data.split.{name}={share}: must be a fraction below 1 or a whole count")
-    sizes = {name: int(share * n_examples) if 0 < share < 1 else int(share) for name, share in spec.items()}
-    fractions = sum(share for share in spec.values() if 0 < share < 1)
-    rest = n_examples - sum(sizes.get(name, 0) for name in ("val", "test"))
+        if 0 < share < 1 or (share == 1 and isinstance(share, float)):
+            fractions[name] = share
+    sizes = {
+        name: int(fractions[name] * n_examples if name in fractions else spec.get(name, 0)) for name in NAMES[::-1]
+    }
+    rest = n_examples - sizes["test"] - sizes["val"]
     # Fractions that add up to 1 lose nothing to rounding: train takes the remainder.
-    if "train" not in sizes or (0 < spec["train"] < 1 and abs(fractions - 1) < 1e-9):
+    if "train" not in spec or ("train" in fractions and abs(sum(fractions.values()) - 1) < 1e-9):
         sizes["train"] = rest
-    if fractions > 1 + 1e-9 or sum(sizes.values()) > n_examples or rest < 0:
+    if sum(fractions.values()) > 1 + 1e-9 or sum(sizes.values()) > n_examples or rest < 0:
         raise ConfigError(f"data.split={spec}: more than the {n_examples} examples of the data")
-    return {name: sizes.get(name, 0) for name in NAMES}
-
-
-def same_prompt(texts: Iterable[str]) -> np.ndarray:
-    """A group number for each text `(n,)`: texts with the same words share one."""
-    seen: dict[str, int] = {}
-    return np.array([seen.setdefault(" ".join(words(text)), len(seen)) for text in texts], dtype=np.int64)
-
-
-def keep_together(
-    split: Split, groups: np.ndarray, elsewhere: Collection[int], movable: bool
-) -> tuple[Split, dict[str, int]]:
-    """The split with every group of examples in one part, and how many examples were moved or left out for that.
-
-    A group that lies in several parts moves to train as a whole, so that nothing held out was trained on. Examples of a
-    group in `elsewhere` (separate test or validation files) are left out of every part. With `movable` false (the
-    book's split is in file order) the split stays unchanged, and what would have been moved is counted.
-    """
-    parts = {name: getattr(split, name) for name in NAMES}
-    part_of = np.full(len(groups), -1)
-    for number, members in enumerate(parts.values()):
-        part_of[members] = number
-    left_out = (part_of >= 0) & np.isin(groups, np.array(sorted(elsewhere), dtype=np.int64))
-    in_train, in_val, in_test = (groups[(part_of == number) & ~left_out] for number in range(len(NAMES)))
-    shared = np.concatenate([in_train, np.intersect1d(in_val, in_test)])
-    moved = (part_of > 0) & ~left_out & np.isin(groups, shared)
-    if not movable:
-        return split, {"n_straddling": int(moved.sum() + left_out.sum())}
-    counts = {"n_moved_to_train": int(moved.sum())}
-    counts |= {f"n_left_out_of_{name}": int(left_out[members].sum()) for name, members in parts.items()}
-    part_of[moved], part_of[left_out] = 0, -1
-    kept = {name: np.flatnonzero(part_of == number) for number, name in enumerate(NAMES)}
-    for name, members in parts.items():
-        if len(kept[name]) == 0 and len(members) > 0:
-            raise ConfigError(
-                f"data.split: every example for {name} has a near-duplicate in another part; give more examples, or "
-                "data.keep_together=nothing"
-            )
-    return Split(**kept), counts
+    return sizes
 
 
 class BatchSampler:
     """Yields lists of indices; the same (seed, epoch) always gives the same lists.
 
-    `grouping="length"` batches examples of similar length (Hugging Face's group_by_length), batches in random order.
-    `grouping="best_fit"` fills each batch up to `max_tokens` instead of `batch_size` (best-fit decreasing); an example
-    above the budget is a batch of its own. Without shuffling the order is that of `indices`.
+    `grouping` forms the batches, in random order (`GROUPINGS`), of `max_tokens` tokens where given instead of
+    `batch_size` examples. Without shuffling the order is that of `indices`.
 
     Over several ranks each global batch of `batch_size · world_size` examples (or of `world_size` token budgets) is
     divided into `world_size` parts, so that all ranks take the same number of steps; a part of the last one may be
@@ -145,12 +107,13 @@ class BatchSampler:
         batch_size: int,
         shuffle: bool = True,
         seed: int = 0,
-        grouping: Grouping = "none",
+        grouping: str = "none",
         max_tokens: int | None = None,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        assert (grouping == "best_fit") == (max_tokens is not None), "max_tokens is the budget of best_fit"
+        if grouping not in ("none", *GROUPINGS):
+            raise ConfigError(f"batching.grouping={grouping}: allowed are {', '.join(('none', *GROUPINGS))}")
         self.indices, self.lengths = np.asarray(indices), np.asarray(lengths)
         self.batch_size, self.shuffle, self.seed = batch_size, shuffle, seed
         self.grouping, self.max_tokens = grouping, max_tokens
@@ -181,19 +144,13 @@ class BatchSampler:
         order = np.arange(len(self.indices)) if self.draw is None else self.draw(random)
         if self.shuffle:
             order = order[random.permutation(len(order))]
-        size = self.batch_size * self.world_size
         if not self.shuffle:
             size = min(self.batch_size, max(1, len(order) // self.world_size))
-        if self.grouping == "best_fit":
-            assert self.max_tokens is not None
-            batches = best_fit_decreasing(self.lengths[order], self.max_tokens * self.world_size)
-            batches = [order[batch] for batch in batches]
-        elif self.grouping == "length":
-            pools = [order[i : i + size * MEGABATCH] for i in range(0, len(order), size * MEGABATCH)]
-            by_length = [pool[np.argsort(-self.lengths[pool], kind="stable")] for pool in pools]
-            batches = [pool[i : i + size] for pool in by_length for i in range(0, len(pool), size)]
         else:
+            size = (self.max_tokens or self.batch_size) * self.world_size
+        if self.grouping == "none":
             return [order[i : i + size] for i in range(0, len(order), size)]
+        batches = [order[batch] for batch in GROUPINGS[self.grouping](self.lengths[order], size)]
         if self.shuffle:
             batches = [batches[i] for i in random.permutation(len(batches))]
         return batches
@@ -226,31 +183,3 @@ class ResumableLoader(DataLoader):
         at_end = state["n_yielded"] >= len(self)  # after its last batch an epoch is followed by the next
         self.set_epoch(state["epoch"] + at_end)
         self._n_skip = 0 if at_end else state["n_yielded"]
-
-
-def best_fit_decreasing(lengths: Sequence[int] | np.ndarray, capacity: int) -> list[np.ndarray]:
-    """Pack items into few bins: longest first, each into the fullest bin that has room (Johnson 1973).
-
-    Returns the item numbers of every bin, each item exactly once; an item above the capacity is alone in its bin.
-    """
-    lengths = np.asarray(lengths)
-    bins: list[list[int]] = []
-    by_room: list[list[int]] = [[] for _ in range(capacity + 1)]  # bins by free capacity, which is a small integer
-    rooms = np.zeros(capacity + 1, dtype=bool)
-    for item in np.argsort(-lengths, kind="stable"):
-        length = int(lengths[item])
-        if length > capacity:
-            bins.append([int(item)])
-            continue
-        fitting = rooms[length:].argmax() + length  # the smallest sufficient room, if there is one
-        if rooms[fitting] and fitting >= length:
-            number = by_room[fitting].pop()
-            rooms[fitting] = bool(by_room[fitting])
-            room = int(fitting)
-        else:
-            number, room = len(bins), capacity
-            bins.append([])
-        bins[number].append(int(item))
-        by_room[room - length].append(number)
-        rooms[room - length] = True
-    return [np.array(members) for members in bins]

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,7 @@ import torch
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
-from instruct_lit.core.data.batching import BatchSampler, ResumableLoader, Split, keep_together, make_split
+from instruct_lit.core.data.batching import NAMES, BatchSampler, ResumableLoader, Split, make_split
 from instruct_lit.core.data.collate import Batch, Collator
 from instruct_lit.core.data.encode import EncodedStore, Encoder, Tokenizer, open_or_build
 from instruct_lit.core.data.records import without_duplicates
@@ -23,13 +21,13 @@ from instruct_lit.core.data.settings import Batching, ExampleFilter, Lengths, Ma
 from instruct_lit.core.data.template import Template
 from instruct_lit.errors import ConfigError
 
-STORE_VERSION = 2  # part of every store's key; increment it when the meaning of a store's files changes
+STORE_VERSION = 3  # part of every store's key; increment it when the meaning of a store's files changes
 
 
 class InstructionData(LightningDataModule):
     """Train, validation and test batches of one source."""
 
-    stored_parts: tuple[str, ...] = ("train", "val", "test")  # whose examples are known before the run
+    stored_parts: tuple[str, ...] = NAMES  # whose examples are known before the run
 
     def __init__(
         self,
@@ -73,14 +71,10 @@ class InstructionData(LightningDataModule):
         main, self.split = self._open_main()
         self.stores = {"main": main, **{name: self._open(source) for name, source in self.splits.files.items()}}
         self._check_pad_to(max(int(store.lengths.max()) for store in self.stores.values()))
-        if self.splits.groups is not None:
-            own, *others = np.split(self._groups(), np.cumsum([len(store) for store in self.stores.values()])[:-1])
-            elsewhere = {int(group) for groups in others for group in groups}
-            self.split, moved = keep_together(self.split, own, elsewhere, self.splits.spec != "book")
-            self.split_counts |= moved
-            if len(others) > 1:  # separate files for validation and for test stay unchanged
-                n = int(np.isin(others[0], others[1]).sum())
-                self.split_counts["n_straddling"] = self.split_counts.get("n_straddling", 0) + n
+        if self.splits.regroup is not None:
+            movable = self.splits.spec != "book"  # which is in file order
+            found = self.splits.regroup(self.split, self.stores, movable, self.cache_dir, self.fingerprint)
+            self.split, self.split_counts = found[0], self.split_counts | found[1]
 
     def _open_main(self) -> tuple[EncodedStore, Split]:
         """The store of all examples that are split, and the split before groups are kept together."""
@@ -96,24 +90,16 @@ class InstructionData(LightningDataModule):
                 f"data.max_length to {pad_to + 1}"
             )
 
-    def _groups(self) -> np.ndarray:
-        """The group number of every example of all stores, cached beside them."""
-        assert self.splits.groups is not None
-        key = hashlib.sha256(f"{self.fingerprint} {self.splits.groups.__name__}".encode()).hexdigest()[:16]
-        file = self.cache_dir / "encoded" / f"groups-{key}.npy"
-        if not file.exists():
-            examples = (store.example(i) for store in self.stores.values() for i in range(len(store)))
-            groups = self.splits.groups(example.user_text or example.output for example in examples)
-            with tempfile.NamedTemporaryFile(dir=file.parent, suffix=".npy", delete=False) as temporary:
-                np.save(temporary, groups)
-            os.replace(temporary.name, file)
-        return np.load(file)
-
     @property
     def counts(self) -> dict[str, int]:
         """The number of examples in each part of the split, and of those that were skipped, dropped or moved."""
-        left = {f"n_{name}": len(self.examples_of(name)[1]) for name in ("train", "val", "test")}
+        left = {f"n_{name}": len(self.examples_of(name)[1]) for name in NAMES}
         lost = {**self.stores["main"].counts, **self.split_counts}
+        if self.stored_parts == NAMES:
+            known = sum(
+                n for name, n in self.split_counts.items() if name.startswith(("n_left_out_of", "n_duplicates"))
+            )
+            lost["n_unused"] = len(self.stores["main"]) - known - sum(len(getattr(self.split, name)) for name in NAMES)
         return left | {name: n for name, n in lost.items() if n and name != "n_encoded"}
 
     def loader_names(self, split: str) -> list[str]:
@@ -197,7 +183,12 @@ class InstructionData(LightningDataModule):
             self._key(source),
             filters(examples) if filters is not None else examples,
             Encoder(self.template, self.tokenizer, self.lengths.max_length, self.lengths.on_long, self.masking.loss_on),
-            lambda: {"n_bad_records": source.n_skipped, **counts, **(filters.counts if filters is not None else {})},
+            lambda: {
+                "n_bad_records": source.notes.n_bad.total(),
+                **counts,
+                **(filters.counts if filters is not None else {}),
+            },
+            lambda: source.notes,
         )
 
     @property
@@ -209,11 +200,10 @@ class InstructionData(LightningDataModule):
         """What the order and content of the training data depend on, by name, for a message about what differs."""
         sources = (*self.sources, *self.splits.files.values())
         facts = [self._facts(source) for source in sources]
-        split = b"".join(self.examples_of(name)[1].tobytes() for name in ("train", "val", "test"))
+        split = b"".join(self.examples_of(name)[1].tobytes() for name in NAMES)
+        names = [f"{s.name}-{_short([f['source'], f['filters']])}" for s, f in zip(sources, facts, strict=True)]
         return {
-            "data": "+".join(
-                f"{s.name}-{_short([f['source'], f['filters']])}" for s, f in zip(sources, facts, strict=True)
-            ),
+            "data": "+".join(names),
             "data.sets": "None",
             "template": f"{self.template.name}-{_short(facts[0]['template'])}",
             "tokenizer": self.tokenizer.fingerprint[:16],

@@ -1,8 +1,7 @@
 """Text to token ids, and encoded examples on disk.
 
 Prompt and response are encoded separately, so that the prompt ids of training are those of generation. Tokens, masks
-and records are appended file by file while the source is read, so memory grows with the number of records neither in
-writing nor in reading, and a second start opens the files without parsing anything.
+and records are appended to files while the source is read, so that memory does not grow with the number of records.
 """
 
 from __future__ import annotations
@@ -10,16 +9,17 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Literal, Protocol
+from uuid import uuid4
 
 import numpy as np
 
 from instruct_lit.core.data.example import Example
+from instruct_lit.core.data.records import ReadingNotes
 from instruct_lit.core.data.template import Template
 from instruct_lit.errors import DataError
 
@@ -65,8 +65,7 @@ class EncodedExample:
     @property
     def n_prompt(self) -> int:
         """Number of leading tokens that are the prompt of the last response."""
-        spans = self.spans
-        return spans[-1][0] if spans else len(self.ids)
+        return self.spans[-1][0] if self.spans else len(self.ids)
 
     @property
     def spans(self) -> list[tuple[int, int]]:
@@ -93,11 +92,9 @@ class Encoder:
     """Renders and encodes examples, at most `max_length` tokens each, end-of-text included.
 
     A longer example is truncated, dropped, or refused with a DataError (`on_long`). One whose prompt leaves no room for
-    a single response token is dropped even with `truncate`, since the response header must survive. A truncated
-    response has no end-of-text: the model must not learn to stop in mid-sentence. A truncated conversation loses the
-    turns whose response has no room, also in the example that is yielded.
-
-    Every response of a conversation ends with end-of-text. All of them are trained on, or only the last (`loss_on`).
+    a response token is dropped even with `truncate`. A truncated response has no end-of-text: the model must not learn
+    to stop in mid-sentence. A truncated conversation loses the turns whose response has no room. All responses of a
+    conversation are trained on, or only the last (`loss_on`); each ends with end-of-text.
     """
 
     def __init__(
@@ -126,17 +123,17 @@ class Encoder:
         n_read = 0
         while chunk := list(islice(iterator, CHUNK)):
             turns = [self.template.turns(example) for example in chunk]
-            prompts = iter(self.tokenizer.encode_batch([prompt for its in turns for prompt, _ in its]))
-            responses = iter(self.tokenizer.encode_batch([response for its in turns for _, response in its]))
-            for number, (example, its) in enumerate(zip(chunk, turns, strict=True)):
+            prompts, responses = (
+                iter(self.tokenizer.encode_batch([turn[part] for its in turns for turn in its])) for part in (0, 1)
+            )
+            for number, (example, its) in enumerate(zip(chunk, turns, strict=True), start=n_read):
                 encoded = [(next(prompts), next(responses)) for _ in its]
                 encoded[0] = [*self.tokenizer.prompt_start, *encoded[0][0]], encoded[0][1]
-                pieces = self._fit(encoded, n_read + number)
-                if pieces is None:
-                    continue
-                kept = example if len(pieces) == len(its) else example.first_turns(len(pieces))
-                yield kept, self._lay_out(pieces)
-                self.counts.n_encoded += 1
+                pieces = self._fit(encoded, number)
+                if pieces is not None:
+                    kept = example if len(pieces) == len(its) else example.first_turns(len(pieces))
+                    yield kept, self._lay_out(pieces)
+                    self.counts.n_encoded += 1
             n_read += len(chunk)
 
     def _fit(self, pieces: list[Piece], number: int) -> list[Piece] | None:
@@ -164,11 +161,8 @@ class Encoder:
         ids: list[int] = []
         spans = []
         for prompt, response in pieces:
-            ids += prompt
-            start = len(ids)
-            ids += response
-            ids.append(self.tokenizer.eot_id)
-            spans.append((start, len(ids)))
+            spans.append((len(ids) + len(prompt), len(ids) + len(prompt) + len(response) + 1))
+            ids += [*prompt, *response, self.tokenizer.eot_id]
         ids = ids[: self.max_length]
         is_response = np.zeros(len(ids), dtype=bool)
         for start, end in spans if self.loss_on == "all" else spans[-1:]:
@@ -177,17 +171,25 @@ class Encoder:
 
 
 class EncodedStore:
-    """Random access to the encoded examples of one folder and to their records."""
+    """Random access to the encoded examples of one folder and to their records.
+
+    Raises: OSError, ValueError, TypeError or LookupError when a file is missing or damaged.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.counts: dict[str, int] = json.loads((folder / _COMPLETE).read_text())
+        about = json.loads((folder / _COMPLETE).read_text())
+        self.counts: dict[str, int] = about["counts"]
+        self.notes = ReadingNotes(**about["notes"])
         self._offsets = np.load(folder / "offsets.npy", mmap_mode="r")
         self._record_offsets = np.load(folder / "record_offsets.npy", mmap_mode="r")
         self._tokens = np.memmap(folder / "tokens.bin", dtype=np.int32, mode="r")
         self._is_response = np.memmap(folder / "is_response.bin", dtype=bool, mode="r")
         self._records = np.memmap(folder / "records.jsonl", dtype=np.uint8, mode="r")
         self.lengths: np.ndarray = np.diff(self._offsets)  # tokens of each example (n,)
+        n_tokens, n_bytes = self._offsets[-1], self._record_offsets[-1]
+        if (len(self._tokens), len(self._is_response), len(self._records)) != (n_tokens, n_tokens, n_bytes):
+            raise ValueError("a file has another length than the offsets")
 
     def __reduce__(self) -> tuple[type[EncodedStore], tuple[Path]]:
         return EncodedStore, (self.folder,)  # a spawned worker maps the files itself instead of getting a copy of them
@@ -217,37 +219,50 @@ def open_or_build(
     examples: Iterable[Example],
     encoder: Encoder,
     counts: Callable[[], Mapping[str, int]] = dict,
+    notes: Callable[[], ReadingNotes] = ReadingNotes,
 ) -> EncodedStore:
-    """Open the store with that key, or encode the examples into a new one.
+    """Open the store with that key, or encode the examples into a new one; a damaged one is built again.
 
-    A store that was interrupted while being written is never used. `counts` is called after the examples have been
-    read; its result is stored with the encoder's counts.
+    `counts` and `notes` are called after the examples have been read; their results are stored.
 
     Raises: DataError when no example is left or the cache cannot be written.
     """
     folder = cache_dir / "encoded" / key
-    if not (folder / _COMPLETE).exists():
+    store = _opened(folder)
+    if store is None:
+        temporary = folder.with_name(f"{key}.{uuid4().hex}")
         try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            temporary = Path(tempfile.mkdtemp(prefix=f"{key}.", dir=folder.parent))
+            temporary.mkdir(parents=True)
+            _write(temporary, examples, encoder, counts, notes)
+            store = _opened(folder)  # another process may have been first
+            if store is None:
+                if folder.exists():  # damaged
+                    shutil.rmtree(folder)
+                os.replace(temporary, folder)
+                store = EncodedStore(folder)
         except OSError as error:
             raise DataError(
                 f"paths.cache={cache_dir}: cannot be written ({error.strerror}); choose another folder"
             ) from error
-        try:
-            _write(temporary, examples, encoder, counts)
-            try:
-                os.replace(temporary, folder)
-            except OSError as error:  # another process was first
-                if not (folder / _COMPLETE).exists():
-                    raise DataError(f"{folder}: cannot be written ({error.strerror}); delete this folder") from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-    return EncodedStore(folder)
+    return store
+
+
+def _opened(folder: Path) -> EncodedStore | None:
+    """The store in a folder; None when there is none or it is incomplete or damaged."""
+    try:
+        return EncodedStore(folder)
+    except (OSError, ValueError, TypeError, LookupError, EOFError):
+        return None
 
 
 def _write(
-    folder: Path, examples: Iterable[Example], encoder: Encoder, counts: Callable[[], Mapping[str, int]]
+    folder: Path,
+    examples: Iterable[Example],
+    encoder: Encoder,
+    counts: Callable[[], Mapping[str, int]],
+    notes: Callable[[], ReadingNotes],
 ) -> None:
     offsets, record_offsets = [0], [0]
     with (
@@ -267,4 +282,4 @@ def _write(
         raise DataError(f"no example is left to train on: {found}; see data.max_length and data.on_long")
     np.save(folder / "offsets.npy", np.array(offsets, dtype=np.int64))
     np.save(folder / "record_offsets.npy", np.array(record_offsets, dtype=np.int64))
-    (folder / _COMPLETE).write_text(json.dumps(found))
+    (folder / _COMPLETE).write_text(json.dumps({"counts": found, "notes": vars(notes())}))

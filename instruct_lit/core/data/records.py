@@ -1,28 +1,31 @@
-"""Sources of examples in files: readers of .json, .jsonl, .csv and .parquet, one record at a time."""
+"""Sources of examples in files: JSON and JSON Lines one record at a time; what they skipped, and why."""
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
+import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from instruct_lit.core.data.example import Example, Format, to_example
-from instruct_lit.core.optional_imports import load
-from instruct_lit.errors import DataError
+from instruct_lit.core.data.example import Example, Format, listed, to_example
+from instruct_lit.errors import DataError, printable
 
 OnBadRecord = Literal["error", "skip"]
+MAX_REASONS, MAX_PLACES = 20, 3  # that are remembered of bad records, and of each reason
 _CHUNK = 1 << 20
+_SPACE = re.compile(r"[ \t\r\n]*")
 _UNREADABLE = (ValueError, RecursionError)  # valid JSON beyond Python's limits: thousands of digits or of brackets
 
 
 def read_records(path: Path) -> Iterator[tuple[str, Any]]:
     """Yield every record of a file with its place (`<path>, record 7` or `<path>, line 7`), in constant memory.
 
-    Raises: DataError, naming file and place, when the file cannot be read, is not UTF-8, or is not in the format that
-        its suffix names.
+    A record that cannot be read is a DataError in its place. Raises: DataError, naming file and place, when the file
+    cannot be read, is not UTF-8, or is not in the format that its suffix names.
     """
     reader = READERS.get(path.suffix.lower())
     if reader is None:
@@ -38,8 +41,7 @@ def read_records(path: Path) -> Iterator[tuple[str, Any]]:
 def _json(path: Path) -> Iterator[tuple[str, Any]]:
     """Records of a JSON array, decoded one by one from a sliding window of text.
 
-    Not by ijson: it is no faster, refuses integers above 64 bits, and replaces a lone surrogate by `?`, which hides a
-    broken text from `checked_text`.
+    Not by ijson, which refuses integers above 64 bits, and hides a lone surrogate from `checked_text` as `?`.
     """
     decoder = json.JSONDecoder()
     with path.open(encoding="utf-8-sig") as file:
@@ -48,24 +50,22 @@ def _json(path: Path) -> Iterator[tuple[str, Any]]:
         def next_character() -> str:
             """Move past white space and return the character there, an empty string at the end."""
             nonlocal text, position
-            while True:
-                while position < len(text) and text[position] in " \t\r\n":
-                    position += 1
+            while text:
+                position = _SPACE.match(text, position).end()  # type: ignore[union-attr]
                 if position < len(text):
                     return text[position]
                 text, position = file.read(_CHUNK), 0
-                if not text:
-                    return ""
+            return ""
 
         if next_character() != "[":
             raise DataError(f"{path}: not a JSON array of records; rename a file with one record per line to .jsonl")
         position += 1
         while (character := next_character()) != "]":
-            if number and character == ",":
-                position += 1
-                next_character()
-            elif number:
-                raise DataError(f"{path}, record {number}: expected ',' or ']'; is the file complete?")
+            place = f"{path}, record {number}"
+            if number and character != ",":
+                raise DataError(f"{place}: expected ',' or ']'; is the file complete?")
+            position += number > 0
+            next_character()
             while True:
                 try:
                     record, position = decoder.raw_decode(text, position)
@@ -73,11 +73,11 @@ def _json(path: Path) -> Iterator[tuple[str, Any]]:
                 except json.JSONDecodeError as error:
                     more = file.read(max(_CHUNK, len(text)))
                     if not more:
-                        raise DataError(f"{path}, record {number}: invalid JSON ({error.msg})") from error
+                        raise DataError(f"{place}: invalid JSON ({error.msg})") from error
                     text, position = text[position:] + more, 0
                 except _UNREADABLE as error:
-                    raise DataError(f"{path}, record {number}: {error}") from error
-            yield f"{path}, record {number}", record
+                    raise DataError(f"{place}: {error}") from error
+            yield place, record
             number += 1
         position += 1
         if next_character():
@@ -97,91 +97,44 @@ def _jsonl(path: Path) -> Iterator[tuple[str, Any]]:
                     yield place, DataError(f"{place}: {error}")
 
 
-def _csv(path: Path) -> Iterator[tuple[str, Any]]:
-    csv.field_size_limit(1 << 30)
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        try:
-            for number, row in enumerate(csv.DictReader(file, strict=True), start=1):
-                row.pop(None, None)  # type: ignore[call-overload]
-                yield f"{path}, record {number}", row
-        except csv.Error as error:
-            raise DataError(f"{path}: invalid CSV ({error})") from error
+# By suffix; `datasets` adds .csv and .parquet.
+READERS: dict[str, Callable[[Path], Iterator[tuple[str, Any]]]] = {".json": _json, ".jsonl": _jsonl}
 
 
-def _parquet(path: Path) -> Iterator[tuple[str, Any]]:
-    parquet, lib = (load(f"pyarrow.{module}", str(path), "parquet") for module in ("parquet", "lib"))
-    number = 0
-    try:
-        with parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=4096):
-                for row in batch.to_pylist():
-                    yield f"{path}, record {number}", row
-                    number += 1
-    except (ValueError, OSError, lib.ArrowException) as error:
-        raise DataError(f"{path}, record {number}: invalid parquet file ({error})") from error
+@dataclass
+class ReadingNotes:
+    """What was not trained on: bad records by reason with their first places, and fields that nothing reads."""
+
+    n_records: int = 0
+    n_bad: Counter[str] = field(default_factory=Counter)  # by reason
+    places: dict[str, list[str]] = field(default_factory=dict)
+    unread_fields: Counter[str] = field(default_factory=Counter)
+
+    def skip(self, place: str, error: DataError) -> None:
+        """Note a bad record; reasons that differ in numbers and in what was found are one."""
+        reason = re.sub(r"\d+", "…", str(error).removeprefix(printable(place)).split(", found")[0]).lstrip(" :,")
+        reason = reason if reason in self.n_bad or len(self.n_bad) < MAX_REASONS else "other reasons"
+        self.n_bad[reason] += 1
+        self.places.setdefault(reason, []).append(printable(place))
+        del self.places[reason][MAX_PLACES:]
+
+    def lines(self) -> list[str]:
+        """The notes for a person: one line for each reason, and one for the unread fields."""
+        n_bad, n = sum(self.n_bad.values()), max(1, self.n_records)
+        found = [f"{n_bad:,} of {n:,} records ({n_bad / n:.1%}) are bad and were skipped:"] if n_bad else []
+        for reason, n_records in sorted(self.n_bad.items(), key=lambda item: -item[1]):
+            found.append(f"  {n_records:,} × {reason[:150]}; first: {', '.join(self.places[reason])}")
+        if self.unread_fields:
+            found.append(f"fields that are not trained on: {listed(map(printable, self.unread_fields))}")
+        return found
 
 
-READERS: dict[str, Callable[[Path], Iterator[tuple[str, Any]]]] = {
-    ".json": _json,
-    ".jsonl": _jsonl,
-    ".csv": _csv,
-    ".parquet": _parquet,
-}
+class FileSource:
+    """Examples of one or several files, or of all data files in a folder; `notes` are those of the last iteration.
 
-
-class ShardedSource:
-    """Examples in shards that can be read separately; after an iteration `n_skipped` counts the bad records.
-
-    A subclass gives `shards`, the `records` of a shard with their places, and a `fingerprint`. A bad record raises
-    DataError, or is skipped with `on_bad_record="skip"`.
+    A bad record raises DataError, or is skipped with `on_bad_record="skip"`. The base of other sources in shards that
+    can be read separately: a subclass replaces `shards`, `records` and `fingerprint`.
     """
-
-    n_skipped = 0
-
-    def __init__(
-        self, name: str, columns: Mapping[str, str] | None, on_bad_record: OnBadRecord, format: Format
-    ) -> None:
-        self.name, self.on_bad_record, self.format = name, on_bad_record, format
-        self.columns = dict(columns) if columns else None
-
-    def shards(self) -> Sequence[Any]:
-        """What `records` accepts."""
-        raise NotImplementedError
-
-    def records(self, shard: Any) -> Iterable[tuple[str, Any]]:
-        """Place and content of every record of a shard; the content may be a DataError."""
-        raise NotImplementedError
-
-    def fingerprint(self) -> str:
-        """A hash that changes with the examples."""
-        raise NotImplementedError
-
-    def read(self, shard: Any) -> Iterator[Example | None]:
-        """The examples of one shard; None for a bad record that is skipped."""
-        for place, record in self.records(shard):
-            try:
-                if isinstance(record, DataError):
-                    raise record
-                yield to_example(record, place, self.columns, self.format)
-            except DataError:
-                if self.on_bad_record == "error":
-                    raise
-                yield None
-
-    def __iter__(self) -> Iterator[Example]:
-        self.n_skipped = 0
-        for shard in self.shards():
-            for example in self.read(shard):
-                if example is None:
-                    self.n_skipped += 1
-                else:
-                    yield example
-
-
-class FileSource(ShardedSource):
-    """Examples of one or several files, or of all data files in a folder."""
-
-    records = staticmethod(read_records)  # type: ignore[assignment]
 
     def __init__(
         self,
@@ -191,10 +144,38 @@ class FileSource(ShardedSource):
         name: str = "files",
         format: Format = "auto",
     ) -> None:
-        super().__init__(name, columns, on_bad_record, format)
         self.paths = [Path(p).expanduser() for p in ([path] if isinstance(path, str | Path) else path)]
+        self.name, self.on_bad_record, self.format = name, on_bad_record, format
+        self.columns = dict(columns) if columns else None
+        self.notes: ReadingNotes = ReadingNotes()
 
-    def shards(self) -> list[Path]:
+    def records(self, shard: Any) -> Iterable[tuple[str, Any]]:
+        """Place and content of every record of a shard; the content may be a DataError."""
+        return read_records(shard)
+
+    def read(self, shard: Any) -> Iterator[Example | None]:
+        """The examples of one shard; None for a bad record that is skipped."""
+        for place, record in self.records(shard):
+            self.notes.n_records += 1
+            try:
+                if isinstance(record, DataError):
+                    raise record
+                example = to_example(record, place, self.columns, self.format)
+            except DataError as error:
+                if self.on_bad_record == "error":
+                    raise
+                self.notes.skip(place, error)
+                yield None
+            else:
+                self.notes.unread_fields.update(example.extra.keys())
+                yield example
+
+    def __iter__(self) -> Iterator[Example]:
+        self.notes = ReadingNotes()
+        for shard in self.shards():
+            yield from (example for example in self.read(shard) if example is not None)
+
+    def shards(self) -> Sequence[Any]:
         """The data files. Raises: DataError when there are none."""
         files: list[Path] = []
         for path in self.paths:
@@ -210,6 +191,7 @@ class FileSource(ShardedSource):
         return files
 
     def fingerprint(self) -> str:
+        """A hash that changes with the examples."""
         digest = hashlib.sha256(f"{self.columns} {self.on_bad_record} {self.format}".encode())
         for path in self.shards():
             with path.open("rb") as file:

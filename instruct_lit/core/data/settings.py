@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
-import numpy as np
-
-from instruct_lit.core.data.batching import Grouping
+from instruct_lit.core.data.batching import Split
 from instruct_lit.core.data.collate import Layout
-from instruct_lit.core.data.encode import LossOn, OnLong
+from instruct_lit.core.data.encode import EncodedStore, LossOn, OnLong
 from instruct_lit.core.data.example import Example
+from instruct_lit.core.data.records import ReadingNotes
 
 
 class Source(Protocol):
-    """Where examples come from; after an iteration `n_skipped` counts the bad records."""
+    """Where examples come from; after an iteration `notes` says what was skipped."""
 
     name: str
 
     @property
-    def n_skipped(self) -> int: ...
+    def notes(self) -> ReadingNotes: ...
     def fingerprint(self) -> str: ...
     def __iter__(self) -> Iterator[Example]: ...
 
@@ -34,6 +34,14 @@ class ExampleFilter(Protocol):
     def fingerprints(self) -> list[str]: ...
 
 
+class Regroup(Protocol):
+    """Moves related examples to one part of the split, unless it is not `movable`; returns it with counts."""
+
+    def __call__(
+        self, split: Split, stores: Mapping[str, EncodedStore], movable: bool, cache_dir: Path, fingerprint: str
+    ) -> tuple[Split, dict[str, int]]: ...
+
+
 @dataclass(frozen=True)
 class Lengths:
     """How long an example may be, in tokens, and how many inputs a row has (default: those of its longest example)."""
@@ -45,14 +53,10 @@ class Lengths:
 
 @dataclass(frozen=True)
 class Splits:
-    """How the examples are split (`batching.make_split`).
-
-    `groups` numbers texts; examples whose prompts have the same number stay in one part. `files` are separate sources
-    for `val` and `test`.
-    """
+    """How the examples are split (`batching.make_split`); `files` are separate sources for `val` and `test`."""
 
     spec: str | Mapping[str, float] = "book"
-    groups: Callable[[Iterable[str]], np.ndarray] | None = None
+    regroup: Regroup | None = None
     files: Mapping[str, Source] = field(default_factory=dict)
 
 
@@ -70,7 +74,7 @@ class Batching:
 
     batch_size: int = 8
     eval_batch_size: int | None = None
-    grouping: Grouping = "none"
+    grouping: str = "none"
     max_tokens: int | None = None
     layout: Layout = "padded"
     shared_prefix: bool = False

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
 import tiktoken
-from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 
 from instruct_lit.errors import DataError
 
@@ -44,7 +43,7 @@ class GPT2Tokenizer:
         self.fingerprint = hashlib.sha256(f"gpt2 {_PATTERN} {_SHA256}".encode()).hexdigest()[:16]  # of the encoding
 
     def protect(self, text: str) -> str:
-        """The text unchanged, since no special token is ever encoded (`instruct_lit.core.data.special_tokens`)."""
+        """The text unchanged, since no special token is ever encoded (`hf.special_tokens`)."""
         return text
 
     def unprotect(self, text: str) -> str:
@@ -106,26 +105,11 @@ def _load_encoding(vocab_dir: Path) -> tiktoken.Encoding:
             raise DataError(f"tokenizer: {path} cannot be read ({error.strerror}); it is GPT-2's {name}") from error
         if found != expected:
             raise DataError(f"tokenizer: {path} has sha256 {found}, GPT-2's {name} has {expected}")
-    with _no_tiktoken_cache():
-        ranks = data_gym_to_mergeable_bpe_ranks(str(vocab_dir / "vocab.bpe"), str(vocab_dir / "encoder.json"))
-    return tiktoken.Encoding(
-        "gpt2",
-        pat_str=_PATTERN,
-        mergeable_ranks=ranks,
-        special_tokens={EOT: len(ranks)},
-        explicit_n_vocab=len(ranks) + 1,
-    )
-
-
-@contextmanager
-def _no_tiktoken_cache() -> Iterator[None]:
-    """Keep tiktoken from copying even local files to a cache in the temporary folder."""
-    before = os.environ.get("TIKTOKEN_CACHE_DIR")
-    os.environ["TIKTOKEN_CACHE_DIR"] = ""
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["TIKTOKEN_CACHE_DIR"]
-        else:
-            os.environ["TIKTOKEN_CACHE_DIR"] = before
+    # encoder.json writes each byte as a character: a visible one as itself, the others from U+0100 on.
+    visible = [byte for byte in range(256) if chr(byte).isprintable() and chr(byte) != " "]
+    others = [byte for byte in range(256) if byte not in visible]
+    byte_of = {chr(byte): byte for byte in visible} | {chr(256 + n): byte for n, byte in enumerate(others)}
+    ids = json.loads((vocab_dir / "encoder.json").read_text(encoding="utf-8"))
+    eot_id = ids.pop(EOT)
+    ranks = {bytes(byte_of[character] for character in token): rank for token, rank in ids.items()}
+    return tiktoken.Encoding("gpt2", pat_str=_PATTERN, mergeable_ranks=ranks, special_tokens={EOT: eot_id})

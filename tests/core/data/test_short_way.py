@@ -8,12 +8,12 @@ from types import FrameType
 from typing import Any
 
 import instruct_lit
-from instruct_lit.core.data.batching import same_prompt
 from instruct_lit.core.data.datamodule import InstructionData
 from instruct_lit.core.data.records import FileSource
 from instruct_lit.core.data.settings import Batching, Lengths, Splits
 from instruct_lit.core.data.template import Template
 from instruct_lit.core.data.tokenizer import GPT2Tokenizer
+from instruct_lit.datasets.split_groups import SplitGroups, same_prompt
 
 PACKAGE = str(Path(instruct_lit.__file__).parent)
 
@@ -27,7 +27,7 @@ def test_a_record_becomes_a_batch_in_few_files_and_functions(tmp_path: Path, tok
         tokenizer,
         tmp_path,
         Lengths(64),
-        Splits({"train": 0.8, "val": 0.1, "test": 0.1}, same_prompt),
+        Splits({"train": 0.8, "val": 0.1, "test": 0.1}, SplitGroups(same_prompt)),
         batching=Batching(layout="packed", shared_prefix=True, pad_to_multiple_of=32),
     )
     called: set[tuple[str, str]] = set()

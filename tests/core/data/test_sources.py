@@ -34,8 +34,8 @@ def test_a_bad_record_is_an_error_with_its_place_or_skipped_and_counted(tmp_path
     with pytest.raises(DataError, match=r"r.json, record 1: 'output' is empty"):
         list(FileSource(str(path)))
     source = FileSource(str(path), on_bad_record="skip")
-    assert len(list(source)) == 2 and source.n_skipped == 1
-    assert len(list(source)) == 2 and source.n_skipped == 1  # counted anew each time
+    assert len(list(source)) == 2 and source.notes.n_bad.total() == 1
+    assert len(list(source)) == 2 and source.notes.n_bad.total() == 1  # counted anew each time
 
 
 def test_nothing_to_read_is_said(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The store on disk, and the data module over it."""
 
 import json
+import os
 import pickle
 from pathlib import Path
 
@@ -73,9 +74,38 @@ def test_of_two_builds_at_the_same_time_the_first_one_counts(tmp_path: Path, tok
 
     assert len(open_or_build(tmp_path, "key", slow(), Encoder(TEMPLATE, tokenizer, 20), dict)) == 3
     assert [p.name for p in (tmp_path / "encoded").iterdir()] == ["key"]
-    (tmp_path / "encoded" / "key" / "counts.json").unlink()
-    with pytest.raises(DataError, match=r"encoded/key: cannot be written \(.*\); delete this folder"):
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("tokens.bin", b"\0" * 8), ("is_response.bin", b""), ("records.jsonl", b"{"), ("counts.json", b"{"),
+        ("counts.json", b"[]"), ("counts.json", b'{"counts": {}, "notes": 1}'), ("offsets.npy", b"\x93NUMPY"),
+        ("record_offsets.npy", None),
+    ],
+)  # fmt: skip
+def test_a_damaged_store_is_built_again(
+    tmp_path: Path, tokenizer: GPT2Tokenizer, name: str, content: bytes | None
+) -> None:
+    build(tmp_path, tokenizer)
+    file = tmp_path / "encoded" / "key" / name
+    if content is None:
+        file.unlink()
+    else:
+        file.write_bytes(content)
+    store = build(tmp_path, tokenizer)
+    assert [store.example(i) for i in range(3)] == EXAMPLES and store.lengths.tolist()[1] == 20
+    assert [p.name for p in (tmp_path / "encoded").iterdir()] == ["key"]
+
+
+def test_a_shared_cache_has_the_mode_of_the_umask(tmp_path: Path, tokenizer: GPT2Tokenizer) -> None:
+    before = os.umask(0o002)
+    try:
         build(tmp_path, tokenizer)
+    finally:
+        os.umask(before)
+    assert (tmp_path / "encoded" / "key").stat().st_mode & 0o777 == 0o775
+    assert (tmp_path / "encoded" / "key" / "tokens.bin").stat().st_mode & 0o777 == 0o664
 
 
 def test_no_example_left_and_an_unwritable_cache_are_said(tmp_path: Path, tokenizer: GPT2Tokenizer) -> None:

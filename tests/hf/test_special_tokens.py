@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from instruct_lit.core.data.special_tokens import GUARD, SpecialTokens, guarded, unprotected
 from instruct_lit.core.data.tokenizer import EOT, GPT2Tokenizer
+from instruct_lit.hf.special_tokens import GUARD, SpecialTokens, guarded, unprotected
 
 NAMES = [EOT, "<s>", "</s>", "<|end|>", "end|", "##", "#", "<|"]
 PIECES = st.sampled_from([*NAMES, GUARD, "|>", "end", "the cat", "🙂"])

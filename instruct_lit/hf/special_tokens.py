@@ -12,13 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 
-GUARD = "\ufdd0"
-
-
-def guarded(name: str) -> str:
-    """The name of a special token with `GUARD` inside, behind its second character if a third follows."""
-    place = min(2, len(name) - 1)
-    return name[:place] + GUARD + name[place:]
+from instruct_lit.core.chat_template_export import GUARD, guarded
 
 
 class SpecialTokens:
