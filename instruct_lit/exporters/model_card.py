@@ -45,7 +45,7 @@ def write_card(
             command=about.get("command"),
             version=about.get("version"),
             template=template.name,
-            prompt=template.full_text(Example("{instruction}", "{response}")),
+            prompt="".join(template.turns(Example("{instruction}", "{response}"))[0]),
             metrics={key: metrics[key] for key in _SHOWN if key in metrics},
             scores=scores,
             context_length=context_length,

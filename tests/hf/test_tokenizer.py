@@ -89,7 +89,9 @@ def test_trap_5_our_prompt_is_what_transformers_renders(chat) -> None:
     ids = hf.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
     assert Encoder(template, tokenizer, 99).prompt_ids(example) == ids
     whole = hf.apply_chat_template([*messages, {"role": "assistant", "content": "the dog"}], tokenize=False)
-    assert template.full_text(example) + "<|end|>\n" == whole and template.suffix(example) == ""
+    assert (
+        template.prompt(example) + template.response(example) + "<|end|>\n" == whole and template.suffix(example) == ""
+    )
     assert tokenizer.eot_id == hf.convert_tokens_to_ids("<|end|>") != hf.eos_token_id
 
 

@@ -90,12 +90,12 @@ class BatchSampler:
     """Yields lists of indices; the same (seed, epoch) always gives the same lists.
 
     `grouping` forms the batches, in random order (`GROUPINGS`), of `max_tokens` tokens where given instead of
-    `batch_size` examples. Without shuffling the order is that of `indices`.
+    `batch_size` examples. Without shuffling the order is that of `indices`. Every example is seen exactly once, unless
+    `draw` gives the positions in `indices` that an epoch sees.
 
-    Over several ranks each global batch of `batch_size · world_size` examples (or of `world_size` token budgets) is
-    divided into `world_size` parts, so that all ranks take the same number of steps; a part of the last one may be
-    empty. In evaluation (`shuffle=False`) whole batches are distributed, at least one to each rank if there are enough
-    examples. Every example is seen exactly once, unless `draw` gives the positions in `indices` that an epoch sees.
+    Over several ranks each global batch of `world_size` times that size is divided into parts, so that all ranks take
+    the same number of steps; a part of the last one may be empty. In evaluation (`shuffle=False`) whole batches are
+    distributed, at least one to each rank if there are enough examples.
     """
 
     draw: Callable[[np.random.Generator], np.ndarray] | None = None
@@ -116,8 +116,7 @@ class BatchSampler:
             raise ConfigError(f"batching.grouping={grouping}: allowed are {', '.join(('none', *GROUPINGS))}")
         self.indices, self.lengths = np.asarray(indices), np.asarray(lengths)
         self.batch_size, self.shuffle, self.seed = batch_size, shuffle, seed
-        self.grouping, self.max_tokens = grouping, max_tokens
-        self.rank, self.world_size = rank, world_size
+        self.grouping, self.max_tokens, self.rank, self.world_size = grouping, max_tokens, rank, world_size
         self.epoch = 0
         self.n_skip = 0  # batches that the next iteration skips: they were seen before a resume
         self._cached_epoch: int | None = None
@@ -129,31 +128,25 @@ class BatchSampler:
         return len(self._batches())
 
     def _batches(self) -> list[list[int]]:
-        if self._cached_epoch != self.epoch:
-            batches = self._global_batches()
-            if self.shuffle:
-                batches = [batch[self.rank :: self.world_size] for batch in batches]
-            else:
-                batches = batches[self.rank :: self.world_size]
-            self._cached, self._cached_epoch = [self.indices[batch].tolist() for batch in batches], self.epoch
-        return self._cached
-
-    def _global_batches(self) -> list[np.ndarray]:
-        """The batches of all ranks together, as positions in `indices`."""
+        """This rank's batches of the epoch, cut out of those of all ranks together."""
+        if self._cached_epoch == self.epoch:
+            return self._cached
         random = np.random.default_rng((self.seed, self.epoch))
         order = np.arange(len(self.indices)) if self.draw is None else self.draw(random)
+        size = (self.max_tokens or self.batch_size) * self.world_size
         if self.shuffle:
             order = order[random.permutation(len(order))]
-        if not self.shuffle:
-            size = min(self.batch_size, max(1, len(order) // self.world_size))
         else:
-            size = (self.max_tokens or self.batch_size) * self.world_size
+            size = min(self.batch_size, max(1, len(order) // self.world_size))
         if self.grouping == "none":
-            return [order[i : i + size] for i in range(0, len(order), size)]
-        batches = [order[batch] for batch in GROUPINGS[self.grouping](self.lengths[order], size)]
-        if self.shuffle:
-            batches = [batches[i] for i in random.permutation(len(batches))]
-        return batches
+            batches = [order[i : i + size] for i in range(0, len(order), size)]
+        else:
+            batches = [order[batch] for batch in GROUPINGS[self.grouping](self.lengths[order], size)]
+            batches = [batches[i] for i in random.permutation(len(batches))] if self.shuffle else batches
+        mine = slice(self.rank, None, self.world_size)
+        batches = [batch[mine] for batch in batches] if self.shuffle else batches[mine]
+        self._cached, self._cached_epoch = [self.indices[batch].tolist() for batch in batches], self.epoch
+        return self._cached
 
 
 class ResumableLoader(DataLoader):

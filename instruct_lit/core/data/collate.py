@@ -109,31 +109,39 @@ class Collator:
 
     def __call__(self, examples: Sequence[EncodedExample]) -> Batch:
         if not examples:  # a rank's part of the last global batch may be empty: one token, unsupervised
-            nothing = EncodedExample(-1, np.full(2, self.pad_id), np.zeros(2, dtype=bool))
-            return Collator(self.pad_id, self.n_bytes_of.numpy(), self.layout)([nothing])
-        if self.layout == "padded" and not self.shared_prefix:
-            return self._rows(examples)
-        return self._flat(examples)
+            examples = [EncodedExample(-1, np.full(2, self.pad_id), np.zeros(2, dtype=bool))]
+            return Collator(self.pad_id, self.n_bytes_of.numpy(), self.layout)(examples)
+        parts = self._rows(examples) if self.layout == "padded" and not self.shared_prefix else self._flat(examples)
+        n_padding = -len(parts["targets"]) % self.pad_to_multiple_of
+        for name in ("loss_index", "targets", "loss_weights", "is_response"):
+            parts[name] = torch.cat((parts[name], parts[name].new_zeros(n_padding)))
+        response_weights = parts["loss_weights"] * parts["is_response"]
+        return Batch(
+            example_ids=torch.tensor([example.index for example in examples]),
+            n_supervised=int(parts["loss_weights"].sum()),
+            n_tokens=sum(len(example.ids) - 1 for example in examples),
+            n_response_bytes=int((self.n_bytes_of[parts["targets"]] * response_weights).sum()),
+            **parts,
+        )
 
-    def _rows(self, examples: Sequence[EncodedExample]) -> Batch:
+    def _rows(self, examples: Sequence[EncodedExample]) -> dict[str, Any]:
         inputs, targets = pad_shift_mask(examples, self.pad_id, self.pad_to, self.mask_prompt)
         loss_index = (targets.flatten() != IGNORE_INDEX).nonzero().squeeze(1)
         is_response = torch.zeros(targets.shape, dtype=torch.bool)
         for row, example in enumerate(examples):
             is_response[row, : len(example.ids) - 1] = torch.from_numpy(example.is_response[1:])
-        return self._batch(
-            examples,
-            input_ids=inputs,
-            position_ids=torch.arange(inputs.shape[1]).repeat(inputs.shape[0], 1),
-            loss_index=loss_index,
-            targets=targets.flatten()[loss_index],
-            loss_weights=torch.ones(len(loss_index)),
-            is_response=is_response.flatten()[loss_index],
-            document_lengths=None,
-            prefix_length=0,
-        )
+        return {
+            "input_ids": inputs,
+            "position_ids": torch.arange(inputs.shape[1]).repeat(inputs.shape[0], 1),
+            "loss_index": loss_index,
+            "targets": targets.flatten()[loss_index],
+            "loss_weights": torch.ones(len(loss_index)),
+            "is_response": is_response.flatten()[loss_index],
+            "document_lengths": None,
+            "prefix_length": 0,
+        }
 
-    def _flat(self, examples: Sequence[EncodedExample]) -> Batch:
+    def _flat(self, examples: Sequence[EncodedExample]) -> dict[str, Any]:
         n_prefix = _common_prefix(examples) if self.shared_prefix and len(examples) > 1 else 0
         width = max(len(example.ids) - 1 for example in examples)
         if self.layout == "padded":
@@ -163,30 +171,16 @@ class Collator:
         weights: np.ndarray = np.ones(pairs.shape[1])
         if (pairs[0] < n_prefix).any():  # a shared pair is computed once and weighted by how often it occurs
             pairs, weights = np.unique(pairs, axis=1, return_counts=True)
-        return self._batch(
-            examples,
-            input_ids=torch.from_numpy(np.concatenate(ids)),
-            position_ids=torch.from_numpy(np.concatenate(positions)),
-            loss_index=torch.from_numpy(pairs[0]),
-            targets=torch.from_numpy(pairs[1]),
-            loss_weights=torch.from_numpy(weights).float(),
-            is_response=torch.from_numpy(pairs[2]).bool(),
-            document_lengths=tuple(lengths),
-            prefix_length=n_prefix,
-        )
-
-    def _batch(self, examples: Sequence[EncodedExample], **parts: Any) -> Batch:
-        n_padding = -len(parts["targets"]) % self.pad_to_multiple_of
-        for name in ("loss_index", "targets", "loss_weights", "is_response"):
-            parts[name] = torch.cat((parts[name], parts[name].new_zeros(n_padding)))
-        response_weights = parts["loss_weights"] * parts["is_response"]
-        return Batch(
-            example_ids=torch.tensor([example.index for example in examples]),
-            n_supervised=int(parts["loss_weights"].sum()),
-            n_tokens=sum(len(example.ids) - 1 for example in examples),
-            n_response_bytes=int((self.n_bytes_of[parts["targets"]] * response_weights).sum()),
-            **parts,
-        )
+        return {
+            "input_ids": torch.from_numpy(np.concatenate(ids)),
+            "position_ids": torch.from_numpy(np.concatenate(positions)),
+            "loss_index": torch.from_numpy(pairs[0]),
+            "targets": torch.from_numpy(pairs[1]),
+            "loss_weights": torch.from_numpy(weights).float(),
+            "is_response": torch.from_numpy(pairs[2]).bool(),
+            "document_lengths": tuple(lengths),
+            "prefix_length": n_prefix,
+        }
 
 
 def _common_prefix(examples: Sequence[EncodedExample]) -> int:

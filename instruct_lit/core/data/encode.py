@@ -98,13 +98,9 @@ class Encoder:
     """
 
     def __init__(
-        self,
-        template: Template,
-        tokenizer: Tokenizer,
-        max_length: int,
-        on_long: OnLong = "truncate",
+        self, template: Template, tokenizer: Tokenizer, max_length: int, on_long: OnLong = "truncate",
         loss_on: LossOn = "all",
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.template, self.tokenizer = template, tokenizer
         self.max_length, self.on_long, self.loss_on = max_length, on_long, loss_on
         self.counts = EncodingCounts()
@@ -138,7 +134,10 @@ class Encoder:
 
     def _fit(self, pieces: list[Piece], number: int) -> list[Piece] | None:
         """The turns whose response has room, the last one perhaps in part; None for an example that is dropped."""
-        n_tokens = sum(len(prompt) + len(response) + 1 for prompt, response in pieces)
+        starts, n_tokens = [], 0
+        for prompt, response in pieces:
+            starts.append(n_tokens + len(prompt))
+            n_tokens = starts[-1] + len(response) + 1
         if n_tokens <= self.max_length:
             return pieces
         if self.on_long == "error":
@@ -146,11 +145,7 @@ class Encoder:
                 f"example {number} has {n_tokens} tokens, data.max_length is {self.max_length}; raise it (up to the "
                 "model's context), or use data.on_long=truncate or data.on_long=drop"
             )
-        n_kept = start = 0
-        for prompt, response in pieces:
-            start += len(prompt)
-            n_kept += start < self.max_length
-            start += len(response) + 1
+        n_kept = sum(start < self.max_length for start in starts)
         if self.on_long == "drop" or n_kept == 0:
             self.counts.n_dropped_long += 1
             return None
@@ -159,15 +154,13 @@ class Encoder:
 
     def _lay_out(self, pieces: list[Piece]) -> EncodedExample:
         ids: list[int] = []
-        spans = []
-        for prompt, response in pieces:
-            spans.append((len(ids) + len(prompt), len(ids) + len(prompt) + len(response) + 1))
+        mask: list[bool] = []
+        for number, (prompt, response) in enumerate(pieces, start=1):
             ids += [*prompt, *response, self.tokenizer.eot_id]
-        ids = ids[: self.max_length]
-        is_response = np.zeros(len(ids), dtype=bool)
-        for start, end in spans if self.loss_on == "all" else spans[-1:]:
-            is_response[start:end] = True
-        return EncodedExample(self.counts.n_encoded, np.array(ids, dtype=np.int64), is_response)
+            is_trained = self.loss_on == "all" or number == len(pieces)
+            mask += [False] * len(prompt) + [is_trained] * (len(response) + 1)
+        tokens = np.array(ids[: self.max_length], dtype=np.int64)
+        return EncodedExample(self.counts.n_encoded, tokens, np.array(mask[: self.max_length]))
 
 
 class EncodedStore:
@@ -229,24 +222,21 @@ def open_or_build(
     """
     folder = cache_dir / "encoded" / key
     store = _opened(folder)
-    if store is None:
-        temporary = folder.with_name(f"{key}.{uuid4().hex}")
-        try:
-            temporary.mkdir(parents=True)
-            _write(temporary, examples, encoder, counts, notes)
-            store = _opened(folder)  # another process may have been first
-            if store is None:
-                if folder.exists():  # damaged
-                    shutil.rmtree(folder)
-                os.replace(temporary, folder)
-                store = EncodedStore(folder)
-        except OSError as error:
-            raise DataError(
-                f"paths.cache={cache_dir}: cannot be written ({error.strerror}); choose another folder"
-            ) from error
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-    return store
+    if store is not None:
+        return store
+    temporary = folder.with_name(f"{key}.{uuid4().hex}")
+    try:
+        temporary.mkdir(parents=True)
+        _write(temporary, examples, encoder, counts, notes)
+        if _opened(folder) is None:  # otherwise another process was first
+            shutil.rmtree(folder, ignore_errors=True)
+            os.replace(temporary, folder)
+        return EncodedStore(folder)
+    except OSError as error:
+        reason = f"cannot be written ({error.strerror}); choose another folder"
+        raise DataError(f"paths.cache={cache_dir}: {reason}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _opened(folder: Path) -> EncodedStore | None:

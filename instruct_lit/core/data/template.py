@@ -46,23 +46,21 @@ class Template:
         self, name: str, text: str | None = None, path: str | Path | None = None, next_turn: str | None = None
     ) -> None:
         self.name = name
+        place = "{{ response }}"
         if path is not None:
             try:
                 text = Path(path).read_text(encoding="utf-8")
             except (OSError, UnicodeDecodeError) as error:
                 raise TemplateError(f"template.path={path}: cannot be read as UTF-8 text ({error})") from error
         if not isinstance(text, str):
-            raise TemplateError(
-                f"template {name!r}: no text; give template.text or template.path=<Jinja file with {{{{ response }}}}>"
-            )
+            remedy = f"give template.text or template.path=<Jinja file with {place}>"
+            raise TemplateError(f"template {name!r}: no text; {remedy}")
         self.text = text
-        places = _RESPONSE.findall(text)
-        if len(places) != 1:
-            raise TemplateError(
-                f"template {name!r}: {{{{ response }}}} occurs {len(places)} times; exactly one is needed. "
-                f"The text is: {text!r}"
-            )
-        self.prompt_source, self.suffix_source = _RESPONSE.split(text)
+        parts = _RESPONSE.split(text)
+        if len(parts) != 2:
+            found = f"{place} occurs {len(parts) - 1} times; exactly one is needed"
+            raise TemplateError(f"template {name!r}: {found}. The text is: {text!r}")
+        self.prompt_source, self.suffix_source = parts
         self.prompt(Example("instruction", "output", "input"))  # an error in the text is raised here, not during a run
         self.suffix(Example("instruction", "output", "input"))
         self.next_turn = Template(f"{name}.next_turn", next_turn) if next_turn is not None else None
@@ -80,25 +78,18 @@ class Template:
         Raises: TemplateError when the template supports no further turns or no system prompt.
         """
         if example.system and not self.has_system:
-            raise TemplateError(
-                f"template {self.name!r}: no {{{{ system }}}} for the system prompt {example.system[:60]!r}; add it "
-                "or use template=chatml"
-            )
+            what = f"{{{{ system }}}} for the system prompt {example.system[:60]!r}; add it"
+            raise TemplateError(f"template {self.name!r}: no {what} or use template=chatml")
         if not example.history:
             return [(self.prompt(example), self.response(example))]
         if self.next_turn is None:
-            raise TemplateError(
-                f"template {self.name!r}: no next_turn for a conversation of several turns; give template.next_turn "
-                "or use template=chatml"
-            )
+            what = "next_turn for a conversation of several turns; give template.next_turn"
+            raise TemplateError(f"template {self.name!r}: no {what} or use template=chatml")
         (user, assistant), *others = example.history
         first = Example(user, assistant, system=example.system)
         later = [*(Example(*turn) for turn in others), Example(example.instruction, example.output, example.input)]
-        next_turn = self.next_turn
-        return [
-            (self.prompt(first), self.response(first)),
-            *((next_turn.prompt(turn), next_turn.response(turn)) for turn in later),
-        ]
+        pairs = [(self, first), *((self.next_turn, turn) for turn in later)]
+        return [(template.prompt(turn), template.response(turn)) for template, turn in pairs]
 
     @property
     def has_turns(self) -> bool:
@@ -121,10 +112,6 @@ class Template:
     def response(self, example: Example) -> str:
         """The target output and the suffix: what is trained on."""
         return self.protect(example.output) + self._render(self._suffix, example)
-
-    def full_text(self, example: Example) -> str:
-        """Prompt, response and suffix."""
-        return self.prompt(example) + self.response(example)
 
     def _render(self, template: jinja2.Template, example: Example) -> str:
         try:

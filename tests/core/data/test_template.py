@@ -39,7 +39,7 @@ def test_shipped_templates_letter_by_letter(name: str, given: str, prompt: str, 
     example = Example("Do.", "Done.", given)
     assert template.prompt(example) == prompt
     assert template.suffix(example) == suffix
-    assert template.full_text(example) == prompt + "Done." + suffix
+    assert template.prompt(example) + template.response(example) == prompt + "Done." + suffix
 
 
 TALK = Example("And?", "So.", "x", {}, "Be short.", (("Hello", "Hi!"),))
@@ -104,14 +104,14 @@ def test_trap_4_text_of_a_user_is_not_rendered_again() -> None:
     template = shipped("alpaca")
     text = "{{ 7 * 7 }} {% raw %} ### Response:\n"
     assert text in template.prompt(Example(text, "x"))
-    assert template.full_text(Example("a", "{{ instruction }}")).endswith("{{ instruction }}")
+    assert template.turns(Example("a", "{{ instruction }}"))[0][0].endswith("{{ instruction }}")
 
 
 def test_a_template_file(tmp_path: Path) -> None:
     path = tmp_path / "mine.jinja"
     path.write_text("Q: {{ instruction }} A: {{ response }}!")
     template = Template("file", None, path)
-    assert template.full_text(Example("Why?", "So")) == "Q: Why? A: So!"
+    assert "".join(template.turns(Example("Why?", "So"))[0]) == "Q: Why? A: So!"
 
 
 @pytest.mark.parametrize(
