@@ -24,6 +24,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "instruct_lit.datasets.remote_sources.UrlSource",
         "instruct_lit.datasets.stream_hub_source.StreamingHubSource",
     ),
+    "data": ("instruct_lit.datasets.filters.*",),  # data.filters.<name>
     "optimizer": (
         "instruct_lit.core.training.optimizer.adamw",
         "instruct_lit.accel.adamw.adamw",

@@ -119,6 +119,7 @@ class BatchSampler:
         self.grouping, self.max_tokens, self.rank, self.world_size = grouping, max_tokens, rank, world_size
         self.epoch = 0
         self.n_skip = 0  # batches that the next iteration skips: they were seen before a resume
+        self._cached: list[list[int]] = []
         self._cached_epoch: int | None = None
 
     def __iter__(self) -> Iterator[list[int]]:

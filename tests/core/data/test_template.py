@@ -104,7 +104,7 @@ def test_trap_4_text_of_a_user_is_not_rendered_again() -> None:
     template = shipped("alpaca")
     text = "{{ 7 * 7 }} {% raw %} ### Response:\n"
     assert text in template.prompt(Example(text, "x"))
-    assert template.turns(Example("a", "{{ instruction }}"))[0][0].endswith("{{ instruction }}")
+    assert template.turns(Example("a", "{{ instruction }}"))[0][1].endswith("{{ instruction }}")
 
 
 def test_a_template_file(tmp_path: Path) -> None:
