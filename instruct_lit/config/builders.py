@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from instruct_lit.config.check_resources import check_resources, try_optimizer
 from instruct_lit.config.data_builders import data_of, data_of_run, source_nodes
 from instruct_lit.config.model_builders import (
     adapt,
@@ -72,6 +73,7 @@ def check_machine(config: DictConfig) -> None:
     Warns of a precision in which a processor is many times slower.
     """
     check_adapter(config)
+    check_resources(config)
     warn_of_bf16(config.trainer.accelerator, "trainer.precision", config.trainer.precision)
     if config.optimizer["_target_"] == "instruct_lit.accel.adamw_8bit.adamw_8bit":
         from instruct_lit.accel.adamw_8bit import need_bitsandbytes
@@ -88,6 +90,7 @@ def check_machine(config: DictConfig) -> None:
             raise ConfigError(f"{wanted[0]}=true: is for a GPU, and this run has none")
         if "cuda_graphs" in wanted and config.trainer.precision is None and default_precision("gpu") == "32-true":
             raise ConfigError("cuda_graphs=true: this GPU does not compute in bf16")
+    try_optimizer(config)
 
 
 def warn_of_bf16(accelerator: str, key: str, wanted: str | None) -> None:

@@ -18,7 +18,9 @@ def check_data(data: Any) -> list[str]:
         places[f"data.sets.{name}.path"] = given.get("path") if given is not None else None
     for key, value in places.items():
         for path in value if isinstance(value, ListConfig) else [value]:
-            if path is not None and not Path(path).expanduser().exists():
+            if path is not None and not (isinstance(path, str) and path):
+                problems.append(f"{key}={value}: give a file, a folder or a list of files")
+            elif path is not None and not Path(path).expanduser().exists():
                 problems.append(f"{key}={path}: no such file or folder")
     if data.streaming and data.sets:
         problems.append("data.streaming=true: a mixture cannot be streamed; leave out data.sets")
@@ -38,6 +40,14 @@ def _problems_of_form(data: Any) -> list[str]:
     ]
     if data.split != "book" and not isinstance(data.split, DictConfig):
         problems.append(f"data.split={data.split}: allowed are 'book' and a mapping of train, val and test")
+    elif data.split != "book":
+        problems += [
+            f"data.split.{name}={share}: give a fraction below 1 or a count"
+            for name, share in data.split.items()
+            if share is not None and not _is_share(share)
+        ]
+    if isinstance(data.path, ListConfig) and not data.path:
+        problems.append("data.path=[]: give at least one file")
     return problems
 
 
@@ -50,13 +60,16 @@ def _problems_of_shares(sets: Any) -> list[str]:
         if given is not None and key in given
     }
     problems = [
-        f"{key}={share}: must be a number of at least 0"
-        for key, share in shares.items()
-        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share < math.inf
+        f"{key}={share}: must be a number of at least 0" for key, share in shares.items() if not _is_share(share)
     ]
     if not problems and len(shares) == len(sets) > 0 and not any(shares.values()):
         problems.append("data.sets: all weights or repeats are 0; at least one must be above 0")
     return problems
+
+
+def _is_share(value: Any) -> bool:
+    """Whether a value is a finite number of at least 0."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
 
 
 def check_streamed_training(config: Any) -> list[str]:

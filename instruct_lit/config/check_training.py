@@ -8,9 +8,11 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from instruct_lit.config.check_data import check_data, check_streamed_training
+from instruct_lit.config.check_lightning import check_lightning
 from instruct_lit.config.schema import check_values
 from instruct_lit.errors import ConfigError
 
+GROUPS = ("optimizer", "trainer", "callbacks", "logger", "finder", "data.sets")
 LOGGED_METRICS = tuple(
     f"{split}/{name}" for split in ("val", "test") for name in ("loss", "perplexity", "response_loss", "bits_per_byte")
 ) + ("train/loss", "test/exact_match")
@@ -35,6 +37,8 @@ def _callbacks(config: Any) -> dict[str, Any]:
 def check_train(config: Any) -> None:
     """Raise one ConfigError that lists every impossible value or combination of a training configuration."""
     problems = check_values(config)
+    if not_mappings := _not_mappings(config):  # nothing can be looked up in them
+        raise ConfigError("\n  ".join(problems + not_mappings))
     model, data, batching = config.model, config.data, config.batching
     known = model.context_length if model.kind == "hf" or not model.path else None
     if known is not None and data.max_length is not None and data.max_length > known:
@@ -53,11 +57,7 @@ def check_train(config: Any) -> None:
         )
     if data.pad_to is not None and batching.layout != "padded":
         problems.append(f"data.pad_to={data.pad_to}: only batching.layout=padded pads, given is {batching.layout}")
-    for group in ("callbacks", "logger"):
-        for key, node in (config[group] or {}).items():
-            if node is not None and not OmegaConf.is_dict(node):
-                problems.append(f"{group}.{key}={node}: null switches it off")
-    problems += _problems_of_metrics(config)
+    problems += _problems_of_nodes(config) + check_lightning(config) + _problems_of_metrics(config)
     if config.ckpt_path and config.ckpt_path != "last" and not Path(config.ckpt_path).exists():
         problems.append(f"ckpt_path={config.ckpt_path}: no such checkpoint or run folder")
     problems += check_data(data)
@@ -65,6 +65,30 @@ def check_train(config: Any) -> None:
         problems += check_streamed_training(config)
     if problems:
         raise ConfigError("\n  ".join(problems))
+
+
+def _not_mappings(config: Any) -> list[str]:
+    """Groups that are no mapping and should be one."""
+    groups = {group: OmegaConf.select(config, group) for group in GROUPS}
+    return [
+        f"{group}={node}: a mapping is needed"
+        for group, node in groups.items()
+        if not OmegaConf.is_dict(node) and not (node is None and group not in ("optimizer", "trainer"))
+    ]
+
+
+def _problems_of_nodes(config: Any) -> list[str]:
+    """Constructors that are no mapping, and targets of an adapter that are no names."""
+    problems = []
+    for group in ("callbacks", "logger"):
+        for key, node in (config[group] or {}).items():
+            if node is not None and not OmegaConf.is_dict(node):
+                problems.append(f"{group}.{key}={node}: null switches it off")
+    targets = config.adapter.targets
+    names = list(targets) if OmegaConf.is_list(targets) else [targets]
+    if targets is not None and not (names and all(isinstance(name, str) and name for name in names)):
+        problems.append(f"adapter.targets={targets}: give endings of module names, or a regular expression")
+    return problems
 
 
 def _problems_of_metrics(config: Any) -> list[str]:

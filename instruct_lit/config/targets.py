@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import difflib
 import inspect
-import types
-import typing
 from collections.abc import Callable
 from typing import Any
 
 from omegaconf import OmegaConf
 
+from instruct_lit.config.argument_types import fits, name_of, type_hints
 from instruct_lit.errors import ConfigError, InstructLitError
 
 # What a `_target_` may name, by the last part of its key for sources and strategies, otherwise by the first one.
@@ -79,7 +78,7 @@ def target_of(node: Any, key: str) -> Callable[..., Any]:
         raise ConfigError(refusal)
     parameters = inspect.signature(target).parameters
     open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
-    hints = _hints(target)
+    hints = type_hints(target)
     for argument, value in node.items():
         if str(argument).startswith("_"):
             continue
@@ -88,8 +87,8 @@ def target_of(node: Any, key: str) -> Callable[..., Any]:
             hint = f"; did you mean {close[0]}?" if close else ""
             known = ", ".join(parameters)
             raise ConfigError(f"{key}.{argument}: {name} has no such argument{hint}\n  allowed: {known}")
-        if argument in hints and not _fits(value, hints[argument]):
-            raise ConfigError(f"{key}.{argument}={value}: {name} wants {_name_of(hints[argument])}")
+        if argument in hints and not fits(value, hints[argument]):
+            raise ConfigError(f"{key}.{argument}={value}: {name} wants {name_of(hints[argument])}")
     return target
 
 
@@ -116,30 +115,3 @@ def plain(node: Any) -> Any:
 def without(node: Any, key: str) -> dict[str, Any]:
     """The plain mapping of a node without one key."""
     return {str(k): v for k, v in plain(node).items() if k != key}
-
-
-def _hints(target: Callable[..., Any]) -> dict[str, Any]:
-    function = target.__init__ if inspect.isclass(target) else target  # type: ignore[misc]
-    try:
-        return typing.get_type_hints(inspect.unwrap(function))
-    except (NameError, TypeError):  # a name that exists for the type checker only
-        return {}
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether a simple value has the hinted type; anything else than numbers, texts and truth values is let through."""
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        return any(_fits(value, part) for part in typing.get_args(hint))
-    if typing.get_origin(hint) is typing.Literal:
-        return value in typing.get_args(hint)
-    if hint is type(None):
-        return value is None
-    if hint in (int, float):
-        return isinstance(value, int if hint is int else (int, float)) and not isinstance(value, bool)
-    if hint in (str, bool):
-        return isinstance(value, hint)
-    return True
-
-
-def _name_of(hint: Any) -> str:
-    return hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")

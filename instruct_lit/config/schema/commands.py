@@ -29,7 +29,7 @@ class PeekConfig:
     all_tokens: bool = option(False, "Also print the middle of a long masked part.")
     estimate: bool = option(True, "Estimate memory and time, which runs a few steps.")
     n_streamed: int = option(1000, "Examples of a stream that are read.", at_least=1)
-    seed: int = option(123, "Seed of the split and the batches.", at_least=0)
+    seed: int = option(123, "Seed of the split and the batches.", at_least=0, at_most=2**32 - 1)
 
 
 @dataclass
@@ -44,7 +44,7 @@ class ChatConfig:
     template: TemplateConfig | None = option(None, "The prompt template; null: that of the bundle.")
     generation: GenerationConfig = group(GenerationConfig, "Generation; /settings changes it while chatting.")
     paths: PathsConfig = group(PathsConfig, "Folders.")
-    seed: int = option(123, "Seed of sampling.", at_least=0)
+    seed: int = option(123, "Seed of sampling.", at_least=0, at_most=2**32 - 1)
 
 
 @dataclass
@@ -66,7 +66,7 @@ class ServeConfig:
     template: TemplateConfig | None = option(None, "The prompt template; null: that of the bundle.")
     generation: GenerationConfig = group(GenerationConfig, "Defaults of a request.")
     paths: PathsConfig = group(PathsConfig, "Folders.")
-    seed: int = option(123, "Seed of sampling.", at_least=0)
+    seed: int = option(123, "Seed of sampling.", at_least=0, at_most=2**32 - 1)
 
 
 @dataclass
@@ -89,7 +89,7 @@ class ArenaConfig:
     template: TemplateConfig | None = option(None, "The prompt template; null: that of each bundle.")
     generation: GenerationConfig = group(GenerationConfig, "Generation of the responses.")
     paths: PathsConfig = group(PathsConfig, "Folders.")
-    seed: int = option(123, "Seed of the pairs and of sampling.", at_least=0)
+    seed: int = option(123, "Seed of the pairs and of sampling.", at_least=0, at_most=2**32 - 1)
 
 
 @dataclass

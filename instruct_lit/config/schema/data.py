@@ -33,7 +33,7 @@ class DataConfig:
     split: Any = option(MISSING, "{train: …, val: …, test: …} as fractions or counts; book: as in LLMs-from-scratch.")
     streaming: bool = option(False, "Read the data while training, never stored as a whole.")
     shuffle_buffer: int = option(10000, "Examples of a stream that are shuffled together.", at_least=1)
-    seed: int = option(MISSING, "Seed of the split and of the order of examples.")
+    seed: int = option(MISSING, "Seed of the split and of the order of examples.", at_least=0, at_most=2**32 - 1)
     batch_size: int = option(8, "Examples per batch and device.", at_least=1)
     eval_batch_size: int | None = option(None, "The same in validation and test; null: batch_size.", at_least=1)
     max_length: int | None = option(None, "Tokens per example with end-of-text; null: the context.", at_least=2)
@@ -58,4 +58,6 @@ class BatchingConfig:
     )
     shared_prefix: bool = option(False, "Compute the common beginning of a packed batch once.")
     max_tokens: int | None = option(None, "Tokens per batch in place of data.batch_size (best_fit).", at_least=1)
-    pad_to_multiple_of: int = option(1, "Round lengths up to a multiple of this, so that few shapes occur.", at_least=1)
+    pad_to_multiple_of: int = option(
+        1, "Round lengths up to a multiple of this, so that few shapes occur.", at_least=1, at_most=4096
+    )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import difflib
+import math
 import re
 import typing
 from collections.abc import Iterator
@@ -13,22 +15,37 @@ from typing import Any
 
 from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 
+LARGEST = 2**31 - 1  # of whole numbers without a bound of their own; no count of this program is above it
+
 
 @dataclass(frozen=True)
 class Rules:
-    """What a key means, and the values that it may have besides null."""
+    """What a key means, and the values that it may have besides null: numbers are finite, texts are not empty."""
 
     doc: str
     choices: tuple[str, ...] = ()
     at_least: float | None = None
+    above: float | None = None
+    at_most: float | None = None
     below: float | None = None
 
     def problem(self, value: Any) -> str | None:
         """What is wrong with a value, None for an allowed one."""
-        if self.choices and value not in self.choices:
-            return f"allowed are {', '.join(self.choices)}"
+        if self.choices:
+            return None if value in self.choices else f"allowed are {', '.join(self.choices)}"
+        if value == "":
+            return "must not be empty"
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return None
+        if not math.isfinite(value):
+            return "must be a finite number"
+        at_most = LARGEST if self.at_most is None and isinstance(value, int) else self.at_most
         if self.at_least is not None and value < self.at_least:
             return f"must be at least {self.at_least}"
+        if self.above is not None and value <= self.above:
+            return f"must be above {self.above}"
+        if at_most is not None and value > at_most:
+            return f"must be at most {at_most}"
         if self.below is not None and value >= self.below:
             return f"must be below {self.below}"
         return None
@@ -40,10 +57,12 @@ def option(
     *,
     choices: tuple[str, ...] = (),
     at_least: float | None = None,
+    above: float | None = None,
+    at_most: float | None = None,
     below: float | None = None,
 ) -> Any:
     """A key with a default value: a dataclass field with its documentation and rules beside it."""
-    metadata = {"rules": Rules(doc, choices, at_least, below)}
+    metadata = {"rules": Rules(doc, choices, at_least, above, at_most, below)}
     if isinstance(default, list | dict):
         return field(default_factory=lambda: copy.copy(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -97,7 +116,8 @@ def check_values(config: DictConfig, prefix: str = "") -> list[str]:
     schema = OmegaConf.get_type(config)
     if not dataclasses.is_dataclass(schema):
         return []
-    problems = []
+    names = [declared.name for declared in dataclasses.fields(schema)]
+    problems = [_unknown_key(prefix, str(key), names) for key in config if key not in (*names, "hydra")]
     for declared in dataclasses.fields(schema):
         if OmegaConf.is_missing(config, declared.name):
             continue
@@ -107,6 +127,13 @@ def check_values(config: DictConfig, prefix: str = "") -> list[str]:
         elif value is not None and (problem := rules.problem(value)):
             problems.append(f"{prefix}{declared.name}={value}: {problem}")
     return problems
+
+
+def _unknown_key(prefix: str, key: str, names: list[str]) -> str:
+    """The problem with a key that was added (`+adapter.use_rslora=true`) and that no part of the program reads."""
+    close = difflib.get_close_matches(key, names, n=1)
+    remedy = f"did you mean {prefix}{close[0]}?" if close else f"allowed are {', '.join(names)}"
+    return f"{prefix}{key}: no such key; {remedy}"
 
 
 def missing_runs(runs: Any, key: str = "run") -> list[str]:

@@ -17,7 +17,7 @@ class SchedulerConfig:
 
     decay: str = option("cosine", "Decay after the warm-up.", choices=("cosine", "linear", "constant"))
     warmup_steps: int = option(0, "Steps of linear warm-up.", at_least=0)
-    min_ratio: float = option(0.0, "Learning rate at the end, as a fraction of optimizer.lr.")
+    min_ratio: float = option(0.0, "Learning rate at the end, as a fraction of optimizer.lr.", at_least=0, at_most=1)
 
 
 @dataclass
@@ -31,7 +31,7 @@ class TrainConfig:
     adapter: AdapterConfig = group(AdapterConfig, "Parameter-efficient fine-tuning.")
     trainable: str = option("all", "Trained weights: all, head, last_<n>_blocks, or a pattern of parameter names.")
     neftune_alpha: float | None = option(
-        None, "Noise on embeddings in training (NEFTune, Jain et al. 2023); often 5.", at_least=0
+        None, "Noise on embeddings in training (NEFTune, Jain et al. 2023); often 5.", at_least=0, at_most=1e6
     )
     compile: bool = option(False, "torch.compile on a GPU; compilation takes about 15 seconds.")
     cuda_graphs: bool | None = option(None, "Record micro-batches as CUDA graphs; null: where possible; true: or fail.")
@@ -44,7 +44,7 @@ class TrainConfig:
     trainer: Any = option(MISSING, "Arguments of lightning.Trainer; further ones with a leading +.")
     generation: GenerationConfig = group(GenerationConfig, "Generation of the responses.")
     paths: PathsConfig = group(PathsConfig, "Folders.")
-    seed: int = option(123, "Seed of everything random.", at_least=0)
+    seed: int = option(123, "Seed of everything random.", at_least=0, at_most=2**32 - 1)
     fit: bool = option(True, "false: test and answer only, with the weights of the model or of ckpt_path.")
     ckpt_path: str | None = option(None, "Resume from this checkpoint or run folder; last: from the newest run.")
     finder: Any = option(
