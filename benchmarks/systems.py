@@ -64,7 +64,7 @@ def ours(name: str, args: Namespace) -> dict[str, Any]:
                 f"trainer.precision={'bf16-mixed' if precision == 'bf16' else '32-true'}",
                 f"trainer.accelerator={'gpu' if args.device == 'cuda' else 'cpu'}", "trainer.max_epochs=100",
                 f"trainer.max_steps={args.warm_up + args.steps}", "trainer.limit_val_batches=0",
-                "+trainer.enable_checkpointing=false", "+trainer.enable_progress_bar=false",
+                "trainer.enable_checkpointing=false", "trainer.enable_progress_bar=false",
                 f"trainer.default_root_dir={folder}", f"compile={'compiled' in more}".lower(),
                 f"cuda_graphs={'false' if 'eager' in more else 'null'}",
             ],

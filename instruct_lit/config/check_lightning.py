@@ -72,15 +72,11 @@ TRAINER_RULES = {
     "val_check_interval": Rules("a fraction up to 1, or a whole number", above=0),
 }
 CALLBACK_RULES = {
-    "EMAWeightAveraging.decay": Rules("", at_least=0, below=1),
-    "EMAWeightAveraging.update_every_n_steps": Rules("", at_least=1),
-    "EarlyStopping.min_delta": Rules("", at_least=0),
-    "EarlyStopping.patience": Rules("", at_least=0),
-    "GenerationQuality.max_new_tokens": Rules("", at_least=1),
-    "GenerationQuality.n_examples": Rules("", at_least=1),
-    "LastCheckpoint.every_n_steps": Rules("", at_least=1),
-    "SampleAnswers.max_new_tokens": Rules("", at_least=1),
-    "SampleAnswers.n_examples": Rules("", at_least=0, at_most=10_000),
+    "EMAWeightAveraging": {"decay": Rules("", at_least=0, below=1), "update_every_n_steps": Rules("", at_least=1)},
+    "EarlyStopping": {"min_delta": Rules("", at_least=0), "patience": Rules("", at_least=0)},
+    "GenerationQuality": {"max_new_tokens": Rules("", at_least=1), "n_examples": Rules("", at_least=1)},
+    "LastCheckpoint": {"every_n_steps": Rules("", at_least=1)},
+    "SampleAnswers": {"max_new_tokens": Rules("", at_least=1), "n_examples": Rules("", at_least=0)},
 }
 
 
@@ -130,8 +126,8 @@ def _problems_of_callbacks(config: Any) -> list[str]:
         name = str(node.get("_target_")).rpartition(".")[2]
         if name in REFUSED_CALLBACKS and str(node.get("_target_")).startswith("lightning."):
             problems.append(f"callbacks.{key}: {name} is not supported; {REFUSED_CALLBACKS[name]}")
-        for argument, value in node.items():
-            rules = CALLBACK_RULES.get(f"{name}.{argument}")
-            if rules is not None and value is not None and (problem := rules.problem(value)):
+        for argument, rules in CALLBACK_RULES.get(name, {}).items():
+            value = node.get(argument)
+            if value is not None and (problem := rules.problem(value)):
                 problems.append(f"callbacks.{key}.{argument}={value}: {problem}")
     return problems

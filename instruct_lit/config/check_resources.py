@@ -58,7 +58,7 @@ def total_memory() -> int | None:
 
 def try_optimizer(config: DictConfig) -> None:
     """Make the optimizer and the schedule of a tiny model, so that impossible arguments are refused before any work."""
-    from instruct_lit.config.builders import optimization_of
+    from instruct_lit.config.run_builders import optimization_of
     from instruct_lit.core.model.gpt import GPT, GPTConfig
 
     weight_decay = config.optimizer.get("weight_decay", 0.0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,8 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from lightning import Callback, Trainer
-from lightning.pytorch.callbacks import LearningRateMonitor
+from lightning.pytorch.callbacks import Checkpoint, LearningRateMonitor, ProgressBar
+from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
 from instruct_lit.config import builders as build_parts
@@ -163,20 +164,20 @@ def trainer_of(config: DictConfig, callbacks: Sequence[Callback]) -> Trainer:
         warnings.filterwarnings("ignore", message=message)
     configured = [build(node, f"callbacks.{k}") for k, node in (config.callbacks or {}).items() if node is not None]
     loggers = [build(node, f"logger.{k}") for k, node in (config.logger or {}).items() if node is not None]
-    if not loggers:  # LearningRateMonitor refuses to run without one
-        configured = [callback for callback in configured if not isinstance(callback, LearningRateMonitor)]
     node = plain(config.trainer)
+    both = [*_wanted(callbacks, node, configured, loggers), *_wanted(configured, node, [], loggers)]
     node["precision"] = node["precision"] or _default_precision(node["accelerator"])
     for part in ("strategy", "profiler"):
         if isinstance(node.get(part), dict):
             node[part] = build(node[part], f"trainer.{part}")
+    if node["enable_checkpointing"] is None:  # Lightning would add a checkpoint of its own to callbacks=none
+        node["enable_checkpointing"] = any(isinstance(callback, Checkpoint) for callback in both)
     trainer = build(
         node,
         "trainer",
-        callbacks=[*callbacks, *configured],
+        callbacks=both,
         logger=loggers or False,
         plugins=[DurableIO(sharding())],
-        enable_model_summary=False,
         use_distributed_sampler=False,
     )
     if trainer.world_size > 1 and not has_satellite("distributed"):
@@ -184,6 +185,20 @@ def trainer_of(config: DictConfig, callbacks: Sequence[Callback]) -> Trainer:
             f"trainer: {trainer.world_size} processes need the folder instruct_lit/distributed; use trainer.devices=1"
         )
     return trainer
+
+
+def _wanted(
+    callbacks: Sequence[Callback], trainer: Mapping[str, Any], others: Sequence[Callback], loggers: Sequence[Logger]
+) -> list[Callback]:
+    """The callbacks that the arguments of the trainer, its loggers and the callbacks beside them leave in place."""
+    unwanted: list[type] = []
+    if not loggers:  # LearningRateMonitor refuses to run without one
+        unwanted.append(LearningRateMonitor)
+    if trainer["enable_checkpointing"] is False:
+        unwanted.append(Checkpoint)
+    if trainer["enable_progress_bar"] is False or any(isinstance(other, ProgressBar) for other in others):
+        unwanted.append(ProgressBar)
+    return [callback for callback in callbacks if not isinstance(callback, tuple(unwanted))]
 
 
 def _default_precision(accelerator: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any
@@ -154,6 +155,10 @@ class StreamedData(InstructionData):
     def _encoder(self) -> Encoder:
         lengths = self.lengths
         return Encoder(self.template, self.tokenizer, lengths.max_length, lengths.on_long, self.masking.loss_on)
+
+    @property
+    def n_train_batches(self) -> float:
+        return math.inf
 
     def train_dataloader(self) -> StreamLoader:  # type: ignore[override]
         pin_memory = self.trainer is not None and self.trainer.accelerator.name() == "cuda"

@@ -114,7 +114,7 @@ def test_the_shape_of_a_run_folder_is_that_of_its_bundle(tmp_path: Path) -> None
         (("cuda_graphs=true", "model.dropout=0.1"), "a step that is recorded cannot draw anew"),
         (("cuda_graphs=true", "adapter=lora", "adapter.dropout=0.1"), "a step that is recorded cannot draw anew"),
         (("cuda_graphs=true", "model=hf", "model.path=x"), "cuda_graphs=true: goes with GPT-2, not with model=hf"),
-        (("cuda_graphs=true", "+trainer.detect_anomaly=true"), "goes without trainer.detect_anomaly"),
+        (("cuda_graphs=true", "trainer.detect_anomaly=true"), "goes without trainer.detect_anomaly"),
     ],
 )
 def test_what_is_for_one_gpu_is_checked(overrides: tuple[str, ...], message: str) -> None:
@@ -126,7 +126,7 @@ def test_what_is_for_one_gpu_is_checked(overrides: tuple[str, ...], message: str
 def test_steps_are_recorded_wherever_that_goes() -> None:
     assert wants_graphs(composed("train")) and wants_graphs(composed("train", "adapter=lora", "trainer.precision=null"))
     assert not wants_graphs(composed("train", "cuda_graphs=false"))
-    for otherwise in ("neftune_alpha=5", "trainer=ddp", "trainer.precision=32-true", "+trainer.detect_anomaly=true"):
+    for otherwise in ("neftune_alpha=5", "trainer=ddp", "trainer.precision=32-true", "trainer.detect_anomaly=true"):
         config = composed("train", otherwise)
         check_train(config)
         assert not wants_graphs(config), otherwise

@@ -123,6 +123,11 @@ class InstructionData(LightningDataModule):
             self._resume_from = None
         return self._train_loader
 
+    @property
+    def n_train_batches(self) -> float:
+        """Training batches of an epoch, of all ranks together before `trainer` is set; infinite for a stream."""
+        return len(self._sampler("train", self.examples_of("train")[1]))
+
     def val_dataloader(self) -> DataLoader[Batch] | list[ResumableLoader]:
         return self._loader("val")
 

@@ -28,9 +28,17 @@ WHOLE = Sharding()
 
 
 class Checkpoint(ModelCheckpoint):
-    """Lightning's ModelCheckpoint, whose best score and files follow a run that is resumed in another folder."""
+    """Lightning's ModelCheckpoint, whose best score and files follow a run that is resumed in another folder.
+
+    With `save_top_k` other than 1 the file names get the step (`best-step=12.ckpt`).
+    """
 
     sharding = WHOLE
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        if self.save_top_k not in (0, 1) and self.filename is not None and "{" not in self.filename:
+            self.filename += "-{step}"  # under one name the last of the best would replace the best
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.sharding = pl_module.sharding  # type: ignore[assignment]

@@ -72,7 +72,8 @@ class History(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         assert self._batch_start is not None
-        logs = step_is_complete(trainer) and trainer.global_step % log_interval(trainer) == 0
+        interval = log_interval(trainer)  # 0: never
+        logs = step_is_complete(trainer) and interval > 0 and trainer.global_step % interval == 0
         if logs:
             synchronize(pl_module.device)
         self._batch_end = time.perf_counter()

@@ -47,9 +47,10 @@ class LastCheckpoint(Checkpoint):
             states, self._random_states = self._random_states, None
             set_random_state(states[trainer.global_rank % len(states)])
         stopper = trainer.early_stopping_callback
-        if stopper is not None and stopper.wait_count >= stopper.patience:  # early stopping had ended the run
+        if stopper is not None and stopper.wait_count >= max(1, stopper.patience):  # of checkpoints without a reason
             stopper.stopping_reason = EarlyStoppingReason.PATIENCE_EXHAUSTED
-            trainer.should_stop = True
+        if stopper is not None and stopper.stopping_reason != EarlyStoppingReason.NOT_STOPPED:
+            trainer.should_stop = True  # early stopping had ended the run that is resumed
         if threading.current_thread() is threading.main_thread():
             for name in SIGNALS:
                 if hasattr(signal, name):
@@ -102,6 +103,8 @@ class LastCheckpoint(Checkpoint):
     def _save(self, trainer: Trainer) -> None:
         self._pending = False
         self._saved_step = trainer.global_step
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
         trainer.save_checkpoint(self.path)
 
     def _any_rank_ends(self, trainer: Trainer) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from lightning import LightningModule
 from lightning.pytorch.trainer.states import TrainerFn
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from instruct_lit.core.data.collate import Batch
@@ -69,7 +70,8 @@ class InstructionTuner(LightningModule):
 
     def configure_optimizers(self) -> dict[str, Any]:  # type: ignore[override]
         optimizer = self.make_optimizer(self.model)
-        scheduler = self.make_scheduler(optimizer, int(self.trainer.estimated_stepping_batches))
+        n_steps = min(self.trainer.estimated_stepping_batches, sys.maxsize)  # infinite with max_epochs=-1
+        scheduler = self.make_scheduler(optimizer, int(n_steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_train_start(self) -> None:
@@ -129,11 +131,14 @@ class InstructionTuner(LightningModule):
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         if not parameters:
             return
-        if logs_this_step(self.trainer) or gradient_clip_val:
+        by_norm = bool(gradient_clip_val) and gradient_clip_algorithm != "value"
+        if logs_this_step(self.trainer) or by_norm:
             norm = self.step.gradient_norm([p.grad for p in parameters if p.grad is not None])
             self.log("train/grad_norm", norm)
-            if gradient_clip_val:
-                self.step.clip(optimizer, parameters, norm, float(gradient_clip_val))
+        if gradient_clip_val and by_norm:
+            self.step.clip(optimizer, parameters, norm, float(gradient_clip_val))
+        elif gradient_clip_val:
+            nn.utils.clip_grad_value_(parameters, float(gradient_clip_val))
 
     def _last_good(self) -> str:
         paths = [getattr(c, "best_model_path", "") or getattr(c, "path", "") for c in self.trainer.checkpoint_callbacks]

@@ -27,13 +27,13 @@ from instruct_lit.core.generation.responses import exact_match, write_jsonl
 from instruct_lit.core.generation.sampling import SamplingSettings
 from instruct_lit.core.model.causal import CausalLM
 from instruct_lit.core.training.answers import answer_split
-from instruct_lit.core.training.checkpoints import best_of, find_checkpoint, identity_of, load_weights
+from instruct_lit.core.training.checkpoints import best_of, find_checkpoint, identity_of, load_weights, read_checkpoint
 from instruct_lit.core.training.history import History
 from instruct_lit.core.training.module import InstructionTuner
 from instruct_lit.core.training.progress import Progress
 from instruct_lit.core.training.sharding import Sharding
 from instruct_lit.core.training.validate_at_end import ValidateAtEnd
-from instruct_lit.errors import ConfigError
+from instruct_lit.errors import ConfigError, TrainingError
 
 
 @dataclass(frozen=True)
@@ -166,6 +166,7 @@ class Run:
         self.tuner = parts.tuner(self.trained)
         data.setup()
         check_split(data)
+        check_interval(data, trainer)
         if trainer.is_global_zero:
             data.split.save(self.run_dir / "split.json")
         self.tuner.identity = identity_of(self.model, data, trainer)
@@ -187,13 +188,19 @@ class Run:
                 trainer.fit(self.tuner, self.data, ckpt_path=checkpoint, weights_only=True)
         except SystemExit:  # Lightning's end after Ctrl-C
             self.interrupted = True
-        best = best_of(trainer)
+        if trainer.global_step == 0 and not self.interrupted:
+            raise TrainingError(
+                "no optimizer step was made: the run ended before the first one (trainer.max_time, or a callback); "
+                "fit=false trains nothing"
+            )
+        best, best_step = best_of(trainer), trainer.global_step
         if best is not None:
             load_weights(best, self.tuner, self.parts.sharding)
+            best_step = int(read_checkpoint(best)["global_step"])
         stopper = trainer.early_stopping_callback
         self.metrics |= {
             "n_steps": trainer.global_step,
-            "best_step": trainer.global_step if best is None else self.history.best_step,
+            "best_step": best_step,
             "stopped_early": stopper is not None and stopper.stopping_reason != EarlyStoppingReason.NOT_STOPPED,
             "train/tokens": self.tuner.tokens_seen,
             **self.history.figures(),
@@ -243,3 +250,20 @@ def check_split(data: InstructionData) -> None:
                 f"data.split={data.split_spec}: no example for {name}, which a run needs {use}; "
                 f"give it a fraction or a number of the records{file}"
             )
+
+
+def check_interval(data: InstructionData, trainer: Trainer) -> None:
+    """Raise ConfigError if validations by number of batches never come since an epoch has fewer."""
+    interval = trainer.val_check_interval
+    if not isinstance(interval, int) or trainer.check_val_every_n_epoch is None or not trainer.limit_val_batches:
+        return
+    limit, n_batches = (
+        trainer.limit_train_batches,
+        math.ceil(min(data.n_train_batches, sys.maxsize) / trainer.world_size),
+    )
+    n_batches = min(n_batches, limit) if isinstance(limit, int) else int(n_batches * limit)
+    if interval > n_batches:
+        raise ConfigError(
+            f"trainer.val_check_interval={interval}: an epoch has {n_batches} batches; give at most that, a fraction, "
+            "or trainer.check_val_every_n_epoch=null, which counts over epochs"
+        )
