@@ -61,7 +61,7 @@ def fits(value: Any, hint: Any) -> bool:
         return (
             "_target_" in value or origin in (dict, collections.abc.Mapping) or hint in (dict, collections.abc.Mapping)
         )
-    return False
+    return isinstance(hint, type) and isinstance(value, hint)  # an object of the program
 
 
 def _items_fit(values: list[Any], arguments: tuple[Any, ...]) -> bool:

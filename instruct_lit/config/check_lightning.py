@@ -22,7 +22,7 @@ REFUSED_ARGUMENTS = {
     "plugins": "checkpoints are written by the program; use trainer.precision, trainer.strategy",
     "sync_batchnorm": "no model here has batch normalisation; leave it out",
     "use_distributed_sampler": "the data module divides the batches among processes; leave it out",
-}  # with any other value than Lightning's default
+}
 
 REFUSED_CALLBACKS = {
     "BackboneFinetuning": "use trainable=last_<n>_blocks",
@@ -35,6 +35,7 @@ REFUSED_CALLBACKS = {
     "LambdaCallback": "a configuration holds no functions; name a class",
     "LearningRateFinder": "use sweep=lr_range",
     "ModelPruning": "a pruned model has other parameters than its bundle",
+    "OnExceptionCheckpoint": "it may lie within a step; use callbacks.last_checkpoint.every_n_steps",
     "ProgressBar": "does nothing by itself; use lightning.pytorch.callbacks.TQDMProgressBar",
     "SpikeDetection": "skips no batch by itself and ends in an exception; a NaN or infinite loss ends a run already",
     "StochasticWeightAveraging": "its average is in no checkpoint, so it would not be tested; use callbacks=ema",
@@ -68,6 +69,8 @@ TRAINER_RULES = {
     "num_nodes": Rules("", at_least=1, at_most=65536),
     "num_sanity_val_steps": Rules("", at_least=-1),
     "overfit_batches": _FRACTION,
+    "precision": Rules("", choices=("32-true", "bf16-mixed", "32", "bf16")),
+    "profiler": Rules("", choices=("simple", "advanced")),
     "reload_dataloaders_every_n_epochs": Rules("", at_least=0),
     "val_check_interval": Rules("a fraction up to 1, or a whole number", above=0),
 }
@@ -87,12 +90,12 @@ def check_lightning(config: Any) -> list[str]:
 
 def _problems_of_trainer(config: Any) -> list[str]:
     trainer = config.trainer
-    problems = [f"trainer.{name}: {reason}" for name, reason in REFUSED_ARGUMENTS.items() if trainer.get(name)]
+    problems = [f"trainer.{k}: {reason}" for k, reason in REFUSED_ARGUMENTS.items() if trainer.get(k) is not None]
     for name, rules in TRAINER_RULES.items():
         value = trainer.get(name)
-        if value is None:
+        if value is None or OmegaConf.is_config(value):
             continue
-        problem = rules.problem(value)
+        problem = rules.problem(str(value) if rules.choices else value)
         if problem is None and rules.doc and isinstance(value, float) and value > 1:
             problem = f"must be {rules.doc}"
         if problem:

@@ -15,6 +15,7 @@ from hydra.core.hydra_config import HydraConfig
 from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import Checkpoint, LearningRateMonitor, ProgressBar
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.profilers import AdvancedProfiler, SimpleProfiler
 from omegaconf import DictConfig, OmegaConf
 
 from instruct_lit.config import builders as build_parts
@@ -37,6 +38,7 @@ from instruct_lit.core.training.sharding import Sharding
 from instruct_lit.core.training.step import StepAccelerator
 from instruct_lit.errors import ConfigError
 
+PROFILERS = {"simple": SimpleProfiler, "advanced": AdvancedProfiler}  # they write fit-profile.txt, …
 # The core's constructors that a satellite has in a faster form with the same numbers.
 ACCELERATED = {"instruct_lit.core.training.optimizer.adamw": "instruct_lit.accel.adamw.adamw"}
 
@@ -159,6 +161,7 @@ def trainer_of(config: DictConfig, callbacks: Sequence[Callback]) -> Trainer:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     for message in (
         ".*LeafSpec.*", ".*does not have many workers.*", ".*Checkpoint directory .* exists.*",
+        ".*not supported by the model summary.*",
         ".*WeightAveraging callback with a model that overrides.*",  # configure_model does nothing without shards
     ):  # fmt: skip
         warnings.filterwarnings("ignore", message=message)
@@ -170,6 +173,8 @@ def trainer_of(config: DictConfig, callbacks: Sequence[Callback]) -> Trainer:
     for part in ("strategy", "profiler"):
         if isinstance(node.get(part), dict):
             node[part] = build(node[part], f"trainer.{part}")
+    if node["profiler"] in PROFILERS:
+        node["profiler"] = PROFILERS[node["profiler"]](dirpath=node["default_root_dir"], filename="profile")
     if node["enable_checkpointing"] is None:  # Lightning would add a checkpoint of its own to callbacks=none
         node["enable_checkpointing"] = any(isinstance(callback, Checkpoint) for callback in both)
     trainer = build(

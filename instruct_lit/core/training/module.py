@@ -83,7 +83,8 @@ class InstructionTuner(LightningModule):
         self.step.stop(self.trainer.optimizers[0])
 
     def on_train_epoch_start(self) -> None:
-        self.trainer.datamodule.set_epoch(self.current_epoch)  # type: ignore[attr-defined]
+        epoch = 0 if self.trainer.overfit_batches else self.current_epoch  # type: ignore[attr-defined]
+        self.trainer.datamodule.set_epoch(epoch)  # type: ignore[attr-defined]
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the micro-batch's share of the step's mean loss."""

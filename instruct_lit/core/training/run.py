@@ -166,7 +166,7 @@ class Run:
         self.tuner = parts.tuner(self.trained)
         data.setup()
         check_split(data)
-        check_interval(data, trainer)
+        check_limits(data, trainer)
         if trainer.is_global_zero:
             data.split.save(self.run_dir / "split.json")
         self.tuner.identity = identity_of(self.model, data, trainer)
@@ -252,18 +252,23 @@ def check_split(data: InstructionData) -> None:
             )
 
 
-def check_interval(data: InstructionData, trainer: Trainer) -> None:
-    """Raise ConfigError if validations by number of batches never come since an epoch has fewer."""
-    interval = trainer.val_check_interval
-    if not isinstance(interval, int) or trainer.check_val_every_n_epoch is None or not trainer.limit_val_batches:
-        return
-    limit, n_batches = (
-        trainer.limit_train_batches,
-        math.ceil(min(data.n_train_batches, sys.maxsize) / trainer.world_size),
-    )
-    n_batches = min(n_batches, limit) if isinstance(limit, int) else int(n_batches * limit)
-    if interval > n_batches:
+def check_limits(data: InstructionData, trainer: Trainer) -> None:
+    """Raise ConfigError for limits of the trainer that leave no batch, and for validations that would never come."""
+    n_batches = {"train": math.ceil(min(data.n_train_batches, sys.maxsize) / trainer.world_size)}
+    for split, loaders in (("val", data.val_dataloader()), ("test", data.test_dataloader())):
+        n_batches[split] = min(len(loader) for loader in (loaders if isinstance(loaders, list) else [loaders]))
+    for split, n in n_batches.items():
+        limit = getattr(trainer, f"limit_{split}_batches")
+        key = "overfit_batches" if trainer.overfit_batches and split != "test" else f"limit_{split}_batches"  # type: ignore[attr-defined]
+        if isinstance(limit, float) and 0 < limit * n < 1:
+            raise ConfigError(
+                f"trainer.{key}={limit}: less than one of {n} batches ({split}); give a number of batches"
+            )
+    limit, interval = trainer.limit_train_batches, getattr(trainer, "val_check_interval", None)  # None: by time
+    n = min(n_batches["train"], limit) if isinstance(limit, int) else int(n_batches["train"] * limit)
+    by_epoch = trainer.check_val_every_n_epoch is not None and trainer.limit_val_batches > 0
+    if isinstance(interval, int) and by_epoch and interval > n:
         raise ConfigError(
-            f"trainer.val_check_interval={interval}: an epoch has {n_batches} batches; give at most that, a fraction, "
-            "or trainer.check_val_every_n_epoch=null, which counts over epochs"
+            f"trainer.val_check_interval={interval}: an epoch has {n} batches; give at most that, a fraction, or "
+            "trainer.check_val_every_n_epoch=null, which counts over epochs"
         )
