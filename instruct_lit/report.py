@@ -44,14 +44,20 @@ def write(folder: Path, metric: str | None = None, direction: str | None = None,
 
 
 class SweepReport(Callback):
-    """Hydra's callback that writes the page when a sweep has ended, even after a failure."""
+    """Hydra's callback that writes the page when a sweep has ended; exits with status 2 if every trial failed."""
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Called by Hydra after the last trial."""
+        from instruct_lit.sweeps.trials import all_failed
+
+        folder = Path(config.hydra.sweep.dir)
         try:
-            print(f"report of the sweep: {write(Path(config.hydra.sweep.dir))}")
+            print(f"report of the sweep: {write(folder)}")
         except InstructLitError:  # there are no trials
             return
+        if (reason := all_failed(folder)) is not None:
+            print(f"error: {folder}: every trial of the sweep failed, the first one with: {reason}", file=sys.stderr)
+            sys.exit(2)  # Hydra turns exceptions of its callbacks into warnings
 
 
 def main() -> None:

@@ -46,8 +46,13 @@ def _problems_of_form(data: Any) -> list[str]:
             for name, share in data.split.items()
             if share is not None and not _is_share(share)
         ]
-    if isinstance(data.path, ListConfig) and not data.path:
-        problems.append("data.path=[]: give at least one file")
+    problems += [
+        f"data.{key}=[]: give at least one file"
+        for key in ("path", "test_path", "val_path")
+        if isinstance(data[key], ListConfig) and not data[key]
+    ]
+    if Path(data.name).name != data.name or "\\" in data.name or data.name.startswith("."):
+        problems.append(f"data.name={data.name}: must be a name of files in the cache, without slashes or a leading dot")
     return problems
 
 

@@ -40,6 +40,8 @@ def one_message(command: str) -> Iterator[None]:
         _exit(str(error), 2)
     except (HydraException, OmegaConfBaseException) as error:
         _exit(str(ConfigError(explain(error, command))), 2)
+    except ValueError as error:
+        _exit(*((_of_group(), 2) if "group override must be" in str(error) else (_unexpected(error), 1)))
     except TrialPruned as pruned:
         _exit(str(pruned), TrialPruned.STATUS)
     except KeyboardInterrupt:
@@ -52,6 +54,12 @@ def one_message(command: str) -> Iterator[None]:
 def _exit(message: str, status: int) -> None:
     print(f"error: {message}" if status <= 2 else message, file=sys.stderr)
     sys.exit(status)
+
+
+def _of_group() -> str:
+    """The message on a group of the command line without a choice, for which Hydra names neither group nor choices."""
+    group = next((given.partition("=")[0] for given in sys.argv[1:] if given.endswith("=null")), "a group")
+    return f"{group}=null: a group is a file of conf/{group}; give its name ({group}=none where there is one)"
 
 
 def _of_system(error: OSError) -> str | None:

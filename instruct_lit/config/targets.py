@@ -38,6 +38,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "callbacks": (
         "instruct_lit.core.training.sample_answers.SampleAnswers",
         "instruct_lit.core.training.checkpoints.Checkpoint",
+        "instruct_lit.core.training.early_stopping.EarlyStopping",
         "instruct_lit.core.training.last_checkpoint.LastCheckpoint",
         "instruct_lit.evaluation.generation_quality.GenerationQuality",
         "instruct_lit.sweeps.pruning.Pruning",

@@ -24,8 +24,10 @@ from instruct_lit.datasets.demo_words import (
     VERBS,
     article,
 )
+from instruct_lit.errors import ConfigError
 
 VERSION = 1  # increment it when a seed gives other examples
+MOST_EXAMPLES = 1_000_000  # the families have fewer different instructions
 Task = tuple[str, str, str]  # instruction, input, output
 
 
@@ -38,6 +40,8 @@ class DemoSource:
     notes = ReadingNotes()
 
     def __init__(self, n_examples: int = 6000, seed: int = 0, name: str = "demo") -> None:
+        if not 1 <= n_examples <= MOST_EXAMPLES:
+            raise ConfigError(f"data.source.n_examples={n_examples}: must be between 1 and {MOST_EXAMPLES}")
         self.name, self.n_examples, self.seed = name, n_examples, seed
 
     def fingerprint(self) -> str:

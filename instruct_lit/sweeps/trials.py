@@ -36,6 +36,12 @@ class Trial:
     parameters: dict[str, str] = field(default_factory=dict)
 
 
+def all_failed(folder: Path) -> str | None:
+    """Why the first trial of a sweep failed, if all of them failed; otherwise None."""
+    trials = sorted(read_trials(folder), key=lambda trial: trial.number)
+    return trials[0].reason if all(trial.status == "failed" for trial in trials) else None
+
+
 def read_trials(folder: Path, maximize: bool = False) -> list[Trial]:
     """The trials of a sweep, the best first, those without a value last.
 

@@ -58,6 +58,13 @@ def test_a_failing_trial_is_recorded_the_sweep_goes_on_nothing_runs_twice_and_a_
     assert "responses" in (answers / "sweep" / "report.html").read_text()
 
 
+def test_a_sweep_in_which_every_trial_failed_fails(command: Callable, answers: Path) -> None:
+    done = command("evaluate", "-m", "responses=missing.json,nowhere.json", *LIGHT, cwd=answers, status=2)
+    message = "error: sweep: every trial of the sweep failed, the first one with: responses=missing.json: no such file"
+    assert message in done.stderr and "Traceback" not in done.stderr
+    assert "report of the sweep: sweep/report.html" in done.stdout
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", [("joblib", "hydra.launcher.n_jobs=2"), ("submitit_local",)], ids=lambda of: of[0])
 def test_launchers_run_trials_side_by_side(command: Callable, answers: Path, launcher: tuple[str, ...]) -> None:

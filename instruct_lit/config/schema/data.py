@@ -59,5 +59,5 @@ class BatchingConfig:
     shared_prefix: bool = option(False, "Compute the common beginning of a packed batch once.")
     max_tokens: int | None = option(None, "Tokens per batch in place of data.batch_size (best_fit).", at_least=1)
     pad_to_multiple_of: int = option(
-        1, "Round lengths up to a multiple of this, so that few shapes occur.", at_least=1, at_most=4096
+        1, "Round lengths up to a multiple of this, so that few shapes occur.", at_least=1, at_most=512
     )
