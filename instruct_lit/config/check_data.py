@@ -52,7 +52,9 @@ def _problems_of_form(data: Any) -> list[str]:
         if isinstance(data[key], ListConfig) and not data[key]
     ]
     if Path(data.name).name != data.name or "\\" in data.name or data.name.startswith("."):
-        problems.append(f"data.name={data.name}: must be a name of files in the cache, without slashes or a leading dot")
+        problems.append(
+            f"data.name={data.name}: must be a name of files in the cache, without slashes or a leading dot"
+        )
     return problems
 
 

@@ -105,7 +105,8 @@ def _problems_of_trainer(config: Any) -> list[str]:
         problems.append(f"trainer.strategy={strategy}: allowed are {', '.join(STRATEGIES)}; in shards: trainer=fsdp")
     if problems:
         return problems
-    if trainer.get("num_nodes", 1) > 1 and not any(name in os.environ for name in LAUNCHERS):
+    several = isinstance(trainer.num_nodes, int) and trainer.num_nodes > 1
+    if several and not any(name in os.environ for name in LAUNCHERS):
         problems.append(f"trainer.num_nodes={trainer.num_nodes}: start the processes with torchrun or SLURM")
     no_steps = {name: trainer.get(name) for name in ("max_steps", "max_epochs", "limit_train_batches")}
     if config.fit:

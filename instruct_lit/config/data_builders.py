@@ -54,6 +54,8 @@ def data_of(
     max_length = data.max_length or context_length
     if max_length > context_length:
         raise ConfigError(f"data.max_length={max_length}: the model's context has {context_length} tokens; lower it")
+    if data.pad_to is not None and data.pad_to > context_length:
+        raise ConfigError(f"data.pad_to={data.pad_to}: the model's context has {context_length} tokens; lower it")
     files = {
         name: FileSource(
             plain(data[f"{name}_path"]), plain(data.columns), data.on_bad_record, f"{data.name}_{name}", data.format

@@ -22,7 +22,7 @@ class GenerationConfig:
     )
     seed: int = option(0, "Seed of sampling.", at_least=0, at_most=2**63 - 1)
     stop: list[str] = option([], "Strings that end a response.")
-    max_rows: int = option(64, "Responses generated in one batch.", at_least=1)
+    max_rows: int = option(64, "Responses generated in one batch.", at_least=1, at_most=4096)
     dtype: str | None = option(
         None,
         "Precision of the weights; null: their own; bfloat16: faster on processors with bf16 instructions, rounded.",
