@@ -3,6 +3,7 @@
 import copy
 import inspect
 import json
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -214,6 +215,16 @@ def test_an_argument_is_obeyed(name: str, run: Callable[..., Fitted]) -> None:
     overrides, shown = ARGUMENTS[name]
     stop_at = 1 if name.startswith("min_") else None
     assert shown(run(*overrides, stop_at=stop_at))
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_clipping_by_value_reaches_the_fused_optimizer_and_its_weight_copies(precision: str, run: Callable) -> None:
+    clipped = ("trainer.gradient_clip_algorithm=value", "trainer.gradient_clip_val=1e-4", "trainer.max_steps=1")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*cannot multiply in bf16.*")
+        fitted = run(*clipped, f"trainer.precision={precision}")
+    moments = [state["exp_avg"].abs().max() for state in fitted.trainer.optimizers[0].state.values()]
+    assert max(moments) == pytest.approx(0.1 * 1e-4, rel=1e-2)  # of gradients beyond the bound, times 1 - beta1
 
 
 @pytest.mark.parametrize("name", REFUSED_ARGUMENTS)
