@@ -71,7 +71,7 @@ def _not_mappings(config: Any) -> list[str]:
     """Groups that are no mapping and should be one."""
     groups = {group: OmegaConf.select(config, group) for group in GROUPS}
     return [
-        f"{group}={node}: a mapping is needed"
+        f"{group}={node}: must be a mapping"
         for group, node in groups.items()
         if not OmegaConf.is_dict(node) and not (node is None and group not in ("optimizer", "trainer"))
     ]

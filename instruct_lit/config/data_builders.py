@@ -54,7 +54,7 @@ def data_of(
     max_length = data.max_length or context_length
     if max_length > context_length:
         raise ConfigError(f"data.max_length={max_length}: the model's context has {context_length} tokens; lower it")
-    if data.pad_to is not None and data.pad_to > context_length:
+    if (data.get("pad_to") or 0) > context_length:
         raise ConfigError(f"data.pad_to={data.pad_to}: the model's context has {context_length} tokens; lower it")
     files = {
         name: FileSource(

@@ -78,10 +78,12 @@ def _row(key: Key, values: Any) -> str:
 def _bounds(rules: Rules) -> Iterator[str]:
     if rules.choices:
         yield f"One of {', '.join(rules.choices)}."
-    if rules.at_least is not None:
-        yield f"At least {rules.at_least:g}."
-    if rules.below is not None:
-        yield f"Below {rules.below:g}."
+    bounds = ("at_least", "above", "at_most", "below")
+    given = [
+        f"{bound.replace('_', ' ')} {getattr(rules, bound)}" for bound in bounds if getattr(rules, bound) is not None
+    ]
+    if given:
+        yield f"{', '.join(given).capitalize()}."
 
 
 def _default(key: Key, values: Any) -> str:
