@@ -35,7 +35,6 @@ def arena(config: DictConfig) -> None:
     from instruct_lit.serving.server import usable_port
     from instruct_lit.suites.ratings import read_battles
 
-    need("evalica", "arena", "arena")
     if config.battles is not None:
         show_leaderboard(read_battles(Path(config.battles).expanduser()), config.plot)
         return
@@ -79,7 +78,7 @@ def let_judge_vote(
 
 def show_leaderboard(battles: Sequence[Battle], plot: str | None) -> None:
     """Print the leaderboard, and plot it where `plot` names a file."""
-    from instruct_lit.suites.leaderboard import print_leaderboard, save_plot
+    from instruct_lit.suites.leaderboard import leaderboard_plot, print_leaderboard
     from instruct_lit.suites.ratings import leaderboard
 
     ratings = leaderboard(battles)
@@ -87,7 +86,7 @@ def show_leaderboard(battles: Sequence[Battle], plot: str | None) -> None:
     if plot is not None:
         path = Path(plot).expanduser()
         try:
-            save_plot(path, ratings, battles)
+            leaderboard_plot(ratings, battles).savefig(path, dpi=130)
         except (OSError, ValueError) as error:  # a missing folder, or a suffix that matplotlib does not know
             raise ConfigError(f"plot={path}: cannot be written ({error}); give a file such as board.png") from error
         print(f"plot: {path}")

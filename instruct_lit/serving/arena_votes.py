@@ -50,7 +50,7 @@ class VoteFile:
         for line in self.path.read_bytes().split(b"\n"):
             try:
                 vote = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue
             if isinstance(vote, dict) and vote.get("winner") in WINNERS and {"model_a", "model_b"} <= vote.keys():
                 votes.append(vote)

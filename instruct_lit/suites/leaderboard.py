@@ -1,27 +1,30 @@
-"""The leaderboard as a table and a plot: ratings with their intervals, and who beats whom."""
+"""The leaderboard as a table and a plot: ratings with their intervals, and the win matrix."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from instruct_lit.suites.ratings import Battle, Rating
+from instruct_lit.suites.ratings import Battle, Rating, win_counts
 
 HEADS = ("rank", "model", "Bradley–Terry", "95 % interval", "Elo", "win rate", "battles")
+SEVERAL_GROUPS = "a rank such as 2.1 is that of a group: no battles connect its models to the others, so ratings of \
+different groups cannot be compared"
 
 
 def table_of(ratings: Sequence[Rating]) -> list[list[Any]]:
-    """The leaderboard's rows, the best first, under `HEADS`."""
-    return [
-        [
-            place, r.model, round(r.bradley_terry), f"{r.low:.0f} to {r.high:.0f}", round(r.elo), f"{r.win_rate:.1%}",
-            r.n_battles,
-        ]
-        for place, r in enumerate(ratings, 1)
-    ]  # fmt: skip
+    """The leaderboard's rows, the best first, under `HEADS`; with several groups ranks are `<group>.<rank>`."""
+    rows: list[list[Any]] = []
+    place: Counter[int] = Counter()
+    for r in ratings:
+        place[r.group] += 1
+        rank = place[r.group] if ratings[-1].group == 1 else f"{r.group}.{place[r.group]}"
+        points = (round(r.bradley_terry), f"{r.low:.0f} to {r.high:.0f}", round(r.elo))
+        rows.append([rank, r.model, *points, f"{r.win_rate:.1%}", r.n_battles])
+    return rows
 
 
 def print_leaderboard(ratings: Sequence[Rating]) -> None:
@@ -32,18 +35,14 @@ def print_leaderboard(ratings: Sequence[Rating]) -> None:
     for row in table_of(ratings):
         board.add_row(*map(str, row))
     show(board)
+    if ratings[-1].group > 1:
+        show(SEVERAL_GROUPS)
 
 
 def win_matrix(battles: Sequence[Battle], models: Sequence[str]) -> np.ndarray:
-    """Share of the row's model in its battles against the column's, ties half; NaN where there was none."""
-    place = {model: i for i, model in enumerate(models)}
-    wins, n = np.zeros((len(models), len(models))), np.zeros((len(models), len(models)))
-    for battle in battles:
-        a, b = place[battle.model_a], place[battle.model_b]
-        wins[a, b] += battle.share
-        wins[b, a] += 1 - battle.share
-        n[a, b] += 1
-        n[b, a] += 1
+    """The row model's share of the wins against the column model, ties half; NaN where they did not meet."""
+    wins = win_counts(battles, models)
+    n = wins + wins.T
     return np.divide(wins, n, out=np.full_like(wins, np.nan), where=n > 0)
 
 
@@ -54,8 +53,3 @@ def leaderboard_plot(ratings: Sequence[Rating], battles: Sequence[Battle]) -> An
     models = [rating.model for rating in ratings]
     intervals = [(rating.low, rating.high) for rating in ratings]
     return plots.leaderboard(models, [r.bradley_terry for r in ratings], intervals, win_matrix(battles, models))
-
-
-def save_plot(path: Path, ratings: Sequence[Rating], battles: Sequence[Battle]) -> None:
-    """Write the figure to a file."""
-    leaderboard_plot(ratings, battles).savefig(path, dpi=130)

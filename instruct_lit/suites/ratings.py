@@ -1,29 +1,30 @@
-"""Ratings of models out of battles, as Chatbot Arena makes them (Chiang et al. 2024): Bradley–Terry and Elo.
-
-evalica (Ustalov 2025) computes them; it is in the extra `arena`.
-"""
+"""Ratings of models from battles, as in Chatbot Arena (Chiang et al. 2024): Bradley–Terry and Elo."""
 
 from __future__ import annotations
 
 import gzip
 import json
 import zlib
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from instruct_lit.core.optional_imports import load
+import numpy as np
+
 from instruct_lit.errors import DataError
 
 WINNERS = ("model_a", "model_b", "tie", "both_bad")
 _SPELLINGS = {"tie (bothbad)": "both_bad", "bothbad": "both_bad"}  # of published battles
-CENTRE, SCALE = 1000.0, 400.0  # the mean of the models, and the distance at which one wins ten times as often
+CENTRE, SCALE = 1000.0, 400.0  # the mean of the models, and the difference at odds of ten to one
+POINTS = SCALE / np.log(10)  # of one unit of log-odds
+PRIOR_SD = 400.0  # points
+ELO_K = 4.0  # the change for an unexpected win, as in Chatbot Arena
+Z_95 = 1.959964
 
 
 @dataclass(frozen=True)
 class Battle:
-    """Two models' answers to one question, and which was better."""
+    """Two models that answered one question, and the winner."""
 
     model_a: str
     model_b: str
@@ -37,9 +38,10 @@ class Battle:
 
 @dataclass(frozen=True)
 class Rating:
-    """A model's place: Bradley–Terry on Elo's scale with its 95 % bootstrap interval, Elo, and its battles.
+    """A model's Bradley–Terry rating on Elo's scale with its 95 % interval, its Elo rating, and its battles.
 
-    Elo follows the battles in their order, Bradley–Terry knows none. `win_rate` counts a tie as half a win.
+    Elo depends on the order of the battles, Bradley–Terry does not. `win_rate` counts a tie as half a win. Ratings of
+    different groups cannot be compared: no chain of battles connects their models.
     """
 
     model: str
@@ -49,12 +51,13 @@ class Rating:
     elo: float
     n_battles: int
     win_rate: float
+    group: int = 1
 
 
 def read_battles(path: Path) -> list[Battle]:
     """Battles of a file of JSON lines with `model_a`, `model_b` and `winner`, which may be compressed with gzip.
 
-    Raises DataError that names the line of one that cannot be read, and where there is none.
+    Raises: DataError with the line of an invalid battle, and for a file without battles.
     """
     battles = []
     try:
@@ -62,10 +65,10 @@ def read_battles(path: Path) -> list[Battle]:
             for number, line in enumerate(file, 1):
                 if line.strip():
                     battles.append(_battle(line, f"{path}, line {number}"))
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:  # EOFError: a compressed file that breaks off
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:  # EOFError: a truncated gzip file
         raise DataError(f"{path}: cannot be read ({error})") from error
     if not battles:
-        raise DataError(f"{path}: no battle in it")
+        raise DataError(f"{path}: it has no battles")
     return battles
 
 
@@ -74,9 +77,9 @@ def _battle(line: str, place: str) -> Battle:
         row = json.loads(line)
         winner = str(row["winner"])
         battle = Battle(str(row["model_a"]), str(row["model_b"]), _SPELLINGS.get(winner, winner))
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(
-            f"{place}: no battle with model_a, model_b and winner ({type(error).__name__}: {error})"
+            f"{place}: not a battle with model_a, model_b and winner ({type(error).__name__}: {error})"
         ) from error
     if battle.winner not in WINNERS:
         raise DataError(f"{place}: winner is {battle.winner!r}; allowed are {', '.join(WINNERS)}")
@@ -85,59 +88,73 @@ def _battle(line: str, place: str) -> Battle:
     return battle
 
 
-def leaderboard(battles: Sequence[Battle], n_resamples: int = 200, seed: int = 0) -> list[Rating]:
-    """Ratings of all models, the best first; both bad counts as a tie.
+def leaderboard(battles: Sequence[Battle]) -> list[Rating]:
+    """Ratings of all models, the best first within each group, the group with most battles first.
 
-    Raises ConfigError where evalica is not installed, DataError where there is no battle.
+    The strengths of Bradley–Terry are fitted with a normal prior of `PRIOR_SD` points around the group's mean, so that
+    a model which won or lost every battle has a finite rating with a wide interval; on models with hundreds of battles
+    the prior has no visible effect.
+
+    Raises: DataError where there is no battle.
     """
-    import numpy as np
-
-    evalica = load("evalica", "ratings", "arena")
-
     if not battles:
         raise DataError("no battle to rate")
-    outcomes = {"model_a": evalica.Winner.X, "model_b": evalica.Winner.Y}
-    n_given = len(battles)
-    if n_given == 1:  # every resample of one battle is that battle, but the bootstrap wants two
-        battles = [*battles, *battles]
-    xs, ys = [b.model_a for b in battles], [b.model_b for b in battles]
-    winners = [outcomes.get(b.winner, evalica.Winner.Draw) for b in battles]
-    found = evalica.bootstrap(
-        evalica.bradley_terry,
-        xs,
-        ys,
-        winners,
-        n_resamples=n_resamples,
-        bootstrap_method="percentile",
-        random_state=seed,
-    )
-    logs = np.log(found.distribution)  # every resample on its own scale
-    scores = np.log(found.result.scores)
-    centred = CENTRE + SCALE / np.log(10) * (scores - scores.mean())
-    spread = CENTRE + SCALE / np.log(10) * logs.sub(logs.mean(axis=1), axis=0)
-    elo = evalica.elo(xs[:n_given], ys[:n_given], winners[:n_given]).scores
-    n_battles, n_wins = _counts(battles[:n_given])
-    ratings = [
-        Rating(
-            model=str(model),
-            bradley_terry=float(centred[model]),
-            low=float(np.percentile(spread[model], 2.5)),
-            high=float(np.percentile(spread[model], 97.5)),
-            elo=float(elo[model]),
-            n_battles=n_battles[str(model)],
-            win_rate=n_wins[str(model)] / n_battles[str(model)],
-        )
-        for model in centred.index
-    ]
-    # Bradley–Terry cannot tell models apart of which one has won every battle; Elo can.
-    return sorted(ratings, key=lambda rating: (-round(rating.bradley_terry, 6), -rating.elo))
+    models = list(dict.fromkeys(model for battle in battles for model in (battle.model_a, battle.model_b)))
+    wins, elo = win_counts(battles, models), _elo(battles)
+    n = wins + wins.T
+    ratings = []
+    for group, members in enumerate(sorted(_groups(n), key=lambda members: -n[members].sum()), 1):
+        strengths, errors = _fit(wins[np.ix_(members, members)])
+        for i, strength, error in zip(members, CENTRE + POINTS * strengths, Z_95 * POINTS * errors, strict=True):
+            n_battles, model = int(n[i].sum()), models[i]
+            bounds = float(strength - error), float(strength + error)
+            ratings.append(
+                Rating(model, float(strength), *bounds, elo[model], n_battles, float(wins[i].sum()) / n_battles, group)
+            )
+    return sorted(ratings, key=lambda rating: (rating.group, -round(rating.bradley_terry, 6), -rating.elo))
 
 
-def _counts(battles: Sequence[Battle]) -> tuple[Counter[str], Mapping[str, float]]:
-    n_battles: Counter[str] = Counter()
-    n_wins: dict[str, float] = {}
+def win_counts(battles: Sequence[Battle], models: Sequence[str]) -> np.ndarray:
+    """How often each model (row) won against each other (column), `(M, M)`; a tie is half a win for each."""
+    place = {model: i for i, model in enumerate(models)}
+    wins = np.zeros((len(models), len(models)))
     for battle in battles:
-        for model, share in ((battle.model_a, battle.share), (battle.model_b, 1 - battle.share)):
-            n_battles[model] += 1
-            n_wins[model] = n_wins.get(model, 0.0) + share
-    return n_battles, n_wins
+        a, b = place[battle.model_a], place[battle.model_b]
+        wins[a, b] += battle.share
+        wins[b, a] += 1 - battle.share
+    return wins
+
+
+def _groups(n: np.ndarray) -> list[np.ndarray]:
+    """Models connected by battles `n` `(M, M)`, directly or through others, as indices."""
+    reached = (n > 0) | np.eye(len(n), dtype=bool)
+    while (further := reached @ reached).sum() > reached.sum():
+        reached = further
+    return [np.flatnonzero(row) for row in np.unique(reached, axis=0)]
+
+
+def _fit(wins: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Log-odds strengths `(M,)` with mean 0 and their standard errors: posterior mode and Laplace's approximation."""
+    precision = (POINTS / PRIOR_SD) ** 2
+    n, strengths = wins + wins.T, np.zeros(len(wins))
+    for _ in range(500):  # Newton's method on a strictly concave function; few steps suffice
+        p = 1 / (1 + np.exp(strengths - strengths[:, None]))  # of the row's win
+        information = n * p * (1 - p)
+        hessian = np.diag(information.sum(axis=1) + precision) - information
+        step = np.linalg.solve(hessian, (wins - n * p).sum(axis=1) - precision * strengths)
+        largest = np.abs(step).max()
+        strengths = strengths + step / max(1, largest)
+        if largest < 1e-9:
+            break
+    # The prior's variance of the mean, which is 0 by definition, is not uncertainty.
+    return strengths, np.sqrt(np.maximum(0, np.diag(np.linalg.inv(hessian)) - 1 / (precision * len(wins))))
+
+
+def _elo(battles: Sequence[Battle]) -> dict[str, float]:
+    """Elo ratings after the battles in their order."""
+    elo: dict[str, float] = {}
+    for battle in battles:
+        a, b = (elo.setdefault(model, CENTRE) for model in (battle.model_a, battle.model_b))
+        change = ELO_K * (battle.share - 1 / (1 + 10 ** ((b - a) / SCALE)))
+        elo[battle.model_a], elo[battle.model_b] = a + change, b - change
+    return elo

@@ -54,7 +54,6 @@ def test_a_vote_is_cast_and_the_leaderboard_changes(start: Start, small_run: Pat
 
 
 def test_import_reproduces_the_order_and_draws(command: Command, shared_data: Path, tmp_path: Path) -> None:
-    pytest.importorskip("evalica")
     battles = shared_data / "arena" / "alpacaeval_judged_battles.jsonl.gz"
     done = command("arena", f"import={battles}", "plot=board.png", cwd=tmp_path)
     models = [line.split()[1] for line in done.stdout.splitlines()[1:] if " to " in line]

@@ -170,7 +170,6 @@ def test_the_base_stands_beside_a_run(small_run: Path, run: Run) -> None:
 
 
 def test_arena_rates_battles(shared_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("evalica")
     with pytest.raises(ConfigError, match=r"suite.options.battles=…: give a file of battles"):
         check_benchmark(composed_into(tmp_path, "suite=arena"))
     file = shared_data / "arena" / "alpacaeval_judged_battles.jsonl.gz"

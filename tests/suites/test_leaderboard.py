@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from instruct_lit.suites.leaderboard import HEADS, print_leaderboard, save_plot, table_of, win_matrix
+from instruct_lit.suites.leaderboard import HEADS, leaderboard_plot, print_leaderboard, table_of, win_matrix
 from instruct_lit.suites.ratings import Battle, Rating, leaderboard
 
 BATTLES = [
@@ -25,12 +25,11 @@ def test_the_win_matrix_by_hand() -> None:
 
 
 def test_table_and_plot(tmp_path: Path) -> None:
-    pytest.importorskip("evalica")
     ratings = leaderboard(BATTLES)
     table = table_of(ratings)
     assert [row[0] for row in table] == [1, 2, 3] and all(len(row) == len(HEADS) for row in table)
     assert {row[1]: row[-2:] for row in table} == {"a": ["50.0%", 4], "b": ["50.0%", 3], "c": ["50.0%", 1]}
-    save_plot(tmp_path / "board.png", ratings, BATTLES)
+    leaderboard_plot(ratings, BATTLES).savefig(tmp_path / "board.png")
     assert (tmp_path / "board.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -45,6 +44,12 @@ def test_the_printed_board_has_every_name_unchanged(capsys: pytest.CaptureFixtur
 
 
 def test_a_first_vote_can_be_rated() -> None:
-    pytest.importorskip("evalica")
     first, second = leaderboard([Battle("x", "y", "model_b")])
     assert (first.model, first.n_battles, first.win_rate) == ("y", 1, 1.0) and first.elo > second.elo
+
+
+def test_ranks_of_several_groups_name_their_group(capsys: pytest.CaptureFixture[str]) -> None:
+    ratings = leaderboard([*BATTLES, Battle("x", "y", "model_a")])
+    assert [row[0] for row in table_of(ratings)] == ["1.1", "1.2", "1.3", "2.1", "2.2"]
+    print_leaderboard(ratings)
+    assert "ratings of different groups cannot be compared" in capsys.readouterr().out
