@@ -42,6 +42,7 @@ def score(config: DictConfig, out_dir: Path, judge: ResponseJudge | None) -> flo
     from omegaconf import OmegaConf
 
     from instruct_lit.config.response_builders import responses_of
+    from instruct_lit.evaluation.judging.judge import require_judged
     from instruct_lit.evaluation.scores import score_rows
     from instruct_lit.reports.evaluation_page import print_judge, print_leaks, print_scores, write_page
 
@@ -59,6 +60,7 @@ def score(config: DictConfig, out_dir: Path, judge: ResponseJudge | None) -> flo
         found["judge"] = judge.score(rows, config.seed)
         write(out_dir, found, rows, write_page)
         print_judge(found["judge"])
+        require_judged(found["judge"])
     return next(iter(found["metrics"].values()))["mean"]
 
 
@@ -66,6 +68,7 @@ def compare(config: DictConfig, out_dir: Path, judge: ResponseJudge | None) -> f
     """Compare two models' responses to the same examples; return the first one's win rate, or lead in the metric."""
     from instruct_lit.config.response_builders import responses_of
     from instruct_lit.evaluation.comparison import compare_rows
+    from instruct_lit.evaluation.judging.judge import require_judged
     from instruct_lit.reports.evaluation_page import print_comparison, write_comparison
 
     a, b = (responses_of(config, side).rows for side in config.compare)
@@ -78,6 +81,7 @@ def compare(config: DictConfig, out_dir: Path, judge: ResponseJudge | None) -> f
         write(out_dir, found, rows, write_comparison)
     print_comparison(found)
     if judge is not None:
+        require_judged(found["pairwise"])
         return found["pairwise"]["win_rate"]["mean"]
     return next(iter(found["differences"].values()))["mean"]
 

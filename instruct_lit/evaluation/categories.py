@@ -1,4 +1,4 @@
-"""Scores and losses by kind of example: a field of the record, with or without input, length of the wanted answer."""
+"""Scores and losses by category: a field of the record, with or without input, length of the reference."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from instruct_lit.errors import ConfigError
-from instruct_lit.evaluation.metrics import Interval, Row, interval
+from instruct_lit.evaluation.metrics import Row
+from instruct_lit.evaluation.statistics import Interval, interval
 
-LENGTHS = (5, 15, 40)  # words of the wanted answer, the upper ends of the buckets
+LENGTHS = (5, 15, 40)  # words of the reference, upper bounds of the buckets
 MAX_VALUES = 50
 
 
 def category(row: Row, field: str) -> str:
-    """The value of a field; `input` stands for with and without, `length` for the bucket of the wanted answer."""
+    """The value of a field; `input` is with or without input, `length` the bucket of the reference's length."""
     if field == "input":
         return "with input" if row.get("input") else "without input"
     if field == "length":
@@ -32,17 +33,14 @@ def check_fields(rows: Sequence[Row], fields: Sequence[str]) -> None:
     known = sorted({str(key) for row in rows for key in row})
     for field in fields:
         if field not in (*known, "input", "length"):
-            raise ConfigError(f"by={field}: no record has such a field; there are length, {', '.join(known)}")
+            raise ConfigError(f"by={field}: no record has such a field; allowed are length, {', '.join(known)}")
         n_values = len({category(row, field) for row in rows})
         if n_values > MAX_VALUES:
-            raise ConfigError(f"by={field}: {n_values} different values; at most {MAX_VALUES} make a table")
+            raise ConfigError(f"by={field}: {n_values} different values; at most {MAX_VALUES} are allowed")
 
 
 def by_category(rows: Sequence[Row], field: str, metric: str, seed: int = 0) -> dict[str, dict[str, Any]]:
-    """For each value of a field: how many rows, the metric, and loss and perplexity where the rows have losses.
-
-    The metric is read from the rows' `scores`.
-    """
+    """For each value of a field the number of rows, the metric from their `scores`, and the figures of `losses`."""
     groups: dict[str, list[Row]] = {}
     for row in rows:
         groups.setdefault(category(row, field), []).append(row)
@@ -54,18 +52,18 @@ def by_category(rows: Sequence[Row], field: str, metric: str, seed: int = 0) -> 
 
 
 def losses(rows: Sequence[Row], seed: int = 0) -> dict[str, Interval]:
-    """Mean loss over all response tokens and its exponential, the perplexity; nothing for rows without losses.
+    """Mean loss over all response tokens and its exponential, the perplexity; empty for rows without losses.
 
-    The intervals come from resampling rows, since tokens of one answer are not independent.
+    The intervals come from resampling rows, since tokens of one response are not independent.
     """
     if not rows or any("loss" not in row for row in rows):
         return {}
     loss = interval([row["loss"] for row in rows], seed, [row["n_response_tokens"] for row in rows])
-    return {"loss": loss, "perplexity": {key: v if key == "n" else math.exp(v) for key, v in loss.items()}}
+    return {"loss": loss, "perplexity": {key: v if v is None or key == "n" else math.exp(v) for key, v in loss.items()}}
 
 
 def lines(evaluation: Mapping[str, Any]) -> list[tuple[str, Interval]]:
-    """What a table shows: every metric, loss and perplexity, then the first metric and the loss of each category."""
+    """The lines of a table: every metric, loss and perplexity, then the first metric and the loss of each category."""
     metrics: dict[str, Interval] = evaluation["metrics"]
     first = next(iter(metrics))
     found = [*metrics.items(), *evaluation.get("losses", {}).items()]
@@ -76,7 +74,7 @@ def lines(evaluation: Mapping[str, Any]) -> list[tuple[str, Interval]]:
 
 
 def _order(value: str) -> tuple[int, int, str]:
-    """Buckets by their words, other values by the alphabet."""
+    """The sort key: buckets by their bounds, other values alphabetically."""
     number = value.removeprefix("over ").partition(" ")[0]
     is_bucket = value.endswith(" words") and number.isdigit()
     return (int(is_bucket), int(number) if is_bucket else 0, value)

@@ -11,17 +11,19 @@ import numpy as np
 
 from instruct_lit.core.optional_imports import load
 from instruct_lit.errors import DataError
+from instruct_lit.evaluation.judging.judge import is_judged
 from instruct_lit.evaluation.judging.prompt import texts_of
-from instruct_lit.evaluation.metrics import METRICS, Interval, Row, applicable, interval
+from instruct_lit.evaluation.metrics import METRICS, Row, applicable
+from instruct_lit.evaluation.statistics import difference, interval
 
-N_PERMUTATIONS = 9999
+MIN_PAIRS = 2
 Pair = tuple[Row, Row]
 
 
 def pair_rows(rows_a: Sequence[Row], rows_b: Sequence[Row]) -> list[Pair]:
     """Pairs of responses to the same example; examples that only one side has are left out.
 
-    Raises: DataError when no example is common.
+    Raises: DataError with fewer than `MIN_PAIRS` common examples.
     """
 
     def keyed(rows: Sequence[Row]) -> dict[tuple[str, int], Row]:
@@ -35,18 +37,18 @@ def pair_rows(rows_a: Sequence[Row], rows_b: Sequence[Row]) -> list[Pair]:
 
     ours, theirs = keyed(rows_a), keyed(rows_b)
     pairs = [(row, theirs[key]) for key, row in ours.items() if key in theirs]
-    if not pairs:
-        raise DataError("compare: no example in common; both must respond to the same split (see data=, split=)")
+    if len(pairs) < MIN_PAIRS:
+        raise DataError(
+            f"compare: {len(pairs)} examples in common, at least {MIN_PAIRS} are needed; both must respond to the same "
+            "split (see data=, split=)"
+        )
     return pairs
 
 
 def compare_rows(
     rows_a: Sequence[Row], rows_b: Sequence[Row], metrics: Sequence[str], seed: int = 0
 ) -> tuple[list[Pair], dict[str, Any]]:
-    """The pairs of two models' responses, and the figures of `evaluation.json`.
-
-    Raises: DataError when no example is common.
-    """
+    """The pairs of two models' responses (`pair_rows`), and the figures of `evaluation.json`."""
     pairs = pair_rows(rows_a, rows_b)
     names = applicable(metrics, [*rows_a, *rows_b])
     n_unpaired = len(rows_a) + len(rows_b) - 2 * len(pairs)
@@ -60,22 +62,6 @@ def differences(pairs: Sequence[Pair], metrics: Sequence[str], seed: int = 0) ->
         a, b = (np.array([METRICS[name](pair[side]) for pair in pairs]) for side in (0, 1))
         found[name] = {"a": float(a.mean()), "b": float(b.mean()), **difference(a - b, seed)}
     return found
-
-
-def difference(values: np.ndarray, seed: int = 0) -> Interval:
-    """Mean of paired differences with its bootstrap interval, and the p-value of the two-sided sign-flip test.
-
-    The p-value is the share of random sign assignments whose mean is at least as far from 0 (Fisher's randomisation
-    test for pairs); with few pairs all assignments are enumerated.
-    """
-    stats = load("scipy.stats", "compare", "judge")
-    p = 1.0
-    if np.any(values):
-        tested = stats.permutation_test(
-            (values,), np.mean, permutation_type="samples", n_resamples=N_PERMUTATIONS, rng=np.random.default_rng(seed)
-        )
-        p = float(tested.pvalue)
-    return {**interval(values.tolist(), seed), "p": p}
 
 
 @dataclass(frozen=True)
@@ -94,32 +80,37 @@ class Outcome:
         return sum({"a": 1.0, "b": 0.0}.get(verdict or "tie", 0.5) for verdict in (self.a_first, self.b_first)) / 2
 
 
-def win_rate(outcomes: Sequence[Outcome], lengths: Sequence[tuple[int, int]], seed: int = 0) -> dict[str, Any]:
+def win_rate(
+    outcomes: Sequence[Outcome], lengths: Sequence[tuple[int, int]], seed: int = 0, n_equal: int = 0
+) -> dict[str, Any]:
     """Win rate of model A over all pairs, raw and length-controlled, with its components.
 
     `wins` and `losses` hold in both orders, `turned` are the pairs whose winner depends on the order, `first_shown`
     is the share of decided verdicts for the response shown first: 1/2 for a judge without position bias. `p` is the
-    p-value of the paired test of the shares against 1/2.
+    p-value of the paired test of the shares against 1/2. Too many unparsed verdicts (`is_judged`) make no win rate.
 
     Args:
         lengths: characters of the two responses of each pair.
+        n_equal: pairs of equal responses, which are ties without a verdict.
     """
     shares = np.array([outcome.share for outcome in outcomes])
     verdicts = [verdict for outcome in outcomes for verdict in (outcome.a_first, outcome.b_first)]
     decided = [(outcome.a_first, "a") for outcome in outcomes] + [(outcome.b_first, "b") for outcome in outcomes]
     first_shown = [verdict == first for verdict, first in decided if verdict in ("a", "b")]
     both = [(outcome.a_first, outcome.b_first) for outcome in outcomes]
-    return {
-        "win_rate": interval(shares.tolist(), seed),
-        "length_controlled_win_rate": length_controlled(shares, lengths),
+    found = {
         "wins": both.count(("a", "a")),
         "losses": both.count(("b", "b")),
         "turned": both.count(("a", "b")) + both.count(("b", "a")),
         "n_unparsed": verdicts.count(None),
-        "n_verdicts": len(verdicts),
+        "n_verdicts": len(verdicts) - 2 * n_equal,
         "first_shown": float(np.mean(first_shown)) if first_shown else None,
         "p": difference(shares - 0.5, seed)["p"],
     }
+    if not is_judged(found):
+        return {"win_rate": None, "length_controlled_win_rate": None, **found}
+    controlled = length_controlled(shares, lengths)
+    return {"win_rate": interval(shares.tolist(), seed), "length_controlled_win_rate": controlled, **found}
 
 
 def length_controlled(shares: np.ndarray, lengths: Sequence[tuple[int, int]]) -> float:

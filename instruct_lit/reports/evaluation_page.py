@@ -49,17 +49,22 @@ def leak_counts(leaks: Mapping[str, Any]) -> dict[str, int]:
 
 def print_judge(judge: Mapping[str, Any]) -> None:
     """Print the judge's mean score, how many verdicts it rests on, and its agreement with other scores."""
-    score = judge["score"]
-    show(
-        f"judge {judge['model'] or judge['name']}: {score['mean']:.2f} ({interval(score, '%.2f')}), n {score['n']}; "
-        f"{judge['n_unparsed']} verdicts could not be parsed and count as the lowest score"
-    )
+    show(f"judge {judge['model'] or judge['name']}: {judge_line(judge)}")
     if "agreement" in judge:
         agreement = table("agreement", "")
         for name, value in judge["agreement"].items():
             text = "undefined" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
             agreement.add_row(name, text)
         show(agreement)
+
+
+def judge_line(judge: Mapping[str, Any]) -> str:
+    """A judge's mean score, and how many verdicts could not be parsed."""
+    score, unparsed = judge["score"], f"{judge['n_unparsed']} of {judge['n_verdicts']} verdicts could not be parsed"
+    if score is None:
+        return f"not judged, {unparsed}"
+    best = f"; counted as the highest, the mean would be {judge['mean_at_best']:.2f}" if judge["n_unparsed"] else ""
+    return f"{score['mean']:.2f} ({interval(score, '%.2f')}); {unparsed} and count as the lowest score{best}"
 
 
 def print_comparison(comparison: Mapping[str, Any]) -> None:
@@ -78,17 +83,21 @@ def print_comparison(comparison: Mapping[str, Any]) -> None:
 
 def pairwise_lines(pairwise: Mapping[str, Any]) -> list[str]:
     """A judge's comparison in sentences."""
+    unparsed = f"{pairwise['n_unparsed']} of {pairwise['n_verdicts']} verdicts could not be parsed"
+    if pairwise["win_rate"] is None:
+        return [f"not judged, {unparsed}"]
     rate, n = pairwise["win_rate"], pairwise["win_rate"]["n"]
+    bounds = interval({key: value and 100 * value for key, value in rate.items()}, "%.1f%%")
     significance = "significant" if pairwise["p"] < 0.05 else "not significant"
     ties = n - pairwise["wins"] - pairwise["losses"] - pairwise["turned"]
     shown = pairwise["first_shown"]
     return [
-        f"A wins {rate['mean']:.1%} ({rate['low']:.1%} to {rate['high']:.1%}) of {n}; the difference from 50 % is "
+        f"A wins {rate['mean']:.1%} ({bounds}) of {n}; the difference from 50 % is "
         f"{significance} (p = {pairwise['p']:.4f})",
         f"length-controlled win rate {pairwise['length_controlled_win_rate']:.1%}",
         f"in both orders A {pairwise['wins']}, B {pairwise['losses']}; {pairwise['turned']} depend on the order, "
         f"{ties} are ties in at least one order",
-        f"{pairwise['n_unparsed']} of {pairwise['n_verdicts']} verdicts could not be parsed and count as ties"
+        f"{unparsed} and count as ties"
         + (f"; the response shown first wins {shown:.0%} of those without a tie" if shown is not None else ""),
     ]
 
@@ -115,6 +124,7 @@ def write_page(path: Path, evaluation: Mapping[str, Any], rows: Sequence[Row]) -
         leaks=leaks,
         leak_counts=leak_counts(leaks) if leaks else {},
         judge=evaluation.get("judge"),
+        judge_line=judge_line(evaluation["judge"]) if "judge" in evaluation else "",
         rows=sorted(rows, key=quality)[:MAX_ROWS],
         n_rows=len(rows),
         first=first,

@@ -36,5 +36,7 @@ def number(value: Any) -> str:
 
 
 def interval(value: Any, form: str = "%.3f") -> str:
-    """The ends of an interval, `low to high`."""
+    """The bounds of an interval, `low to high`; of too few values there are none."""
+    if value["low"] is None:
+        return "too few to say"
     return f"{form % value['low']} to {form % value['high']}"

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from instruct_lit.core.generation.responses import read_jsonl
-from instruct_lit.evaluation.metrics import WITHOUT_EXTRA, Interval, exact, score, token_f1
+from instruct_lit.evaluation.metrics import WITHOUT_EXTRA, exact, score, token_f1
+from instruct_lit.evaluation.statistics import Interval
 from instruct_lit.reports import plots
 from instruct_lit.reports.pages import number, write_page
 from instruct_lit.reports.tables import show, table

@@ -46,7 +46,9 @@ def test_each_category_has_its_mean_loss_and_perplexity() -> None:
 
 
 def test_the_interval_of_the_perplexity_is_that_of_the_loss() -> None:
-    found = losses(ROWS, seed=1)
+    few = losses(ROWS)
+    assert few["loss"]["low"] is None and few["perplexity"]["low"] is None
+    found = losses(ROWS * 4, seed=1)
     assert {key: math.exp(value) for key, value in found["loss"].items() if key != "n"} == pytest.approx(
         {key: value for key, value in found["perplexity"].items() if key != "n"}
     )
@@ -55,7 +57,7 @@ def test_the_interval_of_the_perplexity_is_that_of_the_loss() -> None:
 
 def test_fields_are_checked() -> None:
     check_fields(ROWS, ["input", "length", "level"])
-    with pytest.raises(ConfigError, match="by=colour: no record has such a field; there are length, input, level"):
+    with pytest.raises(ConfigError, match="by=colour: no record has such a field; allowed are length, input, level"):
         check_fields(ROWS, ["colour"])
     many = [{"output": "x", "id": number} for number in range(51)]
     with pytest.raises(ConfigError, match="by=id: 51 different values; at most 50"):

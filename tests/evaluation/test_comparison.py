@@ -1,4 +1,4 @@
-"""Two models side by side: pairing, both orders, win rates, and whether a difference is real."""
+"""Two models compared: pairing, both orders, win rates, length control."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,6 @@ import pytest
 from instruct_lit.errors import DataError
 from instruct_lit.evaluation.comparison import (
     Outcome,
-    difference,
     differences,
     length_controlled,
     outcome,
@@ -22,13 +21,15 @@ def row(instruction: str, response: str, output: str = "yes") -> dict:
     return {"instruction": instruction, "input": "", "output": output, "response": response}
 
 
-def test_answers_are_paired_by_their_example() -> None:
+def test_responses_are_paired_by_their_example() -> None:
     a = [row("one", "a1"), row("two", "a2"), row("twice", "a3"), row("twice", "a4")]
     b = [row("twice", "b3"), row("two", "b2"), row("twice", "b4"), row("other", "b5")]
     pairs = [(x["response"], y["response"]) for x, y in pair_rows(a, b)]
     assert pairs == [("a2", "b2"), ("a3", "b3"), ("a4", "b4")]
-    with pytest.raises(DataError, match="compare: no example in common"):
+    with pytest.raises(DataError, match="compare: 0 examples in common, at least 2 are needed"):
         pair_rows(a[:1], b)
+    with pytest.raises(DataError, match="compare: 1 examples in common"):
+        pair_rows(a[1:2], b)
 
 
 def test_both_orders_are_asked_and_read_back_by_model() -> None:
@@ -75,23 +76,13 @@ def test_the_win_rate_has_every_pair_in_its_denominator() -> None:
     assert found["length_controlled_win_rate"] == pytest.approx(found["win_rate"]["mean"], abs=1e-3)
 
 
-def test_the_sign_flip_test_is_exact_for_few_pairs_and_knows_noise() -> None:
-    # All six differ the same way: 2 of 2^6 sign patterns are as far from 0.
-    assert difference(np.ones(6))["p"] == pytest.approx(2 / 64)
-    assert difference(np.zeros(5))["p"] == 1
-    random = np.random.default_rng(0)
-    small = [difference(random.choice([-1.0, 1.0], 40), seed=trial)["p"] < 0.05 for trial in range(60)]
-    assert np.mean(small) < 0.15  # where there is nothing, it seldom finds something
-    assert difference(random.normal(1, 1, 60))["p"] < 0.001
-
-
 def test_metrics_of_both_and_their_difference() -> None:
     a, b = [row(str(i), "yes") for i in range(8)], [row(str(i), "yes" if i < 2 else "no") for i in range(8)]
     found = differences(pair_rows(a, b), ["exact_match"])["exact_match"]
     assert (found["a"], found["b"], found["mean"]) == (1, 0.25, 0.75) and found["p"] == pytest.approx(2 / 64)
 
 
-def test_a_judge_that_loves_length_is_put_right() -> None:
+def test_a_preference_for_length_is_controlled() -> None:
     """Verdicts that follow length alone: the raw rate says 80 %, at equal length nobody is better."""
     random = np.random.default_rng(1)
     gaps = random.normal(60, 70, 4000)

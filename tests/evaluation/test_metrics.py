@@ -1,9 +1,8 @@
-"""Each measure by hand, intervals that cover, and the answers of a known model."""
+"""Each metric by hand, and the responses of a known model."""
 
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from instruct_lit.errors import ConfigError
@@ -13,7 +12,6 @@ from instruct_lit.evaluation.metrics import (
     WITHOUT_EXTRA,
     applicable,
     check_metrics,
-    interval,
     normalised,
     score,
 )
@@ -67,22 +65,6 @@ def test_rouge_l_and_chrf_by_definition() -> None:
 
 def test_normalising() -> None:
     assert normalised(" An  apple, a day: THE end. ") == "apple day end"
-
-
-def test_the_interval_covers_the_true_mean_as_often_as_it_says() -> None:
-    random = np.random.default_rng(0)
-    hits = 0
-    for trial in range(200):
-        found = interval(random.normal(1.0, 2.0, 60).tolist(), seed=trial)
-        hits += found["low"] <= 1.0 <= found["high"]
-    assert 0.88 <= hits / 200 <= 0.99
-    assert interval([1.0]) == {"mean": 1.0, "low": 1.0, "high": 1.0, "n": 1}
-    assert interval([0.0, 1.0, 1.0], seed=3) == interval([0.0, 1.0, 1.0], seed=3)
-
-
-def test_weights_make_the_mean_that_of_tokens() -> None:
-    found = interval([1.0, 4.0], weights=[3, 1])
-    assert found["mean"] == pytest.approx(1.75) and (found["low"], found["high"]) == (1, 4)
 
 
 def test_names_are_checked_and_have_a_direction() -> None:

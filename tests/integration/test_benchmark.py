@@ -280,16 +280,13 @@ def test_openai_evals_that_a_model_grades(
 
 
 def verdict(number: int, body: dict) -> tuple[int, dict, bytes]:
-    """Prefers the first answer, and says something else than a verdict to every fourth question."""
+    """Prefers the first answer; every fourth reply is not a verdict."""
     assert "Best Model Identifier" in json.dumps(body["messages"])
     return completion("well" if number % 4 == 3 else "m")
 
 
 def place_alpaca_eval(folder: Path, shared_data: Path) -> None:
-    """The hub's data set of AlpacaEval: real reference answers, and a table of lengths in the form of its own.
-
-    The real table cannot be had offline; in this one the longer answer wins nine times in ten.
-    """
+    """The hub's data set of AlpacaEval: real reference responses, and a table of lengths in which the longer one wins 90 %."""
     place = folder / "tatsu-lab" / "alpaca_eval"
     place.mkdir(parents=True)
     (place / "alpaca_eval.json").symlink_to(shared_data / "alpaca_eval" / "text_davinci_003.model_outputs.json")
@@ -301,7 +298,7 @@ def place_alpaca_eval(folder: Path, shared_data: Path) -> None:
 
 
 @pytest.mark.slow
-def test_alpaca_eval_counts_what_the_judge_did_not_say(
+def test_alpaca_eval_counts_unparsed_verdicts(
     run: Run,
     environments: Path,
     shared_data: Path,
@@ -324,7 +321,11 @@ def test_alpaca_eval_counts_what_the_judge_did_not_say(
     assert len(judge.requests) == 8
     figure = written["runs"][0]["tasks"]["alpaca_eval"]
     leaks = written["runs"][0]["details"]["leaks"]["alpaca_eval"]
-    assert [item["item"] for item in leaks["items"]] == [0, 3] and leaks["value_without"] != figure["value"]
+    verdicts = json.loads((tmp_path / "0-first-on" / "annotations.json").read_text())
+    shares = [0.5 if row["preference"] is None else row["preference"] - 1 for row in verdicts]
+    clean = [share for number, share in enumerate(shares) if number not in (0, 3)]
+    assert [item["item"] for item in leaks["items"]] == [0, 3]
+    assert leaks["value_without"] == pytest.approx(sum(clean) / 6) and figure["value"] == pytest.approx(sum(shares) / 8)
     assert (figure["metric"], figure["n"], figure["others"]["n_unread_verdicts"]) == ("win_rate", 8, 2)
     assert 0 < figure["value"] < 1 and 0 < figure["others"]["length_controlled_win_rate"] < 1
     assert len(json.loads((tmp_path / "0-first-on" / "model_outputs.json").read_text())) == 8

@@ -90,8 +90,8 @@ def test_evaluate_opens_a_hugging_face_directory(small_run: Path, command: Calla
     found = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     assert sum(part["n"] for part in found["by"]["kind"].values()) == 2 and found["losses"]["loss"]["n"] == 2
     for overrides, message in (
-        (given, "run=hf: no bundle of ours, so the template must be given (template=alpaca)"),
-        (["template=alpaca"], "run=hf: no run folder, so the data must be given"),
+        (given, "run=hf: not a bundle of instruct-lit, so give a template (template=alpaca)"),
+        (["template=alpaca"], "run=hf: not in a run folder, so give the data"),
     ):
         assert message in command("evaluate", "run=hf", *overrides, cwd=tmp_path, status=2).stderr
     (tmp_path / "cut" / "checkpoints").mkdir(parents=True)

@@ -59,7 +59,7 @@ def test_scores_with_the_unparsed_counted(judge_server: Callable, folder: Path, 
     assert found["score"]["mean"] == pytest.approx((3 * 100 + 2 * 10 + 0) / 6) and found["n_unparsed"] == 1
     assert found["n_requests"] == 7 and found["usd"] == pytest.approx(7 * 13 * 1e-3)
     assert found["agreement"]["n"] == 5 and found["agreement"]["pearson"] > 0.9
-    assert "1 verdicts could not be parsed" in done.stdout and "pearson" in done.stdout
+    assert "1 of 6 verdicts could not be parsed" in done.stdout and "pearson" in done.stdout
     page = (folder / "second" / "report.html").read_text()
     assert (
         page.index("Say 4.") < page.index("Say 3.") < page.index("Say 0.")
@@ -69,6 +69,33 @@ def test_scores_with_the_unparsed_counted(judge_server: Callable, folder: Path, 
     assert found_in(folder / "third")["judge"]["score"] == found["score"]
     for path in folder.rglob("*"):
         assert not path.is_file() or KEY.encode() not in path.read_bytes(), path
+
+
+@pytest.mark.parametrize(
+    ("what", "figures", "score", "n_verdicts"),
+    [
+        (["responses=answers.json"], "judge", "score", 6),
+        (["compare=[others.json,answers.json]"], "pairwise", "win_rate", 6),
+    ],
+)
+def test_an_unreadable_judge_has_not_judged_and_everything_is_kept(
+    judge_server: Callable, folder: Path, command: Callable, what: list[str], figures: str, score: str, n_verdicts: int
+) -> None:
+    server = judge_server(lambda n, body: "It is good.")
+    judge = ["judge=ollama", f"judge.url={server.url}", "judge.model=small", "judge.n_asks=1"]
+    done = command("evaluate", *what, *judge, "hydra.run.dir=out", cwd=folder, status=2)
+    found = found_in(folder / "out")[figures]
+    assert found[score] is None and found["n_unparsed"] == n_verdicts, found
+    assert f"not judged: {n_verdicts} of {n_verdicts} verdicts could not be parsed" in done.stderr
+    assert f"not judged, {n_verdicts} of" in (folder / "out" / "report.html").read_text()
+    assert "It is good." in (folder / "out" / "responses.jsonl").read_text()
+
+
+def test_too_few_common_examples_are_refused(folder: Path, command: Callable) -> None:
+    others = json.loads((folder / "others.json").read_text())
+    (folder / "one.json").write_text(json.dumps(others[:1]))
+    done = command("evaluate", "compare=[others.json,one.json]", cwd=folder, status=2)
+    assert "compare: 1 examples in common, at least 2 are needed" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_a_comparison_in_both_orders(judge_server: Callable, folder: Path, command: Callable) -> None:

@@ -58,8 +58,8 @@ def test_the_page_shows_metrics_before_and_after_and_wrong_answers_first(run: Pa
         and "<b>bold" not in page
     )
     quality = page[page.index("Quality of the responses") : page.index("Responses to the test split")]
-    assert '<code>exact_match</code></td><td class="number">0.500 (0.000 to 1.000)' in quality
-    assert "0.000 (0.000 to 0.000)" in quality  # before fine-tuning
+    assert '<code>exact_match</code></td><td class="number">0.500 (0.013 to 0.987)' in quality
+    assert "0.000 (0.000 to 0.842)" in quality  # before fine-tuning
     assert "[length]" in page and "1 of 2" in page and "2 of 2 shown" in page
     assert page.count("<svg") == 1 and "http" not in page and "currentColor" in page
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -11,8 +11,9 @@ from instruct_lit.errors import JudgeError
 from instruct_lit.evaluation.judging.endpoints import Messages, Refused
 from instruct_lit.evaluation.judging.prompt import JudgePrompt, Verdict
 from instruct_lit.evaluation.judging.reply_cache import Reply, ReplyCache
-from instruct_lit.evaluation.metrics import interval
+from instruct_lit.evaluation.statistics import interval
 
+MAX_UNPARSED = 0.5  # the share of verdicts above which a mean says more about the judge
 ASSUMED_SECONDS = 2.0  # per request, of a judge without cached replies
 
 
@@ -224,18 +225,33 @@ class Judge:
 def summary(judgements: Sequence[Judgement], low: float, high: float, seed: int = 0) -> dict[str, Any]:
     """The mean score over all responses, with unparsed verdicts counted as the lowest score.
 
-    `mean_at_best` counts them as the highest score instead: an upper bound of the mean.
+    `mean_at_best` counts them as the highest score instead: an upper bound of the mean. `score` is None where too many
+    are unparsed (`is_judged`).
     """
     values = [judgement.value for judgement in judgements]
-    unparsed = sum(value is None for value in values)
     score = interval([low if value is None else value for value in values], seed)
-    return {
-        "score": score,
-        "mean_at_best": score["mean"] + unparsed * (high - low) / len(values),
-        "n_unparsed": unparsed,
+    found = {
+        "n_unparsed": values.count(None),
+        "n_verdicts": len(values),
         "n_refused": sum(judgement.refused is not None for judgement in judgements),
         "n_asked_again": sum(judgement.n_asked > 1 for judgement in judgements),
     }
+    best = score["mean"] + found["n_unparsed"] * (high - low) / len(values)
+    return {"score": score if is_judged(found) else None, "mean_at_best": best, **found}
+
+
+def is_judged(figures: Mapping[str, Any]) -> bool:
+    """Whether enough verdicts could be parsed for a mean to be one of the responses rather than of the judge."""
+    return figures["n_unparsed"] <= MAX_UNPARSED * figures["n_verdicts"]
+
+
+def require_judged(figures: Mapping[str, Any]) -> None:
+    """Raise JudgeError where too many verdicts could not be parsed."""
+    if not is_judged(figures):
+        raise JudgeError(
+            f"not judged: {figures['n_unparsed']} of {figures['n_verdicts']} verdicts could not be parsed; everything "
+            "is saved, read the replies in responses.jsonl and give judge.constrained=true or another judge.model"
+        )
 
 
 def _first(question: str) -> Messages:

@@ -82,7 +82,7 @@ class ResponseJudge:
             outcomes.append(outcome(*(judgement.value for judgement in both)) if both else Outcome("tie", "tie"))
             row["judge"] = {"share": outcomes[-1].share, "verdicts": [judgement.as_record() for judgement in both]}
         lengths = [(len(a["response"]), len(b["response"])) for a, b in pairs]
-        return {"model": self.model, **win_rate(outcomes, lengths, seed), **self.judge.usage()}
+        return {"model": self.model, **win_rate(outcomes, lengths, seed, differs.count(False)), **self.judge.usage()}
 
 
 def ask_judge(judge: Judge, prompt: JudgePrompt, questions: Sequence[str]) -> list[Judgement]:

@@ -13,7 +13,7 @@ import pytest
 
 from instruct_lit.errors import JudgeError
 from instruct_lit.evaluation.judging.endpoints import OllamaEndpoint, OpenAIEndpoint
-from instruct_lit.evaluation.judging.judge import Costs, Judge, Judgement, summary
+from instruct_lit.evaluation.judging.judge import Costs, Judge, Judgement, require_judged, summary
 from instruct_lit.evaluation.judging.prompt import JudgePrompt, Score
 from instruct_lit.evaluation.judging.reply_cache import Reply, ReplyCache
 
@@ -110,6 +110,14 @@ def test_unreadable_replies_are_asked_again_and_then_counted(judge_server: Calla
 def test_the_unparsed_count_as_the_lowest_score_of_the_scale() -> None:
     numbers = summary([Judgement(None, "?", 3), Judgement(5, "5", 1)], 1, 5)
     assert numbers["score"]["mean"] == 3 and numbers["mean_at_best"] == 5
+    require_judged(numbers)
+
+
+def test_a_judge_that_is_mostly_unreadable_has_not_judged() -> None:
+    numbers = summary([Judgement(None, "?", 3)] * 2 + [Judgement(5, "5", 1)], 1, 5)
+    assert numbers["score"] is None and (numbers["n_unparsed"], numbers["n_verdicts"]) == (2, 3)
+    with pytest.raises(JudgeError, match="not judged: 2 of 3 verdicts could not be parsed; everything is saved"):
+        require_judged(numbers)
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])

@@ -1,0 +1,72 @@
+"""Intervals that cover, tests without false alarms, and the library's figures."""
+
+import math
+
+import numpy as np
+import pytest
+
+from instruct_lit.evaluation.statistics import MIN_N, clopper_pearson, difference, interval
+
+
+@pytest.mark.parametrize(("n_hits", "n"), [(0, 1), (1, 1), (0, 20), (3, 20), (20, 20), (17, 110), (7000, 14042)])
+def test_the_interval_of_a_proportion_is_scipys(n_hits: int, n: int) -> None:
+    stats = pytest.importorskip("scipy.stats")
+    expected = stats.binomtest(n_hits, n).proportion_ci(method="exact")
+    assert clopper_pearson(n_hits, n) == pytest.approx((expected.low, expected.high), abs=1e-9)
+
+
+@pytest.mark.parametrize(("n", "p"), [(20, 0.05), (40, 0.025), (20, 0.5), (20, 0.95), (60, 0.99)])
+def test_the_interval_of_a_rare_event_covers_it(n: int, p: float) -> None:
+    """The exact probability that the interval of a sample contains the true proportion."""
+    covered = 0.0
+    for k in range(n + 1):
+        found = interval([1.0] * k + [0.0] * (n - k))
+        assert found["low"] < found["high"]
+        covered += math.comb(n, k) * p**k * (1 - p) ** (n - k) * (found["low"] <= p <= found["high"])
+    assert covered >= 0.95
+
+
+def test_the_interval_of_a_mean_covers_it() -> None:
+    random, hits = np.random.default_rng(0), 0
+    for trial in range(200):
+        found = interval(random.normal(1.0, 2.0, 60).tolist(), seed=trial)
+        hits += found["low"] <= 1.0 <= found["high"]
+    assert 0.9 <= hits / 200 <= 0.99
+    assert interval([0.5] * MIN_N + [0.1], seed=3) == interval([0.5] * MIN_N + [0.1], seed=3)
+
+
+def test_few_values_other_than_0_and_1_have_no_interval() -> None:
+    assert interval([0.5] * (MIN_N - 1)) == {"mean": 0.5, "low": None, "high": None, "n": MIN_N - 1}
+    assert interval([0.5, 0.7] * (MIN_N // 2))["low"] is not None
+    assert interval([1.0]) == {"mean": 1.0, "low": pytest.approx(0.025), "high": 1.0, "n": 1}
+
+
+def test_weights_make_the_mean_that_of_tokens() -> None:
+    found = interval([1.0, 4.0] * 5, weights=[3, 1] * 5)
+    assert found["mean"] == pytest.approx(1.75) and 1 <= found["low"] < 1.75 < found["high"] <= 4
+    assert interval([1.0, 0.0], weights=[3, 1]) == {"mean": 0.75, "low": None, "high": None, "n": 2}
+
+
+def test_differences_of_one_size_have_the_exact_sign_test() -> None:
+    values = np.array([1.0] * 10 + [0.0] * 20)
+    assert difference(values)["p"] == difference(-values / 2)["p"] == 2 / 2**10  # 10 of 30 differ, all one way
+    assert difference(np.array([1.0] * 4 + [-1.0]))["p"] == 12 / 32  # 5 and 1 of 32 assignments on each side
+    nothing = difference(np.zeros(5))
+    assert nothing["p"] == 1 and nothing["low"] < 0 < nothing["high"]
+
+
+def test_differences_of_several_sizes_have_the_permutation_test() -> None:
+    pytest.importorskip("scipy")
+    assert difference(np.array([1.0, 2.0, 3.0]))["p"] == 2 / 8
+    random = np.random.default_rng(0)
+    assert difference(random.normal(1, 1, 60))["p"] < 0.001
+    assert np.mean([difference(random.normal(0, 1, 20), trial)["p"] < 0.05 for trial in range(100)]) <= 0.1
+
+
+def test_paired_proportions_are_covered_without_false_alarms() -> None:
+    random, hits, alarms = np.random.default_rng(0), 0, 0
+    for _ in range(2000):
+        found = difference(random.choice([-1.0, 0.0, 1.0], 20, p=[0.05, 0.8, 0.15]))
+        hits += found["low"] <= 0.1 <= found["high"]
+        alarms += difference(random.choice([-1.0, 0.0, 1.0], 20, p=[0.1, 0.8, 0.1]))["p"] < 0.05
+    assert hits / 2000 >= 0.93 and alarms / 2000 <= 0.05
