@@ -19,7 +19,7 @@ from torch import Tensor
 
 from instruct_lit.accel.attention_groups import Group, document_groups, padded_for, row_groups
 from instruct_lit.accel.compat_torch import softmax_backward
-from instruct_lit.core.model.attention import CausalRows, PackedDocuments
+from instruct_lit.core.model.attention import CausalRows, PackedDocuments, repeat_kv
 
 MAX_KEYS = 2048  # up to which products are faster
 MAX_ROW_KEYS = 512  # for padded rows, where they are faster in bf16 alone
@@ -28,11 +28,9 @@ MAX_SAVED_KEYS = 256  # up to which attention weights are saved
 
 def attend_rows(layout: Any, q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor | None:
     """The kernel of `CausalRows`, all `(…, T, H, D)`."""
-    if not isinstance(layout, CausalRows):
+    if not isinstance(layout, CausalRows) or not suits_rows(q.transpose(-3, -2)):
         return None
-    q, k, v = (x.transpose(-3, -2) for x in (q, k, v))  # (B, H, T, D)
-    if not suits_rows(q):
-        return None
+    q, k, v = (x.transpose(-3, -2) for x in (q, *repeat_kv(q, k, v)))  # (B, H, T, D)
     queries, keys, values = (x.flatten(0, -3) for x in (q, k, v))
     out = attend(queries, keys, values, row_groups(q.shape[-2], q), dropout)
     return out.view(q.shape).transpose(-3, -2)
@@ -48,7 +46,7 @@ def attend_documents(layout: Any, q: Tensor, k: Tensor, v: Tensor, dropout: floa
     if "groups" not in layout.kernel_state:
         layout.kernel_state["groups"] = document_groups(layout.lengths, layout.prefix_length, q)
     groups: list[Group] = layout.kernel_state["groups"]
-    q, k, v = (x.transpose(0, 1) for x in (q, k, v))  # (H, N, D)
+    q, k, v = (x.transpose(0, 1) for x in (q, *repeat_kv(q, k, v)))  # (H, N, D)
     if suits(q, max(group.bias.shape[1] for group in groups)):
         return attend(q, k, v, groups, dropout).transpose(0, 1)
     outputs = []

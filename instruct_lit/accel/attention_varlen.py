@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from instruct_lit.accel.compat_torch import causal_varlen
 from instruct_lit.core.model.attention import PackedDocuments
 
 
@@ -101,7 +102,7 @@ class _Gather(torch.autograd.Function):
 
 
 def attend_varlen(layout: Any, q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor | None:
-    """The kernel of `PackedDocuments`, all `(N, H, D)`."""
+    """The kernel of `PackedDocuments`, all `(N, H, D)`; heads of keys and values may be fewer."""
     if not isinstance(layout, PackedDocuments) or not suits(q, dropout):
         return None
     if "varlen" not in layout.kernel_state:
@@ -130,17 +131,11 @@ class VarlenDocuments:
         self.sequences = sequences
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
-        from torch.nn.attention.varlen import varlen_attn
-
-        assert dropout == 0.0 and q.shape[-2] == k.shape[-2], "the kernel supports neither dropout nor grouped heads"
+        assert dropout == 0.0, "the kernel does not support dropout"
         of = self.sequences
-        # A right window of 0 is causal; with fewer queries than keys the kernel aligns their ends.
-        out = varlen_attn(
-            q, of.keys_of(k), of.keys_of(v), of.cu_queries, of.cu_keys, of.longest_query, of.longest_key,
-            window_size=(-1, 0),
-        )  # fmt: skip
-        assert isinstance(out, Tensor)
-        return out
+        return causal_varlen(
+            q, of.keys_of(k), of.keys_of(v), of.cu_queries, of.cu_keys, of.longest_query, of.longest_key
+        )
 
 
 def _starts(lengths: Tensor) -> Tensor:

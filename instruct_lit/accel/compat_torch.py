@@ -3,7 +3,12 @@ names the attribute that a new version of torch lacks."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -107,3 +112,42 @@ def has_bf16_vectors() -> bool:
     """
     known = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
     return known is not None and bool(known())
+
+
+def causal_varlen(
+    q: Tensor, k: Tensor, v: Tensor, cu_queries: Tensor, cu_keys: Tensor, longest_query: int, longest_key: int
+) -> Tensor:
+    """Causal attention of sequences side by side `(N, H, D)`; with fewer queries than keys their ends are aligned.
+
+    torch 2.11 takes fewer heads of keys than of queries without being asked; from 2.12 on it must be asked.
+    """
+    from torch.nn.attention.varlen import varlen_attn
+
+    grouped: dict[str, Any] = (
+        {"enable_gqa": q.shape[-2] != k.shape[-2]} if "enable_gqa" in _parameters(varlen_attn) else {}
+    )
+    # A right window of 0 is causal.
+    out = varlen_attn(q, k, v, cu_queries, cu_keys, longest_query, longest_key, window_size=(-1, 0), **grouped)
+    assert isinstance(out, Tensor)
+    return out
+
+
+@cache
+def _parameters(function: Callable[..., Any]) -> frozenset[str]:
+    return frozenset(inspect.signature(function).parameters)
+
+
+@contextmanager
+def forbidden_waits() -> Iterator[None]:
+    """Raise RuntimeError where something inside waits for the GPU.
+
+    `torch.cuda.set_sync_debug_mode` is documented as a prototype and warns of it.
+    """
+    before = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)

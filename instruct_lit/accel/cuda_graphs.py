@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from instruct_lit.accel.attention_varlen import Sequences, VarlenDocuments
-from instruct_lit.accel.compat_torch import add_all, copy_all
+from instruct_lit.accel.compat_torch import add_all, copy_all, forbidden_waits
 from instruct_lit.core.data.collate import Batch
 from instruct_lit.core.model.attention import AttentionLayout
 from instruct_lit.errors import TrainingError
@@ -50,6 +50,7 @@ class StepGraphs:
         self._anchor = torch.zeros((), device=self.parameters[0].device, requires_grad=True)
         self._stream, self._before = torch.cuda.Stream(), torch.cuda.current_stream()
         self._forget()
+        self._waits: bool | None = None  # whether the model waits for the GPU; None: not known yet
 
     def begin(self) -> None:
         """Use another stream in this thread until `end`.
@@ -88,12 +89,31 @@ class StepGraphs:
             return self.loss_of(*inputs.arguments())
         graph = self._graphs[inputs.shape]
         if graph is None:
-            if not self._has_room(inputs.n_tokens):
+            if self._model_waits(inputs) or not self._has_room(inputs.n_tokens):
                 return self.loss_of(*inputs.arguments())
             graph = self._graphs[inputs.shape] = self._recorded(inputs)
         graph.inputs.take(inputs)
         graph.graph.replay()
         return _Replayed.apply(self._anchor, graph.loss, self)
+
+    def _model_waits(self, inputs: _Inputs) -> bool:
+        """Whether the model waits for the GPU within a step, as GPT-2 does not, and a model that routes tokens may.
+
+        Found out once, with a batch whose kernels are loaded; a warning says that nothing is recorded.
+        """
+        if self._waits is None:
+            self._waits = False
+            try:
+                with forbidden_waits():
+                    self.loss_of(*inputs.arguments())
+            except RuntimeError as error:
+                if "synchroniz" not in str(error):
+                    raise
+                self._waits = True
+                warnings.warn(
+                    "cuda_graphs: the model waits for the GPU within a step, so none is recorded", stacklevel=2
+                )
+        return self._waits
 
     def _has_room(self, n_tokens: int) -> bool:
         """Whether a batch of this size may be recorded: its tensors occupy memory that nothing else can use."""

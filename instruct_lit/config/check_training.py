@@ -161,7 +161,7 @@ def wants_graphs(config: Any) -> bool:
 def _against_compile(config: Any) -> list[str]:
     """Why a step of this run cannot be made for one GPU, whatever the machine is."""
     trainer = config.trainer
-    reasons = ["goes with GPT-2, not with model=hf"] if config.model.kind == "hf" else []
+    reasons: list[str] = []
     if trainer.strategy != "auto" or trainer.devices not in (1, "1") or trainer.num_nodes != 1:
         reasons.append("goes with one process on one GPU (trainer=default)")
     return reasons

@@ -9,8 +9,9 @@ head must give the model's own logits.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -122,10 +123,27 @@ class HFModel(CausalLM):
         return states[0] if flat else states
 
     def _states(self, **inputs: Any) -> Tensor:
-        states = self.hf.base_model(use_cache=False, **inputs).last_hidden_state
+        with self._compiled_blocks() if self.compiler is not None and self.training else nullcontext():
+            states = self.hf.base_model(use_cache=False, **inputs).last_hidden_state
         if getattr(self.hf.get_output_embeddings(), "bias", None) is not None:
             states = torch.cat((states, torch.ones_like(states[..., :1])), dim=-1)
         return states if self._scale == 1 else states * self._scale
+
+    @contextmanager
+    def _compiled_blocks(self) -> Iterator[None]:
+        """Let all blocks run by one compiled function, which the attention interrupts."""
+        global _attention
+        assert self.compiler is not None
+        if _attention is _attend_in_layout:
+            _attention = torch.compiler.disable(_attend_in_layout)
+        blocks = list(self.blocks)
+        for block in blocks:
+            block.forward = partial(self.compiler(type(block).forward), block)
+        try:
+            yield
+        finally:
+            for block in blocks:
+                del block.forward
 
     @torch.no_grad()
     def _probe(self) -> None:
@@ -228,9 +246,8 @@ def _attend(
     for name, what in (("softcap", "soft-caps"), ("s_aux", "adds sinks to"), ("position_bias", "adds a bias to")):
         if options.get(name) is not None:
             raise _NotSupported(f"it {what} its attention scores")
-    how, flat = layout
-    if isinstance(how, _Spy) and options.get("sliding_window"):
-        how.window = min(options["sliding_window"], how.window or options["sliding_window"])
+    if isinstance(layout[0], _Spy) and options.get("sliding_window"):
+        layout[0].window = min(options["sliding_window"], layout[0].window or options["sliding_window"])
     q, k, v = (x.transpose(1, 2) for x in (query, key, value))
     d_head = q.shape[-1]
     if scaling is not None and scaling != d_head**-0.5:
@@ -238,9 +255,20 @@ def _attend(
     if torch.is_autocast_enabled(q.device.type):  # rotary embeddings are fp32, the products need not be
         dtype = torch.get_autocast_dtype(q.device.type)
         q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
+    return _attention(module, q, k, v, dropout, layout), None
+
+
+def _attend_in_layout(
+    module: Any, q: Tensor, k: Tensor, v: Tensor, dropout: float, layout: tuple[AttentionLayout, bool]
+) -> Tensor:
+    """The attended values of `(B, T, H, D)`; of a flat batch B is 1."""
+    how, flat = layout
     if flat:
-        return how.attend(module.layer_idx, q[0], k[0], v[0], dropout)[None], None
-    return how.attend(module.layer_idx, q, k, v, dropout), None
+        return how.attend(module.layer_idx, q[0], k[0], v[0], dropout)[None]
+    return how.attend(module.layer_idx, q, k, v, dropout)
+
+
+_attention = _attend_in_layout  # once blocks are compiled, the same hidden from the compiler
 
 
 def context_length_of(config: Any, given: int | None) -> int:

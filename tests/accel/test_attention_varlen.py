@@ -70,12 +70,31 @@ def test_the_variable_length_kernel_computes_the_documents_alone(
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
 
 
-def test_the_variable_length_kernel_takes_neither_dropout_nor_groups_of_heads() -> None:
+def test_the_variable_length_kernel_does_not_support_dropout() -> None:
     q, k, v = random_qkv(6, 0).unbind(1)
     layout = VarlenDocuments(Sequences([2, 4], 0, q.device))
-    for keys, dropout in ((k, 0.1), (k[:, :1], 0.0)):
-        with pytest.raises(AssertionError, match="the kernel supports neither dropout nor grouped heads"):
-            layout.attend(0, q, keys, v, dropout)
+    with pytest.raises(AssertionError, match="the kernel does not support dropout"):
+        layout.attend(0, q, k, v, 0.1)
+
+
+def test_heads_of_keys_reach_the_kernel_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch 2.11 has no argument for it; later versions must be asked to share heads among groups of queries."""
+    q, k, v = random_qkv(6, 0).unbind(1)
+    seen: list[tuple[int, int, dict]] = []
+
+    def old(q: Tensor, k: Tensor, *rest: object, window_size: tuple[int, int]) -> Tensor:
+        seen.append((q.shape[1], k.shape[1], {}))
+        return q
+
+    def new(q: Tensor, k: Tensor, *rest: object, window_size: tuple[int, int], enable_gqa: bool = False) -> Tensor:
+        seen.append((q.shape[1], k.shape[1], {"enable_gqa": enable_gqa}))
+        return q
+
+    for function in (old, new):
+        monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", function)
+        for heads in (H, 1):
+            VarlenDocuments(Sequences([2, 4], 0, q.device)).attend(0, q, k[:, :heads], v[:, :heads], 0.0)
+    assert seen == [(H, H, {}), (H, 1, {}), (H, H, {"enable_gqa": False}), (H, 1, {"enable_gqa": True})]
 
 
 def test_the_variable_length_kernel_is_for_gpus_that_have_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,8 @@
 """Batches rounded up to few shapes keep loss and gradients; on a GPU a recorded step is the step itself."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import pytest
@@ -104,6 +105,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
         return Repeated(graphs, inputs)
 
     monkeypatch.setattr(StepGraphs, "_record", record)
+    monkeypatch.setattr(module, "forbidden_waits", nullcontext)
     monkeypatch.setattr(module, "VarlenDocuments", on_processor)
     of_gpu = {"Stream": None, "current_stream": None, "graph_pool_handle": None, "empty_cache": None}
     of_gpu |= {"mem_get_info": (25 * 10**9, 0), "max_memory_allocated": 3 * 10**10, "memory_allocated": 2 * 10**10}
@@ -172,6 +174,34 @@ def test_a_batch_too_large_for_the_memory_is_not_recorded(
     for lengths in ((60, 34, 10), (60, 34, 10), (21, 33), (21, 33), (40, 35), (40, 35)):
         check_step(model, graphs, batch_of("packed", False, lengths), 1e-6, 1e-5)
     assert [shape[0] for shape in recorded] == [96, 64, 96]
+
+
+def test_a_model_that_waits_for_the_gpu_is_not_recorded(
+    model: GPT, recorded: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waiting = [False]
+
+    @contextmanager
+    def forbidden() -> Iterator[None]:
+        waiting[0] = True
+        yield
+        waiting[0] = False
+
+    def loss(*arguments: Any) -> Tensor:
+        if waiting.pop():
+            waiting.append(False)
+            raise RuntimeError("called a synchronizing CUDA operation")
+        waiting.append(False)
+        return loss_of(model)(*arguments)
+
+    monkeypatch.setattr(module, "forbidden_waits", forbidden)
+    graphs, batch = StepGraphs(loss, model.parameters(), adds=False), batch_of("packed", True)
+    check_step(model, graphs, batch, 1e-6, 1e-5)
+    with pytest.warns(UserWarning, match="the model waits for the GPU within a step, so none is recorded"):
+        check_step(model, graphs, batch, 1e-6, 1e-5)
+    for _ in range(2):  # one warning
+        check_step(model, graphs, batch, 1e-6, 1e-5)
+    assert recorded == []
 
 
 def test_a_step_that_cannot_be_recorded_ends_the_run(

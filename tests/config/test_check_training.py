@@ -103,7 +103,6 @@ def test_the_shape_of_a_run_folder_is_that_of_its_bundle(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (("compile=true", "model=hf", "model.path=x"), "compile=true: goes with GPT-2, not with model=hf"),
         (("compile=true", "trainer=fsdp"), "compile=true: goes with one process on one GPU (trainer=default)"),
         (("cuda_graphs=true", "trainer.devices=2"), "cuda_graphs=true: goes with one process on one GPU"),
         (
@@ -113,7 +112,6 @@ def test_the_shape_of_a_run_folder_is_that_of_its_bundle(tmp_path: Path) -> None
         (("cuda_graphs=true", "neftune_alpha=5"), "a step that is recorded cannot draw anew"),
         (("cuda_graphs=true", "model.dropout=0.1"), "a step that is recorded cannot draw anew"),
         (("cuda_graphs=true", "adapter=lora", "adapter.dropout=0.1"), "a step that is recorded cannot draw anew"),
-        (("cuda_graphs=true", "model=hf", "model.path=x"), "cuda_graphs=true: goes with GPT-2, not with model=hf"),
         (("cuda_graphs=true", "trainer.detect_anomaly=true"), "goes without trainer.detect_anomaly"),
     ],
 )

@@ -1,5 +1,6 @@
 """Any architecture of transformers: what is exact is used, what is not is refused with its reason."""
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -60,6 +61,40 @@ def test_packed_documents_behind_a_prefix_have_the_states_they_have_alone(make: 
         rows = model.hidden_states(torch.cat([prefix, rest[0]])[None], layout=CausalRows())
     torch.testing.assert_close(packed, torch.cat([alone[0][:6], *(a[6:] for a in alone)]), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(rows[0], alone[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma", "gpt2"])
+def test_compiled_blocks_give_the_same_states_and_gradients_and_are_compiled_once(make: Callable, name: str) -> None:
+    """Three layers and three lengths share their graphs, which the attention interrupts; evaluation is not compiled."""
+    graphs = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: object) -> Callable[..., object]:
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    compiler = functools.cache(lambda function: torch.compile(function, dynamic=True, backend=backend))
+    config = OF[name]()
+    config.num_hidden_layers = 3
+    if name == "qwen3":
+        config.layer_types = ["full_attention"] * 3
+    if name == "gpt2":
+        config.resid_pdrop = config.embd_pdrop = config.attn_pdrop = 0.0
+    model = make(config).train()
+    for lengths in ((7, 5), (12, 3), (9, 22)):
+        found = []
+        for model.compiler in (None, compiler):
+            model.zero_grad()
+            ids, positions = torch.arange(sum(lengths)) % 99, torch.cat([torch.arange(n) for n in lengths])
+            states = model.hidden_states(ids, positions, PackedDocuments(lengths))
+            states.square().sum().backward()
+            found.append([states.detach(), *(p.grad for p in model.parameters() if p.grad is not None)])
+        for expected, compiled in zip(*found, strict=True):
+            torch.testing.assert_close(compiled, expected, rtol=1e-4, atol=1e-5)
+    n_graphs = len(graphs)
+    assert 0 < n_graphs <= 6, "every layer or length was compiled by itself"
+    model.eval().hidden_states(torch.arange(5)[None])
+    assert len(graphs) == n_graphs
 
 
 @pytest.mark.parametrize("name", list(OF))

@@ -31,8 +31,8 @@ class AttentionLayout(Protocol):
         ...
 
 
-# From a layout and its plain implementation's (q, k, v, dropout) to the same result, computed faster; None where
-# layout, device, dtype or size is not supported. `instruct_lit.accel.install` registers some.
+# From the arguments of a layout's plain implementation (layout, q, k, v, dropout) to the same result, computed faster;
+# None where layout, device, dtype or size is not supported. `instruct_lit.accel.install` registers some.
 AttentionKernel = Callable[[Any, Tensor, Tensor, Tensor, float], Tensor | None]
 KERNELS: list[AttentionKernel] = []
 
@@ -56,11 +56,10 @@ class CausalRows:
     """Every row of a `(B, T)` batch is one sequence, padded on the right: no real token sees padding."""
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
-        k, v = repeat_kv(q, k, v)
         out = try_kernels(self, q, k, v, dropout)
         if out is not None:
             return out
-        q, k, v = (x.transpose(-3, -2) for x in (q, k, v))  # (B, H, T, D)
+        q, k, v = (x.transpose(-3, -2) for x in (q, *repeat_kv(q, k, v)))  # (B, H, T, D)
         return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True).transpose(-3, -2)
 
 
@@ -80,10 +79,10 @@ class PackedDocuments:
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
         assert q.shape[0] == self.n_tokens, f"{q.shape[0]} tokens for a layout of {self.n_tokens}"
-        k, v = repeat_kv(q, k, v)
         out = try_kernels(self, q, k, v, dropout)
         if out is not None:
             return out
+        k, v = repeat_kv(q, k, v)
         prefix_q, prefix_k, prefix_v = (x[: self.prefix_length] for x in (q, k, v))
         outputs = [_causal(prefix_q, prefix_k, prefix_v, dropout)] if self.prefix_length else []
         documents = (x[self.prefix_length :].split(self.lengths) for x in (q, k, v))
