@@ -57,9 +57,13 @@ def _exit(message: str, status: int) -> None:
 
 
 def _of_group() -> str:
-    """The message on a group of the command line without a choice, for which Hydra names neither group nor choices."""
-    group = next((given.partition("=")[0] for given in sys.argv[1:] if given.endswith("=null")), "a group")
-    return f"{group}=null: a group is a file of conf/{group}; give its name ({group}=none where there is one)"
+    """The message on a group of the command line without a choice: Hydra names neither the group nor its choices."""
+    from instruct_lit.config.compose import CONF
+
+    for group in (given.partition("=")[0] for given in sys.argv[1:] if given.endswith("=null")):
+        if choices := sorted(path.stem for path in (CONF / group).glob("*.yaml")):
+            return f"{group}=null: a group needs a choice; allowed are {', '.join(choices)}"
+    return "a group needs a choice, not null; see --help"
 
 
 def _of_system(error: OSError) -> str | None:

@@ -133,7 +133,7 @@ def test_a_key_that_nothing_reads_is_refused() -> None:
 
 
 COMMANDS = (  # accepted or refused where the data, the model or the step are known; and what only Hydra sees
-    (2, "callbacks=null", "callbacks=null: a group is a file of conf/callbacks; give its name"),
+    (2, "callbacks=null", "callbacks=null: a group needs a choice; allowed are default, "),
     (2, "data.source.n_examples=0", "data.source.n_examples=0: must be between 1 and 1000000"),
     (2, "trainer.val_check_interval=500", "trainer.val_check_interval=500: an epoch has 5 batches; give at most that"),
     (2, "trainer.limit_val_batches=0.01", "trainer.limit_val_batches=0.01: less than one of 1 batches (val)"),

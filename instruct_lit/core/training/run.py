@@ -234,7 +234,8 @@ class Run:
         self.parts.save_bundle(self)
         numbers = {name: value for name, value in self.metrics.items() if isinstance(value, int | float)}
         for logger in self.trainer.loggers:
-            logger.log_hyperparams(dict(self.settings.hyperparameters), numbers)  # type: ignore[call-arg]
+            if self.trainer.enable_autolog_hparams:  # type: ignore[attr-defined]
+                logger.log_hyperparams(dict(self.settings.hyperparameters), numbers)  # type: ignore[call-arg]
             logger.finalize("success")
         for hook in self.hooks:
             hook.on_end(self)
