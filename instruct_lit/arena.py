@@ -70,10 +70,10 @@ def let_judge_vote(
     from instruct_lit.serving.arena_judging import answer_all, judge_votes
 
     prompt = judge_prompt_of(config.judge, pairwise=True)
-    with judge_of(config) as judge:
-        judge.check()
-        rows = answer_all(chat_models, questions, build.sampling_of(config), build.engine_options(config))
-        judge_votes(rows, prompt.render, lambda texts: ask_judge(judge, prompt, texts), config.judge.model, votes)
+    judge = judge_of(config)
+    judge.check()
+    rows = answer_all(chat_models, questions, build.sampling_of(config), build.engine_options(config))
+    judge_votes(rows, prompt.render, lambda texts: ask_judge(judge, prompt, texts), config.judge.model, votes)
 
 
 def show_leaderboard(battles: Sequence[Battle], plot: str | None) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,9 +29,7 @@ def evaluate(config: DictConfig) -> float:
     from instruct_lit.evaluation.metrics import check_metrics
 
     check_metrics(config.metrics)
-    judge = response_judge_of(config)
-    with judge or nullcontext():
-        result = (score if config.compare is None else compare)(config, out_dir, judge)
+    result = (score if config.compare is None else compare)(config, out_dir, response_judge_of(config))
     print(f"{out_dir}: responses.jsonl, evaluation.json, report.html")
     return result
 

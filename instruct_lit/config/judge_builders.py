@@ -97,7 +97,9 @@ def response_judge_of(config: DictConfig) -> ResponseJudge | None:
         return None
     settings, existing = config.judge, config.judge.name == "scores"
     judge = None if existing else judge_of(config)
-    found = ResponseJudge(
+    if judge is not None:
+        judge.check()
+    return ResponseJudge(
         name=settings.name,
         model=settings.model,
         judge=judge,
@@ -106,24 +108,17 @@ def response_judge_of(config: DictConfig) -> ResponseJudge | None:
         scores=Path(settings.path) if existing else None,
         calibrate=Path(settings.calibrate) if settings.calibrate is not None else None,
     )
-    if judge is not None:
-        try:
-            judge.check()
-        except BaseException:
-            judge.close()
-            raise
-    return found
 
 
 def judge_of(config: DictConfig) -> Judge:
-    """The judge of the group, its replies cached in the cache folder; close it, or use it as a context manager."""
+    """The judge of the group, its replies cached in the cache folder."""
     from omegaconf import OmegaConf
 
     from instruct_lit.config.model_builders import install_satellites
+    from instruct_lit.evaluation.answer_cache import AnswerCache
     from instruct_lit.evaluation.judging.endpoints import OllamaEndpoint, OpenAIEndpoint
     from instruct_lit.evaluation.judging.judge import Costs, Judge
     from instruct_lit.evaluation.judging.local import LocalEndpoint
-    from instruct_lit.evaluation.judging.reply_cache import ReplyCache
 
     judge = config.judge
     settings: dict[str, Any] = {"max_tokens": judge.max_tokens, "constrained": judge.constrained}
@@ -139,7 +134,7 @@ def judge_of(config: DictConfig) -> Judge:
             endpoint = OllamaEndpoint(judge.url, judge.model, key, n_ctx=judge.n_ctx, **settings)
         else:
             endpoint = OpenAIEndpoint(judge.url, judge.model, key, **settings)
-    cache = ReplyCache(Path(config.paths.cache) / "judge" / "replies.sqlite")
+    cache = AnswerCache(Path(config.paths.cache) / "judge" / "replies.jsonl")
     prices = tuple(judge.usd_per_million_tokens) if judge.usd_per_million_tokens else None
     costs = Costs(prices, judge.paid, judge.confirmed)
     return Judge(endpoint, cache, n_concurrent=judge.n_concurrent, n_asks=judge.n_asks, costs=costs)

@@ -1,4 +1,4 @@
-"""A cache of a model's answers on disk, so that an interrupted run resumes."""
+"""A cache of the answers of models and judges on disk: nothing is computed or paid for twice, and a run resumes."""
 
 from __future__ import annotations
 
@@ -8,38 +8,55 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from instruct_lit.errors import DataError
+
 
 class AnswerCache:
     """Answers by request in a file of JSON lines, written before `add` returns; without a path in memory only.
 
-    A truncated line, as a killed process leaves it, is ignored.
+    A truncated line, as a killed process leaves it, is ignored. Several processes may append to one file.
+
+    Raises: DataError when the file cannot be read or written.
     """
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
         self._answers: dict[str, Any] = {}
-        if path is None:
-            return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists():
-            for line in path.read_text(encoding="utf-8").splitlines():
-                try:
-                    key, answer = json.loads(line)
-                except ValueError:
-                    continue
-                self._answers[key] = answer
+        try:
+            if path is not None:
+                path.parent.mkdir(parents=True, exist_ok=True)
+            text = path.read_text(encoding="utf-8", errors="replace") if path is not None and path.exists() else ""
+        except OSError as error:
+            raise self._unusable(error) from error
+        for line in text.splitlines():
+            try:
+                key, answer = json.loads(line)
+            except (ValueError, TypeError, RecursionError):
+                continue
+            self._answers[str(key)] = answer
 
     def get(self, *request: Any) -> Any:
         """The cached answer to a request, None where there is none."""
         return self._answers.get(_key(request))
 
+    def values(self) -> list[Any]:
+        """All cached answers."""
+        return list(self._answers.values())
+
     def add(self, answers: Iterable[tuple[tuple[Any, ...], Any]]) -> None:
         """Store pairs of request and answer."""
         new = {_key(request): answer for request, answer in answers}
         self._answers |= new
-        if self.path is not None:
+        if self.path is None:
+            return
+        try:
             with self.path.open("a", encoding="utf-8") as file:
-                file.writelines(f"\n{json.dumps([key, answer])}" for key, answer in new.items())
+                file.write("".join(f"\n{json.dumps([key, answer])}" for key, answer in new.items()))
+        except OSError as error:
+            raise self._unusable(error) from error
+
+    def _unusable(self, error: OSError) -> DataError:
+        return DataError(f"{self.path}: the cache cannot be used ({error.strerror}); free disk space or delete it")
 
 
 def _key(request: tuple[Any, ...]) -> str:

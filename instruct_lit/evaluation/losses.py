@@ -1,4 +1,4 @@
-"""The loss of each wanted response under a finished model: what test loss and perplexity per category are made of."""
+"""The loss of each reference response under a finished model, for the loss and the perplexity by category."""
 
 from __future__ import annotations
 
@@ -21,10 +21,12 @@ def response_losses(
     examples: Sequence[EncodedExample],
     on_done: Callable[[int], object] | None = None,
 ) -> list[tuple[float, int]]:
-    """Return for each example the mean loss of its response's tokens in nats, and their number.
+    """The mean loss of each example's response tokens in nats, and their number, the end-of-text included.
 
-    End-of-text counts as a token of the response. The mean of these losses weighted by the numbers is what training
-    logs as `response_loss`. `on_done` is told how many examples a forward pass has finished.
+    The mean of these losses weighted by the numbers is what training logs as `response_loss`.
+
+    Args:
+        on_done: called with the number of examples of each forward pass.
     """
     was_training = model.training
     model.eval()

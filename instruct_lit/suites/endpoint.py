@@ -1,8 +1,7 @@
-"""A model behind OpenAI's HTTP interface on this machine, for benchmark packages that ask models over HTTP.
+"""A model behind an OpenAI-compatible API on this machine, for benchmark packages that call models over HTTP.
 
-It is the server of `instruct_lit.serving` for a package that runs beside it, with what a benchmark needs: a prompt
-longer than the context is cut, decoding is greedy unless a call says otherwise, and answers are cached for a run that
-is interrupted.
+It is the server of `instruct_lit.serving` with the needs of a benchmark: a prompt longer than the context is truncated,
+decoding is greedy by default, and responses are cached, so that an interrupted run resumes.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from instruct_lit.serving.server import make_server
 from instruct_lit.suites.evaluated_model import EvaluatedModel
 
 NAME = "instruct-lit"
-DEFAULTS = SamplingSettings(max_new_tokens=256)  # where a call has no limit
+DEFAULTS = SamplingSettings(max_new_tokens=256)  # of a call without a limit
 START_TIMEOUT_S = 60.0
 
 
@@ -55,7 +54,7 @@ class Endpoint:
 
 @dataclass(kw_only=True)
 class LenientChatBody(ChatBody):
-    """A chat whose unknown fields are ignored: packages send those of other servers too."""
+    """A chat whose unknown fields are ignored: packages also send those of other servers."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "ignore"}
     MAX_STOPS: ClassVar[int] = 100
@@ -72,7 +71,7 @@ class LenientCompletionBody(CompletionBody):
 class EvaluationService(CompletionService):
     """The completion calls of a benchmark.
 
-    The messages of a conversation are joined to one instruction, whatever their roles: an instruction model has none.
+    The messages of a conversation are joined into one instruction, whatever their roles: the model has no roles.
     """
 
     bodies = (LenientChatBody, LenientCompletionBody)
@@ -93,7 +92,7 @@ class EvaluationService(CompletionService):
         return job
 
     def prompts(self, body: Body) -> list[Prompt]:
-        """The prompts, cut from the left where they leave no room for the answer (`EvaluatedModel.fit`)."""
+        """The prompts, truncated from the left where they leave no room for the response (`EvaluatedModel.fit`)."""
         settings = self.chat_model.with_stops(replace(self.settings(body), seed=body.seed or 0))
         if isinstance(body, ChatBody):
             n_new = body.max_completion_tokens or body.max_tokens
@@ -106,7 +105,7 @@ class EvaluationService(CompletionService):
             decode = self.evaluated.tokenizer.decode
             prompts = [text if isinstance(text, str) else decode(text) for text in body.prompts]
         settings = replace(settings, max_new_tokens=n_new or DEFAULTS.max_new_tokens)
-        with self._fitting:  # it counts the prompts that are cut
+        with self._fitting:  # it counts truncated prompts
             return [self.evaluated.fit(prompt, settings) for prompt in prompts]
 
     def failure(self) -> ApiError:

@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 @dataclass
 class EvaluatedModel:
-    """A model under evaluation with its tokenizer, its template and the cache of its answers.
+    """A model under evaluation with its tokenizer, its template and the cache of its responses.
 
-    `template` renders prompts of tasks in chat form (`mode` on), its suffix ends an answer. `n_cut` counts the requests
-    whose prompt was truncated from the left to the context. `run` and `label` name the model in reports.
+    `template` renders prompts of tasks in chat form (`mode` on), its suffix ends a response. `n_cut` counts requests
+    whose prompt was truncated from the left. `run` and `label` name the model in reports.
     """
 
     model: CausalLM
@@ -75,7 +75,7 @@ class EvaluatedModel:
         requests = [("write", prompt, repr(setting)) for prompt, setting in zip(prompts, settings, strict=True)]
         found = {i: old for i, request in enumerate(requests) if (old := self.cache.get(*request)) is not None}
         self._advance(len(found))
-        fitted = [self.fit(prompt, setting) for prompt, setting in zip(prompts, settings, strict=True)]
+        fitted = list(map(self.fit, prompts, settings))
         waiting = [i for i in range(len(prompts)) if i not in found]
         waiting.sort(key=lambda i: fitted[i][0])  # common prefixes are prefilled together
         engine, by_number = Engine(self.model, self.tokenizer, self.max_rows), dict(enumerate(waiting))

@@ -1,7 +1,7 @@
-"""Texts that share their beginnings, each beginning computed once: a tree of tokens and its attention layout.
+"""A tree of the tokens of texts with common prefixes, and its attention layout: each prefix is computed once.
 
-Few-shot prompts begin with the same examples, and the choices of a question with the same question. Causal attention
-makes the hidden states of a common beginning identical, so one pass over the tree gives what every text alone would.
+Few-shot prompts share their examples, and the choices of a question share the question. Under causal attention the
+hidden states of a common prefix are identical, so one pass over the tree gives those of every text.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from instruct_lit.core.generation.engine import n_common
 from instruct_lit.core.model.attention import repeat_kv
 
 MAX_KEYS = 1 << 14  # key rows gathered for one attention call, so that memory does not grow with the batch
-MAX_WASTE = 1.5  # cells of an attention call per cell that is no padding
+MAX_WASTE = 1.5  # cells of an attention call per cell without padding
 
 
 @dataclass(frozen=True)
 class Branch:
-    """The tokens that one text adds to the tree: the last `n_own` of `path`, which are rows of the flat batch."""
+    """The tokens that one text adds to the tree: the last `n_own` rows of the flat batch in `path`."""
 
     path: list[int]
     n_own: int
 
 
 class PrefixTree:
-    """A flat batch `(N,)` of the tokens of sorted texts, without what a text shares with the one before it.
+    """A flat batch `(N,)` of the tokens of sorted texts, each without its common prefix with the previous text.
 
-    `ids` and `position_ids` go into the model, `paths[i]` are the rows of text i in what comes out. It is an attention
-    layout: every token sees the path that leads to it.
+    `ids` and `position_ids` are the model's inputs, `paths[i]` the rows of text i in its outputs. As an attention
+    layout, it lets every token attend to the path that leads to it.
     """
 
     def __init__(self, texts: Sequence[Sequence[int]]) -> None:
@@ -41,9 +41,9 @@ class PrefixTree:
         self.paths: list[list[int]] = []
         self.branches: list[Branch] = []
         self._blocks: list[_Block] | None = None
-        before: Sequence[int] = ()
+        previous: Sequence[int] = ()
         for text in texts:
-            n_shared = n_common(before, text)
+            n_shared = n_common(previous, text)
             rows = list(range(len(self.ids), len(self.ids) + len(text) - n_shared))
             path = (self.paths[-1][:n_shared] if n_shared else []) + rows
             if rows:
@@ -51,7 +51,7 @@ class PrefixTree:
             self.ids += text[n_shared:]
             self.position_ids += range(n_shared, len(text))
             self.paths.append(path)
-            before = text
+            previous = text
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
         if self._blocks is None:
@@ -73,7 +73,7 @@ class PrefixTree:
 class _Block:
     """Branches of similar shape: rows of queries `(B, Tq)` and keys `(B, Tk)`, padded on the right with row 0.
 
-    `real` `(B, Tq)` tells queries from padding, `mask` `(B, 1, Tq, Tk)` which key a query sees.
+    `real` `(B, Tq)` is False for padding, `mask` `(B, 1, Tq, Tk)` True where a query attends to a key.
     """
 
     queries: Tensor

@@ -1,4 +1,4 @@
-"""Log-likelihoods of continuations, with every beginning that prompts share computed once."""
+"""Log-likelihoods of continuations, with the common prefixes of prompts computed once."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MAX_LOGIT_ROWS = 256  # positions whose logits are held at the same time
 
 @dataclass(frozen=True)
 class Score:
-    """Log-likelihood of a continuation in nats, and whether greedy decoding would write it."""
+    """Log-likelihood of a continuation in nats, and whether greedy decoding gives it."""
 
     log_likelihood: float
     is_greedy: bool
@@ -32,11 +32,13 @@ def log_likelihoods(
     max_tokens: int | None = None,
     on_scored: Callable[[dict[int, Score]], None] | None = None,
 ) -> list[Score]:
-    """Score the continuation of every pair; a text longer than the context is cut from the left.
+    """Score the continuation of every pair; a text longer than the context is truncated from the left.
 
-    Pairs are sorted, so that common beginnings lie side by side, and go through the model in passes of about
-    `max_tokens` new tokens. `on_scored` receives the scores of each pass by the index of their pair. Continuations
-    have at least one token and at most as many as the context, contexts at least one.
+    Pairs are sorted, so that common prefixes are adjacent, and computed in passes of about `max_tokens` new tokens.
+    Contexts and continuations have at least one token, continuations at most the context length.
+
+    Args:
+        on_scored: called with the scores of each pass by the index of their pair.
     """
     device = model.head_weight.device
     longest = model.config.context_length
@@ -47,7 +49,7 @@ def log_likelihoods(
     order = sorted(range(len(pairs)), key=lambda i: texts[i])
     for chunk in _passes([texts[i] for i in order], max_tokens or MAX_TOKENS[device.type]):
         members = [order[place] for place in chunk]
-        states_at, paths = _laid_out(model, [texts[i] for i in members], device)
+        states_at, paths = _lay_out(model, [texts[i] for i in members], device)
         found = _read(model, states_at, [(path, pairs[i][1]) for path, i in zip(paths, members, strict=True)])
         new = dict(zip(members, found, strict=True))
         scores |= new
@@ -57,11 +59,11 @@ def log_likelihoods(
     return [scores[i] for i in range(len(pairs))]
 
 
-def _laid_out(
+def _lay_out(
     model: CausalLM, texts: Sequence[Sequence[int]], device: torch.device
 ) -> tuple[Callable[[torch.Tensor], torch.Tensor], list[list[int]]]:
-    """What gives the hidden states `(M, C)` at rows `(M,)`, and for each text the rows of its tokens."""
-    if model.no_layouts is not None:  # each text a padded row of its own
+    """A function of rows `(M,)` that returns their hidden states `(M, C)`, and for each text the rows of its tokens."""
+    if model.no_layouts is not None:  # one padded row per text
         rows = torch.nn.utils.rnn.pad_sequence([torch.tensor(text, device=device) for text in texts], batch_first=True)
         places = [list(range(i * rows.shape[1], i * rows.shape[1] + len(text))) for i, text in enumerate(texts)]
         return lambda index: model.hidden_states(rows, index=index), places
@@ -71,7 +73,7 @@ def _laid_out(
 
 
 def _passes(texts: Sequence[Sequence[int]], max_tokens: int) -> Iterator[range]:
-    """Cut sorted texts into runs that add at most `max_tokens` tokens to a tree, or are a single text."""
+    """Split sorted texts into ranges that add at most `max_tokens` tokens to a tree, or hold a single text."""
     start, n_tokens = 0, 0
     for place, text in enumerate(texts):
         n_new = len(text) - (n_common(texts[place - 1], text) if place > start else 0)
@@ -87,11 +89,11 @@ def _passes(texts: Sequence[Sequence[int]], max_tokens: int) -> Iterator[range]:
 def _read(
     model: CausalLM,
     states_at: Callable[[torch.Tensor], torch.Tensor],
-    wanted: Sequence[tuple[list[int], Sequence[int]]],
+    texts: Sequence[tuple[list[int], Sequence[int]]],
 ) -> list[Score]:
-    """Scores of continuations that end behind the last row of their paths; each row's logits are computed once."""
-    rows = torch.tensor([row for path, targets in wanted for row in path[len(path) - len(targets) :]])
-    targets = torch.tensor([token for _, continuation in wanted for token in continuation])
+    """Scores of continuations, predicted by the last rows of their paths; each row's logits are computed once."""
+    rows = torch.tensor([row for path, targets in texts for row in path[len(path) - len(targets) :]])
+    targets = torch.tensor([token for _, continuation in texts for token in continuation])
     unique, where = rows.unique(return_inverse=True)
     hidden = states_at(unique.to(model.head_weight.device))
     order = where.argsort(stable=True)
@@ -100,13 +102,13 @@ def _read(
     for number, start in enumerate(range(0, len(unique), MAX_LOGIT_ROWS)):
         logits = F.linear(hidden[start : start + MAX_LOGIT_ROWS], model.head_weight).float()
         normaliser, best = logits.logsumexp(-1).cpu(), logits.argmax(-1).cpu()
-        asked = order[int(bounds[number]) : int(bounds[number + 1])]
-        row, token = where[asked] - start, targets[asked]
-        values[asked] = logits[row.to(logits.device), token.to(logits.device)].cpu() - normaliser[row]
-        greedy[asked] = best[row] == token
+        part = order[int(bounds[number]) : int(bounds[number + 1])]
+        row, token = where[part] - start, targets[part]
+        values[part] = logits[row.to(logits.device), token.to(logits.device)].cpu() - normaliser[row]
+        greedy[part] = best[row] == token
     scores, place = [], 0
-    for _, continuation in wanted:
-        part = slice(place, place + len(continuation))
-        scores.append(Score(float(values[part].sum()), bool(greedy[part].all())))
+    for _, continuation in texts:
+        own = slice(place, place + len(continuation))
+        scores.append(Score(float(values[own].sum()), bool(greedy[own].all())))
         place += len(continuation)
     return scores

@@ -162,7 +162,7 @@ def test_leaks_are_reported_before_the_scores(folder: Path, command: Callable) -
     ("overrides", "message"),
     [
         (["judge=ollama", "judge.url=http://127.0.0.1:9", "judge.n_retries=0"], "judge.url=http://127.0.0.1:9: cannot be reached"),
-        (["judge=scores", "judge.path=short.json"], "judge.path=short.json: 1 scores for 6 answers"),
+        (["judge=scores", "judge.path=short.json"], "judge.path=short.json: 1 scores for 6 responses"),
     ],
 )  # fmt: skip
 def test_an_unusable_judge_is_one_message(overrides: list[str], message: str, folder: Path, command: Callable) -> None:

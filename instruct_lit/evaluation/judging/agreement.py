@@ -1,4 +1,4 @@
-"""How far two judges agree on the same answers."""
+"""Agreement of two judges on the same responses."""
 
 from __future__ import annotations
 
@@ -18,11 +18,10 @@ N_LEVELS = 5  # equal parts of the scale that Cohen's kappa compares
 def agreement(
     ours: Sequence[float | None], theirs: Sequence[float | None], low: float, high: float
 ) -> dict[str, float | None]:
-    """Pearson's r, Spearman's rho, Kendall's tau-b and Cohen's kappa between two lists of scores of one scale.
+    """Pearson's r, Spearman's rho, Kendall's tau-b and Cohen's kappa between two lists of scores on one scale.
 
-    An answer that one side has no score for cannot be compared; `n` and `n_unpaired` tell how many were. `kappa` and
-    `kappa_quadratic` (Cohen 1960, 1968) compare the scores cut into five equal parts of the scale. A coefficient
-    that is not defined, because one side is constant, is None.
+    `n` responses have both scores, `n_unpaired` do not. `kappa` and `kappa_quadratic` (Cohen 1960, 1968) compare the
+    scores by fifths of the scale. A coefficient that is undefined, because one side is constant, is None.
     """
     stats = load("scipy.stats", "judge.calibrate", "judge")
     kappa_score = load("sklearn.metrics", "judge.calibrate", "judge").cohen_kappa_score
@@ -37,7 +36,7 @@ def agreement(
         return {**found, **dict.fromkeys(names)}
     levels_a, levels_b = (np.minimum((x - low) / (high - low) * N_LEVELS, N_LEVELS - 1).astype(int) for x in (a, b))
     levels = list(range(N_LEVELS))
-    same = len({*levels_a, *levels_b}) == 1  # kappa has no meaning for a single level
+    same = len({*levels_a, *levels_b}) == 1  # kappa is undefined for a single level
     return {
         **found,
         "pearson": float(stats.pearsonr(a, b).statistic),
@@ -49,11 +48,12 @@ def agreement(
 
 
 def read_scores(path: Path, n_answers: int, key: str, low: float, high: float) -> list[float | None]:
-    """Scores of all answers in their order, out of a JSON list or JSON lines of numbers or of records with a `score`.
+    """The score of each response, in order, from a JSON list or JSON lines of numbers or of records with a `score`.
 
-    null stands for an answer that has none. Raises ConfigError for a missing file, DataError for another number of
-    scores than answers and for what is no number on the scale from `low` to `high`; `key` is the configuration key in
-    the message.
+    null stands for a missing score; `key` is the configuration key in messages.
+
+    Raises: ConfigError for a missing file, DataError for another number of scores than responses and for anything but
+        numbers from `low` to `high`.
     """
     path = path.expanduser()
     if not path.is_file():
@@ -63,23 +63,19 @@ def read_scores(path: Path, n_answers: int, key: str, low: float, high: float) -
         values: Any = (
             json.loads(text) if text.lstrip()[:1] == "[" else [json.loads(x) for x in text.split("\n") if x.strip()]
         )
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{key}={path}: neither a JSON list nor JSON lines ({error})") from error
     scores: list[float | None] = []
     for number, value in enumerate(values):
-        score = value.get("score", value) if isinstance(value, dict) else value
-        if score is not None and (isinstance(score, bool) or not isinstance(score, int | float)):
-            raise DataError(
-                f"{key}={path}, item {number}: {str(value)[:80]} is no score; give a number, a record with one, or null"
-            )
+        score, place = value.get("score", value) if isinstance(value, dict) else value, f"{key}={path}, item {number}"
+        if isinstance(score, bool) or not isinstance(score, int | float | None):
+            raise DataError(f"{place}: {str(value)[:80]} is not a score; give a number, a record with one, or null")
         if score is not None and not low <= score <= high:
-            raise DataError(
-                f"{key}={path}, item {number}: {score} is not between {low:g} and {high:g}; see judge.scale"
-            )
+            raise DataError(f"{place}: {score} is not between {low:g} and {high:g}; see judge.scale")
         scores.append(score)
     if len(scores) != n_answers:
         raise DataError(
-            f"{key}={path}: {len(scores)} scores for {n_answers} answers; every answer needs one in its place, "
+            f"{key}={path}: {len(scores)} scores for {n_answers} responses; give one for each in its place, "
             "null where there is none"
         )
     return scores

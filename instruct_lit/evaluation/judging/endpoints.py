@@ -11,15 +11,25 @@ import logging
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from instruct_lit.core.optional_imports import load
 from instruct_lit.errors import JudgeError
 from instruct_lit.evaluation.judging.prompt import Verdict
-from instruct_lit.evaluation.judging.reply_cache import Reply
 
 PAUSE_S = 1.0  # before a request with invalid JSON in its answer is repeated
 Messages = list[dict[str, str]]
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An endpoint's reply: its text, the tokens of prompt and reply (0 where not reported), and its duration."""
+
+    text: str
+    n_prompt_tokens: int = 0
+    n_reply_tokens: int = 0
+    seconds: float = 0.0
 
 
 class Refused(Exception):

@@ -1,16 +1,17 @@
-"""Asking a judge many questions concurrently: replies cached, unreadable ones asked again, unparsed ones counted."""
+"""Asks a judge many questions concurrently: replies are cached, unreadable ones asked again, unparsed ones counted."""
 
 from __future__ import annotations
 
 import asyncio
+import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
-from instruct_lit.errors import JudgeError
-from instruct_lit.evaluation.judging.endpoints import Messages, Refused
+from instruct_lit.errors import InstructLitError, JudgeError
+from instruct_lit.evaluation.answer_cache import AnswerCache
+from instruct_lit.evaluation.judging.endpoints import Messages, Refused, Reply
 from instruct_lit.evaluation.judging.prompt import JudgePrompt, Verdict
-from instruct_lit.evaluation.judging.reply_cache import Reply, ReplyCache
 from instruct_lit.evaluation.statistics import interval
 
 MAX_UNPARSED = 0.5  # the share of verdicts above which a mean says more about the judge
@@ -94,7 +95,7 @@ class Costs:
 
 
 class Judge:
-    """Asks an endpoint, `n_concurrent` questions at a time; a context manager that closes the cache.
+    """Asks an endpoint, `n_concurrent` questions at a time; its replies are cached by messages and settings.
 
     A reply that cannot be parsed is sent back with a request to follow the form, until a question has been asked
     `n_asks` times.
@@ -103,7 +104,7 @@ class Judge:
     def __init__(
         self,
         endpoint: Endpoint,
-        cache: ReplyCache,
+        cache: AnswerCache,
         *,
         n_concurrent: int = 8,
         n_asks: int = 3,
@@ -112,16 +113,6 @@ class Judge:
         self.endpoint, self.cache, self.n_concurrent, self.n_asks = endpoint, cache, n_concurrent, n_asks
         self.costs = costs or Costs()
         self.n_requests = self.n_prompt_tokens = self.n_reply_tokens = 0  # of this run; cached replies cost nothing
-
-    def __enter__(self) -> Judge:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the cache of replies."""
-        self.cache.close()
 
     def check(self) -> None:
         """Raise JudgeError when the endpoint cannot be used, before long work."""
@@ -137,7 +128,8 @@ class Judge:
         unique = set(questions)
         left = [question for question in unique if self._cached(_first(question)) is None]
         n_prompt, n_reply = sum(n_tokens(question) for question in left), max_tokens * len(left)
-        seconds = self.cache.mean_seconds(self.endpoint.model) or ASSUMED_SECONDS
+        durations = [value["seconds"] for value in self.cache.values() if value["model"] == self.endpoint.model]
+        seconds = statistics.fmean(durations or [ASSUMED_SECONDS])
         return Estimate(
             len(unique), len(unique) - len(left), n_prompt, n_reply, len(left) * seconds / self.n_concurrent,
             self.costs.of(n_prompt, n_reply),
@@ -157,7 +149,7 @@ class Judge:
             asyncio.run(self._ask_all(prompt.verdict, iter(unique), found, on_done))
         except BaseExceptionGroup as group:
             error = _first_of(group)
-            if not isinstance(error, JudgeError):
+            if not isinstance(error, InstructLitError):
                 raise
             resume = f"; {len(found)} of {len(unique)} replies are cached, run the same command to resume"
             raise JudgeError(f"{error}{resume if found else ''}") from error
@@ -209,17 +201,16 @@ class Judge:
         reply = self._cached(messages)
         if reply is None:
             reply = await self.endpoint.ask(messages, verdict)
-            self.cache.put(self._key(messages), self.endpoint.model, reply)
+            value = {"model": self.endpoint.model, **asdict(reply)}
+            self.cache.add([((self.endpoint.identity, messages), value)])
             self.n_requests += 1
             self.n_prompt_tokens += reply.n_prompt_tokens
             self.n_reply_tokens += reply.n_reply_tokens
         return reply
 
     def _cached(self, messages: Messages) -> Reply | None:
-        return self.cache.get(self._key(messages))
-
-    def _key(self, messages: Messages) -> str:
-        return ReplyCache.key(self.endpoint.identity, messages)
+        found = self.cache.get(self.endpoint.identity, messages)
+        return found and Reply(**{name: value for name, value in found.items() if name != "model"})
 
 
 def summary(judgements: Sequence[Judgement], low: float, high: float, seed: int = 0) -> dict[str, Any]:

@@ -23,9 +23,8 @@ from instruct_lit.core.model.causal import CausalLM
 from instruct_lit.core.model.device import best_device, has_gpu
 from instruct_lit.core.optional_imports import load
 from instruct_lit.errors import ConfigError, InstructLitError
-from instruct_lit.evaluation.judging.endpoints import Messages, Refused
+from instruct_lit.evaluation.judging.endpoints import Messages, Refused, Reply
 from instruct_lit.evaluation.judging.prompt import Verdict
-from instruct_lit.evaluation.judging.reply_cache import Reply
 from instruct_lit.hf.chat_template import with_chat
 from instruct_lit.hf.files import load_hf, opening
 from instruct_lit.hf.source import HFSource

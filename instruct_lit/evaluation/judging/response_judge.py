@@ -36,13 +36,6 @@ class ResponseJudge:
     scores: Path | None = None
     calibrate: Path | None = None
 
-    def __enter__(self) -> ResponseJudge:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.judge is not None:
-            self.judge.close()
-
     def score(self, rows: Sequence[dict[str, Any]], seed: int = 0) -> dict[str, Any]:
         """Score every row, which gets its verdict as `judge`; return the summary, usage and agreement.
 

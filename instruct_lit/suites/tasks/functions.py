@@ -1,4 +1,4 @@
-"""What the task files beside this one call: texts, targets and metrics of single items."""
+"""Functions of the task files in this folder: texts, targets and metrics of single items."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from instruct_lit.core.optional_imports import load
 from instruct_lit.evaluation.metrics import exact_normalised, token_f1
 from instruct_lit.suites.execution import passes
 
@@ -14,12 +15,12 @@ LogLikelihoods = Sequence[tuple[float, bool]]
 
 
 def best_of(metric: Any, answer: str, references: Sequence[str]) -> float:
-    """A metric of an answer against the reference that suits it best."""
+    """The highest value of a metric of a response over its references."""
     return max(metric({"response": answer, "output": reference}) for reference in references)
 
 
 def squad(doc: Doc, results: Sequence[str]) -> dict[str, float]:
-    """Exact match and F1 against the best of the references."""
+    """Exact match and F1 against the best reference."""
     references = doc["answers"]["text"]
     return {
         "exact_match": best_of(exact_normalised, results[0], references),
@@ -28,7 +29,7 @@ def squad(doc: Doc, results: Sequence[str]) -> dict[str, float]:
 
 
 def humaneval(doc: Doc, results: Sequence[str]) -> dict[str, float]:
-    """Whether the written function passes the problem's tests."""
+    """1 where the generated function passes the problem's tests."""
     return {"pass@1": float(passes(doc, results[0]))}
 
 
@@ -46,26 +47,25 @@ def stsb(doc: Doc, results: LogLikelihoods) -> dict[str, tuple[float, float]]:
 
 
 def pearson(pairs: Sequence[tuple[float, float]]) -> float:
-    """Correlation of the values; 0 where one side does not vary."""
+    """Correlation of the values; 0 where one side is constant."""
     return _correlation("pearsonr", pairs)
 
 
 def spearman(pairs: Sequence[tuple[float, float]]) -> float:
-    """Correlation of the ranks; 0 where one side does not vary."""
+    """Correlation of the ranks; 0 where one side is constant."""
     return _correlation("spearmanr", pairs)
 
 
 def _correlation(name: str, pairs: Sequence[tuple[float, float]]) -> float:
-    import scipy.stats
-
-    wanted, found = zip(*pairs, strict=True)
-    if min(wanted) == max(wanted) or min(found) == max(found):
+    stats = load("scipy.stats", "suite=glue", "benchmark")
+    targets, values = zip(*pairs, strict=True)
+    if min(targets) == max(targets) or min(values) == max(values):
         return 0.0
-    return float(getattr(scipy.stats, name)(wanted, found).statistic)
+    return float(getattr(stats, name)(targets, values).statistic)
 
 
 def record_items(data: Any) -> Any:
-    """Entities and answers without repetition, in a fixed order."""
+    """Distinct entities and answers in a fixed order."""
     return data.map(
         lambda doc: {
             "passage": doc["passage"],
@@ -83,17 +83,17 @@ def record_text(doc: Doc) -> str:
 
 
 def record_choices(doc: Doc) -> list[str]:
-    """The query with each entity in its gap."""
+    """The query with each entity in place of its placeholder."""
     return [f"  - {doc['query']}".replace("@placeholder", entity) for entity in doc["entities"]]
 
 
 def record_target(doc: Doc) -> str:
-    """The query with the first right entity."""
+    """The query with the first correct entity."""
     return f"  - {doc['query']}".replace("@placeholder", doc["answers"][0])
 
 
 def record(doc: Doc, results: LogLikelihoods) -> dict[str, float]:
-    """F1 and exact match of the likeliest entity against the right ones."""
+    """F1 and exact match of the likeliest entity against the correct ones."""
     best = max(range(len(results)), key=lambda i: results[i][0])
     entity = doc["entities"][best]
     return {"f1": best_of(token_f1, entity, doc["answers"]), "em": best_of(exact_normalised, entity, doc["answers"])}

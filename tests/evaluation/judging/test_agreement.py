@@ -50,7 +50,7 @@ def test_gpt_4_and_llama_3_on_a_hundred_answers(shared_data: Path) -> None:
 def test_a_judge_that_left_an_answer_out_is_found(shared_data: Path) -> None:
     """Of the second model's answers Llama-3 scored 99: which one is missing nobody can tell."""
     with pytest.raises(
-        DataError, match=r"llama3-8b-model-2-response.json: 99 scores for 100 answers; .*null where there is none"
+        DataError, match=r"llama3-8b-model-2-response.json: 99 scores for 100 responses; .*null where there is none"
     ):
         read_scores(shared_data / "judge" / "llama3-8b-model-2-response.json", 100, "judge.path", 0, 100)
 
@@ -74,8 +74,8 @@ def test_forms_of_a_score_file(text: str, tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("[1, 2", "neither a JSON list nor JSON lines"),
-        ("[1, true]", "item 1: True is no score"),
-        ('[{"mark": 1}, 2]', "item 0: {'mark': 1} is no score"),
+        ("[1, true]", "item 1: True is not a score"),
+        ('[{"mark": 1}, 2]', "item 0: {'mark': 1} is not a score"),
         ("[1, 101]", "item 1: 101 is not between 0 and 100; see judge.scale"),
         ("1\nNaN", "item 1: nan is not between 0 and 100"),
     ],

@@ -1,21 +1,17 @@
 """A judge and a local server that replies properly, slowly, or not at all."""
 
-import gc
 import json
-import sqlite3
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from instruct_lit.errors import JudgeError
+from instruct_lit.evaluation.answer_cache import AnswerCache
 from instruct_lit.evaluation.judging.endpoints import OllamaEndpoint, OpenAIEndpoint
-from instruct_lit.evaluation.judging.judge import Costs, Judge, Judgement, require_judged, summary
+from instruct_lit.evaluation.judging.judge import ASSUMED_SECONDS, Costs, Judge, Judgement, require_judged, summary
 from instruct_lit.evaluation.judging.prompt import JudgePrompt, Score
-from instruct_lit.evaluation.judging.reply_cache import Reply, ReplyCache
 
 pytest.importorskip("openai")
 anyio = pytest.importorskip("anyio")
@@ -27,15 +23,13 @@ PAGE = (200, {"content-type": "text/html"}, b"<html>Welcome</html>")
 
 
 @pytest.fixture
-def make_judge(tmp_path: Path) -> Iterator[Callable[..., Judge]]:
-    with ExitStack() as judges:
+def make_judge(tmp_path: Path) -> Callable[..., Judge]:
+    def make(url: str, kind: Any = OpenAIEndpoint, **settings: Any) -> Judge:
+        of_judge = {name: settings.pop(name) for name in ("n_concurrent", "n_asks", "costs") if name in settings}
+        endpoint = kind(url, "small", KEY, **{"n_retries": 2, "timeout_s": 5.0, **settings})
+        return Judge(endpoint, AnswerCache(tmp_path / "replies.jsonl"), **of_judge)
 
-        def make(url: str, kind: Any = OpenAIEndpoint, **settings: Any) -> Judge:
-            of_judge = {name: settings.pop(name) for name in ("n_concurrent", "n_asks", "costs") if name in settings}
-            endpoint = kind(url, "small", KEY, **{"n_retries": 2, "timeout_s": 5.0, **settings})
-            return judges.enter_context(Judge(endpoint, ReplyCache(tmp_path / "replies.sqlite"), **of_judge))
-
-        yield make
+    return make
 
 
 @pytest.fixture
@@ -233,8 +227,11 @@ def test_the_estimate_uses_cache_prices_and_durations(judge_server: Callable, ma
     estimate = judge.estimate(QUESTIONS, 100, lambda text: 50)
     assert (estimate.n_questions, estimate.n_cached, estimate.n_left) == (12, 2, 10)
     assert estimate.dollars == pytest.approx(10 * 50 * 1e-3 + 10 * 100 * 2e-3)
-    mean = judge.cache.mean_seconds("small")
-    assert mean is not None and estimate.seconds == pytest.approx(10 * mean / 4)
+    durations = [value["seconds"] for value in judge.cache.values()]
+    assert len(durations) == 2 and estimate.seconds == pytest.approx(10 * sum(durations) / 2 / 4)
+    judge.endpoint.model = "large"
+    assert judge.estimate(QUESTIONS, 100, len).seconds == 10 * ASSUMED_SECONDS / 4
+    judge.endpoint.model = "small"
     assert (
         "2 of them in the cache; 10 to ask: about 500 tokens, at most 1,000 tokens of replies, at most 2.50 US dollars"
         in str(estimate)
@@ -245,11 +242,11 @@ def test_the_estimate_uses_cache_prices_and_durations(judge_server: Callable, ma
 
 
 def test_a_reply_that_cannot_be_cached_is_one_message(
-    judge_server: Callable, make_judge: Callable, monkeypatch: pytest.MonkeyPatch
+    judge_server: Callable, make_judge: Callable, tmp_path: Path
 ) -> None:
     judge = make_judge(judge_server(lambda n, body: "50").url)
-    judge.cache._do("PRAGMA query_only=1")  # as a disk without room: it can be read and not written
-    with pytest.raises(JudgeError, match=r"replies.sqlite: the cache of replies cannot be used \(attempt to write"):
+    (tmp_path / "replies.jsonl").mkdir()
+    with pytest.raises(JudgeError, match=r"replies.jsonl: the cache cannot be used \(Is a directory\)"):
         judge.ask(PROMPT, ["question 1"])
 
 
@@ -263,33 +260,6 @@ def test_more_fields_and_fewer_in_a_request(judge_server: Callable, make_judge: 
     server = judge_server(lambda n, body: "50")
     make_judge(server.url, body={"max_tokens": None, "max_completion_tokens": 9}).ask(PROMPT, ["question 1"])
     assert server.requests[0]["max_completion_tokens"] == 9 and "max_tokens" not in server.requests[0]
-
-
-def test_processes_share_a_cache_and_a_damaged_one_is_refused(tmp_path: Path) -> None:
-    with ReplyCache(tmp_path / "r.sqlite") as one, ReplyCache(tmp_path / "r.sqlite") as two:
-        one.put("key", "small", Reply("50", 1, 2, 4.0))
-        assert two.get("key") == Reply("50", 1, 2, 4.0) and two.get("other") is None
-        assert two.mean_seconds("small") == 4 and two.mean_seconds("large") is None
-    (tmp_path / "broken.sqlite").write_bytes(b"no data base" * 500)
-    with pytest.raises(
-        JudgeError, match=r"broken.sqlite: the cache of replies cannot be used \(file is not a database\)"
-    ):
-        ReplyCache(tmp_path / "broken.sqlite")
-
-
-def test_a_judge_closes_its_cache(tmp_path: Path) -> None:
-    """Python 3.13 warns of a connection that is collected unclosed."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", ResourceWarning)
-        with Judge(OpenAIEndpoint("http://127.0.0.1:9", "small"), ReplyCache(tmp_path / "r.sqlite")) as judge:
-            connection = judge.cache._connection
-        with pytest.raises(sqlite3.ProgrammingError, match="closed"):
-            connection.execute("SELECT 1")
-        del judge, connection
-        (tmp_path / "broken.sqlite").write_bytes(b"no data base" * 500)
-        with pytest.raises(JudgeError):
-            ReplyCache(tmp_path / "broken.sqlite")
-        gc.collect()
 
 
 def test_without_the_extra(make_judge: Callable, monkeypatch: pytest.MonkeyPatch) -> None:

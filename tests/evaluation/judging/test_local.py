@@ -15,11 +15,11 @@ from instruct_lit.core.data.template import Template
 from instruct_lit.core.data.tokenizer import GPT2Tokenizer
 from instruct_lit.core.model.gpt import GPT, GPTConfig
 from instruct_lit.errors import ConfigError
+from instruct_lit.evaluation.answer_cache import AnswerCache
 from instruct_lit.evaluation.judging.endpoints import Refused
 from instruct_lit.evaluation.judging.judge import Judge
 from instruct_lit.evaluation.judging.local import LocalEndpoint, OneOf
 from instruct_lit.evaluation.judging.prompt import Choice, JudgePrompt, Score
-from instruct_lit.evaluation.judging.reply_cache import ReplyCache
 
 pytest.importorskip("transformers")
 GENERATION = {"max_new_tokens": 9, "temperature": 0.0, "top_k": None, "top_p": None, "repetition_penalty": 1.0}
@@ -37,7 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: GPT2Tokenizer) -
 
 def test_every_reply_has_the_form(folder: Path, tmp_path: Path) -> None:
     endpoint = LocalEndpoint(str(folder), max_tokens=16)
-    judge = Judge(endpoint, ReplyCache(tmp_path / "r.sqlite"), n_concurrent=1)
+    judge = Judge(endpoint, AnswerCache(tmp_path / "r.jsonl"), n_concurrent=1)
     judge.check()
     for verdict in (Score(), Score(1, 5), Choice()):
         prompt = JudgePrompt("short", "{{ response }} {{ request }}", verdict, ("response",))
@@ -129,5 +129,5 @@ def test_a_real_small_judge(tmp_path: Path) -> None:
     items = [("Name the capital of France.", "Paris", "bananas bananas bananas"), ("What is 2 + 3?", "5", "purple"),
              ("Give the opposite of hot.", "Cold", "The the the the")]  # fmt: skip
     asked = [prompt.render({"instruction": i, "output": o, "response": r}) for i, o, wrong in items for r in (o, wrong)]
-    found = Judge(endpoint, ReplyCache(tmp_path / "r.sqlite"), n_concurrent=1).ask(prompt, asked)
+    found = Judge(endpoint, AnswerCache(tmp_path / "r.jsonl"), n_concurrent=1).ask(prompt, asked)
     assert all(re.fullmatch(r'\{"score": \d+\}', judgement.reply) for judgement in found)
