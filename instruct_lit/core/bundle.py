@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from safetensors.torch import save_file
+import torch
+from huggingface_hub import save_torch_state_dict
 
 from instruct_lit import __version__
 from instruct_lit.core.chat_template_export import write_gpt2_tokenizer
@@ -24,10 +25,11 @@ from instruct_lit.core.data.template import CHAT, Template
 from instruct_lit.core.data.tokenizer import GPT2Tokenizer
 from instruct_lit.core.model.causal import CausalLM
 from instruct_lit.core.model.gpt import GPT
-from instruct_lit.core.model.pretrained import WEIGHTS, hf_config, hf_state_dict, load_gpt
+from instruct_lit.core.model.pretrained import hf_config, hf_state_dict, load_gpt
 from instruct_lit.errors import CheckpointError, ConfigError
 
 OURS = "instruct_lit.json"
+MAX_SHARD_SIZE = "5GB"  # of a file of weights
 
 
 @dataclass(frozen=True)
@@ -52,14 +54,16 @@ class ModelFamily(Protocol):
     """Writes and reads the directories of other models than our GPT; `kind` is its name in our file.
 
     `owns`: whether a model or tokenizer belongs to the family, `reads`: whether a directory does, with `about` in our
-    file. `save` writes what transformers opens, with `generation` under its names; without `weights` an adapter is in
+    file. `save` writes what transformers opens, with `generation` under its names; without a `dtype` an adapter is in
     the directory. `save_tokenizer` writes the tokenizer unchanged. The arguments of `open` are those of `open_model`.
     """
 
     kind: str
 
     def owns(self, part: CausalLM | Tokenizer) -> bool: ...
-    def save(self, directory: Path, parts: BundleParts, generation: Mapping[str, Any], weights: bool) -> None: ...
+    def save(
+        self, directory: Path, parts: BundleParts, generation: Mapping[str, Any], dtype: torch.dtype | None
+    ) -> None: ...
     def save_tokenizer(self, directory: Path, tokenizer: Tokenizer) -> None: ...
     def reads(self, directory: Path, about: Mapping[str, Any]) -> bool: ...
     def open(
@@ -78,6 +82,7 @@ def save_bundle(
     generation: Mapping[str, Any],
     about: Mapping[str, Any],
     write_adapter: Callable[[Path], None] | None = None,
+    dtype: torch.dtype | None = None,
 ) -> None:
     """Write the model so that transformers, and every program that reads its directories, opens it.
 
@@ -86,6 +91,7 @@ def save_bundle(
     Args:
         about: data fingerprint, metrics and provenance, for our file.
         write_adapter: writes an adapter to the directory, in place of the weights.
+        dtype: of the weights; None: that of the base model.
     """
     directory.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
@@ -95,7 +101,7 @@ def save_bundle(
         if write_adapter is not None:
             write_adapter(new)
         defaults, parts = _transformers_generation(generation), (model, tokenizer, template)
-        kind = _write_model(new, parts, defaults, weights=write_adapter is None)
+        kind = _write_model(new, parts, defaults, None if write_adapter else dtype or model.base_dtype)
         next_turn = template.next_turn.text if template.next_turn is not None else None
         own = {
             "version": __version__,
@@ -105,6 +111,8 @@ def save_bundle(
             "generation": dict(generation),
         }
         _write_json(new / OURS, {**own, **about})
+        for file in new.iterdir():  # safetensors gives others no access
+            file.chmod((new / OURS).stat().st_mode)
         if directory.exists():
             os.replace(directory, old)
         os.replace(new, directory)
@@ -112,18 +120,18 @@ def save_bundle(
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _write_model(folder: Path, parts: BundleParts, generation: Mapping[str, Any], weights: bool) -> str:
-    """Write all but our file; return the kind of the model."""
+def _write_model(folder: Path, parts: BundleParts, generation: Mapping[str, Any], dtype: torch.dtype | None) -> str:
+    """Write all but our file, weights only with a `dtype`; return the kind of the model."""
     for family in FAMILIES:
         if family.owns(parts[0]):
-            family.save(folder, parts, generation, weights)
+            family.save(folder, parts, generation, dtype)
             return family.kind
     model, tokenizer, template = parts
     assert isinstance(model, GPT) and isinstance(tokenizer, GPT2Tokenizer), f"no family writes a {type(model).__name__}"
     eot = {"bos_token_id": tokenizer.eot_id, "eos_token_id": tokenizer.eot_id}
-    if weights:
-        save_file(hf_state_dict(model), folder / WEIGHTS, metadata={"format": "pt"})
-        _write_json(folder / "config.json", {**hf_config(model.config), **eot})
+    if dtype is not None:
+        save_torch_state_dict(hf_state_dict(model, dtype), folder, max_shard_size=MAX_SHARD_SIZE)
+        _write_json(folder / "config.json", {**hf_config(model.config), **eot, "dtype": str(dtype).split(".")[1]})
     _write_json(folder / "generation_config.json", {**eot, "pad_token_id": tokenizer.eot_id, **generation})
     save_tokenizer(folder, tokenizer, model.config.context_length, template)
     return "gpt2"
@@ -195,7 +203,8 @@ def read_about(directory: Path) -> dict[str, Any]:
 
 def _transformers_generation(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Our generation settings under transformers' names."""
-    values = {"max_new_tokens": settings["max_new_tokens"], "repetition_penalty": settings["repetition_penalty"]}
+    # Without max_new_tokens: there it would cap other programs' answers, whatever length they ask for.
+    values = {"repetition_penalty": settings["repetition_penalty"]}
     if settings["temperature"] == 0:
         return {**values, "do_sample": False}
     # By default transformers keeps the 50 most likely tokens; 0 keeps all.

@@ -68,6 +68,7 @@ def write_gpt2_tokenizer(directory: Path, tokenizer: GPT2Tokenizer, context_leng
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": context_length,
+        "model_input_names": ["input_ids", "attention_mask"],  # older versions add token_type_ids, which GPT-2 embeds
         "clean_up_tokenization_spaces": False,
         **{name: EOT for name in ("bos_token", "eos_token", "unk_token")},
         "chat_template": chat_template(template, guards=True),

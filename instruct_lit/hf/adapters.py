@@ -24,6 +24,12 @@ from instruct_lit.hf import compat_peft
 from instruct_lit.hf.model import HFModel
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
+# Keys of a peft configuration that are followed, or that say nothing about the updates.
+_UNDERSTOOD = {
+    "peft_type", "r", "lora_alpha", "target_modules", "use_dora", "use_rslora", "base_model_name_or_path", "revision",
+    "lora_dropout", "fan_in_fan_out", "inference_mode", "init_lora_weights", "auto_mapping", "peft_version",
+    "runtime_config", "eva_config",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -41,8 +47,10 @@ class Adapter:
         targets: suffixes of module names, or one regular expression for whole names; by default every linear layer of
             the blocks.
 
+        rslora: whether updates are scaled by alpha / √rank (Kalajdzievski 2023) instead of alpha / rank.
+
     Raises:
-        ConfigError: peft is not installed, or no module has such a name.
+        ConfigError: peft is not installed, no module has such a name, or an update there would have no effect.
     """
 
     def __init__(
@@ -53,6 +61,7 @@ class Adapter:
         dropout: float = 0.0,
         targets: Sequence[str] | str | None = None,
         dora: bool = False,
+        rslora: bool = False,
     ) -> None:
         peft = check_peft()
         self.model = model
@@ -63,6 +72,7 @@ class Adapter:
             lora_dropout=dropout,
             target_modules=chosen,
             use_dora=dora,
+            use_rslora=rslora,
             fan_in_fan_out=_stores_in_out(model),
             task_type="CAUSAL_LM",
         )
@@ -73,10 +83,35 @@ class Adapter:
                 f"adapter.targets={targets}: peft refuses these targets ({' '.join(str(error).split())[:100]}); the "
                 f"linear layers are {', '.join(linear_names(model))}"
             ) from error
+        self._check_effect(targets)
+
+    def _check_effect(self, targets: Sequence[str] | str | None) -> None:
+        """Refuse updates of modules whose weights are read without calling the module.
+
+        These are the head of every model and the embeddings of our GPT, whose head is the same matrix.
+        """
+        adapted = compat_peft.adapted_modules(_inner(self.model))
+        if isinstance(self.model, HFModel):
+            head = self.model.hf.get_output_embeddings()
+            refused = [name for name in adapted if _inner(self.model).get_submodule(name) is head]
+        else:
+            refused = [name for name in adapted if not name.startswith("blocks.")]
+        if refused:
+            raise ConfigError(
+                f"adapter.targets={targets}: {refused[0]} cannot have an adapter, since its weights are used without "
+                f"the module; the linear layers are {', '.join(linear_names(self.model))}"
+            )
 
     def merge(self) -> None:
-        """Add the updates to the weights, which makes the model an ordinary one again."""
+        """Add the updates to the weights, which makes the model an ordinary one again.
+
+        Where an update of the embedding meets a tied head, the head becomes a matrix of its own: it had no update.
+        """
+        if isinstance(self.model, HFModel) and compat_peft.is_adapted(self.model.hf.get_input_embeddings()):
+            untie_head(self.model)
         compat_peft.merge_lora(self._tuner)
+        if isinstance(self.model, HFModel):
+            self.model.vocabulary_changed()  # peft has put other modules in the places of the adapted ones
 
     def save(self, directory: Path, base: Base) -> None:
         """Write a peft directory."""
@@ -108,6 +143,7 @@ class Adapter:
             problem = compat_peft.load_lora_state(self._tuner, state)
         except RuntimeError as error:
             problem = [str(error)]
+        problem += [f"{name} is missing" for name in sorted(compat_peft.lora_state(self._tuner).keys() - state.keys())]
         if problem:
             raise CheckpointError(f"{directory}: the adapter is not for this base model ({problem[0]})")
 
@@ -119,8 +155,8 @@ def open_adapter(directory: Path, model: CausalLM) -> Adapter:
     hf_names = _hf_module_names(model)
     if hf_names and isinstance(targets, list):
         targets = [name for name, hf_name in hf_names.items() if hf_name.rpartition(".")[2] in targets]
-    rank, alpha, dora = values["r"], values["lora_alpha"], bool(values.get("use_dora"))
-    adapter = Adapter(model, rank=rank, alpha=alpha, targets=targets, dora=dora)
+    dora, rslora = bool(values.get("use_dora")), bool(values.get("use_rslora"))
+    adapter = Adapter(model, values["r"], values["lora_alpha"], targets=targets, dora=dora, rslora=rslora)
     adapter.load(directory)
     return adapter
 
@@ -135,10 +171,31 @@ def read_adapter_config(directory: Path) -> dict[str, Any]:
         raise CheckpointError(f"{file}: not a peft configuration ({type(error).__name__}: {error})") from error
     if kind[0] != "LORA":
         raise CheckpointError(f"{file}: peft_type is {kind[0]}; only LORA can be opened")
-    for key in ("rank_pattern", "alpha_pattern", "modules_to_save", "trainable_token_indices", "use_rslora"):
-        if values.get(key):
-            raise CheckpointError(f"{file}: {key}={values[key]} is not supported")
+    # Whatever changes what the updates are is understood or has peft's default.
+    defaults = check_peft().LoraConfig(task_type="CAUSAL_LM").to_dict()
+    for key, value in values.items():
+        if key not in _UNDERSTOOD and value and value != defaults.get(key):
+            raise CheckpointError(
+                f"{file}: {key}={value} is not supported; save the adapter merged into its base model"
+            )
+    if values.get("init_lora_weights", True) not in (True, False, "gaussian", "eva", "orthogonal"):
+        raise CheckpointError(
+            f"{file}: init_lora_weights={values['init_lora_weights']} changes the base model; convert the adapter by "
+            "peft's save_pretrained(path_initial_model_for_weight_conversion=…)"
+        )
     return values
+
+
+@torch.no_grad()
+def untie_head(model: HFModel) -> None:
+    """Give the output head a copy of the matrix that it shares with the embedding, if it does."""
+    hf = model.hf
+    head, embedding = hf.get_output_embeddings(), hf.get_input_embeddings()
+    if head.weight is not embedding.weight:
+        return
+    head.weight = nn.Parameter(head.weight.clone())
+    for config in (hf.config, hf.config.get_text_config(decoder=True)):
+        config.tie_word_embeddings = False
 
 
 def linear_names(model: CausalLM) -> list[str]:

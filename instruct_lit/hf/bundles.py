@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from instruct_lit.core.bundle import BundleParts, stored_template
 from instruct_lit.core.chat_template_export import chat_template
 from instruct_lit.core.data.encode import Tokenizer
@@ -29,13 +31,15 @@ class HFBundles:
     def owns(self, part: CausalLM | Tokenizer) -> bool:
         return isinstance(part, HFModel | HFTokenizer)
 
-    def save(self, directory: Path, parts: BundleParts, generation: Mapping[str, Any], weights: bool) -> None:
+    def save(
+        self, directory: Path, parts: BundleParts, generation: Mapping[str, Any], dtype: torch.dtype | None
+    ) -> None:
         model, tokenizer, template = parts
         assert isinstance(model, HFModel) and isinstance(tokenizer, HFTokenizer)
         # The text of our own templates does not have what the tokenizer puts before every text.
         start = "" if template.name == CHAT else tokenizer.hf.decode(list(tokenizer.prompt_start))
         jinja = template.text if template.name == CHAT else chat_template(template, start, tokenizer.end)
-        write_hf(directory, model, tokenizer, jinja, generation, weights)
+        write_hf(directory, model, tokenizer, jinja, generation, dtype)
 
     def save_tokenizer(self, directory: Path, tokenizer: Tokenizer) -> None:
         assert isinstance(tokenizer, HFTokenizer)

@@ -7,6 +7,7 @@ any module in place, which our GPT needs; then peft's functions for state dicts 
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 from torch import Tensor, nn
@@ -19,7 +20,10 @@ def insert_lora(model: nn.Module, config: Any) -> Any:
     """Insert low-rank layers into a module in place and return peft's handle of them; ValueError as peft raises it."""
     from peft.tuners.lora import LoraModel
 
-    return LoraModel(model, {ADAPTER: config}, ADAPTER)
+    with warnings.catch_warnings():
+        # Of tied weights, which `Adapter` refuses or unties.
+        warnings.filterwarnings("ignore", message=".*tie_word_embeddings.*", category=UserWarning)
+        return LoraModel(model, {ADAPTER: config}, ADAPTER)
 
 
 def merge_lora(tuner: Any) -> None:
@@ -51,8 +55,13 @@ def load_lora_state(tuner: Any, state: dict[str, Tensor]) -> list[str]:
     return list(unexpected)
 
 
-def adapted_modules(model: nn.Module) -> list[str]:
-    """Names of the modules that have an adapter."""
+def is_adapted(module: nn.Module) -> bool:
+    """Whether a module has an adapter."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    return [name for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)]
+    return isinstance(module, BaseTunerLayer)
+
+
+def adapted_modules(model: nn.Module) -> list[str]:
+    """Names of the modules that have an adapter."""
+    return [name for name, module in model.named_modules() if is_adapted(module)]

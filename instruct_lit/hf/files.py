@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from instruct_lit.core.bundle import MAX_SHARD_SIZE
 from instruct_lit.core.model.device import has_gpu
 from instruct_lit.errors import CheckpointError, ConfigError, DownloadError, InstructLitError
 from instruct_lit.hf.compat_transformers import forget_quantization
 from instruct_lit.hf.model import HFModel
+from instruct_lit.hf.older_readers import spell_for_transformers_4
 from instruct_lit.hf.source import HFSource
 from instruct_lit.hf.tokenizer import HFTokenizer, load_tokenizer
 
@@ -29,31 +32,49 @@ def write_hf(
     tokenizer: HFTokenizer,
     chat_template: str,
     generation: Mapping[str, Any],
-    weights: bool = True,
+    dtype: torch.dtype | None = None,
 ) -> None:
     """Write weights, configuration, tokenizer and generation defaults as `AutoModelForCausalLM` opens them.
 
-    The token that closes our responses ends generation, beside those of the model.
+    Sampling settings of the base are not kept, since our answers do not follow them.
 
     Args:
         chat_template: the Jinja text that renders our prompt.
         generation: the generation defaults under transformers' names.
-        weights: False for the directory of an adapter, which has no weights and no configuration of the model.
+        dtype: of the weights; None for the directory of an adapter, which has no weights and no configuration of the
+            model.
     """
     hf, before = model.hf, tokenizer.hf.chat_template
-    defaults = hf.generation_config
-    ends = defaults.eos_token_id if isinstance(defaults.eos_token_id, list) else [defaults.eos_token_id]
-    ends = list(dict.fromkeys([tokenizer.eot_id, *(end for end in ends if end is not None)]))
-    defaults.update(eos_token_id=ends, pad_token_id=tokenizer.eot_id, **generation)
-    if weights:
-        hf.save_pretrained(directory)
+    hf.generation_config = _generation_config(hf.generation_config, tokenizer, generation)
+    if dtype is None:
+        hf.generation_config.save_pretrained(directory)
     else:
-        defaults.save_pretrained(directory)
+        hf.save_pretrained(directory, state_dict=_in_dtype(hf, dtype), max_shard_size=MAX_SHARD_SIZE)
     try:
         tokenizer.hf.chat_template = chat_template
         tokenizer.hf.save_pretrained(directory)
     finally:
         tokenizer.hf.chat_template = before
+    spell_for_transformers_4(directory, model.config.context_length, dtype)
+
+
+def _generation_config(base: Any, tokenizer: HFTokenizer, generation: Mapping[str, Any]) -> Any:
+    """Our generation defaults; the token that closes our responses ends generation, beside those of the base."""
+    ends = base.eos_token_id if isinstance(base.eos_token_id, list) else [base.eos_token_id]
+    ends = list(dict.fromkeys([tokenizer.eot_id, *(end for end in ends if end is not None)]))
+    return import_transformers().GenerationConfig(
+        bos_token_id=base.bos_token_id, eos_token_id=ends, pad_token_id=tokenizer.eot_id, **generation
+    )
+
+
+def _in_dtype(hf: Any, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The state of a model with fp32 tensors in `dtype`; tied tensors stay one tensor."""
+    converted: dict[int, Tensor] = {}
+    state = hf.state_dict()
+    for name, tensor in state.items():
+        if tensor.dtype == torch.float32 and dtype != torch.float32:
+            state[name] = converted.setdefault(tensor.data_ptr(), tensor.to(dtype))
+    return state
 
 
 def read_hf(directory: Path, base: str | None = None) -> tuple[HFModel, HFTokenizer]:
@@ -87,6 +108,7 @@ def load_hf(
     source = HFSource(source) if isinstance(source, str) else source
     path, options = source.path, source.options()
     config = read_hf_config(source)
+    base_dtype = config.dtype if pretrained and isinstance(config.dtype, torch.dtype) else torch.float32
     with opening(path):
         text = config.get_text_config(decoder=True)
         for name in _DROPOUTS:
@@ -103,7 +125,9 @@ def load_hf(
                 )
     if source.gguf_file:
         forget_quantization(hf)
-    return HFModel(hf, context_length, activation_checkpointing)
+    model = HFModel(hf, context_length, activation_checkpointing)
+    model.base_dtype = base_dtype
+    return model
 
 
 def _four_bits(transformers: Any) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """A bundle is a Hugging Face directory: same logits, same ids, the same prompt out of its chat template."""
 
 import json
+import os
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
+from safetensors.torch import load_file
 
 from instruct_lit.config.compose import CONF
 from instruct_lit.core.bundle import OURS, open_model, save_bundle, save_tokenizer
@@ -90,7 +92,7 @@ def test_a_save_that_fails_leaves_the_bundle_that_was_there(
     def fail(*args: object, **kwargs: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("instruct_lit.core.bundle.save_file", fail)
+    monkeypatch.setattr("instruct_lit.core.bundle.save_torch_state_dict", fail)
     with pytest.raises(OSError, match="No space left"):
         save(folder, tiny_model)
     assert (folder / "model.safetensors").read_bytes() == before
@@ -103,7 +105,56 @@ def test_transformers_gives_the_same_logits(tmp_path: Path, tiny_model: GPT) -> 
     ids = torch.randint(0, 50257, (2, 30), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         torch.testing.assert_close(theirs(ids).logits, tiny_model(ids), rtol=0, atol=1e-5)
-    assert theirs.generation_config.max_new_tokens == 9 and not theirs.generation_config.do_sample
+    assert not theirs.generation_config.do_sample
+
+
+def test_the_limit_of_our_answers_does_not_cut_those_of_others(tmp_path: Path, tiny_model: GPT) -> None:
+    """A `max_new_tokens` in generation_config.json would win over the `max_length` that lm-eval gives, for example."""
+    transformers = pytest.importorskip("transformers")
+    folder = save(tmp_path / "bundle", tiny_model)
+    assert not {"max_new_tokens", "max_length"} & set(json.loads((folder / "generation_config.json").read_text()))
+    assert open_model(folder).generation["max_new_tokens"] == 9  # ours, for our own commands
+    theirs = transformers.GPT2LMHeadModel.from_pretrained(folder).eval()
+    ids = torch.arange(5)[None]
+    for limit, n_tokens in (({"max_length": 60}, 60), ({"max_new_tokens": 40}, 45)):
+        written = theirs.generate(ids, attention_mask=torch.ones_like(ids), eos_token_id=-1, **limit)
+        assert written.shape == (1, n_tokens)
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_every_file_of_a_bundle_has_the_mode_of_the_umask(tmp_path: Path, tiny_model: GPT, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        folder = save(tmp_path / "bundle", tiny_model)
+    finally:
+        os.umask(before)
+    assert {file.stat().st_mode & 0o777 for file in folder.iterdir()} == {0o666 & ~umask}
+    assert folder.stat().st_mode & 0o777 == 0o777 & ~umask
+
+
+def test_large_weights_are_written_in_shards_and_read(
+    tmp_path: Path, tiny_model: GPT, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    monkeypatch.setattr("instruct_lit.core.bundle.MAX_SHARD_SIZE", "60KB")
+    folder = save(tmp_path / "bundle", tiny_model)
+    assert len(list(folder.glob("model-0*.safetensors"))) > 2 and (folder / "model.safetensors.index.json").is_file()
+    ids = torch.arange(20)[None]
+    assert torch.equal(load_gpt(folder).eval()(ids), tiny_model(ids))
+    with torch.no_grad():
+        theirs = transformers.GPT2LMHeadModel.from_pretrained(folder).eval()(ids).logits
+        torch.testing.assert_close(theirs, tiny_model(ids), rtol=0, atol=1e-5)
+
+
+def test_weights_have_the_precision_of_the_base(tmp_path: Path, tiny_model: GPT) -> None:
+    tiny_model.base_dtype = torch.bfloat16
+    folder = save(tmp_path / "bundle", tiny_model)
+    assert {tensor.dtype for tensor in load_file(folder / "model.safetensors").values()} == {torch.bfloat16}
+    opened = load_gpt(folder)
+    assert opened.base_dtype == torch.bfloat16 and opened.wte.weight.dtype == torch.float32
+    assert torch.equal(opened.wte.weight, tiny_model.wte.weight.bfloat16().float())
+    save_bundle(tmp_path / "whole", opened, GPT2Tokenizer(), TEMPLATES["alpaca"], GREEDY, {}, dtype=torch.float32)
+    assert load_gpt(tmp_path / "whole").base_dtype == torch.float32
 
 
 def ids_of(template: Template, tokenizer: GPT2Tokenizer, example: Example, whole: bool = False) -> list[int]:

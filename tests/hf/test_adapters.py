@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from instruct_lit.core.model.causal import CausalLM
 from instruct_lit.core.model.gpt import GPT, GPTConfig
@@ -140,4 +141,95 @@ def test_what_is_no_adapter_for_this_model_is_refused(base, tmp_path: Path) -> N
         open_adapter(tmp_path, make())
     (tmp_path / CONFIG).write_text(json.dumps({**config, "rank_pattern": {"a": 1}}))
     with pytest.raises(CheckpointError, match="rank_pattern={'a': 1} is not supported"):
+        open_adapter(tmp_path, make())
+
+
+@pytest.mark.parametrize("targets", [["lm_head"], ["q_proj", "lm_head"], r"lm_head|.*\.v_proj"])
+def test_a_head_gets_no_adapter(llama_directory: Path, targets: list[str] | str) -> None:
+    model = load_hf(str(llama_directory))
+    with pytest.raises(ConfigError, match=r"adapter.targets=.*: lm_head cannot have an adapter, .* the linear layers"):
+        Adapter(model, rank=2, targets=targets)
+
+
+@pytest.mark.parametrize("name", ["wte", "wpe"])
+def test_embeddings_of_our_gpt_get_no_adapter(gpt_directory: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match=rf"adapter.targets=\['{name}'\]: {name} cannot have an adapter"):
+        Adapter(load_gpt(gpt_directory), rank=2, targets=[name])
+
+
+@pytest.mark.filterwarnings("ignore:.*tie_word_embeddings.*")  # peft's, when it opens the adapter itself
+@pytest.mark.parametrize("dora", [False, True])
+@pytest.mark.parametrize("targets", [["embed_tokens"], ["embed_tokens", "v_proj"]])
+def test_trap_13_a_merged_embedding_leaves_the_head_as_it_was_tested(
+    llama_directory: Path, tmp_path: Path, targets: list[str], dora: bool
+) -> None:
+    model = load_hf(str(llama_directory)).eval()
+    assert model.head_weight is model.hf.get_input_embeddings().weight
+    adapter = Adapter(model, rank=2, targets=targets, dora=dora)
+    random = torch.Generator().manual_seed(7)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data += torch.randn(parameter.shape, generator=random) * 0.2
+    tested = logits(model)
+    adapter.save(tmp_path / "apart", Base(str(llama_directory)))
+    adapter.merge()
+    scale = tested.abs().max()
+    assert (logits(model) - tested).abs().max() < 5e-5 * scale
+    model.hf.save_pretrained(tmp_path / "merged")
+    assert json.loads((tmp_path / "merged" / "config.json").read_text())["tie_word_embeddings"] is False
+    assert (logits(load_hf(str(tmp_path / "merged")).eval()) - tested).abs().max() < 5e-5 * scale
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(llama_directory)
+    theirs = peft.PeftModel.from_pretrained(theirs, tmp_path / "apart").eval()
+    with torch.no_grad():
+        assert (theirs(IDS).logits - tested).abs().max() < 5e-5 * scale
+    again = load_hf(str(llama_directory)).eval()
+    open_adapter(tmp_path / "apart", again).merge()
+    assert (logits(again) - tested).abs().max() < 5e-5 * scale
+
+
+def test_updates_scaled_by_the_root_of_the_rank(base, tmp_path: Path) -> None:
+    make, folder = base
+    model = make()
+    adapter = Adapter(model, rank=4, alpha=8, rslora=True)
+    disturb(model)
+    adapter.save(tmp_path, Base(str(folder)))
+    again = make()
+    open_adapter(tmp_path, again)
+    assert torch.equal(logits(again), logits(model))
+    plain = make()
+    Adapter(plain, rank=4, alpha=16)  # 16 / 4 = 8 / √4
+    disturb(plain)
+    torch.testing.assert_close(logits(plain), logits(model), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("modules_to_save", ["lm_head"]), ("lora_bias", True), ("layers_to_transform", [1]), ("bias", "all"),
+        ("layer_replication", [[0, 1]]), ("exclude_modules", ["q_proj"]), ("trainable_token_indices", [3]),
+        ("target_parameters", ["a"]), ("alpha_pattern", {"a": 1}), ("ensure_weight_tying", True), ("a_key_of_2030", 1),
+        ("task_type", "SEQ_CLS"),
+    ],
+)  # fmt: skip
+def test_what_changes_an_adapter_is_followed_or_refused(
+    llama_directory: Path, tmp_path: Path, key: str, value: object
+) -> None:
+    Adapter(load_hf(str(llama_directory)), rank=2).save(tmp_path, Base(str(llama_directory)))
+    config = json.loads((tmp_path / CONFIG).read_text())
+    (tmp_path / CONFIG).write_text(json.dumps({**config, key: value}))
+    with pytest.raises(CheckpointError, match=rf"{CONFIG}: {key}=.* is not supported; save the adapter merged"):
+        open_adapter(tmp_path, load_hf(str(llama_directory)))
+    (tmp_path / CONFIG).write_text(json.dumps({**config, "init_lora_weights": "pissa"}))
+    with pytest.raises(CheckpointError, match="init_lora_weights=pissa changes the base model"):
+        open_adapter(tmp_path, load_hf(str(llama_directory)))
+
+
+def test_an_adapter_with_a_tensor_too_few_is_refused(base, tmp_path: Path) -> None:
+    make, folder = base
+    Adapter(make(), rank=2).save(tmp_path, Base(str(folder)))
+    tensors = load_file(tmp_path / TENSORS)
+    gone = sorted(tensors)[0]
+    save_file({name: tensor for name, tensor in tensors.items() if name != gone}, tmp_path / TENSORS)
+    with pytest.raises(CheckpointError, match=r"the adapter is not for this base model \(.* is missing\)"):
         open_adapter(tmp_path, make())

@@ -1,11 +1,13 @@
 """A bundle of a model of transformers: AutoModelForCausalLM opens it, and so do we."""
 
 import json
+import shutil
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from instruct_lit.core.bundle import OURS, open_model, save_bundle
 from instruct_lit.core.data.encode import Encoder
@@ -16,6 +18,7 @@ from instruct_lit.core.model.gpt import GPT, GPTConfig
 from instruct_lit.hf.adapters import Adapter, Base
 from instruct_lit.hf.chat_template import with_chat
 from instruct_lit.hf.files import load_hf
+from instruct_lit.hf.older_readers import spell_for_transformers_4
 from instruct_lit.hf.tokenizer import load_tokenizer
 
 transformers = pytest.importorskip("transformers")
@@ -41,7 +44,7 @@ def test_trap_13_everything_comes_back(llama_directory: Path, tmp_path: Path, ch
     assert opened.model.head_weight is opened.model.hf.get_input_embeddings().weight  # type: ignore[attr-defined]
     assert opened.tokenizer.fingerprint == tokenizer.fingerprint and opened.template.text == template.text
     ends = theirs.generation_config.eos_token_id
-    assert ends[0] == tokenizer.eot_id and theirs.generation_config.max_new_tokens == 9
+    assert ends[0] == tokenizer.eot_id and theirs.generation_config.max_new_tokens is None
     assert opened.about["metrics"] == {"val/loss": 1.5} and opened.about["kind"] == "hf"
 
 
@@ -129,3 +132,92 @@ def saved_gpt(folder: Path) -> GPT:
     model.init_weights(seed=0)
     save_bundle(folder, model, GPT2Tokenizer(), OWN, GREEDY, {})
     return model.eval()
+
+
+def saved_base(folder: Path, base: Path, **generation: object) -> Path:
+    """A copy of a base model with generation defaults of its own."""
+    shutil.copytree(base, folder)
+    (folder / "generation_config.json").write_text(json.dumps({"bos_token_id": 0, "eos_token_id": 1, **generation}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "defaults",
+    [
+        {"temperature": 0.6, "top_p": 0.9, "do_sample": True},
+        {"temperature": 0.6},  # without do_sample, as published models have it: transformers refuses to save that
+        {"top_k": 5, "typical_p": 0.5, "min_p": 0.1, "epsilon_cutoff": 3e-4, "eta_cutoff": 3e-4},
+        {"no_repeat_ngram_size": 2, "max_length": 12, "max_new_tokens": 3, "suppress_tokens": [5]},
+        {"num_beams": 4, "early_stopping": True, "length_penalty": 2.0},
+    ],
+)
+def test_generation_defaults_of_the_base_are_not_in_the_way(
+    llama_directory: Path, tmp_path: Path, defaults: dict[str, object]
+) -> None:
+    base = saved_base(tmp_path / "base", llama_directory, **defaults)
+    for n, sampling in enumerate((GREEDY, {**GREEDY, "temperature": 0.7, "top_p": 0.8})):
+        save_bundle(
+            tmp_path / f"bundle{n}", load_hf(str(base)), load_tokenizer(str(base)), OWN, sampling, {"metrics": {}}
+        )
+        stored = json.loads((tmp_path / f"bundle{n}" / "generation_config.json").read_text())
+        ours = {"do_sample": True, "temperature": 0.7, "top_p": 0.8, "top_k": 0} if n else {"do_sample": False}
+        assert stored.items() >= {"eos_token_id": [1], "pad_token_id": 1, "bos_token_id": 0, **ours}.items()
+        assert not set(defaults) & set(stored) - set(ours)
+
+
+def test_files_in_the_words_of_transformers_4_57(llama_directory: Path, tmp_path: Path) -> None:
+    """`tests/parity/test_other_environments.py` opens them there."""
+    config = transformers.AutoConfig.from_pretrained(llama_directory)
+    config.rope_parameters = {"rope_type": "linear", "rope_theta": 77_000.0, "factor": 2.0}
+    torch.manual_seed(0)
+    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path / "base")
+    names = transformers.AutoTokenizer.from_pretrained(llama_directory)
+    names.add_special_tokens({"extra_special_tokens": ["<|user|>", "<|end|>"]})
+    names.save_pretrained(tmp_path / "base")
+    model, tokenizer = load_hf(str(tmp_path / "base")).eval(), load_tokenizer(str(tmp_path / "base"))
+    save_bundle(tmp_path / "bundle", model, tokenizer, OWN, GREEDY, {})
+    facts = json.loads((tmp_path / "bundle" / "tokenizer_config.json").read_text())
+    assert facts["tokenizer_class"] == "PreTrainedTokenizerFast" and facts["model_max_length"] == 160
+    assert facts["model_input_names"] == ["input_ids", "attention_mask"]
+    assert facts["additional_special_tokens"] == ["<|user|>", "<|end|>"] and "extra_special_tokens" not in facts
+    stored = json.loads((tmp_path / "bundle" / "config.json").read_text())
+    assert stored["rope_theta"] == 77_000.0 and stored["rope_scaling"] == {"rope_type": "linear", "factor": 2.0}
+    assert not [path for path in (str(tmp_path), "name_or_path") if path in json.dumps([facts, stored])]
+    opened = open_model(tmp_path / "bundle")
+    assert opened.tokenizer.fingerprint == tokenizer.fingerprint
+    with torch.no_grad():
+        assert torch.equal(opened.model.eval().hidden_states(IDS), model.hidden_states(IDS))
+
+
+def test_layers_with_two_rotary_bases_in_the_words_of_transformers_4_57(tmp_path: Path) -> None:
+    config = transformers.Gemma3TextConfig(
+        vocab_size=300, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, head_dim=8,
+        num_key_value_heads=2, max_position_embeddings=160, layer_types=["sliding_attention", "full_attention"],
+        rope_parameters={"full_attention": {"rope_type": "linear", "rope_theta": 5e5, "factor": 8.0},
+                         "sliding_attention": {"rope_type": "default", "rope_theta": 2e4}},
+    )  # fmt: skip
+    config.save_pretrained(tmp_path)
+    spell_for_transformers_4(tmp_path, 160, torch.bfloat16)
+    stored = json.loads((tmp_path / "config.json").read_text())
+    assert (stored["rope_theta"], stored["rope_local_base_freq"]) == (5e5, 2e4)
+    assert stored["rope_scaling"] == {"rope_type": "linear", "factor": 8.0}
+    assert transformers.AutoConfig.from_pretrained(tmp_path).rope_parameters == config.rope_parameters
+
+
+@pytest.mark.parametrize("asked", [None, torch.float16])
+def test_weights_have_the_precision_of_the_base_or_the_one_asked_for(
+    llama_directory: Path, tmp_path: Path, asked: torch.dtype | None
+) -> None:
+    base = transformers.AutoModelForCausalLM.from_pretrained(llama_directory).to(torch.bfloat16)
+    base.save_pretrained(tmp_path / "base")
+    model = load_hf(str(tmp_path / "base"))
+    assert model.head_weight.dtype == torch.float32 and model.base_dtype == torch.bfloat16
+    save_bundle(tmp_path / "bundle", model, load_tokenizer(str(llama_directory)), OWN, GREEDY, {}, dtype=asked)
+    wanted = asked or torch.bfloat16
+    tensors = load_file(tmp_path / "bundle" / "model.safetensors")
+    assert {tensor.dtype for tensor in tensors.values()} == {wanted} and "lm_head.weight" not in tensors
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "bundle")
+    assert theirs.dtype == wanted and theirs.lm_head.weight is theirs.model.embed_tokens.weight
+    again = open_model(tmp_path / "bundle").model
+    assert again.base_dtype == wanted and torch.equal(again.head_weight, model.head_weight.to(wanted).float())
+    assert {oct(file.stat().st_mode & 0o777) for file in (tmp_path / "bundle").iterdir()} == {"0o644"}

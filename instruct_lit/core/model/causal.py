@@ -41,6 +41,7 @@ class CausalLM(nn.Module):
     embedding_noise: float = 0.0  # half width of the uniform noise on token embeddings in training
     compiler: Compiler | None = None  # in training, compiles the functions between attention calls
     no_layouts: str | None = None  # why the model supports causal rows only, no other attention layout
+    base_dtype: torch.dtype = torch.float32  # of the weights that it was built from
 
     @property
     @abstractmethod

@@ -14,7 +14,9 @@ from instruct_lit.core.model.gpt import GPT, INIT_STD, GPTConfig
 from instruct_lit.errors import CheckpointError
 
 WEIGHTS = "model.safetensors"
+SHARDS = "model.safetensors.index.json"
 PICKLED = "pytorch_model.bin"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _REMEDY = "; delete a downloaded file, and the next run downloads it again"
 # Our names, Hugging Face's names, and whether theirs is a Conv1D, whose matrix is (in, out).
 _IN_BLOCK = {
@@ -163,17 +165,26 @@ def load_weights(model: GPT, directory: Path) -> None:
             problems.append(f"{theirs} has dtype {tensor.dtype}, expected a floating-point one")
         else:
             parameter.copy_(tensor.t() if transposed else tensor)
+            stored = tensor.dtype
     problems += [f"{name} is not a tensor of this model" for name in tensors]
     if problems:
         raise CheckpointError(f"{file}: the weights do not fit:\n  " + "\n  ".join(problems))
+    stated = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    name = stated.get("dtype") or stated.get("torch_dtype") or str(stored).removeprefix("torch.")
+    model.base_dtype = DTYPES.get(name, torch.float32)
 
 
 def _read_tensors(directory: Path) -> tuple[Path, dict[str, Tensor]]:
-    file = next((directory / name for name in (WEIGHTS, PICKLED) if (directory / name).is_file()), None)
+    names = (WEIGHTS, SHARDS, PICKLED)
+    file = next((directory / name for name in names if (directory / name).is_file()), None)
     if file is None:
-        raise CheckpointError(f"{directory}: it has neither {WEIGHTS} nor {PICKLED}")
+        raise CheckpointError(f"{directory}: it has none of {', '.join(names)}")
     try:
-        read = load_file(file) if file.name == WEIGHTS else torch.load(file, map_location="cpu", weights_only=True)
+        if file.name == PICKLED:
+            read = torch.load(file, map_location="cpu", weights_only=True)
+        else:
+            shards = _shards(file) if file.name == SHARDS else [file]
+            read = {name: tensor for shard in shards for name, tensor in load_file(shard).items()}
     except Exception as error:  # unknown bytes can fail in any way
         raise CheckpointError(f"{file}: damaged or not a weights file ({first_line(error)}){_REMEDY}") from error
     if not isinstance(read, dict) or not all(isinstance(n, str) and isinstance(t, Tensor) for n, t in read.items()):
@@ -181,6 +192,15 @@ def _read_tensors(directory: Path) -> tuple[Path, dict[str, Tensor]]:
     tensors = {name.removeprefix("transformer."): tensor for name, tensor in read.items()}
     # Old checkpoints contain constant causal masks.
     return file, {name: t for name, t in tensors.items() if not name.endswith((".attn.bias", ".attn.masked_bias"))}
+
+
+def _shards(index: Path) -> list[Path]:
+    """The files that an index names, all of which lie beside it."""
+    names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    missing = [name for name in names if Path(name).name != name or not (index.parent / name).is_file()]
+    if missing:
+        raise FileNotFoundError(f"it names {missing[0]}, which is not beside it")
+    return [index.parent / name for name in names]
 
 
 def hf_state_dict(model: GPT, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import save_torch_state_dict
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -15,6 +16,7 @@ from torch import Tensor
 from instruct_lit.core.model.gpt import GPT, GPTConfig
 from instruct_lit.core.model.pretrained import (
     PICKLED,
+    SHARDS,
     WEIGHTS,
     checkpoint_directory,
     hf_state_dict,
@@ -143,7 +145,9 @@ def test_damaged_weights_are_said_to_be_damaged(directory: Path, name: str, cont
 
 def test_a_directory_without_weights(directory: Path) -> None:
     (directory / WEIGHTS).unlink()
-    with pytest.raises(CheckpointError, match="it has neither model.safetensors nor pytorch_model.bin"):
+    with pytest.raises(
+        CheckpointError, match="it has none of model.safetensors, model.safetensors.index.json, pytorch_model.bin"
+    ):
         load_gpt(directory)
 
 
@@ -225,3 +229,46 @@ def test_weights_of_another_shape_do_not_fit(directory: Path) -> None:
     )
     with pytest.raises(CheckpointError, match=r"wte.weight has shape \(97, 48\), expected \(97, 24\)"):
         load_weights(other, directory)
+
+
+@pytest.fixture
+def in_shards(tiny: GPT, directory: Path) -> Path:
+    """The directory with its weights in several files and an index."""
+    (directory / WEIGHTS).unlink()
+    save_torch_state_dict(hf_state_dict(tiny), directory, max_shard_size="20KB")
+    assert len(list(directory.glob("model-*.safetensors"))) > 1
+    return directory
+
+
+def test_weights_in_shards(tiny: GPT, in_shards: Path) -> None:
+    assert same_weights(load_gpt(in_shards), tiny)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda folder, index: sorted(folder.glob("model-*"))[1].unlink(), "it names model-00002-of-0000.*, which is not beside it"),
+        (lambda folder, index: sorted(folder.glob("model-*"))[0].write_bytes(b"{"), "index.json: damaged or not a weights file"),
+        (lambda folder, index: index.write_text("{}"), "index.json: damaged or not a weights file"),
+        (lambda folder, index: index.write_text("[" * 100_000), "index.json: damaged or not a weights file"),
+        (lambda folder, index: index.write_text('{"weight_map": {"a": "../model.safetensors"}}'), "it names ../model.safetensors, which is not beside it"),
+        (lambda folder, index: index.write_text('{"weight_map": {"a": 3}}'), "index.json: damaged or not a weights file"),
+    ],
+)  # fmt: skip
+def test_faults_of_shards_are_named(in_shards: Path, change: Callable[[Path, Path], Any], message: str) -> None:
+    change(in_shards, in_shards / SHARDS)
+    with pytest.raises(CheckpointError, match=message):
+        load_gpt(in_shards)
+
+
+def test_the_precision_of_a_base_is_the_stated_one_or_that_of_its_file(directory: Path) -> None:
+    assert load_gpt(directory).base_dtype == torch.float32
+    rewrite(directory, lambda tensors: tensors.update({n: t.bfloat16() for n, t in tensors.items()}))
+    config = json.loads((directory / "config.json").read_text())
+    for stated, expected in (
+        ({}, torch.bfloat16),
+        ({"torch_dtype": "float16"}, torch.float16),
+        ({"dtype": "float32"}, torch.float32),
+    ):
+        (directory / "config.json").write_text(json.dumps({**config, **stated}))
+        assert load_gpt(directory).base_dtype == expected
