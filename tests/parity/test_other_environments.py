@@ -24,7 +24,7 @@ from instruct_lit.config.compose import CONF
 from instruct_lit.core.bundle import open_model, save_bundle
 from instruct_lit.core.data.encode import Encoder, Tokenizer
 from instruct_lit.core.data.example import Example
-from instruct_lit.core.data.template import CHAT, Template
+from instruct_lit.core.data.template import Template
 from instruct_lit.core.data.tokenizer import GPT2Tokenizer
 from instruct_lit.core.generation.engine import Engine
 from instruct_lit.core.generation.sampling import SamplingSettings
@@ -75,8 +75,8 @@ def disturbed(model: CausalLM) -> None:
 def check(folder: Path, receiver: Callable[..., dict[str, Any]]) -> None:
     """The receiver's prompt ids and greedy ids are those of `open_model`, without a message of a library."""
     opened = open_model(folder)
-    # In a model's own chat template, the names of its special tokens are protected here only.
-    questions = QUESTIONS[:2] if opened.template.name == CHAT else QUESTIONS
+    # With a tokenizer that is not ours, the names of its special tokens are protected here only.
+    questions = QUESTIONS if isinstance(opened.tokenizer, GPT2Tokenizer) else QUESTIONS[:2]
     encoder = Encoder(opened.template, opened.tokenizer, opened.model.config.context_length)
     prompts = [encoder.prompt_ids(Example(question, "")) for question in questions]
     engine = Engine(opened.model, opened.tokenizer)
