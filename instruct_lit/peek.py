@@ -59,6 +59,8 @@ def peek(config: DictConfig) -> None:
             f"(n_streamed={config.n_streamed}), without a split\n",
             style="yellow",
         )
+    for line in data.notes:
+        console.print(line, style="yellow", markup=False)
     if config.index is None:
         show_profile(console, config, data, opened)
     else:

@@ -8,6 +8,8 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig
 
+from instruct_lit.core.data.example import FIELDS
+
 
 def check_data(data: Any) -> list[str]:
     """Problems of the data group."""
@@ -38,6 +40,8 @@ def _problems_of_form(data: Any) -> list[str]:
         for key, node in nodes.items()
         if node is not None and not isinstance(node, DictConfig)
     ]
+    if isinstance(data.columns, DictConfig):
+        problems += _problems_of_columns(data.columns)
     if data.split != "book" and not isinstance(data.split, DictConfig):
         problems.append(f"data.split={data.split}: allowed are 'book' and a mapping of train, val and test")
     elif data.split != "book":
@@ -55,6 +59,17 @@ def _problems_of_form(data: Any) -> list[str]:
         problems.append(
             f"data.name={data.name}: must be a name of files in the cache, without slashes or a leading dot"
         )
+    return problems
+
+
+def _problems_of_columns(columns: Any) -> list[str]:
+    """Unknown parts of an example, and two of them read from one field."""
+    given = {str(key): str(value) for key, value in columns.items()}
+    problems = [f"data.columns.{key}: allowed are {', '.join(FIELDS)}" for key in given if key not in FIELDS]
+    for key, name in given.items():
+        same = [other for other in given if given[other] == name]
+        if len(same) > 1 and key == same[0]:
+            problems.append(f"data.columns: {' and '.join(same)} are both read from {name!r}; name a field for each")
     return problems
 
 

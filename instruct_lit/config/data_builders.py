@@ -64,6 +64,7 @@ def data_of(
         if data[f"{name}_path"] is not None
     }
     sources = {node.name: build(node.source, f"{key}.source") for key, node in source_nodes(config).items()}
+    files = {**own_splits(sources, config), **files}
     streamed = data.streaming and n_streamed is None
     arguments: dict[str, Any] = {
         "lengths": Lengths(max_length, data.on_long, data.pad_to),
@@ -88,6 +89,33 @@ def data_of(
     if n_streamed is not None:
         return InstructionData(Head(source, n_streamed), *common, **arguments)
     return StreamedData(source, *common, shuffle_buffer=data.shuffle_buffer, **arguments)
+
+
+def own_splits(sources: dict[str, Any], config: DictConfig) -> dict[str, Any]:
+    """The validation and test files of a folder or hub data set that has them; its source keeps the others.
+
+    Raises ConfigError for one in a mixture.
+    """
+    from instruct_lit.core.data.records import FileSource
+
+    found: dict[str, Any] = {}
+    if importlib.util.find_spec("instruct_lit.datasets") is None:
+        return found
+    from instruct_lit.datasets.folder_splits import separate_splits
+    from instruct_lit.datasets.remote_sources import HubSource
+
+    for name, source in sources.items():
+        if isinstance(source, HubSource) or (isinstance(source, FileSource) and any(map(Path.is_dir, source.paths))):
+            own = separate_splits(source)
+            if own and config.data.sets:
+                raise ConfigError(
+                    f"data.sets.{name}: the data set has files for {' and '.join(own)} too; give its training files as "
+                    f"data.sets.{name}.path"
+                )
+            found |= own
+    if found:
+        print(f"data {config.data.name}: the data set's own files are used for {' and '.join(found)}", flush=True)
+    return found
 
 
 def regroup_of(data: DictConfig) -> SplitGroups | None:

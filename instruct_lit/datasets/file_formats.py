@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from instruct_lit.core.optional_imports import load
 from instruct_lit.errors import DataError
 
 MAX_CELL = 1 << 30  # characters
+BATCH_ROWS = 128
+MAX_ROW_GROUP, MAX_VALUES = 4 << 30, 100_000_000  # bytes, and values of a column
 
 
 def read_csv(path: Path) -> Iterator[tuple[str, Any]]:
@@ -40,17 +43,54 @@ def read_csv(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def read_parquet(path: Path) -> Iterator[tuple[str, Any]]:
-    """Records of a parquet file."""
+    """Records of a parquet file, one at a time: memory is bounded by the distinct texts, however often each occurs.
+
+    Raises: DataError, also for a row group above `MAX_ROW_GROUP` bytes or a column of it above `MAX_VALUES` values.
+    """
     parquet, lib = (load(f"pyarrow.{module}", str(path), "parquet") for module in ("parquet", "lib"))
     number = 0
     try:
         with parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=4096):
-                for row in batch.to_pylist():
-                    yield f"{path}, record {number}", row
+            _check_row_groups(path, file.metadata)
+            leaves = [file.schema.column(i) for i in range(len(file.schema))]
+        texts = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
+        with parquet.ParquetFile(path, read_dictionary=texts) as file:
+            for batch in file.iter_batches(batch_size=BATCH_ROWS):
+                for values in zip(*batch.columns, strict=True):
+                    place = f"{path}, record {number}"
+                    try:
+                        yield place, {n: _python(value) for n, value in zip(batch.schema.names, values, strict=True)}
+                    except (ValueError, OverflowError) as error:
+                        yield place, DataError(f"{place}: a value cannot be read ({error})")
                     number += 1
-    except (ValueError, OSError, lib.ArrowException) as error:
+    except (ValueError, OSError, OverflowError, lib.ArrowException) as error:
         raise DataError(f"{path}, record {number}: invalid parquet file ({error})") from error
+
+
+def _check_row_groups(path: Path, metadata: Any) -> None:
+    """Raise DataError when a row group is too large to be read."""
+    for group in range(metadata.num_row_groups):
+        about = metadata.row_group(group)
+        columns = [about.column(i) for i in range(about.num_columns)]
+        for found, limit, what in (
+            (sum(column.total_uncompressed_size for column in columns), MAX_ROW_GROUP, "bytes uncompressed"),
+            (max((column.num_values for column in columns), default=0), MAX_VALUES, "values in a column"),
+        ):
+            if found > limit:
+                raise DataError(
+                    f"{path}: row group {group} has {found:,} {what}; at most {limit:,} are read; write the file with "
+                    "smaller row groups (row_group_size=)"
+                )
+
+
+def _python(value: Any) -> Any:
+    """An Arrow value as a Python object; a point in time that Python has none for, as text."""
+    try:
+        return value.as_py()
+    except (ValueError, OverflowError):
+        if re.search("timestamp|date|time|duration", str(value.type)):
+            return f"<{value.type}>"
+        raise
 
 
 READERS = {".csv": read_csv, ".parquet": read_parquet}

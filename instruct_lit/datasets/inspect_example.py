@@ -59,7 +59,7 @@ def print_example(
     _heading(console, "record")
     for name, value in example.as_record().items():
         if value != "":
-            console.print(Text(f"{name}: ", style="bold") + Text(printable(str(value))))
+            console.print(Text(f"{printable(name)}: ", style="bold") + Text(printable(str(value))))
     _heading(console, "rendered text", "dim: masked, green: supervised" if console.color_system else "⟦supervised⟧")
     console.print(rendered(encoded.ids, supervised, tokenizer, bool(console.color_system)))
     n_supervised = int(supervised[1:].sum())

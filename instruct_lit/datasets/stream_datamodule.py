@@ -17,6 +17,7 @@ from instruct_lit.core.data.encode import EncodedStore, Encoder
 from instruct_lit.core.data.example import Example
 from instruct_lit.core.data.records import FileSource, ReadingNotes
 from instruct_lit.core.data.settings import Source
+from instruct_lit.datasets.stream_hub_source import sampled_digest
 from instruct_lit.datasets.stream_reader import HELD_OUT_EPOCH, ExampleStream, StreamLoader, prompt_digest
 from instruct_lit.errors import ConfigError
 
@@ -30,7 +31,8 @@ class HeldOut:
         self.name, self.examples, self.facts = name, examples, facts
 
     def fingerprint(self) -> str:
-        return hashlib.sha256(self.facts.encode()).hexdigest()[:16]
+        content = b"".join(example.digest for example in self.examples)
+        return hashlib.sha256(self.facts.encode() + content).hexdigest()[:16]
 
     def __iter__(self) -> Iterator[Example]:
         return iter(self.examples)
@@ -54,11 +56,11 @@ class Head:
 
 
 def quick_fingerprint(source: FileSource) -> str:
-    """The fingerprint of a source too large to be read for it: of files, their names and sizes instead of contents."""
+    """The fingerprint of a source too large to be read for it: of files, names, sizes and samples of the contents."""
     if not source.paths:
         return source.fingerprint()
     facts = [f"{source.columns} {source.on_bad_record} {source.format}"]
-    facts += [f"{path.name} {path.stat().st_size}" for path in source.shards()]
+    facts += [f"{path.name} {sampled_digest(path)}" for path in source.shards()]
     return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:16]
 
 
@@ -137,6 +139,11 @@ class StreamedData(InstructionData):
         """The number of validation and test examples, and what this process has read of the stream so far."""
         read = self._stream_loader.counts if self._stream_loader is not None else {}
         return {f"n_{name}": len(self.examples_of(name)[1]) for name in ("val", "test")} | read
+
+    @property
+    def notes(self) -> list[str]:
+        """The notes of what this process has read of the stream, and of separate files."""
+        return [*self.source.notes.lines(), *super().notes]
 
     def _stream(self) -> ExampleStream:
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)

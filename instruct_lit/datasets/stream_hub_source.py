@@ -5,12 +5,26 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from instruct_lit.core.data.example import Format
 from instruct_lit.core.data.records import FileSource, OnBadRecord
 from instruct_lit.core.optional_imports import load, need
 from instruct_lit.errors import DownloadError
+
+N_SAMPLES, SAMPLE = 16, 1 << 16  # pieces of a file, and their bytes, that `sampled_digest` reads
+
+
+def sampled_digest(path: Path) -> str:
+    """A hash of a file's size and of pieces spread evenly over it: the whole of a file of up to a mebibyte."""
+    size = path.stat().st_size
+    digest = hashlib.sha256(str(size).encode())
+    with path.open("rb") as file:
+        for place in range(0, max(size, 1), max(SAMPLE, -(-size // N_SAMPLES))):
+            file.seek(place)
+            digest.update(file.read(SAMPLE))
+    return digest.hexdigest()
 
 
 class StreamingHubSource(FileSource):
@@ -35,12 +49,28 @@ class StreamingHubSource(FileSource):
         self.repo, self.revision, self.subset, self.split = repo, revision, subset, split
 
     @cached_property
+    def commit(self) -> str:
+        """The commit of the data set on the hub that `revision` names now; of a local folder, a hash of its files."""
+        folder = Path(self.repo).expanduser()
+        if folder.is_dir():
+            files = sorted(path for path in folder.rglob("*") if path.is_file())
+            facts = [f"{path.relative_to(folder)} {sampled_digest(path)}" for path in files]
+            return hashlib.sha256("\n".join(facts).encode()).hexdigest()
+        from huggingface_hub import HfApi
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+        try:
+            return str(HfApi().dataset_info(self.repo, revision=self.revision).sha)
+        except (HfHubHTTPError, HFValidationError, OSError) as error:
+            reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+            raise DownloadError(f"data set {self.repo}, split {self.split}: cannot be opened ({reason})") from error
+
+    @cached_property
     def _data(self) -> Any:
         datasets = load("datasets", "data.source", "streaming")
+        revision = None if Path(self.repo).expanduser().is_dir() else self.commit
         try:
-            return datasets.load_dataset(
-                self.repo, self.subset, split=self.split, revision=self.revision, streaming=True
-            )
+            return datasets.load_dataset(self.repo, self.subset, split=self.split, revision=revision, streaming=True)
         except Exception as error:
             raise DownloadError(
                 f"data set {self.repo}, split {self.split}: cannot be opened ({type(error).__name__}: {error})"
@@ -66,6 +96,6 @@ class StreamingHubSource(FileSource):
             number += 1
 
     def fingerprint(self) -> str:
-        """A hash of how the data set is named and read; with `revision` it identifies the content."""
-        facts = (self.repo, self.revision, self.subset, self.split, self.columns, self.on_bad_record, self.format)
+        """A hash of the commit and of how the data set is read."""
+        facts = (self.repo, self.commit, self.subset, self.split, self.columns, self.on_bad_record, self.format)
         return hashlib.sha256(str(facts).encode()).hexdigest()[:16]

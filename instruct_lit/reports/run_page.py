@@ -70,6 +70,7 @@ def write_report(run_dir: Path, differences: Sequence[tuple[str, Any, Any]], ove
             families.setdefault(row["family"], []).append(row["right"])
     metrics = _metrics(run_dir)
     results_first = sorted(metrics.items(), key=lambda item: not item[0].startswith(("val/", "test/")))
+    notes = run_dir / "data_notes.json"
     has_history = (run_dir / "history.jsonl").is_file()
     write_page(
         run_dir / "report.html",
@@ -83,6 +84,7 @@ def write_report(run_dir: Path, differences: Sequence[tuple[str, Any, Any]], ove
         rows=sorted(rows, key=lambda row: (row["right"], row["token_f1"]))[:MAX_ROWS],
         n_rows=len(rows),
         families={name: (sum(right), len(right)) for name, right in sorted(families.items())},
+        data_notes=json.loads(notes.read_text(encoding="utf-8")) if notes.is_file() else [],
         differences=differences,
         plot=plots.svg(_loss_curves(run_dir), "loss curves") if has_history else None,
     )

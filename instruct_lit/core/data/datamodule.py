@@ -53,7 +53,9 @@ class InstructionData(LightningDataModule):
         )  # fmt: skip
         self.split_spec = splits.spec
         if not isinstance(splits.spec, str):  # what comes from separate files is not split off
-            self.split_spec = {name: (0 if name in splits.files else share) for name, share in splits.spec.items()}
+            covers_all = abs(sum(splits.spec.values()) - 1) < 1e-9  # then train takes what the others leave
+            kept = {name: share for name, share in splits.spec.items() if not (covers_all and name == "train")}
+            self.split_spec = {name: (0 if name in splits.files else share) for name, share in kept.items()}
         self.stores: dict[str, EncodedStore] = {}
         self.split_counts: dict[str, int] = {}
         self._train_loader: ResumableLoader | None = None
@@ -101,6 +103,11 @@ class InstructionData(LightningDataModule):
             )
             lost["n_unused"] = len(self.stores["main"]) - known - sum(len(getattr(self.split, name)) for name in NAMES)
         return left | {name: n for name, n in lost.items() if n and name != "n_encoded"}
+
+    @property
+    def notes(self) -> list[str]:
+        """What was skipped and what no one reads in the data, in lines for a person."""
+        return [line for store in self.stores.values() for line in store.notes.lines()]
 
     def loader_names(self, split: str) -> list[str]:
         """The names of the loaders of a split; empty when there is a single one for all of it."""

@@ -16,6 +16,8 @@ from instruct_lit.errors import DataError, printable
 
 OnBadRecord = Literal["error", "skip"]
 MAX_REASONS, MAX_PLACES = 20, 3  # that are remembered of bad records, and of each reason
+MANY_BAD = 0.1  # share of bad records from which they are a warning
+_NO_RECORDS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")  # of a saved data set
 _CHUNK = 1 << 20
 _SPACE = re.compile(r"[ \t\r\n]*")
 _UNREADABLE = (ValueError, RecursionError)  # valid JSON beyond Python's limits: thousands of digits or of brackets
@@ -121,7 +123,8 @@ class ReadingNotes:
     def lines(self) -> list[str]:
         """The notes for a person: one line for each reason, and one for the unread fields."""
         n_bad, n = sum(self.n_bad.values()), max(1, self.n_records)
-        found = [f"{n_bad:,} of {n:,} records ({n_bad / n:.1%}) are bad and were skipped:"] if n_bad else []
+        warning = "warning: " if n_bad > MANY_BAD * n else ""
+        found = [f"{warning}{n_bad:,} of {n:,} records ({n_bad / n:.1%}) are bad and were skipped:"] if n_bad else []
         for reason, n_records in sorted(self.n_bad.items(), key=lambda item: -item[1]):
             found.append(f"  {n_records:,} × {reason[:150]}; first: {', '.join(self.places[reason])}")
         if self.unread_fields:
@@ -180,7 +183,9 @@ class FileSource:
         files: list[Path] = []
         for path in self.paths:
             if path.is_dir():
-                inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in READERS and p.is_file())
+                names = (p for p in path.rglob("*") if p.suffix.lower() in READERS and p.name not in _NO_RECORDS)
+                visible = (p for p in names if not any(x[0] == "." for x in p.relative_to(path).parts))
+                inside = sorted(p for p in visible if p.is_file())
                 if not inside:
                     raise DataError(f"data.path={path}: no file ending in {', '.join(READERS)} in this folder")
                 files += inside

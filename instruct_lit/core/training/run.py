@@ -173,7 +173,9 @@ class Run:
         self.metrics |= data.counts
         self.about["data"] = {**settings.data_facts, "fingerprint": data.fingerprint}
         counts = ", ".join(f"{n} {name[2:]}" for name, n in data.counts.items())
-        print(f"data {settings.data_facts.get('name', '')}: {counts}", flush=True)
+        print("\n  ".join([f"data {settings.data_facts.get('name', '')}: {counts}", *data.notes]), flush=True)
+        if trainer.is_global_zero:
+            (self.run_dir / "data_notes.json").write_text(json.dumps(data.notes, indent=2) + "\n")
         for hook in self.hooks:
             hook.on_prepared(self)
         return checkpoint

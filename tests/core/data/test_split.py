@@ -72,6 +72,7 @@ def test_one_is_a_count_zero_is_allowed_and_what_is_not_named_is_empty() -> None
 
     assert lengths(9, train=1, val=1, test=1) == (1, 1, 1)
     assert lengths(9, val=2.0, test=0) == (7, 2, 0)
+    assert lengths(60, train=1.0) == (60, 0, 0) and lengths(60, train=1) == (1, 0, 0)  # a fraction, and a count
     assert lengths(9, test=3) == (6, 0, 3) and lengths(9, train=7, test=2) == (7, 0, 2)
     assert lengths(103, train=0.5, val=0.25) == (51, 25, 0)  # no whole: train takes no remainder
 

@@ -150,6 +150,22 @@ def test_a_split_of_its_own_file(tmp_path: Path, tokenizer: GPT2Tokenizer) -> No
     assert store.example(int(indices[0])).instruction == "i"
 
 
+@pytest.mark.parametrize("split", [{"train": 1.0}, {"train": 0.85, "val": 0.05, "test": 0.1}, {"val": 3}])
+def test_what_separate_files_hold_is_not_taken_from_training(
+    tmp_path: Path, tokenizer: GPT2Tokenizer, split: dict[str, float]
+) -> None:
+    for name in ("val", "test"):
+        (tmp_path / f"{name}.json").write_text(json.dumps([{"instruction": name, "output": "o"}]))
+    files = {f"{name}_source": FileSource(str(tmp_path / f"{name}.json"), name=name) for name in ("val", "test")}
+    data = data_module(tmp_path, tokenizer, split=split, **files)
+    assert len(data.split.train) == 61 and data.counts == {"n_train": 61, "n_val": 1, "n_test": 1}
+
+
+def test_examples_of_no_part_are_counted(tmp_path: Path, tokenizer: GPT2Tokenizer) -> None:
+    data = data_module(tmp_path, tokenizer, split={"train": 1, "val": 10, "test": 10})
+    assert data.counts == {"n_train": 1, "n_val": 10, "n_test": 10, "n_unused": 40}
+
+
 def test_the_fingerprint_changes_with_what_changes_the_tokens(tmp_path: Path, tokenizer: GPT2Tokenizer) -> None:
     one = data_module(tmp_path, tokenizer).fingerprint
     assert data_module(tmp_path, tokenizer).fingerprint == one

@@ -1,0 +1,76 @@
+"""CSV and parquet: every cell and every row is read or refused, in bounded memory."""
+
+import datetime
+import tracemalloc
+from pathlib import Path
+
+import pytest
+
+from instruct_lit.core.data.records import FileSource, read_records
+from instruct_lit.errors import DataError
+
+
+def csv_of(path: Path, text: str) -> Path:
+    file = path / "r.csv"
+    file.write_text(text, encoding="utf-8")
+    return file
+
+
+@pytest.mark.parametrize(
+    ("row", "n"), [("Name three colours,,Red, green, and blue", 5), ("Name a colour,", 2), ("alone", 1)]
+)
+def test_a_row_with_another_number_of_cells_than_the_header_is_a_bad_record(tmp_path: Path, row: str, n: int) -> None:
+    file = csv_of(tmp_path, f'instruction,input,output\na,,b\n{row}\n\n"c, d",,"e\nf"\n')
+    (_, one), (place, bad), (_, last) = read_records(file)
+    assert one == {"instruction": "a", "input": "", "output": "b"} and last["output"] == "e\nf"
+    assert place == f"{file}, record 2" and isinstance(bad, DataError)
+    assert f"record 2 (line 3): {n} cells, but the header has 3 (instruction, input, output)" in str(bad)
+    with pytest.raises(DataError, match="put a text that contains a comma in double quotes"):
+        list(FileSource(str(file)))
+
+
+def test_a_header_that_names_a_column_twice_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="the header has 'output' more than once; rename a column"):
+        list(read_records(csv_of(tmp_path, "instruction,output,output\na,b,c\n")))
+
+
+def test_a_timestamp_that_python_has_no_type_for_is_no_obstacle(tmp_path: Path) -> None:
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    far = pa.array([253402300800000000 * 2, None], pa.timestamp("us"))  # beyond the year 9999
+    near = pa.array([datetime.datetime(2026, 1, 2), None], pa.timestamp("us"))
+    table = pa.table({
+        "instruction": ["a", "b"], "output": ["c", "d"], "far": far, "near": near,
+        "nested": pa.StructArray.from_arrays([far], ["when"]),
+    })  # fmt: skip
+    pq.write_table(table, tmp_path / "r.parquet")
+    one, two = FileSource(str(tmp_path / "r.parquet"))
+    assert (one.instruction, one.output, two.instruction) == ("a", "c", "b")
+    assert one.extra["far"] == "<timestamp[us]>" and one.extra["near"] == datetime.datetime(2026, 1, 2)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_small_parquet_of_gigabytes_is_read_in_bounded_memory(tmp_path: Path, nested: bool) -> None:
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    texts = pa.array(["x" * 1_000_000, "user", "y", "assistant"])
+    first = pa.DictionaryArray.from_arrays(pa.array([0, 2] * 2000, pa.int32()), texts)
+    if nested:
+        roles = pa.DictionaryArray.from_arrays(pa.array([1, 3] * 2000, pa.int32()), texts)
+        turns = pa.StructArray.from_arrays([roles, first], ["role", "content"])
+        table = pa.table({"messages": pa.ListArray.from_arrays(pa.array(range(0, 4001, 2), pa.int32()), turns)})
+    else:
+        table = pa.table({"instruction": first, "output": first})
+    pq.write_table(table, tmp_path / "r.parquet", store_schema=False, compression="zstd")
+    assert (tmp_path / "r.parquet").stat().st_size < 20_000
+    tracemalloc.start()
+    n = sum(1 for _ in FileSource(str(tmp_path / "r.parquet")))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert n == (2000 if nested else 4000) and peak < 30e6 and pa.total_allocated_bytes() < 200e6
+
+
+def test_a_row_group_above_the_limit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    pq.write_table(pa.table({"instruction": ["a", "b"], "output": ["c", "d"]}), tmp_path / "r.parquet")
+    monkeypatch.setattr("instruct_lit.datasets.file_formats.MAX_ROW_GROUP", 10)
+    with pytest.raises(DataError, match=r"row group 0 has \d+ bytes uncompressed; at most 10 are read; write the file"):
+        list(read_records(tmp_path / "r.parquet"))
