@@ -98,16 +98,17 @@ class InstructionData(LightningDataModule):
         left = {f"n_{name}": len(self.examples_of(name)[1]) for name in NAMES}
         lost = {**self.stores["main"].counts, **self.split_counts}
         if self.stored_parts == NAMES:
-            known = sum(
-                n for name, n in self.split_counts.items() if name.startswith(("n_left_out_of", "n_duplicates"))
-            )
-            lost["n_unused"] = len(self.stores["main"]) - known - sum(len(getattr(self.split, name)) for name in NAMES)
+            found = {
+                name: n for name, n in self.split_counts.items() if name.startswith(("n_left_out", "n_duplicates"))
+            }
+            n_split = sum(len(getattr(self.split, name)) for name in NAMES)
+            lost["n_unused"] = max(0, len(self.stores["main"]) - n_split - sum(found.values()))
         return left | {name: n for name, n in lost.items() if n and name != "n_encoded"}
 
     @property
     def notes(self) -> list[str]:
         """What was skipped and what no one reads in the data, in lines for a person."""
-        return [line for store in self.stores.values() for line in store.notes.lines()]
+        return list(dict.fromkeys(line for store in self.stores.values() for line in store.notes.lines()))
 
     def loader_names(self, split: str) -> list[str]:
         """The names of the loaders of a split; empty when there is a single one for all of it."""

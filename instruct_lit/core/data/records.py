@@ -139,6 +139,9 @@ class FileSource:
     can be read separately: a subclass replaces `shards`, `records` and `fingerprint`.
     """
 
+    # Place and content of every record of a shard; the content may be a DataError.
+    records: Callable[[Any], Iterable[tuple[str, Any]]] = staticmethod(read_records)
+
     def __init__(
         self,
         path: str | Sequence[str],
@@ -151,10 +154,6 @@ class FileSource:
         self.name, self.on_bad_record, self.format = name, on_bad_record, format
         self.columns = dict(columns) if columns else None
         self.notes: ReadingNotes = ReadingNotes()
-
-    def records(self, shard: Any) -> Iterable[tuple[str, Any]]:
-        """Place and content of every record of a shard; the content may be a DataError."""
-        return read_records(shard)
 
     def read(self, shard: Any) -> Iterator[Example | None]:
         """The examples of one shard; None for a bad record that is skipped."""

@@ -47,4 +47,4 @@ def test_a_record_becomes_a_batch_in_few_files_and_functions(tmp_path: Path, tok
         threading.setprofile(None)
     assert len(batch.example_ids) == 8
     assert len({file for file, _ in called}) <= 9, sorted({file for file, _ in called})
-    assert len(called) <= 52, "\n".join(q for _, q in sorted(called))
+    assert len(called) <= 54, "\n".join(q for _, q in sorted(called))
