@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,9 +14,6 @@ from instruct_lit.errors import ConfigError
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-# Overrides that lead to code: a run folder may come from a stranger, so they are used only where they are repeated.
-CODE = re.compile(r"_target_|trust_remote_code=(?!false)|data\.filters.*function")
-
 
 def reproduce(config: DictConfig) -> float:
     """Train again with the run's own overrides, report the differences, and return the largest relative one."""
@@ -26,10 +22,10 @@ def reproduce(config: DictConfig) -> float:
     from instruct_lit.config.provenance import differing, read_provenance
     from instruct_lit.reports.reproduction import compare_runs
 
-    run = check_reproduce(config)
+    run, saved = check_reproduce(config)
     out_dir = Path(HydraConfig.get().runtime.output_dir)
     rerun = out_dir / "run"
-    overrides = [*saved_overrides(run), *config.changes, f"hydra.run.dir={rerun}"]
+    overrides = [*saved, *config.changes, "hydra.mode=RUN", f"hydra.run.dir='{rerun}'"]
     status = subprocess.run([sys.executable, "-m", "instruct_lit.train", *overrides]).returncode
     if status:
         raise ConfigError(f"run={config.run}: the rerun exited with status {status}; see its message above")
@@ -42,9 +38,10 @@ def reproduce(config: DictConfig) -> float:
     return found.worst
 
 
-def check_reproduce(config: DictConfig) -> Path:
-    """The folder of the finished run. Raises ConfigError for a configuration that cannot be run."""
+def check_reproduce(config: DictConfig) -> tuple[Path, list[str]]:
+    """The folder of the finished run, and its overrides. Raises ConfigError for a configuration that cannot be run."""
     from instruct_lit.config.provenance import read_provenance
+    from instruct_lit.config.saved_overrides import FILE, saved_overrides
 
     if config.run is None:
         raise ConfigError("run: not given; run=<folder of a finished run>")
@@ -54,25 +51,10 @@ def check_reproduce(config: DictConfig) -> Path:
     if not run.is_dir():
         raise ConfigError(f"run={config.run}: no such folder")
     read_provenance(run)
-    for name in ("metrics.json", ".hydra/overrides.yaml"):
+    for name in ("metrics.json", FILE):
         if not (run / name).is_file():
             raise ConfigError(f"run={config.run}: no {name}, the run has not finished; resume it, or give another run")
-    for override in saved_overrides(run):
-        if CODE.search(override) and override not in config.changes:
-            raise ConfigError(
-                f"run={config.run}: was started with {override}, and code named by a run folder is not executed; if "
-                f"you trust it, add 'changes=[\"{override}\"]'"
-            )
-    return run
-
-
-def saved_overrides(run: Path) -> list[str]:
-    """The overrides that a run was started with, without Hydra's own."""
-    from omegaconf import OmegaConf
-
-    saved = OmegaConf.to_container(OmegaConf.load(run / ".hydra/overrides.yaml"))
-    assert isinstance(saved, list), "Hydra writes a list"
-    return [str(override) for override in saved]
+    return run, saved_overrides(run, config.changes)
 
 
 def main() -> None:

@@ -9,21 +9,76 @@ from instruct_lit.errors import ConfigError
 from instruct_lit.reproduce import check_reproduce
 
 
+def finished_run(folder: Path, *overrides: str) -> Path:
+    (folder / ".hydra").mkdir()
+    for name in ("provenance.json", "metrics.json"):
+        (folder / name).write_text("{}")
+    (folder / ".hydra" / "overrides.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(["seed=1", *overrides])))
+    return folder
+
+
 @pytest.mark.parametrize(
-    "override",
+    ("override", "reason"),
     [
-        "model.trust_remote_code=true",
-        "optimizer._target_=instruct_lit.suites.execution.passes",
-        "data.filters={function: {path: evil.py}}",
-        "+data.filters.function.path=evil.py",
+        ("model.trust_remote_code=true", "runs code of a repository"),
+        ("model={path:evil,trust_remote_code:true}", "runs code of a repository"),
+        ("++model.trust_remote_code=1", "runs code of a repository"),
+        ("optimizer._target_=instruct_lit.suites.execution.passes", "names a constructor"),
+        ("+callbacks.mine={_target_:os.system,command:x}", "names a constructor"),
+        ("+trainer.plugins=[{_target_:os.system}]", "names a constructor"),
+        ("data.source._target_=instruct_lit.data.hf_tokenizer.load_tokenizer", "names a constructor"),
+        ("data.filters={function: {path: evil.py}}", "runs a Python file"),
+        ("data={filters:{function:{path:evil.py}}}", "runs a Python file"),
+        ("+data.filters.function.path=evil.py", "runs a Python file"),
+        ("--config-dir=evil", "is an option of the command line"),
+        ("-m", "is an option of the command line"),
+        ("--experimental-rerun=evil.pickle", "is an option of the command line"),
+        ("hydra.searchpath=[file://evil]", "changes Hydra itself"),
+        ("+hydra.callbacks.mine._target_=os.system", "changes Hydra itself"),
+        ("hydra={job_logging:{root:{}}}", "changes Hydra itself"),
+        ("hydra/job_logging=default", "changes Hydra itself"),
+        ("+callbacks@hydra.callbacks=default", "changes Hydra itself"),
+        ("experiment=../../evil", "names a configuration outside of this program's"),
+        ("data=[files,../../../evil]", "names a configuration outside of this program's"),
+        ("+evil/../../x=y", "is not an override|names a configuration outside"),
+        ("data.path=${oc.env:HOME}", "is an interpolation"),
+        ("data.filters=${oc.decode:'{function:{path:evil.py}}'}", "is an interpolation"),
+        ("seed=1,2", "is a sweep"),
+        ("no override", "is not an override"),
+        ("template.path=evil.jinja", "names a file"),
+        ("callbacks.best_checkpoint.dirpath=/root/.ssh", "names a folder to write to"),
     ],
 )
-def test_code_that_a_run_folder_names_is_not_run(tmp_path: Path, override: str) -> None:
-    (tmp_path / ".hydra").mkdir()
-    for name in ("provenance.json", "metrics.json"):
-        (tmp_path / name).write_text("{}")
-    (tmp_path / ".hydra" / "overrides.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(["seed=1", override])))
-    config = {"run": str(tmp_path), "tolerance": 0.1, "changes": []}
-    with pytest.raises(ConfigError, match="code named by a run folder is not executed; if you trust it, add 'changes="):
+def test_code_that_a_run_folder_names_is_not_run(tmp_path: Path, override: str, reason: str) -> None:
+    run = finished_run(tmp_path, override)
+    config = {"run": str(run), "tolerance": 0.1, "changes": []}
+    with pytest.raises(
+        ConfigError, match=rf"an override that ({reason}) is not used from a run folder; if you trust it, add 'changes="
+    ):
         check_reproduce(OmegaConf.create(config))
-    assert check_reproduce(OmegaConf.create({**config, "changes": [override]})) == tmp_path.resolve()
+    trusted = OmegaConf.create({**config, "changes": [override.replace("${", "\\${")]})
+    assert check_reproduce(trusted) == (run.resolve(), ["seed=1", override])
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["model=gpt2", "model.pretrained=false", "data.split={train:40,val:10,test:10}", "template=chatml"],
+        ["experiment=overfit_demo", "sweep=optuna", "optimizer=muon", "~callbacks.best_checkpoint", "trainer=ddp_cpu"],
+        ["data=files", "data.path=[a.jsonl,b.csv]", "data.filters={length:{}}", "model.trust_remote_code=false"],
+    ],
+)
+def test_harmless_overrides_are_used_again(tmp_path: Path, overrides: list[str]) -> None:
+    run = finished_run(tmp_path, *overrides)
+    found = check_reproduce(OmegaConf.create({"run": str(run), "tolerance": 0.1, "changes": []}))
+    assert found == (run.resolve(), ["seed=1", *overrides])
+
+
+@pytest.mark.parametrize("text", ["{}", "- [1]", "- 1", "a: &x b\nc: *x", "[" * 20_000])
+def test_a_damaged_file_of_overrides_is_refused(tmp_path: Path, text: str) -> None:
+    run = finished_run(tmp_path)
+    (run / ".hydra" / "overrides.yaml").write_text(text)
+    with pytest.raises(
+        ConfigError, match=f"{run}/.hydra/overrides.yaml: (not a list of overrides|cannot be read|has YAML)"
+    ):
+        check_reproduce(OmegaConf.create({"run": str(run), "tolerance": 0.1, "changes": []}))

@@ -28,6 +28,7 @@ from instruct_lit.config.model_builders import (
     shape_of,
     template_of,
 )
+from instruct_lit.config.run_folder import saved_group
 from instruct_lit.config.satellites import has_satellite
 from instruct_lit.config.targets import plain, target_of, without
 from instruct_lit.core.data.template import CHAT
@@ -131,13 +132,9 @@ def base_of_run(config: DictConfig, opened: OpenedModel) -> CausalLM | None:
 
     Code that comes with it is not run, whatever the folder says: it may be a stranger's.
     """
-    saved = opened.directory.parent / "config.yaml"
-    if not opened.about or not saved.is_file():
+    model = saved_group(opened.directory.parent, "model", config.paths.cache) if opened.about else None
+    if model is None or not model.pretrained:
         return None
-    model = OmegaConf.load(saved).model
-    if not model.pretrained:
-        return None
-    model.trust_remote_code = False
     try:
         return model_of(OmegaConf.create({"model": model, "seed": 0, "paths": config.paths}))
     except InstructLitError as error:

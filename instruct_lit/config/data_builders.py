@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from instruct_lit.config.compose import CONF
 from instruct_lit.config.model_builders import install_satellites
+from instruct_lit.config.run_folder import saved_group
 from instruct_lit.config.targets import build, plain
 from instruct_lit.errors import ConfigError
 
@@ -27,14 +28,6 @@ if TYPE_CHECKING:
 NO_DATA = "run={run}: not in a run folder, so give the data (data=files data.path=…, data=book)"
 SET_KEYS = ("data", "path", "columns", "format", "on_bad_record", "source")  # of one data set in data.sets
 SHARE_KEYS = ("weight", "repeats")
-SOURCE_MODULES = {  # where the sources are that a configuration names by `_target_`
-    "FileSource": "instruct_lit.core.data.records",
-    "UrlSource": "instruct_lit.datasets.remote_sources",
-    "HubSource": "instruct_lit.datasets.remote_sources",
-    "StreamingHubSource": "instruct_lit.datasets.stream_hub_source",
-    "DemoSource": "instruct_lit.datasets.demo",
-    "PlainTextSource": "instruct_lit.datasets.plain_text",
-}
 
 
 def data_of(
@@ -183,8 +176,7 @@ def filters_of(node: DictConfig | None) -> FilterChain | None:
             raise ConfigError(f"{key}: allowed are {', '.join(FILTERS)}")
         if given is None:  # disabled
             continue
-        target = {"_target_": f"{FILTERS[name].__module__}.{FILTERS[name].__name__}", **plain(given)}
-        filters.append(build(target, key))
+        filters.append(construct(FILTERS[name], plain(given), key))
     return FilterChain(filters) if filters else None
 
 
@@ -193,10 +185,9 @@ def data_of_run(config: DictConfig, opened: OpenedModel) -> InstructionData:
 
     Raises ConfigError when there is neither.
     """
-    saved = opened.directory.parent / "config.yaml"  # in the bundle's run folder
     node = config.data
-    if node is None and opened.about and saved.is_file():
-        node = data_in(OmegaConf.load(saved), config.run)
+    if node is None and opened.about:
+        node = saved_group(opened.directory.parent, "data", config.paths.cache)
     if node is None:
         raise ConfigError(NO_DATA.format(run=config.run))
     settings = OmegaConf.create({"paths": config.paths, "batching": {}, "data": node})
@@ -217,14 +208,12 @@ def with_settings_of_run(config: DictConfig, given: Collection[str]) -> DictConf
     parts = {str(key): value for key, value in config.items()}
     if "template" not in given:
         parts["template"] = None  # the bundle has it
-    saved = bundle_of(config.run).parent / "config.yaml"
-    if not saved.is_file():
-        if "data" not in given:
+    folder = bundle_of(config.run).parent
+    for name in ("model", "data", "batching"):
+        saved = saved_group(folder, name, config.paths.cache) if name not in given else None
+        if name == "data" and saved is None and name not in given:
             raise ConfigError(NO_DATA.format(run=config.run))
-        return OmegaConf.create(parts)
-    of_run: Any = OmegaConf.load(saved)
-    of_run.data = data_in(of_run, config.run) if "data" not in given else None
-    parts |= {name: OmegaConf.select(of_run, name) for name in ("model", "data", "batching") if name not in given}
+        parts[name] = saved if saved is not None else parts[name]
     return OmegaConf.create(parts)
 
 
@@ -234,28 +223,3 @@ def layouts_for(data: DictConfig) -> dict[str, dict[str, Any]]:
     return {
         name: settings for name, settings in layouts.items() if data.pad_to is None or settings["layout"] == "padded"
     }
-
-
-def data_in(saved: Any, run: str) -> DictConfig | None:
-    """The data of a run's saved configuration, older runs' missing keys at their defaults; nothing in it is code."""
-    node = OmegaConf.select(saved, "data")
-    refuse_code(node, run)
-    if node is None:
-        return None
-    defaults = OmegaConf.to_container(OmegaConf.load(CONF / "data" / "base.yaml"), resolve=False)
-    data: dict[str, Any] = {**defaults, **plain(node)}  # type: ignore[dict-item]
-    source = data.get("source")
-    if isinstance(source, dict) and str(source.get("_target_")).startswith("instruct_lit."):
-        name = str(source["_target_"]).rpartition(".")[2]  # in an older run the module may be another one
-        data["source"] = {**source, "_target_": f"{SOURCE_MODULES.get(name, 'instruct_lit.datasets')}.{name}"}
-    return OmegaConf.create(data)
-
-
-def refuse_code(node: DictConfig | None, run: str) -> None:
-    """Raise ConfigError when a run folder's data name a user's function: no code that a folder names is executed."""
-    function = OmegaConf.select(node, "filters.function") if node is not None else None
-    if function is not None:
-        raise ConfigError(
-            f"run={run}: its data were filtered by {function.get('path')}, and code that a run folder names is never "
-            "executed; give data and filters on the command line (data=…, data.filters=…)"
-        )

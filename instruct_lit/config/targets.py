@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -23,7 +23,6 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "instruct_lit.datasets.remote_sources.UrlSource",
         "instruct_lit.datasets.stream_hub_source.StreamingHubSource",
     ),
-    "data": ("instruct_lit.datasets.filters.*",),  # data.filters.<name>
     "optimizer": (
         "instruct_lit.core.training.optimizer.adamw",
         "instruct_lit.accel.adamw.adamw",
@@ -51,7 +50,25 @@ ALLOWED: dict[str, tuple[str, ...]] = {
 def allowed_for(key: str) -> tuple[str, ...]:
     """The targets that a key may have."""
     first, last = key.split(".")[0], key.split(".")[-1]
-    return ALLOWED.get(last) or ALLOWED[first]
+    return ALLOWED.get(last) or ALLOWED.get(first, ())
+
+
+def is_listed(name: str, key: str) -> bool:
+    """Whether a target is on the list of a key; `target_of` also checks that a module's name is one of its classes."""
+    module, _, last = name.rpartition(".")
+    return name in allowed_for(key) or (f"{module}.*" in allowed_for(key) and not last.startswith("_"))
+
+
+def unlisted_targets(node: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Every `_target_` in plain values, at any depth, that is not on the list of its key: (key, target)."""
+    if isinstance(node, dict):
+        if "_target_" in node and not is_listed(str(node["_target_"]), key):
+            yield f"{key}._target_", str(node["_target_"])
+        for name, inner in node.items():
+            yield from unlisted_targets(inner, f"{key}.{name}" if key else str(name))
+    elif isinstance(node, list):
+        for inner in node:
+            yield from unlisted_targets(inner, key)
 
 
 def target_of(node: Any, key: str) -> Callable[..., Any]:
@@ -63,10 +80,8 @@ def target_of(node: Any, key: str) -> Callable[..., Any]:
     if not hasattr(node, "get"):
         raise ConfigError(f"{key}={node}: not a mapping; give one with a _target_")
     name, allowed = str(node.get("_target_")), allowed_for(key)
-    module, _, last = name.rpartition(".")
-    listed = name in allowed or (f"{module}.*" in allowed and not last.startswith("_"))
     refusal = f"{key}._target_={name}: not an allowed target; allowed are {', '.join(allowed)}"
-    if not listed:
+    if not is_listed(name, key):
         raise ConfigError(refusal)
     from hydra.utils import get_method
 
@@ -77,20 +92,28 @@ def target_of(node: Any, key: str) -> Callable[..., Any]:
     # A module exports functions and what it has imported too: only its library's own classes are meant.
     if name not in allowed and not (inspect.isclass(target) and target.__module__.startswith(name.split(".")[0])):
         raise ConfigError(refusal)
-    parameters = inspect.signature(target).parameters
+    check_arguments(target, name, {str(k): v for k, v in node.items() if k != "_target_"}, key)
+    return target
+
+
+def check_arguments(target: Callable[..., Any], name: str, arguments: Mapping[str, Any], key: str) -> None:
+    """Raise ConfigError for an unknown argument of `target`, and for a simple value of another type than it has.
+
+    Args:
+        name: of the target, in messages.
+    """
+    parameters, hints = inspect.signature(target).parameters, type_hints(target)
     open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
-    hints = type_hints(target)
-    for argument, value in node.items():
-        if str(argument).startswith("_"):
-            continue
+    for argument, value in arguments.items():
+        if argument.startswith("_"):  # _partial_, _args_, … of hydra.utils.instantiate
+            raise ConfigError(f"{key}.{argument}: not supported; allowed are the arguments of {name}")
         if argument not in parameters and not open_ended:
-            close = difflib.get_close_matches(str(argument), parameters, n=1)
+            close = difflib.get_close_matches(argument, parameters, n=1)
             hint = f"; did you mean {close[0]}?" if close else ""
             known = ", ".join(parameters)
             raise ConfigError(f"{key}.{argument}: {name} has no such argument{hint}\n  allowed: {known}")
         if argument in hints and not fits(value, hints[argument]):
             raise ConfigError(f"{key}.{argument}={value}: {name} wants {name_of(hints[argument])}")
-    return target
 
 
 def build(node: Any, key: str, *first: Any, **extra: Any) -> Any:
@@ -100,12 +123,25 @@ def build(node: Any, key: str, *first: Any, **extra: Any) -> Any:
     """
     target = target_of(node, key)
     arguments = {str(k): v for k, v in plain(node).items() if k != "_target_"}
+    return _called(target, key, *first, **arguments, **extra)
+
+
+def construct(target: Callable[..., Any], arguments: Any, key: str) -> Any:
+    """Build an object of a known constructor; ConfigError as `build` raises it."""
+    if not isinstance(arguments, Mapping):
+        raise ConfigError(f"{key}={arguments}: not a mapping of arguments; {{}} has all defaults")
+    arguments = {str(k): v for k, v in arguments.items()}
+    check_arguments(target, target.__name__, arguments, key)
+    return _called(target, key, **arguments)
+
+
+def _called(target: Callable[..., Any], key: str, *first: Any, **arguments: Any) -> Any:
     try:
-        return target(*first, **arguments, **extra)
+        return target(*first, **arguments)
     except InstructLitError:
         raise
     except Exception as error:
-        raise ConfigError(f"{key}: {node['_target_']} refuses its arguments: {error}") from error
+        raise ConfigError(f"{key}: {target.__name__} refuses its arguments: {error}") from error
 
 
 def plain(node: Any) -> Any:

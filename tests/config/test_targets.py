@@ -5,10 +5,8 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from instruct_lit.config.builders import base_of_run
 from instruct_lit.config.data_builders import data_of
 from instruct_lit.config.targets import build
-from instruct_lit.core.bundle import OpenedModel
 from instruct_lit.datasets.demo import DemoSource
 from instruct_lit.errors import ConfigError
 
@@ -77,11 +75,3 @@ def test_a_source_that_a_run_folder_names_is_one_of_the_data() -> None:
         match=r"data.source._target_=torch.hub.load: not an allowed target; allowed are instruct_lit.core.data.",
     ):
         data_of(config, None, None, 64)  # type: ignore[arg-type]
-
-
-def test_the_base_that_a_run_folder_names_brings_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = {"kind": "hf", "path": "evil", "pretrained": True, "trust_remote_code": True}
-    (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create({"model": model})))
-    monkeypatch.setattr("instruct_lit.config.builders.model_of", lambda config: config.model.trust_remote_code)
-    opened = OpenedModel(tmp_path / "bundle", None, None, None, {}, {"kind": "hf"})  # type: ignore[arg-type]
-    assert base_of_run(OmegaConf.create({"paths": {"cache": "c"}}), opened) is False

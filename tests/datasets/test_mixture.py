@@ -1,6 +1,5 @@
 """Several sets in one: numbering, shares, epochs, the split of each, and configurations."""
 
-import importlib
 import json
 from functools import partial
 from pathlib import Path
@@ -12,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from instruct_lit.config.data_builders import SOURCE_MODULES, data_in, filters_of, mixture_of, refuse_code, source_nodes
+from instruct_lit.config.data_builders import filters_of, mixture_of, source_nodes
 from instruct_lit.core.data.batching import BatchSampler, make_split
 from instruct_lit.core.data.records import FileSource
 from instruct_lit.core.data.template import Template
@@ -245,29 +244,3 @@ def test_filters_of_a_configuration() -> None:
     ):
         with pytest.raises(ConfigError, match=message):
             filters_of(OmegaConf.create(given_filters))
-
-
-def test_the_data_of_an_older_run_have_defaults_for_what_it_does_not_say() -> None:
-    saved = OmegaConf.create({"data": {"name": "old", "seed": 4, "batch_size": 3}})
-    found = data_in(saved, "r")
-    assert found is not None and (found.name, found.seed, found.batch_size) == ("old", 4, 3)
-    assert found.sets is None and found.streaming is False and found.keep_together == "same_prompt"
-    assert data_in(OmegaConf.create({}), "r") is None
-
-
-@pytest.mark.parametrize("name", SOURCE_MODULES)
-def test_a_source_of_an_older_run_is_found_where_it_is_now(name: str) -> None:
-    saved = OmegaConf.create({"data": {"source": {"_target_": f"instruct_lit.data.sources.{name}"}}})
-    found = data_in(saved, "r")
-    assert found is not None
-    assert getattr(importlib.import_module(SOURCE_MODULES[name]), name)
-    assert found.source._target_ == f"{SOURCE_MODULES[name]}.{name}"
-
-
-def test_code_that_a_run_folder_names_is_not_run() -> None:
-    node = OmegaConf.create({"filters": {"function": {"path": "evil.py"}}})
-    message = r"run=r: its data were filtered by evil.py, and code that a run folder names is never executed"
-    with pytest.raises(ConfigError, match=message):
-        refuse_code(node, "r")
-    refuse_code(OmegaConf.create({"filters": {"length": {}}}), "r")
-    refuse_code(OmegaConf.create({"name": "old"}), "r")

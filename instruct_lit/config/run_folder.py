@@ -1,0 +1,133 @@
+"""The configuration in a run folder, which may come from a stranger: it is read as plain values and judged before use.
+
+A run writes its config.yaml with every interpolation resolved. So nothing in it is resolved here: no environment
+variable is read, no resolver is called, and what leads to code or names a place to write is refused or replaced.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from instruct_lit.config.check_data import check_data
+from instruct_lit.config.compose import CONF, flat
+from instruct_lit.config.schema import BatchingConfig, DataConfig, ModelConfig, check_values
+from instruct_lit.errors import ConfigError
+
+MAX_BYTES = 10_000_000
+SCHEMAS = {"model": ModelConfig, "data": DataConfig, "batching": BatchingConfig}  # the groups that are read
+REMEDY = "give {group}=… on the command line"
+SOURCE_MODULES = {  # the modules of the sources, which in an older run may be others
+    "FileSource": "instruct_lit.core.data.records",
+    "UrlSource": "instruct_lit.datasets.remote_sources",
+    "HubSource": "instruct_lit.datasets.remote_sources",
+    "StreamingHubSource": "instruct_lit.datasets.stream_hub_source",
+    "DemoSource": "instruct_lit.datasets.demo",
+    "PlainTextSource": "instruct_lit.datasets.plain_text",
+}
+
+
+def read_plain(file: Path) -> Any:
+    """The values of a YAML file, its interpolations left as text.
+
+    Raises: ConfigError for a file that is not YAML, is too large, or has aliases, which can expand without bound.
+    """
+    try:
+        if file.stat().st_size > MAX_BYTES:
+            raise ConfigError(f"{file}: has more than {MAX_BYTES:,} bytes; a run's configuration is smaller")
+        text = file.read_text(encoding="utf-8")
+        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
+            raise ConfigError(f"{file}: has YAML aliases, which no run writes; write their values out")
+        return OmegaConf.to_container(OmegaConf.load(file), resolve=False)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError, OmegaConfBaseException) as error:
+        reason = " ".join(str(error).split())[:100]
+        raise ConfigError(f"{file}: cannot be read ({type(error).__name__}: {reason}); give another run") from error
+
+
+def plain_text(values: Any, key: str) -> str | None:
+    """The text at a dotted key of `read_plain`'s values; None for anything else, and for an interpolation."""
+    for name in key.split("."):
+        values = values.get(name) if isinstance(values, dict) else None
+    return values if isinstance(values, str) and "${" not in values else None
+
+
+def saved_group(folder: Path, name: str, cache: str) -> DictConfig | None:
+    """A group of a run folder's config.yaml, checked; None where the file or the group is missing.
+
+    Keys of another version of this program are left out, missing ones have their defaults.
+
+    Args:
+        folder: the run folder, in which the bundle is.
+        name: one of `SCHEMAS`.
+        cache: this command's cache folder, which replaces that of the run.
+
+    Raises: ConfigError.
+    """
+    file = folder / "config.yaml"
+    saved = read_plain(file) if file.is_file() else None
+    values = saved.get(name) if isinstance(saved, dict) else None
+    if values is None:
+        return None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{file}: {name}={values}: must be a mapping; {REMEDY.format(group=name)}")
+    for key, value in flat(values, name).items():
+        if "${" in str(value):
+            raise ConfigError(
+                f"{file}: {key}={value}: an interpolation in a run folder is never resolved; "
+                f"{REMEDY.format(group=name)}"
+            )
+    schema = SCHEMAS[name]
+    known = {field.name for field in dataclasses.fields(schema)}
+    values = {key: value for key, value in values.items() if key in known}
+    if name == "data":
+        base = OmegaConf.to_container(OmegaConf.load(CONF / "data" / "base.yaml"), resolve=False)
+        assert isinstance(base, dict)
+        values = {**base, "seed": 123, **_data_without_code(values, file, cache)}
+    if name == "model":
+        values["trust_remote_code"] = False  # the folder does not decide whether code of a model is trusted
+    try:
+        group = OmegaConf.merge(OmegaConf.structured(schema), values)
+    except OmegaConfBaseException as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"{file}: {name}: {reason}; {REMEDY.format(group=name)}") from error
+    assert isinstance(group, DictConfig)
+    if problems := check_values(group, f"{name}.") + (check_data(group) if name == "data" else []):
+        raise ConfigError(f"{file}: {problems[0]}; {REMEDY.format(group=name)}")
+    return group
+
+
+def _data_without_code(values: dict[str, Any], file: Path, cache: str) -> dict[str, Any]:
+    """The data group without what leads to code; the sources where this version has them, with this command's cache."""
+    filters = values.get("filters")
+    function = filters.get("function") if isinstance(filters, dict) else None
+    if function is not None:
+        path = function.get("path") if isinstance(function, dict) else function
+        raise ConfigError(
+            f"{file}: data.filters.function={path}: code that a run folder names is never executed; give data and "
+            "filters on the command line (data=…, data.filters=…)"
+        )
+    sets = values.get("sets")
+    values = {**values, "source": _own_source(values.get("source"), cache)}
+    if isinstance(sets, dict):
+        values["sets"] = {
+            key: {**given, "source": _own_source(given["source"], cache)}
+            if isinstance(given, dict) and "source" in given
+            else given
+            for key, given in sets.items()
+        }
+    return values
+
+
+def _own_source(source: Any, cache: str) -> Any:
+    if not isinstance(source, dict):
+        return source
+    target = str(source.get("_target_"))
+    if target.startswith("instruct_lit."):
+        name = target.rpartition(".")[2]
+        source = {**source, "_target_": f"{SOURCE_MODULES.get(name, 'instruct_lit.datasets')}.{name}"}
+    return {**source, "cache_dir": cache} if "cache_dir" in source else source

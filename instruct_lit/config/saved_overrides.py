@@ -1,0 +1,107 @@
+"""The overrides that a run was started with, judged before they are used again: a run folder may be a stranger's.
+
+What leads to code, changes Hydra itself, or names a place to write is used only where the user repeats it. The text of
+every override is judged, and then the configuration that they compose.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from instruct_lit.config.compose import CONF, composed
+from instruct_lit.config.run_folder import read_plain
+from instruct_lit.config.targets import unlisted_targets
+from instruct_lit.errors import ConfigError
+
+FILE = Path(".hydra") / "overrides.yaml"
+# What a key leads to, by its last part, unless its value is null or false.
+SWITCHES = {
+    "_target_": "names a constructor",
+    "trust_remote_code": "runs code of a repository",
+    "function": "runs a Python file",
+    "dirpath": "names a folder to write to",
+    "save_dir": "names a folder to write to",
+    "default_root_dir": "names a folder to write to",
+}
+TEMPLATE_FILE = "template.path"
+
+
+def saved_overrides(run: Path, changes: Collection[str] = ()) -> list[str]:
+    """The overrides in a run folder.
+
+    Args:
+        changes: overrides that the user gives; a saved one that is among them is trusted.
+
+    Raises: ConfigError for one that is refused, with the change that lets it pass.
+    """
+    saved = read_plain(run / FILE)
+    if not isinstance(saved, list) or not all(isinstance(override, str) for override in saved):
+        raise ConfigError(f"{run / FILE}: not a list of overrides; give another run")
+    judged = [override for override in saved if override not in changes]
+    for override in judged:
+        if reason := refusal(override):
+            raise ConfigError(
+                f"run={run}: an override that {reason} is not used from a run folder; if you trust it, add "
+                f"'changes=[\"{override}\"]'"
+            )
+    config = OmegaConf.to_container(composed("train", judged))
+    for key, value in _leaves(config):
+        if key.startswith("data.filters.function.") or (key == "model.trust_remote_code" and value):
+            raise ConfigError(f"run={run}: its overrides compose {key}={value}, which runs code; give another run")
+    for key, target in unlisted_targets(config):
+        raise ConfigError(f"run={run}: its overrides compose {key}={target}, which is not an allowed target")
+    return saved
+
+
+def refusal(override: str) -> str | None:
+    """Why an override in a run folder is not used again; None for a harmless one."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    if override.startswith("-"):
+        return "is an option of the command line"
+    if "${" in override:
+        return "is an interpolation"
+    try:
+        parsed = OverridesParser.create().parse_override(override)
+        value = None if parsed.is_delete() else parsed.value()
+    except HydraException:
+        return "is not an override"
+    key = parsed.key_or_group
+    if parsed.is_sweep_override():
+        return "is a sweep"
+    if any((place or "").split(".")[0].split("/")[0] == "hydra" for place in (key, parsed.package)):
+        return "changes Hydra itself"
+    if ".." in key or key.startswith("/") or not _are_own_choices(key, value):
+        return "names a configuration outside of this program's"
+    for name, inner in _leaves(value, key):
+        parts = name.split(".")
+        switch = next((SWITCHES[part] for part in parts if part in SWITCHES), None)
+        if inner not in (None, False) and (switch or name == TEMPLATE_FILE):
+            return switch or "names a file"
+    return None
+
+
+def _are_own_choices(key: str, value: Any) -> bool:
+    """Whether the value of a group, where `key` is one, is a mapping or choices among the files of `conf/`."""
+    folder = CONF / key
+    if not folder.is_dir() or value is None or isinstance(value, dict):
+        return True
+    options = {path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml")}
+    return all(str(choice) in options for choice in (value if isinstance(value, list) else [value]))
+
+
+def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value that is neither a mapping nor a list, with its dotted key; those of lists under the list's key."""
+    if isinstance(node, dict):
+        for key, inner in node.items():
+            yield from _leaves(inner, f"{prefix}.{key}" if prefix else str(key))
+    elif isinstance(node, list):
+        for inner in node:
+            yield from _leaves(inner, prefix)
+    else:
+        yield prefix, node
