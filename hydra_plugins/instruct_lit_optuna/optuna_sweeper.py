@@ -14,13 +14,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hydra.core.config_store import ConfigStore
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
+from instruct_lit.config.compat_hydra import IntervalSweep, Override, RangeSweep, launcher_of, parse_overrides
 from instruct_lit.core.optional_imports import load
 from instruct_lit.errors import ConfigError
 from instruct_lit.sweeps.compat_optuna import running_trial
@@ -70,14 +69,10 @@ class OptunaSweeper(Sweeper):
         self.n_startup_trials, self.n_warmup_steps = n_startup_trials, n_warmup_steps
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        from hydra.core.plugins import Plugins
-
         self.context: HydraContext = hydra_context
         self.settings: DictConfig = config
         self.hydra_context, self.config = hydra_context, config  # for `validate_batch_is_legal`
-        self.jobs: Launcher = Plugins.instance().instantiate_launcher(
-            hydra_context=hydra_context, task_function=task_function, config=config
-        )
+        self.jobs: Launcher = launcher_of(hydra_context, task_function, config)
 
     def _check(self) -> None:
         """Raise ConfigError for an invalid setting; from the constructor Hydra would wrap it."""
@@ -115,12 +110,11 @@ class OptunaSweeper(Sweeper):
 
     def _search_space(self, arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
         """The overrides that all trials share, and the distribution of each searched key."""
-        parser = OverridesParser.create(config_loader=self.context.config_loader)
-        given = parser.parse_overrides(arguments)
+        given = parse_overrides(arguments, self.context.config_loader)
         named = {override.get_key_element() for override in given}
         params = [f"{key}={value}" for key, value in self.params.items() if key not in named]
         fixed, space = [], {}
-        for override in [*given, *parser.parse_overrides(params)]:
+        for override in [*given, *parse_overrides(params, self.context.config_loader)]:
             if override.is_sweep_override():
                 space[override.get_key_element()] = distribution(override)
             else:

@@ -87,8 +87,10 @@ def composed(command: str, overrides: Sequence[str] = (), with_hydra: bool = Fal
     """
     from hydra import compose, initialize_config_dir
 
+    from instruct_lit.config.compat_hydra import beside_a_command
+
     register(command)
-    with initialize_config_dir(str(CONF), version_base="1.3"):
+    with beside_a_command(), initialize_config_dir(str(CONF), version_base="1.3"):
         return compose(command, list(overrides), return_hydra_config=with_hydra)
 
 

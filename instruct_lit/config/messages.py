@@ -144,11 +144,8 @@ def _nearest(parent: str, key: str, command: str) -> str:
 
 def known_keys(command: str) -> list[str]:
     """Every key of a command's default configuration, the groups before their keys."""
-    from hydra.core.global_hydra import GlobalHydra
-
     from instruct_lit.config.compose import composed
 
-    GlobalHydra.instance().clear()
     try:
         return list(_names(OmegaConf.to_container(composed(command))))
     except (HydraException, OmegaConfBaseException, ValueError):

@@ -59,15 +59,16 @@ def saved_overrides(run: Path, changes: Collection[str] = ()) -> list[str]:
 
 def refusal(override: str) -> str | None:
     """Why an override in a run folder is not used again; None for a harmless one."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
+
+    from instruct_lit.config.compat_hydra import parse_overrides
 
     if override.startswith("-"):
         return "is an option of the command line"
     if "${" in override:
         return "is an interpolation"
     try:
-        parsed = OverridesParser.create().parse_override(override)
+        (parsed,) = parse_overrides([override])
         value = None if parsed.is_delete() else parsed.value()
     except HydraException:
         return "is not an override"
