@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from instruct_lit.config.compose import CONF
 from instruct_lit.config.model_builders import install_satellites
 from instruct_lit.config.run_folder import saved_group
-from instruct_lit.config.targets import build, plain
+from instruct_lit.config.targets import build, construct, plain
 from instruct_lit.errors import ConfigError
 
 if TYPE_CHECKING:

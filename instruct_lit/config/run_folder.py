@@ -87,7 +87,7 @@ def saved_group(folder: Path, name: str, cache: str) -> DictConfig | None:
     if name == "data":
         base = OmegaConf.to_container(OmegaConf.load(CONF / "data" / "base.yaml"), resolve=False)
         assert isinstance(base, dict)
-        values = {**base, "seed": 123, **_data_without_code(values, file, cache)}
+        values = {**base, "name": "unnamed", "seed": 123, **_data_without_code(values, file, cache)}
     if name == "model":
         values["trust_remote_code"] = False  # the folder does not decide whether code of a model is trusted
     try:

@@ -108,7 +108,9 @@ def test_a_filter_of_a_run_folder_is_not_another_one(tmp_path: Path) -> None:
     (tmp_path / "evil.py").write_text("raise SystemExit('executed')")
     data = saved_group(folder(tmp_path, data={"filters": {"length": function}}), "data", "cache")
     assert data is not None
-    with pytest.raises(ConfigError, match="data.filters.length._target_: not supported; allowed are the arguments of Length"):
+    with pytest.raises(
+        ConfigError, match="data.filters.length._target_: not supported; allowed are the arguments of Length"
+    ):
         filters_of(data.filters)
 
 
