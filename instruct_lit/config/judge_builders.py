@@ -58,11 +58,6 @@ def check_judge(judge: Any, compares: bool) -> list[str]:
             problems.append(str(error))
     if judge.calibrate is not None and not Path(judge.calibrate).expanduser().is_file():
         problems.append(f"judge.calibrate={judge.calibrate}: no such file")
-    for key, least in {"n_asks": 1, "n_concurrent": 1, "max_tokens": 1, "n_retries": 0}.items():
-        if judge[key] < least:
-            problems.append(f"judge.{key}={judge[key]}: must be at least {least}")
-    if judge.timeout_s <= 0:
-        problems.append(f"judge.timeout_s={judge.timeout_s}: must be above 0")
     if judge.usd_per_million_tokens is not None and len(judge.usd_per_million_tokens) != 2:
         problems.append("judge.usd_per_million_tokens: give two prices, for prompt and reply tokens")
     if judge.name == "local" and judge.explain and judge.constrained:
