@@ -76,8 +76,8 @@ class EvaluatedModel:
         found = {i: old for i, request in enumerate(requests) if (old := self.cache.get(*request)) is not None}
         self._advance(len(found))
         fitted = list(map(self.fit, prompts, settings))
-        waiting = [i for i in range(len(prompts)) if i not in found]
-        waiting.sort(key=lambda i: fitted[i][0])  # common prefixes are prefilled together
+        # Sorted, so that common prefixes are prefilled together.
+        waiting = sorted((i for i in range(len(prompts)) if i not in found), key=lambda i: fitted[i][0])
         engine, by_number = Engine(self.model, self.tokenizer, self.max_rows), dict(enumerate(waiting))
 
         def keep(request: Any) -> None:

@@ -51,11 +51,9 @@ def harness_log(path: Path) -> Iterator[None]:
             root.setLevel(level)
 
 
-@contextlib.contextmanager
-def local_data(folder: Path | None) -> Iterator[None]:
+def local_data(folder: Path | None) -> contextlib.AbstractContextManager[None]:
     """Let `load_dataset("owner/name")` read `folder/owner/name` where it exists: `datasets` prefers a local path."""
-    with contextlib.chdir(folder) if folder is not None else contextlib.nullcontext():
-        yield
+    return contextlib.chdir(folder) if folder is not None else contextlib.nullcontext()
 
 
 class Tasks:
@@ -86,7 +84,7 @@ class Tasks:
                 if on_missing == "error" and data_dir is None:
                     break  # without a network every other task would time out too
         if self.missing and (on_missing == "error" or not self.tasks):
-            raise BenchmarkError(self._complaint())
+            raise BenchmarkError(self._message())
 
     def groups(self) -> dict[str, list[str]]:
         """The loaded tasks of each group of the suite."""
@@ -99,23 +97,22 @@ class Tasks:
             raise BenchmarkError(f"suite.tasks={name}: the harness has no such task in {list(self.suite.folders)}")
         return [leaf for member in found for leaf in self._leaves(member)] if found else [name]
 
-    def _complaint(self) -> str:
-        shown = "\n  ".join(f"{name}: {reason}" for name, reason in list(self.missing.items())[:5])
-        more = f"\n  and {len(self.missing) - 5} more" if len(self.missing) > 5 else ""
-        where = (
-            f"Put each data set under benchmark.data_dir={self.data_dir} as <owner>/<name>/"
-            if self.data_dir
-            else "Without a network, give benchmark.data_dir=<folder with <owner>/<name>/ as on the Hugging Face hub>"
+    def _message(self) -> str:
+        name, reason = next(iter(self.missing.items()))
+        more = f" and {len(self.missing) - 1} others" if len(self.missing) > 1 else ""
+        skip = f", or benchmark.on_missing=skip for the other {len(self.tasks)} tasks" if self.tasks else ""
+        place = f"={self.data_dir}/<owner>/<name>/" if self.data_dir else "=<folder with the hub's <owner>/<name>/>"
+        reason = reason if len(reason) < 120 else f"{reason[:120]}…"
+        return (
+            f"suite={self.suite.name}: cannot load the data of {name}{more} ({reason}); give benchmark.data_dir{place}"
+            f"{skip}"
         )
-        left = f", or run the {len(self.tasks)} others with benchmark.on_missing=skip" if self.tasks else ""
-        what = f"suite={self.suite.name}: the data of {len(self.missing)} tasks cannot be loaded"
-        return f"{what}\n  {shown}{more}\n  {where}{left}"
 
 
 def run_suite(tasks: Tasks, model: EvaluatedModel, request: RunRequest, leaks: Leaks | None = None) -> Report:
     """Run one model through the tasks of a suite; the harness's results and samples are written to `out_dir`.
 
-    With `leaks` the details hold each task's figure without the items that are in the training data.
+    With `leaks` the details hold each task's figure without the leaked items.
 
     Raises: BenchmarkError when a task has too few examples for the shots.
     """
@@ -123,7 +120,7 @@ def run_suite(tasks: Tasks, model: EvaluatedModel, request: RunRequest, leaks: L
 
     suite, out_dir = tasks.suite, request.out_dir
     _check_shots(tasks, request.n_shot)
-    start, cut_before = time.perf_counter(), model.n_cut
+    start, n_cut = time.perf_counter(), model.n_cut
     with local_data(tasks.data_dir):
         results = lm_eval.simple_evaluate(
             model=harness_model(model),
@@ -135,10 +132,7 @@ def run_suite(tasks: Tasks, model: EvaluatedModel, request: RunRequest, leaks: L
             fewshot_as_multiturn=False,
             confirm_run_unsafe_code=request.allow_code,
             bootstrap_iters=1000,
-            random_seed=SEED,
-            numpy_random_seed=SEED,
-            torch_random_seed=SEED,
-            fewshot_random_seed=SEED,
+            **dict.fromkeys(("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed"), SEED),
         )
     samples = results.pop("samples")
     out_dir.mkdir(parents=True, exist_ok=True)
@@ -147,48 +141,35 @@ def run_suite(tasks: Tasks, model: EvaluatedModel, request: RunRequest, leaks: L
         with (out_dir / f"samples_{name}.jsonl").open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(row, default=as_json, ensure_ascii=False) + "\n" for row in rows)
     figures = {name: figure_of(name, task, results) for name, task in tasks.tasks.items()}
-    details: dict[str, Any] = {
-        "seconds": round(time.perf_counter() - start, 1),
-        "n_prompts_cut": model.n_cut - cut_before,
-    }
+    details: dict[str, Any] = {"seconds": round(time.perf_counter() - start, 1), "n_prompts_cut": model.n_cut - n_cut}
     if leaks is not None:
         details["leaks"] = {
             name: figure_without(tasks.tasks[name], samples[name], figures[name].metric, found)
             for name, found in leaks.items()
         }
-    return Report(
-        run=model.run,
-        label=model.label,
-        template=model.mode,
-        score=mean_of(list(figures.values()), suite.mean_over),
-        groups={group: mean_of([figures[t] for t in ts], suite.mean_over) for group, ts in tasks.groups().items()},
-        tasks=figures,
-        details=details,
-    )
+    groups = {group: mean_of([figures[t] for t in ts], suite.mean_over) for group, ts in tasks.groups().items()}
+    score = mean_of(list(figures.values()), suite.mean_over)
+    return Report(model.run, model.label, model.mode, score, groups, figures, details)
 
 
 def figure_of(name: str, task: Task, results: Mapping[str, Any]) -> Figure:
     """A task's first metric with its standard error, its chance level, and its other metrics."""
-    values = {
-        key.split(",")[0]: value
+    numbers = {
+        key.split(",")[0]: float(value)
         for key, value in results["results"][name].items()
-        if "," in key and isinstance(value, int | float) and "_stderr" not in key
+        if "," in key and isinstance(value, int | float)
     }
-    errors = {
-        key.split(",")[0].removesuffix("_stderr"): value
-        for key, value in results["results"][name].items()
-        if "_stderr," in key and isinstance(value, int | float)
-    }
+    values = {key: value for key, value in numbers.items() if not key.endswith("_stderr")}
     metric = next(m for m in (*task.aggregation(), *values) if m in values)
     return Figure(
         metric=metric,
-        value=float(values[metric]),
-        stderr=float(errors[metric]) if metric in errors else None,
+        value=values[metric],
+        stderr=numbers.get(f"{metric}_stderr"),
         n=int(results["n-samples"][name]["effective"]),
         chance=chance(task, metric),
         n_shot=results["n-shot"].get(name),
         version=results["versions"].get(name),
-        others={m: float(v) for m, v in values.items() if m != metric},
+        others={m: v for m, v in values.items() if m != metric},
     )
 
 

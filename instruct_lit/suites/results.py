@@ -28,40 +28,32 @@ def write_reports(path: Path, suite: str, reports: Sequence[Report], **about: An
 
 def print_table(suite: str, reports: Sequence[Report], missing: Mapping[str, str] | None = None) -> None:
     """Print a row for each task or group and a column for each model, with standard errors and the chance level."""
-    from rich.console import Console
-    from rich.table import Table
+    from instruct_lit.reports.tables import show, table
 
-    table = Table(box=None, pad_edge=False)
-    table.add_column(suite, overflow="fold")
-    for head in ("metric", "n", "chance level"):
-        table.add_column(head, justify="left" if head == "metric" else "right", no_wrap=True)
-    for report in reports:
-        table.add_column(f"{report.label}, template {report.template}", justify="right", min_width=len("0.000 ± 0.000"))
+    titles = [f"{report.label}, template {report.template}" for report in reports]
+    board = table(suite, "metric", "n", "chance level", *titles, text=("metric",))
+    for column in board.columns:
+        column.no_wrap = column.header not in (suite, *titles)
+        column.min_width = len("0.000 ± 0.000") if column.header in titles else None
     first = reports[0]
     names = list(first.tasks) if len(first.tasks) <= MAX_TASKS else []
-    rows: list[tuple[str, list[Figure]]] = [
-        *((name, [report.tasks[name] for report in reports]) for name in names),
-        *((name, [report.groups[name] for report in reports]) for name in first.groups),
-    ]
+    rows = [(name, [report.tasks[name] for report in reports]) for name in names]
+    rows += [(name, [report.groups[name] for report in reports]) for name in first.groups]
     if len(rows) != 1:
         rows.append((f"all {len(first.tasks)} tasks", [report.score for report in reports]))
     for name, figures in rows:
         figure = figures[0]
         shots = f", {figure.n_shot}-shot" if figure.n_shot else ""
-        table.add_row(name + shots, figure.metric, str(figure.n), _number(figure.chance), *map(_with_error, figures))
-    Console().print(table, markup=False)  # a run's folder may have brackets in its name
+        board.add_row(name + shots, figure.metric, str(figure.n), _number(figure.chance), *map(_with_error, figures))
+    show(board)
     if missing:
-        print(f"not run, since their data are missing: {', '.join(sorted(missing))}")
-    for report in reports:
-        n_cut = report.details.get("n_prompts_cut", 0)
-        if n_cut:
-            whose = f"{report.label}, template {report.template}"
-            print(f"{whose}: {n_cut} prompts were longer than the context and truncated from the left")
+        print(f"skipped, since their data are missing: {', '.join(sorted(missing))}")
+    for title, report in zip(titles, reports, strict=True):
+        if n_cut := report.details.get("n_prompts_cut"):
+            print(f"{title}: {n_cut} prompts were longer than the context and truncated from the left")
         for name, leaks in report.details.get("leaks", {}).items():
-            print(
-                f"{report.label}, template {report.template}: {name} without its {leaks['n']} leaked items "
-                f"{_number(leaks['value_without']) or 'unknown'}"
-            )
+            value = _number(leaks["value_without"]) or "unknown"
+            print(f"{title}: {name} without its {leaks['n']} leaked items {value}")
 
 
 def _number(value: float | None) -> str:

@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,10 +33,10 @@ def run_benchmark(
     training_of: TrainingOf,
     about: Mapping[str, Any],
 ) -> list[Report]:
-    """Run every model through a suite; the file of results is written after each, the table printed at the end.
+    """Run every model through a suite, write the results after each, and print the table.
 
     Args:
-        request: `out_dir` is that of the benchmark, each model gets a folder in it.
+        request: its `out_dir` is that of the benchmark; each model gets a folder in it.
         about: the settings that are stored with the results.
     """
     reports: list[Report] = []
@@ -75,10 +76,8 @@ def _run_harness(
     for number, model in enumerate(models):
         if model.run not in leaks:
             train = training_of(model.run)
-            if train is None:
-                leaks[model.run] = None
-            else:
-                leaks[model.run] = leaks_of_tasks(train, tasks.tasks, request.limit, installed("datasketch"))
+            near, limit = installed("datasketch"), request.limit
+            leaks[model.run] = None if train is None else leaks_of_tasks(train, tasks.tasks, limit, near)
             print_leaks(model.run, leaks[model.run])
         with _progress(model, "request"), harness.harness_log(request.log):
             yield harness.run_suite(tasks, model, _for_model(request, number, model), leaks[model.run])
@@ -88,14 +87,12 @@ def _run_packages(
     suite: Suite, models: Iterable[EvaluatedModel], request: RunRequest, training_of: TrainingOf, about: dict[str, Any]
 ) -> Iterator[Report]:
     """The reports of a suite whose library has an environment of its own."""
-    training: dict[str, Sequence[str] | None] = {}
+    training_of = cache(training_of)
     for number, model in enumerate(models):
         own = _for_model(request, number, model)
-        with _progress(model, "answer"):
+        with _progress(model, "response"):
             report = run_package(suite.system, model, own)
-        if model.run not in training:
-            training[model.run] = training_of(model.run)
-        if (train := training[model.run]) is not None:
+        if (train := training_of(model.run)) is not None:
             items_of = SYSTEMS[suite.system].items_of
             items = {name: items_of(own.out_dir, name, figure.metric) for name, figure in report.tasks.items()}
             leaks = leaks_of_items(train, items, installed("datasketch"))

@@ -99,16 +99,14 @@ def mean_of(figures: Sequence[Figure], mean_over: str) -> Figure:
     """The mean of several tasks' figures, over items or over tasks, with the standard error of that mean."""
     n_items = sum(f.n for f in figures)
     weights = [f.n / n_items if mean_over == "items" else 1 / len(figures) for f in figures]
-    errors = [f.stderr for f in figures]
-    chances = [f.chance for f in figures]
-    metrics = {f.metric for f in figures}
+    errors = [w * f.stderr for w, f in zip(weights, figures, strict=True) if f.stderr is not None]
+    chances = [w * f.chance for w, f in zip(weights, figures, strict=True) if f.chance is not None]
+    metrics, shots = {f.metric for f in figures}, {f.n_shot for f in figures}
     return Figure(
         metric=metrics.pop() if len(metrics) == 1 else "mean",
         value=sum(w * f.value for w, f in zip(weights, figures, strict=True)),
-        stderr=None
-        if None in errors
-        else sum((w * e) ** 2 for w, e in zip(weights, errors, strict=True) if e is not None) ** 0.5,
+        stderr=sum(e**2 for e in errors) ** 0.5 if len(errors) == len(figures) else None,
         n=n_items,
-        chance=None if None in chances else sum(w * c for w, c in zip(weights, chances, strict=True) if c is not None),
-        n_shot=figures[0].n_shot if len({f.n_shot for f in figures}) == 1 else None,
+        chance=sum(chances) if len(chances) == len(figures) else None,
+        n_shot=shots.pop() if len(shots) == 1 else None,
     )

@@ -42,5 +42,5 @@ def test_the_file_has_every_figure_and_the_table_every_model(
     print_table("mmlu", reports, {"wnli": "no such folder"})
     shown = capsys.readouterr().out
     assert "x before, template off" in shown and "0.700 ± 0.200" in shown and "chance level" in shown
-    assert "not run, since their data are missing: wnli" in shown
+    assert "skipped, since their data are missing: wnli" in shown
     assert "x, template on: 3 prompts were longer than the context and truncated from the left" in shown
