@@ -19,9 +19,9 @@ from instruct_lit.evaluation.metrics import HIGHER_IS_BETTER, METRICS, check_met
 class GenerationQuality(Callback):
     """Answers a fixed sample of the validation set greedily at each validation and logs `val/<metric>` means.
 
-    The sample of `n_examples` (None: all) is drawn by `seed` once, and each rank answers its share of it. Raises
-    ConfigError for an unknown metric, and for an early stopping or a checkpoint that monitors a metric in the wrong
-    direction.
+    The sample of `n_examples` (None: all) is drawn by `seed` once, and each rank answers its share of it.
+
+    Raises: ConfigError for an unknown metric, and for a callback that monitors one with the wrong mode.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Files of answers, whatever wrote them."""
+"""Files of responses of any origin."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Categories of examples, their losses, and what a table shows of them."""
+"""Categories of examples, their losses, and the lines of their table."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Quality of answers during validation: what is logged is what the metrics give, on a fixed sample."""
+"""Quality of responses during validation: the logged values are the metrics of a fixed sample."""
 
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -60,7 +60,7 @@ def test_ranks_share_the_sample(make_data: Callable, make_tuner: Callable) -> No
     assert logged(0, 2, others=5 * logged(1, 2)) == pytest.approx(logged(0, 1))
 
 
-def test_a_watcher_in_the_wrong_direction_is_told() -> None:
+def test_a_monitor_with_the_wrong_mode_is_refused() -> None:
     def watched(monitor: str, mode: str | None) -> None:
         trainer = SimpleNamespace(callbacks=[SimpleNamespace(monitor=monitor, mode=mode)])
         GenerationQuality(["exact_match", "looping", "length_ratio"]).setup(trainer, None, "fit")  # type: ignore[arg-type]
@@ -78,6 +78,6 @@ def test_a_watcher_in_the_wrong_direction_is_told() -> None:
         GenerationQuality(["bleurt"])
 
 
-def test_a_precision_that_the_engine_has_not_is_told() -> None:
+def test_an_unsupported_precision_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"generation_quality.dtype=float8: allowed are null, bfloat16"):
         GenerationQuality(dtype="float8")

@@ -1,4 +1,4 @@
-"""Leaks: the same words, nearly the same, or thirteen words in a row."""
+"""Leaks: exact, near-duplicate, or thirteen consecutive words."""
 
 import json
 from pathlib import Path

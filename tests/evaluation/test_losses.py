@@ -1,4 +1,4 @@
-"""Losses of examples one by one, whatever is computed together."""
+"""Losses of single examples do not depend on the batch."""
 
 import numpy as np
 import pytest

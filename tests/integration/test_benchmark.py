@@ -1,4 +1,4 @@
-"""The benchmark command from start to end on real items, offline."""
+"""The benchmark command end to end on real items, offline."""
 
 import json
 import os
@@ -164,7 +164,7 @@ def test_a_password_in_an_address_is_refused_and_not_kept(tmp_path: Path) -> Non
 
 def test_the_base_stands_beside_a_run(small_run: Path, run: Run) -> None:
     written = run("suite=glue", "suite.tasks=[sst2]", f"run={small_run}", "benchmark.limit=2")
-    assert [r["template"] for r in written["runs"]] == ["on", "off"]  # a base of random weights tells nothing
+    assert [r["template"] for r in written["runs"]] == ["on", "off"]  # a base of random weights says nothing
 
 
 def test_arena_rates_battles(shared_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -178,7 +178,7 @@ def test_arena_rates_battles(shared_data: Path, tmp_path: Path, capsys: pytest.C
     assert "Bradley–Terry" in capsys.readouterr().out
 
 
-def test_labels_tell_runs_apart() -> None:
+def test_labels_distinguish_runs() -> None:
     assert labels_of(["a/b/bundle", "a/c"]) == ["b", "c"]
     assert labels_of(["x/2026/b", "y/2026/b"]) == ["x_2026_b", "y_2026_b"]
     assert labels_of(["a/b", "a/b/bundle"]) == ["b", "b"]  # the same one twice

@@ -1,4 +1,4 @@
-"""The evaluate command from start to end, and training that watches the quality of its answers."""
+"""The evaluate command end to end, and training that monitors the quality of its responses."""
 
 import json
 from collections.abc import Callable

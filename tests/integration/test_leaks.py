@@ -1,4 +1,4 @@
-"""Benchmark items in a run's training data: told before the scores, and the figures without them."""
+"""Benchmark items in a run's training data: reported before the scores, and the figures without them."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ from tests.configs import composed
 GREEDY = {"max_new_tokens": 9, "temperature": 0.0, "top_k": None, "top_p": None, "repetition_penalty": 1.0}
 
 
-def test_items_met_in_training_are_told_and_left_out(
+def test_leaked_items_are_reported_and_left_out(
     shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("lm_eval")

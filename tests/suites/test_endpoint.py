@@ -1,4 +1,4 @@
-"""OpenAI's interface on this machine: answers equal the engine's, many at once, errors as OpenAI sends them."""
+"""An OpenAI-compatible endpoint: concurrent responses equal the engine's, errors have OpenAI's form."""
 
 import json
 import threading

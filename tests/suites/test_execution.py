@@ -1,4 +1,4 @@
-"""Code that a model writes runs apart, within limits, and passes only by running to its end."""
+"""Generated code runs in a process with limits, and passes only by reaching its end."""
 
 import json
 from pathlib import Path

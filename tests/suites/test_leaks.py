@@ -1,4 +1,4 @@
-"""Items of packages out of the files they leave, and figures without the leaked ones."""
+"""Items of packages from their output files, and figures without the leaked ones."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Our scorer gives what the harness's own `HFLM` gives on the bundle: log-likelihoods, answers and every figure."""
+"""Parity with the harness's own `HFLM` on the bundle: log-likelihoods, responses and every figure."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""A tree holds every common beginning once, and its hidden states are those of the texts alone."""
+"""A tree holds every common prefix once, and its hidden states equal those of separate texts."""
 
 import torch
 

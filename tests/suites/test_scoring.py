@@ -1,4 +1,4 @@
-"""Scores of continuations equal those of every text alone, however texts share beginnings and passes are cut."""
+"""Scores of continuations equal those of separate texts, for any common prefixes and passes."""
 
 import random
 

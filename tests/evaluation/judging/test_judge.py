@@ -1,4 +1,4 @@
-"""A judge and a local server that replies properly, slowly, or not at all."""
+"""A judge with a local server that replies properly, slowly, or not at all."""
 
 import json
 from collections.abc import Callable
@@ -59,7 +59,7 @@ def test_ollama_is_held_to_the_schema_by_its_own_api(judge_server: Callable, mak
     assert judge.usage() == {"n_requests": 1, "n_prompt_tokens": 10, "n_reply_tokens": 3}
 
 
-def test_a_second_run_costs_nothing_and_other_settings_are_asked_anew(
+def test_a_second_run_costs_nothing_and_other_settings_are_asked_again(
     judge_server: Callable, make_judge: Callable
 ) -> None:
     server = judge_server(lambda n, body: "50")

@@ -1,4 +1,4 @@
-"""A judge in this process: replies constrained to the verdict's form, control tokens in answers without effect."""
+"""A judge in this process: replies constrained to the verdict's form, control tokens in responses without effect."""
 
 import asyncio
 import json
