@@ -25,9 +25,10 @@ def idle_closing_protocol() -> type:
 
 
 def notifying_server(config: Any, on_started: Callable[[int], None]) -> Any:
-    """A `uvicorn.Server` that calls `on_started` with its port once it listens.
+    """A `uvicorn.Server` that calls `on_started` with its port once it listens, with a method `stop`.
 
-    `startup` is the one method that runs between binding and serving, `servers` are asyncio's with the bound sockets.
+    `startup` is the one method that runs between binding and serving, `servers` are asyncio's with the bound sockets,
+    and `should_exit` is what the signal handlers set, for which there is no method.
     """
     import uvicorn
 
@@ -36,5 +37,8 @@ def notifying_server(config: Any, on_started: Callable[[int], None]) -> Any:
             await super().startup(sockets)
             if self.started:
                 on_started(self.servers[0].sockets[0].getsockname()[1])
+
+        def stop(self) -> None:
+            self.should_exit = True
 
     return Server(config)

@@ -48,7 +48,7 @@ class Endpoint:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._server.should_exit = True
+        self._server.stop()
         self._thread.join()
 
 

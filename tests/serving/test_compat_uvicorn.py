@@ -21,5 +21,5 @@ def test_the_server_has_startup_started_and_servers() -> None:
     assert asyncio.iscoroutinefunction(uvicorn.Server.startup), "uvicorn.Server.startup is gone"
     assert list(inspect.signature(uvicorn.Server.startup).parameters) == ["self", "sockets"]
     source = inspect.getsource(uvicorn.Server)
-    for attribute in ("started", "servers"):
+    for attribute in ("started", "servers", "should_exit"):
         assert f"self.{attribute}" in source, f"uvicorn.Server.{attribute} is gone"
