@@ -41,8 +41,8 @@ def train(shape: str, length: int, batch_size: int, device: str) -> dict[str, An
     from instruct_lit.core.data.collate import Collator
     from instruct_lit.core.data.encode import EncodedExample
     from instruct_lit.core.model.gpt import GPT, GPTConfig
+    from instruct_lit.core.training.loss import layout_of
     from instruct_lit.core.training.optimizer import parameter_groups
-    from instruct_lit.core.training.step import layout_of
 
     accel.install()
     keep_freed_memory()

@@ -81,9 +81,14 @@ def test_lightning_and_hydra_stay_in_their_rooms(path: Path) -> None:
     roots = {name.split(".")[0] for name in imported(path)}
     name = str(path.relative_to(PACKAGE).with_suffix(""))
     if "lightning" in roots:
-        assert room(path) in (*ENTRY_POINTS, "config", "distributed", "evaluation", "sweeps") or name.startswith(
-            ("core/data/datamodule", "core/training")
-        ), path
+        assert room(path) in (
+            *ENTRY_POINTS,
+            "config",
+            "distributed",
+            "evaluation",
+            "reports",
+            "sweeps",
+        ) or name.startswith(("core/data/datamodule", "core/training")), path
     if roots & {"hydra", "omegaconf"}:
         assert room(path) in (*ENTRY_POINTS, "config")
 

@@ -16,7 +16,7 @@ from instruct_lit.core.model.causal import CausalLM
 from instruct_lit.core.model.device import best_device
 from instruct_lit.core.model.gpt import GPT, GPTConfig
 from instruct_lit.core.training.history import synchronize
-from instruct_lit.core.training.step import layout_of
+from instruct_lit.core.training.loss import layout_of
 
 DEPTHS = (1, 4)  # blocks of the measured models; each further block adds the same
 

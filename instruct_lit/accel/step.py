@@ -16,7 +16,7 @@ from instruct_lit.accel.weight_copies import LowPrecisionWeights, has_gradient_d
 from instruct_lit.core.data.collate import Batch
 from instruct_lit.core.model.attention import AttentionLayout
 from instruct_lit.core.model.causal import CausalLM
-from instruct_lit.core.training.step import FitFacts, StepAccelerator, layout_of, total_norm
+from instruct_lit.core.training.loss import FitFacts, StepAccelerator, layout_of, total_norm
 
 
 class AcceleratedStep(StepAccelerator):

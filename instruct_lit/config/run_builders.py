@@ -31,13 +31,15 @@ from instruct_lit.core.data.template import Template
 from instruct_lit.core.generation.engine import Engine
 from instruct_lit.core.model.causal import CausalLM
 from instruct_lit.core.training.checkpoints import DurableIO
+from instruct_lit.core.training.history import History
+from instruct_lit.core.training.loss import StepAccelerator
 from instruct_lit.core.training.module import InstructionTuner
 from instruct_lit.core.training.optimizer import parameter_groups, schedule
 from instruct_lit.core.training.run import Run, RunSettings
 from instruct_lit.core.training.sharding import Sharding
-from instruct_lit.core.training.step import StepAccelerator
 from instruct_lit.errors import ConfigError
 
+SAMPLE_ANSWERS = "instruct_lit.reports.sample_answers.SampleAnswers"  # a default, absent in the core alone
 PROFILERS = {"simple": SimpleProfiler, "advanced": AdvancedProfiler}  # they write fit-profile.txt, …
 # The core's constructors that a satellite has in a faster form with the same numbers.
 ACCELERATED = {"instruct_lit.core.training.optimizer.adamw": "instruct_lit.accel.adamw.adamw"}
@@ -165,7 +167,12 @@ def trainer_of(config: DictConfig, callbacks: Sequence[Callback]) -> Trainer:
         ".*WeightAveraging callback with a model that overrides.*",  # configure_model does nothing without shards
     ):  # fmt: skip
         warnings.filterwarnings("ignore", message=message)
-    configured = [build(node, f"callbacks.{k}") for k, node in (config.callbacks or {}).items() if node is not None]
+    configured = [
+        build(node, f"callbacks.{k}")
+        for k, node in (config.callbacks or {}).items()
+        if node is not None and (node.get("_target_") != SAMPLE_ANSWERS or has_satellite("reports"))
+    ]
+    callbacks = [*callbacks, *_progress_of(callbacks)]
     loggers = [build(node, f"logger.{k}") for k, node in (config.logger or {}).items() if node is not None]
     node = plain(config.trainer)
     both = [*_wanted(callbacks, node, configured, loggers), *_wanted(configured, node, [], loggers)]
@@ -204,6 +211,15 @@ def _wanted(
     if trainer["enable_progress_bar"] is False or any(isinstance(other, ProgressBar) for other in others):
         unwanted.append(ProgressBar)
     return [callback for callback in callbacks if not isinstance(callback, tuple(unwanted))]
+
+
+def _progress_of(callbacks: Sequence[Callback]) -> list[Callback]:
+    """The progress bar of `reports`, which shows figures of the run's history; without it Lightning's own."""
+    if not has_satellite("reports"):
+        return []
+    from instruct_lit.reports.progress import Progress
+
+    return [Progress(callback) for callback in callbacks if isinstance(callback, History)]
 
 
 def _default_precision(accelerator: str) -> str:

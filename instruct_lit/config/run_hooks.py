@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from instruct_lit.config.check_run import check_limits, check_split
 from instruct_lit.config.compose import differences
 from instruct_lit.config.provenance import provenance, write_provenance
 from instruct_lit.config.satellites import has_satellite
@@ -25,7 +26,7 @@ def hooks_of(config: DictConfig) -> list[RunHook]:
     hooks: list[RunHook] = [Utilisation()] if has_satellite("accel") else []
     if has_satellite("distributed"):
         hooks.append(Processes())
-    hooks.append(Provenance(config))
+    hooks += [Checks(), Provenance(config)]
     if has_satellite("datasets"):
         hooks.append(MixtureShares())
     if config.finder is not None:
@@ -50,6 +51,14 @@ class Processes(RunHook):
         from instruct_lit.distributed.processes import explained_peers
 
         return explained_peers(run.trainer)
+
+
+class Checks(RunHook):
+    """Refuses data and limits of the trainer that leave nothing to train on, validate or test."""
+
+    def on_prepared(self, run: Run) -> None:
+        check_split(run.data)
+        check_limits(run.data, run.trainer)
 
 
 class Provenance(RunHook):

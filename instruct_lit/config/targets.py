@@ -35,7 +35,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "strategy": ("instruct_lit.distributed.fsdp.FullySharded", "lightning.pytorch.strategies.*"),
     "profiler": ("lightning.pytorch.profilers.*",),
     "callbacks": (
-        "instruct_lit.core.training.sample_answers.SampleAnswers",
+        "instruct_lit.reports.sample_answers.SampleAnswers",
         "instruct_lit.core.training.checkpoints.Checkpoint",
         "instruct_lit.core.training.early_stopping.EarlyStopping",
         "instruct_lit.core.training.last_checkpoint.LastCheckpoint",

@@ -11,7 +11,8 @@ from lightning import Callback, LightningModule, Trainer
 from instruct_lit.core.generation.engine import Engine, MakeWeights
 from instruct_lit.core.generation.responses import answer
 from instruct_lit.core.generation.sampling import SamplingSettings
-from instruct_lit.core.training.ranks import share_of, sum_over_ranks
+from instruct_lit.core.training.answers import share_of
+from instruct_lit.core.training.loss import sum_over_ranks
 from instruct_lit.errors import ConfigError
 from instruct_lit.evaluation.metrics import HIGHER_IS_BETTER, METRICS, check_metrics
 

@@ -18,7 +18,7 @@ from instruct_lit.core.data.collate import Batch, Collator
 from instruct_lit.core.data.encode import EncodedExample
 from instruct_lit.core.model.attention import AttentionLayout, PackedDocuments
 from instruct_lit.core.model.gpt import GPT, GPTConfig
-from instruct_lit.core.training.step import layout_of
+from instruct_lit.core.training.loss import layout_of
 from instruct_lit.errors import TrainingError
 
 LAYOUTS = [("padded", False), ("packed", False), ("packed", True)]

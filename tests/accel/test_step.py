@@ -11,8 +11,8 @@ from instruct_lit.accel.adamw import adamw
 from instruct_lit.accel.step import AcceleratedStep
 from instruct_lit.accel.weight_copies import has_gradient_dtypes
 from instruct_lit.core.training import optimizer as plain
+from instruct_lit.core.training.loss import StepAccelerator
 from instruct_lit.core.training.optimizer import parameter_groups
-from instruct_lit.core.training.step import StepAccelerator
 
 HALF = pytest.mark.skipif(not has_gradient_dtypes(), reason="this torch ties a gradient to its parameter's dtype")
 

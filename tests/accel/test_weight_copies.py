@@ -22,8 +22,8 @@ from instruct_lit.accel.weight_copies import (
 from instruct_lit.core.data.collate import Batch, Collator
 from instruct_lit.core.data.encode import EncodedExample
 from instruct_lit.core.model.gpt import GPT
+from instruct_lit.core.training.loss import layout_of
 from instruct_lit.core.training.optimizer import parameter_groups
-from instruct_lit.core.training.step import layout_of
 
 HALF = pytest.mark.skipif(not has_gradient_dtypes(), reason="this torch ties a gradient to its parameter's dtype")
 DTYPES = [pytest.param(torch.bfloat16, marks=HALF), torch.float32]

@@ -21,8 +21,7 @@ from instruct_lit.core.generation.engine import Engine
 from instruct_lit.core.generation.sampling import SamplingSettings
 from instruct_lit.core.model.causal import CausalLM
 from instruct_lit.core.model.gpt import GPT, GPTConfig
-from instruct_lit.core.training.loss import summed_cross_entropy
-from instruct_lit.core.training.step import layout_of
+from instruct_lit.core.training.loss import layout_of, summed_cross_entropy
 from instruct_lit.datasets.demo import DemoSource
 from instruct_lit.hf.adapters import Adapter
 from instruct_lit.hf.chat_template import with_chat

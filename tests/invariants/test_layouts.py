@@ -21,7 +21,7 @@ from instruct_lit.core.data.example import Example, to_example
 from instruct_lit.core.data.template import Template
 from instruct_lit.core.data.tokenizer import GPT2Tokenizer
 from instruct_lit.core.model.gpt import GPT, GPTConfig
-from instruct_lit.core.training.step import StepAccelerator
+from instruct_lit.core.training.loss import StepAccelerator
 
 N_VOCAB = 512
 EOT = N_VOCAB - 1

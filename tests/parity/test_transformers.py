@@ -14,8 +14,7 @@ from instruct_lit.core.generation.engine import Engine
 from instruct_lit.core.generation.sampling import SamplingSettings
 from instruct_lit.core.model.gpt import GPT
 from instruct_lit.core.model.pretrained import load_gpt
-from instruct_lit.core.training.loss import summed_cross_entropy
-from instruct_lit.core.training.step import layout_of
+from instruct_lit.core.training.loss import layout_of, summed_cross_entropy
 
 transformers = pytest.importorskip("transformers")
 TEMPLATE = Template("short", "Q: {{ instruction }}\nA: {{ response }}")

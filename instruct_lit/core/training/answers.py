@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, TypeVar
 
+import torch
 from lightning import Trainer
 from tqdm import tqdm
 
@@ -13,8 +15,9 @@ from instruct_lit.core.generation.engine import Engine
 from instruct_lit.core.generation.responses import answer
 from instruct_lit.core.generation.sampling import SamplingSettings
 from instruct_lit.core.model.device import best_device, on_device
-from instruct_lit.core.training.ranks import gathered, share_of
 from instruct_lit.core.training.sharding import Sharding
+
+Item = TypeVar("Item")
 
 
 def answer_split(
@@ -40,3 +43,18 @@ def answer_split(
         with on_device(engine.model, device), (sharding or Sharding()).gathered(engine.model):
             rows = answer(engine, data.template, examples, settings, bar.update, cache)
         return gathered(trainer, rows)
+
+
+def share_of(trainer: Trainer | None, items: Sequence[Item]) -> Sequence[Item]:
+    """The items that this rank works on: each belongs to one rank, and the shares differ by at most one item."""
+    return items if trainer is None else items[trainer.global_rank :: trainer.world_size]
+
+
+def gathered(trainer: Trainer | None, share: list[Item]) -> list[Item]:
+    """The results of all ranks for their shares, on every rank, in the order of the items."""
+    if trainer is None or trainer.world_size == 1:
+        return share
+    shares: list[Any] = [None] * trainer.world_size
+    torch.distributed.all_gather_object(shares, share)
+    n = sum(len(share) for share in shares)
+    return [shares[i % len(shares)][i // len(shares)] for i in range(n)]

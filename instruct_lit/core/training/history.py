@@ -16,7 +16,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from instruct_lit.core.data.collate import Batch
 from instruct_lit.core.training.compat_lightning import log_interval, step_is_complete
-from instruct_lit.core.training.ranks import sum_over_ranks
+from instruct_lit.core.training.loss import sum_over_ranks
 
 STATE = ("n_tokens", "n_supervised", "n_positions", "training_s", "waiting_s", "best_step", "best_loss", "best_value",
          "n_rows")  # fmt: skip

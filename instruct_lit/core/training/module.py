@@ -6,6 +6,7 @@ import math
 import sys
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,8 @@ from instruct_lit.core.model.causal import CausalLM, token_losses
 from instruct_lit.core.training.checkpoints import check_identity
 from instruct_lit.core.training.compat_lightning import logs_this_step
 from instruct_lit.core.training.failures import FiniteLosses, not_finite
-from instruct_lit.core.training.ranks import sum_over_ranks
+from instruct_lit.core.training.loss import FitFacts, StepAccelerator, layout_of, sum_over_ranks
 from instruct_lit.core.training.sharding import Sharding
-from instruct_lit.core.training.step import FitFacts, StepAccelerator, layout_of
 from instruct_lit.core.training.trainable_state import completed, trained_part
 from instruct_lit.errors import TrainingError
 
@@ -63,7 +63,7 @@ class InstructionTuner(LightningModule):
         self.ends_when_not_finite = True  # a NaN or infinite loss ends the run
         self.tokens_seen = 0  # supervised tokens that went into optimizer steps, over all ranks
         self._window, self._finite = _Window(), FiniteLosses()
-        self._evaluation: dict[int, _Sums] = {}  # by loader: each data set of a mixture has its own
+        self._sums: dict[int, list[Any]] = {}  # of an evaluation, by loader: each data set of a mixture has its own
 
     def configure_model(self) -> None:
         self.sharding.shard(self.model, self.trainer.strategy)
@@ -113,9 +113,7 @@ class InstructionTuner(LightningModule):
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         if n_supervised == 0:
             warnings.warn("an optimizer step without a single supervised token was skipped", stacklevel=1)
-            for group in optimizer.param_groups:
-                for parameter in group["params"]:
-                    parameter.grad = None
+            optimizer.zero_grad(set_to_none=True)
             return
         if n_supervised != window.reference:
             for gradient in gradients:
@@ -124,7 +122,7 @@ class InstructionTuner(LightningModule):
         loss = sum_over_ranks(self.trainer, torch.stack(window.losses).sum())
         if self.ends_when_not_finite:
             self._finite.add(self.trainer.global_step + 1, window.example_ids, loss / n_supervised, self._last_good)
-        self.log("train/loss", loss / n_supervised, prog_bar=False)
+        self.log("train/loss", loss / n_supervised)
 
     def configure_gradient_clipping(
         self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
@@ -147,32 +145,19 @@ class InstructionTuner(LightningModule):
         return f"the last good checkpoint is {saved[0]}" if saved else "no checkpoint was written yet"
 
     def on_validation_epoch_start(self) -> None:
-        self._start_evaluation()
-
-    def on_test_epoch_start(self) -> None:
-        self._start_evaluation()
-
-    def _start_evaluation(self) -> None:
-        self._evaluation = {}
+        self._sums = {}
         self.sharding.gather(self.model)  # ranks may have different numbers of batches, so none can wait for another
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        self._evaluate(batch, dataloader_idx)
-
-    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        self._evaluate(batch, dataloader_idx)
-
-    def _evaluate(self, batch: Batch, loader: int) -> None:
         states = self.model.hidden_states(batch.input_ids, batch.position_ids, layout_of(batch), batch.loss_index)
         losses = token_losses(states, self.model.head_weight, batch.targets).double() * batch.loss_weights
         of_response = batch.is_response.double()
-        self._evaluation.setdefault(loader, _Sums()).add(
-            losses.sum(),
-            (losses * of_response).sum(),
-            (batch.loss_weights * of_response).sum(),
-            batch.n_supervised,
-            batch.n_response_bytes,
-        )
+        sums = [losses.sum(), (losses * of_response).sum(), (batch.loss_weights * of_response).sum(),
+                batch.n_supervised, batch.n_response_bytes]  # fmt: skip
+        before = self._sums.get(dataloader_idx, [0] * len(sums))
+        self._sums[dataloader_idx] = [a + b for a, b in zip(before, sums, strict=True)]
+
+    on_test_epoch_start, test_step = on_validation_epoch_start, validation_step
 
     def on_validation_epoch_end(self) -> None:
         metrics = self._evaluated("val")
@@ -188,9 +173,9 @@ class InstructionTuner(LightningModule):
     def _evaluated(self, split: str) -> dict[str, Tensor]:
         self.sharding.scatter(self.model)
         names = self.trainer.datamodule.loader_names(split)  # type: ignore[attr-defined]
-        loaders = range(max(1, len(names)))
-        sums = torch.stack([self._evaluation.get(n, _Sums()).values(self.device) for n in loaders])
-        sums = sum_over_ranks(self.trainer, sums)
+        values = [value for n in range(max(1, len(names))) for value in self._sums.get(n, [0] * 5)]
+        on_device = [torch.as_tensor(value, dtype=torch.float64, device=self.device) for value in values]
+        sums = sum_over_ranks(self.trainer, torch.stack(on_device).view(-1, 5))
         loss, response_loss, n_response, n_supervised, n_bytes = sums.sum(0).unbind()
         mean = loss / n_supervised
         return {
@@ -216,27 +201,11 @@ class InstructionTuner(LightningModule):
         self.tokens_seen = checkpoint["tokens_seen"]
 
 
+@dataclass
 class _Window:
     """Counts and losses of the micro-batches of the current optimizer step."""
 
-    def __init__(self) -> None:
-        self.reference = 0  # supervised tokens of the first micro-batch, over all ranks
-        self.n_supervised = 0
-        self.losses: list[Tensor] = []
-        self.example_ids: list[Tensor] = []
-
-
-class _Sums:
-    """Running sums of an evaluation in double precision, kept on the device."""
-
-    def __init__(self) -> None:
-        self._parts: list[Tensor] | None = None
-
-    def add(self, *parts: Tensor | int) -> None:
-        tensors = [torch.as_tensor(part, dtype=torch.float64) for part in parts]
-        self._parts = tensors if self._parts is None else [a + b for a, b in zip(self._parts, tensors, strict=True)]
-
-    def values(self, device: torch.device) -> Tensor:
-        if self._parts is None:
-            return torch.zeros(5, dtype=torch.float64, device=device)
-        return torch.stack([part.to(device) for part in self._parts])
+    reference: int = 0  # supervised tokens of the first micro-batch, over all ranks
+    n_supervised: int = 0
+    losses: list[Tensor] = field(default_factory=list)
+    example_ids: list[Tensor] = field(default_factory=list)

@@ -30,10 +30,9 @@ from instruct_lit.core.training.answers import answer_split
 from instruct_lit.core.training.checkpoints import best_of, find_checkpoint, identity_of, load_weights, read_checkpoint
 from instruct_lit.core.training.history import History
 from instruct_lit.core.training.module import InstructionTuner
-from instruct_lit.core.training.progress import Progress
 from instruct_lit.core.training.sharding import Sharding
 from instruct_lit.core.training.validate_at_end import ValidateAtEnd
-from instruct_lit.errors import ConfigError, TrainingError
+from instruct_lit.errors import TrainingError
 
 
 @dataclass(frozen=True)
@@ -146,7 +145,7 @@ class Run:
     def _prepare(self) -> Path | None:
         """Build everything, and return the checkpoint to resume from."""
         parts, settings, checkpoint = self.parts, self.settings, None
-        self.trainer = trainer = parts.trainer([self.history, Progress(self.history), ValidateAtEnd()])
+        self.trainer = trainer = parts.trainer([self.history, ValidateAtEnd()])
         with ExitStack() as stack:
             for hook in self.hooks:
                 stack.enter_context(hook.preparing(self))
@@ -165,8 +164,6 @@ class Run:
         self.trained = copy.deepcopy(self.model) if parts.sharding.applies_to(trainer.strategy) else self.model
         self.tuner = parts.tuner(self.trained)
         data.setup()
-        check_split(data)
-        check_limits(data, trainer)
         if trainer.is_global_zero:
             data.split.save(self.run_dir / "split.json")
         self.tuner.identity = identity_of(self.model, data, trainer)
@@ -241,37 +238,3 @@ class Run:
             logger.finalize("success")
         for hook in self.hooks:
             hook.on_end(self)
-
-
-def check_split(data: InstructionData) -> None:
-    """Raise ConfigError if a part of the split that every run needs has no example."""
-    uses = {"train": "to learn", "val": "to stop early and to find the best weights", "test": "to answer"}
-    for name, use in uses.items():
-        if name in data.stored_parts and len(data.examples_of(name)[1]) == 0:
-            file = "" if name == "train" else f", or a separate file (data.{name}_path=)"
-            raise ConfigError(
-                f"data.split={data.split_spec}: no example for {name}, which a run needs {use}; "
-                f"give it a fraction or a number of the records{file}"
-            )
-
-
-def check_limits(data: InstructionData, trainer: Trainer) -> None:
-    """Raise ConfigError for limits of the trainer that leave no batch, and for validations that would never come."""
-    n_batches = {"train": math.ceil(min(data.n_train_batches, sys.maxsize) / trainer.world_size)}
-    for split, loaders in (("val", data.val_dataloader()), ("test", data.test_dataloader())):
-        n_batches[split] = min(len(loader) for loader in (loaders if isinstance(loaders, list) else [loaders]))
-    for split, n in n_batches.items():
-        limit = getattr(trainer, f"limit_{split}_batches")
-        key = "overfit_batches" if trainer.overfit_batches and split != "test" else f"limit_{split}_batches"  # type: ignore[attr-defined]
-        if isinstance(limit, float) and 0 < limit * n < 1:
-            raise ConfigError(
-                f"trainer.{key}={limit}: less than one of {n} batches ({split}); give a number of batches"
-            )
-    limit, interval = trainer.limit_train_batches, getattr(trainer, "val_check_interval", None)  # None: by time
-    n = min(n_batches["train"], limit) if isinstance(limit, int) else int(n_batches["train"] * limit)
-    by_epoch = trainer.check_val_every_n_epoch is not None and trainer.limit_val_batches > 0
-    if isinstance(interval, int) and by_epoch and interval > n:
-        raise ConfigError(
-            f"trainer.val_check_interval={interval}: an epoch has {n} batches; give at most that, a fraction, or "
-            "trainer.check_val_every_n_epoch=null, which counts over epochs"
-        )

@@ -17,9 +17,8 @@ from lightning.pytorch.callbacks import EarlyStopping
 
 from instruct_lit.core.training.checkpoints import Checkpoint, DurableIO
 from instruct_lit.core.training.history import History
-from instruct_lit.core.training.last_checkpoint import LastCheckpoint
+from instruct_lit.core.training.last_checkpoint import LastCheckpoint, random_state, set_random_state
 from instruct_lit.core.training.module import InstructionTuner
-from instruct_lit.core.training.random_state import random_state, set_random_state
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*Checkpoint directory .* exists.*")
 

@@ -20,7 +20,6 @@ from instruct_lit.core.training.checkpoints import Checkpoint, DurableIO
 from instruct_lit.core.training.last_checkpoint import LastCheckpoint
 from instruct_lit.core.training.run import Run, RunHook, RunSettings
 from instruct_lit.core.training.sharding import Sharding
-from instruct_lit.errors import ConfigError
 from tests.fixtures.training import TEMPLATE
 
 
@@ -153,10 +152,3 @@ def test_a_hook_may_replace_the_training(parts: Callable[..., Parts], tmp_path: 
 
     assert Run(parts(), settings(tmp_path), [Finder()])() is None
     assert not (tmp_path / "metrics.json").exists()
-
-
-def test_a_part_without_an_example_is_refused(parts: Callable[..., Parts], tmp_path: Path) -> None:
-    own = parts()
-    own.make_data = lambda make=own.make_data: make(split={"train": 30, "val": 0, "test": 5})
-    with pytest.raises(ConfigError, match=r"data.split=.*: no example for val, which a run needs to stop early"):
-        Run(own, settings(tmp_path))()

@@ -1,0 +1,45 @@
+"""Checks of a run that need its data: parts of the split without examples, and limits that leave no batch."""
+
+from __future__ import annotations
+
+import math
+import sys
+
+from lightning import Trainer
+
+from instruct_lit.core.data.datamodule import InstructionData
+from instruct_lit.errors import ConfigError
+
+
+def check_split(data: InstructionData) -> None:
+    """Raise ConfigError if a part of the split that every run needs has no example."""
+    uses = {"train": "to learn", "val": "to stop early and to find the best weights", "test": "to answer"}
+    for name, use in uses.items():
+        if name in data.stored_parts and len(data.examples_of(name)[1]) == 0:
+            file = "" if name == "train" else f", or a separate file (data.{name}_path=)"
+            raise ConfigError(
+                f"data.split={data.split_spec}: no example for {name}, which a run needs {use}; "
+                f"give it a fraction or a number of the records{file}"
+            )
+
+
+def check_limits(data: InstructionData, trainer: Trainer) -> None:
+    """Raise ConfigError for limits of the trainer that leave no batch, and for validations that would never come."""
+    n_batches = {"train": math.ceil(min(data.n_train_batches, sys.maxsize) / trainer.world_size)}
+    for split, loaders in (("val", data.val_dataloader()), ("test", data.test_dataloader())):
+        n_batches[split] = min(len(loader) for loader in (loaders if isinstance(loaders, list) else [loaders]))
+    for split, n in n_batches.items():
+        limit = getattr(trainer, f"limit_{split}_batches")
+        key = "overfit_batches" if trainer.overfit_batches and split != "test" else f"limit_{split}_batches"  # type: ignore[attr-defined]
+        if isinstance(limit, float) and 0 < limit * n < 1:
+            raise ConfigError(
+                f"trainer.{key}={limit}: less than one of {n} batches ({split}); give a number of batches"
+            )
+    limit, interval = trainer.limit_train_batches, getattr(trainer, "val_check_interval", None)  # None: by time
+    n = min(n_batches["train"], limit) if isinstance(limit, int) else int(n_batches["train"] * limit)
+    by_epoch = trainer.check_val_every_n_epoch is not None and trainer.limit_val_batches > 0
+    if isinstance(interval, int) and by_epoch and interval > n:
+        raise ConfigError(
+            f"trainer.val_check_interval={interval}: an epoch has {n} batches; give at most that, a fraction, or "
+            "trainer.check_val_every_n_epoch=null, which counts over epochs"
+        )
