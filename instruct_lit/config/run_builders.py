@@ -68,9 +68,22 @@ def run_of(config: DictConfig) -> Run:
         mode=best.get("mode", "min"),
         sampling=build_parts.sampling_of(config),
         hyperparameters={key: str(value) for key, value in flat(config).items()},
+        identity=identity_of(config),
         data_facts={"name": config.data.name, "licence": config.data.licence},
     )
     return Run(ConfiguredParts(config), settings, hooks_of(config))
+
+
+def identity_of(config: DictConfig) -> dict[str, str]:
+    """What training takes from a checkpoint and the configuration cannot change in a resumed run."""
+    best = OmegaConf.select(config, "callbacks.best_checkpoint") or {}
+    targets = [str(node.get("_target_")) for node in (config.callbacks or {}).values() if node is not None]
+    return {
+        "seed": str(config.seed),  # the states of the random generators
+        "optimizer": str(config.optimizer.get("_target_")),  # the moments
+        "best checkpoint": f"{best.get('mode')} of {best.get('monitor')}",  # the best value so far
+        "weight averaging": str([t for t in targets if t.endswith("WeightAveraging")]),  # the average
+    }
 
 
 class ConfiguredParts:

@@ -6,7 +6,8 @@ import os
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,18 @@ from torch import nn
 
 from instruct_lit.core.data.datamodule import InstructionData
 from instruct_lit.core.model.causal import CausalLM
+from instruct_lit.core.training.history import History
 from instruct_lit.core.training.sharding import Sharding
 from instruct_lit.core.training.trainable_state import completed, fingerprint
 from instruct_lit.errors import CheckpointError
 
 LAST = Path("checkpoints") / "last.ckpt"
 WHOLE = Sharding()
+LATER = ("seed", "optimizer", "best checkpoint", "weight averaging")  # parts of an identity that old checkpoints lack
+RESUMABLE = {
+    "global_step": int, "epoch": int, "loops": dict, "optimizer_states": list, "lr_schedulers": list, "callbacks": dict,
+    "identity": dict, "tokens_seen": int, "random_states": list,
+}  # fmt: skip
 
 
 class Checkpoint(ModelCheckpoint):
@@ -92,7 +99,10 @@ class DurableIO(TorchCheckpointIO):
             if "optimizer_states" in checkpoint and path.is_file():
                 kept = previous_of(path)
                 kept.unlink(missing_ok=True)
-                os.link(path, kept)  # the newest stays under its own name until the next one takes it
+                try:  # the newest stays under its own name until the next one takes it
+                    os.link(path, kept)
+                except OSError:  # exFAT and some network drives have no hard links
+                    shutil.copyfile(path, kept)
             os.replace(temporary, path)
             _sync_folder(path.parent)
         self.sharding.remove_unused(path.parent)
@@ -129,7 +139,8 @@ def _sync_folder(folder: Path) -> None:
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with suppress(OSError):  # some network drives sync no folders
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
@@ -148,7 +159,9 @@ def _last_good(path: Path) -> str:
     return f"the last good one is {last.name} of step {step}: free disk space, then add ckpt_path={last.parent.parent}"
 
 
-def find_checkpoint(ckpt_path: str, run_dir: Path, own_only: bool = False, sharding: Sharding = WHOLE) -> Path | None:
+def find_checkpoint(
+    ckpt_path: str, run_dir: Path, own_only: bool = False, sharding: Sharding = WHOLE, resumes: bool = False
+) -> Path | None:
     """The file that `ckpt_path` means: a checkpoint, the last one of a run folder, or `last`.
 
     `last` is the run's own if it has one, otherwise that of the newest run beside it. A file that cannot be read is
@@ -156,28 +169,33 @@ def find_checkpoint(ckpt_path: str, run_dir: Path, own_only: bool = False, shard
 
     Args:
         own_only: `last` is the run's own, or None before its first checkpoint: for a run folder with a given name.
+        resumes: Whether training continues from it, which takes more than weights.
     """
+    read = partial(_readable, sharding=sharding, resumes=resumes)
     if ckpt_path == "last":
         own = run_dir / LAST
         if own.is_file() or previous_of(own).is_file():
-            return _readable(own, sharding)
+            return read(own)
         if own_only:
             return None
         candidates = sorted(run_dir.parent.parent.glob(f"*/*/{LAST}"), key=lambda path: path.stat().st_mtime)
         if not candidates:
             raise CheckpointError(f"ckpt_path=last: no {LAST} in {run_dir} nor in a run beside it")
-        return _readable(candidates[-1], sharding)
+        return read(candidates[-1])
     path = Path(ckpt_path).expanduser()
     path = path / LAST if path.is_dir() else path
     if not path.is_file() and not previous_of(path).is_file():
         raise CheckpointError(f"ckpt_path={ckpt_path}: no such checkpoint ({path})")
-    return _readable(path, sharding)
+    return read(path)
 
 
-def _readable(path: Path, sharding: Sharding) -> Path:
+def _readable(path: Path, sharding: Sharding, resumes: bool) -> Path:
     """The path, or that of the previous checkpoint if this one cannot be read."""
     try:
-        sharding.check(read_checkpoint(path), path)
+        checkpoint = read_checkpoint(path)
+        sharding.check(checkpoint, path)
+        if resumes:
+            check_resumable(checkpoint, path)
     except CheckpointError as error:
         before = previous_of(path)
         if not before.is_file():
@@ -195,9 +213,21 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     except Exception as error:
         kind = type(error).__name__
         raise CheckpointError(f"{path}: damaged, or not a checkpoint ({kind}); give the path of another") from error
-    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
         raise CheckpointError(f"{path}: no state_dict in it; a checkpoint of Lightning has one")
     return checkpoint
+
+
+def check_resumable(checkpoint: Mapping[str, Any], path: Path) -> None:
+    """Raise CheckpointError for a checkpoint without all the states that training continues from."""
+    values = {name: checkpoint.get(name) for name in RESUMABLE}
+    bad = [name for name, value in values.items() if not isinstance(value, RESUMABLE[name]) or value in ([], {})]
+    bad += [f"callbacks.{History.__name__}"] if not bad and History.__name__ not in checkpoint["callbacks"] else []
+    if bad:
+        raise CheckpointError(
+            f"{path}: cannot be resumed, {', '.join(bad)} missing, empty or of another type; give the {LAST} of a run "
+            "(one with weights alone is for fit=false)"
+        )
 
 
 def load_weights(path: Path, module: nn.Module, sharding: Sharding = WHOLE) -> None:
@@ -234,7 +264,7 @@ def check_identity(saved: Mapping[str, str], present: Mapping[str, str]) -> None
     different = [
         f"{name}: {saved.get(name)} in the checkpoint, {value} in this run"
         for name, value in present.items()
-        if saved.get(name) != value
+        if saved.get(name, value if name in LATER else None) != value
     ]
     if different:
         raise CheckpointError("ckpt_path: the checkpoint belongs to another run\n  " + "\n  ".join(different))

@@ -6,6 +6,7 @@ from typing import Any
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch import callbacks
+from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 
 
 class EarlyStopping(callbacks.EarlyStopping):
@@ -44,4 +45,6 @@ class EarlyStopping(callbacks.EarlyStopping):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.checked_step = state_dict.get("checked_step", 0)
-        super().load_state_dict(state_dict)
+        super().load_state_dict({**state_dict, "patience": self.patience})
+        if self.wait_count < self.patience and self.stopping_reason == EarlyStoppingReason.PATIENCE_EXHAUSTED:
+            self.stopping_reason = EarlyStoppingReason.NOT_STOPPED  # this run has more patience

@@ -142,8 +142,8 @@ class History(Callback):
         return {name: getattr(self, name) for name in STATE}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        for name, value in state_dict.items():
-            setattr(self, name, value)
+        for name in STATE:
+            setattr(self, name, state_dict[name])
 
 
 def synchronize(device: torch.device) -> None:

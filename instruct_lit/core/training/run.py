@@ -10,14 +10,16 @@ import json
 import math
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 from lightning import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
 from instruct_lit.core.data.datamodule import InstructionData
 from instruct_lit.core.data.encode import Tokenizer
@@ -27,12 +29,19 @@ from instruct_lit.core.generation.responses import exact_match, write_jsonl
 from instruct_lit.core.generation.sampling import SamplingSettings
 from instruct_lit.core.model.causal import CausalLM
 from instruct_lit.core.training.answers import answer_split
-from instruct_lit.core.training.checkpoints import best_of, find_checkpoint, identity_of, load_weights, read_checkpoint
+from instruct_lit.core.training.checkpoints import (
+    LAST,
+    best_of,
+    find_checkpoint,
+    identity_of,
+    load_weights,
+    read_checkpoint,
+)
 from instruct_lit.core.training.history import History
 from instruct_lit.core.training.module import InstructionTuner
 from instruct_lit.core.training.sharding import Sharding
 from instruct_lit.core.training.validate_at_end import ValidateAtEnd
-from instruct_lit.errors import TrainingError
+from instruct_lit.errors import CheckpointError, TrainingError
 
 
 @dataclass(frozen=True)
@@ -51,6 +60,7 @@ class RunSettings:
     mode: str = "min"
     sampling: SamplingSettings = field(default_factory=SamplingSettings)
     hyperparameters: Mapping[str, str] = field(default_factory=dict)  # for the loggers
+    identity: Mapping[str, str] = field(default_factory=dict)  # what else a checkpoint must have in common
     data_facts: Mapping[str, Any] = field(default_factory=dict)  # name and licence, for the bundle
 
 
@@ -128,12 +138,13 @@ class Run:
             self._fit(checkpoint)
         elif checkpoint:
             load_weights(checkpoint, self.tuner, self.parts.sharding)
-        if not self.interrupted:
-            metrics, rows = self._evaluated("answers to the test set", self.trained)
-            self.metrics |= metrics
-            for row, before in zip(rows, base_rows, strict=False):
-                row["base_response"] = before["response"]
-        self.parts.sharding.copy_whole(self.trained, self.model)
+        with self._keeping():
+            if not self.interrupted:
+                metrics, rows = self._evaluated("answers to the test set", self.trained)
+                self.metrics |= metrics
+                for row, before in zip(rows, base_rows, strict=False):
+                    row["base_response"] = before["response"]
+            self.parts.sharding.copy_whole(self.trained, self.model)
         if not self.trainer.is_global_zero:
             return None
         self._write(rows, time.perf_counter() - start)
@@ -152,7 +163,9 @@ class Run:
             if trainer.is_global_zero:
                 if settings.ckpt_path:
                     own_only = settings.own_checkpoint_only
-                    checkpoint = find_checkpoint(settings.ckpt_path, self.run_dir, own_only, parts.sharding)
+                    checkpoint = find_checkpoint(
+                        settings.ckpt_path, self.run_dir, own_only, parts.sharding, resumes=settings.fit
+                    )
                 if checkpoint is None:  # a run that ended before its first checkpoint starts again
                     self.history.path.unlink(missing_ok=True)
             self.tokenizer, self.template = parts.language()
@@ -166,7 +179,7 @@ class Run:
         data.setup()
         if trainer.is_global_zero:
             data.split.save(self.run_dir / "split.json")
-        self.tuner.identity = identity_of(self.model, data, trainer)
+        self.tuner.identity = {**identity_of(self.model, data, trainer), **settings.identity}
         self.metrics |= data.counts
         self.about["data"] = {**settings.data_facts, "fingerprint": data.fingerprint}
         counts = ", ".join(f"{n} {name[2:]}" for name, n in data.counts.items())
@@ -187,6 +200,11 @@ class Run:
                 trainer.fit(self.tuner, self.data, ckpt_path=checkpoint, weights_only=True)
         except SystemExit:  # Lightning's end after Ctrl-C
             self.interrupted = True
+        except (AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
+            if checkpoint is None or self.tuner.started:
+                raise
+            kind = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise CheckpointError(f"{checkpoint}: malformed ({kind:.150}); resume from another checkpoint") from error
         if trainer.global_step == 0 and not self.interrupted:
             raise TrainingError(
                 "no optimizer step was made: the run ended before the first one (trainer.max_time, or a callback); "
@@ -212,7 +230,7 @@ class Run:
         trainer, settings = self.trainer, self.settings
         metrics: dict[str, float] = {}
         for evaluate in (trainer.validate, trainer.test):
-            metrics |= evaluate(self.tuner, self.data, verbose=False)[0]
+            metrics |= (evaluate(self.tuner, self.data, verbose=False) or [{}])[0]  # nothing with a limit of 0 batches
         rows = answer_split(
             self.parts.engine(model, self.tokenizer), self.data, "test", settings.n_test_responses, settings.sampling,
             title, trainer, self.parts.sharding,
@@ -222,19 +240,51 @@ class Run:
         return metrics, rows
 
     def _write(self, rows: Sequence[dict[str, Any]], seconds: float) -> None:
-        """Write responses, metrics and the bundle, and finish the loggers."""
-        for hook in self.hooks:
-            hook.on_tested(self)
+        """Write responses, metrics and the bundle, and finish loggers and hooks; what fails does not stop the rest."""
+        self.metrics |= {"interrupted": self.interrupted, "seconds": seconds}
+        steps: list[Callable[[], Any]] = [partial(hook.on_tested, self) for hook in self.hooks]
         if not self.interrupted:
-            write_jsonl(self.run_dir / "responses.jsonl", rows)
-        # The counts of a stream are complete only now.
-        self.metrics |= {**self.data.counts, "interrupted": self.interrupted, "seconds": seconds}
+            steps.append(partial(write_jsonl, self.run_dir / "responses.jsonl", rows))
+        steps += [self._write_metrics, partial(self.parts.save_bundle, self)]
+        steps += [partial(self._finish_logger, logger) for logger in self.trainer.loggers]
+        steps += [partial(hook.on_end, self) for hook in self.hooks]
+        failures = []
+        for step in steps:
+            try:
+                step()
+            except Exception as error:
+                failures.append(error)
+        if failures:
+            with self._keeping():
+                raise failures[0]
+
+    def _write_metrics(self) -> None:
+        self.metrics |= self.data.counts  # those of a stream are complete only now
         (self.run_dir / "metrics.json").write_text(json.dumps(self.metrics, indent=2) + "\n")
-        self.parts.save_bundle(self)
+
+    def _finish_logger(self, logger: Logger) -> None:
+        parameters = dict(self.settings.hyperparameters)
         numbers = {name: value for name, value in self.metrics.items() if isinstance(value, int | float)}
-        for logger in self.trainer.loggers:
-            if self.trainer.enable_autolog_hparams:  # type: ignore[attr-defined]
-                logger.log_hyperparams(dict(self.settings.hyperparameters), numbers)  # type: ignore[call-arg]
-            logger.finalize("success")
-        for hook in self.hooks:
-            hook.on_end(self)
+        logs_parameters = self.trainer.enable_autolog_hparams  # type: ignore[attr-defined]
+        if logs_parameters and isinstance(logger, TensorBoardLogger):  # shows both in one table
+            logger.log_hyperparams(parameters, numbers)
+        elif not isinstance(logger, TensorBoardLogger):
+            if logs_parameters:
+                logger.log_hyperparams(parameters)
+            logger.log_metrics(numbers, self.trainer.global_step)
+        logger.finalize("success")
+
+    @contextmanager
+    def _keeping(self) -> Iterator[None]:
+        """After an error that follows the training, write the metrics so far and name what the run folder has."""
+        try:
+            yield
+        except (Exception, KeyboardInterrupt):
+            if self.settings.fit and self.trainer.is_global_zero:
+                with suppress(OSError):
+                    self._write_metrics()
+                weights = best_of(self.trainer) or self.run_dir / LAST
+                files = [self.run_dir / name for name in ("metrics.json", "responses.jsonl", "bundle")]
+                kept = ", ".join(str(path) for path in [*files, weights] if path.exists())
+                print(f"kept: {kept}; to test the weights, add fit=false ckpt_path={weights}", file=sys.stderr)
+            raise

@@ -39,8 +39,8 @@ class Parts:
     def trainer(self, callbacks: Any) -> Trainer:
         checkpoints = self.folder / "checkpoints"
         ours = [
-            EarlyStopping("val/loss", patience=1, min_delta=10.0), LastCheckpoint(str(checkpoints)),
-            Checkpoint(checkpoints, filename="best", monitor="val/loss", enable_version_counter=False),
+            EarlyStopping("val/loss", patience=1, min_delta=10.0, strict=False), LastCheckpoint(str(checkpoints)),
+            Checkpoint(checkpoints, filename="best", monitor="val/loss", enable_version_counter=False, save_on_train_epoch_end=False),
         ]  # fmt: skip
         settings = {"max_epochs": 4, "log_every_n_steps": 1, "num_sanity_val_steps": 0, **self.options}
         return Trainer(
