@@ -1,10 +1,11 @@
 """Sweeps that share a study: in one folder, and in folders of the same path on other machines."""
 
+import runpy
 from pathlib import Path
 
 import pytest
 
-from hydra_plugins.instruct_lit_optuna.optuna_sweeper import WORKERS, OptunaSweeper, _join
+from hydra_plugins.instruct_lit_optuna._sweeper import WORKERS, OptunaSweeper, _join
 from instruct_lit.sweeps.trial import locked
 
 optuna = pytest.importorskip("optuna")
@@ -34,3 +35,21 @@ def test_an_interrupted_trial_resumes_in_its_own_folder_only(tmp_path: Path) -> 
     (again,) = sweeper()._next_trials(study, space, tmp_path, "aaaaaa/2")
     assert again.number == 0 and again.user_attrs["worker"] == "aaaaaa/2"
     assert sweeper(n_trials=3)._next_trials(study, space, tmp_path, "cccccc/0") == []
+
+
+def test_without_the_satellite_hydra_finds_no_sweeper_and_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    from importlib import util
+
+    find = util.find_spec
+    monkeypatch.setattr(util, "find_spec", lambda name: None if name == "instruct_lit.sweeps" else find(name))
+    source = Path(__file__).parents[2] / "hydra_plugins" / "instruct_lit_optuna" / "optuna_sweeper.py"
+    assert "OptunaSweeper" not in runpy.run_path(str(source))
+
+
+def test_sweeps_join_a_folder_on_a_disk_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr("os.link", refuse)
+    (first, zero), (second, one) = _join(tmp_path / "a"), _join(tmp_path / "a")
+    assert first == second and (zero, one) == (0, 1)
