@@ -3,6 +3,6 @@
 from importlib.util import find_spec
 
 if find_spec("instruct_lit.sweeps") is not None:
-    from hydra_plugins.instruct_lit_optuna._sweeper import OptunaSweeper
+    from ._sweeper import OptunaSweeper
 
     __all__ = ["OptunaSweeper"]

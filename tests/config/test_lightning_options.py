@@ -22,9 +22,9 @@ from instruct_lit.config.check_training import check_train
 from instruct_lit.config.compose import CONF
 from instruct_lit.config.run_builders import trainer_of, tuner_of
 from instruct_lit.core.model.gpt import GPT
+from instruct_lit.core.training.early_stopping import ValidateAtEnd
 from instruct_lit.core.training.history import History
 from instruct_lit.core.training.module import InstructionTuner
-from instruct_lit.core.training.validate_at_end import ValidateAtEnd
 from instruct_lit.errors import ConfigError
 from instruct_lit.reports.progress import Progress
 from tests.configs import composed

@@ -1,12 +1,15 @@
-"""Early stopping that counts validations of changed weights only."""
+"""When a run ends: early stopping on validations of changed weights, and a validation after the last step."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-from lightning import LightningModule, Trainer
+from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch import callbacks
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
+
+from instruct_lit.core.data.collate import Batch
 
 
 class EarlyStopping(callbacks.EarlyStopping):
@@ -21,24 +24,18 @@ class EarlyStopping(callbacks.EarlyStopping):
         self.checked_step = 0  # the weights before the first step are not compared either
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.global_step > self.checked_step:
-            before = self._compared()
-            super().on_validation_end(trainer, pl_module)
-            self._note(before, trainer.global_step)
+        self._check(super().on_validation_end, trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._check(super().on_train_epoch_end, trainer, pl_module)
+
+    def _check(self, compare: Callable[..., None], trainer: Trainer, pl_module: LightningModule) -> None:
+        """Compare changed weights; Lightning does it in one of the two hooks: only there the result changes."""
         if trainer.global_step > self.checked_step:
-            before = self._compared()
-            super().on_train_epoch_end(trainer, pl_module)
-            self._note(before, trainer.global_step)
-
-    def _compared(self) -> tuple[int, float]:
-        return self.wait_count, float(self.best_score)
-
-    def _note(self, before: tuple[int, float], step: int) -> None:
-        """Lightning checks after validations or after epochs: only then the result of the comparison changes."""
-        if self._compared() != before:
-            self.checked_step = step
+            before = self.wait_count, float(self.best_score)
+            compare(trainer, pl_module)
+            if (self.wait_count, float(self.best_score)) != before:
+                self.checked_step = trainer.global_step
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "checked_step": self.checked_step}
@@ -48,3 +45,26 @@ class EarlyStopping(callbacks.EarlyStopping):
         super().load_state_dict({**state_dict, "patience": self.patience})
         if self.wait_count < self.patience and self.stopping_reason == EarlyStoppingReason.PATIENCE_EXHAUSTED:
             self.stopping_reason = EarlyStoppingReason.NOT_STOPPED  # this run has more patience
+
+
+class ValidateAtEnd(Callback):
+    """Validates after the last step of a run also where `trainer.max_steps` lies between two validations.
+
+    Otherwise the last weights could never be the best ones, and no loss would be known of them. A finished run that is
+    resumed makes no further step.
+    """
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if is_finished(trainer):
+            trainer.should_stop = True
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        if is_finished(trainer):
+            trainer.should_stop = True  # Lightning validates before it stops
+
+
+def is_finished(trainer: Trainer) -> bool:
+    """Whether a run has made all its optimizer steps."""
+    return 0 < trainer.estimated_stepping_batches <= trainer.global_step

@@ -86,11 +86,12 @@ class LastCheckpoint(Checkpoint):
         if self._end_requested and self._any_rank_ends(trainer):
             raise KeyboardInterrupt
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._restore_handlers()
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule, *exception: BaseException) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers = {}
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._restore_handlers()
+    on_exception = on_train_end  # type: ignore[assignment]
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         states: list[Any] = [random_state()]
@@ -119,11 +120,6 @@ class LastCheckpoint(Checkpoint):
         if self._end_requested:
             raise KeyboardInterrupt
         self._end_requested = True
-
-    def _restore_handlers(self) -> None:
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
-        self._handlers = {}
 
 
 def random_state() -> dict[str, Any]:

@@ -37,10 +37,10 @@ from instruct_lit.core.training.checkpoints import (
     load_weights,
     read_checkpoint,
 )
+from instruct_lit.core.training.early_stopping import ValidateAtEnd
 from instruct_lit.core.training.history import History
 from instruct_lit.core.training.module import InstructionTuner
 from instruct_lit.core.training.sharding import Sharding
-from instruct_lit.core.training.validate_at_end import ValidateAtEnd
 from instruct_lit.errors import CheckpointError, TrainingError
 
 

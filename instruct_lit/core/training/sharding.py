@@ -22,17 +22,15 @@ class Sharding:
     """A model of which every process holds all weights, and checkpoints of one file."""
 
     def applies_to(self, strategy: Any) -> bool:
-        """Whether a strategy of Lightning trains a model in shards."""
+        """Whether a strategy of Lightning trains a model in shards; `shard` then leaves each process its share."""
         return False
 
-    def shard(self, model: nn.Module, strategy: Any) -> None:
-        """Leave every process its share of the model's weights, if `applies_to(strategy)`."""
+    def shard(self, model: nn.Module, strategy: Any) -> None: ...
 
     def gather(self, model: nn.Module) -> None:
         """Let every process hold all weights until `scatter`, so that each can evaluate alone; all must call it."""
 
-    def scatter(self, model: nn.Module) -> None:
-        """Undo `gather`."""
+    def scatter(self, model: nn.Module) -> None: ...
 
     @contextmanager
     def gathered(self, model: nn.Module) -> Iterator[None]:
@@ -59,8 +57,6 @@ class Sharding:
         """The checkpoint with all its tensors, also those in shards beside the file at `path`."""
         return checkpoint
 
-    def copy_shards(self, checkpoint: dict[str, Any], old: Path, new: Path) -> None:
-        """Copy the shards of the file at `old` beside `new`."""
-
-    def remove_unused(self, folder: Path) -> None:
-        """Remove shards that no checkpoint file of the folder names."""
+    # Shards of the file at `old` are copied beside `new`; those that no file of a folder names are removed.
+    def copy_shards(self, checkpoint: dict[str, Any], old: Path, new: Path) -> None: ...
+    def remove_unused(self, folder: Path) -> None: ...

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from instruct_lit.core.training.early_stopping import ValidateAtEnd
 from instruct_lit.core.training.history import History
 from instruct_lit.core.training.last_checkpoint import LastCheckpoint
-from instruct_lit.core.training.validate_at_end import ValidateAtEnd
 
 
 def rows(path: Path) -> list[dict]:
