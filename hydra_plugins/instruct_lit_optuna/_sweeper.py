@@ -30,7 +30,7 @@ ConfigStore.instance().store(
     group="hydra/sweeper",
     name="optuna",
     node={
-        "_target_": "hydra_plugins.instruct_lit_optuna.optuna_sweeper.OptunaSweeper",
+        "_target_": "hydra_plugins.instruct_lit_optuna._sweeper.OptunaSweeper",
         "study_name": "study",
         "storage": None,
         "n_trials": 20,
