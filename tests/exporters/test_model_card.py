@@ -29,7 +29,7 @@ def test_a_run_with_answers(tmp_path: Path) -> None:
         "of 1.5 million parameters with a context of 64 tokens",
         "Licence of the data: Apache-2.0.",
         "Q: {instruction}\nA: {response}",
-        "| exact_match | 0.750 | 0.250 – 1.000 |",
+        "| exact_match | 0.750 | 0.194 – 0.994 |",
         "    python -m instruct_lit.train data=book",
         "Known limits",
     ):
