@@ -16,6 +16,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from instruct_lit.config.messages import one_message
+from instruct_lit.config.output_pipe import survive_readers
+from instruct_lit.config.run_ownership import distinct_folder, refuse_folder_in_use
 from instruct_lit.config.schema import COMMANDS
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -60,7 +62,9 @@ def run_command(command: str, verb: Callable[[Any], Any]) -> None:
                 trial.write_result(result)
             return result
 
+    survive_readers()
     with one_message(command):
+        refuse_folder_in_use(sys.argv[1:])
         if is_trial:
             from instruct_lit.sweeps import trial
 
@@ -76,6 +80,7 @@ def register(command: str) -> None:
 
     ConfigStore.instance().store(name=f"{command}_schema", node=COMMANDS[command])
     OmegaConf.register_new_resolver("cache_dir", _cache_dir, replace=True)
+    OmegaConf.register_new_resolver("distinct_folder", distinct_folder, replace=True)
     OmegaConf.register_new_resolver("package_dir", lambda: str(PACKAGE), replace=True)
     OmegaConf.register_new_resolver("times", lambda a, b: float(f"{a * b:.10g}"), replace=True)
 

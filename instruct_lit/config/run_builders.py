@@ -22,6 +22,7 @@ from instruct_lit.config import builders as build_parts
 from instruct_lit.config.check_training import wants_graphs
 from instruct_lit.config.compose import flat
 from instruct_lit.config.run_hooks import hooks_of
+from instruct_lit.config.run_ownership import own_folder
 from instruct_lit.config.satellites import has_satellite
 from instruct_lit.config.targets import build, plain, target_of, without
 from instruct_lit.core.bundle import save_bundle
@@ -47,6 +48,7 @@ ACCELERATED = {"instruct_lit.core.training.optimizer.adamw": "instruct_lit.accel
 
 def run_of(config: DictConfig) -> Run:
     """The training run of a checked configuration, in Hydra's output folder."""
+    own_folder(Path(HydraConfig.get().runtime.output_dir))
     build_parts.check_targets(config)
     build_parts.check_machine(config)
     if has_satellite("accel"):

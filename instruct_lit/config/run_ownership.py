@@ -1,0 +1,57 @@
+"""A run owns its folder: a default name that no other run has, and a lock while it works."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from instruct_lit.core.locks import hold_until_exit, is_locked
+from instruct_lit.errors import ConfigError
+
+LOCK = Path(".hydra") / "run.lock"
+_OPTION = "hydra.run.dir="
+_RANKS = ("LOCAL_RANK", "RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID")  # set by launchers of several processes
+
+
+@functools.cache
+def distinct_folder(folder: str) -> str:
+    """The folder, created, or `<folder>-2`, `-3`, … where another run has it already; the same for all calls.
+
+    Processes of one distributed run share the folder, so there it is unchanged.
+    """
+    if any(name in os.environ for name in _RANKS):
+        return folder
+    for path in (folder, *(f"{folder}-{n}" for n in itertools.islice(itertools.count(2), 1000))):
+        try:
+            Path(path).mkdir(parents=True)
+            return path
+        except FileExistsError:
+            continue
+        except OSError:  # reported when Hydra creates it
+            return path
+    return folder
+
+
+def refuse_folder_in_use(arguments: Sequence[str]) -> None:
+    """Raise ConfigError when a run works in the folder that a command line names, before Hydra writes into it."""
+    for argument in arguments:
+        folder = Path(argument.removeprefix(_OPTION).strip("'\""))
+        if argument.startswith(_OPTION) and _is_first_process() and is_locked(folder / LOCK):
+            raise _in_use(folder)
+
+
+def own_folder(folder: Path) -> None:
+    """Lock a run's folder until this process ends. Raises: ConfigError when another run works in it."""
+    if _is_first_process():
+        hold_until_exit(folder / LOCK, _in_use(folder))
+
+
+def _is_first_process() -> bool:
+    return not any(int(os.environ.get(name) or 0) for name in _RANKS)
+
+
+def _in_use(folder: Path) -> ConfigError:
+    return ConfigError(f"{_OPTION}{folder}: another run works in this folder; wait until it ends, or choose another")

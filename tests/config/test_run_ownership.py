@@ -1,0 +1,54 @@
+"""A run owns its folder, and survives the reader of its output."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from instruct_lit.config.run_ownership import LOCK, _in_use, distinct_folder, own_folder, refuse_folder_in_use
+from instruct_lit.core.locks import exclusive
+from instruct_lit.errors import ConfigError
+
+
+def test_a_second_run_of_the_same_second_has_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = str(tmp_path / "12-00-00")
+    for expected in (name, f"{name}-2", f"{name}-3"):
+        distinct_folder.cache_clear()  # as in another process
+        assert distinct_folder(name) == distinct_folder(name) == expected and Path(expected).is_dir()
+    distinct_folder.cache_clear()
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert distinct_folder(name) == name  # processes of one run share it
+
+
+def test_a_named_folder_with_a_run_in_it_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    message = f"hydra.run.dir={tmp_path}: another run works in this folder; wait until it ends, or choose another"
+    refuse_folder_in_use([f"hydra.run.dir={tmp_path}"])
+    with exclusive(tmp_path / LOCK, _in_use(tmp_path)):
+        for refused in (
+            lambda: refuse_folder_in_use(["seed=1", f"hydra.run.dir='{tmp_path}'"]),
+            lambda: own_folder(tmp_path),
+        ):
+            with pytest.raises(ConfigError) as error:
+                refused()
+            assert str(error.value) == message
+        monkeypatch.setenv("LOCAL_RANK", "1")  # a further process of the run that holds it
+        refuse_folder_in_use([f"hydra.run.dir={tmp_path}"])
+        own_folder(tmp_path)
+
+
+def test_an_output_whose_reader_has_ended_ends_nothing(tmp_path: Path) -> None:
+    program = (
+        "from pathlib import Path; from instruct_lit.config.output_pipe import survive_readers; survive_readers()\n"
+        f"for n in range(20000): print('a line of text', n)\nPath({str(tmp_path / 'end')!r}).touch()"
+    )
+    environment = {**os.environ, "LC_ALL": "C"}
+    writer = subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
+    )
+    assert writer.stdout is not None and writer.stderr is not None
+    writer.stdout.readline()
+    writer.stdout.close()
+    assert (writer.wait(timeout=60), writer.stderr.read()) == (0, b"") and (tmp_path / "end").exists()
+    writer.stderr.close()
