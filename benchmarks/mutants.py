@@ -33,7 +33,7 @@ TESTS = {
     "accel.attention_varlen": ["tests/accel/test_attention_varlen.py"],
     "core.data.collate": ["tests/core/data/test_collate.py"],
     "core.data.encode": ["tests/core/data/test_encode.py"],
-    "core.data.batching": ["tests/core/data/test_split.py", "tests/core/data/test_batching.py"],
+    "core.data.batching": ["tests/core/data/test_batching.py"],
     "core.generation.sampling": ["tests/core/generation/test_sampling.py"],
 }
 # One change of each kind: cosmic-ray's other replacements of an operator are noticed where this one is.

@@ -89,8 +89,8 @@ class Collator:
 
     `padded` pads every document to the longest (or to `pad_to` inputs); `packed` pads nothing. With `shared_prefix`
     the longest common prefix of the batch's documents is stored once, at the start. `pad_to_multiple_of` rounds up the
-    number of supervised pairs, with pairs of weight 0, and the positions of a packed batch, with a document of padding.
-    Few shapes then occur, so that kernels compiled for a shape (milliseconds) are reused.
+    number of supervised pairs (with weight 0) and the positions of a packed batch (a document of padding), so that few
+    shapes occur and kernels compiled for a shape are reused.
     """
 
     def __init__(
