@@ -29,17 +29,23 @@ def report(config: DictConfig) -> None:
 
 
 def write(folder: Path, metric: str | None = None, direction: str | None = None, n_best: int = 3) -> Path:
-    """Write the page and return its path; metric and direction are those of the sweep by default."""
+    """Write the page and return its path; metric and direction are those of the sweep by default.
+
+    Raises: ConfigError for a metric that no trial has.
+    """
     from instruct_lit.config.run_folder import plain_text, read_plain
     from instruct_lit.sweeps.page import write_page
     from instruct_lit.sweeps.trials import read_trials
 
     saved = folder / "multirun.yaml"
     sweep = read_plain(saved) if saved.is_file() else {}
-    metric = metric or plain_text(sweep, "optimized_metric") or "value"
-    direction = direction or plain_text(sweep, "hydra.sweeper.direction")
-    maximize = direction == "maximize" if direction else not metric.endswith(LOWER_IS_BETTER)
-    return write_page(folder, read_trials(folder, maximize), metric, maximize, n_best)
+    optimized = plain_text(sweep, "optimized_metric") or "value"
+    shown = metric or optimized
+    if direction is None and shown == optimized:
+        direction = plain_text(sweep, "hydra.sweeper.direction")
+    maximize = direction == "maximize" if direction else not shown.endswith(LOWER_IS_BETTER)
+    trials = read_trials(folder, maximize, None if shown == optimized else shown)
+    return write_page(folder, trials, shown, maximize, n_best)
 
 
 class SweepReport(Callback):

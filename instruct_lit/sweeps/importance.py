@@ -7,18 +7,18 @@ from collections.abc import Sequence
 from typing import Any
 
 from instruct_lit.core.optional_imports import load, need
-from instruct_lit.sweeps.trials import Trial, column_of, is_logarithmic, varied
+from instruct_lit.sweeps.trials import SEEDS, Trial, column_of, is_logarithmic, varied
 
 
 def importances(trials: Sequence[Trial]) -> dict[str, float]:
     """Share of the metric's variance by hyper-parameter, the largest first.
 
-    Empty when fewer than four trials have a value or all values are equal.
+    Seeds are replicates and no hyper-parameters. Empty when fewer than four trials have a value or all are equal.
     Raises: ConfigError where Optuna or scikit-learn is missing.
     Source: Hutter, Hoos and Leyton-Brown 2014.
     """
     done = [trial for trial in trials if trial.value is not None]
-    names = varied(done)
+    names = [name for name in varied(done) if name not in SEEDS]
     if len(done) < 4 or len({trial.value for trial in done}) < 2 or not names:
         return {}
     purpose = "importance of hyper-parameters"

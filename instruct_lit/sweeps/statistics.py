@@ -8,9 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from instruct_lit.core.optional_imports import load
-from instruct_lit.sweeps.trials import Trial
-
-SEEDS = ("seed", "data.seed")
+from instruct_lit.sweeps.trials import SEEDS, Trial
 
 
 @dataclass(frozen=True)

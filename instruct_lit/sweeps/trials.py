@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from instruct_lit.errors import DataError
+from instruct_lit.errors import ConfigError, DataError
 from instruct_lit.sweeps.trial import RECORD, parameters, read_record
 
 _SAME_FOR_ALL = ("sweep=", "launcher=")
+SEEDS = ("seed", "data.seed")
 _GROUPS = (*_SAME_FOR_ALL, "experiment=", "debug=")  # the same for all trials, or a name for other overrides
 _LOG_RATIO = 30  # numbers that span more than this factor are laid out on a logarithmic scale
 
@@ -42,14 +43,22 @@ def all_failed(folder: Path) -> str | None:
     return trials[0].reason if all(trial.status == "failed" for trial in trials) else None
 
 
-def read_trials(folder: Path, maximize: bool = False) -> list[Trial]:
+def read_trials(folder: Path, maximize: bool = False, metric: str | None = None) -> list[Trial]:
     """The trials of a sweep, the best first, those without a value last.
 
-    Raises: DataError when the folder has none.
+    Args:
+        metric: name in the trials' `metrics.json` that replaces the optimised value.
+    Raises: DataError when the folder has no trial, ConfigError when no trial has the metric.
     """
     trials = [_read(path.parent) for path in sorted(folder.glob(f"*/{RECORD}")) if path.parent.name.isdigit()]
     if not trials:
         raise DataError(f"{folder}: not a sweep, no <number>/{RECORD} in it; give a folder of outputs/multirun")
+    if metric is not None:
+        for trial in trials:
+            trial.value = trial.metrics.get(metric)
+        if all(trial.value is None for trial in trials):
+            names = ", ".join(sorted({name for trial in trials for name in trial.metrics})) or "none yet"
+            raise ConfigError(f"metric={metric}: no trial has it; there are {names}")
     for trial in trials:
         trial.parameters = dict(_split(override) for override in trial.overrides)
     keys = list(dict.fromkeys(key for trial in trials for key in trial.parameters))

@@ -11,6 +11,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from instruct_lit.errors import ConfigError, DataError
+from instruct_lit.report import write
 from instruct_lit.sweeps.importance import importances
 from instruct_lit.sweeps.page import curves, parallel_coordinates, side_by_side, write_page
 from instruct_lit.sweeps.statistics import by_setting, mean_and_interval
@@ -63,6 +64,14 @@ def test_trials_come_best_first_with_what_differs(sweep: Path) -> None:
     assert read_trials(sweep, maximize=True)[0].value == max(t.value for t in trials if t.value is not None)
     with pytest.raises(DataError, match="not a sweep, no <number>/trial.json in it"):
         read_trials(sweep / "0")
+
+
+def test_another_metric_is_read_from_each_trial_and_a_missing_one_is_refused(sweep: Path) -> None:
+    (sweep / "multirun.yaml").write_text("optimized_metric: val/token_f1\n")
+    page = write(sweep, "test/loss").read_text()
+    assert '<span class="figure">0.5000</span> <code>test/loss</code>' in page and "smallest" in page
+    with pytest.raises(ConfigError, match=r"metric=nonsense: no trial has it; there are n_steps, test/loss"):
+        write(sweep, "nonsense")
 
 
 def test_what_a_trial_has_written_is_read_as_far_as_it_goes(tmp_path: Path) -> None:
