@@ -34,7 +34,10 @@ def serve(config: DictConfig) -> None:
     service = CompletionService(
         chat_model, engine, defaults, config.max_waiting, config.timeout_s, Metrics(engine)
     )  # fmt: skip
-    app = make_app(service, config.api_key, config.max_body_bytes)
+    app = make_app(
+        service, config.api_key, config.max_body_bytes, allowed_hosts=config.allowed_hosts,
+        cors_origins=config.cors_origins,
+    )  # fmt: skip
     run_server(
         app, config.host, config.port, lambda url: print(f"{chat_model.name} at {url}/v1 (Ctrl-C stops)", flush=True)
     )

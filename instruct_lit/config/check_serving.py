@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +19,18 @@ def check_chat(config: Any) -> None:
 
 def check_serve(config: Any) -> None:
     """Raise one ConfigError that lists every invalid value of a server's configuration."""
-    problems = check_values(config) + missing_runs(config.run)
+    problems = check_values(config) + missing_runs(config.run) + _check_names(config.allowed_hosts)
+    for origin in config.cors_origins:
+        if origin == "*" and not config.api_key:
+            problems.append("cors_origins=[*]: any web page could use the server; give api_key=…, or name the pages")
+        elif origin != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/\s]+", origin):
+            problems.append(f"cors_origins=[{origin}]: not an origin; give one such as https://example.org")
     _raise(problems + _check_host(config.host, config.api_key, "api_key=… or INSTRUCT_LIT_API_KEY"))
 
 
 def check_arena(config: Any) -> None:
     """Raise one ConfigError that lists every invalid value of an arena's configuration."""
-    problems = check_values(config)
+    problems = check_values(config) + _check_names(config.allowed_hosts)
     if config.battles is None:
         problems += missing_runs(config.runs or None, "runs")
         if len(config.runs) == 1:
@@ -37,8 +44,13 @@ def check_arena(config: Any) -> None:
     _raise(problems)
 
 
+def _check_names(hosts: Sequence[str]) -> list[str]:
+    wrong = [host for host in hosts if not re.fullmatch(r"[A-Za-z0-9._-]+|[0-9a-f:]+", host)]
+    return [f"allowed_hosts=[{host}]: no host name; give one such as models.example.org" for host in wrong]
+
+
 def _check_host(host: str, secret: str | None, remedy: str) -> list[str]:
-    from instruct_lit.serving.server import is_loopback
+    from instruct_lit.serving.http import is_loopback
 
     if secret or is_loopback(host):
         return []

@@ -7,19 +7,30 @@ from typing import Any
 
 
 def idle_closing_protocol() -> type:
-    """uvicorn's HTTP protocol with its keep-alive timer started at the connection, not only after a first response.
+    """uvicorn's HTTP protocol with a limit on the time in which a connection has no call under way.
 
-    Without it a client that connects and stays silent keeps a file open forever. The protocol sets
-    `timeout_keep_alive_task` after every response, and cancels it when data arrives.
+    The protocol starts `timeout_keep_alive_task` after every response, and cancels it when data arrives. So a client
+    that connects and stays silent, sends a part of a call's head, or never ends a body that has been refused, keeps a
+    file open forever. Here the timer runs from the connection on, and data that begin no call move it only once.
     """
     from uvicorn.protocols.http.h11_impl import H11Protocol
 
     class IdleClosingProtocol(H11Protocol):
+        due: float | None = None  # the time at which data that begin no call have to have begun one
+
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
             self.timeout_keep_alive_task = self.loop.call_later(
                 self.timeout_keep_alive, self.timeout_keep_alive_handler
             )
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            if self.cycle is not None and not self.cycle.response_complete:
+                self.due = None
+            elif self.timeout_keep_alive_task is None and not self.transport.is_closing():
+                self.due = self.due or self.loop.time() + self.timeout_keep_alive
+                self.timeout_keep_alive_task = self.loop.call_at(self.due, self.timeout_keep_alive_handler)
 
     return IdleClosingProtocol
 

@@ -21,7 +21,7 @@ from instruct_lit.errors import DataError, InstructLitError
 from instruct_lit.serving.chat_model import ChatModel
 from instruct_lit.serving.logprobs import LogprobRecorder, chat_logprobs, completion_logprobs, text_offsets
 from instruct_lit.serving.metrics import Metrics
-from instruct_lit.serving.protocol import ApiError, Body, ChatBody, CompletionBody
+from instruct_lit.serving.protocol import ApiError, Body, ChatBody, CompletionBody, shutting_down
 from instruct_lit.serving.scheduler import PendingRequest, QueueFullError, Scheduler, Update
 
 N_COMPLETION_TOKENS = 16  # OpenAI's default of `/v1/completions`
@@ -43,9 +43,9 @@ class Job:
 
     @property
     def usage(self) -> dict[str, int]:
-        """Numbers of tokens of the prompts, each counted once, and of the responses."""
+        """Numbers of tokens of the prompts, each counted once, and of the responses with their end-of-text."""
         n_prompt = sum(len(request.prompt_ids) for request in self.requests[:: self.body.n or 1])
-        n_completion = sum(len(request.ids) for request in self.requests)
+        n_completion = sum(request.n_generated for request in self.requests)
         return {
             "prompt_tokens": n_prompt, "completion_tokens": n_completion, "total_tokens": n_prompt + n_completion
         }  # fmt: skip
@@ -99,18 +99,18 @@ class CompletionService:
         else:
             assert isinstance(body, CompletionBody)
             n_logprobs, score_prompt = body.logprobs, body.echo and body.logprobs is not None
+        place, n_vocab = "messages" if is_chat else "prompt", self.chat_model.model.head_weight.shape[0]
+        requests = []
         try:
-            requests = [
-                self.scheduler.engine.prepare(
-                    prompt,
-                    replace(settings, seed=(settings.seed + i) % 2**63),
-                    None if n_logprobs is None else LogprobRecorder(n_logprobs, score_prompt),
-                )
-                for prompt, settings in self.prompts(body)
-                for i in range(body.n or 1)
-            ]
+            for prompt, settings in self.prompts(body):
+                if any(not 0 <= token < n_vocab for token in prompt):
+                    raise ApiError(400, f"{place}: token ids are between 0 and {n_vocab - 1}", param=place)
+                for i in range(body.n or 1):
+                    hook = None if n_logprobs is None else LogprobRecorder(n_logprobs, score_prompt)
+                    own = replace(settings, seed=(settings.seed + i) % 2**63)
+                    requests.append(self.scheduler.engine.prepare(prompt, own, hook))
         except InstructLitError as error:
-            raise ApiError(400, str(error), param="messages" if is_chat else "prompt") from error
+            raise ApiError(400, str(error), param=place) from error
         prefix, kind = ("chatcmpl", "chat.completion") if is_chat else ("cmpl", "text_completion")
         head = {"id": f"{prefix}-{uuid.uuid4().hex}", "object": kind, "created": int(time.time()), "model": name}
         return Job(body, requests, head)
@@ -145,9 +145,6 @@ class CompletionService:
         for text in texts:
             ids = [*tokenizer.prompt_start, *tokenizer.encode(text)] if isinstance(text, str) else text
             ids = ids or [tokenizer.eot_id]  # the beginning of a text
-            n_vocab = self.chat_model.model.head_weight.shape[0]
-            if min(ids) < 0 or max(ids) >= n_vocab:
-                raise ApiError(400, f"prompt: token ids are between 0 and {n_vocab - 1}", param=place)
             n = max(1, min(self.defaults.max_new_tokens, limit - len(ids))) if n_new is None else n_new
             if len(ids) + n > limit:
                 raise ApiError(
@@ -169,7 +166,7 @@ class CompletionService:
     def submit(self, job: Job, every_step: bool) -> None:
         """Hand the unfinished requests of a job to the scheduler, whose updates arrive in `job.updates`.
 
-        Raises: ApiError (429) where too many requests wait.
+        Raises: ApiError (429) where too many requests wait, and (503) at the shutdown.
         """
         loop: Any = asyncio.get_running_loop()
         on_update = partial(loop.call_soon_threadsafe, job.updates.put_nowait)
@@ -177,12 +174,14 @@ class CompletionService:
         try:
             self.scheduler.submit(job.unfinished, on_update, every_step)
         except QueueFullError as error:
+            if self.scheduler.is_closing:
+                raise shutting_down() from error
             raise ApiError(429, str(error), "rate_limit_error", code="rate_limit_exceeded") from error
 
     async def updates(self, job: Job) -> AsyncGenerator[Update, None]:
         """The updates of a submitted job until all its requests have ended; closing it cancels them.
 
-        Raises: ApiError (504, 500).
+        Raises: ApiError (504, 503, 500).
         """
         end = None if self.timeout_s is None else asyncio.get_running_loop().time() + self.timeout_s
         n_left = len(job.unfinished)
@@ -203,6 +202,8 @@ class CompletionService:
 
     def failure(self) -> ApiError:
         """The error of a request that the server has cancelled."""
+        if self.scheduler.is_closing:
+            return shutting_down()
         return ApiError(500, "The request was cancelled by the server", "server_error")
 
     async def answer(self, job: Job) -> dict[str, Any]:
@@ -214,7 +215,7 @@ class CompletionService:
         choices = []
         for index, request in enumerate(job.requests):
             text: str = request.text
-            logprobs, _ = self.logprobs(job, Update(request, text, len(request.ids), request.finish_reason))
+            logprobs, _ = self.logprobs(job, Update(request, text, request.n_generated, request.finish_reason))
             if isinstance(job.body, ChatBody):
                 content: dict[str, Any] = {"message": {"role": "assistant", "content": text, "refusal": None}}
             else:
@@ -251,7 +252,8 @@ class CompletionService:
     def logprobs(self, job: Job, update: Update, n_before: int = 0) -> tuple[dict[str, Any] | None, int]:
         """Log-probabilities of the tokens after the first `n_before`, and the number of all tokens up to the last.
 
-        Only tokens that begin within the text of the update count; with `echo` those of the prompt come first.
+        Only tokens that begin within the text of the update count, as in OpenAI's chats. Of a finished completion all
+        count, as in vLLM: end-of-text and a stop text too. With `echo` those of the prompt come first.
         """
         recorded, token_bytes = update.request.hook, self.chat_model.tokenizer.token_bytes
         if not isinstance(recorded, LogprobRecorder):
@@ -259,6 +261,8 @@ class CompletionService:
         tokens = recorded.response[: update.n_tokens]
         offsets = text_offsets(tokens, token_bytes)
         n = sum(offset < len(update.text) for offset in offsets)
+        if update.finish_reason is not None and isinstance(job.body, CompletionBody):
+            n = len(tokens)
         tokens, offsets = tokens[n_before:n], offsets[n_before:n]
         if isinstance(job.body, ChatBody):
             return chat_logprobs(tokens, token_bytes), n
@@ -274,7 +278,7 @@ class CompletionService:
         request = pending.request
         self.metrics.requests.labels(str(request.finish_reason)).inc()
         self.metrics.tokens.labels("prompt").inc(len(request.prompt_ids))
-        self.metrics.tokens.labels("completion").inc(len(request.ids))
+        self.metrics.tokens.labels("completion").inc(request.n_generated)
         if pending.first_token_at is not None:
             self.metrics.first_token_s.observe(pending.first_token_at - pending.submitted_at)
         self.metrics.request_s.observe(time.monotonic() - pending.submitted_at)
@@ -282,11 +286,22 @@ class CompletionService:
 
 def check(body: Body) -> None:
     """Raise ApiError for a value or a combination that is valid in OpenAI's API and not supported."""
+    parts: list[tuple[str, Any]] = [("", body)]
+    if isinstance(body, ChatBody):
+        parts += [(f"messages.{i}.", message) for i, message in enumerate(body.messages)]
+    for place, part in parts:
+        for name, harmless in part.HARMLESS.items():
+            value = getattr(part, name)
+            if value is not None and value not in harmless:
+                remedy = "use repetition_penalty" if name.endswith("_penalty") else "leave it out"
+                message = f"{place}{name}={value!r:.80}: not supported by this server; {remedy}"
+                raise ApiError(400, message, param=place + name)
     stops = [body.stop] if isinstance(body.stop, str) else body.stop or []
-    rules = {name: (not getattr(body, name), allowed) for name, allowed in body.UNSUPPORTED.items()}
-    rules["stop"] = (
-        len(stops) <= body.MAX_STOPS and all(stops), f"at most {body.MAX_STOPS} texts of at least one character"
-    )  # fmt: skip
+    rules = {
+        "stop": (
+            len(stops) <= body.MAX_STOPS and all(stops), f"at most {body.MAX_STOPS} texts of at least one character"
+        ),
+    }  # fmt: skip
     if isinstance(body, ChatBody):
         rules["top_logprobs"] = (body.top_logprobs is None or bool(body.logprobs), "null unless logprobs is true")
     elif isinstance(body, CompletionBody):

@@ -4,17 +4,24 @@
 
 import asyncio
 import hmac
+import ipaddress
 import json
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable
+import re
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from typing import Any
 
-from instruct_lit.serving.completions import CompletionService
+from instruct_lit.serving.completions import CompletionService, Job
 from instruct_lit.serving.metrics import Metrics
-from instruct_lit.serving.protocol import ApiError, Body, ErrorBody
+from instruct_lit.serving.openapi import body_schema, described
+from instruct_lit.serving.protocol import ApiError, Body, ErrorBody, shutting_down
 
 log = logging.getLogger(__name__)
+LARGE_BYTES = 32_768  # a longer body waits for other long ones, not a short one for it
+_AUTHORITY = re.compile(r"(?:\[([0-9a-f:.]+)\]|([^\s:@/\[\]]+))(?::\d+)?")
 PATHS = ("/v1/models", "/v1/chat/completions", "/v1/completions", "/health", "/metrics")
 
 
@@ -23,34 +30,45 @@ def make_app(
     api_key: str | None = None,
     max_body_bytes: int = 1_000_000,
     body_timeout_s: float = 10.0,
+    allowed_hosts: Collection[str] = (),
+    cors_origins: Collection[str] = (),
 ) -> Any:
     """The FastAPI application; its shutdown closes the service's scheduler.
 
     Args:
         api_key: required as a bearer token by all paths but `/health` and the description of the API.
         max_body_bytes, body_timeout_s: a longer or slower body is refused.
+        allowed_hosts: names of the server beside those of this machine; none with a key allows every name.
+        cors_origins: pages that may use the server.
     """
     from fastapi import FastAPI, Request
+    from fastapi.middleware.cors import CORSMiddleware
     from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
     from pydantic import TypeAdapter, ValidationError
     from starlette.exceptions import HTTPException
+    from starlette.requests import ClientDisconnect
+
+    large = ThreadPoolExecutor(1, "large-bodies")
 
     @asynccontextmanager
     async def lifespan(app: Any) -> Any:
         yield
+        large.shutdown(wait=False, cancel_futures=True)
         await asyncio.to_thread(service.scheduler.close)
 
     errors: dict[int | str, dict[str, Any]] = {"default": {"description": "Error", "model": ErrorBody}}
-    app = FastAPI(title="instruct-lit", lifespan=lifespan, responses=errors)
+    # FastAPI's pages of the API load scripts from elsewhere; its description is at /openapi.json.
+    app = FastAPI(title="instruct-lit", lifespan=lifespan, responses=errors, docs_url=None, redoc_url=None)
     streamed: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}
     chat_body, completion_body = (TypeAdapter(kind) for kind in service.bodies)
+    definitions: dict[str, Any] = {}
 
     def authorise(request: Request) -> None:
         given = request.headers.get("authorization", "").removeprefix("Bearer ")
         if api_key is not None and not hmac.compare_digest(given.encode(), api_key.encode()):
             raise ApiError(401, "Incorrect API key provided", code="invalid_api_key")
 
-    async def read_body(request: Request, adapter: TypeAdapter[Any]) -> Body:
+    async def read_body(request: Request) -> bytes:
         authorise(request)
         if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
             # Also keeps other sites' pages out: browsers ask before they send this type to another site.
@@ -64,38 +82,37 @@ def make_app(
                         raise ApiError(413, f"The body is longer than {max_body_bytes} bytes", code="body_too_large")
         except TimeoutError:
             raise ApiError(408, f"The body took longer than {body_timeout_s:g} s", "timeout_error") from None
+        except ClientDisconnect:
+            raise ApiError(499, "The client disconnected") from None
+        return bytes(raw)
+
+    def prepare(raw: bytes, adapter: TypeAdapter[Any]) -> Job:
         try:
-            return await asyncio.to_thread(adapter.validate_json, bytes(raw))
+            body: Body = adapter.validate_json(raw)
         except ValidationError as error:
             first = error.errors(include_url=False, include_context=False, include_input=False)[0]
             param = (
                 ".".join(str(part) for part in first["loc"][:2] if part == first["loc"][0] or type(part) is int) or None
             )
             raise ApiError(400, f"{param or 'body'}: {first['msg']}", param=param) from error
+        return service.prepare(body)
 
     async def complete(request: Request, adapter: TypeAdapter[Any]) -> Response:
-        body = await read_body(request, adapter)
-        job = await asyncio.to_thread(service.prepare, body)
-        if body.stream:
+        raw = await read_body(request)
+        threads = large if len(raw) > LARGE_BYTES else None
+        job = await asyncio.get_running_loop().run_in_executor(threads, prepare, raw, adapter)
+        if job.body.stream:
             service.submit(job, every_step=True)
             return StreamingResponse(_events(service.chunks(job)), media_type="text/event-stream")
         answer = await _unless_disconnected(request.receive, service.answer(job))
         return Response(status_code=499) if answer is None else JSONResponse(answer)
 
-    def described(adapter: TypeAdapter[Any], name: str) -> dict[str, Any]:
-        """The body's schema for the OpenAPI description, since FastAPI does not parse the body itself."""
-        schema = adapter.json_schema(ref_template=f"#/components/schemas/{name}.{{model}}")
-        definitions.update({f"{name}.{key}": part for key, part in schema.pop("$defs", {}).items()})
-        return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
-
-    definitions: dict[str, Any] = {}
-
-    @app.post(PATHS[1], openapi_extra=described(chat_body, "ChatBody"), responses=streamed)
+    @app.post(PATHS[1], openapi_extra=body_schema(chat_body, "ChatBody", definitions), responses=streamed)
     async def chat_completions(request: Request) -> Response:
         """Answer a conversation."""
         return await complete(request, chat_body)
 
-    @app.post(PATHS[2], openapi_extra=described(completion_body, "CompletionBody"), responses=streamed)
+    @app.post(PATHS[2], openapi_extra=body_schema(completion_body, "CompletionBody", definitions), responses=streamed)
     async def completions(request: Request) -> Response:
         """Continue a text."""
         return await complete(request, completion_body)
@@ -122,7 +139,6 @@ def make_app(
 
     if service.metrics is not None:
         shown = service.metrics
-        app.add_middleware(CallCounter, metrics=shown)
 
         @app.get(PATHS[4], response_class=PlainTextResponse)
         async def metrics(request: Request) -> Response:
@@ -147,34 +163,102 @@ def make_app(
         log.exception("an unexpected error in %s", request.url.path, exc_info=error)
         return refusal(ApiError(500, "The server failed; its log has the reason", "server_error"))
 
-    describe = app.openapi
+    if cors_origins:
+        app.add_middleware(CORSMiddleware, allow_origins=cors_origins, allow_methods=["*"], allow_headers=["*"])
+    if api_key is None or allowed_hosts:
+        app.add_middleware(HostGuard, hosts=allowed_hosts, origins=cors_origins)
+    app.add_middleware(Calls, metrics=service.metrics)  # the last is the outermost
 
-    def openapi() -> dict[str, Any]:
-        description = describe()
-        description.setdefault("components", {}).setdefault("schemas", {}).update(definitions)
-        return description
-
-    app.openapi = openapi  # type: ignore[method-assign]
+    app.openapi = partial(described, app.openapi, definitions)  # type: ignore[method-assign]
     return app
 
 
-class CallCounter:
-    """ASGI middleware that counts calls by path and status; unknown paths count as one."""
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches the address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
-    def __init__(self, app: Any, metrics: Metrics) -> None:
+
+class HostGuard:
+    """Refuses calls under a foreign host name, or from a page of one, with status 403.
+
+    By DNS rebinding any web page can otherwise talk to a server on this machine: its own name then points here. Names
+    of this machine are always allowed, in a Host with any port.
+
+    Args:
+        hosts: further names.
+        origins: further pages, such as `https://example.org`; `*` allows all.
+    """
+
+    def __init__(self, app: Any, hosts: Collection[str] = (), origins: Collection[str] = ()) -> None:
+        self.app, self.hosts, self.origins = app, {host.lower() for host in hosts}, origins
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] in ("http", "websocket") and (refusal := self.refusal(scope["headers"])):
+            return await send_error(send, ApiError(403, refusal, code="host_not_allowed"))
+        await self.app(scope, receive, send)
+
+    def refusal(self, headers: Collection[tuple[bytes, bytes]]) -> str | None:
+        """Why a call with these headers is refused."""
+        given = {name: [v.decode("latin-1") for n, v in headers if n == name] for name in (b"host", b"origin")}
+        hosts, origins = given[b"host"], given[b"origin"]
+        if len(hosts) != 1 or not self.allows(hosts[0]):
+            return f"Host {', '.join(hosts)!r:.80}: not a name of this server; allowed_hosts=[…] adds one"
+        for origin in origins:
+            if not {origin, "*"} & set(self.origins) and not self.allows(origin.partition("://")[2]):
+                return f"Origin {origin!r:.80}: pages from there may not use this server; cors_origins=[…] adds one"
+        return None
+
+    def allows(self, authority: str) -> bool:
+        """Whether `name` or `name:port` is one of the server's names."""
+        match = _AUTHORITY.fullmatch(authority.lower())
+        name = (match[1] or match[2]) if match else ""
+        return is_loopback(name) or name in self.hosts
+
+
+class Calls:
+    """Counts calls by path and status, and ends those that uvicorn cancels at the shutdown.
+
+    Such a call is answered with status 503; a stream ends with an event of that error.
+    """
+
+    def __init__(self, app: Any, metrics: Metrics | None) -> None:
         self.app, self.metrics = app, metrics
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
+        start: Any = None
 
-        async def counting_send(message: Any) -> None:
+        async def noting_send(message: Any) -> None:
+            nonlocal start
             if message["type"] == "http.response.start":
-                path = scope["path"] if scope["path"] in PATHS else "other"
-                self.metrics.calls.labels(path, str(message["status"])).inc()
+                start = message
+                if self.metrics is not None:
+                    path = scope["path"] if scope["path"] in PATHS else "other"
+                    self.metrics.calls.labels(path, str(message["status"])).inc()
             await send(message)
 
-        return await self.app(scope, receive, counting_send)
+        try:
+            await self.app(scope, receive, noting_send)
+        except asyncio.CancelledError:
+            error = shutting_down()
+            if start is None:
+                await send_error(noting_send, error)
+            elif any(value.startswith(b"text/event-stream") for _, value in start["headers"]):
+                await send({"type": "http.response.body", "body": f"data: {json.dumps(error.body)}\n\n".encode()})
+
+
+async def send_error(send: Any, error: ApiError) -> None:
+    """Send an error as the whole response."""
+    body = json.dumps(error.body, ensure_ascii=False).encode()
+    headers = [
+        (b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), (b"connection", b"close"),
+    ]  # fmt: skip
+    await send({"type": "http.response.start", "status": error.status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
 
 
 async def _events(chunks: AsyncGenerator[dict[str, Any], None]) -> AsyncGenerator[str, None]:

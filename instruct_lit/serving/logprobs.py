@@ -15,6 +15,7 @@ from instruct_lit.core.generation.request import Hook
 from instruct_lit.core.model.causal import CHUNK
 
 TokenBytes = Callable[[int], bytes]
+LEAST = -9999.0  # stands for minus infinity, which JSON does not have, as in OpenAI's API
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +80,9 @@ def completion_logprobs(
     """
     return {
         "tokens": [_shown(token_bytes(token.token_id)) for token in tokens],
-        "token_logprobs": [token.logprob for token in tokens],
+        "token_logprobs": [_finite(token.logprob) for token in tokens],
         "top_logprobs": [
-            {_shown(token_bytes(i)): value for i, value in (*token.top, (token.token_id, token.logprob))}
+            {_shown(token_bytes(i)): _finite(value) for i, value in (*token.top, (token.token_id, token.logprob))}
             if token.logprob is not None
             else None
             for token in tokens
@@ -95,7 +96,7 @@ def chat_logprobs(tokens: Sequence[TokenLogprob], token_bytes: TokenBytes) -> di
 
     def entry(token_id: int, value: float | None) -> dict[str, Any]:
         raw = token_bytes(token_id)
-        return {"token": raw.decode("utf-8", "replace"), "logprob": value, "bytes": list(raw)}
+        return {"token": raw.decode("utf-8", "replace"), "logprob": _finite(value), "bytes": list(raw)}
 
     return {
         "content": [
@@ -103,6 +104,10 @@ def chat_logprobs(tokens: Sequence[TokenLogprob], token_bytes: TokenBytes) -> di
         ],
         "refusal": None,
     }
+
+
+def _finite(value: float | None) -> float | None:
+    return None if value is None else max(LEAST, value)
 
 
 def _shown(raw: bytes) -> str:

@@ -41,6 +41,11 @@ class ApiError(Exception):
         self.body = asdict(ErrorBody(error=ErrorDetail(message=message, type=kind, param=param, code=code)))
 
 
+def shutting_down() -> ApiError:
+    """The error of a call that the shutdown ends."""
+    return ApiError(503, "The server is shutting down", "server_error", code="shutting_down")
+
+
 def _optional(**limits: float) -> Any:
     """A field that may be null, with pydantic's limits (`ge`, `le`, `gt`)."""
     return field(default=None, metadata=limits)
@@ -58,14 +63,27 @@ class TextPart:
     __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
     type: Literal["text"]
     text: str
+    prompt_cache_breakpoint: Any = None
 
 
 @dataclass(kw_only=True)
 class Message:
+    """A message, also an assistant's as this or another server has returned it, with all its empty fields."""
+
     __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+    HARMLESS: ClassVar[dict[str, tuple[Any, ...]]] = {
+        "refusal": ("",), "audio": (), "function_call": (), "tool_calls": ([],), "annotations": ([],),
+        "reasoning_content": ("",),
+    }  # fmt: skip
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[TextPart]
     name: str | None = None
+    refusal: Any = None
+    audio: Any = None
+    function_call: Any = None
+    tool_calls: Any = None
+    annotations: Any = None
+    reasoning_content: Any = None
 
 
 @dataclass(kw_only=True)
@@ -73,18 +91,16 @@ class Body:
     """The fields that both kinds of completion share; `top_k` and `repetition_penalty` are those of vLLM."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
-    # Values of fields that are known but not supported: only those that change nothing are accepted.
-    UNSUPPORTED: ClassVar[dict[str, str]] = {
-        "presence_penalty": "0; use repetition_penalty",
-        "frequency_penalty": "0; use repetition_penalty",
-        "logit_bias": "empty",
-    }
+    # Fields that are not supported, with the values beside null that ask for nothing; others are refused.
+    HARMLESS: ClassVar[dict[str, tuple[Any, ...]]] = {
+        "presence_penalty": (0,), "frequency_penalty": (0,), "logit_bias": ({},),
+    }  # fmt: skip
     MAX_STOPS: ClassVar[int] = 4
     model: str
     temperature: float | None = _optional(ge=0, le=2)
     top_p: float | None = _optional(gt=0, le=1)
     top_k: int | None = _optional(ge=1)
-    repetition_penalty: float | None = _optional(gt=0, le=10)
+    repetition_penalty: float | None = _optional(ge=1e-9, le=10)
     seed: int | None = _optional(ge=0, le=2**63 - 1)
     stop: str | list[str] | None = None
     n: int | None = _optional(ge=1, le=128)
@@ -100,20 +116,46 @@ class Body:
 class ChatBody(Body):
     """`/v1/chat/completions`; `input` is ours: the input that goes with an instruction, as in Alpaca's records."""
 
+    HARMLESS: ClassVar[dict[str, tuple[Any, ...]]] = {
+        **Body.HARMLESS, "response_format": ({"type": "text"},), "tools": ([],), "tool_choice": ("none", "auto"),
+        "functions": ([],), "function_call": ("none", "auto"), "modalities": (["text"],), "audio": (),
+        "reasoning_effort": ("none",), "verbosity": ("medium",), "web_search_options": (), "moderation": (),
+    }  # fmt: skip
     messages: list[Message] = field(metadata={"min_length": 1, "max_length": 4096})
     input: str = ""
     max_tokens: int | None = _optional(ge=1)  # the older name of max_completion_tokens
     max_completion_tokens: int | None = _optional(ge=1)
     logprobs: bool | None = None
     top_logprobs: int | None = _optional(ge=0, le=20)
+    response_format: Any = None
+    tools: Any = None
+    tool_choice: Any = None
+    functions: Any = None
+    function_call: Any = None
+    modalities: Any = None
+    audio: Any = None
+    reasoning_effort: Any = None
+    verbosity: Any = None
+    web_search_options: Any = None
+    moderation: Any = None
+    # Without effect on the response, whatever their value: they concern OpenAI's accounts, caches and prices.
+    metadata: dict[str, str] | None = None
+    parallel_tool_calls: bool | None = None
+    prediction: Any = None
+    prompt_cache_key: str | None = None
+    prompt_cache_options: Any = None
+    prompt_cache_retention: str | None = None
+    safety_identifier: str | None = None
+    service_tier: str | None = None
+    store: bool | None = None
 
 
 @dataclass(kw_only=True)
 class CompletionBody(Body):
     """`/v1/completions`: the text is continued without a template."""
 
-    UNSUPPORTED: ClassVar[dict[str, str]] = {**Body.UNSUPPORTED, "suffix": "empty"}
-    prompt: str | list[str] | list[int] | list[list[int]]
+    HARMLESS: ClassVar[dict[str, tuple[Any, ...]]] = {**Body.HARMLESS, "suffix": ("",)}
+    prompt: str | list[str] | list[int] | list[list[int]] | None
     max_tokens: int | None = _optional(ge=0)
     echo: bool = False
     logprobs: int | None = _optional(ge=0, le=5)
@@ -122,7 +164,9 @@ class CompletionBody(Body):
 
     @property
     def prompts(self) -> list[str | list[int]]:
-        """The prompts one by one, texts or token ids."""
+        """The prompts one by one, texts or token ids; null is the beginning of a text."""
+        if self.prompt is None:
+            return [""]
         if isinstance(self.prompt, str) or (self.prompt and isinstance(self.prompt[0], int)):
             return [self.prompt]  # type: ignore[list-item]
         return list(self.prompt)  # type: ignore[arg-type]

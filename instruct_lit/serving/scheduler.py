@@ -75,6 +75,11 @@ class Scheduler:
         """Whether the thread runs."""
         return self._thread.is_alive()
 
+    @property
+    def is_closing(self) -> bool:
+        """Whether `close` has been called."""
+        return self._closing
+
     def submit(self, requests: Sequence[Request], on_update: OnUpdate, every_step: bool) -> None:
         """Accept requests that `engine.prepare` made, all or none.
 
@@ -144,10 +149,13 @@ class Scheduler:
             with self._lock:
                 self.n_open -= 1
             if self.on_finished is not None:
-                self.on_finished(pending)
+                try:
+                    self.on_finished(pending)
+                except Exception as error:  # such as a full disk: the request is answered all the same
+                    log.warning("after a response: %s: %s", type(error).__name__, error)
         if finished or pending.every_step:
             try:
-                pending.on_update(Update(request, request.stable_text, len(request.ids), request.finish_reason))
+                pending.on_update(Update(request, request.stable_text, request.n_generated, request.finish_reason))
             except Exception:  # the client has gone, and its event loop with it
                 log.debug("a client cannot be notified", exc_info=True)
                 self._cancel([request])

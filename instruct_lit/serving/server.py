@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import socket
 from collections.abc import Callable
 from contextlib import suppress
@@ -22,8 +21,8 @@ def run_server(app: Any, host: str, port: int, on_started: Callable[[str], None]
 def make_server(app: Any, host: str, port: int, on_started: Callable[[str], None]) -> Any:
     """A `uvicorn.Server`.
 
-    A connection may be silent for ten seconds, before its first call too; calls that are unfinished five seconds after
-    the shutdown are cancelled.
+    A connection may be without a call for ten seconds, before its first one too; calls that are unfinished five seconds
+    after the shutdown are cancelled.
 
     Args:
         port: 0 takes a free one.
@@ -37,14 +36,6 @@ def make_server(app: Any, host: str, port: int, on_started: Callable[[str], None
     )  # fmt: skip
     shown = f"[{host}]" if ":" in host else host
     return notifying_server(config, lambda bound: on_started(f"http://{shown}:{bound}"))
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches the address."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def usable_port(host: str, port: int) -> int:

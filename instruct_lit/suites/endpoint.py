@@ -83,11 +83,12 @@ class EvaluationService(CompletionService):
         super().__init__(chat_model, engine, DEFAULTS, max_waiting=sys.maxsize)
 
     def prepare(self, body: Body) -> Job:
-        """As `CompletionService.prepare`; requests whose answer is cached are finished."""
+        """As `CompletionService.prepare`; requests whose answer is cached, without log-probabilities, are finished."""
         job = super().prepare(body)
         for request in job.requests:
-            if (answer := self.evaluated.cache.get(*_key(request))) is not None:
-                request.text, request.finish_reason, request.ids = answer
+            if request.hook is None and (answer := self.evaluated.cache.get(*_key(request))) is not None:
+                request.text, request.finish_reason, request.ids, *rest = answer
+                request.has_eot = rest == [True]  # older caches do not have it
                 self._advance()
         return job
 
@@ -95,16 +96,16 @@ class EvaluationService(CompletionService):
         """The prompts, truncated from the left where they leave no room for the response (`EvaluatedModel.fit`)."""
         settings = self.chat_model.with_stops(replace(self.settings(body), seed=body.seed or 0))
         if isinstance(body, ChatBody):
-            n_new = body.max_completion_tokens or body.max_tokens
+            n_new = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
             contents = [message.content for message in body.messages]
             texts = [one if isinstance(one, str) else "\n".join(part.text for part in one) for one in contents]
-            prompts = [self.evaluated.template.prompt(Example("\n\n".join(filter(None, texts)), ""))]
+            instruction = "\n\n".join(filter(None, texts))
+            prompts: list[str | list[int]] = [self.evaluated.template.prompt(Example(instruction, ""))]
         else:
             assert isinstance(body, CompletionBody)
             n_new = body.max_tokens
-            decode = self.evaluated.tokenizer.decode
-            prompts = [text if isinstance(text, str) else decode(text) for text in body.prompts]
-        settings = replace(settings, max_new_tokens=n_new or DEFAULTS.max_new_tokens)
+            prompts = body.prompts
+        settings = replace(settings, max_new_tokens=DEFAULTS.max_new_tokens if n_new is None else n_new)
         with self._fitting:  # it counts truncated prompts
             return [self.evaluated.fit(prompt, settings) for prompt in prompts]
 
@@ -115,9 +116,12 @@ class EvaluationService(CompletionService):
     def on_finished(self, pending: PendingRequest) -> None:
         """Cache the answer."""
         request = pending.request
-        if request.finish_reason != "cancelled":
-            self.evaluated.cache.add([(_key(request), (request.text, request.finish_reason, request.ids))])
-            self._advance()
+        if request.finish_reason == "cancelled":
+            return
+        self._advance()
+        if request.hook is None:
+            answer = (request.text, request.finish_reason, request.ids, request.has_eot)
+            self.evaluated.cache.add([(_key(request), answer)])
 
     def _advance(self) -> None:
         if self.evaluated.bar is not None:

@@ -89,14 +89,14 @@ class EvaluatedModel:
         engine.generate([fitted[i][0] for i in waiting], [fitted[i][1] for i in waiting], on_finished=keep)
         return [found[i] for i in range(len(prompts))]
 
-    def fit(self, prompt: str, settings: SamplingSettings) -> tuple[tuple[int, ...], SamplingSettings]:
+    def fit(self, prompt: str | Sequence[int], settings: SamplingSettings) -> tuple[tuple[int, ...], SamplingSettings]:
         """Ids of a prompt, truncated from the left to leave room for the response, and its settings.
 
         Where the limit of the response is not below the context length, each gets half of the context.
         """
         longest = self.model.config.context_length
         n_new = settings.max_new_tokens if settings.max_new_tokens < longest else longest // 2
-        ids = (*self.tokenizer.prompt_start, *self.encode(prompt))
+        ids = (*self.tokenizer.prompt_start, *self.encode(prompt)) if isinstance(prompt, str) else tuple(prompt)
         room = longest - n_new
         self.n_cut += len(ids) > room
         return ids[-room:] or (self.tokenizer.eot_id,), replace(settings, max_new_tokens=n_new)

@@ -209,7 +209,7 @@ def test_log_probabilities_of_a_chat_streamed_are_the_same(server: SimpleNamespa
         ({"stop": ["a", "b", "c", "d", "e"]}, 400, "stop", "at most 4"),
         ({"stop": ""}, 400, "stop", "at least one character"),
         ({"seed": -1}, 400, "seed", "greater than or equal to 0"),
-        ({"presence_penalty": 1}, 400, "presence_penalty", "must be 0; use repetition_penalty"),
+        ({"presence_penalty": 1}, 400, "presence_penalty", "presence_penalty=1.0: not supported by this server; use repetition_penalty"),
         ({"top_logprobs": 2}, 400, "top_logprobs", "must be null unless logprobs is true"),
         ({"max_tokens": 126}, 400, "messages", "maximum context length is 128 tokens. However, you requested 13"),
         ({"messages": [{"role": "user", "content": "word " * 500}]}, 400, "messages", "maximum context length"),
@@ -253,7 +253,7 @@ def test_paths_methods_types_and_sizes(server: SimpleNamespace, start: Callable)
     small = start(body_timeout_s=0.2)
     with socket.create_connection(urlparse(small.url).netloc.split(":")) as slow:
         slow.sendall(
-            b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n{"
+            b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n{"
         )
         assert slow.recv(100).startswith(b"HTTP/1.1 408")
     assert ask(server, max_tokens=1).choices
@@ -319,7 +319,7 @@ def test_a_client_that_goes_away_frees_its_row(start: Callable, monkeypatch: pyt
     slow(server, monkeypatch)
     body = json.dumps({"model": "tiny", "prompt": "x", "max_tokens": 100, "stream": stream}).encode()
     with socket.create_connection(urlparse(server.url).netloc.split(":")) as client:
-        head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        head = f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
         client.sendall(head.encode() + body)
         wait_until(lambda: server.engine.n_active == 1)
     wait_until(lambda: server.scheduler.n_open == 0)
@@ -362,7 +362,7 @@ def test_thousands_of_connections_are_answered_and_the_server_stays_up(start: Ca
     if hard != resource.RLIM_INFINITY and hard < n_files:
         pytest.skip(f"only {hard} files may be open")
     body = json.dumps({"model": "tiny", "prompt": "x", "max_tokens": 2}).encode()
-    head = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: application/json\r\n"
+    head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json\r\n"
     call = f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
     answers: Counter[int] = Counter()
 

@@ -57,6 +57,12 @@ class ServeConfig:
     api_key: str | None = option(
         None, "Bearer token of clients; also by the environment variable INSTRUCT_LIT_API_KEY."
     )
+    allowed_hosts: list[str] = option(
+        [], "Names of the server in calls, beside those of this machine; without an api_key others are refused."
+    )
+    cors_origins: list[str] = option(
+        [], "Web pages that may use the server, such as https://example.org; '*' with an api_key: all."
+    )
     max_waiting: int = option(
         256, "Requests that may wait for one of generation.max_rows rows; more get status 429.", at_least=1
     )
@@ -84,6 +90,10 @@ class ArenaConfig:
     host: str = option("127.0.0.1", "Address; any but this machine's own requires a password.")
     port: int = option(7860, "Port; 0: a free one.", at_least=0, below=65536)
     password: str | None = option(None, "Password of the page, user name arena; also by INSTRUCT_LIT_PASSWORD.")
+    allowed_hosts: list[str] = option(
+        [],
+        "Names of the server in calls, beside those of this machine; without a password others are refused.",
+    )
     device: str | None = option(None, "Device of the models; null: a GPU where available.")
     judge: JudgeConfig | None = option(None, "A judge that votes in place of people, in both orders.")
     template: TemplateConfig | None = option(None, "The prompt template; null: that of each bundle.")

@@ -39,7 +39,10 @@ class Hook:
 
 @dataclass(eq=False)
 class Request:
-    """A prompt and its response: `ids` grows by one token a step and never contains end-of-text."""
+    """A prompt and its response: `ids` grows by one token a step and never contains end-of-text.
+
+    `has_eot` is set where the model has ended the response with end-of-text.
+    """
 
     number: int
     prompt_ids: list[int]
@@ -48,11 +51,17 @@ class Request:
     ids: list[int] = field(default_factory=list)
     text: str = ""
     finish_reason: FinishReason | None = None
+    has_eot: bool = False
 
     @property
     def n_tokens(self) -> int:
         """Tokens of prompt and response so far."""
         return len(self.prompt_ids) + len(self.ids)
+
+    @property
+    def n_generated(self) -> int:
+        """Tokens that the model has generated, with end-of-text."""
+        return len(self.ids) + self.has_eot
 
     @property
     def stable_text(self) -> str:
@@ -70,6 +79,7 @@ class Request:
         if self.settings.max_new_tokens == 0:
             return "length"
         if token == tokenizer.eot_id:
+            self.has_eot = True
             return "stop"
         self.ids.append(token)
         text = tokenizer.decode(self.ids)

@@ -13,13 +13,15 @@ from torch import Tensor
 
 from instruct_lit.errors import ConfigError
 
+GREEDY_BELOW = 1e-5  # a lower temperature is greedy, as in vLLM: dividing by it would overflow
+
 
 @dataclass(frozen=True)
 class SamplingSettings:
     """How a response is generated; the default is greedy decoding. ConfigError names settings out of their range."""
 
     max_new_tokens: int = 256
-    temperature: float = 0.0  # 0: greedy
+    temperature: float = 0.0  # 0, or below GREEDY_BELOW: greedy
     top_k: int | None = None
     top_p: float | None = None
     repetition_penalty: float = 1.0  # divides the logits of tokens that occurred (Keskar et al. 2019)
@@ -32,13 +34,18 @@ class SamplingSettings:
             "temperature": (0 <= self.temperature < float("inf"), "0 or a finite positive number"),
             "top_k": (self.top_k is None or self.top_k >= 1, "null or at least 1"),
             "top_p": (self.top_p is None or 0 < self.top_p <= 1, "null or above 0 and at most 1"),
-            "repetition_penalty": (0 < self.repetition_penalty < float("inf"), "a finite positive number"),
+            "repetition_penalty": (1e-9 <= self.repetition_penalty <= 1e9, "between 1e-9 and 1e9"),
             "seed": (0 <= self.seed < 2**63, "between 0 and 2**63 - 1"),
             "stop": (all(isinstance(s, str) and s for s in self.stop), "non-empty strings"),
         }
         wrong = [f"generation.{k}={getattr(self, k)}: must be {rule}" for k, (ok, rule) in rules.items() if not ok]
         if wrong:
             raise ConfigError("\n  ".join(wrong))
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the most likely token is always chosen."""
+        return self.temperature < GREEDY_BELOW
 
 
 class Sampler:
@@ -57,7 +64,7 @@ class Sampler:
 
         `keys` identify the rows' requests; `seen` are the ids that the repetition penalty applies to.
         """
-        if all(s.temperature == 0 and s.repetition_penalty == 1 for s in settings):
+        if all(s.is_greedy and s.repetition_penalty == 1 for s in settings):
             return logits.max(-1).indices  # the same as argmax, which takes five times as long on a CPU
         logits = logits.float().clone()
         for row, (penalty, ids) in enumerate(zip([s.repetition_penalty for s in settings], seen, strict=True)):
@@ -66,7 +73,7 @@ class Sampler:
                 values = logits[row, index]
                 logits[row, index] = torch.where(values > 0, values / penalty, values * penalty)
         chosen = logits.argmax(-1)
-        sampled = [row for row, setting in enumerate(settings) if setting.temperature > 0]
+        sampled = [row for row, setting in enumerate(settings) if not setting.is_greedy]
         if sampled:
             probabilities = nucleus(logits[sampled], [settings[row] for row in sampled])
             cumulative = probabilities.double().cumsum(-1)
@@ -93,6 +100,9 @@ def nucleus(logits: Tensor, settings: Sequence[SamplingSettings]) -> Tensor:
     """
     temperature = torch.tensor([s.temperature for s in settings], device=logits.device)[:, None]
     probabilities = (logits / temperature).softmax(-1)
+    if probabilities[:, 0].isnan().any():  # of a row with an infinite quotient: its greatest logits share everything
+        greatest = (logits == logits.amax(-1, keepdim=True)).float()
+        probabilities = torch.where(probabilities.isnan(), greatest / greatest.sum(-1, keepdim=True), probabilities)
     if all(s.top_k is None and s.top_p is None for s in settings):
         return probabilities
     n_vocab = logits.shape[-1]
@@ -102,6 +112,8 @@ def nucleus(logits: Tensor, settings: Sequence[SamplingSettings]) -> Tensor:
     ordered = torch.where(torch.arange(n_vocab, device=logits.device) < top_k, ordered, 0.0)
     ordered = ordered / ordered.sum(-1, keepdim=True)
     before = ordered.cumsum(-1) - ordered
-    ordered = torch.where((before < top_p) | (top_p >= 1), ordered, 0.0)
+    kept = (before < top_p) | (top_p >= 1)
+    kept[:, 0] = True  # a tiny top_p is rounded to 0
+    ordered = torch.where(kept, ordered, 0.0)
     ordered = ordered / ordered.sum(-1, keepdim=True)
     return torch.zeros_like(probabilities).scatter_(-1, ids, ordered)

@@ -104,7 +104,7 @@ def test_of_equal_logits_the_first_is_chosen_as_argmax_would() -> None:
         ("temperature", [0.0, 1e9], [-0.1, math.inf, math.nan]),
         ("top_k", [None, 1], [0]),
         ("top_p", [None, 1e-9, 1.0], [0.0, -0.5, 1.1]),
-        ("repetition_penalty", [1e-9, 1.0], [0.0, math.inf]),
+        ("repetition_penalty", [1e-9, 1.0, 1e9], [0.0, 1e-40, 2e9, math.inf]),
         ("seed", [0, 2**63 - 1], [-1, 2**63]),
     ],
 )
@@ -131,3 +131,30 @@ def test_rows_have_settings_of_their_own() -> None:
 def test_of_many_equal_tokens_too_the_lower_ids_stay() -> None:
     (kept,) = nucleus(torch.zeros(1, 5000), [SamplingSettings(temperature=1.0, top_k=2500)])
     assert kept.nonzero().squeeze(1).tolist() == list(range(2500))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        SamplingSettings(temperature=1e-38),
+        SamplingSettings(temperature=5e-324),
+        SamplingSettings(temperature=9e-6, top_k=3),
+        SamplingSettings(temperature=1.0, top_p=1e-46),
+        SamplingSettings(temperature=1.0, repetition_penalty=1e-9),
+        SamplingSettings(temperature=1.0, top_p=5e-324, repetition_penalty=1e9),
+    ],
+)
+def test_extreme_settings_choose_what_their_limit_does(settings: SamplingSettings) -> None:
+    """Divisions that overflow must not end in NaN, which would choose token 0 (`!` of GPT-2)."""
+    logits = torch.tensor([[0.0, -3.0, 2.0, 4.0, 1.0]])
+    assert Sampler().choose(logits, [settings], [0], [[3] if settings.repetition_penalty < 1 else [1]]).item() == 3
+
+
+def test_infinite_logits_share_the_probability() -> None:
+    logits = torch.tensor([[0.0, math.inf, 1.0, math.inf], [0.0, 3e38, 1.0, -3e38]])
+    hot = SamplingSettings(temperature=0.5, top_p=0.9)
+    assert nucleus(logits, [hot, hot]).tolist() == [[0.0, 0.5, 0.0, 0.5], [0.0, 1.0, 0.0, 0.0]]
+    drawn = {
+        Sampler().choose(logits[:1], [SamplingSettings(temperature=1.0, seed=s)], [0], [()]).item() for s in range(9)
+    }
+    assert drawn == {1, 3}
