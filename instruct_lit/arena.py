@@ -54,7 +54,7 @@ def arena(config: DictConfig) -> None:
     settings = build.sampling_of(config)
     serve_page(
         Arena(chat_models, settings, votes, questions, **build.engine_options(config)),
-        config.host, config.port, config.password,
+        config.host, config.port, config.password, config.allowed_hosts,
     )  # fmt: skip
 
 

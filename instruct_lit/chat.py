@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import io
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -28,6 +29,8 @@ def chat(config: DictConfig) -> None:
     runs = [config.run] if isinstance(config.run, str) else list(config.run)
     build.install_satellites()
     chat_models = open_chat_models(runs, build.given_template(config), config.device)
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")  # bytes that are not UTF-8
     if sys.stdin.isatty():
         keep_history(Path(config.paths.cache) / "chat_history")
     make_weights = build.engine_options(config).get("make_weights")

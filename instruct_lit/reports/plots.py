@@ -186,6 +186,7 @@ def leaderboard(
 
     `wins[a, b]` is the share that model `a` wins against `b`, NaN where they have not met.
     """
+    models = [model.replace("$", r"\$") for model in models]  # no formulas
     n = len(models)
     figure = Figure(figsize=(11, 1.9 + 0.42 * n), layout="constrained")
     FigureCanvasAgg(figure)

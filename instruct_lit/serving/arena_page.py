@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import html
 import logging
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from instruct_lit.errors import ConfigError, DataError, InstructLitError
 from instruct_lit.serving.arena_rounds import Arena, Round
+from instruct_lit.serving.http import HostGuard
 from instruct_lit.serving.server import usable_port
 from instruct_lit.suites.leaderboard import HEADS, leaderboard_plot, table_of
 from instruct_lit.suites.ratings import leaderboard
@@ -19,7 +23,44 @@ Bradley–Terry ratings on the Elo scale (400 points are odds of ten to one) wit
 Elo depends on the order of the votes. "Both are bad" counts as a tie. The rating of a model that has only won or only
 lost is held finite by a weak prior; its interval is wide. Where some models are connected to the others by no votes,
 ranks are `<group>.<rank>`, and ratings of different groups cannot be compared."""
+# The page may use its own server and what is written in it, nothing from elsewhere.
+PAGE_POLICY = (
+    "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'self'; form-action 'self'; "
+    "base-uri 'self'; object-src 'none'"
+)
 _FONT = ["system-ui", "sans-serif"]  # of the reader's machine: the page must not load one from elsewhere
+
+
+class PagePolicy:
+    """Adds `PAGE_POLICY` to every response, so that a browser loads nothing from elsewhere."""
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        async def send_with_policy(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                policy = (b"content-security-policy", PAGE_POLICY.encode())
+                message = {**message, "headers": [*message.get("headers", ()), policy]}
+            await send(message)
+
+        await self.app(scope, receive, send_with_policy)
+
+
+def as_markdown(text: str) -> str:
+    """Markdown that shows a text as it is: its punctuation, also that of HTML, has no meaning."""
+    return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", " ".join(text.split()))
+
+
+@contextmanager
+def _shown_errors() -> Iterator[None]:
+    """Errors of the user as messages on the page, whose HTML gradio renders."""
+    import gradio as gr
+
+    try:
+        yield
+    except InstructLitError as error:
+        raise gr.Error(html.escape(str(error)), duration=8, print_exception=False) from error
 
 
 def make_page(arena: Arena) -> Any:
@@ -31,27 +72,24 @@ def make_page(arena: Arena) -> Any:
 
     def ask(instruction: str, input_text: str) -> Iterator[list[Any]]:
         """Stream both answers, then enable the vote."""
-        try:
+        with _shown_errors():
             battle = arena.new_round(instruction, input_text)
             for a, b in arena.answers(battle):
                 yield [battle, a, b, "", *vote_buttons(False)]
-        except InstructLitError as error:
-            raise gr.Error(str(error), duration=8, print_exception=False) from error
         yield [battle, *battle.answers, "Which answer is better?", *vote_buttons(True)]
 
     def cast(winner: str, battle: Round | None) -> list[Any]:
         """Save the vote and show the names."""
-        try:
+        with _shown_errors():
             if battle is None:
                 raise DataError("there are no answers yet; ask a question first")
-            name_a, name_b = arena.vote(battle, winner)
-        except InstructLitError as error:
-            raise gr.Error(str(error), duration=8, print_exception=False) from error
+            name_a, name_b = map(as_markdown, arena.vote(battle, winner))
         names = f"**A** was **{name_a}**, **B** was **{name_b}**. Your vote has been saved."
         return [battle, names, *vote_buttons(False), *standings()]
 
     def standings() -> list[Any]:
-        battles = arena.votes.battles()
+        with _shown_errors():
+            battles = arena.votes.battles()
         ratings = leaderboard(battles) if battles else []
         count = f"{len(battles)} votes" if len(battles) != 1 else "1 vote"
         return [count, table_of(ratings), leaderboard_plot(ratings, battles) if ratings else None]
@@ -95,24 +133,39 @@ def make_page(arena: Arena) -> Any:
     return page
 
 
-def serve_page(arena: Arena, host: str, port: int, password: str | None) -> None:
-    """Serve the page until Ctrl-C and print its URL; the user name of the password is `arena`.
+def open_page(
+    arena: Arena, host: str, port: int, password: str | None, allowed_hosts: Sequence[str] = ()
+) -> tuple[Any, str]:
+    """The page, served by a thread, and its URL; the user name of the password is `arena`.
+
+    Args:
+        allowed_hosts: names of the server beside those of this machine; none with a password allows every name.
 
     Raises: ConfigError where the port is in use.
     """
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     logging.getLogger("httpx").setLevel(logging.WARNING)  # gradio requests its own page at the start
     import gradio as gr
+    from starlette.middleware import Middleware
 
-    page = make_page(arena)
+    page, middleware = make_page(arena), [Middleware(PagePolicy)]
+    if password is None or allowed_hosts:
+        middleware.append(Middleware(HostGuard, hosts=allowed_hosts))
     try:
         _, url, _ = page.launch(
             server_name=host, server_port=usable_port(host, port), share=False, quiet=True, ssr_mode=False,
             auth=("arena", password) if password else None, prevent_thread_lock=True, footer_links=[],
             theme=gr.themes.Soft(font=_FONT, font_mono=["ui-monospace", "monospace"]),
+            app_kwargs={"middleware": middleware},
         )  # fmt: skip
     except OSError as error:
         raise ConfigError(f"port={port}: {error}; port=0 takes a free one") from error
+    return page, url
+
+
+def serve_page(arena: Arena, host: str, port: int, password: str | None, allowed_hosts: Sequence[str] = ()) -> None:
+    """Serve the page until Ctrl-C and print its URL; for the arguments see `open_page`."""
+    page, url = open_page(arena, host, port, password, allowed_hosts)
     names = ", ".join(chat_model.name for chat_model in arena.chat_models)
     print(f"{names} at {url} (Ctrl-C stops); votes in {arena.votes.path}, {len(arena.questions)} questions", flush=True)
     page.block_thread()

@@ -68,7 +68,7 @@ class Arena:
     def answers(self, battle: Round) -> Iterator[tuple[str, str]]:
         """Stream both answers, the text so far of each; closing the iterator cancels them.
 
-        Raises: DataError where the prompt is too long for one of the models.
+        Raises: DataError where the prompt is too long for one of the models, or a model fails.
         """
         updates: queue.SimpleQueue[Update] = queue.SimpleQueue()
         sides = {}  # by request: 0 is A, 1 is B
@@ -83,6 +83,8 @@ class Arena:
             n_left = 2
             while n_left:
                 update = updates.get()
+                if update.finish_reason == "cancelled":
+                    raise DataError("a model failed while it answered; the log has the reason, ask again")
                 battle.answers[sides[update.request]] = update.text
                 n_left -= update.finish_reason is not None
                 yield battle.answers[0], battle.answers[1]

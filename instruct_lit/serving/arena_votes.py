@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from instruct_lit.errors import DataError
-from instruct_lit.suites.ratings import WINNERS, Battle
+from instruct_lit.suites.ratings import WINNERS, Battle, model_name
 
 _FLAGS = os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0)  # the last is Windows'
 
@@ -28,7 +28,8 @@ class VoteFile:
 
     def append(self, vote: Mapping[str, Any]) -> None:
         """Add a vote, which is on the disk when this returns; a line that a crash has cut off stays on its own."""
-        line = json.dumps(vote, ensure_ascii=False).encode() + b"\n"
+        # A lone surrogate, which UTF-8 does not have, stays an escape of JSON.
+        line = json.dumps(vote, ensure_ascii=False).encode(errors="backslashreplace") + b"\n"
         try:
             file = os.open(self.path, _FLAGS, 0o644)
             try:
@@ -45,17 +46,29 @@ class VoteFile:
             raise DataError(f"votes={self.path}: {error.strerror}; the vote was not saved") from error
 
     def read(self) -> list[dict[str, Any]]:
-        """All complete votes; incomplete lines are skipped."""
+        """All votes between two models; other lines, incomplete ones and such that cannot be read, are skipped.
+
+        Raises: DataError where the file cannot be read.
+        """
         votes = []
-        for line in self.path.read_bytes().split(b"\n"):
+        try:
+            content = self.path.read_bytes()
+        except OSError as error:
+            raise DataError(f"votes={self.path}: cannot be read ({error.strerror})") from error
+        for line in content.split(b"\n"):
             try:
                 vote = json.loads(line)
             except (ValueError, RecursionError):
                 continue
-            if isinstance(vote, dict) and vote.get("winner") in WINNERS and {"model_a", "model_b"} <= vote.keys():
+            if not isinstance(vote, dict) or vote.get("winner") not in WINNERS:
+                continue
+            a, b = vote.get("model_a"), vote.get("model_b")
+            if isinstance(a, str) and isinstance(b, str) and a != b:
                 votes.append(vote)
         return votes
 
     def battles(self) -> list[Battle]:
         """The votes as battles, in the order in which they were cast."""
-        return [Battle(str(vote["model_a"]), str(vote["model_b"]), vote["winner"]) for vote in self.read()]
+        return [
+            Battle(model_name(vote["model_a"]), model_name(vote["model_b"]), vote["winner"]) for vote in self.read()
+        ]

@@ -152,7 +152,7 @@ class Chat:
 
         table = Table(expand=True, show_edge=False, pad_edge=False)
         for column in self.columns:
-            table.add_column(column.chat_model.name, ratio=1, overflow="fold")
+            table.add_column(Text(printable(column.chat_model.name)), ratio=1, overflow="fold")
         answers = (column.request.stable_text if column.request else "" for column in self.columns)
         table.add_row(*(Text(printable(answer)) for answer in answers))
         return table
@@ -270,7 +270,7 @@ class Chat:
         self._print(f"{_responses(len(new))} appended to {path}")
 
     def _print(self, text: str, style: str = "dim") -> None:
-        self.console.print(text, style=style, markup=False, highlight=False)
+        self.console.print(printable(text), style=style, markup=False, emoji=False, highlight=False)
 
 
 def _responses(n: int) -> str:

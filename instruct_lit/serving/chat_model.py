@@ -15,7 +15,7 @@ from instruct_lit.core.generation.responses import closing
 from instruct_lit.core.generation.sampling import SamplingSettings
 from instruct_lit.core.model.causal import CausalLM
 from instruct_lit.core.model.device import best_device
-from instruct_lit.errors import ConfigError
+from instruct_lit.errors import ConfigError, printable
 
 
 @dataclass
@@ -56,7 +56,7 @@ def open_chat_models(runs: Sequence[str], template: Template | None, device: str
     for run in runs:
         opened = open_model(run, template, merge=len(runs) == 1)
         folder = opened.directory.resolve()
-        name = folder.parent.name if folder.name == "bundle" else folder.name
+        name = shown_name(folder.parent.name if folder.name == "bundle" else folder.name)
         n_same = sum(other.name.split(" #")[0] == name for other in chat_models)
         try:
             model = opened.model.to(device).eval()
@@ -66,6 +66,11 @@ def open_chat_models(runs: Sequence[str], template: Template | None, device: str
         name = f"{name} #{n_same + 1}" if n_same else name
         chat_models.append(ChatModel(name, model, opened.tokenizer, opened.template))
     return chat_models
+
+
+def shown_name(folder: str) -> str:
+    """A folder's name as it can be shown and sent: in one line, without control characters and undecodable bytes."""
+    return " ".join(printable(folder.encode(errors="replace").decode()).split())
 
 
 def share_weights(model: CausalLM, others: Sequence[CausalLM]) -> None:

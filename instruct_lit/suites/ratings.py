@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from instruct_lit.errors import DataError
+from instruct_lit.errors import DataError, printable
 
 WINNERS = ("model_a", "model_b", "tie", "both_bad")
 _SPELLINGS = {"tie (bothbad)": "both_bad", "bothbad": "both_bad"}  # of published battles
@@ -72,11 +72,16 @@ def read_battles(path: Path) -> list[Battle]:
     return battles
 
 
+def model_name(value: object) -> str:
+    """A model's name as it can be shown: without control characters and what UTF-8 does not have."""
+    return printable(str(value).encode(errors="replace").decode())
+
+
 def _battle(line: str, place: str) -> Battle:
     try:
         row = json.loads(line)
         winner = str(row["winner"])
-        battle = Battle(str(row["model_a"]), str(row["model_b"]), _SPELLINGS.get(winner, winner))
+        battle = Battle(model_name(row["model_a"]), model_name(row["model_b"]), _SPELLINGS.get(winner, winner))
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(
             f"{place}: not a battle with model_a, model_b and winner ({type(error).__name__}: {error})"

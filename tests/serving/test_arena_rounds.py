@@ -96,3 +96,12 @@ def test_a_reader_that_leaves_cancels_both(arena: Arena) -> None:
     answers.close()
     arena.close()
     assert all(scheduler.n_open == 0 for scheduler in arena.schedulers)
+
+
+def test_a_model_that_fails_gives_no_answer_to_vote_on(arena: Arena, monkeypatch: pytest.MonkeyPatch) -> None:
+    battle = arena.new_round("Name a colour.", "")
+    monkeypatch.setattr(arena.schedulers[battle.models[1]].engine, "step", lambda: 1 / 0)
+    with pytest.raises(DataError, match="a model failed while it answered"):
+        list(arena.answers(battle))
+    with pytest.raises(DataError, match="the answers are not complete"):
+        arena.vote(battle, "tie")

@@ -9,7 +9,8 @@ import pytest
 
 from instruct_lit.errors import DataError
 from instruct_lit.serving.arena_votes import VoteFile
-from instruct_lit.suites.ratings import Battle
+from instruct_lit.suites.leaderboard import print_leaderboard
+from instruct_lit.suites.ratings import Battle, leaderboard
 
 VOTE = {"model_a": "a", "model_b": "b", "winner": "tie", "response_a": "é\n🙂"}
 
@@ -62,3 +63,27 @@ def test_a_full_disk_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(os, "write", none_left)
     with pytest.raises(DataError, match="No space left on device; the vote was not saved"):
         votes.append(VOTE)
+
+
+def test_lines_that_are_no_vote_are_skipped(tmp_path: Path) -> None:
+    votes = VoteFile(tmp_path / "votes.jsonl")
+    votes.append(VOTE)
+    hostile = [
+        b"[" * 100_000, b'{"a":' * 100_000, b"\xff\xfe", b"\x00", b"null", b"[]", b'"x"', b"1" * 10_000, b"NaN", b"{}",
+        b'{"model_a": "a", "model_b": "b", "winner": ["tie"]}', b'{"model_a": "a", "model_b": "b", "winner": {}}',
+        b'{"model_a": {}, "model_b": "b", "winner": "tie"}', b'{"model_a": "a", "model_b": null, "winner": "tie"}',
+        b'{"model_a": "a", "model_b": "a", "winner": "tie"}', b'{"model_b": "a", "winner": "tie"}',
+    ]  # fmt: skip
+    with votes.path.open("ab") as file:
+        file.writelines(line + b"\n" for line in hostile)
+    votes.append({**VOTE, "model_a": "\x1b[2Jc", "model_b": "\ud800", "response_a": "\udc80", "winner": "model_a"})
+    assert votes.battles() == [Battle("a", "b", "tie"), Battle("\\x1b[2Jc", "?", "model_a")]
+    assert votes.read()[1]["response_a"] == "\udc80"
+    print_leaderboard(leaderboard(votes.battles()))
+
+
+def test_a_file_that_has_gone_is_an_error_of_the_user(tmp_path: Path) -> None:
+    votes = VoteFile(tmp_path / "votes.jsonl")
+    votes.path.unlink()
+    with pytest.raises(DataError, match=r"votes=.*: cannot be read \(No such file or directory\)"):
+        votes.battles()

@@ -11,6 +11,7 @@ from rich.console import Console
 from instruct_lit.core.data.example import Example
 from instruct_lit.core.data.template import Template
 from instruct_lit.core.generation.sampling import SamplingSettings
+from instruct_lit.errors import printable
 from instruct_lit.serving.chat_loop import Chat
 from instruct_lit.serving.chat_model import ChatModel
 from tests.serving.conftest import ALPACA, CHAT, greedy, tiny_chat_model
@@ -161,3 +162,20 @@ def test_lines_are_single_instructions_with_alpaca_unless_configured_otherwise()
     chat = Chat([alpaca], chat.settings, Console(file=io.StringIO()), lambda _: next(lines), conversation=True)
     chat.run()
     assert chat.records[1]["history"][0][0] == "Hello"
+
+
+def test_names_and_answers_cannot_change_the_terminal() -> None:
+    """Markup, emoji codes and control characters of a model's name, of its template and of its answer are text."""
+    template = Template("t", "\x1b[2JQ :cross_mark: [red]{{ instruction }}[/red]\nA: {{ response }}")
+    models = [
+        tiny_chat_model(template, seed, name) for seed, name in enumerate(["[bold]a[/]", "[/x]:red_heart:b\x1b[31m"])
+    ]
+    for model in models:
+        model.tokenizer.decode = lambda ids: "\x1b[1A\rx\x9b2J [/red] :cross_mark:" if ids else ""  # type: ignore[method-assign]
+    for shown in (models[:1], models[1:], models):
+        _, out = talk(["Hello", "/prompt Hi", "/system x"], *shown)
+        assert not set(out) & {"\x1b", "\r", "\x9b"}
+        if len(shown) == 1:  # columns are folded
+            flat = out.replace("\n", "")
+            assert "\\x1b[1A\\x0dx\\x9b2J [/red] :cross_mark:" in flat
+            assert printable(shown[0].name) in flat

@@ -12,7 +12,7 @@ from instruct_lit.core.data.tokenizer import GPT2Tokenizer
 from instruct_lit.core.generation.sampling import SamplingSettings
 from instruct_lit.core.model.pretrained import load_gpt
 from instruct_lit.hf.adapters import Adapter, Base
-from instruct_lit.serving.chat_model import ChatModel, open_chat_models
+from instruct_lit.serving.chat_model import ChatModel, open_chat_models, shown_name
 from tests.serving.conftest import ALPACA, greedy, tiny_chat_model
 
 GENERATION = {**vars(SamplingSettings()), "stop": []}
@@ -46,3 +46,8 @@ def test_adapters_on_one_base_share_its_weights_and_answer_as_alone(tmp_path: Pa
         answers.append(greedy(chat_model, prompt, 12))
         assert answers[-1] == greedy(alone, prompt, 12)
     assert len(set(answers)) == 3
+
+
+def test_a_folders_name_is_shown_in_one_line_of_plain_characters() -> None:
+    assert shown_name("2026-01-01 ünï [x]") == "2026-01-01 ünï [x]"
+    assert shown_name("a\n\tb \x1b[2J\udcff") == "a b \\x1b[2J?"

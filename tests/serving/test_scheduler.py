@@ -139,3 +139,17 @@ def test_a_client_that_cannot_be_notified_is_cancelled(scheduler: Scheduler) -> 
     while scheduler.n_open and time.monotonic() < end:
         time.sleep(0.01)
     assert request.finish_reason == "cancelled" and len(request.ids) < 5
+
+
+def test_a_failure_after_a_response_does_not_keep_it_back(
+    scheduler: Scheduler, chat_model: ChatModel, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    scheduler.on_finished = full
+    prompt = chat_model.tokenizer.encode("Question")
+    for _ in range(2):
+        *_, last = stream(scheduler, prompt)
+        assert last.text == greedy(chat_model, prompt, 12) and scheduler.is_alive
+    assert "after a response: OSError: [Errno 28] No space left on device" in caplog.text

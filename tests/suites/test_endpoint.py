@@ -139,3 +139,30 @@ def test_the_prompt_ends_where_the_template_ends_a_response(evaluated: Evaluated
             f"{endpoint.url}/chat/completions", {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2}
         )
         assert answer["choices"][0]["message"]["content"] == expected(evaluated, "Q: Hi\nA: ", 2)
+
+
+def test_an_answer_that_cannot_be_cached_is_answered(evaluated: EvaluatedModel, tmp_path: Path) -> None:
+    evaluated.cache = AnswerCache(tmp_path / "kept.jsonl")
+    evaluated.cache.path = tmp_path  # a folder cannot be written to
+    with Endpoint(evaluated) as endpoint:
+        for path, prompt in (
+            ("completions", {"prompt": "a"}),
+            ("chat/completions", {"messages": [{"role": "user", "content": "a"}]}),
+        ):
+            for _ in range(2):
+                answer = post(f"{endpoint.url}/{path}", {**prompt, "max_tokens": 3})
+                assert answer["usage"]["completion_tokens"] == 3
+
+
+def test_no_tokens_are_no_tokens(endpoint: Endpoint) -> None:
+    answer = post(f"{endpoint.url}/completions", {"prompt": "a b", "max_tokens": 0, "echo": True})
+    assert answer["choices"][0]["text"] == "a b" and answer["usage"]["completion_tokens"] == 0
+
+
+def test_lines_of_the_cache_that_cannot_be_read_are_ignored(tmp_path: Path) -> None:
+    kept = AnswerCache(tmp_path / "kept.jsonl")
+    kept.add([(("a",), 1)])
+    with kept.path.open("ab") as file:  # type: ignore[union-attr]
+        file.writelines(b"\n" + line for line in (b"[" * 100_000, b"\xff", b"[{}, 1]", b"3", b'["x"'))
+    kept.add([(("b",), 2)])
+    assert [AnswerCache(kept.path).get(key) for key in "ab"] == [1, 2]
