@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
     from omegaconf import DictConfig
 
+    from instruct_lit.evaluation.ratings import Battle
     from instruct_lit.serving.arena_rounds import Question
     from instruct_lit.serving.arena_votes import VoteFile
     from instruct_lit.serving.chat_model import ChatModel
-    from instruct_lit.suites.ratings import Battle
 
 
 def arena(config: DictConfig) -> None:
@@ -28,12 +28,12 @@ def arena(config: DictConfig) -> None:
     check_arena(config)
 
     from instruct_lit.config import builders as build
+    from instruct_lit.evaluation.ratings import read_battles
     from instruct_lit.serving.arena_judging import read_questions
     from instruct_lit.serving.arena_rounds import Arena
     from instruct_lit.serving.arena_votes import VoteFile
     from instruct_lit.serving.chat_model import open_chat_models
     from instruct_lit.serving.server import usable_port
-    from instruct_lit.suites.ratings import read_battles
 
     if config.battles is not None:
         show_leaderboard(read_battles(Path(config.battles).expanduser()), config.plot)
@@ -78,8 +78,8 @@ def let_judge_vote(
 
 def show_leaderboard(battles: Sequence[Battle], plot: str | None) -> None:
     """Print the leaderboard, and plot it where `plot` names a file."""
-    from instruct_lit.suites.leaderboard import leaderboard_plot, print_leaderboard
-    from instruct_lit.suites.ratings import leaderboard
+    from instruct_lit.evaluation.ratings import leaderboard
+    from instruct_lit.reports.leaderboard import leaderboard_plot, print_leaderboard
 
     ratings = leaderboard(battles)
     print_leaderboard(ratings)

@@ -29,7 +29,7 @@ BETWEEN: dict[str, set[str]] = {
     "evaluation": {"datasets", "hf", "accel"},
     "exporters": {"evaluation"},
     "hf": set(),
-    "serving": {"evaluation", "suites"},
+    "serving": {"evaluation", "reports"},
     "suites": {"evaluation", "hf", "reports", "serving"},
     "reports": {"evaluation"},
     "sweeps": {"accel", "reports"},

@@ -11,11 +11,11 @@ from contextlib import contextmanager
 from typing import Any
 
 from instruct_lit.errors import ConfigError, DataError, InstructLitError
+from instruct_lit.evaluation.ratings import leaderboard
+from instruct_lit.reports.leaderboard import HEADS, leaderboard_plot, table_of
 from instruct_lit.serving.arena_rounds import Arena, Round
 from instruct_lit.serving.http import HostGuard
 from instruct_lit.serving.server import usable_port
-from instruct_lit.suites.leaderboard import HEADS, leaderboard_plot, table_of
-from instruct_lit.suites.ratings import leaderboard
 
 VOTES = {"A is better": "model_a", "B is better": "model_b", "Tie": "tie", "Both are bad": "both_bad"}
 NOTES = """\

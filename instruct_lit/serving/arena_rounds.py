@@ -13,10 +13,10 @@ from instruct_lit.core.data.example import Example
 from instruct_lit.core.generation.engine import Engine, MakeWeights
 from instruct_lit.core.generation.sampling import SamplingSettings
 from instruct_lit.errors import DataError
+from instruct_lit.evaluation.ratings import WINNERS
 from instruct_lit.serving.arena_votes import VoteFile
 from instruct_lit.serving.chat_model import ChatModel
 from instruct_lit.serving.scheduler import Scheduler, Update
-from instruct_lit.suites.ratings import WINNERS
 
 Question = tuple[str, str]  # instruction and input
 _RANDOM = random.SystemRandom()  # the order cannot be predicted from a seed

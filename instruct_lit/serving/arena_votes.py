@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from instruct_lit.errors import DataError
-from instruct_lit.suites.ratings import WINNERS, Battle, model_name
+from instruct_lit.evaluation.ratings import WINNERS, Battle, model_name
 
 _FLAGS = os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0)  # the last is Windows'
 

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from instruct_lit.core.optional_imports import installed
-from instruct_lit.suites.leaderboard import print_leaderboard
+from instruct_lit.evaluation.ratings import leaderboard, read_battles
+from instruct_lit.reports.leaderboard import print_leaderboard
 from instruct_lit.suites.leaks import Leaks, leaks_of_items, leaks_of_tasks, mean_without, print_leaks
 from instruct_lit.suites.packages import SYSTEMS, run_package
-from instruct_lit.suites.ratings import leaderboard, read_battles
 from instruct_lit.suites.results import FILE, print_table, write_reports
 from instruct_lit.suites.suite import Report, RunRequest, Suite
 

@@ -23,7 +23,7 @@ from instruct_lit.evaluation.judging.agreement import read_scores
 from instruct_lit.evaluation.judging.prompt import Choice, Score, texts_of
 from instruct_lit.evaluation.leaks import question
 from instruct_lit.evaluation.metrics import WITHOUT_EXTRA
-from instruct_lit.suites.ratings import read_battles
+from instruct_lit.evaluation.ratings import read_battles
 
 many = settings(
     max_examples=int(os.environ.get("FUZZ_EXAMPLES", "150")),

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from instruct_lit.errors import DataError
+from instruct_lit.evaluation.ratings import Battle, leaderboard
+from instruct_lit.reports.leaderboard import print_leaderboard
 from instruct_lit.serving.arena_votes import VoteFile
-from instruct_lit.suites.leaderboard import print_leaderboard
-from instruct_lit.suites.ratings import Battle, leaderboard
 
 VOTE = {"model_a": "a", "model_b": "b", "winner": "tie", "response_a": "é\n🙂"}
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from instruct_lit.suites.ratings import Battle, Rating, win_counts
+from instruct_lit.evaluation.ratings import Battle, Rating, win_counts
 
 HEADS = ("rank", "model", "Bradley–Terry", "95 % interval", "Elo", "win rate", "battles")
 SEVERAL_GROUPS = "a rank such as 2.1 is that of a group: no battles connect its models to the others, so ratings of \

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from instruct_lit.suites.leaderboard import HEADS, leaderboard_plot, print_leaderboard, table_of, win_matrix
-from instruct_lit.suites.ratings import Battle, Rating, leaderboard
+from instruct_lit.evaluation.ratings import Battle, Rating, leaderboard
+from instruct_lit.reports.leaderboard import HEADS, leaderboard_plot, print_leaderboard, table_of, win_matrix
 
 BATTLES = [
     Battle("a", "b", "model_a"),

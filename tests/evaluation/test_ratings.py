@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from instruct_lit.errors import DataError
-from instruct_lit.suites.ratings import Battle, leaderboard, read_battles
+from instruct_lit.evaluation.ratings import Battle, leaderboard, read_battles
 
 
 def battles_of(strength: Mapping[str, float], n_per_pair: int, draw: random.Random) -> list[Battle]:
