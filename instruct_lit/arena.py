@@ -49,13 +49,14 @@ def arena(config: DictConfig) -> None:
         let_judge_vote(config, chat_models, votes, questions)
         show_leaderboard(votes.battles(), config.plot)
         return
-    from instruct_lit.serving.arena_page import serve_page
+    from instruct_lit.serving.arena_page import open_page
 
-    settings = build.sampling_of(config)
-    serve_page(
-        Arena(chat_models, settings, votes, questions, **build.engine_options(config)),
-        config.host, config.port, config.password, config.allowed_hosts,
-    )  # fmt: skip
+    rounds = Arena(chat_models, build.sampling_of(config), votes, questions, **build.engine_options(config))
+    page, url = open_page(rounds, config.host, config.port, config.password, config.allowed_hosts)
+    names = ", ".join(chat_model.name for chat_model in chat_models)
+    print(f"{names} at {url} (Ctrl-C stops); votes in {votes.path}, {len(questions)} questions", flush=True)
+    page.block_thread()
+    rounds.close()
 
 
 def let_judge_vote(

@@ -161,12 +161,3 @@ def open_page(
     except OSError as error:
         raise ConfigError(f"port={port}: {error}; port=0 takes a free one") from error
     return page, url
-
-
-def serve_page(arena: Arena, host: str, port: int, password: str | None, allowed_hosts: Sequence[str] = ()) -> None:
-    """Serve the page until Ctrl-C and print its URL; for the arguments see `open_page`."""
-    page, url = open_page(arena, host, port, password, allowed_hosts)
-    names = ", ".join(chat_model.name for chat_model in arena.chat_models)
-    print(f"{names} at {url} (Ctrl-C stops); votes in {arena.votes.path}, {len(arena.questions)} questions", flush=True)
-    page.block_thread()
-    arena.close()

@@ -21,6 +21,7 @@ from instruct_lit.serving.protocol import ApiError, Body, ErrorBody, shutting_do
 
 log = logging.getLogger(__name__)
 LARGE_BYTES = 32_768  # a longer body waits for other long ones, not a short one for it
+_CLOSE = {"Connection": "close"}
 _AUTHORITY = re.compile(r"(?:\[([0-9a-f:.]+)\]|([^\s:@/\[\]]+))(?::\d+)?")
 PATHS = ("/v1/models", "/v1/chat/completions", "/v1/completions", "/health", "/metrics")
 
@@ -146,22 +147,18 @@ def make_app(
             authorise(request)
             return Response(shown.text(), media_type=shown.content_type)
 
-    def refusal(error: ApiError) -> JSONResponse:
-        headers = {429: {"Retry-After": "1"}, 401: {"WWW-Authenticate": "Bearer"}}.get(error.status)
-        return JSONResponse(error.body, error.status, headers)
-
     @app.exception_handler(ApiError)
-    async def on_api_error(request: Request, error: ApiError) -> JSONResponse:
-        return refusal(error)
+    async def on_api_error(request: Request, error: ApiError) -> Response:
+        return error_response(error)
 
     @app.exception_handler(HTTPException)
-    async def on_http_error(request: Request, error: HTTPException) -> JSONResponse:
-        return refusal(ApiError(error.status_code, f"{request.method} {request.url.path}: {error.detail}"))
+    async def on_http_error(request: Request, error: HTTPException) -> Response:
+        return error_response(ApiError(error.status_code, f"{request.method} {request.url.path}: {error.detail}"))
 
     @app.exception_handler(Exception)
-    async def on_unexpected_error(request: Request, error: Exception) -> JSONResponse:
+    async def on_unexpected_error(request: Request, error: Exception) -> Response:
         log.exception("an unexpected error in %s", request.url.path, exc_info=error)
-        return refusal(ApiError(500, "The server failed; its log has the reason", "server_error"))
+        return error_response(ApiError(500, "The server failed; its log has the reason", "server_error"))
 
     if cors_origins:
         app.add_middleware(CORSMiddleware, allow_origins=cors_origins, allow_methods=["*"], allow_headers=["*"])
@@ -197,7 +194,7 @@ class HostGuard:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] in ("http", "websocket") and (refusal := self.refusal(scope["headers"])):
-            return await send_error(send, ApiError(403, refusal, code="host_not_allowed"))
+            return await error_response(ApiError(403, refusal, code="host_not_allowed"))(scope, receive, send)
         await self.app(scope, receive, send)
 
     def refusal(self, headers: Collection[tuple[bytes, bytes]]) -> str | None:
@@ -246,19 +243,17 @@ class Calls:
         except asyncio.CancelledError:
             error = shutting_down()
             if start is None:
-                await send_error(noting_send, error)
+                await error_response(error)(scope, receive, noting_send)
             elif any(value.startswith(b"text/event-stream") for _, value in start["headers"]):
                 await send({"type": "http.response.body", "body": f"data: {json.dumps(error.body)}\n\n".encode()})
 
 
-async def send_error(send: Any, error: ApiError) -> None:
-    """Send an error as the whole response."""
-    body = json.dumps(error.body, ensure_ascii=False).encode()
-    headers = [
-        (b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), (b"connection", b"close"),
-    ]  # fmt: skip
-    await send({"type": "http.response.start", "status": error.status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+def error_response(error: ApiError) -> Any:
+    """The response for an error."""
+    from fastapi.responses import JSONResponse
+
+    headers = {429: {"Retry-After": "1"}, 401: {"WWW-Authenticate": "Bearer"}, 403: _CLOSE, 503: _CLOSE}
+    return JSONResponse(error.body, error.status, headers.get(error.status))
 
 
 async def _events(chunks: AsyncGenerator[dict[str, Any], None]) -> AsyncGenerator[str, None]:

@@ -28,7 +28,8 @@ def test_a_vote_is_cast_and_the_leaderboard_changes(start: Start, small_run: Pat
     url = line.split(" at ")[1].split(" ")[0]
     with sync.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
-        page = browser.new_page()
+        page, asked = browser.new_page(), []
+        page.on("request", lambda request: asked.append(request.url))
         page.goto(url)
         page.wait_for_selector("#instruction textarea")
         assert not page.is_enabled("#vote-model_a")
@@ -46,6 +47,7 @@ def test_a_vote_is_cast_and_the_leaderboard_changes(start: Start, small_run: Pat
         board = page.inner_text("#leaderboard")
         assert "100.0%" in board and "0.0%" in board
         browser.close()
+    assert [one for one in asked if not one.startswith((url, "data:", "blob:"))] == []  # nothing from elsewhere
     (vote,) = VoteFile(tmp_path / "v.jsonl").read()
     assert vote["winner"] == "model_a" and status.startswith(f"A was {vote['model_a']}, B was {vote['model_b']}")
     process.send_signal(signal.SIGINT)

@@ -43,11 +43,15 @@ def test_it_serves_until_ctrl_c(start: Start, small_run: Path, tmp_path: Path) -
 
 def test_errors_are_listed_together(command: Command, tmp_path: Path) -> None:
     done = command(
-        "serve", "run=nowhere", "host=0.0.0.0", "port=70000", "max_waiting=0", cwd=tmp_path, status=2
+        "serve", "run=nowhere", "host=0.0.0.0", "port=70000", "max_waiting=0", "allowed_hosts=['a b:80']",
+        "cors_origins=['*',example.org]", cwd=tmp_path, status=2
     )  # fmt: skip
     assert done.stderr.splitlines() == [
         "error: port=70000: must be below 65536",
         "  max_waiting=0: must be at least 1",
         "  run=nowhere: no such folder (a run folder, a bundle or a Hugging Face directory)",
+        "  allowed_hosts=[a b:80]: no host name; give one such as models.example.org",
+        "  cors_origins=[*]: any web page could use the server; give api_key=…, or name the pages",
+        "  cors_origins=[example.org]: not an origin; give one such as https://example.org",
         "  host=0.0.0.0: other machines could reach it; give api_key=… or INSTRUCT_LIT_API_KEY, or keep 127.0.0.1",
     ]
