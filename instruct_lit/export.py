@@ -31,10 +31,13 @@ def export(config: DictConfig) -> None:
     from instruct_lit.config import builders as build
     from instruct_lit.exporters.formats import export_model
     from instruct_lit.exporters.hub import push
+    from instruct_lit.exporters.model_card import CardFacts
 
     opened = build.open_run(config)
     folder = Path(HydraConfig.get().runtime.output_dir) / config.to
-    export_model(opened, config.to, folder, config.name or opened.directory.resolve().parent.name, config.precision)
+    name = config.name or opened.directory.resolve().parent.name
+    facts = CardFacts(name, config.license, config.base_model, tuple(config.language))
+    export_model(opened, config.to, folder, facts, config.precision, config.dtype)
     print(f"{folder}: " + ", ".join(sorted(path.name for path in folder.iterdir())))
     if config.push_to_hub is not None:
         print(f"uploaded to {push(folder, config.push_to_hub, config.private)}")

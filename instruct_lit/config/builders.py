@@ -19,6 +19,7 @@ from instruct_lit.config.check_resources import check_resources, try_optimizer
 from instruct_lit.config.data_builders import data_of, data_of_run, source_nodes
 from instruct_lit.config.model_builders import (
     adapt,
+    base_facts,
     base_of,
     check_adapter,
     context_of,
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
 
 # Callers find every builder here.
 __all__ = [
-    "adapt", "base_of", "check_adapter", "context_of", "data_of", "data_of_run", "install_satellites",
+    "adapt", "base_facts", "base_of", "check_adapter", "context_of", "data_of", "data_of_run", "install_satellites",
     "language_of", "model_of", "shape_of", "template_of",
 ]  # fmt: skip
 

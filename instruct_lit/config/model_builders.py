@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 
 from instruct_lit.config.targets import plain
 from instruct_lit.core.data.template import CHAT
-from instruct_lit.errors import ConfigError
+from instruct_lit.errors import ConfigError, InstructLitError
 
 if TYPE_CHECKING:
     from instruct_lit.core.data.encode import Tokenizer
@@ -146,6 +146,30 @@ def base_of(config: DictConfig) -> Base:
         return Base(str(_gpt_path(config).resolve()))
     path = Path(_hf_source(config).path)
     return Base(str(path.resolve())) if path.is_dir() else Base(model.path, model.revision)
+
+
+def base_facts(config: DictConfig) -> dict[str, str | None]:
+    """What a model card says of the base model: its hub id and its licence, each None where it is not known.
+
+    Of a folder they are those of its bundle, or of the front matter of its README.md.
+    """
+    from huggingface_hub import metadata_load
+
+    from instruct_lit.core.bundle import bundle_of, read_about
+
+    model = config.model
+    if not model.pretrained:
+        return {"id": None, "licence": None}
+    folder = bundle_of(model.path) if model.path is not None else None
+    if folder is None or not folder.is_dir():
+        name = model.repo if folder is None else model.path
+        return {"id": name, "licence": "mit" if name.startswith("openai-community/gpt2") else None}
+    try:
+        found = read_about(folder).get("base")
+        card = metadata_load(folder / "README.md") if (folder / "README.md").is_file() else None
+    except (InstructLitError, OSError, ValueError):  # the card can do without
+        found = card = None
+    return found or {"id": None, "licence": (card or {}).get("license")}
 
 
 def _hf_source(config: DictConfig) -> HFSource:

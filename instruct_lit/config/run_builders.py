@@ -31,6 +31,7 @@ from instruct_lit.core.data.encode import Tokenizer
 from instruct_lit.core.data.template import Template
 from instruct_lit.core.generation.engine import Engine
 from instruct_lit.core.model.causal import CausalLM
+from instruct_lit.core.model.pretrained import DTYPES
 from instruct_lit.core.training.checkpoints import DurableIO
 from instruct_lit.core.training.history import History
 from instruct_lit.core.training.loss import StepAccelerator
@@ -71,7 +72,11 @@ def run_of(config: DictConfig) -> Run:
         sampling=build_parts.sampling_of(config),
         hyperparameters={key: str(value) for key, value in flat(config).items()},
         identity=identity_of(config),
-        data_facts={"name": config.data.name, "licence": config.data.licence},
+        data_facts={
+            "name": config.data.name,
+            "licence": config.data.licence,
+            **({"repo": repo} if (repo := OmegaConf.select(config, "data.source.repo")) else {}),
+        },
     )
     return Run(ConfiguredParts(config), settings, hooks_of(config))
 
@@ -124,9 +129,10 @@ class ConfiguredParts:
             self._adapter.merge()
         elif self._adapter is not None:
             write_adapter = partial(self._adapter.save, base=build_parts.base_of(self.config))
-        about = {**run.about, "metrics": run.metrics}
-        sampling = asdict(run.settings.sampling)
-        save_bundle(run.run_dir / "bundle", run.model, run.tokenizer, run.template, sampling, about, write_adapter)
+        about = {**run.about, "metrics": run.metrics, "base": build_parts.base_facts(self.config)}
+        sampling, dtype = asdict(run.settings.sampling), DTYPES.get(self.config.bundle_dtype)
+        folder = run.run_dir / "bundle"
+        save_bundle(folder, run.model, run.tokenizer, run.template, sampling, about, write_adapter, dtype)
 
 
 def tuner_of(config: DictConfig, model: CausalLM) -> InstructionTuner:

@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from instruct_lit.config.check_run import check_limits, check_split
 from instruct_lit.config.compose import differences
+from instruct_lit.config.preflight import Preflight
 from instruct_lit.config.provenance import provenance, write_provenance
 from instruct_lit.config.satellites import has_satellite
 from instruct_lit.config.targets import build
@@ -33,6 +34,8 @@ def hooks_of(config: DictConfig) -> list[RunHook]:
         hooks.append(Finder(config.finder))
     if has_satellite("reports"):
         hooks.append(Report(config))
+    if config.finder is None:
+        hooks.append(Preflight())
     return hooks
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 from instruct_lit.core.bundle import OpenedModel, save_bundle
@@ -11,36 +10,45 @@ from instruct_lit.core.data.tokenizer import GPT2Tokenizer
 from instruct_lit.core.generation.responses import read_jsonl
 from instruct_lit.core.generation.sampling import SamplingSettings
 from instruct_lit.core.model.gpt import GPT
+from instruct_lit.core.model.pretrained import DTYPES
 from instruct_lit.errors import ConfigError
 from instruct_lit.exporters.gguf import write_gguf
-from instruct_lit.exporters.model_card import write_card
+from instruct_lit.exporters.model_card import CardFacts, published, write_card
 from instruct_lit.exporters.ollama import modelfile
 from instruct_lit.exporters.traced_program import write_traced_program
 
 
-def export_model(opened: OpenedModel, to: str, folder: Path, name: str, precision: str) -> None:
+def export_model(
+    opened: OpenedModel, to: str, folder: Path, facts: CardFacts, precision: str, dtype: str | None = None
+) -> None:
     """Write a model and its model card to `folder`.
 
     Args:
         to: one of `FORMATS`.
-        name: the name of the model in the card and in GGUF files.
+        facts: of the card; the name is that of GGUF files too.
         precision: of the matrices in a GGUF file.
+        dtype: of the weights in a Hugging Face directory; None: that of the bundle.
     """
-    write, library = FORMATS[to]
-    write(opened, folder, name, precision)
+    if to == "hf":
+        to_hf(opened, folder, dtype)
+    elif to == "gguf":
+        to_gguf(opened, folder, facts.name, precision)
+    else:
+        to_torch_export(opened, folder)
     rows = read_jsonl(opened.directory.parent / "responses.jsonl")
     model = opened.model
     card = folder / "README.md"
     write_card(
-        card, name, opened.template, opened.about, rows, model.config.context_length, model.n_parameters, library
+        card, facts, opened.template, opened.about, rows, model.config.context_length, model.n_parameters, FORMATS[to]
     )
 
 
-def to_hf(opened: OpenedModel, folder: Path, name: str, precision: str) -> None:
-    """Write the bundle again, with the opened template."""
+def to_hf(opened: OpenedModel, folder: Path, dtype: str | None = None) -> None:
+    """Write the bundle again, with the opened template and without paths of this machine."""
     generation = {**vars(SamplingSettings()), "stop": [], **opened.generation}
     about = {key: value for key, value in opened.about.items() if key not in ("version", "kind", "template")}
-    save_bundle(folder, opened.model, opened.tokenizer, opened.template, generation, about)
+    weights = DTYPES[dtype] if dtype is not None else None
+    save_bundle(folder, opened.model, opened.tokenizer, opened.template, generation, published(about), dtype=weights)
 
 
 def to_gguf(opened: OpenedModel, folder: Path, name: str, precision: str) -> None:
@@ -53,7 +61,7 @@ def to_gguf(opened: OpenedModel, folder: Path, name: str, precision: str) -> Non
     (folder / "Modelfile").write_text(text, encoding="utf-8")
 
 
-def to_torch_export(opened: OpenedModel, folder: Path, name: str, precision: str) -> None:
+def to_torch_export(opened: OpenedModel, folder: Path) -> None:
     """Write a traced program."""
     model, _ = _gpt2_of(opened, "torch_export")
     folder.mkdir(parents=True, exist_ok=True)
@@ -70,10 +78,5 @@ def _gpt2_of(opened: OpenedModel, to: str) -> tuple[GPT, GPT2Tokenizer]:
     return opened.model, opened.tokenizer
 
 
-Writer = Callable[[OpenedModel, Path, str, str], None]
-# The writer of each format, and the library that opens it, as the Hugging Face hub names it.
-FORMATS: dict[str, tuple[Writer, str]] = {
-    "hf": (to_hf, "transformers"),
-    "gguf": (to_gguf, "gguf"),
-    "torch_export": (to_torch_export, "pytorch"),
-}
+# The library that opens each format, as the Hugging Face hub names it.
+FORMATS = {"hf": "transformers", "gguf": "gguf", "torch_export": "pytorch"}

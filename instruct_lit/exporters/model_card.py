@@ -1,23 +1,42 @@
-"""The model card: data, prompt, evaluation and limits of an exported model."""
+"""The model card: data, prompt, evaluation and limits of an exported model, with the hub's metadata."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from huggingface_hub import EvalResult, ModelCardData
 
 from instruct_lit.core.data.example import Example
 from instruct_lit.core.data.template import Template
 from instruct_lit.core.jinja_environments import text_environment
 from instruct_lit.evaluation.metrics import WITHOUT_EXTRA, score
 
-_SHOWN = ("test/loss", "val/loss", "test/perplexity", "test/exact_match", "base/test/loss", "base/test/exact_match")
+_MEASURED = ("test/loss", "test/perplexity")
 _NO_DATA = {"name": None, "fingerprint": None, "licence": None}
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+# A path from the root, a home folder or a drive; a URL has a colon and two slashes, a hub id no slash in front.
+_LOCAL_PATH = re.compile(
+    r"""(?<![\w:/.])(?:file://)?(?:~[\w.-]*/|/|[A-Za-z]:\\)(?:[^\s'",;(){}\[\]=]*[/\\])?([^\s'",;(){}\[\]=/\\]*)"""
+)
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """What a card says of a model beyond its bundle; None or empty: what the bundle has recorded."""
+
+    name: str
+    license: str | None = None
+    base_model: str | None = None
+    languages: Sequence[str] = ()
 
 
 def write_card(
     path: Path,
-    name: str,
+    facts: CardFacts,
     template: Template,
     about: Mapping[str, Any],
     rows: Sequence[Mapping[str, Any]],
@@ -33,23 +52,87 @@ def write_card(
         library: the library that opens the model, as the hub names it.
     """
     source = Path(__file__).with_name("card.md.jinja").read_text(encoding="utf-8")
-    metrics = about.get("metrics", {})
+    metrics, data = about.get("metrics", {}), {**_NO_DATA, **about.get("data", {})}
+    measured = {key: metrics[key] for key in _MEASURED if key in metrics}
     scores = score(rows, list(WITHOUT_EXTRA)) if rows else {}
+    front = card_data(facts, about, measured, metrics.get("n_test"), scores, library)
     text = (
         text_environment()
         .from_string(source)
         .render(
-            name=name,
-            library=library,
-            data={**_NO_DATA, **about.get("data", {})},
-            command=about.get("command"),
+            name=facts.name,
+            data={**data, "name": data["name"] and without_local_paths(data["name"])},
+            base_model=front.base_model,
+            command=about.get("command") and without_local_paths(about["command"]),
             version=about.get("version"),
             template=template.name,
             prompt="".join(template.turns(Example("{instruction}", "{response}"))[0]),
-            metrics={key: metrics[key] for key in _SHOWN if key in metrics},
+            metrics={key: (value, metrics.get(f"base/{key}")) for key, value in measured.items()},
             scores=scores,
             context_length=context_length,
             n_parameters=f"{n_parameters / 1e6:,.1f}",
         )
     )
-    path.write_text(text.rstrip() + "\n", encoding="utf-8")
+    path.write_text(f"---\n{front.to_yaml()}\n---\n\n{text.strip()}\n", encoding="utf-8")
+
+
+def card_data(
+    facts: CardFacts,
+    about: Mapping[str, Any],
+    measured: Mapping[str, float],
+    n_test: int | None,
+    scores: Mapping[str, Mapping[str, float | None]],
+    library: str,
+) -> ModelCardData:
+    """The metadata of the hub: whence the model comes and what was measured of it, never of its base."""
+    base, data = about.get("base") or {}, {**_NO_DATA, **about.get("data", {})}
+    base_model = facts.base_model or base.get("id")
+    name = without_local_paths(data["name"] or "unknown")
+    values: list[tuple[str, float, dict[str, Any] | None]] = [
+        (key.removeprefix("test/"), value, {"n": n_test} if n_test else None) for key, value in measured.items()
+    ]
+    for key, found in scores.items():
+        bounds: dict[str, Any] = {"n": int(found["n"] or 0)}
+        if found["low"] is not None and found["high"] is not None:
+            bounds["interval_95"] = [round(found["low"], 4), round(found["high"], 4)]
+        values.append((key, found["mean"] or 0.0, bounds))
+    results = [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type=data.get("repo") or name,
+            dataset_name=name,
+            dataset_split="test",
+            metric_type=key,
+            metric_value=round(value, 4),
+            metric_args=arguments,
+        )
+        for key, value, arguments in values
+    ]
+    return ModelCardData(
+        license=facts.license or base.get("licence") or "unknown",
+        base_model=base_model,
+        base_model_relation="finetune" if base_model else None,
+        datasets=[data["repo"]] if _HUB_ID.fullmatch(data.get("repo") or "") else None,
+        language=list(facts.languages) or None,
+        library_name=library,
+        pipeline_tag="text-generation",
+        tags=["instruct-lit", "instruction-tuning"],
+        model_name=facts.name,
+        eval_results=results or None,
+    )
+
+
+def without_local_paths(text: str) -> str:
+    """A text with each path of this machine reduced to its last name, so that no user's name is published."""
+    return _LOCAL_PATH.sub(lambda found: found[1] or "…", text)
+
+
+def published(node: Any) -> Any:
+    """The content of a bundle's own file without paths of this machine."""
+    if isinstance(node, Mapping):
+        return {key: published(value) for key, value in node.items() if key != "template"} | (
+            {"template": node["template"]} if "template" in node else {}
+        )
+    if isinstance(node, list | tuple):
+        return [published(value) for value in node]
+    return without_local_paths(node) if isinstance(node, str) else node

@@ -172,7 +172,7 @@ def test_transformers_from_the_bundle(
 def test_the_traced_program(
     small_run: Path, chat_model: ChatModel, wanted: list[str], ids: list[list[int]], tmp_path: Path
 ) -> None:
-    to_torch_export(open_model(small_run), tmp_path, "n", "f32")
+    to_torch_export(open_model(small_run), tmp_path)
     program = torch.export.load(tmp_path / "model.pt2").module()
     for prompt, text in zip(ids, wanted, strict=True):
         said = list(prompt)

@@ -113,6 +113,12 @@ class ExportConfig:
         choices=("hf", "gguf", "torch_export"),
     )
     precision: str = option("f16", "Matrices of a GGUF file.", choices=("f32", "f16", "q8_0"))
+    dtype: str | None = option(
+        None, "Weights of to=hf; null: those of the bundle.", choices=("float32", "bfloat16", "float16")
+    )
+    license: str | None = option(None, "Licence of the model in its card, as the hub names it; null: the base model's.")
+    base_model: str | None = option(None, "Hub id of the base model in the card; null: the recorded one.")
+    language: list[str] = option([], "Languages of the model in the card, as ISO 639 codes: [en].")
     name: str | None = option(None, "Name of the model; null: that of the run folder.")
     template: TemplateConfig | None = option(None, "The prompt template; null: that of the bundle.")
     push_to_hub: str | None = option(

@@ -47,6 +47,9 @@ class TrainConfig:
     seed: int = option(123, "Seed of everything random.", at_least=0, at_most=2**32 - 1)
     fit: bool = option(True, "false: test and answer only, with the weights of the model or of ckpt_path.")
     ckpt_path: str | None = option(None, "Resume from this checkpoint or run folder; last: from the newest run.")
+    bundle_dtype: str | None = option(
+        None, "Weights of the bundle; null: the base model's.", choices=("float32", "bfloat16", "float16")
+    )
     finder: Any = option(
         None, "Constructor (_target_) of a search that replaces training (sweep=lr_range, batch_size)."
     )

@@ -1,0 +1,97 @@
+"""What a run writes at its end, tried before the first step: what can fail after hours fails in the first minute."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from instruct_lit.config.satellites import has_satellite
+from instruct_lit.core.bundle import OURS, save_bundle
+from instruct_lit.core.data.encode import Encoder
+from instruct_lit.core.data.example import Example
+from instruct_lit.core.training.run import Run, RunHook
+from instruct_lit.errors import ConfigError, InstructLitError
+
+
+class Preflight(RunHook):
+    """Writes an empty bundle, a row to each logger and an empty report, and checks the room on the disk."""
+
+    def on_prepared(self, run: Run) -> None:
+        if not run.trainer.is_global_zero:
+            return
+        check_room(run)
+        with tempfile.TemporaryDirectory(prefix=".preflight.", dir=run.run_dir) as folder:
+            for what, attempt in (("the bundle", _bundle), ("the loggers", _loggers), ("the report", _report)):
+                try:
+                    attempt(run, Path(folder))
+                except InstructLitError:
+                    raise
+                except Exception as error:  # libraries fail in any way
+                    message = " ".join(str(error).split())[:150]
+                    raise ConfigError(
+                        f"before training: {what} of this run cannot be written ({type(error).__name__}: {message}); "
+                        "nothing has been trained yet"
+                    ) from error
+
+
+def check_room(run: Run) -> None:
+    """Raise ConfigError if the disk has not the room for the bundle and one file of each checkpoint callback."""
+    n_trained = sum(p.numel() for p in run.model.parameters() if p.requires_grad)
+    n_checkpoints = sum(isinstance(callback, ModelCheckpoint) for callback in run.trainer.callbacks)  # type: ignore[attr-defined]
+    # A checkpoint has fp32 weights and two moments of those that are trained.
+    n_bytes = run.model.base_dtype.itemsize * run.model.n_parameters + 12 * n_checkpoints * n_trained
+    free = shutil.disk_usage(run.run_dir).free
+    if free < n_bytes:
+        raise ConfigError(
+            f"paths.outputs: {run.run_dir} has {free / 1e9:.2f} GB free, and checkpoints and bundle take "
+            f"{n_bytes / 1e9:.2f} GB; make room, or choose another folder (paths.outputs=…)"
+        )
+
+
+def _bundle(run: Run, folder: Path) -> None:
+    """Write a bundle without weights, and open its tokenizer, chat template and generation defaults in transformers."""
+    empty = folder / "bundle"
+    save_bundle(
+        empty, run.model, run.tokenizer, run.template, asdict(run.settings.sampling), run.about, lambda new: None
+    )
+    assert (empty / OURS).is_file()
+    hf: Any = getattr(run.model, "hf", None)
+    if hf is not None:
+        hf.config.save_pretrained(folder / "config")
+    if importlib.util.find_spec("transformers") is None:
+        return
+    from transformers import AutoTokenizer, GenerationConfig
+
+    GenerationConfig.from_pretrained(empty)
+    tokenizer: Any = AutoTokenizer.from_pretrained(empty)
+    found = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Name a colour."}], add_generation_prompt=True, return_dict=False
+    )
+    ours = Encoder(run.template, run.tokenizer, run.model.config.context_length).prompt_ids(
+        Example("Name a colour.", "")
+    )
+    if found != ours:
+        raise ConfigError(
+            f"template={run.template.name}: transformers would render {tokenizer.decode(found)[:80]!r} where this "
+            f"program renders {tokenizer.decode(ours)[:80]!r}; simplify the template"
+        )
+
+
+def _loggers(run: Run, folder: Path) -> None:
+    for logger in run.trainer.loggers:
+        logger.log_metrics({"epoch": 0.0}, step=0)
+
+
+def _report(run: Run, folder: Path) -> None:
+    if has_satellite("reports"):
+        from instruct_lit.reports.run_page import write_report
+
+        (folder / "responses.jsonl").write_text("")
+        (folder / "metrics.json").write_text("{}")
+        write_report(folder, [], [])
