@@ -50,6 +50,9 @@ ACCELERATED = {"instruct_lit.core.training.optimizer.adamw": "instruct_lit.accel
 def run_of(config: DictConfig) -> Run:
     """The training run of a checked configuration, in Hydra's output folder."""
     own_folder(Path(HydraConfig.get().runtime.output_dir))
+    for key, node in (config.callbacks or {}).items():
+        if node is not None and node.get("_target_") == SAMPLE_ANSWERS and not has_satellite("reports"):
+            config.callbacks[key] = None
     build_parts.check_targets(config)
     build_parts.check_machine(config)
     if has_satellite("accel"):
@@ -188,11 +191,7 @@ def trainer_of(config: DictConfig, callbacks: Sequence[Callback]) -> Trainer:
         ".*WeightAveraging callback with a model that overrides.*",  # configure_model does nothing without shards
     ):  # fmt: skip
         warnings.filterwarnings("ignore", message=message)
-    configured = [
-        build(node, f"callbacks.{k}")
-        for k, node in (config.callbacks or {}).items()
-        if node is not None and (node.get("_target_") != SAMPLE_ANSWERS or has_satellite("reports"))
-    ]
+    configured = [build(node, f"callbacks.{k}") for k, node in (config.callbacks or {}).items() if node is not None]
     callbacks = [*callbacks, *_progress_of(callbacks)]
     loggers = [build(node, f"logger.{k}") for k, node in (config.logger or {}).items() if node is not None]
     node = plain(config.trainer)

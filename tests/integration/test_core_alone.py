@@ -18,6 +18,7 @@ def core_alone(tmp_path: Path) -> Path:
     ignored = shutil.ignore_patterns("__pycache__", *SATELLITES)
     shutil.copytree(PACKAGE, tmp_path / "instruct_lit", ignore=ignored)
     shutil.copytree(PACKAGE.parent / "conf", tmp_path / "conf")
+    shutil.copytree(PACKAGE.parent / "hydra_plugins", tmp_path / "hydra_plugins")
     shutil.copy(PACKAGE.parent / "pyproject.toml", tmp_path)
     for path in (tmp_path / "conf").glob("*/*.yaml"):
         if path.read_text().startswith("# satellite:"):
@@ -43,6 +44,7 @@ def test_a_training_without_satellites(core_alone: Path) -> None:
         env={**os.environ, "PYTHONPATH": str(core_alone), "INSTRUCT_LIT_CACHE": str(core_alone / "cache")},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
+    assert "Warning" not in done.stderr, done.stderr
     run = core_alone / "run"
     metrics = json.loads((run / "metrics.json").read_text())
     assert metrics["stopped_early"] and metrics["test/loss"] > 0
