@@ -110,7 +110,7 @@ def run(base: GPT, make_data: Callable, tmp_path: Path) -> Callable[..., Fitted]
         (tmp_path / "out").mkdir(exist_ok=True)
         seen = Seen(stop_at=stop_at)
         history = History(tmp_path / "out" / "history.jsonl")
-        trainer = trainer_of(config, [history, Progress(history), ValidateAtEnd(), seen])
+        trainer = trainer_of(config, [history, ValidateAtEnd(), seen])
         tuner = tuner_of(config, copy.deepcopy(base))
         trainer.fit(tuner, make_data())
         return Fitted(trainer, tuner, base, seen, tmp_path / "out")

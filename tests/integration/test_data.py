@@ -42,7 +42,7 @@ def test_a_mixture_of_conversations_and_demo_with_filters(
     rows = [json.loads(line) for line in (tmp_path / "run" / "responses.jsonl").read_text().splitlines()]
     assert any(row.get("history") for row in rows) and all(row["response"] is not None for row in rows)
     refused = command("evaluate", "run=run", cwd=tmp_path, status=2).stderr
-    assert "its data were filtered by mine.py, and code that a run folder names is never executed" in refused
+    assert "data.filters.function=mine.py: code that a run folder names is never executed" in refused
     first = command(
         "peek", "run=run", "data=files", "data.path=talks.jsonl", "index=0", "data.loss_on=last", cwd=tmp_path
     )
