@@ -49,7 +49,9 @@ class HFTokenizer:
         self.eot_id: int = hf.convert_tokens_to_ids(self.end)
         self.n_vocab: int = max(hf.get_vocab().values()) + 1
         self.prompt_start: tuple[int, ...] = () if bare else tuple(self._text_start())
-        specials = [token.content for token in hf.added_tokens_decoder.values() if token.special]
+        added = hf.added_tokens_decoder  # asked once: transformers makes it anew from all added tokens each time
+        self._added = frozenset(added)
+        specials = [token.content for token in added.values() if token.special]
         self.special_tokens = SpecialTokens(specials)
 
     def encode(self, text: str) -> list[int]:
@@ -86,7 +88,7 @@ class HFTokenizer:
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes of one token; of a special token those of its name."""
         token = self.hf.convert_ids_to_tokens(token_id)
-        if token_id in self.hf.added_tokens_decoder:
+        if token_id in self._added:
             return token.encode()
         if self._byte_level:
             return bytes(_BYTE_OF[character] for character in token)
@@ -98,8 +100,7 @@ class HFTokenizer:
     def n_bytes_of(self) -> np.ndarray:
         """Number of UTF-8 bytes of every token `(V,)`, 0 for special tokens."""
         lengths = np.zeros(self.n_vocab, dtype=np.int64)
-        special = set(self.hf.added_tokens_decoder)
-        for number in set(self.hf.get_vocab().values()) - special:
+        for number in set(self.hf.get_vocab().values()) - self._added:
             lengths[number] = len(self.token_bytes(number))
         return lengths
 
@@ -144,7 +145,8 @@ def add_special_tokens(hf: Any, names: Sequence[str]) -> list[int]:
     """Add the names that are not special tokens yet, and return the ids of those that are new."""
     from tokenizers import AddedToken
 
-    new = [name for name in dict.fromkeys(names) if hf.get_vocab().get(name) not in hf.added_tokens_decoder]
+    vocabulary, added = hf.get_vocab(), hf.added_tokens_decoder
+    new = [name for name in dict.fromkeys(names) if vocabulary.get(name) not in added]
     hf.add_tokens([AddedToken(name, special=True, normalized=False) for name in new], special_tokens=True)
     return [hf.convert_tokens_to_ids(name) for name in new]
 

@@ -67,6 +67,17 @@ def test_bytes_of_tokens_add_up(plain: HFTokenizer) -> None:
     assert plain.n_bytes_of[plain.eot_id] == 0
 
 
+def test_the_added_tokens_are_asked_for_once(plain: HFTokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers makes them anew at each call: asked at every token, a vocabulary of 262,144 takes minutes."""
+    calls = []
+    kind = type(plain.hf)
+    made = kind.added_tokens_decoder.fget  # type: ignore[attr-defined]
+    monkeypatch.setattr(kind, "added_tokens_decoder", property(lambda self: calls.append(1) or made(self)))
+    tokenizer = HFTokenizer(plain.hf)
+    assert tokenizer.n_bytes_of.sum() > 0 and tokenizer.token_bytes(5) == b"<|end|>"
+    assert len(calls) == 1
+
+
 def test_a_fingerprint_changes_with_what_changes_ids(plain: HFTokenizer, chat) -> None:
     assert plain.fingerprint == HFTokenizer(plain.hf).fingerprint != chat[0].fingerprint
 
