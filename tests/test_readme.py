@@ -21,7 +21,7 @@ COMMANDS = list(
 )
 SYMBOLS = re.findall(
     r"`((?:core|train)\.[a-z_.]*\.?[A-Za-z_]+)`",
-    README.split("## The way")[1].split("**The loss")[0],
+    README.split("## Life of")[1].split("**The loss")[0],
 )
 
 
