@@ -116,7 +116,7 @@ def load_hf(
                 setattr(text, name, dropout)
         if pretrained:
             options |= _four_bits(transformers) if n_bits == 4 else {"dtype": torch.float32}
-            hf = transformers.AutoModelForCausalLM.from_pretrained(path, config=config, **options)
+            hf = transformers.AutoModelForCausalLM.from_pretrained(path, config=config, **options)  # nosec B615
         else:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
@@ -146,7 +146,7 @@ def read_hf_config(source: HFSource) -> Any:
     """The configuration of a model of transformers."""
     transformers = import_transformers()
     with opening(source.path):
-        return transformers.AutoConfig.from_pretrained(source.path, **source.options())
+        return transformers.AutoConfig.from_pretrained(source.path, **source.options())  # nosec B615
 
 
 def import_transformers() -> Any:
