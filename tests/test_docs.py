@@ -1,13 +1,21 @@
 """The documentation cannot drift: what it names exists."""
 
 import ast
+import importlib
+import importlib.util
+import inspect
 import re
+import shlex
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("README.*.md")), *sorted((ROOT / "docs").glob("*.md"))]
+SOURCES = [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "NOTES.md"]
 
 
 def named_tests(page: Path) -> list[str]:
@@ -25,3 +33,88 @@ def test_every_row_of_the_fault_table_has_its_test(named: str) -> None:
 def test_links_and_pictures_exist(page: Path) -> None:
     for target in re.findall(r"\]\((?!https?://)([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
         assert (page.parent / target).exists(), f"{page.name} points to {target}"
+
+
+ROOMS = sorted(folder.name for folder in (ROOT / "instruct_lit").iterdir() if (folder / "__init__.py").is_file())
+NAMED = [(page.name, text) for page in SOURCES for text in re.findall(r"`([^`\n]+)`", page.read_text(encoding="utf-8"))]
+SYMBOLS = {
+    (page, match[1])
+    for page, text in NAMED
+    if (match := re.fullmatch(rf"(?:instruct_lit\.)?((?:{'|'.join(ROOMS)})(?:\.\w+)+)(?:\(\))?", text))
+    and not text.endswith((".json", ".yaml"))
+}
+FILES = {(page, text) for page, text in NAMED if re.fullmatch(r"[\w./]+/[\w.]+\.py", text)}
+TUTORIAL = (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")
+BREAKPOINTS = re.findall(r"^ +(python -m pdb .+)$", TUTORIAL, re.MULTILINE)
+
+
+def resolved(name: str) -> Any:
+    """The module, class, function or attribute of a dotted name below `instruct_lit`."""
+    parts = name.split(".")
+    n_module = len(parts)
+    while importlib.util.find_spec(f"instruct_lit.{parts[0]}") and n_module:
+        try:
+            found: Any = importlib.import_module(".".join(["instruct_lit", *parts[:n_module]]))
+            break
+        except ModuleNotFoundError:
+            n_module -= 1
+    for part in parts[n_module:]:
+        found = getattr(found, part)
+    return found
+
+
+@pytest.mark.parametrize(("page", "symbol"), sorted(SYMBOLS))
+def test_every_dotted_symbol_exists(page: str, symbol: str) -> None:
+    try:
+        resolved(symbol)
+    except AttributeError as error:
+        pytest.fail(f"{page}: `{symbol}` does not exist ({error})")
+
+
+@pytest.mark.parametrize(("page", "file"), sorted(FILES))
+def test_every_source_file_exists(page: str, file: str) -> None:
+    assert (ROOT / file).is_file() or (ROOT / "instruct_lit" / file).is_file(), f"{page}: `{file}` does not exist"
+
+
+@pytest.mark.parametrize(
+    ("symbol", "line"),
+    [
+        ("core.data.encode.Encoder._lay_out", "ids += [*prompt, *response, self.tokenizer.eot_id]"),
+        ("core.data.collate.Collator._flat", "ids += [example.ids[n_prefix:-1], padding]"),
+        ("core.data.collate.Collator._flat", "n_prefix = _common_prefix(examples)"),
+        ("core.data.collate.Collator._flat", "targets.append(example.ids[1:][where])"),
+        ("core.data.collate.Collator._flat", "where = supervised(example, self.mask_prompt)[1:].nonzero()[0]"),
+        ("core.training.module.InstructionTuner.training_step", "factor = self.trainer.world_size / max(1, window.reference)"),
+        ("core.training.module.InstructionTuner.on_before_optimizer_step", 'self.log("train/loss", loss / n_supervised)'),
+    ],
+)  # fmt: skip
+def test_the_lines_of_the_tutorial_are_in_their_functions(symbol: str, line: str) -> None:
+    assert f"`{line}`" in TUTORIAL and line in inspect.getsource(resolved(symbol))
+
+
+def test_every_page_is_in_the_index() -> None:
+    index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    assert [p.name for p in (ROOT / "docs").glob("*.md") if p.name != "index.md" and f"({p.name})" not in index] == []
+
+
+def test_every_satellite_is_in_the_index_or_named_by_an_explanation() -> None:
+    index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    rooms = {folder.name for folder in (ROOT / "instruct_lit").iterdir() if folder.is_dir()}
+    satellites = rooms - {"core", "config", "__pycache__"}
+    assert [name for name in sorted(satellites) if f"`{name}`" not in index] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", BREAKPOINTS)
+def test_every_breakpoint_of_the_tutorial_stops(command: str, tmp_path: Path) -> None:
+    function = re.findall(r'"b ([\w.]+)"', command)[0].removesuffix(".__wrapped__").rpartition(".")[2]
+    words = [word for word in shlex.split(command)[1:] if not word.startswith("paths.cache=")]
+    command_line = [sys.executable, *words, f"paths.outputs={tmp_path}"]
+    if "paths.cache=" in command:
+        command_line.append(f"paths.cache={tmp_path / 'cache'}")
+    done = subprocess.run(command_line, input="q\nq\n", capture_output=True, text=True, cwd=ROOT, timeout=300)
+    assert re.search(rf"> \S+\.py\(\d+\){function}\(\)", done.stdout), done.stdout[-2000:] + done.stderr[-2000:]
+
+
+def test_the_tutorial_has_its_breakpoints() -> None:
+    assert len(BREAKPOINTS) == 13
