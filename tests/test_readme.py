@@ -26,7 +26,7 @@ SYMBOLS = re.findall(
 
 
 def test_it_is_short_and_names_the_two_commands() -> None:
-    assert len(README.splitlines()) <= 200
+    assert len(README.splitlines()) <= 250
     assert "make train" in README and "make test" in README
 
 
@@ -60,3 +60,23 @@ def test_the_chinese_readme_has_the_same_stops_and_only_commands_of_the_english_
 
 def test_there_are_six_stops_and_commands() -> None:
     assert len(SYMBOLS) >= 10 and len(COMMANDS) >= 6
+
+
+def test_the_chinese_readme_has_chinese_punctuation() -> None:
+    prose = re.sub(r"`[^`]*`|\]\([^)]*\)|^    .*$|\d,\d{3}", "", CHINESE, flags=re.MULTILINE)
+    assert re.findall(r"[\u4e00-\u9fff][,;:()]|[,;:()][\u4e00-\u9fff]", prose) == []
+
+
+def test_the_chinese_readme_has_the_commands_of_the_first_list() -> None:
+    commands = README.split("## Your own data")[1].split("\nData and weights")[0]
+    assert [line for line in commands.splitlines() if line.startswith("    ") and line not in CHINESE] == []
+
+
+def test_the_sizes_that_it_names_are_those_of_the_package() -> None:
+    n_lines = [
+        sum(len(file.read_text(encoding="utf-8").splitlines()) for file in (ROOT / folder).rglob("*.py"))
+        for folder in ("instruct_lit/core", "instruct_lit")
+    ]
+    named = re.findall(r"`core/` has ([\d,]+) lines in \d+ files, the whole package ([\d,]+)", README)[0]
+    for size, n in zip(named, n_lines, strict=True):
+        assert abs(int(size.replace(",", "")) / n - 1) < 0.05, f"README: {size} lines, there are {n}"
