@@ -59,6 +59,7 @@ class OptunaSweeper(Sweeper):
     `range(a, b)`, `choice(x, y)` or `x,y`, and `tag(log, interval(a, b))` for a logarithmic scale.
     """
 
+    # Hydra gives a sweeper one argument per key of `hydra.sweeper`, so these cannot be grouped.
     def __init__(
         self, study_name: str, storage: str | None, n_trials: int, n_jobs: int, direction: Direction, sampler: str,
         pruner: str, n_startup_trials: int, n_warmup_steps: int, seed: int, params: dict[str, str] | None,

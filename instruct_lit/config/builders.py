@@ -7,7 +7,6 @@ here.
 
 from __future__ import annotations
 
-import importlib.util
 import warnings
 from dataclasses import fields
 from pathlib import Path
@@ -177,9 +176,3 @@ def answer_split(
 
     engine = Engine(model, data.tokenizer, **engine_options(config))
     return answer(engine, data, split, n_responses, sampling_of(config), title, cache=cache)
-
-
-def need(module: str, extra: str, key: str) -> None:
-    """Raise ConfigError that names the extra to install where a module of it is missing."""
-    if importlib.util.find_spec(module) is None:
-        raise ConfigError(f"{key}: needs {module}; pip install 'instruct-lit[{extra}]'")

@@ -25,6 +25,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from instruct_lit.core.optional_imports import pip_install
 from instruct_lit.errors import ConfigError, InstructLitError, TrialPruned, printable
 
 TRACEBACK = "error.txt"
@@ -118,7 +119,7 @@ def explain(error: Exception, command: str) -> str:
     message = "\n  ".join(line for line in lines if not line.startswith(_NOISE))
     plugin = re.search(r"hydra/(?:launcher|sweeper)/(\w+)'", message)
     if plugin:
-        message += f"\n  is it installed? pip install 'instruct-lit[{'ray' if plugin.group(1) == 'ray' else 'sweep'}]'"
+        message += f"\n  is it installed? {pip_install('ray' if plugin.group(1) == 'ray' else 'sweep')}"
     match = re.search(r"[Kk]ey '([^']+)'", str(cause or error)) or re.search(r"[Kk]ey '([^']+)'", str(error))
     full_key = re.search(r"full_key: (\S+)", str(cause or error)) or re.search(r"override '?([\w.@/]+)", str(error))
     if match and full_key:

@@ -37,6 +37,11 @@ def installed(module: str) -> bool:
 
 
 def message(module: str, what: str, extra: str) -> str:
-    """What a user is told: `what: needs package; pip install 'instruct-lit[extra]'`."""
+    """The message of `load`: `what: needs package; pip install -e '.[extra]'`."""
     name = module.partition(".")[0]
-    return f"{what}: needs {PACKAGES.get(name, name.replace('_', '-'))}; pip install 'instruct-lit[{extra}]'"
+    return f"{what}: needs {PACKAGES.get(name, name.replace('_', '-'))}; {pip_install(extra)}"
+
+
+def pip_install(extra: str) -> str:
+    """The command that installs an extra, in a checkout: the package is on no index."""
+    return f"pip install -e '.[{extra}]'"

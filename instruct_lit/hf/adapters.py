@@ -19,6 +19,7 @@ from torch import nn
 from instruct_lit.core.model.causal import CausalLM
 from instruct_lit.core.model.gpt import GPT
 from instruct_lit.core.model.pretrained import hf_names
+from instruct_lit.core.optional_imports import installed, load, pip_install
 from instruct_lit.errors import CheckpointError, ConfigError
 from instruct_lit.hf import compat_peft
 from instruct_lit.hf.model import HFModel
@@ -215,19 +216,13 @@ def _stores_in_out(model: CausalLM) -> bool:
 
 def check_qlora() -> str | None:
     """The reason why 4-bit adapters cannot be trained on this machine; None if they can."""
-    import importlib.util
-
-    missing = [name for name in ("transformers", "peft", "bitsandbytes") if importlib.util.find_spec(name) is None]
-    return f"{', '.join(missing)} is not installed: pip install 'instruct-lit[hf]' bitsandbytes" if missing else None
+    missing = [name for name in ("transformers", "peft", "bitsandbytes") if not installed(name)]
+    return f"{', '.join(missing)} is not installed; {pip_install('hf')} bitsandbytes" if missing else None
 
 
 def check_peft() -> Any:
     """peft; ConfigError where the extra `hf` is not installed."""
-    try:
-        import peft
-    except ImportError as error:
-        raise ConfigError("adapter: needs peft, pip install 'instruct-lit[hf]'") from error
-    return peft
+    return load("peft", "adapter", "hf")
 
 
 def _inner(model: CausalLM) -> nn.Module:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from instruct_lit.core.bundle import MAX_SHARD_SIZE
 from instruct_lit.core.model.device import has_gpu
+from instruct_lit.core.optional_imports import load
 from instruct_lit.errors import CheckpointError, ConfigError, DownloadError, InstructLitError
 from instruct_lit.hf.compat_transformers import forget_quantization
 from instruct_lit.hf.model import HFModel
@@ -151,10 +152,7 @@ def read_hf_config(source: HFSource) -> Any:
 
 def import_transformers() -> Any:
     """transformers without its progress bars and warnings; ConfigError where the extra `hf` is not installed."""
-    try:
-        import transformers
-    except ImportError as error:
-        raise ConfigError("model=hf needs transformers: pip install 'instruct-lit[hf]'") from error
+    transformers = load("transformers", "model=hf", "hf")
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     return transformers

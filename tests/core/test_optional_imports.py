@@ -20,6 +20,6 @@ def test_a_module_that_is_installed_is_imported() -> None:
 def test_a_missing_one_is_refused_with_the_extra(ask: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sklearn", None)
     assert not installed("sklearn")
-    with pytest.raises(ConfigError, match=r"^judge=openai: needs scikit-learn; pip install 'instruct-lit\[judge\]'$"):
+    with pytest.raises(ConfigError, match=r"^judge=openai: needs scikit-learn; pip install -e '.\[judge\]'$"):
         ask("sklearn", "judge=openai", "judge")
     assert message("lm_eval.models", "suite=mmlu", "benchmark").startswith("suite=mmlu: needs lm-eval;")

@@ -65,7 +65,7 @@ def test_near_duplicates_share_a_group_through_a_chain() -> None:
 
 def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasketch", None)
-    with pytest.raises(ConfigError, match=r"near-duplicates: needs datasketch; pip install 'instruct-lit\[filters\]'"):
+    with pytest.raises(ConfigError, match=r"near-duplicates: needs datasketch; pip install -e '.\[filters\]'"):
         NearDuplicateIndex()
 
 

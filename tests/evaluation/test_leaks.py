@@ -60,6 +60,6 @@ def test_the_book_s_own_split_has_leaks(shared_data: Path) -> None:
 
 def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "datasketch", None)
-    with pytest.raises(ConfigError, match=r"leaks.near=true: needs datasketch; pip install 'instruct-lit\[filters\]'"):
+    with pytest.raises(ConfigError, match=r"leaks.near=true: needs datasketch; pip install -e '.\[filters\]'"):
         find_leaks(["a"], ["a"])
     assert len(find_leaks(["a"], ["a"], near=False)) == 1

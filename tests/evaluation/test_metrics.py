@@ -84,9 +84,7 @@ def test_a_metric_whose_library_is_absent_is_named(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(metrics, "_loaded", {})
     monkeypatch.setitem(__import__("sys").modules, "rouge_score.rouge_scorer", None)
-    with pytest.raises(
-        ConfigError, match=r"metrics=rouge_l: needs rouge-score; pip install 'instruct-lit\[evaluate\]'"
-    ):
+    with pytest.raises(ConfigError, match=r"metrics=rouge_l: needs rouge-score; pip install -e '.\[evaluate\]'"):
         check_metrics(["rouge_l"])
 
 

@@ -109,5 +109,5 @@ def test_without_the_package_the_extra_is_named(
     model: GPT, tokenizer: GPT2Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "gguf", None)
-    with pytest.raises(ConfigError, match=r"to=gguf: needs gguf; pip install 'instruct-lit\[export\]'"):
+    with pytest.raises(ConfigError, match=r"to=gguf: needs gguf; pip install -e '.\[export\]'"):
         write_gguf(tmp_path / "m.gguf", model, tokenizer, "f16", "n", "c")

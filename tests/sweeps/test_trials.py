@@ -117,7 +117,7 @@ def test_a_missing_extra_is_named(sweep: Path, monkeypatch: pytest.MonkeyPatch) 
     trial(sweep, 13, 1.5, lr=0.001, decay="cosine", seed=3)
     for name, function in (("optuna", importances), ("scipy.stats", by_setting)):
         monkeypatch.setitem(sys.modules, name, None)
-        with pytest.raises(ConfigError, match=r"pip install 'instruct-lit\[sweep\]'"):
+        with pytest.raises(ConfigError, match=r"pip install -e '.\[sweep\]'"):
             function(read_trials(sweep))
     page = write_page(sweep, read_trials(sweep), "val/loss", False).read_text()
     assert "importance of hyper-parameters: needs optuna" in page and "intervals over seeds: needs scipy" in page

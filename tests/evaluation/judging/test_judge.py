@@ -266,5 +266,5 @@ def test_without_the_extra(make_judge: Callable, monkeypatch: pytest.MonkeyPatch
     from instruct_lit.errors import ConfigError
 
     monkeypatch.setitem(__import__("sys").modules, "openai", None)
-    with pytest.raises(ConfigError, match=r"pip install 'instruct-lit\[judge\]'"):
+    with pytest.raises(ConfigError, match=r"pip install -e '.\[judge\]'"):
         make_judge("http://127.0.0.1:9")
