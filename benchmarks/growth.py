@@ -38,7 +38,7 @@ def train(shape: str, length: int, batch_size: int, device: str) -> dict[str, An
     from instruct_lit.accel.cross_entropy import summed_cross_entropy
     from instruct_lit.accel.hardware import default_precision, keep_freed_memory
     from instruct_lit.accel.weight_copies import LowPrecisionWeights
-    from instruct_lit.core.data.collate import Collator
+    from instruct_lit.core.data.batching import Collator
     from instruct_lit.core.data.encode import EncodedExample
     from instruct_lit.core.model.gpt import GPT, GPTConfig
     from instruct_lit.core.training.loss import layout_of

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from instruct_lit.config.api import NANO, ask, open_model
-    from instruct_lit.core.data.collate import Collator
+    from instruct_lit.core.data.batching import Collator
     from instruct_lit.core.data.datamodule import InstructionData
     from instruct_lit.core.data.encode import Encoder
     from instruct_lit.core.data.example import Example
@@ -23,7 +23,7 @@ _HOMES = {
     "NANO": "instruct_lit.config.api",
     "ask": "instruct_lit.config.api",
     "open_model": "instruct_lit.config.api",
-    "Collator": "instruct_lit.core.data.collate",
+    "Collator": "instruct_lit.core.data.batching",
     "InstructionData": "instruct_lit.core.data.datamodule",
     "Encoder": "instruct_lit.core.data.encode",
     "Example": "instruct_lit.core.data.example",

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from instruct_lit.accel.attention_varlen import Sequences, VarlenDocuments
 from instruct_lit.accel.compat_torch import add_all, copy_all, forbidden_waits
-from instruct_lit.core.data.collate import Batch
+from instruct_lit.core.data.batching import Batch
 from instruct_lit.core.model.attention import AttentionLayout
 from instruct_lit.errors import TrainingError
 

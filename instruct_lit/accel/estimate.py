@@ -11,7 +11,7 @@ import torch
 from instruct_lit.accel.cross_entropy import chunk_of, summed_cross_entropy
 from instruct_lit.accel.hardware import default_precision
 from instruct_lit.accel.memory import STATES_BYTES
-from instruct_lit.core.data.collate import Batch
+from instruct_lit.core.data.batching import Batch
 from instruct_lit.core.model.causal import CausalLM
 from instruct_lit.core.model.device import best_device
 from instruct_lit.core.model.gpt import GPT, GPTConfig

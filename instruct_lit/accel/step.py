@@ -13,7 +13,7 @@ from instruct_lit.accel.compiled import compiled_form
 from instruct_lit.accel.cross_entropy import summed_cross_entropy
 from instruct_lit.accel.cuda_graphs import StepGraphs
 from instruct_lit.accel.weight_copies import LowPrecisionWeights, has_gradient_dtypes
-from instruct_lit.core.data.collate import Batch
+from instruct_lit.core.data.batching import Batch
 from instruct_lit.core.model.attention import AttentionLayout
 from instruct_lit.core.model.causal import CausalLM
 from instruct_lit.core.training.loss import FitFacts, StepAccelerator, layout_of, total_norm

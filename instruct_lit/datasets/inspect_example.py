@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from instruct_lit.core.data import collate
+from instruct_lit.core.data.batching import supervised as supervised_tokens
 from instruct_lit.core.data.datamodule import InstructionData
 from instruct_lit.core.data.encode import EncodedExample
 from instruct_lit.core.data.example import Example
@@ -55,7 +55,7 @@ def print_example(
         losses: of every target, supervised or not, `(T - 1,)`.
         all_tokens: also the middle of long masked runs.
     """
-    supervised = collate.supervised(encoded, mask_prompt)
+    supervised = supervised_tokens(encoded, mask_prompt)
     _heading(console, "record")
     for name, value in example.as_record().items():
         if value != "":

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from instruct_lit.core.data.batching import NAMES, BatchSampler, ResumableLoader, Split, make_split
-from instruct_lit.core.data.datamodule import InstructionData
+from instruct_lit.core.data.batching import BatchSampler, ResumableLoader
+from instruct_lit.core.data.datamodule import InstructionData, make_split
 from instruct_lit.core.data.encode import EncodedExample, EncodedStore
 from instruct_lit.core.data.example import Example
 from instruct_lit.core.data.records import MAX_PLACES, ReadingNotes
-from instruct_lit.core.data.settings import Source
+from instruct_lit.core.data.settings import NAMES, Source, Split
 from instruct_lit.errors import ConfigError
 
 

@@ -10,8 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from instruct_lit.core.data.batching import BatchSampler
-from instruct_lit.core.data.collate import Batch, Collator, supervised
+from instruct_lit.core.data.batching import Batch, BatchSampler, Collator, supervised
 from instruct_lit.core.data.datamodule import InstructionData
 from instruct_lit.core.data.encode import EncodedExample, EncodedStore
 from instruct_lit.core.data.example import Example

@@ -10,13 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from instruct_lit.core.data.batching import Split
-from instruct_lit.core.data.collate import Batch
+from instruct_lit.core.data.batching import Batch
 from instruct_lit.core.data.datamodule import InstructionData
 from instruct_lit.core.data.encode import EncodedStore, Encoder
 from instruct_lit.core.data.example import Example
 from instruct_lit.core.data.records import FileSource, ReadingNotes
-from instruct_lit.core.data.settings import Source
+from instruct_lit.core.data.settings import Source, Split
 from instruct_lit.datasets.stream_hub_source import sampled_digest
 from instruct_lit.datasets.stream_reader import HELD_OUT_EPOCH, ExampleStream, StreamLoader, prompt_digest
 from instruct_lit.errors import ConfigError

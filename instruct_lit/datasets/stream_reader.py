@@ -17,7 +17,7 @@ from typing import TypeVar
 import numpy as np
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from instruct_lit.core.data.collate import Batch, Collator
+from instruct_lit.core.data.batching import Batch, Collator
 from instruct_lit.core.data.encode import EncodedExample, Encoder
 from instruct_lit.core.data.example import Example, words
 from instruct_lit.core.data.records import FileSource

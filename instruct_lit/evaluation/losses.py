@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
-from instruct_lit.core.data.collate import Collator
+from instruct_lit.core.data.batching import Collator
 from instruct_lit.core.data.encode import EncodedExample, Tokenizer
 from instruct_lit.core.model.attention import PackedDocuments
 from instruct_lit.core.model.causal import CausalLM, token_losses

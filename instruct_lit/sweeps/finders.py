@@ -15,7 +15,7 @@ from lightning.pytorch.tuner import Tuner
 
 from instruct_lit.accel.estimate import kept_bytes, train_step
 from instruct_lit.accel.memory import free_memory, limited_memory, out_of_memory
-from instruct_lit.core.data.collate import Batch
+from instruct_lit.core.data.batching import Batch
 from instruct_lit.core.data.datamodule import InstructionData
 from instruct_lit.core.training.module import InstructionTuner
 from instruct_lit.errors import ConfigError, TrainingError

@@ -14,7 +14,7 @@ from instruct_lit.accel.attention_varlen import Sequences
 from instruct_lit.accel.compiled import compiled_form
 from instruct_lit.accel.cross_entropy import summed_cross_entropy
 from instruct_lit.accel.cuda_graphs import StepGraphs
-from instruct_lit.core.data.collate import Batch, Collator
+from instruct_lit.core.data.batching import Batch, Collator
 from instruct_lit.core.data.encode import EncodedExample
 from instruct_lit.core.model.attention import AttentionLayout, PackedDocuments
 from instruct_lit.core.model.gpt import GPT, GPTConfig

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from instruct_lit.accel.estimate import _at_depth, estimate, kept_bytes
-from instruct_lit.core.data.collate import Batch, Collator
+from instruct_lit.core.data.batching import Batch, Collator
 from instruct_lit.core.data.encode import EncodedExample
 from instruct_lit.core.model.gpt import GPT, GPTConfig
 

@@ -19,7 +19,7 @@ from instruct_lit.accel.weight_copies import (
     huge_empty,
     transposed,
 )
-from instruct_lit.core.data.collate import Batch, Collator
+from instruct_lit.core.data.batching import Batch, Collator
 from instruct_lit.core.data.encode import EncodedExample
 from instruct_lit.core.model.gpt import GPT
 from instruct_lit.core.training.loss import layout_of

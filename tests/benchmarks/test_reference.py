@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from benchmarks import matrix, reference
-from instruct_lit.core.data.collate import IGNORE_INDEX, pad_shift_mask
+from instruct_lit.core.data.batching import IGNORE_INDEX, pad_shift_mask
 from instruct_lit.core.data.encode import EncodedExample
 from instruct_lit.core.data.tokenizer import GPT2Tokenizer
 from instruct_lit.core.generation.engine import Engine

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import pytest
 
-from instruct_lit.core.data.batching import make_split
+from instruct_lit.core.data.datamodule import make_split
 from instruct_lit.core.data.example import Example
 from instruct_lit.datasets import demo, plain_text
 from instruct_lit.datasets.demo import FAMILIES, DemoSource

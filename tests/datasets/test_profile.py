@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from instruct_lit.core.data.collate import Collator
+from instruct_lit.core.data.batching import Collator
 from instruct_lit.core.data.encode import EncodedStore, Encoder, open_or_build
 from instruct_lit.core.data.example import Example
 from instruct_lit.core.data.template import Template

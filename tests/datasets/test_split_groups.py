@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from instruct_lit.core.data.batching import Split
+from instruct_lit.core.data.settings import Split
 from instruct_lit.datasets.split_groups import keep_together, same_prompt
 from instruct_lit.errors import ConfigError
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from instruct_lit.core.data.collate import Collator
+from instruct_lit.core.data.batching import Collator
 from instruct_lit.core.data.encode import Encoder
 from instruct_lit.core.data.records import FileSource
 from instruct_lit.core.data.template import Template

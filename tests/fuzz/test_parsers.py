@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from instruct_lit.core.bundle import OURS, read_about
-from instruct_lit.core.data.batching import make_split
+from instruct_lit.core.data.datamodule import make_split
 from instruct_lit.core.data.example import Example, to_example
 from instruct_lit.core.data.records import read_records
 from instruct_lit.core.data.template import Template

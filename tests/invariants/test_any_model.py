@@ -11,7 +11,7 @@ import torch
 
 from instruct_lit.accel.bf16_weights import BF16Weights
 from instruct_lit.core.bundle import open_model, save_bundle
-from instruct_lit.core.data.collate import Collator, pad_shift_mask
+from instruct_lit.core.data.batching import Collator, pad_shift_mask
 from instruct_lit.core.data.datamodule import InstructionData
 from instruct_lit.core.data.encode import EncodedExample, Encoder, Tokenizer
 from instruct_lit.core.data.example import Example

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 
 from instruct_lit.accel.step import AcceleratedStep
 from instruct_lit.config.compose import CONF
-from instruct_lit.core.data.collate import Collator, pad_shift_mask
+from instruct_lit.core.data.batching import Collator, pad_shift_mask
 from instruct_lit.core.data.encode import EncodedExample, Encoder
 from instruct_lit.core.data.example import Example, to_example
 from instruct_lit.core.data.template import Template

@@ -8,7 +8,7 @@ import pytest
 import torch
 from lightning import Callback, LightningModule, Trainer
 
-from instruct_lit.core.data.collate import Batch
+from instruct_lit.core.data.batching import Batch
 from instruct_lit.core.data.datamodule import InstructionData
 from instruct_lit.core.data.template import Template
 from instruct_lit.core.data.tokenizer import GPT2Tokenizer

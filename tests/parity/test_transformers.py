@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from instruct_lit.core.data.collate import Collator
+from instruct_lit.core.data.batching import Collator
 from instruct_lit.core.data.encode import Encoder
 from instruct_lit.core.data.example import Example
 from instruct_lit.core.data.template import Template

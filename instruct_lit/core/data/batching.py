@@ -1,89 +1,202 @@
-"""Which examples train, validate and test, and which of them make which batch; both decided by a seed."""
+"""From encoded examples to batches: which examples a batch has, and how they lie in it.
+
+`pad_shift_mask` is the textbook form (pad, shift by one, mask with -100) and the reference. Every layout yields the
+same pairs of position and target, and so the same loss; they differ only in how many positions the model computes.
+"""
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
 
 import numpy as np
+import torch
+from torch import Tensor
 from torch.utils.data import DataLoader
 
-from instruct_lit.core.data.collate import Batch
+from instruct_lit.core.data.encode import EncodedExample
 from instruct_lit.errors import ConfigError
 
-NAMES = ("train", "val", "test")
+IGNORE_INDEX = -100
+Layout = Literal["padded", "packed"]
 # By name: a function of the lengths in random order `(n,)` and the size of a batch, in examples or tokens, that returns
 # the positions of every batch. `none` is built in: batches of neighbours. `datasets` adds `length` and `best_fit`.
 GROUPINGS: dict[str, Callable[[np.ndarray, int], list[np.ndarray]]] = {}
 
 
 @dataclass(frozen=True)
-class Split:
-    """Disjoint indices of train, val and test, each in ascending order."""
+class Batch:
+    """Inputs of one forward pass and the pairs of position and next token that the loss is taken over.
 
-    train: np.ndarray
-    val: np.ndarray
-    test: np.ndarray
-
-    def save(self, path: Path) -> None:
-        """Write the indices as JSON."""
-        path.write_text(json.dumps({name: getattr(self, name).tolist() for name in NAMES}))
-
-
-def make_split(n_examples: int, spec: str | Mapping[str, float], seed: int) -> Split:
-    """Split the indices below `n_examples`.
-
-    `"book"` is the split of LLMs-from-scratch chapter 7: in file order 85 % train, 10 % test, the rest validation. A
-    mapping gives a fraction (a float up to 1.0) or a count for each of train, val and test, drawn by seed; without
-    train, train takes the rest.
-
-    Raises: ConfigError for any other `spec`, and when a requested part would be empty.
+    `input_ids` and `position_ids` are `(B, T)` rows, or `(N,)` documents one after the other behind `prefix_length`
+    shared tokens; `document_lengths` is None for rows. The M supervised pairs: `loss_index` `(M,)` points into the
+    flattened inputs, `targets` `(M,)` is the token that follows there, `loss_weights` `(M,)` the number of documents
+    that share the pair (0 for a pair of padding), `is_response` `(M,)` whether the target belongs to a response.
     """
-    if isinstance(spec, str):
-        if spec != "book":
-            raise ConfigError(f"data.split={spec}: allowed are 'book' and a mapping of train, val and test")
-        n_train, n_test = int(n_examples * 0.85), int(n_examples * 0.1)
-        order, requested = np.arange(n_examples), {*NAMES}
-        sizes = {"train": n_train, "test": n_test, "val": n_examples - n_train - n_test}
-    else:
-        order, requested = np.random.default_rng(seed).permutation(n_examples), {"train", *spec}
-        requested -= {name for name, share in spec.items() if share == 0}
-        sizes = _sizes(n_examples, spec)
-    parts, start = {}, 0
-    for name, size in sizes.items():
-        if size == 0 and name in requested:
-            raise ConfigError(f"data.split={spec}: of {n_examples} examples none is left for {name}")
-        parts[name] = np.sort(order[start : start + size])
-        start += size
-    return Split(**parts)
+
+    example_ids: Tensor
+    input_ids: Tensor
+    position_ids: Tensor
+    loss_index: Tensor
+    targets: Tensor
+    loss_weights: Tensor
+    is_response: Tensor
+    document_lengths: tuple[int, ...] | None
+    prefix_length: int
+    n_supervised: int  # sum of loss_weights, available without a device synchronisation
+    n_tokens: int  # input tokens of the examples: no padding, each example counted whole
+    n_response_bytes: int  # UTF-8 bytes of the response tokens among the targets
+
+    def to(self, *args: Any, **kwargs: Any) -> Batch:
+        """A copy with its tensors moved by `Tensor.to`, asynchronously from page-locked memory."""
+        return self._map(lambda x: x.to(*args, **{"non_blocking": x.is_pinned(), **kwargs}))
+
+    def pin_memory(self) -> Batch:
+        """A copy in page-locked memory."""
+        return self._map(lambda x: x.pin_memory())
+
+    def _map(self, function: Any) -> Batch:
+        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{name: function(x) for name, x in tensors.items() if isinstance(x, Tensor)})
 
 
-def _sizes(n_examples: int, spec: Mapping[str, Any]) -> dict[str, int]:
-    """The number of examples of test, val and train, in the order in which they are drawn."""
-    for name in sorted(set(spec) - set(NAMES)):
-        raise ConfigError(f"data.split.{name}: allowed are {', '.join(NAMES)}")
-    fractions = {}
-    for name, share in spec.items():
-        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share < math.inf:
-            raise ConfigError(f"data.split.{name}={share}: must be a fraction below 1 or a count")
-        if share != int(share) and share > 1:
-            raise ConfigError(f"data.split.{name}={share}: must be a fraction below 1 or a whole count")
-        if 0 < share < 1 or (share == 1 and isinstance(share, float)):
-            fractions[name] = share
-    sizes = {
-        name: int(fractions[name] * n_examples if name in fractions else spec.get(name, 0)) for name in NAMES[::-1]
-    }
-    rest = n_examples - sizes["test"] - sizes["val"]
-    # Fractions that add up to 1 lose nothing to rounding: train takes the remainder.
-    if "train" not in spec or ("train" in fractions and abs(sum(fractions.values()) - 1) < 1e-9):
-        sizes["train"] = rest
-    if sum(fractions.values()) > 1 + 1e-9 or sum(sizes.values()) > n_examples or rest < 0:
-        raise ConfigError(f"data.split={spec}: more than the {n_examples} examples of the data")
-    return sizes
+def pad_shift_mask(
+    examples: Sequence[EncodedExample], pad_id: int, pad_to: int | None = None, mask_prompt: bool = True
+) -> tuple[Tensor, Tensor]:
+    """Pad to the longest example (or to `pad_to` inputs), shift by one, and mask the unsupervised targets with -100.
+
+    Returns `(B, T)` inputs and targets: the target at a position is the token after it. The end-of-text that closes an
+    example is a target; the padding after it, though the same token, is not; neither, with `mask_prompt`, is any token
+    of a prompt.
+    """
+    width = max(len(example.ids) for example in examples) - 1
+    if pad_to is not None:
+        assert width <= pad_to, f"an example has {width} inputs, pad_to is {pad_to}"
+        width = pad_to
+    inputs = torch.full((len(examples), width), pad_id)
+    targets = torch.full((len(examples), width), IGNORE_INDEX)
+    for row, example in enumerate(examples):
+        ids = torch.from_numpy(example.ids)
+        inputs[row, : len(ids) - 1] = ids[:-1]
+        targets[row, : len(ids) - 1] = ids[1:]
+        targets[row, : len(ids) - 1][~torch.from_numpy(supervised(example, mask_prompt)[1:])] = IGNORE_INDEX
+    return inputs, targets
+
+
+def supervised(example: EncodedExample, mask_prompt: bool) -> np.ndarray:
+    """Which tokens of an example contribute to the loss as targets `(T,)`: those of responses, or all."""
+    return example.is_response if mask_prompt else np.ones(len(example.ids), dtype=bool)
+
+
+class Collator:
+    """Makes a batch of examples in one layout; the `collate_fn` of the data loaders.
+
+    `padded` pads every document to the longest (or to `pad_to` inputs); `packed` pads nothing. With `shared_prefix`
+    the longest common prefix of the batch's documents is stored once, at the start. `pad_to_multiple_of` rounds up the
+    number of supervised pairs (with weight 0) and the positions of a packed batch (a document of padding), so that few
+    shapes occur and kernels compiled for a shape are reused.
+    """
+
+    def __init__(
+        self,
+        pad_id: int,
+        n_bytes_of: np.ndarray,
+        layout: Layout = "padded",
+        shared_prefix: bool = False,
+        mask_prompt: bool = True,
+        pad_to: int | None = None,
+        pad_to_multiple_of: int = 1,
+    ) -> None:
+        self.pad_id, self.n_bytes_of, self.pad_to = pad_id, torch.from_numpy(n_bytes_of), pad_to
+        self.pad_to_multiple_of = pad_to_multiple_of
+        self.layout, self.shared_prefix, self.mask_prompt = layout, shared_prefix, mask_prompt
+
+    def __call__(self, examples: Sequence[EncodedExample]) -> Batch:
+        if not examples:  # a rank's part of the last global batch may be empty: one token, unsupervised
+            examples = [EncodedExample(-1, np.full(2, self.pad_id), np.zeros(2, dtype=bool))]
+            return Collator(self.pad_id, self.n_bytes_of.numpy(), self.layout)(examples)
+        parts = self._rows(examples) if self.layout == "padded" and not self.shared_prefix else self._flat(examples)
+        n_padding = -len(parts["targets"]) % self.pad_to_multiple_of
+        for name in ("loss_index", "targets", "loss_weights", "is_response"):
+            parts[name] = torch.cat((parts[name], parts[name].new_zeros(n_padding)))
+        response_weights = parts["loss_weights"] * parts["is_response"]
+        return Batch(
+            example_ids=torch.tensor([example.index for example in examples]),
+            n_supervised=int(parts["loss_weights"].sum()),
+            n_tokens=sum(len(example.ids) - 1 for example in examples),
+            n_response_bytes=int((self.n_bytes_of[parts["targets"]] * response_weights).sum()),
+            **parts,
+        )
+
+    def _rows(self, examples: Sequence[EncodedExample]) -> dict[str, Any]:
+        inputs, targets = pad_shift_mask(examples, self.pad_id, self.pad_to, self.mask_prompt)
+        loss_index = (targets.flatten() != IGNORE_INDEX).nonzero().squeeze(1)
+        is_response = torch.zeros(targets.shape, dtype=torch.bool)
+        for row, example in enumerate(examples):
+            is_response[row, : len(example.ids) - 1] = torch.from_numpy(example.is_response[1:])
+        return {
+            "input_ids": inputs,
+            "position_ids": torch.arange(inputs.shape[1]).repeat(inputs.shape[0], 1),
+            "loss_index": loss_index,
+            "targets": targets.flatten()[loss_index],
+            "loss_weights": torch.ones(len(loss_index)),
+            "is_response": is_response.flatten()[loss_index],
+            "document_lengths": None,
+            "prefix_length": 0,
+        }
+
+    def _flat(self, examples: Sequence[EncodedExample]) -> dict[str, Any]:
+        n_prefix = _common_prefix(examples) if self.shared_prefix and len(examples) > 1 else 0
+        width = max(len(example.ids) - 1 for example in examples)
+        if self.layout == "padded":
+            width = self.pad_to or width
+        ids = [examples[0].ids[:n_prefix]]
+        positions = [np.arange(n_prefix)]
+        lengths, index, targets, is_response = [], [], [], []
+        start = n_prefix
+        for example in examples:
+            n_inputs = len(example.ids) - 1
+            length = (width if self.layout == "padded" else n_inputs) - n_prefix
+            padding = np.full(length - (n_inputs - n_prefix), self.pad_id, dtype=np.int64)
+            ids += [example.ids[n_prefix:-1], padding]
+            positions.append(np.arange(n_prefix, n_prefix + length))
+            where = supervised(example, self.mask_prompt)[1:].nonzero()[0]
+            index.append(np.where(where < n_prefix, where, where - n_prefix + start))
+            targets.append(example.ids[1:][where])
+            is_response.append(example.is_response[1:][where])
+            lengths.append(length)
+            start += length
+        n_padding = -start % self.pad_to_multiple_of
+        if n_padding and self.layout == "packed":
+            ids.append(np.full(n_padding, self.pad_id))
+            positions.append(np.zeros(n_padding, dtype=np.int64))
+            lengths.append(n_padding)
+        pairs = np.stack([np.concatenate(index), np.concatenate(targets), np.concatenate(is_response)])
+        weights: np.ndarray = np.ones(pairs.shape[1])
+        if (pairs[0] < n_prefix).any():  # a shared pair is computed once and weighted by how often it occurs
+            pairs, weights = np.unique(pairs, axis=1, return_counts=True)
+        return {
+            "input_ids": torch.from_numpy(np.concatenate(ids)),
+            "position_ids": torch.from_numpy(np.concatenate(positions)),
+            "loss_index": torch.from_numpy(pairs[0]),
+            "targets": torch.from_numpy(pairs[1]),
+            "loss_weights": torch.from_numpy(weights).float(),
+            "is_response": torch.from_numpy(pairs[2]).bool(),
+            "document_lengths": tuple(lengths),
+            "prefix_length": n_prefix,
+        }
+
+
+def _common_prefix(examples: Sequence[EncodedExample]) -> int:
+    """Length of the prefix that all examples share; each keeps at least one input token after it."""
+    longest = min(len(example.ids) for example in examples) - 2
+    first = examples[0].ids
+    for example in examples[1:]:
+        differs = (first[:longest] != example.ids[:longest]).nonzero()[0]
+        if len(differs):
+            longest = int(differs[0])
+    return max(longest, 0)
 
 
 class BatchSampler:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,10 @@ import torch
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
-from instruct_lit.core.data.batching import NAMES, BatchSampler, ResumableLoader, Split, make_split
-from instruct_lit.core.data.collate import Batch, Collator
+from instruct_lit.core.data.batching import Batch, BatchSampler, Collator, ResumableLoader
 from instruct_lit.core.data.encode import EncodedStore, Encoder, Tokenizer, open_or_build
 from instruct_lit.core.data.records import without_duplicates
-from instruct_lit.core.data.settings import Batching, ExampleFilter, Lengths, Masking, Source, Splits
+from instruct_lit.core.data.settings import NAMES, Batching, ExampleFilter, Lengths, Masking, Source, Split, Splits
 from instruct_lit.core.data.template import Template
 from instruct_lit.errors import ConfigError
 
@@ -246,3 +246,55 @@ class InstructionData(LightningDataModule):
 
 def _short(facts: Any) -> str:
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
+
+
+def make_split(n_examples: int, spec: str | Mapping[str, float], seed: int) -> Split:
+    """Split the indices below `n_examples`.
+
+    `"book"` is the split of LLMs-from-scratch chapter 7: in file order 85 % train, 10 % test, the rest validation. A
+    mapping gives a fraction (a float up to 1.0) or a count for each of train, val and test, drawn by seed; without
+    train, train takes the rest.
+
+    Raises: ConfigError for any other `spec`, and when a requested part would be empty.
+    """
+    if isinstance(spec, str):
+        if spec != "book":
+            raise ConfigError(f"data.split={spec}: allowed are 'book' and a mapping of train, val and test")
+        n_train, n_test = int(n_examples * 0.85), int(n_examples * 0.1)
+        order, requested = np.arange(n_examples), {*NAMES}
+        sizes = {"train": n_train, "test": n_test, "val": n_examples - n_train - n_test}
+    else:
+        order, requested = np.random.default_rng(seed).permutation(n_examples), {"train", *spec}
+        requested -= {name for name, share in spec.items() if share == 0}
+        sizes = _sizes(n_examples, spec)
+    parts, start = {}, 0
+    for name, size in sizes.items():
+        if size == 0 and name in requested:
+            raise ConfigError(f"data.split={spec}: of {n_examples} examples none is left for {name}")
+        parts[name] = np.sort(order[start : start + size])
+        start += size
+    return Split(**parts)
+
+
+def _sizes(n_examples: int, spec: Mapping[str, Any]) -> dict[str, int]:
+    """The number of examples of test, val and train, in the order in which they are drawn."""
+    for name in sorted(set(spec) - set(NAMES)):
+        raise ConfigError(f"data.split.{name}: allowed are {', '.join(NAMES)}")
+    fractions = {}
+    for name, share in spec.items():
+        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share < math.inf:
+            raise ConfigError(f"data.split.{name}={share}: must be a fraction below 1 or a count")
+        if share != int(share) and share > 1:
+            raise ConfigError(f"data.split.{name}={share}: must be a fraction below 1 or a whole count")
+        if 0 < share < 1 or (share == 1 and isinstance(share, float)):
+            fractions[name] = share
+    sizes = {
+        name: int(fractions[name] * n_examples if name in fractions else spec.get(name, 0)) for name in NAMES[::-1]
+    }
+    rest = n_examples - sizes["test"] - sizes["val"]
+    # Fractions that add up to 1 lose nothing to rounding: train takes the remainder.
+    if "train" not in spec or ("train" in fractions and abs(sum(fractions.values()) - 1) < 1e-9):
+        sizes["train"] = rest
+    if sum(fractions.values()) > 1 + 1e-9 or sum(sizes.values()) > n_examples or rest < 0:
+        raise ConfigError(f"data.split={spec}: more than the {n_examples} examples of the data")
+    return sizes

@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from instruct_lit.core.data.batching import Split
-from instruct_lit.core.data.collate import Layout
+import numpy as np
+
+from instruct_lit.core.data.batching import Layout
 from instruct_lit.core.data.encode import EncodedStore, LossOn, OnLong
 from instruct_lit.core.data.example import Example
 from instruct_lit.core.data.records import ReadingNotes
+
+NAMES = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Split:
+    """Disjoint indices of train, val and test, each in ascending order."""
+
+    train: np.ndarray
+    val: np.ndarray
+    test: np.ndarray
+
+    def save(self, path: Path) -> None:
+        """Write the indices as JSON."""
+        path.write_text(json.dumps({name: getattr(self, name).tolist() for name in NAMES}))
 
 
 class Source(Protocol):

@@ -9,7 +9,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch import callbacks
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 
-from instruct_lit.core.data.collate import Batch
+from instruct_lit.core.data.batching import Batch
 
 
 class EarlyStopping(callbacks.EarlyStopping):

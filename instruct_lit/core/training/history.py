@@ -14,7 +14,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
-from instruct_lit.core.data.collate import Batch
+from instruct_lit.core.data.batching import Batch
 from instruct_lit.core.training.compat_lightning import log_interval, step_is_complete
 from instruct_lit.core.training.loss import sum_over_ranks
 

@@ -16,7 +16,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from instruct_lit.core.data.collate import Batch
+from instruct_lit.core.data.batching import Batch
 from instruct_lit.core.model.causal import CausalLM, token_losses
 from instruct_lit.core.training.checkpoints import check_identity
 from instruct_lit.core.training.compat_lightning import logs_this_step

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from instruct_lit.core.data.batching import BatchSampler, make_split
+from instruct_lit.core.data.batching import BatchSampler
+from instruct_lit.core.data.datamodule import make_split
 from instruct_lit.errors import ConfigError
 
 LENGTHS = np.random.default_rng(0).integers(3, 40, 103)

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from instruct_lit.core.data.collate import Batch, Collator, pad_shift_mask
+from instruct_lit.core.data.batching import Batch, Collator, pad_shift_mask
 from instruct_lit.core.data.encode import EncodedExample
 
 EOT = 50256

@@ -7,7 +7,7 @@ import pytest
 import torch
 from lightning import Callback, Trainer
 
-from instruct_lit.core.data.collate import Collator, pad_shift_mask
+from instruct_lit.core.data.batching import Collator, pad_shift_mask
 
 
 class Order(Callback):
