@@ -27,7 +27,7 @@ SATELLITES = (
 BETWEEN: dict[str, set[str]] = {
     "accel": set(),
     "evaluation": {"datasets", "hf", "accel"},
-    "exporters": {"evaluation"},
+    "exporters": {"evaluation", "hf"},
     "hf": set(),
     "serving": {"evaluation", "reports"},
     "suites": {"evaluation", "hf", "reports", "serving"},

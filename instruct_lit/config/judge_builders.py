@@ -137,8 +137,10 @@ def judge_of(config: DictConfig) -> Judge:
 
 def judge_prompt_of(judge: Any, pairwise: bool = False) -> JudgePrompt:
     """The prompt of `judge.prompt` or `judge.pairwise_prompt`: the name of a file in conf/judge/prompts, or a path."""
+    from instruct_lit.config.model_builders import install_satellites
     from instruct_lit.evaluation.judging.prompt import Choice, JudgePrompt, Score
 
+    install_satellites()  # the limits of a template
     key = "pairwise_prompt" if pairwise else "prompt"
     own = CONF / "judge" / "prompts" / f"{judge[key]}.jinja"
     path = own if own.is_file() else Path(judge[key]).expanduser()

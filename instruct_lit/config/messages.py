@@ -5,11 +5,12 @@
 | 1 | an unexpected exception; its traceback is in a file |
 | 2 | an error that the user can correct |
 | 3 | a pruned trial of a sweep |
-| 130 | interrupted |
+| 130 | interrupted, or left from the debugger |
 """
 
 from __future__ import annotations
 
+import bdb
 import difflib
 import errno
 import os
@@ -45,7 +46,7 @@ def one_message(command: str) -> Iterator[None]:
         _exit(*((_of_group(), 2) if "group override must be" in str(error) else (_unexpected(error), 1)))
     except TrialPruned as pruned:
         _exit(str(pruned), TrialPruned.STATUS)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, bdb.BdbQuit):
         sys.exit(130)
     except Exception as error:
         message = _of_system(error) if isinstance(error, OSError) else None

@@ -236,4 +236,5 @@ def template_of(config: DictConfig) -> Template:
     """The prompt template whose text is in the configuration."""
     from instruct_lit.core.data.template import Template
 
+    install_satellites()  # the limits of a template
     return Template(**config.template)

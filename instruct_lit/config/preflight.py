@@ -64,7 +64,7 @@ def _bundle(run: Run, folder: Path) -> None:
     hf: Any = getattr(run.model, "hf", None)
     if hf is not None:
         hf.config.save_pretrained(folder / "config")
-    if importlib.util.find_spec("transformers") is None:
+    if not has_satellite("hf") or importlib.util.find_spec("transformers") is None:
         return
     from transformers import AutoTokenizer, GenerationConfig
 

@@ -1,7 +1,7 @@
 """A finished model on disk: a Hugging Face directory, and one file of ours with template, provenance and metrics.
 
-Bundles of our GPT are written and read here. Other model families, and adapters, are added by registering a
-`ModelFamily` (`instruct_lit.hf.install`).
+Bundles of our GPT are written and read here. Other model families, adapters, and the files of GPT-2's tokenizer are
+registered by `instruct_lit.hf.install`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors.torch import save_file
 
 from instruct_lit import __version__
-from instruct_lit.core.chat_template_export import write_gpt2_tokenizer
 from instruct_lit.core.data.encode import Tokenizer
 from instruct_lit.core.data.template import CHAT, Template
 from instruct_lit.core.data.tokenizer import GPT2Tokenizer
@@ -73,6 +72,8 @@ class ModelFamily(Protocol):
 
 
 FAMILIES: list[ModelFamily] = []
+# Each writes GPT-2's tokenizer, with a context length and the template as a chat template, for other programs.
+TOKENIZER_EXPORTS: list[Callable[[Path, GPT2Tokenizer, int, Template], None]] = []
 
 
 def save_bundle(
@@ -123,11 +124,10 @@ def save_bundle(
 
 def _write_model(folder: Path, parts: BundleParts, generation: Mapping[str, Any], dtype: torch.dtype | None) -> str:
     """Write all but our file, weights only with a `dtype`; return the kind of the model."""
-    for family in FAMILIES:
-        if family.owns(parts[0]):
-            family.save(folder, parts, generation, dtype)
-            return family.kind
     model, tokenizer, template = parts
+    if (family := _owner(model)) is not None:
+        family.save(folder, parts, generation, dtype)
+        return family.kind
     assert isinstance(model, GPT) and isinstance(tokenizer, GPT2Tokenizer), f"no family writes a {type(model).__name__}"
     eot = {"bos_token_id": tokenizer.eot_id, "eos_token_id": tokenizer.eot_id}
     if dtype is not None:
@@ -136,6 +136,10 @@ def _write_model(folder: Path, parts: BundleParts, generation: Mapping[str, Any]
     _write_json(folder / "generation_config.json", {**eot, "pad_token_id": tokenizer.eot_id, **generation})
     save_tokenizer(folder, tokenizer, model.config.context_length, template)
     return "gpt2"
+
+
+def _owner(part: CausalLM | Tokenizer) -> ModelFamily | None:
+    return next((family for family in FAMILIES if family.owns(part)), None)
 
 
 def _write_weights(folder: Path, state: Mapping[str, torch.Tensor]) -> None:
@@ -151,11 +155,11 @@ def _write_weights(folder: Path, state: Mapping[str, torch.Tensor]) -> None:
 def save_tokenizer(directory: Path, tokenizer: Tokenizer, context_length: int, template: Template) -> None:
     """Write the files that transformers opens as a tokenizer: GPT-2's with our chat template, others unchanged."""
     directory.mkdir(parents=True, exist_ok=True)
-    for family in FAMILIES:
-        if family.owns(tokenizer):
-            return family.save_tokenizer(directory, tokenizer)
+    if (family := _owner(tokenizer)) is not None:
+        return family.save_tokenizer(directory, tokenizer)
     assert isinstance(tokenizer, GPT2Tokenizer), f"no family writes a {type(tokenizer).__name__}"
-    write_gpt2_tokenizer(directory, tokenizer, context_length, template)
+    for export in TOKENIZER_EXPORTS:
+        export(directory, tokenizer, context_length, template)
 
 
 def bundle_of(run: str | Path) -> Path:

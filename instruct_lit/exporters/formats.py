@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from instruct_lit.core.bundle import OpenedModel, save_bundle
-from instruct_lit.core.chat_template_export import chat_template
 from instruct_lit.core.data.tokenizer import GPT2Tokenizer
 from instruct_lit.core.generation.responses import read_jsonl
 from instruct_lit.core.generation.sampling import SamplingSettings
@@ -16,6 +15,7 @@ from instruct_lit.exporters.gguf import write_gguf
 from instruct_lit.exporters.model_card import CardFacts, published, write_card
 from instruct_lit.exporters.ollama import modelfile
 from instruct_lit.exporters.traced_program import write_traced_program
+from instruct_lit.hf.chat_template_export import chat_template
 
 
 def export_model(

@@ -12,7 +12,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from instruct_lit.core.data.example import Example
 from instruct_lit.core.data.template import Template
-from instruct_lit.core.jinja_environments import text_environment
+from instruct_lit.core.jinja_environments import compile_text
 from instruct_lit.evaluation.metrics import WITHOUT_EXTRA, score
 
 _MEASURED = ("test/loss", "test/perplexity")
@@ -56,22 +56,18 @@ def write_card(
     measured = {key: metrics[key] for key in _MEASURED if key in metrics}
     scores = score(rows, list(WITHOUT_EXTRA)) if rows else {}
     front = card_data(facts, about, measured, metrics.get("n_test"), scores, library)
-    text = (
-        text_environment()
-        .from_string(source)
-        .render(
-            name=facts.name,
-            data={**data, "name": data["name"] and without_local_paths(data["name"])},
-            base_model=front.base_model,
-            command=about.get("command") and without_local_paths(about["command"]),
-            version=about.get("version"),
-            template=template.name,
-            prompt="".join(template.turns(Example("{instruction}", "{response}"))[0]),
-            metrics={key: (value, metrics.get(f"base/{key}")) for key, value in measured.items()},
-            scores=scores,
-            context_length=context_length,
-            n_parameters=f"{n_parameters / 1e6:,.1f}",
-        )
+    text = compile_text(source).render(
+        name=facts.name,
+        data={**data, "name": data["name"] and without_local_paths(data["name"])},
+        base_model=front.base_model,
+        command=about.get("command") and without_local_paths(about["command"]),
+        version=about.get("version"),
+        template=template.name,
+        prompt="".join(template.turns(Example("{instruction}", "{response}"))[0]),
+        metrics={key: (value, metrics.get(f"base/{key}")) for key, value in measured.items()},
+        scores=scores,
+        context_length=context_length,
+        n_parameters=f"{n_parameters / 1e6:,.1f}",
     )
     path.write_text(f"---\n{front.to_yaml()}\n---\n\n{text.strip()}\n", encoding="utf-8")
 

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from instruct_lit.core.bundle import BundleParts, stored_template
-from instruct_lit.core.chat_template_export import chat_template
 from instruct_lit.core.data.encode import Tokenizer
 from instruct_lit.core.data.template import CHAT, Template
 from instruct_lit.core.data.tokenizer import GPT2Tokenizer
@@ -18,6 +17,7 @@ from instruct_lit.core.model.causal import CausalLM
 from instruct_lit.core.model.pretrained import load_gpt
 from instruct_lit.hf.adapters import CONFIG, open_adapter, read_adapter_config
 from instruct_lit.hf.chat_template import with_chat
+from instruct_lit.hf.chat_template_export import chat_template
 from instruct_lit.hf.files import read_hf, write_hf
 from instruct_lit.hf.model import HFModel
 from instruct_lit.hf.tokenizer import HFTokenizer

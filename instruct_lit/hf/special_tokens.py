@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 
-from instruct_lit.core.chat_template_export import GUARD, guarded
+from instruct_lit.hf.chat_template_export import GUARD, guarded
 
 
 class SpecialTokens:

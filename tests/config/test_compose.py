@@ -1,5 +1,6 @@
 """The message of an exception, whoever raised it, and the exit status."""
 
+import bdb
 import errno
 from pathlib import Path
 
@@ -56,7 +57,7 @@ def test_without_a_run_folder_the_traceback_is_in_the_temporary_directory(
 
 
 def test_interrupted_and_pruned_have_their_own_status() -> None:
-    for error, status in ((KeyboardInterrupt(), 130), (TrialPruned("pruned at step 3"), 3)):
+    for error, status in ((KeyboardInterrupt(), 130), (bdb.BdbQuit(), 130), (TrialPruned("pruned at step 3"), 3)):
         with pytest.raises(SystemExit) as ended, one_message("train"):
             raise error
         assert ended.value.code == status

@@ -19,7 +19,7 @@ import jinja2
 import jinja2.meta
 
 from instruct_lit.core.data.example import Example
-from instruct_lit.core.jinja_environments import text_environment
+from instruct_lit.core.jinja_environments import compile_text, failure, text_environment
 from instruct_lit.errors import TemplateError
 
 CHAT = "chat"  # the name of a model's own chat template, in `conf/template` and in a bundle
@@ -116,10 +116,9 @@ class Template:
     def _render(self, template: jinja2.Template, example: Example) -> str:
         try:
             return template.render({name: self.protect(getattr(example, name)) for name in VARIABLES})
-        except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
-            raise TemplateError(
-                f"template {self.name!r}: {error}; allowed variables are instruction, input, system and response"
-            ) from error
+        except Exception as error:
+            allowed = "allowed variables are instruction, input, system and response"
+            raise TemplateError(f"template {self.name!r}: {failure(error)}; {allowed}") from error
 
     @cached_property
     def _prompt(self) -> jinja2.Template:
@@ -131,7 +130,7 @@ class Template:
 
     def _compile(self, source: str) -> jinja2.Template:
         try:
-            return text_environment().from_string(source)
+            return compile_text(source)
         except jinja2.TemplateSyntaxError as error:
             raise TemplateError(
                 f"template {self.name!r}, line {error.lineno}: {error.message} "

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import jinja2
 
-from instruct_lit.core.jinja_environments import text_environment
+from instruct_lit.core.jinja_environments import compile_text, failure
 from instruct_lit.errors import TemplateError
 
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
@@ -116,7 +116,7 @@ class JudgePrompt:
     def __init__(self, name: str, text: str, verdict: Verdict, fields: tuple[str, ...]) -> None:
         self.name, self.verdict, self.fields = name, verdict, fields
         try:
-            self._template = text_environment().from_string(text)
+            self._template = compile_text(text)
         except jinja2.TemplateSyntaxError as error:
             raise TemplateError(f"judge prompt {name!r}, line {error.lineno}: {error.message}") from error
         if verdict.request not in self.render(dict.fromkeys(fields, "text")):
@@ -130,9 +130,9 @@ class JudgePrompt:
         ends = {name: getattr(self.verdict, name) for name in ("low", "high") if hasattr(self.verdict, name)}
         try:
             return self._template.render(mark=mark, request=self.verdict.request, **ends, **blocks).strip()
-        except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
+        except Exception as error:
             names = ", ".join((*self.fields, "mark", "request", *ends))
-            raise TemplateError(f"judge prompt {self.name!r}: {error}; the variables are {names}") from error
+            raise TemplateError(f"judge prompt {self.name!r}: {failure(error)}; the variables are {names}") from error
 
 
 def texts_of(row: Mapping[str, Any]) -> dict[str, str]:
