@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
@@ -14,6 +16,8 @@ if TYPE_CHECKING:
     from instruct_lit.core.model.gpt import GPTConfig
 
 WORKERS_PER_PROCESSOR = 8
+SHARED_MEMORY = Path("/dev/shm")  # where Linux keeps what processes share
+BYTES_PER_WORKER = 1_000_000  # there, at least
 MIN_PROCESSES = 8  # that may share a processor, for tests of several processes
 
 
@@ -25,9 +29,20 @@ def check_resources(config: DictConfig) -> None:
         raise ConfigError(
             f"data.n_workers={n_workers}: at most {most} on the {n_processors} processors of this machine"
         )
+    check_shared_memory(n_workers)
     check_devices(config.trainer.devices, config.trainer.accelerator, max(MIN_PROCESSES, n_processors))
     if config.model.kind != "hf":
         check_memory(shape_of(config), total_memory())
+
+
+def check_shared_memory(n_workers: int) -> None:
+    """Raise ConfigError where the batches that workers have ready cannot fit in shared memory."""
+    n_bytes = n_workers * BYTES_PER_WORKER
+    if n_bytes and SHARED_MEMORY.is_dir() and (free := shutil.disk_usage(SHARED_MEMORY).free) < n_bytes:
+        raise ConfigError(
+            f"data.n_workers={n_workers}: needs {n_bytes / 1e6:.0f} MB of {SHARED_MEMORY}, which has {free / 1e6:.1f} MB "
+            "free; use data.n_workers=0, or give it more (docker run --shm-size=1g)"
+        )
 
 
 def check_devices(devices: Any, accelerator: str, n_processors: int) -> None:

@@ -49,7 +49,7 @@ def one_message(command: str) -> Iterator[None]:
     except (KeyboardInterrupt, bdb.BdbQuit):
         sys.exit(130)
     except Exception as error:
-        message = _of_system(error) if isinstance(error, OSError) else None
+        message = _of_system(error) if isinstance(error, OSError) else _of_workers(error)
         _exit(message or _unexpected(error), 2 if message else 1)
 
 
@@ -72,9 +72,21 @@ def _of_system(error: OSError) -> str | None:
     """The message of an error of the file system that the user can correct."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"{error.filename or 'paths.outputs'}: {error.strerror}; files written before are intact"
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR) and error.filename:
+    unusable = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
+    named = error.errno in (errno.EEXIST, errno.ENOENT) and f"hydra.run.dir={error.filename}" in sys.argv
+    if (unusable or named) and error.filename:
         return f"{error.filename}: {error.strerror}; choose another folder (paths.outputs=…, paths.cache=…)"
     return None
+
+
+def _of_workers(error: Exception) -> str | None:
+    """The message where a process that loads batches was killed, which torch reports as a RuntimeError."""
+    if not isinstance(error, RuntimeError) or not str(error).startswith("DataLoader worker (pid"):
+        return None
+    return (
+        "data.n_workers: a process that loads batches was killed, mostly for want of memory or of /dev/shm; "
+        "use data.n_workers=0, or give it more (docker run --shm-size=1g)"
+    )
 
 
 def _unexpected(error: Exception) -> str:

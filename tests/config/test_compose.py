@@ -19,11 +19,15 @@ from tests.configs import composed
         (DataError("records.json: empty"), "error: records.json: empty\n"),
         (OSError(errno.ENOSPC, "No space left on device"), "error: paths.outputs: No space left on device; files written before are intact\n"),
         (PermissionError(errno.EACCES, "Permission denied", "/out/x"), "error: /out/x: Permission denied; choose another folder (paths.outputs=…, paths.cache=…)\n"),
+        (FileNotFoundError(errno.ENOENT, "No such file or directory", "/proc/x"), "error: /proc/x: No such file or directory; choose another folder (paths.outputs=…, paths.cache=…)\n"),
+        (FileExistsError(errno.EEXIST, "File exists", "/proc/x"), "error: /proc/x: File exists; choose another folder (paths.outputs=…, paths.cache=…)\n"),
+        (RuntimeError("DataLoader worker (pid(s) 3, 4) exited unexpectedly"), "error: data.n_workers: a process that loads batches was killed, mostly for want of memory or of /dev/shm; use data.n_workers=0, or give it more (docker run --shm-size=1g)\n"),
     ],
 )  # fmt: skip
 def test_an_error_that_the_user_can_correct_is_one_message_and_status_2(
-    error: Exception, message: str, capsys: pytest.CaptureFixture[str]
+    error: Exception, message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("sys.argv", ["train.py", "hydra.run.dir=/proc/x"])
     with pytest.raises(SystemExit) as ended, one_message("train"):
         raise error
     assert ended.value.code == 2 and capsys.readouterr().err == message

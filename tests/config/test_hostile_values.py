@@ -9,6 +9,7 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,13 +18,14 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from instruct_lit.config import builders
+from instruct_lit.config.check_resources import check_shared_memory
 from instruct_lit.config.check_training import check_train
 from instruct_lit.config.compose import flat
 from instruct_lit.config.messages import explain
 from instruct_lit.config.run_builders import trainer_of
 from instruct_lit.config.schema import TrainConfig
 from instruct_lit.config.schema.options import keys_of
-from instruct_lit.errors import InstructLitError
+from instruct_lit.errors import ConfigError, InstructLitError
 from tests.commands import SMALL
 from tests.configs import composed
 
@@ -118,6 +120,19 @@ def test_hostile_values_are_refused_by_name_or_accepted(group: str) -> None:
 )
 def test_what_was_found_is_refused_with_the_reason(key: str, value: Any, message: str) -> None:
     assert message in (message_of(key, value) or "accepted")
+
+
+def test_workers_need_shared_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    free = {"bytes": 64_000}
+    monkeypatch.setattr("instruct_lit.config.check_resources.SHARED_MEMORY", tmp_path)
+    monkeypatch.setattr(
+        "instruct_lit.config.check_resources.shutil.disk_usage", lambda _: SimpleNamespace(free=free["bytes"])
+    )
+    with pytest.raises(ConfigError, match=r"data\.n_workers=2: needs 2 MB of .*, which has 0\.1 MB free; use data"):
+        check_shared_memory(2)
+    check_shared_memory(0)
+    free["bytes"] = 2_000_000
+    check_shared_memory(2)
 
 
 def test_a_key_that_nothing_reads_is_refused() -> None:
