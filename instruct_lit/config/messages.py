@@ -5,7 +5,7 @@
 | 1 | an unexpected exception; its traceback is in a file |
 | 2 | an error that the user can correct |
 | 3 | a pruned trial of a sweep |
-| 130 | interrupted, or left from the debugger |
+| 128 + n | ended by signal n (130: Ctrl-C or left from the debugger, 143: SIGTERM) |
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ import difflib
 import errno
 import os
 import re
+import signal
 import sys
 import tempfile
+import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,7 +39,8 @@ _NOISE = ("object_type=", "reference_type=", "Config search path:", "provider=")
 def one_message(command: str) -> Iterator[None]:
     """Print any exception of a command as one message, without a traceback, and exit with its status."""
     try:
-        yield
+        with _signals_as_exceptions():
+            yield
     except InstructLitError as error:
         _exit(str(error), 2)
     except (HydraException, OmegaConfBaseException) as error:
@@ -51,6 +54,25 @@ def one_message(command: str) -> Iterator[None]:
     except Exception as error:
         message = _of_system(error) if isinstance(error, OSError) else _of_workers(error)
         _exit(message or _unexpected(error), 2 if message else 1)
+
+
+@contextmanager
+def _signals_as_exceptions() -> Iterator[None]:
+    """Let a request to end unwind the program, so that unfinished files are removed; training has its own handlers."""
+    in_main_thread = threading.current_thread() is threading.main_thread()  # elsewhere no handler can be set
+    names = [name for name in ("SIGTERM", "SIGHUP") if in_main_thread and hasattr(signal, name)]
+    numbers = [number for name in names if signal.getsignal(number := signal.Signals[name]) == signal.SIG_DFL]
+    try:
+        for number in numbers:
+            signal.signal(number, _end)
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def _end(number: int, frame: object) -> None:
+    _exit(f"ended by {signal.Signals(number).name}; files written before are intact", 128 + number)
 
 
 def _exit(message: str, status: int) -> None:
