@@ -40,8 +40,8 @@ def check_shared_memory(n_workers: int) -> None:
     n_bytes = n_workers * BYTES_PER_WORKER
     if n_bytes and SHARED_MEMORY.is_dir() and (free := shutil.disk_usage(SHARED_MEMORY).free) < n_bytes:
         raise ConfigError(
-            f"data.n_workers={n_workers}: needs {n_bytes / 1e6:.0f} MB of {SHARED_MEMORY}, which has {free / 1e6:.1f} MB "
-            "free; use data.n_workers=0, or give it more (docker run --shm-size=1g)"
+            f"data.n_workers={n_workers}: needs {n_bytes / 1e6:.0f} MB of {SHARED_MEMORY}, which has {free / 1e6:.1f} "
+            "MB free; use data.n_workers=0, or give it more (docker run --shm-size=1g)"
         )
 
 
