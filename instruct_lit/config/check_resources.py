@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from instruct_lit.core.model.gpt import GPTConfig
 
 WORKERS_PER_PROCESSOR = 8
-SHARED_MEMORY = Path("/dev/shm")  # where Linux keeps what processes share
+SHARED_MEMORY = Path("/dev/shm")  # nosec B108: where Linux keeps what processes share
 BYTES_PER_WORKER = 1_000_000  # there, at least
 MIN_PROCESSES = 8  # that may share a processor, for tests of several processes
 
