@@ -42,17 +42,15 @@ class Sequences:
             padding: lengths of further documents without the prefix; they may be 0.
             longest: an upper bound of the documents' lengths that replaces the true maximum.
         """
-        n_first = 1 if n_prefix else 0
-        own = torch.tensor([n_prefix] * n_first + list(lengths) + list(padding))
-        keys = own.clone()
-        keys[n_first : n_first + len(lengths)] += n_prefix
-        before = torch.zeros_like(own)  # number of prefix copies before a sequence's own keys
-        before[n_first:] = torch.arange(1, len(own) - n_first + 1).clamp(max=len(lengths))
-        own_places = torch.arange(int(own.sum())) + n_prefix * torch.repeat_interleave(before, own)
+        first = [n_prefix] if n_prefix else []
+        own = torch.tensor([*first, *lengths, *padding])
+        continues = torch.tensor([0] * len(first) + [1] * len(lengths) + [0] * len(padding))
+        keys = own + n_prefix * continues
+        own_places = torch.arange(int(own.sum())) + n_prefix * torch.repeat_interleave(continues.cumsum(0), own)
         parts = [_starts(own), _starts(keys), own_places]
         if n_prefix:
             prefix = torch.arange(n_prefix)
-            prefix_places = (_starts(keys)[1 : 1 + len(lengths), None] + prefix).flatten()
+            prefix_places = (_starts(keys)[:-1][continues > 0, None] + prefix).flatten()
             key_rows = torch.empty(int(keys.sum()), dtype=torch.long)
             key_rows[own_places] = torch.arange(len(own_places))
             key_rows[prefix_places] = prefix.repeat(len(lengths))

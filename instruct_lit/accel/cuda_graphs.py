@@ -89,7 +89,7 @@ class StepGraphs:
             return self.loss_of(*inputs.arguments())
         graph = self._graphs[inputs.shape]
         if graph is None:
-            if self._model_waits(inputs) or not self._has_room(inputs.n_tokens):
+            if self._model_waits(inputs) or not self._has_room(inputs.tensors[0].numel()):
                 return self.loss_of(*inputs.arguments())
             graph = self._graphs[inputs.shape] = self._recorded(inputs)
         graph.inputs.take(inputs)
@@ -190,10 +190,6 @@ class _Inputs:
     shape: tuple[int, ...]
     tensors: tuple[Tensor, ...]  # input ids, positions, loss index, targets, weights
     sequences: Sequences | None
-
-    @property
-    def n_tokens(self) -> int:
-        return self.tensors[0].numel()
 
     def arguments(self) -> tuple[Tensor, Tensor, AttentionLayout | None, Tensor, Tensor, Tensor]:
         ids, positions, index, targets, weights = self.tensors
