@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from instruct_lit.config.check_serving import check_arena
+from instruct_lit.config.check_commands import check_command
 from instruct_lit.config.compose import run_command
 from instruct_lit.core.optional_imports import need
 from instruct_lit.errors import ConfigError
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 def arena(config: DictConfig) -> None:
     """Rate the battles of a file, let a judge vote on the models of `runs`, or serve the page."""
-    check_arena(config)
+    check_command("arena", config)
 
     from instruct_lit.config import builders as build
     from instruct_lit.evaluation.ratings import read_battles

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from instruct_lit.config import benchmark_builders as build
-from instruct_lit.config.check_evaluation import check_benchmark
+from instruct_lit.config.check_commands import check_command, forget_secrets
 from instruct_lit.config.compose import run_command
-from instruct_lit.config.judge_builders import forget_secrets
 from instruct_lit.core.optional_imports import need
 
 if TYPE_CHECKING:
@@ -23,7 +22,7 @@ def benchmark(config: DictConfig) -> float:
 
     out_dir = Path(HydraConfig.get().runtime.output_dir)
     forget_secrets(out_dir, config.suite.options.get("judge_url"))
-    check_benchmark(config)
+    check_command("benchmark", config)
     if config.benchmark.data_dir is not None:  # read when the libraries are imported
         os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

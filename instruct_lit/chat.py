@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from instruct_lit.config.check_serving import check_chat
+from instruct_lit.config.check_commands import check_command
 from instruct_lit.config.compose import run_command
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def chat(config: DictConfig) -> None:
     """Open the models at `run`, one or a list, and chat until the end of the input."""
-    check_chat(config)
+    check_command("chat", config)
 
     from rich.console import Console
 

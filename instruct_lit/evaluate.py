@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from instruct_lit.config.check_evaluation import check_evaluate
+from instruct_lit.config.check_commands import check_command, forget_secrets
 from instruct_lit.config.compose import run_command
-from instruct_lit.config.judge_builders import forget_secrets, response_judge_of
+from instruct_lit.config.judge_builders import response_judge_of
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -24,7 +24,7 @@ def evaluate(config: DictConfig) -> float:
     out_dir = Path(HydraConfig.get().runtime.output_dir)
     if config.judge is not None:
         forget_secrets(out_dir, config.judge.url, config.judge.api_key_env)
-    check_evaluate(config)
+    check_command("evaluate", config)
 
     from instruct_lit.evaluation.metrics import check_metrics
 

@@ -3,30 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from instruct_lit.config.check_commands import check_command
 from instruct_lit.config.compose import run_command
-from instruct_lit.config.schema import check_values, missing_runs
-from instruct_lit.errors import ConfigError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
-
-
-def check_export(config: Any) -> None:
-    """Raise one ConfigError that lists every invalid value of an export's configuration."""
-    problems = missing_runs(config.run) + check_values(config)
-    if config.push_to_hub is not None and config.push_to_hub.count("/") != 1:
-        problems.append(f"push_to_hub={config.push_to_hub}: give the full name of the repository, owner/name")
-    if problems:
-        raise ConfigError("\n  ".join(problems))
 
 
 def export(config: DictConfig) -> None:
     """Write the model at `run` in the format `to` with a model card, and upload it if a repository is named."""
     from hydra.core.hydra_config import HydraConfig
 
-    check_export(config)
+    check_command("export", config)
 
     from instruct_lit.config import builders as build
     from instruct_lit.exporters.formats import export_model

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from instruct_lit.config.check_data import check_data
+from instruct_lit.config.check_commands import check_command
 from instruct_lit.config.compose import run_command
-from instruct_lit.config.schema import check_values, missing_runs
-from instruct_lit.errors import ConfigError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -19,21 +17,12 @@ if TYPE_CHECKING:
     from instruct_lit.core.model.gpt import GPTConfig
 
 
-def check_peek(config: Any) -> None:
-    """Raise one ConfigError that lists every impossible value."""
-    problems = check_values(config) + check_data(config.data)
-    if config.run is not None:
-        problems += missing_runs(config.run)
-    if problems:
-        raise ConfigError("\n  ".join(problems))
-
-
 def peek(config: DictConfig) -> None:
     """Print the profile of the data, or one example."""
     from hydra.core.hydra_config import HydraConfig
 
     given = {re.split(r"[.=]", text.lstrip("+"))[0] for text in HydraConfig.get().overrides.task}
-    check_peek(config)
+    check_command("peek", config)
 
     from rich.console import Console
 

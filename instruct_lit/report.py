@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from hydra.experimental.callback import Callback
 
+from instruct_lit.config.check_commands import check_command
 from instruct_lit.config.compose import run_command
-from instruct_lit.config.schema import check_values
-from instruct_lit.errors import ConfigError, InstructLitError
+from instruct_lit.errors import InstructLitError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -20,12 +20,8 @@ LOWER_IS_BETTER = ("loss", "perplexity", "bits_per_byte", "value")
 
 def report(config: DictConfig) -> None:
     """Write the page of the sweep in `folder`."""
-    if problems := check_values(config):
-        raise ConfigError("\n  ".join(problems))
-    folder = Path(config.folder).expanduser()
-    if not folder.is_dir():
-        raise ConfigError(f"folder={folder}: no such folder; give the folder of a sweep, one of outputs/multirun")
-    print(write(folder, config.metric, config.direction, config.n_best))
+    check_command("report", config)
+    print(write(Path(config.folder).expanduser(), config.metric, config.direction, config.n_best))
 
 
 def write(folder: Path, metric: str | None = None, direction: str | None = None, n_best: int = 3) -> Path:

@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from instruct_lit.config.check_commands import check_command
 from instruct_lit.config.compose import run_command
-from instruct_lit.config.schema import check_values
 from instruct_lit.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -43,13 +43,8 @@ def check_reproduce(config: DictConfig) -> tuple[Path, list[str]]:
     from instruct_lit.config.provenance import read_provenance
     from instruct_lit.config.saved_overrides import FILE, saved_overrides
 
-    if config.run is None:
-        raise ConfigError("run: not given; run=<folder of a finished run>")
-    if problems := check_values(config):
-        raise ConfigError("\n  ".join(problems))
+    check_command("reproduce", config)
     run = Path(config.run).expanduser().resolve()
-    if not run.is_dir():
-        raise ConfigError(f"run={config.run}: no such folder")
     read_provenance(run)
     for name in ("metrics.json", FILE):
         if not (run / name).is_file():

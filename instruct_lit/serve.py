@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from instruct_lit.config.check_serving import check_serve
+from instruct_lit.config.check_commands import check_command
 from instruct_lit.config.compose import run_command
 from instruct_lit.core.optional_imports import need
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def serve(config: DictConfig) -> None:
     """Serve the model at `run` until Ctrl-C."""
-    check_serve(config)
+    check_command("serve", config)
 
     from instruct_lit.config import builders as build
     from instruct_lit.core.generation.engine import Engine

@@ -6,12 +6,13 @@ All are named in `tests/config/test_lightning_options.py`, which shows by small 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from omegaconf import OmegaConf
 
-from instruct_lit.config.schema.options import Rules
+from instruct_lit.config.schema.constructors import CONSTRUCTOR_KEYS
+from instruct_lit.config.schema.options import Relation, Rules
 
 REFUSED_ARGUMENTS = {
     "barebones": "no metric is logged in this mode, so nothing could stop early or be reported; leave it out",
@@ -43,38 +44,9 @@ REFUSED_CALLBACKS = {
 }
 
 STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_false", "ddp_find_unused_parameters_true")
-LAUNCHERS = (
-    "TORCHELASTIC_RUN_ID",
-    "SLURM_JOB_ID",
-    "LSB_JOBID",
-    "KUBERNETES_PORT",
-    "MASTER_ADDR",
-)  # of several machines
-
-_FRACTION = Rules("a fraction up to 1, or a whole number", at_least=0)
-TRAINER_RULES = {
-    "accumulate_grad_batches": Rules("", at_least=1),
-    "check_val_every_n_epoch": Rules("", at_least=1),
-    "fast_dev_run": Rules("", at_least=0),
-    "gradient_clip_algorithm": Rules("", choices=("norm", "value")),
-    "gradient_clip_val": Rules("", at_least=0),
-    "limit_test_batches": _FRACTION,
-    "limit_train_batches": _FRACTION,
-    "limit_val_batches": _FRACTION,
-    "log_every_n_steps": Rules("", at_least=0),
-    "max_epochs": Rules("", at_least=-1),
-    "max_steps": Rules("", at_least=-1),
-    "min_epochs": Rules("", at_least=0),
-    "min_steps": Rules("", at_least=0),
-    "num_nodes": Rules("", at_least=1, at_most=65536),
-    "num_sanity_val_steps": Rules("", at_least=-1),
-    "overfit_batches": _FRACTION,
-    "precision": Rules("", choices=("32-true", "bf16-mixed", "32", "bf16")),
-    "profiler": Rules("", choices=("simple", "advanced")),
-    "reload_dataloaders_every_n_epochs": Rules("", at_least=0),
-    "val_check_interval": Rules("a fraction up to 1, or a whole number", above=0),
-}
-CALLBACK_RULES = {
+# Set where processes of several machines are started.
+LAUNCHERS = ("TORCHELASTIC_RUN_ID", "SLURM_JOB_ID", "LSB_JOBID", "KUBERNETES_PORT", "MASTER_ADDR")
+CALLBACK_RULES = {  # by the class, whatever the callback is called
     "EMAWeightAveraging": {"decay": Rules("", at_least=0, below=1), "update_every_n_steps": Rules("", at_least=1)},
     "EarlyStopping": {"min_delta": Rules("", at_least=0), "patience": Rules("", at_least=0)},
     "GenerationQuality": {"max_new_tokens": Rules("", at_least=1), "n_examples": Rules("", at_least=1)},
@@ -83,55 +55,39 @@ CALLBACK_RULES = {
 }
 
 
-def check_lightning(config: Any) -> list[str]:
-    """Problems of the groups `trainer` and `callbacks`."""
-    return _problems_of_trainer(config) + _problems_of_callbacks(config)
-
-
-def _problems_of_trainer(config: Any) -> list[str]:
+def trainer_relations(config: Any) -> Iterator[Relation]:
+    """Refused and impossible arguments of the trainer."""
     trainer = config.trainer
-    problems = [f"trainer.{k}: {reason}" for k, reason in REFUSED_ARGUMENTS.items() if trainer.get(k) is not None]
-    for name, rules in TRAINER_RULES.items():
-        value = trainer.get(name)
-        if value is None or OmegaConf.is_config(value):
-            continue
-        problem = rules.problem(str(value) if rules.choices else value)
-        if problem is None and rules.doc and isinstance(value, float) and value > 1:
-            problem = f"must be {rules.doc}"
-        if problem:
-            problems.append(f"trainer.{name}={value}: {problem}")
+    for name, reason in REFUSED_ARGUMENTS.items():
+        yield trainer.get(name) is not None, f"trainer.{name}", reason
+    for key, rules in CONSTRUCTOR_KEYS.items():
+        name = key.removeprefix("trainer.")
+        if name in trainer and not OmegaConf.is_interpolation(trainer, name) and not OmegaConf.is_config(trainer[name]):
+            yield from rules.problems(key, trainer[name])
     strategy = trainer.get("strategy")
-    if not OmegaConf.is_dict(strategy) and strategy not in STRATEGIES:
-        problems.append(f"trainer.strategy={strategy}: allowed are {', '.join(STRATEGIES)}; in shards: trainer=fsdp")
-    if problems:
-        return problems
+    allowed = f"allowed are {', '.join(STRATEGIES)}; in shards: trainer=fsdp"
+    yield not OmegaConf.is_dict(strategy) and strategy not in STRATEGIES, "trainer.strategy", allowed
     several = isinstance(trainer.num_nodes, int) and trainer.num_nodes > 1
-    if several and not any(name in os.environ for name in LAUNCHERS):
-        problems.append(f"trainer.num_nodes={trainer.num_nodes}: start the processes with torchrun or SLURM")
-    no_steps = {name: trainer.get(name) for name in ("max_steps", "max_epochs", "limit_train_batches")}
-    if config.fit:
-        problems += [
-            f"trainer.{k}={v}: no step could be made; fit=false trains nothing" for k, v in no_steps.items() if v == 0
-        ]
+    launched = any(name in os.environ for name in LAUNCHERS)
+    yield several and not launched, "trainer.num_nodes", "start the processes with torchrun or SLURM"
+    for name in ("max_steps", "max_epochs", "limit_train_batches") if config.fit else ():
+        value = trainer.get(name)
+        no_step = value == 0 and not isinstance(value, bool)
+        yield no_step, f"trainer.{name}={value}", "no step could be made; fit=false trains nothing"
     endless = trainer.get("max_steps", -1) == -1 and trainer.get("max_epochs") == -1
-    if config.fit and endless and config.scheduler.decay != "constant":
-        problems.append(
-            f"trainer.max_epochs=-1: scheduler.decay={config.scheduler.decay} needs the number of steps; give "
-            "trainer.max_steps, or scheduler=constant"
-        )
-    return problems
+    reason = (
+        f"scheduler.decay={config.scheduler.decay} requires the number of steps; give trainer.max_steps, or "
+        "scheduler=constant"
+    )
+    yield config.fit and endless and config.scheduler.decay != "constant", "trainer.max_epochs=-1", reason
 
 
-def _problems_of_callbacks(config: Any) -> list[str]:
-    problems = []
-    for key, node in (config.callbacks or {}).items():
-        if not isinstance(node, Mapping):
-            continue
-        name = str(node.get("_target_")).rpartition(".")[2]
-        if name in REFUSED_CALLBACKS and str(node.get("_target_")).startswith("lightning."):
-            problems.append(f"callbacks.{key}: {name} is not supported; {REFUSED_CALLBACKS[name]}")
+def callback_relations(callbacks: Mapping[str, Any]) -> Iterator[Relation]:
+    """Refused callbacks, and impossible arguments of others."""
+    for key, node in callbacks.items():
+        target = str(node.get("_target_"))
+        name = target.rpartition(".")[2]
+        refused = name in REFUSED_CALLBACKS and target.startswith("lightning.")
+        yield refused, f"callbacks.{key}._target_={target}", f"not supported; {REFUSED_CALLBACKS.get(name)}"
         for argument, rules in CALLBACK_RULES.get(name, {}).items():
-            value = node.get(argument)
-            if value is not None and (problem := rules.problem(value)):
-                problems.append(f"callbacks.{key}.{argument}={value}: {problem}")
-    return problems
+            yield from rules.problems(f"callbacks.{key}.{argument}", node.get(argument))

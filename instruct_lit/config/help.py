@@ -6,14 +6,13 @@ import re
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from instruct_lit.config import compose
 from instruct_lit.config.schema import COMMANDS
 from instruct_lit.config.schema.constructors import CONSTRUCTOR_KEYS
-from instruct_lit.config.schema.options import keys_of
+from instruct_lit.config.schema.options import keys_of, shown
 
 WIDTH = 80
 MOST_USED = {
@@ -121,19 +120,6 @@ def _values(command: str, overrides: Sequence[str]) -> dict[str, str]:
             value = OmegaConf.select(config, name, throw_on_missing=True)
         except Exception:  # required, or of an interpolation that needs a run
             continue
-        text = shown_value(value)
+        text = shown(value)
         found[name] = text if len(text) < 40 else f"{text[:36]} …"
     return found
-
-
-def shown_value(value: Any) -> str:
-    """A value as it is written on the command line."""
-    if OmegaConf.is_config(value):
-        value = OmegaConf.to_container(value) if isinstance(value, DictConfig) else list(value)
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    if isinstance(value, list):
-        return f"[{', '.join(map(shown_value, value))}]"
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{key}: {shown_value(inner)}" for key, inner in value.items()) + "}"
-    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,14 +1,13 @@
-"""The judge of the configuration group `judge`: checks, secrets, construction."""
+"""The judge of the configuration group `judge`."""
 
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from instruct_lit.config.compose import CONF
-from instruct_lit.errors import ConfigError, InstructLitError
+from instruct_lit.errors import ConfigError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -16,69 +15,6 @@ if TYPE_CHECKING:
     from instruct_lit.evaluation.judging.judge import Judge
     from instruct_lit.evaluation.judging.prompt import JudgePrompt
     from instruct_lit.evaluation.judging.response_judge import ResponseJudge
-
-_VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*")
-_LOGIN = re.compile(r"//(.+)@")
-JUDGES = ("openai", "ollama", "local", "scores")
-
-
-def check_url(key: str, url: str | None) -> list[str]:
-    """Problems with an endpoint's URL: not http, or with a password in it, which would be written to files."""
-    if re.fullmatch(r"https?://[^@\s]+", url or ""):
-        return []
-    shown = re.sub(_LOGIN, "//***@", url or "null")
-    return [f"{key}={shown}: give http://… or https://… without a name and password in it"]
-
-
-def check_judge(judge: Any, compares: bool) -> list[str]:
-    """Problems of the judge group."""
-    problems = []
-    if judge.name not in JUDGES:
-        problems.append(f"judge.name={judge.name}: allowed are {', '.join(JUDGES)}")
-    if judge.name in ("openai", "ollama"):
-        problems += check_url("judge.url", judge.url)
-        if not judge.model:
-            problems.append("judge.model=null: give the name of the judge's model")
-    elif judge.name == "scores" and not Path(judge.path or "").expanduser().is_file():
-        problems.append(f"judge.path={judge.path}: no such file")
-    if judge.name == "scores" and compares:
-        problems.append("judge=scores: existing scores cannot compare two models; choose openai, ollama or local")
-    name = judge.api_key_env
-    if name is not None and not _VARIABLE.fullmatch(name):
-        problems.append("judge.api_key_env: give the name of an environment variable in capitals, never the key itself")
-    elif name is not None and not os.environ.get(name):
-        problems.append(f"judge.api_key_env={name}: no such environment variable; export {name}=<your key>")
-    low, high = judge.scale if len(judge.scale) == 2 else (0, 0)
-    if low >= high:
-        problems.append(f"judge.scale={list(judge.scale)}: give two integers, the lowest and the highest score")
-    elif judge.name != "scores":
-        try:
-            judge_prompt_of(judge, compares)
-        except InstructLitError as error:
-            problems.append(str(error))
-    if judge.calibrate is not None and not Path(judge.calibrate).expanduser().is_file():
-        problems.append(f"judge.calibrate={judge.calibrate}: no such file")
-    if judge.usd_per_million_tokens is not None and len(judge.usd_per_million_tokens) != 2:
-        problems.append("judge.usd_per_million_tokens: give two prices, for prompt and reply tokens")
-    if judge.name == "local" and judge.explain and judge.constrained:
-        problems.append(
-            "judge.explain=true: a local judge is constrained to the bare score; add judge.constrained=false"
-        )
-    return problems
-
-
-def forget_secrets(out_dir: Path, url: str | None, variable: str | None = None) -> None:
-    """Remove a secret given in a wrong place from the files that Hydra writes before any check.
-
-    The places are the URL of an endpoint and `api_key_env` (here `variable`), which holds the name of a variable.
-    """
-    secrets = [variable] if variable and not _VARIABLE.fullmatch(variable) else []
-    secrets += re.findall(_LOGIN, url or "")
-    for path in (out_dir / ".hydra").glob("*.yaml") if secrets else ():
-        text = path.read_text(encoding="utf-8")
-        for secret in secrets:
-            text = text.replace(secret, "***")
-        path.write_text(text, encoding="utf-8")
 
 
 def response_judge_of(config: DictConfig) -> ResponseJudge | None:

@@ -9,10 +9,10 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from instruct_lit.config import compose
-from instruct_lit.config.help import choices_of, groups_of, shown_value, summary_of
+from instruct_lit.config.help import choices_of, groups_of, summary_of
 from instruct_lit.config.schema import COMMANDS
 from instruct_lit.config.schema.constructors import CONSTRUCTOR_KEYS
-from instruct_lit.config.schema.options import Key, Rules, keys_of
+from instruct_lit.config.schema.options import Key, Rules, keys_of, shown
 
 HEAD = """# Reference: every key of the configuration
 
@@ -95,7 +95,7 @@ def _default(key: Key, values: Any) -> str:
         return "required"
     if isinstance(value, dict) and "_target_" in value:
         return f"`{value['_target_']}`"
-    text = shown_value(value)
+    text = shown(value)
     return _cell(f"`{text}`") if len(text) < 60 else "…"
 
 

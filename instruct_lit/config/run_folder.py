@@ -14,9 +14,10 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from instruct_lit.config.check_data import check_data
+from instruct_lit.config.check_data import data_relations
 from instruct_lit.config.compose import CONF, flat
 from instruct_lit.config.schema import BatchingConfig, DataConfig, ModelConfig, check_values
+from instruct_lit.config.schema.options import violations
 from instruct_lit.errors import ConfigError
 
 MAX_BYTES = 10_000_000
@@ -96,7 +97,10 @@ def saved_group(folder: Path, name: str, cache: str) -> DictConfig | None:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"{file}: {name}: {reason}; {REMEDY.format(group=name)}") from error
     assert isinstance(group, DictConfig)
-    if problems := check_values(group, f"{name}.") + (check_data(group) if name == "data" else []):
+    problems = check_values(group, f"{name}.")
+    if not problems and name == "data":
+        problems = violations(group, data_relations(group))
+    if problems:
         raise ConfigError(f"{file}: {problems[0]}; {REMEDY.format(group=name)}")
     return group
 

@@ -23,17 +23,17 @@ from tests.configs import composed
         ("n_test_responses=-1", "n_test_responses=-1: must be at least 0"),
         ("model.n_heads=0", "model.n_heads=0: must be at least 1"),
         ("data.split=0.8", "data.split=0.8: allowed are 'book' and a mapping of train, val and test"),
-        ("data.split=null", "data.split=None: allowed are 'book' and a mapping"),
+        ("data.split=null", "data.split=null: allowed are 'book' and a mapping"),
         ("data.filters=length", "data.filters=length: must be a mapping"),
         ("data.filters={length: 9}", "data.filters.length=9: must be a mapping"),
-        ("data.columns=[a]", "data.columns=['a']: must be a mapping"),
-        ("data.sets=[demo]", "data.sets=['demo']: must be a mapping"),
+        ("data.columns=[a]", "data.columns=[a]: must be a mapping"),
+        ("data.sets=[demo]", "data.sets=[demo]: must be a mapping"),
         ("data.sets={demo: 3}", "data.sets.demo=3: must be a mapping"),
         ("data.sets={demo: {weight: -1}}", "data.sets.demo.weight=-1: must be a number of at least 0"),
         ("data.sets={demo: {repeats: many}}", "data.sets.demo.repeats=many: must be a number of at least 0"),
-        ("data.sets={demo: {repeats: 0}}", "data.sets: all weights or repeats are 0"),
-        ("callbacks.early_stopping=false", "callbacks.early_stopping=False: null switches it off"),
-        ("logger.tensorboard=false", "logger.tensorboard=False: null switches it off"),
+        ("data.sets={demo: {repeats: 0}}", "data.sets=…: all weights or repeats are 0"),
+        ("callbacks.early_stopping=false", "callbacks.early_stopping=false: null switches it off"),
+        ("logger.tensorboard=false", "logger.tensorboard=false: null switches it off"),
         (
             "callbacks.early_stopping.monitor=test/loss",
             "callbacks.early_stopping.monitor=test/loss: logged are val/loss",
@@ -103,16 +103,22 @@ def test_the_shape_of_a_run_folder_is_that_of_its_bundle(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (("compile=true", "trainer=fsdp"), "compile=true: goes with one process on one GPU (trainer=default)"),
-        (("cuda_graphs=true", "trainer.devices=2"), "cuda_graphs=true: goes with one process on one GPU"),
+        (("compile=true", "trainer=fsdp"), "compile=true: requires one process on one GPU (trainer=default)"),
+        (("cuda_graphs=true", "trainer.devices=2"), "cuda_graphs=true: requires one process on one GPU"),
         (
             ("cuda_graphs=true", "trainer.precision=16-mixed"),
-            "goes with trainer.precision=bf16-mixed, given is 16-mixed",
+            "requires trainer.precision=bf16-mixed, given is 16-mixed",
         ),
-        (("cuda_graphs=true", "neftune_alpha=5"), "a step that is recorded cannot draw anew"),
-        (("cuda_graphs=true", "model.dropout=0.1"), "a step that is recorded cannot draw anew"),
-        (("cuda_graphs=true", "adapter=lora", "adapter.dropout=0.1"), "a step that is recorded cannot draw anew"),
-        (("cuda_graphs=true", "trainer.detect_anomaly=true"), "goes without trainer.detect_anomaly"),
+        (("cuda_graphs=true", "neftune_alpha=5"), "a recorded step cannot draw random numbers anew"),
+        (("cuda_graphs=true", "model.dropout=0.1"), "a recorded step cannot draw random numbers anew"),
+        (
+            ("cuda_graphs=true", "adapter=lora", "adapter.dropout=0.1"),
+            "a recorded step cannot draw random numbers anew",
+        ),
+        (
+            ("cuda_graphs=true", "trainer.detect_anomaly=true"),
+            "trainer.detect_anomaly cannot look into a recorded step",
+        ),
     ],
 )
 def test_what_is_for_one_gpu_is_checked(overrides: tuple[str, ...], message: str) -> None:

@@ -3,6 +3,7 @@
 import copy
 import inspect
 import json
+import re
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -233,7 +234,7 @@ def test_an_argument_is_refused_with_the_reason(name: str) -> None:
     value = json.dumps(not default) if isinstance(default, bool) else "3"
     with pytest.raises(ConfigError) as caught:
         check_train(composed("train", f"+trainer.{name}={value}"))
-    assert f"trainer.{name}: {REFUSED_ARGUMENTS[name]}" in str(caught.value)
+    assert re.search(rf"^trainer.{name}=.*: {re.escape(REFUSED_ARGUMENTS[name])}$", str(caught.value), re.M)
 
 
 @pytest.mark.parametrize(
@@ -243,7 +244,7 @@ def test_an_argument_is_refused_with_the_reason(name: str) -> None:
         (["trainer.num_nodes=2"], "trainer.num_nodes=2: start the processes with torchrun or SLURM"),
         (["trainer.max_steps=0"], "trainer.max_steps=0: no step could be made; fit=false trains nothing"),
         (["trainer.limit_train_batches=0"], "trainer.limit_train_batches=0: no step could be made"),
-        (["trainer.max_epochs=-1"], "trainer.max_epochs=-1: scheduler.decay=cosine needs the number of steps"),
+        (["trainer.max_epochs=-1"], "trainer.max_epochs=-1: scheduler.decay=cosine requires the number of steps"),
         (["trainer.val_check_interval=2.5"], "trainer.val_check_interval=2.5: must be a fraction up to 1, or a whole"),
         (["trainer.gradient_clip_algorithm=max"], "trainer.gradient_clip_algorithm=max: allowed are norm, value"),
     ],
@@ -317,7 +318,10 @@ def test_a_callback_is_obeyed(name: str, run: Callable[..., Fitted]) -> None:
 def test_a_callback_is_refused_with_the_reason(name: str) -> None:
     with pytest.raises(ConfigError) as caught:
         check_train(composed("train", callback(name)))
-    assert f"callbacks.one: {name} is not supported; {REFUSED_CALLBACKS[name]}" in str(caught.value)
+    assert (
+        f"callbacks.one._target_=lightning.pytorch.callbacks.{name}: not supported; {REFUSED_CALLBACKS[name]}"
+        in str(caught.value)
+    )
 
 
 def test_lightning_is_the_version_whose_options_were_read() -> None:

@@ -15,8 +15,8 @@ from tests.configs import composed
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["optimizer=muon"], "cannot work on shards; trainer=fsdp goes with optimizer=adamw"),
-        (["callbacks=ema"], "callbacks.weight_averaging: averages whole weights; trainer=fsdp goes without it"),
+        (["optimizer=muon"], "cannot work on shards; trainer=fsdp requires optimizer=adamw"),
+        (["callbacks=ema"], "callbacks.weight_averaging=…: averages whole weights, which trainer=fsdp does not have"),
         (["adapter=qlora", "model=hf", "model.path=a/b"], "4-bit weights cannot be sharded"),
     ],
 )

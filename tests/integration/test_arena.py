@@ -81,8 +81,8 @@ def test_questions_are_those_of_a_file_each_once(tmp_path: Path) -> None:
 def test_errors_are_listed_together(command: Command, small_run: Path, tmp_path: Path) -> None:
     done = command("arena", f"runs=[{small_run}]", "host=0.0.0.0", "questions=none.json", cwd=tmp_path, status=2)
     assert done.stderr.splitlines() == [
-        f"error: runs=[{small_run}]: one model; give at least two",
-        "  questions=none.json: no such file",
+        "error: questions=none.json: no such file",
+        f"  runs=[{small_run}]: one model; give at least two",
         "  host=0.0.0.0: other machines could reach it; give password=…, or keep 127.0.0.1",
     ]
     done = command("arena", "import=none.jsonl", cwd=tmp_path, status=2)

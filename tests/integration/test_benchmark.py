@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from instruct_lit.benchmark import benchmark
 from instruct_lit.config import benchmark_builders
 from instruct_lit.config.benchmark_builders import labels_of
-from instruct_lit.config.check_evaluation import check_benchmark
+from instruct_lit.config.check_commands import check_command
 from instruct_lit.config.compose import CONF
 from instruct_lit.core.bundle import save_bundle
 from instruct_lit.core.data.template import Template
@@ -144,7 +144,7 @@ def test_impossible_values_are_reported_together(tmp_path: Path) -> None:
         "suite.mean_over=x", "suite.limit=0",
     )  # fmt: skip
     with pytest.raises(ConfigError) as caught:
-        check_benchmark(config)
+        check_command("benchmark", config)
     for part in (
         "run=nowhere: no such folder", "benchmark.template=maybe: allowed are on, off, both", "benchmark.limit=0",
         "suite.limit=0: must be at least 1", "benchmark.data_dir=none: no such folder", "suite.mean_over=x: allowed are tasks, items",
@@ -169,7 +169,7 @@ def test_the_base_stands_beside_a_run(small_run: Path, run: Run) -> None:
 
 def test_arena_rates_battles(shared_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ConfigError, match=r"suite.options.battles=…: give a file of battles"):
-        check_benchmark(composed_into(tmp_path, "suite=arena"))
+        check_command("benchmark", composed_into(tmp_path, "suite=arena"))
     file = shared_data / "arena" / "alpacaeval_judged_battles.jsonl.gz"
     best = benchmark(composed_into(tmp_path, "suite=arena", f"suite.options.battles={file}"))
     written = json.loads((tmp_path / "benchmark.json").read_text())

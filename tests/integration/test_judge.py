@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from instruct_lit.config.check_evaluation import check_evaluate
+from instruct_lit.config.check_commands import check_command
 from instruct_lit.errors import ConfigError
 from tests.configs import composed
 
@@ -185,7 +185,7 @@ def test_a_key_in_the_wrong_place_is_not_written(folder: Path, command: Callable
     ("overrides", "message"),
     [
         (["judge=openai"], "judge.api_key_env=OPENAI_API_KEY: no such environment variable"),
-        (["judge=openai", "judge.api_key_env=sk-123"], "judge.api_key_env: give the name of an environment variable"),
+        (["judge=openai", "judge.api_key_env=sk-123"], "judge.api_key_env=***: give the name of an environment variable"),
         (["judge=ollama", "judge.url=http://me:secret@host"], "judge.url=http://***@host: give http://… or https://… without a name"),
         (["judge=ollama", "judge.url=http://me:se/cret:secret@host"], "judge.url=http://***@host: give"),
         (["judge=ollama", "judge.name=oracle"], "judge.name=oracle: allowed are openai, ollama, local, scores"),
@@ -195,15 +195,15 @@ def test_a_key_in_the_wrong_place_is_not_written(folder: Path, command: Callable
         (["judge=ollama", "judge.prompt=nowhere"], "judge.prompt=nowhere: no such prompt and no readable file; prompts are pairwise, reference, rubric"),
         (["judge=ollama", "judge.calibrate=nowhere.json"], "judge.calibrate=nowhere.json: no such file"),
         (["judge=ollama", "judge.n_asks=0"], "judge.n_asks=0: must be at least 1"),
-        (["judge=ollama", "judge.usd_per_million_tokens=[1]"], "judge.usd_per_million_tokens: give two prices"),
+        (["judge=ollama", "judge.usd_per_million_tokens=[1]"], "judge.usd_per_million_tokens=[1.0]: give two prices"),
         (["judge=local", "judge.model=x", "judge.explain=true"], "judge.explain=true: a local judge is constrained to the bare score"),
         (["judge=scores", "judge.path=nowhere"], "judge.path=nowhere: no such file"),
         (["run=nowhere"], "give exactly one of the three"),
-        (["responses=null", "compare=[answers.json]"], "compare=['answers.json']: give two"),
-        (["responses=null", "compare=[answers.json,nowhere]"], "compare: nowhere: no such folder or file"),
-        (["responses=null", "compare=[answers.json,others.json]", "judge=scores", "judge.path=answers.json"], "judge=scores: existing scores cannot compare"),
+        (["responses=null", "compare=[answers.json]"], "compare=[answers.json]: give two"),
+        (["responses=null", "compare=[answers.json,nowhere]"], "compare=nowhere: no such file or folder"),
+        (["responses=null", "compare=[answers.json,others.json]", "judge=scores", "judge.path=answers.json"], "judge=scores: cannot compare two models"),
         (["leaks.train=nowhere.json"], "leaks.train=nowhere.json: no such file"),
-        (["metrics=[ended]"], "metrics=['ended']: give at least one besides ended"),
+        (["metrics=[ended]"], "metrics=[ended]: give at least one besides ended"),
     ],
 )  # fmt: skip
 def test_impossible_values_are_reported_before_any_work(
@@ -213,7 +213,7 @@ def test_impossible_values_are_reported_before_any_work(
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     config = composed("evaluate", "responses=answers.json", *overrides)
     with pytest.raises(ConfigError) as told:
-        check_evaluate(config)
+        check_command("evaluate", config)
     assert message in str(told.value) and "sk-123" not in str(told.value) and "secret" not in str(told.value)
 
 
@@ -223,5 +223,5 @@ def test_every_judge_composes(judge: str, folder: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     needs = {"local": ["judge.model=."], "scores": ["judge.path=answers.json"]}.get(judge, [])
     config = composed("evaluate", "responses=answers.json", f"judge={judge}", *needs)
-    check_evaluate(config)
+    check_command("evaluate", config)
     assert config.judge.name == judge

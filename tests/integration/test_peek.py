@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from instruct_lit.config.check_commands import check_command
 from instruct_lit.core.bundle import OpenedModel, open_model
 from instruct_lit.core.data.encode import Encoder
 from instruct_lit.core.model.gpt import GPT
@@ -16,7 +17,7 @@ from instruct_lit.datasets.demo import DemoSource
 from instruct_lit.datasets.inspect_example import target_losses
 from instruct_lit.datasets.profile import training_batches
 from instruct_lit.errors import ConfigError
-from instruct_lit.peek import check_peek, shape_of
+from instruct_lit.peek import shape_of
 from tests.configs import composed
 
 
@@ -99,7 +100,7 @@ def test_what_is_estimated_is_the_model_that_was_opened(tiny_model: GPT) -> None
 )
 def test_impossible_values_are_named(overrides: list[str], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        check_peek(composed("peek", *overrides))
+        check_command("peek", composed("peek", *overrides))
     assert message in str(caught.value)
 
 

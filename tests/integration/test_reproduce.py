@@ -43,7 +43,7 @@ def test_a_change_is_found_and_named(command: Callable, small_run: Path, tmp_pat
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("run=null", "run: not given; run=<folder of a finished run>"),
+        ("run=null", "run=…: give a folder"),
         ("run=nowhere", "run=nowhere: no such folder"),
         ("run=.", ": no provenance.json; give a run folder of python -m instruct_lit.train"),
     ],

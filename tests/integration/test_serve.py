@@ -47,9 +47,9 @@ def test_errors_are_listed_together(command: Command, tmp_path: Path) -> None:
         "cors_origins=['*',example.org]", cwd=tmp_path, status=2
     )  # fmt: skip
     assert done.stderr.splitlines() == [
-        "error: port=70000: must be below 65536",
+        "error: run=nowhere: no such folder (a run folder, a bundle or a Hugging Face directory)",
+        "  port=70000: must be below 65536",
         "  max_waiting=0: must be at least 1",
-        "  run=nowhere: no such folder (a run folder, a bundle or a Hugging Face directory)",
         "  allowed_hosts=[a b:80]: no host name; give one such as models.example.org",
         "  cors_origins=[*]: any web page could use the server; give api_key=…, or name the pages",
         "  cors_origins=[example.org]: not an origin; give one such as https://example.org",

@@ -46,9 +46,9 @@ def test_peek_reads_its_tokenizer_and_template(command: Callable, llama_director
 @pytest.mark.slow
 def test_what_cannot_go_together_is_said_before_anything_is_opened(command: Callable, tmp_path: Path) -> None:
     errors = command("train", "template=chat", cwd=tmp_path, status=2).stderr
-    assert "template=chat: the chat template of the model's tokenizer goes with model=hf" in errors
+    assert "template=chat: the chat template of the model's tokenizer requires model=hf" in errors
     errors = command("train", "model.gguf_file=x.gguf", cwd=tmp_path, status=2).stderr
-    assert "model.gguf_file=x.gguf: goes with model=hf" in errors
+    assert "model.gguf_file=x.gguf: requires model=hf" in errors
     errors = command("train", "model=hf", "model.path=.", "model.gguf_file=x.gguf", cwd=tmp_path, status=2).stderr
     assert "model.gguf_file=x.gguf: no such file in ." in errors
 
@@ -129,7 +129,7 @@ def test_adapters_that_cannot_be_trained_say_so_before_anything_is_loaded(comman
     errors = command("train", "adapter=qlora", "adapter.merge=true", cwd=tmp_path, status=2).stderr
     assert (
         "adapter.merge=true: merging into 4 bits" in errors
-        and "adapter=qlora: 4-bit weights go with model=hf" in errors
+        and "adapter=qlora: 4-bit weights require model=hf" in errors
     )
     errors = command("train", "adapter=lora", "trainable=head", cwd=tmp_path, status=2).stderr
-    assert "trainable=head: an adapter freezes all else, so it goes with adapter=none only" in errors
+    assert "trainable=head: an adapter freezes all other weights; use adapter=none" in errors

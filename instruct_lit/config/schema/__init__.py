@@ -2,7 +2,8 @@
 
 A misspelt key, a wrong type or an impossible value fails before anything is downloaded. Each field has its
 documentation and its rules beside it (`option`): the help of the commands and docs/reference.md are made from them.
-The rules between keys are in `instruct_lit.config.check_training` and `check_data`, and beside each command.
+The relations between keys are in `instruct_lit.config.check_training`, `check_data`, `check_lightning` and
+`check_commands`.
 """
 
 from instruct_lit.config.schema.commands import (
@@ -25,7 +26,7 @@ from instruct_lit.config.schema.evaluation import (
 )
 from instruct_lit.config.schema.generation import GenerationConfig, PathsConfig
 from instruct_lit.config.schema.model import AdapterConfig, ModelConfig, TemplateConfig
-from instruct_lit.config.schema.options import check_values, missing_runs
+from instruct_lit.config.schema.options import check, check_values
 from instruct_lit.config.schema.training import SchedulerConfig, TrainConfig
 
 COMMANDS: dict[str, type] = {
@@ -45,5 +46,5 @@ __all__ = [
     "COMMANDS", "AdapterConfig", "ArenaConfig", "BatchingConfig", "BenchmarkConfig", "ChatConfig", "DataConfig",
     "EvaluateConfig", "ExportConfig", "GenerationConfig", "JudgeConfig", "LeaksConfig", "ModelConfig", "PathsConfig",
     "PeekConfig", "ReportConfig", "ReproduceConfig", "RunConfig", "SchedulerConfig", "ServeConfig", "SuiteConfig",
-    "TemplateConfig", "TrainConfig", "check_values", "missing_runs",
+    "TemplateConfig", "TrainConfig", "check", "check_values",
 ]  # fmt: skip

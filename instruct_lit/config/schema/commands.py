@@ -9,7 +9,7 @@ from instruct_lit.config.schema.data import BatchingConfig, DataConfig
 from instruct_lit.config.schema.evaluation import SPLITS, JudgeConfig
 from instruct_lit.config.schema.generation import GenerationConfig, PathsConfig
 from instruct_lit.config.schema.model import ModelConfig, TemplateConfig
-from instruct_lit.config.schema.options import MISSING, group, option
+from instruct_lit.config.schema.options import MISSING, group, option, seed_option
 
 
 @dataclass
@@ -22,21 +22,28 @@ class PeekConfig:
     batching: BatchingConfig = group(BatchingConfig, "The batch layout.")
     paths: PathsConfig = group(PathsConfig, "Folders.")
     run: str | None = option(
-        None, "A finished run: its model, data, template and batching unless given; shows the loss per token."
+        None,
+        "A finished run: its model, data, template and batching unless given; shows the loss per token.",
+        exists="run",
     )
     index: int | None = option(None, "Id of an example, as in responses.jsonl; null: the profile of the data set.")
     split: str = option("train", "Split that the id belongs to, where splits have files of their own.", choices=SPLITS)
     all_tokens: bool = option(False, "Also print the middle of a long masked part.")
     estimate: bool = option(True, "Estimate memory and time, which runs a few steps.")
     n_streamed: int = option(1000, "Examples of a stream that are read.", at_least=1)
-    seed: int = option(123, "Seed of the split and the batches.", at_least=0, at_most=2**32 - 1)
+    seed: int = seed_option("Seed of the split and the batches.")
 
 
 @dataclass
 class ChatConfig:
     """Talk to finished models in the terminal."""
 
-    run: Any = option(None, "One model or a list, side by side: run folder, bundle or Hugging Face directory.")
+    run: Any = option(
+        None,
+        "One model or a list, side by side: run folder, bundle or Hugging Face directory.",
+        exists="run",
+        required=True,
+    )
     conversation: bool | None = option(
         None, "true: every line is a further turn; null: unless the template is one of Alpaca's."
     )
@@ -44,14 +51,14 @@ class ChatConfig:
     template: TemplateConfig | None = option(None, "The prompt template; null: that of the bundle.")
     generation: GenerationConfig = group(GenerationConfig, "Generation; /settings changes it while chatting.")
     paths: PathsConfig = group(PathsConfig, "Folders.")
-    seed: int = option(123, "Seed of sampling.", at_least=0, at_most=2**32 - 1)
+    seed: int = seed_option("Seed of sampling.")
 
 
 @dataclass
 class ServeConfig:
     """Serve a finished model through an OpenAI-compatible HTTP API."""
 
-    run: str | None = option(None, "Run folder, bundle or Hugging Face directory.")
+    run: str | None = option(None, "Run folder, bundle or Hugging Face directory.", exists="run", required=True)
     host: str = option("127.0.0.1", "Address; any but this machine's own requires an api_key.")
     port: int = option(8000, "Port; 0: a free one.", at_least=0, below=65536)
     api_key: str | None = option(
@@ -72,20 +79,22 @@ class ServeConfig:
     template: TemplateConfig | None = option(None, "The prompt template; null: that of the bundle.")
     generation: GenerationConfig = group(GenerationConfig, "Defaults of a request.")
     paths: PathsConfig = group(PathsConfig, "Folders.")
-    seed: int = option(123, "Seed of sampling.", at_least=0, at_most=2**32 - 1)
+    seed: int = seed_option("Seed of sampling.")
 
 
 @dataclass
 class ArenaConfig:
     """Compare models side by side, blind, with votes of people or a judge, and a leaderboard."""
 
-    runs: list[str] = option([], "Run folders, bundles or Hugging Face directories.")
+    runs: list[str] | None = option(None, "Run folders, bundles or Hugging Face directories.", exists="run")
     votes: str = option("votes.jsonl", "File of votes; appended, never overwritten.")
     questions: str | None = option(
-        None, "File of records to ask; null: the test set of the first run that has answered it."
+        None, "File of records to ask; null: the test set of the first run that has answered it.", exists="file"
     )
     n_questions: int | None = option(None, "Only the first so many questions.", at_least=1)
-    battles: str | None = option(None, "File of existing votes (model_a, model_b, winner); also import=<file>.")
+    battles: str | None = option(
+        None, "File of existing votes (model_a, model_b, winner); also import=<file>.", exists="file"
+    )
     plot: str | None = option(None, "File for a plot of the leaderboard (with battles or judge).")
     host: str = option("127.0.0.1", "Address; any but this machine's own requires a password.")
     port: int = option(7860, "Port; 0: a free one.", at_least=0, below=65536)
@@ -99,14 +108,14 @@ class ArenaConfig:
     template: TemplateConfig | None = option(None, "The prompt template; null: that of each bundle.")
     generation: GenerationConfig = group(GenerationConfig, "Generation of the responses.")
     paths: PathsConfig = group(PathsConfig, "Folders.")
-    seed: int = option(123, "Seed of the pairs and of sampling.", at_least=0, at_most=2**32 - 1)
+    seed: int = seed_option("Seed of the pairs and of sampling.")
 
 
 @dataclass
 class ExportConfig:
     """Convert a finished model for other programs, with a model card."""
 
-    run: str | None = option(None, "Run folder, bundle or Hugging Face directory.")
+    run: str | None = option(None, "Run folder, bundle or Hugging Face directory.", exists="run", required=True)
     to: str = option(
         "hf",
         "hf: Hugging Face directory; gguf: llama.cpp and Ollama (extra `export`); torch_export: a traced program.",
@@ -132,7 +141,7 @@ class ExportConfig:
 class ReportConfig:
     """Write the trials of a sweep on one page."""
 
-    folder: str = option(MISSING, "Folder of the sweep, with a folder for each trial.")
+    folder: str = option(MISSING, "Folder of the sweep, with a folder for each trial.", exists="folder")
     metric: str | None = option(None, "Metric that ranks the trials; null: the one that the sweep optimised.")
     direction: str | None = option(None, "null: that of the sweep.", choices=("minimize", "maximize"))
     n_best: int = option(3, "Trials whose responses are shown side by side.", at_least=1)
@@ -142,7 +151,7 @@ class ReportConfig:
 class ReproduceConfig:
     """Repeat a finished run and compare its numbers."""
 
-    run: str | None = option(None, "Folder of the finished run.")
+    run: str | None = option(None, "Folder of the finished run.", exists="folder", required=True)
     tolerance: float = option(0.01, "Largest relative difference of a metric that counts as reproduced.", at_least=0)
     changes: list[str] = option([], "Further overrides of the second run, each in quotes.")
     paths: PathsConfig = group(PathsConfig, "Folders.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from instruct_lit.config.schema.options import MISSING, option
+from instruct_lit.config.schema.options import MISSING, NO_MAPPING, option, seed_option
 
 
 @dataclass
@@ -15,25 +15,35 @@ class DataConfig:
     name: str = option(MISSING, "Name of the data set in reports.")
     licence: str | None = option(None, "Licence of the data, for the model card.")
     source: Any = option(MISSING, "Constructor (_target_) that reads the records.")
-    sets: Any = option(None, "Mixture: {name: {weight: …, path: …, data: …}}, or repeats in place of weights.")
+    sets: Any = option(
+        None,
+        "Mixture: {name: {weight: …, path: …, data: …}}, or repeats in place of weights.",
+        mapping=True,
+        items=NO_MAPPING,
+    )
     filters: Any = option(
-        None, "Filters in order: length, language, near_duplicates, refusals, function, each a mapping."
+        None,
+        "Filters in order: length, language, near_duplicates, refusals, function, each a mapping.",
+        mapping=True,
+        items=NO_MAPPING,
     )
     keep_together: str = option(
         "same_prompt",
         "Which examples are never on both sides of the split.",
         choices=("same_prompt", "near_duplicates", "nothing"),
     )
-    path: Any = option(None, "File, list of files or folder of records, in place of the download.")
-    test_path: Any = option(None, "Separate file of the test split.")
-    val_path: Any = option(None, "Separate file of the validation split.")
-    columns: Any = option(None, "Field names of the records: {instruction: …, input: …, output: …, messages: …}.")
+    path: Any = option(None, "File, list of files or folder of records, in place of the download.", exists="records")
+    test_path: Any = option(None, "Separate file of the test split.", exists="records")
+    val_path: Any = option(None, "Separate file of the validation split.", exists="records")
+    columns: Any = option(
+        None, "Field names of the records: {instruction: …, input: …, output: …, messages: …}.", mapping=True
+    )
     format: str = option("auto", "Format of the records.", choices=("auto", "alpaca", "sharegpt", "messages"))
     on_bad_record: str = option("error", "What to do with an invalid record.", choices=("error", "skip"))
     split: Any = option(MISSING, "{train: …, val: …, test: …} as fractions or counts; book: as in LLMs-from-scratch.")
     streaming: bool = option(False, "Read the data while training, never stored as a whole.")
     shuffle_buffer: int = option(10000, "Examples of a stream that are shuffled together.", at_least=1)
-    seed: int = option(MISSING, "Seed of the split and of the order of examples.", at_least=0, at_most=2**32 - 1)
+    seed: int = seed_option("Seed of the split and of the order of examples.", MISSING)
     batch_size: int = option(8, "Examples per batch and device.", at_least=1)
     eval_batch_size: int | None = option(None, "The same in validation and test; null: batch_size.", at_least=1)
     max_length: int | None = option(None, "Tokens per example with end-of-text; null: the context.", at_least=2)

@@ -8,7 +8,7 @@ from typing import Any
 from instruct_lit.config.schema.data import DataConfig
 from instruct_lit.config.schema.generation import GenerationConfig, PathsConfig
 from instruct_lit.config.schema.model import TemplateConfig
-from instruct_lit.config.schema.options import MISSING, group, option
+from instruct_lit.config.schema.options import MISSING, group, option, seed_option
 
 SPLITS = ("train", "val", "test")
 
@@ -17,7 +17,7 @@ SPLITS = ("train", "val", "test")
 class JudgeConfig:
     """A language model that scores or compares responses, or scores from a file."""
 
-    name: str = option(MISSING, "openai, ollama, local or scores.")
+    name: str = option(MISSING, "Where the scores come from.", choices=("openai", "ollama", "local", "scores"))
     url: str | None = option(None, "Address of the API.")
     model: str | None = option(None, "Name of the model; local: its directory.")
     api_key_env: str | None = option(
@@ -32,7 +32,7 @@ class JudgeConfig:
     explain: bool = option(False, "Ask for a sentence of reasoning before the score.")
     temperature: float = option(0.0, "Sampling temperature of the judge.", at_least=0)
     max_tokens: int = option(256, "Longest reply in tokens.", at_least=1)
-    seed: int = option(0, "Seed of the judge.", at_least=0, at_most=2**32 - 1)
+    seed: int = seed_option("Seed of the judge.", 0)
     constrained: bool = option(True, "Constrain replies to a JSON schema where the judge supports it.")
     n_asks: int = option(3, "Attempts until a reply can be parsed; then it counts as unparsed.", at_least=1)
     n_concurrent: int = option(8, "Requests at the same time.", at_least=1, at_most=1024)
@@ -43,7 +43,7 @@ class JudgeConfig:
     confirmed: bool = option(False, "Use a paid judge without asking for confirmation.")
     usd_per_million_tokens: list[float] | None = option(None, "[input, output] prices for the estimate.")
     calibrate: str | None = option(
-        None, "File with one score per response, from people or another judge, to compare with."
+        None, "File with one score per response, from people or another judge, to compare with.", exists="file"
     )
 
 
@@ -52,7 +52,7 @@ class LeaksConfig:
     """Search for evaluated examples in the training data."""
 
     enabled: bool = option(True, "Search for them.")
-    train: str | None = option(None, "File of training records; null: those of the run.")
+    train: str | None = option(None, "File of training records; null: those of the run.", exists="file")
     near: bool | None = option(None, "Near-duplicates too (extra `filters`); null: where it is installed.")
 
 
@@ -60,9 +60,13 @@ class LeaksConfig:
 class EvaluateConfig:
     """Let a finished model answer a data set, and score the responses."""
 
-    run: str | None = option(None, "Run folder, bundle or Hugging Face directory.")
-    responses: str | None = option(None, "In place of run: a file of existing responses (.jsonl, .json, .csv).")
-    compare: list[str] | None = option(None, "In place of both: two runs or files with responses to the same examples.")
+    run: str | None = option(None, "Run folder, bundle or Hugging Face directory.", exists="run")
+    responses: str | None = option(
+        None, "In place of run: a file of existing responses (.jsonl, .json, .csv).", exists="file"
+    )
+    compare: list[str] | None = option(
+        None, "In place of both: two runs or files with responses to the same examples.", exists="records"
+    )
     response_field: str = option("response", "Field of the response in that file.")
     metrics: list[str] = option([], "Names of instruct_lit.evaluation.metrics; the first is returned to a sweep.")
     by: list[str] = option(
@@ -76,7 +80,7 @@ class EvaluateConfig:
     paths: PathsConfig = group(PathsConfig, "Folders.")
     split: str = option("test", "Split that is answered.", choices=SPLITS)
     n_responses: int | None = option(None, "Answer only the first so many examples.", at_least=1)
-    seed: int = option(123, "Seed of confidence intervals and sampling.", at_least=0, at_most=2**32 - 1)
+    seed: int = seed_option("Seed of confidence intervals and sampling.")
 
 
 @dataclass
@@ -112,7 +116,9 @@ class RunConfig:
     )
     base: bool = option(True, "Also the model that a run started from, with the bare text.")
     leaks: bool = option(True, "Report items in a run's training data, and the scores without them.")
-    data_dir: str | None = option(None, "Offline copy of the hub, <owner>/<name>/ in it; null: the Hugging Face hub.")
+    data_dir: str | None = option(
+        None, "Offline copy of the hub, <owner>/<name>/ in it; null: the Hugging Face hub.", exists="folder"
+    )
     on_missing: str = option("error", "skip: run the tasks whose data exist.", choices=("error", "skip"))
     allow_code: bool = option(False, "Run code that the model writes (humaneval).")
     max_rows: int = option(16, "Responses generated in one batch.", at_least=1)
@@ -122,7 +128,7 @@ class RunConfig:
 class BenchmarkConfig:
     """Run finished models through a public benchmark."""
 
-    run: Any = option(None, "One model or a list: run folder, bundle or Hugging Face directory.")
+    run: Any = option(None, "One model or a list: run folder, bundle or Hugging Face directory.", exists="run")
     suite: SuiteConfig = group(SuiteConfig, "The benchmark.")
     benchmark: RunConfig = group(RunConfig, "How it is run.")
     template: TemplateConfig | None = option(None, "The prompt template; null: that of the bundle.")

@@ -8,19 +8,38 @@ import difflib
 import math
 import re
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 
+from instruct_lit.errors import ConfigError
+
 LARGEST = 2**31 - 1  # of whole numbers without a bound of their own; no count of this program is above it
+NO_MAPPING = "must be a mapping"
+FINISHED = "a run folder, a bundle or a Hugging Face directory"
+# What `Rules.exists` may be: what is missing, what to give, and the test of a path.
+EXISTING = {
+    "file": ("file", "a file", Path.is_file),
+    "folder": ("folder", "a folder", Path.is_dir),
+    "records": ("file or folder", "a file, a folder or a list of files", Path.exists),
+    "run": (f"folder ({FINISHED})", FINISHED, Path.is_dir),
+}
+Relation = tuple[Any, str, str] | str  # (whether it is violated, key, reason), or the message of a violated one
 
 
 @dataclass(frozen=True)
 class Rules:
-    """What a key means, and the values that it may have besides null: numbers are finite, texts are not empty."""
+    """What a key means, and the values that it may have besides null: numbers are finite, texts are not empty.
+
+    Args:
+        fraction: a float is a fraction up to 1, an int a number.
+        exists: the path, or each of a list of paths, is one of `EXISTING`.
+        mapping: a mapping, of which each item is null or a mapping if `items` has the reason for another one.
+        required: null is not allowed.
+    """
 
     doc: str
     choices: tuple[str, ...] = ()
@@ -28,11 +47,40 @@ class Rules:
     above: float | None = None
     at_most: float | None = None
     below: float | None = None
+    fraction: bool = False
+    exists: str = ""
+    mapping: bool = False
+    items: str = ""
+    required: bool = False
 
-    def problem(self, value: Any) -> str | None:
-        """What is wrong with a value, None for an allowed one."""
+    def problems(self, key: str, value: Any) -> list[str]:
+        """What is wrong with the value of a key, with the key and the value."""
+        if self.mapping and not isinstance(value, DictConfig) and (self.required or value is not None):
+            return [f"{key}={shown(value)}: {NO_MAPPING}"]
+        if self.items:
+            items = {f"{key}.{name}": item for name, item in (value or {}).items()}
+            return [
+                f"{name}={shown(item)}: {self.items}"
+                for name, item in items.items()
+                if item is not None and not isinstance(item, DictConfig)
+            ]
+        if self.exists and (self.required or value is not None):
+            return self._missing_paths(key, value)
+        reason = None if value is None else self._reason(value)
+        return [f"{key}={shown(value)}: {reason}"] if reason else []
+
+    def _missing_paths(self, key: str, value: Any) -> list[str]:
+        what, wanted, exists = EXISTING[self.exists]
+        if value is None or (self.required and not value):
+            return [f"{key}=…: give {wanted}"]
+        paths = list(value) if isinstance(value, list | ListConfig) else [value]
+        if not paths or not all(isinstance(path, str) and path for path in paths):
+            return [f"{key}={shown(value)}: give {wanted}"]
+        return [f"{key}={path}: no such {what}" for path in paths if not exists(Path(path).expanduser())]
+
+    def _reason(self, value: Any) -> str | None:
         if self.choices:
-            return None if value in self.choices else f"allowed are {', '.join(self.choices)}"
+            return None if str(value) in self.choices else f"allowed are {', '.join(self.choices)}"
         if value == "":
             return "must not be empty"
         if isinstance(value, bool) or not isinstance(value, int | float):
@@ -48,24 +96,22 @@ class Rules:
             return f"must be at most {at_most}"
         if self.below is not None and value >= self.below:
             return f"must be below {self.below}"
+        if self.fraction and isinstance(value, float) and value > 1:
+            return "must be a fraction up to 1, or a whole number"
         return None
 
 
-def option(
-    default: Any,
-    doc: str,
-    *,
-    choices: tuple[str, ...] = (),
-    at_least: float | None = None,
-    above: float | None = None,
-    at_most: float | None = None,
-    below: float | None = None,
-) -> Any:
-    """A key with a default value: a dataclass field with its documentation and rules beside it."""
-    metadata = {"rules": Rules(doc, choices, at_least, above, at_most, below)}
+def option(default: Any, doc: str, **rules: Any) -> Any:
+    """A key with a default value: a dataclass field with its documentation and `Rules` beside it."""
+    metadata = {"rules": Rules(doc, **rules)}
     if isinstance(default, list | dict):
         return field(default_factory=lambda: copy.copy(default), metadata=metadata)
     return field(default=default, metadata=metadata)
+
+
+def seed_option(doc: str, default: Any = 123) -> Any:
+    """A key that holds the seed of random numbers."""
+    return option(default, doc, at_least=0, at_most=2**32 - 1)
 
 
 def group(schema: type, doc: str) -> Any:
@@ -106,9 +152,7 @@ def group_of(hint: Any) -> type | None:
 
 def _type_name(hint: Any) -> str:
     name = hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)
-    for module in ("typing.", f"{__package__}."):
-        name = name.replace(module, "")
-    return re.sub(r"\b[a-z]+\.", "", name).replace("| None", "or null")
+    return re.sub(r"\b[a-z_]+\.", "", name).replace("| None", "or null")
 
 
 def check_values(config: DictConfig, prefix: str = "") -> list[str]:
@@ -121,11 +165,10 @@ def check_values(config: DictConfig, prefix: str = "") -> list[str]:
     for declared in dataclasses.fields(schema):
         if OmegaConf.is_missing(config, declared.name):
             continue
-        value, rules = config[declared.name], declared.metadata["rules"]
+        value, name = config[declared.name], f"{prefix}{declared.name}"
+        problems += declared.metadata["rules"].problems(name, value)
         if isinstance(value, DictConfig):
-            problems += check_values(value, f"{prefix}{declared.name}.")
-        elif value is not None and (problem := rules.problem(value)):
-            problems.append(f"{prefix}{declared.name}={value}: {problem}")
+            problems += check_values(value, f"{name}.")
     return problems
 
 
@@ -136,13 +179,46 @@ def _unknown_key(prefix: str, key: str, names: list[str]) -> str:
     return f"{prefix}{key}: no such key; {remedy}"
 
 
-def missing_runs(runs: Any, key: str = "run") -> list[str]:
-    """Problems with the finished models that a command is given, one (`run=…`) or a list of them."""
-    given = [] if runs is None else list(runs) if isinstance(runs, list | ListConfig) else [runs]
-    kinds = "a run folder, a bundle or a Hugging Face directory"
-    if not given:
-        return [f"{key}=…: give {kinds}"]
-    return [f"{key}={run}: no such folder ({kinds})" for run in given if not Path(str(run)).expanduser().is_dir()]
+def check(config: DictConfig, relations: Iterable[Relation] = ()) -> None:
+    """Raise one ConfigError that lists every impossible value and every violated relation of a configuration.
+
+    Args:
+        relations: a generator, which starts only if every group is a mapping.
+    """
+    problems = check_values(config)
+    if not any(NO_MAPPING in problem for problem in problems):
+        problems += violations(config, relations)
+    if problems:
+        raise ConfigError("\n  ".join(problems))
 
 
-__all__ = ["MISSING", "Key", "Rules", "check_values", "group", "group_of", "keys_of", "missing_runs", "option"]
+def violations(config: DictConfig, relations: Iterable[Relation]) -> list[str]:
+    """The message of each violated relation: `key=value: reason`, with the value that `config` has or the key gives."""
+    messages = []
+    for relation in relations:
+        if isinstance(relation, str):
+            messages.append(relation)
+        elif relation[0]:
+            _, key, reason = relation
+            given = key if "=" in key else f"{key}={shown(OmegaConf.select(config, key))}"
+            messages.append(f"{given}: {reason}")
+    return messages
+
+
+def shown(value: Any) -> str:
+    """A value as it is written on the command line."""
+    if OmegaConf.is_config(value):
+        value = OmegaConf.to_container(value)
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, list):
+        return f"[{', '.join(map(shown, value))}]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {shown(inner)}" for key, inner in value.items()) + "}"
+    return str(value)
+
+
+__all__ = [
+    "MISSING", "Key", "Relation", "Rules", "check", "check_values", "group", "group_of", "keys_of", "option",
+    "seed_option", "shown", "violations",
+]  # fmt: skip

@@ -8,7 +8,7 @@ from typing import Any
 from instruct_lit.config.schema.data import BatchingConfig, DataConfig
 from instruct_lit.config.schema.generation import GenerationConfig, PathsConfig
 from instruct_lit.config.schema.model import AdapterConfig, ModelConfig, TemplateConfig
-from instruct_lit.config.schema.options import MISSING, group, option
+from instruct_lit.config.schema.options import MISSING, group, option, seed_option
 
 
 @dataclass
@@ -35,23 +35,35 @@ class TrainConfig:
     )
     compile: bool = option(False, "torch.compile on a GPU; compilation takes about 15 seconds.")
     cuda_graphs: bool | None = option(None, "Record micro-batches as CUDA graphs; null: where possible; true: or fail.")
-    optimizer: Any = option(MISSING, "Constructor (_target_) of the optimizer, with lr and weight_decay.")
+    optimizer: Any = option(
+        MISSING, "Constructor (_target_) of the optimizer, with lr and weight_decay.", mapping=True, required=True
+    )
     scheduler: SchedulerConfig = group(SchedulerConfig, "Learning rate over time.")
     callbacks: Any = option(
-        None, "Callbacks by name, each a constructor (_target_) or null: early stopping, checkpoints, …"
+        None,
+        "Callbacks by name, each a constructor (_target_) or null: early stopping, checkpoints, …",
+        mapping=True,
+        items="null switches it off",
     )
-    logger: Any = option(None, "Loggers by name, each a constructor (_target_) or null.")
-    trainer: Any = option(MISSING, "Arguments of lightning.Trainer; further ones with a leading +.")
+    logger: Any = option(
+        None,
+        "Loggers by name, each a constructor (_target_) or null.",
+        mapping=True,
+        items="null switches it off",
+    )
+    trainer: Any = option(
+        MISSING, "Arguments of lightning.Trainer; further ones with a leading +.", mapping=True, required=True
+    )
     generation: GenerationConfig = group(GenerationConfig, "Generation of the responses.")
     paths: PathsConfig = group(PathsConfig, "Folders.")
-    seed: int = option(123, "Seed of everything random.", at_least=0, at_most=2**32 - 1)
+    seed: int = seed_option("Seed of everything random.")
     fit: bool = option(True, "false: test and answer only, with the weights of the model or of ckpt_path.")
     ckpt_path: str | None = option(None, "Resume from this checkpoint or run folder; last: from the newest run.")
     bundle_dtype: str | None = option(
         None, "Weights of the bundle; null: the base model's.", choices=("float32", "bfloat16", "float16")
     )
     finder: Any = option(
-        None, "Constructor (_target_) of a search that replaces training (sweep=lr_range, batch_size)."
+        None, "Constructor (_target_) of a search that replaces training (sweep=lr_range, batch_size).", mapping=True
     )
     optimized_metric: str | None = option("val/loss", "Metric that a sweep compares.")
     evaluate_base: bool = option(True, "Also compute loss and responses before fine-tuning.")

@@ -1,0 +1,151 @@
+"""The relations between the keys of the commands beside training, checked before a model is opened."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from instruct_lit.config.check_data import data_relations
+from instruct_lit.config.schema.options import FINISHED, Relation, check
+from instruct_lit.core import optional_imports
+from instruct_lit.errors import InstructLitError
+
+_VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*")
+_LOGIN = re.compile(r"//(.+)@")
+
+
+def check_command(command: str, config: Any) -> None:
+    """Raise one ConfigError that lists every impossible value of a command's configuration (`train` has its own)."""
+    relations = RELATIONS.get(command)
+    check(config, relations(config) if relations else ())
+
+
+def _evaluate(config: Any) -> Iterator[Relation]:
+    compare = config.compare
+    n_given = sum(given is not None for given in (config.run, config.responses, compare))
+    yield n_given != 1, "run=…, responses=… or compare=[…,…]", "give exactly one of the three"
+    yield not set(config.metrics) - {"ended"}, "metrics", "give at least one besides ended"
+    yield compare is not None and len(compare) != 2, "compare", "give two run folders or files of responses"
+    if config.leaks.near and not optional_imports.installed("datasketch"):
+        yield optional_imports.message("datasketch", "leaks.near=true", "filters")
+    if compare is not None and not optional_imports.installed("sklearn"):
+        yield optional_imports.message("sklearn", "compare", "judge")
+    if config.judge is not None:
+        yield from _judge(config.judge, compare is not None)
+
+
+def _benchmark(config: Any) -> Iterator[Relation]:
+    settings, suite = config.benchmark, config.suite
+    is_arena = suite.system == "arena"
+    unrated = is_arena and not suite.options.get("battles")
+    yield unrated, "suite.options.battles=…", "give a file of battles, as `python -m instruct_lit.arena` writes it"
+    yield not is_arena and not config.run, "run=…", f"give {FINISHED}"
+    own_examples = suite.system not in ("lm_eval", "arena") and settings.n_shot is not None
+    yield own_examples, "benchmark.n_shot", f"suite={suite.name} has its own examples; leave it out"
+    if suite.options.get("judge_url") is not None:
+        yield from _url("suite.options.judge_url", str(suite.options.judge_url))
+    reason = (
+        "it runs code that the model writes, in a process with limits but no sandbox; give benchmark.allow_code=true, "
+        "best inside a container"
+    )
+    yield suite.runs_code and not settings.allow_code, f"suite={suite.name}", reason
+
+
+def _peek(config: Any) -> Iterator[Relation]:
+    yield from data_relations(config.data)
+
+
+def _serve(config: Any) -> Iterator[Relation]:
+    yield from _hosts(config.allowed_hosts)
+    for origin in config.cors_origins:
+        key, is_url = f"cors_origins=[{origin}]", re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/\s]+", origin)
+        any_page = origin == "*" and not config.api_key
+        yield any_page, key, "any web page could use the server; give api_key=…, or name the pages"
+        yield origin != "*" and not is_url, key, "not an origin; give one such as https://example.org"
+    yield from _public("api_key=… or INSTRUCT_LIT_API_KEY", config.host, config.api_key)
+
+
+def _arena(config: Any) -> Iterator[Relation]:
+    if config.battles is None:
+        yield not config.runs, "runs=…", f"give {FINISHED}"
+        yield len(config.runs or ()) == 1, "runs", "one model; give at least two"
+    yield from _hosts(config.allowed_hosts)
+    yield from _public("password=…", config.host, config.password)
+    if config.judge is not None:
+        yield from _judge(config.judge, compares=True)
+
+
+def _export(config: Any) -> Iterator[Relation]:
+    repo = config.push_to_hub
+    yield repo is not None and repo.count("/") != 1, "push_to_hub", "give the full name of the repository, owner/name"
+
+
+RELATIONS = {
+    "arena": _arena, "benchmark": _benchmark, "evaluate": _evaluate, "export": _export, "peek": _peek, "serve": _serve
+}  # fmt: skip
+
+
+def _hosts(hosts: list[str]) -> Iterator[Relation]:
+    for host in hosts:
+        is_name = re.fullmatch(r"[A-Za-z0-9._-]+|[0-9a-f:]+", host)
+        yield not is_name, f"allowed_hosts=[{host}]", "no host name; give one such as models.example.org"
+
+
+def _public(remedy: str, host: str, secret: str | None) -> Iterator[Relation]:
+    from instruct_lit.serving.http import is_loopback
+
+    reason = f"other machines could reach it; give {remedy}, or keep 127.0.0.1"
+    yield not secret and not is_loopback(host), "host", reason
+
+
+def _url(key: str, url: str | None) -> Iterator[Relation]:
+    """An endpoint's URL must be http, without a password in it, which would be written to files."""
+    is_open = re.fullmatch(r"https?://[^@\s]+", url or "")
+    shown = re.sub(_LOGIN, "//***@", url or "null")
+    yield not is_open, f"{key}={shown}", "give http://… or https://… without a name and password in it"
+
+
+def _judge(judge: Any, compares: bool) -> Iterator[Relation]:
+    from instruct_lit.config.judge_builders import judge_prompt_of
+
+    if judge.name in ("openai", "ollama"):
+        yield from _url("judge.url", judge.url)
+        yield not judge.model, "judge.model", "give the name of the judge's model"
+    has_scores = judge.name == "scores"
+    yield has_scores and not Path(judge.path or "").expanduser().is_file(), "judge.path", "no such file"
+    yield has_scores and compares, "judge=scores", "cannot compare two models; use judge=openai, ollama or local"
+    variable = judge.api_key_env
+    is_name = variable is None or _VARIABLE.fullmatch(variable)
+    reason = "give the name of an environment variable in capitals, never the key itself"
+    yield not is_name, "judge.api_key_env=***", reason
+    unset = variable is not None and is_name and not os.environ.get(variable)
+    yield unset, "judge.api_key_env", f"no such environment variable; export {variable}=<your key>"
+    is_scale = len(judge.scale) == 2 and judge.scale[0] < judge.scale[1]
+    yield not is_scale, "judge.scale", "give two integers, the lowest and the highest score"
+    if is_scale and not has_scores:
+        try:
+            judge_prompt_of(judge, compares)
+        except InstructLitError as error:
+            yield str(error)
+    prices = judge.usd_per_million_tokens
+    unpaired = prices is not None and len(prices) != 2
+    yield unpaired, "judge.usd_per_million_tokens", "give two prices, for prompt and reply tokens"
+    reason = "a local judge is constrained to the bare score; add judge.constrained=false"
+    yield judge.name == "local" and judge.explain and judge.constrained, "judge.explain", reason
+
+
+def forget_secrets(out_dir: Path, url: str | None, variable: str | None = None) -> None:
+    """Remove a secret given in a wrong place from the files that Hydra writes before any check.
+
+    The places are the URL of an endpoint and `api_key_env` (here `variable`), which holds the name of a variable.
+    """
+    secrets = [variable] if variable and not _VARIABLE.fullmatch(variable) else []
+    secrets += re.findall(_LOGIN, url or "")
+    for path in (out_dir / ".hydra").glob("*.yaml") if secrets else ():
+        text = path.read_text(encoding="utf-8")
+        for secret in secrets:
+            text = text.replace(secret, "***")
+        path.write_text(text, encoding="utf-8")
