@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: train test test-all lint format types check audit build clean
+.PHONY: train test test-all lint format types check audit build docs clean
 
 train: .venv/core  ## fine-tune the small base on the demo data: offline, two minutes on two cores
 	$(BIN)/python -m instruct_lit.train
@@ -37,6 +37,9 @@ audit: .venv/dev  ## known vulnerabilities of the pinned packages, where the dat
 build: .venv/dev  ## sdist and wheel in dist/
 	$(BIN)/python -m build --outdir dist .
 
+docs: .venv/dev  ## the documentation as a site in site/, its links and anchors checked; needs no network
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict && echo "$(BIN)/python -m http.server --directory site"
+
 .venv/core: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
@@ -49,4 +52,4 @@ build: .venv/dev  ## sdist and wheel in dist/
 	touch $@
 
 clean:
-	rm -rf .venv .venv-3.* build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-3.* build dist site .pytest_cache .mypy_cache .ruff_cache

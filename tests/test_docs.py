@@ -4,6 +4,7 @@ import ast
 import importlib
 import importlib.util
 import inspect
+import os
 import re
 import shlex
 import subprocess
@@ -33,6 +34,19 @@ def test_every_row_of_the_fault_table_has_its_test(named: str) -> None:
 def test_links_and_pictures_exist(page: Path) -> None:
     for target in re.findall(r"\]\((?!https?://)([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
         assert (page.parent / target).exists(), f"{page.name} points to {target}"
+
+
+def test_the_site_is_built_with_every_link_and_anchor_found(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--strict", "--site-dir", str(tmp_path)]
+    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "index.html").is_file() and (tmp_path / "docs" / "loss.html").is_file()
+    loaded = [
+        re.findall(r"<(?:script|img|link [^>]*rel=.?stylesheet)[^>]+(?:src|href)=\"?(https?://[^ \">]+)", p.read_text())
+        for p in tmp_path.rglob("*.html")
+    ]
+    assert not any(loaded), "a page loads something from the network"
 
 
 ROOMS = sorted(folder.name for folder in (ROOT / "instruct_lit").iterdir() if (folder / "__init__.py").is_file())
