@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from huggingface_hub import split_torch_state_dict_into_shards
-from safetensors.torch import save_file
+from huggingface_hub import save_torch_state_dict
 
 from instruct_lit import __version__
 from instruct_lit.core.data.encode import Tokenizer
@@ -25,7 +24,7 @@ from instruct_lit.core.data.template import CHAT, Template
 from instruct_lit.core.data.tokenizer import GPT2Tokenizer
 from instruct_lit.core.model.causal import CausalLM
 from instruct_lit.core.model.gpt import GPT
-from instruct_lit.core.model.pretrained import SHARDS, WEIGHTS, hf_config, hf_state_dict, load_gpt
+from instruct_lit.core.model.pretrained import hf_config, hf_state_dict, load_gpt
 from instruct_lit.errors import CheckpointError, ConfigError
 
 OURS = "instruct_lit.json"
@@ -131,7 +130,7 @@ def _write_model(folder: Path, parts: BundleParts, generation: Mapping[str, Any]
     assert isinstance(model, GPT) and isinstance(tokenizer, GPT2Tokenizer), f"no family writes a {type(model).__name__}"
     eot = {"bos_token_id": tokenizer.eot_id, "eos_token_id": tokenizer.eot_id}
     if dtype is not None:
-        _write_weights(folder, hf_state_dict(model, dtype))
+        save_torch_state_dict(hf_state_dict(model, dtype), folder, max_shard_size=MAX_SHARD_SIZE)
         _write_json(folder / "config.json", {**hf_config(model.config), **eot, "dtype": str(dtype).split(".")[1]})
     _write_json(folder / "generation_config.json", {**eot, "pad_token_id": tokenizer.eot_id, **generation})
     save_tokenizer(folder, tokenizer, model.config.context_length, template)
@@ -140,16 +139,6 @@ def _write_model(folder: Path, parts: BundleParts, generation: Mapping[str, Any]
 
 def _owner(part: CausalLM | Tokenizer) -> ModelFamily | None:
     return next((family for family in FAMILIES if family.owns(part)), None)
-
-
-def _write_weights(folder: Path, state: Mapping[str, torch.Tensor]) -> None:
-    """Write safetensors, in shards with an index where they are large."""
-    pattern = WEIGHTS.replace(".", "{suffix}.")
-    split = split_torch_state_dict_into_shards(dict(state), filename_pattern=pattern, max_shard_size=MAX_SHARD_SIZE)
-    for file, names in split.filename_to_tensors.items():
-        save_file({name: state[name] for name in names}, folder / file, metadata={"format": "pt"})
-    if split.is_sharded:
-        _write_json(folder / SHARDS, {"metadata": split.metadata, "weight_map": split.tensor_to_filename})
 
 
 def save_tokenizer(directory: Path, tokenizer: Tokenizer, context_length: int, template: Template) -> None:

@@ -92,7 +92,7 @@ def test_a_save_that_fails_leaves_the_bundle_that_was_there(
     def fail(*args: object, **kwargs: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("instruct_lit.core.bundle.save_file", fail)
+    monkeypatch.setattr("instruct_lit.core.bundle.save_torch_state_dict", fail)
     with pytest.raises(OSError, match="No space left"):
         save(folder, tiny_model)
     assert (folder / "model.safetensors").read_bytes() == before

@@ -18,15 +18,8 @@ SHARDS = "model.safetensors.index.json"
 PICKLED = "pytorch_model.bin"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _REMEDY = "; delete a downloaded file, and the next run downloads it again"
-# Our names, Hugging Face's names, and whether theirs is a Conv1D, whose matrix is (in, out).
-_IN_BLOCK = {
-    "ln_1": ("ln_1", False),
-    "attn.qkv": ("attn.c_attn", True),
-    "attn.proj": ("attn.c_proj", True),
-    "ln_2": ("ln_2", False),
-    "mlp.fc": ("mlp.c_fc", True),
-    "mlp.proj": ("mlp.c_proj", True),
-}
+# Our names within those of parameters, and Hugging Face's. Theirs with `c_` are Conv1Ds, whose matrix is (in, out).
+_RENAMED = {"blocks.": "h.", ".attn.qkv.": ".attn.c_attn.", ".proj.": ".c_proj.", ".mlp.fc.": ".mlp.c_fc."}
 _CONFIG_KEYS = {
     "n_vocab": "vocab_size",
     "context_length": "n_positions",
@@ -37,12 +30,9 @@ _CONFIG_KEYS = {
 }
 # Keys of a GPT-2 config with the one value that this GPT supports.
 _FIXED = {
-    "activation_function": "gelu_new",
-    "scale_attn_weights": True,
-    "scale_attn_by_inverse_layer_idx": False,
-    "reorder_and_upcast_attn": False,
-    "tie_word_embeddings": True,
-}
+    "activation_function": "gelu_new", "scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False,
+    "reorder_and_upcast_attn": False, "tie_word_embeddings": True,
+}  # fmt: skip
 
 
 def load_gpt(
@@ -96,15 +86,14 @@ def read_config(directory: Path) -> GPTConfig:
         found = repr(values.get("model_type")) if isinstance(values, dict) else f"that of a {type(values).__name__}"
         raise CheckpointError(f"{file}: model_type is {found}; only 'gpt2' can be loaded")
     values = {"n_positions": values.get("n_ctx"), "layer_norm_epsilon": 1e-5, **values}
+    shape: dict[str, Any] = {ours: values.get(theirs) for ours, theirs in _CONFIG_KEYS.items()}
     problems = [
         f"{key}={values[key]!r} (supported: {supported!r})"
         for key, supported in _FIXED.items()
         if values.get(key, supported) != supported
     ]
-    shape: dict[str, Any] = {}
-    for ours, theirs in _CONFIG_KEYS.items():
-        shape[ours] = value = values.get(theirs)
-        number = float if theirs == "layer_norm_epsilon" else int
+    for (ours, theirs), value in zip(_CONFIG_KEYS.items(), shape.values(), strict=True):
+        number = type(getattr(GPTConfig, ours))
         if value is None:
             problems.append(f"{theirs} is missing")
         elif type(value) is not number or value <= 0:
@@ -132,14 +121,15 @@ def hf_config(config: GPTConfig) -> dict[str, Any]:
 
 def hf_names(config: GPTConfig) -> dict[str, tuple[str, bool]]:
     """Hugging Face's name of each of our parameters, and whether the matrix is transposed there."""
-    in_blocks = {
-        f"blocks.{layer}.{ours}.{kind}": (f"h.{layer}.{theirs}.{kind}", conv1d and kind == "weight")
-        for layer in range(config.n_layers)
-        for ours, (theirs, conv1d) in _IN_BLOCK.items()
-        for kind in ("weight", "bias")
-    }
-    same = {name: (name, False) for name in ("wte.weight", "wpe.weight")}
-    return {**same, **in_blocks, **{name: (name, False) for name in ("ln_f.weight", "ln_f.bias")}}
+    with torch.device("meta"):
+        parameters = GPT(config).state_dict()
+    names = {}
+    for name in parameters:
+        theirs = name
+        for old, new in _RENAMED.items():
+            theirs = theirs.replace(old, new)
+        names[name] = theirs, ".c_" in theirs and theirs.endswith("weight")
+    return names
 
 
 @torch.no_grad()
@@ -189,17 +179,16 @@ def _read_tensors(directory: Path) -> tuple[Path, dict[str, Tensor]]:
         raise CheckpointError(f"{file}: damaged or not a weights file ({first_line(error)}){_REMEDY}") from error
     if not isinstance(read, dict) or not all(isinstance(n, str) and isinstance(t, Tensor) for n, t in read.items()):
         raise CheckpointError(f"{file}: it is not a dictionary of tensors")
-    tensors = {name.removeprefix("transformer."): tensor for name, tensor in read.items()}
-    # Old checkpoints contain constant causal masks.
-    return file, {name: t for name, t in tensors.items() if not name.endswith((".attn.bias", ".attn.masked_bias"))}
+    masks = (".attn.bias", ".attn.masked_bias")  # constant causal masks of old checkpoints
+    return file, {n.removeprefix("transformer."): tensor for n, tensor in read.items() if not n.endswith(masks)}
 
 
 def _shards(index: Path) -> list[Path]:
     """The files that an index names, all of which lie beside it."""
     names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    missing = [name for name in names if Path(name).name != name or not (index.parent / name).is_file()]
-    if missing:
-        raise FileNotFoundError(f"it names {missing[0]}, which is not beside it")
+    for name in names:
+        if Path(name).name != name or not (index.parent / name).is_file():
+            raise FileNotFoundError(f"it names {name}, which is not beside it")
     return [index.parent / name for name in names]
 
 
