@@ -11,6 +11,7 @@ from instruct_lit.core.generation.sampling import SamplingSettings
 from instruct_lit.hf.files import load_hf
 from instruct_lit.hf.model import HFModel
 from instruct_lit.hf.tokenizer import HFTokenizer, load_tokenizer
+from tests.core.generation.streaming import pieces_of
 
 transformers = pytest.importorskip("transformers")
 PROMPTS = [[0, 9, 8, 7], [0, 9, 8, 7, 30, 31, 32, 33, 34, 35], [0, 9, 40], [0, 9, 8, 200]]
@@ -56,4 +57,4 @@ def test_streaming_gives_the_same_text(llama_directory: Path, tokenizer: HFToken
     model = llama(llama_directory)
     settings = SamplingSettings(max_new_tokens=8)
     whole = Engine(model, tokenizer).generate([PROMPTS[1]], settings)[0].text
-    assert "".join(Engine(model, tokenizer).stream(PROMPTS[1], settings)) == whole
+    assert "".join(pieces_of(Engine(model, tokenizer), PROMPTS[1], settings)) == whole

@@ -41,9 +41,9 @@ class MakeWeights(Protocol):
 class Engine:
     """Generates with a causal model, at most `max_rows` responses at the same time.
 
-    `generate` answers a list of prompts; `prepare`, `enqueue`, `step` and `cancel` serve concurrent callers. The model
-    is used in evaluation mode, its training mode is restored. A model without attention layouts recomputes the whole
-    row for every token: slower, with the same result. `make_weights` copies the weights at the first step.
+    `generate` answers a list of prompts; `submit`, `step` and `cancel` serve concurrent callers. The model is used in
+    evaluation mode, its training mode is restored. A model without attention layouts recomputes the whole row for every
+    token: slower, with the same result. `make_weights` copies the weights at the first step.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class Engine:
             self._waiting.remove(request)
             request.finish_reason = "cancelled"
         elif request in self._active:
-            self._finish(self._active.index(request), "cancelled")
+            self._finish(request, "cancelled")
 
     def clear(self) -> None:
         """Cancel every request and drop the cache and the copies of the weights, for example after a failed step."""
@@ -144,21 +144,6 @@ class Engine:
                     on_finished(request)
         return requests
 
-    def stream(self, prompt: Sequence[int], settings: SamplingSettings | None = None) -> Iterator[str]:
-        """Yield the response to one prompt in pieces: whole characters, and nothing of a stop text."""
-        request = self.submit(prompt, settings)
-        shown = 0
-        try:
-            while request.finish_reason is None:
-                self.step()
-                text = request.stable_text
-                if len(text) > shown:
-                    yield text[shown:]
-                    shown = len(text)
-        finally:
-            if request.finish_reason is None:
-                self.cancel(request)
-
     def _admit(self) -> list[Request]:
         """Prefill waiting prompts into free rows and choose their first tokens."""
         n_free = self.max_rows - len(self._active)
@@ -166,82 +151,83 @@ class Engine:
         if not self._waiting or n_free < min(len(self._waiting), max(1, self.max_rows // 8)):
             return []
         new = [self._waiting.popleft() for _ in range(min(n_free, len(self._waiting)))]
-        rows = range(len(self._active), len(self._active) + len(new))
+        first_row = len(self._active)
         self._active += new
         if self.model.no_layouts is not None:
-            return self._recompute(list(rows))
+            return self._recompute(new)
         cache = self._cache_for(new)
+        device = cache.keys.device
         prompts = [request.prompt_ids for request in new]
         n_prefix = n_shared_prefix(prompts)
         lengths = [len(prompt) - n_prefix for prompt in prompts]
         flat = prompts[0][:n_prefix] + [i for prompt in prompts for i in prompt[n_prefix:]]
         positions = list(range(n_prefix)) + [p for prompt in prompts for p in range(n_prefix, len(prompt))]
-        device = cache.keys.device
         last = torch.tensor(lengths, device=device).cumsum(0) + n_prefix - 1
-        hooks = [request.hook if request.hook and request.hook.reads_prompt else None for request in new]
+        all_states = any(request.hook and request.hook.reads_prompt for request in new)
         hidden = self.model.hidden_states(
             torch.tensor(flat, device=device),
             torch.tensor(positions, device=device),
-            Prefill(cache, rows.start, lengths, n_prefix),
-            None if any(hooks) else last,
+            Prefill(cache, first_row, lengths, n_prefix),
+            None if all_states else last,
         )
-        for hook, prompt, end in zip(hooks, prompts, (last + 1).tolist(), strict=True):
-            if hook is not None:
-                own = torch.cat([hidden[:n_prefix], hidden[end - len(prompt) + n_prefix : end]])
-                hook.on_prompt(prompt, own, self.model.head_weight)
-        return self._append_tokens(hidden[last] if any(hooks) else hidden, list(rows))
+        if all_states:
+            for request, length, end in zip(new, lengths, (last + 1).tolist(), strict=True):
+                self._read_prompt(request, torch.cat([hidden[:n_prefix], hidden[end - length : end]]))
+            hidden = hidden[last]
+        return self._append_tokens(hidden, new)
 
     def _decode(self) -> list[Request]:
         """Compute the last token of every row and choose the next."""
-        if not self._active:
-            return []
-        if self.model.no_layouts is not None:
-            return self._recompute(list(range(len(self._active))))
+        requests = list(self._active)
+        if not requests or self.model.no_layouts is not None:
+            return self._recompute(requests)
         assert self._cache is not None
-        layout = Decode(self._cache, [request.n_tokens - 1 for request in self._active])
-        ids = torch.tensor([request.ids[-1] for request in self._active], device=layout.lengths.device)
+        layout = Decode(self._cache, [request.n_tokens - 1 for request in requests])
+        ids = torch.tensor([request.ids[-1] for request in requests], device=layout.lengths.device)
         hidden = self.model.hidden_states(ids[:, None], layout.lengths[:, None], layout)
-        return self._append_tokens(hidden[:, 0], list(range(len(self._active))))
+        return self._append_tokens(hidden[:, 0], requests)
 
-    def _recompute(self, rows: list[int]) -> list[Request]:
+    def _recompute(self, requests: list[Request]) -> list[Request]:
         """Compute the given rows from their first token, without a cache, and choose the next tokens."""
-        texts = [self._active[row].prompt_ids + self._active[row].ids for row in rows]
+        if not requests:
+            return []
         device = self.model.head_weight.device
+        texts = [torch.tensor(request.prompt_ids + request.ids, device=device) for request in requests]
         # No token of the text sees the padding on the right.
-        ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(text, device=device) for text in texts], batch_first=True)
-        last = torch.tensor([len(text) - 1 for text in texts], device=device)
-        hidden = self.model.hidden_states(ids)
-        for request, states in zip([self._active[row] for row in rows], hidden, strict=True):
-            if request.hook and request.hook.reads_prompt and not request.ids:
-                request.hook.on_prompt(request.prompt_ids, states[: request.n_tokens], self.model.head_weight)
-        return self._append_tokens(hidden[torch.arange(len(texts), device=device), last], rows)
+        hidden = self.model.hidden_states(torch.nn.utils.rnn.pad_sequence(texts, batch_first=True))
+        for request, states in zip(requests, hidden, strict=True):
+            if not request.ids:
+                self._read_prompt(request, states[: request.n_tokens])
+        last = torch.stack([states[len(text) - 1] for text, states in zip(texts, hidden, strict=True)])
+        return self._append_tokens(last, requests)
 
-    def _append_tokens(self, hidden: Tensor, rows: list[int]) -> list[Request]:
-        """Choose a token for each of the rows from their last hidden states `(R, C)`, and remove finished rows."""
-        requests = [self._active[row] for row in rows]
+    def _read_prompt(self, request: Request, hidden: Tensor) -> None:
+        if request.hook and request.hook.reads_prompt:
+            request.hook.on_prompt(request.prompt_ids, hidden, self.model.head_weight)
+
+    def _append_tokens(self, hidden: Tensor, requests: list[Request]) -> list[Request]:
+        """Choose a token for each request from its last hidden state, `(R, C)` of all, and remove finished requests."""
         logits = F.linear(hidden, self.model.head_weight) if self._weights is None else self._weights.head(hidden)
         allowed = logits.clone() if any(request.hook for request in requests) else logits
         for row_logits, request in zip(allowed, requests, strict=True):
             if request.hook:
                 row_logits.copy_(request.hook.limit(request.ids, row_logits))
-        seen = [
-            request.prompt_ids + request.ids if request.settings.repetition_penalty != 1 else () for request in requests
-        ]
-        settings, numbers = [request.settings for request in requests], [request.number for request in requests]
-        chosen = self._sampler.choose(allowed, settings, numbers, seen).tolist()
-        for row, request, token, own in reversed(list(zip(rows, requests, chosen, logits, strict=True))):
+        settings = [request.settings for request in requests]
+        seen = [r.prompt_ids + r.ids if r.settings.repetition_penalty != 1 else () for r in requests]
+        chosen = self._sampler.choose(allowed, settings, [request.number for request in requests], seen).tolist()
+        for request, token, own in reversed(list(zip(requests, chosen, logits, strict=True))):
             reason = request.append(token, self.tokenizer, self.context_length)
             if request.hook:
                 request.hook.on_token(token, own)
             if reason is not None:
-                self._finish(row, reason)
+                self._finish(request, reason)
         return requests
 
-    def _finish(self, row: int, reason: FinishReason) -> None:
-        request = self._active[row]
+    def _finish(self, request: Request, reason: FinishReason) -> None:
+        """Remove a request from the batch; the last row takes its place."""
         request.finish_reason = reason
         self._sampler.forget(request.number)
-        last = self._active.pop()
+        row, last = self._active.index(request), self._active.pop()
         if last is not request:
             self._active[row] = last
             if self._cache is not None:
@@ -251,16 +237,15 @@ class Engine:
         """The cache, reallocated if the new requests may become longer than its rows."""
         longest = max(len(r.prompt_ids) + r.settings.max_new_tokens for r in [*new, *self._waiting])
         n_tokens = min(longest, self.context_length)
-        old = self._cache
-        if old is None or old.n_tokens < n_tokens:
-            weight = self.model.head_weight
-            rows = self.max_rows if old is None else old.n_rows
-            self._cache = KeyValueCache(self.model.config, rows, n_tokens, self.dtype or weight.dtype, weight.device)
-            if old is not None:
-                for target, source in ((self._cache.keys, old.keys), (self._cache.values, old.values)):
-                    target[..., : old.n_tokens, :] = source
-        assert self._cache is not None
-        return self._cache
+        old, weight = self._cache, self.model.head_weight
+        if old is not None and old.n_tokens >= n_tokens:
+            return old
+        new_cache = KeyValueCache(self.model.config, self.max_rows, n_tokens, self.dtype or weight.dtype, weight.device)
+        if old is not None:
+            new_cache.keys[..., : old.n_tokens, :] = old.keys
+            new_cache.values[..., : old.n_tokens, :] = old.values
+        self._cache = new_cache
+        return new_cache
 
 
 def n_shared_prefix(prompts: Sequence[Sequence[int]]) -> int:

@@ -11,6 +11,7 @@ from instruct_lit.core.generation.request import Hook
 from instruct_lit.core.generation.sampling import SamplingSettings
 from instruct_lit.core.model.gpt import GPT
 from instruct_lit.errors import DataError
+from tests.core.generation.streaming import pieces_of
 
 
 @pytest.fixture
@@ -100,17 +101,17 @@ def test_end_of_text_and_stop_texts_end_an_answer(model: GPT, tokenizer: GPT2Tok
 def test_streaming_gives_the_same_text_in_whole_characters(model: GPT, tokenizer: GPT2Tokenizer) -> None:
     settings = SamplingSettings(max_new_tokens=25, temperature=1.5, seed=3)
     prompt = prompts(1)[0]
-    pieces = list(Engine(model, tokenizer).stream(prompt, settings))
+    pieces = pieces_of(Engine(model, tokenizer), prompt, settings)
     (whole,) = Engine(model, tokenizer).generate([prompt], settings)
     assert "".join(pieces) == whole.text and len(pieces) > 5
 
 
 def test_an_answer_that_is_left_in_the_middle_is_cancelled(model: GPT, tokenizer: GPT2Tokenizer) -> None:
     engine = Engine(model, tokenizer)
-    stream = engine.stream(prompts(1)[0], SamplingSettings(max_new_tokens=20))
-    next(stream)
-    stream.close()
-    assert engine.n_unfinished == 0
+    request = engine.submit(prompts(1)[0], SamplingSettings(max_new_tokens=20))
+    engine.step()
+    engine.cancel(request)
+    assert engine.n_unfinished == 0 and request.finish_reason == "cancelled" and len(request.ids) == 1
 
 
 def test_cancelling_leaves_the_others_alone(model: GPT, tokenizer: GPT2Tokenizer) -> None:

@@ -8,6 +8,7 @@ from instruct_lit.core.generation.request import Request
 from instruct_lit.core.generation.sampling import SamplingSettings
 from instruct_lit.core.model.gpt import GPT
 from instruct_lit.errors import DataError
+from tests.core.generation.streaming import pieces_of
 
 
 @pytest.mark.parametrize(
@@ -53,5 +54,5 @@ def test_streamed_pieces_hold_nothing_of_a_stop_text(tiny_model: GPT, tokenizer:
     engine = Engine(tiny_model, tokenizer)
     whole = engine.generate([[1, 2, 3]], SamplingSettings(max_new_tokens=6))[0].text
     stop = whole[len(whole) // 2 :][:4]
-    pieces = list(engine.stream([1, 2, 3], SamplingSettings(max_new_tokens=6, stop=(stop,))))
+    pieces = pieces_of(engine, [1, 2, 3], SamplingSettings(max_new_tokens=6, stop=(stop,)))
     assert "".join(pieces) == whole[: whole.index(stop)]
