@@ -12,8 +12,6 @@ from typing import Any
 from instruct_lit.errors import DataError
 from instruct_lit.evaluation.ratings import WINNERS, Battle, model_name
 
-_FLAGS = os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0)  # the last is Windows'
-
 
 class VoteFile:
     """A file of votes to which several programs may append."""
@@ -31,17 +29,13 @@ class VoteFile:
         # A lone surrogate, which UTF-8 does not have, stays an escape of JSON.
         line = json.dumps(vote, ensure_ascii=False).encode(errors="backslashreplace") + b"\n"
         try:
-            file = os.open(self.path, _FLAGS, 0o644)
-            try:
-                if os.fstat(file).st_size:
-                    os.lseek(file, -1, os.SEEK_END)
-                    if os.read(file, 1) != b"\n":
-                        line = b"\n" + line
-                if os.write(file, line) < len(line):  # one call, so that other programs' lines are not mixed in
+            with self.path.open("ab+", buffering=0) as file:
+                if file.seek(0, os.SEEK_END):
+                    file.seek(-1, os.SEEK_END)
+                    line = line if file.read(1) == b"\n" else b"\n" + line
+                if os.write(file.fileno(), line) < len(line):  # one call: other programs' lines are not mixed in
                     raise OSError(errno.ENOSPC, "the disk is full")
-                os.fsync(file)
-            finally:
-                os.close(file)
+                os.fsync(file.fileno())
         except OSError as error:
             raise DataError(f"votes={self.path}: {error.strerror}; the vote was not saved") from error
 
@@ -50,20 +44,18 @@ class VoteFile:
 
         Raises: DataError where the file cannot be read.
         """
-        votes = []
         try:
-            content = self.path.read_bytes()
+            lines = self.path.read_bytes().split(b"\n")
         except OSError as error:
             raise DataError(f"votes={self.path}: cannot be read ({error.strerror})") from error
-        for line in content.split(b"\n"):
+        votes = []
+        for line in lines:
             try:
                 vote = json.loads(line)
-            except (ValueError, RecursionError):
+                a, b, winner = vote["model_a"], vote["model_b"], vote["winner"]
+            except (ValueError, RecursionError, KeyError, TypeError):
                 continue
-            if not isinstance(vote, dict) or vote.get("winner") not in WINNERS:
-                continue
-            a, b = vote.get("model_a"), vote.get("model_b")
-            if isinstance(a, str) and isinstance(b, str) and a != b:
+            if winner in WINNERS and isinstance(a, str) and isinstance(b, str) and a != b:
                 votes.append(vote)
         return votes
 

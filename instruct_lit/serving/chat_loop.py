@@ -46,6 +46,17 @@ class Column:
     history: list[Turn] = field(default_factory=list)
     request: Request | None = None
 
+    def texts(self) -> Iterator[str]:
+        """The text of the request that no later token changes, after every step."""
+        while self.request is not None and self.request.finish_reason is None:
+            self.engine.step()
+            yield self.request.stable_text
+
+    def stop(self) -> None:
+        """Cancel the request if it is unfinished."""
+        if self.request is not None and self.request.finish_reason is None:
+            self.engine.cancel(self.request)
+
 
 class Chat:
     """Reads lines until the end of the input and prints the models' responses; `records` has one for every response.
@@ -105,31 +116,31 @@ class Chat:
 
     def answer(self, instruction: str, input_text: str) -> None:
         """Stream every model's response; Ctrl-C keeps the text so far."""
-        for column in self.columns:
-            prompt = self._prompt(column, instruction, input_text)
+        examples = [self._example(column, instruction, input_text, column.history) for column in self.columns]
+        for column, example in zip(self.columns, examples, strict=True):
+            prompt, settings = column.chat_model.prompt_ids(example), column.chat_model.with_stops(self.settings)
             try:
-                column.request = column.engine.submit(prompt, column.chat_model.with_stops(self.settings))
+                column.request = column.engine.submit(prompt, settings)
             except InstructLitError as error:
                 for other in self.columns:
-                    self._stop(other)
+                    other.stop()
                 hint = "; /new starts a new conversation" if column.history else ""
                 raise ConfigError(f"{column.chat_model.name}: {error}{hint}") from error
         self.last, stopped = (instruction, input_text), False
         try:
-            self._stream_one() if len(self.columns) == 1 else self._stream_columns()
+            self._stream_one(*self.columns) if len(self.columns) == 1 else self._stream_columns()
         except KeyboardInterrupt:
             stopped = True
-        for column in self.columns:
-            self._stop(column)
-            self._record(column, instruction, input_text)
+        for column, example in zip(self.columns, examples, strict=True):
+            column.stop()
+            self._record(column, example)
         if stopped:
             self._print("(stopped)")
 
-    def _stream_one(self) -> None:
-        (column,) = self.columns
+    def _stream_one(self, column: Column) -> None:
         n_shown, output = 0, WordWrapper(self.console)
         try:
-            for text in self._written(column):
+            for text in column.texts():
                 output.write(text[n_shown:])
                 n_shown = len(text)
         finally:
@@ -138,7 +149,7 @@ class Chat:
     def _stream_columns(self) -> None:
         from rich.live import Live
 
-        texts = [self._written(column) for column in self.columns]
+        texts = [column.texts() for column in self.columns]
         try:
             with Live(console=self.console, transient=True, auto_refresh=False) as live:
                 while sum(next(text, None) is not None for text in texts):  # a step of every model
@@ -157,39 +168,18 @@ class Chat:
         table.add_row(*(Text(printable(answer)) for answer in answers))
         return table
 
-    def _written(self, column: Column) -> Iterator[str]:
-        """The text that no later token changes, after every step."""
-        request = column.request
-        assert request is not None
-        while request.finish_reason is None:
-            column.engine.step()
-            yield request.stable_text
-
-    def _stop(self, column: Column) -> None:
-        if column.request is not None and column.request.finish_reason is None:
-            column.engine.cancel(column.request)
-
-    def _record(self, column: Column, instruction: str, input_text: str) -> None:
+    def _record(self, column: Column, example: Example) -> None:
         assert column.request is not None
-        example = self._example(column, instruction, input_text)
-        text = column.request.text
-        self.records.append(
-            {
-                **replace(example, output=text).as_record(),
-                "model": column.chat_model.name,
-                "finish_reason": column.request.finish_reason,
-                "settings": asdict(self.settings),
-            }
-        )
+        answered = replace(example, output=column.request.text)
+        about = {"model": column.chat_model.name, "finish_reason": column.request.finish_reason}
+        self.records.append({**answered.as_record(), **about, "settings": asdict(self.settings)})
         if column.is_conversation:
-            column.history.append((f"{instruction}\n\n{input_text}" if input_text else instruction, text))
+            user = f"{example.instruction}\n\n{example.input}" if example.input else example.instruction
+            column.history.append((user, answered.output))
 
-    def _example(self, column: Column, instruction: str, input_text: str) -> Example:
+    def _example(self, column: Column, instruction: str, input_text: str, history: Sequence[Turn]) -> Example:
         system = self.system if column.chat_model.template.has_system else ""
-        return Example(instruction, "", input_text, system=system, history=tuple(column.history))
-
-    def _prompt(self, column: Column, instruction: str, input_text: str) -> list[int]:
-        return column.chat_model.prompt_ids(self._example(column, instruction, input_text))
+        return Example(instruction, "", input_text, system=system, history=tuple(history))
 
     def _line(self) -> str:
         line = self.read("> ")
@@ -216,12 +206,9 @@ class Chat:
         if shown is None:
             raise ConfigError("/prompt: there is no last instruction; give a TEXT")
         for column in self.columns:
-            # The prompt of the last instruction: its own turn is in the history by now.
-            history = column.history
-            if not text and column.is_conversation:
-                column.history = history[:-1]
-            ids = self._prompt(column, *shown)
-            column.history = history
+            # The last instruction's own turn is in the history by now.
+            history = column.history if text or not column.is_conversation else column.history[:-1]
+            ids = column.chat_model.prompt_ids(self._example(column, *shown, history))
             self._print(f"{column.chat_model.name}: {len(ids)} tokens of {column.chat_model.context_length}")
             self.console.out(printable(column.chat_model.tokenizer.decode(ids)), highlight=False)
 

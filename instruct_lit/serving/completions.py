@@ -25,7 +25,6 @@ from instruct_lit.serving.protocol import ApiError, Body, ChatBody, CompletionBo
 from instruct_lit.serving.scheduler import PendingRequest, QueueFullError, Scheduler, Update
 
 N_COMPLETION_TOKENS = 16  # OpenAI's default of `/v1/completions`
-Prompt = tuple[Sequence[int], SamplingSettings]
 
 
 @dataclass
@@ -45,10 +44,8 @@ class Job:
     def usage(self) -> dict[str, int]:
         """Numbers of tokens of the prompts, each counted once, and of the responses with their end-of-text."""
         n_prompt = sum(len(request.prompt_ids) for request in self.requests[:: self.body.n or 1])
-        n_completion = sum(request.n_generated for request in self.requests)
-        return {
-            "prompt_tokens": n_prompt, "completion_tokens": n_completion, "total_tokens": n_prompt + n_completion
-        }  # fmt: skip
+        n_new = sum(request.n_generated for request in self.requests)
+        return {"prompt_tokens": n_prompt, "completion_tokens": n_new, "total_tokens": n_prompt + n_new}
 
 
 class CompletionService:
@@ -87,38 +84,34 @@ class CompletionService:
 
         Raises: ApiError.
         """
-        name, is_chat = self.chat_model.name, isinstance(body, ChatBody)
+        name, n_vocab = self.chat_model.name, self.chat_model.model.head_weight.shape[0]
         if body.model != name:
-            raise ApiError(
-                404, f"The model {body.model!r:.100} does not exist; there is {name!r}", param="model",
-                code="model_not_found",
-            )  # fmt: skip
+            message = f"The model {body.model!r:.100} does not exist; there is {name!r}"
+            raise ApiError(404, message, param="model", code="model_not_found")
         check(body)
         if isinstance(body, ChatBody):
             n_logprobs, score_prompt = (body.top_logprobs or 0) if body.logprobs else None, False
         else:
             assert isinstance(body, CompletionBody)
             n_logprobs, score_prompt = body.logprobs, body.echo and body.logprobs is not None
-        place, n_vocab = "messages" if is_chat else "prompt", self.chat_model.model.head_weight.shape[0]
         requests = []
         try:
             for prompt, settings in self.prompts(body):
                 if any(not 0 <= token < n_vocab for token in prompt):
-                    raise ApiError(400, f"{place}: token ids are between 0 and {n_vocab - 1}", param=place)
+                    raise DataError(f"{body.PROMPT}: token ids are between 0 and {n_vocab - 1}")
                 for i in range(body.n or 1):
                     hook = None if n_logprobs is None else LogprobRecorder(n_logprobs, score_prompt)
                     own = replace(settings, seed=(settings.seed + i) % 2**63)
                     requests.append(self.scheduler.engine.prepare(prompt, own, hook))
         except InstructLitError as error:
-            raise ApiError(400, str(error), param=place) from error
-        prefix, kind = ("chatcmpl", "chat.completion") if is_chat else ("cmpl", "text_completion")
-        head = {"id": f"{prefix}-{uuid.uuid4().hex}", "object": kind, "created": int(time.time()), "model": name}
-        return Job(body, requests, head)
+            raise ApiError(400, str(error), param=body.PROMPT) from error
+        head = {"id": f"{body.ID_PREFIX}-{uuid.uuid4().hex}", "object": body.OBJECT}
+        return Job(body, requests, {**head, "created": int(time.time()), "model": name})
 
-    def prompts(self, body: Body) -> list[Prompt]:
+    def prompts(self, body: Body) -> list[tuple[Sequence[int], SamplingSettings]]:
         """Token ids and settings of every prompt of a body.
 
-        Raises: ApiError, or DataError for a conversation that is not one.
+        Raises: ApiError, or DataError for prompts that cannot be answered.
         """
         if isinstance(body, ChatBody):
             messages = [
@@ -128,18 +121,16 @@ class CompletionService:
             example = example_of(self.chat_model.template, messages, body.input)
             texts: list[Any] = [self.chat_model.encoder.prompt_ids(example)]
             n_new = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
-            stops, place = self.chat_model.stops, "messages"
+            stops = self.chat_model.stops
         else:
             assert isinstance(body, CompletionBody)
-            texts, stops, place = body.prompts, (), "prompt"
-            if not texts:
-                raise ApiError(400, "prompt=[]: give at least one prompt", param=place)
-            n_requests, limit = len(texts) * (body.n or 1), self.scheduler.limit
-            if n_requests > limit:  # before they are made: a body of a megabyte may ask for millions
-                raise ApiError(
-                    400, f"prompt: {n_requests} responses requested at once; at most {limit} can be open", param=place
-                )  # fmt: skip
+            texts, stops = body.prompts, ()
             n_new = N_COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
+            n_requests, open_limit = len(texts) * (body.n or 1), self.scheduler.limit
+            if not texts:
+                raise DataError("prompt=[]: give at least one prompt")
+            if n_requests > open_limit:  # before they are made: a body of a megabyte may ask for millions
+                raise DataError(f"prompt: {n_requests} responses requested at once; at most {open_limit} can be open")
         settings, tokenizer, limit = self.settings(body), self.chat_model.tokenizer, self.chat_model.context_length
         prompts = []
         for text in texts:
@@ -147,11 +138,11 @@ class CompletionService:
             ids = ids or [tokenizer.eot_id]  # the beginning of a text
             n = max(1, min(self.defaults.max_new_tokens, limit - len(ids))) if n_new is None else n_new
             if len(ids) + n > limit:
-                raise ApiError(
-                    400, f"This model's maximum context length is {limit} tokens. However, you requested "
-                    f"{len(ids) + n} tokens ({len(ids)} in the {place}, {n} in the completion).",
-                    param=place, code="context_length_exceeded",
-                )  # fmt: skip
+                message = (
+                    f"This model's maximum context length is {limit} tokens. However, you requested {len(ids) + n} "
+                    f"tokens ({len(ids)} in the {body.PROMPT}, {n} in the completion)."
+                )
+                raise ApiError(400, message, param=body.PROMPT, code="context_length_exceeded")
             prompts.append((ids, replace(settings, max_new_tokens=n, stop=(*settings.stop, *stops))))
         return prompts
 
@@ -214,14 +205,12 @@ class CompletionService:
                 pass
         choices = []
         for index, request in enumerate(job.requests):
-            text: str = request.text
-            logprobs, _ = self.logprobs(job, Update(request, text, request.n_generated, request.finish_reason))
-            if isinstance(job.body, ChatBody):
-                content: dict[str, Any] = {"message": {"role": "assistant", "content": text, "refusal": None}}
-            else:
-                assert isinstance(job.body, CompletionBody)
+            end = Update(request, request.text, request.n_generated, request.finish_reason)
+            content: dict[str, Any] = {"message": {"role": "assistant", "content": request.text, "refusal": None}}
+            if isinstance(job.body, CompletionBody):
                 echoed = self.chat_model.tokenizer.decode(request.prompt_ids) if job.body.echo else ""
-                content = {"text": echoed + text}
+                content = {"text": echoed + request.text}
+            logprobs, _ = self.logprobs(job, end)
             choices.append({"index": index, **content, "logprobs": logprobs, "finish_reason": request.finish_reason})
         return {**job.head, "choices": choices, "usage": job.usage}
 
@@ -297,11 +286,8 @@ def check(body: Body) -> None:
                 message = f"{place}{name}={value!r:.80}: not supported by this server; {remedy}"
                 raise ApiError(400, message, param=place + name)
     stops = [body.stop] if isinstance(body.stop, str) else body.stop or []
-    rules = {
-        "stop": (
-            len(stops) <= body.MAX_STOPS and all(stops), f"at most {body.MAX_STOPS} texts of at least one character"
-        ),
-    }  # fmt: skip
+    n_stops = body.MAX_STOPS
+    rules = {"stop": (len(stops) <= n_stops and all(stops), f"at most {n_stops} texts of at least one character")}
     if isinstance(body, ChatBody):
         rules["top_logprobs"] = (body.top_logprobs is None or bool(body.logprobs), "null unless logprobs is true")
     elif isinstance(body, CompletionBody):

@@ -96,6 +96,9 @@ class Body:
         "presence_penalty": (0,), "frequency_penalty": (0,), "logit_bias": ({},),
     }  # fmt: skip
     MAX_STOPS: ClassVar[int] = 4
+    ID_PREFIX: ClassVar[str]
+    OBJECT: ClassVar[str]  # the `object` of a response
+    PROMPT: ClassVar[str]  # the field of the prompt
     model: str
     temperature: float | None = _optional(ge=0, le=2)
     top_p: float | None = _optional(gt=0, le=1)
@@ -114,8 +117,9 @@ class Body:
 
 @dataclass(kw_only=True)
 class ChatBody(Body):
-    """`/v1/chat/completions`; `input` is ours: the input that goes with an instruction, as in Alpaca's records."""
+    """`/v1/chat/completions`; `input` is ours: the input of the last instruction, as in Alpaca's records."""
 
+    ID_PREFIX, OBJECT, PROMPT = "chatcmpl", "chat.completion", "messages"
     HARMLESS: ClassVar[dict[str, tuple[Any, ...]]] = {
         **Body.HARMLESS, "response_format": ({"type": "text"},), "tools": ([],), "tool_choice": ("none", "auto"),
         "functions": ([],), "function_call": ("none", "auto"), "modalities": (["text"],), "audio": (),
@@ -154,6 +158,7 @@ class ChatBody(Body):
 class CompletionBody(Body):
     """`/v1/completions`: the text is continued without a template."""
 
+    ID_PREFIX, OBJECT, PROMPT = "cmpl", "text_completion", "prompt"
     HARMLESS: ClassVar[dict[str, tuple[Any, ...]]] = {**Body.HARMLESS, "suffix": ("",)}
     prompt: str | list[str] | list[int] | list[list[int]] | None
     max_tokens: int | None = _optional(ge=0)

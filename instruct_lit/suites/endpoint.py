@@ -9,6 +9,7 @@ from __future__ import annotations
 import queue
 import sys
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -18,7 +19,7 @@ from instruct_lit.core.generation.request import Request
 from instruct_lit.core.generation.sampling import SamplingSettings
 from instruct_lit.core.optional_imports import need
 from instruct_lit.serving.chat_model import ChatModel
-from instruct_lit.serving.completions import CompletionService, Job, Prompt
+from instruct_lit.serving.completions import CompletionService, Job
 from instruct_lit.serving.http import make_app
 from instruct_lit.serving.protocol import ApiError, Body, ChatBody, CompletionBody
 from instruct_lit.serving.scheduler import PendingRequest
@@ -92,7 +93,7 @@ class EvaluationService(CompletionService):
                 self._advance()
         return job
 
-    def prompts(self, body: Body) -> list[Prompt]:
+    def prompts(self, body: Body) -> list[tuple[Sequence[int], SamplingSettings]]:
         """The prompts, truncated from the left where they leave no room for the response (`EvaluatedModel.fit`)."""
         settings = self.chat_model.with_stops(replace(self.settings(body), seed=body.seed or 0))
         if isinstance(body, ChatBody):
