@@ -66,7 +66,8 @@ class Scheduler:
         self.last_error: str | None = None  # of the last step that failed
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._pending: dict[Request, PendingRequest] = {}  # used by the scheduler's thread only
-        self._lock, self._closing = threading.Lock(), False
+        self.is_closing = False  # whether `close` has been called
+        self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="scheduler", daemon=True)
         self._thread.start()
 
@@ -75,11 +76,6 @@ class Scheduler:
         """Whether the thread runs."""
         return self._thread.is_alive()
 
-    @property
-    def is_closing(self) -> bool:
-        """Whether `close` has been called."""
-        return self._closing
-
     def submit(self, requests: Sequence[Request], on_update: OnUpdate, every_step: bool) -> None:
         """Accept requests that `engine.prepare` made, all or none.
 
@@ -87,8 +83,8 @@ class Scheduler:
         """
         pending = [PendingRequest(request, on_update, every_step) for request in requests]
         with self._lock:
-            if self._closing or self.n_open + len(pending) > self.limit:
-                state = "is shutting down" if self._closing else f"has {self.n_open} of at most {self.limit} requests"
+            if self.is_closing or self.n_open + len(pending) > self.limit:
+                state = "is shutting down" if self.is_closing else f"has {self.n_open} of at most {self.limit} requests"
                 raise QueueFullError(f"the server {state}; try again later")
             self.n_open += len(pending)
             self._inbox.put(partial(self._accept, pending))  # under the lock: before `close` has begun, or never
@@ -100,12 +96,12 @@ class Scheduler:
     def close(self) -> None:
         """Cancel all unfinished requests and end the thread."""
         with self._lock:
-            self._closing = True
+            self.is_closing = True
         self._inbox.put(lambda: None)
         self._thread.join()
 
     def _run(self) -> None:
-        while not self._closing:
+        while not self.is_closing:
             try:
                 self._read_inbox()
                 changed = self.engine.step()
@@ -124,10 +120,10 @@ class Scheduler:
 
     def _read_inbox(self) -> None:
         """Run everything in the inbox; block for it while the engine has nothing to do."""
-        idle = not self.engine.n_unfinished
-        while idle or not self._inbox.empty():
+        if not self.engine.n_unfinished:
             self._inbox.get()()
-            idle = False
+        while not self._inbox.empty():
+            self._inbox.get()()
 
     def _accept(self, pending: Sequence[PendingRequest]) -> None:
         for one in pending:
@@ -148,11 +144,11 @@ class Scheduler:
             del self._pending[request]
             with self._lock:
                 self.n_open -= 1
-            if self.on_finished is not None:
-                try:
+            try:
+                if self.on_finished is not None:
                     self.on_finished(pending)
-                except Exception as error:  # such as a full disk: the request is answered all the same
-                    log.warning("after a response: %s: %s", type(error).__name__, error)
+            except Exception as error:  # such as a full disk: the request is answered all the same
+                log.warning("after a response: %s: %s", type(error).__name__, error)
         if finished or pending.every_step:
             try:
                 pending.on_update(Update(request, request.stable_text, request.n_generated, request.finish_reason))
