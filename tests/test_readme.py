@@ -14,10 +14,16 @@ ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 CHINESE = (ROOT / "README.zh.md").read_text(encoding="utf-8")
 PAGES = [README, CHINESE, *(page.read_text(encoding="utf-8") for page in sorted((ROOT / "docs").glob("*.md")))]
+
+
+def commands_of(page: str) -> list[str]:
+    """The lines to be typed, without their comments."""
+    lines = [re.split(r"(?<=\S) {4,}#", line)[0].strip() for line in page.splitlines() if line.startswith("    ")]
+    return [line for line in lines if line and not line.startswith("#")]
+
+
 COMMANDS = list(
-    dict.fromkeys(
-        line.strip() for page in PAGES for line in page.splitlines() if line.startswith("    python -m instruct_lit.")
-    )
+    dict.fromkeys(line for page in PAGES for line in commands_of(page) if line.startswith("python -m instruct_lit."))
 )
 SYMBOLS = re.findall(
     r"`((?:core|train)\.[a-z_.]*\.?[A-Za-z_]+)`",
@@ -46,16 +52,19 @@ def test_every_command_composes(command: str) -> None:
 
 
 def test_what_it_points_to_is_there() -> None:
-    for target in re.findall(r"\]\(([^)]+)\)", README):
+    for target in re.findall(r"\]\((?!#)([^)]+)\)", README):
         assert (ROOT / target).is_file(), target
     for option in re.findall(r"`(?:experiment|debug|batching)=([a-z_]+)`", README):
         assert list(CONF.glob(f"*/{option}.yaml")), option
 
 
-def test_the_chinese_readme_has_the_same_stops_and_only_commands_of_the_english_one() -> None:
-    assert set(re.findall(r"`(core\.[a-z_.]+\.\w+)`", CHINESE)) <= set(SYMBOLS)
-    commands = [line for line in CHINESE.splitlines() if line.startswith("    ") and "#" not in line]
-    assert commands and set(commands) <= set(README.splitlines())
+def test_the_chinese_readme_has_the_same_commands_symbols_and_tables() -> None:
+    assert commands_of(CHINESE) == commands_of(README)
+    assert re.findall(r"`(core\.[a-z_.]+\.\w+)`", CHINESE.split("| 6 ")[0]) == re.findall(
+        r"`(core\.[a-z_.]+\.\w+)`", README.split("| 6 ")[0]
+    )
+    for mark in ("\n## ", "\n|"):
+        assert CHINESE.count(mark) == README.count(mark), mark
 
 
 def test_there_are_six_stops_and_commands() -> None:
@@ -67,9 +76,10 @@ def test_the_chinese_readme_has_chinese_punctuation() -> None:
     assert re.findall(r"[\u4e00-\u9fff][,;:()]|[,;:()][\u4e00-\u9fff]", prose) == []
 
 
-def test_the_chinese_readme_has_the_commands_of_the_first_list() -> None:
-    commands = README.split("## Your own data")[1].split("\nData and weights")[0]
-    assert [line for line in commands.splitlines() if line.startswith("    ") and line not in CHINESE] == []
+def test_the_dockerfile_installs_as_it_says() -> None:
+    steps = " ".join(line for line in (ROOT / "Dockerfile").read_text().splitlines() if line.startswith("RUN"))
+    for command in ("python3.11 -m venv .venv", "pip install -c constraints.txt -e '.[hf,evaluate]'"):
+        assert command in README and command in steps
 
 
 def test_the_sizes_that_it_names_are_those_of_the_package() -> None:
@@ -79,4 +89,4 @@ def test_the_sizes_that_it_names_are_those_of_the_package() -> None:
     ]
     named = re.findall(r"`core/` has ([\d,]+) lines in \d+ files, the whole package ([\d,]+)", README)[0]
     for size, n in zip(named, n_lines, strict=True):
-        assert abs(int(size.replace(",", "")) / n - 1) < 0.05, f"README: {size} lines, there are {n}"
+        assert abs(int(size.replace(",", "")) / n - 1) < 0.08, f"README: {size} lines, there are {n}"
