@@ -27,11 +27,13 @@ def report(config: DictConfig) -> None:
 def write(folder: Path, metric: str | None = None, direction: str | None = None, n_best: int = 3) -> Path:
     """Write the page and return its path; metric and direction are those of the sweep by default.
 
+    A loss that trials do not share, because they differ in what is masked, is replaced by one that they do.
     Raises: ConfigError for a metric that no trial has.
     """
     from instruct_lit.config.run_folder import plain_text, read_plain
+    from instruct_lit.sweeps.comparable import comparable_metric
     from instruct_lit.sweeps.page import write_page
-    from instruct_lit.sweeps.trials import read_trials
+    from instruct_lit.sweeps.trials import read_trials, varied
 
     saved = folder / "multirun.yaml"
     sweep = read_plain(saved) if saved.is_file() else {}
@@ -41,6 +43,9 @@ def write(folder: Path, metric: str | None = None, direction: str | None = None,
         direction = plain_text(sweep, "hydra.sweeper.direction")
     maximize = direction == "maximize" if direction else not shown.endswith(LOWER_IS_BETTER)
     trials = read_trials(folder, maximize, None if shown == optimized else shown)
+    instead = comparable_metric(varied(trials), shown) if metric is None else None
+    if instead is not None and any(instead in trial.metrics for trial in trials):
+        trials, shown, maximize = read_trials(folder, False, instead), instead, False
     return write_page(folder, trials, shown, maximize, n_best)
 
 

@@ -23,7 +23,7 @@ from instruct_lit.config.compat_hydra import IntervalSweep, Override, RangeSweep
 from instruct_lit.core.optional_imports import load
 from instruct_lit.errors import ConfigError
 from instruct_lit.sweeps.compat_optuna import running_trial
-from instruct_lit.sweeps.storage import open_storage
+from instruct_lit.sweeps.study import PRUNERS, make_pruner, open_storage
 from instruct_lit.sweeps.trial import is_held, locked, read_record
 
 ConfigStore.instance().store(
@@ -45,7 +45,7 @@ ConfigStore.instance().store(
     },
     provider="instruct_lit_optuna",
 )
-SAMPLERS, PRUNERS = ("tpe", "random"), ("median", "hyperband", "none")
+SAMPLERS = ("tpe", "random")
 Direction = Literal["minimize", "maximize"]
 FOLDER, WORKER = "folder", "worker"  # user attributes of a trial: its folder, and the sweep that asked for it
 WORKERS = ".workers"  # in a sweep's folder, a folder for each sweep that runs there, locked while it runs
@@ -99,7 +99,8 @@ class OptunaSweeper(Sweeper):
         seed = self.seed + number + (int(name, 16) if self.storage else 0)
         study = optuna.create_study(
             study_name=self.study_name, storage=open_storage(storage), direction=self.direction, load_if_exists=True,
-            sampler=self._sampler(seed), pruner=self.make_pruner(),
+            sampler=self._sampler(seed),
+            pruner=make_pruner(self.pruner, self.n_startup_trials, self.n_warmup_steps),
         )  # fmt: skip
         with locked(sweep_dir / WORKERS / str(number)):
             while batch := self._next_trials(study, space, sweep_dir, f"{name}/{number}"):
@@ -190,15 +191,6 @@ class OptunaSweeper(Sweeper):
         return optuna.samplers.TPESampler(
             seed=seed, n_startup_trials=self.n_startup_trials, constant_liar=self.n_jobs > 1
         )
-
-    def make_pruner(self) -> Any:
-        import optuna
-
-        if self.pruner == "none":
-            return optuna.pruners.NopPruner()
-        if self.pruner == "hyperband":
-            return optuna.pruners.HyperbandPruner()
-        return optuna.pruners.MedianPruner(self.n_startup_trials, self.n_warmup_steps)
 
 
 def _join(workers: Path) -> tuple[str, int]:

@@ -54,7 +54,7 @@ def run_command(command: str, verb: Callable[[Any], Any]) -> None:
             if HydraConfig.get().mode == RunMode.MULTIRUN:
                 from instruct_lit.sweeps import trial
 
-                return trial.run_trial(command, HydraConfig.get())
+                return trial.run_trial(command, HydraConfig.get(), config.get("optimized_metric"))
             result = verb(config)
             if is_trial:
                 from instruct_lit.sweeps import trial

@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from instruct_lit.core.bundle import bundle_of, read_about
 from instruct_lit.errors import printable
 from instruct_lit.evaluation.categories import lines
 from instruct_lit.evaluation.metrics import HIGHER_IS_BETTER, Row
 from instruct_lit.reports import pages
-from instruct_lit.reports.pages import interval
-from instruct_lit.reports.tables import show, table
+from instruct_lit.reports.metrics import interval, number
+from instruct_lit.reports.tables import show, show_table
 
 MAX_ROWS = 300
 MAX_LEAKS = 5  # printed in the terminal; the file lists all
@@ -21,11 +22,11 @@ def print_scores(evaluation: Mapping[str, Any]) -> None:
     """Print means with their intervals, and the first metric and the loss by category."""
     leaks = evaluation.get("leaks")
     without = leaks["metrics_without"] if leaks and leaks["n"] else {}
-    scores = table("", "mean", "95 % interval", "n", *(["without leaks"] if without else []))
-    for name, value in lines(evaluation):
-        clean = [f"{without[name]['mean']:.3f}"] if name in without else []
-        scores.add_row(name, f"{value['mean']:.3f}", interval(value), str(value["n"]), *clean)
-    show(scores)
+    rows = [
+        (name, f"{v['mean']:.3f}", interval(v), v["n"], *([f"{without[name]['mean']:.3f}"] if name in without else []))
+        for name, v in lines(evaluation)
+    ]
+    show_table(("", "mean", "95 % interval", "n", *(["without leaks"] if without else [])), rows)
 
 
 def print_leaks(leaks: Mapping[str, Any] | None) -> None:
@@ -51,11 +52,8 @@ def print_judge(judge: Mapping[str, Any]) -> None:
     """Print the judge's mean score, how many verdicts it rests on, and its agreement with other scores."""
     show(f"judge {judge['model'] or judge['name']}: {judge_line(judge)}")
     if "agreement" in judge:
-        agreement = table("agreement", "")
-        for name, value in judge["agreement"].items():
-            text = "undefined" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
-            agreement.add_row(name, text)
-        show(agreement)
+        rows = [(name, "undefined" if value is None else number(value)) for name, value in judge["agreement"].items()]
+        show_table(("agreement", ""), rows)
 
 
 def judge_line(judge: Mapping[str, Any]) -> str:
@@ -71,14 +69,13 @@ def print_comparison(comparison: Mapping[str, Any]) -> None:
     """Print the difference of two models in each metric, and the judge's win rates."""
     a, b = comparison["compare"]
     show(f"A {a}\nB {b}\n{comparison['n_pairs']} common examples, {comparison['n_unpaired']} unpaired responses")
-    differences = table("", "A", "B", "A - B", "95 % interval", "p")
-    for name, v in comparison["differences"].items():
-        values = (f"{v['a']:.3f}", f"{v['b']:.3f}", f"{v['mean']:+.3f}", interval(v, "%+.3f"), f"{v['p']:.4f}")
-        differences.add_row(name, *values)
-    show(differences)
-    if "pairwise" in comparison:
-        for line in pairwise_lines(comparison["pairwise"]):
-            show(line)
+    rows = [
+        (name, f"{v['a']:.3f}", f"{v['b']:.3f}", f"{v['mean']:+.3f}", interval(v, "%+.3f"), f"{v['p']:.4f}")
+        for name, v in comparison["differences"].items()
+    ]
+    show_table(("", "A", "B", "A - B", "95 % interval", "p"), rows)
+    for line in pairwise_lines(comparison["pairwise"]) if "pairwise" in comparison else ():
+        show(line)
 
 
 def pairwise_lines(pairwise: Mapping[str, Any]) -> list[str]:
@@ -102,6 +99,25 @@ def pairwise_lines(pairwise: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def subject(evaluation: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What was evaluated, as (name, text): the model with its base, its data, its template, and how it responded."""
+    if evaluation["run"] is None:
+        return [("responses", evaluation["responses"])]
+    about = read_about(bundle_of(evaluation["run"]))
+    data, settings = about.get("data", {}), evaluation["generation"]
+    given = {key: value for key, value in settings.items() if value not in (None, [], 0.0) and key != "seed"}
+    facts = {
+        "model": evaluation["run"],
+        "base model": (about.get("base") or {}).get("id"),
+        "fine-tuned on": data.get("name") and f"{data['name']} (fingerprint {data.get('fingerprint')})",
+        "template": about.get("template", {}).get("name"),
+        "responses to": f"the {evaluation['split']} split",
+        "generation": ("sampled, " if settings.get("temperature") else "greedy, ")
+        + ", ".join(f"{key}={value}" for key, value in given.items()),
+    }
+    return [(name, str(text)) for name, text in facts.items() if text]
+
+
 def write_page(path: Path, evaluation: Mapping[str, Any], rows: Sequence[Row]) -> None:
     """Write the page of an evaluation: scores, leaks, judge, then the responses, the worst first.
 
@@ -119,7 +135,7 @@ def write_page(path: Path, evaluation: Mapping[str, Any], rows: Sequence[Row]) -
         path,
         "evaluation.html.jinja",
         source=evaluation["run"] or evaluation["responses"],
-        evaluation=evaluation,
+        subject=subject(evaluation),
         lines=lines(evaluation),
         leaks=leaks,
         leak_counts=leak_counts(leaks) if leaks else {},

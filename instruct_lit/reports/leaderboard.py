@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from instruct_lit.evaluation.ratings import Battle, Rating, win_counts
+from instruct_lit.reports.tables import show, show_table
 
 HEADS = ("rank", "model", "Bradley–Terry", "95 % interval", "Elo", "win rate", "battles")
 SEVERAL_GROUPS = "a rank such as 2.1 is that of a group: no battles connect its models to the others, so ratings of \
@@ -29,12 +30,7 @@ def table_of(ratings: Sequence[Rating]) -> list[list[Any]]:
 
 def print_leaderboard(ratings: Sequence[Rating]) -> None:
     """Print the leaderboard; brackets in names are no markup."""
-    from instruct_lit.reports.tables import show, table
-
-    board = table(*HEADS, text=("model",))
-    for row in table_of(ratings):
-        board.add_row(*map(str, row))
-    show(board)
+    show_table(HEADS, table_of(ratings), text=("model",))
     if ratings[-1].group > 1:
         show(SEVERAL_GROUPS)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from instruct_lit.core.jinja_environments import html_environment
+from instruct_lit.reports.metrics import interval, meaning, number, quantity
 
 FOLDER = Path(__file__).parent
 
@@ -14,29 +15,12 @@ FOLDER = Path(__file__).parent
 def write_page(path: Path, template: str, folder: Path = FOLDER, **values: Any) -> None:
     """Render a template of `folder` and write it whole or not at all; every value is escaped.
 
-    Filters: `number` (a metric or count as text), `interval` (`low to high` of a mapping).
+    Filters: `number` (a metric or count as text), `quantity` (with the unit of a metric's name), `interval` (`low to
+    high` of a mapping), `meaning` (of a metric).
     """
     environment = html_environment(folder, FOLDER)
-    environment.filters |= {"number": number, "interval": interval}
+    environment.filters |= {"number": number, "quantity": quantity, "interval": interval, "meaning": meaning}
     page = environment.get_template(template).render(**values)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(page, encoding="utf-8")
     os.replace(temporary, path)
-
-
-def number(value: Any) -> str:
-    """A metric or a count as text; what is no number is shown unchanged, None as nothing."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return "" if value is None else str(value)
-    if isinstance(value, int):
-        return f"{value:,}"
-    if value and not 1e-3 <= abs(value) < 1e7:
-        return f"{value:.3g}"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.1f}" if abs(value) >= 100 else f"{value:.4f}"
-
-
-def interval(value: Any, form: str = "%.3f") -> str:
-    """The bounds of an interval, `low to high`; of too few values there are none."""
-    if value["low"] is None:
-        return "too few to say"
-    return f"{form % value['low']} to {form % value['high']}"

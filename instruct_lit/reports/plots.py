@@ -87,7 +87,7 @@ def loss_curves(history: Sequence[Mapping[str, Any]], best_step: int | None) -> 
     if train:
         steps, losses = zip(*train, strict=True)
         axes.plot(steps, losses, color=BLUE, alpha=0.25, linewidth=1)
-        axes.plot(steps, _smooth(losses), color=BLUE, label="training (moving average)")
+        axes.plot(steps, _smooth(losses), color=BLUE, label="training, smoothed")
     if val:
         axes.plot(*zip(*val, strict=True), "o-", color=ORANGE, markersize=4, label="validation")
     marked = [point for point in val if best_step in (None, point[0])]
@@ -121,10 +121,11 @@ def loss_curves(history: Sequence[Mapping[str, Any]], best_step: int | None) -> 
     return figure
 
 
-def trial_curves(lines: Sequence[TrialLine]) -> Figure:
-    """Validation loss of every trial over optimizer steps, the first lines on top."""
+def trial_curves(lines: Sequence[TrialLine], metric: str = "val/loss") -> Figure:
+    """A validation loss of every trial over optimizer steps, the first lines on top."""
     losses = [loss for line in lines for _, loss in line.points]
-    figure, axes = _figure("Validation loss of every trial", "optimizer step", "validation loss (nats per token)")
+    unit = "bits per byte" if metric.endswith("bits_per_byte") else "nats per token"
+    figure, axes = _figure(f"{metric} of every trial", "optimizer step", f"{metric} ({unit})")
     if min(losses) > 0 and max(losses) / min(losses) > 4:
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
@@ -149,7 +150,7 @@ def parallel_coordinates(
     """
     figure, axes = _figure("Parallel coordinates of the trials", "", "")
     axes.set_axis_off()
-    axes.set_xlim(-0.1, len(columns) - 0.7)
+    axes.set_xlim(-0.3, len(columns) - 0.7)
     axes.set_ylim(-0.06, 1.12)
     heights = []
     for x, (name, column) in enumerate(columns.items()):
@@ -157,8 +158,9 @@ def parallel_coordinates(
         heights.append(found)
         axes.plot([x, x], [0, 1], color=GRAY, linewidth=1)
         axes.text(x, 1.06, name, ha="center", color=TEXT, fontweight="bold")
+        side = -1 if x == 0 else 1  # no line lies outside of the first and the last axis
         for y, label in ticks:
-            axes.text(x + 0.025, y, label, va="center", color=TEXT, fontsize=9, bbox=_BOX, zorder=4)
+            _note(axes, label, (x, y), (6 * side, 0), "right" if x == 0 else "left", "center")
     places = list(zip(*heights, strict=True))
     drawn = [TrialLine(l.number, l.colour, list(enumerate(p))) for l, p in zip(lines, places, strict=True)]  # noqa: E741
     _trial_lines(axes, drawn)
@@ -213,7 +215,7 @@ def learning_rate_range(rates: Sequence[float], losses: Sequence[float], suggest
     """The smoothed loss over a growing learning rate, the suggestion marked."""
     figure, axes = _figure("Learning rate range test", "learning rate", "training loss (nats per token)", 4.2)
     axes.set_xscale("log")
-    axes.plot(rates, losses, color=BLUE, label="training (moving average)")
+    axes.plot(rates, losses, color=BLUE, label="training, smoothed")
     axes.axvline(suggestion, color=ORANGE, linestyle="--", label=f"optimizer.lr={suggestion:.2g}")
     _legend(axes, "lower left")
     return figure

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from instruct_lit.core.generation.responses import read_jsonl
-from instruct_lit.reports.tables import show, table
+from instruct_lit.reports.tables import show, show_table
 
 # Endings of metrics that depend on the machine and not on the training.
 MEASURED = ("seconds", "_s", "_bytes", "flop_utilisation")
@@ -68,16 +68,14 @@ class Reproduction:
     def print(self, tolerance: float) -> None:
         """Print the changes and the metrics as tables; differences above the tolerance are marked."""
         if self.changes:
-            changes = table("changed before training", "original", "rerun", text=("original", "rerun"))
-            for row in self.changes:
-                changes.add_row(*map(str, row))
-            show(changes)
-        metrics = table("metric", "original", "rerun", "relative difference")
+            heads = ("changed before training", "original", "rerun")
+            show_table(heads, self.changes, text=heads)
+        rows = []
         for m in self.metrics:
             apart = f"{m.relative_difference:.1e}" if m.relative_difference else "equal"
             mark = " !" if m.relative_difference > tolerance else ""
-            metrics.add_row(m.name, f"{m.original:.6g}", f"{m.rerun:.6g}", apart + mark)
-        show(metrics)
+            rows.append((m.name, f"{m.original:.6g}", f"{m.rerun:.6g}", apart + mark))
+        show_table(("metric", "original", "rerun", "relative difference"), rows)
         first = self.first_step
         show("all losses of all steps are bit-equal" if first is None else f"the losses differ from step {first} on")
 

@@ -11,33 +11,11 @@ from instruct_lit.core.generation.responses import read_jsonl
 from instruct_lit.evaluation.metrics import WITHOUT_EXTRA, exact, score, token_f1
 from instruct_lit.evaluation.statistics import Interval
 from instruct_lit.reports import plots
-from instruct_lit.reports.pages import number, write_page
-from instruct_lit.reports.tables import show, table
+from instruct_lit.reports.metrics import quantity
+from instruct_lit.reports.pages import write_page
+from instruct_lit.reports.tables import show, show_table
 
 MAX_ROWS = 200
-MEANINGS = {
-    "val/loss": "mean loss per supervised validation token (nats); early stopping monitors it by default",
-    "val/perplexity": "exp(val/loss)",
-    "val/response_loss": "the same over response tokens only, whether or not prompts were masked in training",
-    "val/bits_per_byte": "bits per byte of response text; comparable between tokenizers",
-    "val/exact_match": "share of validation responses equal to the reference",
-    "test/loss": "mean loss per supervised test token with the best weights (nats)",
-    "test/perplexity": "exp(test/loss)",
-    "test/exact_match": "share of test responses equal to the reference",
-    "train/tokens": "supervised tokens in all optimizer steps",
-    "tokens_per_s": "tokens without padding per second of training",
-    "positions_per_token": "computed positions per token: padding adds to it, a shared prefix lowers it",
-    "flop_utilisation": "floating-point operations that the examples need, relative to the measured peak of the device",
-    "matrix_flops_per_s": "measured rate of matrix products on this device",
-    "waiting_s": "seconds in which training waited for data",
-    "training_s": "seconds in optimizer steps, without validation and generation",
-    "seconds": "seconds from start to end",
-    "peak_memory_bytes": "peak memory",
-    "interrupted": "the run was ended by a signal",
-    "n_steps": "optimizer steps",
-    "best_step": "step of the saved weights",
-    "stopped_early": "early stopping ended the run",
-}
 SUMMARY = ("val/loss", "test/loss", "test/exact_match", "tokens_per_s", "stopped_early", "seconds")
 FILES = {
     "report.html": "loss curves, metrics, responses",
@@ -79,7 +57,6 @@ def write_report(run_dir: Path, differences: Sequence[tuple[str, Any, Any]], ove
         command=" ".join(["python -m instruct_lit.train", *overrides]),
         metrics={name: value for name, value in results_first if not name.startswith("base/")},
         before={name.removeprefix("base/"): value for name, value in metrics.items() if name.startswith("base/")},
-        explained=MEANINGS,
         quality=_quality(rows),
         rows=sorted(rows, key=lambda row: (row["right"], row["token_f1"]))[:MAX_ROWS],
         n_rows=len(rows),
@@ -92,17 +69,12 @@ def write_report(run_dir: Path, differences: Sequence[tuple[str, Any, Any]], ove
 
 def print_summary(run_dir: Path, metrics: Mapping[str, Any]) -> None:
     """Print the main metrics and the files of the run folder."""
-    summary = table("name", "value", header=False)
-    for name in SUMMARY:
-        if name in metrics:
-            before = metrics.get(f"base/{name}")
-            text = number(metrics[name])
-            summary.add_row(name, f"{text}   (before fine-tuning {number(before)})" if before is not None else text)
-    for name, content in FILES.items():
-        if (run_dir / name).exists():
-            summary.add_row(name, content)
+    rows = [(name, quantity(metrics[name], name)) for name in SUMMARY if name in metrics]
+    before = {name: metrics[f"base/{name}"] for name in SUMMARY if f"base/{name}" in metrics}
+    rows = [(n, f"{text}   (before fine-tuning {quantity(before[n], n)})" if n in before else text) for n, text in rows]
+    rows += [(name, content) for name, content in FILES.items() if (run_dir / name).exists()]
     show(f"\n{run_dir}")
-    show(summary)
+    show_table(("name", "value"), rows, header=False)
 
 
 def _loss_curves(run_dir: Path) -> Any:

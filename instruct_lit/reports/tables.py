@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 
@@ -15,6 +15,14 @@ def table(*columns: str, header: bool = True, text: Collection[str] = ()) -> Any
         left = not header or column in (columns[0], *text)
         made.add_column(column, justify="left" if left else "right", no_wrap=left is not header, overflow="fold")
     return made
+
+
+def show_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], **style: Any) -> None:
+    """Print rows of values under their columns; `style` are the other arguments of `table`."""
+    made = table(*columns, **style)
+    for row in rows:
+        made.add_row(*map(str, row))
+    show(made)
 
 
 def show(content: Any) -> None:

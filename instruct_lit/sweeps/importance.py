@@ -7,18 +7,18 @@ from collections.abc import Sequence
 from typing import Any
 
 from instruct_lit.core.optional_imports import load, need
-from instruct_lit.sweeps.trials import SEEDS, Trial, column_of, is_logarithmic, varied
+from instruct_lit.sweeps.trials import Trial, column_of, is_logarithmic, varied
 
 
 def importances(trials: Sequence[Trial]) -> dict[str, float]:
     """Share of the metric's variance by hyper-parameter, the largest first.
 
-    Seeds are replicates and no hyper-parameters. Empty when fewer than four trials have a value or all are equal.
+    Empty when fewer than four trials have a value or all are equal.
     Raises: ConfigError where Optuna or scikit-learn is missing.
     Source: Hutter, Hoos and Leyton-Brown 2014.
     """
     done = [trial for trial in trials if trial.value is not None]
-    names = [name for name in varied(done) if name not in SEEDS]
+    names = varied(done)
     if len(done) < 4 or len({trial.value for trial in done}) < 2 or not names:
         return {}
     purpose = "importance of hyper-parameters"
@@ -31,9 +31,8 @@ def importances(trials: Sequence[Trial]) -> dict[str, float]:
     for row, trial in enumerate(done):
         values = {name: column[row] for name, column in columns.items()}
         study.add_trial(optuna.trial.create_trial(params=values, distributions=distributions, value=trial.value))
-    found = optuna.importance.get_param_importances(
-        study, evaluator=optuna.importance.FanovaImportanceEvaluator(seed=0)
-    )
+    evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
+    found = optuna.importance.get_param_importances(study, evaluator=evaluator)
     return {name: float(share) for name, share in found.items() if math.isfinite(share)}
 
 

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from instruct_lit.errors import ConfigError
 from instruct_lit.reports import pages, plots
-from instruct_lit.reports.pages import number
+from instruct_lit.reports.metrics import bounds, number
+from instruct_lit.sweeps.comparable import changes_loss, comparable_metric
 from instruct_lit.sweeps.importance import importances
-from instruct_lit.sweeps.statistics import by_setting
-from instruct_lit.sweeps.trials import Trial, column_of, is_logarithmic, short, varied
+from instruct_lit.sweeps.statistics import Setting, by_setting, mean_and_interval, paired_difference
+from instruct_lit.sweeps.trials import SEEDS, Trial, column_of, is_logarithmic, short, varied
 
 MAX_RESPONSES = 40
-COLUMNS = ("val/loss", "test/loss", "test/exact_match", "n_steps")
+COLUMNS = ("val/loss", "val/bits_per_byte", "test/loss", "test/exact_match", "n_steps")
 STATUSES = ("completed", "pruned", "failed", "interrupted", "running")
 
 
@@ -24,21 +25,33 @@ def write_page(folder: Path, trials: Sequence[Trial], metric: str, maximize: boo
 
     Args:
         trials: sorted, the best first.
-        n_best: of so many trials the responses are shown side by side.
+        n_best: of so many trials, or of one seed of so many settings, the responses are shown side by side.
     """
     done = [trial for trial in trials if trial.value is not None]
-    colours = dict(zip([trial.number for trial in done], plots.rank_colours(len(done)), strict=True))
-    shares, settings, missing = {}, [], []
+    settings, names, missing = by_setting(trials, maximize), varied(trials), []
+    ranks = [list(setting.trials.values()) for setting in settings] or [[trial] for trial in done]
+    colours: dict[int, str] = {}
+    for colour, group in zip(plots.rank_colours(len(ranks)), ranks, strict=True):
+        colours |= {trial.number: colour for trial in group}
+    shares: Mapping[str, float] = {}
+    table: list[tuple[Setting, dict[str, Any]]] = []
+    paired = None
+    try:
+        table = [(s, mean_and_interval(list(s.values.values()), bounds(metric))) for s in settings]
+        paired = paired_difference(*settings[:2]) if len(settings) > 1 else None
+    except ConfigError as error:
+        missing.append(str(error))
     try:
         shares = importances(trials)
     except ConfigError as error:
         missing.append(str(error))
-    try:
-        settings = by_setting(trials, maximize)
-    except ConfigError as error:
-        missing.append(str(error))
-    answered = [trial for trial in done if trial.responses][:n_best]
-    counts = {status: sum(trial.status == status for trial in trials) for status in STATUSES}
+    if settings:  # the responses of one seed: of others the test examples may be others
+        seed = next(iter(settings[0].trials))
+        shown = [setting.trials[seed] for setting in settings if seed in setting.trials]
+    answered = [trial for trial in (shown if settings else done) if trial.responses][:n_best]
+    counts = {status: n for status in STATUSES if (n := sum(trial.status == status for trial in trials))}
+    columns = list(dict.fromkeys(comparable_metric(names, name) or name for name in COLUMNS))
+    curve = comparable_metric(names, "val/loss") or "val/loss"
     path = folder / "report.html"
     pages.write_page(
         path,
@@ -49,32 +62,38 @@ def write_page(folder: Path, trials: Sequence[Trial], metric: str, maximize: boo
         direction="largest" if maximize else "smallest",
         trials=trials,
         names=list(trials[0].parameters),
-        columns=[name for name in COLUMNS if name != metric and any(name in trial.metrics for trial in trials)],
-        best=next(iter(done), None),
-        counts={status: n for status, n in counts.items() if n},
+        columns=[name for name in columns if name != metric and any(name in trial.metrics for trial in trials)],
+        best=done[0] if done else None,
+        command=ranks[0][0].command_line(SEEDS if settings else ()) if ranks else "",
+        counts=counts,
         settings=settings,
-        plots=[plot for plot in (curves(trials, colours), parallel_coordinates(done, metric, colours)) if plot],
+        table=table,
+        paired=paired,
+        incomparable=[name for name in names if changes_loss(name)],
+        instead=comparable_metric(names, metric),
+        plots=[plot for plot in (curves(trials, colours, curve), parallel_coordinates(done, metric, colours)) if plot],
         importance=plots.svg(plots.importance(shares, metric), "importance of the hyper-parameters") if shares else "",
         missing="; ".join(missing),
         colours=colours,
         answered=answered,
         answers=side_by_side(answered),
         n_answers=min((len(trial.responses) for trial in answered), default=0),
+        reports={trial.number for trial in trials if (folder / str(trial.number) / "report.html").is_file()},
         short=short,
     )
-    table = [
+    rows = [
         {"trial": t.number, "status": t.status, "value": t.value, "reason": t.reason, "seconds": t.seconds}
-        | {"parameters": t.parameters, "command": t.command}
+        | {"parameters": t.parameters, "command": t.command_line()}
         for t in trials
     ]
-    (folder / "trials.json").write_text(json.dumps({"metric": metric, "trials": table}, indent=2) + "\n")
+    (folder / "trials.json").write_text(json.dumps({"metric": metric, "trials": rows}, indent=2) + "\n")
     return path
 
 
-def curves(trials: Sequence[Trial], colours: dict[int, str]) -> str:
-    """Validation loss of every trial as SVG; empty when none has a curve."""
-    lines = [_line(trial, colours) for trial in trials if trial.curve]
-    return plots.svg(plots.trial_curves(lines), "validation loss of every trial", lines) if lines else ""
+def curves(trials: Sequence[Trial], colours: dict[int, str], metric: str = "val/loss") -> str:
+    """A validation metric of every trial as SVG; empty when none has a curve."""
+    lines = [line for trial in trials if (line := _line(trial, colours, metric)).points]
+    return plots.svg(plots.trial_curves(lines, metric), f"{metric} of every trial", lines) if lines else ""
 
 
 def parallel_coordinates(done: Sequence[Trial], metric: str, colours: dict[int, str]) -> str:
@@ -91,23 +110,18 @@ def parallel_coordinates(done: Sequence[Trial], metric: str, colours: dict[int, 
 
 def side_by_side(trials: Sequence[Trial]) -> list[dict[str, Any]]:
     """Examples that all of these trials responded to, with their responses; those on which they differ come first."""
-    if not trials:
-        return []
     by_id = [{row.get("id"): row for row in trial.responses} for trial in trials]
     rows = []
-    for key, row in by_id[0].items():
-        if not all(key in found for found in by_id):
-            continue
-        answers = [found[key]["response"] for found in by_id]
-        right = [answer.strip() == row["output"].strip() for answer in answers]
-        rows.append(
-            {"example": row, "answers": list(zip(answers, right, strict=True)), "differ": len(set(answers)) > 1}
-        )
+    for key, row in by_id[0].items() if by_id else ():
+        if all(key in found for found in by_id):
+            answers = [found[key]["response"] for found in by_id]
+            marked = [(answer, answer.strip() == row["output"].strip()) for answer in answers]
+            rows.append({"example": row, "answers": marked, "differ": len(set(answers)) > 1})
     return sorted(rows, key=lambda row: not row["differ"])[:MAX_RESPONSES]
 
 
-def _line(trial: Trial, colours: dict[int, str]) -> plots.TrialLine:
+def _line(trial: Trial, colours: dict[int, str], metric: str = "val/loss") -> plots.TrialLine:
     settings = " ".join(f"{name}={short(value)}" for name, value in trial.parameters.items())
     note = f"trial {trial.number}: {number(trial.value) or trial.status}  {settings}"
     colour = colours.get(trial.number, plots.GRAY)
-    return plots.TrialLine(trial.number, colour, trial.curve, note, dashed=trial.status == "pruned")
+    return plots.TrialLine(trial.number, colour, trial.curve(metric), note, dashed=trial.status == "pruned")

@@ -11,7 +11,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from instruct_lit.core.optional_imports import load
 from instruct_lit.errors import TrialPruned
 from instruct_lit.sweeps.compat_optuna import running_trial
-from instruct_lit.sweeps.storage import open_storage
+from instruct_lit.sweeps.study import make_pruner, open_storage
 
 
 class Pruning(Callback):
@@ -42,13 +42,8 @@ class Pruning(Callback):
             return
         assert self.storage is not None and self.study_name is not None
         optuna = load("optuna", "callbacks.pruning", "sweep")
-        pruners: dict[str, Any] = {
-            "median": lambda: optuna.pruners.MedianPruner(self.n_startup_trials, self.n_warmup_steps),
-            "hyperband": optuna.pruners.HyperbandPruner,
-            "none": optuna.pruners.NopPruner,
-        }
-        storage = open_storage(self.storage)
-        study = optuna.load_study(study_name=self.study_name, storage=storage, pruner=pruners[self.pruner]())
+        pruner = make_pruner(self.pruner, self.n_startup_trials, self.n_warmup_steps)
+        study = optuna.load_study(study_name=self.study_name, storage=open_storage(self.storage), pruner=pruner)
         self._trial = running_trial(study, self.trial_number)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -1,4 +1,4 @@
-"""Statistics over the seeds of a sweep."""
+"""Statistics over the seeds of a sweep: trials that differ only in their seeds are replicates of one setting."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from instruct_lit.core.optional_imports import load
 from instruct_lit.sweeps.trials import SEEDS, Trial
@@ -13,37 +14,55 @@ from instruct_lit.sweeps.trials import SEEDS, Trial
 
 @dataclass(frozen=True)
 class Setting:
-    """Trials that differ only in their seeds; `half_width` is that of the 95 % interval of their mean."""
+    """The trials of one setting by their seeds; `parameters` are those in which settings differ."""
 
     parameters: dict[str, str]
-    values: list[float]
-    mean: float
-    half_width: float | None
+    trials: dict[tuple[str, ...], Trial]
+
+    @property
+    def values(self) -> dict[tuple[str, ...], float]:
+        """The metric by seed."""
+        return {seeds: trial.value for seeds, trial in self.trials.items() if trial.value is not None}
+
+    @property
+    def mean(self) -> float:
+        return statistics.fmean(self.values.values())
 
 
 def by_setting(trials: Sequence[Trial], maximize: bool = False) -> list[Setting]:
-    """Means over seeds with their 95 % intervals, the best first; empty when no setting has two seeds.
-
-    Raises: ConfigError where scipy is missing.
-    """
-    groups: dict[tuple[tuple[str, str], ...], list[float]] = {}
+    """Settings by their means over seeds, the best first, those with one seed last; empty when none has two."""
+    settings: dict[tuple[tuple[str, str], ...], Setting] = {}
     for trial in trials:
         if trial.value is not None:
-            key = tuple((name, value) for name, value in trial.parameters.items() if name not in SEEDS)
-            groups.setdefault(key, []).append(trial.value)
-    if all(len(values) < 2 for values in groups.values()):
+            own = {name: value for name, value in trial.parameters.items() if name not in SEEDS}
+            seeds = tuple(trial.parameters[name] for name in SEEDS if name in trial.parameters)
+            settings.setdefault(tuple(own.items()), Setting(own, {})).trials[seeds] = trial
+    if all(len(setting.trials) < 2 for setting in settings.values()):
         return []
-    settings = [Setting(dict(key), values, *mean_and_interval(values)) for key, values in groups.items()]
-    return sorted(settings, key=lambda setting: setting.mean, reverse=maximize)
+    sign = -1 if maximize else 1
+    return sorted(settings.values(), key=lambda setting: (len(setting.trials) < 2, sign * setting.mean))
 
 
-def mean_and_interval(values: Sequence[float]) -> tuple[float, float | None]:
-    """The mean and half the width of its 95 % interval by Student's t; None for a single value.
+def mean_and_interval(values: Sequence[float], bounds: tuple[float, float] = (-math.inf, math.inf)) -> dict[str, Any]:
+    """`mean`, `n`, and `low` and `high`, the 95 % interval by Student's t within the metric's bounds.
 
+    None in place of the interval of a single value or of equal ones, which do not show how seeds vary.
     Raises: ConfigError where scipy is missing.
     """
     mean, n = statistics.fmean(values), len(values)
-    if n < 2:
-        return mean, None
+    deviation = statistics.stdev(values) if n > 1 else 0.0
+    if not deviation:
+        return {"mean": mean, "low": None, "high": None, "n": n}
     t = load("scipy.stats", "intervals over seeds", "sweep").t.ppf(0.975, n - 1)
-    return mean, float(t) * statistics.stdev(values) / math.sqrt(n)
+    half_width = float(t) * deviation / math.sqrt(n)
+    return {"mean": mean, "low": max(bounds[0], mean - half_width), "high": min(bounds[1], mean + half_width), "n": n}
+
+
+def paired_difference(a: Setting, b: Setting) -> dict[str, Any] | None:
+    """The mean difference `a - b` over the seeds that both have, with its interval; None for fewer than two seeds.
+
+    Raises: ConfigError where scipy is missing.
+    """
+    x, y = a.values, b.values
+    differences = [x[seeds] - y[seeds] for seeds in x if seeds in y]
+    return mean_and_interval(differences) if len(differences) > 1 else None

@@ -21,6 +21,7 @@ from typing import Any
 
 from instruct_lit.core.locks import exclusive, hold_until_exit, is_locked
 from instruct_lit.errors import ConfigError, TrialPruned
+from instruct_lit.sweeps.comparable import comparable_metric
 
 RECORD, RESULT, LOG = "trial.json", "result.json", "output.log"
 SWEEP_LOCK, TRIAL_LOCK = "sweep.lock", "trial.lock"  # held by the sweep, and by the process that it starts
@@ -31,9 +32,10 @@ _OF_THE_SWEEP = ("hydra.sweep", "hydra/sweep", "hydra.launcher", "hydra/launcher
 _OF_THE_SWEEPER = "callbacks.pruning."  # what a sweeper adds to a trial beside its parameters
 
 
-def run_trial(command: str, hydra: Any) -> float | None:
+def run_trial(command: str, hydra: Any, metric: str | None = None) -> float | None:
     """Run the trial that `hydra` (Hydra's own configuration) describes; return its value, NaN if it has none.
 
+    Warns where trials are compared by a `metric` whose meaning differs between them.
     A finished trial is not run again; an interrupted one resumes from its last checkpoint. Raises: ConfigError when
     the folder belongs to a trial with other overrides, or another process runs in it.
     """
@@ -44,7 +46,15 @@ def run_trial(command: str, hydra: Any) -> float | None:
             f"{folder}: holds a trial with {' '.join(parameters(record['overrides'])) or 'no overrides'}, not with "
             f"{' '.join(parameters(overrides)) or 'none'}; choose another hydra.sweep.dir"
         )
-    name = f"trial {folder.name} ({' '.join(_swept(overrides)) or 'defaults'})"
+    swept = _swept(overrides)
+    name = f"trial {folder.name} ({' '.join(swept) or 'defaults'})"
+    instead = comparable_metric([override.partition("=")[0].lstrip("+") for override in swept], metric or "")
+    if instead is not None and hydra.job.num == 0:
+        print(
+            f"warning: optimized_metric={metric}: the trials differ in which tokens their loss covers, so it cannot be "
+            f"compared; use optimized_metric={instead}",
+            file=sys.stderr,
+        )
     if record is not None and record["status"] in FINISHED:
         print(f"{name}: {described(record)}, already finished", flush=True)
         return _value(record)

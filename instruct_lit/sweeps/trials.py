@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import math
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +29,19 @@ class Trial:
     value: float | None
     reason: str | None
     seconds: float
-    overrides: list[str]
-    command: str
-    metrics: Mapping[str, Any] = field(default_factory=dict)
-    curve: Sequence[tuple[int, float]] = ()  # (optimizer step, val/loss)
-    responses: Sequence[Mapping[str, Any]] = ()
-    parameters: dict[str, str] = field(default_factory=dict)
+    command: Sequence[str]
+    parameters: dict[str, str]
+    metrics: Mapping[str, Any]
+    history: Sequence[Mapping[str, Any]]
+    responses: Sequence[Mapping[str, Any]]
+
+    def curve(self, metric: str) -> list[tuple[int, float]]:
+        """A logged metric by optimizer step."""
+        return [(row["step"], row[metric]) for row in self.history if math.isfinite(row.get(metric, math.nan))]
+
+    def command_line(self, without: Collection[str] = ()) -> str:
+        """The command of the trial, to be typed, without the overrides of some keys."""
+        return shlex.join(part for part in self.command if _split(part)[0] not in without)
 
 
 def all_failed(folder: Path) -> str | None:
@@ -59,22 +66,19 @@ def read_trials(folder: Path, maximize: bool = False, metric: str | None = None)
         if all(trial.value is None for trial in trials):
             names = ", ".join(sorted({name for trial in trials for name in trial.metrics})) or "none yet"
             raise ConfigError(f"metric={metric}: no trial has it; there are {names}")
-    for trial in trials:
-        trial.parameters = dict(_split(override) for override in trial.overrides)
-    keys = list(dict.fromkeys(key for trial in trials for key in trial.parameters))
-    for trial in trials:
-        trial.parameters = {key: trial.parameters.get(key, "default") for key in keys}
-    kept = varied(trials)
-    for trial in trials:
-        trial.parameters = {key: trial.parameters[key] for key in kept}
+    keys = dict.fromkeys(key for trial in trials for key in trial.parameters)
+    columns = {key: [trial.parameters.get(key, "default") for trial in trials] for key in keys}
+    columns = {key: column for key, column in columns.items() if len(set(column)) > 1}
+    for row, trial in enumerate(trials):
+        trial.parameters = {key: column[row] for key, column in columns.items()}
     sign = -1 if maximize else 1
     return sorted(trials, key=lambda t: (t.value is None, sign * (t.value or 0.0), t.number))
 
 
 def varied(trials: Sequence[Trial]) -> list[str]:
-    """Names of the parameters that have more than one value in these trials."""
+    """Names of the parameters that have more than one value in these trials, without seeds, which are replicates."""
     names = trials[0].parameters if trials else {}
-    return [name for name in names if len({trial.parameters[name] for trial in trials}) > 1]
+    return [n for n in names if n not in SEEDS and len({trial.parameters[n] for trial in trials}) > 1]
 
 
 def column_of(trials: Sequence[Trial], name: str) -> list[float] | list[str]:
@@ -106,20 +110,16 @@ def _read(folder: Path) -> Trial:
     record = read_record(folder)
     assert record is not None
     overrides = parameters(record["overrides"])
+    metrics = _records(folder / "metrics.json", "") or _records(folder / "evaluation.json", "") or [{}]
     given = [override for override in overrides if not override.startswith(_SAME_FOR_ALL)]
-    metrics = _json(folder / "metrics.json") or _json(folder / "evaluation.json")
-    history = _rows(folder / "history.jsonl")
     return Trial(
         number=int(folder.name),
-        status=record["status"],
-        value=record["value"],
-        reason=record["reason"],
-        seconds=record["seconds"],
-        overrides=[override for override in overrides if not override.startswith(_GROUPS)],
-        command=shlex.join(["python", "-m", f"instruct_lit.{record['command']}", *given]),
-        metrics={name: value for name, value in metrics.items() if isinstance(value, int | float)},
-        curve=[(row["step"], row["val/loss"]) for row in history if math.isfinite(row.get("val/loss", math.nan))],
-        responses=_rows(folder / "responses.jsonl"),
+        **{key: record[key] for key in ("status", "value", "reason", "seconds")},
+        command=["python", "-m", f"instruct_lit.{record['command']}", *given],
+        parameters=dict(_split(override) for override in overrides if not override.startswith(_GROUPS)),
+        metrics={name: value for name, value in metrics[0].items() if isinstance(value, int | float)},
+        history=_records(folder / "history.jsonl"),
+        responses=_records(folder / "responses.jsonl"),
     )
 
 
@@ -128,19 +128,11 @@ def _split(override: str) -> tuple[str, str]:
     return key.lstrip("+"), value
 
 
-def _json(path: Path) -> dict[str, Any]:
-    rows = _parsed([path.read_text(encoding="utf-8")] if path.is_file() else [])
-    return rows[0] if rows else {}
-
-
-def _rows(path: Path) -> list[dict[str, Any]]:
-    return _parsed(path.read_text(encoding="utf-8").split("\n") if path.is_file() else [])
-
-
-def _parsed(texts: Sequence[str]) -> list[dict[str, Any]]:
-    """The JSON records in these texts, without those that a killed or a running trial has written in part."""
+def _records(path: Path, separator: str = "\n") -> list[dict[str, Any]]:
+    """The JSON records of a file, without those that a killed or a running trial has written in part."""
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
     rows = []
-    for text in texts:
+    for part in text.split(separator) if separator else [text]:
         with suppress(ValueError):
-            rows.append(json.loads(text))
+            rows.append(json.loads(part))
     return rows

@@ -32,7 +32,7 @@ def test_a_high_loss_before_the_first_step_does_not_stretch_the_axis() -> None:
     axes = figure.axes[0]
     assert axes.get_ylim()[1] < 2 and any("step 0: validation 9.000" in text.get_text() for text in axes.texts)
     labels = [text.get_text() for text in axes.get_legend().get_texts()]
-    assert labels == ["training (moving average)", "validation"]
+    assert labels == ["training, smoothed", "validation"]
 
 
 @pytest.mark.parametrize(

@@ -7,14 +7,17 @@ from math import log10
 from pathlib import Path
 from statistics import stdev
 
+import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
 from instruct_lit.errors import ConfigError, DataError
 from instruct_lit.report import write
+from instruct_lit.reports.metrics import bounds
+from instruct_lit.sweeps.comparable import comparable_metric
 from instruct_lit.sweeps.importance import importances
 from instruct_lit.sweeps.page import curves, parallel_coordinates, side_by_side, write_page
-from instruct_lit.sweeps.statistics import by_setting, mean_and_interval
+from instruct_lit.sweeps.statistics import by_setting, mean_and_interval, paired_difference
 from instruct_lit.sweeps.trial import _threads, is_held, locked, parameters
 from instruct_lit.sweeps.trials import read_trials
 
@@ -59,8 +62,8 @@ def test_trials_come_best_first_with_what_differs(sweep: Path) -> None:
     trials = read_trials(sweep)
     assert trials[0].parameters == {"lr": "0.001", "decay": "cosine"} and trials[0].value == 0
     assert [t.status for t in trials[-2:]] == ["failed", "pruned"] and trials[-2].reason == "killed by SIGKILL"
-    assert trials[0].command == "python -m instruct_lit.train data=demo decay=cosine lr=0.001"
-    assert trials[0].curve[-1] == (5, 3.0)  # the half line of a killed trial is left out
+    assert trials[0].command_line() == "python -m instruct_lit.train data=demo decay=cosine lr=0.001"
+    assert trials[0].curve("val/loss")[-1] == (5, 3.0)  # the half line of a killed trial is left out
     assert read_trials(sweep, maximize=True)[0].value == max(t.value for t in trials if t.value is not None)
     with pytest.raises(DataError, match="not a sweep, no <number>/trial.json in it"):
         read_trials(sweep / "0")
@@ -86,23 +89,86 @@ def test_what_a_trial_has_written_is_read_as_far_as_it_goes(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(("n", "t"), [(2, 12.706), (3, 4.303), (16, 2.131), (17, 2.120), (30, 2.045)])
-def test_half_widths_follow_the_table_of_student(n: int, t: float) -> None:
+def test_intervals_follow_the_table_of_student(n: int, t: float) -> None:
     pytest.importorskip("scipy")
     values = [float(i) for i in range(n)]
-    _, half = mean_and_interval(values)
-    assert half == pytest.approx(t * stdev(values) / n**0.5, rel=1e-3)
+    found = mean_and_interval(values)
+    assert found["n"] == n and found["high"] - found["mean"] == pytest.approx(t * stdev(values) / n**0.5, rel=1e-3)
 
 
-def test_the_mean_over_seeds_has_students_interval(tmp_path: Path) -> None:
+def test_an_interval_stays_between_the_bounds_of_its_metric_and_needs_values_that_differ() -> None:
     pytest.importorskip("scipy")
-    assert mean_and_interval([3.0]) == (3.0, None)
-    mean, half = mean_and_interval([1.0, 2.0, 3.0])
-    assert mean == 2 and half == pytest.approx(4.303 / 3**0.5, rel=1e-3)
-    for number, (lr, seed, value) in enumerate([(1, 1, 2.0), (1, 2, 4.0), (2, 1, 1.0), (2, 2, 2.0)]):
+    found = mean_and_interval([0.1, 0.9], bounds("val/exact_match"))
+    assert (found["low"], found["high"]) == (0.0, 1.0)
+    assert mean_and_interval([0.1, 0.9], bounds("test/loss"))["high"] > 5
+    for values in ([3.0], [1.0, 1.0, 1.0]):
+        assert mean_and_interval(values) == {"mean": values[0], "low": None, "high": None, "n": len(values)}
+
+
+def test_the_interval_over_seeds_covers_the_mean_as_often_as_it_says() -> None:
+    pytest.importorskip("scipy")
+    samples = np.random.default_rng(0).normal(2.0, 0.3, (4000, 4))
+    found = [mean_and_interval(sample.tolist()) for sample in samples]
+    assert sum(f["low"] <= 2.0 <= f["high"] for f in found) / len(found) == pytest.approx(0.95, abs=0.01)
+
+
+@pytest.fixture
+def seeds(tmp_path: Path) -> Path:
+    """Setting lr=1 has the luckiest seed, lr=2 the best mean."""
+    for number, (lr, seed, value) in enumerate([(1, 1, 0.5), (1, 2, 4.0), (2, 1, 1.0), (2, 2, 1.5), (3, 2, 9.0)]):
         trial(tmp_path, number, value, lr=lr, seed=seed)
-    settings = by_setting(read_trials(tmp_path))
-    assert [(s.parameters, s.mean, len(s.values)) for s in settings] == [({"lr": "2"}, 1.5, 2), ({"lr": "1"}, 3.0, 2)]
-    assert [s.mean for s in by_setting(read_trials(tmp_path), maximize=True)] == [3.0, 1.5]
+    return tmp_path
+
+
+def test_settings_are_ordered_by_their_means_over_seeds(seeds: Path) -> None:
+    pytest.importorskip("scipy")
+    settings = by_setting(read_trials(seeds))
+    assert [(s.parameters["lr"], s.mean, len(s.trials)) for s in settings] == [
+        ("2", 1.25, 2),
+        ("1", 2.25, 2),
+        ("3", 9, 1),
+    ]
+    assert [s.mean for s in by_setting(read_trials(seeds), maximize=True)] == [2.25, 1.25, 9.0]
+    first, second, third = settings
+    found = paired_difference(first, second)
+    assert found is not None and (found["mean"], found["n"]) == (-1.0, 2) and found["low"] < 0 < found["high"]
+    assert paired_difference(first, third) is None, "one common seed"
+
+
+def test_the_headline_is_the_setting_with_the_best_mean_not_the_luckiest_seed(seeds: Path) -> None:
+    pytest.importorskip("scipy")
+    page = write_page(seeds, read_trials(seeds), "val/loss", False).read_text()
+    head = page[page.index('<div class="best">') : page.index("Means over seeds")]
+    assert '<span class="figure">1.2500</span> mean <code>val/loss</code> of 2 seeds, 95 % interval 0.0000 to' in head
+    assert "<code>lr=2</code>" in head and "-1.0000" in head and "(2 common seeds): no clear difference" in head
+    assert '<pre id="command">python -m instruct_lit.train data=demo lr=2</pre>' in head, "without its seed"
+    parallel = parallel_coordinates(read_trials(seeds), "val/loss", {})
+    assert ">lr<" in parallel and ">seed<" not in parallel, "seeds are replicates"
+
+
+def test_losses_over_different_tokens_share_no_column(tmp_path: Path) -> None:
+    for number, mask in enumerate(("true", "false")):
+        trial(tmp_path, number, 2.0 - number, **{"data.mask_prompt": mask})
+        run = tmp_path / str(number)
+        losses = {"val/loss": 2.0 - number, "val/response_loss": 1.5 + number, "val/bits_per_byte": 0.5}
+        (run / "metrics.json").write_text(json.dumps(losses))
+        (run / "history.jsonl").write_text(json.dumps({"step": 1, **losses}) + "\n")
+    (tmp_path / "multirun.yaml").write_text("optimized_metric: val/loss\n")
+    page = write(tmp_path).read_text()
+    assert '<span class="figure">1.5000</span> <code>val/response_loss</code> in trial 0' in page
+    assert ">val/loss<" not in page and "val/bits_per_byte" in page and "val/response_loss of every trial" in page
+    assert "The trials differ in <code>data.mask_prompt</code>, so their losses are means over different tokens" in page
+    given = write(tmp_path, "val/loss").read_text()
+    assert "cannot be compared between them. Rank them with <code>metric=val/response_loss</code>" in given
+
+
+@pytest.mark.parametrize(
+    ("names", "metric", "instead"),
+    [(["optimizer.lr"], "val/loss", None), (["template"], "val/perplexity", "val/response_loss"),
+     (["data.mask_prompt"], "val/token_f1", None), (["model.tokenizer"], "test/loss", "test/bits_per_byte")],
+)  # fmt: skip
+def test_a_loss_is_replaced_where_its_meaning_differs(names: list[str], metric: str, instead: str | None) -> None:
+    assert comparable_metric(names, metric) == instead
 
 
 def test_importance_goes_to_the_parameter_that_matters(sweep: Path) -> None:
@@ -115,10 +181,10 @@ def test_importance_goes_to_the_parameter_that_matters(sweep: Path) -> None:
 def test_a_missing_extra_is_named(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trial(sweep, 12, 1.0, lr=0.001, decay="cosine", seed=2)
     trial(sweep, 13, 1.5, lr=0.001, decay="cosine", seed=3)
-    for name, function in (("optuna", importances), ("scipy.stats", by_setting)):
+    for name in ("optuna", "scipy.stats"):
         monkeypatch.setitem(sys.modules, name, None)
-        with pytest.raises(ConfigError, match=r"pip install -e '.\[sweep\]'"):
-            function(read_trials(sweep))
+    with pytest.raises(ConfigError, match=r"pip install -e '.\[sweep\]'"):
+        importances(read_trials(sweep))
     page = write_page(sweep, read_trials(sweep), "val/loss", False).read_text()
     assert "importance of hyper-parameters: needs optuna" in page and "intervals over seeds: needs scipy" in page
 

@@ -1,0 +1,53 @@
+"""What the metrics mean, between which values they lie, and how they are written, from `metrics.json`."""
+
+from __future__ import annotations
+
+import json
+import math
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+_UNITS = {"_bytes": "B", "flops_per_s": "FLOP/s", "tokens_per_s": "", "seconds": "s", "_s": "s"}
+
+
+@cache
+def _metrics() -> dict[str, dict[str, Any]]:
+    return json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
+
+
+def meaning(name: str) -> str:
+    """What a metric measures, in a few words; empty for an unknown one. A split before the name may be left out."""
+    return next((m["meaning"] for key in (name, name.rpartition("/")[2]) if (m := _metrics().get(key))), "")
+
+
+def bounds(name: str) -> tuple[float, float]:
+    """The least and the greatest value that a metric can have."""
+    low, high = _metrics().get(name.rpartition("/")[2], {}).get("range", (None, None))
+    return -math.inf if low is None else float(low), math.inf if high is None else float(high)
+
+
+def quantity(value: Any, name: str) -> str:
+    """A metric as text, with the unit that its name ends with."""
+    unit = next((unit for end, unit in _UNITS.items() if name.endswith(end)), "")
+    if not unit or isinstance(value, bool) or not isinstance(value, int | float):
+        return number(value)
+    from matplotlib.ticker import EngFormatter
+
+    return f"{number(value)} {unit}" if unit == "s" else EngFormatter(unit, places=1)(value)
+
+
+def number(value: Any) -> str:
+    """A metric or a count as text; what is no number is shown unchanged, None as nothing."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return "" if value is None else str(value)
+    if isinstance(value, int):
+        return f"{value:,}"
+    if value and not 1e-3 <= abs(value) < 1e7:
+        return f"{value:.3g}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.1f}" if abs(value) >= 100 else f"{value:.4f}"
+
+
+def interval(value: Any, form: str = "%.3f") -> str:
+    """The bounds of an interval, `low to high`; of too few values there are none."""
+    return "too few to say" if value["low"] is None else f"{form % value['low']} to {form % value['high']}"
