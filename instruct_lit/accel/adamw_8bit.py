@@ -24,8 +24,11 @@ def adamw_8bit(
     """
     bitsandbytes = need_bitsandbytes()
     manager = bitsandbytes.optim.GlobalOptimManager.get_instance()
-    for parameter in model.end_parameters:
-        if parameter.ndim == 2:  # rare tokens make outliers in the moments (section 2.3 of the paper)
+    in_blocks = {id(p) for p in model.blocks.parameters()}
+    for parameter in model.parameters():
+        if (
+            parameter.ndim == 2 and id(parameter) not in in_blocks
+        ):  # rare tokens make outliers in the moments (section 2.3 of the paper)
             manager.register_parameters([parameter])
             manager.override_config(parameter, "optim_bits", 32)
     groups = parameter_groups(model.named_parameters(), weight_decay)

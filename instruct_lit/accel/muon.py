@@ -24,10 +24,10 @@ def muon(
 
     Muon's steps are scaled to the size of AdamW's (Liu et al. 2025), so one learning rate serves both.
     """
-    ends = {id(p) for p in model.end_parameters}
+    in_blocks = {id(p) for p in model.blocks.parameters()}
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    inner = [p for _, p in named if p.ndim == 2 and id(p) not in ends]
-    others = [(name, p) for name, p in named if p.ndim != 2 or id(p) in ends]
+    inner = [p for _, p in named if p.ndim == 2 and id(p) in in_blocks]
+    others = [(name, p) for name, p in named if p.ndim != 2 or id(p) not in in_blocks]
     parts: list[Optimizer] = []
     if inner:
         parts.append(

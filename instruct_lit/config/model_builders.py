@@ -120,7 +120,7 @@ def check_adapter(config: DictConfig) -> None:
 
 def adapt(config: DictConfig, model: CausalLM) -> Adapter | None:
     """Put the configured adapter on the model, or freeze what `trainable` leaves out, and print what is trained."""
-    from instruct_lit.core.model.trainable import choose_trainable, trained_share
+    from instruct_lit.core.model.trainable import choose_trainable
 
     settings, adapter = config.adapter, None
     if settings.kind == "none":
@@ -130,7 +130,7 @@ def adapt(config: DictConfig, model: CausalLM) -> Adapter | None:
 
         dora = settings.kind == "dora"
         adapter = Adapter(model, settings.rank, settings.alpha, settings.dropout, plain(settings.targets), dora)
-    trained, n = trained_share(model)
+    trained, n = model.n_trained, model.n_parameters
     if trained < n:
         how = f"adapter {settings.kind}" if adapter else f"trainable={config.trainable}"
         print(f"{how}: {trained:,} of {n:,} parameters are trained ({trained / n:.2%})", flush=True)

@@ -42,10 +42,9 @@ class Preflight(RunHook):
 
 def check_room(run: Run) -> None:
     """Raise ConfigError if the disk has not the room for the bundle and one file of each checkpoint callback."""
-    n_trained = sum(p.numel() for p in run.model.parameters() if p.requires_grad)
     n_checkpoints = sum(isinstance(callback, ModelCheckpoint) for callback in run.trainer.callbacks)  # type: ignore[attr-defined]
     # A checkpoint has fp32 weights and two moments of those that are trained.
-    n_bytes = run.model.base_dtype.itemsize * run.model.n_parameters + 12 * n_checkpoints * n_trained
+    n_bytes = run.model.base_dtype.itemsize * run.model.n_parameters + 12 * n_checkpoints * run.model.n_trained
     free = shutil.disk_usage(run.run_dir).free
     if free < n_bytes:
         raise ConfigError(

@@ -11,7 +11,6 @@ from safetensors.torch import load_file, save_file
 from instruct_lit.core.model.causal import CausalLM
 from instruct_lit.core.model.gpt import GPT, GPTConfig
 from instruct_lit.core.model.pretrained import load_gpt
-from instruct_lit.core.model.trainable import trained_share
 from instruct_lit.errors import CheckpointError, ConfigError
 from instruct_lit.hf.adapters import CONFIG, TENSORS, Adapter, Base, linear_names, open_adapter
 from instruct_lit.hf.files import load_hf
@@ -64,7 +63,7 @@ def test_merging_changes_no_logit_and_leaves_an_ordinary_model(base, dora: bool)
     torch.testing.assert_close(logits(plain), before, rtol=1e-4, atol=1e-5)
     trained = [name for name, p in plain.named_parameters() if p.requires_grad]
     assert trained and all("lora_" in name for name in trained)
-    assert trained_share(plain)[0] == sum(p.numel() for n, p in plain.named_parameters() if "lora_" in n)
+    assert plain.n_trained == sum(p.numel() for n, p in plain.named_parameters() if "lora_" in n)
     disturb(plain)
     changed = logits(plain)
     assert (changed - before).abs().max() > 0.1

@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from instruct_lit.core.generation.request import Decoder, FinishReason, Hook, Request
+from instruct_lit.core.data.encode import Tokenizer
+from instruct_lit.core.generation.request import FinishReason, Hook, Request
 from instruct_lit.core.generation.sampling import Sampler, SamplingSettings
 from instruct_lit.core.model.attention import Decode, KeyValueCache, Prefill
 from instruct_lit.core.model.causal import CausalLM
@@ -47,7 +48,7 @@ class Engine:
     """
 
     def __init__(
-        self, model: CausalLM, tokenizer: Decoder, max_rows: int = 32, make_weights: MakeWeights | None = None
+        self, model: CausalLM, tokenizer: Tokenizer, max_rows: int = 32, make_weights: MakeWeights | None = None
     ) -> None:
         self.model, self.tokenizer, self.max_rows = model, tokenizer, max_rows
         self.context_length = model.config.context_length

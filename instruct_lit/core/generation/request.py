@@ -4,21 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal
 
 from torch import Tensor
 
+from instruct_lit.core.data.encode import Tokenizer
 from instruct_lit.core.generation.sampling import SamplingSettings
 
 FinishReason = Literal["stop", "length", "cancelled"]
-
-
-class Decoder(Protocol):
-    """The part of a tokenizer that the engine uses."""
-
-    eot_id: int
-
-    def decode(self, ids: Sequence[int]) -> str: ...
 
 
 class Hook:
@@ -74,7 +67,7 @@ class Request:
             end -= next(overlaps, 0)
         return self.text[:end]
 
-    def append(self, token: int, tokenizer: Decoder, context_length: int) -> FinishReason | None:
+    def append(self, token: int, tokenizer: Tokenizer, context_length: int) -> FinishReason | None:
         """Append the next token; return why the response is finished, None if it is not."""
         if self.settings.max_new_tokens == 0:
             return "length"

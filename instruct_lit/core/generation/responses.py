@@ -27,7 +27,7 @@ def answer(
     template: Template,
     examples: Sequence[tuple[int, Example, Sequence[int]]],
     settings: SamplingSettings,
-    on_answered: Callable[[], None] | None = None,
+    on_answered: Callable[[], object] = lambda: None,
     cache: ResponseCache | None = None,
 ) -> list[dict[str, Any]]:
     """Answer examples, each given as (id, example, prompt ids), and return a row for each.
@@ -46,20 +46,18 @@ def answer(
         found[tuple(request.prompt_ids)] = request.text, request.finish_reason
         if cache is not None:
             cache.add([(key(request.prompt_ids), (request.text, request.finish_reason))])
-        if on_answered is not None:
-            on_answered()
+        on_answered()
 
     prompts = [tuple(prompt) or (engine.tokenizer.eot_id,) for _, _, prompt in examples]
     waiting = []
     for prompt in prompts:
         cached = cache.get(*key(prompt)) if cache is not None else None
-        if cached is not None:
-            found[prompt] = tuple(cached)
-        elif len(prompt) < engine.context_length:
+        if cached is None and len(prompt) < engine.context_length:
             waiting.append(prompt)
             continue
-        if on_answered is not None:
-            on_answered()
+        if cached is not None:
+            found[prompt] = tuple(cached)
+        on_answered()
     engine.generate(waiting, settings, on_finished=finished)
     rows = []
     for (number, example, _), prompt in zip(examples, prompts, strict=True):

@@ -10,14 +10,11 @@ of a head.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from instruct_lit.core.model.causal import Shape
 
 
 class AttentionLayout(Protocol):
@@ -39,11 +36,8 @@ KERNELS: list[AttentionKernel] = []
 
 def try_kernels(layout: AttentionLayout, q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor | None:
     """Return the result of the first registered kernel that supports these arguments, None if there is none."""
-    for kernel in KERNELS:
-        out = kernel(layout, q, k, v, dropout)
-        if out is not None:
-            return out
-    return None
+    results = (kernel(layout, q, k, v, dropout) for kernel in KERNELS)
+    return next((out for out in results if out is not None), None)
 
 
 def repeat_kv(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -102,9 +96,10 @@ class KeyValueCache:
     """Keys and values `(L, R, H, T, D)` of `n_rows` sequences of at most `n_tokens` tokens, allocated once.
 
     The token at position p of a row is stored at index p: rows are not padded on the left, so absolute positions hold.
+    `config` is that of a `CausalLM`.
     """
 
-    def __init__(self, config: Shape, n_rows: int, n_tokens: int, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, config: Any, n_rows: int, n_tokens: int, dtype: torch.dtype, device: torch.device) -> None:
         shape = (config.n_layers, n_rows, config.n_heads, n_tokens, config.d_head)
         # Zeros, since masked values must still be finite: 0 · NaN is NaN.
         self.keys, self.values = (torch.zeros(shape, dtype=dtype, device=device) for _ in range(2))
@@ -159,7 +154,5 @@ class Decode:
         if out is not None:
             return out
         keys, values = (x[:, :, : self.longest].to(q.dtype) for x in (keys, values))
-        grouped = q.shape[-2] != k.shape[-2]
-        return F.scaled_dot_product_attention(q.transpose(1, 2), keys, values, self.mask, enable_gqa=grouped).transpose(
-            1, 2
-        )
+        q, is_grouped = q.transpose(1, 2), q.shape[-2] != k.shape[-2]
+        return F.scaled_dot_product_attention(q, keys, values, self.mask, enable_gqa=is_grouped).transpose(1, 2)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,16 +19,6 @@ Compiler = Callable[[Callable[..., Any]], Callable[..., Any]]
 CHUNK = 512  # positions whose logits exist at once: 512 · 50257 · 4 bytes = 98 MiB in fp32
 
 
-class Shape(Protocol):
-    """The sizes of a model; `n_heads` are the heads of keys and values."""
-
-    n_vocab: int
-    context_length: int
-    n_layers: int
-    n_heads: int
-    d_head: int
-
-
 class CausalLM(nn.Module):
     """A causal language model: hidden states of token ids, and the matrix that turns them into logits.
 
@@ -36,7 +26,7 @@ class CausalLM(nn.Module):
     no logits: those of a state h are `head_weight` · h.
     """
 
-    config: Any  # a Shape
+    config: Any  # the sizes n_vocab, context_length, n_layers, n_heads (of keys and values) and d_head
     blocks: nn.ModuleList  # the layers in order
     embedding_noise: float = 0.0  # half width of the uniform noise on token embeddings in training
     compiler: Compiler | None = None  # in training, compiles the functions between attention calls
@@ -84,10 +74,9 @@ class CausalLM(nn.Module):
         return sum(p.numel() for p in self.parameters())
 
     @property
-    def end_parameters(self) -> list[nn.Parameter]:
-        """Parameters outside the blocks: embeddings, head, final norm."""
-        inside = {id(p) for p in self.blocks.parameters()}
-        return [p for p in self.parameters() if id(p) not in inside]
+    def n_trained(self) -> int:
+        """Number of parameters that are trained."""
+        return sum(p.numel() for p in self.parameters() if p.requires_grad)
 
 
 @torch.no_grad()

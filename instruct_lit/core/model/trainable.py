@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 from fnmatch import fnmatchcase
 
-from torch import nn
-
 from instruct_lit.core.model.causal import CausalLM
 from instruct_lit.errors import ConfigError
 
@@ -36,9 +34,3 @@ def choose_trainable(model: CausalLM, trainable: str) -> None:
     chosen_ids = {id(p) for p in chosen}
     for parameter in named.values() if trainable != "all" else ():
         parameter.requires_grad_(id(parameter) in chosen_ids)
-
-
-def trained_share(model: nn.Module) -> tuple[int, int]:
-    """The number of trained parameters and of all parameters."""
-    sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
-    return sum(n for n, trained in sizes if trained), sum(n for n, _ in sizes)
