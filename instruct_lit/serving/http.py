@@ -92,16 +92,14 @@ def make_app(
             body: Body = adapter.validate_json(raw)
         except ValidationError as error:
             first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-            param = (
-                ".".join(str(part) for part in first["loc"][:2] if part == first["loc"][0] or type(part) is int) or None
-            )
+            field, *inside = first["loc"][:2] or (None,)  # such as messages, 3
+            param = ".".join([str(field), *(str(part) for part in inside if type(part) is int)]) if field else None
             raise ApiError(400, f"{param or 'body'}: {first['msg']}", param=param) from error
         return service.prepare(body)
 
     async def complete(request: Request, adapter: TypeAdapter[Any]) -> Response:
-        raw = await read_body(request)
-        threads = large if len(raw) > LARGE_BYTES else None
-        job = await asyncio.get_running_loop().run_in_executor(threads, prepare, raw, adapter)
+        raw, loop = await read_body(request), asyncio.get_running_loop()
+        job = await loop.run_in_executor(large if len(raw) > LARGE_BYTES else None, prepare, raw, adapter)
         if job.body.stream:
             service.submit(job, every_step=True)
             return StreamingResponse(_events(service.chunks(job)), media_type="text/event-stream")
@@ -147,19 +145,16 @@ def make_app(
             authorise(request)
             return Response(shown.text(), media_type=shown.content_type)
 
-    @app.exception_handler(ApiError)
-    async def on_api_error(request: Request, error: ApiError) -> Response:
+    async def on_error(request: Request, error: Exception) -> Response:
+        if isinstance(error, HTTPException):
+            error = ApiError(error.status_code, f"{request.method} {request.url.path}: {error.detail}")
+        elif not isinstance(error, ApiError):
+            log.exception("an unexpected error in %s", request.url.path, exc_info=error)
+            error = ApiError(500, "The server failed; its log has the reason", "server_error")
         return error_response(error)
 
-    @app.exception_handler(HTTPException)
-    async def on_http_error(request: Request, error: HTTPException) -> Response:
-        return error_response(ApiError(error.status_code, f"{request.method} {request.url.path}: {error.detail}"))
-
-    @app.exception_handler(Exception)
-    async def on_unexpected_error(request: Request, error: Exception) -> Response:
-        log.exception("an unexpected error in %s", request.url.path, exc_info=error)
-        return error_response(ApiError(500, "The server failed; its log has the reason", "server_error"))
-
+    for kind in (ApiError, HTTPException, Exception):
+        app.add_exception_handler(kind, on_error)
     if cors_origins:
         app.add_middleware(CORSMiddleware, allow_origins=cors_origins, allow_methods=["*"], allow_headers=["*"])
     if api_key is None or allowed_hosts:
