@@ -33,6 +33,8 @@ class InstructLitError(Exception):
     Control characters in the message are escaped, and lines of more than `MAX_LENGTH` characters lose their middle.
     """
 
+    status = 2  # exit status of a command
+
     def __init__(self, message: str) -> None:
         lines = [_shortened(line) for line in printable(message).split("\n")]
         if len(lines) > MAX_LINES:
@@ -66,6 +68,12 @@ class JudgeError(InstructLitError):
 
 class TrainingError(InstructLitError):
     """Training cannot continue: NaN or infinite loss, or the device is out of memory."""
+
+
+class VerificationError(InstructLitError):
+    """A written model gives other values than the model that was written."""
+
+    status = 1
 
 
 class TrialPruned(Exception):

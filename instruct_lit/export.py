@@ -22,6 +22,7 @@ def export(config: DictConfig) -> None:
     from instruct_lit.exporters.formats import export_model
     from instruct_lit.exporters.hub import push
     from instruct_lit.exporters.model_card import CardFacts
+    from instruct_lit.exporters.verification import verify_export
 
     opened = build.open_run(config)
     folder = Path(HydraConfig.get().runtime.output_dir) / config.to
@@ -29,6 +30,8 @@ def export(config: DictConfig) -> None:
     facts = CardFacts(name, config.license, config.base_model, tuple(config.language))
     export_model(opened, config.to, folder, facts, config.precision, config.dtype)
     print(f"{folder}: " + ", ".join(sorted(path.name for path in folder.iterdir())))
+    if config.verify:
+        verify_export(opened, folder, config.dtype)
     if config.push_to_hub is not None:
         print(f"uploaded to {push(folder, config.push_to_hub, config.private)}")
 

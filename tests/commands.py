@@ -150,6 +150,7 @@ SMALL = (
     "generation.max_new_tokens=6",
     "callbacks.sample_answers.max_new_tokens=4",
     "trainer.log_every_n_steps=1",
+    "verify=false",
 )
 
 

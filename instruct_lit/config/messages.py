@@ -2,7 +2,7 @@
 
 | status | meaning |
 |---|---|
-| 1 | an unexpected exception; its traceback is in a file |
+| 1 | an unexpected exception, whose traceback is in a file; or a written model that differs from the trained one |
 | 2 | an error that the user can correct |
 | 3 | a pruned trial of a sweep |
 | 128 + n | ended by signal n (130: Ctrl-C or left from the debugger, 143: SIGTERM) |
@@ -42,7 +42,7 @@ def one_message(command: str) -> Iterator[None]:
         with _signals_as_exceptions():
             yield
     except InstructLitError as error:
-        _exit(str(error), 2)
+        _exit(str(error), error.status)
     except (HydraException, OmegaConfBaseException) as error:
         _exit(str(ConfigError(explain(error, command))), 2)
     except ValueError as error:

@@ -16,10 +16,12 @@ from instruct_lit.config.preflight import Preflight
 from instruct_lit.config.provenance import provenance, write_provenance
 from instruct_lit.config.satellites import has_satellite
 from instruct_lit.config.targets import build
+from instruct_lit.core.model.pretrained import DTYPES
 from instruct_lit.core.training.run import Run, RunHook
 
 if TYPE_CHECKING:
     from instruct_lit.accel.memory import PeakMemory
+    from instruct_lit.exporters.verification import Reference
 
 
 def hooks_of(config: DictConfig) -> list[RunHook]:
@@ -36,6 +38,8 @@ def hooks_of(config: DictConfig) -> list[RunHook]:
         hooks.append(Report(config))
     if config.finder is None:
         hooks.append(Preflight())
+        if config.verify and has_satellite("exporters") and has_satellite("hf"):
+            hooks.append(Verification(config))
     return hooks
 
 
@@ -144,6 +148,32 @@ class Finder(RunHook):
     def replaces_training(self, run: Run) -> bool:
         build(self.node, "finder")(run.trainer, run.tuner, run.data, run.run_dir)
         return True
+
+
+class Verification(RunHook):
+    """satellite exporters: opens the bundle in a fresh process and compares it with the trained model."""
+
+    def __init__(self, config: DictConfig) -> None:
+        self.adapter, self.dtype = config.adapter, config.bundle_dtype
+
+    def on_tested(self, run: Run) -> None:
+        if not run.interrupted:
+            self.trained = self._reference(run)
+
+    def on_end(self, run: Run) -> None:
+        from instruct_lit.exporters.verification import verify_bundle
+
+        if not run.interrupted:
+            dtype = DTYPES[self.dtype] if self.dtype else run.model.base_dtype
+            stored = dtype if self.adapter.kind == "none" or self.adapter.merge else None
+            verify_bundle(run.run_dir / "bundle", run.model, self.trained, lambda: self._reference(run), stored)
+
+    def _reference(self, run: Run) -> Reference:
+        from instruct_lit.exporters.verification import N_LOSSES, reference_of
+
+        store, indices = run.data.examples_of("test")
+        examples = (store.example(int(i)) for i in indices[:N_LOSSES])
+        return reference_of(run.model, run.tokenizer, run.template, examples)
 
 
 class Report(RunHook):

@@ -16,6 +16,7 @@ IDS = torch.tensor([[5, 6, 7, 8, 9]])
 def test_hf_with_another_template(command: Command, small_run: Path, tmp_path: Path) -> None:
     done = command("export", f"run={small_run}", "template=chatml", "hydra.run.dir=out", cwd=tmp_path)
     assert "README.md" in done.stdout and "model.safetensors" in done.stdout
+    assert "out/hf gives the same losses, prompts and answers in instruct-lit, transformers" in done.stdout
     before, after = open_model(small_run), open_model(tmp_path / "out/hf")
     assert after.template.name == "chatml" and before.template.name == "alpaca"
     assert torch.equal(before.model(IDS), after.model(IDS))
@@ -37,7 +38,8 @@ def test_gguf_and_modelfile(command: Command, small_run: Path, tmp_path: Path) -
 
 @pytest.mark.slow
 def test_a_traced_program_gives_our_logits(command: Command, small_run: Path, tmp_path: Path) -> None:
-    command("export", f"run={small_run}", "to=torch_export", "hydra.run.dir=out", cwd=tmp_path)
+    done = command("export", f"run={small_run}", "to=torch_export", "hydra.run.dir=out", cwd=tmp_path)
+    assert "gives the same losses, prompts and answers in torch.export" in done.stdout
     program = torch.export.load(tmp_path / "out/torch_export/model.pt2").module()
     model = open_model(small_run).model.eval()
     for shape in ((1, 1), (3, 96)):

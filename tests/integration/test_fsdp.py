@@ -28,7 +28,7 @@ def runs(command: Callable, small: tuple[str, ...], tmp_path_factory: pytest.Tem
     which gather their checkpoints.
     """
     folder = tmp_path_factory.mktemp("fsdp")
-    options = (*small, "data.split={train:41,val:9,test:7}", "trainer.accelerator=cpu", "trainer.precision=32-true",
+    options = (*small, "verify=true", "data.split={train:41,val:9,test:7}", "trainer.accelerator=cpu", "trainer.precision=32-true",
                "trainer.accumulate_grad_batches=2", "scheduler=constant", "callbacks.early_stopping=null",
                "callbacks=generation_quality", "callbacks.generation_quality.max_new_tokens=4")  # fmt: skip
     for name, n_epochs, before, how in (

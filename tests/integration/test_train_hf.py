@@ -81,6 +81,7 @@ def test_a_run_with_an_adapter_keeps_the_adapter_alone(
 ) -> None:
     out = command("train", *ADAPTER, f"model.path={llama_directory}", "hydra.run.dir=run", cwd=tmp_path).stdout
     assert re.search(r"adapter lora: [\d,]+ of [\d,]+ parameters are trained \(\d+\.\d+%\)", out)
+    assert re.search(r"verified: \S+/run/bundle gives the same .* in instruct-lit, peft\n", out)
     checkpoint = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
     assert checkpoint["state_dict"] and all("lora_" in name for name in checkpoint["state_dict"])
     bundle = tmp_path / "run" / "bundle"

@@ -130,6 +130,7 @@ class ExportConfig:
     language: list[str] = option([], "Languages of the model in the card, as ISO 639 codes: [en].")
     name: str | None = option(None, "Name of the model; null: that of the run folder.")
     template: TemplateConfig | None = option(None, "The prompt template; null: that of the bundle.")
+    verify: bool = option(True, "Reopen what was written in a fresh process and compare it with the model.")
     push_to_hub: str | None = option(
         None, "owner/name: upload to the Hugging Face hub; nothing is uploaded without it."
     )

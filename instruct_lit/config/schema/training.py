@@ -62,6 +62,7 @@ class TrainConfig:
     bundle_dtype: str | None = option(
         None, "Weights of the bundle; null: the base model's.", choices=("float32", "bfloat16", "float16")
     )
+    verify: bool = option(True, "Reopen the bundle in a fresh process and compare it with the trained model.")
     finder: Any = option(
         None, "Constructor (_target_) of a search that replaces training (sweep=lr_range, batch_size).", mapping=True
     )

@@ -1,0 +1,180 @@
+"""python -m instruct_lit.exporters.readers <asked.json> <found.json>: a written model, read by every program installed.
+
+Run by `verification.verify` in a process that knows nothing of the model but its files.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import takewhile
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from instruct_lit.core.bundle import open_model
+from instruct_lit.core.model.device import best_device
+from instruct_lit.core.optional_imports import installed
+from instruct_lit.exporters.verification import OwnModel, Reference, Tolerance, compare_losses, losses_of, n_new
+
+
+class Reader(Protocol):
+    """A program that has opened the model; None where it has no such function."""
+
+    def encoded(self, record: Mapping[str, Any]) -> list[int] | None: ...
+    def chat_ids(self, chat: Sequence[Mapping[str, str]]) -> list[int] | None: ...
+    def logits(self, ids: Sequence[int]) -> Tensor: ...
+    def greedy(self, prompt: Sequence[int], n_new: int) -> list[int]: ...
+
+
+class Transformers:
+    """`AutoModelForCausalLM` and `AutoTokenizer`; an adapter through peft on its base model."""
+
+    def __init__(self, folder: Path) -> None:
+        import transformers
+
+        transformers.utils.logging.set_verbosity_error()
+        adapter = folder / "adapter_config.json"
+        base = json.loads(adapter.read_text())["base_model_name_or_path"] if adapter.is_file() else str(folder)
+        model: Any = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)  # nosec B615
+        if adapter.is_file():
+            import peft
+
+            model = peft.PeftModel.from_pretrained(model, str(folder))
+        self.model = model.eval().to(best_device())
+        self.tokenizer: Any = transformers.AutoTokenizer.from_pretrained(str(folder))  # nosec B615
+
+    def encoded(self, record: Mapping[str, Any]) -> list[int] | None:
+        return None
+
+    def chat_ids(self, chat: Sequence[Mapping[str, str]]) -> list[int] | None:
+        return self.tokenizer.apply_chat_template(list(chat), add_generation_prompt=True, return_dict=False)
+
+    @torch.inference_mode()
+    def logits(self, ids: Sequence[int]) -> Tensor:
+        return self.model(input_ids=torch.tensor([ids], device=self.model.device)).logits[0].float().cpu()
+
+    @torch.inference_mode()
+    def greedy(self, prompt: Sequence[int], n_new: int) -> list[int]:
+        ids = torch.tensor([prompt], device=self.model.device)
+        options = {"do_sample": False, "repetition_penalty": 1.0, "max_new_tokens": n_new}
+        written = self.model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **options)
+        return written[0, len(prompt) :].tolist()
+
+
+class TracedProgram:
+    """The program of `torch.export`, which has no tokenizer."""
+
+    def __init__(self, file: Path) -> None:
+        self.program = torch.export.load(file).module()
+
+    def encoded(self, record: Mapping[str, Any]) -> list[int] | None:
+        return None
+
+    chat_ids = encoded
+
+    @torch.inference_mode()
+    def logits(self, ids: Sequence[int]) -> Tensor:
+        return self.program(torch.tensor([ids]))[0].float()
+
+    def greedy(self, prompt: Sequence[int], n_new: int) -> list[int]:
+        ids = list(prompt)
+        for _ in range(n_new):
+            ids.append(int(self.logits(ids)[-1].argmax()))
+        return ids[len(prompt) :]
+
+
+def readers_of(folder: Path) -> Iterator[tuple[str, Any]]:
+    """The name of each program that is installed and reads the folder, and what opens the folder with it."""
+    if (folder / "model.pt2").is_file():
+        yield "torch.export", lambda: TracedProgram(folder / "model.pt2")
+        return
+    if any(folder.glob("*.gguf")):
+        return
+    yield "instruct-lit", lambda: own_model(folder)
+    if installed("transformers"):
+        yield "peft" if (folder / "adapter_config.json").is_file() else "transformers", lambda: Transformers(folder)
+
+
+def own_model(folder: Path) -> OwnModel:
+    """The model as this program opens it."""
+    from instruct_lit.hf import install
+
+    install()
+    opened = open_model(folder)
+    opened.model.to(best_device())
+    return OwnModel(opened.model, opened.tokenizer, opened.template)
+
+
+def compare(reader: Reader, reference: Reference, tolerance: Tolerance) -> dict[str, Any]:
+    """What differs between a reader and the reference, and the reader's losses."""
+    problems = []
+    pairs = [(reader.encoded(record), ids) for record, ids in zip(reference.records, reference.ids, strict=True)]
+    pairs += [(reader.chat_ids(chat), ids) for chat, ids in zip(reference.chats, reference.chat_ids, strict=True)]
+    given = [(found, wanted) for found, wanted in pairs if found is not None]
+    wrong = [(found, wanted) for found, wanted in given if found != wanted]
+    if wrong:
+        found, wanted = wrong[0]
+        at = sum(1 for _ in takewhile(lambda both: both[0] == both[1], zip(found, wanted, strict=False)))
+        problems.append(
+            f"{len(wrong)} of {len(given)} prompts have other ids, from token {at} on: {found[at : at + 8]}, not "
+            f"{wanted[at : at + 8]}; is it the same template?"
+        )
+    losses = losses_of(reader, reference)
+    if tolerance.loss is not None and (problem := compare_losses(losses, reference.losses, tolerance.loss)) is not None:
+        problems.append(problem)
+    if tolerance.loss is not None:
+        problems += _other_answers(reader, reference, tolerance)
+    return {"losses": losses, "problems": problems}
+
+
+def _other_answers(reader: Reader, reference: Reference, tolerance: Tolerance) -> Iterator[str]:
+    """The greedy answers that differ where the two tokens are not equally likely within the tolerance."""
+    for number, (prompt, wanted) in enumerate(zip(reference.prompts, reference.answers, strict=True)):
+        found, wanted = (
+            _until_end(reader.greedy(prompt, n_new(prompt, reference.context_length)), reference.ends),
+            _until_end(wanted, reference.ends),
+        )
+        if found == wanted:
+            continue
+        at = sum(1 for _ in takewhile(lambda both: both[0] == both[1], zip(found, wanted, strict=False)))
+        logits = reader.logits([*prompt, *wanted[:at]])[-1]
+        expected = logits[wanted[at]] if at < len(wanted) else logits[reference.ends].max()
+        if logits.max() - expected > tolerance.logit * logits.abs().max():
+            yield f"the greedy answer to example {number} differs from token {at} on: {found[at : at + 8]}, not " + str(
+                wanted[at : at + 8]
+            )
+
+
+def _until_end(ids: Sequence[int], ends: Sequence[int]) -> list[int]:
+    return list(takewhile(lambda i: i not in ends, ids))
+
+
+def read_all(folder: Path, reference: Reference, tolerance: Tolerance) -> dict[str, Any]:
+    """What every program that is installed finds, by its name."""
+    found: dict[str, Any] = {}
+    for name, open_it in readers_of(folder):
+        try:
+            found[name] = compare(open_it(), reference, tolerance)
+        except Exception as error:  # unknown files can fail in any way
+            message = " ".join(str(error).split())[:200]
+            found[name] = {"losses": [], "problems": [f"cannot read it ({type(error).__name__}: {message})"]}
+    return found
+
+
+def main() -> None:
+    """Read the reference from a file, and write what was found to another."""
+    asked = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
+    found = read_all(Path(asked["folder"]), Reference(**asked["reference"]), Tolerance(**asked["tolerance"]))
+    Path(sys.argv[2]).write_text(json.dumps(found), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
