@@ -20,12 +20,16 @@ from instruct_lit.accel.compat_torch import causal_varlen
 from instruct_lit.core.model.attention import PackedDocuments
 
 
-class Sequences:
-    """The index tensors with which the kernel finds queries and keys of a prefix and of the documents that continue it.
+class VarlenDocuments:
+    """An attention layout: documents that each attend to themselves and to the prefix that they continue.
 
     The prefix is a sequence of its own. `cu_queries` and `cu_keys` are the cumulative lengths, `key_rows` `(K,)` the
     tokens whose keys are read in order: the prefix, then for each document the prefix again and its own tokens. In that
     order, `own_places` `(N,)` are the indices of each token itself, `prefix_places` those of the repeated prefixes.
+
+    Args:
+        padding: lengths of further documents without the prefix; they may be 0.
+        longest: an upper bound of the documents' lengths that replaces the true maximum.
     """
 
     def __init__(
@@ -36,12 +40,6 @@ class Sequences:
         padding: Sequence[int] = (),
         longest: int | None = None,
     ) -> None:
-        """Build the indices.
-
-        Args:
-            padding: lengths of further documents without the prefix; they may be 0.
-            longest: an upper bound of the documents' lengths that replaces the true maximum.
-        """
         first = [n_prefix] if n_prefix else []
         own = torch.tensor([*first, *lengths, *padding])
         continues = torch.tensor([0] * len(first) + [1] * len(lengths) + [0] * len(padding))
@@ -70,8 +68,8 @@ class Sequences:
         if self.n_prefix:
             self.prefix_places, self.key_rows = parts[3:]
 
-    def at(self, flat: Tensor) -> Sequences:
-        """The same sequences with the indices in another tensor."""
+    def at(self, flat: Tensor) -> VarlenDocuments:
+        """The same documents with the indices in another tensor."""
         other = copy(self)
         other._cut(flat)
         return other
@@ -80,18 +78,23 @@ class Sequences:
         """The rows `(K, H, D)` of `x` `(N, H, D)` that the kernel reads, with gradients."""
         return _Gather.apply(x, self) if self.n_prefix else x
 
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
+        assert dropout == 0.0, "the kernel does not support dropout"
+        k, v = self.keys_of(k), self.keys_of(v)
+        return causal_varlen(q, k, v, self.cu_queries, self.cu_keys, self.longest_query, self.longest_key)
+
 
 class _Gather(torch.autograd.Function):
     """Rows by index; gradients of the prefix copies are summed in fp32 and in a fixed order."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, sequences: Sequences) -> Tensor:  # type: ignore[override]
-        ctx.sequences = sequences
-        return x.index_select(0, sequences.key_rows)
+    def forward(ctx: Any, x: Tensor, places: VarlenDocuments) -> Tensor:  # type: ignore[override]
+        ctx.places = places
+        return x.index_select(0, places.key_rows)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        places, n_prefix = ctx.sequences, ctx.sequences.n_prefix
+        places, n_prefix = ctx.places, ctx.places.n_prefix
         own = grad.index_select(0, places.own_places)
         copies = grad.index_select(0, places.prefix_places).unflatten(0, (-1, n_prefix))
         exact = torch.promote_types(grad.dtype, torch.float32)
@@ -104,8 +107,7 @@ def attend_varlen(layout: Any, q: Tensor, k: Tensor, v: Tensor, dropout: float) 
     if not isinstance(layout, PackedDocuments) or not suits(q, dropout):
         return None
     if "varlen" not in layout.kernel_state:
-        sequences = Sequences(layout.lengths, layout.prefix_length, q.device)
-        layout.kernel_state["varlen"] = VarlenDocuments(sequences)
+        layout.kernel_state["varlen"] = VarlenDocuments(layout.lengths, layout.prefix_length, q.device)
     documents: VarlenDocuments = layout.kernel_state["varlen"]
     return documents.attend(0, q, k, v, dropout)
 
@@ -120,20 +122,6 @@ def suits(q: Tensor, dropout: float) -> bool:
 @cache
 def _capability(device: torch.device) -> tuple[int, int]:
     return torch.cuda.get_device_capability(device)
-
-
-class VarlenDocuments:
-    """The attention layout of `Sequences`: each attends to itself and to the prefix that it continues."""
-
-    def __init__(self, sequences: Sequences) -> None:
-        self.sequences = sequences
-
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
-        assert dropout == 0.0, "the kernel does not support dropout"
-        of = self.sequences
-        return causal_varlen(
-            q, of.keys_of(k), of.keys_of(v), of.cu_queries, of.cu_keys, of.longest_query, of.longest_key
-        )
 
 
 def _starts(lengths: Tensor) -> Tensor:

@@ -15,21 +15,24 @@ from torch import Tensor
 
 
 def has_bf16_products() -> bool:
-    """Whether torch's CPU matrix library (oneDNN) multiplies bf16 on this processor; without it bf16 is very slow.
-
-    Private: `torch.ops.mkldnn._is_mkldnn_bf16_supported`, since no public function reports it. Without it: False.
-    """
-    supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
-    return supported is not None and torch.backends.mkldnn.is_available() and supported()
+    """Whether torch's CPU matrix library (oneDNN) multiplies bf16 on this processor; without it bf16 is very slow."""
+    return torch.backends.mkldnn.is_available() and _reported(torch.ops.mkldnn, "_is_mkldnn_bf16_supported")
 
 
 def has_amx_tiles() -> bool:
-    """Whether this processor has matrix tile instructions (Intel's AMX).
+    """Whether this processor has matrix tile instructions (Intel's AMX)."""
+    return _reported(torch.cpu, "_is_amx_tile_supported")
 
-    Private: `torch.cpu._is_amx_tile_supported`, since no public function reports it. Without it: False.
-    """
-    supported = getattr(torch.cpu, "_is_amx_tile_supported", None)
-    return supported is not None and bool(supported())
+
+def has_bf16_vectors() -> bool:
+    """Whether this processor has bf16 instructions of AVX-512."""
+    return _reported(torch.cpu, "_is_avx512_bf16_supported")
+
+
+def _reported(module: Any, name: str) -> bool:
+    """What a private function says of the processor, since no public one does; False where it is missing."""
+    function = getattr(module, name, None)
+    return function is not None and bool(function())
 
 
 def has_packed_products() -> bool:
@@ -41,17 +44,13 @@ def has_packed_products() -> bool:
 def packed_weight(weight: Tensor, n_rows: int) -> Tensor:
     """A bf16 matrix in the memory order of oneDNN's products, chosen for inputs of `n_rows` rows; others work too.
 
-    Private: `torch.ops.mkldnn._reorder_linear_weight`, used by torch's compiler on CPUs; without it the matrix is
-    reordered in every product.
+    Private: used by torch's compiler on CPUs; without it the matrix is reordered in every product.
     """
     return torch.ops.mkldnn._reorder_linear_weight(weight, n_rows)
 
 
 def packed_linear(x: Tensor, packed: Tensor, bias: Tensor | None, gelu: bool) -> Tensor:
-    """`x` times a packed matrix plus `bias`, then GELU (tanh) if wanted.
-
-    Private: `torch.ops.mkldnn._linear_pointwise`, the only operator that takes a packed matrix.
-    """
+    """`x` times a packed matrix plus `bias`, then GELU (tanh) if wanted. Private: no other operator takes one."""
     name, form = ("gelu", "tanh") if gelu else ("none", "")
     return torch.ops.mkldnn._linear_pointwise(x, packed, bias, name, [], form)
 
@@ -59,8 +58,7 @@ def packed_linear(x: Tensor, packed: Tensor, bias: Tensor | None, gelu: bool) ->
 def softmax_backward(grad: Tensor, weights: Tensor) -> Tensor:
     """The gradient of a softmax over the last axis with output `weights`, given the gradient of its output.
 
-    Private: `torch._softmax_backward_data`, the fused kernel that autograd calls; in public operators it takes three
-    passes over memory.
+    Private: the fused kernel that autograd calls; public operators take three passes over memory.
     """
     return torch._softmax_backward_data(grad, weights, -1, weights.dtype)
 
@@ -69,10 +67,7 @@ def fused_adamw_piece(
     weight: Tensor, gradient: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, step: Tensor, grad_scale: Tensor | None,
     group: dict,
 ) -> None:  # fmt: skip
-    """AdamW's update of a piece of a parameter, in place.
-
-    Private: `torch._fused_adamw_`, the kernel of `torch.optim.AdamW`, which updates whole parameters only.
-    """
+    """AdamW's update of a piece of a parameter, in place. Private: `torch.optim.AdamW` updates whole ones only."""
     beta1, beta2 = group["betas"]
     torch._fused_adamw_(
         [weight], [gradient], [exp_avg], [exp_avg_sq], [], [step],
@@ -81,37 +76,22 @@ def fused_adamw_piece(
     )  # fmt: skip
 
 
-def copy_all(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
-    """Copy tensors in one kernel.
+# Private: the public `copy_`, `add_` and `vector_norm` launch a kernel for each tensor.
 
-    Private: `torch._foreach_copy_`; the public `copy_` launches a kernel for each.
-    """
+
+def copy_all(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
+    """Copy tensors in one kernel."""
     torch._foreach_copy_(list(targets), list(sources))
 
 
 def add_all(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
-    """Add tensors in place in one kernel.
-
-    Private: `torch._foreach_add_`; the public `add_` launches a kernel for each.
-    """
+    """Add tensors in place in one kernel."""
     torch._foreach_add_(list(targets), list(sources))
 
 
 def norm_of_each(tensors: Sequence[Tensor]) -> Tensor:
-    """The Euclidean norm of each tensor, in one kernel on a GPU.
-
-    Private: `torch._foreach_norm`; the public `vector_norm` launches a kernel for each.
-    """
+    """The Euclidean norm of each tensor, in one kernel on a GPU."""
     return torch.stack(torch._foreach_norm(list(tensors)))
-
-
-def has_bf16_vectors() -> bool:
-    """Whether this processor has bf16 instructions of AVX-512.
-
-    Private: `torch.cpu._is_avx512_bf16_supported`, since no public function reports it. Without it: False.
-    """
-    known = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
-    return known is not None and bool(known())
 
 
 def causal_varlen(
@@ -119,15 +99,14 @@ def causal_varlen(
 ) -> Tensor:
     """Causal attention of sequences side by side `(N, H, D)`; with fewer queries than keys their ends are aligned.
 
-    torch 2.11 takes fewer heads of keys than of queries without being asked; from 2.12 on it must be asked.
+    Heads of keys may be fewer than those of queries; from torch 2.12 on an argument must say so.
     """
     from torch.nn.attention.varlen import varlen_attn
 
-    grouped: dict[str, Any] = (
-        {"enable_gqa": q.shape[-2] != k.shape[-2]} if "enable_gqa" in _parameters(varlen_attn) else {}
-    )
-    # A right window of 0 is causal.
-    out = varlen_attn(q, k, v, cu_queries, cu_keys, longest_query, longest_key, window_size=(-1, 0), **grouped)
+    options: dict[str, Any] = {"window_size": (-1, 0)}  # a right window of 0 is causal
+    if "enable_gqa" in _parameters(varlen_attn):
+        options["enable_gqa"] = q.shape[-2] != k.shape[-2]
+    out = varlen_attn(q, k, v, cu_queries, cu_keys, longest_query, longest_key, **options)
     assert isinstance(out, Tensor)
     return out
 

@@ -44,7 +44,7 @@ def summed_cross_entropy(
 
 
 class _SummedCrossEntropy(torch.autograd.Function):
-    """Computes loss and gradients chunk by chunk in the forward pass: softmax - one-hot needs no second pass."""
+    """Loss and gradients, chunk by chunk in the forward pass."""
 
     @staticmethod
     def forward(  # type: ignore[override]
@@ -56,43 +56,34 @@ class _SummedCrossEntropy(torch.autograd.Function):
         copy: WeightCopy | None,
         compiler: Compiler | None,
     ) -> Tensor:
-        device_type = hidden.device.type
+        device_type, n_vocab, chunk = hidden.device.type, len(head_weight), chunk_of(hidden.device)
         dtype = torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else hidden.dtype
-        ctx.copy, ctx.compiler = copy, compiler
-        with torch.autocast(device_type, enabled=False):
-            weight = _padded_head(head_weight, dtype) if copy is None else copy.weight
-            return _SummedCrossEntropy._forward(ctx, hidden, head_weight, weight, targets, weights)
-
-    @staticmethod
-    def _forward(
-        ctx: Any, hidden: Tensor, head_weight: Tensor, weight: Tensor, targets: Tensor, weights: Tensor
-    ) -> Tensor:
-        dtype, copy, n_vocab = weight.dtype, ctx.copy, len(head_weight)
         at_once = _at_once(hidden)
         to_gradient = _to_gradient if at_once else _to_gradient_in_blocks
-        to_gradient = ctx.compiler(to_gradient) if at_once and ctx.compiler is not None else to_gradient
+        to_gradient = compiler(to_gradient) if at_once and compiler is not None else to_gradient
         total = torch.zeros((), device=hidden.device)
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
         grad_weight = None
-        chunk = chunk_of(hidden.device)
-        for start in range(0, len(hidden), chunk):
-            rows = slice(start, start + chunk)
-            h = hidden[rows].to(dtype)
-            space = None if copy is None else copy.scratch.take("logits", (len(h), len(weight)), dtype)
-            logits = torch.mm(h, weight.t(), out=space)  # (m, V)
-            logits[:, n_vocab:] = -math.inf
-            total += to_gradient(logits, targets[rows], weights[rows])
-            if grad_hidden is not None:
-                grad_hidden[rows] = torch.mm(logits, weight).to(hidden.dtype)
-            if needs_weight and copy is not None:
-                copy.collect(logits, h)
-            elif needs_weight:
-                part = torch.mm(logits.t(), h)[:n_vocab]
-                grad_weight = part.to(head_weight.dtype) if grad_weight is None else grad_weight.add_(part)
+        with torch.autocast(device_type, enabled=False):
+            weight = _padded_head(head_weight, dtype) if copy is None else copy.weight
+            for start in range(0, len(hidden), chunk):
+                rows = slice(start, start + chunk)
+                h = hidden[rows].to(weight.dtype)
+                space = None if copy is None else copy.scratch.take("logits", (len(h), len(weight)), weight.dtype)
+                logits = torch.mm(h, weight.t(), out=space)  # (m, V)
+                logits[:, n_vocab:] = -math.inf
+                total += to_gradient(logits, targets[rows], weights[rows])
+                if grad_hidden is not None:
+                    grad_hidden[rows] = torch.mm(logits, weight).to(hidden.dtype)
+                if needs_weight and copy is not None:
+                    copy.collect(logits, h)
+                elif needs_weight:
+                    part = torch.mm(logits.t(), h)[:n_vocab]
+                    grad_weight = part.to(head_weight.dtype) if grad_weight is None else grad_weight.add_(part)
         if needs_weight and grad_weight is None and copy is None:
             grad_weight = torch.zeros_like(head_weight)
-        ctx.gradients = (grad_hidden, grad_weight)
+        ctx.copy, ctx.gradients = copy, (grad_hidden, grad_weight)
         return total
 
     @staticmethod

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from instruct_lit.accel.attention_varlen import Sequences, VarlenDocuments
+from instruct_lit.accel.attention_varlen import VarlenDocuments
 from instruct_lit.accel.compat_torch import add_all, copy_all, forbidden_waits
 from instruct_lit.core.data.batching import Batch
 from instruct_lit.core.model.attention import AttentionLayout
@@ -70,10 +70,8 @@ class StepGraphs:
         self._graphs: dict[tuple[int, ...], _Graph | None] = {}
         self._places = [p.data_ptr() for p in self.parameters]
         self._pool = torch.cuda.graph_pool_handle()
-        self._largest, self._full = (
-            0,
-            False,
-        )  # tokens of the largest recorded batch; whether larger ones stay unrecorded
+        self._largest = 0  # tokens of the largest recorded batch
+        self._full = False  # whether larger ones stay unrecorded
 
     def loss(self, batch: Batch, weights: Tensor) -> Tensor:
         """The batch's loss, whose backward pass sets or adds to the parameters' gradients.
@@ -149,9 +147,8 @@ class StepGraphs:
         graph = torch.cuda.CUDAGraph()
         with (
             torch.cuda.graph(graph, self._pool, torch.cuda.current_stream(), "thread_local"),
-            torch.autocast(
-                "cuda", torch.bfloat16, cache_enabled=False
-            ),  # a cast of this step may not be used by the next
+            # Without a cache: a cast of this step may not be used by the next.
+            torch.autocast("cuda", torch.bfloat16, cache_enabled=False),
         ):
             loss = self.loss_of(*inputs.arguments())
             found = torch.autograd.grad(loss, self.parameters, allow_unused=True)
@@ -189,21 +186,20 @@ class _Inputs:
 
     shape: tuple[int, ...]
     tensors: tuple[Tensor, ...]  # input ids, positions, loss index, targets, weights
-    sequences: Sequences | None
+    layout: VarlenDocuments | None
 
     def arguments(self) -> tuple[Tensor, Tensor, AttentionLayout | None, Tensor, Tensor, Tensor]:
         ids, positions, index, targets, weights = self.tensors
-        layout = None if self.sequences is None else VarlenDocuments(self.sequences)
-        return ids, positions, layout, index, targets, weights
+        return ids, positions, self.layout, index, targets, weights
 
     def copied(self) -> _Inputs:
-        sequences = None if self.sequences is None else self.sequences.at(self.sequences.flat.clone())
-        return _Inputs(self.shape, tuple(x.clone() for x in self.tensors), sequences)
+        layout = None if self.layout is None else self.layout.at(self.layout.flat.clone())
+        return _Inputs(self.shape, tuple(x.clone() for x in self.tensors), layout)
 
     def take(self, other: _Inputs) -> None:
         copy_all(self.tensors, other.tensors)
-        if self.sequences is not None and other.sequences is not None:
-            self.sequences.flat.copy_(other.sequences.flat)
+        if self.layout is not None and other.layout is not None:
+            self.layout.flat.copy_(other.layout.flat)
 
 
 @dataclass
@@ -218,20 +214,20 @@ def _padded(batch: Batch, weights: Tensor) -> _Inputs:
     ids, positions, index = batch.input_ids, batch.position_ids, batch.loss_index
     size, n_pairs = _shape_of(ids.shape[-1]), _shape_of(len(batch.targets))
     n_more = size - ids.shape[-1]
-    sequences = None
+    layout = None
     if batch.document_lengths is None:
         index = index + index.div(ids.shape[-1], rounding_mode="floor") * n_more  # rows are longer now
         shape = (*ids.shape[:-1], size, n_pairs)
     else:
         lengths, padding = batch.document_lengths, _documents_of_padding(n_more, size)
         longest = _shape_of(max(lengths), LONGEST_PADDING)
-        sequences = Sequences(lengths, batch.prefix_length, ids.device, padding, longest)
+        layout = VarlenDocuments(lengths, batch.prefix_length, ids.device, padding, longest)
         shape = (size, n_pairs, len(lengths), batch.prefix_length, longest)
     pad = nn.functional.pad
     more = n_pairs - len(batch.targets)
     tensors = [pad(ids, (0, n_more)), pad(positions, (0, n_more))]
     tensors += [pad(x, (0, more)) for x in (index, batch.targets, weights)]
-    return _Inputs(shape, tuple(tensors), sequences)
+    return _Inputs(shape, tuple(tensors), layout)
 
 
 def _documents_of_padding(n_tokens: int, size: int) -> list[int]:

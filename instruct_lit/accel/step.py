@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from instruct_lit.accel.adamw import AdamW, mixed_norm
-from instruct_lit.accel.compiled import compiled_form
 from instruct_lit.accel.cross_entropy import summed_cross_entropy
 from instruct_lit.accel.cuda_graphs import StepGraphs
 from instruct_lit.accel.weight_copies import LowPrecisionWeights, has_gradient_dtypes
@@ -17,6 +18,15 @@ from instruct_lit.core.data.batching import Batch
 from instruct_lit.core.model.attention import AttentionLayout
 from instruct_lit.core.model.causal import CausalLM
 from instruct_lit.core.training.loss import FitFacts, StepAccelerator, layout_of, total_norm
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+@cache
+def compiled_form(function: Function) -> Function:
+    """A function of tensors and modules compiled by `torch.compile`, for any number of tokens."""
+    compiled: Any = torch.compile(function, dynamic=True)
+    return compiled
 
 
 class AcceleratedStep(StepAccelerator):

@@ -58,7 +58,7 @@ class WeightCopy:
     weight: Tensor
     gradient: Tensor
     scratch: Scratch = field(default_factory=Scratch)
-    _cut: tuple[list[int], list[tuple[Tensor, ...]]] = ([], [])
+    _cut: tuple[list[int], list[tuple[Tensor, ...]]] = ([], [])  # addresses, and the pieces of the tensors there
 
     def collect(self, rows: Tensor, x: Tensor) -> None:
         """Add `rowsᵀ @ x` to the parameter's gradient, in place in its buffer."""
@@ -100,16 +100,14 @@ class LowPrecisionWeights:
 
     def __init__(self, model: nn.Module, head: Tensor, dtype: torch.dtype, gradient_dtype: torch.dtype) -> None:
         self.linears = [m for m in model.modules() if type(m) is nn.Linear and m.weight.requires_grad]
-        parameters = {id(p): p for p in [*(m.weight for m in self.linears), head] if p.requires_grad}
-        sizes = [p.numel() for p in parameters.values()]
-        n = sum(sizes)
-        gradients = huge_empty(n, gradient_dtype).split(sizes)
-        copies = huge_empty(n if dtype != head.dtype else 0, dtype).split(sizes if dtype != head.dtype else [0])
-        self.of: dict[int, WeightCopy] = {}
-        scratch = Scratch()
-        for i, (key, p) in enumerate(parameters.items()):
-            weight = copies[i].view_as(p) if dtype != head.dtype else p.detach()
-            self.of[key] = WeightCopy(p, weight, gradients[i].view_as(p), scratch)
+        parameters = {id(p): p for p in [*(m.weight for m in self.linears), head] if p.requires_grad}.values()
+        sizes, scratch = [p.numel() for p in parameters], Scratch()
+        gradients = huge_empty(sum(sizes), gradient_dtype).split(sizes)
+        rounded = huge_empty(sum(sizes), dtype).split(sizes) if dtype != head.dtype else parameters
+        self.of = {
+            id(p): WeightCopy(p, weight.detach().view_as(p), gradient.view_as(p), scratch)
+            for p, weight, gradient in zip(parameters, rounded, gradients, strict=True)
+        }
         self.gradient_dtype = gradient_dtype
 
     def attach(self) -> LowPrecisionWeights:

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from instruct_lit.accel import attention_varlen as varlen
-from instruct_lit.accel.attention_varlen import Sequences, VarlenDocuments
+from instruct_lit.accel.attention_varlen import VarlenDocuments
 from instruct_lit.core.model.attention import PackedDocuments
 from tests.fixtures.attention import D, H, random_qkv
 
@@ -18,7 +18,7 @@ def test_the_variable_length_kernel_finds_the_prefix_before_every_document(
 ) -> None:
     n_tokens = n_prefix + sum(lengths) + sum(padding)
     x = random_qkv(n_tokens, 0)[:, 0].requires_grad_()
-    sequences = Sequences(lengths, n_prefix, x.device, padding, longest=20)
+    sequences = VarlenDocuments(lengths, n_prefix, x.device, padding, longest=20)
     keys = sequences.keys_of(x)
     prefix, *documents = x.split([n_prefix, *lengths, *padding])
     continued = [torch.cat((prefix, document)) for document in documents[: len(lengths)]]
@@ -72,7 +72,7 @@ def test_the_variable_length_kernel_computes_the_documents_alone(
 
 def test_the_variable_length_kernel_does_not_support_dropout() -> None:
     q, k, v = random_qkv(6, 0).unbind(1)
-    layout = VarlenDocuments(Sequences([2, 4], 0, q.device))
+    layout = VarlenDocuments([2, 4], 0, q.device)
     with pytest.raises(AssertionError, match="the kernel does not support dropout"):
         layout.attend(0, q, k, v, 0.1)
 
@@ -93,7 +93,7 @@ def test_heads_of_keys_reach_the_kernel_as_they_are(monkeypatch: pytest.MonkeyPa
     for function in (old, new):
         monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", function)
         for heads in (H, 1):
-            VarlenDocuments(Sequences([2, 4], 0, q.device)).attend(0, q, k[:, :heads], v[:, :heads], 0.0)
+            VarlenDocuments([2, 4], 0, q.device).attend(0, q, k[:, :heads], v[:, :heads], 0.0)
     assert seen == [(H, H, {}), (H, 1, {}), (H, H, {"enable_gqa": False}), (H, 1, {"enable_gqa": True})]
 
 
@@ -116,7 +116,7 @@ def test_the_variable_length_kernel_is_for_gpus_that_have_it(monkeypatch: pytest
 def test_the_gradient_of_a_prefix_is_summed_exactly() -> None:
     """In bf16 a sum of 300 ones, one after the other, would stop at 256."""
     x = torch.zeros(1 + 300, 1, 1, dtype=torch.bfloat16, requires_grad=True)
-    Sequences([1] * 300, 1, x.device).keys_of(x).sum().backward()
+    VarlenDocuments([1] * 300, 1, x.device).keys_of(x).sum().backward()
     assert x.grad is not None and x.grad[0].item() == torch.tensor(301.0).bfloat16() and (x.grad[1:] == 1).all()
 
 

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from instruct_lit.accel import cross_entropy as module
-from instruct_lit.accel.compiled import compiled_form
 from instruct_lit.accel.cross_entropy import summed_cross_entropy
+from instruct_lit.accel.step import compiled_form
 from instruct_lit.accel.weight_copies import WeightCopy
 
 

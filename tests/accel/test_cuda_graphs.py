@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from instruct_lit.accel import cuda_graphs as module
-from instruct_lit.accel.attention_varlen import Sequences
-from instruct_lit.accel.compiled import compiled_form
+from instruct_lit.accel.attention_varlen import VarlenDocuments
 from instruct_lit.accel.cross_entropy import summed_cross_entropy
 from instruct_lit.accel.cuda_graphs import StepGraphs
+from instruct_lit.accel.step import compiled_form
 from instruct_lit.core.data.batching import Batch, Collator
 from instruct_lit.core.data.encode import EncodedExample
 from instruct_lit.core.model.attention import AttentionLayout, PackedDocuments
@@ -57,10 +57,10 @@ def plain(model: GPT, batch: Batch) -> tuple[float, list[Tensor]]:
     return loss.item(), [g.to_dense() for g in torch.autograd.grad(loss, list(model.parameters()))]
 
 
-def on_processor(sequences: Sequences) -> PackedDocuments:
+def on_processor(documents: VarlenDocuments) -> PackedDocuments:
     """In place of the GPU's kernel; documents of padding continue the prefix, without effect."""
-    n_prefix = sequences.n_prefix
-    return PackedDocuments([n for n in sequences.cu_queries.diff().tolist()[n_prefix > 0 :] if n], n_prefix)
+    n_prefix = documents.n_prefix
+    return PackedDocuments([n for n in documents.cu_queries.diff().tolist()[n_prefix > 0 :] if n], n_prefix)
 
 
 @pytest.mark.parametrize(("layout", "shared_prefix"), LAYOUTS)
@@ -70,9 +70,9 @@ def test_padding_changes_neither_loss_nor_gradients(model: GPT, layout: str, sha
     ids, positions, _, index, targets, weights = inputs.arguments()
     assert ids.shape[-1] % 32 == 0 and ids.shape[-1] > batch.input_ids.shape[-1] and len(targets) % 32 == 0
     how = None
-    if inputs.sequences is not None:
-        assert sum(inputs.sequences.cu_queries.diff().tolist()) == len(ids)
-        how = on_processor(inputs.sequences)
+    if inputs.layout is not None:
+        assert sum(inputs.layout.cu_queries.diff().tolist()) == len(ids)
+        how = on_processor(inputs.layout)
     loss = loss_of(model)(ids, positions, how, index, targets, weights)
     gradients = [g.to_dense() for g in torch.autograd.grad(loss, list(model.parameters()))]
     expected, wanted = plain(model, batch)
@@ -106,7 +106,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
 
     monkeypatch.setattr(StepGraphs, "_record", record)
     monkeypatch.setattr(module, "forbidden_waits", nullcontext)
-    monkeypatch.setattr(module, "VarlenDocuments", on_processor)
+    monkeypatch.setattr(VarlenDocuments, "attend", lambda self, *arguments: on_processor(self).attend(*arguments))
     of_gpu = {"Stream": None, "current_stream": None, "graph_pool_handle": None, "empty_cache": None}
     of_gpu |= {"mem_get_info": (25 * 10**9, 0), "max_memory_allocated": 3 * 10**10, "memory_allocated": 2 * 10**10}
     for name, answer in of_gpu.items():
