@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+
 from instruct_lit.core.bundle import OpenedModel, save_bundle
 from instruct_lit.core.data.tokenizer import GPT2Tokenizer
 from instruct_lit.core.generation.responses import read_jsonl
@@ -14,7 +16,6 @@ from instruct_lit.errors import ConfigError
 from instruct_lit.exporters.gguf import write_gguf
 from instruct_lit.exporters.model_card import CardFacts, published, write_card
 from instruct_lit.exporters.ollama import modelfile
-from instruct_lit.exporters.traced_program import write_traced_program
 from instruct_lit.hf.chat_template_export import chat_template
 
 
@@ -35,12 +36,9 @@ def export_model(
         to_gguf(opened, folder, facts.name, precision)
     else:
         to_torch_export(opened, folder)
-    rows = read_jsonl(opened.directory.parent / "responses.jsonl")
-    model = opened.model
-    card = folder / "README.md"
-    write_card(
-        card, facts, opened.template, opened.about, rows, model.config.context_length, model.n_parameters, FORMATS[to]
-    )
+    rows, size = read_jsonl(opened.directory.parent / "responses.jsonl"), opened.model.n_parameters
+    length, card = opened.model.config.context_length, folder / "README.md"
+    write_card(card, facts, opened.template, opened.about, rows, length, size, FORMATS[to])
 
 
 def to_hf(opened: OpenedModel, folder: Path, dtype: str | None = None) -> None:
@@ -62,10 +60,14 @@ def to_gguf(opened: OpenedModel, folder: Path, name: str, precision: str) -> Non
 
 
 def to_torch_export(opened: OpenedModel, folder: Path) -> None:
-    """Write a traced program."""
+    """Write a traced program, from token ids `(B, T)` to logits `(B, T, V)`, which runs without this package."""
     model, _ = _gpt2_of(opened, "torch_export")
     folder.mkdir(parents=True, exist_ok=True)
-    write_traced_program(folder / "model.pt2", model)
+    n_tokens = torch.export.Dim("n_tokens", max=model.config.context_length)
+    sizes = {"input_ids": {0: torch.export.Dim("n_rows"), 1: n_tokens}}
+    with torch.no_grad():
+        program = torch.export.export(model.eval(), (torch.zeros(2, 3, dtype=torch.long),), dynamic_shapes=sizes)
+    torch.export.save(program, folder / "model.pt2")
 
 
 def _gpt2_of(opened: OpenedModel, to: str) -> tuple[GPT, GPT2Tokenizer]:

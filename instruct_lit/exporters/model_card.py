@@ -14,6 +14,7 @@ from instruct_lit.core.data.example import Example
 from instruct_lit.core.data.template import Template
 from instruct_lit.core.jinja_environments import compile_text
 from instruct_lit.evaluation.metrics import WITHOUT_EXTRA, score
+from instruct_lit.evaluation.statistics import Interval
 
 _MEASURED = ("test/loss", "test/perplexity")
 _NO_DATA = {"name": None, "fingerprint": None, "licence": None}
@@ -77,33 +78,25 @@ def card_data(
     about: Mapping[str, Any],
     measured: Mapping[str, float],
     n_test: int | None,
-    scores: Mapping[str, Mapping[str, float | None]],
+    scores: Mapping[str, Interval],
     library: str,
 ) -> ModelCardData:
     """The metadata of the hub: whence the model comes and what was measured of it, never of its base."""
     base, data = about.get("base") or {}, {**_NO_DATA, **about.get("data", {})}
     base_model = facts.base_model or base.get("id")
     name = without_local_paths(data["name"] or "unknown")
-    values: list[tuple[str, float, dict[str, Any] | None]] = [
-        (key.removeprefix("test/"), value, {"n": n_test} if n_test else None) for key, value in measured.items()
-    ]
+
+    def result(metric: str, value: float, arguments: dict[str, Any]) -> EvalResult:
+        return EvalResult(
+            task_type="text-generation", dataset_type=data.get("repo") or name, dataset_name=name, dataset_split="test",
+            metric_type=metric, metric_value=round(value, 4), metric_args=arguments or None,
+        )  # fmt: skip
+
+    n = {"n": n_test} if n_test else {}
+    results = [result(key.removeprefix("test/"), value, n) for key, value in measured.items()]
     for key, found in scores.items():
-        bounds: dict[str, Any] = {"n": int(found["n"] or 0)}
-        if found["low"] is not None and found["high"] is not None:
-            bounds["interval_95"] = [round(found["low"], 4), round(found["high"], 4)]
-        values.append((key, found["mean"] or 0.0, bounds))
-    results = [
-        EvalResult(
-            task_type="text-generation",
-            dataset_type=data.get("repo") or name,
-            dataset_name=name,
-            dataset_split="test",
-            metric_type=key,
-            metric_value=round(value, 4),
-            metric_args=arguments,
-        )
-        for key, value, arguments in values
-    ]
+        bounds = [round(found[end], 4) for end in ("low", "high") if found[end] is not None]
+        results.append(result(key, found["mean"], {"n": found["n"]} | ({"interval_95": bounds} if bounds else {})))
     return ModelCardData(
         license=facts.license or base.get("licence") or "unknown",
         base_model=base_model,
@@ -126,9 +119,7 @@ def without_local_paths(text: str) -> str:
 def published(node: Any) -> Any:
     """The content of a bundle's own file without paths of this machine."""
     if isinstance(node, Mapping):
-        return {key: published(value) for key, value in node.items() if key != "template"} | (
-            {"template": node["template"]} if "template" in node else {}
-        )
+        return {key: value if key == "template" else published(value) for key, value in node.items()}
     if isinstance(node, list | tuple):
         return [published(value) for value in node]
     return without_local_paths(node) if isinstance(node, str) else node

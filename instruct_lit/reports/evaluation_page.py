@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from instruct_lit.core.bundle import bundle_of, read_about
+from instruct_lit.core.generation.sampling import SamplingSettings
 from instruct_lit.errors import printable
 from instruct_lit.evaluation.categories import lines
 from instruct_lit.evaluation.metrics import HIGHER_IS_BETTER, Row
@@ -105,15 +106,17 @@ def subject(evaluation: Mapping[str, Any]) -> list[tuple[str, str]]:
         return [("responses", evaluation["responses"])]
     about = read_about(bundle_of(evaluation["run"]))
     data, settings = about.get("data", {}), evaluation["generation"]
-    given = {key: value for key, value in settings.items() if value not in (None, [], 0.0) and key != "seed"}
+    how = [f"{'sampled' if settings['temperature'] else 'greedy'}, at most {settings['max_new_tokens']} new tokens"]
+    for key, default in vars(SamplingSettings()).items():
+        if key not in ("max_new_tokens", "seed") and (settings.get(key) or None) != (default or None):
+            how.append(f"{key}={settings[key]}")
     facts = {
         "model": evaluation["run"],
         "base model": (about.get("base") or {}).get("id"),
         "fine-tuned on": data.get("name") and f"{data['name']} (fingerprint {data.get('fingerprint')})",
         "template": about.get("template", {}).get("name"),
         "responses to": f"the {evaluation['split']} split",
-        "generation": ("sampled, " if settings.get("temperature") else "greedy, ")
-        + ", ".join(f"{key}={value}" for key, value in given.items()),
+        "generation": ", ".join(how),
     }
     return [(name, str(text)) for name, text in facts.items() if text]
 

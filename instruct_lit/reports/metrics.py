@@ -34,7 +34,7 @@ def quantity(value: Any, name: str) -> str:
         return number(value)
     from matplotlib.ticker import EngFormatter
 
-    return f"{number(value)} {unit}" if unit == "s" else EngFormatter(unit, places=1)(value)
+    return f"{value:,.1f} s" if unit == "s" else EngFormatter(unit, places=1)(value)
 
 
 def number(value: Any) -> str:

@@ -25,7 +25,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 # Blue and orange are distinct for colour-blind readers (Okabe and Ito 2008).
 BLUE, ORANGE, GRAY = "#0072b2", "#d55e00", "#808080"
 TEXT, LINE, PAPER = "#1f2328", "#d0d7de", "#fffffe"
-_CSS = {TEXT: "currentColor", LINE: "var(--line)", PAPER: "var(--paper)", BLUE: "var(--blue)", ORANGE: "var(--orange)"}
+CSS = {TEXT: "currentColor", LINE: "var(--line)", PAPER: "var(--paper)", BLUE: "var(--blue)", ORANGE: "var(--orange)"}
 _RANKS = LinearSegmentedColormap.from_list("ranks", [BLUE, "#968ca0", ORANGE])
 _BOX = {"facecolor": PAPER, "edgecolor": "none", "pad": 1.0}  # behind a text that lines may cross
 _WIDTH = 9.0  # inches, the width of a page's column
@@ -64,7 +64,7 @@ def svg(figure: Figure, name: str, lines: Sequence[TrialLine] = ()) -> str:
     for line in lines:
         group = f'<g data-trial="{line.number}"><title>{escape(line.note)}</title>'
         body = body.replace(f'<g id="trial-{line.number}">', group)
-    for colour, variable in _CSS.items():
+    for colour, variable in CSS.items():
         body = body.replace(colour, variable)
     return f'<svg {view_box[0]} role="img" aria-label="{escape(name)}">{body}'
 

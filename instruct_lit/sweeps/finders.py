@@ -33,10 +33,8 @@ class LearningRateRange:
 
     def __init__(self, min_lr: float = 1e-6, max_lr: float = 1.0, n_steps: int = 100) -> None:
         if not 0 < min_lr < max_lr or n_steps < 20:
-            raise ConfigError(
-                f"finder: min_lr={min_lr}, max_lr={max_lr}, n_steps={n_steps}; needs 0 < min_lr < max_lr and n_steps "
-                "of at least 20"
-            )
+            given = f"min_lr={min_lr}, max_lr={max_lr}, n_steps={n_steps}"
+            raise ConfigError(f"finder: {given}; needs 0 < min_lr < max_lr and n_steps of at least 20")
         self.min_lr, self.max_lr, self.n_steps = min_lr, max_lr, n_steps
 
     def __call__(self, trainer: Trainer, tuner: InstructionTuner, data: InstructionData, run_dir: Path) -> float:
@@ -130,27 +128,30 @@ class LargestBatch:
 
         if free is not None:
             print(f"{free / 1e9:.1f} GB of free memory", flush=True)
+
+        def slow(n: int) -> bool:
+            return n >= data.batching.batch_size and 2 * seconds[n] > self.max_step_s
+
         with limited_memory(device, free):
-            enough = lambda n: n >= data.batching.batch_size and 2 * seconds[n] > self.max_step_s  # noqa: E731
-            size, refused = largest(fits, len(longest), enough)
+            size, refused = largest(fits, len(longest), slow)
         if size == 0:
             raise TrainingError(
                 "batch_size: one example does not fit; lower data.max_length, set model.activation_checkpointing=true, "
                 "or choose a smaller model"
             )
         found: dict[str, Any] = {"batch_size": size, "refused": refused, "step_s": seconds[size], "free_bytes": free}
+        text = ""
         if refused is not None:
-            print(f"the largest that fits ({refused} do not): data.batch_size={size}")
+            why = f"that fits ({refused} do not)"
         elif size == len(longest):
-            print(f"the largest tried (all examples, or finder.max_size): data.batch_size={size}")
+            why = "tried (all examples, or finder.max_size)"
         else:
-            text = f"the largest tried: data.batch_size={size}; a step with twice as many takes about "
-            text += f"{2 * seconds[size]:.0f} s, longer than finder.max_step_s={self.max_step_s:g}"
-            if free is not None:
-                # the states of model and optimizer are allocated already
+            why, twice = "tried", f"{2 * seconds[size]:.0f} s"
+            text = f"; a step with twice as many takes about {twice}, longer than finder.max_step_s={self.max_step_s:g}"
+            if free is not None:  # the states of model and optimizer are allocated already
                 found["by_memory"] = int(free * size / kept_bytes(model, batch_of(size), bf16))
                 text += f"; the free memory would hold about {found['by_memory']:,}"
-            print(text)
+        print(f"the largest {why}: data.batch_size={size}{text}")
         (run_dir / "batch_size.json").write_text(json.dumps(found) + "\n")
         return size
 

@@ -74,7 +74,7 @@ def write_page(folder: Path, trials: Sequence[Trial], metric: str, maximize: boo
         plots=[plot for plot in (curves(trials, colours, curve), parallel_coordinates(done, metric, colours)) if plot],
         importance=plots.svg(plots.importance(shares, metric), "importance of the hyper-parameters") if shares else "",
         missing="; ".join(missing),
-        colours=colours,
+        colours={number: plots.CSS.get(colour, colour) for number, colour in colours.items()},
         answered=answered,
         answers=side_by_side(answered),
         n_answers=min((len(trial.responses) for trial in answered), default=0),

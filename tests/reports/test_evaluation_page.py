@@ -1,8 +1,12 @@
 """What an evaluation prints."""
 
+import json
+from pathlib import Path
+
 import pytest
 
-from instruct_lit.reports.evaluation_page import print_leaks
+from instruct_lit.core.generation.sampling import SamplingSettings
+from instruct_lit.reports.evaluation_page import print_leaks, subject
 
 
 def test_leaks_are_printed_without_what_steers_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
@@ -12,3 +16,16 @@ def test_leaks_are_printed_without_what_steers_a_terminal(capsys: pytest.Capture
     assert "7 of 9 examples were in the training data (exact 7)" in shown
     assert "exact (1.00): the cat \\x1b[2J sat" in shown and "\x1b" not in shown
     assert "more, in evaluation.json" in shown
+
+
+def test_the_page_says_what_was_evaluated(tmp_path: Path) -> None:
+    (tmp_path / "bundle").mkdir()
+    about = {"template": {"name": "short", "text": "{{ instruction }}{{ response }}"}, "data": {"name": "book", "fingerprint": "abc"}}  # fmt: skip
+    (tmp_path / "bundle" / "instruct_lit.json").write_text(json.dumps({**about, "base": {"id": "gpt2"}}))
+    generation = {**vars(SamplingSettings(temperature=1.0, top_k=5)), "stop": []}
+    found = {"run": str(tmp_path), "responses": None, "split": "test", "generation": generation}
+    assert dict(subject(found)) == {
+        "model": str(tmp_path), "base model": "gpt2", "fine-tuned on": "book (fingerprint abc)", "template": "short",
+        "responses to": "the test split", "generation": "sampled, at most 256 new tokens, temperature=1.0, top_k=5",
+    }  # fmt: skip
+    assert subject({"run": None, "responses": "a.json"}) == [("responses", "a.json")]
