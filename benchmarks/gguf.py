@@ -26,7 +26,7 @@ CACHES = ("f32", "f16")
 def main() -> None:
     import llama_cpp
 
-    from instruct_lit.config.builders import open_model
+    from instruct_lit.config.model_builders import open_model
     from instruct_lit.core.data.example import Example
     from instruct_lit.core.generation.responses import read_jsonl
     from instruct_lit.exporters.formats import to_gguf

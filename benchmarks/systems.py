@@ -37,7 +37,7 @@ def ours(name: str, args: Namespace) -> dict[str, Any]:
     from lightning import Callback, seed_everything
 
     from instruct_lit.accel.hardware import keep_freed_memory
-    from instruct_lit.config import builders as build
+    from instruct_lit.config import model_builders as build
     from instruct_lit.config.check_training import check_train
     from instruct_lit.config.compose import CONF, register
     from instruct_lit.config.run_builders import trainer_of, tuner_of

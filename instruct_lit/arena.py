@@ -27,7 +27,7 @@ def arena(config: DictConfig) -> None:
     """Rate the battles of a file, let a judge vote on the models of `runs`, or serve the page."""
     check_command("arena", config)
 
-    from instruct_lit.config import builders as build
+    from instruct_lit.config import model_builders as build
     from instruct_lit.evaluation.ratings import read_battles
     from instruct_lit.serving.arena_judging import read_questions
     from instruct_lit.serving.arena_rounds import Arena
@@ -65,7 +65,7 @@ def let_judge_vote(
     """Answer the questions with all models, and append the judge's verdicts on every pair to the votes."""
     if not questions:
         raise ConfigError("questions=null: no run has responses to a test set; give a file of records")
-    from instruct_lit.config import builders as build
+    from instruct_lit.config import model_builders as build
     from instruct_lit.config.judge_builders import judge_of, judge_prompt_of
     from instruct_lit.evaluation.judging.response_judge import ask_judge
     from instruct_lit.serving.arena_judging import answer_all, judge_votes

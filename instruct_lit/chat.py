@@ -22,7 +22,7 @@ def chat(config: DictConfig) -> None:
 
     from rich.console import Console
 
-    from instruct_lit.config import builders as build
+    from instruct_lit.config import model_builders as build
     from instruct_lit.serving.chat_loop import Chat
     from instruct_lit.serving.chat_model import open_chat_models
 

@@ -18,7 +18,7 @@ def export(config: DictConfig) -> None:
 
     check_command("export", config)
 
-    from instruct_lit.config import builders as build
+    from instruct_lit.config import model_builders as build
     from instruct_lit.exporters.formats import export_model
     from instruct_lit.exporters.hub import push
     from instruct_lit.exporters.model_card import CardFacts

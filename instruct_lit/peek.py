@@ -26,8 +26,8 @@ def peek(config: DictConfig) -> None:
 
     from rich.console import Console
 
-    from instruct_lit.config import builders as build
-    from instruct_lit.config.data_builders import with_settings_of_run
+    from instruct_lit.config import model_builders as build
+    from instruct_lit.config.data_builders import data_of, with_settings_of_run
 
     opened = None
     if config.run is not None:
@@ -38,7 +38,7 @@ def peek(config: DictConfig) -> None:
     else:
         tokenizer, template = build.language_of(config)
         context_length = build.context_of(config)
-    data = build.data_of(config, template, tokenizer, context_length, config.n_streamed)
+    data = data_of(config, template, tokenizer, context_length, config.n_streamed)
     data.prepare_data()
     data.setup()
     console = Console(highlight=False)
@@ -91,7 +91,7 @@ def show_profile(console: Console, config: DictConfig, data: InstructionData, op
 
 def shape_of(config: DictConfig, opened: OpenedModel | None) -> GPTConfig | None:
     """The shape of the opened GPT-2, or of the configured one; None for a model of transformers."""
-    from instruct_lit.config import builders as build
+    from instruct_lit.config import model_builders as build
     from instruct_lit.core.model.gpt import GPT
 
     if opened is not None:

@@ -16,7 +16,7 @@ def serve(config: DictConfig) -> None:
     """Serve the model at `run` until Ctrl-C."""
     check_command("serve", config)
 
-    from instruct_lit.config import builders as build
+    from instruct_lit.config import model_builders as build
     from instruct_lit.core.generation.engine import Engine
     from instruct_lit.serving.chat_model import open_chat_models
     from instruct_lit.serving.completions import CompletionService

@@ -6,41 +6,27 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from instruct_lit.config import builders as build
-from instruct_lit.config.targets import plain
+from instruct_lit.config import model_builders as build
+from instruct_lit.config.data_builders import data_of_run
+from instruct_lit.config.targets import arguments_for, plain
 from instruct_lit.errors import InstructLitError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
     from instruct_lit.suites.evaluated_model import EvaluatedModel
-    from instruct_lit.suites.suite import RunRequest, Suite
-
-
-def suite_of(config: DictConfig) -> Suite:
-    """The suite of the configuration."""
-    from instruct_lit.suites.suite import Suite
-
-    return Suite(**plain(config.suite))
+    from instruct_lit.suites.suite import RunRequest
 
 
 def request_of(config: DictConfig, out_dir: Path) -> RunRequest:
     """The settings of a run; those of `benchmark` take precedence over those of the suite."""
     from instruct_lit.suites.suite import RunRequest
 
-    asked, suite = config.benchmark, config.suite
-    return RunRequest(
-        tasks=list(suite.tasks),
-        limit=suite.limit if asked.limit is None else asked.limit,
-        data_dir=Path(asked.data_dir).expanduser().resolve() if asked.data_dir else None,
-        options=plain(suite.options),
-        cache=Path(config.paths.cache).expanduser().resolve(),
-        out_dir=out_dir.resolve(),
-        log=out_dir.resolve() / "harness.log",
-        n_shot=suite.n_shot if asked.n_shot is None else asked.n_shot,
-        on_missing=asked.on_missing,
-        allow_code=asked.allow_code,
-    )
+    own = {key: value for key, value in plain(config.benchmark).items() if value is not None}
+    given = arguments_for(RunRequest, plain(config.suite) | own)
+    folders = {"cache": Path(config.paths.cache), "out_dir": out_dir, "log": out_dir / "harness.log"}
+    folders |= {"data_dir": Path(given["data_dir"])} if "data_dir" in given else {}
+    return RunRequest(**{"data_dir": None} | given | {k: path.expanduser().resolve() for k, path in folders.items()})
 
 
 def training_of_run(config: DictConfig, run: str) -> list[str] | None:
@@ -55,9 +41,7 @@ def training_of_run(config: DictConfig, run: str) -> list[str] | None:
     if not config.benchmark.leaks or not is_run:
         return None
     try:
-        data = build.data_of_run(
-            OmegaConf.create({"run": run, "data": None, "paths": config.paths}), build.open_model(run)
-        )
+        data = data_of_run(OmegaConf.create({"run": run, "data": None, "paths": config.paths}), build.open_model(run))
     except InstructLitError as error:
         print(f"leaks: not searched, since the training data of {run} cannot be read ({error})")
         return None

@@ -1,7 +1,7 @@
 """From a command line to a composed configuration, and the body of every command.
 
 Importing this module imports nothing heavy. The schemas are in `instruct_lit.config.schema`, errors become messages in
-`instruct_lit.config.messages`, and objects are built from a configuration in `instruct_lit.config.builders`.
+`instruct_lit.config.messages`, and objects are built from a configuration in `instruct_lit.config.*_builders`.
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +10,9 @@ from omegaconf import DictConfig, OmegaConf
 from instruct_lit.config.compose import CONF
 from instruct_lit.config.model_builders import install_satellites
 from instruct_lit.config.run_folder import saved_group
+from instruct_lit.config.satellites import has_satellite
 from instruct_lit.config.targets import build, construct, plain
+from instruct_lit.core.data.records import FileSource
 from instruct_lit.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -39,16 +40,13 @@ def data_of(
         n_streamed: read and store the first examples of a stream, all of them for training, instead of streaming.
     """
     from instruct_lit.core.data.datamodule import InstructionData
-    from instruct_lit.core.data.records import FileSource
     from instruct_lit.core.data.settings import Batching, Lengths, Masking, Splits
 
     install_satellites()
     data = config.data
-    max_length = data.max_length or context_length
-    if max_length > context_length:
-        raise ConfigError(f"data.max_length={max_length}: the model's context has {context_length} tokens; lower it")
-    if (data.get("pad_to") or 0) > context_length:
-        raise ConfigError(f"data.pad_to={data.pad_to}: the model's context has {context_length} tokens; lower it")
+    for key in ("max_length", "pad_to"):
+        if (data.get(key) or 0) > context_length:
+            raise ConfigError(f"data.{key}={data[key]}: the model's context has {context_length} tokens; lower it")
     files = {
         name: FileSource(
             plain(data[f"{name}_path"]), plain(data.columns), data.on_bad_record, f"{data.name}_{name}", data.format
@@ -60,7 +58,7 @@ def data_of(
     files = {**own_splits(sources, config), **files}
     streamed = data.streaming and n_streamed is None
     arguments: dict[str, Any] = {
-        "lengths": Lengths(max_length, data.on_long, data.pad_to),
+        "lengths": Lengths(data.max_length or context_length, data.on_long, data.pad_to),
         "splits": Splits({} if data.streaming and not streamed else plain(data.split), regroup_of(data), files),
         "masking": Masking(data.mask_prompt, data.loss_on),
         "batching": Batching(data.batch_size, data.eval_batch_size, n_workers=data.n_workers, **config.batching),
@@ -89,10 +87,8 @@ def own_splits(sources: dict[str, Any], config: DictConfig) -> dict[str, Any]:
 
     Raises ConfigError for one in a mixture.
     """
-    from instruct_lit.core.data.records import FileSource
-
     found: dict[str, Any] = {}
-    if importlib.util.find_spec("instruct_lit.datasets") is None:
+    if not has_satellite("datasets"):
         return found
     from instruct_lit.datasets.folder_splits import separate_splits
     from instruct_lit.datasets.remote_sources import HubSource
@@ -113,7 +109,7 @@ def own_splits(sources: dict[str, Any], config: DictConfig) -> dict[str, Any]:
 
 def regroup_of(data: DictConfig) -> SplitGroups | None:
     """What `data.keep_together` keeps in one part of the split; nothing without the satellite `datasets`."""
-    if data.keep_together == "nothing" or importlib.util.find_spec("instruct_lit.datasets") is None:
+    if data.keep_together == "nothing" or not has_satellite("datasets"):
         return None
     from instruct_lit.datasets.near_duplicates import near_duplicate_groups
     from instruct_lit.datasets.split_groups import SplitGroups, same_prompt

@@ -1,22 +1,28 @@
-"""The model, its tokenizer and the prompt template from a configuration."""
+"""The model, its tokenizer, the prompt template and the settings of generation from a configuration.
+
+No class receives a configuration: it receives its arguments from here.
+"""
 
 from __future__ import annotations
 
 import importlib
-import importlib.util
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from instruct_lit.config.targets import plain
+from instruct_lit.config.run_folder import saved_group
+from instruct_lit.config.satellites import has_satellite
+from instruct_lit.config.targets import arguments_for
 from instruct_lit.core.data.template import CHAT
 from instruct_lit.errors import ConfigError, InstructLitError
 
 if TYPE_CHECKING:
+    from instruct_lit.core.bundle import OpenedModel
     from instruct_lit.core.data.encode import Tokenizer
     from instruct_lit.core.data.template import Template
+    from instruct_lit.core.generation.sampling import SamplingSettings
     from instruct_lit.core.model.causal import CausalLM
     from instruct_lit.core.model.gpt import GPTConfig
     from instruct_lit.hf.adapters import Adapter, Base
@@ -28,9 +34,8 @@ if TYPE_CHECKING:
 def install_satellites() -> None:
     """Register with the core what installed satellites add to data, models and files."""
     for name in ("accel", "datasets", "hf"):
-        module = f"instruct_lit.{name}"
-        if importlib.util.find_spec(module) is not None:
-            importlib.import_module(module).install()
+        if has_satellite(name):
+            importlib.import_module(f"instruct_lit.{name}").install()
 
 
 def model_of(config: DictConfig) -> CausalLM:
@@ -52,15 +57,10 @@ def model_of(config: DictConfig) -> CausalLM:
 def _gpt_of(config: DictConfig) -> CausalLM:
     from instruct_lit.core.model.pretrained import load_gpt
 
-    model = config.model
-    return load_gpt(
-        path=_gpt_path(config) if model.pretrained else model.path,
-        pretrained=model.pretrained,
-        config=_configured_shape(model),
-        dropout=model.dropout,
-        activation_checkpointing=model.activation_checkpointing,
-        seed=config.seed,
-    )
+    given = arguments_for(load_gpt, config.model)
+    if config.model.pretrained:
+        given["path"] = _gpt_path(config)
+    return load_gpt(**given, config=_configured_shape(config.model), seed=config.seed)
 
 
 def _gpt_path(config: DictConfig) -> Path:
@@ -72,20 +72,16 @@ def _gpt_path(config: DictConfig) -> Path:
         return checkpoint_directory(model.path)
     from instruct_lit.hf.hub import download_gpt2
 
-    return download_gpt2(model.repo, model.revision, _hub_cache(config))
+    return download_gpt2(model.repo, model.revision, Path(config.paths.cache) / "hub")
 
 
 def _hf_of(config: DictConfig) -> CausalLM:
-    from instruct_lit.hf.files import load_hf
+    from instruct_lit.hf.files import grow_vocabulary, load_hf
 
-    names = ("pretrained", "context_length", "dropout", "activation_checkpointing")
-    settings = {name: config.model[name] for name in names}
-    adapter = config.get("adapter")
-    n_bits = 4 if adapter is not None and adapter.kind == "qlora" else None
-    model = load_hf(_hf_source(config), **settings, n_bits=n_bits, seed=config.seed)
+    n_bits = 4 if OmegaConf.select(config, "adapter.kind") == "qlora" else None
+    given = arguments_for(load_hf, config.model)
+    model = load_hf(_hf_source(config), **given, n_bits=n_bits, seed=config.seed)
     if config.model.get("new_tokens"):
-        from instruct_lit.hf.files import grow_vocabulary
-
         grow_vocabulary(model, *_hf_tokenizer(config))
     return model
 
@@ -114,8 +110,7 @@ def check_adapter(config: DictConfig) -> None:
 
     if config.adapter.kind == "qlora" and (why_not := check_qlora()) is not None:
         raise ConfigError(f"adapter=qlora: {why_not}")
-    if config.adapter.kind != "none":
-        check_peft()
+    check_peft()
 
 
 def adapt(config: DictConfig, model: CausalLM) -> Adapter | None:
@@ -128,8 +123,7 @@ def adapt(config: DictConfig, model: CausalLM) -> Adapter | None:
     else:
         from instruct_lit.hf.adapters import Adapter
 
-        dora = settings.kind == "dora"
-        adapter = Adapter(model, settings.rank, settings.alpha, settings.dropout, plain(settings.targets), dora)
+        adapter = Adapter(model, **arguments_for(Adapter, settings), dora=settings.kind == "dora")
     trained, n = model.n_trained, model.n_parameters
     if trained < n:
         how = f"adapter {settings.kind}" if adapter else f"trainable={config.trainable}"
@@ -179,17 +173,8 @@ def _hf_source(config: DictConfig) -> HFSource:
     model = config.model
     path = Path(model.path).expanduser()
     path = path / "bundle" if (path / "bundle" / "config.json").is_file() else path
-    return HFSource(
-        str(path) if path.is_dir() else model.path,
-        model.revision,
-        model.gguf_file,
-        model.trust_remote_code,
-        _hub_cache(config),
-    )
-
-
-def _hub_cache(config: DictConfig) -> Path:
-    return Path(config.paths.cache) / "hub"
+    given = arguments_for(HFSource, model) | {"path": str(path) if path.is_dir() else model.path}
+    return HFSource(**given, cache_dir=Path(config.paths.cache) / "hub")
 
 
 def context_of(config: DictConfig) -> int:
@@ -213,9 +198,7 @@ def shape_of(config: DictConfig) -> GPTConfig:
 def _configured_shape(model: DictConfig) -> GPTConfig:
     from instruct_lit.core.model.gpt import GPTConfig
 
-    return GPTConfig(
-        context_length=model.context_length, d_model=model.d_model, n_layers=model.n_layers, n_heads=model.n_heads
-    )
+    return GPTConfig(**arguments_for(GPTConfig, model))
 
 
 def language_of(config: DictConfig) -> tuple[Tokenizer, Template]:
@@ -238,3 +221,56 @@ def template_of(config: DictConfig) -> Template:
 
     install_satellites()  # the limits of a template
     return Template(**config.template)
+
+
+def open_run(config: DictConfig) -> OpenedModel:
+    """The finished model at `run`, with the template of `template` where one is given."""
+    return open_model(config.run, given_template(config))
+
+
+def open_model(run: str | Path, template: Template | None = None) -> OpenedModel:
+    """Open a run folder, a bundle or a Hugging Face directory (`instruct_lit.core.bundle.open_model`)."""
+    from instruct_lit.core import bundle
+
+    install_satellites()
+    return bundle.open_model(run, template)
+
+
+def given_template(config: DictConfig) -> Template | None:
+    """The template of `template`; None where none is given, or the chat template, which is in the directory."""
+    return template_of(config) if config.template is not None and config.template.name != CHAT else None
+
+
+def base_of_run(config: DictConfig, opened: OpenedModel) -> CausalLM | None:
+    """The model that a run folder's model started from; None where it is not known or was drawn at random.
+
+    Code that comes with it is not run, whatever the folder says: it may be a stranger's.
+    """
+    model = saved_group(opened.directory.parent, "model", config.paths.cache) if opened.about else None
+    if model is None or not model.pretrained:
+        return None
+    try:
+        return model_of(OmegaConf.create({"model": model, "seed": 0, "paths": config.paths}))
+    except InstructLitError as error:
+        raise ConfigError(f"the model that {opened.directory.parent} started from: {error}; or leave it out") from error
+
+
+def sampling_of(config: DictConfig) -> SamplingSettings:
+    """The settings of generation."""
+    from instruct_lit.core.generation.sampling import SamplingSettings
+
+    settings = arguments_for(SamplingSettings, config.generation)
+    return SamplingSettings(**settings | {"stop": tuple(settings["stop"])})
+
+
+def engine_options(config: DictConfig) -> dict[str, Any]:
+    """How an `Engine` works on this machine: the settings of generation that are not the answer's."""
+    from instruct_lit.config.check_machine import warn_of_bf16
+
+    warn_of_bf16("auto", "generation.dtype", config.generation.dtype)
+    options: dict[str, Any] = {"max_rows": config.generation.max_rows}
+    if config.generation.dtype is not None:
+        from instruct_lit.accel.bf16_weights import BF16Weights
+
+        options["make_weights"] = BF16Weights
+    return options

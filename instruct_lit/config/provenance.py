@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from instruct_lit import __version__
+from instruct_lit.config.compose import flat
 from instruct_lit.errors import ConfigError
 
 FILE = "provenance.json"
@@ -122,15 +123,9 @@ def read_provenance(run: Path) -> dict[str, Any]:
 
 def differing(original: Mapping[str, Any], rerun: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
     """The differences of two provenances besides the command: (dotted key, original, rerun)."""
-    left, right = _leaves(original), _leaves(rerun)
+    left, right = flat(original), flat(rerun)
     keys = [key for key in {**left, **right} if key.split(".")[0] not in ("command", "changed")]
     return [(key, left.get(key), right.get(key)) for key in keys if left.get(key) != right.get(key)]
-
-
-def _leaves(node: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(node, dict):
-        return {prefix.removesuffix("."): node}
-    return {k: v for key, value in node.items() for k, v in _leaves(value, f"{prefix}{key}.").items()}
 
 
 def write_provenance(run: Path, found: Mapping[str, Any]) -> None:

@@ -45,20 +45,24 @@ def generated_responses(config: DictConfig, run: str) -> Responses:
     from omegaconf import OmegaConf
     from tqdm import tqdm
 
-    from instruct_lit.config import builders as build
+    from instruct_lit.config import model_builders as build
+    from instruct_lit.config.data_builders import data_of_run
     from instruct_lit.config.provenance import weights_sha256
+    from instruct_lit.core.generation.engine import Engine
     from instruct_lit.core.model.device import best_device
+    from instruct_lit.core.training.answers import answer_split
     from instruct_lit.evaluation.answer_cache import AnswerCache
     from instruct_lit.evaluation.leaks import training_questions
     from instruct_lit.evaluation.losses import response_losses
 
     of_run: Any = OmegaConf.merge(config, {"run": run})
     opened = build.open_run(of_run)
-    data = build.data_of_run(of_run, opened)
+    data = data_of_run(of_run, opened)
     cache = AnswerCache(Path(config.paths.cache) / "answers" / f"{weights_sha256(opened.model)[:16]}.jsonl")
     opened.model.to(best_device())
-    title = f"responses to the {config.split} split"
-    rows = build.answer_split(config, opened.model, data, config.split, config.n_responses, title, cache)
+    engine = Engine(opened.model, data.tokenizer, **build.engine_options(config))
+    title, sampling = f"responses to the {config.split} split", build.sampling_of(config)
+    rows = answer_split(engine, data, config.split, config.n_responses, sampling, title, cache=cache)
     store, _ = data.examples_of(config.split)
     with tqdm(total=len(rows), desc="loss of the reference responses", unit="example", file=sys.stdout) as bar:
         losses = response_losses(opened.model, opened.tokenizer, [store[row["id"]] for row in rows], bar.update)

@@ -18,9 +18,11 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.profilers import AdvancedProfiler, SimpleProfiler
 from omegaconf import DictConfig, OmegaConf
 
-from instruct_lit.config import builders as build_parts
+from instruct_lit.config import model_builders as build_parts
+from instruct_lit.config.check_machine import check_machine, check_targets
 from instruct_lit.config.check_training import wants_graphs
 from instruct_lit.config.compose import flat
+from instruct_lit.config.data_builders import data_of
 from instruct_lit.config.run_hooks import hooks_of
 from instruct_lit.config.run_ownership import own_folder
 from instruct_lit.config.satellites import has_satellite
@@ -53,8 +55,8 @@ def run_of(config: DictConfig) -> Run:
     for key, node in (config.callbacks or {}).items():
         if node is not None and node.get("_target_") == SAMPLE_ANSWERS and not has_satellite("reports"):
             config.callbacks[key] = None
-    build_parts.check_targets(config)
-    build_parts.check_machine(config)
+    check_targets(config)
+    check_machine(config)
     if has_satellite("accel"):
         from instruct_lit.accel.hardware import keep_freed_memory
 
@@ -114,7 +116,7 @@ class ConfiguredParts:
         return build_parts.model_of(self.config)
 
     def data(self, template: Template, tokenizer: Tokenizer, context_length: int) -> InstructionData:
-        return build_parts.data_of(self.config, template, tokenizer, context_length)
+        return data_of(self.config, template, tokenizer, context_length)
 
     def adapt(self, model: CausalLM) -> None:
         self._adapter = build_parts.adapt(self.config, model)

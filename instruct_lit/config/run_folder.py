@@ -16,8 +16,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from instruct_lit.config.check_data import data_relations
 from instruct_lit.config.compose import CONF, flat
-from instruct_lit.config.schema import BatchingConfig, DataConfig, ModelConfig, check_values
-from instruct_lit.config.schema.options import violations
+from instruct_lit.config.schema.groups import BatchingConfig, DataConfig, ModelConfig
+from instruct_lit.config.schema.options import check_values, violations
 from instruct_lit.errors import ConfigError
 
 MAX_BYTES = 10_000_000

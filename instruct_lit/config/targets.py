@@ -126,6 +126,11 @@ def build(node: Any, key: str, *first: Any, **extra: Any) -> Any:
     return _called(target, key, *first, **arguments, **extra)
 
 
+def arguments_for(target: Callable[..., Any], node: Any) -> dict[str, Any]:
+    """The plain values of a node's keys that are arguments of `target`."""
+    return {str(k): v for k, v in plain(node).items() if k in inspect.signature(target).parameters}
+
+
 def construct(target: Callable[..., Any], arguments: Any, key: str) -> Any:
     """Build an object of a known constructor; ConfigError as `build` raises it."""
     if not isinstance(arguments, Mapping):

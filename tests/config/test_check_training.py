@@ -7,7 +7,8 @@ import pytest
 
 from instruct_lit.accel import compat_torch, hardware
 from instruct_lit.accel.bf16_weights import BF16Weights
-from instruct_lit.config import builders as build
+from instruct_lit.config import model_builders as build
+from instruct_lit.config.check_machine import check_machine
 from instruct_lit.config.check_training import check_train, wants_graphs
 from instruct_lit.config.compose import CONF
 from instruct_lit.core.model import device
@@ -140,30 +141,30 @@ def test_a_machine_without_a_gpu_is_told(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(device, "has_gpu", lambda: False)
     for name in ("compile", "cuda_graphs"):
         with pytest.raises(ConfigError, match=f"{name}=true: is for a GPU, and this run has none"):
-            build.check_machine(composed("train", f"{name}=true"))
+            check_machine(composed("train", f"{name}=true"))
     monkeypatch.setattr(device, "has_gpu", lambda: True)
     monkeypatch.setattr(hardware, "default_precision", lambda accelerator: "32-true")
-    build.check_machine(composed("train", "compile=true"))
+    check_machine(composed("train", "compile=true"))
     with pytest.raises(ConfigError, match="cuda_graphs=true: this GPU does not compute in bf16"):
-        build.check_machine(composed("train", "cuda_graphs=true"))
+        check_machine(composed("train", "cuda_graphs=true"))
     with pytest.raises(ConfigError, match="is for a GPU, and this run has none"):
-        build.check_machine(composed("train", "compile=true", "trainer.accelerator=cpu"))
+        check_machine(composed("train", "compile=true", "trainer.accelerator=cpu"))
 
 
 def test_a_processor_that_cannot_multiply_in_bf16_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device, "has_gpu", lambda: False)
     monkeypatch.setattr(compat_torch, "has_bf16_products", lambda: False)
     with pytest.warns(UserWarning, match=r"trainer.precision=bf16-mixed: this processor cannot multiply in bf16"):
-        build.check_machine(composed("train", "trainer.precision=bf16-mixed"))
+        check_machine(composed("train", "trainer.precision=bf16-mixed"))
     with pytest.warns(UserWarning, match=r"generation.dtype=bfloat16: this processor cannot multiply in bf16"):
         build.engine_options(composed("chat", "generation.dtype=bfloat16"))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        build.check_machine(composed("train"))
+        check_machine(composed("train"))
         monkeypatch.setattr(compat_torch, "has_bf16_products", lambda: True)
-        build.check_machine(composed("train", "trainer.precision=bf16-mixed"))
+        check_machine(composed("train", "trainer.precision=bf16-mixed"))
         monkeypatch.setattr(compat_torch, "has_bf16_products", lambda: False)
         monkeypatch.setattr(device, "has_gpu", lambda: True)
-        build.check_machine(composed("train", "trainer.precision=bf16-mixed"))
+        check_machine(composed("train", "trainer.precision=bf16-mixed"))
     with pytest.warns(UserWarning, match=r"cannot multiply in bf16"):
-        build.check_machine(composed("train", "trainer.precision=bf16-mixed", "trainer.accelerator=cpu"))
+        check_machine(composed("train", "trainer.precision=bf16-mixed", "trainer.accelerator=cpu"))

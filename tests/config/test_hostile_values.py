@@ -17,14 +17,14 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from instruct_lit.config import builders
-from instruct_lit.config.check_resources import check_shared_memory
+from instruct_lit.config.check_machine import check_machine, check_targets, check_workers
 from instruct_lit.config.check_training import check_train
 from instruct_lit.config.compose import flat
 from instruct_lit.config.messages import explain
+from instruct_lit.config.model_builders import sampling_of
 from instruct_lit.config.run_builders import trainer_of
-from instruct_lit.config.schema import TrainConfig
 from instruct_lit.config.schema.options import keys_of
+from instruct_lit.config.schema.training import TrainConfig
 from instruct_lit.errors import ConfigError, InstructLitError
 from tests.commands import SMALL
 from tests.configs import composed
@@ -58,12 +58,12 @@ def message_of(key: str, value: Any) -> str | None:
     try:
         OmegaConf.update(config, key, value, merge=False)
         check_train(config)
-        builders.check_targets(config)
+        check_targets(config)
         if key.split(".")[0] in BUILT_EARLY:
             trainer_of(config, [])
         if not key.startswith(("callbacks", "logger")):
-            builders.check_machine(config)
-            builders.sampling_of(config)
+            check_machine(config)
+            sampling_of(config)
     except InstructLitError as error:
         return str(error)
     except OmegaConfBaseException as error:
@@ -124,15 +124,15 @@ def test_what_was_found_is_refused_with_the_reason(key: str, value: Any, message
 
 def test_workers_need_shared_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     free = {"bytes": 64_000}
-    monkeypatch.setattr("instruct_lit.config.check_resources.SHARED_MEMORY", tmp_path)
+    monkeypatch.setattr("instruct_lit.config.check_machine.SHARED_MEMORY", tmp_path)
     monkeypatch.setattr(
-        "instruct_lit.config.check_resources.shutil.disk_usage", lambda _: SimpleNamespace(free=free["bytes"])
+        "instruct_lit.config.check_machine.shutil.disk_usage", lambda _: SimpleNamespace(free=free["bytes"])
     )
     with pytest.raises(ConfigError, match=r"data\.n_workers=2: needs 2 MB of .*, which has 0\.1 MB free; use data"):
-        check_shared_memory(2)
-    check_shared_memory(0)
+        check_workers(2, 8)
+    check_workers(0, 8)
     free["bytes"] = 2_000_000
-    check_shared_memory(2)
+    check_workers(2, 8)
 
 
 def test_a_key_that_nothing_reads_is_refused() -> None:

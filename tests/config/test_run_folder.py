@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from instruct_lit.config.builders import base_of_run
 from instruct_lit.config.data_builders import filters_of, source_nodes
+from instruct_lit.config.model_builders import base_of_run
 from instruct_lit.config.run_folder import SOURCE_MODULES, plain_text, read_plain, saved_group
 from instruct_lit.config.targets import build
 from instruct_lit.core.bundle import OpenedModel
@@ -117,7 +117,7 @@ def test_a_filter_of_a_run_folder_is_not_another_one(tmp_path: Path) -> None:
 def test_the_base_that_a_run_folder_names_brings_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = {"kind": "hf", "path": "evil", "pretrained": True, "trust_remote_code": True}
     folder(tmp_path, model=model)
-    monkeypatch.setattr("instruct_lit.config.builders.model_of", lambda config: config.model.trust_remote_code)
+    monkeypatch.setattr("instruct_lit.config.model_builders.model_of", lambda config: config.model.trust_remote_code)
     opened = OpenedModel(tmp_path / "bundle", None, None, None, {}, {"kind": "hf"})  # type: ignore[arg-type]
     assert base_of_run(OmegaConf.create({"paths": {"cache": "c"}}), opened) is False
 

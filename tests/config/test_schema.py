@@ -3,8 +3,9 @@
 import pytest
 from omegaconf import OmegaConf
 
-from instruct_lit.config.schema import COMMANDS, GenerationConfig, ModelConfig, check_values
-from instruct_lit.config.schema.options import keys_of
+from instruct_lit.config.schema import COMMANDS
+from instruct_lit.config.schema.groups import GenerationConfig, ModelConfig
+from instruct_lit.config.schema.options import check_values, keys_of
 
 
 @pytest.mark.parametrize("command", COMMANDS)

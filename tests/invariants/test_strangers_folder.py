@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file
 
 from instruct_lit.config.api import open_model
-from instruct_lit.config.builders import language_of, model_of
 from instruct_lit.config.compose import composed
+from instruct_lit.config.model_builders import language_of, model_of
 from instruct_lit.core.data.example import Example
 from instruct_lit.errors import CheckpointError, ConfigError, InstructLitError, TemplateError
 

@@ -6,45 +6,17 @@ The relations between keys are in `instruct_lit.config.check_training`, `check_d
 `check_commands`.
 """
 
-from instruct_lit.config.schema.commands import (
-    ArenaConfig,
-    ChatConfig,
-    ExportConfig,
-    PeekConfig,
-    ReportConfig,
-    ReproduceConfig,
-    ServeConfig,
-)
-from instruct_lit.config.schema.data import BatchingConfig, DataConfig
-from instruct_lit.config.schema.evaluation import (
-    BenchmarkConfig,
-    EvaluateConfig,
-    JudgeConfig,
-    LeaksConfig,
-    RunConfig,
-    SuiteConfig,
-)
-from instruct_lit.config.schema.generation import GenerationConfig, PathsConfig
-from instruct_lit.config.schema.model import AdapterConfig, ModelConfig, TemplateConfig
-from instruct_lit.config.schema.options import check, check_values
-from instruct_lit.config.schema.training import SchedulerConfig, TrainConfig
+from instruct_lit.config.schema import commands, evaluation, training
 
 COMMANDS: dict[str, type] = {
-    "train": TrainConfig,
-    "evaluate": EvaluateConfig,
-    "benchmark": BenchmarkConfig,
-    "peek": PeekConfig,
-    "chat": ChatConfig,
-    "serve": ServeConfig,
-    "arena": ArenaConfig,
-    "export": ExportConfig,
-    "report": ReportConfig,
-    "reproduce": ReproduceConfig,
+    "train": training.TrainConfig,
+    "evaluate": evaluation.EvaluateConfig,
+    "benchmark": evaluation.BenchmarkConfig,
+    "peek": commands.PeekConfig,
+    "chat": commands.ChatConfig,
+    "serve": commands.ServeConfig,
+    "arena": commands.ArenaConfig,
+    "export": commands.ExportConfig,
+    "report": commands.ReportConfig,
+    "reproduce": commands.ReproduceConfig,
 }
-
-__all__ = [
-    "COMMANDS", "AdapterConfig", "ArenaConfig", "BatchingConfig", "BenchmarkConfig", "ChatConfig", "DataConfig",
-    "EvaluateConfig", "ExportConfig", "GenerationConfig", "JudgeConfig", "LeaksConfig", "ModelConfig", "PathsConfig",
-    "PeekConfig", "ReportConfig", "ReproduceConfig", "RunConfig", "SchedulerConfig", "ServeConfig", "SuiteConfig",
-    "TemplateConfig", "TrainConfig", "check", "check_values",
-]  # fmt: skip

@@ -5,10 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from instruct_lit.config.schema.data import BatchingConfig, DataConfig
 from instruct_lit.config.schema.evaluation import SPLITS, JudgeConfig
-from instruct_lit.config.schema.generation import GenerationConfig, PathsConfig
-from instruct_lit.config.schema.model import ModelConfig, TemplateConfig
+from instruct_lit.config.schema.groups import (
+    DTYPES,
+    BatchingConfig,
+    DataConfig,
+    GenerationConfig,
+    ModelConfig,
+    PathsConfig,
+    TemplateConfig,
+)
 from instruct_lit.config.schema.options import MISSING, group, option, seed_option
 
 
@@ -21,11 +27,7 @@ class PeekConfig:
     template: TemplateConfig = group(TemplateConfig, "The prompt template.")
     batching: BatchingConfig = group(BatchingConfig, "The batch layout.")
     paths: PathsConfig = group(PathsConfig, "Folders.")
-    run: str | None = option(
-        None,
-        "A finished run: its model, data, template and batching unless given; shows the loss per token.",
-        exists="run",
-    )
+    run: str | None = option(None, "A finished run: its settings, and the loss per token.", exists="run")
     index: int | None = option(None, "Id of an example, as in responses.jsonl; null: the profile of the data set.")
     split: str = option("train", "Split that the id belongs to, where splits have files of their own.", choices=SPLITS)
     all_tokens: bool = option(False, "Also print the middle of a long masked part.")
@@ -39,14 +41,9 @@ class ChatConfig:
     """Talk to finished models in the terminal."""
 
     run: Any = option(
-        None,
-        "One model or a list, side by side: run folder, bundle or Hugging Face directory.",
-        exists="run",
-        required=True,
+        None, "One model or a list: run folder, bundle or Hugging Face directory.", exists="run", required=True
     )
-    conversation: bool | None = option(
-        None, "true: every line is a further turn; null: unless the template is one of Alpaca's."
-    )
+    conversation: bool | None = option(None, "Lines are turns of one conversation; null: not with Alpaca's templates.")
     device: str | None = option(None, "Device of the model; null: a GPU where available.")
     template: TemplateConfig | None = option(None, "The prompt template; null: that of the bundle.")
     generation: GenerationConfig = group(GenerationConfig, "Generation; /settings changes it while chatting.")
@@ -61,18 +58,10 @@ class ServeConfig:
     run: str | None = option(None, "Run folder, bundle or Hugging Face directory.", exists="run", required=True)
     host: str = option("127.0.0.1", "Address; any but this machine's own requires an api_key.")
     port: int = option(8000, "Port; 0: a free one.", at_least=0, below=65536)
-    api_key: str | None = option(
-        None, "Bearer token of clients; also by the environment variable INSTRUCT_LIT_API_KEY."
-    )
-    allowed_hosts: list[str] = option(
-        [], "Names of the server in calls, beside those of this machine; without an api_key others are refused."
-    )
-    cors_origins: list[str] = option(
-        [], "Web pages that may use the server, such as https://example.org; '*' with an api_key: all."
-    )
-    max_waiting: int = option(
-        256, "Requests that may wait for one of generation.max_rows rows; more get status 429.", at_least=1
-    )
+    api_key: str | None = option(None, "Bearer token of clients; also by INSTRUCT_LIT_API_KEY.")
+    allowed_hosts: list[str] = option([], "Further host names of the server; without an api_key others are refused.")
+    cors_origins: list[str] = option([], "Origins of web pages that may use the server; '*', with an api_key: all.")
+    max_waiting: int = option(256, "Requests that may wait for a free row; more get status 429.", at_least=1)
     timeout_s: float = option(120.0, "Longest time of a response in seconds.", at_least=0.1)
     max_body_bytes: int = option(1_000_000, "Largest request in bytes.", at_least=1)
     device: str | None = option(None, "Device of the model; null: a GPU where available.")
@@ -89,20 +78,15 @@ class ArenaConfig:
     runs: list[str] | None = option(None, "Run folders, bundles or Hugging Face directories.", exists="run")
     votes: str = option("votes.jsonl", "File of votes; appended, never overwritten.")
     questions: str | None = option(
-        None, "File of records to ask; null: the test set of the first run that has answered it.", exists="file"
+        None, "Records to ask; null: the test set of the first run that has answered it.", exists="file"
     )
     n_questions: int | None = option(None, "Only the first so many questions.", at_least=1)
-    battles: str | None = option(
-        None, "File of existing votes (model_a, model_b, winner); also import=<file>.", exists="file"
-    )
+    battles: str | None = option(None, "Votes (model_a, model_b, winner); also import=<file>.", exists="file")
     plot: str | None = option(None, "File for a plot of the leaderboard (with battles or judge).")
     host: str = option("127.0.0.1", "Address; any but this machine's own requires a password.")
     port: int = option(7860, "Port; 0: a free one.", at_least=0, below=65536)
     password: str | None = option(None, "Password of the page, user name arena; also by INSTRUCT_LIT_PASSWORD.")
-    allowed_hosts: list[str] = option(
-        [],
-        "Names of the server in calls, beside those of this machine; without a password others are refused.",
-    )
+    allowed_hosts: list[str] = option([], "Further host names of the server; without a password others are refused.")
     device: str | None = option(None, "Device of the models; null: a GPU where available.")
     judge: JudgeConfig | None = option(None, "A judge that votes in place of people, in both orders.")
     template: TemplateConfig | None = option(None, "The prompt template; null: that of each bundle.")
@@ -122,18 +106,14 @@ class ExportConfig:
         choices=("hf", "gguf", "torch_export"),
     )
     precision: str = option("f16", "Matrices of a GGUF file.", choices=("f32", "f16", "q8_0"))
-    dtype: str | None = option(
-        None, "Weights of to=hf; null: those of the bundle.", choices=("float32", "bfloat16", "float16")
-    )
+    dtype: str | None = option(None, "Weights of to=hf; null: those of the bundle.", choices=DTYPES)
     license: str | None = option(None, "Licence of the model in its card, as the hub names it; null: the base model's.")
     base_model: str | None = option(None, "Hub id of the base model in the card; null: the recorded one.")
     language: list[str] = option([], "Languages of the model in the card, as ISO 639 codes: [en].")
     name: str | None = option(None, "Name of the model; null: that of the run folder.")
     template: TemplateConfig | None = option(None, "The prompt template; null: that of the bundle.")
     verify: bool = option(True, "Reopen what was written in a fresh process and compare it with the model.")
-    push_to_hub: str | None = option(
-        None, "owner/name: upload to the Hugging Face hub; nothing is uploaded without it."
-    )
+    push_to_hub: str | None = option(None, "owner/name: upload to the Hugging Face hub; null: no upload.")
     private: bool = option(True, "Create the repository as a private one.")
     paths: PathsConfig = group(PathsConfig, "Folders.")
 

@@ -23,9 +23,7 @@ CONSTRUCTOR_KEYS = {
     "trainer.max_steps": Rules("Optimizer steps at most; -1: no limit.", at_least=-1),
     "trainer.min_steps": Rules("Optimizer steps at least.", at_least=0),
     "trainer.max_time": Rules("Time at most, as DD:HH:MM:SS."),
-    "trainer.accumulate_grad_batches": Rules(
-        "Batches per optimizer step; the loss is a mean over all their tokens.", at_least=1
-    ),
+    "trainer.accumulate_grad_batches": Rules("Batches per optimizer step; the loss is over all tokens.", at_least=1),
     "trainer.gradient_clip_val": Rules("Largest norm of the gradient.", at_least=0),
     "trainer.gradient_clip_algorithm": Rules("What is clipped; null: norm.", choices=("norm", "value")),
     "trainer.val_check_interval": Rules(
@@ -33,12 +31,8 @@ CONSTRUCTOR_KEYS = {
         above=0,
         fraction=True,
     ),
-    "trainer.check_val_every_n_epoch": Rules(
-        "Epochs between validations; null: val_check_interval counts over epochs.", at_least=1
-    ),
-    "trainer.limit_train_batches": Rules(
-        "Use only a part of the training batches: a fraction or a number.", at_least=0, fraction=True
-    ),
+    "trainer.check_val_every_n_epoch": Rules("Epochs between validations; null: counted over epochs.", at_least=1),
+    "trainer.limit_train_batches": Rules("Training batches: a fraction or a number.", at_least=0, fraction=True),
     "trainer.limit_val_batches": Rules("The same for validation.", at_least=0, fraction=True),
     "trainer.limit_test_batches": Rules("The same for test.", at_least=0, fraction=True),
     "trainer.overfit_batches": Rules("Train and validate on the same batches.", at_least=0, fraction=True),
@@ -54,11 +48,7 @@ CONSTRUCTOR_KEYS = {
     "callbacks.early_stopping.patience": Rules("Validations without improvement until training stops.", at_least=0),
     "callbacks.early_stopping.min_delta": Rules("Smallest change that counts as an improvement.", at_least=0),
     "callbacks.best_checkpoint.monitor": Rules("Metric that decides which weights are kept and tested."),
-    "callbacks.last_checkpoint.every_n_steps": Rules(
-        "Steps between checkpoints to resume from, beside validations.", at_least=1
-    ),
-    "callbacks.sample_answers.n_examples": Rules(
-        "Validation examples whose responses are logged at each validation.", at_least=0
-    ),
+    "callbacks.last_checkpoint.every_n_steps": Rules("Steps between further checkpoints.", at_least=1),
+    "callbacks.sample_answers.n_examples": Rules("Validation examples with logged responses.", at_least=0),
     "callbacks.sample_answers.max_new_tokens": Rules("Longest of these responses in tokens.", at_least=1),
 }

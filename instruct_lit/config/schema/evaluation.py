@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from instruct_lit.config.schema.data import DataConfig
-from instruct_lit.config.schema.generation import GenerationConfig, PathsConfig
-from instruct_lit.config.schema.model import TemplateConfig
+from instruct_lit.config.schema.groups import DataConfig, GenerationConfig, PathsConfig, TemplateConfig
 from instruct_lit.config.schema.options import MISSING, group, option, seed_option
 
 SPLITS = ("train", "val", "test")

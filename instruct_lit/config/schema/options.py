@@ -37,7 +37,8 @@ class Rules:
     Args:
         fraction: a float is a fraction up to 1, an int a number.
         exists: the path, or each of a list of paths, is one of `EXISTING`.
-        mapping: a mapping, of which each item is null or a mapping if `items` has the reason for another one.
+        mapping: a mapping.
+        items: a mapping, and each item is null or a mapping: why not another value.
         required: null is not allowed.
     """
 
@@ -55,7 +56,8 @@ class Rules:
 
     def problems(self, key: str, value: Any) -> list[str]:
         """What is wrong with the value of a key, with the key and the value."""
-        if self.mapping and not isinstance(value, DictConfig) and (self.required or value is not None):
+        mapping = self.mapping or self.items
+        if mapping and not isinstance(value, DictConfig) and (self.required or value is not None):
             return [f"{key}={shown(value)}: {NO_MAPPING}"]
         if self.items:
             items = {f"{key}.{name}": item for name, item in (value or {}).items()}

@@ -5,10 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from instruct_lit.config.schema.data import BatchingConfig, DataConfig
-from instruct_lit.config.schema.generation import GenerationConfig, PathsConfig
-from instruct_lit.config.schema.model import AdapterConfig, ModelConfig, TemplateConfig
+from instruct_lit.config.schema.groups import (
+    DTYPES,
+    AdapterConfig,
+    BatchingConfig,
+    DataConfig,
+    GenerationConfig,
+    ModelConfig,
+    PathsConfig,
+    TemplateConfig,
+)
 from instruct_lit.config.schema.options import MISSING, group, option, seed_option
+
+OFF = "null switches it off"
 
 
 @dataclass
@@ -31,41 +40,23 @@ class TrainConfig:
     adapter: AdapterConfig = group(AdapterConfig, "Parameter-efficient fine-tuning.")
     trainable: str = option("all", "Trained weights: all, head, last_<n>_blocks, or a pattern of parameter names.")
     neftune_alpha: float | None = option(
-        None, "Noise on embeddings in training (NEFTune, Jain et al. 2023); often 5.", at_least=0, at_most=1e6
+        None, "Noise on embeddings (NEFTune, Jain et al. 2023); often 5.", at_least=0, at_most=1e6
     )
     compile: bool = option(False, "torch.compile on a GPU; compilation takes about 15 seconds.")
     cuda_graphs: bool | None = option(None, "Record micro-batches as CUDA graphs; null: where possible; true: or fail.")
-    optimizer: Any = option(
-        MISSING, "Constructor (_target_) of the optimizer, with lr and weight_decay.", mapping=True, required=True
-    )
+    optimizer: Any = option(MISSING, "Constructor (_target_), with lr and weight_decay.", mapping=True, required=True)
     scheduler: SchedulerConfig = group(SchedulerConfig, "Learning rate over time.")
-    callbacks: Any = option(
-        None,
-        "Callbacks by name, each a constructor (_target_) or null: early stopping, checkpoints, …",
-        mapping=True,
-        items="null switches it off",
-    )
-    logger: Any = option(
-        None,
-        "Loggers by name, each a constructor (_target_) or null.",
-        mapping=True,
-        items="null switches it off",
-    )
-    trainer: Any = option(
-        MISSING, "Arguments of lightning.Trainer; further ones with a leading +.", mapping=True, required=True
-    )
+    callbacks: Any = option(None, "Callbacks by name, each a constructor (_target_) or null.", items=OFF)
+    logger: Any = option(None, "Loggers by name, each a constructor (_target_) or null.", items=OFF)
+    trainer: Any = option(MISSING, "Arguments of lightning.Trainer; more with a +.", mapping=True, required=True)
     generation: GenerationConfig = group(GenerationConfig, "Generation of the responses.")
     paths: PathsConfig = group(PathsConfig, "Folders.")
     seed: int = seed_option("Seed of everything random.")
     fit: bool = option(True, "false: test and answer only, with the weights of the model or of ckpt_path.")
     ckpt_path: str | None = option(None, "Resume from this checkpoint or run folder; last: from the newest run.")
-    bundle_dtype: str | None = option(
-        None, "Weights of the bundle; null: the base model's.", choices=("float32", "bfloat16", "float16")
-    )
+    bundle_dtype: str | None = option(None, "Weights of the bundle; null: the base model's.", choices=DTYPES)
     verify: bool = option(True, "Reopen the bundle in a fresh process and compare it with the trained model.")
-    finder: Any = option(
-        None, "Constructor (_target_) of a search that replaces training (sweep=lr_range, batch_size).", mapping=True
-    )
+    finder: Any = option(None, "Search in place of training (sweep=lr_range, batch_size).", mapping=True)
     optimized_metric: str | None = option("val/loss", "Metric that a sweep compares.")
     evaluate_base: bool = option(True, "Also compute loss and responses before fine-tuning.")
     n_test_responses: int | None = option(None, "Answer only the first so many test examples.", at_least=0)
