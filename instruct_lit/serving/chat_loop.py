@@ -33,6 +33,12 @@ at its end continues it on the next line.
   /help, /quit     Ctrl-C stops a response, Ctrl-D ends the chat"""
 
 
+_CONVERT: dict[str, Callable[[str], Any]] = {  # of the values of /settings, whole numbers by default
+    "stop": lambda text: tuple(filter(None, text.split(","))), "temperature": float, "top_p": float,
+    "repetition_penalty": float,
+}  # fmt: skip
+
+
 @dataclass
 class Column:
     """A model of the chat with its engine, its own history, and its current request.
@@ -229,7 +235,11 @@ class Chat:
             key, sign, value = part.partition("=")
             if not sign or key not in allowed:
                 raise ConfigError(f"/settings {part}: unknown; give NAME=VALUE with one of {', '.join(allowed)}")
-            changes[key] = tuple(filter(None, value.split(","))) if key == "stop" else _number(key, value)
+            is_null = key in ("top_k", "top_p") and value in ("null", "none")
+            try:
+                changes[key] = None if is_null else _CONVERT.get(key, int)(value)
+            except ValueError as error:
+                raise ConfigError(f"/settings {part}: not a number; give one, or null for top_k and top_p") from error
         self.settings = replace(self.settings, **changes)
         self._print(" ".join(f"{key}={_shown(value)}" for key, value in asdict(self.settings).items()))
 
@@ -267,12 +277,3 @@ def _responses(n: int) -> str:
 def _shown(value: Any) -> str:
     """The value of a setting in the form that /settings takes."""
     return "null" if value is None else ",".join(value) if isinstance(value, tuple) else str(value)
-
-
-def _number(key: str, value: str) -> Any:
-    if value in ("null", "none"):
-        return None
-    try:
-        return float(value) if key in ("temperature", "top_p", "repetition_penalty") else int(value)
-    except ValueError as error:
-        raise ConfigError(f"/settings {key}={value}: not a number; give one, or null") from error

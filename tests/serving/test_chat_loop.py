@@ -94,6 +94,7 @@ def test_a_refused_line_leaves_the_conversation_unchanged(turns: ChatModel) -> N
     [
         ("/settings colour=1", "/settings colour=1: unknown; give NAME=VALUE with one of max_new_tokens, temperature"),
         ("/settings top_k=many", "/settings top_k=many: not a number"),
+        ("/settings seed=null", "/settings seed=null: not a number; give one, or null for top_k and top_p"),
         ("/settings top_p=7", "generation.top_p=7.0: must be null or above 0 and at most 1"),
         ("/sing", "/sing: unknown command; /help lists them"),
         ("/retry", "/retry: there is no last instruction"),

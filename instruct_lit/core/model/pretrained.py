@@ -92,8 +92,8 @@ def read_config(directory: Path) -> GPTConfig:
         for key, supported in _FIXED.items()
         if values.get(key, supported) != supported
     ]
-    for (ours, theirs), value in zip(_CONFIG_KEYS.items(), shape.values(), strict=True):
-        number = type(getattr(GPTConfig, ours))
+    for ours, theirs in _CONFIG_KEYS.items():
+        value, number = shape[ours], type(getattr(GPTConfig, ours))
         if value is None:
             problems.append(f"{theirs} is missing")
         elif type(value) is not number or value <= 0:
