@@ -207,7 +207,7 @@ def read_about(directory: Path) -> dict[str, Any]:
 
 def _transformers_generation(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Our generation settings under transformers' names."""
-    # Without max_new_tokens: there it would cap other programs' answers, whatever length they ask for.
+    # Without max_new_tokens, which transformers would apply whatever length a caller requests.
     values = {"repetition_penalty": settings["repetition_penalty"]}
     if settings["temperature"] == 0:
         return {**values, "do_sample": False}

@@ -1,4 +1,4 @@
-"""Libraries of the extras in `pyproject.toml`: the one way to import them and to find out whether they are there."""
+"""Libraries of the extras in `pyproject.toml`: the one way to import them and to check that they are installed."""
 
 from __future__ import annotations
 

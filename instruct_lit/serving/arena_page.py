@@ -48,7 +48,7 @@ class PagePolicy:
 
 
 def as_markdown(text: str) -> str:
-    """Markdown that shows a text as it is: its punctuation, also that of HTML, has no meaning."""
+    """Markdown that displays a text literally, with its punctuation and HTML escaped."""
     return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", " ".join(text.split()))
 
 

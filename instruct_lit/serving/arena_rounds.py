@@ -84,7 +84,7 @@ class Arena:
             while n_left:
                 update = updates.get()
                 if update.finish_reason == "cancelled":
-                    raise DataError("a model failed while it answered; the log has the reason, ask again")
+                    raise DataError("a model failed while it answered; see the log, then ask again")
                 battle.answers[sides[update.request]] = update.text
                 n_left -= update.finish_reason is not None
                 yield battle.answers[0], battle.answers[1]

@@ -45,7 +45,7 @@ class ChatModel:
 
 
 def open_chat_models(runs: Sequence[str], template: Template | None, device: str | None) -> list[ChatModel]:
-    """Open finished models, on a GPU where there is one; each is named after its folder, equal names are numbered.
+    """Open finished models, by default on a GPU if one is available; each is named after its folder, numbered if equal.
 
     Equal weights, such as the common base of several adapters, are in memory once.
 

@@ -129,7 +129,7 @@ class CompletionService:
             n_requests, open_limit = len(texts) * (body.n or 1), self.scheduler.limit
             if not texts:
                 raise DataError("prompt=[]: give at least one prompt")
-            if n_requests > open_limit:  # before they are made: a body of a megabyte may ask for millions
+            if n_requests > open_limit:  # checked first: a body of a megabyte can request millions
                 raise DataError(f"prompt: {n_requests} responses requested at once; at most {open_limit} can be open")
         settings, tokenizer, limit = self.settings(body), self.chat_model.tokenizer, self.chat_model.context_length
         prompts = []

@@ -72,7 +72,7 @@ def make_app(
     async def read_body(request: Request) -> bytes:
         authorise(request)
         if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
-            # Also keeps other sites' pages out: browsers ask before they send this type to another site.
+            # Also keeps other sites' pages out: a browser sends them a preflight request before this type.
             raise ApiError(415, "Content-Type must be application/json")
         raw = bytearray()
         try:
@@ -136,8 +136,7 @@ def make_app(
         alive = service.scheduler.is_alive
         return JSONResponse({"status": "ok" if alive else "stopped"}, status_code=200 if alive else 503)
 
-    if service.metrics is not None:
-        shown = service.metrics
+    if (shown := service.metrics) is not None:
 
         @app.get(PATHS[4], response_class=PlainTextResponse)
         async def metrics(request: Request) -> Response:
@@ -176,8 +175,8 @@ def is_loopback(host: str) -> bool:
 class HostGuard:
     """Refuses calls under a foreign host name, or from a page of one, with status 403.
 
-    By DNS rebinding any web page can otherwise talk to a server on this machine: its own name then points here. Names
-    of this machine are always allowed, in a Host with any port.
+    Otherwise any web page could reach a server on this machine by DNS rebinding, which lets the page's own name resolve
+    to this machine. Names of this machine are always allowed, with any port.
 
     Args:
         hosts: further names.
@@ -194,13 +193,12 @@ class HostGuard:
 
     def refusal(self, headers: Collection[tuple[bytes, bytes]]) -> str | None:
         """Why a call with these headers is refused."""
-        given = {name: [v.decode("latin-1") for n, v in headers if n == name] for name in (b"host", b"origin")}
-        hosts, origins = given[b"host"], given[b"origin"]
+        hosts, origins = ([v.decode("latin-1") for n, v in headers if n == name] for name in (b"host", b"origin"))
         if len(hosts) != 1 or not self.allows(hosts[0]):
             return f"Host {', '.join(hosts)!r:.80}: not a name of this server; allowed_hosts=[…] adds one"
         for origin in origins:
             if not {origin, "*"} & set(self.origins) and not self.allows(origin.partition("://")[2]):
-                return f"Origin {origin!r:.80}: pages from there may not use this server; cors_origins=[…] adds one"
+                return f"Origin {origin!r:.80}: not allowed to use this server; cors_origins=[…] adds it"
         return None
 
     def allows(self, authority: str) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 
 
 def body_schema(adapter: Any, name: str, definitions: dict[str, Any]) -> dict[str, Any]:
-    """The part of an endpoint's description that tells the schema of its body.
+    """The schema of a body in an endpoint's description.
 
     Args:
         adapter: pydantic's `TypeAdapter` of the body.

@@ -91,7 +91,7 @@ class Body:
     """The fields that both kinds of completion share; `top_k` and `repetition_penalty` are those of vLLM."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
-    # Fields that are not supported, with the values beside null that ask for nothing; others are refused.
+    # Unsupported fields with the values, beside null, that have no effect; other values are refused.
     HARMLESS: ClassVar[dict[str, tuple[Any, ...]]] = {
         "presence_penalty": (0,), "frequency_penalty": (0,), "logit_bias": ({},),
     }  # fmt: skip

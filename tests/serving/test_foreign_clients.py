@@ -74,7 +74,7 @@ def test_a_page_elsewhere_cannot_use_a_server_without_a_key(server: SimpleNamesp
     assert call(server, "/v1/models", Host="localhost:99")[0] == 200
     status, answer = post(server, "/v1/completions", CALL, Origin="https://evil.example")
     assert status == 403 and answer["error"]["message"] == (
-        "Origin 'https://evil.example': pages from there may not use this server; cors_origins=[…] adds one"
+        "Origin 'https://evil.example': not allowed to use this server; cors_origins=[…] adds it"
     )
     assert post(server, "/v1/completions", CALL, Origin="http://localhost:3000")[0] == 200
     assert call(server, "/v1/models", Origin="http://localhost:3000")[1]["access-control-allow-origin"] is None

@@ -1,7 +1,7 @@
 """Which token may attend to which: one interface, so that the model does not know how a batch is laid out.
 
 A layout receives queries, keys and values `(…, H, D)` over the batch's token axes and returns the attended values in
-the same shape, by `scaled_dot_product_attention` unless one of `KERNELS`, which are asked first, computes it.
+the same shape, by `scaled_dot_product_attention` unless one of `KERNELS` computes it.
 
 Shapes: B rows of a batch, R rows of the cache, T tokens of a row, N tokens of a flat batch, L layers, H heads, D width
 of a head.

@@ -54,10 +54,10 @@ def load_gpt(
     with torch.device("meta"):  # every weight is written below, so torch does not initialise them
         model = GPT(shape, dropout, activation_checkpointing)
     model.to_empty(device="cpu")
-    if pretrained and directory is not None:
-        load_weights(model, directory)
-    else:
+    if directory is None or not pretrained:
         model.init_weights(seed)
+    else:
+        load_weights(model, directory)
     return model
 
 
