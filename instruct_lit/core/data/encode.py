@@ -25,7 +25,6 @@ from instruct_lit.errors import DataError
 
 OnLong = Literal["truncate", "drop", "error"]
 LossOn = Literal["all", "last"]
-Piece = tuple[list[int], list[int]]  # ids before a response, and of the response
 CHUNK = 4096  # examples encoded at once: enough work for all cores, little memory
 _COMPLETE = "counts.json"  # of a store, written last: a folder without it is incomplete
 
@@ -79,22 +78,13 @@ class EncodedExample:
         return self.ids[: self.n_prompt].tolist()
 
 
-@dataclass
-class EncodingCounts:
-    """What happened to the examples in encoding."""
-
-    n_encoded: int = 0
-    n_truncated: int = 0
-    n_dropped_long: int = 0
-
-
 class Encoder:
     """Renders and encodes examples, at most `max_length` tokens each, end-of-text included.
 
     A longer example is truncated, dropped, or refused with a DataError (`on_long`). One whose prompt leaves no room for
     a response token is dropped even with `truncate`. A truncated response has no end-of-text: the model must not learn
     to stop in mid-sentence. A truncated conversation loses the turns whose response has no room. All responses of a
-    conversation are trained on, or only the last (`loss_on`); each ends with end-of-text.
+    conversation are trained on, or only the last (`loss_on`); each ends with end-of-text. `counts` says what happened.
     """
 
     def __init__(
@@ -103,7 +93,7 @@ class Encoder:
     ) -> None:  # fmt: skip
         self.template, self.tokenizer = template, tokenizer
         self.max_length, self.on_long, self.loss_on = max_length, on_long, loss_on
-        self.counts = EncodingCounts()
+        self.counts = {"n_encoded": 0, "n_truncated": 0, "n_dropped_long": 0}
 
     def prompt_ids(self, example: Example) -> list[int]:
         """Token ids of an example's prompt, earlier turns included; the same in training and in generation."""
@@ -115,52 +105,44 @@ class Encoder:
 
     def encode(self, examples: Iterable[Example]) -> Iterator[tuple[Example, EncodedExample]]:
         """Yield each kept example with its encoding; `counts` is kept up to date."""
-        iterator = iter(examples)
-        n_read = 0
+        iterator, n_read = iter(examples), 0
         while chunk := list(islice(iterator, CHUNK)):
             turns = [self.template.turns(example) for example in chunk]
             prompts, responses = (
                 iter(self.tokenizer.encode_batch([turn[part] for its in turns for turn in its])) for part in (0, 1)
             )
             for number, (example, its) in enumerate(zip(chunk, turns, strict=True), start=n_read):
-                encoded = [(next(prompts), next(responses)) for _ in its]
-                encoded[0] = [*self.tokenizer.prompt_start, *encoded[0][0]], encoded[0][1]
-                pieces = self._fit(encoded, number)
-                if pieces is not None:
-                    kept = example if len(pieces) == len(its) else example.first_turns(len(pieces))
-                    yield kept, self._lay_out(pieces)
-                    self.counts.n_encoded += 1
+                encoded, n_turns = self._lay_out([(next(prompts), next(responses)) for _ in its], number)
+                if encoded is not None:
+                    yield example if n_turns == len(its) else example.first_turns(n_turns), encoded
             n_read += len(chunk)
 
-    def _fit(self, pieces: list[Piece], number: int) -> list[Piece] | None:
-        """The turns whose response has room, the last one perhaps in part; None for an example that is dropped."""
-        starts, n_tokens = [], 0
-        for prompt, response in pieces:
-            starts.append(n_tokens + len(prompt))
-            n_tokens = starts[-1] + len(response) + 1
-        if n_tokens <= self.max_length:
-            return pieces
-        if self.on_long == "error":
-            raise DataError(
-                f"example {number} has {n_tokens} tokens, data.max_length is {self.max_length}; raise it (up to the "
-                "model's context), or use data.on_long=truncate or data.on_long=drop"
-            )
-        n_kept = sum(start < self.max_length for start in starts)
-        if self.on_long == "drop" or n_kept == 0:
-            self.counts.n_dropped_long += 1
-            return None
-        self.counts.n_truncated += 1
-        return pieces[:n_kept]
+    def _lay_out(self, turns: list[tuple[list[int], list[int]]], number: int) -> tuple[EncodedExample | None, int]:
+        """The ids of every turn's prompt and response one after the other; None if the example is dropped.
 
-    def _lay_out(self, pieces: list[Piece]) -> EncodedExample:
-        ids: list[int] = []
-        mask: list[bool] = []
-        for number, (prompt, response) in enumerate(pieces, start=1):
+        Also returns the number of turns whose response has room.
+        """
+        ids, spans = list(self.tokenizer.prompt_start), []
+        for prompt, response in turns:
+            start = len(ids) + len(prompt)
             ids += [*prompt, *response, self.tokenizer.eot_id]
-            is_trained = self.loss_on == "all" or number == len(pieces)
-            mask += [False] * len(prompt) + [is_trained] * (len(response) + 1)
-        tokens = np.array(ids[: self.max_length], dtype=np.int64)
-        return EncodedExample(self.counts.n_encoded, tokens, np.array(mask[: self.max_length]))
+            spans.append((start, len(ids)))
+        if len(ids) > self.max_length:
+            if self.on_long == "error":
+                raise DataError(
+                    f"example {number} has {len(ids)} tokens, data.max_length is {self.max_length}; raise it (up to "
+                    "the model's context), or use data.on_long=truncate or data.on_long=drop"
+                )
+            spans = [span for span in spans if span[0] < self.max_length and self.on_long == "truncate"]
+            self.counts["n_truncated" if spans else "n_dropped_long"] += 1
+            if not spans:
+                return None, 0
+        tokens = np.array(ids[: min(spans[-1][1], self.max_length)], dtype=np.int64)
+        is_response = np.zeros(len(tokens), dtype=bool)
+        for start, end in spans if self.loss_on == "all" else spans[-1:]:
+            is_response[start:end] = True
+        self.counts["n_encoded"] += 1
+        return EncodedExample(self.counts["n_encoded"] - 1, tokens, is_response), len(spans)
 
 
 class EncodedStore:
@@ -227,7 +209,11 @@ def open_or_build(
     temporary = folder.with_name(f"{key}.{uuid4().hex}")
     try:
         temporary.mkdir(parents=True)
-        _write(temporary, examples, encoder, counts, notes)
+        n_examples = _write(temporary, encoder.encode(examples))
+        found = {**counts(), **encoder.counts}
+        if n_examples == 0:
+            raise DataError(f"no example is left to train on: {found}; see data.max_length and data.on_long")
+        (temporary / _COMPLETE).write_text(json.dumps({"counts": found, "notes": vars(notes())}))
         if _opened(folder) is None:  # otherwise another process was first
             shutil.rmtree(folder, ignore_errors=True)
             os.replace(temporary, folder)
@@ -247,29 +233,20 @@ def _opened(folder: Path) -> EncodedStore | None:
         return None
 
 
-def _write(
-    folder: Path,
-    examples: Iterable[Example],
-    encoder: Encoder,
-    counts: Callable[[], Mapping[str, int]],
-    notes: Callable[[], ReadingNotes],
-) -> None:
+def _write(folder: Path, examples: Iterable[tuple[Example, EncodedExample]]) -> int:
+    """Write records and encodings as they come; return how many there were."""
     offsets, record_offsets = [0], [0]
     with (
         (folder / "tokens.bin").open("wb") as tokens,
         (folder / "is_response.bin").open("wb") as is_response,
         (folder / "records.jsonl").open("wb") as records,
     ):
-        for example, encoded in encoder.encode(examples):
+        for example, encoded in examples:
             tokens.write(encoded.ids.astype(np.int32).tobytes())
             is_response.write(encoded.is_response.tobytes())
-            line = json.dumps(example.as_record(), ensure_ascii=True, default=str).encode() + b"\n"
-            records.write(line)
+            records.write(json.dumps(example.as_record(), default=str).encode() + b"\n")
             offsets.append(offsets[-1] + len(encoded.ids))
-            record_offsets.append(record_offsets[-1] + len(line))
-    found = {**counts(), **vars(encoder.counts)}
-    if len(offsets) == 1:
-        raise DataError(f"no example is left to train on: {found}; see data.max_length and data.on_long")
+            record_offsets.append(records.tell())
     np.save(folder / "offsets.npy", np.array(offsets, dtype=np.int64))
     np.save(folder / "record_offsets.npy", np.array(record_offsets, dtype=np.int64))
-    (folder / _COMPLETE).write_text(json.dumps({"counts": found, "notes": vars(notes())}))
+    return len(offsets) - 1

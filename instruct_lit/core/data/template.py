@@ -11,9 +11,8 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Callable
-from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import jinja2
 import jinja2.meta
@@ -22,19 +21,18 @@ from instruct_lit.core.data.example import Example
 from instruct_lit.core.jinja_environments import compile_text, failure, text_environment
 from instruct_lit.errors import TemplateError
 
+if TYPE_CHECKING:
+    from instruct_lit.core.data.encode import Tokenizer
+
 CHAT = "chat"  # the name of a model's own chat template, in `conf/template` and in a bundle
 VARIABLES = ("instruction", "input", "system")
 _RESPONSE = re.compile(r"\{\{-?\s*response\s*-?\}\}")
 
 
-class Protects(Protocol):
-    """The part of a tokenizer that a template uses."""
-
-    def protect(self, text: str) -> str: ...
-
-
 class Template:
     """Renders an example to its prompt and its full text, and a conversation to its turns.
+
+    `has_turns` and `has_system` say whether earlier turns and a system prompt have a place.
 
     Raises: TemplateError unless the text is valid Jinja with exactly one `{{ response }}` and known variables only.
     """
@@ -45,27 +43,34 @@ class Template:
     def __init__(
         self, name: str, text: str | None = None, path: str | Path | None = None, next_turn: str | None = None
     ) -> None:
-        self.name = name
-        place = "{{ response }}"
         if path is not None:
             try:
                 text = Path(path).read_text(encoding="utf-8")
             except (OSError, UnicodeDecodeError) as error:
                 raise TemplateError(f"template.path={path}: cannot be read as UTF-8 text ({error})") from error
+        place = "{{ response }}"
         if not isinstance(text, str):
             remedy = f"give template.text or template.path=<Jinja file with {place}>"
             raise TemplateError(f"template {name!r}: no text; {remedy}")
-        self.text = text
         parts = _RESPONSE.split(text)
         if len(parts) != 2:
             found = f"{place} occurs {len(parts) - 1} times; exactly one is needed"
             raise TemplateError(f"template {name!r}: {found}. The text is: {text!r}")
+        self.name, self.text = name, text
         self.prompt_source, self.suffix_source = parts
-        self.prompt(Example("instruction", "output", "input"))  # an error in the text is raised here, not during a run
-        self.suffix(Example("instruction", "output", "input"))
+        try:
+            self._prompt, self._suffix = map(compile_text, parts)
+            variables = jinja2.meta.find_undeclared_variables(text_environment().parse(self.prompt_source))
+        except jinja2.TemplateSyntaxError as error:
+            raise TemplateError(
+                f"template {name!r}, line {error.lineno}: {error.message} "
+                "(the text before {{ response }} and the text after it must each be complete)"
+            ) from error
+        self.turns(Example("instruction", "output", "input"))  # an error of the text is raised here, not during a run
         self.next_turn = Template(f"{name}.next_turn", next_turn) if next_turn is not None else None
+        self.has_system, self.has_turns = "system" in variables, next_turn is not None
 
-    def for_tokenizer(self, tokenizer: Protects) -> Template:
+    def for_tokenizer(self, tokenizer: Tokenizer) -> Template:
         """The same template with users' text protected as the tokenizer needs it (`special_tokens`)."""
         template = copy.copy(self)
         template.protect = tokenizer.protect  # type: ignore[method-assign]
@@ -77,29 +82,20 @@ class Template:
 
         Raises: TemplateError when the template supports no further turns or no system prompt.
         """
+        missing = None
         if example.system and not self.has_system:
-            what = f"{{{{ system }}}} for the system prompt {example.system[:60]!r}; add it"
-            raise TemplateError(f"template {self.name!r}: no {what} or use template=chatml")
-        if not example.history:
+            missing = f"{{{{ system }}}} for the system prompt {example.system[:60]!r}; add it"
+        elif example.history and self.next_turn is None:
+            missing = "next_turn for a conversation of several turns; give template.next_turn"
+        if missing is not None:
+            raise TemplateError(f"template {self.name!r}: no {missing} or use template=chatml")
+        if not example.history or self.next_turn is None:
             return [(self.prompt(example), self.response(example))]
-        if self.next_turn is None:
-            what = "next_turn for a conversation of several turns; give template.next_turn"
-            raise TemplateError(f"template {self.name!r}: no {what} or use template=chatml")
         (user, assistant), *others = example.history
         first = Example(user, assistant, system=example.system)
         later = [*(Example(*turn) for turn in others), Example(example.instruction, example.output, example.input)]
         pairs = [(self, first), *((self.next_turn, turn) for turn in later)]
         return [(template.prompt(turn), template.response(turn)) for template, turn in pairs]
-
-    @property
-    def has_turns(self) -> bool:
-        """Whether earlier turns of a conversation have a place."""
-        return self.next_turn is not None
-
-    @cached_property
-    def has_system(self) -> bool:
-        """Whether the template renders a system prompt."""
-        return "system" in jinja2.meta.find_undeclared_variables(text_environment().parse(self.prompt_source))
 
     def prompt(self, example: Example) -> str:
         """The text before the response, of an example without earlier turns."""
@@ -119,20 +115,3 @@ class Template:
         except Exception as error:
             allowed = "allowed variables are instruction, input, system and response"
             raise TemplateError(f"template {self.name!r}: {failure(error)}; {allowed}") from error
-
-    @cached_property
-    def _prompt(self) -> jinja2.Template:
-        return self._compile(self.prompt_source)
-
-    @cached_property
-    def _suffix(self) -> jinja2.Template:
-        return self._compile(self.suffix_source)
-
-    def _compile(self, source: str) -> jinja2.Template:
-        try:
-            return compile_text(source)
-        except jinja2.TemplateSyntaxError as error:
-            raise TemplateError(
-                f"template {self.name!r}, line {error.lineno}: {error.message} "
-                "(the text before {{ response }} and the text after it must each be complete)"
-            ) from error
