@@ -16,7 +16,6 @@ Format = Literal["auto", "alpaca", "sharegpt", "messages"]
 FIELDS = ("instruction", "input", "output", "system", "history", "conversations", "messages")
 RESERVED = ("instruction", "input", "output", "system", "history", "extra", "id", "response", "finish_reason")
 MAX_CHARACTERS = 4_000_000  # of a text: more than any context holds, and encoded within seconds
-MAX_NAMES = 8  # of a record's fields in a message
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,20 +38,19 @@ class Example:
 
         Extra fields with a name in `RESERVED` are kept apart, in the field `extra`.
         """
-        shown = {key: value for key, value in self.extra.items() if key not in RESERVED}
+        record = {key: value for key, value in self.extra.items() if key not in RESERVED}
         hidden = {key: value for key, value in self.extra.items() if key in RESERVED}
         optional = {"extra": hidden, "system": self.system, "history": [list(turn) for turn in self.history]}
-        last = {"instruction": self.instruction, "input": self.input, "output": self.output}
-        return {**shown, **{key: value for key, value in optional.items() if value}, **last}
+        record |= {key: value for key, value in optional.items() if value}
+        return record | {"instruction": self.instruction, "input": self.input, "output": self.output}
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Example:
         """The example that `as_record` wrote."""
-        extra = dict(record)
-        instruction, given, output = (extra.pop(key) for key in ("instruction", "input", "output"))
-        history = tuple((user, assistant) for user, assistant in extra.pop("history", ()))
-        system = extra.pop("system", "")
-        return cls(instruction, output, given, extra | extra.pop("extra", {}), system, history)
+        texts = {key: record[key] for key in ("instruction", "input", "output", "system") if key in record}
+        history = tuple((user, assistant) for user, assistant in record.get("history", ()))
+        extra = {key: value for key, value in record.items() if key not in (*texts, "history", "extra")}
+        return cls(**texts, history=history, extra=extra | record.get("extra", {}))
 
     def first_turns(self, n_turns: int) -> Example:
         """The conversation truncated after `n_turns` turns."""
@@ -79,6 +77,17 @@ def words(text: str) -> list[str]:
     return re.findall(r"\w+", text.lower()) or list(text.strip())
 
 
+@dataclass(frozen=True)
+class Form:
+    """A form of records: the field of `FIELDS` that holds its turns, and a reader of (record, place, field names)."""
+
+    turns: str
+    read: Callable[[Mapping[str, Any], str, Mapping[str, str]], Example]
+
+
+FORMS: dict[str, Form] = {}  # beside Alpaca's; `datasets` adds conversations
+
+
 def to_example(record: Any, place: str, columns: Mapping[str, str] | None = None, format: Format = "auto") -> Example:
     """Check a record and turn it into an Example.
 
@@ -95,25 +104,14 @@ def to_example(record: Any, place: str, columns: Mapping[str, str] | None = None
         raise DataError(f"{place}: a record must be a mapping of fields, found {type(record).__name__}")
     if record.get("label") is False:
         raise DataError(f"{place}: 'label' is false, so the response is one to avoid; leave such records out")
+    if format not in (formats := ("auto", "alpaca", *FORMS)):
+        raise DataError(f"{place}: data.format={format}; allowed are {', '.join(formats)}")
     renamed = columns or {}
     names = {key: renamed.get(key, "" if key in renamed.values() else key) for key in FIELDS}
-    if format not in ("auto", "alpaca", *FORMS):
-        raise DataError(f"{place}: data.format={format}; allowed are {', '.join(('auto', 'alpaca', *FORMS))}")
     for name, form in FORMS.items():
         if name == format or (format == "auto" and isinstance(record.get(names[form.turns]), list)):
             return form.read(record, place, names)
     return _from_alpaca(record, place, names)
-
-
-@dataclass(frozen=True)
-class Form:
-    """A form of records: the field of `FIELDS` that holds its turns, and a reader of (record, place, field names)."""
-
-    turns: str
-    read: Callable[[Mapping[str, Any], str, Mapping[str, str]], Example]
-
-
-FORMS: dict[str, Form] = {}  # beside Alpaca's; `datasets` adds conversations
 
 
 def checked_text(value: Any, place: str, name: str, may_be_empty: bool = False) -> str:
@@ -142,10 +140,9 @@ def is_encodable(text: str) -> bool:
 
 
 def listed(names: Iterable[Any]) -> str:
-    """The first names, for a message."""
+    """The first eight names, for a message."""
     shown = [str(name)[:40] for name in names]
-    more = f", … and {len(shown) - MAX_NAMES} more" if len(shown) > MAX_NAMES else ""
-    return (", ".join(shown[:MAX_NAMES]) or "none") + more
+    return (", ".join(shown[:8]) or "none") + (f", … and {len(shown) - 8} more" if shown[8:] else "")
 
 
 def extra_fields(record: Mapping[str, Any], used: Iterable[str]) -> dict[str, Any]:
@@ -157,23 +154,19 @@ def extra_fields(record: Mapping[str, Any], used: Iterable[str]) -> dict[str, An
 def _from_alpaca(record: Mapping[str, Any], place: str, names: Mapping[str, str]) -> Example:
     texts = {}
     for key in ("instruction", "input", "output", "system"):
-        value = record.get(names[key])
-        optional = key in ("input", "system")
+        value, optional = record.get(names[key]), key in ("input", "system")
         if value is None and not optional:
             raise DataError(
                 f"{place}: no field {names[key] or key!r} for the {key}; found: {listed(record)} (see data.columns)"
             )
         texts[key] = checked_text("" if value is None else value, place, names[key], optional)
+    history, name = record.get(names["history"]) or [], names["history"]
+    turns = []
+    for pair in history if isinstance(history, list) else [history]:
+        if not isinstance(pair, list | tuple) or len(pair) != 2:
+            remedy = "; or give the whole conversation as 'messages'" if isinstance(pair, dict) else ""
+            found = reprlib.repr(pair) + remedy
+            raise DataError(f"{place}: {name!r} must be a list of pairs [question, answer], found {found}")
+        turns.append((checked_text(pair[0], place, name), checked_text(pair[1], place, name)))
     extra = extra_fields(record, (names[key] for key in (*texts, "history")))
-    pairs = record.get(names["history"]) or []
-    history = tuple(_pair(pair, place, names["history"]) for pair in (pairs if isinstance(pairs, list) else [pairs]))
-    return Example(texts["instruction"], texts["output"], texts["input"], extra, texts["system"], history)
-
-
-def _pair(pair: Any, place: str, name: str) -> Turn:
-    if not isinstance(pair, list | tuple) or len(pair) != 2:
-        found = reprlib.repr(pair)
-        remedy = "; or give the whole conversation as 'messages'" if isinstance(pair, dict) else ""
-        raise DataError(f"{place}: {name!r} must be a list of pairs [question, answer], found {found}{remedy}")
-    question, answer = (checked_text(text, place, name) for text in pair)
-    return question, answer
+    return Example(**texts, extra=extra, history=tuple(turns))
