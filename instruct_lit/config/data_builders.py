@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     from instruct_lit.core.bundle import OpenedModel
     from instruct_lit.core.data.datamodule import InstructionData
-    from instruct_lit.core.data.encode import Tokenizer
     from instruct_lit.core.data.template import Template
+    from instruct_lit.core.data.tokenizer import Tokenizer
     from instruct_lit.datasets.filters import FilterChain
     from instruct_lit.datasets.mixture import Mixture
     from instruct_lit.datasets.split_groups import SplitGroups

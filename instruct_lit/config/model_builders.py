@@ -20,8 +20,8 @@ from instruct_lit.errors import ConfigError, InstructLitError
 
 if TYPE_CHECKING:
     from instruct_lit.core.bundle import OpenedModel
-    from instruct_lit.core.data.encode import Tokenizer
     from instruct_lit.core.data.template import Template
+    from instruct_lit.core.data.tokenizer import Tokenizer
     from instruct_lit.core.generation.sampling import SamplingSettings
     from instruct_lit.core.model.causal import CausalLM
     from instruct_lit.core.model.gpt import GPTConfig

@@ -29,8 +29,8 @@ from instruct_lit.config.satellites import has_satellite
 from instruct_lit.config.targets import build, plain, target_of, without
 from instruct_lit.core.bundle import save_bundle
 from instruct_lit.core.data.datamodule import InstructionData
-from instruct_lit.core.data.encode import Tokenizer
 from instruct_lit.core.data.template import Template
+from instruct_lit.core.data.tokenizer import Tokenizer
 from instruct_lit.core.generation.engine import Engine
 from instruct_lit.core.model.causal import CausalLM
 from instruct_lit.core.model.pretrained import DTYPES

@@ -19,9 +19,8 @@ import torch
 from huggingface_hub import save_torch_state_dict
 
 from instruct_lit import __version__
-from instruct_lit.core.data.encode import Tokenizer
 from instruct_lit.core.data.template import CHAT, Template
-from instruct_lit.core.data.tokenizer import GPT2Tokenizer
+from instruct_lit.core.data.tokenizer import GPT2Tokenizer, Tokenizer
 from instruct_lit.core.model.causal import CausalLM
 from instruct_lit.core.model.gpt import GPT
 from instruct_lit.core.model.pretrained import hf_config, hf_state_dict, load_gpt

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 
 from instruct_lit.core.data.batching import Collator
-from instruct_lit.core.data.encode import EncodedExample, Tokenizer
+from instruct_lit.core.data.encode import EncodedExample
+from instruct_lit.core.data.tokenizer import Tokenizer
 from instruct_lit.core.model.attention import PackedDocuments
 from instruct_lit.core.model.causal import CausalLM, token_losses
 

@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from instruct_lit.core.bundle import OpenedModel
-from instruct_lit.core.data.encode import Encoder, Tokenizer
+from instruct_lit.core.data.encode import Encoder
+from instruct_lit.core.data.tokenizer import Tokenizer
 from instruct_lit.core.data.example import Example
 from instruct_lit.core.data.template import Template
 from instruct_lit.core.generation.engine import Engine

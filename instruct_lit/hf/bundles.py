@@ -10,9 +10,8 @@ from typing import Any
 import torch
 
 from instruct_lit.core.bundle import BundleParts, stored_template
-from instruct_lit.core.data.encode import Tokenizer
 from instruct_lit.core.data.template import CHAT, Template
-from instruct_lit.core.data.tokenizer import GPT2Tokenizer
+from instruct_lit.core.data.tokenizer import GPT2Tokenizer, Tokenizer
 from instruct_lit.core.model.causal import CausalLM
 from instruct_lit.core.model.pretrained import load_gpt
 from instruct_lit.hf.adapters import CONFIG, open_adapter, read_adapter_config

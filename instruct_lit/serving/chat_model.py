@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 import torch
 
 from instruct_lit.core.bundle import open_model
-from instruct_lit.core.data.encode import Encoder, Tokenizer
+from instruct_lit.core.data.encode import Encoder
 from instruct_lit.core.data.example import Example
 from instruct_lit.core.data.template import Template
+from instruct_lit.core.data.tokenizer import Tokenizer
 from instruct_lit.core.generation.responses import closing
 from instruct_lit.core.generation.sampling import SamplingSettings
 from instruct_lit.core.model.causal import CausalLM

@@ -13,10 +13,10 @@ from instruct_lit.accel.bf16_weights import BF16Weights
 from instruct_lit.core.bundle import open_model, save_bundle
 from instruct_lit.core.data.batching import Collator, pad_shift_mask
 from instruct_lit.core.data.datamodule import InstructionData
-from instruct_lit.core.data.encode import EncodedExample, Encoder, Tokenizer
+from instruct_lit.core.data.encode import EncodedExample, Encoder
 from instruct_lit.core.data.example import Example
 from instruct_lit.core.data.template import Template
-from instruct_lit.core.data.tokenizer import EOT, GPT2Tokenizer
+from instruct_lit.core.data.tokenizer import EOT, GPT2Tokenizer, Tokenizer
 from instruct_lit.core.generation.engine import Engine
 from instruct_lit.core.generation.sampling import SamplingSettings
 from instruct_lit.core.model.causal import CausalLM

@@ -22,10 +22,10 @@ from omegaconf import OmegaConf
 from benchmarks.receiver import receive
 from instruct_lit.config.compose import CONF
 from instruct_lit.core.bundle import open_model, save_bundle
-from instruct_lit.core.data.encode import Encoder, Tokenizer
+from instruct_lit.core.data.encode import Encoder
 from instruct_lit.core.data.example import Example
 from instruct_lit.core.data.template import Template
-from instruct_lit.core.data.tokenizer import GPT2Tokenizer
+from instruct_lit.core.data.tokenizer import GPT2Tokenizer, Tokenizer
 from instruct_lit.core.generation.engine import Engine
 from instruct_lit.core.generation.sampling import SamplingSettings
 from instruct_lit.core.model.causal import CausalLM

@@ -15,10 +15,11 @@ from lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
 from instruct_lit.core.data.batching import Batch, BatchSampler, Collator, ResumableLoader
-from instruct_lit.core.data.encode import EncodedStore, Encoder, Tokenizer, open_or_build
+from instruct_lit.core.data.encode import EncodedStore, Encoder, open_or_build
 from instruct_lit.core.data.records import without_duplicates
 from instruct_lit.core.data.settings import NAMES, Batching, ExampleFilter, Lengths, Masking, Source, Split, Splits
 from instruct_lit.core.data.template import Template
+from instruct_lit.core.data.tokenizer import Tokenizer
 from instruct_lit.errors import ConfigError
 
 STORE_VERSION = 3  # part of every store's key; increment it when the meaning of a store's files changes
@@ -75,13 +76,28 @@ class InstructionData(LightningDataModule):
         self._check_pad_to(max(int(store.lengths.max()) for store in self.stores.values()))
         if self.splits.regroup is not None:
             movable = self.splits.spec != "book"  # which is in file order
-            found = self.splits.regroup(self.split, self.stores, movable, self.cache_dir, self.fingerprint)
-            self.split, self.split_counts = found[0], self.split_counts | found[1]
+            self.split, moved = self.splits.regroup(self.split, self.stores, movable, self.cache_dir, self.fingerprint)
+            self.split_counts |= moved
 
     def _open_main(self) -> tuple[EncodedStore, Split]:
         """The store of all examples that are split, and the split before groups are kept together."""
         store = self._open(self.sources[0])
         return store, make_split(len(store), self.split_spec, self.seed)
+
+    def _open(self, source: Source) -> EncodedStore:
+        """The store of a source, built when it does not exist."""
+        filters = self.filters if source in self.sources else None  # separate files are not filtered
+        n_duplicates: dict[str, int] = {}
+        examples = without_duplicates(source, n_duplicates)
+
+        def found() -> dict[str, int]:
+            return {"n_bad_records": source.notes.n_bad.total(), **n_duplicates, **(filters.counts if filters else {})}
+
+        encoder = Encoder(
+            self.template, self.tokenizer, self.lengths.max_length, self.lengths.on_long, self.masking.loss_on
+        )
+        kept = filters(examples) if filters is not None else examples
+        return open_or_build(self.cache_dir, self._key(source), kept, encoder, found, lambda: source.notes)
 
     def _check_pad_to(self, longest: int) -> None:
         """Raise ConfigError when an example with so many tokens is longer than the rows."""
@@ -95,15 +111,12 @@ class InstructionData(LightningDataModule):
     @property
     def counts(self) -> dict[str, int]:
         """The number of examples in each part of the split, and of those that were skipped, dropped or moved."""
-        left = {f"n_{name}": len(self.examples_of(name)[1]) for name in NAMES}
         lost = {**self.stores["main"].counts, **self.split_counts}
-        if self.stored_parts == NAMES:
-            found = {
-                name: n for name, n in self.split_counts.items() if name.startswith(("n_left_out", "n_duplicates"))
-            }
-            n_split = sum(len(getattr(self.split, name)) for name in NAMES)
-            lost["n_unused"] = max(0, len(self.stores["main"]) - n_split - sum(found.values()))
-        return left | {name: n for name, n in lost.items() if n and name != "n_encoded"}
+        apart = (n for name, n in self.split_counts.items() if name.startswith(("n_left_out", "n_duplicates")))
+        n_split = sum(len(getattr(self.split, name)) for name in NAMES)
+        lost["n_unused"] = max(0, len(self.stores["main"]) - n_split - sum(apart))
+        parts = {f"n_{name}": len(self.examples_of(name)[1]) for name in NAMES}
+        return parts | {name: n for name, n in lost.items() if n and name != "n_encoded"}
 
     @property
     def notes(self) -> list[str]:
@@ -131,16 +144,16 @@ class InstructionData(LightningDataModule):
             self._resume_from = None
         return self._train_loader
 
-    @property
-    def n_train_batches(self) -> float:
-        """Training batches of an epoch, of all ranks together before `trainer` is set; infinite for a stream."""
-        return len(self._sampler("train", self.examples_of("train")[1]))
-
     def val_dataloader(self) -> DataLoader[Batch] | list[ResumableLoader]:
         return self._loader("val")
 
     def test_dataloader(self) -> DataLoader[Batch] | list[ResumableLoader]:
         return self._loader("test")
+
+    @property
+    def n_train_batches(self) -> float:
+        """Training batches of an epoch, of all ranks together before `trainer` is set; infinite for a stream."""
+        return len(self._sampler("train", self.examples_of("train")[1]))
 
     # Lightning restores a loader's own state only if no loader was made before, which the schedule's length needs.
     def state_dict(self) -> dict[str, int]:
@@ -170,39 +183,17 @@ class InstructionData(LightningDataModule):
         )
 
     def _sampler(self, split: str, indices: np.ndarray) -> BatchSampler:
-        store, train, batching = self.examples_of(split)[0], split == "train", self.batching
-        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
-        # In evaluation, examples are sorted by length; the order does not matter, since the result is a sum.
-        order = indices if train else indices[np.argsort(-store.lengths[indices], kind="stable")]
-        return BatchSampler(
-            order,
-            store.lengths[order],
-            batching.batch_size if train else batching.eval_batch_size or batching.batch_size,
-            shuffle=train,
-            seed=self.seed,
-            grouping=batching.grouping if train else "none",
-            max_tokens=batching.max_tokens if train else None,
-            rank=rank,
-            world_size=world_size,
-        )
-
-    def _open(self, source: Source) -> EncodedStore:
-        """The store of a source, built when it does not exist."""
-        counts: dict[str, int] = {}
-        examples = without_duplicates(source, counts)
-        filters = self.filters if source in self.sources else None  # separate files are not filtered
-        return open_or_build(
-            self.cache_dir,
-            self._key(source),
-            filters(examples) if filters is not None else examples,
-            Encoder(self.template, self.tokenizer, self.lengths.max_length, self.lengths.on_long, self.masking.loss_on),
-            lambda: {
-                "n_bad_records": source.notes.n_bad.total(),
-                **counts,
-                **(filters.counts if filters is not None else {}),
-            },
-            lambda: source.notes,
-        )
+        lengths, batching = self.examples_of(split)[0].lengths, self.batching
+        options: dict[str, Any] = {"seed": self.seed}
+        if self.trainer is not None:
+            options |= {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size}
+        if split == "train":
+            options |= {"grouping": batching.grouping, "max_tokens": batching.max_tokens}
+            return BatchSampler(indices, lengths[indices], batching.batch_size, **options)
+        # Sorted by length; the order of an evaluation does not matter, since its result is a sum.
+        order = indices[np.argsort(-lengths[indices], kind="stable")]
+        size = batching.eval_batch_size or batching.batch_size
+        return BatchSampler(order, lengths[order], size, shuffle=False, **options)
 
     @property
     def fingerprint(self) -> str:
@@ -214,11 +205,11 @@ class InstructionData(LightningDataModule):
         sources = (*self.sources, *self.splits.files.values())
         facts = [self._facts(source) for source in sources]
         split = b"".join(self.examples_of(name)[1].tobytes() for name in NAMES)
-        names = [f"{s.name}-{_short([f['source'], f['filters']])}" for s, f in zip(sources, facts, strict=True)]
+        names = [f"{s.name}-{_hash([f['source'], f['filters']])[:12]}" for s, f in zip(sources, facts, strict=True)]
         return {
             "data": "+".join(names),
             "data.sets": "None",
-            "template": f"{self.template.name}-{_short(facts[0]['template'])}",
+            "template": f"{self.template.name}-{_hash(facts[0]['template'])[:12]}",
             "tokenizer": self.tokenizer.fingerprint[:16],
             **{f"data.{name}": str(facts[0][name]) for name in ("max_length", "on_long", "loss_on")},
             "split": hashlib.sha256(split).hexdigest()[:16],
@@ -228,7 +219,7 @@ class InstructionData(LightningDataModule):
         }
 
     def _key(self, source: Source) -> str:
-        return f"{source.name}-{hashlib.sha256(json.dumps(self._facts(source)).encode()).hexdigest()[:16]}"
+        return f"{source.name}-{_hash(self._facts(source))[:16]}"
 
     def _facts(self, source: Source) -> dict[str, Any]:
         """What the encoded examples of a source depend on."""
@@ -244,8 +235,8 @@ class InstructionData(LightningDataModule):
         }
 
 
-def _short(facts: Any) -> str:
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
+def _hash(facts: Any) -> str:
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
 def make_split(n_examples: int, spec: str | Mapping[str, float], seed: int) -> Split:
@@ -260,13 +251,26 @@ def make_split(n_examples: int, spec: str | Mapping[str, float], seed: int) -> S
     if isinstance(spec, str):
         if spec != "book":
             raise ConfigError(f"data.split={spec}: allowed are 'book' and a mapping of train, val and test")
-        n_train, n_test = int(n_examples * 0.85), int(n_examples * 0.1)
         order, requested = np.arange(n_examples), {*NAMES}
-        sizes = {"train": n_train, "test": n_test, "val": n_examples - n_train - n_test}
+        sizes = {"train": int(n_examples * 0.85), "test": int(n_examples * 0.1)}
+        sizes["val"] = n_examples - sum(sizes.values())
     else:
-        order, requested = np.random.default_rng(seed).permutation(n_examples), {"train", *spec}
-        requested -= {name for name, share in spec.items() if share == 0}
-        sizes = _sizes(n_examples, spec)
+        for name, share in sorted(spec.items()):
+            if name not in NAMES:
+                raise ConfigError(f"data.split.{name}: allowed are {', '.join(NAMES)}")
+            is_number = isinstance(share, int | float) and not isinstance(share, bool)
+            if not is_number or not 0 <= share < math.inf or (share > 1 and share % 1):
+                raise ConfigError(f"data.split.{name}={share}: must be a fraction below 1 or a whole count")
+        order = np.random.default_rng(seed).permutation(n_examples)
+        requested = {"train", *spec} - {name for name, share in spec.items() if share == 0}
+        fractions = {name: x for name, x in spec.items() if 0 < x < 1 or (x == 1 and isinstance(x, float))}
+        counts = {**dict.fromkeys(NAMES, 0), **spec, **{name: x * n_examples for name, x in fractions.items()}}
+        sizes = {name: int(counts[name]) for name in NAMES[::-1]}  # in the order in which they are drawn
+        # Fractions that add up to 1 lose nothing to rounding: train takes the remainder.
+        if "train" not in spec or ("train" in fractions and abs(sum(fractions.values()) - 1) < 1e-9):
+            sizes["train"] = n_examples - sizes["test"] - sizes["val"]
+        if sum(fractions.values()) > 1 + 1e-9 or sum(sizes.values()) > n_examples or sizes["train"] < 0:
+            raise ConfigError(f"data.split={spec}: more than the {n_examples} examples of the data")
     parts, start = {}, 0
     for name, size in sizes.items():
         if size == 0 and name in requested:
@@ -274,27 +278,3 @@ def make_split(n_examples: int, spec: str | Mapping[str, float], seed: int) -> S
         parts[name] = np.sort(order[start : start + size])
         start += size
     return Split(**parts)
-
-
-def _sizes(n_examples: int, spec: Mapping[str, Any]) -> dict[str, int]:
-    """The number of examples of test, val and train, in the order in which they are drawn."""
-    for name in sorted(set(spec) - set(NAMES)):
-        raise ConfigError(f"data.split.{name}: allowed are {', '.join(NAMES)}")
-    fractions = {}
-    for name, share in spec.items():
-        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share < math.inf:
-            raise ConfigError(f"data.split.{name}={share}: must be a fraction below 1 or a count")
-        if share != int(share) and share > 1:
-            raise ConfigError(f"data.split.{name}={share}: must be a fraction below 1 or a whole count")
-        if 0 < share < 1 or (share == 1 and isinstance(share, float)):
-            fractions[name] = share
-    sizes = {
-        name: int(fractions[name] * n_examples if name in fractions else spec.get(name, 0)) for name in NAMES[::-1]
-    }
-    rest = n_examples - sizes["test"] - sizes["val"]
-    # Fractions that add up to 1 lose nothing to rounding: train takes the remainder.
-    if "train" not in spec or ("train" in fractions and abs(sum(fractions.values()) - 1) < 1e-9):
-        sizes["train"] = rest
-    if sum(fractions.values()) > 1 + 1e-9 or sum(sizes.values()) > n_examples or rest < 0:
-        raise ConfigError(f"data.split={spec}: more than the {n_examples} examples of the data")
-    return sizes

@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 from uuid import uuid4
 
 import numpy as np
@@ -21,32 +21,13 @@ import numpy as np
 from instruct_lit.core.data.example import Example
 from instruct_lit.core.data.records import ReadingNotes
 from instruct_lit.core.data.template import Template
+from instruct_lit.core.data.tokenizer import Tokenizer
 from instruct_lit.errors import DataError
 
 OnLong = Literal["truncate", "drop", "error"]
 LossOn = Literal["all", "last"]
 CHUNK = 4096  # examples encoded at once: enough work for all cores, little memory
 _COMPLETE = "counts.json"  # of a store, written last: a folder without it is incomplete
-
-
-class Tokenizer(Protocol):
-    """What data, training and generation need of a tokenizer; `prompt_start` are the ids before every prompt."""
-
-    eot_id: int
-    n_vocab: int
-    prompt_start: tuple[int, ...]
-
-    def protect(self, text: str) -> str: ...  # see `hf.special_tokens`
-    def unprotect(self, text: str) -> str: ...
-    def without_markup(self) -> Tokenizer: ...
-    def encode(self, text: str) -> list[int]: ...
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]: ...
-    def decode(self, ids: Sequence[int]) -> str: ...
-    def token_bytes(self, token_id: int) -> bytes: ...
-    @property
-    def n_bytes_of(self) -> np.ndarray: ...
-    @property
-    def fingerprint(self) -> str: ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,17 +12,14 @@ import copy
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import jinja2
 import jinja2.meta
 
 from instruct_lit.core.data.example import Example
+from instruct_lit.core.data.tokenizer import Tokenizer
 from instruct_lit.core.jinja_environments import compile_text, failure, text_environment
 from instruct_lit.errors import TemplateError
-
-if TYPE_CHECKING:
-    from instruct_lit.core.data.encode import Tokenizer
 
 CHAT = "chat"  # the name of a model's own chat template, in `conf/template` and in a bundle
 VARIABLES = ("instruction", "input", "system")

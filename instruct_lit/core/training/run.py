@@ -22,8 +22,8 @@ from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
 from instruct_lit.core.data.datamodule import InstructionData
-from instruct_lit.core.data.encode import Tokenizer
 from instruct_lit.core.data.template import Template
+from instruct_lit.core.data.tokenizer import Tokenizer
 from instruct_lit.core.generation.engine import Engine
 from instruct_lit.core.generation.responses import exact_match, write_jsonl
 from instruct_lit.core.generation.sampling import SamplingSettings

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from instruct_lit.core.bundle import bundle_of, open_model, read_about
-from instruct_lit.core.data.encode import Encoder, Tokenizer
+from instruct_lit.core.data.encode import Encoder
 from instruct_lit.core.data.example import Example
 from instruct_lit.core.data.template import Template
+from instruct_lit.core.data.tokenizer import Tokenizer
 from instruct_lit.core.generation.engine import Engine
 from instruct_lit.core.generation.request import Hook
 from instruct_lit.core.generation.responses import closing

@@ -100,16 +100,16 @@ def test_the_seed_decides() -> None:
     [
         ("pages", "data.split=pages: allowed are 'book' and a mapping of train, val and test"),
         ({"tset": 0.1}, "data.split.tset: allowed are train, val, test"),
-        ({"val": -1}, "data.split.val=-1: must be a fraction below 1 or a count"),
+        ({"val": -1}, "data.split.val=-1: must be a fraction below 1 or a whole count"),
         ({"val": 1.5}, "data.split.val=1.5: must be a fraction below 1 or a whole count"),
         ({"train": 0.9, "val": 0.2}, "more than the 20 examples of the data"),
         ({"val": 21}, "more than the 20 examples of the data"),
         ({"val": 0.01}, "of 20 examples none is left for val"),
         ({"val": 10, "test": 10}, "of 20 examples none is left for train"),
         ({"b": 0.1, "a": 0.1}, "data.split.a: allowed are train, val, test"),
-        ({"val": True}, "data.split.val=True: must be a fraction below 1 or a count"),
-        ({"val": "half"}, "data.split.val=half: must be a fraction below 1 or a count"),
-        ({"val": float("inf")}, "data.split.val=inf: must be a fraction below 1 or a count"),
+        ({"val": True}, "data.split.val=True: must be a fraction below 1 or a whole count"),
+        ({"val": "half"}, "data.split.val=half: must be a fraction below 1 or a whole count"),
+        ({"val": float("inf")}, "data.split.val=inf: must be a fraction below 1 or a whole count"),
     ],
 )
 def test_impossible_splits_say_why(spec: object, message: str) -> None:
