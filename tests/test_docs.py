@@ -94,9 +94,10 @@ def test_every_source_file_exists(page: str, file: str) -> None:
     ("symbol", "line"),
     [
         ("core.data.encode.Encoder._lay_out", "ids += [*prompt, *response, self.tokenizer.eot_id]"),
-        ("core.data.batching.Collator._flat", "ids += [example.ids[n_prefix:-1], padding]"),
+        ("core.data.encode.Encoder._lay_out", "is_response[start:end] = True"),
+        ("core.data.batching.Collator._flat", "ids += [inputs[n_prefix:], padding]"),
         ("core.data.batching.Collator._flat", "n_prefix = _common_prefix(examples)"),
-        ("core.data.batching.Collator._flat", "targets.append(example.ids[1:][where])"),
+        ("core.data.batching.Collator._flat", "inputs, targets = example.ids[:-1], example.ids[1:]"),
         ("core.data.batching.Collator._flat", "where = supervised(example, self.mask_prompt)[1:].nonzero()[0]"),
         ("core.training.module.InstructionTuner.training_step", "factor = self.trainer.world_size / max(1, window.reference)"),
         ("core.training.module.InstructionTuner.on_before_optimizer_step", 'self.log("train/loss", loss / n_supervised)'),

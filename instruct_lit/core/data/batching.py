@@ -7,7 +7,7 @@ same pairs of position and target, and so the same loss; they differ only in how
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -54,11 +54,10 @@ class Batch:
 
     def pin_memory(self) -> Batch:
         """A copy in page-locked memory."""
-        return self._map(lambda x: x.pin_memory())
+        return self._map(Tensor.pin_memory)
 
-    def _map(self, function: Any) -> Batch:
-        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{name: function(x) for name, x in tensors.items() if isinstance(x, Tensor)})
+    def _map(self, function: Callable[[Tensor], Any]) -> Batch:
+        return replace(self, **{name: function(x) for name, x in vars(self).items() if isinstance(x, Tensor)})
 
 
 def pad_shift_mask(
@@ -89,6 +88,7 @@ def supervised(example: EncodedExample, mask_prompt: bool) -> np.ndarray:
     return example.is_response if mask_prompt else np.ones(len(example.ids), dtype=bool)
 
 
+@dataclass
 class Collator:
     """Makes a batch of examples in one layout; the `collate_fn` of the data loaders.
 
@@ -98,94 +98,83 @@ class Collator:
     shapes occur and kernels compiled for a shape are reused.
     """
 
-    def __init__(
-        self,
-        pad_id: int,
-        n_bytes_of: np.ndarray,
-        layout: Layout = "padded",
-        shared_prefix: bool = False,
-        mask_prompt: bool = True,
-        pad_to: int | None = None,
-        pad_to_multiple_of: int = 1,
-    ) -> None:
-        self.pad_id, self.n_bytes_of, self.pad_to = pad_id, torch.from_numpy(n_bytes_of), pad_to
-        self.pad_to_multiple_of = pad_to_multiple_of
-        self.layout, self.shared_prefix, self.mask_prompt = layout, shared_prefix, mask_prompt
+    pad_id: int
+    n_bytes_of: np.ndarray
+    layout: Layout = "padded"
+    shared_prefix: bool = False
+    mask_prompt: bool = True
+    pad_to: int | None = None
+    pad_to_multiple_of: int = 1
 
     def __call__(self, examples: Sequence[EncodedExample]) -> Batch:
         if not examples:  # a rank's part of the last global batch may be empty: one token, unsupervised
             examples = [EncodedExample(-1, np.full(2, self.pad_id), np.zeros(2, dtype=bool))]
-            return Collator(self.pad_id, self.n_bytes_of.numpy(), self.layout)(examples)
-        parts = self._rows(examples) if self.layout == "padded" and not self.shared_prefix else self._flat(examples)
-        n_padding = -len(parts["targets"]) % self.pad_to_multiple_of
-        for name in ("loss_index", "targets", "loss_weights", "is_response"):
-            parts[name] = torch.cat((parts[name], parts[name].new_zeros(n_padding)))
-        response_weights = parts["loss_weights"] * parts["is_response"]
+            return Collator(self.pad_id, self.n_bytes_of, self.layout)(examples)
+        as_rows = self.layout == "padded" and not self.shared_prefix
+        inputs, pairs, weights = self._rows(examples) if as_rows else self._flat(examples)
+        n_padding = -len(weights) % self.pad_to_multiple_of
+        loss_index, targets, is_response = np.pad(pairs, ((0, 0), (0, n_padding)))
+        weights = np.pad(weights, (0, n_padding))
         return Batch(
+            **inputs,
             example_ids=torch.tensor([example.index for example in examples]),
-            n_supervised=int(parts["loss_weights"].sum()),
+            loss_index=torch.from_numpy(loss_index),
+            targets=torch.from_numpy(targets),
+            loss_weights=torch.from_numpy(weights).float(),
+            is_response=torch.from_numpy(is_response).bool(),
+            n_supervised=int(weights.sum()),
             n_tokens=sum(len(example.ids) - 1 for example in examples),
-            n_response_bytes=int((self.n_bytes_of[parts["targets"]] * response_weights).sum()),
-            **parts,
+            n_response_bytes=int((self.n_bytes_of[targets] * weights * is_response).sum()),
         )
 
-    def _rows(self, examples: Sequence[EncodedExample]) -> dict[str, Any]:
+    def _rows(self, examples: Sequence[EncodedExample]) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
+        """What the model reads; the pairs (position, target, whether of a response) `(3, M)`; their weights `(M,)`."""
         inputs, targets = pad_shift_mask(examples, self.pad_id, self.pad_to, self.mask_prompt)
-        loss_index = (targets.flatten() != IGNORE_INDEX).nonzero().squeeze(1)
-        is_response = torch.zeros(targets.shape, dtype=torch.bool)
+        is_response = np.zeros(targets.shape, dtype=bool)
         for row, example in enumerate(examples):
-            is_response[row, : len(example.ids) - 1] = torch.from_numpy(example.is_response[1:])
-        return {
-            "input_ids": inputs,
-            "position_ids": torch.arange(inputs.shape[1]).repeat(inputs.shape[0], 1),
-            "loss_index": loss_index,
-            "targets": targets.flatten()[loss_index],
-            "loss_weights": torch.ones(len(loss_index)),
-            "is_response": is_response.flatten()[loss_index],
-            "document_lengths": None,
-            "prefix_length": 0,
-        }
+            is_response[row, : len(example.ids) - 1] = example.is_response[1:]
+        flat = targets.flatten().numpy()
+        where = (flat != IGNORE_INDEX).nonzero()[0]
+        pairs = np.stack([where, flat[where], is_response.flatten()[where]])
+        positions = torch.arange(inputs.shape[1]).repeat(len(inputs), 1)
+        read = {"input_ids": inputs, "position_ids": positions, "document_lengths": None, "prefix_length": 0}
+        return read, pairs, np.ones(len(where))
 
-    def _flat(self, examples: Sequence[EncodedExample]) -> dict[str, Any]:
+    def _flat(self, examples: Sequence[EncodedExample]) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
+        """The same for documents one after the other behind their common prefix."""
         n_prefix = _common_prefix(examples) if self.shared_prefix and len(examples) > 1 else 0
-        width = max(len(example.ids) - 1 for example in examples)
+        width = 0  # that documents are padded to
         if self.layout == "padded":
-            width = self.pad_to or width
-        ids = [examples[0].ids[:n_prefix]]
-        positions = [np.arange(n_prefix)]
-        lengths, index, targets, is_response = [], [], [], []
-        start = n_prefix
+            width = self.pad_to or max(len(example.ids) - 1 for example in examples)
+        ids, positions = [examples[0].ids[:n_prefix]], [np.arange(n_prefix)]
+        lengths, found, start = [], [], n_prefix
         for example in examples:
-            n_inputs = len(example.ids) - 1
-            length = (width if self.layout == "padded" else n_inputs) - n_prefix
-            padding = np.full(length - (n_inputs - n_prefix), self.pad_id, dtype=np.int64)
-            ids += [example.ids[n_prefix:-1], padding]
-            positions.append(np.arange(n_prefix, n_prefix + length))
+            inputs, targets = example.ids[:-1], example.ids[1:]  # shifted by one
+            padding = np.full(max(0, width - len(inputs)), self.pad_id)  # empty in a packed batch
+            ids += [inputs[n_prefix:], padding]
+            lengths.append(len(inputs) + len(padding) - n_prefix)
+            positions.append(np.arange(n_prefix, n_prefix + lengths[-1]))
+            # In place of -100: the positions whose target is supervised, and no others.
             where = supervised(example, self.mask_prompt)[1:].nonzero()[0]
-            index.append(np.where(where < n_prefix, where, where - n_prefix + start))
-            targets.append(example.ids[1:][where])
-            is_response.append(example.is_response[1:][where])
-            lengths.append(length)
-            start += length
-        n_padding = -start % self.pad_to_multiple_of
-        if n_padding and self.layout == "packed":
+            index = np.where(where < n_prefix, where, where - n_prefix + start)
+            found.append(np.stack([index, targets[where], example.is_response[1:][where]]))
+            start += lengths[-1]
+        n_padding = -start % self.pad_to_multiple_of if self.layout == "packed" else 0
+        if n_padding:  # a document of padding
             ids.append(np.full(n_padding, self.pad_id))
             positions.append(np.zeros(n_padding, dtype=np.int64))
             lengths.append(n_padding)
-        pairs = np.stack([np.concatenate(index), np.concatenate(targets), np.concatenate(is_response)])
+        pairs = np.concatenate(found, axis=1)
         weights: np.ndarray = np.ones(pairs.shape[1])
         if (pairs[0] < n_prefix).any():  # a shared pair is computed once and weighted by how often it occurs
             pairs, weights = np.unique(pairs, axis=1, return_counts=True)
-        return {
+        read = {
             "input_ids": torch.from_numpy(np.concatenate(ids)),
             "position_ids": torch.from_numpy(np.concatenate(positions)),
-            "loss_index": torch.from_numpy(pairs[0]),
-            "targets": torch.from_numpy(pairs[1]),
-            "loss_weights": torch.from_numpy(weights).float(),
-            "is_response": torch.from_numpy(pairs[2]).bool(),
             "document_lengths": tuple(lengths),
             "prefix_length": n_prefix,
         }
+        return read, pairs, weights
 
 
 def _common_prefix(examples: Sequence[EncodedExample]) -> int:
@@ -199,6 +188,7 @@ def _common_prefix(examples: Sequence[EncodedExample]) -> int:
     return max(longest, 0)
 
 
+@dataclass(eq=False)
 class BatchSampler:
     """Yields lists of indices; the same (seed, epoch) always gives the same lists.
 
@@ -211,29 +201,23 @@ class BatchSampler:
     distributed, at least one to each rank if there are enough examples.
     """
 
+    indices: np.ndarray
+    lengths: np.ndarray
+    batch_size: int
+    shuffle: bool = True
+    seed: int = 0
+    grouping: str = "none"
+    max_tokens: int | None = None
+    rank: int = 0
+    world_size: int = 1
     draw: Callable[[np.random.Generator], np.ndarray] | None = None
+    epoch: int = 0
+    n_skip: int = 0  # batches that the next iteration skips: they were seen before a resume
+    _cached: tuple[int, list[list[int]]] = (-1, [])  # an epoch and its batches
 
-    def __init__(
-        self,
-        indices: np.ndarray,
-        lengths: np.ndarray,
-        batch_size: int,
-        shuffle: bool = True,
-        seed: int = 0,
-        grouping: str = "none",
-        max_tokens: int | None = None,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
-        if grouping not in ("none", *GROUPINGS):
-            raise ConfigError(f"batching.grouping={grouping}: allowed are {', '.join(('none', *GROUPINGS))}")
-        self.indices, self.lengths = np.asarray(indices), np.asarray(lengths)
-        self.batch_size, self.shuffle, self.seed = batch_size, shuffle, seed
-        self.grouping, self.max_tokens, self.rank, self.world_size = grouping, max_tokens, rank, world_size
-        self.epoch = 0
-        self.n_skip = 0  # batches that the next iteration skips: they were seen before a resume
-        self._cached: list[list[int]] = []
-        self._cached_epoch: int | None = None
+    def __post_init__(self) -> None:
+        if self.grouping not in ("none", *GROUPINGS):
+            raise ConfigError(f"batching.grouping={self.grouping}: allowed are {', '.join(('none', *GROUPINGS))}")
 
     def __iter__(self) -> Iterator[list[int]]:
         return iter(self._batches()[self.n_skip :])
@@ -243,8 +227,8 @@ class BatchSampler:
 
     def _batches(self) -> list[list[int]]:
         """This rank's batches of the epoch, cut out of those of all ranks together."""
-        if self._cached_epoch == self.epoch:
-            return self._cached
+        if self._cached[0] == self.epoch:
+            return self._cached[1]
         random = np.random.default_rng((self.seed, self.epoch))
         order = np.arange(len(self.indices)) if self.draw is None else self.draw(random)
         size = (self.max_tokens or self.batch_size) * self.world_size
@@ -259,8 +243,8 @@ class BatchSampler:
             batches = [batches[i] for i in random.permutation(len(batches))] if self.shuffle else batches
         mine = slice(self.rank, None, self.world_size)
         batches = [batch[mine] for batch in batches] if self.shuffle else batches[mine]
-        self._cached, self._cached_epoch = [self.indices[batch].tolist() for batch in batches], self.epoch
-        return self._cached
+        self._cached = self.epoch, [self.indices[batch].tolist() for batch in batches]
+        return self._cached[1]
 
 
 class ResumableLoader(DataLoader):
