@@ -22,6 +22,7 @@ from instruct_lit.datasets.profile import (
     profile,
     warnings_of,
 )
+from instruct_lit.datasets.stream_datamodule import HeldOut
 
 TEMPLATE = Template("short", "Q: {{ instruction }} {{ input }}\nA: {{ response }}")
 
@@ -29,7 +30,7 @@ TEMPLATE = Template("short", "Q: {{ instruction }} {{ input }}\nA: {{ response }
 def store_of(
     folder: Path, tokenizer: GPT2Tokenizer, examples: list[Example], max_length: int = 64, template: Template = TEMPLATE
 ) -> EncodedStore:
-    return open_or_build(folder, "key", examples, Encoder(template, tokenizer, max_length), dict)
+    return open_or_build(folder, "key", HeldOut("listed", examples, ""), Encoder(template, tokenizer, max_length))
 
 
 def test_every_figure_by_hand(tmp_path: Path, tokenizer: GPT2Tokenizer) -> None:

@@ -16,7 +16,6 @@ from torch.utils.data import DataLoader
 
 from instruct_lit.core.data.batching import Batch, BatchSampler, Collator, ResumableLoader
 from instruct_lit.core.data.encode import EncodedStore, Encoder, open_or_build
-from instruct_lit.core.data.records import without_duplicates
 from instruct_lit.core.data.settings import NAMES, Batching, ExampleFilter, Lengths, Masking, Source, Split, Splits
 from instruct_lit.core.data.template import Template
 from instruct_lit.core.data.tokenizer import Tokenizer
@@ -86,18 +85,10 @@ class InstructionData(LightningDataModule):
 
     def _open(self, source: Source) -> EncodedStore:
         """The store of a source, built when it does not exist."""
+        lengths = self.lengths
+        encoder = Encoder(self.template, self.tokenizer, lengths.max_length, lengths.on_long, self.masking.loss_on)
         filters = self.filters if source in self.sources else None  # separate files are not filtered
-        n_duplicates: dict[str, int] = {}
-        examples = without_duplicates(source, n_duplicates)
-
-        def found() -> dict[str, int]:
-            return {"n_bad_records": source.notes.n_bad.total(), **n_duplicates, **(filters.counts if filters else {})}
-
-        encoder = Encoder(
-            self.template, self.tokenizer, self.lengths.max_length, self.lengths.on_long, self.masking.loss_on
-        )
-        kept = filters(examples) if filters is not None else examples
-        return open_or_build(self.cache_dir, self._key(source), kept, encoder, found, lambda: source.notes)
+        return open_or_build(self.cache_dir, self._key(source), source, encoder, filters)
 
     def _check_pad_to(self, longest: int) -> None:
         """Raise ConfigError when an example with so many tokens is longer than the rows."""

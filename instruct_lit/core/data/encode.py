@@ -9,20 +9,23 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 from uuid import uuid4
 
 import numpy as np
 
 from instruct_lit.core.data.example import Example
-from instruct_lit.core.data.records import ReadingNotes
+from instruct_lit.core.data.records import ReadingNotes, without_duplicates
 from instruct_lit.core.data.template import Template
 from instruct_lit.core.data.tokenizer import Tokenizer
 from instruct_lit.errors import DataError
+
+if TYPE_CHECKING:
+    from instruct_lit.core.data.settings import ExampleFilter, Source
 
 OnLong = Literal["truncate", "drop", "error"]
 LossOn = Literal["all", "last"]
@@ -48,15 +51,15 @@ class EncodedExample:
         return self.spans[-1][0] if self.spans else len(self.ids)
 
     @property
+    def prompt_ids(self) -> list[int]:
+        """The prompt ids of generation."""
+        return self.ids[: self.n_prompt].tolist()
+
+    @property
     def spans(self) -> list[tuple[int, int]]:
         """The responses that are trained on, as (first token, token after the last one)."""
         changes = np.flatnonzero(np.diff(self.is_response, prepend=False, append=False))
         return [(int(start), int(end)) for start, end in changes.reshape(-1, 2)]
-
-    @property
-    def prompt_ids(self) -> list[int]:
-        """The prompt ids of generation."""
-        return self.ids[: self.n_prompt].tolist()
 
 
 class Encoder:
@@ -170,16 +173,9 @@ class EncodedStore:
 
 
 def open_or_build(
-    cache_dir: Path,
-    key: str,
-    examples: Iterable[Example],
-    encoder: Encoder,
-    counts: Callable[[], Mapping[str, int]] = dict,
-    notes: Callable[[], ReadingNotes] = ReadingNotes,
+    cache_dir: Path, key: str, source: Source, encoder: Encoder, filters: ExampleFilter | None = None
 ) -> EncodedStore:
-    """Open the store with that key, or encode the examples into a new one; a damaged one is built again.
-
-    `counts` and `notes` are called after the examples have been read; their results are stored.
+    """Open the store with that key, or encode what `filters` keep of a source into it; a damaged one is built again.
 
     Raises: DataError when no example is left or the cache cannot be written.
     """
@@ -187,14 +183,17 @@ def open_or_build(
     store = _opened(folder)
     if store is not None:
         return store
+    n_duplicates: dict[str, int] = {}
+    examples = without_duplicates(source, n_duplicates)
     temporary = folder.with_name(f"{key}.{uuid4().hex}")
     try:
         temporary.mkdir(parents=True)
-        n_examples = _write(temporary, encoder.encode(examples))
-        found = {**counts(), **encoder.counts}
+        n_examples = _write(temporary, encoder.encode(filters(examples) if filters is not None else examples))
+        filtered = filters.counts if filters is not None else {}
+        counts = {"n_bad_records": source.notes.n_bad.total(), **n_duplicates, **filtered, **encoder.counts}
         if n_examples == 0:
-            raise DataError(f"no example is left to train on: {found}; see data.max_length and data.on_long")
-        (temporary / _COMPLETE).write_text(json.dumps({"counts": found, "notes": vars(notes())}))
+            raise DataError(f"no example is left to train on: {counts}; see data.max_length and data.on_long")
+        (temporary / _COMPLETE).write_text(json.dumps({"counts": counts, "notes": vars(source.notes)}))
         if _opened(folder) is None:  # otherwise another process was first
             shutil.rmtree(folder, ignore_errors=True)
             os.replace(temporary, folder)

@@ -19,6 +19,7 @@ MAX_REASONS, MAX_PLACES = 20, 3  # that are remembered of bad records, and of ea
 MANY_BAD = 0.1  # share of bad records from which they are a warning
 _NO_RECORDS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")  # of a saved data set
 _CHUNK = 1 << 20
+_DECODER = json.JSONDecoder()
 _SPACE = re.compile(r"[ \t\r\n]*")
 _UNREADABLE = (ValueError, RecursionError)  # valid JSON beyond Python's limits: thousands of digits or of brackets
 
@@ -45,7 +46,6 @@ def _json(path: Path) -> Iterator[tuple[str, Any]]:
 
     Not by ijson, which refuses integers above 64 bits, and hides a lone surrogate from `checked_text` as `?`.
     """
-    decoder = json.JSONDecoder()
     with path.open(encoding="utf-8-sig") as file:
         text, position, number = file.read(_CHUNK), 0, 0
 
@@ -70,15 +70,13 @@ def _json(path: Path) -> Iterator[tuple[str, Any]]:
             next_character()
             while True:
                 try:
-                    record, position = decoder.raw_decode(text, position)
+                    record, position = _DECODER.raw_decode(text, position)
                     break
-                except json.JSONDecodeError as error:
-                    more = file.read(max(_CHUNK, len(text)))
-                    if not more:
-                        raise DataError(f"{place}: invalid JSON ({error.msg})") from error
-                    text, position = text[position:] + more, 0
                 except _UNREADABLE as error:
-                    raise DataError(f"{place}: {error}") from error
+                    more = file.read(max(_CHUNK, len(text))) if isinstance(error, json.JSONDecodeError) else ""
+                    if not more:
+                        raise _error(place, error) from error
+                    text, position = text[position:] + more, 0
             yield place, record
             number += 1
         position += 1
@@ -93,10 +91,13 @@ def _jsonl(path: Path) -> Iterator[tuple[str, Any]]:
                 place = f"{path}, line {number}"
                 try:
                     yield place, json.loads(line)
-                except json.JSONDecodeError as error:
-                    yield place, DataError(f"{place}: invalid JSON ({error.msg})")
                 except _UNREADABLE as error:
-                    yield place, DataError(f"{place}: {error}")
+                    yield place, _error(place, error)
+
+
+def _error(place: str, error: Exception) -> DataError:
+    reason = f"invalid JSON ({error.msg})" if isinstance(error, json.JSONDecodeError) else error
+    return DataError(f"{place}: {reason}")
 
 
 # By suffix; `datasets` adds .csv and .parquet.
@@ -181,17 +182,14 @@ class FileSource:
         """The data files. Raises: DataError when there are none."""
         files: list[Path] = []
         for path in self.paths:
-            if path.is_dir():
-                names = (p for p in path.rglob("*") if p.suffix.lower() in READERS and p.name not in _NO_RECORDS)
-                visible = (p for p in names if not any(x[0] == "." for x in p.relative_to(path).parts))
-                inside = sorted(p for p in visible if p.is_file())
-                if not inside:
-                    raise DataError(f"data.path={path}: no file ending in {', '.join(READERS)} in this folder")
-                files += inside
-            elif path.is_file():
-                files.append(path)
-            else:
+            if not path.is_file() and not path.is_dir():
                 raise DataError(f"data.path={path}: no such file or folder")
+            inside = sorted(filter(Path.is_file, path.rglob("*"))) if path.is_dir() else []
+            found = [p for p in inside if p.suffix.lower() in READERS and p.name not in _NO_RECORDS]
+            visible = [p for p in found if not any(part[0] == "." for part in p.relative_to(path).parts)]
+            if path.is_dir() and not visible:
+                raise DataError(f"data.path={path}: no file ending in {', '.join(READERS)} in this folder")
+            files += visible or [path]
         return files
 
     def fingerprint(self) -> str:

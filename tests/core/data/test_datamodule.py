@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,6 +16,7 @@ from instruct_lit.core.data.settings import Lengths, Splits
 from instruct_lit.core.data.template import Template
 from instruct_lit.core.data.tokenizer import GPT2Tokenizer
 from instruct_lit.datasets.demo import DemoSource
+from instruct_lit.datasets.stream_datamodule import HeldOut
 from instruct_lit.errors import ConfigError, DataError
 from tests.fixtures.data import settings
 
@@ -28,10 +30,8 @@ EXAMPLES = [
 ]
 
 
-def build(folder: Path, tokenizer: GPT2Tokenizer, examples: list[Example] = EXAMPLES, max_length: int = 20):
-    return open_or_build(
-        folder, "key", examples, Encoder(TEMPLATE, tokenizer, max_length), lambda: {"n_bad_records": 0}
-    )
+def build(folder: Path, tokenizer: GPT2Tokenizer, examples: Any = EXAMPLES, max_length: int = 20):
+    return open_or_build(folder, "key", HeldOut("listed", examples, ""), Encoder(TEMPLATE, tokenizer, max_length))
 
 
 def test_examples_and_encodings_come_back(tmp_path: Path, tokenizer: GPT2Tokenizer) -> None:
@@ -44,7 +44,13 @@ def test_examples_and_encodings_come_back(tmp_path: Path, tokenizer: GPT2Tokeniz
     for i, encoded in enumerate(expected):
         assert store[i].index == i and store[i].ids.tolist() == encoded.ids.tolist()
         assert store[i].is_response.tolist() == encoded.is_response.tolist()
-    assert store.counts == {"n_bad_records": 0, "n_encoded": 3, "n_truncated": 1, "n_dropped_long": 0}
+    assert store.counts == {
+        "n_bad_records": 0,
+        "n_duplicates": 0,
+        "n_encoded": 3,
+        "n_truncated": 1,
+        "n_dropped_long": 0,
+    }
 
 
 def test_a_second_start_reads_no_source(tmp_path: Path, tokenizer: GPT2Tokenizer) -> None:
@@ -54,7 +60,7 @@ def test_a_second_start_reads_no_source(tmp_path: Path, tokenizer: GPT2Tokenizer
         raise AssertionError("the source was read again")
         yield
 
-    assert len(open_or_build(tmp_path, "key", refuse(), Encoder(TEMPLATE, tokenizer, 20), dict)) == 3
+    assert len(build(tmp_path, tokenizer, refuse())) == 3
 
 
 def test_a_build_that_failed_leaves_nothing(tmp_path: Path, tokenizer: GPT2Tokenizer) -> None:
@@ -63,7 +69,7 @@ def test_a_build_that_failed_leaves_nothing(tmp_path: Path, tokenizer: GPT2Token
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        open_or_build(tmp_path, "key", broken(), Encoder(TEMPLATE, tokenizer, 20), dict)
+        build(tmp_path, tokenizer, broken())
     assert list((tmp_path / "encoded").iterdir()) == []
 
 
@@ -72,7 +78,7 @@ def test_of_two_builds_at_the_same_time_the_first_one_counts(tmp_path: Path, tok
         yield EXAMPLES[0]
         build(tmp_path, tokenizer)  # what another process does meanwhile
 
-    assert len(open_or_build(tmp_path, "key", slow(), Encoder(TEMPLATE, tokenizer, 20), dict)) == 3
+    assert len(build(tmp_path, tokenizer, slow())) == 3
     assert [p.name for p in (tmp_path / "encoded").iterdir()] == ["key"]
 
 
