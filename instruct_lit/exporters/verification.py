@@ -18,9 +18,9 @@ from torch import Tensor
 
 from instruct_lit.core.bundle import OpenedModel
 from instruct_lit.core.data.encode import Encoder
-from instruct_lit.core.data.tokenizer import Tokenizer
 from instruct_lit.core.data.example import Example
 from instruct_lit.core.data.template import Template
+from instruct_lit.core.data.tokenizer import Tokenizer
 from instruct_lit.core.generation.engine import Engine
 from instruct_lit.core.generation.responses import read_jsonl
 from instruct_lit.core.generation.sampling import SamplingSettings

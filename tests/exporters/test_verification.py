@@ -10,10 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from instruct_lit.core.bundle import save_bundle
-from instruct_lit.core.data.tokenizer import Tokenizer
 from instruct_lit.core.data.example import Example
 from instruct_lit.core.data.template import Template
-from instruct_lit.core.data.tokenizer import GPT2Tokenizer
+from instruct_lit.core.data.tokenizer import GPT2Tokenizer, Tokenizer
 from instruct_lit.core.model.causal import CausalLM
 from instruct_lit.core.model.gpt import GPT, GPTConfig
 from instruct_lit.errors import VerificationError
