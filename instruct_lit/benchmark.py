@@ -29,15 +29,13 @@ def benchmark(config: DictConfig) -> float:
     if config.suite.system == "lm_eval":
         need("lm_eval", f"suite={config.suite.name}", "benchmark")
 
-    from instruct_lit.config.targets import plain
     from instruct_lit.suites.run import rate, run_benchmark
-    from instruct_lit.suites.suite import Suite
 
     if config.suite.system == "arena":
         return rate(config.suite.name, Path(config.suite.options.battles).expanduser(), out_dir)
     about = {"limit": config.benchmark.limit, "n_shot": config.benchmark.n_shot}
     models, training_of = build.evaluated_models(config), partial(build.training_of_run, config)
-    reports = run_benchmark(Suite(**plain(config.suite)), models, build.request_of(config, out_dir), training_of, about)
+    reports = run_benchmark(models, build.request_of(config, out_dir), training_of, about)
     return reports[0].score.value
 
 

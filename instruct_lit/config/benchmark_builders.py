@@ -19,14 +19,15 @@ if TYPE_CHECKING:
 
 
 def request_of(config: DictConfig, out_dir: Path) -> RunRequest:
-    """The settings of a run; those of `benchmark` take precedence over those of the suite."""
-    from instruct_lit.suites.suite import RunRequest
+    """The suite and the settings of a run; those of `benchmark` take precedence over those of the suite."""
+    from instruct_lit.suites.suite import RunRequest, Suite
 
-    own = {key: value for key, value in plain(config.benchmark).items() if value is not None}
-    given = arguments_for(RunRequest, plain(config.suite) | own)
+    settings = {key: value for key, value in plain(config.benchmark).items() if value is not None}
+    suite = Suite(**plain(config.suite) | arguments_for(Suite, settings))
     folders = {"cache": Path(config.paths.cache), "out_dir": out_dir, "log": out_dir / "harness.log"}
-    folders |= {"data_dir": Path(given["data_dir"])} if "data_dir" in given else {}
-    return RunRequest(**{"data_dir": None} | given | {k: path.expanduser().resolve() for k, path in folders.items()})
+    folders |= {"data_dir": Path(settings["data_dir"])} if "data_dir" in settings else {}
+    given = {"data_dir": None} | arguments_for(RunRequest, settings)
+    return RunRequest(suite, **given | {key: path.expanduser().resolve() for key, path in folders.items()})
 
 
 def training_of_run(config: DictConfig, run: str) -> list[str] | None:

@@ -43,6 +43,8 @@ def _benchmark(config: Any) -> Iterator[Relation]:
     unrated = is_arena and not suite.options.get("battles")
     yield unrated, "suite.options.battles=…", "give a file of battles, as `python -m instruct_lit.arena` writes it"
     yield not is_arena and not config.run, "run=…", f"give {FINISHED}"
+    no_tasks = suite.system == "lm_eval" and not suite.tasks
+    yield no_tasks, "suite.tasks", "give tasks of lm-evaluation-harness, such as suite.tasks=[arc_easy]"
     own_examples = suite.system not in ("lm_eval", "arena") and settings.n_shot is not None
     yield own_examples, "benchmark.n_shot", f"suite={suite.name} has its own examples; leave it out"
     if suite.options.get("judge_url") is not None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Sequence
+from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from instruct_lit.config.compose import CONF
 from instruct_lit.errors import ConfigError
@@ -48,7 +52,7 @@ def judge_of(config: DictConfig) -> Judge:
     from instruct_lit.config.model_builders import install_satellites
     from instruct_lit.evaluation.answer_cache import AnswerCache
     from instruct_lit.evaluation.judging.endpoints import OllamaEndpoint, OpenAIEndpoint
-    from instruct_lit.evaluation.judging.judge import Costs, Judge
+    from instruct_lit.evaluation.judging.judge import Judge
     from instruct_lit.evaluation.judging.local import LocalEndpoint
 
     judge = config.judge
@@ -66,9 +70,28 @@ def judge_of(config: DictConfig) -> Judge:
         else:
             endpoint = OpenAIEndpoint(judge.url, judge.model, key, **settings)
     cache = AnswerCache(Path(config.paths.cache) / "judge" / "replies.jsonl")
-    prices = tuple(judge.usd_per_million_tokens) if judge.usd_per_million_tokens else None
-    costs = Costs(prices, judge.paid, judge.confirmed)
-    return Judge(endpoint, cache, n_concurrent=judge.n_concurrent, n_asks=judge.n_asks, costs=costs)
+    prices = judge_prices(judge.url, judge.model, judge.usd_per_million_tokens)
+    must_be_confirmed = judge.paid and not judge.confirmed and (prices is not None or not _is_loopback(judge.url))
+    limits = {"n_concurrent": judge.n_concurrent, "n_asks": judge.n_asks}
+    return Judge(endpoint, cache, **limits, prices=prices, must_be_confirmed=must_be_confirmed)
+
+
+def judge_prices(url: str | None, model: str, given: Sequence[float] | None) -> tuple[float, float] | None:
+    """US dollars per million tokens of prompts and of replies: given, or of the table `prices.json`; None: unknown."""
+    if given:
+        return given[0], given[1]
+    table = json.loads(resources.files("instruct_lit.evaluation.judging").joinpath("prices.json").read_text())
+    if not str(url).startswith(table["endpoint"] + "/") or model not in table["usd_per_million_tokens"]:
+        return None
+    print(f"judge: prices of {model} as of {table['date']}; give judge.usd_per_million_tokens if they changed")
+    prompt, reply = table["usd_per_million_tokens"][model]
+    return prompt, reply
+
+
+def _is_loopback(url: str | None) -> bool:
+    """Whether an endpoint is on this machine, where requests cost nothing."""
+    host = urlsplit(url or "").hostname or ""
+    return host == "localhost" or host.startswith("127.") or host == "::1"
 
 
 def judge_prompt_of(judge: Any, pairwise: bool = False) -> JudgePrompt:

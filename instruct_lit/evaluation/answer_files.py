@@ -32,23 +32,20 @@ def read_responses(path: Path, response_field: str) -> list[dict[str, Any]]:
                 raise DataError(f"{place}: no text in {field!r}; found: {', '.join(map(str, row)) or 'no fields'}")
         if not isinstance(row["input"] or "", str):
             raise DataError(f"{place}: 'input' must be text, found {row['input']!r:.60}")
-        if not _is_history(row.get("history") or []):
+        turns = row.get("history") or []
+        if not (isinstance(turns, list) and all(map(_is_turn, turns))):
             raise DataError(f"{place}: 'history' is a list of pairs [question, answer], found {row['history']!r:.60}")
         if not is_encodable(json.dumps(row, ensure_ascii=False, default=str)):  # not encodable as UTF-8
             raise DataError(f"{place}: lone surrogates, the text was decoded with a wrong encoding; repair the file")
         response = row[response_field] if response_field in FIELDS else row.pop(response_field)
-        loss, n_tokens = row.pop("loss", None), row.pop("n_response_tokens", None)
+        loss, n_tokens = row.get("loss"), row.get("n_response_tokens")
         has_loss = type(loss) is float and type(n_tokens) is int and n_tokens > 0
-        kept = {key: value for key, value in row.items() if key not in ("scores", "leak", "judge")}
-        losses = {"loss": loss, "n_response_tokens": n_tokens} if has_loss else {}
-        rows.append({**kept, **losses, "response": response})
+        dropped = ("scores", "leak", "judge", *(() if has_loss else ("loss", "n_response_tokens")))
+        rows.append({**{key: value for key, value in row.items() if key not in dropped}, "response": response})
     if not rows:
         raise DataError(f"{path}: it has no records")
     return rows
 
 
-def _is_history(turns: Any) -> bool:
-    return isinstance(turns, list) and all(
-        isinstance(turn, list | tuple) and len(turn) == 2 and all(isinstance(text, str) for text in turn)
-        for turn in turns
-    )
+def _is_turn(turn: Any) -> bool:
+    return isinstance(turn, list | tuple) and len(turn) == 2 and all(isinstance(text, str) for text in turn)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,12 +28,12 @@ def pair_rows(rows_a: Sequence[Row], rows_b: Sequence[Row]) -> list[Pair]:
     """
 
     def keyed(rows: Sequence[Row]) -> dict[tuple[str, int], Row]:
+        seen: Counter[str] = Counter()  # the same example may occur twice
         keys: dict[tuple[str, int], Row] = {}
         for row in rows:
-            number, text = 0, json.dumps([texts_of({**row, "response": ""})])
-            while (text, number) in keys:  # the same example twice
-                number += 1
-            keys[text, number] = row
+            text = json.dumps(texts_of({**row, "response": ""}))
+            keys[text, seen[text]] = row
+            seen[text] += 1
         return keys
 
     ours, theirs = keyed(rows_a), keyed(rows_b)
@@ -74,6 +75,13 @@ class Outcome:
     a_first: str | None
     b_first: str | None
 
+    @classmethod
+    def of(cls, first: str | None, second: str | None) -> Outcome:
+        """The verdicts `A`, `B`, `tie` or None on the responses in the orders of `questions_of`."""
+        names = {"A": "a", "B": "b", "tie": "tie"}
+        turned = {"A": "b", "B": "a", "tie": "tie"}
+        return cls(names.get(first or ""), turned.get(second or ""))
+
     @property
     def share(self) -> float:
         """Model A's share of the win: 1, 0, and 1/2 for ties and for verdicts that depend on the order."""
@@ -94,10 +102,9 @@ def win_rate(
         n_equal: pairs of equal responses, which are ties without a verdict.
     """
     shares = np.array([outcome.share for outcome in outcomes])
-    verdicts = [verdict for outcome in outcomes for verdict in (outcome.a_first, outcome.b_first)]
-    decided = [(outcome.a_first, "a") for outcome in outcomes] + [(outcome.b_first, "b") for outcome in outcomes]
-    first_shown = [verdict == first for verdict, first in decided if verdict in ("a", "b")]
     both = [(outcome.a_first, outcome.b_first) for outcome in outcomes]
+    verdicts = [verdict for of_pair in both for verdict in of_pair]
+    first_shown = [verdict == "ab"[i % 2] for i, verdict in enumerate(verdicts) if verdict in ("a", "b")]
     found = {
         "wins": both.count(("a", "a")),
         "losses": both.count(("b", "b")),
@@ -136,16 +143,6 @@ def length_controlled(shares: np.ndarray, lengths: Sequence[tuple[int, int]]) ->
 
 def questions_of(pair: Pair) -> tuple[Mapping[str, str], Mapping[str, str]]:
     """The texts of the pairwise prompt in both orders."""
-    a, b = pair
-    common = texts_of(a)
-    return (
-        {**common, "answer_a": a["response"], "answer_b": b["response"]},
-        {**common, "answer_a": b["response"], "answer_b": a["response"]},
-    )
-
-
-def outcome(a_first: str | None, b_first: str | None) -> Outcome:
-    """The verdicts `A`, `B` and `tie` of both orders, by model."""
-    names = {"A": "a", "B": "b", "tie": "tie", None: None}
-    turned = {"A": "b", "B": "a", "tie": "tie", None: None}
-    return Outcome(names[a_first], turned[b_first])
+    a, b = (row["response"] for row in pair)
+    common = texts_of(pair[0])
+    return {**common, "answer_a": a, "answer_b": b}, {**common, "answer_a": b, "answer_b": a}

@@ -31,13 +31,13 @@ def run(evaluated: EvaluatedModel, request: RunRequest) -> dict[str, Figure]:
 
     Raises: BenchmarkError without a judge that can be used, without data, and when the package fails.
     """
-    options = request.options
+    options = request.suite.options
     if not options.get("judge_url") and not os.environ.get("OPENAI_API_KEY"):
         raise BenchmarkError(
             "suite=alpaca_eval: it needs a judge; set OPENAI_API_KEY, or give suite.options.judge_url=<endpoint> "
             "suite.options.judge_model=<name> of any OpenAI-compatible server"
         )
-    references = read_references(request)[: request.limit]
+    references = read_references(request)[: request.suite.limit]
     table = length_table(request) if options["length_controlled"] else None
     check_judge("alpaca_eval", options.get("judge_url"), options.get("judge_model"))
     python = ENVIRONMENT.python(request.cache, request.log)
@@ -71,7 +71,10 @@ def run(evaluated: EvaluatedModel, request: RunRequest) -> dict[str, Figure]:
 
 def read_references(request: RunRequest) -> list[dict[str, Any]]:
     """Reference responses with their instructions, from the file of the options, `data_dir`, or the hub."""
-    given, instead = request.options.get("references"), "suite.options.references=<file with instruction and output>"
+    given, instead = (
+        request.suite.options.get("references"),
+        "suite.options.references=<file with instruction and output>",
+    )
     path = Path(given).expanduser() if given else _file(request, FILE, instead)
     if not path.is_file():
         raise BenchmarkError(f"suite.options.references={given}: no such file")

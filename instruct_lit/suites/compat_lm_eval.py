@@ -48,6 +48,11 @@ def n_examples_needed(task: Task, n_shot: int) -> int:
     return n_shot + (task.fewshot_cfg.split == task.config.test_split)
 
 
+def runs_code(task: Task) -> bool:
+    """Whether a task runs what the model writes. Undocumented: `UNSAFE_CODE`."""
+    return bool(getattr(task, "UNSAFE_CODE", False))
+
+
 def generation_settings(arguments: dict[str, Any], stop: Sequence[str] = ()) -> SamplingSettings:
     """The settings of a `generate_until` request; `stop` is added to its own stop texts.
 

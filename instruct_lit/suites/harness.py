@@ -10,11 +10,15 @@ import random
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from difflib import get_close_matches
+from itertools import islice
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from instruct_lit.suites.compat_lm_eval import as_json, dataset_of, harness_model, members, n_examples_needed
+from instruct_lit.core.optional_imports import pip_install
+from instruct_lit.suites.compat_lm_eval import as_json, dataset_of, harness_model, members, n_examples_needed, runs_code
 from instruct_lit.suites.evaluated_model import EvaluatedModel
 from instruct_lit.suites.leaks import Leaks, figure_without
 from instruct_lit.suites.suite import BenchmarkError, Figure, Report, RunRequest, Suite, mean_of
@@ -68,10 +72,11 @@ class Tasks:
         import lm_eval.tasks
 
         self.suite, self.data_dir = suite, data_dir
-        stock = Path(lm_eval.tasks.__file__).parent
-        self.manager = lm_eval.tasks.TaskManager(
-            include_defaults=False, include_path=[*(stock / folder for folder in suite.folders), OUR_TASKS]
-        )
+        stock, manager = Path(lm_eval.tasks.__file__).parent, lm_eval.tasks.TaskManager
+        folders = [*(stock / folder for folder in suite.folders), OUR_TASKS]
+        self.manager = manager(include_defaults=False, include_path=folders)
+        if any(members(self.manager, name) is None for name in suite.tasks):  # reading all tasks takes ten seconds
+            self.manager = manager(include_path=OUR_TASKS)
         self.tasks: dict[str, Task] = {}
         self.missing: dict[str, str] = {}
         names = list(dict.fromkeys(leaf for name in suite.tasks for leaf in self._leaves(name)))
@@ -79,6 +84,11 @@ class Tasks:
             try:
                 with local_data(data_dir):
                     self.tasks |= self.manager.load([name])["tasks"]
+            except ImportError as error:
+                raise BenchmarkError(
+                    f"suite.tasks={name}: it needs the package {error.name} ({_first_line(error)}); "
+                    f"{pip_install('benchmark')}, or pip install {error.name} where the extra does not contain it"
+                ) from error
             except Exception as error:  # a data set can fail to load in any way
                 self.missing[name] = f"{dataset_of(self.manager, name)}: {type(error).__name__}: {_first_line(error)}"
                 if on_missing == "error" and data_dir is None:
@@ -91,10 +101,20 @@ class Tasks:
         found = {group: [t for t in self._leaves(tag) if t in self.tasks] for group, tag in self.suite.groups.items()}
         return {group: members for group, members in found.items() if members}
 
+    def texts(self, limit: int | None) -> dict[str, list[str]]:
+        """The first `limit` items of each task: the prompt without few-shot examples, as the harness renders it."""
+        return {
+            name: [_text(task, document) for document in islice(task.eval_docs, limit)]
+            for name, task in self.tasks.items()
+        }
+
     def _leaves(self, name: str) -> list[str]:
         found = members(self.manager, name)
         if found is None:
-            raise BenchmarkError(f"suite.tasks={name}: the harness has no such task in {list(self.suite.folders)}")
+            near = ", ".join(get_close_matches(name, self.manager.all_tasks))
+            raise BenchmarkError(
+                f"suite.tasks={name}: lm-evaluation-harness has no such task{near and f'; did you mean {near}?'}"
+            )
         return [leaf for member in found for leaf in self._leaves(member)] if found else [name]
 
     def _message(self) -> str:
@@ -114,20 +134,26 @@ def run_suite(tasks: Tasks, model: EvaluatedModel, request: RunRequest, leaks: L
 
     With `leaks` the details hold each task's figure without the leaked items.
 
-    Raises: BenchmarkError when a task has too few examples for the shots.
+    Raises: BenchmarkError when a task has too few examples for the shots, or runs code without `allow_code`.
     """
     import lm_eval
 
     suite, out_dir = tasks.suite, request.out_dir
-    _check_shots(tasks, request.n_shot)
+    _check_shots(tasks)
+    unsafe = [name for name, task in tasks.tasks.items() if runs_code(task)]
+    if unsafe and not request.allow_code:
+        raise BenchmarkError(
+            f"suite.tasks={unsafe[0]}: it runs code that the model writes; give benchmark.allow_code=true, best in a "
+            "container"
+        )
     start, n_cut = time.perf_counter(), model.n_cut
     with local_data(tasks.data_dir):
         results = lm_eval.simple_evaluate(
             model=harness_model(model),
             tasks=list(tasks.tasks.values()),
             task_manager=tasks.manager,
-            num_fewshot=request.n_shot,
-            limit=request.limit,
+            num_fewshot=suite.n_shot,
+            limit=suite.limit,
             apply_chat_template=model.mode == "on",
             fewshot_as_multiturn=False,
             confirm_run_unsafe_code=request.allow_code,
@@ -144,22 +170,26 @@ def run_suite(tasks: Tasks, model: EvaluatedModel, request: RunRequest, leaks: L
     details: dict[str, Any] = {"seconds": round(time.perf_counter() - start, 1), "n_prompts_cut": model.n_cut - n_cut}
     if leaks is not None:
         details["leaks"] = {
-            name: figure_without(tasks.tasks[name], samples[name], figures[name].metric, found)
+            name: figure_without(found, *_values(tasks.tasks[name], samples[name], figures[name].metric))
             for name, found in leaks.items()
         }
+    if kinds := {name: found for name, rows in samples.items() if (found := by_instruction(rows))}:
+        details["by_instruction"] = kinds
     groups = {group: mean_of([figures[t] for t in ts], suite.mean_over) for group, ts in tasks.groups().items()}
     score = mean_of(list(figures.values()), suite.mean_over)
     return Report(model.run, model.label, model.mode, score, groups, figures, details)
 
 
 def figure_of(name: str, task: Task, results: Mapping[str, Any]) -> Figure:
-    """A task's first metric with its standard error, its chance level, and its other metrics."""
-    numbers = {
-        key.split(",")[0]: float(value)
-        for key, value in results["results"][name].items()
-        if "," in key and isinstance(value, int | float)
-    }
-    values = {key: value for key, value in numbers.items() if not key.endswith("_stderr")}
+    """A task's first metric under its first filter with its standard error and chance level, and its other metrics."""
+    numbers: dict[str, float] = {}
+    filters: list[str] = []
+    for key, value in results["results"][name].items():
+        metric, _, filtered = key.partition(",")
+        if filtered and isinstance(value, int | float):
+            filters.append(filtered)
+            numbers[metric if filtered == filters[0] else f"{metric} ({filtered})"] = float(value)
+    values = {key: value for key, value in numbers.items() if "_stderr" not in key}
     metric = next(m for m in (*task.aggregation(), *values) if m in values)
     return Figure(
         metric=metric,
@@ -173,10 +203,25 @@ def figure_of(name: str, task: Task, results: Mapping[str, Any]) -> Figure:
     )
 
 
-def chance(task: Task, metric: str) -> float:
-    """The chance level: for choices the task's own metric over random scores, for generated answers 0."""
-    if task.OUTPUT_TYPE == "generate_until":
-        return 0.0
+def by_instruction(samples: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """The share of followed instructions of each kind in IFEval, strictly and loosely; empty for other tasks."""
+    followed: dict[str, list[tuple[bool, bool]]] = {}
+    for sample in samples:
+        kinds = sample["doc"].get("instruction_id_list", ())
+        strict, loose = (sample[f"inst_level_{how}_acc"] if kinds else () for how in ("strict", "loose"))
+        for kind, *both in zip(kinds, strict, loose, strict=True):
+            for name in {kind, kind.partition(":")[0]}:
+                followed.setdefault(name, []).append((both[0], both[1]))
+    return {
+        kind: {"n": len(values), "strict": fmean(s for s, _ in values), "loose": fmean(x for _, x in values)}
+        for kind, values in sorted(followed.items())
+    }
+
+
+def chance(task: Task, metric: str) -> float | None:
+    """The chance level: for choices the task's own metric over random scores, for generated answers 0, else None."""
+    if task.OUTPUT_TYPE != "multiple_choice":
+        return 0.0 if task.OUTPUT_TYPE == "generate_until" else None
     by_item: dict[int, list[Any]] = {}
     for instance in task.instances:
         by_item.setdefault(instance.doc_id, []).append(instance)
@@ -194,7 +239,22 @@ def chance(task: Task, metric: str) -> float:
     return sum(levels) / len(levels)
 
 
-def _check_shots(tasks: Tasks, n_shot: int | None) -> None:
+def _values(task: Task, samples: Sequence[Mapping[str, Any]], metric: str) -> tuple[Any, Any]:
+    """The metric's values of the items under the task's first filter, by their number, and what aggregates them."""
+    first = samples[0]["filter"]
+    values = [(sample["doc_id"], sample[metric]) for sample in samples if sample["filter"] == first]
+    return values, task.aggregation()[metric]
+
+
+def _text(task: Task, document: Any) -> str:
+    text = task.doc_to_text(document)
+    if isinstance(text, int):  # tasks whose prompts are the choices, such as winogrande
+        text = task.doc_to_choice(document)[text]
+    return str(text)
+
+
+def _check_shots(tasks: Tasks) -> None:
+    n_shot = tasks.suite.n_shot
     for name, task in tasks.tasks.items():
         if not n_shot or task.get_config("num_fewshot") == 0:
             continue

@@ -20,7 +20,7 @@ SPLITS = {"dev": "dev", "validation": "val", "test": "test"}  # names on the hub
 
 
 def run(evaluated: EvaluatedModel, request: RunRequest) -> dict[str, Figure]:
-    """The figures of the run entries in `request.tasks`; HELM's whole output is written to `request.out_dir`.
+    """The figures of the suite's run entries; HELM's whole output is written to `request.out_dir`.
 
     Raises: BenchmarkError when HELM fails, also for the want of a scenario's data.
     """
@@ -29,13 +29,13 @@ def run(evaluated: EvaluatedModel, request: RunRequest) -> dict[str, Figure]:
         _describe(evaluated, endpoint.url, request.out_dir / "prod_env")
         if request.data_dir is not None:
             _place(request.data_dir, request.out_dir / "benchmark_output" / "scenarios")
-        entries = [entry_of(task) for task in request.tasks]
+        entries = [entry_of(task) for task in request.suite.tasks]
         arguments = [
             "-m", "helm.benchmark.run", "--run-entries", *entries, "--suite", NAME, "--local-path", "prod_env",
             "--num-threads", str(evaluated.max_rows), "--disable-cache",
         ]  # fmt: skip
-        if request.limit:
-            arguments += ["--max-eval-instances", str(request.limit)]
+        if request.suite.limit:
+            arguments += ["--max-eval-instances", str(request.suite.limit)]
         variables = {"TOKENIZERS_PARALLELISM": "false", "CUDA_VISIBLE_DEVICES": ""}
         if request.data_dir is not None:
             variables |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}

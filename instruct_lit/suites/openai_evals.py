@@ -42,24 +42,25 @@ SEED = 20220722  # the package's own default, which selects the items of a limit
 
 
 def run(evaluated: EvaluatedModel, request: RunRequest) -> dict[str, Figure]:
-    """The figures of the evals named by `request.tasks`; their records are written to `request.out_dir`.
+    """The figures of the suite's evals; their records are written to `request.out_dir`.
 
     `options` may name a `registry` folder of your own, and `judge_url` and `judge_model` for model-graded evals.
 
     Raises: BenchmarkError when an eval fails, and when one is model-graded and no judge is given: the package would let
         the model grade itself.
     """
-    judge_url, judge_model = request.options.get("judge_url"), request.options.get("judge_model")
+    suite = request.suite
+    judge_url, judge_model = suite.options.get("judge_url"), suite.options.get("judge_model")
     if judge_url:
         if not judge_model:
             raise BenchmarkError("suite=openai_evals: judge_url requires suite.options.judge_model=<name>")
         check_judge("openai_evals", judge_url, judge_model)
-    given = request.options.get("registry")
+    given = suite.options.get("registry")
     registries = [Path(given).expanduser().resolve()] if given else []
     python = ENVIRONMENT.python(request.cache, request.log)
     if not judge_url:
         stock = list(python.parents[1].glob("lib/python*/site-packages/evals/registry"))
-        if graded := [name for name in request.tasks if is_graded(name, [*registries, *stock])]:
+        if graded := [name for name in suite.tasks if is_graded(name, [*registries, *stock])]:
             raise BenchmarkError(
                 f"suite=openai_evals: {', '.join(graded)}: model-graded; give suite.options.judge_url=<endpoint> "
                 "suite.options.judge_model=<name> of any OpenAI-compatible server"
@@ -71,7 +72,7 @@ def run(evaluated: EvaluatedModel, request: RunRequest) -> dict[str, Figure]:
             "OPENAI_BASE_URL": endpoint.url, "OPENAI_API_KEY": os.environ.get("OPENAI_API_KEY", "none"),
             "EVALS_THREADS": str(evaluated.max_rows),
         }  # fmt: skip
-        for name in request.tasks:
+        for name in suite.tasks:
             record = request.out_dir / f"{name}.jsonl"
             arguments = [
                 "-m", "evals.cli.oaieval", "subject,judge" if judge_url else "subject", name,
@@ -79,8 +80,8 @@ def run(evaluated: EvaluatedModel, request: RunRequest) -> dict[str, Figure]:
             ]  # fmt: skip
             for folder in registries:
                 arguments += ["--registry_path", str(folder)]
-            if request.limit:
-                arguments += ["--max_samples", str(request.limit)]
+            if suite.limit:
+                arguments += ["--max_samples", str(suite.limit)]
             run_in(python, arguments, request.out_dir, variables, request.log, f"suite=openai_evals: {name}")
             figures[name] = _figure(record, name)
     return figures

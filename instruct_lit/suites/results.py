@@ -14,6 +14,7 @@ from instruct_lit import __version__
 from instruct_lit.suites.suite import Figure, Report
 
 FILE = "benchmark.json"
+N_COLUMNS = 4  # of the table before those of the models
 MAX_TASKS = 24  # with more tasks the table shows groups only
 
 
@@ -27,14 +28,52 @@ def write_reports(path: Path, suite: str, reports: Sequence[Report], **about: An
 
 
 def print_table(suite: str, reports: Sequence[Report], missing: Mapping[str, str] | None = None) -> None:
-    """Print a row for each task or group and a column for each model, with standard errors and the chance level."""
-    from instruct_lit.reports.tables import show, table
+    """Print a row for each task or group and a column for each model, with standard errors and the chance level.
 
-    titles = [f"{report.label}, template {report.template}" for report in reports]
-    board = table(suite, "metric", "n", "chance level", *titles, text=("metric",))
-    for column in board.columns:
-        column.no_wrap = column.header not in (suite, *titles)
-        column.min_width = len("0.000 ± 0.000") if column.header in titles else None
+    Where a terminal is too narrow for all models, several tables follow one another.
+    """
+    from rich.console import Console
+
+    from instruct_lit.reports.tables import show
+
+    console, waiting = Console(), list(reports)
+    wide = console.options.update(width=10_000)
+
+    def fits(board: Any) -> bool:
+        return console.measure(board, options=wide).maximum <= console.width
+
+    n, board = len(waiting), _table(suite, waiting, wrap=False)
+    if not fits(board):
+        board = _table(suite, waiting)
+    while waiting:
+        while n > 1 and not fits(board):
+            n -= 1
+            board = _table(suite, waiting[:n])
+        show(board)
+        waiting = waiting[n:]
+        board = _table(suite, waiting[:n]) if waiting else None
+    if missing:
+        print(f"skipped, since their data are missing: {', '.join(sorted(missing))}")
+    for report in reports:
+        if n_cut := report.details.get("n_prompts_cut"):
+            print(f"{_title(report)}: {n_cut} prompts were longer than the context and truncated from the left")
+        for name, leaks in report.details.get("leaks", {}).items():
+            value = _number(leaks["value_without"]) or "unknown"
+            print(f"{_title(report)}: {name} without its {leaks['n']} leaked items {value}")
+        for name, kinds in report.details.get("by_instruction", {}).items():
+            found = (f"{k} {v['strict']:.2f}/{v['loose']:.2f} of {v['n']}" for k, v in kinds.items() if ":" not in k)
+            print(f"{_title(report)}: {name} by kind of instruction, strict/loose: {', '.join(found)}")
+
+
+def _table(suite: str, reports: Sequence[Report], wrap: bool = True) -> Any:
+    """The table; with `wrap` a model's title takes several lines, so that its column is as narrow as its figures."""
+    from instruct_lit.reports.tables import table
+
+    board = table(suite, "metric", "n", "chance level", *map(_title, reports), text=("metric",))
+    for number, column in enumerate(board.columns):
+        is_model = number >= N_COLUMNS
+        column.no_wrap = number > 0 and not (is_model and wrap)
+        column.width = len("0.000 ± 0.000") if is_model and wrap else None
     first = reports[0]
     names = list(first.tasks) if len(first.tasks) <= MAX_TASKS else []
     rows = [(name, [report.tasks[name] for report in reports]) for name in names]
@@ -45,15 +84,11 @@ def print_table(suite: str, reports: Sequence[Report], missing: Mapping[str, str
         figure = figures[0]
         shots = f", {figure.n_shot}-shot" if figure.n_shot else ""
         board.add_row(name + shots, figure.metric, str(figure.n), _number(figure.chance), *map(_with_error, figures))
-    show(board)
-    if missing:
-        print(f"skipped, since their data are missing: {', '.join(sorted(missing))}")
-    for title, report in zip(titles, reports, strict=True):
-        if n_cut := report.details.get("n_prompts_cut"):
-            print(f"{title}: {n_cut} prompts were longer than the context and truncated from the left")
-        for name, leaks in report.details.get("leaks", {}).items():
-            value = _number(leaks["value_without"]) or "unknown"
-            print(f"{title}: {name} without its {leaks['n']} leaked items {value}")
+    return board
+
+
+def _title(report: Report) -> str:
+    return f"{report.label}, template {report.template}"
 
 
 def _number(value: float | None) -> str:

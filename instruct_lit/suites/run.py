@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
-from functools import cache
+from functools import cache, partial
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +17,9 @@ from tqdm import tqdm
 from instruct_lit.core.optional_imports import installed
 from instruct_lit.evaluation.ratings import leaderboard, read_battles
 from instruct_lit.reports.leaderboard import print_leaderboard
-from instruct_lit.suites.leaks import Leaks, leaks_of_items, leaks_of_tasks, mean_without, print_leaks
-from instruct_lit.suites.packages import SYSTEMS, run_package
+from instruct_lit.suites.leaks import Leaks, figure_without, leaks_of, print_leaks
 from instruct_lit.suites.results import FILE, print_table, write_reports
-from instruct_lit.suites.suite import Report, RunRequest, Suite
+from instruct_lit.suites.suite import Report, RunRequest, mean_of
 
 if TYPE_CHECKING:
     from instruct_lit.suites.evaluated_model import EvaluatedModel
@@ -27,11 +28,7 @@ TrainingOf = Callable[[str], Sequence[str] | None]  # the training questions of 
 
 
 def run_benchmark(
-    suite: Suite,
-    models: Iterable[EvaluatedModel],
-    request: RunRequest,
-    training_of: TrainingOf,
-    about: Mapping[str, Any],
+    models: Iterable[EvaluatedModel], request: RunRequest, training_of: TrainingOf, about: Mapping[str, Any]
 ) -> list[Report]:
     """Run every model through a suite, write the results after each, and print the table.
 
@@ -40,12 +37,12 @@ def run_benchmark(
         about: the settings that are stored with the results.
     """
     reports: list[Report] = []
-    about = dict(about)
-    run = _run_harness if suite.system == "lm_eval" else _run_packages
-    for report in run(suite, models, request, training_of, about):
+    about, name = dict(about), request.suite.name
+    run = _run_harness if request.suite.system == "lm_eval" else _run_package
+    for report in run(models, request, cache(training_of), about):
         reports.append(report)
-        write_reports(request.out_dir / FILE, suite.name, reports, **about)
-    print_table(suite.name, reports, about.get("missing"))
+        write_reports(request.out_dir / FILE, name, reports, **about)
+    print_table(name, reports, about.get("missing"))
     print(f"{request.out_dir}: {FILE}, {request.log.name}, a folder with the suite's own files for each model")
     return reports
 
@@ -63,43 +60,55 @@ def rate(suite: str, path: Path, out_dir: Path) -> float:
 
 
 def _run_harness(
-    suite: Suite, models: Iterable[EvaluatedModel], request: RunRequest, training_of: TrainingOf, about: dict[str, Any]
+    models: Iterable[EvaluatedModel], request: RunRequest, training_of: TrainingOf, about: dict[str, Any]
 ) -> Iterator[Report]:
     """The reports of a suite of lm-evaluation-harness; `about` gets the `missing` tasks."""
     from instruct_lit.suites import harness
 
-    print(f"{suite.name}: loading the data of its tasks", flush=True)
+    print(f"{request.suite.name}: loading the data of its tasks", flush=True)
     with harness.harness_log(request.log):
-        tasks = harness.Tasks(suite, request.data_dir, request.on_missing)
+        tasks = harness.Tasks(request.suite, request.data_dir, request.on_missing)
     about["missing"] = tasks.missing
     leaks: dict[str, Leaks | None] = {}
     for number, model in enumerate(models):
         if model.run not in leaks:
-            train = training_of(model.run)
-            near, limit = installed("datasketch"), request.limit
-            leaks[model.run] = None if train is None else leaks_of_tasks(train, tasks.tasks, limit, near)
-            print_leaks(model.run, leaks[model.run])
+            leaks[model.run] = _leaks(model.run, training_of, partial(tasks.texts, request.suite.limit))
         with _progress(model, "request"), harness.harness_log(request.log):
             yield harness.run_suite(tasks, model, _for_model(request, number, model), leaks[model.run])
 
 
-def _run_packages(
-    suite: Suite, models: Iterable[EvaluatedModel], request: RunRequest, training_of: TrainingOf, about: dict[str, Any]
+def _run_package(
+    models: Iterable[EvaluatedModel], request: RunRequest, training_of: TrainingOf, about: dict[str, Any]
 ) -> Iterator[Report]:
-    """The reports of a suite whose library has an environment of its own."""
-    training_of = cache(training_of)
+    """The reports of a suite whose library has an environment of its own.
+
+    The module of the library has `run(model, request)`, the figures by task, and `items_of(folder, task, metric)`.
+    """
+    library = import_module(f"instruct_lit.suites.{request.suite.system}")
     for number, model in enumerate(models):
-        own = _for_model(request, number, model)
+        own, start, n_cut = _for_model(request, number, model), time.perf_counter(), model.n_cut
+        own.out_dir.mkdir(parents=True, exist_ok=True)
         with _progress(model, "response"):
-            report = run_package(suite.system, model, own)
-        if (train := training_of(model.run)) is not None:
-            items_of = SYSTEMS[suite.system].items_of
-            items = {name: items_of(own.out_dir, name, figure.metric) for name, figure in report.tasks.items()}
-            leaks = leaks_of_items(train, items, installed("datasketch"))
-            print_leaks(model.run, leaks)
-            without = {name: mean_without(items[name], found) for name, found in leaks.items()}
-            report = replace(report, details={**report.details, "leaks": without})
-        yield report
+            figures = library.run(model, own)
+        seconds = round(time.perf_counter() - start, 1)
+        details: dict[str, Any] = {"seconds": seconds, "n_prompts_cut": model.n_cut - n_cut}
+        items = {name: library.items_of(own.out_dir, name, figure.metric) for name, figure in figures.items()}
+        texts = {name: [text for text, _ in of_task] for name, of_task in items.items()}
+        if (leaks := _leaks(model.run, training_of, partial(dict, texts))) is not None:
+            values = {name: enumerate(value for _, value in items[name]) for name in leaks}
+            details["leaks"] = {name: figure_without(found, values[name]) for name, found in leaks.items()}
+        score = mean_of(list(figures.values()), "tasks")
+        yield Report(model.run, model.label, model.mode, score, {}, figures, details)
+
+
+def _leaks(run: str, training_of: TrainingOf, texts: Callable[[], Mapping[str, Sequence[str]]]) -> Leaks | None:
+    """The items that were in the training data of a run, printed; None where these are unknown."""
+    train = training_of(run)
+    if train is None:
+        return None
+    leaks = leaks_of(train, texts(), installed("datasketch"))
+    print_leaks(run, leaks)
+    return leaks
 
 
 def _for_model(request: RunRequest, number: int, model: EvaluatedModel) -> RunRequest:

@@ -20,9 +20,14 @@ class BenchmarkError(InstructLitError):
 class Suite:
     """A set of tasks of one library (`system`).
 
-    `folders` are those of the harness's own task files that are read beside ours. The suite's score is the mean of the
-    tasks' first metrics over all items or over the tasks; `groups` map a heading to a tag of the harness whose tasks
-    get a mean of their own.
+    The suite's score is the mean of the tasks' first metrics over all items or over the tasks.
+
+    Args:
+        folders: those of the harness's task files that are read, beside ours; all where a task is in none of them.
+        groups: for each heading a tag of the harness, whose tasks get a mean of their own.
+        n_shot: examples in the prompt; None: the task's own number.
+        limit: items of each task; None: all.
+        options: settings of the library.
     """
 
     name: str
@@ -39,27 +44,21 @@ class Suite:
 
 @dataclass(frozen=True)
 class RunRequest:
-    """The settings of a run of a suite.
+    """A suite, and the settings of a run of it.
 
     Args:
-        limit: items of each task; None: all.
         data_dir: a folder with the hub's data sets as `<owner>/<name>/`; None: the hub.
-        options: those of the suite's file, for its library.
         cache: the folder of environments and downloads.
         out_dir: the folder of everything that the library writes.
         log: the file of its output.
-        n_shot: examples in the prompt; None: the task's own number.
         on_missing: `error`, or `skip` tasks whose data are missing.
     """
 
-    tasks: Sequence[str]
-    limit: int | None
+    suite: Suite
     data_dir: Path | None
-    options: Mapping[str, Any]
     cache: Path
     out_dir: Path
     log: Path
-    n_shot: int | None = None
     on_missing: str = "error"
     allow_code: bool = False
 

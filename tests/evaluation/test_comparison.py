@@ -8,7 +8,6 @@ from instruct_lit.evaluation.comparison import (
     Outcome,
     differences,
     length_controlled,
-    outcome,
     pair_rows,
     questions_of,
     win_rate,
@@ -41,8 +40,8 @@ def test_both_orders_are_asked_and_read_back_by_model() -> None:
         "theirs",
         "ours",
     )
-    assert outcome("A", "B") == Outcome("a", "a") and outcome("A", "A") == Outcome("a", "b")
-    assert outcome("tie", None) == Outcome("tie", None)
+    assert Outcome.of("A", "B") == Outcome("a", "a") and Outcome.of("A", "A") == Outcome("a", "b")
+    assert Outcome.of("tie", None) == Outcome("tie", None)
 
 
 @pytest.mark.parametrize(

@@ -104,6 +104,92 @@ def test_triviaqa_with_shots_of_its_own(run: Run) -> None:
     assert (figure["metric"], figure["n"], figure["n_shot"]) == ("exact_match", 4, 1)
 
 
+def literal_hub(folder: Path, owner_and_name: str, config: str, splits: dict[str, list[dict]]) -> Path:
+    """A folder of the hub's shape with one data set of literal items."""
+    place = folder / "literal" / owner_and_name
+    place.mkdir(parents=True)
+    files = "".join(f"  - split: {split}\n    path: {split}.jsonl\n" for split in splits)
+    (place / "README.md").write_text(f"---\nconfigs:\n- config_name: {config}\n  data_files:\n{files}---\n")
+    for split, items in splits.items():
+        (place / f"{split}.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
+    return folder / "literal"
+
+
+def arc(number: int) -> dict:
+    texts = ["water", "sand", "iron", "glass"]
+    return {
+        "id": str(number), "question": f"What do fish number {number} breathe in?", "answerKey": "A",
+        "choices": {"text": texts, "label": ["A", "B", "C", "D"]},
+    }  # fmt: skip
+
+
+def test_arc_on_literal_items(run: Run, tmp_path: Path) -> None:
+    hub = literal_hub(
+        tmp_path, "allenai/ai2_arc", "ARC-Easy", {"train": [arc(9)], "validation": [arc(8)], "test": [arc(1), arc(2)]}
+    )
+    written = run("suite=arc", "suite.tasks=[arc_easy]", f"benchmark.data_dir={hub}", "benchmark.template=off")
+    figure = written["runs"][0]["tasks"]["arc_easy"]
+    assert (figure["metric"], figure["n"], figure["chance"]) == ("acc", 2, 0.25) and "acc_norm" in figure["others"]
+    (row, _) = map(json.loads, (tmp_path / "0-first-off" / "samples_arc_easy.jsonl").read_text().splitlines())
+    assert row["arguments"][0] == ["Question: What do fish number 1 breathe in?\nAnswer:", " water"]
+
+
+@pytest.mark.slow
+def test_any_task_of_the_harness_by_its_name(run: Run, tmp_path: Path) -> None:
+    hub = literal_hub(
+        tmp_path, "allenai/ai2_arc", "ARC-Easy", {"train": [arc(9)], "validation": [arc(8)], "test": [arc(1), arc(2)]}
+    )
+    for suite in ("lm_eval", "mmlu"):
+        given = (f"suite={suite}", "suite.tasks=[arc_easy]", f"benchmark.data_dir={hub}", "benchmark.template=off")
+        written = run(*given, "benchmark.n_shot=0")
+        assert list(written["runs"][0]["tasks"]) == ["arc_easy"] and written["runs"][0]["score"]["n"] == 2
+    with pytest.raises(
+        BenchmarkError, match=r"suite.tasks=arc_eazy: lm-evaluation-harness has no such task; did you mean .*arc_easy"
+    ):
+        run("suite=lm_eval", "suite.tasks=[arc_eazy]")
+
+
+def test_lm_eval_needs_tasks(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"suite.tasks=\[\]: give tasks of lm-evaluation-harness, such as"):
+        check_command("benchmark", composed_into(tmp_path, "suite=lm_eval", "run=."))
+
+
+def test_ifeval_on_literal_items(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("immutabledict")
+    kinds = (["punctuation:no_comma"], ["punctuation:no_comma", "keywords:existence"])
+    items = [
+        {
+            "key": n,
+            "prompt": "Say it.",
+            "instruction_id_list": ids,
+            "kwargs": [{"keywords": None}, {"keywords": ["zebra"]}][: len(ids)],
+        }
+        for n, ids in enumerate(kinds)
+    ]
+    hub = literal_hub(tmp_path, "google/IFEval", "default", {"train": items})
+    written = run("suite=ifeval", f"benchmark.data_dir={hub}", "benchmark.template=off")
+    report = written["runs"][0]
+    figure, by_kind = report["tasks"]["ifeval"], report["details"]["by_instruction"]["ifeval"]
+    assert (figure["metric"], figure["n"], figure["chance"]) == ("prompt_level_strict_acc", 2, 0)
+    assert {"inst_level_strict_acc", "prompt_level_loose_acc", "inst_level_loose_acc"} <= set(figure["others"])
+    assert {kind: found["n"] for kind, found in by_kind.items()} == {
+        "keywords": 1, "keywords:existence": 1, "punctuation": 2, "punctuation:no_comma": 2,
+    }  # fmt: skip
+    assert figure["others"]["inst_level_strict_acc"] == pytest.approx(
+        (2 * by_kind["punctuation"]["strict"] + by_kind["keywords"]["strict"]) / 3
+    )
+    assert "ifeval by kind of instruction, strict/loose: keywords" in capsys.readouterr().out
+
+
+def test_a_missing_package_is_named(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "immutabledict", None)
+    monkeypatch.delitem(__import__("sys").modules, "lm_eval.tasks.ifeval.instructions_util", raising=False)
+    with pytest.raises(
+        BenchmarkError, match=r"suite.tasks=ifeval: it needs the package immutabledict .*pip install -e"
+    ):
+        run("suite=ifeval")
+
+
 def test_more_shots_than_there_are_examples(run: Run) -> None:
     with pytest.raises(
         BenchmarkError, match=r"benchmark.n_shot=9: the data of task triviaqa have 5 .* at most 4 shots"

@@ -7,7 +7,7 @@ import pytest
 
 from instruct_lit.evaluation.leaks import Leak
 from instruct_lit.suites import alpaca_eval, helm, openai_evals
-from instruct_lit.suites.leaks import figure_without, leaks_of_items, mean_without, print_leaks
+from instruct_lit.suites.leaks import figure_without, leaks_of, print_leaks
 
 
 def test_verdicts_of_alpaca_eval(tmp_path: Path) -> None:
@@ -66,33 +66,26 @@ def test_test_instances_of_helm(tmp_path: Path) -> None:
 
 
 def test_the_figure_without_leaked_items(capsys: pytest.CaptureFixture[str]) -> None:
-    items = {
-        "a": [("Name the capital of France.", 1.0), ("Add one and two.", 0.0), ("Spell cat.", 0.5)],
-        "b": [("Add one and two.", None)],
+    texts = {
+        "a": ["Name the capital of France.", "Add one and two.", "Spell cat."],
+        "b": ["Add one and two."],
     }
-    leaks = leaks_of_items(["Say it.", "name the capital of France", "Add one and two"], items, near=False)
+    leaks = leaks_of(["Say it.", "name the capital of France", "Add one and two"], texts, near=False)
     assert {name: {n: (leak.train, leak.kind) for n, leak in found.items()} for name, found in leaks.items()} == {
         "a": {0: (1, "exact"), 1: (2, "exact")}, "b": {0: (2, "exact")},
     }  # fmt: skip
-    found = mean_without(items["a"], leaks["a"])
+    found = figure_without(leaks["a"], enumerate([1.0, 0.0, 0.5]))
     assert found["n"] == 2 and found["value_without"] == 0.5 and [leak["item"] for leak in found["items"]] == [0, 1]
-    assert mean_without(items["b"], leaks["b"])["value_without"] is None  # none is left
-    assert mean_without([("x", None), ("y", 1.0)], {})["value_without"] is None  # not every value is known
+    assert figure_without(leaks["b"], enumerate([None]))["value_without"] is None  # none is left
+    assert figure_without({}, enumerate([None, 1.0]))["value_without"] is None  # not every value is known
     print_leaks("run", leaks)
     assert "2 items of a were in the training data of run (exact 2)" in capsys.readouterr().out
     print_leaks("run", {})
     assert "no item was in the training data of run" in capsys.readouterr().out
-    print_leaks("run", None)
-    assert capsys.readouterr().out == ""
 
 
 def test_a_task_s_own_aggregation_is_used() -> None:
-    class Best:
-        def aggregation(self) -> dict:
-            return {"acc": max}
-
-    samples = [{"doc_id": n, "filter": f, "acc": v} for f in ("none", "strict") for n, v in enumerate((3.0, 2.0, 1.0))]
-    found = figure_without(Best(), samples, "acc", {0: Leak(9, 4, "near", 0.9)})  # type: ignore[arg-type]
+    found = figure_without({0: Leak(9, 4, "near", 0.9)}, enumerate([3.0, 2.0, 1.0]), max)
     assert found == {
         "n": 1,
         "value_without": 2.0,

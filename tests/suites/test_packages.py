@@ -11,11 +11,11 @@ import pytest
 from instruct_lit.suites import alpaca_eval, helm, openai_evals
 from instruct_lit.suites.evaluated_model import EvaluatedModel
 from instruct_lit.suites.judge_check import check_judge
-from instruct_lit.suites.suite import BenchmarkError, RunRequest
+from instruct_lit.suites.suite import BenchmarkError, RunRequest, Suite
 
 
 def request_of(folder: Path, data_dir: Path | None = None, **options: Any) -> RunRequest:
-    return RunRequest([], None, data_dir, options, folder / "cache", folder, folder / "log")
+    return RunRequest(Suite("x", [], options=options), data_dir, folder / "cache", folder, folder / "log")
 
 
 def test_unparsed_verdicts_stay_in_the_denominator() -> None:

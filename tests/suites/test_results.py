@@ -44,3 +44,19 @@ def test_the_file_has_every_figure_and_the_table_every_model(
     assert "x before, template off" in shown and "0.700 ± 0.200" in shown and "chance level" in shown
     assert "skipped, since their data are missing: wnli" in shown
     assert "x, template on: 3 prompts were longer than the context and truncated from the left" in shown
+
+
+@pytest.mark.parametrize(("width", "n_tables"), [(130, 1), (120, 2), (80, 4)])
+def test_a_narrow_terminal_keeps_every_standard_error(
+    width: int, n_tables: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    tasks = {name: Figure("prompt_level_strict_acc", 0.333, 0.012, 541, 0.0, 5) for name in ("ifeval", "gsm8k")}
+    reports = [
+        Report(f"runs/{label}", label, "off", mean_of(list(tasks.values()), "tasks"), {}, tasks)
+        for label in ("first", "second", "third", "fourth")
+    ]
+    print_table("mix", reports)
+    shown = capsys.readouterr().out
+    assert shown.count("0.333 ± 0.012") == 8 and shown.count("0.333 ± 0.008") == 4
+    assert shown.count("chance level") == n_tables and max(map(len, shown.splitlines())) <= width

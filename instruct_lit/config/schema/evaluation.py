@@ -37,9 +37,11 @@ class JudgeConfig:
     n_retries: int = option(5, "Retries of a failed request, with growing pauses.", at_least=0)
     timeout_s: float = option(120.0, "Timeout of a request in seconds.", above=0)
     body: Any = option(None, "Further fields of the request; a null value removes one.")
-    paid: bool = option(False, "Requests cost money: print an estimate and ask for confirmation.")
+    paid: bool = option(False, "Requests cost money unless the server is on this machine: ask for confirmation.")
     confirmed: bool = option(False, "Use a paid judge without asking for confirmation.")
-    usd_per_million_tokens: list[float] | None = option(None, "[input, output] prices for the estimate.")
+    usd_per_million_tokens: list[float] | None = option(
+        None, "[prompt, reply] prices for the estimate; null: those of a dated table for OpenAI's models, else none."
+    )
     calibrate: str | None = option(
         None, "File with one score per response, from people or another judge, to compare with.", exists="file"
     )

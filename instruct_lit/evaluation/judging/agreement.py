@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -24,27 +23,26 @@ def agreement(
     scores by fifths of the scale. A coefficient that is undefined, because one side is constant, is None.
     """
     stats = load("scipy.stats", "judge.calibrate", "judge")
-    kappa_score = load("sklearn.metrics", "judge.calibrate", "judge").cohen_kappa_score
+    kappa = load("sklearn.metrics", "judge.calibrate", "judge").cohen_kappa_score
     pairs = [(a, b) for a, b in zip(ours, theirs, strict=True) if a is not None and b is not None]
     found: dict[str, float | None] = {"n": len(pairs), "n_unpaired": len(ours) - len(pairs)}
-    names = ("pearson", "spearman", "kendall", "kappa", "kappa_quadratic")
+    coefficients = dict.fromkeys(("pearson", "spearman", "kendall", "kappa", "kappa_quadratic"))
     if len(pairs) < 2:
-        return {**found, **dict.fromkeys(names)}
+        return found | coefficients
     a, b = np.array(pairs, dtype=np.float64).T
     found |= {"mean": float(a.mean()), "mean_of_the_other": float(b.mean()), "mean_difference": float((a - b).mean())}
     if len(set(a)) < 2 or len(set(b)) < 2:
-        return {**found, **dict.fromkeys(names)}
-    levels_a, levels_b = (np.minimum((x - low) / (high - low) * N_LEVELS, N_LEVELS - 1).astype(int) for x in (a, b))
-    levels = list(range(N_LEVELS))
-    same = len({*levels_a, *levels_b}) == 1  # kappa is undefined for a single level
-    return {
-        **found,
+        return found | coefficients
+    found |= {
         "pearson": float(stats.pearsonr(a, b).statistic),
         "spearman": float(stats.spearmanr(a, b).statistic),
         "kendall": float(stats.kendalltau(a, b).statistic),
-        "kappa": None if same else float(kappa_score(levels_a, levels_b, labels=levels)),
-        "kappa_quadratic": None if same else float(kappa_score(levels_a, levels_b, labels=levels, weights="quadratic")),
     }
+    levels = [np.minimum((x - low) / (high - low) * N_LEVELS, N_LEVELS - 1).astype(int) for x in (a, b)]
+    for name, weights in (("kappa", None), ("kappa_quadratic", "quadratic")):
+        is_defined = len({*levels[0], *levels[1]}) > 1
+        found[name] = float(kappa(*levels, labels=range(N_LEVELS), weights=weights)) if is_defined else None
+    return found
 
 
 def read_scores(path: Path, n_answers: int, key: str, low: float, high: float) -> list[float | None]:
@@ -60,19 +58,17 @@ def read_scores(path: Path, n_answers: int, key: str, low: float, high: float) -
         raise ConfigError(f"{key}={path}: no such file")
     try:
         text = path.read_text(encoding="utf-8")
-        values: Any = (
-            json.loads(text) if text.lstrip()[:1] == "[" else [json.loads(x) for x in text.split("\n") if x.strip()]
-        )
+        is_list = text.lstrip().startswith("[")
+        values = json.loads(text) if is_list else [json.loads(line) for line in text.split("\n") if line.strip()]
     except (ValueError, RecursionError) as error:
         raise DataError(f"{key}={path}: neither a JSON list nor JSON lines ({error})") from error
-    scores: list[float | None] = []
-    for number, value in enumerate(values):
-        score, place = value.get("score", value) if isinstance(value, dict) else value, f"{key}={path}, item {number}"
+    scores = [value.get("score", value) if isinstance(value, dict) else value for value in values]
+    for number, score in enumerate(scores):
+        place = f"{key}={path}, item {number}"
         if isinstance(score, bool) or not isinstance(score, int | float | None):
-            raise DataError(f"{place}: {str(value)[:80]} is not a score; give a number, a record with one, or null")
+            raise DataError(f"{place}: {str(score)[:80]} is not a score; give a number, a record with one, or null")
         if score is not None and not low <= score <= high:
             raise DataError(f"{place}: {score} is not between {low:g} and {high:g}; see judge.scale")
-        scores.append(score)
     if len(scores) != n_answers:
         raise DataError(
             f"{key}={path}: {len(scores)} scores for {n_answers} responses; give one for each in its place, "

@@ -65,7 +65,9 @@ class HttpEndpoint(ABC):
     ) -> None:
         _openai()
         self.url, self.model, self.constrained = url.rstrip("/"), model, constrained
-        self.temperature, self.max_tokens, self.seed, self.body = temperature, max_tokens, seed, dict(body or {})
+        self.temperature, self.seed, self.body = temperature, seed, dict(body or {})
+        limits = {"max_tokens": max_tokens, **self.body}
+        self.max_tokens: int | None = limits.get("max_completion_tokens", limits["max_tokens"])
         self.timeout_s, self.n_retries = timeout_s, n_retries
         self._api_key = api_key
         self._client: Any = None
@@ -172,23 +174,20 @@ class HttpEndpoint(ABC):
 
     def _explained(self, error: Exception, n_tries: int) -> JudgeError:
         openai = _openai()
-        where, tried = f"judge.url={self.url}", f"tried {n_tries} times"
-        text = self._hidden(_message(error))
-        if isinstance(error, ValueError):
-            return JudgeError(f"{where}: invalid JSON in the answer ({text}); is it the endpoint of a judge?")
-        if isinstance(error, openai.APITimeoutError):
-            return JudgeError(f"{where}: no answer in time, {tried}; raise judge.timeout_s or lower judge.n_concurrent")
-        if isinstance(error, openai.APIConnectionError):
-            return JudgeError(f"{where}: cannot be reached, {tried} ({error.__cause__}); is the server running?")
-        if isinstance(error, openai.AuthenticationError | openai.PermissionDeniedError):
-            return JudgeError(
-                f"{where}: the key is refused ({text}); judge.api_key_env names the variable that holds it"
-            )
-        if isinstance(error, openai.NotFoundError):
-            return JudgeError(f"{where}: no model {self.model!r} or no such path ({text}); see judge.model")
-        if isinstance(error, openai.RateLimitError):
-            return JudgeError(f"{where}: too many requests or no credit, {tried} ({text}); lower judge.n_concurrent")
-        return JudgeError(f"{where}: {text}, {tried}")
+        text, tried = self._hidden(_message(error)), f"tried {n_tries} times"
+        causes: list[tuple[Any, str]] = [
+            (ValueError, f"invalid JSON in the answer ({text}); is it the endpoint of a judge?"),
+            (openai.APITimeoutError, f"no answer in time, {tried}; raise judge.timeout_s or lower judge.n_concurrent"),
+            (openai.APIConnectionError, f"cannot be reached, {tried} ({error.__cause__}); is the server running?"),
+            (
+                (openai.AuthenticationError, openai.PermissionDeniedError),
+                f"the key is refused ({text}); judge.api_key_env names the variable that holds it",
+            ),
+            (openai.NotFoundError, f"no model {self.model!r} or no such path ({text}); see judge.model"),
+            (openai.RateLimitError, f"too many requests or no credit, {tried} ({text}); lower judge.n_concurrent"),
+            (Exception, f"{text}, {tried}"),
+        ]
+        return JudgeError(f"judge.url={self.url}: {next(cause for kind, cause in causes if isinstance(error, kind))}")
 
     def _hidden(self, text: str) -> str:
         return text.replace(self._api_key, "***") if self._api_key else text
@@ -206,8 +205,8 @@ class OpenAIEndpoint(HttpEndpoint):
     def payload(self, messages: Messages, verdict: Verdict) -> dict[str, Any]:
         form = {"type": "json_schema", "json_schema": {"name": "verdict", "strict": True, "schema": verdict.schema}}
         return {
-            "model": self.model, "messages": messages, "temperature": self.temperature, "max_tokens": self.max_tokens,
-            "seed": self.seed, "response_format": form if self.constrained else None,
+            "model": self.model, "messages": messages, "temperature": self.temperature, "seed": self.seed,
+            "max_tokens": self.max_tokens, "response_format": form if self.constrained else None,
         }  # fmt: skip
 
     def reply(self, answer: Any) -> Reply:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -16,13 +17,14 @@ from instruct_lit.evaluation.statistics import interval
 
 MAX_UNPARSED = 0.5  # the share of verdicts above which a mean says more about the judge
 ASSUMED_SECONDS = 2.0  # per request, of a judge without cached replies
+MESSAGE_TOKENS = 16  # upper bound of what a chat template adds to a message
 
 
 class Endpoint(Protocol):
     """Replies to messages; `identity` is everything besides the messages that a reply depends on."""
 
     model: str
-    max_tokens: int
+    max_tokens: int | None  # of a reply; None: no limit
     identity: dict[str, Any]
 
     async def __aenter__(self) -> Any: ...
@@ -42,56 +44,42 @@ class Judgement:
 
     def as_record(self) -> dict[str, Any]:
         """As a JSON object for `responses.jsonl`."""
-        refused = {"refused": self.refused} if self.refused else {}
-        return {"value": self.value, "reply": self.reply, "n_asked": self.n_asked, **refused}
+        return {key: value for key, value in asdict(self).items() if key != "refused" or value}
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Tokens, time and cost of the questions that are not in the cache."""
+    """Requests, tokens, time and cost of the questions that the cache does not answer.
+
+    `n_prompt_tokens`, `seconds` and `dollars` are those of one request per question. The bounds hold where every
+    question is asked `n_asks` times, and replies are as long as allowed; they are None where replies have no limit.
+    """
 
     n_questions: int
-    n_cached: int
+    n_left: int
     n_prompt_tokens: int
-    n_reply_tokens: int  # upper bound
     seconds: float
-    dollars: float | None  # upper bound; None without prices
-
-    @property
-    def n_left(self) -> int:
-        """Questions that are not in the cache."""
-        return self.n_questions - self.n_cached
+    max_requests: int
+    max_prompt_tokens: int | None
+    max_reply_tokens: int | None
+    dollars: float | None = None  # None without prices
+    max_dollars: float | None = None
 
     def __str__(self) -> str:
         if not self.n_left:
             return f"{self.n_questions} questions, all answered in the cache"
-        money = f", at most {self.dollars:.2f} US dollars" if self.dollars is not None else ""
+        money = f", {self.dollars:.2f} US dollars" if self.dollars is not None else ""
+        bound = f"; at most {self.max_requests:,} requests"
+        if self.max_prompt_tokens is not None:
+            bound += f", {self.max_prompt_tokens:,} tokens of prompts, {self.max_reply_tokens:,} of replies"
+        if money:
+            bound += (
+                f", {self.max_dollars:.2f} US dollars" if self.max_dollars is not None else "; no bound of the cost"
+            )
         return (
-            f"{self.n_questions} questions, {self.n_cached} of them in the cache; {self.n_left} to ask: about "
-            f"{self.n_prompt_tokens:,} tokens, at most {self.n_reply_tokens:,} tokens of replies{money}, "
-            f"about {self.seconds:.0f} s"
+            f"{self.n_questions} questions, {self.n_questions - self.n_left} of them answered in the cache; "
+            f"{self.n_left} to ask: about {self.n_prompt_tokens:,} tokens, {self.seconds:.0f} s{money}{bound}"
         )
-
-
-@dataclass(frozen=True)
-class Costs:
-    """Prices in US dollars per million tokens (prompt, reply), and whether a `paid` judge may be asked unconfirmed."""
-
-    usd_per_million_tokens: tuple[float, float] | None = None
-    paid: bool = False
-    confirmed: bool = False
-
-    @property
-    def must_be_confirmed(self) -> bool:
-        """Whether a person must confirm before the judge is asked."""
-        return self.paid and not self.confirmed
-
-    def of(self, n_prompt_tokens: int, n_reply_tokens: int) -> float | None:
-        """US dollars for so many tokens; None without prices."""
-        if self.usd_per_million_tokens is None:
-            return None
-        prompt, reply = self.usd_per_million_tokens
-        return (n_prompt_tokens * prompt + n_reply_tokens * reply) / 1e6
 
 
 class Judge:
@@ -99,6 +87,10 @@ class Judge:
 
     A reply that cannot be parsed is sent back with a request to follow the form, until a question has been asked
     `n_asks` times.
+
+    Args:
+        prices: US dollars per million tokens of prompts and of replies.
+        must_be_confirmed: whether a person must confirm before the judge is asked.
     """
 
     def __init__(
@@ -108,10 +100,11 @@ class Judge:
         *,
         n_concurrent: int = 8,
         n_asks: int = 3,
-        costs: Costs | None = None,
+        prices: tuple[float, float] | None = None,
+        must_be_confirmed: bool = False,
     ) -> None:
         self.endpoint, self.cache, self.n_concurrent, self.n_asks = endpoint, cache, n_concurrent, n_asks
-        self.costs = costs or Costs()
+        self.prices, self.must_be_confirmed = prices, must_be_confirmed
         self.n_requests = self.n_prompt_tokens = self.n_reply_tokens = 0  # of this run; cached replies cost nothing
 
     def check(self) -> None:
@@ -123,17 +116,29 @@ class Judge:
 
         asyncio.run(check())
 
-    def estimate(self, questions: Sequence[str], max_tokens: int, n_tokens: Callable[[str], int]) -> Estimate:
-        """The cost of asking every question once; `n_tokens` counts the tokens of a text."""
-        unique = set(questions)
-        left = [question for question in unique if self._cached(_first(question)) is None]
-        n_prompt, n_reply = sum(n_tokens(question) for question in left), max_tokens * len(left)
+    def estimate(self, verdict: Verdict, questions: Sequence[str], n_tokens: Callable[[str], int]) -> Estimate:
+        """What asking the questions costs, and the upper bound; `n_tokens` estimates the tokens of a text.
+
+        The bound takes a byte for a token, since a tokenizer's token has at least one. Requests that time out are not
+        in it.
+        """
+        unique, longest = set(questions), self.endpoint.max_tokens
+        again = _n_bytes(_again(Reply(""), verdict)) + (longest or 0)
+        n_left = n_prompt = n_requests = max_prompt = 0
+        for messages, n_asks in (self._unanswered(question, verdict) for question in unique):
+            n_left += n_asks > 0
+            n_requests += n_asks
+            n_prompt += sum(n_tokens(message["content"]) for message in messages) if n_asks else 0
+            first = _n_bytes(messages) + len(json.dumps(verdict.schema))
+            max_prompt += n_asks * first + again * n_asks * (n_asks - 1) // 2
         durations = [value["seconds"] for value in self.cache.values() if value["model"] == self.endpoint.model]
-        seconds = statistics.fmean(durations or [ASSUMED_SECONDS])
-        return Estimate(
-            len(unique), len(unique) - len(left), n_prompt, n_reply, len(left) * seconds / self.n_concurrent,
-            self.costs.of(n_prompt, n_reply),
-        )  # fmt: skip
+        seconds = n_left * statistics.fmean(durations or [ASSUMED_SECONDS]) / self.n_concurrent
+        of_all = (len(unique), n_left, n_prompt, seconds, n_requests)
+        if longest is None:
+            return Estimate(*of_all, None, None, self._dollars(n_prompt, 0))
+        max_reply = n_requests * longest
+        bounds = self._dollars(n_prompt, n_left * longest), self._dollars(max_prompt, max_reply)
+        return Estimate(*of_all, max_prompt, max_reply, *bounds)
 
     def ask(
         self, prompt: JudgePrompt, questions: Sequence[str], on_done: Callable[[], object] | None = None
@@ -148,7 +153,9 @@ class Judge:
         try:
             asyncio.run(self._ask_all(prompt.verdict, iter(unique), found, on_done))
         except BaseExceptionGroup as group:
-            error = _first_of(group)
+            error: BaseException = group
+            while isinstance(error, BaseExceptionGroup):
+                error = error.exceptions[0]
             if not isinstance(error, InstructLitError):
                 raise
             resume = f"; {len(found)} of {len(unique)} replies are cached, run the same command to resume"
@@ -159,7 +166,7 @@ class Judge:
 
     def usage(self) -> dict[str, Any]:
         """Requests and tokens of this run, with their cost where prices are known; cached replies do not count."""
-        dollars = self.costs.of(self.n_prompt_tokens, self.n_reply_tokens)
+        dollars = self._dollars(self.n_prompt_tokens, self.n_reply_tokens)
         return {
             "n_requests": self.n_requests, "n_prompt_tokens": self.n_prompt_tokens,
             "n_reply_tokens": self.n_reply_tokens, **({} if dollars is None else {"usd": dollars}),
@@ -183,8 +190,7 @@ class Judge:
                 group.create_task(work())
 
     async def _judge(self, question: str, verdict: Verdict) -> Judgement:
-        messages = _first(question)
-        reply = Reply("")
+        messages, reply = _first(question), Reply("")
         for n_asked in range(1, self.n_asks + 1):
             try:
                 reply = await self._reply(messages, verdict)
@@ -193,8 +199,7 @@ class Judge:
             value = verdict.read(reply.text)
             if value is not None:
                 return Judgement(value, reply.text, n_asked)
-            again = f"This reply cannot be read. {verdict.request}"
-            messages = [*messages, {"role": "assistant", "content": reply.text}, {"role": "user", "content": again}]
+            messages = [*messages, *_again(reply, verdict)]
         return Judgement(None, reply.text, self.n_asks)
 
     async def _reply(self, messages: Messages, verdict: Verdict) -> Reply:
@@ -211,6 +216,23 @@ class Judge:
     def _cached(self, messages: Messages) -> Reply | None:
         found = self.cache.get(self.endpoint.identity, messages)
         return found and Reply(**{name: value for name, value in found.items() if name != "model"})
+
+    def _unanswered(self, question: str, verdict: Verdict) -> tuple[Messages, int]:
+        """The first messages of a question that the cache does not answer, and how often it may still be asked."""
+        messages = _first(question)
+        for n_asked in range(self.n_asks):
+            reply = self._cached(messages)
+            if reply is None:
+                return messages, self.n_asks - n_asked
+            if verdict.read(reply.text) is not None:
+                break
+            messages = [*messages, *_again(reply, verdict)]
+        return messages, 0
+
+    def _dollars(self, n_prompt_tokens: int, n_reply_tokens: int) -> float | None:
+        if self.prices is None:
+            return None
+        return (n_prompt_tokens * self.prices[0] + n_reply_tokens * self.prices[1]) / 1e6
 
 
 def summary(judgements: Sequence[Judgement], low: float, high: float, seed: int = 0) -> dict[str, Any]:
@@ -249,7 +271,11 @@ def _first(question: str) -> Messages:
     return [{"role": "user", "content": question}]
 
 
-def _first_of(error: BaseException) -> BaseException:
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
+def _again(reply: Reply, verdict: Verdict) -> Messages:
+    """The messages that follow an unreadable reply."""
+    request = f"This reply cannot be read. {verdict.request}"
+    return [{"role": "assistant", "content": reply.text}, {"role": "user", "content": request}]
+
+
+def _n_bytes(messages: Messages) -> int:
+    return sum(len(message["content"].encode(errors="replace")) + MESSAGE_TOKENS for message in messages)

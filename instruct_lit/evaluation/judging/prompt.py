@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar
 
 import jinja2
 
@@ -21,82 +22,87 @@ _PLAIN = re.compile(
 )
 
 
-class Verdict(Protocol):
-    """The form of a reply: its description for the prompt, its JSON schema, all possible replies, and its parser."""
+class Verdict(ABC):
+    """The form of a reply: a JSON object with one value, and before it one sentence of reason with `explain`."""
+
+    key: ClassVar[str]
+    explain: bool
 
     @property
-    def request(self) -> str: ...
-    @property
-    def schema(self) -> dict[str, Any]: ...
-    @property
-    def replies(self) -> list[str]: ...
-    def read(self, reply: str) -> Any: ...
-
-
-@dataclass(frozen=True)
-class Score:
-    """An integer from `low` to `high`, with `explain` after one sentence of reason."""
-
-    low: int = 0
-    high: int = 100
-    explain: bool = False
-
-    @property
+    @abstractmethod
     def request(self) -> str:
         """The sentence of the prompt that asks for this form."""
-        reason = '"reason": "<one sentence>", ' if self.explain else ""
-        return f'Reply with JSON alone: {{{reason}"score": <whole number>}}, the number from {self.low} to {self.high}.'
+
+    @property
+    @abstractmethod
+    def value_schema(self) -> dict[str, Any]:
+        """The JSON schema of the value: an `enum`, or an integer from `minimum` to `maximum`."""
+
+    @abstractmethod
+    def read(self, reply: str) -> Any:
+        """The value in a reply, None where there is none."""
 
     @property
     def schema(self) -> dict[str, Any]:
         """The JSON schema for constrained decoding."""
-        return _schema({"score": {"type": "integer", "minimum": self.low, "maximum": self.high}}, self.explain)
+        properties = {**({"reason": {"type": "string"}} if self.explain else {}), self.key: self.value_schema}
+        return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
 
     @property
     def replies(self) -> list[str]:
         """Every reply in this form, without a reason."""
-        return [json.dumps({"score": value}) for value in range(self.low, self.high + 1)]
+        allowed = self.value_schema
+        values = allowed.get("enum") or range(allowed["minimum"], allowed["maximum"] + 1)
+        return [json.dumps({self.key: value}) for value in values]
+
+    def _form(self, value: str) -> str:
+        reason = '"reason": "<one sentence>", ' if self.explain else ""
+        return f'{{{reason}"{self.key}": {value}}}'
+
+
+@dataclass(frozen=True)
+class Score(Verdict):
+    """An integer from `low` to `high`."""
+
+    low: int = 0
+    high: int = 100
+    explain: bool = False
+    key = "score"
+
+    @property
+    def request(self) -> str:
+        return f"Reply with JSON alone: {self._form('<whole number>')}, the number from {self.low} to {self.high}."
+
+    @property
+    def value_schema(self) -> dict[str, Any]:
+        return {"type": "integer", "minimum": self.low, "maximum": self.high}
 
     def read(self, reply: str) -> float | None:
         """The score in a reply, as JSON or a bare number; None for anything else and for a score out of range."""
         found = _json(reply)
         if found is not None:
-            value = found.get("score")
-            texts = [str(value)] if isinstance(value, int | float | str) and not isinstance(value, bool) else []
+            text = str(found.get("score")).strip()
+        elif (plain := _PLAIN.fullmatch(reply)) and float(plain[2] or self.high) == self.high:
+            text = plain[1]
         else:
-            plain = _PLAIN.fullmatch(reply)
-            texts = [plain[1]] if plain and float(plain[2] or self.high) == self.high else []
-        if len(texts) != 1 or not _NUMBER.fullmatch(texts[0].strip()):
             return None
-        score = float(texts[0])
-        return score if self.low <= score <= self.high else None
+        return float(text) if _NUMBER.fullmatch(text) and self.low <= float(text) <= self.high else None
 
 
 @dataclass(frozen=True)
-class Choice:
+class Choice(Verdict):
     """The better of two responses: `A`, `B` or `tie`."""
 
     explain: bool = False
+    key = "better"
+    value_schema = {"type": "string", "enum": ["A", "B", "tie"]}  # noqa: RUF012
 
     @property
     def request(self) -> str:
-        """The sentence of the prompt that asks for this form."""
-        reason = '"reason": "<one sentence>", ' if self.explain else ""
-        forms = [f'{{{reason}"better": "{value}"}}' for value in ("A", "B", "tie")]
-        return f"Reply with JSON alone: {forms[0]}, {forms[1]} or {forms[2]}."
-
-    @property
-    def schema(self) -> dict[str, Any]:
-        """The JSON schema for constrained decoding."""
-        return _schema({"better": {"type": "string", "enum": ["A", "B", "tie"]}}, self.explain)
-
-    @property
-    def replies(self) -> list[str]:
-        """Every reply in this form, without a reason."""
-        return [json.dumps({"better": value}) for value in ("A", "B", "tie")]
+        a, b, tie = map(self._form, ('"A"', '"B"', '"tie"'))
+        return f"Reply with JSON alone: {a}, {b} or {tie}."
 
     def read(self, reply: str) -> str | None:
-        """The choice in a reply, None where there is none."""
         found = _json(reply)
         text = str(found.get("better")) if found is not None else reply
         word = re.sub(r"^answer\s+|[^a-z\s]", "", text.strip().lower()).strip()
@@ -145,16 +151,7 @@ def texts_of(row: Mapping[str, Any]) -> dict[str, str]:
 
 def _mark(texts: list[str]) -> str:
     mark = hashlib.sha256(json.dumps(texts).encode()).hexdigest()
-    for n_digits in range(6, len(mark)):
-        if not any(mark[:n_digits] in text for text in texts):
-            return mark[:n_digits]
-    raise AssertionError("texts that contain their own hash")
-
-
-def _schema(properties: dict[str, Any], explain: bool) -> dict[str, Any]:
-    reason = {"reason": {"type": "string"}} if explain else {}
-    properties = {**reason, **properties}
-    return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
+    return next(mark[:n] for n in range(6, len(mark)) if not any(mark[:n] in text for text in texts))
 
 
 def _json(reply: str) -> dict[str, Any] | None:

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from instruct_lit.core.data.tokenizer import GPT2Tokenizer
 from instruct_lit.errors import ConfigError
-from instruct_lit.evaluation.comparison import Outcome, Pair, outcome, questions_of, win_rate
+from instruct_lit.evaluation.comparison import Outcome, Pair, questions_of, win_rate
 from instruct_lit.evaluation.judging.agreement import agreement, read_scores
 from instruct_lit.evaluation.judging.judge import Judge, Judgement, summary
 from instruct_lit.evaluation.judging.prompt import JudgePrompt, texts_of
@@ -72,7 +72,7 @@ class ResponseJudge:
         outcomes = []
         for row, differ in zip(rows, differs, strict=True):
             both = (next(verdicts), next(verdicts)) if differ else ()
-            outcomes.append(outcome(*(judgement.value for judgement in both)) if both else Outcome("tie", "tie"))
+            outcomes.append(Outcome.of(*(judgement.value for judgement in both)) if both else Outcome("tie", "tie"))
             row["judge"] = {"share": outcomes[-1].share, "verdicts": [judgement.as_record() for judgement in both]}
         lengths = [(len(a["response"]), len(b["response"])) for a, b in pairs]
         return {"model": self.model, **win_rate(outcomes, lengths, seed, differs.count(False)), **self.judge.usage()}
@@ -84,9 +84,9 @@ def ask_judge(judge: Judge, prompt: JudgePrompt, questions: Sequence[str]) -> li
     Raises: ConfigError without the confirmation, JudgeError as `Judge.ask`.
     """
     tokenizer = GPT2Tokenizer()
-    estimate = judge.estimate(questions, judge.endpoint.max_tokens, lambda text: len(tokenizer.encode(text)))
+    estimate = judge.estimate(prompt.verdict, questions, lambda text: len(tokenizer.encode(text)))
     print(f"judge {judge.endpoint.model}: {estimate}", flush=True)
-    if judge.costs.must_be_confirmed and estimate.n_left and not _confirmed():
+    if judge.must_be_confirmed and estimate.n_left and not _confirmed():
         raise ConfigError(
             "judge.confirmed=false: nothing was asked, since this judge costs money; see the estimate and give "
             "judge.confirmed=true, or judge.paid=false for a server of your own"

@@ -10,7 +10,7 @@ import pytest
 from instruct_lit.errors import JudgeError
 from instruct_lit.evaluation.answer_cache import AnswerCache
 from instruct_lit.evaluation.judging.endpoints import OllamaEndpoint, OpenAIEndpoint
-from instruct_lit.evaluation.judging.judge import ASSUMED_SECONDS, Costs, Judge, Judgement, require_judged, summary
+from instruct_lit.evaluation.judging.judge import ASSUMED_SECONDS, Judge, Judgement, require_judged, summary
 from instruct_lit.evaluation.judging.prompt import JudgePrompt, Score
 
 pytest.importorskip("openai")
@@ -25,7 +25,7 @@ PAGE = (200, {"content-type": "text/html"}, b"<html>Welcome</html>")
 @pytest.fixture
 def make_judge(tmp_path: Path) -> Callable[..., Judge]:
     def make(url: str, kind: Any = OpenAIEndpoint, **settings: Any) -> Judge:
-        of_judge = {name: settings.pop(name) for name in ("n_concurrent", "n_asks", "costs") if name in settings}
+        of_judge = {name: settings.pop(name) for name in ("n_concurrent", "n_asks", "prices") if name in settings}
         endpoint = kind(url, "small", KEY, **{"n_retries": 2, "timeout_s": 5.0, **settings})
         return Judge(endpoint, AnswerCache(tmp_path / "replies.jsonl"), **of_judge)
 
@@ -221,24 +221,64 @@ def test_an_interrupted_run_resumes(judge_server: Callable, make_judge: Callable
 
 def test_the_estimate_uses_cache_prices_and_durations(judge_server: Callable, make_judge: Callable) -> None:
     server = judge_server(lambda n, body: "50")
-    prices = {"costs": Costs((1000.0, 2000.0)), "n_concurrent": 4}
-    make_judge(server.url, **prices).ask(PROMPT, QUESTIONS[:2])
-    judge = make_judge(server.url, **prices)
-    estimate = judge.estimate(QUESTIONS, 100, lambda text: 50)
-    assert (estimate.n_questions, estimate.n_cached, estimate.n_left) == (12, 2, 10)
+    settings = {"prices": (1000.0, 2000.0), "n_concurrent": 4, "max_tokens": 100}
+    make_judge(server.url, **settings).ask(PROMPT, QUESTIONS[:2])
+    judge = make_judge(server.url, **settings)
+    estimate = judge.estimate(Score(), QUESTIONS, lambda text: 50)
+    assert (estimate.n_questions, estimate.n_left, estimate.n_prompt_tokens) == (12, 10, 500)
     assert estimate.dollars == pytest.approx(10 * 50 * 1e-3 + 10 * 100 * 2e-3)
     durations = [value["seconds"] for value in judge.cache.values()]
     assert len(durations) == 2 and estimate.seconds == pytest.approx(10 * sum(durations) / 2 / 4)
     judge.endpoint.model = "large"
-    assert judge.estimate(QUESTIONS, 100, len).seconds == 10 * ASSUMED_SECONDS / 4
+    assert judge.estimate(Score(), QUESTIONS, len).seconds == 10 * ASSUMED_SECONDS / 4
     judge.endpoint.model = "small"
-    assert (
-        "2 of them in the cache; 10 to ask: about 500 tokens, at most 1,000 tokens of replies, at most 2.50 US dollars"
-        in str(estimate)
-    )
-    assert str(judge.estimate(QUESTIONS[:2], 100, len)) == "2 questions, all answered in the cache"
+    assert "12 questions, 2 of them answered in the cache; 10 to ask: about 500 tokens, " in str(estimate)
+    assert " s, 2.50 US dollars; at most 30 requests, " in str(estimate)
+    assert str(judge.estimate(Score(), QUESTIONS[:2], len)) == "2 questions, all answered in the cache"
     judge.ask(PROMPT, QUESTIONS)
     assert judge.usage() == {"n_requests": 10, "n_prompt_tokens": 100, "n_reply_tokens": 30, "usd": pytest.approx(0.16)}
+
+
+def test_the_upper_bound_of_the_cost_holds_for_a_judge_that_cannot_be_read(
+    judge_server: Callable, make_judge: Callable
+) -> None:
+    """Three requests of each question with the longest replies, every byte a token."""
+    sent: list[int] = []
+
+    def useless(n: int, body: dict) -> tuple[int, dict, bytes]:
+        sent.append(
+            sum(len(message["content"].encode()) for message in body["messages"])
+            + len(str(body["response_format"]))
+            - 80
+        )
+        answer = {
+            "choices": [{"message": {"content": "x" * 40}}],
+            "usage": {"prompt_tokens": sent[-1], "completion_tokens": 40},
+        }
+        return 200, {}, json.dumps(answer).encode()
+
+    judge = make_judge(judge_server(useless).url, max_tokens=40, n_concurrent=1, prices=(1e6, 1e6))
+    estimate = judge.estimate(Score(), QUESTIONS[:2], len)
+    n_first, n_again = (
+        10 + 16 + len(json.dumps(Score().schema)),
+        16 + 40 + 16 + len("This reply cannot be read. " + Score().request),
+    )
+    assert (estimate.max_requests, estimate.max_reply_tokens) == (6, 240)
+    assert estimate.max_prompt_tokens == 2 * (3 * n_first + 3 * n_again)
+    assert estimate.max_dollars == estimate.max_prompt_tokens + 240
+    assert estimate.dollars == 2 * 10 + 2 * 40  # one request of each question
+    assert [judgement.value for judgement in judge.ask(PROMPT, QUESTIONS[:2])] == [None, None]
+    assert len(sent) == 6 and judge.usage()["usd"] <= estimate.max_dollars
+    again = judge.estimate(Score(), QUESTIONS[:3], len)  # unreadable replies are in the cache too
+    assert (again.n_left, again.max_requests) == (1, 3)
+
+
+def test_replies_without_a_limit_have_no_bound(judge_server: Callable, make_judge: Callable) -> None:
+    url = judge_server(lambda n, body: "50").url
+    estimate = make_judge(url, body={"max_tokens": None}, prices=(1.0, 1.0)).estimate(Score(), QUESTIONS, len)
+    assert estimate.max_dollars is None and str(estimate).endswith("; at most 36 requests; no bound of the cost")
+    limited = make_judge(url, body={"max_tokens": None, "max_completion_tokens": 9}).estimate(Score(), QUESTIONS, len)
+    assert limited.max_reply_tokens == 36 * 9 and limited.dollars is None and "dollars" not in str(limited)
 
 
 def test_a_reply_that_cannot_be_cached_is_one_message(

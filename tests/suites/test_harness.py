@@ -1,0 +1,59 @@
+"""Figures from the harness's results: filters, kinds of instructions, chance levels."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from instruct_lit.suites.harness import by_instruction, chance, figure_of
+
+
+def generating(*metrics: str) -> Any:
+    return SimpleNamespace(OUTPUT_TYPE="generate_until", aggregation=lambda: dict.fromkeys(metrics))
+
+
+def test_the_first_filter_gives_the_figure_and_the_others_are_named() -> None:
+    values = {
+        "alias": "gsm8k", "exact_match,strict-match": 0.25, "exact_match_stderr,strict-match": 0.05,
+        "exact_match,flexible-extract": 0.5, "exact_match_stderr,flexible-extract": 0.06,
+    }  # fmt: skip
+    results = {
+        "results": {"gsm8k": values},
+        "n-samples": {"gsm8k": {"effective": 75}},
+        "n-shot": {"gsm8k": 5},
+        "versions": {},
+    }
+    figure = figure_of("gsm8k", generating("exact_match"), results)
+    assert (figure.metric, figure.value, figure.stderr, figure.n, figure.n_shot) == ("exact_match", 0.25, 0.05, 75, 5)
+    assert figure.others == {"exact_match (flexible-extract)": 0.5} and figure.chance == 0
+
+
+def test_instructions_are_counted_by_kind() -> None:
+    samples = [
+        {
+            "doc": {"instruction_id_list": ["keywords:existence", "punctuation:no_comma"]},
+            "inst_level_strict_acc": [False, True], "inst_level_loose_acc": [True, True],
+        },
+        {
+            "doc": {"instruction_id_list": ["keywords:frequency"]},
+            "inst_level_strict_acc": [False], "inst_level_loose_acc": [False],
+        },
+    ]  # fmt: skip
+    found = by_instruction(samples)
+    assert found["keywords"] == {"n": 2, "strict": 0, "loose": 0.5}
+    assert found["punctuation"] == found["punctuation:no_comma"] == {"n": 1, "strict": 1, "loose": 1}
+    assert list(found) == [
+        "keywords",
+        "keywords:existence",
+        "keywords:frequency",
+        "punctuation",
+        "punctuation:no_comma",
+    ]
+    assert by_instruction([{"doc": {"question": "?"}}]) == {}
+
+
+@pytest.mark.parametrize(
+    ("kind", "level"), [("generate_until", 0.0), ("loglikelihood", None), ("loglikelihood_rolling", None)]
+)
+def test_only_choices_have_a_chance_level_above_zero(kind: str, level: float | None) -> None:
+    assert chance(SimpleNamespace(OUTPUT_TYPE=kind), "perplexity") == level  # type: ignore[arg-type]
