@@ -18,7 +18,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import LinearSegmentedColormap, to_hex
+from matplotlib.colors import LinearSegmentedColormap, LogNorm, Normalize, to_hex
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
@@ -280,18 +280,14 @@ def _scaled(column: Sequence[float] | Sequence[str], logarithmic: bool) -> tuple
         return [height[str(value)] for value in column], [(y, name) for name, y in height.items()]
     numbers = [float(value) for value in column]
     low, high = min(numbers), max(numbers)
-    scale = math.log if logarithmic else float
-
-    def at(value: float) -> float:
-        return (scale(value) - scale(low)) / ((scale(high) - scale(low)) or 1.0)
-
+    norm = LogNorm(low, high) if logarithmic else Normalize(low, high)
     ticks = sorted(set(numbers))
     if len(ticks) > 6:
         locator = LogLocator(subs=(1, 2, 5)) if logarithmic else MaxNLocator(5)
         ticks = [low, high, *(tick for tick in locator.tick_values(low, high) if low < tick < high)]
     kept: list[tuple[float, str]] = []
     for tick in ticks:
-        label = f"{tick:.3g}".replace("e-0", "e-")
-        if all(abs(at(tick) - y) >= 0.05 and label != other for y, other in kept):
-            kept.append((at(tick), label))
-    return [at(value) for value in numbers], kept
+        y, label = float(norm(tick)), f"{tick:.3g}".replace("e-0", "e-")
+        if all(abs(y - other) >= 0.05 and label != name for other, name in kept):
+            kept.append((y, label))
+    return [float(norm(value)) for value in numbers], kept

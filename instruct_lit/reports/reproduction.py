@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -17,49 +17,37 @@ from instruct_lit.reports.tables import show, show_table
 MEASURED = ("seconds", "_s", "_bytes", "flop_utilisation")
 
 
-@dataclass(frozen=True)
-class ComparedMetric:
-    """One metric of both runs."""
-
-    name: str
-    original: float
-    rerun: float
-
-    @property
-    def relative_difference(self) -> float:
-        """Infinite where only one of the values is finite, 0 where both are NaN."""
-        a, b = self.original, self.rerun
-        if a == b or (math.isnan(a) and math.isnan(b)):
-            return 0.0
-        if not (math.isfinite(a) and math.isfinite(b)):
-            return math.inf
-        return abs(b - a) / max(abs(a), abs(b))
+def relative_difference(a: float, b: float) -> float:
+    """Infinite where only one of the values is finite, 0 where both are NaN."""
+    if a == b or (math.isnan(a) and math.isnan(b)):
+        return 0.0
+    return abs(b - a) / max(abs(a), abs(b)) if math.isfinite(a) and math.isfinite(b) else math.inf
 
 
 @dataclass(frozen=True)
 class Reproduction:
     """What two runs have in common and what not.
 
-    `changes` are (key, original, rerun) of the provenance; `first_step` is the first step whose losses are not
-    bit-equal, None when all are.
+    `changes` are (key, original, rerun) of the provenance, `metrics` the values of both and their relative difference
+    by name; `first_step` is the first step whose losses are not bit-equal, None when all are.
     """
 
     changes: Sequence[tuple[str, Any, Any]]
-    metrics: Sequence[ComparedMetric]
+    metrics: Mapping[str, tuple[float, float, float]]
     first_step: int | None
 
     @property
     def worst(self) -> float:
         """The largest relative difference of a metric."""
-        return max((metric.relative_difference for metric in self.metrics), default=0.0)
+        return max((difference for _, _, difference in self.metrics.values()), default=0.0)
 
     def write(self, path: Path) -> None:
         """Write the comparison as JSON."""
         content = {
             "differs": [{"what": key, "original": a, "rerun": b} for key, a, b in self.changes],
             "metrics": {
-                m.name: {"original": m.original, "rerun": m.rerun, "relative_difference": m.relative_difference}
-                for m in self.metrics
+                name: {"original": a, "rerun": b, "relative_difference": apart}
+                for name, (a, b, apart) in self.metrics.items()
             },
             "first_step_that_differs": self.first_step,
         }
@@ -70,11 +58,10 @@ class Reproduction:
         if self.changes:
             heads = ("changed before training", "original", "rerun")
             show_table(heads, self.changes, text=heads)
-        rows = []
-        for m in self.metrics:
-            apart = f"{m.relative_difference:.1e}" if m.relative_difference else "equal"
-            mark = " !" if m.relative_difference > tolerance else ""
-            rows.append((m.name, f"{m.original:.6g}", f"{m.rerun:.6g}", apart + mark))
+        rows = [
+            (name, f"{a:.6g}", f"{b:.6g}", (f"{apart:.1e}" if apart else "equal") + " !" * (apart > tolerance))
+            for name, (a, b, apart) in self.metrics.items()
+        ]
         show_table(("metric", "original", "rerun", "relative difference"), rows)
         first = self.first_step
         show("all losses of all steps are bit-equal" if first is None else f"the losses differ from step {first} on")
@@ -84,7 +71,8 @@ def compare_runs(original: Path, rerun: Path, changes: Sequence[tuple[str, Any, 
     """Compare the metrics that training determines, and the logged losses, of two run folders."""
     a, b = (json.loads((run / "metrics.json").read_text(encoding="utf-8")) for run in (original, rerun))
     names = [n for n in a if n in b and isinstance(a[n], int | float) and not n.endswith(MEASURED)]
-    metrics = [ComparedMetric(name, float(a[name]), float(b[name])) for name in names]
+    values = {name: (float(a[name]), float(b[name])) for name in names}
+    metrics = {name: (*pair, relative_difference(*pair)) for name, pair in values.items()}
     return Reproduction(changes, metrics, first_difference(original, rerun))
 
 

@@ -18,7 +18,7 @@ from instruct_lit.sweeps.comparable import comparable_metric
 from instruct_lit.sweeps.importance import importances
 from instruct_lit.sweeps.page import curves, parallel_coordinates, side_by_side, write_page
 from instruct_lit.sweeps.statistics import by_setting, mean_and_interval, paired_difference
-from instruct_lit.sweeps.trial import _threads, is_held, locked, parameters
+from instruct_lit.sweeps.trial import _threads, is_held, locked, parameters, run_trial
 from instruct_lit.sweeps.trials import read_trials
 
 
@@ -238,3 +238,23 @@ def test_trials_side_by_side_divide_the_threads(
     assert found == (
         dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), share) if share else {}
     )
+
+
+@pytest.mark.parametrize(
+    ("overrides", "metric", "warns"),
+    [(["data.mask_prompt=False"], "val/loss", True), (["+template=alpaca"], "val/perplexity", True),
+     (["data.mask_prompt=False"], "val/response_loss", False), (["optimizer.lr=1"], "val/loss", False),
+     (["responses=a.json"], None, False)],
+)  # fmt: skip
+def test_a_sweep_over_what_the_loss_covers_warns_once(
+    overrides: list[str], metric: str | None, warns: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = {"command": "train", "status": "completed", "value": 2.0, "seconds": 1.0, "overrides": overrides}
+    for number in range(2):
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / "trial.json").write_text(json.dumps(record))
+        hydra = {"output_dir": str(tmp_path / str(number))}
+        of_hydra = OmegaConf.create({"runtime": hydra, "overrides": {"task": overrides}, "job": {"num": number}})
+        assert run_trial("train", of_hydra, metric) == 2.0
+    message = "the trials differ in which tokens their loss covers, so it cannot be compared; use optimized_metric="
+    assert capsys.readouterr().err.count(message) == warns
