@@ -4,8 +4,14 @@ The names below are the public Python API; each is imported when it is first use
 nothing. docs/python-api.md shows them at work.
 """
 
+import os
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+# `python -m` looks for modules in the current folder first: a file torch.py there would take the place of torch.
+if sys.argv[:1] == ["-m"] and sys.path[:1] == [os.getcwd()]:
+    sys.path.append(sys.path.pop(0))
 
 if TYPE_CHECKING:
     from instruct_lit.config.api import NANO, ask, open_model

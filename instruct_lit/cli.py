@@ -52,7 +52,8 @@ def overview() -> str:
         "instruct-lit <command> --help lists the groups and keys of a command,",
         "instruct-lit --version prints the version, and",
         '  eval "$(instruct-lit completion bash)"',
-        "lets the tab key complete commands, groups, keys and their values.",
+        "lets the tab key complete commands, groups, keys and their values (also zsh;",
+        "fish: instruct-lit completion fish | source).",
     ]
     return "\n".join(lines)
 

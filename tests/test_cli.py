@@ -1,5 +1,6 @@
 """The console script: its commands, its overview, and what the tab key completes."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -8,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from instruct_lit import __version__, cli
-from instruct_lit.config.completion import BASH, words
+from instruct_lit.config.completion import SHELLS, completion, words
 from instruct_lit.config.schema import COMMANDS
+from instruct_lit.errors import ConfigError
 
 
 def test_the_overview_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
@@ -42,6 +44,17 @@ def test_a_command_is_what_python_m_runs(tmp_path: Path) -> None:
     assert outputs[0] == outputs[1] and "batch_size: 5" in outputs[0]
 
 
+def test_a_file_named_like_a_library_takes_nothing_over(tmp_path: Path) -> None:
+    for name in ("torch", "lightning", "omegaconf", "hydra", "yaml", "numpy"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('imported from the current folder')\n")
+    peek = ["peek", "data.source.n_examples=200", "estimate=false", f"paths.cache={tmp_path}"]
+    done = subprocess.run(
+        [sys.executable, "-m", f"instruct_lit.{peek[0]}", *peek[1:]], capture_output=True, text=True, timeout=120,
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[1])},
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 @pytest.mark.parametrize(
     ("line", "found"),
     [
@@ -67,7 +80,7 @@ def test_the_last_word_is_completed(line: str, found: list[str]) -> None:
 def test_bash_asks_for_the_words(tmp_path: Path) -> None:
     (tmp_path / "instruct-lit").write_text(f'#!/bin/sh\nexec {sys.executable} -m instruct_lit.cli "$@"\n')
     (tmp_path / "instruct-lit").chmod(0o755)
-    script = BASH + (
+    script = SHELLS["bash"] + (
         '\nask() { COMP_LINE="$1"; COMP_POINT=${#1}; COMP_WORDBREAKS=$\' \\t\\n=:\'; $2; echo "${COMPREPLY[*]}"; }\n'
         "ask 'instruct-lit train model=gpt2-m' _instruct_lit\n"
         "ask 'instruct-lit tra' _instruct_lit\n"
@@ -78,3 +91,20 @@ def test_bash_asks_for_the_words(tmp_path: Path) -> None:
         env={"PATH": f"{tmp_path}:/usr/bin:/bin", "PYTHONPATH": str(Path(cli.__file__).parents[1])},
     )  # fmt: skip
     assert done.stdout.splitlines() == ["gpt2-medium", "train", "data.max_length="], done.stderr
+
+
+@pytest.mark.parametrize("shell", ["zsh", "fish"])
+def test_other_shells_ask_for_the_same_words(shell: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    cli.main(["completion", shell])
+    program = capsys.readouterr().out
+    assert "instruct-lit completion words" in program and "python3" in program
+    cli.main(["completion", "words", "instruct-lit train model=gpt2-m"])  # what these functions run
+    assert capsys.readouterr().out == "model=gpt2-medium\n"
+    if shutil.which(shell) is not None:
+        done = subprocess.run([shell, "-n"], input=program, capture_output=True, text=True, timeout=60)
+        assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_shell_without_completion_is_refused() -> None:
+    with pytest.raises(ConfigError, match="instruct-lit completion tcsh: no such shell; allowed are bash, zsh, fish"):
+        completion(["tcsh"])

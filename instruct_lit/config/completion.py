@@ -1,4 +1,4 @@
-"""Tab completion in bash, for `instruct-lit` and `python -m instruct_lit.<command>`: commands, groups, keys, values."""
+"""Tab completion of commands, groups, keys and values in bash, zsh and fish, for `instruct-lit` and `python -m`."""
 
 from __future__ import annotations
 
@@ -34,18 +34,36 @@ _instruct_lit_python() {
 complete -o default -F _instruct_lit instruct-lit
 complete -o bashdefault -o default -F _instruct_lit_python python python3
 """.strip()
+ZSH = r"""
+_instruct_lit() {
+  local -a found=("${(@f)$(instruct-lit completion words "$LBUFFER" 2>/dev/null)}")
+  [[ -n $found[1] ]] && compadd -Q -S '' -- $found || _files
+}
+_instruct_lit_python() { [[ $LBUFFER == *" -m instruct_lit"* ]] && _instruct_lit || _default }
+(( $+functions[compdef] )) || { autoload -Uz compinit && compinit }
+compdef _instruct_lit instruct-lit
+compdef _instruct_lit_python python python3
+""".strip()
+FISH = r"""
+complete -c instruct-lit -a '(instruct-lit completion words (commandline -cp) 2>/dev/null)'
+for program in python python3
+  complete -c $program -n 'string match -q "* -m instruct_lit*" -- (commandline -cp)' \
+    -a '(instruct-lit completion words (commandline -cp) 2>/dev/null)'
+end
+""".strip()
+SHELLS = {"bash": BASH, "zsh": ZSH, "fish": FISH}
 
 
 def completion(arguments: Sequence[str]) -> str:
-    """`bash`: the shell's functions; `words <line>`: the completions of a command line's last word, one a line.
+    """The functions of a shell, or with `words <line>` the completions of a command line's last word, one a line.
 
     Raises: ConfigError for anything else.
     """
-    if list(arguments) == ["bash"]:
-        return BASH
+    if len(arguments) == 1 and arguments[0] in SHELLS:
+        return SHELLS[arguments[0]]
     if len(arguments) == 2 and arguments[0] == "words":
         return "\n".join(words(arguments[1]))
-    raise ConfigError(f"instruct-lit completion {' '.join(arguments)}: no such shell; allowed is bash")
+    raise ConfigError(f"instruct-lit completion {' '.join(arguments)}: no such shell; allowed are {', '.join(SHELLS)}")
 
 
 def words(line: str) -> list[str]:
