@@ -37,9 +37,9 @@ def chat(config: DictConfig) -> None:
     Chat(chat_models, build.sampling_of(config), Console(), read_line, config.conversation, make_weights).run()
 
 
-def read_line(sign: str) -> str:
-    """A line of the input, with a prompt sign on a terminal."""
-    return input(sign if sys.stdin.isatty() else "")
+def read_line(prompt: str) -> str:
+    """A line of the input, with a prompt on a terminal."""
+    return input(prompt if sys.stdin.isatty() else "")
 
 
 def keep_history(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The models of a benchmark, what they are asked, and what they were trained on, from a configuration."""
+"""The models of a benchmark, the request to run it, and what they were trained on, from a configuration."""
 
 from __future__ import annotations
 
@@ -62,16 +62,16 @@ def evaluated_models(config: DictConfig) -> Iterator[EvaluatedModel]:
     from instruct_lit.evaluation.answer_cache import AnswerCache
     from instruct_lit.suites.evaluated_model import EvaluatedModel
 
-    asked = config.benchmark
+    settings = config.benchmark
     bare = Template("bare", "{{ instruction }}{{ response }}")
     given = build.given_template(config)
     runs, seen = runs_of(config), set()
     for run, label in zip(runs, labels_of(runs), strict=True):
         is_foreign = config.template is None and not read_about(bundle_of(run))
         opened = build.open_model(run, bare if is_foreign else given)
-        modes = ["off"] if is_foreign else ["on", "off"] if asked.template == "both" else [asked.template]
+        modes = ["off"] if is_foreign else ["on", "off"] if settings.template == "both" else [settings.template]
         models = [(label, opened.model, modes)]
-        base = build.base_of_run(config, opened) if asked.base else None
+        base = build.base_of_run(config, opened) if settings.base else None
         if base is not None:
             models.append((f"{label} before", base, ["off"]))
         for name, model, its_modes in models:
@@ -85,7 +85,9 @@ def evaluated_models(config: DictConfig) -> Iterator[EvaluatedModel]:
                 template, tokenizer = opened.template, opened.tokenizer
                 if mode == "off":
                     template, tokenizer = bare, tokenizer.without_markup()
-                yield EvaluatedModel(model, tokenizer, template, cache, asked.max_rows, run=run, label=name, mode=mode)
+                yield EvaluatedModel(
+                    model, tokenizer, template, cache, settings.max_rows, run=run, label=name, mode=mode
+                )
 
 
 def runs_of(config: Any) -> list[str]:

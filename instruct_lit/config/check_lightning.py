@@ -46,7 +46,7 @@ REFUSED_CALLBACKS = {
 STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_false", "ddp_find_unused_parameters_true")
 # Set where processes of several machines are started.
 LAUNCHERS = ("TORCHELASTIC_RUN_ID", "SLURM_JOB_ID", "LSB_JOBID", "KUBERNETES_PORT", "MASTER_ADDR")
-CALLBACK_RULES = {  # by the class, whatever the callback is called
+CALLBACK_RULES = {  # by class, under any name
     "EMAWeightAveraging": {"decay": Rules("", at_least=0, below=1), "update_every_n_steps": Rules("", at_least=1)},
     "EarlyStopping": {"min_delta": Rules("", at_least=0), "patience": Rules("", at_least=0)},
     "GenerationQuality": {"max_new_tokens": Rules("", at_least=1), "n_examples": Rules("", at_least=1)},

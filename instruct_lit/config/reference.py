@@ -48,7 +48,7 @@ def reference() -> str:
                 described.add(name)
                 rules = {key: rules for key, rules in CONSTRUCTOR_KEYS.items() if key.startswith(f"{name}.")}
                 groups += _section(
-                    f"`{name}`", [_constructor_key(key, rules[key]) for key in rules], values, None, name
+                    f"`{name}`", [Key(key, "Any", None, rules[key]) for key in rules], values, None, name
                 )
     return "\n".join([*lines, "", *groups]).rstrip() + "\n"
 
@@ -97,10 +97,6 @@ def _default(key: Key, values: Any) -> str:
         return f"`{value['_target_']}`"
     text = shown(value)
     return _cell(f"`{text}`") if len(text) < 60 else "…"
-
-
-def _constructor_key(name: str, rules: Rules) -> Key:
-    return Key(name, "Any", None, rules)
 
 
 def _is_documented(key: Key) -> bool:

@@ -1,4 +1,4 @@
-"""The configuration in a run folder, which may come from a stranger: it is read as plain values and judged before use.
+"""The configuration in a run folder, which may come from a stranger: it is read as plain values and checked before use.
 
 A run writes its config.yaml with every interpolation resolved. So nothing in it is resolved here: no environment
 variable is read, no resolver is called, and what leads to code or names a place to write is refused or replaced.
@@ -108,30 +108,24 @@ def saved_group(folder: Path, name: str, cache: str) -> DictConfig | None:
 def _data_without_code(values: dict[str, Any], file: Path, cache: str) -> dict[str, Any]:
     """The data group without what leads to code; the sources where this version has them, with this command's cache."""
     filters = values.get("filters")
-    function = filters.get("function") if isinstance(filters, dict) else None
-    if function is not None:
+    if isinstance(filters, dict) and (function := filters.get("function")) is not None:
         path = function.get("path") if isinstance(function, dict) else function
         raise ConfigError(
             f"{file}: data.filters.function={path}: code that a run folder names is never executed; give data and "
             "filters on the command line (data=…, data.filters=…)"
         )
-    sets = values.get("sets")
-    values = {**values, "source": _own_source(values.get("source"), cache)}
-    if isinstance(sets, dict):
-        values["sets"] = {
-            key: {**given, "source": _own_source(given["source"], cache)}
-            if isinstance(given, dict) and "source" in given
-            else given
-            for key, given in sets.items()
-        }
+    values = _with_own_source(values, cache)
+    if isinstance(sets := values.get("sets"), dict):
+        values["sets"] = {name: _with_own_source(given, cache) for name, given in sets.items()}
     return values
 
 
-def _own_source(source: Any, cache: str) -> Any:
+def _with_own_source(data: Any, cache: str) -> Any:
+    source = data.get("source") if isinstance(data, dict) else None
     if not isinstance(source, dict):
-        return source
+        return data
     target = str(source.get("_target_"))
     if target.startswith("instruct_lit."):
         name = target.rpartition(".")[2]
         source = {**source, "_target_": f"{SOURCE_MODULES.get(name, 'instruct_lit.datasets')}.{name}"}
-    return {**source, "cache_dir": cache} if "cache_dir" in source else source
+    return {**data, "source": source | ({"cache_dir": cache} if "cache_dir" in source else {})}

@@ -1,7 +1,7 @@
-"""The overrides that a run was started with, judged before they are used again: a run folder may be a stranger's.
+"""The overrides that a run was started with, checked before they are used again: a run folder may be a stranger's.
 
 What leads to code, changes Hydra itself, or names a place to write is used only where the user repeats it. The text of
-every override is judged, and then the configuration that they compose.
+every override is checked, and then the configuration that they compose.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ def saved_overrides(run: Path, changes: Collection[str] = ()) -> list[str]:
     saved = read_plain(run / FILE)
     if not isinstance(saved, list) or not all(isinstance(override, str) for override in saved):
         raise ConfigError(f"{run / FILE}: not a list of overrides; give another run")
-    judged = [override for override in saved if override not in changes]
-    for override in judged:
+    untrusted = [override for override in saved if override not in changes]
+    for override in untrusted:
         if reason := refusal(override):
             raise ConfigError(
                 f"run={run}: an override that {reason} is not used from a run folder; if you trust it, add "
                 f"'changes=[\"{override}\"]'"
             )
-    config = OmegaConf.to_container(composed("train", judged))
+    config = OmegaConf.to_container(composed("train", untrusted))
     for key, value in _leaves(config):
         if key.startswith("data.filters.function.") or (key == "model.trust_remote_code" and value):
             raise ConfigError(f"run={run}: its overrides compose {key}={value}, which runs code; give another run")

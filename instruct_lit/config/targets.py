@@ -113,7 +113,7 @@ def check_arguments(target: Callable[..., Any], name: str, arguments: Mapping[st
             known = ", ".join(parameters)
             raise ConfigError(f"{key}.{argument}: {name} has no such argument{hint}\n  allowed: {known}")
         if argument in hints and not fits(value, hints[argument]):
-            raise ConfigError(f"{key}.{argument}={value}: {name} wants {name_of(hints[argument])}")
+            raise ConfigError(f"{key}.{argument}={value}: {name} requires {name_of(hints[argument])}")
 
 
 def build(node: Any, key: str, *first: Any, **extra: Any) -> Any:

@@ -55,7 +55,7 @@ def test_what_is_not_listed_for_a_key_is_refused(key: str, target: str, tmp_path
         ),
         (
             node("torch.optim.Adagrad", lr_decay="x"),
-            "optimizer.lr_decay=x: torch.optim.Adagrad wants float",
+            "optimizer.lr_decay=x: torch.optim.Adagrad requires float",
         ),
         (False, "optimizer=False: not a mapping; give one with a _target_"),
     ],

@@ -240,7 +240,7 @@ def test_filters_of_a_configuration() -> None:
     for given_filters, message in (
         ({"lenght": {}}, "data.filters.lenght: allowed are length, language, near_duplicates, refusals, function"),
         ({"length": {"max_words": 3}}, "data.filters.length.max_words: .* has no such argument"),
-        ({"length": {"max_prompt_words": "x"}}, "data.filters.length.max_prompt_words=x: .* wants int"),
+        ({"length": {"max_prompt_words": "x"}}, "data.filters.length.max_prompt_words=x: .* requires int"),
         ({"function": {}}, "data.filters.function: .* refuses its arguments"),
     ):
         with pytest.raises(ConfigError, match=message):

@@ -109,7 +109,7 @@ def test_trials_of_a_sweep_do_not_touch_each_other(
     [
         (["trainer.max_step=3"], "did you mean trainer.max_steps?"),
         (["data.mask_promt=true"], "did you mean data.mask_prompt?"),
-        (["optimizer.lr=fast"], "optimizer.lr=fast: instruct_lit.core.training.optimizer.adamw wants float"),
+        (["optimizer.lr=fast"], "optimizer.lr=fast: instruct_lit.core.training.optimizer.adamw requires float"),
         (["seed=a"], "Value 'a' of type 'str' could not be converted to Integer"),
         (["data=files", "data.path=nowhere.json"], "data.path=nowhere.json: no such file or folder"),
         (["model.path=nowhere"], "model.path=nowhere: no such folder"),
