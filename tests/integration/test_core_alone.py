@@ -37,11 +37,11 @@ def test_a_training_without_satellites(core_alone: Path) -> None:
         "optimizer.lr=0.1", "callbacks.early_stopping.patience=1", "trainer.accelerator=cpu", "n_test_responses=2",
         "generation.max_new_tokens=4", "hydra.run.dir=run",
     ]  # fmt: skip
+    environment = {**os.environ, "PYTHONPATH": str(core_alone), "INSTRUCT_LIT_CACHE": str(core_alone / "cache")}
     done = subprocess.run(
         [sys.executable, "-m", "instruct_lit.train", "model=gpt2", "model.pretrained=false", "data=files",
          "data.path=records.json", *small],
-        capture_output=True, text=True, timeout=280, cwd=core_alone,
-        env={**os.environ, "PYTHONPATH": str(core_alone), "INSTRUCT_LIT_CACHE": str(core_alone / "cache")},
+        capture_output=True, text=True, timeout=280, cwd=core_alone, env=environment,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     assert "Warning" not in done.stderr, done.stderr
@@ -50,3 +50,8 @@ def test_a_training_without_satellites(core_alone: Path) -> None:
     assert metrics["stopped_early"] and metrics["test/loss"] > 0
     for name in ("responses.jsonl", "history.jsonl", "bundle/model.safetensors", "bundle/config.json"):
         assert (run / name).is_file(), name
+    asked = "import instruct_lit; print(repr(instruct_lit.ask(instruct_lit.open_model('run'), 'Repeat 1.')))"
+    answered = subprocess.run(
+        [sys.executable, "-c", asked], capture_output=True, text=True, timeout=120, cwd=core_alone, env=environment
+    )
+    assert answered.returncode == 0 and answered.stdout.strip(), answered.stderr[-3000:]

@@ -180,7 +180,9 @@ class Engine:
     def _decode(self) -> list[Request]:
         """Compute the last token of every row and choose the next."""
         requests = list(self._active)
-        if not requests or self.model.no_layouts is not None:
+        if not requests:
+            return []
+        if self.model.no_layouts is not None:
             return self._recompute(requests)
         assert self._cache is not None
         layout = Decode(self._cache, [request.n_tokens - 1 for request in requests])
@@ -189,9 +191,7 @@ class Engine:
         return self._append_tokens(hidden[:, 0], requests)
 
     def _recompute(self, requests: list[Request]) -> list[Request]:
-        """Compute the given rows from their first token, without a cache, and choose the next tokens."""
-        if not requests:
-            return []
+        """Compute whole rows, prompt and response, without a cache, and choose the next tokens."""
         device = self.model.head_weight.device
         texts = [torch.tensor(request.prompt_ids + request.ids, device=device) for request in requests]
         # No token of the text sees the padding on the right.
@@ -216,6 +216,7 @@ class Engine:
         settings = [request.settings for request in requests]
         seen = [r.prompt_ids + r.ids if r.settings.repetition_penalty != 1 else () for r in requests]
         chosen = self._sampler.choose(allowed, settings, [request.number for request in requests], seen).tolist()
+        # From the last row on: a finished row is not moved into the place of another.
         for request, token, own in reversed(list(zip(requests, chosen, logits, strict=True))):
             reason = request.append(token, self.tokenizer, self.context_length)
             if request.hook:
