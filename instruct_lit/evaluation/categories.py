@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,11 +20,9 @@ def category(row: Row, field: str) -> str:
     if field == "input":
         return "with input" if row.get("input") else "without input"
     if field == "length":
-        n_words = len(row["output"].split())
-        for low, high in zip((0, *(end + 1 for end in LENGTHS)), LENGTHS, strict=False):
-            if n_words <= high:
-                return f"{low} to {high} words"
-        return f"over {LENGTHS[-1]} words"
+        place = bisect_left(LENGTHS, len(row["output"].split()))
+        low = LENGTHS[place - 1] + 1 if place else 0
+        return f"{low} to {LENGTHS[place]} words" if place < len(LENGTHS) else f"over {LENGTHS[-1]} words"
     value = row.get(field)
     return "none" if value is None else str(value)
 
@@ -44,11 +43,14 @@ def by_category(rows: Sequence[Row], field: str, metric: str, seed: int = 0) -> 
     groups: dict[str, list[Row]] = {}
     for row in rows:
         groups.setdefault(category(row, field), []).append(row)
-    found = {}
-    for value, members in sorted(groups.items(), key=lambda item: _order(item[0])):
-        scores = interval([row["scores"][metric] for row in members], seed)
-        found[value] = {"n": len(members), metric: scores, **losses(members, seed)}
-    return found
+    return {
+        value: {
+            "n": len(groups[value]),
+            metric: interval([row["scores"][metric] for row in groups[value]], seed),
+            **losses(groups[value], seed),
+        }
+        for value in sorted(groups, key=_order)
+    }
 
 
 def losses(rows: Sequence[Row], seed: int = 0) -> dict[str, Interval]:

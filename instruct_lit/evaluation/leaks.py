@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -52,35 +53,30 @@ def find_leaks(train: Iterable[str], items: Sequence[str], near: bool = True) ->
 
     Raises: ConfigError when `near` is set and the extra `filters` is not installed.
     """
-    item_words = [words(text) for text in items]
-    exact: dict[tuple[str, ...], list[int]] = {}
-    ngrams: dict[tuple[str, ...], list[int]] = {}
+    exact, ngrams = defaultdict(list), defaultdict(list)  # by words: the numbers of items
     index, indexed = NearDuplicateIndex(exact=True, what="leaks.near=true") if near else None, []
-    for number, found in enumerate(item_words):
-        exact.setdefault(tuple(found), []).append(number)
+    for number, item in enumerate(items):
+        found = words(item)
+        exact[tuple(found)].append(number)
         for ngram in _ngrams(found):
-            ngrams.setdefault(ngram, []).append(number)
+            ngrams[ngram].append(number)
         if index is not None and found:
-            index.add(items[number])
+            index.add(item)
             indexed.append(number)
     best: dict[int, Leak] = {}
-
-    def keep(leak: Leak) -> None:
-        old = best.get(leak.item)
-        if old is None or _strength(leak) > _strength(old):
-            best[leak.item] = leak
-
     for place, text in enumerate(train):
         found = words(text)
         if not found:
             continue
-        for item in exact.get(tuple(found), ()):
-            keep(Leak(item, place, "exact", 1.0))
-        for item in {item for ngram in _ngrams(found) for item in ngrams.get(ngram, ())}:
-            keep(Leak(item, place, "ngram", jaccard(shingles(text), shingles(items[item]))))
+        leaks = [Leak(number, place, "exact", 1.0) for number in exact.get(tuple(found), ())]
+        for number in {number for ngram in _ngrams(found) for number in ngrams.get(ngram, ())}:
+            leaks.append(Leak(number, place, "ngram", jaccard(shingles(text), shingles(items[number]))))
         for number, similarity in index.matches(text) if index is not None else ():
-            keep(Leak(indexed[number], place, "near", similarity))
-    return [best[item] for item in sorted(best)]
+            leaks.append(Leak(indexed[number], place, "near", similarity))
+        for leak in leaks:
+            if leak.item not in best or _strength(leak) > _strength(best[leak.item]):
+                best[leak.item] = leak
+    return [best[number] for number in sorted(best)]
 
 
 def _strength(leak: Leak) -> tuple[int, float]:

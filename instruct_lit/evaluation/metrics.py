@@ -11,6 +11,7 @@ import re
 import string
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from itertools import pairwise
 from typing import Any
 
@@ -125,18 +126,12 @@ def score(rows: Sequence[Row], names: Sequence[str], seed: int = 0) -> dict[str,
     return {name: interval([METRICS[name](row) for row in rows], seed) for name in names}
 
 
-_loaded: dict[str, Any] = {}
-
-
+@cache
 def _rouge() -> Any:
-    if "rouge" not in _loaded:
-        logging.getLogger("absl").setLevel(logging.WARNING)  # it logs its choice of tokenizer
-        scorer = load("rouge_score.rouge_scorer", "metrics=rouge_l", "evaluate")
-        _loaded["rouge"] = scorer.RougeScorer(["rougeL"], use_stemmer=False)
-    return _loaded["rouge"]
+    logging.getLogger("absl").setLevel(logging.WARNING)  # it logs its choice of tokenizer
+    return load("rouge_score.rouge_scorer", "metrics=rouge_l", "evaluate").RougeScorer(["rougeL"], use_stemmer=False)
 
 
+@cache
 def _chrf() -> Any:
-    if "chrf" not in _loaded:
-        _loaded["chrf"] = load("sacrebleu.metrics", "metrics=chrf", "evaluate").CHRF()
-    return _loaded["chrf"]
+    return load("sacrebleu.metrics", "metrics=chrf", "evaluate").CHRF()

@@ -110,12 +110,11 @@ def leaderboard(battles: Sequence[Battle]) -> list[Rating]:
     ratings = []
     for group, members in enumerate(sorted(_groups(n), key=lambda members: -n[members].sum()), 1):
         strengths, errors = _fit(wins[np.ix_(members, members)])
-        for i, strength, error in zip(members, CENTRE + POINTS * strengths, Z_95 * POINTS * errors, strict=True):
-            n_battles, model = int(n[i].sum()), models[i]
-            bounds = float(strength - error), float(strength + error)
-            ratings.append(
-                Rating(model, float(strength), *bounds, elo[model], n_battles, float(wins[i].sum()) / n_battles, group)
-            )
+        centres, errors = CENTRE + POINTS * strengths, Z_95 * POINTS * errors
+        bounds = np.stack((centres, centres - errors, centres + errors), axis=1).tolist()
+        for i, (rating, low, high) in zip(members, bounds, strict=True):
+            n_battles, rate = int(n[i].sum()), float(wins[i].sum() / n[i].sum())
+            ratings.append(Rating(models[i], rating, low, high, elo[models[i]], n_battles, rate, group))
     return sorted(ratings, key=lambda rating: (rating.group, -round(rating.bradley_terry, 6), -rating.elo))
 
 
@@ -132,9 +131,7 @@ def win_counts(battles: Sequence[Battle], models: Sequence[str]) -> np.ndarray:
 
 def _groups(n: np.ndarray) -> list[np.ndarray]:
     """Models connected by battles `n` `(M, M)`, directly or through others, as indices."""
-    reached = (n > 0) | np.eye(len(n), dtype=bool)
-    while (further := reached @ reached).sum() > reached.sum():
-        reached = further
+    reached = np.linalg.matrix_power((n > 0) | np.eye(len(n), dtype=bool), len(n))
     return [np.flatnonzero(row) for row in np.unique(reached, axis=0)]
 
 

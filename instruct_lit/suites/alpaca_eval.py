@@ -53,13 +53,8 @@ def run(evaluated: EvaluatedModel, request: RunRequest) -> dict[str, Figure]:
         (request.out_dir / f"{name}.json").write_text(json.dumps(rows, indent=1, ensure_ascii=False), encoding="utf-8")
     judge = f"{options['annotator']}-{options.get('judge_model') or 'own'}"
     verdicts = request.cache / "benchmark" / f"alpaca_eval-{re.sub(r'[^a-zA-Z0-9_.-]', '_', judge)}.json"
-    task = {
-        "annotator": options["annotator"],
-        "judge_model": options.get("judge_model"),
-        "logprobs": options["logprobs"],
-        "length_table": table and str(table),
-        "verdicts": str(verdicts),
-    }
+    task = {key: options.get(key) for key in ("annotator", "judge_model", "logprobs")}
+    task |= {"length_table": table and str(table), "verdicts": str(verdicts)}
     (request.out_dir / "task.json").write_text(json.dumps(task))
     variables = {"OPENAI_API_KEY": os.environ.get("OPENAI_API_KEY", "none"), "OPENAI_MAX_CONCURRENCY": "8"}
     if options.get("judge_url"):

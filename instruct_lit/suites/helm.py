@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from instruct_lit.core.bundle import save_tokenizer
+from instruct_lit.core.data.records import read_records
 from instruct_lit.suites.endpoint import NAME, Endpoint
 from instruct_lit.suites.environment import Environment, run_in
 from instruct_lit.suites.evaluated_model import EvaluatedModel
@@ -66,12 +67,13 @@ def _describe(evaluated: EvaluatedModel, url: str, folder: Path) -> None:
             "args": {"pretrained_model_name_or_path": str((folder / "tokenizer").resolve())},
         },
     }  # fmt: skip
-    for name, content in {
-        "model_metadata": {"models": [model]},
-        "model_deployments": {"model_deployments": [deployment]},
-        "tokenizer_configs": {"tokenizer_configs": [tokenizer]},
-    }.items():
-        (folder / f"{name}.yaml").write_text(json.dumps(content))  # JSON is YAML
+    files = {
+        "model_metadata": ("models", model),
+        "model_deployments": ("model_deployments", deployment),
+        "tokenizer_configs": ("tokenizer_configs", tokenizer),
+    }
+    for name, (key, entry) in files.items():
+        (folder / f"{name}.yaml").write_text(json.dumps({key: [entry]}))  # JSON is YAML
 
 
 def entry_of(task: str) -> str:
@@ -89,20 +91,14 @@ def _place(data_dir: Path, scenarios: Path) -> None:
 
 def _place_mmlu(hub: Path, folder: Path) -> None:
     """Write MMLU's original files from the hub's, so that HELM downloads none."""
-    for subject in sorted(p for p in hub.glob("*") if p.is_dir()):
-        for theirs, ours in SPLITS.items():
-            source = subject / f"{theirs}.jsonl"
-            if not source.is_file():
-                continue
-            target = folder / ours / f"{subject.name}_{ours}.csv"
+    for source in sorted(hub.glob("*/*.jsonl")):
+        if source.stem in SPLITS:
+            split = SPLITS[source.stem]
+            target = folder / split / f"{source.parent.name}_{split}.csv"
             target.parent.mkdir(parents=True, exist_ok=True)
+            items = [record for _, record in read_records(source)]
             with target.open("w", encoding="utf-8", newline="") as file:
-                rows = csv.writer(file)
-                for line in source.read_text(encoding="utf-8").split("\n"):  # not splitlines
-                    item = json.loads(line or "null")
-                    if item is None:
-                        continue
-                    rows.writerow([item["question"], *item["choices"], "ABCD"[item["answer"]]])
+                csv.writer(file).writerows([i["question"], *i["choices"], "ABCD"[i["answer"]]] for i in items)
 
 
 def name_of(run: str) -> str:

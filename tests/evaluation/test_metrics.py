@@ -82,7 +82,8 @@ def test_how_answers_ended_is_counted_where_all_tell() -> None:
 def test_a_metric_whose_library_is_absent_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     from instruct_lit.evaluation import metrics
 
-    monkeypatch.setattr(metrics, "_loaded", {})
+    monkeypatch.setattr(metrics, "_rouge", metrics._rouge.__wrapped__)
+    monkeypatch.setattr(metrics, "_chrf", metrics._chrf.__wrapped__)
     monkeypatch.setitem(__import__("sys").modules, "rouge_score.rouge_scorer", None)
     with pytest.raises(ConfigError, match=r"metrics=rouge_l: needs rouge-score; pip install -e '.\[evaluate\]'"):
         check_metrics(["rouge_l"])

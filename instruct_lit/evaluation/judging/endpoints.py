@@ -115,9 +115,9 @@ class HttpEndpoint(ABC):
     def payload(self, messages: Messages, verdict: Verdict) -> dict[str, Any]:
         """The body of a request."""
 
-    @abstractmethod
     def models(self, answer: Any) -> set[str]:
-        """Names in the list of models; empty where the list does not determine them."""
+        """Names in the list of models; empty where the list does not determine them: servers know aliases."""
+        return set()
 
     @abstractmethod
     def reply(self, answer: Any) -> Reply:
@@ -198,9 +198,6 @@ class OpenAIEndpoint(HttpEndpoint):
 
     path = "/chat/completions"
     models_path = "/models"
-
-    def models(self, answer: Any) -> set[str]:
-        return set()  # some servers accept any name, and aliases are not listed
 
     def payload(self, messages: Messages, verdict: Verdict) -> dict[str, Any]:
         form = {"type": "json_schema", "json_schema": {"name": "verdict", "strict": True, "schema": verdict.schema}}
