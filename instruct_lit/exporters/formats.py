@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import torch
@@ -14,28 +15,36 @@ from instruct_lit.core.model.gpt import GPT
 from instruct_lit.core.model.pretrained import DTYPES
 from instruct_lit.errors import ConfigError
 from instruct_lit.exporters.gguf import write_gguf
+from instruct_lit.exporters.llama_cpp import K_QUANTS, check_programs, convert, quantize
 from instruct_lit.exporters.model_card import CardFacts, published, write_card
 from instruct_lit.exporters.ollama import modelfile
 from instruct_lit.hf.chat_template_export import chat_template
+from instruct_lit.hf.tokenizer import HFTokenizer
+
+_GGUF_TYPES = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
 
 
 def export_model(
-    opened: OpenedModel, to: str, folder: Path, facts: CardFacts, precision: str, dtype: str | None = None
+    opened: OpenedModel, to: str, folder: Path, name: str, precision: str, llama_cpp: str | None = None
 ) -> None:
-    """Write a model and its model card to `folder`.
+    """Write a model to `folder`.
 
     Args:
         to: one of `FORMATS`.
-        facts: of the card; the name is that of GGUF files too.
-        precision: of the matrices in a GGUF file.
-        dtype: of the weights in a Hugging Face directory; None: that of the bundle.
+        name: of the model, in GGUF files.
+        precision: of the weights in a Hugging Face directory, of the matrices in a GGUF file.
+        llama_cpp: a checkout of llama.cpp.
     """
     if to == "hf":
-        to_hf(opened, folder, dtype)
+        to_hf(opened, folder, precision)
     elif to == "gguf":
-        to_gguf(opened, folder, facts.name, precision)
+        to_gguf(opened, folder, name, precision, llama_cpp)
     else:
         to_torch_export(opened, folder)
+
+
+def write_model_card(opened: OpenedModel, to: str, folder: Path, facts: CardFacts) -> None:
+    """Write the card of an exported model beside it."""
     rows, size = read_jsonl(opened.directory.parent / "responses.jsonl"), opened.model.n_parameters
     length, card = opened.model.config.context_length, folder / "README.md"
     write_card(card, facts, opened.template, opened.about, rows, length, size, FORMATS[to])
@@ -49,35 +58,45 @@ def to_hf(opened: OpenedModel, folder: Path, dtype: str | None = None) -> None:
     save_bundle(folder, opened.model, opened.tokenizer, opened.template, generation, published(about), dtype=weights)
 
 
-def to_gguf(opened: OpenedModel, folder: Path, name: str, precision: str) -> None:
-    """Write one file for llama.cpp, and the Modelfile that makes it an Ollama model."""
-    model, tokenizer = _gpt2_of(opened, "gguf")
-    weights = f"model-{precision}.gguf"
-    text = modelfile(weights, opened.template, opened.generation, model.config.context_length)
+def to_gguf(opened: OpenedModel, folder: Path, name: str, precision: str, llama_cpp: str | None = None) -> None:
+    """Write one file for llama.cpp, and the Modelfile that makes it an Ollama model.
+
+    GPT-2 is written here, another model by llama.cpp's converter; `llama_cpp` names a checkout.
+    """
+    model, tokenizer, template = opened.model, opened.tokenizer, opened.template
+    check_programs(precision, not isinstance(model, GPT), llama_cpp)
+    weights, ends = f"model-{precision}.gguf", {}
+    if isinstance(tokenizer, HFTokenizer):
+        # What the tokenizer puts before every text, llama.cpp does as well.
+        start = tokenizer.hf.decode(list(HFTokenizer(tokenizer.hf).prompt_start))
+        ends = {"end": tokenizer.end, "start": start}
+    text = modelfile(weights, template, opened.generation, model.config.context_length, **ends)
     folder.mkdir(parents=True, exist_ok=True)
-    write_gguf(folder / weights, model, tokenizer, precision, name, chat_template(opened.template))
+    with tempfile.TemporaryDirectory(prefix=".gguf.", dir=folder) as place:
+        file, kind = folder / weights, precision
+        if precision in K_QUANTS:  # from the precision of the base model, so that nothing is rounded twice
+            file, kind = Path(place) / "unquantised.gguf", _GGUF_TYPES[model.base_dtype]
+        if isinstance(model, GPT) and isinstance(tokenizer, GPT2Tokenizer):
+            write_gguf(file, model, tokenizer, kind, name, chat_template(template))
+        else:
+            to_hf(opened, Path(place) / "hf")
+            convert(Path(place) / "hf", file, kind, name, llama_cpp)
+        if precision in K_QUANTS:
+            quantize(file, folder / weights, precision, llama_cpp)
     (folder / "Modelfile").write_text(text, encoding="utf-8")
 
 
 def to_torch_export(opened: OpenedModel, folder: Path) -> None:
     """Write a traced program, from token ids `(B, T)` to logits `(B, T, V)`, which runs without this package."""
-    model, _ = _gpt2_of(opened, "torch_export")
+    model = opened.model
+    if not isinstance(model, GPT):
+        raise ConfigError(f"to=torch_export: for GPT-2 only, and {opened.directory} holds another model; use to=hf")
     folder.mkdir(parents=True, exist_ok=True)
     n_tokens = torch.export.Dim("n_tokens", max=model.config.context_length)
     sizes = {"input_ids": {0: torch.export.Dim("n_rows"), 1: n_tokens}}
     with torch.no_grad():
         program = torch.export.export(model.eval(), (torch.zeros(2, 3, dtype=torch.long),), dynamic_shapes=sizes)
     torch.export.save(program, folder / "model.pt2")
-
-
-def _gpt2_of(opened: OpenedModel, to: str) -> tuple[GPT, GPT2Tokenizer]:
-    """Model and tokenizer of a GPT-2; ConfigError for a model of transformers."""
-    if not isinstance(opened.model, GPT) or not isinstance(opened.tokenizer, GPT2Tokenizer):
-        raise ConfigError(
-            f"to={to}: supported for GPT-2 only, and {opened.directory} holds another model of transformers; use "
-            "to=hf, then llama.cpp's convert_hf_to_gguf.py"
-        )
-    return opened.model, opened.tokenizer
 
 
 # The library that opens each format, as the Hugging Face hub names it.

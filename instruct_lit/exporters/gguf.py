@@ -24,8 +24,8 @@ def write_gguf(path: Path, model: GPT, tokenizer: GPT2Tokenizer, precision: str,
     """Write weights, tokenizer and chat template to one GGUF file.
 
     Args:
-        precision: of the matrices: `f32` (exact), `f16`, or `q8_0` (blocks of 32 with a scale each; a matrix whose rows
-            are not a multiple of 32 is `f16`).
+        precision: of the matrices: `f32` (exact), `f16`, `bf16`, or `q8_0` (blocks of 32 with a scale each; a matrix whose
+            rows are not a multiple of 32 is `f16`).
         name: the name that programs display.
         chat: the Jinja chat template.
 
@@ -73,8 +73,9 @@ def _tensors(gguf: Any, model: GPT, precision: str) -> Iterator[tuple[str, np.nd
         values = parameters[ours].detach().float().cpu().numpy()
         kind = types.F32
         if values.ndim == 2 and ours != "wpe.weight" and precision != "f32":
-            fits_blocks = values.shape[1] % gguf.GGML_QUANT_SIZES[types.Q8_0][0] == 0
-            kind = types.Q8_0 if precision == "q8_0" and fits_blocks else types.F16
+            kind = types[precision.upper()]
+            if values.shape[1] % gguf.GGML_QUANT_SIZES[kind][0] != 0:
+                kind = types.F16
         yield name, gguf.quants.quantize(values, kind), kind
 
 

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from instruct_lit.errors import ConfigError
 
 
-def push(folder: Path, repo: str, private: bool) -> str:
-    """Upload a folder to a repository, which is created if it does not exist, and return its address.
+def push(folder: Path, repo: str, private: bool, verified: bool) -> str:
+    """Upload a folder to a repository, which is created if it does not exist, after a yes; return its address.
 
     Raises:
-        ConfigError: the hub refuses or cannot be reached.
+        ConfigError: the folder was not verified, nobody said yes, or the hub refuses or cannot be reached.
     """
-    from huggingface_hub import HfApi
+    from huggingface_hub import HfApi, ModelCard
 
+    if not verified:
+        raise ConfigError(f"push_to_hub={repo}: not uploaded, since no program has verified {folder}; see verify")
+    print(f"{repo} will get everything in {folder} ({'private' if private else 'PUBLIC'})", flush=True)
+    if not sys.stdin.isatty() or input("upload it? [y/N] ").strip().lower() not in ("y", "yes"):
+        raise ConfigError(f"push_to_hub={repo}: not uploaded, since nobody said yes; {folder} is complete")
     try:
+        ModelCard.load(folder / "README.md").validate()
         api = HfApi()
         api.create_repo(repo, private=private, exist_ok=True)
         return str(api.upload_folder(repo_id=repo, folder_path=folder))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,8 @@ class CardFacts:
     license: str | None = None
     base_model: str | None = None
     languages: Sequence[str] = ()
+    relation: str = "finetune"  # to the base model, as the hub names it
+    verified: Mapping[str, Any] = field(default_factory=dict)  # by `verification.verify_export`
 
 
 def write_card(
@@ -68,6 +70,7 @@ def write_card(
         metrics={key: (value, metrics.get(f"base/{key}")) for key, value in measured.items()},
         scores=scores,
         context_length=context_length,
+        verified=facts.verified,
         n_parameters=f"{n_parameters / 1e6:,.1f}",
     )
     path.write_text(f"---\n{front.to_yaml()}\n---\n\n{text.strip()}\n", encoding="utf-8")
@@ -94,18 +97,19 @@ def card_data(
 
     n = {"n": n_test} if n_test else {}
     results = [result(key.removeprefix("test/"), value, n) for key, value in measured.items()]
-    for key, found in scores.items():
+    change = {"loss_change": facts.verified["change"]} if "change" in facts.verified else {}
+    for key, found in {**scores, **change}.items():
         bounds = [round(found[end], 4) for end in ("low", "high") if found[end] is not None]
         results.append(result(key, found["mean"], {"n": found["n"]} | ({"interval_95": bounds} if bounds else {})))
     return ModelCardData(
         license=facts.license or base.get("licence") or "unknown",
         base_model=base_model,
-        base_model_relation="finetune" if base_model else None,
+        base_model_relation=facts.relation if base_model else None,
         datasets=[data["repo"]] if _HUB_ID.fullmatch(data.get("repo") or "") else None,
         language=list(facts.languages) or None,
         library_name=library,
         pipeline_tag="text-generation",
-        tags=["instruct-lit", "instruction-tuning"],
+        tags=["instruct-lit", "instruction-tuning", "conversational"],
         model_name=facts.name,
         eval_results=results or None,
     )

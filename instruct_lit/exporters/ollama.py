@@ -10,18 +10,29 @@ from instruct_lit.core.data.template import Template
 from instruct_lit.core.data.tokenizer import EOT
 from instruct_lit.errors import TemplateError
 
-_INSTRUCTION, _SYSTEM = "⟦instruction⟧", "⟦system⟧"  # placeholders in a rendered template
+_INSTRUCTION, _SYSTEM, _ANSWER = "⟦instruction⟧", "⟦system⟧", "⟦answer⟧"  # placeholders in a rendered template
 
 
-def modelfile(weights: str, template: Template, generation: Mapping[str, Any], context_length: int) -> str:
+def modelfile(
+    weights: str,
+    template: Template,
+    generation: Mapping[str, Any],
+    context_length: int,
+    end: str = EOT,
+    start: str = "",
+) -> str:
     """Return an Ollama Modelfile for the GGUF file `weights`: our template, stop texts and generation settings.
+
+    Args:
+        end: the token that closes a response.
+        start: what llama.cpp puts before a text, and the template therefore need not.
 
     Raises:
         TemplateError: the template does more with the instruction than to insert it, which Ollama's template language
             cannot express; or a Modelfile cannot contain a stop text.
     """
-    forms = [template] if template.next_turn is None else [template, template.next_turn]
-    ends = [mark for form in forms if (mark := _suffix(form).strip())]
+    ends = [mark for later in _turns(template) if (mark := _suffix(template, later).strip())]
+    ends += [end] if end != EOT else []
     parameters = {
         "num_ctx": context_length,
         "num_predict": generation.get("max_new_tokens", 256),
@@ -33,31 +44,31 @@ def modelfile(weights: str, template: Template, generation: Mapping[str, Any], c
     }
     lines = [f"PARAMETER {name} {value}" for name, value in parameters.items()]
     lines += [f"PARAMETER stop {_quoted(stop)}" for stop in dict.fromkeys([*generation.get("stop", ()), *ends])]
-    return "\n".join([f"FROM ./{weights}", f'TEMPLATE """{_conversation(template)}"""', *lines, ""])
+    return "\n".join([f"FROM ./{weights}", f'TEMPLATE """{_conversation(template, end, start)}"""', *lines, ""])
 
 
-def _conversation(template: Template) -> str:
+def _conversation(template: Template, end: str, start: str) -> str:
     """The template in Go's text/template over `.Messages`, as `chat_template_export.chat_template` in Jinja.
 
-    Nothing follows a last answer, which is continued. Without `next_turn` the last question is rendered alone.
+    Nothing follows a last answer, which is continued. A template of single turns renders the last question alone.
     """
-    first = _prompt(template, "")
+    first = _prompt(template, "", start=start)
     if template.has_system:
-        first = f"{{{{ if $.System }}}}{_prompt(template, _SYSTEM)}{{{{ else }}}}{first}{{{{ end }}}}"
-    answer, later = "{{ .Content }}", template.next_turn
-    if later is None:
+        first = f"{{{{ if $.System }}}}{_prompt(template, _SYSTEM, start=start)}{{{{ else }}}}{first}{{{{ end }}}}"
+    answer = "{{ .Content }}"
+    if not template.has_turns:
         return (
             '{{ $n := 0 }}{{ range $i, $_ := .Messages }}{{ if eq .Role "user" }}{{ $n = $i }}{{ end }}{{ end }}'
             f'{{{{ range slice .Messages $n }}}}{{{{ if eq .Role "user" }}}}{first}'
             f'{{{{ else if eq .Role "assistant" }}}}{answer}{{{{ end }}}}{{{{ end }}}}'
         )
-    user = _either(first, _prompt(later, ""))
-    end = _either(_literal(_suffix(template)), _literal(_suffix(later)))
+    user = _either(first, _prompt(template, "", later=True))
+    closing = _either(*(_literal(_suffix(template, later)) for later in (False, True)))
     return (
         "{{ $first := true }}{{ range $i, $_ := .Messages }}"
         f'{{{{ if eq .Role "user" }}}}{user}'
         f'{{{{ else if eq .Role "assistant" }}}}{answer}'
-        f"{{{{ if gt (len (slice $.Messages $i)) 1 }}}}{end}{EOT}{{{{ end }}}}{{{{ $first = false }}}}"
+        f"{{{{ if gt (len (slice $.Messages $i)) 1 }}}}{closing}{_literal(end)}{{{{ end }}}}{{{{ $first = false }}}}"
         "{{ end }}{{ end }}"
     )
 
@@ -66,25 +77,36 @@ def _either(first: str, later: str) -> str:
     return first if first == later else f"{{{{ if $first }}}}{first}{{{{ else }}}}{later}{{{{ end }}}}"
 
 
-def _prompt(form: Template, system: str) -> str:
+def _turns(template: Template) -> tuple[bool, ...]:
+    """Of each form of a turn, whether it is a later one."""
+    return (False, True) if template.has_turns else (False,)
+
+
+def _turn(template: Template, instruction: str, system: str, later: bool) -> tuple[str, str]:
+    """The text before and after the answer."""
+    history = (("question", "answer"),) if later else ()
+    prompt, response = template.turns(Example(instruction, _ANSWER, system=system, history=history))[-1]
+    return prompt, response.removeprefix(_ANSWER)
+
+
+def _prompt(template: Template, system: str, later: bool = False, start: str = "") -> str:
     instruction, other = " Which { words }?\n", " As { told }.\n" if system else ""
-    text = form.prompt(Example(_INSTRUCTION, "", system=system))
+    text, _ = _turn(template, _INSTRUCTION, system, later)
     inserted = text.replace(_INSTRUCTION, instruction).replace(_SYSTEM, other)
-    if not (
-        _INSTRUCTION in text and system in text and inserted == form.prompt(Example(instruction, "", system=other))
-    ):
+    if not (_INSTRUCTION in text and system in text and inserted == _turn(template, instruction, other, later)[0]):
         raise TemplateError(
-            f"template {form.name!r}: a Modelfile supports only prompts that are the instruction in fixed text; "
+            f"template {template.name!r}: a Modelfile supports only prompts that are the instruction in fixed text; "
             "export with to=hf, whose chat template is our Jinja text"
         )
-    return _literal(text).replace(_INSTRUCTION, "{{ .Content }}").replace(_SYSTEM, "{{ $.System }}")
+    text = _literal(text.removeprefix(start))
+    return text.replace(_INSTRUCTION, "{{ .Content }}").replace(_SYSTEM, "{{ $.System }}")
 
 
-def _suffix(form: Template) -> str:
-    text = form.suffix(Example(_INSTRUCTION, ""))
-    if text != form.suffix(Example("another", "")):
+def _suffix(template: Template, later: bool = False) -> str:
+    _, text = _turn(template, _INSTRUCTION, "", later)
+    if text != _turn(template, "another", "", later)[1]:
         raise TemplateError(
-            f"template {form.name!r}: its suffix depends on the instruction, which no Modelfile supports; use to=hf"
+            f"template {template.name!r}: its suffix depends on the instruction, which no Modelfile supports; use to=hf"
         )
     return text
 

@@ -10,7 +10,7 @@ import logging
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import takewhile
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,7 +20,7 @@ from torch import Tensor
 from instruct_lit.core.bundle import open_model
 from instruct_lit.core.model.device import best_device
 from instruct_lit.core.optional_imports import installed
-from instruct_lit.exporters.verification import OwnModel, Reference, Tolerance, compare_losses, losses_of, n_new
+from instruct_lit.exporters.verification import MAX_TOKENS, OwnModel, Reference, Tolerance, compare_losses, losses_of, n_new
 
 
 class Reader(Protocol):
@@ -67,6 +67,34 @@ class Transformers:
         return written[0, len(prompt) :].tolist()
 
 
+class LlamaCpp:
+    """llama-cpp-python, with a cache of full precision."""
+
+    def __init__(self, file: Path) -> None:
+        import llama_cpp
+        from llama_cpp.llama_chat_format import Jinja2ChatFormatter
+
+        types = {"type_k": llama_cpp.GGML_TYPE_F32, "type_v": llama_cpp.GGML_TYPE_F32}
+        self.model = model = llama_cpp.Llama(str(file), n_ctx=MAX_TOKENS, logits_all=True, verbose=False, **types)
+        end, start = (model.detokenize([i], special=True).decode() for i in (model.token_eos(), model.token_bos()))
+        self.render = Jinja2ChatFormatter(model.metadata["tokenizer.chat_template"], end, start)
+
+    def encoded(self, record: Mapping[str, Any]) -> list[int] | None:
+        return None
+
+    def chat_ids(self, chat: Sequence[Mapping[str, str]]) -> list[int] | None:
+        found = self.render(messages=list(chat))
+        return self.model.tokenize(found.prompt.encode(), add_bos=not found.added_special, special=True)
+
+    def logits(self, ids: Sequence[int]) -> Tensor:
+        self.model.reset()
+        self.model.eval(list(ids))
+        return torch.from_numpy(self.model.scores[: len(ids)].copy())
+
+    def greedy(self, prompt: Sequence[int], n_new: int) -> list[int]:
+        return list(islice(self.model.generate(list(prompt), temp=0), n_new))
+
+
 class TracedProgram:
     """The program of `torch.export`, which has no tokenizer."""
 
@@ -94,7 +122,9 @@ def readers_of(folder: Path) -> Iterator[tuple[str, Any]]:
     if (folder / "model.pt2").is_file():
         yield "torch.export", lambda: TracedProgram(folder / "model.pt2")
         return
-    if any(folder.glob("*.gguf")):
+    if files := sorted(folder.glob("*.gguf")):
+        if installed("llama_cpp"):
+            yield "llama-cpp-python", lambda: LlamaCpp(files[0])
         return
     yield "instruct-lit", lambda: own_model(folder)
     if installed("transformers"):
@@ -126,9 +156,9 @@ def compare(reader: Reader, reference: Reference, tolerance: Tolerance) -> dict[
             f"{wanted[at : at + 8]}; is it the same template?"
         )
     losses = losses_of(reader, reference)
-    if tolerance.loss is not None and (problem := compare_losses(losses, reference.losses, tolerance.loss)) is not None:
-        problems.append(problem)
     if tolerance.loss is not None:
+        problem = compare_losses(losses, reference.losses, tolerance.loss)
+        problems += [problem] if problem is not None else []
         problems += _other_answers(reader, reference, tolerance)
     return {"losses": losses, "problems": problems}
 

