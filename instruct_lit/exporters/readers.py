@@ -20,7 +20,15 @@ from torch import Tensor
 from instruct_lit.core.bundle import open_model
 from instruct_lit.core.model.device import best_device
 from instruct_lit.core.optional_imports import installed
-from instruct_lit.exporters.verification import MAX_TOKENS, OwnModel, Reference, Tolerance, compare_losses, losses_of, n_new
+from instruct_lit.exporters.verification import (
+    MAX_TOKENS,
+    OwnModel,
+    Reference,
+    Tolerance,
+    compare_losses,
+    losses_of,
+    n_new,
+)
 
 
 class Reader(Protocol):

@@ -196,8 +196,8 @@ def verify_export(opened: OpenedModel, folder: Path, to: str, precision: str) ->
         to: the format.
         precision: of the weights in it, a key of `TOLERANCES`; with `to=hf` the model is rounded to it first.
 
-    Returns: what the model card says: the names of the `readers`, the number `n` of examples, and of quantised weights the
-        `change` of the loss as an `evaluation.statistics.Interval`.
+    Returns: what the model card says: the names of the `readers`, the number `n` of examples, and of quantised weights
+        the `change` of the loss as an `evaluation.statistics.Interval`.
     """
     tolerance = TOLERANCES[precision] if to == "gguf" else Tolerance()
     if to == "hf":
@@ -215,8 +215,8 @@ def verify_export(opened: OpenedModel, folder: Path, to: str, precision: str) ->
     found["change"] = change = interval(changes)
     bounds = "" if change["low"] is None else f" ({change['low']:+.4f} to {change['high']:+.4f})"
     print(
-        f"verified: {folder} gives the same prompts in {name}; loss {change['mean']:+.4f}{bounds} on {change['n']} test "
-        "examples, against the weights before they were quantised",
+        f"verified: {folder} gives the same prompts in {name}; loss {change['mean']:+.4f}{bounds} on {change['n']} "
+        "test examples, against the weights before they were quantised",
         flush=True,
     )
     return found

@@ -30,7 +30,7 @@ class FewTokens(GPT2Tokenizer):
         return {"encoder.json": json.dumps({"a": 0, "b": 1, "ab": 2, EOT: 3}).encode(), "vocab.bpe": b"a b"}
 
 
-@pytest.mark.parametrize(("precision", "tolerance"), [("f32", 0.0), ("f16", 4e-5), ("q8_0", 5e-4)])
+@pytest.mark.parametrize(("precision", "tolerance"), [("f32", 0.0), ("f16", 4e-5), ("bf16", 4e-4), ("q8_0", 5e-4)])
 def test_its_tensors_are_ours(model: GPT, tmp_path: Path, precision, tolerance: float) -> None:
     write_gguf(tmp_path / "m.gguf", model, FewTokens(), precision, "a name", "{{ messages }}")
     read = gguf.GGUFReader(tmp_path / "m.gguf")

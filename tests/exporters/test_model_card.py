@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from huggingface_hub import ModelCardData, metadata_load
+from huggingface_hub import ModelCard, ModelCardData, metadata_load
 
 from instruct_lit.core.data.template import Template
 from instruct_lit.exporters.model_card import CardFacts, published, without_local_paths, write_card
@@ -74,6 +74,23 @@ def test_the_hub_reads_the_metadata(tmp_path: Path) -> None:
     assert 4.5 not in [result.metric_value for result in card.eval_results]
     text = (tmp_path / "README.md").read_text()
     assert "ann" not in text and "data.path=a.json model.path=x y=b.csv" in text
+
+
+def test_what_was_verified_and_what_quantising_has_changed(tmp_path: Path) -> None:
+    change = {"mean": 0.0123, "low": 0.001, "high": 0.02, "n": 100}
+    verified = {"readers": ["llama-cpp-python"], "n": 100, "change": change}
+    facts = CardFacts("m", relation="quantized", verified=verified)
+    write_card(tmp_path / "README.md", facts, TEMPLATE, ABOUT, [], 64, 1, "gguf")
+    card = ModelCard.load(tmp_path / "README.md")
+    assert card.data.base_model_relation == "quantized" and card.data.eval_results is not None
+    (found,) = [result for result in card.data.eval_results if result.metric_type == "loss_change"]
+    assert (found.metric_value, found.metric_args) == (0.0123, {"n": 100, "interval_95": [0.001, 0.02]})
+    assert "their loss is +0.0123 from that of the weights\nbefore (95 % interval +0.0010 to +0.0200)" in card.text
+    facts = CardFacts("m", verified={"readers": ["instruct-lit", "transformers"], "n": 8})
+    write_card(tmp_path / "README.md", facts, TEMPLATE, ABOUT, [], 64, 1, "transformers")
+    assert (
+        "a fresh process opened it (instruct-lit, transformers): the loss of 8" in (tmp_path / "README.md").read_text()
+    )
 
 
 def test_what_is_given_replaces_what_was_recorded_and_the_unknown_is_unknown(tmp_path: Path) -> None:

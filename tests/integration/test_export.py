@@ -52,15 +52,15 @@ def test_errors_are_reported_together(command: Command, tmp_path: Path) -> None:
     assert done.stderr.splitlines() == [
         "error: run=nowhere: no such folder (a run folder, a bundle or a Hugging Face directory)",
         "  to=onyx: allowed are hf, gguf, torch_export",
-        "  precision=q4: allowed are f32, f16, q8_0",
+        "  precision=q4: allowed are f32, f16, bf16, q8_0, q4_k_m, q5_k_m",
         "  push_to_hub=me: give the full name of the repository, owner/name",
     ]
 
 
-def test_pushing_makes_a_private_repository_and_reports_refusals(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_pushing_makes_a_private_repository_after_a_yes_and_reports_refusals(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    calls = []
+    calls: list[object] = []
 
     class Api:
         def create_repo(self, repo: str, private: bool, exist_ok: bool) -> None:
@@ -70,7 +70,19 @@ def test_pushing_makes_a_private_repository_and_reports_refusals(
             calls.append((repo_id, folder_path))
             raise OSError("no network")
 
+    (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n# m\n")
     monkeypatch.setattr("huggingface_hub.HfApi", Api)
+    monkeypatch.setattr("huggingface_hub.ModelCard.validate", lambda card: calls.append(card.data.license))
+    with pytest.raises(ConfigError, match=r"push_to_hub=me/x: not uploaded, since no program has verified"):
+        push(tmp_path, "me/x", True, verified=False)
+    with pytest.raises(ConfigError, match=r"push_to_hub=me/x: not uploaded, since nobody said yes"):
+        push(tmp_path, "me/x", True, verified=True)  # no terminal, nobody to ask
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("builtins.input", lambda question: "n")
+    with pytest.raises(ConfigError, match=r"since nobody said yes"):
+        push(tmp_path, "me/x", True, verified=True)
+    assert calls == [] and f"me/x will get everything in {tmp_path} (private)" in capsys.readouterr().out
+    monkeypatch.setattr("builtins.input", lambda question: "yes")
     with pytest.raises(ConfigError, match=r"push_to_hub=me/x: not uploaded \(OSError: no network"):
-        push(tmp_path, "me/x", True)
-    assert calls == [("me/x", True, True), ("me/x", tmp_path)]
+        push(tmp_path, "me/x", True, verified=True)
+    assert calls == ["mit", ("me/x", True, True), ("me/x", tmp_path)]

@@ -230,7 +230,7 @@ def test_gguf_of_a_trained_model(
     small_run: Path, rows: list[dict[str, Any]], exact_llama: Callable[[OpenedModel], Any]
 ) -> None:
     """The ids, since llama-cpp-python drops from a text the bytes that are no character and we show them."""
-    opened = open_model(Path(instruct_lit.__file__).parent / "model" / "nano", open_model(small_run).template)
+    opened = open_model(Path(instruct_lit.__file__).parent / "nano", open_model(small_run).template)
     prompts = [opened.tokenizer.encode(opened.template.prompt(example_of(row))) for row in rows]
     found = Engine(opened.model, opened.tokenizer).generate(prompts, SamplingSettings(max_new_tokens=24))
     model = exact_llama(opened)
