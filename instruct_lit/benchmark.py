@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from instruct_lit.config import benchmark_builders as build
 from instruct_lit.config.check_commands import check_command, forget_secrets
 from instruct_lit.config.compose import run_command
 from instruct_lit.core.optional_imports import need
@@ -29,6 +28,7 @@ def benchmark(config: DictConfig) -> float:
     if config.suite.system == "lm_eval":
         need("lm_eval", f"suite={config.suite.name}", "benchmark")
 
+    from instruct_lit.config import benchmark_builders as build
     from instruct_lit.suites.run import rate, run_benchmark
 
     if config.suite.system == "arena":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +24,9 @@ def open_model(run: str | Path, template: Template | str | None = None) -> Opene
 
     Raises: CheckpointError where there is no model; ConfigError where a template is needed.
     """
-    from instruct_lit.core import bundle
+    from instruct_lit.config import model_builders
 
-    if find_spec("instruct_lit.hf") is not None:
-        from instruct_lit import hf
-
-        hf.install()
-    return bundle.open_model(run, _template(template) if isinstance(template, str) else template)
+    return model_builders.open_model(run, _template(template) if isinstance(template, str) else template)
 
 
 def _template(text: str) -> Template:

@@ -4,24 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
 
 from instruct_lit.config import model_builders as build
 from instruct_lit.config.data_builders import data_of_run
+from instruct_lit.config.provenance import weights_sha256
 from instruct_lit.config.targets import arguments_for, plain
+from instruct_lit.core.bundle import bundle_of, read_about
+from instruct_lit.core.data.template import Template
+from instruct_lit.core.model.device import best_device
 from instruct_lit.errors import InstructLitError
-
-if TYPE_CHECKING:
-    from omegaconf import DictConfig
-
-    from instruct_lit.suites.evaluated_model import EvaluatedModel
-    from instruct_lit.suites.suite import RunRequest
+from instruct_lit.evaluation.answer_cache import AnswerCache
+from instruct_lit.evaluation.leaks import training_questions
+from instruct_lit.suites.evaluated_model import EvaluatedModel
+from instruct_lit.suites.suite import RunRequest, Suite
 
 
 def request_of(config: DictConfig, out_dir: Path) -> RunRequest:
     """The suite and the settings of a run; those of `benchmark` take precedence over those of the suite."""
-    from instruct_lit.suites.suite import RunRequest, Suite
-
     settings = {key: value for key, value in plain(config.benchmark).items() if value is not None}
     suite = Suite(**plain(config.suite) | arguments_for(Suite, settings))
     folders = {"cache": Path(config.paths.cache), "out_dir": out_dir, "log": out_dir / "harness.log"}
@@ -32,11 +34,6 @@ def request_of(config: DictConfig, out_dir: Path) -> RunRequest:
 
 def training_of_run(config: DictConfig, run: str) -> list[str] | None:
     """The training questions of a run, in which leaks are searched; None where they are unknown or not requested."""
-    from omegaconf import OmegaConf
-
-    from instruct_lit.core.bundle import bundle_of, read_about
-    from instruct_lit.evaluation.leaks import training_questions
-
     directory = bundle_of(run)
     is_run = read_about(directory) and (directory.parent / "config.yaml").is_file()
     if not config.benchmark.leaks or not is_run:
@@ -55,13 +52,6 @@ def evaluated_models(config: DictConfig) -> Iterator[EvaluatedModel]:
     A fine-tuned model is prompted as `benchmark.template` says; its base, and a directory that is not a bundle of ours,
     with the bare text.
     """
-    from instruct_lit.config.provenance import weights_sha256
-    from instruct_lit.core.bundle import bundle_of, read_about
-    from instruct_lit.core.data.template import Template
-    from instruct_lit.core.model.device import best_device
-    from instruct_lit.evaluation.answer_cache import AnswerCache
-    from instruct_lit.suites.evaluated_model import EvaluatedModel
-
     settings = config.benchmark
     bare = Template("bare", "{{ instruction }}{{ response }}")
     given = build.given_template(config)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 import tempfile
 from dataclasses import asdict
@@ -15,6 +14,7 @@ from instruct_lit.config.satellites import has_satellite
 from instruct_lit.core.bundle import OURS, save_bundle
 from instruct_lit.core.data.encode import Encoder
 from instruct_lit.core.data.example import Example
+from instruct_lit.core.optional_imports import installed
 from instruct_lit.core.training.run import Run, RunHook
 from instruct_lit.errors import ConfigError, InstructLitError
 
@@ -63,7 +63,7 @@ def _bundle(run: Run, folder: Path) -> None:
     hf: Any = getattr(run.model, "hf", None)
     if hf is not None:
         hf.config.save_pretrained(folder / "config")
-    if not has_satellite("hf") or importlib.util.find_spec("transformers") is None:
+    if not has_satellite("hf") or not installed("transformers"):
         return
     from transformers import AutoTokenizer, GenerationConfig
 
