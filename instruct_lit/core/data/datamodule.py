@@ -53,9 +53,9 @@ class InstructionData(LightningDataModule):
         )  # fmt: skip
         self.split_spec = splits.spec
         if not isinstance(splits.spec, str):  # what comes from separate files is not split off
-            covers_all = abs(sum(splits.spec.values()) - 1) < 1e-9  # then train takes what the others leave
-            kept = {name: share for name, share in splits.spec.items() if not (covers_all and name == "train")}
-            self.split_spec = {name: (0 if name in splits.files else share) for name, share in kept.items()}
+            self.split_spec = {name: 0 if name in splits.files else share for name, share in splits.spec.items()}
+            if abs(sum(splits.spec.values()) - 1) < 1e-9:  # train takes what the others leave
+                self.split_spec.pop("train", None)
         self.stores: dict[str, EncodedStore] = {}
         self.split_counts: dict[str, int] = {}
         self._train_loader: ResumableLoader | None = None

@@ -61,13 +61,11 @@ def _json(path: Path) -> Iterator[tuple[str, Any]]:
 
         if next_character() != "[":
             raise DataError(f"{path}: not a JSON array of records; rename a file with one record per line to .jsonl")
-        position += 1
-        while (character := next_character()) != "]":
+        while True:
+            position += 1  # behind the bracket, or the comma
+            if next_character() == "]" and not number:
+                break
             place = f"{path}, record {number}"
-            if number and character != ",":
-                raise DataError(f"{place}: expected ',' or ']'; is the file complete?")
-            position += number > 0
-            next_character()
             while True:
                 try:
                     record, position = _DECODER.raw_decode(text, position)
@@ -79,6 +77,10 @@ def _json(path: Path) -> Iterator[tuple[str, Any]]:
                     text, position = text[position:] + more, 0
             yield place, record
             number += 1
+            if (character := next_character()) == "]":
+                break
+            if character != ",":
+                raise DataError(f"{path}, record {number}: expected ',' or ']'; is the file complete?")
         position += 1
         if next_character():
             raise DataError(f"{path}: text after the end of the array")
@@ -123,10 +125,11 @@ class ReadingNotes:
 
     def lines(self) -> list[str]:
         """The notes for a person: one line for each reason, and one for the unread fields."""
-        n_bad, n = sum(self.n_bad.values()), max(1, self.n_records)
-        warning = "warning: " if n_bad > MANY_BAD * n else ""
-        found = [f"{warning}{n_bad:,} of {n:,} records ({n_bad / n:.1%}) are bad and were skipped:"] if n_bad else []
-        for reason, n_records in sorted(self.n_bad.items(), key=lambda item: -item[1]):
+        found, n_bad, n = [], sum(self.n_bad.values()), max(1, self.n_records)
+        if n_bad:
+            warning = "warning: " if n_bad > MANY_BAD * n else ""
+            found.append(f"{warning}{n_bad:,} of {n:,} records ({n_bad / n:.1%}) are bad and were skipped:")
+        for reason, n_records in Counter(self.n_bad).most_common():
             found.append(f"  {n_records:,} × {reason[:150]}; first: {', '.join(self.places[reason])}")
         if self.unread_fields:
             found.append(f"fields that are not trained on: {listed(map(printable, self.unread_fields))}")
@@ -154,24 +157,23 @@ class FileSource:
         self.paths = [Path(p).expanduser() for p in ([path] if isinstance(path, str | Path) else path)]
         self.name, self.on_bad_record, self.format = name, on_bad_record, format
         self.columns = dict(columns) if columns else None
-        self.notes: ReadingNotes = ReadingNotes()
+        self.notes = ReadingNotes()
 
     def read(self, shard: Any) -> Iterator[Example | None]:
         """The examples of one shard; None for a bad record that is skipped."""
         for place, record in self.records(shard):
             self.notes.n_records += 1
+            example = None
             try:
                 if isinstance(record, DataError):
                     raise record
                 example = to_example(record, place, self.columns, self.format)
+                self.notes.unread_fields.update(example.extra.keys())
             except DataError as error:
                 if self.on_bad_record == "error":
                     raise
                 self.notes.skip(place, error)
-                yield None
-            else:
-                self.notes.unread_fields.update(example.extra.keys())
-                yield example
+            yield example
 
     def __iter__(self) -> Iterator[Example]:
         self.notes = ReadingNotes()
@@ -206,8 +208,7 @@ def without_duplicates(examples: Iterable[Example], counts: dict[str, int]) -> I
     seen: set[bytes] = set()
     counts["n_duplicates"] = 0
     for example in examples:
-        digest = example.digest
-        if digest in seen:
+        if (digest := example.digest) in seen:
             counts["n_duplicates"] += 1
         else:
             seen.add(digest)

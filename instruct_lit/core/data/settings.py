@@ -70,7 +70,7 @@ class Lengths:
 
 @dataclass(frozen=True)
 class Splits:
-    """How the examples are split (`batching.make_split`); `files` are separate sources for `val` and `test`."""
+    """How the examples are split (`datamodule.make_split`); `files` are separate sources for `val` and `test`."""
 
     spec: str | Mapping[str, float] = "book"
     regroup: Regroup | None = None
