@@ -113,8 +113,8 @@ class Collator:
         as_rows = self.layout == "padded" and not self.shared_prefix
         inputs, pairs, weights = self._rows(examples) if as_rows else self._flat(examples)
         n_padding = -len(weights) % self.pad_to_multiple_of
-        loss_index, targets, is_response = np.pad(pairs, ((0, 0), (0, n_padding)))
-        weights = np.pad(weights, (0, n_padding))
+        loss_index, targets, is_response = np.concatenate([pairs, np.zeros((3, n_padding), dtype=np.int64)], axis=1)
+        weights = np.concatenate([weights, np.zeros(n_padding)])
         return Batch(
             **inputs,
             example_ids=torch.tensor([example.index for example in examples]),
@@ -147,7 +147,8 @@ class Collator:
         if self.layout == "padded":
             width = self.pad_to or max(len(example.ids) - 1 for example in examples)
         ids, positions = [examples[0].ids[:n_prefix]], [np.arange(n_prefix)]
-        lengths, found, start = [], [], n_prefix
+        index, learnt, of_response = [], [], []
+        lengths, start = [], n_prefix
         for example in examples:
             inputs, targets = example.ids[:-1], example.ids[1:]  # shifted by one
             padding = np.full(max(0, width - len(inputs)), self.pad_id)  # empty in a packed batch
@@ -156,15 +157,16 @@ class Collator:
             positions.append(np.arange(n_prefix, n_prefix + lengths[-1]))
             # In place of -100: the positions whose target is supervised, and no others.
             where = supervised(example, self.mask_prompt)[1:].nonzero()[0]
-            index = np.where(where < n_prefix, where, where - n_prefix + start)
-            found.append(np.stack([index, targets[where], example.is_response[1:][where]]))
+            index.append(np.where(where < n_prefix, where, where - n_prefix + start))
+            learnt.append(targets[where])
+            of_response.append(example.is_response[1:][where])
             start += lengths[-1]
         n_padding = -start % self.pad_to_multiple_of if self.layout == "packed" else 0
         if n_padding:  # a document of padding
             ids.append(np.full(n_padding, self.pad_id))
             positions.append(np.zeros(n_padding, dtype=np.int64))
             lengths.append(n_padding)
-        pairs = np.concatenate(found, axis=1)
+        pairs = np.stack([np.concatenate(index), np.concatenate(learnt), np.concatenate(of_response)])
         weights: np.ndarray = np.ones(pairs.shape[1])
         if (pairs[0] < n_prefix).any():  # a shared pair is computed once and weighted by how often it occurs
             pairs, weights = np.unique(pairs, axis=1, return_counts=True)

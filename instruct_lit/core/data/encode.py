@@ -224,9 +224,10 @@ def _write(folder: Path, examples: Iterable[tuple[Example, EncodedExample]]) -> 
         for example, encoded in examples:
             tokens.write(encoded.ids.astype(np.int32).tobytes())
             is_response.write(encoded.is_response.tobytes())
-            records.write(json.dumps(example.as_record(), default=str).encode() + b"\n")
+            line = json.dumps(example.as_record(), default=str).encode() + b"\n"
+            records.write(line)
             offsets.append(offsets[-1] + len(encoded.ids))
-            record_offsets.append(records.tell())
+            record_offsets.append(record_offsets[-1] + len(line))
     np.save(folder / "offsets.npy", np.array(offsets, dtype=np.int64))
     np.save(folder / "record_offsets.npy", np.array(record_offsets, dtype=np.int64))
     return len(offsets) - 1

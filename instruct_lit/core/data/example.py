@@ -38,11 +38,11 @@ class Example:
 
         Extra fields with a name in `RESERVED` are kept apart, in the field `extra`.
         """
-        record = {key: value for key, value in self.extra.items() if key not in RESERVED}
+        shown = {key: value for key, value in self.extra.items() if key not in RESERVED}
         hidden = {key: value for key, value in self.extra.items() if key in RESERVED}
         optional = {"extra": hidden, "system": self.system, "history": [list(turn) for turn in self.history]}
-        record |= {key: value for key, value in optional.items() if value}
-        return record | {"instruction": self.instruction, "input": self.input, "output": self.output}
+        last = {"instruction": self.instruction, "input": self.input, "output": self.output}
+        return {**shown, **{key: value for key, value in optional.items() if value}, **last}
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Example:
