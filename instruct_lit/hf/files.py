@@ -15,6 +15,7 @@ from instruct_lit.core.bundle import MAX_SHARD_SIZE
 from instruct_lit.core.model.device import has_gpu
 from instruct_lit.core.optional_imports import load
 from instruct_lit.errors import CheckpointError, ConfigError, DownloadError, InstructLitError
+from instruct_lit.hf.compat_gguf import forget_reader, shared_reader
 from instruct_lit.hf.compat_transformers import forget_quantization
 from instruct_lit.hf.model import HFModel
 from instruct_lit.hf.older_readers import spell_for_transformers_4
@@ -110,7 +111,7 @@ def load_hf(
     path, options = source.path, source.options()
     config = read_hf_config(source)
     base_dtype = config.dtype if pretrained and isinstance(config.dtype, torch.dtype) else torch.float32
-    with opening(path):
+    with opening(path), shared_reader(source.gguf_file):
         text = config.get_text_config(decoder=True)
         for name in _DROPOUTS:
             if isinstance(getattr(text, name, None), int | float):
@@ -125,6 +126,7 @@ def load_hf(
                     config, dtype=torch.float32, trust_remote_code=source.trust_remote_code
                 )
     if source.gguf_file:
+        forget_reader()
         forget_quantization(hf)
     model = HFModel(hf, context_length, activation_checkpointing)
     model.base_dtype = base_dtype
@@ -146,7 +148,7 @@ def _four_bits(transformers: Any) -> dict[str, Any]:
 def read_hf_config(source: HFSource) -> Any:
     """The configuration of a model of transformers."""
     transformers = import_transformers()
-    with opening(source.path):
+    with opening(source.path), shared_reader(source.gguf_file):
         return transformers.AutoConfig.from_pretrained(source.path, **source.options())  # nosec B615
 
 

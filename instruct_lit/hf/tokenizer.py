@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from instruct_lit.errors import ConfigError
+from instruct_lit.hf.compat_gguf import shared_reader
 from instruct_lit.hf.source import HFSource
 from instruct_lit.hf.special_tokens import GUARD, SpecialTokens, unprotected
 
@@ -87,7 +88,9 @@ class HFTokenizer:
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes of one token; of a special token those of its name."""
-        token = self.hf.convert_ids_to_tokens(token_id)
+        return self._bytes_of(token_id, self.hf.convert_ids_to_tokens(token_id))
+
+    def _bytes_of(self, token_id: int, token: str) -> bytes:
         if token_id in self._added:
             return token.encode()
         if self._byte_level:
@@ -100,11 +103,12 @@ class HFTokenizer:
     def n_bytes_of(self) -> np.ndarray:
         """Number of UTF-8 bytes of every token `(V,)`, 0 for special tokens."""
         lengths = np.zeros(self.n_vocab, dtype=np.int64)
-        for number in set(self.hf.get_vocab().values()) - self._added:
-            lengths[number] = len(self.token_bytes(number))
+        for token, token_id in self.hf.get_vocab().items():
+            if token_id not in self._added:
+                lengths[token_id] = len(self._bytes_of(token_id, token))
         return lengths
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """A hash of everything that determines the encoding."""
         facts = [self._definition, self.markup, self.eot_id, self.prompt_start]
@@ -156,5 +160,6 @@ def load_tokenizer(source: HFSource | str) -> HFTokenizer:
     import transformers
 
     source = HFSource(source) if isinstance(source, str) else source
-    # The revision is in the options where the user pins one.
-    return HFTokenizer(transformers.AutoTokenizer.from_pretrained(source.path, **source.options()))  # nosec B615
+    with shared_reader(source.gguf_file):
+        # The revision is in the options where the user pins one.
+        return HFTokenizer(transformers.AutoTokenizer.from_pretrained(source.path, **source.options()))  # nosec B615
