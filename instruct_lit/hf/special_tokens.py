@@ -9,18 +9,20 @@ it encodes; a text that has the code point nevertheless gets it doubled.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Iterator
 
 from instruct_lit.hf.chat_template_export import GUARD, guarded
+
+MAX_DEPTH = 40  # of the tree of names
 
 
 class SpecialTokens:
     """The names of a vocabulary's special tokens of at least two characters."""
 
     def __init__(self, names: Iterable[str]) -> None:
-        longest_first = sorted((name for name in names if len(name) > 1), key=len, reverse=True)
-        self._pattern = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+        self._pattern = re.compile(_longest_of({name for name in names if len(name) > 1}) or r"(?!)")
 
     def protect(self, text: str) -> str:
         """The text with `GUARD` in every name, also in names within names."""
@@ -36,6 +38,25 @@ class SpecialTokens:
     def find_all(self, text: str) -> Iterator[re.Match[str]]:
         """The unprotected names in a text in order."""
         return self._pattern.finditer(text)
+
+
+def _longest_of(names: Iterable[str], depth: int = 0) -> str:
+    """A pattern for the longest name that a text continues with: a tree of characters, since thousands may begin alike.
+
+    Below a depth that no vocabulary needs the pattern is flat, so that compiling it cannot recurse without bound.
+    """
+    longest_first = sorted(names, key=lambda name: (-len(name), name))
+    if depth == MAX_DEPTH:
+        return f"(?:{'|'.join(map(re.escape, longest_first))})"
+    groups: dict[str, list[str]] = {}
+    for name in longest_first:
+        groups.setdefault(name[:1], []).append(name)
+    may_end = groups.pop("", None) is not None
+    branches = []
+    for group in groups.values():
+        prefix = os.path.commonprefix(group)
+        branches.append(re.escape(prefix) + _longest_of((name[len(prefix) :] for name in group), depth + 1))
+    return f"(?:{'|'.join(branches)}){'?' * may_end}" if branches else ""
 
 
 def unprotected(text: str) -> str:
