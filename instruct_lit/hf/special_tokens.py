@@ -54,7 +54,7 @@ def _longest_of(names: Iterable[str], depth: int = 0) -> str:
     may_end = groups.pop("", None) is not None
     branches = []
     for group in groups.values():
-        prefix = os.path.commonprefix(group)
+        prefix = os.path.commonprefix(group)  # noqa: RUF071 (of characters, as meant)
         branches.append(re.escape(prefix) + _longest_of((name[len(prefix) :] for name in group), depth + 1))
     return f"(?:{'|'.join(branches)}){'?' * may_end}" if branches else ""
 
