@@ -67,8 +67,9 @@ def show_profile(console: Console, config: DictConfig, data: InstructionData, op
     from instruct_lit.datasets.profile import positions_per_token, profile, training_batches, warnings_of
 
     layouts = layouts_for(config.data)
-    chosen = next((name for name, settings in layouts.items() if settings == dict(config.batching)), "configured")
-    layouts.setdefault(chosen, dict(config.batching))
+    batching = {str(key): getattr(data.batching, str(key)) for key in config.batching}
+    chosen = next((name for name, settings in layouts.items() if settings == batching), "configured")
+    layouts.setdefault(chosen, batching)
     store, _ = data.examples_of(config.split)
     costs = {name: positions_per_token(training_batches(data, settings)[1]) for name, settings in layouts.items()}
     found = profile(store, data.template, data.tokenizer, data.collator.mask_prompt, costs)
@@ -84,7 +85,7 @@ def show_profile(console: Console, config: DictConfig, data: InstructionData, op
     elif config.estimate and shape is not None:
         from instruct_lit.accel.estimate import estimate_for
 
-        n_batches, batches = training_batches(data, config.batching)
+        n_batches, batches = training_batches(data, batching)
         print_needs(console, str(name), *estimate_for(shape, batches), None if config.data.streaming else n_batches)
     print_warnings(console, warnings_of(found, chosen, n_val))
 

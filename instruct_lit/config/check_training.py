@@ -32,8 +32,8 @@ def _relations(config: Any) -> Iterator[Relation]:
     data, batching = config.data, config.batching
     reason = f"best_fit requires a token budget, and only it has one; batching.grouping={batching.grouping}"
     yield (batching.grouping == "best_fit") != (batching.max_tokens is not None), "batching.max_tokens", reason
-    pads = batching.layout == "padded"
-    yield data.pad_to is not None and not pads, "data.pad_to", "works only with batching.layout=padded"
+    packs = batching.layout == "packed"
+    yield data.pad_to is not None and packs, "data.pad_to", "works only with batching.layout=padded or auto"
     yield from trainer_relations(config)
     yield from callback_relations(callbacks)
     yield from _metric_relations(config, callbacks)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +21,10 @@ if TYPE_CHECKING:
 
     from instruct_lit.core.bundle import OpenedModel
     from instruct_lit.core.data.datamodule import InstructionData
+    from instruct_lit.core.data.settings import Batching
     from instruct_lit.core.data.template import Template
     from instruct_lit.core.data.tokenizer import Tokenizer
+    from instruct_lit.core.model.causal import CausalLM
     from instruct_lit.datasets.filters import FilterChain
     from instruct_lit.datasets.mixture import Mixture
     from instruct_lit.datasets.split_groups import SplitGroups
@@ -32,15 +35,21 @@ SHARE_KEYS = ("weight", "repeats")
 
 
 def data_of(
-    config: DictConfig, template: Template, tokenizer: Tokenizer, context_length: int, n_streamed: int | None = None
+    config: DictConfig,
+    template: Template,
+    tokenizer: Tokenizer,
+    context_length: int,
+    n_streamed: int | None = None,
+    model: CausalLM | None = None,
 ) -> InstructionData:
     """The data module, its lengths bounded by the model's context.
 
     Args:
+        model: what the batch layout has to suit; by default a model for which every layout is exact.
         n_streamed: read and store the first examples of a stream, all of them for training, instead of streaming.
     """
     from instruct_lit.core.data.datamodule import InstructionData
-    from instruct_lit.core.data.settings import Batching, Lengths, Masking, Splits
+    from instruct_lit.core.data.settings import Lengths, Masking, Splits
 
     install_satellites()
     data = config.data
@@ -61,7 +70,7 @@ def data_of(
         "lengths": Lengths(data.max_length or context_length, data.on_long, data.pad_to),
         "splits": Splits({} if data.streaming and not streamed else plain(data.split), regroup_of(data), files),
         "masking": Masking(data.mask_prompt, data.loss_on),
-        "batching": Batching(data.batch_size, data.eval_batch_size, n_workers=data.n_workers, **config.batching),
+        "batching": batching_of(config, model),
         "filters": filters_of(data.filters),
         "seed": data.seed,
     }
@@ -80,6 +89,19 @@ def data_of(
     if n_streamed is not None:
         return InstructionData(Head(source, n_streamed), *common, **arguments)
     return StreamedData(source, *common, shuffle_buffer=data.shuffle_buffer, **arguments)
+
+
+def batching_of(config: DictConfig, model: CausalLM | None) -> Batching:
+    """How batches are made; the layout is decided when the lengths of the data are known."""
+    from instruct_lit.config.layouts import AUTO, LayoutChoice
+    from instruct_lit.core.data.settings import Batching
+
+    given, data = plain(config.batching), config.data
+    limit = LayoutChoice() if model is None else LayoutChoice(model.layout_length, model.no_layouts or "")
+    if given.get("layout") == AUTO:
+        given["layout"] = "packed" if data.pad_to is None else "padded"
+        limit = replace(limit, automatic=True)
+    return Batching(data.batch_size, data.eval_batch_size, n_workers=data.n_workers, choose=limit, **given)
 
 
 def own_splits(sources: dict[str, Any], config: DictConfig) -> dict[str, Any]:
@@ -216,6 +238,5 @@ def with_settings_of_run(config: DictConfig, given: Collection[str]) -> DictConf
 def layouts_for(data: DictConfig) -> dict[str, dict[str, Any]]:
     """The settings of every file of `conf/batching` that suits the data, by its name."""
     layouts = {path.stem: dict(OmegaConf.load(path)) for path in sorted((CONF / "batching").glob("*.yaml"))}  # type: ignore[arg-type]
-    return {
-        name: settings for name, settings in layouts.items() if data.pad_to is None or settings["layout"] == "padded"
-    }
+    suitable = ("padded",) if data.pad_to is not None else ("padded", "packed")
+    return {name: settings for name, settings in layouts.items() if settings["layout"] in suitable}

@@ -39,19 +39,9 @@ def install_satellites() -> None:
 
 
 def model_of(config: DictConfig) -> CausalLM:
-    """The model that the model group describes, with weights.
-
-    Raises ConfigError when it cannot take the batch layout of `batching`.
-    """
+    """The model that the model group describes, with weights."""
     install_satellites()
-    model = _hf_of(config) if config.model.get("kind") == "hf" else _gpt_of(config)
-    batching = config.get("batching")
-    if model.no_layouts and batching and (batching.layout == "packed" or batching.shared_prefix):
-        raise ConfigError(
-            f"batching.layout={batching.layout}, batching.shared_prefix={batching.shared_prefix}: this model takes "
-            f"padded rows only, since {model.no_layouts}; use batching=bucketed or batching=padded"
-        )
-    return model
+    return _hf_of(config) if config.model.get("kind") == "hf" else _gpt_of(config)
 
 
 def _gpt_of(config: DictConfig) -> CausalLM:

@@ -105,6 +105,7 @@ class ConfiguredParts:
         self.config = config
         self.sharding = sharding()
         self._adapter: Any = None
+        self._model: CausalLM | None = None
 
     def trainer(self, callbacks: Sequence[Callback]) -> Trainer:
         return trainer_of(self.config, callbacks)
@@ -113,10 +114,11 @@ class ConfiguredParts:
         return build_parts.language_of(self.config)
 
     def model(self) -> CausalLM:
-        return build_parts.model_of(self.config)
+        self._model = build_parts.model_of(self.config)
+        return self._model
 
     def data(self, template: Template, tokenizer: Tokenizer, context_length: int) -> InstructionData:
-        return data_of(self.config, template, tokenizer, context_length)
+        return data_of(self.config, template, tokenizer, context_length, model=self._model)
 
     def adapt(self, model: CausalLM) -> None:
         self._adapter = build_parts.adapt(self.config, model)

@@ -89,7 +89,7 @@ class StreamedData(InstructionData):
     def setup(self, stage: str | None = None) -> None:
         if self.stores:
             return
-        self._check_pad_to(self.lengths.max_length)  # the longest example of a stream is not known
+        self._fit_to(self.lengths.max_length)  # the longest example of a stream is not known
         sources = self._evaluation_sources()
         self.stores = {name: self._open(source) for name, source in sources.items()}
         self.split = Split(*(np.arange(0) for _ in range(3)))

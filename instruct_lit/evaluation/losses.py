@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
-from instruct_lit.core.data.batching import Collator
+from instruct_lit.core.data.batching import Collator, Layout
 from instruct_lit.core.data.encode import EncodedExample
 from instruct_lit.core.data.tokenizer import Tokenizer
 from instruct_lit.core.model.attention import PackedDocuments
@@ -31,7 +31,9 @@ def response_losses(
     """
     was_training = model.training
     model.eval()
-    collate = Collator(tokenizer.eot_id, tokenizer.n_bytes_of, "packed" if model.no_layouts is None else "padded")
+    longest = max((len(example.ids) - 1 for example in examples), default=0)
+    layout_name: Layout = "packed" if longest <= model.layout_length else "padded"
+    collate = Collator(tokenizer.eot_id, tokenizer.n_bytes_of, layout_name)
     losses: list[tuple[float, int]] = [(0.0, 0)] * len(examples)
     for places in _groups(examples):
         batch = collate([examples[place] for place in places]).to(model.head_weight.device)

@@ -8,6 +8,7 @@ head must give the model's own logits.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -43,8 +44,8 @@ class HFShape:
 class HFModel(CausalLM):
     """A model of transformers; `hf` is the model itself.
 
-    `context_length` may be lower than the model's own: a model with sliding-window attention supports attention layouts
-    for contexts within the window only.
+    `context_length` may be lower than the model's own. A model with sliding-window attention supports attention layouts
+    for texts within the window only; rows without a layout get transformers' own masks.
 
     Raises:
         ConfigError: the model transforms its logits after the head.
@@ -109,7 +110,7 @@ class HFModel(CausalLM):
     def _all_states(self, input_ids: Tensor, position_ids: Tensor | None, layout: AttentionLayout | None) -> Tensor:
         if layout is None:
             return self._states(input_ids=input_ids)
-        assert self.no_layouts is None, self.no_layouts
+        assert self.layout_length > 0, self.no_layouts
         flat = input_ids.ndim == 1
         if position_ids is None:
             position_ids = torch.arange(input_ids.shape[-1], device=input_ids.device).expand_as(input_ids)
@@ -150,8 +151,8 @@ class HFModel(CausalLM):
         """Measure on a few tokens whether head and layouts are exact; the head must be."""
         self.hf.eval()
         generator = torch.Generator().manual_seed(0)
-        ids = torch.randint(0, self.config.n_vocab, (13,), generator=generator).to(self.head_weight.device)
-        first, second = ids[:9], torch.cat((ids[:4], ids[9:]))
+        ids = torch.randint(0, self.config.n_vocab, (11,), generator=generator).to(self.head_weight.device)
+        first, second = ids[:8], torch.cat((ids[:4], ids[8:]))
         alone = [self.hidden_states(document[None])[0] for document in (first, second)]
         ours = torch.nn.functional.linear(alone[0], self.head_weight)
         # Scaled by 1000: a soft cap does not change the small logits of random tokens measurably.
@@ -162,14 +163,17 @@ class HFModel(CausalLM):
                 f"model: {self.config.architecture} transforms its logits after the head (a soft cap or an unknown "
                 "scale), so its loss would be wrong; choose another model"
             )
-        self.no_layouts = self._try_layouts(ids, (5, 4), alone)
+        self.layout_length, self.no_layouts = self._try_layouts(ids, (4, 3), alone)
         self.hf.train()  # transformers opens models in evaluation mode: no dropout, no activation checkpointing
 
-    def _try_layouts(self, ids: Tensor, lengths: Sequence[int], alone: Sequence[Tensor]) -> str | None:
-        """Switch to our attention function if packed documents get the states they have alone; else return why not."""
+    def _try_layouts(self, ids: Tensor, lengths: Sequence[int], alone: Sequence[Tensor]) -> tuple[float, str | None]:
+        """Switch to our attention function if packed documents get the states they have alone.
+
+        Returns the length of text up to which they do, and why longer ones do not.
+        """
         before = attention_name(self.hf)
         spy = _Spy(lengths, prefix_length=4)
-        positions = torch.tensor([0, 1, 2, 3, 4, 5, 6, 7, 8, 4, 5, 6, 7], device=ids.device)
+        positions = torch.tensor([0, 1, 2, 3, 4, 5, 6, 7, 4, 5, 6], device=ids.device)
         try:
             register_attention(NAME, _attend)
             self.hf.set_attn_implementation(NAME)
@@ -179,24 +183,23 @@ class HFModel(CausalLM):
                 reason = "packed documents do not get the states that they have alone"
             elif len(spy.shapes) != max(spy.layers) + 1 or len(set(spy.shapes)) != 1:
                 reason = "its layers have different numbers of heads, or not all of them are attention"
-            elif spy.window is not None and spy.window < self.config.context_length:
-                reason = (
-                    f"its layers attend to the last {spy.window} tokens only; with model.context_length={spy.window} "
-                    "the layouts are exact"
-                )
             else:
+                text = self.hf.config.get_text_config(decoder=True)
                 n_heads, d_head = spy.shapes[0]
                 self.config = HFShape(
                     self.config.architecture, self.config.n_vocab, self.config.context_length, self.config.d_model,
                     len(spy.shapes), n_heads, d_head,
                 )  # fmt: skip
-                return None
+                window = spy.window or getattr(text, "attention_chunk_size", None) or math.inf
+                if window >= self.config.context_length:
+                    return math.inf, None
+                return window, f"its layers attend to the last {window} tokens only"
         except _NotSupported as error:
             reason = str(error)
         except Exception as error:  # unknown code may reject the arguments in any way
             reason = f"its code does not support them ({type(error).__name__}: {' '.join(str(error).split())[:120]})"
         self.hf.set_attn_implementation(before)
-        return reason
+        return 0, reason
 
 
 class _NotSupported(Exception):

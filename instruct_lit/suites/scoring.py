@@ -63,7 +63,7 @@ def _lay_out(
     model: CausalLM, texts: Sequence[Sequence[int]], device: torch.device
 ) -> tuple[Callable[[torch.Tensor], torch.Tensor], list[list[int]]]:
     """A function of rows `(M,)` that returns their hidden states `(M, C)`, and for each text the rows of its tokens."""
-    if model.no_layouts is not None:  # one padded row per text
+    if max(map(len, texts)) > model.layout_length:  # one padded row per text
         rows = torch.nn.utils.rnn.pad_sequence([torch.tensor(text, device=device) for text in texts], batch_first=True)
         places = [list(range(i * rows.shape[1], i * rows.shape[1] + len(text))) for i, text in enumerate(texts)]
         return lambda index: model.hidden_states(rows, index=index), places

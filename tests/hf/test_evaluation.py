@@ -21,7 +21,7 @@ pytest.importorskip("transformers")
 def model(request: pytest.FixtureRequest, llama_directory: Path) -> HFModel:
     model = load_hf(str(llama_directory)).eval()
     if request.param == "rows":
-        model.no_layouts = "the test says so"
+        model.layout_length = 0
     return model
 
 

@@ -1,6 +1,7 @@
 """Any architecture of transformers: what is exact is used, what is not is refused with its reason."""
 
 import functools
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -120,12 +121,12 @@ def test_a_soft_cap_on_the_logits_is_refused(make: Callable) -> None:
         make(transformers.Gemma2Config(**GROUPED, head_dim=8))
 
 
-def test_a_window_bounds_the_context_of_the_layouts(make: Callable) -> None:
+def test_a_window_bounds_the_lengths_for_layouts(make: Callable) -> None:
     config = transformers.MistralConfig(**GROUPED, sliding_window=16)
-    assert make(config).no_layouts == (
-        "its layers attend to the last 16 tokens only; with model.context_length=16 the layouts are exact"
-    )
-    assert make(config, context_length=16).no_layouts is None
+    model = make(config)
+    assert (model.layout_length, model.no_layouts) == (16, "its layers attend to the last 16 tokens only")
+    within = make(config, context_length=16)
+    assert (within.layout_length, within.no_layouts) == (math.inf, None)
 
 
 def test_an_architecture_without_attention_takes_rows_only_and_says_why(make: Callable) -> None:

@@ -54,7 +54,7 @@ def test_what_cannot_go_together_is_said_before_anything_is_opened(command: Call
 
 
 @pytest.mark.slow
-def test_a_layout_that_the_architecture_cannot_take_is_refused(
+def test_the_default_layout_suits_the_model_and_another_is_refused(
     command: Callable, llama_directory: Path, tmp_path: Path
 ) -> None:
     import transformers
@@ -66,10 +66,11 @@ def test_a_layout_that_the_architecture_cannot_take_is_refused(
     config.save_pretrained(tmp_path / "model")
     transformers.AutoTokenizer.from_pretrained(llama_directory).save_pretrained(tmp_path / "model")
     windowed = [*SMALL, "model.path=model", "model.pretrained=false"]
-    errors = command("train", *windowed, cwd=tmp_path, status=2).stderr
-    assert "this model takes padded rows only, since its layers look back over 32 tokens only" in errors
-    assert "use batching=bucketed or batching=padded" in errors
-    command("train", *windowed, "batching=bucketed", "hydra.run.dir=run", cwd=tmp_path)
+    errors = command("train", *windowed, "batching=packed", cwd=tmp_path, status=2).stderr
+    assert "exact up to 32 inputs for this model, since its layers attend to the last 32 tokens only" in errors
+    assert "use batching=auto, batching=bucketed or data.max_length=33" in errors
+    out = command("train", *windowed, "hydra.run.dir=run", cwd=tmp_path).stdout
+    assert "batching: padded rows grouped by length" in out
     assert metrics_of(tmp_path / "run")["n_steps"] == 3
 
 

@@ -16,7 +16,7 @@ def test_log_probabilities_are_those_of_the_model(
 ) -> None:
     """Prompts with a common beginning and of different lengths, in one batch; with a cache and by reading anew."""
     if not layouts:
-        monkeypatch.setattr(tiny_model, "no_layouts", "for this test")
+        monkeypatch.setattr(tiny_model, "layout_length", 0)
     prompts = [[5, 6, 7, 8], [5, 6, 9], [5, 6, 7, 10, 11, 12]]
     engine = Engine(tiny_model, tokenizer)
     settings = SamplingSettings(max_new_tokens=4, temperature=0.7, seed=1)  # does not change what is told

@@ -102,7 +102,12 @@ class DataConfig:
 class BatchingConfig:
     """How examples are arranged in batches; every layout has the same loss and gradient."""
 
-    layout: str = option("padded", "padded: one example a row; packed: no padding.", choices=("padded", "packed"))
+    layout: str = option(
+        "padded",
+        "padded: one example a row; packed: no padding; auto: packed where that is exact for the model and the lengths "
+        "of the data, else padded rows of similar length.",
+        choices=("auto", "padded", "packed"),
+    )
     grouping: str = option(
         "none",
         "length: examples of similar length share a batch; best_fit: batches of max_tokens tokens.",

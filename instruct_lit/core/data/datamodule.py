@@ -47,10 +47,7 @@ class InstructionData(LightningDataModule):
         self.template, self.tokenizer, self.cache_dir = template, tokenizer, Path(cache_dir)
         self.lengths, self.splits, self.masking, self.batching = lengths, splits, masking, batching
         self.filters, self.seed = filters, seed
-        self.collator = Collator(
-            tokenizer.eot_id, tokenizer.n_bytes_of, batching.layout, batching.shared_prefix, masking.mask_prompt,
-            lengths.pad_to, batching.pad_to_multiple_of,
-        )  # fmt: skip
+        self.collator = self._collator()
         self.split_spec = splits.spec
         if not isinstance(splits.spec, str):  # what comes from separate files is not split off
             self.split_spec = {name: 0 if name in splits.files else share for name, share in splits.spec.items()}
@@ -72,7 +69,7 @@ class InstructionData(LightningDataModule):
             return
         main, self.split = self._open_main()
         self.stores = {"main": main, **{name: self._open(source) for name, source in self.splits.files.items()}}
-        self._check_pad_to(max(int(store.lengths.max()) for store in self.stores.values()))
+        self._fit_to(max(int(store.lengths.max()) for store in self.stores.values()))
         if self.splits.regroup is not None:
             movable = self.splits.spec != "book"  # which is in file order
             self.split, moved = self.splits.regroup(self.split, self.stores, movable, self.cache_dir, self.fingerprint)
@@ -90,14 +87,23 @@ class InstructionData(LightningDataModule):
         filters = self.filters if source in self.sources else None  # separate files are not filtered
         return open_or_build(self.cache_dir, self._key(source), source, encoder, filters)
 
-    def _check_pad_to(self, longest: int) -> None:
-        """Raise ConfigError when an example with so many tokens is longer than the rows."""
+    def _fit_to(self, longest: int) -> None:
+        """Decide the layout for examples of up to `longest` tokens; ConfigError if they are longer than the rows."""
         pad_to = self.lengths.pad_to
         if pad_to is not None and longest - 1 > pad_to:
             raise ConfigError(
                 f"data.pad_to={pad_to}: the longest example has {longest - 1} inputs; raise it, or lower "
                 f"data.max_length to {pad_to + 1}"
             )
+        self.batching = self.batching.choose(self.batching, longest - 1)
+        self.collator = self._collator()
+
+    def _collator(self) -> Collator:
+        batching = self.batching
+        return Collator(
+            self.tokenizer.eot_id, self.tokenizer.n_bytes_of, batching.layout, batching.shared_prefix,
+            self.masking.mask_prompt, self.lengths.pad_to, batching.pad_to_multiple_of,
+        )  # fmt: skip
 
     @property
     def counts(self) -> dict[str, int]:

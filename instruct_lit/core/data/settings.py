@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -85,6 +85,10 @@ class Masking:
     loss_on: LossOn = "all"
 
 
+def _as_given(batching: Batching, longest: int) -> Batching:
+    return batching
+
+
 @dataclass(frozen=True)
 class Batching:
     """How batches are made (`BatchSampler`, `Collator`); beside `batch_size` nothing here changes a loss."""
@@ -97,3 +101,5 @@ class Batching:
     shared_prefix: bool = False
     pad_to_multiple_of: int = 1
     n_workers: int = 0
+    # Returns what is used, given these settings and the number of inputs of the longest example.
+    choose: Callable[[Batching, int], Batching] = field(default=_as_given, repr=False)

@@ -43,8 +43,8 @@ class Engine:
     """Generates with a causal model, at most `max_rows` responses at the same time.
 
     `generate` answers a list of prompts; `submit`, `step` and `cancel` serve concurrent callers. The model is used in
-    evaluation mode, its training mode is restored. A model without attention layouts recomputes the whole row for every
-    token: slower, with the same result. `make_weights` copies the weights at the first step.
+    evaluation mode, its training mode is restored. Rows that may become too long for the model's attention layouts are
+    recomputed for every token: slower, with the same result. `make_weights` copies the weights at the first step.
     """
 
     def __init__(
@@ -57,6 +57,7 @@ class Engine:
         self._cache: KeyValueCache | None = None
         self._make_weights = make_weights
         self._weights: WeightStore | None = None
+        self._recomputes = False  # until the batch is empty, rows are computed without the cache
         self._sampler = Sampler()
         self._numbers = count()
 
@@ -153,8 +154,10 @@ class Engine:
             return []
         new = [self._waiting.popleft() for _ in range(min(n_free, len(self._waiting)))]
         first_row = len(self._active)
+        longest = max(min(len(r.prompt_ids) + r.settings.max_new_tokens, self.context_length) for r in new)
+        self._recomputes = longest > self.model.layout_length or (self._recomputes and first_row > 0)
         self._active += new
-        if self.model.no_layouts is not None:
+        if self._recomputes:
             return self._recompute(new)
         cache = self._cache_for(new)
         device = cache.keys.device
@@ -182,7 +185,7 @@ class Engine:
         requests = list(self._active)
         if not requests:
             return []
-        if self.model.no_layouts is not None:
+        if self._recomputes:
             return self._recompute(requests)
         assert self._cache is not None
         layout = Decode(self._cache, [request.n_tokens - 1 for request in requests])

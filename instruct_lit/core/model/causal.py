@@ -5,6 +5,7 @@ Shapes: B rows, T tokens of a row, N tokens of a flat batch, M selected tokens, 
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any
@@ -30,7 +31,8 @@ class CausalLM(nn.Module):
     blocks: nn.ModuleList  # the layers in order
     embedding_noise: float = 0.0  # half width of the uniform noise on token embeddings in training
     compiler: Compiler | None = None  # in training, compiles the functions between attention calls
-    no_layouts: str | None = None  # why the model supports causal rows only, no other attention layout
+    layout_length: float = math.inf  # longest text for which attention layouts are exact; causal rows always are
+    no_layouts: str | None = None  # why longer texts need causal rows
     base_dtype: torch.dtype = torch.float32  # of the weights that it was built from
 
     @property
