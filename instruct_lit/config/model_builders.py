@@ -92,6 +92,32 @@ def _hf_tokenizer(config: DictConfig) -> tuple[HFTokenizer, list[int]]:
     return HFTokenizer(tokenizer.hf, markup=True), new
 
 
+def check_vocabulary(model: CausalLM, tokenizer: Tokenizer, template: Template) -> None:
+    """Raise ConfigError when the tokenizer may give an id that the model's embedding has no row for.
+
+    Special tokens that no template makes, such as those of images, may lie outside: no text is encoded to them.
+    """
+    n_rows = model.config.n_vocab
+    if tokenizer.n_vocab <= n_rows:
+        return
+    hf = getattr(tokenizer, "hf", None)
+    if hf is None:
+        outside = {tokenizer.decode([n]): n for n in range(n_rows, tokenizer.n_vocab)}
+    else:
+        made = {tokenizer.eot_id, *tokenizer.prompt_start, hf.bos_token_id, hf.eos_token_id}
+        special = {n for n, token in hf.added_tokens_decoder.items() if token.special} - made
+        outside = {
+            name: n for name, n in hf.get_vocab().items() if n >= n_rows and (n not in special or name in template.text)
+        }
+    if outside:
+        name, number = min(outside.items(), key=lambda item: item[1])
+        remedy = f"; model.new_tokens=[{name!r}] adds the missing rows" if hf is not None else ""
+        raise ConfigError(
+            f"model: the embedding has {n_rows} rows, and {len(outside)} tokens of the tokenizer lie outside, the "
+            f"first is {name!r} ({number}); use the tokenizer that the model was trained with{remedy}"
+        )
+
+
 def check_adapter(config: DictConfig) -> None:
     """Raise ConfigError when the adapter cannot be trained on this machine, before anything is loaded."""
     if config.adapter.kind == "none":

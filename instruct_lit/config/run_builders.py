@@ -118,6 +118,8 @@ class ConfiguredParts:
         return self._model
 
     def data(self, template: Template, tokenizer: Tokenizer, context_length: int) -> InstructionData:
+        assert self._model is not None
+        build_parts.check_vocabulary(self._model, tokenizer, template)
         return data_of(self.config, template, tokenizer, context_length, model=self._model)
 
     def adapt(self, model: CausalLM) -> None:

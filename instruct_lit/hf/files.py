@@ -164,16 +164,19 @@ def import_transformers() -> Any:
 def grow_vocabulary(model: HFModel, tokenizer: HFTokenizer, new: Sequence[int]) -> None:
     """Add rows for the tokens `new` to embedding and head: the mean of the rows in use, tied weights stay tied.
 
-    A padded vocabulary may have the rows already; they are set too, since they were never trained.
+    A padded vocabulary may have the rows already; they are set too, since they were never trained. So are those of
+    tokens that the tokenizer had and the model did not.
     """
+    n_rows = len(model.head_weight)
+    new = sorted({*new, *range(n_rows, tokenizer.n_vocab)})
     if not new:
         return
     hf, n_before = model.hf, min(new)
-    if tokenizer.n_vocab > len(model.head_weight):
+    if tokenizer.n_vocab > n_rows:
         hf.resize_token_embeddings(tokenizer.n_vocab, mean_resizing=False)
     tables = {id(p): p for e in (hf.get_input_embeddings(), hf.get_output_embeddings()) for p in e.parameters()}
     for table in tables.values():
-        table[list(new)] = table[:n_before].mean(0)
+        table[new] = table[:n_before].mean(0)
     model.vocabulary_changed()
 
 

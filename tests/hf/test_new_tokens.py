@@ -6,10 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from instruct_lit.config.model_builders import check_vocabulary
 from instruct_lit.core.bundle import open_model, save_bundle
 from instruct_lit.core.data.encode import Encoder
 from instruct_lit.core.data.example import Example
 from instruct_lit.core.data.template import Template
+from instruct_lit.core.data.tokenizer import GPT2Tokenizer
+from instruct_lit.core.model.gpt import GPT, GPTConfig
+from instruct_lit.errors import ConfigError
 from instruct_lit.hf.files import grow_vocabulary, load_hf
 from instruct_lit.hf.model import HFModel
 from instruct_lit.hf.tokenizer import HFTokenizer, add_special_tokens, load_tokenizer
@@ -95,3 +99,41 @@ def test_they_come_back_with_the_bundle(llama_directory: Path, tokenizer: HFToke
         [{"role": "user", "content": "hi"}], add_generation_prompt=True, return_dict=False
     )
     assert rendered == Encoder(template, markup, 99).prompt_ids(Example("hi", ""))
+
+
+def with_added(folder: Path, target: Path, name: str, special: bool) -> HFTokenizer:
+    """The tokenizer with one token more than the model has rows."""
+    import tokenizers
+
+    hf = transformers.AutoTokenizer.from_pretrained(folder)
+    hf.add_tokens([tokenizers.AddedToken(name, special=special, normalized=False)], special_tokens=special)
+    hf.save_pretrained(target)
+    return load_tokenizer(str(target))
+
+
+@pytest.mark.parametrize(
+    ("special", "text"), [(False, TEMPLATE.text), (True, "<more> {{ instruction }}{{ response }}")]
+)
+def test_a_token_without_a_row_is_refused_by_name_or_gets_one(
+    llama_directory: Path, tmp_path: Path, special: bool, text: str
+) -> None:
+    tokenizer, model = with_added(llama_directory, tmp_path, "<more>", special), tied(llama_directory)
+    n = model.config.n_vocab
+    message = rf"embedding has {n} rows.*'<more>' \({n}\); .*model.new_tokens=\['<more>'\] adds the missing rows"
+    with pytest.raises(ConfigError, match=message):
+        check_vocabulary(model, tokenizer, Template("t", text))
+    grow_vocabulary(model, tokenizer, add_special_tokens(tokenizer.hf, ["<more>"]))
+    assert model.config.n_vocab == n + 1
+    check_vocabulary(model, tokenizer, Template("t", text))
+
+
+def test_a_special_token_that_no_template_makes_may_lie_outside(llama_directory: Path, tmp_path: Path) -> None:
+    tokenizer = with_added(llama_directory, tmp_path, "<image>", special=True)
+    check_vocabulary(tied(llama_directory), tokenizer, TEMPLATE)
+    assert max(tokenizer.encode("an <image> here")) < tied(llama_directory).config.n_vocab
+
+
+def test_a_smaller_gpt_is_refused_by_name() -> None:
+    model = GPT(GPTConfig(n_vocab=50_256, context_length=8, d_model=4, n_layers=1, n_heads=1))
+    with pytest.raises(ConfigError, match=r"has 50256 rows, and 1 tokens .*'<\|endoftext\|>' \(50256\)"):
+        check_vocabulary(model, GPT2Tokenizer(), TEMPLATE)
