@@ -28,3 +28,15 @@ def logs_this_step(trainer: Trainer) -> bool:
 def log_interval(trainer: Trainer) -> int:
     """Optimizer steps between two rows of the loggers (an attribute that Lightning sets outside its constructor)."""
     return trainer.log_every_n_steps  # type: ignore[attr-defined]
+
+
+def count_resumed_epoch(trainer: Trainer) -> None:
+    """Count the epoch that begins where a run resumes from the last step of an epoch.
+
+    Lightning counts only the end of the epoch before. Otherwise, after a second resume of this kind, the epoch that
+    has just ended would be trained again.
+    """
+    loop, epochs = trainer.fit_loop, trainer.fit_loop.epoch_progress
+    if loop.restarted_mid_epoch and epochs.total.ready == epochs.total.processed:  # type: ignore[attr-defined]
+        epochs.increment_ready()
+        epochs.increment_started()

@@ -16,7 +16,12 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from lightning.pytorch.trainer.states import TrainerFn
 
-from instruct_lit.core.training.compat_lightning import epoch_is_complete, step_is_complete, validation_follows
+from instruct_lit.core.training.compat_lightning import (
+    count_resumed_epoch,
+    epoch_is_complete,
+    step_is_complete,
+    validation_follows,
+)
 from instruct_lit.errors import CheckpointError
 
 SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1")  # Ctrl-C, a request to end, what SLURM sends before the time limit
@@ -45,6 +50,7 @@ class LastCheckpoint(Checkpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._pending = self._end_requested = False
         self._saved_step = trainer.global_step
+        count_resumed_epoch(trainer)
         if self._random_states is not None:
             states, self._random_states = self._random_states, None
             set_random_state(states[trainer.global_rank % len(states)])

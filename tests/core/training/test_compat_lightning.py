@@ -18,6 +18,7 @@ def test_the_epoch_loop_has(name: str) -> None:
 
 def test_fit_loop_and_logger_connector_have() -> None:
     assert "_data_fetcher" in inspect.getsource(_FitLoop.__init__), "_FitLoop._data_fetcher is gone"
+    assert hasattr(_FitLoop, "restarted_mid_epoch"), "_FitLoop.restarted_mid_epoch is gone"
     assert hasattr(_LoggerConnector, "should_update_logs"), "_LoggerConnector.should_update_logs is gone"
 
 

@@ -56,7 +56,7 @@ class Run:
         checkpoints, plugin = folder / "checkpoints", options.pop("plugin", DurableIO())
         extra = options.pop("callbacks", [])
         self.history, self.recorder = History(folder / "history.jsonl"), Recorder()
-        self.stopper = EarlyStopping("val/loss", patience=2, min_delta=0.3)
+        self.stopper = EarlyStopping("val/loss", patience=options.pop("patience", 2), min_delta=0.3, strict=False)
         self.best = Checkpoint(
             checkpoints, filename="best", monitor="val/loss", save_weights_only=True, enable_version_counter=False
         )
@@ -118,6 +118,39 @@ def test_from_every_checkpoint_of_a_run(
             assert found[name] == wanted[name], (n, name)
         n_rest = len(rest.recorder.seen)
         assert rest.recorder.seen == whole.recorder.seen[len(whole.recorder.seen) - n_rest :], n
+
+
+@pytest.mark.parametrize("interval", [2, 5])
+def test_resumed_at_the_end_of_one_epoch_after_another(
+    interval: int, tmp_path: Path, fit: Callable, make_tuner: Callable, make_data: Callable
+) -> None:
+    """Trap 15 for a run that is killed again and again: it resumes where each epoch ended, and repeats none."""
+    options = {**CASES["packed by budget, accumulated"], "val_check_interval": interval, "max_epochs": 5}
+
+    def train(name: str, folder: Path, **more: Any) -> tuple[Run, list[Path]]:
+        (tmp_path / name).mkdir()
+        keep = KeepAll(tmp_path / name)
+        run = Run(folder, fit, make_tuner, make_data, plugin=keep, patience=9, **options, **more)
+        return run, [tmp_path / name / f"kill-{n}" for n in range(keep.n)]
+
+    def progress(folder: Path) -> tuple[int, Any, Any]:
+        saved = torch.load(folder / "checkpoints" / "last.ckpt")
+        return saved["global_step"], saved["loops"]["fit_loop"]["epoch_progress"], saved["InstructionData"]
+
+    whole, kills = train("whole", tmp_path / "run")
+    n_batches = whole.trainer.num_training_batches
+    wanted = {progress(kill)[0]: progress(kill) for kill in kills}
+    while kills:  # each run is killed at the end of its first epoch, if it has not made its last step
+        at_end = [kill for kill in kills if progress(kill)[2]["n_yielded"] == n_batches]
+        if not at_end or progress(at_end[0])[0] == whole.trainer.global_step:
+            break
+        step, name = progress(at_end[0])[0], f"from step {progress(at_end[0])[0]}"
+        last = at_end[0] / "checkpoints" / "last.ckpt"
+        run, kills = train(name, at_end[0], ckpt_path=last)
+        assert run.outcome() == whole.outcome(), name
+        kills = [kill for kill in kills if progress(kill)[0] > step]
+        assert [progress(kill) for kill in kills] == [wanted[progress(kill)[0]] for kill in kills], name
+    assert step > 2 * whole.trainer.global_step // options["max_epochs"], "fewer than three resumes"
 
 
 class Signal(Callback):
