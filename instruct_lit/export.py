@@ -19,20 +19,21 @@ def export(config: DictConfig) -> None:
     check_command("export", config)
 
     from instruct_lit.config import model_builders as build
+    from instruct_lit.config.soup_builders import soup_of
     from instruct_lit.exporters.formats import export_model, write_model_card
     from instruct_lit.exporters.hub import push
     from instruct_lit.exporters.llama_cpp import QUANTISED
     from instruct_lit.exporters.model_card import CardFacts
     from instruct_lit.exporters.verification import verify_export
 
-    opened = build.open_run(config)
-    folder = Path(HydraConfig.get().runtime.output_dir) / config.to
-    name = config.name or opened.directory.resolve().parent.name
+    out_dir = Path(HydraConfig.get().runtime.output_dir)
+    opened = soup_of(config, out_dir) if config.soup else build.open_run(config)
+    folder, name = out_dir / config.to, config.name or opened.directory.resolve().parent.name
     stored = str(opened.model.base_dtype).removeprefix("torch.")
     precision = config.precision if config.to == "gguf" else config.dtype or stored
     export_model(opened, config.to, folder, name, precision, config.llama_cpp)
     verified = verify_export(opened, folder, config.to, precision) if config.verify else {}
-    relation = "quantized" if precision in QUANTISED else "finetune"
+    relation = "merge" if config.soup else "quantized" if precision in QUANTISED else "finetune"
     facts = CardFacts(name, config.license, config.base_model, tuple(config.language), relation, verified)
     write_model_card(opened, config.to, folder, facts)
     print(f"{folder}: " + ", ".join(sorted(path.name for path in folder.iterdir())))

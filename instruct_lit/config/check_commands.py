@@ -82,6 +82,7 @@ def _arena(config: Any) -> Iterator[Relation]:
 
 def _export(config: Any) -> Iterator[Relation]:
     repo = config.push_to_hub
+    yield (config.run is None) == (not config.soup), "run=… or soup=[…,…]", "give one of the two"
     yield repo is not None and repo.count("/") != 1, "push_to_hub", "give the full name of the repository, owner/name"
 
 

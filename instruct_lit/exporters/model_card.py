@@ -70,6 +70,7 @@ def write_card(
         metrics={key: (value, metrics.get(f"base/{key}")) for key, value in measured.items()},
         scores=scores,
         context_length=context_length,
+        soup=about.get("soup"),
         readers=facts.verified.get("readers"),
         change=facts.verified.get("change"),
         n_verified=facts.verified.get("n"),

@@ -1,5 +1,7 @@
 """The export command: what it leaves is opened by others and gives our logits; its errors; nothing is pushed unasked."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -23,6 +25,24 @@ def test_hf_with_another_template(command: Command, small_run: Path, tmp_path: P
     card = (tmp_path / "out/hf/README.md").read_text()
     assert "Licence of the data: Apache-2.0" in card and "| exact_match |" in card and "--- |" not in card
     assert "python -m instruct_lit.train data.source.n_examples=60" in card and "<|im_start|>user" in card
+
+
+def test_a_soup_is_tested_and_put_beside_its_parts(command: Command, small_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(small_run, tmp_path / "sweep" / "0")
+    shutil.copytree(small_run, tmp_path / "sweep" / "1")
+    done = command("export", "soup=[sweep]", "soup_method=greedy", "verify=false", "hydra.run.dir=out", cwd=tmp_path)
+    table = json.loads((tmp_path / "out/soup.json").read_text())
+    metrics = json.loads((small_run / "metrics.json").read_text())
+    assert [Path(member).name for member in table["members"]] == ["0", "1"]
+    for losses in (table["soup"], *table["losses"].values()):
+        assert losses["test/response_loss"] == pytest.approx(metrics["test/response_loss"], abs=1e-4)
+        assert losses["val/response_loss"] == pytest.approx(metrics["val/response_loss"], abs=1e-4)
+    assert done.stdout.count("+ sweep/") == 2 and "the soup: val/response_loss" in done.stdout
+    assert (tmp_path / "out/responses.jsonl").read_text().count("\n") == 10
+    before, after = open_model(small_run), open_model(tmp_path / "out/hf")
+    assert torch.equal(before.model(IDS), after.model(IDS))
+    card = (tmp_path / "out/hf/README.md").read_text()
+    assert "\n| exact_match |" in card and "average of those of 2 of 2 runs (a greedy soup" in card
 
 
 def test_gguf_and_modelfile(command: Command, small_run: Path, tmp_path: Path) -> None:

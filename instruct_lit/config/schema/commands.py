@@ -99,7 +99,11 @@ class ArenaConfig:
 class ExportConfig:
     """Convert a finished model for other programs, with a model card."""
 
-    run: str | None = option(None, "Run folder, bundle or Hugging Face directory.", exists="run", required=True)
+    run: str | None = option(None, "Run folder, bundle or Hugging Face directory.", exists="run")
+    soup: list[str] = option([], "Runs of one base model whose weights are averaged, or the folder of a sweep.")
+    soup_method: str = option(
+        "uniform", "greedy: a run joins only if the validation loss does not rise.", choices=("uniform", "greedy")
+    )
     to: str = option(
         "hf",
         "hf: Hugging Face directory; gguf: llama.cpp and Ollama (extra `export`); torch_export: a traced program.",

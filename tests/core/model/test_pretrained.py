@@ -151,6 +151,13 @@ def test_a_directory_without_weights(directory: Path) -> None:
         load_gpt(directory)
 
 
+def test_shards_of_pickles_are_refused_by_name(directory: Path) -> None:
+    (directory / WEIGHTS).unlink()
+    (directory / "pytorch_model.bin.index.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="shards of pytorch_model.bin are not read; save it with safetensors"):
+        load_gpt(directory)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
