@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from random import Random
 
 from instruct_lit.core.data.example import Example
@@ -69,16 +70,73 @@ class DemoSource:
                     return
 
 
-def _list(random: Random, low: int = 3, high: int = 5) -> list[str]:
-    return random.sample(NOUNS, random.randint(low, high))
+# Tasks on a list of words, by name: fewest and most words, phrasings, and the answer.
+LIST_TASKS: dict[str, tuple[int, int, list[str], Callable[[list[str]], str]]] = {
+    "first_word": (
+        3, 5, ["Give the first word of the list", "Which word comes first in the list", "Name the first item"],
+        lambda items: items[0],
+    ),
+    "last_word": (
+        3, 5, ["Give the last word of the list", "Which word comes last in the list", "Name the last item"],
+        lambda items: items[-1],
+    ),
+    "second_word": (
+        3, 5, ["Give the second word of the list", "Which word comes second in the list", "Name the second item"],
+        lambda items: items[1],
+    ),
+    "reverse": (
+        3, 4, ["Reverse the list", "Write the list backwards", "Put the words in reverse order"],
+        lambda items: ", ".join(reversed(items)),
+    ),
+    "sort": (
+        3, 3, ["Sort the words alphabetically", "Put the words in alphabetical order", "Order the list from A to Z"],
+        lambda items: ", ".join(sorted(items)),
+    ),
+    "count": (
+        2, 6, ["Count the words", "How many words are in the list", "Tell me the number of items"],
+        lambda items: str(len(items)),
+    ),
+}  # fmt: skip
+# Tasks on one word, by name: what is shown and its answer, and phrasings.
+WORD_TASKS: dict[str, tuple[Mapping[str, str], list[str]]] = {
+    "upper_case": (
+        {word: word.upper() for word in NOUNS},
+        ["Write {} in capital letters.", "Convert {} to upper case.", "Put {} in all caps."],
+    ),
+    "lower_case": (
+        {word.upper(): word for word in NOUNS},
+        ["Write {} in small letters.", "Convert {} to lower case.", "Put {} in lowercase."],
+    ),
+    "opposite": (
+        OPPOSITES,
+        ["What is the opposite of {}?", "Give an antonym of {}.", "Name the word that means the opposite of {}."],
+    ),
+    "plural": (PLURALS, ["What is the plural of {}?", "Give the plural form of {}.", "Write {} in the plural."]),
+    "past_tense": (
+        PAST, ["What is the past tense of {}?", "Give the past form of {}.", "Put the verb {} into the past tense."],
+    ),
+    "number_in_digits": (
+        {word: str(value) for value, word in enumerate(NUMBERS)},
+        ["Write {} in digits.", "Convert {} to digits.", "Turn {} into a numeral."],
+    ),
+}  # fmt: skip
 
 
-def _with_list(random: Random, phrasings: list[str], items: list[str]) -> tuple[str, str]:
+def list_task(name: str, random: Random) -> Task:
     """The list stands in the input, or behind the instruction."""
+    low, high, phrasings, answer = LIST_TASKS[name]
+    items = random.sample(NOUNS, random.randint(low, high))
     phrase, text = random.choice(phrasings), ", ".join(items)
     if random.random() < 0.6:
-        return phrase + ("?" if phrase.startswith(("Which", "How", "Is", "Does")) else "."), text
-    return f"{phrase}: {text}", ""
+        return phrase + ("?" if phrase.startswith(("Which", "How")) else "."), text, answer(items)
+    return f"{phrase}: {text}", "", answer(items)
+
+
+def word_task(name: str, random: Random) -> Task:
+    """A task on one word."""
+    answers, phrasings = WORD_TASKS[name]
+    word = random.choice(list(answers))
+    return *_with_word(random, phrasings, word), answers[word]
 
 
 def _with_word(random: Random, phrasings: list[str], word: str) -> tuple[str, str]:
@@ -87,76 +145,6 @@ def _with_word(random: Random, phrasings: list[str], word: str) -> tuple[str, st
     if random.random() < 0.6:
         return phrase.format(f"'{word}'"), ""
     return phrase.format("the given word"), word
-
-
-def first_word(random: Random) -> Task:
-    items = _list(random)
-    phrasings = ["Give the first word of the list", "Which word comes first in the list", "Name the first item"]
-    return *_with_list(random, phrasings, items), items[0]
-
-
-def last_word(random: Random) -> Task:
-    items = _list(random)
-    phrasings = ["Give the last word of the list", "Which word comes last in the list", "Name the last item"]
-    return *_with_list(random, phrasings, items), items[-1]
-
-
-def second_word(random: Random) -> Task:
-    items = _list(random)
-    phrasings = ["Give the second word of the list", "Which word comes second in the list", "Name the second item"]
-    return *_with_list(random, phrasings, items), items[1]
-
-
-def reverse(random: Random) -> Task:
-    items = _list(random, 3, 4)
-    phrasings = ["Reverse the list", "Write the list backwards", "Put the words in reverse order"]
-    return *_with_list(random, phrasings, items), ", ".join(reversed(items))
-
-
-def sort(random: Random) -> Task:
-    items = _list(random, 3, 3)
-    phrasings = ["Sort the words alphabetically", "Put the words in alphabetical order", "Order the list from A to Z"]
-    return *_with_list(random, phrasings, items), ", ".join(sorted(items))
-
-
-def count(random: Random) -> Task:
-    items = _list(random, 2, 6)
-    phrasings = ["Count the words", "How many words are in the list", "Tell me the number of items"]
-    return *_with_list(random, phrasings, items), str(len(items))
-
-
-def upper_case(random: Random) -> Task:
-    phrasings = ["Write {} in capital letters.", "Convert {} to upper case.", "Put {} in all caps."]
-    word = random.choice(NOUNS)
-    return *_with_word(random, phrasings, word), word.upper()
-
-
-def lower_case(random: Random) -> Task:
-    phrasings = ["Write {} in small letters.", "Convert {} to lower case.", "Put {} in lowercase."]
-    word = random.choice(NOUNS)
-    return *_with_word(random, phrasings, word.upper()), word
-
-
-def opposite(random: Random) -> Task:
-    phrasings = [
-        "What is the opposite of {}?",
-        "Give an antonym of {}.",
-        "Name the word that means the opposite of {}.",
-    ]
-    word = random.choice(list(OPPOSITES))
-    return *_with_word(random, phrasings, word), OPPOSITES[word]
-
-
-def plural(random: Random) -> Task:
-    phrasings = ["What is the plural of {}?", "Give the plural form of {}.", "Write {} in the plural."]
-    word = random.choice(list(PLURALS))
-    return *_with_word(random, phrasings, word), PLURALS[word]
-
-
-def past_tense(random: Random) -> Task:
-    phrasings = ["What is the past tense of {}?", "Give the past form of {}.", "Put the verb {} into the past tense."]
-    word = random.choice(list(PAST))
-    return *_with_word(random, phrasings, word), PAST[word]
 
 
 def category(random: Random) -> Task:
@@ -188,12 +176,6 @@ def after(random: Random) -> Task:
     return form.format(names[place]), "", names[place + 1]
 
 
-def number_in_digits(random: Random) -> Task:
-    value = random.randrange(len(NUMBERS))
-    phrasings = ["Write {} in digits.", "Convert {} to digits.", "Turn {} into a numeral."]
-    return *_with_word(random, phrasings, NUMBERS[value]), str(value)
-
-
 def replace(random: Random) -> Task:
     name, verb, noun, place = (random.choice(x) for x in (NAMES, VERBS, NOUNS, PLACES))
     sentence = f"{name} {verb} the {noun} in the {place}."
@@ -215,9 +197,9 @@ def who(random: Random) -> Task:
 
 
 FAMILIES: dict[str, Callable[[Random], Task]] = {
-    function.__name__: function
-    for function in (
-        first_word, last_word, second_word, reverse, sort, count, upper_case, lower_case, opposite, plural, past_tense,
-        category, larger, after, number_in_digits, replace, who,
-    )
-}  # fmt: skip
+    **{name: partial(list_task, name) for name in LIST_TASKS},
+    **{name: partial(word_task, name) for name in WORD_TASKS if name != "number_in_digits"},
+    **{function.__name__: function for function in (category, larger, after)},
+    "number_in_digits": partial(word_task, "number_in_digits"),
+    **{function.__name__: function for function in (replace, who)},
+}
