@@ -37,11 +37,11 @@ def ours(name: str, args: Namespace) -> dict[str, Any]:
     from lightning import Callback, seed_everything
 
     from instruct_lit.accel.hardware import keep_freed_memory
+    from instruct_lit.accel.throughput import Throughput
     from instruct_lit.config import model_builders as build
     from instruct_lit.config.check_training import check_train
     from instruct_lit.config.compose import CONF, register
     from instruct_lit.config.run_builders import trainer_of, tuner_of
-    from instruct_lit.core.training.history import History
 
     memory, clock = common.Memory(args.device), common.Clock(args.warm_up, args.steps, args.device)
     _, batching, precision, *more = name.split()
@@ -72,7 +72,7 @@ def ours(name: str, args: Namespace) -> dict[str, Any]:
         check_train(config)
         keep_freed_memory()
         seed_everything(config.seed, workers=True, verbose=False)
-        trainer = trainer_of(config, [History(Path(folder) / "history.jsonl"), Tick()])
+        trainer = trainer_of(config, [Throughput(), Tick()])
         model = build.model_of(config)
         tokenizer, template = build.language_of(config)
         data = build.data_of(config, template, tokenizer, model.config.context_length)

@@ -19,6 +19,7 @@ SATELLITES = (
     "hf",
     "nano",
     "reports",
+    "resume",
     "serving",
     "suites",
     "sweeps",
@@ -34,7 +35,8 @@ BETWEEN: dict[str, set[str]] = {
     "reports": {"evaluation"},
     "sweeps": {"accel", "reports"},
     "datasets": set(),
-    "distributed": set(),
+    "distributed": {"resume"},
+    "resume": set(),
     "nano": set(),
 }
 # What still points the wrong way: each goes when its room is done.

@@ -34,8 +34,6 @@ from instruct_lit.core.data.tokenizer import Tokenizer
 from instruct_lit.core.generation.engine import Engine
 from instruct_lit.core.model.causal import CausalLM
 from instruct_lit.core.model.pretrained import DTYPES
-from instruct_lit.core.training.checkpoints import DurableIO
-from instruct_lit.core.training.history import History
 from instruct_lit.core.training.loss import StepAccelerator
 from instruct_lit.core.training.module import InstructionTuner
 from instruct_lit.core.training.optimizer import parameter_groups, schedule
@@ -43,7 +41,10 @@ from instruct_lit.core.training.run import Run, RunSettings
 from instruct_lit.core.training.sharding import Sharding
 from instruct_lit.errors import ConfigError
 
-SAMPLE_ANSWERS = "instruct_lit.reports.sample_answers.SampleAnswers"  # a default, absent in the core alone
+DEFAULTS_OF_SATELLITES = {  # default callbacks that are left out in the core alone
+    "instruct_lit.reports.sample_answers.SampleAnswers": "reports",
+    "instruct_lit.resume.last_checkpoint.LastCheckpoint": "resume",
+}
 PROFILERS = {"simple": SimpleProfiler, "advanced": AdvancedProfiler}  # they write fit-profile.txt, …
 # The core's constructors that a satellite has in a faster form with the same numbers.
 ACCELERATED = {"instruct_lit.core.training.optimizer.adamw": "instruct_lit.accel.adamw.adamw"}
@@ -53,7 +54,8 @@ def run_of(config: DictConfig) -> Run:
     """The training run of a checked configuration, in Hydra's output folder."""
     own_folder(Path(HydraConfig.get().runtime.output_dir))
     for key, node in (config.callbacks or {}).items():
-        if node is not None and node.get("_target_") == SAMPLE_ANSWERS and not has_satellite("reports"):
+        satellite = DEFAULTS_OF_SATELLITES.get(node.get("_target_")) if node is not None else None
+        if satellite and not has_satellite(satellite):
             config.callbacks[key] = None
     check_targets(config)
     check_machine(config)
@@ -67,8 +69,6 @@ def run_of(config: DictConfig) -> Run:
         run_dir=run_dir,
         seed=config.seed,
         fit=config.fit,
-        ckpt_path=config.ckpt_path,
-        own_checkpoint_only=any(o.startswith("hydra.run.dir=") for o in HydraConfig.get().overrides.hydra),
         evaluate_base=config.evaluate_base,
         n_test_responses=config.n_test_responses,
         optimized_metric=config.optimized_metric,
@@ -76,7 +76,6 @@ def run_of(config: DictConfig) -> Run:
         mode=best.get("mode", "min"),
         sampling=build_parts.sampling_of(config),
         hyperparameters={key: str(value) for key, value in flat(config).items()},
-        identity=identity_of(config),
         data_facts={
             "name": config.data.name,
             "licence": config.data.licence,
@@ -84,18 +83,6 @@ def run_of(config: DictConfig) -> Run:
         },
     )
     return Run(ConfiguredParts(config), settings, hooks_of(config))
-
-
-def identity_of(config: DictConfig) -> dict[str, str]:
-    """What training takes from a checkpoint and the configuration cannot change in a resumed run."""
-    best = OmegaConf.select(config, "callbacks.best_checkpoint") or {}
-    targets = [str(node.get("_target_")) for node in (config.callbacks or {}).values() if node is not None]
-    return {
-        "seed": str(config.seed),  # the states of the random generators
-        "optimizer": str(config.optimizer.get("_target_")),  # the moments
-        "best checkpoint": f"{best.get('mode')} of {best.get('monitor')}",  # the best value so far
-        "weight averaging": str([t for t in targets if t.endswith("WeightAveraging")]),  # the average
-    }
 
 
 class ConfiguredParts:
@@ -215,7 +202,7 @@ def trainer_of(config: DictConfig, callbacks: Sequence[Callback]) -> Trainer:
         "trainer",
         callbacks=both,
         logger=loggers or False,
-        plugins=[DurableIO(sharding())],
+        plugins=_checkpoint_files(),
         use_distributed_sampler=False,
     )
     if trainer.world_size > 1 and not has_satellite("distributed"):
@@ -223,6 +210,15 @@ def trainer_of(config: DictConfig, callbacks: Sequence[Callback]) -> Trainer:
             f"trainer: {trainer.world_size} processes need the folder instruct_lit/distributed; use trainer.devices=1"
         )
     return trainer
+
+
+def _checkpoint_files() -> list[Any]:
+    """How checkpoints are written: by `resume` so that they survive a fault, without it by Lightning."""
+    if not has_satellite("resume"):
+        return []
+    from instruct_lit.resume.checkpoint_files import DurableIO
+
+    return [DurableIO(sharding())]
 
 
 def _wanted(
@@ -240,12 +236,13 @@ def _wanted(
 
 
 def _progress_of(callbacks: Sequence[Callback]) -> list[Callback]:
-    """The progress bar of `reports`, which shows figures of the run's history; without it Lightning's own."""
-    if not has_satellite("reports"):
+    """The progress bar of `reports`, with the throughput that `accel` measures; without them Lightning's own."""
+    if not (has_satellite("reports") and has_satellite("accel")):
         return []
+    from instruct_lit.accel.throughput import Throughput
     from instruct_lit.reports.progress import Progress
 
-    return [Progress(callback) for callback in callbacks if isinstance(callback, History)]
+    return [Progress(callback.tokens_per_s) for callback in callbacks if isinstance(callback, Throughput)]
 
 
 def _default_precision(accelerator: str) -> str:

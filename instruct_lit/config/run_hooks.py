@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
+from hydra.core.hydra_config import HydraConfig
+from lightning import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from instruct_lit.config.check_run import check_limits, check_split
@@ -18,6 +20,7 @@ from instruct_lit.config.satellites import has_satellite
 from instruct_lit.config.targets import build
 from instruct_lit.core.model.pretrained import DTYPES
 from instruct_lit.core.training.run import Run, RunHook
+from instruct_lit.errors import ConfigError
 
 if TYPE_CHECKING:
     from instruct_lit.accel.memory import PeakMemory
@@ -27,6 +30,10 @@ if TYPE_CHECKING:
 def hooks_of(config: DictConfig) -> list[RunHook]:
     """The hooks of a configuration and of the satellites that are installed."""
     hooks: list[RunHook] = [Utilisation()] if has_satellite("accel") else []
+    if has_satellite("resume"):
+        hooks.append(_resumption(config))
+    elif config.ckpt_path:
+        raise ConfigError(f"ckpt_path={config.ckpt_path}: needs the folder instruct_lit/resume; start a new run")
     if has_satellite("distributed"):
         hooks.append(Processes())
     hooks += [Checks(), Provenance(config)]
@@ -41,6 +48,26 @@ def hooks_of(config: DictConfig) -> list[RunHook]:
         if config.verify and has_satellite("exporters") and has_satellite("hf"):
             hooks.append(Verification(config))
     return hooks
+
+
+def _resumption(config: DictConfig) -> RunHook:
+    """satellite resume: the checkpoint that `ckpt_path` means, of a run that this configuration can resume."""
+    from instruct_lit.resume.resumption import Resumption
+
+    own_only = any(override.startswith("hydra.run.dir=") for override in HydraConfig.get().overrides.hydra)
+    return Resumption(config.ckpt_path, own_only, identity_of(config))
+
+
+def identity_of(config: DictConfig) -> dict[str, str]:
+    """What training takes from a checkpoint and the configuration cannot change in a resumed run."""
+    best = OmegaConf.select(config, "callbacks.best_checkpoint") or {}
+    targets = [str(node.get("_target_")) for node in (config.callbacks or {}).values() if node is not None]
+    return {
+        "seed": str(config.seed),  # the states of the random generators
+        "optimizer": str(config.optimizer.get("_target_")),  # the moments
+        "best checkpoint": f"{best.get('mode')} of {best.get('monitor')}",  # the best value so far
+        "weight averaging": str([t for t in targets if t.endswith("WeightAveraging")]),  # the average
+    }
 
 
 class Processes(RunHook):
@@ -112,6 +139,12 @@ class Utilisation(RunHook):
 
     memory: PeakMemory
 
+    def callbacks(self, run: Run) -> Sequence[Callback]:
+        from instruct_lit.accel.throughput import Throughput
+
+        self.throughput = Throughput()
+        return [self.throughput]
+
     @contextmanager
     def preparing(self, run: Run) -> Iterator[None]:
         yield
@@ -128,12 +161,13 @@ class Utilisation(RunHook):
     def on_tested(self, run: Run) -> None:
         from instruct_lit.accel.hardware import matrix_rate, needed_flops
 
-        trainer, history = run.trainer, run.history
+        trainer, measured = run.trainer, self.throughput
         if run.settings.fit:
             rate = trainer.world_size * matrix_rate(trainer.strategy.root_device, trainer.precision)
-            flops = needed_flops(run.model, history.n_tokens, history.n_supervised)
+            flops = needed_flops(run.model, measured.n_tokens, measured.n_supervised)
             run.metrics |= {
-                "flop_utilisation": flops / max(1e-9, history.training_s) / rate,
+                **measured.figures(),
+                "flop_utilisation": flops / max(1e-9, measured.training_s) / rate,
                 "matrix_flops_per_s": rate,
             }
         run.metrics["peak_memory_bytes"] = self.memory.read()

@@ -38,7 +38,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "instruct_lit.reports.sample_answers.SampleAnswers",
         "instruct_lit.core.training.checkpoints.Checkpoint",
         "instruct_lit.core.training.early_stopping.EarlyStopping",
-        "instruct_lit.core.training.last_checkpoint.LastCheckpoint",
+        "instruct_lit.resume.last_checkpoint.LastCheckpoint",
         "instruct_lit.evaluation.generation_quality.GenerationQuality",
         "instruct_lit.sweeps.pruning.Pruning",
         "lightning.pytorch.callbacks.*",

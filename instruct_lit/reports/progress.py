@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from lightning.pytorch.trainer.states import TrainerFn
 
-from instruct_lit.core.training.history import History
-
 
 class Progress(TQDMProgressBar):
     """One line that shows loss, validation loss, tokens per second and the time left."""
 
-    def __init__(self, history: History) -> None:
+    def __init__(self, tokens_per_s: Callable[[], float]) -> None:
         super().__init__(refresh_rate=5)
-        self.history = history
+        self.tokens_per_s = tokens_per_s  # NaN before the first batch
 
     def init_train_tqdm(self) -> Tqdm:
         bar = super().init_train_tqdm()
@@ -45,6 +46,6 @@ class Progress(TQDMProgressBar):
         for title, name in (("loss", "train/loss"), ("val", "val/loss")):
             if name in trainer.callback_metrics:
                 shown[title] = f"{float(trainer.callback_metrics[name]):.3f}"
-        if self.history.training_s:
-            shown["tok/s"] = f"{self.history.tokens_per_s:.0f}"
+        if not math.isnan(rate := self.tokens_per_s()):
+            shown["tok/s"] = f"{rate:.0f}"
         return shown

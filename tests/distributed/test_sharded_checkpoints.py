@@ -9,16 +9,11 @@ import pytest
 import torch
 from torch.distributed.checkpoint.api import CheckpointException
 
-from instruct_lit.core.training.checkpoints import (
-    DurableIO,
-    explained_write,
-    find_checkpoint,
-    previous_of,
-    read_checkpoint,
-)
+from instruct_lit.core.training.checkpoints import read_checkpoint
 from instruct_lit.distributed import sharded_checkpoints as shard_files
 from instruct_lit.distributed.shards import Shards
 from instruct_lit.errors import CheckpointError
+from instruct_lit.resume.checkpoint_files import DurableIO, explained_write, find_checkpoint, previous_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*assuming the intent is to save in a single process")
 

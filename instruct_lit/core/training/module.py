@@ -18,11 +18,9 @@ from torch.optim import Optimizer
 
 from instruct_lit.core.data.batching import Batch
 from instruct_lit.core.model.causal import CausalLM, token_losses
-from instruct_lit.core.training.checkpoints import check_identity
 from instruct_lit.core.training.compat_lightning import logs_this_step
 from instruct_lit.core.training.failures import FiniteLosses, not_finite
 from instruct_lit.core.training.loss import FitFacts, StepAccelerator, layout_of, sum_over_ranks
-from instruct_lit.core.training.optimizer import hyperparameters, set_hyperparameters
 from instruct_lit.core.training.sharding import Sharding
 from instruct_lit.core.training.trainable_state import completed, trained_part
 from instruct_lit.errors import TrainingError
@@ -60,8 +58,6 @@ class InstructionTuner(LightningModule):
         self.neftune_alpha = neftune_alpha
         self.step, self.sharding = step or StepAccelerator(), sharding or Sharding()
         self.step.attach(model)
-        self.identity: dict[str, str] = {}  # what a checkpoint must have in common with the run that resumes it
-        self.started = False  # whether a fit has restored all of its checkpoint, if it resumes one
         self.ends_when_not_finite = True  # a NaN or infinite loss ends the run
         self.tokens_seen = 0  # supervised tokens that went into optimizer steps, over all ranks
         self._window, self._finite = _Window(), FiniteLosses()
@@ -74,15 +70,13 @@ class InstructionTuner(LightningModule):
         optimizer = self.make_optimizer(self.model)
         n_steps = min(self.trainer.estimated_stepping_batches, sys.maxsize)  # infinite with max_epochs=-1
         scheduler = self.make_scheduler(optimizer, int(n_steps))
-        self._hyperparameters = hyperparameters(optimizer)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_train_start(self) -> None:
-        trainer, optimizer = self.trainer, self.trainer.optimizers[0]
-        if trainer.ckpt_path is not None:
-            set_hyperparameters(optimizer, trainer.lr_scheduler_configs[0].scheduler, self._hyperparameters)  # type: ignore[arg-type]
-        self.started = True
-        self.step.start(optimizer, FitFacts(trainer.precision, trainer.accumulate_grad_batches, trainer.world_size))
+        trainer = self.trainer
+        self.step.start(
+            trainer.optimizers[0], FitFacts(trainer.precision, trainer.accumulate_grad_batches, trainer.world_size)
+        )
 
     def on_train_end(self) -> None:
         self.step.stop(self.trainer.optimizers[0])
@@ -193,13 +187,11 @@ class InstructionTuner(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["tokens_seen"] = self.tokens_seen
-        checkpoint["identity"] = self.identity
         for key in ("state_dict", "current_model_state"):  # the latter belongs to weight averaging
             if key in checkpoint:
                 checkpoint[key] = trained_part(checkpoint[key], self)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        check_identity(checkpoint["identity"], self.identity)
         for key in ("state_dict", "current_model_state"):
             if key in checkpoint:
                 checkpoint[key] = completed(checkpoint[key], self)

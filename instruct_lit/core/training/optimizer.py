@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Literal
 
 from torch import nn
 from torch.optim import AdamW, Optimizer
@@ -40,17 +40,3 @@ def schedule(optimizer: Optimizer, n_steps: int, warmup_steps: int, decay: Decay
         return min_ratio + (1.0 - min_ratio) * shape
 
     return LambdaLR(optimizer, factor)
-
-
-def hyperparameters(optimizer: Optimizer) -> list[dict[str, Any]]:
-    """Everything of the parameter groups but the parameters."""
-    return [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
-
-
-def set_hyperparameters(optimizer: Optimizer, scheduler: LambdaLR, values: list[dict[str, Any]]) -> None:
-    """Replace the hyperparameters that a checkpoint has restored; its moments and the step of the schedule stay."""
-    for group, own in zip(optimizer.param_groups, values, strict=True):
-        group.update(own)
-    scheduler.base_lrs = [own["initial_lr"] for own in values]
-    for group, base, factor in zip(optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True):
-        group["lr"] = base * factor(scheduler.last_epoch)

@@ -29,19 +29,12 @@ from instruct_lit.core.generation.responses import exact_match, write_jsonl
 from instruct_lit.core.generation.sampling import SamplingSettings
 from instruct_lit.core.model.causal import CausalLM
 from instruct_lit.core.training.answers import answer_split
-from instruct_lit.core.training.checkpoints import (
-    LAST,
-    best_of,
-    find_checkpoint,
-    identity_of,
-    load_weights,
-    read_checkpoint,
-)
+from instruct_lit.core.training.checkpoints import LAST, best_of, load_weights, read_checkpoint
 from instruct_lit.core.training.early_stopping import ValidateAtEnd
 from instruct_lit.core.training.history import History
 from instruct_lit.core.training.module import InstructionTuner
 from instruct_lit.core.training.sharding import Sharding
-from instruct_lit.errors import CheckpointError, TrainingError
+from instruct_lit.errors import TrainingError
 
 
 @dataclass(frozen=True)
@@ -50,9 +43,7 @@ class RunSettings:
 
     run_dir: Path
     seed: int
-    fit: bool = True  # False: only test and answer, with the weights of the model or of ckpt_path
-    ckpt_path: str | None = None
-    own_checkpoint_only: bool = False  # of `find_checkpoint`
+    fit: bool = True  # False: only test and answer, with the weights of the model or of a checkpoint
     evaluate_base: bool = True
     n_test_responses: int | None = None  # None: answers to all test examples
     optimized_metric: str | None = None
@@ -60,7 +51,6 @@ class RunSettings:
     mode: str = "min"
     sampling: SamplingSettings = field(default_factory=SamplingSettings)
     hyperparameters: Mapping[str, str] = field(default_factory=dict)  # for the loggers
-    identity: Mapping[str, str] = field(default_factory=dict)  # what else a checkpoint must have in common
     data_facts: Mapping[str, Any] = field(default_factory=dict)  # name and licence, for the bundle
 
 
@@ -81,6 +71,14 @@ class RunParts(Protocol):
 
 class RunHook:
     """Where a satellite plugs into a run. Methods do nothing by default; all ranks call them, except where noted."""
+
+    def callbacks(self, run: Run) -> Sequence[Callback]:
+        """Callbacks for the trainer, before the run's own."""
+        return ()
+
+    def checkpoint(self, run: Run) -> Path | None:
+        """The checkpoint to resume from, or to test with `fit=False`; the first rank asks."""
+        return None
 
     def preparing(self, run: Run) -> AbstractContextManager[None]:
         """Surrounds the building of tokenizer, model and data."""
@@ -114,6 +112,7 @@ class Run:
     model: CausalLM  # the whole model, which the bundle gets
     trained: CausalLM  # the model that is trained: `model`, or a copy of it in shards
     tuner: InstructionTuner
+    checkpoint: Path | None  # to resume from
 
     def __init__(self, parts: RunParts, settings: RunSettings, hooks: Sequence[RunHook] = ()) -> None:
         self.parts, self.settings, self.hooks, self.run_dir = parts, settings, hooks, settings.run_dir
@@ -126,7 +125,7 @@ class Run:
         """Run, and write all files to the run folder; SystemExit(130) after an interrupt."""
         start, settings = time.perf_counter(), self.settings
         seed_everything(settings.seed, workers=True, verbose=False)
-        checkpoint = self._prepare()
+        self._prepare()
         if any(hook.replaces_training(self) for hook in self.hooks):
             return None
         rows: list[dict[str, Any]] = []
@@ -135,9 +134,9 @@ class Run:
             if settings.evaluate_base:
                 base, base_rows = self._evaluated("answers before fine-tuning", self.trained)
                 self.metrics |= {f"base/{name}": value for name, value in base.items()}
-            self._fit(checkpoint)
-        elif checkpoint:
-            load_weights(checkpoint, self.tuner, self.parts.sharding)
+            self._fit()
+        elif self.checkpoint:
+            load_weights(self.checkpoint, self.tuner, self.parts.sharding)
         with self._keeping():
             if not self.interrupted:
                 metrics, rows = self._evaluated("answers to the test set", self.trained)
@@ -153,33 +152,29 @@ class Run:
             sys.exit(130)
         return self.metrics.get(settings.optimized_metric, math.nan) if settings.optimized_metric else None
 
-    def _prepare(self) -> Path | None:
-        """Build everything, and return the checkpoint to resume from."""
+    def _prepare(self) -> None:
+        """Build everything, and find the checkpoint to resume from."""
         parts, settings, checkpoint = self.parts, self.settings, None
-        self.trainer = trainer = parts.trainer([self.history, ValidateAtEnd()])
+        added = [callback for hook in self.hooks for callback in hook.callbacks(self)]
+        self.trainer = trainer = parts.trainer([*added, self.history, ValidateAtEnd()])
         with ExitStack() as stack:
             for hook in self.hooks:
                 stack.enter_context(hook.preparing(self))
             if trainer.is_global_zero:
-                if settings.ckpt_path:
-                    own_only = settings.own_checkpoint_only
-                    checkpoint = find_checkpoint(
-                        settings.ckpt_path, self.run_dir, own_only, parts.sharding, resumes=settings.fit
-                    )
+                checkpoint = next(filter(None, (hook.checkpoint(self) for hook in self.hooks)), None)
                 if checkpoint is None:  # a run that ended before its first checkpoint starts again
                     self.history.path.unlink(missing_ok=True)
             self.tokenizer, self.template = parts.language()
             self.model = parts.model()
             self.data = data = parts.data(self.template, self.tokenizer, self.model.config.context_length)
             data.prepare_data()
-        checkpoint = trainer.strategy.broadcast(checkpoint)
+        self.checkpoint = trainer.strategy.broadcast(checkpoint)
         parts.adapt(self.model)
         self.trained = copy.deepcopy(self.model) if parts.sharding.applies_to(trainer.strategy) else self.model
         self.tuner = parts.tuner(self.trained)
         data.setup()
         if trainer.is_global_zero:
             data.split.save(self.run_dir / "split.json")
-        self.tuner.identity = {**identity_of(self.model, data, trainer), **settings.identity}
         self.metrics |= data.counts
         self.about["data"] = {**settings.data_facts, "fingerprint": data.fingerprint}
         counts = ", ".join(f"{n} {name[2:]}" for name, n in data.counts.items())
@@ -188,23 +183,17 @@ class Run:
             (self.run_dir / "data_notes.json").write_text(json.dumps(data.notes, indent=2) + "\n")
         for hook in self.hooks:
             hook.on_prepared(self)
-        return checkpoint
 
-    def _fit(self, checkpoint: Path | None) -> None:
+    def _fit(self) -> None:
         """Fit, and load the best weights."""
         trainer = self.trainer
         try:
             with ExitStack() as stack:
                 for hook in self.hooks:
                     stack.enter_context(hook.fitting(self))
-                trainer.fit(self.tuner, self.data, ckpt_path=checkpoint, weights_only=True)
+                trainer.fit(self.tuner, self.data, ckpt_path=self.checkpoint, weights_only=True)
         except SystemExit:  # Lightning's end after Ctrl-C
             self.interrupted = True
-        except (AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
-            if checkpoint is None or self.tuner.started:
-                raise
-            kind = f"{type(error).__name__}: {error}".splitlines()[0]
-            raise CheckpointError(f"{checkpoint}: malformed ({kind:.150}); resume from another checkpoint") from error
         if trainer.global_step == 0 and not self.interrupted:
             raise TrainingError(
                 "no optimizer step was made: the run ended before the first one (trainer.max_time, or a callback); "
@@ -220,7 +209,6 @@ class Run:
             "best_step": best_step,
             "stopped_early": stopper is not None and stopper.stopping_reason != EarlyStoppingReason.NOT_STOPPED,
             "train/tokens": self.tuner.tokens_seen,
-            **self.history.figures(),
         }
         if self.history.best_step:
             self.metrics["val/loss"] = self.history.best_loss

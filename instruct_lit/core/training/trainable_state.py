@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import nn
 
 
@@ -26,9 +24,3 @@ def completed(state_dict: Mapping[str, Any], module: nn.Module) -> dict[str, Any
     loadable = {n for n, _ in (*module.named_parameters(remove_duplicate=False), *module.named_buffers())}
     frozen = (own.keys() & loadable) - trained_part(own, module).keys()
     return {**{name: own[name] for name in frozen}, **state_dict}
-
-
-def fingerprint(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
-    """Changes when names or values do, as far as sums in double precision tell."""
-    facts = [(name, float(t.detach().double().sum()), float(t.detach().double().norm())) for name, t in tensors]
-    return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]

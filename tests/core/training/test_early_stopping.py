@@ -11,7 +11,7 @@ from lightning.pytorch import callbacks as of_lightning
 from instruct_lit.core.training.checkpoints import Checkpoint
 from instruct_lit.core.training.early_stopping import EarlyStopping, ValidateAtEnd
 from instruct_lit.core.training.history import History
-from instruct_lit.core.training.last_checkpoint import LastCheckpoint
+from instruct_lit.resume.last_checkpoint import LastCheckpoint
 
 VALIDATED = {"limit_val_batches": 1.0, "val_check_interval": 0.34}  # after each of three batches
 

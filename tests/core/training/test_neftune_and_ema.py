@@ -13,8 +13,8 @@ from instruct_lit.core.model.causal import CausalLM
 from instruct_lit.core.model.gpt import GPT
 from instruct_lit.core.model.trainable import choose_trainable
 from instruct_lit.core.training.checkpoints import Checkpoint, load_weights, read_checkpoint
-from instruct_lit.core.training.last_checkpoint import LastCheckpoint
 from instruct_lit.hf.files import load_hf
+from instruct_lit.resume.last_checkpoint import LastCheckpoint
 
 
 @pytest.fixture(params=["gpt", "llama"])

@@ -16,10 +16,11 @@ from instruct_lit.core.bundle import open_model, save_bundle
 from instruct_lit.core.data.tokenizer import GPT2Tokenizer
 from instruct_lit.core.generation.engine import Engine
 from instruct_lit.core.generation.sampling import SamplingSettings
-from instruct_lit.core.training.checkpoints import Checkpoint, DurableIO
-from instruct_lit.core.training.last_checkpoint import LastCheckpoint
+from instruct_lit.core.training.checkpoints import Checkpoint
 from instruct_lit.core.training.run import Run, RunHook, RunSettings
 from instruct_lit.core.training.sharding import Sharding
+from instruct_lit.resume.checkpoint_files import DurableIO
+from instruct_lit.resume.last_checkpoint import LastCheckpoint
 from tests.fixtures.training import TEMPLATE
 
 
@@ -101,10 +102,18 @@ def test_a_run_of_the_core_alone(
     assert "data demo: 24 train, 9 val, 7 test" in capsys.readouterr().out
 
 
+class FromCheckpoint(RunHook):
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def checkpoint(self, run: Run) -> Path:
+        return self.path
+
+
 def test_without_fit_the_weights_of_the_checkpoint_are_tested(parts: Callable[..., Parts], tmp_path: Path) -> None:
     fitted = Run(parts(max_steps=3), settings(tmp_path, evaluate_base=False, n_test_responses=0))()
-    last = str(tmp_path / "checkpoints" / "last.ckpt")
-    tested = Run(parts(), settings(tmp_path, fit=False, ckpt_path=last, n_test_responses=0))()
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    tested = Run(parts(), settings(tmp_path, fit=False, n_test_responses=0), [FromCheckpoint(last)])()
     assert tested == fitted
     assert "n_steps" not in json.loads((tmp_path / "metrics.json").read_text())
 

@@ -11,20 +11,13 @@ from safetensors.torch import save_file
 
 from instruct_lit.core.data.template import Template
 from instruct_lit.core.model.gpt import GPT, GPTConfig
-from instruct_lit.core.training.checkpoints import (
-    LAST,
-    Checkpoint,
-    DurableIO,
-    best_of,
-    check_identity,
-    find_checkpoint,
-    identity_of,
-    load_weights,
-    previous_of,
-    read_checkpoint,
-)
+from instruct_lit.core.training.checkpoints import LAST, Checkpoint, best_of, load_weights, read_checkpoint
+from instruct_lit.core.training.history import History
 from instruct_lit.distributed.shards import Shards
 from instruct_lit.errors import CheckpointError
+from instruct_lit.resume.checkpoint_files import DurableIO, find_checkpoint, previous_of
+from instruct_lit.resume.identity import check_identity, identity_of
+from instruct_lit.resume.resumption import RestoredState
 
 
 def save(run: Path, **content: object) -> Path:
@@ -116,8 +109,10 @@ def test_the_best_checkpoint_follows_a_run_that_is_resumed_elsewhere(tmp_path: P
     )
     old.best_model_score = torch.tensor(0.5)
     new = Checkpoint(tmp_path / "new", filename="best", monitor="val/loss")
-    new.sharding = Shards()
-    new.load_state_dict(old.state_dict())
+    trainer: Any = SimpleNamespace(checkpoint_callbacks=[new], is_global_zero=True)
+    checkpoint = {"callbacks": {new.state_key: old.state_dict()}}
+    RestoredState(History(tmp_path / "history.jsonl"), Shards()).on_load_checkpoint(trainer, None, checkpoint)  # type: ignore[arg-type]
+    new.load_state_dict(checkpoint["callbacks"][new.state_key])
     assert (tmp_path / "new" / "best.ckpt").read_bytes() == best.read_bytes()
     assert (tmp_path / "new" / "best-1.shards" / "a.safetensors").is_file()
     assert new.best_model_path == str(tmp_path / "new" / "best.ckpt") and new.best_model_score == 0.5

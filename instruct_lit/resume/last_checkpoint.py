@@ -16,13 +16,9 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from lightning.pytorch.trainer.states import TrainerFn
 
-from instruct_lit.core.training.compat_lightning import (
-    count_resumed_epoch,
-    epoch_is_complete,
-    step_is_complete,
-    validation_follows,
-)
+from instruct_lit.core.training.compat_lightning import step_is_complete
 from instruct_lit.errors import CheckpointError
+from instruct_lit.resume.compat_lightning import count_resumed_epoch, epoch_is_complete, validation_follows
 
 SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1")  # Ctrl-C, a request to end, what SLURM sends before the time limit
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 from lightning import Callback
 
-from instruct_lit.core.training.checkpoints import check_identity
 from instruct_lit.core.training.early_stopping import EarlyStopping
 from instruct_lit.core.training.history import History
-from instruct_lit.core.training.last_checkpoint import LastCheckpoint
 from instruct_lit.core.training.optimizer import adamw, parameter_groups, schedule
 from instruct_lit.errors import CheckpointError
+from instruct_lit.resume.identity import check_identity
+from instruct_lit.resume.last_checkpoint import LastCheckpoint
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*Checkpoint directory .* exists.*")
 

@@ -15,10 +15,11 @@ import torch
 from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
 
-from instruct_lit.core.training.checkpoints import Checkpoint, DurableIO
+from instruct_lit.core.training.checkpoints import Checkpoint
 from instruct_lit.core.training.history import History
-from instruct_lit.core.training.last_checkpoint import LastCheckpoint, random_state, set_random_state
 from instruct_lit.core.training.module import InstructionTuner
+from instruct_lit.resume.checkpoint_files import DurableIO
+from instruct_lit.resume.last_checkpoint import LastCheckpoint, random_state, set_random_state
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*Checkpoint directory .* exists.*")
 
@@ -39,6 +40,7 @@ class KeepAll(DurableIO):
     """Keeps a copy of every checkpoint, each with the run folder as it was then, for a kill right after it."""
 
     def __init__(self, folder: Path) -> None:
+        super().__init__()
         self.folder, self.n = folder, 0
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:

@@ -1,0 +1,27 @@
+"""The private state of Lightning's loops that a checkpoint between two steps needs; `tests` names each attribute."""
+
+from __future__ import annotations
+
+from lightning import Trainer
+
+
+def validation_follows(trainer: Trainer) -> bool:
+    """Whether Lightning validates after the current micro-batch; there is no hook between the step and that."""
+    return trainer.fit_loop.epoch_loop._should_check_val_fx(trainer.fit_loop._data_fetcher)  # type: ignore[arg-type]
+
+
+def epoch_is_complete(trainer: Trainer) -> bool:
+    """Whether the current micro-batch is the last of the epoch, also with `limit_train_batches`."""
+    return trainer.fit_loop.epoch_loop._num_ready_batches_reached()
+
+
+def count_resumed_epoch(trainer: Trainer) -> None:
+    """Count the epoch that begins where a run resumes from the last step of an epoch.
+
+    Lightning counts only the end of the epoch before. Otherwise, after a second resume of this kind, the epoch that
+    has just ended would be trained again.
+    """
+    loop, epochs = trainer.fit_loop, trainer.fit_loop.epoch_progress
+    if loop.restarted_mid_epoch and epochs.total.ready == epochs.total.processed:  # type: ignore[attr-defined]
+        epochs.increment_ready()
+        epochs.increment_started()

@@ -1,0 +1,129 @@
+"""A run that resumes: the checkpoint that `ckpt_path` means, and what it restores beside Lightning's own states."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from instruct_lit.core.training.checkpoints import read_checkpoint
+from instruct_lit.core.training.history import History
+from instruct_lit.core.training.run import Run, RunHook
+from instruct_lit.core.training.sharding import Sharding
+from instruct_lit.errors import CheckpointError
+from instruct_lit.resume.checkpoint_files import find_checkpoint
+from instruct_lit.resume.identity import check_identity, identity_of
+
+
+class Resumption(RunHook):
+    """Finds the checkpoint, refuses that of another run, and restores what Lightning does not.
+
+    Args:
+        ckpt_path: None for a run that starts anew.
+        own_only: as of `find_checkpoint`.
+        identity: what a checkpoint must have in common with this run beside `identity_of`.
+    """
+
+    def __init__(self, ckpt_path: str | None, own_only: bool, identity: Mapping[str, str]) -> None:
+        self.ckpt_path, self.own_only, self.identity = ckpt_path, own_only, identity
+
+    def callbacks(self, run: Run) -> Sequence[Callback]:
+        self.restored = RestoredState(run.history, run.parts.sharding)
+        return [self.restored]
+
+    def checkpoint(self, run: Run) -> Path | None:
+        if not self.ckpt_path:
+            return None
+        return find_checkpoint(self.ckpt_path, run.run_dir, self.own_only, run.parts.sharding, run.settings.fit)
+
+    def on_prepared(self, run: Run) -> None:
+        self.restored.identity = {**identity_of(run.model, run.data, run.trainer), **self.identity}
+        if run.checkpoint is not None and run.settings.fit:
+            check_identity(read_checkpoint(run.checkpoint)["identity"], self.restored.identity)
+
+    @contextmanager
+    def fitting(self, run: Run) -> Iterator[None]:
+        try:
+            yield
+        except (AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
+            if run.checkpoint is None or self.restored.started:
+                raise
+            kind = f"{type(error).__name__}: {error}".splitlines()[0]
+            message = f"{run.checkpoint}: malformed ({kind:.150}); resume from another checkpoint"
+            raise CheckpointError(message) from error
+
+
+class RestoredState(Callback):
+    """Restores the rows of the history and the best checkpoints of the run that is resumed, also in another folder.
+
+    Hyperparameters of the optimizer stay those of this run; its moments and the step of the schedule are restored.
+    """
+
+    def __init__(self, history: History, sharding: Sharding) -> None:
+        self.history, self.sharding = history, sharding
+        self.identity: dict[str, str] = {}
+        self.started = False  # whether a fit has restored all of its checkpoint, if it resumes one
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint["identity"] = self.identity
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        for callback in trainer.checkpoint_callbacks:
+            state = checkpoint["callbacks"].get(callback.state_key)
+            if isinstance(callback, ModelCheckpoint) and state is not None:
+                checkpoint["callbacks"][callback.state_key] = self._moved(state, callback.dirpath, trainer)
+
+    def _moved(self, state: dict[str, Any], dirpath: Any, trainer: Trainer) -> dict[str, Any]:
+        """The state of a ModelCheckpoint, whose best files are copied into the folder of this run."""
+        before, here = Path(state["dirpath"]), Path(dirpath or state["dirpath"])
+        if before == here:
+            return state
+        moved = {path: str(here / Path(path).name) for path in state["best_k_models"] if Path(path).is_file()}
+        here.mkdir(parents=True, exist_ok=True)
+        for old, new in moved.items() if trainer.is_global_zero else ():
+            self.sharding.copy_shards(read_checkpoint(Path(old)), Path(old), Path(new))
+            shutil.copyfile(old, new)
+        best = {moved[path]: score for path, score in state["best_k_models"].items() if path in moved}
+        names = ("best_model_path", "kth_best_model_path", "last_model_path")
+        paths = {name: moved.get(state[name], "") for name in names}
+        return {**state, "dirpath": str(here), "best_k_models": best, **paths}
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._hyperparameters = hyperparameters(trainer.optimizers[0])  # before those of the checkpoint replace them
+        if trainer.ckpt_path is None or not trainer.is_global_zero:
+            return
+        path = self.history.path
+        before = Path(trainer.ckpt_path).resolve().parent.parent / path.name
+        if before.is_file():
+            rows = before.read_text().splitlines(keepends=True)[: self.history.n_rows]
+            new = path.with_suffix(".part")
+            new.write_text("".join(rows))
+            os.replace(new, path)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.ckpt_path is not None:
+            scheduler: Any = trainer.lr_scheduler_configs[0].scheduler
+            set_hyperparameters(trainer.optimizers[0], scheduler, self._hyperparameters)
+        self.started = True
+
+
+def hyperparameters(optimizer: Optimizer) -> list[dict[str, Any]]:
+    """Everything of the parameter groups but the parameters."""
+    return [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+
+
+def set_hyperparameters(optimizer: Optimizer, scheduler: LambdaLR, values: list[dict[str, Any]]) -> None:
+    """Replace the hyperparameters that a checkpoint has restored; its moments and the step of the schedule stay."""
+    for group, own in zip(optimizer.param_groups, values, strict=True):
+        group.update(own)
+    scheduler.base_lrs = [own["initial_lr"] for own in values]
+    for group, base, factor in zip(optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True):
+        group["lr"] = base * factor(scheduler.last_epoch)

@@ -1,0 +1,90 @@
+"""What a run resumes from, and what it refuses to resume from."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from instruct_lit.core.training.checkpoints import read_checkpoint
+from instruct_lit.core.training.run import Run
+from instruct_lit.errors import CheckpointError
+from instruct_lit.resume import checkpoint_files
+from instruct_lit.resume.checkpoint_files import DurableIO, find_checkpoint, previous_of
+from instruct_lit.resume.resumption import Resumption
+from tests.core.training.test_run import Parts, parts  # noqa: F401
+from tests.core.training.test_run_end import small
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*Checkpoint directory .* exists.*")
+Make = Callable[..., Parts]
+
+
+def resumption(ckpt_path: str | None = None) -> Resumption:
+    return Resumption(ckpt_path, own_only=False, identity={})
+
+
+def test_a_disk_without_hard_links_keeps_the_previous_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: Any) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    monkeypatch.setattr(checkpoint_files.os, "link", refuse)
+    path = tmp_path / "last.ckpt"
+    for step in (1, 2, 3):
+        DurableIO().save_checkpoint({"state_dict": {}, "optimizer_states": [], "global_step": step}, path)
+    assert read_checkpoint(path)["global_step"] == 3 and read_checkpoint(previous_of(path))["global_step"] == 2
+
+
+# Each changes a whole checkpoint so that it cannot be resumed.
+MALFORMED: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
+    "weights alone": (lambda c: c.pop("optimizer_states"), "optimizer_states missing, empty or of another type"),
+    "no identity": (lambda c: c.pop("identity"), "identity missing, empty"),
+    "no loops": (lambda c: c.pop("loops"), "loops missing, empty"),
+    "a step of text": (lambda c: c.update(global_step="two"), "global_step missing, empty or of another type"),
+    "callbacks of a list": (lambda c: c.update(callbacks=[]), "callbacks missing, empty or of another type"),
+    "no callback state": (lambda c: c.update(callbacks={}), "callbacks missing, empty"),
+    "other callbacks": (lambda c: c["callbacks"].pop("History"), "callbacks.History missing, empty"),
+    "a history without rows": (lambda c: c["callbacks"]["History"].pop("n_rows"), r"malformed \(KeyError: 'n_rows'\)"),
+    "loops without a fit": (lambda c: c.update(loops={"validate_loop": {}}), "malformed"),
+    "no optimizer": (lambda c: c.update(optimizer_states=[]), "optimizer_states missing, empty"),
+    "an optimizer of text": (lambda c: c.update(optimizer_states=["adam"]), "malformed"),
+    "moments of nothing": (lambda c: c["optimizer_states"][0].pop("state"), "malformed"),
+    "no schedule": (lambda c: c.update(lr_schedulers=[]), "lr_schedulers missing, empty"),
+    "no random state": (lambda c: c.update(random_states=[]), "random_states missing, empty"),
+    "half a random state": (lambda c: c["random_states"][0].pop("numpy"), "malformed"),
+    "weights of text": (lambda c: c.update(state_dict="none"), "no state_dict in it"),
+    "other weights": (lambda c: c["state_dict"].popitem(), "malformed"),
+}
+
+
+def test_malformed_checkpoints_are_refused_with_place_and_remedy(
+    parts: Make,
+    tmp_path: Path,
+) -> None:
+    import torch
+
+    Run(parts(max_steps=2), small(tmp_path, n_test_responses=0), [resumption()])()
+    path = tmp_path / "checkpoints" / "last.ckpt"
+    previous_of(path).unlink(missing_ok=True)
+    for name, (spoil, message) in MALFORMED.items():
+        spoilt = tmp_path / "spoilt.ckpt"
+        content = torch.load(path)
+        spoil(content)
+        torch.save(content, spoilt)
+        with pytest.raises(CheckpointError, match=message) as caught:
+            Run(parts(max_steps=4), small(tmp_path, n_test_responses=0), [resumption(str(spoilt))])()
+        assert str(spoilt) in str(caught.value), name
+
+
+def test_weights_alone_are_tested_but_not_resumed(parts: Make, tmp_path: Path) -> None:
+    Run(parts(max_steps=2), small(tmp_path, n_test_responses=0), [resumption()])()
+    best = tmp_path / "checkpoints" / "weights.ckpt"
+    content = read_checkpoint(tmp_path / "checkpoints" / "last.ckpt")
+    DurableIO().save_checkpoint({"state_dict": content["state_dict"], "global_step": 2}, best)
+    assert find_checkpoint(str(best), tmp_path) == best
+    with pytest.raises(CheckpointError, match=r"give the checkpoints/last.ckpt of a run \(one with weights alone is"):
+        find_checkpoint(str(best), tmp_path, resumes=True)
+    Run(parts(), small(tmp_path, fit=False, n_test_responses=0), [resumption(str(best))])()
