@@ -89,8 +89,9 @@ def test_lightning_and_hydra_stay_in_their_rooms(path: Path) -> None:
             "distributed",
             "evaluation",
             "reports",
+            "resume",
             "sweeps",
-        ) or name.startswith(("core/data/datamodule", "core/training")), path
+        ) or name.startswith(("core/data/datamodule", "core/training", "accel/throughput")), path
     if roots & {"hydra", "omegaconf"}:
         assert room(path) in (*ENTRY_POINTS, "config")
 

@@ -112,6 +112,8 @@ class RestoredState(Callback):
         if trainer.ckpt_path is not None:
             scheduler: Any = trainer.lr_scheduler_configs[0].scheduler
             set_hyperparameters(trainer.optimizers[0], scheduler, self._hyperparameters)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.started = True
 
 
