@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: train test test-all lint format types check audit build docs clean
+.PHONY: train test test-all lint format types check audit build docs receivers clean
 
 train: .venv/core  ## fine-tune the small base on the demo data: offline, two minutes on two cores
 	$(BIN)/python -m instruct_lit.train
@@ -34,6 +34,9 @@ audit: .venv/dev  ## known vulnerabilities of the pinned packages, where the dat
 	  echo "audit SKIPPED, nothing was checked: $$(tail -n 1 .venv/audit)"; \
 	else cat .venv/audit; exit $$status; fi
 
+receivers: .venv/dev  ## 20 prompts through every program that reads a bundle, a GGUF file or the server's API; its table is in docs/export.md
+	$(BIN)/python -m benchmarks.receivers --environments .venv-receivers --json benchmarks/results/receivers.json
+
 build: .venv/dev  ## sdist and wheel in dist/
 	$(BIN)/python -m build --outdir dist .
 
@@ -52,4 +55,4 @@ docs: .venv/dev  ## the documentation as a site in site/, its links and anchors 
 	touch $@
 
 clean:
-	rm -rf .venv .venv-3.* build dist site .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-3.* .venv-receivers build dist site .pytest_cache .mypy_cache .ruff_cache
