@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from instruct_lit.config.schema.options import Relation, Rules
 from instruct_lit.core.data.example import FIELDS
@@ -16,6 +16,9 @@ from instruct_lit.core.data.example import FIELDS
 def data_relations(data: Any) -> Iterator[Relation]:
     """Relations of the data group."""
     yield from _split_relations(data)
+    source = data.get("source")
+    if OmegaConf.is_dict(source) and str(source.get("_target_")).endswith(".FileSource") and source.get("path") is None:
+        yield "data.path is missing; data=files data.path=<file or folder>"
     bad_name = Path(data.name).name != data.name or "\\" in data.name or data.name.startswith(".")
     yield bad_name, "data.name", "must be a name of files in the cache, without slashes or a leading dot"
     columns = {str(key): str(value) for key, value in (data.columns or {}).items()}

@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -33,6 +33,17 @@ from instruct_lit.errors import ConfigError, InstructLitError, TrialPruned, prin
 
 TRACEBACK = "error.txt"
 _NOISE = ("object_type=", "reference_type=", "Config search path:", "provider=")
+# What a RuntimeError of a library begins with, and what the user can do.
+_OF_LIBRARIES = {
+    "DataLoader worker (pid": (
+        "data.n_workers: a process that loads batches was killed, mostly for want of memory or of /dev/shm; "
+        "use data.n_workers=0, or give it more (docker run --shm-size=1g)"
+    ),
+    'Could not detect "srun"': (
+        "launcher=submitit: this machine has no SLURM (no srun in PATH); start the sweep on a login node, or use "
+        "launcher=submitit_local"
+    ),
+}
 
 
 @contextmanager
@@ -52,7 +63,7 @@ def one_message(command: str) -> Iterator[None]:
     except (KeyboardInterrupt, bdb.BdbQuit):
         sys.exit(130)
     except Exception as error:
-        message = _of_system(error) if isinstance(error, OSError) else _of_workers(error)
+        message = _of_system(error) if isinstance(error, OSError) else _of_library(error)
         _exit(message or _unexpected(error), 2 if message else 1)
 
 
@@ -101,14 +112,10 @@ def _of_system(error: OSError) -> str | None:
     return None
 
 
-def _of_workers(error: Exception) -> str | None:
-    """The message where a process that loads batches was killed, which torch reports as a RuntimeError."""
-    if not isinstance(error, RuntimeError) or not str(error).startswith("DataLoader worker (pid"):
-        return None
-    return (
-        "data.n_workers: a process that loads batches was killed, mostly for want of memory or of /dev/shm; "
-        "use data.n_workers=0, or give it more (docker run --shm-size=1g)"
-    )
+def _of_library(error: Exception) -> str | None:
+    """The message of a RuntimeError of a library that the user can correct."""
+    found = (message for start, message in _OF_LIBRARIES.items() if str(error).startswith(start))
+    return next(found, None) if isinstance(error, RuntimeError) else None
 
 
 def _unexpected(error: Exception) -> str:
@@ -147,6 +154,11 @@ def _run_folder() -> Path | None:
 
 def explain(error: Exception, command: str) -> str:
     """The message of Hydra or OmegaConf, with the nearest correct spelling and the allowed keys."""
+    if isinstance(error, OverrideParseException):
+        key, equals, value = error.override.partition("=")
+        quoted = value.replace("\\", "\\\\").replace('"', '\\"')
+        remedy = f"put it in double quotes inside of single ones: '{key}=\"{quoted}\"'" if equals else "give key=value"
+        return f"{error.override}: a value with such characters must be quoted; {remedy}"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     cause = error.__cause__
     if cause is not None and str(cause) not in str(error):
@@ -158,21 +170,28 @@ def explain(error: Exception, command: str) -> str:
     match = re.search(r"[Kk]ey '([^']+)'", str(cause or error)) or re.search(r"[Kk]ey '([^']+)'", str(error))
     full_key = re.search(r"full_key: (\S+)", str(cause or error)) or re.search(r"override '?([\w.@/]+)", str(error))
     if match and full_key:
-        message += _nearest(full_key.group(1).rpartition(".")[0], match.group(1), command)
+        nearest = _nearest(full_key.group(1).rpartition(".")[0], match.group(1), command)
+        if "did you mean" in nearest:  # a key that exists is better advice than a new one
+            message = re.sub(r"\n  To append to your config use .*", "", message)
+        message += nearest
     return message
 
 
 def _nearest(parent: str, key: str, command: str) -> str:
-    """Lines with the nearest keys: beside the wrong one, otherwise anywhere in the tree."""
-    known = known_keys(command)
+    """Lines with the nearest key: beside the wrong one, otherwise anywhere in the tree, the most used ones first."""
+    from instruct_lit.config.help import MOST_USED
+
+    if key in ("seeds", "n_seeds"):
+        return "\n  did you mean sweep=seeds? The seeds are those of seed=1,2,3"
+    known = sorted(known_keys(command), key=lambda name: name not in MOST_USED[command].split())
     prefix = f"{parent}." if parent else ""
     beside = list(dict.fromkeys(k.removeprefix(prefix).split(".")[0] for k in known if k.startswith(prefix)))
     near = [f"{prefix}{name}" for name in difflib.get_close_matches(key, beside, n=1)]
     if not near:
         leaf = key.rpartition(".")[2]
-        near = [name for name in known if name.rpartition(".")[2] == leaf]
-        near = near[:3] or difflib.get_close_matches(f"{prefix}{key}", known, n=1)
-    lines = f"\n  did you mean {' or '.join(near)}?" if near else ""
+        near = [name for name in known if name.rpartition(".")[2] == leaf][:1]
+        near = near or difflib.get_close_matches(f"{prefix}{key}", known, n=1)
+    lines = f"\n  did you mean {near[0]}?" if near else ""
     if beside:
         lines += f"\n  allowed{f' in {parent}' if parent else ''}: {', '.join(beside)}"
     return lines

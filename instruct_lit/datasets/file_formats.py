@@ -31,13 +31,14 @@ def read_csv(path: Path) -> Iterator[tuple[str, Any]]:
                 if len(cells) == len(header):
                     yield place, dict(zip(header, cells, strict=True))
                 else:
-                    yield (
-                        place,
-                        DataError(
-                            f"{place} (line {rows.line_num}): {len(cells)} cells, but the header has {len(header)} "
-                            f"({', '.join(header)}); put a text that contains a comma in double quotes"
-                        ),
+                    surplus = len(cells) > len(header)
+                    remedy = (
+                        "put a text that contains a comma in double quotes"
+                        if surplus
+                        else "an empty cell needs its comma"
                     )
+                    found = f"{len(cells)} cells, but the header has {len(header)} ({', '.join(header)})"
+                    yield place, DataError(f"{place} (line {rows.line_num}): {found}; {remedy}")
         except csv.Error as error:
             raise DataError(f"{path}, line {rows.line_num}: invalid CSV ({error})") from error
 

@@ -20,7 +20,8 @@ from instruct_lit.core.training.compat_lightning import step_is_complete
 from instruct_lit.errors import CheckpointError
 from instruct_lit.resume.compat_lightning import count_resumed_epoch, epoch_is_complete, validation_follows
 
-SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1")  # Ctrl-C, a request to end, what SLURM sends before the time limit
+# Ctrl-C, a request to end, what SLURM is asked to send before the time limit (submitit: SIGUSR2)
+SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2")
 
 
 class LastCheckpoint(Checkpoint):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import OverrideParseException
 from omegaconf import OmegaConf
 
 from instruct_lit.config.messages import explain, one_message
@@ -85,10 +86,30 @@ def test_a_request_to_end_unwinds_the_command(tmp_path: Path, capsys: pytest.Cap
         ("data.bach_size=3", "did you mean data.batch_size?"),
         ("optimiser.lr=1", "did you mean optimizer"),
         ("max_epochs=1", "did you mean trainer.max_epochs?"),
-        ("lr=1", "did you mean model.lr or adapter.lr or optimizer.lr?"),
+        ("lr=1e-4", "did you mean optimizer.lr?"),
+        ("mask_prompt=false", "did you mean data.mask_prompt?"),
+        ("hydra.sweeper.seeds=[1,2]", "did you mean sweep=seeds? The seeds are those of seed=1,2,3"),
     ],
 )
 def test_a_misspelt_key_is_answered_with_the_nearest_one_in_the_tree(override: str, nearest: str) -> None:
     with pytest.raises(Exception, match="override") as raised:
         composed("train", override)
-    assert nearest in explain(raised.value, "train")
+    message = explain(raised.value, "train")
+    assert nearest in message and f"'{override.partition('=')[0]}'" in message
+    assert "+" not in message or "seeds" in override  # what to add is not advised where the key exists
+
+
+@pytest.mark.parametrize(("value", "quoted"), [("a=b.json", '"a=b.json"'), ("ä.json", '"ä.json"'), ("a'b", '"a\'b"')])
+def test_a_value_that_the_grammar_refuses_is_shown_in_quotes(value: str, quoted: str) -> None:
+    with pytest.raises(OverrideParseException) as raised:
+        composed("train", "data=files", f"data.path={value}")
+    message = explain(raised.value, "train")
+    assert message.startswith(f"data.path={value}: ") and message.endswith(f"'data.path={quoted}'")
+    assert composed("train", "data=files", f"data.path={quoted}").data.path == value
+
+
+def test_slurm_that_is_missing_is_one_message(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended, one_message("train"):
+        raise RuntimeError('Could not detect "srun", are you indeed on a slurm cluster?')
+    message = capsys.readouterr().err
+    assert ended.value.code == 2 and "launcher=submitit_local" in message and "traceback" not in message

@@ -175,7 +175,7 @@ class Signal(Callback):
 
 
 @pytest.mark.parametrize("accumulate", [1, 3])
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
 def test_a_signal_ends_after_the_step_and_loses_nothing(
     number: signal.Signals, accumulate: int, tmp_path: Path, fit: Callable, make_tuner: Callable, make_data: Callable
 ) -> None:

@@ -78,7 +78,9 @@ class Rules:
         paths = list(value) if isinstance(value, list | ListConfig) else [value]
         if not paths or not all(isinstance(path, str) and path for path in paths):
             return [f"{key}={shown(value)}: give {wanted}"]
-        return [f"{key}={path}: no such {what}" for path in paths if not exists(Path(path).expanduser())]
+        folders = [Path(path).expanduser() for path in paths]
+        missing = [f"{key}={path}: no such {what}" for path in folders if not exists(path)]
+        return missing or [_choice_of(key, f) for f in folders if self.exists == "run" and runs_in(f)]
 
     def _reason(self, value: Any) -> str | None:
         if self.choices:
@@ -101,6 +103,20 @@ class Rules:
         if self.fraction and isinstance(value, float) and value > 1:
             return "must be a fraction up to 1, or a whole number"
         return None
+
+
+def runs_in(folder: Path) -> list[str]:
+    """The finished runs in a folder that is none itself, the newest first; at most four levels down."""
+    if (folder / "bundle").is_dir() or (folder / "config.json").is_file():
+        return []
+    found = [bundle for depth in range(1, 5) for bundle in folder.glob(f"{'*/' * depth}bundle")]
+    return [str(bundle.parent) for bundle in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)]
+
+
+def _choice_of(key: str, folder: Path) -> str:
+    newest, *others = runs_in(folder)
+    more = f", {others[0]}{', …' * bool(others[1:])}" if others else ""
+    return f"{key}={folder}: a folder of {1 + len(others)} runs; give one of them: {key}={newest}{more}"
 
 
 def option(default: Any, doc: str, **rules: Any) -> Any:

@@ -156,9 +156,9 @@ def _from_alpaca(record: Mapping[str, Any], place: str, names: Mapping[str, str]
     for key in ("instruction", "input", "output", "system"):
         value, optional = record.get(names[key]), key in ("input", "system")
         if value is None and not optional:
-            raise DataError(
-                f"{place}: no field {names[key] or key!r} for the {key}; found: {listed(record)} (see data.columns)"
-            )
+            why = ", plain text without instruction and answer" if list(record) == ["text"] else ""
+            found = f"{listed(record)}{why} (see data.columns)"
+            raise DataError(f"{place}: no field {names[key] or key!r} for the {key}; found: {found}")
         texts[key] = checked_text("" if value is None else value, place, names[key], optional)
     history, name = record.get(names["history"]) or [], names["history"]
     turns = []

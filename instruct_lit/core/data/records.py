@@ -19,6 +19,7 @@ MAX_REASONS, MAX_PLACES = 20, 3  # that are remembered of bad records, and of ea
 MANY_BAD = 0.1  # share of bad records from which they are a warning
 _NO_RECORDS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")  # of a saved data set
 _CHUNK = 1 << 20
+_LFS = b"version https://git-lfs"
 _DECODER = json.JSONDecoder()
 _SPACE = re.compile(r"[ \t\r\n]*")
 _UNREADABLE = (ValueError, RecursionError)  # valid JSON beyond Python's limits: thousands of digits or of brackets
@@ -34,6 +35,9 @@ def read_records(path: Path) -> Iterator[tuple[str, Any]]:
     if reader is None:
         raise DataError(f"{path}: unsupported suffix {path.suffix!r}; allowed are {', '.join(READERS)}")
     try:
+        with path.open("rb") as file:
+            if file.read(len(_LFS)) == _LFS:
+                raise DataError(f"{path}: a pointer of Git LFS and not the file itself; fetch it with `git lfs pull`")
         yield from reader(path)
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: invalid UTF-8 ({error}); convert the file to UTF-8") from error
@@ -59,8 +63,11 @@ def _json(path: Path) -> Iterator[tuple[str, Any]]:
                 text, position = file.read(_CHUNK), 0
             return ""
 
-        if next_character() != "[":
-            raise DataError(f"{path}: not a JSON array of records; rename a file with one record per line to .jsonl")
+        if (first := next_character()) != "[":
+            remedy = "write the array that is in the object to a file of its own, or " if first == "{" else ""
+            raise DataError(
+                f"{path}: not a JSON array of records; {remedy}rename a file with one record per line to .jsonl"
+            )
         while True:
             position += 1  # behind the bracket, or the comma
             if next_character() == "]" and not number:

@@ -121,6 +121,7 @@ def test_conversations_that_cannot_be_learnt_say_where(record: dict, format: str
         ([1], "f, record 3: a record must be a mapping of fields, found list"),
         ({"output": "b"}, "f, record 3: no field 'instruction' for the instruction; found: output (see data.columns)"),
         ({"instruction": "a"}, "no field 'output' for the output"),
+        ({"text": "a"}, "found: text, plain text without instruction and answer (see data.columns)"),
         ({"instruction": "a", "output": 7}, "'output' must be text, found int 7"),
         ({"instruction": "a", "output": "b", "input": ["x"]}, "'input' must be text, found list"),
         ({"instruction": " \n", "output": "b"}, "'instruction' is empty"),

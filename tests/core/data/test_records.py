@@ -64,7 +64,12 @@ def test_json_larger_than_the_window_is_read_piece_by_piece(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"instruction": "a"}', "not a JSON array of records; rename a file with one record per line to .jsonl"),
+        ('{"instruction": "a"}', "or rename a file with one record per line to .jsonl"),
+        ('{"data": [{"instruction": "a"}]}', "write the array that is in the object to a file of its own"),
+        (
+            "version https://git-lfs.github.com/spec/v1\n",
+            "pointer of Git LFS and not the file itself; fetch it with `git l",
+        ),
         ('[{"instruction": "a", "output": "b"}', "record 1: expected ',' or ']'"),
         ('[{"instruction": "a", "output": ]', "record 0: invalid JSON"),
         ('[{"instruction": "a", "output": "b"}] x', "text after the end of the array"),
