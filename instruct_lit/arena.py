@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from instruct_lit.config.check_commands import check_command
 from instruct_lit.config.compose import run_command
-from instruct_lit.core.optional_imports import need
 from instruct_lit.errors import ConfigError
+from instruct_lit.optional_imports import need
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -20,8 +20,8 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from instruct_lit.config.compat_hydra import IntervalSweep, Override, RangeSweep, launcher_of, parse_overrides
-from instruct_lit.core.optional_imports import load
 from instruct_lit.errors import ConfigError
+from instruct_lit.optional_imports import load
 from instruct_lit.sweeps.compat_optuna import running_trial
 from instruct_lit.sweeps.study import PRUNERS, make_pruner, open_storage
 from instruct_lit.sweeps.trial import is_held, locked, read_record

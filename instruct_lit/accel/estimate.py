@@ -13,8 +13,7 @@ from instruct_lit.accel.hardware import default_precision
 from instruct_lit.accel.memory import STATES_BYTES
 from instruct_lit.accel.throughput import synchronize
 from instruct_lit.core.data.batching import Batch
-from instruct_lit.core.model.causal import CausalLM
-from instruct_lit.core.model.device import best_device
+from instruct_lit.core.model.causal import CausalLM, best_device
 from instruct_lit.core.model.gpt import GPT, GPTConfig
 from instruct_lit.core.training.loss import layout_of
 

@@ -11,8 +11,7 @@ import torch
 from torch import nn
 
 from instruct_lit.accel.compat_torch import has_bf16_vectors
-from instruct_lit.core.model.causal import CausalLM
-from instruct_lit.core.model.device import has_gpu
+from instruct_lit.core.model.causal import CausalLM, has_gpu
 
 KEPT_BYTES = 2**25  # size up to which freed memory is kept; the highest limit of glibc
 

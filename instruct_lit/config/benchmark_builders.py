@@ -14,7 +14,7 @@ from instruct_lit.config.provenance import weights_sha256
 from instruct_lit.config.targets import arguments_for, plain
 from instruct_lit.core.bundle import bundle_of, read_about
 from instruct_lit.core.data.template import Template
-from instruct_lit.core.model.device import best_device
+from instruct_lit.core.model.causal import best_device
 from instruct_lit.errors import InstructLitError
 from instruct_lit.evaluation.answer_cache import AnswerCache
 from instruct_lit.evaluation.leaks import training_questions

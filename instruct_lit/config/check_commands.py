@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from instruct_lit import optional_imports
 from instruct_lit.config.check_data import data_relations
 from instruct_lit.config.schema.options import FINISHED, Relation, check
-from instruct_lit.core import optional_imports
 from instruct_lit.errors import InstructLitError
 
 _VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*")

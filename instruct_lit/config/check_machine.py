@@ -14,7 +14,7 @@ from instruct_lit.config.data_builders import source_nodes
 from instruct_lit.config.model_builders import check_adapter, shape_of
 from instruct_lit.config.satellites import has_satellite
 from instruct_lit.config.targets import target_of, without
-from instruct_lit.core.model import device
+from instruct_lit.core.model import causal as device
 from instruct_lit.core.model.gpt import GPT, GPTConfig
 from instruct_lit.errors import ConfigError
 

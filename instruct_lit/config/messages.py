@@ -28,8 +28,8 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from instruct_lit.core.optional_imports import pip_install
 from instruct_lit.errors import ConfigError, InstructLitError, TrialPruned, printable
+from instruct_lit.optional_imports import pip_install
 
 TRACEBACK = "error.txt"
 _NOISE = ("object_type=", "reference_type=", "Config search path:", "provider=")

@@ -131,7 +131,7 @@ def check_adapter(config: DictConfig) -> None:
 
 def adapt(config: DictConfig, model: CausalLM) -> Adapter | None:
     """Put the configured adapter on the model, or freeze what `trainable` leaves out, and print what is trained."""
-    from instruct_lit.core.model.trainable import choose_trainable
+    from instruct_lit.hf.trainable import choose_trainable
 
     settings, adapter = config.adapter, None
     if settings.kind == "none":

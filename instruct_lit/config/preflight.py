@@ -14,9 +14,9 @@ from instruct_lit.config.satellites import has_satellite
 from instruct_lit.core.bundle import OURS, save_bundle
 from instruct_lit.core.data.encode import Encoder
 from instruct_lit.core.data.example import Example
-from instruct_lit.core.optional_imports import installed
 from instruct_lit.core.training.run import Run, RunHook
 from instruct_lit.errors import ConfigError, InstructLitError
+from instruct_lit.optional_imports import installed
 
 
 class Preflight(RunHook):

@@ -16,7 +16,7 @@ from instruct_lit.config.data_builders import data_of_run
 from instruct_lit.config.provenance import weights_sha256
 from instruct_lit.core.data.records import FileSource
 from instruct_lit.core.generation.engine import Engine
-from instruct_lit.core.model.device import best_device
+from instruct_lit.core.model.causal import best_device
 from instruct_lit.core.training.answers import answer_split
 from instruct_lit.evaluation.answer_cache import AnswerCache
 from instruct_lit.evaluation.answer_files import read_responses

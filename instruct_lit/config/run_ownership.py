@@ -8,8 +8,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from instruct_lit.core.locks import hold_until_exit, is_locked
 from instruct_lit.errors import ConfigError
+from instruct_lit.locks import hold_until_exit, is_locked
 
 LOCK = Path(".hydra") / "run.lock"
 _OPTION = "hydra.run.dir="

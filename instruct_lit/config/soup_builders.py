@@ -36,7 +36,7 @@ def soup_of(config: DictConfig, out_dir: Path) -> OpenedModel:
     from instruct_lit.core.generation.engine import Engine
     from instruct_lit.core.generation.responses import write_jsonl
     from instruct_lit.core.generation.sampling import SamplingSettings
-    from instruct_lit.core.model.device import best_device, on_device
+    from instruct_lit.core.model.causal import best_device, on_device
     from instruct_lit.core.training.answers import answer_split
     from instruct_lit.evaluation.losses import response_losses
     from instruct_lit.exporters.soup import make_soup

@@ -195,6 +195,8 @@ def read_about(directory: Path) -> dict[str, Any]:
     file = directory / OURS
     if not file.exists():
         return {}
+    if not file.is_file():  # a FIFO would be waited for
+        raise CheckpointError(f"{file}: not a regular file")
     try:
         about = json.loads(file.read_text(encoding="utf-8"))
         if about["template"]["name"] != CHAT:

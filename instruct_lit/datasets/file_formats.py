@@ -1,19 +1,70 @@
-"""Readers of .csv and .parquet files, one record at a time in bounded memory."""
+"""Readers of .json, .csv and .parquet files, one record at a time in bounded memory."""
 
 from __future__ import annotations
 
 import csv
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from instruct_lit.core.optional_imports import load
+from instruct_lit.core.data.records import TO_LINES, UNREADABLE, unreadable
 from instruct_lit.errors import DataError
+from instruct_lit.optional_imports import load
 
+_CHUNK = 1 << 20  # characters of a JSON file that are read at once
+_DECODER = json.JSONDecoder()
+_SPACE = re.compile(r"[ \t\r\n]*")
 MAX_CELL = 1 << 30  # characters
 BATCH_ROWS = 128
 MAX_ROW_GROUP, MAX_VALUES = 4 << 30, 100_000_000  # bytes, and values of a column
+
+
+def read_json(path: Path) -> Iterator[tuple[str, Any]]:
+    """Records of a JSON array, decoded one by one from a sliding window of text.
+
+    Not by ijson, which refuses integers above 64 bits, and hides a lone surrogate from `checked_text` as `?`.
+    """
+    with path.open(encoding="utf-8-sig") as file:
+        text, position, number = file.read(_CHUNK), 0, 0
+
+        def next_character() -> str:
+            """Move past white space and return the character there, an empty string at the end."""
+            nonlocal text, position
+            while text:
+                position = _SPACE.match(text, position).end()  # type: ignore[union-attr]
+                if position < len(text):
+                    return text[position]
+                text, position = file.read(_CHUNK), 0
+            return ""
+
+        if (first := next_character()) != "[":
+            remedy = "write the array that is in the object to a file of its own, or " if first == "{" else ""
+            raise DataError(f"{path}: not a JSON array of records; {remedy}{TO_LINES}")
+        while True:
+            position += 1  # behind the bracket, or the comma
+            if next_character() == "]" and not number:
+                break
+            place = f"{path}, record {number}"
+            while True:
+                try:
+                    record, position = _DECODER.raw_decode(text, position)
+                    break
+                except UNREADABLE as error:
+                    more = file.read(max(_CHUNK, len(text))) if isinstance(error, json.JSONDecodeError) else ""
+                    if not more:
+                        raise unreadable(place, error) from error
+                    text, position = text[position:] + more, 0
+            yield place, record
+            number += 1
+            if (character := next_character()) == "]":
+                break
+            if character != ",":
+                raise DataError(f"{path}, record {number}: expected ',' or ']'; is the file complete?")
+        position += 1
+        if next_character():
+            raise DataError(f"{path}: text after the end of the array")
 
 
 def read_csv(path: Path) -> Iterator[tuple[str, Any]]:
@@ -94,4 +145,4 @@ def _python(value: Any) -> Any:
         raise
 
 
-READERS = {".csv": read_csv, ".parquet": read_parquet}
+READERS = {".json": read_json, ".csv": read_csv, ".parquet": read_parquet}

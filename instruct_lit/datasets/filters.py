@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from instruct_lit.core.data.example import Example
-from instruct_lit.core.optional_imports import need
 from instruct_lit.datasets.near_duplicates import THRESHOLD, NearDuplicateIndex
 from instruct_lit.errors import ConfigError, DataError
+from instruct_lit.optional_imports import need
 
 # How a refusal begins.
 REFUSALS = (

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable
 from typing import Any
 
 import numpy as np
 
-from instruct_lit.core.data.example import words
-from instruct_lit.core.optional_imports import load
 from instruct_lit.errors import ConfigError
+from instruct_lit.optional_imports import load
 
 THRESHOLD = 0.8  # Jaccard similarity from which two texts are near-duplicates
 SHINGLE = 3  # words
 N_PERMUTATIONS = 128  # of a signature; the estimate of a similarity has a standard error of about 0.04
+
+
+def words(text: str) -> list[str]:
+    """The words of a text in lower case, without punctuation; of a text without any, its characters."""
+    return re.findall(r"\w+", text.lower()) or list(text.strip())
 
 
 class NearDuplicateIndex:

@@ -11,8 +11,8 @@ from uuid import uuid4
 import numpy as np
 
 from instruct_lit.core.data.encode import EncodedStore
-from instruct_lit.core.data.example import words
 from instruct_lit.core.data.settings import NAMES, Split
+from instruct_lit.datasets.near_duplicates import words
 from instruct_lit.errors import ConfigError
 
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from instruct_lit.core.data.example import Format
 from instruct_lit.core.data.records import FileSource, OnBadRecord
-from instruct_lit.core.optional_imports import load, need
 from instruct_lit.errors import DownloadError
+from instruct_lit.optional_imports import load, need
 
 N_SAMPLES, SAMPLE = 16, 1 << 16  # pieces of a file, and their bytes, that `sampled_digest` reads
 

@@ -19,10 +19,11 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from instruct_lit.core.data.batching import Batch, Collator
 from instruct_lit.core.data.encode import EncodedExample, Encoder
-from instruct_lit.core.data.example import Example, words
+from instruct_lit.core.data.example import Example
 from instruct_lit.core.data.records import FileSource
 from instruct_lit.datasets import install
 from instruct_lit.datasets.filters import FilterChain
+from instruct_lit.datasets.near_duplicates import words
 from instruct_lit.errors import DataError, InstructLitError
 
 HELD_OUT_EPOCH = 1 << 31  # the order that validation and test are taken from; training never reaches this epoch

@@ -27,9 +27,8 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from instruct_lit.core.model.causal import CausalLM
-from instruct_lit.core.training.checkpoints import read_checkpoint
+from instruct_lit.core.training.checkpoints import read_checkpoint, trained_part
 from instruct_lit.core.training.sharding import SHARDS
-from instruct_lit.core.training.trainable_state import trained_part
 from instruct_lit.distributed import sharded_checkpoints as shard_files
 from instruct_lit.distributed.compat_lightning import connect
 from instruct_lit.resume.checkpoint_files import explained_write

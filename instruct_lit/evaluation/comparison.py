@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from instruct_lit.core.optional_imports import load
 from instruct_lit.errors import DataError
 from instruct_lit.evaluation.judging.judge import is_judged
 from instruct_lit.evaluation.judging.prompt import texts_of
 from instruct_lit.evaluation.metrics import METRICS, Row, applicable
 from instruct_lit.evaluation.statistics import difference, interval
+from instruct_lit.optional_imports import load
 
 MIN_PAIRS = 2
 Pair = tuple[Row, Row]

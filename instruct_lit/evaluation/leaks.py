@@ -7,8 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from instruct_lit.core.data.example import words
-from instruct_lit.datasets.near_duplicates import NearDuplicateIndex, jaccard, shingles
+from instruct_lit.datasets.near_duplicates import NearDuplicateIndex, jaccard, shingles, words
 
 if TYPE_CHECKING:
     from instruct_lit.core.data.datamodule import InstructionData

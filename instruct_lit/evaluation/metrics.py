@@ -16,9 +16,9 @@ from itertools import pairwise
 from typing import Any
 
 from instruct_lit.core.generation.responses import exact
-from instruct_lit.core.optional_imports import load
 from instruct_lit.errors import ConfigError
 from instruct_lit.evaluation.statistics import Interval, interval
+from instruct_lit.optional_imports import load
 
 Row = Mapping[str, Any]
 _ARTICLES = re.compile(r"\b(a|an|the)\b")

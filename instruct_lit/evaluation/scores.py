@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from instruct_lit.core.optional_imports import installed
 from instruct_lit.evaluation.categories import by_category, check_fields, losses
 from instruct_lit.evaluation.leaks import find_leaks, question
 from instruct_lit.evaluation.metrics import METRICS, applicable, score
+from instruct_lit.optional_imports import installed
 
 
 def score_rows(

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from instruct_lit.core.optional_imports import load
+from instruct_lit.optional_imports import load
 
 Interval = dict[str, Any]  # mean, low, high, n; low and high are None where there are too few values
 MIN_N = 10  # values of an interval that is estimated by resampling

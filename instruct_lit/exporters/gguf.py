@@ -17,7 +17,7 @@ import numpy as np
 from instruct_lit.core.data.tokenizer import EOT, GPT2Tokenizer
 from instruct_lit.core.model.gpt import GPT
 from instruct_lit.core.model.pretrained import hf_names
-from instruct_lit.core.optional_imports import load
+from instruct_lit.optional_imports import load
 
 
 def write_gguf(path: Path, model: GPT, tokenizer: GPT2Tokenizer, precision: str, name: str, chat: str) -> None:

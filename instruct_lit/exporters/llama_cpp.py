@@ -12,8 +12,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from instruct_lit.core.optional_imports import installed
 from instruct_lit.errors import ConfigError
+from instruct_lit.optional_imports import installed
 
 K_QUANTS = ("q4_k_m", "q5_k_m")  # precisions that only llama.cpp's quantiser makes
 QUANTISED = ("q8_0", *K_QUANTS)

@@ -18,8 +18,7 @@ import torch
 from torch import Tensor
 
 from instruct_lit.core.bundle import open_model
-from instruct_lit.core.model.device import best_device
-from instruct_lit.core.optional_imports import installed
+from instruct_lit.core.model.causal import best_device
 from instruct_lit.exporters.verification import (
     MAX_TOKENS,
     OwnModel,
@@ -29,6 +28,7 @@ from instruct_lit.exporters.verification import (
     losses_of,
     n_new,
 )
+from instruct_lit.optional_imports import installed
 
 
 class Reader(Protocol):

@@ -24,8 +24,7 @@ from instruct_lit.core.data.tokenizer import Tokenizer
 from instruct_lit.core.generation.engine import Engine
 from instruct_lit.core.generation.responses import read_jsonl
 from instruct_lit.core.generation.sampling import SamplingSettings
-from instruct_lit.core.model.causal import CausalLM
-from instruct_lit.core.model.device import best_device, on_device
+from instruct_lit.core.model.causal import CausalLM, best_device, on_device
 from instruct_lit.core.model.pretrained import DTYPES
 from instruct_lit.errors import VerificationError
 from instruct_lit.evaluation.statistics import interval

@@ -19,10 +19,10 @@ from torch import nn
 from instruct_lit.core.model.causal import CausalLM
 from instruct_lit.core.model.gpt import GPT
 from instruct_lit.core.model.pretrained import hf_names
-from instruct_lit.core.optional_imports import installed, load, pip_install
 from instruct_lit.errors import CheckpointError, ConfigError
 from instruct_lit.hf import compat_peft
 from instruct_lit.hf.model import HFModel
+from instruct_lit.optional_imports import installed, load, pip_install
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 # Keys of a peft configuration that are followed, or that say nothing about the updates.

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from instruct_lit.core.bundle import MAX_SHARD_SIZE
-from instruct_lit.core.model.device import has_gpu
-from instruct_lit.core.optional_imports import load
+from instruct_lit.core.model.causal import has_gpu
+from instruct_lit.core.model.pretrained import MAX_LAYERS
 from instruct_lit.errors import CheckpointError, ConfigError, DownloadError, InstructLitError
 from instruct_lit.hf.compat_gguf import forget_reader, shared_reader
 from instruct_lit.hf.compat_transformers import forget_quantization
@@ -21,6 +21,7 @@ from instruct_lit.hf.model import HFModel
 from instruct_lit.hf.older_readers import spell_for_transformers_4
 from instruct_lit.hf.source import HFSource
 from instruct_lit.hf.tokenizer import HFTokenizer, load_tokenizer
+from instruct_lit.optional_imports import load
 
 _DROPOUTS = (
     "attention_dropout", "attn_pdrop", "attn_dropout", "embd_pdrop", "embedding_dropout", "embed_dropout",
@@ -149,7 +150,13 @@ def read_hf_config(source: HFSource) -> Any:
     """The configuration of a model of transformers."""
     transformers = import_transformers()
     with opening(source.path), shared_reader(source.gguf_file):
-        return transformers.AutoConfig.from_pretrained(source.path, **source.options())  # nosec B615
+        config = transformers.AutoConfig.from_pretrained(source.path, **source.options())  # nosec B615
+    n_layers = getattr(config.get_text_config(decoder=True), "num_hidden_layers", None)
+    if isinstance(n_layers, int) and n_layers > MAX_LAYERS:  # transformers would make them one by one
+        raise CheckpointError(
+            f"model.path={source.path}: num_hidden_layers={n_layers}; at most {MAX_LAYERS} are supported"
+        )
+    return config
 
 
 def import_transformers() -> Any:

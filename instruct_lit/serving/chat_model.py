@@ -14,8 +14,7 @@ from instruct_lit.core.data.template import Template
 from instruct_lit.core.data.tokenizer import Tokenizer
 from instruct_lit.core.generation.responses import closing
 from instruct_lit.core.generation.sampling import SamplingSettings
-from instruct_lit.core.model.causal import CausalLM
-from instruct_lit.core.model.device import best_device
+from instruct_lit.core.model.causal import CausalLM, best_device
 from instruct_lit.errors import ConfigError, printable
 
 

@@ -17,7 +17,7 @@ from instruct_lit.core.data.example import Example
 from instruct_lit.core.generation.engine import Engine
 from instruct_lit.core.generation.request import Request
 from instruct_lit.core.generation.sampling import SamplingSettings
-from instruct_lit.core.optional_imports import need
+from instruct_lit.optional_imports import need
 from instruct_lit.serving.chat_model import ChatModel
 from instruct_lit.serving.completions import CompletionService, Job
 from instruct_lit.serving.http import make_app

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import IO, Any
 
-from instruct_lit.core.optional_imports import need
+from instruct_lit.optional_imports import need
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from instruct_lit.core.optional_imports import pip_install
+from instruct_lit.optional_imports import pip_install
 from instruct_lit.suites.compat_lm_eval import as_json, dataset_of, harness_model, members, n_examples_needed, runs_code
 from instruct_lit.suites.evaluated_model import EvaluatedModel
 from instruct_lit.suites.leaks import Leaks, figure_without

@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from instruct_lit.core.generation.engine import n_common
 from instruct_lit.core.model.attention import repeat_kv
 
 MAX_KEYS = 1 << 14  # key rows gathered for one attention call, so that memory does not grow with the batch
@@ -111,3 +110,12 @@ def _block(group: Sequence[Branch], device: torch.device) -> _Block:
     queries = keys.gather(1, torch.where(real, positions, 0))
     mask = torch.arange(n_keys) <= positions[:, None, :, None]
     return _Block(queries.to(device), keys.to(device), real.to(device), mask.to(device))
+
+
+def n_common(a: Sequence[int], b: Sequence[int]) -> int:
+    """Number of leading tokens that two texts share."""
+    low, high = 0, min(len(a), len(b))
+    while low < high:  # a[:low] is shared, and at most a[:high]; slices are compared many times as fast as items
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if a[low:middle] == b[low:middle] else (low, middle - 1)
+    return low

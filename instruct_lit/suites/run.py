@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from instruct_lit.core.optional_imports import installed
 from instruct_lit.evaluation.ratings import leaderboard, read_battles
+from instruct_lit.optional_imports import installed
 from instruct_lit.reports.leaderboard import print_leaderboard
 from instruct_lit.suites.leaks import Leaks, figure_without, leaks_of, print_leaks
 from instruct_lit.suites.results import FILE, print_table, write_reports

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from instruct_lit.core.generation.engine import n_common
 from instruct_lit.core.model.causal import CausalLM
-from instruct_lit.suites.prefix_tree import PrefixTree
+from instruct_lit.suites.prefix_tree import PrefixTree, n_common
 
 Pair = tuple[Sequence[int], Sequence[int]]  # context and continuation ids
 MAX_TOKENS = {"cpu": 4096, "cuda": 32768}  # new tokens of one pass

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from instruct_lit.core.optional_imports import load, need
+from instruct_lit.optional_imports import load, need
 from instruct_lit.sweeps.trials import Trial, column_of, is_logarithmic, varied
 
 

@@ -8,8 +8,8 @@ from typing import Any
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
-from instruct_lit.core.optional_imports import load
 from instruct_lit.errors import TrialPruned
+from instruct_lit.optional_imports import load
 from instruct_lit.sweeps.compat_optuna import running_trial
 from instruct_lit.sweeps.study import make_pruner, open_storage
 

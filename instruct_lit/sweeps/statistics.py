@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from instruct_lit.core.optional_imports import load
+from instruct_lit.optional_imports import load
 from instruct_lit.sweeps.trials import SEEDS, Trial
 
 

@@ -19,8 +19,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from instruct_lit.core.locks import exclusive, hold_until_exit, is_locked
 from instruct_lit.errors import ConfigError, TrialPruned
+from instruct_lit.locks import exclusive, hold_until_exit, is_locked
 from instruct_lit.sweeps.comparable import comparable_metric
 
 RECORD, RESULT, LOG = "trial.json", "result.json", "output.log"

@@ -11,7 +11,7 @@ from instruct_lit.config import model_builders as build
 from instruct_lit.config.check_machine import check_machine
 from instruct_lit.config.check_training import check_train, wants_graphs
 from instruct_lit.config.compose import CONF
-from instruct_lit.core.model import device
+from instruct_lit.core.model import causal as device
 from instruct_lit.errors import ConfigError
 from tests.configs import composed
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from instruct_lit.config.run_ownership import LOCK, _in_use, distinct_folder, own_folder, refuse_folder_in_use
-from instruct_lit.core.locks import exclusive
 from instruct_lit.errors import ConfigError
+from instruct_lit.locks import exclusive
 
 
 def test_a_second_run_of_the_same_second_has_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

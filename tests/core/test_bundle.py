@@ -240,3 +240,10 @@ def test_sampling_settings_travel(tmp_path: Path, tiny_model: GPT) -> None:
     assert (
         config["do_sample"] is True and config["temperature"] == 0.7 and config["top_p"] == 0.9 and config["top_k"] == 0
     )
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs on Windows")
+def test_a_fifo_in_place_of_our_file_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "instruct_lit.json")
+    with pytest.raises(CheckpointError, match=r"instruct_lit\.json: not a regular file"):
+        open_model(tmp_path)

@@ -5,8 +5,7 @@ import sys
 import numpy as np
 import pytest
 
-from instruct_lit.core.data.example import words
-from instruct_lit.datasets.near_duplicates import NearDuplicateIndex, jaccard, near_duplicate_groups, shingles
+from instruct_lit.datasets.near_duplicates import NearDuplicateIndex, jaccard, near_duplicate_groups, shingles, words
 from instruct_lit.errors import ConfigError
 
 

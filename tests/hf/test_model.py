@@ -1,7 +1,9 @@
 """Any architecture of transformers: what is exact is used, what is not is refused with its reason."""
 
 import functools
+import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -187,3 +189,12 @@ def test_it_is_opened_for_training_with_dropout_and_activations_computed_again(l
     plain, again = (load_hf(str(llama_directory), activation_checkpointing=on) for on in (False, True))
     assert kept(again) < kept(plain) / 2
     assert torch.equal(again.hidden_states(ids), plain.hidden_states(ids))
+
+
+def test_layers_without_bound_are_refused_before_they_are_made(llama_directory: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "endless"
+    shutil.copytree(llama_directory, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 10**12, "layer_types": None}))
+    with pytest.raises(CheckpointError, match="num_hidden_layers=1000000000000; at most 1024"):
+        load_hf(str(folder))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 import reprlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -70,11 +69,6 @@ class Example:
         earlier = (text for turn in self.history for text in turn)
         text = "\x00".join((self.instruction, self.input, self.output, self.system, *earlier))
         return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
-
-
-def words(text: str) -> list[str]:
-    """The words of a text in lower case, without punctuation; of a text without any, its characters."""
-    return re.findall(r"\w+", text.lower()) or list(text.strip())
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Sources of examples in files: JSON and JSON Lines one record at a time; what they skipped, and why."""
+"""Sources of examples in files: JSON and JSON Lines; what they skipped, and why."""
 
 from __future__ import annotations
 
@@ -18,15 +18,13 @@ OnBadRecord = Literal["error", "skip"]
 MAX_REASONS, MAX_PLACES = 20, 3  # that are remembered of bad records, and of each reason
 MANY_BAD = 0.1  # share of bad records from which they are a warning
 _NO_RECORDS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")  # of a saved data set
-_CHUNK = 1 << 20
 _LFS = b"version https://git-lfs"
-_DECODER = json.JSONDecoder()
-_SPACE = re.compile(r"[ \t\r\n]*")
-_UNREADABLE = (ValueError, RecursionError)  # valid JSON beyond Python's limits: thousands of digits or of brackets
+TO_LINES = "rename a file with one record per line to .jsonl"
+UNREADABLE = (ValueError, RecursionError)  # valid JSON beyond Python's limits: thousands of digits or of brackets
 
 
 def read_records(path: Path) -> Iterator[tuple[str, Any]]:
-    """Yield every record of a file with its place (`<path>, record 7` or `<path>, line 7`), in constant memory.
+    """Yield every record of a file with its place (`<path>, record 7` or `<path>, line 7`), record by record.
 
     A record that cannot be read is a DataError in its place. Raises: DataError, naming file and place, when the file
     cannot be read, is not UTF-8, or is not in the format that its suffix names.
@@ -46,51 +44,14 @@ def read_records(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _json(path: Path) -> Iterator[tuple[str, Any]]:
-    """Records of a JSON array, decoded one by one from a sliding window of text.
-
-    Not by ijson, which refuses integers above 64 bits, and hides a lone surrogate from `checked_text` as `?`.
-    """
-    with path.open(encoding="utf-8-sig") as file:
-        text, position, number = file.read(_CHUNK), 0, 0
-
-        def next_character() -> str:
-            """Move past white space and return the character there, an empty string at the end."""
-            nonlocal text, position
-            while text:
-                position = _SPACE.match(text, position).end()  # type: ignore[union-attr]
-                if position < len(text):
-                    return text[position]
-                text, position = file.read(_CHUNK), 0
-            return ""
-
-        if (first := next_character()) != "[":
-            remedy = "write the array that is in the object to a file of its own, or " if first == "{" else ""
-            raise DataError(
-                f"{path}: not a JSON array of records; {remedy}rename a file with one record per line to .jsonl"
-            )
-        while True:
-            position += 1  # behind the bracket, or the comma
-            if next_character() == "]" and not number:
-                break
-            place = f"{path}, record {number}"
-            while True:
-                try:
-                    record, position = _DECODER.raw_decode(text, position)
-                    break
-                except _UNREADABLE as error:
-                    more = file.read(max(_CHUNK, len(text))) if isinstance(error, json.JSONDecodeError) else ""
-                    if not more:
-                        raise _error(place, error) from error
-                    text, position = text[position:] + more, 0
-            yield place, record
-            number += 1
-            if (character := next_character()) == "]":
-                break
-            if character != ",":
-                raise DataError(f"{path}, record {number}: expected ',' or ']'; is the file complete?")
-        position += 1
-        if next_character():
-            raise DataError(f"{path}: text after the end of the array")
+    """Records of a JSON array; `datasets` reads one at a time."""
+    try:
+        records = json.loads(path.read_text(encoding="utf-8-sig"))
+    except UNREADABLE as error:
+        raise unreadable(str(path), error) from error
+    if not isinstance(records, list):
+        raise DataError(f"{path}: not a JSON array of records; {TO_LINES}")
+    yield from ((f"{path}, record {number}", record) for number, record in enumerate(records))
 
 
 def _jsonl(path: Path) -> Iterator[tuple[str, Any]]:
@@ -100,16 +61,17 @@ def _jsonl(path: Path) -> Iterator[tuple[str, Any]]:
                 place = f"{path}, line {number}"
                 try:
                     yield place, json.loads(line)
-                except _UNREADABLE as error:
-                    yield place, _error(place, error)
+                except UNREADABLE as error:
+                    yield place, unreadable(place, error)
 
 
-def _error(place: str, error: Exception) -> DataError:
+def unreadable(place: str, error: Exception) -> DataError:
+    """The message of JSON that cannot be read."""
     reason = f"invalid JSON ({error.msg})" if isinstance(error, json.JSONDecodeError) else error
     return DataError(f"{place}: {reason}")
 
 
-# By suffix; `datasets` adds .csv and .parquet.
+# By suffix; `datasets` adds .csv and .parquet, and reads .json one record at a time.
 READERS: dict[str, Callable[[Path], Iterator[tuple[str, Any]]]] = {".json": _json, ".jsonl": _jsonl}
 
 

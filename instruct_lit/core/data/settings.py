@@ -85,10 +85,6 @@ class Masking:
     loss_on: LossOn = "all"
 
 
-def _as_given(batching: Batching, longest: int) -> Batching:
-    return batching
-
-
 @dataclass(frozen=True)
 class Batching:
     """How batches are made (`BatchSampler`, `Collator`); beside `batch_size` nothing here changes a loss."""
@@ -102,4 +98,4 @@ class Batching:
     pad_to_multiple_of: int = 1
     n_workers: int = 0
     # Returns what is used, given these settings and the number of inputs of the longest example.
-    choose: Callable[[Batching, int], Batching] = field(default=_as_given, repr=False)
+    choose: Callable[[Batching, int], Batching] = field(default=lambda batching, longest: batching, repr=False)

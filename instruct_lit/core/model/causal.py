@@ -1,4 +1,4 @@
-"""The interface of a causal language model, as training and generation use it.
+"""The interface of a causal language model, as training and generation use it; its device.
 
 Shapes: B rows, T tokens of a row, N tokens of a flat batch, M selected tokens, C hidden width, V vocabulary.
 """
@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -89,3 +90,26 @@ def token_losses(hidden: Tensor, head_weight: Tensor, targets: Tensor) -> Tensor
         for h, t in zip(hidden.split(CHUNK), targets.split(CHUNK), strict=True)
     ]
     return torch.cat(losses) if losses else hidden.new_zeros(0, dtype=torch.float32)
+
+
+def has_gpu() -> bool:
+    """Whether torch finds a CUDA device."""
+    return torch.cuda.is_available()
+
+
+def best_device() -> torch.device:
+    """The GPU if there is one, otherwise the CPU."""
+    return torch.device("cuda" if has_gpu() else "cpu")
+
+
+@contextmanager
+def on_device(model: CausalLM, device: torch.device) -> Iterator[None]:
+    """Move a model to a device of this type and back afterwards; Lightning moves it to the CPU after every run."""
+    before = model.head_weight.device
+    if before.type != device.type:
+        model.to(device)
+    try:
+        yield
+    finally:
+        if before.type != device.type:
+            model.to(before)

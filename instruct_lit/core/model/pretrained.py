@@ -16,6 +16,7 @@ from instruct_lit.errors import CheckpointError
 WEIGHTS = "model.safetensors"
 SHARDS = "model.safetensors.index.json"
 PICKLED = "pytorch_model.bin"
+MAX_LAYERS = 1024
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _REMEDY = "; delete a downloaded file, and the next run downloads it again"
 # Our names within those of parameters, and Hugging Face's. Theirs with `c_` are Conv1Ds, whose matrix is (in, out).
@@ -51,9 +52,14 @@ def load_gpt(
     assert path is not None or not pretrained, "pretrained weights have a path"
     directory = None if path is None else checkpoint_directory(path)
     shape = read_config(directory) if directory is not None else config or GPTConfig()
-    with torch.device("meta"):  # every weight is written below, so torch does not initialise them
-        model = GPT(shape, dropout, activation_checkpointing)
-    model.to_empty(device="cpu")
+    try:
+        with torch.device("meta"):  # every weight is written below, so torch does not initialise them
+            model = GPT(shape, dropout, activation_checkpointing)
+        model.to_empty(device="cpu")
+    except RuntimeError as error:  # of sizes that overflow, or that no memory has room for
+        raise CheckpointError(
+            f"{directory or 'model'}: {shape} does not fit in memory ({first_line(error)})"
+        ) from error
     if directory is None or not pretrained:
         model.init_weights(seed)
     else:
@@ -98,6 +104,8 @@ def read_config(directory: Path) -> GPTConfig:
             problems.append(f"{theirs} is missing")
         elif type(value) is not number or value <= 0:
             problems.append(f"{theirs}={value!r} (supported: a positive {number.__name__})")
+        elif ours == "n_layers" and value > MAX_LAYERS:
+            problems.append(f"{theirs}={value} (supported: at most {MAX_LAYERS})")
     if not problems and values.get("n_inner") not in (None, 4 * shape["d_model"]):
         problems.append(f"n_inner={values['n_inner']!r} (supported: null or 4 · n_embd)")
     if not problems and shape["d_model"] % shape["n_heads"]:

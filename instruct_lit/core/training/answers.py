@@ -14,7 +14,7 @@ from instruct_lit.core.data.datamodule import InstructionData
 from instruct_lit.core.generation.engine import Engine
 from instruct_lit.core.generation.responses import answer
 from instruct_lit.core.generation.sampling import SamplingSettings
-from instruct_lit.core.model.device import best_device, on_device
+from instruct_lit.core.model.causal import best_device, on_device
 from instruct_lit.core.training.sharding import Sharding
 
 Item = TypeVar("Item")

@@ -18,11 +18,11 @@ from torch.optim import Optimizer
 
 from instruct_lit.core.data.batching import Batch
 from instruct_lit.core.model.causal import CausalLM, token_losses
+from instruct_lit.core.training.checkpoints import completed, trained_part
 from instruct_lit.core.training.compat_lightning import logs_this_step
 from instruct_lit.core.training.failures import FiniteLosses, not_finite
 from instruct_lit.core.training.loss import FitFacts, StepAccelerator, layout_of, sum_over_ranks
 from instruct_lit.core.training.sharding import Sharding
-from instruct_lit.core.training.trainable_state import completed, trained_part
 from instruct_lit.errors import TrainingError
 
 

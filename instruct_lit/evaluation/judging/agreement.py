@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from instruct_lit.core.optional_imports import load
 from instruct_lit.errors import ConfigError, DataError
+from instruct_lit.optional_imports import load
 
 N_LEVELS = 5  # equal parts of the scale that Cohen's kappa compares
 

@@ -14,9 +14,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from instruct_lit.core.optional_imports import load
 from instruct_lit.errors import JudgeError
 from instruct_lit.evaluation.judging.prompt import Verdict
+from instruct_lit.optional_imports import load
 
 PAUSE_S = 1.0  # before a request with invalid JSON in its answer is repeated
 Messages = list[dict[str, str]]

@@ -20,9 +20,7 @@ from instruct_lit.core.generation.engine import Engine
 from instruct_lit.core.generation.request import Hook
 from instruct_lit.core.generation.responses import closing
 from instruct_lit.core.generation.sampling import SamplingSettings
-from instruct_lit.core.model.causal import CausalLM
-from instruct_lit.core.model.device import best_device, has_gpu
-from instruct_lit.core.optional_imports import load
+from instruct_lit.core.model.causal import CausalLM, best_device, has_gpu
 from instruct_lit.errors import ConfigError, InstructLitError
 from instruct_lit.evaluation.judging.endpoints import Messages, Refused, Reply
 from instruct_lit.evaluation.judging.prompt import Verdict
@@ -30,6 +28,7 @@ from instruct_lit.hf.chat_template import with_chat
 from instruct_lit.hf.files import load_hf, opening
 from instruct_lit.hf.source import HFSource
 from instruct_lit.hf.tokenizer import load_tokenizer
+from instruct_lit.optional_imports import load
 
 
 class LocalEndpoint:

@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from instruct_lit.core.optional_imports import load
 from instruct_lit.evaluation.metrics import exact_normalised, token_f1
+from instruct_lit.optional_imports import load
 from instruct_lit.suites.execution import passes
 
 Doc = Mapping[str, Any]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from instruct_lit.core.data.tokenizer import GPT2Tokenizer
-from instruct_lit.core.generation.engine import Engine, n_common
+from instruct_lit.core.generation.engine import Engine, n_shared_prefix
 from instruct_lit.core.generation.request import Hook
 from instruct_lit.core.generation.sampling import SamplingSettings
 from instruct_lit.core.model.gpt import GPT
@@ -171,7 +171,7 @@ def test_a_hook_constrains_one_row_and_sees_the_models_own_logits(model: GPT, to
     assert [token for token, _ in seen] == [*bound.ids, tokenizer.eot_id] and seen[0][1] == free[0].ids[0]
 
 
-def test_length_of_a_common_prefix() -> None:
+def test_length_of_a_shared_prefix() -> None:
     for n in range(20):
-        assert n_common([0] * n + [1] * 5, [0] * n + [2] * 9) == n
-    assert n_common([1, 2], [1, 2, 3]) == n_common([1, 2, 3], [1, 2]) == 2 and n_common([], [1]) == 0
+        assert n_shared_prefix([[0] * n + [1] * 5, [0] * n + [2] * 9, [0] * n + [1] * 3]) == n
+    assert n_shared_prefix([[1, 2], [1, 2, 3]]) == 1 and n_shared_prefix([[1, 2]]) == 0

@@ -170,6 +170,7 @@ def test_shards_of_pickles_are_refused_by_name(directory: Path) -> None:
         ({"n_layer": "two"}, "n_layer='two' (supported: a positive int)"),
         ({"n_head": 0}, "n_head=0 (supported: a positive int)"),
         ({"n_layer": True}, "n_layer=True (supported: a positive int)"),
+        ({"n_layer": 10**12}, "n_layer=1000000000000 (supported: at most 1024)"),
         ({"layer_norm_epsilon": "small"}, "layer_norm_epsilon='small' (supported: a positive float)"),
         ({"n_embd": None, "vocab_size": None, "n_inner": 3}, "vocab_size is missing; n_embd is missing"),
     ],
@@ -180,6 +181,14 @@ def test_an_unsupported_config_names_key_and_value(directory: Path, changes: dic
     with pytest.raises(CheckpointError) as error:
         read_config(directory)
     assert str(error.value) == f"{file}: {message}"
+
+
+@pytest.mark.parametrize("name", ["vocab_size", "n_positions", "n_embd"])
+def test_sizes_without_bound_do_not_fit_in_memory(directory: Path, name: str) -> None:
+    file = directory / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {name: 48 * 10**12}))
+    with pytest.raises(CheckpointError, match=r"GPTConfig\(.*48000000000000.*\) does not fit in memory"):
+        load_gpt(directory)
 
 
 def test_an_old_config_with_few_keys_is_enough(directory: Path) -> None:

@@ -11,9 +11,9 @@ from lightning.pytorch.callbacks import EMAWeightAveraging
 
 from instruct_lit.core.model.causal import CausalLM
 from instruct_lit.core.model.gpt import GPT
-from instruct_lit.core.model.trainable import choose_trainable
 from instruct_lit.core.training.checkpoints import Checkpoint, load_weights, read_checkpoint
 from instruct_lit.hf.files import load_hf
+from instruct_lit.hf.trainable import choose_trainable
 from instruct_lit.resume.last_checkpoint import LastCheckpoint
 
 

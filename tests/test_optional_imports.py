@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from instruct_lit.core.optional_imports import installed, load, message, need
 from instruct_lit.errors import ConfigError
+from instruct_lit.optional_imports import installed, load, message, need
 
 
 def test_a_module_that_is_installed_is_imported() -> None:

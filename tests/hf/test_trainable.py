@@ -6,9 +6,9 @@ import pytest
 
 from instruct_lit.core.model.causal import CausalLM
 from instruct_lit.core.model.gpt import GPT
-from instruct_lit.core.model.trainable import choose_trainable
 from instruct_lit.errors import ConfigError
 from instruct_lit.hf.files import load_hf
+from instruct_lit.hf.trainable import choose_trainable
 
 
 @pytest.fixture(params=["gpt", "llama"])

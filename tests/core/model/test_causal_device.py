@@ -5,8 +5,8 @@ import contextlib
 import pytest
 import torch
 
-from instruct_lit.core.model import device as module
-from instruct_lit.core.model.device import best_device, on_device
+from instruct_lit.core.model import causal as module
+from instruct_lit.core.model.causal import best_device, on_device
 from instruct_lit.core.model.gpt import GPT
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from instruct_lit.core.locks import exclusive, is_locked
+from instruct_lit.locks import exclusive, is_locked
 
 REFUSAL = ValueError("in use")
 
@@ -25,7 +25,7 @@ def test_a_second_holder_is_refused(tmp_path: Path) -> None:
 def test_a_killed_process_holds_nothing(tmp_path: Path) -> None:
     path = tmp_path / "x.lock"
     program = (
-        "import sys, time; from pathlib import Path; from instruct_lit.core.locks import hold_until_exit\n"
+        "import sys, time; from pathlib import Path; from instruct_lit.locks import hold_until_exit\n"
         "hold_until_exit(Path(sys.argv[1]), ValueError()); print('held', flush=True); time.sleep(60)"
     )
     process = subprocess.Popen([sys.executable, "-c", program, str(path)], stdout=subprocess.PIPE, text=True)
