@@ -57,9 +57,8 @@ def load_gpt(
             model = GPT(shape, dropout, activation_checkpointing)
         model.to_empty(device="cpu")
     except RuntimeError as error:  # of sizes that overflow, or that no memory has room for
-        raise CheckpointError(
-            f"{directory or 'model'}: {shape} does not fit in memory ({first_line(error)})"
-        ) from error
+        message = f"{directory}: a model of its sizes does not fit in memory ({first_line(error)[:80]})"
+        raise CheckpointError(message) from error
     if directory is None or not pretrained:
         model.init_weights(seed)
     else:

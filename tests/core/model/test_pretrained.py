@@ -187,7 +187,7 @@ def test_an_unsupported_config_names_key_and_value(directory: Path, changes: dic
 def test_sizes_without_bound_do_not_fit_in_memory(directory: Path, name: str) -> None:
     file = directory / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {name: 48 * 10**12}))
-    with pytest.raises(CheckpointError, match=r"GPTConfig\(.*48000000000000.*\) does not fit in memory"):
+    with pytest.raises(CheckpointError, match="tiny-gpt2: a model of its sizes does not fit in memory"):
         load_gpt(directory)
 
 
