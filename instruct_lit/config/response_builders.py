@@ -18,7 +18,7 @@ from instruct_lit.core.data.records import FileSource
 from instruct_lit.core.generation.engine import Engine
 from instruct_lit.core.model.causal import best_device
 from instruct_lit.core.training.answers import answer_split
-from instruct_lit.evaluation.answer_cache import AnswerCache
+from instruct_lit.evaluation.answer_cache import AnswerCache, CachedResponses
 from instruct_lit.evaluation.answer_files import read_responses
 from instruct_lit.evaluation.leaks import question, training_questions
 from instruct_lit.evaluation.losses import response_losses
@@ -56,7 +56,8 @@ def generated_responses(config: DictConfig, run: str) -> Responses:
     opened.model.to(best_device())
     engine = Engine(opened.model, data.tokenizer, **build.engine_options(config))
     title, sampling = f"responses to the {config.split} split", build.sampling_of(config)
-    rows = answer_split(engine, data, config.split, config.n_responses, sampling, title, cache=cache)
+    known = CachedResponses(cache, engine, sampling, data.template)
+    rows = answer_split(engine, data, config.split, config.n_responses, sampling, title, known=known)
     store, _ = data.examples_of(config.split)
     with tqdm(total=len(rows), desc="loss of the reference responses", unit="example", file=sys.stdout) as bar:
         losses = response_losses(opened.model, opened.tokenizer, [store[row["id"]] for row in rows], bar.update)

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import UserDict
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from instruct_lit import __version__
+from instruct_lit.core.data.template import Template
+from instruct_lit.core.generation.engine import Engine
+from instruct_lit.core.generation.responses import closing
+from instruct_lit.core.generation.sampling import SamplingSettings
 from instruct_lit.errors import DataError
 
 
@@ -61,3 +68,25 @@ class AnswerCache:
 
 def _key(request: tuple[Any, ...]) -> str:
     return hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()[:32]
+
+
+class CachedResponses(UserDict):
+    """Responses of an engine by prompt (`responses.Known`), written to a cache as soon as they are complete."""
+
+    def __init__(self, cache: AnswerCache, engine: Engine, settings: SamplingSettings, template: Template) -> None:
+        super().__init__()
+        self.cache = cache
+        settings = replace(settings, stop=(*settings.stop, *closing(template)))
+        self.of_engine = repr(settings), str(engine.dtype)
+
+    def __contains__(self, prompt: Any) -> bool:
+        if prompt not in self.data and (found := self.cache.get(*self._request(prompt))) is not None:
+            self.data[prompt] = tuple(found)
+        return prompt in self.data
+
+    def __setitem__(self, prompt: tuple[int, ...], response: tuple[str, str | None]) -> None:
+        super().__setitem__(prompt, response)
+        self.cache.add([(self._request(prompt), response)])
+
+    def _request(self, prompt: tuple[int, ...]) -> tuple[Any, ...]:
+        return ("answer", __version__, list(prompt), *self.of_engine)

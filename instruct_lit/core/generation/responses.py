@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from instruct_lit import __version__
 from instruct_lit.core.data.example import Example
 from instruct_lit.core.data.template import Template
 from instruct_lit.core.generation.engine import Engine, Request
 from instruct_lit.core.generation.sampling import SamplingSettings
 
-
-class ResponseCache(Protocol):
-    """Responses of earlier runs by request, a tuple of JSON values; `get` returns None for an unknown request."""
-
-    def get(self, *request: Any) -> Any: ...
-    def add(self, answers: Iterable[tuple[tuple[Any, ...], Any]]) -> None: ...
+Known = MutableMapping[tuple[int, ...], tuple[str, str | None]]  # response and finish reason by the ids of a prompt
 
 
 def answer(
@@ -28,35 +22,24 @@ def answer(
     examples: Sequence[tuple[int, Example, Sequence[int]]],
     settings: SamplingSettings,
     on_answered: Callable[[], object] = lambda: None,
-    cache: ResponseCache | None = None,
+    known: Known | None = None,
 ) -> list[dict[str, Any]]:
     """Answer examples, each given as (id, example, prompt ids), and return a row for each.
 
     A row is the record with `id`, `response` and `finish_reason`: `stop` (end-of-text, or the template's suffix),
     `length`, or `prompt_too_long` where the prompt fills the context; an empty prompt is replaced by end-of-text, which
-    starts a text for GPT-2. Responses in `cache` are not generated again.
+    starts a text for GPT-2. Responses in `known` are not generated again, and new ones are added to it at once.
     """
     settings = replace(settings, stop=(*settings.stop, *closing(template)))
-    found: dict[tuple[int, ...], tuple[str, str | None]] = {}
-
-    def key(prompt: Sequence[int]) -> tuple[Any, ...]:
-        return ("answer", __version__, list(prompt), repr(settings), str(engine.dtype))
+    found: Known = {} if known is None else known
 
     def finished(request: Request) -> None:
         found[tuple(request.prompt_ids)] = request.text, request.finish_reason
-        if cache is not None:
-            cache.add([(key(request.prompt_ids), (request.text, request.finish_reason))])
         on_answered()
 
     prompts = [tuple(prompt) or (engine.tokenizer.eot_id,) for _, _, prompt in examples]
-    waiting = []
-    for prompt in prompts:
-        cached = cache.get(*key(prompt)) if cache is not None else None
-        if cached is None and len(prompt) < engine.context_length:
-            waiting.append(prompt)
-            continue
-        if cached is not None:
-            found[prompt] = tuple(cached)
+    waiting = [prompt for prompt in prompts if prompt not in found and len(prompt) < engine.context_length]
+    for _ in range(len(prompts) - len(waiting)):
         on_answered()
     engine.generate(waiting, settings, on_finished=finished)
     rows = []

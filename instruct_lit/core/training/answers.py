@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from instruct_lit.core.data.datamodule import InstructionData
 from instruct_lit.core.generation.engine import Engine
-from instruct_lit.core.generation.responses import answer
+from instruct_lit.core.generation.responses import Known, answer
 from instruct_lit.core.generation.sampling import SamplingSettings
 from instruct_lit.core.model.causal import best_device, on_device
 from instruct_lit.core.training.sharding import Sharding
@@ -29,11 +29,11 @@ def answer_split(
     title: str,
     trainer: Trainer | None = None,
     sharding: Sharding | None = None,
-    cache: Any = None,
+    known: Known | None = None,
 ) -> list[dict[str, Any]]:
     """The answers to the first `n_responses` examples of a split (None: to all), a row for each, with a progress bar.
 
-    Each rank of `trainer` answers its share on its device and gets all answers. `cache` is that of `responses.answer`.
+    Each rank of `trainer` answers its share on its device and gets all answers. `known` is that of `responses.answer`.
     """
     store, indices = data.examples_of(split)
     numbers = share_of(trainer, indices[:n_responses].tolist())
@@ -41,7 +41,7 @@ def answer_split(
     device = best_device() if trainer is None else trainer.strategy.root_device
     with tqdm(total=len(examples), desc=title, unit="answer", dynamic_ncols=True, file=sys.stdout) as bar:
         with on_device(engine.model, device), (sharding or Sharding()).gathered(engine.model):
-            rows = answer(engine, data.template, examples, settings, bar.update, cache)
+            rows = answer(engine, data.template, examples, settings, bar.update, known)
         return gathered(trainer, rows)
 
 

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 
-from instruct_lit.accel.bf16_weights import BF16Weights
 from instruct_lit.core.data.example import Example
 from instruct_lit.core.data.template import Template
 from instruct_lit.core.data.tokenizer import GPT2Tokenizer
@@ -12,7 +11,6 @@ from instruct_lit.core.generation.engine import Engine
 from instruct_lit.core.generation.responses import answer, exact_match, read_jsonl, write_jsonl
 from instruct_lit.core.generation.sampling import SamplingSettings
 from instruct_lit.core.model.gpt import GPT
-from instruct_lit.evaluation.answer_cache import AnswerCache
 
 TEMPLATE = Template("short", "{{ instruction }}: {{ response }}")
 
@@ -42,42 +40,6 @@ def test_the_suffix_of_the_template_ends_a_response(tiny_model: GPT, tokenizer: 
         SamplingSettings(max_new_tokens=6),
     )
     assert cut["response"] == whole["response"][: whole["response"].index(middle)] and cut["finish_reason"] == "stop"
-
-
-def test_an_interrupted_run_resumes_from_its_cache(
-    tiny_model: GPT, tokenizer: GPT2Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    examples = [(i, Example(f"word {i}", "x"), [i + 1, 2, 3]) for i in range(5)]
-    settings = SamplingSettings(max_new_tokens=3, temperature=1.0, seed=4)
-    whole = answer(Engine(tiny_model, tokenizer), TEMPLATE, examples, settings)
-
-    def stop() -> None:
-        if (tmp_path / "kept.jsonl").read_text().count("\n") == 2:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        answer(
-            Engine(tiny_model, tokenizer, max_rows=1),
-            TEMPLATE,
-            examples,
-            settings,
-            stop,
-            AnswerCache(tmp_path / "kept.jsonl"),
-        )
-    done: list[int] = []
-    submitted: list[list[int]] = []
-    submit = Engine.submit
-    monkeypatch.setattr(Engine, "submit", lambda self, ids, s: submitted.append(ids) or submit(self, ids, s))
-    kept = AnswerCache(tmp_path / "kept.jsonl")
-    assert answer(Engine(tiny_model, tokenizer), TEMPLATE, examples, settings, lambda: done.append(1), kept) == whole
-    assert len(done) == 5 and len(submitted) == 3
-    warmer = SamplingSettings(max_new_tokens=3, temperature=2.0, seed=4)
-    answer(Engine(tiny_model, tokenizer), TEMPLATE, examples, warmer, cache=kept)
-    assert len(submitted) == 8  # other settings, other answers
-    rounded = Engine(tiny_model, tokenizer, make_weights=BF16Weights)
-    answer(rounded, TEMPLATE, examples, warmer, cache=AnswerCache(tmp_path / "kept.jsonl"))
-    answer(rounded, TEMPLATE, examples, warmer, cache=AnswerCache(tmp_path / "kept.jsonl"))
-    assert len(submitted) == 13  # another precision, other answers, and those are kept too
 
 
 def test_an_empty_prompt_starts_from_end_of_text(tiny_model: GPT, tokenizer: GPT2Tokenizer) -> None:
