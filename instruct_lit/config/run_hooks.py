@@ -45,7 +45,8 @@ def hooks_of(config: DictConfig) -> list[RunHook]:
         hooks.append(Report(config))
     if config.finder is None:
         hooks.append(Preflight())
-        if config.verify and has_satellite("exporters") and has_satellite("hf"):
+        has_code = config.model.get("trust_remote_code", False)  # which no fresh process runs unasked
+        if config.verify and not has_code and has_satellite("exporters") and has_satellite("hf"):
             hooks.append(Verification(config))
     return hooks
 

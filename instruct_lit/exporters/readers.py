@@ -21,6 +21,7 @@ from instruct_lit.core.bundle import open_model
 from instruct_lit.core.model.causal import best_device
 from instruct_lit.exporters.verification import (
     MAX_TOKENS,
+    N_NEW,
     OwnModel,
     Reference,
     Tolerance,
@@ -83,7 +84,8 @@ class LlamaCpp:
         from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
         types = {"type_k": llama_cpp.GGML_TYPE_F32, "type_v": llama_cpp.GGML_TYPE_F32}
-        self.model = model = llama_cpp.Llama(str(file), n_ctx=MAX_TOKENS, logits_all=True, verbose=False, **types)
+        options = {"n_ctx": MAX_TOKENS + N_NEW, "logits_all": True, "verbose": False}
+        self.model = model = llama_cpp.Llama(str(file), **options, **types)
         end, start = (model.detokenize([i], special=True).decode() for i in (model.token_eos(), model.token_bos()))
         self.render = Jinja2ChatFormatter(model.metadata["tokenizer.chat_template"], end, start)
 

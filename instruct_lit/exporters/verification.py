@@ -24,7 +24,7 @@ from instruct_lit.core.data.tokenizer import Tokenizer
 from instruct_lit.core.generation.engine import Engine
 from instruct_lit.core.generation.responses import read_jsonl
 from instruct_lit.core.generation.sampling import SamplingSettings
-from instruct_lit.core.model.causal import CausalLM, best_device, on_device
+from instruct_lit.core.model.causal import CausalLM, best_device, has_gpu, on_device
 from instruct_lit.core.model.pretrained import DTYPES
 from instruct_lit.errors import VerificationError
 from instruct_lit.evaluation.statistics import interval
@@ -263,7 +263,9 @@ def verify(
     with tempfile.TemporaryDirectory() as place:
         asked, found = Path(place) / "asked.json", Path(place) / "found.json"
         values = {"folder": str(folder), "reference": asdict(reference), "tolerance": asdict(tolerance or Tolerance())}
-        asked.write_text(json.dumps(values), encoding="utf-8")
+        asked.write_text(json.dumps(values, default=str), encoding="utf-8")
+        if has_gpu():
+            torch.cuda.empty_cache()  # the process needs the room
         command = [sys.executable, "-m", "instruct_lit.exporters.readers", str(asked), str(found)]
         ended = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
         if not found.exists():
