@@ -20,7 +20,7 @@ def export(config: DictConfig) -> None:
 
     from instruct_lit.config import model_builders as build
     from instruct_lit.config.soup_builders import soup_of
-    from instruct_lit.exporters.formats import export_model, write_model_card
+    from instruct_lit.exporters.formats import export_model, to_adapter, write_model_card
     from instruct_lit.exporters.hub import push
     from instruct_lit.exporters.llama_cpp import QUANTISED
     from instruct_lit.exporters.model_card import CardFacts
@@ -31,9 +31,13 @@ def export(config: DictConfig) -> None:
     folder, name = out_dir / config.to, config.name or opened.directory.resolve().parent.name
     stored = str(opened.model.base_dtype).removeprefix("torch.")
     precision = config.precision if config.to == "gguf" else config.dtype or stored
-    export_model(opened, config.to, folder, name, precision, config.llama_cpp)
-    verified = verify_export(opened, folder, config.to, precision) if config.verify else {}
     relation = "merge" if config.soup else "quantized" if precision in QUANTISED else "finetune"
+    base = None
+    if config.merge:
+        export_model(opened, config.to, folder, name, precision, config.llama_cpp)
+    else:
+        relation, base = "adapter", to_adapter(opened, folder, config.base_model)
+    verified = verify_export(opened, folder, config.to, precision, base) if config.verify else {}
     facts = CardFacts(name, config.license, config.base_model, tuple(config.language), relation, verified)
     write_model_card(opened, config.to, folder, facts)
     print(f"{folder}: " + ", ".join(sorted(path.name for path in folder.iterdir())))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -18,6 +21,7 @@ from instruct_lit.exporters.gguf import write_gguf
 from instruct_lit.exporters.llama_cpp import K_QUANTS, check_programs, convert, quantize
 from instruct_lit.exporters.model_card import CardFacts, published, write_card
 from instruct_lit.exporters.ollama import modelfile
+from instruct_lit.hf.adapters import CONFIG, TENSORS, read_adapter_config
 from instruct_lit.hf.chat_template_export import chat_template
 from instruct_lit.hf.tokenizer import HFTokenizer
 
@@ -50,12 +54,40 @@ def write_model_card(opened: OpenedModel, to: str, folder: Path, facts: CardFact
     write_card(card, facts, opened.template, opened.about, rows, length, size, FORMATS[to])
 
 
-def to_hf(opened: OpenedModel, folder: Path, dtype: str | None = None) -> None:
+def to_hf(
+    opened: OpenedModel,
+    folder: Path,
+    dtype: str | None = None,
+    write_adapter: Callable[[Path], None] | None = None,
+) -> None:
     """Write the bundle again, with the opened template and without paths of this machine."""
     generation = {**vars(SamplingSettings()), "stop": [], **opened.generation}
     about = {key: value for key, value in opened.about.items() if key not in ("version", "kind", "template")}
     weights = DTYPES[dtype] if dtype is not None else None
-    save_bundle(folder, opened.model, opened.tokenizer, opened.template, generation, published(about), dtype=weights)
+    parts = opened.model, opened.tokenizer, opened.template
+    save_bundle(folder, *parts, generation, published(about), write_adapter, weights)
+
+
+def to_adapter(opened: OpenedModel, folder: Path, base: str | None) -> str:
+    """Write the adapter of a bundle alone, as a peft directory on the base model `base`; return where the base is here.
+
+    Raises:
+        ConfigError: the bundle has no adapter, or its base is a folder and `base` is None.
+    """
+    if not (opened.directory / CONFIG).is_file():
+        raise ConfigError(f"merge=false: {opened.directory} has no adapter of its own; train with adapter.merge=false")
+    config = read_adapter_config(opened.directory)
+    here = str(config["base_model_name_or_path"])
+    base = base or (opened.about.get("base") or {}).get("id") or (None if Path(here).exists() else here)
+    if base is None:
+        raise ConfigError("merge=false: the base model is a folder of this machine; give its hub id (base_model=…)")
+
+    def write(new: Path) -> None:
+        shutil.copy(opened.directory / TENSORS, new)
+        (new / CONFIG).write_text(json.dumps({**config, "base_model_name_or_path": base}, indent=2) + "\n")
+
+    to_hf(opened, folder, write_adapter=write)
+    return here
 
 
 def to_gguf(opened: OpenedModel, folder: Path, name: str, precision: str, llama_cpp: str | None = None) -> None:

@@ -44,12 +44,13 @@ class Reader(Protocol):
 class Transformers:
     """`AutoModelForCausalLM` and `AutoTokenizer`; an adapter through peft on its base model."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, base: str | None = None) -> None:
         import transformers
 
         transformers.utils.logging.set_verbosity_error()
         adapter = folder / "adapter_config.json"
-        base = json.loads(adapter.read_text())["base_model_name_or_path"] if adapter.is_file() else str(folder)
+        if base is None:
+            base = json.loads(adapter.read_text())["base_model_name_or_path"] if adapter.is_file() else str(folder)
         model: Any = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)  # nosec B615
         if adapter.is_file():
             import peft
@@ -127,7 +128,7 @@ class TracedProgram:
         return ids[len(prompt) :]
 
 
-def readers_of(folder: Path) -> Iterator[tuple[str, Any]]:
+def readers_of(folder: Path, base: str | None = None) -> Iterator[tuple[str, Any]]:
     """The name of each program that is installed and reads the folder, and what opens the folder with it."""
     if (folder / "model.pt2").is_file():
         yield "torch.export", lambda: TracedProgram(folder / "model.pt2")
@@ -136,9 +137,13 @@ def readers_of(folder: Path) -> Iterator[tuple[str, Any]]:
         if installed("llama_cpp"):
             yield "llama-cpp-python", lambda: LlamaCpp(files[0])
         return
-    yield "instruct-lit", lambda: own_model(folder)
+    if base is None:  # otherwise the adapter's base is on the hub
+        yield "instruct-lit", lambda: own_model(folder)
     if installed("transformers"):
-        yield "peft" if (folder / "adapter_config.json").is_file() else "transformers", lambda: Transformers(folder)
+        yield (
+            "peft" if (folder / "adapter_config.json").is_file() else "transformers",
+            lambda: Transformers(folder, base),
+        )
 
 
 def own_model(folder: Path) -> OwnModel:
@@ -195,10 +200,10 @@ def _until_end(ids: Sequence[int], ends: Sequence[int]) -> list[int]:
     return list(takewhile(lambda i: i not in ends, ids))
 
 
-def read_all(folder: Path, reference: Reference, tolerance: Tolerance) -> dict[str, Any]:
+def read_all(folder: Path, reference: Reference, tolerance: Tolerance, base: str | None = None) -> dict[str, Any]:
     """What every program that is installed finds, by its name."""
     found: dict[str, Any] = {}
-    for name, open_it in readers_of(folder):
+    for name, open_it in readers_of(folder, base):
         try:
             found[name] = compare(open_it(), reference, tolerance)
         except Exception as error:  # unknown files can fail in any way
@@ -212,7 +217,8 @@ def main() -> None:
     asked = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
-    found = read_all(Path(asked["folder"]), Reference(**asked["reference"]), Tolerance(**asked["tolerance"]))
+    reference, tolerance = Reference(**asked["reference"]), Tolerance(**asked["tolerance"])
+    found = read_all(Path(asked["folder"]), reference, tolerance, asked["base"])
     Path(sys.argv[2]).write_text(json.dumps(found), encoding="utf-8")
 
 

