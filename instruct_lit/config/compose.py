@@ -10,6 +10,7 @@ import functools
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from instruct_lit.config.messages import one_message
 from instruct_lit.config.output_pipe import survive_readers
+from instruct_lit.config.progress import output_streams
 from instruct_lit.config.run_ownership import distinct_folder, refuse_folder_in_use
 from instruct_lit.config.schema import COMMANDS
 
@@ -55,7 +57,8 @@ def run_command(command: str, verb: Callable[[Any], Any]) -> None:
                 from instruct_lit.sweeps import trial
 
                 return trial.run_trial(command, HydraConfig.get(), config.get("optimized_metric"))
-            result = verb(config)
+            with output_streams(config.progress) if "progress" in config else nullcontext():
+                result = verb(config)
             if is_trial:
                 from instruct_lit.sweeps import trial
 

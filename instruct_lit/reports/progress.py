@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 
 from lightning import LightningModule, Trainer
@@ -25,6 +26,8 @@ class Progress(TQDMProgressBar):
         return bar
 
     def init_validation_tqdm(self) -> Tqdm:
+        if self.trainer.state.fn == TrainerFn.FITTING and not sys.stdout.isatty():  # it would interrupt the line
+            return Tqdm(disable=True)
         return self._short_lived(super().init_validation_tqdm())
 
     def init_test_tqdm(self) -> Tqdm:

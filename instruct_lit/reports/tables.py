@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from typing import Any
+from typing import Any, TextIO
+
+results: TextIO | None = None  # where results are written; None: to the standard output
 
 
 def table(*columns: str, header: bool = True, text: Collection[str] = ()) -> Any:
@@ -29,4 +31,4 @@ def show(content: Any) -> None:
     """Print a table or a line; square brackets are no markup, and a long line is not cut."""
     from rich.console import Console
 
-    Console().print(content, highlight=False, soft_wrap=isinstance(content, str), markup=False)
+    Console(file=results).print(content, highlight=False, soft_wrap=isinstance(content, str), markup=False)

@@ -34,9 +34,9 @@ def test_a_mixture_of_conversations_and_demo_with_filters(
         "template=chatml", "trainer.max_epochs=1", "callbacks.early_stopping.monitor=val/loss/talks", "hydra.run.dir=run", cwd=tmp_path,
     )  # fmt: skip
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
-    assert metrics["n_filtered_function"] == 3 and f"{metrics['n_filtered_function']} filtered_function" in done.stdout
+    assert metrics["n_filtered_function"] == 3 and f"{metrics['n_filtered_function']} filtered_function" in done.stderr
     talks, demo = (metrics[f"mixture/{name}/n_examples"] for name in ("talks", "demo"))
-    assert demo / (talks + demo) == pytest.approx(0.75, abs=0.02) and "talks: 25" in done.stdout
+    assert demo / (talks + demo) == pytest.approx(0.75, abs=0.02) and "talks: 25" in done.stderr
     low, high = sorted(metrics[f"val/loss/{name}"] for name in ("talks", "demo"))
     assert low < metrics["val/loss"] < high and "base/test/loss/demo" in metrics
     rows = [json.loads(line) for line in (tmp_path / "run" / "responses.jsonl").read_text().splitlines()]

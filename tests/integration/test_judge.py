@@ -48,7 +48,7 @@ def test_scores_with_the_unparsed_counted(judge_server: Callable, folder: Path, 
     judge = ["judge=openai", f"judge.url={server.url}", "judge.model=small", "judge.n_asks=2"]
     common = ["responses=answers.json", *judge, "judge.usd_per_million_tokens=[1000,1000]"]
     refused = command("evaluate", *common, "hydra.run.dir=first", cwd=folder, status=2)
-    assert "judge.confirmed=false: nothing was asked" in refused.stderr and "US dollars" in refused.stdout
+    assert "judge.confirmed=false: nothing was asked" in refused.stderr and "US dollars" in refused.stderr
     assert server.requests == [] and found_in(folder / "first")["metrics"]["exact_match"]["mean"] == 0.5
     (folder / "theirs.json").write_text("[90, 90, 100, 0, 10, 5]")
     done = command(
@@ -65,7 +65,7 @@ def test_scores_with_the_unparsed_counted(judge_server: Callable, folder: Path, 
         page.index("Say 4.") < page.index("Say 3.") < page.index("Say 0.")
     )  # the unread one first, then the wrong ones
     again = command("evaluate", *common, "hydra.run.dir=third", cwd=folder)  # all in the cache: nothing to confirm
-    assert "all answered in the cache" in again.stdout and len(server.requests) == 7
+    assert "all answered in the cache" in again.stderr and len(server.requests) == 7
     assert found_in(folder / "third")["judge"]["score"] == found["score"]
     for path in folder.rglob("*"):
         assert not path.is_file() or KEY.encode() not in path.read_bytes(), path

@@ -69,7 +69,7 @@ def test_the_default_layout_suits_the_model_and_another_is_refused(
     errors = command("train", *windowed, "batching=packed", cwd=tmp_path, status=2).stderr
     assert "exact up to 32 inputs for this model, since its layers attend to the last 32 tokens only" in errors
     assert "use batching=auto, batching=bucketed or data.max_length=33" in errors
-    out = command("train", *windowed, "hydra.run.dir=run", cwd=tmp_path).stdout
+    out = command("train", *windowed, "hydra.run.dir=run", cwd=tmp_path).stderr
     assert "batching: padded rows grouped by length" in out
     assert metrics_of(tmp_path / "run")["n_steps"] == 3
 
@@ -80,7 +80,7 @@ ADAPTER = (*SMALL, "evaluate_base=false", "adapter=lora", "adapter.rank=4", "ada
 def test_a_run_with_an_adapter_keeps_the_adapter_alone(
     command: Callable, llama_directory: Path, tmp_path: Path
 ) -> None:
-    out = command("train", *ADAPTER, f"model.path={llama_directory}", "hydra.run.dir=run", cwd=tmp_path).stdout
+    out = command("train", *ADAPTER, f"model.path={llama_directory}", "hydra.run.dir=run", cwd=tmp_path).stderr
     assert re.search(r"adapter lora: [\d,]+ of [\d,]+ parameters are trained \(\d+\.\d+%\)", out)
     assert re.search(r"verified: \S+/run/bundle gives the same .* in instruct-lit, peft\n", out)
     checkpoint = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
@@ -121,7 +121,7 @@ def test_an_adapter_on_four_bits(command: Callable, llama_directory: Path, tmp_p
     transformers.LlamaForCausalLM(config).save_pretrained(tmp_path / "model")
     transformers.AutoTokenizer.from_pretrained(llama_directory).save_pretrained(tmp_path / "model")
     qlora = (*SMALL, "adapter=qlora", "adapter.rank=4", "model.path=model", "trainer.max_epochs=3")
-    out = command("train", *qlora, "hydra.run.dir=run", cwd=tmp_path).stdout
+    out = command("train", *qlora, "hydra.run.dir=run", cwd=tmp_path).stderr
     assert "adapter qlora: " in out
     metrics = metrics_of(tmp_path / "run")
     assert metrics["test/loss"] < metrics["base/test/loss"]

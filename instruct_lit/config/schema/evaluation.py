@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from instruct_lit.config.schema.groups import DataConfig, GenerationConfig, PathsConfig, TemplateConfig
-from instruct_lit.config.schema.options import MISSING, group, option, seed_option
+from instruct_lit.config.schema.options import MISSING, group, option, progress_option, seed_option
 
 SPLITS = ("train", "val", "test")
 
@@ -81,6 +81,7 @@ class EvaluateConfig:
     split: str = option("test", "Split that is answered.", choices=SPLITS)
     n_responses: int | None = option(None, "Answer only the first so many examples.", at_least=1)
     seed: int = seed_option("Seed of confidence intervals and sampling.")
+    progress: str = progress_option()
 
 
 @dataclass
@@ -133,3 +134,4 @@ class BenchmarkConfig:
     benchmark: RunConfig = group(RunConfig, "How it is run.")
     template: TemplateConfig | None = option(None, "The prompt template; null: that of the bundle.")
     paths: PathsConfig = group(PathsConfig, "Folders.")
+    progress: str = progress_option()

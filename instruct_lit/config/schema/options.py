@@ -132,6 +132,12 @@ def seed_option(doc: str, default: Any = 123) -> Any:
     return option(default, doc, at_least=0, at_most=2**32 - 1)
 
 
+def progress_option() -> Any:
+    """The key that says how progress is shown."""
+    doc = "How progress is shown; auto: bars on a terminal, elsewhere and with TERM=dumb plain lines."
+    return option("auto", doc, choices=("auto", "bar", "lines", "none"))
+
+
 def group(schema: type, doc: str) -> Any:
     """A key that holds a group of keys."""
     return field(default_factory=schema, metadata={"rules": Rules(doc)})
@@ -238,5 +244,5 @@ def shown(value: Any) -> str:
 
 __all__ = [
     "MISSING", "Key", "Relation", "Rules", "check", "check_values", "group", "group_of", "keys_of", "option",
-    "seed_option", "shown", "violations",
+    "progress_option", "seed_option", "shown", "violations",
 ]  # fmt: skip

@@ -15,7 +15,7 @@ from instruct_lit.config.schema.groups import (
     PathsConfig,
     TemplateConfig,
 )
-from instruct_lit.config.schema.options import MISSING, group, option, seed_option
+from instruct_lit.config.schema.options import MISSING, group, option, progress_option, seed_option
 
 OFF = "null switches it off"
 
@@ -60,3 +60,4 @@ class TrainConfig:
     optimized_metric: str | None = option("val/loss", "Metric that a sweep compares.")
     evaluate_base: bool = option(True, "Also compute loss and responses before fine-tuning.")
     n_test_responses: int | None = option(None, "Answer only the first so many test examples.", at_least=0)
+    progress: str = progress_option()

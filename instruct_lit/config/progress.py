@@ -1,0 +1,97 @@
+"""Output of long commands without a terminal: progress as plain lines, and results apart from everything else."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from typing import Any, TextIO
+
+from instruct_lit.config.satellites import has_satellite
+
+INTERVAL_S = 15.0
+_BAR = re.compile(r"\|[^|]*\|")
+_UP = "\x1b[A"  # tqdm moves between the lines of several bars
+
+
+@contextmanager
+def output_streams(progress: str) -> Iterator[None]:
+    """Write progress as `progress` says, and to a file or a pipe only results (`reports.tables`) on standard output.
+
+    Args:
+        progress: bar, lines, none, or auto: bars where the standard error is a terminal that can redraw a line.
+    """
+    terminal = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+    bars = progress == "bar" or (progress == "auto" and terminal)
+    lines = None if bars else ProgressLines(sys.stderr, shown=progress != "none")
+    with ExitStack() as stack:
+        if lines is not None:
+            stack.callback(lines.end)
+            stack.enter_context(redirect_stderr(lines))  # type: ignore[type-var]
+        if lines is not None or not sys.stdout.isatty():  # on a terminal the debugger edits its lines
+            if has_satellite("reports"):
+                from instruct_lit.reports import tables
+
+                stack.callback(setattr, tables, "results", tables.results)
+                tables.results = sys.stdout
+            stack.enter_context(redirect_stdout(sys.stderr))
+        yield
+
+
+class ProgressLines(io.TextIOBase):
+    """A stream on which the bars of tqdm, whoever draws them, become lines: one per interval, and each bar's last.
+
+    A bar that removes itself at its end leaves no last line. Other text passes unchanged.
+    """
+
+    def __init__(self, stream: TextIO, shown: bool = True) -> None:
+        self._stream, self._shown = stream, shown
+        self._last = time.monotonic()
+        self._pending = ""  # the last state of a complete bar, which may still change
+        self._after_bar = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def isatty(self) -> bool:
+        return False
+
+    def fileno(self) -> int:
+        return self._stream.fileno()
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+    def write(self, text: str) -> int:
+        if "\r" in text or _UP in text or (self._after_bar and not text.strip("\n")):
+            self._after_bar = True
+            for state in text.replace(_UP, "").split("\r")[1:]:
+                self._show(" ".join(_BAR.sub(" ", state).split()))
+        else:
+            self.end()
+            self._stream.write(text)
+        return len(text)
+
+    def end(self) -> None:
+        """Write the last line of a complete bar."""
+        if self._pending and self._shown:
+            self._stream.write(f"{self._pending}\n")
+            self._stream.flush()
+        self._pending, self._after_bar = "", False
+
+    def _show(self, state: str) -> None:
+        if not state:  # the bar removes itself
+            self._pending = ""
+        elif "100%" in state:
+            if self._pending.partition("%")[0] != state.partition("%")[0]:
+                self.end()
+            self._pending = state
+        elif time.monotonic() - self._last >= INTERVAL_S and " 0/" not in state:
+            self.end()
+            self._pending, self._last = state, time.monotonic()
+            self.end()
+        self._after_bar = True
