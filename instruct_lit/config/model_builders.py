@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 @cache
 def install_satellites() -> None:
     """Register with the core what installed satellites add to data, models and files."""
-    for name in ("accel", "datasets", "hf"):
+    for name in ("accel", "datasets", "evaluation", "hf"):
         if has_satellite(name):
             importlib.import_module(f"instruct_lit.{name}").install()
 

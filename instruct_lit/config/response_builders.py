@@ -18,8 +18,10 @@ from instruct_lit.core.data.records import FileSource
 from instruct_lit.core.generation.engine import Engine
 from instruct_lit.core.model.causal import best_device
 from instruct_lit.core.training.answers import answer_split
+from instruct_lit.datasets.filters import call, load_function
 from instruct_lit.evaluation.answer_cache import AnswerCache, CachedResponses
 from instruct_lit.evaluation.answer_files import read_responses
+from instruct_lit.evaluation.checks import FUNCTION
 from instruct_lit.evaluation.leaks import question, training_questions
 from instruct_lit.evaluation.losses import response_losses
 
@@ -39,6 +41,10 @@ def responses_of(config: DictConfig, source: str) -> Responses:
         found = generated_responses(config, source)
     else:
         found = Responses(read_responses(Path(source), config.response_field)[: config.n_responses])
+    if config.check_function is not None:
+        check = load_function(config.check_function, "check", "check_function")
+        for row in found.rows:
+            row[FUNCTION] = bool(call(check, row, "check_function"))
     if config.leaks.train is None:
         return found
     return Responses(found.rows, (question(example.as_record()) for example in FileSource(config.leaks.train)))

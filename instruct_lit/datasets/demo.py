@@ -35,19 +35,22 @@ Task = tuple[str, str, str]  # instruction, input, output
 class DemoSource:
     """`n_examples` different instructions of all families in turn, the same for the same seed.
 
-    No (instruction, input) pair occurs twice, so no test instruction is ever trained on.
+    No (instruction, input) pair occurs twice, so no test instruction is ever trained on. With `checks` each record
+    carries what the form of its answer must satisfy.
     """
 
     notes = ReadingNotes()
 
-    def __init__(self, n_examples: int = 6000, seed: int = 0, name: str = "demo") -> None:
+    def __init__(self, n_examples: int = 6000, seed: int = 0, name: str = "demo", checks: bool = False) -> None:
         if not 1 <= n_examples <= MOST_EXAMPLES:
             raise ConfigError(f"data.source.n_examples={n_examples}: must be between 1 and {MOST_EXAMPLES}")
-        self.name, self.n_examples, self.seed = name, n_examples, seed
+        self.name, self.n_examples, self.seed, self.checks = name, n_examples, seed, checks
 
     def fingerprint(self) -> str:
         """A hash of `VERSION` and the settings."""
-        return hashlib.sha256(f"demo {VERSION} {self.n_examples} {self.seed}".encode()).hexdigest()[:16]
+        return hashlib.sha256(
+            f"demo {VERSION} {self.n_examples} {self.seed}{' checks' * self.checks}".encode()
+        ).hexdigest()[:16]
 
     def __iter__(self) -> Iterator[Example]:
         random = Random(self.seed)
@@ -64,7 +67,8 @@ class DemoSource:
                     del open_families[family]
                     continue
                 seen.add((instruction, given))
-                yield Example(instruction, output, given, {"family": family})
+                checks = {"checks": checks_of(family, output)} if self.checks else {}
+                yield Example(instruction, output, given, {"family": family, **checks})
                 n_made += 1
                 if n_made == self.n_examples:
                     return
@@ -194,6 +198,23 @@ def who(random: Random) -> Task:
          (["Where did it happen?", "Name the place in the sentence.", "In which place was it?"], place)]
     )  # fmt: skip
     return random.choice(asked), sentence, answer
+
+
+def checks_of(family: str, output: str) -> list[dict[str, object]]:
+    """What an answer of a family must satisfy, as the records' field `checks`."""
+    n_words = len(output.split())
+    found: dict[str, object] = {"n_words": [n_words, n_words]}
+    if output.isdigit():
+        found["number"] = [int(output), int(output)]
+    elif family == "larger":
+        found["one_of"] = ["Yes", "No"]
+    elif family in ("upper_case", "lower_case"):
+        found["regex"] = r"^\p{Lu}+$" if family == "upper_case" else r"^\p{Ll}+$"
+    elif family in ("reverse", "sort"):
+        found["contains"] = output.split(", ")
+    elif family == "replace":
+        found["ends_with"] = "."
+    return [{kind: value} for kind, value in found.items()]
 
 
 FAMILIES: dict[str, Callable[[Random], Task]] = {

@@ -135,34 +135,50 @@ class Function(Filter):
 
     def __init__(self, path: str, function: str = "keep") -> None:
         self.path, self.function = path, function
-        self._file = Path(path).expanduser()
-        if self._file.suffix != ".py" or not self._file.is_file():
-            raise ConfigError(f"data.filters.function.path={path}: no such Python file (.py)")
-        self.sha256 = hashlib.sha256(self._file.read_bytes()).hexdigest()
+        self.sha256 = hashlib.sha256(_python_file(path, "data.filters.function.path").read_bytes()).hexdigest()
         self._keep: Callable[[dict[str, Any]], bool] | None = None
 
     def start(self) -> None:
-        spec = importlib.util.spec_from_file_location("instruct_lit_users_filter", self._file)
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        try:
-            spec.loader.exec_module(module)
-        except Exception as error:
-            raise ConfigError(f"data.filters.function.path={self.path}: {type(error).__name__}: {error}") from error
-        self._keep = getattr(module, self.function, None)
-        if not callable(self._keep):
-            raise ConfigError(f"data.filters.function.function={self.function}: no such function in {self.path}")
+        self._keep = load_function(self.path, self.function, "data.filters.function.path")
 
     def keeps(self, example: Example) -> bool:
         assert self._keep is not None, "call start first"
-        record = example.as_record()
-        try:
-            return bool(self._keep(record))
-        except Exception as error:
-            raise DataError(
-                f"data.filters.function: {self.function} of {self.path} fails on {str(record)[:100]}: "
-                f"{type(error).__name__}: {error}"
-            ) from error
+        return bool(call(self._keep, example.as_record(), "data.filters.function"))
+
+
+def load_function(path: str, name: str, key: str) -> Callable[[dict[str, Any]], Any]:
+    """A user's function of a record, from a Python file, which is executed.
+
+    Raises: ConfigError, naming the configuration's key, where there is no such file or function.
+    """
+    spec = importlib.util.spec_from_file_location("instruct_lit_users_function", _python_file(path, key))
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise ConfigError(f"{key}={path}: {type(error).__name__}: {error}") from error
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise ConfigError(f"{key}={path}: no function {name} in it")
+    return function
+
+
+def call(function: Callable[[dict[str, Any]], Any], record: dict[str, Any], key: str) -> Any:
+    """What a user's function returns for a record. Raises: DataError where it fails."""
+    try:
+        return function(record)
+    except Exception as error:
+        raise DataError(
+            f"{key}: {function.__name__} fails on {str(record)[:100]}: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _python_file(path: str, key: str) -> Path:
+    file = Path(path).expanduser()
+    if file.suffix != ".py" or not file.is_file():
+        raise ConfigError(f"{key}={path}: no such Python file (.py)")
+    return file
 
 
 FILTERS: dict[str, type[Filter]] = {f.name: f for f in (Length, Language, NearDuplicates, Refusals, Function)}

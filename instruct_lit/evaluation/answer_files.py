@@ -9,6 +9,7 @@ from typing import Any
 from instruct_lit.core.data.example import is_encodable
 from instruct_lit.core.data.records import read_records
 from instruct_lit.errors import DataError
+from instruct_lit.evaluation.checks import FIELD, FUNCTION, check_record
 
 FIELDS = ("instruction", "input", "output")
 
@@ -20,7 +21,7 @@ def read_responses(path: Path, response_field: str) -> list[dict[str, Any]]:
 
     Raises:
         DataError: a record without text in `instruction`, `output` or `response_field`, or with an `input` or
-            `history` of a wrong type.
+            `history` of a wrong type, or with invalid `checks`.
     """
     rows: list[dict[str, Any]] = []
     for place, record in read_records(path.expanduser()):
@@ -37,10 +38,12 @@ def read_responses(path: Path, response_field: str) -> list[dict[str, Any]]:
             raise DataError(f"{place}: 'history' is a list of pairs [question, answer], found {row['history']!r:.60}")
         if not is_encodable(json.dumps(row, ensure_ascii=False, default=str)):  # not encodable as UTF-8
             raise DataError(f"{place}: lone surrogates, the text was decoded with a wrong encoding; repair the file")
+        if row.get(FIELD) is not None:
+            check_record(row[FIELD], place)
         response = row[response_field] if response_field in FIELDS else row.pop(response_field)
         loss, n_tokens = row.get("loss"), row.get("n_response_tokens")
         has_loss = type(loss) is float and type(n_tokens) is int and n_tokens > 0
-        dropped = ("scores", "leak", "judge", *(() if has_loss else ("loss", "n_response_tokens")))
+        dropped = ("scores", "leak", "judge", FUNCTION, *(() if has_loss else ("loss", "n_response_tokens")))
         rows.append({**{key: value for key, value in row.items() if key not in dropped}, "response": response})
     if not rows:
         raise DataError(f"{path}: it has no records")

@@ -46,11 +46,15 @@ def by_category(rows: Sequence[Row], field: str, metric: str, seed: int = 0) -> 
     return {
         value: {
             "n": len(groups[value]),
-            metric: interval([row["scores"][metric] for row in groups[value]], seed),
+            **({metric: interval(scores, seed)} if (scores := _scores(groups[value], metric)) else {}),
             **losses(groups[value], seed),
         }
         for value in sorted(groups, key=_order)
     }
+
+
+def _scores(rows: Sequence[Row], metric: str) -> list[float]:
+    return [row["scores"][metric] for row in rows if metric in row["scores"]]
 
 
 def losses(rows: Sequence[Row], seed: int = 0) -> dict[str, Interval]:
@@ -65,10 +69,11 @@ def losses(rows: Sequence[Row], seed: int = 0) -> dict[str, Interval]:
 
 
 def lines(evaluation: Mapping[str, Any]) -> list[tuple[str, Interval]]:
-    """The lines of a table: every metric, loss and perplexity, then the first metric and the loss of each category."""
+    """The lines of a table: metrics, kinds of checks, loss and perplexity, then first metric and loss by category."""
     metrics: dict[str, Interval] = evaluation["metrics"]
     first = next(iter(metrics))
-    found = [*metrics.items(), *evaluation.get("losses", {}).items()]
+    kinds = {f"  checks, {kind}": value for kind, value in evaluation.get("checks", {}).items()}
+    found = [*metrics.items(), *kinds.items(), *evaluation.get("losses", {}).items()]
     for values in evaluation["by"].values():
         for value, numbers in values.items():
             found += [(f"  {name}, {value}", numbers[name]) for name in (first, "loss") if name in numbers]

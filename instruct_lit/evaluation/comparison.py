@@ -13,7 +13,7 @@ import numpy as np
 from instruct_lit.errors import DataError
 from instruct_lit.evaluation.judging.judge import is_judged
 from instruct_lit.evaluation.judging.prompt import texts_of
-from instruct_lit.evaluation.metrics import METRICS, Row, applicable
+from instruct_lit.evaluation.metrics import METRICS, Row, applicable, concerns
 from instruct_lit.evaluation.statistics import difference, interval
 from instruct_lit.optional_imports import load
 
@@ -60,7 +60,10 @@ def differences(pairs: Sequence[Pair], metrics: Sequence[str], seed: int = 0) ->
     """For each metric the means of both, and the mean of the first minus the second with interval and p-value."""
     found = {}
     for name in metrics:
-        a, b = (np.array([METRICS[name](pair[side]) for pair in pairs]) for side in (0, 1))
+        paired = [pair for pair in pairs if all(concerns(name, row) for row in pair)]
+        if not paired:
+            continue
+        a, b = (np.array([METRICS[name](pair[side]) for pair in paired]) for side in (0, 1))
         found[name] = {"a": float(a.mean()), "b": float(b.mean()), **difference(a - b, seed)}
     return found
 

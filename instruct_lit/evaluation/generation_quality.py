@@ -14,15 +14,18 @@ from instruct_lit.core.generation.sampling import SamplingSettings
 from instruct_lit.core.training.answers import share_of
 from instruct_lit.core.training.loss import sum_over_ranks
 from instruct_lit.errors import ConfigError
-from instruct_lit.evaluation.metrics import HIGHER_IS_BETTER, METRICS, check_metrics
+from instruct_lit.evaluation.metrics import HIGHER_IS_BETTER, METRICS, check_metrics, concerns
 
 
 class GenerationQuality(Callback):
     """Answers a fixed sample of the validation set greedily at each validation and logs `val/<metric>` means.
 
+    The mean of `checks` is over the examples that have some.
+
     The sample of `n_examples` (None: all) is drawn by `seed` once, and each rank answers its share of it.
 
-    Raises: ConfigError for an unknown metric, and for a callback that monitors one with the wrong mode.
+    Raises: ConfigError for an unknown metric, and for a callback that monitors one with the wrong mode,
+        and for the metric `checks` where no record of the sample has any.
     """
 
     def __init__(
@@ -71,17 +74,20 @@ class GenerationQuality(Callback):
         data = trainer.datamodule  # type: ignore[attr-defined]
         store, indices = data.examples_of("val")
         chosen = self.sample(indices)
+        concerned = {n: sum(concerns(n, store.example(int(i)).extra) for i in chosen) for n in self.metrics}
+        if not all(concerned.values()):
+            raise ConfigError("callbacks.generation_quality.metrics: no record of the validation sample has checks")
         share = [(i, store.example(i), store[i].prompt_ids) for i in share_of(trainer, chosen.tolist())]
         engine = Engine(pl_module.model, data.tokenizer, self.max_rows, self._make_weights())  # type: ignore[arg-type]
         with pl_module.sharding.gathered(pl_module.model):  # type: ignore[union-attr,operator,arg-type]
             rows = answer(engine, data.template, share, self.settings)
         sums = torch.tensor(
-            [sum(METRICS[name](row) for row in rows) for name in self.metrics],
+            [sum(METRICS[name](row) for row in rows if concerns(name, row)) for name in self.metrics],
             dtype=torch.float64,
             device=pl_module.device,
         )
         sums = sum_over_ranks(trainer, sums)
         pl_module.log_dict(
-            {f"val/{name}": value for name, value in zip(self.metrics, sums / len(chosen), strict=True)},
+            {f"val/{name}": value / concerned[name] for name, value in zip(self.metrics, sums, strict=True)},
             rank_zero_only=False,
         )

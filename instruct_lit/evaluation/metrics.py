@@ -17,6 +17,7 @@ from typing import Any
 
 from instruct_lit.core.generation.responses import exact
 from instruct_lit.errors import ConfigError
+from instruct_lit.evaluation import checks
 from instruct_lit.evaluation.statistics import Interval, interval
 from instruct_lit.optional_imports import load
 
@@ -100,7 +101,12 @@ WITHOUT_EXTRA: dict[str, Callable[[Row], float]] = {
     "copied_prompt": copied,
     "length_ratio": length_ratio,
 }
-METRICS: dict[str, Callable[[Row], float]] = {**WITHOUT_EXTRA, "rouge_l": rouge_l, "chrf": chrf}
+METRICS: dict[str, Callable[[Row], float]] = {
+    **WITHOUT_EXTRA,
+    "checks": checks.passed,
+    "rouge_l": rouge_l,
+    "chrf": chrf,
+}
 # length_ratio is best at 1, so it has no direction.
 HIGHER_IS_BETTER = {
     name: name not in ("empty", "looping", "copied_prompt") for name in METRICS if name != "length_ratio"
@@ -116,14 +122,23 @@ def check_metrics(names: Sequence[str]) -> None:
 
 
 def applicable(names: Sequence[str], rows: Sequence[Row]) -> list[str]:
-    """The metrics that all rows allow: `ended` needs a finish reason, which responses of a file mostly lack."""
-    known = all("finish_reason" in row for row in rows)
-    return [name for name in names if name != "ended" or known]
+    """The metrics that the rows allow.
+
+    `ended` needs a finish reason in all of them, which responses of a file mostly lack, `checks` a row with checks.
+    """
+    allowed = {"ended": all("finish_reason" in row for row in rows), "checks": any(map(checks.has_checks, rows))}
+    return [name for name in names if allowed.get(name, True)]
+
+
+def concerns(name: str, row: Row) -> bool:
+    """Whether a metric is defined for a row: `checks` is for rows that have some."""
+    return name != "checks" or checks.has_checks(row)
 
 
 def score(rows: Sequence[Row], names: Sequence[str], seed: int = 0) -> dict[str, Interval]:
-    """Mean of each named metric over the rows, with its 95 % interval."""
-    return {name: interval([METRICS[name](row) for row in rows], seed) for name in names}
+    """Mean of each named metric over the rows that it concerns, with its 95 % interval."""
+    values = {name: [METRICS[name](row) for row in rows if concerns(name, row)] for name in names}
+    return {name: interval(of_rows, seed) for name, of_rows in values.items() if of_rows}
 
 
 @cache

@@ -6,8 +6,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from instruct_lit.evaluation.categories import by_category, check_fields, losses
+from instruct_lit.evaluation.checks import by_kind
 from instruct_lit.evaluation.leaks import find_leaks, question
-from instruct_lit.evaluation.metrics import METRICS, applicable, score
+from instruct_lit.evaluation.metrics import METRICS, applicable, concerns, score
 from instruct_lit.optional_imports import installed
 
 
@@ -29,9 +30,10 @@ def score_rows(
     check_fields(rows, by)
     names = applicable(metrics, rows)
     for row in rows:
-        row["scores"] = {name: METRICS[name](row) for name in names}
+        row["scores"] = {name: METRICS[name](row) for name in names if concerns(name, row)}
     return {
         "metrics": score(rows, names, seed),
+        "checks": by_kind(rows, seed) if "checks" in names else {},
         "losses": losses(rows, seed),
         "leaks": None if training is None else leak_report(rows, training, names, seed, near),
         "by": {field: by_category(rows, field, names[0], seed) for field in by},

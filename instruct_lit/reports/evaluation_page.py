@@ -131,7 +131,11 @@ def write_page(path: Path, evaluation: Mapping[str, Any], rows: Sequence[Row]) -
 
     def quality(row: Row) -> tuple[float, float, float]:
         value = row.get("judge", {}).get("value")
-        return (float("-inf") if value is None else value, sign * row["scores"][first], -row.get("loss", 0.0))
+        return (
+            float("-inf") if value is None else value,
+            sign * row["scores"].get(first, float("inf")),
+            -row.get("loss", 0.0),
+        )
 
     leaks = evaluation.get("leaks")
     pages.write_page(

@@ -62,6 +62,35 @@ def test_evaluate_scores_existing_responses(command: Callable, tmp_path: Path) -
         assert message in command("evaluate", *overrides, cwd=tmp_path, status=2).stderr
 
 
+def test_checks_of_records_and_a_function_are_scored(command: Callable, tmp_path: Path) -> None:
+    records = [
+        {
+            "instruction": "a",
+            "output": "x",
+            "response": "one two",
+            "checks": [{"n_words": [1, 2]}, {"contains": "one"}],
+        },
+        {"instruction": "b", "output": "y", "response": "one two three", "checks": [{"n_words": [1, 2]}]},
+        {"instruction": "c", "output": "z", "response": "zebra"},
+    ]
+    (tmp_path / "answers.json").write_text(json.dumps(records))
+    (tmp_path / "mine.py").write_text("def check(record):\n    return 'z' in record['response']\n")
+    done = command("evaluate", "responses=answers.json", "hydra.run.dir=out", cwd=tmp_path)
+    found = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert found["metrics"]["checks"]["mean"] == 0.5 and found["checks"]["n_words"]["n"] == 2
+    assert "checks, n_words" in done.stdout and "checks, contains" in (tmp_path / "out" / "report.html").read_text()
+    command("evaluate", "responses=answers.json", "metrics=[checks]", "check_function=mine.py", "hydra.run.dir=mine",
+            cwd=tmp_path)  # fmt: skip
+    found = json.loads((tmp_path / "mine" / "evaluation.json").read_text())
+    assert [round(v["mean"], 3) for v in (found["metrics"]["checks"], found["checks"]["function"])] == [0.333, 0.333]
+    # The written responses can be evaluated again; the function's verdicts are not taken from them.
+    command("evaluate", "responses=mine/responses.jsonl", "hydra.run.dir=again", cwd=tmp_path)
+    assert "function" not in json.loads((tmp_path / "again" / "evaluation.json").read_text())["checks"]
+    (tmp_path / "answers.json").write_text(json.dumps([{**records[0], "checks": [{"words": 2}]}]))
+    refused = command("evaluate", "responses=answers.json", cwd=tmp_path, status=2).stderr
+    assert "answers.json, record 0: check {'words': 2}; allowed is a mapping with one of contains" in refused
+
+
 def test_evaluate_opens_a_hugging_face_directory(small_run: Path, command: Callable, tmp_path: Path) -> None:
     """What transformers itself has saved, with the data and the template given by hand."""
     transformers = pytest.importorskip("transformers")

@@ -69,6 +69,11 @@ class EvaluateConfig:
     )
     response_field: str = option("response", "Field of the response in that file.")
     metrics: list[str] = option([], "Names of instruct_lit.evaluation.metrics; the first is returned to a sweep.")
+    check_function: str | None = option(
+        None,
+        "Python file with a function check(record) whose verdict on a response is one of its checks.",
+        exists="file",
+    )
     by: list[str] = option(
         [], "Fields of the records to group the first metric, loss and perplexity by; also input, length."
     )

@@ -80,6 +80,8 @@ class Form:
 
 
 FORMS: dict[str, Form] = {}  # beside Alpaca's; `datasets` adds conversations
+# Checks of extra fields by name, called with value and place; `evaluation` adds one.
+EXTRA_FIELDS: dict[str, Callable[[Any, str], None]] = {}
 
 
 def to_example(record: Any, place: str, columns: Mapping[str, str] | None = None, format: Format = "auto") -> Example:
@@ -102,6 +104,9 @@ def to_example(record: Any, place: str, columns: Mapping[str, str] | None = None
         raise DataError(f"{place}: data.format={format}; allowed are {', '.join(formats)}")
     renamed = columns or {}
     names = {key: renamed.get(key, "" if key in renamed.values() else key) for key in FIELDS}
+    for name, check in EXTRA_FIELDS.items():
+        if record.get(name) is not None and name not in renamed.values():
+            check(record[name], place)
     for name, form in FORMS.items():
         if name == format or (format == "auto" and isinstance(record.get(names[form.turns]), list)):
             return form.read(record, place, names)
