@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from instruct_lit.core.generation.responses import read_jsonl
-from instruct_lit.evaluation.metrics import WITHOUT_EXTRA, exact, score, token_f1
+from instruct_lit.evaluation.metrics import WITHOUT_EXTRA, applicable, exact, score, token_f1
 from instruct_lit.evaluation.statistics import Interval
 from instruct_lit.reports import plots
 from instruct_lit.reports.metrics import quantity
@@ -85,7 +85,8 @@ def _quality(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, Interval, Int
     """(metric, interval, interval before fine-tuning) for each metric of responses that needs no extra."""
     if not rows:
         return []
-    names = [name for name in WITHOUT_EXTRA if name != "ended"]  # the file has no finish reason of the base's responses
+    # The file has no finish reason of the base's responses.
+    names = [*(name for name in WITHOUT_EXTRA if name != "ended"), *applicable(["checks"], rows)]
     after, before = score(rows, names), {}
     if all("base_response" in row for row in rows):
         before = score([{**row, "response": row["base_response"]} for row in rows], names)
