@@ -17,7 +17,7 @@ from instruct_lit.accel.weight_copies import LowPrecisionWeights, has_gradient_d
 from instruct_lit.core.data.batching import Batch
 from instruct_lit.core.model.attention import AttentionLayout
 from instruct_lit.core.model.causal import CausalLM
-from instruct_lit.core.training.loss import FitFacts, StepAccelerator, layout_of, total_norm
+from instruct_lit.core.training.loss import FitFacts, StepAccelerator, layout_of
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -94,7 +94,9 @@ class AcceleratedStep(StepAccelerator):
         return summed_cross_entropy(states, head, targets, weights, copy, self.model.compiler)
 
     def gradient_norm(self, gradients: Sequence[Tensor]) -> Tensor:
-        return mixed_norm(gradients) if any(g.dtype.itemsize == 2 for g in gradients) else total_norm(gradients)
+        return (
+            mixed_norm(gradients) if any(g.dtype.itemsize == 2 for g in gradients) else super().gradient_norm(gradients)
+        )
 
     def clip(self, optimizer: Optimizer, parameters: Sequence[nn.Parameter], norm: Tensor, max_norm: float) -> None:
         if isinstance(optimizer, AdamW) and not self._sharded:

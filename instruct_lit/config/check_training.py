@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 
 from instruct_lit.config.check_data import data_relations, stream_relations
 from instruct_lit.config.check_lightning import callback_relations, trainer_relations
+from instruct_lit.config.satellites import has_satellite
 from instruct_lit.config.schema.options import Relation, check
 
 LOGGED_METRICS = tuple(
@@ -79,6 +80,8 @@ def _adapter_relations(config: Any) -> Iterator[Relation]:
     yield unnamed, f"adapter.targets={adapter.targets}", "give endings of module names, or a regular expression"
     frozen = adapter.kind != "none"
     partly = frozen and config.trainable != "all"
+    without_hf = config.trainable != "all" and not has_satellite("hf")
+    yield without_hf, "trainable", "requires the folder instruct_lit/hf"
     yield partly, "trainable", "an adapter freezes all other weights; use adapter=none or trainable=all"
     reason = "an adapter freezes the embeddings, so these would not be learnt; use adapter=none"
     yield frozen and model.new_tokens, "model.new_tokens", reason

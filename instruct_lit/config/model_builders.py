@@ -131,20 +131,26 @@ def check_adapter(config: DictConfig) -> None:
 
 def adapt(config: DictConfig, model: CausalLM) -> Adapter | None:
     """Put the configured adapter on the model, or freeze what `trainable` leaves out, and print what is trained."""
-    from instruct_lit.hf.trainable import choose_trainable
-
     settings, adapter = config.adapter, None
     if settings.kind == "none":
-        choose_trainable(model, config.trainable)
+        if config.trainable != "all":
+            from instruct_lit.hf.trainable import choose_trainable
+
+            choose_trainable(model, config.trainable)
     else:
         from instruct_lit.hf.adapters import Adapter
 
         adapter = Adapter(model, **arguments_for(Adapter, settings), dora=settings.kind == "dora")
-    trained, n = model.n_trained, model.n_parameters
+    trained, n = n_trained(model), model.n_parameters
     if trained < n:
         how = f"adapter {settings.kind}" if adapter else f"trainable={config.trainable}"
         print(f"{how}: {trained:,} of {n:,} parameters are trained ({trained / n:.2%})", flush=True)
     return adapter
+
+
+def n_trained(model: CausalLM) -> int:
+    """Number of parameters that are trained."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
 def base_of(config: DictConfig) -> Base:

@@ -10,6 +10,7 @@ from typing import Any
 
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from instruct_lit.config.model_builders import n_trained
 from instruct_lit.config.satellites import has_satellite
 from instruct_lit.core.bundle import OURS, save_bundle
 from instruct_lit.core.data.encode import Encoder
@@ -44,7 +45,7 @@ def check_room(run: Run) -> None:
     """Raise ConfigError if the disk has not the room for the bundle and one file of each checkpoint callback."""
     n_checkpoints = sum(isinstance(callback, ModelCheckpoint) for callback in run.trainer.callbacks)  # type: ignore[attr-defined]
     # A checkpoint has fp32 weights and two moments of those that are trained.
-    n_bytes = run.model.base_dtype.itemsize * run.model.n_parameters + 12 * n_checkpoints * run.model.n_trained
+    n_bytes = run.model.base_dtype.itemsize * run.model.n_parameters + 12 * n_checkpoints * n_trained(run.model)
     free = shutil.disk_usage(run.run_dir).free
     if free < n_bytes:
         raise ConfigError(

@@ -23,7 +23,7 @@ from instruct_lit.core.data.template import CHAT, Template
 from instruct_lit.core.data.tokenizer import GPT2Tokenizer, Tokenizer
 from instruct_lit.core.model.causal import CausalLM
 from instruct_lit.core.model.gpt import GPT
-from instruct_lit.core.model.pretrained import hf_config, hf_state_dict, load_gpt
+from instruct_lit.core.model.pretrained import bundle_of, hf_config, hf_state_dict, load_gpt
 from instruct_lit.errors import CheckpointError, ConfigError
 
 OURS = "instruct_lit.json"
@@ -148,12 +148,6 @@ def save_tokenizer(directory: Path, tokenizer: Tokenizer, context_length: int, t
     assert isinstance(tokenizer, GPT2Tokenizer), f"no family writes a {type(tokenizer).__name__}"
     for export in TOKENIZER_EXPORTS:
         export(directory, tokenizer, context_length, template)
-
-
-def bundle_of(run: str | Path) -> Path:
-    """The directory with the weights: `run` itself, or the bundle of a run folder."""
-    directory = Path(run).expanduser()
-    return directory / "bundle" if (directory / "bundle").is_dir() else directory
 
 
 def open_model(run: str | Path, template: Template | None = None, merge: bool = True) -> OpenedModel:

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from instruct_lit.core.training.checkpoints import read_checkpoint
+from instruct_lit.core.training.early_stopping import is_finished
 from instruct_lit.core.training.history import History
 from instruct_lit.core.training.run import Run, RunHook
 from instruct_lit.core.training.sharding import Sharding
@@ -112,6 +113,8 @@ class RestoredState(Callback):
         if trainer.ckpt_path is not None:
             scheduler: Any = trainer.lr_scheduler_configs[0].scheduler
             set_hyperparameters(trainer.optimizers[0], scheduler, self._hyperparameters)
+            if is_finished(trainer):  # a finished run makes no further step
+                trainer.should_stop = True
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.started = True

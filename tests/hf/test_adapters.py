@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from instruct_lit.config.model_builders import n_trained
 from instruct_lit.core.model.causal import CausalLM
 from instruct_lit.core.model.gpt import GPT, GPTConfig
 from instruct_lit.core.model.pretrained import load_gpt
@@ -63,7 +64,7 @@ def test_merging_changes_no_logit_and_leaves_an_ordinary_model(base, dora: bool)
     torch.testing.assert_close(logits(plain), before, rtol=1e-4, atol=1e-5)
     trained = [name for name, p in plain.named_parameters() if p.requires_grad]
     assert trained and all("lora_" in name for name in trained)
-    assert plain.n_trained == sum(p.numel() for n, p in plain.named_parameters() if "lora_" in n)
+    assert n_trained(plain) == sum(p.numel() for n, p in plain.named_parameters() if "lora_" in n)
     disturb(plain)
     changed = logits(plain)
     assert (changed - before).abs().max() > 0.1

@@ -76,11 +76,6 @@ class CausalLM(nn.Module):
         """Number of parameters; a tied head counts once."""
         return sum(p.numel() for p in self.parameters())
 
-    @property
-    def n_trained(self) -> int:
-        """Number of parameters that are trained."""
-        return sum(p.numel() for p in self.parameters() if p.requires_grad)
-
 
 @torch.no_grad()
 def token_losses(hidden: Tensor, head_weight: Tensor, targets: Tensor) -> Tensor:

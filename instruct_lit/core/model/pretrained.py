@@ -66,11 +66,15 @@ def load_gpt(
     return model
 
 
+def bundle_of(run: str | Path) -> Path:
+    """The directory with the weights: `run` itself, or the bundle of a run folder."""
+    directory = Path(run).expanduser()
+    return directory / "bundle" if (directory / "bundle").is_dir() else directory
+
+
 def checkpoint_directory(path: str | Path) -> Path:
-    """Return the directory with `config.json` and weights: `path` itself, or the bundle of a run folder."""
-    directory = Path(path).expanduser()
-    if (directory / "bundle" / "config.json").is_file():
-        directory = directory / "bundle"
+    """Return the directory with `config.json` and weights (`bundle_of`)."""
+    directory = bundle_of(path)
     if not (directory / "config.json").is_file():
         raise CheckpointError(f"model.path={path}: no config.json there; give a bundle or a Hugging Face directory")
     return directory

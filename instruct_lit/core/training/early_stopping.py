@@ -50,13 +50,8 @@ class EarlyStopping(callbacks.EarlyStopping):
 class ValidateAtEnd(Callback):
     """Validates after the last step of a run also where `trainer.max_steps` lies between two validations.
 
-    Otherwise the last weights could never be the best ones, and no loss would be known of them. A finished run that is
-    resumed makes no further step.
+    Otherwise the last weights could never be the best ones, and no loss would be known of them.
     """
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if is_finished(trainer):
-            trainer.should_stop = True
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int

@@ -97,17 +97,12 @@ class StepAccelerator:
 
     def gradient_norm(self, gradients: Sequence[Tensor]) -> Tensor:
         """The Euclidean norm of all gradients together, a float32 scalar."""
-        return total_norm(gradients)
+        norm = nn.utils.get_total_norm(gradients)
+        return norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # of shards
 
     def clip(self, optimizer: Optimizer, parameters: Sequence[nn.Parameter], norm: Tensor, max_norm: float) -> None:
         """Scale the gradients, whose norm is `norm`, so that it is at most `max_norm`."""
         nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
-
-
-def total_norm(gradients: Sequence[Tensor]) -> Tensor:
-    """The Euclidean norm of gradients of one precision, whole ones or shards."""
-    norm = nn.utils.get_total_norm(gradients)
-    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
 
 
 def layout_of(batch: Batch) -> AttentionLayout | None:
