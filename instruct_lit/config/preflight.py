@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,12 +24,15 @@ from instruct_lit.optional_imports import installed
 class Preflight(RunHook):
     """Writes an empty bundle, a row to each logger and an empty report, and checks the room on the disk."""
 
+    def __init__(self, configuration: Mapping[str, Any] | None = None) -> None:
+        self.configuration = configuration or {}
+
     def on_prepared(self, run: Run) -> None:
         if not run.trainer.is_global_zero:
             return
         check_room(run)
         with tempfile.TemporaryDirectory(prefix=".preflight.", dir=run.run_dir) as folder:
-            for what, attempt in (("the bundle", _bundle), ("the loggers", _loggers), ("the report", _report)):
+            for what, attempt in (("the bundle", _bundle), ("the loggers", self._loggers), ("the report", _report)):
                 try:
                     attempt(run, Path(folder))
                 except InstructLitError:
@@ -39,6 +43,14 @@ class Preflight(RunHook):
                         f"before training: {what} of this run cannot be written ({type(error).__name__}: {message}); "
                         "nothing has been trained yet"
                     ) from error
+
+    def _loggers(self, run: Run, folder: Path) -> None:
+        for logger in run.trainer.loggers:
+            if self.configuration and has_satellite("reports") and run.trainer.enable_autolog_hparams:  # type: ignore[attr-defined]
+                from instruct_lit.reports.loggers import log_configuration
+
+                log_configuration(logger, self.configuration)
+            logger.log_metrics({"epoch": 0.0}, step=0)
 
 
 def check_room(run: Run) -> None:
@@ -81,11 +93,6 @@ def _bundle(run: Run, folder: Path) -> None:
             f"template={run.template.name}: transformers would render {tokenizer.decode(found)[:80]!r} where this "
             f"program renders {tokenizer.decode(ours)[:80]!r}; simplify the template"
         )
-
-
-def _loggers(run: Run, folder: Path) -> None:
-    for logger in run.trainer.loggers:
-        logger.log_metrics({"epoch": 0.0}, step=0)
 
 
 def _report(run: Run, folder: Path) -> None:

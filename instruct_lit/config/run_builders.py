@@ -21,7 +21,6 @@ from omegaconf import DictConfig, OmegaConf
 from instruct_lit.config import model_builders as build_parts
 from instruct_lit.config.check_machine import check_machine, check_targets
 from instruct_lit.config.check_training import wants_graphs
-from instruct_lit.config.compose import flat
 from instruct_lit.config.data_builders import data_of
 from instruct_lit.config.run_hooks import hooks_of
 from instruct_lit.config.run_ownership import own_folder
@@ -57,6 +56,9 @@ def run_of(config: DictConfig) -> Run:
         satellite = DEFAULTS_OF_SATELLITES.get(node.get("_target_")) if node is not None else None
         if satellite and not has_satellite(satellite):
             config.callbacks[key] = None
+    for node in (config.logger or {}).values():
+        if node is not None and not has_satellite("reports"):
+            node["_target_"] = "lightning.pytorch.loggers.TensorBoardLogger"  # the one of the default
     check_targets(config)
     check_machine(config)
     if has_satellite("accel"):
@@ -75,7 +77,6 @@ def run_of(config: DictConfig) -> Run:
         monitor=best.get("monitor", "val/loss"),
         mode=best.get("mode", "min"),
         sampling=build_parts.sampling_of(config),
-        hyperparameters={key: str(value) for key, value in flat(config).items()},
         data_facts={
             "name": config.data.name,
             "licence": config.data.licence,

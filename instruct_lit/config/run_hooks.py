@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
@@ -13,7 +14,7 @@ from lightning import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from instruct_lit.config.check_run import check_limits, check_split
-from instruct_lit.config.compose import differences
+from instruct_lit.config.compose import differences, flat
 from instruct_lit.config.preflight import Preflight
 from instruct_lit.config.provenance import provenance, write_provenance
 from instruct_lit.config.satellites import has_satellite
@@ -25,6 +26,12 @@ from instruct_lit.errors import ConfigError
 if TYPE_CHECKING:
     from instruct_lit.accel.memory import PeakMemory
     from instruct_lit.exporters.verification import Reference
+
+
+SETTINGS = (
+    "model.name", "data.name", "template.name", "data.mask_prompt", "adapter.kind", "optimizer.lr", "data.batch_size",
+    "trainer.max_epochs", "seed",
+)  # fmt: skip
 
 
 def hooks_of(config: DictConfig) -> list[RunHook]:
@@ -42,9 +49,9 @@ def hooks_of(config: DictConfig) -> list[RunHook]:
     if config.finder is not None:
         hooks.append(Finder(config.finder))
     if has_satellite("reports"):
-        hooks.append(Report(config))
+        hooks += [Report(config), Loggers(config)]
     if config.finder is None:
-        hooks.append(Preflight())
+        hooks.append(Preflight(flat(config)))
         has_code = config.model.get("trust_remote_code", False)  # which no fresh process runs unasked
         if config.verify and not has_code and has_satellite("exporters") and has_satellite("hf"):
             hooks.append(Verification(config))
@@ -185,6 +192,30 @@ class Finder(RunHook):
         return True
 
 
+class Loggers(RunHook):
+    """satellite reports: final metrics, the plot and the settings that matter, in every logger."""
+
+    def __init__(self, config: DictConfig) -> None:
+        self.config = config
+
+    def on_end(self, run: Run) -> None:
+        from instruct_lit.reports.loggers import log_results
+
+        trainer: Any = run.trainer
+        chosen = settings_to_compare(self.config, sys.argv[1:]) if trainer.enable_autolog_hparams else {}
+        for logger in trainer.loggers:
+            log_results(logger, chosen, run.metrics, run.run_dir / "loss.png", trainer.global_step)
+            logger.finalize("success")
+
+
+def settings_to_compare(config: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
+    """The settings that matter in every run, and those that a command line sets; no folders and constructors."""
+    given = [override.partition("=")[0].lstrip("+~") for override in overrides]
+    keys = [*SETTINGS, *(key for key in given if not re.search(r"path|dir|name|_target_|^hydra|^verify", key))]
+    values = {key: OmegaConf.select(config, key) for key in dict.fromkeys(keys)}
+    return {key: value for key, value in values.items() if isinstance(value, bool | int | float | str)}
+
+
 class Verification(RunHook):
     """satellite exporters: opens the bundle in a fresh process and compares it with the trained model."""
 
@@ -221,5 +252,5 @@ class Report(RunHook):
         from instruct_lit.reports.run_page import plot_losses, print_summary, write_report
 
         plot_losses(run.run_dir)
-        write_report(run.run_dir, differences(self.config, "train"), sys.argv[1:])
+        write_report(run.run_dir, differences(self.config, "train"), sys.argv[1:], self.config.name)
         print_summary(run.run_dir, run.metrics)

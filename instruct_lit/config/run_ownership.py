@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import itertools
 import os
+import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from instruct_lit.errors import ConfigError
@@ -27,12 +30,22 @@ def distinct_folder(folder: str) -> str:
     for path in (folder, *(f"{folder}-{n}" for n in itertools.islice(itertools.count(2), 1000))):
         try:
             Path(path).mkdir(parents=True)
+            atexit.register(_remove_unused, Path(path))
             return path
         except FileExistsError:
             continue
         except OSError:  # reported when Hydra creates it
             return path
     return folder
+
+
+def _remove_unused(folder: Path) -> None:
+    """Remove a new run folder in which only Hydra has written, as after a mistyped value, and the empty ones above."""
+    if folder.is_dir() and {path.name for path in folder.iterdir()} <= {".hydra"}:
+        shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):  # the first one that is not empty
+            for parent in list(folder.parents)[:3]:
+                parent.rmdir()
 
 
 def refuse_folder_in_use(arguments: Sequence[str]) -> None:

@@ -43,7 +43,11 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "instruct_lit.sweeps.pruning.Pruning",
         "lightning.pytorch.callbacks.*",
     ),
-    "logger": ("lightning.pytorch.loggers.*",),
+    "logger": (
+        "instruct_lit.reports.loggers.TensorBoard",
+        "instruct_lit.reports.loggers.Trackio",
+        "lightning.pytorch.loggers.*",
+    ),
 }
 
 

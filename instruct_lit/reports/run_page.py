@@ -32,12 +32,15 @@ def plot_losses(run_dir: Path) -> None:
     plots.save(_loss_curves(run_dir), run_dir / "loss.png")
 
 
-def write_report(run_dir: Path, differences: Sequence[tuple[str, Any, Any]], overrides: Sequence[str]) -> None:
+def write_report(
+    run_dir: Path, differences: Sequence[tuple[str, Any, Any]], overrides: Sequence[str], name: str | None = None
+) -> None:
     """Write `report.html` from the files in the run folder.
 
     Args:
         differences: (key, default, value) of the configuration.
         overrides: the arguments of the command.
+        name: of the run; None: that of its folder.
     """
     rows = read_jsonl(run_dir / "responses.jsonl")
     for row in rows:
@@ -53,7 +56,7 @@ def write_report(run_dir: Path, differences: Sequence[tuple[str, Any, Any]], ove
     write_page(
         run_dir / "report.html",
         "run.html.jinja",
-        name=run_dir.name,
+        name=name or run_dir.name,
         command=" ".join(["python -m instruct_lit.train", *overrides]),
         metrics={name: value for name, value in results_first if not name.startswith("base/")},
         before={name.removeprefix("base/"): value for name, value in metrics.items() if name.startswith("base/")},

@@ -1,32 +1,31 @@
-"""Sample answers in TensorBoard while a model trains."""
+"""Sample answers in the loggers while a model trains."""
 
 from __future__ import annotations
 
-from typing import Any
-
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import Logger
 
 from instruct_lit.core.generation.engine import Engine
 from instruct_lit.core.generation.sampling import SamplingSettings
+from instruct_lit.reports.loggers import log_text, takes_text
 
 
 class SampleAnswers(Callback):
-    """Writes the model's answers to a few validation examples to TensorBoard at every validation."""
+    """Writes the model's answers to a few validation examples to the loggers at every validation."""
 
     def __init__(self, n_examples: int = 3, max_new_tokens: int = 64) -> None:
         self.n_examples = n_examples
         self.settings = SamplingSettings(max_new_tokens=max_new_tokens)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        writers = [logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
-        if trainer.sanity_checking or not writers:
+        loggers = [logger for logger in trainer.loggers if takes_text(logger)]
+        if trainer.sanity_checking or not loggers:
             return
         with pl_module.sharding.gathered(pl_module.model):  # type: ignore[union-attr,operator,arg-type]
             if trainer.is_global_zero:
-                self._write(trainer, pl_module, writers)
+                self._write(trainer, pl_module, loggers)
 
-    def _write(self, trainer: Trainer, pl_module: LightningModule, writers: list[Any]) -> None:
+    def _write(self, trainer: Trainer, pl_module: LightningModule, loggers: list[Logger]) -> None:
         data = trainer.datamodule  # type: ignore[attr-defined]
         store, indices = data.examples_of("val")
         chosen = [int(i) for i in indices[: self.n_examples]]
@@ -44,8 +43,8 @@ class SampleAnswers(Callback):
                 )
                 if body
             )
-            for writer in writers:
-                writer.add_text(f"answers/{number}", text, trainer.global_step)
+            for logger in loggers:
+                log_text(logger, f"answers/{number}", text, trainer.global_step)
 
 
 def _quoted(text: str) -> str:

@@ -10,6 +10,7 @@ import pytest
 from instruct_lit.config.run_ownership import LOCK, _in_use, distinct_folder, own_folder, refuse_folder_in_use
 from instruct_lit.errors import ConfigError
 from instruct_lit.locks import exclusive
+from tests.commands import Command
 
 
 def test_a_second_run_of_the_same_second_has_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,3 +53,9 @@ def test_an_output_whose_reader_has_ended_ends_nothing(tmp_path: Path) -> None:
     writer.stdout.close()
     assert (writer.wait(timeout=60), writer.stderr.read()) == (0, b"") and (tmp_path / "end").exists()
     writer.stderr.close()
+
+
+def test_a_mistyped_command_leaves_no_dated_folder(command: Command, small: tuple[str, ...], tmp_path: Path) -> None:
+    for wrong in ("data.batch_size=0", "+callbacks.early_stopping.patienc=1", "bach_size=3"):
+        command("train", *small, wrong, f"paths.outputs={tmp_path}/outputs", cwd=tmp_path, status=2)
+    assert list((tmp_path).iterdir()) == []

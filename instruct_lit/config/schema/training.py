@@ -38,6 +38,7 @@ class TrainConfig:
     template: TemplateConfig = group(TemplateConfig, "The prompt template.")
     batching: BatchingConfig = group(BatchingConfig, "The batch layout.")
     adapter: AdapterConfig = group(AdapterConfig, "Parameter-efficient fine-tuning.")
+    name: str | None = option(None, "Name of the run in its page and in loggers; by default data-model-time.")
     trainable: str = option("all", "Trained weights: all, head, last_<n>_blocks, or a pattern of parameter names.")
     neftune_alpha: float | None = option(
         None, "Noise on embeddings (NEFTune, Jain et al. 2023); often 5.", at_least=0, at_most=1e6

@@ -70,7 +70,8 @@ class InstructionTuner(LightningModule):
         optimizer = self.make_optimizer(self.model)
         n_steps = min(self.trainer.estimated_stepping_batches, sys.maxsize)  # infinite with max_epochs=-1
         scheduler = self.make_scheduler(optimizer, int(n_steps))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        schedule = {"scheduler": scheduler, "interval": "step", "name": "train/lr"}
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     def on_train_start(self) -> None:
         trainer = self.trainer

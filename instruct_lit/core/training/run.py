@@ -19,7 +19,6 @@ from typing import Any, Protocol
 
 from lightning import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
-from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
 from instruct_lit.core.data.datamodule import InstructionData
 from instruct_lit.core.data.template import Template
@@ -50,7 +49,6 @@ class RunSettings:
     monitor: str = "val/loss"  # of the best checkpoint
     mode: str = "min"
     sampling: SamplingSettings = field(default_factory=SamplingSettings)
-    hyperparameters: Mapping[str, str] = field(default_factory=dict)  # for the loggers
     data_facts: Mapping[str, Any] = field(default_factory=dict)  # name and licence, for the bundle
 
 
@@ -234,7 +232,6 @@ class Run:
         if not self.interrupted:
             steps.append(partial(write_jsonl, self.run_dir / "responses.jsonl", rows))
         steps += [self._write_metrics, partial(self.parts.save_bundle, self)]
-        steps += [partial(self._finish_logger, logger) for logger in self.trainer.loggers]
         steps += [partial(hook.on_end, self) for hook in self.hooks]
         failures = []
         for step in steps:
@@ -249,18 +246,6 @@ class Run:
     def _write_metrics(self) -> None:
         self.metrics |= self.data.counts  # those of a stream are complete only now
         (self.run_dir / "metrics.json").write_text(json.dumps(self.metrics, indent=2) + "\n")
-
-    def _finish_logger(self, logger: Logger) -> None:
-        parameters = dict(self.settings.hyperparameters)
-        numbers = {name: value for name, value in self.metrics.items() if isinstance(value, int | float)}
-        logs_parameters = self.trainer.enable_autolog_hparams  # type: ignore[attr-defined]
-        if logs_parameters and isinstance(logger, TensorBoardLogger):  # shows both in one table
-            logger.log_hyperparams(parameters, numbers)
-        elif not isinstance(logger, TensorBoardLogger):
-            if logs_parameters:
-                logger.log_hyperparams(parameters)
-            logger.log_metrics(numbers, self.trainer.global_step)
-        logger.finalize("success")
 
     @contextmanager
     def _keeping(self) -> Iterator[None]:

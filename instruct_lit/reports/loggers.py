@@ -1,0 +1,114 @@
+"""What the loggers of a run get beside the curves, each in its own form, and two loggers beside Lightning's own."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import CometLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
+
+from instruct_lit.optional_imports import load
+from instruct_lit.reports.metrics import quantity
+
+
+class TensorBoard(TensorBoardLogger):
+    """Lightning's logger without charts of the epoch and of one point, so that the first charts are losses."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        super().log_metrics(
+            {name: value for name, value in metrics.items() if not name.startswith(("epoch", "test/"))}, step
+        )
+
+
+class Trackio(Logger):
+    """A project of Trackio on this machine, which `trackio show` opens."""
+
+    def __init__(self, project: str, name: str | None = None) -> None:
+        super().__init__()
+        self.trackio = load("trackio", "logger=trackio", "loggers")
+        self.project, self.run_name = project, name
+
+    @cached_property
+    def experiment(self) -> Any:
+        return self.trackio.init(self.project, self.run_name, resume="allow", embed=False)
+
+    @property
+    def name(self) -> str:
+        return self.project
+
+    @property
+    def version(self) -> str | None:
+        return self.run_name
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        self.experiment.log(dict(metrics), step)
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace) -> None:
+        self.experiment.config.update(params)
+
+
+def log_configuration(logger: Logger, configuration: Mapping[str, Any]) -> None:
+    """Log every key of a run's configuration, before training; TensorBoard gets a selection at the end."""
+    if not isinstance(logger, TensorBoardLogger):
+        logger.log_hyperparams(dict(configuration))
+
+
+def log_results(logger: Logger, chosen: Mapping[str, Any], metrics: Mapping[str, Any], plot: Path, step: int) -> None:
+    """Log the final metrics, where the logger can as figures without a chart, and the plot of the losses.
+
+    Args:
+        chosen: the settings by which TensorBoard's HPARAMS compares runs, with the metrics that have a curve.
+    """
+    numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
+    if isinstance(logger, TensorBoardLogger):
+        curves = {name: numbers[name] for name in numbers if name.startswith("val/")}
+        logger.log_hyperparams(dict(chosen), curves, step)
+        rows = [f"| {name} | {quantity(value, name)} |" for name, value in metrics.items()]
+        log_text(logger, "results", "\n".join(["| metric | value |", "|---|---|", *rows]), step)
+    elif isinstance(logger, WandbLogger):
+        logger.experiment.summary.update(numbers)
+    else:
+        logger.log_metrics(numbers, step)
+    if plot.is_file():
+        _log_image(logger, "loss", plot, step)
+
+
+def takes_text(logger: Logger) -> bool:
+    """Whether texts and plots can be logged."""
+    return isinstance(logger, TensorBoardLogger | WandbLogger | MLFlowLogger | CometLogger | Trackio)
+
+
+def log_text(logger: Logger, title: str, text: str, step: int) -> None:
+    """Log a text in Markdown; a logger that takes none gets none."""
+    if isinstance(logger, TensorBoardLogger):
+        logger.experiment.add_text(title, text, step)
+    elif isinstance(logger, WandbLogger):
+        logger.log_text(title, ["step", "text"], [[str(step), text]])
+    elif isinstance(logger, MLFlowLogger):
+        logger.experiment.log_text(logger.run_id, text, f"{title}/step-{step}.md")
+    elif isinstance(logger, CometLogger):
+        logger.experiment.log_text(text, step=step, metadata={"title": title})
+    elif isinstance(logger, Trackio):
+        logger.log_metrics({title: logger.trackio.Markdown(text)}, step)
+
+
+def _log_image(logger: Logger, title: str, path: Path, step: int) -> None:
+    if isinstance(logger, TensorBoardLogger):
+        from matplotlib.image import imread
+
+        logger.experiment.add_image(title, imread(path)[:, :, :3], step, dataformats="HWC")
+    elif isinstance(logger, WandbLogger):
+        logger.log_image(title, [str(path)])
+    elif isinstance(logger, MLFlowLogger):
+        logger.experiment.log_artifact(logger.run_id, str(path))
+    elif isinstance(logger, CometLogger):
+        logger.experiment.log_image(str(path), name=title, step=step)
+    elif isinstance(logger, Trackio):
+        logger.log_metrics({title: logger.trackio.Image(str(path))}, step)

@@ -1,0 +1,81 @@
+"""Every logger gets curves, configuration, sample answers, the plot and the final metrics, each in its own form."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+from tests.commands import Command
+
+RUN = ("trainer.max_epochs=1", "evaluate_base=false", "hydra.run.dir=run", "name=mine", "optimizer.betas=[0.9,0.95]")
+
+
+@pytest.fixture
+def logged(command: Command, small: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable:
+    def run(loggers: str, *overrides: str, **environment: str) -> Path:
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        command("train", *small, *RUN, f"logger={loggers}", *overrides, cwd=tmp_path)
+        return tmp_path
+
+    return run
+
+
+def test_tensorboard_opens_on_losses_and_compares_settings_that_matter(small_run: Path) -> None:
+    events = EventAccumulator(str(small_run / "tensorboard"), {"tensors": 0}).Reload()
+    scalars = events.Tags()["scalars"]
+    assert {tag.partition("/")[0] for tag in scalars} == {"train", "val"} and "train/lr/pg1" in scalars
+    assert all(len(events.Scalars(tag)) > 1 for tag in scalars), "no chart of one point"
+    data = events.summary_metadata["_hparams_/session_start_info"].plugin_data.content
+    shown = HParamsPluginData.FromString(data).session_start_info.hparams
+    assert shown["optimizer.lr"].number_value > 0 and shown["data.mask_prompt"].number_value == 1
+    assert shown["model.n_layers"].number_value == 2 and shown["seed"].number_value == 123
+    assert not [key for key in shown if "_target_" in key or "path" in key or "dir" in key]
+    assert "test/loss" in str(events.Tensors("results/text_summary")[0]) and events.Tags()["images"] == ["loss"]
+
+
+def test_csv_has_the_configuration_and_all_metrics(logged: Callable) -> None:
+    folder = logged("[csv,tensorboard]") / "run"
+    assert "optimizer.betas:" in (folder / "csv" / "hparams.yaml").read_text()
+    header, *rows = (folder / "csv" / "metrics.csv").read_text().splitlines()
+    assert {"train/loss", "val/loss", "test/exact_match"} <= set(header.split(",")) and len(rows) > 5
+    assert (folder / "tensorboard").is_dir() and "<title>instruct-lit: mine" in (folder / "report.html").read_text()
+
+
+def test_mlflow_in_files(logged: Callable) -> None:
+    pytest.importorskip("mlflow")
+    store = "logger.mlflow.tracking_uri=file:mlruns"
+    folder = logged("mlflow", store, MLFLOW_ALLOW_FILE_STORE="true", GIT_PYTHON_REFRESH="quiet") / "mlruns"
+    (run,) = (path.parent for path in folder.glob("*/*/meta.yaml") if path.parent.parent.name != "models")
+    assert "run_name: mine" in (run / "meta.yaml").read_text()
+    assert (run / "params" / "optimizer.betas").read_text() == "[0.9, 0.95]"
+    assert len((run / "metrics" / "train" / "loss").read_text().splitlines()) == 5
+    assert (run / "metrics" / "test" / "exact_match").is_file() and (run / "artifacts" / "loss.png").is_file()
+    assert "**Answer**" in next((run / "artifacts" / "answers" / "0").glob("*.md")).read_text()
+
+
+def test_wandb_offline(logged: Callable) -> None:
+    pytest.importorskip("wandb")
+    folder = logged("wandb", "logger.wandb.offline=true", WANDB_SILENT="true") / "run" / "wandb"
+    (run,) = folder.glob("offline-run-*")
+    records = next(run.glob("*.wandb")).read_bytes()
+    assert b"optimizer.betas" in records and b"mine" in records and b"test/exact_match" in records
+    assert records.count(b"train/loss") >= 5
+    assert list((run / "files" / "media").rglob("*.png")) and list((run / "files" / "media").rglob("*.json"))
+
+
+def test_trackio_on_this_machine(logged: Callable, tmp_path: Path) -> None:
+    pytest.importorskip("trackio")
+    import sqlite3
+
+    folder = logged("trackio", TRACKIO_DIR=str(tmp_path / "trackio"))
+    (database,) = (folder / "trackio").glob("instruct-lit.db")
+    with sqlite3.connect(database) as connection:
+        rows = [json.loads(row[0]) for row in connection.execute("select metrics from metrics where run_name='mine'")]
+        config: Any = connection.execute("select config from configs where run_name='mine'").fetchone()
+    assert sum("train/loss" in row for row in rows) == 5 and any("test/exact_match" in row for row in rows)
+    assert any("answers/0" in row for row in rows) and "optimizer.betas" in str(config[0])
