@@ -1,4 +1,7 @@
-"""python -m instruct_lit.report <folder of a sweep>: the trials of a sweep on one page, also while it is running."""
+"""python -m instruct_lit.report <folder of a sweep>: the trials of a sweep on one page, also while it is running.
+
+`report runs=[a,b,c]` writes any runs side by side.
+"""
 
 from __future__ import annotations
 
@@ -19,9 +22,30 @@ LOWER_IS_BETTER = ("loss", "perplexity", "bits_per_byte", "value")
 
 
 def report(config: DictConfig) -> None:
-    """Write the page of the sweep in `folder`."""
+    """Write the page of the sweep in `folder`, or of `runs`."""
     check_command("report", config)
-    print(write(Path(config.folder).expanduser(), config.metric, config.direction, config.n_best))
+    if config.runs is not None:
+        print(write_runs(list(config.runs), Path(config.page)))
+    else:
+        print(write(Path(config.folder).expanduser(), config.metric, config.direction, config.n_best))
+
+
+def write_runs(runs: list[str], page: Path) -> Path:
+    """Write the page that compares finished runs, the first one with each of the others, and return its path."""
+    from instruct_lit.config.compose import flat
+    from instruct_lit.config.run_folder import read_plain
+    from instruct_lit.config.schema.options import shown
+    from instruct_lit.reports.runs_page import differing, write_runs_page
+    from instruct_lit.sweeps.comparable import changes_loss
+
+    folders = [Path(run).expanduser() for run in runs]
+    configurations = [
+        {key: shown(value) for key, value in flat(read_plain(folder / "config.yaml")).items()} for folder in folders
+    ]
+    own = [str(given.get("name") or run.name) for given, run in zip(configurations, folders, strict=True)]
+    names = own if len(set(own)) == len(own) else [f"{n}. {name}" for n, name in enumerate(own, start=1)]
+    incomparable = [key for key in differing(configurations) if changes_loss(key)]
+    return write_runs_page(page, dict(zip(names, folders, strict=True)), configurations, incomparable)
 
 
 def write(folder: Path, metric: str | None = None, direction: str | None = None, n_best: int = 3) -> Path:

@@ -88,8 +88,18 @@ def _export(config: Any) -> Iterator[Relation]:
     yield repo is not None and repo.count("/") != 1, "push_to_hub", "give the full name of the repository, owner/name"
 
 
+def _report(config: Any) -> Iterator[Relation]:
+    yield (config.folder is None) == (config.runs is None), "folder=… or runs=[…,…]", "give one of the two"
+    runs = [Path(run).expanduser() for run in config.runs or ()]
+    yield len(runs) == 1, "runs", "one run; give at least two"
+    for run in runs:
+        unfinished = run.is_dir() and not all((run / name).is_file() for name in ("config.yaml", "metrics.json"))
+        yield unfinished, f"runs={run}", "not the folder of a finished run, it has no config.yaml or metrics.json"
+
+
 RELATIONS = {
-    "arena": _arena, "benchmark": _benchmark, "evaluate": _evaluate, "export": _export, "peek": _peek, "serve": _serve
+    "arena": _arena, "benchmark": _benchmark, "evaluate": _evaluate, "export": _export, "peek": _peek,
+    "report": _report, "serve": _serve,
 }  # fmt: skip
 
 

@@ -36,7 +36,7 @@ MOST_USED = {
     ),
     "arena": "runs votes questions n_questions battles plot host port password device",
     "export": "run to precision name push_to_hub private",
-    "report": "folder metric direction n_best",
+    "report": "folder runs page metric direction n_best",
     "reproduce": "run tolerance changes",
 }
 

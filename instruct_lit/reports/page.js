@@ -1,4 +1,4 @@
-// Tables of class "sortable" are sorted by a click on a column's head; a trial is highlighted wherever it appears.
+// Tables of class "sortable" are sorted by a click on a column's head; a page lists its parts; a trial is highlighted wherever it appears.
 const all = (selector, root = document) => [...root.querySelectorAll(selector)];
 all('table.sortable').forEach(table => all('thead th', table).forEach((head, column) => {
   head.classList.add('sort');
@@ -15,6 +15,18 @@ all('table.sortable').forEach(table => all('thead th', table).forEach((head, col
     body.append(...[...body.rows].sort(compare));
   };
 }));
+const heads = all('h2');
+if (heads.length > 2) {
+  const contents = document.createElement('nav');
+  heads.forEach((head, number) => {
+    const link = document.createElement('a');
+    head.id = head.id || `part-${number}`;
+    link.href = `#${head.id}`;
+    link.textContent = head.textContent;
+    contents.append(link, ' ');
+  });
+  document.querySelector('h1').after(contents);
+}
 function highlight(number) {
   all('svg').forEach(svg => svg.classList.toggle('some', number !== null && svg.querySelector('[data-trial]') !== null));
   all('[data-trial]').forEach(element => element.classList.toggle('lit', element.dataset.trial === number));

@@ -11,6 +11,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import cycle
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +27,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 BLUE, ORANGE, GRAY = "#0072b2", "#d55e00", "#808080"
 TEXT, LINE, PAPER = "#1f2328", "#d0d7de", "#fffffe"
 CSS = {TEXT: "currentColor", LINE: "var(--line)", PAPER: "var(--paper)", BLUE: "var(--blue)", ORANGE: "var(--orange)"}
+RUN_COLOURS = (BLUE, ORANGE, "#009e73", "#cc79a7", "#e69f00", "#56b4e9", GRAY, "#8c6d31")
 _RANKS = LinearSegmentedColormap.from_list("ranks", [BLUE, "#968ca0", ORANGE])
 _BOX = {"facecolor": PAPER, "edgecolor": "none", "pad": 1.0}  # behind a text that lines may cross
 _WIDTH = 9.0  # inches, the width of a page's column
@@ -138,6 +140,18 @@ def trial_curves(lines: Sequence[TrialLine], metric: str = "val/loss") -> Figure
         axes.plot([], [], style, color=GRAY, label=label)
     if any(line.dashed for line in lines):
         _legend(axes)
+    return figure
+
+
+def run_curves(histories: Mapping[str, Sequence[Mapping[str, Any]]], metric: str, x: str, x_label: str) -> Figure:
+    """A validation metric of each run, by name, over the column `x` of its history."""
+    figure, axes = _figure(f"{metric} over {x_label}", x_label, f"{metric} (nats per token)", 3.8)
+    for colour, (name, history) in zip(cycle(RUN_COLOURS), histories.items(), strict=False):
+        points = [(row[x], row[metric]) for row in history if math.isfinite(row.get(metric, math.nan))]
+        if points:
+            axes.plot(*zip(*points, strict=True), "o-", color=colour, markersize=3, label=name)
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    _legend(axes)
     return figure
 
 

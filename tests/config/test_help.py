@@ -26,7 +26,7 @@ def test_help_names_the_groups_and_keys_of_this_command(command: str) -> None:
 def test_help_shows_the_values_of_the_overrides() -> None:
     assert "  data.batch_size  (int, 7)\n" in help_of("train", ["data.batch_size=7"])
     assert "  data.batch_size  (int, 32)\n" in help_of("train", ["no_such_key=7"])
-    assert "  folder  (str, required)\n" in help_of("report")
+    assert "  folder  (str or null, null)\n" in help_of("report")
 
 
 def test_a_constructor_key_that_is_documented_exists() -> None:

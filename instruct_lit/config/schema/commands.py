@@ -15,7 +15,7 @@ from instruct_lit.config.schema.groups import (
     PathsConfig,
     TemplateConfig,
 )
-from instruct_lit.config.schema.options import MISSING, group, option, seed_option
+from instruct_lit.config.schema.options import group, option, seed_option
 
 
 @dataclass
@@ -132,9 +132,13 @@ class ExportConfig:
 
 @dataclass
 class ReportConfig:
-    """Write the trials of a sweep on one page."""
+    """Write the trials of a sweep, or any runs, on one page."""
 
-    folder: str = option(MISSING, "Folder of the sweep, with a folder for each trial.", exists="folder")
+    folder: str | None = option(None, "Folder of the sweep, with a folder for each trial.", exists="folder")
+    runs: list[str] | None = option(
+        None, "Run folders to compare; the first one with each of the others.", exists="run"
+    )
+    page: str = option("comparison.html", "File of the page that compares runs.")
     metric: str | None = option(None, "Metric that ranks the trials; null: the one that the sweep optimised.")
     direction: str | None = option(None, "null: that of the sweep.", choices=("minimize", "maximize"))
     n_best: int = option(3, "Trials whose responses are shown side by side.", at_least=1)
