@@ -55,7 +55,7 @@ def estimate(config: GPTConfig, typical: Sequence[Batch], largest: Batch, device
         fastest = [min(train_step(model, optimizer, batch.to(device), bf16) for _ in range(2)) for batch in typical]
         seconds[depth] = sum(fastest) / len(fastest)
     bytes_of_logit = (2 if bf16 else 4) + (4 if device.type == "cuda" else 0)  # a GPU also stores their softmax
-    n_logits = min(chunk_of(device), max(1, largest.n_supervised)) * config.n_vocab
+    n_logits = min(chunk_of(device), max(1, int(largest.n_supervised))) * config.n_vocab
     return Estimate(
         n_parameters,
         STATES_BYTES * n_parameters,

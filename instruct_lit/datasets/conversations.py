@@ -1,10 +1,13 @@
 """Conversations as records: ShareGPT's, and the messages of OpenAI and Hugging Face.
 
-Every key of a turn is either used or refused by name; null and empty values count as absent.
+Every key of a turn is either kept or refused by name; null and empty values count as absent. A conversation of texts
+alone is in the texts of an `Example`; one with tools, calls or thoughts is in its `messages`, in OpenAI's form with
+parsed arguments.
 """
 
 from __future__ import annotations
 
+import json
 import reprlib
 from collections.abc import Mapping
 from functools import partial
@@ -16,9 +19,14 @@ from instruct_lit.errors import DataError
 _ROLES = {
     "user": "user", "human": "user",
     "assistant": "assistant", "gpt": "assistant", "model": "assistant", "chatgpt": "assistant", "bot": "assistant",
+    "function_call": "call",
+    "tool": "tool", "function": "tool", "observation": "tool", "function_response": "tool", "tool_response": "tool",
     "system": "system", "developer": "system",
 }  # fmt: skip
-_TRAINED = ("weight", "train")  # keys of a turn that may say that it is trained on, which it is
+_WEIGHTS = ("weight", "train", "loss", "trainable")  # keys of a turn that say how much it is trained on
+_THOUGHTS = ("reasoning_content", "thinking", "reasoning")
+_CALLS = ("tool_calls", "function_call")
+_EMPTY: tuple[Any, ...] = (None, "", [], {})
 
 
 def from_turns(
@@ -26,8 +34,8 @@ def from_turns(
 ) -> Example:
     """The example of a record with a list of turns.
 
-    Raises: DataError for a conversation that is anything but an optional system prompt and user turns that are each
-        answered, and for content that cannot be trained on.
+    Raises: DataError for content that cannot be trained on, and for a conversation that is anything but an optional
+        system prompt, the user's turn, and turns of which no two of a user follow each other, the last the assistant's.
     """
     name = names[turns_field]
     given = record.get(name)
@@ -36,21 +44,59 @@ def from_turns(
             f"{place}: no list of turns in {name!r}; found: {listed(record)} (see data.columns and data.format)"
         )
     turns = [_turn(turn, f"{place}, {name}[{number}]", role_key, text_key) for number, turn in enumerate(given)]
-    extra = extra_fields(record, (name, names["system"]))
     if record.get(names["system"]):
-        turns.insert(0, ("system", checked_text(record[names["system"]], place, names["system"])))
-    system = turns.pop(0)[1] if turns[0][0] == "system" else ""
-    wrong = next((n for n, (role, _) in enumerate(turns) if role != ("user", "assistant")[n % 2]), None)
-    if wrong is not None or len(turns) % 2 or not turns:
-        what = "the last question has no answer" if wrong is None else f"turn {wrong + 1} is the {turns[wrong][0]}'s"
-        raise DataError(f"{place}: user and assistant must alternate, the user first; {what}")
-    texts = [text for _, text in turns]
-    *history, (instruction, output) = zip(texts[::2], texts[1::2], strict=True)
-    return Example(instruction, output, "", extra, system, tuple(history))
+        text = checked_text(record[names["system"]], place, names["system"])
+        turns.insert(0, ({"role": "system", "content": text}, 1.0))
+    tools = _tools(record.get("tools"), place)
+    extra = extra_fields(record, (name, names["system"], "tools"))
+    return conversation([turn for turn, _ in turns], [weight for _, weight in turns], tools, place, extra)
 
 
-def _turn(turn: Any, where: str, role_key: str, text_key: str) -> tuple[str, str]:
-    """Role (user, assistant or system) and text of a turn."""
+def conversation(
+    turns: list[dict[str, Any]], weights: list[float], tools: list[dict[str, Any]], place: str, extra: dict[str, Any]
+) -> Example:
+    """The example of checked turns: in texts where they say it all, otherwise in messages."""
+    system = turns[0]["content"] if turns[0]["role"] == "system" else ""
+    said = list(enumerate(turns))[1 if system else 0 :]
+    before, pairs, learnt = "nobody", [], []
+    user: list[str] = []
+    for number, turn in said:
+        role = turn["role"]
+        if role not in _FOLLOWING[before]:
+            number -= bool(system)
+            raise DataError(
+                f"{place}: user and assistant must alternate, the user first; turn {number + 1} is the {role}'s"
+            )
+        before = "call" if turn.get("tool_calls") else role
+        if role == "assistant":
+            text = turn["content"] or "\n".join(
+                json.dumps(c["function"], ensure_ascii=False) for c in turn["tool_calls"]
+            )
+            pairs.append(("\n".join(user), text))
+            learnt.append(weights[number])
+            user = []
+        elif role == "user":
+            user.append(turn["content"])
+    if before not in ("assistant", "call"):
+        raise DataError(f"{place}: user and assistant must alternate, the user first; the last question has no answer")
+    if not any(learnt):
+        raise DataError(f"{place}: every turn has weight 0, so nothing could be learnt")
+    is_rich = tools or any(turn["role"] == "tool" or len(turn) > 2 for turn in turns)
+    *history, (instruction, output) = pairs
+    return Example(
+        instruction, output, "", extra, system, tuple(history), tuple(turns) if is_rich else (), tuple(tools),
+        tuple(learnt) if set(learnt) != {1.0} else (),
+    )  # fmt: skip
+
+
+_FOLLOWING = {  # roles that may follow
+    "nobody": ("user",), "user": ("assistant",), "assistant": ("user",), "call": ("tool", "user"),
+    "tool": ("tool", "assistant", "user"),
+}  # fmt: skip
+
+
+def _turn(turn: Any, where: str, role_key: str, text_key: str) -> tuple[dict[str, Any], float]:
+    """A turn in OpenAI's form, and its weight."""
     if not isinstance(turn, dict):
         found = reprlib.repr(turn)
         raise DataError(f"{where}: a turn must be a mapping with {role_key!r} and {text_key!r}, found {found}")
@@ -58,15 +104,95 @@ def _turn(turn: Any, where: str, role_key: str, text_key: str) -> tuple[str, str
     if role is None:
         found = reprlib.repr(turn.get(role_key))
         raise DataError(f"{where}: {role_key!r} is {found}; allowed are {', '.join(_ROLES)}")
-    for key in _TRAINED:
-        if turn.get(key, 1) not in (1, None):
-            found = reprlib.repr(turn[key])
-            raise DataError(f"{where}: {key!r} is {found}; single turns cannot be excluded from the loss")
-    _refuse_others(turn, (role_key, text_key, *_TRAINED), where, "a turn")
+    own: tuple[str, ...] = {
+        "assistant": (*_CALLS, *_THOUGHTS),
+        "tool": ("tool_call_id", "name"),
+    }.get(role, ())
+    _refuse_others(turn, (role_key, text_key, *_WEIGHTS, *own), where, "a turn")
     content = turn.get(text_key)
     if isinstance(content, list):
         content = "".join(_part(part, f"{where}, {text_key}[{n}]") for n, part in enumerate(content))
-    return role, checked_text(content, where, text_key)
+    message: dict[str, Any] = {"role": role, "content": content}
+    if role == "call":
+        message = {"role": "assistant", "content": "", "tool_calls": _calls(content, where)}
+    if role == "assistant" and (thoughts := _one_of(turn, _THOUGHTS, where)) is not None:
+        message["reasoning_content"] = checked_text(thoughts, where, "reasoning_content")
+    if role == "assistant" and (calls := _one_of(turn, _CALLS, where)) is not None:
+        message["tool_calls"] = _calls(calls, where)
+    if role == "tool":
+        message |= {key: turn[key] for key in ("tool_call_id", "name") if turn.get(key)}
+        if isinstance(content, Mapping):
+            message["content"] = json.dumps(_without_nulls(content), ensure_ascii=False)
+    may_be_empty = role == "tool" or "tool_calls" in message
+    content = "" if may_be_empty and message["content"] is None else message["content"]
+    return {**message, "content": checked_text(content, where, text_key, may_be_empty)}, _weight(turn, where)
+
+
+def _weight(turn: Mapping[str, Any], where: str) -> float:
+    value = _one_of(turn, _WEIGHTS, where)
+    if value is None:
+        return 1.0
+    if not isinstance(value, int | float) or not 0 <= value <= 1:
+        found = f"the weight is {reprlib.repr(value)}; true, false or a number from 0 to 1 is allowed"
+        raise DataError(f"{where}: {found} ({', '.join(_WEIGHTS)})")
+    return float(value)
+
+
+def _one_of(turn: Mapping[str, Any], keys: tuple[str, ...], where: str) -> Any:
+    """The value of the keys that mean the same; None where none is given."""
+    given = {key: turn[key] for key in keys if turn.get(key) not in _EMPTY}
+    first = next(iter(given.values()), None)
+    if any(value != first for value in given.values()):
+        raise DataError(f"{where}: {listed(map(repr, given))} contradict each other; give one of them")
+    return first
+
+
+def _calls(given: Any, where: str) -> list[dict[str, Any]]:
+    """Calls of tools in OpenAI's form, their arguments parsed."""
+    calls = _parsed(given, where, "tool_calls")
+    found = []
+    for call in calls if isinstance(calls, list) else [calls]:
+        function = call.get("function") or call if isinstance(call, Mapping) else {}
+        name = function.get("name")
+        arguments = function.get("arguments", function.get("parameters"))
+        arguments = _parsed(arguments or {}, where, "arguments")
+        if not isinstance(name, str) or not name or not isinstance(arguments, dict):
+            raise DataError(
+                f"{where}: a call must have a 'name' and a mapping of 'arguments', found {reprlib.repr(call)}"
+            )
+        _refuse_others(function, ("name", "arguments", "parameters", "id", "type"), where, "a call")
+        _refuse_others(call, ("function", "name", "arguments", "parameters", "id", "type", "index"), where, "a call")
+        own = {"id": call["id"]} if call.get("id") else {}
+        found.append({**own, "type": "function", "function": {"name": name, "arguments": arguments}})
+    return found
+
+
+def _tools(given: Any, place: str) -> list[dict[str, Any]]:
+    """Descriptions of tools in OpenAI's form."""
+    tools = _parsed(given or [], place, "tools")
+    found = []
+    for tool in tools if isinstance(tools, list) else [tools]:
+        function = tool.get("function", tool) if isinstance(tool, Mapping) else {}
+        if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+            raise DataError(f"{place}: a tool must be a mapping with a 'name', found {reprlib.repr(tool)}")
+        found.append(dict(tool) if "function" in tool else {"type": "function", "function": dict(function)})
+    return found
+
+
+def _parsed(given: Any, where: str, name: str) -> Any:
+    """A JSON value given as text or as it is; in the latter, null values are those of absent keys (Arrow's)."""
+    if not isinstance(given, str):
+        return _without_nulls(given)
+    try:
+        return json.loads(given)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where}: {name!r} is invalid JSON ({error}), found {reprlib.repr(given)}") from error
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
 
 
 def _part(part: Any, where: str) -> str:
@@ -80,7 +206,7 @@ def _part(part: Any, where: str) -> str:
 
 def _refuse_others(given: Mapping[str, Any], allowed: tuple[str, ...], where: str, what: str) -> None:
     """Raise DataError when keys beside the allowed ones have a value: nothing in a conversation is ignored."""
-    others = [key for key, value in given.items() if key not in allowed and value not in (None, "", [], {})]
+    others = [key for key, value in given.items() if key not in allowed and value not in _EMPTY]
     if others:
         raise DataError(
             f"{where}: {listed(map(repr, others))} cannot be trained on; {what} may have {listed(map(repr, allowed))}"

@@ -55,7 +55,7 @@ def print_example(
         losses: of every target, supervised or not, `(T - 1,)`.
         all_tokens: also the middle of long masked runs.
     """
-    supervised = supervised_tokens(encoded, mask_prompt)
+    supervised = supervised_tokens(encoded, mask_prompt) > 0
     _heading(console, "record")
     for name, value in example.as_record().items():
         if value != "":

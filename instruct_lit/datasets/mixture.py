@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -39,7 +39,7 @@ class MixtureStore(EncodedStore):
     def __getitem__(self, index: int) -> EncodedExample:
         number = int(self.store_of(index))
         found = self._stores[number][int(index - self.starts[number])]
-        return EncodedExample(int(index), found.ids, found.is_response)
+        return replace(found, index=int(index))
 
     def example(self, index: int) -> Example:
         number = int(self.store_of(index))

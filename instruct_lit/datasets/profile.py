@@ -72,7 +72,7 @@ def profile(
         n_repeated += prompt in prompts
         prompts.add(prompt)
         encoded = store[index]
-        n_supervised += int(supervised(encoded, mask_prompt)[1:].sum())
+        n_supervised += int((supervised(encoded, mask_prompt)[1:] > 0).sum())
         n_ends += int(encoded.ids[-1]) == tokenizer.eot_id
         tail = tokenizer.decode(encoded.ids[: encoded.n_prompt][-4 * len(header) - 8 :].tolist())
         n_headers += bool(header.strip()) and tail.endswith(header)
@@ -112,7 +112,9 @@ def response_texts(encoded: EncodedExample, tokenizer: Any) -> list[str]:
 def mask_is_exact(example: Example, encoded: EncodedExample, template: Template, tokenizer: Any) -> bool:
     """Whether the supervised tokens decode to the assistant's responses (all or the last, perhaps truncated)."""
     found = response_texts(encoded, tokenizer)
-    targets = [tokenizer.unprotect(response) for _, response in template.turns(example)][-len(found) :]
+    targets = [tokenizer.unprotect(response) for _, response in template.turns(example)]
+    weights = example.weights[-len(targets) :] or [1] * len(targets)
+    targets = [target for target, weight in zip(targets, weights, strict=True) if weight > 0][-len(found) :]
     if encoded.ids[-1] != tokenizer.eot_id and found:
         found[-1] = found[-1].rstrip("\ufffd")  # truncated within a character
         targets[-1] = targets[-1][: len(found[-1])]

@@ -11,6 +11,7 @@ from uuid import uuid4
 import numpy as np
 
 from instruct_lit.core.data.encode import EncodedStore
+from instruct_lit.core.data.example import WHOLE, Example
 from instruct_lit.core.data.settings import NAMES, Split
 from instruct_lit.datasets.near_duplicates import words
 from instruct_lit.errors import ConfigError
@@ -44,11 +45,16 @@ class SplitGroups:
         except (OSError, ValueError, EOFError):  # absent or damaged
             pass
         examples = (store.example(i) for store in stores.values() for i in range(len(store)))
-        groups = self.groups_of(example.user_text or example.output for example in examples)
+        groups = self.groups_of(map(prompt_text, examples))
         temporary = file.with_name(f"{file.stem}.{uuid4().hex}.npy")
         np.save(temporary, groups)
         os.replace(temporary, file)
         return groups
+
+
+def prompt_text(example: Example) -> str:
+    """What related examples share: what the user wrote, in the whole conversation that an example may be a turn of."""
+    return example.extra.get(WHOLE) or example.user_text or example.output
 
 
 def same_prompt(texts: Iterable[str]) -> np.ndarray:

@@ -24,6 +24,7 @@ from instruct_lit.core.data.records import FileSource
 from instruct_lit.datasets import install
 from instruct_lit.datasets.filters import FilterChain
 from instruct_lit.datasets.near_duplicates import words
+from instruct_lit.datasets.split_groups import prompt_text
 from instruct_lit.errors import DataError, InstructLitError
 
 HELD_OUT_EPOCH = 1 << 31  # the order that validation and test are taken from; training never reaches this epoch
@@ -47,7 +48,7 @@ def shuffled(items: Iterable[Item], size: int, random: np.random.Generator) -> I
 
 def prompt_digest(example: Example) -> bytes:
     """A hash that examples share when their prompts have the same words."""
-    text = " ".join(words(example.user_text or example.output))
+    text = " ".join(words(prompt_text(example)))
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 

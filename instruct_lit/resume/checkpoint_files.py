@@ -19,9 +19,9 @@ from instruct_lit.core.training.history import History
 from instruct_lit.core.training.sharding import Sharding
 from instruct_lit.errors import CheckpointError
 
-RESUMABLE = {
+RESUMABLE: dict[str, Any] = {
     "global_step": int, "epoch": int, "loops": dict, "optimizer_states": list, "lr_schedulers": list, "callbacks": dict,
-    "identity": dict, "tokens_seen": int, "random_states": list,
+    "identity": dict, "tokens_seen": (int, float), "random_states": list,
 }  # fmt: skip
 
 

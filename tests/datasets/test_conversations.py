@@ -1,11 +1,14 @@
 """Nothing in a conversation is ignored: what cannot be trained on is refused by name."""
 
+import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from instruct_lit.core.data.example import Example, to_example
-from instruct_lit.errors import DataError
+from instruct_lit.core.data.template import Template
+from instruct_lit.errors import DataError, TemplateError
 
 USER, ANSWER = {"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}
 
@@ -17,14 +20,17 @@ def talk(**more: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ({"train": False}, "'train' is False; single turns cannot be excluded from the loss"),
-        ({"weight": 0.5}, "'weight' is 0.5; single turns cannot be excluded"),
-        ({"tool_calls": [{"id": "1"}]}, "'tool_calls' cannot be trained on; a turn may have 'role', 'content'"),
-        ({"function_call": {"name": "f"}}, "'function_call' cannot be trained on"),
-        ({"reasoning_content": "Hm."}, "'reasoning_content' cannot be trained on"),
-        ({"thinking": "Hm.", "images": ["a.png"]}, "'thinking', 'images' cannot be trained on"),
+        ({"train": 2}, "the weight is 2; true, false or a number from 0 to 1 is allowed (weight, train, loss, trainable)"),
+        ({"weight": "high"}, "the weight is 'high'; true, false or a number"),
+        ({"weight": 1, "train": False}, "'weight', 'train' contradict each other; give one of them"),
+        ({"tool_calls": [{"id": "1"}]}, "a call must have a 'name' and a mapping of 'arguments', found {'id': '1'}"),
+        ({"function_call": {"name": "f", "arguments": "{"}}, "'arguments' is invalid JSON (Expecting property name"),
+        ({"function_call": {"name": "f", "stream": True}}, "'stream' cannot be trained on; a call may have 'name'"),
+        ({"thinking": "a", "reasoning": "b"}, "'thinking', 'reasoning' contradict each other; give one of them"),
+        ({"reasoning_content": 7}, "'reasoning_content' must be text, found int 7"),
+        ({"thinking": "Hm.", "images": ["a.png"], "pins": 2}, "'images', 'pins' cannot be trained on; a turn may"),
         ({"name": "Bob"}, "'name' cannot be trained on"),
-        ({"loss": False}, "'loss' cannot be trained on"),
+        ({"tool_call_id": "1"}, "'tool_call_id' cannot be trained on"),
         ({"content": [{"type": "text", "value": "So."}]}, "content[0]: 'value' cannot be trained on"),
         ({"content": [{"type": "text", "text": "a"}, {"type": "image_url", "image_url": "x"}]},
          "content[1]: a part of type 'image_url'; only {'type': 'text', 'text': …} can be trained on"),
@@ -95,3 +101,67 @@ def test_a_record_of_many_keys_has_a_short_message() -> None:
     )
     with pytest.raises(DataError, match="'output' has 4,000,001 characters; at most 4,000,000 are allowed"):
         to_example({"instruction": "a", "output": "b" * 4_000_001}, "f")
+
+
+TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
+CALL = {"id": "c1", "type": "function", "function": {"name": "add", "arguments": {"a": 1, "b": 2}}}
+TALK = (
+    {"role": "system", "content": "Be exact."},
+    {"role": "user", "content": "1 + 2?"},
+    {"role": "assistant", "content": "", "reasoning_content": "I should add.", "tool_calls": [CALL]},
+    {"role": "tool", "content": "3", "tool_call_id": "c1"},
+    {"role": "assistant", "content": "It is 3."},
+)
+
+
+def test_tools_calls_results_thoughts_and_weights_are_kept() -> None:
+    as_text = {**CALL, "function": {"name": "add", "arguments": '{"a": 1, "b": 2}'}}
+    given = [
+        TALK[0], {**TALK[1], "weight": 0},  # a weight on a turn that is not learnt is no error
+        {"role": "assistant", "content": None, "thinking": "I should add.", "tool_calls": [as_text], "train": False},
+        {**TALK[3], "name": None}, {**TALK[4], "weight": 0.5, "tool_calls": None},
+    ]  # fmt: skip
+    example = to_example({"messages": given, "tools": [{**TOOL, "strict": None}], "category": "sums"}, "f")
+    assert example == Example(
+        "", "It is 3.", "", {"category": "sums"}, "Be exact.",
+        (("1 + 2?", '{"name": "add", "arguments": {"a": 1, "b": 2}}'),), TALK, (TOOL,), (0.0, 0.5),
+    )  # fmt: skip
+    assert Example.from_record(json.loads(json.dumps(example.as_record()))) == example
+    assert example.first_turns(1).messages == TALK[:3] and example.first_turns(1).weights == (0.0,)
+    assert example.user_text == "1 + 2?" and example.digest != replace(example, tools=()).digest
+    with pytest.raises(TemplateError, match="no place for the tools, calls or thoughts of a conversation; use templ"):
+        Template("mine", "{{ instruction }}{{ response }}").turns(example)
+
+
+def test_sharegpt_with_function_calls_and_observations() -> None:
+    given = [
+        {"from": "system", "value": "Be exact."}, {"from": "human", "value": "1 + 2?"},
+        {"from": "function_call", "value": '{"name": "add", "arguments": {"a": 1, "b": 2}}'},
+        {"from": "observation", "value": "3"}, {"from": "gpt", "value": "It is 3."},
+    ]  # fmt: skip
+    example = to_example({"conversations": given, "tools": '[{"name": "add", "parameters": {"type": "object"}}]'}, "f")
+    call = {"type": "function", "function": CALL["function"]}
+    assert example.messages == (
+        *TALK[:2], {"role": "assistant", "content": "", "tool_calls": [call]}, {"role": "tool", "content": "3"}, TALK[4]
+    )  # fmt: skip
+    assert example.tools == (TOOL,)
+
+
+def test_weights_alone_need_no_place_in_a_template() -> None:
+    record = {"messages": [USER, {**ANSWER, "weight": 0}, USER, ANSWER]}
+    assert to_example(record, "f") == Example("Why?", "So.", history=(("Why?", "So."),), weights=(0.0, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("messages", "message"),
+    [
+        ([USER, {**TALK[2]}, {"role": "assistant", "content": "x"}], "turn 3 is the assistant's"),
+        ([USER, {**TALK[2]}, {**TALK[3]}], "the last question has no answer"),
+        ([TALK[3], ANSWER], "turn 1 is the tool's"),
+    ],
+)
+def test_turns_in_an_impossible_order_are_refused(messages: list[Any], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        to_example({"messages": messages}, "f")
+    with pytest.raises(DataError, match="a tool must be a mapping with a 'name', found 'add'"):
+        to_example({"messages": [USER, ANSWER], "tools": ["add"]}, "f")

@@ -1,5 +1,6 @@
 """A tokenizer of transformers: users' texts never become special tokens, templates' do."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from instruct_lit.core.data.encode import Encoder
 from instruct_lit.core.data.example import Example
 from instruct_lit.core.data.template import Template
 from instruct_lit.datasets.profile import mask_is_exact, response_texts
+from instruct_lit.datasets.split_groups import prompt_text
 from instruct_lit.errors import ConfigError, TemplateError
 from instruct_lit.hf.chat_template import ChatTemplate, with_chat
 from instruct_lit.hf.special_tokens import GUARD, unprotected
@@ -144,10 +146,9 @@ def test_a_template_that_trims_and_ends_behind_a_space(llama_directory: Path) ->
     tokenizer = load_tokenizer(str(llama_directory))
     tokenizer.hf.chat_template = "{% for m in messages %}[{{ m['content'] | trim }} {{ eos_token }}]{% endfor %}"
     tokenizer, template = with_chat(tokenizer)
-    assert template.response(Example("the cat", "  the dog\n")) == "the dog "
-    assert (
-        template.prompt(Example("the cat", "")) == "[the cat </s>][" and tokenizer.eot_id == tokenizer.hf.eos_token_id
-    )
+    # It has no generation prompt, so the model writes the bracket.
+    assert template.response(Example("the cat", "  the dog\n")) == "[the dog " and template.suffix(TALK) == " "
+    assert template.prompt(Example("the cat", "")) == "[the cat </s>]" and tokenizer.eot_id == tokenizer.hf.eos_token_id
 
 
 TALK = Example("and <|end|>", "the end", "", {}, "be short", (("the cat", "the dog"), ("why", "<|user|> so")))
@@ -176,14 +177,23 @@ def test_a_chat_template_has_places_for_turns_and_a_system_prompt(chat) -> None:
     assert template.has_turns and template.has_system and template.next_turn is None
 
 
-def test_a_chat_template_that_does_not_close_earlier_answers_is_refused(llama_directory: Path) -> None:
+def test_where_earlier_answers_are_rewritten_every_turn_is_an_example(llama_directory: Path) -> None:
     tokenizer = load_tokenizer(str(llama_directory))
     tokenizer.hf.chat_template = (
-        "{% for m in messages %}[{{ m['content'] }}{% if loop.last %}</s>{% endif %}{% endfor %}"
+        "{% for m in messages %}[{{ m['content'] }}"
+        "{% if loop.last and m.role == 'assistant' %}</s>{% endif %}{% endfor %}"
     )
-    _, template = with_chat(tokenizer)
-    with pytest.raises(TemplateError, match=r"closes an earlier answer by '\[why\[', not by '</s>'"):
-        template.turns(TALK)
+    tokenizer, template = with_chat(tokenizer)
+    talk = replace(TALK, weights=(1.0, 0.0, 0.5))
+    (first, ((_, said),)), (last, turns) = template.renderings(talk)
+    assert (first.output, first.history, said) == ("the dog", (), "[the dog") and len(turns) == 1
+    assert last.history == TALK.history and turns == template.turns(talk) == [
+        ("[be short[the cat[the dog[why[<|\ufdd0user|> so[and <|\ufdd0end|>", "[the end")
+    ]
+    pieces = list(Encoder(template, tokenizer, 10_000).encode([talk]))
+    assert [{*e.weights[e.is_response].tolist()} for _, e in pieces] == [{1.0}, {0.5}]
+    assert {prompt_text(example) for example, _ in pieces} == {"the cat\nwhy\nand <|end|>"}
+    assert len(list(Encoder(template, tokenizer, 10_000, loss_on="last").encode([TALK]))) == 1
 
 
 def test_bare_text_is_read_without_markup(plain: HFTokenizer, chat) -> None:

@@ -31,8 +31,8 @@ class Batch:
 
     `input_ids` and `position_ids` are `(B, T)` rows, or `(N,)` documents one after the other behind `prefix_length`
     shared tokens; `document_lengths` is None for rows. The M supervised pairs: `loss_index` `(M,)` points into the
-    flattened inputs, `targets` `(M,)` is the token that follows there, `loss_weights` `(M,)` the number of documents
-    that share the pair (0 for a pair of padding), `is_response` `(M,)` whether the target belongs to a response.
+    flattened inputs, `targets` `(M,)` is the token that follows there, `loss_weights` `(M,)` its weight summed over
+    the documents that share the pair (0 for padding), `is_response` `(M,)` whether the target belongs to a response.
     """
 
     example_ids: Tensor
@@ -44,9 +44,9 @@ class Batch:
     is_response: Tensor
     document_lengths: tuple[int, ...] | None
     prefix_length: int
-    n_supervised: int  # sum of loss_weights, available without a device synchronisation
+    n_supervised: float  # sum of loss_weights, available without a device synchronisation
     n_tokens: int  # input tokens of the examples: no padding, each example counted whole
-    n_response_bytes: int  # UTF-8 bytes of the response tokens among the targets
+    n_response_bytes: float  # UTF-8 bytes of the response tokens among the targets
 
     def to(self, *args: Any, **kwargs: Any) -> Batch:
         """A copy with its tensors moved by `Tensor.to`, asynchronously from page-locked memory."""
@@ -79,13 +79,19 @@ def pad_shift_mask(
         ids = torch.from_numpy(example.ids)
         inputs[row, : len(ids) - 1] = ids[:-1]
         targets[row, : len(ids) - 1] = ids[1:]
-        targets[row, : len(ids) - 1][~torch.from_numpy(supervised(example, mask_prompt)[1:])] = IGNORE_INDEX
+        targets[row, : len(ids) - 1][~torch.from_numpy(supervised(example, mask_prompt)[1:] > 0)] = IGNORE_INDEX
     return inputs, targets
 
 
-def supervised(example: EncodedExample, mask_prompt: bool) -> np.ndarray:
-    """Which tokens of an example contribute to the loss as targets `(T,)`: those of responses, or all."""
-    return example.is_response if mask_prompt else np.ones(len(example.ids), dtype=bool)
+def supervised(example: EncodedExample, mask_prompt: bool, prompt_weight: float = 1.0) -> np.ndarray:
+    """The weight of every token in the loss as a target `(T,)`, 0 where it is masked."""
+    weights = np.where(example.is_response, 1.0, 0.0 if mask_prompt else prompt_weight)
+    return weights if example.weights is None else weights * example.weights
+
+
+def _total(weights: np.ndarray) -> float:
+    total = float(weights.sum())
+    return int(total) if total.is_integer() else total
 
 
 @dataclass
@@ -105,6 +111,7 @@ class Collator:
     mask_prompt: bool = True
     pad_to: int | None = None
     pad_to_multiple_of: int = 1
+    prompt_weight: float = 1.0  # of the tokens of prompts in the loss, unless they are masked
 
     def __call__(self, examples: Sequence[EncodedExample]) -> Batch:
         if not examples:  # a rank's part of the last global batch may be empty: one token, unsupervised
@@ -122,23 +129,24 @@ class Collator:
             targets=torch.from_numpy(targets),
             loss_weights=torch.from_numpy(weights).float(),
             is_response=torch.from_numpy(is_response).bool(),
-            n_supervised=int(weights.sum()),
+            n_supervised=_total(weights),
             n_tokens=sum(len(example.ids) - 1 for example in examples),
-            n_response_bytes=int((self.n_bytes_of[targets] * weights * is_response).sum()),
+            n_response_bytes=_total(self.n_bytes_of[targets] * weights * is_response),
         )
 
     def _rows(self, examples: Sequence[EncodedExample]) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
         """What the model reads; the pairs (position, target, whether of a response) `(3, M)`; their weights `(M,)`."""
         inputs, targets = pad_shift_mask(examples, self.pad_id, self.pad_to, self.mask_prompt)
-        is_response = np.zeros(targets.shape, dtype=bool)
+        is_response, weights = np.zeros(targets.shape, dtype=bool), np.zeros(targets.shape)
         for row, example in enumerate(examples):
             is_response[row, : len(example.ids) - 1] = example.is_response[1:]
+            weights[row, : len(example.ids) - 1] = supervised(example, self.mask_prompt, self.prompt_weight)[1:]
         flat = targets.flatten().numpy()
         where = (flat != IGNORE_INDEX).nonzero()[0]
         pairs = np.stack([where, flat[where], is_response.flatten()[where]])
         positions = torch.arange(inputs.shape[1]).repeat(len(inputs), 1)
         read = {"input_ids": inputs, "position_ids": positions, "document_lengths": None, "prefix_length": 0}
-        return read, pairs, np.ones(len(where))
+        return read, pairs, weights.flatten()[where]
 
     def _flat(self, examples: Sequence[EncodedExample]) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
         """The same for documents one after the other behind their common prefix."""
@@ -147,7 +155,7 @@ class Collator:
         if self.layout == "padded":
             width = self.pad_to or max(len(example.ids) - 1 for example in examples)
         ids, positions = [examples[0].ids[:n_prefix]], [np.arange(n_prefix)]
-        index, learnt, of_response = [], [], []
+        index, learnt, of_response, weighed = [], [], [], []
         lengths, start = [], n_prefix
         for example in examples:
             inputs, targets = example.ids[:-1], example.ids[1:]  # shifted by one
@@ -160,6 +168,7 @@ class Collator:
             index.append(np.where(where < n_prefix, where, where - n_prefix + start))
             learnt.append(targets[where])
             of_response.append(example.is_response[1:][where])
+            weighed.append(supervised(example, self.mask_prompt, self.prompt_weight)[1:][where])
             start += lengths[-1]
         n_padding = -start % self.pad_to_multiple_of if self.layout == "packed" else 0
         if n_padding:  # a document of padding
@@ -167,9 +176,10 @@ class Collator:
             positions.append(np.zeros(n_padding, dtype=np.int64))
             lengths.append(n_padding)
         pairs = np.stack([np.concatenate(index), np.concatenate(learnt), np.concatenate(of_response)])
-        weights: np.ndarray = np.ones(pairs.shape[1])
-        if (pairs[0] < n_prefix).any():  # a shared pair is computed once and weighted by how often it occurs
-            pairs, weights = np.unique(pairs, axis=1, return_counts=True)
+        weights = np.concatenate(weighed)
+        if (pairs[0] < n_prefix).any():  # a shared pair is computed once, with the sum of its weights
+            pairs, place = np.unique(pairs, axis=1, return_inverse=True)
+            weights = np.bincount(place.ravel(), weights)
         read = {
             "input_ids": torch.from_numpy(np.concatenate(ids)),
             "position_ids": torch.from_numpy(np.concatenate(positions)),

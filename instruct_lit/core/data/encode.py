@@ -38,12 +38,13 @@ class EncodedExample:
     """Token ids `(T,)` of prompt, response and end-of-text, and a mask `(T,)` of the responses that are trained on.
 
     A conversation has them turn after turn. End-of-text is missing where the last response was truncated. `index` is
-    the example's position in its data set.
+    the example's position in its data set, `weights` `(T,)` those of the tokens in the loss, 1 by default.
     """
 
     index: int
     ids: np.ndarray
     is_response: np.ndarray
+    weights: np.ndarray | None = None
 
     @property
     def n_prompt(self) -> int:
@@ -91,17 +92,22 @@ class Encoder:
         """Yield each kept example with its encoding; `counts` is kept up to date."""
         iterator, n_read = iter(examples), 0
         while chunk := list(islice(iterator, CHUNK)):
-            turns = [self.template.turns(example) for example in chunk]
+            # With the last answer alone, so is the last of the texts that a conversation is trained on in.
+            last = slice(-1 if self.loss_on == "last" else None, None)
+            texts = [(n, *text) for n, e in enumerate(chunk, n_read) for text in self.template.renderings(e)[last]]
             prompts, responses = (
-                iter(self.tokenizer.encode_batch([turn[part] for its in turns for turn in its])) for part in (0, 1)
+                iter(self.tokenizer.encode_batch([turn[part] for *_, its in texts for turn in its])) for part in (0, 1)
             )
-            for number, (example, its) in enumerate(zip(chunk, turns, strict=True), start=n_read):
-                encoded, n_turns = self._lay_out([(next(prompts), next(responses)) for _ in its], number)
+            for number, example, its in texts:
+                weights = example.weights[-len(its) :]
+                encoded, n_turns = self._lay_out([(next(prompts), next(responses)) for _ in its], number, weights)
                 if encoded is not None:
                     yield example if n_turns == len(its) else example.first_turns(n_turns), encoded
             n_read += len(chunk)
 
-    def _lay_out(self, turns: list[tuple[list[int], list[int]]], number: int) -> tuple[EncodedExample | None, int]:
+    def _lay_out(
+        self, turns: list[tuple[list[int], list[int]]], number: int, turn_weights: tuple[float, ...]
+    ) -> tuple[EncodedExample | None, int]:
         """The ids of every turn's prompt and response one after the other; None if the example is dropped.
 
         Also returns the number of turns whose response has room.
@@ -123,10 +129,13 @@ class Encoder:
                 return None, 0
         tokens = np.array(ids[: min(spans[-1][1], self.max_length)], dtype=np.int64)
         is_response = np.zeros(len(tokens), dtype=bool)
-        for start, end in spans if self.loss_on == "all" else spans[-1:]:
+        weights = np.ones(len(tokens), dtype=np.float32)
+        for n, (start, end) in list(enumerate(spans))[0 if self.loss_on == "all" else -1 :]:
             is_response[start:end] = True
+            weights[start:end] = turn_weights[n] if turn_weights else 1
+        is_response &= weights > 0
         self.counts["n_encoded"] += 1
-        return EncodedExample(self.counts["n_encoded"] - 1, tokens, is_response), len(spans)
+        return EncodedExample(self.counts["n_encoded"] - 1, tokens, is_response, weights), len(spans)
 
 
 class EncodedStore:
@@ -144,10 +153,12 @@ class EncodedStore:
         self._record_offsets = np.load(folder / "record_offsets.npy", mmap_mode="r")
         self._tokens = np.memmap(folder / "tokens.bin", dtype=np.int32, mode="r")
         self._is_response = np.memmap(folder / "is_response.bin", dtype=bool, mode="r")
+        self._weights = np.memmap(folder / "weights.bin", dtype=np.float32, mode="r")
         self._records = np.memmap(folder / "records.jsonl", dtype=np.uint8, mode="r")
         self.lengths: np.ndarray = np.diff(self._offsets)  # tokens of each example (n,)
         n_tokens, n_bytes = self._offsets[-1], self._record_offsets[-1]
-        if (len(self._tokens), len(self._is_response), len(self._records)) != (n_tokens, n_tokens, n_bytes):
+        found = (len(self._tokens), len(self._is_response), len(self._weights), len(self._records))
+        if found != (n_tokens, n_tokens, n_tokens, n_bytes):
             raise ValueError("a file has another length than the offsets")
 
     def __reduce__(self) -> tuple[type[EncodedStore], tuple[Path]]:
@@ -159,7 +170,8 @@ class EncodedStore:
     def __getitem__(self, index: int) -> EncodedExample:
         start, end = self._offsets[index], self._offsets[index + 1]
         ids = np.asarray(self._tokens[start:end], dtype=np.int64)
-        return EncodedExample(int(index), ids, np.array(self._is_response[start:end]))
+        weights = np.array(self._weights[start:end])
+        return EncodedExample(int(index), ids, np.array(self._is_response[start:end]), weights)
 
     def example(self, index: int) -> Example:
         """The record of an encoded example."""
@@ -219,11 +231,13 @@ def _write(folder: Path, examples: Iterable[tuple[Example, EncodedExample]]) -> 
     with (
         (folder / "tokens.bin").open("wb") as tokens,
         (folder / "is_response.bin").open("wb") as is_response,
+        (folder / "weights.bin").open("wb") as weights,
         (folder / "records.jsonl").open("wb") as records,
     ):
         for example, encoded in examples:
             tokens.write(encoded.ids.astype(np.int32).tobytes())
             is_response.write(encoded.is_response.tobytes())
+            weights.write(encoded.weights.tobytes())  # type: ignore[union-attr]
             line = json.dumps(example.as_record(), default=str).encode() + b"\n"
             records.write(line)
             offsets.append(offsets[-1] + len(encoded.ids))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import reprlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -13,7 +14,11 @@ from instruct_lit.errors import DataError
 Turn = tuple[str, str]  # of a conversation: what the user and what the assistant wrote
 Format = Literal["auto", "alpaca", "sharegpt", "messages"]
 FIELDS = ("instruction", "input", "output", "system", "history", "conversations", "messages")
-RESERVED = ("instruction", "input", "output", "system", "history", "extra", "id", "response", "finish_reason")
+CONVERSATION = ("messages", "tools", "weights")  # fields of an Example that its texts do not contain
+RESERVED = (
+    "instruction", "input", "output", "system", "history", "extra", "id", "response", "finish_reason", *CONVERSATION
+)  # fmt: skip
+WHOLE = "conversation"  # extra field of a turn that is trained on by itself: what the user wrote in its conversation
 MAX_CHARACTERS = 4_000_000  # of a text: more than any context holds, and encoded within seconds
 
 
@@ -22,7 +27,9 @@ class Example:
     """An instruction, an optional input it applies to, and the target output.
 
     In a conversation these are its last turn; `history` holds the earlier turns and `system` the system prompt. `extra`
-    holds the record's other fields (a category, say), which are copied to responses and reports.
+    holds the record's other fields (a category, say), which are copied to responses and reports. A conversation with
+    tools, calls or thoughts is in `messages` as a whole, in OpenAI's form, and a turn is what the assistant writes at
+    once. `weights` are those of the turns in the loss, none where all are 1.
     """
 
     instruction: str
@@ -31,6 +38,9 @@ class Example:
     extra: Mapping[str, Any] = field(default_factory=dict)
     system: str = ""
     history: tuple[Turn, ...] = ()
+    messages: tuple[Mapping[str, Any], ...] = ()
+    tools: tuple[Mapping[str, Any], ...] = ()
+    weights: tuple[float, ...] = ()
 
     def as_record(self) -> dict[str, Any]:
         """The example as a JSON-serialisable record in Alpaca's form, extra fields first; `from_record` reads it.
@@ -40,23 +50,29 @@ class Example:
         shown = {key: value for key, value in self.extra.items() if key not in RESERVED}
         hidden = {key: value for key, value in self.extra.items() if key in RESERVED}
         optional = {"extra": hidden, "system": self.system, "history": [list(turn) for turn in self.history]}
+        optional |= {name: list(getattr(self, name)) for name in CONVERSATION}
         last = {"instruction": self.instruction, "input": self.input, "output": self.output}
         return {**shown, **{key: value for key, value in optional.items() if value}, **last}
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Example:
         """The example that `as_record` wrote."""
-        texts = {key: record[key] for key in ("instruction", "input", "output", "system") if key in record}
+        texts: dict[str, Any] = {k: record[k] for k in ("instruction", "input", "output", "system") if k in record}
         history = tuple((user, assistant) for user, assistant in record.get("history", ()))
-        extra = {key: value for key, value in record.items() if key not in (*texts, "history", "extra")}
-        return cls(**texts, history=history, extra=extra | record.get("extra", {}))
+        extra = {key: value for key, value in record.items() if key not in (*texts, "history", "extra", *CONVERSATION)}
+        rest: dict[str, Any] = {name: tuple(record.get(name, ())) for name in CONVERSATION}
+        return cls(**texts, history=history, extra=extra | record.get("extra", {}), **rest)
 
     def first_turns(self, n_turns: int) -> Example:
         """The conversation truncated after `n_turns` turns."""
         if n_turns > len(self.history):
             return self
         instruction, output = self.history[n_turns - 1]
-        return Example(instruction, output, "", self.extra, self.system, self.history[: n_turns - 1])
+        ends = [n for n, message in enumerate(self.messages, start=1) if message["role"] == "assistant"]
+        messages = self.messages[: ends[n_turns - 1]] if ends else ()
+        weights = self.weights[:n_turns]
+        texts = instruction, output, "", self.extra, self.system, self.history[: n_turns - 1]
+        return Example(*texts, messages, self.tools, weights)
 
     @property
     def user_text(self) -> str:
@@ -67,7 +83,8 @@ class Example:
     def digest(self) -> bytes:
         """A hash that examples share exactly when all their texts are equal."""
         earlier = (text for turn in self.history for text in turn)
-        text = "\x00".join((self.instruction, self.input, self.output, self.system, *earlier))
+        more = [json.dumps([self.messages, self.tools], default=str)] if self.messages else []
+        text = "\x00".join((self.instruction, self.input, self.output, self.system, *earlier, *more))
         return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
@@ -151,7 +168,7 @@ def extra_fields(record: Mapping[str, Any], used: Iterable[str]) -> dict[str, An
 
 
 def _from_alpaca(record: Mapping[str, Any], place: str, names: Mapping[str, str]) -> Example:
-    texts = {}
+    texts: dict[str, Any] = {}
     for key in ("instruction", "input", "output", "system"):
         value, optional = record.get(names[key]), key in ("input", "system")
         if value is None and not optional:

@@ -80,6 +80,9 @@ class Template:
         Raises: TemplateError when the template supports no further turns or no system prompt.
         """
         missing = None
+        if example.messages:
+            missing = "place for the tools, calls or thoughts of a conversation; use template=chat"
+            raise TemplateError(f"template {self.name!r}: no {missing}")
         if example.system and not self.has_system:
             missing = f"{{{{ system }}}} for the system prompt {example.system[:60]!r}; add it"
         elif example.history and self.next_turn is None:
@@ -93,6 +96,10 @@ class Template:
         later = [*(Example(*turn) for turn in others), Example(example.instruction, example.output, example.input)]
         pairs = [(self, first), *((self.next_turn, turn) for turn in later)]
         return [(template.prompt(turn), template.response(turn)) for template, turn in pairs]
+
+    def renderings(self, example: Example) -> list[tuple[Example, list[tuple[str, str]]]]:
+        """What is trained on, with its turns: the example, or each of its turns where it stands in another text."""
+        return [(example, self.turns(example))]
 
     def prompt(self, example: Example) -> str:
         """The text before the response, of an example without earlier turns."""

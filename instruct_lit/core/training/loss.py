@@ -49,14 +49,15 @@ def _chunk_loss(hidden: Tensor, head_weight: Tensor, targets: Tensor, weights: T
     return (F.cross_entropy(logits, targets, reduction="none") * weights).sum().float()
 
 
-def sum_over_ranks(trainer: Trainer, values: Sequence[int] | torch.Tensor) -> Any:
+def sum_over_ranks(trainer: Trainer, values: Sequence[float] | torch.Tensor) -> Any:
     """Each value summed over all ranks: a list of counts, or a tensor."""
     if trainer.world_size == 1:
         return values
     if isinstance(values, torch.Tensor):
         return trainer.strategy.reduce(values, reduce_op="sum")
-    counts = torch.tensor(values, dtype=torch.int64, device=trainer.strategy.root_device)
-    return trainer.strategy.reduce(counts, reduce_op="sum").tolist()  # type: ignore[union-attr]
+    counts = torch.tensor(values, dtype=torch.float64, device=trainer.strategy.root_device)
+    sums = trainer.strategy.reduce(counts, reduce_op="sum").tolist()  # type: ignore[union-attr]
+    return [int(value) if value.is_integer() else value for value in sums]
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,7 @@ class InstructionTuner(LightningModule):
         self.step, self.sharding = step or StepAccelerator(), sharding or Sharding()
         self.step.attach(model)
         self.ends_when_not_finite = True  # a NaN or infinite loss ends the run
-        self.tokens_seen = 0  # supervised tokens that went into optimizer steps, over all ranks
+        self.tokens_seen: float = 0  # supervised tokens that went into optimizer steps, over all ranks
         self._window, self._finite = _Window(), FiniteLosses()
         self._sums: dict[int, list[Any]] = {}  # of an evaluation, by loader: each data set of a mixture has its own
 
@@ -115,7 +115,7 @@ class InstructionTuner(LightningModule):
             warnings.warn("an optimizer step without a single supervised token was skipped", stacklevel=1)
             optimizer.zero_grad(set_to_none=True)
             return
-        if n_supervised != window.reference:
+        if n_supervised != max(1, window.reference):
             for gradient in gradients:
                 gradient.mul_(max(1, window.reference) / n_supervised)
         self.tokens_seen += n_supervised
@@ -203,7 +203,7 @@ class InstructionTuner(LightningModule):
 class _Window:
     """Counts and losses of the micro-batches of the current optimizer step."""
 
-    reference: int = 0  # supervised tokens of the first micro-batch, over all ranks
-    n_supervised: int = 0
+    reference: float = 0  # supervised tokens of the first micro-batch, over all ranks
+    n_supervised: float = 0
     losses: list[Tensor] = field(default_factory=list)
     example_ids: list[Tensor] = field(default_factory=list)

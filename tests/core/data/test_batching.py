@@ -252,3 +252,30 @@ def test_best_fit_keeps_its_budget() -> None:
     totals = [LENGTHS[np.array(batch) - 1000].sum() for batch in batches]
     assert max(totals) <= 100 and sum(totals) == LENGTHS.sum()
     assert len(batches) <= 1.1 * np.ceil(LENGTHS.sum() / 100)
+
+
+@pytest.mark.parametrize("layout", ["padded", "packed"])
+@pytest.mark.parametrize("shared_prefix", [False, True])
+@pytest.mark.parametrize("prompt_weight", [0.25, 1.0])
+def test_weights_of_turns_and_of_prompts(layout: str, shared_prefix: bool, prompt_weight: float) -> None:
+    """Two documents that share [7, 8, 9], in one of them as a response of weight 0.5, in the other as a prompt."""
+    first, second = np.array([7, 8, 9, 1, 50256]), np.array([7, 8, 9, 2, 3])
+    half = np.array([1, 0.5, 0.5, 1, 1], dtype=np.float32)
+    none = np.array([1, 1, 1, 1, 0], dtype=np.float32)  # of a turn that is not learnt
+    examples = [
+        EncodedExample(0, first, np.array([0, 1, 1, 0, 1], dtype=bool), half),
+        EncodedExample(1, second, np.array([0, 0, 0, 1, 0], dtype=bool), none),
+    ]
+    collator = Collator(EOT, N_BYTES, layout, shared_prefix, mask_prompt=False, prompt_weight=prompt_weight)  # type: ignore[arg-type]
+    batch = collator(examples)
+    w = prompt_weight
+    found: dict[tuple[int, bool], float] = {}
+    for target, of_response, weight in zip(batch.targets, batch.is_response, batch.loss_weights, strict=True):
+        key = int(target), bool(of_response)
+        found[key] = found.get(key, 0) + float(weight)
+    assert found == {
+        (8, True): 0.5, (9, True): 0.5, (1, False): w, (EOT, True): 1, (8, False): w, (9, False): w, (2, True): 1
+    }  # fmt: skip
+    assert batch.n_supervised == 3 + 3 * w
+    batch = Collator(EOT, N_BYTES, layout, shared_prefix)(examples)  # type: ignore[arg-type]
+    assert batch.n_supervised == 3 and isinstance(batch.n_supervised, int) and batch.loss_weights.sum() == 3

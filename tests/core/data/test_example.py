@@ -80,7 +80,8 @@ def said(*roles: str) -> dict:
         (said("user"), "auto", "the last question has no answer"),
         (said("system"), "auto", "the last question has no answer"),
         (said("user", "assistant", "system", "assistant"), "auto", "turn 3 is the system's"),
-        (said("user", "tool"), "auto", "messages[1]: 'role' is 'tool'; allowed are user, human, assistant"),
+        (said("user", "tool"), "auto", "turn 2 is the tool's"),
+        (said("user", "wizard"), "auto", "messages[1]: 'role' is 'wizard'; allowed are user, human, assistant"),
         ({"messages": ["hi"]}, "auto", "messages[0]: a turn must be a mapping with 'role' and 'content', found 'hi'"),
         ({"messages": []}, "auto", "no list of turns in 'messages'; found: messages"),
         (
@@ -102,7 +103,7 @@ def said(*roles: str) -> dict:
         (
             {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "weight": 0}]},
             "auto",
-            "messages[1]: 'weight' is 0; single turns cannot be excluded from the loss",
+            "every turn has weight 0, so nothing could be learnt",
         ),
         ({**ALPACA, "history": [["a"]]}, "auto", "'history' must be a list of pairs [question, answer], found ['a']"),
         ({**ALPACA, "history": "a"}, "auto", "'history' must be a list of pairs"),

@@ -1,0 +1,172 @@
+"""A model's own chat template: the ids of transformers, and learnt is what the model writes, with tools and thoughts."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from instruct_lit.core.data.encode import EncodedExample, Encoder
+from instruct_lit.core.data.example import Example, to_example
+from instruct_lit.errors import TemplateError
+from instruct_lit.hf.chat_template import with_chat
+from instruct_lit.hf.tokenizer import load_tokenizer
+
+pytest.importorskip("transformers")
+# Reduced forms of three families. All but the last close a turn by <|end|>.
+HEADER = """{{ '<s>' }}{% if tools %}<|system|>
+{% for tool in tools %}{{ tool | tojson }}
+{% endfor %}<|end|>
+{% endif %}"""
+CALLS = """{% for call in m.tool_calls or [] %}<call>{{ call.function | tojson }}</call>{% endfor %}"""
+# Thoughts are kept in all turns.
+KEEPS = (
+    HEADER
+    + """{% for m in messages %}<|{{ 'user' if m.role == 'tool' else m.role }}|>
+{% if m.reasoning_content %}<think>{{ m.reasoning_content }}</think>
+{% endif %}{{ m.content }}"""
+    + CALLS
+    + """<|end|>
+{% endfor %}{% if add_generation_prompt %}<|assistant|>
+{% endif %}"""
+)
+# Thoughts are those of the last turn; without one it has an empty thought, which opens for generation where disabled.
+DROPS = (
+    HEADER
+    + """{% for m in messages %}<|{{ 'user' if m.role == 'tool' else m.role }}|>
+{% if loop.last and m.role == 'assistant' %}<think>{{ m.reasoning_content or '' }}</think>
+{% endif %}{{ m.content }}"""
+    + CALLS
+    + """<|end|>
+{% endfor %}{% if add_generation_prompt %}<|assistant|>
+{% if enable_thinking is false %}<think></think>
+{% endif %}{% endif %}"""
+)
+# No tools, no system prompt, no generation prompt: a response begins with a space.
+INST = """{{ '<s>' }}{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content | trim }} [/INST]
+{%- elif m.role == 'assistant' %} {{ m.content | trim }}</s>{% else %}{{ raise_exception('no ' + m.role) }}{% endif %}
+{%- endfor %}"""
+TEMPLATES = {"keeps": KEEPS, "drops": DROPS, "inst": INST}
+USER, ANSWER = {"role": "user", "content": "the cat"}, {"role": "assistant", "content": "the dog"}
+TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
+CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
+CALLING = [
+    {"role": "system", "content": "be short"}, USER,
+    {"role": "assistant", "content": "", "reasoning_content": "what is it", "tool_calls": [CALL]},
+    {"role": "tool", "content": "2"}, {"role": "assistant", "content": "it is 2", "reasoning_content": "so"}, USER, ANSWER,
+]  # fmt: skip
+
+
+def case(folder: Path, name: str) -> Any:
+    tokenizer = load_tokenizer(str(folder))
+    tokenizer.hf.chat_template = TEMPLATES[name]
+    return with_chat(tokenizer)
+
+
+def learnt(encoded: EncodedExample, tokenizer: Any) -> list[str]:
+    return [tokenizer.decode(encoded.ids[start:end].tolist()) for start, end in encoded.spans]
+
+
+def check(records: dict[str, Any], tokenizer: Any, template: Any) -> list[tuple[Example, EncodedExample]]:
+    """Encode and compare with transformers: the whole, and what stands before every response."""
+    example = to_example(records, "f")
+    messages = template.messages(example)
+    tools = list(example.tools) or None
+    found = list(Encoder(template, tokenizer, 10_000, "error").encode([example]))
+    for one, encoded in found:
+        given = messages[: len(one.messages) or len(messages)]
+        whole = tokenizer.hf.apply_chat_template(given, tools=tools, return_dict=False)
+        assert encoded.ids.tolist() == whole[: len(encoded.ids)]
+        places = [n for n, m in enumerate(given) if m["role"] == "assistant"][-len(encoded.spans) :]
+        for n, (start, _) in zip(places, encoded.spans, strict=True):
+            before = tokenizer.hf.apply_chat_template(
+                given[:n], tools=tools, add_generation_prompt=True, return_dict=False
+            )
+            assert encoded.ids[:start].tolist() == before
+        assert encoded.prompt_ids == Encoder(template, tokenizer, 10_000).prompt_ids(one)
+    return found
+
+
+def test_tools_calls_results_and_thoughts_are_learnt_as_the_model_writes_them(llama_directory: Path) -> None:
+    tokenizer, template = case(llama_directory, "keeps")
+    ((example, encoded),) = check({"messages": CALLING, "tools": [TOOL]}, tokenizer, template)
+    assert learnt(encoded, tokenizer) == [
+        '<think>what is it</think>\n<call>{"name": "add", "arguments": {"a": 1}}</call><|end|>',
+        "<think>so</think>\nit is 2<|end|>", "the dog<|end|>",
+    ]  # fmt: skip
+    assert len(example.messages) == 7
+
+
+def test_a_template_that_drops_earlier_thoughts_gives_one_example_per_turn(llama_directory: Path) -> None:
+    tokenizer, template = case(llama_directory, "drops")
+    found = check({"messages": CALLING, "tools": [TOOL]}, tokenizer, template)
+    assert [learnt(encoded, tokenizer) for _, encoded in found] == [
+        ['<think>what is it</think>\n<call>{"name": "add", "arguments": {"a": 1}}</call><|end|>'],
+        ["<think>so</think>\nit is 2<|end|>"],
+        ["<think></think>\nthe dog<|end|>"],
+    ]
+    assert [len(example.messages) for example, _ in found] == [3, 5, 7]
+
+
+def test_weights_of_turns_reach_the_tokens(llama_directory: Path) -> None:
+    messages = [USER, {**ANSWER, "weight": 0.5}, USER, {**ANSWER, "train": False}, USER, ANSWER]
+    for name in TEMPLATES:
+        tokenizer, template = case(llama_directory, name)
+        weights: dict[float, int] = {}
+        for _, encoded in Encoder(template, tokenizer, 10_000).encode([to_example({"messages": messages}, "f")]):
+            for start, end in encoded.spans:
+                (weight,) = set(encoded.weights[start:end].tolist())  # type: ignore[index]
+                weights[weight] = weights.get(weight, 0) + 1
+            assert bool(np.all(encoded.weights[encoded.is_response] > 0))  # type: ignore[index]
+        assert weights == {0.5: 1, 1.0: 1}
+
+
+def test_a_response_begins_where_the_generation_prompt_ends(llama_directory: Path) -> None:
+    tokenizer, template = case(llama_directory, "inst")
+    ((_, encoded),) = check({"messages": [USER, ANSWER, USER, ANSWER]}, tokenizer, template)
+    assert learnt(encoded, tokenizer) == [" the dog</s>"] * 2
+
+
+@pytest.mark.parametrize(
+    ("name", "record", "message"),
+    [
+        ("inst", {"messages": CALLING, "tools": [TOOL]}, r"rejects the conversation \(no system\)"),
+        ("inst", {"messages": [USER, ANSWER], "tools": [TOOL]}, "does not render the tool 'add'"),
+        (
+            "inst",
+            {"messages": [USER, {**ANSWER, "thinking": "hm"}]},
+            "does not render the thoughts of an answer; data.th",
+        ),
+        ("inst", {"messages": [USER, {**ANSWER, "tool_calls": [CALL]}]}, "does not render the calls of an answer"),
+    ],
+)
+def test_what_a_template_does_not_render_is_refused_by_name(
+    llama_directory: Path, name: str, record: dict[str, Any], message: str
+) -> None:
+    _, template = case(llama_directory, name)
+    with pytest.raises(TemplateError, match=message):
+        template.turns(to_example(record, "f"))
+
+
+def test_an_answer_that_begins_otherwise_than_the_generation_prompt_is_refused(llama_directory: Path) -> None:
+    tokenizer = load_tokenizer(str(llama_directory))
+    tokenizer.hf.chat_template = KEEPS.replace("<|assistant|>\n{% endif %}", "<|assistant|>\n<think>\n{% endif %}")
+    with pytest.raises(TemplateError, match="begins an answer by 'output<.end.>.*', but for generation by '<think>"):
+        with_chat(tokenizer)
+
+
+def test_the_texts_of_a_conversation_are_protected(llama_directory: Path) -> None:
+    tokenizer, template = case(llama_directory, "keeps")
+    nasty = [USER, {**ANSWER, "tool_calls": [{**CALL, "function": {"name": "add", "arguments": {"<|end|>": "</s>"}}}]}]
+    example = to_example({"messages": nasty, "tools": [TOOL]}, "f")
+    ((_, encoded),) = Encoder(template, tokenizer, 10_000).encode([example])
+    plain = replace(
+        example, messages=tuple(to_example({"messages": [USER, {**ANSWER, "tool_calls": [CALL]}]}, "f").messages)
+    )
+    ((_, other),) = Encoder(template, tokenizer, 10_000).encode([plain])
+    specials = set(tokenizer.hf.all_special_ids)
+    assert [i for i in encoded.ids if i in specials] == [i for i in other.ids if i in specials]
+    assert learnt(encoded, tokenizer) == [
+        'the dog<call>{"name": "add", "arguments": {"<|end|>": "</s>"}}</call><|end|>'
+    ]
