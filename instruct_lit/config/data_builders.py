@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from instruct_lit.core.bundle import OpenedModel
     from instruct_lit.core.data.datamodule import InstructionData
-    from instruct_lit.core.data.settings import Batching
+    from instruct_lit.core.data.settings import Batching, Masking
     from instruct_lit.core.data.template import Template
     from instruct_lit.core.data.tokenizer import Tokenizer
     from instruct_lit.core.model.causal import CausalLM
@@ -49,7 +49,7 @@ def data_of(
         n_streamed: read and store the first examples of a stream, all of them for training, instead of streaming.
     """
     from instruct_lit.core.data.datamodule import InstructionData
-    from instruct_lit.core.data.settings import Lengths, Masking, Splits
+    from instruct_lit.core.data.settings import Lengths, Splits
 
     install_satellites()
     data = config.data
@@ -69,7 +69,7 @@ def data_of(
     arguments: dict[str, Any] = {
         "lengths": Lengths(data.max_length or context_length, data.on_long, data.pad_to),
         "splits": Splits({} if data.streaming and not streamed else plain(data.split), regroup_of(data), files),
-        "masking": Masking(data.mask_prompt, data.loss_on),
+        "masking": masking_of(data),
         "batching": batching_of(config, model),
         "filters": filters_of(data.filters),
         "seed": data.seed,
@@ -89,6 +89,15 @@ def data_of(
     if n_streamed is not None:
         return InstructionData(Head(source, n_streamed), *common, **arguments)
     return StreamedData(source, *common, shuffle_buffer=data.shuffle_buffer, **arguments)
+
+
+def masking_of(data: DictConfig) -> Masking:
+    """Which tokens are trained on, and how much those of prompts weigh."""
+    from instruct_lit.core.data.settings import Masking
+
+    if data.prompt_weight is None:
+        return Masking(data.mask_prompt, data.loss_on)
+    return Masking(data.prompt_weight == 0, data.loss_on, data.prompt_weight)
 
 
 def batching_of(config: DictConfig, model: CausalLM | None) -> Batching:

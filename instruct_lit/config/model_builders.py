@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from instruct_lit.config.run_folder import saved_group
 from instruct_lit.config.satellites import has_satellite
-from instruct_lit.config.targets import arguments_for
+from instruct_lit.config.targets import arguments_for, plain
 from instruct_lit.core.data.template import CHAT
 from instruct_lit.errors import ConfigError, InstructLitError
 
@@ -233,7 +233,7 @@ def language_of(config: DictConfig) -> tuple[Tokenizer, Template]:
 
     tokenizer, _ = _hf_tokenizer(config)
     if config.template.name == CHAT:
-        return with_chat(tokenizer)
+        return with_chat(tokenizer, plain(config.template.get("variables")), config.template.get("variant"))
     return tokenizer, template_of(config).for_tokenizer(tokenizer)
 
 
@@ -242,7 +242,7 @@ def template_of(config: DictConfig) -> Template:
     from instruct_lit.core.data.template import Template
 
     install_satellites()  # the limits of a template
-    return Template(**config.template)
+    return Template(**{key: config.template.get(key) for key in ("name", "text", "path", "next_turn")})
 
 
 def open_run(config: DictConfig) -> OpenedModel:

@@ -3,22 +3,69 @@
 from __future__ import annotations
 
 import json
+import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from datetime import datetime
 from typing import Any
 
-from instruct_lit.core.data.example import WHOLE, Example
+from instruct_lit.core.data.example import WHOLE, Example, listed
 from instruct_lit.core.data.template import CHAT, Template
 from instruct_lit.errors import TemplateError
+from instruct_lit.hf.special_tokens import GUARD
 from instruct_lit.hf.tokenizer import HFTokenizer
 
 _PLACEHOLDER = "\ufdd1"  # replaces a response while a conversation is rendered; Unicode excludes it from text
 
 
-def with_chat(tokenizer: HFTokenizer) -> tuple[HFTokenizer, Template]:
-    """Return a tokenizer that reads its own chat template as markup, and that template."""
+DATE = (
+    "date"  # the variable that `strftime_now` of a template formats, so that a prompt does not change from day to day
+)
+_DATE_CALL = re.compile(r"""\bstrftime_now\(\s*(["'])(.*?)\1\s*\)""")
+
+
+def with_chat(
+    tokenizer: HFTokenizer, variables: Mapping[str, Any] | None = None, variant: str | None = None
+) -> tuple[HFTokenizer, Template]:
+    """Return a tokenizer that reads its own chat template as markup, and that template.
+
+    Args:
+        variables: of the template, such as `enable_thinking`; they become its defaults, also in the tokenizer and so in
+            a bundle. `date` is what it takes for today.
+        variant: the name of one of several templates; by default `default`.
+
+    Raises: TemplateError for an unknown name, for a date that is none, and what `ChatTemplate` raises.
+    """
+    tokenizer.hf.chat_template = fixed_template(tokenizer.hf.chat_template, variables or {}, variant)
     template = ChatTemplate(tokenizer)
     return HFTokenizer(tokenizer.hf, markup=True, end=template.end, bare=True), template
+
+
+def fixed_template(text: Any, variables: Mapping[str, Any], variant: str | None = None) -> str:
+    """The text of a chat template, one of several by name, with default values and a date put into it."""
+    if isinstance(text, Mapping):
+        if (variant or "default") not in text:
+            raise _error(f"has no variant {variant or 'default'!r}", f"template.variant: allowed are {listed(text)}")
+        text = text[variant or "default"]
+    elif variant is not None:
+        raise _error(f"has no variants, so template.variant={variant} is unknown", "leave it out")
+    if not isinstance(text, str):
+        raise _error("does not exist")
+    given = str(variables.get(DATE, "2024-07-26"))  # by default that of Llama 3.1's template
+    try:
+        date = datetime.fromisoformat(given)
+    except ValueError as error:
+        raise _error(f"needs a date as 2024-07-26, found {given[:40]!r}", "see template.variables.date") from error
+    text = _DATE_CALL.sub(lambda found: json.dumps(date.strftime(found[2]), ensure_ascii=False), text)
+    defaults = ""
+    for name, value in variables.items():
+        literal = "none" if value is None else json.dumps(value, ensure_ascii=False)
+        if name != DATE:
+            if not re.search(rf"\b{re.escape(name)}\b", text):
+                raise _error(f"does not read the variable {name!r}", f"correct template.variables.{name}")
+            defaults += f"{{%- if {name} is not defined -%}}{{%- set {name} = {literal} -%}}{{%- endif -%}}"
+    return defaults + text
 
 
 class ChatTemplate(Template):
@@ -44,6 +91,7 @@ class ChatTemplate(Template):
         if not isinstance(self.text, str):
             raise _error("does not exist")
         self.special_tokens = self.tokenizer.special_tokens
+        self._compared: set[tuple[bool, ...]] = set()  # kinds of conversations that were compared with transformers
         example = Example("instruction", "output", "input")
         asked, answer = self.messages(example)
         _, place, behind = self._conversation([asked, {**answer, "content": _PLACEHOLDER}]).partition(_PLACEHOLDER)
@@ -52,7 +100,13 @@ class ChatTemplate(Template):
         found = self.special_tokens.find(behind)
         self.end: str | None = found[0] if found else None
         self._suffix_text = behind[: found.start()] if found else behind
-        self.turns(example)  # fails now if the template cannot render it
+        try:  # now, not during a run
+            self.turns(example)
+        except TemplateError as error:
+            try:  # a prompt that opens a thought is followed by an answer with one
+                self.turns(replace(example, messages=(asked, {**answer, "reasoning_content": "thought"})))
+            except TemplateError:
+                raise error from None
 
     def turns(self, example: Example) -> list[tuple[str, str]]:
         """Prompt and response of every turn, of the last alone where the template rewrites earlier ones.
@@ -75,6 +129,7 @@ class ChatTemplate(Template):
 
     def renderings(self, example: Example) -> list[tuple[Example, list[tuple[str, str]]]]:
         turns = self.turns(example)
+        self._compare(example, turns)
         n_turns = len(example.history) + 1
         if len(turns) == n_turns:
             return [(example, turns)]
@@ -82,6 +137,43 @@ class ChatTemplate(Template):
         whole = {**example.extra, WHOLE: example.user_text}
         pieces = [replace(example.first_turns(n), extra=whole, weights=weights[:n]) for n in range(1, n_turns + 1)]
         return [(piece, self.turns(piece)[-1:]) for piece in pieces if piece.weights[-1] > 0]
+
+    def _compare(self, example: Example, turns: list[tuple[str, str]]) -> None:
+        """Compare the ids of the first conversation of each kind with those of `apply_chat_template`.
+
+        Raises: TemplateError when the ids before the first response differ. Later differences are a warning.
+        """
+        keys = {key for message in example.messages for key in message}
+        has_results = any(message["role"] == "tool" for message in example.messages)
+        kind = (bool(example.system), bool(example.history), bool(example.tools), has_results,
+                "tool_calls" in keys, "reasoning_content" in keys)  # fmt: skip
+        if kind in self._compared or not turns[-1][1]:
+            return
+        messages, tools = self.messages(example), self._protected(example.tools)
+        if GUARD in json.dumps([messages, tools], ensure_ascii=False):  # which transformers does not know
+            return
+        self._compared.add(kind)
+        end = [] if self.end is None else self.tokenizer.encode(self.end)
+        places = [n for n, message in enumerate(messages) if message["role"] == "assistant"][-len(turns) :]
+        ours: list[int] = []
+        for number, (place, (before, response)) in enumerate(zip(places, turns, strict=True)):
+            for text, more, n in ((before, {"add_generation_prompt": True}, place), (response, {}, place + 1)):
+                ours += self.tokenizer.encode(text) + (end if text is response else [])
+                theirs = self.tokenizer.hf.apply_chat_template(
+                    messages[:n], tools=tools or None, return_dict=False, **more
+                )
+                found = ours, list(theirs)[: len(ours)] if text is response else list(theirs)
+                if found[0] != found[1]:
+                    problem = f"has other ids in transformers: {self._difference(*found)}"
+                    if number == 0 and text is before:
+                        raise _error(problem)
+                    warnings.warn(str(_error(problem, "the prompt is encoded as for generation")), stacklevel=2)
+                    return
+
+    def _difference(self, ours: list[int], theirs: list[int]) -> str:
+        n = next((n for n, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs)))
+        here, there = (f"{self.tokenizer.decode(ids[n : n + 4])!r} {ids[n : n + 4]}" for ids in (ours, theirs))
+        return f"from token {n} on {here} here, {there} there"
 
     def prompt(self, example: Example) -> str:
         return self.turns(replace(example, output=""))[-1][0]
@@ -107,6 +199,9 @@ class ChatTemplate(Template):
         """What the model writes as the last message."""
         whole = self._conversation(messages, tools)
         if not whole.startswith(before):
+            if before.rstrip().endswith("<think>") and not messages[-1].get("reasoning_content"):
+                problem = "opens a thought for generation, which the answer does not have"
+                raise _error(problem, "give thoughts, or template.variables.enable_thinking=false")
             n = next((n for n, (a, b) in enumerate(zip(whole, before, strict=False)) if a != b), len(whole))
             raise _error(f"begins an answer by {whole[n:][:40]!r}, but for generation by {before[n:][:40]!r}")
         response = whole[len(before) :]

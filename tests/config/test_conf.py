@@ -103,3 +103,14 @@ def test_help_config_and_typing_errors_import_nothing_heavy(arguments: list[str]
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("weight", "expected"), [(None, (True, 1.0)), (0.0, (True, 0.0)), (0.1, (False, 0.1)), (1.0, (False, 1.0))]
+)
+def test_the_weight_of_prompts_takes_the_place_of_the_mask(weight: float | None, expected: tuple[bool, float]) -> None:
+    from instruct_lit.config.data_builders import masking_of
+
+    data = OmegaConf.create({"prompt_weight": weight, "mask_prompt": True, "loss_on": "last"})
+    masking = masking_of(data)
+    assert (masking.mask_prompt, masking.prompt_weight) == expected and masking.loss_on == "last"

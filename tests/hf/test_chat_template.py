@@ -152,8 +152,80 @@ def test_what_a_template_does_not_render_is_refused_by_name(
 def test_an_answer_that_begins_otherwise_than_the_generation_prompt_is_refused(llama_directory: Path) -> None:
     tokenizer = load_tokenizer(str(llama_directory))
     tokenizer.hf.chat_template = KEEPS.replace("<|assistant|>\n{% endif %}", "<|assistant|>\n<think>\n{% endif %}")
-    with pytest.raises(TemplateError, match="begins an answer by 'output<.end.>.*', but for generation by '<think>"):
+    with pytest.raises(TemplateError, match="opens a thought for generation, which the answer does not have; give tho"):
         with_chat(tokenizer)
+    tokenizer.hf.chat_template = KEEPS.replace("<|assistant|>\n{% endif %}", "<|assistant|>\n# {% endif %}")
+    with pytest.raises(TemplateError, match="begins an answer by 'output<.end.>.*', but for generation by '# '"):
+        with_chat(tokenizer)
+
+
+def test_a_prompt_that_opens_a_thought_requires_one(llama_directory: Path) -> None:
+    tokenizer = load_tokenizer(str(llama_directory))
+    tokenizer.hf.chat_template = KEEPS.replace("<|assistant|>\n{% endif %}", "<|assistant|>\n<think>{% endif %}")
+    tokenizer, template = with_chat(tokenizer)
+    ((_, encoded),) = check({"messages": [USER, {**ANSWER, "thinking": "hm"}]}, tokenizer, template)
+    assert learnt(encoded, tokenizer) == ["hm</think>\nthe dog<|end|>"]
+    with pytest.raises(TemplateError, match=r"opens a thought .* or template.variables.enable_thinking=false"):
+        template.turns(Example("the cat", "the dog"))
+
+
+def test_variables_of_a_template_are_its_defaults_here_and_in_transformers(llama_directory: Path) -> None:
+    tokenizer = load_tokenizer(str(llama_directory))
+    tokenizer.hf.chat_template = DROPS
+    tokenizer, template = with_chat(tokenizer, {"enable_thinking": False})
+    ((_, encoded),) = check({"messages": [USER, ANSWER]}, tokenizer, template)
+    assert learnt(encoded, tokenizer) == ["the dog<|end|>"] and template.text == tokenizer.hf.chat_template != DROPS
+    assert "<think></think>" not in tokenizer.hf.apply_chat_template(
+        [USER], add_generation_prompt=True, tokenize=False, enable_thinking=True
+    )
+    reopened, again = with_chat(load_tokenizer(str(llama_directory)), None)
+    reopened.hf.chat_template = template.text
+    assert with_chat(reopened)[1].turns(Example("a", "b")) == template.turns(Example("a", "b"))
+    with pytest.raises(TemplateError, match="does not read the variable 'thinking'; correct template.variables.think"):
+        with_chat(again.tokenizer, {"thinking": True})  # type: ignore[attr-defined]
+
+
+def test_the_date_of_a_template_is_fixed(llama_directory: Path) -> None:
+    tokenizer = load_tokenizer(str(llama_directory))
+    text = KEEPS.replace("{{ '<s>' }}", "{{ '<s>' + strftime_now('%d %b %Y') }}")
+    tokenizer.hf.chat_template = text
+    assert with_chat(tokenizer)[1].turns(Example("a", "b"))[0][0].startswith("<s>26 Jul 2024<|user|>")
+    tokenizer.hf.chat_template = text
+    assert with_chat(tokenizer, {"date": "2026-01-02"})[1].prompt(Example("a", "b")).startswith("<s>02 Jan 2026<|")
+    tokenizer.hf.chat_template = text
+    with pytest.raises(TemplateError, match="needs a date as 2024-07-26, found 'today'; see template.variables.date"):
+        with_chat(tokenizer, {"date": "today"})
+
+
+def test_one_of_several_templates_is_chosen_by_name(llama_directory: Path) -> None:
+    def made(variant: str | None) -> Any:
+        tokenizer = load_tokenizer(str(llama_directory))
+        tokenizer.hf.chat_template = {"default": KEEPS, "rag": INST}
+        return with_chat(tokenizer, None, variant)[1].text
+
+    assert (made(None), made("rag")) == (KEEPS, INST)
+    with pytest.raises(TemplateError, match="no variant 'tool_use'; template.variant: allowed are default, rag"):
+        made("tool_use")
+
+
+def test_the_first_conversation_of_a_kind_is_compared_with_transformers(
+    llama_directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer, template = case(llama_directory, "keeps")
+    render = tokenizer.hf.apply_chat_template
+    monkeypatch.setattr(
+        tokenizer.hf, "apply_chat_template", lambda *a, tokenize=True, **o: (
+            render(*a, tokenize=tokenize, **o) if not tokenize else [*render(*a, **o)[:-1], 7]
+        )
+    )  # fmt: skip
+    encoder = Encoder(template, tokenizer, 10_000)
+    with pytest.raises(
+        TemplateError, match=r"has other ids in transformers: from token \d+ on '.n' \[\d+\] here, .* \[7\] t"
+    ):
+        list(encoder.encode([Example("the cat", "the dog")]))
+    list(encoder.encode([Example("the cat", "the dog")]))  # only the first of a kind
+    with pytest.raises(TemplateError, match="has other ids"):
+        list(encoder.encode([Example("the cat", "the dog", system="be short")]))
 
 
 def test_the_texts_of_a_conversation_are_protected(llama_directory: Path) -> None:

@@ -58,6 +58,10 @@ class TemplateConfig:
     text: str | None = option(None, "Jinja text with instruction, input, system and response.")
     path: str | None = option(None, "File with the text.")
     next_turn: str | None = option(None, "Jinja text of the further turns of a conversation.")
+    variables: Any = option(
+        None, "Variables of template=chat: {enable_thinking: false, date: 2024-07-26}.", mapping=True
+    )
+    variant: str | None = option(None, "Which of several chat templates of a tokenizer: default, tool_use, rag.")
 
 
 @dataclass
@@ -92,6 +96,10 @@ class DataConfig:
     eval_batch_size: int | None = option(None, "The same in validation and test; null: batch_size.", at_least=1)
     max_length: int | None = option(None, "Tokens per example with end-of-text; null: the context.", at_least=2)
     mask_prompt: bool = option(True, "Compute the loss on responses only.")
+    prompt_weight: float | None = option(
+        None, "Weight of prompt tokens in the loss, in place of mask_prompt: 0 masks them, 1 weighs them fully.",
+        at_least=0, at_most=1,
+    )  # fmt: skip
     loss_on: str = option("all", "Supervised responses of a conversation.", choices=("all", "last"))
     on_long: str = option("truncate", "What to do with a longer example.", choices=("truncate", "drop", "error"))
     pad_to: int | None = option(None, "Pad every row to this length (batching=padded).", at_least=1)

@@ -102,7 +102,7 @@ class InstructionData(LightningDataModule):
         batching = self.batching
         return Collator(
             self.tokenizer.eot_id, self.tokenizer.n_bytes_of, batching.layout, batching.shared_prefix,
-            self.masking.mask_prompt, self.lengths.pad_to, batching.pad_to_multiple_of,
+            self.masking.mask_prompt, self.lengths.pad_to, batching.pad_to_multiple_of, self.masking.prompt_weight,
         )  # fmt: skip
 
     @property
@@ -210,7 +210,8 @@ class InstructionData(LightningDataModule):
             "tokenizer": self.tokenizer.fingerprint[:16],
             **{f"data.{name}": str(facts[0][name]) for name in ("max_length", "on_long", "loss_on")},
             "split": hashlib.sha256(split).hexdigest()[:16],
-            "data.mask_prompt": str(self.masking.mask_prompt),
+            "data.mask_prompt": f"{self.masking.mask_prompt}"
+            + f" {self.masking.prompt_weight:g}" * (self.masking.prompt_weight != 1),
             "data.seed": str(self.seed),
             "batching.grouping": self.batching.grouping,
         }

@@ -79,10 +79,14 @@ class Splits:
 
 @dataclass(frozen=True)
 class Masking:
-    """Which tokens are trained on: responses, or with `mask_prompt=False` prompts too; all turns or the last."""
+    """Which tokens are trained on: responses, or with `mask_prompt=False` prompts too; all turns or the last.
+
+    `prompt_weight` is that of the prompts' tokens in the loss.
+    """
 
     mask_prompt: bool = True
     loss_on: LossOn = "all"
+    prompt_weight: float = 1.0
 
 
 @dataclass(frozen=True)
