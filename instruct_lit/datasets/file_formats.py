@@ -1,15 +1,21 @@
-"""Readers of .json, .csv and .parquet files, one record at a time in bounded memory."""
+"""Readers of .json, .csv, .tsv, .parquet, .arrow and compressed files, one record at a time in bounded memory."""
 
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 import re
-from collections.abc import Iterator
+import tempfile
+import zlib
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from instruct_lit.core.data.records import TO_LINES, UNREADABLE, unreadable
+from instruct_lit.core.data.example import listed
+from instruct_lit.core.data.records import READERS as CORE_READERS
+from instruct_lit.core.data.records import TO_LINES, UNREADABLE, read_records, unreadable
 from instruct_lit.errors import DataError
 from instruct_lit.optional_imports import load
 
@@ -17,6 +23,7 @@ _CHUNK = 1 << 20  # characters of a JSON file that are read at once
 _DECODER = json.JSONDecoder()
 _SPACE = re.compile(r"[ \t\r\n]*")
 MAX_CELL = 1 << 30  # characters
+MAX_UNPACKED = 64 << 30  # bytes of a compressed file
 BATCH_ROWS = 128
 MAX_ROW_GROUP, MAX_VALUES = 4 << 30, 100_000_000  # bytes, and values of a column
 
@@ -39,9 +46,12 @@ def read_json(path: Path) -> Iterator[tuple[str, Any]]:
                 text, position = file.read(_CHUNK), 0
             return ""
 
-        if (first := next_character()) != "[":
-            remedy = "write the array that is in the object to a file of its own, or " if first == "{" else ""
-            raise DataError(f"{path}: not a JSON array of records; {remedy}{TO_LINES}")
+        if (first := next_character()) == "{":
+            file.seek(0)
+            yield from _only_list(path, json.load(file))
+            return
+        if first != "[":
+            raise DataError(f"{path}: not a JSON array of records; {TO_LINES}")
         while True:
             position += 1  # behind the bracket, or the comma
             if next_character() == "]" and not number:
@@ -67,11 +77,11 @@ def read_json(path: Path) -> Iterator[tuple[str, Any]]:
             raise DataError(f"{path}: text after the end of the array")
 
 
-def read_csv(path: Path) -> Iterator[tuple[str, Any]]:
+def read_csv(path: Path, delimiter: str = ",") -> Iterator[tuple[str, Any]]:
     """Records of a CSV file whose first row is the header; a row with too many or too few cells is a DataError."""
     csv.field_size_limit(MAX_CELL)
     with path.open(encoding="utf-8-sig", newline="") as file:
-        rows = csv.reader(file, strict=True)
+        rows = csv.reader(file, delimiter=delimiter, strict=True)
         try:
             header = next(rows, [])
             repeated = sorted({name for name in header if header.count(name) > 1})
@@ -145,4 +155,61 @@ def _python(value: Any) -> Any:
         raise
 
 
-READERS = {".json": read_json, ".csv": read_csv, ".parquet": read_parquet}
+def _only_list(path: Path, whole: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The records in the only list of mappings in an object, which is read whole."""
+    lists = [key for key, value in whole.items() if isinstance(value, list) and value and isinstance(value[0], dict)]
+    if len(lists) != 1:
+        remedy = f"write one of its lists ({listed(lists)}) to a file of its own, or {TO_LINES}"
+        raise DataError(f"{path}: not a JSON array of records; {remedy}")
+    for number, record in enumerate(whole[lists[0]]):
+        yield f"{path}, {lists[0]}[{number}]", record
+
+
+def read_arrow(path: Path) -> Iterator[tuple[str, Any]]:
+    """Records of a file or a stream of Arrow, as `datasets` saves them. Raises: DataError for an invalid one."""
+    ipc, lib = (load(f"pyarrow.{module}", str(path), "parquet") for module in ("ipc", "lib"))
+    number = 0
+    try:
+        with path.open("rb") as file:
+            is_file = file.read(6) == b"ARROW1"
+            file.seek(0)
+            reader = ipc.open_file(file) if is_file else ipc.open_stream(file)
+            for batch in map(reader.get_batch, range(reader.num_record_batches)) if is_file else reader:
+                for values in zip(*batch.columns, strict=True):
+                    yield f"{path}, record {number}", dict(zip(batch.schema.names, map(_python, values), strict=True))
+                    number += 1
+    except (ValueError, OSError, OverflowError, lib.ArrowException) as error:
+        raise DataError(f"{path}, record {number}: invalid Arrow file ({error})") from error
+
+
+def read_compressed(path: Path) -> Iterator[tuple[str, Any]]:
+    """Records of a .gz or .zst file by the suffix before that, through a temporary file.
+
+    Raises: DataError when it is damaged or unpacks to more than `MAX_UNPACKED` bytes.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        unpacked, n_bytes = Path(folder) / path.stem, 0
+        try:
+            with _unpacking(path) as packed, unpacked.open("wb") as file:
+                while chunk := packed.read(_CHUNK):
+                    n_bytes += file.write(chunk)
+                    if n_bytes > MAX_UNPACKED:
+                        raise DataError(f"{path}: unpacks to more than {MAX_UNPACKED:,} bytes; unpack it yourself")
+        except (OSError, EOFError, zlib.error) as error:
+            raise DataError(f"{path}: cannot be unpacked ({error})") from error
+        for place, record in read_records(unpacked):
+            if isinstance(record, DataError):
+                record = DataError(str(record).replace(str(unpacked), str(path)))
+            yield place.replace(str(unpacked), str(path)), record
+
+
+def _unpacking(path: Path) -> Any:
+    if path.suffix.lower() == ".gz":
+        return gzip.open(path)
+    return load("pyarrow", str(path), "parquet").input_stream(str(path), compression="zstd")
+
+
+READERS: dict[str, Callable[[Path], Iterator[tuple[str, Any]]]] = {
+    ".json": read_json, ".ndjson": CORE_READERS[".jsonl"], ".csv": read_csv, ".tsv": partial(read_csv, delimiter="\t"),
+    ".parquet": read_parquet, ".arrow": read_arrow, ".gz": read_compressed, ".zst": read_compressed,
+}  # fmt: skip

@@ -1,6 +1,7 @@
 """CSV and parquet: every cell and every row is read or refused, in bounded memory."""
 
 import datetime
+import gzip
 import tracemalloc
 from pathlib import Path
 
@@ -75,3 +76,56 @@ def test_a_row_group_above_the_limit_is_refused(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr("instruct_lit.datasets.file_formats.MAX_ROW_GROUP", 10)
     with pytest.raises(DataError, match=r"row group 0 has \d+ bytes uncompressed; at most 10 are read; write the file"):
         list(read_records(tmp_path / "r.parquet"))
+
+
+def test_tables_with_tabs_and_lines_under_another_name(tmp_path: Path) -> None:
+    (tmp_path / "r.tsv").write_text("instruction\toutput\na, b\tc\n")
+    (tmp_path / "r.ndjson").write_text('{"instruction": "a", "output": "b"}\n')
+    one, two = FileSource(str(tmp_path))
+    assert (two.instruction, two.output) == ("a, b", "c") and one.output == "b"
+
+
+def test_the_only_list_of_an_object_is_found(tmp_path: Path) -> None:
+    file = tmp_path / "r.json"
+    file.write_text('{"version": 1, "tags": ["x"], "data": [{"instruction": "a", "output": "b"}]}')
+    assert list(read_records(file)) == [(f"{file}, data[0]", {"instruction": "a", "output": "b"})]
+    file.write_text('{"train": [{"a": 1}], "test": [{"a": 1}]}')
+    with pytest.raises(
+        DataError, match=r"not a JSON array of records; write one of its lists \(train, test\) to a file"
+    ):
+        list(read_records(file))
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+def test_arrow_as_datasets_saves_it(tmp_path: Path, streamed: bool) -> None:
+    pa, ipc = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.ipc")
+    table = pa.table({"instruction": ["a", "b"], "output": ["c", "d"]})
+    with (ipc.new_stream if streamed else ipc.new_file)(tmp_path / "r.arrow", table.schema) as writer:
+        writer.write_table(table)
+    assert [example.output for example in FileSource(str(tmp_path / "r.arrow"))] == ["c", "d"]
+    (tmp_path / "r.arrow").write_bytes(b"ARROW1 and nothing else")
+    with pytest.raises(DataError, match="record 0: invalid Arrow file"):
+        list(read_records(tmp_path / "r.arrow"))
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+def test_compressed_files_are_read_by_the_suffix_before(
+    tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = b'{"instruction": "a", "output": "b"}\n{\n'
+    file = tmp_path / f"r.jsonl{suffix}"
+    if suffix == ".gz":
+        file.write_bytes(gzip.compress(text))
+    else:
+        pa = pytest.importorskip("pyarrow")
+        with pa.output_stream(str(file), compression="zstd") as stream:
+            stream.write(text)
+    (place, record), (_, bad) = read_records(file)
+    assert place == f"{file}, line 1" and record["output"] == "b"
+    assert str(bad).startswith(f"{file}, line 2: invalid JSON")
+    monkeypatch.setattr("instruct_lit.datasets.file_formats.MAX_UNPACKED", 10)
+    with pytest.raises(DataError, match="unpacks to more than 10 bytes"):
+        list(read_records(file))
+    file.write_bytes(file.read_bytes()[:12])
+    with pytest.raises(DataError, match=r"cannot be unpacked|not a JSON|no record|Truncated"):
+        list(read_records(file))

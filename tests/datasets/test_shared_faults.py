@@ -18,7 +18,6 @@ pytestmark = pytest.mark.skipif(not FAULTS.is_dir(), reason="../shared/faults is
         ("surplus_comma.csv", "record 1 (line 2): 4 cells, but the header has 2 (instruction, output)"),
         ("short_row.csv", "record 1 (line 2): 2 cells, but the header has 3 (instruction, input, output)"),
         ("io_only.jsonl", "no field 'instruction' for the instruction; found: input, output (see data.columns)"),
-        ("history_dicts.jsonl", "'history' must be a list of pairs [question, answer]"),
         ("content_parts_value.jsonl", "messages[0], content[0]: 'value' cannot be trained on"),
     ],
 )

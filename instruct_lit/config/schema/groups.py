@@ -64,6 +64,12 @@ class TemplateConfig:
     variant: str | None = option(None, "Which of several chat templates of a tokenizer: default, tool_use, rag.")
 
 
+FORMATS = (
+    "auto", "alpaca", "sharegpt", "messages", "history", "prompt_completion", "human_assistant",
+    "human_assistant_turns", "glaive", "self_instruct", "open_assistant", "preference", "kto",
+)  # fmt: skip
+
+
 @dataclass
 class DataConfig:
     """The data set, its splits, and how examples become token ids."""
@@ -86,7 +92,7 @@ class DataConfig:
     test_path: Any = option(None, "Separate file of the test split.", exists="records")
     val_path: Any = option(None, "Separate file of the validation split.", exists="records")
     columns: Any = option(None, "Fields of the records: {instruction: …, output: …, messages: …}.", mapping=True)
-    format: str = option("auto", "Format of the records.", choices=("auto", "alpaca", "sharegpt", "messages"))
+    format: str = option("auto", "Format of the records.", choices=FORMATS)
     on_bad_record: str = option("error", "What to do with an invalid record.", choices=("error", "skip"))
     split: Any = option(MISSING, "{train: …, val: …, test: …} as fractions or counts; book: as in LLMs-from-scratch.")
     streaming: bool = option(False, "Read the data while training, never stored as a whole.")

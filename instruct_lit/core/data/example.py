@@ -7,12 +7,12 @@ import json
 import reprlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from instruct_lit.errors import DataError
 
 Turn = tuple[str, str]  # of a conversation: what the user and what the assistant wrote
-Format = Literal["auto", "alpaca", "sharegpt", "messages"]
+Format = str  # auto, alpaca, or a name in `FORMS`
 FIELDS = ("instruction", "input", "output", "system", "history", "conversations", "messages")
 CONVERSATION = ("messages", "tools", "weights")  # fields of an Example that its texts do not contain
 RESERVED = (
@@ -90,10 +90,14 @@ class Example:
 
 @dataclass(frozen=True)
 class Form:
-    """A form of records: the field of `FIELDS` that holds its turns, and a reader of (record, place, field names)."""
+    """A form of records: the field of `FIELDS` that holds its turns, and a reader of (record, place, field names).
+
+    One without such a field has a function that recognises a record instead, unless that is Alpaca's.
+    """
 
     turns: str
     read: Callable[[Mapping[str, Any], str, Mapping[str, str]], Example]
+    recognises: Callable[[Mapping[str, Any], Mapping[str, str]], bool] = lambda record, names: False
 
 
 FORMS: dict[str, Form] = {}  # beside Alpaca's; `datasets` adds conversations
@@ -105,7 +109,8 @@ def to_example(record: Any, place: str, columns: Mapping[str, str] | None = None
     """Check a record and turn it into an Example.
 
     `alpaca` has `instruction`, `output`, and may have `input`, `system` and `history` (earlier turns as pairs). `auto`
-    is the form in `FORMS` whose list the record has, or else `alpaca`. Other fields but those with null go to `extra`.
+    is the form in `FORMS` that the record has, or else `alpaca`; a list is that of `messages`. Other fields but those
+    with null go to `extra`.
 
     Args:
         place: file and number of the record, for messages.
@@ -113,9 +118,11 @@ def to_example(record: Any, place: str, columns: Mapping[str, str] | None = None
 
     Raises: DataError for a missing, empty or non-text field, and for what cannot be trained on.
     """
+    if isinstance(record, list) and record and all(isinstance(turn, dict) for turn in record):
+        record = {(columns or {}).get("messages", "messages"): record}
     if not isinstance(record, dict):
         raise DataError(f"{place}: a record must be a mapping of fields, found {type(record).__name__}")
-    if record.get("label") is False:
+    if record.get("label") is False and format != "kto":
         raise DataError(f"{place}: 'label' is false, so the response is one to avoid; leave such records out")
     if format not in (formats := ("auto", "alpaca", *FORMS)):
         raise DataError(f"{place}: data.format={format}; allowed are {', '.join(formats)}")
@@ -125,7 +132,8 @@ def to_example(record: Any, place: str, columns: Mapping[str, str] | None = None
         if record.get(name) is not None and name not in renamed.values():
             check(record[name], place)
     for name, form in FORMS.items():
-        if name == format or (format == "auto" and isinstance(record.get(names[form.turns]), list)):
+        found = isinstance(record.get(names[form.turns]), list) if form.turns else form.recognises(record, names)
+        if name == format or (format == "auto" and found):
             return form.read(record, place, names)
     return _from_alpaca(record, place, names)
 

@@ -65,7 +65,7 @@ def test_json_larger_than_the_window_is_read_piece_by_piece(tmp_path: Path) -> N
     ("text", "message"),
     [
         ('{"instruction": "a"}', "or rename a file with one record per line to .jsonl"),
-        ('{"data": [{"instruction": "a"}]}', "write the array that is in the object to a file of its own"),
+        ('{"data": []}', "write one of its lists (none) to a file of its own"),
         (
             "version https://git-lfs.github.com/spec/v1\n",
             "pointer of Git LFS and not the file itself; fetch it with `git l",
@@ -115,7 +115,10 @@ def test_a_parquet_file_with_damaged_pages_is_an_error(tmp_path: Path) -> None:
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"unsupported suffix '.txt'; allowed are .json, .jsonl, .csv, .parquet"):
+    with pytest.raises(
+        DataError,
+        match=r"unsupported suffix '.txt'; allowed are .json, .jsonl, .ndjson, .csv, .tsv, .parquet, .arrow, .gz",
+    ):
         list(read_records(tmp_path / "a.txt"))
     with pytest.raises(DataError, match=r"nowhere.json: cannot be read \(No such file"):
         list(read_records(tmp_path / "nowhere.json"))
@@ -159,7 +162,9 @@ def test_a_bad_record_is_an_error_with_its_place_or_skipped_and_counted(tmp_path
 def test_nothing_to_read_is_said(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such file or folder"):
         list(FileSource(str(tmp_path / "nowhere")))
-    with pytest.raises(DataError, match="no file ending in .json, .jsonl, .csv, .parquet in this folder"):
+    with pytest.raises(
+        DataError, match="no file ending in .json, .jsonl, .ndjson, .csv, .tsv, .parquet, .arrow, .gz, .zst in this"
+    ):
         list(FileSource(str(tmp_path)))
 
 

@@ -1,0 +1,181 @@
+"""Forms of records beside Alpaca's and lists of turns: each is rewritten as messages, which `conversations` checks.
+
+A form is recognised by its fields where `recognised` says so; the others are read by name only (`data.format=`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from instruct_lit.core.data.example import Example, Form, listed
+from instruct_lit.datasets.conversations import from_turns
+from instruct_lit.errors import DataError
+
+Messages = list[dict[str, Any]]
+_GLAIVE = re.compile(r"(?:^|\n)\s*(USER|ASSISTANT|FUNCTION RESPONSE):", re.I)
+_GLAIVE_ROLES = {"USER": "user", "ASSISTANT": "assistant", "FUNCTION RESPONSE": "tool"}
+_PAIRS = (
+    ("user", "assistant"),
+    ("human", "assistant"),
+    ("question", "answer"),
+    ("instruction", "output"),
+    ("prompt", "response"),
+)
+_CALL = re.compile(r"<functioncall>\s*(.*)", re.S)
+
+
+def _prompt_completion(record: Mapping[str, Any], place: str) -> Messages:
+    """`prompt` and `completion`, each a text or a list of messages."""
+    return [*_side(record["prompt"], "user"), *_side(record["completion"], "assistant")]
+
+
+def _preference(record: Mapping[str, Any], place: str) -> Messages:
+    """The chosen side of a pair, which may begin with the prompt itself."""
+    chosen = record["chosen"]
+    if isinstance(chosen, list) and chosen and isinstance(chosen[0], Mapping) and chosen[0].get("role") != "assistant":
+        return chosen
+    return [*_side(record.get("prompt") or [], "user"), *_side(record["chosen"], "assistant")]
+
+
+def _liked(record: Mapping[str, Any], place: str) -> Messages:
+    """KTO's `prompt` and `completion`, whose `label` is true."""
+    if record["label"] is not True:
+        raise DataError(f"{place}: 'label' is not true, so the response is one to avoid")
+    return _prompt_completion(record, place)
+
+
+def _human_assistant(record: Mapping[str, Any], place: str) -> Messages:
+    """Turns as `{human: …, assistant: …}`, one record or a list in `conversation`."""
+    turns = record.get("conversation") or [record]
+    names = (("system", "system"), ("human", "user"), ("assistant", "assistant"))
+    messages = []
+    for number, turn in enumerate(turns):
+        if not isinstance(turn, Mapping) or not {"human", "assistant"} <= turn.keys():
+            raise DataError(f"{place}, conversation[{number}]: a turn must have 'human' and 'assistant'")
+        if others := [key for key, value in turn.items() if key not in dict(names) and value and turn is not record]:
+            raise DataError(f"{place}, conversation[{number}]: {listed(map(repr, others))} cannot be trained on")
+        messages += [{"role": role, "content": turn[name]} for name, role in names if turn.get(name) is not None]
+    return messages
+
+
+def _glaive(record: Mapping[str, Any], place: str) -> Messages:
+    """Glaive's `system` and `chat`, a text with role marks and `<functioncall>`."""
+    start, *parts = _GLAIVE.split(str(record["chat"]))
+    if start.strip():
+        raise DataError(f"{place}: 'chat' must begin with USER:, found {start.strip()[:40]!r}")
+    messages: Messages = []
+    if system := re.sub(r"^\s*SYSTEM:\s*", "", str(record.get("system") or "")).strip():
+        messages.append({"role": "system", "content": system})
+    for mark, text in zip(parts[::2], parts[1::2], strict=True):
+        content = text.replace("<|endoftext|>", "").strip()
+        message = {"role": _GLAIVE_ROLES[mark.upper()], "content": content}
+        if message["role"] == "assistant" and (call := _CALL.search(content)):
+            # Its arguments are JSON between apostrophes.
+            written = re.sub(r"'(\{.*\})'", r"\1", call[1].strip(), flags=re.S)
+            message |= {"content": content[: call.start()].strip(), "tool_calls": written}
+        messages.append(message)
+    return messages
+
+
+def _self_instruct(record: Mapping[str, Any], place: str) -> Messages:
+    """Self-Instruct's `instruction` with a single one of its `instances`."""
+    instances = record["instances"]
+    if not isinstance(instances, list) or len(instances) != 1 or not isinstance(instances[0], Mapping):
+        raise DataError(f"{place}: 'instances' must have one mapping; write a record for each")
+    asked = [record["instruction"], instances[0].get("input") or ""]
+    if not all(isinstance(text, str) for text in asked):
+        raise DataError(f"{place}: 'instruction' and the 'input' of an instance must be text")
+    return [
+        {"role": "user", "content": "\n\n".join(filter(None, asked))},
+        {"role": "assistant", "content": instances[0].get("output")},
+    ]
+
+
+def _open_assistant(record: Mapping[str, Any], place: str) -> Messages:
+    """The best path of an Open Assistant tree in `prompt`: the reply of the best rank at every step."""
+    node: Any = record["prompt"]
+    path: Messages = []
+    while isinstance(node, Mapping):
+        role = {"prompter": "user"}.get(str(node.get("role")), node.get("role"))
+        path.append({"role": role, "content": node.get("text")})
+        replies = [
+            reply for reply in node.get("replies") or [] if isinstance(reply, Mapping) and not reply.get("deleted")
+        ]
+        node = min(replies, key=lambda reply: reply["rank"] if reply.get("rank") is not None else 1e9, default=None)
+    return path[: len(path) - (len(path) % 2)]  # a last question has no answer
+
+
+def _history_of_mappings(record: Mapping[str, Any], place: str) -> Messages:
+    """Alpaca's fields with earlier turns as mappings, of a role and a text, or of a question and its answer."""
+    messages: Messages = [{"role": "system", "content": record["system"]}] if record.get("system") else []
+    for number, turn in enumerate(record["history"]):
+        keys = set(turn) if isinstance(turn, Mapping) else set()
+        names = next((pair for pair in _PAIRS if set(pair) == keys), None)
+        if names is not None:
+            messages += [{"role": r, "content": turn[n]} for r, n in zip(("user", "assistant"), names, strict=True)]
+        elif keys == {"role", "content"}:
+            messages.append(dict(turn))
+        else:
+            found = f"role and content, or {' or '.join(map(' and '.join, _PAIRS))}"
+            raise DataError(
+                f"{place}, history[{number}]: a turn must have {found}; it has {listed(sorted(map(str, keys)))}"
+            )
+    asked = "\n\n".join(filter(None, [record["instruction"], record.get("input") or ""]))
+    return [*messages, {"role": "user", "content": asked}, {"role": "assistant", "content": record["output"]}]
+
+
+def _side(value: Any, role: str) -> Messages:
+    return value if isinstance(value, list) else [{"role": role, "content": value}]
+
+
+@dataclass(frozen=True)
+class _Rewriting:
+    """How a form becomes messages, the fields it needs and reads, and whether they are enough to recognise it."""
+
+    rewrite: Callable[[Mapping[str, Any], str], Messages]
+    needs: tuple[str, ...]
+    may_have: tuple[str, ...] = ()
+    recognised: bool = True
+    types: type | tuple[type, ...] = object  # of the first field, where it is recognised
+
+
+_REWRITINGS = {
+    "history": _Rewriting(_history_of_mappings, ("history", "instruction", "output"), ("input", "system"), types=list),
+    "prompt_completion": _Rewriting(_prompt_completion, ("prompt", "completion"), types=(str, list)),
+    "human_assistant": _Rewriting(_human_assistant, ("human", "assistant"), ("system",)),
+    "human_assistant_turns": _Rewriting(_human_assistant, ("conversation",), types=list),
+    "glaive": _Rewriting(_glaive, ("chat",), ("system",), types=str),
+    "self_instruct": _Rewriting(_self_instruct, ("instances", "instruction"), types=list),
+    "open_assistant": _Rewriting(_open_assistant, ("prompt", "message_tree_id"), types=dict),
+    "preference": _Rewriting(_preference, ("chosen",), ("prompt", "rejected"), recognised=False),
+    "kto": _Rewriting(_liked, ("label", "prompt", "completion"), recognised=False),
+}
+
+
+def _read(name: str, record: Mapping[str, Any], place: str, names: Mapping[str, str]) -> Example:
+    form = _REWRITINGS[name]
+    missing = [field for field in form.needs if record.get(field) is None]
+    if missing:
+        raise DataError(f"{place}: no field {missing[0]!r} of data.format={name}; found: {listed(record)}")
+    used = {*form.needs, *form.may_have}
+    rest = {key: value for key, value in record.items() if key not in used}
+    own = {"messages": form.rewrite(record, place)}
+    return from_turns({**rest, **own}, place, {**names, "messages": "messages"}, "messages", "role", "content")
+
+
+def _recognises(name: str, record: Mapping[str, Any], names: Mapping[str, str]) -> bool:
+    form = _REWRITINGS[name]
+    if not form.recognised or any(record.get(field) is None for field in form.needs):
+        return False
+    if name == "history":
+        turns = record["history"]
+        return isinstance(turns, list) and bool(turns) and all(isinstance(turn, Mapping) for turn in turns)
+    is_alpaca = all(names[key] in record for key in ("instruction", "output"))
+    return not is_alpaca and isinstance(record[form.needs[0]], form.types)
+
+
+FORMS = {name: Form("", partial(_read, name), partial(_recognises, name)) for name in _REWRITINGS}

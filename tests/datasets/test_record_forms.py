@@ -1,0 +1,120 @@
+"""Every form of records, with a literal record."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from instruct_lit.config.schema.groups import FORMATS
+from instruct_lit.core.data.example import FORMS, Example, to_example
+from instruct_lit.core.data.records import FileSource
+from instruct_lit.datasets import install
+from instruct_lit.errors import DataError
+
+install()
+USER, ANSWER = {"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}
+TALK = Example("And?", "No.", history=(("Why?", "So."),))
+TREE = {
+    "message_tree_id": "t", "prompt": {"role": "prompter", "text": "Why?", "replies": [
+        {"role": "assistant", "text": "Perhaps.", "rank": 1, "replies": []},
+        {"role": "assistant", "text": "So.", "rank": 0, "replies": [
+            {"role": "prompter", "text": "And?", "rank": None, "replies": [
+                {"role": "assistant", "text": "No.", "rank": 0}, {"role": "assistant", "text": "x", "deleted": True}]},
+        ]},
+    ]},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("record", "format", "example"),
+    [
+        ([USER, ANSWER, {**USER, "content": "And?"}, {**ANSWER, "content": "No."}], "messages", TALK),
+        ({"prompt": "Why?", "completion": "So.", "id": 3}, "prompt_completion", Example("Why?", "So.", extra={"id": 3})),
+        ({"prompt": [USER, ANSWER, {**USER, "content": "And?"}], "completion": [{**ANSWER, "content": "No."}]},
+         "prompt_completion", TALK),
+        ({"human": "Why?", "assistant": "So."}, "human_assistant", Example("Why?", "So.")),
+        ({"conversation": [{"system": "Hm.", "human": "Why?", "assistant": "So."}, {"human": "And?", "assistant": "No."}]},
+         "human_assistant_turns", Example("And?", "No.", "", {}, "Hm.", (("Why?", "So."),))),
+        ({"instruction": "And?", "output": "No.", "history": [{"user": "Why?", "assistant": "So."}]}, "history", TALK),
+        ({"instruction": "And", "input": "?", "output": "No.", "history": [USER, ANSWER]}, "history",
+         Example("And\n\n?", "No.", history=(("Why?", "So."),))),
+        ({"instruction": "Why", "instances": [{"input": "this?", "output": "So."}]}, "self_instruct",
+         Example("Why\n\nthis?", "So.")),
+        (TREE, "open_assistant", TALK),
+    ],
+)  # fmt: skip
+def test_a_form_is_recognised_and_read_by_name(record: Any, format: str, example: Example) -> None:
+    assert to_example(record, "f") == to_example(record, "f", None, format) == example
+
+
+def test_glaive_has_calls_and_results_in_its_text() -> None:
+    chat = (
+        'USER: 1 + 2?\n\n\nASSISTANT: <functioncall> {"name": "add", "arguments": \'{"a": 1}\'} <|endoftext|>\n\n\n'
+        'FUNCTION RESPONSE: {"sum": 3}\n\n\nASSISTANT: It is 3. <|endoftext|>\n'
+    )
+    example = to_example({"system": "SYSTEM: Be exact.", "chat": chat}, "f")
+    assert example == to_example({"system": "SYSTEM: Be exact.", "chat": chat}, "f", None, "glaive")
+    assert example.messages == (
+        {"role": "system", "content": "Be exact."}, {"role": "user", "content": "1 + 2?"},
+        {"role": "assistant", "content": "",
+         "tool_calls": [{"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}]},
+        {"role": "tool", "content": '{"sum": 3}'}, {"role": "assistant", "content": "It is 3."},
+    )  # fmt: skip
+    with pytest.raises(DataError, match="f: 'chat' must begin with USER:, found 'hello'"):
+        to_example({"chat": "hello"}, "f")
+
+
+def test_preferences_and_likes_are_read_by_name_only() -> None:
+    pair = {"prompt": "Why?", "chosen": "So.", "rejected": "Hm."}
+    assert to_example(pair, "f", None, "preference") == Example("Why?", "So.")
+    whole = {"prompt": "Why?", "chosen": [USER, ANSWER], "rejected": [USER]}
+    assert to_example(whole, "f", None, "preference") == Example("Why?", "So.")
+    liked = {"prompt": "Why?", "completion": "So.", "label": True}
+    assert to_example(liked, "f", None, "kto") == Example("Why?", "So.")
+    with pytest.raises(DataError, match="no field 'instruction'"):
+        to_example(pair, "f")
+    for format in ("auto", "kto"):
+        with pytest.raises(DataError, match="the response is one to avoid"):
+            to_example({**liked, "label": False}, "f", None, format)
+
+
+@pytest.mark.parametrize(
+    ("record", "format", "message"),
+    [
+        (
+            {"prompt": "Why?"},
+            "prompt_completion",
+            "no field 'completion' of data.format=prompt_completion; found: prompt",
+        ),
+        (
+            {"instruction": "a", "instances": []},
+            "self_instruct",
+            "'instances' must have one mapping; write a record for",
+        ),
+        (
+            {"conversation": [{"human": "a"}]},
+            "human_assistant_turns",
+            r"conversation\[0\]: a turn must have 'human' and",
+        ),
+        (
+            {"conversation": [{"human": "a", "assistant": "b", "tool": "c"}]},
+            "auto",
+            r"\[0\]: 'tool' cannot be trained on",
+        ),
+        ({"instruction": "a", "output": "b", "history": [{"q": "c"}]}, "auto", r"history\[0\]: .* it has q"),
+    ],
+)
+def test_what_a_form_lacks_is_named(record: Any, format: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        to_example(record, "f", None, format)
+
+
+def test_the_schema_names_every_form() -> None:
+    assert set(FORMATS) == {"auto", "alpaca", *FORMS}
+
+
+def test_lines_may_be_lists(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(
+        '[{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]\n'
+    )
+    assert list(FileSource(str(tmp_path / "a.jsonl"))) == [Example("Why?", "So.")]
