@@ -213,9 +213,14 @@ def _refuse_others(given: Mapping[str, Any], allowed: tuple[str, ...], where: st
         )
 
 
+def _has_list(record: Mapping[str, Any], names: Mapping[str, str], field: str) -> bool:
+    return isinstance(record.get(names[field]), list)
+
+
 FORMS = {
-    "messages": Form("messages", partial(from_turns, turns_field="messages", role_key="role", text_key="content")),
-    "sharegpt": Form(
-        "conversations", partial(from_turns, turns_field="conversations", role_key="from", text_key="value")
-    ),
+    name: Form(partial(_has_list, field=field), partial(from_turns, turns_field=field, role_key=role, text_key=text))
+    for name, field, role, text in (
+        ("messages", "messages", "role", "content"),
+        ("sharegpt", "conversations", "from", "value"),
+    )
 }

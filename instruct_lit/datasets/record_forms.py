@@ -178,4 +178,4 @@ def _recognises(name: str, record: Mapping[str, Any], names: Mapping[str, str]) 
     return not is_alpaca and isinstance(record[form.needs[0]], form.types)
 
 
-FORMS = {name: Form("", partial(_read, name), partial(_recognises, name)) for name in _REWRITINGS}
+FORMS = {name: Form(partial(_recognises, name), partial(_read, name)) for name in _REWRITINGS}

@@ -1,11 +1,15 @@
 """A model's own chat template: the ids of transformers, and learnt is what the model writes, with tools and thoughts."""
 
+import functools
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from instruct_lit.core.data.encode import EncodedExample, Encoder
 from instruct_lit.core.data.example import Example, to_example
@@ -237,8 +241,71 @@ def test_the_texts_of_a_conversation_are_protected(llama_directory: Path) -> Non
         example, messages=tuple(to_example({"messages": [USER, {**ANSWER, "tool_calls": [CALL]}]}, "f").messages)
     )
     ((_, other),) = Encoder(template, tokenizer, 10_000).encode([plain])
-    specials = set(tokenizer.hf.all_special_ids)
+    specials = set(tokenizer.hf.added_tokens_decoder)
     assert [i for i in encoded.ids if i in specials] == [i for i in other.ids if i in specials]
     assert learnt(encoded, tokenizer) == [
         'the dog<call>{"name": "add", "arguments": {"<|end|>": "</s>"}}</call><|end|>'
     ]
+
+
+# Texts without white space around them, which templates may trim, with names of special tokens in them.
+TEXT = st.lists(
+    st.sampled_from(["the cat", "<|end|>", "<|assistant|>", "</s>", "é🙂", "<think>", "x"]), min_size=1, max_size=3
+)
+TEXT = TEXT.map("".join)
+CALLS_OF = st.lists(
+    st.fixed_dictionaries({"name": st.sampled_from(["add", "look"]), "arguments": st.dictionaries(TEXT, TEXT, max_size=2)}),
+    min_size=1, max_size=2,
+).map(lambda calls: [{"type": "function", "function": call} for call in calls])  # fmt: skip
+
+
+@st.composite
+def conversations(draw: st.DrawFn, rich: bool) -> dict[str, Any]:
+    """Turns with texts and weights, if `rich` also a system prompt, thoughts, calls and results."""
+    messages: list[dict[str, Any]] = [{"role": "system", "content": draw(TEXT)}] if rich and draw(st.booleans()) else []
+    for _ in range(draw(st.integers(1, 3))):
+        messages.append({"role": "user", "content": draw(TEXT)})
+        thoughts = {"reasoning_content": draw(TEXT)} if rich and draw(st.booleans()) else {}
+        if rich and draw(st.booleans()):
+            messages.append({"role": "assistant", "content": "", "tool_calls": draw(CALLS_OF), **thoughts})
+            messages.append({"role": "tool", "content": draw(TEXT)})
+        messages.append(
+            {"role": "assistant", "content": draw(TEXT), "weight": draw(st.sampled_from([0, 0.5, 1])), **thoughts}
+        )
+    messages[-1]["weight"] = 1
+    tools = [{"type": "function", "function": {"name": name, "parameters": {}}} for name in ("add", "look")]
+    return {"messages": messages, "tools": tools if rich else None}
+
+
+def written(message: dict[str, Any], name: str) -> str:
+    """What the assistant writes under one of the templates, by hand."""
+    if name == "inst":
+        return f" {message['content']}</s>"
+    thought = message.get("reasoning_content", "")
+    begun = f"<think>{thought}</think>\n" if thought or name == "drops" else ""
+    calls = (
+        f"<call>{json.dumps({key: call['function'][key] for key in ('name', 'arguments')}, ensure_ascii=False)}</call>"
+        for call in message.get("tool_calls", ())
+    )
+    return begun + message["content"] + "".join(calls) + "<|end|>"
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+@given(data=st.data())
+def test_the_mask_decodes_to_what_the_assistant_wrote_and_to_nothing_else(
+    llama_directory: Path, name: str, data: st.DataObject
+) -> None:
+    record = data.draw(conversations(name != "inst"))
+    tokenizer, template = cases(llama_directory, name)
+    example = to_example(record, "f")
+    found = list(Encoder(template, tokenizer, 100_000, "error").encode([example]))
+    learnt_texts = [text for _, encoded in found for text in learnt(encoded, tokenizer)]
+    said = [m for m in record["messages"] if m["role"] == "assistant" and m.get("weight", 1) > 0]
+    assert learnt_texts == [written(message, name) for message in said]
+    specials = [i for _, e in found for i in e.ids[e.is_response].tolist() if i in tokenizer.hf.added_tokens_decoder]
+    assert specials == [tokenizer.eot_id] * len(said)
+
+
+@functools.cache
+def cases(folder: Path, name: str) -> Any:
+    return case(folder, name)

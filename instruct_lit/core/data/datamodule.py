@@ -201,6 +201,7 @@ class InstructionData(LightningDataModule):
         """What the order and content of the training data depend on, by name, for a message about what differs."""
         sources = (*self.sources, *self.splits.files.values())
         facts = [self._facts(source) for source in sources]
+        prompt_weight = self.masking.prompt_weight
         split = b"".join(self.examples_of(name)[1].tobytes() for name in NAMES)
         names = [f"{s.name}-{_hash([f['source'], f['filters']])[:12]}" for s, f in zip(sources, facts, strict=True)]
         return {
@@ -210,8 +211,7 @@ class InstructionData(LightningDataModule):
             "tokenizer": self.tokenizer.fingerprint[:16],
             **{f"data.{name}": str(facts[0][name]) for name in ("max_length", "on_long", "loss_on")},
             "split": hashlib.sha256(split).hexdigest()[:16],
-            "data.mask_prompt": f"{self.masking.mask_prompt}"
-            + f" {self.masking.prompt_weight:g}" * (self.masking.prompt_weight != 1),
+            "data.mask_prompt": str(self.masking.mask_prompt if prompt_weight == 1 else prompt_weight),
             "data.seed": str(self.seed),
             "batching.grouping": self.batching.grouping,
         }

@@ -28,8 +28,7 @@ class Example:
 
     In a conversation these are its last turn; `history` holds the earlier turns and `system` the system prompt. `extra`
     holds the record's other fields (a category, say), which are copied to responses and reports. A conversation with
-    tools, calls or thoughts is in `messages` as a whole, in OpenAI's form, and a turn is what the assistant writes at
-    once. `weights` are those of the turns in the loss, none where all are 1.
+    tools, calls or thoughts is whole in `messages`, in OpenAI's form. `weights` are those of its turns, if not all 1.
     """
 
     instruction: str
@@ -70,9 +69,8 @@ class Example:
         instruction, output = self.history[n_turns - 1]
         ends = [n for n, message in enumerate(self.messages, start=1) if message["role"] == "assistant"]
         messages = self.messages[: ends[n_turns - 1]] if ends else ()
-        weights = self.weights[:n_turns]
         texts = instruction, output, "", self.extra, self.system, self.history[: n_turns - 1]
-        return Example(*texts, messages, self.tools, weights)
+        return Example(*texts, messages, self.tools, self.weights[:n_turns])
 
     @property
     def user_text(self) -> str:
@@ -90,14 +88,10 @@ class Example:
 
 @dataclass(frozen=True)
 class Form:
-    """A form of records: the field of `FIELDS` that holds its turns, and a reader of (record, place, field names).
+    """A form of records: whether (record, field names) has it, and a reader of (record, place, field names)."""
 
-    One without such a field has a function that recognises a record instead, unless that is Alpaca's.
-    """
-
-    turns: str
+    recognises: Callable[[Mapping[str, Any], Mapping[str, str]], bool]
     read: Callable[[Mapping[str, Any], str, Mapping[str, str]], Example]
-    recognises: Callable[[Mapping[str, Any], Mapping[str, str]], bool] = lambda record, names: False
 
 
 FORMS: dict[str, Form] = {}  # beside Alpaca's; `datasets` adds conversations
@@ -132,8 +126,7 @@ def to_example(record: Any, place: str, columns: Mapping[str, str] | None = None
         if record.get(name) is not None and name not in renamed.values():
             check(record[name], place)
     for name, form in FORMS.items():
-        found = isinstance(record.get(names[form.turns]), list) if form.turns else form.recognises(record, names)
-        if name == format or (format == "auto" and found):
+        if name == format or (format == "auto" and form.recognises(record, names)):
             return form.read(record, place, names)
     return _from_alpaca(record, place, names)
 

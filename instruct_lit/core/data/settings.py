@@ -79,10 +79,7 @@ class Splits:
 
 @dataclass(frozen=True)
 class Masking:
-    """Which tokens are trained on: responses, or with `mask_prompt=False` prompts too; all turns or the last.
-
-    `prompt_weight` is that of the prompts' tokens in the loss.
-    """
+    """Which tokens are trained on: responses, with `mask_prompt=False` prompts too, weighted; all turns or the last."""
 
     mask_prompt: bool = True
     loss_on: LossOn = "all"

@@ -81,8 +81,7 @@ class Template:
         """
         missing = None
         if example.messages:
-            missing = "place for the tools, calls or thoughts of a conversation; use template=chat"
-            raise TemplateError(f"template {self.name!r}: no {missing}")
+            raise TemplateError(f"template {self.name!r}: no place for tools, calls or thoughts; use template=chat")
         if example.system and not self.has_system:
             missing = f"{{{{ system }}}} for the system prompt {example.system[:60]!r}; add it"
         elif example.history and self.next_turn is None:
