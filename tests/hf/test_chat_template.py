@@ -113,6 +113,19 @@ def test_a_template_that_drops_earlier_thoughts_gives_one_example_per_turn(llama
     assert [len(example.messages) for example, _ in found] == [3, 5, 7]
 
 
+def test_a_conversation_with_calls_is_cut_between_turns(llama_directory: Path) -> None:
+    tokenizer, template = case(llama_directory, "keeps")
+    example = to_example({"messages": CALLING, "tools": [TOOL]}, "f")
+    ((_, whole),) = Encoder(template, tokenizer, 10_000).encode([example])
+    for n_turns, (_, end) in enumerate(whole.spans):
+        encoder = Encoder(template, tokenizer, end - 1)
+        found = list(encoder.encode([example]))
+        assert encoder.counts["n_truncated" if n_turns else "n_dropped_long"] == 1 and len(found) == (n_turns > 0)
+        for cut, encoded in found:
+            assert encoded.spans == whole.spans[:n_turns] and len(encoded.ids) == encoded.spans[-1][1]
+            assert cut == example.first_turns(n_turns)
+
+
 def test_weights_of_turns_reach_the_tokens(llama_directory: Path) -> None:
     messages = [USER, {**ANSWER, "weight": 0.5}, USER, {**ANSWER, "train": False}, USER, ANSWER]
     for name in TEMPLATES:

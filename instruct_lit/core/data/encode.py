@@ -99,14 +99,13 @@ class Encoder:
                 iter(self.tokenizer.encode_batch([turn[part] for *_, its in texts for turn in its])) for part in (0, 1)
             )
             for number, example, its in texts:
-                weights = example.weights[-len(its) :]
-                encoded, n_turns = self._lay_out([(next(prompts), next(responses)) for _ in its], number, weights)
+                encoded, n_turns = self._lay_out([(next(prompts), next(responses)) for _ in its], number, example)
                 if encoded is not None:
                     yield example if n_turns == len(its) else example.first_turns(n_turns), encoded
             n_read += len(chunk)
 
     def _lay_out(
-        self, turns: list[tuple[list[int], list[int]]], number: int, turn_weights: tuple[float, ...]
+        self, turns: list[tuple[list[int], list[int]]], number: int, example: Example
     ) -> tuple[EncodedExample | None, int]:
         """The ids of every turn's prompt and response one after the other; None if the example is dropped.
 
@@ -123,7 +122,9 @@ class Encoder:
                     f"example {number} has {len(ids)} tokens, data.max_length is {self.max_length}; raise it (up to "
                     "the model's context), or use data.on_long=truncate or data.on_long=drop"
                 )
-            spans = [span for span in spans if span[0] < self.max_length and self.on_long == "truncate"]
+            # An answer may be cut, but no call and no thought.
+            kept = [span for span in spans if span[0] < self.max_length and self.on_long == "truncate"]
+            spans = [span for span in kept if span[1] <= self.max_length] if example.messages else kept
             self.counts["n_truncated" if spans else "n_dropped_long"] += 1
             if not spans:
                 return None, 0
@@ -132,7 +133,7 @@ class Encoder:
         weights = np.ones(len(tokens), dtype=np.float32)
         for n, (start, end) in list(enumerate(spans))[0 if self.loss_on == "all" else -1 :]:
             is_response[start:end] = True
-            weights[start:end] = turn_weights[n] if turn_weights else 1
+            weights[start:end] = example.weights[-len(turns) :][n] if example.weights else 1
         is_response &= weights > 0
         self.counts["n_encoded"] += 1
         return EncodedExample(self.counts["n_encoded"] - 1, tokens, is_response, weights), len(spans)
