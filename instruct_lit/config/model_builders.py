@@ -233,7 +233,8 @@ def language_of(config: DictConfig) -> tuple[Tokenizer, Template]:
 
     tokenizer, _ = _hf_tokenizer(config)
     if config.template.name == CHAT:
-        return with_chat(tokenizer, plain(config.template.get("variables")), config.template.get("variant"))
+        thoughts = config.data.thoughts if config.get("data") else "keep"
+        return with_chat(tokenizer, plain(config.template.get("variables")), config.template.get("variant"), thoughts)
     return tokenizer, template_of(config).for_tokenizer(tokenizer)
 
 

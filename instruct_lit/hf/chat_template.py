@@ -22,11 +22,15 @@ _PLACEHOLDER = "\ufdd1"  # replaces a response while a conversation is rendered;
 DATE = (
     "date"  # the variable that `strftime_now` of a template formats, so that a prompt does not change from day to day
 )
+_THOUGHTS = re.compile(r"\{#- thoughts: (\w+) -#\}")
 _DATE_CALL = re.compile(r"""\bstrftime_now\(\s*(["'])(.*?)\1\s*\)""")
 
 
 def with_chat(
-    tokenizer: HFTokenizer, variables: Mapping[str, Any] | None = None, variant: str | None = None
+    tokenizer: HFTokenizer,
+    variables: Mapping[str, Any] | None = None,
+    variant: str | None = None,
+    thoughts: str = "keep",
 ) -> tuple[HFTokenizer, Template]:
     """Return a tokenizer that reads its own chat template as markup, and that template.
 
@@ -34,10 +38,13 @@ def with_chat(
         variables: of the template, such as `enable_thinking`; they become its defaults, also in the tokenizer and so in
             a bundle. `date` is what it takes for today.
         variant: the name of one of several templates; by default `default`.
+        thoughts: `keep` those of the assistant's messages, `drop` them, or keep the `last` alone.
 
     Raises: TemplateError for an unknown name, for a date that is none, and what `ChatTemplate` raises.
     """
-    tokenizer.hf.chat_template = fixed_template(tokenizer.hf.chat_template, variables or {}, variant)
+    text = fixed_template(tokenizer.hf.chat_template, variables or {}, variant)
+    # As a comment it is in the key of the encoded data and in the bundle.
+    tokenizer.hf.chat_template = text if thoughts == "keep" else f"{{#- thoughts: {thoughts} -#}}{text}"
     template = ChatTemplate(tokenizer)
     return HFTokenizer(tokenizer.hf, markup=True, end=template.end, bare=True), template
 
@@ -90,6 +97,8 @@ class ChatTemplate(Template):
         self.text = tokenizer.hf.chat_template
         if not isinstance(self.text, str):
             raise _error("does not exist")
+        found = _THOUGHTS.match(self.text)
+        self.thoughts = found[1] if found else "keep"
         self.special_tokens = self.tokenizer.special_tokens
         self._compared: set[tuple[bool, ...]] = set()  # kinds of conversations that were compared with transformers
         example = Example("instruction", "output", "input")
@@ -97,9 +106,9 @@ class ChatTemplate(Template):
         _, place, behind = self._conversation([asked, {**answer, "content": _PLACEHOLDER}]).partition(_PLACEHOLDER)
         if not place or _PLACEHOLDER in behind:
             raise _error("does not render a response exactly once")
-        found = self.special_tokens.find(behind)
-        self.end: str | None = found[0] if found else None
-        self._suffix_text = behind[: found.start()] if found else behind
+        closing = self.special_tokens.find(behind)
+        self.end: str | None = closing[0] if closing else None
+        self._suffix_text = behind[: closing.start()] if closing else behind
         try:  # now, not during a run
             self.turns(example)
         except TemplateError as error:
@@ -128,6 +137,7 @@ class ChatTemplate(Template):
         return pairs
 
     def renderings(self, example: Example) -> list[tuple[Example, list[tuple[str, str]]]]:
+        example = replace(example, messages=self._with_thoughts(example.messages))
         turns = self.turns(example)
         self._compare(example, turns)
         n_turns = len(example.history) + 1
@@ -188,12 +198,22 @@ class ChatTemplate(Template):
     def messages(self, example: Example) -> list[dict[str, Any]]:
         """The whole conversation, protected."""
         if example.messages:
-            return self._protected(example.messages)
+            return self._protected(self._with_thoughts(example.messages))
         asked = f"{example.instruction}\n\n{example.input}" if example.input else example.instruction
         said = [("system", example.system)] if example.system else []
         for user, assistant in (*example.history, (asked, example.output)):
             said += [("user", user), ("assistant", assistant)]
         return [{"role": role, "content": self.tokenizer.protect(text)} for role, text in said]
+
+    def _with_thoughts(self, messages: tuple[Mapping[str, Any], ...]) -> tuple[Mapping[str, Any], ...]:
+        """The messages with the thoughts that are kept."""
+        last = max((n for n, message in enumerate(messages) if message["role"] == "assistant"), default=0)
+        return tuple(
+            message
+            if self.thoughts == "keep" or (self.thoughts == "last" and n == last)
+            else {key: value for key, value in message.items() if key != "reasoning_content"}
+            for n, message in enumerate(messages)
+        )
 
     def _response(self, messages: list[dict[str, Any]], tools: list[Any], before: str) -> str:
         """What the model writes as the last message."""

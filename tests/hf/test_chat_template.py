@@ -113,6 +113,23 @@ def test_a_template_that_drops_earlier_thoughts_gives_one_example_per_turn(llama
     assert [len(example.messages) for example, _ in found] == [3, 5, 7]
 
 
+@pytest.mark.parametrize("name", ["keeps", "drops"])
+@pytest.mark.parametrize("thoughts", ["drop", "last"])
+def test_thoughts_are_dropped_where_asked(llama_directory: Path, name: str, thoughts: str) -> None:
+    tokenizer = load_tokenizer(str(llama_directory))
+    tokenizer.hf.chat_template = TEMPLATES[name]
+    tokenizer, template = with_chat(tokenizer, None, None, thoughts)
+    thinking = {**ANSWER, "thinking": "hm"}
+    example = to_example({"messages": [USER, thinking, USER, {**thinking, "thinking": "so"}]}, "f")
+    found = list(Encoder(template, tokenizer, 10_000).encode([example]))
+    first, last = (text for _, encoded in found for text in learnt(encoded, tokenizer))
+    empty = "<think></think>\n" if name == "drops" else ""
+    assert first == f"{empty}the dog<|end|>"
+    assert last == (f"{empty}the dog<|end|>" if thoughts == "drop" else "<think>so</think>\nthe dog<|end|>")
+    reopened = with_chat(tokenizer)[1]  # as from a bundle
+    assert reopened.turns(example) == template.turns(example) and reopened.text == template.text
+
+
 def test_a_conversation_with_calls_is_cut_between_turns(llama_directory: Path) -> None:
     tokenizer, template = case(llama_directory, "keeps")
     example = to_example({"messages": CALLING, "tools": [TOOL]}, "f")
