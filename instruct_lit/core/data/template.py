@@ -57,13 +57,14 @@ class Template:
         self.prompt_source, self.suffix_source = parts
         try:
             self._prompt, self._suffix = map(compile_text, parts)
-            variables = jinja2.meta.find_undeclared_variables(text_environment().parse(self.prompt_source))
         except jinja2.TemplateSyntaxError as error:
             raise TemplateError(
                 f"template {name!r}, line {error.lineno}: {error.message} "
                 "(the text before {{ response }} and the text after it must each be complete)"
             ) from error
         self.turns(Example("instruction", "output", "input"))  # an error of the text is raised here, not during a run
+        # Only now: this evaluates constants, without limits.
+        variables = jinja2.meta.find_undeclared_variables(text_environment().parse(self.prompt_source))
         self.next_turn = Template(f"{name}.next_turn", next_turn) if next_turn is not None else None
         self.has_system, self.has_turns = "system" in variables, next_turn is not None
 
