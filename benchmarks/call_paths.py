@@ -62,7 +62,9 @@ class CallRecorder:
         elif not self._depth:
             return
         if event == "call" and code.co_filename.startswith(str(ROOT)) and not code.co_name.startswith("<"):
-            self.functions.add((str(Path(code.co_filename).relative_to(ROOT)), code.co_qualname))
+            file = str(Path(code.co_filename).relative_to(ROOT))
+            if file not in OUTSIDE:
+                self.functions.add((file, code.co_qualname))
 
 
 @contextmanager
@@ -160,7 +162,7 @@ def request_path(folder: Path) -> CallRecorder:
                 answer = connection.getresponse()
                 assert answer.status == 200, answer.read()
                 answer.read()
-        found = {(file, function) for file, function in recorder.functions if file not in OUTSIDE}
+        found = set(recorder.functions)
         connection.close()
         server.should_exit = True
         thread.join(timeout=20)

@@ -48,7 +48,11 @@ def read_json(path: Path) -> Iterator[tuple[str, Any]]:
 
         if (first := next_character()) == "{":
             file.seek(0)
-            yield from _only_list(path, json.load(file))
+            try:
+                content = json.load(file)
+            except UNREADABLE as error:
+                raise unreadable(str(path), error) from error
+            yield from _only_list(path, content)
             return
         if first != "[":
             raise DataError(f"{path}: not a JSON array of records; {TO_LINES}")

@@ -33,7 +33,7 @@ def test_the_data_of_an_older_run_have_defaults_for_missing_keys(tmp_path: Path)
 @pytest.mark.parametrize("name", SOURCE_MODULES)
 def test_a_source_of_an_older_run_is_found_where_it_is_now(name: str, tmp_path: Path) -> None:
     found = saved_group(
-        folder(tmp_path, data={"source": {"_target_": f"instruct_lit.data.sources.{name}"}}), "data", "c"
+        folder(tmp_path, data={"source": {"_target_": f"instruct_lit.data.sources.{name}", "path": "x"}}), "data", "c"
     )
     assert found is not None
     assert getattr(importlib.import_module(SOURCE_MODULES[name]), name)

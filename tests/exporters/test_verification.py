@@ -128,7 +128,7 @@ def test_a_missing_shard(written: tuple[Path, CausalLM, Tokenizer], monkeypatch:
     found = problems(folder, reference)
     assert found.keys() == {"instruct-lit", "transformers"}
     assert all("cannot read it" in problem[0] for problem in found.values())
-    assert isinstance(model, HFModel) or f"it names {shard.name}, which is not beside it" in str(found)
+    assert isinstance(model, HFModel) or shard.name in str(found)
 
 
 def test_stored_in_bf16_and_in_a_fresh_process(
