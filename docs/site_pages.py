@@ -8,7 +8,16 @@ from pathlib import Path
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
-PAGES = ("README.md", "README.zh.md", "CONTRIBUTING.md", "benchmarks/NOTES.md", "docs/*.md", "docs/*.png", "LICENSE")
+PAGES = (
+    "README.md",
+    "README.zh.md",
+    "CONTRIBUTING.md",
+    "benchmarks/NOTES.md",
+    "docs/*.md",
+    "docs/*.png",
+    "LICENSE",
+    "docs/*.ipynb",
+)
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
