@@ -122,7 +122,7 @@ def test_every_satellite_is_in_the_index_or_named_by_an_explanation() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("command", BREAKPOINTS)
 def test_every_breakpoint_of_the_tutorial_stops(command: str, tmp_path: Path) -> None:
-    function = re.findall(r'"b ([\w.]+)"', command)[0].removesuffix(".__wrapped__").rpartition(".")[2]
+    function = re.findall(r'"b ([\w.]+)', command)[0].removesuffix(".__wrapped__").rpartition(".")[2]
     words = [word for word in shlex.split(command)[1:] if not word.startswith("paths.cache=")]
     command_line = [sys.executable, *words, f"paths.outputs={tmp_path}"]
     if "paths.cache=" in command:
