@@ -28,7 +28,7 @@ def main() -> None:
 
     from instruct_lit.config.model_builders import open_model
     from instruct_lit.core.data.example import Example
-    from instruct_lit.core.generation.responses import read_jsonl
+    from instruct_lit.evaluation.answer_files import read_jsonl
     from instruct_lit.exporters.formats import to_gguf
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -16,7 +16,7 @@ from instruct_lit.config.run_folder import saved_group
 from instruct_lit.config.satellites import has_satellite
 from instruct_lit.config.targets import arguments_for, plain
 from instruct_lit.core.data.template import CHAT
-from instruct_lit.errors import ConfigError, InstructLitError
+from instruct_lit.errors import ConfigError, InstructLitError, TemplateError
 
 if TYPE_CHECKING:
     from instruct_lit.core.bundle import OpenedModel
@@ -239,11 +239,18 @@ def language_of(config: DictConfig) -> tuple[Tokenizer, Template]:
 
 
 def template_of(config: DictConfig) -> Template:
-    """The prompt template whose text is in the configuration."""
+    """The prompt template whose text, or the path of its file, is in the configuration."""
     from instruct_lit.core.data.template import Template
 
     install_satellites()  # the limits of a template
-    return Template(**{key: config.template.get(key) for key in ("name", "text", "path", "next_turn")})
+    own = config.template
+    text, path = own.get("text"), own.get("path")
+    if path is not None:
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise TemplateError(f"template.path={path}: cannot be read as UTF-8 text ({error})") from error
+    return Template(own.name, text, own.get("next_turn"))
 
 
 def open_run(config: DictConfig) -> OpenedModel:

@@ -202,13 +202,12 @@ def read_about(directory: Path) -> dict[str, Any]:
 
 def _transformers_generation(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Our generation settings under transformers' names."""
-    # Without max_new_tokens, which transformers would apply whatever length a caller requests.
-    values = {"repetition_penalty": settings["repetition_penalty"]}
-    if settings["temperature"] == 0:
-        return {**values, "do_sample": False}
-    # By default transformers keeps the 50 most likely tokens; 0 keeps all.
+    is_sampled = settings["temperature"] != 0
+    # Without max_new_tokens, which transformers would apply whatever length a caller requests. By default it keeps the
+    # 50 most likely tokens; 0 keeps all.
     cuts = {"top_k": settings["top_k"] or 0, "top_p": 1.0 if settings["top_p"] is None else settings["top_p"]}
-    return {**values, "do_sample": True, "temperature": settings["temperature"], **cuts}
+    sampling = {"temperature": settings["temperature"], **cuts} if is_sampled else {}
+    return {"repetition_penalty": settings["repetition_penalty"], "do_sample": is_sampled, **sampling}
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

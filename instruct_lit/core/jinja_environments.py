@@ -1,10 +1,9 @@
-"""The Jinja environments of the program: one for prompts, templates and Markdown, one for HTML pages."""
+"""The Jinja environment of prompts, templates and Markdown; that of HTML pages is in `reports.pages`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
 
 import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedEnvironment
@@ -40,9 +39,3 @@ def failure(error: Exception) -> str:
     if isinstance(error, jinja2.TemplateError):
         return str(error)
     return "it calls itself too often" if isinstance(error, RecursionError) else f"{type(error).__name__}: {error}"
-
-
-def html_environment(*folders: Path) -> jinja2.Environment:
-    """The environment for pages made of the templates in `folders`, the first folder first; every value is escaped."""
-    loader = jinja2.FileSystemLoader(folders)
-    return jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)

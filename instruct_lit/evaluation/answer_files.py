@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
-from instruct_lit.core.data.example import is_encodable
 from instruct_lit.core.data.records import read_records
 from instruct_lit.errors import DataError
 from instruct_lit.evaluation.checks import FIELD, FUNCTION, check_record
@@ -36,7 +36,7 @@ def read_responses(path: Path, response_field: str) -> list[dict[str, Any]]:
         turns = row.get("history") or []
         if not (isinstance(turns, list) and all(map(_is_turn, turns))):
             raise DataError(f"{place}: 'history' is a list of pairs [question, answer], found {row['history']!r:.60}")
-        if not is_encodable(json.dumps(row, ensure_ascii=False, default=str)):  # not encodable as UTF-8
+        if re.search("[\ud800-\udfff]", json.dumps(row, ensure_ascii=False, default=str)):
             raise DataError(f"{place}: lone surrogates, the text was decoded with a wrong encoding; repair the file")
         if row.get(FIELD) is not None:
             check_record(row[FIELD], place)
@@ -52,3 +52,11 @@ def read_responses(path: Path, response_field: str) -> list[dict[str, Any]]:
 
 def _is_turn(turn: Any) -> bool:
     return isinstance(turn, list | tuple) and len(turn) == 2 and all(isinstance(text, str) for text in turn)
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """Read what `write_jsonl` wrote; a missing file is empty."""
+    if not path.exists():
+        return []
+    with path.open(encoding="utf-8") as file:
+        return [json.loads(line) for line in file if line.strip()]

@@ -12,11 +12,11 @@ import torch
 
 from instruct_lit.core.bundle import OpenedModel, save_bundle
 from instruct_lit.core.data.tokenizer import GPT2Tokenizer
-from instruct_lit.core.generation.responses import read_jsonl
 from instruct_lit.core.generation.sampling import SamplingSettings
 from instruct_lit.core.model.gpt import GPT
 from instruct_lit.core.model.pretrained import DTYPES
 from instruct_lit.errors import ConfigError
+from instruct_lit.evaluation.answer_files import read_jsonl
 from instruct_lit.exporters.gguf import write_gguf
 from instruct_lit.exporters.llama_cpp import K_QUANTS, check_programs, convert, quantize
 from instruct_lit.exporters.model_card import CardFacts, published, write_card

@@ -22,11 +22,11 @@ from instruct_lit.core.data.example import Example
 from instruct_lit.core.data.template import Template
 from instruct_lit.core.data.tokenizer import Tokenizer
 from instruct_lit.core.generation.engine import Engine
-from instruct_lit.core.generation.responses import read_jsonl
 from instruct_lit.core.generation.sampling import SamplingSettings
 from instruct_lit.core.model.causal import CausalLM, best_device, has_gpu, on_device
 from instruct_lit.core.model.pretrained import DTYPES
 from instruct_lit.errors import VerificationError
+from instruct_lit.evaluation.answer_files import read_jsonl
 from instruct_lit.evaluation.statistics import interval
 
 N_LOSSES, N_ANSWERS, N_NEW = 8, 4, 32

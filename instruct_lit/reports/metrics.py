@@ -38,7 +38,7 @@ def quantity(value: Any, name: str) -> str:
 
 
 def number(value: Any) -> str:
-    """A metric or a count as text; what is no number is shown unchanged, None as nothing."""
+    """A metric or a count as text; any other value is shown unchanged, None as an empty text."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return "" if value is None else str(value)
     if isinstance(value, int):

@@ -6,7 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from instruct_lit.core.jinja_environments import html_environment
+import jinja2
+
 from instruct_lit.reports.metrics import interval, meaning, number, quantity
 
 FOLDER = Path(__file__).parent
@@ -18,7 +19,8 @@ def write_page(path: Path, template: str, folder: Path = FOLDER, **values: Any) 
     Filters: `number` (a metric or count as text), `quantity` (with the unit of a metric's name), `interval` (`low to
     high` of a mapping), `meaning` (of a metric).
     """
-    environment = html_environment(folder, FOLDER)
+    loader = jinja2.FileSystemLoader([folder, FOLDER])
+    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"number": number, "quantity": quantity, "interval": interval, "meaning": meaning}
     page = environment.get_template(template).render(**values)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")

@@ -10,7 +10,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from instruct_lit.core.generation.responses import read_jsonl
+from instruct_lit.evaluation.answer_files import read_jsonl
 from instruct_lit.reports.tables import show, show_table
 
 # Endings of metrics that depend on the machine and not on the training.

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from instruct_lit.core.generation.responses import read_jsonl
+from instruct_lit.evaluation.answer_files import read_jsonl
 from instruct_lit.evaluation.metrics import WITHOUT_EXTRA, applicable, exact, score, token_f1
 from instruct_lit.evaluation.statistics import Interval
 from instruct_lit.reports import plots

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from instruct_lit.core.generation.responses import read_jsonl
 from instruct_lit.errors import InstructLitError
+from instruct_lit.evaluation.answer_files import read_jsonl
 from instruct_lit.evaluation.comparison import compare_rows
 from instruct_lit.evaluation.metrics import WITHOUT_EXTRA, Row, exact
 from instruct_lit.reports import plots

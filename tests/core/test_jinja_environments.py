@@ -1,14 +1,12 @@
 """What templates may do: text is sandboxed and unescaped, HTML is escaped; the limits plug in."""
 
-from pathlib import Path
-
 import jinja2
 import pytest
 
 from instruct_lit.core import jinja_environments
 from instruct_lit.core.data.example import Example
 from instruct_lit.core.data.template import Template
-from instruct_lit.core.jinja_environments import compile_text, html_environment
+from instruct_lit.core.jinja_environments import compile_text
 from instruct_lit.errors import TemplateError
 
 
@@ -51,8 +49,3 @@ def test_whatever_fails_in_a_template_is_a_message(text: str, message: str) -> N
 def test_a_loop_is_a_loop() -> None:
     text = "{% for word in instruction.split() %}{{ loop.index }}{{ word }}{% endfor %}{{ response }}"
     assert Template("mine", text).prompt(Example("a b", "o")) == "1a2b"
-
-
-def test_html_is_escaped_and_loads_from_its_folder(tmp_path: Path) -> None:
-    (tmp_path / "page.html.jinja").write_text("<p>{{ x }}</p>")
-    assert html_environment(tmp_path).get_template("page.html.jinja").render(x="<b>") == "<p>&lt;b&gt;</p>"

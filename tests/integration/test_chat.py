@@ -16,8 +16,8 @@ from instruct_lit.config.compose import CONF
 from instruct_lit.core.bundle import save_bundle
 from instruct_lit.core.data.example import Example
 from instruct_lit.core.data.template import Template
-from instruct_lit.core.generation.responses import read_jsonl
 from instruct_lit.core.generation.sampling import SamplingSettings
+from instruct_lit.evaluation.answer_files import read_jsonl
 from tests.serving.conftest import greedy, tiny_chat_model
 
 pty = pytest.importorskip("pty", reason="pseudo-terminals are Unix's")

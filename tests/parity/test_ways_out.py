@@ -14,8 +14,9 @@ from instruct_lit.core.bundle import OpenedModel, open_model
 from instruct_lit.core.data.encode import Encoder
 from instruct_lit.core.data.example import Example
 from instruct_lit.core.generation.engine import Engine
-from instruct_lit.core.generation.responses import answer, read_jsonl
+from instruct_lit.core.generation.responses import answer
 from instruct_lit.core.generation.sampling import SamplingSettings
+from instruct_lit.evaluation.answer_files import read_jsonl
 from instruct_lit.exporters.formats import to_gguf, to_torch_export
 from instruct_lit.serving.arena_rounds import Arena
 from instruct_lit.serving.arena_votes import VoteFile

@@ -35,3 +35,9 @@ def test_a_page_has_the_common_layout_and_is_written_whole(tmp_path: Path) -> No
 def test_every_table_scrolls_in_its_own_box(template: Path) -> None:
     text = template.read_text()
     assert len(re.findall("<table", text)) == len(re.findall('<div class="scroll"><table', text))
+
+
+def test_values_are_escaped_and_the_template_is_that_of_the_folder(tmp_path: Path) -> None:
+    (tmp_path / "page.html.jinja").write_text("<p>{{ x }}</p>")
+    pages.write_page(tmp_path / "page.html", "page.html.jinja", tmp_path, x="<b>")
+    assert (tmp_path / "page.html").read_text() == "<p>&lt;b&gt;</p>"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import reprlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -15,10 +16,9 @@ Turn = tuple[str, str]  # of a conversation: what the user and what the assistan
 Format = str  # auto, alpaca, or a name in `FORMS`
 FIELDS = ("instruction", "input", "output", "system", "history", "conversations", "messages")
 CONVERSATION = ("messages", "tools", "weights")  # fields of an Example that its texts do not contain
-RESERVED = (
-    "instruction", "input", "output", "system", "history", "extra", "id", "response", "finish_reason", *CONVERSATION
-)  # fmt: skip
+RESERVED = ("extra", "id", "response", "finish_reason", *FIELDS, *CONVERSATION)  # not names of extra fields in a record
 WHOLE = "conversation"  # extra field of a turn that is trained on by itself: what the user wrote in its conversation
+BROKEN = re.compile("[\ufffd\ud800-\udfff]")  # what a wrong encoding leaves, and lone surrogates, which none represents
 MAX_CHARACTERS = 4_000_000  # of a text: more than any context holds, and encoded within seconds
 
 
@@ -142,18 +142,9 @@ def checked_text(value: Any, place: str, name: str, may_be_empty: bool = False) 
         raise DataError(f"{place}: {name!r} is empty")
     if len(value) > MAX_CHARACTERS:
         raise DataError(f"{place}: {name!r} has {len(value):,} characters; at most {MAX_CHARACTERS:,} are allowed")
-    if not value.isascii() and ("\ufffd" in value or not is_encodable(value)):
+    if not value.isascii() and BROKEN.search(value):
         raise DataError(f"{place}: {name!r} has broken characters (the text was once decoded with the wrong encoding)")
     return value
-
-
-def is_encodable(text: str) -> bool:
-    """Whether a text is free of lone surrogates, which no encoding can represent."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def listed(names: Iterable[Any]) -> str:

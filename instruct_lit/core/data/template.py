@@ -11,7 +11,6 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Callable
-from pathlib import Path
 
 import jinja2
 import jinja2.meta
@@ -37,14 +36,7 @@ class Template:
     next_turn: Template | None = None
     protect: Callable[[str], str] = staticmethod(lambda text: text)  # keeps special tokens in users' text ordinary text
 
-    def __init__(
-        self, name: str, text: str | None = None, path: str | Path | None = None, next_turn: str | None = None
-    ) -> None:
-        if path is not None:
-            try:
-                text = Path(path).read_text(encoding="utf-8")
-            except (OSError, UnicodeDecodeError) as error:
-                raise TemplateError(f"template.path={path}: cannot be read as UTF-8 text ({error})") from error
+    def __init__(self, name: str, text: str | None, next_turn: str | None = None) -> None:
         place = "{{ response }}"
         if not isinstance(text, str):
             remedy = f"give template.text or template.path=<Jinja file with {place}>"

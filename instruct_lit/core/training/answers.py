@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from lightning import Trainer
@@ -16,8 +16,6 @@ from instruct_lit.core.generation.responses import Known, answer
 from instruct_lit.core.generation.sampling import SamplingSettings
 from instruct_lit.core.model.causal import best_device, on_device
 from instruct_lit.core.training.sharding import Sharding
-
-Item = TypeVar("Item")
 
 
 def answer_split(
@@ -45,12 +43,12 @@ def answer_split(
         return gathered(trainer, rows)
 
 
-def share_of(trainer: Trainer | None, items: Sequence[Item]) -> Sequence[Item]:
+def share_of(trainer: Trainer | None, items: Sequence[Any]) -> Sequence[Any]:
     """The items that this rank works on: each belongs to one rank, and the shares differ by at most one item."""
     return items if trainer is None else items[trainer.global_rank :: trainer.world_size]
 
 
-def gathered(trainer: Trainer | None, share: list[Item]) -> list[Item]:
+def gathered(trainer: Trainer | None, share: list[Any]) -> list[Any]:
     """The results of all ranks for their shares, on every rank, in the order of the items."""
     if trainer is None or trainer.world_size == 1:
         return share

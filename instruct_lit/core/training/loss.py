@@ -1,11 +1,14 @@
 """The loss of a micro-batch and its gradients: masked cross-entropy as a sum; its mean is taken once per step.
 
+A NaN or infinite loss ends a run with the step, its examples and the remedy.
+
 `StepAccelerator` is the plain form, and the interface of faster ones.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from instruct_lit.core.data.batching import Batch
 from instruct_lit.core.model.attention import AttentionLayout, PackedDocuments
 from instruct_lit.core.model.causal import CHUNK, CausalLM
+from instruct_lit.errors import TrainingError
 
 
 def summed_cross_entropy(hidden: Tensor, head_weight: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
@@ -111,3 +115,34 @@ def layout_of(batch: Batch) -> AttentionLayout | None:
     if batch.document_lengths is None:
         return None
     return PackedDocuments(batch.document_lengths, batch.prefix_length)
+
+
+class FiniteLosses:
+    """Checks the mean losses of steps: at once on a CPU, where that is free, every `every` steps on a GPU."""
+
+    def __init__(self, every: int = 50) -> None:
+        self.every = every
+        self._waiting: list[tuple[int, list[Tensor], Tensor]] = []
+
+    def add(self, step: int, example_ids: list[Tensor], loss: Tensor, last_good: Callable[[], str]) -> None:
+        """Add the loss of a step over the examples of its micro-batches.
+
+        Raises: TrainingError that `last_good` completes; on a CPU before the step changes a weight.
+        """
+        self._waiting.append((step, example_ids, loss))
+        if loss.device.type != "cpu" and len(self._waiting) < self.every:
+            return
+        waiting, self._waiting = self._waiting, []
+        values = torch.stack([loss for _, _, loss in waiting]).tolist()
+        for (step, example_ids, _), value in zip(waiting, values, strict=True):
+            if not math.isfinite(value):
+                ids = torch.cat(example_ids).tolist()
+                examples = ", ".join(map(str, ids[:16])) + (f" and {len(ids) - 16} more" if len(ids) > 16 else "")
+                place = f"at step {step}, on examples {examples} of the data"
+                raise TrainingError(self.message("train/loss", value, place, last_good()))
+
+    @staticmethod
+    def message(metric: str, value: float, place: str, last_good: str) -> str:
+        """The message of a NaN or infinite loss."""
+        advice = "lower optimizer.lr, or set trainer.precision=32-true"
+        return f"{metric} is {value} {place}; {advice}; {last_good}"

@@ -20,8 +20,7 @@ from instruct_lit.core.data.batching import Batch
 from instruct_lit.core.model.causal import CausalLM, token_losses
 from instruct_lit.core.training.checkpoints import completed, trained_part
 from instruct_lit.core.training.compat_lightning import logs_this_step
-from instruct_lit.core.training.failures import FiniteLosses, not_finite
-from instruct_lit.core.training.loss import FitFacts, StepAccelerator, layout_of, sum_over_ranks
+from instruct_lit.core.training.loss import FiniteLosses, FitFacts, StepAccelerator, layout_of, sum_over_ranks
 from instruct_lit.core.training.sharding import Sharding
 from instruct_lit.errors import TrainingError
 
@@ -164,7 +163,7 @@ class InstructionTuner(LightningModule):
         value = float(metrics["val/loss"])
         if self.trainer.state.fn == TrainerFn.FITTING and not math.isfinite(value):
             place = f"after step {self.trainer.global_step}"
-            raise TrainingError(not_finite("val/loss", value, place, self._last_good()))
+            raise TrainingError(FiniteLosses.message("val/loss", value, place, self._last_good()))
         self.log_dict(metrics, rank_zero_only=False)
 
     def on_test_epoch_end(self) -> None:

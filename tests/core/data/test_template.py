@@ -132,11 +132,3 @@ def test_templates_that_cannot_be_used_say_why(text: str | None, message: str) -
     with pytest.raises(TemplateError) as caught:
         Template("mine", text)
     assert message in str(caught.value)
-
-
-def test_an_unreadable_template_file(tmp_path: Path) -> None:
-    with pytest.raises(TemplateError, match=r"template.path=.*nowhere.jinja: cannot be read"):
-        Template("file", None, tmp_path / "nowhere.jinja")
-    (tmp_path / "bytes.jinja").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(TemplateError, match="cannot be read as UTF-8 text"):
-        Template("file", None, tmp_path / "bytes.jinja")

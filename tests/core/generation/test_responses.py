@@ -8,9 +8,10 @@ from instruct_lit.core.data.example import Example
 from instruct_lit.core.data.template import Template
 from instruct_lit.core.data.tokenizer import GPT2Tokenizer
 from instruct_lit.core.generation.engine import Engine
-from instruct_lit.core.generation.responses import answer, exact_match, read_jsonl, write_jsonl
+from instruct_lit.core.generation.responses import answer, exact_match, write_jsonl
 from instruct_lit.core.generation.sampling import SamplingSettings
 from instruct_lit.core.model.gpt import GPT
+from instruct_lit.evaluation.answer_files import read_jsonl
 
 TEMPLATE = Template("short", "{{ instruction }}: {{ response }}")
 

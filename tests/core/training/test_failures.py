@@ -13,7 +13,7 @@ from instruct_lit.core.data.records import FileSource
 from instruct_lit.core.data.settings import Lengths, Splits
 from instruct_lit.core.data.template import Template
 from instruct_lit.core.data.tokenizer import GPT2Tokenizer
-from instruct_lit.core.training.failures import FiniteLosses
+from instruct_lit.core.training.loss import FiniteLosses
 from instruct_lit.errors import TrainingError
 
 TEMPLATE = Template("short", "Do: {{ instruction }} {{ input }}\nAnswer: {{ response }}")
