@@ -1,7 +1,5 @@
 """The shipped templates, letter by letter, and templates that cannot be used."""
 
-from pathlib import Path
-
 import pytest
 from omegaconf import OmegaConf
 
@@ -105,13 +103,6 @@ def test_trap_4_text_of_a_user_is_not_rendered_again() -> None:
     text = "{{ 7 * 7 }} {% raw %} ### Response:\n"
     assert text in template.prompt(Example(text, "x"))
     assert template.turns(Example("a", "{{ instruction }}"))[0][1].endswith("{{ instruction }}")
-
-
-def test_a_template_file(tmp_path: Path) -> None:
-    path = tmp_path / "mine.jinja"
-    path.write_text("Q: {{ instruction }} A: {{ response }}!")
-    template = Template("file", None, path)
-    assert "".join(template.turns(Example("Why?", "So"))[0]) == "Q: Why? A: So!"
 
 
 @pytest.mark.parametrize(
