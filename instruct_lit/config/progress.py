@@ -20,7 +20,7 @@ _UP = "\x1b[A"  # tqdm moves between the lines of several bars
 
 @contextmanager
 def output_streams(progress: str) -> Iterator[None]:
-    """Write progress as `progress` says, and to a file or a pipe only results (`reports.tables`) on standard output.
+    """Write progress as `progress` selects, and to a file or a pipe only results (`reports.tables`) on standard output.
 
     Args:
         progress: bar, lines, none, or auto: bars where the standard error is a terminal that can redraw a line.

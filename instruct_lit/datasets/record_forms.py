@@ -1,6 +1,6 @@
 """Forms of records beside Alpaca's and lists of turns: each is rewritten as messages, which `conversations` checks.
 
-A form is recognised by its fields where `recognised` says so; the others are read by name only (`data.format=`).
+A form is recognised by its fields unless `recognised` is False; such a form is read by name only (`data.format=`).
 """
 
 from __future__ import annotations
@@ -86,11 +86,11 @@ def _self_instruct(record: Mapping[str, Any], place: str) -> Messages:
     instances = record["instances"]
     if not isinstance(instances, list) or len(instances) != 1 or not isinstance(instances[0], Mapping):
         raise DataError(f"{place}: 'instances' must have one mapping; write a record for each")
-    asked = [record["instruction"], instances[0].get("input") or ""]
-    if not all(isinstance(text, str) for text in asked):
+    question = [record["instruction"], instances[0].get("input") or ""]
+    if not all(isinstance(text, str) for text in question):
         raise DataError(f"{place}: 'instruction' and the 'input' of an instance must be text")
     return [
-        {"role": "user", "content": "\n\n".join(filter(None, asked))},
+        {"role": "user", "content": "\n\n".join(filter(None, question))},
         {"role": "assistant", "content": instances[0].get("output")},
     ]
 
@@ -124,8 +124,8 @@ def _history_of_mappings(record: Mapping[str, Any], place: str) -> Messages:
             raise DataError(
                 f"{place}, history[{number}]: a turn must have {found}; it has {listed(sorted(map(str, keys)))}"
             )
-    asked = "\n\n".join(filter(None, [record["instruction"], record.get("input") or ""]))
-    return [*messages, {"role": "user", "content": asked}, {"role": "assistant", "content": record["output"]}]
+    question = "\n\n".join(filter(None, [record["instruction"], record.get("input") or ""]))
+    return [*messages, {"role": "user", "content": question}, {"role": "assistant", "content": record["output"]}]
 
 
 def _side(value: Any, role: str) -> Messages:

@@ -1,4 +1,4 @@
-"""python -m instruct_lit.exporters.readers <asked.json> <found.json>: a written model, read by every program installed.
+"""A written model, read by every program installed: python -m instruct_lit.exporters.readers <request> <found>.
 
 Run by `verification.verify` in a process that knows nothing of the model but its files.
 """
@@ -214,11 +214,11 @@ def read_all(folder: Path, reference: Reference, tolerance: Tolerance, base: str
 
 def main() -> None:
     """Read the reference from a file, and write what was found to another."""
-    asked = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    request = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
-    reference, tolerance = Reference(**asked["reference"]), Tolerance(**asked["tolerance"])
-    found = read_all(Path(asked["folder"]), reference, tolerance, asked["base"])
+    reference, tolerance = Reference(**request["reference"]), Tolerance(**request["tolerance"])
+    found = read_all(Path(request["folder"]), reference, tolerance, request["base"])
     Path(sys.argv[2]).write_text(json.dumps(found), encoding="utf-8")
 
 

@@ -198,7 +198,7 @@ def verify_export(
         precision: of the weights in it, a key of `TOLERANCES`; with `to=hf` the model is rounded to it first.
         base: the base model's folder, of an adapter alone.
 
-    Returns: what the model card says: the names of the `readers`, the number `n` of examples, and of quantised weights
+    Returns: what the model card states: the names of the `readers`, the number `n` of examples, and of quantised weights
         the `change` of the loss as an `evaluation.statistics.Interval`.
     """
     tolerance = TOLERANCES[precision] if to == "gguf" else Tolerance()
@@ -269,17 +269,17 @@ def verify(
         VerificationError: a reader differs, or cannot open the folder; nothing is removed.
     """
     with tempfile.TemporaryDirectory() as place:
-        asked, found = Path(place) / "asked.json", Path(place) / "found.json"
+        request, found = Path(place) / "request.json", Path(place) / "found.json"
         values = {
             "folder": str(folder),
             "base": base,
             "reference": asdict(reference),
             "tolerance": asdict(tolerance or Tolerance()),
         }
-        asked.write_text(json.dumps(values, default=str), encoding="utf-8")
+        request.write_text(json.dumps(values, default=str), encoding="utf-8")
         if has_gpu():
             torch.cuda.empty_cache()  # the process needs the room
-        command = [sys.executable, "-m", "instruct_lit.exporters.readers", str(asked), str(found)]
+        command = [sys.executable, "-m", "instruct_lit.exporters.readers", str(request), str(found)]
         ended = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
         if not found.exists():
             last = (ended.stderr.strip().splitlines() or ["no message"])[-1]

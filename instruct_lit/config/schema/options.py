@@ -133,7 +133,7 @@ def seed_option(doc: str, default: Any = 123) -> Any:
 
 
 def progress_option() -> Any:
-    """The key that says how progress is shown."""
+    """The key that selects how progress is shown."""
     doc = "How progress is shown; auto: bars on a terminal, elsewhere and with TERM=dumb plain lines."
     return option("auto", doc, choices=("auto", "bar", "lines", "none"))
 

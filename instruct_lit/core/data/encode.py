@@ -69,7 +69,7 @@ class Encoder:
     A longer example is truncated, dropped, or refused with a DataError (`on_long`). One whose prompt leaves no room for
     a response token is dropped even with `truncate`. A truncated response has no end-of-text: the model must not learn
     to stop in mid-sentence. A truncated conversation loses the turns whose response has no room. All responses of a
-    conversation are trained on, or only the last (`loss_on`); each ends with end-of-text. `counts` says what happened.
+    conversation are trained on, or only the last (`loss_on`); each ends with end-of-text. `counts` has their numbers.
     """
 
     def __init__(
