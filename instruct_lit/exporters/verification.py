@@ -198,7 +198,7 @@ def verify_export(
         precision: of the weights in it, a key of `TOLERANCES`; with `to=hf` the model is rounded to it first.
         base: the base model's folder, of an adapter alone.
 
-    Returns: what the model card states: the names of the `readers`, the number `n` of examples, and of quantised weights
+    Returns: for the model card: the names of the `readers`, the number `n` of examples, and of quantised weights
         the `change` of the loss as an `evaluation.statistics.Interval`.
     """
     tolerance = TOLERANCES[precision] if to == "gguf" else Tolerance()
