@@ -41,6 +41,7 @@ def ours(name: str, args: Namespace) -> dict[str, Any]:
     from instruct_lit.config import model_builders as build
     from instruct_lit.config.check_training import check_train
     from instruct_lit.config.compose import CONF, register
+    from instruct_lit.config.data_builders import data_of
     from instruct_lit.config.run_builders import trainer_of, tuner_of
 
     memory, clock = common.Memory(args.device), common.Clock(args.warm_up, args.steps, args.device)
@@ -75,7 +76,7 @@ def ours(name: str, args: Namespace) -> dict[str, Any]:
         trainer = trainer_of(config, [Throughput(), Tick()])
         model = build.model_of(config)
         tokenizer, template = build.language_of(config)
-        data = build.data_of(config, template, tokenizer, model.config.context_length)
+        data = data_of(config, template, tokenizer, model.config.context_length)
         trainer.fit(tuner_of(config, model), data)
     return _figures(args, clock, memory, _per_step(common.N_TRAIN, args.batch_size), torch.__version__)
 
