@@ -9,15 +9,12 @@ import pytest
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("module", "row", "figure"),
-    [("training", "ours packed+prefix fp32", "examples_per_s"), ("generation", "ours fp32", "tokens_per_s")],
-)
-def test_our_own_row_is_measured(module: str, row: str, figure: str, tmp_path: Path) -> None:
+def test_our_own_row_is_measured(tmp_path: Path) -> None:
     records = [{"instruction": f"Say {n}.", "input": "", "output": f"{n}"} for n in range(40)]
     (tmp_path / "records.json").write_text(json.dumps(records))
-    steps = ["--steps", "1", "--warm-up", "1"] if module == "training" else []
-    command = [sys.executable, "-m", f"benchmarks.{module}", "--data", str(tmp_path / "records.json")]
-    done = subprocess.run([*command, *steps, "--system", row], capture_output=True, text=True, timeout=280)
+    command = [sys.executable, "-m", "benchmarks.training", "--data", str(tmp_path / "records.json"), "--steps", "1"]
+    done = subprocess.run(
+        [*command, "--warm-up", "1", "--system", "ours packed+prefix fp32"], capture_output=True, text=True, timeout=280
+    )
     assert done.returncode == 0, done.stderr[-2000:]
-    assert json.loads(done.stdout.split("RESULT ")[1])[figure] > 0
+    assert json.loads(done.stdout.split("RESULT ")[1])["examples_per_s"] > 0
