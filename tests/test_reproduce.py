@@ -45,6 +45,7 @@ def finished_run(folder: Path, *overrides: str) -> Path:
         ("data.filters=${oc.decode:'{function:{path:evil.py}}'}", "is an interpolation"),
         ("seed=1,2", "is a sweep"),
         ("no override", "is not an override"),
+        ("seed=" + "{a:" * 300 + "1" + "}" * 300, "is not an override"),
         ("template.path=evil.jinja", "names a file"),
         ("callbacks.best_checkpoint.dirpath=/root/.ssh", "names a folder to write to"),
     ],

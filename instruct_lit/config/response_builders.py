@@ -12,18 +12,11 @@ from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from instruct_lit.config import model_builders as build
-from instruct_lit.config.data_builders import data_of_run
-from instruct_lit.config.provenance import weights_sha256
 from instruct_lit.core.data.records import FileSource
-from instruct_lit.core.generation.engine import Engine
-from instruct_lit.core.model.causal import best_device
-from instruct_lit.core.training.answers import answer_split
 from instruct_lit.datasets.filters import call, load_function
-from instruct_lit.evaluation.answer_cache import AnswerCache, CachedResponses
 from instruct_lit.evaluation.answer_files import read_responses
 from instruct_lit.evaluation.checks import FUNCTION
 from instruct_lit.evaluation.leaks import question, training_questions
-from instruct_lit.evaluation.losses import response_losses
 
 
 @dataclass(frozen=True)
@@ -55,6 +48,15 @@ def generated_responses(config: DictConfig, run: str) -> Responses:
 
     Every response is cached as soon as it is complete, so that an interrupted evaluation resumes.
     """
+    # Lightning and the model are imported here: existing responses need neither.
+    from instruct_lit.config.data_builders import data_of_run
+    from instruct_lit.config.provenance import weights_sha256
+    from instruct_lit.core.generation.engine import Engine
+    from instruct_lit.core.model.causal import best_device
+    from instruct_lit.core.training.answers import answer_split
+    from instruct_lit.evaluation.answer_cache import AnswerCache, CachedResponses
+    from instruct_lit.evaluation.losses import response_losses
+
     of_run: Any = OmegaConf.merge(config, {"run": run})
     opened = build.open_run(of_run)
     data = data_of_run(of_run, opened)

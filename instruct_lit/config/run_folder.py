@@ -21,6 +21,11 @@ from instruct_lit.config.schema.options import check_values, violations
 from instruct_lit.errors import ConfigError
 
 MAX_BYTES = 10_000_000
+MAX_DEPTH = 100
+_STARTS = (
+    yaml.FlowSequenceStartToken, yaml.FlowMappingStartToken, yaml.BlockSequenceStartToken, yaml.BlockMappingStartToken
+)  # fmt: skip
+_ENDS = (yaml.FlowSequenceEndToken, yaml.FlowMappingEndToken, yaml.BlockEndToken)
 SCHEMAS = {"model": ModelConfig, "data": DataConfig, "batching": BatchingConfig}  # the groups that are read
 REMEDY = "give {group}=… on the command line"
 SOURCE_MODULES = {  # the modules of the sources, which in an older run may be others
@@ -36,14 +41,19 @@ SOURCE_MODULES = {  # the modules of the sources, which in an older run may be o
 def read_plain(file: Path) -> Any:
     """The values of a YAML file, its interpolations left as text.
 
-    Raises: ConfigError for a file that is not YAML, is too large, or has aliases, which can expand without bound.
+    Raises: ConfigError for a file that is not YAML, too large or too deep, or has aliases, which expand without bound.
     """
     try:
         if file.stat().st_size > MAX_BYTES:
             raise ConfigError(f"{file}: has more than {MAX_BYTES:,} bytes; a run's configuration is smaller")
         text = file.read_text(encoding="utf-8")
-        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
-            raise ConfigError(f"{file}: has YAML aliases, which no run writes; write their values out")
+        depth = 0
+        for token in yaml.scan(text):  # its time grows with the square of the depth
+            depth += isinstance(token, _STARTS) - isinstance(token, _ENDS)
+            if isinstance(token, yaml.AliasToken):
+                raise ConfigError(f"{file}: has YAML aliases, which no run writes; write their values out")
+            if depth > MAX_DEPTH:
+                raise ConfigError(f"{file}: cannot be read (more than {MAX_DEPTH} levels deep); give another run")
         return OmegaConf.to_container(OmegaConf.load(file), resolve=False)
     except (OSError, ValueError, RecursionError, yaml.YAMLError, OmegaConfBaseException) as error:
         reason = " ".join(str(error).split())[:100]

@@ -70,7 +70,7 @@ def refusal(override: str) -> str | None:
     try:
         (parsed,) = parse_overrides([override])
         value = None if parsed.is_delete() else parsed.value()
-    except HydraException:
+    except (HydraException, RecursionError):
         return "is not an override"
     key = parsed.key_or_group
     if parsed.is_sweep_override():

@@ -66,7 +66,9 @@ def test_downloads_of_a_run_folder_go_to_this_commands_cache(tmp_path: Path) -> 
         ("data: {batch_size: many}", "data: Value 'many' .* could not be converted to Integer; give data=…"),
         ("data: {batch_size: 0}", "data.batch_size=0: must be at least 1; give data=…"),
         ("data: {filters: [function]}", r"data.filters=\[function\]: must be a mapping; give data="),
-        ("[" * 20_000, "cannot be read .RecursionError"),
+        ("[" * 5_000_000, "cannot be read .more than 100 levels deep"),
+        ("{" * 5_000_000, "cannot be read .more than 100 levels deep"),
+        ("- " * 3_000, "cannot be read .more than 100 levels deep"),
         ("data: " + "x" * 10_000_001, "has more than 10,000,000 bytes"),
     ],
 )  # fmt: skip

@@ -1,6 +1,8 @@
 """The evaluate command end to end, and training that monitors the quality of its responses."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -150,3 +152,15 @@ def test_a_run_that_watches_the_quality_of_its_answers(
          "EarlyStopping monitors val/exact_match with mode=min; use mode=max"),
     ):  # fmt: skip
         assert message in command("train", *small, *overrides, cwd=tmp_path, status=2).stderr
+
+
+def test_existing_responses_need_no_lightning(tmp_path: Path) -> None:
+    """It takes two seconds to import."""
+    (tmp_path / "answers.json").write_text(json.dumps([{"instruction": "a", "output": "b", "response": "b"}] * 2))
+    program = (
+        "import sys; sys.argv = ['evaluate', 'responses=answers.json', 'hydra.run.dir=out']\n"
+        "from instruct_lit.evaluate import main\n"
+        "main(); assert 'lightning' not in sys.modules and 'transformers' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr

@@ -77,6 +77,7 @@ def test_the_default_layout_suits_the_model_and_another_is_refused(
 ADAPTER = (*SMALL, "evaluate_base=false", "adapter=lora", "adapter.rank=4", "adapter.merge=false")
 
 
+@pytest.mark.slow
 def test_a_run_with_an_adapter_keeps_the_adapter_alone(
     command: Callable, llama_directory: Path, tmp_path: Path
 ) -> None:
