@@ -30,7 +30,7 @@ GIVEN = {
     "peek": (),
     "chat": ("run=.", "template=alpaca"),
     "serve": ("run=.", "template=alpaca"),
-    "arena": ("template=alpaca", "runs=[., /etc]", "judge=ollama", "judge.model=m"),
+    "arena": ("template=alpaca", "runs=[., /dev]", "judge=ollama", "judge.model=m"),
     "export": ("run=.", "template=alpaca"),
     "report": ("folder=.",),
     "reproduce": ("run=.",),

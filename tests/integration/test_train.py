@@ -164,6 +164,7 @@ def test_ctrl_c_ends_with_what_is_known_and_the_run_can_go_on(
     assert json.loads((tmp_path / "rest" / "metrics.json").read_text())["n_steps"] == metrics["n_steps"] + 2
 
 
+@pytest.mark.slow
 def test_real_records_with_the_real_vocabulary(
     shared_data: Path, command: Callable, small: tuple[str, ...], tmp_path: Path
 ) -> None:

@@ -9,7 +9,9 @@ import math
 import re
 import typing
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 from instruct_lit.errors import ConfigError
 
 LARGEST = 2**31 - 1  # of whole numbers without a bound of their own; no count of this program is above it
+MAX_FOLDERS = 500  # that are searched for runs on each level of a folder
 NO_MAPPING = "must be a mapping"
 FINISHED = "a run folder, a bundle or a Hugging Face directory"
 # What `Rules.exists` may be: what is missing, what to give, and the test of a path.
@@ -80,7 +83,8 @@ class Rules:
             return [f"{key}={shown(value)}: give {wanted}"]
         folders = [Path(path).expanduser() for path in paths]
         missing = [f"{key}={path}: no such {what}" for path in folders if not exists(path)]
-        return missing or [_choice_of(key, f) for f in folders if self.exists == "run" and runs_in(f)]
+        found = [(folder, runs_in(folder)) for folder in folders if self.exists == "run" and not missing]
+        return missing or [_choice_of(key, folder, runs) for folder, runs in found if runs]
 
     def _reason(self, value: Any) -> str | None:
         if self.choices:
@@ -106,15 +110,24 @@ class Rules:
 
 
 def runs_in(folder: Path) -> list[str]:
-    """The finished runs in a folder that is none itself, the newest first; at most four levels down."""
+    """The finished runs in a folder that is none itself, the newest first: at most four levels down."""
     if (folder / "bundle").is_dir() or (folder / "config.json").is_file():
         return []
-    found = [bundle for depth in range(1, 5) for bundle in folder.glob(f"{'*/' * depth}bundle")]
-    return [str(bundle.parent) for bundle in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)]
+    found: list[Path] = []
+    level = [folder]
+    for _ in range(4):
+        level = list(islice((child for parent in level for child in _folders_in(parent)), MAX_FOLDERS))
+        found += (child for child in level if (child / "bundle").is_dir())
+    return [str(run) for run in sorted(found, key=lambda run: (run / "bundle").stat().st_mtime, reverse=True)]
 
 
-def _choice_of(key: str, folder: Path) -> str:
-    newest, *others = runs_in(folder)
+def _folders_in(folder: Path) -> Iterator[Path]:
+    with suppress(OSError):
+        yield from (child for child in folder.iterdir() if child.is_dir())
+
+
+def _choice_of(key: str, folder: Path, runs: list[str]) -> str:
+    newest, *others = runs
     more = f", {others[0]}{', …' * bool(others[1:])}" if others else ""
     return f"{key}={folder}: a folder of {1 + len(others)} runs; give one of them: {key}={newest}{more}"
 
