@@ -116,6 +116,7 @@ def test_hostile_values_are_refused_by_name_or_accepted(group: str) -> None:
         ("model.d_model", 2**30, "model.n_layers=2, model.d_model=1073741824, model.context_length=96: "),
         ("callbacks.early_stopping.patience", -1, "callbacks.early_stopping.patience=-1: must be at least 0"),
         ("ckpt_path", "", "ckpt_path=: must not be empty"),
+        ("bundle_dtype", "int8", "bundle_dtype=int8: allowed are float32, bfloat16, float16"),
     ],
 )
 def test_what_was_found_is_refused_with_the_reason(key: str, value: Any, message: str) -> None:

@@ -16,7 +16,7 @@ IDS = torch.tensor([[5, 6, 7, 8, 9]])
 
 
 def test_hf_with_another_template(command: Command, small_run: Path, tmp_path: Path) -> None:
-    done = command("export", f"run={small_run}", "template=chatml", "verify=false", "hydra.run.dir=out", cwd=tmp_path)
+    done = command("export", f"run={small_run}", "template=chatml", "hydra.run.dir=out", cwd=tmp_path)
     assert "README.md" in done.stdout and "model.safetensors" in done.stdout
     assert "out/hf gives the same losses, prompts and answers in instruct-lit, transformers" in done.stdout
     before, after = open_model(small_run), open_model(tmp_path / "out/hf")
@@ -47,7 +47,9 @@ def test_a_soup_is_tested_and_put_beside_its_parts(command: Command, small_run: 
 
 def test_gguf_and_modelfile(command: Command, small_run: Path, tmp_path: Path) -> None:
     pytest.importorskip("gguf")
-    done = command("export", f"run={small_run}", "to=gguf", "precision=q8_0", "verify=false", "hydra.run.dir=out", cwd=tmp_path)
+    done = command(
+        "export", f"run={small_run}", "to=gguf", "precision=q8_0", "verify=false", "hydra.run.dir=out", cwd=tmp_path
+    )
     assert "Modelfile, README.md, model-q8_0.gguf" in done.stdout and done.stderr == ""
     text = (tmp_path / "out/gguf/Modelfile").read_text()
     assert (

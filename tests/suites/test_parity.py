@@ -75,7 +75,10 @@ def shorten(tasks: Tasks) -> None:
 
 @pytest.mark.parametrize(
     ("names", "template"),
-    [(["mmlu_anatomy", "copa", "stsb", "record", "squad_v1", "triviaqa"], False), (["copa", "squad_v1"], True)],
+    [
+        (["copa", "squad_v1"], True),
+        pytest.param(["mmlu_anatomy", "copa", "stsb", "record", "squad_v1", "triviaqa"], False, marks=pytest.mark.slow),
+    ],
 )
 def test_some_tasks_of_every_kind(
     hub: Path, evaluated: EvaluatedModel, theirs: Any, names: list[str], template: bool
