@@ -3,6 +3,7 @@
     python -m benchmarks.call_paths            # exits with 1 when a path is longer than its limit
     python -m benchmarks.call_paths --names    # with the functions of every file
     python -m benchmarks.call_paths record     # one of them
+    python -m benchmarks.call_paths --alone    # only for the core alone, which the limits are for
 
 - *record*: the records of one file in the default configuration, from reading them to the end of the backward pass of
   the first batch: what runs inside the data module's hooks, its loader, and the training step.
@@ -182,10 +183,11 @@ def main() -> None:
     """Print the counts of both paths with their limits; exit with 1 when one is exceeded."""
     parser = ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--names", action="store_true", help="print the functions of every file")
+    parser.add_argument("--alone", action="store_true", help="count for the core alone")
     parser.add_argument("paths", nargs="*", choices=[*LIMITS, []], help="record, request; both by default")
     shown = parser.parse_args()
     exceeded = False
-    for alone in (True, False):
+    for alone in (True,) if shown.alone else (True, False):
         for path in shown.paths or LIMITS:
             limits, found = LIMITS[path], count(path, alone)
             counts = len(found), sum(map(len, found.values()))

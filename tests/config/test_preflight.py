@@ -17,7 +17,6 @@ from instruct_lit.core.model.gpt import GPT
 from instruct_lit.errors import ConfigError
 from instruct_lit.hf.files import load_hf
 from instruct_lit.hf.tokenizer import load_tokenizer
-from tests.commands import SMALL, Command
 
 OWN = Template("own", "Do: {{ instruction }}\nAnswer: {{ response }}")
 
@@ -71,12 +70,3 @@ def test_a_disk_without_room_is_named(tmp_path: Path, tiny_model: GPT, monkeypat
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
     with pytest.raises(ConfigError, match=r"paths.outputs: .* has 0.00 GB free, and checkpoints and bundle take 0.01"):
         Preflight().on_prepared(run_of(tmp_path, tiny_model, GPT2Tokenizer()))
-
-
-def test_the_precision_of_the_bundle_is_a_key(command: Command, tmp_path: Path) -> None:
-    command("train", *SMALL, "trainer.max_steps=1", "bundle_dtype=bfloat16", "hydra.run.dir=run", cwd=tmp_path)
-    config = json.loads((tmp_path / "run/bundle/config.json").read_text())
-    assert config["dtype"] == "bfloat16"
-    about = json.loads((tmp_path / "run/bundle/instruct_lit.json").read_text())
-    assert about["base"] == {"id": None, "licence": None}
-    assert not list((tmp_path / "run").glob(".preflight*"))

@@ -149,6 +149,7 @@ def test_stored_in_bf16_and_in_a_fresh_process(
         verify_bundle(folder, model, trained, make, torch.bfloat16)
 
 
+@pytest.mark.parametrize("written", ["gpt2", pytest.param("llama", marks=pytest.mark.slow)], indirect=True)
 def test_a_difference_is_an_error_of_status_1(written: tuple[Path, CausalLM, Tokenizer]) -> None:
     folder, model, tokenizer = written
     with torch.no_grad():

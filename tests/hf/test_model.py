@@ -66,7 +66,9 @@ def test_packed_documents_behind_a_prefix_have_the_states_they_have_alone(make: 
     torch.testing.assert_close(rows[0], alone[0], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma", "gpt2"])
+@pytest.mark.parametrize(
+    "name", ["llama", *(pytest.param(n, marks=pytest.mark.slow) for n in ("qwen3", "gemma", "gpt2"))]
+)
 def test_compiled_blocks_give_the_same_states_and_gradients_and_are_compiled_once(make: Callable, name: str) -> None:
     """Three layers and three lengths share their graphs, which the attention interrupts; evaluation is not compiled."""
     graphs = []

@@ -55,6 +55,7 @@ def test_a_vote_is_cast_and_the_leaderboard_changes(start: Start, small_run: Pat
     assert "Traceback" not in process.err.read_text()
 
 
+@pytest.mark.slow
 def test_import_reproduces_the_order_and_draws(command: Command, shared_data: Path, tmp_path: Path) -> None:
     battles = shared_data / "arena" / "alpacaeval_judged_battles.jsonl.gz"
     done = command("arena", f"import={battles}", "plot=board.png", cwd=tmp_path)

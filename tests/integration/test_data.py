@@ -31,7 +31,8 @@ def test_a_mixture_of_conversations_and_demo_with_filters(
     done = command(
         "train", *options, "data=mixture", "data.sets={talks: {path: talks.jsonl, weight: 1}, demo: {source: {n_examples: 60}, weight: 3}}",
         "data.split={train:0.7,val:0.2,test:0.1}", "data.filters={function: {path: mine.py}, length: {max_prompt_words: 30}}",
-        "template=chatml", "trainer.max_epochs=1", "callbacks.early_stopping.monitor=val/loss/talks", "hydra.run.dir=run", cwd=tmp_path,
+        "template=chatml", "trainer.max_epochs=1", "callbacks.early_stopping.monitor=val/loss/talks", "bundle_dtype=bfloat16",
+        "hydra.run.dir=run", cwd=tmp_path,
     )  # fmt: skip
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert metrics["n_filtered_function"] == 3 and f"{metrics['n_filtered_function']} filtered_function" in done.stderr
@@ -40,6 +41,9 @@ def test_a_mixture_of_conversations_and_demo_with_filters(
     low, high = sorted(metrics[f"val/loss/{name}"] for name in ("talks", "demo"))
     assert low < metrics["val/loss"] < high and "base/test/loss/demo" in metrics
     rows = [json.loads(line) for line in (tmp_path / "run" / "responses.jsonl").read_text().splitlines()]
+    assert json.loads((tmp_path / "run/bundle/config.json").read_text())["dtype"] == "bfloat16"
+    assert json.loads((tmp_path / "run/bundle/instruct_lit.json").read_text())["base"] == {"id": None, "licence": None}
+    assert not list((tmp_path / "run").glob(".preflight*"))
     assert any(row.get("history") for row in rows) and all(row["response"] is not None for row in rows)
     refused = command("evaluate", "run=run", cwd=tmp_path, status=2).stderr
     assert "data.filters.function=mine.py: code that a run folder names is never executed" in refused

@@ -15,6 +15,7 @@ from tests.commands import Command
 IDS = torch.tensor([[5, 6, 7, 8, 9]])
 
 
+@pytest.mark.slow
 def test_hf_with_another_template(command: Command, small_run: Path, tmp_path: Path) -> None:
     done = command("export", f"run={small_run}", "template=chatml", "hydra.run.dir=out", cwd=tmp_path)
     assert "README.md" in done.stdout and "model.safetensors" in done.stdout

@@ -221,7 +221,7 @@ server.run_server(make_app(CompletionService(model, engine, SamplingSettings()))
 """
 
 
-@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("sent", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_calls_under_way_at_the_shutdown_are_finished_or_answered_with_503(sent: signal.Signals) -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", SERVER], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
