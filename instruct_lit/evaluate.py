@@ -47,7 +47,7 @@ def score(config: DictConfig, out_dir: Path, judge: ResponseJudge | None) -> flo
     rows, training = responses.rows, responses.training if config.leaks.enabled else None
     found: dict[str, Any] = {
         "run": config.run, "responses": config.responses, "split": config.split, "n_responses": len(rows),
-        "generation": OmegaConf.to_container(config.generation),
+        "generation": OmegaConf.to_container(config.generation), "changes": responses.changes,
         **score_rows(rows, config.metrics, config.by, config.seed, training, config.leaks.near),
     }  # fmt: skip
     write(out_dir, found, rows, write_page)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
@@ -18,12 +18,18 @@ from instruct_lit.evaluation.answer_files import read_responses
 from instruct_lit.evaluation.checks import FUNCTION
 from instruct_lit.evaluation.leaks import question, training_questions
 
+if TYPE_CHECKING:
+    from instruct_lit.core.bundle import OpenedModel
+    from instruct_lit.core.data.encode import EncodedExample
+    from instruct_lit.evaluation.forgetting import Change, Losses
+
 
 @dataclass(frozen=True)
 class Responses:
-    """Records with their responses, and the questions of the training examples where they are known."""
+    """Records with their responses, what the model gained and lost, and the training questions where they are known."""
 
     rows: list[dict[str, Any]]
+    changes: list[Change]
     training: Iterator[str] | None = None
 
 
@@ -33,14 +39,16 @@ def responses_of(config: DictConfig, source: str) -> Responses:
     if Path(source).expanduser().is_dir():
         found = generated_responses(config, source)
     else:
-        found = Responses(read_responses(Path(source), config.response_field)[: config.n_responses])
+        found = Responses(read_responses(Path(source), config.response_field)[: config.n_responses], [])
     if config.check_function is not None:
         check = load_function(config.check_function, "check", "check_function")
         for row in found.rows:
             row[FUNCTION] = bool(call(check, row, "check_function"))
     if config.leaks.train is None:
         return found
-    return Responses(found.rows, (question(example.as_record()) for example in FileSource(config.leaks.train)))
+    return Responses(
+        found.rows, found.changes, (question(example.as_record()) for example in FileSource(config.leaks.train))
+    )
 
 
 def generated_responses(config: DictConfig, run: str) -> Responses:
@@ -67,8 +75,31 @@ def generated_responses(config: DictConfig, run: str) -> Responses:
     known = CachedResponses(cache, engine, sampling, data.template)
     rows = answer_split(engine, data, config.split, config.n_responses, sampling, title, known=known)
     store, _ = data.examples_of(config.split)
+    references = [store[row["id"]] for row in rows]
     with tqdm(total=len(rows), desc="loss of the reference responses", unit="example", file=sys.stdout) as bar:
-        losses = response_losses(opened.model, opened.tokenizer, [store[row["id"]] for row in rows], bar.update)
+        losses = response_losses(opened.model, opened.tokenizer, references, bar.update)
     for row, (loss, n_tokens) in zip(rows, losses, strict=True):
         row["loss"], row["n_response_tokens"] = loss, n_tokens
-    return Responses(rows, None if config.split == "train" else training_questions(data))
+    changes = changes_of(config, opened, references, losses) if config.forgetting.enabled else []
+    return Responses(rows, changes, None if config.split == "train" else training_questions(data))
+
+
+def changes_of(
+    config: DictConfig, opened: OpenedModel, references: Sequence[EncodedExample], losses: Losses
+) -> list[Change]:
+    """What fine-tuning gained in the loss of the reference responses, and lost in that of general text."""
+    from instruct_lit.config.run_folder import saved_group
+    from instruct_lit.core.model.causal import best_device
+    from instruct_lit.evaluation.forgetting import change, text_losses
+    from instruct_lit.evaluation.losses import response_losses
+
+    of_run = saved_group(opened.directory.parent, "model", config.paths.cache) if opened.about else None
+    texts = build.texts_of(config.forgetting, of_run)
+    after = text_losses(opened.model, opened.tokenizer, texts)
+    base = build.base_of_run(config, opened)
+    if base is None:
+        return [change("lost", "general/loss", after, None, config.seed)]
+    base.to(best_device())
+    before = text_losses(base, opened.tokenizer, texts)
+    gained = change("gained", "response_loss", losses, response_losses(base, opened.tokenizer, references), config.seed)
+    return [gained, change("lost", "general/loss", after, before, config.seed)]

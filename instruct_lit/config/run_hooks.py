@@ -9,22 +9,26 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
+import torch
 from hydra.core.hydra_config import HydraConfig
 from lightning import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from instruct_lit.config.check_run import check_limits, check_split
 from instruct_lit.config.compose import differences, flat
+from instruct_lit.config.model_builders import texts_of
 from instruct_lit.config.preflight import Preflight
 from instruct_lit.config.provenance import provenance, write_provenance
 from instruct_lit.config.satellites import has_satellite
 from instruct_lit.config.targets import build
+from instruct_lit.core.model.causal import on_device
 from instruct_lit.core.model.pretrained import DTYPES
 from instruct_lit.core.training.run import Run, RunHook
 from instruct_lit.errors import ConfigError
 
 if TYPE_CHECKING:
     from instruct_lit.accel.memory import PeakMemory
+    from instruct_lit.evaluation.forgetting import Losses
     from instruct_lit.exporters.verification import Reference
 
 
@@ -48,6 +52,8 @@ def hooks_of(config: DictConfig) -> list[RunHook]:
         hooks.append(MixtureShares())
     if config.finder is not None:
         hooks.append(Finder(config.finder))
+    if config.finder is None and config.forgetting.enabled and has_satellite("evaluation"):
+        hooks.append(Forgetting(config))
     if has_satellite("reports"):
         hooks += [Report(config), Loggers(config)]
     if config.finder is None:
@@ -179,6 +185,34 @@ class Utilisation(RunHook):
                 "matrix_flops_per_s": rate,
             }
         run.metrics["peak_memory_bytes"] = self.memory.read()
+
+
+class Forgetting(RunHook):
+    """satellite evaluation: the loss on general text before and after training."""
+
+    before: Losses | None = None
+
+    def __init__(self, config: DictConfig) -> None:
+        self.texts = texts_of(config.forgetting, config.model)
+        self.has_base = config.fit and config.evaluate_base and config.model.pretrained
+
+    def on_prepared(self, run: Run) -> None:
+        if self.has_base and run.trainer.is_global_zero:
+            self.before = self._losses(run)
+
+    def on_tested(self, run: Run) -> None:
+        from instruct_lit.evaluation.forgetting import as_metrics, change
+
+        if not run.interrupted:
+            run.metrics |= as_metrics(change("lost", "general/loss", self._losses(run), self.before, run.settings.seed))
+
+    def _losses(self, run: Run) -> Losses:
+        from instruct_lit.evaluation.forgetting import text_losses
+
+        # A model that is trained in shards may not fit on one device.
+        whole = run.trained is run.model
+        with on_device(run.model, run.trainer.strategy.root_device if whole else torch.device("cpu")):
+            return text_losses(run.model, run.tokenizer, self.texts)
 
 
 class Finder(RunHook):

@@ -144,6 +144,7 @@ def write_page(path: Path, evaluation: Mapping[str, Any], rows: Sequence[Row]) -
         source=evaluation["run"] or evaluation["responses"],
         subject=subject(evaluation),
         lines=lines(evaluation),
+        changes=[change for change in evaluation.get("changes", ()) if "change" in change],
         leaks=leaks,
         leak_counts=leak_counts(leaks) if leaks else {},
         judge=evaluation.get("judge"),

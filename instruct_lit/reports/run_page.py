@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from instruct_lit.evaluation.answer_files import read_jsonl
-from instruct_lit.evaluation.metrics import WITHOUT_EXTRA, applicable, exact, score, token_f1
-from instruct_lit.evaluation.statistics import Interval
+from instruct_lit.evaluation.metrics import METRICS, WITHOUT_EXTRA, applicable, concerns, exact, score, token_f1
+from instruct_lit.evaluation.statistics import Interval, interval
 from instruct_lit.reports import plots
 from instruct_lit.reports.metrics import quantity
 from instruct_lit.reports.pages import write_page
 from instruct_lit.reports.tables import show, show_table
 
 MAX_ROWS = 200
-SUMMARY = ("val/loss", "test/loss", "test/exact_match", "tokens_per_s", "stopped_early", "seconds")
+SUMMARY = ("val/loss", "test/loss", "test/exact_match", "general/loss", "tokens_per_s", "stopped_early", "seconds")
 FILES = {
     "report.html": "loss curves, metrics, responses",
     "loss.png": "loss curves",
@@ -61,6 +61,7 @@ def write_report(
         metrics={name: value for name, value in results_first if not name.startswith("base/")},
         before={name.removeprefix("base/"): value for name, value in metrics.items() if name.startswith("base/")},
         quality=_quality(rows),
+        changes=_changes(rows, metrics),
         rows=sorted(rows, key=lambda row: (row["right"], row["token_f1"]))[:MAX_ROWS],
         n_rows=len(rows),
         families={name: (sum(right), len(right)) for name, right in sorted(families.items())},
@@ -94,6 +95,27 @@ def _quality(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, Interval, Int
     if all("base_response" in row for row in rows):
         before = score([{**row, "response": row["base_response"]} for row in rows], names)
     return [(name, after[name], before.get(name)) for name in names]
+
+
+def _changes(rows: Sequence[Mapping[str, Any]], metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What fine-tuning gained in the answers, paired with those of the base, and lost in general text."""
+    found: list[dict[str, Any]] = []
+    if rows and all("base_response" in row for row in rows):
+        base_rows = [{**row, "response": row["base_response"]} for row in rows]
+        for name in ("exact_match", "token_f1", *applicable(["checks"], rows)):
+            pairs = [
+                (METRICS[name](row), METRICS[name](base))
+                for row, base in zip(rows, base_rows, strict=True)
+                if concerns(name, row)
+            ]
+            after, before, change = (interval(v) for v in (*zip(*pairs, strict=True), [a - b for a, b in pairs]))
+            found.append({"kind": "gained", "metric": name, "before": before, "after": after, "change": change})
+    if "base/general/loss" in metrics:
+        name = "general/loss"
+        bounds = {side: metrics[f"{name}_change_{side}"] for side in ("low", "high")}
+        sides = {"before": {"mean": metrics[f"base/{name}"]}, "after": {"mean": metrics[name]}}
+        found.append({"kind": "lost", "metric": name, **sides, "change": {"mean": metrics[f"{name}_change"], **bounds}})
+    return found
 
 
 def _metrics(run_dir: Path) -> dict[str, Any]:

@@ -31,10 +31,39 @@ def test_evaluate_answers_again_with_other_settings(
     assert evaluation["losses"]["loss"]["mean"] == pytest.approx(metrics["test/response_loss"], rel=1e-4)
     assert evaluation["losses"]["perplexity"]["mean"] == pytest.approx(metrics["test/perplexity"], rel=1e-3)
     assert sum(part["n"] for part in evaluation["by"]["length"].values()) == 10
+    (lost,) = evaluation["changes"]  # random weights have nothing to forget
+    assert lost["after"]["mean"] == pytest.approx(metrics["general/loss"], rel=1e-4) and "before" not in lost
+    assert "base/general/loss" not in metrics
     command("evaluate", f"run={small_run}/bundle", "generation=sample", "generation.max_new_tokens=6", "n_responses=3",
             "generation.dtype=bfloat16",
             "hydra.run.dir=sampled", cwd=tmp_path)  # fmt: skip
     assert len(rows_of(tmp_path / "sampled" / "responses.jsonl")) == 3
+
+
+@pytest.mark.slow
+def test_what_fine_tuning_gained_and_lost_is_reported(command: Callable, tmp_path: Path) -> None:
+    small = (
+        "data.source.n_examples=120",
+        "data.split={train:80,val:20,test:20}",
+        "n_test_responses=12",
+        "verify=false",
+    )
+    for name, enabled in (("run", "true"), ("off", "false")):
+        done = command("train", *small, "trainer.max_steps=4", f"forgetting.enabled={enabled}", f"hydra.run.dir={name}",
+                       cwd=tmp_path)  # fmt: skip
+        assert ("general/loss" in done.stdout) is (name == "run")
+    metrics, off = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("run", "off"))
+    assert all(metrics[name] == value for name, value in off.items() if "loss" in name)  # to the last digit
+    assert metrics["general/loss_change_low"] <= metrics["general/loss_change"] <= metrics["general/loss_change_high"]
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "Gained and lost" in page and "<td>lost</td>" in page and page.count("<td>gained</td>") == 2
+    command("evaluate", "run=run", "hydra.run.dir=out", cwd=tmp_path)
+    evaluation = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    gained, lost = evaluation["changes"]
+    assert lost["change"]["mean"] == pytest.approx(metrics["general/loss_change"], rel=1e-2)
+    assert lost["before"]["mean"] == pytest.approx(metrics["base/general/loss"], rel=1e-4)
+    assert gained["after"]["mean"] == pytest.approx(evaluation["losses"]["loss"]["mean"])
+    assert "Gained and lost" in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_evaluate_scores_existing_responses(command: Callable, tmp_path: Path) -> None:

@@ -57,6 +57,19 @@ class LeaksConfig:
 
 
 @dataclass
+class ForgettingConfig:
+    """Loss on general text, after fine-tuning and before."""
+
+    enabled: bool = option(True, "Compute it.")
+    path: str | None = option(
+        None,
+        "Text file with paragraphs; null: one of the package, or for nano text of its own kind.",
+        exists="file",
+    )
+    n_texts: int = option(64, "Only the first so many paragraphs.", at_least=1)
+
+
+@dataclass
 class EvaluateConfig:
     """Let a finished model answer a data set, and score the responses."""
 
@@ -79,6 +92,7 @@ class EvaluateConfig:
     )
     judge: JudgeConfig | None = option(None, "A judge that scores the responses.")
     leaks: LeaksConfig = group(LeaksConfig, "Evaluated examples in the training data.")
+    forgetting: ForgettingConfig = group(ForgettingConfig, "What the run's model has forgotten of its base.")
     data: DataConfig | None = option(None, "The data set; null: that of the run.")
     template: TemplateConfig | None = option(None, "The prompt template; null: that of the bundle.")
     generation: GenerationConfig = group(GenerationConfig, "Generation of the responses.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from instruct_lit.config.schema.evaluation import ForgettingConfig
 from instruct_lit.config.schema.groups import (
     DTYPES,
     AdapterConfig,
@@ -58,6 +59,7 @@ class TrainConfig:
     bundle_dtype: str | None = option(None, "Weights of the bundle; null: the base model's.", choices=DTYPES)
     verify: bool = option(True, "Reopen the bundle in a fresh process and compare it with the trained model.")
     finder: Any = option(None, "Search in place of training (sweep=lr_range, batch_size).", mapping=True)
+    forgetting: ForgettingConfig = group(ForgettingConfig, "What fine-tuning forgets.")
     optimized_metric: str | None = option("val/loss", "Metric that a sweep compares.")
     evaluate_base: bool = option(True, "Also compute loss and responses before fine-tuning.")
     n_test_responses: int | None = option(None, "Answer only the first so many test examples.", at_least=0)
