@@ -40,10 +40,12 @@ def score(config: DictConfig, out_dir: Path, judge: ResponseJudge | None) -> flo
 
     from instruct_lit.config.response_builders import responses_of
     from instruct_lit.evaluation.judging.judge import require_judged
+    from instruct_lit.evaluation.people import people, read_labels
     from instruct_lit.evaluation.scores import score_rows
-    from instruct_lit.reports.evaluation_page import print_judge, print_leaks, print_scores, write_page
+    from instruct_lit.reports.evaluation_page import print_judge, print_leaks, print_people, print_scores, write_page
 
     responses = responses_of(config, config.run or config.responses)
+    labels = read_labels(Path(config.reviews), [row["id"] for row in responses.rows]) if config.reviews else None
     rows, training = responses.rows, responses.training if config.leaks.enabled else None
     found: dict[str, Any] = {
         "run": config.run, "responses": config.responses, "split": config.split, "n_responses": len(rows),
@@ -58,6 +60,10 @@ def score(config: DictConfig, out_dir: Path, judge: ResponseJudge | None) -> flo
         write(out_dir, found, rows, write_page)
         print_judge(found["judge"])
         require_judged(found["judge"])
+    if labels is not None:
+        found["people"] = people(rows, labels, config.seed)
+        write(out_dir, found, rows, write_page)
+        print_people(found["people"])
     return next(iter(found["metrics"].values()))["mean"]
 
 

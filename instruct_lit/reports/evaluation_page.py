@@ -66,6 +66,24 @@ def judge_line(judge: Mapping[str, Any]) -> str:
     return f"{score['mean']:.2f} ({interval(score, '%.2f')}); {unparsed} and count as the lowest score{best}"
 
 
+def print_people(people: Mapping[str, Any]) -> None:
+    """Print the rates of people's labels, the agreement between reviewers, and what predicts them, the best first."""
+    show(f"people: {people['n_labels']} labels of {people['n_responses']} responses")
+    rates = people["rates"].items()
+    show_table(("label", "share", "95 % interval"), [(printable(n), f"{v['mean']:.3f}", interval(v)) for n, v in rates])
+    pairs = [
+        (printable(name), number(v["kappa"]) or "undefined", f"{v['same']['mean']:.3f}", v["n"])
+        for name, v in people["agreement"].items()
+    ]
+    if pairs:
+        show_table(("reviewers", "Cohen's kappa", "same label", "n"), pairs)
+        show(f"Krippendorff's alpha {number(people['alpha']) or 'undefined'}")
+        ids = ", ".join(map(str, people["disagreements"])) or "none"
+        show(printable(f"different labels for the responses {ids}"))
+    predictors = [(name, f"{value:+.3f}") for name, value in people["predictors"].items()]
+    show_table(("metric", "Spearman's rho with people"), predictors)
+
+
 def print_comparison(comparison: Mapping[str, Any]) -> None:
     """Print the difference of two models in each metric, and the judge's win rates."""
     a, b = comparison["compare"]

@@ -122,6 +122,25 @@ def test_checks_of_records_and_a_function_are_scored(command: Callable, tmp_path
     assert "answers.json, record 0: check {'words': 2}; allowed is a mapping with one of contains" in refused
 
 
+def test_peoples_labels_are_evaluated(command: Callable, tmp_path: Path) -> None:
+    pytest.importorskip("scipy")
+    words = ["cat", "dog", "cow", "hen"]
+    records = [{"id": w, "instruction": w, "output": w, "response": w if w < "d" else "x"} for w in words]
+    (tmp_path / "answers.json").write_text(json.dumps(records))
+    labels = [{"id": w, "label": "right" if w < "d" else "wrong", "reviewer": "ann"} for w in words]
+    labels += [{**label, "label": "right", "reviewer": "bob"} for label in labels]
+    (tmp_path / "labels.jsonl").write_text("\n".join(map(json.dumps, labels)))
+    given = ("responses=answers.json", "metrics=[exact_match]", "hydra.run.dir=out")
+    done = command("evaluate", *given, "reviews=labels.jsonl", cwd=tmp_path)
+    found = json.loads((tmp_path / "out" / "evaluation.json").read_text())["people"]
+    assert found["rates"]["right"]["mean"] == 0.75 and found["disagreements"] == ["dog", "hen"]
+    assert found["predictors"] == {"exact_match": pytest.approx(1)}
+    assert "different labels for the responses dog, hen" in done.stdout and "ann, bob" in done.stdout
+    (tmp_path / "labels.jsonl").write_text('{"id": "pig", "label": "right"}')
+    refused = command("evaluate", *given, "reviews=labels.jsonl", cwd=tmp_path, status=2).stderr
+    assert "labels.jsonl, line 1: no response has the id 'pig'" in refused
+
+
 def test_evaluate_opens_a_hugging_face_directory(small_run: Path, command: Callable, tmp_path: Path) -> None:
     """What transformers itself has saved, with the data and the template given by hand."""
     transformers = pytest.importorskip("transformers")

@@ -87,6 +87,9 @@ class EvaluateConfig:
         "Python file with a function check(record) whose verdict on a response is one of its checks.",
         exists="file",
     )
+    reviews: str | None = option(
+        None, "File of people's labels of the responses, records with id, label and reviewer.", exists="file"
+    )
     by: list[str] = option(
         [], "Fields of the records to group the first metric, loss and perplexity by; also input, length."
     )
