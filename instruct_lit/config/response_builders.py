@@ -16,6 +16,7 @@ from instruct_lit.core.data.records import FileSource
 from instruct_lit.datasets.filters import call, load_function
 from instruct_lit.evaluation.answer_files import read_responses
 from instruct_lit.evaluation.checks import FUNCTION
+from instruct_lit.errors import ConfigError
 from instruct_lit.evaluation.leaks import question, training_questions
 
 if TYPE_CHECKING:
@@ -80,14 +81,17 @@ def generated_responses(config: DictConfig, run: str) -> Responses:
         losses = response_losses(opened.model, opened.tokenizer, references, bar.update)
     for row, (loss, n_tokens) in zip(rows, losses, strict=True):
         row["loss"], row["n_response_tokens"] = loss, n_tokens
-    changes = changes_of(config, opened, references, losses) if config.forgetting.enabled else []
+    changes = changes_of(config, opened, references, losses) if config.forgetting.enabled and config.compare is None else []
     return Responses(rows, changes, None if config.split == "train" else training_questions(data))
 
 
 def changes_of(
     config: DictConfig, opened: OpenedModel, references: Sequence[EncodedExample], losses: Losses
 ) -> list[Change]:
-    """What fine-tuning gained in the loss of the reference responses, and lost in that of general text."""
+    """What fine-tuning gained in the loss of the reference responses, and lost in that of general text.
+
+    A base that cannot be opened is reported; the figures before fine-tuning are then missing.
+    """
     from instruct_lit.config.run_folder import saved_group
     from instruct_lit.core.model.causal import best_device
     from instruct_lit.evaluation.forgetting import change, text_losses
@@ -96,7 +100,12 @@ def changes_of(
     of_run = saved_group(opened.directory.parent, "model", config.paths.cache) if opened.about else None
     texts = build.texts_of(config.forgetting, of_run)
     after = text_losses(opened.model, opened.tokenizer, texts)
-    base = build.base_of_run(config, opened)
+    opened.model.cpu()  # one model at a time on the device
+    try:
+        base = build.base_of_run(config, opened)
+    except ConfigError as error:
+        print(f"no loss before fine-tuning: {error}", flush=True)
+        base = None
     if base is None:
         return [change("lost", "general/loss", after, None, config.seed)]
     base.to(best_device())

@@ -17,7 +17,7 @@ from instruct_lit.errors import ConfigError
 from instruct_lit.evaluation.losses import response_losses
 from instruct_lit.evaluation.statistics import interval
 
-SHIPPED = Path(__file__).with_name("general_text.txt")  # Apache-2.0, as the package
+SHIPPED = Path(__file__).with_name("general_text.txt")  # written for this package, under its licence (Apache-2.0)
 NANO_SEED = 2  # of documents that nano was not trained on
 MAX_TOKENS = 512  # of a text
 Losses = Sequence[tuple[float, int]]  # of each text the mean loss of its tokens in nats, and their number

@@ -13,7 +13,6 @@ import numpy as np
 from instruct_lit.core.data.records import read_records
 from instruct_lit.errors import DataError
 from instruct_lit.evaluation.statistics import interval
-from instruct_lit.optional_imports import load
 
 VALUES = {"right": 1.0, "partly": 0.5, "wrong": 0.0, "off-topic": 0.0}  # own labels have no value
 Labels = Mapping[Any, Mapping[str, str]]  # by id of the response, then by reviewer
@@ -89,7 +88,6 @@ def people(rows: Sequence[Mapping[str, Any]], labels: Labels, seed: int = 0) -> 
 
 
 def _predictors(rows: Sequence[Mapping[str, Any]], labels: Labels) -> dict[str, float]:
-    spearman = load("scipy.stats", "reviews", "judge").spearmanr
     columns: dict[str, list[tuple[float, float]]] = {}
     for row in rows:
         values = [VALUES[label] for label in labels.get(row["id"], {}).values() if label in VALUES]
@@ -100,5 +98,11 @@ def _predictors(rows: Sequence[Mapping[str, Any]], labels: Labels) -> dict[str, 
     for name, pairs in columns.items():
         people, scores = zip(*pairs, strict=True)
         if len(set(people)) > 1 and len(set(scores)) > 1:
-            found[name] = float(spearman(people, scores).statistic)
+            found[name] = float(np.corrcoef(_ranks(people), _ranks(scores))[0, 1])
     return dict(sorted(found.items(), key=lambda item: -abs(item[1])))
+
+
+def _ranks(values: Sequence[float]) -> np.ndarray:
+    """Ranks; equal values share the mean of theirs."""
+    _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2)[places]

@@ -58,7 +58,6 @@ def test_labels_are_read_and_bad_ones_refused(tmp_path: Path) -> None:
 
 
 def test_rates_agreement_and_predictors_by_hand() -> None:
-    pytest.importorskip("scipy")
     labels = {i: {"ann": "right" if i % 2 else "wrong", "bob": "right" if i % 4 == 1 else "wrong"} for i in range(12)}
     labels[0] = {"ann": "rude"}
     rows = [
@@ -72,3 +71,14 @@ def test_rates_agreement_and_predictors_by_hand() -> None:
     assert sum(rate["mean"] for rate in found["rates"].values()) == pytest.approx(1)
     assert found["agreement"]["ann, bob"]["n"] == 11 and found["disagreements"] == [3, 7, 11]
     assert list(found["predictors"])[-1] == "noise" and found["predictors"]["judge"] < 0 < found["predictors"]["good"]
+
+
+def test_the_rank_correlation_is_that_of_scipy() -> None:
+    stats = pytest.importorskip("scipy.stats")
+    random = Random(0)
+    values = [random.choice([0.0, 0.5, 1.0]) for _ in range(40)]
+    scores = [random.random() if i % 3 else 0.25 for i in range(40)]
+    names = {1.0: "right", 0.5: "partly", 0.0: "wrong"}
+    rows = [{"id": i, "scores": {"metric": score}} for i, score in enumerate(scores)]
+    found = people(rows, {i: {"ann": names[value]} for i, value in enumerate(values)})
+    assert found["predictors"]["metric"] == pytest.approx(stats.spearmanr(values, scores).statistic)

@@ -123,7 +123,6 @@ def test_checks_of_records_and_a_function_are_scored(command: Callable, tmp_path
 
 
 def test_peoples_labels_are_evaluated(command: Callable, tmp_path: Path) -> None:
-    pytest.importorskip("scipy")
     words = ["cat", "dog", "cow", "hen"]
     records = [{"id": w, "instruction": w, "output": w, "response": w if w < "d" else "x"} for w in words]
     (tmp_path / "answers.json").write_text(json.dumps(records))
