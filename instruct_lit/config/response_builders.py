@@ -14,9 +14,9 @@ from tqdm import tqdm
 from instruct_lit.config import model_builders as build
 from instruct_lit.core.data.records import FileSource
 from instruct_lit.datasets.filters import call, load_function
+from instruct_lit.errors import ConfigError
 from instruct_lit.evaluation.answer_files import read_responses
 from instruct_lit.evaluation.checks import FUNCTION
-from instruct_lit.errors import ConfigError
 from instruct_lit.evaluation.leaks import question, training_questions
 
 if TYPE_CHECKING:
@@ -81,7 +81,8 @@ def generated_responses(config: DictConfig, run: str) -> Responses:
         losses = response_losses(opened.model, opened.tokenizer, references, bar.update)
     for row, (loss, n_tokens) in zip(rows, losses, strict=True):
         row["loss"], row["n_response_tokens"] = loss, n_tokens
-    changes = changes_of(config, opened, references, losses) if config.forgetting.enabled and config.compare is None else []
+    wanted = config.forgetting.enabled and config.compare is None
+    changes = changes_of(config, opened, references, losses) if wanted else []
     return Responses(rows, changes, None if config.split == "train" else training_questions(data))
 
 
