@@ -16,11 +16,12 @@ if TYPE_CHECKING:
 
 
 def benchmark(config: DictConfig) -> float:
-    """Run every model of `run` through the suite; return the first one's score."""
+    """Run every model of `run` through the suite; return the first one's score, or that of its first task."""
     from hydra.core.hydra_config import HydraConfig
 
     out_dir = Path(HydraConfig.get().runtime.output_dir)
     forget_secrets(out_dir, config.suite.options.get("judge_url"))
+    forget_secrets(out_dir, config.endpoint.url, config.endpoint.api_key_env)
     check_command("benchmark", config)
     if config.benchmark.data_dir is not None:  # read when the libraries are imported
         os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
@@ -33,10 +34,16 @@ def benchmark(config: DictConfig) -> float:
 
     if config.suite.system == "arena":
         return rate(config.suite.name, Path(config.suite.options.battles).expanduser(), out_dir)
+    from instruct_lit.reports.tables import print_records, table_alone
+    from instruct_lit.suites.results import records_of
+
     about = {"limit": config.benchmark.limit, "n_shot": config.benchmark.n_shot}
     models, training_of = build.evaluated_models(config), partial(build.training_of_run, config)
-    reports = run_benchmark(models, build.request_of(config, out_dir), training_of, about)
-    return reports[0].score.value
+    with table_alone(config.format):
+        reports = run_benchmark(models, build.request_of(config, out_dir), training_of, about)
+    print_records(records_of(reports), config.format)
+    figures = (reports[0].score, *reports[0].tasks.values())
+    return next(figure.value for figure in figures if figure.value is not None)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""python -m instruct_lit.evaluate: generate or read responses, score them, judge them, compare two models."""
+"""python -m instruct_lit.evaluate: generate or read responses, score them, judge them, compare models."""
 
 from __future__ import annotations
 
@@ -16,25 +16,35 @@ if TYPE_CHECKING:
 
     from instruct_lit.evaluation.judging.response_judge import ResponseJudge
 
+Result = tuple[float, dict[str, Any]]  # what the command returns, and the content of evaluation.json
+
 
 def evaluate(config: DictConfig) -> float:
-    """Score the responses of a model or a file, or compare two; return the first metric's mean, or A's win rate."""
+    """Score the responses of a model or a file, or compare several; return the first metric's mean, or A's win rate."""
     from hydra.core.hydra_config import HydraConfig
 
     out_dir = Path(HydraConfig.get().runtime.output_dir)
     if config.judge is not None:
         forget_secrets(out_dir, config.judge.url, config.judge.api_key_env)
+    forget_secrets(out_dir, config.endpoint.url, config.endpoint.api_key_env)
     check_command("evaluate", config)
 
+    from instruct_lit.config.response_builders import sources_of
     from instruct_lit.evaluation.metrics import check_metrics
+    from instruct_lit.reports.evaluation_page import records_of
+    from instruct_lit.reports.tables import print_records, table_alone
 
     check_metrics(config.metrics)
-    result = (score if config.compare is None else compare)(config, out_dir, response_judge_of(config))
-    print(f"{out_dir}: responses.jsonl, evaluation.json, report.html")
+    sources = sources_of(config)
+    command = score if len(sources) == 1 else compare if config.compare is not None and len(sources) == 2 else rank
+    with table_alone(config.format):
+        result, found = command(config, sources, out_dir, response_judge_of(config))
+        print(f"{out_dir}: responses.jsonl, evaluation.json, report.html")
+    print_records(records_of(found), config.format)
     return result
 
 
-def score(config: DictConfig, out_dir: Path, judge: ResponseJudge | None) -> float:
+def score(config: DictConfig, sources: list[str], out_dir: Path, judge: ResponseJudge | None) -> Result:
     """Score responses; the metrics are written before a judge is asked, so that its failure loses nothing."""
     from omegaconf import OmegaConf
 
@@ -44,11 +54,12 @@ def score(config: DictConfig, out_dir: Path, judge: ResponseJudge | None) -> flo
     from instruct_lit.evaluation.scores import score_rows
     from instruct_lit.reports.evaluation_page import print_judge, print_leaks, print_people, print_scores, write_page
 
-    responses = responses_of(config, config.run or config.responses)
+    responses = responses_of(config, sources[0])
     labels = read_labels(Path(config.reviews), [row["id"] for row in responses.rows]) if config.reviews else None
     rows, training = responses.rows, responses.training if config.leaks.enabled else None
     found: dict[str, Any] = {
-        "run": config.run, "responses": config.responses, "split": config.split, "n_responses": len(rows),
+        "run": None if sources[0] == config.responses else sources[0], "responses": config.responses,
+        "split": config.split, "n_responses": len(rows),
         "generation": OmegaConf.to_container(config.generation), "changes": responses.changes,
         **score_rows(rows, config.metrics, config.by, config.seed, training, config.leaks.near),
     }  # fmt: skip
@@ -64,19 +75,56 @@ def score(config: DictConfig, out_dir: Path, judge: ResponseJudge | None) -> flo
         found["people"] = people(rows, labels, config.seed)
         write(out_dir, found, rows, write_page)
         print_people(found["people"])
-    return next(iter(found["metrics"].values()))["mean"]
+    return next(iter(found["metrics"].values()))["mean"], found
 
 
-def compare(config: DictConfig, out_dir: Path, judge: ResponseJudge | None) -> float:
+def rank(config: DictConfig, sources: list[str], out_dir: Path, judge: ResponseJudge | None) -> Result:
+    """Compare the responses of several models to the same examples; return the first one's mean in the first metric.
+
+    A judge scores every response, and its scores are a metric among the others.
+    """
+    from instruct_lit.config.model_builders import labels_of
+    from instruct_lit.config.response_builders import responses_of
+    from instruct_lit.evaluation.comparison import compare_models, match_rows
+    from instruct_lit.evaluation.judging.judge import require_judged
+    from instruct_lit.evaluation.metrics import applicable
+    from instruct_lit.evaluation.scores import add_scores
+    from instruct_lit.reports.evaluation_page import print_ranking, write_ranking
+
+    labels, sides = labels_of(sources), [responses_of(config, source).rows for source in sources]
+    matched = match_rows(*sides)
+    rows = [{**row, "model": label} for of_example in matched for label, row in zip(labels, of_example, strict=True)]
+    names = applicable(config.metrics, rows)
+    add_scores(rows, names)
+    found: dict[str, Any] = {"models": dict(zip(labels, sources, strict=True)), "n_examples": len(matched)}
+
+    def compared(metrics: Sequence[str]) -> None:
+        by_example = [tuple(rows[i : i + len(labels)]) for i in range(0, len(rows), len(labels))]
+        found["comparison"] = compare_models(labels, by_example, metrics, config.seed)
+        write(out_dir, found, rows, write_ranking)
+
+    compared(names)
+    if judge is not None:
+        found["judge"] = judge.score(rows, config.seed)
+        for row in rows:
+            row["scores"]["judge"] = config.judge.scale[0] if row["judge"]["value"] is None else row["judge"]["value"]
+        compared([*names, "judge"])
+    print_ranking(found)
+    if judge is not None:
+        require_judged(found["judge"])
+    return found["comparison"][names[0]]["models"][labels[0]]["mean"], found
+
+
+def compare(config: DictConfig, sources: list[str], out_dir: Path, judge: ResponseJudge | None) -> Result:
     """Compare two models' responses to the same examples; return the first one's win rate, or lead in the metric."""
     from instruct_lit.config.response_builders import responses_of
     from instruct_lit.evaluation.comparison import compare_rows
     from instruct_lit.evaluation.judging.judge import require_judged
     from instruct_lit.reports.evaluation_page import print_comparison, write_comparison
 
-    a, b = (responses_of(config, side).rows for side in config.compare)
+    a, b = (responses_of(config, side).rows for side in sources)
     pairs, numbers = compare_rows(a, b, config.metrics, config.seed)
-    found: dict[str, Any] = {"compare": list(config.compare), **numbers}
+    found: dict[str, Any] = {"compare": sources, **numbers}
     rows = [{**row, "response_b": other["response"]} for row, other in pairs]
     write(out_dir, found, rows, write_comparison)
     if judge is not None:
@@ -85,8 +133,8 @@ def compare(config: DictConfig, out_dir: Path, judge: ResponseJudge | None) -> f
     print_comparison(found)
     if judge is not None:
         require_judged(found["pairwise"])
-        return found["pairwise"]["win_rate"]["mean"]
-    return next(iter(found["differences"].values()))["mean"]
+        return found["pairwise"]["win_rate"]["mean"], found
+    return next(iter(found["differences"].values()))["mean"], found
 
 
 def write(out_dir: Path, found: dict[str, Any], rows: Sequence[dict[str, Any]], page: Callable[..., None]) -> None:

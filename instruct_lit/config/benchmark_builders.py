@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from instruct_lit.config import model_builders as build
 from instruct_lit.config.data_builders import data_of_run
+from instruct_lit.config.judge_builders import remote_model_of
 from instruct_lit.config.provenance import weights_sha256
 from instruct_lit.config.targets import arguments_for, plain
 from instruct_lit.core.bundle import bundle_of, read_about
@@ -18,6 +18,7 @@ from instruct_lit.core.model.causal import best_device
 from instruct_lit.errors import InstructLitError
 from instruct_lit.evaluation.answer_cache import AnswerCache
 from instruct_lit.evaluation.leaks import training_questions
+from instruct_lit.evaluation.remote_model import RemoteModel
 from instruct_lit.suites.evaluated_model import EvaluatedModel
 from instruct_lit.suites.suite import RunRequest, Suite
 
@@ -46,8 +47,8 @@ def training_of_run(config: DictConfig, run: str) -> list[str] | None:
     return list(training_questions(data))
 
 
-def evaluated_models(config: DictConfig) -> Iterator[EvaluatedModel]:
-    """Every model of `run`, and the base that it started from.
+def evaluated_models(config: DictConfig) -> Iterator[EvaluatedModel | RemoteModel]:
+    """Every model of `run`, and the base that it started from; then the model of `endpoint`.
 
     A fine-tuned model is prompted as `benchmark.template` says; its base, and a directory that is not a bundle of ours,
     with the bare text.
@@ -55,8 +56,8 @@ def evaluated_models(config: DictConfig) -> Iterator[EvaluatedModel]:
     settings = config.benchmark
     bare = Template("bare", "{{ instruction }}{{ response }}")
     given = build.given_template(config)
-    runs, seen = runs_of(config), set()
-    for run, label in zip(runs, labels_of(runs), strict=True):
+    runs, seen = build.runs_of(config), set()
+    for run, label in zip(runs, build.labels_of(runs) if runs else (), strict=True):
         is_foreign = config.template is None and not read_about(bundle_of(run))
         opened = build.open_model(run, bare if is_foreign else given)
         modes = ["off"] if is_foreign else ["on", "off"] if settings.template == "both" else [settings.template]
@@ -78,20 +79,5 @@ def evaluated_models(config: DictConfig) -> Iterator[EvaluatedModel]:
                 yield EvaluatedModel(
                     model, tokenizer, template, cache, settings.max_rows, run=run, label=name, mode=mode
                 )
-
-
-def runs_of(config: Any) -> list[str]:
-    """The value of `run` as a list."""
-    if config.run is None:
-        return []
-    return [str(config.run)] if isinstance(config.run, str) else [str(run) for run in config.run]
-
-
-def labels_of(runs: list[str]) -> list[str]:
-    """The shortest ends of the paths that distinguish the runs."""
-    parts = [[p for p in Path(run).expanduser().resolve().parts if p != "bundle"] for run in runs]
-    for n in range(1, max(map(len, parts)) + 1):
-        labels = ["_".join(p[-n:]).strip("/") for p in parts]
-        if len(set(labels)) == len({tuple(p) for p in parts}):
-            break
-    return labels
+    if config.endpoint.url is not None:
+        yield remote_model_of(config)

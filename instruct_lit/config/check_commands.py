@@ -10,6 +10,7 @@ from typing import Any
 
 from instruct_lit import optional_imports
 from instruct_lit.config.check_data import data_relations
+from instruct_lit.config.model_builders import runs_of
 from instruct_lit.config.schema.options import FINISHED, Relation, check
 from instruct_lit.errors import InstructLitError
 
@@ -25,16 +26,24 @@ def check_command(command: str, config: Any) -> None:
 
 def _evaluate(config: Any) -> Iterator[Relation]:
     compare = config.compare
-    n_given = sum(given is not None for given in (config.run, config.responses, compare))
+    yield from _endpoint(config.endpoint)
+    of_models = None if config.run is None and config.endpoint.url is None else True
+    n_given = sum(given is not None for given in (of_models, config.responses, compare))
     yield n_given != 1, "run=…, responses=… or compare=[…,…]", "give exactly one of the three"
+    no_data = config.endpoint.url is not None and config.run is None and config.data is None
+    yield no_data, "endpoint.url", "whose examples shall it answer? add run=…, or data=…"
+    unrendered = config.endpoint.url is not None and not config.endpoint.chat and config.template is None
+    yield unrendered, "endpoint.chat=false", "prompts need a template; add template=alpaca, or leave it true"
     yield not set(config.metrics) - {"ended"}, "metrics", "give at least one besides ended"
-    yield compare is not None and len(compare) != 2, "compare", "give two run folders or files of responses"
+    yield compare is not None and len(compare) < 2, "compare", "give two or more run folders or files of responses"
+    several = compare is not None or len(runs_of(config)) + (config.endpoint.url is not None) > 1
+    yield several and config.reviews is not None, "reviews", "labels are of one model's responses; give one run"
     if config.leaks.near and not optional_imports.installed("datasketch"):
         yield optional_imports.message("datasketch", "leaks.near=true", "filters")
     if compare is not None and not optional_imports.installed("sklearn"):
         yield optional_imports.message("sklearn", "compare", "judge")
     if config.judge is not None:
-        yield from _judge(config.judge, compare is not None)
+        yield from _judge(config.judge, compares=compare is not None)
 
 
 def _benchmark(config: Any) -> Iterator[Relation]:
@@ -42,7 +51,11 @@ def _benchmark(config: Any) -> Iterator[Relation]:
     is_arena = suite.system == "arena"
     unrated = is_arena and not suite.options.get("battles")
     yield unrated, "suite.options.battles=…", "give a file of battles, as `python -m instruct_lit.arena` writes it"
-    yield not is_arena and not config.run, "run=…", f"give {FINISHED}"
+    has_endpoint = config.endpoint.url is not None
+    yield not is_arena and not config.run and not has_endpoint, "run=…", f"give {FINISHED}, or endpoint=<url>"
+    yield from _endpoint(config.endpoint)
+    own_models = has_endpoint and suite.system != "lm_eval"
+    yield own_models, "endpoint.url", f"suite={suite.name} cannot use it; use a suite of lm-evaluation-harness"
     no_tasks = suite.system == "lm_eval" and not suite.tasks
     yield no_tasks, "suite.tasks", "give tasks of lm-evaluation-harness, such as suite.tasks=[arc_easy]"
     own_examples = suite.system not in ("lm_eval", "arena") and settings.n_shot is not None
@@ -123,6 +136,23 @@ def _url(key: str, url: str | None) -> Iterator[Relation]:
     yield not is_open, f"{key}={shown}", "give http://… or https://… without a name and password in it"
 
 
+def _endpoint(endpoint: Any) -> Iterator[Relation]:
+    if endpoint.url is not None:
+        yield from _url("endpoint.url", endpoint.url)
+        yield not endpoint.model, "endpoint.model", "give the name of the endpoint's model"
+        yield from _key("endpoint.api_key_env", endpoint.api_key_env)
+        if not optional_imports.installed("openai"):
+            yield optional_imports.message("openai", "endpoint", "judge")
+
+
+def _key(key: str, variable: str | None) -> Iterator[Relation]:
+    """A key of an API is given by the name of an environment variable that has it."""
+    is_name = variable is None or _VARIABLE.fullmatch(variable)
+    yield not is_name, f"{key}=***", "give the name of an environment variable in capitals, never the key itself"
+    unset = variable is not None and is_name and not os.environ.get(variable)
+    yield unset, key, f"no such environment variable; export {variable}=<your key>"
+
+
 def _judge(judge: Any, compares: bool) -> Iterator[Relation]:
     from instruct_lit.config.judge_builders import judge_prompt_of
 
@@ -132,12 +162,7 @@ def _judge(judge: Any, compares: bool) -> Iterator[Relation]:
     has_scores = judge.name == "scores"
     yield has_scores and not Path(judge.path or "").expanduser().is_file(), "judge.path", "no such file"
     yield has_scores and compares, "judge=scores", "cannot compare two models; use judge=openai, ollama or local"
-    variable = judge.api_key_env
-    is_name = variable is None or _VARIABLE.fullmatch(variable)
-    reason = "give the name of an environment variable in capitals, never the key itself"
-    yield not is_name, "judge.api_key_env=***", reason
-    unset = variable is not None and is_name and not os.environ.get(variable)
-    yield unset, "judge.api_key_env", f"no such environment variable; export {variable}=<your key>"
+    yield from _key("judge.api_key_env", judge.api_key_env)
     is_scale = len(judge.scale) == 2 and judge.scale[0] < judge.scale[1]
     yield not is_scale, "judge.scale", "give two integers, the lowest and the highest score"
     if is_scale and not has_scores:

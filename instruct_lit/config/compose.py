@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -45,6 +46,7 @@ def run_command(command: str, verb: Callable[[Any], Any]) -> None:
     from hydra.types import RunMode
 
     register(command)
+    sys.argv = [re.sub("^endpoint=(?=http)", "endpoint.url=", argument) for argument in sys.argv]
     # Without this Hydra prints errors itself, shortened and with advice that does not apply here.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     # Child processes of a trial, one for each further device, inherit the variable; only the first one reports.

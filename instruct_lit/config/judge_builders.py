@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from instruct_lit.evaluation.judging.judge import Judge
     from instruct_lit.evaluation.judging.prompt import JudgePrompt
     from instruct_lit.evaluation.judging.response_judge import ResponseJudge
+    from instruct_lit.evaluation.remote_model import RemoteModel
 
 
 def response_judge_of(config: DictConfig) -> ResponseJudge | None:
@@ -38,7 +39,7 @@ def response_judge_of(config: DictConfig) -> ResponseJudge | None:
         name=settings.name,
         model=settings.model,
         judge=judge,
-        prompt=None if existing else judge_prompt_of(settings, pairwise=config.compare is not None),
+        prompt=None if existing else judge_prompt_of(settings, pairwise=len(config.compare or ()) == 2),
         scale=(settings.scale[0], settings.scale[1]),
         scores=Path(settings.path) if existing else None,
         calibrate=Path(settings.calibrate) if settings.calibrate is not None else None,
@@ -74,6 +75,22 @@ def judge_of(config: DictConfig) -> Judge:
     must_be_confirmed = judge.paid and not judge.confirmed and (prices is not None or not _is_loopback(judge.url))
     limits = {"n_concurrent": judge.n_concurrent, "n_asks": judge.n_asks}
     return Judge(endpoint, cache, **limits, prices=prices, must_be_confirmed=must_be_confirmed)
+
+
+def remote_model_of(config: DictConfig) -> RemoteModel:
+    """The model of `endpoint`, its replies cached in the cache folder, checked to be reachable."""
+    from instruct_lit.evaluation.answer_cache import AnswerCache
+    from instruct_lit.evaluation.judging.judge import Judge
+    from instruct_lit.evaluation.remote_model import CompletionEndpoint, RemoteModel
+
+    settings = config.endpoint
+    key = os.environ[settings.api_key_env] if settings.api_key_env else None
+    limits = {"constrained": False, "timeout_s": settings.timeout_s, "n_retries": settings.n_retries}
+    endpoint = CompletionEndpoint(settings.url, settings.model, key, **limits)
+    cache = AnswerCache(Path(config.paths.cache) / "answers" / "endpoint.jsonl")
+    judge = Judge(endpoint, cache, n_concurrent=settings.n_concurrent, n_asks=1)
+    judge.check()
+    return RemoteModel(judge, settings.chat, f"endpoint/{settings.model}", settings.model.rpartition("/")[2])
 
 
 def judge_prices(url: str | None, model: str, given: Sequence[float] | None) -> tuple[float, float] | None:

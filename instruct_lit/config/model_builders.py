@@ -253,6 +253,23 @@ def template_of(config: DictConfig) -> Template:
     return Template(own.name, text, own.get("next_turn"))
 
 
+def runs_of(config: Any) -> list[str]:
+    """The value of `run` as a list."""
+    if config.run is None:
+        return []
+    return [str(config.run)] if isinstance(config.run, str) else [str(run) for run in config.run]
+
+
+def labels_of(runs: list[str]) -> list[str]:
+    """The shortest ends of the paths that distinguish the runs."""
+    parts = [[p for p in Path(run).expanduser().resolve().parts if p != "bundle"] for run in runs]
+    for n in range(1, max(map(len, parts)) + 1):
+        labels = ["_".join(p[-n:]).strip("/") for p in parts]
+        if len(set(labels)) == len({tuple(p) for p in parts}):
+            break
+    return labels
+
+
 def open_run(config: DictConfig) -> OpenedModel:
     """The finished model at `run`, with the template of `template` where one is given."""
     return open_model(config.run, given_template(config))

@@ -1,4 +1,4 @@
-"""Comparison of two models on the same examples: differences, win rates, significance."""
+"""Comparison of models on the same examples: differences, ranks, win rates, significance."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ import numpy as np
 from instruct_lit.errors import DataError
 from instruct_lit.evaluation.judging.judge import is_judged
 from instruct_lit.evaluation.judging.prompt import texts_of
-from instruct_lit.evaluation.metrics import METRICS, Row, applicable, concerns
-from instruct_lit.evaluation.statistics import difference, interval
+from instruct_lit.evaluation.metrics import HIGHER_IS_BETTER, METRICS, Row, applicable, concerns
+from instruct_lit.evaluation.statistics import difference, holm, interval
 from instruct_lit.optional_imports import load
 
 MIN_PAIRS = 2
 Pair = tuple[Row, Row]
 
 
-def pair_rows(rows_a: Sequence[Row], rows_b: Sequence[Row]) -> list[Pair]:
-    """Pairs of responses to the same example; examples that only one side has are left out.
+def match_rows(*sides: Sequence[Row]) -> list[tuple[Row, ...]]:
+    """The responses of all sides to the same example; examples that a side lacks are left out.
 
     Raises: DataError with fewer than `MIN_PAIRS` common examples.
     """
@@ -36,24 +36,67 @@ def pair_rows(rows_a: Sequence[Row], rows_b: Sequence[Row]) -> list[Pair]:
             seen[text] += 1
         return keys
 
-    ours, theirs = keyed(rows_a), keyed(rows_b)
-    pairs = [(row, theirs[key]) for key, row in ours.items() if key in theirs]
-    if len(pairs) < MIN_PAIRS:
+    maps = [keyed(rows) for rows in sides]
+    matched = [tuple(rows[key] for rows in maps) for key in maps[0] if all(key in rows for rows in maps)]
+    if len(matched) < MIN_PAIRS:
         raise DataError(
-            f"compare: {len(pairs)} examples in common, at least {MIN_PAIRS} are needed; both must respond to the same "
-            "split (see data=, split=)"
+            f"compare: {len(matched)} examples in common, at least {MIN_PAIRS} are needed; all must respond to the "
+            "same split (see data=, split=)"
         )
-    return pairs
+    return matched
 
 
 def compare_rows(
     rows_a: Sequence[Row], rows_b: Sequence[Row], metrics: Sequence[str], seed: int = 0
 ) -> tuple[list[Pair], dict[str, Any]]:
-    """The pairs of two models' responses (`pair_rows`), and the figures of `evaluation.json`."""
-    pairs = pair_rows(rows_a, rows_b)
+    """The pairs of two models' responses (`match_rows`), and the figures of `evaluation.json`."""
+    pairs = [(a, b) for a, b in match_rows(rows_a, rows_b)]
     names = applicable(metrics, [*rows_a, *rows_b])
     n_unpaired = len(rows_a) + len(rows_b) - 2 * len(pairs)
     return pairs, {"n_pairs": len(pairs), "n_unpaired": n_unpaired, "differences": differences(pairs, names, seed)}
+
+
+def compare_models(
+    labels: Sequence[str], matched: Sequence[tuple[Row, ...]], metrics: Sequence[str], seed: int = 0
+) -> dict[str, dict[str, Any]]:
+    """For each metric the mean of every model, the differences of all pairs of models, and the ranks.
+
+    The p-values of a metric are adjusted for the number of pairs (`p_holm`). A rank is the interval from one more than
+    the number of models that are significantly better to the number of those that are not significantly worse, at 5 %
+    for all models together (Mogstad et al. 2024). Metrics without a direction, or without a significant difference,
+    have no ranks.
+
+    Args:
+        matched: for each example the rows of all models with their `scores`.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for name in metrics:
+        values = np.array(
+            [[r["scores"][name] for r in rows] for rows in matched if all(name in r["scores"] for r in rows)]
+        ).T
+        if not values.size:
+            continue  # a metric that concerns no example
+        pairs = [
+            {"a": a, "b": b, **difference(values[i] - values[j], seed)}
+            for i, a in enumerate(labels)
+            for j, b in enumerate(labels[i + 1 :], i + 1)
+        ]
+        for pair, adjusted in zip(pairs, holm([pair["p"] for pair in pairs]), strict=True):
+            pair["p_holm"] = adjusted
+        means = {label: interval(of_model.tolist(), seed) for label, of_model in zip(labels, values, strict=True)}
+        found[name] = {"models": means, "pairs": pairs, "ranks": _ranks(labels, pairs, HIGHER_IS_BETTER.get(name))}
+    return found
+
+
+def _ranks(
+    labels: Sequence[str], pairs: Sequence[Mapping[str, Any]], higher_is_better: bool | None
+) -> dict[str, tuple[int, int]] | None:
+    clear = [pair for pair in pairs if pair["p_holm"] < 0.05]
+    if not clear or higher_is_better is None:
+        return None
+    winners = [(p["a"], p["b"]) if (p["mean"] > 0) == higher_is_better else (p["b"], p["a"]) for p in clear]
+    wins, losses = Counter(better for better, _ in winners), Counter(worse for _, worse in winners)
+    return {label: (1 + losses[label], len(labels) - wins[label]) for label in labels}
 
 
 def differences(pairs: Sequence[Pair], metrics: Sequence[str], seed: int = 0) -> dict[str, dict[str, Any]]:

@@ -109,7 +109,7 @@ METRICS: dict[str, Callable[[Row], float]] = {
 }
 # length_ratio is best at 1, so it has no direction.
 HIGHER_IS_BETTER = {
-    name: name not in ("empty", "looping", "copied_prompt") for name in METRICS if name != "length_ratio"
+    name: name not in ("empty", "looping", "copied_prompt") for name in (*METRICS, "judge") if name != "length_ratio"
 }
 
 

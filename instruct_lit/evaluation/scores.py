@@ -29,8 +29,7 @@ def score_rows(
     """
     check_fields(rows, by)
     names = applicable(metrics, rows)
-    for row in rows:
-        row["scores"] = {name: METRICS[name](row) for name in names if concerns(name, row)}
+    add_scores(rows, names)
     return {
         "metrics": score(rows, names, seed),
         "checks": by_kind(rows, seed) if "checks" in names else {},
@@ -38,6 +37,12 @@ def score_rows(
         "leaks": None if training is None else leak_report(rows, training, names, seed, near),
         "by": {field: by_category(rows, field, names[0], seed) for field in by},
     }
+
+
+def add_scores(rows: Iterable[dict[str, Any]], names: Sequence[str]) -> None:
+    """Give every row the value of each named metric that concerns it as its `scores`."""
+    for row in rows:
+        row["scores"] = {name: METRICS[name](row) for name in names if concerns(name, row)}
 
 
 def leak_report(

@@ -6,7 +6,7 @@ numpy alone, except the permutation test of differences of several sizes, which 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,28 +20,64 @@ N_PERMUTATIONS = 9999
 Z_95 = 1.959964
 
 
-def interval(values: Sequence[float], seed: int = 0, weights: Sequence[float] | None = None) -> Interval:
+def interval(
+    values: Sequence[float],
+    seed: int = 0,
+    weights: Sequence[float] | None = None,
+    clusters: Sequence[Hashable] | None = None,
+) -> Interval:
     """Mean, weighted where weights are given, and its 95 % interval.
 
-    Unweighted values of 0 and 1 get the exact interval of a proportion, others the 2.5th and 97.5th percentile of
-    resampled means (Efron 1979), and none where there are fewer than `MIN_N`.
+    Unweighted values of 0 and 1 get the exact interval of a proportion, others the studentised bootstrap (Efron and
+    Tibshirani 1993, section 12.5) within the range of the values, and none where fewer than `MIN_N` are independent.
+
+    Args:
+        clusters: a label for each value; values with one label depend on each other and are resampled together.
     """
     sample = np.asarray(values, dtype=np.float64)
     weight = np.ones_like(sample) if weights is None else np.asarray(weights, dtype=np.float64)
     mean, n = float(np.average(sample, weights=weight)), len(sample)
-    if weights is None and np.isin(sample, (0, 1)).all():
+    labels = np.unique(list(range(n) if clusters is None else clusters), return_inverse=True)[1]
+    sums, weights_of = (np.bincount(labels, w) for w in (sample * weight, weight))
+    n_free = len(sums)
+    if weights is None and n_free == n and np.isin(sample, (0, 1)).all():
         low, high = clopper_pearson(int(sample.sum()), n)
         return {"mean": mean, "low": low, "high": high, "n": n}
-    if n < MIN_N:
+    if n_free < MIN_N:
         return {"mean": mean, "low": None, "high": None, "n": n}
     random = np.random.default_rng(seed)
-    means = np.empty(N_RESAMPLES)
-    n_at_once = max(1, 2**20 // n)  # resamples, in some tens of megabytes
+    t = np.empty(N_RESAMPLES)
+    n_at_once = max(1, 2**19 // n_free)  # resamples, in some tens of megabytes
     for i in range(0, N_RESAMPLES, n_at_once):
-        drawn = random.integers(0, n, (len(means[i : i + n_at_once]), n))
-        means[i : i + n_at_once] = np.average(sample[drawn], axis=1, weights=weight[drawn])
-    low, high = np.percentile(means, [2.5, 97.5])
+        drawn = random.integers(0, n_free, (len(t[i : i + n_at_once]), n_free))
+        means, errors = _mean_and_error(sums[drawn], weights_of[drawn])
+        with np.errstate(divide="ignore", invalid="ignore"):  # resamples of equal values
+            t[i : i + n_at_once] = np.nan_to_num((means - mean) / errors, nan=0.0, posinf=np.inf, neginf=-np.inf)
+    upper, lower = np.quantile(t, [0.975, 0.025], method="higher") * _mean_and_error(sums, weights_of)[1]
+    low, high = np.clip([mean - upper, mean - lower], sample.min(), sample.max())
     return {"mean": mean, "low": float(low), "high": float(high), "n": n}
+
+
+def clustered_error(values: Sequence[float], clusters: Sequence[Hashable]) -> float:
+    """Standard error of a mean whose values depend on each other within a cluster (Miller 2024, section 2.2)."""
+    labels = np.unique(np.array([str(cluster) for cluster in clusters]), return_inverse=True)[1]
+    return float(_mean_and_error(np.bincount(labels, values), np.bincount(labels).astype(float))[1])
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values adjusted for their number by Holm's step-down method (1979), in the given order."""
+    adjusted, highest = [0.0] * len(p_values), 0.0
+    for rank, i in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
+        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[i]))
+        adjusted[i] = highest
+    return adjusted
+
+
+def _mean_and_error(sums: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Means `(…)` of weighted sums of clusters `(…, n_clusters)`, and their standard errors."""
+    totals = weights.sum(-1)
+    means = sums.sum(-1) / totals
+    return means, np.sqrt(((sums - means[..., None] * weights) ** 2).sum(-1)) / totals
 
 
 def clopper_pearson(n_hits: int, n: int) -> tuple[float, float]:

@@ -11,7 +11,7 @@ from instruct_lit.core.generation.sampling import SamplingSettings
 from instruct_lit.errors import printable
 from instruct_lit.evaluation.categories import lines
 from instruct_lit.evaluation.metrics import HIGHER_IS_BETTER, Row
-from instruct_lit.reports import pages
+from instruct_lit.reports import pages, plots
 from instruct_lit.reports.metrics import interval, number
 from instruct_lit.reports.tables import show, show_table
 
@@ -84,6 +84,54 @@ def print_people(people: Mapping[str, Any]) -> None:
     show_table(("metric", "Spearman's rho with people"), predictors)
 
 
+def records_of(found: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The figures of `evaluation.json` as rows of one table."""
+    if "comparison" in found:
+        return [
+            {"metric": name, "model": model, **value, "best_rank": rank[0], "worst_rank": rank[1]}
+            for name, numbers in found["comparison"].items()
+            for model, value in numbers["models"].items()
+            for rank in [(numbers["ranks"] or {}).get(model, (None, None))]
+        ]
+    if "compare" in found:
+        rates = {"win_rate": {"a": None, "b": None, **rate}} if (rate := _win_rate(found)) else {}
+        return [{"metric": name, **value} for name, value in {**found["differences"], **rates}.items()]
+    judged = {"judge": found["judge"]["score"]} if found.get("judge", {}).get("score") else {}
+    return [{"metric": name.strip(), **value} for name, value in [*lines(found), *judged.items()]]
+
+
+def _win_rate(found: Mapping[str, Any]) -> dict[str, Any] | None:
+    pairwise = found.get("pairwise", {})
+    return pairwise["win_rate"] and {**pairwise["win_rate"], "p": pairwise["p"]} if pairwise else None
+
+
+def rank_text(ranks: Mapping[str, Sequence[int]] | None, model: str) -> str:
+    """The ranks that a model may have, `1` or `1 to 3`; empty where a metric has none."""
+    low, high = (ranks or {}).get(model, ("", ""))
+    return f"{low}" if low == high else f"{low} to {high}"
+
+
+def print_ranking(found: Mapping[str, Any]) -> None:
+    """Print the means and ranks of several models, and the differences of all pairs in the first metric."""
+    show("\n".join(f"{label}: {source}" for label, source in found["models"].items()))
+    show(f"{found['n_examples']} common examples; p-values are corrected for the number of pairs (Holm)")
+    rows = [
+        (name, model, f"{v['mean']:.3f}", interval(v), rank_text(numbers["ranks"], model))
+        for name, numbers in found["comparison"].items()
+        for model, v in numbers["models"].items()
+    ]
+    show_table(("", "model", "mean", "95 % interval", "rank"), rows, text=("model",))
+    shown = [name for name in found["comparison"] if name in (next(iter(found["comparison"])), "judge")]
+    pairs = [
+        (name, f"{p['a']} - {p['b']}", f"{p['mean']:+.3f}", interval(p, "%+.3f"), f"{p['p_holm']:.4f}")
+        for name in shown
+        for p in found["comparison"][name]["pairs"]
+    ]
+    show_table(("", "difference", "mean", "95 % interval", "p (Holm)"), pairs, text=("difference",))
+    if "judge" in found:
+        show(f"judge {found['judge']['model'] or found['judge']['name']}, all models: {judge_line(found['judge'])}")
+
+
 def print_comparison(comparison: Mapping[str, Any]) -> None:
     """Print the difference of two models in each metric, and the judge's win rates."""
     a, b = comparison["compare"]
@@ -122,6 +170,8 @@ def subject(evaluation: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What was evaluated, as (name, text): the model with its base, its data, its template, and how it responded."""
     if evaluation["run"] is None:
         return [("responses", evaluation["responses"])]
+    if evaluation["run"].startswith("endpoint/"):
+        return [("model behind an endpoint", evaluation["run"].removeprefix("endpoint/"))]
     about = read_about(bundle_of(evaluation["run"]))
     data, settings = about.get("data", {}), evaluation["generation"]
     how = [f"{'sampled' if settings['temperature'] else 'greedy'}, at most {settings['max_new_tokens']} new tokens"]
@@ -156,6 +206,7 @@ def write_page(path: Path, evaluation: Mapping[str, Any], rows: Sequence[Row]) -
         )
 
     leaks = evaluation.get("leaks")
+    by = {field: {v: numbers[first] for v, numbers in of.items()} for field, of in evaluation["by"].items()}
     pages.write_page(
         path,
         "evaluation.html.jinja",
@@ -170,6 +221,16 @@ def write_page(path: Path, evaluation: Mapping[str, Any], rows: Sequence[Row]) -
         rows=sorted(rows, key=quality)[:MAX_ROWS],
         n_rows=len(rows),
         first=first,
+        categories=plots.svg(plots.category_scores(first, by), f"{first} by category") if by else None,
+    )
+
+
+def write_ranking(path: Path, found: Mapping[str, Any], rows: Sequence[Row]) -> None:
+    """Write the page of several models: means and ranks, differences of all pairs, then the responses by example."""
+    n = len(found["models"])
+    examples = [rows[i : i + n] for i in range(0, len(rows), n)]
+    pages.write_page(
+        path, "ranking.html.jinja", found=found, rank_text=rank_text, rows=examples[:MAX_ROWS], n_rows=len(examples)
     )
 
 

@@ -225,6 +225,22 @@ def leaderboard(
     return figure
 
 
+def category_scores(metric: str, by: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Figure:
+    """The mean of a metric with its 95 % interval for each value of each field; `by` has them by field and value."""
+    names, values = [], []
+    for field, of_value in by.items():
+        names += [f"{field}: {value} (n = {numbers['n']})".replace("$", r"\$") for value, numbers in of_value.items()]
+        values += list(of_value.values())
+    figure, axes = _figure(f"{metric} by category", f"{metric}, 95 % interval", "", 1.3 + 0.32 * len(names))
+    for y, value in enumerate(values):
+        if value["low"] is not None:
+            axes.plot([value["low"], value["high"]], [y, y], color=GRAY, linewidth=2)
+    axes.plot([value["mean"] for value in values], range(len(values)), "o", color=BLUE)
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    return figure
+
+
 def learning_rate_range(rates: Sequence[float], losses: Sequence[float], suggestion: float) -> Figure:
     """The smoothed loss over a growing learning rate, the suggestion marked."""
     figure, axes = _figure("Learning rate range test", "learning rate", "training loss (nats per token)", 4.2)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+import contextlib
+import csv
+import json
+import sys
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TextIO
 
 results: TextIO | None = None  # where results are written; None: to the standard output
@@ -25,6 +29,42 @@ def show_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], **style: A
     for row in rows:
         made.add_row(*map(str, row))
     show(made)
+
+
+@contextlib.contextmanager
+def table_alone(form: str) -> Iterator[None]:
+    """Unless `form` is `table`, send results to standard error: standard output is for `print_records` alone."""
+    global results
+    before = results
+    results = before if form == "table" else sys.stderr
+    try:
+        with contextlib.nullcontext() if form == "table" else contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        results = before
+
+
+def print_records(records: Sequence[Mapping[str, Any]], form: str) -> None:
+    """Print records with the same keys as `csv`, `markdown`, `latex` (booktabs) or `json`; nothing for `table`."""
+    out, columns = results or sys.stdout, list(records[0])
+    rows = [["" if v is None else v for v in record.values()] for record in records]
+    short = [[f"{v:.4g}" if isinstance(v, float) else str(v) for v in row] for row in (columns, *rows)]
+    if form == "csv":
+        csv.writer(out, lineterminator="\n").writerows([columns, *rows])
+    elif form == "json":
+        print(json.dumps(records, indent=1, ensure_ascii=False), file=out)
+    elif form == "markdown":
+        lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in short]
+        print("\n".join([lines[0], "|" + "---|" * len(columns), *lines[1:]]), file=out)
+    elif form == "latex":
+        special: dict[str, Any] = {c: f"\\{c}" for c in "&%$#_{}"} | {
+            "\\": r"\textbackslash{}",
+            "~": r"\textasciitilde{}",
+            "^": r"\^{}",
+        }
+        lines = [" & ".join(cell.translate(str.maketrans(special)) for cell in row) + r" \\" for row in short]
+        rules = [r"\toprule", lines[0], r"\midrule", *lines[1:], r"\bottomrule"]
+        print("\n".join([rf"\begin{{tabular}}{{{'l' * len(columns)}}}", *rules, r"\end{tabular}"]), file=out)
 
 
 def show(content: Any) -> None:

@@ -10,23 +10,27 @@ import random
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from instruct_lit.evaluation.remote_model import RemoteModel
+from instruct_lit.evaluation.statistics import clustered_error
 from instruct_lit.optional_imports import pip_install
 from instruct_lit.suites.compat_lm_eval import as_json, dataset_of, harness_model, members, n_examples_needed, runs_code
 from instruct_lit.suites.evaluated_model import EvaluatedModel
 from instruct_lit.suites.leaks import Leaks, figure_without
+from instruct_lit.suites.remote_harness import check_tasks, remote_model
 from instruct_lit.suites.suite import BenchmarkError, Figure, Report, RunRequest, Suite, mean_of
 
 if TYPE_CHECKING:
     from lm_eval.api.task import Task
 
 OUR_TASKS = Path(__file__).parent / "tasks"
+PASSAGES = ("context", "passage", "article", "story")  # fields of a document that several items may share
 N_GUESSES = 20  # runs with random scores whose mean is a chance level
 SEED = 1234  # of the few-shot examples; the harness's own default
 
@@ -129,7 +133,9 @@ class Tasks:
         )
 
 
-def run_suite(tasks: Tasks, model: EvaluatedModel, request: RunRequest, leaks: Leaks | None = None) -> Report:
+def run_suite(
+    tasks: Tasks, model: EvaluatedModel | RemoteModel, request: RunRequest, leaks: Leaks | None = None
+) -> Report:
     """Run one model through the tasks of a suite; the harness's results and samples are written to `out_dir`.
 
     With `leaks` the details hold each task's figure without the leaked items.
@@ -146,10 +152,12 @@ def run_suite(tasks: Tasks, model: EvaluatedModel, request: RunRequest, leaks: L
             f"suite.tasks={unsafe[0]}: it runs code that the model writes; give benchmark.allow_code=true, best in a "
             "container"
         )
+    if isinstance(model, RemoteModel):
+        check_tasks(model, tasks.tasks)
     start, n_cut = time.perf_counter(), model.n_cut
     with local_data(tasks.data_dir):
         results = lm_eval.simple_evaluate(
-            model=harness_model(model),
+            model=remote_model(model) if isinstance(model, RemoteModel) else harness_model(model),
             tasks=list(tasks.tasks.values()),
             task_manager=tasks.manager,
             num_fewshot=suite.n_shot,
@@ -166,7 +174,7 @@ def run_suite(tasks: Tasks, model: EvaluatedModel, request: RunRequest, leaks: L
     for name, rows in samples.items():
         with (out_dir / f"samples_{name}.jsonl").open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(row, default=as_json, ensure_ascii=False) + "\n" for row in rows)
-    figures = {name: figure_of(name, task, results) for name, task in tasks.tasks.items()}
+    figures = {name: figure_of(name, task, results, samples[name]) for name, task in tasks.tasks.items()}
     details: dict[str, Any] = {"seconds": round(time.perf_counter() - start, 1), "n_prompts_cut": model.n_cut - n_cut}
     if leaks is not None:
         details["leaks"] = {
@@ -180,8 +188,11 @@ def run_suite(tasks: Tasks, model: EvaluatedModel, request: RunRequest, leaks: L
     return Report(model.run, model.label, model.mode, score, groups, figures, details)
 
 
-def figure_of(name: str, task: Task, results: Mapping[str, Any]) -> Figure:
-    """A task's first metric under its first filter with its standard error and chance level, and its other metrics."""
+def figure_of(name: str, task: Task, results: Mapping[str, Any], samples: Sequence[Mapping[str, Any]] = ()) -> Figure:
+    """A task's first metric under its first filter with its standard error and chance level, and its other metrics.
+
+    Where items share a passage, the standard error is that of clusters.
+    """
     numbers: dict[str, float] = {}
     filters: list[str] = []
     for key, value in results["results"][name].items():
@@ -191,15 +202,23 @@ def figure_of(name: str, task: Task, results: Mapping[str, Any]) -> Figure:
             numbers[metric if filtered == filters[0] else f"{metric} ({filtered})"] = float(value)
     values = {key: value for key, value in numbers.items() if "_stderr" not in key}
     metric = next(m for m in (*task.aggregation(), *values) if m in values)
+    error = numbers.get(f"{metric}_stderr")
+    passages = [next((str(s["doc"][key]) for key in PASSAGES if s["doc"].get(key)), str(s["doc_id"])) for s in samples]
+    if error is not None and len(set(passages)) < len({sample["doc_id"] for sample in samples}):
+        scored = dict(_values(task, samples, metric)[0])
+        if abs(fmean(map(float, scored.values())) - values[metric]) < 1e-6:  # a mean over items, not another statistic
+            by_item = {sample["doc_id"]: passage for sample, passage in zip(samples, passages, strict=True)}
+            error = clustered_error([*map(float, scored.values())], [by_item[item] for item in scored])
     return Figure(
         metric=metric,
         value=values[metric],
-        stderr=numbers.get(f"{metric}_stderr"),
+        stderr=error,
         n=int(results["n-samples"][name]["effective"]),
         chance=chance(task, metric),
         n_shot=results["n-shot"].get(name),
         version=results["versions"].get(name),
         others={m: v for m, v in values.items() if m != metric},
+        majority=majority(task, metric),
     )
 
 
@@ -222,21 +241,39 @@ def chance(task: Task, metric: str) -> float | None:
     """The chance level: for choices the task's own metric over random scores, for generated answers 0, else None."""
     if task.OUTPUT_TYPE != "multiple_choice":
         return 0.0 if task.OUTPUT_TYPE == "generate_until" else None
+    by_item = _choices(task)
+    if metric == "acc" and not callable(task.config.process_results):
+        return sum(1 / len(instances) for instances in by_item) / len(by_item)
+    draw = random.Random(SEED)
+    return fmean(_level(task, metric, lambda _: -draw.random()) for _ in range(N_GUESSES))
+
+
+def majority(task: Task, metric: str) -> float | None:
+    """The metric of the best constant choice; None where the items do not all have the same choices (classes)."""
+    if task.OUTPUT_TYPE != "multiple_choice":
+        return None
+    classes = {tuple(instance.args[1] for instance in instances) for instances in _choices(task)}
+    if len(classes) != 1:
+        return None
+    scores = [lambda i, best=best: -float(i != best) for best in range(len(classes.pop()))]
+    return (max if task.higher_is_better().get(metric, True) else min)(_level(task, metric, s) for s in scores)
+
+
+def _choices(task: Task) -> list[list[Any]]:
+    """The requests of each item, one for each choice."""
     by_item: dict[int, list[Any]] = {}
     for instance in task.instances:
         by_item.setdefault(instance.doc_id, []).append(instance)
-    if metric == "acc" and not callable(task.config.process_results):
-        return sum(1 / len(instances) for instances in by_item.values()) / len(by_item)
-    aggregate = task.aggregation()[metric]
-    draw = random.Random(SEED)
-    levels = []
-    for _ in range(N_GUESSES):
-        values = [
-            task.process_results(instances[0].doc, [(-draw.random(), False) for _ in instances])[metric]
-            for instances in by_item.values()
-        ]
-        levels.append(float(aggregate(values)))
-    return sum(levels) / len(levels)
+    return list(by_item.values())
+
+
+def _level(task: Task, metric: str, score: Callable[[int], float]) -> float:
+    """The task's own metric where choice `i` of every item has the log-likelihood `score(i)`."""
+    values = [
+        task.process_results(instances[0].doc, [(score(i), False) for i in range(len(instances))])[metric]
+        for instances in _choices(task)
+    ]
+    return float(task.aggregation()[metric](values))
 
 
 def _values(task: Task, samples: Sequence[Mapping[str, Any]], metric: str) -> tuple[Any, Any]:

@@ -65,11 +65,26 @@ def print_table(suite: str, reports: Sequence[Report], missing: Mapping[str, str
             print(f"{_title(report)}: {name} by kind of instruction, strict/loose: {', '.join(found)}")
 
 
+def records_of(reports: Sequence[Report]) -> list[dict[str, Any]]:
+    """The figures of all models as rows of one table."""
+    return [
+        {
+            "model": report.label, "template": report.template, "task": name, "metric": figure.metric,
+            "value": figure.value, "stderr": figure.stderr, "n": figure.n, "n_shot": figure.n_shot,
+            "chance": figure.chance, "majority": figure.majority,
+        }
+        for report in reports
+        for name, figure in {**report.tasks, **report.groups, "all": report.score}.items()
+    ]  # fmt: skip
+
+
 def _table(suite: str, reports: Sequence[Report], wrap: bool = True) -> Any:
     """The table; with `wrap` a model's title takes several lines, so that its column is as narrow as its figures."""
     from instruct_lit.reports.tables import table
 
-    board = table(suite, "metric", "n", "chance level", *map(_title, reports), text=("metric",))
+    has_majority = any(figure.majority is not None for figure in reports[0].tasks.values())
+    levels = "chance, majority" if has_majority else "chance level"
+    board = table(suite, "metric", "n", levels, *map(_title, reports), text=("metric",))
     for number, column in enumerate(board.columns):
         is_model = number >= N_COLUMNS
         column.no_wrap = number > 0 and not (is_model and wrap)
@@ -83,7 +98,8 @@ def _table(suite: str, reports: Sequence[Report], wrap: bool = True) -> Any:
     for name, figures in rows:
         figure = figures[0]
         shots = f", {figure.n_shot}-shot" if figure.n_shot else ""
-        board.add_row(name + shots, figure.metric, str(figure.n), _number(figure.chance), *map(_with_error, figures))
+        level = ", ".join(filter(None, map(_number, (figure.chance, figure.majority))))
+        board.add_row(name + shots, figure.metric, str(figure.n), level, *map(_with_error, figures))
     return board
 
 
@@ -96,7 +112,7 @@ def _number(value: float | None) -> str:
 
 
 def _with_error(figure: Figure) -> str:
-    return f"{figure.value:.3f}" + ("" if figure.stderr is None else f" ± {figure.stderr:.3f}")
+    return (_number(figure.value) or "no mean") + ("" if figure.stderr is None else f" ± {figure.stderr:.3f}")
 
 
 def _version(name: str) -> str | None:

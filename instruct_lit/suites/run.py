@@ -22,13 +22,17 @@ from instruct_lit.suites.results import FILE, print_table, write_reports
 from instruct_lit.suites.suite import Report, RunRequest, mean_of
 
 if TYPE_CHECKING:
+    from instruct_lit.evaluation.remote_model import RemoteModel
     from instruct_lit.suites.evaluated_model import EvaluatedModel
 
 TrainingOf = Callable[[str], Sequence[str] | None]  # the training questions of a run; None where they are unknown
 
 
 def run_benchmark(
-    models: Iterable[EvaluatedModel], request: RunRequest, training_of: TrainingOf, about: Mapping[str, Any]
+    models: Iterable[EvaluatedModel | RemoteModel],
+    request: RunRequest,
+    training_of: TrainingOf,
+    about: Mapping[str, Any],
 ) -> list[Report]:
     """Run every model through a suite, write the results after each, and print the table.
 
@@ -60,7 +64,7 @@ def rate(suite: str, path: Path, out_dir: Path) -> float:
 
 
 def _run_harness(
-    models: Iterable[EvaluatedModel], request: RunRequest, training_of: TrainingOf, about: dict[str, Any]
+    models: Iterable[EvaluatedModel | RemoteModel], request: RunRequest, training_of: TrainingOf, about: dict[str, Any]
 ) -> Iterator[Report]:
     """The reports of a suite of lm-evaluation-harness; `about` gets the `missing` tasks."""
     from instruct_lit.suites import harness
@@ -78,7 +82,7 @@ def _run_harness(
 
 
 def _run_package(
-    models: Iterable[EvaluatedModel], request: RunRequest, training_of: TrainingOf, about: dict[str, Any]
+    models: Iterable[EvaluatedModel | RemoteModel], request: RunRequest, training_of: TrainingOf, about: dict[str, Any]
 ) -> Iterator[Report]:
     """The reports of a suite whose library has an environment of its own.
 
@@ -111,11 +115,11 @@ def _leaks(run: str, training_of: TrainingOf, texts: Callable[[], Mapping[str, S
     return leaks
 
 
-def _for_model(request: RunRequest, number: int, model: EvaluatedModel) -> RunRequest:
+def _for_model(request: RunRequest, number: int, model: EvaluatedModel | RemoteModel) -> RunRequest:
     return replace(request, out_dir=request.out_dir / f"{number}-{model.label}-{model.mode}")
 
 
-def _progress(model: EvaluatedModel, unit: str) -> tqdm[Any]:
+def _progress(model: EvaluatedModel | RemoteModel, unit: str) -> tqdm[Any]:
     """The progress bar of a model."""
     title = f"{model.label}, template {model.mode}"
     model.bar = tqdm(desc=title, unit=unit, dynamic_ncols=True, file=sys.stdout)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 from instruct_lit.errors import InstructLitError
 
 Items = list[tuple[str, float | None]]  # text of an evaluated item and its value; None where it has no value of its own
+
+SHARES = re.compile(r"(^|_)(acc|acc_norm|accuracy|exact_match|em|pass@1|mc1)$")  # metrics: shares of right answers
 
 
 class BenchmarkError(InstructLitError):
@@ -65,16 +68,20 @@ class RunRequest:
 
 @dataclass(frozen=True)
 class Figure:
-    """A metric's value over `n` items, its standard error, and its chance level. `version` is the task's."""
+    """A metric's value over `n` items, its standard error, and its chance level. `version` is the task's.
+
+    `majority` is the level of the best constant choice. `value` is None where unlike metrics have no mean.
+    """
 
     metric: str
-    value: float
+    value: float | None
     stderr: float | None
     n: int
     chance: float | None = None
     n_shot: int | None = None
     version: Any = None
     others: Mapping[str, float] = field(default_factory=dict)
+    majority: float | None = None
 
 
 @dataclass(frozen=True)
@@ -95,17 +102,27 @@ class Report:
 
 
 def mean_of(figures: Sequence[Figure], mean_over: str) -> Figure:
-    """The mean of several tasks' figures, over items or over tasks, with the standard error of that mean."""
+    """The mean of several tasks' figures, over items or over tasks, with the standard error of that mean.
+
+    Figures are alike where they have one metric or all are shares of right answers (`SHARES`); others have no mean.
+    """
     n_items = sum(f.n for f in figures)
     weights = [f.n / n_items if mean_over == "items" else 1 / len(figures) for f in figures]
-    errors = [w * f.stderr for w, f in zip(weights, figures, strict=True) if f.stderr is not None]
-    chances = [w * f.chance for w, f in zip(weights, figures, strict=True) if f.chance is not None]
     metrics, shots = {f.metric for f in figures}, {f.n_shot for f in figures}
+    if len(metrics) > 1 and not all(SHARES.search(metric) for metric in metrics):
+        return Figure("unlike metrics", None, None, n_items)
+
+    def mean(values: Sequence[float | None], power: int = 1) -> float | None:
+        known = [(w * v) ** power for w, v in zip(weights, values, strict=True) if v is not None]
+        return sum(known) if len(known) == len(values) else None
+
+    variance = mean([f.stderr for f in figures], 2)
     return Figure(
         metric=metrics.pop() if len(metrics) == 1 else "mean",
-        value=sum(w * f.value for w, f in zip(weights, figures, strict=True)),
-        stderr=sum(e**2 for e in errors) ** 0.5 if len(errors) == len(figures) else None,
+        value=mean([f.value for f in figures]),
+        stderr=None if variance is None else variance**0.5,
         n=n_items,
-        chance=sum(chances) if len(chances) == len(figures) else None,
+        chance=mean([f.chance for f in figures]),
         n_shot=shots.pop() if len(shots) == 1 else None,
+        majority=mean([f.majority for f in figures]),
     )

@@ -11,11 +11,11 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from instruct_lit.config.benchmark_builders import labels_of, request_of, runs_of
+from instruct_lit.config.benchmark_builders import request_of
 from instruct_lit.config.check_commands import check_command
 from instruct_lit.config.compose import flat
 from instruct_lit.config.messages import explain
-from instruct_lit.config.model_builders import engine_options, given_template, sampling_of
+from instruct_lit.config.model_builders import engine_options, given_template, labels_of, runs_of, sampling_of
 from instruct_lit.config.schema import COMMANDS
 from instruct_lit.config.schema.options import keys_of
 from instruct_lit.errors import ConfigError, InstructLitError

@@ -6,9 +6,10 @@ import pytest
 from instruct_lit.errors import DataError
 from instruct_lit.evaluation.comparison import (
     Outcome,
+    compare_models,
     differences,
     length_controlled,
-    pair_rows,
+    match_rows,
     questions_of,
     win_rate,
 )
@@ -23,12 +24,12 @@ def row(instruction: str, response: str, output: str = "yes") -> dict:
 def test_responses_are_paired_by_their_example() -> None:
     a = [row("one", "a1"), row("two", "a2"), row("twice", "a3"), row("twice", "a4")]
     b = [row("twice", "b3"), row("two", "b2"), row("twice", "b4"), row("other", "b5")]
-    pairs = [(x["response"], y["response"]) for x, y in pair_rows(a, b)]
+    pairs = [(x["response"], y["response"]) for x, y in match_rows(a, b)]
     assert pairs == [("a2", "b2"), ("a3", "b3"), ("a4", "b4")]
     with pytest.raises(DataError, match="compare: 0 examples in common, at least 2 are needed"):
-        pair_rows(a[:1], b)
+        match_rows(a[:1], b)
     with pytest.raises(DataError, match="compare: 1 examples in common"):
-        pair_rows(a[1:2], b)
+        match_rows(a[1:2], b)
 
 
 def test_both_orders_are_asked_and_read_back_by_model() -> None:
@@ -77,7 +78,7 @@ def test_the_win_rate_has_every_pair_in_its_denominator() -> None:
 
 def test_metrics_of_both_and_their_difference() -> None:
     a, b = [row(str(i), "yes") for i in range(8)], [row(str(i), "yes" if i < 2 else "no") for i in range(8)]
-    found = differences(pair_rows(a, b), ["exact_match"])["exact_match"]
+    found = differences(match_rows(a, b), ["exact_match"])["exact_match"]
     assert (found["a"], found["b"], found["mean"]) == (1, 0.25, 0.75) and found["p"] == pytest.approx(2 / 64)
 
 
@@ -102,3 +103,22 @@ def test_a_model_that_is_better_stays_better_at_equal_length() -> None:
 def test_the_length_controlled_rate_of_unanimous_verdicts_and_equal_lengths() -> None:
     assert length_controlled(np.ones(5), [(3, 1)] * 5) == 1 and length_controlled(np.full(5, 0.5), [(3, 1)] * 5) == 0.5
     assert length_controlled(np.array([1.0, 0.5, 0.0, 1.0]), [(7, 7)] * 4) == pytest.approx(0.625, abs=1e-3)
+
+
+def scored(name: str, n_right: int) -> list[dict]:
+    return [
+        {**row(str(i), "yes"), "scores": {name: float(i < n_right), "length_ratio": float(i % 7)}} for i in range(30)
+    ]
+
+
+def test_ranks_are_intervals_and_only_where_models_differ() -> None:
+    matched = match_rows(scored("exact_match", 30), scored("exact_match", 28), scored("exact_match", 10))
+    found = compare_models(["a", "b", "c"], matched, ["exact_match", "length_ratio"])
+    exact = found["exact_match"]
+    assert exact["ranks"] == {"a": (1, 2), "b": (1, 2), "c": (3, 3)}
+    assert [(pair["a"], pair["b"]) for pair in exact["pairs"]] == [("a", "b"), ("a", "c"), ("b", "c")]
+    assert exact["pairs"][0]["p"] == exact["pairs"][0]["p_holm"] == 0.5  # the largest is not corrected
+    assert exact["pairs"][1]["p_holm"] == pytest.approx(3 * 2 / 2**20)
+    assert exact["models"]["b"]["mean"] == pytest.approx(28 / 30) and found["length_ratio"]["ranks"] is None
+    looping = match_rows(scored("looping", 30), scored("looping", 0))
+    assert compare_models(["a", "b"], looping, ["looping"])["looping"]["ranks"] == {"a": (2, 2), "b": (1, 1)}

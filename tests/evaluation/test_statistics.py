@@ -1,11 +1,12 @@
 """Intervals that cover, tests without false alarms, and the library's figures."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 
-from instruct_lit.evaluation.statistics import MIN_N, clopper_pearson, difference, interval
+from instruct_lit.evaluation.statistics import MIN_N, clopper_pearson, clustered_error, difference, holm, interval
 
 
 @pytest.mark.parametrize(("n_hits", "n"), [(0, 1), (1, 1), (0, 20), (3, 20), (20, 20), (17, 110), (7000, 14042)])
@@ -70,3 +71,47 @@ def test_paired_proportions_are_covered_without_false_alarms() -> None:
         hits += found["low"] <= 0.1 <= found["high"]
         alarms += difference(random.choice([-1.0, 0.0, 1.0], 20, p=[0.1, 0.8, 0.1]))["p"] < 0.05
     assert hits / 2000 >= 0.93 and alarms / 2000 <= 0.05
+
+
+@pytest.mark.parametrize(
+    ("draw", "mean"),
+    [
+        (lambda random: random.exponential(1.0, 20), 1.0),
+        (lambda random: random.lognormal(0, 0.7, 20), math.exp(0.245)),
+        (lambda random: random.beta(8, 1, 20), 8 / 9),
+        (lambda random: np.where(random.random(20) < 0.7, 1.0, random.beta(2, 2, 20)), 0.85),
+    ],
+)
+def test_the_interval_of_a_skewed_mean_covers_it_at_20_values(draw: Callable, mean: float) -> None:
+    random, hits = np.random.default_rng(0), 0
+    for trial in range(600):
+        values = draw(random)
+        found = interval(values.tolist(), seed=trial)
+        hits += found["low"] <= mean <= found["high"]
+        assert values.min() <= found["low"] <= found["high"] <= values.max()
+    assert hits / 600 >= 0.93
+
+
+def test_values_that_share_a_passage_are_resampled_together() -> None:
+    random, together, apart = np.random.default_rng(0), 0, 0
+    passages = np.repeat(np.arange(25), 4).tolist()
+    for trial in range(300):
+        values = (np.repeat(random.exponential(1.0, 25), 4) + random.exponential(0.3, 100)).tolist()
+        for clusters in (passages, None):
+            found = interval(values, trial, clusters=clusters)
+            covered = found["low"] <= 1.3 <= found["high"]
+            together, apart = (together + covered, apart) if clusters else (together, apart + covered)
+    assert together / 300 >= 0.93 and apart / 300 <= 0.75
+    spread = np.array([1.0, 2.0, 4.0, 4.0])
+    assert clustered_error(spread, "abcd") == pytest.approx(spread.std() / 2)
+
+
+def test_holm_keeps_false_alarms_of_many_pairs_at_5_percent() -> None:
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06]) and holm([]) == []
+    assert holm([0.9, 0.6]) == [1.0, 1.0]
+    random, alarms = np.random.default_rng(0), 0
+    for _ in range(400):
+        models = (random.random((4, 40)) < 0.5).astype(float)
+        found = [difference(models[i] - models[j])["p"] for i in range(4) for j in range(i)]
+        alarms += min(holm(found)) < 0.05
+    assert alarms / 400 <= 0.05

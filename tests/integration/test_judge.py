@@ -199,7 +199,7 @@ def test_a_key_in_the_wrong_place_is_not_written(folder: Path, command: Callable
         (["judge=local", "judge.model=x", "judge.explain=true"], "judge.explain=true: a local judge is constrained to the bare score"),
         (["judge=scores", "judge.path=nowhere"], "judge.path=nowhere: no such file"),
         (["run=nowhere"], "give exactly one of the three"),
-        (["responses=null", "compare=[answers.json]"], "compare=[answers.json]: give two"),
+        (["responses=null", "compare=[answers.json]"], "compare=[answers.json]: give two or more"),
         (["responses=null", "compare=[answers.json,nowhere]"], "compare=nowhere: no such file or folder"),
         (["responses=null", "compare=[answers.json,others.json]", "judge=scores", "judge.path=answers.json"], "judge=scores: cannot compare two models"),
         (["leaks.train=nowhere.json"], "leaks.train=nowhere.json: no such file"),
@@ -225,3 +225,21 @@ def test_every_judge_composes(judge: str, folder: Path, monkeypatch: pytest.Monk
     config = composed("evaluate", "responses=answers.json", f"judge={judge}", *needs)
     check_command("evaluate", config)
     assert config.judge.name == judge
+
+
+def test_three_models_in_one_table_with_a_judge(judge_server: Callable, folder: Path, command: Callable) -> None:
+    (folder / "bad.json").write_text(json.dumps([{**r, "response": "word x"} for r in RECORDS]))
+    server = judge_server(fair)
+    judge = ["judge=ollama", f"judge.url={server.url}", "judge.model=small", "judge.n_asks=1"]
+    files = "compare=[answers.json,others.json,bad.json]"
+    done = command("evaluate", files, *judge, "metrics=[exact_match]", "format=csv", "hydra.run.dir=out", cwd=folder)
+    found = found_in(folder / "out")
+    assert found["models"] == {name: name for name in ("answers.json", "others.json", "bad.json")}
+    scores = {model: value["mean"] for model, value in found["comparison"]["judge"]["models"].items()}
+    assert scores["others.json"] == pytest.approx(500 / 6) and scores["bad.json"] == pytest.approx(50 / 6)
+    assert len(found["comparison"]["exact_match"]["pairs"]) == 3 and found["judge"]["n_verdicts"] == 18
+    rows = [line.split(",") for line in done.stdout.splitlines()]
+    assert rows[0] == ["metric", "model", "mean", "low", "high", "n", "best_rank", "worst_rank"] and len(rows) == 7
+    assert "p-values are corrected for the number of pairs (Holm)" in done.stderr
+    page = (folder / "out" / "report.html").read_text()
+    assert "Comparison of 3 models" in page and page.count("word x") == 6

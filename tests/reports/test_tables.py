@@ -1,23 +1,30 @@
-"""Tables in the terminal."""
+"""Tables in other forms than the terminal's."""
+
+import json
 
 import pytest
 
-from instruct_lit.reports.tables import show, table
+from instruct_lit.reports.tables import print_records, table_alone
+
+RECORDS = [{"model": "a|b_c", "mean": 0.123456, "low": None}, {"model": "d", "mean": 1, "low": 0.5}]
 
 
-def test_text_is_left_numbers_are_right_and_brackets_are_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
-    made = table("name", "value", "note", text=("note",))
-    made.add_row("a", "1.5", "[bold]x")
-    made.add_row("long name", "10.25", "y")
-    show(made)
-    assert [line.rstrip() for line in capsys.readouterr().out.splitlines()] == [
-        "name       value  note",
-        "a            1.5  [bold]x",
-        "long name  10.25  y",
-    ]
+def test_forms_of_a_table(capsys: pytest.CaptureFixture[str]) -> None:
+    def printed(form: str) -> str:
+        print_records(RECORDS, form)
+        return capsys.readouterr().out
+
+    assert printed("table") == ""
+    assert printed("csv") == "model,mean,low\na|b_c,0.123456,\nd,1,0.5\n"
+    assert json.loads(printed("json")) == RECORDS
+    assert printed("markdown") == ("| model | mean | low |\n|---|---|---|\n| a\\|b_c | 0.1235 |  |\n| d | 1 | 0.5 |\n")
+    latex = printed("latex").splitlines()
+    assert latex[:4] == [r"\begin{tabular}{lll}", r"\toprule", r"model & mean & low \\", r"\midrule"]
+    assert latex[4] == r"a|b\_c & 0.1235 &  \\" and latex[-1] == r"\end{tabular}"
 
 
-def test_a_long_line_is_not_cut(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "40")
-    show("word " * 30)
-    assert capsys.readouterr().out == "word " * 30 + "\n"
+def test_everything_else_goes_to_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
+    for form, streams in (("csv", ("", "text\n")), ("table", ("text\n", ""))):
+        with table_alone(form):
+            print("text")
+        assert tuple(capsys.readouterr()) == streams

@@ -1,11 +1,12 @@
 """Figures from the harness's results: filters, kinds of instructions, chance levels."""
 
+from statistics import fmean
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from instruct_lit.suites.harness import by_instruction, chance, figure_of
+from instruct_lit.suites.harness import by_instruction, chance, figure_of, majority
 
 
 def generating(*metrics: str) -> Any:
@@ -57,3 +58,47 @@ def test_instructions_are_counted_by_kind() -> None:
 )
 def test_only_choices_have_a_chance_level_above_zero(kind: str, level: float | None) -> None:
     assert chance(SimpleNamespace(OUTPUT_TYPE=kind), "perplexity") == level  # type: ignore[arg-type]
+
+
+def choices(labels: list[int], texts: list[tuple[str, ...]]) -> SimpleNamespace:
+    """A task with a request for each choice of each item."""
+    instances = [
+        SimpleNamespace(doc_id=n, doc={"label": labels[n]}, args=("", t)) for n in range(len(labels)) for t in texts[n]
+    ]
+    return SimpleNamespace(
+        OUTPUT_TYPE="multiple_choice",
+        instances=instances,
+        process_results=lambda doc, results: {
+            "acc": float(max(range(len(results)), key=lambda i: results[i]) == doc["label"])
+        },
+        aggregation=lambda: {"acc": fmean},
+        higher_is_better=lambda: {"acc": True},
+    )
+
+
+def test_the_majority_class_is_that_of_equal_choices() -> None:
+    classes = choices([0, 1, 1, 1, 0], [(" no", " yes")] * 5)
+    assert majority(classes, "acc") == 0.6  # type: ignore[arg-type]
+    assert majority(choices([0, 0], [(" a", " b"), (" c", " d")]), "acc") is None  # type: ignore[arg-type]
+    assert majority(SimpleNamespace(OUTPUT_TYPE="generate_until"), "f1") is None  # type: ignore[arg-type]
+
+
+def test_items_of_one_passage_have_the_error_of_clusters() -> None:
+    values = [1.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0]
+    results = {
+        "results": {"squad": {"f1,none": 0.5, "f1_stderr,none": 0.19}},
+        "n-samples": {"squad": {"effective": 8}},
+        "n-shot": {},
+        "versions": {},
+    }
+    task = SimpleNamespace(OUTPUT_TYPE="generate_until", aggregation=lambda: {"f1": fmean})
+    samples = [
+        {"doc_id": n, "doc": {"context": f"text {n // 4}"}, "filter": "none", "f1": v} for n, v in enumerate(values)
+    ]
+    figure = figure_of("squad", task, results, samples)  # type: ignore[arg-type]
+    assert figure.stderr == pytest.approx(
+        (2 * 2.0**2) ** 0.5 / 8
+    )  # two passages, each 2 away from its share of the sum
+    for sample in samples:
+        sample["doc"] = {"context": f"own {sample['doc_id']}"}
+    assert figure_of("squad", task, results, samples).stderr == 0.19  # type: ignore[arg-type]

@@ -9,6 +9,8 @@ from instruct_lit.config.schema.groups import DataConfig, GenerationConfig, Path
 from instruct_lit.config.schema.options import MISSING, group, option, progress_option, seed_option
 
 SPLITS = ("train", "val", "test")
+FORMATS = ("table", "csv", "markdown", "latex", "json")
+FORMAT = "Form of the figures on standard output; other than table, everything else goes to standard error."
 
 
 @dataclass
@@ -48,6 +50,21 @@ class JudgeConfig:
 
 
 @dataclass
+class EndpointConfig:
+    """A model behind an OpenAI-compatible API: vLLM, llama.cpp, Ollama, a hosted one."""
+
+    url: str | None = option(None, "Root of the API, mostly ending in /v1; also endpoint=<url>; null: no endpoint.")
+    model: str | None = option(None, "Name of the model there.")
+    chat: bool = option(True, "Send messages; false: prompts to /completions, which may give log-probabilities.")
+    api_key_env: str | None = option(
+        None, "Environment variable with the API key; null: no key. The key is never stored."
+    )
+    n_concurrent: int = option(8, "Requests at the same time.", at_least=1, at_most=1024)
+    n_retries: int = option(5, "Retries of a failed request, with growing pauses.", at_least=0)
+    timeout_s: float = option(120.0, "Timeout of a request in seconds.", above=0)
+
+
+@dataclass
 class LeaksConfig:
     """Search for evaluated examples in the training data."""
 
@@ -73,13 +90,14 @@ class ForgettingConfig:
 class EvaluateConfig:
     """Let a finished model answer a data set, and score the responses."""
 
-    run: str | None = option(None, "Run folder, bundle or Hugging Face directory.", exists="run")
+    run: Any = option(None, "One model or a list: run folder, bundle or Hugging Face directory.", exists="run")
     responses: str | None = option(
         None, "In place of run: a file of existing responses (.jsonl, .json, .csv).", exists="file"
     )
     compare: list[str] | None = option(
-        None, "In place of both: two runs or files with responses to the same examples.", exists="records"
+        None, "In place of both: two or more runs or files with responses to the same examples.", exists="records"
     )
+    endpoint: EndpointConfig = group(EndpointConfig, "A model behind an API, beside run or in its place.")
     response_field: str = option("response", "Field of the response in that file.")
     metrics: list[str] = option([], "Names of instruct_lit.evaluation.metrics; the first is returned to a sweep.")
     check_function: str | None = option(
@@ -102,6 +120,7 @@ class EvaluateConfig:
     paths: PathsConfig = group(PathsConfig, "Folders.")
     split: str = option("test", "Split that is answered.", choices=SPLITS)
     n_responses: int | None = option(None, "Answer only the first so many examples.", at_least=1)
+    format: str = option("table", FORMAT, choices=FORMATS)
     seed: int = seed_option("Seed of confidence intervals and sampling.")
     progress: str = progress_option()
 
@@ -152,8 +171,10 @@ class BenchmarkConfig:
     """Run finished models through a public benchmark."""
 
     run: Any = option(None, "One model or a list: run folder, bundle or Hugging Face directory.", exists="run")
+    endpoint: EndpointConfig = group(EndpointConfig, "A model behind an API, beside run or in its place.")
     suite: SuiteConfig = group(SuiteConfig, "The benchmark.")
     benchmark: RunConfig = group(RunConfig, "How it is run.")
+    format: str = option("table", FORMAT, choices=FORMATS)
     template: TemplateConfig | None = option(None, "The prompt template; null: that of the bundle.")
     paths: PathsConfig = group(PathsConfig, "Folders.")
     progress: str = progress_option()

@@ -46,6 +46,7 @@ class HttpEndpoint(ABC):
         api_key: masked in every message.
     """
 
+    key = "judge"  # the group of the configuration that messages name
     path = ""
     models_path = ""
 
@@ -108,8 +109,13 @@ class HttpEndpoint(ABC):
         if models and self.model not in models:
             listed = ", ".join(sorted(models)[:8])
             raise JudgeError(
-                f"judge.model={self.model}: {self.url} has no such model; it has {listed} (ollama pull {self.model})"
+                f"{self.key}.model={self.model}: {self.url} has no such model; it has {listed} (ollama pull "
+                f"{self.model})"
             )
+
+    def path_of(self, body: Mapping[str, Any]) -> str:
+        """The path that a request goes to."""
+        return self.path
 
     @abstractmethod
     def payload(self, messages: Messages, verdict: Verdict) -> dict[str, Any]:
@@ -150,7 +156,9 @@ class HttpEndpoint(ABC):
                 raise TypeError("the content is not a string")
         except (KeyError, TypeError, IndexError, AttributeError) as error:
             text = self._hidden(str(answer))[:200]
-            raise JudgeError(f"judge.url={self.url}: unexpected form of the answer: {text}; see judge.name") from error
+            raise JudgeError(
+                f"{self.key}.url={self.url}: unexpected form of the answer: {text}; is it this API?"
+            ) from error
         return Reply(reply.text, reply.n_prompt_tokens, reply.n_reply_tokens, time.perf_counter() - start)
 
     async def _post(self, messages: Messages, verdict: Verdict) -> Any:
@@ -158,36 +166,36 @@ class HttpEndpoint(ABC):
         body = {key: value for key, value in body.items() if value is not None}
         for _ in range(min(2, self.n_retries)):
             try:
-                return await self._client.post(self.path, cast_to=object, body=body)
+                return await self._client.post(self.path_of(body), cast_to=object, body=body)
             except ValueError:  # truncated JSON, which the client does not retry
                 await asyncio.sleep(PAUSE_S)
-        return await self._client.post(self.path, cast_to=object, body=body)
+        return await self._client.post(self.path_of(body), cast_to=object, body=body)
 
     def _json(self, answer: Any) -> Any:
         """The answer; the client returns a body that is not JSON as a string."""
         if isinstance(answer, str):
             raise JudgeError(
-                f"judge.url={self.url}: the answer is not JSON (a web page?); give the root of the API, which for "
+                f"{self.key}.url={self.url}: the answer is not JSON (a web page?); give the root of the API, which for "
                 "OpenAI-compatible endpoints mostly ends in /v1"
             )
         return answer
 
     def _explained(self, error: Exception, n_tries: int) -> JudgeError:
         openai = _openai()
-        text, tried = self._hidden(_message(error)), f"tried {n_tries} times"
+        text, tried, key = self._hidden(_message(error)), f"tried {n_tries} times", self.key
         causes: list[tuple[Any, str]] = [
-            (ValueError, f"invalid JSON in the answer ({text}); is it the endpoint of a judge?"),
-            (openai.APITimeoutError, f"no answer in time, {tried}; raise judge.timeout_s or lower judge.n_concurrent"),
+            (ValueError, f"invalid JSON in the answer ({text}); is it the endpoint of a model?"),
+            (openai.APITimeoutError, f"no answer in time, {tried}; raise {key}.timeout_s or lower {key}.n_concurrent"),
             (openai.APIConnectionError, f"cannot be reached, {tried} ({error.__cause__}); is the server running?"),
             (
                 (openai.AuthenticationError, openai.PermissionDeniedError),
-                f"the key is refused ({text}); judge.api_key_env names the variable that holds it",
+                f"the key is refused ({text}); {key}.api_key_env names the variable that holds it",
             ),
-            (openai.NotFoundError, f"no model {self.model!r} or no such path ({text}); see judge.model"),
-            (openai.RateLimitError, f"too many requests or no credit, {tried} ({text}); lower judge.n_concurrent"),
+            (openai.NotFoundError, f"no model {self.model!r} or no such path ({text}); see {key}.model"),
+            (openai.RateLimitError, f"too many requests or no credit, {tried} ({text}); lower {key}.n_concurrent"),
             (Exception, f"{text}, {tried}"),
         ]
-        return JudgeError(f"judge.url={self.url}: {next(cause for kind, cause in causes if isinstance(error, kind))}")
+        return JudgeError(f"{key}.url={self.url}: {next(cause for kind, cause in causes if isinstance(error, kind))}")
 
     def _hidden(self, text: str) -> str:
         return text.replace(self._api_key, "***") if self._api_key else text

@@ -23,6 +23,7 @@ MESSAGE_TOKENS = 16  # upper bound of what a chat template adds to a message
 class Endpoint(Protocol):
     """Replies to messages; `identity` is everything besides the messages that a reply depends on."""
 
+    key: str  # the group of the configuration that it comes from
     model: str
     max_tokens: int | None  # of a reply; None: no limit
     identity: dict[str, Any]
@@ -161,7 +162,7 @@ class Judge:
             resume = f"; {len(found)} of {len(unique)} replies are cached, run the same command to resume"
             raise JudgeError(f"{error}{resume if found else ''}") from error
         if unique and all(judgement.refused for judgement in found.values()):
-            raise JudgeError(f"the judge refuses every question: {found[unique[0]].refused}")
+            raise JudgeError(f"the {self.endpoint.key} refuses every question: {found[unique[0]].refused}")
         return [found[question] for question in questions]
 
     def usage(self) -> dict[str, Any]:

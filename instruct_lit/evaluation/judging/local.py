@@ -40,6 +40,8 @@ class LocalEndpoint:
     Raises: ConfigError when the model cannot be opened or has no chat template.
     """
 
+    key = "judge"
+
     def __init__(
         self, model: str, gguf_file: str | None = None, *, max_tokens: int = 256, constrained: bool = True
     ) -> None:

@@ -1,0 +1,130 @@
+"""A model behind an OpenAI-compatible API (vLLM, llama.cpp, Ollama, hosted): responses and log-probabilities."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tqdm import tqdm
+
+from instruct_lit.core.generation.sampling import SamplingSettings
+from instruct_lit.errors import JudgeError
+from instruct_lit.evaluation.judging.endpoints import Messages, OpenAIEndpoint, Reply
+from instruct_lit.evaluation.judging.judge import Judge
+from instruct_lit.evaluation.judging.prompt import JudgePrompt, Verdict
+
+MAX_STOPS = 4  # of a request in OpenAI's API
+
+
+class CompletionEndpoint(OpenAIEndpoint):
+    """An endpoint whose questions are the bodies of requests as JSON, and whose replies are the first choice as JSON.
+
+    Requests with `messages` go to `/chat/completions`, those with a `prompt` to `/completions`.
+    """
+
+    key = "endpoint"
+
+    def path_of(self, body: Mapping[str, Any]) -> str:
+        return "/chat/completions" if "messages" in body else "/completions"
+
+    def payload(self, messages: Messages, verdict: Verdict) -> dict[str, Any]:
+        return {"model": self.model, **json.loads(messages[0]["content"])}
+
+    def reply(self, answer: Any) -> Reply:
+        choice = answer["choices"][0]
+        text = choice["message"]["content"] if "message" in choice else choice["text"]
+        kept = {name: choice.get(name) for name in ("finish_reason", "logprobs")}
+        return Reply(json.dumps({"text": text or "", **kept}))
+
+
+class AnyText(Verdict):
+    """Every reply is accepted."""
+
+    key, explain, request, value_schema = "text", False, "", {}
+
+    def read(self, reply: str) -> Any:
+        return json.loads(reply)
+
+
+@dataclass
+class RemoteModel:
+    """A model behind an endpoint, whose replies are cached by `judge`, which asks several at a time and resumes.
+
+    `chat` sends messages, which the server renders with its own template; otherwise prompts are sent, and `score`
+    works where the server gives the log-probabilities of a prompt (`echo`), as vLLM and our `serve` do.
+    """
+
+    judge: Judge
+    chat: bool = True
+    run: str = ""
+    label: str = ""
+    n_cut: int = 0  # the server refuses prompts that are too long
+    bar: tqdm[Any] | None = None
+
+    @property
+    def mode(self) -> str:
+        """Whether a template is used."""
+        return "on" if self.chat else "off"
+
+    def write(self, prompts: Sequence[str | Messages], settings: Sequence[SamplingSettings]) -> list[dict[str, Any]]:
+        """The `text` and `finish_reason` of each response; prompts are messages with `chat`, otherwise texts.
+
+        Of the settings the server gets the limit, the temperature, `top_p` and the first `MAX_STOPS` stop texts.
+        """
+        name = "messages" if self.chat else "prompt"
+        bodies = []
+        for prompt, own in zip(prompts, settings, strict=True):
+            body = {"max_tokens": own.max_new_tokens, "temperature": own.temperature}
+            body |= {"top_p": own.top_p} if own.top_p is not None else {}
+            bodies.append({name: prompt, **body, **({"stop": list(own.stop[:MAX_STOPS])} if own.stop else {})})
+        return self._ask(bodies)
+
+    def score(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, bool]]:
+        """The log-likelihood of each continuation after its context, and whether it is the greedy one.
+
+        Raises: JudgeError where the endpoint does not return the log-probabilities of a prompt.
+        """
+        fixed = {"max_tokens": 1, "temperature": 0, "echo": True, "logprobs": 1}
+        replies = self._ask([{"prompt": context + continuation, **fixed} for context, continuation in pairs])
+        return [self._read(reply, *pair) for pair, reply in zip(pairs, replies, strict=True)]
+
+    def _read(self, reply: Mapping[str, Any], context: str, continuation: str) -> tuple[float, bool]:
+        start, end, logprobs = len(context), len(context) + len(continuation), reply["logprobs"] or {}
+        columns = [logprobs.get(key) or () for key in ("tokens", "token_logprobs", "top_logprobs", "text_offset")]
+        rows = [row for row in zip(*columns, strict=False) if row[3] < end and row[3] + len(row[0]) > start]
+        where = f"endpoint.url={self.judge.endpoint.identity['url']}"
+        if logprobs and not reply["text"].startswith(context + continuation):
+            raise JudgeError(
+                f"{where}: the echoed prompt is not the one sent; it is longer than the server's context (give "
+                "a smaller benchmark.n_shot), or the server has no echo"
+            )
+        if not rows or any(value is None for _, value, _, _ in rows):
+            raise JudgeError(
+                f"{where}: it does not return the log-probabilities of a prompt (echo and logprobs of /completions), "
+                "which tasks with given choices need; use vLLM or serve, or tasks with written answers"
+            )
+        return sum(value for _, value, _, _ in rows), all(value >= max(top.values()) for _, value, top, _ in rows)
+
+    def _ask(self, bodies: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        prompt = JudgePrompt("endpoint", "", AnyText(), ())
+        questions = [json.dumps(body) for body in bodies]
+        with tqdm(
+            total=len(set(questions)), desc=f"{self.label} at its endpoint", unit="request", file=sys.stdout
+        ) as bar:
+            found = self.judge.ask(prompt, questions, bar.update)
+        refused = next((judgement.refused for judgement in found if judgement.refused), None)
+        if refused is not None:
+            raise JudgeError(f"endpoint.model={self.judge.endpoint.model}: a request was refused: {refused}")
+        return [judgement.value for judgement in found]
+
+
+def messages_of(row: Mapping[str, Any]) -> Messages:
+    """A record as messages: system prompt, earlier turns, then instruction and input."""
+    found = [{"role": "system", "content": row["system"]}] if row.get("system") else []
+    for question, answer in row.get("history") or ():
+        found += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    last = "\n\n".join(filter(None, (row["instruction"], row.get("input"))))
+    return [*found, {"role": "user", "content": last}]
