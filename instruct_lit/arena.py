@@ -71,7 +71,7 @@ def let_judge_vote(
     from instruct_lit.serving.arena_judging import answer_all, judge_votes
 
     prompt = judge_prompt_of(config.judge, pairwise=True)
-    judge = judge_of(config)
+    judge = judge_of(config.judge, config.paths.cache)
     judge.check()
     rows = answer_all(chat_models, questions, build.sampling_of(config), build.engine_options(config))
     judge_votes(rows, prompt.render, lambda texts: ask_judge(judge, prompt, texts), config.judge.model, votes)

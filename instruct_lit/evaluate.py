@@ -38,7 +38,7 @@ def evaluate(config: DictConfig) -> float:
     sources = sources_of(config)
     command = score if len(sources) == 1 else compare if config.compare is not None and len(sources) == 2 else rank
     with table_alone(config.format):
-        result, found = command(config, sources, out_dir, response_judge_of(config))
+        result, found = command(config, sources, out_dir, response_judge_of(config, pairwise=command is compare))
         print(f"{out_dir}: responses.jsonl, evaluation.json, report.html")
     print_records(records_of(found), config.format)
     return result
@@ -49,7 +49,9 @@ def score(config: DictConfig, sources: list[str], out_dir: Path, judge: Response
     from omegaconf import OmegaConf
 
     from instruct_lit.config.response_builders import responses_of
+    from instruct_lit.core.generation.responses import write_jsonl
     from instruct_lit.evaluation.judging.judge import require_judged
+    from instruct_lit.evaluation.judging.response_judge import audit_sample
     from instruct_lit.evaluation.people import people, read_labels
     from instruct_lit.evaluation.scores import score_rows
     from instruct_lit.reports.evaluation_page import print_judge, print_leaks, print_people, print_scores, write_page
@@ -70,6 +72,9 @@ def score(config: DictConfig, sources: list[str], out_dir: Path, judge: Response
         found["judge"] = judge.score(rows, config.seed)
         write(out_dir, found, rows, write_page)
         print_judge(found["judge"])
+        if config.judge.audit is not None:
+            write_jsonl(out_dir / "audit.jsonl", audit_sample(rows, config.judge.audit, config.seed))
+            print(f"for a person: python -m instruct_lit.review responses={out_dir / 'audit.jsonl'}")
         require_judged(found["judge"])
     if labels is not None:
         found["people"] = people(rows, labels, config.seed)

@@ -43,7 +43,7 @@ def _evaluate(config: Any) -> Iterator[Relation]:
     if compare is not None and not optional_imports.installed("sklearn"):
         yield optional_imports.message("sklearn", "compare", "judge")
     if config.judge is not None:
-        yield from _judge(config.judge, compares=compare is not None)
+        yield from _judge(config.judge, several, pairwise=len(compare or ()) == 2)
 
 
 def _benchmark(config: Any) -> Iterator[Relation]:
@@ -90,7 +90,8 @@ def _arena(config: Any) -> Iterator[Relation]:
     yield from _hosts(config.allowed_hosts)
     yield from _public("password=…", config.host, config.password)
     if config.judge is not None:
-        yield from _judge(config.judge, compares=True)
+        yield from _judge(config.judge, several=True, pairwise=True)
+        yield bool(config.judge.panel), "judge.panel", "one judge votes in the arena; leave it out"
 
 
 def _export(config: Any) -> Iterator[Relation]:
@@ -153,28 +154,36 @@ def _key(key: str, variable: str | None) -> Iterator[Relation]:
     yield unset, key, f"no such environment variable; export {variable}=<your key>"
 
 
-def _judge(judge: Any, compares: bool) -> Iterator[Relation]:
-    from instruct_lit.config.judge_builders import judge_prompt_of
+def _judge(judge: Any, several: bool, pairwise: bool) -> Iterator[Relation]:
+    from instruct_lit.config.judge_builders import judge_prompt_of, panel_of
 
-    if judge.name in ("openai", "ollama"):
-        yield from _url("judge.url", judge.url)
-        yield not judge.model, "judge.model", "give the name of the judge's model"
-    has_scores = judge.name == "scores"
+    try:
+        panel = panel_of(judge)
+    except InstructLitError as error:
+        yield str(error)
+        panel = [judge]
+    for member in panel:
+        if member.name in ("openai", "ollama"):
+            yield from _url("judge.url", member.url)
+            yield not member.model, "judge.model", "give the name of the judge's model"
+        yield from _key("judge.api_key_env", member.api_key_env)
+        prices = member.usd_per_million_tokens
+        unpaired = prices is not None and len(prices) != 2
+        yield unpaired, "judge.usd_per_million_tokens", "give two prices, for prompt and reply tokens"
+        reason = "a local judge is constrained to the bare score; add judge.constrained=false"
+        yield member.name == "local" and judge.explain and member.constrained, "judge.explain", reason
+    has_scores = any(member.name == "scores" for member in panel)
     yield has_scores and not Path(judge.path or "").expanduser().is_file(), "judge.path", "no such file"
-    yield has_scores and compares, "judge=scores", "cannot compare two models; use judge=openai, ollama or local"
-    yield from _key("judge.api_key_env", judge.api_key_env)
+    yield has_scores and several, "judge=scores", "cannot compare models; use judge=openai, ollama or local"
+    yield has_scores and len(panel) > 1, "judge.panel", "scores from a file are not asked; use judge.calibrate=<file>"
+    yield judge.audit is not None and several, "judge.audit", "for the scores of one model; leave it out"
     is_scale = len(judge.scale) == 2 and judge.scale[0] < judge.scale[1]
     yield not is_scale, "judge.scale", "give two integers, the lowest and the highest score"
     if is_scale and not has_scores:
         try:
-            judge_prompt_of(judge, compares)
+            judge_prompt_of(judge, pairwise)
         except InstructLitError as error:
             yield str(error)
-    prices = judge.usd_per_million_tokens
-    unpaired = prices is not None and len(prices) != 2
-    yield unpaired, "judge.usd_per_million_tokens", "give two prices, for prompt and reply tokens"
-    reason = "a local judge is constrained to the bare score; add judge.constrained=false"
-    yield judge.name == "local" and judge.explain and judge.constrained, "judge.explain", reason
 
 
 def forget_secrets(out_dir: Path, url: str | None, variable: str | None = None) -> None:

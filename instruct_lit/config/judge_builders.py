@@ -22,8 +22,15 @@ if TYPE_CHECKING:
     from instruct_lit.evaluation.remote_model import RemoteModel
 
 
-def response_judge_of(config: DictConfig) -> ResponseJudge | None:
-    """The judge of an evaluation, checked to be reachable; None without the group.
+# The keys in which the judges of a panel may differ.
+OF_A_JUDGE = {
+    "name", "url", "model", "api_key_env", "gguf_file", "n_ctx", "temperature", "max_tokens", "seed", "constrained",
+    "n_asks", "n_concurrent", "n_retries", "timeout_s", "body", "paid", "confirmed", "usd_per_million_tokens",
+}  # fmt: skip
+
+
+def response_judge_of(config: DictConfig, pairwise: bool = False) -> ResponseJudge | None:
+    """The judge or panel of `judge`, checked to be reachable; None without the group.
 
     Raises: JudgeError, ConfigError.
     """
@@ -32,22 +39,43 @@ def response_judge_of(config: DictConfig) -> ResponseJudge | None:
     if config.judge is None:
         return None
     settings, existing = config.judge, config.judge.name == "scores"
-    judge = None if existing else judge_of(config)
-    if judge is not None:
+    judges = [] if existing else [judge_of(judge, config.paths.cache) for judge in panel_of(settings)]
+    for judge in judges:
         judge.check()
     return ResponseJudge(
         name=settings.name,
-        model=settings.model,
-        judge=judge,
-        prompt=None if existing else judge_prompt_of(settings, pairwise=len(config.compare or ()) == 2),
+        model=", ".join(judge.endpoint.model for judge in judges) or None,
+        judges=judges,
+        prompt=None if existing else judge_prompt_of(settings, pairwise),
         scale=(settings.scale[0], settings.scale[1]),
+        combine=settings.combine,
         scores=Path(settings.path) if existing else None,
         calibrate=Path(settings.calibrate) if settings.calibrate is not None else None,
     )
 
 
-def judge_of(config: DictConfig) -> Judge:
-    """The judge of the group, its replies cached in the cache folder."""
+def panel_of(judge: DictConfig) -> list[Any]:
+    """The settings of the judge and of the further ones in its `panel`."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    judges: list[Any] = [judge]
+    for number, member in enumerate(judge.panel or ()):
+        given = dict(member) if hasattr(member, "keys") else {}
+        if not given or set(given) - OF_A_JUDGE:
+            raise ConfigError(
+                f"judge.panel[{number}]={member}: give a mapping such as {{model: qwen}} with keys of "
+                f"{', '.join(sorted(OF_A_JUDGE))}"
+            )
+        try:
+            judges.append(OmegaConf.merge(judge, given))
+        except OmegaConfBaseException as error:
+            raise ConfigError(f"judge.panel[{number}]: {str(error).splitlines()[0]}") from error
+    return judges
+
+
+def judge_of(judge: DictConfig, cache_dir: str) -> Judge:
+    """One judge, its replies cached in the cache folder."""
     from omegaconf import OmegaConf
 
     from instruct_lit.config.model_builders import install_satellites
@@ -56,7 +84,6 @@ def judge_of(config: DictConfig) -> Judge:
     from instruct_lit.evaluation.judging.judge import Judge
     from instruct_lit.evaluation.judging.local import LocalEndpoint
 
-    judge = config.judge
     settings: dict[str, Any] = {"max_tokens": judge.max_tokens, "constrained": judge.constrained}
     endpoint: Any
     if judge.name == "local":
@@ -70,7 +97,7 @@ def judge_of(config: DictConfig) -> Judge:
             endpoint = OllamaEndpoint(judge.url, judge.model, key, n_ctx=judge.n_ctx, **settings)
         else:
             endpoint = OpenAIEndpoint(judge.url, judge.model, key, **settings)
-    cache = AnswerCache(Path(config.paths.cache) / "judge" / "replies.jsonl")
+    cache = AnswerCache(Path(cache_dir) / "judge" / "replies.jsonl")
     prices = judge_prices(judge.url, judge.model, judge.usd_per_million_tokens)
     must_be_confirmed = judge.paid and not judge.confirmed and (prices is not None or not _is_loopback(judge.url))
     limits = {"n_concurrent": judge.n_concurrent, "n_asks": judge.n_asks}

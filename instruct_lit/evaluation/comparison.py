@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import multimode
 from typing import Any
 
 import numpy as np
@@ -128,6 +129,14 @@ class Outcome:
         turned = {"A": "b", "B": "a", "tie": "tie"}
         return cls(names.get(first or ""), turned.get(second or ""))
 
+    @classmethod
+    def majority(cls, outcomes: Sequence[Outcome]) -> Outcome:
+        """In each order the most frequent verdict of several judges; a tie where two are equally frequent."""
+        first, second = (
+            multimode(verdicts) for verdicts in zip(*((o.a_first, o.b_first) for o in outcomes), strict=True)
+        )
+        return cls(*(modes[0] if len(modes) == 1 else "tie" for modes in (first, second)))
+
     @property
     def share(self) -> float:
         """Model A's share of the win: 1, 0, and 1/2 for ties and for verdicts that depend on the order."""
@@ -135,7 +144,11 @@ class Outcome:
 
 
 def win_rate(
-    outcomes: Sequence[Outcome], lengths: Sequence[tuple[int, int]], seed: int = 0, n_equal: int = 0
+    outcomes: Sequence[Outcome],
+    lengths: Sequence[tuple[int, int]],
+    seed: int = 0,
+    n_equal: int = 0,
+    shares: Sequence[float] | None = None,
 ) -> dict[str, Any]:
     """Win rate of model A over all pairs, raw and length-controlled, with its components.
 
@@ -146,8 +159,9 @@ def win_rate(
     Args:
         lengths: characters of the two responses of each pair.
         n_equal: pairs of equal responses, which are ties without a verdict.
+        shares: model A's shares of the win where they are not those of the outcomes.
     """
-    shares = np.array([outcome.share for outcome in outcomes])
+    won = np.array([outcome.share for outcome in outcomes] if shares is None else shares)
     both = [(outcome.a_first, outcome.b_first) for outcome in outcomes]
     verdicts = [verdict for of_pair in both for verdict in of_pair]
     first_shown = [verdict == "ab"[i % 2] for i, verdict in enumerate(verdicts) if verdict in ("a", "b")]
@@ -158,12 +172,12 @@ def win_rate(
         "n_unparsed": verdicts.count(None),
         "n_verdicts": len(verdicts) - 2 * n_equal,
         "first_shown": float(np.mean(first_shown)) if first_shown else None,
-        "p": difference(shares - 0.5, seed)["p"],
+        "p": difference(won - 0.5, seed)["p"],
     }
     if not is_judged(found):
         return {"win_rate": None, "length_controlled_win_rate": None, **found}
-    controlled = length_controlled(shares, lengths)
-    return {"win_rate": interval(shares.tolist(), seed), "length_controlled_win_rate": controlled, **found}
+    controlled = length_controlled(won, lengths)
+    return {"win_rate": interval(won.tolist(), seed), "length_controlled_win_rate": controlled, **found}
 
 
 def length_controlled(shares: np.ndarray, lengths: Sequence[tuple[int, int]]) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,9 +52,22 @@ def leak_counts(leaks: Mapping[str, Any]) -> dict[str, int]:
 def print_judge(judge: Mapping[str, Any]) -> None:
     """Print the judge's mean score, how many verdicts it rests on, and its agreement with other scores."""
     show(f"judge {judge['model'] or judge['name']}: {judge_line(judge)}")
+    print_panel(judge, judge_line)
     if "agreement" in judge:
         rows = [(name, "undefined" if value is None else number(value)) for name, value in judge["agreement"].items()]
         show_table(("agreement", ""), rows)
+
+
+def print_panel(found: Mapping[str, Any], line_of: Callable[[Mapping[str, Any]], str]) -> None:
+    """Print the line of every judge of a panel, and the agreement of every two; nothing for a single judge."""
+    for label, own in found.get("judges", {}).items():
+        show(f"  {label}: {line_of(own)}")
+    pairs = [
+        (pair, *("undefined" if v[key] is None else number(v[key]) for key in ("spearman", "kappa_quadratic")), v["n"])
+        for pair, v in found.get("panel_agreement", {}).items()
+    ]
+    if pairs:
+        show_table(("judges", "Spearman's rho", "quadratic kappa", "n"), pairs)
 
 
 def judge_line(judge: Mapping[str, Any]) -> str:
@@ -130,6 +143,7 @@ def print_ranking(found: Mapping[str, Any]) -> None:
     show_table(("", "difference", "mean", "95 % interval", "p (Holm)"), pairs, text=("difference",))
     if "judge" in found:
         show(f"judge {found['judge']['model'] or found['judge']['name']}, all models: {judge_line(found['judge'])}")
+        print_panel(found["judge"], judge_line)
 
 
 def print_comparison(comparison: Mapping[str, Any]) -> None:
@@ -141,8 +155,9 @@ def print_comparison(comparison: Mapping[str, Any]) -> None:
         for name, v in comparison["differences"].items()
     ]
     show_table(("", "A", "B", "A - B", "95 % interval", "p"), rows)
-    for line in pairwise_lines(comparison["pairwise"]) if "pairwise" in comparison else ():
-        show(line)
+    if "pairwise" in comparison:
+        show("\n".join(pairwise_lines(comparison["pairwise"])))
+        print_panel(comparison["pairwise"], lambda own: pairwise_lines(own)[0])
 
 
 def pairwise_lines(pairwise: Mapping[str, Any]) -> list[str]:

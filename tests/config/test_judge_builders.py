@@ -45,4 +45,4 @@ def test_a_paid_judge_must_be_confirmed_unless_it_is_on_this_machine(
     pytest.importorskip("openai")
     monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
     config = composed("evaluate", *overrides, "responses=r.jsonl", f"paths.cache={tmp_path}")
-    assert judge_of(config).must_be_confirmed is must_be_confirmed
+    assert judge_of(config.judge, config.paths.cache).must_be_confirmed is must_be_confirmed

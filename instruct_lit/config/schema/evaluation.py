@@ -44,6 +44,11 @@ class JudgeConfig:
     usd_per_million_tokens: list[float] | None = option(
         None, "[prompt, reply] prices for the estimate; null: those of a dated table for OpenAI's models, else none."
     )
+    panel: Any = option(None, "Further judges: a list of mappings with the keys in which each differs from this one.")
+    combine: str = option("mean", "How a panel's verdicts on a response become one.", choices=("mean", "majority"))
+    audit: int | None = option(
+        None, "Write so many judged responses, drawn at random, to audit.jsonl for a person.", at_least=1
+    )
     calibrate: str | None = option(
         None, "File with one score per response, from people or another judge, to compare with.", exists="file"
     )

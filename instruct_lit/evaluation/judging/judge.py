@@ -260,12 +260,14 @@ def is_judged(figures: Mapping[str, Any]) -> bool:
 
 
 def require_judged(figures: Mapping[str, Any]) -> None:
-    """Raise JudgeError where too many verdicts could not be parsed."""
-    if not is_judged(figures):
-        raise JudgeError(
-            f"not judged: {figures['n_unparsed']} of {figures['n_verdicts']} verdicts could not be parsed; everything "
-            "is saved, read the replies in responses.jsonl and give judge.constrained=true or another judge.model"
-        )
+    """Raise JudgeError where too many verdicts of the judge, or of one of a panel, could not be parsed."""
+    for label, own in {"": figures, **figures.get("judges", {})}.items():
+        if not is_judged(own):
+            by = f" by {label}" if label else ""
+            raise JudgeError(
+                f"not judged{by}: {own['n_unparsed']} of {own['n_verdicts']} verdicts could not be parsed; everything "
+                "is saved, read the replies in responses.jsonl and give judge.constrained=true or another judge.model"
+            )
 
 
 def _first(question: str) -> Messages:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import random
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
+from statistics import fmean, median_low, multimode
 from typing import Any
 
 from tqdm import tqdm
@@ -20,19 +23,21 @@ from instruct_lit.evaluation.judging.prompt import JudgePrompt, texts_of
 
 @dataclass(frozen=True)
 class ResponseJudge:
-    """A judge with its prompt, or existing scores.
+    """A judge, or a panel of several, with its prompt; or existing scores.
 
     Args:
         scale: the lowest and the highest score.
+        combine: how a panel's verdicts become one: their `mean`, or the `majority`, the most frequent value.
         scores: without a judge, the file with one score per response (`judge.path`).
         calibrate: the file with other scores of the same responses, whose agreement is computed.
     """
 
     name: str
     model: str | None = None
-    judge: Judge | None = None
+    judges: Sequence[Judge] = ()
     prompt: JudgePrompt | None = None
     scale: tuple[float, float] = (0, 100)
+    combine: str = "mean"
     scores: Path | None = None
     calibrate: Path | None = None
 
@@ -45,16 +50,23 @@ class ResponseJudge:
         others = None
         if self.calibrate is not None:  # read before anything is paid for
             others = read_scores(self.calibrate, len(rows), "judge.calibrate", low, high)
-        if self.judge is not None and self.prompt is not None:
-            judgements = ask_judge(self.judge, self.prompt, [self.prompt.render(texts_of(row)) for row in rows])
+        if self.prompt is not None:
+            by_judge = self._ask([self.prompt.render(texts_of(row)) for row in rows])
         else:
             assert self.scores is not None
-            judgements = [Judgement(s, "", 1) for s in read_scores(self.scores, len(rows), "judge.path", low, high)]
-        for row, judgement in zip(rows, judgements, strict=True):
+            scores = read_scores(self.scores, len(rows), "judge.path", low, high)
+            by_judge = {self.name: [Judgement(score, "", 1) for score in scores]}
+        judgements = [self._combined(of_row) for of_row in zip(*by_judge.values(), strict=True)]
+        for number, (row, judgement) in enumerate(zip(rows, judgements, strict=True)):
             row["judge"] = judgement.as_record()
+            if len(by_judge) > 1:
+                row["judge"]["judges"] = {label: found[number].as_record() for label, found in by_judge.items()}
         found = {"name": self.name, "model": self.model, **summary(judgements, low, high, seed)}
-        if self.judge is not None:
-            found |= self.judge.usage()
+        found |= self._of_panel(
+            {label: summary(of_judge, low, high, seed) for label, of_judge in by_judge.items()},
+            {label: [judgement.value for judgement in of_judge] for label, of_judge in by_judge.items()},
+            self.scale,
+        )
         if others is not None:
             found["agreement"] = agreement([judgement.value for judgement in judgements], others, low, high)
         return found
@@ -64,18 +76,71 @@ class ResponseJudge:
 
         Equal responses are a tie without a question.
         """
-        assert self.judge is not None and self.prompt is not None
+        assert self.prompt is not None
         differs = [a["response"] != b["response"] for a, b in pairs]
         asked = [pair for pair, differ in zip(pairs, differs, strict=True) if differ]
-        texts = [self.prompt.render(texts) for pair in asked for texts in questions_of(pair)]
-        verdicts = iter(ask_judge(self.judge, self.prompt, texts))
-        outcomes = []
-        for row, differ in zip(rows, differs, strict=True):
-            both = (next(verdicts), next(verdicts)) if differ else ()
-            outcomes.append(Outcome.of(*(judgement.value for judgement in both)) if both else Outcome("tie", "tie"))
-            row["judge"] = {"share": outcomes[-1].share, "verdicts": [judgement.as_record() for judgement in both]}
-        lengths = [(len(a["response"]), len(b["response"])) for a, b in pairs]
-        return {"model": self.model, **win_rate(outcomes, lengths, seed, differs.count(False)), **self.judge.usage()}
+        by_judge = self._ask([self.prompt.render(texts) for pair in asked for texts in questions_of(pair)])
+        outcomes: dict[str, list[Outcome]] = {label: [] for label in by_judge}
+        verdicts: list[list[dict[str, Any]]] = [[] for _ in rows]
+        for label, found in by_judge.items():
+            in_turn = iter(found)
+            for differ, of_row in zip(differs, verdicts, strict=True):
+                both = (next(in_turn), next(in_turn)) if differ else ()
+                outcomes[label].append(Outcome.of(*(j.value for j in both)) if both else Outcome("tie", "tie"))
+                of_row += [j.as_record() | ({"judge": label} if len(by_judge) > 1 else {}) for j in both]
+        of_judges = {label: [outcome.share for outcome in of_judge] for label, of_judge in outcomes.items()}
+        combined = [Outcome.majority(of_pair) for of_pair in zip(*outcomes.values(), strict=True)]
+        shares = [outcome.share for outcome in combined]
+        if self.combine == "mean":
+            shares = [fmean(of_pair) for of_pair in zip(*of_judges.values(), strict=True)]
+        for row, share, of_row in zip(rows, shares, verdicts, strict=True):
+            row["judge"] = {"share": share, "verdicts": of_row}
+        lengths, n_equal = [(len(a["response"]), len(b["response"])) for a, b in pairs], differs.count(False)
+        by_label = {label: win_rate(of_judge, lengths, seed, n_equal) for label, of_judge in outcomes.items()}
+        rate = win_rate(combined, lengths, seed, n_equal, shares)
+        return {"model": self.model, **rate, **self._of_panel(by_label, of_judges, (0, 1))}
+
+    def _ask(self, questions: Sequence[str]) -> dict[str, list[Judgement]]:
+        """The judgements of every judge by the name of its model, numbered where several have one."""
+        assert self.prompt is not None
+        found: dict[str, list[Judgement]] = {}
+        for judge in self.judges:
+            label = judge.endpoint.model
+            label += f" #{len(found) + 1}" if label in found else ""
+            found[label] = ask_judge(judge, self.prompt, questions)
+        return found
+
+    def _combined(self, judgements: Sequence[Judgement]) -> Judgement:
+        """The verdict of a panel, unparsed where that of more than half of its judges is."""
+        if len(judgements) == 1:
+            return judgements[0]
+        values = [judgement.value for judgement in judgements if judgement.value is not None]
+        value = None
+        if 2 * len(values) >= len(judgements):
+            value = fmean(values) if self.combine == "mean" else median_low(multimode(values))
+        return Judgement(value, "", max(judgement.n_asked for judgement in judgements))
+
+    def _of_panel(
+        self,
+        figures: Mapping[str, dict[str, Any]],
+        values: Mapping[str, Sequence[float | None]],
+        scale: tuple[float, float],
+    ) -> dict[str, Any]:
+        """The usage of all judges; of a panel also the figures of each, and the agreement of every two."""
+        usages = [judge.usage() for judge in self.judges]
+        known = set.intersection(*map(set, usages)) if usages else ()  # the cost only where all have prices
+        found = {key: sum(usage[key] for usage in usages) for key in known}
+        if len(usages) < 2:
+            return found
+        judges = {label: own | usage for (label, own), usage in zip(figures.items(), usages, strict=True)}
+        pairs = {f"{a}, {b}": agreement(values[a], values[b], *scale) for a, b in combinations(values, 2)}
+        return {**found, "judges": judges, "panel_agreement": pairs}
+
+
+def audit_sample(rows: Sequence[Mapping[str, Any]], n: int, seed: int = 0) -> list[dict[str, Any]]:
+    """`n` rows drawn at random, in their order, without their scores, for a person who judges them anew."""
+    drawn = sorted(random.Random(seed).sample(range(len(rows)), min(n, len(rows))))
+    return [{key: value for key, value in rows[i].items() if key not in ("judge", "scores")} for i in drawn]
 
 
 def ask_judge(judge: Judge, prompt: JudgePrompt, questions: Sequence[str]) -> list[Judgement]:
