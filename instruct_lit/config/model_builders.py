@@ -230,12 +230,17 @@ def language_of(config: DictConfig) -> tuple[Tokenizer, Template]:
     if config.model.kind != "hf":
         return GPT2Tokenizer(), template_of(config)
     from instruct_lit.hf.chat_template import with_chat
+    from instruct_lit.hf.tokenizer import HFTokenizer
 
     tokenizer, _ = _hf_tokenizer(config)
     if config.template.name == CHAT:
-        thoughts = config.data.thoughts if config.get("data") else "keep"
+        thoughts = OmegaConf.select(config, "data.thoughts", default="keep")
         return with_chat(tokenizer, plain(config.template.get("variables")), config.template.get("variant"), thoughts)
-    return tokenizer, template_of(config).for_tokenizer(tokenizer)
+    template = template_of(config)
+    texts = (one.text for one in (template, template.next_turn) if one is not None)
+    if any(map(tokenizer.special_tokens.find, texts)):  # as transformers reads them in the bundle's chat template
+        tokenizer = HFTokenizer(tokenizer.hf, markup=True)
+    return tokenizer, template.for_tokenizer(tokenizer)
 
 
 def template_of(config: DictConfig) -> Template:
@@ -250,6 +255,9 @@ def template_of(config: DictConfig) -> Template:
             text = Path(path).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise TemplateError(f"template.path={path}: cannot be read as UTF-8 text ({error})") from error
+    thoughts = OmegaConf.select(config, "data.thoughts", default="keep")
+    if thoughts != "keep" and isinstance(text, str):  # in the text it is in the key of the data and in the bundle
+        text = f"{{#- thoughts: {thoughts} +#}}{text}"
     return Template(own.name, text, own.get("next_turn"))
 
 

@@ -102,12 +102,15 @@ def save_bundle(
             write_adapter(new)
         defaults, parts = _transformers_generation(generation), (model, tokenizer, template)
         kind = _write_model(new, parts, defaults, None if write_adapter else dtype or model.base_dtype)
-        next_turn = template.next_turn.text if template.next_turn is not None else None
         own = {
             "version": __version__,
             "kind": kind,
             "markup": bool(getattr(tokenizer, "markup", False)),
-            "template": {"name": template.name, "text": template.text, "next_turn": next_turn},
+            "template": {
+                "name": template.name,
+                "text": template.text,
+                "next_turn": template.next_turn and template.next_turn.text,
+            },
             "generation": dict(generation),
         }
         _write_json(new / OURS, {**own, **about})

@@ -6,8 +6,11 @@ def install() -> None:
     from instruct_lit.core.data.batching import GROUPINGS
     from instruct_lit.core.data.example import FORMS
     from instruct_lit.core.data.records import READERS
+    from instruct_lit.core.data.template import AS_TEXTS
     from instruct_lit.datasets import conversations, file_formats, grouping, record_forms
+    from instruct_lit.datasets.conversation_texts import as_texts
 
     READERS.update(file_formats.READERS)
+    AS_TEXTS[:] = [as_texts]
     FORMS.update({**conversations.FORMS, **record_forms.FORMS})
     GROUPINGS.update({"length": grouping.similar_lengths, "best_fit": grouping.best_fit_decreasing})

@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Any
 
 from instruct_lit.core.data.example import WHOLE, Example, listed
-from instruct_lit.core.data.template import CHAT, Template
+from instruct_lit.core.data.template import CHAT, THOUGHTS, Template
 from instruct_lit.errors import TemplateError
 from instruct_lit.hf.special_tokens import GUARD
 from instruct_lit.hf.tokenizer import HFTokenizer
@@ -22,7 +22,6 @@ _PLACEHOLDER = "\ufdd1"  # replaces a response while a conversation is rendered;
 DATE = (
     "date"  # the variable that `strftime_now` of a template formats, so that a prompt does not change from day to day
 )
-_THOUGHTS = re.compile(r"\{#- thoughts: (\w+) -#\}")
 _DATE_CALL = re.compile(r"""\bstrftime_now\(\s*(["'])(.*?)\1\s*\)""")
 
 
@@ -89,7 +88,7 @@ class ChatTemplate(Template):
             unchanged.
     """
 
-    has_turns = has_system = True  # the tokenizer's template refuses a conversation that it cannot render
+    has_turns = has_system = has_tools = True  # the tokenizer's template refuses a conversation that it cannot render
 
     def __init__(self, tokenizer: HFTokenizer) -> None:
         self.name = CHAT
@@ -97,8 +96,7 @@ class ChatTemplate(Template):
         self.text = tokenizer.hf.chat_template
         if not isinstance(self.text, str):
             raise _error("does not exist")
-        found = _THOUGHTS.match(self.text)
-        self.thoughts = found[1] if found else "keep"
+        self.thoughts = next(iter(THOUGHTS.findall(self.text)), "keep")
         self.special_tokens = self.tokenizer.special_tokens
         self._compared: set[tuple[bool, ...]] = set()  # kinds of conversations that were compared with transformers
         example = Example("instruction", "output", "input")
@@ -137,7 +135,7 @@ class ChatTemplate(Template):
         return pairs
 
     def renderings(self, example: Example) -> list[tuple[Example, list[tuple[str, str]]]]:
-        example = replace(example, messages=self._with_thoughts(example.messages))
+        example = replace(example, messages=self.with_thoughts(example.messages))
         turns = self.turns(example)
         self._compare(example, turns)
         n_turns = len(example.history) + 1
@@ -198,22 +196,12 @@ class ChatTemplate(Template):
     def messages(self, example: Example) -> list[dict[str, Any]]:
         """The whole conversation, protected."""
         if example.messages:
-            return self._protected(self._with_thoughts(example.messages))
+            return self._protected(self.with_thoughts(example.messages))
         asked = f"{example.instruction}\n\n{example.input}" if example.input else example.instruction
         said = [("system", example.system)] if example.system else []
         for user, assistant in (*example.history, (asked, example.output)):
             said += [("user", user), ("assistant", assistant)]
         return [{"role": role, "content": self.tokenizer.protect(text)} for role, text in said]
-
-    def _with_thoughts(self, messages: tuple[Mapping[str, Any], ...]) -> tuple[Mapping[str, Any], ...]:
-        """The messages with the thoughts that are kept."""
-        last = max((n for n, message in enumerate(messages) if message["role"] == "assistant"), default=0)
-        return tuple(
-            message
-            if self.thoughts == "keep" or (self.thoughts == "last" and n == last)
-            else {key: value for key, value in message.items() if key != "reasoning_content"}
-            for n, message in enumerate(messages)
-        )
 
     def _response(self, messages: list[dict[str, Any]], tools: list[Any], before: str) -> str:
         """What the model writes as the last message."""

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from instruct_lit.core.data.template import Template
+from instruct_lit.core.data.template import THOUGHTS, Template
 from instruct_lit.core.data.tokenizer import EOT, GPT2Tokenizer
 
 GUARD = (
@@ -24,7 +24,8 @@ def guarded(name: str) -> str:
 def chat_template(template: Template, start: str = "", end: str = EOT, guards: bool = False) -> str:
     """Jinja for transformers that renders a conversation as `Template.turns` does.
 
-    A template without `next_turn` renders the last question alone, one without a place for it no system message.
+    A template without `next_turn` renders the last question alone, one without a place for it no system message and no
+    tools. Calls, results and thoughts are written as by `datasets.conversation_texts`.
 
     Args:
         start: text before the conversation.
@@ -33,31 +34,61 @@ def chat_template(template: Template, start: str = "", end: str = EOT, guards: b
             protected, and prompts and answers are encoded separately.
     """
     protect = f" | replace({_quoted(end)}, {_quoted(guarded(end))})" if guards else ""
-    set_prompt = f"{{% set instruction = message['content']{protect} %}}{{% set input = '' %}}"
-    answer = f"{_output(GUARD if guards else '')}{{{{ message['content']{protect} }}}}"
+    shown = {"keep": "", "drop": " and false", "last": " and loop.last" if template.next_turn else ""}[
+        template.thoughts
+    ]
+    answer = _output(GUARD if guards else "") + _ANSWER.replace("SHOWN", shown).replace("PROTECT", protect)
+    first, form = THOUGHTS.sub("", template.prompt_source), template.next_turn
     parts = [
         f"{_output(start)}{{% set told = messages | selectattr('role', 'equalto', 'system') | map(attribute='content')"
         f" | join('\\n\\n'){protect} %}}"
+        "{% set given = namespace(tools='') %}",
+        f"{_TOOLS}{{% set given.tools = given.tools{protect} %}}" if template.has_tools else "",
     ]
-    form = template.next_turn
     if form is None:
         parts += [
-            "{% set system = told %}{% set message = messages | selectattr('role', 'equalto', 'user') | list | last %}",
-            set_prompt + _block(template.prompt_source),
+            "{% set system = told %}{% set tools = given.tools %}"
+            "{% set message = messages | selectattr('role', 'equalto', 'user') | list | last %}",
+            f"{{% set instruction = message['content']{protect} %}}{{% set input = '' %}}" + _block(first),
             "{% if messages[-1]['role'] == 'assistant' %}{% set message = messages[-1] %}",
             answer + _block(template.suffix_source) + "{% endif %}",
         ]
     else:
         parts += [
-            "{% set turn = namespace(first=true) %}{% for message in messages %}",
-            "{% if message['role'] == 'user' %}{% set system = told if turn.first else '' %}",
-            set_prompt + _either(template.prompt_source, form.prompt_source),
+            "{% set turn = namespace(first=true, n=0, said='') %}{% for message in messages %}",
+            f"{{% if message['role'] in ['user', 'tool'] %}}{_SAID}",
+            "{% if loop.last or messages[loop.index]['role'] == 'assistant' %}{% set turn.n = 0 %}",
+            "{% set system = told if turn.first else '' %}{% set tools = given.tools if turn.first else '' %}",
+            f"{{% set instruction = turn.said{protect} %}}{{% set input = '' %}}",
+            _either(first, form.prompt_source) + "{% endif %}",
             "{% elif message['role'] == 'assistant' %}",
             answer + _either(template.suffix_source, form.suffix_source),
             f"{{% if not loop.last %}}{_output(end)}{{% endif %}}{{% set turn.first = false %}}",
             "{% endif %}{% endfor %}",
         ]
     return "".join(parts)
+
+
+# Jinja in one line each: the tools as JSON, what stands before an answer, an answer.
+_TOOLS = (
+    "{% for tool in tools or [] %}"
+    r"{% set given.tools = given.tools ~ ('' if loop.first else '\n') ~ (tool | tojson) %}{% endfor %}"
+)
+_SAID = (
+    "{% set text = message['content'] or '' %}{% if message['role'] == 'tool' %}"
+    r"{% set text = '<tool_response>\n' ~ text ~ '\n</tool_response>' %}{% endif %}"
+    r"{% set turn.said = turn.said ~ '\n' ~ text if turn.n else text %}{% set turn.n = turn.n + 1 %}"
+)
+_ANSWER = (
+    "{% set answer = namespace(said=message['content'] or '') %}"
+    "{% for call in message['tool_calls'] or [] %}{% set call = call['function'] %}"
+    "{% set arguments = call['arguments'] if call['arguments'] is string else call['arguments'] | tojson %}"
+    r"{% set answer.said = answer.said ~ ('\n' if answer.said else '') ~ '<tool_call>\n{\"name\": '"
+    r" ~ (call['name'] | tojson) ~ ', \"arguments\": ' ~ arguments ~ '}\n</tool_call>' %}{% endfor %}"
+    r"{% if message['reasoning_content']SHOWN %}"
+    r"{% set answer.said = '<think>\n' ~ message['reasoning_content'] ~ '\n</think>\n\n' ~ answer.said %}{% endif %}"
+    "{{ answer.saidPROTECT }}"
+)
 
 
 def write_gpt2_tokenizer(directory: Path, tokenizer: GPT2Tokenizer, context_length: int, template: Template) -> None:

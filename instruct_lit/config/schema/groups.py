@@ -107,9 +107,7 @@ class DataConfig:
         at_least=0, at_most=1,
     )  # fmt: skip
     loss_on: str = option("all", "Supervised responses of a conversation.", choices=("all", "last"))
-    thoughts: str = option(
-        "keep", "Thoughts of the assistant that are learnt (template=chat).", choices=("keep", "drop", "last")
-    )
+    thoughts: str = option("keep", "Thoughts of the assistant that are learnt.", choices=("keep", "drop", "last"))
     on_long: str = option("truncate", "What to do with a longer example.", choices=("truncate", "drop", "error"))
     pad_to: int | None = option(None, "Pad every row to this length (batching=padded).", at_least=1)
     n_workers: int = option(0, "Processes that load batches.", at_least=0)

@@ -164,11 +164,12 @@ class Collator:
             lengths.append(len(inputs) + len(padding) - n_prefix)
             positions.append(np.arange(n_prefix, n_prefix + lengths[-1]))
             # In place of -100: the positions whose target is supervised, and no others.
-            where = supervised(example, self.mask_prompt)[1:].nonzero()[0]
+            token_weights = supervised(example, self.mask_prompt, self.prompt_weight)[1:]
+            where = token_weights.nonzero()[0]
             index.append(np.where(where < n_prefix, where, where - n_prefix + start))
             learnt.append(targets[where])
             of_response.append(example.is_response[1:][where])
-            weighed.append(supervised(example, self.mask_prompt, self.prompt_weight)[1:][where])
+            weighed.append(token_weights[where])
             start += lengths[-1]
         n_padding = -start % self.pad_to_multiple_of if self.layout == "packed" else 0
         if n_padding:  # a document of padding
@@ -191,13 +192,10 @@ class Collator:
 
 def _common_prefix(examples: Sequence[EncodedExample]) -> int:
     """Length of the prefix that all examples share; each keeps at least one input token after it."""
-    longest = min(len(example.ids) for example in examples) - 2
-    first = examples[0].ids
-    for example in examples[1:]:
-        differs = (first[:longest] != example.ids[:longest]).nonzero()[0]
-        if len(differs):
-            longest = int(differs[0])
-    return max(longest, 0)
+    longest = max(0, min(len(example.ids) for example in examples) - 2)
+    heads = np.stack([example.ids[:longest] for example in examples])
+    differs = (heads != heads[0]).any(axis=0)
+    return int(differs.argmax()) if differs.any() else longest
 
 
 @dataclass(eq=False)

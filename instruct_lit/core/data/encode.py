@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 OnLong = Literal["truncate", "drop", "error"]
 LossOn = Literal["all", "last"]
 CHUNK = 4096  # examples encoded at once: enough work for all cores, little memory
+_FILES = {"tokens.bin": np.int32, "is_response.bin": bool, "weights.bin": np.float32, "records.jsonl": np.uint8}
 _COMPLETE = "counts.json"  # of a store, written last: a folder without it is incomplete
 
 
@@ -152,14 +154,11 @@ class EncodedStore:
         self.notes = ReadingNotes(**about["notes"])
         self._offsets = np.load(folder / "offsets.npy", mmap_mode="r")
         self._record_offsets = np.load(folder / "record_offsets.npy", mmap_mode="r")
-        self._tokens = np.memmap(folder / "tokens.bin", dtype=np.int32, mode="r")
-        self._is_response = np.memmap(folder / "is_response.bin", dtype=bool, mode="r")
-        self._weights = np.memmap(folder / "weights.bin", dtype=np.float32, mode="r")
-        self._records = np.memmap(folder / "records.jsonl", dtype=np.uint8, mode="r")
+        arrays = [np.memmap(folder / name, dtype=dtype, mode="r") for name, dtype in _FILES.items()]
+        self._tokens, self._is_response, self._weights, self._records = arrays
         self.lengths: np.ndarray = np.diff(self._offsets)  # tokens of each example (n,)
         n_tokens, n_bytes = self._offsets[-1], self._record_offsets[-1]
-        found = (len(self._tokens), len(self._is_response), len(self._weights), len(self._records))
-        if found != (n_tokens, n_tokens, n_tokens, n_bytes):
+        if [len(array) for array in arrays] != [n_tokens, n_tokens, n_tokens, n_bytes]:
             raise ValueError("a file has another length than the offsets")
 
     def __reduce__(self) -> tuple[type[EncodedStore], tuple[Path]]:
@@ -193,8 +192,7 @@ def open_or_build(
     Raises: DataError when no example is left or the cache cannot be written.
     """
     folder = cache_dir / "encoded" / key
-    store = _opened(folder)
-    if store is not None:
+    if (store := _opened(folder)) is not None:
         return store
     n_duplicates: dict[str, int] = {}
     examples = without_duplicates(source, n_duplicates)
@@ -229,18 +227,13 @@ def _opened(folder: Path) -> EncodedStore | None:
 def _write(folder: Path, examples: Iterable[tuple[Example, EncodedExample]]) -> int:
     """Write records and encodings as they come; return how many there were."""
     offsets, record_offsets = [0], [0]
-    with (
-        (folder / "tokens.bin").open("wb") as tokens,
-        (folder / "is_response.bin").open("wb") as is_response,
-        (folder / "weights.bin").open("wb") as weights,
-        (folder / "records.jsonl").open("wb") as records,
-    ):
+    with ExitStack() as stack:
+        files = [stack.enter_context((folder / name).open("wb")) for name in _FILES]
         for example, encoded in examples:
-            tokens.write(encoded.ids.astype(np.int32).tobytes())
-            is_response.write(encoded.is_response.tobytes())
-            weights.write(encoded.weights.tobytes())  # type: ignore[union-attr]
             line = json.dumps(example.as_record(), default=str).encode() + b"\n"
-            records.write(line)
+            arrays = (encoded.ids, encoded.is_response, encoded.weights, np.frombuffer(line, np.uint8))
+            for file, array, dtype in zip(files, arrays, _FILES.values(), strict=True):
+                file.write(np.asarray(array, dtype).tobytes())
             offsets.append(offsets[-1] + len(encoded.ids))
             record_offsets.append(record_offsets[-1] + len(line))
     np.save(folder / "offsets.npy", np.array(offsets, dtype=np.int64))

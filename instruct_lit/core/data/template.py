@@ -1,7 +1,7 @@
 """The prompt template: the only place where prompt text exists.
 
-A template is Jinja text with the variables `instruction`, `input` and `system` and exactly one `{{ response }}`. The
-text before the response is the prompt (response header included), the text after it the suffix. The two are rendered
+A template is Jinja text with the variables `instruction`, `input`, `system` and `tools`, which are JSON in lines, and
+exactly one `{{ response }}`. The text before the response is the prompt (response header included), the text after it the suffix. The two are rendered
 separately, so that no user text can move the boundary between them. A second such text, `next_turn`, renders every
 further turn of a conversation.
 """
@@ -9,8 +9,12 @@ further turn of a conversation.
 from __future__ import annotations
 
 import copy
+import json
 import re
-from collections.abc import Callable
+import reprlib
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
 
 import jinja2
 import jinja2.meta
@@ -22,30 +26,31 @@ from instruct_lit.errors import TemplateError
 
 CHAT = "chat"  # the name of a model's own chat template, in `conf/template` and in a bundle
 VARIABLES = ("instruction", "input", "system")
+THOUGHTS = re.compile(r"\A\{#- thoughts: (\w+) [-+]#\}")  # at the start of a text: those that are learnt, if not all
+# Write a conversation with calls, results and thoughts as one of texts; `datasets` adds one.
+AS_TEXTS: list[Callable[[Example], Example]] = []
 _RESPONSE = re.compile(r"\{\{-?\s*response\s*-?\}\}")
 
 
 class Template:
     """Renders an example to its prompt and its full text, and a conversation to its turns.
 
-    `has_turns` and `has_system` say whether earlier turns and a system prompt have a place.
+    `has_turns`, `has_system` and `has_tools` say whether earlier turns, a system prompt and tools have a place.
 
     Raises: TemplateError unless the text is valid Jinja with exactly one `{{ response }}` and known variables only.
     """
 
     next_turn: Template | None = None
+    has_turns = has_system = has_tools = False
     protect: Callable[[str], str] = staticmethod(lambda text: text)  # keeps special tokens in users' text ordinary text
 
     def __init__(self, name: str, text: str | None, next_turn: str | None = None) -> None:
-        place = "{{ response }}"
-        if not isinstance(text, str):
-            remedy = f"give template.text or template.path=<Jinja file with {place}>"
-            raise TemplateError(f"template {name!r}: no text; {remedy}")
-        parts = _RESPONSE.split(text)
+        parts = _RESPONSE.split(text or "")
         if len(parts) != 2:
-            found = f"{place} occurs {len(parts) - 1} times; exactly one is needed"
-            raise TemplateError(f"template {name!r}: {found}. The text is: {text!r}")
-        self.name, self.text = name, text
+            found = f"{{{{ response }}}} occurs {len(parts) - 1} times in {reprlib.repr(text)}; exactly one is needed"
+            raise TemplateError(f"template {name!r}: {found} (template.text, or template.path=<Jinja file>)")
+        assert text is not None
+        self.name, self.text, self.thoughts = name, text, next(iter(THOUGHTS.findall(text)), "keep")
         self.prompt_source, self.suffix_source = parts
         try:
             self._prompt, self._suffix = map(compile_text, parts)
@@ -58,7 +63,8 @@ class Template:
         # Only now: this evaluates constants, without limits.
         variables = jinja2.meta.find_undeclared_variables(text_environment().parse(self.prompt_source))
         self.next_turn = Template(f"{name}.next_turn", next_turn) if next_turn is not None else None
-        self.has_system, self.has_turns = "system" in variables, next_turn is not None
+        self.has_system, self.has_tools = "system" in variables, "tools" in variables
+        self.has_turns = next_turn is not None
 
     def for_tokenizer(self, tokenizer: Tokenizer) -> Template:
         """The same template with users' text protected as the tokenizer needs it (`special_tokens`)."""
@@ -72,22 +78,29 @@ class Template:
 
         Raises: TemplateError when the template supports no further turns or no system prompt.
         """
-        missing = None
+        for given, has, place in (
+            (example.tools, self.has_tools, "{{ tools }}"),
+            (example.system, self.has_system, "{{ system }}"),
+            (example.history, self.has_turns, "template.next_turn"),
+        ):
+            if given and not has:
+                found = f"no {place} for {reprlib.repr(given)}"
+                raise TemplateError(f"template {self.name!r}: {found}; add it or use template=chatml")
         if example.messages:
-            raise TemplateError(f"template {self.name!r}: no place for tools, calls or thoughts; use template=chat")
-        if example.system and not self.has_system:
-            missing = f"{{{{ system }}}} for the system prompt {example.system[:60]!r}; add it"
-        elif example.history and self.next_turn is None:
-            missing = "next_turn for a conversation of several turns; give template.next_turn"
-        if missing is not None:
-            raise TemplateError(f"template {self.name!r}: no {missing} or use template=chatml")
-        if not example.history or self.next_turn is None:
+            example = AS_TEXTS[0](replace(example, messages=self.with_thoughts(example.messages)))
+        if not example.history:
             return [(self.prompt(example), self.response(example))]
-        (user, assistant), *others = example.history
-        first = Example(user, assistant, system=example.system)
-        later = [*(Example(*turn) for turn in others), Example(example.instruction, example.output, example.input)]
-        pairs = [(self, first), *((self.next_turn, turn) for turn in later)]
+        last = replace(example, system="", history=(), tools=())
+        first, *later = [*(Example(*turn) for turn in example.history), last]
+        pairs = [(self, replace(first, system=example.system, tools=example.tools))]
+        pairs += [(self.next_turn or self, turn) for turn in later]
         return [(template.prompt(turn), template.response(turn)) for template, turn in pairs]
+
+    def with_thoughts(self, messages: tuple[Mapping[str, Any], ...]) -> tuple[Mapping[str, Any], ...]:
+        """The messages with the thoughts that are learnt: all (`keep`), none (`drop`), those of the `last` turn."""
+        ends = [m for m in messages if m["role"] == "assistant"]
+        kept = [id(m) for m in {"keep": ends, "last": ends[-1:]}.get(self.thoughts, ())]
+        return tuple(m if id(m) in kept else {key: m[key] for key in m if key != "reasoning_content"} for m in messages)
 
     def renderings(self, example: Example) -> list[tuple[Example, list[tuple[str, str]]]]:
         """What is trained on, with its turns: the example, or each of its turns where it stands in another text."""
@@ -106,8 +119,10 @@ class Template:
         return self.protect(example.output) + self._render(self._suffix, example)
 
     def _render(self, template: jinja2.Template, example: Example) -> str:
+        texts = {name: getattr(example, name) for name in VARIABLES}
+        texts["tools"] = "\n".join(json.dumps(tool, ensure_ascii=False) for tool in example.tools)
         try:
-            return template.render({name: self.protect(getattr(example, name)) for name in VARIABLES})
+            return template.render({name: self.protect(text) for name, text in texts.items()})
         except Exception as error:
-            allowed = "allowed variables are instruction, input, system and response"
+            allowed = "allowed variables are instruction, input, system, tools and response"
             raise TemplateError(f"template {self.name!r}: {failure(error)}; {allowed}") from error

@@ -60,11 +60,6 @@ def exact(row: Mapping[str, Any]) -> float:
     return float(row["response"].strip() == row["output"].strip())
 
 
-def exact_match(rows: Sequence[Mapping[str, Any]]) -> float:
-    """Share of rows whose response equals the reference."""
-    return sum(map(exact, rows)) / len(rows)
-
-
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write one JSON object per line."""
     with path.open("w", encoding="utf-8") as file:

@@ -24,7 +24,7 @@ from instruct_lit.core.data.datamodule import InstructionData
 from instruct_lit.core.data.template import Template
 from instruct_lit.core.data.tokenizer import Tokenizer
 from instruct_lit.core.generation.engine import Engine
-from instruct_lit.core.generation.responses import exact_match, write_jsonl
+from instruct_lit.core.generation.responses import exact, write_jsonl
 from instruct_lit.core.generation.sampling import SamplingSettings
 from instruct_lit.core.model.causal import CausalLM
 from instruct_lit.core.training.answers import answer_split
@@ -222,7 +222,7 @@ class Run:
             title, trainer, self.parts.sharding,
         )  # fmt: skip
         if rows:
-            metrics["test/exact_match"] = exact_match(rows)
+            metrics["test/exact_match"] = sum(map(exact, rows)) / len(rows)
         return metrics, rows
 
     def _write(self, rows: Sequence[dict[str, Any]], seconds: float) -> None:

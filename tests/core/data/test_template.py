@@ -88,11 +88,9 @@ def test_conversations_letter_by_letter(name: str, turns: list[tuple[str, str]])
 
 def test_a_template_without_the_form_refuses_a_conversation() -> None:
     plain = Template("mine", "{{ instruction }}: {{ response }}")
-    with pytest.raises(
-        TemplateError, match=r"template 'mine': no next_turn for a conversation of several turns; give template.next"
-    ):
+    with pytest.raises(TemplateError, match=r"template 'mine': no template.next_turn for \(\('c', 'd'\),\); add it or"):
         plain.turns(Example("a", "b", history=(("c", "d"),)))
-    with pytest.raises(TemplateError, match=r"template 'mine': no {{ system }} for the system prompt 'Be short.'"):
+    with pytest.raises(TemplateError, match=r"template 'mine': no {{ system }} for 'Be short.'; add it"):
         plain.turns(Example("a", "b", system="Be short."))
     with pytest.raises(TemplateError, match=r"template 'mine.next_turn': {{ response }} occurs 0 times"):
         Template("mine", "{{ response }}", next_turn="{{ instruction }}")
@@ -108,15 +106,15 @@ def test_trap_4_text_of_a_user_is_not_rendered_again() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{{ instruction }}", "{{ response }} occurs 0 times; exactly one is needed"),
+        ("{{ instruction }}", "{{ response }} occurs 0 times in '{{ instruction }}'; exactly one is needed"),
         ("{{ response }} {{ response }}", "{{ response }} occurs 2 times"),
         (
             "{{ instrction }}{{ response }}",
-            "'instrction' is undefined; allowed variables are instruction, input, system and response",
+            "'instrction' is undefined; allowed variables are instruction, input, system, tools and response",
         ),
         ("{% if input %}{{ response }}{% endif %}", "must each be complete"),
         ("{{ instruction.__class__.__mro__ }}{{ response }}", "unsafe"),
-        (None, "give template.text or template.path"),
+        (None, "occurs 0 times in None; exactly one is needed (template.text, or template.path"),
     ],
 )
 def test_templates_that_cannot_be_used_say_why(text: str | None, message: str) -> None:

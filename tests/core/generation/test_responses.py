@@ -8,7 +8,7 @@ from instruct_lit.core.data.example import Example
 from instruct_lit.core.data.template import Template
 from instruct_lit.core.data.tokenizer import GPT2Tokenizer
 from instruct_lit.core.generation.engine import Engine
-from instruct_lit.core.generation.responses import answer, exact_match, write_jsonl
+from instruct_lit.core.generation.responses import answer, exact, write_jsonl
 from instruct_lit.core.generation.sampling import SamplingSettings
 from instruct_lit.core.model.gpt import GPT
 from instruct_lit.evaluation.answer_files import read_jsonl
@@ -53,7 +53,7 @@ def test_an_empty_prompt_starts_from_end_of_text(tiny_model: GPT, tokenizer: GPT
 
 def test_exact_match_ignores_white_space_at_the_ends_only() -> None:
     pairs = [("a b", " a b\n"), ("a b", "a  b"), ("A", "a"), ("x", "x")]
-    assert exact_match([{"output": o, "response": r} for o, r in pairs]) == pytest.approx(0.5)
+    assert [exact({"output": o, "response": r}) for o, r in pairs] == [1, 0, 0, 1]
 
 
 def test_json_lines_come_back(tmp_path: Path) -> None:
