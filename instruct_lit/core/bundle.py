@@ -102,15 +102,12 @@ def save_bundle(
             write_adapter(new)
         defaults, parts = _transformers_generation(generation), (model, tokenizer, template)
         kind = _write_model(new, parts, defaults, None if write_adapter else dtype or model.base_dtype)
+        next_turn = template.next_turn and template.next_turn.text
         own = {
             "version": __version__,
             "kind": kind,
             "markup": bool(getattr(tokenizer, "markup", False)),
-            "template": {
-                "name": template.name,
-                "text": template.text,
-                "next_turn": template.next_turn and template.next_turn.text,
-            },
+            "template": {"name": template.name, "text": template.text, "next_turn": next_turn},
             "generation": dict(generation),
         }
         _write_json(new / OURS, {**own, **about})

@@ -15,7 +15,8 @@ from instruct_lit.core.data.example import Example
 
 def as_texts(example: Example) -> Example:
     """The example with texts in place of its messages: a turn for each of the assistant's messages."""
-    turns, said = [], []
+    turns: list[tuple[str, str]] = []
+    said: list[str] = []
     for message in example.messages:
         if message["role"] == "assistant":
             turns.append(("\n".join(said), assistant_text(message)))

@@ -1,9 +1,9 @@
 """The prompt template: the only place where prompt text exists.
 
-A template is Jinja text with the variables `instruction`, `input`, `system` and `tools`, which are JSON in lines, and
-exactly one `{{ response }}`. The text before the response is the prompt (response header included), the text after it the suffix. The two are rendered
-separately, so that no user text can move the boundary between them. A second such text, `next_turn`, renders every
-further turn of a conversation.
+A template is Jinja text with the variables `instruction`, `input`, `system` and `tools` (JSON in lines) and exactly one
+`{{ response }}`. The text before it is the prompt (response header included), the text after it the suffix. The two are
+rendered separately, so that no user text can move the boundary between them. A second such text, `next_turn`, renders
+every further turn of a conversation.
 """
 
 from __future__ import annotations
@@ -45,12 +45,11 @@ class Template:
     protect: Callable[[str], str] = staticmethod(lambda text: text)  # keeps special tokens in users' text ordinary text
 
     def __init__(self, name: str, text: str | None, next_turn: str | None = None) -> None:
-        parts = _RESPONSE.split(text or "")
+        self.name, self.text, self.thoughts = name, text or "", next(iter(THOUGHTS.findall(text or "")), "keep")
+        parts = _RESPONSE.split(self.text)
         if len(parts) != 2:
             found = f"{{{{ response }}}} occurs {len(parts) - 1} times in {reprlib.repr(text)}; exactly one is needed"
             raise TemplateError(f"template {name!r}: {found} (template.text, or template.path=<Jinja file>)")
-        assert text is not None
-        self.name, self.text, self.thoughts = name, text, next(iter(THOUGHTS.findall(text)), "keep")
         self.prompt_source, self.suffix_source = parts
         try:
             self._prompt, self._suffix = map(compile_text, parts)
@@ -90,11 +89,10 @@ class Template:
             example = AS_TEXTS[0](replace(example, messages=self.with_thoughts(example.messages)))
         if not example.history:
             return [(self.prompt(example), self.response(example))]
-        last = replace(example, system="", history=(), tools=())
-        first, *later = [*(Example(*turn) for turn in example.history), last]
-        pairs = [(self, replace(first, system=example.system, tools=example.tools))]
-        pairs += [(self.next_turn or self, turn) for turn in later]
-        return [(template.prompt(turn), template.response(turn)) for template, turn in pairs]
+        turns = [*(Example(*turn) for turn in example.history), replace(example, system="", history=(), tools=())]
+        turns[0] = replace(turns[0], system=example.system, tools=example.tools)
+        forms = [self, *[self.next_turn or self] * len(example.history)]
+        return [(form.prompt(turn), form.response(turn)) for form, turn in zip(forms, turns, strict=True)]
 
     def with_thoughts(self, messages: tuple[Mapping[str, Any], ...]) -> tuple[Mapping[str, Any], ...]:
         """The messages with the thoughts that are learnt: all (`keep`), none (`drop`), those of the `last` turn."""

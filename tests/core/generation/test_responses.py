@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-import pytest
-
 from instruct_lit.core.data.example import Example
 from instruct_lit.core.data.template import Template
 from instruct_lit.core.data.tokenizer import GPT2Tokenizer
