@@ -164,12 +164,11 @@ class Collator:
             lengths.append(len(inputs) + len(padding) - n_prefix)
             positions.append(np.arange(n_prefix, n_prefix + lengths[-1]))
             # In place of -100: the positions whose target is supervised, and no others.
-            token_weights = supervised(example, self.mask_prompt, self.prompt_weight)[1:]
-            where = token_weights.nonzero()[0]
+            where = supervised(example, self.mask_prompt)[1:].nonzero()[0]
             index.append(np.where(where < n_prefix, where, where - n_prefix + start))
             learnt.append(targets[where])
             of_response.append(example.is_response[1:][where])
-            weighed.append(token_weights[where])
+            weighed.append(supervised(example, self.mask_prompt, self.prompt_weight)[1:][where])
             start += lengths[-1]
         n_padding = -start % self.pad_to_multiple_of if self.layout == "packed" else 0
         if n_padding:  # a document of padding
