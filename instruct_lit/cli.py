@@ -1,4 +1,4 @@
-"""`instruct-lit`: the ten commands under one name, and the completion of their words in a shell.
+"""`instruct-lit`: the eleven commands under one name, and the completion of their words in a shell.
 
 `instruct-lit train model=gpt2` is `python -m instruct_lit.train model=gpt2`.
 """

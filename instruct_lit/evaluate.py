@@ -57,7 +57,7 @@ def score(config: DictConfig, sources: list[str], out_dir: Path, judge: Response
     from instruct_lit.reports.evaluation_page import print_judge, print_leaks, print_people, print_scores, write_page
 
     responses = responses_of(config, sources[0])
-    labels = read_labels(Path(config.reviews), [row["id"] for row in responses.rows]) if config.reviews else None
+    labels = read_labels(Path(config.reviews), responses.rows) if config.reviews else None
     rows, training = responses.rows, responses.training if config.leaks.enabled else None
     found: dict[str, Any] = {
         "run": None if sources[0] == config.responses else sources[0], "responses": config.responses,
@@ -74,7 +74,7 @@ def score(config: DictConfig, sources: list[str], out_dir: Path, judge: Response
         print_judge(found["judge"])
         if config.judge.audit is not None:
             write_jsonl(out_dir / "audit.jsonl", audit_sample(rows, config.judge.audit, config.seed))
-            print(f"for a person: python -m instruct_lit.review responses={out_dir / 'audit.jsonl'}")
+            print(f"for a person: python -m instruct_lit.review run={out_dir / 'audit.jsonl'}")
         require_judged(found["judge"])
     if labels is not None:
         found["people"] = people(rows, labels, config.seed)

@@ -9,7 +9,19 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "instruct_lit"
 FILES = sorted(PACKAGE.rglob("*.py"))
-ENTRY_POINTS = ("train", "evaluate", "benchmark", "chat", "serve", "arena", "peek", "export", "report", "reproduce")
+ENTRY_POINTS = (
+    "train",
+    "evaluate",
+    "benchmark",
+    "chat",
+    "serve",
+    "arena",
+    "review",
+    "peek",
+    "export",
+    "report",
+    "reproduce",
+)
 SATELLITES = (
     "accel",
     "datasets",

@@ -94,6 +94,17 @@ def _arena(config: Any) -> Iterator[Relation]:
         yield bool(config.judge.panel), "judge.panel", "one judge votes in the arena; leave it out"
 
 
+def _review(config: Any) -> Iterator[Relation]:
+    from instruct_lit.evaluation.people import VALUES
+
+    names = [*VALUES, *config.labels]
+    yield len(names) > 9, "labels", "at most five: there are keys for nine labels"
+    wrong = not all(name.strip() for name in names) or len(set(names)) < len(names)
+    yield wrong, f"labels={list(config.labels)}", "give different labels, none of them empty or one of the four"
+    yield from _hosts(config.allowed_hosts)
+    yield from _public("password=… or INSTRUCT_LIT_PASSWORD", config.host, config.password)
+
+
 def _export(config: Any) -> Iterator[Relation]:
     repo = config.push_to_hub
     alone = not config.merge and (config.to != "hf" or bool(config.soup) or config.dtype is not None)
@@ -113,7 +124,7 @@ def _report(config: Any) -> Iterator[Relation]:
 
 RELATIONS = {
     "arena": _arena, "benchmark": _benchmark, "evaluate": _evaluate, "export": _export, "peek": _peek,
-    "report": _report, "serve": _serve,
+    "report": _report, "review": _review, "serve": _serve,
 }  # fmt: skip
 
 
@@ -124,7 +135,7 @@ def _hosts(hosts: list[str]) -> Iterator[Relation]:
 
 
 def _public(remedy: str, host: str, secret: str | None) -> Iterator[Relation]:
-    from instruct_lit.serving.http import is_loopback
+    from instruct_lit.serving.guards import is_loopback
 
     reason = f"other machines could reach it; give {remedy}, or keep 127.0.0.1"
     yield not secret and not is_loopback(host), "host", reason

@@ -35,6 +35,7 @@ MOST_USED = {
         "generation.dtype"
     ),
     "arena": "runs votes questions n_questions battles plot host port password device",
+    "review": "run reviews labels n_responses host port password",
     "export": "run to precision name push_to_hub private",
     "report": "folder runs page metric direction n_best",
     "reproduce": "run tolerance changes",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,10 @@ from instruct_lit.evaluation.checks import FIELD, FUNCTION, check_record
 FIELDS = ("instruction", "input", "output")
 
 
-def read_responses(path: Path, response_field: str) -> list[dict[str, Any]]:
+def read_responses(path: Path, response_field: str, keep: Sequence[str] = ()) -> list[dict[str, Any]]:
     """Read records with their responses from a file of any origin; `response_field` holds the response.
 
-    The results of an earlier evaluation are dropped, except the loss, which needs the model.
+    The results of an earlier evaluation are dropped, except those in `keep`, and the loss, which needs the model.
 
     Raises:
         DataError: a record without text in `instruction`, `output` or `response_field`, or with an `input` or
@@ -43,7 +44,7 @@ def read_responses(path: Path, response_field: str) -> list[dict[str, Any]]:
         response = row[response_field] if response_field in FIELDS else row.pop(response_field)
         loss, n_tokens = row.get("loss"), row.get("n_response_tokens")
         has_loss = type(loss) is float and type(n_tokens) is int and n_tokens > 0
-        dropped = ("scores", "leak", "judge", FUNCTION, *(() if has_loss else ("loss", "n_response_tokens")))
+        dropped = {"scores", "leak", "judge", FUNCTION, *(() if has_loss else ("loss", "n_response_tokens"))} - {*keep}
         rows.append({**{key: value for key, value in row.items() if key not in dropped}, "response": response})
     if not rows:
         raise DataError(f"{path}: it has no records")

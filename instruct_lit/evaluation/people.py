@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import combinations
@@ -12,32 +13,54 @@ import numpy as np
 
 from instruct_lit.core.data.records import read_records
 from instruct_lit.errors import DataError
-from instruct_lit.evaluation.statistics import interval
+from instruct_lit.evaluation.statistics import Z_95, Interval, interval
 
 VALUES = {"right": 1.0, "partly": 0.5, "wrong": 0.0, "off-topic": 0.0}  # own labels have no value
-Labels = Mapping[Any, Mapping[str, str]]  # by id of the response, then by reviewer
+MATCHED = ("instruction", "input", "response")  # fields that a label repeats, where the page has written it
+# By id of the response, then by reviewer: the records `id`, `label`, `reviewer` and perhaps `note`.
+Labels = Mapping[Any, Mapping[str, Mapping[str, Any]]]
 
 
-def read_labels(path: Path, ids: Sequence[Any]) -> dict[Any, dict[str, str]]:
-    """Labels of a file of records with `id` (of a response), `label`, and `reviewer`; a later one replaces an earlier.
+def read_labels(path: Path, rows: Sequence[Mapping[str, Any]]) -> dict[Any, dict[str, Mapping[str, Any]]]:
+    """The labels of responses in a file of records with `id`, `label` and `reviewer`.
 
-    Raises: DataError, naming the line, for a record without them, and for the id of no response.
+    A later label of a reviewer replaces an earlier one, and null withdraws it. Labels that repeat another instruction
+    or response than that of the row with their id are those of other responses, and left out.
+
+    Raises: DataError, naming the line, for a record that is not a label or has the id of no row; for no labels at all.
     """
-    known = set(ids)
-    found: dict[Any, dict[str, str]] = {}
+    known = {row["id"]: row for row in rows}
+    found: dict[Any, dict[str, Mapping[str, Any]]] = {}
     for place, record in read_records(path.expanduser()):
-        if isinstance(record, DataError):
-            raise record
-        row = record if isinstance(record, dict) else {}
-        label, reviewer, number = row.get("label"), row.get("reviewer", "reviewer"), row.get("id")
-        if not isinstance(label, str) or not label or not isinstance(reviewer, str):
+        if isinstance(record, DataError):  # such as a line that a crash has cut off
+            print(f"{record}; skipped", flush=True)
+            continue
+        label = record if isinstance(record, dict) else {}
+        number, reviewer = label.get("id"), label.get("reviewer", "reviewer")
+        valid = isinstance(number, int | str) and reviewer and isinstance(reviewer, str)
+        if not valid or "label" not in label or not (label["label"] is None or is_label(label["label"])):
             raise DataError(f"{place}: not a label; give a record with id, label and reviewer")
-        if not isinstance(number, int | str) or number not in known:
+        row = known.get(number)
+        if row is None and "response" not in label:
             raise DataError(f"{place}: no response has the id {number!r:.60}")
-        found.setdefault(number, {})[reviewer] = label
+        if row is not None and all(label.get(field, row[field]) == row[field] for field in MATCHED):
+            change_label(found.setdefault(number, {}), reviewer, label)
+    found = {number: given for number, given in found.items() if given}
     if not found:
-        raise DataError(f"{path}: it has no labels")
+        raise DataError(f"{path}: it has no labels of these responses")
     return found
+
+
+def is_label(value: Any) -> bool:
+    """Whether a value can be a label: text that is not empty."""
+    return isinstance(value, str) and bool(value.strip())
+
+
+def change_label(given: dict[str, Mapping[str, Any]], reviewer: str, label: Mapping[str, Any]) -> None:
+    """Replace a reviewer's label of a response by a later one, which may withdraw it."""
+    given.pop(reviewer, None)
+    if label["label"] is not None:
+        given[reviewer] = label
 
 
 def cohen(a: Sequence[str], b: Sequence[str]) -> float | None:
@@ -58,48 +81,62 @@ def krippendorff(units: Sequence[Sequence[str]]) -> float | None:
 
 
 def people(rows: Sequence[Mapping[str, Any]], labels: Labels, seed: int = 0) -> dict[str, Any]:
-    """The figures of people's labels; `rows` have `scores`, and the judge's `value` where there is one.
+    """The figures of people's labels; `rows` have `scores`, the judge's `value`, and `sources`, each where known.
 
     `rates` are shares of all labels, their intervals those of the responses' means, since labels of one response are
-    not independent. `predictors` are the rank correlations (Spearman) of metrics and judge with the mean value of a
-    response's labels, the strongest first. `disagreements` are ids with different labels.
+    not independent; `sources` are the rates of each source. `predictors` are the rank correlations (Spearman) of
+    metrics and judge with the mean value of a response's labels, the strongest first. `disagreements` are ids with
+    different labels.
     """
-    names = list(dict.fromkeys([*VALUES, *sorted(label for given in labels.values() for label in given.values())]))
-    reviewers = sorted({reviewer for given in labels.values() for reviewer in given})
-    shares = {
-        name: [sum(label == name for label in given.values()) / len(given) for given in labels.values()]
-        for name in names
-    }
+    texts = {number: {who: label["label"] for who, label in given.items()} for number, given in labels.items()}
+    names = list(dict.fromkeys([*VALUES, *sorted(label for given in texts.values() for label in given.values())]))
+    reviewers = sorted({reviewer for given in texts.values() for reviewer in given})
     pairs = {}
     for a, b in combinations(reviewers, 2):
-        both = [(given[a], given[b]) for given in labels.values() if a in given and b in given]
+        both = [(given[a], given[b]) for given in texts.values() if a in given and b in given]
         if both:
             sides = tuple(zip(*both, strict=True))
             pairs[f"{a}, {b}"] = {"n": len(both), "kappa": cohen(*sides), "same": interval([x == y for x, y in both])}
+
+    def rates(of: Sequence[Mapping[str, str]]) -> dict[str, Interval]:
+        shares = {name: [sum(x == name for x in given.values()) / len(given) for given in of] for name in names}
+        return {name: interval(values, seed) for name, values in shares.items()}
+
+    by_source: dict[str, list[Mapping[str, str]]] = {}
+    for row in rows:
+        for source in row.get("sources", ()) if row["id"] in texts else ():
+            by_source.setdefault(source, []).append(texts[row["id"]])
     return {
-        "n_labels": sum(map(len, labels.values())),
-        "n_responses": len(labels),
-        "rates": {name: interval(values, seed) for name, values in shares.items()},
+        "n_labels": sum(map(len, texts.values())),
+        "n_responses": len(texts),
+        "rates": rates(list(texts.values())),
+        "sources": {source: rates(of) for source, of in by_source.items()} if len(by_source) > 1 else {},
         "agreement": pairs,
-        "alpha": krippendorff([list(given.values()) for given in labels.values()]),
-        "predictors": _predictors(rows, labels),
-        "disagreements": [number for number, given in labels.items() if len(set(given.values())) > 1],
+        "alpha": krippendorff([list(given.values()) for given in texts.values()]),
+        "predictors": _predictors(rows, texts),
+        "disagreements": [number for number, given in texts.items() if len(set(given.values())) > 1],
     }
 
 
-def _predictors(rows: Sequence[Mapping[str, Any]], labels: Labels) -> dict[str, float]:
+def _predictors(rows: Sequence[Mapping[str, Any]], texts: Mapping[Any, Mapping[str, str]]) -> dict[str, Interval]:
+    """Spearman's rank correlation of each metric with people, its interval that of Bonett and Wright (2000)."""
     columns: dict[str, list[tuple[float, float]]] = {}
     for row in rows:
-        values = [VALUES[label] for label in labels.get(row["id"], {}).values() if label in VALUES]
+        values = [VALUES[label] for label in texts.get(row["id"], {}).values() if label in VALUES]
         judge = {"judge": value} if (value := row.get("judge", {}).get("value")) is not None else {}
         for name, score in {**row["scores"], **judge}.items() if values else ():
             columns.setdefault(name, []).append((float(np.mean(values)), score))
     found = {}
     for name, pairs in columns.items():
-        people, scores = zip(*pairs, strict=True)
-        if len(set(people)) > 1 and len(set(scores)) > 1:
-            found[name] = float(np.corrcoef(_ranks(people), _ranks(scores))[0, 1])
-    return dict(sorted(found.items(), key=lambda item: -abs(item[1])))
+        people, scores = (_ranks(side) for side in zip(*pairs, strict=True))
+        if np.ptp(people) and np.ptp(scores):
+            rho, n = float(np.corrcoef(people, scores)[0, 1]), len(pairs)
+            bounds: dict[str, float | None] = {"low": None, "high": None}
+            if n > 3 and abs(rho) < 1 - 1e-9:
+                spread = Z_95 * math.sqrt((1 + rho**2 / 2) / (n - 3))
+                bounds = {k: math.tanh(math.atanh(rho) + s * spread) for k, s in (("low", -1), ("high", 1))}
+            found[name] = {"mean": rho, **bounds, "n": n}
+    return dict(sorted(found.items(), key=lambda item: -abs(item[1]["mean"])))
 
 
 def _ranks(values: Sequence[float]) -> np.ndarray:

@@ -84,6 +84,11 @@ def print_people(people: Mapping[str, Any]) -> None:
     show(f"people: {people['n_labels']} labels of {people['n_responses']} responses")
     rates = people["rates"].items()
     show_table(("label", "share", "95 % interval"), [(printable(n), f"{v['mean']:.3f}", interval(v)) for n, v in rates])
+    if people["sources"]:
+        shares = [
+            (printable(s), *(f"{v['mean']:.3f}" for v in rates.values())) for s, rates in people["sources"].items()
+        ]
+        show_table(("", *map(printable, people["rates"])), shares)
     pairs = [
         (printable(name), number(v["kappa"]) or "undefined", f"{v['same']['mean']:.3f}", v["n"])
         for name, v in people["agreement"].items()
@@ -93,8 +98,8 @@ def print_people(people: Mapping[str, Any]) -> None:
         show(f"Krippendorff's alpha {number(people['alpha']) or 'undefined'}")
         ids = ", ".join(map(str, people["disagreements"])) or "none"
         show(printable(f"different labels for the responses {ids}"))
-    predictors = [(name, f"{value:+.3f}") for name, value in people["predictors"].items()]
-    show_table(("metric", "Spearman's rho with people"), predictors)
+    predictors = [(n, f"{v['mean']:+.3f}", interval(v, "%+.3f"), v["n"]) for n, v in people["predictors"].items()]
+    show_table(("metric", "Spearman's rho with people", "95 % interval", "n"), predictors)
 
 
 def records_of(found: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -232,6 +237,7 @@ def write_page(path: Path, evaluation: Mapping[str, Any], rows: Sequence[Row]) -
         leaks=leaks,
         leak_counts=leak_counts(leaks) if leaks else {},
         judge=evaluation.get("judge"),
+        people=evaluation.get("people"),
         judge_line=judge_line(evaluation["judge"]) if "judge" in evaluation else "",
         rows=sorted(rows, key=quality)[:MAX_ROWS],
         n_rows=len(rows),

@@ -13,8 +13,8 @@ from instruct_lit.reports.metrics import interval, meaning, number, quantity
 FOLDER = Path(__file__).parent
 
 
-def write_page(path: Path, template: str, folder: Path = FOLDER, **values: Any) -> None:
-    """Render a template of `folder` and write it whole or not at all; every value is escaped.
+def render(template: str, folder: Path = FOLDER, **values: Any) -> str:
+    """Render a template of `folder`; every value is escaped.
 
     Filters: `number` (a metric or count as text), `quantity` (with the unit of a metric's name), `interval` (`low to
     high` of a mapping), `meaning` (of a metric).
@@ -22,7 +22,11 @@ def write_page(path: Path, template: str, folder: Path = FOLDER, **values: Any) 
     loader = jinja2.FileSystemLoader([folder, FOLDER])
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"number": number, "quantity": quantity, "interval": interval, "meaning": meaning}
-    page = environment.get_template(template).render(**values)
+    return environment.get_template(template).render(**values)
+
+
+def write_page(path: Path, template: str, folder: Path = FOLDER, **values: Any) -> None:
+    """Render a template as `render` does, and write it whole or not at all."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(page, encoding="utf-8")
+    temporary.write_text(render(template, folder, **values), encoding="utf-8")
     os.replace(temporary, path)

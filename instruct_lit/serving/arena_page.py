@@ -14,7 +14,7 @@ from instruct_lit.errors import ConfigError, DataError, InstructLitError
 from instruct_lit.evaluation.ratings import leaderboard
 from instruct_lit.reports.leaderboard import HEADS, leaderboard_plot, table_of
 from instruct_lit.serving.arena_rounds import Arena, Round
-from instruct_lit.serving.http import HostGuard
+from instruct_lit.serving.guards import HostGuard, PagePolicy
 from instruct_lit.serving.server import usable_port
 
 VOTES = {"A is better": "model_a", "B is better": "model_b", "Tie": "tie", "Both are bad": "both_bad"}
@@ -23,28 +23,7 @@ Bradley–Terry ratings on the Elo scale (400 points are odds of ten to one) wit
 Elo depends on the order of the votes. "Both are bad" counts as a tie. The rating of a model that has only won or only
 lost is held finite by a weak prior; its interval is wide. Where some models are connected to the others by no votes,
 ranks are `<group>.<rank>`, and ratings of different groups cannot be compared."""
-# The page may use its own server and what is written in it, nothing from elsewhere.
-PAGE_POLICY = (
-    "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'self'; form-action 'self'; "
-    "base-uri 'self'; object-src 'none'"
-)
 _FONT = ["system-ui", "sans-serif"]  # of the reader's machine: the page must not load one from elsewhere
-
-
-class PagePolicy:
-    """Adds `PAGE_POLICY` to every response, so that a browser loads nothing from elsewhere."""
-
-    def __init__(self, app: Any) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        async def send_with_policy(message: Any) -> None:
-            if message["type"] == "http.response.start":
-                policy = (b"content-security-policy", PAGE_POLICY.encode())
-                message = {**message, "headers": [*message.get("headers", ()), policy]}
-            await send(message)
-
-        await self.app(scope, receive, send_with_policy)
 
 
 def as_markdown(text: str) -> str:

@@ -4,10 +4,8 @@
 
 import asyncio
 import hmac
-import ipaddress
 import json
 import logging
-import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
@@ -15,14 +13,13 @@ from functools import partial
 from typing import Any
 
 from instruct_lit.serving.completions import CompletionService, Job
+from instruct_lit.serving.guards import HostGuard
 from instruct_lit.serving.metrics import Metrics
 from instruct_lit.serving.openapi import body_schema, described
-from instruct_lit.serving.protocol import ApiError, Body, ErrorBody, shutting_down
+from instruct_lit.serving.protocol import ApiError, Body, ErrorBody, error_response, shutting_down
 
 log = logging.getLogger(__name__)
 LARGE_BYTES = 32_768  # a longer body waits for other long ones, not a short one for it
-_CLOSE = {"Connection": "close"}
-_AUTHORITY = re.compile(r"(?:\[([0-9a-f:.]+)\]|([^\s:@/\[\]]+))(?::\d+)?")
 PATHS = ("/v1/models", "/v1/chat/completions", "/v1/completions", "/health", "/metrics")
 
 
@@ -164,50 +161,6 @@ def make_app(
     return app
 
 
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches the address."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-class HostGuard:
-    """Refuses calls under a foreign host name, or from a page of one, with status 403.
-
-    Otherwise any web page could reach a server on this machine by DNS rebinding, which lets the page's own name resolve
-    to this machine. Names of this machine are always allowed, with any port.
-
-    Args:
-        hosts: further names.
-        origins: further pages, such as `https://example.org`; `*` allows all.
-    """
-
-    def __init__(self, app: Any, hosts: Collection[str] = (), origins: Collection[str] = ()) -> None:
-        self.app, self.hosts, self.origins = app, {host.lower() for host in hosts}, origins
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] in ("http", "websocket") and (refusal := self.refusal(scope["headers"])):
-            return await error_response(ApiError(403, refusal, code="host_not_allowed"))(scope, receive, send)
-        await self.app(scope, receive, send)
-
-    def refusal(self, headers: Collection[tuple[bytes, bytes]]) -> str | None:
-        """Why a call with these headers is refused."""
-        hosts, origins = ([v.decode("latin-1") for n, v in headers if n == name] for name in (b"host", b"origin"))
-        if len(hosts) != 1 or not self.allows(hosts[0]):
-            return f"Host {', '.join(hosts)!r:.80}: not a name of this server; allowed_hosts=[…] adds one"
-        for origin in origins:
-            if not {origin, "*"} & set(self.origins) and not self.allows(origin.partition("://")[2]):
-                return f"Origin {origin!r:.80}: not allowed to use this server; cors_origins=[…] adds it"
-        return None
-
-    def allows(self, authority: str) -> bool:
-        """Whether `name` or `name:port` is one of the server's names."""
-        match = _AUTHORITY.fullmatch(authority.lower())
-        name = (match[1] or match[2]) if match else ""
-        return is_loopback(name) or name in self.hosts
-
-
 class Calls:
     """Counts calls by path and status, and ends those that uvicorn cancels at the shutdown.
 
@@ -239,14 +192,6 @@ class Calls:
                 await error_response(error)(scope, receive, noting_send)
             elif any(value.startswith(b"text/event-stream") for _, value in start["headers"]):
                 await send({"type": "http.response.body", "body": f"data: {json.dumps(error.body)}\n\n".encode()})
-
-
-def error_response(error: ApiError) -> Any:
-    """The response for an error."""
-    from fastapi.responses import JSONResponse
-
-    headers = {429: {"Retry-After": "1"}, 401: {"WWW-Authenticate": "Bearer"}, 403: _CLOSE, 503: _CLOSE}
-    return JSONResponse(error.body, error.status, headers.get(error.status))
 
 
 async def _events(chunks: AsyncGenerator[dict[str, Any], None]) -> AsyncGenerator[str, None]:

@@ -46,6 +46,15 @@ def shutting_down() -> ApiError:
     return ApiError(503, "The server is shutting down", "server_error", code="shutting_down")
 
 
+def error_response(error: ApiError) -> Any:
+    """The response for an error."""
+    from fastapi.responses import JSONResponse
+
+    close = {"Connection": "close"}
+    headers = {429: {"Retry-After": "1"}, 401: {"WWW-Authenticate": "Bearer"}, 403: close, 503: close}
+    return JSONResponse(error.body, error.status, headers.get(error.status))
+
+
 def _optional(**limits: float) -> Any:
     """A field that may be null, with pydantic's limits (`ge`, `le`, `gt`)."""
     return field(default=None, metadata=limits)

@@ -16,6 +16,7 @@ COMMANDS: dict[str, type] = {
     "chat": commands.ChatConfig,
     "serve": commands.ServeConfig,
     "arena": commands.ArenaConfig,
+    "review": commands.ReviewConfig,
     "export": commands.ExportConfig,
     "report": commands.ReportConfig,
     "reproduce": commands.ReproduceConfig,

@@ -96,6 +96,28 @@ class ArenaConfig:
 
 
 @dataclass
+class ReviewConfig:
+    """Let people label responses one by one in a browser, blind to the model, and report how far they agree."""
+
+    run: Any = option(
+        None,
+        "One or a list: a folder of train or evaluate with responses.jsonl, or a file of responses.",
+        exists="records",
+        required=True,
+    )
+    reviews: str = option("labels.jsonl", "File of labels; appended, never overwritten. Also for evaluate.")
+    labels: list[str] = option([], "Labels, by keys 5 to 9, beside right, partly, wrong and off-topic (keys 1 to 4).")
+    response_field: str = option("response", "Field of the response in a file of responses.")
+    n_responses: int | None = option(None, "Only the first so many responses of each run.", at_least=1)
+    host: str = option("127.0.0.1", "Address; any but this machine's own requires a password.")
+    port: int = option(7861, "Port; 0: a free one.", at_least=0, below=65536)
+    password: str | None = option(None, "Password of the page, user name review; also by INSTRUCT_LIT_PASSWORD.")
+    allowed_hosts: list[str] = option([], "Further host names of the server; without a password others are refused.")
+    paths: PathsConfig = group(PathsConfig, "Folders.")
+    seed: int = seed_option("Seed of the order of the responses.")
+
+
+@dataclass
 class ExportConfig:
     """Convert a finished model for other programs, with a model card."""
 
