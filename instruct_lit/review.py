@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,10 +32,11 @@ def review(config: DictConfig) -> None:
     session = Review(sources, Path(config.reviews).expanduser(), config.labels, config.seed)
     app = make_app(session, config.password, config.allowed_hosts, config.seed)
     what = f"{len(session.items)} responses to review"
-    run_server(
-        app, config.host, config.port,
-        lambda url: print(f"{what} at {url} (Ctrl-C stops); labels in {session.log.path}", flush=True),
-    )  # fmt: skip
+    with suppress(KeyboardInterrupt):
+        run_server(
+            app, config.host, config.port,
+            lambda url: print(f"{what} at {url} (Ctrl-C stops); labels in {session.log.path}", flush=True),
+        )  # fmt: skip
     found = session.figures(config.seed)
     if found["n_labels"]:
         print_people(found)

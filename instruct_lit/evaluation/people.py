@@ -17,11 +17,10 @@ from instruct_lit.evaluation.statistics import Z_95, Interval, interval
 
 VALUES = {"right": 1.0, "partly": 0.5, "wrong": 0.0, "off-topic": 0.0}  # own labels have no value
 MATCHED = ("instruction", "input", "response")  # fields that a label repeats, where the page has written it
-# By id of the response, then by reviewer: the records `id`, `label`, `reviewer` and perhaps `note`.
-Labels = Mapping[Any, Mapping[str, Mapping[str, Any]]]
+Labels = Mapping[Any, Mapping[str, str]]  # by id of the response, then by reviewer
 
 
-def read_labels(path: Path, rows: Sequence[Mapping[str, Any]]) -> dict[Any, dict[str, Mapping[str, Any]]]:
+def read_labels(path: Path, rows: Sequence[Mapping[str, Any]]) -> dict[Any, dict[str, str]]:
     """The labels of responses in a file of records with `id`, `label` and `reviewer`.
 
     A later label of a reviewer replaces an earlier one, and null withdraws it. Labels that repeat another instruction
@@ -30,37 +29,31 @@ def read_labels(path: Path, rows: Sequence[Mapping[str, Any]]) -> dict[Any, dict
     Raises: DataError, naming the line, for a record that is not a label or has the id of no row; for no labels at all.
     """
     known = {row["id"]: row for row in rows}
-    found: dict[Any, dict[str, Mapping[str, Any]]] = {}
+    found: dict[Any, dict[str, str]] = {}
     for place, record in read_records(path.expanduser()):
         if isinstance(record, DataError):  # such as a line that a crash has cut off
             print(f"{record}; skipped", flush=True)
             continue
-        label = record if isinstance(record, dict) else {}
-        number, reviewer = label.get("id"), label.get("reviewer", "reviewer")
-        valid = isinstance(number, int | str) and reviewer and isinstance(reviewer, str)
-        if not valid or "label" not in label or not (label["label"] is None or is_label(label["label"])):
+        given = record if isinstance(record, dict) else {}
+        number, label, reviewer = given.get("id"), given.get("label", ""), given.get("reviewer", "reviewer")
+        valid = isinstance(number, int | str) and is_label(reviewer)
+        if not valid or not (label is None or is_label(label)):
             raise DataError(f"{place}: not a label; give a record with id, label and reviewer")
         row = known.get(number)
-        if row is None and "response" not in label:
+        if row is None and "response" not in given:
             raise DataError(f"{place}: no response has the id {number!r:.60}")
-        if row is not None and all(label.get(field, row[field]) == row[field] for field in MATCHED):
-            change_label(found.setdefault(number, {}), reviewer, label)
-    found = {number: given for number, given in found.items() if given}
-    if not found:
+        if row is not None and all(given.get(field, row.get(field)) == row.get(field) for field in MATCHED):
+            found.setdefault(number, {})[reviewer] = label
+    kept = {number: {who: label for who, label in by.items() if label is not None} for number, by in found.items()}
+    kept = {number: by for number, by in kept.items() if by}
+    if not kept:
         raise DataError(f"{path}: it has no labels of these responses")
-    return found
+    return kept
 
 
 def is_label(value: Any) -> bool:
-    """Whether a value can be a label: text that is not empty."""
+    """Whether a value can be a label or a reviewer: text that is not empty."""
     return isinstance(value, str) and bool(value.strip())
-
-
-def change_label(given: dict[str, Mapping[str, Any]], reviewer: str, label: Mapping[str, Any]) -> None:
-    """Replace a reviewer's label of a response by a later one, which may withdraw it."""
-    given.pop(reviewer, None)
-    if label["label"] is not None:
-        given[reviewer] = label
 
 
 def cohen(a: Sequence[str], b: Sequence[str]) -> float | None:
@@ -88,12 +81,11 @@ def people(rows: Sequence[Mapping[str, Any]], labels: Labels, seed: int = 0) -> 
     metrics and judge with the mean value of a response's labels, the strongest first. `disagreements` are ids with
     different labels.
     """
-    texts = {number: {who: label["label"] for who, label in given.items()} for number, given in labels.items()}
-    names = list(dict.fromkeys([*VALUES, *sorted(label for given in texts.values() for label in given.values())]))
-    reviewers = sorted({reviewer for given in texts.values() for reviewer in given})
+    names = list(dict.fromkeys([*VALUES, *sorted(label for given in labels.values() for label in given.values())]))
+    reviewers = sorted({reviewer for given in labels.values() for reviewer in given})
     pairs = {}
     for a, b in combinations(reviewers, 2):
-        both = [(given[a], given[b]) for given in texts.values() if a in given and b in given]
+        both = [(given[a], given[b]) for given in labels.values() if a in given and b in given]
         if both:
             sides = tuple(zip(*both, strict=True))
             pairs[f"{a}, {b}"] = {"n": len(both), "kappa": cohen(*sides), "same": interval([x == y for x, y in both])}
@@ -104,25 +96,25 @@ def people(rows: Sequence[Mapping[str, Any]], labels: Labels, seed: int = 0) -> 
 
     by_source: dict[str, list[Mapping[str, str]]] = {}
     for row in rows:
-        for source in row.get("sources", ()) if row["id"] in texts else ():
-            by_source.setdefault(source, []).append(texts[row["id"]])
+        for source in row.get("sources", ()) if row["id"] in labels else ():
+            by_source.setdefault(source, []).append(labels[row["id"]])
     return {
-        "n_labels": sum(map(len, texts.values())),
-        "n_responses": len(texts),
-        "rates": rates(list(texts.values())),
-        "sources": {source: rates(of) for source, of in by_source.items()} if len(by_source) > 1 else {},
+        "n_labels": sum(map(len, labels.values())),
+        "n_responses": len(labels),
+        "rates": rates(list(labels.values())),
+        "sources": {source: rates(of) for source, of in sorted(by_source.items())} if len(by_source) > 1 else {},
         "agreement": pairs,
-        "alpha": krippendorff([list(given.values()) for given in texts.values()]),
-        "predictors": _predictors(rows, texts),
-        "disagreements": [number for number, given in texts.items() if len(set(given.values())) > 1],
+        "alpha": krippendorff([list(given.values()) for given in labels.values()]),
+        "predictors": _predictors(rows, labels),
+        "disagreements": [number for number, given in labels.items() if len(set(given.values())) > 1],
     }
 
 
-def _predictors(rows: Sequence[Mapping[str, Any]], texts: Mapping[Any, Mapping[str, str]]) -> dict[str, Interval]:
+def _predictors(rows: Sequence[Mapping[str, Any]], labels: Labels) -> dict[str, Interval]:
     """Spearman's rank correlation of each metric with people, its interval that of Bonett and Wright (2000)."""
     columns: dict[str, list[tuple[float, float]]] = {}
     for row in rows:
-        values = [VALUES[label] for label in texts.get(row["id"], {}).values() if label in VALUES]
+        values = [VALUES[label] for label in labels.get(row["id"], {}).values() if label in VALUES]
         judge = {"judge": value} if (value := row.get("judge", {}).get("value")) is not None else {}
         for name, score in {**row["scores"], **judge}.items() if values else ():
             columns.setdefault(name, []).append((float(np.mean(values)), score))

@@ -85,10 +85,8 @@ def print_people(people: Mapping[str, Any]) -> None:
     rates = people["rates"].items()
     show_table(("label", "share", "95 % interval"), [(printable(n), f"{v['mean']:.3f}", interval(v)) for n, v in rates])
     if people["sources"]:
-        shares = [
-            (printable(s), *(f"{v['mean']:.3f}" for v in rates.values())) for s, rates in people["sources"].items()
-        ]
-        show_table(("", *map(printable, people["rates"])), shares)
+        shares = {source: [f"{v['mean']:.3f}" for v in rates.values()] for source, rates in people["sources"].items()}
+        show_table(("", *map(printable, people["rates"])), [(printable(s), *row) for s, row in shares.items()])
     pairs = [
         (printable(name), number(v["kappa"]) or "undefined", f"{v['same']['mean']:.3f}", v["n"])
         for name, v in people["agreement"].items()
@@ -99,7 +97,8 @@ def print_people(people: Mapping[str, Any]) -> None:
         ids = ", ".join(map(str, people["disagreements"])) or "none"
         show(printable(f"different labels for the responses {ids}"))
     predictors = [(n, f"{v['mean']:+.3f}", interval(v, "%+.3f"), v["n"]) for n, v in people["predictors"].items()]
-    show_table(("metric", "Spearman's rho with people", "95 % interval", "n"), predictors)
+    if predictors:
+        show_table(("metric", "Spearman's rho with people", "95 % interval", "n"), predictors)
 
 
 def records_of(found: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from instruct_lit.errors import DataError
 from instruct_lit.evaluation.jsonl_log import JsonlLog
-from instruct_lit.evaluation.people import MATCHED, VALUES, change_label, is_label, people
+from instruct_lit.evaluation.people import MATCHED, VALUES, is_label, people
 
 MAX_NAME, MAX_TEXT = 60, 4000  # characters of a reviewer's name, and of a note
 
@@ -81,16 +81,21 @@ class Review:
 
     def figures(self, seed: int = 0) -> dict[str, Any]:
         """The figures of `people` over all labels, and the labelled `rows`, those with different labels first."""
-        labels = {place: given for place, given in enumerate(self.labels) if given}
-        rows = [{**self.items[place], "number": self.items[place]["id"], "id": place} for place in labels]
-        found = people(rows, labels, seed)
+        rows = [
+            {**item, "number": item["id"], "id": place, "labels": list(given.values())}
+            for place, (item, given) in enumerate(zip(self.items, self.labels, strict=True))
+            if given
+        ]
+        if not rows:
+            return {"n_labels": 0}
+        texts = {row["id"]: {label["reviewer"]: label["label"] for label in row["labels"]} for row in rows}
+        found = people(rows, texts, seed)
         differ = set(found["disagreements"])
-        listed = [{**row, "labels": list(labels[row["id"]].values())} for row in rows]
         return {
             **found,
             "disagreements": [self.items[place]["id"] for place in found["disagreements"]],
             "judged": any("judge" in row for row in rows),
-            "rows": sorted(listed, key=lambda row: row["id"] not in differ),
+            "rows": sorted(rows, key=lambda row: row["id"] not in differ),
         }
 
     def _save(self, reviewer: str, place: int, label: str | None, note: str) -> None:
@@ -103,12 +108,12 @@ class Review:
         self._note(place, record)
 
     def _note(self, place: int, record: Mapping[str, Any]) -> None:
-        given = self._given.setdefault(record["reviewer"], [])
-        if record["reviewer"] in self.labels[place]:
-            given.remove(place)
-        change_label(self.labels[place], record["reviewer"], record)
+        places = self._given.setdefault(record["reviewer"], [])
+        if self.labels[place].pop(record["reviewer"], None) is not None:
+            places.remove(place)
         if record["label"] is not None:
-            given.append(place)
+            self.labels[place][record["reviewer"]] = record
+            places.append(place)
 
 
 def _identity(record: Mapping[str, Any]) -> tuple[Any, ...]:

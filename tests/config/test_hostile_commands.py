@@ -31,6 +31,7 @@ GIVEN = {
     "chat": ("run=.", "template=alpaca"),
     "serve": ("run=.", "template=alpaca"),
     "arena": ("template=alpaca", "runs=[., /dev]", "judge=ollama", "judge.model=m"),
+    "review": ("run=.",),
     "export": ("run=.", "template=alpaca"),
     "report": ("folder=.",),
     "reproduce": ("run=.",),

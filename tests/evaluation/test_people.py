@@ -1,6 +1,7 @@
 """People's labels: published agreement figures, those of scikit-learn, rates and predictors by hand."""
 
 import json
+import math
 from pathlib import Path
 from random import Random
 
@@ -42,19 +43,36 @@ def test_labels_are_read_and_bad_ones_refused(tmp_path: Path) -> None:
         file.write_text("\n".join(map(json.dumps, records)))
         return file
 
+    rows = [{"id": i, "instruction": "q", "input": "", "response": "a"} for i in (3, 4)]
     first = {"id": 3, "label": "wrong", "reviewer": "ann"}
-    found = read_labels(written(first, {**first, "label": "right", "note": "x"}, {"id": 4, "label": "rude"}), [3, 4])
-    assert found == {3: {"ann": "right"}, 4: {"reviewer": "rude"}}
+    labels = [first, {**first, "label": "right", "note": "x"}, {"id": 4, "label": "rude"}]
+    assert read_labels(written(*labels), rows) == {3: {"ann": "right"}, 4: {"reviewer": "rude"}}
+    # Of another model's response to the same instruction, of another file, and one that is withdrawn.
+    others = [
+        {**first, "reviewer": "bob", "response": "b"},
+        {**first, "id": 9, "response": "a"},
+        {"id": 4, "label": None},
+    ]
+    assert read_labels(written(*labels, *others), rows) == {3: {"ann": "right"}}
     for record, message in (
         ({"id": 3}, "line 2: not a label"),
+        ({"id": 3, "label": " "}, "line 2: not a label"),
         (["right"], "line 2: not a label"),
         ({"id": 9, "label": "right"}, "line 2: no response has the id 9"),
-        ({"id": [], "label": "right"}, "no response has the id"),
+        ({"id": [], "label": "right"}, "line 2: not a label"),
     ):
         with pytest.raises(DataError, match=message):
-            read_labels(written(first, record), [3, 4])
-    with pytest.raises(DataError, match="no labels"):
-        read_labels(written(), [3])
+            read_labels(written(first, record), rows)
+    with pytest.raises(DataError, match="no labels of these responses"):
+        read_labels(written(), rows)
+
+
+def test_a_line_that_a_crash_has_cut_off_is_skipped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "labels.jsonl"
+    file.write_text('{"id": 3, "lab\n{"id": 3, "label": "right"}\n')
+    row = {"id": 3, "instruction": "q", "input": "", "response": "a"}
+    assert read_labels(file, [row]) == {3: {"reviewer": "right"}}
+    assert "line 1" in capsys.readouterr().out
 
 
 def test_rates_agreement_and_predictors_by_hand() -> None:
@@ -70,7 +88,10 @@ def test_rates_agreement_and_predictors_by_hand() -> None:
     assert found["rates"]["rude"]["mean"] == pytest.approx(1 / 12) and found["rates"]["off-topic"]["mean"] == 0
     assert sum(rate["mean"] for rate in found["rates"].values()) == pytest.approx(1)
     assert found["agreement"]["ann, bob"]["n"] == 11 and found["disagreements"] == [3, 7, 11]
-    assert list(found["predictors"])[-1] == "noise" and found["predictors"]["judge"] < 0 < found["predictors"]["good"]
+    assert (
+        list(found["predictors"])[-1] == "noise"
+        and found["predictors"]["judge"]["mean"] < 0 < found["predictors"]["good"]["mean"]
+    )
 
 
 def test_the_rank_correlation_is_that_of_scipy() -> None:
@@ -81,4 +102,9 @@ def test_the_rank_correlation_is_that_of_scipy() -> None:
     names = {1.0: "right", 0.5: "partly", 0.0: "wrong"}
     rows = [{"id": i, "scores": {"metric": score}} for i, score in enumerate(scores)]
     found = people(rows, {i: {"ann": names[value]} for i, value in enumerate(values)})
-    assert found["predictors"]["metric"] == pytest.approx(stats.spearmanr(values, scores).statistic)
+    rho = found["predictors"]["metric"]
+    assert rho["mean"] == pytest.approx(stats.spearmanr(values, scores).statistic)
+    # Bonett and Wright (2000): the standard error of atanh(rho) is that of Fisher, widened by rho.
+    assert rho["high"] == pytest.approx(
+        math.tanh(math.atanh(rho["mean"]) + 1.95996 * math.sqrt((1 + rho["mean"] ** 2 / 2) / 37)), abs=1e-5
+    )

@@ -272,7 +272,7 @@ def test_a_panel_of_judges(judge_server: Callable, folder: Path, command: Callab
     assert found["panel_agreement"]["harsh, mild"]["n"] == 6 and "harsh: 20.00" in done.stdout
     drawn = [json.loads(line) for line in (folder / "out" / "audit.jsonl").read_text().splitlines()]
     assert len(drawn) == 2 and all("judge" not in row and "scores" not in row for row in drawn)
-    assert "instruct_lit.review responses=" in done.stderr
+    assert "instruct_lit.review run=" in done.stderr
     again = [*judge, panel, "judge.combine=majority"]
     command("evaluate", "responses=answers.json", *again, "hydra.run.dir=most", cwd=folder)
     assert found_in(folder / "most")["judge"]["score"]["mean"] == 60 and len(server.requests) == 18
