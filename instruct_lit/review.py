@@ -46,15 +46,15 @@ def rows_of(config: DictConfig, source: Path) -> list[dict[str, Any]]:
     """The responses of a run folder or of a file, with the scores of the metrics that need no extra."""
     from instruct_lit.config.model_builders import install_satellites
     from instruct_lit.evaluation.answer_files import read_responses
-    from instruct_lit.evaluation.metrics import WITHOUT_EXTRA
-    from instruct_lit.evaluation.scores import score_rows
+    from instruct_lit.evaluation.metrics import WITHOUT_EXTRA, applicable
+    from instruct_lit.evaluation.scores import add_scores
 
     install_satellites()  # the file formats
     file = source / "responses.jsonl" if source.is_dir() else source
     if not file.is_file():
         raise ConfigError(f"run={source}: it has no responses.jsonl; `evaluate run={source}` writes one")
     rows = read_responses(file, config.response_field, keep=("judge",))[: config.n_responses]
-    score_rows(rows, WITHOUT_EXTRA, seed=config.seed)
+    add_scores(rows, applicable([*WITHOUT_EXTRA, "checks"], rows))
     return rows
 
 

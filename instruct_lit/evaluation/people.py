@@ -118,7 +118,7 @@ def _predictors(rows: Sequence[Mapping[str, Any]], labels: Labels) -> dict[str, 
         judge = {"judge": value} if (value := row.get("judge", {}).get("value")) is not None else {}
         for name, score in {**row["scores"], **judge}.items() if values else ():
             columns.setdefault(name, []).append((float(np.mean(values)), score))
-    found = {}
+    found: dict[str, Interval] = {}
     for name, pairs in columns.items():
         people, scores = (_ranks(side) for side in zip(*pairs, strict=True))
         if np.ptp(people) and np.ptp(scores):
