@@ -54,8 +54,15 @@ def _benchmark(config: Any) -> Iterator[Relation]:
     has_endpoint = config.endpoint.url is not None
     yield not is_arena and not config.run and not has_endpoint, "run=…", f"give {FINISHED}, or endpoint=<url>"
     yield from _endpoint(config.endpoint)
-    own_models = has_endpoint and suite.system != "lm_eval"
+    judged = suite.system in ("mt_bench", "arena_hard")
+    own_models = has_endpoint and not judged and suite.system != "lm_eval"
     yield own_models, "endpoint.url", f"suite={suite.name} cannot use it; use a suite of lm-evaluation-harness"
+    yield has_endpoint and judged and not config.endpoint.chat, "endpoint.chat=false", "its questions are messages"
+    unjudged = "it needs a judge; add judge=openai, judge=ollama or judge=local judge.model=<folder>"
+    yield judged and config.judge is None, f"suite={suite.name}", unjudged
+    yield config.judge is not None and not judged, "judge=…", f"suite={suite.name} does not use it; leave it out"
+    if config.judge is not None:
+        yield from _judge(config.judge, several=True, pairwise=suite.system == "arena_hard")
     no_tasks = suite.system == "lm_eval" and not suite.tasks
     yield no_tasks, "suite.tasks", "give tasks of lm-evaluation-harness, such as suite.tasks=[arc_easy]"
     own_examples = suite.system not in ("lm_eval", "arena") and settings.n_shot is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -183,22 +184,48 @@ def win_rate(
 def length_controlled(shares: np.ndarray, lengths: Sequence[tuple[int, int]]) -> float:
     """The expected win rate for responses of equal length.
 
-    As in AlpacaEval 2 (Dubois et al. 2024), a logistic regression predicts the share of the win from a constant, which
-    is the models' difference, and tanh of the difference in length over its standard deviation; the rate is its
-    prediction with the length term at 0. AlpacaEval's third term, the difficulty of each instruction, needs a whole
-    leaderboard, so it is left out. The weak L2 penalty (C = 10) keeps the fit finite where all verdicts agree.
+    As in AlpacaEval 2 (Dubois et al. 2024) the term is tanh of the difference in length over its standard deviation.
+    AlpacaEval's third term, the difficulty of each instruction, needs a whole leaderboard, so it is left out.
+    """
+    gaps = np.array([a - b for a, b in lengths], dtype=np.float64)
+    spread = gaps.std()
+    return _controlled(shares, np.tanh(gaps / spread)[:, None] if spread > 0 else np.zeros((len(gaps), 1)))
+
+
+_MARKDOWN = (r"^#{1,6}\s", r"^\s*(?:\d+\.|[-*+])\s", r"\*\*[^*\n]+\*\*|__[^_\n]+__")  # headers, list items, bold text
+_CODE_BLOCK = re.compile(r"```[^`]*```")
+
+
+def style_controlled(shares: np.ndarray, texts: Sequence[tuple[str, str]]) -> float:
+    """The expected win rate for responses of equal length and markdown.
+
+    As in Arena-Hard-Auto the terms are the relative difference in length, here in words, and those in headers, list
+    items and bold text per word, outside of code blocks, each over its standard deviation.
+    """
+
+    def style(text: str) -> list[float]:
+        n_words, plain = len(text.split()), _CODE_BLOCK.sub("", text)
+        return [n_words, *(len(re.findall(mark, plain, re.MULTILINE)) / (n_words + 1) for mark in _MARKDOWN)]
+
+    a, b = (np.array([style(pair[side]) for pair in texts], dtype=np.float64) for side in (0, 1))
+    gaps = (a - b) / np.maximum(a + b + [0, 1, 1, 1], 1)
+    spread = gaps.std(0)
+    return _controlled(shares, gaps / np.where(spread > 0, spread, np.inf))
+
+
+def _controlled(shares: np.ndarray, terms: np.ndarray) -> float:
+    """The share of the win that a logistic regression predicts where all `terms` `(n, n_terms)` are 0.
+
+    Its constant is the models' difference. The weak L2 penalty (C = 10) keeps the fit finite where all verdicts agree.
     """
     if np.all(shares == shares[0]):
         return float(shares[0])
-    gaps = np.array([a - b for a, b in lengths], dtype=np.float64)
-    spread = gaps.std()
-    term = np.tanh(gaps / spread) if spread > 0 else np.zeros_like(gaps)
     # A share s of a win counts as s won pairs and 1 - s lost ones.
-    features = np.concatenate([term, term])[:, None]
+    features = np.concatenate([terms, terms])
     targets = np.repeat([1, 0], len(shares))
     regression = load("sklearn.linear_model", "compare", "judge").LogisticRegression
     model = regression(C=10.0).fit(features, targets, sample_weight=np.concatenate([shares, 1 - shares]))
-    return float(model.predict_proba([[0.0]])[0, 1])
+    return float(model.predict_proba(np.zeros((1, terms.shape[1])))[0, 1])
 
 
 def questions_of(pair: Pair) -> tuple[Mapping[str, str], Mapping[str, str]]:

@@ -14,6 +14,7 @@ from instruct_lit.core.generation.responses import closing
 from instruct_lit.core.generation.sampling import SamplingSettings
 from instruct_lit.suites.environment import Environment, run_in
 from instruct_lit.suites.evaluated_model import EvaluatedModel
+from instruct_lit.suites.hub_files import hub_file
 from instruct_lit.suites.judge_check import check_judge
 from instruct_lit.suites.suite import BenchmarkError, Figure, Items, RunRequest
 
@@ -70,7 +71,7 @@ def read_references(request: RunRequest) -> list[dict[str, Any]]:
         request.suite.options.get("references"),
         "suite.options.references=<file with instruction and output>",
     )
-    path = Path(given).expanduser() if given else _file(request, FILE, instead)
+    path = Path(given).expanduser() if given else hub_file(request, REPO, FILE, instead)
     if not path.is_file():
         raise BenchmarkError(f"suite.options.references={given}: no such file")
     try:
@@ -88,34 +89,12 @@ def length_table(request: RunRequest) -> Path:
     It holds the difficulty of each of the 805 instructions, and verdicts on deliberately short and long responses of
     the baseline, which regularise the fit.
     """
-    path = _file(request, TABLE, "suite.options.length_controlled=false")
+    path = hub_file(request, REPO, TABLE, "suite.options.length_controlled=false")
     with path.open(encoding="utf-8", newline="") as file:
         missing = COLUMNS - set(next(csv.reader(file), []))
     if missing:
         raise BenchmarkError(f"{path}: not AlpacaEval's table, it has no column {', '.join(sorted(missing))}")
     return path
-
-
-def _file(request: RunRequest, name: str, instead: str) -> Path:
-    """A file of AlpacaEval's data set: in `data_dir`, or downloaded from the hub where that is not given."""
-    if request.data_dir is not None:
-        path = request.data_dir / REPO / name
-        if not path.is_file():
-            raise BenchmarkError(
-                f"suite=alpaca_eval: {path}: no such file; put {name} of the hub's data set {REPO} there, or give "
-                f"{instead}"
-            )
-        return path
-    from huggingface_hub import hf_hub_download
-
-    try:
-        # Data, not code: the leaderboard compares with its latest revision.
-        return Path(hf_hub_download(REPO, name, repo_type="dataset", cache_dir=request.cache / "hub"))  # nosec B615
-    except Exception as error:  # the hub's client passes on errors of its HTTP library
-        raise BenchmarkError(
-            f"suite=alpaca_eval: {name} of {REPO} cannot be downloaded from the Hugging Face hub "
-            f"({type(error).__name__}); give benchmark.data_dir=<folder with {REPO}/{name}>, or {instead}"
-        ) from error
 
 
 def items_of(folder: Path, task: str, metric: str) -> Items:

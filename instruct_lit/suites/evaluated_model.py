@@ -70,8 +70,8 @@ class EvaluatedModel:
         found |= dict(zip(missing, scores, strict=True))
         return [found[i] for i in range(len(pairs))]
 
-    def write(self, prompts: Sequence[str], settings: Sequence[SamplingSettings]) -> list[str]:
-        """Responses up to their first stop text; prompts are truncated from the left to leave room for them."""
+    def write(self, prompts: Sequence[str | Sequence[int]], settings: Sequence[SamplingSettings]) -> list[str]:
+        """Responses up to their first stop text; prompts (texts or ids) are truncated from the left to leave room."""
         requests = [("write", prompt, repr(setting)) for prompt, setting in zip(prompts, settings, strict=True)]
         found = {i: old for i, request in enumerate(requests) if (old := self.cache.get(*request)) is not None}
         self._advance(len(found))

@@ -60,6 +60,10 @@ def print_table(suite: str, reports: Sequence[Report], missing: Mapping[str, str
         for name, leaks in report.details.get("leaks", {}).items():
             value = _number(leaks["value_without"]) or "unknown"
             print(f"{_title(report)}: {name} without its {leaks['n']} leaked items {value}")
+        for name, figure in report.tasks.items():
+            for other in ("length_controlled_win_rate", "style_controlled_win_rate"):
+                if other in figure.others:
+                    print(f"{_title(report)}: {name} {other.replace('_', ' ')} {figure.others[other]:.3f}")
         for name, kinds in report.details.get("by_instruction", {}).items():
             found = (f"{k} {v['strict']:.2f}/{v['loose']:.2f} of {v['n']}" for k, v in kinds.items() if ":" not in k)
             print(f"{_title(report)}: {name} by kind of instruction, strict/loose: {', '.join(found)}")

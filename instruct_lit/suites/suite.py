@@ -6,9 +6,12 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from instruct_lit.errors import InstructLitError
+
+if TYPE_CHECKING:
+    from instruct_lit.evaluation.judging.response_judge import ResponseJudge
 
 Items = list[tuple[str, float | None]]  # text of an evaluated item and its value; None where it has no value of its own
 
@@ -55,6 +58,7 @@ class RunRequest:
         out_dir: the folder of everything that the library writes.
         log: the file of its output.
         on_missing: `error`, or `skip` tasks whose data are missing.
+        judge: of suites whose answers are judged.
     """
 
     suite: Suite
@@ -64,6 +68,7 @@ class RunRequest:
     log: Path
     on_missing: str = "error"
     allow_code: bool = False
+    judge: ResponseJudge | None = None
 
 
 @dataclass(frozen=True)

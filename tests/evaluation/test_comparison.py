@@ -11,6 +11,7 @@ from instruct_lit.evaluation.comparison import (
     length_controlled,
     match_rows,
     questions_of,
+    style_controlled,
     win_rate,
 )
 
@@ -103,6 +104,19 @@ def test_a_model_that_is_better_stays_better_at_equal_length() -> None:
 def test_the_length_controlled_rate_of_unanimous_verdicts_and_equal_lengths() -> None:
     assert length_controlled(np.ones(5), [(3, 1)] * 5) == 1 and length_controlled(np.full(5, 0.5), [(3, 1)] * 5) == 0.5
     assert length_controlled(np.array([1.0, 0.5, 0.0, 1.0]), [(7, 7)] * 4) == pytest.approx(0.625, abs=1e-3)
+
+
+def test_a_preference_for_style_is_controlled() -> None:
+    """Verdicts that follow lists and bold text alone."""
+    random = np.random.default_rng(3)
+    plain, fancy = "some words in a row and some more", "- **some** words\n- in a **row**\n# and some more"
+    texts = [
+        (fancy if random.random() < 0.8 else plain, fancy if random.random() < 0.2 else plain) for _ in range(2000)
+    ]
+    logits = np.array([2.0 * ((a == fancy) - (b == fancy)) for a, b in texts])
+    shares = (random.random(2000) < 1 / (1 + np.exp(-logits))).astype(float)
+    assert shares.mean() > 0.7 and style_controlled(shares, texts) == pytest.approx(0.5, abs=0.05)
+    assert style_controlled(np.array([1.0, 0.5, 0.0, 1.0]), [("a", "b")] * 4) == pytest.approx(0.625, abs=1e-3)
 
 
 def scored(name: str, n_right: int) -> list[dict]:

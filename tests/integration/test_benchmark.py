@@ -107,6 +107,36 @@ def test_triviaqa_with_shots_of_its_own(run: Run) -> None:
     assert (figure["metric"], figure["n"], figure["n_shot"]) == ("exact_match", 4, 1)
 
 
+def test_mt_bench_with_a_judge(
+    run: Run, judge_server: Callable, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("openai")
+    place = tmp_path / "hub" / "HuggingFaceH4" / "mt_bench_prompts" / "raw"
+    place.mkdir(parents=True)
+    question = {
+        "question_id": 1,
+        "category": "math",
+        "turns": ["What is 3 + 4?", "Double it."],
+        "reference": ["7", "14"],
+    }
+    (place / "question.jsonl").write_text(json.dumps(question) + "\n")
+    server = judge_server(lambda n, body: '{"score": 3}')
+    judge = [
+        "judge=openai",
+        f"judge.url={server.url}",
+        "judge.model=small",
+        "judge.api_key_env=null",
+        "judge.paid=false",
+    ]
+    written = run(
+        "suite=mt_bench", *judge, "benchmark.template=on", "suite.options.max_new_tokens=4",
+        f"benchmark.data_dir={tmp_path / 'hub'}",
+    )  # fmt: skip
+    assert written["runs"][0]["score"]["value"] == 3 and len(server.requests) == 2
+    shown = capsys.readouterr().out
+    assert "math" in shown and "3.000" in shown
+
+
 def literal_hub(folder: Path, owner_and_name: str, config: str, splits: dict[str, list[dict]]) -> Path:
     """A folder of the hub's shape with one data set of literal items."""
     place = folder / "literal" / owner_and_name

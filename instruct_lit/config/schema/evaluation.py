@@ -138,7 +138,7 @@ class SuiteConfig:
     system: str = option(
         "lm_eval",
         "Library that runs it.",
-        choices=("lm_eval", "helm", "openai_evals", "alpaca_eval", "arena"),
+        choices=("lm_eval", "mt_bench", "arena_hard", "helm", "openai_evals", "alpaca_eval", "arena"),
     )
     tasks: list[str] = option([], "Tasks or groups of the library.")
     folders: list[str] = option([], "Folders of lm-eval's tasks that are read.")
@@ -179,6 +179,7 @@ class BenchmarkConfig:
     endpoint: EndpointConfig = group(EndpointConfig, "A model behind an API, beside run or in its place.")
     suite: SuiteConfig = group(SuiteConfig, "The benchmark.")
     benchmark: RunConfig = group(RunConfig, "How it is run.")
+    judge: JudgeConfig | None = option(None, "The judge of mt_bench and arena_hard.")
     format: str = option("table", FORMAT, choices=FORMATS)
     template: TemplateConfig | None = option(None, "The prompt template; null: that of the bundle.")
     paths: PathsConfig = group(PathsConfig, "Folders.")

@@ -1,0 +1,59 @@
+"""Suites whose answers a language model judges: MT-Bench and Arena-Hard."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from instruct_lit.core.data.encode import Encoder
+from instruct_lit.core.data.example import Example
+from instruct_lit.core.generation.responses import closing, write_jsonl
+from instruct_lit.core.generation.sampling import SamplingSettings
+from instruct_lit.evaluation.judging.judge import require_judged
+from instruct_lit.evaluation.remote_model import RemoteModel, messages_of
+from instruct_lit.suites.evaluated_model import EvaluatedModel
+
+FILE = "judged.jsonl"  # answers with their verdicts, in the folder of a model
+
+
+def answers_of(
+    model: EvaluatedModel | RemoteModel, examples: Sequence[Example], settings: Sequence[SamplingSettings]
+) -> list[str]:
+    """A model's answers to the last turns of conversations.
+
+    A template without a form for earlier turns gets the conversation as one instruction.
+    """
+    if isinstance(model, RemoteModel):
+        return [reply["text"] for reply in model.write([messages_of(e.as_record()) for e in examples], settings)]
+    if not model.template.has_turns:
+        examples = [
+            Example("\n\n".join([*(t for turn in e.history for t in turn), e.instruction]), "") for e in examples
+        ]
+    encoder = Encoder(model.template, model.tokenizer, model.model.config.context_length)
+    stop = closing(model.template)
+    model.expect(len(examples))
+    prompts = [tuple(encoder.prompt_ids(example)) for example in examples]
+    return model.write(prompts, [replace(own, stop=stop) for own in settings])
+
+
+def save(folder: Path, rows: Sequence[Mapping[str, Any]], verdict: Mapping[str, Any]) -> None:
+    """Write judged answers and the judge's figures; then raise JudgeError where they are not judged."""
+    write_jsonl(folder / FILE, rows)
+    (folder / "judge.json").write_text(json.dumps(verdict, indent=1) + "\n")
+    require_judged(verdict)
+
+
+def by_category(rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """The rows of each category."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        found.setdefault(row["category"], []).append(row)
+    return found
+
+
+def first_of_each(rows: Sequence[dict[str, Any]], limit: int | None) -> list[dict[str, Any]]:
+    """The first `limit` rows of each category, all for None."""
+    return [row for of_category in by_category(rows).values() for row in of_category[:limit]]
