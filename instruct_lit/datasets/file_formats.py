@@ -15,12 +15,12 @@ from typing import Any
 
 from instruct_lit.core.data.example import listed
 from instruct_lit.core.data.records import READERS as CORE_READERS
-from instruct_lit.core.data.records import TO_LINES, UNREADABLE, read_records, unreadable
+from instruct_lit.core.data.records import TO_LINES, UNREADABLE, json_object, read_records, unreadable
 from instruct_lit.errors import DataError
 from instruct_lit.optional_imports import load
 
 _CHUNK = 1 << 20  # characters of a JSON file that are read at once
-_DECODER = json.JSONDecoder()
+_DECODER = json.JSONDecoder(object_pairs_hook=json_object)
 _SPACE = re.compile(r"[ \t\r\n]*")
 MAX_CELL = 1 << 30  # characters
 MAX_UNPACKED = 64 << 30  # bytes of a compressed file
@@ -49,7 +49,7 @@ def read_json(path: Path) -> Iterator[tuple[str, Any]]:
         if (first := next_character()) == "{":
             file.seek(0)
             try:
-                content = json.load(file)
+                content = json.load(file, object_pairs_hook=json_object)
             except UNREADABLE as error:
                 raise unreadable(str(path), error) from error
             yield from _only_list(path, content)

@@ -31,6 +31,20 @@ def test_a_row_with_another_number_of_cells_than_the_header_is_a_bad_record(tmp_
         list(FileSource(str(file)))
 
 
+@pytest.mark.parametrize(
+    ("name", "place", "form"), [("r.json", "record 1", "[{}, {}]"), ("r.jsonl", "line 2", "{}\n{}\n")]
+)
+@pytest.mark.parametrize(
+    "bad", ['{"output": "a", "output": "b"}', '{"messages": [{"role": "user", "role": "assistant"}]}']
+)
+def test_a_key_that_stands_twice_in_an_object_is_refused(
+    tmp_path: Path, name: str, place: str, form: str, bad: str
+) -> None:
+    (tmp_path / name).write_text(form.format('{"instruction": "x", "output": "y"}', bad))
+    with pytest.raises(DataError, match=rf"{name}, {place}: the key '(output|role)' stands more than once"):
+        list(FileSource(str(tmp_path / name)))
+
+
 def test_a_header_that_names_a_column_twice_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="the header has 'output' more than once; rename a column"):
         list(read_records(csv_of(tmp_path, "instruction,output,output\na,b,c\n")))

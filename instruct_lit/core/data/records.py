@@ -24,10 +24,9 @@ UNREADABLE = (ValueError, RecursionError)  # valid JSON beyond Python's limits: 
 
 
 def read_records(path: Path) -> Iterator[tuple[str, Any]]:
-    """Yield every record of a file with its place (`<path>, record 7` or `<path>, line 7`), record by record.
+    """Yield every record of a file, or the DataError of an unreadable one, with its place (`<path>, line 7`).
 
-    A record that cannot be read is a DataError in its place. Raises: DataError, naming file and place, when the file
-    cannot be read, is not UTF-8, or is not in the format that its suffix names.
+    Raises: DataError when the file cannot be read, is not UTF-8, or is not in the format that its suffix names.
     """
     reader = READERS.get(path.suffix.lower())
     if reader is None:
@@ -46,7 +45,7 @@ def read_records(path: Path) -> Iterator[tuple[str, Any]]:
 def _json(path: Path) -> Iterator[tuple[str, Any]]:
     """Records of a JSON array; `datasets` reads one at a time."""
     try:
-        records = json.loads(path.read_text(encoding="utf-8-sig"))
+        records = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=json_object)
     except UNREADABLE as error:
         raise unreadable(str(path), error) from error
     if not isinstance(records, list):
@@ -60,9 +59,16 @@ def _jsonl(path: Path) -> Iterator[tuple[str, Any]]:
             if line.strip():
                 place = f"{path}, line {number}"
                 try:
-                    yield place, json.loads(line)
+                    yield place, json.loads(line, object_pairs_hook=json_object)
                 except UNREADABLE as error:
                     yield place, unreadable(place, error)
+
+
+def json_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of a JSON file. Raises: ValueError for a repeated key: all but the last of its values would be lost."""
+    if len(found := dict(pairs)) < len(pairs):
+        raise ValueError(f"the key {Counter(key for key, _ in pairs).most_common(1)[0][0]!r} stands more than once")
+    return found
 
 
 def unreadable(place: str, error: Exception) -> DataError:
@@ -148,6 +154,8 @@ class FileSource:
         self.notes = ReadingNotes()
         for shard in self.shards():
             yield from (example for example in self.read(shard) if example is not None)
+        if not self.notes.n_records:
+            raise DataError(f"{', '.join(map(str, self.paths[:8]))}: no records in it")
 
     def shards(self) -> Sequence[Any]:
         """The data files. Raises: DataError when there are none."""

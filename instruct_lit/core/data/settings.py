@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,10 +24,6 @@ class Split:
     train: np.ndarray
     val: np.ndarray
     test: np.ndarray
-
-    def save(self, path: Path) -> None:
-        """Write the indices as JSON."""
-        path.write_text(json.dumps({name: getattr(self, name).tolist() for name in NAMES}))
 
 
 class Source(Protocol):

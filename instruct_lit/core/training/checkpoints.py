@@ -1,7 +1,4 @@
-"""Checkpoint files of a run: the best weights are kept, and read again for the test.
-
-Of a model that is trained in part they hold what is trained; the rest is the base's.
-"""
+"""Checkpoint files of a run: the best of the weights that are trained are kept, and read again for the test."""
 
 from __future__ import annotations
 

@@ -49,9 +49,8 @@ class History(Callback):
     def _append(self, trainer: Trainer, pl_module: LightningModule, names: tuple[str, ...]) -> None:
         if not trainer.is_global_zero:
             return
-        metrics = {name: float(trainer.callback_metrics[name]) for name in names if name in trainer.callback_metrics}
-        if "train/tokens_per_s" in metrics:
-            metrics["tokens_per_s"] = metrics.pop("train/tokens_per_s")
+        found = {name: trainer.callback_metrics[name] for name in names if name in trainer.callback_metrics}
+        metrics = {name.replace("train/tokens_per_s", "tokens_per_s"): float(value) for name, value in found.items()}
         row = {"step": trainer.global_step, "tokens": int(pl_module.tokens_seen), **metrics}  # type: ignore[arg-type]
         if trainer.optimizers:
             row["lr"] = trainer.optimizers[0].param_groups[0]["lr"]

@@ -259,14 +259,6 @@ def test_impossible_splits_say_why(spec: object, message: str) -> None:
     assert message in str(caught.value)
 
 
-def test_a_split_is_saved_as_json(tmp_path: Path) -> None:
-    split = make_split(20, {"val": 4, "test": 3}, 0)
-    split.save(tmp_path / "split.json")
-    again = json.loads((tmp_path / "split.json").read_text())
-    for name in ("train", "val", "test"):
-        assert again[name] == getattr(split, name).tolist()
-
-
 def test_one_is_a_count_zero_is_allowed_and_what_is_not_named_is_empty() -> None:
     def lengths(n: int, **spec: float) -> tuple[int, int, int]:
         split = make_split(n, spec, 0)

@@ -168,6 +168,13 @@ def test_nothing_to_read_is_said(tmp_path: Path) -> None:
         list(FileSource(str(tmp_path)))
 
 
+@pytest.mark.parametrize(("name", "text"), [("r.jsonl", ""), ("r.jsonl", "\n\n"), ("r.json", "[]")])
+def test_a_file_without_records_is_refused(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(DataError, match=rf"{name}: no records in it$"):
+        list(FileSource(str(tmp_path / name)))
+
+
 def test_the_fingerprint_follows_content_and_reading(tmp_path: Path) -> None:
     path = write(tmp_path / "r.json", GOOD)
     first = FileSource(str(path)).fingerprint()
