@@ -17,6 +17,7 @@ Interval = dict[str, Any]  # mean, low, high, n; low and high are None where the
 MIN_N = 10  # values of an interval that is estimated by resampling
 N_RESAMPLES = 2000
 N_PERMUTATIONS = 9999
+FLOOR = 0.02  # of the squared standard error of a resample, as a share of the sample's
 Z_95 = 1.959964
 
 
@@ -28,8 +29,10 @@ def interval(
 ) -> Interval:
     """Mean, weighted where weights are given, and its 95 % interval.
 
-    Unweighted values of 0 and 1 get the exact interval of a proportion, others the studentised bootstrap (Efron and
-    Tibshirani 1993, section 12.5) within the range of the values, and none where fewer than `MIN_N` are independent.
+    Unweighted values of 0 and 1, or of two other values, get the exact interval of a proportion, others the studentised
+    bootstrap (Efron and Tibshirani 1993, section 12.5) within the range of the values, and none where fewer than
+    `MIN_N` are independent. The error of a resample is kept from 0 (`FLOOR`), since one without the rare values of a
+    sample would make the interval as wide as the range.
 
     Args:
         clusters: a label for each value; values with one label depend on each other and are resampled together.
@@ -40,20 +43,23 @@ def interval(
     labels = np.unique(list(range(n) if clusters is None else clusters), return_inverse=True)[1]
     sums, weights_of = (np.bincount(labels, w) for w in (sample * weight, weight))
     n_free = len(sums)
-    if weights is None and n_free == n and np.isin(sample, (0, 1)).all():
-        low, high = clopper_pearson(int(sample.sum()), n)
+    values = np.array([0.0, 1.0]) if np.isin(sample, (0, 1)).all() else np.unique(sample)
+    if weights is None and n_free == n and len(values) == 2:
+        bounds = clopper_pearson(int((sample == values[1]).sum()), n)
+        low, high = (float(values[0] + (values[1] - values[0]) * bound) for bound in bounds)
         return {"mean": mean, "low": low, "high": high, "n": n}
     if n_free < MIN_N:
         return {"mean": mean, "low": None, "high": None, "n": n}
     random = np.random.default_rng(seed)
-    t = np.empty(N_RESAMPLES)
+    _, error = _mean_and_error(sums, weights_of)
+    floor = FLOOR * error**2
+    t = np.zeros(N_RESAMPLES)
     n_at_once = max(1, 2**19 // n_free)  # resamples, in some tens of megabytes
-    for i in range(0, N_RESAMPLES, n_at_once):
+    for i in range(0, N_RESAMPLES, n_at_once) if error > 0 else ():
         drawn = random.integers(0, n_free, (len(t[i : i + n_at_once]), n_free))
         means, errors = _mean_and_error(sums[drawn], weights_of[drawn])
-        with np.errstate(divide="ignore", invalid="ignore"):  # resamples of equal values
-            t[i : i + n_at_once] = np.nan_to_num((means - mean) / errors, nan=0.0, posinf=np.inf, neginf=-np.inf)
-    upper, lower = np.quantile(t, [0.975, 0.025], method="higher") * _mean_and_error(sums, weights_of)[1]
+        t[i : i + n_at_once] = (means - mean) / np.sqrt(errors**2 + floor)
+    upper, lower = np.quantile(t, [0.975, 0.025], method="higher") * np.sqrt(error**2 + floor)
     low, high = np.clip([mean - upper, mean - lower], sample.min(), sample.max())
     return {"mean": mean, "low": float(low), "high": float(high), "n": n}
 

@@ -115,3 +115,10 @@ def test_holm_keeps_false_alarms_of_many_pairs_at_5_percent() -> None:
         found = [difference(models[i] - models[j])["p"] for i in range(4) for j in range(i)]
         alarms += min(holm(found)) < 0.05
     assert alarms / 400 <= 0.05
+
+
+def test_rare_values_do_not_make_the_interval_as_wide_as_the_range() -> None:
+    two = interval([0.5] * 27 + [1.0] * 3)  # as exact as a proportion
+    assert (two["low"], two["high"]) == pytest.approx([0.5 + bound / 2 for bound in clopper_pearson(3, 30)])
+    rare = interval([0.5 + i / 1000 for i in range(27)] + [1.0] * 3)
+    assert 0.5 < rare["low"] < rare["mean"] < rare["high"] < 0.95
