@@ -90,13 +90,17 @@ def rank(config: DictConfig, sources: list[str], out_dir: Path, judge: ResponseJ
     """
     from instruct_lit.config.model_builders import labels_of
     from instruct_lit.config.response_builders import responses_of
+    from instruct_lit.errors import ConfigError
     from instruct_lit.evaluation.comparison import compare_models, match_rows
     from instruct_lit.evaluation.judging.judge import require_judged
     from instruct_lit.evaluation.metrics import applicable
     from instruct_lit.evaluation.scores import add_scores
     from instruct_lit.reports.evaluation_page import print_ranking, write_ranking
 
-    labels, sides = labels_of(sources), [responses_of(config, source).rows for source in sources]
+    labels = labels_of(sources)
+    if len(set(labels)) < len(labels):
+        raise ConfigError(f"{', '.join(labels)}: one model twice; give each once")
+    sides = [responses_of(config, source).rows for source in sources]
     matched = match_rows(*sides)
     rows = [{**row, "model": label} for of_example in matched for label, row in zip(labels, of_example, strict=True)]
     names = applicable(config.metrics, rows)

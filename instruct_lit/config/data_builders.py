@@ -217,7 +217,8 @@ def data_of_run(config: DictConfig, opened: OpenedModel) -> InstructionData:
         node = saved_group(opened.directory.parent, "data", config.paths.cache)
     if node is None:
         raise ConfigError(NO_DATA.format(run=config.run))
-    settings = OmegaConf.create({"paths": config.paths, "batching": {}, "data": node})
+    seed = config.get("seed", 123)  # which data.seed refers to by default
+    settings = OmegaConf.create({"paths": config.paths, "batching": {}, "data": node, "seed": seed})
     data = data_of(settings, opened.template, opened.tokenizer, opened.model.config.context_length)
     data.prepare_data()
     data.setup()

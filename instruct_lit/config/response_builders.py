@@ -75,7 +75,7 @@ def remote_responses(config: DictConfig) -> list[dict[str, Any]]:
         of_run: Any = OmegaConf.merge(config, {"run": runs[0]})
         data = data_of_run(of_run, build.open_run(of_run))
     else:
-        settings = OmegaConf.create({"paths": config.paths, "batching": {}, "data": config.data})
+        settings = OmegaConf.create({"paths": config.paths, "batching": {}, "data": config.data, "seed": config.seed})
         bare = Template("bare", "{{ instruction }}{{ input }}{{ response }}")
         data = data_of(settings, build.template_of(config) if config.template else bare, GPT2Tokenizer(), 2**20)
         data.prepare_data()

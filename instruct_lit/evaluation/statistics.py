@@ -43,10 +43,10 @@ def interval(
     labels = np.unique(list(range(n) if clusters is None else clusters), return_inverse=True)[1]
     sums, weights_of = (np.bincount(labels, w) for w in (sample * weight, weight))
     n_free = len(sums)
-    values = np.array([0.0, 1.0]) if np.isin(sample, (0, 1)).all() else np.unique(sample)
-    if weights is None and n_free == n and len(values) == 2:
-        bounds = clopper_pearson(int((sample == values[1]).sum()), n)
-        low, high = (float(values[0] + (values[1] - values[0]) * bound) for bound in bounds)
+    levels = np.array([0.0, 1.0]) if np.isin(sample, (0, 1)).all() else np.unique(sample)
+    if weights is None and n_free == n and len(levels) == 2:
+        bounds = clopper_pearson(int((sample == levels[1]).sum()), n)
+        low, high = (float(levels[0] + (levels[1] - levels[0]) * bound) for bound in bounds)
         return {"mean": mean, "low": low, "high": high, "n": n}
     if n_free < MIN_N:
         return {"mean": mean, "low": None, "high": None, "n": n}

@@ -90,9 +90,10 @@ def _table(suite: str, reports: Sequence[Report], wrap: bool = True) -> Any:
     levels = "chance, majority" if has_majority else "chance level"
     board = table(suite, "metric", "n", levels, *map(_title, reports), text=("metric",))
     for number, column in enumerate(board.columns):
-        is_model = number >= N_COLUMNS
-        column.no_wrap = number > 0 and not (is_model and wrap)
-        column.width = len("0.000 ± 0.000") if is_model and wrap else None
+        column.no_wrap = number > 0 and not (wrap and number >= N_COLUMNS)
+    for report, column in zip(reports, board.columns[N_COLUMNS:] if wrap else (), strict=False):
+        of_model = (report.score, *report.groups.values(), *report.tasks.values())
+        column.width = max(map(len, map(_with_error, of_model)))
     first = reports[0]
     names = list(first.tasks) if len(first.tasks) <= MAX_TASKS else []
     rows = [(name, [report.tasks[name] for report in reports]) for name in names]
