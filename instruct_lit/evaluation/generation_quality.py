@@ -14,18 +14,18 @@ from instruct_lit.core.generation.sampling import SamplingSettings
 from instruct_lit.core.training.answers import share_of
 from instruct_lit.core.training.loss import sum_over_ranks
 from instruct_lit.errors import ConfigError
-from instruct_lit.evaluation.metrics import HIGHER_IS_BETTER, METRICS, check_metrics, concerns
+from instruct_lit.evaluation.metrics import HIGHER_IS_BETTER, METRICS, Row, check_metrics, concerns
 
 
 class GenerationQuality(Callback):
     """Answers a fixed sample of the validation set greedily at each validation and logs `val/<metric>` means.
 
-    The mean of `checks` is over the examples that have some.
+    The mean of `checks` is over the examples that have some; so are those of thoughts and calls, by their references.
 
     The sample of `n_examples` (None: all) is drawn by `seed` once, and each rank answers its share of it.
 
     Raises: ConfigError for an unknown metric, and for a callback that monitors one with the wrong mode,
-        and for the metric `checks` where no record of the sample has any.
+        and for a metric such as `checks` that concerns no record of the sample.
     """
 
     def __init__(
@@ -74,15 +74,16 @@ class GenerationQuality(Callback):
         data = trainer.datamodule  # type: ignore[attr-defined]
         store, indices = data.examples_of("val")
         chosen = self.sample(indices)
-        concerned = {n: sum(concerns(n, store.example(int(i)).extra) for i in chosen) for n in self.metrics}
-        if not all(concerned.values()):
-            raise ConfigError("callbacks.generation_quality.metrics: no record of the validation sample has checks")
+        records = [store.example(int(i)).as_record() for i in chosen]
+        concerned = {name: sum(_concerns(name, record) for record in records) for name in self.metrics}
+        if missing := [name for name, n in concerned.items() if not n]:
+            raise ConfigError(f"callbacks.generation_quality.metrics: no record of the validation sample has {missing[0]}")
         share = [(i, store.example(i), store[i].prompt_ids) for i in share_of(trainer, chosen.tolist())]
         engine = Engine(pl_module.model, data.tokenizer, self.max_rows, self._make_weights())  # type: ignore[arg-type]
         with pl_module.sharding.gathered(pl_module.model):  # type: ignore[union-attr,operator,arg-type]
             rows = answer(engine, data.template, share, self.settings)
         sums = torch.tensor(
-            [sum(METRICS[name](row) for row in rows if concerns(name, row)) for name in self.metrics],
+            [sum(METRICS[name](row) for row in rows if _concerns(name, row)) for name in self.metrics],
             dtype=torch.float64,
             device=pl_module.device,
         )
@@ -91,3 +92,8 @@ class GenerationQuality(Callback):
             {f"val/{name}": value / concerned[name] for name, value in zip(self.metrics, sums, strict=True)},
             rank_zero_only=False,
         )
+
+
+def _concerns(name: str, record: Row) -> bool:
+    """Whether a metric concerns a record, whatever the response."""
+    return concerns(name, {**record, "response": ""})

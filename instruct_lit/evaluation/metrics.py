@@ -17,7 +17,7 @@ from typing import Any
 
 from instruct_lit.core.generation.responses import exact
 from instruct_lit.errors import ConfigError
-from instruct_lit.evaluation import checks
+from instruct_lit.evaluation import answer_parts, checks
 from instruct_lit.evaluation.statistics import Interval, interval
 from instruct_lit.optional_imports import load
 
@@ -101,15 +101,25 @@ WITHOUT_EXTRA: dict[str, Callable[[Row], float]] = {
     "copied_prompt": copied,
     "length_ratio": length_ratio,
 }
+
+
+def _of_final(metric: Callable[[Row], float]) -> Callable[[Row], float]:
+    """The metric of the final answer: without thoughts, with calls as JSON."""
+    return lambda row: metric(answer_parts.final(row))
+
+
+_WHOLE = ("ended", "looping")  # concern thoughts too
+_OF_TEXT = {**WITHOUT_EXTRA, "checks": checks.passed, "rouge_l": rouge_l, "chrf": chrf}
 METRICS: dict[str, Callable[[Row], float]] = {
-    **WITHOUT_EXTRA,
-    "checks": checks.passed,
-    "rouge_l": rouge_l,
-    "chrf": chrf,
+    **{name: metric if name in _WHOLE else _of_final(metric) for name, metric in _OF_TEXT.items()},
+    **{name: metric for name, (metric, _) in answer_parts.METRICS.items()},
 }
-# length_ratio is best at 1, so it has no direction.
+_CONCERNED = {"checks": checks.has_checks, **{name: rows for name, (_, rows) in answer_parts.METRICS.items()}}
+# length_ratio is best at 1, so it has no direction, and neither has thought_words.
 HIGHER_IS_BETTER = {
-    name: name not in ("empty", "looping", "copied_prompt") for name in (*METRICS, "judge") if name != "length_ratio"
+    name: name not in ("empty", "looping", "copied_prompt", "unreadable_calls")
+    for name in (*METRICS, "judge")
+    if name not in ("length_ratio", "thought_words")
 }
 
 
@@ -124,15 +134,17 @@ def check_metrics(names: Sequence[str]) -> None:
 def applicable(names: Sequence[str], rows: Sequence[Row]) -> list[str]:
     """The metrics that the rows allow.
 
-    `ended` needs a finish reason in all of them, which responses of a file mostly lack, `checks` a row with checks.
+    `ended` needs a finish reason in all of them, which responses of a file mostly lack, `checks` a row with checks,
+    those of thoughts and calls a row with some.
     """
-    allowed = {"ended": all("finish_reason" in row for row in rows), "checks": any(map(checks.has_checks, rows))}
-    return [name for name in names if allowed.get(name, True)]
+    usable = {name: any(map(rows_of, rows)) for name, rows_of in _CONCERNED.items() if name in names}
+    usable["ended"] = all("finish_reason" in row for row in rows)
+    return [name for name in names if usable.get(name, True)]
 
 
 def concerns(name: str, row: Row) -> bool:
-    """Whether a metric is defined for a row: `checks` is for rows that have some."""
-    return name != "checks" or checks.has_checks(row)
+    """Whether a metric is defined for a row: `checks` is for rows that have some, for example."""
+    return name not in _CONCERNED or _CONCERNED[name](row)
 
 
 def score(rows: Sequence[Row], names: Sequence[str], seed: int = 0) -> dict[str, Interval]:

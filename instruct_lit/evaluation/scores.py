@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from instruct_lit.evaluation.answer_parts import final
 from instruct_lit.evaluation.categories import by_category, check_fields, losses
 from instruct_lit.evaluation.checks import by_kind
 from instruct_lit.evaluation.leaks import find_leaks, question
@@ -32,7 +33,7 @@ def score_rows(
     add_scores(rows, names)
     return {
         "metrics": score(rows, names, seed),
-        "checks": by_kind(rows, seed) if "checks" in names else {},
+        "checks": by_kind([*map(final, rows)], seed) if "checks" in names else {},
         "losses": losses(rows, seed),
         "leaks": None if training is None else leak_report(rows, training, names, seed, near),
         "by": {field: by_category(rows, field, names[0], seed) for field in by},

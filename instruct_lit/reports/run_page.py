@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from instruct_lit.evaluation.answer_files import read_jsonl
+from instruct_lit.evaluation.answer_parts import METRICS as PARTS
 from instruct_lit.evaluation.metrics import METRICS, WITHOUT_EXTRA, applicable, concerns, exact, score, token_f1
 from instruct_lit.evaluation.statistics import Interval, interval
 from instruct_lit.reports import plots
@@ -90,7 +91,7 @@ def _quality(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, Interval, Int
     if not rows:
         return []
     # The file has no finish reason of the base's responses.
-    names = [*(name for name in WITHOUT_EXTRA if name != "ended"), *applicable(["checks"], rows)]
+    names = [*(name for name in WITHOUT_EXTRA if name != "ended"), *applicable(["checks", *PARTS], rows)]
     after, before = score(rows, names), {}
     if all("base_response" in row for row in rows):
         before = score([{**row, "response": row["base_response"]} for row in rows], names)

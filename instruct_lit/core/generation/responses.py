@@ -15,6 +15,8 @@ from instruct_lit.core.generation.sampling import SamplingSettings
 
 Known = MutableMapping[tuple[int, ...], tuple[str, str | None]]  # response and finish reason by the ids of a prompt
 
+FINAL_TEXT: list[Callable[[str], str]] = [str.strip]  # the final answer in a text; `evaluation` leaves out thoughts
+
 
 def answer(
     engine: Engine,
@@ -56,8 +58,8 @@ def closing(template: Template) -> tuple[str, ...]:
 
 
 def exact(row: Mapping[str, Any]) -> float:
-    """1 if the response equals the reference, leading and trailing white space aside, otherwise 0."""
-    return float(row["response"].strip() == row["output"].strip())
+    """1 if the final answer equals that of the reference, leading and trailing white space aside, otherwise 0."""
+    return float(FINAL_TEXT[0](row["response"]) == FINAL_TEXT[0](row["output"]))
 
 
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

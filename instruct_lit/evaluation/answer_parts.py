@@ -1,0 +1,163 @@
+"""What a model wrote, in parts: thoughts, the final answer, calls of tools; in the tags of Hermes and Qwen.
+
+`<think>…</think>` stands before an answer, `<tool_call>{"name": …, "arguments": {…}}</tool_call>` behind it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+Row = Mapping[str, Any]
+OPEN, CLOSE, CALL, END_CALL = "<think>", "</think>", "<tool_call>", "</tool_call>"
+_TAG = re.compile(f"{OPEN}|{CLOSE}|{CALL}")
+_CALL = re.compile(rf"{CALL}\s*(.*?)\s*(?:{END_CALL}|\Z)", re.S)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The parts of an answer; `thoughts` is None without any, `calls` are mappings of `name` and `arguments`.
+
+    What stands in the tags of a call and cannot be read stays in `text`.
+    """
+
+    text: str
+    thoughts: str | None = None
+    closed: bool = True
+    calls: tuple[dict[str, Any], ...] = ()
+    n_unreadable: int = 0
+
+    @property
+    def final(self) -> str:
+        """The final answer: text, or without one the calls as JSON."""
+        return self.text or "\n".join(json.dumps(call, ensure_ascii=False) for call in self.calls)
+
+
+def parts_of(text: str, opened: bool = False, finished: bool = True) -> Parts:
+    """Read an answer.
+
+    Args:
+        opened: whether the prompt has opened the thoughts.
+        finished: False while the answer grows; then every part only grows with it: what may be the beginning of a tag,
+            an unfinished call and white space at the end are left out.
+    """
+    shown = text if finished else _without_partial_tag(text)
+    thoughts, closed = None, True
+    start = shown.lstrip()
+    if start.startswith(OPEN) or opened or (CLOSE in shown and OPEN not in shown):
+        before, close, shown = start.removeprefix(OPEN).partition(CLOSE)
+        thoughts, closed = before.strip(), bool(close)
+    calls: list[dict[str, Any]] = []
+    pieces, end, n_unreadable = [], 0, 0
+    for found in _CALL.finditer(shown):
+        if not finished and not found[0].endswith(END_CALL):
+            shown = shown[: found.start()]
+            break
+        call = _read_call(found[1])
+        if call is None:
+            n_unreadable += 1
+            continue
+        pieces.append(shown[end : found.start()].strip())
+        calls.append(call)
+        end = found.end()
+    pieces.append(shown[end:].strip())
+    return Parts("\n".join(filter(None, pieces)), thoughts, closed, tuple(calls), n_unreadable)
+
+
+def _without_partial_tag(text: str) -> str:
+    n = text.rfind("<")
+    return text[:n] if n >= 0 and any(tag.startswith(text[n:]) for tag in (OPEN, CLOSE, CALL)) else text
+
+
+def _read_call(text: str) -> dict[str, Any] | None:
+    """Name and arguments of a call; None where it is not one."""
+    try:
+        call = json.loads(text)
+        arguments = call.get("arguments", call.get("parameters")) or {}
+        arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
+        is_call = isinstance(call["name"], str) and isinstance(arguments, dict)
+    except (ValueError, KeyError, AttributeError, RecursionError):
+        return None
+    return {"name": call["name"], "arguments": arguments} if is_call else None
+
+
+def final_text(text: str) -> str:
+    """The final answer in a text, without white space at its ends."""
+    return parts_of(text).final.strip() if _TAG.search(text) else text.strip()
+
+
+def final(row: Row) -> Row:
+    """The row with the final answers in place of response and reference, where they have other parts."""
+    texts = {key: final_text(row[key]) for key in ("response", "output") if _TAG.search(row[key])}
+    return {**row, **texts} if texts else row
+
+
+def reference_of(row: Row) -> Parts:
+    """The parts of the reference: of the last message, or of a text with tags."""
+    if not row.get("messages"):
+        return parts_of(row["output"])
+    message = row["messages"][-1]
+    calls = ({key: call["function"][key] for key in ("name", "arguments")} for call in message.get("tool_calls") or ())
+    return Parts(message["content"], message.get("reasoning_content"), calls=tuple(calls))
+
+
+def thinks(row: Row) -> bool:
+    """Whether response or reference has thoughts."""
+    return any(parts.thoughts is not None for parts in (parts_of(row["response"]), reference_of(row)))
+
+
+def uses_tools(row: Row) -> bool:
+    """Whether the record has tools, or response or reference a call."""
+    found = parts_of(row["response"])
+    return bool(row.get("tools") or found.calls or found.n_unreadable or reference_of(row).calls)
+
+
+def thought_words(row: Row) -> float:
+    """Words of the thoughts."""
+    return float(len((parts_of(row["response"]).thoughts or "").split()))
+
+
+def thoughts_closed(row: Row) -> float:
+    """1 where the response has thoughts and they end."""
+    found = parts_of(row["response"])
+    return float(found.thoughts is not None and found.closed)
+
+
+def call_names(row: Row) -> float:
+    """1 where the same tools are called in the same order, also where none is."""
+    found, wanted = parts_of(row["response"]), reference_of(row)
+    return float([c["name"] for c in found.calls] == [c["name"] for c in wanted.calls] and not found.n_unreadable)
+
+
+def calls_exact(row: Row) -> float:
+    """1 where names and arguments of all calls are equal, as JSON."""
+    found = parts_of(row["response"])
+    return float(_json(found.calls) == _json(reference_of(row).calls) and not found.n_unreadable)
+
+
+def call_arguments(row: Row) -> float:
+    """Share of the arguments, of the calls in their order, that are equal as JSON; 1 where there is none."""
+    found, wanted = (
+        {(n, c["name"], key, _json(value)) for n, c in enumerate(parts.calls) for key, value in c["arguments"].items()}
+        for parts in (parts_of(row["response"]), reference_of(row))
+    )
+    n_named = len({argument[:3] for argument in found | wanted})
+    return len(found & wanted) / n_named if n_named else 1.0
+
+
+def unreadable_calls(row: Row) -> float:
+    """Number of calls that cannot be read."""
+    return float(parts_of(row["response"]).n_unreadable)
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, sort_keys=True)
+
+
+METRICS: dict[str, tuple[Callable[[Row], float], Callable[[Row], bool]]] = {  # each with the rows that it concerns
+    **{metric.__name__: (metric, thinks) for metric in (thought_words, thoughts_closed)},
+    **{metric.__name__: (metric, uses_tools) for metric in (call_names, calls_exact, call_arguments, unreadable_calls)},
+}
