@@ -36,23 +36,24 @@ class Parts:
         return self.text or "\n".join(json.dumps(call, ensure_ascii=False) for call in self.calls)
 
 
-def parts_of(text: str, opened: bool = False, finished: bool = True) -> Parts:
+def parts_of(text: str, opened: bool | None = None, finished: bool = True, has_tools: bool = True) -> Parts:
     """Read an answer.
 
     Args:
-        opened: whether the prompt has opened the thoughts.
+        opened: whether the prompt has opened the thoughts; by default it has where they only end.
         finished: False while the answer grows; then every part only grows with it: what may be the beginning of a tag,
             an unfinished call and white space at the end are left out.
+        has_tools: False leaves calls in the text.
     """
     shown = text if finished else _without_partial_tag(text)
     thoughts, closed = None, True
     start = shown.lstrip()
-    if start.startswith(OPEN) or opened or (CLOSE in shown and OPEN not in shown):
+    if start.startswith(OPEN) or (opened if opened is not None else CLOSE in shown and OPEN not in shown):
         before, close, shown = start.removeprefix(OPEN).partition(CLOSE)
         thoughts, closed = before.strip(), bool(close)
     calls: list[dict[str, Any]] = []
     pieces, end, n_unreadable = [], 0, 0
-    for found in _CALL.finditer(shown):
+    for found in _CALL.finditer(shown) if has_tools else ():
         if not finished and not found[0].endswith(END_CALL):
             shown = shown[: found.start()]
             break
@@ -65,6 +66,15 @@ def parts_of(text: str, opened: bool = False, finished: bool = True) -> Parts:
         end = found.end()
     pieces.append(shown[end:].strip())
     return Parts("\n".join(filter(None, pieces)), thoughts, closed, tuple(calls), n_unreadable)
+
+
+def n_thoughts(text: str) -> int:
+    """Characters of the thoughts at the beginning of an answer, with their tags; also of an answer that grows."""
+    start = text.lstrip()
+    if not start.startswith(OPEN) and not (start and OPEN.startswith(start)):
+        return 0
+    end = text.find(CLOSE)
+    return len(text) if end < 0 else end + len(CLOSE)
 
 
 def _without_partial_tag(text: str) -> str:

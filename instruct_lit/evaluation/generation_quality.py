@@ -77,7 +77,9 @@ class GenerationQuality(Callback):
         records = [store.example(int(i)).as_record() for i in chosen]
         concerned = {name: sum(_concerns(name, record) for record in records) for name in self.metrics}
         if missing := [name for name, n in concerned.items() if not n]:
-            raise ConfigError(f"callbacks.generation_quality.metrics: no record of the validation sample has {missing[0]}")
+            raise ConfigError(
+                f"callbacks.generation_quality.metrics: no record of the validation sample has {missing[0]}"
+            )
         share = [(i, store.example(i), store[i].prompt_ids) for i in share_of(trainer, chosen.tolist())]
         engine = Engine(pl_module.model, data.tokenizer, self.max_rows, self._make_weights())  # type: ignore[arg-type]
         with pl_module.sharding.gathered(pl_module.model):  # type: ignore[union-attr,operator,arg-type]

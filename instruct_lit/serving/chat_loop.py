@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from instruct_lit.core.data.example import Example, Turn
+from instruct_lit.core.data.template import CHAT
 from instruct_lit.core.generation.engine import Engine, MakeWeights
 from instruct_lit.core.generation.request import Request
 from instruct_lit.core.generation.sampling import SamplingSettings
 from instruct_lit.errors import ConfigError, InstructLitError, printable
+from instruct_lit.evaluation.answer_parts import n_thoughts
 from instruct_lit.serving.chat_model import ChatModel
 from instruct_lit.serving.word_wrap import WordWrapper
 
@@ -147,7 +149,9 @@ class Chat:
         n_shown, output = 0, WordWrapper(self.console)
         try:
             for text in column.texts():
-                output.write(text[n_shown:])
+                n = max(n_shown, n_thoughts(text))
+                output.write(text[n_shown:n], "dim")
+                output.write(text[n:])
                 n_shown = len(text)
         finally:
             output.end()
@@ -170,8 +174,9 @@ class Chat:
         table = Table(expand=True, show_edge=False, pad_edge=False)
         for column in self.columns:
             table.add_column(Text(printable(column.chat_model.name)), ratio=1, overflow="fold")
-        answers = (column.request.stable_text if column.request else "" for column in self.columns)
-        table.add_row(*(Text(printable(answer)) for answer in answers))
+        answers = [column.request.stable_text if column.request else "" for column in self.columns]
+        parts = [(a[: n_thoughts(a)], a[n_thoughts(a) :]) for a in answers]
+        table.add_row(*(Text.assemble((printable(thoughts), "dim"), printable(text)) for thoughts, text in parts))
         return table
 
     def _record(self, column: Column, example: Example) -> None:
@@ -181,7 +186,11 @@ class Chat:
         self.records.append({**answered.as_record(), **about, "settings": asdict(self.settings)})
         if column.is_conversation:
             user = f"{example.instruction}\n\n{example.input}" if example.input else example.instruction
-            column.history.append((user, answered.output))
+            # A template that keeps the thoughts of earlier turns was trained with them.
+            template, output = column.chat_model.template, answered.output
+            if n_thoughts(output) and (template.name == CHAT or template.thoughts != "keep"):
+                output = output[n_thoughts(output) :].strip()
+            column.history.append((user, output))
 
     def _example(self, column: Column, instruction: str, input_text: str, history: Sequence[Turn]) -> Example:
         system = self.system if column.chat_model.template.has_system else ""

@@ -18,11 +18,13 @@ from instruct_lit.core.generation.engine import Engine
 from instruct_lit.core.generation.request import Request
 from instruct_lit.core.generation.sampling import SamplingSettings
 from instruct_lit.errors import DataError, InstructLitError
+from instruct_lit.evaluation.answer_parts import Parts
 from instruct_lit.serving.chat_model import ChatModel
 from instruct_lit.serving.logprobs import LogprobRecorder, chat_logprobs, completion_logprobs, text_offsets
 from instruct_lit.serving.metrics import Metrics
-from instruct_lit.serving.protocol import ApiError, Body, ChatBody, CompletionBody, shutting_down
+from instruct_lit.serving.protocol import ApiError, Body, ChatBody, CompletionBody, Message, shutting_down
 from instruct_lit.serving.scheduler import PendingRequest, QueueFullError, Scheduler, Update
+from instruct_lit.serving.tool_calls import Reading, delta_of, example_of_chat, is_rich, message_of, reading_of
 
 N_COMPLETION_TOKENS = 16  # OpenAI's default of `/v1/completions`
 
@@ -37,6 +39,7 @@ class Job:
     body: Body
     requests: list[Request]
     head: dict[str, Any]
+    reading: Reading
     unfinished: list[Request] = field(default_factory=list)
     updates: asyncio.Queue[Update] = field(default_factory=asyncio.Queue)
 
@@ -89,7 +92,9 @@ class CompletionService:
             message = f"The model {body.model!r:.100} does not exist; there is {name!r}"
             raise ApiError(404, message, param="model", code="model_not_found")
         check(body)
+        reading = Reading()
         if isinstance(body, ChatBody):
+            reading = reading_of(body, self.chat_model.template)
             n_logprobs, score_prompt = (body.top_logprobs or 0) if body.logprobs else None, False
         else:
             assert isinstance(body, CompletionBody)
@@ -106,7 +111,7 @@ class CompletionService:
         except InstructLitError as error:
             raise ApiError(400, str(error), param=body.PROMPT) from error
         head = {"id": f"{body.ID_PREFIX}-{uuid.uuid4().hex}", "object": body.OBJECT}
-        return Job(body, requests, {**head, "created": int(time.time()), "model": name})
+        return Job(body, requests, {**head, "created": int(time.time()), "model": name}, reading)
 
     def prompts(self, body: Body) -> list[tuple[Sequence[int], SamplingSettings]]:
         """Token ids and settings of every prompt of a body.
@@ -114,12 +119,13 @@ class CompletionService:
         Raises: ApiError, or DataError for prompts that cannot be answered.
         """
         if isinstance(body, ChatBody):
-            messages = [
-                (m.role, m.content if isinstance(m.content, str) else "".join(part.text for part in m.content))
-                for m in body.messages
-            ]
-            example = example_of(self.chat_model.template, messages, body.input)
-            texts: list[Any] = [self.chat_model.encoder.prompt_ids(example)]
+            template, reading = self.chat_model.template, reading_of(body, self.chat_model.template)
+            if reading.has_tools or is_rich(body.messages):
+                example = example_of_chat(template, body, reading.has_tools)
+            else:
+                example = example_of(template, [(m.role, m.text) for m in body.messages], body.input)
+            prefix = self.chat_model.tokenizer.encode(reading.prefix)
+            texts: list[Any] = [[*self.chat_model.encoder.prompt_ids(example), *prefix]]
             n_new = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
             stops = self.chat_model.stops
         else:
@@ -206,19 +212,23 @@ class CompletionService:
         choices = []
         for index, request in enumerate(job.requests):
             end = Update(request, request.text, request.n_generated, request.finish_reason)
-            content: dict[str, Any] = {"message": {"role": "assistant", "content": request.text, "refusal": None}}
+            reason: str | None = request.finish_reason
             if isinstance(job.body, CompletionBody):
                 echoed = self.chat_model.tokenizer.decode(request.prompt_ids) if job.body.echo else ""
-                content = {"text": echoed + request.text}
+                content: dict[str, Any] = {"text": echoed + request.text}
+            else:
+                parts = job.reading.parts(request.text, finished=True)
+                content = {"message": message_of(parts)}
+                reason = "tool_calls" if parts.calls and reason == "stop" else reason
             logprobs, _ = self.logprobs(job, end)
-            choices.append({"index": index, **content, "logprobs": logprobs, "finish_reason": request.finish_reason})
+            choices.append({"index": index, **content, "logprobs": logprobs, "finish_reason": reason})
         return {**job.head, "choices": choices, "usage": job.usage}
 
     async def chunks(self, job: Job) -> AsyncGenerator[dict[str, Any], None]:
         """The response to a submitted job chunk by chunk, the data of server-sent events."""
         head, is_chat = job.head, isinstance(job.body, ChatBody)
         indices = {request: index for index, request in enumerate(job.requests)}
-        n_characters, n_tokens = [0] * len(indices), [0] * len(indices)
+        sent, n_tokens = [Parts("")] * len(indices), [0] * len(indices)
         if is_chat:
             head = {**head, "object": "chat.completion.chunk"}
             first = {"delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}
@@ -226,14 +236,16 @@ class CompletionService:
                 yield {**head, "choices": [{"index": index, **first}]}
         async with aclosing(self.updates(job)) as updates:
             async for update in updates:
-                index = indices[update.request]
-                text = update.text[n_characters[index] :]
-                if not text and update.finish_reason is None:
+                index, reason = indices[update.request], update.finish_reason
+                parts = job.reading.parts(update.text, reason is not None) if is_chat else Parts(update.text)
+                delta = delta_of(parts, sent[index])
+                if not delta and reason is None:
                     continue
                 logprobs, n_tokens[index] = self.logprobs(job, update, n_tokens[index])
-                n_characters[index] = len(update.text)
-                content = {"delta": {"content": text} if text else {}} if is_chat else {"text": text}
-                choice = {"index": index, **content, "logprobs": logprobs, "finish_reason": update.finish_reason}
+                sent[index] = parts
+                content = {"delta": delta} if is_chat else {"text": delta.get("content", "")}
+                shown = "tool_calls" if parts.calls and reason == "stop" else reason
+                choice = {"index": index, **content, "logprobs": logprobs, "finish_reason": shown}
                 yield {**head, "choices": [choice]}
         if job.body.stream_options is not None and job.body.stream_options.include_usage:
             yield {**head, "choices": [], "usage": job.usage}
@@ -285,6 +297,8 @@ def check(body: Body) -> None:
                 remedy = "use repetition_penalty" if name.endswith("_penalty") else "leave it out"
                 message = f"{place}{name}={value!r:.80}: not supported by this server; {remedy}"
                 raise ApiError(400, message, param=place + name)
+        if isinstance(part, Message) and part.content is None and part.role != "assistant":
+            raise ApiError(400, f"{place}content: null; give a text", param=f"{place}content")
     stops = [body.stop] if isinstance(body.stop, str) else body.stop or []
     n_stops = body.MAX_STOPS
     rules = {"stop": (len(stops) <= n_stops and all(stops), f"at most {n_stops} texts of at least one character")}

@@ -76,23 +76,65 @@ class TextPart:
 
 
 @dataclass(kw_only=True)
+class CalledFunction:
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+    name: str
+    arguments: str
+
+
+@dataclass(kw_only=True)
+class ToolCall:
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+    function: CalledFunction
+    id: str = ""
+    type: Literal["function"] = "function"
+    index: int | None = None
+
+
+@dataclass(kw_only=True)
+class Tool:
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+    type: Literal["function"]
+    function: dict[str, Any]
+
+
+@dataclass(kw_only=True)
+class ChosenFunction:
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+    name: str
+
+
+@dataclass(kw_only=True)
+class ChosenTool:
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+    type: Literal["function"]
+    function: ChosenFunction
+
+
+@dataclass(kw_only=True)
 class Message:
     """A message, also an assistant's as this or another server has returned it, with all its empty fields."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
     HARMLESS: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "refusal": ("",), "audio": (), "function_call": (), "tool_calls": ([],), "annotations": ([],),
-        "reasoning_content": ("",),
+        "refusal": ("",), "audio": (), "function_call": (), "annotations": ([],),
     }  # fmt: skip
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[TextPart] | None = None
     name: str | None = None
     refusal: Any = None
     audio: Any = None
     function_call: Any = None
-    tool_calls: Any = None
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: str | None = None
     annotations: Any = None
-    reasoning_content: Any = None
+    reasoning_content: str | None = None
+
+    @property
+    def text(self) -> str:
+        """The content as one text."""
+        content = self.content or ""
+        return content if isinstance(content, str) else "".join(part.text for part in content)
 
 
 @dataclass(kw_only=True)
@@ -130,7 +172,7 @@ class ChatBody(Body):
 
     ID_PREFIX, OBJECT, PROMPT = "chatcmpl", "chat.completion", "messages"
     HARMLESS: ClassVar[dict[str, tuple[Any, ...]]] = {
-        **Body.HARMLESS, "response_format": ({"type": "text"},), "tools": ([],), "tool_choice": ("none", "auto"),
+        **Body.HARMLESS, "response_format": ({"type": "text"},),
         "functions": ([],), "function_call": ("none", "auto"), "modalities": (["text"],), "audio": (),
         "reasoning_effort": ("none",), "verbosity": ("medium",), "web_search_options": (), "moderation": (),
     }  # fmt: skip
@@ -141,8 +183,9 @@ class ChatBody(Body):
     logprobs: bool | None = None
     top_logprobs: int | None = _optional(ge=0, le=20)
     response_format: Any = None
-    tools: Any = None
-    tool_choice: Any = None
+    tools: list[Tool] | None = None
+    tool_choice: Literal["none", "auto", "required"] | ChosenTool | None = None
+    parallel_tool_calls: bool | None = None
     functions: Any = None
     function_call: Any = None
     modalities: Any = None
@@ -153,7 +196,6 @@ class ChatBody(Body):
     moderation: Any = None
     # Without effect on the response, whatever their value: they concern OpenAI's accounts, caches and prices.
     metadata: dict[str, str] | None = None
-    parallel_tool_calls: bool | None = None
     prediction: Any = None
     prompt_cache_key: str | None = None
     prompt_cache_options: Any = None

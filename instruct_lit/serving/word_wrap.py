@@ -23,9 +23,14 @@ class WordWrapper:
 
     def __init__(self, console: Console) -> None:
         self.console, self.held, self.column = console, "", 0
+        self.style: str | None = None
 
-    def write(self, text: str) -> None:
+    def write(self, text: str, style: str | None = None) -> None:
         """Print the next part of the text."""
+        if style != self.style and self.held:
+            self._put(self.held)
+            self.held = ""
+        self.style = style
         if not self.console.is_terminal:
             self._out(text)
             return
@@ -52,4 +57,4 @@ class WordWrapper:
         self._out(piece)
 
     def _out(self, text: str) -> None:
-        self.console.out(printable(text), end="", highlight=False)
+        self.console.out(printable(text), end="", style=self.style, highlight=False)

@@ -98,7 +98,7 @@ class EvaluationService(CompletionService):
         settings = self.chat_model.with_stops(replace(self.settings(body), seed=body.seed or 0))
         if isinstance(body, ChatBody):
             n_new = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
-            contents = [message.content for message in body.messages]
+            contents = [message.content or "" for message in body.messages]
             texts = [one if isinstance(one, str) else "\n".join(part.text for part in one) for one in contents]
             instruction = "\n\n".join(filter(None, texts))
             prompts: list[str | list[int]] = [self.evaluated.template.prompt(Example(instruction, ""))]

@@ -83,9 +83,7 @@ def test_the_final_answer_is_scored_without_its_thoughts() -> None:
         {**plain, "response": "3", "output": "3"},
     ]  # fmt: skip
     found = {name: value["mean"] for name, value in score(rows, ["exact_match", "empty", *applied(rows)]).items()}
-    assert found == pytest.approx(
-        {"exact_match": 2 / 3, "empty": 1 / 3, "thought_words": 2.0, "thoughts_closed": 0.5}
-    )
+    assert found == pytest.approx({"exact_match": 2 / 3, "empty": 1 / 3, "thought_words": 2.0, "thoughts_closed": 0.5})
     assert not concerns("calls_exact", rows[0]) and concerns("calls_exact", {**rows[2], "tools": [{}]})
 
 

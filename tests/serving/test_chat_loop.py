@@ -4,6 +4,7 @@ import io
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -14,6 +15,7 @@ from instruct_lit.core.generation.sampling import SamplingSettings
 from instruct_lit.errors import printable
 from instruct_lit.serving.chat_loop import Chat
 from instruct_lit.serving.chat_model import ChatModel
+from instruct_lit.serving.word_wrap import WordWrapper
 from tests.serving.conftest import ALPACA, CHAT, greedy, tiny_chat_model
 
 
@@ -180,3 +182,20 @@ def test_names_and_answers_cannot_change_the_terminal() -> None:
             flat = out.replace("\n", "")
             assert "\\x1b[1A\\x0dx\\x9b2J [/red] :cross_mark:" in flat
             assert printable(shown[0].name) in flat
+
+
+def test_thoughts_are_dim_and_stay_in_the_prompt_where_training_had_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    thinking = "<think>\nHm.\n</think>\n\nYes."
+    for name, kept in (("", True), ("{#- thoughts: last +#}", False)):
+        model = tiny_chat_model(Template("own", name + CHAT.text, CHAT.text), name="own")
+        chat = Chat([model], SamplingSettings(max_new_tokens=10), Console(file=io.StringIO(), width=80), lambda _: "")
+        column = chat.columns[0]
+        monkeypatch.setattr(column, "texts", lambda column=column: iter([thinking[:3], thinking]))
+        styles: list[tuple[str, str | None]] = []
+        monkeypatch.setattr(
+            WordWrapper, "write", lambda _, text, style=None, styles=styles: styles.append((text, style))
+        )
+        monkeypatch.setattr(column.engine, "submit", lambda *_: SimpleNamespace(text=thinking, finish_reason="stop"))
+        chat.answer("Is it?", "")
+        assert [one for one in styles if one[0]] == [("<th", "dim"), ("ink>\nHm.\n</think>", "dim"), ("\n\nYes.", None)]
+        assert column.history == [("Is it?", thinking if kept else "Yes.")]

@@ -49,3 +49,12 @@ def test_a_word_is_shown_when_it_is_whole() -> None:
     assert out.getvalue() == "one "
     wrapped.write("o 颜")
     assert out.getvalue() == "one two 颜"
+
+
+def test_styled_text_is_coloured_whole() -> None:
+    out = io.StringIO()
+    wrapped = WordWrapper(Console(file=out, width=80, force_terminal=True, color_system="standard"))
+    for part, style in (("I ad", "dim"), ("d.</think>", "dim"), (" It is", None), (" 3", None)):
+        wrapped.write(part, style)
+    wrapped.end()
+    assert out.getvalue().replace("\x1b[0m\x1b[2m", "") == "\x1b[2mI add.</think>\x1b[0m It is 3\n"
