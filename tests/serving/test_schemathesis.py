@@ -43,6 +43,8 @@ def test_answers_are_as_described(schema: Any, server: SimpleNamespace, path: st
     def run(case: Any) -> None:
         if mode is POSITIVE and path in COMPLETIONS:
             case.body = {**case.body, "model": "tiny", "max_tokens": 3}
+            if "messages" in case.body and len(statuses) == 1:  # few drawn conversations are possible ones
+                case.body["messages"] = [{"role": "user", "content": "x"}]
         statuses.add(case.call_and_validate(excluded_checks=unchecked).status_code)
 
     run()
