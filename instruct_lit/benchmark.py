@@ -20,10 +20,7 @@ def benchmark(config: DictConfig) -> float:
     from hydra.core.hydra_config import HydraConfig
 
     out_dir = Path(HydraConfig.get().runtime.output_dir)
-    forget_secrets(out_dir, config.suite.options.get("judge_url"))
-    forget_secrets(out_dir, config.endpoint.url, config.endpoint.api_key_env)
-    if config.judge is not None:
-        forget_secrets(out_dir, config.judge.url, config.judge.api_key_env)
+    forget_secrets(out_dir, config)
     check_command("benchmark", config)
     if config.benchmark.data_dir is not None:  # read when the libraries are imported
         os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,9 +25,7 @@ def evaluate(config: DictConfig) -> float:
     from hydra.core.hydra_config import HydraConfig
 
     out_dir = Path(HydraConfig.get().runtime.output_dir)
-    if config.judge is not None:
-        forget_secrets(out_dir, config.judge.url, config.judge.api_key_env)
-    forget_secrets(out_dir, config.endpoint.url, config.endpoint.api_key_env)
+    forget_secrets(out_dir, config)
     check_command("evaluate", config)
 
     from instruct_lit.config.response_builders import sources_of
@@ -51,7 +50,6 @@ def score(config: DictConfig, sources: list[str], out_dir: Path, judge: Response
     from instruct_lit.config.response_builders import responses_of
     from instruct_lit.core.generation.responses import write_jsonl
     from instruct_lit.evaluation.judging.judge import require_judged
-    from instruct_lit.evaluation.judging.response_judge import audit_sample
     from instruct_lit.evaluation.people import people, read_labels
     from instruct_lit.evaluation.scores import score_rows
     from instruct_lit.reports.evaluation_page import print_judge, print_leaks, print_people, print_scores, write_page
@@ -73,8 +71,9 @@ def score(config: DictConfig, sources: list[str], out_dir: Path, judge: Response
         write(out_dir, found, rows, write_page)
         print_judge(found["judge"])
         if config.judge.audit is not None:
-            write_jsonl(out_dir / "audit.jsonl", audit_sample(rows, config.judge.audit, config.seed))
-            print(f"for a person: python -m instruct_lit.review run={out_dir / 'audit.jsonl'}")
+            drawn = random.Random(config.seed).sample(range(len(rows)), min(config.judge.audit, len(rows)))
+            write_jsonl(out_dir / "audit.jsonl", [rows[number] for number in sorted(drawn)])
+            print(f"for people: python -m instruct_lit.review run={out_dir / 'audit.jsonl'}")
         require_judged(found["judge"])
     if labels is not None:
         found["people"] = people(rows, labels, config.seed)

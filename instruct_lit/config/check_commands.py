@@ -204,13 +204,19 @@ def _judge(judge: Any, several: bool, pairwise: bool) -> Iterator[Relation]:
             yield str(error)
 
 
-def forget_secrets(out_dir: Path, url: str | None, variable: str | None = None) -> None:
-    """Remove a secret given in a wrong place from the files that Hydra writes before any check.
+def forget_secrets(out_dir: Path, config: Any) -> None:
+    """Remove secrets given in a wrong place from the files that Hydra writes before any check.
 
-    The places are the URL of an endpoint and `api_key_env` (here `variable`), which holds the name of a variable.
+    The places are the URL of an endpoint or a judge, and `api_key_env`, which holds the name of a variable.
     """
-    secrets = [variable] if variable and not _VARIABLE.fullmatch(variable) else []
-    secrets += re.findall(_LOGIN, url or "")
+    judge = config.get("judge") or {}
+    nodes = [judge, config.get("endpoint") or {}, *(m for m in judge.get("panel") or () if hasattr(m, "get"))]
+    urls = [node.get("url") for node in nodes]
+    if "suite" in config:
+        urls.append(config.suite.options.get("judge_url"))
+    variables = [node.get("api_key_env") for node in nodes]
+    secrets = [str(name) for name in variables if name and not _VARIABLE.fullmatch(str(name))]
+    secrets += [secret for url in urls for secret in re.findall(_LOGIN, str(url or ""))]
     for path in (out_dir / ".hydra").glob("*.yaml") if secrets else ():
         text = path.read_text(encoding="utf-8")
         for secret in secrets:

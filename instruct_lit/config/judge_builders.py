@@ -62,9 +62,10 @@ def panel_of(judge: DictConfig) -> list[Any]:
     judges: list[Any] = [judge]
     for number, member in enumerate(judge.panel or ()):
         given = dict(member) if hasattr(member, "keys") else {}
-        if not given or set(given) - OF_A_JUDGE:
+        if not given or (unknown := sorted(set(given) - OF_A_JUDGE)):
+            wrong = f"{', '.join(unknown)} cannot differ" if given else "not a mapping"
             raise ConfigError(
-                f"judge.panel[{number}]={member}: give a mapping such as {{model: qwen}} with keys of "
+                f"judge.panel[{number}]: {wrong}; give a mapping such as {{model: qwen}} with keys of "
                 f"{', '.join(sorted(OF_A_JUDGE))}"
             )
         try:

@@ -8,6 +8,7 @@ import pytest
 
 from instruct_lit.config.check_commands import check_command
 from instruct_lit.errors import ConfigError
+from instruct_lit.evaluation.answer_files import read_responses
 from tests.configs import composed
 
 pytest.importorskip("openai")
@@ -175,6 +176,7 @@ def test_an_unusable_judge_is_one_message(overrides: list[str], message: str, fo
 @pytest.mark.slow
 def test_a_key_in_the_wrong_place_is_not_written(folder: Path, command: Callable) -> None:
     wrong = ["judge=openai", f"judge.api_key_env={KEY}", f"judge.url=http://me:{KEY}@host/v1"]
+    wrong += [f"judge.panel=[{{api_key_env: {KEY}}}]"]
     done = command("evaluate", "responses=answers.json", *wrong, "hydra.run.dir=out", cwd=folder, status=2)
     assert "never the key itself" in done.stderr and KEY not in done.stderr + done.stdout
     written = [path for path in (folder / "out").rglob("*") if path.is_file()]
@@ -193,13 +195,13 @@ def test_a_key_in_the_wrong_place_is_not_written(folder: Path, command: Callable
         (["judge=ollama", "judge.n_retries=-1"], "judge.n_retries=-1: must be at least 0"),
         (["judge=ollama", "judge.timeout_s=0"], "judge.timeout_s=0.0: must be above 0"),
         (["judge=ollama", "judge.scale=[5,1]"], "judge.scale=[5, 1]: give two integers"),
-        (["judge=ollama", "judge.prompt=nowhere"], "judge.prompt=nowhere: no such prompt and no readable file; prompts are pairwise, reference, rubric"),
+        (["judge=ollama", "judge.prompt=nowhere"], "judge.prompt=nowhere: no such prompt and no readable file; prompts are open_ended, pairwise, reference, rubric"),
         (["judge=ollama", "judge.calibrate=nowhere.json"], "judge.calibrate=nowhere.json: no such file"),
         (["judge=ollama", "judge.n_asks=0"], "judge.n_asks=0: must be at least 1"),
         (["judge=ollama", "judge.usd_per_million_tokens=[1]"], "judge.usd_per_million_tokens=[1.0]: give two prices"),
         (["judge=local", "judge.model=x", "judge.explain=true"], "judge.explain=true: a local judge is constrained to the bare score"),
         (["judge=scores", "judge.path=nowhere"], "judge.path=nowhere: no such file"),
-        (["judge=ollama", "judge.panel=[{modle: x}]"], "judge.panel[0]={'modle': 'x'}: give a mapping such as {model: qwen}"),
+        (["judge=ollama", "judge.panel=[{modle: x}]"], "judge.panel[0]: modle cannot differ; give a mapping such as {model: qwen}"),
         (["judge=ollama", "judge.panel=[{seed: many}]"], "judge.panel[0]: Value 'many'"),
         (["responses=null", "compare=[answers.json,others.json]", "judge=ollama", "judge.audit=3"], "judge.audit=3: for the scores of one model"),
         (["run=nowhere"], "give exactly one of the three"),
@@ -271,8 +273,8 @@ def test_a_panel_of_judges(judge_server: Callable, folder: Path, command: Callab
     assert found["judges"]["harsh"]["score"]["mean"] == 20 and found["judges"]["mild"]["n_requests"] == 6
     assert found["panel_agreement"]["harsh, mild"]["n"] == 6 and "harsh: 20.00" in done.stdout
     drawn = [json.loads(line) for line in (folder / "out" / "audit.jsonl").read_text().splitlines()]
-    assert len(drawn) == 2 and all("judge" not in row and "scores" not in row for row in drawn)
-    assert "instruct_lit.review run=" in done.stderr
+    assert len(drawn) == 2 and "instruct_lit.review run=" in done.stderr
+    assert len(read_responses(folder / "out" / "audit.jsonl", "response", keep=("judge",))) == 2
     again = [*judge, panel, "judge.combine=majority"]
     command("evaluate", "responses=answers.json", *again, "hydra.run.dir=most", cwd=folder)
     assert found_in(folder / "most")["judge"]["score"]["mean"] == 60 and len(server.requests) == 18

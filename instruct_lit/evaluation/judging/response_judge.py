@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -135,12 +134,6 @@ class ResponseJudge:
         judges = {label: own | usage for (label, own), usage in zip(figures.items(), usages, strict=True)}
         pairs = {f"{a}, {b}": agreement(values[a], values[b], *scale) for a, b in combinations(values, 2)}
         return {**found, "judges": judges, "panel_agreement": pairs}
-
-
-def audit_sample(rows: Sequence[Mapping[str, Any]], n: int, seed: int = 0) -> list[dict[str, Any]]:
-    """`n` rows drawn at random, in their order, without their scores, for a person who judges them anew."""
-    drawn = sorted(random.Random(seed).sample(range(len(rows)), min(n, len(rows))))
-    return [{key: value for key, value in rows[i].items() if key not in ("judge", "scores")} for i in drawn]
 
 
 def ask_judge(judge: Judge, prompt: JudgePrompt, questions: Sequence[str]) -> list[Judgement]:
