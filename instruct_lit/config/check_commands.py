@@ -38,8 +38,8 @@ def _evaluate(config: Any) -> Iterator[Relation]:
     yield compare is not None and len(compare) < 2, "compare", "give two or more run folders or files of responses"
     several = compare is not None or len(runs_of(config)) + (config.endpoint.url is not None) > 1
     yield several and config.reviews is not None, "reviews", "labels are of one model's responses; give one run"
-    if config.leaks.near and not optional_imports.installed("datasketch"):
-        yield optional_imports.message("datasketch", "leaks.near=true", "filters")
+    if config.leaks.near and not optional_imports.installed("sklearn"):
+        yield optional_imports.message("sklearn", "leaks.near=true", "filters")
     if compare is not None and not optional_imports.installed("sklearn"):
         yield optional_imports.message("sklearn", "compare", "judge")
     if config.judge is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +17,7 @@ from instruct_lit.config.satellites import has_satellite
 from instruct_lit.config.targets import build, construct, plain
 from instruct_lit.core.data.records import FileSource
 from instruct_lit.errors import ConfigError
+from instruct_lit.optional_imports import need
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -194,8 +197,9 @@ def filters_of(node: DictConfig | None) -> FilterChain | None:
     """The filters of `data.filters`, in its order. Raises ConfigError for an unknown filter or argument."""
     if not node:
         return None
-    from instruct_lit.datasets.filters import FILTERS, FilterChain
+    from instruct_lit.datasets.filters import FILTERS, FilterChain, Leaks
 
+    Leaks.suite_items = staticmethod(suite_items)
     filters = []
     for name, given in {str(name): given for name, given in node.items()}.items():
         key = f"data.filters.{name}"
@@ -205,6 +209,31 @@ def filters_of(node: DictConfig | None) -> FilterChain | None:
             continue
         filters.append(construct(FILTERS[name], plain(given), key))
     return FilterChain(filters) if filters else None
+
+
+def suite_items(name: str, data_dir: str | None) -> list[str]:
+    """The items of a benchmark of lm-evaluation-harness as it renders them, and their first lines where these differ.
+
+    Raises: ConfigError for another name, BenchmarkError where its data are missing.
+    """
+    from instruct_lit.config.help import choices_of
+    from instruct_lit.datasets.leaks import MIN_WORDS
+    from instruct_lit.suites.harness import Tasks, harness_log
+    from instruct_lit.suites.suite import Suite
+
+    key = f"data.filters.leaks.suites=[{name}]"
+    if name not in choices_of("suite"):
+        raise ConfigError(f"{key}: allowed are {', '.join(choices_of('suite'))}")
+    suite = Suite(**{"tasks": (), **plain(OmegaConf.load(CONF / "suite" / f"{name}.yaml"))})
+    if suite.system != "lm_eval" or not suite.tasks:
+        raise ConfigError(f"{key}: not a benchmark of lm-evaluation-harness; give its items as files=[…]")
+    need("lm_eval", key, "benchmark")
+    print(f"data.filters.leaks: loading the items of {name}", flush=True)
+    with harness_log(Path(os.devnull)):
+        tasks = Tasks(suite, Path(data_dir).expanduser().resolve() if data_dir else None, "error")
+    items = [text for of_task in tasks.texts(suite.limit).values() for text in of_task]
+    lines = Counter(text.partition("\n")[0] for text in items)  # a question without its choices
+    return items + [line for line, n in lines.items() if n == 1 and len(line.split()) >= MIN_WORDS]
 
 
 def data_of_run(config: DictConfig, opened: OpenedModel) -> InstructionData:

@@ -8,9 +8,11 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from instruct_lit.core.data.example import Example
+from instruct_lit.core.data.records import read_records
+from instruct_lit.datasets import leaks
 from instruct_lit.datasets.near_duplicates import THRESHOLD, NearDuplicateIndex
 from instruct_lit.errors import ConfigError, DataError
 from instruct_lit.optional_imports import need
@@ -107,6 +109,54 @@ class NearDuplicates(Filter):
         return not self._index.add(f"{example.user_text}\n{assistant_text(example)}", only_new=True)
 
 
+class Leaks(Filter):
+    """Drops examples whose question is an item of `suites` (benchmarks of lm-evaluation-harness) or `files`.
+
+    Args:
+        suites, data_dir: names of `suite`, and a folder of data sets as in `benchmark.data_dir`.
+        files: records with `instruction` (and `input`), `question` or `prompt`.
+        threshold: cosine similarity, see `leaks.LeakFinder`.
+    """
+
+    name = "leaks"
+    suite_items: ClassVar[Callable[[str, str | None], list[str]]]  # of a suite and data_dir; set by the configuration
+
+    def __init__(
+        self,
+        suites: Sequence[str] = (),
+        files: Sequence[str] = (),
+        data_dir: str | None = None,
+        threshold: float = leaks.THRESHOLD,
+    ) -> None:
+        if not (suites or files) or not 0 < threshold <= 1:
+            raise ConfigError("data.filters.leaks: give suites=[…] or files=[…], and a threshold above 0 and at most 1")
+        self.suites, self.files, self.data_dir, self.threshold = list(suites), list(files), data_dir, threshold
+        need("sklearn", "data.filters.leaks", "filters")
+        items = [leaks.question(record) for file in self.files for record in _questions(Path(file).expanduser())]
+        self.sha256 = hashlib.sha256(json.dumps(items).encode()).hexdigest()
+        self._items = items
+        self._finder: leaks.LeakFinder | None = None
+
+    def start(self) -> None:
+        if self._finder is None:
+            of_suites = [text for name in self.suites for text in self.suite_items(name, self.data_dir)]
+            self._finder = leaks.LeakFinder([*self._items, *of_suites], threshold=self.threshold)
+
+    def keeps(self, example: Example) -> bool:
+        assert self._finder is not None, "call start first"
+        return next(self._finder.find([leaks.question(example.as_record())]), None) is None
+
+
+def _questions(file: Path) -> Iterator[dict[str, Any]]:
+    """The records of a file of questions, with `instruction`."""
+    for place, record in read_records(file):
+        fields = record if isinstance(record, dict) else {}
+        text = next((fields[f] for f in ("instruction", "question", "prompt") if isinstance(fields.get(f), str)), None)
+        if text is None:
+            raise DataError(f"{place}: no text in 'instruction', 'question' or 'prompt'")
+        yield {**fields, "instruction": text}
+
+
 class Refusals(Filter):
     """Drops examples with an answer that begins with a refusal; `patterns` replace `REFUSALS`."""
 
@@ -181,7 +231,7 @@ def _python_file(path: str, key: str) -> Path:
     return file
 
 
-FILTERS: dict[str, type[Filter]] = {f.name: f for f in (Length, Language, NearDuplicates, Refusals, Function)}
+FILTERS: dict[str, type[Filter]] = {f.name: f for f in (Length, Language, NearDuplicates, Leaks, Refusals, Function)}
 
 
 class FilterChain:

@@ -24,45 +24,33 @@ def words(text: str) -> list[str]:
 class NearDuplicateIndex:
     """Finds the added texts whose Jaccard similarity to a text, over word shingles, is at least `threshold`.
 
-    Memory grows by about a kilobyte per text. With `exact` the shingles are stored too, and a similarity is computed
-    from them instead of being estimated from the signatures.
+    Similarities are estimated from signatures, about a kilobyte per text.
 
     Raises: ConfigError without the extra `filters`, naming `what` needs it, and for an impossible threshold.
     """
 
-    def __init__(self, threshold: float = THRESHOLD, exact: bool = False, what: str = "near-duplicates") -> None:
+    def __init__(self, threshold: float = THRESHOLD, what: str = "near-duplicates") -> None:
         datasketch = load("datasketch", what, "filters")
         if not 0 < threshold <= 1:
             raise ConfigError(f"data.filters.near_duplicates.threshold={threshold}: must be above 0 and at most 1")
-        self.threshold, self.exact = threshold, exact
+        self.threshold = threshold
         # Candidates share a band of the signature; a higher weight on false negatives makes the bands miss fewer.
         self._index = datasketch.MinHashLSH(threshold, N_PERMUTATIONS, weights=(0.2, 0.8))
         self._empty = datasketch.MinHash(N_PERMUTATIONS, seed=1)  # copied, since drawing permutations is slow
-        self._added: list[Any] = []  # signatures, or with `exact` sets of shingles
+        self._added: list[Any] = []  # signatures
 
     def add(self, text: str, only_new: bool = False) -> list[int]:
         """The numbers of the added texts that this one nearly duplicates; it is added under the next number.
 
         With `only_new` a near-duplicate is not added.
         """
-        found, signature = shingles(text), self._signature(text)
-        matches = [number for number, _ in self._matches(found, signature)]
+        signature = self._signature(text)
+        candidates = sorted(self._index.query(signature))
+        matches = [n for n in candidates if float(signature.jaccard(self._added[n])) >= self.threshold]
         if not (matches and only_new):
             self._index.insert(len(self._added), signature)
-            self._added.append(found if self.exact else signature)
+            self._added.append(signature)
         return matches
-
-    def matches(self, text: str) -> list[tuple[int, float]]:
-        """The numbers of the added texts that this one nearly duplicates, ascending, with their similarities."""
-        return self._matches(shingles(text), self._signature(text))
-
-    def _matches(self, found: set[str], signature: Any) -> list[tuple[int, float]]:
-        candidates = sorted(self._index.query(signature))
-        if self.exact:
-            pairs = [(number, jaccard(found, self._added[number])) for number in candidates]
-        else:
-            pairs = [(number, float(signature.jaccard(self._added[number]))) for number in candidates]
-        return [(number, similarity) for number, similarity in pairs if similarity >= self.threshold]
 
     def _signature(self, text: str) -> Any:
         signature = self._empty.copy()

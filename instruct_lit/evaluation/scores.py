@@ -26,7 +26,7 @@ def score_rows(
     Args:
         by: the fields for whose values the first metric and the loss are given.
         training: the questions of the training examples, in which leaks are searched; None: no search.
-        near: whether near-duplicates are leaks; None: where datasketch is installed.
+        near: whether near-duplicates are leaks; None: where scikit-learn is installed.
     """
     check_fields(rows, by)
     names = applicable(metrics, rows)
@@ -50,13 +50,13 @@ def leak_report(
     rows: Sequence[dict[str, Any]], training: Iterable[str], metrics: Sequence[str], seed: int, near: bool | None
 ) -> dict[str, Any]:
     """The rows that occur in the training data, and the metrics without them."""
-    near = installed("datasketch") if near is None else near
+    near = installed("sklearn") if near is None else near
     questions = [question(row) for row in rows]
     leaks = find_leaks(training, questions, near)
     for leak in leaks:
         rows[leak.item]["leak"] = leak.kind
     items = [
-        {**leak.as_record(), "id": rows[leak.item]["id"], "text": " ".join(questions[leak.item].split())[:100]}
+        {**leak._asdict(), "id": rows[leak.item]["id"], "text": " ".join(questions[leak.item].split())[:100]}
         for leak in leaks
     ]
     clean = [row for row in rows if "leak" not in row]

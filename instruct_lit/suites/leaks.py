@@ -40,5 +40,5 @@ def figure_without(
     """
     kept = [value for number, value in values if number not in leaked]
     is_known = bool(kept) and all(value is not None for value in kept)
-    items = [{**leak.as_record(), "item": number} for number, leak in sorted(leaked.items())]
+    items = [{**leak._asdict(), "item": number} for number, leak in sorted(leaked.items())]
     return {"n": len(leaked), "value_without": float(aggregate(kept)) if is_known else None, "items": items}

@@ -110,7 +110,7 @@ def _leaks(run: str, training_of: TrainingOf, texts: Callable[[], Mapping[str, S
     train = training_of(run)
     if train is None:
         return None
-    leaks = leaks_of(train, texts(), installed("datasketch"))
+    leaks = leaks_of(train, texts(), installed("sklearn"))
     print_leaks(run, leaks)
     return leaks
 

@@ -11,6 +11,7 @@ from instruct_lit.datasets.filters import (
     FilterChain,
     Function,
     Language,
+    Leaks,
     Length,
     NearDuplicates,
     Refusals,
@@ -102,7 +103,48 @@ def test_filters_apply_in_order_and_each_counts_what_it_dropped() -> None:
 
 def test_fingerprints_tell_filters_apart() -> None:
     prints = {f.fingerprint() for f in (Length(), Length(1), Length(0, 1), Refusals(), Refusals(["a"]))}
-    assert len(prints) == 5 and set(FILTERS) == {"length", "language", "near_duplicates", "refusals", "function"}
+    assert len(prints) == 5 and set(FILTERS) == {
+        "length",
+        "language",
+        "near_duplicates",
+        "leaks",
+        "refusals",
+        "function",
+    }
+
+
+def test_what_a_benchmark_asks_is_dropped_and_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("sklearn")
+    file = tmp_path / "items.jsonl"
+    file.write_text(
+        '{"question": "Name the three longest rivers of Asia, in order."}\n{"instruction": "Add.", "input": "1 2"}\n'
+    )
+    asked: list[tuple[str, str | None]] = []
+
+    def suite_items(name: str, data_dir: str | None) -> list[str]:
+        asked.append((name, data_dir))
+        return ["Which planet has the most moons?\nA. Mars\nB. Saturn\nAnswer:", "Which planet has the most moons?"]
+
+    monkeypatch.setattr(Leaks, "suite_items", staticmethod(suite_items), raising=False)
+    leaks = Leaks(["planets"], [str(file)], "hub")
+    chain = FilterChain([leaks])
+    dropped = [
+        Example("name the three longest rivers of Asia in order", "x"),
+        Example("Add.", "3", "1 2"),
+        Example("Which planet has the most moons?", "Saturn"),
+    ]
+    kept = [Example("Multiply these.", "4", "2 2"), Example("Name a colour.", "red")]
+    for _ in range(2):
+        assert list(chain([*dropped, *kept])) == kept and chain.counts == {"n_filtered_leaks": 3}
+    assert asked == [("planets", "hub")]  # once, and not before the first example
+    other = Leaks(files=[str(file)], threshold=0.8)
+    assert len({leaks.fingerprint(), other.fingerprint()}) == 2 and "function" not in leaks.fingerprint()
+    file.write_text('{"text": 1}')
+    with pytest.raises(DataError, match="line 1: no text in 'instruction', 'question' or 'prompt'"):
+        Leaks(files=[str(file)])
+    for given in ({}, {"files": [str(file)], "threshold": 0}):
+        with pytest.raises(ConfigError, match="give suites"):
+            Leaks(**given)
 
 
 def test_impossible_arguments() -> None:

@@ -1,11 +1,13 @@
 """Leaks: exact, near-duplicate, or thirteen consecutive words."""
 
 import json
+import math
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from instruct_lit.datasets.near_duplicates import jaccard, shingles
+from instruct_lit.datasets.leaks import LeakFinder
 from instruct_lit.errors import ConfigError
 from instruct_lit.evaluation.leaks import Leak, find_leaks, question
 
@@ -34,24 +36,58 @@ def test_thirteen_words_of_a_longer_text() -> None:
     assert find_leaks([LONG], [twelve], near=False) == []
 
 
-def test_near_duplicates_by_minhash() -> None:
-    pytest.importorskip("datasketch")
-    changed = LONG.replace("harbour", "port")
-    (leak,) = find_leaks(["Name a colour.", changed], [LONG, "Name a river in Peru."])
-    assert (leak.item, leak.train, leak.kind) == (0, 1, "near")
-    assert leak.similarity == pytest.approx(jaccard(shingles(changed), shingles(LONG))) and 0.8 <= leak.similarity < 1
-    assert find_leaks(["Name a mountain in Peru."], ["Name a river in Peru."]) == []
+def test_a_short_item_is_found_whole_in_a_longer_text() -> None:
+    found = find_leaks(
+        ["Please answer: name the capital of France! Thanks."],
+        ["Name the capital of France.", "The capital of France"],
+        near=False,
+    )
+    assert [(leak.item, leak.kind) for leak in found] == [(0, "ngram")]  # four words are too few
+
+
+def test_near_duplicates_in_another_order_or_with_another_word() -> None:
+    pytest.importorskip("sklearn")
+    item = "Name three rivers that flow through the city of Basel."
+    changed = [
+        "Through the city of Basel flow three rivers: name that!", "Name four rivers that flow through the city of Basel.",
+        "Name three rivers that flow throuhg the city of Basel.",
+    ]  # fmt: skip
+    others = ["Name a mountain in Peru.", "", "?!", "Describe the weather in three words."]
+    for text in changed:
+        (leak,) = find_leaks([*others, text], ["Paint a mountain.", "", item])
+        assert (leak.item, leak.train, leak.kind) == (2, 4, "near") and 0.7 <= leak.similarity <= 1
+    assert find_leaks(others[3:], [item, others[0]]) == []
+
+
+def test_the_similarity_is_the_cosine_of_weighted_character_4_grams() -> None:
+    pytest.importorskip("sklearn")
+
+    def grams(text: str) -> Counter[str]:
+        return Counter(f" {word} "[i : i + 4] for word in text.lower().split() for i in range(max(1, len(word) - 1)))
+
+    items = ["find the old bridge", "find the new bridge in town", "paint the town red"]
+    text = "the old bridge in our town"
+    n_items_with = Counter(gram for item in items for gram in grams(item))
+
+    def vector(text: str) -> dict[str, float]:
+        weights = {g: (1 + math.log(n)) * (1 + math.log(5 / (1 + n_items_with[g]))) for g, n in grams(text).items()}
+        norm = math.sqrt(sum(w * w for w in weights.values()))
+        return {g: w / norm for g, w in weights.items()}
+
+    expected = [sum(w * vector(item).get(g, 0) for g, w in vector(text).items()) for item in items]
+    found = {leak.item: leak.similarity for leak in LeakFinder(items, threshold=0.01).find(["x", text])}
+    assert [found[i] for i in range(3)] == pytest.approx(expected)
 
 
 def test_the_strongest_kind_is_kept_and_empty_texts_are_no_leak() -> None:
-    pytest.importorskip("datasketch")
+    pytest.importorskip("sklearn")
     assert [leak.kind for leak in find_leaks([LONG.replace("harbour", "port"), LONG], [LONG])] == ["exact"]
     assert find_leaks(["", "?!"], ["", "word"]) == find_leaks([""], ["", "?!"]) == []
 
 
 def test_the_book_s_own_split_has_leaks(shared_data: Path) -> None:
     """Of its 110 test records two ask word for word what a training record asks."""
-    pytest.importorskip("datasketch")
+    pytest.importorskip("sklearn")
     texts = [question(record) for record in json.loads((shared_data / "instructions" / "book-1100.json").read_text())]
     found = find_leaks(texts[:935], texts[935:1045])
     assert sum(leak.kind == "exact" for leak in found) == 2
@@ -59,7 +95,7 @@ def test_the_book_s_own_split_has_leaks(shared_data: Path) -> None:
 
 
 def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "datasketch", None)
-    with pytest.raises(ConfigError, match=r"leaks.near=true: needs datasketch; pip install -e '.\[filters\]'"):
+    monkeypatch.setitem(__import__("sys").modules, "sklearn.feature_extraction.text", None)
+    with pytest.raises(ConfigError, match=r"leaks.near=true: needs scikit-learn; pip install -e '.\[filters\]'"):
         find_leaks(["a"], ["a"])
     assert len(find_leaks(["a"], ["a"], near=False)) == 1

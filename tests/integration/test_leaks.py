@@ -8,11 +8,15 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from instruct_lit.benchmark import benchmark
+from instruct_lit.config.data_builders import filters_of, suite_items
 from instruct_lit.core.bundle import save_bundle
+from instruct_lit.core.data.example import Example
 from instruct_lit.core.data.template import Template
 from instruct_lit.core.data.tokenizer import GPT2Tokenizer
 from instruct_lit.core.model.gpt import GPT, GPTConfig
+from instruct_lit.errors import ConfigError
 from tests.configs import composed
+from tests.integration.test_benchmark import literal_hub
 
 GREEDY = {"max_new_tokens": 9, "temperature": 0.0, "top_k": None, "top_p": None, "repetition_penalty": 1.0}
 
@@ -66,5 +70,28 @@ def test_leaked_items_are_reported_and_left_out(
     assert leaks["n"] == 1 and leaks["items"] == [{"item": 1, "train": 1, "kind": "exact", "similarity": 1.0}]
     assert after["score"] == before["score"]
     assert leaks["value_without"] == pytest.approx(sum(s["acc"] for s in samples if s["doc_id"] != 1) / 3)
-    assert shown.index("1 items of mmlu_anatomy were in the training data") < shown.index("chance level")
+    assert shown.index("1 items of mmlu_anatomy were in the training data") < shown.index("chance, majority")
     assert "mmlu_anatomy without its 1 leaked items" in shown
+
+
+@pytest.mark.slow
+def test_the_items_of_a_benchmark_are_removed_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("lm_eval", "sklearn", "immutabledict"):
+        pytest.importorskip(module)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")  # whose keys ignore the content
+    prompts = ["Write a poem about the sea in four lines, without commas.", "Name a town."]
+    items = [
+        {"key": n, "prompt": prompt, "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}
+        for n, prompt in enumerate(prompts)
+    ]
+    hub = literal_hub(tmp_path, "google/IFEval", "default", {"train": items})
+    filters = filters_of(OmegaConf.create({"leaks": {"suites": ["ifeval"], "data_dir": str(hub)}}))
+    assert filters is not None
+    examples = [
+        Example("Without commas write in four lines a poem about the sea!", "x"),
+        Example("Name a bird.", "wren"),
+    ]
+    assert list(filters(examples)) == examples[1:] and filters.counts == {"n_filtered_leaks": 1}
+    for name, message in (("nothing", "allowed are "), ("helm", "not a benchmark of lm-evaluation-harness")):
+        with pytest.raises(ConfigError, match=rf"suites=\[{name}\]: {message}"):
+            suite_items(name, None)

@@ -81,7 +81,7 @@ class DataConfig:
         None, "Mixture: {name: {weight: …, path: …, data: …}}, or repeats in place of weights.", items=NO_MAPPING
     )
     filters: Any = option(
-        None, "Filters in order: length, language, near_duplicates, refusals, function.", items=NO_MAPPING
+        None, "Filters in order: length, language, near_duplicates, leaks, refusals, function.", items=NO_MAPPING
     )
     keep_together: str = option(
         "same_prompt",
