@@ -199,7 +199,7 @@ def filters_of(node: DictConfig | None) -> FilterChain | None:
         return None
     from instruct_lit.datasets.filters import FILTERS, FilterChain, Leaks
 
-    Leaks.suite_items = staticmethod(suite_items)
+    Leaks.suite_items = staticmethod(suite_items)  # type: ignore[method-assign]
     filters = []
     for name, given in {str(name): given for name, given in node.items()}.items():
         key = f"data.filters.{name}"

@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from instruct_lit.core.data.example import Example
 from instruct_lit.core.data.records import read_records
@@ -119,7 +119,6 @@ class Leaks(Filter):
     """
 
     name = "leaks"
-    suite_items: ClassVar[Callable[[str, str | None], list[str]]]  # of a suite and data_dir; set by the configuration
 
     def __init__(
         self,
@@ -136,6 +135,11 @@ class Leaks(Filter):
         self.sha256 = hashlib.sha256(json.dumps(items).encode()).hexdigest()
         self._items = items
         self._finder: leaks.LeakFinder | None = None
+
+    @staticmethod
+    def suite_items(name: str, data_dir: str | None) -> list[str]:
+        """The items of a suite; the configuration provides this function."""
+        raise NotImplementedError
 
     def start(self) -> None:
         if self._finder is None:

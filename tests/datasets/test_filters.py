@@ -125,7 +125,7 @@ def test_what_a_benchmark_asks_is_dropped_and_counted(tmp_path: Path, monkeypatc
         asked.append((name, data_dir))
         return ["Which planet has the most moons?\nA. Mars\nB. Saturn\nAnswer:", "Which planet has the most moons?"]
 
-    monkeypatch.setattr(Leaks, "suite_items", staticmethod(suite_items), raising=False)
+    monkeypatch.setattr(Leaks, "suite_items", staticmethod(suite_items))
     leaks = Leaks(["planets"], [str(file)], "hub")
     chain = FilterChain([leaks])
     dropped = [
