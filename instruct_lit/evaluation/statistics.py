@@ -21,43 +21,31 @@ FLOOR = 0.02  # of the squared standard error of a resample, as a share of the s
 Z_95 = 1.959964
 
 
-def interval(
-    values: Sequence[float],
-    seed: int = 0,
-    weights: Sequence[float] | None = None,
-    clusters: Sequence[Hashable] | None = None,
-) -> Interval:
+def interval(values: Sequence[float], seed: int = 0, weights: Sequence[float] | None = None) -> Interval:
     """Mean, weighted where weights are given, and its 95 % interval.
 
     Unweighted values of 0 and 1, or of two other values, get the exact interval of a proportion, others the studentised
-    bootstrap (Efron and Tibshirani 1993, section 12.5) within the range of the values, and none where fewer than
-    `MIN_N` are independent. The error of a resample is kept from 0 (`FLOOR`), since one without the rare values of a
-    sample would make the interval as wide as the range.
-
-    Args:
-        clusters: a label for each value; values with one label depend on each other and are resampled together.
+    bootstrap (Efron and Tibshirani 1993, section 12.5) within the range of the values, and none where there are fewer
+    than `MIN_N`. The error of a resample is kept from 0 (`FLOOR`), since one without the rare values of a sample would
+    make the interval as wide as the range.
     """
     sample = np.asarray(values, dtype=np.float64)
     weight = np.ones_like(sample) if weights is None else np.asarray(weights, dtype=np.float64)
     mean, n = float(np.average(sample, weights=weight)), len(sample)
-    labels = np.unique(list(range(n) if clusters is None else clusters), return_inverse=True)[1]
-    sums, weights_of = (np.bincount(labels, w) for w in (sample * weight, weight))
-    n_free = len(sums)
     levels = np.array([0.0, 1.0]) if np.isin(sample, (0, 1)).all() else np.unique(sample)
-    if weights is None and n_free == n and len(levels) == 2:
+    if weights is None and len(levels) == 2:
         bounds = clopper_pearson(int((sample == levels[1]).sum()), n)
         low, high = (float(levels[0] + (levels[1] - levels[0]) * bound) for bound in bounds)
         return {"mean": mean, "low": low, "high": high, "n": n}
-    if n_free < MIN_N:
+    if n < MIN_N:
         return {"mean": mean, "low": None, "high": None, "n": n}
-    random = np.random.default_rng(seed)
-    _, error = _mean_and_error(sums, weights_of)
-    floor = FLOOR * error**2
-    t = np.zeros(N_RESAMPLES)
-    n_at_once = max(1, 2**19 // n_free)  # resamples, in some tens of megabytes
+    random, products = np.random.default_rng(seed), sample * weight
+    error = _mean_and_error(products, weight)[1]
+    t, floor = np.zeros(N_RESAMPLES), FLOOR * error**2
+    n_at_once = max(1, 2**19 // n)  # resamples, in some tens of megabytes
     for i in range(0, N_RESAMPLES, n_at_once) if error > 0 else ():
-        drawn = random.integers(0, n_free, (len(t[i : i + n_at_once]), n_free))
-        means, errors = _mean_and_error(sums[drawn], weights_of[drawn])
+        drawn = random.integers(0, n, (len(t[i : i + n_at_once]), n))
+        means, errors = _mean_and_error(products[drawn], weight[drawn])
         t[i : i + n_at_once] = (means - mean) / np.sqrt(errors**2 + floor)
     upper, lower = np.quantile(t, [0.975, 0.025], method="higher") * np.sqrt(error**2 + floor)
     low, high = np.clip([mean - upper, mean - lower], sample.min(), sample.max())
@@ -65,9 +53,13 @@ def interval(
 
 
 def clustered_error(values: Sequence[float], clusters: Sequence[Hashable]) -> float:
-    """Standard error of a mean whose values depend on each other within a cluster (Miller 2024, section 2.2)."""
+    """Standard error of a mean whose values depend on each other within a cluster (Miller 2024, section 2.2).
+
+    With the factor for few clusters, so that it is the usual error where each value is a cluster.
+    """
     labels = np.unique(np.array([str(cluster) for cluster in clusters]), return_inverse=True)[1]
-    return float(_mean_and_error(np.bincount(labels, values), np.bincount(labels).astype(float))[1])
+    n_of = np.bincount(labels).astype(float)
+    return float(_mean_and_error(np.bincount(labels, values), n_of)[1] * math.sqrt(len(n_of) / max(1, len(n_of) - 1)))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -22,6 +22,7 @@ from instruct_lit.core.model.gpt import GPT, GPTConfig
 from instruct_lit.errors import ConfigError
 from instruct_lit.suites.suite import BenchmarkError
 from tests.configs import composed
+from tests.suites.literal_items import arc, literal_hub
 
 GREEDY = {"max_new_tokens": 9, "temperature": 0.0, "top_k": None, "top_p": None, "repetition_penalty": 1.0}
 Run = Callable[..., dict]
@@ -137,28 +138,9 @@ def test_mt_bench_with_a_judge(
     assert "math" in shown and "3.000" in shown
 
 
-def literal_hub(folder: Path, owner_and_name: str, config: str, splits: dict[str, list[dict]]) -> Path:
-    """A folder of the hub's shape with one data set of literal items."""
-    place = folder / "literal" / owner_and_name
-    place.mkdir(parents=True)
-    files = "".join(f"  - split: {split}\n    path: {split}.jsonl\n" for split in splits)
-    (place / "README.md").write_text(f"---\nconfigs:\n- config_name: {config}\n  data_files:\n{files}---\n")
-    for split, items in splits.items():
-        (place / f"{split}.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
-    return folder / "literal"
-
-
-def arc(number: int) -> dict:
-    texts = ["water", "sand", "iron", "glass"]
-    return {
-        "id": str(number), "question": f"What do fish number {number} breathe in?", "answerKey": "A",
-        "choices": {"text": texts, "label": ["A", "B", "C", "D"]},
-    }  # fmt: skip
-
-
 def test_arc_on_literal_items(run: Run, tmp_path: Path) -> None:
     hub = literal_hub(
-        tmp_path, "allenai/ai2_arc", "ARC-Easy", {"train": [arc(9)], "validation": [arc(8)], "test": [arc(1), arc(2)]}
+        tmp_path, "allenai/ai2_arc", {"ARC-Easy": {"train": [arc(9)], "validation": [arc(8)], "test": [arc(1), arc(2)]}}
     )
     written = run("suite=arc", "suite.tasks=[arc_easy]", f"benchmark.data_dir={hub}", "benchmark.template=off")
     figure = written["runs"][0]["tasks"]["arc_easy"]
@@ -170,7 +152,7 @@ def test_arc_on_literal_items(run: Run, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_any_task_of_the_harness_by_its_name(run: Run, tmp_path: Path) -> None:
     hub = literal_hub(
-        tmp_path, "allenai/ai2_arc", "ARC-Easy", {"train": [arc(9)], "validation": [arc(8)], "test": [arc(1), arc(2)]}
+        tmp_path, "allenai/ai2_arc", {"ARC-Easy": {"train": [arc(9)], "validation": [arc(8)], "test": [arc(1), arc(2)]}}
     )
     for suite in ("lm_eval", "mmlu"):
         given = (f"suite={suite}", "suite.tasks=[arc_easy]", f"benchmark.data_dir={hub}", "benchmark.template=off")
@@ -199,7 +181,7 @@ def test_ifeval_on_literal_items(run: Run, tmp_path: Path, capsys: pytest.Captur
         }
         for n, ids in enumerate(kinds)
     ]
-    hub = literal_hub(tmp_path, "google/IFEval", "default", {"train": items})
+    hub = literal_hub(tmp_path, "google/IFEval", {"default": {"train": items}})
     written = run("suite=ifeval", f"benchmark.data_dir={hub}", "benchmark.template=off")
     report = written["runs"][0]
     figure, by_kind = report["tasks"]["ifeval"], report["details"]["by_instruction"]["ifeval"]

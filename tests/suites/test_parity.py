@@ -13,6 +13,7 @@ from instruct_lit.suites.compat_lm_eval import harness_model
 from instruct_lit.suites.evaluated_model import EvaluatedModel
 from instruct_lit.suites.harness import Tasks, local_data
 from instruct_lit.suites.suite import Suite
+from tests.suites.literal_items import LITERAL, literal_hub
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore"),  # of the harness and what it imports
@@ -96,6 +97,18 @@ def test_every_task_with_real_items(hub: Path, evaluated: EvaluatedModel, theirs
     assert len(tasks.tasks) == {"mmlu": 57, "glue": 9, "superglue": 8, "bigbench": 30, "quick": 9}.get(name, 1)
     shorten(tasks)
     assert assert_equal(tasks, evaluated, theirs, False, suite.n_shot, limit=6) > 0
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name != "hellaswag")) for name in LITERAL]
+)
+def test_every_suite_with_literal_items(tmp_path: Path, evaluated: EvaluatedModel, theirs: Any, name: str) -> None:
+    pytest.importorskip("immutabledict")
+    suite = suite_of(name)
+    tasks = Tasks(suite, literal_hub(tmp_path, *LITERAL[name]), "skip")
+    assert len(tasks.tasks) == {"arc": 2, "truthfulqa": 2, "mmlu_pro": 14}.get(name, 1)
+    shorten(tasks)
+    assert assert_equal(tasks, evaluated, theirs, False, min(1, suite.n_shot or 0), limit=2) >= 2
 
 
 def test_rolling_log_likelihoods(evaluated: EvaluatedModel, theirs: Any, shared_data: Path) -> None:
