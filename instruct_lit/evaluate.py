@@ -77,6 +77,8 @@ def score(config: DictConfig, sources: list[str], out_dir: Path, judge: Response
         require_judged(found["judge"])
     if labels is not None:
         found["people"] = people(rows, labels, config.seed)
+        for row in rows:
+            row["people"] = labels.get(row["id"], {})
         write(out_dir, found, rows, write_page)
         print_people(found["people"])
     return next(iter(found["metrics"].values()))["mean"], found

@@ -147,8 +147,8 @@ def changes_of(
         print(f"no loss before fine-tuning: {error}", flush=True)
         base = None
     if base is None:
-        return [change("lost", "general/loss", after, None, config.seed)]
+        return [change("general/loss", after, None, config.seed)]
     base.to(best_device())
     before = text_losses(base, opened.tokenizer, texts)
-    gained = change("gained", "response_loss", losses, response_losses(base, opened.tokenizer, references), config.seed)
-    return [gained, change("lost", "general/loss", after, before, config.seed)]
+    gained = change("response_loss", losses, response_losses(base, opened.tokenizer, references), config.seed)
+    return [gained, change("general/loss", after, before, config.seed)]

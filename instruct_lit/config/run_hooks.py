@@ -204,7 +204,7 @@ class Forgetting(RunHook):
         from instruct_lit.evaluation.forgetting import as_metrics, change
 
         if not run.interrupted:
-            run.metrics |= as_metrics(change("lost", "general/loss", self._losses(run), self.before, run.settings.seed))
+            run.metrics |= as_metrics(change("general/loss", self._losses(run), self.before, run.settings.seed))
 
     def _losses(self, run: Run) -> Losses:
         from instruct_lit.evaluation.forgetting import text_losses

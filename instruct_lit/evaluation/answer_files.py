@@ -44,7 +44,8 @@ def read_responses(path: Path, response_field: str, keep: Sequence[str] = ()) ->
         response = row[response_field] if response_field in FIELDS else row.pop(response_field)
         loss, n_tokens = row.get("loss"), row.get("n_response_tokens")
         has_loss = type(loss) is float and type(n_tokens) is int and n_tokens > 0
-        dropped = {"scores", "leak", "judge", FUNCTION, *(() if has_loss else ("loss", "n_response_tokens"))} - {*keep}
+        of_model = set() if has_loss else {"loss", "n_response_tokens"}
+        dropped = ({"scores", "leak", "judge", "people", FUNCTION} | of_model) - {*keep}
         rows.append({**{key: value for key, value in row.items() if key not in dropped}, "response": response})
     if not rows:
         raise DataError(f"{path}: it has no records")

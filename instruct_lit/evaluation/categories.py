@@ -75,7 +75,7 @@ def lines(evaluation: Mapping[str, Any]) -> list[tuple[str, Interval]]:
     kinds = {f"  checks, {kind}": value for kind, value in evaluation.get("checks", {}).items()}
     found = [*metrics.items(), *kinds.items(), *evaluation.get("losses", {}).items()]
     for change in evaluation.get("changes", ()):
-        sides = ((change["metric"], "after"), ("  of the base", "before"), (f"  {change['kind']}", "change"))
+        sides = ((change["metric"], "after"), ("  of the base", "before"), ("  change", "change"))
         found += [(name, change[side]) for name, side in sides if side in change]
     for values in evaluation["by"].values():
         for value, numbers in values.items():

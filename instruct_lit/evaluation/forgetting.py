@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from random import Random
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from instruct_lit.core.data.tokenizer import Tokenizer
 from instruct_lit.core.model.causal import CausalLM
 from instruct_lit.errors import ConfigError
 from instruct_lit.evaluation.losses import response_losses
+from instruct_lit.evaluation.metrics import HIGHER_IS_BETTER
 from instruct_lit.evaluation.statistics import interval
 
 SHIPPED = Path(__file__).with_name("general_text.txt")  # written for this package, under its licence (Apache-2.0)
@@ -22,7 +23,7 @@ NANO_SEED = 2  # of documents that nano was not trained on
 MAX_TOKENS = 512  # of a text
 Losses = Sequence[tuple[float, int]]  # of each text the mean loss of its tokens in nats, and their number
 
-# What fine-tuning changed: `kind`, `metric`, and intervals `after`, `before` and `change`, the last two where known.
+# What fine-tuning changed: `metric`, the interval `after`, and where known `before`, `change` and `verdict`.
 Change = dict[str, Any]
 
 
@@ -63,15 +64,26 @@ def text_losses(model: CausalLM, tokenizer: Tokenizer, texts: Sequence[str]) -> 
     return response_losses(model, tokenizer, examples)
 
 
-def change(kind: Literal["gained", "lost"], metric: str, after: Losses, before: Losses | None, seed: int = 0) -> Change:
+def change(metric: str, after: Losses, before: Losses | None, seed: int = 0) -> Change:
     """A mean loss per token `after` and `before` fine-tuning, and their paired `change`, with intervals over texts."""
     weights = [n for _, n in after]
-    found: Change = {"kind": kind, "metric": metric, "after": interval([loss for loss, _ in after], seed, weights)}
+    found: Change = {"metric": metric, "after": interval([loss for loss, _ in after], seed, weights)}
     if before is not None:
         changes = [loss - base for (loss, _), (base, _) in zip(after, before, strict=True)]
         found["before"] = interval([loss for loss, _ in before], seed, weights)
         found["change"] = interval(changes, seed, weights)
+        found["verdict"] = verdict(metric, found["change"])
     return found
+
+
+def verdict(metric: str, change: Mapping[str, Any]) -> str:
+    """Whether a change is `gained`, `lost`, or not clear by its interval; empty for a metric without a direction."""
+    is_better_higher = False if metric.endswith("loss") else HIGHER_IS_BETTER.get(metric)
+    if is_better_higher is None or change["low"] is None:
+        return ""
+    if change["low"] <= 0 <= change["high"]:
+        return "no clear difference"
+    return "gained" if (change["low"] > 0) is is_better_higher else "lost"
 
 
 def as_metrics(found: Change) -> dict[str, Any]:

@@ -95,25 +95,30 @@ def clopper_pearson(n_hits: int, n: int) -> tuple[float, float]:
     return low(n_hits), 1 - low(n - n_hits)
 
 
+def paired_interval(values: np.ndarray, seed: int = 0) -> Interval:
+    """Mean of paired differences with its 95 % interval: that of Agresti and Min (2005) for -1, 0 and 1."""
+    if not np.isin(values, (-1, 0, 1)).all():
+        return interval(values.tolist(), seed)
+    n_up, n_down, n = int((values > 0).sum()), int((values < 0).sum()), len(values) + 2
+    mean = (n_up - n_down) / n
+    spread = Z_95 * math.sqrt((n_up + n_down + 1) / n - mean**2) / math.sqrt(n)
+    bounds = {"low": max(-1.0, mean - spread), "high": min(1.0, mean + spread)}
+    return {"mean": float(values.mean()), **bounds, "n": len(values)}
+
+
 def difference(values: np.ndarray, seed: int = 0) -> Interval:
-    """Mean of paired differences with its 95 % interval, and the two-sided p-value `p` of a mean of 0.
+    """`paired_interval`, and the two-sided p-value `p` of a mean of 0.
 
     The p-value is the share of sign assignments whose mean is at least as far from 0 (Fisher's randomisation test for
     pairs). For differences of one size that is the sign test, which is exact; otherwise assignments are drawn, or
-    enumerated for few pairs. Differences of -1, 0 and 1 have the interval of Agresti and Min (2005).
+    enumerated for few pairs.
     """
-    sizes = np.unique(np.abs(values[values != 0]))
-    n_up, n_down = int((values > 0).sum()), int((values < 0).sum())
-    if len(sizes) > 1:
+    if len(np.unique(np.abs(values[values != 0]))) > 1:
         test = load("scipy.stats", "compare", "judge").permutation_test
         options = {"permutation_type": "samples", "n_resamples": N_PERMUTATIONS, "rng": np.random.default_rng(seed)}
         p = float(test((values,), np.mean, **options).pvalue)
     else:
+        n_up, n_down = int((values > 0).sum()), int((values < 0).sum())
         n = n_up + n_down
         p = min(1.0, 2 * sum(math.comb(n, k) for k in range(min(n_up, n_down) + 1)) / 2**n)
-    if set(sizes) - {1.0}:
-        return {**interval(values.tolist(), seed), "p": p}
-    n, mean = len(values) + 2, (n_up - n_down) / (len(values) + 2)
-    spread = Z_95 * math.sqrt((n_up + n_down + 1) / n - mean**2) / math.sqrt(n)
-    bounds = {"low": max(-1.0, mean - spread), "high": min(1.0, mean + spread)}
-    return {"mean": float(values.mean()), **bounds, "n": len(values), "p": p}
+    return {**paired_interval(values, seed), "p": p}

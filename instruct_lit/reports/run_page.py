@@ -7,10 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from instruct_lit.evaluation.answer_files import read_jsonl
 from instruct_lit.evaluation.answer_parts import METRICS as PARTS
+from instruct_lit.evaluation.forgetting import verdict
 from instruct_lit.evaluation.metrics import METRICS, WITHOUT_EXTRA, applicable, concerns, exact, score, token_f1
-from instruct_lit.evaluation.statistics import Interval, interval
+from instruct_lit.evaluation.statistics import paired_interval
 from instruct_lit.reports import plots
 from instruct_lit.reports.metrics import quantity
 from instruct_lit.reports.pages import write_page
@@ -61,8 +64,7 @@ def write_report(
         command=" ".join(["python -m instruct_lit.train", *overrides]),
         metrics={name: value for name, value in results_first if not name.startswith("base/")},
         before={name.removeprefix("base/"): value for name, value in metrics.items() if name.startswith("base/")},
-        quality=_quality(rows),
-        changes=_changes(rows, metrics),
+        quality=_quality(rows, metrics),
         rows=sorted(rows, key=lambda row: (row["right"], row["token_f1"]))[:MAX_ROWS],
         n_rows=len(rows),
         families={name: (sum(right), len(right)) for name, right in sorted(families.items())},
@@ -86,36 +88,30 @@ def _loss_curves(run_dir: Path) -> Any:
     return plots.loss_curves(read_jsonl(run_dir / "history.jsonl"), _metrics(run_dir).get("best_step"))
 
 
-def _quality(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, Interval, Interval | None]]:
-    """(metric, interval, interval before fine-tuning) for each metric of responses that needs no extra."""
-    if not rows:
-        return []
-    # The file has no finish reason of the base's responses.
-    names = [*(name for name in WITHOUT_EXTRA if name != "ended"), *applicable(["checks", *PARTS], rows)]
-    after, before = score(rows, names), {}
-    if all("base_response" in row for row in rows):
-        before = score([{**row, "response": row["base_response"]} for row in rows], names)
-    return [(name, after[name], before.get(name)) for name in names]
+def _quality(rows: Sequence[Mapping[str, Any]], metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Each metric of responses that needs no extra, and the loss of general text: after, before, and their change.
 
-
-def _changes(rows: Sequence[Mapping[str, Any]], metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What fine-tuning gained in the answers, paired with those of the base, and lost in general text."""
+    `before`, the paired `change` and its `verdict` are missing where the base has not been evaluated.
+    """
     found: list[dict[str, Any]] = []
+    if rows:
+        # The file has no finish reason of the base's responses.
+        names = [*(name for name in WITHOUT_EXTRA if name != "ended"), *applicable(["checks", *PARTS], rows)]
+        found = [{"metric": name, "after": value} for name, value in score(rows, names).items()]
     if rows and all("base_response" in row for row in rows):
         base_rows = [{**row, "response": row["base_response"]} for row in rows]
-        for name in ("exact_match", "token_f1", *applicable(["checks"], rows)):
-            pairs = [
-                (METRICS[name](row), METRICS[name](base))
-                for row, base in zip(rows, base_rows, strict=True)
-                if concerns(name, row)
-            ]
-            after, before, change = (interval(v) for v in (*zip(*pairs, strict=True), [a - b for a, b in pairs]))
-            found.append({"kind": "gained", "metric": name, "before": before, "after": after, "change": change})
+        before = score(base_rows, names)
+        for item in found:
+            name = item["metric"]
+            pairs = [p for p in zip(rows, base_rows, strict=True) if all(concerns(name, row) for row in p)]
+            if pairs:
+                change = paired_interval(np.array([METRICS[name](row) - METRICS[name](base) for row, base in pairs]))
+                item |= {"before": before[name], "change": change, "verdict": verdict(name, change)}
     if "base/general/loss" in metrics:
         name = "general/loss"
-        bounds = {side: metrics[f"{name}_change_{side}"] for side in ("low", "high")}
+        change = {"mean" if part == "" else part[1:]: metrics[f"{name}_change{part}"] for part in ("", "_low", "_high")}
         sides = {"before": {"mean": metrics[f"base/{name}"]}, "after": {"mean": metrics[name]}}
-        found.append({"kind": "lost", "metric": name, **sides, "change": {"mean": metrics[f"{name}_change"], **bounds}})
+        found.append({"metric": name, **sides, "change": change, "verdict": verdict(name, change)})
     return found
 
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from instruct_lit.core.data.tokenizer import GPT2Tokenizer
 from instruct_lit.core.model.gpt import GPT
 from instruct_lit.errors import ConfigError
-from instruct_lit.evaluation.forgetting import as_metrics, change, general_texts, text_losses
+from instruct_lit.evaluation.forgetting import as_metrics, change, general_texts, text_losses, verdict
 
 
 def test_the_texts_are_fixed_and_those_of_nano_are_of_its_kind(tmp_path: Path) -> None:
@@ -42,13 +42,25 @@ def test_the_losses_are_those_of_every_token_after_an_end_of_text(tiny_model: GP
 def test_the_change_is_paired_and_weighted_by_tokens() -> None:
     before = [(1.0 + i / 10, 10 + i) for i in range(12)]
     after = [(loss + 0.5 + (i % 2) / 100, n) for i, (loss, n) in enumerate(before)]
-    found = change("lost", "general/loss", after, before)
+    found = change("general/loss", after, before)
     weights = [n for _, n in after]
     expected = np.average([a - b for (a, _), (b, _) in zip(after, before, strict=True)], weights=weights)
     assert found["change"]["mean"] == pytest.approx(expected)
     # Paired: the interval is that of the differences, far narrower than those of the means.
     assert 0.5 <= found["change"]["low"] < found["change"]["high"] <= 0.511
     assert found["after"]["high"] - found["after"]["low"] > 0.3
+    assert found["verdict"] == "lost"
     metrics = as_metrics(found)
     assert metrics["general/loss"] - metrics["base/general/loss"] == pytest.approx(metrics["general/loss_change"])
-    assert set(as_metrics(change("lost", "general/loss", after, None))) == {"general/loss"}
+    assert set(as_metrics(change("general/loss", after, None))) == {"general/loss"}
+
+
+def test_a_change_is_a_gain_or_a_loss_only_if_it_is_clear() -> None:
+    up, down, unclear = ({"low": low, "high": high} for low, high in ((0.1, 0.2), (-0.2, -0.1), (-0.1, 0.2)))
+    assert [verdict("exact_match", c) for c in (up, down, unclear)] == ["gained", "lost", "no clear difference"]
+    assert (
+        [verdict("general/loss", c) for c in (up, down)]
+        == [verdict("looping", c) for c in (up, down)]
+        == ["lost", "gained"]
+    )
+    assert verdict("length_ratio", up) == verdict("exact_match", {"low": None, "high": None}) == ""

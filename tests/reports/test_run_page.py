@@ -57,9 +57,9 @@ def test_the_page_shows_metrics_before_and_after_and_wrong_answers_first(run: Pa
         and '<td class="text"><script>' not in page
         and "<b>bold" not in page
     )
-    quality = page[page.index("Quality of the responses") : page.index("Responses to the test split")]
-    assert '<code>exact_match</code></td><td class="number">0.500 (0.013 to 0.987)' in quality
-    assert "0.000 (0.000 to 0.842)" in quality  # before fine-tuning
+    quality = page[page.index("Gained and lost by fine-tuning") : page.index("Responses to the test split")]
+    assert '<code>exact_match</code></td><td class="number">0.500 <span class="dim">(0.013 to 0.987)' in quality
+    assert '0.000 <span class="dim">(0.000 to 0.842)' in quality  # before fine-tuning
     assert "[length]" in page and "1 of 2" in page and "2 of 2 shown" in page
     assert page.count("<svg") == 1 and "http" not in page and "currentColor" in page
 
