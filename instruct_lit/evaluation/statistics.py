@@ -25,9 +25,9 @@ def interval(values: Sequence[float], seed: int = 0, weights: Sequence[float] | 
     """Mean, weighted where weights are given, and its 95 % interval.
 
     Unweighted values of 0 and 1, or of two other values, get the exact interval of a proportion, others the studentised
-    bootstrap (Efron and Tibshirani 1993, section 12.5) within the range of the values, and none where there are fewer
-    than `MIN_N`. The error of a resample is kept from 0 (`FLOOR`), since one without the rare values of a sample would
-    make the interval as wide as the range.
+    bootstrap (Efron and Tibshirani 1993, section 12.5) within the range of the values. There is none for fewer than
+    `MIN_N` values and for equal ones, which do not show how they vary. The error of a resample is kept from 0
+    (`FLOOR`), since one without the rare values of a sample would make the interval as wide as the range.
     """
     sample = np.asarray(values, dtype=np.float64)
     weight = np.ones_like(sample) if weights is None else np.asarray(weights, dtype=np.float64)
@@ -37,13 +37,13 @@ def interval(values: Sequence[float], seed: int = 0, weights: Sequence[float] | 
         bounds = clopper_pearson(int((sample == levels[1]).sum()), n)
         low, high = (float(levels[0] + (levels[1] - levels[0]) * bound) for bound in bounds)
         return {"mean": mean, "low": low, "high": high, "n": n}
-    if n < MIN_N:
+    if n < MIN_N or np.ptp(sample) == 0:
         return {"mean": mean, "low": None, "high": None, "n": n}
     random, products = np.random.default_rng(seed), sample * weight
     error = _mean_and_error(products, weight)[1]
     t, floor = np.zeros(N_RESAMPLES), FLOOR * error**2
     n_at_once = max(1, 2**19 // n)  # resamples, in some tens of megabytes
-    for i in range(0, N_RESAMPLES, n_at_once) if error > 0 else ():
+    for i in range(0, N_RESAMPLES, n_at_once):
         drawn = random.integers(0, n, (len(t[i : i + n_at_once]), n))
         means, errors = _mean_and_error(products[drawn], weight[drawn])
         t[i : i + n_at_once] = (means - mean) / np.sqrt(errors**2 + floor)

@@ -8,6 +8,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from instruct_lit.evaluation.statistics import MIN_N
+
 _UNITS = {"_bytes": "B", "flops_per_s": "FLOP/s", "tokens_per_s": "", "seconds": "s", "_s": "s"}
 
 
@@ -49,5 +51,7 @@ def number(value: Any) -> str:
 
 
 def interval(value: Any, form: str = "%.3f") -> str:
-    """The bounds of an interval, `low to high`; of too few values there are none."""
-    return "too few to say" if value["low"] is None else f"{form % value['low']} to {form % value['high']}"
+    """The bounds of an interval, `low to high`; of few or equal values there are none."""
+    if value["low"] is None:
+        return "all equal" if value["n"] >= MIN_N else "too few to say"
+    return f"{form % value['low']} to {form % value['high']}"

@@ -39,6 +39,7 @@ def test_the_interval_of_a_mean_covers_it() -> None:
 def test_few_values_other_than_0_and_1_have_no_interval() -> None:
     assert interval([0.5] * (MIN_N - 1)) == {"mean": 0.5, "low": None, "high": None, "n": MIN_N - 1}
     assert interval([0.5, 0.7] * (MIN_N // 2))["low"] is not None
+    assert interval([80.0] * 20)["low"] is None and interval([1.0] * 20, weights=range(1, 21))["low"] is None
     assert interval([1.0]) == {"mean": 1.0, "low": pytest.approx(0.025), "high": 1.0, "n": 1}
 
 
