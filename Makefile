@@ -35,7 +35,7 @@ audit: .venv/dev  ## known vulnerabilities of the pinned packages, where the dat
 	else cat .venv/audit; exit $$status; fi
 
 receivers: .venv/dev  ## 20 prompts through every program that reads a bundle, a GGUF file or the server's API; its table is in docs/export.md
-	$(BIN)/python -m benchmarks.receivers --environments .venv-receivers --json benchmarks/results/receivers.json
+	$(BIN)/python -m benchmarks.receivers --environments .venv-receivers --docs docs/export.md
 
 build: .venv/dev  ## sdist and wheel in dist/
 	$(BIN)/python -m build --outdir dist .

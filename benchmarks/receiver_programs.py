@@ -4,7 +4,7 @@
 
 Imports nothing of this package, only the program. `request.json` has `folder` (a bundle), `gguf` (a file), `url` (of the
 server), `chats` (conversations), `prompts` (their ids), `texts` (their text) and `n_new`; `benchmarks/receivers.py` writes
-it. What a program does not tell is left out of the result: `prompts`, `answers` (ids), `texts` (of answers).
+it. What a program does not give is left out of the result: `prompts`, `answers` (ids), `texts` (of answers).
 """
 
 from __future__ import annotations
@@ -24,6 +24,36 @@ def transformers(request: dict[str, Any]) -> dict[str, Any]:
 
     found = receive(request["folder"], request["chats"], request["n_new"])
     return {"version": found["transformers"], "prompts": found["prompts"], "answers": found["answers"]}
+
+
+def peft(request: dict[str, Any]) -> dict[str, Any]:
+    folder = Path(request["folder"]).with_name("adapter")
+    return {**transformers({**request, "folder": str(folder)}), "version": _version("peft")}
+
+
+def litgpt(request: dict[str, Any]) -> dict[str, Any]:
+    """Has prompts of its own in place of chat templates, and reads the architectures that it knows by name alone."""
+    import shutil
+
+    import torch
+    from litgpt import LLM
+    from litgpt.scripts.convert_hf_checkpoint import convert_hf_checkpoint
+
+    kind = json.loads((Path(request["folder"]) / "config.json").read_text())["model_type"]
+    name = {"llama": "SmolLM2-135M-Instruct"}.get(kind, kind)
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(shutil.copytree(request["folder"], Path(place) / name))
+        convert_hf_checkpoint(folder, model_name=name)
+        model = LLM.load(str(folder), distribute=None)
+        model.distribute(accelerator="cpu", precision="32-true")
+        texts = [model.prompt_style.apply(chat[0]["content"]) for chat in request["chats"]]
+        prompts = [model.preprocessor.encode(text).tolist() for text in texts]
+        answers = [
+            model.generate(text, max_new_tokens=request["n_new"], temperature=0.0, top_k=1, return_as_token_ids=True)
+            for text in (chat[0]["content"] for chat in request["chats"])
+        ]
+    ids = [answer.tolist() if isinstance(answer, torch.Tensor) else answer for answer in answers]
+    return {"version": _version("litgpt"), "prompts": prompts, "answers": ids}
 
 
 def llama_cpp(request: dict[str, Any]) -> dict[str, Any]:
@@ -136,6 +166,28 @@ def openai(request: dict[str, Any]) -> dict[str, Any]:
     found = [client.chat.completions.create(messages=chat, **options) for chat in request["chats"]]
     texts = [answer.choices[0].message.content for answer in found]
     return {"version": openai.__version__, "n_prompt": [a.usage.prompt_tokens for a in found], "texts": texts}
+
+
+def openai_npm(request: dict[str, Any]) -> dict[str, Any]:
+    import subprocess
+
+    script = Path(request["environment"]) / "ask.mjs"
+    script.write_text("""
+import fs from "node:fs";
+import OpenAI from "openai";
+const request = JSON.parse(fs.readFileSync(0));
+const client = new OpenAI({ baseURL: request.url, apiKey: "none", maxRetries: 0 });
+const answers = [];
+for (const messages of request.chats) {
+  const options = { model: request.name, max_tokens: request.n_new, temperature: 0 };
+  answers.push(await client.chat.completions.create({ messages, ...options }));
+}
+const version = JSON.parse(fs.readFileSync("node_modules/openai/package.json")).version;
+const texts = answers.map((answer) => answer.choices[0].message.content);
+console.log(JSON.stringify({ version, n_prompt: answers.map((answer) => answer.usage.prompt_tokens), texts }));
+""")
+    given = {"input": json.dumps(request), "capture_output": True, "text": True, "check": True}
+    return json.loads(subprocess.run(["node", script.name], cwd=script.parent, **given).stdout)
 
 
 def litellm(request: dict[str, Any]) -> dict[str, Any]:

