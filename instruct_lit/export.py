@@ -22,9 +22,8 @@ def export(config: DictConfig) -> None:
     from instruct_lit.config.soup_builders import soup_of
     from instruct_lit.exporters.formats import export_model, to_adapter, write_model_card
     from instruct_lit.exporters.hub import push
-    from instruct_lit.exporters.llama_cpp import QUANTISED
     from instruct_lit.exporters.model_card import CardFacts
-    from instruct_lit.exporters.verification import verify_export
+    from instruct_lit.exporters.verification import QUANTISED, verify_export
 
     out_dir = Path(HydraConfig.get().runtime.output_dir)
     opened = soup_of(config, out_dir) if config.soup else build.open_run(config)

@@ -6,6 +6,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -23,6 +24,8 @@ from instruct_lit.exporters.model_card import CardFacts, published, write_card
 from instruct_lit.exporters.ollama import modelfile
 from instruct_lit.hf.adapters import CONFIG, TENSORS, read_adapter_config
 from instruct_lit.hf.chat_template_export import chat_template
+from instruct_lit.hf.quantized import PACKAGES as QUANTIZERS
+from instruct_lit.hf.quantized import write_quantized
 from instruct_lit.hf.tokenizer import HFTokenizer
 
 _GGUF_TYPES = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
@@ -36,10 +39,12 @@ def export_model(
     Args:
         to: one of `FORMATS`.
         name: of the model, in GGUF files.
-        precision: of the weights in a Hugging Face directory, of the matrices in a GGUF file.
+        precision: of the weights in a Hugging Face directory, also `int8` or `nf4`; of the matrices in a GGUF file.
         llama_cpp: a checkout of llama.cpp.
     """
-    if to == "hf":
+    if to == "hf" and precision in QUANTIZERS:
+        write_quantized(folder, opened.model, precision, partial(to_hf, opened))
+    elif to == "hf":
         to_hf(opened, folder, precision)
     elif to == "gguf":
         to_gguf(opened, folder, name, precision, llama_cpp)

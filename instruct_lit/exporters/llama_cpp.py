@@ -16,7 +16,6 @@ from instruct_lit.errors import ConfigError
 from instruct_lit.optional_imports import installed
 
 K_QUANTS = ("q4_k_m", "q5_k_m")  # precisions that only llama.cpp's quantiser makes
-QUANTISED = ("q8_0", *K_QUANTS)
 _CONVERTER, _QUANTIZER = "convert_hf_to_gguf", "llama-quantize"
 
 

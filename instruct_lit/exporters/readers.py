@@ -51,7 +51,11 @@ class Transformers:
         adapter = folder / "adapter_config.json"
         if base is None:
             base = json.loads(adapter.read_text())["base_model_name_or_path"] if adapter.is_file() else str(folder)
-        model: Any = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)  # nosec B615
+        quantized = hasattr(transformers.AutoConfig.from_pretrained(base), "quantization_config")  # nosec B615
+        dtype = (
+            "auto" if quantized else torch.float32
+        )  # quantised weights are multiplied in the precision of their file
+        model: Any = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=dtype)  # nosec B615
         if adapter.is_file():
             import peft
 

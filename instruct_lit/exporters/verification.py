@@ -195,14 +195,14 @@ def verify_export(
 
     Args:
         to: the format.
-        precision: of the weights in it, a key of `TOLERANCES`; with `to=hf` the model is rounded to it first.
+        precision: of the weights in it; with `to=hf` the model is rounded to it first.
         base: the base model's folder, of an adapter alone.
 
     Returns: for the model card: the names of the `readers`, the number `n` of examples, and of quantised weights
         the `change` of the loss as an `evaluation.statistics.Interval`.
     """
-    tolerance = TOLERANCES[precision] if to == "gguf" else Tolerance()
-    if to == "hf" and base is None:
+    tolerance = TOLERANCES.get(precision, Tolerance())
+    if to == "hf" and base is None and precision in DTYPES:
         round_weights(opened.model, DTYPES[precision])
     n = N_LOSSES if tolerance.loss is not None else N_CHANGES
     examples = (Example.from_record(row) for row in read_jsonl(opened.directory.parent / "responses.jsonl")[:n])
@@ -212,22 +212,23 @@ def verify_export(
     if tolerance.loss is not None or not readers:
         _print_readers(folder, readers)
         return found
-    (name, by_reader), *_ = readers.items()
+    *_, by_reader = readers.values()  # of the program that the format is for, where ours reads it as well
     changes = [new - old for new, old in zip(by_reader["losses"], reference.losses, strict=True)]
     found["change"] = change = interval(changes)
     bounds = "" if change["low"] is None else f" ({change['low']:+.4f} to {change['high']:+.4f})"
     print(
-        f"verified: {folder} gives the same prompts in {name}; loss {change['mean']:+.4f}{bounds} on {change['n']} "
-        "test examples, against the weights before they were quantised",
+        f"verified: {folder} gives the same prompts in {', '.join(readers)}; loss {change['mean']:+.4f}{bounds} on "
+        f"{change['n']} test examples, against the weights before they were quantised",
         flush=True,
     )
     return found
 
 
+QUANTISED = ("q8_0", "q4_k_m", "q5_k_m", "int8", "nf4")
 # By the precision of the weights; llama.cpp's GELU comes from a table in half precision.
 TOLERANCES = {
     "f32": Tolerance(1e-2, 5e-3), "f16": Tolerance(1e-2, 5e-3), "bf16": Tolerance(5e-2, 2e-2),
-    **dict.fromkeys(("q8_0", "q4_k_m", "q5_k_m"), Tolerance(None)),
+    **dict.fromkeys(QUANTISED, Tolerance(None)),
 }  # fmt: skip
 
 

