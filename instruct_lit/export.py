@@ -20,7 +20,7 @@ def export(config: DictConfig) -> None:
 
     from instruct_lit.config import model_builders as build
     from instruct_lit.config.soup_builders import soup_of
-    from instruct_lit.exporters.formats import export_model, to_adapter, write_model_card
+    from instruct_lit.exporters.formats import export_model, to_adapter, to_gguf_adapter, write_model_card
     from instruct_lit.exporters.hub import push
     from instruct_lit.exporters.model_card import CardFacts
     from instruct_lit.exporters.verification import QUANTISED, verify_export
@@ -34,6 +34,9 @@ def export(config: DictConfig) -> None:
     base = None
     if config.merge:
         export_model(opened, config.to, folder, name, precision, config.llama_cpp)
+    elif config.to == "gguf":
+        relation = "adapter"
+        to_gguf_adapter(opened, folder, name, precision, config.llama_cpp)
     else:
         relation, base = "adapter", to_adapter(opened, folder, config.base_model)
     verified = verify_export(opened, folder, config.to, precision, base) if config.verify else {}

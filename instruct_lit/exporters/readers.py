@@ -82,14 +82,15 @@ class Transformers:
 
 
 class LlamaCpp:
-    """llama-cpp-python, with a cache of full precision."""
+    """llama-cpp-python, with a cache of full precision; with the adapter where there is one."""
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, adapter: Path) -> None:
         import llama_cpp
         from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
         types = {"type_k": llama_cpp.GGML_TYPE_F32, "type_v": llama_cpp.GGML_TYPE_F32}
-        options = {"n_ctx": MAX_TOKENS + N_NEW, "logits_all": True, "verbose": False}
+        options: dict[str, Any] = {"n_ctx": MAX_TOKENS + N_NEW, "logits_all": True, "verbose": False}
+        options["lora_path"] = str(adapter) if adapter.is_file() else None
         self.model = model = llama_cpp.Llama(str(file), **options, **types)
         end, start = (model.detokenize([i], special=True).decode() for i in (model.token_eos(), model.token_bos()))
         self.render = Jinja2ChatFormatter(model.metadata["tokenizer.chat_template"], end, start)
@@ -137,9 +138,9 @@ def readers_of(folder: Path, base: str | None = None) -> Iterator[tuple[str, Any
     if (folder / "model.pt2").is_file():
         yield "torch.export", lambda: TracedProgram(folder / "model.pt2")
         return
-    if files := sorted(folder.glob("*.gguf")):
+    if files := sorted(folder.glob("model*.gguf")):
         if installed("llama_cpp"):
-            yield "llama-cpp-python", lambda: LlamaCpp(files[0])
+            yield "llama-cpp-python", lambda: LlamaCpp(files[0], folder / "adapter.gguf")
         return
     if base is None:  # otherwise the adapter's base is on the hub
         yield "instruct-lit", lambda: own_model(folder)

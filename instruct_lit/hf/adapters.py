@@ -162,6 +162,17 @@ def open_adapter(directory: Path, model: CausalLM) -> Adapter:
     return adapter
 
 
+def remove_adapter(model: CausalLM) -> None:
+    """Put the layers of the base model back in the places of the adapted ones, without their updates."""
+    inner = _inner(model)
+    for name in compat_peft.adapted_modules(inner):
+        parent, _, child = name.rpartition(".")
+        layer: Any = inner.get_submodule(name)
+        setattr(inner.get_submodule(parent), child, layer.get_base_layer())
+    if isinstance(model, HFModel):
+        model.vocabulary_changed()
+
+
 def read_adapter_config(directory: Path) -> dict[str, Any]:
     """The configuration of a peft directory; CheckpointError when it is not a supported LoRA."""
     file = directory / CONFIG

@@ -2,19 +2,29 @@
 
 import stat
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 
-from instruct_lit.core.bundle import OpenedModel
+from instruct_lit.core.bundle import OpenedModel, open_model, save_bundle
 from instruct_lit.core.data.template import Template
-from instruct_lit.errors import ConfigError
-from instruct_lit.exporters.formats import to_gguf
+from instruct_lit.core.data.tokenizer import GPT2Tokenizer, Tokenizer
+from instruct_lit.core.generation.sampling import SamplingSettings
+from instruct_lit.core.model.causal import CausalLM
+from instruct_lit.core.model.gpt import GPT, GPTConfig
+from instruct_lit.errors import ConfigError, VerificationError
+from instruct_lit.exporters.formats import to_gguf, to_gguf_adapter
 from instruct_lit.exporters.llama_cpp import check_programs, convert, quantize
+from instruct_lit.exporters.verification import verify_export
+from instruct_lit.hf import install
+from instruct_lit.hf.adapters import Adapter, Base
 from instruct_lit.hf.chat_template import with_chat
 from instruct_lit.hf.files import load_hf
 from instruct_lit.hf.tokenizer import load_tokenizer
 
+GREEDY = {**vars(SamplingSettings()), "stop": []}
 CONVERTER = """
 import sys
 from pathlib import Path
@@ -23,6 +33,14 @@ files = sorted(path.name for path in Path(sys.argv[-1]).iterdir())
 if options["--outtype"] == "bf16":
     sys.exit("this architecture is unknown")
 Path(options["--outfile"]).write_text(f"{options['--outtype']} {options['--model-name']} {files}")
+"""
+ADAPTER_CONVERTER = """
+import json, sys
+from pathlib import Path
+options = dict(zip(sys.argv[1:-1:2], sys.argv[2:-1:2]))
+config = json.loads((Path(sys.argv[-1]) / "adapter_config.json").read_text())
+base = json.loads((Path(options["--base"]) / "config.json").read_text())
+Path(options["--outfile"]).write_text(f"{options['--outtype']} {base['model_type']} {config['lora_alpha']}")
 """
 QUANTIZER = f"""#!{sys.executable}
 import sys
@@ -39,6 +57,7 @@ def checkout(tmp_path: Path) -> Path:
     program.write_text(QUANTIZER)
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
     (folder / "convert_hf_to_gguf.py").write_text(CONVERTER)
+    (folder / "convert_lora_to_gguf.py").write_text(ADAPTER_CONVERTER)
     return folder
 
 
@@ -54,6 +73,68 @@ def test_a_model_of_transformers(llama_directory: Path, tmp_path: Path, checkout
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["Modelfile", "model-q4_k_m.gguf", "model-q8_0.gguf"]
     text = (tmp_path / "out" / "Modelfile").read_text()
     assert "{{ .Content }}" in text and f'PARAMETER stop "{tokenizer.end}"' in text
+
+
+def adapted(folder: Path, model: CausalLM, tokenizer: Tokenizer, template: Template, **options: bool) -> OpenedModel:
+    """The bundle of an adapter of random updates on the base model in `folder / "base"`, opened as `export` opens it."""
+    torch.manual_seed(0)
+    save_bundle(folder / "base", model, tokenizer, template, GREEDY, {})
+    adapter = Adapter(model, rank=4, **options)
+    for name, p in model.named_parameters():
+        if "lora_B" in name:
+            p.data.normal_(0, 0.3)
+    save = partial(adapter.save, base=Base(str(folder / "base")))
+    save_bundle(folder / "bundle", model, tokenizer, template, GREEDY, {}, save)
+    install()
+    return open_model(folder / "bundle")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the quantiser is a script")
+def test_an_adapter_beside_its_base_model(llama_directory: Path, tmp_path: Path, checkout: Path) -> None:
+    tokenizer, template = with_chat(load_tokenizer(str(llama_directory)))
+    opened = adapted(tmp_path, load_hf(str(llama_directory)), tokenizer, template, rslora=True)
+    out = tmp_path / "out"
+    to_gguf_adapter(opened, out, "n", "f16", str(checkout))
+    assert (out / "adapter.gguf").read_text() == "f32 llama 64.0"  # 32 / √4 = 64 / 4
+    assert (out / "model-f16.gguf").read_text().startswith("f16 n")
+    assert (out / "Modelfile").read_text().startswith("FROM ./model-f16.gguf\nADAPTER ./adapter.gguf\nTEMPLATE ")
+    (checkout / "convert_lora_to_gguf.py").unlink()
+    with pytest.raises(ConfigError, match=r"no convert_lora_to_gguf.py in it; give a checkout of llama.cpp"):
+        to_gguf_adapter(opened, tmp_path / "none", "n", "f16", str(checkout))
+    config = tmp_path / "bundle" / "adapter_config.json"
+    config.write_text(config.read_text().replace('"use_dora": false', '"use_dora": true'))
+    with pytest.raises(ConfigError, match=r"llama.cpp has no DoRA; leave out merge=false"):
+        to_gguf_adapter(opened, tmp_path / "none", "n", "f16", str(checkout))
+    assert not (tmp_path / "none").exists()
+
+
+def gpt2_adapter(folder: Path) -> OpenedModel:
+    model = GPT(GPTConfig(context_length=64, d_model=32, n_layers=2, n_heads=4))
+    model.init_weights(seed=0)
+    return adapted(folder, model, GPT2Tokenizer(), Template("own", "Do: {{ instruction }}\nAnswer: {{ response }}"))
+
+
+@pytest.mark.slow
+def test_an_adapter_of_gpt2_is_written_here(tmp_path: Path) -> None:
+    gguf = pytest.importorskip("gguf")
+    opened, out = gpt2_adapter(tmp_path), tmp_path / "out"
+    to_gguf_adapter(opened, out, "n", "f32")
+    files = {name: gguf.GGUFReader(out / f"{name}.gguf").tensors for name in ("model-f32", "adapter")}
+    found = {name: {t.name: torch.from_numpy(t.data.copy()) for t in tensors} for name, tensors in files.items()}
+    a, b = (found["adapter"][f"blk.1.attn_qkv.weight.lora_{part}"] for part in "ab")
+    merged = found["model-f32"]["blk.1.attn_qkv.weight"] + 32 / 4 * b @ a
+    assert torch.allclose(merged, opened.model.blocks[1].attn.qkv.weight, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_llama_cpp_adds_the_adapter(tmp_path: Path) -> None:
+    pytest.importorskip("llama_cpp")
+    opened, out = gpt2_adapter(tmp_path), tmp_path / "out"
+    to_gguf_adapter(opened, out, "n", "f32")
+    assert verify_export(opened, out, "gguf", "f32")["readers"] == ["llama-cpp-python"]
+    (out / "adapter.gguf").rename(tmp_path / "adapter.gguf")
+    with pytest.raises(VerificationError, match=r"llama-cpp-python: the (loss of|greedy answer to) example"):
+        verify_export(opened, out, "gguf", "f32")
 
 
 def test_a_failing_program_is_reported_with_its_last_line(tmp_path: Path, checkout: Path) -> None:

@@ -59,7 +59,9 @@ def test_what_cannot_be_quantised_is_named_before_anything_is_written(
     monkeypatch.setitem(sys.modules, WRITES[kind], None)
     with pytest.raises(ConfigError, match=rf"dtype={kind}: needs {WRITES[kind]}; pip install -e '.\[quantize\]'"):
         export_model(opened(llama_directory), "hf", tmp_path / "hf", "n", kind)
-    own = OpenedModel(tmp_path, GPT(GPTConfig(context_length=8, d_model=8, n_layers=1, n_heads=1)), GPT2Tokenizer(), None, {}, {})  # type: ignore[arg-type]
+    own = OpenedModel(
+        tmp_path, GPT(GPTConfig(context_length=8, d_model=8, n_layers=1, n_heads=1)), GPT2Tokenizer(), None, {}, {}
+    )  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=rf"dtype={kind}: for models of transformers other than GPT-2; use to=gguf"):
         export_model(own, "hf", tmp_path / "hf", "n", kind)
     assert list(tmp_path.iterdir()) == []

@@ -144,7 +144,9 @@ class ExportConfig:
         "Weights of to=hf; null: those of the bundle; int8, nf4: linear layers in 8 or 4 bits (extra `quantize`).",
         choices=(*DTYPES, "int8", "nf4"),
     )
-    merge: bool = option(True, "false: hand on the adapter of a run with adapter.merge=false alone, as peft reads it.")
+    merge: bool = option(
+        True, "false: hand on the adapter of a run with adapter.merge=false alone; in GGUF, beside its base model."
+    )
     license: str | None = option(None, "Licence of the model in its card, as the hub names it; null: the base model's.")
     base_model: str | None = option(None, "Hub id of the base model in the card; null: the recorded one.")
     language: list[str] = option([], "Languages of the model in the card, as ISO 639 codes: [en].")
