@@ -27,7 +27,7 @@ def push(folder: Path, repo: str, private: bool, verified: bool) -> str:
         api.create_repo(repo, private=private, exist_ok=True)
         return str(api.upload_folder(repo_id=repo, folder_path=folder))
     except Exception as error:  # the hub's client lets errors of its HTTP library through
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:100]}"
         raise ConfigError(
-            f"push_to_hub={repo}: not uploaded ({type(error).__name__}: {str(error)[:100]}); log in with "
-            f"'hf auth login' and upload {folder}"
+            f"push_to_hub={repo}: not uploaded ({reason}); log in with 'hf auth login' and upload {folder}"
         ) from error

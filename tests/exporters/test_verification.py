@@ -116,6 +116,31 @@ def test_another_adapter(written: tuple[Path, CausalLM, Tokenizer], tmp_path: Pa
     assert found.keys() == {"instruct-lit", "peft"} and all("the loss of example" in p[0] for p in found.values())
 
 
+@pytest.mark.parametrize("targets", [pytest.param(None, marks=pytest.mark.slow), ["embed_tokens", "q_proj"]])
+def test_a_merged_adapter_on_tied_weights(targets: list[str] | None, llama_directory: Path, tmp_path: Path) -> None:
+    """An update of the embedding unties the head, which other readers have to be told; a lost one is found."""
+    folder = tmp_path / "bundle"
+    model, tokenizer = llama(folder, llama_directory)
+    adapter = Adapter(model, rank=2, targets=targets)
+    torch.manual_seed(0)
+    for name, p in model.named_parameters():
+        if "lora_B" in name or "lora_embedding" in name:
+            p.data.normal_(0, 0.3)
+    trained = reference_of(model, tokenizer, OWN, EXAMPLES)
+    assert problems(folder, trained).keys() == {"instruct-lit", "transformers"}  # the base model alone
+    adapter.merge()
+    save_bundle(folder, model, tokenizer, OWN, GREEDY, {})
+    config = json.loads((folder / "config.json").read_text())
+    assert config["tie_word_embeddings"] == (targets is None)
+    assert problems(folder, trained) == {}
+    if targets is not None:  # a head that is tied again is not the trained one
+        (folder / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
+        tensors = load_file(folder / "model.safetensors")
+        del tensors["lm_head.weight"]
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        assert problems(folder, trained).keys() == {"instruct-lit", "transformers"}
+
+
 def test_a_missing_shard(written: tuple[Path, CausalLM, Tokenizer], monkeypatch: pytest.MonkeyPatch) -> None:
     folder, model, tokenizer = written
     monkeypatch.setattr("instruct_lit.core.bundle.MAX_SHARD_SIZE", "20KB")

@@ -2,7 +2,11 @@
 
 import json
 import shutil
+from base64 import b64decode
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -80,22 +84,57 @@ def test_errors_are_reported_together(command: Command, tmp_path: Path) -> None:
     ]
 
 
-def test_pushing_makes_a_private_repository_after_a_yes_and_reports_refusals(
+class Hub(BaseHTTPRequestHandler):
+    """The hub's side of an upload: what was asked, and the files that came."""
+
+    asked: ClassVar[list[str]] = []
+    created: ClassVar[dict[str, Any]] = {}
+    files: ClassVar[dict[str, bytes]] = {}
+    status = 200
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"])).decode()
+        self.asked.append(self.path)
+        answer: dict[str, Any] = {"errors": [], "warnings": []}
+        if self.path == "/api/repos/create":
+            self.created.update(json.loads(body))
+            answer = {"url": "http://127.0.0.1/me/x"}
+        elif "/preupload/" in self.path:
+            names = [file["path"] for file in json.loads(body)["files"]]
+            answer = {"files": [{"path": n, "uploadMode": "regular", "shouldIgnore": False} for n in names]}
+        elif "/commit/" in self.path:
+            rows = [json.loads(line) for line in body.splitlines()]
+            self.files.update(
+                (r["value"]["path"], b64decode(r["value"]["content"])) for r in rows if r["key"] == "file"
+            )
+            answer = {"commitUrl": "http://127.0.0.1/me/x/commit/1", "commitOid": "1", "hookOutput": ""}
+        self._answer(answer)
+
+    def do_GET(self) -> None:
+        self._answer({"id": "me/x", "sha": "1", "siblings": []})
+
+    def _answer(self, answer: dict[str, Any]) -> None:
+        text = json.dumps(answer).encode()
+        self.send_response(self.status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
+    def log_message(self, *parts: object) -> None: ...
+
+
+def test_the_folder_is_uploaded_to_a_private_repository_after_a_yes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    calls: list[object] = []
-
-    class Api:
-        def create_repo(self, repo: str, private: bool, exist_ok: bool) -> None:
-            calls.append((repo, private, exist_ok))
-
-        def upload_folder(self, repo_id: str, folder_path: Path) -> str:
-            calls.append((repo_id, folder_path))
-            raise OSError("no network")
-
-    (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n# m\n")
-    monkeypatch.setattr("huggingface_hub.HfApi", Api)
-    monkeypatch.setattr("huggingface_hub.ModelCard.validate", lambda card: calls.append(card.data.license))
+    contents = {"README.md": b"---\nlicense: mit\n---\n# m\n", "config.json": b"{}", "model.safetensors": b"\0\1"}
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("HF_TOKEN", "hf_mine")
     with pytest.raises(ConfigError, match=r"push_to_hub=me/x: not uploaded, since no program has verified"):
         push(tmp_path, "me/x", True, verified=False)
     with pytest.raises(ConfigError, match=r"push_to_hub=me/x: not uploaded, since nobody said yes"):
@@ -104,8 +143,15 @@ def test_pushing_makes_a_private_repository_after_a_yes_and_reports_refusals(
     monkeypatch.setattr("builtins.input", lambda question: "n")
     with pytest.raises(ConfigError, match=r"since nobody said yes"):
         push(tmp_path, "me/x", True, verified=True)
-    assert calls == [] and f"me/x will get everything in {tmp_path} (private)" in capsys.readouterr().out
+    assert Hub.asked == [] and f"me/x will get everything in {tmp_path} (private)" in capsys.readouterr().out
     monkeypatch.setattr("builtins.input", lambda question: "yes")
-    with pytest.raises(ConfigError, match=r"push_to_hub=me/x: not uploaded \(OSError: no network"):
+    assert "me/x" in push(tmp_path, "me/x", True, verified=True)
+    assert "validate" in Hub.asked[0] and Hub.asked[1] == "/api/repos/create"
+    assert (Hub.created["organization"], Hub.created["name"]) == ("me", "x")
+    assert Hub.created.get("visibility") == "private" or Hub.created["private"] is True
+    assert Hub.files == contents
+    monkeypatch.setattr(Hub, "status", 403)
+    with pytest.raises(ConfigError, match=r"push_to_hub=me/x: not uploaded \(\w+: .*log in with 'hf auth login'"):
         push(tmp_path, "me/x", True, verified=True)
-    assert calls == ["mit", ("me/x", True, True), ("me/x", tmp_path)]
+    server.shutdown()
+    server.server_close()
