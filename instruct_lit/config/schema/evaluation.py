@@ -14,15 +14,31 @@ FORMAT = "Form of the figures on standard output; other than table, everything e
 
 
 @dataclass
-class JudgeConfig:
-    """A language model that scores or compares responses, or scores from a file."""
+class ApiConfig:
+    """A model behind an API."""
 
-    name: str = option(MISSING, "Where the scores come from.", choices=("openai", "ollama", "local", "scores"))
-    url: str | None = option(None, "Address of the API.")
-    model: str | None = option(None, "Name of the model; local: its directory.")
+    url: str | None = option(None, "Root of the API; of OpenAI-compatible ones it mostly ends in /v1.")
+    model: str | None = option(None, "Name of the model; of a local judge its directory.")
     api_key_env: str | None = option(
         None, "Environment variable with the API key; null: no key. The key is never stored."
     )
+    n_concurrent: int = option(8, "Requests at the same time.", at_least=1, at_most=1024)
+    n_retries: int = option(5, "Retries of a failed request, with growing pauses.", at_least=0)
+    timeout_s: float = option(120.0, "Timeout of a request in seconds.", above=0)
+
+
+@dataclass
+class EndpointConfig(ApiConfig):
+    """A model behind an OpenAI-compatible API: vLLM, llama.cpp, Ollama, a hosted one; endpoint=<url> is its url."""
+
+    chat: bool = option(True, "Send messages; false: prompts to /completions, which may give log-probabilities.")
+
+
+@dataclass
+class JudgeConfig(ApiConfig):
+    """A language model that scores or compares responses, or scores from a file."""
+
+    name: str = option(MISSING, "Where the scores come from.", choices=("openai", "ollama", "local", "scores"))
     gguf_file: str | None = option(None, "Name of a GGUF file in the directory (local).")
     n_ctx: int | None = option(None, "Context length; Ollama silently truncates longer prompts.", at_least=1)
     path: str | None = option(None, "JSON list or JSON lines of one score per response (scores).")
@@ -35,9 +51,6 @@ class JudgeConfig:
     seed: int = seed_option("Seed of the judge.", 0)
     constrained: bool = option(True, "Constrain replies to a JSON schema where the judge supports it.")
     n_asks: int = option(3, "Attempts until a reply can be parsed; then it counts as unparsed.", at_least=1)
-    n_concurrent: int = option(8, "Requests at the same time.", at_least=1, at_most=1024)
-    n_retries: int = option(5, "Retries of a failed request, with growing pauses.", at_least=0)
-    timeout_s: float = option(120.0, "Timeout of a request in seconds.", above=0)
     body: Any = option(None, "Further fields of the request; a null value removes one.")
     paid: bool = option(False, "Requests cost money unless the server is on this machine: ask for confirmation.")
     confirmed: bool = option(False, "Use a paid judge without asking for confirmation.")
@@ -52,21 +65,6 @@ class JudgeConfig:
     calibrate: str | None = option(
         None, "File with one score per response, from people or another judge, to compare with.", exists="file"
     )
-
-
-@dataclass
-class EndpointConfig:
-    """A model behind an OpenAI-compatible API: vLLM, llama.cpp, Ollama, a hosted one."""
-
-    url: str | None = option(None, "Root of the API, mostly ending in /v1; also endpoint=<url>; null: no endpoint.")
-    model: str | None = option(None, "Name of the model there.")
-    chat: bool = option(True, "Send messages; false: prompts to /completions, which may give log-probabilities.")
-    api_key_env: str | None = option(
-        None, "Environment variable with the API key; null: no key. The key is never stored."
-    )
-    n_concurrent: int = option(8, "Requests at the same time.", at_least=1, at_most=1024)
-    n_retries: int = option(5, "Retries of a failed request, with growing pauses.", at_least=0)
-    timeout_s: float = option(120.0, "Timeout of a request in seconds.", above=0)
 
 
 @dataclass

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -61,11 +61,7 @@ class ResponseJudge:
             if len(by_judge) > 1:
                 row["judge"]["judges"] = {label: found[number].as_record() for label, found in by_judge.items()}
         found = {"name": self.name, "model": self.model, **summary(judgements, low, high, seed)}
-        found |= self._of_panel(
-            {label: summary(of_judge, low, high, seed) for label, of_judge in by_judge.items()},
-            {label: [judgement.value for judgement in of_judge] for label, of_judge in by_judge.items()},
-            self.scale,
-        )
+        found |= self._panel(by_judge, lambda own: summary(own, low, high, seed), lambda j: j.value, self.scale)
         if others is not None:
             found["agreement"] = agreement([judgement.value for judgement in judgements], others, low, high)
         return found
@@ -81,23 +77,24 @@ class ResponseJudge:
         by_judge = self._ask([self.prompt.render(texts) for pair in asked for texts in questions_of(pair)])
         outcomes: dict[str, list[Outcome]] = {label: [] for label in by_judge}
         verdicts: list[list[dict[str, Any]]] = [[] for _ in rows]
-        for label, found in by_judge.items():
-            in_turn = iter(found)
+        for label, judgements in by_judge.items():
+            in_turn = iter(judgements)
             for differ, of_row in zip(differs, verdicts, strict=True):
                 both = (next(in_turn), next(in_turn)) if differ else ()
                 outcomes[label].append(Outcome.of(*(j.value for j in both)) if both else Outcome("tie", "tie"))
                 of_row += [j.as_record() | ({"judge": label} if len(by_judge) > 1 else {}) for j in both]
-        of_judges = {label: [outcome.share for outcome in of_judge] for label, of_judge in outcomes.items()}
-        combined = [Outcome.majority(of_pair) for of_pair in zip(*outcomes.values(), strict=True)]
+        of_pairs = list(zip(*outcomes.values(), strict=True))
+        combined = [Outcome.majority(of_pair) for of_pair in of_pairs]
         shares = [outcome.share for outcome in combined]
         if self.combine == "mean":
-            shares = [fmean(of_pair) for of_pair in zip(*of_judges.values(), strict=True)]
+            shares = [fmean(outcome.share for outcome in of_pair) for of_pair in of_pairs]
         for row, share, of_row in zip(rows, shares, verdicts, strict=True):
             row["judge"] = {"share": share, "verdicts": of_row}
         lengths, n_equal = [(len(a["response"]), len(b["response"])) for a, b in pairs], differs.count(False)
-        by_label = {label: win_rate(of_judge, lengths, seed, n_equal) for label, of_judge in outcomes.items()}
-        rate = win_rate(combined, lengths, seed, n_equal, shares)
-        return {"model": self.model, **rate, **self._of_panel(by_label, of_judges, (0, 1))}
+        found = {"model": self.model, **win_rate(combined, lengths, seed, n_equal, shares)}
+        return found | self._panel(
+            outcomes, lambda own: win_rate(own, lengths, seed, n_equal), lambda outcome: outcome.share, (0, 1)
+        )
 
     def _ask(self, questions: Sequence[str]) -> dict[str, list[Judgement]]:
         """The judgements of every judge by the name of its model, numbered where several have one."""
@@ -119,21 +116,22 @@ class ResponseJudge:
             value = fmean(values) if self.combine == "mean" else median_low(multimode(values))
         return Judgement(value, "", max(judgement.n_asked for judgement in judgements))
 
-    def _of_panel(
+    def _panel(
         self,
-        figures: Mapping[str, dict[str, Any]],
-        values: Mapping[str, Sequence[float | None]],
+        verdicts: Mapping[str, Sequence[Any]],
+        figures_of: Callable[[Sequence[Any]], dict[str, Any]],
+        value_of: Callable[[Any], float | None],
         scale: tuple[float, float],
     ) -> dict[str, Any]:
         """The usage of all judges; of a panel also the figures of each, and the agreement of every two."""
         usages = [judge.usage() for judge in self.judges]
-        known = set.intersection(*map(set, usages)) if usages else ()  # the cost only where all have prices
-        found = {key: sum(usage[key] for usage in usages) for key in known}
+        total = {key: sum(u[key] for u in usages) for key in (usages or [{}])[0] if all(key in u for u in usages)}
         if len(usages) < 2:
-            return found
-        judges = {label: own | usage for (label, own), usage in zip(figures.items(), usages, strict=True)}
+            return total
+        judges = {label: figures_of(own) | usage for (label, own), usage in zip(verdicts.items(), usages, strict=True)}
+        values = {label: list(map(value_of, own)) for label, own in verdicts.items()}
         pairs = {f"{a}, {b}": agreement(values[a], values[b], *scale) for a, b in combinations(values, 2)}
-        return {**found, "judges": judges, "panel_agreement": pairs}
+        return {**total, "judges": judges, "panel_agreement": pairs}
 
 
 def ask_judge(judge: Judge, prompt: JudgePrompt, questions: Sequence[str]) -> list[Judgement]:
