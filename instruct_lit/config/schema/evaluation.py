@@ -86,7 +86,7 @@ class ForgettingConfig:
         "Text file with paragraphs; null: one of the package, or for nano text of its own kind.",
         exists="file",
     )
-    n_texts: int = option(64, "Only the first so many paragraphs.", at_least=1)
+    n_texts: int = option(32, "Only the first so many paragraphs.", at_least=1)
 
 
 @dataclass
