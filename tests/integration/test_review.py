@@ -10,7 +10,11 @@ from typing import Any
 
 import pytest
 
+from instruct_lit.config.check_commands import check_command
+from instruct_lit.errors import ConfigError
+from instruct_lit.review import rows_of
 from tests.commands import Command, Start
+from tests.configs import composed
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 LABELS = ("right", "partly", "wrong", "off-topic", "rude")
@@ -117,14 +121,20 @@ def test_thirty_responses_are_reviewed_by_the_keyboard(start: Start, command: Co
     assert "<h2>People</h2>" in page_text and f"{kappa:.3f}" in page_text
 
 
-def test_errors_are_listed_together(command: Command, tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "a.jsonl").write_text('{"instruction": "q", "output": "a", "response": "b"}')
-    done = command("review", "run=[a.jsonl,none]", "labels=[right]", "host=0.0.0.0", cwd=tmp_path, status=2)
-    assert done.stderr.splitlines() == [
-        "error: run=none: no such file or folder",
-        "  labels=['right']: give different labels, none of them empty or one of the four",
-        "  host=0.0.0.0: other machines could reach it; give password=… or INSTRUCT_LIT_PASSWORD, or keep 127.0.0.1",
-    ]
-    done = command("review", "run=empty", cwd=tmp_path, status=2)
-    assert "run=empty: it has no responses.jsonl; `evaluate run=empty` writes one" in done.stderr
+def test_errors_are_listed_together(tmp_path: Path) -> None:
+    file, empty = tmp_path / "a.jsonl", tmp_path / "empty"
+    file.write_text('{"instruction": "q", "output": "a", "response": "b"}')
+    empty.mkdir()
+    config = composed("review", f"run=[{file},none]", "labels=[right]", "host=0.0.0.0")
+    with pytest.raises(ConfigError) as refused:
+        check_command("review", config)
+    for message in (
+        "run=none: no such file or folder",
+        "labels=['right']: give different labels, none of them empty or one of the four",
+        "host=0.0.0.0: other machines could reach it; give password=… or INSTRUCT_LIT_PASSWORD, or keep 127.0.0.1",
+    ):
+        assert message in str(refused.value)
+    (row,) = rows_of(config, file)
+    assert row["scores"]["exact_match"] == 0 and "checks" not in row["scores"]
+    with pytest.raises(ConfigError, match=r"empty: it has no responses.jsonl; `evaluate run=.*empty` writes one"):
+        rows_of(config, empty)
