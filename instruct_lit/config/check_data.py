@@ -12,6 +12,8 @@ from omegaconf import DictConfig, OmegaConf
 from instruct_lit.config.schema.options import Relation, Rules
 from instruct_lit.core.data.example import FIELDS
 
+ROLES = ("system", "user", "assistant", "tool", "none")
+
 
 def data_relations(data: Any) -> Iterator[Relation]:
     """Relations of the data group."""
@@ -28,6 +30,8 @@ def data_relations(data: Any) -> Iterator[Relation]:
         shared = len(same) > 1 and key == same[0]
         reason = f"{' and '.join(same)} are both read from {field!r}; name a field for each"
         yield shared, "data.columns=…", reason
+    for role, marks in (data.role_marks or {}).items():
+        yield role not in ROLES, f"data.role_marks.{role}={marks}", f"allowed are {', '.join(ROLES)}"
     sets = {str(name): given for name, given in (data.sets or {}).items() if given is not None}
     yield data.streaming and sets, "data.streaming=true", "a mixture cannot be streamed; leave out data.sets"
     yield from _mixture_relations(sets, len(data.sets or {}))

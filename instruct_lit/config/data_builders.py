@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,6 +68,8 @@ def data_of(
         if data[f"{name}_path"] is not None
     }
     sources = {node.name: build(node.source, f"{key}.source") for key, node in source_nodes(config).items()}
+    for source in (*sources.values(), *files.values()):
+        set_reading(source, data)
     files = {**own_splits(sources, config), **files}
     streamed = data.streaming and n_streamed is None
     arguments: dict[str, Any] = {
@@ -92,6 +95,21 @@ def data_of(
     if n_streamed is not None:
         return InstructionData(Head(source, n_streamed), *common, **arguments)
     return StreamedData(source, *common, shuffle_buffer=data.shuffle_buffer, **arguments)
+
+
+def set_reading(source: Any, data: DictConfig) -> None:
+    """Let a source of files read them by `data.key`, `data.header` and `data.role_marks`. Raises: ConfigError."""
+    key, has_header, marks = data.get("key"), data.get("header", True), plain(data.get("role_marks"))
+    if key is None and has_header and not marks:
+        return
+    from instruct_lit.datasets.file_formats import reader_of
+    from instruct_lit.datasets.record_forms import marked_records
+
+    if not isinstance(source, FileSource) or type(source).records is not FileSource.records:
+        raise ConfigError(f"data.key, data.header, data.role_marks: data={data.name} is not read from files")
+    read = reader_of(key, has_header)
+    source.records = partial(marked_records, read, marks) if marks else read  # type: ignore[method-assign]
+    source.reading = f" {key} {has_header} {marks}"
 
 
 def masking_of(data: DictConfig) -> Masking:

@@ -18,6 +18,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "source": (
         "instruct_lit.core.data.records.FileSource",
         "instruct_lit.datasets.demo.DemoSource",
+        "instruct_lit.datasets.demo_tools.ToolDemoSource",
         "instruct_lit.datasets.plain_text.PlainTextSource",
         "instruct_lit.datasets.remote_sources.HubSource",
         "instruct_lit.datasets.remote_sources.UrlSource",

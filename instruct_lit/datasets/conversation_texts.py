@@ -1,4 +1,4 @@
-"""A conversation with tools, calls and thoughts as one of texts, with the tags that Hermes and Qwen use.
+"""Conversations with tools, calls and thoughts as texts, with the tags that Hermes and Qwen use; and their last turns.
 
 `hf.chat_template_export` writes the same in Jinja, `evaluation.answer_parts` reads it back.
 """
@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from instruct_lit.core.data.encode import Encoder, Turns
 from instruct_lit.core.data.example import Example
 
 
@@ -39,3 +40,41 @@ def assistant_text(message: Mapping[str, Any]) -> str:
 
 def _short(function: Mapping[str, Any]) -> dict[str, Any]:
     return {"name": function["name"], "arguments": function["arguments"]}
+
+
+def last_turns(encoder: Encoder, example: Example, turns: Turns) -> tuple[Example, Turns]:
+    """The last turns of a conversation that fit, with its system prompt and tools; none if it fits as a whole.
+
+    They begin with a user's message, so no result is without its call.
+    """
+    tokenizer, n_turns, shown = encoder.tokenizer, len(example.history) + 1, example
+    for start in range(n_turns):
+        if start:
+            part = _from_turn(example, start)
+            if part is None:
+                continue
+            piece, texts = encoder.template.renderings(part)[-1]
+            shown = replace(piece, extra=example.extra)
+            turns = [(tokenizer.encode(prompt), tokenizer.encode(response)) for prompt, response in texts]
+        n_tokens = len(tokenizer.prompt_start) + sum(len(prompt) + len(response) + 1 for prompt, response in turns)
+        if n_tokens <= encoder.max_length:
+            encoder.counts["n_truncated"] += start > 0
+            break
+    return shown, turns
+
+
+def _from_turn(example: Example, start: int) -> Example | None:
+    """The conversation from a turn on; None where that begins with a result, or nothing of it is learnt."""
+    *history, (instruction, output) = [*example.history, (example.instruction, example.output)][start:]
+    messages = example.messages
+    if messages:
+        ends = [n for n, message in enumerate(messages, start=1) if message["role"] == "assistant"]
+        first = messages[:1] if messages[0]["role"] == "system" else ()
+        messages = (*first, *messages[ends[start - 1] :])
+        if messages[len(first)]["role"] == "tool":
+            return None
+    weights = example.weights[start:]
+    if weights and not any(weights):
+        return None
+    last = replace(example, instruction=instruction, output=output, history=tuple(history))
+    return replace(last, messages=messages, weights=weights)

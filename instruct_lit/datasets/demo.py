@@ -40,6 +40,7 @@ class DemoSource:
     """
 
     notes = ReadingNotes()
+    kind = f"demo {VERSION}"  # of what is written, with its version
 
     def __init__(self, n_examples: int = 6000, seed: int = 0, name: str = "demo", checks: bool = False) -> None:
         if not 1 <= n_examples <= MOST_EXAMPLES:
@@ -47,10 +48,9 @@ class DemoSource:
         self.name, self.n_examples, self.seed, self.checks = name, n_examples, seed, checks
 
     def fingerprint(self) -> str:
-        """A hash of `VERSION` and the settings."""
-        return hashlib.sha256(
-            f"demo {VERSION} {self.n_examples} {self.seed}{' checks' * self.checks}".encode()
-        ).hexdigest()[:16]
+        """A hash of `kind` and the settings."""
+        settings = f"{self.kind} {self.n_examples} {self.seed}{' checks' * self.checks}"
+        return hashlib.sha256(settings.encode()).hexdigest()[:16]
 
     def __iter__(self) -> Iterator[Example]:
         random = Random(self.seed)

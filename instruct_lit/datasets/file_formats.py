@@ -19,6 +19,7 @@ from instruct_lit.core.data.records import TO_LINES, UNREADABLE, json_object, re
 from instruct_lit.errors import DataError
 from instruct_lit.optional_imports import load
 
+Reader = Callable[[Path], Iterator[tuple[str, Any]]]
 _CHUNK = 1 << 20  # characters of a JSON file that are read at once
 _DECODER = json.JSONDecoder(object_pairs_hook=json_object)
 _SPACE = re.compile(r"[ \t\r\n]*")
@@ -28,8 +29,11 @@ BATCH_ROWS = 128
 MAX_ROW_GROUP, MAX_VALUES = 4 << 30, 100_000_000  # bytes, and values of a column
 
 
-def read_json(path: Path) -> Iterator[tuple[str, Any]]:
-    """Records of a JSON array, decoded one by one from a sliding window of text.
+def read_json(path: Path, key: str | None = None) -> Iterator[tuple[str, Any]]:
+    """Records of a JSON array, decoded one by one from a sliding window of text, or of the list in an object.
+
+    Args:
+        key: of the list in an object; by default its only list of mappings.
 
     Not by ijson, which refuses integers above 64 bits, and hides a lone surrogate from `checked_text` as `?`.
     """
@@ -52,7 +56,7 @@ def read_json(path: Path) -> Iterator[tuple[str, Any]]:
                 content = json.load(file, object_pairs_hook=json_object)
             except UNREADABLE as error:
                 raise unreadable(str(path), error) from error
-            yield from _only_list(path, content)
+            yield from _list_in(path, content, key)
             return
         if first != "[":
             raise DataError(f"{path}: not a JSON array of records; {TO_LINES}")
@@ -81,13 +85,20 @@ def read_json(path: Path) -> Iterator[tuple[str, Any]]:
             raise DataError(f"{path}: text after the end of the array")
 
 
-def read_csv(path: Path, delimiter: str = ",") -> Iterator[tuple[str, Any]]:
-    """Records of a CSV file whose first row is the header; a row with too many or too few cells is a DataError."""
+def read_csv(path: Path, delimiter: str = ",", has_header: bool = True) -> Iterator[tuple[str, Any]]:
+    """Records of a CSV file whose first row is the header; a row with too many or too few cells is a DataError.
+
+    Without a header the fields are `1`, `2`, … as many as in the first row.
+    """
     csv.field_size_limit(MAX_CELL)
     with path.open(encoding="utf-8-sig", newline="") as file:
         rows = csv.reader(file, delimiter=delimiter, strict=True)
         try:
             header = next(rows, [])
+            if not has_header:
+                file.seek(0)
+                rows = csv.reader(file, delimiter=delimiter, strict=True)
+                header = [str(n) for n in range(1, len(header) + 1)]
             repeated = sorted({name for name in header if header.count(name) > 1})
             if repeated:
                 raise DataError(f"{path}: the header has {repeated[0]!r} more than once; rename a column")
@@ -159,12 +170,18 @@ def _python(value: Any) -> Any:
         raise
 
 
-def _only_list(path: Path, whole: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """The records in the only list of mappings in an object, which is read whole."""
-    lists = [key for key, value in whole.items() if isinstance(value, list) and value and isinstance(value[0], dict)]
+def _list_in(path: Path, whole: dict[str, Any], key: str | None) -> Iterator[tuple[str, Any]]:
+    """The records in a list in an object, which is read whole: under a key, or the only list of mappings."""
+    lists = [name for name, value in whole.items() if isinstance(value, list) and value and isinstance(value[0], dict)]
+    lists = [name for name in lists if key in (None, name)]
     if len(lists) != 1:
-        remedy = f"write one of its lists ({listed(lists)}) to a file of its own, or {TO_LINES}"
-        raise DataError(f"{path}: not a JSON array of records; {remedy}")
+        found = f"no list of records in {key!r}; its keys are {listed(whole)}"
+        found = (
+            f"not a JSON array of records; name one of its lists ({listed(lists)}) as data.key"
+            if key is None
+            else found
+        )
+        raise DataError(f"{path}: {found}, or {TO_LINES}")
     for number, record in enumerate(whole[lists[0]]):
         yield f"{path}, {lists[0]}[{number}]", record
 
@@ -186,7 +203,7 @@ def read_arrow(path: Path) -> Iterator[tuple[str, Any]]:
         raise DataError(f"{path}, record {number}: invalid Arrow file ({error})") from error
 
 
-def read_compressed(path: Path) -> Iterator[tuple[str, Any]]:
+def read_compressed(path: Path, readers: dict[str, Reader] | None = None) -> Iterator[tuple[str, Any]]:
     """Records of a .gz or .zst file by the suffix before that, through a temporary file.
 
     Raises: DataError when it is damaged or unpacks to more than `MAX_UNPACKED` bytes.
@@ -201,7 +218,7 @@ def read_compressed(path: Path) -> Iterator[tuple[str, Any]]:
                         raise DataError(f"{path}: unpacks to more than {MAX_UNPACKED:,} bytes; unpack it yourself")
         except (OSError, EOFError, zlib.error) as error:
             raise DataError(f"{path}: cannot be unpacked ({error})") from error
-        for place, record in read_records(unpacked):
+        for place, record in read_records(unpacked, readers):
             if isinstance(record, DataError):
                 record = DataError(str(record).replace(str(unpacked), str(path)))
             yield place.replace(str(unpacked), str(path)), record
@@ -213,7 +230,15 @@ def _unpacking(path: Path) -> Any:
     return load("pyarrow", str(path), "parquet").input_stream(str(path), compression="zstd")
 
 
-READERS: dict[str, Callable[[Path], Iterator[tuple[str, Any]]]] = {
+def reader_of(key: str | None, has_header: bool) -> Reader:
+    """`read_records` with the options of `read_json` and `read_csv`."""
+    readers: dict[str, Reader] = {**CORE_READERS, **READERS, ".json": partial(read_json, key=key)}
+    readers |= {s: partial(read_csv, delimiter=d, has_header=has_header) for s, d in ((".csv", ","), (".tsv", "\t"))}
+    readers |= {suffix: partial(read_compressed, readers=readers) for suffix in (".gz", ".zst")}
+    return partial(read_records, readers=readers)
+
+
+READERS: dict[str, Reader] = {
     ".json": read_json, ".ndjson": CORE_READERS[".jsonl"], ".csv": read_csv, ".tsv": partial(read_csv, delimiter="\t"),
     ".parquet": read_parquet, ".arrow": read_arrow, ".gz": read_compressed, ".zst": read_compressed,
 }  # fmt: skip

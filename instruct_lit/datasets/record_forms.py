@@ -6,7 +6,7 @@ A form is recognised by its fields unless `recognised` is False; such a form is 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -126,6 +126,39 @@ def _history_of_mappings(record: Mapping[str, Any], place: str) -> Messages:
             )
     question = "\n\n".join(filter(None, [record["instruction"], record.get("input") or ""]))
     return [*messages, {"role": "user", "content": question}, {"role": "assistant", "content": record["output"]}]
+
+
+def marked_records(
+    read: Callable[[Any], Iterable[tuple[str, Any]]], marks: Mapping[str, Any], shard: Any
+) -> Iterator[tuple[str, Any]]:
+    """The records of a shard with `messages` in place of a `text`, whose turns begin with marks.
+
+    Args:
+        marks: by role the text that begins its turns, or several; those of `none` are left out.
+    """
+    role_of = {text: role for role, own in marks.items() for text in ([own] if isinstance(own, str) else own)}
+    pattern = re.compile(f"({'|'.join(re.escape(text) for text in sorted(role_of, key=len, reverse=True))})")
+    for place, record in read(shard):
+        text = record.get("text") if isinstance(record, Mapping) else None
+        if isinstance(record, DataError) or not isinstance(text, str):
+            found = DataError(f"{place}: no field 'text' for data.role_marks")
+            yield place, record if isinstance(record, DataError) else found
+            continue
+        start, *parts = pattern.split(text)
+        messages: Messages = [{"role": "none", "content": start}]
+        for mark, content in zip(parts[::2], parts[1::2], strict=True):
+            if role_of[mark] == "none":
+                messages[-1]["content"] += content
+            else:
+                messages.append({"role": role_of[mark], "content": content})
+        messages = [{**message, "content": message["content"].strip()} for message in messages]
+        if messages[0]["content"]:
+            yield (
+                place,
+                DataError(f"{place}: {messages[0]['content'][:40]!r} stands before the first of data.role_marks"),
+            )
+        else:
+            yield place, {**{k: v for k, v in record.items() if k != "text"}, "messages": messages[1:]}
 
 
 def _side(value: Any, role: str) -> Messages:

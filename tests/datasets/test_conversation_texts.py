@@ -40,9 +40,9 @@ CALL_TEXT = '<tool_call>\n{"name": "add", "arguments": {"a": 1, "b": "é"}}\n</t
 def test_a_conversation_with_tools_letter_by_letter() -> None:
     first, last = CHATML["keep"].turns(to_example(TALK, "f"))
     assert first == (
-        "<|im_start|>system\nBe short.\n\n# Tools\n\n<tools>\n"
-        '{"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}\n</tools>\n\n'
-        "To call a tool, write its name and its arguments as JSON:\n"
+        "<|im_start|>system\nBe short.\n\n<tools>\n"
+        '{"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}\n</tools>\n'
+        "Call a tool with its name and arguments:\n"
         '<tool_call>\n{"name": "…", "arguments": {…}}\n</tool_call><|im_end|>\n'
         "<|im_start|>user\n1 + é?<|im_end|>\n<|im_start|>assistant\n",
         f"<think>\nI add.\n</think>\n\n{CALL_TEXT}\n{CALL_TEXT}<|im_end|>",
@@ -104,3 +104,32 @@ def test_the_form_of_a_plain_conversation_is_unchanged() -> None:
             "Done.<|im_end|>",
         )
     ]
+
+
+def test_the_last_turns_stay_whole_with_system_prompt_and_tools(tokenizer: GPT2Tokenizer) -> None:
+    more = [{"role": "user", "content": "And?"}, {"role": "assistant", "content": "No.", "weight": 0.5}]
+    example = to_example({**TALK, "messages": [*TALK["messages"], *more]}, "f")
+    last_alone = to_example({**TALK, "messages": TALK["messages"][:1] + more}, "f")
+    whole = encoded_at(example, 10_000, tokenizer)
+    assert encoded_at(example, len(whole[1].ids), tokenizer)[0] == example
+    # The second turn begins with the result of a call, so the third alone is left.
+    kept, encoded = encoded_at(example, len(whole[1].ids) - 1, tokenizer)
+    assert kept == last_alone and len(encoded.spans) == 1 and kept.weights == (0.5,)
+    assert encoded.ids.tolist() == encoded_at(last_alone, 10_000, tokenizer)[1].ids.tolist()
+    encoder = Encoder(CHATML["keep"], tokenizer, len(encoded.ids) - 1, "truncate_left")
+    assert list(encoder.encode([example])) == [] and encoder.counts["n_dropped_long"] == 1
+
+
+def encoded_at(example: Example, max_length: int, tokenizer: GPT2Tokenizer) -> tuple[Example, Any]:
+    (found,) = Encoder(CHATML["keep"], tokenizer, max_length, "truncate_left").encode([example])
+    return found
+
+
+def test_the_last_turns_of_texts_are_kept_and_counted(tokenizer: GPT2Tokenizer) -> None:
+    example = Example("three", "3", "x", {"id": 1}, "Be short.", (("one", "1"), ("two", "2")))
+    kept = [replace(example, history=example.history[n:]) for n in range(3)]
+    lengths = [len(encoded_at(one, 10_000, tokenizer)[1].ids) for one in kept]
+    assert [encoded_at(example, n, tokenizer)[0] for n in lengths] == kept
+    encoder = Encoder(CHATML["keep"], tokenizer, lengths[1], "truncate_left")
+    assert len(list(encoder.encode([example, kept[1]]))) == 2
+    assert encoder.counts == {"n_encoded": 2, "n_truncated": 1, "n_dropped_long": 0}

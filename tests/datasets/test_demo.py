@@ -5,10 +5,15 @@ from collections import defaultdict
 from collections.abc import Iterable
 
 import pytest
+from omegaconf import OmegaConf
 
+from instruct_lit.config.compose import CONF
 from instruct_lit.core.data.datamodule import make_split
+from instruct_lit.core.data.encode import Encoder
 from instruct_lit.core.data.example import Example
-from instruct_lit.datasets import demo, plain_text
+from instruct_lit.core.data.template import Template
+from instruct_lit.core.data.tokenizer import GPT2Tokenizer
+from instruct_lit.datasets import demo, demo_tools, plain_text
 from instruct_lit.datasets.demo import FAMILIES, DemoSource
 from instruct_lit.datasets.demo_words import SIZES
 from instruct_lit.datasets.plain_text import PlainTextSource
@@ -114,3 +119,24 @@ def test_the_plain_text_of_pretraining_gives_no_instruction(examples: list[Examp
     assert [p for p in phrasings if p in text] == []
     for header in ("### instruction", "### response", "<|user|>", "below is an instruction"):
         assert header not in text
+
+
+def test_the_calculator_set_is_right_and_fits_the_nano_base() -> None:
+    found = list(demo_tools.ToolDemoSource(600))
+    assert found == list(demo_tools.ToolDemoSource(600)) and len({e.messages[0]["content"] for e in found}) == 600
+    assert (demo_tools.VERSION, digest(found)) == (1, "a52f02ad379ec434")
+    signs = {"add": "+", "subtract": "-", "multiply": "*", "divide": "//"}
+    for example in found:
+        family = example.extra["family"]
+        calls = [m["tool_calls"][0]["function"] for m in example.messages if "tool_calls" in m]
+        assert len(calls) == (family != "word") and (example.messages[-1]["role"] == "assistant")
+        if family == "answer":
+            given = calls[0]["arguments"]
+            result = eval(f"{given['a']} {signs[given['operation']]} {given['b']}")
+            assert (
+                example.output == f"The result is {result}."
+                and example.messages[2]["content"] == f'{{"result": {result}}}'
+            )
+    file = OmegaConf.load(CONF / "template" / "chatml.yaml")
+    encoder = Encoder(Template(file.name, file.text, file.next_turn), GPT2Tokenizer(), 256, "error")
+    assert len(list(encoder.encode(found))) == 600

@@ -105,7 +105,7 @@ def test_the_only_list_of_an_object_is_found(tmp_path: Path) -> None:
     assert list(read_records(file)) == [(f"{file}, data[0]", {"instruction": "a", "output": "b"})]
     file.write_text('{"train": [{"a": 1}], "test": [{"a": 1}]}')
     with pytest.raises(
-        DataError, match=r"not a JSON array of records; write one of its lists \(train, test\) to a file"
+        DataError, match=r"not a JSON array of records; name one of its lists \(train, test\) as data.key"
     ):
         list(read_records(file))
 

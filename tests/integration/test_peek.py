@@ -95,7 +95,7 @@ def test_what_is_estimated_is_the_model_that_was_opened(tiny_model: GPT) -> None
         (["data=mixture", "data.sets={book: {}}", "data.streaming=true"], "data.streaming=true: a mixture cannot be"),
         (["split=all"], "split=all: allowed are train, val, test"),
         (["data=files", "data.path=nowhere.json"], "data.path=nowhere.json: no such file or folder"),
-        (["data.on_long=cut"], "data.on_long=cut: allowed are truncate, drop, error"),
+        (["data.on_long=cut"], "data.on_long=cut: allowed are truncate, truncate_left, drop, error"),
     ],
 )
 def test_impossible_values_are_named(overrides: list[str], message: str) -> None:

@@ -141,7 +141,7 @@ def test_tool_choice(ask: Callable[..., Any]) -> None:
         assert ask.prompts[-1].endswith(f'<|im_start|>assistant\n<tool_call>\n{{"name":{begun}')  # type: ignore[attr-defined]
         assert streamed(ask(text, tool_choice=choice, stream=True)).calls == [("add", {"a": 1})]
     assert ask(CALL, tool_choice="none").choices[0].message.content == CALL
-    assert "# Tools" not in ask.prompts[-1]  # type: ignore[attr-defined]
+    assert "<tools>" not in ask.prompts[-1]  # type: ignore[attr-defined]
     assert len(ask(f"{CALL}\n{CALL}", parallel_tool_calls=False).choices[0].message.tool_calls) == 1
 
 

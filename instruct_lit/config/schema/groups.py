@@ -93,6 +93,12 @@ class DataConfig:
     val_path: Any = option(None, "Separate file of the validation split.", exists="records")
     columns: Any = option(None, "Fields of the records: {instruction: …, output: …, messages: …}.", mapping=True)
     format: str = option("auto", "Format of the records.", choices=FORMATS)
+    key: str | None = option(None, "Key of the records' list in a JSON object; null: its only list of records.")
+    header: bool = option(True, "First row of a CSV file names the fields; false: they are 1, 2, …")
+    role_marks: Any = option(
+        None, 'Texts that begin the turns in a field text: {user: "[INST]", assistant: "[/INST]", none: ["<s>"]}.',
+        mapping=True,
+    )  # fmt: skip
     on_bad_record: str = option("error", "What to do with an invalid record.", choices=("error", "skip"))
     split: Any = option(MISSING, "{train: …, val: …, test: …} as fractions or counts; book: as in LLMs-from-scratch.")
     streaming: bool = option(False, "Read the data while training, never stored as a whole.")
@@ -108,7 +114,11 @@ class DataConfig:
     )  # fmt: skip
     loss_on: str = option("all", "Supervised responses of a conversation.", choices=("all", "last"))
     thoughts: str = option("keep", "Thoughts of the assistant that are learnt.", choices=("keep", "drop", "last"))
-    on_long: str = option("truncate", "What to do with a longer example.", choices=("truncate", "drop", "error"))
+    on_long: str = option(
+        "truncate",
+        "What to do with a longer example: cut its last turns, its first turns (truncate_left), drop it, stop.",
+        choices=("truncate", "truncate_left", "drop", "error"),
+    )
     pad_to: int | None = option(None, "Pad every row to this length (batching=padded).", at_least=1)
     n_workers: int = option(0, "Processes that load batches.", at_least=0)
 

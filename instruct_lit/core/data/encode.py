@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
@@ -28,9 +28,11 @@ from instruct_lit.errors import DataError
 if TYPE_CHECKING:
     from instruct_lit.core.data.settings import ExampleFilter, Source
 
-OnLong = Literal["truncate", "drop", "error"]
+OnLong = Literal["truncate", "truncate_left", "drop", "error"]
 LossOn = Literal["all", "last"]
 CHUNK = 4096  # examples encoded at once: enough work for all cores, little memory
+Turns = list[tuple[list[int], list[int]]]  # token ids of the prompt and the response of every turn
+LAST_TURNS: list[Callable[[Encoder, Example, Turns], tuple[Example, Turns]]] = []  # that fit; `datasets` adds it
 _FILES = {"tokens.bin": np.int32, "is_response.bin": bool, "weights.bin": np.float32, "records.jsonl": np.uint8}
 _COMPLETE = "counts.json"  # of a store, written last: a folder without it is incomplete
 
@@ -68,10 +70,10 @@ class EncodedExample:
 class Encoder:
     """Renders and encodes examples, at most `max_length` tokens each, end-of-text included.
 
-    A longer example is truncated, dropped, or refused with a DataError (`on_long`). One whose prompt leaves no room for
-    a response token is dropped even with `truncate`. A truncated response has no end-of-text: the model must not learn
-    to stop in mid-sentence. A truncated conversation loses the turns whose response has no room. All responses of a
-    conversation are trained on, or only the last (`loss_on`); each ends with end-of-text. `counts` has their numbers.
+    A longer one is dropped, refused with a DataError, or loses whole turns from its end or its beginning (`on_long`). A
+    single answer is cut, and has no end-of-text then: the model must not learn to stop in mid-sentence. Without room
+    for a response token the example is dropped all the same. All responses of a conversation are trained on, or only
+    the last (`loss_on`); each ends with end-of-text. `counts` has their numbers.
     """
 
     def __init__(
@@ -101,18 +103,16 @@ class Encoder:
                 iter(self.tokenizer.encode_batch([turn[part] for *_, its in texts for turn in its])) for part in (0, 1)
             )
             for number, example, its in texts:
-                encoded, n_turns = self._lay_out([(next(prompts), next(responses)) for _ in its], number, example)
+                turns = [(next(prompts), next(responses)) for _ in its]
+                if self.on_long == "truncate_left":
+                    example, turns = LAST_TURNS[0](self, example, turns)
+                encoded, n_turns = self._lay_out(turns, number, example)
                 if encoded is not None:
-                    yield example if n_turns == len(its) else example.first_turns(n_turns), encoded
+                    yield example if n_turns == len(turns) else example.first_turns(n_turns), encoded
             n_read += len(chunk)
 
-    def _lay_out(
-        self, turns: list[tuple[list[int], list[int]]], number: int, example: Example
-    ) -> tuple[EncodedExample | None, int]:
-        """The ids of every turn's prompt and response one after the other; None if the example is dropped.
-
-        Also returns the number of turns whose response has room.
-        """
+    def _lay_out(self, turns: Turns, number: int, example: Example) -> tuple[EncodedExample | None, int]:
+        """The ids of all turns, or None if the example is dropped, and the number of turns that are kept."""
         ids, spans = list(self.tokenizer.prompt_start), []
         for prompt, response in turns:
             start = len(ids) + len(prompt)
@@ -120,13 +120,12 @@ class Encoder:
             spans.append((start, len(ids)))
         if len(ids) > self.max_length:
             if self.on_long == "error":
-                raise DataError(
-                    f"example {number} has {len(ids)} tokens, data.max_length is {self.max_length}; raise it (up to "
-                    "the model's context), or use data.on_long=truncate or data.on_long=drop"
-                )
-            # An answer may be cut, but no call and no thought.
-            kept = [span for span in spans if span[0] < self.max_length and self.on_long == "truncate"]
-            spans = [span for span in kept if span[1] <= self.max_length] if example.messages else kept
+                found = f"example {number} has {len(ids)} tokens, data.max_length is {self.max_length}"
+                raise DataError(f"{found}; raise it (up to the model's context), or use data.on_long=truncate or drop")
+            # The only answer may be cut, but no call and no thought.
+            cut = [span for span in spans[:1] if span[0] < self.max_length and not example.messages]
+            kept = [span for span in spans if span[1] <= self.max_length] or cut
+            spans = kept if self.on_long != "drop" else []
             self.counts["n_truncated" if spans else "n_dropped_long"] += 1
             if not spans:
                 return None, 0

@@ -23,12 +23,12 @@ TO_LINES = "rename a file with one record per line to .jsonl"
 UNREADABLE = (ValueError, RecursionError)  # valid JSON beyond Python's limits: thousands of digits or of brackets
 
 
-def read_records(path: Path) -> Iterator[tuple[str, Any]]:
+def read_records(path: Path, readers: Mapping[str, Any] | None = None) -> Iterator[tuple[str, Any]]:
     """Yield every record of a file, or the DataError of an unreadable one, with its place (`<path>, line 7`).
 
     Raises: DataError when the file cannot be read, is not UTF-8, or is not in the format that its suffix names.
     """
-    reader = READERS.get(path.suffix.lower())
+    reader = (readers or READERS).get(path.suffix.lower())
     if reader is None:
         raise DataError(f"{path}: unsupported suffix {path.suffix!r}; allowed are {', '.join(READERS)}")
     try:
@@ -120,6 +120,7 @@ class FileSource:
 
     # Place and content of every record of a shard; the content may be a DataError.
     records: Callable[[Any], Iterable[tuple[str, Any]]] = staticmethod(read_records)
+    reading = ""  # how `records` was changed
 
     def __init__(
         self,
@@ -173,7 +174,7 @@ class FileSource:
 
     def fingerprint(self) -> str:
         """A hash that changes with the examples."""
-        digest = hashlib.sha256(f"{self.columns} {self.on_bad_record} {self.format}".encode())
+        digest = hashlib.sha256(f"{self.columns} {self.on_bad_record} {self.format}{self.reading}".encode())
         for path in self.shards():
             with path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())

@@ -131,7 +131,7 @@ def test_trap_2_a_long_conversation_loses_its_last_turns_and_the_record_with_the
     ((_, whole),) = Encoder(CHATML, TOKENIZER, 1024).encode([TALK])
     (_, end_of_one), (start_of_two, end_of_two), (start_of_three, _) = whole.spans
     for max_length, n_turns in (
-        (end_of_one, 1), (start_of_two, 1), (start_of_two + 1, 2), (end_of_two, 2), (start_of_three, 2), (start_of_three + 1, 3),
+        (end_of_one, 1), (start_of_two, 1), (start_of_two + 1, 1), (end_of_two, 2), (start_of_three, 2), (start_of_three + 1, 2),
     ):  # fmt: skip
         encoder = Encoder(CHATML, TOKENIZER, max_length)
         ((kept, cut),) = encoder.encode([TALK])

@@ -1,0 +1,86 @@
+"""data.key, data.header and data.role_marks: how files are read that do not say it themselves."""
+
+import gzip
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from instruct_lit.config.check_training import check_train
+from instruct_lit.config.data_builders import set_reading
+from instruct_lit.core.data.example import Example
+from instruct_lit.core.data.records import FileSource
+from instruct_lit.datasets import install
+from instruct_lit.errors import ConfigError, DataError
+from tests.configs import composed
+
+install()
+MARKS = 'data.role_marks={user: "[INST]", assistant: "[/INST]", none: ["<s>", "</s>"]}'
+
+
+def source(path: Path, *options: str, columns: dict[str, str] | None = None) -> FileSource:
+    found = FileSource(str(path), columns)
+    set_reading(found, composed("train", "data=files", f"data.path={path}", *options).data)
+    return pickle.loads(pickle.dumps(found))  # as for a worker
+
+
+def test_the_records_of_a_key(tmp_path: Path) -> None:
+    records = [{"instruction": "a", "output": "b"}]
+    content = json.dumps({"data": records, "other": [{"instruction": "c", "output": "d"}]})
+    (tmp_path / "a.json").write_text(content)
+    with gzip.open(tmp_path / "b.json.gz", "wt") as file:
+        file.write(content)
+    for name in ("a.json", "b.json.gz"):
+        path = tmp_path / name
+        assert list(source(path, "data.key=data")) == [Example("a", "b")]
+        with pytest.raises(DataError, match=r"name one of its lists \(data, other\) as data.key, or rename a file"):
+            list(source(path))
+        with pytest.raises(DataError, match="no list of records in 'nothing'; its keys are data, other"):
+            list(source(path, "data.key=nothing"))
+        assert source(path, "data.key=data").fingerprint() != source(path, "data.key=other").fingerprint()
+
+
+def test_a_table_without_header(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text('"Say, hi.",Hi\nGo.,Gone\n')
+    columns = {"instruction": "1", "output": "2"}
+    found = list(source(tmp_path / "a.csv", "data.header=false", columns=columns))
+    assert found == [Example("Say, hi.", "Hi"), Example("Go.", "Gone")]
+
+
+@pytest.mark.parametrize(
+    ("text", "history", "last"),
+    [
+        ("<s>[INST] Hello [/INST] Hi </s><s>[INST]And?[/INST]So.</s>", (("Hello", "Hi"),), ("And?", "So.")),
+        ("[INST] a\n[/INST]\nb", (), ("a", "b")),
+    ],
+)
+def test_turns_that_begin_with_marks(
+    tmp_path: Path, text: str, history: tuple[Any, ...], last: tuple[str, str]
+) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"text": text, "id": 1}) + "\n")
+    assert list(source(path, MARKS)) == [Example(*last, extra={"id": 1}, history=history)]
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({"text": "Once [INST] a [/INST] b"}, "line 1: 'Once' stands before the first of data.role_marks"),
+        ({"text": "[INST] a [INST] b [/INST] c"}, "user and assistant must alternate"),
+        ({"body": "x"}, "line 1: no field 'text' for data.role_marks"),
+    ],
+)
+def test_texts_that_have_no_such_turns(tmp_path: Path, record: dict[str, str], message: str) -> None:
+    (tmp_path / "a.jsonl").write_text(json.dumps(record) + "\n")
+    with pytest.raises(DataError, match=message):
+        list(source(tmp_path / "a.jsonl", MARKS))
+
+
+def test_options_without_files_and_unknown_roles_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"data.role_marks.robot=x: allowed are system, user, assistant, tool, none"):
+        check_train(composed("train", "data.role_marks={robot: x}"))
+    data = composed("train", "data.key=x").data
+    with pytest.raises(ConfigError, match="data=demo is not read from files"):
+        set_reading(object(), data)
