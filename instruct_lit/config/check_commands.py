@@ -60,7 +60,8 @@ def _benchmark(config: Any) -> Iterator[Relation]:
     yield has_endpoint and judged and not config.endpoint.chat, "endpoint.chat=false", "its questions are messages"
     unjudged = "it needs a judge; add judge=openai, judge=ollama or judge=local judge.model=<folder>"
     yield judged and config.judge is None, f"suite={suite.name}", unjudged
-    yield config.judge is not None and not judged, "judge=…", f"suite={suite.name} does not use it; leave it out"
+    instead = "give suite.options.judge_url=<endpoint>" if "judge_url" in suite.options else "leave it out"
+    yield config.judge is not None and not judged, "judge=…", f"suite={suite.name} does not use it; {instead}"
     if config.judge is not None:
         yield from _judge(config.judge, several=True, pairwise=suite.system == "arena_hard")
     no_tasks = suite.system == "lm_eval" and not suite.tasks

@@ -5,8 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from instruct_lit.config.check_commands import check_command
+from instruct_lit.config.compose import CONF
 from instruct_lit.config.judge_builders import judge_prompt_of
 from instruct_lit.core.data.template import Template
 from instruct_lit.errors import ConfigError, JudgeError
@@ -40,14 +42,13 @@ def jsonl(path: Path, rows: list[dict]) -> None:
 
 def request_of(suite: str, folder: Path, url: str, limit: int | None = None) -> RunRequest:
     """A request for the suite as it is configured, with a judge at `url`."""
-    config = composed("benchmark", f"suite={suite}", "judge=openai")
-    for key, value in (config.suite.options.get("judge") or {}).items():
-        config.judge[key] = value
+    options = OmegaConf.to_container(OmegaConf.load(CONF / "suite" / f"{suite}.yaml"))["options"]  # type: ignore[index,call-overload]
+    settings = {"prompt": "reference", "pairwise_prompt": "pairwise", "scale": [0, 100], "explain": False}
+    settings |= options.get("judge", {})
+    prompt = judge_prompt_of(OmegaConf.create(settings), pairwise=suite == "arena_hard")
     judge = Judge(OpenAIEndpoint(url, "small", n_retries=0), AnswerCache(None), n_asks=1)
-    prompt = judge_prompt_of(config.judge, pairwise=suite == "arena_hard")
-    scale = tuple(config.judge.scale)
-    of_suite = Suite(suite, [], limit=limit, options={**config.suite.options, "max_new_tokens": 4})
-    own = ResponseJudge("openai", "small", [judge], prompt, scale)
+    own = ResponseJudge("openai", "small", [judge], prompt, tuple(settings["scale"]))
+    of_suite = Suite(suite, [], limit=limit, options={**options, "max_new_tokens": 4})
     return RunRequest(of_suite, folder / "hub", folder / "cache", folder, folder / "log", judge=own)
 
 
