@@ -40,11 +40,14 @@ def make_app(review: Review, password: str | None = None, allowed_hosts: Sequenc
 
         async def endpoint(request: Any) -> Any:
             try:
-                return JSONResponse(method(**await request.json()))
+                # Another site's page can send only other types without a preflight request.
+                if request.headers.get("content-type") == "application/json":
+                    return JSONResponse(method(**await request.json()))
             except DataError as error:
                 return JSONResponse({"error": str(error)}, 400)
             except (ValueError, TypeError, RecursionError):
-                return JSONResponse({"error": "not a request of this page; reload it"}, 400)
+                pass
+            return JSONResponse({"error": "not a request of this page; reload it"}, 400)
 
         return endpoint
 

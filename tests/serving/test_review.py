@@ -101,7 +101,8 @@ def test_the_page_is_for_its_own_host_and_password(opened: Callable[..., Review]
     assert own.post("/label", json={"reviewer": "<b>", "place": 0, "label": "wrong"}).json()["n_labels"] == 1
     assert "&lt;b&gt;:" in own.get("/results").text
     for body in ("{", "[]", '{"name": 1}', '{"reviewer": {}}', "[" * 100_000):
-        assert own.post("/state", content=body).status_code == 400
+        assert own.post("/state", content=body, headers={"Content-Type": "application/json"}).status_code == 400
+    assert own.post("/state", content='{"reviewer": "ann"}', headers={"Content-Type": "text/plain"}).status_code == 400
     for headers in ({"Host": "evil.example"}, {"Origin": "https://evil.example"}):
         assert own.post("/state", json={"reviewer": "ann"}, headers=headers).status_code == 403
     guarded = client(make_app(review, "secret"), base_url="http://models.example")
