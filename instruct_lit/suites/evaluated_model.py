@@ -52,10 +52,8 @@ class EvaluatedModel:
     def score(self, texts: Sequence[Any], pairs: Sequence[Pair]) -> list[Score]:
         """Scores of pairs, from the cache where it has them; `texts` are the keys."""
         self.expect(len(pairs))
-        found: dict[int, Score] = {}
-        for i, text in enumerate(texts):
-            if (cached := self.cache.get("score", text)) is not None:
-                found[i] = Score(*cached)
+        cached = {i: self.cache.get("score", text) for i, text in enumerate(texts)}
+        found = {i: Score(*old) for i, old in cached.items() if old is not None}
         self._advance(len(found))
         missing = [i for i in range(len(pairs)) if i not in found]
         self.n_cut += sum(len(c) + len(t) > self.model.config.context_length + 1 for c, t in pairs)
