@@ -91,10 +91,11 @@ def record_path(folder: Path) -> CallRecorder:
     """The functions between a file of records and the end of the backward pass of their first batch."""
     import torch
 
-    from instruct_lit import train
+    from instruct_lit.config.compose import run_command
     from instruct_lit.core.data.batching import Batch, ResumableLoader
     from instruct_lit.core.data.datamodule import InstructionData
     from instruct_lit.core.training.module import InstructionTuner
+    from instruct_lit.train import train
 
     (folder / "records.json").write_text(
         json.dumps([{"instruction": f"Say {n}.", "output": f"{n}"} for n in range(40)])
@@ -117,7 +118,7 @@ def record_path(folder: Path) -> CallRecorder:
     torch.Tensor.backward = backward  # type: ignore[method-assign,assignment]
     try:
         with recorder.recording(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            train.main()
+            run_command("train", train)
     except _EndOfPath:
         return recorder
     finally:

@@ -26,17 +26,11 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "NANO": "instruct_lit.config.api",
-    "ask": "instruct_lit.config.api",
-    "open_model": "instruct_lit.config.api",
-    "Collator": "instruct_lit.core.data.batching",
-    "InstructionData": "instruct_lit.core.data.datamodule",
-    "Encoder": "instruct_lit.core.data.encode",
-    "Example": "instruct_lit.core.data.example",
-    "Engine": "instruct_lit.core.generation.engine",
-    "SamplingSettings": "instruct_lit.core.generation.sampling",
-    "InstructionTuner": "instruct_lit.core.training.module",
-}
+    "NANO": "config.api", "ask": "config.api", "open_model": "config.api", "Collator": "core.data.batching",
+    "InstructionData": "core.data.datamodule", "Encoder": "core.data.encode", "Example": "core.data.example",
+    "Engine": "core.generation.engine", "SamplingSettings": "core.generation.sampling",
+    "InstructionTuner": "core.training.module",
+}  # fmt: skip
 __all__ = [
     "NANO", "Collator", "Encoder", "Engine", "Example", "InstructionData", "InstructionTuner", "SamplingSettings",
     "ask", "open_model",
@@ -46,7 +40,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'instruct_lit' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    return getattr(import_module(f"instruct_lit.{_HOMES[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -5,14 +5,12 @@ from __future__ import annotations
 import os
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from omegaconf import DictConfig
 
 from instruct_lit.config.check_commands import check_command, forget_secrets
 from instruct_lit.config.compose import run_command
 from instruct_lit.optional_imports import need
-
-if TYPE_CHECKING:
-    from omegaconf import DictConfig
 
 
 def benchmark(config: DictConfig) -> float:
@@ -45,10 +43,5 @@ def benchmark(config: DictConfig) -> float:
     return next(figure.value for figure in figures if figure.value is not None)
 
 
-def main() -> None:
-    """Entry point of the command."""
-    run_command("benchmark", benchmark)
-
-
 if __name__ == "__main__":
-    main()
+    run_command("benchmark", benchmark)

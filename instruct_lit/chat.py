@@ -7,13 +7,11 @@ import io
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from omegaconf import DictConfig
 
 from instruct_lit.config.check_commands import check_command
-from instruct_lit.config.compose import run_command
-
-if TYPE_CHECKING:
-    from omegaconf import DictConfig
+from instruct_lit.config.compose import run_command, runs_of
 
 
 def chat(config: DictConfig) -> None:
@@ -26,9 +24,8 @@ def chat(config: DictConfig) -> None:
     from instruct_lit.serving.chat_loop import Chat
     from instruct_lit.serving.chat_model import open_chat_models
 
-    runs = [config.run] if isinstance(config.run, str) else list(config.run)
     build.install_satellites()
-    chat_models = open_chat_models(runs, build.given_template(config), config.device)
+    chat_models = open_chat_models(runs_of(config), build.given_template(config), config.device)
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="replace")  # bytes that are not UTF-8
     if sys.stdin.isatty():
@@ -60,10 +57,5 @@ def keep_history(path: Path) -> None:
     atexit.register(save)
 
 
-def main() -> None:
-    """Entry point of the command."""
-    run_command("chat", chat)
-
-
 if __name__ == "__main__":
-    main()
+    run_command("chat", chat)

@@ -8,13 +8,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from omegaconf import DictConfig
+
 from instruct_lit.config.check_commands import check_command, forget_secrets
 from instruct_lit.config.compose import run_command
 from instruct_lit.config.judge_builders import response_judge_of
 
 if TYPE_CHECKING:
-    from omegaconf import DictConfig
-
     from instruct_lit.evaluation.judging.response_judge import ResponseJudge
 
 Result = tuple[float, dict[str, Any]]  # what the command returns, and the content of evaluation.json
@@ -156,10 +156,5 @@ def write(out_dir: Path, found: dict[str, Any], rows: Sequence[dict[str, Any]], 
     page(out_dir / "report.html", found, rows)
 
 
-def main() -> None:
-    """Entry point of the command."""
-    run_command("evaluate", evaluate)
-
-
 if __name__ == "__main__":
-    main()
+    run_command("evaluate", evaluate)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from omegaconf import DictConfig
 
 from instruct_lit.config.check_commands import check_command
 from instruct_lit.config.compose import run_command
-
-if TYPE_CHECKING:
-    from omegaconf import DictConfig
 
 
 def export(config: DictConfig) -> None:
@@ -47,10 +45,5 @@ def export(config: DictConfig) -> None:
         print(f"uploaded to {push(folder, config.push_to_hub, config.private, bool(verified.get('readers')))}")
 
 
-def main() -> None:
-    """Entry point of the command."""
-    run_command("export", export)
-
-
 if __name__ == "__main__":
-    main()
+    run_command("export", export)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from omegaconf import DictConfig
+
 from instruct_lit.config.check_commands import check_command
 from instruct_lit.config.compose import run_command
 
@@ -100,10 +102,5 @@ def shape_of(config: DictConfig, opened: OpenedModel | None) -> GPTConfig | None
     return build.shape_of(config) if config.model.kind != "hf" else None
 
 
-def main() -> None:
-    """Entry point of the command."""
-    run_command("peek", peek)
-
-
 if __name__ == "__main__":
-    main()
+    run_command("peek", peek)

@@ -7,16 +7,14 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
 
 from instruct_lit.config.check_commands import check_command
 from instruct_lit.config.compose import run_command
 from instruct_lit.errors import InstructLitError
-
-if TYPE_CHECKING:
-    from omegaconf import DictConfig
 
 LOWER_IS_BETTER = ("loss", "perplexity", "bits_per_byte", "value")
 

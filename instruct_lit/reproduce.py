@@ -5,14 +5,12 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from omegaconf import DictConfig
 
 from instruct_lit.config.check_commands import check_command
 from instruct_lit.config.compose import run_command
 from instruct_lit.errors import ConfigError
-
-if TYPE_CHECKING:
-    from omegaconf import DictConfig
 
 
 def reproduce(config: DictConfig) -> float:
@@ -52,10 +50,5 @@ def check_reproduce(config: DictConfig) -> tuple[Path, list[str]]:
     return run, saved_overrides(run, config.changes)
 
 
-def main() -> None:
-    """Entry point of the command."""
-    run_command("reproduce", reproduce)
-
-
 if __name__ == "__main__":
-    main()
+    run_command("reproduce", reproduce)

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from omegaconf import DictConfig
 
 from instruct_lit.config.check_commands import check_command
-from instruct_lit.config.compose import run_command
+from instruct_lit.config.compose import run_command, runs_of
 from instruct_lit.errors import ConfigError
 from instruct_lit.optional_imports import need
-
-if TYPE_CHECKING:
-    from omegaconf import DictConfig
 
 
 def review(config: DictConfig) -> None:
@@ -27,8 +26,7 @@ def review(config: DictConfig) -> None:
     from instruct_lit.serving.server import run_server, usable_port
 
     usable_port(config.host, config.port)
-    given = [config.run] if isinstance(config.run, str) else list(config.run)
-    sources = {source: rows_of(config, Path(source).expanduser()) for source in given}
+    sources = {source: rows_of(config, Path(source).expanduser()) for source in runs_of(config)}
     session = Review(sources, Path(config.reviews).expanduser(), config.labels, config.seed)
     app = make_app(session, config.password, config.allowed_hosts, config.seed)
     what = f"{len(session.items)} responses to review"
@@ -58,10 +56,5 @@ def rows_of(config: DictConfig, source: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def main() -> None:
-    """Entry point of the command."""
-    run_command("review", review)
-
-
 if __name__ == "__main__":
-    main()
+    run_command("review", review)

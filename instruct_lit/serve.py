@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from omegaconf import DictConfig
 
 from instruct_lit.config.check_commands import check_command
 from instruct_lit.config.compose import run_command
 from instruct_lit.optional_imports import need
-
-if TYPE_CHECKING:
-    from omegaconf import DictConfig
 
 
 def serve(config: DictConfig) -> None:
@@ -43,10 +40,5 @@ def serve(config: DictConfig) -> None:
     )
 
 
-def main() -> None:
-    """Entry point of the command."""
-    run_command("serve", serve)
-
-
 if __name__ == "__main__":
-    main()
+    run_command("serve", serve)

@@ -6,13 +6,10 @@ The run itself is `instruct_lit.core.training.run.Run`. Heavy imports follow the
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from omegaconf import DictConfig
 
 from instruct_lit.config.check_training import check_train
 from instruct_lit.config.compose import run_command
-
-if TYPE_CHECKING:
-    from omegaconf import DictConfig
 
 
 def train(config: DictConfig) -> float | None:
@@ -24,10 +21,5 @@ def train(config: DictConfig) -> float | None:
     return run_of(config)()
 
 
-def main() -> None:
-    """Entry point of the command."""
-    run_command("train", train)
-
-
 if __name__ == "__main__":
-    main()
+    run_command("train", train)

@@ -34,12 +34,12 @@ def _template(text: str) -> Template:
         return Template("given", text)
     from omegaconf import OmegaConf
 
-    from instruct_lit.config.compose import CONF
+    from instruct_lit.config.compose import CONF, choices_of
     from instruct_lit.errors import ConfigError
 
     file = CONF / "template" / f"{text}.yaml"
     if not file.is_file():
-        names = ", ".join(sorted(path.stem for path in (CONF / "template").glob("*.yaml")))
+        names = ", ".join(choices_of("template"))
         raise ConfigError(f"template={text}: no such template; allowed are {names}, or a Jinja text")
     settings: Any = OmegaConf.load(file)
     return Template(text, settings.text, next_turn=settings.get("next_turn"))

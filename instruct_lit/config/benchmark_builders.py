@@ -9,6 +9,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from instruct_lit.config import model_builders as build
+from instruct_lit.config.compose import runs_of
 from instruct_lit.config.data_builders import data_of_run
 from instruct_lit.config.judge_builders import remote_model_of, response_judge_of
 from instruct_lit.config.provenance import weights_sha256
@@ -66,7 +67,7 @@ def evaluated_models(config: DictConfig) -> Iterator[EvaluatedModel | RemoteMode
     settings = config.benchmark
     bare = Template("bare", "{{ instruction }}{{ response }}")
     given = build.given_template(config)
-    runs, seen = build.runs_of(config), set()
+    runs, seen = runs_of(config), set()
     for run, label in zip(runs, build.labels_of(runs) if runs else (), strict=True):
         is_foreign = config.template is None and not read_about(bundle_of(run))
         opened = build.open_model(run, bare if is_foreign else given)

@@ -10,7 +10,7 @@ from typing import Any
 
 from instruct_lit import optional_imports
 from instruct_lit.config.check_data import data_relations
-from instruct_lit.config.model_builders import runs_of
+from instruct_lit.config.compose import runs_of
 from instruct_lit.config.schema.options import FINISHED, Relation, check
 from instruct_lit.errors import InstructLitError
 

@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from instruct_lit.config import compose
-from instruct_lit.config.help import choices_of, groups_of
+from instruct_lit.config.help import groups_of
 from instruct_lit.config.schema import COMMANDS
 from instruct_lit.config.schema.options import keys_of
 from instruct_lit.errors import ConfigError
@@ -115,7 +115,7 @@ def _children(command: str, given: Sequence[str], parent: str) -> Iterator[str]:
 def _values(command: str, key: str) -> list[str]:
     """The choices of a group or of a key."""
     if key in groups_of(command):
-        return choices_of(key)
+        return compose.choices_of(key)
     for known in keys_of(COMMANDS[command]):
         if known.name == key:
             return list(known.rules.choices) or (["true", "false"] if known.type_name.startswith("bool") else [])

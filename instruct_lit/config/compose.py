@@ -104,6 +104,18 @@ def composed(command: str, overrides: Sequence[str] = (), with_hydra: bool = Fal
         return compose(command, list(overrides), return_hydra_config=with_hydra)
 
 
+def choices_of(group: str) -> list[str]:
+    """The files of a group, `base` excepted, which others include."""
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml") if path.stem != "base")
+
+
+def runs_of(config: Any) -> list[str]:
+    """The value of `run` as a list."""
+    if config.run is None:
+        return []
+    return [str(config.run)] if isinstance(config.run, str) else [str(run) for run in config.run]
+
+
 def _cache_dir() -> str:
     default = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "instruct-lit"
     return os.environ.get("INSTRUCT_LIT_CACHE", str(default))

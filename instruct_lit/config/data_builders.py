@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -11,24 +12,23 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from instruct_lit.config.compose import CONF
+from instruct_lit.config.compose import CONF, choices_of
+from instruct_lit.config.layouts import AUTO, LayoutChoice
 from instruct_lit.config.model_builders import install_satellites
 from instruct_lit.config.run_folder import saved_group
 from instruct_lit.config.satellites import has_satellite
 from instruct_lit.config.targets import build, construct, plain
+from instruct_lit.core.bundle import OpenedModel, bundle_of
+from instruct_lit.core.data.datamodule import InstructionData
 from instruct_lit.core.data.records import FileSource
+from instruct_lit.core.data.settings import Batching, Lengths, Masking, Splits
+from instruct_lit.core.data.template import Template
+from instruct_lit.core.data.tokenizer import Tokenizer
+from instruct_lit.core.model.causal import CausalLM
 from instruct_lit.errors import ConfigError
 from instruct_lit.optional_imports import need
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
-
-    from instruct_lit.core.bundle import OpenedModel
-    from instruct_lit.core.data.datamodule import InstructionData
-    from instruct_lit.core.data.settings import Batching, Masking
-    from instruct_lit.core.data.template import Template
-    from instruct_lit.core.data.tokenizer import Tokenizer
-    from instruct_lit.core.model.causal import CausalLM
     from instruct_lit.datasets.filters import FilterChain
     from instruct_lit.datasets.mixture import Mixture
     from instruct_lit.datasets.split_groups import SplitGroups
@@ -52,9 +52,6 @@ def data_of(
         model: what the batch layout has to suit; by default a model for which every layout is exact.
         n_streamed: read and store the first examples of a stream, all of them for training, instead of streaming.
     """
-    from instruct_lit.core.data.datamodule import InstructionData
-    from instruct_lit.core.data.settings import Lengths, Splits
-
     install_satellites()
     data = config.data
     for key in ("max_length", "pad_to"):
@@ -114,8 +111,6 @@ def set_reading(source: Any, data: DictConfig) -> None:
 
 def masking_of(data: DictConfig) -> Masking:
     """Which tokens are trained on, and how much those of prompts weigh."""
-    from instruct_lit.core.data.settings import Masking
-
     if data.prompt_weight is None:
         return Masking(data.mask_prompt, data.loss_on)
     return Masking(data.prompt_weight == 0, data.loss_on, data.prompt_weight)
@@ -123,9 +118,6 @@ def masking_of(data: DictConfig) -> Masking:
 
 def batching_of(config: DictConfig, model: CausalLM | None) -> Batching:
     """How batches are made; the layout is decided when the lengths of the data are known."""
-    from instruct_lit.config.layouts import AUTO, LayoutChoice
-    from instruct_lit.core.data.settings import Batching
-
     given, data = plain(config.batching), config.data
     limit = LayoutChoice() if model is None else LayoutChoice(model.layout_length, model.no_layouts or "")
     if given.get("layout") == AUTO:
@@ -177,7 +169,7 @@ def source_nodes(config: DictConfig) -> dict[str, DictConfig]:
     """
     if not config.data.sets:
         return {"data": config.data}
-    options = sorted(path.stem for path in (CONF / "data").glob("*.yaml") if path.stem not in ("base", "mixture"))
+    options = [option for option in choices_of("data") if option != "mixture"]
     nodes = {}
     for name, given in config.data.sets.items():
         key = f"data.sets.{name}"
@@ -219,13 +211,12 @@ def filters_of(node: DictConfig | None) -> FilterChain | None:
 
     Leaks.suite_items = staticmethod(suite_items)  # type: ignore[method-assign]
     filters = []
-    for name, given in {str(name): given for name, given in node.items()}.items():
+    for name, given in plain(node).items():
         key = f"data.filters.{name}"
         if name not in FILTERS:
             raise ConfigError(f"{key}: allowed are {', '.join(FILTERS)}")
-        if given is None:  # disabled
-            continue
-        filters.append(construct(FILTERS[name], plain(given), key))
+        if given is not None:  # disabled
+            filters.append(construct(FILTERS[name], given, key))
     return FilterChain(filters) if filters else None
 
 
@@ -234,7 +225,6 @@ def suite_items(name: str, data_dir: str | None) -> list[str]:
 
     Raises: ConfigError for another name, BenchmarkError where its data are missing.
     """
-    from instruct_lit.config.help import choices_of
     from instruct_lit.datasets.leaks import MIN_WORDS
     from instruct_lit.suites.harness import Tasks, harness_log
     from instruct_lit.suites.suite import Suite
@@ -278,8 +268,6 @@ def with_settings_of_run(config: DictConfig, given: Collection[str]) -> DictConf
     Args:
         given: groups that the command line names; they are kept.
     """
-    from instruct_lit.core.bundle import bundle_of
-
     parts = {str(key): value for key, value in config.items()}
     if "template" not in given:
         parts["template"] = None  # the bundle has it

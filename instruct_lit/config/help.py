@@ -55,7 +55,7 @@ def help_of(command: str, overrides: Sequence[str] = ()) -> str:
     if groups := groups_of(command):
         lines += ["", "Groups, as in " + "{}={}:".format(*_example(groups))]
         for name, default in groups.items():
-            text = ", ".join(f"{choice}*" if choice == default else choice for choice in choices_of(name))
+            text = ", ".join(f"{choice}*" if choice == default else choice for choice in compose.choices_of(name))
             lines += textwrap.wrap(f"  {name:<12}{text}", WIDTH, subsequent_indent=" " * 14)
         lines.append("  (* is the default; a group without * is off by default)")
     n_keys = sum(key.group is None for key in keys.values())
@@ -83,14 +83,9 @@ def groups_of(command: str) -> dict[str, str | None]:
     for entry in defaults:
         for name, choice in entry.items() if isinstance(entry, dict) else ():
             group = str(name).removeprefix("optional ")
-            if not group.startswith("override ") and group not in ("hydra", "paths") and choices_of(group):
+            if not group.startswith("override ") and group not in ("hydra", "paths") and compose.choices_of(group):
                 found[group] = choice
     return found
-
-
-def choices_of(group: str) -> list[str]:
-    """The files of a group, `base` excepted, which others include."""
-    return sorted(path.stem for path in (compose.CONF / group).glob("*.yaml") if path.stem != "base")
 
 
 def summary_of(file: Path) -> str:
@@ -106,7 +101,7 @@ def summary_of(file: Path) -> str:
 
 def _example(groups: dict[str, str | None]) -> tuple[str, str]:
     name = next(iter(groups))
-    return name, next((choice for choice in choices_of(name) if choice != groups[name]), str(groups[name]))
+    return name, next((choice for choice in compose.choices_of(name) if choice != groups[name]), str(groups[name]))
 
 
 def _values(command: str, overrides: Sequence[str]) -> dict[str, str]:

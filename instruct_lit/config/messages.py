@@ -93,10 +93,10 @@ def _exit(message: str, status: int) -> None:
 
 def _of_group() -> str:
     """The message on a group of the command line without a choice: Hydra names neither the group nor its choices."""
-    from instruct_lit.config.compose import CONF
+    from instruct_lit.config.compose import choices_of
 
     for group in (given.partition("=")[0] for given in sys.argv[1:] if given.endswith("=null")):
-        if choices := sorted(path.stem for path in (CONF / group).glob("*.yaml")):
+        if choices := choices_of(group):
             return f"{group}=null: a group needs a choice; allowed are {', '.join(choices)}"
     return "a group needs a choice, not null; see --help"
 

@@ -15,16 +15,17 @@ from omegaconf import DictConfig, OmegaConf
 from instruct_lit.config.run_folder import saved_group
 from instruct_lit.config.satellites import has_satellite
 from instruct_lit.config.targets import arguments_for, plain
-from instruct_lit.core.data.template import CHAT
+from instruct_lit.core import bundle
+from instruct_lit.core.bundle import OpenedModel
+from instruct_lit.core.data.template import CHAT, Template
+from instruct_lit.core.data.tokenizer import GPT2Tokenizer, Tokenizer
+from instruct_lit.core.generation.sampling import SamplingSettings
+from instruct_lit.core.model.causal import CausalLM
+from instruct_lit.core.model.gpt import GPTConfig
+from instruct_lit.core.model.pretrained import checkpoint_directory, load_gpt, read_config
 from instruct_lit.errors import ConfigError, InstructLitError, TemplateError
 
 if TYPE_CHECKING:
-    from instruct_lit.core.bundle import OpenedModel
-    from instruct_lit.core.data.template import Template
-    from instruct_lit.core.data.tokenizer import Tokenizer
-    from instruct_lit.core.generation.sampling import SamplingSettings
-    from instruct_lit.core.model.causal import CausalLM
-    from instruct_lit.core.model.gpt import GPTConfig
     from instruct_lit.hf.adapters import Adapter, Base
     from instruct_lit.hf.source import HFSource
     from instruct_lit.hf.tokenizer import HFTokenizer
@@ -45,8 +46,6 @@ def model_of(config: DictConfig) -> CausalLM:
 
 
 def _gpt_of(config: DictConfig) -> CausalLM:
-    from instruct_lit.core.model.pretrained import load_gpt
-
     given = arguments_for(load_gpt, config.model)
     if config.model.pretrained:
         given["path"] = _gpt_path(config)
@@ -55,8 +54,6 @@ def _gpt_of(config: DictConfig) -> CausalLM:
 
 def _gpt_path(config: DictConfig) -> Path:
     """The directory with the weights of a GPT-2, downloaded if the configuration names a repository."""
-    from instruct_lit.core.model.pretrained import checkpoint_directory
-
     model = config.model
     if model.path is not None:
         return checkpoint_directory(model.path)
@@ -211,22 +208,16 @@ def context_of(config: DictConfig) -> int:
 
 def shape_of(config: DictConfig) -> GPTConfig:
     """The shape of the GPT-2 that `model_of` would build, without its weights."""
-    from instruct_lit.core.model.pretrained import checkpoint_directory, read_config
-
     model = config.model
     return read_config(checkpoint_directory(model.path)) if model.path else _configured_shape(model)
 
 
 def _configured_shape(model: DictConfig) -> GPTConfig:
-    from instruct_lit.core.model.gpt import GPTConfig
-
     return GPTConfig(**arguments_for(GPTConfig, model))
 
 
 def language_of(config: DictConfig) -> tuple[Tokenizer, Template]:
     """The model's tokenizer and the prompt template; with `template=chat` the template is the tokenizer's own."""
-    from instruct_lit.core.data.tokenizer import GPT2Tokenizer
-
     if config.model.kind != "hf":
         return GPT2Tokenizer(), template_of(config)
     from instruct_lit.hf.chat_template import with_chat
@@ -245,8 +236,6 @@ def language_of(config: DictConfig) -> tuple[Tokenizer, Template]:
 
 def template_of(config: DictConfig) -> Template:
     """The prompt template whose text, or the path of its file, is in the configuration."""
-    from instruct_lit.core.data.template import Template
-
     install_satellites()  # the limits of a template
     own = config.template
     text, path = own.get("text"), own.get("path")
@@ -259,13 +248,6 @@ def template_of(config: DictConfig) -> Template:
     if thoughts != "keep" and isinstance(text, str):  # in the text it is in the key of the data and in the bundle
         text = f"{{#- thoughts: {thoughts} +#}}{text}"
     return Template(own.name, text, own.get("next_turn"))
-
-
-def runs_of(config: Any) -> list[str]:
-    """The value of `run` as a list."""
-    if config.run is None:
-        return []
-    return [str(config.run)] if isinstance(config.run, str) else [str(run) for run in config.run]
 
 
 def labels_of(runs: list[str]) -> list[str]:
@@ -285,8 +267,6 @@ def open_run(config: DictConfig) -> OpenedModel:
 
 def open_model(run: str | Path, template: Template | None = None) -> OpenedModel:
     """Open a run folder, a bundle or a Hugging Face directory (`instruct_lit.core.bundle.open_model`)."""
-    from instruct_lit.core import bundle
-
     install_satellites()
     return bundle.open_model(run, template)
 
@@ -320,8 +300,6 @@ def texts_of(settings: Any, model: Any) -> list[str]:
 
 def sampling_of(config: DictConfig) -> SamplingSettings:
     """The settings of generation."""
-    from instruct_lit.core.generation.sampling import SamplingSettings
-
     settings = arguments_for(SamplingSettings, config.generation)
     return SamplingSettings(**settings | {"stop": tuple(settings["stop"])})
 

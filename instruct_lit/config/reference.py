@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from instruct_lit.config import compose
-from instruct_lit.config.help import choices_of, groups_of, summary_of
+from instruct_lit.config.help import groups_of, summary_of
 from instruct_lit.config.schema import COMMANDS
 from instruct_lit.config.schema.constructors import CONSTRUCTOR_KEYS
 from instruct_lit.config.schema.options import Key, Rules, keys_of, shown
@@ -57,7 +57,7 @@ def _section(title: str, keys: list[Key], values: Any, schema: type | None, grou
     lines = [f"## {title}", ""]
     if schema is not None:
         lines += [str(schema.__doc__).splitlines()[0], ""]
-    choices = choices_of(group) if group else []
+    choices = compose.choices_of(group) if group else []
     if choices:
         lines += [f"| choice | `conf/{group}/` |", "|---|---|"]
         lines += [

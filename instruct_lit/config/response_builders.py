@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from instruct_lit.config import model_builders as build
+from instruct_lit.config.compose import runs_of
 from instruct_lit.config.judge_builders import remote_model_of
 from instruct_lit.core.data.records import FileSource
 from instruct_lit.datasets.filters import call, load_function
@@ -41,7 +42,7 @@ def sources_of(config: DictConfig) -> list[str]:
     if config.compare is not None:
         return [str(side) for side in config.compare]
     remote = [f"endpoint/{config.endpoint.model}"] if config.endpoint.url is not None else []
-    return [*build.runs_of(config), *remote, *([config.responses] if config.responses is not None else [])]
+    return [*runs_of(config), *remote, *([config.responses] if config.responses is not None else [])]
 
 
 def responses_of(config: DictConfig, source: str) -> Responses:
@@ -70,7 +71,7 @@ def remote_responses(config: DictConfig) -> list[dict[str, Any]]:
     from instruct_lit.core.data.template import Template
     from instruct_lit.core.data.tokenizer import GPT2Tokenizer
 
-    runs = build.runs_of(config)
+    runs = runs_of(config)
     if runs:
         of_run: Any = OmegaConf.merge(config, {"run": runs[0]})
         data = data_of_run(of_run, build.open_run(of_run))

@@ -6,15 +6,21 @@ import json
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from instruct_lit.config import model_builders as build
+from instruct_lit.config.data_builders import data_of_run
+from instruct_lit.core.bundle import OpenedModel
+from instruct_lit.core.generation.engine import Engine
+from instruct_lit.core.generation.responses import write_jsonl
+from instruct_lit.core.generation.sampling import SamplingSettings
+from instruct_lit.core.model.causal import CausalLM, best_device, on_device
+from instruct_lit.core.training.answers import answer_split
 from instruct_lit.errors import ConfigError
-
-if TYPE_CHECKING:
-    from instruct_lit.core.bundle import OpenedModel
-    from instruct_lit.core.model.causal import CausalLM
+from instruct_lit.evaluation.losses import response_losses
+from instruct_lit.exporters.soup import make_soup
 
 
 def runs_of(given: list[str]) -> list[str]:
@@ -31,16 +37,6 @@ def runs_of(given: list[str]) -> list[str]:
 
 def soup_of(config: DictConfig, out_dir: Path) -> OpenedModel:
     """The soup of `soup`, tested on the data of its first run; writes soup.json and responses.jsonl to `out_dir`."""
-    from instruct_lit.config import model_builders as build
-    from instruct_lit.config.data_builders import data_of_run
-    from instruct_lit.core.generation.engine import Engine
-    from instruct_lit.core.generation.responses import write_jsonl
-    from instruct_lit.core.generation.sampling import SamplingSettings
-    from instruct_lit.core.model.causal import best_device, on_device
-    from instruct_lit.core.training.answers import answer_split
-    from instruct_lit.evaluation.losses import response_losses
-    from instruct_lit.exporters.soup import make_soup
-
     runs = runs_of(list(config.soup))
     template = build.given_template(config)
     first = build.open_model(runs[0], template)

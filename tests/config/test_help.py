@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from instruct_lit.config.compose import CONF
-from instruct_lit.config.help import MOST_USED, choices_of, groups_of, help_of, summary_of
+from instruct_lit.config.compose import CONF, choices_of
+from instruct_lit.config.help import MOST_USED, groups_of, help_of, summary_of
 from instruct_lit.config.schema import COMMANDS
 from instruct_lit.config.schema.constructors import CONSTRUCTOR_KEYS
 from tests.configs import composed

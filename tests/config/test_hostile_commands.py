@@ -13,9 +13,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from instruct_lit.config.benchmark_builders import request_of
 from instruct_lit.config.check_commands import check_command
-from instruct_lit.config.compose import flat
+from instruct_lit.config.compose import flat, runs_of
 from instruct_lit.config.messages import explain
-from instruct_lit.config.model_builders import engine_options, given_template, labels_of, runs_of, sampling_of
+from instruct_lit.config.model_builders import engine_options, given_template, labels_of, sampling_of
 from instruct_lit.config.schema import COMMANDS
 from instruct_lit.config.schema.options import keys_of
 from instruct_lit.errors import ConfigError, InstructLitError

@@ -116,7 +116,8 @@ def test_two_processes_go_on_where_one_stopped(
 FAILING = """
 import os
 from instruct_lit.errors import TrainingError
-from instruct_lit.train import main
+from instruct_lit.config.compose import run_command
+from instruct_lit.train import train
 from instruct_lit.core.training.module import InstructionTuner
 
 step = InstructionTuner.training_step
@@ -125,7 +126,7 @@ def training_step(self, batch, batch_idx):
         raise TrainingError("the second process lost its data")
     return step(self, batch, batch_idx)
 InstructionTuner.training_step = training_step
-main()
+run_command("train", train)
 """
 
 

@@ -208,8 +208,9 @@ def test_existing_responses_need_no_lightning(tmp_path: Path) -> None:
     (tmp_path / "answers.json").write_text(json.dumps([{"instruction": "a", "output": "b", "response": "b"}] * 2))
     program = (
         "import sys; sys.argv = ['evaluate', 'responses=answers.json', 'hydra.run.dir=out']\n"
-        "from instruct_lit.evaluate import main\n"
-        "main(); assert 'lightning' not in sys.modules and 'transformers' not in sys.modules"
+        "from instruct_lit.config.compose import run_command\n"
+        "from instruct_lit.evaluate import evaluate\n"
+        "run_command('evaluate', evaluate); assert 'lightning' not in sys.modules and 'transformers' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
