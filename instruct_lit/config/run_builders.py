@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,6 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import Checkpoint, LearningRateMonitor, ProgressBar
-from lightning.pytorch.loggers import Logger
 from lightning.pytorch.profilers import AdvancedProfiler, SimpleProfiler
 from omegaconf import DictConfig, OmegaConf
 
@@ -25,7 +24,7 @@ from instruct_lit.config.data_builders import data_of
 from instruct_lit.config.run_hooks import hooks_of
 from instruct_lit.config.run_ownership import own_folder
 from instruct_lit.config.satellites import has_satellite
-from instruct_lit.config.targets import build, plain, target_of, without
+from instruct_lit.config.targets import arguments_for, build, plain, target_of, without
 from instruct_lit.core.bundle import save_bundle
 from instruct_lit.core.data.datamodule import InstructionData
 from instruct_lit.core.data.template import Template
@@ -51,7 +50,8 @@ ACCELERATED = {"instruct_lit.core.training.optimizer.adamw": "instruct_lit.accel
 
 def run_of(config: DictConfig) -> Run:
     """The training run of a checked configuration, in Hydra's output folder."""
-    own_folder(Path(HydraConfig.get().runtime.output_dir))
+    run_dir = Path(HydraConfig.get().runtime.output_dir)
+    own_folder(run_dir)
     for key, node in (config.callbacks or {}).items():
         satellite = DEFAULTS_OF_SATELLITES.get(node.get("_target_")) if node is not None else None
         if satellite and not has_satellite(satellite):
@@ -65,15 +65,10 @@ def run_of(config: DictConfig) -> Run:
         from instruct_lit.accel.hardware import keep_freed_memory
 
         keep_freed_memory()
-    run_dir = Path(HydraConfig.get().runtime.output_dir)
     best = OmegaConf.select(config, "callbacks.best_checkpoint") or {}
     settings = RunSettings(
-        run_dir=run_dir,
-        seed=config.seed,
-        fit=config.fit,
-        evaluate_base=config.evaluate_base,
-        n_test_responses=config.n_test_responses,
-        optimized_metric=config.optimized_metric,
+        run_dir,
+        **arguments_for(RunSettings, config),
         monitor=best.get("monitor", "val/loss"),
         mode=best.get("mode", "min"),
         sampling=build_parts.sampling_of(config),
@@ -134,16 +129,12 @@ class ConfiguredParts:
 
 def tuner_of(config: DictConfig, model: CausalLM) -> InstructionTuner:
     """The LightningModule of a model."""
-    return InstructionTuner(model, *optimization_of(config), config.neftune_alpha, step_of(config), sharding())
+    step = StepAccelerator()
+    if has_satellite("accel"):
+        from instruct_lit.accel.step import AcceleratedStep
 
-
-def step_of(config: DictConfig) -> StepAccelerator:
-    """How micro-batches are computed: by `accel` if it is installed."""
-    if not has_satellite("accel"):
-        return StepAccelerator()
-    from instruct_lit.accel.step import AcceleratedStep
-
-    return AcceleratedStep(config.compile, wants_graphs(config))
+        step = AcceleratedStep(config.compile, wants_graphs(config))
+    return InstructionTuner(model, *optimization_of(config), config.neftune_alpha, step, sharding())
 
 
 def sharding() -> Sharding:
@@ -185,12 +176,26 @@ def trainer_of(config: DictConfig, callbacks: Sequence[Callback]) -> Trainer:
         ".*WeightAveraging callback with a model that overrides.*",  # configure_model does nothing without shards
     ):  # fmt: skip
         warnings.filterwarnings("ignore", message=message)
-    configured = [build(node, f"callbacks.{k}") for k, node in (config.callbacks or {}).items() if node is not None]
-    callbacks = [*callbacks, *_progress_of(callbacks)]
-    loggers = [build(node, f"logger.{k}") for k, node in (config.logger or {}).items() if node is not None]
+    configured, loggers = (
+        [build(node, f"{group}.{name}") for name, node in (config[group] or {}).items() if node is not None]
+        for group in ("callbacks", "logger")
+    )
     node = plain(config.trainer)
-    both = [*_wanted(callbacks, node, configured, loggers), *_wanted(configured, node, [], loggers)]
-    node["precision"] = node["precision"] or _default_precision(node["accelerator"])
+    absent = {  # what the loggers and the arguments of the trainer leave out
+        LearningRateMonitor: not loggers,  # refuses to run without one
+        Checkpoint: node["enable_checkpointing"] is False,
+        ProgressBar: node["enable_progress_bar"] is False,
+    }
+    unwanted = tuple(kind for kind, is_absent in absent.items() if is_absent)
+    has_bar = any(isinstance(callback, ProgressBar) for callback in configured)
+    bars = [] if has_bar else _progress_of(callbacks)
+    both = [callback for callback in (*callbacks, *bars, *configured) if not isinstance(callback, unwanted)]
+    if node["precision"] is None:
+        node["precision"] = "32-true"
+        if has_satellite("accel"):
+            from instruct_lit.accel.hardware import default_precision
+
+            node["precision"] = default_precision(node["accelerator"])
     for part in ("strategy", "profiler"):
         if isinstance(node.get(part), dict):
             node[part] = build(node[part], f"trainer.{part}")
@@ -198,42 +203,18 @@ def trainer_of(config: DictConfig, callbacks: Sequence[Callback]) -> Trainer:
         node["profiler"] = PROFILERS[node["profiler"]](dirpath=node["default_root_dir"], filename="profile")
     if node["enable_checkpointing"] is None:  # Lightning would add a checkpoint of its own to callbacks=none
         node["enable_checkpointing"] = any(isinstance(callback, Checkpoint) for callback in both)
-    trainer = build(
-        node,
-        "trainer",
-        callbacks=both,
-        logger=loggers or False,
-        plugins=_checkpoint_files(),
-        use_distributed_sampler=False,
-    )
+    plugins: list[Any] = []
+    if has_satellite("resume"):
+        from instruct_lit.resume.checkpoint_files import DurableIO
+
+        plugins.append(DurableIO(sharding()))  # checkpoints survive a fault
+    given = {"callbacks": both, "logger": loggers or False, "plugins": plugins, "use_distributed_sampler": False}
+    trainer = build(node, "trainer", **given)
     if trainer.world_size > 1 and not has_satellite("distributed"):
         raise ConfigError(
             f"trainer: {trainer.world_size} processes need the folder instruct_lit/distributed; use trainer.devices=1"
         )
     return trainer
-
-
-def _checkpoint_files() -> list[Any]:
-    """How checkpoints are written: by `resume` so that they survive a fault, without it by Lightning."""
-    if not has_satellite("resume"):
-        return []
-    from instruct_lit.resume.checkpoint_files import DurableIO
-
-    return [DurableIO(sharding())]
-
-
-def _wanted(
-    callbacks: Sequence[Callback], trainer: Mapping[str, Any], others: Sequence[Callback], loggers: Sequence[Logger]
-) -> list[Callback]:
-    """The callbacks that the arguments of the trainer, its loggers and the callbacks beside them leave in place."""
-    unwanted: list[type] = []
-    if not loggers:  # LearningRateMonitor refuses to run without one
-        unwanted.append(LearningRateMonitor)
-    if trainer["enable_checkpointing"] is False:
-        unwanted.append(Checkpoint)
-    if trainer["enable_progress_bar"] is False or any(isinstance(other, ProgressBar) for other in others):
-        unwanted.append(ProgressBar)
-    return [callback for callback in callbacks if not isinstance(callback, tuple(unwanted))]
 
 
 def _progress_of(callbacks: Sequence[Callback]) -> list[Callback]:
@@ -244,11 +225,3 @@ def _progress_of(callbacks: Sequence[Callback]) -> list[Callback]:
     from instruct_lit.reports.progress import Progress
 
     return [Progress(callback.tokens_per_s) for callback in callbacks if isinstance(callback, Throughput)]
-
-
-def _default_precision(accelerator: str) -> str:
-    if not has_satellite("accel"):
-        return "32-true"
-    from instruct_lit.accel.hardware import default_precision
-
-    return default_precision(accelerator)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -38,30 +38,35 @@ SETTINGS = (
 )  # fmt: skip
 
 
+class ConfiguredHook(RunHook):
+    """A hook that reads the configuration of its run."""
+
+    def __init__(self, config: DictConfig) -> None:
+        self.config = config
+
+
 def hooks_of(config: DictConfig) -> list[RunHook]:
     """The hooks of a configuration and of the satellites that are installed."""
-    hooks: list[RunHook] = [Utilisation()] if has_satellite("accel") else []
-    if has_satellite("resume"):
-        hooks.append(_resumption(config))
-    elif config.ckpt_path:
+    if config.ckpt_path and not has_satellite("resume"):
         raise ConfigError(f"ckpt_path={config.ckpt_path}: needs the folder instruct_lit/resume; start a new run")
-    if has_satellite("distributed"):
-        hooks.append(Processes())
-    hooks += [Checks(), Provenance(config)]
-    if has_satellite("datasets"):
-        hooks.append(MixtureShares())
-    if config.finder is not None:
-        hooks.append(Finder(config.finder))
-    if config.finder is None and config.forgetting.enabled and has_satellite("evaluation"):
-        hooks.append(Forgetting(config))
-    if has_satellite("reports"):
-        hooks += [Report(config), Loggers(config)]
-    if config.finder is None:
-        hooks.append(Preflight(flat(config)))
-        has_code = config.model.get("trust_remote_code", False)  # which no fresh process runs unasked
-        if config.verify and not has_code and has_satellite("exporters") and has_satellite("hf"):
-            hooks.append(Verification(config))
-    return hooks
+    trains = config.finder is None
+    has_code = config.model.get("trust_remote_code", False)  # which no fresh process runs unasked
+    verifies = trains and config.verify and not has_code
+    hooks: list[tuple[Callable[[DictConfig], RunHook], bool, tuple[str, ...]]] = [  # with the satellites they need
+        (Utilisation, True, ("accel",)),
+        (_resumption, True, ("resume",)),
+        (Processes, True, ("distributed",)),
+        (Checks, True, ()),
+        (Provenance, True, ()),
+        (MixtureShares, True, ("datasets",)),
+        (Finder, not trains, ()),
+        (Forgetting, trains and config.forgetting.enabled, ("evaluation",)),
+        (Report, True, ("reports",)),
+        (Loggers, True, ("reports",)),
+        (lambda config: Preflight(flat(config)), trains, ()),
+        (Verification, verifies, ("exporters", "hf")),
+    ]
+    return [hook(config) for hook, wanted, needs in hooks if wanted and all(map(has_satellite, needs))]
 
 
 def _resumption(config: DictConfig) -> RunHook:
@@ -84,7 +89,7 @@ def identity_of(config: DictConfig) -> dict[str, str]:
     }
 
 
-class Processes(RunHook):
+class Processes(ConfiguredHook):
     """satellite distributed: one process prepares the data, and errors of another process are explained."""
 
     @contextmanager
@@ -101,7 +106,7 @@ class Processes(RunHook):
         return explained_peers(run.trainer)
 
 
-class Checks(RunHook):
+class Checks(ConfiguredHook):
     """Refuses data and limits of the trainer that leave nothing to train on, validate or test."""
 
     def on_prepared(self, run: Run) -> None:
@@ -109,11 +114,8 @@ class Checks(RunHook):
         check_limits(run.data, run.trainer)
 
 
-class Provenance(RunHook):
+class Provenance(ConfiguredHook):
     """Writes config.yaml and provenance.json."""
-
-    def __init__(self, config: DictConfig) -> None:
-        self.config = config
 
     @contextmanager
     def preparing(self, run: Run) -> Iterator[None]:
@@ -133,7 +135,7 @@ class Provenance(RunHook):
             write_provenance(run.run_dir, origin)
 
 
-class MixtureShares(RunHook):
+class MixtureShares(ConfiguredHook):
     """satellite datasets: prints and records what an epoch sees of each data set of a mixture."""
 
     def on_prepared(self, run: Run) -> None:
@@ -148,7 +150,7 @@ class MixtureShares(RunHook):
             )
 
 
-class Utilisation(RunHook):
+class Utilisation(ConfiguredHook):
     """satellite accel: peak memory, advice when memory is exhausted, and the utilisation of the device."""
 
     memory: PeakMemory
@@ -187,7 +189,7 @@ class Utilisation(RunHook):
         run.metrics["peak_memory_bytes"] = self.memory.read()
 
 
-class Forgetting(RunHook):
+class Forgetting(ConfiguredHook):
     """satellite evaluation: the loss on general text before and after training."""
 
     before: Losses | None = None
@@ -215,22 +217,16 @@ class Forgetting(RunHook):
             return text_losses(run.model, run.tokenizer, self.texts)
 
 
-class Finder(RunHook):
+class Finder(ConfiguredHook):
     """satellite sweeps: a search for a setting in place of the training."""
 
-    def __init__(self, node: Any) -> None:
-        self.node = node
-
     def replaces_training(self, run: Run) -> bool:
-        build(self.node, "finder")(run.trainer, run.tuner, run.data, run.run_dir)
+        build(self.config.finder, "finder")(run.trainer, run.tuner, run.data, run.run_dir)
         return True
 
 
-class Loggers(RunHook):
+class Loggers(ConfiguredHook):
     """satellite reports: final metrics, the plot and the settings that matter, in every logger."""
-
-    def __init__(self, config: DictConfig) -> None:
-        self.config = config
 
     def on_end(self, run: Run) -> None:
         from instruct_lit.reports.loggers import log_results
@@ -250,11 +246,8 @@ def settings_to_compare(config: DictConfig, overrides: Sequence[str]) -> dict[st
     return {key: value for key, value in values.items() if isinstance(value, bool | int | float | str)}
 
 
-class Verification(RunHook):
+class Verification(ConfiguredHook):
     """satellite exporters: opens the bundle in a fresh process and compares it with the trained model."""
-
-    def __init__(self, config: DictConfig) -> None:
-        self.adapter, self.dtype = config.adapter, config.bundle_dtype
 
     def on_tested(self, run: Run) -> None:
         if not run.interrupted:
@@ -264,8 +257,8 @@ class Verification(RunHook):
         from instruct_lit.exporters.verification import verify_bundle
 
         if not run.interrupted:
-            dtype = DTYPES[self.dtype] if self.dtype else run.model.base_dtype
-            stored = dtype if self.adapter.kind == "none" or self.adapter.merge else None
+            adapter, dtype = self.config.adapter, DTYPES.get(self.config.bundle_dtype, run.model.base_dtype)
+            stored = dtype if adapter.kind == "none" or adapter.merge else None
             verify_bundle(run.run_dir / "bundle", run.model, self.trained, lambda: self._reference(run), stored)
 
     def _reference(self, run: Run) -> Reference:
@@ -276,11 +269,8 @@ class Verification(RunHook):
         return reference_of(run.model, run.tokenizer, run.template, examples)
 
 
-class Report(RunHook):
+class Report(ConfiguredHook):
     """satellite reports: the page, the plot and the summary of a run."""
-
-    def __init__(self, config: DictConfig) -> None:
-        self.config = config
 
     def on_end(self, run: Run) -> None:
         from instruct_lit.reports.run_page import plot_losses, print_summary, write_report

@@ -5,6 +5,7 @@ The keys are read from the schema and the composed configuration, so that a new 
 
 import functools
 import math
+import re
 import time
 import warnings
 from collections.abc import Callable
@@ -17,15 +18,15 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from instruct_lit.config.check_machine import check_machine, check_targets, check_workers
+from instruct_lit.config.check_machine import check_machine, check_targets, worker_relations
 from instruct_lit.config.check_training import check_train
 from instruct_lit.config.compose import flat
 from instruct_lit.config.messages import explain
 from instruct_lit.config.model_builders import sampling_of
 from instruct_lit.config.run_builders import trainer_of
-from instruct_lit.config.schema.options import keys_of
+from instruct_lit.config.schema.options import keys_of, violations
 from instruct_lit.config.schema.training import TrainConfig
-from instruct_lit.errors import ConfigError, InstructLitError
+from instruct_lit.errors import InstructLitError
 from tests.commands import SMALL
 from tests.configs import composed
 
@@ -129,11 +130,11 @@ def test_workers_need_shared_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     monkeypatch.setattr(
         "instruct_lit.config.check_machine.shutil.disk_usage", lambda _: SimpleNamespace(free=free["bytes"])
     )
-    with pytest.raises(ConfigError, match=r"data\.n_workers=2: needs 2 MB of .*, which has 0\.1 MB free; use data"):
-        check_workers(2, 8)
-    check_workers(0, 8)
+    (message,) = violations(base(), worker_relations(2, 8))
+    assert re.match(r"data\.n_workers=2: needs 2 MB of .*, which has 0\.1 MB free; use data", message)
+    assert not violations(base(), worker_relations(0, 8))
     free["bytes"] = 2_000_000
-    check_workers(2, 8)
+    assert not violations(base(), worker_relations(2, 8))
 
 
 def test_a_key_that_nothing_reads_is_refused() -> None:
