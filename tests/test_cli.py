@@ -80,7 +80,7 @@ def test_the_last_word_is_completed(line: str, found: list[str]) -> None:
 def test_bash_asks_for_the_words(tmp_path: Path) -> None:
     (tmp_path / "instruct-lit").write_text(f'#!/bin/sh\nexec {sys.executable} -m instruct_lit.cli "$@"\n')
     (tmp_path / "instruct-lit").chmod(0o755)
-    script = SHELLS["bash"] + (
+    script = SHELLS["bash"].read_text() + (
         '\nask() { COMP_LINE="$1"; COMP_POINT=${#1}; COMP_WORDBREAKS=$\' \\t\\n=:\'; $2; echo "${COMPREPLY[*]}"; }\n'
         "ask 'instruct-lit train model=gpt2-m' _instruct_lit\n"
         "ask 'instruct-lit tra' _instruct_lit\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -15,43 +16,7 @@ from instruct_lit.config.schema.options import keys_of
 from instruct_lit.errors import ConfigError
 
 FLAGS = ("--help", "--cfg", "--multirun", "--hydra-help")
-# bash breaks words at "=": what stands before the last one is not part of the word that is completed.
-BASH = r"""
-_instruct_lit() {
-  local line="${COMP_LINE:0:COMP_POINT}" word found
-  COMPREPLY=()
-  word="${line##*[[:space:]]}"
-  while IFS= read -r found; do
-    [[ $word == *=* && $COMP_WORDBREAKS == *=* ]] && found="${found#"${word%=*}="}"
-    COMPREPLY+=("$found")
-  done < <(instruct-lit completion words "$line" 2>/dev/null)
-  [[ ${#COMPREPLY[@]} == 1 && ${COMPREPLY[0]} == *[=.] ]] && compopt -o nospace 2>/dev/null
-  return 0
-}
-_instruct_lit_python() {
-  [[ ${COMP_LINE:0:COMP_POINT} == *" -m instruct_lit"* ]] && _instruct_lit
-}
-complete -o default -F _instruct_lit instruct-lit
-complete -o bashdefault -o default -F _instruct_lit_python python python3
-""".strip()
-ZSH = r"""
-_instruct_lit() {
-  local -a found=("${(@f)$(instruct-lit completion words "$LBUFFER" 2>/dev/null)}")
-  [[ -n $found[1] ]] && compadd -Q -S '' -- $found || _files
-}
-_instruct_lit_python() { [[ $LBUFFER == *" -m instruct_lit"* ]] && _instruct_lit || _default }
-(( $+functions[compdef] )) || { autoload -Uz compinit && compinit }
-compdef _instruct_lit instruct-lit
-compdef _instruct_lit_python python python3
-""".strip()
-FISH = r"""
-complete -c instruct-lit -a '(instruct-lit completion words (commandline -cp) 2>/dev/null)'
-for program in python python3
-  complete -c $program -n 'string match -q "* -m instruct_lit*" -- (commandline -cp)' \
-    -a '(instruct-lit completion words (commandline -cp) 2>/dev/null)'
-end
-""".strip()
-SHELLS = {"bash": BASH, "zsh": ZSH, "fish": FISH}
+SHELLS = {shell: Path(__file__).with_suffix(f".{shell}") for shell in ("bash", "zsh", "fish")}
 
 
 def completion(arguments: Sequence[str]) -> str:
@@ -60,7 +25,7 @@ def completion(arguments: Sequence[str]) -> str:
     Raises: ConfigError for anything else.
     """
     if len(arguments) == 1 and arguments[0] in SHELLS:
-        return SHELLS[arguments[0]]
+        return SHELLS[arguments[0]].read_text(encoding="utf-8").strip()
     if len(arguments) == 2 and arguments[0] == "words":
         return "\n".join(words(arguments[1]))
     raise ConfigError(f"instruct-lit completion {' '.join(arguments)}: no such shell; allowed are {', '.join(SHELLS)}")

@@ -10,7 +10,7 @@ import functools
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -136,6 +136,17 @@ def differences(config: DictConfig, config_name: str) -> list[tuple[str, Any, An
     given = flat(config)
     keys = sorted({*default, *given})
     return [(key, default.get(key), given.get(key)) for key in keys if default.get(key) != given.get(key)]
+
+
+def nodes_of(values: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Every node of plain values with its dotted key, from the root on; the items of a list under the list's key."""
+    yield key, values
+    if isinstance(values, dict):
+        for name, inner in values.items():
+            yield from nodes_of(inner, f"{key}.{name}" if key else str(name))
+    elif isinstance(values, list):
+        for inner in values:
+            yield from nodes_of(inner, key)
 
 
 def flat(node: Any, prefix: str = "") -> dict[str, Any]:

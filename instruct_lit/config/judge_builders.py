@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
 from instruct_lit.config.compose import CONF
+from instruct_lit.config.targets import arguments_for
 from instruct_lit.errors import ConfigError
 
 if TYPE_CHECKING:
-    from omegaconf import DictConfig
-
     from instruct_lit.evaluation.judging.judge import Judge
     from instruct_lit.evaluation.judging.prompt import JudgePrompt
     from instruct_lit.evaluation.judging.response_judge import ResponseJudge
@@ -56,9 +58,6 @@ def response_judge_of(config: DictConfig, pairwise: bool = False) -> ResponseJud
 
 def panel_of(judge: DictConfig) -> list[Any]:
     """The settings of the judge and of the further ones in its `panel`."""
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
     judges: list[Any] = [judge]
     for number, member in enumerate(judge.panel or ()):
         given = dict(member) if hasattr(member, "keys") else {}
@@ -77,32 +76,29 @@ def panel_of(judge: DictConfig) -> list[Any]:
 
 def judge_of(judge: DictConfig, cache_dir: str) -> Judge:
     """One judge, its replies cached in the cache folder."""
-    from omegaconf import OmegaConf
-
     from instruct_lit.config.model_builders import install_satellites
     from instruct_lit.evaluation.answer_cache import AnswerCache
     from instruct_lit.evaluation.judging.endpoints import OllamaEndpoint, OpenAIEndpoint
     from instruct_lit.evaluation.judging.judge import Judge
     from instruct_lit.evaluation.judging.local import LocalEndpoint
 
-    settings: dict[str, Any] = {"max_tokens": judge.max_tokens, "constrained": judge.constrained}
     endpoint: Any
     if judge.name == "local":
         install_satellites()
-        endpoint = LocalEndpoint(judge.model, judge.gguf_file, **settings)
+        endpoint = LocalEndpoint(**arguments_for(LocalEndpoint, judge))
     else:
-        settings |= {name: judge[name] for name in ("temperature", "seed", "timeout_s", "n_retries")}
-        settings |= {"body": OmegaConf.to_container(judge.body) if judge.body else {}}
-        key = os.environ[judge.api_key_env] if judge.api_key_env else None
-        if judge.name == "ollama":
-            endpoint = OllamaEndpoint(judge.url, judge.model, key, n_ctx=judge.n_ctx, **settings)
-        else:
-            endpoint = OpenAIEndpoint(judge.url, judge.model, key, **settings)
+        settings = {**arguments_for(OpenAIEndpoint, judge), "api_key": _key_in(judge.api_key_env)}
+        is_ollama = judge.name == "ollama"
+        endpoint = OllamaEndpoint(n_ctx=judge.n_ctx, **settings) if is_ollama else OpenAIEndpoint(**settings)
     cache = AnswerCache(Path(cache_dir) / "judge" / "replies.jsonl")
     prices = judge_prices(judge.url, judge.model, judge.usd_per_million_tokens)
     must_be_confirmed = judge.paid and not judge.confirmed and (prices is not None or not _is_loopback(judge.url))
-    limits = {"n_concurrent": judge.n_concurrent, "n_asks": judge.n_asks}
+    limits = arguments_for(Judge, judge)
     return Judge(endpoint, cache, **limits, prices=prices, must_be_confirmed=must_be_confirmed)
+
+
+def _key_in(variable: str | None) -> str | None:
+    return os.environ[variable] if variable else None
 
 
 def remote_model_of(config: DictConfig) -> RemoteModel:
@@ -112,11 +108,10 @@ def remote_model_of(config: DictConfig) -> RemoteModel:
     from instruct_lit.evaluation.remote_model import CompletionEndpoint, RemoteModel
 
     settings = config.endpoint
-    key = os.environ[settings.api_key_env] if settings.api_key_env else None
-    limits = {"constrained": False, "timeout_s": settings.timeout_s, "n_retries": settings.n_retries}
-    endpoint = CompletionEndpoint(settings.url, settings.model, key, **limits)
+    given = {**arguments_for(CompletionEndpoint, settings), "api_key": _key_in(settings.api_key_env)}
+    endpoint = CompletionEndpoint(**given, constrained=False)
     cache = AnswerCache(Path(config.paths.cache) / "answers" / "endpoint.jsonl")
-    judge = Judge(endpoint, cache, n_concurrent=settings.n_concurrent, n_asks=1)
+    judge = Judge(endpoint, cache, **arguments_for(Judge, settings), n_asks=1)
     judge.check()
     return RemoteModel(judge, settings.chat, f"endpoint/{settings.model}", settings.model.rpartition("/")[2])
 

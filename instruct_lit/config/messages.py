@@ -199,15 +199,9 @@ def _nearest(parent: str, key: str, command: str) -> str:
 
 def known_keys(command: str) -> list[str]:
     """Every key of a command's default configuration, the groups before their keys."""
-    from instruct_lit.config.compose import composed
+    from instruct_lit.config.compose import composed, nodes_of
 
     try:
-        return list(_names(OmegaConf.to_container(composed(command))))
+        return list(dict.fromkeys(key for key, _ in nodes_of(OmegaConf.to_container(composed(command))) if key))
     except (HydraException, OmegaConfBaseException, ValueError):
         return []
-
-
-def _names(node: object, prefix: str = "") -> Iterator[str]:
-    for key, inner in node.items() if isinstance(node, dict) else ():
-        yield f"{prefix}{key}"
-        yield from _names(inner, f"{prefix}{key}.")

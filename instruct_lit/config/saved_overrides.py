@@ -6,13 +6,13 @@ every override is checked, and then the configuration that they compose.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
-from instruct_lit.config.compose import CONF, composed
+from instruct_lit.config.compose import CONF, composed, nodes_of
 from instruct_lit.config.run_folder import read_plain
 from instruct_lit.config.targets import unlisted_targets
 from instruct_lit.errors import ConfigError
@@ -49,7 +49,7 @@ def saved_overrides(run: Path, changes: Collection[str] = ()) -> list[str]:
                 f"'changes=[\"{override}\"]'"
             )
     config = OmegaConf.to_container(composed("train", untrusted))
-    for key, value in _leaves(config):
+    for key, value in nodes_of(config):
         if key.startswith("data.filters.function.") or (key == "model.trust_remote_code" and value):
             raise ConfigError(f"run={run}: its overrides compose {key}={value}, which runs code; give another run")
     for key, target in unlisted_targets(config):
@@ -79,7 +79,7 @@ def refusal(override: str) -> str | None:
         return "changes Hydra itself"
     if ".." in key or key.startswith("/") or not _are_own_choices(key, value):
         return "names a configuration outside of this program's"
-    for name, inner in _leaves(value, key):
+    for name, inner in nodes_of(value, key):
         parts = name.split(".")
         switch = next((SWITCHES[part] for part in parts if part in SWITCHES), None)
         if inner not in (None, False) and (switch or name == TEMPLATE_FILE):
@@ -94,15 +94,3 @@ def _are_own_choices(key: str, value: Any) -> bool:
         return True
     options = {path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml")}
     return all(str(choice) in options for choice in (value if isinstance(value, list) else [value]))
-
-
-def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every value that is neither a mapping nor a list, with its dotted key; those of lists under the list's key."""
-    if isinstance(node, dict):
-        for key, inner in node.items():
-            yield from _leaves(inner, f"{prefix}.{key}" if prefix else str(key))
-    elif isinstance(node, list):
-        for inner in node:
-            yield from _leaves(inner, prefix)
-    else:
-        yield prefix, node

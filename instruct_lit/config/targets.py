@@ -10,6 +10,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from instruct_lit.config.argument_types import fits, name_of, type_hints
+from instruct_lit.config.compose import nodes_of
 from instruct_lit.errors import ConfigError, InstructLitError
 
 # What a `_target_` may name, by the last part of its key for sources and strategies, otherwise by the first one.
@@ -64,16 +65,11 @@ def is_listed(name: str, key: str) -> bool:
     return name in allowed_for(key) or (f"{module}.*" in allowed_for(key) and not last.startswith("_"))
 
 
-def unlisted_targets(node: Any, key: str = "") -> Iterator[tuple[str, str]]:
+def unlisted_targets(values: Any) -> Iterator[tuple[str, str]]:
     """Every `_target_` in plain values, at any depth, that is not on the list of its key: (key, target)."""
-    if isinstance(node, dict):
-        if "_target_" in node and not is_listed(str(node["_target_"]), key):
+    for key, node in nodes_of(values):
+        if isinstance(node, dict) and "_target_" in node and not is_listed(str(node["_target_"]), key):
             yield f"{key}._target_", str(node["_target_"])
-        for name, inner in node.items():
-            yield from unlisted_targets(inner, f"{key}.{name}" if key else str(name))
-    elif isinstance(node, list):
-        for inner in node:
-            yield from unlisted_targets(inner, key)
 
 
 def target_of(node: Any, key: str) -> Callable[..., Any]:
