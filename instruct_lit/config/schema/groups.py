@@ -58,9 +58,7 @@ class TemplateConfig:
     text: str | None = option(None, "Jinja text with instruction, input, system and response.")
     path: str | None = option(None, "File with the text.")
     next_turn: str | None = option(None, "Jinja text of the further turns of a conversation.")
-    variables: Any = option(
-        None, "Variables of template=chat: {enable_thinking: false, date: 2024-07-26}.", mapping=True
-    )
+    variables: Any = option(None, "Variables of template=chat: {enable_thinking: false}.", mapping=True)
     variant: str | None = option(None, "Which of several chat templates of a tokenizer: default, tool_use, rag.")
 
 
@@ -77,9 +75,7 @@ class DataConfig:
     name: str = option(MISSING, "Name of the data set in reports.")
     licence: str | None = option(None, "Licence of the data, for the model card.")
     source: Any = option(MISSING, "Constructor (_target_) that reads the records.")
-    sets: Any = option(
-        None, "Mixture: {name: {weight: …, path: …, data: …}}, or repeats in place of weights.", items=NO_MAPPING
-    )
+    sets: Any = option(None, "Mixture: {name: {weight or repeats: …, path: …, data: …}}.", items=NO_MAPPING)
     filters: Any = option(
         None, "Filters in order: length, language, near_duplicates, leaks, refusals, function.", items=NO_MAPPING
     )
