@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
@@ -15,12 +16,14 @@ from rich.text import Text
 from instruct_lit.core.data.batching import supervised as supervised_tokens
 from instruct_lit.core.data.datamodule import InstructionData
 from instruct_lit.core.data.encode import EncodedExample
-from instruct_lit.core.data.example import Example
+from instruct_lit.core.data.example import CONVERSATION, Example
 from instruct_lit.core.model.causal import CausalLM, token_losses
 from instruct_lit.errors import ConfigError, printable
 
-SUPERVISED, MASKED = "bold green", "dim"
+SUPERVISED, WEIGHED, MASKED = "bold green", "yellow", "dim"
+ROLES = {"system": "cyan", "user": "blue", "assistant": "green", "tool": "magenta"}
 N_CONTEXT = 3  # masked tokens that stay visible at each end of a longer run
+OF_MESSAGES = (*CONVERSATION, "history", "system", "instruction", "output")  # fields that a conversation shows
 BAR = 10  # columns of the longest bar
 _CONTROL = {code: chr(0x2400 + code) for code in range(0x20)} | {0x7F: "␡"}
 _VISIBLE = _CONTROL | str.maketrans({" ": "·", "\n": "⏎", "\t": "⇥"})
@@ -37,7 +40,9 @@ def show_example(
     console.print(f"example {index}, in {split if split in data.stores else found}", style="bold", highlight=False)
     encoded = store[index]
     losses = target_losses(model, encoded.ids) if model is not None else None
-    print_example(console, store.example(index), encoded, data.tokenizer, data.collator.mask_prompt, losses, all_tokens)
+    collator = data.collator
+    weights = supervised_tokens(encoded, collator.mask_prompt, collator.prompt_weight)
+    print_example(console, store.example(index), encoded, data.tokenizer, weights, losses, all_tokens)
 
 
 def print_example(
@@ -45,28 +50,33 @@ def print_example(
     example: Example,
     encoded: EncodedExample,
     tokenizer: Any,
-    mask_prompt: bool,
+    weights: np.ndarray,
     losses: Sequence[float] | None = None,
     all_tokens: bool = False,
 ) -> None:
     """Print one example.
 
     Args:
+        weights: of every token in the loss `(T,)`, 0 where it is masked.
         losses: of every target, supervised or not, `(T - 1,)`.
         all_tokens: also the middle of long masked runs.
     """
-    supervised = supervised_tokens(encoded, mask_prompt) > 0
+    supervised = weights > 0
     _heading(console, "record")
     for name, value in example.as_record().items():
-        if value != "":
+        if value != "" and not (example.messages and name in OF_MESSAGES):
             console.print(Text(f"{printable(name)}: ", style="bold") + Text(printable(str(value))))
-    _heading(console, "rendered text", "dim: masked, green: supervised" if console.color_system else "⟦supervised⟧")
-    console.print(rendered(encoded.ids, supervised, tokenizer, bool(console.color_system)))
+    if example.messages:
+        _heading(console, "conversation")
+        console.print(conversation(example))
+    note = "dim: masked, green: supervised, yellow: with a weight below 1" if console.color_system else "⟦supervised⟧"
+    _heading(console, "rendered text", note)
+    console.print(rendered(encoded.ids, weights, tokenizer, bool(console.color_system)))
     n_supervised = int(supervised[1:].sum())
     _heading(
         console, "tokens", f"{len(encoded.ids)} tokens, {n_supervised} of {len(encoded.ids) - 1} targets are supervised"
     )
-    console.print(_table(encoded.ids, supervised, tokenizer, losses, all_tokens))
+    console.print(_table(encoded.ids, weights, tokenizer, losses, all_tokens))
     if losses is not None and n_supervised:
         mean = float(np.asarray(losses)[supervised[1:]].mean())
         console.print(
@@ -82,18 +92,40 @@ def target_losses(model: CausalLM, ids: np.ndarray) -> list[float]:
     return token_losses(hidden, model.head_weight, tokens[1:]).tolist()
 
 
-def rendered(ids: np.ndarray, supervised: np.ndarray, tokenizer: Any, coloured: bool = True) -> Text:
-    """The example's text decoded from its ids, masked parts dim and supervised parts green.
+def conversation(example: Example) -> Text:
+    """Tools and messages with their roles, weights, thoughts (dim) and calls, in the colours of the roles."""
+    text = Text()
+    for tool in example.tools:
+        text.append("tool offered: ", "bold magenta").append(f"{printable(json.dumps(tool['function']))}\n", "magenta")
+    weights = iter(example.weights)
+    for message in example.messages:
+        role, weight = message["role"], next(weights, 1.0) if message["role"] == "assistant" else 1.0
+        style = ROLES[role]
+        text.append(role if weight == 1 else f"{role} (weight {weight:g})", f"bold {style}").append(": ")
+        if thoughts := message.get("reasoning_content"):
+            text.append("thoughts: ", "bold dim").append(f"{printable(thoughts)}\n", "dim")
+        if message["content"]:
+            text.append(f"{printable(message['content'])}\n", style)
+        for call in message.get("tool_calls", ()):
+            text.append("calls: ", "bold magenta").append(f"{printable(json.dumps(call['function']))}\n", "magenta")
+    text.rstrip()
+    return text
+
+
+def rendered(ids: np.ndarray, weights: np.ndarray, tokenizer: Any, coloured: bool = True) -> Text:
+    """The example's text decoded from its ids, masked parts dim, supervised parts green, yellow below a weight of 1.
 
     Without colours, supervised parts are in ⟦ ⟧.
     """
     text = Text()
-    for is_supervised, run in groupby(range(len(ids)), key=lambda i: bool(supervised[i])):
+    for weight, run in groupby(range(len(ids)), key=lambda i: float(weights[i])):
         part = printable(tokenizer.decode(ids[list(run)].tolist()))
-        text.append(
-            part if coloured or not is_supervised else f"⟦{part}⟧", style=SUPERVISED if is_supervised else MASKED
-        )
+        text.append(part if coloured or not weight else f"⟦{part}⟧", style=_style(weight))
     return text
+
+
+def _style(weight: float) -> str:
+    return MASKED if not weight else SUPERVISED if weight == 1 else WEIGHED
 
 
 def piece(tokenizer: Any, token_id: int) -> str:
@@ -102,7 +134,7 @@ def piece(tokenizer: Any, token_id: int) -> str:
 
 
 def _table(
-    ids: np.ndarray, supervised: np.ndarray, tokenizer: Any, losses: Sequence[float] | None, all_tokens: bool
+    ids: np.ndarray, weights: np.ndarray, tokenizer: Any, losses: Sequence[float] | None, all_tokens: bool
 ) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for name in ("", "input", "", "target", ""):
@@ -110,21 +142,21 @@ def _table(
     table.columns[0].justify = "right"
     table.add_column("supervised" if losses is None else "loss", no_wrap=True)
     longest = max(1e-9, max(losses)) if losses is not None and len(losses) else 1.0
-    for is_supervised, run in groupby(range(len(ids) - 1), key=lambda i: bool(supervised[i + 1])):
+    for weight, run in groupby(range(len(ids) - 1), key=lambda i: float(weights[i + 1])):
         rows = list(run)
-        hidden = [] if is_supervised or all_tokens else rows[N_CONTEXT:-N_CONTEXT]
+        hidden = [] if weight or all_tokens else rows[N_CONTEXT:-N_CONTEXT]
         for i in rows:
             if hidden and i == hidden[0]:
                 table.add_row("⋮", "", Text(f"{len(hidden)} more"), "", "", "", style=MASKED)
             if hidden and hidden[0] <= i <= hidden[-1]:
                 continue
-            last = Text("yes" if is_supervised else "")
+            last = Text("" if not weight else "yes" if weight == 1 else f"{weight:g}")
             if losses is not None:
                 bar = "█" * round(BAR * losses[i] / longest)
                 last = Text(f"{losses[i]:6.3f} {bar}")
             cells = [str(ids[i]), piece(tokenizer, ids[i]), str(ids[i + 1]), piece(tokenizer, ids[i + 1])]
             # As Text, since a token like [/b] would be taken for rich's markup.
-            table.add_row(str(i), *map(Text, cells), last, style=SUPERVISED if is_supervised else MASKED)
+            table.add_row(str(i), *map(Text, cells), last, style=_style(weight))
     return table
 
 

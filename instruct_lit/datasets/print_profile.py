@@ -33,6 +33,10 @@ def print_profile(console: Console, found: Profile, layout: str) -> None:
     header = repr(found.header.strip()) if found.header.strip() else "none"
     table.add_row("response header", f"{header}, in {found.header_share:.1%} of the prompts")
     table.add_row("mask", f"decodes to the responses in {found.mask_share:.1%} of the examples")
+    if found.kinds:
+        shares = ", ".join(f"{kind} {n / found.n_examples:.0%}" for kind, n in found.kinds.items())
+        table.add_row("examples with", shares)
+        table.add_row("responses", f"{found.n_responses:,}, {found.n_responses / found.n_examples:.2f} per example")
     table.add_row("repeated prompts", f"{found.n_repeated_prompts:,}")
     console.print(table)
     console.print()

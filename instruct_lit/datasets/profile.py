@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
@@ -32,7 +33,8 @@ class Profile:
 
     `mask_share` is the share of the examples whose supervised tokens decode to exactly the target responses. `odd` maps
     a description to the indices of the examples; `costs` maps a layout to the positions it computes per token;
-    `n_repeated_prompts` is the number of examples whose prompt occurs earlier.
+    `n_repeated_prompts` is the number of examples whose prompt occurs earlier, `n_responses` that of the responses that
+    are trained on, `kinds` how many examples have several turns, a system prompt, tools, calls, thoughts, weights.
     """
 
     counts: dict[str, int]
@@ -47,6 +49,8 @@ class Profile:
     n_repeated_prompts: int
     odd: dict[str, list[int]]
     costs: dict[str, float]
+    n_responses: int = 0
+    kinds: dict[str, int] = field(default_factory=dict)
 
     @property
     def truncated_share(self) -> float:
@@ -63,7 +67,8 @@ def profile(
     header = header_of(template)
     odd: dict[str, list[int]] = {}
     prompts: set[tuple[str, ...]] = set()
-    n_repeated = n_headers = n_exact = n_ends = n_supervised = 0
+    kinds: Counter[str] = Counter()
+    n_repeated = n_headers = n_exact = n_ends = n_supervised = n_responses = 0
     for index in range(len(store)):
         example = store.example(index)
         for what in oddities(example, header):
@@ -72,6 +77,8 @@ def profile(
         n_repeated += prompt in prompts
         prompts.add(prompt)
         encoded = store[index]
+        kinds.update(kinds_of(example))
+        n_responses += len(encoded.spans)
         n_supervised += int((supervised(encoded, mask_prompt)[1:] > 0).sum())
         n_ends += int(encoded.ids[-1]) == tokenizer.eot_id
         tail = tokenizer.decode(encoded.ids[: encoded.n_prompt][-4 * len(header) - 8 :].tolist())
@@ -90,7 +97,19 @@ def profile(
         n_repeated_prompts=n_repeated,
         odd=dict(sorted(odd.items(), key=lambda item: -len(item[1]))),
         costs=costs,
+        n_responses=n_responses,
+        kinds=dict(kinds),
     )
+
+
+def kinds_of(example: Example) -> list[str]:
+    """What an example has beside one question and its answer."""
+    keys = {key for message in example.messages for key in message}
+    found = {
+        "several turns": example.history, "a system prompt": example.system, "tools": example.tools,
+        "calls": "tool_calls" in keys, "thoughts": "reasoning_content" in keys, "weights": example.weights,
+    }  # fmt: skip
+    return [kind for kind, value in found.items() if value]
 
 
 def header_of(template: Template) -> str:

@@ -5,11 +5,12 @@ import io
 import numpy as np
 from rich.console import Console
 
+from instruct_lit.core.data.batching import supervised
 from instruct_lit.core.data.encode import Encoder
-from instruct_lit.core.data.example import Example
+from instruct_lit.core.data.example import Example, to_example
 from instruct_lit.core.data.template import Template
 from instruct_lit.core.data.tokenizer import GPT2Tokenizer
-from instruct_lit.datasets.inspect_example import piece, print_example, rendered
+from instruct_lit.datasets.inspect_example import conversation, piece, print_example, rendered
 
 TEMPLATE = Template("short", "Q: {{ instruction }}\nA: {{ response }}")
 EXAMPLE = Example("Say [/b] é🙂\ttwice", "[bold]é", "", {"level": 3})
@@ -18,7 +19,8 @@ EXAMPLE = Example("Say [/b] é🙂\ttwice", "[bold]é", "", {"level": 3})
 def printed(tokenizer: GPT2Tokenizer, **options) -> str:
     (pair,) = Encoder(TEMPLATE, tokenizer, 64).encode([EXAMPLE])
     console = Console(file=io.StringIO(), width=80)
-    print_example(console, *pair, tokenizer, **{"mask_prompt": True, **options})
+    weights = supervised(pair[1], options.pop("mask_prompt", True), options.pop("prompt_weight", 1.0))
+    print_example(console, *pair, tokenizer, weights, **options)
     return console.file.getvalue()  # type: ignore[attr-defined]
 
 
@@ -73,7 +75,36 @@ def test_a_record_cannot_steer_the_terminal(tokenizer: GPT2Tokenizer) -> None:
     pairs = Encoder(TEMPLATE, tokenizer, 64).encode([Example(f"a{escape}", f"b{escape}\x9b", "", {"note": escape})])
     console = Console(file=io.StringIO(), width=80)
     for pair in pairs:
-        print_example(console, *pair, tokenizer, True, None, True)
+        print_example(console, *pair, tokenizer, supervised(pair[1], True), None, True)
     shown = console.file.getvalue()  # type: ignore[attr-defined]
     assert not {"\x1b", "\x07", "\x9b"} & set(shown)
     assert "␛" in shown and "]0;owned" in shown, "what is in the record is still to be seen"
+
+
+def test_roles_tools_calls_thoughts_and_weights_in_their_colours(tokenizer: GPT2Tokenizer) -> None:
+    call = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
+    messages = [
+        {"role": "user", "content": "1?"},
+        {"role": "assistant", "content": "", "reasoning_content": "I [add].", "tool_calls": [call], "weight": 0.5},
+        {"role": "tool", "content": "2"},
+        {"role": "assistant", "content": "It is 2."},
+    ]
+    example = to_example({"messages": messages, "tools": [{"name": "add"}]}, "f")
+    template = Template("t", "{{ tools }}{{ instruction }}:{{ response }}", " {{ instruction }}:{{ response }}")
+    ((_, encoded),) = Encoder(template, tokenizer, 999).encode([example])
+    plain = Console(file=io.StringIO(), width=80)
+    print_example(plain, example, encoded, tokenizer, supervised(encoded, True))
+    shown = plain.file.getvalue()  # type: ignore[attr-defined]
+    assert (
+        'tool offered: {"name": "add"}\nuser: 1?\nassistant (weight 0.5): thoughts: I [add].\ncalls: {"name"' in shown
+    )
+    assert "\ntool: 2\nassistant: It is 2.\n" in shown and "messages" not in shown
+    assert any(line.endswith(" 0.5") for line in map(str.rstrip, shown.splitlines()))
+    styles = {str(span.style) for span in conversation(example).spans}
+    assert {"bold blue", "bold green", "bold magenta", "dim", "magenta"} <= styles
+    weights = supervised(encoded, True)
+    assert {str(span.style) for span in rendered(encoded.ids, weights, tokenizer).spans} == {
+        "dim",
+        "yellow",
+        "bold green",
+    }

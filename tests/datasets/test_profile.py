@@ -8,13 +8,14 @@ import pytest
 
 from instruct_lit.core.data.batching import Collator
 from instruct_lit.core.data.encode import EncodedStore, Encoder, open_or_build
-from instruct_lit.core.data.example import Example
+from instruct_lit.core.data.example import Example, to_example
 from instruct_lit.core.data.template import Template
 from instruct_lit.core.data.tokenizer import GPT2Tokenizer
 from instruct_lit.datasets.profile import (
     Profile,
     header_of,
     histogram,
+    kinds_of,
     mask_is_exact,
     oddities,
     percentiles,
@@ -150,3 +151,11 @@ def test_warnings_of_what_usually_goes_wrong(change: dict, warning: str | None) 
     assert warnings_of(GOOD, "padded", 5) == [
         "5 validation examples are too few for early stopping; raise data.split.val"
     ]
+
+
+def test_what_conversations_have_is_counted() -> None:
+    call = {"type": "function", "function": {"name": "add", "arguments": {}}}
+    turn = {"role": "assistant", "content": "", "reasoning_content": "hm", "tool_calls": [call], "weight": 0.5}
+    rich = to_example({"messages": [{"role": "user", "content": "a"}, turn], "tools": [{"name": "add"}]}, "f")
+    assert kinds_of(rich) == ["tools", "calls", "thoughts", "weights"]
+    assert kinds_of(Example("a", "b", system="c", history=(("d", "e"),))) == ["several turns", "a system prompt"]

@@ -226,3 +226,41 @@ def test_a_shared_prefix_may_hold_answers(tokenizer: GPT2Tokenizer) -> None:
     assert in_prefix.any() and batch.loss_weights[in_prefix].min() == len(examples)
     rows = Collator(EOT, tokenizer.n_bytes_of)(examples)
     assert (batch.n_supervised, batch.n_response_bytes) == (rows.n_supervised, rows.n_response_bytes)
+
+
+@pytest.mark.parametrize(("mask_prompt", "prompt_weight"), [(True, 1.0), (False, 0.3)])
+def test_weights_of_turns_and_prompts_are_the_same_in_every_layout(
+    model: GPT, mask_prompt: bool, prompt_weight: float
+) -> None:
+    random = np.random.default_rng(2)
+    examples, expected_weights = [], []
+    for example in relabelled(random_examples()):
+        weights = np.full(len(example.ids), random.choice([0.0, 0.25, 1.0]), dtype=np.float32)
+        weights[: example.n_prompt] = 1
+        expected_weights.append(np.where(example.is_response, weights, 0 if mask_prompt else prompt_weight))
+        examples.append(replace(example, weights=weights, is_response=example.is_response & (weights > 0)))
+    double = copy.deepcopy(model).double()
+    inputs, targets = pad_shift_mask(examples, EOT, mask_prompt=False)
+    expected = torch.zeros(targets.shape, dtype=torch.float64)
+    for row, of_tokens in enumerate(expected_weights):
+        expected[row, : len(of_tokens) - 1] = torch.from_numpy(of_tokens[1:])
+    copied = copy.deepcopy(double)
+    losses = torch.nn.functional.cross_entropy(
+        copied(inputs).flatten(0, 1), targets.flatten().clamp(min=0), reduction="none"
+    )
+    loss = (losses * expected.flatten()).sum() / expected.sum()
+    loss.backward()
+    gradients = {name: p.grad for name, p in copied.named_parameters()}
+    for layout, shared in itertools.product(["padded", "packed"], [False, True]):
+        collator = Collator(
+            EOT,
+            np.zeros(N_VOCAB, dtype=np.int64),
+            layout,
+            shared,
+            mask_prompt,
+            prompt_weight=prompt_weight,  # type: ignore[arg-type]
+        )
+        total, found = by_layout(double, [examples[:8], examples[8:]], collator)
+        assert total == pytest.approx(loss.item(), rel=1e-6)
+        for name, gradient in gradients.items():
+            torch.testing.assert_close(found[name], gradient, rtol=1e-5, atol=1e-7)
