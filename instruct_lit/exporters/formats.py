@@ -45,6 +45,8 @@ def export_model(
         precision: of the weights in a Hugging Face directory, also `int8` or `nf4`; of the matrices in a GGUF file.
         llama_cpp: a checkout of llama.cpp.
     """
+    if isinstance(opened.model, HFModel) and hasattr(opened.model.hf.config, "quantization_config"):
+        raise ConfigError(f"run={opened.directory}: its weights are quantised; export the run that they are from")
     if to == "hf" and precision in QUANTIZERS:
         write_quantized(folder, opened.model, precision, partial(to_hf, opened))
     elif to == "hf":

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice, takewhile
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,16 +32,30 @@ from instruct_lit.exporters.verification import (
 from instruct_lit.optional_imports import installed
 
 
-class Reader(Protocol):
-    """A program that has opened the model; None where it has no such function."""
+class Reader:
+    """A program that has opened the model."""
 
-    def encoded(self, record: Mapping[str, Any]) -> list[int] | None: ...
-    def chat_ids(self, chat: Sequence[Mapping[str, str]]) -> list[int] | None: ...
-    def logits(self, ids: Sequence[int]) -> Tensor: ...
-    def greedy(self, prompt: Sequence[int], n_new: int) -> list[int]: ...
+    def encoded(self, record: Mapping[str, Any]) -> list[int] | None:
+        """The ids of an example with its response; None where the program has no such function."""
+        return None
+
+    def chat_ids(self, chat: Sequence[Mapping[str, str]]) -> list[int] | None:
+        """The prompt ids of a conversation; None where the program has no tokenizer."""
+        return None
+
+    def logits(self, ids: Sequence[int]) -> Tensor:
+        """The logits `(T, V)`."""
+        raise NotImplementedError
+
+    def greedy(self, prompt: Sequence[int], n_new: int) -> list[int]:
+        """The ids of the greedy answer."""
+        ids = list(prompt)
+        for _ in range(n_new):
+            ids.append(int(self.logits(ids)[-1].argmax()))
+        return ids[len(prompt) :]
 
 
-class Transformers:
+class Transformers(Reader):
     """`AutoModelForCausalLM` and `AutoTokenizer`; an adapter through peft on its base model."""
 
     def __init__(self, folder: Path, base: str | None = None) -> None:
@@ -63,9 +77,6 @@ class Transformers:
         self.model = model.eval().to(best_device())
         self.tokenizer: Any = transformers.AutoTokenizer.from_pretrained(str(folder))  # nosec B615
 
-    def encoded(self, record: Mapping[str, Any]) -> list[int] | None:
-        return None
-
     def chat_ids(self, chat: Sequence[Mapping[str, str]]) -> list[int] | None:
         return self.tokenizer.apply_chat_template(list(chat), add_generation_prompt=True, return_dict=False)
 
@@ -81,7 +92,7 @@ class Transformers:
         return written[0, len(prompt) :].tolist()
 
 
-class LlamaCpp:
+class LlamaCpp(Reader):
     """llama-cpp-python, with a cache of full precision; with the adapter where there is one."""
 
     def __init__(self, file: Path, adapter: Path) -> None:
@@ -94,9 +105,6 @@ class LlamaCpp:
         self.model = model = llama_cpp.Llama(str(file), **options, **types)
         end, start = (model.detokenize([i], special=True).decode() for i in (model.token_eos(), model.token_bos()))
         self.render = Jinja2ChatFormatter(model.metadata["tokenizer.chat_template"], end, start)
-
-    def encoded(self, record: Mapping[str, Any]) -> list[int] | None:
-        return None
 
     def chat_ids(self, chat: Sequence[Mapping[str, str]]) -> list[int] | None:
         found = self.render(messages=list(chat))
@@ -111,26 +119,15 @@ class LlamaCpp:
         return list(islice(self.model.generate(list(prompt), temp=0), n_new))
 
 
-class TracedProgram:
+class TracedProgram(Reader):
     """The program of `torch.export`, which has no tokenizer."""
 
     def __init__(self, file: Path) -> None:
         self.program = torch.export.load(file).module()
 
-    def encoded(self, record: Mapping[str, Any]) -> list[int] | None:
-        return None
-
-    chat_ids = encoded
-
     @torch.inference_mode()
     def logits(self, ids: Sequence[int]) -> Tensor:
         return self.program(torch.tensor([ids]))[0].float()
-
-    def greedy(self, prompt: Sequence[int], n_new: int) -> list[int]:
-        ids = list(prompt)
-        for _ in range(n_new):
-            ids.append(int(self.logits(ids)[-1].argmax()))
-        return ids[len(prompt) :]
 
 
 def readers_of(folder: Path, base: str | None = None) -> Iterator[tuple[str, Any]]:
@@ -161,7 +158,7 @@ def own_model(folder: Path) -> OwnModel:
     return OwnModel(opened.model, opened.tokenizer, opened.template)
 
 
-def compare(reader: Reader, reference: Reference, tolerance: Tolerance) -> dict[str, Any]:
+def compare(reader: Reader | OwnModel, reference: Reference, tolerance: Tolerance) -> dict[str, Any]:
     """What differs between a reader and the reference, and the reader's losses."""
     problems = []
     pairs = [(reader.encoded(record), ids) for record, ids in zip(reference.records, reference.ids, strict=True)]
@@ -183,7 +180,7 @@ def compare(reader: Reader, reference: Reference, tolerance: Tolerance) -> dict[
     return {"losses": losses, "problems": problems}
 
 
-def _other_answers(reader: Reader, reference: Reference, tolerance: Tolerance) -> Iterator[str]:
+def _other_answers(reader: Reader | OwnModel, reference: Reference, tolerance: Tolerance) -> Iterator[str]:
     """The greedy answers that differ where the two tokens are not equally likely within the tolerance."""
     for number, (prompt, wanted) in enumerate(zip(reference.prompts, reference.answers, strict=True)):
         found, wanted = (

@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from instruct_lit.core.bundle import OpenedModel
+from instruct_lit.core.bundle import OpenedModel, open_model
 from instruct_lit.core.data.tokenizer import GPT2Tokenizer
 from instruct_lit.core.model.gpt import GPT, GPTConfig
 from instruct_lit.errors import ConfigError
 from instruct_lit.exporters.formats import export_model
 from instruct_lit.exporters.verification import verify_export
+from instruct_lit.hf import install
 from instruct_lit.hf.chat_template import with_chat
 from instruct_lit.hf.model import HFModel
 from instruct_lit.hf.tokenizer import load_tokenizer
@@ -47,6 +48,9 @@ def test_a_quantised_directory_is_read_and_compared(kind: str, llama_directory: 
     assert [path.name for path in folder.parent.iterdir()] == ["hf"]
     found = verify_export(model, folder, "hf", kind)
     assert found["readers"] == ["instruct-lit", "transformers"] and 0 < abs(found["change"]["mean"]) < 0.5
+    install()
+    with pytest.raises(ConfigError, match=r"its weights are quantised; export the run that they are from"):
+        export_model(open_model(folder), "hf", tmp_path / "again", "n", "bfloat16")
     with torch.no_grad():
         model.model.hf.get_input_embeddings().weight.mul_(-3)
     assert abs(verify_export(model, folder, "hf", kind)["change"]["mean"]) > 0.5
