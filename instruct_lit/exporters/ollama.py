@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
 from instruct_lit.core.data.example import Example
-from instruct_lit.core.data.template import Template
+from instruct_lit.core.data.template import CHAT, Template
 from instruct_lit.core.data.tokenizer import EOT
 from instruct_lit.errors import TemplateError
 
 _INSTRUCTION, _SYSTEM, _ANSWER = "⟦instruction⟧", "⟦system⟧", "⟦answer⟧"  # placeholders in a rendered template
+_TOOL = {"name": "⟦tool⟧"}
+# In Go, with the tags of `datasets.conversation_texts`; Ollama writes tools and arguments as JSON without spaces.
+_TOOLS = "{{ range $n, $tool := $.Tools }}{{ if $n }}\n{{ end }}{{ $tool }}{{ end }}"
+_CALLS = (
+    "{{ $said := .Content }}{{ range .ToolCalls }}{{ if $said }}\n{{ end }}"
+    '<tool_call>\n{"name": "{{ .Function.Name }}", "arguments": {{ .Function.Arguments }}}\n</tool_call>'
+    '{{ $said = "…" }}{{ end }}'
+)
+_RESULT = "<tool_response>\n{{ .Content }}\n</tool_response>"
 
 
 def modelfile(
@@ -52,25 +62,43 @@ def _conversation(template: Template, end: str, start: str) -> str:
 
     Nothing follows a last answer, which is continued. A template of single turns renders the last question alone.
     """
-    first = _prompt(template, "", start=start)
-    if template.has_system:
-        first = f"{{{{ if $.System }}}}{_prompt(template, _SYSTEM, start=start)}{{{{ else }}}}{first}{{{{ end }}}}"
-    answer = "{{ .Content }}"
+    has_tools = template.has_tools and template.name != CHAT  # whose calls have a form of their own
+    first = _first(template, False, start)
+    if has_tools:
+        first = f"{{{{ if $.Tools }}}}{_first(template, True, start)}{{{{ else }}}}{first}{{{{ end }}}}"
+    answer = "{{ .Content }}" + (_CALLS if has_tools else "")
     if not template.has_turns:
         return (
             '{{ $n := 0 }}{{ range $i, $_ := .Messages }}{{ if eq .Role "user" }}{{ $n = $i }}{{ end }}{{ end }}'
             f'{{{{ range slice .Messages $n }}}}{{{{ if eq .Role "user" }}}}{first}'
             f'{{{{ else if eq .Role "assistant" }}}}{answer}{{{{ end }}}}{{{{ end }}}}'
         )
-    user = _either(first, _prompt(template, "", later=True))
+    later = _prompt(template, "", later=True)
+    user = _either(first, later)
+    before, _, after = later.partition("{{ .Content }}")
+    results = (
+        f'{{{{ else if eq .Role "tool" }}}}{{{{ if $result }}}}\n{{{{ else }}}}{before}{{{{ end }}}}{_RESULT}'
+        "{{ $rest := slice $.Messages $i }}{{ $result = false }}"
+        '{{ if gt (len $rest) 1 }}{{ $result = eq (index $rest 1).Role "tool" }}{{ end }}'
+        f"{{{{ if not $result }}}}{after}{{{{ end }}}}"
+    )
     closing = _either(*(_literal(_suffix(template, later)) for later in (False, True)))
     return (
-        "{{ $first := true }}{{ range $i, $_ := .Messages }}"
-        f'{{{{ if eq .Role "user" }}}}{user}'
+        f"{{{{ $first := true }}}}{'{{ $result := false }}' if has_tools else ''}{{{{ range $i, $_ := .Messages }}}}"
+        f'{{{{ if eq .Role "user" }}}}{user}{results if has_tools else ""}'
         f'{{{{ else if eq .Role "assistant" }}}}{answer}'
         f"{{{{ if gt (len (slice $.Messages $i)) 1 }}}}{closing}{_literal(end)}{{{{ end }}}}{{{{ $first = false }}}}"
         "{{ end }}{{ end }}"
     )
+
+
+def _first(template: Template, tools: bool, start: str) -> str:
+    """The prompt of a first question, with a system prompt where there is one."""
+    alone = _prompt(template, "", start=start, tools=tools)
+    if not template.has_system:
+        return alone
+    system = _prompt(template, _SYSTEM, start=start, tools=tools)
+    return f"{{{{ if $.System }}}}{system}{{{{ else }}}}{alone}{{{{ end }}}}"
 
 
 def _either(first: str, later: str) -> str:
@@ -82,24 +110,29 @@ def _turns(template: Template) -> tuple[bool, ...]:
     return (False, True) if template.has_turns else (False,)
 
 
-def _turn(template: Template, instruction: str, system: str, later: bool) -> tuple[str, str]:
+def _turn(
+    template: Template, instruction: str, system: str, later: bool, tools: tuple[dict[str, Any], ...] = ()
+) -> tuple[str, str]:
     """The text before and after the answer."""
     history = (("question", "answer"),) if later else ()
-    prompt, response = template.turns(Example(instruction, _ANSWER, system=system, history=history))[-1]
+    example = Example(instruction, _ANSWER, system=system, history=history, tools=tools)
+    prompt, response = template.turns(example)[-1]
     return prompt, response.removeprefix(_ANSWER)
 
 
-def _prompt(template: Template, system: str, later: bool = False, start: str = "") -> str:
+def _prompt(template: Template, system: str, later: bool = False, start: str = "", tools: bool = False) -> str:
     instruction, other = " Which { words }?\n", " As { told }.\n" if system else ""
-    text, _ = _turn(template, _INSTRUCTION, system, later)
+    given, tool = (_TOOL,) if tools else (), json.dumps(_TOOL, ensure_ascii=False)
+    text, _ = _turn(template, _INSTRUCTION, system, later, given)
     inserted = text.replace(_INSTRUCTION, instruction).replace(_SYSTEM, other)
-    if not (_INSTRUCTION in text and system in text and inserted == _turn(template, instruction, other, later)[0]):
+    wanted = _turn(template, instruction, other, later, given)[0]
+    if not (_INSTRUCTION in text and system in text and inserted == wanted and (tool in text) == tools):
         raise TemplateError(
             f"template {template.name!r}: a Modelfile supports only prompts that are the instruction in fixed text; "
             "export with to=hf, whose chat template is our Jinja text"
         )
     text = _literal(text.removeprefix(start))
-    return text.replace(_INSTRUCTION, "{{ .Content }}").replace(_SYSTEM, "{{ $.System }}")
+    return text.replace(_INSTRUCTION, "{{ .Content }}").replace(_SYSTEM, "{{ $.System }}").replace(tool, _TOOLS)
 
 
 def _suffix(template: Template, later: bool = False) -> str:

