@@ -64,9 +64,8 @@ def _converter(checkout: str | None, name: str = _CONVERTER) -> str:
 
 
 def _quantizer(checkout: str | None) -> list[str]:
-    places = [str(Path(checkout).expanduser() / "build" / "bin")] if checkout is not None else []
-    program = next((found for place in [*places, None] if (found := shutil.which(_QUANTIZER, path=place))), None)
-    if program is not None:
+    built = str(Path(checkout).expanduser() / "build" / "bin") if checkout is not None else ""
+    if (program := shutil.which(_QUANTIZER, path=built) or shutil.which(_QUANTIZER)) is not None:
         return [program]
     if installed("llama_cpp"):
         return [sys.executable, "-m", "instruct_lit.exporters.llama_cpp"]

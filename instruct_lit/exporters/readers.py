@@ -167,7 +167,7 @@ def compare(reader: Reader | OwnModel, reference: Reference, tolerance: Toleranc
     wrong = [(found, wanted) for found, wanted in given if found != wanted]
     if wrong:
         found, wanted = wrong[0]
-        at = sum(1 for _ in takewhile(lambda both: both[0] == both[1], zip(found, wanted, strict=False)))
+        at = _first_difference(found, wanted)
         problems.append(
             f"{len(wrong)} of {len(given)} prompts have other ids, from token {at} on: {found[at : at + 8]}, not "
             f"{wanted[at : at + 8]}; is it the same template?"
@@ -183,19 +183,20 @@ def compare(reader: Reader | OwnModel, reference: Reference, tolerance: Toleranc
 def _other_answers(reader: Reader | OwnModel, reference: Reference, tolerance: Tolerance) -> Iterator[str]:
     """The greedy answers that differ where the two tokens are not equally likely within the tolerance."""
     for number, (prompt, wanted) in enumerate(zip(reference.prompts, reference.answers, strict=True)):
-        found, wanted = (
-            _until_end(reader.greedy(prompt, n_new(prompt, reference.context_length)), reference.ends),
-            _until_end(wanted, reference.ends),
-        )
+        answer = reader.greedy(prompt, n_new(prompt, reference.context_length))
+        found, wanted = _until_end(answer, reference.ends), _until_end(wanted, reference.ends)
         if found == wanted:
             continue
-        at = sum(1 for _ in takewhile(lambda both: both[0] == both[1], zip(found, wanted, strict=False)))
+        at = _first_difference(found, wanted)
         logits = reader.logits([*prompt, *wanted[:at]])[-1]
         expected = logits[wanted[at]] if at < len(wanted) else logits[reference.ends].max()
         if logits.max() - expected > tolerance.logit * logits.abs().max():
-            yield f"the greedy answer to example {number} differs from token {at} on: {found[at : at + 8]}, not " + str(
-                wanted[at : at + 8]
-            )
+            there = f"{found[at : at + 8]}, not {wanted[at : at + 8]}"
+            yield f"the greedy answer to example {number} differs from token {at} on: {there}"
+
+
+def _first_difference(found: Sequence[int], wanted: Sequence[int]) -> int:
+    return sum(1 for _ in takewhile(lambda both: both[0] == both[1], zip(found, wanted, strict=False)))
 
 
 def _until_end(ids: Sequence[int], ends: Sequence[int]) -> list[int]:

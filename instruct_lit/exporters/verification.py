@@ -176,9 +176,8 @@ def verify_bundle(
         make_reference: those of the model as it is now.
         dtype: of the stored weights, to which the model is rounded; None for an adapter apart from its base.
     """
-    in_4_bits = bool(
-        getattr(getattr(model, "hf", None), "is_loaded_in_4bit", False)
-    )  # the bundle has the base's weights
+    # An adapter trained on 4-bit weights: the bundle has those of the base.
+    in_4_bits = getattr(getattr(model, "hf", None), "is_loaded_in_4bit", False)
     if dtype is not None and not in_4_bits:
         round_weights(model, dtype)
     reference = make_reference()
@@ -271,12 +270,8 @@ def verify(
     """
     with tempfile.TemporaryDirectory() as place:
         request, found = Path(place) / "request.json", Path(place) / "found.json"
-        values = {
-            "folder": str(folder),
-            "base": base,
-            "reference": asdict(reference),
-            "tolerance": asdict(tolerance or Tolerance()),
-        }
+        values = {"folder": str(folder), "base": base, "reference": asdict(reference)}
+        values["tolerance"] = asdict(tolerance or Tolerance())
         request.write_text(json.dumps(values, default=str), encoding="utf-8")
         if has_gpu():
             torch.cuda.empty_cache()  # the process needs the room

@@ -47,7 +47,6 @@ class Adapter:
     Args:
         targets: suffixes of module names, or one regular expression for whole names; by default every linear layer of
             the blocks.
-
         rslora: whether updates are scaled by alpha / √rank (Kalajdzievski 2023) instead of alpha / rank.
 
     Raises:
@@ -74,7 +73,8 @@ class Adapter:
             target_modules=chosen,
             use_dora=dora,
             use_rslora=rslora,
-            fan_in_fan_out=_stores_in_out(model),
+            # Matrices are stored (in, out) in transformers' GPT-2.
+            fan_in_fan_out=any(type(module).__name__ == "Conv1D" for module in model.blocks.modules()),
             task_type="CAUSAL_LM",
         )
         try:
@@ -218,11 +218,6 @@ def linear_names(model: CausalLM) -> list[str]:
 
         linear = (nn.Linear, Conv1D)
     return sorted({name.rpartition(".")[2] for name, m in model.blocks.named_modules() if isinstance(m, linear)})
-
-
-def _stores_in_out(model: CausalLM) -> bool:
-    """Whether the matrices are stored (in, out), as in transformers' GPT-2."""
-    return any(type(module).__name__ == "Conv1D" for module in model.blocks.modules())
 
 
 def check_qlora() -> str | None:

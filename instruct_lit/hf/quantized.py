@@ -42,16 +42,15 @@ def write_quantized(directory: Path, model: CausalLM, kind: str, write: Callable
     with tempfile.TemporaryDirectory(prefix=".hf.", dir=directory.parent) as place:
         source = Path(place) / "hf"
         write(source)
-        options = four_bits(dtype) if kind == "nf4" else _eight_bits(dtype)
+        if kind == "nf4":
+            options = four_bits(dtype)
+        else:
+            from torchao.quantization import Int8WeightOnlyConfig
+
+            quantization = import_transformers().TorchAoConfig(quant_type=Int8WeightOnlyConfig())
+            options = {"quantization_config": quantization, "dtype": dtype}
         with opening(str(source)):
             hf: Any = import_transformers().AutoModelForCausalLM.from_pretrained(source, **options)  # nosec B615
         shutil.copytree(source, directory, ignore=shutil.ignore_patterns("*.safetensors*", "config.json"))
         hf.save_pretrained(directory, max_shard_size=MAX_SHARD_SIZE)
     spell_for_transformers_4(directory, model.config.context_length, None)
-
-
-def _eight_bits(dtype: torch.dtype) -> dict[str, Any]:
-    from torchao.quantization import Int8WeightOnlyConfig
-
-    quantization = import_transformers().TorchAoConfig(quant_type=Int8WeightOnlyConfig())
-    return {"quantization_config": quantization, "dtype": dtype}
