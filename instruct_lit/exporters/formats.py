@@ -65,10 +65,7 @@ def write_model_card(opened: OpenedModel, to: str, folder: Path, facts: CardFact
 
 
 def to_hf(
-    opened: OpenedModel,
-    folder: Path,
-    dtype: str | None = None,
-    write_adapter: Callable[[Path], None] | None = None,
+    opened: OpenedModel, folder: Path, dtype: str | None = None, write_adapter: Callable[[Path], None] | None = None
 ) -> None:
     """Write the bundle again, with the opened template and without paths of this machine."""
     generation = {**vars(SamplingSettings()), "stop": [], **opened.generation}

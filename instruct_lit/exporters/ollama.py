@@ -41,7 +41,8 @@ def modelfile(
         TemplateError: the template does more with the instruction than to insert it, which Ollama's template language
             cannot express; or a Modelfile cannot contain a stop text.
     """
-    ends = [mark for later in _turns(template) if (mark := _suffix(template, later).strip())]
+    forms = (False, True) if template.has_turns else (False,)  # of a turn: whether it is a later one
+    ends = [mark for later in forms if (mark := _suffix(template, later).strip())]
     ends += [end] if end != EOT else []
     parameters = {
         "num_ctx": context_length,
@@ -103,11 +104,6 @@ def _first(template: Template, tools: bool, start: str) -> str:
 
 def _either(first: str, later: str) -> str:
     return first if first == later else f"{{{{ if $first }}}}{first}{{{{ else }}}}{later}{{{{ end }}}}"
-
-
-def _turns(template: Template) -> tuple[bool, ...]:
-    """Of each form of a turn, whether it is a later one."""
-    return (False, True) if template.has_turns else (False,)
 
 
 def _turn(

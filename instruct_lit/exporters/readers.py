@@ -142,10 +142,8 @@ def readers_of(folder: Path, base: str | None = None) -> Iterator[tuple[str, Any
     if base is None:  # otherwise the adapter's base is on the hub
         yield "instruct-lit", lambda: own_model(folder)
     if installed("transformers"):
-        yield (
-            "peft" if (folder / "adapter_config.json").is_file() else "transformers",
-            lambda: Transformers(folder, base),
-        )
+        name = "peft" if (folder / "adapter_config.json").is_file() else "transformers"
+        yield name, lambda: Transformers(folder, base)
 
 
 def own_model(folder: Path) -> OwnModel:
