@@ -48,10 +48,7 @@ def test_what_is_written_of_a_conversation() -> None:
 
 def test_tools_have_a_place_where_the_template_has_one() -> None:
     text = written(template_of("chatml"))
-    assert (
-        "<tools>\n{{ range $n, $tool := $.Tools }}{{ if $n }}\n{{ end }}{{ $tool }}{{ end }}\n</tools>"
-        in text
-    )
+    assert "<tools>\n{{ range $n, $tool := $.Tools }}{{ if $n }}\n{{ end }}{{ $tool }}{{ end }}\n</tools>" in text
     assert '<tool_call>\n{"name": "{{ .Function.Name }}", "arguments": {{ .Function.Arguments }}}\n</tool_call>' in text
     assert '{{ else if eq .Role "tool" }}' in text and "<tool_response>\n{{ .Content }}\n</tool_response>" in text
     assert "ool" not in written(template_of("alpaca"))
