@@ -1,4 +1,4 @@
-"""An output whose reader has ended (`train | head -1`) does not end a run."""
+"""An output whose reader has ended (`train | head -1`), or whose encoding lacks a character, does not end a run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ class _Pipe(io.FileIO):
 
 
 def survive_readers() -> None:
-    """Let the standard output, where it is a pipe, survive its reader."""
+    """Let the standard output survive characters that its encoding lacks and, where it is a pipe, its reader."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         if not stat.S_ISFIFO(os.fstat(sys.stdout.fileno()).st_mode):
             return

@@ -55,6 +55,16 @@ def test_an_output_whose_reader_has_ended_ends_nothing(tmp_path: Path) -> None:
     writer.stderr.close()
 
 
+def test_a_character_that_the_encoding_lacks_is_escaped(tmp_path: Path) -> None:
+    program = (
+        "from instruct_lit.config.output_pipe import survive_readers; survive_readers(); print('caf\u00e9 \u2026')"
+    )
+    with (tmp_path / "log").open("w") as log:
+        environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+        subprocess.run([sys.executable, "-c", program], stdout=log, env=environment, check=True)
+    assert (tmp_path / "log").read_text() == "caf\\xe9 \\u2026\n"
+
+
 def test_a_mistyped_command_leaves_no_dated_folder(command: Command, small: tuple[str, ...], tmp_path: Path) -> None:
     for wrong in ("data.batch_size=0", "+callbacks.early_stopping.patienc=1", "bach_size=3"):
         command("train", *small, wrong, f"paths.outputs={tmp_path}/outputs", cwd=tmp_path, status=2)
