@@ -4,9 +4,14 @@ A message is `<where>: <what is wrong with which value>; <what is allowed or wha
 traceback and exit with status 2. Contradictions inside the program are asserts.
 """
 
+import difflib
+from itertools import islice
+from pathlib import Path
+
 MAX_LENGTH = 300  # characters of a line of a message
 MAX_LINES = 40
 _MAX_REMEDY = 200  # characters at the end of a long line that are kept, from the first semicolon in them on
+_MAX_NAMES = 10_000  # of a folder that are compared
 _ESCAPES = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
 
 
@@ -24,7 +29,19 @@ def _shortened(line: str) -> str:
         return line
     remedy = line.find("; ", len(line) - _MAX_REMEDY)
     end = line[remedy if remedy >= 0 else len(line) - _MAX_REMEDY // 2 :]
-    return f"{line[: MAX_LENGTH - 2 - len(end)]} …{end}"
+    start = line[: MAX_LENGTH - 2 - len(end)]
+    whole, rest = start.rpartition(" ")[0], end.partition(" ")[2]  # words that are cut are left out
+    return f"{whole if len(whole) > len(start) - 40 else start} …{f' {rest}' if len(rest) > len(end) - 40 else end}"
+
+
+def similar(path: Path) -> str:
+    """An addition to the message on a missing file or folder: the nearest name beside it, or where it was searched."""
+    try:
+        names = [entry.name for entry in islice(path.expanduser().resolve().parent.iterdir(), _MAX_NAMES)]
+    except OSError:
+        return "" if path.is_absolute() else f" in {Path.cwd()}"
+    near = difflib.get_close_matches(path.name, names, n=1)
+    return f" (did you mean {path.with_name(near[0])}?)" if near else ""
 
 
 class InstructLitError(Exception):

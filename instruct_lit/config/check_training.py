@@ -12,6 +12,8 @@ from instruct_lit.config.check_data import data_relations, stream_relations
 from instruct_lit.config.check_lightning import callback_relations, trainer_relations
 from instruct_lit.config.satellites import has_satellite
 from instruct_lit.config.schema.options import Relation, check
+from instruct_lit.core.data.example import listed
+from instruct_lit.errors import similar
 
 LOGGED_METRICS = tuple(
     f"{split}/{name}" for split in ("val", "test") for name in ("loss", "perplexity", "response_loss", "bits_per_byte")
@@ -39,7 +41,8 @@ def _relations(config: Any) -> Iterator[Relation]:
     yield from callback_relations(callbacks)
     yield from _metric_relations(config, callbacks)
     path = config.ckpt_path
-    yield path and path != "last" and not Path(path).exists(), "ckpt_path", "no such checkpoint or run folder"
+    missing = path and path != "last" and not Path(path).exists()
+    yield missing, "ckpt_path", f"no such checkpoint or run folder{similar(Path(str(path)))}"
     yield from data_relations(data)
     if data.streaming:
         yield from stream_relations(config)
@@ -54,8 +57,11 @@ def _model_relations(config: Any) -> Iterator[Relation]:
     yield too_long, "data.max_length", f"the model's context is {known} tokens (model.context_length)"
     if model.kind == "hf":
         yield not path, "model.path", "give a hub id or a folder (model=hf)"
+        ggufs = sorted(file.name for file in folder.glob("*.gguf")) if folder else []
         missing = folder and model.gguf_file and not (folder / model.gguf_file).is_file()
-        yield missing, "model.gguf_file", f"no such file in {path}"
+        yield missing, "model.gguf_file", f"no such file in {path}; there are {listed(ggufs)}"
+        needed = folder and not model.gguf_file and ggufs and not (folder / "config.json").is_file()
+        yield needed, "model.gguf_file", f"{path} has GGUF files alone; give one of {listed(ggufs)}"
         return
     reason = "the chat template of the model's tokenizer requires model=hf"
     yield config.template.name == "chat", "template=chat", reason
@@ -66,7 +72,7 @@ def _model_relations(config: Any) -> Iterator[Relation]:
     divides = not model.n_heads or not model.d_model or model.d_model % model.n_heads == 0
     yield not divides, "model.d_model", f"must be a multiple of model.n_heads={model.n_heads}"
     reason = "no such folder (a bundle or a Hugging Face GPT-2 directory; other models require model=hf)"
-    yield folder and not folder.is_dir(), "model.path", reason
+    yield folder and not folder.is_dir(), "model.path", reason + (similar(folder) if folder else "")
     for key in ("gguf_file", "trust_remote_code", "new_tokens"):
         yield model[key], f"model.{key}", "requires model=hf"
 

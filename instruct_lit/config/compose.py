@@ -17,7 +17,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from instruct_lit.config.messages import one_message
+from instruct_lit.config.messages import one_message, refuse_options
 from instruct_lit.config.output_pipe import survive_readers
 from instruct_lit.config.progress import output_streams
 from instruct_lit.config.run_ownership import distinct_folder, refuse_folder_in_use
@@ -69,6 +69,7 @@ def run_command(command: str, verb: Callable[[Any], Any]) -> None:
 
     survive_readers()
     with one_message(command):
+        refuse_options(sys.argv[1:], command)
         refuse_folder_in_use(sys.argv[1:])
         if is_trial:
             from instruct_lit.sweeps import trial

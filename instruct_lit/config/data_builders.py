@@ -122,7 +122,7 @@ def batching_of(config: DictConfig, model: CausalLM | None) -> Batching:
     limit = LayoutChoice() if model is None else LayoutChoice(model.layout_length, model.no_layouts or "")
     if given.get("layout") == AUTO:
         given["layout"] = "packed" if data.pad_to is None else "padded"
-        limit = replace(limit, automatic=True)
+        limit = replace(limit, automatic=model is not None)
     return Batching(data.batch_size, data.eval_batch_size, n_workers=data.n_workers, choose=limit, **given)
 
 

@@ -32,10 +32,9 @@ class LayoutChoice:
 
     def __call__(self, batching: Batching, longest: int) -> Batching:
         is_exact = longest <= self.exact_length
-        if is_exact and not self.reason:
-            return batching
         limit = f"exact up to {self.exact_length} inputs" if self.exact_length else "not exact"
-        facts = f"packing is {limit} for this model, since {self.reason}; examples have up to {longest}"
+        facts = f"packing is {limit} for this model, since {self.reason}; " if self.reason else "exact for this model; "
+        facts += f"examples have up to {longest} inputs"
         if self.automatic:
             chosen = batching if is_exact else _padded(batching)
             name = chosen.layout if chosen.grouping == "none" else f"{chosen.layout} rows grouped by {chosen.grouping}"

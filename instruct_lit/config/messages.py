@@ -20,7 +20,7 @@ import sys
 import tempfile
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -46,6 +46,24 @@ _OF_LIBRARIES = {
 }
 
 
+# Keys by their names in transformers, TRL, peft and other trainers.
+ELSEWHERE = {
+    "learning_rate": "optimizer.lr", "num_train_epochs": "trainer.max_epochs", "epochs": "trainer.max_epochs",
+    "per_device_train_batch_size": "data.batch_size", "gradient_accumulation_steps": "trainer.accumulate_grad_batches",
+    "max_seq_length": "data.max_length", "lora_r": "adapter.rank", "lora_alpha": "adapter.alpha",
+    "output_dir": "paths.outputs", "logging_steps": "trainer.log_every_n_steps", "bf16": "trainer.precision",
+    "eval_steps": "trainer.val_check_interval", "max_grad_norm": "trainer.gradient_clip_val",
+    "fp16": "trainer.precision", "gradient_checkpointing": "model.activation_checkpointing",
+    "model_name_or_path": "model.path",
+}  # fmt: skip
+_OPTIONS_OF_HYDRA = (
+    "--help", "--hydra-help", "--version", "--cfg", "--resolve", "--package", "--run", "--multirun", "--info",
+    "--shell-completion", "--config-path", "--config-name", "--config-dir", "--experimental-rerun",
+)  # fmt: skip
+_CHOICE = re.compile(r"(?:.*[\n:] +)?Could not find '([\w/]+)/([^'/]+)'\n +Available options in .*:\n([\w\s.-]*)")
+_SYNONYMS = {"slurm": "submitit"}  # of choices of groups
+
+
 @contextmanager
 def one_message(command: str) -> Iterator[None]:
     """Print any exception of a command as one message, without a traceback, and exit with its status."""
@@ -57,7 +75,9 @@ def one_message(command: str) -> Iterator[None]:
     except (HydraException, OmegaConfBaseException) as error:
         _exit(str(ConfigError(explain(error, command))), 2)
     except ValueError as error:
-        _exit(*((_of_group(), 2) if "group override must be" in str(error) else (_unexpected(error), 1)))
+        of_hydra = str(error).startswith("Only one of --run")
+        message = _of_group() if "group override must be" in str(error) else str(error) if of_hydra else None
+        _exit(message or _unexpected(error), 2 if message else 1)
     except TrialPruned as pruned:
         _exit(str(pruned), TrialPruned.STATUS)
     except (KeyboardInterrupt, bdb.BdbQuit):
@@ -164,6 +184,13 @@ def explain(error: Exception, command: str) -> str:
     if cause is not None and str(cause) not in str(error):
         lines += [line.strip() for line in str(cause).splitlines() if line.strip()]
     message = "\n  ".join(line for line in lines if not line.startswith(_NOISE))
+    if several := re.match(r"Ambiguous value for argument '([^=]+)=(.*)'", message):
+        key, values = several.groups()
+        return f"{key}={values}: several values; add -m to run each in turn, or write a list as {key}=[{values}]"
+    if choice := _CHOICE.match(message):
+        group, name, choices = choice.groups()
+        near = [_SYNONYMS[name]] if name in _SYNONYMS else difflib.get_close_matches(name, choices.split(), n=1)
+        message += f"\n  did you mean {group}={near[0]}?" if near else ""
     plugin = re.search(r"hydra/(?:launcher|sweeper)/(\w+)'", message)
     if plugin:
         message += f"\n  is it installed? {pip_install('ray' if plugin.group(1) == 'ray' else 'sweep')}"
@@ -177,6 +204,16 @@ def explain(error: Exception, command: str) -> str:
     return message
 
 
+def refuse_options(arguments: Sequence[str], command: str) -> None:
+    """Raise ConfigError for an option such as `--batch-size` that is not one of Hydra's."""
+    for argument in arguments:
+        option, _, value = argument.partition("=")
+        if option.startswith("--") and option not in _OPTIONS_OF_HYDRA:
+            key = option.strip("-").replace("-", "_")
+            near = (_known_elsewhere(key, command) or [key])[0]
+            raise ConfigError(f"{option}: settings have no dashes; write {near}={value or 'value'}; see --help")
+
+
 def _nearest(parent: str, key: str, command: str) -> str:
     """Lines with the nearest key: beside the wrong one, otherwise anywhere in the tree, the most used ones first."""
     from instruct_lit.config.help import MOST_USED
@@ -187,14 +224,22 @@ def _nearest(parent: str, key: str, command: str) -> str:
     prefix = f"{parent}." if parent else ""
     beside = list(dict.fromkeys(k.removeprefix(prefix).split(".")[0] for k in known if k.startswith(prefix)))
     near = [f"{prefix}{name}" for name in difflib.get_close_matches(key, beside, n=1)]
-    if not near:
-        leaf = key.rpartition(".")[2]
-        near = [name for name in known if name.rpartition(".")[2] == leaf][:1]
-        near = near or difflib.get_close_matches(f"{prefix}{key}", known, n=1)
+    near = near or _known_elsewhere(f"{prefix}{key}", command)
     lines = f"\n  did you mean {near[0]}?" if near else ""
     if beside:
         lines += f"\n  allowed{f' in {parent}' if parent else ''}: {', '.join(beside)}"
     return lines
+
+
+def _known_elsewhere(key: str, command: str) -> list[str]:
+    """The key that has the name `key` in other programs, or its last part in another place, or a similar name."""
+    from instruct_lit.config.help import MOST_USED
+
+    leaf, known = key.rpartition(".")[2], known_keys(command)
+    known.sort(key=lambda name: name not in MOST_USED[command].split())
+    named = [name for name in known if name == ELSEWHERE.get(leaf) or name.rpartition(".")[2] == leaf]
+    named.sort(key=lambda name: name != ELSEWHERE.get(leaf))
+    return named[:1] or difflib.get_close_matches(key, known, n=1)
 
 
 def known_keys(command: str) -> list[str]:

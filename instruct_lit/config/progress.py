@@ -37,9 +37,25 @@ def output_streams(progress: str) -> Iterator[None]:
                 from instruct_lit.reports import tables
 
                 stack.callback(setattr, tables, "results", tables.results)
-                tables.results = sys.stdout
+                tables.results = sys.stdout if lines is None else Results(sys.stdout, lines)  # type: ignore[assignment]
             stack.enter_context(redirect_stdout(sys.stderr))
         yield
+
+
+class Results(io.TextIOBase):
+    """The standard output, in one file with the standard error behind the progress before it."""
+
+    def __init__(self, stream: TextIO, lines: ProgressLines) -> None:
+        self._stream, self._lines = stream, lines
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        self._lines.end()
+        self._stream.write(text)
+        self._stream.flush()
+        return len(text)
 
 
 class ProgressLines(io.TextIOBase):

@@ -66,14 +66,14 @@ def profile(
     n_targets = int((store.lengths - 1).sum())  # the first token of an example is never a target
     header = header_of(template)
     odd: dict[str, list[int]] = {}
-    prompts: set[tuple[str, ...]] = set()
+    prompts: set[tuple[Any, ...]] = set()
     kinds: Counter[str] = Counter()
     n_repeated = n_headers = n_exact = n_ends = n_supervised = n_responses = 0
     for index in range(len(store)):
         example = store.example(index)
         for what in oddities(example, header):
             odd.setdefault(what, []).append(index)
-        prompt = (example.instruction, example.input)
+        prompt = (*example.history, example.instruction, example.input)
         n_repeated += prompt in prompts
         prompts.add(prompt)
         encoded = store[index]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,14 +21,16 @@ from instruct_lit.reports.pages import write_page
 from instruct_lit.reports.tables import show, show_table
 
 MAX_ROWS = 200
-SUMMARY = ("val/loss", "test/loss", "test/exact_match", "general/loss", "tokens_per_s", "stopped_early", "seconds")
+SUMMARY = (
+    "val/loss", "test/loss", "test/exact_match", "general/loss", "tokens_per_s", "best_step", "stopped_early",
+    "seconds",
+)  # fmt: skip
 FILES = {
     "report.html": "loss curves, metrics, responses",
     "loss.png": "loss curves",
     "responses.jsonl": "responses to the test split",
     "metrics.json": "all metrics",
     "bundle": "the model, a Hugging Face directory",
-    "tensorboard": "tensorboard --logdir",
 }
 
 
@@ -61,7 +64,7 @@ def write_report(
         run_dir / "report.html",
         "run.html.jinja",
         name=name or run_dir.name,
-        command=" ".join(["python -m instruct_lit.train", *overrides]),
+        command=shlex.join(["python", "-m", "instruct_lit.train", *overrides]),
         metrics={name: value for name, value in results_first if not name.startswith("base/")},
         before={name.removeprefix("base/"): value for name, value in metrics.items() if name.startswith("base/")},
         quality=_quality(rows, metrics),
@@ -80,6 +83,8 @@ def print_summary(run_dir: Path, metrics: Mapping[str, Any]) -> None:
     before = {name: metrics[f"base/{name}"] for name in SUMMARY if f"base/{name}" in metrics}
     rows = [(n, f"{text}   (before fine-tuning {quantity(before[n], n)})" if n in before else text) for n, text in rows]
     rows += [(name, content) for name, content in FILES.items() if (run_dir / name).exists()]
+    if (run_dir / "tensorboard").exists():
+        rows.append(("tensorboard", f"tensorboard --logdir {run_dir / 'tensorboard'}"))
     show(f"\n{run_dir}")
     show_table(("name", "value"), rows, header=False)
 

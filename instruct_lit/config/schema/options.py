@@ -17,7 +17,7 @@ from typing import Any
 
 from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 
-from instruct_lit.errors import ConfigError
+from instruct_lit.errors import ConfigError, similar
 
 LARGEST = 2**31 - 1  # of whole numbers without a bound of their own; no count of this program is above it
 MAX_FOLDERS = 500  # that are searched for runs on each level of a folder
@@ -82,7 +82,7 @@ class Rules:
         if not paths or not all(isinstance(path, str) and path for path in paths):
             return [f"{key}={shown(value)}: give {wanted}"]
         folders = [Path(path).expanduser() for path in paths]
-        missing = [f"{key}={path}: no such {what}" for path in folders if not exists(path)]
+        missing = [f"{key}={path}: no such {what}{similar(Path(path))}" for path in folders if not exists(path)]
         found = [(folder, runs_in(folder)) for folder in folders if self.exists == "run" and not missing]
         return missing or [_choice_of(key, folder, runs) for folder, runs in found if runs]
 
