@@ -30,8 +30,10 @@ def _shortened(line: str) -> str:
     remedy = line.find("; ", len(line) - _MAX_REMEDY)
     end = line[remedy if remedy >= 0 else len(line) - _MAX_REMEDY // 2 :]
     start = line[: MAX_LENGTH - 2 - len(end)]
-    whole, rest = start.rpartition(" ")[0], end.partition(" ")[2]  # words that are cut are left out
-    return f"{whole if len(whole) > len(start) - 40 else start} …{f' {rest}' if len(rest) > len(end) - 40 else end}"
+    whole = start.rpartition(" ")[0]  # without a word that is cut
+    if remedy < 0 and len(rest := end.partition(" ")[2]) > len(end) - 40:
+        end = f" {rest}"
+    return f"{whole if len(whole) > len(start) - 40 else start} …{end}"
 
 
 def similar(path: Path) -> str:

@@ -1,8 +1,9 @@
 """The form of an error message, whatever the input was."""
 
 import pickle
+from pathlib import Path
 
-from instruct_lit.errors import MAX_LENGTH, MAX_LINES, ConfigError, DataError, printable
+from instruct_lit.errors import MAX_LENGTH, MAX_LINES, ConfigError, DataError, printable, similar
 
 
 def test_control_characters_are_escaped() -> None:
@@ -16,6 +17,19 @@ def test_a_long_value_is_cut_and_the_place_and_the_remedy_stay() -> None:
     assert str(error).endswith("xxx …; give a .json file with data.path=…")
     assert str(ConfigError("x" * 100_000 + " refused")).endswith("xxx refused")
     assert len(str(ConfigError("y" * MAX_LENGTH))) == MAX_LENGTH and "…" not in str(ConfigError("y" * MAX_LENGTH))
+
+
+def test_a_list_is_cut_between_its_words() -> None:
+    words = [f"word{n}" for n in range(100)]
+    cut = str(ConfigError(", ".join(words))).replace("…", "").replace(",", "").split()
+    assert len(cut) > 30 and set(cut) <= set(words)
+
+
+def test_a_missing_path_is_answered_with_the_nearest_name(tmp_path: Path) -> None:
+    (tmp_path / "support").mkdir()
+    assert similar(tmp_path / "suport") == f" (did you mean {tmp_path / 'support'}?)"
+    assert similar(tmp_path / "other") == similar(tmp_path / "nowhere" / "support") == ""
+    assert similar(Path("nowhere/support")) == f" in {Path.cwd()}"
 
 
 def test_many_problems_are_cut_to_a_screen() -> None:

@@ -48,7 +48,10 @@ class Resumption(RunHook):
     def on_prepared(self, run: Run) -> None:
         self.restored.identity = {**identity_of(run.model, run.data, run.trainer), **self.identity}
         if run.checkpoint is not None and run.settings.fit:
-            check_identity(read_checkpoint(run.checkpoint)["identity"], self.restored.identity)
+            checkpoint = read_checkpoint(run.checkpoint)
+            check_identity(checkpoint["identity"], self.restored.identity)
+            if run.trainer.is_global_zero:
+                print(f"resumes after step {checkpoint['global_step']}: {run.checkpoint}", flush=True)
 
     @contextmanager
     def fitting(self, run: Run) -> Iterator[None]:

@@ -48,7 +48,15 @@ def run_trial(command: str, hydra: Any, metric: str | None = None) -> float | No
         )
     swept = _swept(overrides)
     name = f"trial {folder.name} ({' '.join(swept) or 'defaults'})"
-    instead = comparable_metric([override.partition("=")[0].lstrip("+") for override in swept], metric or "")
+    names = [override.partition("=")[0].lstrip("+") for override in swept]
+    instead = comparable_metric(names, metric or "")
+    monitor = comparable_metric(names, "val/loss") if command == "train" else None
+    if monitor and hydra.job.num == 0 and not any(o.startswith("callbacks.best_checkpoint.") for o in overrides):
+        print(
+            f"warning: each trial keeps the weights with the best val/loss, which covers other tokens in each; add "
+            f"callbacks.best_checkpoint.monitor={monitor} callbacks.early_stopping.monitor={monitor}",
+            file=sys.stderr,
+        )
     if instead is not None and hydra.job.num == 0:
         print(
             f"warning: optimized_metric={metric}: the trials differ in which tokens their loss covers, so it cannot be "

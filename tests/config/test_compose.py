@@ -11,6 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import OverrideParseException
 from omegaconf import OmegaConf
 
+from instruct_lit.config.compose import run_command
 from instruct_lit.config.messages import explain, one_message
 from instruct_lit.errors import DataError, TrialPruned
 from tests.configs import composed
@@ -88,6 +89,8 @@ def test_a_request_to_end_unwinds_the_command(tmp_path: Path, capsys: pytest.Cap
         ("max_epochs=1", "did you mean trainer.max_epochs?"),
         ("lr=1e-4", "did you mean optimizer.lr?"),
         ("mask_prompt=false", "did you mean data.mask_prompt?"),
+        ("optimizer.learning_rate=1e-4", "did you mean optimizer.lr?"),
+        ("per_device_train_batch_size=2", "did you mean data.batch_size?"),
         ("hydra.sweeper.seeds=[1,2]", "did you mean sweep=seeds? The seeds are those of seed=1,2,3"),
     ],
 )
@@ -106,6 +109,30 @@ def test_a_value_that_the_grammar_refuses_is_shown_in_quotes(value: str, quoted:
     message = explain(raised.value, "train")
     assert message.startswith(f"data.path={value}: ") and message.endswith(f"'data.path={quoted}'")
     assert composed("train", "data=files", f"data.path={quoted}").data.path == value
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("model=gpt3", "did you mean model=gpt2?"),
+        ("launcher=slurm", "did you mean launcher=submitit?"),
+        (
+            "optimizer.lr=1e-3,2e-3",
+            "optimizer.lr=1e-3,2e-3: several values; add -m to run each in turn, or write a list",
+        ),
+        ("--batch-size=8", "--batch-size: settings have no dashes; write data.batch_size=8; see --help"),
+        ("--nonsense", "--nonsense: settings have no dashes; write"),
+        ("--cfg=job -m", "Only one of --run, --multirun, --cfg"),
+    ],
+)
+def test_what_is_no_choice_or_no_setting_is_answered_with_what_is(
+    given: str, message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["train", *given.split()])
+    with pytest.raises(SystemExit) as ended:
+        run_command("train", lambda config: None)
+    errors = capsys.readouterr().err
+    assert ended.value.code == 2 and message in errors and "unexpected" not in errors
 
 
 def test_slurm_that_is_missing_is_one_message(capsys: pytest.CaptureFixture[str]) -> None:
