@@ -114,7 +114,7 @@ def runs_of(config: Any) -> list[str]:
     """The value of `run` as a list."""
     if config.run is None:
         return []
-    return [str(config.run)] if isinstance(config.run, str) else [str(run) for run in config.run]
+    return [str(run) for run in config.run] if OmegaConf.is_list(config.run) else [str(config.run)]
 
 
 def _cache_dir() -> str:

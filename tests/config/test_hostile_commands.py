@@ -53,6 +53,9 @@ def base(command: str) -> DictConfig:
 def message_of(command: str, key: str, value: Any) -> str | None:
     """What a person reads who sets a key to a value; None where it is accepted. Any other exception is a fault."""
     config = base(command).copy()
+    group = key.rpartition(".")[0]
+    if group and OmegaConf.select(config, group) is None:
+        return None  # a group that is not chosen, such as judge
     try:
         OmegaConf.update(config, key, value, merge=False)
         check_command(command, config)

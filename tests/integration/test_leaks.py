@@ -16,7 +16,7 @@ from instruct_lit.core.data.tokenizer import GPT2Tokenizer
 from instruct_lit.core.model.gpt import GPT, GPTConfig
 from instruct_lit.errors import ConfigError
 from tests.configs import composed
-from tests.integration.test_benchmark import literal_hub
+from tests.suites.literal_items import literal_hub
 
 GREEDY = {"max_new_tokens": 9, "temperature": 0.0, "top_k": None, "top_p": None, "repetition_penalty": 1.0}
 
@@ -84,7 +84,7 @@ def test_the_items_of_a_benchmark_are_removed_before_training(tmp_path: Path, mo
         {"key": n, "prompt": prompt, "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}
         for n, prompt in enumerate(prompts)
     ]
-    hub = literal_hub(tmp_path, "google/IFEval", "default", {"train": items})
+    hub = literal_hub(tmp_path, "google/IFEval", {"default": {"train": items}})
     filters = filters_of(OmegaConf.create({"leaks": {"suites": ["ifeval"], "data_dir": str(hub)}}))
     assert filters is not None
     examples = [
