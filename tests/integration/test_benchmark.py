@@ -138,12 +138,9 @@ def test_mt_bench_with_a_judge(
     assert "math" in shown and "3.000" in shown
 
 
-def test_arc_on_literal_items(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_arc_on_literal_items(run: Run, tmp_path: Path) -> None:
     hub = literal_hub(
-        tmp_path,
-        monkeypatch,
-        "allenai/ai2_arc",
-        {"ARC-Easy": {"train": [arc(9)], "validation": [arc(8)], "test": [arc(1), arc(2)]}},
+        tmp_path, "allenai/ai2_arc", {"ARC-Easy": {"train": [arc(9)], "validation": [arc(8)], "test": [arc(1), arc(2)]}}
     )
     written = run("suite=arc", "suite.tasks=[arc_easy]", f"benchmark.data_dir={hub}", "benchmark.template=off")
     figure = written["runs"][0]["tasks"]["arc_easy"]
@@ -153,12 +150,9 @@ def test_arc_on_literal_items(run: Run, tmp_path: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.slow
-def test_any_task_of_the_harness_by_its_name(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_any_task_of_the_harness_by_its_name(run: Run, tmp_path: Path) -> None:
     hub = literal_hub(
-        tmp_path,
-        monkeypatch,
-        "allenai/ai2_arc",
-        {"ARC-Easy": {"train": [arc(9)], "validation": [arc(8)], "test": [arc(1), arc(2)]}},
+        tmp_path, "allenai/ai2_arc", {"ARC-Easy": {"train": [arc(9)], "validation": [arc(8)], "test": [arc(1), arc(2)]}}
     )
     for suite in ("lm_eval", "mmlu"):
         given = (f"suite={suite}", "suite.tasks=[arc_easy]", f"benchmark.data_dir={hub}", "benchmark.template=off")
@@ -175,9 +169,7 @@ def test_lm_eval_needs_tasks(tmp_path: Path) -> None:
         check_command("benchmark", composed_into(tmp_path, "suite=lm_eval", "run=."))
 
 
-def test_ifeval_on_literal_items(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_ifeval_on_literal_items(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("immutabledict")
     kinds = (["punctuation:no_comma"], ["punctuation:no_comma", "keywords:existence"])
     items = [
@@ -189,7 +181,7 @@ def test_ifeval_on_literal_items(
         }
         for n, ids in enumerate(kinds)
     ]
-    hub = literal_hub(tmp_path, monkeypatch, "google/IFEval", {"default": {"train": items}})
+    hub = literal_hub(tmp_path, "google/IFEval", {"default": {"train": items}})
     written = run("suite=ifeval", f"benchmark.data_dir={hub}", "benchmark.template=off")
     report = written["runs"][0]
     figure, by_kind = report["tasks"]["ifeval"], report["details"]["by_instruction"]["ifeval"]

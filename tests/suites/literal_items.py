@@ -4,22 +4,14 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-
 SUBJECTS = (
     "biology", "business", "chemistry", "computer science", "economics", "engineering", "health", "history", "law",
     "math", "other", "philosophy", "physics", "psychology",
 )  # fmt: skip
 
 
-def literal_hub(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, owner_and_name: str, configs: dict[str, dict[str, list[dict]]]
-) -> Path:
-    """A folder of the hub's shape with one data set: for each of its configurations the items of each split.
-
-    `datasets` gets a cache of its own, since it knows local files by their names alone.
-    """
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", folder / "datasets")
+def literal_hub(folder: Path, owner_and_name: str, configs: dict[str, dict[str, list[dict]]]) -> Path:
+    """A folder of the hub's shape with one data set: for each of its configurations the items of each split."""
     place = folder / "literal" / owner_and_name
     lines = ["---", "configs:"]
     for config, splits in configs.items():

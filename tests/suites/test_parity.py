@@ -102,12 +102,10 @@ def test_every_task_with_real_items(hub: Path, evaluated: EvaluatedModel, theirs
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[pytest.mark.slow] * (name != "hellaswag")) for name in LITERAL]
 )
-def test_every_suite_with_literal_items(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, evaluated: EvaluatedModel, theirs: Any, name: str
-) -> None:
+def test_every_suite_with_literal_items(tmp_path: Path, evaluated: EvaluatedModel, theirs: Any, name: str) -> None:
     pytest.importorskip("immutabledict")
     suite = suite_of(name)
-    tasks = Tasks(suite, literal_hub(tmp_path, monkeypatch, *LITERAL[name]), "skip")
+    tasks = Tasks(suite, literal_hub(tmp_path, *LITERAL[name]), "skip")
     assert len(tasks.tasks) == {"arc": 2, "truthfulqa": 2, "mmlu_pro": 14}.get(name, 1)
     shorten(tasks)
     assert assert_equal(tasks, evaluated, theirs, False, min(1, suite.n_shot or 0), limit=2) >= 2
