@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import logging
 import os
@@ -12,6 +13,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from statistics import fmean
@@ -59,9 +61,32 @@ def harness_log(path: Path) -> Iterator[None]:
             root.setLevel(level)
 
 
-def local_data(folder: Path | None) -> contextlib.AbstractContextManager[None]:
-    """Let `load_dataset("owner/name")` read `folder/owner/name` where it exists: `datasets` prefers a local path."""
-    return contextlib.chdir(folder) if folder is not None else contextlib.nullcontext()
+@contextlib.contextmanager
+def local_data(folder: Path | None) -> Iterator[None]:
+    """Let `load_dataset("owner/name")` read `folder/owner/name` where it exists: `datasets` prefers a local path.
+
+    `datasets` knows local files by their names alone, so each state of a folder has a cache of its own.
+    """
+    if folder is None:
+        yield
+        return
+    import datasets
+
+    before = Path(datasets.config.HF_DATASETS_CACHE)
+    datasets.config.HF_DATASETS_CACHE = before / f"local-{_fingerprint(folder)}"
+    try:
+        with contextlib.chdir(folder):
+            yield
+    finally:
+        datasets.config.HF_DATASETS_CACHE = before
+
+
+@cache
+def _fingerprint(folder: Path) -> str:
+    """A hash of the names, sizes and times of a folder's files."""
+    files = ((str(path), path.stat()) for path in sorted(folder.rglob("*")) if path.is_file())
+    states = [(name, found.st_size, found.st_mtime_ns) for name, found in files]
+    return hashlib.sha256(repr(states).encode()).hexdigest()[:16]
 
 
 class Tasks:
