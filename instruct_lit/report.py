@@ -47,7 +47,7 @@ def write_runs(runs: list[str], page: Path) -> Path:
 
 
 def write(folder: Path, metric: str | None = None, direction: str | None = None, n_best: int = 3) -> Path:
-    """Write the page and return its path; metric and direction are those of the sweep by default.
+    """Print the means over seeds, write the page and return its path; metric and direction are the sweep's by default.
 
     A loss that trials do not share, because they differ in what is masked, is replaced by one that they do.
     Raises: ConfigError for a metric that no trial has.
@@ -55,6 +55,7 @@ def write(folder: Path, metric: str | None = None, direction: str | None = None,
     from instruct_lit.config.run_folder import plain_text, read_plain
     from instruct_lit.sweeps.comparable import comparable_metric
     from instruct_lit.sweeps.page import write_page
+    from instruct_lit.sweeps.statistics import print_settings
     from instruct_lit.sweeps.trials import read_trials, varied
 
     saved = folder / "multirun.yaml"
@@ -68,6 +69,7 @@ def write(folder: Path, metric: str | None = None, direction: str | None = None,
     instead = comparable_metric(varied(trials), shown) if metric is None else None
     if instead is not None and any(instead in trial.metrics for trial in trials):
         trials, shown, maximize = read_trials(folder, False, instead), instead, False
+    print_settings(trials, shown, maximize)
     return write_page(folder, trials, shown, maximize, n_best)
 
 

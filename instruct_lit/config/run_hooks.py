@@ -36,6 +36,7 @@ SETTINGS = (
     "model.name", "data.name", "template.name", "data.mask_prompt", "adapter.kind", "optimizer.lr", "data.batch_size",
     "trainer.max_epochs", "seed",
 )  # fmt: skip
+COMPARED = ("val/loss", "val/response_loss", "test/loss", "test/exact_match")  # in TensorBoard's HPARAMS
 
 
 class ConfiguredHook(RunHook):
@@ -228,13 +229,23 @@ class Finder(ConfiguredHook):
 class Loggers(ConfiguredHook):
     """satellite reports: final metrics, the plot and the settings that matter, in every logger."""
 
+    @contextmanager
+    def fitting(self, run: Run) -> Iterator[None]:
+        from instruct_lit.reports.loggers import TensorBoard
+
+        yield
+        for logger in run.trainer.loggers:
+            if isinstance(logger, TensorBoard):
+                logger.fitted = True
+
     def on_end(self, run: Run) -> None:
         from instruct_lit.reports.loggers import log_results
 
         trainer: Any = run.trainer
-        chosen = settings_to_compare(self.config, sys.argv[1:]) if trainer.enable_autolog_hparams else {}
+        settings = settings_to_compare(self.config, sys.argv[1:]) if trainer.enable_autolog_hparams else {}
+        compared = dict.fromkeys([*COMPARED, *filter(None, [self.config.optimized_metric])])
         for logger in trainer.loggers:
-            log_results(logger, chosen, run.metrics, run.run_dir / "loss.png", trainer.global_step)
+            log_results(logger, settings, compared, run.metrics, run.run_dir / "loss.png", trainer.global_step)
             logger.finalize("success")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,15 +14,18 @@ from lightning.pytorch.utilities import rank_zero_only
 from instruct_lit.optional_imports import load
 from instruct_lit.reports.metrics import quantity
 
+BEST = "with_best_weights/"  # before the names of final metrics in TensorBoard, which sorts charts by name
+
 
 class TensorBoard(TensorBoardLogger):
-    """Lightning's logger without charts of the epoch and of one point, so that the first charts are losses."""
+    """Lightning's logger with charts of the training alone: no epochs, tests, and validations after the training."""
+
+    fitted = False  # set when the training has ended
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        super().log_metrics(
-            {name: value for name, value in metrics.items() if not name.startswith(("epoch", "test/"))}, step
-        )
+        left_out = ("epoch", "test/", "val/") if self.fitted else ("epoch", "test/")
+        super().log_metrics({name: value for name, value in metrics.items() if not name.startswith(left_out)}, step)
 
 
 class Trackio(Logger):
@@ -60,16 +63,24 @@ def log_configuration(logger: Logger, configuration: Mapping[str, Any]) -> None:
         logger.log_hyperparams(dict(configuration))
 
 
-def log_results(logger: Logger, chosen: Mapping[str, Any], metrics: Mapping[str, Any], plot: Path, step: int) -> None:
+def log_results(
+    logger: Logger,
+    settings: Mapping[str, Any],
+    compared: Iterable[str],
+    metrics: Mapping[str, Any],
+    plot: Path,
+    step: int,
+) -> None:
     """Log the final metrics, where the logger can as figures without a chart, and the plot of the losses.
 
     Args:
-        chosen: the settings by which TensorBoard's HPARAMS compares runs, with the metrics that have a curve.
+        settings: by which TensorBoard's HPARAMS compares runs; empty: not.
+        compared: names of the metrics in HPARAMS, of which those in `metrics` are shown.
     """
     numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
     if isinstance(logger, TensorBoardLogger):
-        curves = {name: numbers[name] for name in numbers if name.startswith("val/")}
-        logger.log_hyperparams(dict(chosen), curves, step)
+        if settings:
+            _log_hparams(logger, settings, {name: numbers[name] for name in compared if name in numbers}, step)
         rows = [f"| {name} | {quantity(value, name)} |" for name, value in metrics.items()]
         log_text(logger, "results", "\n".join(["| metric | value |", "|---|---|", *rows]), step)
     elif isinstance(logger, WandbLogger):
@@ -78,6 +89,31 @@ def log_results(logger: Logger, chosen: Mapping[str, Any], metrics: Mapping[str,
         logger.log_metrics(numbers, step)
     if plot.is_file():
         _log_image(logger, "loss", plot, step)
+
+
+def _log_hparams(
+    logger: TensorBoardLogger, settings: Mapping[str, Any], metrics: Mapping[str, float], step: int
+) -> None:
+    """Log a row of HPARAMS; booleans are logged as text, since TensorBoard shows 1.0000 for True.
+
+    HPARAMS shows the last point of a chart. The metrics of the best weights get charts of their own, below those of the
+    training, and are displayed under their names.
+    """
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+    from torch.utils.tensorboard.summary import hparams
+
+    shown = {key: str(value) if isinstance(value, bool) else value for key, value in settings.items()}
+    logger.log_hyperparams(shown, {})  # for hparams.yaml
+    points = {BEST + name: value for name, value in metrics.items()}
+    logger.log_metrics(points, step)
+    experiment, *session = hparams(shown, points)
+    plugin_data = experiment.value[0].metadata.plugin_data
+    content = HParamsPluginData.FromString(plugin_data.content)
+    for info in content.experiment.metric_infos:
+        info.display_name = info.name.tag.removeprefix(BEST)
+    plugin_data.content = content.SerializeToString()
+    for summary in (experiment, *session):
+        logger.experiment.file_writer.add_summary(summary, step)  # type: ignore[union-attr]
 
 
 def takes_text(logger: Logger) -> bool:

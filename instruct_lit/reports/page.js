@@ -1,5 +1,9 @@
 // Tables of class "sortable" are sorted by a click on a column's head; a page lists its parts; a trial is highlighted wherever it appears.
 const all = (selector, root = document) => [...root.querySelectorAll(selector)];
+// A long key or name of a metric wraps at its separators.
+all('th, th div, td.name, td.name code').filter(cell => !cell.children.length).forEach(cell => {
+  cell.innerHTML = cell.innerHTML.replace(/[\/_.]/g, '$&<wbr>');
+});
 all('table.sortable').forEach(table => all('thead th', table).forEach((head, column) => {
   head.classList.add('sort');
   head.onclick = () => {

@@ -314,10 +314,11 @@ def _scaled(column: Sequence[float] | Sequence[str], logarithmic: bool) -> tuple
     ticks = sorted(set(numbers))
     if len(ticks) > 6:
         locator = LogLocator(subs=(1, 2, 5)) if logarithmic else MaxNLocator(5)
-        ticks = [low, high, *(tick for tick in locator.tick_values(low, high) if low < tick < high)]
+        ticks = list(locator.tick_values(low, high))
+    ticks = [low, high, *(tick for tick in ticks if low < tick < high)]  # the ends are always labelled
     kept: list[tuple[float, str]] = []
     for tick in ticks:
         y, label = float(norm(tick)), f"{tick:.3g}".replace("e-0", "e-")
         if all(abs(y - other) >= 0.05 and label != name for other, name in kept):
             kept.append((y, label))
-    return [float(norm(value)) for value in numbers], kept
+    return [float(norm(value)) for value in numbers], sorted(kept)

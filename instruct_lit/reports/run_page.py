@@ -45,7 +45,8 @@ def write_report(
     """Write `report.html` from the files in the run folder.
 
     Args:
-        differences: (key, default, value) of the configuration.
+        differences: (key, default, value) of the configuration; `name`, whose default has the time, is shown only if
+            the command sets it.
         overrides: the arguments of the command.
         name: of the run; None: that of its folder.
     """
@@ -72,7 +73,7 @@ def write_report(
         n_rows=len(rows),
         families={name: (sum(right), len(right)) for name, right in sorted(families.items())},
         data_notes=json.loads(notes.read_text(encoding="utf-8")) if notes.is_file() else [],
-        differences=differences,
+        differences=[d for d in differences if d[0] != "name" or any(o.startswith("name=") for o in overrides)],
         plot=plots.svg(_loss_curves(run_dir), "loss curves") if has_history else None,
     )
 

@@ -13,7 +13,7 @@ from instruct_lit.reports.metrics import bounds, number
 from instruct_lit.sweeps.comparable import changes_loss, comparable_metric
 from instruct_lit.sweeps.importance import importances
 from instruct_lit.sweeps.statistics import Setting, by_setting, mean_and_interval, paired_difference
-from instruct_lit.sweeps.trials import SEEDS, Trial, column_of, is_logarithmic, short, varied
+from instruct_lit.sweeps.trials import SEEDS, Trial, column_of, is_logarithmic, seeds_of, short, varied
 
 MAX_RESPONSES = 40
 COLUMNS = ("val/loss", "val/bits_per_byte", "test/loss", "test/exact_match", "n_steps")
@@ -25,7 +25,7 @@ def write_page(folder: Path, trials: Sequence[Trial], metric: str, maximize: boo
 
     Args:
         trials: sorted, the best first.
-        n_best: of so many trials, or of one seed of so many settings, the responses are shown side by side.
+        n_best: of the best trials of so many settings the responses are shown side by side.
     """
     done = [trial for trial in trials if trial.value is not None]
     settings, names, missing = by_setting(trials, maximize), varied(trials), []
@@ -45,10 +45,7 @@ def write_page(folder: Path, trials: Sequence[Trial], metric: str, maximize: boo
         shares = importances(trials)
     except ConfigError as error:
         missing.append(str(error))
-    if settings:  # the responses of one seed: of others the test examples may be others
-        seed = next(iter(settings[0].trials))
-        shown = [setting.trials[seed] for setting in settings if seed in setting.trials]
-    answered = [trial for trial in (shown if settings else done) if trial.responses][:n_best]
+    answered, of_one_seed = best_answered(ranks, n_best)
     counts = {status: n for status in STATUSES if (n := sum(trial.status == status for trial in trials))}
     columns = list(dict.fromkeys(comparable_metric(names, name) or name for name in COLUMNS))
     curve = comparable_metric(names, "val/loss") or "val/loss"
@@ -72,10 +69,12 @@ def write_page(folder: Path, trials: Sequence[Trial], metric: str, maximize: boo
         incomparable=[name for name in names if changes_loss(name)],
         instead=comparable_metric(names, metric),
         plots=[plot for plot in (curves(trials, colours, curve), parallel_coordinates(done, metric, colours)) if plot],
+        n_varied=len(names),
         importance=plots.svg(plots.importance(shares, metric), "importance of the hyper-parameters") if shares else "",
         missing="; ".join(missing),
         colours={number: plots.CSS.get(colour, colour) for number, colour in colours.items()},
         answered=answered,
+        of_one_seed=of_one_seed,
         answers=side_by_side(answered),
         n_answers=min((len(trial.responses) for trial in answered), default=0),
         reports={trial.number for trial in trials if (folder / str(trial.number) / "report.html").is_file()},
@@ -106,6 +105,19 @@ def parallel_coordinates(done: Sequence[Trial], metric: str, colours: dict[int, 
     lines = [_line(trial, colours) for trial in done]
     figure = plots.parallel_coordinates(lines, {**columns, metric: values}, logarithmic)
     return plots.svg(figure, "parallel coordinates of the trials", lines)
+
+
+def best_answered(settings: Sequence[Sequence[Trial]], n_best: int) -> tuple[list[Trial], bool]:
+    """The best trial with responses of each of the best settings, and whether they are limited to one seed.
+
+    They are those with the seed of the best one where the trials have no test example in common, since the seed may
+    decide the split.
+    """
+    answered = [with_some for trials in settings if (with_some := [t for t in trials if t.responses])]
+    best = [trials[0] for trials in answered[:n_best]]
+    if len(best) < 2 or side_by_side(best):
+        return best, False
+    return [t for trials in answered for t in trials if seeds_of(t) == seeds_of(best[0])][:n_best], True
 
 
 def side_by_side(trials: Sequence[Trial]) -> list[dict[str, Any]]:

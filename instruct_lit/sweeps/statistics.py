@@ -8,8 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from instruct_lit.errors import ConfigError
 from instruct_lit.optional_imports import load
-from instruct_lit.sweeps.trials import SEEDS, Trial
+from instruct_lit.reports.metrics import bounds, interval, number
+from instruct_lit.reports.tables import show, show_table
+from instruct_lit.sweeps.trials import SEEDS, Trial, seeds_of, short
 
 
 @dataclass(frozen=True)
@@ -35,12 +38,28 @@ def by_setting(trials: Sequence[Trial], maximize: bool = False) -> list[Setting]
     for trial in trials:
         if trial.value is not None:
             own = {name: value for name, value in trial.parameters.items() if name not in SEEDS}
-            seeds = tuple(trial.parameters[name] for name in SEEDS if name in trial.parameters)
-            settings.setdefault(tuple(own.items()), Setting(own, {})).trials[seeds] = trial
+            settings.setdefault(tuple(own.items()), Setting(own, {})).trials[seeds_of(trial)] = trial
     if all(len(setting.trials) < 2 for setting in settings.values()):
         return []
     sign = -1 if maximize else 1
     return sorted(settings.values(), key=lambda setting: (len(setting.trials) < 2, sign * setting.mean))
+
+
+def print_settings(trials: Sequence[Trial], metric: str, maximize: bool) -> None:
+    """Print the settings with mean, interval and number of seeds, the best first; nothing for a sweep without seeds."""
+    settings = by_setting(trials, maximize)
+    try:
+        found = [mean_and_interval(list(s.values.values()), bounds(metric)) for s in settings]
+    except ConfigError as error:
+        show(f"warning: {error}")
+        return
+    if settings:
+        rows = [
+            (" ".join(f"{k}={short(v)}" for k, v in setting.parameters.items()) or "the only setting",
+             number(of["mean"]), interval(of, "%.4f"), of["n"])
+            for setting, of in zip(settings, found, strict=True)
+        ]  # fmt: skip
+        show_table(("setting", f"mean {metric}", "95 % interval", "n"), rows)
 
 
 def mean_and_interval(values: Sequence[float], bounds: tuple[float, float] = (-math.inf, math.inf)) -> dict[str, Any]:

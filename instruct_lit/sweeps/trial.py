@@ -64,7 +64,7 @@ def run_trial(command: str, hydra: Any, metric: str | None = None) -> float | No
             file=sys.stderr,
         )
     if record is not None and record["status"] in FINISHED:
-        print(f"{name}: {described(record)}, already finished", flush=True)
+        print(f"{name}: {described(record, metric)}, already finished", flush=True)
         return _value(record)
     with locked(folder):
         print(f"{name}: {'resumes' if record else 'starts'}, log in {folder / LOG}", flush=True)
@@ -75,7 +75,7 @@ def run_trial(command: str, hydra: Any, metric: str | None = None) -> float | No
         status, value, reason = _in_a_process(command, folder, _arguments(command, hydra, folder), hydra)
         record |= {"status": status, "value": value, "reason": reason, "seconds": seconds + time.perf_counter() - start}
         _write(folder / RECORD, record)
-    print(f"{name}: {described(record)} ({record['seconds']:.0f} s)", flush=True)
+    print(f"{name}: {described(record, metric)} ({record['seconds']:.0f} s)", flush=True)
     if status == "interrupted":
         raise KeyboardInterrupt
     return _value(record)
@@ -196,10 +196,10 @@ def _swept(overrides: list[str]) -> list[str]:
     return [o for o in parameters(overrides) if o.lower() not in given]
 
 
-def described(record: dict[str, Any]) -> str:
-    """The outcome of a trial in one line."""
+def described(record: dict[str, Any], metric: str | None) -> str:
+    """The outcome of a trial in one line; without a `metric` its value is the command's result."""
     if record["status"] == "completed":
-        return "completed" if record["value"] is None else f"{record['value']:.6g}"
+        return "completed" if record["value"] is None else f"{metric or 'result'} {record['value']:.6g}"
     return f"{record['status']}: {record['reason']}"
 
 

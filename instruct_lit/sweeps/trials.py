@@ -81,6 +81,11 @@ def varied(trials: Sequence[Trial]) -> list[str]:
     return [n for n in names if n not in SEEDS and len({trial.parameters[n] for trial in trials}) > 1]
 
 
+def seeds_of(trial: Trial) -> tuple[str, ...]:
+    """The values of the seeds in which trials differ."""
+    return tuple(trial.parameters[name] for name in SEEDS if name in trial.parameters)
+
+
 def column_of(trials: Sequence[Trial], name: str) -> list[float] | list[str]:
     """A parameter of every trial: as numbers where all are finite numbers, else as text."""
     texts = [trial.parameters[name] for trial in trials]

@@ -9,6 +9,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
+from instruct_lit.reports.loggers import BEST
 from tests.commands import Command
 
 RUN = ("trainer.max_epochs=1", "evaluate_base=false", "hydra.run.dir=run", "name=mine", "optimizer.betas=[0.9,0.95]")
@@ -25,14 +26,26 @@ def logged(command: Command, small: tuple[str, ...], tmp_path: Path, monkeypatch
     return run
 
 
-def test_tensorboard_opens_on_losses_and_compares_settings_that_matter(small_run: Path) -> None:
+def test_tensorboard_has_the_curves_of_the_training_and_compares_settings_that_matter(small_run: Path) -> None:
     events = EventAccumulator(str(small_run / "tensorboard"), {"tensors": 0}).Reload()
-    scalars = events.Tags()["scalars"]
-    assert {tag.partition("/")[0] for tag in scalars} == {"train", "val"} and "train/lr/pg1" in scalars
-    assert all(len(events.Scalars(tag)) > 1 for tag in scalars), "no chart of one point"
+    last = {tag for tag in events.Tags()["scalars"] if tag.startswith(BEST)}
+    curves = [tag for tag in events.Tags()["scalars"] if tag not in last]
+    assert {tag.partition("/")[0] for tag in curves} == {"train", "val"} and "train/lr/pg1" in curves
+    assert all(len(events.Scalars(tag)) > 1 for tag in curves), "no chart of one point"
+    rows = [json.loads(line) for line in (small_run / "history.jsonl").read_text().splitlines()]
+    validated = [max(0, row["step"] - 1) for row in rows if "val/loss" in row]  # Lightning counts from 0
+    assert [point.step for point in events.Scalars("val/loss")] == validated, "none after fitting"
+    content = events.summary_metadata["_hparams_/experiment"].plugin_data.content
+    metrics = {
+        info.display_name: info.name.tag for info in HParamsPluginData.FromString(content).experiment.metric_infos
+    }
+    assert list(metrics) == ["val/loss", "val/response_loss", "test/loss", "test/exact_match"]
+    final = json.loads((small_run / "metrics.json").read_text())
+    for name, tag in metrics.items():
+        assert [point.value for point in events.Scalars(tag)] == pytest.approx([final[name]])
     data = events.summary_metadata["_hparams_/session_start_info"].plugin_data.content
     shown = HParamsPluginData.FromString(data).session_start_info.hparams
-    assert shown["optimizer.lr"].number_value > 0 and shown["data.mask_prompt"].number_value == 1
+    assert shown["optimizer.lr"].number_value > 0 and shown["data.mask_prompt"].string_value == "True"
     assert shown["model.n_layers"].number_value == 2 and shown["seed"].number_value == 123
     assert not [key for key in shown if "_target_" in key or "path" in key or "dir" in key]
     assert "test/loss" in str(events.Tensors("results/text_summary")[0]) and events.Tags()["images"] == ["loss"]

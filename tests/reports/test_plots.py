@@ -42,6 +42,7 @@ def test_a_high_loss_before_the_first_step_does_not_stretch_the_axis() -> None:
         ([1.0, 3.0, 2.0], False, [0, 1, 0.5], ["1", "2", "3"]),
         (["b", "a"], False, [0.75, 0.25], ["a", "b"]),
         ([2.0, 2.0], False, [0, 0], ["2"]),
+        ([1.0, 9.9, 10.0], False, [0, 8.9 / 9, 1], ["1", "10"]),  # the end rather than its neighbour
     ],
 )
 def test_axes_of_parallel_coordinates(column: list, logarithmic: bool, heights: list[float], labels: list[str]) -> None:

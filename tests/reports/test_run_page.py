@@ -64,6 +64,13 @@ def test_the_page_shows_metrics_before_and_after_and_wrong_answers_first(run: Pa
     assert page.count("<svg") == 1 and "http" not in page and "currentColor" in page
 
 
+def test_a_name_with_the_time_is_no_difference_unless_it_was_set(tmp_path: Path) -> None:
+    names = [("name", "demo-nano-10-00-00", "demo-nano-10-00-05")]
+    for overrides, shown in (["seed=1"], False), (["name=mine"], True):
+        write_report(tmp_path, names, overrides)
+        assert ("<code>demo-nano-10-00-05</code>" in (tmp_path / "report.html").read_text()) is shown
+
+
 def plot_of_best(run: Path, step: int | None) -> bytes:
     (run / "metrics.json").write_text(json.dumps({} if step is None else {"best_step": step}))
     plot_losses(run)

@@ -146,6 +146,43 @@ def test_the_headline_is_the_setting_with_the_best_mean_not_the_luckiest_seed(se
     assert ">lr<" in parallel and ">seed<" not in parallel, "seeds are replicates"
 
 
+def test_the_settings_are_printed_with_means_the_best_first(seeds: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("scipy")
+    (seeds / "multirun.yaml").write_text("optimized_metric: val/loss\n")
+    write(seeds)
+    head, *rows = capsys.readouterr().out.splitlines()
+    assert re.split(r"\s{2,}", head) == ["setting", "mean val/loss", "95 % interval", "n"] and len(head) <= 80
+    assert [row.split()[:2] for row in rows] == [["lr=2", "1.2500"], ["lr=1", "2.2500"], ["lr=3", "9.0000"]]
+    assert rows[0].endswith(" to 4.4266  2") and rows[2].endswith("too few to say  1")
+
+
+def test_responses_are_those_of_the_best_trial_of_each_of_the_best_settings(seeds: Path) -> None:
+    pytest.importorskip("scipy")
+
+    def heads() -> list[str]:
+        page = write_page(seeds, read_trials(seeds), "val/loss", False, n_best=2).read_text()
+        part = page[page.index("Responses of the best trials") :]
+        return [part.partition(" test examples")[0], *re.findall(r"<th>trial (\d)", part)]
+
+    text, *shown = heads()
+    assert shown == ["2", "0"] and "The best trial of each of the best settings. 2 of 2" in text
+    for number, setting in ((5, 2), (6, 1)):  # seed 3 has another test split
+        trial(seeds, number, 0.9 if setting == 2 else 8.0, lr=setting, seed=3)
+        row = {"id": 9, "instruction": "x", "input": "", "output": "y", "response": "z"}
+        (seeds / str(number) / "responses.jsonl").write_text(json.dumps(row) + "\n")
+    text, *shown = heads()
+    assert shown == ["5", "6"] and "The trials with the best trial's seed" in text and text.endswith("1 of 1")
+
+
+def test_a_sweep_of_one_setting_says_so_and_ranks_no_parameters(tmp_path: Path) -> None:
+    pytest.importorskip("scipy")
+    for number, value in enumerate((2.0, 1.0, 3.0, 4.0)):
+        trial(tmp_path, number, value, seed=number)
+    page = write_page(tmp_path, read_trials(tmp_path), "val/loss", False).read_text()
+    assert "The sweep has one setting, so its best trial is shown alone." in page and "<th>trial 1" in page
+    assert "<th>trial 0" not in page and "Importance of the hyper-parameters" not in page
+
+
 def test_losses_over_different_tokens_share_no_column(tmp_path: Path) -> None:
     for number, mask in enumerate(("true", "false")):
         trial(tmp_path, number, 2.0 - number, **{"data.mask_prompt": mask})
@@ -257,4 +294,5 @@ def test_a_sweep_over_what_the_loss_covers_warns_once(
         of_hydra = OmegaConf.create({"runtime": hydra, "overrides": {"task": overrides}, "job": {"num": number}})
         assert run_trial("train", of_hydra, metric) == 2.0
     message = "the trials differ in which tokens their loss covers, so it cannot be compared; use optimized_metric="
-    assert capsys.readouterr().err.count(message) == warns
+    out, err = capsys.readouterr()
+    assert err.count(message) == warns and f"): {metric or 'result'} 2, already finished" in out
