@@ -48,7 +48,7 @@ def test_a_failing_trial_is_recorded_the_sweep_goes_on_nothing_runs_twice_and_a_
     before = (answers / "sweep" / "0" / "trial.json").stat().st_mtime_ns
     (answers / "sweep" / "2" / "trial.json").unlink()  # as if it had not been reached
     again = command("evaluate", "-m", *swept, cwd=answers)
-    assert "trial 0 (responses=bad.json): 0, already finished" in again.stdout and "trial 2" in again.stdout
+    assert "trial 0 (responses=bad.json): result 0, already finished" in again.stdout and "trial 2" in again.stdout
     assert record_of(answers / "sweep" / "2")["value"] == 1.0
     assert (answers / "sweep" / "0" / "trial.json").stat().st_mtime_ns == before
     other = command("evaluate", "-m", "responses=good.json,bad.json", *LIGHT, cwd=answers, status=2)
