@@ -84,10 +84,10 @@ def print_summary(run_dir: Path, metrics: Mapping[str, Any]) -> None:
     before = {name: metrics[f"base/{name}"] for name in SUMMARY if f"base/{name}" in metrics}
     rows = [(n, f"{text}   (before fine-tuning {quantity(before[n], n)})" if n in before else text) for n, text in rows]
     rows += [(name, content) for name, content in FILES.items() if (run_dir / name).exists()]
-    if (run_dir / "tensorboard").exists():
-        rows.append(("tensorboard", f"tensorboard --logdir {run_dir / 'tensorboard'}"))
     show(f"\n{run_dir}")
     show_table(("name", "value"), rows, header=False)
+    if (run_dir / "tensorboard").exists():  # no row, since a long path would leave the names no room
+        show(f"tensorboard --logdir {run_dir / 'tensorboard'}")
 
 
 def _loss_curves(run_dir: Path) -> Any:

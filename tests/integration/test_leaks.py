@@ -78,13 +78,12 @@ def test_leaked_items_are_reported_and_left_out(
 def test_the_items_of_a_benchmark_are_removed_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("lm_eval", "sklearn", "immutabledict"):
         pytest.importorskip(module)
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")  # whose keys ignore the content
     prompts = ["Write a poem about the sea in four lines, without commas.", "Name a town."]
     items = [
         {"key": n, "prompt": prompt, "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}
         for n, prompt in enumerate(prompts)
     ]
-    hub = literal_hub(tmp_path, "google/IFEval", {"default": {"train": items}})
+    hub = literal_hub(tmp_path, monkeypatch, "google/IFEval", {"default": {"train": items}})
     filters = filters_of(OmegaConf.create({"leaks": {"suites": ["ifeval"], "data_dir": str(hub)}}))
     assert filters is not None
     examples = [
