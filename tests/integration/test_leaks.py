@@ -83,7 +83,7 @@ def test_the_items_of_a_benchmark_are_removed_before_training(tmp_path: Path, mo
         {"key": n, "prompt": prompt, "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}
         for n, prompt in enumerate(prompts)
     ]
-    hub = literal_hub(tmp_path, monkeypatch, "google/IFEval", {"default": {"train": items}})
+    hub = literal_hub(tmp_path, "google/IFEval", {"default": {"train": items}})
     filters = filters_of(OmegaConf.create({"leaks": {"suites": ["ifeval"], "data_dir": str(hub)}}))
     assert filters is not None
     examples = [
