@@ -34,6 +34,7 @@ SOURCE_MODULES = {  # the modules of the sources, which in an older run may be o
     "HubSource": "instruct_lit.datasets.remote_sources",
     "StreamingHubSource": "instruct_lit.datasets.stream_hub_source",
     "DemoSource": "instruct_lit.datasets.demo",
+    "ToolDemoSource": "instruct_lit.datasets.demo_tools",
     "PlainTextSource": "instruct_lit.datasets.plain_text",
 }
 
