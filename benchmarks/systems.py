@@ -39,7 +39,7 @@ def ours(name: str, args: Namespace) -> dict[str, Any]:
     from instruct_lit.accel.hardware import keep_freed_memory
     from instruct_lit.accel.throughput import Throughput
     from instruct_lit.config import model_builders as build
-    from instruct_lit.config.check_training import check_train
+    from instruct_lit.config.check_commands import check_command
     from instruct_lit.config.compose import CONF, register
     from instruct_lit.config.data_builders import data_of
     from instruct_lit.config.run_builders import trainer_of, tuner_of
@@ -70,7 +70,7 @@ def ours(name: str, args: Namespace) -> dict[str, Any]:
                 f"cuda_graphs={'false' if 'eager' in more else 'null'}",
             ],
         )  # fmt: skip
-        check_train(config)
+        check_command("train", config)
         keep_freed_memory()
         seed_everything(config.seed, workers=True, verbose=False)
         trainer = trainer_of(config, [Throughput(), Tick()])

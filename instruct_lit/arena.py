@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from instruct_lit.config.check_commands import check_command
 from instruct_lit.config.compose import run_command
 from instruct_lit.errors import ConfigError
 from instruct_lit.optional_imports import need
@@ -25,8 +24,6 @@ if TYPE_CHECKING:
 
 def arena(config: DictConfig) -> None:
     """Rate the battles of a file, let a judge vote on the models of `runs`, or serve the page."""
-    check_command("arena", config)
-
     from instruct_lit.config import model_builders as build
     from instruct_lit.evaluation.ratings import read_battles
     from instruct_lit.serving.arena_judging import read_questions

@@ -8,18 +8,13 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from instruct_lit.config.check_commands import check_command, forget_secrets
-from instruct_lit.config.compose import run_command
+from instruct_lit.config.compose import output_dir, run_command
 from instruct_lit.optional_imports import need
 
 
 def benchmark(config: DictConfig) -> float:
     """Run every model of `run` through the suite; return the first one's score, or that of its first task."""
-    from hydra.core.hydra_config import HydraConfig
-
-    out_dir = Path(HydraConfig.get().runtime.output_dir)
-    forget_secrets(out_dir, config)
-    check_command("benchmark", config)
+    out_dir = output_dir()
     if config.benchmark.data_dir is not None:  # read when the libraries are imported
         os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

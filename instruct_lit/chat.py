@@ -10,14 +10,11 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from instruct_lit.config.check_commands import check_command
 from instruct_lit.config.compose import run_command, runs_of
 
 
 def chat(config: DictConfig) -> None:
     """Open the models at `run`, one or a list, and chat until the end of the input."""
-    check_command("chat", config)
-
     from rich.console import Console
 
     from instruct_lit.config import model_builders as build

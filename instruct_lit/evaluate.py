@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
-from instruct_lit.config.check_commands import check_command, forget_secrets
-from instruct_lit.config.compose import run_command
+from instruct_lit.config.compose import output_dir, run_command
 from instruct_lit.config.judge_builders import response_judge_of
 
 if TYPE_CHECKING:
@@ -22,12 +21,7 @@ Result = tuple[float, dict[str, Any]]  # what the command returns, and the conte
 
 def evaluate(config: DictConfig) -> float:
     """Score the responses of a model or a file, or compare several; return the first metric's mean, or A's win rate."""
-    from hydra.core.hydra_config import HydraConfig
-
-    out_dir = Path(HydraConfig.get().runtime.output_dir)
-    forget_secrets(out_dir, config)
-    check_command("evaluate", config)
-
+    out_dir = output_dir()
     from instruct_lit.config.response_builders import sources_of
     from instruct_lit.evaluation.metrics import check_metrics
     from instruct_lit.reports.evaluation_page import records_of

@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from omegaconf import DictConfig
 
-from instruct_lit.config.check_commands import check_command
-from instruct_lit.config.compose import run_command
+from instruct_lit.config.compose import output_dir, run_command
 
 
 def export(config: DictConfig) -> None:
     """Write the model at `run` in the format `to` with a model card, and upload it if a repository is named."""
-    from hydra.core.hydra_config import HydraConfig
-
-    check_command("export", config)
-
     from instruct_lit.config import model_builders as build
     from instruct_lit.config.soup_builders import soup_of
     from instruct_lit.exporters.formats import export_model, to_adapter, to_gguf_adapter, write_model_card
@@ -23,7 +16,7 @@ def export(config: DictConfig) -> None:
     from instruct_lit.exporters.model_card import CardFacts
     from instruct_lit.exporters.verification import QUANTISED, verify_export
 
-    out_dir = Path(HydraConfig.get().runtime.output_dir)
+    out_dir = output_dir()
     opened = soup_of(config, out_dir) if config.soup else build.open_run(config)
     folder, name = out_dir / config.to, config.name or opened.directory.resolve().parent.name
     stored = str(opened.model.base_dtype).removeprefix("torch.")

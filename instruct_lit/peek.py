@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
-from instruct_lit.config.check_commands import check_command
 from instruct_lit.config.compose import run_command
 
 if TYPE_CHECKING:
@@ -24,8 +23,6 @@ def peek(config: DictConfig) -> None:
     from hydra.core.hydra_config import HydraConfig
 
     given = {re.split(r"[.=]", text.lstrip("+"))[0] for text in HydraConfig.get().overrides.task}
-    check_command("peek", config)
-
     from rich.console import Console
 
     from instruct_lit.config import model_builders as build

@@ -12,7 +12,6 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from instruct_lit.config.check_commands import check_command
 from instruct_lit.config.compose import run_command
 from instruct_lit.errors import InstructLitError
 
@@ -21,7 +20,6 @@ LOWER_IS_BETTER = ("loss", "perplexity", "bits_per_byte", "value")
 
 def report(config: DictConfig) -> None:
     """Write the page of the sweep in `folder`, or of `runs`."""
-    check_command("report", config)
     if config.runs is not None:
         print(write_runs(list(config.runs), Path(config.page)))
     else:

@@ -8,20 +8,17 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from instruct_lit.config.check_commands import check_command
-from instruct_lit.config.compose import run_command
+from instruct_lit.config.compose import output_dir, run_command
 from instruct_lit.errors import ConfigError
 
 
 def reproduce(config: DictConfig) -> float:
     """Train again with the run's own overrides, report the differences, and return the largest relative one."""
-    from hydra.core.hydra_config import HydraConfig
-
     from instruct_lit.config.provenance import differing, read_provenance
     from instruct_lit.reports.reproduction import compare_runs
 
     run, saved = check_reproduce(config)
-    out_dir = Path(HydraConfig.get().runtime.output_dir)
+    out_dir = output_dir()
     rerun = out_dir / "run"
     overrides = [*saved, *config.changes, "hydra.mode=RUN", f"hydra.run.dir='{rerun}'"]
     status = subprocess.run([sys.executable, "-m", "instruct_lit.train", *overrides]).returncode
@@ -41,7 +38,6 @@ def check_reproduce(config: DictConfig) -> tuple[Path, list[str]]:
     from instruct_lit.config.provenance import read_provenance
     from instruct_lit.config.saved_overrides import FILE, saved_overrides
 
-    check_command("reproduce", config)
     run = Path(config.run).expanduser().resolve()
     read_provenance(run)
     for name in ("metrics.json", FILE):

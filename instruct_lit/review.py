@@ -8,7 +8,6 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from instruct_lit.config.check_commands import check_command
 from instruct_lit.config.compose import run_command, runs_of
 from instruct_lit.errors import ConfigError
 from instruct_lit.optional_imports import need
@@ -16,7 +15,6 @@ from instruct_lit.optional_imports import need
 
 def review(config: DictConfig) -> None:
     """Serve the page until Ctrl-C, then print the figures of all labels."""
-    check_command("review", config)
     for module in ("fastapi", "uvicorn"):
         need(module, "review", "serve")
 

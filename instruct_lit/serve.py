@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from omegaconf import DictConfig
 
-from instruct_lit.config.check_commands import check_command
 from instruct_lit.config.compose import run_command
 from instruct_lit.optional_imports import need
 
 
 def serve(config: DictConfig) -> None:
     """Serve the model at `run` until Ctrl-C."""
-    check_command("serve", config)
-
     from instruct_lit.config import model_builders as build
     from instruct_lit.core.generation.engine import Engine
     from instruct_lit.serving.chat_model import open_chat_models

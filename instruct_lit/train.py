@@ -8,14 +8,11 @@ from __future__ import annotations
 
 from omegaconf import DictConfig
 
-from instruct_lit.config.check_training import check_train
 from instruct_lit.config.compose import run_command
 
 
 def train(config: DictConfig) -> float | None:
     """Run one training as configured and return the value of `optimized_metric`."""
-    check_train(config)
-
     from instruct_lit.config.run_builders import run_of
 
     return run_of(config)()

@@ -37,11 +37,9 @@ def _template(text: str) -> Template:
     from instruct_lit.config.compose import CONF, choices_of
     from instruct_lit.errors import ConfigError
 
-    file = CONF / "template" / f"{text}.yaml"
-    if not file.is_file():
-        names = ", ".join(choices_of("template"))
-        raise ConfigError(f"template={text}: no such template; allowed are {names}, or a Jinja text")
-    settings: Any = OmegaConf.load(file)
+    if text not in (names := choices_of("template")):
+        raise ConfigError(f"template={text}: no such template; allowed are {', '.join(names)}, or a Jinja text")
+    settings: Any = OmegaConf.load(CONF / "template" / f"{text}.yaml")
     return Template(text, settings.text, next_turn=settings.get("next_turn"))
 
 

@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-import collections.abc
 import inspect
 import math
 import os
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig
 
-SEQUENCES = (
-    list,
-    tuple,
-    set,
-    frozenset,
-    collections.abc.Sequence,
-    collections.abc.Iterable,
-    collections.abc.Collection,
-)
+SEQUENCES = (list, tuple, set, frozenset, Sequence, Iterable, Collection)
 
 
 def type_hints(target: Callable[..., Any]) -> dict[str, Any]:
@@ -58,9 +49,7 @@ def fits(value: Any, hint: Any) -> bool:
     if isinstance(value, list | tuple | ListConfig):
         return (origin or hint) in SEQUENCES and _items_fit(list(value), arguments)
     if isinstance(value, Mapping | DictConfig):
-        return (
-            "_target_" in value or origin in (dict, collections.abc.Mapping) or hint in (dict, collections.abc.Mapping)
-        )
+        return "_target_" in value or (origin or hint) in (dict, Mapping)
     return isinstance(hint, type) and isinstance(value, hint)  # an object of the program
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from instruct_lit import optional_imports
 from instruct_lit.config.check_data import data_relations
+from instruct_lit.config.check_training import train_relations
 from instruct_lit.config.compose import runs_of
 from instruct_lit.config.schema.options import FINISHED, Relation, check
 from instruct_lit.errors import InstructLitError
@@ -19,7 +20,7 @@ _LOGIN = re.compile(r"//(.+)@")
 
 
 def check_command(command: str, config: Any) -> None:
-    """Raise one ConfigError that lists every impossible value of a command's configuration (`train` has its own)."""
+    """Raise one ConfigError that lists every impossible value or combination of a command's configuration."""
     relations = RELATIONS.get(command)
     check(config, relations(config) if relations else ())
 
@@ -77,10 +78,6 @@ def _benchmark(config: Any) -> Iterator[Relation]:
     yield suite.runs_code and not settings.allow_code, f"suite={suite.name}", reason
 
 
-def _peek(config: Any) -> Iterator[Relation]:
-    yield from data_relations(config.data)
-
-
 def _serve(config: Any) -> Iterator[Relation]:
     yield from _hosts(config.allowed_hosts)
     for origin in config.cors_origins:
@@ -136,8 +133,9 @@ def _report(config: Any) -> Iterator[Relation]:
 
 
 RELATIONS = {
-    "arena": _arena, "benchmark": _benchmark, "evaluate": _evaluate, "export": _export, "peek": _peek,
-    "report": _report, "review": _review, "serve": _serve,
+    "arena": _arena, "benchmark": _benchmark, "evaluate": _evaluate, "export": _export,
+    "peek": lambda config: data_relations(config.data), "report": _report, "review": _review,
+    "serve": _serve, "train": train_relations,
 }  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from instruct_lit.config.data_builders import source_nodes
-from instruct_lit.config.model_builders import check_adapter, shape_of
+from instruct_lit.config.model_builders import shape_of
 from instruct_lit.config.satellites import has_satellite
 from instruct_lit.config.schema.options import Relation, check
 from instruct_lit.config.targets import target_of, without
@@ -49,7 +49,12 @@ def check_machine(config: DictConfig) -> None:
     """
     from instruct_lit.config.run_builders import optimization_of
 
-    check_adapter(config)
+    if config.adapter.kind != "none":
+        from instruct_lit.hf.adapters import check_peft, check_qlora
+
+        if config.adapter.kind == "qlora" and (why_not := check_qlora()) is not None:
+            raise ConfigError(f"adapter=qlora: {why_not}")
+        check_peft()
     check(config, _relations(config))
     warn_of_bf16(config.trainer.accelerator, "trainer.precision", config.trainer.precision)
     if config.optimizer["_target_"] == "instruct_lit.accel.adamw_8bit.adamw_8bit":

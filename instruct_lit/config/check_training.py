@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from instruct_lit.config.check_data import data_relations, stream_relations
 from instruct_lit.config.check_lightning import callback_relations, trainer_relations
 from instruct_lit.config.satellites import has_satellite
-from instruct_lit.config.schema.options import Relation, check
+from instruct_lit.config.schema.options import Relation
 from instruct_lit.core.data.example import listed
 from instruct_lit.errors import similar
 
@@ -19,19 +19,19 @@ LOGGED_METRICS = tuple(
     f"{split}/{name}" for split in ("val", "test") for name in ("loss", "perplexity", "response_loss", "bits_per_byte")
 ) + ("train/loss", "test/exact_match")
 
-
-def check_train(config: Any) -> None:
-    """Raise one ConfigError that lists every impossible value or combination of a training configuration."""
-    check(config, _relations(config))
+ONE_PROCESS = "requires one process on one GPU (trainer=default)"
 
 
-def _relations(config: Any) -> Iterator[Relation]:
+def train_relations(config: Any) -> Iterator[Relation]:
+    """Relations of a training configuration."""
     callbacks = {str(key): node for key, node in (config.callbacks or {}).items() if OmegaConf.is_dict(node)}
     yield from _model_relations(config)
     yield from _adapter_relations(config)
     if is_sharded(config):
         yield from _shard_relations(config, callbacks)
-    yield from _gpu_relations(config)
+    yield config.compile and not _is_one_process(config), "compile", ONE_PROCESS
+    for reason in _reasons_against_graphs(config):
+        yield config.cuda_graphs, "cuda_graphs", reason
     data, batching = config.data, config.batching
     reason = f"best_fit requires a token budget, and only it has one; batching.grouping={batching.grouping}"
     yield (batching.grouping == "best_fit") != (batching.max_tokens is not None), "batching.max_tokens", reason
@@ -118,29 +118,19 @@ def _shard_relations(config: Any, callbacks: dict[str, Any]) -> Iterator[Relatio
         yield averages, f"callbacks.{key}=…", "averages whole weights, which trainer=fsdp does not have; leave it out"
 
 
-def _gpu_relations(config: Any) -> Iterator[Relation]:
-    """What `compile` and `cuda_graphs` exclude."""
-    for reason in _reasons_against_compile(config):
-        yield config.compile, "compile", reason
-    for reason in _reasons_against_graphs(config):
-        yield config.cuda_graphs, "cuda_graphs", reason
-
-
 def wants_graphs(config: Any) -> bool:
     """Whether steps are to be recorded on a GPU that computes in bf16."""
     return bool(config.cuda_graphs) if config.cuda_graphs is not None else not _reasons_against_graphs(config)
 
 
-def _reasons_against_compile(config: Any) -> list[str]:
-    """Why a step of this run cannot be compiled for one GPU, whatever the machine is."""
+def _is_one_process(config: Any) -> bool:
     trainer = config.trainer
-    one = trainer.strategy == "auto" and trainer.devices in (1, "1") and trainer.num_nodes == 1
-    return [] if one else ["requires one process on one GPU (trainer=default)"]
+    return trainer.strategy == "auto" and trainer.devices in (1, "1") and trainer.num_nodes == 1
 
 
 def _reasons_against_graphs(config: Any) -> list[str]:
-    """Why it cannot be recorded as CUDA graphs, either."""
-    model, trainer, reasons = config.model, config.trainer, _reasons_against_compile(config)
+    """Why a step of this run cannot be recorded as CUDA graphs, whatever the machine is."""
+    model, trainer, reasons = config.model, config.trainer, [] if _is_one_process(config) else [ONE_PROCESS]
     if trainer.precision not in (None, "bf16-mixed"):
         reasons.append(f"requires trainer.precision=bf16-mixed, given is {trainer.precision}")
     if trainer.get("detect_anomaly"):

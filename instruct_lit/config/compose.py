@@ -30,7 +30,7 @@ TRIAL_VARIABLE = "INSTRUCT_LIT_TRIAL"  # set by `sweeps.trial` for a process tha
 
 
 def run_command(command: str, verb: Callable[[Any], Any]) -> None:
-    """Compose the configuration of a command from the command line and call `verb` with it; the body of a command.
+    """Compose and check the configuration of a command, and call `verb` with it; the body of a command.
 
     Every exception is printed as one message (`messages.one_message`). Under `--multirun` every run is a process of
     its own (`instruct_lit.sweeps.trial`).
@@ -44,6 +44,8 @@ def run_command(command: str, verb: Callable[[Any], Any]) -> None:
     import hydra
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
+
+    from instruct_lit.config.check_commands import check_command, forget_secrets
 
     register(command)
     sys.argv = [re.sub("^endpoint=(?=http)", "endpoint.url=", argument) for argument in sys.argv]
@@ -60,6 +62,8 @@ def run_command(command: str, verb: Callable[[Any], Any]) -> None:
 
                 return trial.run_trial(command, HydraConfig.get(), config.get("optimized_metric"))
             with output_streams(config.progress) if "progress" in config else nullcontext():
+                forget_secrets(output_dir(), config)
+                check_command(command, config)
                 result = verb(config)
             if is_trial:
                 from instruct_lit.sweeps import trial
@@ -115,6 +119,13 @@ def runs_of(config: Any) -> list[str]:
     if config.run is None:
         return []
     return [str(run) for run in config.run] if OmegaConf.is_list(config.run) else [str(config.run)]
+
+
+def output_dir() -> Path:
+    """Hydra's folder of this run."""
+    from hydra.core.hydra_config import HydraConfig
+
+    return Path(HydraConfig.get().runtime.output_dir)
 
 
 def _cache_dir() -> str:

@@ -16,7 +16,7 @@ from instruct_lit.config.run_folder import saved_group
 from instruct_lit.config.satellites import has_satellite
 from instruct_lit.config.targets import arguments_for, plain
 from instruct_lit.core import bundle
-from instruct_lit.core.bundle import OpenedModel
+from instruct_lit.core.bundle import OpenedModel, bundle_of, read_about
 from instruct_lit.core.data.template import CHAT, Template
 from instruct_lit.core.data.tokenizer import GPT2Tokenizer, Tokenizer
 from instruct_lit.core.generation.sampling import SamplingSettings
@@ -42,14 +42,18 @@ def install_satellites() -> None:
 def model_of(config: DictConfig) -> CausalLM:
     """The model that the model group describes, with weights."""
     install_satellites()
-    return _hf_of(config) if config.model.get("kind") == "hf" else _gpt_of(config)
+    if config.model.get("kind") != "hf":
+        given = arguments_for(load_gpt, config.model)
+        if config.model.pretrained:
+            given["path"] = _gpt_path(config)
+        return load_gpt(**given, config=GPTConfig(**arguments_for(GPTConfig, config.model)), seed=config.seed)
+    from instruct_lit.hf.files import grow_vocabulary, load_hf
 
-
-def _gpt_of(config: DictConfig) -> CausalLM:
-    given = arguments_for(load_gpt, config.model)
-    if config.model.pretrained:
-        given["path"] = _gpt_path(config)
-    return load_gpt(**given, config=_configured_shape(config.model), seed=config.seed)
+    n_bits = 4 if OmegaConf.select(config, "adapter.kind") == "qlora" else None
+    model = load_hf(_hf_source(config), **arguments_for(load_hf, config.model), n_bits=n_bits, seed=config.seed)
+    if config.model.get("new_tokens"):
+        grow_vocabulary(model, *_hf_tokenizer(config))
+    return model
 
 
 def _gpt_path(config: DictConfig) -> Path:
@@ -62,17 +66,6 @@ def _gpt_path(config: DictConfig) -> Path:
     return download_gpt2(model.repo, model.revision, Path(config.paths.cache) / "hub")
 
 
-def _hf_of(config: DictConfig) -> CausalLM:
-    from instruct_lit.hf.files import grow_vocabulary, load_hf
-
-    n_bits = 4 if OmegaConf.select(config, "adapter.kind") == "qlora" else None
-    given = arguments_for(load_hf, config.model)
-    model = load_hf(_hf_source(config), **given, n_bits=n_bits, seed=config.seed)
-    if config.model.get("new_tokens"):
-        grow_vocabulary(model, *_hf_tokenizer(config))
-    return model
-
-
 def _hf_tokenizer(config: DictConfig) -> tuple[HFTokenizer, list[int]]:
     """The model's own tokenizer, `model.new_tokens` added, and the ids of those that it did not have."""
     from instruct_lit.hf.files import import_transformers, opening
@@ -82,10 +75,9 @@ def _hf_tokenizer(config: DictConfig) -> tuple[HFTokenizer, list[int]]:
     source = _hf_source(config)
     with opening(source.path):
         tokenizer = load_tokenizer(source)
-    names = list(config.model.get("new_tokens") or ())
-    if not names:
+    if not config.model.get("new_tokens"):
         return tokenizer, []
-    new = add_special_tokens(tokenizer.hf, names)
+    new = add_special_tokens(tokenizer.hf, list(config.model.new_tokens))
     return HFTokenizer(tokenizer.hf, markup=True), new
 
 
@@ -113,17 +105,6 @@ def check_vocabulary(model: CausalLM, tokenizer: Tokenizer, template: Template) 
             f"model: the embedding has {n_rows} rows, and {len(outside)} tokens of the tokenizer lie outside, the "
             f"first is {name!r} ({number}); use the tokenizer that the model was trained with{remedy}"
         )
-
-
-def check_adapter(config: DictConfig) -> None:
-    """Raise ConfigError when the adapter cannot be trained on this machine, before anything is loaded."""
-    if config.adapter.kind == "none":
-        return
-    from instruct_lit.hf.adapters import check_peft, check_qlora
-
-    if config.adapter.kind == "qlora" and (why_not := check_qlora()) is not None:
-        raise ConfigError(f"adapter=qlora: {why_not}")
-    check_peft()
 
 
 def adapt(config: DictConfig, model: CausalLM) -> Adapter | None:
@@ -168,8 +149,6 @@ def base_facts(config: DictConfig) -> dict[str, str | None]:
     """
     from huggingface_hub import metadata_load
 
-    from instruct_lit.core.bundle import bundle_of, read_about
-
     model = config.model
     if not model.pretrained:
         return {"id": None, "licence": None}
@@ -209,10 +188,8 @@ def context_of(config: DictConfig) -> int:
 def shape_of(config: DictConfig) -> GPTConfig:
     """The shape of the GPT-2 that `model_of` would build, without its weights."""
     model = config.model
-    return read_config(checkpoint_directory(model.path)) if model.path else _configured_shape(model)
-
-
-def _configured_shape(model: DictConfig) -> GPTConfig:
+    if model.path:
+        return read_config(checkpoint_directory(model.path))
     return GPTConfig(**arguments_for(GPTConfig, model))
 
 

@@ -12,7 +12,7 @@ from instruct_lit.config import compose
 from instruct_lit.config.help import groups_of, summary_of
 from instruct_lit.config.schema import COMMANDS
 from instruct_lit.config.schema.constructors import CONSTRUCTOR_KEYS
-from instruct_lit.config.schema.options import Key, Rules, keys_of, shown
+from instruct_lit.config.schema.options import BOUNDS, Key, Rules, keys_of, shown
 
 HEAD = """# Reference: every key of the configuration
 
@@ -78,10 +78,8 @@ def _row(key: Key, values: Any) -> str:
 def _bounds(rules: Rules) -> Iterator[str]:
     if rules.choices:
         yield f"One of {', '.join(rules.choices)}."
-    bounds = ("at_least", "above", "at_most", "below")
-    given = [
-        f"{bound.replace('_', ' ')} {getattr(rules, bound)}" for bound in bounds if getattr(rules, bound) is not None
-    ]
+    limits = {name.replace("_", " "): getattr(rules, name) for name in BOUNDS}
+    given = [f"{name} {limit}" for name, limit in limits.items() if limit is not None]
     if given:
         yield f"{', '.join(given).capitalize()}."
 

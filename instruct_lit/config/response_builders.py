@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
@@ -14,18 +14,16 @@ from tqdm import tqdm
 from instruct_lit.config import model_builders as build
 from instruct_lit.config.compose import runs_of
 from instruct_lit.config.judge_builders import remote_model_of
+from instruct_lit.core.bundle import OpenedModel
+from instruct_lit.core.data.encode import EncodedExample
 from instruct_lit.core.data.records import FileSource
 from instruct_lit.datasets.filters import call, load_function
 from instruct_lit.errors import ConfigError
 from instruct_lit.evaluation.answer_files import read_responses
 from instruct_lit.evaluation.checks import FUNCTION
+from instruct_lit.evaluation.forgetting import Change, Losses, change, text_losses
 from instruct_lit.evaluation.leaks import question, training_questions
 from instruct_lit.evaluation.remote_model import messages_of
-
-if TYPE_CHECKING:
-    from instruct_lit.core.bundle import OpenedModel
-    from instruct_lit.core.data.encode import EncodedExample
-    from instruct_lit.evaluation.forgetting import Change, Losses
 
 
 @dataclass(frozen=True)
@@ -135,7 +133,6 @@ def changes_of(
     """
     from instruct_lit.config.run_folder import saved_group
     from instruct_lit.core.model.causal import best_device
-    from instruct_lit.evaluation.forgetting import change, text_losses
     from instruct_lit.evaluation.losses import response_losses
 
     of_run = saved_group(opened.directory.parent, "model", config.paths.cache) if opened.about else None

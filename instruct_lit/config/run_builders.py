@@ -8,10 +8,8 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
 from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import Checkpoint, LearningRateMonitor, ProgressBar
 from lightning.pytorch.profilers import AdvancedProfiler, SimpleProfiler
@@ -20,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from instruct_lit.config import model_builders as build_parts
 from instruct_lit.config.check_machine import check_machine, check_targets
 from instruct_lit.config.check_training import wants_graphs
+from instruct_lit.config.compose import output_dir
 from instruct_lit.config.data_builders import data_of
 from instruct_lit.config.run_hooks import hooks_of
 from instruct_lit.config.run_ownership import own_folder
@@ -50,7 +49,7 @@ ACCELERATED = {"instruct_lit.core.training.optimizer.adamw": "instruct_lit.accel
 
 def run_of(config: DictConfig) -> Run:
     """The training run of a checked configuration, in Hydra's output folder."""
-    run_dir = Path(HydraConfig.get().runtime.output_dir)
+    run_dir = output_dir()
     own_folder(run_dir)
     for key, node in (config.callbacks or {}).items():
         satellite = DEFAULTS_OF_SATELLITES.get(node.get("_target_")) if node is not None else None

@@ -27,7 +27,6 @@ _STARTS = (
 )  # fmt: skip
 _ENDS = (yaml.FlowSequenceEndToken, yaml.FlowMappingEndToken, yaml.BlockEndToken)
 SCHEMAS = {"model": ModelConfig, "data": DataConfig, "batching": BatchingConfig}  # the groups that are read
-REMEDY = "give {group}=… on the command line"
 SOURCE_MODULES = {  # the modules of the sources, which in an older run may be others
     "FileSource": "instruct_lit.core.data.records",
     "UrlSource": "instruct_lit.datasets.remote_sources",
@@ -85,14 +84,15 @@ def saved_group(folder: Path, name: str, cache: str) -> DictConfig | None:
     values = saved.get(name) if isinstance(saved, dict) else None
     if values is None:
         return None
+
+    def refused(problem: str) -> ConfigError:
+        return ConfigError(f"{file}: {problem}; give {name}=… on the command line")
+
     if not isinstance(values, dict):
-        raise ConfigError(f"{file}: {name}={values}: must be a mapping; {REMEDY.format(group=name)}")
+        raise refused(f"{name}={values}: must be a mapping")
     for key, value in flat(values, name).items():
         if "${" in str(value):
-            raise ConfigError(
-                f"{file}: {key}={value}: an interpolation in a run folder is never resolved; "
-                f"{REMEDY.format(group=name)}"
-            )
+            raise refused(f"{key}={value}: an interpolation in a run folder is never resolved")
     schema = SCHEMAS[name]
     known = {field.name for field in dataclasses.fields(schema)}
     values = {key: value for key, value in values.items() if key in known}
@@ -105,14 +105,13 @@ def saved_group(folder: Path, name: str, cache: str) -> DictConfig | None:
     try:
         group = OmegaConf.merge(OmegaConf.structured(schema), values)
     except OmegaConfBaseException as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"{file}: {name}: {reason}; {REMEDY.format(group=name)}") from error
+        raise refused(f"{name}: {str(error).splitlines()[0]}") from error
     assert isinstance(group, DictConfig)
     problems = check_values(group, f"{name}.")
     if not problems and name == "data":
         problems = violations(group, data_relations(group))
     if problems:
-        raise ConfigError(f"{file}: {problems[0]}; {REMEDY.format(group=name)}")
+        raise refused(problems[0])
     return group
 
 

@@ -122,9 +122,7 @@ def build(node: Any, key: str, *first: Any, **extra: Any) -> Any:
 
     Raises ConfigError when the constructor refuses its arguments.
     """
-    target = target_of(node, key)
-    arguments = {str(k): v for k, v in plain(node).items() if k != "_target_"}
-    return _called(target, key, *first, **arguments, **extra)
+    return construct(target_of(node, key), without(node, "_target_"), key, *first, **extra)
 
 
 def arguments_for(target: Callable[..., Any], node: Any) -> dict[str, Any]:
@@ -132,18 +130,14 @@ def arguments_for(target: Callable[..., Any], node: Any) -> dict[str, Any]:
     return {str(k): v for k, v in plain(node).items() if k in inspect.signature(target).parameters}
 
 
-def construct(target: Callable[..., Any], arguments: Any, key: str) -> Any:
+def construct(target: Callable[..., Any], arguments: Any, key: str, *first: Any, **extra: Any) -> Any:
     """Build an object of a known constructor; ConfigError as `build` raises it."""
     if not isinstance(arguments, Mapping):
         raise ConfigError(f"{key}={arguments}: not a mapping of arguments; {{}} has all defaults")
     arguments = {str(k): v for k, v in arguments.items()}
     check_arguments(target, target.__name__, arguments, key)
-    return _called(target, key, **arguments)
-
-
-def _called(target: Callable[..., Any], key: str, *first: Any, **arguments: Any) -> Any:
     try:
-        return target(*first, **arguments)
+        return target(*first, **arguments, **extra)
     except InstructLitError:
         raise
     except Exception as error:

@@ -8,8 +8,9 @@ import pytest
 from instruct_lit.accel import compat_torch, hardware
 from instruct_lit.accel.bf16_weights import BF16Weights
 from instruct_lit.config import model_builders as build
+from instruct_lit.config.check_commands import check_command
 from instruct_lit.config.check_machine import check_machine
-from instruct_lit.config.check_training import check_train, wants_graphs
+from instruct_lit.config.check_training import wants_graphs
 from instruct_lit.config.compose import CONF
 from instruct_lit.core.model import causal as device
 from instruct_lit.errors import ConfigError
@@ -45,41 +46,49 @@ from tests.configs import composed
 )
 def test_impossible_values_are_named(override: str, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        check_train(composed("train", override))
+        check_command("train", composed("train", override))
     assert message in str(caught.value)
 
 
 def test_a_model_of_transformers_needs_a_place() -> None:
     with pytest.raises(ConfigError, match=r"model.path=null: give a hub id or a folder \(model=hf\)"):
-        check_train(composed("train", "model=hf", "model.path=null"))
+        check_command("train", composed("train", "model=hf", "model.path=null"))
 
 
 def test_all_is_said_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
-        check_train(composed("train", "data.batch_size=0", "data.split=1.5", "callbacks.early_stopping=true"))
+        check_command(
+            "train", composed("train", "data.batch_size=0", "data.split=1.5", "callbacks.early_stopping=true")
+        )
     assert len(str(caught.value).splitlines()) == 3
 
 
 def test_what_may_be_passes() -> None:
-    check_train(
+    check_command(
+        "train",
         composed(
             "train", "callbacks.early_stopping=null", "model.path=null", "model.pretrained=false", "n_test_responses=0"
-        )
+        ),
     )
-    check_train(composed("train", "callbacks.early_stopping.monitor=train/loss", "optimized_metric=test/exact_match"))
-    check_train(
+    check_command(
+        "train", composed("train", "callbacks.early_stopping.monitor=train/loss", "optimized_metric=test/exact_match")
+    )
+    check_command(
+        "train",
         composed(
             "train", "data=mixture", "data.sets={demo: {weight: 0.5}, book: {weight: 0}, mine: {data: demo, weight: 2}}"
-        )
+        ),
     )
 
 
 def test_what_callbacks_log_may_be_watched_and_a_sweep_may_prune_in_vain() -> None:
-    check_train(composed("train", "callbacks=generation_quality", "callbacks.early_stopping.monitor=val/token_f1"))
+    check_command(
+        "train", composed("train", "callbacks=generation_quality", "callbacks.early_stopping.monitor=val/token_f1")
+    )
     pruning = "+callbacks.pruning={_target_: instruct_lit.sweeps.pruning.Pruning, monitor: test/loss}"
-    check_train(composed("train", pruning, "optimized_metric=test/loss"))
+    check_command("train", composed("train", pruning, "optimized_metric=test/loss"))
     with pytest.raises(ConfigError, match=r"callbacks.early_stopping.monitor=val/token_f1: logged are"):
-        check_train(composed("train", "callbacks.early_stopping.monitor=val/token_f1"))
+        check_command("train", composed("train", "callbacks.early_stopping.monitor=val/token_f1"))
 
 
 def test_settings_of_generation_are_checked_before_the_long_work(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,7 +96,7 @@ def test_settings_of_generation_are_checked_before_the_long_work(monkeypatch: py
     with pytest.raises(ConfigError, match=r"generation.top_p=2.0: must be null or above 0 and at most 1"):
         build.sampling_of(composed("train", "generation.top_p=2"))
     with pytest.raises(ConfigError, match=r"generation.dtype=float8: allowed are bfloat16"):
-        check_train(composed("train", "generation.dtype=float8"))
+        check_command("train", composed("train", "generation.dtype=float8"))
     assert build.engine_options(composed("train", "generation.dtype=bfloat16")) == {
         "max_rows": 64,
         "make_weights": BF16Weights,
@@ -124,7 +133,7 @@ def test_the_shape_of_a_run_folder_is_that_of_its_bundle(tmp_path: Path) -> None
 )
 def test_what_is_for_one_gpu_is_checked(overrides: tuple[str, ...], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        check_train(composed("train", *overrides))
+        check_command("train", composed("train", *overrides))
     assert message in str(caught.value)
 
 
@@ -133,7 +142,7 @@ def test_steps_are_recorded_wherever_that_goes() -> None:
     assert not wants_graphs(composed("train", "cuda_graphs=false"))
     for otherwise in ("neftune_alpha=5", "trainer=ddp", "trainer.precision=32-true", "trainer.detect_anomaly=true"):
         config = composed("train", otherwise)
-        check_train(config)
+        check_command("train", config)
         assert not wants_graphs(config), otherwise
 
 

@@ -9,8 +9,8 @@ import pytest
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
+from instruct_lit.config.check_commands import check_command
 from instruct_lit.config.check_machine import check_targets
-from instruct_lit.config.check_training import check_train
 from instruct_lit.config.compose import CONF
 from instruct_lit.config.schema import COMMANDS
 from tests.configs import composed
@@ -51,7 +51,7 @@ def test_every_file_of_a_group_composes_and_passes_the_checks(name: str) -> None
     overrides = [f"{group}={option}", *NEEDS.get(name, []), "hydra.runtime.output_dir=out"]
     config = composed("train", *overrides, hydra=True)
     HydraConfig.instance().set_config(config)  # for ${hydra:…}
-    check_train(config)
+    check_command("train", config)
     check_targets(config)
 
 

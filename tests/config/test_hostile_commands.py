@@ -26,11 +26,11 @@ VALUES = ("hello", "", None, 0, -1, 10**30, 1e300, math.nan, [], [None], {"a": 1
 # What lets the checks of a command pass; a finished model is any folder for them.
 GIVEN = {
     "evaluate": ("run=.", "template=alpaca", "data=demo", "judge=ollama", "judge.model=m"),
-    "benchmark": ("run=.", "template=alpaca", "suite=quick"),
+    "benchmark": ("run=.", "template=alpaca", "suite=mt_bench", "judge=ollama", "judge.model=m"),
     "peek": (),
     "chat": ("run=.", "template=alpaca"),
     "serve": ("run=.", "template=alpaca"),
-    "arena": ("template=alpaca", "runs=[., /dev]", "judge=ollama", "judge.model=m"),
+    "arena": ("template=alpaca", "runs=[., /bin]", "judge=ollama", "judge.model=m"),
     "review": ("run=.",),
     "export": ("run=.", "template=alpaca"),
     "report": ("folder=.",),

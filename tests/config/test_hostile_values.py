@@ -18,8 +18,8 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from instruct_lit.config.check_commands import check_command
 from instruct_lit.config.check_machine import check_machine, check_targets, worker_relations
-from instruct_lit.config.check_training import check_train
 from instruct_lit.config.compose import flat
 from instruct_lit.config.messages import explain
 from instruct_lit.config.model_builders import sampling_of
@@ -58,7 +58,7 @@ def message_of(key: str, value: Any) -> str | None:
     config = base().copy()
     try:
         OmegaConf.update(config, key, value, merge=False)
-        check_train(config)
+        check_command("train", config)
         check_targets(config)
         if key.split(".")[0] in BUILT_EARLY:
             trainer_of(config, [])
@@ -140,7 +140,7 @@ def test_workers_need_shared_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 def test_a_key_that_nothing_reads_is_refused() -> None:
     config = composed("train", "+adapter.use_rslora=true", "+model.n_layer=3", "+learning_rate=3")
     with pytest.raises(InstructLitError) as caught:
-        check_train(config)
+        check_command("train", config)
     for message in (
         "learning_rate: no such key; allowed are model, data, ",
         "model.n_layer: no such key; did you mean model.n_layers?",

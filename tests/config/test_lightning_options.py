@@ -18,8 +18,8 @@ from lightning import Callback, Trainer
 from lightning.pytorch import callbacks as of_lightning
 from omegaconf import OmegaConf
 
+from instruct_lit.config.check_commands import check_command
 from instruct_lit.config.check_lightning import REFUSED_ARGUMENTS, REFUSED_CALLBACKS
-from instruct_lit.config.check_training import check_train
 from instruct_lit.config.compose import CONF
 from instruct_lit.config.run_builders import trainer_of, tuner_of
 from instruct_lit.core.model.gpt import GPT
@@ -107,7 +107,7 @@ def run(base: GPT, make_data: Callable, tmp_path: Path) -> Callable[..., Fitted]
             "train", *small, *(q for q in QUIET if q.partition("=")[0] not in keys), *overrides, hydra=True
         )
         HydraConfig.instance().set_config(config)
-        check_train(config)
+        check_command("train", config)
         (tmp_path / "out").mkdir(exist_ok=True)
         seen = Seen(stop_at=stop_at)
         history = History(tmp_path / "out" / "history.jsonl")
@@ -233,7 +233,7 @@ def test_an_argument_is_refused_with_the_reason(name: str) -> None:
     default = inspect.signature(Trainer.__init__).parameters[name].default
     value = json.dumps(not default) if isinstance(default, bool) else "3"
     with pytest.raises(ConfigError) as caught:
-        check_train(composed("train", f"+trainer.{name}={value}"))
+        check_command("train", composed("train", f"+trainer.{name}={value}"))
     assert re.search(rf"^trainer.{name}=.*: {re.escape(REFUSED_ARGUMENTS[name])}$", str(caught.value), re.M)
 
 
@@ -251,7 +251,7 @@ def test_an_argument_is_refused_with_the_reason(name: str) -> None:
 )
 def test_a_value_that_cannot_be_obeyed_is_refused(overrides: list[str], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        check_train(composed("train", *overrides))
+        check_command("train", composed("train", *overrides))
     assert message in str(caught.value)
 
 
@@ -317,7 +317,7 @@ def test_a_callback_is_obeyed(name: str, run: Callable[..., Fitted]) -> None:
 @pytest.mark.parametrize("name", REFUSED_CALLBACKS)
 def test_a_callback_is_refused_with_the_reason(name: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        check_train(composed("train", callback(name)))
+        check_command("train", composed("train", callback(name)))
     assert (
         f"callbacks.one._target_=lightning.pytorch.callbacks.{name}: not supported; {REFUSED_CALLBACKS[name]}"
         in str(caught.value)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from instruct_lit.config.check_training import check_train
+from instruct_lit.config.check_commands import check_command
 from instruct_lit.config.schema import COMMANDS
 from instruct_lit.config.schema.commands import ChatConfig
 from instruct_lit.config.schema.groups import GenerationConfig, ModelConfig
@@ -62,4 +62,4 @@ def test_a_folder_of_runs_is_answered_with_the_runs_in_it(tmp_path: Path) -> Non
 
 def test_files_without_a_path_are_answered_with_what_to_type() -> None:
     with pytest.raises(ConfigError, match=r"^data\.path is missing; data=files data\.path=<file or folder>$"):
-        check_train(composed("train", "data=files"))
+        check_command("train", composed("train", "data=files"))

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from instruct_lit.config.check_training import check_train
+from instruct_lit.config.check_commands import check_command
 from instruct_lit.config.data_builders import set_reading
 from instruct_lit.core.data.example import Example
 from instruct_lit.core.data.records import FileSource
@@ -80,7 +80,7 @@ def test_texts_that_have_no_such_turns(tmp_path: Path, record: dict[str, str], m
 
 def test_options_without_files_and_unknown_roles_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"data.role_marks.robot=x: allowed are system, user, assistant, tool, none"):
-        check_train(composed("train", "data.role_marks={robot: x}"))
+        check_command("train", composed("train", "data.role_marks={robot: x}"))
     data = composed("train", "data.key=x").data
     with pytest.raises(ConfigError, match="data=demo is not read from files"):
         set_reading(object(), data)

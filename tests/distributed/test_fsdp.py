@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from instruct_lit.config.check_training import check_train
+from instruct_lit.config.check_commands import check_command
 from instruct_lit.config.targets import build, target_of
 from instruct_lit.core.model.gpt import GPT
 from instruct_lit.distributed.fsdp import FullySharded, _renamed, is_sharded
@@ -22,7 +22,7 @@ from tests.configs import composed
 )
 def test_what_cannot_be_sharded_is_refused_before_any_work(overrides: list[str], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        check_train(composed("train", "trainer=fsdp", *overrides))
+        check_command("train", composed("train", "trainer=fsdp", *overrides))
     assert message in str(caught.value)
 
 

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from instruct_lit.benchmark import benchmark
 from instruct_lit.config import benchmark_builders
-from instruct_lit.config.check_commands import check_command
+from instruct_lit.config.check_commands import check_command, forget_secrets
 from instruct_lit.config.compose import CONF
 from instruct_lit.config.model_builders import labels_of
 from instruct_lit.core.bundle import save_bundle
@@ -259,8 +259,9 @@ def test_a_password_in_an_address_is_refused_and_not_kept(tmp_path: Path) -> Non
     kept = tmp_path / ".hydra" / "overrides.yaml"
     kept.write_text("- suite.options.judge_url=http://me:sec/ret@host/v1\n")
     config = composed_into(tmp_path, "suite=openai_evals", "run=.", "suite.options.judge_url=http://me:sec/ret@host/v1")
+    forget_secrets(tmp_path, config)  # as before every command
     with pytest.raises(ConfigError, match=r"^suite.options.judge_url=http://\*\*\*@host/v1: give http") as told:
-        benchmark(config)
+        check_command("benchmark", config)
     assert "sec/ret" not in str(told.value) and kept.read_text() == "- suite.options.judge_url=http://***@host/v1\n"
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from instruct_lit.config.check_training import check_train
+from instruct_lit.config.check_commands import check_command
 from instruct_lit.errors import ConfigError
 from tests.configs import composed
 
@@ -105,7 +105,7 @@ def test_a_streamed_run_and_its_resume(command: Callable, small: tuple[str, ...]
 def test_what_a_stream_cannot_do_is_said(overrides: list[str], messages: list[str], tmp_path: Path) -> None:
     config = composed("train", "data=files", f"data.path={tmp_path}", "data.streaming=true", *overrides)
     with pytest.raises(ConfigError) as caught:
-        check_train(config)
+        check_command("train", config)
     assert all(message in str(caught.value) for message in messages)
 
 

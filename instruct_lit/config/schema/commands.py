@@ -77,7 +77,7 @@ class ArenaConfig:
 
     runs: list[str] | None = option(None, "Run folders, bundles or Hugging Face directories.", exists="run")
     votes: str = option("votes.jsonl", "File of votes; appended, never overwritten.")
-    questions: str | None = option(None, "Records to ask; null: those that the first run has answered.", exists="file")
+    questions: str | None = option(None, "Records to ask; null: the first test set with responses.", exists="file")
     n_questions: int | None = option(None, "Only the first so many questions.", at_least=1)
     battles: str | None = option(None, "Votes (model_a, model_b, winner); also import=<file>.", exists="file")
     plot: str | None = option(None, "File for a plot of the leaderboard (with battles or judge).")

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from omegaconf import MISSING
+
 from instruct_lit.config.schema.groups import DataConfig, GenerationConfig, PathsConfig, TemplateConfig
-from instruct_lit.config.schema.options import MISSING, group, option, progress_option, seed_option
+from instruct_lit.config.schema.options import group, option, progress_option, seed_option
 
 SPLITS = ("train", "val", "test")
 FORMATS = ("table", "csv", "markdown", "latex", "json")

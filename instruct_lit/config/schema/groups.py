@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from instruct_lit.config.schema.options import MISSING, NO_MAPPING, option, seed_option
+from omegaconf import MISSING
+
+from instruct_lit.config.schema.options import NO_MAPPING, option, seed_option
 
 DTYPES = ("float32", "bfloat16", "float16")
 

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import difflib
 import math
+import operator
 import re
 import typing
 from collections.abc import Iterable, Iterator
@@ -15,12 +16,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from instruct_lit.errors import ConfigError, similar
 
 LARGEST = 2**31 - 1  # of whole numbers without a bound of their own; no count of this program is above it
 MAX_FOLDERS = 500  # that are searched for runs on each level of a folder
+BOUNDS = {"at_least": operator.ge, "above": operator.gt, "at_most": operator.le, "below": operator.lt}
 NO_MAPPING = "must be a mapping"
 FINISHED = "a run folder, a bundle or a Hugging Face directory"
 # What `Rules.exists` may be: what is missing, what to give, and the test of a path.
@@ -95,15 +97,11 @@ class Rules:
             return None
         if not math.isfinite(value):
             return "must be a finite number"
-        at_most = LARGEST if self.at_most is None and isinstance(value, int) else self.at_most
-        if self.at_least is not None and value < self.at_least:
-            return f"must be at least {self.at_least}"
-        if self.above is not None and value <= self.above:
-            return f"must be above {self.above}"
-        if at_most is not None and value > at_most:
-            return f"must be at most {at_most}"
-        if self.below is not None and value >= self.below:
-            return f"must be below {self.below}"
+        for name, holds in BOUNDS.items():
+            default = LARGEST if name == "at_most" and isinstance(value, int) else None
+            bound = default if getattr(self, name) is None else getattr(self, name)
+            if bound is not None and not holds(value, bound):
+                return f"must be {name.replace('_', ' ')} {bound}"
         if self.fraction and isinstance(value, float) and value > 1:
             return "must be a fraction up to 1, or a whole number"
         return None
@@ -253,9 +251,3 @@ def shown(value: Any) -> str:
     if isinstance(value, dict):
         return "{" + ", ".join(f"{key}: {shown(inner)}" for key, inner in value.items()) + "}"
     return str(value)
-
-
-__all__ = [
-    "MISSING", "Key", "Relation", "Rules", "check", "check_values", "group", "group_of", "keys_of", "option",
-    "progress_option", "seed_option", "shown", "violations",
-]  # fmt: skip

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from omegaconf import MISSING
+
 from instruct_lit.config.schema.evaluation import ForgettingConfig
 from instruct_lit.config.schema.groups import (
     DTYPES,
@@ -16,7 +18,7 @@ from instruct_lit.config.schema.groups import (
     PathsConfig,
     TemplateConfig,
 )
-from instruct_lit.config.schema.options import MISSING, group, option, progress_option, seed_option
+from instruct_lit.config.schema.options import group, option, progress_option, seed_option
 
 OFF = "null switches it off"
 
