@@ -51,13 +51,13 @@ class JudgeConfig(ApiConfig):
     seed: int = seed_option("Seed of the judge.", 0)
     constrained: bool = option(True, "Constrain replies to a JSON schema where the judge supports it.")
     n_asks: int = option(3, "Attempts until a reply can be parsed; then it counts as unparsed.", at_least=1)
-    body: Any = option(None, "Further fields of the request; a null value removes one.")
+    body: Any = option(None, "Further fields of the request; a null value removes one.", mapping=True)
     paid: bool = option(False, "Requests cost money unless the server is on this machine: ask for confirmation.")
     confirmed: bool = option(False, "Use a paid judge without asking for confirmation.")
     usd_per_million_tokens: list[float] | None = option(
         None, "[prompt, reply]; null: a dated table for OpenAI's models."
     )
-    panel: Any = option(None, "Further judges: a list of mappings with the keys in which each differs from this one.")
+    panel: list[Any] | None = option(None, "Further judges: a list of mappings with the keys in which each differs from this one.")
     combine: str = option("mean", "How a panel's verdicts on a response become one.", choices=("mean", "majority"))
     audit: int | None = option(None, "Write so many judged responses, at random, to audit.jsonl.", at_least=1)
     calibrate: str | None = option(None, "Scores to compare with, of people or a judge, one each.", exists="file")
