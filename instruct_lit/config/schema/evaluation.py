@@ -57,7 +57,9 @@ class JudgeConfig(ApiConfig):
     usd_per_million_tokens: list[float] | None = option(
         None, "[prompt, reply]; null: a dated table for OpenAI's models."
     )
-    panel: list[Any] | None = option(None, "Further judges: a list of mappings with the keys in which each differs from this one.")
+    panel: list[Any] | None = option(
+        None, "Further judges: mappings with the keys in which each differs from this one."
+    )
     combine: str = option("mean", "How a panel's verdicts on a response become one.", choices=("mean", "majority"))
     audit: int | None = option(None, "Write so many judged responses, at random, to audit.jsonl.", at_least=1)
     calibrate: str | None = option(None, "Scores to compare with, of people or a judge, one each.", exists="file")
