@@ -31,7 +31,8 @@ def test_a_mixture_of_conversations_and_demo_with_filters(
     done = command(
         "train", *options, "data=mixture", "data.sets={talks: {path: talks.jsonl, weight: 1}, demo: {source: {n_examples: 60}, weight: 3}}",
         "data.split={train:0.7,val:0.2,test:0.1}", "data.filters={function: {path: mine.py}, length: {max_prompt_words: 30}}",
-        "template=chatml", "trainer.max_epochs=1", "callbacks.early_stopping.monitor=val/loss/talks", "bundle_dtype=bfloat16",
+        "template=chatml", "model.context_length=128", "data.max_length=128", "trainer.max_epochs=1", "callbacks.early_stopping.monitor=val/loss/talks",
+        "bundle_dtype=bfloat16",
         "hydra.run.dir=run", cwd=tmp_path,
     )  # fmt: skip
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
