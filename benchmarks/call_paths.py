@@ -31,7 +31,7 @@ from types import CodeType, FrameType
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1] / "instruct_lit"
-LIMITS = {"record": (12, 80), "request": (11, 75)}  # files and functions of the core alone
+LIMITS = {"record": (12, 80), "request": (11, 80)}  # files and functions of the core alone
 SATELLITES = ("accel", "datasets", "distributed", "hf", "reports")  # of these the default run uses some
 # The server's own protocol before the application is called, and the stream that libraries print progress to.
 OUTSIDE = ("serving/compat_uvicorn.py", "config/progress.py")

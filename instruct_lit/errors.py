@@ -30,10 +30,9 @@ def _shortened(line: str) -> str:
     remedy = line.find("; ", len(line) - _MAX_REMEDY)
     end = line[remedy if remedy >= 0 else len(line) - _MAX_REMEDY // 2 :]
     start = line[: MAX_LENGTH - 2 - len(end)]
-    whole = start.rpartition(" ")[0]  # without a word that is cut
-    if remedy < 0 and len(rest := end.partition(" ")[2]) > len(end) - 40:
-        end = f" {rest}"
-    return f"{whole if len(whole) > len(start) - 40 else start} …{end}"
+    if remedy < 0 and ", " in start[-40:] and ", " in end[:40]:  # a list: items that are cut are left out
+        start, end = start.rpartition(", ")[0] + ",", f" {end.partition(', ')[2]}"
+    return f"{start} …{end}"
 
 
 def similar(path: Path) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from instruct_lit.config import model_builders as build
 from instruct_lit.config.compose import runs_of
@@ -17,7 +19,7 @@ from instruct_lit.config.targets import arguments_for, plain
 from instruct_lit.core.bundle import bundle_of, read_about
 from instruct_lit.core.data.template import Template
 from instruct_lit.core.model.causal import best_device
-from instruct_lit.errors import InstructLitError
+from instruct_lit.errors import ConfigError, InstructLitError
 from instruct_lit.evaluation.answer_cache import AnswerCache
 from instruct_lit.evaluation.judging.response_judge import ResponseJudge
 from instruct_lit.evaluation.leaks import training_questions
@@ -40,8 +42,20 @@ def _judge_of(config: DictConfig) -> ResponseJudge | None:
     """The judge of `judge` with the settings that the suite gives it (`suite.options.judge`)."""
     if config.judge is None:
         return None
-    of_suite: Any = OmegaConf.merge(config, {"judge": config.suite.options.get("judge", {})})
-    return response_judge_of(of_suite, pairwise=config.suite.system == "arena_hard")
+    given, key = config.suite.options.get("judge") or {}, ""
+    try:
+        of_suite: Any = OmegaConf.merge(config, {})
+        for key, value in given.items():
+            of_suite.judge = OmegaConf.merge(of_suite.judge, {key: value})
+        key = ""
+        return response_judge_of(of_suite, pairwise=config.suite.system == "arena_hard")
+    except (ConfigError, OmegaConfBaseException) as error:
+        named = re.search(r"judge\.(\w+)", str(error))
+        key = key or (named[1] if named else "")
+        if key not in given:
+            raise
+        reason = str(error).splitlines()[0].removeprefix(f"judge.{key}")
+        raise ConfigError(f"suite.options.judge.{key}{'' if reason.startswith('=') else ': '}{reason}") from error
 
 
 def training_of_run(config: DictConfig, run: str) -> list[str] | None:

@@ -146,7 +146,7 @@ def _hosts(hosts: list[str]) -> Iterator[Relation]:
 
 
 def _public(remedy: str, host: str, secret: str | None) -> Iterator[Relation]:
-    from instruct_lit.serving.guards import is_loopback
+    from instruct_lit.serving.http import is_loopback
 
     reason = f"other machines could reach it; give {remedy}, or keep 127.0.0.1"
     yield not secret and not is_loopback(host), "host", reason

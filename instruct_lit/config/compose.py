@@ -35,6 +35,7 @@ def run_command(command: str, verb: Callable[[Any], Any]) -> None:
     Every exception is printed as one message (`messages.one_message`). Under `--multirun` every run is a process of
     its own (`instruct_lit.sweeps.trial`).
     """
+    survive_readers()
     if {"--help", "-h"} & set(sys.argv[1:]):
         from instruct_lit.config.help import help_of
 
@@ -71,7 +72,6 @@ def run_command(command: str, verb: Callable[[Any], Any]) -> None:
                 trial.write_result(result)
             return result
 
-    survive_readers()
     with one_message(command):
         refuse_options(sys.argv[1:], command)
         refuse_folder_in_use(sys.argv[1:])

@@ -14,7 +14,7 @@ from instruct_lit.errors import ConfigError, DataError, InstructLitError
 from instruct_lit.evaluation.ratings import leaderboard
 from instruct_lit.reports.leaderboard import HEADS, leaderboard_plot, table_of
 from instruct_lit.serving.arena_rounds import Arena, Round
-from instruct_lit.serving.guards import HostGuard, PagePolicy
+from instruct_lit.serving.http import HostGuard, PagePolicy
 from instruct_lit.serving.server import usable_port
 
 VOTES = {"A is better": "model_a", "B is better": "model_b", "Tie": "tie", "Both are bad": "both_bad"}

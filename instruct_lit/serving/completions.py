@@ -24,7 +24,7 @@ from instruct_lit.serving.logprobs import LogprobRecorder, chat_logprobs, comple
 from instruct_lit.serving.metrics import Metrics
 from instruct_lit.serving.protocol import ApiError, Body, ChatBody, CompletionBody, Message, shutting_down
 from instruct_lit.serving.scheduler import PendingRequest, QueueFullError, Scheduler, Update
-from instruct_lit.serving.tool_calls import Reading, delta_of, example_of_chat, is_rich, message_of, reading_of
+from instruct_lit.serving.tool_calls import Reading, delta_of, example_of_chat, is_rich, message_of, reading_of, text_of
 
 N_COMPLETION_TOKENS = 16  # OpenAI's default of `/v1/completions`
 
@@ -123,7 +123,7 @@ class CompletionService:
             if reading.has_tools or is_rich(body.messages):
                 example = example_of_chat(template, body, reading.has_tools)
             else:
-                example = example_of(template, [(m.role, m.text) for m in body.messages], body.input)
+                example = example_of(template, [(m.role, text_of(m)) for m in body.messages], body.input)
             prefix = self.chat_model.tokenizer.encode(reading.prefix)
             texts: list[Any] = [[*self.chat_model.encoder.prompt_ids(example), *prefix]]
             n_new = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens

@@ -130,12 +130,6 @@ class Message:
     annotations: Any = None
     reasoning_content: str | None = None
 
-    @property
-    def text(self) -> str:
-        """The content as one text."""
-        content = self.content or ""
-        return content if isinstance(content, str) else "".join(part.text for part in content)
-
 
 @dataclass(kw_only=True)
 class Body:

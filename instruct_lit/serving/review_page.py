@@ -8,7 +8,7 @@ from typing import Any
 
 from instruct_lit.errors import DataError
 from instruct_lit.reports.pages import render
-from instruct_lit.serving.guards import HostGuard, PagePolicy, PasswordGuard
+from instruct_lit.serving.http import HostGuard, PagePolicy, PasswordGuard
 from instruct_lit.serving.review import Review
 
 USER = "review"  # of the password

@@ -143,7 +143,7 @@ def example_of_chat(template: Template, body: ChatBody, with_tools: bool) -> Exa
             turns.append(_turn(message, f"messages.{n}"))
     if before not in ("user", "tool"):
         raise DataError(f"messages: the last must be the user's or a tool's, not of {before}")
-    system = "\n\n".join(m.text for m in body.messages if m.role in ("system", "developer"))
+    system = "\n\n".join(text_of(m) for m in body.messages if m.role in ("system", "developer"))
     first = [{"role": "system", "content": system}] if system and template.has_system else []
     n_answers = sum(turn["role"] == "assistant" for turn in turns)
     messages = (*first, *turns, {"role": "assistant", "content": ""})
@@ -158,8 +158,14 @@ def is_rich(messages: Sequence[Message]) -> bool:
     return any(message.role == "tool" or message.tool_calls or message.reasoning_content for message in messages)
 
 
+def text_of(message: Message) -> str:
+    """The content of a message as one text."""
+    content = message.content or ""
+    return content if isinstance(content, str) else "".join(part.text for part in content)
+
+
 def _turn(message: Message, where: str) -> dict[str, Any]:
-    turn: dict[str, Any] = {"role": message.role, "content": message.text}
+    turn: dict[str, Any] = {"role": message.role, "content": text_of(message)}
     turn |= {"tool_call_id": message.tool_call_id} if message.tool_call_id else {}
     turn |= {"reasoning_content": message.reasoning_content} if message.reasoning_content else {}
     if message.tool_calls:

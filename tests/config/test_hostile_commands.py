@@ -81,6 +81,7 @@ def test_hostile_values_are_refused_by_name_or_accepted(
     command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("instruct_lit.evaluation.judging.judge.Judge.check", lambda judge: None)  # none is there
     faults = []
     for key in sorted({key.name for key in keys_of(COMMANDS[command])} | set(flat(base(command)))):
         for value in VALUES:

@@ -238,7 +238,10 @@ def test_filters_of_a_configuration() -> None:
     assert chain is not None and [f.name for f in chain.filters] == ["refusals", "length"]
     assert filters_of(None) is None and filters_of(OmegaConf.create({"length": None})) is None
     for given_filters, message in (
-        ({"lenght": {}}, "data.filters.lenght: allowed are length, language, near_duplicates, refusals, function"),
+        (
+            {"lenght": {}},
+            "data.filters.lenght: allowed are length, language, near_duplicates, leaks, refusals, function",
+        ),
         ({"length": {"max_words": 3}}, "data.filters.length.max_words: .* has no such argument"),
         ({"length": {"max_prompt_words": "x"}}, "data.filters.length.max_prompt_words=x: .* requires int"),
         ({"function": {}}, "data.filters.function: .* refuses its arguments"),

@@ -214,7 +214,7 @@ def test_more_shots_than_there_are_examples(run: Run) -> None:
 
 
 def test_humaneval_only_after_the_switch(run: Run, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"suite=humaneval: it runs code .* benchmark.allow_code=true"):
+    with pytest.raises(BenchmarkError, match=r"suite.tasks=humaneval: it runs code .* benchmark.allow_code=true"):
         run("suite=humaneval")
     assert not (tmp_path / "benchmark.json").exists()
     written = run("suite=humaneval", "benchmark.allow_code=true", "benchmark.limit=2", "benchmark.template=off")

@@ -19,8 +19,7 @@ import pytest
 
 from instruct_lit.core.data.tokenizer import GPT2Tokenizer
 from instruct_lit.serving import compat_uvicorn
-from instruct_lit.serving.guards import HostGuard
-from instruct_lit.serving.http import make_app
+from instruct_lit.serving.http import HostGuard, make_app
 from tests.serving.conftest import run_in_thread
 from tests.serving.test_http import ask, post
 

@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -82,15 +83,8 @@ class Encoder:
     ) -> None:  # fmt: skip
         self.template, self.tokenizer = template, tokenizer
         self.max_length, self.on_long, self.loss_on = max_length, on_long, loss_on
+        self.prompt_ids = partial(template.prompt_ids, tokenizer=tokenizer)
         self.counts = {"n_encoded": 0, "n_truncated": 0, "n_dropped_long": 0}
-
-    def prompt_ids(self, example: Example) -> list[int]:
-        """Token ids of an example's prompt, earlier turns included; the same in training and in generation."""
-        *earlier, (prompt, _) = self.template.turns(example)
-        ids = list(self.tokenizer.prompt_start)
-        for before, response in earlier:
-            ids += [*self.tokenizer.encode(before), *self.tokenizer.encode(response), self.tokenizer.eot_id]
-        return ids + self.tokenizer.encode(prompt)
 
     def encode(self, examples: Iterable[Example]) -> Iterator[tuple[Example, EncodedExample]]:
         """Yield each kept example with its encoding; `counts` is kept up to date."""

@@ -72,6 +72,13 @@ class Template:
         template.next_turn = self.next_turn.for_tokenizer(tokenizer) if self.next_turn is not None else None
         return template
 
+    def prompt_ids(self, example: Example, tokenizer: Tokenizer) -> list[int]:
+        """Token ids of an example's prompt, earlier turns included; the same in training and in generation."""
+        *turns, (prompt, _) = self.turns(example)
+        encode = tokenizer.encode
+        earlier = [n for before, answer in turns for n in (*encode(before), *encode(answer), tokenizer.eot_id)]
+        return [*tokenizer.prompt_start, *earlier, *encode(prompt)]
+
     def turns(self, example: Example) -> list[tuple[str, str]]:
         """The whole example as text: prompt and response of every turn; end-of-text follows each response.
 

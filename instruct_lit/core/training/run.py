@@ -172,8 +172,7 @@ class Run:
         self.tuner = parts.tuner(self.trained)
         data.setup()
         if trainer.is_global_zero:
-            indices = {name: part.tolist() for name, part in vars(data.split).items()}
-            (self.run_dir / "split.json").write_text(json.dumps(indices))
+            (self.run_dir / "split.json").write_text(json.dumps(vars(data.split), default=lambda part: part.tolist()))
         self.metrics |= data.counts
         self.about["data"] = {**settings.data_facts, "fingerprint": data.fingerprint}
         counts = ", ".join(f"{n} {name[2:]}" for name, n in data.counts.items())

@@ -65,7 +65,7 @@ def test_json_larger_than_the_window_is_read_piece_by_piece(tmp_path: Path) -> N
     ("text", "message"),
     [
         ('{"instruction": "a"}', "or rename a file with one record per line to .jsonl"),
-        ('{"data": []}', "write one of its lists (none) to a file of its own"),
+        ('{"data": []}', "name one of its lists (none) as data.key"),
         (
             "version https://git-lfs.github.com/spec/v1\n",
             "pointer of Git LFS and not the file itself; fetch it with `git l",
