@@ -76,7 +76,10 @@ def message_of(command: str, key: str, value: Any) -> str | None:
     return None
 
 
-@pytest.mark.parametrize("command", [pytest.param(c, marks=pytest.mark.slow) if c == "evaluate" else c for c in GIVEN])
+@pytest.mark.parametrize(
+    "command",
+    [pytest.param(c, marks=pytest.mark.slow) if c in ("evaluate", "arena", "benchmark") else c for c in GIVEN],
+)
 def test_hostile_values_are_refused_by_name_or_accepted(
     command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

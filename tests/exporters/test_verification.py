@@ -156,6 +156,7 @@ def test_a_missing_shard(written: tuple[Path, CausalLM, Tokenizer], monkeypatch:
     assert isinstance(model, HFModel) or shard.name in str(found)
 
 
+@pytest.mark.slow
 def test_stored_in_bf16_and_in_a_fresh_process(
     llama_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

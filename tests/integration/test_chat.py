@@ -66,6 +66,7 @@ class Terminal:
         return self.until(until)
 
 
+@pytest.mark.slow
 def test_a_person_chats(tmp_path: Path) -> None:
     template = Template(**OmegaConf.load(CONF / "template" / "chatml.yaml"))
     chat_model = tiny_chat_model(template, context_length=4096)

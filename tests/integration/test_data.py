@@ -22,6 +22,7 @@ def write_talks(path: Path, n: int, first: int = 0) -> None:
             file.write(json.dumps({"messages": [{"role": "system", "content": "Count."}, *turns]}) + "\n")
 
 
+@pytest.mark.slow
 def test_a_mixture_of_conversations_and_demo_with_filters(
     command: Callable, small: tuple[str, ...], tmp_path: Path
 ) -> None:

@@ -85,6 +85,7 @@ def test_a_run_and_a_hosted_model_in_one_table(
         assert not path.is_file() or KEY.encode() not in path.read_bytes(), path
 
 
+@pytest.mark.slow
 def test_a_benchmark_of_our_own_server(url: str, command: Callable, shared_data: Path, tmp_path: Path) -> None:
     common = [
         f"endpoint={url}",

@@ -33,6 +33,7 @@ def wait_for_rows(history: Path, n: int) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 def test_a_failing_trial_is_recorded_the_sweep_goes_on_nothing_runs_twice_and_a_report_is_made_again(
     command: Callable, answers: Path
 ) -> None:
