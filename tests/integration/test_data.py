@@ -115,4 +115,4 @@ def test_what_a_stream_cannot_do_is_said(overrides: list[str], messages: list[st
 def test_what_is_no_set_of_files_is_not_streamed(command: Callable, small: tuple[str, ...], tmp_path: Path) -> None:
     done = command("train", "data.streaming=true", "data.split={val:4,test:3}", "trainer.max_steps=3",
                    "trainer.val_check_interval=2", cwd=tmp_path, status=2)  # fmt: skip
-    assert "data.streaming=true: data=demo is no set of files that could be streamed" in done.stderr
+    assert "data.streaming=true: data=demo cannot be streamed; use data=files or data=hf_stream" in done.stderr
