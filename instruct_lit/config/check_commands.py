@@ -184,14 +184,15 @@ def _judge(judge: Any, several: bool, pairwise: bool) -> Iterator[Relation]:
     except InstructLitError as error:
         yield str(error)
         panel = [judge]
-    for member in panel:
+    for number, member in enumerate(panel):
+        key = f"judge.panel[{number - 1}]" if number else "judge"
         if member.name in ("openai", "ollama"):
-            yield from _url("judge.url", member.url)
-            yield not member.model, "judge.model", "give the name of the judge's model"
-        yield from _key("judge.api_key_env", member.api_key_env)
+            yield from _url(f"{key}.url", member.url)
+            yield not member.model, f"{key}.model", "give the name of the judge's model"
+        yield from _key(f"{key}.api_key_env", member.api_key_env)
         prices = member.usd_per_million_tokens
         unpaired = prices is not None and len(prices) != 2
-        yield unpaired, "judge.usd_per_million_tokens", "give two prices, for prompt and reply tokens"
+        yield unpaired, f"{key}.usd_per_million_tokens", "give two prices, for prompt and reply tokens"
         reason = "a local judge is constrained to the bare score; add judge.constrained=false"
         yield member.name == "local" and judge.explain and member.constrained, "judge.explain", reason
     has_scores = any(member.name == "scores" for member in panel)

@@ -31,12 +31,13 @@ def print_scores(evaluation: Mapping[str, Any]) -> None:
 
 
 def print_leaks(leaks: Mapping[str, Any] | None) -> None:
-    """Print how many evaluated examples were in the training data, and the first of them."""
+    """Print how many evaluated examples are in the training data or close to it, and the first of them."""
     if leaks is None:
         return
     kinds = ", ".join(f"{kind} {n}" for kind, n in leak_counts(leaks).items()) or "none"
     searched = "exact, near-duplicates and 13-word overlap" if leaks["near"] else "exact and 13-word overlap"
-    show(f"leaks ({searched}): {leaks['n']} of {leaks['n_rows']} examples were in the training data ({kinds})")
+    share = f"{leaks['n']} of {leaks['n_rows']} examples"
+    show(f"leaks ({searched}): {share} are in the training data or close to it ({kinds})")
     for item in leaks["items"][:MAX_LEAKS]:
         show(f"  {item['kind']} ({item['similarity']:.2f}): {printable(item['text'])}")
     if leaks["n"] > MAX_LEAKS:

@@ -22,13 +22,13 @@ def leaks_of(train: Iterable[str], texts: Mapping[str, Sequence[str]], near: boo
 
 
 def print_leaks(run: str, leaks: Leaks) -> None:
-    """Print how many items of each task were in the training data of a run."""
+    """Print how many items of each task are in the training data or close to it of a run."""
     if not leaks:
         print(f"leaks: no item was in the training data of {run}")
     for name, found in leaks.items():
         kinds = [leak.kind for leak in found.values()]
         counts = ", ".join(f"{kind} {kinds.count(kind)}" for kind in dict.fromkeys(kinds))
-        print(f"leaks: {len(found)} items of {name} were in the training data of {run} ({counts})")
+        print(f"leaks: {len(found)} items of {name} are in the training data or close to it of {run} ({counts})")
 
 
 def figure_without(

@@ -106,7 +106,7 @@ def _run_package(
 
 
 def _leaks(run: str, training_of: TrainingOf, texts: Callable[[], Mapping[str, Sequence[str]]]) -> Leaks | None:
-    """The items that were in the training data of a run, printed; None where these are unknown."""
+    """The items that are in the training data or close to it of a run, printed; None where these are unknown."""
     train = training_of(run)
     if train is None:
         return None

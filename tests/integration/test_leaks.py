@@ -70,7 +70,9 @@ def test_leaked_items_are_reported_and_left_out(
     assert leaks["n"] == 1 and leaks["items"] == [{"item": 1, "train": 1, "kind": "exact", "similarity": 1.0}]
     assert after["score"] == before["score"]
     assert leaks["value_without"] == pytest.approx(sum(s["acc"] for s in samples if s["doc_id"] != 1) / 3)
-    assert shown.index("1 items of mmlu_anatomy were in the training data") < shown.index("chance, majority")
+    assert shown.index("1 items of mmlu_anatomy are in the training data or close to it") < shown.index(
+        "chance, majority"
+    )
     assert "mmlu_anatomy without its 1 leaked items" in shown
 
 

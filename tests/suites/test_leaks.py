@@ -79,7 +79,7 @@ def test_the_figure_without_leaked_items(capsys: pytest.CaptureFixture[str]) -> 
     assert figure_without(leaks["b"], enumerate([None]))["value_without"] is None  # none is left
     assert figure_without({}, enumerate([None, 1.0]))["value_without"] is None  # not every value is known
     print_leaks("run", leaks)
-    assert "2 items of a were in the training data of run (exact 2)" in capsys.readouterr().out
+    assert "2 items of a are in the training data or close to it of run (exact 2)" in capsys.readouterr().out
     print_leaks("run", {})
     assert "no item was in the training data of run" in capsys.readouterr().out
 
