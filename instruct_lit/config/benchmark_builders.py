@@ -15,9 +15,10 @@ from instruct_lit.config.compose import runs_of
 from instruct_lit.config.data_builders import data_of_run
 from instruct_lit.config.judge_builders import remote_model_of, response_judge_of
 from instruct_lit.config.provenance import weights_sha256
+from instruct_lit.config.suite_builders import BARE
 from instruct_lit.config.targets import arguments_for, plain
 from instruct_lit.core.bundle import bundle_of, read_about
-from instruct_lit.core.data.template import Template
+from instruct_lit.core.data.template import CHAT
 from instruct_lit.core.model.causal import best_device
 from instruct_lit.errors import ConfigError, InstructLitError
 from instruct_lit.evaluation.answer_cache import AnswerCache
@@ -75,21 +76,20 @@ def training_of_run(config: DictConfig, run: str) -> list[str] | None:
 def evaluated_models(config: DictConfig) -> Iterator[EvaluatedModel | RemoteModel]:
     """Every model of `run`, and the base that it started from; then the model of `endpoint`.
 
-    A fine-tuned model is prompted as `benchmark.template` says; its base, and a directory that is not a bundle of ours,
-    with the bare text.
+    A fine-tuned model is prompted as `benchmark.template` says; a directory that is not a bundle of ours with the bare
+    text, and so is its base, unless the run's template is the base's own chat template.
     """
     settings = config.benchmark
-    bare = Template("bare", "{{ instruction }}{{ response }}")
     given = build.given_template(config)
     runs, seen = runs_of(config), set()
     for run, label in zip(runs, build.labels_of(runs) if runs else (), strict=True):
         is_foreign = config.template is None and not read_about(bundle_of(run))
-        opened = build.open_model(run, bare if is_foreign else given)
+        opened = build.open_model(run, BARE if is_foreign else given)
         modes = ["off"] if is_foreign else ["on", "off"] if settings.template == "both" else [settings.template]
         models = [(label, opened.model, modes)]
         base = build.base_of_run(config, opened) if settings.base else None
         if base is not None:
-            models.append((f"{label} before", base, ["off"]))
+            models.append((f"{label} before", base, modes if opened.template.name == CHAT else ["off"]))
         for name, model, its_modes in models:
             key = weights_sha256(model)[:16]
             if model is base and key in seen:
@@ -100,7 +100,7 @@ def evaluated_models(config: DictConfig) -> Iterator[EvaluatedModel | RemoteMode
             for mode in its_modes:
                 template, tokenizer = opened.template, opened.tokenizer
                 if mode == "off":
-                    template, tokenizer = bare, tokenizer.without_markup()
+                    template, tokenizer = BARE, tokenizer.without_markup()
                 yield EvaluatedModel(
                     model, tokenizer, template, cache, settings.max_rows, run=run, label=name, mode=mode
                 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Collection
 from dataclasses import replace
@@ -26,7 +25,6 @@ from instruct_lit.core.data.template import Template
 from instruct_lit.core.data.tokenizer import Tokenizer
 from instruct_lit.core.model.causal import CausalLM
 from instruct_lit.errors import ConfigError
-from instruct_lit.optional_imports import need
 
 if TYPE_CHECKING:
     from instruct_lit.datasets.filters import FilterChain
@@ -225,21 +223,11 @@ def suite_items(name: str, data_dir: str | None) -> list[str]:
 
     Raises: ConfigError for another name, BenchmarkError where its data are missing.
     """
+    from instruct_lit.config.suite_builders import harness_tasks
     from instruct_lit.datasets.leaks import MIN_WORDS
-    from instruct_lit.suites.harness import Tasks, harness_log
-    from instruct_lit.suites.suite import Suite
 
-    key = f"data.filters.leaks.suites=[{name}]"
-    if name not in choices_of("suite"):
-        raise ConfigError(f"{key}: allowed are {', '.join(choices_of('suite'))}")
-    suite = Suite(**{"tasks": (), **plain(OmegaConf.load(CONF / "suite" / f"{name}.yaml"))})
-    if suite.system != "lm_eval" or not suite.tasks:
-        raise ConfigError(f"{key}: not a benchmark of lm-evaluation-harness; give its items as files=[…]")
-    need("lm_eval", key, "benchmark")
-    print(f"data.filters.leaks: loading the items of {name}", flush=True)
-    with harness_log(Path(os.devnull)):
-        tasks = Tasks(suite, Path(data_dir).expanduser().resolve() if data_dir else None, "error")
-    items = [text for of_task in tasks.texts(suite.limit).values() for text in of_task]
+    tasks = harness_tasks(f"data.filters.leaks.suites=[{name}]", name, data_dir)
+    items = [text for of_task in tasks.texts(tasks.suite.limit).values() for text in of_task]
     lines = Counter(text.partition("\n")[0] for text in items)  # a question without its choices
     return items + [line for line, n in lines.items() if n == 1 and len(line.split()) >= MIN_WORDS]
 

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from instruct_lit.config import model_builders as build
-from instruct_lit.config.compose import runs_of
+from instruct_lit.config.compose import output_dir, runs_of
 from instruct_lit.config.judge_builders import remote_model_of
 from instruct_lit.core.bundle import OpenedModel
 from instruct_lit.core.data.encode import EncodedExample
@@ -138,6 +138,12 @@ def changes_of(
     of_run = saved_group(opened.directory.parent, "model", config.paths.cache) if opened.about else None
     texts = build.texts_of(config.forgetting, of_run)
     after = text_losses(opened.model, opened.tokenizer, texts)
+    benchmark = None
+    if config.forgetting.suite is not None:
+        from instruct_lit.config.suite_builders import SmallBenchmark
+
+        benchmark = SmallBenchmark(config.forgetting, Path(config.paths.cache), output_dir())
+        values = benchmark.values(opened.model, opened.tokenizer, opened.template, is_base=False)
     opened.model.cpu()  # one model at a time on the device
     try:
         base = build.base_of_run(config, opened)
@@ -145,8 +151,13 @@ def changes_of(
         print(f"no loss before fine-tuning: {error}", flush=True)
         base = None
     if base is None:
-        return [change("general/loss", after, None, config.seed)]
+        scores = benchmark.changes(values, {}, config.seed) if benchmark is not None else []
+        return [change("general/loss", after, None, config.seed), *scores]
     base.to(best_device())
     before = text_losses(base, opened.tokenizer, texts)
     gained = change("response_loss", losses, response_losses(base, opened.tokenizer, references), config.seed)
-    return [gained, change("general/loss", after, before, config.seed)]
+    found = [gained, change("general/loss", after, before, config.seed)]
+    if benchmark is not None:
+        values_before = benchmark.values(base, opened.tokenizer, opened.template, is_base=True)
+        found += benchmark.changes(values, values_before, config.seed)
+    return found

@@ -7,6 +7,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,6 +29,7 @@ from instruct_lit.errors import ConfigError
 
 if TYPE_CHECKING:
     from instruct_lit.accel.memory import PeakMemory
+    from instruct_lit.config.suite_builders import Values
     from instruct_lit.evaluation.forgetting import Losses
     from instruct_lit.exporters.verification import Reference
 
@@ -191,31 +193,50 @@ class Utilisation(ConfiguredHook):
 
 
 class Forgetting(ConfiguredHook):
-    """satellite evaluation: the loss on general text before and after training."""
+    """satellite evaluation: the loss on general text, and a benchmark on request, before and after training."""
 
-    before: Losses | None = None
+    before: tuple[Losses, Values] | None = None
 
     def __init__(self, config: DictConfig) -> None:
+        super().__init__(config)
         self.texts = texts_of(config.forgetting, config.model)
         self.has_base = config.fit and config.evaluate_base and config.model.pretrained
 
     def on_prepared(self, run: Run) -> None:
-        if self.has_base and run.trainer.is_global_zero:
-            self.before = self._losses(run)
+        self.benchmark = None
+        if not run.trainer.is_global_zero:
+            return
+        if self.config.forgetting.suite is not None:
+            from instruct_lit.config.suite_builders import SmallBenchmark
+
+            self.benchmark = SmallBenchmark(self.config.forgetting, Path(self.config.paths.cache), run.run_dir)
+        if self.has_base:
+            self.before = self._measured(run, is_base=True)
 
     def on_tested(self, run: Run) -> None:
         from instruct_lit.evaluation.forgetting import as_metrics, change
 
-        if not run.interrupted:
-            run.metrics |= as_metrics(change("general/loss", self._losses(run), self.before, run.settings.seed))
+        if run.interrupted:
+            return
+        losses, values = self._measured(run)
+        before, values_before = self.before or (None, {})
+        found = [change("general/loss", losses, before, run.settings.seed)]
+        if self.benchmark is not None:
+            found += self.benchmark.changes(values, values_before, run.settings.seed)
+        for one in found:
+            run.metrics |= as_metrics(one)
 
-    def _losses(self, run: Run) -> Losses:
+    def _measured(self, run: Run, is_base: bool = False) -> tuple[Losses, Values]:
+        """The loss of each text, and the items of the benchmark."""
         from instruct_lit.evaluation.forgetting import text_losses
 
         # A model that is trained in shards may not fit on one device.
         whole = run.trained is run.model
         with on_device(run.model, run.trainer.strategy.root_device if whole else torch.device("cpu")):
-            return text_losses(run.model, run.tokenizer, self.texts)
+            losses = text_losses(run.model, run.tokenizer, self.texts)
+            if self.benchmark is None:
+                return losses, {}
+            return losses, self.benchmark.values(run.model, run.tokenizer, run.template, is_base)
 
 
 class Finder(ConfiguredHook):

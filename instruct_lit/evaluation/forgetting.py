@@ -1,4 +1,4 @@
-"""Forgetting: the loss of a fixed sample of general text, after fine-tuning and before."""
+"""Forgetting: the loss of a fixed sample of general text and the items of a benchmark, after fine-tuning and before."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from instruct_lit.core.model.causal import CausalLM
 from instruct_lit.errors import ConfigError
 from instruct_lit.evaluation.losses import response_losses
 from instruct_lit.evaluation.metrics import HIGHER_IS_BETTER
-from instruct_lit.evaluation.statistics import interval
+from instruct_lit.evaluation.statistics import interval, paired_interval
 
 SHIPPED = Path(__file__).with_name("general_text.txt")  # written for this package, under its licence (Apache-2.0)
 NANO_SEED = 2  # of documents that nano was not trained on
@@ -76,9 +76,20 @@ def change(metric: str, after: Losses, before: Losses | None, seed: int = 0) -> 
     return found
 
 
+def item_change(metric: str, after: Sequence[float], before: Sequence[float] | None, seed: int = 0) -> Change:
+    """As `change`, of the values of a benchmark's items."""
+    found: Change = {"metric": metric, "after": interval(after, seed)}
+    if before is not None:
+        found["before"] = interval(before, seed)
+        found["change"] = paired_interval(np.array(after) - np.array(before), seed)
+        found["verdict"] = verdict(metric, found["change"])
+    return found
+
+
 def verdict(metric: str, change: Mapping[str, Any]) -> str:
     """Whether a change is `gained`, `lost`, or not clear by its interval; empty for a metric without a direction."""
-    is_better_higher = False if metric.endswith("loss") else HIGHER_IS_BETTER.get(metric)
+    is_score = metric.startswith("benchmark/")
+    is_better_higher = False if metric.endswith("loss") else is_score or HIGHER_IS_BETTER.get(metric)
     if is_better_higher is None or change["low"] is None:
         return ""
     if change["low"] <= 0 <= change["high"]:

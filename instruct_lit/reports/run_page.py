@@ -95,7 +95,7 @@ def _loss_curves(run_dir: Path) -> Any:
 
 
 def _quality(rows: Sequence[Mapping[str, Any]], metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Each metric of responses that needs no extra, and the loss of general text: after, before, and their change.
+    """Each metric of responses that needs no extra, and what `forgetting` measures: after, before, and their change.
 
     `before`, the paired `change` and its `verdict` are missing where the base has not been evaluated.
     """
@@ -113,8 +113,7 @@ def _quality(rows: Sequence[Mapping[str, Any]], metrics: Mapping[str, Any]) -> l
             if pairs:
                 change = paired_interval(np.array([METRICS[name](row) - METRICS[name](base) for row, base in pairs]))
                 item |= {"before": before[name], "change": change, "verdict": verdict(name, change)}
-    if "base/general/loss" in metrics:
-        name = "general/loss"
+    for name in (key.removesuffix("_change") for key in metrics if key.endswith("_change")):
         change = {"mean" if part == "" else part[1:]: metrics[f"{name}_change{part}"] for part in ("", "_low", "_high")}
         sides = {"before": {"mean": metrics[f"base/{name}"]}, "after": {"mean": metrics[name]}}
         found.append({"metric": name, **sides, "change": change, "verdict": verdict(name, change)})

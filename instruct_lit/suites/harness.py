@@ -247,6 +247,21 @@ def figure_of(name: str, task: Task, results: Mapping[str, Any], samples: Sequen
     )
 
 
+def item_values(folder: Path, report: Report) -> dict[str, list[float]]:
+    """The metric of each task over its items in their order, out of the samples that `run_suite` wrote to `folder`.
+
+    Tasks whose metric is not a mean over items (Matthews' correlation, perplexities) are left out.
+    """
+    found = {}
+    for name, figure in report.tasks.items():
+        lines = (folder / f"samples_{name}.jsonl").read_text(encoding="utf-8").splitlines()
+        samples = [json.loads(line) for line in lines]
+        values = [s[figure.metric] for s in samples if s["filter"] == samples[0]["filter"]]
+        if all(isinstance(value, int | float) for value in values) and abs(fmean(values) - (figure.value or 0)) < 1e-6:
+            found[name] = [float(value) for value in values]
+    return found
+
+
 def by_instruction(samples: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
     """The share of followed instructions of each kind in IFEval, strictly and loosely; empty for other tasks."""
     followed: dict[str, list[tuple[bool, bool]]] = {}

@@ -77,7 +77,7 @@ def _run_harness(
     for number, model in enumerate(models):
         if model.run not in leaks:
             leaks[model.run] = _leaks(model.run, training_of, partial(tasks.texts, request.suite.limit))
-        with _progress(model, "request"), harness.harness_log(request.log):
+        with progress(model, "request"), harness.harness_log(request.log):
             yield harness.run_suite(tasks, model, _for_model(request, number, model), leaks[model.run])
 
 
@@ -92,7 +92,7 @@ def _run_package(
     for number, model in enumerate(models):
         own, start, n_cut = _for_model(request, number, model), time.perf_counter(), model.n_cut
         own.out_dir.mkdir(parents=True, exist_ok=True)
-        with _progress(model, "response"):
+        with progress(model, "response"):
             figures = library.run(model, own)
         seconds = round(time.perf_counter() - start, 1)
         details: dict[str, Any] = {"seconds": seconds, "n_prompts_cut": model.n_cut - n_cut}
@@ -119,7 +119,7 @@ def _for_model(request: RunRequest, number: int, model: EvaluatedModel | RemoteM
     return replace(request, out_dir=request.out_dir / f"{number}-{model.label}-{model.mode}")
 
 
-def _progress(model: EvaluatedModel | RemoteModel, unit: str) -> tqdm[Any]:
+def progress(model: EvaluatedModel | RemoteModel, unit: str) -> tqdm[Any]:
     """The progress bar of a model."""
     title = f"{model.label}, template {model.mode}"
     model.bar = tqdm(desc=title, unit=unit, dynamic_ncols=True, file=sys.stdout)

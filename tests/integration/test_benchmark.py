@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
@@ -14,7 +15,8 @@ from instruct_lit.benchmark import benchmark
 from instruct_lit.config import benchmark_builders
 from instruct_lit.config.check_commands import check_command, forget_secrets
 from instruct_lit.config.compose import CONF
-from instruct_lit.config.model_builders import labels_of
+from instruct_lit.config.model_builders import labels_of, open_model
+from instruct_lit.config.suite_builders import SmallBenchmark
 from instruct_lit.core.bundle import save_bundle
 from instruct_lit.core.data.template import Template
 from instruct_lit.core.data.tokenizer import GPT2Tokenizer
@@ -22,7 +24,7 @@ from instruct_lit.core.model.gpt import GPT, GPTConfig
 from instruct_lit.errors import ConfigError
 from instruct_lit.suites.suite import BenchmarkError
 from tests.configs import composed
-from tests.suites.literal_items import arc, literal_hub
+from tests.suites.literal_items import LITERAL, arc, literal_hub
 
 GREEDY = {"max_new_tokens": 9, "temperature": 0.0, "top_k": None, "top_p": None, "repetition_penalty": 1.0}
 Run = Callable[..., dict]
@@ -194,6 +196,32 @@ def test_ifeval_on_literal_items(run: Run, tmp_path: Path, capsys: pytest.Captur
         (2 * by_kind["punctuation"]["strict"] + by_kind["keywords"]["strict"]) / 3
     )
     assert "ifeval by kind of instruction, strict/loose: keywords" in capsys.readouterr().out
+
+
+def test_what_fine_tuning_changed_in_a_benchmark(runs: list[Path], tmp_path: Path) -> None:
+    pytest.importorskip("lm_eval")
+    hub = literal_hub(tmp_path, *LITERAL["arc"])
+    settings = OmegaConf.create({"suite": "arc", "limit": 1, "data_dir": str(hub)})
+    small, state = SmallBenchmark(settings, tmp_path / "cache", tmp_path), torch.get_rng_state()
+    sides = [
+        small.values(opened.model.train(), opened.tokenizer, opened.template, is_base)
+        for opened, is_base in zip(map(open_model, runs), (False, True), strict=True)
+    ]
+    assert torch.equal(state, torch.get_rng_state())  # training draws the same numbers
+    assert [list(side) for side in sides] == [["arc_easy", "arc_challenge"]] * 2
+    assert all(len(values) == 1 for side in sides for values in side.values())
+    for change in small.changes(*sides, seed=0):
+        task = change["metric"].removeprefix("benchmark/")
+        assert change["change"]["mean"] == sides[0][task][0] - sides[1][task][0]
+    samples = [tmp_path / "benchmark" / side / "samples_arc_easy.jsonl" for side in ("after", "before")]
+    assert ["Response:" in file.read_text() for file in samples] == [True, False]  # each as it is used
+    (alone, _) = small.changes(sides[0], {}, seed=0)
+    assert "change" not in alone and alone["after"]["n"] == 1
+    for name in ("arena", "humaneval"):
+        with pytest.raises(ConfigError, match=f"forgetting.suite={name}: not a benchmark of lm-evaluation-harness"):
+            SmallBenchmark(OmegaConf.merge(settings, {"suite": name}), tmp_path, tmp_path)
+    with pytest.raises(ConfigError, match="forgetting.suite=arcs: allowed are .*arc, arena"):
+        SmallBenchmark(OmegaConf.merge(settings, {"suite": "arcs"}), tmp_path, tmp_path)
 
 
 def test_a_missing_package_is_named(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

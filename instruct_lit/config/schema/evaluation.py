@@ -76,13 +76,16 @@ class LeaksConfig:
 
 @dataclass
 class ForgettingConfig:
-    """Loss on general text, after fine-tuning and before."""
+    """Loss on general text, and on request a benchmark, after fine-tuning and before."""
 
     enabled: bool = option(True, "Compute it.")
     path: str | None = option(
         None, "Text file with paragraphs; null: one of the package that suits the model.", exists="file"
     )
     n_texts: int = option(32, "Only the first so many paragraphs.", at_least=1)
+    suite: str | None = option(None, "A benchmark of lm-evaluation-harness too, a name of `suite`: ifeval, quick.")
+    limit: int | None = option(None, "The first so many items of each of its tasks; null: as in the suite.", at_least=1)
+    data_dir: str | None = option(None, "Offline copy of the hub with folders <owner>/<name>.", exists="folder")
 
 
 @dataclass
