@@ -50,6 +50,10 @@ def peek(config: DictConfig) -> None:
     for line in data.notes:
         console.print(line, style="yellow", markup=False)
     if config.index is None:
+        from instruct_lit.datasets.quality import explanations
+
+        for line in explanations(data):
+            console.print(line, markup=False)
         show_profile(console, config, data, opened)
     else:
         from instruct_lit.datasets.inspect_example import show_example

@@ -44,7 +44,7 @@ def _evaluate(config: Any) -> Iterator[Relation]:
     if compare is not None and not optional_imports.installed("sklearn"):
         yield optional_imports.message("sklearn", "compare", "judge")
     if config.judge is not None:
-        yield from _judge(config.judge, several, pairwise=len(compare or ()) == 2)
+        yield from judge_relations(config.judge, several, pairwise=len(compare or ()) == 2)
 
 
 def _benchmark(config: Any) -> Iterator[Relation]:
@@ -64,7 +64,7 @@ def _benchmark(config: Any) -> Iterator[Relation]:
     instead = "give suite.options.judge_url=<endpoint>" if "judge_url" in suite.options else "leave it out"
     yield config.judge is not None and not judged, "judge=…", f"suite={suite.name} does not use it; {instead}"
     if config.judge is not None:
-        yield from _judge(config.judge, several=True, pairwise=suite.system == "arena_hard")
+        yield from judge_relations(config.judge, several=True, pairwise=suite.system == "arena_hard")
     no_tasks = suite.system == "lm_eval" and not suite.tasks
     yield no_tasks, "suite.tasks", "give tasks of lm-evaluation-harness, such as suite.tasks=[arc_easy]"
     own_examples = suite.system not in ("lm_eval", "arena") and settings.n_shot is not None
@@ -95,7 +95,7 @@ def _arena(config: Any) -> Iterator[Relation]:
     yield from _hosts(config.allowed_hosts)
     yield from _public("password=…", config.host, config.password)
     if config.judge is not None:
-        yield from _judge(config.judge, several=True, pairwise=True)
+        yield from judge_relations(config.judge, several=True, pairwise=True)
         yield bool(config.judge.panel), "judge.panel", "one judge votes in the arena; leave it out"
 
 
@@ -176,7 +176,8 @@ def _key(key: str, variable: str | None) -> Iterator[Relation]:
     yield unset, key, f"no such environment variable; export {variable}=<your key>"
 
 
-def _judge(judge: Any, several: bool, pairwise: bool) -> Iterator[Relation]:
+def judge_relations(judge: Any, several: bool, pairwise: bool) -> Iterator[Relation]:
+    """Relations of a judge and its panel."""
     from instruct_lit.config.judge_builders import judge_prompt_of, panel_of
 
     try:

@@ -69,6 +69,8 @@ def stream_relations(config: Any) -> Iterator[Relation]:
     data, trainer = config.data, config.trainer
     near = data.keep_together == "near_duplicates" or "near_duplicates" in (data.filters or {})
     yield near, "data.streaming=true", "near-duplicates are not found in a stream; leave them out"
+    for name in {"perplexity", "ifd", "judge", "diversity"} & {*(data.filters or {})}:
+        yield True, f"data.filters.{name}", "it compares all examples, which a stream does not have; leave it out"
     split = data.split if isinstance(data.split, DictConfig) else {}
     for name in ("val", "test"):
         n = split.get(name)

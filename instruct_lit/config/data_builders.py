@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from instruct_lit.config.compose import CONF, choices_of
 from instruct_lit.config.layouts import AUTO, LayoutChoice
-from instruct_lit.config.model_builders import install_satellites
+from instruct_lit.config.model_builders import install_satellites, model_of
 from instruct_lit.config.run_folder import saved_group
 from instruct_lit.config.satellites import has_satellite
 from instruct_lit.config.targets import build, construct, plain
@@ -29,6 +30,7 @@ from instruct_lit.errors import ConfigError
 if TYPE_CHECKING:
     from instruct_lit.datasets.filters import FilterChain
     from instruct_lit.datasets.mixture import Mixture
+    from instruct_lit.datasets.quality import Base
     from instruct_lit.datasets.split_groups import SplitGroups
 
 NO_DATA = "run={run}: not in a run folder, so give the data (data=files data.path=…, data=book)"
@@ -72,7 +74,9 @@ def data_of(
         "splits": Splits({} if data.streaming and not streamed else plain(data.split), regroup_of(data), files),
         "masking": masking_of(data),
         "batching": batching_of(config, model),
-        "filters": filters_of(data.filters),
+        "filters": filters_of(
+            data.filters, partial(base_of_filters, config, template, tokenizer, context_length, model)
+        ),
         "seed": data.seed,
     }
     common = (template, tokenizer, Path(config.paths.cache))
@@ -201,21 +205,66 @@ def mixture_of(sets: DictConfig) -> Mixture:
     return Mixture(weights=weights)
 
 
-def filters_of(node: DictConfig | None) -> FilterChain | None:
-    """The filters of `data.filters`, in its order. Raises ConfigError for an unknown filter or argument."""
+def filters_of(node: DictConfig | None, base: Callable[[], Base] | None = None) -> FilterChain | None:
+    """The filters of `data.filters`, in its order.
+
+    Args:
+        base: makes what filters by quality need of the run's base model.
+
+    Raises: ConfigError for an unknown filter or argument.
+    """
     if not node:
         return None
     from instruct_lit.datasets.filters import FILTERS, FilterChain, Leaks
+    from instruct_lit.datasets.quality import QUALITY, JudgeScore, QualityFilter
 
+    known = FILTERS | QUALITY
     Leaks.suite_items = staticmethod(suite_items)  # type: ignore[method-assign]
     filters = []
     for name, given in plain(node).items():
         key = f"data.filters.{name}"
-        if name not in FILTERS:
-            raise ConfigError(f"{key}: allowed are {', '.join(FILTERS)}")
-        if given is not None:  # disabled
-            filters.append(construct(FILTERS[name], given, key))
+        if name not in known:
+            raise ConfigError(f"{key}: allowed are {', '.join(known)}")
+        if given is None:  # disabled
+            continue
+        filters.append(construct(known[name], given, key))
+        if isinstance(filters[-1], QualityFilter):
+            assert base is not None
+            filters[-1].base = base()
+        if isinstance(filters[-1], JudgeScore):
+            from instruct_lit.config.judge_builders import scores_of
+
+            filters[-1].ask = partial(scores_of, str(filters[-1].base.cache_dir))
     return FilterChain(filters) if filters else None
+
+
+def base_of_filters(
+    config: DictConfig, template: Template, tokenizer: Tokenizer, context_length: int, model: CausalLM | None
+) -> Base:
+    """The model that a run starts from, for filters by quality: `model` where it is open, otherwise that of its group.
+
+    It is identified by the group's settings and the files of a local folder, so that cached scores load nothing.
+    """
+    from instruct_lit.datasets.quality import Base
+    from instruct_lit.evaluation.losses import response_losses
+
+    group = config.get("model")
+    if group is None:
+        raise ConfigError(
+            "data.filters: filters by quality need the base model of a run; give run=…, or leave them out"
+        )
+    facts = {key: value for key, value in plain(group).items() if key not in ("name", "trust_remote_code")}
+    folder = Path(str(group.get("path"))).expanduser()
+    files = [file for file in sorted(folder.glob("*")) if file.suffix in (".safetensors", ".gguf", ".bin")]
+    states = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    identity = json.dumps([facts, states, None if group.pretrained else config.get("seed")])
+
+    def opened() -> CausalLM:
+        return model if model is not None else model_of(OmegaConf.create({**config, "adapter": None}))
+
+    max_length = config.data.max_length or context_length
+    cache_dir = Path(config.paths.cache)
+    return Base(identity, opened, response_losses, template, tokenizer, max_length, cache_dir)
 
 
 def suite_items(name: str, data_dir: str | None) -> list[str]:
@@ -237,13 +286,14 @@ def data_of_run(config: DictConfig, opened: OpenedModel) -> InstructionData:
 
     Raises ConfigError when there is neither.
     """
-    node = config.data
+    folder, node = opened.directory.parent, config.data
     if node is None and opened.about:
-        node = saved_group(opened.directory.parent, "data", config.paths.cache)
+        node = saved_group(folder, "data", config.paths.cache)
     if node is None:
         raise ConfigError(NO_DATA.format(run=config.run))
     seed = config.get("seed", 123)  # which data.seed refers to by default
-    settings = OmegaConf.create({"paths": config.paths, "batching": {}, "data": node, "seed": seed})
+    base = saved_group(folder, "model", config.paths.cache) if opened.about and node.filters else None
+    settings = OmegaConf.create({"paths": config.paths, "batching": {}, "data": node, "seed": seed, "model": base})
     data = data_of(settings, opened.template, opened.tokenizer, opened.model.config.context_length)
     data.prepare_data()
     data.setup()

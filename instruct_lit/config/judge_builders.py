@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,8 @@ from urllib.parse import urlsplit
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from instruct_lit.config.compose import CONF
+from instruct_lit.config.compose import CONF, choices_of
+from instruct_lit.config.schema.options import check_values, violations
 from instruct_lit.config.targets import arguments_for
 from instruct_lit.errors import ConfigError
 
@@ -54,6 +55,33 @@ def response_judge_of(config: DictConfig, pairwise: bool = False) -> ResponseJud
         scores=Path(settings.path) if existing else None,
         calibrate=Path(settings.calibrate) if settings.calibrate is not None else None,
     )
+
+
+def scores_of(cache: str, name: str, given: Mapping[str, Any], rows: Sequence[dict[str, Any]]) -> list[float | None]:
+    """The scores of responses without a reference by the judge `name` of `judge`, some of its keys given.
+
+    Raises: ConfigError, JudgeError where too many verdicts cannot be read.
+    """
+    from instruct_lit.config.check_commands import judge_relations
+    from instruct_lit.config.schema.evaluation import JudgeConfig
+    from instruct_lit.evaluation.judging.judge import require_judged
+
+    key, names = "data.filters.judge", [name for name in choices_of("judge") if name != "scores"]
+    if name not in names:
+        raise ConfigError(f"{key}.judge={name}: allowed are {', '.join(names)}")
+    try:
+        own = OmegaConf.load(CONF / "judge" / f"{name}.yaml")
+        judge: Any = OmegaConf.merge(OmegaConf.structured(JudgeConfig), own, {"prompt": "open_ended"}, dict(given))
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{key}.settings: {str(error).splitlines()[0]}") from error
+    if problems := check_values(judge, "judge.") or violations(
+        OmegaConf.create({"judge": judge}), judge_relations(judge, True, False)
+    ):
+        raise ConfigError(f"{key}.settings: {problems[0]}")
+    found = response_judge_of(OmegaConf.create({"judge": judge, "paths": {"cache": cache}}))
+    assert found is not None
+    require_judged(found.score(rows))
+    return [row["judge"]["value"] for row in rows]
 
 
 def panel_of(judge: DictConfig) -> list[Any]:

@@ -124,6 +124,11 @@ def _data_without_code(values: dict[str, Any], file: Path, cache: str) -> dict[s
             f"{file}: data.filters.function={path}: code that a run folder names is never executed; give data and "
             "filters on the command line (data=…, data.filters=…)"
         )
+    if isinstance(filters, dict) and filters.get("judge") is not None:
+        raise ConfigError(
+            f"{file}: data.filters.judge: an endpoint that a run folder names is never asked; give data and filters on "
+            "the command line (data=…, data.filters=…)"
+        )
     values = _with_own_source(values, cache)
     if isinstance(sets := values.get("sets"), dict):
         values["sets"] = {name: _with_own_source(given, cache) for name, given in sets.items()}

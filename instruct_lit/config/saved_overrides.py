@@ -52,6 +52,10 @@ def saved_overrides(run: Path, changes: Collection[str] = ()) -> list[str]:
     for key, value in nodes_of(config):
         if key.startswith("data.filters.function.") or (key == "model.trust_remote_code" and value):
             raise ConfigError(f"run={run}: its overrides compose {key}={value}, which runs code; give another run")
+        if key.startswith("data.filters.judge."):
+            raise ConfigError(
+                f"run={run}: its overrides compose {key}={value}, which asks an endpoint; give another run"
+            )
     for key, target in unlisted_targets(config):
         raise ConfigError(f"run={run}: its overrides compose {key}={target}, which is not an allowed target")
     return saved

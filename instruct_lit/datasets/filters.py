@@ -40,6 +40,11 @@ class Filter:
         """Whether an example is kept."""
         raise NotImplementedError
 
+    def decide(self, examples: Iterable[Example]) -> Iterator[tuple[Example, bool]]:
+        """Every example, and whether it is kept."""
+        for example in examples:
+            yield example, self.keeps(example)
+
     def fingerprint(self) -> str:
         """A text that changes with the settings."""
         return f"{self.name} {json.dumps({k: v for k, v in vars(self).items() if not k.startswith('_')}, default=str)}"
@@ -247,12 +252,16 @@ class FilterChain:
 
     def __call__(self, examples: Iterable[Example]) -> Iterator[Example]:
         self.start()
-        for example in examples:
-            name = self.rejects(example)
-            if name is None:
+        for filter in self.filters:
+            examples = self._kept(filter, examples)
+        yield from examples
+
+    def _kept(self, filter: Filter, examples: Iterable[Example]) -> Iterator[Example]:
+        for example, is_kept in filter.decide(examples):
+            if is_kept:
                 yield example
             else:
-                self.counts[name] += 1
+                self.counts[f"n_filtered_{filter.name}"] += 1
 
     def start(self) -> None:
         """Reset all filters and counts."""

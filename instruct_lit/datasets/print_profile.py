@@ -27,6 +27,9 @@ def print_profile(console: Console, found: Profile, layout: str) -> None:
     for name, what in _COUNTS.items():
         if found.counts.get(name):
             table.add_row(what, f"{found.counts[name]:,}")
+    for name, n in found.counts.items():
+        if name.startswith("n_filtered_") and n:
+            table.add_row(f"dropped by {name.removeprefix('n_filtered_')}", f"{n:,}")
     table.add_row("truncated", f"{found.truncated_share:.1%}")
     table.add_row("supervised", f"{found.supervised_share:.1%} of the targets")
     table.add_row("end-of-text", f"supervised in {found.ends_share:.1%} of the examples")

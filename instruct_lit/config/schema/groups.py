@@ -79,7 +79,10 @@ class DataConfig:
     source: Any = option(MISSING, "Constructor (_target_) that reads the records.")
     sets: Any = option(None, "Mixture: {name: {weight or repeats: …, path: …, data: …}}.", items=NO_MAPPING)
     filters: Any = option(
-        None, "Filters in order: length, language, near_duplicates, leaks, refusals, function.", items=NO_MAPPING
+        None,
+        "Filters in order: length, language, near_duplicates, leaks, refusals, function, perplexity, ifd, judge, "
+        "diversity.",
+        items=NO_MAPPING,
     )
     keep_together: str = option(
         "same_prompt",
