@@ -16,6 +16,7 @@ from instruct_lit.core.generation.sampling import SamplingSettings
 from instruct_lit.errors import ConfigError, InstructLitError, printable
 from instruct_lit.evaluation.answer_parts import n_thoughts
 from instruct_lit.serving.chat_model import ChatModel
+from instruct_lit.serving.scheduler import stable_text
 from instruct_lit.serving.word_wrap import WordWrapper
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ class Column:
         """The text of the request that no later token changes, after every step."""
         while self.request is not None and self.request.finish_reason is None:
             self.engine.step()
-            yield self.request.stable_text
+            yield stable_text(self.request)
 
     def stop(self) -> None:
         """Cancel the request if it is unfinished."""
@@ -174,7 +175,7 @@ class Chat:
         table = Table(expand=True, show_edge=False, pad_edge=False)
         for column in self.columns:
             table.add_column(Text(printable(column.chat_model.name)), ratio=1, overflow="fold")
-        answers = [column.request.stable_text if column.request else "" for column in self.columns]
+        answers = [stable_text(column.request) if column.request else "" for column in self.columns]
         parts = [(a[: n_thoughts(a)], a[n_thoughts(a) :]) for a in answers]
         table.add_row(*(Text.assemble((printable(thoughts), "dim"), printable(text)) for thoughts, text in parts))
         return table

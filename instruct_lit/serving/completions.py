@@ -23,7 +23,7 @@ from instruct_lit.serving.chat_model import ChatModel
 from instruct_lit.serving.logprobs import LogprobRecorder, chat_logprobs, completion_logprobs, text_offsets
 from instruct_lit.serving.metrics import Metrics
 from instruct_lit.serving.protocol import ApiError, Body, ChatBody, CompletionBody, Message, shutting_down
-from instruct_lit.serving.scheduler import PendingRequest, QueueFullError, Scheduler, Update
+from instruct_lit.serving.scheduler import PendingRequest, QueueFullError, Scheduler, Update, n_generated
 from instruct_lit.serving.tool_calls import Reading, delta_of, example_of_chat, is_rich, message_of, reading_of, text_of
 
 N_COMPLETION_TOKENS = 16  # OpenAI's default of `/v1/completions`
@@ -47,7 +47,7 @@ class Job:
     def usage(self) -> dict[str, int]:
         """Numbers of tokens of the prompts, each counted once, and of the responses with their end-of-text."""
         n_prompt = sum(len(request.prompt_ids) for request in self.requests[:: self.body.n or 1])
-        n_new = sum(request.n_generated for request in self.requests)
+        n_new = sum(n_generated(request) for request in self.requests)
         return {"prompt_tokens": n_prompt, "completion_tokens": n_new, "total_tokens": n_prompt + n_new}
 
 
@@ -211,7 +211,7 @@ class CompletionService:
                 pass
         choices = []
         for index, request in enumerate(job.requests):
-            end = Update(request, request.text, request.n_generated, request.finish_reason)
+            end = Update(request, request.text, n_generated(request), request.finish_reason)
             reason: str | None = request.finish_reason
             if isinstance(job.body, CompletionBody):
                 echoed = self.chat_model.tokenizer.decode(request.prompt_ids) if job.body.echo else ""
@@ -279,7 +279,7 @@ class CompletionService:
         request = pending.request
         self.metrics.requests.labels(str(request.finish_reason)).inc()
         self.metrics.tokens.labels("prompt").inc(len(request.prompt_ids))
-        self.metrics.tokens.labels("completion").inc(request.n_generated)
+        self.metrics.tokens.labels("completion").inc(n_generated(request))
         if pending.first_token_at is not None:
             self.metrics.first_token_s.observe(pending.first_token_at - pending.submitted_at)
         self.metrics.request_s.observe(time.monotonic() - pending.submitted_at)

@@ -151,7 +151,23 @@ class Scheduler:
                 log.warning("after a response: %s: %s", type(error).__name__, error)
         if finished or pending.every_step:
             try:
-                pending.on_update(Update(request, request.stable_text, request.n_generated, request.finish_reason))
+                pending.on_update(Update(request, stable_text(request), n_generated(request), request.finish_reason))
             except Exception:  # the client has gone, and its event loop with it
                 log.debug("a client cannot be notified", exc_info=True)
                 self._cancel([request])
+
+
+def stable_text(request: Request) -> str:
+    """The text that no later token can change: without an incomplete character or the beginning of a stop text."""
+    if request.finish_reason is not None:
+        return request.text
+    end = len(request.text.rstrip("\ufffd"))
+    for stop in request.settings.stop:
+        overlaps = (n for n in range(min(len(stop) - 1, end), 0, -1) if request.text.startswith(stop[:n], end - n))
+        end -= next(overlaps, 0)
+    return request.text[:end]
+
+
+def n_generated(request: Request) -> int:
+    """Tokens that the model has generated, with end-of-text."""
+    return len(request.ids) + request.has_eot

@@ -7,8 +7,8 @@ once) and join the batch; a finished row leaves it and the last one takes its pl
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from itertools import count
 from typing import Protocol
 
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from instruct_lit.core.data.tokenizer import Tokenizer
 from instruct_lit.core.generation.request import FinishReason, Hook, Request
-from instruct_lit.core.generation.sampling import Sampler, SamplingSettings
+from instruct_lit.core.generation.sampling import SamplingSettings, choose
 from instruct_lit.core.model.attention import Decode, KeyValueCache, Prefill
 from instruct_lit.core.model.causal import CausalLM
 from instruct_lit.errors import DataError
@@ -39,26 +39,34 @@ class MakeWeights(Protocol):
     def __call__(self, model: CausalLM) -> WeightStore: ...
 
 
+DecodeLoop = Callable[[Sequence[Request]], list[list[int]]]  # several tokens for each request, request r in row r
+# Makes a loop for a model, the copies of its weights, its end-of-text and a cache; None where it does not support them.
+MakeLoop = Callable[[CausalLM, WeightStore | None, int, KeyValueCache], DecodeLoop | None]
+DECODE_LOOPS: list[MakeLoop] = []  # `instruct_lit.accel.install` registers one
+
+
 class Engine:
     """Generates with a causal model, at most `max_rows` responses at the same time.
 
     `generate` answers a list of prompts; `submit`, `step` and `cancel` serve concurrent callers. The model is used in
     evaluation mode, its training mode is restored. Rows that may become too long for the model's attention layouts are
-    recomputed for every token: slower, with the same result. `make_weights` copies the weights at the first step.
+    recomputed for every token: slower, with the same result. `make_weights` copies the weights at the first step. While
+    no request has a hook, rows are decoded by the first of `make_loops` that supports them.
     """
 
     def __init__(
-        self, model: CausalLM, tokenizer: Tokenizer, max_rows: int = 32, make_weights: MakeWeights | None = None
-    ) -> None:
+        self, model: CausalLM, tokenizer: Tokenizer, max_rows: int = 32, make_weights: MakeWeights | None = None,
+        make_loops: Sequence[MakeLoop] = DECODE_LOOPS,
+    ) -> None:  # fmt: skip
         self.model, self.tokenizer, self.max_rows = model, tokenizer, max_rows
         self.context_length = model.config.context_length
         self._waiting: deque[Request] = deque()
         self._active: list[Request] = []  # row r of the cache belongs to _active[r]
         self._cache: KeyValueCache | None = None
-        self._make_weights = make_weights
+        self._make_weights, self._make_loops = make_weights, make_loops
         self._weights: WeightStore | None = None
+        self._loop: DecodeLoop | None = None
         self._recomputes = False  # until the batch is empty, rows are computed without the cache
-        self._sampler = Sampler()
         self._numbers = count()
 
     @property
@@ -105,7 +113,7 @@ class Engine:
             request.finish_reason = "cancelled"
         self._waiting.clear()
         self._active.clear()
-        self._cache, self._weights, self._sampler = None, None, Sampler()
+        self._cache, self._loop, self._weights = None, None, None
 
     @property
     def n_active(self) -> int:
@@ -119,14 +127,19 @@ class Engine:
 
     @torch.inference_mode()
     def step(self) -> list[Request]:
-        """Prefill waiting prompts if rows are free, otherwise generate one token in every row; return these requests.
+        """Prefill waiting prompts if rows are free, otherwise generate tokens in every row; return these requests.
 
         A request whose `finish_reason` is set has left the batch.
         """
         if self._make_weights is not None and self._weights is None:
             self._weights = self._make_weights(self.model)
-        with _evaluation_mode(self.model), nullcontext() if self._weights is None else self._weights.in_use():
-            return self._admit() or self._decode()
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            with nullcontext() if self._weights is None else self._weights.in_use():
+                return self._admit() or self._decode()
+        finally:
+            self.model.train(was_training)
 
     def generate(
         self,
@@ -181,13 +194,15 @@ class Engine:
         return self._append_tokens(hidden, new)
 
     def _decode(self) -> list[Request]:
-        """Compute the last token of every row and choose the next."""
+        """Compute the last token of every row and choose the next, or several by the loop."""
         requests = list(self._active)
         if not requests:
             return []
         if self._recomputes:
             return self._recompute(requests)
         assert self._cache is not None
+        if self._loop is not None and not any(request.hook for request in requests):
+            return self._extend(requests, self._loop(requests))
         layout = Decode(self._cache, [request.n_tokens - 1 for request in requests])
         ids = torch.tensor([request.ids[-1] for request in requests], device=layout.lengths.device)
         hidden = self.model.hidden_states(ids[:, None], layout.lengths[:, None], layout)
@@ -211,27 +226,28 @@ class Engine:
 
     def _append_tokens(self, hidden: Tensor, requests: list[Request]) -> list[Request]:
         """Choose a token for each request from its last hidden state, `(R, C)` of all, and remove finished requests."""
-        logits = F.linear(hidden, self.model.head_weight) if self._weights is None else self._weights.head(hidden)
-        allowed = logits.clone() if any(request.hook for request in requests) else logits
-        for row_logits, request in zip(allowed, requests, strict=True):
-            if request.hook:
-                row_logits.copy_(request.hook.limit(request.ids, row_logits))
+        logits = logits_of(hidden, self.model, self._weights)
+        hooked = [(row, request.hook) for row, request in enumerate(requests) if request.hook]
+        allowed = logits.clone() if hooked else logits
+        for row, hook in hooked:
+            allowed[row] = hook.limit(requests[row].ids, logits[row])
         settings = [request.settings for request in requests]
         seen = [r.prompt_ids + r.ids if r.settings.repetition_penalty != 1 else () for r in requests]
-        chosen = self._sampler.choose(allowed, settings, [request.number for request in requests], seen).tolist()
+        chosen = choose(allowed, settings, [len(request.ids) for request in requests], seen).tolist()
+        for row, hook in hooked:
+            hook.on_token(chosen[row], logits[row])
+        return self._extend(requests, [[token] for token in chosen])
+
+    def _extend(self, requests: list[Request], tokens: list[list[int]]) -> list[Request]:
         # From the last row on: a finished row is not moved into the place of another.
-        for request, token, own in reversed(list(zip(requests, chosen, logits, strict=True))):
-            reason = request.append(token, self.tokenizer, self.context_length)
-            if request.hook:
-                request.hook.on_token(token, own)
-            if reason is not None:
+        for request, new in reversed(list(zip(requests, tokens, strict=True))):
+            if (reason := request.extend(new, self.tokenizer, self.context_length)) is not None:
                 self._finish(request, reason)
         return requests
 
     def _finish(self, request: Request, reason: FinishReason) -> None:
         """Remove a request from the batch; the last row takes its place."""
         request.finish_reason = reason
-        self._sampler.forget(request.number)
         row, last = self._active.index(request), self._active.pop()
         if last is not request:
             self._active[row] = last
@@ -249,8 +265,14 @@ class Engine:
         if old is not None:
             new_cache.keys[..., : old.n_tokens, :] = old.keys
             new_cache.values[..., : old.n_tokens, :] = old.values
-        self._cache = new_cache
+        loops = (make(self.model, self._weights, self.tokenizer.eot_id, new_cache) for make in self._make_loops)
+        self._cache, self._loop = new_cache, next((loop for loop in loops if loop is not None), None)
         return new_cache
+
+
+def logits_of(hidden: Tensor, model: CausalLM, weights: WeightStore | None) -> Tensor:
+    """The logits `(R, V)` of hidden states `(R, C)`."""
+    return F.linear(hidden, model.head_weight) if weights is None else weights.head(hidden)
 
 
 def n_shared_prefix(prompts: Sequence[list[int]]) -> int:
@@ -258,13 +280,3 @@ def n_shared_prefix(prompts: Sequence[list[int]]) -> int:
     first, last = min(prompts), max(prompts)  # in the order of a dictionary, so all others share what these do
     shared = next((n for n, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
     return 0 if len(prompts) == 1 else min(shared, min(map(len, prompts)) - 1)
-
-
-@contextmanager
-def _evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Literal
 
 from torch import Tensor
@@ -32,7 +33,7 @@ class Hook:
 
 @dataclass(eq=False)
 class Request:
-    """A prompt and its response: `ids` grows by one token a step and never contains end-of-text.
+    """A prompt and its response: `ids` grows with every step and never contains end-of-text.
 
     `has_eot` is set where the model has ended the response with end-of-text.
     """
@@ -51,34 +52,20 @@ class Request:
         """Tokens of prompt and response so far."""
         return len(self.prompt_ids) + len(self.ids)
 
-    @property
-    def n_generated(self) -> int:
-        """Tokens that the model has generated, with end-of-text."""
-        return len(self.ids) + self.has_eot
-
-    @property
-    def stable_text(self) -> str:
-        """The text that no later token can change: without an incomplete character or the beginning of a stop text."""
-        if self.finish_reason is not None:
-            return self.text
-        end = len(self.text.rstrip("\ufffd"))
-        for stop in self.settings.stop:
-            overlaps = (n for n in range(min(len(stop) - 1, end), 0, -1) if self.text.startswith(stop[:n], end - n))
-            end -= next(overlaps, 0)
-        return self.text[:end]
-
-    def append(self, token: int, tokenizer: Tokenizer, context_length: int) -> FinishReason | None:
-        """Append the next token; return why the response is finished, None if it is not."""
+    def extend(self, tokens: Sequence[int], tokenizer: Tokenizer, context_length: int) -> FinishReason | None:
+        """Append tokens up to the one that finishes the response; return why it is finished, None if it is not."""
         if self.settings.max_new_tokens == 0:
             return "length"
-        if token == tokenizer.eot_id:
-            self.has_eot = True
-            return "stop"
-        self.ids.append(token)
-        text = tokenizer.decode(self.ids)
+        n_free = min(self.settings.max_new_tokens - len(self.ids), context_length - self.n_tokens)
+        new = list(takewhile(lambda token: token != tokenizer.eot_id, tokens[:n_free]))
+        text = tokenizer.decode(self.ids + new)
         stops = [start for stop in self.settings.stop if (start := text.find(stop)) >= 0]
+        if stops and len(new) > 1:  # the first token that completes a stop text is the last
+            reasons = (self.extend([token], tokenizer, context_length) for token in new)
+            return next(reason for reason in reasons if reason is not None)
+        self.ids += new
         self.text = text[: min(stops)] if stops else text
-        if stops:
+        self.has_eot = not stops and len(new) < min(n_free, len(tokens))
+        if stops or self.has_eot:
             return "stop"
-        is_full = len(self.ids) >= self.settings.max_new_tokens or self.n_tokens >= context_length
-        return "length" if is_full else None
+        return "length" if len(new) == n_free else None

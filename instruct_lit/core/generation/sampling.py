@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -48,67 +49,53 @@ class SamplingSettings:
         return self.temperature < GREEDY_BELOW
 
 
-class Sampler:
-    """Chooses the next token of every row, each with its own settings.
+def choose(
+    logits: Tensor, settings: Sequence[SamplingSettings], n_chosen: Sequence[int], seen: Sequence[Sequence[int]]
+) -> Tensor:
+    """Return the chosen ids `(R,)` for `logits` `(R, V)`, each row by its own settings.
 
-    A row draws from its own random generator, so its text does not depend on what else is in the batch.
+    `n_chosen` are the tokens of each response so far; `seen` are the ids that the repetition penalty applies to.
     """
-
-    def __init__(self) -> None:
-        self._generators: dict[int, torch.Generator] = {}
-
-    def choose(
-        self, logits: Tensor, settings: Sequence[SamplingSettings], keys: Sequence[int], seen: Sequence[Sequence[int]]
-    ) -> Tensor:
-        """Return the chosen ids `(R,)` for `logits` `(R, V)`.
-
-        `keys` identify the rows' requests; `seen` are the ids that the repetition penalty applies to.
-        """
-        if all(s.is_greedy and s.repetition_penalty == 1 for s in settings):
-            return logits.max(-1).indices  # the same as argmax, which takes five times as long on a CPU
-        logits = logits.float().clone()
-        for row, setting, ids in zip(logits, settings, seen, strict=True):
-            if setting.repetition_penalty != 1 and ids:
-                index, penalty = torch.tensor(sorted(set(ids)), device=logits.device), setting.repetition_penalty
-                row[index] = torch.where(row[index] > 0, row[index] / penalty, row[index] * penalty)
-        chosen = logits.argmax(-1)
-        sampled = [row for row, setting in enumerate(settings) if not setting.is_greedy]
-        if sampled:
-            probabilities = nucleus(logits[sampled], [settings[row] for row in sampled])
-            cumulative = probabilities.double().cumsum(-1)
-            draws = cumulative.new_tensor([[self._draw(keys[row], settings[row].seed)] for row in sampled])
-            drawn = torch.searchsorted(cumulative, draws * cumulative[:, -1:], right=True).squeeze(1)
-            last = (probabilities > 0).long().cumsum(-1).argmax(-1)  # rounding must not exceed the last possible token
-            chosen[sampled] = torch.minimum(drawn, last)
-        return chosen
-
-    def forget(self, key: int) -> None:
-        """Drop the random generator of a finished request."""
-        self._generators.pop(key, None)
-
-    def _draw(self, key: int, seed: int) -> float:
-        if key not in self._generators:
-            self._generators[key] = torch.Generator().manual_seed(seed)
-        return float(torch.rand((), generator=self._generators[key], dtype=torch.float64))
+    if all(s.is_greedy and s.repetition_penalty == 1 for s in settings):
+        return logits.max(-1).indices  # the same as argmax, which takes five times as long on a CPU
+    logits = logits.float().clone()
+    for row, setting, ids in zip(logits, settings, seen, strict=True):
+        if setting.repetition_penalty != 1 and ids:
+            index = torch.tensor(sorted(set(ids)), device=logits.device)
+            row[index] = penalised(row[index], setting.repetition_penalty)
+    chosen = logits.argmax(-1)
+    sampled = [row for row, setting in enumerate(settings) if not setting.is_greedy]
+    if sampled:
+        probabilities = nucleus(logits[sampled], *limits_of([settings[row] for row in sampled], logits))
+        draws = torch.stack([draws_of(settings[row].seed, n_chosen[row], 1) for row in sampled])
+        chosen[sampled] = drawn(probabilities, draws.to(logits.device))
+    return chosen
 
 
-def nucleus(logits: Tensor, settings: Sequence[SamplingSettings]) -> Tensor:
+def penalised(logits: Tensor, penalty: Tensor | float) -> Tensor:
+    """The logits of tokens that occurred."""
+    return torch.where(logits > 0, logits / penalty, logits * penalty)
+
+
+def limits_of(settings: Sequence[SamplingSettings], logits: Tensor) -> tuple[Tensor, ...]:
+    """Temperature and, if any row has one, top-k and top-p, `(R, 1)` each, for `nucleus` of `logits` `(R, V)`."""
+    n_vocab = logits.shape[-1]
+    rows = [(s.temperature, min(s.top_k or n_vocab, n_vocab), s.top_p or 1.0) for s in settings]
+    limits = torch.tensor(rows, device=logits.device)[..., None].unbind(1)
+    return limits if any(s.top_k or s.top_p for s in settings) else limits[:1]
+
+
+def nucleus(logits: Tensor, temperature: Tensor, top_k: Tensor | None = None, top_p: Tensor | None = None) -> Tensor:
     """Return probabilities `(R, V)` after temperature, top-k and top-p (Holtzman et al. 2020), in this order.
 
     Of equally likely tokens at a cut-off the lower ids are kept; the most likely token is always kept.
     """
-    temperature = torch.tensor([s.temperature for s in settings], device=logits.device)[:, None]
-    probabilities = (logits / temperature).softmax(-1)
-    if probabilities[:, 0].isnan().any():  # of a row with an infinite quotient: its greatest logits share everything
-        greatest = (logits == logits.amax(-1, keepdim=True)).float()
-        probabilities = torch.where(probabilities.isnan(), greatest / greatest.sum(-1, keepdim=True), probabilities)
-    if all(s.top_k is None and s.top_p is None for s in settings):
+    greatest = logits.amax(-1, keepdim=True)  # subtracted first, so that no quotient overflows
+    probabilities = torch.where(logits == greatest, 0.0, (logits - greatest) / temperature).softmax(-1)
+    if top_k is None or top_p is None:
         return probabilities
-    n_vocab = logits.shape[-1]
-    top_k = torch.tensor([min(s.top_k or n_vocab, n_vocab) for s in settings], device=logits.device)[:, None]
-    top_p = torch.tensor([s.top_p or 1.0 for s in settings], device=logits.device)[:, None]
     ordered, ids = probabilities.sort(dim=-1, descending=True, stable=True)
-    ordered = torch.where(torch.arange(n_vocab, device=logits.device) < top_k, ordered, 0.0)
+    ordered = torch.where(torch.arange(logits.shape[-1], device=logits.device) < top_k, ordered, 0.0)
     ordered = ordered / ordered.sum(-1, keepdim=True)
     before = ordered.cumsum(-1) - ordered
     kept = (before < top_p) | (top_p >= 1)
@@ -116,3 +103,17 @@ def nucleus(logits: Tensor, settings: Sequence[SamplingSettings]) -> Tensor:
     ordered = torch.where(kept, ordered, 0.0)
     ordered = ordered / ordered.sum(-1, keepdim=True)
     return torch.zeros_like(probabilities).scatter_(-1, ids, ordered)
+
+
+@lru_cache(maxsize=512)  # responses often have the same seed
+def draws_of(seed: int, start: int, n: int) -> Tensor:
+    """Uniform random numbers for `n` tokens of a response from the token `start` on; no other response changes them."""
+    return torch.rand(start + n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)[start:]
+
+
+def drawn(probabilities: Tensor, draws: Tensor) -> Tensor:
+    """Return the ids `(R,)` that uniform random numbers `(R, 1)` select from `probabilities` `(R, V)`."""
+    cumulative = probabilities.double().cumsum(-1)
+    found = torch.searchsorted(cumulative, draws * cumulative[:, -1:], right=True).squeeze(1)
+    last = (probabilities > 0).long().cumsum(-1).argmax(-1)  # rounding must not exceed the last possible token
+    return torch.minimum(found, last)

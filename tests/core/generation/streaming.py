@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from instruct_lit.core.generation.engine import Engine
 from instruct_lit.core.generation.sampling import SamplingSettings
+from instruct_lit.serving.scheduler import stable_text
 
 
 def pieces_of(engine: Engine, prompt: Sequence[int], settings: SamplingSettings) -> list[str]:
@@ -11,7 +12,7 @@ def pieces_of(engine: Engine, prompt: Sequence[int], settings: SamplingSettings)
     request, pieces, n_shown = engine.submit(prompt, settings), [], 0
     while request.finish_reason is None:
         engine.step()
-        if text := request.stable_text[n_shown:]:
+        if text := stable_text(request)[n_shown:]:
             pieces.append(text)
             n_shown += len(text)
     return pieces

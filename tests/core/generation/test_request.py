@@ -8,6 +8,7 @@ from instruct_lit.core.generation.request import Request
 from instruct_lit.core.generation.sampling import SamplingSettings
 from instruct_lit.core.model.gpt import GPT
 from instruct_lit.errors import DataError
+from instruct_lit.serving.scheduler import stable_text
 from tests.core.generation.streaming import pieces_of
 
 
@@ -24,12 +25,12 @@ from tests.core.generation.streaming import pieces_of
 )
 def test_what_no_later_token_can_change(text: str, stops: tuple, finished, expected: str) -> None:
     request = Request(0, [1], SamplingSettings(stop=stops), text=text, finish_reason=finished)
-    assert request.stable_text == expected
+    assert stable_text(request) == expected
 
 
 def test_the_earliest_stop_text_ends_the_answer(tokenizer: GPT2Tokenizer) -> None:
     request = Request(0, [1], SamplingSettings(stop=("three", "two")))
-    reasons = [request.append(i, tokenizer, 99) for i in tokenizer.encode("one two three")]
+    reasons = [request.extend([i], tokenizer, 99) for i in tokenizer.encode("one two three")]
     assert (request.text, reasons[:2]) == ("one ", [None, "stop"])
 
 

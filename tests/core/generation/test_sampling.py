@@ -5,10 +5,18 @@ import math
 import pytest
 import torch
 
-from instruct_lit.core.generation.sampling import Sampler, SamplingSettings, nucleus
+from instruct_lit.core.generation.sampling import SamplingSettings, choose, draws_of, limits_of, nucleus
 from instruct_lit.errors import ConfigError
 
 LOGITS = torch.tensor([[0.5, 0.25, 0.15, 0.1]]).log()
+
+
+def probabilities(logits: torch.Tensor, *settings: SamplingSettings) -> torch.Tensor:
+    return nucleus(logits, *limits_of(settings, logits))
+
+
+def chosen(logits: torch.Tensor, settings: SamplingSettings, seen: tuple = (), n_chosen: int = 0) -> int:
+    return int(choose(logits, [settings], [n_chosen], [seen]))
 
 
 @pytest.mark.parametrize(
@@ -27,50 +35,47 @@ LOGITS = torch.tensor([[0.5, 0.25, 0.15, 0.1]]).log()
 )
 def test_probabilities_by_hand(settings: dict, expected: list[float]) -> None:
     torch.testing.assert_close(
-        nucleus(LOGITS, [SamplingSettings(**settings)]), torch.tensor([expected], dtype=torch.float32)
+        probabilities(LOGITS, SamplingSettings(**settings)), torch.tensor([expected], dtype=torch.float32)
     )
 
 
 def test_of_equal_tokens_at_the_cut_the_lower_ids_stay() -> None:
-    kept = nucleus(torch.zeros(1, 4), [SamplingSettings(temperature=1.0, top_k=2)])
+    kept = probabilities(torch.zeros(1, 4), SamplingSettings(temperature=1.0, top_k=2))
     assert kept.tolist() == [[0.5, 0.5, 0, 0]]
 
 
 def test_the_repetition_penalty_by_hand() -> None:
     logits = torch.tensor([[2.0, 1.9, -1.0]])
     greedy = SamplingSettings(repetition_penalty=1.2)
-    assert Sampler().choose(logits, [greedy], [0], [[0]]).item() == 1  # 2.0 / 1.2 < 1.9
-    assert Sampler().choose(logits, [SamplingSettings(repetition_penalty=2.0)], [0], [[0]]).item() == 1
-    assert Sampler().choose(logits, [SamplingSettings()], [0], [[]]).item() == 0
-    negative = torch.tensor([[-1.0, -1.1]])
-    assert Sampler().choose(negative, [greedy], [0], [[0]]).item() == 1  # -1.0 · 1.2 < -1.1
+    assert chosen(logits, greedy, (0,)) == 1  # 2.0 / 1.2 < 1.9
+    assert chosen(logits, SamplingSettings(repetition_penalty=2.0), (0,)) == 1
+    assert chosen(logits, SamplingSettings()) == 0
+    assert chosen(torch.tensor([[-1.0, -1.1]]), greedy, (0,)) == 1  # -1.0 · 1.2 < -1.1
     for small, next_one in ((0.5, 0.45), (-0.5, -0.55)):  # 0.5 / 1.2 < 0.45, -0.5 · 1.2 < -0.55
-        assert Sampler().choose(torch.tensor([[small, next_one]]), [greedy], [0], [[0]]).item() == 1
+        assert chosen(torch.tensor([[small, next_one]]), greedy, (0,)) == 1
 
 
 def test_draws_follow_the_probabilities() -> None:
-    sampler, counts = Sampler(), torch.zeros(4)
-    settings = SamplingSettings(temperature=1.0)
-    for key in range(2000):
-        seeded = SamplingSettings(temperature=1.0, seed=key)
-        counts[sampler.choose(LOGITS, [seeded], [key], [()])] += 1
+    counts = torch.zeros(4)
+    for seed in range(2000):
+        counts[chosen(LOGITS, SamplingSettings(temperature=1.0, seed=seed))] += 1
     torch.testing.assert_close(counts / 2000, LOGITS.exp()[0], rtol=0, atol=0.035)
-    assert settings.seed == 0
 
 
 def test_a_rows_draws_do_not_depend_on_its_neighbours() -> None:
+    """Nor on whether they are drawn one by one."""
     settings = [SamplingSettings(temperature=1.0, seed=s) for s in (1, 2)]
-    together, alone = Sampler(), Sampler()
-    pairs = [together.choose(LOGITS.expand(2, -1), settings, [0, 1], [(), ()]).tolist() for _ in range(20)]
-    single = [alone.choose(LOGITS, settings[1:], [7], [()]).item() for _ in range(20)]
-    assert [pair[1] for pair in pairs] == single
+    pairs = [choose(LOGITS.expand(2, -1), settings, [n, n], [(), ()]).tolist() for n in range(20)]
+    assert [pair[1] for pair in pairs] == [chosen(LOGITS, settings[1], n_chosen=n) for n in range(20)]
     assert len({pair[0] for pair in pairs}) > 1
+    generator = torch.Generator().manual_seed(1)
+    one_by_one = [float(torch.rand((), generator=generator, dtype=torch.float64)) for _ in range(20)]
+    assert draws_of(1, 0, 20).tolist() == one_by_one and draws_of(1, 7, 5).tolist() == one_by_one[7:12]
 
 
 def test_a_token_without_probability_is_never_drawn() -> None:
     logits = torch.tensor([[0.0, -math.inf, -math.inf]])
-    sampler = Sampler()
-    assert {sampler.choose(logits, [SamplingSettings(temperature=1.0)], [0], [()]).item() for _ in range(50)} == {0}
+    assert {chosen(logits, SamplingSettings(temperature=1.0), n_chosen=n) for n in range(50)} == {0}
 
 
 def test_every_setting_out_of_its_range_is_named() -> None:
@@ -93,8 +98,8 @@ def test_every_setting_out_of_its_range_is_named() -> None:
 def test_of_equal_logits_the_first_is_chosen_as_argmax_would() -> None:
     """Ties are common in half precision."""
     logits = torch.randn(20, 400, generator=torch.Generator().manual_seed(0)).round().bfloat16()
-    chosen = Sampler().choose(logits, [SamplingSettings()] * 20, list(range(20)), [()] * 20)
-    assert (logits == logits.amax(-1, keepdim=True)).sum() > 40 and torch.equal(chosen, logits.argmax(-1))
+    found = choose(logits, [SamplingSettings()] * 20, [0] * 20, [()] * 20)
+    assert (logits == logits.amax(-1, keepdim=True)).sum() > 40 and torch.equal(found, logits.argmax(-1))
 
 
 @pytest.mark.parametrize(
@@ -122,14 +127,14 @@ def test_the_defaults_are_greedy() -> None:
 
 def test_rows_have_settings_of_their_own() -> None:
     settings = [SamplingSettings(temperature=1.0, top_k=2), SamplingSettings(temperature=1.0, top_p=0.5)]
-    found = nucleus(LOGITS.expand(2, -1), settings)
+    found = probabilities(LOGITS.expand(2, -1), *settings)
     torch.testing.assert_close(found, torch.tensor([[2 / 3, 1 / 3, 0, 0], [1, 0, 0, 0]]))
     with pytest.raises(ValueError, match="zip"):
-        Sampler().choose(LOGITS, [SamplingSettings(temperature=1.0)] * 2, [0, 1], [(), ()] + [()])
+        choose(LOGITS, [SamplingSettings(temperature=1.0)] * 2, [0, 0], [(), ()] + [()])
 
 
 def test_of_many_equal_tokens_too_the_lower_ids_stay() -> None:
-    (kept,) = nucleus(torch.zeros(1, 5000), [SamplingSettings(temperature=1.0, top_k=2500)])
+    (kept,) = probabilities(torch.zeros(1, 5000), SamplingSettings(temperature=1.0, top_k=2500))
     assert kept.nonzero().squeeze(1).tolist() == list(range(2500))
 
 
@@ -147,14 +152,12 @@ def test_of_many_equal_tokens_too_the_lower_ids_stay() -> None:
 def test_extreme_settings_choose_what_their_limit_does(settings: SamplingSettings) -> None:
     """Divisions that overflow must not end in NaN, which would choose token 0 (`!` of GPT-2)."""
     logits = torch.tensor([[0.0, -3.0, 2.0, 4.0, 1.0]])
-    assert Sampler().choose(logits, [settings], [0], [[3] if settings.repetition_penalty < 1 else [1]]).item() == 3
+    assert chosen(logits, settings, (3,) if settings.repetition_penalty < 1 else (1,)) == 3
 
 
 def test_infinite_logits_share_the_probability() -> None:
     logits = torch.tensor([[0.0, math.inf, 1.0, math.inf], [0.0, 3e38, 1.0, -3e38]])
     hot = SamplingSettings(temperature=0.5, top_p=0.9)
-    assert nucleus(logits, [hot, hot]).tolist() == [[0.0, 0.5, 0.0, 0.5], [0.0, 1.0, 0.0, 0.0]]
-    drawn = {
-        Sampler().choose(logits[:1], [SamplingSettings(temperature=1.0, seed=s)], [0], [()]).item() for s in range(9)
-    }
+    assert probabilities(logits, hot, hot).tolist() == [[0.0, 0.5, 0.0, 0.5], [0.0, 1.0, 0.0, 0.0]]
+    drawn = {chosen(logits[:1], SamplingSettings(temperature=1.0, seed=s)) for s in range(9)}
     assert drawn == {1, 3}
