@@ -27,8 +27,8 @@ def chat(config: DictConfig) -> None:
         sys.stdin.reconfigure(errors="replace")  # bytes that are not UTF-8
     if sys.stdin.isatty():
         keep_history(Path(config.paths.cache) / "chat_history")
-    make_weights = build.engine_options(config).get("make_weights")
-    Chat(chat_models, build.sampling_of(config), Console(), read_line, config.conversation, make_weights).run()
+    options = build.engine_options(config)
+    Chat(chat_models, build.sampling_of(config), Console(), read_line, config.conversation, **options).run()
 
 
 def read_line(prompt: str) -> str:

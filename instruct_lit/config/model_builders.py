@@ -291,4 +291,6 @@ def engine_options(config: DictConfig) -> dict[str, Any]:
         from instruct_lit.accel.bf16_weights import BF16Weights
 
         options["make_weights"] = BF16Weights
+    if not config.generation.cuda_graphs:
+        options["make_loops"] = ()
     return options

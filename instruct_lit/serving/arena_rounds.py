@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 
 from instruct_lit.core.data.example import Example
-from instruct_lit.core.generation.engine import Engine, MakeWeights
+from instruct_lit.core.generation.engine import Engine
 from instruct_lit.core.generation.sampling import SamplingSettings
 from instruct_lit.errors import DataError
 from instruct_lit.evaluation.ratings import WINNERS
@@ -38,7 +38,7 @@ class Arena:
     """At least two models, the file of their votes, and questions to draw from.
 
     Args:
-        max_rows, make_weights: see `Engine`; every model has an engine of its own.
+        engine_options: see `Engine`; every model has an engine of its own.
     """
 
     def __init__(
@@ -47,12 +47,11 @@ class Arena:
         settings: SamplingSettings,
         votes: VoteFile,
         questions: Sequence[Question] = (),
-        max_rows: int = 8,
-        make_weights: MakeWeights | None = None,
+        **engine_options: Any,
     ) -> None:
         self.chat_models, self.settings, self.votes, self.questions = chat_models, settings, votes, questions
         self._voting = threading.Lock()  # two buttons pressed at once are one vote
-        self.schedulers = [Scheduler(Engine(one.model, one.tokenizer, max_rows, make_weights)) for one in chat_models]
+        self.schedulers = [Scheduler(Engine(one.model, one.tokenizer, **engine_options)) for one in chat_models]
 
     def random_question(self) -> Question:
         """One of the questions, drawn at random."""

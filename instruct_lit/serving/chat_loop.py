@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from instruct_lit.core.data.example import Example, Turn
 from instruct_lit.core.data.template import CHAT
-from instruct_lit.core.generation.engine import Engine, MakeWeights
+from instruct_lit.core.generation.engine import Engine
 from instruct_lit.core.generation.request import Request
 from instruct_lit.core.generation.sampling import SamplingSettings
 from instruct_lit.errors import ConfigError, InstructLitError, printable
@@ -74,7 +74,7 @@ class Chat:
         read: returns the next line for a prompt sign; may raise EOFError and KeyboardInterrupt.
         conversation: whether a line is a further turn rather than an instruction of its own. None decides by the
             template: Alpaca's are for single instructions, though they have a form for further turns.
-        make_weights: see `Engine`.
+        engine_options: see `Engine`; it has one row.
     """
 
     def __init__(
@@ -84,12 +84,12 @@ class Chat:
         console: Console,
         read: Callable[[str], str],
         conversation: bool | None = None,
-        make_weights: MakeWeights | None = None,
+        **engine_options: Any,
     ) -> None:
         self.columns = []
         for chat_model in chat_models:
             turns = not chat_model.template.name.startswith("alpaca") if conversation is None else conversation
-            engine = Engine(chat_model.model, chat_model.tokenizer, 1, make_weights)
+            engine = Engine(chat_model.model, chat_model.tokenizer, **{**engine_options, "max_rows": 1})
             self.columns.append(Column(chat_model, engine, turns and chat_model.template.has_turns))
         self.settings, self.console, self.read = settings, console, read
         self.system, self.input = "", ""

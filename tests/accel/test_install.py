@@ -3,11 +3,14 @@
 import pytest
 
 from instruct_lit import accel
+from instruct_lit.accel.decode_loop import decode_loop
+from instruct_lit.core.generation import engine
 from instruct_lit.core.model import attention
 
 
 def test_the_kernels_are_registered_once(monkeypatch: pytest.MonkeyPatch) -> None:
     before = list(attention.KERNELS)
+    assert engine.DECODE_LOOPS == [decode_loop]
     monkeypatch.setattr(attention, "KERNELS", [])
     accel.install()
     accel.install()

@@ -102,6 +102,7 @@ def test_settings_of_generation_are_checked_before_the_long_work(monkeypatch: py
         "make_weights": BF16Weights,
     }
     assert build.engine_options(composed("train")) == {"max_rows": 64}
+    assert build.engine_options(composed("train", "generation.cuda_graphs=false"))["make_loops"] == ()
 
 
 def test_the_shape_of_a_run_folder_is_that_of_its_bundle(tmp_path: Path) -> None:

@@ -1,12 +1,14 @@
 """The engine on models of transformers: the text of their own `generate`, one by one or together."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
-from instruct_lit.core.generation.engine import Engine
+from instruct_lit.accel.decode_loop import DeviceLoop
+from instruct_lit.core.generation.engine import DECODE_LOOPS, Engine
 from instruct_lit.core.generation.sampling import SamplingSettings
 from instruct_lit.hf.files import load_hf
 from instruct_lit.hf.model import HFModel
@@ -51,6 +53,30 @@ def test_trap_12_batched_is_one_by_one_is_transformers(
         theirs.append(new[: new.index(tokenizer.eot_id)] if tokenizer.eot_id in new else new)
     assert together == alone == theirs
     assert len({tuple(ids) for ids in together}) > 1
+
+
+FAMILIES = {
+    "LlamaConfig": {"num_key_value_heads": 2},
+    "Qwen3Config": {"num_key_value_heads": 1, "head_dim": 8},
+    "GemmaConfig": {"num_key_value_heads": 1, "head_dim": 16},
+    "Gemma3TextConfig": {"num_key_value_heads": 2, "head_dim": 8, "sliding_window": 64, "query_pre_attn_scalar": 16},
+    "MistralConfig": {"num_key_value_heads": 2, "sliding_window": 8},  # recomputed
+}
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_loop_with_static_shapes_is_the_plain_decoder(family: str, tokenizer: HFTokenizer, device: str) -> None:
+    torch.manual_seed(3)
+    config = getattr(transformers, family)(
+        vocab_size=300, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        max_position_embeddings=64, initializer_range=0.3, **FAMILIES[family],
+    )  # fmt: skip
+    model = HFModel(transformers.AutoModelForCausalLM.from_config(config), 64).eval().to(device)
+    settings = [SamplingSettings(6 + 9 * n, temperature=n % 2, top_p=0.9, seed=n) for n in range(4)]
+    loops = DECODE_LOOPS if device == "cuda" else [partial(DeviceLoop, with_graphs=False)]
+    found, plain = (Engine(model, tokenizer, 3, make_loops=m).generate(PROMPTS, settings) for m in (loops, []))
+    assert [r.ids for r in found] == [r.ids for r in plain] and len({tuple(r.ids) for r in found}) == 4
 
 
 def test_streaming_gives_the_same_text(llama_directory: Path, tokenizer: HFTokenizer) -> None:

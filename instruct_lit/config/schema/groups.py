@@ -161,6 +161,9 @@ class GenerationConfig:
         "Precision of the weights; null: their own; bfloat16: faster on processors with bf16 instructions, rounded.",
         choices=("bfloat16",),
     )
+    cuda_graphs: bool = option(
+        True, "On a GPU: record steps as CUDA graphs, and read the tokens every 16 steps; false: every step."
+    )
 
 
 @dataclass

@@ -66,9 +66,9 @@ def choose(
     chosen = logits.argmax(-1)
     sampled = [row for row, setting in enumerate(settings) if not setting.is_greedy]
     if sampled:
-        probabilities = nucleus(logits[sampled], *limits_of([settings[row] for row in sampled], logits))
+        limits = limits_of([settings[row] for row in sampled], logits.shape[-1], logits.device)
         draws = torch.stack([draws_of(settings[row].seed, n_chosen[row], 1) for row in sampled])
-        chosen[sampled] = drawn(probabilities, draws.to(logits.device))
+        chosen[sampled] = drawn(nucleus(logits[sampled], *limits), draws.to(logits.device))
     return chosen
 
 
@@ -77,11 +77,10 @@ def penalised(logits: Tensor, penalty: Tensor | float) -> Tensor:
     return torch.where(logits > 0, logits / penalty, logits * penalty)
 
 
-def limits_of(settings: Sequence[SamplingSettings], logits: Tensor) -> tuple[Tensor, ...]:
-    """Temperature and, if any row has one, top-k and top-p, `(R, 1)` each, for `nucleus` of `logits` `(R, V)`."""
-    n_vocab = logits.shape[-1]
+def limits_of(settings: Sequence[SamplingSettings], n_vocab: int, device: torch.device) -> tuple[Tensor, ...]:
+    """Temperature and, if any row has one, top-k and top-p, `(R, 1)` each, for `nucleus`."""
     rows = [(s.temperature, min(s.top_k or n_vocab, n_vocab), s.top_p or 1.0) for s in settings]
-    limits = torch.tensor(rows, device=logits.device)[..., None].unbind(1)
+    limits = torch.tensor(rows, device=device)[..., None].unbind(1)
     return limits if any(s.top_k or s.top_p for s in settings) else limits[:1]
 
 

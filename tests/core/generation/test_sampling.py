@@ -12,7 +12,7 @@ LOGITS = torch.tensor([[0.5, 0.25, 0.15, 0.1]]).log()
 
 
 def probabilities(logits: torch.Tensor, *settings: SamplingSettings) -> torch.Tensor:
-    return nucleus(logits, *limits_of(settings, logits))
+    return nucleus(logits, *limits_of(settings, logits.shape[-1], logits.device))
 
 
 def chosen(logits: torch.Tensor, settings: SamplingSettings, seen: tuple = (), n_chosen: int = 0) -> int:

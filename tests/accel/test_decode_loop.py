@@ -1,0 +1,178 @@
+"""The loop with static shapes gives the plain decoder's texts, token for token."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+
+from instruct_lit.accel.decode_loop import MAX_STEPS, DeviceLoop, decode_loop
+from instruct_lit.core.data.tokenizer import GPT2Tokenizer
+from instruct_lit.core.generation.engine import Engine
+from instruct_lit.core.generation.request import Hook, Request
+from instruct_lit.core.generation.sampling import SamplingSettings
+from instruct_lit.core.model.causal import CausalLM
+from instruct_lit.core.model.gpt import GPT, GPTConfig
+
+LOOP = [partial(DeviceLoop, with_graphs=False)]
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+
+
+def sharpened(model: CausalLM, factor: float = 6.0) -> CausalLM:
+    """Sharper than at initialisation, so that texts differ and do not hang on rounding."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 2:
+                parameter.mul_(factor)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def model() -> CausalLM:
+    gpt = GPT(GPTConfig(n_vocab=400, context_length=64, d_model=32, n_layers=2, n_heads=4))
+    gpt.init_weights(seed=0)
+    return sharpened(gpt)
+
+
+def ending(tokenizer: GPT2Tokenizer, eot_id: int) -> GPT2Tokenizer:
+    """GPT-2's tokenizer with another end-of-text."""
+    other = copy.copy(tokenizer)
+    other.eot_id = eot_id
+    return other
+
+
+def prompts(n: int, longest: int = 30) -> list[list[int]]:
+    random = torch.Generator().manual_seed(0)
+    lengths = torch.randint(1, longest, (n,), generator=random).tolist()
+    return [[5, 6, 7, *torch.randint(0, 400, (length,), generator=random).tolist()] for length in lengths]
+
+
+def answers(model: CausalLM, tokenizer: Any, settings: Any, given: list[list[int]], loops: Any, rows: int = 4) -> list:
+    requests = Engine(model, tokenizer, rows, make_loops=loops).generate(given, settings)
+    return [(r.ids, r.text, r.finish_reason, r.has_eot) for r in requests]
+
+
+SETTINGS: dict[str, Callable[[int], SamplingSettings]] = {
+    "greedy": lambda n: SamplingSettings(max_new_tokens=3 + 7 * n),
+    "temperature": lambda n: SamplingSettings(max_new_tokens=3 + 7 * n, temperature=1.3, seed=n),
+    "mixed": lambda n: SamplingSettings(
+        30, n % 3, top_k=50 if n == 2 else None, top_p=0.8 if n > 3 else None, repetition_penalty=1 + n // 4 / 4, seed=n
+    ),
+}
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("kind", SETTINGS)
+def test_texts_are_those_of_the_plain_decoder(
+    model: CausalLM, tokenizer: GPT2Tokenizer, kind: str, device: str
+) -> None:
+    """More prompts than rows, so that rows are filled again; some fill the context of 64 tokens."""
+    model.to(device)
+    settings = [SETTINGS[kind](n) for n in range(9)]
+    loop = LOOP if device == "cpu" else [decode_loop]
+    found = answers(model, tokenizer, settings, prompts(9), loop)
+    assert found == answers(model, tokenizer, settings, prompts(9), [])
+    assert found == answers(model, tokenizer, settings, prompts(9), loop, rows=1)
+    assert len({tuple(ids) for ids, *_ in found}) == 9
+    model.to("cpu")
+
+
+def test_end_of_text_and_stop_texts_end_a_row_while_others_continue(model: CausalLM, tokenizer: GPT2Tokenizer) -> None:
+    given, settings = prompts(6), SamplingSettings(max_new_tokens=20, temperature=1.5)
+    whole = answers(model, tokenizer, settings, given, [])
+    ends = ending(tokenizer, whole[1][0][6])
+    settings = replace(settings, stop=(whole[0][1][9:12], whole[2][1][-4:]))
+    expected = answers(model, ends, settings, given, [])
+    assert answers(model, ends, settings, given, LOOP) == expected
+    assert {"stop", "length"} == {reason for _, _, reason, _ in expected}
+    assert {True, False} == {has_eot for *_, has_eot in expected}
+
+
+def test_the_host_looks_every_few_steps_and_hooks_see_every_token(model: CausalLM, tokenizer: GPT2Tokenizer) -> None:
+    settings, given = SamplingSettings(max_new_tokens=40), prompts(2)
+    engine = Engine(model, tokenizer, make_loops=LOOP)
+    first = engine.submit(given[0], settings)
+    lengths = []
+    while len(first.ids) <= MAX_STEPS:
+        engine.step()
+        lengths.append(len(first.ids))
+    assert lengths == [1, 1 + MAX_STEPS]
+    seen: list[int] = []
+
+    class Watch(Hook):
+        def on_token(self, token: int, logits: torch.Tensor) -> None:
+            seen.append(token)
+
+    second = engine.prepare(given[1], settings, Watch())
+    engine.enqueue(second)
+    while engine.n_unfinished:
+        engine.step()
+    expected = answers(model, tokenizer, settings, given, [])
+    assert [first.ids, second.ids] == [expected[0][0], expected[1][0]] and seen == second.ids
+
+
+def test_a_cancelled_row_changes_no_other(model: CausalLM, tokenizer: GPT2Tokenizer) -> None:
+    settings = SamplingSettings(max_new_tokens=30)
+    engine = Engine(model, tokenizer, 3, make_loops=LOOP)
+    requests: list[Request] = [engine.submit(prompt, settings) for prompt in prompts(5)]
+    engine.step()
+    engine.step()
+    engine.cancel(requests[1])
+    while engine.n_unfinished:
+        engine.step()
+    expected = answers(model, tokenizer, settings, prompts(5), [])
+    assert [requests[i].ids for i in (0, 2, 3, 4)] == [expected[i][0] for i in (0, 2, 3, 4)]
+
+
+class Replay:
+    """A recorded step, made kernel by kernel."""
+
+    def __init__(self, loop: DeviceLoop, shape: Any) -> None:
+        self.loop, self.shape = loop, shape
+
+    def replay(self) -> None:
+        self.loop._step(self.shape)
+
+
+def test_few_graphs_decode_every_batch_and_are_recorded_again_when_a_weight_has_moved(
+    model: CausalLM, tokenizer: GPT2Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shapes: list[Any] = []
+
+    class Recording(DeviceLoop):
+        def _recorded(self, shape: Any) -> Any:
+            shapes.append(shape)
+            self._graphs[shape] = Replay(self, shape)  # type: ignore[assignment]
+            return self._graphs[shape]
+
+    monkeypatch.setattr("instruct_lit.accel.decode_loop.forbidden_waits", nullcontext)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
+    model, settings = copy.deepcopy(model), [SamplingSettings(max_new_tokens=3 + 5 * n) for n in range(12)]
+    engine = Engine(model, tokenizer, 12, make_loops=[partial(Recording, with_graphs=True)])
+    expected = answers(model, tokenizer, settings, prompts(12), [])
+    for n_recorded, moves in ((2, False), (2, False), (4, True)):  # of 12 and 4 rows; the end is not worth one
+        if moves:
+            model.final_norm.weight.data = model.final_norm.weight.data.clone()  # type: ignore[operator,union-attr]
+        assert [r.ids for r in engine.generate(prompts(12), settings)] == [ids for ids, *_ in expected]
+        assert len(shapes) == n_recorded
+
+
+def test_a_model_that_waits_is_decoded_kernel_by_kernel(
+    model: CausalLM, tokenizer: GPT2Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextmanager
+    def waits() -> Iterator[None]:
+        raise RuntimeError("called a synchronizing CUDA operation")
+        yield
+
+    monkeypatch.setattr("instruct_lit.accel.decode_loop.forbidden_waits", waits)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
+    with pytest.warns(UserWarning, match="the model waits for the GPU within a step, so none is recorded"):
+        found = answers(model, tokenizer, SamplingSettings(20), prompts(3), [partial(DeviceLoop, with_graphs=True)])
+    assert found == answers(model, tokenizer, SamplingSettings(20), prompts(3), [])
