@@ -10,7 +10,7 @@ from instruct_lit.core.model import attention
 
 def test_the_kernels_are_registered_once(monkeypatch: pytest.MonkeyPatch) -> None:
     before = list(attention.KERNELS)
-    assert engine.DECODE_LOOPS == [decode_loop]
+    assert [decode_loop] == engine.DECODE_LOOPS, "the tests run with the loop of a run"
     monkeypatch.setattr(attention, "KERNELS", [])
     accel.install()
     accel.install()
