@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from instruct_lit.config import model_builders as build
 from instruct_lit.config.compose import runs_of
 from instruct_lit.config.data_builders import data_of_run
-from instruct_lit.config.judge_builders import remote_model_of, response_judge_of
+from instruct_lit.config.judge_builders import judge_of_suite, remote_model_of, response_judge_of
 from instruct_lit.config.provenance import weights_sha256
 from instruct_lit.config.suite_builders import BARE
 from instruct_lit.config.targets import arguments_for, plain
 from instruct_lit.core.bundle import bundle_of, read_about
 from instruct_lit.core.data.template import CHAT
 from instruct_lit.core.model.causal import best_device
-from instruct_lit.errors import ConfigError, InstructLitError
+from instruct_lit.errors import InstructLitError
 from instruct_lit.evaluation.answer_cache import AnswerCache
-from instruct_lit.evaluation.judging.response_judge import ResponseJudge
 from instruct_lit.evaluation.leaks import training_questions
 from instruct_lit.evaluation.remote_model import RemoteModel
 from instruct_lit.suites.evaluated_model import EvaluatedModel
@@ -35,28 +32,12 @@ def request_of(config: DictConfig, out_dir: Path) -> RunRequest:
     suite = Suite(**plain(config.suite) | arguments_for(Suite, settings))
     folders = {"cache": Path(config.paths.cache), "out_dir": out_dir, "log": out_dir / "harness.log"}
     folders |= {"data_dir": Path(settings["data_dir"])} if "data_dir" in settings else {}
-    given = {"data_dir": None, "judge": _judge_of(config)} | arguments_for(RunRequest, settings)
+    judge = None
+    if config.judge is not None:
+        of_suite: Any = OmegaConf.merge(config, {"judge": judge_of_suite(config)})
+        judge = response_judge_of(of_suite, pairwise=suite.system == "arena_hard")
+    given = {"data_dir": None, "judge": judge} | arguments_for(RunRequest, settings)
     return RunRequest(suite, **given | {key: path.expanduser().resolve() for key, path in folders.items()})
-
-
-def _judge_of(config: DictConfig) -> ResponseJudge | None:
-    """The judge of `judge` with the settings that the suite gives it (`suite.options.judge`)."""
-    if config.judge is None:
-        return None
-    given, key = config.suite.options.get("judge") or {}, ""
-    try:
-        of_suite: Any = OmegaConf.merge(config, {})
-        for key, value in given.items():
-            of_suite.judge = OmegaConf.merge(of_suite.judge, {key: value})
-        key = ""
-        return response_judge_of(of_suite, pairwise=config.suite.system == "arena_hard")
-    except (ConfigError, OmegaConfBaseException) as error:
-        named = re.search(r"judge\.(\w+)", str(error))
-        key = key or (named[1] if named else "")
-        if key not in given:
-            raise
-        reason = str(error).splitlines()[0].removeprefix(f"judge.{key}")
-        raise ConfigError(f"suite.options.judge.{key}{'' if reason.startswith('=') else ': '}{reason}") from error
 
 
 def training_of_run(config: DictConfig, run: str) -> list[str] | None:

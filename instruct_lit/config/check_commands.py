@@ -8,11 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+
 from instruct_lit import optional_imports
 from instruct_lit.config.check_data import data_relations
 from instruct_lit.config.check_training import train_relations
 from instruct_lit.config.compose import runs_of
-from instruct_lit.config.schema.options import FINISHED, Relation, check
+from instruct_lit.config.schema.options import FINISHED, Relation, check, check_values
 from instruct_lit.errors import InstructLitError
 
 _VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*")
@@ -64,7 +66,7 @@ def _benchmark(config: Any) -> Iterator[Relation]:
     instead = "give suite.options.judge_url=<endpoint>" if "judge_url" in suite.options else "leave it out"
     yield config.judge is not None and not judged, "judge=…", f"suite={suite.name} does not use it; {instead}"
     if config.judge is not None:
-        yield from judge_relations(config.judge, several=True, pairwise=suite.system == "arena_hard")
+        yield from _judge_of_suite(config)
     no_tasks = suite.system == "lm_eval" and not suite.tasks
     yield no_tasks, "suite.tasks", "give tasks of lm-evaluation-harness, such as suite.tasks=[arc_easy]"
     own_examples = suite.system not in ("lm_eval", "arena") and settings.n_shot is not None
@@ -174,6 +176,28 @@ def _key(key: str, variable: str | None) -> Iterator[Relation]:
     yield not is_name, f"{key}=***", "give the name of an environment variable in capitals, never the key itself"
     unset = variable is not None and is_name and not os.environ.get(variable)
     yield unset, key, f"no such environment variable; export {variable}=<your key>"
+
+
+def _judge_of_suite(config: Any) -> Iterator[Relation]:
+    """Relations of a judge whose settings are partly those of the suite; a wrong one is named where it was given."""
+    from instruct_lit.config.judge_builders import judge_of_suite
+
+    try:
+        merged = judge_of_suite(config)
+    except InstructLitError as error:
+        yield str(error)
+        return
+    own, defaults = config.suite.options.get("judge") or {}, OmegaConf.structured(OmegaConf.get_type(config.judge))
+    for key in own:
+        both = config.judge[key] != defaults[key]
+        yield both, f"judge.{key}", f"suite={config.suite.name} sets it; give suite.options.judge.{key}=…"
+    named = re.compile(rf"\bjudge\.(?=({'|'.join(own)})\b)") if own else re.compile("(?!)")
+    yield from check_values(merged, "suite.options.judge.")
+    for relation in judge_relations(merged, several=True, pairwise=config.suite.system == "arena_hard"):
+        if isinstance(relation, str):
+            yield named.sub("suite.options.judge.", relation)
+        else:
+            yield relation[0], named.sub("suite.options.judge.", relation[1]), relation[2]
 
 
 def judge_relations(judge: Any, several: bool, pairwise: bool) -> Iterator[Relation]:

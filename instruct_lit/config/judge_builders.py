@@ -52,6 +52,7 @@ def response_judge_of(config: DictConfig, pairwise: bool = False) -> ResponseJud
         prompt=None if existing else judge_prompt_of(settings, pairwise),
         scale=(settings.scale[0], settings.scale[1]),
         combine=settings.combine,
+        max_unparsed=settings.max_unparsed,
         scores=Path(settings.path) if existing else None,
         calibrate=Path(settings.calibrate) if settings.calibrate is not None else None,
     )
@@ -100,6 +101,14 @@ def panel_of(judge: DictConfig) -> list[Any]:
         except OmegaConfBaseException as error:
             raise ConfigError(f"judge.panel[{number}]: {str(error).splitlines()[0]}") from error
     return judges
+
+
+def judge_of_suite(config: DictConfig) -> Any:
+    """The settings of `judge` with those that the suite needs, `suite.options.judge`. Raises: ConfigError."""
+    try:
+        return OmegaConf.merge(config.judge, config.suite.options.get("judge") or {})
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"suite.options.judge: {str(error).splitlines()[0]}") from error
 
 
 def judge_of(judge: DictConfig, cache_dir: str) -> Judge:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from instruct_lit.errors import DataError
-from instruct_lit.evaluation.judging.judge import is_judged
+from instruct_lit.evaluation.judging.judge import MAX_UNPARSED
 from instruct_lit.evaluation.judging.prompt import texts_of
 from instruct_lit.evaluation.metrics import HIGHER_IS_BETTER, METRICS, Row, applicable, concerns
 from instruct_lit.evaluation.statistics import difference, holm, interval
@@ -150,12 +150,14 @@ def win_rate(
     seed: int = 0,
     n_equal: int = 0,
     shares: Sequence[float] | None = None,
+    max_unparsed: float = MAX_UNPARSED,
 ) -> dict[str, Any]:
     """Win rate of model A over all pairs, raw and length-controlled, with its components.
 
     `wins` and `losses` hold in both orders, `turned` are the pairs whose winner depends on the order, `first_shown`
     is the share of decided verdicts for the response shown first: 1/2 for a judge without position bias. `p` is the
-    p-value of the paired test of the shares against 1/2. Too many unparsed verdicts (`is_judged`) make no win rate.
+    p-value of the paired test of the shares against 1/2. A larger share of unparsed verdicts than `max_unparsed` makes
+    no win rate.
 
     Args:
         lengths: characters of the two responses of each pair.
@@ -175,7 +177,7 @@ def win_rate(
         "first_shown": float(np.mean(first_shown)) if first_shown else None,
         "p": difference(won - 0.5, seed)["p"],
     }
-    if not is_judged(found):
+    if found["n_unparsed"] > max_unparsed * found["n_verdicts"]:
         return {"win_rate": None, "length_controlled_win_rate": None, **found}
     controlled = length_controlled(won, lengths)
     return {"win_rate": interval(won.tolist(), seed), "length_controlled_win_rate": controlled, **found}

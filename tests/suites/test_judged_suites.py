@@ -158,6 +158,11 @@ def test_arena_hard_is_won_against_the_baseline(
         (["suite=mmlu", "judge=ollama"], "judge=…: suite=mmlu does not use it"),
         (["suite=arena_hard", "judge=scores", "judge.path=x"], "judge=scores: cannot compare models"),
         (["suite=mt_bench", "judge=ollama", "endpoint.url=http://h/v1", "endpoint.model=x", "endpoint.chat=false"], "its questions are messages"),
+        (["suite=mt_bench", "judge=ollama", "judge.prompt=rubric"], "judge.prompt=rubric: suite=mt_bench sets it; give suite.options.judge.prompt=…"),
+        (["suite=mt_bench", "judge=ollama", "suite.options.judge.prompt=mine"], "suite.options.judge.prompt=mine: no such prompt"),
+        (["suite=mt_bench", "judge=ollama", "suite.options.judge.scale=[9,1]"], "suite.options.judge.scale=[9, 1]: give two integers"),
+        (["suite=mt_bench", "judge=ollama", "+suite.options.judge.promt=mine"], "suite.options.judge: Key 'promt' not in"),
+        (["suite=mt_bench", "judge=ollama", "judge.max_unparsed=1.5"], "judge.max_unparsed=1.5: must be at most 1"),
     ],
 )  # fmt: skip
 def test_impossible_values(overrides: list[str], message: str) -> None:

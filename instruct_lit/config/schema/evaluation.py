@@ -51,6 +51,9 @@ class JudgeConfig(ApiConfig):
     seed: int = seed_option("Seed of the judge.", 0)
     constrained: bool = option(True, "Constrain replies to a JSON schema where the judge supports it.")
     n_asks: int = option(3, "Attempts until a reply can be parsed; then it counts as unparsed.", at_least=1)
+    max_unparsed: float = option(
+        0.5, "Share of unparsed verdicts above which there is no score.", at_least=0, at_most=1
+    )
     body: Any = option(None, "Further fields of the request; a null value removes one.", mapping=True)
     paid: bool = option(False, "Requests cost money unless the server is on this machine: ask for confirmation.")
     confirmed: bool = option(False, "Use a paid judge without asking for confirmation.")

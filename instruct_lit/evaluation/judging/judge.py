@@ -15,7 +15,7 @@ from instruct_lit.evaluation.judging.endpoints import Messages, Refused, Reply
 from instruct_lit.evaluation.judging.prompt import JudgePrompt, Verdict
 from instruct_lit.evaluation.statistics import interval
 
-MAX_UNPARSED = 0.5  # the share of verdicts above which a mean says more about the judge
+MAX_UNPARSED = 0.5  # by default the share of verdicts above which a mean says more about the judge
 ASSUMED_SECONDS = 2.0  # per request, of a judge without cached replies
 MESSAGE_TOKENS = 16  # upper bound of what a chat template adds to a message
 
@@ -236,11 +236,13 @@ class Judge:
         return (n_prompt_tokens * self.prices[0] + n_reply_tokens * self.prices[1]) / 1e6
 
 
-def summary(judgements: Sequence[Judgement], low: float, high: float, seed: int = 0) -> dict[str, Any]:
+def summary(
+    judgements: Sequence[Judgement], low: float, high: float, seed: int = 0, max_unparsed: float = MAX_UNPARSED
+) -> dict[str, Any]:
     """The mean score over all responses, with unparsed verdicts counted as the lowest score.
 
-    `mean_at_best` counts them as the highest score instead: an upper bound of the mean. `score` is None where too many
-    are unparsed (`is_judged`).
+    `mean_at_best` counts them as the highest score instead: an upper bound of the mean. `score` is None where a larger
+    share than `max_unparsed` is unparsed.
     """
     values = [judgement.value for judgement in judgements]
     score = interval([low if value is None else value for value in values], seed)
@@ -251,22 +253,19 @@ def summary(judgements: Sequence[Judgement], low: float, high: float, seed: int 
         "n_asked_again": sum(judgement.n_asked > 1 for judgement in judgements),
     }
     best = score["mean"] + found["n_unparsed"] * (high - low) / len(values)
-    return {"score": score if is_judged(found) else None, "mean_at_best": best, **found}
-
-
-def is_judged(figures: Mapping[str, Any]) -> bool:
-    """Whether enough verdicts could be parsed for a mean to be one of the responses rather than of the judge."""
-    return figures["n_unparsed"] <= MAX_UNPARSED * figures["n_verdicts"]
+    is_judged = found["n_unparsed"] <= max_unparsed * len(values)
+    return {"score": score if is_judged else None, "mean_at_best": best, **found}
 
 
 def require_judged(figures: Mapping[str, Any]) -> None:
     """Raise JudgeError where too many verdicts of the judge, or of one of a panel, could not be parsed."""
     for label, own in {"": figures, **figures.get("judges", {})}.items():
-        if not is_judged(own):
+        if own.get("score", own.get("win_rate")) is None:
             by = f" by {label}" if label else ""
             raise JudgeError(
                 f"not judged{by}: {own['n_unparsed']} of {own['n_verdicts']} verdicts could not be parsed; everything "
-                "is saved, read the replies in responses.jsonl and give judge.constrained=true or another judge.model"
+                "is saved, read the replies in responses.jsonl and give judge.constrained=true, another judge.model or "
+                "a larger judge.max_unparsed"
             )
 
 

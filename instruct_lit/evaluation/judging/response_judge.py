@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from statistics import fmean, median_low, multimode
@@ -16,7 +17,7 @@ from instruct_lit.core.data.tokenizer import GPT2Tokenizer
 from instruct_lit.errors import ConfigError
 from instruct_lit.evaluation.comparison import Outcome, Pair, questions_of, win_rate
 from instruct_lit.evaluation.judging.agreement import agreement, read_scores
-from instruct_lit.evaluation.judging.judge import Judge, Judgement, summary
+from instruct_lit.evaluation.judging.judge import MAX_UNPARSED, Judge, Judgement, summary
 from instruct_lit.evaluation.judging.prompt import JudgePrompt, texts_of
 
 
@@ -27,6 +28,7 @@ class ResponseJudge:
     Args:
         scale: the lowest and the highest score.
         combine: how a panel's verdicts become one: their `mean`, or the `majority`, the most frequent value.
+        max_unparsed: the share of unparsed verdicts above which there is no score and no win rate.
         scores: without a judge, the file with one score per response (`judge.path`).
         calibrate: the file with other scores of the same responses, whose agreement is computed.
     """
@@ -37,6 +39,7 @@ class ResponseJudge:
     prompt: JudgePrompt | None = None
     scale: tuple[float, float] = (0, 100)
     combine: str = "mean"
+    max_unparsed: float = MAX_UNPARSED
     scores: Path | None = None
     calibrate: Path | None = None
 
@@ -60,8 +63,9 @@ class ResponseJudge:
             row["judge"] = judgement.as_record()
             if len(by_judge) > 1:
                 row["judge"]["judges"] = {label: found[number].as_record() for label, found in by_judge.items()}
-        found = {"name": self.name, "model": self.model, **summary(judgements, low, high, seed)}
-        found |= self._panel(by_judge, lambda own: summary(own, low, high, seed), lambda j: j.value, self.scale)
+        figures_of = partial(summary, low=low, high=high, seed=seed, max_unparsed=self.max_unparsed)
+        found = {"name": self.name, "model": self.model, **figures_of(judgements)}
+        found |= self._panel(by_judge, figures_of, lambda judgement: judgement.value, self.scale)
         if others is not None:
             found["agreement"] = agreement([judgement.value for judgement in judgements], others, low, high)
         return found
@@ -91,10 +95,9 @@ class ResponseJudge:
         for row, share, of_row in zip(rows, shares, verdicts, strict=True):
             row["judge"] = {"share": share, "verdicts": of_row}
         lengths, n_equal = [(len(a["response"]), len(b["response"])) for a, b in pairs], differs.count(False)
-        found = {"model": self.model, **win_rate(combined, lengths, seed, n_equal, shares)}
-        return found | self._panel(
-            outcomes, lambda own: win_rate(own, lengths, seed, n_equal), lambda outcome: outcome.share, (0, 1)
-        )
+        figures_of = partial(win_rate, lengths=lengths, seed=seed, n_equal=n_equal, max_unparsed=self.max_unparsed)
+        found = {"model": self.model, **figures_of(combined, shares=shares)}
+        return found | self._panel(outcomes, figures_of, lambda outcome: outcome.share, (0, 1))
 
     def _ask(self, questions: Sequence[str]) -> dict[str, list[Judgement]]:
         """The judgements of every judge by the name of its model, numbered where several have one."""

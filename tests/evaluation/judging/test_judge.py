@@ -9,6 +9,7 @@ import pytest
 
 from instruct_lit.errors import JudgeError
 from instruct_lit.evaluation.answer_cache import AnswerCache
+from instruct_lit.evaluation.comparison import Outcome, win_rate
 from instruct_lit.evaluation.judging.endpoints import OllamaEndpoint, OpenAIEndpoint
 from instruct_lit.evaluation.judging.judge import ASSUMED_SECONDS, Judge, Judgement, require_judged, summary
 from instruct_lit.evaluation.judging.prompt import JudgePrompt, Score
@@ -112,6 +113,14 @@ def test_a_judge_that_is_mostly_unreadable_has_not_judged() -> None:
     assert numbers["score"] is None and (numbers["n_unparsed"], numbers["n_verdicts"]) == (2, 3)
     with pytest.raises(JudgeError, match="not judged: 2 of 3 verdicts could not be parsed; everything is saved"):
         require_judged(numbers)
+    judgements = [Judgement(None, "?", 3)] * 2 + [Judgement(5, "5", 1)]
+    assert summary(judgements, 1, 5, max_unparsed=0.7)["score"]["mean"] == pytest.approx(7 / 3)
+    assert summary(judgements[1:], 1, 5, max_unparsed=0.2)["score"] is None
+    outcomes = [Outcome(None, "a"), Outcome("a", "a")]
+    assert [win_rate(outcomes, [(1, 1)] * 2, max_unparsed=share)["win_rate"] is None for share in (0.2, 0.25)] == [
+        True,
+        False,
+    ]
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])
