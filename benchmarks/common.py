@@ -20,18 +20,30 @@ if TYPE_CHECKING:
 
 DATA = Path("../shared/data/instructions/book-1100.json")
 MODELS = ("nano", "gpt2", "gpt2-medium")
+HF = "hf:"
 N_TRAIN, N_TEST = 935, 110  # the book's split, in file order
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     """The options that training and generation share."""
     parser.add_argument("--data", type=Path, default=DATA, help="the 1,100 records of chapter 7")
-    parser.add_argument("--model", choices=MODELS, default="gpt2")
+    parser.add_argument("--model", type=_model, default="gpt2", help=f"{', '.join(MODELS)}, or hf:<folder>")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--ch07", type=Path, default=None, help="a checkout of LLMs-from-scratch")
     parser.add_argument("--json", type=Path, default=None, help="where the figures are written")
     parser.add_argument("--system", default=None, help="measure this one here and now, without a table")
+
+
+def _model(name: str) -> str:
+    """A model of `conf/model`, or `hf:` and a folder with the configuration and the tokenizer of one of transformers."""
+    assert name in MODELS or (name.startswith(HF) and Path(name.removeprefix(HF)).is_dir())
+    return name
+
+
+def folder_of(model: str) -> str | None:
+    """The folder of a model of transformers; None for one of `conf/model`."""
+    return model.removeprefix(HF) if model.startswith(HF) else None
 
 
 def records_of(path: Path, split: str = "train") -> list[dict[str, str]]:
@@ -41,8 +53,12 @@ def records_of(path: Path, split: str = "train") -> list[dict[str, str]]:
 
 
 def shape_of(model: str) -> tuple[int, int, int]:
-    """Layers, heads and width of a model of `conf/model`."""
+    """Layers, heads and width of a model."""
     from omegaconf import OmegaConf
+
+    if (folder := folder_of(model)) is not None:
+        text = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+        return text["num_hidden_layers"], text["num_attention_heads"], text["hidden_size"]
 
     from instruct_lit.config.compose import CONF
 

@@ -11,8 +11,10 @@ from __future__ import annotations
 import argparse
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from benchmarks import common
 
@@ -60,22 +62,44 @@ class Need:
 
 
 def need_of(data: Path, model: str, batch_size: int) -> Need:
-    """What the book's training records need of a model."""
-    from instruct_lit.core.data.tokenizer import GPT2Tokenizer
-
-    tokenizer = GPT2Tokenizer()
-    records = common.records_of(data)
-    prompts = tokenizer.encode_batch([common.alpaca_prompt(r) for r in records])
-    answers = tokenizer.encode_batch([r["output"] for r in records])
+    """What the book's training records need of a model whose weights are all trained."""
+    records, encode = common.records_of(data), _encode_of(model)
+    prompts, answers = encode([common.alpaca_prompt(r) for r in records]), encode([r["output"] for r in records])
     n_inputs = sum(len(p) + len(a) for p, a in zip(prompts, answers, strict=True)) / len(records)
     n_learnt = sum(len(a) + 1 for a in answers) / len(records)  # with end-of-text
     ends = zip(min(prompts), max(prompts), strict=False)  # what the extremes share, all share
     n_prefix = next(i for i, (a, b) in enumerate(ends) if a != b)
-    n_layers, _, d_model = common.shape_of(model)
-    block, head = 12 * n_layers * d_model**2, tokenizer.n_vocab * d_model
+    block, head = _sizes_of(model)
     saved = n_prefix * (1 - 1 / batch_size)
     of_head = 6 * head * n_learnt
     return Need(n_inputs, n_prefix, 6 * block * n_inputs + of_head, 6 * block * (n_inputs - saved) + of_head)
+
+
+def _encode_of(model: str) -> Callable[[list[str]], list[list[int]]]:
+    """From texts to ids by the model's own tokenizer, without what it puts around a text."""
+    if (folder := common.folder_of(model)) is None:
+        from instruct_lit.core.data.tokenizer import GPT2Tokenizer
+
+        return GPT2Tokenizer().encode_batch
+    from transformers import AutoTokenizer
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)  # nosec B615
+    return lambda texts: tokenizer(texts, add_special_tokens=False)["input_ids"]
+
+
+def _sizes_of(model: str) -> tuple[int, int]:
+    """Numbers of weights in the matrices of the blocks, and in the head."""
+    if (folder := common.folder_of(model)) is None:
+        n_layers, _, d_model = common.shape_of(model)
+        return 12 * n_layers * d_model**2, 50257 * d_model
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with torch.device("meta"):
+        hf: Any = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))  # nosec B615
+    head = hf.get_output_embeddings().weight.numel()
+    tables = {id(e.weight) for e in (hf.get_input_embeddings(), hf.get_output_embeddings())}
+    return sum(p.numel() for p in hf.parameters() if p.ndim == 2 and id(p) not in tables), head
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ weights), batch size and AdamW, and returns its figures. A name tells layout and
 
 from __future__ import annotations
 
+import importlib
 import math
 import tempfile
 from argparse import Namespace
@@ -16,6 +17,8 @@ from benchmarks import common, matrix
 
 REFERENCE, CHECKOUT = "chapter 7", "chapter 7 checkout"
 TRL = ["trl fp32", "trl fp32 packed", "trl bf16", "trl bf16 packed", "trl bf16 wrapped"]
+TRL_LORA = [f"trl bf16{layout} lora{frozen}" for layout in ("", " packed", " wrapped") for frozen in ("", " frozen")]
+UNSLOTH = ["unsloth bf16", "unsloth bf16 lora"]
 LITGPT = ["litgpt fp32", "litgpt bf16"]
 LR, WEIGHT_DECAY = 5e-5, 0.1
 
@@ -24,7 +27,8 @@ def measure(name: str, args: Namespace) -> dict[str, Any]:
     """Train with the named system and return its figures."""
     if name == CHECKOUT:
         return chapter_7_checkout(args)
-    return {"chapter": chapter_7, "trl": trl, "litgpt": litgpt, "ours": ours}[name.split()[0]](name, args)
+    functions = {"chapter": chapter_7, "trl": trl, "unsloth": trl, "litgpt": litgpt, "ours": ours}
+    return functions[name.split()[0]](name, args)
 
 
 def ours(name: str, args: Namespace) -> dict[str, Any]:
@@ -57,7 +61,7 @@ def ours(name: str, args: Namespace) -> dict[str, Any]:
         config = compose(
             "train",
             [
-                f"model={args.model}", "model.pretrained=false", "model.path=null",
+                *_model_overrides(args.model), f"adapter={'lora' if 'lora' in more else 'none'}",
                 "data=files", f"data.path={args.data}", "data.split=book", f"data.batch_size={args.batch_size}",
                 f"batching={layout}", f"batching.shared_prefix={bool(prefix)}".lower(),
                 f"optimizer.lr={LR}", f"optimizer.weight_decay={WEIGHT_DECAY}", "scheduler=constant",
@@ -75,10 +79,18 @@ def ours(name: str, args: Namespace) -> dict[str, Any]:
         seed_everything(config.seed, workers=True, verbose=False)
         trainer = trainer_of(config, [Throughput(), Tick()])
         model = build.model_of(config)
+        build.adapt(config, model)
         tokenizer, template = build.language_of(config)
         data = data_of(config, template, tokenizer, model.config.context_length)
         trainer.fit(tuner_of(config, model), data)
     return _figures(args, clock, memory, _per_step(common.N_TRAIN, args.batch_size), torch.__version__)
+
+
+def _model_overrides(model: str) -> list[str]:
+    """The model group of a configuration, with random weights."""
+    folder = common.folder_of(model)
+    chosen = [f"model={model}", "model.path=null"] if folder is None else ["model=hf", f"model.path={folder}"]
+    return [*chosen, "model.pretrained=false"]
 
 
 def _per_step(n_rows: int, batch_size: int) -> float:
@@ -122,23 +134,30 @@ def chapter_7_checkout(args: Namespace) -> dict[str, Any]:
 
 
 def trl(name: str, args: Namespace) -> dict[str, Any]:
-    """TRL's SFTTrainer on a random GPT-2, the prompt masked.
+    """TRL's SFTTrainer on random weights, the prompt masked.
 
     Packed rows have together room for a batch of the others: of whole documents (`packed`, TRL's default), or of text
-    cut through documents that see each other (`wrapped`). `compiled` is torch.compile.
+    cut through documents that see each other (`wrapped`). `compiled` is torch.compile, `liger` its kernels (on a GPU),
+    `lora` a rank of 16 for every linear layer, on weights that are held in bf16 with `frozen`. `unsloth` is its model in
+    this trainer.
     """
+    unsloth: Any = importlib.import_module("unsloth") if name.startswith("unsloth") else None  # changes what follows
     import datasets
+    import torch
     import transformers
-    from transformers import GPT2Config, GPT2LMHeadModel
     from trl import SFTConfig, SFTTrainer, __version__
 
     memory, clock = common.Memory(args.device), common.Clock(args.warm_up, args.steps, args.device)
-    n_layers, n_heads, d_model = common.shape_of(args.model)
-    model = GPT2LMHeadModel(
-        GPT2Config(n_layer=n_layers, n_head=n_heads, n_embd=d_model, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
-    )
+    model, tokenizer = _hf_model(args.model, torch.bfloat16 if unsloth or "frozen" in name else torch.float32)
+    if unsloth is not None:
+        model = _unsloth_model(unsloth, model, lora="lora" in name)
     records = common.records_of(args.data)
     rows = [{"prompt": common.alpaca_prompt(r), "completion": r["output"]} for r in records]
+    adapter = None
+    if "lora" in name and unsloth is None:
+        from peft import LoraConfig
+
+        adapter = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
     packing = "bfd" if "packed" in name else "wrapped" if "wrapped" in name else None
     need = matrix.need_of(args.data, args.model, args.batch_size)
     n_tokens = args.batch_size * 64 * math.ceil(need.n_tokens / 64)
@@ -157,10 +176,11 @@ def trl(name: str, args: Namespace) -> dict[str, Any]:
             use_cpu=args.device == "cpu", learning_rate=LR, weight_decay=WEIGHT_DECAY, report_to=[], save_strategy="no",
             logging_steps=10**6, disable_tqdm=True, gradient_checkpointing=False,
             dataloader_pin_memory=args.device == "cuda", torch_compile="compiled" in name,
+            use_liger_kernel="liger" in name,
         )  # fmt: skip
         trainer = SFTTrainer(
-            model, args=config, train_dataset=datasets.Dataset.from_list(rows), processing_class=_hf_tokenizer(),
-            callbacks=[Tick()],
+            model, args=config, train_dataset=datasets.Dataset.from_list(rows), processing_class=tokenizer,
+            callbacks=[Tick()], peft_config=adapter,
         )  # fmt: skip
         n_rows = len(trainer.train_dataset)
         trainer.train()
@@ -216,6 +236,31 @@ def _figures(
     args: Namespace, clock: common.Clock, memory: common.Memory, examples_per_step: float, version: str
 ) -> dict[str, Any]:
     return {"examples_per_s": args.steps * examples_per_step / clock.seconds, **memory.figures(), "version": version}
+
+
+def _hf_model(model: str, dtype: Any) -> tuple[Any, Any]:
+    """A model of transformers with random weights, and its tokenizer."""
+    if (folder := common.folder_of(model)) is not None:
+        from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+        config = AutoConfig.from_pretrained(folder)  # nosec B615
+        return AutoModelForCausalLM.from_config(config, dtype=dtype), AutoTokenizer.from_pretrained(folder)  # nosec B615
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    n_layers, n_heads, d_model = common.shape_of(model)
+    shape = GPT2Config(
+        n_layer=n_layers, n_head=n_heads, n_embd=d_model, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, dtype=dtype
+    )
+    return GPT2LMHeadModel(shape).to(dtype), _hf_tokenizer()
+
+
+def _unsloth_model(unsloth: Any, model: Any, lora: bool) -> Any:
+    """The same model as Unsloth opens it, which it does from a folder with weights alone."""
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        options = {"max_seq_length": 1024, "dtype": model.dtype, "load_in_4bit": False, "full_finetuning": not lora}
+        model, _ = unsloth.FastLanguageModel.from_pretrained(folder, **options)
+    return unsloth.FastLanguageModel.get_peft_model(model, r=16, lora_alpha=32) if lora else model
 
 
 def _hf_tokenizer() -> Any:

@@ -91,7 +91,7 @@ class WeightCopy:
 
 
 class LowPrecisionWeights:
-    """Copies in `dtype` and gradient buffers in `gradient_dtype` of a model's trainable matrices.
+    """Copies in `dtype` and gradient buffers in `gradient_dtype` of a model's matrices; frozen ones have no gradient.
 
     From `attach` to `detach`, linear layers in training mode multiply with the copies, and the gradient of their
     weights and of `head` is the buffer. In evaluation mode they use the parameters, so that a callback may swap
@@ -99,7 +99,9 @@ class LowPrecisionWeights:
     """
 
     def __init__(self, model: nn.Module, head: Tensor, dtype: torch.dtype, gradient_dtype: torch.dtype) -> None:
-        self.linears = [m for m in model.modules() if type(m) is nn.Linear and m.weight.requires_grad]
+        linears = [m for m in model.modules() if type(m) is nn.Linear]
+        self.linears = [m for m in linears if m.weight.requires_grad]
+        self.frozen = {m: m.weight.detach().to(dtype) for m in linears if not m.weight.requires_grad}
         parameters = {id(p): p for p in [*(m.weight for m in self.linears), head] if p.requires_grad}.values()
         sizes, scratch = [p.numel() for p in parameters], Scratch()
         gradients = huge_empty(sum(sizes), gradient_dtype).split(sizes)
@@ -109,6 +111,10 @@ class LowPrecisionWeights:
             for p, weight, gradient in zip(parameters, rounded, gradients, strict=True)
         }
         self.gradient_dtype = gradient_dtype
+        if not head.requires_grad:
+            weight = next((w for m, w in self.frozen.items() if m.weight is head), None)
+            weight = head.detach().to(dtype) if weight is None else weight
+            self.of[id(head)] = WeightCopy(head, weight, weight.new_empty(0), scratch)
 
     def attach(self) -> LowPrecisionWeights:
         """Use the copies from now on."""
@@ -117,17 +123,21 @@ class LowPrecisionWeights:
             self._set_gradient_dtype(copy.parameter, self.gradient_dtype)
         for module in self.linears:
             module.forward = partial(_linear_forward, module, self.of[id(module.weight)])  # type: ignore[method-assign]
+        for module, weight in self.frozen.items():
+            module.forward = partial(_frozen_forward, module, weight)  # type: ignore[method-assign]
         return self
 
     def detach(self) -> None:
         """Restore the model."""
-        for module in self.linears:
+        for module in (*self.linears, *self.frozen):
             module.__dict__.pop("forward", None)
         for copy in self.of.values():
             self._set_gradient_dtype(copy.parameter, copy.parameter.dtype)
 
     @staticmethod
     def _set_gradient_dtype(parameter: Tensor, dtype: torch.dtype) -> None:
+        if not parameter.requires_grad:
+            return
         parameter.grad = None
         if dtype != parameter.dtype or has_gradient_dtypes():
             parameter.grad_dtype = dtype  # type: ignore[attr-defined]
@@ -145,6 +155,13 @@ def _linear_forward(module: nn.Linear, copy: WeightCopy, x: Tensor) -> Tensor:
         x = x.to(copy.weight.dtype)
         bias = None if module.bias is None else module.bias.to(x.dtype)
         return _Linear.apply(x, module.weight, bias, copy)
+
+
+def _frozen_forward(module: nn.Linear, weight: Tensor, x: Tensor) -> Tensor:
+    if not module.training:
+        return F.linear(x, module.weight, module.bias)
+    with torch.autocast("cpu", enabled=False):
+        return F.linear(x.to(weight.dtype), weight, None if module.bias is None else module.bias.to(weight.dtype))
 
 
 class _Linear(torch.autograd.Function):

@@ -117,7 +117,7 @@ class ConfiguredParts:
         """Write the bundle, with the adapter merged or apart as `adapter.merge` says."""
         write_adapter = None
         if self._adapter is not None and self.config.adapter.merge:
-            self._adapter.merge()
+            self._adapter.merge(DTYPES.get(self.config.bundle_dtype))
         elif self._adapter is not None:
             write_adapter = partial(self._adapter.save, base=build_parts.base_of(self.config))
         about = {**run.about, "metrics": run.metrics, "base": build_parts.base_facts(self.config)}

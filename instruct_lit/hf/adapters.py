@@ -103,14 +103,15 @@ class Adapter:
                 f"the module; the linear layers are {', '.join(linear_names(self.model))}"
             )
 
-    def merge(self) -> None:
+    def merge(self, dtype: torch.dtype | None = None) -> None:
         """Add the updates to the weights, which makes the model an ordinary one again.
 
-        Where an update of the embedding meets a tied head, the head becomes a matrix of its own: it had no update.
+        The sum is in fp32 and rounded to the precision of the weights, or to `dtype` where that is higher. Where an
+        update of the embedding meets a tied head, the head becomes a matrix of its own: it had no update.
         """
         if isinstance(self.model, HFModel) and compat_peft.is_adapted(self.model.hf.get_input_embeddings()):
             untie_head(self.model)
-        compat_peft.merge_lora(self._tuner)
+        compat_peft.merge_lora(self._tuner, dtype)
         if isinstance(self.model, HFModel):
             self.model.vocabulary_changed()  # peft has put other modules in the places of the adapted ones
 

@@ -8,8 +8,10 @@ any module in place, which our GPT needs; then peft's functions for state dicts 
 from __future__ import annotations
 
 import warnings
+from functools import cache
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 ADAPTER = "default"  # peft's name for a single adapter
@@ -17,18 +19,69 @@ PREFIX = "base_model."  # before the parameter names in peft's files: the attrib
 
 
 def insert_lora(model: nn.Module, config: Any) -> Any:
-    """Insert low-rank layers into a module in place and return peft's handle of them; ValueError as peft raises it."""
+    """Insert low-rank layers into a module in place and return peft's handle of them; ValueError as peft raises it.
+
+    The updates are in fp32 whatever the weights are in, and drawn as for weights in fp32.
+    """
     from peft.tuners.lora import LoraModel
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    move = BaseTunerLayer._move_adapter_to_device_of_base_layer
+
+    def move_in_fp32(layer: Any, name: str, device: torch.device | None = None) -> None:
+        weight = layer.get_base_layer().weight
+        for part in (getattr(layer, attribute, {}) for attribute in layer.adapter_layer_names):
+            if name in part:
+                part[name] = part[name].to(device or weight.device)
 
     with warnings.catch_warnings():
         # Of tied weights, which `Adapter` refuses or unties.
         warnings.filterwarnings("ignore", message=".*tie_word_embeddings.*", category=UserWarning)
-        return LoraModel(model, {ADAPTER: config}, ADAPTER)
+        # Private: peft rounds new updates to the dtype of the weights; `get_peft_model` converts them back afterwards.
+        BaseTunerLayer._move_adapter_to_device_of_base_layer = move_in_fp32  # type: ignore[method-assign,assignment]
+        try:
+            tuner = LoraModel(model, {ADAPTER: config}, ADAPTER)
+        finally:
+            BaseTunerLayer._move_adapter_to_device_of_base_layer = move  # type: ignore[method-assign]
+    for name in adapted_modules(model):
+        layer: Any = model.get_submodule(name)
+        if isinstance(layer.get_base_layer(), nn.Linear) and not layer.lora_variant:
+            kind: Any = type(layer)
+            layer.__class__ = _with_plain_forward(kind)
+    return tuner
 
 
-def merge_lora(tuner: Any) -> None:
-    """Add the updates to the weights and remove the low-rank layers."""
-    tuner.merge_and_unload(safe_merge=True)
+class _PlainForward(nn.Module):
+    """The forward pass of a low-rank layer with one adapter, which torch's compiler reads once for all layers.
+
+    peft's own looks up adapters by name, and converts the input to the dtype of the updates and back.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        layer: Any = self
+        result, down, up = layer.base_layer(x), layer.lora_A[ADAPTER], layer.lora_B[ADAPTER]
+        if not torch.is_autocast_enabled(x.device.type):
+            x = x.to(down.weight.dtype)
+        return result + up(down(layer.lora_dropout[ADAPTER](x)) * layer.scaling[ADAPTER]).to(result.dtype)
+
+
+@cache
+def _with_plain_forward(kind: type) -> type:
+    """A subclass of one of peft's layers with `_PlainForward`."""
+    return type(kind.__name__, (_PlainForward, kind), {})
+
+
+def merge_lora(tuner: Any, dtype: torch.dtype | None = None) -> None:
+    """Add the updates to the weights in fp32, round once to `dtype` or their own, and remove the low-rank layers."""
+    for name in adapted_modules(tuner.model):
+        layer = tuner.model.get_submodule(name)
+        weight = layer.get_base_layer().weight
+        wanted = dtype if dtype is not None and dtype.itemsize > weight.dtype.itemsize else weight.dtype
+        if weight.dtype.itemsize == 2:  # one layer at a time, so that the model is never in fp32 as a whole
+            weight.data = weight.data.float()
+        layer.merge(safe_merge=True)
+        weight.data = weight.data.to(wanted)
+    tuner.unload()
 
 
 def lora_config(tuner: Any) -> dict[str, Any]:

@@ -67,7 +67,17 @@ class HFModel(CausalLM):
 
     def _noise_embeddings(self) -> None:
         embedding = self.hf.get_input_embeddings()
-        self._noise_hook = embedding.register_forward_hook(lambda module, inputs, output: self.noised(output))
+        self._noise_hook = embedding.register_forward_hook(lambda module, inputs, output: self._embedded(output))
+
+    def _embedded(self, embeddings: Tensor) -> Tensor:
+        embeddings = self.noised(embeddings)
+        if self._compiles() and torch.is_grad_enabled() and not embeddings.requires_grad:
+            # Frozen embeddings: otherwise the first block would be compiled by itself, without a gradient of its input.
+            embeddings.requires_grad_()
+        return embeddings
+
+    def _compiles(self) -> bool:
+        return self.compiler is not None and self.training
 
     def vocabulary_changed(self) -> None:
         """Update the size, and the noise on the embedding, after embedding and head were resized."""
@@ -124,7 +134,7 @@ class HFModel(CausalLM):
         return states[0] if flat else states
 
     def _states(self, **inputs: Any) -> Tensor:
-        with self._compiled_blocks() if self.compiler is not None and self.training else nullcontext():
+        with self._compiled_blocks() if self._compiles() else nullcontext():
             states = self.hf.base_model(use_cache=False, **inputs).last_hidden_state
         if getattr(self.hf.get_output_embeddings(), "bias", None) is not None:
             states = torch.cat((states, torch.ones_like(states[..., :1])), dim=-1)

@@ -217,3 +217,23 @@ def test_scratch_memory_is_of_one_place_until_more_is_needed(monkeypatch: pytest
     larger = scratch.take("x", (11, 1000), torch.bfloat16).fill_(2)
     assert larger.shape == (11, 1000) and (other == 1).all()
     assert scratch.take("x", (11, 1000), torch.bfloat16).data_ptr() == larger.data_ptr()
+
+
+def test_frozen_matrices_are_rounded_once_for_all_steps(tiny_model: GPT, batches: list[Batch]) -> None:
+    """The numbers are those of autocast, which rounds them in every step; a frozen head needs no gradient."""
+    losses = []
+    for copied in (False, True):
+        model = copy.deepcopy(tiny_model).train()
+        for name, p in model.named_parameters():
+            p.requires_grad_(name.endswith("bias"))
+        copies = LowPrecisionWeights(model, model.head_weight, torch.bfloat16, torch.bfloat16) if copied else None
+        if copies is not None:
+            copies.attach()
+            assert len(copies.frozen) == 8 and not copies.linears and len(copies.of) == 1
+        losses.append(float(backward(model, batches[0], True, copies)))
+        gradients = [p.grad for p in model.parameters() if p.requires_grad]
+        losses += [float(g.float().norm()) for g in gradients]
+        if copies is not None:
+            copies.detach()
+            assert not any("forward" in vars(module) for module in model.modules())
+    assert losses[: len(losses) // 2] == losses[len(losses) // 2 :]

@@ -73,6 +73,33 @@ def test_merging_changes_no_logit_and_leaves_an_ordinary_model(base, dora: bool)
     assert [name for name, _ in plain.named_parameters()] == names
 
 
+def test_on_weights_in_half_precision_updates_are_in_fp32_and_merged_in_fp32(base) -> None:
+    """The same updates are drawn; a merged matrix is the sum in fp32, rounded once."""
+    models = base[0](), base[0]().to(torch.bfloat16)
+    adapters = []
+    for model in models:
+        torch.manual_seed(3)
+        adapters.append(Adapter(model, rank=2))
+    pairs = [dict(model.named_parameters()) for model in models]
+    updates = [name for name in pairs[0] if "lora_" in name]
+    assert all(torch.equal(pairs[0][name], pairs[1][name]) for name in updates)
+    for name, p in pairs[0].items():
+        if name not in updates:
+            p.data = p.data.to(torch.bfloat16).float()
+    for model in models:
+        disturb(model)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected, found = (logits(model).float() for model in models)
+    assert (found - expected).norm() < 0.05 * expected.norm()
+    for adapter in adapters:
+        adapter.merge()
+    for p, q in zip(models[0].blocks.parameters(), models[1].blocks.parameters(), strict=True):
+        assert q.dtype == torch.bfloat16 and torch.equal(q, p.to(q.dtype))
+    again = base[0]().to(torch.bfloat16)
+    Adapter(again, rank=2).merge(torch.float32)
+    assert {p.dtype for p in again.blocks.parameters()} == {torch.float32, torch.bfloat16}
+
+
 @pytest.mark.parametrize("dora", [False, True])
 def test_peft_opens_what_is_kept_and_so_do_we(base, tmp_path: Path, dora: bool) -> None:
     transformers = pytest.importorskip("transformers")

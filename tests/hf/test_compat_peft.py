@@ -25,6 +25,8 @@ def test_peft_has_what_is_used() -> None:
 
     assert hasattr(lora, "LoraModel"), "peft.tuners.lora.LoraModel is gone (insert_lora)"
     assert hasattr(tuners_utils, "BaseTunerLayer"), "peft.tuners.tuners_utils.BaseTunerLayer is gone (adapted_modules)"
+    moves = hasattr(tuners_utils.BaseTunerLayer, "_move_adapter_to_device_of_base_layer")
+    assert moves, "BaseTunerLayer._move_adapter_to_device_of_base_layer is gone (insert_lora)"
     for name in ("get_peft_model_state_dict", "set_peft_model_state_dict"):
         assert hasattr(peft, name), f"peft.{name} is gone"
 

@@ -12,6 +12,7 @@ import torch
 
 from instruct_lit.core.model.attention import CausalRows, PackedDocuments
 from instruct_lit.errors import CheckpointError, ConfigError
+from instruct_lit.hf.adapters import Adapter
 from instruct_lit.hf.files import import_transformers, load_hf
 from instruct_lit.hf.model import HFModel
 
@@ -67,7 +68,7 @@ def test_packed_documents_behind_a_prefix_have_the_states_they_have_alone(make: 
 
 
 @pytest.mark.parametrize(
-    "name", ["llama", *(pytest.param(n, marks=pytest.mark.slow) for n in ("qwen3", "gemma", "gpt2"))]
+    "name", ["llama", *(pytest.param(n, marks=pytest.mark.slow) for n in ("qwen3", "gemma", "gpt2", "llama lora"))]
 )
 def test_compiled_blocks_give_the_same_states_and_gradients_and_are_compiled_once(make: Callable, name: str) -> None:
     """Three layers and three lengths share their graphs, which the attention interrupts; evaluation is not compiled."""
@@ -79,6 +80,7 @@ def test_compiled_blocks_give_the_same_states_and_gradients_and_are_compiled_onc
 
     torch._dynamo.reset()
     compiler = functools.cache(lambda function: torch.compile(function, dynamic=True, backend=backend))
+    name, _, adapter = name.partition(" ")
     config = OF[name]()
     config.num_hidden_layers = 3
     if name == "qwen3":
@@ -86,6 +88,8 @@ def test_compiled_blocks_give_the_same_states_and_gradients_and_are_compiled_onc
     if name == "gpt2":
         config.resid_pdrop = config.embd_pdrop = config.attn_pdrop = 0.0
     model = make(config).train()
+    if adapter:
+        Adapter(model, rank=3)
     for lengths in ((7, 5), (12, 3), (9, 22)):
         found = []
         for model.compiler in (None, compiler):
