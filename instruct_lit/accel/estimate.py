@@ -8,14 +8,17 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from instruct_lit.accel.cross_entropy import chunk_of, summed_cross_entropy
-from instruct_lit.accel.hardware import default_precision
+from instruct_lit.accel.adamw import adamw
+from instruct_lit.accel.cross_entropy import chunk_of
+from instruct_lit.accel.hardware import default_precision, keep_freed_memory
 from instruct_lit.accel.memory import STATES_BYTES
+from instruct_lit.accel.step import AcceleratedStep
 from instruct_lit.accel.throughput import synchronize
 from instruct_lit.core.data.batching import Batch
-from instruct_lit.core.model.causal import CausalLM, best_device
+from instruct_lit.core.model.causal import best_device
 from instruct_lit.core.model.gpt import GPT, GPTConfig
-from instruct_lit.core.training.loss import layout_of
+from instruct_lit.core.training.loss import FitFacts, StepAccelerator
+from instruct_lit.core.training.optimizer import parameter_groups
 
 DEPTHS = (1, 4)  # blocks of the measured models; each further block adds the same
 
@@ -38,6 +41,8 @@ class Estimate:
 def estimate(config: GPTConfig, typical: Sequence[Batch], largest: Batch, device: torch.device, bf16: bool) -> Estimate:
     """Measure models of one and four blocks with random weights and extrapolate linearly to the configured depth.
 
+    The measured step is that of a run: its optimizer, and on a CPU its copies of the weights.
+
     Args:
         typical: Batches whose mean time is measured.
         largest: The batch whose memory is measured.
@@ -47,12 +52,15 @@ def estimate(config: GPTConfig, typical: Sequence[Batch], largest: Batch, device
     low, high = DEPTHS[0], min(DEPTHS[1], config.n_layers)
     depths = (low, high) if high > low else (low,)
     seconds, activations = {}, {}
+    keep_freed_memory()
     for depth in depths:
-        model = GPT(replace(config, n_layers=depth)).to(device).train()
-        optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)
-        activations[depth] = kept_bytes(model, largest.to(device), bf16)
-        train_step(model, optimizer, typical[0].to(device), bf16)  # the first step allocates the optimizer's state
-        fastest = [min(train_step(model, optimizer, batch.to(device), bf16) for _ in range(2)) for batch in typical]
+        step, model = AcceleratedStep(), GPT(replace(config, n_layers=depth)).to(device).train()
+        step.attach(model)
+        activations[depth] = kept_bytes(step, largest.to(device), bf16)
+        optimizer = adamw(parameter_groups(model.named_parameters(), weight_decay=0.1), lr=0.0)
+        step.start(optimizer, FitFacts("bf16-mixed" if bf16 else "32-true", n_micro_batches=1, n_processes=1))
+        train_step(step, optimizer, typical[0].to(device), bf16)  # the first step allocates the optimizer's state
+        fastest = [min(train_step(step, optimizer, batch.to(device), bf16) for _ in range(2)) for batch in typical]
         seconds[depth] = sum(fastest) / len(fastest)
     bytes_of_logit = (2 if bf16 else 4) + (4 if device.type == "cuda" else 0)  # a GPU also stores their softmax
     n_logits = min(chunk_of(device), max(1, int(largest.n_supervised))) * config.n_vocab
@@ -80,25 +88,27 @@ def _at_depth(measured: dict[int, float] | dict[int, int], n_layers: int) -> flo
     return first + (n_layers - low) * per_block
 
 
-def _loss(model: CausalLM, batch: Batch, bf16: bool) -> torch.Tensor:
+def _loss(step: StepAccelerator, batch: Batch, bf16: bool) -> torch.Tensor:
     with torch.autocast(batch.input_ids.device.type, torch.bfloat16, enabled=bf16):
-        states = model.hidden_states(batch.input_ids, batch.position_ids, layout_of(batch), batch.loss_index)
-        return summed_cross_entropy(states, model.head_weight, batch.targets, batch.loss_weights)
+        return step.loss(batch, batch.loss_weights)
 
 
-def train_step(model: CausalLM, optimizer: torch.optim.Optimizer, batch: Batch, bf16: bool) -> float:
-    """Take one optimizer step and return its seconds."""
+def train_step(step: StepAccelerator, optimizer: torch.optim.Optimizer, batch: Batch, bf16: bool) -> float:
+    """Take one optimizer step with clipped gradients and return its seconds."""
     start = time.perf_counter()
-    _loss(model, batch, bf16).backward()
-    optimizer.step()
     optimizer.zero_grad()
+    _loss(step, batch, bf16).backward()
+    parameters = [p for p in step.model.parameters() if p.grad is not None]
+    norm = step.gradient_norm([p.grad for p in parameters if p.grad is not None])
+    step.clip(optimizer, parameters, norm, max_norm=1.0)
+    optimizer.step()
     synchronize(batch.input_ids.device)
     return time.perf_counter() - start
 
 
-def kept_bytes(model: CausalLM, batch: Batch, bf16: bool) -> int:
+def kept_bytes(step: StepAccelerator, batch: Batch, bf16: bool) -> int:
     """Bytes that the forward pass keeps for the backward pass, the parameters themselves left out."""
-    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    own = {parameter.untyped_storage().data_ptr() for parameter in step.model.parameters()}
     kept: dict[int, int] = {}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
@@ -108,6 +118,6 @@ def kept_bytes(model: CausalLM, batch: Batch, bf16: bool) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        loss = _loss(model, batch, bf16)
+        loss = _loss(step, batch, bf16)
     del loss
     return sum(kept.values())

@@ -67,7 +67,7 @@ class ProgressLines(io.TextIOBase):
     def __init__(self, stream: TextIO, shown: bool = True) -> None:
         self._stream, self._shown = stream, shown
         self._last = time.monotonic()
-        self._pending = ""  # the last state of a complete bar, which may still change
+        self._pending = ""  # the last state of a bar, which may still change
         self._after_bar = False
 
     def __getattr__(self, name: str) -> Any:
@@ -88,26 +88,31 @@ class ProgressLines(io.TextIOBase):
             for state in text.replace(_UP, "").split("\r")[1:]:
                 self._show(" ".join(_BAR.sub(" ", state).split()))
         else:
-            self.end()
+            if "100%" in self._pending:
+                self.end()
+            self._after_bar = False
             self._stream.write(text)
         return len(text)
 
     def end(self) -> None:
-        """Write the last line of a complete bar."""
+        """Write the last line of a bar."""
         if self._pending and self._shown:
-            self._stream.write(f"{self._pending}\n")
+            line = self._pending.replace(" 0% ", " ") if "/?" in self._pending else self._pending  # without a length
+            self._stream.write(f"{line}\n")
             self._stream.flush()
-        self._pending, self._after_bar = "", False
+        self._pending = ""
 
     def _show(self, state: str) -> None:
-        if not state:  # the bar removes itself
-            self._pending = ""
-        elif "100%" in state:
-            if self._pending.partition("%")[0] != state.partition("%")[0]:
-                self.end()
-            self._pending = state
-        elif time.monotonic() - self._last >= INTERVAL_S and " 0/" not in state:
+        starts = " 0/" in state
+        if state and (starts or ("100%" in self._pending and _title(self._pending) != _title(state))):
+            self.end()  # of the bar before, also when it ended early
+        if starts:
+            self._last = time.monotonic()
+        self._pending = "" if starts else state  # without a state the bar removes itself
+        if "100%" not in self._pending and time.monotonic() - self._last >= INTERVAL_S:
             self.end()
-            self._pending, self._last = state, time.monotonic()
-            self.end()
-        self._after_bar = True
+            self._last = time.monotonic()
+
+
+def _title(state: str) -> str:
+    return state.partition("%")[0].rpartition(" ")[0]

@@ -252,9 +252,10 @@ class Loggers(ConfiguredHook):
 
     @contextmanager
     def fitting(self, run: Run) -> Iterator[None]:
-        from instruct_lit.reports.loggers import TensorBoard
+        from instruct_lit.reports.loggers import TensorBoard, steps_from_one
 
-        yield
+        with steps_from_one(run.trainer.loggers):
+            yield
         for logger in run.trainer.loggers:
             if isinstance(logger, TensorBoard):
                 logger.fitted = True

@@ -69,9 +69,10 @@ def print_example(
     if example.messages:
         _heading(console, "conversation")
         console.print(conversation(example))
-    note = "dim: masked, green: supervised, yellow: with a weight below 1" if console.color_system else "⟦supervised⟧"
+    coloured = console.color_system is not None and not console.no_color
+    note = "dim: masked, green: supervised, yellow: with a weight below 1" if coloured else "⟦supervised⟧"
     _heading(console, "rendered text", note)
-    console.print(rendered(encoded.ids, weights, tokenizer, bool(console.color_system)))
+    console.print(rendered(encoded.ids, weights, tokenizer, coloured))
     n_supervised = int(supervised[1:].sum())
     _heading(
         console, "tokens", f"{len(encoded.ids)} tokens, {n_supervised} of {len(encoded.ids) - 1} targets are supervised"

@@ -201,7 +201,12 @@ def opening(path: str) -> Iterator[None]:
             ) from error
         if isinstance(error, ImportError):
             raise ConfigError(f"model.path={path}: {message}") from error
-        if Path(path).expanduser().is_dir():
+        place = Path(path).expanduser()
+        gguf = place if place.suffix == ".gguf" else next(place.glob("*.gguf"), None)
+        if gguf is not None and gguf.is_file() and "gguf" not in message.lower():
+            remedy = f"model.path={gguf.parent} model.gguf_file={gguf.name}"
+            raise ConfigError(f"model.path={path}: a GGUF file is named by its folder and its name; give {remedy}")
+        if place.is_dir():
             raise CheckpointError(f"model.path={path}: transformers cannot open it ({message[:200]})") from error
         raise DownloadError(
             f"model.path={path}: neither a folder nor a reachable repository of the hub ({message[:120]}); "

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Iterable, Mapping
-from functools import cached_property
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,20 @@ class Trackio(Logger):
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace) -> None:
         self.experiment.config.update(params)
+
+
+@contextmanager
+def steps_from_one(loggers: Iterable[Logger]) -> Iterator[None]:
+    """While fitting, count optimizer steps from 1 as history.jsonl and the plots do; Lightning counts from 0."""
+
+    def log(log_metrics: Callable[..., None], metrics: Mapping[str, float], step: int | None = None) -> None:
+        log_metrics(metrics, None if step is None else step + 1)
+
+    with ExitStack() as stack:
+        for logger in loggers:
+            logger.log_metrics = partial(log, logger.log_metrics)  # type: ignore[method-assign]
+            stack.callback(delattr, logger, "log_metrics")
+        yield
 
 
 def log_configuration(logger: Logger, configuration: Mapping[str, Any]) -> None:
@@ -132,7 +147,7 @@ def log_text(logger: Logger, title: str, text: str, step: int) -> None:
     elif isinstance(logger, CometLogger):
         logger.experiment.log_text(text, step=step, metadata={"title": title})
     elif isinstance(logger, Trackio):
-        logger.log_metrics({title: logger.trackio.Markdown(text)}, step)
+        logger.experiment.log({title: logger.trackio.Markdown(text)}, step)
 
 
 def _log_image(logger: Logger, title: str, path: Path, step: int) -> None:

@@ -33,8 +33,11 @@ def test_tensorboard_has_the_curves_of_the_training_and_compares_settings_that_m
     assert {tag.partition("/")[0] for tag in curves} == {"train", "val"} and "train/lr/pg1" in curves
     assert all(len(events.Scalars(tag)) > 1 for tag in curves), "no chart of one point"
     rows = [json.loads(line) for line in (small_run / "history.jsonl").read_text().splitlines()]
-    validated = [max(0, row["step"] - 1) for row in rows if "val/loss" in row]  # Lightning counts from 0
-    assert [point.step for point in events.Scalars("val/loss")] == validated, "none after fitting"
+    for name in ("train/loss", "val/loss"):  # none after fitting
+        assert [point.step for point in events.Scalars(name)] == [row["step"] for row in rows if name in row]
+    assert [point.step for point in events.Scalars("train/lr/pg1")] == [
+        row["step"] for row in rows if "train/loss" in row
+    ]
     content = events.summary_metadata["_hparams_/experiment"].plugin_data.content
     metrics = {
         info.display_name: info.name.tag for info in HParamsPluginData.FromString(content).experiment.metric_infos
