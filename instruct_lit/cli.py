@@ -42,10 +42,11 @@ def overview() -> str:
     import textwrap
 
     from instruct_lit.config.schema import COMMANDS
+    from instruct_lit.config.schema.options import sentence_of
 
     lines = ["usage: instruct-lit <command> [group=choice ...] [key=value ...]", "", "Commands:"]
     for command, schema in COMMANDS.items():
-        doc = str(schema.__doc__).splitlines()[0]
+        doc = sentence_of(schema)
         lines += textwrap.wrap(f"  {command:<11}{doc}", 80, subsequent_indent=" " * 13)
     lines += [
         "",

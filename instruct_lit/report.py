@@ -13,6 +13,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from instruct_lit.config.compose import run_command
+from instruct_lit.config.run_ownership import missing_parents, remove_if_unused
 from instruct_lit.errors import InstructLitError
 
 LOWER_IS_BETTER = ("loss", "perplexity", "bits_per_byte", "value")
@@ -73,6 +74,11 @@ def write(folder: Path, metric: str | None = None, direction: str | None = None,
 
 class SweepReport(Callback):
     """Hydra's callback that writes the page when a sweep has ended; exits with status 2 if every trial failed."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Called by Hydra before the sweeper, which may refuse the trials."""
+        if not Path(folder := config.hydra.sweep.dir).exists():
+            remove_if_unused(folder, missing_parents(folder))
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Called by Hydra after the last trial."""

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from instruct_lit.config import compose
 from instruct_lit.config.schema import COMMANDS
 from instruct_lit.config.schema.constructors import CONSTRUCTOR_KEYS
-from instruct_lit.config.schema.options import keys_of, shown
+from instruct_lit.config.schema.options import keys_of, sentence_of, shown
 
 WIDTH = 80
 MOST_USED = {
@@ -50,7 +50,7 @@ def help_of(command: str, overrides: Sequence[str] = ()) -> str:
     lines = [
         f"usage: python -m instruct_lit.{command} [group=choice ...] [key=value ...]",
         "",
-        *textwrap.wrap(str(COMMANDS[command].__doc__).strip().splitlines()[0], WIDTH),
+        *textwrap.wrap(sentence_of(COMMANDS[command]), WIDTH),
     ]
     if groups := groups_of(command):
         lines += ["", "Groups, as in " + "{}={}:".format(*_example(groups))]

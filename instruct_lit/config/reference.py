@@ -12,7 +12,7 @@ from instruct_lit.config import compose
 from instruct_lit.config.help import groups_of, summary_of
 from instruct_lit.config.schema import COMMANDS
 from instruct_lit.config.schema.constructors import CONSTRUCTOR_KEYS
-from instruct_lit.config.schema.options import BOUNDS, Key, Rules, keys_of, shown
+from instruct_lit.config.schema.options import BOUNDS, Key, Rules, keys_of, sentence_of, shown
 
 HEAD = """# Reference: every key of the configuration
 
@@ -31,7 +31,7 @@ def reference() -> str:
     lines, described = [HEAD, "## Commands", "", "| command | what it does | its groups |", "|---|---|---|"], set()
     for command, schema in COMMANDS.items():
         names = ", ".join(f"[`{name}`](#{name})" for name in groups_of(command))
-        lines.append(f"| [`{command}`](#keys-of-{command}) | {_cell(str(schema.__doc__).splitlines()[0])} | {names} |")
+        lines.append(f"| [`{command}`](#keys-of-{command}) | {_cell(sentence_of(schema))} | {names} |")
     groups: list[str] = []
     for command, schema in COMMANDS.items():
         keys = list(keys_of(schema))
@@ -56,7 +56,7 @@ def reference() -> str:
 def _section(title: str, keys: list[Key], values: Any, schema: type | None, group: str | None = None) -> list[str]:
     lines = [f"## {title}", ""]
     if schema is not None:
-        lines += [str(schema.__doc__).splitlines()[0], ""]
+        lines += [sentence_of(schema), ""]
     choices = compose.choices_of(group) if group else []
     if choices:
         lines += [f"| choice | `conf/{group}/` |", "|---|---|"]

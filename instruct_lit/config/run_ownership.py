@@ -16,6 +16,7 @@ from instruct_lit.locks import hold_until_exit, is_locked
 
 LOCK = Path(".hydra") / "run.lock"
 _OPTION = "hydra.run.dir="
+_BEFORE_WORK = {".hydra", "config.yaml", "multirun.yaml", ".submitit", ".workers", "study.db"}
 _RANKS = ("LOCAL_RANK", "RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID")  # set by launchers of several processes
 
 
@@ -27,10 +28,11 @@ def distinct_folder(folder: str) -> str:
     """
     if any(name in os.environ for name in _RANKS):
         return folder
+    parents = missing_parents(folder)
     for path in (folder, *(f"{folder}-{n}" for n in itertools.islice(itertools.count(2), 1000))):
         try:
             Path(path).mkdir(parents=True)
-            atexit.register(_remove_unused, Path(path))
+            remove_if_unused(path, parents)
             return path
         except FileExistsError:
             continue
@@ -39,13 +41,25 @@ def distinct_folder(folder: str) -> str:
     return folder
 
 
-def _remove_unused(folder: Path) -> None:
-    """Remove a new run folder in which only Hydra has written, as after a mistyped value, and the empty ones above."""
-    if folder.is_dir() and {path.name for path in folder.iterdir()} <= {".hydra"}:
-        shutil.rmtree(folder, ignore_errors=True)
-        with suppress(OSError):  # the first one that is not empty
-            for parent in list(folder.parents)[:3]:
-                parent.rmdir()
+def missing_parents(folder: str) -> list[Path]:
+    """The folders above a folder that do not exist yet, the innermost first."""
+    return [parent for parent in Path(folder).absolute().parents if not parent.exists()]
+
+
+def remove_if_unused(folder: str, parents: Sequence[Path]) -> None:
+    """Remove a new folder at exit, and `parents` that are empty, if no run or trial has written into it.
+
+    So a command that is refused, as after a mistyped value, leaves none.
+    """
+
+    def remove(path: Path) -> None:
+        if path.is_dir() and {entry.name for entry in path.iterdir()} <= _BEFORE_WORK:
+            shutil.rmtree(path, ignore_errors=True)
+            with suppress(OSError):  # the first one that is not empty
+                for parent in parents:
+                    parent.rmdir()
+
+    atexit.register(remove, Path(folder).absolute())
 
 
 def refuse_folder_in_use(arguments: Sequence[str]) -> None:

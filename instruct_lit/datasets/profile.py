@@ -64,7 +64,7 @@ def profile(
     """The profile of every example of a store, its tokens and its record."""
     n_response = store.n_response
     n_targets = int((store.lengths - 1).sum())  # the first token of an example is never a target
-    header = header_of(template)
+    header = header_of(template, tokenizer.decode([tokenizer.eot_id]))
     odd: dict[str, list[int]] = {}
     prompts: set[tuple[Any, ...]] = set()
     kinds: Counter[str] = Counter()
@@ -112,13 +112,17 @@ def kinds_of(example: Example) -> list[str]:
     return [kind for kind, value in found.items() if value]
 
 
-def header_of(template: Template) -> str:
-    """The text that all prompts of a template end with, such as `### Response:` with its line breaks; may be empty."""
+def header_of(template: Template, end: str = "") -> str:
+    """The text that all prompts of a template end with, such as `### Response:` with its line breaks; may be empty.
+
+    Text up to `end`, the token that closes a turn, belongs to the turn before.
+    """
     ends = [template.prompt(Example(a, "", b))[::-1] for a, b in (("a", ""), ("b", "c"), ("d", "e"))]
     n_common = 0
     while len({end[: n_common + 1] for end in ends}) == 1 and n_common < len(ends[0]):
         n_common += 1
-    return ends[0][:n_common][::-1]
+    header = ends[0][:n_common][::-1]
+    return header.rpartition(end)[2] if end else header
 
 
 def response_texts(encoded: EncodedExample, tokenizer: Any) -> list[str]:

@@ -203,9 +203,11 @@ def opening(path: str) -> Iterator[None]:
             raise ConfigError(f"model.path={path}: {message}") from error
         place = Path(path).expanduser()
         gguf = place if place.suffix == ".gguf" else next(place.glob("*.gguf"), None)
-        if gguf is not None and gguf.is_file() and "gguf" not in message.lower():
-            remedy = f"model.path={gguf.parent} model.gguf_file={gguf.name}"
-            raise ConfigError(f"model.path={path}: a GGUF file is named by its folder and its name; give {remedy}")
+        if gguf is not None and gguf.is_file() and (gguf == place or ".gguf" not in message):
+            raise ConfigError(
+                f"model.path={path}: a GGUF file is named by its folder and its name; give model.path={gguf.parent} "
+                f"model.gguf_file={gguf.name}"
+            ) from error
         if place.is_dir():
             raise CheckpointError(f"model.path={path}: transformers cannot open it ({message[:200]})") from error
         raise DownloadError(

@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -11,6 +12,7 @@ from instruct_lit.config.compose import CONF, choices_of
 from instruct_lit.config.help import MOST_USED, groups_of, help_of, summary_of
 from instruct_lit.config.schema import COMMANDS
 from instruct_lit.config.schema.constructors import CONSTRUCTOR_KEYS
+from instruct_lit.config.schema.options import sentence_of
 from tests.configs import composed
 
 
@@ -21,6 +23,13 @@ def test_help_names_the_groups_and_keys_of_this_command(command: str) -> None:
     assert all(re.search(rf"^  {re.escape(name)}  \(", text, re.M) for name in MOST_USED[command].split())
     assert all(re.search(rf"^  {name} ", text, re.M) for name in groups_of(command))
     assert ("launcher" in text) == (command == "train")
+
+
+def test_help_has_its_sentences_without_docstrings(monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = [sentence_of(schema) for schema in COMMANDS.values()]
+    assert all(sentence.endswith(".") for sentence in wanted)
+    monkeypatch.setattr("sys.flags", SimpleNamespace(optimize=2))  # python -OO
+    assert [sentence_of(schema) for schema in COMMANDS.values()] == wanted
 
 
 def test_help_shows_the_values_of_the_overrides() -> None:

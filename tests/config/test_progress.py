@@ -33,6 +33,27 @@ def test_a_bar_is_one_line_when_it_is_complete_and_other_text_is_unchanged() -> 
     assert drawn(40, leave=False) == "warning: something\n"
 
 
+def test_a_bar_that_ends_early_has_a_line_before_the_next_one_and_at_the_end() -> None:
+    stream = ProgressLines(found := io.StringIO())
+    for title, total in (("Epoch 0", 10), ("Epoch 1", None)):
+        with tqdm(
+            total=total,
+            desc=title,
+            file=stream,
+            mininterval=0,
+            bar_format="{desc} {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt}",
+        ) as bar:
+            bar.update(3)
+            print("warning: something", file=stream)
+    stream.end()
+    assert found.getvalue().splitlines() == [
+        "warning: something",
+        "Epoch 0 30% 3/10",
+        "warning: something",
+        "Epoch 1 3/?",
+    ]
+
+
 def test_a_long_bar_is_a_line_per_interval(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "INTERVAL_S", 0.0)
     text = drawn(40)

@@ -3,11 +3,21 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from instruct_lit.config.run_ownership import LOCK, _in_use, distinct_folder, own_folder, refuse_folder_in_use
+from instruct_lit.config.run_ownership import (
+    LOCK,
+    _in_use,
+    distinct_folder,
+    missing_parents,
+    own_folder,
+    refuse_folder_in_use,
+    remove_if_unused,
+)
 from instruct_lit.errors import ConfigError
 from instruct_lit.locks import exclusive
 from tests.commands import Command
@@ -68,4 +78,25 @@ def test_a_character_that_the_encoding_lacks_is_escaped(tmp_path: Path) -> None:
 def test_a_mistyped_command_leaves_no_dated_folder(command: Command, small: tuple[str, ...], tmp_path: Path) -> None:
     for wrong in ("data.batch_size=0", "+callbacks.early_stopping.patienc=1", "bach_size=3"):
         command("train", *small, wrong, f"paths.outputs={tmp_path}/outputs", cwd=tmp_path, status=2)
+    command("train", "-m", "seed=1,x", cwd=tmp_path, status=2)
     assert list((tmp_path).iterdir()) == []
+
+
+def test_only_folders_without_work_and_new_ones_above_are_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_exit: list[Callable[[], None]] = []
+    monkeypatch.setattr("atexit.register", lambda function, *arguments: at_exit.append(partial(function, *arguments)))
+    (tmp_path / "mine").mkdir()
+    for name, file in (("refused", "multirun.yaml"), ("worked", "trial.json")):
+        folder = tmp_path / "mine" / "multirun" / name
+        remove_if_unused(str(folder), missing_parents(str(folder)))
+        folder.mkdir(parents=True)
+        (folder / file).touch()
+    for remove in at_exit:
+        remove()
+    assert [path.name for path in (tmp_path / "mine" / "multirun").iterdir()] == ["worked"]
+    (tmp_path / "mine" / "multirun" / "worked" / "trial.json").unlink()
+    for remove in at_exit[1:] + at_exit[:1]:
+        remove()
+    assert list((tmp_path / "mine").iterdir()) == [(tmp_path / "mine" / "multirun")]  # it was there before "worked"

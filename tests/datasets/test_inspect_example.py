@@ -3,6 +3,7 @@
 import io
 
 import numpy as np
+import pytest
 from rich.console import Console
 
 from instruct_lit.core.data.batching import supervised
@@ -18,7 +19,7 @@ EXAMPLE = Example("Say [/b] é🙂\ttwice", "[bold]é", "", {"level": 3})
 
 def printed(tokenizer: GPT2Tokenizer, **options) -> str:
     (pair,) = Encoder(TEMPLATE, tokenizer, 64).encode([EXAMPLE])
-    console = Console(file=io.StringIO(), width=80)
+    console = Console(file=io.StringIO(), width=80, force_terminal=options.pop("terminal", None))
     weights = supervised(pair[1], options.pop("mask_prompt", True), options.pop("prompt_weight", 1.0))
     print_example(console, *pair, tokenizer, weights, **options)
     return console.file.getvalue()  # type: ignore[attr-defined]
@@ -62,6 +63,16 @@ def test_colours_mark_supervised_parts(tokenizer: GPT2Tokenizer) -> None:
     text = rendered(ids, np.array([False, True, True]), tokenizer)
     assert text.plain == "one two three"
     assert [(s.start, s.end, s.style) for s in text.spans] == [(0, 3, "dim"), (3, 13, "bold green")]
+
+
+def test_no_color_and_a_dumb_terminal_get_brackets(tokenizer: GPT2Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    assert "\x1b[1;32m" in printed(tokenizer, terminal=True) and "⟦" not in printed(tokenizer, terminal=True)
+    monkeypatch.setenv("NO_COLOR", "1")
+    without = printed(tokenizer, terminal=True)
+    assert "⟦[bold]é" in without and "32m" not in without
+    monkeypatch.setenv("TERM", "dumb")
+    assert "\x1b" not in printed(tokenizer, terminal=True)
 
 
 def test_pieces_show_white_space_and_parts_of_characters(tokenizer: GPT2Tokenizer) -> None:

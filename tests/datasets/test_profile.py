@@ -87,6 +87,11 @@ def test_the_header_is_what_all_prompts_end_with(text: str, header: str) -> None
     assert header_of(Template("t", text)) == header
 
 
+def test_the_end_of_the_turn_before_is_no_part_of_the_header() -> None:
+    template = Template("t", "<|user|>{{ instruction }} {{ input }}<|end|>\n<|model|>\n{{ response }}")
+    assert header_of(template, "<|end|>") == "\n<|model|>\n" and header_of(template, "</s>") == "<|end|>\n<|model|>\n"
+
+
 @pytest.mark.parametrize(
     ("example", "found"),
     [

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import copy
 import dataclasses
 import difflib
+import inspect
 import math
 import operator
 import re
+import sys
 import typing
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -33,6 +36,13 @@ EXISTING = {
     "run": (f"folder ({FINISHED})", FINISHED, Path.is_dir),
 }
 Relation = tuple[Any, str, str] | str  # (whether it is violated, key, reason), or the message of a violated one
+
+
+def sentence_of(schema: type) -> str:
+    """The first line of a schema's docstring, also under `python -OO`, which strips docstrings."""
+    stripped = sys.flags.optimize >= 2  # a dataclass then has its signature in place of the docstring
+    doc = ast.get_docstring(ast.parse(inspect.getsource(schema)).body[0]) if stripped else schema.__doc__  # type: ignore[arg-type]
+    return str(doc).splitlines()[0]
 
 
 @dataclass(frozen=True)

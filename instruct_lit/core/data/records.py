@@ -147,7 +147,7 @@ class FileSource:
                 self.notes.unread_fields.update(example.extra.keys())
             except DataError as error:
                 if self.on_bad_record == "error":
-                    raise
+                    raise DataError(f"{error}; data.on_bad_record=skip leaves bad records out") from error
                 self.notes.skip(place, error)
             yield example
 
