@@ -101,8 +101,7 @@ class LargestBatch:
         store, indices = data.examples_of("train")
         longest = indices[np.argsort(-store.lengths[indices], kind="stable")][: self.max_size].tolist()
         device, bf16 = trainer.strategy.root_device, trainer.precision == "bf16-mixed"
-        model = tuner.model.to(device).train()
-        optimizer = tuner.make_optimizer(model)
+        optimizer = tuner.make_optimizer(tuner.model.to(device).train())
         free = free_memory(device)
         seconds: dict[int, float] = {}  # per step, by batch size
 
@@ -113,7 +112,7 @@ class LargestBatch:
             try:
                 batch = batch_of(n)
                 # twice, since the first step allocates the optimizer's moments
-                seconds[n] = min(train_step(model, optimizer, batch, bf16) for _ in range(2))
+                seconds[n] = min(train_step(tuner.step, optimizer, batch, bf16) for _ in range(2))
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
                 if not out_of_memory(error):
                     raise
@@ -149,7 +148,7 @@ class LargestBatch:
             why, twice = "tried", f"{2 * seconds[size]:.0f} s"
             text = f"; a step with twice as many takes about {twice}, longer than finder.max_step_s={self.max_step_s:g}"
             if free is not None:  # the states of model and optimizer are allocated already
-                found["by_memory"] = int(free * size / kept_bytes(model, batch_of(size), bf16))
+                found["by_memory"] = int(free * size / kept_bytes(tuner.step, batch_of(size), bf16))
                 text += f"; the free memory would hold about {found['by_memory']:,}"
         print(f"the largest {why}: data.batch_size={size}{text}")
         (run_dir / "batch_size.json").write_text(json.dumps(found) + "\n")
