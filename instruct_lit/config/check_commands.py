@@ -11,7 +11,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from instruct_lit import optional_imports
-from instruct_lit.config.check_data import data_relations
+from instruct_lit.config.check_data import data_relations, forgetting_relations
 from instruct_lit.config.check_training import train_relations
 from instruct_lit.config.compose import runs_of
 from instruct_lit.config.schema.options import FINISHED, Relation, check, check_values
@@ -41,6 +41,9 @@ def _evaluate(config: Any) -> Iterator[Relation]:
     yield compare is not None and len(compare) < 2, "compare", "give two or more run folders or files of responses"
     several = compare is not None or len(runs_of(config)) + (config.endpoint.url is not None) > 1
     yield several and config.reviews is not None, "reviews", "labels are of one model's responses; give one run"
+    yield from forgetting_relations(config.forgetting)
+    unused = config.forgetting.suite is not None and (several or config.run is None)
+    yield unused, "forgetting.suite", "it is answered by one model and its base; give one run, or use benchmark"
     if config.leaks.near and not optional_imports.installed("sklearn"):
         yield optional_imports.message("sklearn", "leaks.near=true", "filters")
     if compare is not None and not optional_imports.installed("sklearn"):

@@ -59,6 +59,14 @@ def _mixture_relations(sets: dict[str, Any], n_sets: int) -> Iterator[Relation]:
     yield nothing, "data.sets=…", "all weights or repeats are 0; at least one must be above 0"
 
 
+def forgetting_relations(forgetting: Any) -> Iterator[Relation]:
+    """Relations of the group forgetting, of training and evaluation."""
+    suite = forgetting.suite
+    yield suite is not None and not forgetting.enabled, "forgetting.enabled=false", "leave out forgetting.suite as well"
+    for key in ("limit", "data_dir"):
+        yield suite is None and forgetting[key] is not None, f"forgetting.{key}", "it is for forgetting.suite=<name>"
+
+
 def _is_share(value: Any) -> bool:
     """Whether a value is a finite number of at least 0."""
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf

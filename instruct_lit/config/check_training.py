@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from instruct_lit.config.check_data import data_relations, stream_relations
+from instruct_lit.config.check_data import data_relations, forgetting_relations, stream_relations
 from instruct_lit.config.check_lightning import callback_relations, trainer_relations
 from instruct_lit.config.satellites import has_satellite
 from instruct_lit.config.schema.options import Relation
@@ -44,6 +44,7 @@ def train_relations(config: Any) -> Iterator[Relation]:
     missing = path and path != "last" and not Path(path).exists()
     yield missing, "ckpt_path", f"no such checkpoint or run folder{similar(Path(str(path)))}"
     yield from data_relations(data)
+    yield from forgetting_relations(config.forgetting)
     if data.streaming:
         yield from stream_relations(config)
 

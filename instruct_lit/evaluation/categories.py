@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from instruct_lit.errors import ConfigError
-from instruct_lit.evaluation.metrics import Row
+from instruct_lit.evaluation.metrics import BEYOND_SHARES, Row
 from instruct_lit.evaluation.statistics import Interval, interval
 
 LENGTHS = (5, 15, 40)  # words of the reference, upper bounds of the buckets
@@ -46,7 +46,11 @@ def by_category(rows: Sequence[Row], field: str, metric: str, seed: int = 0) -> 
     return {
         value: {
             "n": len(groups[value]),
-            **({metric: interval(scores, seed)} if (scores := _scores(groups[value], metric)) else {}),
+            **(
+                {metric: interval(scores, seed, shares=metric not in BEYOND_SHARES)}
+                if (scores := _scores(groups[value], metric))
+                else {}
+            ),
             **losses(groups[value], seed),
         }
         for value in sorted(groups, key=_order)

@@ -15,7 +15,7 @@ import numpy as np
 from instruct_lit.errors import DataError
 from instruct_lit.evaluation.judging.judge import MAX_UNPARSED
 from instruct_lit.evaluation.judging.prompt import texts_of
-from instruct_lit.evaluation.metrics import HIGHER_IS_BETTER, METRICS, Row, applicable, concerns
+from instruct_lit.evaluation.metrics import BEYOND_SHARES, HIGHER_IS_BETTER, METRICS, Row, applicable, concerns
 from instruct_lit.evaluation.statistics import difference, holm, interval
 from instruct_lit.optional_imports import load
 
@@ -78,14 +78,18 @@ def compare_models(
         ).T
         if not values.size:
             continue  # a metric that concerns no example
+        shares = name not in BEYOND_SHARES
         pairs = [
-            {"a": a, "b": b, **difference(values[i] - values[j], seed)}
+            {"a": a, "b": b, **difference(values[i] - values[j], seed, shares)}
             for i, a in enumerate(labels)
             for j, b in enumerate(labels[i + 1 :], i + 1)
         ]
         for pair, adjusted in zip(pairs, holm([pair["p"] for pair in pairs]), strict=True):
             pair["p_holm"] = adjusted
-        means = {label: interval(of_model.tolist(), seed) for label, of_model in zip(labels, values, strict=True)}
+        means = {
+            label: interval(of_model.tolist(), seed, shares=shares)
+            for label, of_model in zip(labels, values, strict=True)
+        }
         found[name] = {"models": means, "pairs": pairs, "ranks": _ranks(labels, pairs, HIGHER_IS_BETTER.get(name))}
     return found
 
@@ -109,7 +113,8 @@ def differences(pairs: Sequence[Pair], metrics: Sequence[str], seed: int = 0) ->
         if not paired:
             continue
         a, b = (np.array([METRICS[name](pair[side]) for pair in paired]) for side in (0, 1))
-        found[name] = {"a": float(a.mean()), "b": float(b.mean()), **difference(a - b, seed)}
+        change = difference(a - b, seed, name not in BEYOND_SHARES)
+        found[name] = {"a": float(a.mean()), "b": float(b.mean()), **change}
     return found
 
 

@@ -115,6 +115,7 @@ METRICS: dict[str, Callable[[Row], float]] = {
     **{name: metric for name, (metric, _) in answer_parts.METRICS.items()},
 }
 _CONCERNED = {"checks": checks.has_checks, **{name: rows for name, (_, rows) in answer_parts.METRICS.items()}}
+BEYOND_SHARES = ("length_ratio", "thought_words", "unreadable_calls", "judge")  # may be above 1
 # length_ratio is best at 1, so it has no direction, and neither has thought_words.
 HIGHER_IS_BETTER = {
     name: name not in ("empty", "looping", "copied_prompt", "unreadable_calls")
@@ -150,7 +151,9 @@ def concerns(name: str, row: Row) -> bool:
 def score(rows: Sequence[Row], names: Sequence[str], seed: int = 0) -> dict[str, Interval]:
     """Mean of each named metric over the rows that it concerns, with its 95 % interval."""
     values = {name: [METRICS[name](row) for row in rows if concerns(name, row)] for name in names}
-    return {name: interval(of_rows, seed) for name, of_rows in values.items() if of_rows}
+    return {
+        name: interval(of_rows, seed, shares=name not in BEYOND_SHARES) for name, of_rows in values.items() if of_rows
+    }
 
 
 @cache

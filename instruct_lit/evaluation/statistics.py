@@ -21,19 +21,25 @@ FLOOR = 0.02  # of the squared standard error of a resample, as a share of the s
 Z_95 = 1.959964
 
 
-def interval(values: Sequence[float], seed: int = 0, weights: Sequence[float] | None = None) -> Interval:
+def interval(
+    values: Sequence[float], seed: int = 0, weights: Sequence[float] | None = None, *, shares: bool = True
+) -> Interval:
     """Mean, weighted where weights are given, and its 95 % interval.
 
     Unweighted values of 0 and 1, or of two other values, get the exact interval of a proportion, others the studentised
     bootstrap (Efron and Tibshirani 1993, section 12.5) within the range of the values. There is none for fewer than
-    `MIN_N` values and for equal ones, which do not show how they vary. The error of a resample is kept from 0
-    (`FLOOR`), since one without the rare values of a sample would make the interval as wide as the range.
+    `MIN_N` values other than 0 and 1, and for equal ones, which do not show how they vary. The error of a resample is
+    kept from 0 (`FLOOR`), since one without the rare values of a sample would make the interval as wide as the range.
+
+    Args:
+        shares: whether no value can be below 0 or above 1, so that equal ones of 0 or 1 are a proportion.
     """
     sample = np.asarray(values, dtype=np.float64)
     weight = np.ones_like(sample) if weights is None else np.asarray(weights, dtype=np.float64)
     mean, n = float(np.average(sample, weights=weight)), len(sample)
-    levels = np.array([0.0, 1.0]) if np.isin(sample, (0, 1)).all() else np.unique(sample)
-    if weights is None and len(levels) == 2:
+    of_hits = shares and bool(np.isin(sample, (0, 1)).all())
+    levels = np.array([0.0, 1.0]) if of_hits else np.unique(sample)
+    if weights is None and len(levels) == 2 and (of_hits or n >= MIN_N):
         bounds = clopper_pearson(int((sample == levels[1]).sum()), n)
         low, high = (float(levels[0] + (levels[1] - levels[0]) * bound) for bound in bounds)
         return {"mean": mean, "low": low, "high": high, "n": n}
@@ -95,10 +101,10 @@ def clopper_pearson(n_hits: int, n: int) -> tuple[float, float]:
     return low(n_hits), 1 - low(n - n_hits)
 
 
-def paired_interval(values: np.ndarray, seed: int = 0) -> Interval:
-    """Mean of paired differences with its 95 % interval: that of Agresti and Min (2005) for -1, 0 and 1."""
-    if not np.isin(values, (-1, 0, 1)).all():
-        return interval(values.tolist(), seed)
+def paired_interval(values: np.ndarray, seed: int = 0, shares: bool = True) -> Interval:
+    """Mean of paired differences with its 95 % interval; for -1, 0 and 1 of `shares` that of Agresti and Min (2005)."""
+    if not shares or not np.isin(values, (-1, 0, 1)).all():
+        return interval(values.tolist(), seed, shares=False)
     n_up, n_down, n = int((values > 0).sum()), int((values < 0).sum()), len(values) + 2
     mean = (n_up - n_down) / n
     spread = Z_95 * math.sqrt((n_up + n_down + 1) / n - mean**2) / math.sqrt(n)
@@ -106,7 +112,7 @@ def paired_interval(values: np.ndarray, seed: int = 0) -> Interval:
     return {"mean": float(values.mean()), **bounds, "n": len(values)}
 
 
-def difference(values: np.ndarray, seed: int = 0) -> Interval:
+def difference(values: np.ndarray, seed: int = 0, shares: bool = True) -> Interval:
     """`paired_interval`, and the two-sided p-value `p` of a mean of 0.
 
     The p-value is the share of sign assignments whose mean is at least as far from 0 (Fisher's randomisation test for
@@ -121,4 +127,4 @@ def difference(values: np.ndarray, seed: int = 0) -> Interval:
         n_up, n_down = int((values > 0).sum()), int((values < 0).sum())
         n = n_up + n_down
         p = min(1.0, 2 * sum(math.comb(n, k) for k in range(min(n_up, n_down) + 1)) / 2**n)
-    return {**paired_interval(values, seed), "p": p}
+    return {**paired_interval(values, seed, shares), "p": p}

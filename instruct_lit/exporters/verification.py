@@ -213,7 +213,7 @@ def verify_export(
         return found
     *_, by_reader = readers.values()  # of the program that the format is for, where ours reads it as well
     changes = [new - old for new, old in zip(by_reader["losses"], reference.losses, strict=True)]
-    found["change"] = change = interval(changes)
+    found["change"] = change = interval(changes, shares=False)
     bounds = "" if change["low"] is None else f" ({change['low']:+.4f} to {change['high']:+.4f})"
     print(
         f"verified: {folder} gives the same prompts in {', '.join(readers)}; loss {change['mean']:+.4f}{bounds} on "

@@ -13,7 +13,16 @@ import numpy as np
 from instruct_lit.evaluation.answer_files import read_jsonl
 from instruct_lit.evaluation.answer_parts import METRICS as PARTS
 from instruct_lit.evaluation.forgetting import verdict
-from instruct_lit.evaluation.metrics import METRICS, WITHOUT_EXTRA, applicable, concerns, exact, score, token_f1
+from instruct_lit.evaluation.metrics import (
+    BEYOND_SHARES,
+    METRICS,
+    WITHOUT_EXTRA,
+    applicable,
+    concerns,
+    exact,
+    score,
+    token_f1,
+)
 from instruct_lit.evaluation.statistics import paired_interval
 from instruct_lit.reports import plots
 from instruct_lit.reports.metrics import quantity
@@ -111,7 +120,8 @@ def _quality(rows: Sequence[Mapping[str, Any]], metrics: Mapping[str, Any]) -> l
             name = item["metric"]
             pairs = [p for p in zip(rows, base_rows, strict=True) if all(concerns(name, row) for row in p)]
             if pairs:
-                change = paired_interval(np.array([METRICS[name](row) - METRICS[name](base) for row, base in pairs]))
+                changes = np.array([METRICS[name](row) - METRICS[name](base) for row, base in pairs])
+                change = paired_interval(changes, shares=name not in BEYOND_SHARES)
                 item |= {"before": before[name], "change": change, "verdict": verdict(name, change)}
     for name in (key.removesuffix("_change") for key in metrics if key.endswith("_change")):
         change = {"mean" if part == "" else part[1:]: metrics[f"{name}_change{part}"] for part in ("", "_low", "_high")}

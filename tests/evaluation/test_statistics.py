@@ -6,7 +6,15 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from instruct_lit.evaluation.statistics import MIN_N, clopper_pearson, clustered_error, difference, holm, interval
+from instruct_lit.evaluation.statistics import (
+    MIN_N,
+    clopper_pearson,
+    clustered_error,
+    difference,
+    holm,
+    interval,
+    paired_interval,
+)
 
 
 @pytest.mark.parametrize(("n_hits", "n"), [(0, 1), (1, 1), (0, 20), (3, 20), (20, 20), (17, 110), (7000, 14042)])
@@ -40,6 +48,8 @@ def test_few_values_other_than_0_and_1_have_no_interval() -> None:
     assert interval([0.5] * (MIN_N - 1)) == {"mean": 0.5, "low": None, "high": None, "n": MIN_N - 1}
     assert interval([0.5, 0.7] * (MIN_N // 2))["low"] is not None
     assert interval([80.0] * 20)["low"] is None and interval([1.0] * 20, weights=range(1, 21))["low"] is None
+    assert interval([0.5, 0.7])["low"] is None and interval([1.0] * 20, shares=False)["low"] is None
+    assert paired_interval(np.zeros(20), shares=False)["low"] is None and paired_interval(np.zeros(20))["low"] < 0
     assert interval([1.0]) == {"mean": 1.0, "low": pytest.approx(0.025), "high": 1.0, "n": 1}
 
 

@@ -211,6 +211,9 @@ def test_a_key_in_the_wrong_place_is_not_written(folder: Path, command: Callable
         (["responses=null", "compare=[answers.json,others.json]", "judge=scores", "judge.path=answers.json"], "judge=scores: cannot compare models"),
         (["leaks.train=nowhere.json"], "leaks.train=nowhere.json: no such file"),
         (["metrics=[ended]"], "metrics=[ended]: give at least one besides ended"),
+        (["forgetting.suite=ifeval"], "forgetting.suite=ifeval: it is answered by one model and its base; give one run"),
+        (["forgetting.limit=3"], "forgetting.limit=3: it is for forgetting.suite=<name>"),
+        (["forgetting.suite=x", "forgetting.enabled=false"], "forgetting.enabled=false: leave out forgetting.suite as well"),
     ],
 )  # fmt: skip
 def test_impossible_values_are_reported_before_any_work(

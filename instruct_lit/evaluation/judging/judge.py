@@ -245,7 +245,8 @@ def summary(
     share than `max_unparsed` is unparsed.
     """
     values = [judgement.value for judgement in judgements]
-    score = interval([low if value is None else value for value in values], seed)
+    scores = [low if value is None else value for value in values]
+    score = interval(scores, seed, shares=(low, high) == (0, 1))
     found = {
         "n_unparsed": values.count(None),
         "n_verdicts": len(values),
