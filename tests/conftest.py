@@ -15,6 +15,7 @@ import pytest
 
 from instruct_lit.config.model_builders import install_satellites
 from instruct_lit.core.data.tokenizer import GPT2Tokenizer
+from instruct_lit.core.model.causal import has_gpu
 from instruct_lit.core.model.gpt import GPT, GPTConfig
 
 pytest_plugins = ["tests.commands", "tests.fixtures.training", "tests.fixtures.hub"]
@@ -30,6 +31,12 @@ def pytest_collection_finish() -> None:
     gc.collect()
     gc.freeze()
     gc.enable()
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Tests that are marked `gpu` skip where there is none."""
+    if item.get_closest_marker("gpu") is not None and not has_gpu():
+        pytest.skip("no CUDA device")
 
 
 @pytest.fixture(scope="session")
