@@ -59,13 +59,13 @@ def rows(device: str, folder: Path) -> Iterator[Row]:
     python = [sys.executable, "-m"]
     yield Row(
         "tests",
-        [*python, "pytest", "-q", "-m", "not gpu and not slow" if tiny else "gpu", *TESTS[: 1 if tiny else None]],
+        [*python, "pytest", "-m", "not gpu and not slow" if tiny else "gpu", *TESTS[: 1 if tiny else None]],
         "all pass",
     )
 
     def training(model: str, system: str, target: str = "", data: str = "answers", batch: int = 32) -> Row:
         size = ["--batch-size", "4", "--warm-up", "1", "--steps", "1"] if tiny else ["--batch-size", str(batch)]
-        steps = [] if tiny else ["--warm-up", "24", "--steps", "10"]
+        steps = [] if tiny else ["--warm-up", "16", "--steps", "10"]
         command = [*python, "benchmarks.training", "--system", system, "--model", f"hf:{folder / model}"]
         options = ["--device", device, "--data", str(folder / f"{data}.json"), *size, *steps]
         return Row(f"{model}, {system}", [*command, *options], target)
@@ -85,6 +85,8 @@ def rows(device: str, folder: Path) -> Iterator[Row]:
     yield answering("gpt2", "hf generate bf16 110", 110, 110)
     yield answering("llama-1b", "ours bf16", 64, 64, "≥ 8,000 tokens/s")
     yield answering("gpt2", "ours bf16", 1, 8, "≥ 400 tokens/s")
+    if not tiny:
+        yield training("llama-1b", "ours packed+prefix bf16")
     yield training("llama-1b", f"{ours} lora", "≥ 1.3 × all weights, ≥ 1.5 × TRL's LoRA")
     yield training("llama-1b", "trl bf16 wrapped liger lora frozen")
     yield Row(
@@ -109,7 +111,6 @@ def rows(device: str, folder: Path) -> Iterator[Row]:
     yield answering("gpt2", "ours bf16 eager", 110, 110)
     yield answering("gpt2", "vllm bf16", 110, 110)
     yield training("llama-1b", "trl bf16 liger")
-    yield training("llama-1b", "ours packed+prefix bf16")
     yield training("smollm2-135m", wrapped)
     yield training("smollm2-135m", "trl bf16 wrapped liger lora frozen")
     yield answering("gpt2", "hf generate bf16 110 static", 110, 110)
@@ -192,7 +193,7 @@ def summary(folder: Path) -> str:
         elif "bf16" in result:
             shown = f"{result['bf16'] / 1e12:,.0f} TFLOP/s in bf16"
         else:
-            shown = f"{result['status']}: {result.get('last_line', '')}"
+            shown = ": ".join(filter(None, (result["status"], result.get("last_line"))))
         peak = f"{result['peak_bytes'] / 1e9:.1f}" if "peak_bytes" in result else ""
         lines.append(f"| {result['row']} | {shown} | {peak} | {result.get('seconds', '')} | {result['target']} |")
     return "\n".join(lines)

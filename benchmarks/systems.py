@@ -251,7 +251,7 @@ def _hf_model(model: str, dtype: Any) -> tuple[Any, Any]:
     shape = GPT2Config(
         n_layer=n_layers, n_head=n_heads, n_embd=d_model, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, dtype=dtype
     )
-    return GPT2LMHeadModel(shape).to(dtype), _hf_tokenizer()
+    return GPT2LMHeadModel(shape).to(dtype), gpt2_tokenizer()
 
 
 def _unsloth_model(unsloth: Any, model: Any, lora: bool) -> Any:
@@ -263,7 +263,8 @@ def _unsloth_model(unsloth: Any, model: Any, lora: bool) -> Any:
     return unsloth.FastLanguageModel.get_peft_model(model, r=16, lora_alpha=32) if lora else model
 
 
-def _hf_tokenizer() -> Any:
+def gpt2_tokenizer() -> Any:
+    """GPT-2's tokenizer of transformers, from the vocabulary files of ours."""
     from transformers import GPT2TokenizerFast  # type: ignore[attr-defined]
 
     from instruct_lit.core.data.tokenizer import GPT2Tokenizer

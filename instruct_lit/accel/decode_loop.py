@@ -185,7 +185,10 @@ class DeviceLoop:
         return graph
 
     def _step(self, shape: _Shape) -> None:
-        """Compute the last token of every row and choose the next; nothing here waits for the device."""
+        """Compute the last token of every row and choose the next.
+
+        Nothing here may wait for the device or read from the host.
+        """
         ids, positions, n_left = self._rows[:, : shape.n_rows]
         layout = DecodeInPlace(self.cache, positions, shape.n_places)
         hidden = self.model.hidden_states(ids[:, None], positions[:, None], layout)
@@ -193,7 +196,7 @@ class DeviceLoop:
         self._tokens[:, : shape.n_rows].index_copy_(0, self._step_number, tokens[None])
         self._step_number += 1
         ids.copy_(tokens)
-        n_left.copy_(torch.where(tokens == self.eot_id, 0, (n_left - 1).clamp_min(0)))
+        n_left.copy_((n_left - 1).clamp_min(0).masked_fill(tokens == self.eot_id, 0))
         positions += n_left > 0  # a row that has ended stays where it is
 
     def _choose(self, logits: Tensor, shape: _Shape) -> Tensor:

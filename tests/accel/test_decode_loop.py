@@ -11,12 +11,15 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from instruct_lit.accel.decode_loop import MAX_STEPS, DeviceLoop, decode_loop
+from instruct_lit.accel.decode_loop import MAX_STEPS, DeviceLoop, _Shape, decode_loop
 from instruct_lit.core.data.tokenizer import GPT2Tokenizer
 from instruct_lit.core.generation.engine import Engine
 from instruct_lit.core.generation.request import Hook, Request
 from instruct_lit.core.generation.sampling import SamplingSettings
+from instruct_lit.core.model.attention import KeyValueCache
 from instruct_lit.core.model.causal import CausalLM
 from instruct_lit.core.model.gpt import GPT, GPTConfig
 
@@ -128,6 +131,32 @@ def test_a_cancelled_row_changes_no_other(model: CausalLM, tokenizer: GPT2Tokeni
         engine.step()
     expected = answers(model, tokenizer, settings, prompts(5), [])
     assert [requests[i].ids for i in (0, 2, 3, 4)] == [expected[i][0] for i in (0, 2, 3, 4)]
+
+
+class OnDevice(TorchDispatchMode):
+    """Every operation works on tensors of the device alone: one on the host would have to be copied, and waited for."""
+
+    n_operations = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.n_operations += 1
+        tensors = [x for x in tree_leaves((args, kwargs or {})) if isinstance(x, torch.Tensor)]
+        assert {x.device.type for x in tensors} <= {"meta"}, func
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("needs", [(False,) * 3, (True, False, False), (True,) * 3])
+def test_a_step_neither_waits_for_values_nor_reads_from_the_host(model: CausalLM, needs: tuple) -> None:
+    """Tensors on the meta device have no values that anything could depend on."""
+    model = copy.deepcopy(model).to("meta")
+    cache = KeyValueCache(model.config, 4, 64, torch.float32, torch.device("meta"))
+    loop = DeviceLoop(model, None, 7, cache, with_graphs=False)
+    loop._seen = torch.zeros(4, 400, dtype=torch.bool, device="meta")
+    with torch.inference_mode(), OnDevice() as mode:
+        loop._step(_Shape(2, 64, *needs))
+        with pytest.raises(AssertionError, match="logical_or"):
+            loop._seen.logical_or(torch.ones((), dtype=torch.bool))  # what the mode is for
+    assert mode.n_operations > 50
 
 
 class Replay:

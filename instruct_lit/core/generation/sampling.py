@@ -90,16 +90,16 @@ def nucleus(logits: Tensor, temperature: Tensor, top_k: Tensor | None = None, to
     Of equally likely tokens at a cut-off the lower ids are kept; the most likely token is always kept.
     """
     greatest = logits.amax(-1, keepdim=True)  # subtracted first, so that no quotient overflows
-    probabilities = torch.where(logits == greatest, 0.0, (logits - greatest) / temperature).softmax(-1)
+    probabilities = ((logits - greatest) / temperature).masked_fill(logits == greatest, 0.0).softmax(-1)
     if top_k is None or top_p is None:
         return probabilities
     ordered, ids = probabilities.sort(dim=-1, descending=True, stable=True)
-    ordered = torch.where(torch.arange(logits.shape[-1], device=logits.device) < top_k, ordered, 0.0)
+    ordered = ordered.masked_fill(torch.arange(logits.shape[-1], device=logits.device) >= top_k, 0.0)
     ordered = ordered / ordered.sum(-1, keepdim=True)
     before = ordered.cumsum(-1) - ordered
-    kept = (before < top_p) | (top_p >= 1)
-    kept[:, 0] = True  # a tiny top_p is rounded to 0
-    ordered = torch.where(kept, ordered, 0.0)
+    cut = (before >= top_p) & (top_p < 1)
+    cut[:, 0] = False  # a tiny top_p is rounded to 0
+    ordered = ordered.masked_fill(cut, 0.0)
     ordered = ordered / ordered.sum(-1, keepdim=True)
     return torch.zeros_like(probabilities).scatter_(-1, ids, ordered)
 
