@@ -105,7 +105,8 @@ class LowPrecisionWeights:
         parameters = {id(p): p for p in [*(m.weight for m in self.linears), head] if p.requires_grad}.values()
         sizes, scratch = [p.numel() for p in parameters], Scratch()
         gradients = huge_empty(sum(sizes), gradient_dtype).split(sizes)
-        rounded = huge_empty(sum(sizes), dtype).split(sizes) if dtype != head.dtype else parameters
+        is_rounded = any(p.dtype != dtype for p in parameters)
+        rounded = huge_empty(sum(sizes), dtype).split(sizes) if is_rounded else parameters
         self.of = {
             id(p): WeightCopy(p, weight.detach().view_as(p), gradient.view_as(p), scratch)
             for p, weight, gradient in zip(parameters, rounded, gradients, strict=True)

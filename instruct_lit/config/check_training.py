@@ -76,6 +76,7 @@ def _model_relations(config: Any) -> Iterator[Relation]:
     yield folder and not folder.is_dir(), "model.path", reason + (similar(folder) if folder else "")
     for key in ("gguf_file", "trust_remote_code", "new_tokens"):
         yield model[key], f"model.{key}", "requires model=hf"
+    yield model.dtype == "bfloat16", "model.dtype", "requires model=hf"
 
 
 def _adapter_relations(config: Any) -> Iterator[Relation]:
@@ -114,9 +115,16 @@ def _shard_relations(config: Any, callbacks: dict[str, Any]) -> Iterator[Relatio
     yield ours, "optimizer._target_", "cannot work on shards; trainer=fsdp requires optimizer=adamw"
     four_bits = config.adapter.kind == "qlora"
     yield four_bits, "adapter=qlora", "4-bit weights cannot be sharded; use trainer=ddp, or adapter=lora"
+    yield config.model.dtype == "bfloat16", "model.dtype", "shards are in one precision; use trainer=ddp, or auto"
     for key, node in callbacks.items():
         averages = str(node.get("_target_")).endswith("WeightAveraging")
         yield averages, f"callbacks.{key}=…", "averages whole weights, which trainer=fsdp does not have; leave it out"
+
+
+def computes_in_half(config: Any) -> bool:
+    """Whether matrices are multiplied in bf16 on a device where that is the default."""
+    trainer = config.trainer
+    return trainer.precision in (None, "bf16-mixed", "bf16-true") and trainer.accelerator != "cpu"
 
 
 def wants_graphs(config: Any) -> bool:

@@ -6,10 +6,12 @@ No class receives a configuration: it receives its arguments from here.
 from __future__ import annotations
 
 import importlib
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from omegaconf import DictConfig, OmegaConf
 
 from instruct_lit.config.run_folder import saved_group
@@ -22,7 +24,7 @@ from instruct_lit.core.data.tokenizer import GPT2Tokenizer, Tokenizer
 from instruct_lit.core.generation.sampling import SamplingSettings
 from instruct_lit.core.model.causal import CausalLM
 from instruct_lit.core.model.gpt import GPTConfig
-from instruct_lit.core.model.pretrained import checkpoint_directory, load_gpt, read_config
+from instruct_lit.core.model.pretrained import DTYPES, checkpoint_directory, load_gpt, read_config
 from instruct_lit.errors import ConfigError, InstructLitError, TemplateError
 
 if TYPE_CHECKING:
@@ -50,10 +52,29 @@ def model_of(config: DictConfig) -> CausalLM:
     from instruct_lit.hf.files import grow_vocabulary, load_hf
 
     n_bits = 4 if OmegaConf.select(config, "adapter.kind") == "qlora" else None
-    model = load_hf(_hf_source(config), **arguments_for(load_hf, config.model), n_bits=n_bits, seed=config.seed)
+    given = {**arguments_for(load_hf, config.model), "n_bits": n_bits, "seed": config.seed, **_weights_of(config)}
+    model = load_hf(_hf_source(config), **given)
     if config.model.get("new_tokens"):
         grow_vocabulary(model, *_hf_tokenizer(config))
     return model
+
+
+def _weights_of(config: DictConfig) -> dict[str, Any]:
+    """The precision of a model of transformers in memory, and the device on which its weights are made.
+
+    Weights that are trained are in fp32 from the start; those of shards are read in host memory.
+    """
+    from instruct_lit.config.check_training import computes_in_half, is_sharded
+    from instruct_lit.hf.files import own_device
+
+    if OmegaConf.select(config, "trainer") is None:  # a base that is only evaluated
+        return {"dtype": None}
+    adapter, sharded = OmegaConf.select(config, "adapter.kind", default="none"), is_sharded(config)
+    all_trained = adapter == "none" and config.get("trainable", "all") == "all" and config.get("fit", True)
+    dtypes = {"auto": None if computes_in_half(config) else torch.float32, **DTYPES}
+    dtype = torch.float32 if sharded or all_trained else dtypes[config.model.get("dtype", "auto")]
+    on_gpu = config.trainer.accelerator in ("auto", "gpu", "cuda") and own_device().type == "cuda"
+    return {"dtype": dtype, "device": own_device() if on_gpu and not sharded else None}
 
 
 def _gpt_path(config: DictConfig) -> Path:
@@ -119,6 +140,10 @@ def adapt(config: DictConfig, model: CausalLM) -> Adapter | None:
         from instruct_lit.hf.adapters import Adapter
 
         adapter = Adapter(model, **arguments_for(Adapter, settings), dora=settings.kind == "dora")
+    if config.fit and getattr(model, "is_half", False):
+        from instruct_lit.hf.trainable import train_in_fp32
+
+        train_in_fp32(model)
     trained, n = n_trained(model), model.n_parameters
     if trained < n:
         how = f"adapter {settings.kind}" if adapter else f"trainable={config.trainable}"
@@ -240,6 +265,15 @@ def labels_of(runs: list[str]) -> list[str]:
 def open_run(config: DictConfig) -> OpenedModel:
     """The finished model at `run`, with the template of `template` where one is given."""
     return open_model(config.run, given_template(config))
+
+
+def weights_as_stored() -> AbstractContextManager[None]:
+    """Inside, models are opened to compute only, on a GPU in bf16 if they are stored in it."""
+    if not has_satellite("hf"):
+        return nullcontext()
+    from instruct_lit.hf import files
+
+    return files.weights_as_stored()
 
 
 def open_model(run: str | Path, template: Template | None = None) -> OpenedModel:

@@ -105,7 +105,8 @@ def generated_responses(config: DictConfig, run: str) -> Responses:
     from instruct_lit.evaluation.losses import response_losses
 
     of_run: Any = OmegaConf.merge(config, {"run": run})
-    opened = build.open_run(of_run)
+    with build.weights_as_stored():
+        opened = build.open_run(of_run)
     data = data_of_run(of_run, opened)
     cache = AnswerCache(Path(config.paths.cache) / "answers" / f"{weights_sha256(opened.model)[:16]}.jsonl")
     opened.model.to(best_device())

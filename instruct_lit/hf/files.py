@@ -13,7 +13,7 @@ from torch import Tensor
 
 from instruct_lit.core.bundle import MAX_SHARD_SIZE
 from instruct_lit.core.model.causal import has_gpu
-from instruct_lit.core.model.pretrained import MAX_LAYERS
+from instruct_lit.core.model.pretrained import DTYPES, MAX_LAYERS
 from instruct_lit.errors import CheckpointError, ConfigError, DownloadError, InstructLitError
 from instruct_lit.hf.compat_gguf import forget_reader, shared_reader
 from instruct_lit.hf.compat_transformers import forget_quantization
@@ -71,11 +71,11 @@ def _generation_config(base: Any, tokenizer: HFTokenizer, generation: Mapping[st
 
 
 def _in_dtype(hf: Any, dtype: torch.dtype) -> dict[str, Tensor]:
-    """The state of a model with fp32 tensors in `dtype`; tied tensors stay one tensor."""
+    """The state of a model in `dtype`; tied tensors stay one tensor, and quantised ones are unchanged."""
     converted: dict[int, Tensor] = {}
     state = hf.state_dict()
     for name, tensor in state.items():
-        if tensor.dtype == torch.float32 and dtype != torch.float32:
+        if tensor.dtype in DTYPES.values() and tensor.dtype != dtype:
             state[name] = converted.setdefault(tensor.data_ptr(), tensor.to(dtype))
     return state
 
@@ -83,7 +83,7 @@ def _in_dtype(hf: Any, dtype: torch.dtype) -> dict[str, Tensor]:
 def read_hf(directory: Path, base: str | None = None) -> tuple[HFModel, HFTokenizer]:
     """Open a directory; with `base` the model is that one, and the tokenizer too unless the directory has one."""
     import_transformers()
-    model = load_hf(base or str(directory))
+    model = load_hf(base or str(directory), dtype=None if _as_stored else torch.float32)
     place = base if base is not None and not (directory / "tokenizer.json").is_file() else str(directory)
     with opening(place):
         return model, load_tokenizer(place)
@@ -97,12 +97,16 @@ def load_hf(
     activation_checkpointing: bool = False,
     n_bits: int | None = None,
     seed: int = 0,
+    dtype: torch.dtype | None = torch.float32,
+    device: torch.device | None = None,
 ) -> HFModel:
     """Open a directory or hub repository as `AutoModelForCausalLM` does.
 
     Args:
         pretrained: False draws random weights with `seed`.
         n_bits: 4 freezes the blocks' weights at 4 bits (NF4, through bitsandbytes) for training adapters.
+        dtype: of the weights in memory; None: bf16 where they are stored in it and a GPU computes in it, else fp32.
+        device: where the weights are made, without a copy in host memory; None: in host memory.
 
     Raises:
         ConfigError, CheckpointError, DownloadError: as `opening` and `HFModel`.
@@ -112,19 +116,25 @@ def load_hf(
     path, options = source.path, source.options()
     config = read_hf_config(source)
     base_dtype = config.dtype if pretrained and isinstance(config.dtype, torch.dtype) else torch.float32
+    if dtype is None:
+        exact = base_dtype == torch.bfloat16 or not pretrained
+        dtype = torch.bfloat16 if exact and computes_in_bf16() else torch.float32
     with opening(path), shared_reader(source.gguf_file):
         text = config.get_text_config(decoder=True)
         for name in _DROPOUTS:
             if isinstance(getattr(text, name, None), int | float):
                 setattr(text, name, dropout)
         if pretrained:
-            options |= four_bits() if n_bits == 4 else {"dtype": torch.float32}
+            options |= four_bits() if n_bits == 4 else {"dtype": dtype}
+            if device is not None:
+                options["device_map"] = {"": device}
             hf = transformers.AutoModelForCausalLM.from_pretrained(path, config=config, **options)  # nosec B615
         else:
-            with torch.random.fork_rng(devices=[]):
+            on_gpu = [device] if device is not None and device.type == "cuda" else []
+            with torch.random.fork_rng(on_gpu), torch.device(device or "cpu"):
                 torch.manual_seed(seed)
                 hf = transformers.AutoModelForCausalLM.from_config(
-                    config, dtype=torch.float32, trust_remote_code=source.trust_remote_code
+                    config, dtype=dtype, trust_remote_code=source.trust_remote_code
                 )
     if source.gguf_file:
         forget_reader()
@@ -134,14 +144,37 @@ def load_hf(
     return model
 
 
+_as_stored = False
+
+
+@contextmanager
+def weights_as_stored() -> Iterator[None]:
+    """Models that only compute: `read_hf` keeps weights in bf16 that are stored in it, where a GPU computes in it."""
+    global _as_stored
+    before, _as_stored = _as_stored, True
+    try:
+        yield
+    finally:
+        _as_stored = before
+
+
+def computes_in_bf16() -> bool:
+    """Whether there is a GPU, and it multiplies in bf16."""
+    return has_gpu() and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def own_device() -> torch.device:
+    """The GPU of this process, the CPU if there is none."""
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if has_gpu() else torch.device("cpu")
+
+
 def four_bits(dtype: torch.dtype = torch.bfloat16) -> dict[str, Any]:
     """The arguments of `from_pretrained` for linear layers in 4 bits (NF4), which are computed in `dtype`."""
     quantization = import_transformers().BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
     )
     # 4-bit weights are made on the device where they stay, that of the process.
-    device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if has_gpu() else "cpu"
-    return {"quantization_config": quantization, "device_map": {"": device}, "dtype": dtype}
+    return {"quantization_config": quantization, "device_map": {"": own_device()}, "dtype": dtype}
 
 
 def read_hf_config(source: HFSource) -> Any:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -25,6 +25,7 @@ from instruct_lit.hf.compat_transformers import attention_name, register_attenti
 
 NAME = "instruct_lit"  # of our attention function in transformers' registry
 TOLERANCE = 1e-4  # relative difference in fp32 up to which two results count as equal
+HALF_TOLERANCE = 0.02  # of logits in half precision; a soft cap or a scale changes them many times as much
 _LENGTHS = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length", "n_ctx")
 
 
@@ -54,6 +55,7 @@ class HFModel(CausalLM):
     def __init__(self, hf: Any, context_length: int | None = None, activation_checkpointing: bool = False) -> None:
         super().__init__()
         self.hf = hf
+        self.is_half = any(p.dtype == torch.bfloat16 for p in hf.parameters())
         self._scale = _logit_scale(hf.config.get_text_config(decoder=True))
         n_vocab, d_model = self.head_weight.shape
         self.config = HFShape(type(hf).__name__, n_vocab, context_length_of(hf.config, context_length), d_model)
@@ -134,11 +136,20 @@ class HFModel(CausalLM):
         return states[0] if flat else states
 
     def _states(self, **inputs: Any) -> Tensor:
-        with self._compiled_blocks() if self._compiles() else nullcontext():
+        with self._compiled_blocks() if self._compiles() else nullcontext(), self._in_half():
             states = self.hf.base_model(use_cache=False, **inputs).last_hidden_state
+        device = states.device.type
+        if self.is_half and not torch.is_autocast_enabled(device):  # the final norm may be in fp32, the head not
+            states = states.to(self.head_weight.dtype)
         if getattr(self.hf.get_output_embeddings(), "bias", None) is not None:
             states = torch.cat((states, torch.ones_like(states[..., :1])), dim=-1)
         return states if self._scale == 1 else states * self._scale
+
+    def _in_half(self) -> AbstractContextManager[Any]:
+        """Autocast if weights are in bf16, which trained ones are not, and the caller has not chosen a precision."""
+        device = self.head_weight.device.type
+        wanted = self.is_half and not torch.is_autocast_enabled(device)
+        return torch.autocast(device, torch.bfloat16) if wanted else nullcontext()
 
     @contextmanager
     def _compiled_blocks(self) -> Iterator[None]:
@@ -165,18 +176,26 @@ class HFModel(CausalLM):
         first, second = ids[:8], torch.cat((ids[:4], ids[8:]))
         alone = [self.hidden_states(document[None])[0] for document in (first, second)]
         ours = torch.nn.functional.linear(alone[0], self.head_weight)
-        # Scaled by 1000: a soft cap does not change the small logits of random tokens measurably.
-        with _multiplied(self.hf.get_output_embeddings(), 1000):
-            large = self.hf(input_ids=first[None], use_cache=False).logits[0]
-        if not (_same(ours, self.hf(input_ids=first[None], use_cache=False).logits[0]) and _same(ours * 1000, large)):
+        with self._in_half():
+            logits = self.hf(input_ids=first[None], use_cache=False).logits[0]
+            # Scaled by 1000: a soft cap does not change the small logits of random tokens measurably.
+            with _multiplied(self.hf.get_output_embeddings(), 1000):
+                large = self.hf(input_ids=first[None], use_cache=False).logits[0]
+        tolerance = HALF_TOLERANCE if self.is_half else TOLERANCE
+        if not (_difference(ours, logits) <= tolerance and _difference(ours * 1000, large) <= tolerance):
             raise ConfigError(
                 f"model: {self.config.architecture} transforms its logits after the head (a soft cap or an unknown "
                 "scale), so its loss would be wrong; choose another model"
             )
-        self.layout_length, self.no_layouts = self._try_layouts(ids, (4, 3), alone)
+        expected = torch.cat((alone[0], alone[1][4:]))
+        if self.is_half:  # rounding differs less than documents that see each other
+            tolerance = _difference(self.hidden_states(ids[None])[0], expected) / 4
+        self.layout_length, self.no_layouts = self._try_layouts(ids, (4, 3), expected, tolerance)
         self.hf.train()  # transformers opens models in evaluation mode: no dropout, no activation checkpointing
 
-    def _try_layouts(self, ids: Tensor, lengths: Sequence[int], alone: Sequence[Tensor]) -> tuple[float, str | None]:
+    def _try_layouts(
+        self, ids: Tensor, lengths: Sequence[int], expected: Tensor, tolerance: float
+    ) -> tuple[float, str | None]:
         """Switch to our attention function if packed documents get the states they have alone.
 
         Returns the length of text up to which they do, and why longer ones do not.
@@ -188,8 +207,7 @@ class HFModel(CausalLM):
             register_attention(NAME, _attend)
             self.hf.set_attn_implementation(NAME)
             states = self.hidden_states(ids, positions, spy)
-            expected = torch.cat((alone[0], alone[1][4:]))
-            if not spy.shapes or not _same(states, expected):
+            if not spy.shapes or not _difference(states, expected) <= tolerance:
                 reason = "packed documents do not get the states that they have alone"
             elif len(spy.shapes) != max(spy.layers) + 1 or len(set(spy.shapes)) != 1:
                 reason = "its layers have different numbers of heads, or not all of them are attention"
@@ -302,5 +320,6 @@ def _logit_scale(config: Any) -> float:
     return getattr(config, "logit_scale", None) or 1.0
 
 
-def _same(a: Tensor, b: Tensor) -> bool:
-    return bool((a.float() - b.float()).norm() <= TOLERANCE * b.float().norm())
+def _difference(a: Tensor, b: Tensor) -> float:
+    """The relative difference of two tensors."""
+    return float((a.float() - b.float()).norm() / b.float().norm())

@@ -34,3 +34,10 @@ def choose_trainable(model: CausalLM, trainable: str) -> None:
     chosen_ids = {id(p) for p in chosen}
     for parameter in named.values() if trainable != "all" else ():
         parameter.requires_grad_(id(parameter) in chosen_ids)
+
+
+def train_in_fp32(model: CausalLM) -> None:
+    """Convert trained parameters to fp32; frozen ones keep the precision in which they were opened."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()

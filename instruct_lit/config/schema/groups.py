@@ -30,6 +30,12 @@ class ModelConfig:
     d_model: int | None = option(768, "Width of the residual stream (gpt2).", at_least=1)
     context_length: int | None = option(1024, "Longest sequence in tokens; hf: null is the model's own.", at_least=2)
     dropout: float = option(0.0, "Dropout probability in training.", at_least=0, below=1)
+    dtype: str = option(
+        "auto",
+        "Weights in memory that are not trained (hf); auto: bfloat16 on a GPU that computes in it, where they are "
+        "stored in it, else float32. Trained weights are in float32.",
+        choices=("auto", "float32", "bfloat16"),
+    )
     activation_checkpointing: bool = option(False, "Recompute activations in the backward pass to save memory.")
     lr: float = option(5e-5, "Learning rate that suits this model; the default of optimizer.lr.", at_least=0)
 
