@@ -28,7 +28,7 @@ def read_labels(path: Path, rows: Sequence[Mapping[str, Any]]) -> dict[Any, dict
 
     Raises: DataError, naming the line, for a record that is not a label or has the id of no row; for no labels at all.
     """
-    known = {row["id"]: row for row in rows}
+    known = {str(row["id"]): row for row in rows}  # the ids of a CSV file are texts
     found: dict[Any, dict[str, str]] = {}
     for place, record in read_records(path.expanduser()):
         if isinstance(record, DataError):  # such as a line that a crash has cut off
@@ -39,11 +39,11 @@ def read_labels(path: Path, rows: Sequence[Mapping[str, Any]]) -> dict[Any, dict
         valid = isinstance(number, int | str) and is_label(reviewer)
         if not valid or not (label is None or is_label(label)):
             raise DataError(f"{place}: not a label; give a record with id, label and reviewer")
-        row = known.get(number)
+        row = known.get(str(number))
         if row is None and "response" not in given:
             raise DataError(f"{place}: no response has the id {number!r:.60}")
         if row is not None and all(given.get(field, row.get(field)) == row.get(field) for field in MATCHED):
-            found.setdefault(number, {})[reviewer] = label
+            found.setdefault(row["id"], {})[reviewer] = label
     kept = {number: {who: label for who, label in by.items() if label is not None} for number, by in found.items()}
     kept = {number: by for number, by in kept.items() if by}
     if not kept:

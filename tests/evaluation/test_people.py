@@ -47,6 +47,9 @@ def test_labels_are_read_and_bad_ones_refused(tmp_path: Path) -> None:
     first = {"id": 3, "label": "wrong", "reviewer": "ann"}
     labels = [first, {**first, "label": "right", "note": "x"}, {"id": 4, "label": "rude"}]
     assert read_labels(written(*labels), rows) == {3: {"ann": "right"}, 4: {"reviewer": "rude"}}
+    table = tmp_path / "labels.csv"  # of a spreadsheet
+    table.write_text("id,label,reviewer\n3,right,ann\n4,wrong,ann\n")
+    assert read_labels(table, rows) == {3: {"ann": "right"}, 4: {"ann": "wrong"}}
     # Of another model's response to the same instruction, of another file, and one that is withdrawn.
     others = [
         {**first, "reviewer": "bob", "response": "b"},
