@@ -1,7 +1,8 @@
-"""What the loggers of a run get beside the curves, each in its own form, and two loggers beside Lightning's own."""
+"""What the loggers of a run get beside the curves, each in its own form, and three loggers beside Lightning's own."""
 
 from __future__ import annotations
 
+import os
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -27,6 +28,14 @@ class TensorBoard(TensorBoardLogger):
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         left_out = ("epoch", "test/", "val/") if self.fitted else ("epoch", "test/")
         super().log_metrics({name: value for name, value in metrics.items() if not name.startswith(left_out)}, step)
+
+
+class Comet(CometLogger):
+    """Lightning's logger, which can also log offline: with its own `online=False` it disables the experiment."""
+
+    def __init__(self, online: bool = True, **given: Any) -> None:
+        os.environ["COMET_START_ONLINE"] = str(online)
+        super().__init__(**given)
 
 
 class Trackio(Logger):

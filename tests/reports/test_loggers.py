@@ -1,6 +1,7 @@
 """Every logger gets curves, configuration, sample answers, the plot and the final metrics, each in its own form."""
 
 import json
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -95,3 +96,16 @@ def test_trackio_on_this_machine(logged: Callable, tmp_path: Path) -> None:
         config: Any = connection.execute("select config from configs where run_name='mine'").fetchone()
     assert sum("train/loss" in row for row in rows) == 5 and any("test/exact_match" in row for row in rows)
     assert any("answers/0" in row for row in rows) and "optimizer.betas" in str(config[0])
+
+
+def test_comet_offline(logged: Callable) -> None:
+    pytest.importorskip("comet_ml")
+    (archive,) = (logged("comet", "logger.comet.online=false") / "run").glob("*.zip")
+    with zipfile.ZipFile(archive) as files:
+        records = [json.loads(line) for line in files.read("messages.json").splitlines()]
+    found = {kind: [r["payload"] for r in records if r["type"] == kind] for kind in ("metric_msg", "file_upload")}
+    points = [(p["metric"]["metricName"], p["metric"].get("step")) for p in found["metric_msg"]]
+    assert [step for name, step in points if name == "train/loss"] == [1, 2, 3, 4, 5]
+    assert ("test/exact_match", 5) in points
+    assert "optimizer.betas" in str([record for record in records if record["type"] == "parameter_msg"])
+    assert {"text-sample", "visualization"} <= {upload["upload_type"] for upload in found["file_upload"]}
