@@ -225,15 +225,17 @@ def write_page(path: Path, evaluation: Mapping[str, Any], rows: Sequence[Row]) -
             -row.get("loss", 0.0),
         )
 
-    leaks = evaluation.get("leaks")
+    leaks, changes = evaluation.get("leaks"), evaluation.get("changes", ())
+    alone = [change for change in changes if "change" not in change]  # the others have a table of their own
     by = {field: {v: numbers[first] for v, numbers in of.items()} for field, of in evaluation["by"].items()}
     pages.write_page(
         path,
         "evaluation.html.jinja",
         source=evaluation["run"] or evaluation["responses"],
         subject=subject(evaluation),
-        lines=lines(evaluation),
-        changes=[change for change in evaluation.get("changes", ()) if "change" in change],
+        lines=lines({**evaluation, "changes": alone, "by": {}}),
+        of_categories=lines({"metrics": {first: None}, "by": evaluation["by"]})[1:],
+        changes=[change for change in changes if "change" in change],
         leaks=leaks,
         leak_counts=leak_counts(leaks) if leaks else {},
         judge=evaluation.get("judge"),

@@ -89,7 +89,7 @@ def loss_curves(history: Sequence[Mapping[str, Any]], best_step: int | None) -> 
     if train:
         steps, losses = zip(*train, strict=True)
         axes.plot(steps, losses, color=BLUE, alpha=0.25, linewidth=1)
-        axes.plot(steps, _smooth(losses), color=BLUE, label="training, smoothed")
+        axes.plot(steps, _smooth(losses), "o-" if len(train) == 1 else "-", color=BLUE, label="training, smoothed")
     if val:
         axes.plot(*zip(*val, strict=True), "o-", color=ORANGE, markersize=4, label="validation")
     marked = [point for point in val if best_step in (None, point[0])]
