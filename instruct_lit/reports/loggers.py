@@ -16,7 +16,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from instruct_lit.optional_imports import load
 from instruct_lit.reports.metrics import quantity
 
-BEST = "with_best_weights/"  # before the names of final metrics in TensorBoard, which sorts charts by name
+BEST = "with_best_weights/"  # before what is logged at the end: TensorBoard sorts charts and images by name
 
 
 class TensorBoard(TensorBoardLogger):
@@ -163,7 +163,7 @@ def _log_image(logger: Logger, title: str, path: Path, step: int) -> None:
     if isinstance(logger, TensorBoardLogger):
         from matplotlib.image import imread
 
-        logger.experiment.add_image(title, imread(path)[:, :, :3], step, dataformats="HWC")
+        logger.experiment.add_image(f"{BEST}plot of the {title}", imread(path)[:, :, :3], step, dataformats="HWC")
     elif isinstance(logger, WandbLogger):
         logger.log_image(title, [str(path)])
     elif isinstance(logger, MLFlowLogger):

@@ -134,7 +134,7 @@ def open_page(
         _, url, _ = page.launch(
             server_name=host, server_port=usable_port(host, port), share=False, quiet=True, ssr_mode=False,
             auth=("arena", password) if password else None, prevent_thread_lock=True, footer_links=[],
-            theme=gr.themes.Soft(font=_FONT, font_mono=["ui-monospace", "monospace"]),
+            theme=gr.themes.Soft(primary_hue="blue", font=_FONT, font_mono=["ui-monospace", "monospace"]),
             app_kwargs={"middleware": middleware},
         )  # fmt: skip
     except OSError as error:

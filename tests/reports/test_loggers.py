@@ -52,7 +52,9 @@ def test_tensorboard_has_the_curves_of_the_training_and_compares_settings_that_m
     assert shown["optimizer.lr"].number_value > 0 and shown["data.mask_prompt"].string_value == "True"
     assert shown["model.n_layers"].number_value == 2 and shown["seed"].number_value == 123
     assert not [key for key in shown if "_target_" in key or "path" in key or "dir" in key]
-    assert "test/loss" in str(events.Tensors("results/text_summary")[0]) and events.Tags()["images"] == ["loss"]
+    assert "test/loss" in str(events.Tensors("results/text_summary")[0]) and events.Tags()["images"] == [
+        f"{BEST}plot of the loss"
+    ]
 
 
 def test_csv_has_the_configuration_and_all_metrics(logged: Callable) -> None:
