@@ -24,6 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks import matrix
+
 ROOT = Path(__file__).resolve().parents[1]
 LONGEST_S = 60  # of a row
 SHORTEST_S = 8  # left, for which a row is started
@@ -41,6 +43,14 @@ SHAPES: dict[str, tuple[int, int, int, int, int, int, bool]] = {
     "smollm2-135m": (576, 1536, 30, 9, 3, 49152, True),
     "llama-8b": (4096, 14336, 32, 32, 8, 128256, False),
 }
+OURS, WRAPPED = "ours packed+prefix bf16 compiled", "trl bf16 wrapped liger"
+RATIOS = [
+    (f"llama-1b, {OURS}", f"llama-1b, {WRAPPED}"),
+    (f"llama-1b, {OURS} lora", f"llama-1b, {OURS}"),
+    (f"llama-1b, {OURS} lora", f"llama-1b, {WRAPPED} lora frozen"),
+    ("gpt2, answers of 110, ours bf16", "gpt2, answers of 110, hf generate bf16 110"),
+    ("gpt2, answers of 110, ours bf16", "gpt2, answers of 110, ours bf16 eager"),
+]
 TINY = (64, 128, 2, 4, 2, 50304, True)
 
 
@@ -66,7 +76,8 @@ def rows(device: str, folder: Path) -> Iterator[Row]:
     def training(model: str, system: str, target: str = "", data: str = "answers", batch: int = 32) -> Row:
         size = ["--batch-size", "4", "--warm-up", "1", "--steps", "1"] if tiny else ["--batch-size", str(batch)]
         steps = [] if tiny else ["--warm-up", "16", "--steps", "10"]
-        command = [*python, "benchmarks.training", "--system", system, "--model", f"hf:{folder / model}"]
+        there = system.replace(" compiled", "").replace(" liger", "") if tiny else system
+        command = [*python, "benchmarks.training", "--system", there, "--model", f"hf:{folder / model}"]
         options = ["--device", device, "--data", str(folder / f"{data}.json"), *size, *steps]
         return Row(f"{model}, {system}", [*command, *options], target)
 
@@ -78,17 +89,15 @@ def rows(device: str, folder: Path) -> Iterator[Row]:
         data = ["--data", str(folder / "book.json")]
         return Row(f"{model}, answers of {n_rows}, {system}", [*command, *data, *sum(options, ())], target)
 
-    ours, wrapped = "ours packed+prefix bf16" + " compiled" * (not tiny), "trl bf16 wrapped liger"
-    yield training("llama-1b", ours, "≥ 1.35 × TRL wrapped, at most its memory, ≥ 55 % of the matrix rate")
-    yield training("llama-1b", wrapped)
+    yield training("llama-1b", OURS, "≥ 1.35 × TRL wrapped, at most its memory, ≥ 55 % of the matrix rate")
+    yield training("llama-1b", WRAPPED)
     yield answering("gpt2", "ours bf16", 110, 110, "≥ 20,000 tokens/s, ≥ 15 × generate")
     yield answering("gpt2", "hf generate bf16 110", 110, 110)
     yield answering("llama-1b", "ours bf16", 64, 64, "≥ 8,000 tokens/s")
     yield answering("gpt2", "ours bf16", 1, 8, "≥ 400 tokens/s")
-    if not tiny:
-        yield training("llama-1b", "ours packed+prefix bf16")
-    yield training("llama-1b", f"{ours} lora", "≥ 1.3 × all weights, ≥ 1.5 × TRL's LoRA")
-    yield training("llama-1b", "trl bf16 wrapped liger lora frozen")
+    yield training("llama-1b", "ours packed+prefix bf16")
+    yield training("llama-1b", f"{OURS} lora", "≥ 1.3 × all weights, ≥ 1.5 × TRL's LoRA")
+    yield training("llama-1b", f"{WRAPPED} lora frozen")
     yield Row(
         "matrix products",
         [*python, "benchmarks.training", "--system", "matrix products", "--model", f"hf:{folder / 'llama-1b'}",
@@ -103,16 +112,16 @@ def rows(device: str, folder: Path) -> Iterator[Row]:
             f"trainer.accelerator={'cpu' if tiny else 'gpu'}", f"paths.cache={folder / 'cache'}",
         ]  # fmt: skip
         yield Row(f"{model}, first step", [*python, "benchmarks.startup", *of_run, *size], f"within {limit}")
-    yield training("smollm2-135m", ours, "≥ 5 × 174.6 examples/s")
-    yield training("smollm2-135m", f"{ours} lora", "≥ 5 × 90.2 examples/s")
+    yield training("smollm2-135m", OURS, "≥ 5 × 174.6 examples/s")
+    yield training("smollm2-135m", f"{OURS} lora", "≥ 5 × 90.2 examples/s")
     yield training("llama-8b", "ours packed+prefix bf16 lora", "batch 16 of 512 tokens fits 80 GB", "long", 16)
     yield answering("gpt2", "hf generate bf16 110 compiled", 110, 110)
     yield answering("llama-1b", "hf generate bf16 64 compiled", 64, 64)
     yield answering("gpt2", "ours bf16 eager", 110, 110)
     yield answering("gpt2", "vllm bf16", 110, 110)
     yield training("llama-1b", "trl bf16 liger")
-    yield training("smollm2-135m", wrapped)
-    yield training("smollm2-135m", "trl bf16 wrapped liger lora frozen")
+    yield training("smollm2-135m", WRAPPED)
+    yield training("smollm2-135m", f"{WRAPPED} lora frozen")
     yield answering("gpt2", "hf generate bf16 110 static", 110, 110)
     yield answering("llama-1b", "hf generate bf16 64", 64, 64)
 
@@ -179,7 +188,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def summary(folder: Path) -> str:
-    """The results as a table, with the ratios that the targets name."""
+    """The results as a table, and the ratios that the targets name."""
     results = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
     speeds = {r["row"]: r.get("examples_per_s") or r.get("tokens_per_s") for r in results}
     lines = ["| row | result | peak GB | took, s | target |", "|---|---|---|---|---|"]
@@ -196,6 +205,13 @@ def summary(folder: Path) -> str:
             shown = ": ".join(filter(None, (result["status"], result.get("last_line"))))
         peak = f"{result['peak_bytes'] / 1e9:.1f}" if "peak_bytes" in result else ""
         lines.append(f"| {result['row']} | {shown} | {peak} | {result.get('seconds', '')} | {result['target']} |")
+    for one, other in RATIOS:
+        if speeds.get(one) and speeds.get(other):
+            lines.append(f"{one} : {other} = {speeds[one] / speeds[other]:.2f}")
+    rate, trained = next((r["bf16"] for r in results if "bf16" in r), None), f"llama-1b, {OURS}"
+    if rate and speeds.get(trained) and (folder / "work").is_dir():
+        need = matrix.need_of(folder / "work" / "answers.json", f"hf:{folder / 'work' / 'llama-1b'}", 32)
+        lines.append(f"{trained}: {speeds[trained] * need.flops / rate:.0%} of the matrix rate")
     return "\n".join(lines)
 
 
