@@ -133,6 +133,15 @@ def test_a_cancelled_row_changes_no_other(model: CausalLM, tokenizer: GPT2Tokeni
     assert [requests[i].ids for i in (0, 2, 3, 4)] == [expected[i][0] for i in (0, 2, 3, 4)]
 
 
+@pytest.mark.gpu
+def test_steps_are_recorded_on_a_gpu(model: CausalLM, tokenizer: GPT2Tokenizer) -> None:
+    engine = Engine(copy.deepcopy(model).cuda(), tokenizer, make_loops=[decode_loop])
+    for settings in (SamplingSettings(20), SamplingSettings(20, 0.8, 50, 0.9, 1.2)):
+        engine.generate(prompts(5), settings)
+    loop = engine._loop
+    assert isinstance(loop, DeviceLoop) and loop.with_graphs and len(loop._graphs) == 2
+
+
 class OnDevice(TorchDispatchMode):
     """Every operation works on tensors of the device alone: one on the host would have to be copied, and waited for."""
 

@@ -89,8 +89,9 @@ def nucleus(logits: Tensor, temperature: Tensor, top_k: Tensor | None = None, to
 
     Of equally likely tokens at a cut-off the lower ids are kept; the most likely token is always kept.
     """
-    greatest = logits.amax(-1, keepdim=True)  # subtracted first, so that no quotient overflows
-    probabilities = ((logits - greatest) / temperature).masked_fill(logits == greatest, 0.0).softmax(-1)
+    # The greatest logit is subtracted first, so that no quotient overflows; of infinite ones the difference is NaN.
+    quotients = (logits - logits.amax(-1, keepdim=True)).div_(temperature).nan_to_num_(0.0, neginf=-torch.inf)
+    probabilities = quotients.softmax(-1)
     if top_k is None or top_p is None:
         return probabilities
     ordered, ids = probabilities.sort(dim=-1, descending=True, stable=True)
