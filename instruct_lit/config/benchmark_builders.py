@@ -22,6 +22,7 @@ from instruct_lit.errors import InstructLitError
 from instruct_lit.evaluation.answer_cache import AnswerCache
 from instruct_lit.evaluation.leaks import training_questions
 from instruct_lit.evaluation.remote_model import RemoteModel
+from instruct_lit.evaluation.vllm_engine import VLLMEngine
 from instruct_lit.suites.evaluated_model import EvaluatedModel
 from instruct_lit.suites.suite import RunRequest, Suite
 
@@ -77,14 +78,21 @@ def evaluated_models(config: DictConfig) -> Iterator[EvaluatedModel | RemoteMode
             if model is base and key in seen:
                 continue  # two runs with the same base
             seen.add(key)
-            model.to(best_device())
-            cache = AnswerCache(Path(config.paths.cache) / "benchmark" / f"{key}.jsonl")
+            vllm = None
+            if config.engine == "vllm" and model is opened.model:
+                vllm = VLLMEngine(model, opened.tokenizer, opened.directory)
+            else:
+                model.to(best_device())
+            of_engine = "" if vllm is None else f"-{vllm.dtype.replace(' ', '-')}"
+            cache = AnswerCache(Path(config.paths.cache) / "benchmark" / f"{key}{of_engine}.jsonl")
             for mode in its_modes:
                 template, tokenizer = opened.template, opened.tokenizer
                 if mode == "off":
                     template, tokenizer = BARE, tokenizer.without_markup()
                 yield EvaluatedModel(
-                    model, tokenizer, template, cache, settings.max_rows, run=run, label=name, mode=mode
+                    model, tokenizer, template, cache, settings.max_rows, run=run, label=name, mode=mode, vllm=vllm
                 )
+            if vllm is not None:
+                vllm.close()
     if config.endpoint.url is not None:
         yield remote_model_of(config)

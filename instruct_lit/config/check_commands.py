@@ -30,6 +30,7 @@ def check_command(command: str, config: Any) -> None:
 def _evaluate(config: Any) -> Iterator[Relation]:
     compare = config.compare
     yield from _endpoint(config.endpoint)
+    yield from _vllm(config)
     of_models = None if config.run is None and config.endpoint.url is None else True
     n_given = sum(given is not None for given in (of_models, config.responses, compare))
     yield n_given != 1, "run=…, responses=… or compare=[…,…]", "give exactly one of the three"
@@ -52,8 +53,18 @@ def _evaluate(config: Any) -> Iterator[Relation]:
         yield from judge_relations(config.judge, several, pairwise=len(compare or ()) == 2)
 
 
+def _vllm(config: Any) -> Iterator[Relation]:
+    if config.engine == "vllm":
+        yield config.run is None, "engine=vllm", f"it computes with {FINISHED}; give run=…"
+        if not optional_imports.installed("vllm"):
+            yield optional_imports.message("vllm", "engine=vllm", "vllm")
+
+
 def _benchmark(config: Any) -> Iterator[Relation]:
     settings, suite = config.benchmark, config.suite
+    yield from _vllm(config)
+    through_api = config.engine == "vllm" and suite.system not in ("lm_eval", "mt_bench", "arena_hard")
+    yield through_api, "engine=vllm", f"suite={suite.name} asks through an API; give engine=own"
     is_arena = suite.system == "arena"
     unrated = is_arena and not suite.options.get("battles")
     yield unrated, "suite.options.battles=…", "give a file of battles, as `python -m instruct_lit.arena` writes it"

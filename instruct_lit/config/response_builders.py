@@ -99,22 +99,32 @@ def generated_responses(config: DictConfig, run: str) -> Responses:
     from instruct_lit.config.data_builders import data_of_run
     from instruct_lit.config.provenance import weights_sha256
     from instruct_lit.core.generation.engine import Engine
+    from instruct_lit.core.generation.responses import answer
     from instruct_lit.core.model.causal import best_device
     from instruct_lit.core.training.answers import answer_split
     from instruct_lit.evaluation.answer_cache import AnswerCache, CachedResponses
     from instruct_lit.evaluation.losses import response_losses
+    from instruct_lit.evaluation.vllm_engine import VLLMEngine
 
     of_run: Any = OmegaConf.merge(config, {"run": run})
     with build.weights_as_stored():
         opened = build.open_run(of_run)
     data = data_of_run(of_run, opened)
     cache = AnswerCache(Path(config.paths.cache) / "answers" / f"{weights_sha256(opened.model)[:16]}.jsonl")
-    opened.model.to(best_device())
-    engine = Engine(opened.model, data.tokenizer, **build.engine_options(config))
     title, sampling = f"responses to the {config.split} split", build.sampling_of(config)
-    known = CachedResponses(cache, engine, sampling, data.template)
-    rows = answer_split(engine, data, config.split, config.n_responses, sampling, title, known=known)
-    store, _ = data.examples_of(config.split)
+    store, indices = data.examples_of(config.split)
+    if config.engine == "vllm":
+        vllm = VLLMEngine(opened.model, data.tokenizer, opened.directory)
+        examples = [(int(i), store.example(int(i)), store[i].prompt_ids) for i in indices[: config.n_responses]]
+        known = CachedResponses(cache, vllm, sampling, data.template)
+        rows = answer(vllm, data.template, examples, sampling, known=known)
+        vllm.close()
+        opened.model.to(best_device())
+    else:
+        opened.model.to(best_device())
+        engine = Engine(opened.model, data.tokenizer, **build.engine_options(config))
+        known = CachedResponses(cache, engine, sampling, data.template)
+        rows = answer_split(engine, data, config.split, config.n_responses, sampling, title, known=known)
     references = [store[row["id"]] for row in rows]
     with tqdm(total=len(rows), desc="loss of the reference responses", unit="example", file=sys.stdout) as bar:
         losses = response_losses(opened.model, opened.tokenizer, references, bar.update)

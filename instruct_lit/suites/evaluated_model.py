@@ -20,13 +20,16 @@ from instruct_lit.suites.scoring import Pair, Score, log_likelihoods
 if TYPE_CHECKING:
     from tqdm import tqdm
 
+    from instruct_lit.evaluation.vllm_engine import VLLMEngine
+
 
 @dataclass
 class EvaluatedModel:
     """A model under evaluation with its tokenizer, its template and the cache of its responses.
 
     `template` renders prompts of tasks in chat form (`mode` on), its suffix ends a response. `n_cut` counts requests
-    whose prompt was truncated from the left. `run` and `label` name the model in reports.
+    whose prompt was truncated from the left. `run` and `label` name the model in reports. `vllm` computes in place of
+    `model`.
     """
 
     model: CausalLM
@@ -39,6 +42,7 @@ class EvaluatedModel:
     run: str = ""
     label: str = ""
     mode: str = "off"
+    vllm: VLLMEngine | None = None
 
     def __post_init__(self) -> None:
         self.encode = lru_cache(maxsize=1024)(lambda text: tuple(self.tokenizer.encode(text)))
@@ -64,7 +68,12 @@ class EvaluatedModel:
             )
             self._advance(len(new))
 
-        scores = log_likelihoods(self.model, [pairs[i] for i in missing], on_scored=keep)
+        waiting = [pairs[i] for i in missing]
+        if self.vllm is None:
+            scores = log_likelihoods(self.model, waiting, on_scored=keep)
+        else:
+            scores = [Score(*found) for found in self.vllm.log_likelihoods(waiting)]
+            keep(dict(enumerate(scores)))
         found |= dict(zip(missing, scores, strict=True))
         return [found[i] for i in range(len(pairs))]
 
@@ -76,7 +85,8 @@ class EvaluatedModel:
         fitted = list(map(self.fit, prompts, settings))
         # Sorted, so that common prefixes are prefilled together.
         waiting = sorted((i for i in range(len(prompts)) if i not in found), key=lambda i: fitted[i][0])
-        engine, by_number = Engine(self.model, self.tokenizer, self.max_rows), dict(enumerate(waiting))
+        engine = self.vllm or Engine(self.model, self.tokenizer, self.max_rows)
+        engine.tokenizer, by_number = self.tokenizer, dict(enumerate(waiting))
 
         def keep(request: Any) -> None:
             i = by_number[request.number]

@@ -12,6 +12,7 @@ from instruct_lit.config.schema.options import group, option, progress_option, s
 
 SPLITS = ("train", "val", "test")
 FORMATS = ("table", "csv", "markdown", "latex", "json")
+ENGINE = "What computes: this program, or vLLM in this process, where it is installed."
 FORMAT = "Form of the figures on standard output; other than table, everything else goes to standard error."
 
 
@@ -103,6 +104,7 @@ class EvaluateConfig:
     endpoint: EndpointConfig = group(EndpointConfig, "A model behind an API, beside run or in its place.")
     response_field: str = option("response", "Field of the response in that file.")
     metrics: list[str] = option([], "Names of instruct_lit.evaluation.metrics; the first is returned to a sweep.")
+    engine: str = option("own", ENGINE, choices=("own", "vllm"))
     check_function: str | None = option(
         None, "Python file with check(record), a further check of responses.", exists="file"
     )
@@ -166,6 +168,7 @@ class BenchmarkConfig:
     run: Any = option(None, "One model or a list: run folder, bundle or Hugging Face directory.", exists="run")
     endpoint: EndpointConfig = group(EndpointConfig, "A model behind an API, beside run or in its place.")
     suite: SuiteConfig = group(SuiteConfig, "The benchmark.")
+    engine: str = option("own", ENGINE, choices=("own", "vllm"))
     benchmark: RunConfig = group(RunConfig, "How it is run.")
     judge: JudgeConfig | None = option(None, "The judge of mt_bench and arena_hard.")
     format: str = option("table", FORMAT, choices=FORMATS)
