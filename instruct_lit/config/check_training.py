@@ -56,6 +56,9 @@ def _model_relations(config: Any) -> Iterator[Relation]:
     known = model.context_length if model.kind == "hf" or not path else None
     too_long = known is not None and max_length is not None and max_length > known
     yield too_long, "data.max_length", f"the model's context is {known} tokens (model.context_length)"
+    every = model.activation_checkpointing
+    key = f"model.activation_checkpointing={every}"
+    yield not isinstance(every, int) or every < 0, key, "true, false, or n for every n-th block"
     if model.kind == "hf":
         yield not path, "model.path", "give a hub id or a folder (model=hf)"
         ggufs = sorted(file.name for file in folder.glob("*.gguf")) if folder else []

@@ -94,7 +94,7 @@ def load_hf(
     pretrained: bool = True,
     context_length: int | None = None,
     dropout: float = 0.0,
-    activation_checkpointing: bool = False,
+    activation_checkpointing: int = False,
     n_bits: int | None = None,
     seed: int = 0,
     dtype: torch.dtype | None = torch.float32,

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -21,11 +21,14 @@ from torch import Tensor
 from instruct_lit.core.model.attention import AttentionLayout, PackedDocuments
 from instruct_lit.core.model.causal import CausalLM
 from instruct_lit.errors import ConfigError
+from instruct_lit.hf.blocks import checkpointed, forward_selected
 from instruct_lit.hf.compat_transformers import attention_name, register_attention, sdpa_attention
+from instruct_lit.hf.probe import NotSupportedError, Spy, difference, multiplied
 
 NAME = "instruct_lit"  # of our attention function in transformers' registry
 TOLERANCE = 1e-4  # relative difference in fp32 up to which two results count as equal
 HALF_TOLERANCE = 0.02  # of logits in half precision; a soft cap or a scale changes them many times as much
+_Layout = tuple[AttentionLayout, bool, Tensor | None]
 _LENGTHS = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length", "n_ctx")
 
 
@@ -52,20 +55,18 @@ class HFModel(CausalLM):
         ConfigError: the model transforms its logits after the head.
     """
 
-    def __init__(self, hf: Any, context_length: int | None = None, activation_checkpointing: bool = False) -> None:
+    def __init__(self, hf: Any, context_length: int | None = None, activation_checkpointing: int = False) -> None:
         super().__init__()
         self.hf = hf
+        self._selects = False  # whether the last block can compute selected tokens only
         self.is_half = any(p.dtype == torch.bfloat16 for p in hf.parameters())
         self._scale = _logit_scale(hf.config.get_text_config(decoder=True))
         n_vocab, d_model = self.head_weight.shape
         self.config = HFShape(type(hf).__name__, n_vocab, context_length_of(hf.config, context_length), d_model)
         self._probe()
         self._noise_embeddings()
-        if activation_checkpointing:
-            if hasattr(hf, "activation_checkpointing_enable"):
-                hf.activation_checkpointing_enable()
-            else:  # its name before transformers 6 was prepared
-                hf.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        for block in self.blocks[::activation_checkpointing] if activation_checkpointing else ():
+            block.forward = partial(checkpointed, block, block.forward)
 
     def _noise_embeddings(self) -> None:
         embedding = self.hf.get_input_embeddings()
@@ -116,10 +117,15 @@ class HFModel(CausalLM):
         layout: AttentionLayout | None = None,
         index: Tensor | None = None,
     ) -> Tensor:
-        states = self._all_states(input_ids, position_ids, layout)
-        return states if index is None else states.flatten(0, -2).index_select(0, index)
+        selects = self._selects and layout is not None and not self._compiles()
+        states = self._all_states(input_ids, position_ids, layout, index if selects else None)
+        if index is None:
+            return states
+        return states.flatten(0, -2) if selects else states.flatten(0, -2).index_select(0, index)
 
-    def _all_states(self, input_ids: Tensor, position_ids: Tensor | None, layout: AttentionLayout | None) -> Tensor:
+    def _all_states(
+        self, input_ids: Tensor, position_ids: Tensor | None, layout: AttentionLayout | None, index: Tensor | None
+    ) -> Tensor:
         if layout is None:
             return self._states(input_ids=input_ids)
         assert self.layout_length > 0, self.no_layouts
@@ -131,7 +137,7 @@ class HFModel(CausalLM):
         # transformers passes a mask of four axes unchanged, so it makes none; the layout masks.
         unused = torch.empty(1, 1, 1, 1, device=input_ids.device)
         states = self._states(
-            input_ids=input_ids, position_ids=position_ids, attention_mask=unused, layout=(layout, flat)
+            input_ids=input_ids, position_ids=position_ids, attention_mask=unused, layout=(layout, flat, index)
         )
         return states[0] if flat else states
 
@@ -158,14 +164,18 @@ class HFModel(CausalLM):
         assert self.compiler is not None
         if _attention is _attend_in_layout:
             _attention = torch.compiler.disable(_attend_in_layout)
-        blocks = list(self.blocks)
-        for block in blocks:
+        saved = [(block, vars(block).pop("forward", None)) for block in self.blocks]
+        for block, forward in saved:
             block.forward = partial(self.compiler(type(block).forward), block)
+            if isinstance(forward, partial) and forward.func is checkpointed:
+                block.forward = partial(checkpointed, block, block.forward)
         try:
             yield
         finally:
-            for block in blocks:
+            for block, forward in saved:
                 del block.forward
+                if forward is not None:
+                    block.forward = forward
 
     @torch.no_grad()
     def _probe(self) -> None:
@@ -179,17 +189,17 @@ class HFModel(CausalLM):
         with self._in_half():
             logits = self.hf(input_ids=first[None], use_cache=False).logits[0]
             # Scaled by 1000: a soft cap does not change the small logits of random tokens measurably.
-            with _multiplied(self.hf.get_output_embeddings(), 1000):
+            with multiplied(self.hf.get_output_embeddings(), 1000):
                 large = self.hf(input_ids=first[None], use_cache=False).logits[0]
         tolerance = HALF_TOLERANCE if self.is_half else TOLERANCE
-        if not (_difference(ours, logits) <= tolerance and _difference(ours * 1000, large) <= tolerance):
+        if not (difference(ours, logits) <= tolerance and difference(ours * 1000, large) <= tolerance):
             raise ConfigError(
                 f"model: {self.config.architecture} transforms its logits after the head (a soft cap or an unknown "
                 "scale), so its loss would be wrong; choose another model"
             )
         expected = torch.cat((alone[0], alone[1][4:]))
         if self.is_half:  # rounding differs less than documents that see each other
-            tolerance = _difference(self.hidden_states(ids[None])[0], expected) / 4
+            tolerance = difference(self.hidden_states(ids[None])[0], expected) / 4
         self.layout_length, self.no_layouts = self._try_layouts(ids, (4, 3), expected, tolerance)
         self.hf.train()  # transformers opens models in evaluation mode: no dropout, no activation checkpointing
 
@@ -201,13 +211,13 @@ class HFModel(CausalLM):
         Returns the length of text up to which they do, and why longer ones do not.
         """
         before = attention_name(self.hf)
-        spy = _Spy(lengths, prefix_length=4)
+        spy = Spy(lengths, prefix_length=4)
         positions = torch.tensor([0, 1, 2, 3, 4, 5, 6, 7, 4, 5, 6], device=ids.device)
         try:
             register_attention(NAME, _attend)
             self.hf.set_attn_implementation(NAME)
             states = self.hidden_states(ids, positions, spy)
-            if not spy.shapes or not _difference(states, expected) <= tolerance:
+            if not spy.shapes or not difference(states, expected) <= tolerance:
                 reason = "packed documents do not get the states that they have alone"
             elif len(spy.shapes) != max(spy.layers) + 1 or len(set(spy.shapes)) != 1:
                 reason = "its layers have different numbers of heads, or not all of them are attention"
@@ -218,67 +228,51 @@ class HFModel(CausalLM):
                     self.config.architecture, self.config.n_vocab, self.config.context_length, self.config.d_model,
                     len(spy.shapes), n_heads, d_head,
                 )  # fmt: skip
+                self._try_selection(ids, positions, lengths, expected, tolerance, spy.attention)
                 window = spy.window or getattr(text, "attention_chunk_size", None) or math.inf
                 if window >= self.config.context_length:
                     return math.inf, None
                 return window, f"its layers attend to the last {window} tokens only"
-        except _NotSupported as error:
+        except NotSupportedError as error:
             reason = str(error)
         except Exception as error:  # unknown code may reject the arguments in any way
             reason = f"its code does not support them ({type(error).__name__}: {' '.join(str(error).split())[:120]})"
         self.hf.set_attn_implementation(before)
         return 0, reason
 
-
-class _NotSupported(Exception):
-    """An attention other than softmax(q·kᵀ/√D)·v over what a layout lets a query see."""
-
-
-@dataclass
-class _Spy:
-    """A packed layout that records the arguments of the attention function."""
-
-    lengths: Sequence[int]
-    prefix_length: int
-    shapes: list[tuple[int, int]] = field(default_factory=list)
-    layers: set[int] = field(default_factory=set)
-    window: int | None = None
-
-    def __post_init__(self) -> None:
-        self.documents = PackedDocuments(self.lengths, self.prefix_length)
-
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
-        self.shapes.append((k.shape[-2], k.shape[-1]))
-        self.layers.add(layer)
-        return self.documents.attend(layer, q, k, v, dropout)
-
-
-@contextmanager
-def _multiplied(module: torch.nn.Module, factor: float) -> Iterator[None]:
-    """Multiply the output of a module."""
-    hook = module.register_forward_hook(lambda module, inputs, output: output * factor)
-    try:
-        yield
-    finally:
-        hook.remove()
+    def _try_selection(
+        self, ids: Tensor, positions: Tensor, lengths: Sequence[int], expected: Tensor, tolerance: float, attention: Any
+    ) -> None:
+        """Let the last block compute selected tokens only after its attention, if their states stay the same."""
+        last, index = self.blocks[-1], torch.tensor([3, 5, 5, 10], device=ids.device)
+        last.forward = partial(forward_selected, type(last).forward, last, attention)
+        self._selects = True
+        try:
+            states = self.hidden_states(ids, positions, PackedDocuments(lengths, 4), index)
+            self._selects = states.shape == (4, expected.shape[-1]) and difference(states, expected[index]) <= tolerance
+        except Exception:  # code that expects all tokens behind the last block
+            self._selects = False
+        if not self._selects:
+            del last.forward
 
 
 def _attend(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
-    scaling: float | None = None, dropout: float = 0.0, layout: tuple[AttentionLayout, bool] | None = None,
-    **options: Any,
+    scaling: float | None = None, dropout: float = 0.0, layout: _Layout | None = None, **options: Any,
 ) -> tuple[Tensor, None]:  # fmt: skip
     """The attention function for transformers' registry: `query` `(B, H, T, D)` in, `(B, T, H, D)` out.
 
-    `layout` is the layout and whether its tokens are one flat axis `(N,)`.
+    `layout` is the layout, whether its tokens are one flat axis `(N,)`, and what the last block selects of them.
     """
     if layout is None:
         return sdpa_attention(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **options)
     for name, what in (("softcap", "soft-caps"), ("s_aux", "adds sinks to"), ("position_bias", "adds a bias to")):
         if options.get(name) is not None:
-            raise _NotSupported(f"it {what} its attention scores")
-    if isinstance(layout[0], _Spy) and options.get("sliding_window"):
-        layout[0].window = min(options["sliding_window"], layout[0].window or options["sliding_window"])
+            raise NotSupportedError(f"it {what} its attention scores")
+    if isinstance(layout[0], Spy):
+        layout[0].attention = module
+        if options.get("sliding_window"):
+            layout[0].window = min(options["sliding_window"], layout[0].window or options["sliding_window"])
     q, k, v = (x.transpose(1, 2) for x in (query, key, value))
     d_head = q.shape[-1]
     if scaling is not None and scaling != d_head**-0.5:
@@ -289,11 +283,9 @@ def _attend(
     return _attention(module, q, k, v, dropout, layout), None
 
 
-def _attend_in_layout(
-    module: Any, q: Tensor, k: Tensor, v: Tensor, dropout: float, layout: tuple[AttentionLayout, bool]
-) -> Tensor:
+def _attend_in_layout(module: Any, q: Tensor, k: Tensor, v: Tensor, dropout: float, layout: _Layout) -> Tensor:
     """The attended values of `(B, T, H, D)`; of a flat batch B is 1."""
-    how, flat = layout
+    how, flat, _ = layout
     if flat:
         return how.attend(module.layer_idx, q[0], k[0], v[0], dropout)[None]
     return how.attend(module.layer_idx, q, k, v, dropout)
@@ -318,8 +310,3 @@ def _logit_scale(config: Any) -> float:
     if getattr(config, "logits_scaling", None):
         return 1 / config.logits_scaling
     return getattr(config, "logit_scale", None) or 1.0
-
-
-def _difference(a: Tensor, b: Tensor) -> float:
-    """The relative difference of two tensors."""
-    return float((a.float() - b.float()).norm() / b.float().norm())

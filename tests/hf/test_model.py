@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from instruct_lit.core.model.attention import CausalRows, PackedDocuments
+from instruct_lit.core.model.gpt import GPT, GPTConfig
 from instruct_lit.errors import CheckpointError, ConfigError
 from instruct_lit.hf.adapters import Adapter
 from instruct_lit.hf.files import import_transformers, load_hf
@@ -204,3 +205,61 @@ def test_layers_without_bound_are_refused_before_they_are_made(llama_directory: 
     (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 10**12, "layer_types": None}))
     with pytest.raises(CheckpointError, match="num_hidden_layers=1000000000000; at most 1024"):
         load_hf(str(folder))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["llama", "phi", *(pytest.param(n, marks=pytest.mark.slow) for n in ("qwen3", "gemma", "cohere", "mixtral"))],
+)
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_behind_its_attention_the_last_block_computes_selected_tokens_only(
+    make: Callable, name: str, checkpointing: bool
+) -> None:
+    """With the same states and gradients as if all were computed; a token may be selected twice."""
+    index, lengths, found = torch.tensor([2, 7, 7, 11]), [5, 7], []
+    ids, positions = torch.arange(12) % 99, torch.cat([torch.arange(n) for n in lengths])
+    for selects in (False, True):
+        model, n_rows = make(OF[name](), activation_checkpointing=checkpointing).train(), []
+        assert model._selects
+        model._selects = selects
+        for block in model.blocks:
+            block.mlp.register_forward_hook(lambda mlp, inputs, out, n=n_rows: n.append(inputs[0].shape[-2]))
+        states = model.hidden_states(ids, positions, PackedDocuments(lengths), index)
+        assert n_rows == [12, 4 if selects else 12]
+        states.square().sum().backward()
+        found.append([states.detach(), *(p.grad for p in model.parameters() if p.grad is not None)])
+    for expected, selected in zip(*found, strict=True):
+        torch.testing.assert_close(selected, expected, rtol=1e-4, atol=1e-5)
+    rows = torch.tensor([[1, 2, 3, 0], [4, 5, 6, 7]])
+    padded = [model.hidden_states(rows, layout=CausalRows(), index=torch.tensor(at)) for at in ([2, 7], list(range(8)))]
+    torch.testing.assert_close(padded[0], padded[1][[2, 7]], rtol=1e-4, atol=1e-5)
+
+
+def test_code_that_expects_all_tokens_behind_the_last_block_gets_them(make: Callable) -> None:
+    model = make(OF["gpt2"]())
+    assert not model._selects and "forward" not in vars(model.blocks[-1])
+
+
+@pytest.mark.parametrize("name", ["llama", pytest.param("gpt", marks=pytest.mark.slow)])
+def test_every_nth_block_is_recomputed(make: Callable, name: str) -> None:
+    """The more blocks are recomputed, the less is kept; the gradients stay."""
+    kept, gradients = [], []
+    for every in (False, 3, 2, True):
+        sizes: dict[int, int] = {}
+        if name == "gpt":
+            model = GPT(GPTConfig(99, 64, 32, 4, 4), activation_checkpointing=every).train()
+            model.init_weights(0)
+        else:
+            config = OF[name]()
+            config.num_hidden_layers = 4
+            model = make(config, activation_checkpointing=every).train()
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda t, s=sizes: (s.update({id(t): t.nbytes}), t)[1], lambda t: t
+        ):
+            states = model.hidden_states(torch.arange(30), torch.arange(30) % 15, PackedDocuments([15, 15]))
+        states.square().sum().backward()
+        kept.append(sum(sizes.values()))
+        gradients.append([p.grad for p in model.blocks.parameters()])
+    assert kept == sorted(kept, reverse=True) and kept[3] < kept[2] < kept[0]
+    for other in gradients[1:]:
+        assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-6) for a, b in zip(gradients[0], other, strict=True))

@@ -36,7 +36,9 @@ class ModelConfig:
         "stored in it, else float32. Trained weights are in float32.",
         choices=("auto", "float32", "bfloat16"),
     )
-    activation_checkpointing: bool = option(False, "Recompute activations in the backward pass to save memory.")
+    activation_checkpointing: Any = option(
+        False, "Recompute activations in the backward pass to save memory: true, or n for every n-th block."
+    )
     lr: float = option(5e-5, "Learning rate that suits this model; the default of optimizer.lr.", at_least=0)
 
 

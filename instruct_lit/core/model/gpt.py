@@ -101,7 +101,7 @@ class Block(nn.Module):
 class GPT(CausalLM):
     """GPT-2: token ids in, logits (`forward`) or the hidden states before the head (`hidden_states`) out."""
 
-    def __init__(self, config: GPTConfig, dropout: float = 0.0, activation_checkpointing: bool = False) -> None:
+    def __init__(self, config: GPTConfig, dropout: float = 0.0, activation_checkpointing: int = False) -> None:
         super().__init__()
         self.config, self.activation_checkpointing = config, activation_checkpointing
         # From zeros: torch's random initialisation, which is overwritten anyway, imports its compiler on "meta".
@@ -142,9 +142,9 @@ class GPT(CausalLM):
             tokens = self.noised(tokens)
         x = self.dropout(tokens + self.wpe(position_ids))
         compiler = self.compiler if self.training else None
-        for block in self.blocks:
+        for n, block in enumerate(self.blocks):
             selection = index if block is self.blocks[-1] else None
-            if self.activation_checkpointing and self.training:
+            if self.training and self.activation_checkpointing and n % self.activation_checkpointing == 0:
                 x = checkpoint(block, x, layout, compiler, selection, use_reentrant=False)
             else:
                 x = block(x, layout, compiler, selection)

@@ -41,7 +41,7 @@ def load_gpt(
     pretrained: bool = True,
     config: GPTConfig | None = None,
     dropout: float = 0.0,
-    activation_checkpointing: bool = False,
+    activation_checkpointing: int = False,
     seed: int = 0,
 ) -> GPT:
     """Build a GPT with the weights of a directory, or with random ones (`pretrained=False`, drawn with `seed`).

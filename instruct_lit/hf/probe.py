@@ -1,0 +1,52 @@
+"""What an opened model is measured with: an attention layout that watches, and comparisons."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from instruct_lit.core.model.attention import PackedDocuments
+
+
+class NotSupportedError(Exception):
+    """An attention other than softmax(q·kᵀ/√D)·v over what a layout lets a query see."""
+
+
+@dataclass
+class Spy:
+    """A packed layout that records the arguments of the attention function."""
+
+    lengths: Sequence[int]
+    prefix_length: int
+    shapes: list[tuple[int, int]] = field(default_factory=list)
+    layers: set[int] = field(default_factory=set)
+    window: int | None = None
+    attention: Any = None  # the module of the last layer
+
+    def __post_init__(self) -> None:
+        self.documents = PackedDocuments(self.lengths, self.prefix_length)
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
+        self.shapes.append((k.shape[-2], k.shape[-1]))
+        self.layers.add(layer)
+        return self.documents.attend(layer, q, k, v, dropout)
+
+
+@contextmanager
+def multiplied(module: torch.nn.Module, factor: float) -> Iterator[None]:
+    """Multiply the output of a module."""
+    hook = module.register_forward_hook(lambda module, inputs, output: output * factor)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def difference(a: Tensor, b: Tensor) -> float:
+    """The relative difference of two tensors."""
+    return float((a.float() - b.float()).norm() / b.float().norm())
