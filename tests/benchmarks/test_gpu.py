@@ -32,6 +32,12 @@ def test_results_are_a_table_with_what_was_not_reached(tmp_path: Path) -> None:
     assert "| c | not reached |" in table
 
 
+def test_the_first_row_has_every_test_that_needs_a_gpu() -> None:
+    files = [*gpu.ROOT.glob("tests/*/*.py"), *gpu.ROOT.glob("tests/core/*/*.py")]
+    marked = {str(f.relative_to(gpu.ROOT)) for f in files if "pytest.mark.gpu" in f.read_text(encoding="utf-8")}
+    assert marked - {"tests/benchmarks/test_gpu.py"} == set(gpu.TESTS)
+
+
 def test_rows_name_models_and_records_that_are_made(tmp_path: Path) -> None:
     pytest.importorskip("transformers")
     gpu.prepare(tmp_path, True, tmp_path / "none.json", tmp_path / "none.json")
