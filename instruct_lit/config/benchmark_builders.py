@@ -90,8 +90,9 @@ def evaluated_models(config: DictConfig) -> Iterator[EvaluatedModel | RemoteMode
                 if mode == "off":
                     template, tokenizer = BARE, tokenizer.without_markup()
                 yield EvaluatedModel(
-                    model, tokenizer, template, cache, settings.max_rows, run=run, label=name, mode=mode, vllm=vllm
-                )
+                    model, tokenizer, template, cache, settings.max_rows, run=run, label=name, mode=mode, vllm=vllm,
+                    cuda_graphs=settings.cuda_graphs,
+                )  # fmt: skip
             if vllm is not None:
                 vllm.close()
     if config.endpoint.url is not None:

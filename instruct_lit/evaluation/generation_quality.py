@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from lightning import Callback, LightningModule, Trainer
 
-from instruct_lit.core.generation.engine import Engine, MakeWeights
+from instruct_lit.core.generation.engine import DECODE_LOOPS, Engine, MakeWeights
 from instruct_lit.core.generation.responses import answer
 from instruct_lit.core.generation.sampling import SamplingSettings
 from instruct_lit.core.training.answers import share_of
@@ -36,13 +36,14 @@ class GenerationQuality(Callback):
         seed: int = 0,
         max_rows: int = 32,
         dtype: str | None = None,
+        cuda_graphs: bool = True,
     ) -> None:
         check_metrics(metrics)
         self.metrics, self.n_examples, self.seed, self.max_rows = tuple(metrics), n_examples, seed, max_rows
         self.settings = SamplingSettings(max_new_tokens=max_new_tokens)
         if dtype not in (None, "bfloat16"):
             raise ConfigError(f"callbacks.generation_quality.dtype={dtype}: allowed are null, bfloat16")
-        self.dtype = dtype
+        self.dtype, self.make_loops = dtype, DECODE_LOOPS if cuda_graphs else ()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         for watcher in trainer.callbacks:  # type: ignore[attr-defined]
@@ -81,7 +82,7 @@ class GenerationQuality(Callback):
                 f"callbacks.generation_quality.metrics: no record of the validation sample has {missing[0]}"
             )
         share = [(i, store.example(i), store[i].prompt_ids) for i in share_of(trainer, chosen.tolist())]
-        engine = Engine(pl_module.model, data.tokenizer, self.max_rows, self._make_weights())  # type: ignore[arg-type]
+        engine = Engine(pl_module.model, data.tokenizer, self.max_rows, self._make_weights(), self.make_loops)  # type: ignore[arg-type]
         with pl_module.sharding.gathered(pl_module.model):  # type: ignore[union-attr,operator,arg-type]
             rows = answer(engine, data.template, share, self.settings)
         sums = torch.tensor(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
 
-from instruct_lit.core.generation.engine import Engine
+from instruct_lit.core.generation.engine import DECODE_LOOPS, Engine
 from instruct_lit.core.generation.sampling import SamplingSettings
 from instruct_lit.reports.loggers import log_text, takes_text
 
@@ -13,8 +13,8 @@ from instruct_lit.reports.loggers import log_text, takes_text
 class SampleAnswers(Callback):
     """Writes the model's answers to a few validation examples to the loggers at every validation."""
 
-    def __init__(self, n_examples: int = 3, max_new_tokens: int = 64) -> None:
-        self.n_examples = n_examples
+    def __init__(self, n_examples: int = 3, max_new_tokens: int = 64, cuda_graphs: bool = True) -> None:
+        self.n_examples, self.make_loops = n_examples, DECODE_LOOPS if cuda_graphs else ()
         self.settings = SamplingSettings(max_new_tokens=max_new_tokens)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -29,7 +29,7 @@ class SampleAnswers(Callback):
         data = trainer.datamodule  # type: ignore[attr-defined]
         store, indices = data.examples_of("val")
         chosen = [int(i) for i in indices[: self.n_examples]]
-        engine = Engine(pl_module.model, data.tokenizer)  # type: ignore[arg-type]
+        engine = Engine(pl_module.model, data.tokenizer, make_loops=self.make_loops)  # type: ignore[arg-type]
         answers = engine.generate([store[i].prompt_ids for i in chosen], self.settings)
         for number, (index, answer) in enumerate(zip(chosen, answers, strict=True)):
             example = store.example(index)

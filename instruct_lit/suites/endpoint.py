@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from instruct_lit.core.data.example import Example
-from instruct_lit.core.generation.engine import Engine
 from instruct_lit.core.generation.request import Request
 from instruct_lit.core.generation.sampling import SamplingSettings
 from instruct_lit.optional_imports import need
@@ -79,9 +78,8 @@ class EvaluationService(CompletionService):
 
     def __init__(self, evaluated: EvaluatedModel) -> None:
         self.evaluated, self._fitting = evaluated, threading.Lock()
-        engine = Engine(evaluated.model, evaluated.tokenizer, evaluated.max_rows)
         chat_model = ChatModel(NAME, evaluated.model, evaluated.tokenizer, evaluated.template)
-        super().__init__(chat_model, engine, DEFAULTS, max_waiting=sys.maxsize)
+        super().__init__(chat_model, evaluated.engine(), DEFAULTS, max_waiting=sys.maxsize)
 
     def prepare(self, body: Body) -> Job:
         """As `CompletionService.prepare`; requests whose answer is cached, without log-probabilities, are finished."""

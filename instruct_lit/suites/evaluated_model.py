@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from instruct_lit.core.data.example import Example
 from instruct_lit.core.data.template import Template
 from instruct_lit.core.data.tokenizer import Tokenizer
-from instruct_lit.core.generation.engine import Engine
+from instruct_lit.core.generation.engine import DECODE_LOOPS, Engine
 from instruct_lit.core.generation.sampling import SamplingSettings
 from instruct_lit.core.model.causal import CausalLM
 from instruct_lit.evaluation.answer_cache import AnswerCache
@@ -43,9 +43,14 @@ class EvaluatedModel:
     label: str = ""
     mode: str = "off"
     vllm: VLLMEngine | None = None
+    cuda_graphs: bool = True
 
     def __post_init__(self) -> None:
         self.encode = lru_cache(maxsize=1024)(lambda text: tuple(self.tokenizer.encode(text)))
+
+    def engine(self) -> Engine:
+        """A decoder of the model."""
+        return Engine(self.model, self.tokenizer, self.max_rows, make_loops=DECODE_LOOPS if self.cuda_graphs else ())
 
     def render(self, messages: Sequence[dict[str, str]]) -> str:
         """The prompt of a conversation as the bundle's chat template renders it; an assistant message follows it."""
@@ -85,7 +90,7 @@ class EvaluatedModel:
         fitted = list(map(self.fit, prompts, settings))
         # Sorted, so that common prefixes are prefilled together.
         waiting = sorted((i for i in range(len(prompts)) if i not in found), key=lambda i: fitted[i][0])
-        engine = self.vllm or Engine(self.model, self.tokenizer, self.max_rows)
+        engine = self.vllm or self.engine()
         engine.tokenizer, by_number = self.tokenizer, dict(enumerate(waiting))
 
         def keep(request: Any) -> None:

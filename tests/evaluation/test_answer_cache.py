@@ -52,7 +52,7 @@ def test_what_is_cached_is_not_computed_again(
     scores, answers = first.score(["x", "y"], pairs), first.write(["One", "Two"], settings)
 
     class NoEngine:
-        def __init__(self, *args: object) -> None: ...
+        def __init__(self, *args: object, **options: object) -> None: ...
 
         def generate(self, prompts: list, *args: object, **kwargs: object) -> None:
             assert prompts == []

@@ -51,4 +51,5 @@ CONSTRUCTOR_KEYS = {
     "callbacks.last_checkpoint.every_n_steps": Rules("Steps between further checkpoints.", at_least=1),
     "callbacks.sample_answers.n_examples": Rules("Validation examples with logged responses.", at_least=0),
     "callbacks.sample_answers.max_new_tokens": Rules("Longest of these responses in tokens.", at_least=1),
+    "callbacks.sample_answers.cuda_graphs": Rules("As generation.cuda_graphs."),
 }

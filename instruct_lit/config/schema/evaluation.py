@@ -159,6 +159,7 @@ class RunConfig:
     on_missing: str = option("error", "skip: run the tasks whose data exist.", choices=("error", "skip"))
     allow_code: bool = option(False, "Run code that the model writes (humaneval).")
     max_rows: int = option(16, "Responses generated in one batch.", at_least=1)
+    cuda_graphs: bool = option(True, "As generation.cuda_graphs.")
 
 
 @dataclass
