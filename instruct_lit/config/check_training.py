@@ -45,6 +45,8 @@ def train_relations(config: Any) -> Iterator[Relation]:
     yield missing, "ckpt_path", f"no such checkpoint or run folder{similar(Path(str(path)))}"
     yield from data_relations(data)
     yield from forgetting_relations(config.forgetting)
+    waits = config.forgetting.suite is not None and not _is_one_process(config)
+    yield waits, "forgetting.suite", "the other processes would wait for it; give it to evaluate run=… afterwards"
     if data.streaming:
         yield from stream_relations(config)
 

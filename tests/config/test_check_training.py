@@ -115,6 +115,7 @@ def test_the_shape_of_a_run_folder_is_that_of_its_bundle(tmp_path: Path) -> None
     ("overrides", "message"),
     [
         (("compile=true", "trainer=fsdp"), "compile=true: requires one process on one GPU (trainer=default)"),
+        (("forgetting.suite=arc", "trainer=ddp"), "forgetting.suite=arc: the other processes would wait for it"),
         (("cuda_graphs=true", "trainer.devices=2"), "cuda_graphs=true: requires one process on one GPU"),
         (
             ("cuda_graphs=true", "trainer.precision=16-mixed"),
