@@ -29,6 +29,7 @@ from instruct_lit.core.model.causal import CausalLM
 from instruct_lit.errors import InstructLitError
 
 MAX_STEPS = 16  # before the host looks at the tokens
+FEW_ROWS, MAX_STEPS_OF_FEW = 4, 4  # of few rows it looks sooner: someone may be reading them as they come
 FEWEST_PLACES = 64
 ALIGNMENT = 16  # elements of a mask's row, so that the attention kernel needs no copy of it
 MAX_GRAPHS = 64
@@ -36,8 +37,16 @@ FEWEST_STEPS = 4  # for which a graph is recorded, which takes about as long as 
 
 
 def decode_loop(model: CausalLM, weights: WeightStore | None, eot_id: int, cache: KeyValueCache) -> DeviceLoop | None:
-    """The loop for a cache on a GPU; None on another device, where launching kernels one by one costs little."""
-    return DeviceLoop(model, weights, eot_id, cache, with_graphs=True) if cache.keys.is_cuda else None
+    """The loop for a cache on a GPU; None on another device, where launching kernels one by one costs little.
+
+    The hooks of a model in shards (FSDP) use streams and events of their own, so its steps are not recorded.
+    """
+    if not cache.keys.is_cuda:
+        return None
+    from torch.distributed.fsdp import FSDPModule  # takes half a second
+
+    is_sharded = any(isinstance(module, FSDPModule) for module in model.modules())
+    return DeviceLoop(model, weights, eot_id, cache, with_graphs=not is_sharded)
 
 
 @dataclass(frozen=True)
@@ -93,7 +102,7 @@ class DeviceLoop:
         """Up to `MAX_STEPS` tokens for each request; those behind the end of a response have no meaning."""
         context_length = self.model.config.context_length
         n_left = [min(r.settings.max_new_tokens - len(r.ids), context_length - r.n_tokens) for r in requests]
-        n_steps = min(MAX_STEPS, max(n_left))
+        n_steps = min(MAX_STEPS if len(requests) > FEW_ROWS else MAX_STEPS_OF_FEW, max(n_left))
         n_places = max(r.n_tokens - 1 + min(n, n_steps) for r, n in zip(requests, n_left, strict=True))
         settings = [request.settings for request in requests]
         shape = _Shape(

@@ -14,7 +14,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from instruct_lit.accel.decode_loop import MAX_STEPS, DeviceLoop, _Shape, decode_loop
+from instruct_lit.accel.decode_loop import MAX_STEPS, MAX_STEPS_OF_FEW, DeviceLoop, _Shape, decode_loop
 from instruct_lit.core.data.tokenizer import GPT2Tokenizer
 from instruct_lit.core.generation.engine import Engine
 from instruct_lit.core.generation.request import Hook, Request
@@ -99,13 +99,17 @@ def test_end_of_text_and_stop_texts_end_a_row_while_others_continue(model: Causa
 
 def test_the_host_looks_every_few_steps_and_hooks_see_every_token(model: CausalLM, tokenizer: GPT2Tokenizer) -> None:
     settings, given = SamplingSettings(max_new_tokens=40), prompts(2)
+    for n_rows, n_steps in ((1, MAX_STEPS_OF_FEW), (5, MAX_STEPS)):
+        engine = Engine(model, tokenizer, make_loops=LOOP)
+        first, *_ = [engine.submit(given[0], settings) for _ in range(n_rows)]
+        lengths = []
+        for _ in range(3):
+            engine.step()
+            lengths.append(len(first.ids))
+        assert lengths == [1, 1 + n_steps, 1 + 2 * n_steps]
     engine = Engine(model, tokenizer, make_loops=LOOP)
     first = engine.submit(given[0], settings)
-    lengths = []
-    while len(first.ids) <= MAX_STEPS:
-        engine.step()
-        lengths.append(len(first.ids))
-    assert lengths == [1, 1 + MAX_STEPS]
+    engine.step()
     seen: list[int] = []
 
     class Watch(Hook):

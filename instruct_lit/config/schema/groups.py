@@ -170,7 +170,7 @@ class GenerationConfig:
         choices=("bfloat16",),
     )
     cuda_graphs: bool = option(
-        True, "On a GPU: record steps as CUDA graphs, and read the tokens every 16 steps; false: every step."
+        True, "On a GPU: record steps as CUDA graphs, and read the tokens every 4 to 16 steps; false: every step."
     )
 
 
