@@ -72,6 +72,14 @@ class WeightCopy:
             self.gradient.addmm_(rows_t, x)
         self.parameter.grad = self.gradient
 
+    def collect_rows(self, ids: Tensor, grad: Tensor) -> None:
+        """Add gradients `(…, C)` of the rows `ids` `(…)` to the parameter's, each row's sum rounded once."""
+        if self.parameter.grad is None:
+            self.parameter.grad = self.gradient.zero_()
+        found, places = ids.flatten().unique(return_inverse=True)
+        rows = torch.zeros(len(found), grad.shape[-1], dtype=grad.dtype).index_add_(0, places, grad.flatten(0, -2))
+        self.gradient.index_add_(0, found, rows.to(self.gradient.dtype))
+
     def pieces(self, *moments: Tensor) -> list[tuple[Tensor, ...]]:
         """Parameter, its gradient, the copy and the `moments`, cut into the same pieces, which stay in the cache.
 
@@ -111,6 +119,8 @@ class LowPrecisionWeights:
             id(p): WeightCopy(p, weight.detach().view_as(p), gradient.view_as(p), scratch)
             for p, weight, gradient in zip(parameters, rounded, gradients, strict=True)
         }
+        tables = [m for m in model.modules() if type(m) is nn.Embedding and id(m.weight) in self.of]
+        self.embeddings = [m for m in tables if not (m.sparse or m.scale_grad_by_freq or m.max_norm)]
         self.gradient_dtype = gradient_dtype
         if not head.requires_grad:
             weight = next((w for m, w in self.frozen.items() if m.weight is head), None)
@@ -124,13 +134,15 @@ class LowPrecisionWeights:
             self._set_gradient_dtype(copy.parameter, self.gradient_dtype)
         for module in self.linears:
             module.forward = partial(_linear_forward, module, self.of[id(module.weight)])  # type: ignore[method-assign]
+        for table in self.embeddings:
+            table.forward = partial(_embedding_forward, table, self.of[id(table.weight)])  # type: ignore[method-assign]
         for module, weight in self.frozen.items():
             module.forward = partial(_frozen_forward, module, weight)  # type: ignore[method-assign]
         return self
 
     def detach(self) -> None:
         """Restore the model."""
-        for module in (*self.linears, *self.frozen):
+        for module in (*self.linears, *self.embeddings, *self.frozen):
             module.__dict__.pop("forward", None)
         for copy in self.of.values():
             self._set_gradient_dtype(copy.parameter, copy.parameter.dtype)
@@ -163,6 +175,28 @@ def _frozen_forward(module: nn.Linear, weight: Tensor, x: Tensor) -> Tensor:
         return F.linear(x, module.weight, module.bias)
     with torch.autocast("cpu", enabled=False):
         return F.linear(x.to(weight.dtype), weight, None if module.bias is None else module.bias.to(weight.dtype))
+
+
+def _embedding_forward(module: nn.Embedding, copy: WeightCopy, ids: Tensor) -> Tensor:
+    return _Embedding.apply(ids, module.weight, module.padding_idx, copy)
+
+
+class _Embedding(torch.autograd.Function):
+    """Rows of an embedding; the gradient goes into its buffer, without a matrix of zeros for all other rows."""
+
+    @staticmethod
+    def forward(ctx: Any, ids: Tensor, weight: Tensor, padding: int | None, copy: WeightCopy) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(ids)
+        ctx.padding, ctx.copy = padding, copy
+        return F.embedding(ids, weight)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, None, None, None]:  # type: ignore[override]
+        (ids,) = ctx.saved_tensors
+        if ctx.padding is not None:  # its row is not trained
+            grad = grad * (ids != ctx.padding)[..., None]
+        ctx.copy.collect_rows(ids, grad)
+        return None, None, None, None
 
 
 class _Linear(torch.autograd.Function):

@@ -237,3 +237,19 @@ def test_frozen_matrices_are_rounded_once_for_all_steps(tiny_model: GPT, batches
             copies.detach()
             assert not any("forward" in vars(module) for module in model.modules())
     assert losses[: len(losses) // 2] == losses[len(losses) // 2 :]
+
+
+def test_rows_of_a_tied_embedding_are_added_to_the_gradient_of_the_head() -> None:
+    """With the numbers of autograd, which makes a whole matrix of them; the row of a padding token is not trained."""
+    gradients = []
+    for copied in (False, True):
+        torch.manual_seed(0)
+        model = torch.nn.ModuleDict({"table": torch.nn.Embedding(9, 4, padding_idx=2), "head": torch.nn.Linear(4, 9)})
+        model["head"].weight = model["table"].weight
+        weight = model["table"].weight
+        if copied:
+            LowPrecisionWeights(model, weight, torch.float32, torch.float32).attach()
+        for ids in ([[1, 2, 1], [8, 1, 2]], [[3, 3, 3]]):
+            model["head"](model["table"](torch.tensor(ids))).square().sum().backward()
+        gradients.append(weight.grad)
+    torch.testing.assert_close(gradients[1], gradients[0])
