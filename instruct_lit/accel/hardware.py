@@ -17,7 +17,9 @@ KEPT_BYTES = 2**25  # size up to which freed memory is kept; the highest limit o
 
 
 def default_precision(accelerator: str) -> str:
-    """`bf16-mixed` if the device multiplies matrices in bf16 at speed, otherwise `32-true`."""
+    """`bf16-mixed` if the device multiplies matrices in bf16 at speed, otherwise `32-true`, also on Apple's GPUs."""
+    if accelerator == "mps":
+        return "32-true"
     if accelerator != "cpu" and has_gpu():
         return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
     return "bf16-mixed" if has_bf16_vectors() else "32-true"

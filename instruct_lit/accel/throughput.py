@@ -102,5 +102,5 @@ class Throughput(Callback):
 
 def synchronize(device: torch.device) -> None:
     """Wait until a GPU has finished its work."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)

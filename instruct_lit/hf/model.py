@@ -70,10 +70,10 @@ class HFModel(CausalLM):
 
     def _noise_embeddings(self) -> None:
         embedding = self.hf.get_input_embeddings()
-        self._noise_hook = embedding.register_forward_hook(lambda module, inputs, output: self._embedded(output))
+        self._noise_hook = embedding.register_forward_hook(self._embedded)  # a copy of the model has its own
 
-    def _embedded(self, embeddings: Tensor) -> Tensor:
-        embeddings = self.noised(embeddings)
+    def _embedded(self, module: Any, inputs: Any, output: Tensor) -> Tensor:
+        embeddings = self.noised(output)
         if self._compiles() and torch.is_grad_enabled() and not embeddings.requires_grad:
             # Frozen embeddings: otherwise the first block would be compiled by itself, without a gradient of its input.
             embeddings.requires_grad_()

@@ -9,6 +9,7 @@ from instruct_lit.core.model.gpt import GPT
 def test_precision_and_rate_of_this_machine() -> None:
     keep_freed_memory()
     assert default_precision("cpu") in ("bf16-mixed", "32-true")
+    assert default_precision("mps") == "32-true", "whatever the processor beside it computes in"
     assert matrix_rate(torch.device("cpu"), "32-true") > 1e8
 
 

@@ -24,6 +24,8 @@ from tests.configs import composed
         ("data.max_length=1", "data.max_length=1: must be at least 2"),
         ("n_test_responses=-1", "n_test_responses=-1: must be at least 0"),
         ("model.n_heads=0", "model.n_heads=0: must be at least 1"),
+        ("model.activation_checkpointing=0.5", "model.activation_checkpointing=0.5: true, false, or n for every n-th"),
+        ("model.dtype=bfloat16", "model.dtype=bfloat16: requires model=hf"),
         ("data.split=0.8", "data.split=0.8: allowed are 'book' and a mapping of train, val and test"),
         ("data.split=null", "data.split=null: allowed are 'book' and a mapping"),
         ("data.filters=length", "data.filters=length: must be a mapping"),
@@ -70,6 +72,7 @@ def test_what_may_be_passes() -> None:
             "train", "callbacks.early_stopping=null", "model.path=null", "model.pretrained=false", "n_test_responses=0"
         ),
     )
+    check_command("train", composed("train", "trainer.accelerator=mps", "model.activation_checkpointing=2"))
     check_command(
         "train", composed("train", "callbacks.early_stopping.monitor=train/loss", "optimized_metric=test/exact_match")
     )

@@ -1,8 +1,9 @@
-"""The traps of the design on three models: our GPT-2, a Llama of transformers, and that Llama with an adapter."""
+"""The traps of the design on any model: our GPT-2, and transformers' Llama (grouped heads), Qwen 3 (normed queries) and
+Gemma (scaled embeddings), each whole and with an adapter, plain and with compiled blocks."""
 
 import copy
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,8 +27,12 @@ from instruct_lit.datasets.demo import DemoSource
 from instruct_lit.hf.adapters import Adapter
 from instruct_lit.hf.chat_template import with_chat
 from instruct_lit.hf.files import load_hf
+from instruct_lit.hf.model import HFModel
 from instruct_lit.hf.tokenizer import load_tokenizer
 from tests.fixtures.data import settings
+from tests.hf.test_model import OF
+
+AutoModelForCausalLM = pytest.importorskip("transformers").AutoModelForCausalLM
 
 EXAMPLES = [
     Example("Name a colour.", "red"), Example("Repeat.", " a space", "the cat"), Example("Count.", "\n1\n2\n3"),
@@ -43,6 +48,7 @@ class Case:
     model: CausalLM
     tokenizer: Tokenizer
     template: Template
+    compiled: bool = False  # whether training compiles blocks
 
     def encoded(self, max_length: int = LENGTH) -> list[EncodedExample]:
         return [e for _, e in Encoder(self.template, self.tokenizer, max_length).encode(EXAMPLES)]
@@ -51,24 +57,41 @@ class Case:
         return Collator(self.tokenizer.eot_id, self.tokenizer.n_bytes_of, layout, shared_prefix, mask_prompt)  # type: ignore[arg-type]
 
 
-@pytest.fixture(scope="module", params=["gpt2", "llama", "lora"])
+QUICK = ["gpt2", "llama", "llama lora"]
+ALL = [f"{name}{more}" for more in ("", " lora", " compiled", " lora compiled") for name in
+       ("gpt2", "llama", "qwen3", "gemma")]  # fmt: skip
+
+
+@functools.cache
+def compiled_form(function: Callable) -> Callable:
+    return torch.compile(function, dynamic=True, backend="eager")
+
+
+@pytest.fixture(
+    scope="module", params=[*QUICK, *(pytest.param(n, marks=pytest.mark.slow) for n in ALL if n not in QUICK)]
+)
 def case(request: pytest.FixtureRequest) -> Case:
-    if request.param == "gpt2":
-        model = GPT(GPTConfig(context_length=LENGTH, d_model=24, n_layers=2, n_heads=3))
+    name, *more = request.param.split()
+    if name == "gpt2":
+        model: CausalLM = GPT(GPTConfig(context_length=LENGTH, d_model=24, n_layers=2, n_heads=3))
         model.init_weights(seed=4)
-        return Case(
-            model.eval(), GPT2Tokenizer(), Template("t", "Do: {{ instruction }} {{ input }}\nAnswer: {{ response }}")
-        )
-    folder: Path = request.getfixturevalue("llama_directory")
-    hf = load_hf(str(folder)).eval()
-    if request.param == "lora":
+        language = GPT2Tokenizer(), Template("t", "Do: {{ instruction }} {{ input }}\nAnswer: {{ response }}")
+    else:
+        folder: Path = request.getfixturevalue("llama_directory")
+        model, language = load_hf(str(folder)), with_chat(load_tokenizer(str(folder)))
+        if name != "llama":
+            config = OF[name]()
+            config.vocab_size, config.max_position_embeddings = model.config.n_vocab, model.config.context_length
+            torch.manual_seed(4)
+            model = HFModel(AutoModelForCausalLM.from_config(config))
+    if "lora" in more:
         pytest.importorskip("peft")
-        Adapter(hf, rank=3)
+        Adapter(model, rank=3)
         random = torch.Generator().manual_seed(1)
-        for name, p in hf.named_parameters():
-            if "lora_" in name:
+        for parameter_name, p in model.named_parameters():
+            if "lora_" in parameter_name:
                 p.data.normal_(0, 0.1, generator=random)
-    return Case(hf, *with_chat(load_tokenizer(str(folder))))
+    return Case(model.eval(), *language, "compiled" in more)
 
 
 def losses(
@@ -76,6 +99,7 @@ def losses(
 ) -> tuple[float, dict[str, torch.Tensor]]:
     """The mean loss over all supervised tokens of the parts, and its gradients."""
     model = copy.deepcopy(case.model).train()
+    model.compiler = compiled_form if case.compiled else None
     batches = [collator(part) for part in parts]
     n_supervised = sum(batch.n_supervised for batch in batches)
     total = 0.0

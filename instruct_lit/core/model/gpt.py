@@ -137,7 +137,7 @@ class GPT(CausalLM):
         layout = layout or CausalRows()
         # The head gives the tied weight a dense gradient; a sparse one is added to it without another (V, C) of zeros.
         # On a GPU zeros are cheap, and a sparse gradient would sort its rows.
-        tokens = F.embedding(input_ids, self.wte.weight, sparse=self.training and not input_ids.is_cuda)
+        tokens = F.embedding(input_ids, self.wte.weight, sparse=self.training and input_ids.is_cpu)
         if self.training and self.embedding_noise:
             tokens = self.noised(tokens)
         x = self.dropout(tokens + self.wpe(position_ids))
