@@ -15,6 +15,7 @@ from instruct_lit.config.satellites import has_satellite
 
 INTERVAL_S = 15.0
 _BAR = re.compile(r"\|[^|]*\|")
+_STARTS = re.compile(r" 0(/|\w* \[)")  # of a bar, with and without its length
 _UP = "\x1b[A"  # tqdm moves between the lines of several bars
 
 
@@ -103,7 +104,7 @@ class ProgressLines(io.TextIOBase):
         self._pending = ""
 
     def _show(self, state: str) -> None:
-        starts = " 0/" in state
+        starts = _STARTS.search(state) is not None
         if state and (starts or ("100%" in self._pending and _title(self._pending) != _title(state))):
             self.end()  # of the bar before, also when it ended early
         if starts:

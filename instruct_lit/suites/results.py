@@ -15,6 +15,7 @@ from instruct_lit.suites.suite import Figure, Report
 
 FILE = "benchmark.json"
 N_COLUMNS = 4  # of the table before those of the models
+MAX_WORD = 12  # characters of a model's title that widen its column
 MAX_TASKS = 24  # with more tasks the table shows groups only
 
 
@@ -83,17 +84,18 @@ def records_of(reports: Sequence[Report]) -> list[dict[str, Any]]:
 
 
 def _table(suite: str, reports: Sequence[Report], wrap: bool = True) -> Any:
-    """The table; with `wrap` a model's title takes several lines, so that its column is as narrow as its figures."""
+    """The table; with `wrap` heads take several lines, so that a model's column is as narrow as its figures and words."""
     from instruct_lit.reports.tables import table
 
     has_majority = any(figure.majority is not None for figure in reports[0].tasks.values())
-    levels = "chance, majority" if has_majority else "chance level"
+    levels = ("chance,\nmajority" if wrap else "chance, majority") if has_majority else "chance level"
     board = table(suite, "metric", "n", levels, *map(_title, reports), text=("metric",))
     for number, column in enumerate(board.columns):
         column.no_wrap = number > 0 and not (wrap and number >= N_COLUMNS)
     for report, column in zip(reports, board.columns[N_COLUMNS:] if wrap else (), strict=False):
         of_model = (report.score, *report.groups.values(), *report.tasks.values())
-        column.width = max(map(len, map(_with_error, of_model)))
+        longest = max(map(len, _title(report).split()))  # of its words, which a line break may divide only if long
+        column.width = max(min(longest, MAX_WORD), *map(len, map(_with_error, of_model)))
     first = reports[0]
     names = list(first.tasks) if len(first.tasks) <= MAX_TASKS else []
     rows = [(name, [report.tasks[name] for report in reports]) for name in names]

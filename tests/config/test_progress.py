@@ -35,6 +35,7 @@ def test_a_bar_is_one_line_when_it_is_complete_and_other_text_is_unchanged() -> 
 
 def test_a_bar_that_ends_early_has_a_line_before_the_next_one_and_at_the_end() -> None:
     stream = ProgressLines(found := io.StringIO())
+    tqdm(desc="requests", unit="request", file=stream, mininterval=0).close()  # its length becomes known later
     for title, total in (("Epoch 0", 10), ("Epoch 1", None)):
         with tqdm(
             total=total,
