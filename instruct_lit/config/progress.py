@@ -69,6 +69,7 @@ class ProgressLines(io.TextIOBase):
         self._stream, self._shown = stream, shown
         self._last = time.monotonic()
         self._pending = ""  # the last state of a bar, which may still change
+        self._written = ""  # the last state that became a line
         self._after_bar = False
 
     def __getattr__(self, name: str) -> Any:
@@ -97,7 +98,8 @@ class ProgressLines(io.TextIOBase):
 
     def end(self) -> None:
         """Write the last line of a bar."""
-        if self._pending and self._shown:
+        if self._pending not in ("", self._written) and self._shown:
+            self._written = self._pending
             line = self._pending.replace(" 0% ", " ") if "/?" in self._pending else self._pending  # without a length
             self._stream.write(f"{line}\n")
             self._stream.flush()

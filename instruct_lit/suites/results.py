@@ -84,7 +84,7 @@ def records_of(reports: Sequence[Report]) -> list[dict[str, Any]]:
 
 
 def _table(suite: str, reports: Sequence[Report], wrap: bool = True) -> Any:
-    """The table; with `wrap` heads take several lines, so that a model's column is as narrow as its figures and words."""
+    """The table; with `wrap` heads take several lines, so that a column is as narrow as its figures and words."""
     from instruct_lit.reports.tables import table
 
     has_majority = any(figure.majority is not None for figure in reports[0].tasks.values())
