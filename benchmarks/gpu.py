@@ -3,8 +3,8 @@
     bash benchmarks/gpu.sh <folder of wheels> [<folder for results>]
     python -m benchmarks.gpu --summary <folder for results>
 
-A row's result is appended to `rows.jsonl` when the row ends, and its output is kept beside it, so that nothing is lost
-when the machine is taken away. Rows that the time does not reach are named. `--device cpu` runs the same rows on tiny
+A row's result is appended to `rows.jsonl` when the row ends, and its output to `log.txt` beside it, so that nothing is
+lost when the machine is taken away; the table is in `table.md` at the end. Rows that the time does not reach are named. `--device cpu` runs the same rows on tiny
 shapes: it shows that each starts, is bounded and is written. Models are made of configurations alone, with GPT-2's
 tokenizer, and records of random words where `--data` is not there.
 """
@@ -18,6 +18,7 @@ import random
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -181,7 +182,7 @@ def run(row: Row, seconds: float, log: Path) -> dict[str, Any]:
     return {"row": row.name, "status": status, "seconds": round(time.monotonic() - start, 1), **found}
 
 
-def summary(folder: Path) -> str:
+def summary(folder: Path, work: Path | None = None) -> str:
     """The results as a table, and the ratios that the targets name."""
     results = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
     speeds = {r["row"]: r.get("examples_per_s") or r.get("tokens_per_s") for r in results}
@@ -203,8 +204,8 @@ def summary(folder: Path) -> str:
         if speeds.get(one) and speeds.get(other):
             lines.append(f"{one} : {other} = {speeds[one] / speeds[other]:.2f}")
     rate, trained = next((r["bf16"] for r in results if "bf16" in r), None), f"llama-1b, {OURS}"
-    if rate and speeds.get(trained) and (folder / "work").is_dir():
-        need = matrix.need_of(folder / "work" / "answers.json", f"hf:{folder / 'work' / 'llama-1b'}", 32)
+    if rate and speeds.get(trained) and work is not None:
+        need = matrix.need_of(work / "answers.json", f"hf:{work / 'llama-1b'}", 32)
         lines.append(f"{trained}: {speeds[trained] * need.flops / rate:.0%} of the matrix rate")
     return "\n".join(lines)
 
@@ -225,20 +226,23 @@ def main() -> None:
         return
     end = time.monotonic() + args.seconds
     args.out.mkdir(parents=True, exist_ok=True)
-    work = args.out / "work"
-    work.mkdir(exist_ok=True)
-    prepare(work.resolve(), args.device == "cpu", args.book, args.data)
-    with (args.out / "rows.jsonl").open("w") as results:
-        chosen = [row for row in rows(args.device, work.resolve()) if args.only in row.name]
-        for number, row in enumerate(chosen):
+    with tempfile.TemporaryDirectory() as temporary, (args.out / "rows.jsonl").open("w") as results:
+        work, output = Path(temporary).resolve(), Path(temporary) / "output.txt"
+        prepare(work, args.device == "cpu", args.book, args.data)
+        (args.out / "log.txt").write_text("")
+        for row in (row for row in rows(args.device, work) if args.only in row.name):
             left = end - time.monotonic()
             result: dict[str, Any] = {"row": row.name, "status": "not reached"}
             if left >= SHORTEST_S:
-                result = run(row, min(args.longest, left), args.out / f"{number:02}.log")
+                result = run(row, min(args.longest, left), output)
+                with (args.out / "log.txt").open("a") as log:
+                    log.write(f"=== {row.name}\n{output.read_text(errors='replace')}\n")
             results.write(json.dumps({**result, "target": row.target}, ensure_ascii=False) + "\n")
             results.flush()
             print(json.dumps(result, ensure_ascii=False), flush=True)
-    print(summary(args.out))
+        table = summary(args.out, work)
+    (args.out / "table.md").write_text(table + "\n")
+    print(table)
 
 
 if __name__ == "__main__":
