@@ -27,6 +27,7 @@ def summed_cross_entropy(
     weights: Tensor,
     copy: WeightCopy | None = None,
     compiler: Compiler | None = None,
+    dft: bool = False,
 ) -> Tensor:
     """Return Σ weights · -log p(target), a float32 scalar with gradients for `hidden` and `head_weight`.
 
@@ -39,8 +40,9 @@ def summed_cross_entropy(
         weights: `(M,)`.
         copy: Low-precision copy of the head, used by the products; the head's gradient goes into its buffer.
         compiler: Compiles the softmax and its gradient on a GPU.
+        dft: As in `core.training.loss`.
     """
-    return _SummedCrossEntropy.apply(hidden, head_weight, targets, weights, copy, compiler)
+    return _SummedCrossEntropy.apply(hidden, head_weight, targets, weights, copy, compiler, dft)
 
 
 class _SummedCrossEntropy(torch.autograd.Function):
@@ -55,6 +57,7 @@ class _SummedCrossEntropy(torch.autograd.Function):
         weights: Tensor,
         copy: WeightCopy | None,
         compiler: Compiler | None,
+        dft: bool,
     ) -> Tensor:
         device_type, n_vocab, chunk = hidden.device.type, len(head_weight), chunk_of(hidden.device)
         dtype = torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else hidden.dtype
@@ -73,7 +76,7 @@ class _SummedCrossEntropy(torch.autograd.Function):
                 space = None if copy is None else copy.scratch.take("logits", (len(h), len(weight)), weight.dtype)
                 logits = torch.mm(h, weight.t(), out=space)  # (m, V)
                 logits[:, n_vocab:] = -math.inf
-                total += to_gradient(logits, targets[rows], weights[rows])
+                total += to_gradient(logits, targets[rows], weights[rows], dft)
                 if grad_hidden is not None:
                     grad_hidden[rows] = torch.mm(logits, weight).to(hidden.dtype)
                 if needs_weight and copy is not None:
@@ -94,7 +97,7 @@ class _SummedCrossEntropy(torch.autograd.Function):
         # On a CPU reading the factor is free and mostly saves a pass over (V, C); on a GPU it would synchronise.
         if grad_output.is_cuda or abs(grad_output.item() - 1.0) > 1e-6:
             gradients = tuple(g if g is None else g.mul_(grad_output.to(g.dtype)) for g in gradients)
-        return gradients[0], gradients[1], None, None, None, None
+        return gradients[0], gradients[1], None, None, None, None, None
 
 
 def chunk_of(device: torch.device) -> int:
@@ -118,7 +121,7 @@ def _padded_head(head_weight: Tensor, dtype: torch.dtype) -> Tensor:
     return weight
 
 
-def _to_gradient(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+def _to_gradient(logits: Tensor, targets: Tensor, weights: Tensor, dft: bool = False) -> Tensor:
     """Overwrite the logits `(m, V)` with their gradient, weight · (softmax - one-hot), and return the summed loss.
 
     The arithmetic is in fp32, in as few passes over memory as torch's operations allow.
@@ -126,12 +129,13 @@ def _to_gradient(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
     targets, weights = targets[:, None], weights[:, None]
     log_p = torch.log_softmax(logits, 1, dtype=torch.float32)
     at_target = log_p.gather(1, targets)
+    weights = weights * at_target.exp() if dft else weights
     torch.mul(log_p.exp_(), weights, out=logits)
     logits.scatter_(1, targets, (at_target.expm1() * weights).to(logits.dtype))
     return -(at_target * weights).sum()
 
 
-def _to_gradient_in_blocks(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+def _to_gradient_in_blocks(logits: Tensor, targets: Tensor, weights: Tensor, dft: bool = False) -> Tensor:
     """`_to_gradient` block by block, in memory that stays in a CPU's cache."""
     total = torch.zeros((), device=logits.device)
     block = torch.empty(min(BLOCK, len(logits)), logits.shape[1], device=logits.device)
@@ -142,6 +146,7 @@ def _to_gradient_in_blocks(logits: Tensor, targets: Tensor, weights: Tensor) -> 
         values = block[: len(own)].copy_(own)
         at_target = values.gather(1, target)
         denominator = values.sub_(highest).exp_().sum(1, keepdim=True)
+        weight = weight * (at_target - highest).exp() / denominator if dft else weight
         total += ((denominator.log() + highest - at_target) * weight).sum()
         values.mul_(weight / denominator).scatter_add_(1, target, -weight)
         own.copy_(values)

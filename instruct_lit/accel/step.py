@@ -91,7 +91,7 @@ class AcceleratedStep(StepAccelerator):
     ) -> Tensor:
         states, head = self.model.hidden_states(input_ids, position_ids, layout, loss_index), self.model.head_weight
         copy = self.copies.of.get(id(head)) if self.copies is not None else None
-        return summed_cross_entropy(states, head, targets, weights, copy, self.model.compiler)
+        return summed_cross_entropy(states, head, targets, weights, copy, self.model.compiler, self.dft)
 
     def gradient_norm(self, gradients: Sequence[Tensor]) -> Tensor:
         return (

@@ -133,6 +133,7 @@ def tuner_of(config: DictConfig, model: CausalLM) -> InstructionTuner:
         from instruct_lit.accel.step import AcceleratedStep
 
         step = AcceleratedStep(config.compile, wants_graphs(config))
+    step.dft = config.loss == "dft"
     return InstructionTuner(model, *optimization_of(config), config.neftune_alpha, step, sharding())
 
 

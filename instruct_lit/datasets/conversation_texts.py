@@ -12,6 +12,7 @@ from typing import Any
 
 from instruct_lit.core.data.encode import Encoder, Turns
 from instruct_lit.core.data.example import Example
+from instruct_lit.core.data.tokenizer import closed
 
 
 def as_texts(example: Example) -> Example:
@@ -56,7 +57,7 @@ def last_turns(encoder: Encoder, example: Example, turns: Turns) -> tuple[Exampl
             piece, texts = encoder.template.renderings(part)[-1]
             shown = replace(piece, extra=example.extra)
             turns = [(tokenizer.encode(prompt), tokenizer.encode(response)) for prompt, response in texts]
-        n_tokens = len(tokenizer.prompt_start) + sum(len(prompt) + len(response) + 1 for prompt, response in turns)
+        n_tokens = len(tokenizer.prompt_start) + sum(len(p) + len(closed(r, tokenizer.eot_id)) for p, r in turns)
         if n_tokens <= encoder.max_length:
             encoder.counts["n_truncated"] += start > 0
             break

@@ -135,7 +135,9 @@ def response_texts(encoded: EncodedExample, tokenizer: Any) -> list[str]:
 def mask_is_exact(example: Example, encoded: EncodedExample, template: Template, tokenizer: Any) -> bool:
     """Whether the supervised tokens decode to the assistant's responses (all or the last, perhaps truncated)."""
     found = response_texts(encoded, tokenizer)
-    targets = [tokenizer.unprotect(response) for _, response in template.turns(example)]
+    end = tokenizer.decode([tokenizer.eot_id])
+    end = end if tokenizer.encode(end) == [tokenizer.eot_id] else ""  # then the template may write it itself
+    targets = [tokenizer.unprotect(response.removesuffix(end)) for _, response in template.turns(example)]
     weights = example.weights[-len(targets) :] or [1] * len(targets)
     targets = [target for target, weight in zip(targets, weights, strict=True) if weight > 0][-len(found) :]
     if encoded.ids[-1] != tokenizer.eot_id and found:

@@ -83,12 +83,13 @@ def _conversation(template: Template, end: str, start: str) -> str:
         '{{ if gt (len $rest) 1 }}{{ $result = eq (index $rest 1).Role "tool" }}{{ end }}'
         f"{{{{ if not $result }}}}{after}{{{{ end }}}}"
     )
-    closing = _either(*(_literal(_suffix(template, later)) for later in (False, True)))
+    suffixes = [_suffix(template, later) for later in (False, True)]
+    closing = _either(*(_literal(suffix if suffix.endswith(end) else suffix + end) for suffix in suffixes))
     return (
         f"{{{{ $first := true }}}}{'{{ $result := false }}' if has_tools else ''}{{{{ range $i, $_ := .Messages }}}}"
         f'{{{{ if eq .Role "user" }}}}{user}{results if has_tools else ""}'
         f'{{{{ else if eq .Role "assistant" }}}}{answer}'
-        f"{{{{ if gt (len (slice $.Messages $i)) 1 }}}}{closing}{_literal(end)}{{{{ end }}}}{{{{ $first = false }}}}"
+        f"{{{{ if gt (len (slice $.Messages $i)) 1 }}}}{closing}{{{{ end }}}}{{{{ $first = false }}}}"
         "{{ end }}{{ end }}"
     )
 

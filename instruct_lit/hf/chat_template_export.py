@@ -29,7 +29,8 @@ def chat_template(template: Template, start: str = "", end: str = EOT, guards: b
 
     Args:
         start: text before the conversation.
-        end: the token that closes a response. It follows every answer but the last, which is continued or learnt.
+        end: the token that closes a response. It follows every answer but the last, which is continued or learnt,
+            unless the template itself ends a response with it.
         guards: whether the tokenizer splits at `GUARD` and drops it (`hf.special_tokens`). Then `end` in users' text is
             protected, and prompts and answers are encoded separately.
     """
@@ -62,8 +63,8 @@ def chat_template(template: Template, start: str = "", end: str = EOT, guards: b
             f"{{% set instruction = turn.said{protect} %}}{{% set input = '' %}}",
             _either(first, form.prompt_source) + "{% endif %}",
             "{% elif message['role'] == 'assistant' %}",
-            answer + _either(template.suffix_source, form.suffix_source),
-            f"{{% if not loop.last %}}{_output(end)}{{% endif %}}{{% set turn.first = false %}}",
+            answer + _either(*(_closed(f.suffix_source, end) for f in (template, form))),
+            "{% set turn.first = false %}",
             "{% endif %}{% endfor %}",
         ]
     return "".join(parts)
@@ -142,6 +143,10 @@ def _block(source: str) -> str:
     expression keeps transformers from trimming a line break at the end.
     """
     return "{% if true %}\n" + source + "{{ '' }}{% endif %}"
+
+
+def _closed(suffix: str, end: str) -> str:
+    return suffix if suffix.endswith(end) else suffix + f"{{% if not loop.last %}}{_output(end)}{{% endif %}}"
 
 
 def _output(text: str) -> str:

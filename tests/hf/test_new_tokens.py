@@ -13,7 +13,9 @@ from instruct_lit.core.data.example import Example
 from instruct_lit.core.data.template import Template
 from instruct_lit.core.data.tokenizer import GPT2Tokenizer
 from instruct_lit.core.model.gpt import GPT, GPTConfig
+from instruct_lit.datasets.profile import mask_is_exact
 from instruct_lit.errors import ConfigError
+from instruct_lit.hf.chat_template_export import chat_template
 from instruct_lit.hf.files import grow_vocabulary, load_hf
 from instruct_lit.hf.model import HFModel
 from instruct_lit.hf.tokenizer import HFTokenizer, add_special_tokens, load_tokenizer
@@ -77,6 +79,24 @@ def test_only_the_template_makes_them(tokenizer: HFTokenizer) -> None:
     response = encoded.ids[encoded.n_prompt :].tolist()
     assert response[-2:] == [end, markup.eot_id] and markup.decode(response[:-2]) == "an <|im_end|> within"
     assert encoded.ids[0] == 0  # what the tokenizer puts before a text
+
+
+def test_trap_1_the_templates_own_end_of_text_is_learnt_once(tokenizer: HFTokenizer) -> None:
+    add_special_tokens(tokenizer.hf, NAMES)
+    markup = HFTokenizer(tokenizer.hf, markup=True, end="<|im_end|>")
+    template = Template("t", TEMPLATE.text, f"\n{TEMPLATE.text}").for_tokenizer(markup)
+    talk = Example("the cat", "ends with <|im_end|>", history=(("why", "so"),))
+    encoder = Encoder(template, markup, 999)
+    ((_, encoded),) = encoder.encode([talk])
+    found = [encoded.ids[start:end].tolist() for start, end in encoded.spans]
+    assert [ids.count(markup.eot_id) for ids in found] == [1, 1] and found[1][-1] == markup.eot_id
+    assert encoder.prompt_ids(talk) == encoded.prompt_ids and mask_is_exact(talk, encoded, template, markup)
+    markup.hf.chat_template = chat_template(template, start="<s>", end=markup.end)
+    turns = (("user", "the cat"), ("assistant", "so"), ("user", "why"), ("assistant", "the dog"))
+    plain = Example("why", "the dog", history=(("the cat", "so"),))
+    ((_, encoded),) = encoder.encode([plain])
+    rendered = markup.hf.apply_chat_template([{"role": r, "content": c} for r, c in turns], return_dict=False)
+    assert rendered == encoded.ids.tolist()
 
 
 def test_they_come_back_with_the_bundle(llama_directory: Path, tokenizer: HFTokenizer, tmp_path: Path) -> None:

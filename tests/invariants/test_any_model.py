@@ -95,7 +95,7 @@ def case(request: pytest.FixtureRequest) -> Case:
 
 
 def losses(
-    case: Case, parts: Sequence[Sequence[EncodedExample]], collator: Collator
+    case: Case, parts: Sequence[Sequence[EncodedExample]], collator: Collator, dft: bool = False
 ) -> tuple[float, dict[str, torch.Tensor]]:
     """The mean loss over all supervised tokens of the parts, and its gradients."""
     model = copy.deepcopy(case.model).train()
@@ -106,7 +106,7 @@ def losses(
     for batch in batches:
         states = model.hidden_states(batch.input_ids, batch.position_ids, layout_of(batch), batch.loss_index)
         weights = batch.loss_weights / max(1, n_supervised)
-        loss = summed_cross_entropy(states, model.head_weight, batch.targets, weights)
+        loss = summed_cross_entropy(states, model.head_weight, batch.targets, weights, dft)
         loss.backward()
         total += loss.item()
     return total, {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
@@ -171,6 +171,17 @@ def test_traps_7_and_10_loss_and_gradients_do_not_depend_on_layout_and_cut(
         assert loss == pytest.approx(expected, rel=1e-5) and gradients.keys() == wanted.keys()
         for name, gradient in gradients.items():
             assert (gradient - wanted[name]).norm() <= 1e-4 * wanted[name].norm() + 1e-7, name
+
+
+def test_dft_does_not_depend_on_layout_and_cut_and_is_another_loss(case: Case) -> None:
+    examples = case.encoded()
+    expected, wanted = losses(case, [examples], case.collator(), dft=True)
+    assert expected < 0.5 * plain(case, True)[0]
+    parts = [examples[:2], examples[2:3], examples[3:]]
+    loss, gradients = losses(case, parts, case.collator("packed", shared_prefix=True), dft=True)
+    assert loss == pytest.approx(expected, rel=1e-5)
+    for name, gradient in gradients.items():
+        assert (gradient - wanted[name]).norm() <= 1e-4 * wanted[name].norm() + 1e-7, name
 
 
 def test_trap_9_nothing_supervised_moves_nothing(case: Case) -> None:

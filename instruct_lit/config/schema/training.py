@@ -43,6 +43,11 @@ class TrainConfig:
     adapter: AdapterConfig = group(AdapterConfig, "Parameter-efficient fine-tuning.")
     name: str | None = option(None, "Name of the run in its page and in loggers; by default data-model-time.")
     trainable: str = option("all", "Trained weights: all, head, last_<n>_blocks, or a pattern of parameter names.")
+    loss: str = option(
+        "cross_entropy",
+        "Training loss; dft: each token weighs as much as its probability, without a gradient (Wu et al. 2025).",
+        choices=("cross_entropy", "dft"),
+    )
     neftune_alpha: float | None = option(None, "Noise on embeddings (NEFTune); often 5.", at_least=0, at_most=1e6)
     compile: bool = option(False, "torch.compile on a GPU; compilation takes about 15 seconds.")
     cuda_graphs: bool | None = option(None, "Record micro-batches as CUDA graphs; null: where possible; true: or fail.")

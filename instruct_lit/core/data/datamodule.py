@@ -21,7 +21,7 @@ from instruct_lit.core.data.template import Template
 from instruct_lit.core.data.tokenizer import Tokenizer
 from instruct_lit.errors import ConfigError
 
-STORE_VERSION = 5  # part of every store's key; increment it when the meaning of a store's files changes
+STORE_VERSION = 6  # part of every store's key; increment it when the meaning of a store's files changes
 
 
 class InstructionData(LightningDataModule):
@@ -199,9 +199,8 @@ class InstructionData(LightningDataModule):
 
     def facts(self) -> dict[str, str]:
         """What the order and content of the training data depend on, by name, for a message about what differs."""
-        sources = (*self.sources, *self.splits.files.values())
+        sources, masking = (*self.sources, *self.splits.files.values()), self.masking
         facts = [self._facts(source) for source in sources]
-        prompt_weight = self.masking.prompt_weight
         split = b"".join(self.examples_of(name)[1].tobytes() for name in NAMES)
         names = [f"{s.name}-{_hash([f['source'], f['filters']])[:12]}" for s, f in zip(sources, facts, strict=True)]
         return {
@@ -211,7 +210,7 @@ class InstructionData(LightningDataModule):
             "tokenizer": self.tokenizer.fingerprint[:16],
             **{f"data.{name}": str(facts[0][name]) for name in ("max_length", "on_long", "loss_on")},
             "split": hashlib.sha256(split).hexdigest()[:16],
-            "data.mask_prompt": str(self.masking.mask_prompt if prompt_weight == 1 else prompt_weight),
+            "data.mask_prompt": str(masking.mask_prompt if masking.prompt_weight == 1 else masking.prompt_weight),
             "data.seed": str(self.seed),
             "batching.grouping": self.batching.grouping,
         }

@@ -23,7 +23,7 @@ import numpy as np
 from instruct_lit.core.data.example import Example
 from instruct_lit.core.data.records import ReadingNotes, without_duplicates
 from instruct_lit.core.data.template import Template
-from instruct_lit.core.data.tokenizer import Tokenizer
+from instruct_lit.core.data.tokenizer import Tokenizer, closed
 from instruct_lit.errors import DataError
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ class Encoder:
         ids, spans = list(self.tokenizer.prompt_start), []
         for prompt, response in turns:
             start = len(ids) + len(prompt)
-            ids += [*prompt, *response, self.tokenizer.eot_id]
+            ids += [*prompt, *closed(response, self.tokenizer.eot_id)]
             spans.append((start, len(ids)))
         if len(ids) > self.max_length:
             if self.on_long == "error":

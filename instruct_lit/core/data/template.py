@@ -20,7 +20,7 @@ import jinja2
 import jinja2.meta
 
 from instruct_lit.core.data.example import Example
-from instruct_lit.core.data.tokenizer import Tokenizer
+from instruct_lit.core.data.tokenizer import Tokenizer, closed
 from instruct_lit.core.jinja_environments import compile_text, failure, text_environment
 from instruct_lit.errors import TemplateError
 
@@ -76,7 +76,7 @@ class Template:
         """Token ids of an example's prompt, earlier turns included; the same in training and in generation."""
         *turns, (prompt, _) = self.turns(example)
         encode = tokenizer.encode
-        earlier = [n for before, answer in turns for n in (*encode(before), *encode(answer), tokenizer.eot_id)]
+        earlier = [n for before, answer in turns for n in (*encode(before), *closed(encode(answer), tokenizer.eot_id))]
         return [*tokenizer.prompt_start, *earlier, *encode(prompt)]
 
     def turns(self, example: Example) -> list[tuple[str, str]]:

@@ -68,6 +68,11 @@ class Tokenizer(Protocol):
         return self
 
 
+def closed(ids: list[int], eot_id: int) -> list[int]:
+    """The ids of a response with end-of-text behind, unless the template has closed it with that token itself."""
+    return ids if ids[-1:] == [eot_id] else [*ids, eot_id]
+
+
 class GPT2Tokenizer(Tokenizer):
     """Text to token ids and back; the text `<|endoftext|>` in a user's string is ordinary text.
 

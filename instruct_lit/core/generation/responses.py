@@ -14,7 +14,6 @@ from instruct_lit.core.generation.engine import Engine, Request
 from instruct_lit.core.generation.sampling import SamplingSettings
 
 Known = MutableMapping[tuple[int, ...], tuple[str, str | None]]  # response and finish reason by the ids of a prompt
-
 FINAL_TEXT: list[Callable[[str], str]] = [str.strip]  # the final answer in a text; `evaluation` leaves out thoughts
 
 

@@ -80,11 +80,8 @@ class CausalLM(nn.Module):
 @torch.no_grad()
 def token_losses(hidden: Tensor, head_weight: Tensor, targets: Tensor) -> Tensor:
     """Return -log p(target) `(M,)` in float32 for states `(M, C)`, a head `(V, C)` and targets `(M,)`."""
-    losses = [
-        F.cross_entropy(F.linear(h, head_weight).float(), t, reduction="none")
-        for h, t in zip(hidden.split(CHUNK), targets.split(CHUNK), strict=True)
-    ]
-    return torch.cat(losses) if losses else hidden.new_zeros(0, dtype=torch.float32)
+    chunks = zip(hidden.split(CHUNK), targets.split(CHUNK), strict=True)
+    return torch.cat([F.cross_entropy(F.linear(h, head_weight).float(), t, reduction="none") for h, t in chunks])
 
 
 def has_gpu() -> bool:

@@ -14,7 +14,6 @@ from instruct_lit.core.data.batching import Batch
 from instruct_lit.core.training.compat_lightning import log_interval, step_is_complete
 
 STATE = ("best_step", "best_loss", "best_value", "n_rows")
-OF_STEP = ("train/loss", "train/grad_norm", "train/tokens_per_s")  # the last is of `accel`
 
 
 class History(Callback):
@@ -34,7 +33,7 @@ class History(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         if logs(trainer):
-            self._append(trainer, pl_module, OF_STEP)
+            self._append(trainer, pl_module, ("train/loss", "train/grad_norm", "train/tokens_per_s"))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         fitting = trainer.state.fn == TrainerFn.FITTING

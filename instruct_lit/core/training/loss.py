@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,7 +26,9 @@ from instruct_lit.core.model.causal import CHUNK, CausalLM
 from instruct_lit.errors import TrainingError
 
 
-def summed_cross_entropy(hidden: Tensor, head_weight: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+def summed_cross_entropy(
+    hidden: Tensor, head_weight: Tensor, targets: Tensor, weights: Tensor, dft: bool = False
+) -> Tensor:
     """Return Σ weights · -log p(target), a float32 scalar with gradients for `hidden` and `head_weight`.
 
     The head runs on the supervised positions alone and in chunks, whose logits are computed again in the backward pass,
@@ -36,21 +39,20 @@ def summed_cross_entropy(hidden: Tensor, head_weight: Tensor, targets: Tensor, w
         head_weight: `(V, C)`.
         targets: `(M,)`.
         weights: `(M,)`.
+        dft: multiplies each weight by p(target), a constant for the gradient (Wu et al. 2025, eq. 9).
     """
-    total = torch.zeros((), device=hidden.device)
-    for start in range(0, max(1, len(hidden)), CHUNK):
-        rows = slice(start, start + CHUNK)
-        total = total + checkpoint(
-            _chunk_loss, hidden[rows], head_weight, targets[rows], weights[rows],
-            use_reentrant=False, preserve_rng_state=False,
-        )  # fmt: skip
-    return total
+    compute = partial(checkpoint, _chunk_loss, use_reentrant=False, preserve_rng_state=False)
+    chunks = zip(hidden.split(CHUNK), targets.split(CHUNK), weights.split(CHUNK), strict=True)
+    losses = (compute(h, head_weight, t, w, dft) for h, t, w in chunks)
+    return sum(losses, torch.zeros((), device=hidden.device))
 
 
-def _chunk_loss(hidden: Tensor, head_weight: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+def _chunk_loss(hidden: Tensor, head_weight: Tensor, targets: Tensor, weights: Tensor, dft: bool) -> Tensor:
     logits = F.linear(hidden, head_weight)  # (m, V)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return (F.cross_entropy(logits, targets, reduction="none") * weights).sum().float()
+    losses = F.cross_entropy(logits, targets, reduction="none")
+    weights = weights * torch.exp(-losses.detach()) if dft else weights
+    return (losses * weights).sum().float()
 
 
 def sum_over_ranks(trainer: Trainer, values: Sequence[float] | torch.Tensor) -> Any:
@@ -80,6 +82,7 @@ class StepAccelerator:
     """
 
     model: CausalLM
+    dft = False  # of `summed_cross_entropy`
 
     def attach(self, model: CausalLM) -> None:
         """Use `model` from now on."""
@@ -98,7 +101,7 @@ class StepAccelerator:
         the weights.
         """
         states = self.model.hidden_states(batch.input_ids, batch.position_ids, layout_of(batch), batch.loss_index)
-        return summed_cross_entropy(states, self.model.head_weight, batch.targets, weights)
+        return summed_cross_entropy(states, self.model.head_weight, batch.targets, weights, self.dft)
 
     def gradient_norm(self, gradients: Sequence[Tensor]) -> Tensor:
         """The Euclidean norm of all gradients together, a float32 scalar."""

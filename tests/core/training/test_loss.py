@@ -28,14 +28,19 @@ def test_trap_6_three_tokens_by_hand() -> None:
     assert loss.item() == pytest.approx(math.log(2) + math.log(1 + math.exp(-1)) + math.log(1 + math.exp(2)), rel=1e-6)
 
 
-@pytest.mark.parametrize("m", [1, 5, module.CHUNK + 3, 2 * module.CHUNK])
+@pytest.mark.parametrize(
+    ("m", "dft"),
+    [(1, False), (5, True), (module.CHUNK + 3, False), (module.CHUNK + 3, True), (2 * module.CHUNK, False)],
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_loss_and_gradients_are_torchs(m: int, dtype: torch.dtype) -> None:
+def test_loss_and_gradients_are_torchs(m: int, dft: bool, dtype: torch.dtype) -> None:
     hidden, weight, targets, weights = made(m, dtype=dtype)
-    loss = summed_cross_entropy(hidden, weight, targets, weights)
+    loss = summed_cross_entropy(hidden, weight, targets, weights, dft=dft)
     gradients = torch.autograd.grad(loss * 0.25, (hidden, weight))
     exact_hidden, exact_weight = (x.detach().double().requires_grad_() for x in (hidden, weight))
-    expected = (F.cross_entropy(exact_hidden @ exact_weight.t(), targets, reduction="none") * weights).sum()
+    losses = F.cross_entropy(exact_hidden @ exact_weight.t(), targets, reduction="none")
+    p_target = torch.exp(-losses).detach() if dft else 1.0
+    expected = (losses * p_target * weights).sum()
     wanted = torch.autograd.grad(expected * 0.25, (exact_hidden, exact_weight))
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
     for found, right in zip(gradients, wanted, strict=True):
