@@ -97,18 +97,21 @@ def data_of(
 
 
 def set_reading(source: Any, data: DictConfig) -> None:
-    """Let a source of files read them by `data.key`, `data.header` and `data.role_marks`. Raises: ConfigError."""
+    """Let a source of files read them by `data.key`, `header`, `role_marks` and `n_paths`. Raises: ConfigError."""
     key, has_header, marks = data.get("key"), data.get("header", True), plain(data.get("role_marks"))
-    if key is None and has_header and not marks:
+    n_paths = data.get("n_paths", 1)
+    if key is None and has_header and not marks and n_paths == 1:
         return
     from instruct_lit.datasets.file_formats import reader_of
-    from instruct_lit.datasets.record_forms import marked_records
+    from instruct_lit.datasets.record_forms import best_paths, marked_records
 
     if not isinstance(source, FileSource) or type(source).records is not FileSource.records:
-        raise ConfigError(f"data.key, data.header, data.role_marks: data={data.name} is not read from files")
-    read = reader_of(key, has_header)
-    source.records = partial(marked_records, read, marks) if marks else read  # type: ignore[method-assign]
-    source.reading = f" {key} {has_header} {marks}"
+        keys = "data.key, data.header, data.role_marks, data.n_paths"
+        raise ConfigError(f"{keys}: data={data.name} is not read from files")
+    read: Any = reader_of(key, has_header)
+    read = partial(marked_records, read, marks) if marks else read
+    source.records = partial(best_paths, read, n_paths) if n_paths > 1 else read  # type: ignore[method-assign]
+    source.reading = f" {key} {has_header} {marks} {n_paths}"
 
 
 def masking_of(data: DictConfig) -> Masking:

@@ -5,13 +5,14 @@ A form is recognised by its fields unless `recognised` is False; such a form is 
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from instruct_lit.core.data.example import Example, Form, listed
+from instruct_lit.core.data.example import WHOLE, Example, Form, listed
 from instruct_lit.datasets.conversations import from_turns
 from instruct_lit.errors import DataError
 
@@ -96,17 +97,45 @@ def _self_instruct(record: Mapping[str, Any], place: str) -> Messages:
 
 
 def _open_assistant(record: Mapping[str, Any], place: str) -> Messages:
-    """The best path of an Open Assistant tree in `prompt`: the reply of the best rank at every step."""
-    node: Any = record["prompt"]
-    path: Messages = []
-    while isinstance(node, Mapping):
-        role = {"prompter": "user"}.get(str(node.get("role")), node.get("role"))
-        path.append({"role": role, "content": node.get("text")})
-        replies = [
-            reply for reply in node.get("replies") or [] if isinstance(reply, Mapping) and not reply.get("deleted")
-        ]
-        node = min(replies, key=lambda reply: reply["rank"] if reply.get("rank") is not None else 1e9, default=None)
-    return path[: len(path) - (len(path) % 2)]  # a last question has no answer
+    """The best path of an Open Assistant tree in `prompt`."""
+    path = next(iter(_paths(record["prompt"])), ())
+    if not path:
+        raise DataError(f"{place}: 'prompt' has no reply, so nothing could be learnt")
+    roles = {"prompter": "user"}
+    return [{"role": roles.get(str(n.get("role")), n.get("role")), "content": n.get("text")} for n in path]
+
+
+def _paths(root: Any) -> list[tuple[Mapping[str, Any], ...]]:
+    """The paths of a tree from its root to a last answer, best first: by the sum of their nodes' places by rank."""
+    found: list[tuple[tuple[int, ...], tuple[Mapping[str, Any], ...]]] = []
+    waiting = [((0,), (root,))] if isinstance(root, Mapping) else []
+    while waiting:
+        places, path = waiting.pop()
+        replies = _replies(path[-1])
+        if len(path) % 2 == 0:  # behind an answer
+            replies = [question for question in replies if _replies(question)]
+            found += [] if replies else [(places, path)]
+        waiting += [((*places, place), (*path, reply)) for place, reply in enumerate(replies)]
+    return [path for places, path in sorted(found, key=lambda one: (sum(one[0]), one[0]))]
+
+
+def _replies(node: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The replies to a node of a tree by rank, without those that were deleted."""
+    replies = [reply for reply in node.get("replies") or [] if isinstance(reply, Mapping) and not reply.get("deleted")]
+    return sorted(replies, key=lambda r: r["rank"] if isinstance(r.get("rank"), int | float) else math.inf)
+
+
+def best_paths(read: Callable[[Any], Iterable[tuple[str, Any]]], n_paths: int, shard: Any) -> Iterator[tuple[str, Any]]:
+    """The records of a shard; in place of an Open Assistant tree its `n_paths` best paths, each a tree of its own."""
+    for place, record in read(shard):
+        trees = _paths(record["prompt"])[:n_paths] if _recognises("open_assistant", record, {}) else []
+        if not trees:
+            yield place, record
+        for number, path in enumerate(trees, start=1):
+            chain: list[dict[str, Any]] = []
+            for node in reversed(path):
+                chain = [{**node, "replies": chain}]
+            yield f"{place}, path {number}", {**record, "prompt": chain[0], WHOLE: path[0].get("text")}
 
 
 def _history_of_mappings(record: Mapping[str, Any], place: str) -> Messages:
@@ -202,12 +231,12 @@ def _read(name: str, record: Mapping[str, Any], place: str, names: Mapping[str, 
 
 def _recognises(name: str, record: Mapping[str, Any], names: Mapping[str, str]) -> bool:
     form = _REWRITINGS[name]
-    if not form.recognised or any(record.get(field) is None for field in form.needs):
+    if not isinstance(record, Mapping) or not form.recognised or any(record.get(field) is None for field in form.needs):
         return False
     if name == "history":
         turns = record["history"]
         return isinstance(turns, list) and bool(turns) and all(isinstance(turn, Mapping) for turn in turns)
-    is_alpaca = all(names[key] in record for key in ("instruction", "output"))
+    is_alpaca = all(names.get(key, key) in record for key in ("instruction", "output"))
     return not is_alpaca and isinstance(record[form.needs[0]], form.types)
 
 

@@ -1,4 +1,4 @@
-"""data.key, data.header and data.role_marks: how files are read that do not say it themselves."""
+"""data.key, data.header, data.role_marks and data.n_paths: how files are read that do not say it themselves."""
 
 import gzip
 import json
@@ -13,6 +13,7 @@ from instruct_lit.config.data_builders import set_reading
 from instruct_lit.core.data.example import Example
 from instruct_lit.core.data.records import FileSource
 from instruct_lit.datasets import install
+from instruct_lit.datasets.split_groups import prompt_text
 from instruct_lit.errors import ConfigError, DataError
 from tests.configs import composed
 
@@ -76,6 +77,34 @@ def test_texts_that_have_no_such_turns(tmp_path: Path, record: dict[str, str], m
     (tmp_path / "a.jsonl").write_text(json.dumps(record) + "\n")
     with pytest.raises(DataError, match=message):
         list(source(tmp_path / "a.jsonl", MARKS))
+
+
+def reply(text: str, rank: int | None = None, *replies: dict[str, Any], role: str = "assistant") -> dict[str, Any]:
+    return {"role": role, "text": text, "rank": rank, "replies": list(replies)}
+
+
+def test_the_best_paths_of_a_tree(tmp_path: Path) -> None:
+    unanswered = reply("Hm?", None, role="prompter")
+    question = reply("And?", None, reply("No.", 1), reply("Yes.", 0), role="prompter")
+    gone = {**reply("Spam.", 0), "deleted": True}
+    root = reply("Why?", None, reply("Perhaps.", 1, unanswered), reply("So.", 0, unanswered, question), gone,
+                 role="prompter")  # fmt: skip
+    trees = [{"message_tree_id": "t", "prompt": root}, {"message_tree_id": "u", "prompt": reply("Alone?")}]
+    path = tmp_path / "trees.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in [*trees, {"instruction": "a", "output": "b"}]))
+    extra, so, other = {"conversation": "Why?"}, (("Why?", "So."),), Example("a", "b")
+    yes, no = (Example("And?", text, extra=extra, history=so) for text in ("Yes.", "No."))
+    perhaps = Example("Why?", "Perhaps.", extra=extra)
+    for n, found in ((2, [yes, no, other]), (9, [yes, no, perhaps, other])):
+        opened = source(path, f"data.n_paths={n}")
+        opened.on_bad_record = "skip"
+        assert list(opened) == found
+        assert not opened.notes.unread_fields
+        assert opened.notes.n_bad == {"'prompt' has no reply, so nothing could be learnt": 1}
+    assert next(iter(source(path))) == Example("And?", "Yes.", history=so)
+    with pytest.raises(DataError, match="line 2: 'prompt' has no reply, so nothing could be learnt"):
+        list(source(path, "data.n_paths=2"))
+    assert {prompt_text(one) for one in (yes, no, perhaps)} == {"Why?"}  # one part of the split
 
 
 def test_options_without_files_and_unknown_roles_are_refused() -> None:

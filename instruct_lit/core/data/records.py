@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from instruct_lit.core.data.example import Example, Format, listed, to_example
+from instruct_lit.core.data.example import WHOLE, Example, Format, listed, to_example
 from instruct_lit.errors import DataError, printable
 
 OnBadRecord = Literal["error", "skip"]
@@ -144,7 +144,7 @@ class FileSource:
                 if isinstance(record, DataError):
                     raise record
                 example = to_example(record, place, self.columns, self.format)
-                self.notes.unread_fields.update(example.extra.keys())
+                self.notes.unread_fields.update(name for name in example.extra if name != WHOLE)
             except DataError as error:
                 if self.on_bad_record == "error":
                     raise DataError(f"{error}; data.on_bad_record=skip leaves bad records out") from error
