@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig
 
 from instruct_lit.config.compose import run_command
+from instruct_lit.errors import ConfigError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -37,10 +38,18 @@ def peek(config: DictConfig) -> None:
     else:
         tokenizer, template = build.language_of(config)
         context_length = build.context_of(config)
+    console = Console(highlight=False)
     data = data_of(config, template, tokenizer, context_length, config.n_streamed)
     data.prepare_data()
-    data.setup()
-    console = Console(highlight=False)
+    try:
+        data.setup()
+    except ConfigError as error:
+        if not str(error).startswith("data.split") or config.run is not None:
+            raise
+        console.print(f"{error}; here all are shown as train, which a run refuses", style="yellow", markup=False)
+        config.data.split = {}
+        data = data_of(config, template, tokenizer, context_length, config.n_streamed)
+        data.setup()
     if config.data.streaming:
         console.print(
             f"data.streaming=true: only the first {len(data.stores['main']):,} examples of the stream, in file order "

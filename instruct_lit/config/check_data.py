@@ -25,7 +25,8 @@ def data_relations(data: Any) -> Iterator[Relation]:
     yield bad_name, "data.name", "must be a name of files in the cache, without slashes or a leading dot"
     columns = {str(key): str(value) for key, value in (data.columns or {}).items()}
     for key, field in columns.items():
-        yield key not in FIELDS, f"data.columns.{key}={field}", f"allowed are {', '.join(FIELDS)}"
+        allowed = (*FIELDS, "text") if data.role_marks else FIELDS
+        yield key not in allowed, f"data.columns.{key}={field}", f"allowed are {', '.join(allowed)}"
         same = [other for other in columns if columns[other] == field]
         shared = len(same) > 1 and key == same[0]
         reason = f"{' and '.join(same)} are both read from {field!r}; name a field for each"

@@ -171,7 +171,13 @@ def _python(value: Any) -> Any:
 
 
 def _list_in(path: Path, whole: dict[str, Any], key: str | None) -> Iterator[tuple[str, Any]]:
-    """The records in a list in an object, which is read whole: under a key, or the only list of mappings."""
+    """The records in a list in an object, which is read whole: under a key, or the only list of mappings.
+
+    Without a key an object with a list of turns is itself a record.
+    """
+    if key is None and any(_is_list_of_turns(value) for value in whole.values()):
+        yield f"{path}, record 0", whole
+        return
     lists = [name for name, value in whole.items() if isinstance(value, list) and value and isinstance(value[0], dict)]
     lists = [name for name in lists if key in (None, name)]
     if len(lists) != 1:
@@ -184,6 +190,15 @@ def _list_in(path: Path, whole: dict[str, Any], key: str | None) -> Iterator[tup
         raise DataError(f"{path}: {found}, or {TO_LINES}")
     for number, record in enumerate(whole[lists[0]]):
         yield f"{path}, {lists[0]}[{number}]", record
+
+
+def _is_list_of_turns(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and isinstance(value[0], dict)
+        and bool({"role", "from"} & set(value[0]))
+    )
 
 
 def read_arrow(path: Path) -> Iterator[tuple[str, Any]]:

@@ -241,8 +241,8 @@ def warnings_of(found: Profile, layout: str, n_val: int | None) -> list[str]:
         lines.append("no end-of-text is supervised: the model will never stop; raise data.max_length")
     elif found.truncated_share > HIGH_TRUNCATED:
         lines.append(
-            f"{found.truncated_share:.0%} of the responses are truncated, without end-of-text; raise data.max_length "
-            "or use data.on_long=drop"
+            f"{found.truncated_share:.0%} of the responses are truncated, without end-of-text, or lost whole turns of "
+            "their conversation; raise data.max_length or use data.on_long=drop"
         )
     n_dropped = found.counts.get("n_dropped_long", 0)
     if n_dropped > HIGH_TRUNCATED * found.n_examples:

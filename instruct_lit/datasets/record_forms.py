@@ -26,6 +26,8 @@ _PAIRS = (
     ("instruction", "output"),
     ("prompt", "response"),
 )
+_TURNS = ("messages", "conversations")
+_PROMPTS = ("prompt", *_TURNS)
 _CALL = re.compile(r"<functioncall>\s*(.*)", re.S)
 
 
@@ -36,17 +38,20 @@ def _prompt_completion(record: Mapping[str, Any], place: str) -> Messages:
 
 def _preference(record: Mapping[str, Any], place: str) -> Messages:
     """The chosen side of a pair, which may begin with the prompt itself."""
-    chosen = record["chosen"]
-    if isinstance(chosen, list) and chosen and isinstance(chosen[0], Mapping) and chosen[0].get("role") != "assistant":
+    chosen = _side(record["chosen"], "assistant")
+    if len(chosen) > 1 and isinstance(chosen[0], Mapping) and chosen[0].get("role") != "assistant":
         return chosen
-    return [*_side(record.get("prompt") or [], "user"), *_side(record["chosen"], "assistant")]
+    return [*_side(_first_of(record, _PROMPTS) or [], "user"), *chosen]
 
 
 def _liked(record: Mapping[str, Any], place: str) -> Messages:
-    """KTO's `prompt` and `completion`, whose `label` is true."""
+    """KTO's `prompt` and `completion`, or the whole as turns, whose `label` is true."""
     if record["label"] is not True:
         raise DataError(f"{place}: 'label' is not true, so the response is one to avoid")
-    return _prompt_completion(record, place)
+    whole = _first_of(record, _TURNS)
+    if whole is None and not {"prompt", "completion"} <= record.keys():
+        raise DataError(f"{place}: neither prompt and completion nor {' or '.join(_TURNS)}; found: {listed(record)}")
+    return _prompt_completion(record, place) if whole is None else _side(whole, "user")
 
 
 def _human_assistant(record: Mapping[str, Any], place: str) -> Messages:
@@ -158,19 +163,24 @@ def _history_of_mappings(record: Mapping[str, Any], place: str) -> Messages:
 
 
 def marked_records(
-    read: Callable[[Any], Iterable[tuple[str, Any]]], marks: Mapping[str, Any], shard: Any
+    read: Callable[[Any], Iterable[tuple[str, Any]]], marks: Mapping[str, Any], field: str, shard: Any
 ) -> Iterator[tuple[str, Any]]:
-    """The records of a shard with `messages` in place of a `text`, whose turns begin with marks.
+    """The records of a shard with `messages` in place of the text in a field, whose turns begin with marks.
 
     Args:
-        marks: by role the text that begins its turns, or several; those of `none` are left out.
+        marks: by role the text that begins its turns, or several; those of `none` are left out; `\\n` is a line break.
     """
-    role_of = {text: role for role, own in marks.items() for text in ([own] if isinstance(own, str) else own)}
+    # A command line has no other way to write a line break.
+    role_of = {
+        text.replace("\\n", "\n"): role
+        for role, own in marks.items()
+        for text in ([own] if isinstance(own, str) else own)
+    }
     pattern = re.compile(f"({'|'.join(re.escape(text) for text in sorted(role_of, key=len, reverse=True))})")
     for place, record in read(shard):
-        text = record.get("text") if isinstance(record, Mapping) else None
+        text = record.get(field) if isinstance(record, Mapping) else None
         if isinstance(record, DataError) or not isinstance(text, str):
-            found = DataError(f"{place}: no field 'text' for data.role_marks")
+            found = DataError(f"{place}: no field {field!r} for data.role_marks (see data.columns)")
             yield place, record if isinstance(record, DataError) else found
             continue
         start, *parts = pattern.split(text)
@@ -187,11 +197,19 @@ def marked_records(
                 DataError(f"{place}: {messages[0]['content'][:40]!r} stands before the first of data.role_marks"),
             )
         else:
-            yield place, {**{k: v for k, v in record.items() if k != "text"}, "messages": messages[1:]}
+            yield place, {**{k: v for k, v in record.items() if k != field}, "messages": messages[1:]}
 
 
 def _side(value: Any, role: str) -> Messages:
-    return value if isinstance(value, list) else [{"role": role, "content": value}]
+    """A text, a turn or a list of turns as messages; ShareGPT's turns too."""
+    turns = value if isinstance(value, list) else [value if isinstance(value, Mapping) else {"content": value}]
+    names = {"from": "role", "value": "content"}
+    renamed = [{names.get(k, k): v for k, v in turn.items()} if isinstance(turn, Mapping) else turn for turn in turns]
+    return renamed if isinstance(value, list) else [{"role": role, **turn} for turn in renamed]
+
+
+def _first_of(record: Mapping[str, Any], names: Iterable[str]) -> Any:
+    return next((record[name] for name in names if record.get(name)), None)
 
 
 @dataclass(frozen=True)
@@ -213,8 +231,8 @@ _REWRITINGS = {
     "glaive": _Rewriting(_glaive, ("chat",), ("system",), types=str),
     "self_instruct": _Rewriting(_self_instruct, ("instances", "instruction"), types=list),
     "open_assistant": _Rewriting(_open_assistant, ("prompt", "message_tree_id"), types=dict),
-    "preference": _Rewriting(_preference, ("chosen",), ("prompt", "rejected"), recognised=False),
-    "kto": _Rewriting(_liked, ("label", "prompt", "completion"), recognised=False),
+    "preference": _Rewriting(_preference, ("chosen",), (*_PROMPTS, "rejected"), recognised=False),
+    "kto": _Rewriting(_liked, ("label",), ("completion", *_PROMPTS), recognised=False),
 }
 
 

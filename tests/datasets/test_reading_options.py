@@ -43,6 +43,14 @@ def test_the_records_of_a_key(tmp_path: Path) -> None:
         assert source(path, "data.key=data").fingerprint() != source(path, "data.key=other").fingerprint()
 
 
+def test_an_object_with_turns_is_one_record(tmp_path: Path) -> None:
+    turns = [{"from": "human", "value": "Why?"}, {"from": "gpt", "value": "So."}]
+    (tmp_path / "a.json").write_text(json.dumps({"conversations": turns, "id": 1}))
+    assert list(source(tmp_path / "a.json")) == [Example("Why?", "So.", extra={"id": 1})]
+    with pytest.raises(DataError, match=r"a.json, conversations\[0\]: no field 'instruction'"):
+        list(source(tmp_path / "a.json", "data.key=conversations"))
+
+
 def test_a_table_without_header(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text('"Say, hi.",Hi\nGo.,Gone\n')
     columns = {"instruction": "1", "output": "2"}
@@ -65,12 +73,23 @@ def test_turns_that_begin_with_marks(
     assert list(source(path, MARKS)) == [Example(*last, extra={"id": 1}, history=history)]
 
 
+def test_the_field_of_the_marks_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"chosen": "\n\nHuman: Hm?\n\nAssistant: So.", "rejected": "x"}) + "\n")
+    marks = 'data.role_marks={user: "\\n\\nHuman:", assistant: "\\n\\nAssistant:"}'
+    options = (marks, "data.columns={text: chosen}")
+    check_command("train", composed("train", "data=files", f"data.path={path}", *options))
+    assert list(source(path, *options)) == [Example("Hm?", "So.", extra={"rejected": "x"})]
+    with pytest.raises(ConfigError, match="data.columns.text=chosen: allowed are instruction, input"):
+        check_command("train", composed("train", "data=files", f"data.path={path}", options[1]))
+
+
 @pytest.mark.parametrize(
     ("record", "message"),
     [
         ({"text": "Once [INST] a [/INST] b"}, "line 1: 'Once' stands before the first of data.role_marks"),
         ({"text": "[INST] a [INST] b [/INST] c"}, "user and assistant must alternate"),
-        ({"body": "x"}, "line 1: no field 'text' for data.role_marks"),
+        ({"body": "x"}, r"line 1: no field 'text' for data.role_marks \(see data.columns\)"),
     ],
 )
 def test_texts_that_have_no_such_turns(tmp_path: Path, record: dict[str, str], message: str) -> None:

@@ -69,8 +69,19 @@ def test_preferences_and_likes_are_read_by_name_only() -> None:
     assert to_example(pair, "f", None, "preference") == Example("Why?", "So.")
     whole = {"prompt": "Why?", "chosen": [USER, ANSWER], "rejected": [USER]}
     assert to_example(whole, "f", None, "preference") == Example("Why?", "So.")
+    shared = [{"from": "human", "value": "Why?"}]
+    for prompt in ({"conversations": shared}, {"messages": [USER]}, {"prompt": [USER]}):
+        for chosen in (ANSWER, [ANSWER], {"from": "gpt", "value": "So."}, "So."):
+            record = {**prompt, "chosen": chosen, "rejected": chosen, "id": 1}
+            assert to_example(record, "f", None, "preference") == Example("Why?", "So.", extra={"id": 1})
+    with pytest.raises(DataError, match="f, messages: user and assistant must alternate|the user first"):
+        to_example({"chosen": "So."}, "f", None, "preference")
     liked = {"prompt": "Why?", "completion": "So.", "label": True}
-    assert to_example(liked, "f", None, "kto") == Example("Why?", "So.")
+    turns = {"conversations": [*shared, {"from": "gpt", "value": "So."}], "label": True}
+    for record in (liked, turns, {"messages": [USER, ANSWER], "label": True}):
+        assert to_example(record, "f", None, "kto") == Example("Why?", "So.")
+    with pytest.raises(DataError, match="neither prompt and completion nor messages or conversations; found: label"):
+        to_example({"label": True}, "f", None, "kto")
     with pytest.raises(DataError, match="no field 'instruction'"):
         to_example(pair, "f")
     for format in ("auto", "kto"):

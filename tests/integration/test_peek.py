@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from hydra.core.hydra_config import HydraConfig
 
 from instruct_lit.config.check_commands import check_command
 from instruct_lit.core.bundle import OpenedModel, open_model
@@ -17,7 +18,7 @@ from instruct_lit.datasets.demo import DemoSource
 from instruct_lit.datasets.inspect_example import target_losses
 from instruct_lit.datasets.profile import training_batches
 from instruct_lit.errors import ConfigError
-from instruct_lit.peek import shape_of
+from instruct_lit.peek import peek, shape_of
 from tests.configs import composed
 
 
@@ -54,6 +55,19 @@ def test_a_stream_is_looked_at_by_its_first_examples(command: Callable, small: t
     assert "validation examples" not in text
     text = command("peek", *stream, "index=28", cwd=tmp_path).stdout
     assert "data files" in text and "example 28, in train" in text and "instruction: Say 1 8." in text
+
+
+def test_two_records_are_shown(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(HydraConfig, "get", lambda: SimpleNamespace(overrides=SimpleNamespace(task=[])))
+    path = tmp_path / "two.jsonl"
+    path.write_text("".join(json.dumps({"instruction": f"Say {n}.", "output": "Yes."}) + "\n" for n in range(2)))
+    peek(composed("peek", "data=files", f"data.path={path}", "estimate=false", f"paths.cache={tmp_path}"))
+    text = " ".join(capsys.readouterr().out.split())
+    assert (
+        "of 2 examples none is left for test; here all are shown as train" in text and "2 train, 0 val, 0 test" in text
+    )
 
 
 @pytest.mark.slow

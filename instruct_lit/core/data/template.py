@@ -94,8 +94,6 @@ class Template:
                 raise TemplateError(f"template {self.name!r}: {found}; add it or use template=chatml")
         if example.messages:
             example = AS_TEXTS[0](replace(example, messages=self.with_thoughts(example.messages)))
-        if not example.history:
-            return [(self.prompt(example), self.response(example))]
         turns = [*(Example(*turn) for turn in example.history), replace(example, system="", history=(), tools=())]
         turns[0] = replace(turns[0], system=example.system, tools=example.tools)
         forms = [self, *[self.next_turn or self] * len(example.history)]

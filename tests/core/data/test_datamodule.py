@@ -118,6 +118,12 @@ def test_a_shared_cache_has_the_mode_of_the_umask(tmp_path: Path, tokenizer: GPT
 def test_no_example_left_and_an_unwritable_cache_are_said(tmp_path: Path, tokenizer: GPT2Tokenizer) -> None:
     with pytest.raises(DataError, match="no example is left to train on"):
         build(tmp_path, tokenizer, max_length=3)
+    (tmp_path / "bad.jsonl").write_text('{"instruction": "a"}\n' * 2)
+    bad = FileSource(str(tmp_path / "bad.jsonl"), on_bad_record="skip")
+    with pytest.raises(
+        DataError, match="no example is left to train on: no field 'output' for the output; found: instruction .see data.columns.; {'n_bad_records': 2, "
+    ):
+        open_or_build(tmp_path, "bad", bad, Encoder(TEMPLATE, tokenizer, 64))
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match=r"paths.cache=.*file: cannot be written"):
         build(tmp_path / "file", tokenizer)
