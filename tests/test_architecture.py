@@ -41,7 +41,7 @@ LEAVES = ("errors", "locks", "optional_imports")  # files beside the commands; t
 BETWEEN: dict[str, set[str]] = {
     "accel": set(),
     "evaluation": {"datasets", "hf", "accel"},
-    "exporters": {"evaluation", "hf"},
+    "exporters": {"datasets", "evaluation", "hf"},
     "hf": set(),
     "serving": {"evaluation", "reports"},
     "suites": {"evaluation", "hf", "reports", "serving"},

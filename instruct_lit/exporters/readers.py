@@ -219,6 +219,10 @@ def main() -> None:
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     reference, tolerance = Reference(**request["reference"]), Tolerance(**request["tolerance"])
+    if any(record.get("messages") for record in reference.records):  # calls, results and thoughts as texts
+        from instruct_lit.datasets import install
+
+        install()
     found = read_all(Path(request["folder"]), reference, tolerance, request["base"])
     Path(sys.argv[2]).write_text(json.dumps(found), encoding="utf-8")
 

@@ -10,12 +10,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from instruct_lit.core.bundle import save_bundle
+from instruct_lit.core.data import template
 from instruct_lit.core.data.example import Example
 from instruct_lit.core.data.template import Template
 from instruct_lit.core.data.tokenizer import GPT2Tokenizer, Tokenizer
 from instruct_lit.core.model.causal import CausalLM
 from instruct_lit.core.model.gpt import GPT, GPTConfig
 from instruct_lit.errors import VerificationError
+from instruct_lit.exporters import readers
 from instruct_lit.exporters.readers import read_all
 from instruct_lit.exporters.verification import (
     Reference,
@@ -194,6 +196,21 @@ def test_rounding_keeps_tied_weights_tied(llama_directory: Path) -> None:
     round_weights(model, torch.bfloat16)
     assert torch.equal(model.head_weight, before.bfloat16().float())
     assert model.head_weight is model.hf.get_input_embeddings().weight
+
+
+def test_a_fresh_process_reads_calls_and_thoughts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which `datasets` registers with the core; `main` runs in a process in which nothing has."""
+    call = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
+    thought = {"role": "assistant", "content": "", "reasoning_content": "Hm.", "tool_calls": [call]}
+    record = Example("Add.", "…", messages=({"role": "user", "content": "Add."}, thought)).as_record()
+    monkeypatch.setattr(template, "AS_TEXTS", found := [])
+    monkeypatch.setattr("logging.disable", lambda level: None)
+    monkeypatch.setattr(readers, "read_all", lambda *_: {"n": len(found)})
+    request = {"reference": vars(Reference([record], [], [], [], [], [], [], [], 8)), "tolerance": vars(Tolerance())}
+    (tmp_path / "request").write_text(json.dumps({**request, "folder": "", "base": None}))
+    monkeypatch.setattr("sys.argv", ["", str(tmp_path / "request"), str(tmp_path / "found")])
+    readers.main()
+    assert json.loads((tmp_path / "found").read_text()) == {"n": 1}
 
 
 def test_no_examples_are_replaced_by_questions(llama_directory: Path, tmp_path: Path) -> None:

@@ -121,7 +121,8 @@ def test_no_example_left_and_an_unwritable_cache_are_said(tmp_path: Path, tokeni
     (tmp_path / "bad.jsonl").write_text('{"instruction": "a"}\n' * 2)
     bad = FileSource(str(tmp_path / "bad.jsonl"), on_bad_record="skip")
     with pytest.raises(
-        DataError, match="no example is left to train on: no field 'output' for the output; found: instruction .see data.columns.; {'n_bad_records': 2, "
+        DataError,
+        match="no example is left to train on: no field 'output' for the output; found: instruction .see data.columns.; {'n_bad_records': 2, ",
     ):
         open_or_build(tmp_path, "bad", bad, Encoder(TEMPLATE, tokenizer, 64))
     (tmp_path / "file").write_text("")
