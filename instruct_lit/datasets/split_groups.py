@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from uuid import uuid4
 
@@ -26,8 +26,10 @@ class SplitGroups:
     def __call__(
         self, split: Split, stores: Mapping[str, EncodedStore], movable: bool, cache_dir: Path, fingerprint: str
     ) -> tuple[Split, dict[str, int]]:
-        groups = self._groups(stores, cache_dir, fingerprint)
+        groups, is_part = self._groups(stores, cache_dir, fingerprint)
         own, *others = np.split(groups, np.cumsum([len(store) for store in stores.values()])[:-1])
+        if movable:
+            split = follow_the_first(split, np.where(is_part[: len(own)], own, -1))
         split, counts = keep_together(split, own, {int(group) for part in others for group in part}, movable)
         if len(others) > 1:  # separate files for validation and for test stay unchanged
             n = int(np.isin(others[0], others[1]).sum())
@@ -35,21 +37,28 @@ class SplitGroups:
         return split, counts
 
     def _groups(self, stores: Mapping[str, EncodedStore], cache_dir: Path, fingerprint: str) -> np.ndarray:
-        """The group number of every example of all stores, cached beside them."""
-        key = hashlib.sha256(f"{fingerprint} {self.groups_of.__name__}".encode()).hexdigest()[:16]
+        """Of every example of all stores its group, and whether it is a part of a conversation; cached beside them."""
+        key = hashlib.sha256(f"{fingerprint} {self.groups_of.__name__} 2".encode()).hexdigest()[:16]
         file = cache_dir / "encoded" / f"groups-{key}.npy"
         try:
             found = np.load(file)
-            if len(found) == sum(map(len, stores.values())):
+            if found.shape == (2, sum(map(len, stores.values()))):
                 return found
         except (OSError, ValueError, EOFError):  # absent or damaged
             pass
         examples = (store.example(i) for store in stores.values() for i in range(len(store)))
-        groups = self.groups_of(map(prompt_text, examples))
+        is_part: list[bool] = []
+
+        def texts() -> Iterator[str]:
+            for example in examples:
+                is_part.append(WHOLE in example.extra)
+                yield prompt_text(example)
+
+        found = np.stack([self.groups_of(texts()), np.array(is_part)])
         temporary = file.with_name(f"{file.stem}.{uuid4().hex}.npy")
-        np.save(temporary, groups)
+        np.save(temporary, found)
         os.replace(temporary, file)
-        return groups
+        return found
 
 
 def prompt_text(example: Example) -> str:
@@ -61,6 +70,25 @@ def same_prompt(texts: Iterable[str]) -> np.ndarray:
     """A group number for each text `(n,)`: texts with the same words share one."""
     seen: dict[str, int] = {}
     return np.array([seen.setdefault(" ".join(words(text)), len(seen)) for text in texts], dtype=np.int64)
+
+
+def follow_the_first(split: Split, conversations: np.ndarray) -> Split:
+    """The split with all examples of one conversation (its turns, a tree's paths) in the part of the first of them.
+
+    Otherwise hardly any conversation of several examples would lie in validation or test as a whole.
+
+    Args:
+        conversations: the number of each example's conversation `(n,)`, -1 where it is the only one of its own.
+    """
+    if (conversations < 0).all():
+        return split
+    part_of = np.full(len(conversations), -1)
+    for number, name in enumerate(NAMES):
+        part_of[getattr(split, name)] = number
+    several = np.flatnonzero((conversations >= 0) & (part_of >= 0))
+    _, first, place = np.unique(conversations[several], return_index=True, return_inverse=True)
+    part_of[several] = part_of[several][first][place]
+    return Split(**{name: np.flatnonzero(part_of == number) for number, name in enumerate(NAMES)})
 
 
 def keep_together(

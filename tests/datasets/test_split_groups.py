@@ -1,11 +1,21 @@
 """Related examples stay in one part of the split."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from instruct_lit.core.data.datamodule import InstructionData
+from instruct_lit.core.data.example import WHOLE, Example
 from instruct_lit.core.data.settings import Split
-from instruct_lit.datasets.split_groups import keep_together, same_prompt
+from instruct_lit.core.data.template import Template
+from instruct_lit.core.data.tokenizer import GPT2Tokenizer
+from instruct_lit.datasets.split_groups import follow_the_first, keep_together, same_prompt
+from instruct_lit.datasets.stream_datamodule import HeldOut
 from instruct_lit.errors import ConfigError
+from tests.fixtures.data import settings
+
+TEMPLATE = Template("short", "{{ instruction }} = {{ response }}")
 
 SPLIT = Split(np.array([0, 1, 2]), np.array([3, 4, 8]), np.array([5, 6, 7]))
 GROUPS = np.array([0, 1, 2, 0, 3, 4, 3, 5, 6, 2])  # example 9 is in no part
@@ -51,6 +61,25 @@ def test_a_part_that_was_empty_may_stay_so_and_one_of_one_may_not_become_it() ->
     assert kept.test.tolist() == [] and kept.val.tolist() == [2]
     with pytest.raises(ConfigError, match=r"every example for val has a near-duplicate in another part"):
         keep_together(split, np.array([0, 1, 0]), set(), movable=True)
+
+
+def test_the_examples_of_a_conversation_follow_the_first_of_them() -> None:
+    split = Split(np.array([0, 3, 6, 8]), np.array([1, 4]), np.array([2, 5, 7]))
+    conversations = np.array([-1, 7, 7, 7, 3, 3, 3, -1, 9, -1])  # example 9 is in no part
+    found = follow_the_first(split, conversations)
+    assert (found.train.tolist(), found.val.tolist(), found.test.tolist()) == ([0, 8], [1, 2, 3, 4, 5, 6], [7])
+    assert follow_the_first(split, np.full(10, -1)) is split
+
+
+def test_paths_of_trees_reach_every_part_of_the_split(tmp_path: Path, tokenizer: GPT2Tokenizer) -> None:
+    examples = [Example(f"{n} {path}", "a", extra={WHOLE: f"tree {n}"}) for n in range(40) for path in "abc"]
+    chosen = settings(split={"val": 0.1, "test": 0.2}, groups=same_prompt, max_length=64)
+    data = InstructionData(HeldOut("trees", examples, ""), TEMPLATE, tokenizer, tmp_path, **chosen)
+    data.prepare_data()
+    data.setup()
+    trees = {name: {n // 3 for n in data.examples_of(name)[1].tolist()} for name in ("train", "val", "test")}
+    assert [3 * len(trees[name]) for name in trees] == [len(data.examples_of(name)[1]) for name in trees]
+    assert all(trees.values()) and sum(map(len, trees.values())) == len(set.union(*trees.values())) == 40
 
 
 def test_texts_with_the_same_words_share_a_group() -> None:
