@@ -113,7 +113,8 @@ def _open_assistant(record: Mapping[str, Any], place: str) -> Messages:
 def _paths(root: Any) -> list[tuple[Mapping[str, Any], ...]]:
     """The paths of a tree from its root to a last answer, best first: by the sum of their nodes' places by rank."""
     found: list[tuple[tuple[int, ...], tuple[Mapping[str, Any], ...]]] = []
-    waiting = [((0,), (root,))] if isinstance(root, Mapping) else []
+    waiting: list[tuple[tuple[int, ...], tuple[Mapping[str, Any], ...]]] = []
+    waiting += [((0,), (root,))] if isinstance(root, Mapping) else []
     while waiting:
         places, path = waiting.pop()
         replies = _replies(path[-1])
