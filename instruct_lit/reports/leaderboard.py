@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,12 +16,15 @@ different groups cannot be compared"
 
 
 def table_of(ratings: Sequence[Rating]) -> list[list[Any]]:
-    """The leaderboard's rows, the best first, under `HEADS`; with several groups ranks are `<group>.<rank>`."""
+    """The leaderboard's rows, the best first, under `HEADS`; with several groups ranks are `<group>.<rank>`.
+
+    A rank counts the models whose intervals lie above or below: `1 to 3` where the battles leave it open.
+    """
     rows: list[list[Any]] = []
-    place: Counter[int] = Counter()
     for r in ratings:
-        place[r.group] += 1
-        rank = place[r.group] if ratings[-1].group == 1 else f"{r.group}.{place[r.group]}"
+        group, prefix = [o for o in ratings if o.group == r.group], f"{r.group}." if ratings[-1].group > 1 else ""
+        best, worst = 1 + sum(o.low > r.high for o in group), len(group) - sum(o.high < r.low for o in group)
+        rank = f"{prefix}{best}" if best == worst else f"{prefix}{best} to {prefix}{worst}"
         points = (round(r.bradley_terry), f"{r.low:.0f} to {r.high:.0f}", round(r.elo))
         rows.append([rank, r.model, *points, f"{r.win_rate:.1%}", r.n_battles])
     return rows

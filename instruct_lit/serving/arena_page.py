@@ -20,7 +20,8 @@ from instruct_lit.serving.server import usable_port
 VOTES = {"A is better": "model_a", "B is better": "model_b", "Tie": "tie", "Both are bad": "both_bad"}
 NOTES = """\
 Bradley–Terry ratings on the Elo scale (400 points are odds of ten to one) with mean 1000 and 95 % intervals.
-Elo depends on the order of the votes. "Both are bad" counts as a tie. The rating of a model that has only won or only
+Models whose intervals overlap share their ranks, `1 to 3`. Elo depends on the order of the votes. "Both are bad" counts
+as a tie. The rating of a model that has only won or only
 lost is held finite by a weak prior; its interval is wide. Where some models are connected to the others by no votes,
 ranks are `<group>.<rank>`, and ratings of different groups cannot be compared."""
 _FONT = ["system-ui", "sans-serif"]  # of the reader's machine: the page must not load one from elsewhere

@@ -27,7 +27,8 @@ def test_the_win_matrix_by_hand() -> None:
 def test_table_and_plot(tmp_path: Path) -> None:
     ratings = leaderboard(BATTLES)
     table = table_of(ratings)
-    assert [row[0] for row in table] == [1, 2, 3] and all(len(row) == len(HEADS) for row in table)
+    assert [row[0] for row in table] == ["1 to 3"] * 3, "four battles leave all ranks open"
+    assert all(len(row) == len(HEADS) for row in table)
     assert {row[1]: row[-2:] for row in table} == {"a": ["50.0%", 4], "b": ["50.0%", 3], "c": ["50.0%", 1]}
     leaderboard_plot(ratings, BATTLES).savefig(tmp_path / "board.png")
     assert (tmp_path / "board.png").read_bytes().startswith(b"\x89PNG")
@@ -38,9 +39,13 @@ def test_the_printed_board_has_every_name_unchanged(capsys: pytest.CaptureFixtur
     print_leaderboard([Rating(name, 1000.4, 990, 1010, 999, 3, 0.5) for name in names])
     head, *lines = capsys.readouterr().out.splitlines()
     assert head.split()[:3] == ["rank", "model", "Bradley–Terry"]
-    assert (
-        lines[0].split() == ["1", names[0], "1000", "990", "to", "1010", "999", "50.0%", "3"] and names[1] in lines[1]
-    )
+    assert lines[0].split() == "1 to 2 sets=[a,b] 1000 990 to 1010 999 50.0% 3".split() and names[1] in lines[1]
+
+
+def test_ranks_are_those_that_the_intervals_allow() -> None:
+    bounds = {"a": (1200, 1300), "b": (1050, 1150), "c": (900, 1100), "d": (700, 950), "e": (500, 600)}
+    ratings = [Rating(name, (low + high) / 2, low, high, 1000, 9, 0.5) for name, (low, high) in bounds.items()]
+    assert [row[0] for row in table_of(ratings)] == ["1", "2 to 3", "2 to 4", "3 to 4", "5"]
 
 
 def test_a_first_vote_can_be_rated() -> None:
@@ -50,6 +55,6 @@ def test_a_first_vote_can_be_rated() -> None:
 
 def test_ranks_of_several_groups_name_their_group(capsys: pytest.CaptureFixture[str]) -> None:
     ratings = leaderboard([*BATTLES, Battle("x", "y", "model_a")])
-    assert [row[0] for row in table_of(ratings)] == ["1.1", "1.2", "1.3", "2.1", "2.2"]
+    assert [row[0] for row in table_of(ratings)] == ["1.1 to 1.3"] * 3 + ["2.1 to 2.2"] * 2
     print_leaderboard(ratings)
     assert "ratings of different groups cannot be compared" in capsys.readouterr().out
