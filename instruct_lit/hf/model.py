@@ -155,7 +155,7 @@ class HFModel(CausalLM):
         """Autocast if weights are in bf16, which trained ones are not, and the caller has not chosen a precision."""
         device = self.head_weight.device.type
         wanted = self.is_half and not torch.is_autocast_enabled(device)
-        return torch.autocast(device, torch.bfloat16) if wanted else nullcontext()
+        return torch.autocast(device, torch.bfloat16, cache_enabled=False) if wanted else nullcontext()
 
     @contextmanager
     def _compiled_blocks(self) -> Iterator[None]:
