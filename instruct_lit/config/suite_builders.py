@@ -35,16 +35,22 @@ def harness_tasks(key: str, name: str, data_dir: str | None, limit: int | None =
     if name not in choices_of("suite"):
         raise ConfigError(f"{key}: allowed are {', '.join(choices_of('suite'))}")
     from instruct_lit.suites.harness import Tasks, harness_log
-    from instruct_lit.suites.suite import Suite
+    from instruct_lit.suites.suite import BenchmarkError, Suite
 
     settings = {"tasks": (), **plain(OmegaConf.load(CONF / "suite" / f"{name}.yaml"))}
     suite = Suite(**settings | ({} if limit is None else {"limit": limit}))
     if suite.system != "lm_eval" or not suite.tasks or suite.runs_code:
         raise ConfigError(f"{key}: not a benchmark of lm-evaluation-harness, or it runs code; give another one")
     need("lm_eval", key, "benchmark")
-    print(f"{key.partition('=')[0]}: loading the items of {name}", flush=True)
-    with harness_log(Path(os.devnull)):
-        return Tasks(suite, Path(data_dir).expanduser().resolve() if data_dir else None, "error")
+    place = key.partition("=")[0]
+    print(f"{place}: loading the items of {name}", flush=True)
+    try:
+        with harness_log(Path(os.devnull)):
+            return Tasks(suite, Path(data_dir).expanduser().resolve() if data_dir else None, "error")
+    except BenchmarkError as error:  # its message names the keys of `benchmark`
+        text = str(error).partition(", or benchmark.on_missing")[0].removeprefix(f"suite={name}: ")
+        text = text.replace("benchmark.data_dir", f"{place.rpartition('.')[0]}.data_dir")
+        raise BenchmarkError(f"{key}: {text}") from error
 
 
 class SmallBenchmark:

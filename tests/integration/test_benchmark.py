@@ -198,8 +198,12 @@ def test_ifeval_on_literal_items(run: Run, tmp_path: Path, capsys: pytest.Captur
     assert "ifeval by kind of instruction, strict/loose: keywords" in capsys.readouterr().out
 
 
-def test_what_fine_tuning_changed_in_a_benchmark(runs: list[Path], tmp_path: Path) -> None:
+def test_what_fine_tuning_changed_in_a_benchmark(
+    runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("lm_eval")
+    for module in ("huggingface_hub.constants", "datasets.config"):
+        monkeypatch.setattr(f"{module}.HF_HUB_OFFLINE", True)
     hub = literal_hub(tmp_path, *LITERAL["arc"])
     settings = OmegaConf.create({"suite": "arc", "limit": 1, "data_dir": str(hub)})
     small, state = SmallBenchmark(settings, tmp_path / "cache", tmp_path), torch.get_rng_state()
@@ -222,6 +226,11 @@ def test_what_fine_tuning_changed_in_a_benchmark(runs: list[Path], tmp_path: Pat
             SmallBenchmark(OmegaConf.merge(settings, {"suite": name}), tmp_path, tmp_path)
     with pytest.raises(ConfigError, match="forgetting.suite=arcs: allowed are .*arc, arena"):
         SmallBenchmark(OmegaConf.merge(settings, {"suite": "arcs"}), tmp_path, tmp_path)
+    with pytest.raises(
+        BenchmarkError,
+        match=r"^forgetting.suite=gsm8k: cannot load the data of gsm8k \(.*give forgetting.data_dir=[^,]*$",
+    ):
+        SmallBenchmark(OmegaConf.merge(settings, {"suite": "gsm8k"}), tmp_path, tmp_path)
 
 
 def test_a_missing_package_is_named(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
