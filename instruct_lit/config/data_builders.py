@@ -97,7 +97,16 @@ def data_of(
 
 
 def set_reading(source: Any, data: DictConfig) -> None:
-    """Let a source of files read them by `data.key`, `header`, `role_marks` and `n_paths`. Raises: ConfigError."""
+    """Let a source of files read them by `data.key`, `header`, `role_marks`, `n_paths` and `think_tags`.
+
+    Raises: ConfigError for a source that does not read files.
+    """
+    if data.get("think_tags", False):
+        from instruct_lit.datasets.conversations import with_thoughts_apart
+
+        if not isinstance(source, FileSource):
+            raise ConfigError(f"data.think_tags=true: data={data.name} is not read from files")
+        source.rewrite, source.reading = with_thoughts_apart, " think_tags"  # type: ignore[method-assign]
     key, has_header, marks = data.get("key"), data.get("header", True), plain(data.get("role_marks"))
     n_paths = data.get("n_paths", 1)
     if key is None and has_header and not marks and n_paths == 1:
@@ -112,7 +121,7 @@ def set_reading(source: Any, data: DictConfig) -> None:
     text = (plain(data.columns) or {}).get("text", "text")
     read = partial(marked_records, read, marks, text) if marks else read
     source.records = partial(best_paths, read, n_paths) if n_paths > 1 else read  # type: ignore[method-assign]
-    source.reading = f" {key} {has_header} {marks} {text} {n_paths}"
+    source.reading += f" {key} {has_header} {marks} {text} {n_paths}"
 
 
 def masking_of(data: DictConfig) -> Masking:

@@ -89,6 +89,32 @@ def conversation(
     )  # fmt: skip
 
 
+def with_thoughts_apart(example: Example, place: str) -> Example:
+    """The example with `<think>…</think>` at the start of an answer as the thoughts of that turn; none if it is empty.
+
+    Raises: DataError for a thought that does not end, or behind which nothing follows.
+    """
+    messages: list[dict[str, Any]] = [dict(message) for message in example.messages]
+    if not messages:
+        pairs = [*example.history, ("\n\n".join(filter(None, (example.instruction, example.input))), example.output)]
+        turns = [(role, text) for pair in pairs for role, text in zip(("user", "assistant"), pair, strict=True)]
+        messages = [{"role": r, "content": t} for r, t in [("system", example.system), *turns] if t or r == "user"]
+    found = [m for m in messages if m["role"] == "assistant" and m["content"].lstrip().startswith("<think>")]
+    if not found:
+        return example
+    for message in found:
+        thoughts, end, text = message["content"].lstrip().removeprefix("<think>").partition("</think>")
+        if not end or not (text.strip() or message.get("tool_calls")):
+            raise DataError(f"{place}: {message['content'][:40]!r} has no </think> with an answer behind it")
+        message["content"] = text.lstrip()
+        if thoughts.strip():
+            message["reasoning_content"] = "\n".join(filter(None, (message.get("reasoning_content"), thoughts.strip())))
+    n_turns = sum(message["role"] == "assistant" for message in messages)
+    weights = list(example.weights or (1.0,) * n_turns)
+    each = [weights.pop(0) if message["role"] == "assistant" else 1.0 for message in messages]
+    return conversation(messages, each, list(example.tools), place, dict(example.extra))
+
+
 _FOLLOWING = {  # roles that may follow
     "nobody": ("user",), "user": ("assistant",), "assistant": ("user",), "call": ("tool", "user"),
     "tool": ("tool", "assistant", "user"),

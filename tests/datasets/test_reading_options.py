@@ -98,6 +98,38 @@ def test_texts_that_have_no_such_turns(tmp_path: Path, record: dict[str, str], m
         list(source(tmp_path / "a.jsonl", MARKS))
 
 
+THINKING = {"role": "assistant", "content": "Two.", "reasoning_content": "1 + 1"}
+
+
+@pytest.mark.parametrize(
+    ("record", "messages"),
+    [
+        ({"instruction": "Add", "input": "1 and 1", "output": "<think>\n1 + 1\n</think>\n\nTwo."},
+         ({"role": "user", "content": "Add\n\n1 and 1"}, THINKING)),
+        ({"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "<think>1 + 1</think>Two."}]},
+         ({"role": "user", "content": "a"}, THINKING)),
+        ({"instruction": "a", "output": "<think>\n\n</think>\n\nTwo.", "system": "s"}, ()),
+        ({"instruction": "a", "output": "Write <think>x</think>"}, ()),
+    ],
+)  # fmt: skip
+def test_thoughts_inside_a_text(tmp_path: Path, record: dict[str, Any], messages: tuple[Any, ...]) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps(record) + "\n")
+    (plain,), (found,) = list(source(path)), list(source(path, "data.think_tags=true"))
+    assert not plain.messages and found.messages == messages and "<think>" in plain.output
+    assert found.output == ("Write <think>x</think>" if "Write" in plain.output else "Two.")
+    assert (found.system, found.history) == (plain.system, plain.history)
+    assert source(path).fingerprint() != source(path, "data.think_tags=true").fingerprint()
+
+
+def test_a_thought_without_an_end_or_an_answer_is_a_bad_record(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    for text in ("<think>x", "<think>x</think> "):
+        path.write_text(json.dumps({"instruction": "a", "output": text}) + "\n")
+        with pytest.raises(DataError, match=r"a.jsonl, line 1: '<think>x.*' has no </think> with an answer behind it"):
+            list(source(path, "data.think_tags=true"))
+
+
 def reply(text: str, rank: int | None = None, *replies: dict[str, Any], role: str = "assistant") -> dict[str, Any]:
     return {"role": role, "text": text, "rank": rank, "replies": list(replies)}
 

@@ -108,6 +108,7 @@ class DataConfig:
         None, 'Texts that begin the turns in a field text: {user: "[INST]", assistant: "[/INST]", none: ["<s>"]}.',
         mapping=True,
     )  # fmt: skip
+    think_tags: bool = option(False, "true: <think>…</think> at the start of an answer is read as its thoughts.")
     n_paths: int = option(1, "Paths of each Open Assistant tree that become examples, best ranks first.", at_least=1)
     on_bad_record: str = option("error", "What to do with an invalid record.", choices=("error", "skip"))
     split: Any = option(MISSING, "{train: …, val: …, test: …} as fractions or counts; book: as in LLMs-from-scratch.")

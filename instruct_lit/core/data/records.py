@@ -120,7 +120,8 @@ class FileSource:
 
     # Place and content of every record of a shard; the content may be a DataError.
     records: Callable[[Any], Iterable[tuple[str, Any]]] = staticmethod(read_records)
-    reading = ""  # how `records` was changed
+    reading = ""  # how `records` or `rewrite` was changed
+    rewrite: Callable[[Example, str], Example] = staticmethod(lambda example, place: example)
 
     def __init__(
         self,
@@ -143,7 +144,7 @@ class FileSource:
             try:
                 if isinstance(record, DataError):
                     raise record
-                example = to_example(record, place, self.columns, self.format)
+                example = self.rewrite(to_example(record, place, self.columns, self.format), place)
                 self.notes.unread_fields.update(name for name in example.extra if name != WHOLE)
             except DataError as error:
                 if self.on_bad_record == "error":
