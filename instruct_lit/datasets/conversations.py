@@ -112,7 +112,7 @@ def with_thoughts_apart(example: Example, place: str) -> Example:
     n_turns = sum(message["role"] == "assistant" for message in messages)
     weights = list(example.weights or (1.0,) * n_turns)
     each = [weights.pop(0) if message["role"] == "assistant" else 1.0 for message in messages]
-    return conversation(messages, each, list(example.tools), place, dict(example.extra))
+    return conversation(messages, each, [dict(tool) for tool in example.tools], place, dict(example.extra))
 
 
 _FOLLOWING = {  # roles that may follow
