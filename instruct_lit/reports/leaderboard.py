@@ -10,7 +10,7 @@ import numpy as np
 from instruct_lit.evaluation.ratings import Battle, Rating, win_counts
 from instruct_lit.reports.tables import show, show_table
 
-HEADS = ("rank", "model", "Bradley–Terry", "95 % interval", "Elo", "win rate", "battles")
+HEADS = ("rank", "model", "Bradley–Terry", "95 % interval", "Elo", "wins", "battles")
 SEVERAL_GROUPS = "a rank such as 2.1 is that of a group: no battles connect its models to the others, so ratings of \
 different groups cannot be compared"
 

@@ -1,6 +1,7 @@
 """The page in a real browser: a vote is cast, the names are shown, the leaderboard changes."""
 
 import json
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -59,7 +60,7 @@ def test_a_vote_is_cast_and_the_leaderboard_changes(start: Start, small_run: Pat
 def test_import_reproduces_the_order_and_draws(command: Command, shared_data: Path, tmp_path: Path) -> None:
     battles = shared_data / "arena" / "alpacaeval_judged_battles.jsonl.gz"
     done = command("arena", f"import={battles}", "plot=board.png", cwd=tmp_path)
-    models = [line.split()[1] for line in done.stdout.splitlines()[1:] if " to " in line]
+    models = re.findall(r"^\d+(?: to \d+)? +(\S+)", done.stdout, re.MULTILINE)
     assert models[:4] == ["gpt4_1106_preview", "gpt4", "claude", "gpt-3.5-turbo-0301"]
     assert models[-2:] == ["alpaca-7b", "text_davinci_001"] and len(models) == 16
     assert (tmp_path / "board.png").stat().st_size > 10000
