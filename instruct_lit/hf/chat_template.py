@@ -158,11 +158,13 @@ class ChatTemplate(Template):
         if kind in self._compared or not turns[-1][1]:
             return
         messages, tools = self.messages(example), self._protected(example.tools)
+        places = [n for n, message in enumerate(messages) if message["role"] == "assistant"][-len(turns) :]
+        if tools and turns[0][0] == self._conversation(messages[: places[0]], [], add_generation_prompt=True):
+            raise _error("does not render tools", "choose another template (template=chatml)")
         if GUARD in json.dumps([messages, tools], ensure_ascii=False):  # which transformers does not know
             return
         self._compared.add(kind)
         end = [] if self.end is None else self.tokenizer.encode(self.end)
-        places = [n for n, message in enumerate(messages) if message["role"] == "assistant"][-len(turns) :]
         ours: list[int] = []
         for number, (place, (before, response)) in enumerate(zip(places, turns, strict=True)):
             for text, more, n in ((before, {"add_generation_prompt": True}, place), (response, {}, place + 1)):
@@ -223,7 +225,7 @@ class ChatTemplate(Template):
         if not _is_shown(answer.get("reasoning_content", ""), response):
             raise _error("does not render the thoughts of an answer", "data.thoughts=drop")
         if not all(_is_shown(call["function"]["name"], response) for call in answer.get("tool_calls", ())):
-            raise _error("does not render the calls of an answer")
+            raise _error("does not render the calls of an answer", "choose another template (template=chatml)")
         return response
 
     def _check_shown(self, messages: list[dict[str, Any]], tools: list[Any], prompt: str) -> None:

@@ -167,6 +167,8 @@ def test_a_response_begins_where_the_generation_prompt_ends(llama_directory: Pat
     [
         ("inst", {"messages": CALLING, "tools": [TOOL]}, r"rejects the conversation \(no system\)"),
         ("inst", {"messages": [USER, ANSWER], "tools": [TOOL]}, "does not render the tool 'add'"),
+        # Its name is in the user's text.
+        ("inst", {"messages": [{**USER, "content": "add"}, ANSWER], "tools": [TOOL]}, "does not render tools; choose"),
         (
             "inst",
             {"messages": [USER, {**ANSWER, "thinking": "hm"}]},
@@ -180,7 +182,7 @@ def test_what_a_template_does_not_render_is_refused_by_name(
 ) -> None:
     _, template = case(llama_directory, name)
     with pytest.raises(TemplateError, match=message):
-        template.turns(to_example(record, "f"))
+        template.renderings(to_example(record, "f"))
 
 
 def test_an_answer_that_begins_otherwise_than_the_generation_prompt_is_refused(llama_directory: Path) -> None:
