@@ -138,7 +138,7 @@ class GPT(CausalLM):
         # The head gives the tied weight a dense gradient; a sparse one is added to it without another (V, C) of zeros.
         # On a GPU zeros are cheap, and a sparse gradient would sort its rows.
         tokens = F.embedding(input_ids, self.wte.weight, sparse=self.training and input_ids.is_cpu)
-        x = self.dropout(self.noised(tokens) + self.wpe(position_ids))
+        x = self.dropout((self.noised(tokens) if self.embedding_noise else tokens) + self.wpe(position_ids))
         compiler = self.compiler if self.training else None
         for n, block in enumerate(self.blocks):
             selection = index if block is self.blocks[-1] else None
