@@ -111,6 +111,7 @@ def test_files_stay_readable_in_one_sitting() -> None:
     assert [p.name for p in FILES if len(p.read_text().splitlines()) > 350] == []
 
 
+@pytest.mark.slow
 def test_every_module_imports_without_extras_where_the_system_is_not_linux() -> None:
     """Windows has neither `fcntl` nor `resource`, and only Linux has /dev/shm."""
     modules = [".".join(("instruct_lit", *p.relative_to(PACKAGE).with_suffix("").parts)) for p in FILES]

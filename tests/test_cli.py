@@ -44,6 +44,7 @@ def test_a_command_is_what_python_m_runs(tmp_path: Path) -> None:
     assert outputs[0] == outputs[1] and "batch_size: 5" in outputs[0]
 
 
+@pytest.mark.slow
 def test_a_file_named_like_a_library_takes_nothing_over(tmp_path: Path) -> None:
     for name in ("torch", "lightning", "omegaconf", "hydra", "yaml", "numpy"):
         (tmp_path / f"{name}.py").write_text("raise SystemExit('imported from the current folder')\n")

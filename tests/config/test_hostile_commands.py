@@ -78,7 +78,7 @@ def message_of(command: str, key: str, value: Any) -> str | None:
 
 @pytest.mark.parametrize(
     "command",
-    [pytest.param(c, marks=pytest.mark.slow) if c in ("evaluate", "arena", "benchmark") else c for c in GIVEN],
+    [pytest.param(c, marks=pytest.mark.slow) if c in ("evaluate", "arena", "benchmark", "peek") else c for c in GIVEN],
 )
 def test_hostile_values_are_refused_by_name_or_accepted(
     command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -90,6 +90,7 @@ def test_bars_are_for_terminals(
     assert ("data: 60 records" in errors.getvalue()) == apart
 
 
+@pytest.mark.slow
 def test_a_run_into_files_has_its_results_on_stdout_and_lines_on_stderr(
     command: Command, small: tuple[str, ...], tmp_path: Path
 ) -> None:

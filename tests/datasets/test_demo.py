@@ -104,6 +104,7 @@ def test_versions_stand_for_what_is_written() -> None:
     assert (plain_text.VERSION, digest(PlainTextSource(2000))) == (1, "685337cae621671a")
 
 
+@pytest.mark.slow
 def test_a_world_that_is_exhausted_ends(examples: list[Example]) -> None:
     many = list(DemoSource(200_000))
     assert len(many) == len({(e.instruction, e.input) for e in many})

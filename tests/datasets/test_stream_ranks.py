@@ -70,6 +70,7 @@ def runs(folder: Path) -> None:
     fit(folder, "rest-of-one", 1, N_STEPS, "first")
 
 
+@pytest.mark.slow
 def test_two_ranks_share_a_stream_without_repetition_or_loss_and_resume_exactly(tmp_path: Path) -> None:
     (tmp_path / "set").mkdir()
     for shard in range(3):

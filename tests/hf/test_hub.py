@@ -52,6 +52,7 @@ def test_an_interrupted_download_resumes(hub: Any, tiny: GPT, tmp_path: Path) ->
     assert hub.requests.count(store) == 2
 
 
+@pytest.mark.slow
 def test_a_partial_download_of_a_killed_run_is_never_used(hub: Any, tiny: GPT, tmp_path: Path) -> None:
     program = (
         "from pathlib import Path; from instruct_lit.hf.hub import download_gpt2; "

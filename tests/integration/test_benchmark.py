@@ -73,6 +73,7 @@ def run(runs: list[Path], shared_data: Path, tmp_path: Path, monkeypatch: pytest
     return call
 
 
+@pytest.mark.slow
 def test_mmlu_with_five_shots_over_two_runs(
     run: Run, runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

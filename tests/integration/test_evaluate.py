@@ -143,6 +143,7 @@ def test_peoples_labels_are_evaluated(command: Callable, tmp_path: Path) -> None
     assert "labels.jsonl, line 1: no response has the id 'pig'" in refused
 
 
+@pytest.mark.slow
 def test_evaluate_opens_a_hugging_face_directory(small_run: Path, command: Callable, tmp_path: Path) -> None:
     """What transformers itself has saved, with the data and the template given by hand."""
     transformers = pytest.importorskip("transformers")

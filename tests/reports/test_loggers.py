@@ -57,6 +57,7 @@ def test_tensorboard_has_the_curves_of_the_training_and_compares_settings_that_m
     ]
 
 
+@pytest.mark.slow
 def test_csv_has_the_configuration_and_all_metrics(logged: Callable) -> None:
     folder = logged("[csv,tensorboard]") / "run"
     assert "optimizer.betas:" in (folder / "csv" / "hparams.yaml").read_text()

@@ -160,6 +160,7 @@ def test_a_connection_without_a_call_is_closed(impatient: SimpleNamespace, sent:
     assert 0.3 < time.monotonic() - begin < 5
 
 
+@pytest.mark.slow
 def test_long_bodies_that_are_refused_do_not_delay_a_short_one(
     start: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:

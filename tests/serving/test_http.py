@@ -393,6 +393,7 @@ def test_thousands_of_connections_are_answered_and_the_server_stays_up(start: Ca
     assert ask(server, max_tokens=2).usage.completion_tokens == 2 and server.scheduler.n_open == 0
 
 
+@pytest.mark.slow
 def test_hundreds_of_idle_connections_do_not_keep_others_out(server: SimpleNamespace) -> None:
     address = urlparse(server.url).netloc.split(":")
     idle = [socket.create_connection(address) for _ in range(400)]

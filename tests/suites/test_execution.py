@@ -49,6 +49,7 @@ def test_limits(code: str, expected: str) -> None:
     assert expected in outcome(code, Limits(time_s=1))
 
 
+@pytest.mark.slow
 def test_sleeping_ends_too() -> None:
     assert outcome("import time; time.sleep(60)", Limits(time_s=0)) == "timed out"
 
