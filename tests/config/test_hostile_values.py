@@ -75,7 +75,7 @@ def message_of(key: str, value: Any) -> str | None:
 GROUPS = sorted({key.name.split(".")[0] for key in keys_of(TrainConfig)})
 
 
-@pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.parametrize("group", [pytest.param(g, marks=pytest.mark.slow) if g == "callbacks" else g for g in GROUPS])
 def test_hostile_values_are_refused_by_name_or_accepted(group: str) -> None:
     faults = []
     for key in (key for key in keys() if key.split(".")[0] == group):

@@ -204,6 +204,7 @@ def test_a_run_that_watches_the_quality_of_its_answers(
         assert message in command("train", *small, *overrides, cwd=tmp_path, status=2).stderr
 
 
+@pytest.mark.slow
 def test_existing_responses_need_no_lightning(tmp_path: Path) -> None:
     """It takes two seconds to import."""
     (tmp_path / "answers.json").write_text(json.dumps([{"instruction": "a", "output": "b", "response": "b"}] * 2))

@@ -136,6 +136,7 @@ def test_bad_input_gives_one_message_and_status_2(
     assert "Traceback" not in done.stderr + done.stdout and done.stderr.count("error:") == 1
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_with_what_is_known_and_the_run_can_go_on(
     start: Callable, command: Callable, small: tuple[str, ...], tmp_path: Path
 ) -> None:
