@@ -196,7 +196,7 @@ def open_or_build(
         filtered = filters.counts if filters is not None else {}
         counts = {"n_bad_records": source.notes.n_bad.total(), **n_duplicates, **filtered, **encoder.counts}
         if n_examples == 0:
-            why = next(iter(source.notes.n_bad), "see data.max_length, on_long and filters")  # the first reason
+            why = next(iter(source.notes.n_bad), "see data.max_length, data.on_long, data.filters")  # the first reason
             raise DataError(f"no example is left to train on: {why}; {counts}")
         (temporary / _COMPLETE).write_text(json.dumps({"counts": counts, "notes": vars(source.notes)}))
         if _opened(folder) is None:  # otherwise another process was first
