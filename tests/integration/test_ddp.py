@@ -37,7 +37,7 @@ def runs(command: Callable, small: tuple[str, ...], tmp_path_factory: pytest.Tem
                "trainer.precision=32-true", "generation=sample", "generation.max_new_tokens=6")  # fmt: skip
     command("train", *options, "hydra.run.dir=one", cwd=folder)
     done = command("train", *options, "trainer=ddp_cpu", "data.batch_size=4", "hydra.run.dir=two", cwd=folder)
-    (folder / "stdout").write_text(done.stdout)
+    (folder / "stdout").write_text(done.stdout + done.stderr)
     return folder
 
 
