@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from instruct_lit.config.schema.options import Relation, Rules
 from instruct_lit.core.data.example import FIELDS
+from instruct_lit.errors import ConfigError
 
 ROLES = ("system", "user", "assistant", "tool", "none")
 
@@ -64,6 +65,13 @@ def forgetting_relations(forgetting: Any) -> Iterator[Relation]:
     """Relations of the group forgetting, of training and evaluation."""
     suite = forgetting.suite
     yield suite is not None and not forgetting.enabled, "forgetting.enabled=false", "leave out forgetting.suite as well"
+    if suite is not None and forgetting.enabled:
+        from instruct_lit.config.suite_builders import harness_suite
+
+        try:
+            harness_suite(f"forgetting.suite={suite}", suite)
+        except ConfigError as error:
+            yield str(error)
     for key in ("limit", "data_dir"):
         yield suite is None and forgetting[key] is not None, f"forgetting.{key}", "it is for forgetting.suite=<name>"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,9 +23,24 @@ from instruct_lit.optional_imports import need
 if TYPE_CHECKING:
     from instruct_lit.evaluation.forgetting import Change
     from instruct_lit.suites.harness import Tasks
+    from instruct_lit.suites.suite import Suite
 
 Values = Mapping[str, Sequence[float]]  # of the items of each task
 BARE = Template("bare", "{{ instruction }}{{ response }}")
+
+
+def harness_suite(key: str, name: str, limit: int | None = None) -> Suite:
+    """The suite that the value of `key` names; ConfigError where it is not one of lm-evaluation-harness."""
+    from instruct_lit.suites.suite import Suite
+
+    if name not in (names := choices_of("suite")):
+        near = get_close_matches(name, names, n=1)
+        raise ConfigError(f"{key}: allowed are {', '.join(names)}{f'; did you mean {near[0]}?' if near else ''}")
+    settings = {"tasks": (), **plain(OmegaConf.load(CONF / "suite" / f"{name}.yaml"))}
+    suite = Suite(**settings | ({} if limit is None else {"limit": limit}))
+    if suite.system != "lm_eval" or not suite.tasks or suite.runs_code:
+        raise ConfigError(f"{key}: not a benchmark of lm-evaluation-harness, or it runs code; give another one")
+    return suite
 
 
 def harness_tasks(key: str, name: str, data_dir: str | None, limit: int | None = None) -> Tasks:
@@ -32,15 +48,10 @@ def harness_tasks(key: str, name: str, data_dir: str | None, limit: int | None =
 
     Raises: ConfigError for another name, BenchmarkError where its data are missing.
     """
-    if name not in choices_of("suite"):
-        raise ConfigError(f"{key}: allowed are {', '.join(choices_of('suite'))}")
     from instruct_lit.suites.harness import Tasks, harness_log
-    from instruct_lit.suites.suite import BenchmarkError, Suite
+    from instruct_lit.suites.suite import BenchmarkError
 
-    settings = {"tasks": (), **plain(OmegaConf.load(CONF / "suite" / f"{name}.yaml"))}
-    suite = Suite(**settings | ({} if limit is None else {"limit": limit}))
-    if suite.system != "lm_eval" or not suite.tasks or suite.runs_code:
-        raise ConfigError(f"{key}: not a benchmark of lm-evaluation-harness, or it runs code; give another one")
+    suite = harness_suite(key, name, limit)
     need("lm_eval", key, "benchmark")
     place = key.partition("=")[0]
     print(f"{place}: loading the items of {name}", flush=True)

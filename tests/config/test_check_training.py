@@ -118,6 +118,8 @@ def test_the_shape_of_a_run_folder_is_that_of_its_bundle(tmp_path: Path) -> None
     ("overrides", "message"),
     [
         (("compile=true", "trainer=fsdp"), "compile=true: requires one process on one GPU (trainer=default)"),
+        (("forgetting.suite=ifevl",), "did you mean ifeval?"),
+        (("forgetting.suite=helm",), "forgetting.suite=helm: not a benchmark of lm-evaluation-harness"),
         (("forgetting.suite=arc", "trainer=ddp"), "forgetting.suite=arc: the other processes would wait for it"),
         (("cuda_graphs=true", "trainer.devices=2"), "cuda_graphs=true: requires one process on one GPU"),
         (
