@@ -76,20 +76,21 @@ def rank_colours(n: int) -> list[str]:
     return [to_hex(_RANKS(rank / max(1, n - 1))) for rank in range(n)]
 
 
-def loss_curves(history: Sequence[Mapping[str, Any]], best_step: int | None) -> Figure:
+def loss_curves(history: Sequence[Mapping[str, Any]], best_step: int | None, train: str = "training") -> Figure:
     """Training and validation loss over optimizer steps, the step of the saved weights marked.
 
     `history` has rows with `step`, `tokens`, `train/loss` and `val/loss`. The upper axis counts supervised tokens, the
     steps after the best one are shaded. Without `best_step` the lowest validation loss is marked. A validation loss
-    before the first step that is far above the rest is noted at the edge instead of stretching the axis.
+    before the first step that is far above the rest is noted at the edge instead of stretching the axis. `train` names
+    the training loss.
     """
-    train = _points(history, "train/loss")
+    trained = _points(history, "train/loss")
     val = _points(history, "val/loss")
     figure, axes = _figure("Training and validation loss", "optimizer step", "loss (nats per token)")
-    if train:
-        steps, losses = zip(*train, strict=True)
+    if trained:
+        steps, losses = zip(*trained, strict=True)
         axes.plot(steps, losses, color=BLUE, alpha=0.25, linewidth=1)
-        axes.plot(steps, _smooth(losses), "o-" if len(train) == 1 else "-", color=BLUE, label="training, smoothed")
+        axes.plot(steps, _smooth(losses), "o-" if len(trained) == 1 else "-", color=BLUE, label=f"{train}, smoothed")
     if val:
         axes.plot(*zip(*val, strict=True), "o-", color=ORANGE, markersize=4, label="validation")
     marked = [point for point in val if best_step in (None, point[0])]
@@ -102,7 +103,7 @@ def loss_curves(history: Sequence[Mapping[str, Any]], best_step: int | None) -> 
         _note(axes, f"best {loss:.3f}\nstep {step}", (step, loss), (8 * side, 14), "right" if side < 0 else "left")
         if last > step:
             axes.axvspan(step, last, color=ORANGE, alpha=0.08, linewidth=0, label="after the best step")
-    rest = [loss for step, loss in [*train, *val] if step > 0]
+    rest = [loss for step, loss in [*trained, *val] if step > 0]
     start = next((loss for step, loss in val if step == 0), -math.inf)
     if rest and start > max(rest) + (max(rest) - min(rest)):
         margin = 0.1 * (max(rest) - min(rest) or 1.0)

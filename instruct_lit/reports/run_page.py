@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
 from instruct_lit.evaluation.answer_files import read_jsonl
 from instruct_lit.evaluation.answer_parts import METRICS as PARTS
@@ -100,7 +101,10 @@ def print_summary(run_dir: Path, metrics: Mapping[str, Any]) -> None:
 
 
 def _loss_curves(run_dir: Path) -> Any:
-    return plots.loss_curves(read_jsonl(run_dir / "history.jsonl"), _metrics(run_dir).get("best_step"))
+    file = run_dir / "config.yaml"
+    is_dft = file.is_file() and yaml.safe_load(file.read_text(encoding="utf-8")).get("loss") == "dft"
+    train = "training (DFT: each token times its probability)" if is_dft else "training"
+    return plots.loss_curves(read_jsonl(run_dir / "history.jsonl"), _metrics(run_dir).get("best_step"), train)
 
 
 def _quality(rows: Sequence[Mapping[str, Any]], metrics: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -103,3 +103,12 @@ def test_the_summary_lists_metrics_and_files(
     assert "test/exact_match" in out and "0.5000   (before fine-tuning 0.2500)" in out and "responses.jsonl" in out
     assert "bundle" not in out.replace(str(run), "")  # it is not there
     assert all(len(line) <= 80 for line in out.replace(str(run), "").splitlines())
+
+
+def test_the_loss_of_dft_is_named_since_it_is_no_cross_entropy(tmp_path: Path) -> None:
+    row = {"step": 1, "tokens": 9, "train/loss": 0.1, "val/loss": 2.0}
+    (tmp_path / "history.jsonl").write_text(json.dumps(row) + "\n")
+    for loss, label in (("dft", "DFT: each token times its probability"), ("cross_entropy", "training, smoothed")):
+        (tmp_path / "config.yaml").write_text(f"loss: {loss}\n")
+        write_report(tmp_path, [], [])
+        assert label in (tmp_path / "report.html").read_text()
