@@ -289,9 +289,11 @@ def _evaluating(base: Base) -> Iterator[CausalLM]:
     """The open model on the best device, without dropout."""
     model = base.open()
     was_training = model.training
-    with on_device(model, best_device()):
-        yield model.eval()
-    model.train(was_training)
+    try:
+        with on_device(model, best_device()):
+            yield model.eval()
+    finally:
+        model.train(was_training)
 
 
 def _losses(base: Base, examples: Sequence[Example], alone: bool = False) -> list[list[float | None]]:
