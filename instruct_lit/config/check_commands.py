@@ -216,15 +216,18 @@ def _judge_of_suite(config: Any) -> Iterator[Relation]:
 
 def judge_relations(judge: Any, several: bool, pairwise: bool) -> Iterator[Relation]:
     """Relations of a judge and its panel."""
-    from instruct_lit.config.judge_builders import judge_prompt_of, panel_of
+    from instruct_lit.config.judge_builders import judge_prompt_of, panel_of, reply_settings
 
     try:
         panel = panel_of(judge)
     except InstructLitError as error:
         yield str(error)
         panel = [judge]
-    for number, member in enumerate(panel):
-        key = f"judge.panel[{number - 1}]" if number else "judge"
+    keys = ["judge", *(f"judge.panel[{number}]" for number in range(len(panel) - 1))]
+    settings = [reply_settings(member) for member in panel]
+    for number, (key, member) in enumerate(zip(keys, panel, strict=True)):
+        if (first := settings.index(settings[number])) < number and member.name != "scores":
+            yield f"{key}: the same judge as {keys[first]}, so its vote would count twice; give another model, or leave it out"
         if member.name in ("openai", "ollama"):
             yield from _url(f"{key}.url", member.url)
             yield not member.model, f"{key}.model", "give the name of the judge's model"

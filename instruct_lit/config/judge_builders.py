@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from instruct_lit.config.compose import CONF, choices_of
 from instruct_lit.config.schema.options import check_values, violations
-from instruct_lit.config.targets import arguments_for
+from instruct_lit.config.targets import arguments_for, plain
 from instruct_lit.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -25,10 +25,15 @@ if TYPE_CHECKING:
     from instruct_lit.evaluation.remote_model import RemoteModel
 
 
+_SAMPLED = ("url", "model", "temperature", "max_tokens", "seed", "constrained", "body")
+# The keys that a judge's replies depend on.
+_REPLY_KEYS = {
+    "openai": _SAMPLED, "ollama": (*_SAMPLED, "n_ctx"), "local": ("model", "gguf_file", "max_tokens", "constrained"),
+}  # fmt: skip
 # The keys in which the judges of a panel may differ.
 OF_A_JUDGE = {
-    "name", "url", "model", "api_key_env", "gguf_file", "n_ctx", "temperature", "max_tokens", "seed", "constrained",
-    "n_asks", "n_concurrent", "n_retries", "timeout_s", "body", "paid", "confirmed", "usd_per_million_tokens",
+    "name", *(key for keys in _REPLY_KEYS.values() for key in keys), "api_key_env", "n_asks", "n_concurrent",
+    "n_retries", "timeout_s", "paid", "confirmed", "usd_per_million_tokens",
 }  # fmt: skip
 
 
@@ -101,6 +106,13 @@ def panel_of(judge: DictConfig) -> list[Any]:
         except OmegaConfBaseException as error:
             raise ConfigError(f"judge.panel[{number}]: {str(error).splitlines()[0]}") from error
     return judges
+
+
+def reply_settings(judge: DictConfig) -> dict[str, Any]:
+    """What the replies of a judge depend on: two judges that are equal in it are one."""
+    own = {key: plain(judge[key]) for key in _REPLY_KEYS.get(judge.name, ())}
+    path = {"model": os.path.realpath(Path(own["model"] or "").expanduser())} if judge.name == "local" else {}
+    return {**own, "name": judge.name, "url": str(own.get("url")).rstrip("/"), "body": own.get("body") or {}, **path}
 
 
 def judge_of_suite(config: DictConfig) -> Any:

@@ -82,8 +82,9 @@ def test_preferences_and_likes_are_read_by_name_only() -> None:
         assert to_example(record, "f", None, "kto") == Example("Why?", "So.")
     with pytest.raises(DataError, match="neither prompt and completion nor messages or conversations; found: label"):
         to_example({"label": True}, "f", None, "kto")
-    with pytest.raises(DataError, match="no field 'instruction'"):
-        to_example(pair, "f")
+    for unlabelled in (pair, whole, {"chosen": [USER, ANSWER], "rejected": [USER]}):
+        with pytest.raises(DataError, match=r"no field 'instruction' .*rejected \(see data.format=preference\)"):
+            to_example(unlabelled, "f")
     for format in ("auto", "kto"):
         with pytest.raises(DataError, match="the response is one to avoid"):
             to_example({**liked, "label": False}, "f", None, format)

@@ -204,6 +204,10 @@ def test_a_key_in_the_wrong_place_is_not_written(folder: Path, command: Callable
         (["judge=scores", "judge.path=nowhere"], "judge.path=nowhere: no such file"),
         (["judge=ollama", "judge.panel=[{modle: x}]"], "judge.panel[0]: modle cannot differ; give a mapping such as {model: qwen}"),
         (["judge=ollama", "judge.panel=[{seed: many}]"], "judge.panel[0]: Value 'many'"),
+        (["judge=ollama", "judge.panel=[{n_concurrent: 2}]"], "judge.panel[0]: the same judge as judge, so its vote would count twice"),
+        (["judge=ollama", "judge.panel=[{seed: 1},{model: x},{model: x, n_asks: 9}]"], "judge.panel[2]: the same judge as judge.panel[1]"),
+        (["judge=ollama", "judge.url=http://a:1", "judge.panel=[{url: 'http://a:1/', gguf_file: x}]"], "judge.panel[0]: the same judge as judge"),
+        (["judge=local", "judge.model=a/../b", "judge.panel=[{model: b, seed: 3}]"], "judge.panel[0]: the same judge as judge"),
         (["responses=null", "compare=[answers.json,others.json]", "judge=ollama", "judge.audit=3"], "judge.audit=3: for the scores of one model"),
         (["run=nowhere"], "give exactly one of the three"),
         (["responses=null", "compare=[answers.json]"], "compare=[answers.json]: give two or more"),
@@ -232,7 +236,8 @@ def test_every_judge_composes(judge: str, folder: Path, monkeypatch: pytest.Monk
     monkeypatch.chdir(folder)
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     needs = {"local": ["judge.model=."], "scores": ["judge.path=answers.json"]}.get(judge, [])
-    config = composed("evaluate", "responses=answers.json", f"judge={judge}", *needs)
+    panel = ["judge.panel=[{n_ctx: 1024}]"] if judge == "ollama" else []  # another judge
+    config = composed("evaluate", "responses=answers.json", f"judge={judge}", *needs, *panel)
     check_command("evaluate", config)
     assert config.judge.name == judge
 

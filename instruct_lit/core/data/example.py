@@ -165,7 +165,8 @@ def _from_alpaca(record: Mapping[str, Any], place: str, names: Mapping[str, str]
         value, optional = record.get(names[key]), key in ("input", "system")
         if value is None and not optional:
             why = ", plain text without instruction and answer" if list(record) == ["text"] else ""
-            found = f"{listed(record)}{why} (see data.columns)"
+            see = "data.format=preference" if "chosen" in record and "preference" in FORMS else "data.columns"
+            found = f"{listed(record)}{why} (see {see})"
             raise DataError(f"{place}: no field {names[key] or key!r} for the {key}; found: {found}")
         texts[key] = checked_text("" if value is None else value, place, names[key], optional)
     history, name = record.get(names["history"]) or [], names["history"]
@@ -173,8 +174,7 @@ def _from_alpaca(record: Mapping[str, Any], place: str, names: Mapping[str, str]
     for pair in history if isinstance(history, list) else [history]:
         if not isinstance(pair, list | tuple) or len(pair) != 2:
             remedy = "; or give the whole conversation as 'messages'" if isinstance(pair, dict) else ""
-            found = reprlib.repr(pair) + remedy
-            raise DataError(f"{place}: {name!r} must be a list of pairs [question, answer], found {found}")
+            raise DataError(f"{place}: {name!r} must be a list of pairs [question, answer], found {pair!r:.80}{remedy}")
         turns.append((checked_text(pair[0], place, name), checked_text(pair[1], place, name)))
     extra = extra_fields(record, (names[key] for key in (*texts, "history")))
     return Example(**texts, extra=extra, history=tuple(turns))

@@ -98,13 +98,15 @@ class HttpEndpoint(ABC):
         """
         openai = _openai()
         try:
-            answer = await self._client.get(self.models_path, cast_to=object, options={"max_retries": 1})
+            answer = await self._client.get(
+                self.models_path, cast_to=object, options={"max_retries": min(1, self.n_retries)}
+            )
         except openai.APIStatusError as error:
             if isinstance(error, openai.AuthenticationError | openai.PermissionDeniedError):
-                raise self._explained(error, 1) from error
+                raise self._explained(error) from error
             return  # no list, or overloaded: the questions decide
         except (openai.OpenAIError, ValueError) as error:
-            raise self._explained(error, 2) from error
+            raise self._explained(error) from error
         models = self.models(self._json(answer))
         if models and self.model not in models:
             listed = ", ".join(sorted(models)[:8])
@@ -149,7 +151,7 @@ class HttpEndpoint(ABC):
                 self.constrained = True  # the schema was not the reason
                 raise
         except (openai.OpenAIError, ValueError) as error:
-            raise self._explained(error, self.n_retries + 1) from error
+            raise self._explained(error) from error
         try:
             reply = self.reply(self._json(answer))
             if not isinstance(reply.text, str):
@@ -180,9 +182,12 @@ class HttpEndpoint(ABC):
             )
         return answer
 
-    def _explained(self, error: Exception, n_tries: int) -> JudgeError:
+    def _explained(self, error: Exception) -> JudgeError:
         openai = _openai()
-        text, tried, key = self._hidden(_message(error)), f"tried {n_tries} times", self.key
+        text, key = self._hidden(_message(error)), self.key
+        # The client counts in a header of the request; it does not retry after every status.
+        n_retries = int(error.request.headers.get("x-stainless-retry-count", 0)) if hasattr(error, "request") else 0
+        tried = f"tried {n_retries + 1} times" if n_retries else "tried once"
         causes: list[tuple[Any, str]] = [
             (ValueError, f"invalid JSON in the answer ({text}); is it the endpoint of a model?"),
             (openai.APITimeoutError, f"no answer in time, {tried}; raise {key}.timeout_s or lower {key}.n_concurrent"),

@@ -163,6 +163,7 @@ BAD = {
     "model": (lambda n, body: (404, {}, b'{"error": {"message": "no such model"}}'), "no model 'small' or no such path"),
     "busy": (lambda n, body: (429, QUICK, b'{"error": {"message": "slow down"}}'), "too many requests or no credit, tried 3 times (status 429: slow down)"),
     "down": (lambda n, body: (500, QUICK, b"oops"), "status 500: oops, tried 3 times"),
+    "method": (lambda n, body: (405, {}, b'{"error": "use PUT"}'), "status 405: use PUT, tried once"),
     "hang": (lambda n, body: 3.0, "no answer in time, tried 3 times; raise judge.timeout_s"),
     "garbage": (lambda n, body: (200, {}, b"{{{{"), "invalid JSON in the answer"),
     "form": (lambda n, body: (200, {}, b'{"text": "50"}'), "unexpected form of the answer: {'text': '50'}"),
@@ -189,12 +190,15 @@ def test_each_kind_of_failure_has_its_message(
 
 @pytest.mark.usefixtures("short_pauses")
 def test_an_unreachable_endpoint(make_judge: Callable) -> None:
-    for ask in (lambda judge: judge.check(), lambda judge: judge.ask(PROMPT, ["question 1"])):
-        with pytest.raises(
-            JudgeError,
-            match=r"judge.url=http://127.0.0.1:9: cannot be reached, tried \d times .*is the server running\?",
-        ):
-            ask(make_judge("http://127.0.0.1:9"))
+    for ask, n_retries, tried in (
+        (lambda judge: judge.check(), 0, "once"),
+        (lambda judge: judge.check(), 2, "2 times"),
+        (lambda judge: judge.ask(PROMPT, ["question 1"]), 0, "once"),
+        (lambda judge: judge.ask(PROMPT, ["question 1"]), 2, "3 times"),
+    ):
+        message = f"judge.url=http://127.0.0.1:9: cannot be reached, tried {tried} .*is the server running"
+        with pytest.raises(JudgeError, match=message):
+            ask(make_judge("http://127.0.0.1:9", n_retries=n_retries))
 
 
 @pytest.mark.usefixtures("short_pauses")
