@@ -16,8 +16,6 @@ from instruct_lit.config.compose import run_command
 from instruct_lit.config.run_ownership import missing_parents, remove_if_unused
 from instruct_lit.errors import InstructLitError
 
-LOWER_IS_BETTER = ("loss", "perplexity", "bits_per_byte", "value")
-
 
 def report(config: DictConfig) -> None:
     """Write the page of the sweep in `folder`, or of `runs`."""
@@ -52,6 +50,7 @@ def write(folder: Path, metric: str | None = None, direction: str | None = None,
     Raises: ConfigError for a metric that no trial has.
     """
     from instruct_lit.config.run_folder import plain_text, read_plain
+    from instruct_lit.evaluation.metrics import higher_is_better
     from instruct_lit.sweeps.comparable import comparable_metric
     from instruct_lit.sweeps.page import write_page
     from instruct_lit.sweeps.statistics import print_settings
@@ -63,7 +62,7 @@ def write(folder: Path, metric: str | None = None, direction: str | None = None,
     shown = metric or optimized
     if direction is None and shown == optimized:
         direction = plain_text(sweep, "hydra.sweeper.direction")
-    maximize = direction == "maximize" if direction else not shown.endswith(LOWER_IS_BETTER)
+    maximize = direction == "maximize" if direction else shown != "value" and higher_is_better(shown) is not False
     trials = read_trials(folder, maximize, None if shown == optimized else shown)
     instead = comparable_metric(varied(trials), shown) if metric is None else None
     if instead is not None and any(instead in trial.metrics for trial in trials):

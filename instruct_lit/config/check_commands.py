@@ -227,7 +227,8 @@ def judge_relations(judge: Any, several: bool, pairwise: bool) -> Iterator[Relat
     settings = [reply_settings(member) for member in panel]
     for number, (key, member) in enumerate(zip(keys, panel, strict=True)):
         if (first := settings.index(settings[number])) < number and member.name != "scores":
-            yield f"{key}: the same judge as {keys[first]}, so its vote would count twice; give another model, or leave it out"
+            reason = "so its vote would count twice; give another model, or leave it out"
+            yield f"{key}: the same judge as {keys[first]}, {reason}"
         if member.name in ("openai", "ollama"):
             yield from _url(f"{key}.url", member.url)
             yield not member.model, f"{key}.model", "give the name of the judge's model"

@@ -102,7 +102,7 @@ class SmallBenchmark:
         with isolate_rng(), progress(evaluated, "request"), harness_log(request.log):  # the harness sets seeds
             report = run_suite(self.tasks, evaluated, request)
         model.train(was_training)
-        return item_values(folder, report)
+        return item_values(folder, report, self.tasks.tasks)
 
     @staticmethod
     def changes(after: Values, before: Values, seed: int) -> list[Change]:

@@ -15,7 +15,7 @@ import numpy as np
 from instruct_lit.errors import DataError
 from instruct_lit.evaluation.judging.judge import MAX_UNPARSED
 from instruct_lit.evaluation.judging.prompt import texts_of
-from instruct_lit.evaluation.metrics import BEYOND_SHARES, HIGHER_IS_BETTER, METRICS, Row, applicable, concerns
+from instruct_lit.evaluation.metrics import BEYOND_SHARES, METRICS, Row, applicable, concerns, higher_is_better
 from instruct_lit.evaluation.statistics import difference, holm, interval
 from instruct_lit.optional_imports import load
 
@@ -90,17 +90,17 @@ def compare_models(
             label: interval(of_model.tolist(), seed, shares=shares)
             for label, of_model in zip(labels, values, strict=True)
         }
-        found[name] = {"models": means, "pairs": pairs, "ranks": _ranks(labels, pairs, HIGHER_IS_BETTER.get(name))}
+        found[name] = {"models": means, "pairs": pairs, "ranks": _ranks(labels, pairs, higher_is_better(name))}
     return found
 
 
 def _ranks(
-    labels: Sequence[str], pairs: Sequence[Mapping[str, Any]], higher_is_better: bool | None
+    labels: Sequence[str], pairs: Sequence[Mapping[str, Any]], is_better_higher: bool | None
 ) -> dict[str, tuple[int, int]] | None:
     clear = [pair for pair in pairs if pair["p_holm"] < 0.05]
-    if not clear or higher_is_better is None:
+    if not clear or is_better_higher is None:
         return None
-    winners = [(p["a"], p["b"]) if (p["mean"] > 0) == higher_is_better else (p["b"], p["a"]) for p in clear]
+    winners = [(p["a"], p["b"]) if (p["mean"] > 0) == is_better_higher else (p["b"], p["a"]) for p in clear]
     wins, losses = Counter(better for better, _ in winners), Counter(worse for _, worse in winners)
     return {label: (1 + losses[label], len(labels) - wins[label]) for label in labels}
 

@@ -15,7 +15,7 @@ from instruct_lit.core.data.tokenizer import Tokenizer
 from instruct_lit.core.model.causal import CausalLM
 from instruct_lit.errors import ConfigError
 from instruct_lit.evaluation.losses import response_losses
-from instruct_lit.evaluation.metrics import HIGHER_IS_BETTER
+from instruct_lit.evaluation.metrics import higher_is_better
 from instruct_lit.evaluation.statistics import interval, paired_interval
 
 SHIPPED = Path(__file__).with_name("general_text.txt")  # written for this package, under its licence (Apache-2.0)
@@ -88,8 +88,7 @@ def item_change(metric: str, after: Sequence[float], before: Sequence[float] | N
 
 def verdict(metric: str, change: Mapping[str, Any]) -> str:
     """Whether a change is `gained`, `lost`, or not clear by its interval; empty for a metric without a direction."""
-    is_score = metric.startswith("benchmark/")
-    is_better_higher = False if metric.endswith("loss") else is_score or HIGHER_IS_BETTER.get(metric)
+    is_better_higher = higher_is_better(metric)
     if is_better_higher is None or change["low"] is None:
         return ""
     if change["low"] <= 0 <= change["high"]:

@@ -14,7 +14,7 @@ from instruct_lit.core.generation.sampling import SamplingSettings
 from instruct_lit.core.training.answers import share_of
 from instruct_lit.core.training.loss import sum_over_ranks
 from instruct_lit.errors import ConfigError
-from instruct_lit.evaluation.metrics import HIGHER_IS_BETTER, METRICS, Row, check_metrics, concerns
+from instruct_lit.evaluation.metrics import METRICS, Row, check_metrics, concerns, higher_is_better
 
 
 class GenerationQuality(Callback):
@@ -49,7 +49,7 @@ class GenerationQuality(Callback):
         for watcher in trainer.callbacks:  # type: ignore[attr-defined]
             metric = str(getattr(watcher, "monitor", None)).removeprefix("val/")
             mode = getattr(watcher, "mode", None)
-            expected = "max" if HIGHER_IS_BETTER.get(metric, mode == "max") else "min"
+            expected = {True: "max", False: "min", None: mode}[higher_is_better(metric)]
             if metric in self.metrics and mode not in (None, expected):
                 raise ConfigError(
                     f"callbacks: {type(watcher).__name__} monitors val/{metric} with mode={mode}; use mode={expected}"

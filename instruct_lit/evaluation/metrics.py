@@ -116,12 +116,14 @@ METRICS: dict[str, Callable[[Row], float]] = {
 }
 _CONCERNED = {"checks": checks.has_checks, **{name: rows for name, (_, rows) in answer_parts.METRICS.items()}}
 BEYOND_SHARES = ("length_ratio", "thought_words", "unreadable_calls", "judge")  # may be above 1
-# length_ratio is best at 1, so it has no direction, and neither has thought_words.
-HIGHER_IS_BETTER = {
-    name: name not in ("empty", "looping", "copied_prompt", "unreadable_calls")
-    for name in (*METRICS, "judge")
-    if name not in ("length_ratio", "thought_words")
-}
+# How the names of metrics end of which less is better, and of which more is, in this order; behind a `/` or a `_`.
+_LESS = (
+    "empty", "looping", "copied_prompt", "unreadable_calls", "loss", "loss_change", "perplexity", "bits_per_byte",
+    "nats", "edit_distance", "levenshtein", "ter", "wer", "cer", "brier_score", "seconds", "(?<!per_)s", "memory_bytes",
+    "positions_per_token",
+)  # fmt: skip
+_NEITHER = ("length_ratio", "thought_words")  # the former is best at 1
+_MORE = (*(name for name in METRICS if name not in _LESS + _NEITHER), "judge", "per_s")
 
 
 def check_metrics(names: Sequence[str]) -> None:
@@ -130,6 +132,17 @@ def check_metrics(names: Sequence[str]) -> None:
         if name not in METRICS:
             raise ConfigError(f"metrics={name}: allowed are {', '.join(METRICS)}")
         METRICS[name]({"instruction": "", "output": "a", "response": "a"})
+
+
+def higher_is_better(name: str) -> bool | None:
+    """Whether more of a metric is better, by its name with or without a split; None where that is not known.
+
+    A benchmark's is `benchmark/<task>`, or `benchmark/<task>/<metric>` where less is better.
+    """
+    if name.startswith("benchmark/"):
+        return name.count("/") == 1
+    less, more = (re.search(f"(^|[/_])({'|'.join(ends)})$", name) for ends in (_LESS, _MORE))
+    return False if less else True if more else None
 
 
 def applicable(names: Sequence[str], rows: Sequence[Row]) -> list[str]:

@@ -10,7 +10,7 @@ from instruct_lit.core.bundle import bundle_of, read_about
 from instruct_lit.core.generation.sampling import SamplingSettings
 from instruct_lit.errors import printable
 from instruct_lit.evaluation.categories import lines
-from instruct_lit.evaluation.metrics import HIGHER_IS_BETTER, Row
+from instruct_lit.evaluation.metrics import Row, higher_is_better
 from instruct_lit.reports import pages, plots
 from instruct_lit.reports.metrics import interval, number
 from instruct_lit.reports.tables import show, show_table
@@ -215,7 +215,7 @@ def write_page(path: Path, evaluation: Mapping[str, Any], rows: Sequence[Row]) -
     They are ordered by the judge's verdict where there is one, then by the first metric, then by the loss.
     """
     first = next(iter(evaluation["metrics"]))
-    sign = 1 if HIGHER_IS_BETTER.get(first, True) else -1
+    sign = -1 if higher_is_better(first) is False else 1
 
     def quality(row: Row) -> tuple[float, float, float]:
         value = row.get("judge", {}).get("value")

@@ -19,6 +19,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from instruct_lit.evaluation.metrics import higher_is_better
 from instruct_lit.evaluation.remote_model import RemoteModel
 from instruct_lit.evaluation.statistics import clustered_error
 from instruct_lit.optional_imports import pip_install
@@ -247,10 +248,11 @@ def figure_of(name: str, task: Task, results: Mapping[str, Any], samples: Sequen
     )
 
 
-def item_values(folder: Path, report: Report) -> dict[str, list[float]]:
+def item_values(folder: Path, report: Report, tasks: Mapping[str, Task]) -> dict[str, list[float]]:
     """The metric of each task over its items in their order, out of the samples that `run_suite` wrote to `folder`.
 
-    Tasks whose metric is not a mean over items (Matthews' correlation, perplexities) are left out.
+    Its name is that of the task, `<task>/<metric>` where less is better. Tasks whose metric is not a mean over items
+    (Matthews' correlation, perplexities) are left out.
     """
     found = {}
     for name, figure in report.tasks.items():
@@ -258,7 +260,8 @@ def item_values(folder: Path, report: Report) -> dict[str, list[float]]:
         samples = [json.loads(line) for line in lines]
         values = [s[figure.metric] for s in samples if s["filter"] == samples[0]["filter"]]
         if all(isinstance(value, int | float) for value in values) and abs(fmean(values) - (figure.value or 0)) < 1e-6:
-            found[name] = [float(value) for value in values]
+            label = name if more_is_better(tasks[name], figure.metric) else f"{name}/{figure.metric}"
+            found[label] = [float(value) for value in values]
     return found
 
 
@@ -277,10 +280,16 @@ def by_instruction(samples: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, 
     }
 
 
+def more_is_better(task: Task, metric: str) -> bool:
+    """Whether more of a metric is better, as the task says, or else by its name."""
+    given = task.higher_is_better().get(metric)
+    return given if given is not None else higher_is_better(metric) is not False
+
+
 def chance(task: Task, metric: str) -> float | None:
     """The chance level: for choices the task's own metric over random scores, for generated answers 0, else None."""
     if task.OUTPUT_TYPE != "multiple_choice":
-        return 0.0 if task.OUTPUT_TYPE == "generate_until" else None
+        return 0.0 if task.OUTPUT_TYPE == "generate_until" and more_is_better(task, metric) else None
     by_item = _choices(task)
     if metric == "acc" and not callable(task.config.process_results):
         return sum(1 / len(instances) for instances in by_item) / len(by_item)
@@ -296,7 +305,7 @@ def majority(task: Task, metric: str) -> float | None:
     if len(classes) != 1:
         return None
     scores = [lambda i, best=best: -float(i != best) for best in range(len(classes.pop()))]
-    return (max if task.higher_is_better().get(metric, True) else min)(_level(task, metric, s) for s in scores)
+    return (max if more_is_better(task, metric) else min)(_level(task, metric, s) for s in scores)
 
 
 def _choices(task: Task) -> list[list[Any]]:

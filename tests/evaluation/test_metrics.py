@@ -7,11 +7,11 @@ import pytest
 
 from instruct_lit.errors import ConfigError
 from instruct_lit.evaluation.metrics import (
-    HIGHER_IS_BETTER,
     METRICS,
     WITHOUT_EXTRA,
     applicable,
     check_metrics,
+    higher_is_better,
     normalised,
     score,
 )
@@ -71,7 +71,13 @@ def test_names_are_checked_and_have_a_direction() -> None:
     check_metrics(list(WITHOUT_EXTRA))
     with pytest.raises(ConfigError, match="metrics=bleurt: allowed are exact_match, "):
         check_metrics(["bleurt"])
-    assert HIGHER_IS_BETTER["token_f1"] and not HIGHER_IS_BETTER["looping"] and "length_ratio" not in HIGHER_IS_BETTER
+    for wanted, names in {
+        True: "token_f1 val/checks judge tokens_per_s benchmark/arc_easy benchmark/any_loss",
+        False: "looping val/empty test/loss val/response_loss word_perplexity bits_per_byte general/loss_change nats "
+        "edit_distance ter training_s seconds peak_memory_bytes benchmark/crows_pairs/likelihood_diff",
+        None: "length_ratio val/thought_words n_steps parameter lossy",
+    }.items():
+        assert {name: higher_is_better(name) for name in names.split()} == dict.fromkeys(names.split(), wanted)
 
 
 def test_how_answers_ended_is_counted_where_all_tell() -> None:

@@ -1,16 +1,21 @@
 """Figures from the harness's results: filters, kinds of instructions, chance levels."""
 
+import json
+from pathlib import Path
 from statistics import fmean
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from instruct_lit.suites.harness import by_instruction, chance, figure_of, majority
+from instruct_lit.evaluation.forgetting import item_change
+from instruct_lit.suites.harness import by_instruction, chance, figure_of, item_values, majority
 
 
 def generating(*metrics: str) -> Any:
-    return SimpleNamespace(OUTPUT_TYPE="generate_until", aggregation=lambda: dict.fromkeys(metrics))
+    return SimpleNamespace(
+        OUTPUT_TYPE="generate_until", aggregation=lambda: dict.fromkeys(metrics), higher_is_better=dict
+    )
 
 
 def test_the_first_filter_gives_the_figure_and_the_others_are_named() -> None:
@@ -57,7 +62,28 @@ def test_instructions_are_counted_by_kind() -> None:
     ("kind", "level"), [("generate_until", 0.0), ("loglikelihood", None), ("loglikelihood_rolling", None)]
 )
 def test_only_choices_have_a_chance_level_above_zero(kind: str, level: float | None) -> None:
-    assert chance(SimpleNamespace(OUTPUT_TYPE=kind), "perplexity") == level  # type: ignore[arg-type]
+    task: Any = SimpleNamespace(OUTPUT_TYPE=kind, higher_is_better=dict)
+    assert chance(task, "exact_match") == level and chance(task, "word_perplexity") is None
+
+
+def test_items_of_which_less_is_better_have_their_metric_in_the_name(tmp_path: Path) -> None:
+    """The verdict of `forgetting` follows: the task knows its direction, the name of the metric where it does not."""
+    report: Any = SimpleNamespace(tasks={})
+    tasks: Any = {}
+    for name, metric, directions in (
+        ("good", "score", {"score": True}),
+        ("toxic", "score", {"score": False}),
+        ("translation", "edit_distance", {}),
+        ("own", "points", {"points": None}),
+    ):
+        report.tasks[name] = SimpleNamespace(metric=metric, value=0.5)
+        tasks[name] = SimpleNamespace(higher_is_better=lambda directions=directions: directions)
+        rows = [json.dumps({"filter": "none", metric: value}) for value in (0, 1)]
+        (tmp_path / f"samples_{name}.jsonl").write_text("\n".join(rows))
+    found = item_values(tmp_path, report, tasks)
+    assert list(found) == ["good", "toxic/score", "translation/edit_distance", "own"]
+    changes = [item_change(f"benchmark/{name}", [1.0] * 40, [0.0] * 20 + [1.0] * 20) for name in found]
+    assert [change["verdict"] for change in changes] == ["gained", "lost", "lost", "gained"]
 
 
 def choices(labels: list[int], texts: list[tuple[str, ...]]) -> SimpleNamespace:
@@ -91,7 +117,7 @@ def test_items_of_one_passage_have_the_error_of_clusters() -> None:
         "n-shot": {},
         "versions": {},
     }
-    task = SimpleNamespace(OUTPUT_TYPE="generate_until", aggregation=lambda: {"f1": fmean})
+    task = generating("f1")
     samples = [
         {"doc_id": n, "doc": {"context": f"text {n // 4}"}, "filter": "none", "f1": v} for n, v in enumerate(values)
     ]

@@ -73,7 +73,10 @@ def test_another_metric_is_read_from_each_trial_and_a_missing_one_is_refused(swe
     (sweep / "multirun.yaml").write_text("optimized_metric: val/token_f1\n")
     page = write(sweep, "test/loss").read_text()
     assert '<span class="figure">0.5000</span> <code>test/loss</code>' in page and "smallest" in page
-    with pytest.raises(ConfigError, match=r"metric=nonsense: no trial has it; there are n_steps, test/loss"):
+    for path in sweep.glob("*/metrics.json"):
+        path.write_text(path.read_text().replace("test/loss", "test/looping"))
+    assert "smallest <code>test/looping" in write(sweep, "test/looping").read_text()
+    with pytest.raises(ConfigError, match=r"metric=nonsense: no trial has it; there are n_steps, test/looping"):
         write(sweep, "nonsense")
 
 
