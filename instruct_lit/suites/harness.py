@@ -14,11 +14,12 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from functools import cache
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from instruct_lit.evaluation.answer_files import read_jsonl
 from instruct_lit.evaluation.metrics import higher_is_better
 from instruct_lit.evaluation.remote_model import RemoteModel
 from instruct_lit.evaluation.statistics import clustered_error
@@ -133,10 +134,7 @@ class Tasks:
 
     def texts(self, limit: int | None) -> dict[str, list[str]]:
         """The first `limit` items of each task: the prompt without few-shot examples, as the harness renders it."""
-        return {
-            name: [_text(task, document) for document in islice(task.eval_docs, limit)]
-            for name, task in self.tasks.items()
-        }
+        return {name: [_text(task, d) for d in islice(task.eval_docs, limit)] for name, task in self.tasks.items()}
 
     def _leaves(self, name: str) -> list[str]:
         found = members(self.manager, name)
@@ -256,8 +254,7 @@ def item_values(folder: Path, report: Report, tasks: Mapping[str, Task]) -> dict
     """
     found = {}
     for name, figure in report.tasks.items():
-        lines = (folder / f"samples_{name}.jsonl").read_text(encoding="utf-8").splitlines()
-        samples = [json.loads(line) for line in lines]
+        samples = read_jsonl(folder / f"samples_{name}.jsonl")
         values = [s[figure.metric] for s in samples if s["filter"] == samples[0]["filter"]]
         if all(isinstance(value, int | float) for value in values) and abs(fmean(values) - (figure.value or 0)) < 1e-6:
             label = name if more_is_better(tasks[name], figure.metric) else f"{name}/{figure.metric}"
@@ -310,10 +307,7 @@ def majority(task: Task, metric: str) -> float | None:
 
 def _choices(task: Task) -> list[list[Any]]:
     """The requests of each item, one for each choice."""
-    by_item: dict[int, list[Any]] = {}
-    for instance in task.instances:
-        by_item.setdefault(instance.doc_id, []).append(instance)
-    return list(by_item.values())
+    return [list(of_item) for _, of_item in groupby(task.instances, key=lambda instance: instance.doc_id)]
 
 
 def _level(task: Task, metric: str, score: Callable[[int], float]) -> float:

@@ -1,6 +1,5 @@
 """Figures from the harness's results: filters, kinds of instructions, chance levels."""
 
-import json
 from pathlib import Path
 from statistics import fmean
 from types import SimpleNamespace
@@ -8,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from instruct_lit.core.generation.responses import write_jsonl
 from instruct_lit.evaluation.forgetting import item_change
 from instruct_lit.suites.harness import by_instruction, chance, figure_of, item_values, majority
 
@@ -78,8 +78,8 @@ def test_items_of_which_less_is_better_have_their_metric_in_the_name(tmp_path: P
     ):
         report.tasks[name] = SimpleNamespace(metric=metric, value=0.5)
         tasks[name] = SimpleNamespace(higher_is_better=lambda directions=directions: directions)
-        rows = [json.dumps({"filter": "none", metric: value}) for value in (0, 1)]
-        (tmp_path / f"samples_{name}.jsonl").write_text("\n".join(rows))
+        rows = [{"filter": "none", metric: value, "doc": "a line\u2028separator"} for value in (0, 1)]
+        write_jsonl(tmp_path / f"samples_{name}.jsonl", rows)
     found = item_values(tmp_path, report, tasks)
     assert list(found) == ["good", "toxic/score", "translation/edit_distance", "own"]
     changes = [item_change(f"benchmark/{name}", [1.0] * 40, [0.0] * 20 + [1.0] * 20) for name in found]
