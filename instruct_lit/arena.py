@@ -41,8 +41,7 @@ def arena(config: DictConfig) -> None:
     votes = VoteFile(Path(config.votes).expanduser())
     questions = read_questions(config.questions, config.runs, config.n_questions)
     build.install_satellites()
-    with build.weights_as_stored():
-        chat_models = open_chat_models(config.runs, build.given_template(config), config.device)
+    chat_models = open_chat_models(config.runs, build.given_template(config), config.device)
     if config.judge is not None:
         let_judge_vote(config, chat_models, votes, questions)
         show_leaderboard(votes.battles(), config.plot)

@@ -22,8 +22,7 @@ def chat(config: DictConfig) -> None:
     from instruct_lit.serving.chat_model import open_chat_models
 
     build.install_satellites()
-    with build.weights_as_stored():
-        chat_models = open_chat_models(runs_of(config), build.given_template(config), config.device)
+    chat_models = open_chat_models(runs_of(config), build.given_template(config), config.device)
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="replace")  # bytes that are not UTF-8
     if sys.stdin.isatty():

@@ -22,8 +22,7 @@ def serve(config: DictConfig) -> None:
         need(module, "serve", "serve")
     usable_port(config.host, config.port)  # fails before the model is opened
     build.install_satellites()
-    with build.weights_as_stored():
-        (chat_model,) = open_chat_models([config.run], build.given_template(config), config.device)
+    (chat_model,) = open_chat_models([config.run], build.given_template(config), config.device)
     engine = Engine(chat_model.model, chat_model.tokenizer, **build.engine_options(config))
     defaults = build.sampling_of(config)
     service = CompletionService(

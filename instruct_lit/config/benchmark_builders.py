@@ -66,8 +66,7 @@ def evaluated_models(config: DictConfig) -> Iterator[EvaluatedModel | RemoteMode
     runs, seen = runs_of(config), set()
     for run, label in zip(runs, build.labels_of(runs) if runs else (), strict=True):
         is_foreign = config.template is None and not read_about(bundle_of(run))
-        with build.weights_as_stored():
-            opened = build.open_model(run, BARE if is_foreign else given)
+        opened = build.open_model(run, BARE if is_foreign else given, as_stored=True)
         modes = ["off"] if is_foreign else ["on", "off"] if settings.template == "both" else [settings.template]
         models = [(label, opened.model, modes)]
         base = build.base_of_run(config, opened) if settings.base else None

@@ -6,7 +6,6 @@ No class receives a configuration: it receives its arguments from here.
 from __future__ import annotations
 
 import importlib
-from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -262,24 +261,15 @@ def labels_of(runs: list[str]) -> list[str]:
     return labels
 
 
-def open_run(config: DictConfig) -> OpenedModel:
+def open_run(config: DictConfig, as_stored: bool = False) -> OpenedModel:
     """The finished model at `run`, with the template of `template` where one is given."""
-    return open_model(config.run, given_template(config))
+    return open_model(config.run, given_template(config), as_stored)
 
 
-def weights_as_stored() -> AbstractContextManager[None]:
-    """Inside, models are opened to compute only, on a GPU in bf16 if they are stored in it."""
-    if not has_satellite("hf"):
-        return nullcontext()
-    from instruct_lit.hf import files
-
-    return files.weights_as_stored()
-
-
-def open_model(run: str | Path, template: Template | None = None) -> OpenedModel:
+def open_model(run: str | Path, template: Template | None = None, as_stored: bool = False) -> OpenedModel:
     """Open a run folder, a bundle or a Hugging Face directory (`instruct_lit.core.bundle.open_model`)."""
     install_satellites()
-    return bundle.open_model(run, template)
+    return bundle.open_model(run, template, as_stored=as_stored)
 
 
 def given_template(config: DictConfig) -> Template | None:

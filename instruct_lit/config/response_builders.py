@@ -107,8 +107,7 @@ def generated_responses(config: DictConfig, run: str) -> Responses:
     from instruct_lit.evaluation.vllm_engine import VLLMEngine
 
     of_run: Any = OmegaConf.merge(config, {"run": run})
-    with build.weights_as_stored():
-        opened = build.open_run(of_run)
+    opened = build.open_run(of_run, as_stored=True)
     data = data_of_run(of_run, opened)
     cache = AnswerCache(Path(config.paths.cache) / "answers" / f"{weights_sha256(opened.model)[:16]}.jsonl")
     title, sampling = f"responses to the {config.split} split", build.sampling_of(config)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -65,7 +64,7 @@ class ModelFamily(Protocol):
     def save_tokenizer(self, directory: Path, tokenizer: Tokenizer) -> None: ...
     def reads(self, directory: Path, about: Mapping[str, Any]) -> bool: ...
     def open(
-        self, directory: Path, about: Mapping[str, Any], template: Template | None, merge: bool
+        self, directory: Path, about: Mapping[str, Any], template: Template | None, merge: bool, as_stored: bool
     ) -> BundleParts: ...
 
 
@@ -94,10 +93,11 @@ def save_bundle(
         dtype: of the weights; None: that of the base model.
     """
     directory.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
-    new, old = temporary / "new", temporary / "old"
-    new.mkdir()
-    try:
+    with tempfile.TemporaryDirectory(
+        prefix=f".{directory.name}.", dir=directory.parent, ignore_cleanup_errors=True
+    ) as temporary:
+        new, old = Path(temporary, "new"), Path(temporary, "old")
+        new.mkdir()
         if write_adapter is not None:
             write_adapter(new)
         defaults, parts = _transformers_generation(generation), (model, tokenizer, template)
@@ -116,8 +116,6 @@ def save_bundle(
         if directory.exists():
             os.replace(directory, old)
         os.replace(new, directory)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _write_model(folder: Path, parts: BundleParts, generation: Mapping[str, Any], dtype: torch.dtype | None) -> str:
@@ -150,11 +148,14 @@ def save_tokenizer(directory: Path, tokenizer: Tokenizer, context_length: int, t
         export(directory, tokenizer, context_length, template)
 
 
-def open_model(run: str | Path, template: Template | None = None, merge: bool = True) -> OpenedModel:
+def open_model(
+    run: str | Path, template: Template | None = None, merge: bool = True, as_stored: bool = False
+) -> OpenedModel:
     """Open a run folder, a bundle, or a Hugging Face directory; a given template replaces the bundle's own.
 
     A directory of another program with another model than GPT-2 provides its own chat template. A peft directory (the
     bundle of a run with `adapter.merge=false`, for example) is opened on its base model and, with `merge`, merged.
+    With `as_stored`, for computing only, weights of transformers' models stay in bf16 where a GPU computes in it.
     Raises CheckpointError for a missing or damaged model, ConfigError for GPT-2 of another program without `template`.
     """
     directory = bundle_of(run)
@@ -163,7 +164,7 @@ def open_model(run: str | Path, template: Template | None = None, merge: bool = 
     about = read_about(directory)
     family = next((family for family in FAMILIES if family.reads(directory, about)), None)
     if family is not None:
-        model, tokenizer, template = family.open(directory, about, template, merge)
+        model, tokenizer, template = family.open(directory, about, template, merge, as_stored)
     elif about.get("kind", "gpt2") != "gpt2":
         raise CheckpointError(f"run={run}: a bundle of kind {about['kind']}, which needs the folder instruct_lit/hf")
     elif not about and (directory / "checkpoints").is_dir():

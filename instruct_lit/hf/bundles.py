@@ -47,14 +47,16 @@ class HFBundles:
     def reads(self, directory: Path, about: Mapping[str, Any]) -> bool:
         return (directory / CONFIG).is_file() or _needs_transformers(directory, about)
 
-    def open(self, directory: Path, about: Mapping[str, Any], template: Template | None, merge: bool) -> BundleParts:
+    def open(
+        self, directory: Path, about: Mapping[str, Any], template: Template | None, merge: bool, as_stored: bool
+    ) -> BundleParts:
         base = read_adapter_config(directory)["base_model_name_or_path"] if (directory / CONFIG).is_file() else None
         if not _needs_transformers(Path(base or directory), about):
             template = template or stored_template(directory, about)
             gpt = load_gpt(path=base or directory)
             _put_adapter(directory, gpt, base, merge)
             return gpt, GPT2Tokenizer(), template
-        model, tokenizer = read_hf(directory, base)
+        model, tokenizer = read_hf(directory, base, as_stored)
         _put_adapter(directory, model, base, merge)
         if template is None and about.get("template", {"name": CHAT})["name"] == CHAT:
             tokenizer, template = with_chat(tokenizer)

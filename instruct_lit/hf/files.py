@@ -80,10 +80,13 @@ def _in_dtype(hf: Any, dtype: torch.dtype) -> dict[str, Tensor]:
     return state
 
 
-def read_hf(directory: Path, base: str | None = None) -> tuple[HFModel, HFTokenizer]:
-    """Open a directory; with `base` the model is that one, and the tokenizer too unless the directory has one."""
+def read_hf(directory: Path, base: str | None = None, as_stored: bool = False) -> tuple[HFModel, HFTokenizer]:
+    """Open a directory; with `base` the model is that one, and the tokenizer too unless the directory has one.
+
+    With `as_stored`, for computing only, weights stay in bf16 that are stored in it, where a GPU computes in it.
+    """
     import_transformers()
-    model = load_hf(base or str(directory), dtype=None if _as_stored else torch.float32)
+    model = load_hf(base or str(directory), dtype=None if as_stored else torch.float32)
     place = base if base is not None and not (directory / "tokenizer.json").is_file() else str(directory)
     with opening(place):
         return model, load_tokenizer(place)
@@ -142,20 +145,6 @@ def load_hf(
     model = HFModel(hf, context_length, activation_checkpointing)
     model.base_dtype = base_dtype
     return model
-
-
-_as_stored = False
-
-
-@contextmanager
-def weights_as_stored() -> Iterator[None]:
-    """Models that only compute: `read_hf` keeps weights in bf16 that are stored in it, where a GPU computes in it."""
-    global _as_stored
-    before, _as_stored = _as_stored, True
-    try:
-        yield
-    finally:
-        _as_stored = before
 
 
 def computes_in_bf16() -> bool:

@@ -54,7 +54,7 @@ def open_chat_models(runs: Sequence[str], template: Template | None, device: str
     device = device or best_device().type
     chat_models: list[ChatModel] = []
     for run in runs:
-        opened = open_model(run, template, merge=len(runs) == 1)
+        opened = open_model(run, template, merge=len(runs) == 1, as_stored=True)
         folder = opened.directory.resolve()
         name = shown_name(folder.parent.name if folder.name == "bundle" else folder.name)
         n_same = sum(other.name.split(" #")[0] == name for other in chat_models)

@@ -14,8 +14,9 @@ from instruct_lit.core.model.attention import CausalRows
 from instruct_lit.core.training.loss import summed_cross_entropy
 from instruct_lit.hf import files
 from instruct_lit.hf.adapters import Adapter
-from instruct_lit.hf.files import load_hf, weights_as_stored, write_hf
+from instruct_lit.hf.files import load_hf, write_hf
 from instruct_lit.hf.tokenizer import load_tokenizer
+from instruct_lit.serving.chat_model import open_chat_models
 from tests.configs import composed
 
 transformers = pytest.importorskip("transformers")
@@ -74,9 +75,10 @@ def test_a_model_that_only_computes_keeps_the_precision_of_its_file_on_a_gpu(
         for folder, pretrained in ((half_directory, True), (llama_directory, True), (llama_directory, False)):
             opened.append(load_hf(str(folder), pretrained, dtype=None).hf.dtype)
     assert opened == [FULL, FULL, FULL, HALF, FULL, HALF], "stored in bf16, in fp32, random"
-    with weights_as_stored():
-        assert build.open_model(half_directory).model.hf.dtype == HALF
+    assert build.open_model(half_directory, as_stored=True).model.hf.dtype == HALF
     assert build.open_model(half_directory).model.hf.dtype == FULL
+    (chat_model,) = open_chat_models([str(half_directory)], None, "cpu")
+    assert chat_model.model.hf.dtype == HALF
 
 
 def test_losses_are_those_of_weights_in_fp32_within_rounding(half_directory: Path) -> None:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 import reprlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -153,9 +153,8 @@ def listed(names: Iterable[Any]) -> str:
     return (", ".join(shown[:8]) or "none") + (f", … and {len(shown) - 8} more" if shown[8:] else "")
 
 
-def extra_fields(record: Mapping[str, Any], used: Iterable[str]) -> dict[str, Any]:
+def extra_fields(record: Mapping[str, Any], used: Collection[str]) -> dict[str, Any]:
     """The fields of a record that are not used and not null."""
-    used = set(used)
     return {str(key): value for key, value in record.items() if key not in used and value is not None}
 
 
@@ -176,5 +175,5 @@ def _from_alpaca(record: Mapping[str, Any], place: str, names: Mapping[str, str]
             remedy = "; or give the whole conversation as 'messages'" if isinstance(pair, dict) else ""
             raise DataError(f"{place}: {name!r} must be a list of pairs [question, answer], found {pair!r:.80}{remedy}")
         turns.append((checked_text(pair[0], place, name), checked_text(pair[1], place, name)))
-    extra = extra_fields(record, (names[key] for key in (*texts, "history")))
+    extra = extra_fields(record, [names[key] for key in (*texts, "history")])
     return Example(**texts, extra=extra, history=tuple(turns))

@@ -25,7 +25,7 @@ from instruct_lit.errors import ConfigError, InstructLitError
 from instruct_lit.evaluation.judging.endpoints import Messages, Refused, Reply
 from instruct_lit.evaluation.judging.prompt import Verdict
 from instruct_lit.hf.chat_template import with_chat
-from instruct_lit.hf.files import load_hf, opening, weights_as_stored
+from instruct_lit.hf.files import load_hf, opening
 from instruct_lit.hf.source import HFSource
 from instruct_lit.hf.tokenizer import load_tokenizer
 from instruct_lit.optional_imports import load
@@ -118,8 +118,7 @@ def open_judge(folder: Path, gguf_file: str | None) -> tuple[CausalLM, Tokenizer
         raise ConfigError(f"judge.model={folder}: no such folder; give a run, a bundle or a Hugging Face directory")
     try:
         if gguf_file is None and read_about(bundle_of(folder)):
-            with weights_as_stored():
-                opened = open_model(folder)
+            opened = open_model(folder, as_stored=True)
             return opened.model, opened.tokenizer, opened.template
         source = HFSource(str(folder), gguf_file=gguf_file)
         network = load_hf(source, dtype=None)
