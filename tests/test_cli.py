@@ -44,6 +44,25 @@ def test_a_command_is_what_python_m_runs(tmp_path: Path) -> None:
     assert outputs[0] == outputs[1] and "batch_size: 5" in outputs[0]
 
 
+@pytest.mark.parametrize("is_checkout", [False, True])
+def test_a_file_named_like_a_library_that_is_not_installed_is_not_found(tmp_path: Path, is_checkout: bool) -> None:
+    """In a checkout, where the package itself is found in the current folder, it stays the last place."""
+    where = tmp_path / "project"
+    for name in ("typing", "h2"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('imported from the current folder')\n")
+    where.mkdir()
+    code = "import atexit, importlib.util as u; atexit.register(lambda: print(u.find_spec('h2') is not None))"
+    (where / "sitecustomize.py").write_text(code)
+    paths = [str(where)] if is_checkout else [str(where), str(Path(cli.__file__).parents[1])]
+    if is_checkout:
+        (tmp_path / "instruct_lit").symlink_to(Path(cli.__file__).parent)
+    done = subprocess.run(
+        [sys.executable, "-m", "instruct_lit.errors"], capture_output=True, text=True, cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+    )  # fmt: skip
+    assert (done.stdout, done.stderr) == (f"{is_checkout}\n", "")
+
+
 @pytest.mark.slow
 def test_a_file_named_like_a_library_takes_nothing_over(tmp_path: Path) -> None:
     for name in ("torch", "lightning", "omegaconf", "hydra", "yaml", "numpy"):

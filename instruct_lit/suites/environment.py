@@ -35,15 +35,16 @@ class Environment:
         Raises: BenchmarkError with pip's last error.
         """
         folder = self.folder(cache)
+        python = folder / "bin" / "python"  # -P: a file pip.py in the current folder is not pip
         if not (folder / MARK).exists():
             print(f"creating the environment of {self.name} in {folder}, once; this can take minutes", flush=True)
             shutil.rmtree(folder, ignore_errors=True)
             folder.parent.mkdir(parents=True, exist_ok=True)
-            self._call([sys.executable, "-m", "venv", str(folder)], log, folder)
+            self._call([sys.executable, "-P", "-m", "venv", str(folder)], log, folder)
             for install in self.installs:
-                self._call([str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", *install], log, folder)
+                self._call([str(python), "-P", "-m", "pip", "install", "--quiet", *install], log, folder)
             (folder / MARK).touch()
-        return folder / "bin" / "python"
+        return python
 
     def _call(self, command: Sequence[str], log: Path, folder: Path) -> None:
         done = subprocess.run(command, capture_output=True, text=True, env=clean_environment())

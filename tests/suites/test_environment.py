@@ -38,7 +38,7 @@ def pip(monkeypatch: pytest.MonkeyPatch) -> Pip:
 
 def test_it_is_made_once_with_the_pins(tmp_path: Path, pip: Pip) -> None:
     python = ENVIRONMENT.python(tmp_path, tmp_path / "log")
-    assert [command[4:] for command in pip.commands[1:]] == [["--quiet", "--no-deps", "a==1"], ["--quiet", "b==2"]]
+    assert [command[5:] for command in pip.commands[1:]] == [["--quiet", "--no-deps", "a==1"], ["--quiet", "b==2"]]
     assert ENVIRONMENT.python(tmp_path, tmp_path / "log") == python and len(pip.commands) == 3
     assert Environment("x", [["b==3"]]).folder(tmp_path) != ENVIRONMENT.folder(tmp_path)
 
