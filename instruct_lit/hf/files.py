@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,8 +16,9 @@ from instruct_lit.core.bundle import MAX_SHARD_SIZE
 from instruct_lit.core.model.causal import has_gpu
 from instruct_lit.core.model.pretrained import DTYPES, MAX_LAYERS
 from instruct_lit.errors import CheckpointError, ConfigError, DownloadError, InstructLitError
+from instruct_lit.hf.compat_bitsandbytes import keep_differentiable
 from instruct_lit.hf.compat_gguf import forget_reader, shared_reader
-from instruct_lit.hf.compat_transformers import forget_quantization
+from instruct_lit.hf.compat_transformers import draw_weights, forget_quantization
 from instruct_lit.hf.model import HFModel
 from instruct_lit.hf.older_readers import spell_for_transformers_4
 from instruct_lit.hf.source import HFSource
@@ -127,18 +129,23 @@ def load_hf(
         for name in _DROPOUTS:
             if isinstance(getattr(text, name, None), int | float):
                 setattr(text, name, dropout)
+        options |= {"dtype": dtype} if device is None else {"dtype": dtype, "device_map": {"": device}}
+        place = device or torch.device("cpu")
+        if n_bits == 4:
+            options |= four_bits(device=place)
         if pretrained:
-            options |= four_bits() if n_bits == 4 else {"dtype": dtype}
-            if device is not None:
-                options["device_map"] = {"": device}
             hf = transformers.AutoModelForCausalLM.from_pretrained(path, config=config, **options)  # nosec B615
         else:
-            on_gpu = [device] if device is not None and device.type == "cuda" else []
-            with torch.random.fork_rng(on_gpu), torch.device(device or "cpu"):
+            with torch.random.fork_rng([place] if place.type == "cuda" else []):
                 torch.manual_seed(seed)
-                hf = transformers.AutoModelForCausalLM.from_config(
-                    config, dtype=dtype, trust_remote_code=source.trust_remote_code
-                )
+                with torch.device("meta" if n_bits == 4 else place):
+                    hf = transformers.AutoModelForCausalLM.from_config(
+                        config, dtype=options["dtype"], trust_remote_code=source.trust_remote_code
+                    )
+                if n_bits == 4:
+                    hf = drawn_in_four_bits(hf, place)
+        if n_bits == 4:
+            keep_differentiable(hf)
     if source.gguf_file:
         forget_reader()
         forget_quantization(hf)
@@ -157,13 +164,37 @@ def own_device() -> torch.device:
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if has_gpu() else torch.device("cpu")
 
 
-def four_bits(dtype: torch.dtype = torch.bfloat16) -> dict[str, Any]:
-    """The arguments of `from_pretrained` for linear layers in 4 bits (NF4), which are computed in `dtype`."""
+def four_bits(dtype: torch.dtype = torch.bfloat16, device: torch.device | None = None) -> dict[str, Any]:
+    """The arguments of `from_pretrained` for linear layers in 4 bits (NF4), which are computed in `dtype`.
+
+    Args:
+        device: where the weights are made and stay; None: that of the process.
+    """
     quantization = import_transformers().BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
     )
-    # 4-bit weights are made on the device where they stay, that of the process.
-    return {"quantization_config": quantization, "device_map": {"": own_device()}, "dtype": dtype}
+    return {"quantization_config": quantization, "device_map": {"": device or own_device()}, "dtype": dtype}
+
+
+class _DrawnWhenRead:
+    """A weight that is drawn when transformers reads it, as it reads a slice of a safetensors file."""
+
+    def __init__(self, hf: Any, layer: torch.nn.Module, name: str, device: torch.device) -> None:
+        self.hf, self.layer, self.name, self.device = hf, layer, name, device
+
+    def __getitem__(self, index: Any) -> Tensor:
+        layer = copy.deepcopy(self.layer).to_empty(device=self.device, recurse=False)
+        draw_weights(self.hf, layer)
+        return getattr(layer, self.name).data
+
+
+def drawn_in_four_bits(hf: Any, device: torch.device) -> Any:
+    """A model like `hf`, which has no values, of random weights: each is drawn and quantised before the next."""
+    weights = {}
+    for name, _ in hf.named_parameters():
+        layer, _, own_name = name.rpartition(".")
+        weights[name] = _DrawnWhenRead(hf, hf.get_submodule(layer), own_name, device)
+    return type(hf).from_pretrained(None, config=hf.config, state_dict=weights, **four_bits(device=device))
 
 
 def read_hf_config(source: HFSource) -> Any:

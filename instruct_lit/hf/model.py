@@ -96,6 +96,10 @@ class HFModel(CausalLM):
         return head.weight if bias is None else torch.cat((head.weight, bias[:, None]), dim=1)
 
     @property
+    def n_parameters(self) -> int:
+        return self.hf.num_parameters()  # those of 4 bits lie two in a byte
+
+    @property
     def blocks(self) -> torch.nn.ModuleList:  # type: ignore[override]
         lists = (m for m in self.hf.base_model.modules() if isinstance(m, torch.nn.ModuleList))
         return max(lists, key=len)  # experts of a layer may be a list too, but they are inside this one

@@ -57,6 +57,13 @@ def test_a_model_of_transformers_needs_a_place() -> None:
         check_command("train", composed("train", "model=hf", "model.path=null"))
 
 
+def test_an_adapter_on_random_weights_only_measures() -> None:
+    qlora = ["model=hf", "model.path=owner/name", "adapter=qlora", "model.pretrained=false"]
+    with pytest.raises(ConfigError, match=r"adapter.merge=false: a model with random weights, unless verify=false"):
+        check_command("train", composed("train", *qlora))
+    check_command("train", composed("train", *qlora, "verify=false"))
+
+
 def test_all_is_said_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
         check_command(
