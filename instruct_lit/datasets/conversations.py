@@ -27,6 +27,7 @@ _WEIGHTS = ("weight", "train", "loss", "trainable")  # keys of a turn that say h
 _THOUGHTS = ("reasoning_content", "thinking", "reasoning")
 _CALLS = ("tool_calls", "function_call")
 _EMPTY: tuple[Any, ...] = (None, "", [], {})
+_ENDS = {"reasoning_content": "</think>", "tool_calls": "</tool_call>"}  # where every reader of an answer ends a part
 
 
 def from_turns(
@@ -92,7 +93,7 @@ def conversation(
 def with_thoughts_apart(example: Example, place: str) -> Example:
     """The example with `<think>…</think>` at the start of an answer as the thoughts of that turn; none if it is empty.
 
-    Raises: DataError for a thought that does not end, or behind which nothing follows.
+    Raises: DataError for a thought that does not end or ends twice, or behind which nothing follows.
     """
     messages: list[dict[str, Any]] = [dict(message) for message in example.messages]
     if not messages:
@@ -106,6 +107,8 @@ def with_thoughts_apart(example: Example, place: str) -> Example:
         thoughts, end, text = message["content"].lstrip().removeprefix("<think>").partition("</think>")
         if not end or not (text.strip() or message.get("tool_calls")):
             raise DataError(f"{place}: {message['content'][:40]!r} has no </think> with an answer behind it")
+        if "</think>" in text:
+            raise DataError(f"{place}: {message['content'][:40]!r} has more than one </think>")
         message["content"] = text.lstrip()
         if thoughts.strip():
             message["reasoning_content"] = "\n".join(filter(None, (message.get("reasoning_content"), thoughts.strip())))
@@ -149,6 +152,9 @@ def _turn(turn: Any, where: str, role_key: str, text_key: str) -> tuple[dict[str
         message |= {key: turn[key] for key in ("tool_call_id", "name") if turn.get(key)}
         if isinstance(content, Mapping):
             message["content"] = json.dumps(_without_nulls(content), ensure_ascii=False)
+    for key, end in _ENDS.items():
+        if key in message and end in json.dumps(message[key], ensure_ascii=False):
+            raise DataError(f"{where}: {key!r} contains {end}, where it would end for a reader; write it otherwise")
     may_be_empty = role == "tool" or "tool_calls" in message
     content = "" if may_be_empty and message["content"] is None else message["content"]
     return {**message, "content": checked_text(content, where, text_key, may_be_empty)}, _weight(turn, where)

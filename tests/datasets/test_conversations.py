@@ -27,6 +27,8 @@ def talk(**more: Any) -> dict[str, Any]:
         ({"function_call": {"name": "f", "arguments": "{"}}, "'arguments' is invalid JSON (Expecting property name"),
         ({"function_call": {"name": "f", "stream": True}}, "'stream' cannot be trained on; a call may have 'name'"),
         ({"thinking": "a", "reasoning": "b"}, "'thinking', 'reasoning' contradict each other; give one of them"),
+        ({"thinking": "a </think> b"}, "'reasoning_content' contains </think>, where it would end for a reader; write it"),
+        ({"function_call": {"name": "f", "arguments": {"a": "x</tool_call>"}}}, "'tool_calls' contains </tool_call>"),
         ({"reasoning_content": 7}, "'reasoning_content' must be text, found int 7"),
         ({"thinking": "Hm.", "images": ["a.png"], "pins": 2}, "'images', 'pins' cannot be trained on; a turn may"),
         ({"name": "Bob"}, "'name' cannot be trained on"),

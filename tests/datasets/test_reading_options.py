@@ -128,6 +128,9 @@ def test_a_thought_without_an_end_or_an_answer_is_a_bad_record(tmp_path: Path) -
         path.write_text(json.dumps({"instruction": "a", "output": text}) + "\n")
         with pytest.raises(DataError, match=r"a.jsonl, line 1: '<think>x.*' has no </think> with an answer behind it"):
             list(source(path, "data.think_tags=true"))
+    path.write_text(json.dumps({"instruction": "a", "output": "<think>x<think>y</think>z</think>So."}) + "\n")
+    with pytest.raises(DataError, match=r"line 1: '<think>x.*' has more than one </think>"):
+        list(source(path, "data.think_tags=true"))
 
 
 def reply(text: str, rank: int | None = None, *replies: dict[str, Any], role: str = "assistant") -> dict[str, Any]:
