@@ -12,10 +12,10 @@ from typing import Any
 
 import hypothesis
 import pytest
+import torch
 
 from instruct_lit.config.model_builders import install_satellites
 from instruct_lit.core.data.tokenizer import GPT2Tokenizer
-from instruct_lit.core.model.causal import has_gpu
 from instruct_lit.core.model.gpt import GPT, GPTConfig
 
 pytest_plugins = ["tests.commands", "tests.fixtures.training", "tests.fixtures.hub"]
@@ -35,7 +35,7 @@ def pytest_collection_finish() -> None:
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Tests that are marked `gpu` skip where there is none."""
-    if item.get_closest_marker("gpu") is not None and not has_gpu():
+    if item.get_closest_marker("gpu") is not None and not torch.cuda.is_available():
         pytest.skip("no CUDA device")
 
 

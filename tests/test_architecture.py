@@ -107,6 +107,12 @@ def test_lightning_and_hydra_stay_in_their_rooms(path: Path) -> None:
         assert room(path) in (*ENTRY_POINTS, "config")
 
 
+def test_cuda_is_named_where_nothing_else_is_meant() -> None:
+    """Its graphs and kernels, bf16 in its GPUs, the name of a card; the rest is said to whatever GPU there is."""
+    allowed = {"attention_varlen", "compat_torch", "cuda_graphs", "decode_loop", "files", "hardware", "provenance"}
+    assert {path.stem for path in FILES if "torch.cuda" in path.read_text(encoding="utf-8")} <= allowed
+
+
 def test_files_stay_readable_in_one_sitting() -> None:
     assert [p.name for p in FILES if len(p.read_text().splitlines()) > 350] == []
 

@@ -11,18 +11,17 @@ import torch
 from torch import nn
 
 from instruct_lit.accel.compat_torch import has_bf16_vectors
-from instruct_lit.core.model.causal import CausalLM, has_gpu
+from instruct_lit.core.model.causal import CausalLM, best_device
 
 KEPT_BYTES = 2**25  # size up to which freed memory is kept; the highest limit of glibc
 
 
 def default_precision(accelerator: str) -> str:
     """`bf16-mixed` if the device multiplies matrices in bf16 at speed, otherwise `32-true`, also on Apple's GPUs."""
-    if accelerator == "mps":
-        return "32-true"
-    if accelerator != "cpu" and has_gpu():
-        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
-    return "bf16-mixed" if has_bf16_vectors() else "32-true"
+    gpu = "mps" if accelerator == "mps" else best_device().type
+    if accelerator == "cpu" or gpu not in ("cuda", "mps"):  # Lightning trains on no others
+        return "bf16-mixed" if has_bf16_vectors() else "32-true"
+    return "bf16-mixed" if gpu == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
 
 
 def keep_freed_memory() -> None:
@@ -43,7 +42,7 @@ def keep_freed_memory() -> None:
 def matrix_rate(device: torch.device, precision: str) -> float:
     """FLOP/s of this device's matrix products in the precision of a run: the best of six of medium size."""
     dtype = torch.bfloat16 if precision.startswith("bf16") else torch.float32
-    n = 8192 if device.type == "cuda" else 1024
+    n = 1024 if device.type == "cpu" else 8192
     a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))  # products of ones would be faster on a GPU
     best = math.inf
     for _ in range(6):

@@ -22,12 +22,15 @@ STATES_BYTES = 16  # of a trained parameter: weight, gradient and AdamW's two mo
 
 
 class PeakMemory:
-    """Peak memory in bytes since construction: allocations of a GPU, or the resident set of the process on a CPU."""
+    """Peak memory in bytes since construction: allocations of a GPU, or the resident set of the process.
+
+    The latter is that of a CPU, and of Apple's GPUs, which share its memory and count no peak.
+    """
 
     def __init__(self, device_type: str) -> None:
-        self.device_type = device_type
-        if device_type == "cuda":
-            torch.cuda.reset_peak_memory_stats()
+        self.gpu = torch.get_device_module(device_type) if _has_own_memory(device_type) else None
+        if self.gpu is not None:
+            self.gpu.reset_peak_memory_stats()
         else:
             try:
                 Path("/proc/self/clear_refs").write_text("5")  # Linux: reset the peak
@@ -36,8 +39,8 @@ class PeakMemory:
 
     def read(self) -> int:
         """Bytes; 0 where the system does not report them (Windows)."""
-        if self.device_type == "cuda":
-            return torch.cuda.max_memory_allocated()
+        if self.gpu is not None:
+            return self.gpu.max_memory_allocated()
         try:
             return _kilobytes("/proc/self/status", "VmHWM:") * 1024
         except OSError:
@@ -49,8 +52,8 @@ class PeakMemory:
 
 def free_memory(device: torch.device) -> int | None:
     """Free bytes of a device; on a CPU (Linux only) also within a container's limit. None where it is unknown."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+    if _has_own_memory(device.type):
+        return torch.get_device_module(device).mem_get_info(device)[0]
     if device.type != "cpu" or not sys.platform.startswith("linux"):
         return None
     free = _kilobytes("/proc/meminfo", "MemAvailable:") * 1024
@@ -61,6 +64,10 @@ def free_memory(device: torch.device) -> int | None:
     except (OSError, ValueError, IndexError):
         return free
     return min(free, limit - used + droppable)
+
+
+def _has_own_memory(device_type: str) -> bool:
+    return device_type not in ("cpu", "mps")
 
 
 @contextmanager
@@ -109,8 +116,8 @@ def explained_memory(
 
 def _total(device: torch.device) -> int:
     """Bytes of a device's memory; 0 where the system does not report them (Windows)."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).total_memory
+    if _has_own_memory(device.type):
+        return torch.get_device_module(device).mem_get_info(device)[1]
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
 
 

@@ -99,7 +99,9 @@ class AcceleratedStep(StepAccelerator):
         )
 
     def clip(self, optimizer: Optimizer, parameters: Sequence[nn.Parameter], norm: Tensor, max_norm: float) -> None:
-        if isinstance(optimizer, AdamW) and not self._sharded:
+        # The fused kernels of other devices do not read the scale.
+        scales = parameters[0].device.type in ("cpu", "cuda")
+        if isinstance(optimizer, AdamW) and scales and not self._sharded:
             optimizer.grad_scale = (norm / max_norm).clamp(min=1.0)
         else:
             super().clip(optimizer, parameters, norm, max_norm)

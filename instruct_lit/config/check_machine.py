@@ -68,7 +68,8 @@ def check_machine(config: DictConfig) -> None:
 def _relations(config: DictConfig) -> Iterator[Relation]:
     n_processors, trainer = os.cpu_count() or 1, config.trainer
     yield from worker_relations(config.data.n_workers, n_processors)
-    on_cpu = trainer.accelerator == "cpu" or not device.has_gpu()
+    gpu = "mps" if trainer.accelerator == "mps" else device.best_device().type
+    on_cpu = trainer.accelerator == "cpu" or gpu not in ("cuda", "mps")  # Lightning trains on no others
     devices, most = str(trainer.devices), max(MIN_PROCESSES, n_processors)  # of GPUs Lightning knows the number
     too_many = on_cpu and trainer.accelerator in ("auto", "cpu") and devices.isdecimal() and int(devices) > most
     yield too_many, "trainer.devices", f"at most {most} processes on the CPU of this machine"
@@ -85,7 +86,7 @@ def _relations(config: DictConfig) -> Iterator[Relation]:
         elif config[key]:
             from instruct_lit.accel.hardware import default_precision
 
-            yield on_cpu, key, "is for a GPU, and this run has none"
+            yield on_cpu or gpu == "mps", key, "is for a CUDA GPU, and this run has none"
             no_bf16 = not on_cpu and trainer.precision is None and default_precision("gpu") == "32-true"
             yield key == "cuda_graphs" and no_bf16, key, "this GPU does not compute in bf16"
     decay = config.optimizer.get("weight_decay", 0.0)
@@ -113,7 +114,7 @@ def warn_of_bf16(accelerator: str, key: str, wanted: str | None) -> None:
         return
     from instruct_lit.accel.compat_torch import has_bf16_products
 
-    on_cpu = accelerator == "cpu" or not device.has_gpu()
+    on_cpu = accelerator == "cpu" or device.best_device().type == "cpu"
     if str(wanted).startswith("bf") and on_cpu and not has_bf16_products():
         warnings.warn(
             f"{key}={wanted}: this processor cannot multiply in bf16, and torch takes ten times as long and more; "

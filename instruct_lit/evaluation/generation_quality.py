@@ -11,6 +11,7 @@ from lightning import Callback, LightningModule, Trainer
 from instruct_lit.core.generation.engine import DECODE_LOOPS, Engine, MakeWeights
 from instruct_lit.core.generation.responses import answer
 from instruct_lit.core.generation.sampling import SamplingSettings
+from instruct_lit.core.model.causal import sum_dtype
 from instruct_lit.core.training.answers import share_of
 from instruct_lit.core.training.loss import sum_over_ranks
 from instruct_lit.errors import ConfigError
@@ -87,7 +88,7 @@ class GenerationQuality(Callback):
             rows = answer(engine, data.template, share, self.settings)
         sums = torch.tensor(
             [sum(METRICS[name](row) for row in rows if _concerns(name, row)) for name in self.metrics],
-            dtype=torch.float64,
+            dtype=sum_dtype(pl_module.device),  # type: ignore[arg-type]
             device=pl_module.device,
         )
         sums = sum_over_ranks(trainer, sums)

@@ -23,7 +23,7 @@ from instruct_lit.core.data.template import Template
 from instruct_lit.core.data.tokenizer import Tokenizer
 from instruct_lit.core.generation.engine import Engine
 from instruct_lit.core.generation.sampling import SamplingSettings
-from instruct_lit.core.model.causal import CausalLM, best_device, has_gpu, on_device
+from instruct_lit.core.model.causal import CausalLM, best_device, on_device
 from instruct_lit.core.model.pretrained import DTYPES
 from instruct_lit.errors import VerificationError
 from instruct_lit.evaluation.answer_files import read_jsonl
@@ -275,8 +275,8 @@ def verify(
         values = {"folder": str(folder), "base": base, "reference": asdict(reference)}
         values["tolerance"] = asdict(tolerance or Tolerance())
         request.write_text(json.dumps(values, default=str), encoding="utf-8")
-        if has_gpu():
-            torch.cuda.empty_cache()  # the process needs the room
+        if (device := best_device()).type != "cpu":
+            torch.get_device_module(device).empty_cache()  # the process needs the room
         command = [sys.executable, "-m", "instruct_lit.exporters.readers", str(request), str(found)]
         ended = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
         if not found.exists():

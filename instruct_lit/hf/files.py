@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from instruct_lit.core.bundle import MAX_SHARD_SIZE
-from instruct_lit.core.model.causal import has_gpu
+from instruct_lit.core.model.causal import best_device
 from instruct_lit.core.model.pretrained import DTYPES, MAX_LAYERS
 from instruct_lit.errors import CheckpointError, ConfigError, DownloadError, InstructLitError
 from instruct_lit.hf.compat_bitsandbytes import keep_differentiable
@@ -155,13 +155,14 @@ def load_hf(
 
 
 def computes_in_bf16() -> bool:
-    """Whether there is a GPU, and it multiplies in bf16."""
-    return has_gpu() and torch.cuda.is_bf16_supported(including_emulation=False)
+    """Whether there is a CUDA GPU, and it multiplies in bf16."""
+    return best_device().type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def own_device() -> torch.device:
     """The GPU of this process, the CPU if there is none."""
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if has_gpu() else torch.device("cpu")
+    device = best_device()
+    return device if device.type == "cpu" else torch.device(device.type, int(os.environ.get("LOCAL_RANK", 0)))
 
 
 def four_bits(dtype: torch.dtype = torch.bfloat16, device: torch.device | None = None) -> dict[str, Any]:

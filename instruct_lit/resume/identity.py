@@ -46,5 +46,6 @@ def check_identity(saved: Mapping[str, str], present: Mapping[str, str]) -> None
 
 def fingerprint(tensors: Iterable[tuple[str, Tensor]]) -> str:
     """Changes when names or values do, as far as sums in double precision tell."""
-    facts = [(name, float(t.detach().double().sum()), float(t.detach().double().norm())) for name, t in tensors]
+    wide = ((name, (t.detach().cpu() if t.device.type == "mps" else t.detach()).double()) for name, t in tensors)
+    facts = [(name, float(t.sum()), float(t.norm())) for name, t in wide]
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]

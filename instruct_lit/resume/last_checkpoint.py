@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from lightning.pytorch.trainer.states import TrainerFn
 
+from instruct_lit.core.model.causal import best_device
 from instruct_lit.core.training.compat_lightning import step_is_complete
 from instruct_lit.errors import CheckpointError
 from instruct_lit.resume.compat_lightning import count_resumed_epoch, epoch_is_complete, validation_follows
@@ -129,9 +130,10 @@ def random_state() -> dict[str, Any]:
     """The states of all random generators of this process, as tensors and plain numbers."""
     _, keys, position, has_gauss, gauss = np.random.get_state()
     version, internal, gauss_next = random.getstate()
+    gpu = best_device()
     return {
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        gpu.type: [] if gpu.type == "cpu" else [torch.get_device_module(gpu).get_rng_state()],
         "numpy": [torch.from_numpy(np.asarray(keys).astype(np.int64)), int(position), int(has_gauss), float(gauss)],
         "python": [version, torch.tensor(internal, dtype=torch.int64), gauss_next],
     }
@@ -140,8 +142,10 @@ def random_state() -> dict[str, Any]:
 def set_random_state(state: dict[str, Any]) -> None:
     """Restore what `random_state` returned. Raises CheckpointError for the state of another Python."""
     torch.set_rng_state(state["torch"])
-    if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state["cuda"])
+    gpu = best_device()
+    if of_gpus := state.get(gpu.type):  # of that of the process; earlier versions saved those of all
+        own = of_gpus[torch.accelerator.current_device_index() % len(of_gpus)]
+        torch.get_device_module(gpu).set_rng_state(own)
     keys, position, has_gauss, gauss = state["numpy"]
     np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), position, has_gauss, gauss))
     version, internal, gauss_next = state["python"]

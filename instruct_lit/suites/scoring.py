@@ -12,7 +12,7 @@ from instruct_lit.core.model.causal import CausalLM
 from instruct_lit.suites.prefix_tree import PrefixTree, n_common
 
 Pair = tuple[Sequence[int], Sequence[int]]  # context and continuation ids
-MAX_TOKENS = {"cpu": 4096, "cuda": 32768}  # new tokens of one pass
+MAX_TOKENS, MAX_TOKENS_CUDA = 4096, 32768  # new tokens of one pass
 MAX_LOGIT_ROWS = 256  # positions whose logits are held at the same time
 
 
@@ -46,7 +46,8 @@ def log_likelihoods(
     model.eval()
     scores: dict[int, Score] = {}
     order = sorted(range(len(pairs)), key=lambda i: texts[i])
-    for chunk in _passes([texts[i] for i in order], max_tokens or MAX_TOKENS[device.type]):
+    max_tokens = max_tokens or (MAX_TOKENS_CUDA if device.type == "cuda" else MAX_TOKENS)
+    for chunk in _passes([texts[i] for i in order], max_tokens):
         members = [order[place] for place in chunk]
         states_at, paths = _lay_out(model, [texts[i] for i in members], device)
         found = _read(model, states_at, [(path, pairs[i][1]) for path, i in zip(paths, members, strict=True)])

@@ -120,8 +120,8 @@ class LargestBatch:
                 print(f"{n} examples do not fit", flush=True)
                 return False
             finally:
-                if device.type == "cuda":
-                    torch.cuda.empty_cache()
+                if device.type != "cpu":
+                    torch.get_device_module(device).empty_cache()
             print(f"{n} examples fit, {seconds[n]:.3g} s per step", flush=True)
             return True
 

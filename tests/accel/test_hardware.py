@@ -1,7 +1,9 @@
 """Speed, precision and FLOPs of this machine's matrix products."""
 
+import pytest
 import torch
 
+from instruct_lit.accel import hardware
 from instruct_lit.accel.hardware import default_precision, keep_freed_memory, matrix_rate, needed_flops
 from instruct_lit.core.model.gpt import GPT
 
@@ -11,6 +13,13 @@ def test_precision_and_rate_of_this_machine() -> None:
     assert default_precision("cpu") in ("bf16-mixed", "32-true")
     assert default_precision("mps") == "32-true", "whatever the processor beside it computes in"
     assert matrix_rate(torch.device("cpu"), "32-true") > 1e8
+
+
+@pytest.mark.parametrize(("kind", "expected"), [("mps", "32-true"), ("xpu", None), ("cpu", None)])
+def test_precision_on_other_devices(monkeypatch: pytest.MonkeyPatch, kind: str, expected: str | None) -> None:
+    """Lightning trains on a CPU where there is another GPU than NVIDIA's, AMD's and Apple's."""
+    monkeypatch.setattr(hardware, "best_device", lambda: torch.device(kind))
+    assert default_precision("auto") == (expected or default_precision("cpu"))
 
 
 def test_flops_by_definition(tiny_model: GPT) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from instruct_lit.accel.memory import PeakMemory, advice, explained_memory, free_memory, limited_memory
+from instruct_lit.accel.memory import PeakMemory, _total, advice, explained_memory, free_memory, limited_memory
 from instruct_lit.errors import TrainingError
 
 CPU = torch.device("cpu")
@@ -23,6 +23,15 @@ def test_more_memory_than_allowed_is_refused_and_granted_again_afterwards() -> N
             torch.empty(900_000_000, dtype=torch.uint8)
     assert resource.getrlimit(resource.RLIMIT_DATA) == before
     torch.empty(900_000_000, dtype=torch.uint8)
+
+
+def test_memory_of_other_gpus_is_their_own_or_that_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    apple, intel = torch.device("mps"), torch.device("xpu", 0)
+    assert 10**6 < PeakMemory("mps").read() < 10**15 and free_memory(apple) is None and _total(apple) == _total(CPU)
+    own = {"mem_get_info": lambda _: (3, 8), "max_memory_allocated": lambda: 5, "reset_peak_memory_stats": lambda: None}
+    for name, function in own.items():
+        monkeypatch.setattr(torch.xpu, name, function)
+    assert (PeakMemory("xpu").read(), free_memory(intel), _total(intel)) == (5, 3, 8)
 
 
 def test_without_a_number_nothing_is_limited() -> None:

@@ -40,6 +40,17 @@ def test_an_accelerated_fit_is_the_plain_fit(
         assert (p - q).abs().mean() < (3e-4 if half else 1e-6)
 
 
+def test_gradients_are_clipped_where_the_optimizer_cannot_scale_them() -> None:
+    """On the meta device, as on Apple's GPUs."""
+    for device, scaled in (("cpu", True), ("meta", False)):
+        parameter = torch.nn.Parameter(torch.ones(4, device=device))
+        parameter.grad = torch.ones_like(parameter)
+        optimizer, grad = adamw([{"params": [parameter]}], lr=1.0), parameter.grad
+        before = grad._version
+        AcceleratedStep().clip(optimizer, [parameter], torch.tensor(2.0, device=device), 1.0)
+        assert (optimizer.grad_scale is not None, grad._version > before) == (scaled, not scaled)
+
+
 class NoWaiting(Callback):
     """Makes every synchronisation within a step an error, after the first steps."""
 

@@ -4,6 +4,7 @@ import warnings
 from pathlib import Path
 
 import pytest
+import torch
 
 from instruct_lit.accel import compat_torch, hardware
 from instruct_lit.accel.bf16_weights import BF16Weights
@@ -161,21 +162,30 @@ def test_steps_are_recorded_wherever_that_goes() -> None:
 
 
 def test_a_machine_without_a_gpu_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(device, "has_gpu", lambda: False)
+    monkeypatch.setattr(device, "best_device", lambda: torch.device("cpu"))
     for name in ("compile", "cuda_graphs"):
-        with pytest.raises(ConfigError, match=f"{name}=true: is for a GPU, and this run has none"):
+        with pytest.raises(ConfigError, match=f"{name}=true: is for a CUDA GPU, and this run has none"):
             check_machine(composed("train", f"{name}=true"))
-    monkeypatch.setattr(device, "has_gpu", lambda: True)
+    monkeypatch.setattr(device, "best_device", lambda: torch.device("cuda"))
     monkeypatch.setattr(hardware, "default_precision", lambda accelerator: "32-true")
     check_machine(composed("train", "compile=true"))
     with pytest.raises(ConfigError, match="cuda_graphs=true: this GPU does not compute in bf16"):
         check_machine(composed("train", "cuda_graphs=true"))
-    with pytest.raises(ConfigError, match="is for a GPU, and this run has none"):
+    with pytest.raises(ConfigError, match="is for a CUDA GPU, and this run has none"):
         check_machine(composed("train", "compile=true", "trainer.accelerator=cpu"))
 
 
+def test_apples_gpu_trains_by_the_plain_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "best_device", lambda: torch.device("mps"))
+    for accelerator in ("mps", "auto"):
+        check_machine(composed("train", f"trainer.accelerator={accelerator}"))
+        for name in ("compile", "cuda_graphs"):
+            with pytest.raises(ConfigError, match=f"{name}=true: is for a CUDA GPU, and this run has none"):
+                check_machine(composed("train", f"trainer.accelerator={accelerator}", f"{name}=true"))
+
+
 def test_a_processor_that_cannot_multiply_in_bf16_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(device, "has_gpu", lambda: False)
+    monkeypatch.setattr(device, "best_device", lambda: torch.device("cpu"))
     monkeypatch.setattr(compat_torch, "has_bf16_products", lambda: False)
     with pytest.warns(UserWarning, match=r"trainer.precision=bf16-mixed: this processor cannot multiply in bf16"):
         check_machine(composed("train", "trainer.precision=bf16-mixed"))
@@ -187,7 +197,7 @@ def test_a_processor_that_cannot_multiply_in_bf16_is_told(monkeypatch: pytest.Mo
         monkeypatch.setattr(compat_torch, "has_bf16_products", lambda: True)
         check_machine(composed("train", "trainer.precision=bf16-mixed"))
         monkeypatch.setattr(compat_torch, "has_bf16_products", lambda: False)
-        monkeypatch.setattr(device, "has_gpu", lambda: True)
+        monkeypatch.setattr(device, "best_device", lambda: torch.device("cuda"))
         check_machine(composed("train", "trainer.precision=bf16-mixed"))
     with pytest.warns(UserWarning, match=r"cannot multiply in bf16"):
         check_machine(composed("train", "trainer.precision=bf16-mixed", "trainer.accelerator=cpu"))

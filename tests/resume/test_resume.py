@@ -18,6 +18,7 @@ from lightning.pytorch.callbacks import EarlyStopping
 from instruct_lit.core.training.checkpoints import Checkpoint
 from instruct_lit.core.training.history import History
 from instruct_lit.core.training.module import InstructionTuner
+from instruct_lit.resume import last_checkpoint
 from instruct_lit.resume.checkpoint_files import DurableIO
 from instruct_lit.resume.last_checkpoint import LastCheckpoint, random_state, set_random_state
 
@@ -196,6 +197,19 @@ def test_a_signal_ends_after_the_step_and_loses_nothing(
         last = folder / "checkpoints" / "last.ckpt"
         found = Run(folder, fit, make_tuner, make_data, ckpt_path=last, **options).outcome()
         assert found == wanted, moment
+
+
+@pytest.mark.parametrize("kind", ["mps", "cuda"])
+def test_the_random_state_of_a_gpu_comes_back(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    module, restored = torch.get_device_module(kind), []
+    monkeypatch.setattr(last_checkpoint, "best_device", lambda: torch.device(kind))
+    monkeypatch.setattr(torch.accelerator, "current_device_index", lambda: 1)
+    monkeypatch.setattr(module, "get_rng_state", lambda: torch.tensor([7]))
+    monkeypatch.setattr(module, "set_rng_state", restored.append)
+    set_random_state(random_state())
+    set_random_state({**random_state(), kind: [torch.tensor([5]), torch.tensor([6])]})  # as written earlier: of all
+    set_random_state({**random_state(), kind: []})
+    assert [int(state) for state in restored] == [7, 6]
 
 
 def test_random_states_come_back() -> None:

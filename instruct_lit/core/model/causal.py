@@ -84,14 +84,14 @@ def token_losses(hidden: Tensor, head_weight: Tensor, targets: Tensor) -> Tensor
     return torch.cat([F.cross_entropy(F.linear(h, head_weight).float(), t, reduction="none") for h, t in chunks])
 
 
-def has_gpu() -> bool:
-    """Whether torch finds a CUDA device."""
-    return torch.cuda.is_available()
-
-
 def best_device() -> torch.device:
-    """The GPU if there is one, otherwise the CPU."""
-    return torch.device("cuda" if has_gpu() else "cpu")
+    """The GPU if there is one, of whatever kind, otherwise the CPU."""
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+
+
+def sum_dtype(device: torch.device) -> torch.dtype:
+    """float64, in which long sums are exact; Apple's GPUs have float32 at most."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 @contextmanager

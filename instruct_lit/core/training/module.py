@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from instruct_lit.core.data.batching import Batch
-from instruct_lit.core.model.causal import CausalLM, token_losses
+from instruct_lit.core.model.causal import CausalLM, sum_dtype, token_losses
 from instruct_lit.core.training.checkpoints import completed, trained_part
 from instruct_lit.core.training.compat_lightning import logs_this_step
 from instruct_lit.core.training.loss import FiniteLosses, FitFacts, StepAccelerator, layout_of, sum_over_ranks
@@ -149,8 +149,8 @@ class InstructionTuner(LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         states = self.model.hidden_states(batch.input_ids, batch.position_ids, layout_of(batch), batch.loss_index)
-        losses = token_losses(states, self.model.head_weight, batch.targets).double() * batch.loss_weights
-        of_response = batch.is_response.double()
+        of_response = batch.is_response.to(sum_dtype(self.device))
+        losses = token_losses(states, self.model.head_weight, batch.targets).to(of_response.dtype) * batch.loss_weights
         sums = [losses.sum(), (losses * of_response).sum(), (batch.loss_weights * of_response).sum(),
                 batch.n_supervised, batch.n_response_bytes]  # fmt: skip
         before = self._sums.get(dataloader_idx, [0] * len(sums))
@@ -173,7 +173,7 @@ class InstructionTuner(LightningModule):
         self.sharding.scatter(self.model)
         names = self.trainer.datamodule.loader_names(split)  # type: ignore[attr-defined]
         values = [value for n in range(max(1, len(names))) for value in self._sums.get(n, [0] * 5)]
-        on_device = [torch.as_tensor(value, dtype=torch.float64, device=self.device) for value in values]
+        on_device = [torch.as_tensor(value, dtype=sum_dtype(self.device), device=self.device) for value in values]
         sums = sum_over_ranks(self.trainer, torch.stack(on_device).view(-1, 5))
         loss, response_loss, n_response, n_supervised, n_bytes = sums.sum(0).unbind()
         mean = loss / n_supervised

@@ -20,7 +20,7 @@ from instruct_lit.core.generation.engine import Engine
 from instruct_lit.core.generation.request import Hook
 from instruct_lit.core.generation.responses import closing
 from instruct_lit.core.generation.sampling import SamplingSettings
-from instruct_lit.core.model.causal import CausalLM, best_device, has_gpu
+from instruct_lit.core.model.causal import CausalLM, best_device
 from instruct_lit.errors import ConfigError, InstructLitError
 from instruct_lit.evaluation.judging.endpoints import Messages, Refused, Reply
 from instruct_lit.evaluation.judging.prompt import Verdict
@@ -51,7 +51,8 @@ class LocalEndpoint:
             "max_tokens": max_tokens, "constrained": constrained,
         }  # fmt: skip
         network, self.tokenizer, self.template = open_judge(Path(model).expanduser(), gguf_file)
-        network.to(best_device(), torch.bfloat16 if has_gpu() else torch.float32)
+        device = best_device()
+        network.to(device, torch.bfloat16 if device.type == "cuda" else torch.float32)
         self._engine = Engine(network, self.tokenizer, max_rows=1)
         self._encoder = Encoder(self.template, self.tokenizer, self._engine.context_length)
         self._settings = SamplingSettings(max_new_tokens=max_tokens, stop=closing(self.template))

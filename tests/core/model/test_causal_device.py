@@ -5,16 +5,16 @@ import contextlib
 import pytest
 import torch
 
-from instruct_lit.core.model import causal as module
-from instruct_lit.core.model.causal import best_device, on_device
+from instruct_lit.core.model.causal import best_device, on_device, sum_dtype
 from instruct_lit.core.model.gpt import GPT
 
 
-def test_the_best_device_is_a_gpu_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "has_gpu", lambda: True)
-    assert best_device() == torch.device("cuda")
-    monkeypatch.setattr(module, "has_gpu", lambda: False)
-    assert best_device() == torch.device("cpu")
+@pytest.mark.parametrize("kind", ["cuda", "mps", "xpu", None])
+def test_the_best_device_is_a_gpu_of_any_kind(monkeypatch: pytest.MonkeyPatch, kind: str | None) -> None:
+    found = None if kind is None else torch.device(kind)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: found)
+    assert best_device() == (found or torch.device("cpu"))
+    assert sum_dtype(best_device()) == (torch.float32 if kind == "mps" else torch.float64)
 
 
 def test_a_model_comes_back_whatever_happens(tiny_model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:

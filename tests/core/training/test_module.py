@@ -1,13 +1,16 @@
 """Means are taken once per optimizer step; evaluation does not depend on the batch."""
 
+import functools
 import math
 from collections.abc import Callable
 
 import pytest
 import torch
 from lightning import Callback, Trainer
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from instruct_lit.core.data.batching import pad_shift_mask
+from instruct_lit.core.training import module
 
 
 class Order(Callback):
@@ -107,6 +110,36 @@ def test_trap_8_validation_does_not_depend_on_the_batch(
     for options in ({"eval_batch_size": 4}, {"eval_batch_size": 9, "layout": "packed", "shared_prefix": True}):
         again = evaluated(tuner, make_data(mask_prompt=mask_prompt, **options))
         assert again == pytest.approx(first, rel=1e-6)
+
+
+class NoFloat64(TorchDispatchMode):
+    """Raises where an operation gives a float64 tensor, as on Apple's GPUs."""
+
+    def __torch_dispatch__(self, func: Callable, types: object, args: tuple = (), kwargs: dict | None = None) -> object:
+        out = func(*args, **(kwargs or {}))
+        assert not (isinstance(out, torch.Tensor) and out.dtype == torch.float64), func
+        return out
+
+
+def without_float64(function: Callable) -> Callable:
+    @functools.wraps(function)
+    def call(*inputs: object, **named: object) -> object:
+        with NoFloat64():
+            return function(*inputs, **named)
+
+    return call
+
+
+def test_apples_gpus_need_no_float64(make_data: Callable, make_tuner: Callable, fit: Callable, monkeypatch) -> None:
+    options = {"limit_val_batches": 9, "gradient_clip_val": 0.5}
+    expected = fit(make_tuner(), make_data(), **options).callback_metrics["val/loss"]
+    monkeypatch.setattr(module, "sum_dtype", lambda device: torch.float32)
+    tuner = make_tuner()
+    for name in ("training_step", "validation_step", "on_validation_epoch_end", "configure_gradient_clipping"):
+        monkeypatch.setattr(tuner, name, without_float64(getattr(tuner, name)))
+    found = fit(tuner, make_data(), **options).callback_metrics["val/loss"]
+    assert (expected.dtype, found.dtype) == (torch.float64, torch.float32)
+    assert float(found) == pytest.approx(float(expected), rel=1e-6)
 
 
 def test_the_metrics_by_definition(base, make_data: Callable, make_tuner: Callable) -> None:
