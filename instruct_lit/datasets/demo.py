@@ -9,22 +9,8 @@ from random import Random
 
 from instruct_lit.core.data.example import Example
 from instruct_lit.core.data.records import ReadingNotes
-from instruct_lit.datasets.demo_words import (
-    CATEGORIES,
-    CATEGORY_OF,
-    DAYS,
-    MONTHS,
-    NAMES,
-    NOUNS,
-    NUMBERS,
-    OPPOSITES,
-    PAST,
-    PLACES,
-    PLURALS,
-    SIZES,
-    VERBS,
-    article,
-)
+from instruct_lit.datasets import demo_words as world
+from instruct_lit.datasets.demo_words import CATEGORY_OF, NOUNS, NUMBERS, PHRASINGS, SIZES, article
 from instruct_lit.errors import ConfigError
 
 VERSION = 1  # increment it when a seed gives other examples
@@ -74,63 +60,31 @@ class DemoSource:
                     return
 
 
-# Tasks on a list of words, by name: fewest and most words, phrasings, and the answer.
-LIST_TASKS: dict[str, tuple[int, int, list[str], Callable[[list[str]], str]]] = {
-    "first_word": (
-        3, 5, ["Give the first word of the list", "Which word comes first in the list", "Name the first item"],
-        lambda items: items[0],
-    ),
-    "last_word": (
-        3, 5, ["Give the last word of the list", "Which word comes last in the list", "Name the last item"],
-        lambda items: items[-1],
-    ),
-    "second_word": (
-        3, 5, ["Give the second word of the list", "Which word comes second in the list", "Name the second item"],
-        lambda items: items[1],
-    ),
-    "reverse": (
-        3, 4, ["Reverse the list", "Write the list backwards", "Put the words in reverse order"],
-        lambda items: ", ".join(reversed(items)),
-    ),
-    "sort": (
-        3, 3, ["Sort the words alphabetically", "Put the words in alphabetical order", "Order the list from A to Z"],
-        lambda items: ", ".join(sorted(items)),
-    ),
-    "count": (
-        2, 6, ["Count the words", "How many words are in the list", "Tell me the number of items"],
-        lambda items: str(len(items)),
-    ),
-}  # fmt: skip
-# Tasks on one word, by name: what is shown and its answer, and phrasings.
-WORD_TASKS: dict[str, tuple[Mapping[str, str], list[str]]] = {
-    "upper_case": (
-        {word: word.upper() for word in NOUNS},
-        ["Write {} in capital letters.", "Convert {} to upper case.", "Put {} in all caps."],
-    ),
-    "lower_case": (
-        {word.upper(): word for word in NOUNS},
-        ["Write {} in small letters.", "Convert {} to lower case.", "Put {} in lowercase."],
-    ),
-    "opposite": (
-        OPPOSITES,
-        ["What is the opposite of {}?", "Give an antonym of {}.", "Name the word that means the opposite of {}."],
-    ),
-    "plural": (PLURALS, ["What is the plural of {}?", "Give the plural form of {}.", "Write {} in the plural."]),
-    "past_tense": (
-        PAST, ["What is the past tense of {}?", "Give the past form of {}.", "Put the verb {} into the past tense."],
-    ),
-    "number_in_digits": (
-        {word: str(value) for value, word in enumerate(NUMBERS)},
-        ["Write {} in digits.", "Convert {} to digits.", "Turn {} into a numeral."],
-    ),
-}  # fmt: skip
+# Tasks on a list of words, by name: fewest and most words, and the answer.
+LIST_TASKS: dict[str, tuple[int, int, Callable[[list[str]], str]]] = {
+    "first_word": (3, 5, lambda items: items[0]),
+    "last_word": (3, 5, lambda items: items[-1]),
+    "second_word": (3, 5, lambda items: items[1]),
+    "reverse": (3, 4, lambda items: ", ".join(reversed(items))),
+    "sort": (3, 3, lambda items: ", ".join(sorted(items))),
+    "count": (2, 6, lambda items: str(len(items))),
+}
+# Tasks on one word, by name: the answer to each word.
+WORD_TASKS: dict[str, Mapping[str, str]] = {
+    "upper_case": {word: word.upper() for word in NOUNS},
+    "lower_case": {word.upper(): word for word in NOUNS},
+    "opposite": world.OPPOSITES,
+    "plural": world.PLURALS,
+    "past_tense": world.PAST,
+    "number_in_digits": {word: str(value) for value, word in enumerate(NUMBERS)},
+}
 
 
 def list_task(name: str, random: Random) -> Task:
     """The list stands in the input, or behind the instruction."""
-    low, high, phrasings, answer = LIST_TASKS[name]
+    low, high, answer = LIST_TASKS[name]
     items = random.sample(NOUNS, random.randint(low, high))
-    phrase, text = random.choice(phrasings), ", ".join(items)
+    phrase, text = random.choice(PHRASINGS[name]), ", ".join(items)
     if random.random() < 0.6:
         return phrase + ("?" if phrase.startswith(("Which", "How")) else "."), text, answer(items)
     return f"{phrase}: {text}", "", answer(items)
@@ -138,9 +92,8 @@ def list_task(name: str, random: Random) -> Task:
 
 def word_task(name: str, random: Random) -> Task:
     """A task on one word."""
-    answers, phrasings = WORD_TASKS[name]
-    word = random.choice(list(answers))
-    return *_with_word(random, phrasings, word), answers[word]
+    word = random.choice(list(WORD_TASKS[name]))
+    return *_with_word(random, PHRASINGS[name], word), WORD_TASKS[name][word]
 
 
 def _with_word(random: Random, phrasings: list[str], word: str) -> tuple[str, str]:
@@ -152,17 +105,13 @@ def _with_word(random: Random, phrasings: list[str], word: str) -> tuple[str, st
 
 
 def category(random: Random) -> Task:
-    word = random.choice(NOUNS)
-    right = CATEGORY_OF[word]
-    options = [right, *random.sample([c for c in CATEGORIES if c != right], 2)]
-    random.shuffle(options)
-    one, two, three = options
+    word, (one, two, three) = world.three_categories(random)
     phrasings = [
         f"Is {{}} {article(one)}, {article(two)} or {article(three)}?",
         f"Classify {{}} as {one}, {two} or {three}.",
         f"Choose the category of {{}}: {one}, {two}, {three}.",
     ]
-    return *_with_word(random, phrasings, word), right
+    return *_with_word(random, phrasings, word), CATEGORY_OF[word]
 
 
 def larger(random: Random) -> Task:
@@ -174,25 +123,26 @@ def larger(random: Random) -> Task:
 
 
 def after(random: Random) -> Task:
-    names = random.choice([DAYS, MONTHS, NUMBERS])
+    names = random.choice([world.DAYS, world.MONTHS, NUMBERS])
     place = random.randrange(len(names) - 1)
     form = random.choice(["What comes after {}?", "Which word follows {}?", "Name the one right after {}."])
     return form.format(names[place]), "", names[place + 1]
 
 
 def replace(random: Random) -> Task:
-    name, verb, noun, place = (random.choice(x) for x in (NAMES, VERBS, NOUNS, PLACES))
-    sentence = f"{name} {verb} the {noun} in the {place}."
+    name, _, noun, _, sentence = world.event(random)
     old, new = random.choice(
-        [(noun, random.choice([n for n in NOUNS if n != noun])), (name, random.choice([n for n in NAMES if n != name]))]
+        [
+            (noun, random.choice([n for n in NOUNS if n != noun])),
+            (name, random.choice([n for n in world.NAMES if n != name])),
+        ]
     )
     form = random.choice(["Replace '{}' with '{}'.", "Change '{}' to '{}'.", "Use '{1}' instead of '{0}'."])
     return form.format(old, new), sentence, sentence.replace(old, new, 1)
 
 
 def who(random: Random) -> Task:
-    name, verb, noun, place = (random.choice(x) for x in (NAMES, VERBS, NOUNS, PLACES))
-    sentence = f"{name} {verb} the {noun} in the {place}."
+    name, verb, noun, place, sentence = world.event(random)
     asked, answer = random.choice(
         [(["Who is the sentence about?", "Name the person in the sentence.", f"Who {verb} the {noun}?"], name),
          (["Where did it happen?", "Name the place in the sentence.", "In which place was it?"], place)]

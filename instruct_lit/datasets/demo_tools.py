@@ -2,37 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import operator
+from collections.abc import Iterator
 from random import Random
 from typing import Any
 
 from instruct_lit.core.data.example import Example
 from instruct_lit.datasets.conversations import from_turns
 from instruct_lit.datasets.demo import DemoSource, word_task
-from instruct_lit.datasets.demo_words import NAMES
+from instruct_lit.datasets.demo_words import NAMES, PHRASINGS
 
 VERSION = 1  # increment it when a seed gives other examples
 PARAMETERS = {"required": ["operation", "a", "b"]}
 CALCULATOR: dict[str, Any] = {"type": "function", "function": {"name": "calculator", "parameters": PARAMETERS}}
-# By name: the calculation, and questions about it.
-OPERATIONS: dict[str, tuple[Callable[[int, int], int], list[str]]] = {
-    "add": (
-        lambda a, b: a + b,
-        ["What is {a} plus {b}?", "Add {b} to {a}.", "{name} has {a} coins and finds {b}. How many?"],
-    ),
-    "subtract": (
-        lambda a, b: a - b,
-        ["What is {a} minus {b}?", "Subtract {b} from {a}.", "{name} has {a} coins and spends {b}. How many?"],
-    ),
-    "multiply": (
-        lambda a, b: a * b,
-        ["What is {a} times {b}?", "Multiply {a} by {b}.", "A coat costs {a}. How much for {b}?"],
-    ),
-    "divide": (
-        lambda a, b: a // b,
-        ["What is {a} divided by {b}?", "Divide {a} by {b}.", "{name} shares {a} coins with {b}. Each?"],
-    ),
-}  # fmt: skip
+OPERATIONS = {"add": operator.add, "subtract": operator.sub, "multiply": operator.mul, "divide": operator.floordiv}
 
 
 class ToolDemoSource(DemoSource):
@@ -65,16 +48,16 @@ def _word(random: Random) -> tuple[str, list[dict[str, Any]]]:
 
 def _calculation(random: Random, is_answered: bool) -> tuple[str, list[dict[str, Any]]]:
     operation = random.choice(list(OPERATIONS))
-    function, phrasings = OPERATIONS[operation]
     a, b = sorted((random.randint(2, 449), random.randint(2, 99)), reverse=True)
     if operation == "divide":
         a = b * random.randint(2, 20)
-    question = random.choice(phrasings).format(a=a, b=b, name=random.choice(NAMES))
+    question = random.choice(PHRASINGS[operation]).format(a=a, b=b, name=random.choice(NAMES))
     arguments = {"operation": operation, "a": a, "b": b}
     thoughts = f"I {operation} {a} and {b}."
     call = {"type": "function", "function": {"name": "calculator", "arguments": arguments}}
     turns = [{"role": "assistant", "content": "", "reasoning_content": thoughts, "tool_calls": [call]}]
     if is_answered:
-        turns.append({"role": "tool", "content": f'{{"result": {function(a, b)}}}'})
-        turns.append({"role": "assistant", "content": f"The result is {function(a, b)}."})
+        result = OPERATIONS[operation](a, b)
+        turns.append({"role": "tool", "content": f'{{"result": {result}}}'})
+        turns.append({"role": "assistant", "content": f"The result is {result}."})
     return question, turns

@@ -8,29 +8,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from random import Random
 
 from instruct_lit.core.data.example import Example
 from instruct_lit.core.data.records import ReadingNotes
-from instruct_lit.datasets.demo_words import (
-    CATEGORIES,
-    CATEGORY_OF,
-    DAYS,
-    MONTHS,
-    NAMES,
-    NOUNS,
-    NUMBERS,
-    OPPOSITES,
-    PAST,
-    PLACES,
-    PLURALS,
-    SIZES,
-    VERBS,
-    article,
-)
+from instruct_lit.datasets import demo_words as world
+from instruct_lit.datasets.demo_words import CATEGORIES, CATEGORY_OF, NAMES, NOUNS, NUMBERS, PLACES, SIZES, article
 
 VERSION = 1  # increment it when a seed gives other documents
-ALL_WORDS = tuple(sorted({*NOUNS, *PLURALS, *OPPOSITES, *PAST, *SIZES, *PLACES}))
+ALL_WORDS = tuple(sorted({*NOUNS, *world.PLURALS, *world.OPPOSITES, *world.PAST, *SIZES, *PLACES}))
 
 
 class PlainTextSource:
@@ -89,8 +76,7 @@ def _about_a_list(random: Random) -> str:
 
 
 def _about_a_sentence(random: Random) -> str:
-    name, verb, noun, place = (random.choice(x) for x in (NAMES, VERBS, NOUNS, PLACES))
-    sentence = f"{name} {verb} the {noun} in the {place}."
+    name, _, noun, place, sentence = world.event(random)
     old, new = random.choice(
         [(noun, random.choice(NOUNS)), (name, random.choice(NAMES)), (place, random.choice(PLACES))]
     )
@@ -129,44 +115,28 @@ def _said(random: Random, what: str, value: str) -> str:
 def _case(random: Random) -> str:
     word = random.choice(NOUNS)
     big = random.random() < 0.5
-    what = random.choice(
-        ["in capital letters", "in upper case", "in all caps"]
-        if big
-        else ["in small letters", "in lower case", "in lowercase"]
+    large, small = (
+        ["in capital letters", "in upper case", "in all caps"],
+        ["in small letters", "in lower case", "in lowercase"],
     )
+    what = random.choice(large if big else small)
     given, value = (word, word.upper()) if big else (word.upper(), word)
     return _said(random, f"'{given}' {what}", value)
 
 
-def _opposite(random: Random) -> str:
-    word = random.choice(list(OPPOSITES))
-    return _said(random, random.choice(["the opposite of '{}'", "an antonym of '{}'"]).format(word), OPPOSITES[word])
-
-
-def _plural(random: Random) -> str:
-    return _form(random, PLURALS, ["the plural of '{}'", "plural form of '{}'", "many, not one '{}'"])
-
-
-def _past(random: Random) -> str:
-    return _form(random, PAST, ["the past tense of '{}'", "past form of '{}'", "yesterday, not '{}'"])
-
-
-def _form(random: Random, forms: dict[str, str], phrasings: list[str]) -> str:
+def _form(forms: dict[str, str], phrasings: list[str], random: Random) -> str:
+    """A form of a word, such as its plural."""
     word = random.choice(list(forms))
     return _said(random, random.choice(phrasings).format(word), forms[word])
 
 
 def _category(random: Random) -> str:
-    word = random.choice(NOUNS)
-    right = CATEGORY_OF[word]
-    options = [right, *random.sample([c for c in CATEGORIES if c != right], 2)]
-    random.shuffle(options)
-    one, two, three = options
+    word, (one, two, three) = world.three_categories(random)
     what = random.choice(
         [f"'{word}' among {one}, {two} and {three}", f"{one}, {two} or {three}: '{word}'", f"the category of '{word}'",
          f"the kind of thing that {article(word)} is"]
     )  # fmt: skip
-    return _said(random, what, right)
+    return _said(random, what, CATEGORY_OF[word])
 
 
 def _size(random: Random) -> str:
@@ -180,20 +150,20 @@ def _size(random: Random) -> str:
 
 
 def _sequence(random: Random) -> str:
-    names = random.choice([DAYS, MONTHS, NUMBERS])
+    names = random.choice([world.DAYS, world.MONTHS, NUMBERS])
     place = random.randrange(len(names) - 1)
     if random.random() < 0.2:
         return ", ".join(names[max(0, place - 2) : place + 3])
-    return _said(
-        random, random.choice(["after {}", "right after {}", "following {}"]).format(names[place]), names[place + 1]
-    )
+    what = random.choice(["after {}", "right after {}", "following {}"]).format(names[place])
+    return _said(random, what, names[place + 1])
 
 
-def _digits(random: Random) -> str:
-    value = random.randrange(len(NUMBERS))
-    return _said(random, random.choice(["'{}' in digits", "numeral for '{}'"]).format(NUMBERS[value]), str(value))
-
-
+_opposite = partial(_form, world.OPPOSITES, ["the opposite of '{}'", "an antonym of '{}'"])
+_plural = partial(_form, world.PLURALS, ["the plural of '{}'", "plural form of '{}'", "many, not one '{}'"])
+_past = partial(_form, world.PAST, ["the past tense of '{}'", "past form of '{}'", "yesterday, not '{}'"])
+_digits = partial(
+    _form, {word: str(value) for value, word in enumerate(NUMBERS)}, ["'{}' in digits", "numeral for '{}'"]
+)
 _SAYINGS: tuple[Callable[[Random], str], ...] = (
     _case, _case, _opposite, _plural, _past, _category, _category, _size, _size, _sequence, _digits,
 )  # fmt: skip
