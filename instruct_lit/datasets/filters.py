@@ -15,7 +15,7 @@ from instruct_lit.core.data.records import read_records
 from instruct_lit.datasets import leaks
 from instruct_lit.datasets.near_duplicates import THRESHOLD, NearDuplicateIndex
 from instruct_lit.errors import ConfigError, DataError
-from instruct_lit.optional_imports import need
+from instruct_lit.optional_imports import load, need
 
 # How a refusal begins.
 REFUSALS = (
@@ -86,16 +86,21 @@ class Language(Filter):
         need("langdetect", "data.filters.language", "filters")
 
     def keeps(self, example: Example) -> bool:
-        import langdetect
-
-        langdetect.DetectorFactory.seed = 0
         text = f"{example.user_text}\n{assistant_text(example)}"
-        if len(text.split()) < self.min_words:
-            return True
-        try:
-            return langdetect.detect(text[:2000]) in self.allowed
-        except langdetect.LangDetectException:  # no letters of any language
-            return True
+        return len(text.split()) < self.min_words or language_of(text) in (None, *self.allowed)
+
+
+def language_of(text: str, what: str = "data.filters.language", extra: str = "filters") -> str | None:
+    """The language of a text (ISO 639-1) by langdetect, which is seeded; None for no letters of any language.
+
+    Raises: ConfigError without langdetect, naming `what` needs it and the extra.
+    """
+    langdetect = load("langdetect", what, extra)
+    langdetect.DetectorFactory.seed = 0
+    try:
+        return langdetect.detect(text[:2000])
+    except langdetect.LangDetectException:
+        return None
 
 
 class NearDuplicates(Filter):

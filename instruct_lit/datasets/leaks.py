@@ -37,12 +37,10 @@ class LeakFinder:
     Near-duplicates are close in their character n-grams within words, weighted by their rarity among the items (TF-IDF,
     scikit-learn); the order of the words does not matter.
 
-    Raises: ConfigError when `near` is set and the extra `filters` is not installed; `what` needs it.
+    Raises: ConfigError when `near` is set and the extra `filters` is not installed.
     """
 
-    def __init__(
-        self, items: Sequence[str], near: bool = True, threshold: float = THRESHOLD, what: str = "leaks.near=true"
-    ) -> None:
+    def __init__(self, items: Sequence[str], near: bool = True, threshold: float = THRESHOLD) -> None:
         self.items, self.threshold, self._near = items, threshold, None
         self._exact, self._ngrams = defaultdict(list), defaultdict(list)  # by words: the numbers of items
         for number, item in enumerate(items):
@@ -53,7 +51,7 @@ class LeakFinder:
                     self._ngrams[ngram].append(number)
         self._lengths = sorted({len(ngram) for ngram in self._ngrams})
         if near:
-            text = load("sklearn.feature_extraction.text", what, "filters")
+            text = load("sklearn.feature_extraction.text", "leaks.near=true", "filters")
             # Hashed, so that an n-gram that no item has counts, as the rarest.
             self._hashing = text.HashingVectorizer(
                 analyzer="char_wb", ngram_range=CHARACTERS, preprocessor=_plain, norm=None, alternate_sign=False

@@ -73,16 +73,8 @@ def jaccard(a: Collection[str], b: Collection[str]) -> float:
 def near_duplicate_groups(texts: Iterable[str]) -> np.ndarray:
     """A group number for each text `(n,)`: near-duplicates, also through a chain of them, share one."""
     index = NearDuplicateIndex(what="data.keep_together=near_duplicates")
-    parent: list[int] = []
-
-    def root(number: int) -> int:
-        while parent[number] != number:
-            parent[number] = parent[parent[number]]
-            number = parent[number]
-        return number
-
-    for number, text in enumerate(texts):
-        parent.append(number)
-        for near in index.add(text):
-            parent[root(near)] = root(number)
-    return np.array([root(number) for number in range(len(parent))], dtype=np.int64)
+    links = [(number, near) for number, text in enumerate(texts) for near in (number, *index.add(text))]
+    rows, columns = np.array(links, dtype=np.int64).reshape(-1, 2).T
+    sparse = load("scipy.sparse", "data.keep_together=near_duplicates", "filters")
+    _, groups = sparse.csgraph.connected_components(sparse.coo_array((np.ones(len(rows)), (rows, columns))))
+    return groups.astype(np.int64)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from typing import TypeVar
 
@@ -131,14 +132,8 @@ def _encoded(encoder: Encoder, number: int, example: Example) -> Iterator[Encode
         raise DataError(f"shard {number >> SHARD}, record {number % (1 << SHARD)}: {error}") from error
 
 
-class _CollateWithCounts:
-    """A collator that passes on the counts of a stream's item."""
-
-    def __init__(self, collator: Collator) -> None:
-        self.collator = collator
-
-    def __call__(self, item: tuple[list[EncodedExample], dict[str, int]]) -> tuple[Batch, dict[str, int]]:
-        return self.collator(item[0]), item[1]
+def _collated(collator: Collator, item: tuple[list[EncodedExample], dict[str, int]]) -> tuple[Batch, dict[str, int]]:
+    return collator(item[0]), item[1]
 
 
 class StreamLoader(DataLoader):
@@ -154,7 +149,7 @@ class StreamLoader(DataLoader):
         super().__init__(
             stream,
             batch_size=None,
-            collate_fn=_CollateWithCounts(collator),  # type: ignore[arg-type]
+            collate_fn=partial(_collated, collator),
             num_workers=n_workers,
             pin_memory=pin_memory,
         )

@@ -15,6 +15,7 @@ from typing import Any
 
 import regex
 
+from instruct_lit.datasets.filters import language_of
 from instruct_lit.errors import DataError
 from instruct_lit.evaluation.statistics import Interval, interval
 from instruct_lit.optional_imports import load
@@ -64,15 +65,6 @@ def _satisfies(text: str, schema: Any) -> bool:
         return False
 
 
-def _is_language(text: str, code: str) -> bool:
-    langdetect = load("langdetect", "a check of language", "evaluate")
-    langdetect.DetectorFactory.seed = 0
-    try:
-        return langdetect.detect(text[:2000]) == code
-    except langdetect.LangDetectException:  # no letters of any language
-        return False
-
-
 def _has_word(text: str, word: str) -> bool:
     return re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text, re.IGNORECASE) is not None
 
@@ -87,7 +79,7 @@ KINDS: dict[str, Callable[[str, Any], bool]] = {
     "json_schema": _satisfies,
     "number": lambda text, value: _within(_last_number(text), value),
     "n_words": lambda text, value: _within(len(text.split()), value),
-    "language": _is_language,
+    "language": lambda text, value: language_of(text, "a check of language", "evaluate") == value,
 }
 
 

@@ -31,7 +31,7 @@ def normalised(text: str) -> str:
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
 
 
-def exact_normalised(row: Row) -> float:
+def exact_match_normalised(row: Row) -> float:
     """1 where response and reference are equal after normalisation."""
     return float(normalised(row["response"]) == normalised(row["output"]))
 
@@ -78,7 +78,7 @@ def looping(row: Row) -> float:
     return float(any(t[-n:] == t[-2 * n : -n] == t[-3 * n : -2 * n] for t in ends for n in range(4, len(t) // 3 + 1)))
 
 
-def copied(row: Row) -> float:
+def copied_prompt(row: Row) -> float:
     """1 where the response repeats the instruction or the input, unless the reference does."""
     response = normalised(row["response"])
     given = [normalised(row[field]) for field in ("instruction", "input") if row.get(field)]
@@ -90,17 +90,8 @@ def length_ratio(row: Row) -> float:
     return len(row["response"]) / max(1, len(row["output"]))
 
 
-WITHOUT_EXTRA: dict[str, Callable[[Row], float]] = {
-    "exact_match": exact,
-    "exact_match_normalised": exact_normalised,
-    "token_f1": token_f1,
-    "ended": ended,
-    "empty": empty,
-    "distinct_2": distinct_2,
-    "looping": looping,
-    "copied_prompt": copied,
-    "length_ratio": length_ratio,
-}
+_OF_RESPONSE = (exact_match_normalised, token_f1, ended, empty, distinct_2, looping, copied_prompt, length_ratio)
+WITHOUT_EXTRA: dict[str, Callable[[Row], float]] = {"exact_match": exact, **{m.__name__: m for m in _OF_RESPONSE}}
 
 
 def _of_final(metric: Callable[[Row], float]) -> Callable[[Row], float]:

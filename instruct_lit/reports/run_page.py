@@ -14,16 +14,7 @@ import yaml
 from instruct_lit.evaluation.answer_files import read_jsonl
 from instruct_lit.evaluation.answer_parts import METRICS as PARTS
 from instruct_lit.evaluation.forgetting import verdict
-from instruct_lit.evaluation.metrics import (
-    BEYOND_SHARES,
-    METRICS,
-    WITHOUT_EXTRA,
-    applicable,
-    concerns,
-    exact,
-    score,
-    token_f1,
-)
+from instruct_lit.evaluation.metrics import BEYOND_SHARES, METRICS, WITHOUT_EXTRA, applicable, concerns, score
 from instruct_lit.evaluation.statistics import paired_interval
 from instruct_lit.reports import plots
 from instruct_lit.reports.metrics import quantity
@@ -62,7 +53,7 @@ def write_report(
     """
     rows = read_jsonl(run_dir / "responses.jsonl")
     for row in rows:
-        row["right"], row["token_f1"] = bool(exact(row)), token_f1(row)
+        row["right"], row["token_f1"] = bool(WITHOUT_EXTRA["exact_match"](row)), WITHOUT_EXTRA["token_f1"](row)
     families: dict[str, list[bool]] = {}
     for row in rows:
         if "family" in row:

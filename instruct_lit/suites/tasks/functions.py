@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from instruct_lit.evaluation.metrics import exact_normalised, token_f1
+from instruct_lit.evaluation.metrics import exact_match_normalised, token_f1
 from instruct_lit.optional_imports import load
 from instruct_lit.suites.execution import passes
 
@@ -23,7 +23,7 @@ def squad(doc: Doc, results: Sequence[str]) -> dict[str, float]:
     """Exact match and F1 against the best reference."""
     references = doc["answers"]["text"]
     return {
-        "exact_match": best_of(exact_normalised, results[0], references),
+        "exact_match": best_of(exact_match_normalised, results[0], references),
         "f1": best_of(token_f1, results[0], references),
     }
 
@@ -95,5 +95,5 @@ def record_target(doc: Doc) -> str:
 def record(doc: Doc, results: LogLikelihoods) -> dict[str, float]:
     """F1 and exact match of the likeliest entity against the correct ones."""
     best = max(range(len(results)), key=lambda i: results[i][0])
-    entity = doc["entities"][best]
-    return {"f1": best_of(token_f1, entity, doc["answers"]), "em": best_of(exact_normalised, entity, doc["answers"])}
+    entity, answers = doc["entities"][best], doc["answers"]
+    return {"f1": best_of(token_f1, entity, answers), "em": best_of(exact_match_normalised, entity, answers)}
