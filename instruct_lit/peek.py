@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
     from instruct_lit.core.bundle import OpenedModel
     from instruct_lit.core.data.datamodule import InstructionData
-    from instruct_lit.core.model.gpt import GPTConfig
 
 
 def peek(config: DictConfig) -> None:
@@ -91,25 +90,16 @@ def show_profile(console: Console, config: DictConfig, data: InstructionData, op
         n_val = len(data.examples_of("val")[1])
         console.print(", ".join(f"{len(data.examples_of(name)[1]):,} {name}" for name in ("train", "val", "test")))
     print_profile(console, found, chosen)
-    shape, name = shape_of(config, opened), config.model.name if opened is None else opened.directory
-    if config.estimate and shape is None:
-        console.print("\nmemory and time are estimated for GPT-2 only, not for model=hf")
-    elif config.estimate and shape is not None:
-        from instruct_lit.accel.estimate import estimate_for
+    if config.estimate:
+        from instruct_lit.accel.estimate import estimate
+        from instruct_lit.config.model_builders import without_weights
 
         n_batches, batches = training_batches(data, batching)
-        print_needs(console, str(name), *estimate_for(shape, batches), None if config.data.streaming else n_batches)
+        draws = config.model.get("dropout") or config.adapter.dropout or config.model.get("activation_checkpointing")
+        needs = estimate(lambda: without_weights(config, opened), batches, config.compile, graphs=not draws)
+        name = config.model.name if opened is None else opened.directory
+        print_needs(console, str(name), *needs, None if config.data.streaming else n_batches)
     print_warnings(console, warnings_of(found, chosen, n_val))
-
-
-def shape_of(config: DictConfig, opened: OpenedModel | None) -> GPTConfig | None:
-    """The shape of the opened GPT-2, or of the configured one; None for a model of transformers."""
-    from instruct_lit.config import model_builders as build
-    from instruct_lit.core.model.gpt import GPT
-
-    if opened is not None:
-        return opened.model.config if isinstance(opened.model, GPT) else None
-    return build.shape_of(config) if config.model.kind != "hf" else None
 
 
 if __name__ == "__main__":

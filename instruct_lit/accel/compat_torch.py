@@ -5,13 +5,18 @@ from __future__ import annotations
 
 import inspect
 import warnings
+import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import cache
 from typing import Any
+from unittest.mock import patch
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 
 def has_bf16_products() -> bool:
@@ -130,3 +135,70 @@ def forbidden_waits() -> Iterator[None]:
         yield
     finally:
         torch.cuda.set_sync_debug_mode(before)
+
+
+# Private: all that torch has of tensors without values, and of seeing what operations make.
+
+
+class _NoValues(FakeTensorMode):
+    """Also under `torch.compile`; what the host reads of a tensor is 0."""
+
+    @classmethod
+    def ignore_compile_internals(cls) -> bool:
+        return True
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = {}) -> Any:  # noqa: B006
+        if func is torch.ops.aten._local_scalar_dense.default:
+            return 0.0
+        return super().__torch_dispatch__(func, types, args, kwargs)
+
+
+@contextmanager
+def no_values() -> Iterator[None]:
+    """Inside, tensors that are made have a size and a dtype and neither memory nor values; others count as such."""
+    with ExitStack() as stack:
+        stack.enter_context(_NoValues(allow_non_fake_inputs=True))
+        # Tensors without values cannot be exchanged in a module, and are on no device to leave.
+        stack.enter_context(patch.object(nn.Module, "to", lambda module, *_, **__: module))
+        yield
+
+
+def values() -> AbstractContextManager[Any]:
+    """Inside, tensors have values, also within `no_values`."""
+    return unset_fake_temporarily()
+
+
+class LiveTensors(TorchDispatchMode):
+    """Counts, inside, the bytes of tensors while they are alive: `now`, and `peak`, the most since it was set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._storages: dict[int, int] = {}
+
+    @classmethod
+    def ignore_compile_internals(cls) -> bool:
+        return True
+
+    def add(self, tensor: Tensor) -> bool:
+        """Count a tensor, unless its memory is counted already; whether it was."""
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self._storages:
+            return False
+        self._storages[key] = storage.nbytes()
+        self.now += storage.nbytes()
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self.drop, key)
+        return True
+
+    def drop(self, key: int) -> None:
+        """No longer count a storage."""
+        self.now -= self._storages.pop(key)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, Tensor) and tensor.layout == torch.strided:  # others consist of counted ones
+                self.add(tensor)
+        return out

@@ -16,7 +16,9 @@ from instruct_lit.accel.weight_copies import WeightCopy
 from instruct_lit.core.model.causal import CHUNK, Compiler
 
 BLOCK = 8  # positions whose softmax a CPU computes at once, so that its passes over memory stay in the cache
-GPU_CHUNK = 4096  # positions of a GPU's products, fewer and larger ones; 50257 · 6 bytes each, 1.2 GB in bf16
+GPU_CHUNK = 4096  # positions of a GPU's products, fewer and larger ones
+GPU_LOGITS = 4096 * 50304  # of a chunk at most, 10 bytes each in bf16: 2.1 GB
+counts_as_gpu = False  # of tensors without values, in the count of `accel.estimate`
 GPU_MULTIPLE = 64  # to which a GPU's vocabulary is padded: products of unaligned rows are several times slower
 
 
@@ -59,7 +61,8 @@ class _SummedCrossEntropy(torch.autograd.Function):
         compiler: Compiler | None,
         dft: bool,
     ) -> Tensor:
-        device_type, n_vocab, chunk = hidden.device.type, len(head_weight), chunk_of(hidden.device)
+        device_type, n_vocab = hidden.device.type, len(head_weight)
+        chunk = _chunk_of(hidden, n_vocab)
         dtype = torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else hidden.dtype
         at_once = _at_once(hidden)
         to_gradient = _to_gradient if at_once else _to_gradient_in_blocks
@@ -84,6 +87,8 @@ class _SummedCrossEntropy(torch.autograd.Function):
                 elif needs_weight:
                     part = torch.mm(logits.t(), h)[:n_vocab]
                     grad_weight = part.to(head_weight.dtype) if grad_weight is None else grad_weight.add_(part)
+                    del part
+                del logits  # before those of the next chunk
         if needs_weight and grad_weight is None and copy is None:
             grad_weight = torch.zeros_like(head_weight)
         ctx.copy, ctx.gradients = copy, (grad_hidden, grad_weight)
@@ -100,14 +105,15 @@ class _SummedCrossEntropy(torch.autograd.Function):
         return gradients[0], gradients[1], None, None, None, None, None
 
 
-def chunk_of(device: torch.device) -> int:
+def _chunk_of(like: Tensor, n_vocab: int) -> int:
     """Positions whose logits exist at once on a device."""
-    return GPU_CHUNK if device.type == "cuda" else CHUNK
+    on_gpu = like.is_cuda or counts_as_gpu
+    return min(GPU_CHUNK, max(128, GPU_LOGITS // n_vocab // 128 * 128)) if on_gpu else CHUNK
 
 
 def _at_once(like: Tensor) -> bool:
     """Whether the softmax of a whole chunk is computed at once: where memory is fast and calls are slow."""
-    return like.is_cuda
+    return like.is_cuda or counts_as_gpu
 
 
 def _padded_head(head_weight: Tensor, dtype: torch.dtype) -> Tensor:

@@ -1,21 +1,27 @@
-"""An estimate of memory, from the tensors that a step keeps, and of time, from steps of shallow models."""
+"""An estimate of memory, from a step of tensors without values, and of time, from steps of shallow models."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache, partial
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 
+from instruct_lit.accel import cross_entropy
 from instruct_lit.accel.adamw import adamw
-from instruct_lit.accel.cross_entropy import chunk_of
-from instruct_lit.accel.hardware import default_precision, keep_freed_memory
-from instruct_lit.accel.memory import STATES_BYTES
+from instruct_lit.accel.attention_varlen import VarlenDocuments
+from instruct_lit.accel.compat_torch import LiveTensors, no_values, values
+from instruct_lit.accel.hardware import default_precision, keep_freed_memory, matrix_rate, needed_flops
 from instruct_lit.accel.step import AcceleratedStep
 from instruct_lit.accel.throughput import synchronize
 from instruct_lit.core.data.batching import Batch
-from instruct_lit.core.model.causal import best_device
+from instruct_lit.core.model.attention import KERNELS, PackedDocuments
+from instruct_lit.core.model.causal import CausalLM, best_device
 from instruct_lit.core.model.gpt import GPT, GPTConfig
 from instruct_lit.core.training.loss import FitFacts, StepAccelerator
 from instruct_lit.core.training.optimizer import parameter_groups
@@ -28,9 +34,10 @@ class Estimate:
     """Memory in bytes and seconds of one micro-batch with its optimizer step."""
 
     n_parameters: int
-    states_bytes: int  # weights, gradients and the optimizer's moments
-    activations_bytes: int  # kept for the backward pass of the largest batch, and the head's logits
+    states_bytes: int  # weights, and of trained ones the gradients and the optimizer's moments
+    activations_bytes: int  # what a step of the largest batch needs beside them
     step_s: float
+    at_least: bool = False  # whether `step_s` is a lower bound: what the matrix products alone take
 
     @property
     def memory_bytes(self) -> int:
@@ -38,50 +45,147 @@ class Estimate:
         return self.states_bytes + self.activations_bytes
 
 
-def estimate(config: GPTConfig, typical: Sequence[Batch], largest: Batch, device: torch.device, bf16: bool) -> Estimate:
-    """Measure models of one and four blocks with random weights and extrapolate linearly to the configured depth.
+@dataclass(frozen=True)
+class StepMemory:
+    """Bytes of a training step."""
 
-    The measured step is that of a run: its optimizer, and on a CPU its copies of the weights.
+    states: int  # weights, and of trained ones gradients and the optimizer's moments
+    kept: int  # by the forward pass for the backward pass
+    peak: int  # of everything at once
+
+
+def estimate(
+    make: Callable[[], CausalLM], batches: Sequence[Batch], compiled: bool = False, graphs: bool = True
+) -> tuple[Estimate, str]:
+    """The estimate for these batches on this machine's best device, and the device with its default precision.
+
+    The memory is that of the largest batch, the time the mean of three. For our GPT, models of one and four blocks are
+    measured and extrapolated; for others, the needed matrix products are divided by this machine's rate.
 
     Args:
-        typical: Batches whose mean time is measured.
-        largest: The batch whose memory is measured.
+        make: makes the model, inside `counting`.
+        compiled: whether the run has `compile=true`.
+        graphs: whether a GPU records steps, whose gradients have memory of their own.
     """
-    with torch.device("meta"):
-        n_parameters = GPT(config).n_parameters
-    low, high = DEPTHS[0], min(DEPTHS[1], config.n_layers)
-    depths = (low, high) if high > low else (low,)
-    seconds, activations = {}, {}
+    by_size = sorted(batches, key=lambda batch: batch.input_ids.numel())
+    typical = [by_size[int(len(by_size) * share)] for share in (0.25, 0.5, 0.75)]
+    device, precision = best_device(), default_precision("auto")
+    on_gpu, bf16 = device.type == "cuda", precision.startswith("bf16")
+    with counting(on_gpu):
+        model = make()
+        memory = step_memory(model, our_loss(model, by_size[-1], bf16, compiled and on_gpu))
+    trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    activations = memory.peak - memory.states + trained * (on_gpu and bf16 and graphs)
+    if isinstance(model, GPT):
+        step_s = _measured(model.config, typical, device, bf16)
+    else:
+        n_flops = sum(needed_flops(model, batch.n_tokens, int(batch.n_supervised)) for batch in typical)
+        step_s = n_flops / len(typical) / matrix_rate(device, precision)
+    found = Estimate(model.n_parameters, memory.states, activations, step_s, at_least=not isinstance(model, GPT))
+    return found, f"{device.type} in {precision}"
+
+
+@contextmanager
+def counting(on_gpu: bool) -> Iterator[None]:
+    """Inside, tensors have no values and models compute as on a GPU, or as on a CPU, whatever this machine has."""
+    before = KERNELS[:]
+    KERNELS[:], cross_entropy.counts_as_gpu = [_attend_varlen], on_gpu
+    try:
+        with no_values():
+            yield
+    finally:
+        KERNELS[:], cross_entropy.counts_as_gpu = before, False
+
+
+def _attend_varlen(layout: Any, q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor | None:
+    """The GPU's kernel; those of a CPU keep about the same tensors."""
+    if not isinstance(layout, PackedDocuments) or dropout > 0.0:
+        return None
+    if "varlen" not in layout.kernel_state:
+        with values():
+            documents = VarlenDocuments(layout.lengths, layout.prefix_length, torch.device("cpu"))
+        layout.kernel_state["varlen"] = documents
+    return layout.kernel_state["varlen"].attend(0, q, k, v, dropout)
+
+
+def our_loss(model: CausalLM, batch: Batch, bf16: bool, compiled: bool) -> Callable[[], Tensor]:
+    """The loss of a step of ours, for `step_memory`."""
+    step = AcceleratedStep()
+    step.attach(model.train())
+    model.compiler = _partitioned if compiled else None
+    return lambda: _loss(step, batch, bf16)
+
+
+@cache
+def _partitioned(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that keeps what it keeps under `torch.compile`, without its kernels."""
+    if function.__module__ == cross_entropy.__name__:  # one kernel without intermediate results
+        return lambda logits, *_: torch.zeros(())
+    return torch.compile(function, backend="aot_eager_decomp_partition", dynamic=True)
+
+
+def step_memory(model: nn.Module, loss_of: Callable[[], Tensor], live: LiveTensors | None = None) -> StepMemory:
+    """The memory of a training step with AdamW, inside `counting`; `live` may be a subclass that looks closer."""
+    live = live or LiveTensors()
+    with live:
+        for tensor in (*model.parameters(), *model.buffers()):
+            live.add(tensor)
+        optimizer = adamw(parameter_groups(model.named_parameters(), weight_decay=0.1), lr=0.0)
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+        optimizer.step()
+        states = live.now
+        optimizer.zero_grad()
+        before, live.peak = live.now, 0
+        loss = loss_of()
+        kept = live.now - before
+        loss.backward()
+        optimizer.step()
+    return StepMemory(states, kept, live.peak)
+
+
+def in_four_bits(model: CausalLM) -> None:
+    """Give the frozen linear layers of the blocks the sizes of NF4 with quantised scales, inside `counting`."""
+    for layer in model.blocks.modules():
+        if isinstance(layer, nn.Linear) and not layer.weight.requires_grad:
+            shape, n = layer.weight.shape, layer.weight.numel()
+            n_bytes = n // 2 + n // 64 + n // 64 // 256 * 4  # two weights a byte, a scale for 64, one of scales for 256
+            layer.weight = nn.Parameter(torch.empty(n_bytes, dtype=torch.uint8), requires_grad=False)
+            layer.forward = partial(_FourBits.apply, shape=shape)  # type: ignore[method-assign]
+
+
+class _FourBits(torch.autograd.Function):
+    """A product with a weight that is read from 4 bits each time; its input is not kept."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, shape: torch.Size) -> Tensor:  # type: ignore[override]
+        ctx.shape = shape
+        return x @ torch.empty(shape, dtype=torch.bfloat16).t()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return grad @ torch.empty(ctx.shape, dtype=grad.dtype), None
+
+
+def _measured(config: GPTConfig, typical: Sequence[Batch], device: torch.device, bf16: bool) -> float:
+    """Seconds of a step, by the straight line through models of two depths.
+
+    The measured step is that of a run: its optimizer, and on a CPU its copies of the weights.
+    """
+    seconds = {}
     keep_freed_memory()
-    for depth in depths:
+    for depth in {min(depth, config.n_layers) for depth in DEPTHS}:
         step, model = AcceleratedStep(), GPT(replace(config, n_layers=depth)).to(device).train()
         step.attach(model)
-        activations[depth] = kept_bytes(step, largest.to(device), bf16)
         optimizer = adamw(parameter_groups(model.named_parameters(), weight_decay=0.1), lr=0.0)
         step.start(optimizer, FitFacts("bf16-mixed" if bf16 else "32-true", n_micro_batches=1, n_processes=1))
         train_step(step, optimizer, typical[0].to(device), bf16)  # the first step allocates the optimizer's state
         fastest = [min(train_step(step, optimizer, batch.to(device), bf16) for _ in range(2)) for batch in typical]
         seconds[depth] = sum(fastest) / len(fastest)
-    bytes_of_logit = (2 if bf16 else 4) + (4 if device.type == "cuda" else 0)  # a GPU also stores their softmax
-    n_logits = min(chunk_of(device), max(1, int(largest.n_supervised))) * config.n_vocab
-    return Estimate(
-        n_parameters,
-        STATES_BYTES * n_parameters,
-        int(_at_depth(activations, config.n_layers)) + n_logits * bytes_of_logit,
-        _at_depth(seconds, config.n_layers),
-    )
+    return _at_depth(seconds, config.n_layers)
 
 
-def estimate_for(config: GPTConfig, batches: Sequence[Batch]) -> tuple[Estimate, str]:
-    """The estimate for these batches on this machine's best device, and the device with its default precision."""
-    by_size = sorted(batches, key=lambda batch: batch.input_ids.numel())
-    typical = [by_size[int(len(by_size) * share)] for share in (0.25, 0.5, 0.75)]
-    device, precision = best_device(), default_precision("auto")
-    found = estimate(config, typical, by_size[-1], device, precision.startswith("bf16"))
-    return found, f"{device.type} in {precision}"
-
-
-def _at_depth(measured: dict[int, float] | dict[int, int], n_layers: int) -> float:
+def _at_depth(measured: dict[int, float], n_layers: int) -> float:
     """The straight line through one or two measurements, never falling."""
     (low, first), (high, second) = min(measured.items()), max(measured.items())
     per_block = max(0.0, (second - first) / (high - low)) if high > low else 0.0

@@ -323,7 +323,7 @@ def with_settings_of_run(config: DictConfig, given: Collection[str]) -> DictConf
     if "template" not in given:
         parts["template"] = None  # the bundle has it
     folder = bundle_of(config.run).parent
-    for name in ("model", "data", "batching"):
+    for name in ("model", "data", "batching", "adapter"):
         saved = saved_group(folder, name, config.paths.cache) if name not in given else None
         if name == "data" and saved is None and name not in given:
             raise ConfigError(NO_DATA.format(run=config.run))

@@ -81,10 +81,12 @@ def print_needs(console: Console, name: str, needs: Any, device: str, n_batches:
     time = f"{needs.step_s:.3f} s per batch"
     if n_batches is not None:
         time = f"{_duration(needs.step_s * n_batches)} per epoch of {n_batches:,} batches ({needs.step_s:.3f} s each)"
+    if needs.at_least:
+        time += ",\n          if there were matrix products alone"
     console.print(
         f"\nmodel {name}, {needs.n_parameters:,} parameters, on {device} with AdamW\n"
         f"  memory  {total} GiB plus torch's own: {states} for weights, gradients\n"
-        f"          and moments, {activations} for the activations of the largest batch\n"
+        f"          and moments, {activations} more in a step of the largest batch\n"
         f"  time    {time}",
         highlight=False,
     )

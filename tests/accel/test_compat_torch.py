@@ -65,3 +65,14 @@ def test_the_update_of_a_piece_is_adamws() -> None:
     module.fused_adamw_piece(mine, torch.ones(6), *moments, torch.ones(()), None, optimizer.param_groups[0])
     optimizer.step()
     assert torch.equal(mine, weight.detach())
+
+
+def test_tensors_without_values_are_counted() -> None:
+    live = module.LiveTensors()
+    with module.no_values(), live:
+        x = torch.ones(2**40, dtype=torch.bfloat16)
+        assert x.sum().item() == 0 and live.now >= 2**41
+        del x
+        with module.values():
+            assert torch.ones(2).sum().item() == 2
+    assert live.now == 0 and live.peak >= 2**41, "torch's fake tensors, or the life of their storages, have changed"

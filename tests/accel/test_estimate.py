@@ -1,13 +1,17 @@
-"""The estimate against what a model of full depth really keeps and takes."""
+"""The estimate against what a step of the whole model really needs and takes."""
+
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from instruct_lit.accel.estimate import _at_depth, estimate, kept_bytes
+from instruct_lit.accel import estimate as module
 from instruct_lit.accel.step import AcceleratedStep
 from instruct_lit.core.data.batching import Batch, Collator
 from instruct_lit.core.data.encode import EncodedExample
+from instruct_lit.core.model.attention import KERNELS
+from instruct_lit.core.model.causal import CausalLM
 from instruct_lit.core.model.gpt import GPT, GPTConfig
 
 CONFIG = GPTConfig(n_vocab=100, context_length=32, d_model=16, n_layers=7, n_heads=2)
@@ -19,29 +23,85 @@ def attached() -> AcceleratedStep:
     return step
 
 
-def batch(n_examples: int, layout: str = "packed") -> Batch:
-    examples = [EncodedExample(i, np.arange(20) + i, np.arange(20) > 9) for i in range(n_examples)]
-    return Collator(0, np.ones(100, dtype=np.int64), layout)(examples)  # type: ignore[arg-type]
+def batch(n_examples: int, layout: str = "packed", n_tokens: int = 20) -> Batch:
+    examples = [
+        EncodedExample(i, np.arange(n_tokens) + i, np.arange(n_tokens) > n_tokens // 2 - 1) for i in range(n_examples)
+    ]
+    return Collator(0, np.ones(256, dtype=np.int64), layout)(examples)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("layout", ["packed", "padded"])
-@pytest.mark.parametrize("bf16", [False, True])
-def test_memory_of_the_whole_depth_is_that_of_the_straight_line(layout: str, bf16: bool) -> None:
-    found = estimate(CONFIG, [batch(2, layout)], batch(4, layout), torch.device("cpu"), bf16)
-    step = attached()
-    model = step.model
-    assert found.n_parameters == model.n_parameters and found.states_bytes == 16 * model.n_parameters
-    n_logits = min(512, batch(4).n_supervised) * 100 * (2 if bf16 else 4)
-    assert found.activations_bytes - n_logits == pytest.approx(kept_bytes(step, batch(4, layout), bf16), rel=0.02)
-    assert found.memory_bytes == found.states_bytes + found.activations_bytes and found.step_s > 0
+def llama(adapter: bool = False, checkpointing: int = 0, n_bits: int = 16) -> CausalLM:
+    transformers = pytest.importorskip("transformers")
+    from instruct_lit.hf.adapters import Adapter
+    from instruct_lit.hf.model import HFModel
+    from instruct_lit.hf.trainable import train_in_fp32
+
+    shape = transformers.LlamaConfig(
+        hidden_size=64, intermediate_size=128, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2,
+        vocab_size=256, tie_word_embeddings=True,
+    )  # fmt: skip
+    dtype = torch.bfloat16 if adapter else torch.float32
+    model = HFModel(transformers.AutoModelForCausalLM.from_config(shape, dtype=dtype), None, checkpointing)
+    if adapter:
+        Adapter(model)
+        if n_bits == 4:
+            module.in_four_bits(model)
+        train_in_fp32(model)
+    return model
+
+
+def test_a_step_without_values_needs_what_a_step_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_attend_varlen", lambda *_: None)  # the kernel does not exist on a CPU
+    packed = batch(8)
+
+    def needed() -> module.StepMemory:
+        model = llama(adapter=True, checkpointing=2)
+        return module.step_memory(model, module.our_loss(model, packed, bf16=True, compiled=False))
+
+    with module.counting(on_gpu=False):
+        counted = needed()
+    before, KERNELS[:] = KERNELS[:], []
+    real = needed()
+    KERNELS[:] = before
+    assert counted.states == real.states
+    assert [counted.kept, counted.peak] == pytest.approx([real.kept, real.peak], rel=0.005)
+
+
+def test_the_parts_of_an_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "default_precision", lambda accelerator: "bf16-mixed")
+    found, _ = module.estimate(lambda: GPT(CONFIG), [batch(4)])
+    n = GPT(CONFIG).n_parameters
+    assert found.n_parameters == n and found.states_bytes == pytest.approx(16 * n, rel=0.01)  # and numbers of steps
+    assert found.activations_bytes > 0 and found.step_s > 0 and not found.at_least
+
+
+def counted(compiled: bool = False, **options: Any) -> module.StepMemory:
+    packed = batch(8)
+    with module.counting(on_gpu=True):
+        model = llama(**options)
+        return module.step_memory(model, module.our_loss(model, packed, bf16=True, compiled=compiled))
+
+
+@pytest.mark.slow
+def test_what_saves_memory_is_counted() -> None:
+    whole, adapter, four_bits = counted(), counted(adapter=True), counted(adapter=True, n_bits=4)
+    assert whole.states > adapter.states > four_bits.states
+    assert whole.kept > adapter.kept > 0.9 * four_bits.kept
+    every, second = (counted(adapter=True, checkpointing=n).kept for n in (1, 2))
+    assert every < second < adapter.kept and second - every == pytest.approx(adapter.kept - second, rel=0.25)
+
+
+@pytest.mark.slow
+def test_compiled_blocks_keep_less() -> None:
+    assert counted(compiled=True).kept < 0.8 * counted().kept
 
 
 def test_larger_batches_keep_more() -> None:
-    small, large = (kept_bytes(attached(), batch(n), False) for n in (8, 16))
+    small, large = (module.kept_bytes(attached(), batch(n), False) for n in (8, 16))
     assert 1.8 < large / small < 2.2
 
 
 def test_the_line_by_hand() -> None:
-    assert _at_depth({1: 10.0, 4: 16.0}, 12) == 32.0
-    assert _at_depth({1: 10.0, 4: 9.0}, 12) == 10.0  # noise never makes depth free
-    assert _at_depth({1: 10.0}, 1) == 10.0
+    assert module._at_depth({1: 10.0, 4: 16.0}, 12) == 32.0
+    assert module._at_depth({1: 10.0, 4: 9.0}, 12) == 10.0  # noise never makes depth free
+    assert module._at_depth({1: 10.0}, 1) == 10.0

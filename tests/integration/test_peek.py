@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from hydra.core.hydra_config import HydraConfig
 
+from instruct_lit.accel.estimate import counting
 from instruct_lit.config.check_commands import check_command
+from instruct_lit.config.model_builders import without_weights
 from instruct_lit.core.bundle import OpenedModel, open_model
 from instruct_lit.core.data.encode import Encoder
 from instruct_lit.core.model.gpt import GPT
@@ -18,7 +20,7 @@ from instruct_lit.datasets.demo import DemoSource
 from instruct_lit.datasets.inspect_example import target_losses
 from instruct_lit.datasets.profile import training_batches
 from instruct_lit.errors import ConfigError
-from instruct_lit.peek import peek, shape_of
+from instruct_lit.peek import peek
 from tests.configs import composed
 
 
@@ -97,8 +99,8 @@ def test_what_is_estimated_is_the_model_that_was_opened(tiny_model: GPT) -> None
     """And not the one of the defaults, where a directory has no configuration of a run beside it."""
     config = composed("peek")
     opened = OpenedModel(Path("bundle"), tiny_model, None, None, {}, {})  # type: ignore[arg-type]
-    assert shape_of(config, opened) == tiny_model.config != shape_of(config, None)
-    assert shape_of(composed("peek", "model=hf", "model.path=owner/name"), None) is None
+    with counting(on_gpu=False):
+        assert without_weights(config, opened).config == tiny_model.config != without_weights(config).config
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from typing import Any
 from instruct_lit.config.schema.evaluation import SPLITS, JudgeConfig
 from instruct_lit.config.schema.groups import (
     DTYPES,
+    AdapterConfig,
     BatchingConfig,
     DataConfig,
     GenerationConfig,
@@ -26,12 +27,14 @@ class PeekConfig:
     data: DataConfig = group(DataConfig, "The data set.")
     template: TemplateConfig = group(TemplateConfig, "The prompt template.")
     batching: BatchingConfig = group(BatchingConfig, "The batch layout.")
+    adapter: AdapterConfig = group(AdapterConfig, "The adapter, whose memory is estimated.")
     paths: PathsConfig = group(PathsConfig, "Folders.")
     run: str | None = option(None, "A finished run: its settings, and the loss per token.", exists="run")
     index: int | None = option(None, "Id of an example, as in responses.jsonl; null: the profile of the data set.")
     split: str = option("train", "Split that the id belongs to, where splits have files of their own.", choices=SPLITS)
     all_tokens: bool = option(False, "Also print the middle of a long masked part.")
     estimate: bool = option(True, "Estimate memory and time, which runs a few steps.")
+    compile: bool = option(False, "Estimate the memory with compile=true.")
     n_streamed: int = option(1000, "Examples of a stream that are read.", at_least=1)
     seed: int = seed_option("Seed of the split and the batches.")
 
