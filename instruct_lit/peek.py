@@ -92,7 +92,7 @@ def show_profile(console: Console, config: DictConfig, data: InstructionData, op
     print_profile(console, found, chosen)
     if config.estimate:
         from instruct_lit.accel.estimate import estimate
-        from instruct_lit.config.model_builders import without_weights
+        from instruct_lit.config.counted_model import without_weights
 
         n_batches, batches = training_batches(data, batching)
         draws = config.model.get("dropout") or config.adapter.dropout or config.model.get("activation_checkpointing")

@@ -22,7 +22,7 @@ from instruct_lit.core.data.template import CHAT, Template
 from instruct_lit.core.data.tokenizer import GPT2Tokenizer, Tokenizer
 from instruct_lit.core.generation.sampling import SamplingSettings
 from instruct_lit.core.model.causal import CausalLM
-from instruct_lit.core.model.gpt import GPT, GPTConfig
+from instruct_lit.core.model.gpt import GPTConfig
 from instruct_lit.core.model.pretrained import DTYPES, checkpoint_directory, load_gpt, read_config
 from instruct_lit.errors import ConfigError, InstructLitError, TemplateError
 
@@ -52,46 +52,10 @@ def model_of(config: DictConfig) -> CausalLM:
 
     n_bits = 4 if OmegaConf.select(config, "adapter.kind") == "qlora" else None
     given = {**arguments_for(load_hf, config.model), "n_bits": n_bits, "seed": config.seed, **_weights_of(config)}
-    model = load_hf(_hf_source(config), **given)
+    model = load_hf(hf_source(config), **given)
     if config.model.get("new_tokens"):
         grow_vocabulary(model, *_hf_tokenizer(config))
     return model
-
-
-def without_weights(config: DictConfig, opened: OpenedModel | None = None) -> CausalLM:
-    """The model, or one of the shape of an opened one, as a run with its adapter trains it on this machine's device.
-
-    For `instruct_lit.accel.estimate.counting`, inside which its weights take no memory.
-    """
-    from instruct_lit.accel.hardware import default_precision
-
-    install_satellites()
-    model, kind = config.model, config.adapter.kind
-    is_gpt = isinstance(opened.model, GPT) if opened is not None else model.get("kind") != "hf"
-    made: CausalLM
-    if is_gpt:
-        made = GPT(opened.model.config if opened is not None else shape_of(config))
-    else:
-        from instruct_lit.hf.files import import_transformers, load_hf
-        from instruct_lit.hf.model import HFModel
-
-        is_half = kind != "none" and model.get("dtype") != "float32" and default_precision("auto").startswith("bf16")
-        dtype = torch.bfloat16 if is_half else torch.float32
-        if opened is None:
-            made = load_hf(_hf_source(config), **arguments_for(load_hf, model) | {"pretrained": False, "dtype": dtype})
-        else:
-            hf: Any = opened.model.hf
-            made = HFModel(import_transformers().AutoModelForCausalLM.from_config(hf.config, dtype=dtype))
-    if kind != "none":
-        from instruct_lit.accel.estimate import in_four_bits
-        from instruct_lit.hf.adapters import Adapter
-        from instruct_lit.hf.trainable import train_in_fp32
-
-        Adapter(made, **arguments_for(Adapter, config.adapter), dora=kind == "dora")
-        train_in_fp32(made)
-        if kind == "qlora":
-            in_four_bits(made)
-    return made
 
 
 def _weights_of(config: DictConfig) -> dict[str, Any]:
@@ -128,7 +92,7 @@ def _hf_tokenizer(config: DictConfig) -> tuple[HFTokenizer, list[int]]:
     from instruct_lit.hf.tokenizer import HFTokenizer, add_special_tokens, load_tokenizer
 
     import_transformers()
-    source = _hf_source(config)
+    source = hf_source(config)
     with opening(source.path):
         tokenizer = load_tokenizer(source)
     if not config.model.get("new_tokens"):
@@ -198,7 +162,7 @@ def base_of(config: DictConfig) -> Base:
     model = config.model
     if model.kind != "hf":
         return Base(str(_gpt_path(config).resolve()))
-    path = Path(_hf_source(config).path)
+    path = Path(hf_source(config).path)
     return Base(str(path.resolve())) if path.is_dir() else Base(model.path, model.revision)
 
 
@@ -224,7 +188,7 @@ def base_facts(config: DictConfig) -> dict[str, str | None]:
     return found or {"id": None, "licence": (card or {}).get("license")}
 
 
-def _hf_source(config: DictConfig) -> HFSource:
+def hf_source(config: DictConfig) -> HFSource:
     """Where transformers finds the model and its tokenizer; of a run folder it is the bundle."""
     from instruct_lit.hf.source import HFSource
 
@@ -242,7 +206,7 @@ def context_of(config: DictConfig) -> int:
     from instruct_lit.hf.files import read_hf_config
     from instruct_lit.hf.model import context_length_of
 
-    return context_length_of(read_hf_config(_hf_source(config)), config.model.context_length)
+    return context_length_of(read_hf_config(hf_source(config)), config.model.context_length)
 
 
 def shape_of(config: DictConfig) -> GPTConfig:

@@ -12,7 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 
 from instruct_lit.accel.estimate import counting
 from instruct_lit.config.check_commands import check_command
-from instruct_lit.config.model_builders import without_weights
+from instruct_lit.config.counted_model import without_weights
 from instruct_lit.core.bundle import OpenedModel, open_model
 from instruct_lit.core.data.encode import Encoder
 from instruct_lit.core.model.gpt import GPT
