@@ -99,8 +99,8 @@ class _SummedCrossEntropy(torch.autograd.Function):
         gradients, ctx.gradients = ctx.gradients, None
         # The buffer may hold more than this gradient, so it cannot be scaled: factors belong into the weights.
         assert ctx.copy is None or abs(grad_output.item() - 1.0) < 1e-6, "scale the weights of the loss instead"
-        # On a CPU reading the factor is free and mostly saves a pass over (V, C); on a GPU it would synchronise.
-        if grad_output.is_cuda or abs(grad_output.item() - 1.0) > 1e-6:
+        # On a CPU reading the factor is free and mostly saves a pass over (V, C); elsewhere it would synchronise.
+        if not grad_output.is_cpu or abs(grad_output.item() - 1.0) > 1e-6:
             gradients = tuple(g if g is None else g.mul_(grad_output.to(g.dtype)) for g in gradients)
         return gradients[0], gradients[1], None, None, None, None, None
 

@@ -35,11 +35,13 @@ class StepGraphs:
 
     The first batch of a shape runs kernel by kernel, which also loads the kernels; the second is recorded. When a
     parameter has moved in memory, all graphs are recorded again. When memory is scarce, large batches run kernel by
-    kernel, with a warning. Raises TrainingError if a step cannot be recorded; torch's allocator is then unusable.
+    kernel, with a warning. Each replay draws new random numbers from torch's default generator of the GPU, as the step
+    would kernel by kernel. Raises TrainingError if a step cannot be recorded; torch's allocator is then unusable.
 
     Args:
         loss_of: Receives input ids, positions, layout, loss index, targets and weights as `Batch` has them and returns
-            a scalar, in bf16 autocast; it must neither synchronise nor depend on anything else that changes.
+            a scalar, in bf16 autocast; it must neither synchronise, nor read or set the state of random numbers, nor
+            depend on a host's value that changes.
         adds: Whether the gradients of several micro-batches add up.
     """
 
@@ -97,12 +99,13 @@ class StepGraphs:
     def _model_waits(self, inputs: _Inputs) -> bool:
         """Whether the model waits for the GPU within a step, as GPT-2 does not, and a model that routes tokens may.
 
-        Found out once, with a batch whose kernels are loaded; a warning says that nothing is recorded.
+        Found out once, with a batch whose kernels are loaded, and without an effect on later random numbers; a warning
+        says that nothing is recorded.
         """
         if self._waits is None:
-            self._waits = False
+            self._waits, device = False, self._anchor.device
             try:
-                with forbidden_waits():
+                with torch.random.fork_rng([device] if device.type == "cuda" else []), forbidden_waits():
                     self.loss_of(*inputs.arguments())
             except RuntimeError as error:
                 if "synchroniz" not in str(error):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any, TypeVar
@@ -15,7 +16,7 @@ from instruct_lit.accel.cross_entropy import summed_cross_entropy
 from instruct_lit.accel.cuda_graphs import StepGraphs
 from instruct_lit.accel.weight_copies import LowPrecisionWeights, has_gradient_dtypes
 from instruct_lit.core.data.batching import Batch
-from instruct_lit.core.model.attention import AttentionLayout
+from instruct_lit.core.model.attention import AttentionLayout, CausalRows
 from instruct_lit.core.model.causal import CausalLM
 from instruct_lit.core.training.loss import FitFacts, StepAccelerator, layout_of
 
@@ -58,6 +59,7 @@ class AcceleratedStep(StepAccelerator):
         if device == "cuda" and self.cuda_graphs and half:
             self.graphs = StepGraphs(self._loss, self.model.parameters(), facts.n_micro_batches > 1)
             self.graphs.begin()
+            self._noise = torch.zeros((), device=device)
         if device != "cpu" or not isinstance(optimizer, AdamW) or (half and not has_gradient_dtypes()):
             return
         dtype = torch.bfloat16 if half else torch.float32
@@ -76,6 +78,8 @@ class AcceleratedStep(StepAccelerator):
 
     def loss(self, batch: Batch, weights: Tensor) -> Tensor:
         if self.graphs is not None:
+            if self.model.embedding_noise is not None:  # a recorded step reads the current width from here
+                self.model.embedding_noise = self._noise.fill_(self.model.embedding_noise)
             return self.graphs.loss(batch, weights)
         layout = layout_of(batch)
         return self._loss(batch.input_ids, batch.position_ids, layout, batch.loss_index, batch.targets, weights)
@@ -89,6 +93,8 @@ class AcceleratedStep(StepAccelerator):
         targets: Tensor,
         weights: Tensor,
     ) -> Tensor:
+        if layout is None and self.graphs is not None and self.model.layout_length == math.inf:
+            layout = CausalRows()  # transformers' own mask of rows would wait for the GPU
         states, head = self.model.hidden_states(input_ids, position_ids, layout, loss_index), self.model.head_weight
         copy = self.copies.of.get(id(head)) if self.copies is not None else None
         return summed_cross_entropy(states, head, targets, weights, copy, self.model.compiler, self.dft)

@@ -12,7 +12,6 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -21,14 +20,14 @@ from torch import Tensor
 from instruct_lit.core.model.attention import AttentionLayout, PackedDocuments
 from instruct_lit.core.model.causal import CausalLM
 from instruct_lit.errors import ConfigError
-from instruct_lit.hf.blocks import checkpointed, forward_selected
+from instruct_lit.hf.blocks import BlockForward
 from instruct_lit.hf.compat_transformers import attention_name, register_attention, sdpa_attention
 from instruct_lit.hf.probe import NotSupportedError, Spy, difference, multiplied
 
 NAME = "instruct_lit"  # of our attention function in transformers' registry
 TOLERANCE = 1e-4  # relative difference in fp32 up to which two results count as equal
 HALF_TOLERANCE = 0.02  # of logits in half precision; a soft cap or a scale changes them many times as much
-_Layout = tuple[AttentionLayout, bool, Tensor | None]
+_Layout = tuple[AttentionLayout, bool]
 _LENGTHS = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length", "n_ctx")
 
 
@@ -58,7 +57,7 @@ class HFModel(CausalLM):
     def __init__(self, hf: Any, context_length: int | None = None, activation_checkpointing: int = False) -> None:
         super().__init__()
         self.hf = hf
-        self._selects = False  # whether the last block can compute selected tokens only
+        self._last: BlockForward | None = None  # of the last block if it can compute selected tokens only
         self.is_half = any(p.dtype == torch.bfloat16 for p in hf.parameters())
         self._scale = _logit_scale(hf.config.get_text_config(decoder=True))
         n_vocab, d_model = self.head_weight.shape
@@ -66,7 +65,7 @@ class HFModel(CausalLM):
         self._probe()
         self._noise_embeddings()
         for block in self.blocks[::activation_checkpointing] if activation_checkpointing else ():
-            block.forward = partial(checkpointed, block, block.forward)
+            BlockForward.of(block).recomputes = True
 
     def _noise_embeddings(self) -> None:
         embedding = self.hf.get_input_embeddings()
@@ -121,15 +120,17 @@ class HFModel(CausalLM):
         layout: AttentionLayout | None = None,
         index: Tensor | None = None,
     ) -> Tensor:
-        selects = self._selects and layout is not None and not self._compiles()
-        states = self._all_states(input_ids, position_ids, layout, index if selects else None)
         if index is None:
-            return states
-        return states.flatten(0, -2) if selects else states.flatten(0, -2).index_select(0, index)
+            return self._all_states(input_ids, position_ids, layout)
+        if self._last is None or layout is None:
+            return self._all_states(input_ids, position_ids, layout).flatten(0, -2).index_select(0, index)
+        self._last.index = index
+        try:
+            return self._all_states(input_ids, position_ids, layout).flatten(0, -2)
+        finally:
+            self._last.index = None
 
-    def _all_states(
-        self, input_ids: Tensor, position_ids: Tensor | None, layout: AttentionLayout | None, index: Tensor | None
-    ) -> Tensor:
+    def _all_states(self, input_ids: Tensor, position_ids: Tensor | None, layout: AttentionLayout | None) -> Tensor:
         if layout is None:
             return self._states(input_ids=input_ids)
         assert self.layout_length > 0, self.no_layouts
@@ -141,7 +142,7 @@ class HFModel(CausalLM):
         # transformers passes a mask of four axes unchanged, so it makes none; the layout masks.
         unused = torch.empty(1, 1, 1, 1, device=input_ids.device)
         states = self._states(
-            input_ids=input_ids, position_ids=position_ids, attention_mask=unused, layout=(layout, flat, index)
+            input_ids=input_ids, position_ids=position_ids, attention_mask=unused, layout=(layout, flat)
         )
         return states[0] if flat else states
 
@@ -168,18 +169,14 @@ class HFModel(CausalLM):
         assert self.compiler is not None
         if _attention is _attend_in_layout:
             _attention = torch.compiler.disable(_attend_in_layout)
-        saved = [(block, vars(block).pop("forward", None)) for block in self.blocks]
-        for block, forward in saved:
-            block.forward = partial(self.compiler(type(block).forward), block)
-            if isinstance(forward, partial) and forward.func is checkpointed:
-                block.forward = partial(checkpointed, block, block.forward)
+        forwards = [BlockForward.of(block) for block in self.blocks]
+        for forward in forwards:
+            forward.compiler = self.compiler
         try:
             yield
         finally:
-            for block, forward in saved:
-                del block.forward
-                if forward is not None:
-                    block.forward = forward
+            for forward in forwards:
+                forward.compiler = None
 
     @torch.no_grad()
     def _probe(self) -> None:
@@ -248,16 +245,16 @@ class HFModel(CausalLM):
         self, ids: Tensor, positions: Tensor, lengths: Sequence[int], expected: Tensor, tolerance: float, attention: Any
     ) -> None:
         """Let the last block compute selected tokens only after its attention, if their states stay the same."""
-        last, index = self.blocks[-1], torch.tensor([3, 5, 5, 10], device=ids.device)
-        last.forward = partial(forward_selected, type(last).forward, last, attention)
-        self._selects = True
+        self._last, index = BlockForward.of(self.blocks[-1]), torch.tensor([3, 5, 5, 10], device=ids.device)
+        self._last.attention = attention
         try:
             states = self.hidden_states(ids, positions, PackedDocuments(lengths, 4), index)
-            self._selects = states.shape == (4, expected.shape[-1]) and difference(states, expected[index]) <= tolerance
+            exact = states.shape == (4, expected.shape[-1]) and difference(states, expected[index]) <= tolerance
         except Exception:  # code that expects all tokens behind the last block
-            self._selects = False
-        if not self._selects:
-            del last.forward
+            exact = False
+        if not exact:
+            del self._last.block.forward
+            self._last = None
 
 
 def _attend(
@@ -266,7 +263,7 @@ def _attend(
 ) -> tuple[Tensor, None]:  # fmt: skip
     """The attention function for transformers' registry: `query` `(B, H, T, D)` in, `(B, T, H, D)` out.
 
-    `layout` is the layout, whether its tokens are one flat axis `(N,)`, and what the last block selects of them.
+    `layout` is the layout, and whether its tokens are one flat axis `(N,)`.
     """
     if layout is None:
         return sdpa_attention(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **options)
@@ -289,7 +286,7 @@ def _attend(
 
 def _attend_in_layout(module: Any, q: Tensor, k: Tensor, v: Tensor, dropout: float, layout: _Layout) -> Tensor:
     """The attended values of `(B, T, H, D)`; of a flat batch B is 1."""
-    how, flat, _ = layout
+    how, flat = layout
     if flat:
         return how.attend(module.layer_idx, q[0], k[0], v[0], dropout)[None]
     return how.attend(module.layer_idx, q, k, v, dropout)

@@ -13,13 +13,15 @@ from instruct_lit.accel import cuda_graphs as module
 from instruct_lit.accel.attention_varlen import VarlenDocuments
 from instruct_lit.accel.cross_entropy import summed_cross_entropy
 from instruct_lit.accel.cuda_graphs import StepGraphs
-from instruct_lit.accel.step import compiled_form
+from instruct_lit.accel.step import AcceleratedStep, compiled_form
 from instruct_lit.core.data.batching import Batch, Collator
 from instruct_lit.core.data.encode import EncodedExample
 from instruct_lit.core.model.attention import AttentionLayout, PackedDocuments
+from instruct_lit.core.model.causal import CausalLM
 from instruct_lit.core.model.gpt import GPT, GPTConfig
 from instruct_lit.core.training.loss import layout_of
 from instruct_lit.errors import TrainingError
+from tests.accel.test_decode_loop import OnDevice
 
 LAYOUTS = [("padded", False), ("packed", False), ("packed", True)]
 
@@ -40,7 +42,7 @@ def batch_of(layout: str, shared_prefix: bool, lengths: tuple[int, ...] = (20, 3
     return Collator(96, torch.ones(97, dtype=torch.long).numpy(), layout, shared_prefix)(examples)  # type: ignore[arg-type]
 
 
-def loss_of(model: GPT) -> Callable[..., Tensor]:
+def loss_of(model: CausalLM) -> Callable[..., Tensor]:
     def loss(
         ids: Tensor, positions: Tensor, layout: AttentionLayout | None, index: Tensor, targets: Tensor, weights: Tensor
     ) -> Tensor:
@@ -50,10 +52,52 @@ def loss_of(model: GPT) -> Callable[..., Tensor]:
     return loss
 
 
+def arguments_of(batch: Batch) -> tuple[Any, ...]:
+    return batch.input_ids, batch.position_ids, layout_of(batch), batch.loss_index, batch.targets
+
+
+DRAWING = ["dropout padded", "lora packed", "noise padded", "recomputed lora packed llama",
+           "noise recomputed packed", "noise recomputed padded llama"]  # fmt: skip
+
+
+def drawing(name: str, device: str = "cpu") -> tuple[AcceleratedStep, CausalLM, Batch]:
+    """A step that draws random numbers or recomputes activations, its model, and a batch."""
+    recomputes, dropout = "recomputed" in name, 0.3 * ("dropout" in name)
+    if "llama" in name:
+        transformers = pytest.importorskip("transformers")
+        from instruct_lit.hf.model import HFModel
+        from tests.hf.test_model import OF
+
+        torch.manual_seed(0)
+        config = OF["llama"]()
+        config.max_position_embeddings = 256
+        hf = transformers.AutoModelForCausalLM.from_config(config)
+        model: CausalLM = HFModel(hf, activation_checkpointing=recomputes).train()
+    else:
+        model = GPT(GPTConfig(n_vocab=97, context_length=256, d_model=48, n_layers=2, n_heads=3), dropout, recomputes)
+        model.init_weights(0)
+    if "lora" in name:
+        pytest.importorskip("peft")
+        from instruct_lit.hf.adapters import Adapter
+
+        Adapter(model, rank=3, dropout=0.0 if recomputes else 0.3)
+        for parameter_name, parameter in model.named_parameters():
+            if "lora_B" in parameter_name:
+                parameter.data.normal_(0, 0.1)
+    model.embedding_noise = 0.05 if "noise" in name else None
+    step, batch = (
+        AcceleratedStep(cuda_graphs=True),
+        batch_of(*(("padded", False) if "padded" in name else ("packed", True))),
+    )
+    step.attach(model.train().to(device))
+    step.graphs = StepGraphs(step._loss, model.parameters(), adds=False)
+    step._noise = torch.zeros((), device=device)
+    return step, model, batch.to(device)
+
+
 def plain(model: GPT, batch: Batch) -> tuple[float, list[Tensor]]:
     """Loss and gradients of the batch as it is."""
-    arguments = (batch.input_ids, batch.position_ids, layout_of(batch), batch.loss_index, batch.targets)
-    loss = loss_of(model)(*arguments, batch.loss_weights)
+    loss = loss_of(model)(*arguments_of(batch), batch.loss_weights)
     return loss.item(), [g.to_dense() for g in torch.autograd.grad(loss, list(model.parameters()))]
 
 
@@ -107,7 +151,8 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     monkeypatch.setattr(StepGraphs, "_record", record)
     monkeypatch.setattr(module, "forbidden_waits", nullcontext)
     monkeypatch.setattr(VarlenDocuments, "attend", lambda self, *arguments: on_processor(self).attend(*arguments))
-    of_gpu = {"Stream": None, "current_stream": None, "graph_pool_handle": None, "empty_cache": None}
+    monkeypatch.setattr(torch.cuda, "Stream", type(None))  # a class, since annotations may name it
+    of_gpu = {"current_stream": None, "graph_pool_handle": None, "empty_cache": None}
     of_gpu |= {"mem_get_info": (25 * 10**9, 0), "max_memory_allocated": 3 * 10**10, "memory_allocated": 2 * 10**10}
     for name, answer in of_gpu.items():
         monkeypatch.setattr(torch.cuda, name, lambda answer=answer: answer)
@@ -264,6 +309,113 @@ def test_documents_of_padding_hold_it_at_any_size() -> None:
     for n in [*range(1, 600), *range(4000, 4200), *range(8100, 8600, 7), *range(65_000, 66_000, 61)]:
         size = module._shape_of(n)
         assert sum(module._documents_of_padding(size - n, size)) == size - n, n
+
+
+@pytest.mark.parametrize("name", DRAWING)
+def test_a_step_reads_nothing_from_the_host_and_leaves_the_state_of_random_numbers(
+    name: str, recorded: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tensors on the meta device have no values that anything could depend on."""
+    step, model, batch = drawing(name)
+    step.loss(batch, batch.loss_weights)  # finds out what blocks draw
+    trained = [p for p in model.to("meta").parameters() if p.requires_grad]
+    step._noise = torch.zeros((), device="meta")
+    monkeypatch.undo()
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda *_: False)  # knows no such device, nor does its inverse
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
+    monkeypatch.setattr("instruct_lit.accel.cross_entropy._at_once", lambda like: True)  # as on a GPU
+    for function in ("get_rng_state", "set_rng_state", "manual_seed"):
+        monkeypatch.delattr(torch, function)
+    if model.embedding_noise is not None:
+        model.embedding_noise = step._noise
+    batch = batch.to("meta")
+    inputs = module._padded(batch, batch.loss_weights)
+    with OnDevice() as mode:
+        torch.autograd.grad(step._loss(*inputs.arguments()), trained, allow_unused=True)
+    assert mode.n_operations > 150
+
+
+@pytest.mark.parametrize("name", DRAWING)
+def test_padding_changes_no_random_number_of_others_and_is_not_learnt_from(
+    name: str, recorded: list[tuple[int, ...]]
+) -> None:
+    """Whatever the tokens of padding are, loss and gradients are the same with the same random numbers."""
+    (step, model, batch), found = drawing(name), []
+    trained = [p for p in model.parameters() if p.requires_grad]
+    for token in (0, 5):
+        inputs = module._padded(batch, batch.loss_weights)
+        inputs.tensors[0][..., batch.input_ids.shape[-1] :] = token
+        torch.manual_seed(1)
+        loss = step._loss(*inputs.arguments())
+        found.append([loss.detach(), *(g.to_dense() for g in torch.autograd.grad(loss, trained))])
+    for first, second in zip(*found, strict=True):
+        assert (first - second).norm() <= 1e-5 * first.norm()
+
+
+@pytest.mark.parametrize("name", DRAWING)
+def test_replays_draw_the_random_numbers_of_the_steps_that_they_replace(
+    name: str, recorded: list[tuple[int, ...]]
+) -> None:
+    (step, _, batch), found = drawing(name), []
+    assert step.graphs is not None
+    inputs = module._padded(batch, batch.loss_weights)
+    for loss in (lambda: step.loss(batch, batch.loss_weights), lambda: step._loss(*inputs.arguments())):
+        torch.manual_seed(1)
+        found.append([loss().item() for _ in range(4)])
+    assert found[0] == pytest.approx(found[1], rel=1e-6) and len(recorded) == 1
+    assert len(set(found[0])) == (1 if name.startswith("recomputed") else 4)
+
+
+def test_a_recorded_step_has_the_noise_of_the_current_batch(recorded: list[tuple[int, ...]]) -> None:
+    """NEFTune's noise on padded batches is that on the batches themselves, whose width changes."""
+    step, model, batch = drawing("noise packed")
+    for n, width in enumerate((0.05, 0.1, 0.02, 0.3)):
+        torch.manual_seed(n)
+        model.embedding_noise = width
+        expected = loss_of(model)(*arguments_of(batch), batch.loss_weights).item()
+        torch.manual_seed(n)
+        assert step.loss(batch, batch.loss_weights).item() == pytest.approx(expected, rel=1e-6)
+        assert model.embedding_noise is step._noise, "a number of the host would be that of the recording"
+    assert len(recorded) == 1
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", DRAWING)
+def test_recorded_steps_draw_anew_and_recompute(name: str) -> None:
+    """Against the same steps kernel by kernel with the same random numbers; the width of the noise changes."""
+    (step, model, batch), found = drawing(name, "cuda"), []
+    trained = [p for p in model.parameters() if p.requires_grad]
+    assert step.graphs is not None
+    step.graphs.begin()
+    inputs = module._padded(batch, batch.loss_weights)
+
+    def kernel_by_kernel() -> Tensor:
+        if model.embedding_noise is not None:
+            step._noise.fill_(model.embedding_noise)
+            model.embedding_noise = step._noise
+        return step._loss(*inputs.arguments())
+
+    with torch.autocast("cuda", torch.bfloat16):
+        for _ in range(2):  # seen, and recorded
+            step.loss(batch, batch.loss_weights).backward()
+        assert any(step.graphs._graphs.values())
+        for loss_of_step in (lambda: step.loss(batch, batch.loss_weights), kernel_by_kernel):
+            torch.cuda.manual_seed(7)
+            losses, sums = [], [torch.zeros_like(p) for p in trained]
+            for n in range(32):
+                if model.embedding_noise is not None:
+                    model.embedding_noise = 0.05 + n / 100
+                model.zero_grad()
+                loss = loss_of_step()
+                loss.backward()
+                losses.append(loss.item())
+                torch._foreach_add_(sums, [p.grad for p in trained])
+            found.append((losses, torch.cat([x.flatten() for x in sums])))
+    step.graphs.end()
+    (replayed, of_replays), (expected, wanted) = found
+    assert replayed == pytest.approx(expected, rel=2e-3)
+    assert (of_replays - wanted).norm() <= 0.02 * wanted.norm()
+    assert (len(set(replayed)) == 1) is name.startswith("recomputed")
 
 
 @pytest.mark.gpu

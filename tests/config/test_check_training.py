@@ -134,11 +134,13 @@ def test_the_shape_of_a_run_folder_is_that_of_its_bundle(tmp_path: Path) -> None
             ("cuda_graphs=true", "trainer.precision=16-mixed"),
             "requires trainer.precision=bf16-mixed, given is 16-mixed",
         ),
-        (("cuda_graphs=true", "neftune_alpha=5"), "a recorded step cannot draw random numbers anew"),
-        (("cuda_graphs=true", "model.dropout=0.1"), "a recorded step cannot draw random numbers anew"),
         (
-            ("cuda_graphs=true", "adapter=lora", "adapter.dropout=0.1"),
-            "a recorded step cannot draw random numbers anew",
+            ("cuda_graphs=true", "model.dropout=0.1"),
+            "the attention of packed documents with model.dropout has no fixed shapes; use batching=padded",
+        ),
+        (
+            ("cuda_graphs=true", "adapter=lora", "adapter.dropout=0.1", "model.activation_checkpointing=2"),
+            "model.activation_checkpointing repeats adapter.dropout by setting the state of random numbers",
         ),
         (
             ("cuda_graphs=true", "trainer.detect_anomaly=true"),
@@ -155,10 +157,16 @@ def test_what_is_for_one_gpu_is_checked(overrides: tuple[str, ...], message: str
 def test_steps_are_recorded_wherever_that_goes() -> None:
     assert wants_graphs(composed("train")) and wants_graphs(composed("train", "adapter=lora", "trainer.precision=null"))
     assert not wants_graphs(composed("train", "cuda_graphs=false"))
-    for otherwise in ("neftune_alpha=5", "trainer=ddp", "trainer.precision=32-true", "trainer.detect_anomaly=true"):
-        config = composed("train", otherwise)
+    for draws in ("neftune_alpha=5", "adapter.dropout=0.1", "model.activation_checkpointing=2"):
+        assert wants_graphs(composed("train", "adapter=lora", draws))
+    dropout = ["model.dropout=0.1", "batching=padded"]
+    for otherwise in (["trainer=ddp"], ["trainer.precision=32-true"], ["trainer.detect_anomaly=true"], dropout):
+        config = composed("train", *otherwise)
         check_command("train", config)
         assert not wants_graphs(config), otherwise
+    config = composed("train", "cuda_graphs=true", *dropout)
+    check_command("train", config)
+    assert wants_graphs(config)
 
 
 def test_a_machine_without_a_gpu_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,7 +50,9 @@ class TrainConfig:
     )
     neftune_alpha: float | None = option(None, "Noise on embeddings (NEFTune); often 5.", at_least=0, at_most=1e6)
     compile: bool = option(False, "torch.compile on a GPU; compilation takes about 15 seconds.")
-    cuda_graphs: bool | None = option(None, "Record micro-batches as CUDA graphs; null: where possible; true: or fail.")
+    cuda_graphs: bool | None = option(
+        None, "Record micro-batches as CUDA graphs; null: where that is sure to work; true: or fail."
+    )
     optimizer: Any = option(MISSING, "Constructor (_target_), with lr and weight_decay.", mapping=True, required=True)
     scheduler: SchedulerConfig = group(SchedulerConfig, "Learning rate over time.")
     callbacks: Any = option(None, "Callbacks by name, each a constructor (_target_) or null.", items=OFF)

@@ -30,7 +30,7 @@ class CausalLM(nn.Module):
 
     config: Any  # the sizes n_vocab, context_length, n_layers, n_heads (of keys and values) and d_head
     blocks: nn.ModuleList  # the layers in order
-    embedding_noise: float = 0.0  # half width of the uniform noise on token embeddings in training
+    embedding_noise: float | Tensor | None = None  # half width of the uniform noise on token embeddings in training
     compiler: Compiler | None = None  # in training, compiles the functions between attention calls
     layout_length: float = math.inf  # longest text for which attention layouts are exact; causal rows always are
     no_layouts: str | None = None  # why longer texts need causal rows
@@ -66,10 +66,12 @@ class CausalLM(nn.Module):
         """
 
     def noised(self, embeddings: Tensor) -> Tensor:
-        """Token embeddings, with uniform noise in training (NEFTune, Jain et al. 2023)."""
-        if not self.training or self.embedding_noise == 0:
+        """Token embeddings, with uniform noise in training (NEFTune, Jain et al. 2023); the host reads no tensor."""
+        width = self.embedding_noise if self.training else None
+        if width is None:
             return embeddings
-        return embeddings + torch.empty_like(embeddings).uniform_(-self.embedding_noise, self.embedding_noise)
+        draw = torch.empty_like(embeddings).uniform_
+        return embeddings + (draw(-1, 1) * width if isinstance(width, Tensor) else draw(-width, width))
 
     @property
     def n_parameters(self) -> int:

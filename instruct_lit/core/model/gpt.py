@@ -11,7 +11,6 @@ V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -85,10 +84,8 @@ class Block(nn.Module):
         self, x: Tensor, layout: AttentionLayout, compiler: Compiler | None = None, index: Tensor | None = None
     ) -> Tensor:
         """Return the residual stream after the layer, `(…, C)`; with `index` `(M,)` that of those tokens, `(M, C)`."""
-        before: Callable[..., Tensor] = Block.before_attention
-        after: Callable[..., Tensor] = Block.after_attention
-        if compiler is not None:
-            before, after = compiler(before), compiler(after)
+        before = Block.before_attention if compiler is None else compiler(Block.before_attention)
+        after = Block.after_attention if compiler is None else compiler(Block.after_attention)
         q, k, v = before(self, x).unflatten(-1, (3, *self.heads)).unbind(-3)  # (…, H, D) each
         y = layout.attend(self.layer, q, k, v, self.dropout.p if self.training else 0.0).flatten(-2)  # (…, C)
         if index is not None:
@@ -138,14 +135,15 @@ class GPT(CausalLM):
         # The head gives the tied weight a dense gradient; a sparse one is added to it without another (V, C) of zeros.
         # On a GPU zeros are cheap, and a sparse gradient would sort its rows.
         tokens = F.embedding(input_ids, self.wte.weight, sparse=self.training and input_ids.is_cpu)
-        x = self.dropout((self.noised(tokens) if self.embedding_noise else tokens) + self.wpe(position_ids))
+        x = self.dropout((tokens if self.embedding_noise is None else self.noised(tokens)) + self.wpe(position_ids))
         compiler = self.compiler if self.training else None
         for n, block in enumerate(self.blocks):
-            selection = index if block is self.blocks[-1] else None
+            inputs = x, layout, compiler, index if block is self.blocks[-1] else None
             if self.training and self.activation_checkpointing and n % self.activation_checkpointing == 0:
-                x = checkpoint(block, x, layout, compiler, selection, use_reentrant=False)
+                draws = any(isinstance(module, nn.Dropout) and module.p > 0 for module in block.modules())
+                x = checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=draws)
             else:
-                x = block(x, layout, compiler, selection)
+                x = block(*inputs)
         return self.ln_f(x)
 
     def forward(

@@ -91,7 +91,7 @@ class InstructionTuner(LightningModule):
         if window.reference == 0:
             (window.reference,) = sum_over_ranks(self.trainer, [batch.n_supervised])
             self.trainer.optimizers[0].zero_grad()
-        if self.neftune_alpha is not None:
+        if self.neftune_alpha:
             n_tokens = batch.n_tokens / max(1, len(batch.example_ids))
             self.model.embedding_noise = self.neftune_alpha / math.sqrt(max(1.0, n_tokens) * self.model.config.d_model)
         # DDP divides by the number of ranks, Lightning by that of micro-batches: both are undone. The factor is part of
