@@ -76,7 +76,7 @@ class BlockForward:
             return states.to(x.dtype).flatten(0, -2).index_select(0, index)[None].to(states.dtype)
 
         attend = _own_forward(self.attention, compiler)
-        self.attention.forward = partial(_hidden(_attended) if compiler else _attended, self)
+        self.attention.forward = partial(hidden_from_compiler(_attended) if compiler else _attended, self)
         try:
             args, kwargs = _inputs_of_attention(partial(run, *inputs, **named))
             attended = attend(*args, **kwargs)
@@ -108,8 +108,8 @@ def _inputs_of_attention(run: Callable[[], Any]) -> tuple[Any, ...]:
 
 
 @cache
-def _hidden(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function that interrupts compiled code."""
+def hidden_from_compiler(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, which interrupts compiled code that calls it."""
     return torch.compiler.disable(function)
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from instruct_lit.core.model.attention import AttentionLayout, PackedDocuments
 from instruct_lit.core.model.causal import CausalLM
 from instruct_lit.errors import ConfigError
-from instruct_lit.hf.blocks import BlockForward
+from instruct_lit.hf.blocks import BlockForward, hidden_from_compiler
 from instruct_lit.hf.compat_transformers import attention_name, register_attention, sdpa_attention
 from instruct_lit.hf.probe import NotSupportedError, Spy, difference, multiplied
 
@@ -166,9 +166,7 @@ class HFModel(CausalLM):
     def _compiled_blocks(self) -> Iterator[None]:
         """Let all blocks run by one compiled function, which the attention interrupts."""
         global _attention
-        assert self.compiler is not None
-        if _attention is _attend_in_layout:
-            _attention = torch.compiler.disable(_attend_in_layout)
+        _attention = hidden_from_compiler(_attend_in_layout)
         forwards = [BlockForward.of(block) for block in self.blocks]
         for forward in forwards:
             forward.compiler = self.compiler
