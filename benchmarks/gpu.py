@@ -49,6 +49,7 @@ SHAPES: dict[str, tuple[int, int, int, int, int, int, bool]] = {
 OURS, WRAPPED = "ours packed+prefix bf16 compiled", "trl bf16 wrapped liger"
 RATIOS = [
     (f"llama-1b, {OURS}", f"llama-1b, {WRAPPED}"),
+    ("llama-1b, ours packed+prefix bf16 liger", f"llama-1b, {OURS}"),
     (f"llama-1b, {OURS} lora", f"llama-1b, {OURS}"),
     (f"llama-1b, {OURS} lora", f"llama-1b, {WRAPPED} lora frozen"),
     ("gpt2, answers of 110, ours bf16", "gpt2, answers of 110, hf generate bf16 110"),
@@ -99,6 +100,7 @@ def rows(device: str, folder: Path) -> Iterator[Row]:
     yield answering("llama-1b", "ours bf16", 64, 64, "≥ 8,000 tokens/s")
     yield answering("gpt2", "ours bf16", 1, 8, "≥ 400 tokens/s")
     yield training("llama-1b", "ours packed+prefix bf16")
+    yield training("llama-1b", "ours packed+prefix bf16 liger", "decides which of Liger and compile=true is faster")
     yield training("llama-1b", f"{OURS} lora", "≥ 1.3 × all weights, ≥ 1.5 × TRL's LoRA")
     yield training("llama-1b", f"{WRAPPED} lora frozen")
     yield Row(

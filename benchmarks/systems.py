@@ -35,8 +35,8 @@ def measure(name: str, args: Namespace) -> dict[str, Any]:
 def ours(name: str, args: Namespace) -> dict[str, Any]:
     """What `python -m instruct_lit.train` runs, without validation, checkpoints and answers.
 
-    `lora` and `qlora` are adapters, `frozen` model.dtype=bfloat16; on a GPU `compiled` is compile=true, `eager`
-    cuda_graphs=false.
+    `lora` and `qlora` are adapters, `frozen` model.dtype=bfloat16; on a GPU `compiled` is compile=true, `liger`
+    model.liger=true, `eager` cuda_graphs=false.
     """
     import torch
     from hydra import compose, initialize_config_dir
@@ -64,7 +64,7 @@ def ours(name: str, args: Namespace) -> dict[str, Any]:
             "train",
             [
                 *_model_overrides(args.model), f"adapter={_adapter_of(name)}", "verify=false",
-                f"model.dtype={'bfloat16' if 'frozen' in more else 'auto'}",
+                *(["model.liger=true"] if "liger" in more else []), f"model.dtype={'bfloat16' if 'frozen' in more else 'auto'}",
                 "data=files", f"data.path={args.data}", "data.split=book", f"data.batch_size={args.batch_size}",
                 f"batching={layout}", f"batching.shared_prefix={bool(prefix)}".lower(),
                 f"optimizer.lr={LR}", f"optimizer.weight_decay={WEIGHT_DECAY}", "scheduler=constant",

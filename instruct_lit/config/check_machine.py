@@ -18,6 +18,7 @@ from instruct_lit.config.targets import target_of, without
 from instruct_lit.core.model import causal as device
 from instruct_lit.core.model.gpt import GPT, GPTConfig
 from instruct_lit.errors import ConfigError
+from instruct_lit.optional_imports import installed, message
 
 WORKERS_PER_PROCESSOR = 8
 SHARED_MEMORY = Path("/dev/shm")  # nosec B108: where Linux keeps what processes share
@@ -89,6 +90,10 @@ def _relations(config: DictConfig) -> Iterator[Relation]:
             yield on_cpu or gpu == "mps", key, "is for a CUDA GPU, and this run has none"
             no_bf16 = not on_cpu and trainer.precision is None and default_precision("gpu") == "32-true"
             yield key == "cuda_graphs" and no_bf16, key, "this GPU does not compute in bf16"
+    if config.model.liger:
+        yield on_cpu or gpu == "mps", "model.liger", "is for a CUDA GPU, and this run has none"
+        if not installed("liger_kernel"):
+            yield message("liger_kernel", "model.liger=true", "liger")
     decay = config.optimizer.get("weight_decay", 0.0)
     is_number = isinstance(decay, int | float) and not isinstance(decay, bool)
     valid = is_number and 0 <= decay < 2**63

@@ -61,6 +61,7 @@ def _model_relations(config: Any) -> Iterator[Relation]:
     every = model.activation_checkpointing
     key = f"model.activation_checkpointing={every}"
     yield not isinstance(every, int) or every < 0, key, "true, false, or n for every n-th block"
+    yield model.liger and config.compile, "model.liger", "compile=true fuses the same operations; choose one"
     if model.kind == "hf":
         yield not path, "model.path", "give a hub id or a folder (model=hf)"
         ggufs = sorted(file.name for file in folder.glob("*.gguf")) if folder else []
@@ -79,7 +80,7 @@ def _model_relations(config: Any) -> Iterator[Relation]:
     yield not divides, "model.d_model", f"must be a multiple of model.n_heads={model.n_heads}"
     reason = "no such folder (a bundle or a Hugging Face GPT-2 directory; other models require model=hf)"
     yield folder and not folder.is_dir(), "model.path", reason + (similar(folder) if folder else "")
-    for key in ("gguf_file", "trust_remote_code", "new_tokens"):
+    for key in ("gguf_file", "trust_remote_code", "new_tokens", "liger"):
         yield model[key], f"model.{key}", "requires model=hf"
     yield model.dtype == "bfloat16", "model.dtype", "requires model=hf"
 

@@ -67,7 +67,7 @@ def _weights_of(config: DictConfig) -> dict[str, Any]:
     from instruct_lit.hf.files import own_device
 
     if OmegaConf.select(config, "trainer") is None:  # a base that is only evaluated
-        return {"dtype": None}
+        return {"dtype": None, "liger": False}
     adapter, sharded = OmegaConf.select(config, "adapter.kind", default="none"), is_sharded(config)
     all_trained = adapter == "none" and config.get("trainable", "all") == "all" and config.get("fit", True)
     dtypes = {"auto": None if computes_in_half(config) else torch.float32, **DTYPES}

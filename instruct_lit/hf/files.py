@@ -18,6 +18,7 @@ from instruct_lit.core.model.pretrained import DTYPES, MAX_LAYERS
 from instruct_lit.errors import CheckpointError, ConfigError, DownloadError, InstructLitError
 from instruct_lit.hf.compat_bitsandbytes import keep_differentiable
 from instruct_lit.hf.compat_gguf import forget_reader, shared_reader
+from instruct_lit.hf.compat_liger import use_liger
 from instruct_lit.hf.compat_transformers import draw_weights, forget_quantization
 from instruct_lit.hf.model import HFModel
 from instruct_lit.hf.older_readers import spell_for_transformers_4
@@ -104,6 +105,7 @@ def load_hf(
     seed: int = 0,
     dtype: torch.dtype | None = torch.float32,
     device: torch.device | None = None,
+    liger: bool = False,
 ) -> HFModel:
     """Open a directory or hub repository as `AutoModelForCausalLM` does.
 
@@ -112,6 +114,7 @@ def load_hf(
         n_bits: 4 freezes the blocks' weights at 4 bits (NF4, through bitsandbytes) for training adapters.
         dtype: of the weights in memory; None: bf16 where they are stored in it and a GPU computes in it, else fp32.
         device: where the weights are made, without a copy in host memory; None: in host memory.
+        liger: compute with Liger's kernels on a CUDA GPU.
 
     Raises:
         ConfigError, CheckpointError, DownloadError: as `opening` and `HFModel`.
@@ -146,6 +149,8 @@ def load_hf(
                     hf = drawn_in_four_bits(hf, place)
         if n_bits == 4:
             keep_differentiable(hf)
+        if liger:
+            use_liger(hf)
     if source.gguf_file:
         forget_reader()
         forget_quantization(hf)

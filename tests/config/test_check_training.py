@@ -1,5 +1,6 @@
 """Configurations that cannot be: what is wrong is said before any work, all of it at once."""
 
+import sys
 import warnings
 from pathlib import Path
 
@@ -181,6 +182,20 @@ def test_a_machine_without_a_gpu_is_told(monkeypatch: pytest.MonkeyPatch) -> Non
         check_machine(composed("train", "cuda_graphs=true"))
     with pytest.raises(ConfigError, match="is for a CUDA GPU, and this run has none"):
         check_machine(composed("train", "compile=true", "trainer.accelerator=cpu"))
+
+
+def test_liger_needs_a_model_of_transformers_a_gpu_and_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    hf = ["model=hf", "model.path=owner/name", "model.liger=true"]
+    for given, message in ((["model.liger=true"], "requires model=hf"), ([*hf, "compile=true"], "compile=true fuses")):
+        with pytest.raises(ConfigError, match=f"model.liger=true: {message}"):
+            check_command("train", composed("train", *given))
+    check_command("train", composed("train", *hf))
+    monkeypatch.setattr(device, "best_device", lambda: torch.device("cpu"))
+    monkeypatch.setitem(sys.modules, "liger_kernel", None)
+    with pytest.raises(ConfigError) as caught:
+        check_machine(composed("train", *hf))
+    assert "model.liger=true: is for a CUDA GPU, and this run has none" in str(caught.value)
+    assert "model.liger=true: needs liger-kernel; pip install -e '.[liger]'" in str(caught.value)
 
 
 def test_apples_gpu_trains_by_the_plain_path(monkeypatch: pytest.MonkeyPatch) -> None:

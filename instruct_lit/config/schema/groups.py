@@ -39,6 +39,7 @@ class ModelConfig:
     activation_checkpointing: Any = option(
         False, "Recompute activations in the backward pass to save memory: true, or n for every n-th block."
     )
+    liger: bool = option(False, "Compute norms, activations and rotary embeddings with Liger's kernels (hf, CUDA GPU).")
     lr: float = option(5e-5, "Learning rate that suits this model; the default of optimizer.lr.", at_least=0)
 
 
