@@ -80,20 +80,16 @@ class StreamingHubSource(FileSource):
         return list(range(self._data.num_shards))
 
     def records(self, shard: int) -> Iterator[tuple[str, Any]]:
-        rows = iter(self._data.shard(num_shards=self._data.num_shards, index=shard))
         number = 0
-        while True:
-            try:
-                row = next(rows)
-            except StopIteration:
-                return
-            except Exception as error:
-                raise DownloadError(
-                    f"data set {self.repo}, shard {shard}, record {number}: cannot be read "
-                    f"({type(error).__name__}: {error})"
-                ) from error
-            yield f"{self.repo}, shard {shard}, record {number}", row
-            number += 1
+        try:
+            for row in self._data.shard(num_shards=self._data.num_shards, index=shard):
+                yield f"{self.repo}, shard {shard}, record {number}", row
+                number += 1
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise DownloadError(
+                f"data set {self.repo}, shard {shard}, record {number}: cannot be read ({reason})"
+            ) from error
 
     def fingerprint(self) -> str:
         """A hash of the commit and of how the data set is read."""

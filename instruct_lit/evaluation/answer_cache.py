@@ -16,6 +16,7 @@ from instruct_lit.core.generation.engine import Engine
 from instruct_lit.core.generation.responses import closing
 from instruct_lit.core.generation.sampling import SamplingSettings
 from instruct_lit.errors import DataError
+from instruct_lit.evaluation.jsonl_log import readable
 
 
 class AnswerCache:
@@ -28,19 +29,14 @@ class AnswerCache:
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
-        self._answers: dict[str, Any] = {}
         try:
             if path is not None:
                 path.parent.mkdir(parents=True, exist_ok=True)
             text = path.read_text(encoding="utf-8", errors="replace") if path is not None and path.exists() else ""
         except OSError as error:
             raise self._unusable(error) from error
-        for line in text.splitlines():
-            try:
-                key, answer = json.loads(line)
-            except (ValueError, TypeError, RecursionError):
-                continue
-            self._answers[str(key)] = answer
+        pairs = (pair for pair in readable(text.splitlines()) if isinstance(pair, list) and len(pair) == 2)
+        self._answers: dict[str, Any] = {str(key): answer for key, answer in pairs}
 
     def get(self, *request: Any) -> Any:
         """The cached answer to a request, None where there is none."""

@@ -44,21 +44,15 @@ def by_category(rows: Sequence[Row], field: str, metric: str, seed: int = 0) -> 
     for row in rows:
         groups.setdefault(category(row, field), []).append(row)
     return {
-        value: {
-            "n": len(groups[value]),
-            **(
-                {metric: interval(scores, seed, shares=metric not in BEYOND_SHARES)}
-                if (scores := _scores(groups[value], metric))
-                else {}
-            ),
-            **losses(groups[value], seed),
-        }
+        value: {"n": len(groups[value]), **_score(groups[value], metric, seed), **losses(groups[value], seed)}
         for value in sorted(groups, key=_order)
     }
 
 
-def _scores(rows: Sequence[Row], metric: str) -> list[float]:
-    return [row["scores"][metric] for row in rows if metric in row["scores"]]
+def _score(rows: Sequence[Row], metric: str, seed: int) -> dict[str, Interval]:
+    """The metric; empty where it concerns no row."""
+    values = [row["scores"][metric] for row in rows if metric in row["scores"]]
+    return {metric: interval(values, seed, shares=metric not in BEYOND_SHARES)} if values else {}
 
 
 def losses(rows: Sequence[Row], seed: int = 0) -> dict[str, Interval]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -50,10 +51,11 @@ class JsonlLog:
             lines = self.path.read_bytes().split(b"\n")
         except OSError as error:
             raise DataError(f"{self.key}={self.path}: cannot be read ({error.strerror})") from error
-        records = []
-        for line in lines:
-            try:
-                records.append(json.loads(line))
-            except (ValueError, RecursionError):
-                continue
-        return [record for record in records if isinstance(record, dict)]
+        return [record for record in readable(lines) if isinstance(record, dict)]
+
+
+def readable(lines: Iterable[str | bytes]) -> Iterator[Any]:
+    """The JSON values of lines, without those that are none: a killed process leaves a part of one."""
+    for line in lines:
+        with suppress(ValueError, RecursionError):
+            yield json.loads(line)

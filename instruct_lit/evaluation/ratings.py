@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from instruct_lit.errors import DataError, printable
+from instruct_lit.evaluation.statistics import Z_95
 
 WINNERS = ("model_a", "model_b", "tie", "both_bad")
 _SPELLINGS = {"tie (bothbad)": "both_bad", "bothbad": "both_bad"}  # of published battles
@@ -19,7 +20,6 @@ CENTRE, SCALE = 1000.0, 400.0  # the mean of the models, and the difference at o
 POINTS = SCALE / np.log(10)  # of one unit of log-odds
 PRIOR_SD = 400.0  # points
 ELO_K = 4.0  # the change for an unexpected win, as in Chatbot Arena
-Z_95 = 1.959964
 
 
 @dataclass(frozen=True)

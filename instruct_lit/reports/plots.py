@@ -148,8 +148,7 @@ def run_curves(histories: Mapping[str, Sequence[Mapping[str, Any]]], metric: str
     """A validation metric of each run, by name, over the column `x` of its history."""
     figure, axes = _figure(f"{metric} over {x_label}", x_label, f"{metric} (nats per token)", 3.8)
     for colour, (name, history) in zip(cycle(RUN_COLOURS), histories.items(), strict=False):
-        points = [(row[x], row[metric]) for row in history if math.isfinite(row.get(metric, math.nan))]
-        if points:
+        if points := _points(history, metric, x):
             axes.plot(*zip(*points, strict=True), "o-", color=colour, markersize=3, label=name)
     axes.xaxis.set_major_formatter("{x:,.0f}")
     _legend(axes)
@@ -290,8 +289,8 @@ def _trial_lines(axes: Axes, lines: Sequence[TrialLine]) -> None:
         axes.plot(*zip(*line.points, strict=True), style, color=line.colour, alpha=0.85, gid=f"trial-{line.number}")
 
 
-def _points(history: Sequence[Mapping[str, Any]], name: str) -> list[tuple[int, float]]:
-    return [(row["step"], row[name]) for row in history if math.isfinite(row.get(name, math.nan))]
+def _points(history: Sequence[Mapping[str, Any]], name: str, x: str = "step") -> list[tuple[int, float]]:
+    return [(row[x], row[name]) for row in history if math.isfinite(row.get(name, math.nan))]
 
 
 def _smooth(values: Sequence[float]) -> list[float]:
