@@ -20,6 +20,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from instruct_lit.config.compat_hydra import IntervalSweep, Override, RangeSweep, launcher_of, parse_overrides
+from instruct_lit.config.satellites import has_satellite
 from instruct_lit.errors import ConfigError
 from instruct_lit.optional_imports import load
 from instruct_lit.sweeps.compat_optuna import running_trial
@@ -84,6 +85,16 @@ class OptunaSweeper(Sweeper):
         for key in ("n_trials", "n_jobs"):
             if getattr(self, key) < 1:
                 raise ConfigError(f"hydra.sweeper.{key}={getattr(self, key)}: must be at least 1")
+        metric = self.settings.get("optimized_metric")
+        if metric and has_satellite("evaluation"):
+            from instruct_lit.evaluation.metrics import higher_is_better
+
+            better = {True: "maximize", False: "minimize", None: self.direction}[higher_is_better(metric)]
+            if better != self.direction:
+                raise ConfigError(
+                    f"hydra.sweeper.direction={self.direction}: the wrong one for optimized_metric={metric}; give "
+                    f"hydra.sweeper.direction={better}"
+                )
 
     def sweep(self, arguments: list[str]) -> None:
         self._check()

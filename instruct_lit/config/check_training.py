@@ -180,10 +180,21 @@ def _metric_relations(config: Any, callbacks: dict[str, Any]) -> Iterator[Relati
     at_end = [name for name in logged if name != "train/loss"]
     while_training = [name for name in logged if not name.startswith("test/")]
     for key, node in callbacks.items():
-        monitor = node.get("monitor")
+        monitor, kind = node.get("monitor"), str(node.get("_target_")).rpartition(".")[2]
         # A pruner may monitor the metric of the sweep, which is logged at the end only.
-        allowed = at_end if str(node.get("_target_")).endswith(".Pruning") else while_training
-        wrong = monitor is not None and monitor not in allowed
+        wrong = monitor is not None and monitor not in (at_end if kind == "Pruning" else while_training)
         yield wrong, f"callbacks.{key}.monitor={monitor}", f"logged are {', '.join(while_training)}"
+        mode = node.get("mode", "min")
+        if monitor is not None and kind != "Pruning" and (expected := _mode_of(monitor, mode)) != mode:
+            yield f"callbacks: {kind} monitors {monitor} with mode={mode}; use mode={expected}"
     metric = config.optimized_metric
     yield metric is not None and metric not in at_end, "optimized_metric", f"logged are {', '.join(at_end)}"
+
+
+def _mode_of(metric: str, given: str) -> str:
+    """`max` or `min`, whichever is better of a metric; the given one where that is not known."""
+    if metric.endswith("loss") or not has_satellite("evaluation"):
+        return "min" if metric.endswith("loss") else given
+    from instruct_lit.evaluation.metrics import higher_is_better
+
+    return {True: "max", False: "min", None: given}[higher_is_better(metric)]

@@ -15,7 +15,7 @@ from instruct_lit.core.model.causal import sum_dtype
 from instruct_lit.core.training.answers import share_of
 from instruct_lit.core.training.loss import sum_over_ranks
 from instruct_lit.errors import ConfigError
-from instruct_lit.evaluation.metrics import METRICS, Row, check_metrics, concerns, higher_is_better
+from instruct_lit.evaluation.metrics import METRICS, Row, check_metrics, concerns
 
 
 class GenerationQuality(Callback):
@@ -25,8 +25,7 @@ class GenerationQuality(Callback):
 
     The sample of `n_examples` (None: all) is drawn by `seed` once, and each rank answers its share of it.
 
-    Raises: ConfigError for an unknown metric, and for a callback that monitors one with the wrong mode,
-        and for a metric such as `checks` that concerns no record of the sample.
+    Raises: ConfigError for an unknown metric, and for one such as `checks` that concerns no record of the sample.
     """
 
     def __init__(
@@ -45,16 +44,6 @@ class GenerationQuality(Callback):
         if dtype not in (None, "bfloat16"):
             raise ConfigError(f"callbacks.generation_quality.dtype={dtype}: allowed are null, bfloat16")
         self.dtype, self.make_loops = dtype, DECODE_LOOPS if cuda_graphs else ()
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        for watcher in trainer.callbacks:  # type: ignore[attr-defined]
-            metric = str(getattr(watcher, "monitor", None)).removeprefix("val/")
-            mode = getattr(watcher, "mode", None)
-            expected = {True: "max", False: "min", None: mode}[higher_is_better(metric)]
-            if metric in self.metrics and mode not in (None, expected):
-                raise ConfigError(
-                    f"callbacks: {type(watcher).__name__} monitors val/{metric} with mode={mode}; use mode={expected}"
-                )
 
     def sample(self, indices: np.ndarray) -> np.ndarray:
         """The examples that are answered, in ascending order."""

@@ -18,6 +18,8 @@ from instruct_lit.core.model import causal as device
 from instruct_lit.errors import ConfigError
 from tests.configs import composed
 
+MAX = "callbacks.early_stopping.mode=max"
+
 
 @pytest.mark.parametrize(
     ("override", "message"),
@@ -95,10 +97,24 @@ def test_what_may_be_passes() -> None:
 
 def test_what_callbacks_log_may_be_watched_and_a_sweep_may_prune_in_vain() -> None:
     check_command(
-        "train", composed("train", "callbacks=generation_quality", "callbacks.early_stopping.monitor=val/token_f1")
+        "train", composed("train", "callbacks=generation_quality", "callbacks.early_stopping.monitor=val/token_f1", MAX)
     )
     pruning = "+callbacks.pruning={_target_: instruct_lit.sweeps.pruning.Pruning, monitor: test/loss}"
     check_command("train", composed("train", pruning, "optimized_metric=test/loss"))
+    for monitor, mode, expected in (
+        ("val/exact_match", "max", None), ("val/looping", "min", None), ("val/length_ratio", "min", None),
+        ("val/loss", "min", None), ("val/looping", "max", "min"), ("val/exact_match", "min", "max"),
+        ("val/loss", "max", "min"), ("val/bits_per_byte", "max", "min"),
+    ):  # fmt: skip
+        metrics = "callbacks.generation_quality.metrics=[exact_match,looping,length_ratio]"
+        watched = [f"callbacks.early_stopping.monitor={monitor}", f"callbacks.early_stopping.mode={mode}", metrics]
+        config = composed("train", "callbacks=generation_quality", *watched)
+        if expected is None:
+            check_command("train", config)
+            continue
+        message = f"callbacks: EarlyStopping monitors {monitor} with mode={mode}; use mode={expected}"
+        with pytest.raises(ConfigError, match=message):
+            check_command("train", config)
     with pytest.raises(ConfigError, match=r"callbacks.early_stopping.monitor=val/token_f1: logged are"):
         check_command("train", composed("train", "callbacks.early_stopping.monitor=val/token_f1"))
 

@@ -4,8 +4,10 @@ import runpy
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from hydra_plugins.instruct_lit_optuna._sweeper import WORKERS, OptunaSweeper, _join
+from instruct_lit.errors import ConfigError
 from instruct_lit.sweeps.trial import locked
 
 optuna = pytest.importorskip("optuna")
@@ -20,6 +22,21 @@ def test_sweeps_of_a_folder_share_its_name_and_have_their_own_numbers(tmp_path: 
     other, _ = _join(tmp_path / "b")
     assert (first, second) == (0, 1)
     assert name == same != other and len(name) == 6 and int(name, 16) >= 0
+
+
+def test_a_direction_away_from_what_is_better_is_refused() -> None:
+    for metric, message in (
+        ("val/loss", None), (None, None),
+        ("test/exact_match", "hydra.sweeper.direction=minimize: the wrong one for optimized_metric=test/exact_match; "
+         "give hydra.sweeper.direction=maximize"),
+    ):  # fmt: skip
+        one = sweeper()
+        one.settings = OmegaConf.create({"optimized_metric": metric})
+        if message is None:
+            one._check()
+            continue
+        with pytest.raises(ConfigError, match=message):
+            one._check()
 
 
 def test_an_interrupted_trial_resumes_in_its_own_folder_only(tmp_path: Path) -> None:
