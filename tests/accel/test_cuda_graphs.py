@@ -56,8 +56,11 @@ def arguments_of(batch: Batch) -> tuple[Any, ...]:
     return batch.input_ids, batch.position_ids, layout_of(batch), batch.loss_index, batch.targets
 
 
-DRAWING = ["dropout padded", "lora packed", "noise padded", "recomputed lora packed llama",
-           "noise recomputed packed", "noise recomputed padded llama"]  # fmt: skip
+DRAWING = [
+    "dropout padded", "lora packed", "noise recomputed packed",
+    *(pytest.param(name, marks=pytest.mark.slow) for name in (
+        "noise padded", "dora lora packed llama", "recomputed lora packed llama", "noise recomputed padded llama")),
+]  # fmt: skip
 
 
 def drawing(name: str, device: str = "cpu") -> tuple[AcceleratedStep, CausalLM, Batch]:
@@ -80,16 +83,17 @@ def drawing(name: str, device: str = "cpu") -> tuple[AcceleratedStep, CausalLM, 
         pytest.importorskip("peft")
         from instruct_lit.hf.adapters import Adapter
 
-        Adapter(model, rank=3, dropout=0.0 if recomputes else 0.3)
+        Adapter(model, rank=3, dropout=0.0 if recomputes else 0.3, dora="dora" in name)
         for parameter_name, parameter in model.named_parameters():
             if "lora_B" in parameter_name:
                 parameter.data.normal_(0, 0.1)
     model.embedding_noise = 0.05 if "noise" in name else None
+    model.compiler = compiled_form if "compiled" in name else None
     step, batch = (
         AcceleratedStep(cuda_graphs=True),
         batch_of(*(("padded", False) if "padded" in name else ("packed", True))),
     )
-    step.attach(model.train().to(device))
+    step.model = model.train().to(device)
     step.graphs = StepGraphs(step._loss, model.parameters(), adds=False)
     step._noise = torch.zeros((), device=device)
     return step, model, batch.to(device)
@@ -380,7 +384,7 @@ def test_a_recorded_step_has_the_noise_of_the_current_batch(recorded: list[tuple
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("name", DRAWING)
+@pytest.mark.parametrize("name", [*DRAWING, "compiled lora packed llama"])
 def test_recorded_steps_draw_anew_and_recompute(name: str) -> None:
     """Against the same steps kernel by kernel with the same random numbers; the width of the noise changes."""
     (step, model, batch), found = drawing(name, "cuda"), []

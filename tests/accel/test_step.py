@@ -78,15 +78,16 @@ def test_a_step_does_not_synchronise_with_the_gpu(
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("layout", ["padded", "packed"])
-@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize(("accumulate", "recomputes"), [(1, False), (2, False), (1, True)])
 def test_with_graphs_a_run_on_a_gpu_is_the_same(
-    base, make_data: Callable, make_tuner: Callable, fit: Callable, layout: str, accumulate: int
+    base, make_data: Callable, make_tuner: Callable, fit: Callable, layout: str, accumulate: int, recomputes: bool
 ) -> None:
     """Changes of the weights agree within the rounding of bf16; the process returns to its stream."""
     moved = []
     stream = torch.cuda.current_stream()
     for graphs in (False, True):
         tuner = make_tuner(lr=0.02, step=AcceleratedStep(cuda_graphs=graphs))
+        tuner.model.activation_checkpointing = recomputes
         options = {"precision": "bf16-mixed", "gradient_clip_val": 1.0, "accumulate_grad_batches": accumulate}
         data = make_data(n_train=64, layout=layout, shared_prefix=layout == "packed")
         fit(tuner, data, accelerator="gpu", max_epochs=4, **options)
