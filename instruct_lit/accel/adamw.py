@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from instruct_lit.accel.compat_torch import fused_adamw_piece, norm_of_each
+from instruct_lit.accel.compat_torch import copy_all, fused_adamw, norm_of_each
 from instruct_lit.accel.weight_copies import CHUNK, LowPrecisionWeights, huge_empty
 
 
@@ -47,6 +47,7 @@ class AdamW(torch.optim.AdamW):
         updated = []
         scratch = torch.empty(CHUNK)
         for group in self.param_groups:
+            pieces: list[tuple[Tensor, ...]] = []
             for p in group["params"]:
                 copy = self.copies.of.get(id(p))
                 if copy is None or p.grad is None or copy.weight.dtype == p.dtype:
@@ -57,14 +58,31 @@ class AdamW(torch.optim.AdamW):
                     for name in ("exp_avg", "exp_avg_sq"):
                         state[name] = huge_empty(p.numel(), p.dtype).zero_().view_as(p)
                 state["step"] += 1
-                pieces = copy.pieces(state["exp_avg"], state["exp_avg_sq"])
-                for weight, gradient, rounded, exp_avg, exp_avg_sq in pieces:
-                    converted = scratch[: len(gradient)].copy_(gradient)
-                    fused_adamw_piece(weight, converted, exp_avg, exp_avg_sq, state["step"], self.grad_scale, group)
-                    rounded.copy_(weight)
+                pieces += [(*piece, state["step"]) for piece in copy.pieces(state["exp_avg"], state["exp_avg_sq"])]
                 updated.append((p, p.grad))
                 p.grad = None
+            for batch in _batches(pieces):
+                weights, gradients, rounded, exp_avgs, exp_avg_sqs, steps = map(list, zip(*batch, strict=True))
+                sizes = [len(weight) for weight in weights]
+                converted = list(scratch[: sum(sizes)].split(sizes))
+                copy_all(converted, gradients)
+                fused_adamw(weights, converted, exp_avgs, exp_avg_sqs, steps, self.grad_scale, group)
+                copy_all(rounded, weights)
         return updated
+
+
+def _batches(pieces: list[tuple[Tensor, ...]]) -> Iterator[list[tuple[Tensor, ...]]]:
+    """The pieces in order, several small ones at once, which together stay in the cache like a large one."""
+    batch: list[tuple[Tensor, ...]] = []
+    n = 0
+    for piece in pieces:
+        if batch and n + len(piece[0]) > CHUNK:
+            yield batch
+            batch, n = [], 0
+        batch.append(piece)
+        n += len(piece[0])
+    if batch:
+        yield batch
 
 
 def mixed_norm(gradients: Sequence[Tensor]) -> Tensor:

@@ -3,7 +3,9 @@
 Kernels of matrix libraries are made for every shape, so sizes are rounded up to multiples of `STEP_TOKENS`: a group may
 have more queries and keys than it needs, and the surplus is masked or dropped.
 
-Shapes: P problems side by side (heads, or rows times heads), N tokens, D the width of a head.
+Query heads that share a head of keys are further queries of it, so no keys are repeated.
+
+Shapes: B rows, N tokens, P heads of keys, G query heads for each, D the width of a head.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ STEP_TOKENS = 32
 class Group:
     """The queries of the tokens `start` to `end`, which attend in one call.
 
-    Their keys are the first `n_prefix` tokens and those from `first_key` on. `bias` `(queries, keys)` is zero where a
+    Their keys are the first `n_prefix` tokens and those from `first_key` on. `bias` `(queries·G, keys)` is zero where a
     query sees a key and minus infinity elsewhere. It may have more rows and columns than there are tokens: results of
     queries from `end` on are dropped, and no other query sees a key from there on.
     """
@@ -36,6 +38,7 @@ class Group:
     first_key: int
     n_prefix: int
     bias: Tensor
+    n_shared: int = 1  # G
 
     @property
     def n_own(self) -> int:
@@ -43,56 +46,64 @@ class Group:
         return self.bias.shape[1] - self.n_prefix
 
     @property
+    def n_queries(self) -> int:
+        """Number of tokens with a query, surplus ones included."""
+        return len(self.bias) // self.n_shared
+
+    @property
     def n_reached(self) -> int:
-        """The number of tokens that `queries_of` and `keys_of` index."""
-        return max(self.start + len(self.bias), self.first_key + self.n_own)
+        """The number of tokens that `keys_of` indexes."""
+        return self.first_key + self.n_own
 
     def queries_of(self, x: Tensor) -> Tensor:
-        """The query rows of `x` `(P, N, D)`, surplus ones included."""
-        return x[:, self.start : self.start + len(self.bias)]
+        """The query rows `(B·P, queries·G, D)` of `x` `(B, P, N, G, D)`, zeros for surplus ones."""
+        return contiguous_rows(x[:, :, self.start : self.end], self.n_queries).flatten(2, 3).flatten(0, 1)
 
     def keys_of(self, x: Tensor) -> Tensor:
-        """The key rows of `x` `(P, N, D)`."""
-        own = x[:, self.first_key : self.first_key + self.n_own]
-        return torch.cat((x[:, : self.n_prefix], own), 1) if self.n_prefix else own
+        """The key rows `(B·P, keys, D)` of `x` `(B, P, N, D)`."""
+        own = x[:, :, self.first_key : self.first_key + self.n_own]
+        return (torch.cat((x[:, :, : self.n_prefix], own), 2) if self.n_prefix else own).flatten(0, 1)
 
     def write_queries(self, out: Tensor, part: Tensor) -> None:
-        """Write the rows of `part` that are no surplus to their places in `out`."""
-        out[:, self.start : self.end] = part[:, : self.end - self.start]
-
-    def gradient_of(self, grad: Tensor) -> Tensor:
-        """The query rows of `grad` `(P, N, D)`, zeros for surplus ones."""
-        n = self.end - self.start
-        own = grad[:, self.start : self.end]
-        return own if n == len(self.bias) else F.pad(own, (0, 0, 0, len(self.bias) - n))
+        """Write the rows of `part` `(B·P, queries·G, D)` that are no surplus to their places in `out`."""
+        part = part.view(*out.shape[:2], -1, *out.shape[3:])
+        out[:, :, self.start : self.end] = part[:, :, : self.end - self.start]
 
     def add_to_keys(self, total: Tensor, part: Tensor) -> None:
-        """Add `part` to the rows that `keys_of` takes."""
-        total[:, self.first_key : self.first_key + self.n_own] += part[:, self.n_prefix :]
+        """Add `part` `(B·P, keys, D)` to the rows that `keys_of` takes."""
+        part = part.view(*total.shape[:2], *part.shape[1:])
+        total[:, :, self.first_key : self.first_key + self.n_own] += part[:, :, self.n_prefix :]
         if self.n_prefix:
-            total[:, : self.n_prefix] += part[:, : self.n_prefix]
+            total[:, :, : self.n_prefix] += part[:, :, : self.n_prefix]
 
 
-def padded_for(x: Tensor, groups: Sequence[Group]) -> Tensor:
-    """`(P, N, D)` contiguous, padded with zero rows up to what the groups index."""
-    n_more = max(group.n_reached for group in groups) - x.shape[1]
-    return F.pad(x, (0, 0, 0, n_more)) if n_more else x.contiguous()
+def contiguous_rows(x: Tensor, n_rows: int) -> Tensor:
+    """A contiguous copy of `x` `(B, P, N, …)` with N rounded up to `n_rows` by zeros."""
+    rows = x.new_empty(*x.shape[:2], n_rows, *x.shape[3:])
+    rows[:, :, : x.shape[2]] = x
+    rows[:, :, x.shape[2] :] = 0
+    return rows
 
 
-def bias_of(visible: Tensor, like: Tensor) -> Tensor:
-    """Zero where `visible` is true and minus infinity elsewhere, with dtype and device of `like`."""
-    hidden = ~visible.to(like.device)
-    return torch.zeros(visible.shape, dtype=like.dtype, device=like.device).masked_fill_(hidden, -math.inf)
+def n_rows_for(n_tokens: int, groups: Sequence[Group]) -> int:
+    """The number of rows that N tokens need so that `keys_of` of all groups finds its own."""
+    return max(n_tokens, *(group.n_reached for group in groups))
 
 
-def row_groups(n_tokens: int, like: Tensor) -> list[Group]:
+def bias_of(visible: Tensor, n_shared: int, like: Tensor) -> Tensor:
+    """Zero where `visible` is true and minus infinity elsewhere, each row G times, with dtype and device of `like`."""
+    hidden = ~visible.to(like.device).repeat_interleave(n_shared, 0)
+    return torch.zeros(hidden.shape, dtype=like.dtype, device=like.device).masked_fill_(hidden, -math.inf)
+
+
+def row_groups(n_tokens: int, n_shared: int, like: Tensor) -> list[Group]:
     """Groups of consecutive tokens of causal rows of `n_tokens`."""
-    bias = bias_of(torch.ones(n_tokens, n_tokens, dtype=torch.bool).tril(), like)
+    visible = torch.ones(n_tokens, n_tokens, dtype=torch.bool).tril()
     ends = [(start, min(start + ROW_TOKENS, n_tokens)) for start in range(0, n_tokens, ROW_TOKENS)]
-    return [Group(start, end, 0, 0, bias[start:end, :end]) for start, end in ends]
+    return [Group(start, end, 0, 0, bias_of(visible[start:end, :end], n_shared, like), n_shared) for start, end in ends]
 
 
-def document_groups(lengths: Sequence[int], n_prefix: int, like: Tensor) -> list[Group]:
+def document_groups(lengths: Sequence[int], n_prefix: int, n_shared: int, like: Tensor) -> list[Group]:
     """Groups of packed documents behind a shared prefix: short documents together, long ones in pieces."""
     cuts: list[tuple[int, int, int]] = []  # start and end of a group, and where its first document begins
     begin = 0
@@ -105,10 +116,10 @@ def document_groups(lengths: Sequence[int], n_prefix: int, like: Tensor) -> list
             cuts += [(start, min(start + step, end), begin) for start in range(begin, end, step)]
         begin = end
     document = torch.repeat_interleave(torch.tensor([n_prefix, *lengths]))  # (N,): 0 for the prefix
-    return [_group(*cut, n_prefix, document, like) for cut in cuts]
+    return [_group(*cut, n_prefix, document, n_shared, like) for cut in cuts]
 
 
-def _group(start: int, end: int, first_key: int, n_prefix: int, document: Tensor, like: Tensor) -> Group:
+def _group(start: int, end: int, first_key: int, n_prefix: int, document: Tensor, n_shared: int, like: Tensor) -> Group:
     """The group of the tokens `start` to `end`, which see the prefix and the tokens of their document up to themselves.
 
     Surplus queries see the prefix or, where there is none, themselves, so that no softmax is over nothing.
@@ -119,7 +130,7 @@ def _group(start: int, end: int, first_key: int, n_prefix: int, document: Tensor
     queries = torch.arange(start, start + n_queries)
     of = F.pad(document, (0, n_queries + n_keys))
     visible = ((of[keys] == of[queries, None]) | (of[keys] == 0)) & (keys <= queries[:, None])
-    return Group(start, end, first_key, n_prefix, bias_of(visible, like))
+    return Group(start, end, first_key, n_prefix, bias_of(visible, n_shared, like), n_shared)
 
 
 def _round_up(n: float) -> int:

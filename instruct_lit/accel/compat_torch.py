@@ -68,14 +68,14 @@ def softmax_backward(grad: Tensor, weights: Tensor) -> Tensor:
     return torch._softmax_backward_data(grad, weights, -1, weights.dtype)
 
 
-def fused_adamw_piece(
-    weight: Tensor, gradient: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, step: Tensor, grad_scale: Tensor | None,
-    group: dict,
+def fused_adamw(
+    weights: list[Tensor], gradients: list[Tensor], exp_avgs: list[Tensor], exp_avg_sqs: list[Tensor],
+    steps: list[Tensor], grad_scale: Tensor | None, group: dict,
 ) -> None:  # fmt: skip
-    """AdamW's update of a piece of a parameter, in place. Private: `torch.optim.AdamW` updates whole ones only."""
+    """AdamW's update of pieces of parameters, in place. Private: `torch.optim.AdamW` updates whole ones only."""
     beta1, beta2 = group["betas"]
     torch._fused_adamw_(
-        [weight], [gradient], [exp_avg], [exp_avg_sq], [], [step],
+        weights, gradients, exp_avgs, exp_avg_sqs, [], steps,
         lr=group["lr"], beta1=beta1, beta2=beta2, weight_decay=group["weight_decay"], eps=group["eps"],
         amsgrad=False, maximize=False, grad_scale=grad_scale,
     )  # fmt: skip

@@ -14,6 +14,8 @@ from torch.optim import Optimizer
 from instruct_lit.accel.adamw import AdamW, mixed_norm
 from instruct_lit.accel.cross_entropy import summed_cross_entropy
 from instruct_lit.accel.cuda_graphs import StepGraphs
+from instruct_lit.accel.rms_norm import RMSNorms
+from instruct_lit.accel.shared_casts import SharedCasts
 from instruct_lit.accel.weight_copies import LowPrecisionWeights, has_gradient_dtypes
 from instruct_lit.core.data.batching import Batch
 from instruct_lit.core.model.attention import AttentionLayout, CausalRows
@@ -34,7 +36,8 @@ class AcceleratedStep(StepAccelerator):
     """Computes the numbers of the plain step sooner.
 
     On a CPU with one process, `LowPrecisionWeights` and `AdamW` of this package work together. On a GPU with one
-    process in bf16-mixed precision, `StepGraphs` launch a micro-batch at once. A model in shards uses neither.
+    process in bf16-mixed precision, `StepGraphs` launch a micro-batch at once. Without a compiler, `RMSNorms` and
+    `SharedCasts` save work and memory on both. A model in shards uses none of them.
 
     Args:
         compiled: Whether a GPU runs kernels of `torch.compile` for model and loss.
@@ -44,6 +47,7 @@ class AcceleratedStep(StepAccelerator):
     def __init__(self, compiled: bool = False, cuda_graphs: bool = False) -> None:
         self.compiled, self.cuda_graphs = compiled, cuda_graphs
         self.copies: LowPrecisionWeights | None = None
+        self.replaced: list[RMSNorms | SharedCasts] = []
         self.graphs: StepGraphs | None = None
         self._sharded = False
 
@@ -56,17 +60,22 @@ class AcceleratedStep(StepAccelerator):
         if facts.n_processes > 1 or self._sharded:
             return
         device, half = self.model.head_weight.device.type, facts.precision == "bf16-mixed"
+        with_copies = optimizer if device == "cpu" and (not half or has_gradient_dtypes()) else None
+        if not self.compiled:  # a compiler fuses these itself
+            self.replaced = [RMSNorms(self.model).attach()]
+            if half and not isinstance(with_copies, AdamW):
+                self.replaced.append(SharedCasts(self.model).attach())
         if device == "cuda" and self.cuda_graphs and half:
             self.graphs = StepGraphs(self._loss, self.model.parameters(), facts.n_micro_batches > 1)
             self.graphs.begin()
             self._noise = torch.zeros((), device=device)
-        if device != "cpu" or not isinstance(optimizer, AdamW) or (half and not has_gradient_dtypes()):
+        if not isinstance(with_copies, AdamW):
             return
         dtype = torch.bfloat16 if half else torch.float32
         # Gradients of several micro-batches are summed in fp32.
         gradient_dtype = dtype if facts.n_micro_batches == 1 else torch.float32
         self.copies = LowPrecisionWeights(self.model, self.model.head_weight, dtype, gradient_dtype).attach()
-        optimizer.copies = self.copies
+        with_copies.copies = self.copies
 
     def stop(self, optimizer: Optimizer) -> None:
         if self.graphs is not None:
@@ -75,6 +84,9 @@ class AcceleratedStep(StepAccelerator):
         if self.copies is not None and isinstance(optimizer, AdamW):
             self.copies.detach()
             optimizer.copies = self.copies = None
+        for replaced in self.replaced:
+            replaced.detach()
+        self.replaced = []
 
     def loss(self, batch: Batch, weights: Tensor) -> Tensor:
         if self.graphs is not None:

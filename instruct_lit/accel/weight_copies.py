@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from instruct_lit.accel.compat_torch import has_amx_tiles
 from instruct_lit.accel.hardware import KEPT_BYTES
+from instruct_lit.accel.shared_casts import Casts
 
 HUGE_PAGE = 2 * 2**20
 CHUNK = 2**19  # elements whose conversions stay in the cache: 10 MB with their moments
@@ -119,6 +120,8 @@ class LowPrecisionWeights:
             id(p): WeightCopy(p, weight.detach().view_as(p), gradient.view_as(p), scratch)
             for p, weight, gradient in zip(parameters, rounded, gradients, strict=True)
         }
+        low_rank: list[Any] = [m for m in model.modules() if hasattr(m, "low_rank_parts")]
+        self.low_rank = [m for m in low_rank if self._is_low_rank(*m.low_rank_parts()[:3])]
         tables = [m for m in model.modules() if type(m) is nn.Embedding and id(m.weight) in self.of]
         self.embeddings = [m for m in tables if not (m.sparse or m.scale_grad_by_freq or m.max_norm)]
         self.gradient_dtype = gradient_dtype
@@ -127,22 +130,33 @@ class LowPrecisionWeights:
             weight = head.detach().to(dtype) if weight is None else weight
             self.of[id(head)] = WeightCopy(head, weight, weight.new_empty(0), scratch)
 
+    def _is_low_rank(self, base: nn.Module, down: nn.Linear, up: nn.Linear) -> bool:
+        """Whether both updates of a frozen layer are trained, without a bias."""
+        trained = all(id(m.weight) in self.of and m.bias is None for m in (down, up))
+        return base in self.frozen and trained
+
     def attach(self) -> LowPrecisionWeights:
         """Use the copies from now on."""
+        casts = Casts()
         for copy in self.of.values():
             copy.renew()
             self._set_gradient_dtype(copy.parameter, self.gradient_dtype)
         for module in self.linears:
-            module.forward = partial(_linear_forward, module, self.of[id(module.weight)])  # type: ignore[method-assign]
+            copy = self.of[id(module.weight)]
+            module.forward = partial(_linear_forward, module, copy, casts)  # type: ignore[method-assign]
         for table in self.embeddings:
             table.forward = partial(_embedding_forward, table, self.of[id(table.weight)])  # type: ignore[method-assign]
+        for module in self.low_rank:
+            base, down, up, _, _ = module.low_rank_parts()
+            copies = self.frozen[base], self.of[id(down.weight)], self.of[id(up.weight)]
+            module.forward = partial(_low_rank_forward, module, *copies, casts)
         for module, weight in self.frozen.items():
-            module.forward = partial(_frozen_forward, module, weight)  # type: ignore[method-assign]
+            module.forward = partial(_frozen_forward, module, weight, casts)  # type: ignore[method-assign]
         return self
 
     def detach(self) -> None:
         """Restore the model."""
-        for module in (*self.linears, *self.embeddings, *self.frozen):
+        for module in (*self.linears, *self.embeddings, *self.frozen, *self.low_rank):
             module.__dict__.pop("forward", None)
         for copy in self.of.values():
             self._set_gradient_dtype(copy.parameter, copy.parameter.dtype)
@@ -161,20 +175,24 @@ def has_gradient_dtypes() -> bool:
     return hasattr(Tensor, "grad_dtype")
 
 
-def _linear_forward(module: nn.Linear, copy: WeightCopy, x: Tensor) -> Tensor:
+def _linear_forward(module: nn.Linear, copy: WeightCopy, casts: Casts, x: Tensor) -> Tensor:
     if not module.training:
         return F.linear(x, module.weight, module.bias)
-    with torch.autocast("cpu", enabled=False):
-        x = x.to(copy.weight.dtype)
-        bias = None if module.bias is None else module.bias.to(x.dtype)
-        return _Linear.apply(x, module.weight, bias, copy)
+    return _Linear.apply(casts(x, copy.weight.dtype), module.weight, module.bias, copy)
 
 
-def _frozen_forward(module: nn.Linear, weight: Tensor, x: Tensor) -> Tensor:
+def _frozen_forward(module: nn.Linear, weight: Tensor, casts: Casts, x: Tensor) -> Tensor:
     if not module.training:
         return F.linear(x, module.weight, module.bias)
-    with torch.autocast("cpu", enabled=False):
-        return F.linear(x.to(weight.dtype), weight, None if module.bias is None else module.bias.to(weight.dtype))
+    return F.linear(casts(x, weight.dtype), weight, None if module.bias is None else module.bias.to(weight.dtype))
+
+
+def _low_rank_forward(module: Any, weight: Tensor, down: WeightCopy, up: WeightCopy, casts: Casts, x: Tensor) -> Tensor:
+    base, _, _, dropout, scaling = module.low_rank_parts()
+    if not module.training or not isinstance(dropout, nn.Identity):
+        return type(module).forward(module, x)
+    parameters = base.bias, down.parameter, up.parameter
+    return _LowRank.apply(casts(x, weight.dtype), *parameters, weight, down, up, scaling)
 
 
 def _embedding_forward(module: nn.Embedding, copy: WeightCopy, ids: Tensor) -> Tensor:
@@ -206,7 +224,7 @@ class _Linear(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, copy: WeightCopy) -> Tensor:  # type: ignore[override]
         ctx.save_for_backward(x)
         ctx.copy = copy
-        return F.linear(x, copy.weight, bias)
+        return F.linear(x, copy.weight, None if bias is None else bias.to(x.dtype))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, Tensor | None, None]:  # type: ignore[override]
@@ -246,3 +264,32 @@ def huge_empty(n: int, dtype: torch.dtype) -> Tensor:
         pass
     offset = -ctypes.addressof(ctypes.c_char.from_buffer(block)) % HUGE_PAGE
     return torch.frombuffer(block, dtype=dtype, count=n, offset=offset)
+
+
+class _LowRank(torch.autograd.Function):
+    """x·Wᵀ + b + s·(x·Aᵀ)·Bᵀ with a frozen W; the update is added within its product, which rounds the sum once."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, x: Tensor, bias: Tensor | None, a: Tensor, b: Tensor,
+        weight: Tensor, down: WeightCopy, up: WeightCopy, scaling: float,
+    ) -> Tensor:  # fmt: skip
+        rows = x.flatten(0, -2)
+        inner = (rows @ down.weight.t()).mul_(scaling)
+        ctx.save_for_backward(x, inner)
+        ctx.weight, ctx.down, ctx.up, ctx.scaling = weight, down, up, scaling
+        out = F.linear(x, weight, None if bias is None else bias.to(x.dtype))
+        out.flatten(0, -2).addmm_(inner, up.weight.t())
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        x, inner = ctx.saved_tensors
+        rows = grad.flatten(0, -2)
+        ctx.up.collect(rows, inner)
+        grad_inner = (rows @ ctx.up.weight).mul_(ctx.scaling)
+        ctx.down.collect(grad_inner, x.flatten(0, -2))
+        grad_x = None
+        if ctx.needs_input_grad[0]:
+            grad_x = (rows @ ctx.weight).addmm_(grad_inner, ctx.down.weight).view_as(x)
+        return grad_x, None, None, None, None, None, None, None

@@ -58,11 +58,17 @@ class _PlainForward(nn.Module):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        layer: Any = self
-        result, down, up = layer.base_layer(x), layer.lora_A[ADAPTER], layer.lora_B[ADAPTER]
+        base, down, up, dropout, scaling = self.low_rank_parts()
+        result = base(x)
         if not torch.is_autocast_enabled(x.device.type):
             x = x.to(down.weight.dtype)
-        return result + up(down(layer.lora_dropout[ADAPTER](x)) * layer.scaling[ADAPTER]).to(result.dtype)
+        return result + up(down(dropout(x)) * scaling).to(result.dtype)
+
+    def low_rank_parts(self) -> tuple[Any, Any, Any, Any, float]:
+        """The frozen layer, the updates A and B, the dropout before A, and the factor of the update."""
+        layer: Any = self
+        parts = layer.lora_A, layer.lora_B, layer.lora_dropout, layer.scaling
+        return layer.base_layer, *(part[ADAPTER] for part in parts)
 
 
 @cache

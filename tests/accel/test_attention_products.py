@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from instruct_lit.accel import attention_products as products
-from instruct_lit.accel.attention_groups import Group, padded_for
+from instruct_lit.accel.attention_groups import Group, contiguous_rows, n_rows_for
 from instruct_lit.core.model.attention import CausalRows, PackedDocuments
 from tests.fixtures.attention import (
     LENGTHS,
@@ -44,6 +44,24 @@ def test_trap_10_changing_one_document_leaves_the_others_unchanged() -> None:
 
 
 @pytest.mark.usefixtures("kernel")
+@pytest.mark.parametrize("in_rows", [False, True])
+def test_query_heads_that_share_keys_see_what_repeated_keys_show(in_rows: bool) -> None:
+    """Three query heads for each of two heads of keys; a row longer than a group, documents behind a prefix."""
+    shape = (2, 150) if in_rows else (9 + 40 + 61 + 300,)
+    layout = CausalRows() if in_rows else PackedDocuments([40, 61, 300], 9)
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (
+        torch.randn(*shape, n, D, generator=generator, dtype=torch.float64, requires_grad=True) for n in (6, 2, 2)
+    )
+    found = layout.attend(0, q, k, v, 0.0)
+    expected = layout.attend(0, q, k.repeat_interleave(3, -2), v.repeat_interleave(3, -2), 0.0)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+    weight = torch.randn(found.shape, generator=generator, dtype=torch.float64)
+    gradients = [torch.autograd.grad((out * weight).sum(), (q, k, v)) for out in (found, expected)]
+    torch.testing.assert_close(*gradients, rtol=0, atol=1e-12)
+
+
+@pytest.mark.usefixtures("kernel")
 def test_dropout_drops_weights() -> None:
     check_dropout()
 
@@ -54,7 +72,7 @@ def test_documents_form_groups_of_few_shapes() -> None:
     packed = PackedDocuments(lengths, n_prefix)
     q, k, v = random_qkv(packed.n_tokens, 0).unbind(1)
     packed.attend(0, q, k, v, 0.0)
-    groups: list[Group] = packed.kernel_state["groups"]
+    groups: list[Group] = packed.kernel_state["groups 1"]
     cuts = [(group.start, group.end, group.first_key, group.n_prefix) for group in groups]
     assert cuts == [
         (0, 192, 0, 0),  # the prefix and three documents
@@ -69,9 +87,9 @@ def test_documents_form_groups_of_few_shapes() -> None:
         (192, 192), (128, 160), (256, 288), (160, 192), (128, 288), (224, 256), (224, 480), (160, 640), (32, 32),
         (160, 192), (160, 352),
     ]  # fmt: skip
-    padded = padded_for(q.transpose(0, 1), groups)
-    assert padded.shape == (H, 1743 + 8, D) and not padded[:, 1743:].any()
-    assert torch.equal(padded[:, :1743], q.transpose(0, 1))
+    rows = contiguous_rows(q.transpose(0, 1)[None], n_rows_for(1743, groups))
+    assert rows.shape == (1, H, 1743 + 8, D) and not rows[:, :, 1743:].any()
+    assert torch.equal(rows[0, :, :1743], q.transpose(0, 1))
 
 
 def test_products_are_for_training_on_a_cpu() -> None:

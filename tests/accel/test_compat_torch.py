@@ -62,7 +62,9 @@ def test_the_update_of_a_piece_is_adamws() -> None:
     optimizer = torch.optim.AdamW([weight], lr=0.1, weight_decay=0.2, fused=True)
     weight.grad, mine = torch.ones(6), weight.detach().clone()
     moments = torch.zeros(6), torch.zeros(6)
-    module.fused_adamw_piece(mine, torch.ones(6), *moments, torch.ones(()), None, optimizer.param_groups[0])
+    module.fused_adamw(
+        [mine], [torch.ones(6)], *([m] for m in moments), [torch.ones(())], None, optimizer.param_groups[0]
+    )
     optimizer.step()
     assert torch.equal(mine, weight.detach())
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from instruct_lit.accel import adamw as adamw_module
 from instruct_lit.accel import weight_copies as module
 from instruct_lit.accel.adamw import AdamW, adamw, mixed_norm
 from instruct_lit.accel.cross_entropy import summed_cross_entropy
@@ -253,3 +254,74 @@ def test_rows_of_a_tied_embedding_are_added_to_the_gradient_of_the_head() -> Non
             model["head"](model["table"](torch.tensor(ids))).square().sum().backward()
         gradients.append(weight.grad)
     torch.testing.assert_close(gradients[1], gradients[0])
+
+
+class LowRank(torch.nn.Module):
+    """A low-rank layer with the parts of `instruct_lit.hf.compat_peft`; its own forward pass is peft's."""
+
+    def __init__(self, dropout: torch.nn.Module, bias: bool) -> None:
+        super().__init__()
+        self.base, self.down = torch.nn.Linear(24, 40, bias=bias), torch.nn.Linear(24, 4, bias=False)
+        self.up, self.dropout = torch.nn.Linear(4, 40, bias=False), dropout
+        self.base.requires_grad_(False)
+
+    def low_rank_parts(self) -> tuple[torch.nn.Module, ...]:
+        return self.base, self.down, self.up, self.dropout, 2.0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result = self.base(x)
+        return result + self.up(self.down(self.dropout(x)) * 2.0).to(result.dtype)
+
+
+@pytest.mark.parametrize("half", [pytest.param(True, marks=HALF), False])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_low_rank_layer_is_one_function(half: bool, bias: bool) -> None:
+    torch.manual_seed(0)
+    layer, x = LowRank(torch.nn.Identity(), bias), torch.randn(3, 7, 24)
+    dtype, found = torch.bfloat16 if half else torch.float32, []
+    for copied in (False, True):
+        copies = LowPrecisionWeights(layer, layer.base.weight, dtype, dtype) if copied else None
+        assert copies is None or copies.attach().low_rank == [layer]
+        own = x.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            out = layer(own)
+        assert (type(out.grad_fn).__name__ == "_LowRankBackward") == copied
+        weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(1))
+        (out.float() * weight).sum().backward()
+        found.append([out.detach(), own.grad, *(m.weight.grad.float() for m in (layer.down, layer.up))])
+        layer.zero_grad()
+    for a, b in zip(found[1], found[0], strict=True):
+        assert (a - b).norm() / b.norm() < (0.01 if half else 1e-6)
+    layer.eval()
+    assert type(layer(x).grad_fn).__name__ != "_LowRankBackward", "not in evaluation mode"
+    copies.detach()
+    assert not any("forward" in vars(module) for module in layer.modules())
+
+
+def test_a_low_rank_layer_with_dropout_or_a_trained_base_stays_as_it_is() -> None:
+    for layer in (LowRank(torch.nn.Dropout(0.5), False), LowRank(torch.nn.Identity(), False)):
+        layer.base.requires_grad_(isinstance(layer.dropout, torch.nn.Identity))
+        LowPrecisionWeights(layer, layer.up.weight, torch.float32, torch.float32).attach()
+        assert type(layer(torch.randn(3, 24)).grad_fn).__name__ != "_LowRankBackward"
+
+
+def test_small_parameters_are_updated_in_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    layers = torch.nn.Sequential(*(torch.nn.Linear(8, 8, bias=False) for _ in range(20)))
+    plain, calls = copy.deepcopy(layers), []
+    original = adamw_module.fused_adamw
+    monkeypatch.setattr(adamw_module, "fused_adamw", lambda *given: calls.append(len(given[0])) or original(*given))
+    for model in (plain, layers):
+        model(torch.ones(4, 8)).square().sum().backward()
+    copies = LowPrecisionWeights(layers, layers[0].weight, torch.bfloat16, torch.float32)
+    gradients = [p.grad for p in layers.parameters()]
+    copies.attach()
+    for p, gradient in zip(layers.parameters(), gradients, strict=True):
+        p.grad = copies.of[id(p)].gradient.copy_(gradient)
+    for model, own in ((plain, None), (layers, copies)):
+        optimizer = adamw([{"params": list(model.parameters()), "weight_decay": 0.1}], lr=1e-3)
+        optimizer.copies = own
+        optimizer.step()
+    assert calls == [20]
+    for p, q in zip(plain.parameters(), layers.parameters(), strict=True):
+        assert torch.equal(p, q) and torch.equal(copies.of[id(q)].weight, q.bfloat16())

@@ -1,0 +1,60 @@
+"""Inputs of products in half precision, rounded once for all products of the same input.
+
+Autocast rounds an input anew for every product: the output of a norm three times for queries, keys and values, and
+twice for the halves of an MLP; each copy is kept for the backward pass, and each gradient converted back by itself.
+"""
+
+from __future__ import annotations
+
+import weakref
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Casts:
+    """Rounds inputs; an input that was the last one gives the same tensor again."""
+
+    def __init__(self) -> None:
+        self._last: tuple[weakref.ref[Tensor], int, Tensor] | None = None
+
+    def __call__(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """`x` in `dtype`; the gradients of its uses are summed in `dtype`."""
+        if x.dtype == dtype:
+            return x
+        if self._last is not None:
+            source, version, rounded = self._last
+            is_same = source() is x and version == x._version and rounded.dtype == dtype
+            if is_same and rounded.requires_grad == (x.requires_grad and torch.is_grad_enabled()):
+                return rounded
+        rounded = x.to(dtype)
+        self._last = weakref.ref(x), x._version, rounded
+        return rounded
+
+
+class SharedCasts:
+    """From `attach` to `detach` the linear layers of a model share rounded inputs in training under autocast."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.linears = [m for m in model.modules() if type(m) is nn.Linear]
+
+    def attach(self) -> SharedCasts:
+        """Share them from now on."""
+        casts = Casts()
+        for module in self.linears:
+            module.forward = partial(_forward, module, casts)  # type: ignore[method-assign]
+        return self
+
+    def detach(self) -> None:
+        """Restore the model."""
+        for module in self.linears:
+            module.__dict__.pop("forward", None)
+
+
+def _forward(module: nn.Linear, casts: Casts, x: Tensor) -> Tensor:
+    device = x.device.type
+    if module.training and torch.is_autocast_enabled(device):
+        x = casts(x, torch.get_autocast_dtype(device))
+    return F.linear(x, module.weight, module.bias)

@@ -1,0 +1,77 @@
+"""A replaced norm computes what the model's own computes, and saves less."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from instruct_lit.accel.rms_norm import RMSNorms, rms_norm
+
+
+class LlamaRMSNorm(nn.Module):
+    """As models of transformers write it; `offset` is 1 in Gemma."""
+
+    def __init__(self, offset: float = 0.0) -> None:
+        super().__init__()
+        self.weight, self.variance_epsilon, self.offset = nn.Parameter(torch.randn(48) - offset), 1e-5, offset
+
+    def forward(self, x: Tensor) -> Tensor:
+        normed = x.float() * torch.rsqrt(x.float().pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
+        return (self.weight + self.offset) * normed.to(x.dtype)
+
+
+class CentredRMSNorm(LlamaRMSNorm):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x - x.mean(-1, keepdim=True))
+
+
+class BiasedRMSNorm(LlamaRMSNorm):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + 0.1
+
+
+def results(norm: nn.Module, x: Tensor) -> list[Tensor]:
+    """The output, the gradients of input and weight, and the number of fp32 numbers saved between them."""
+    x, saved = x.clone().requires_grad_(), {}
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.update({t.data_ptr(): t.numel()}) or t, lambda t: t):
+        out = norm(x)
+    weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(1))
+    gradients = torch.autograd.grad((out * weight).sum(), (x, norm.weight))
+    return [out, *gradients, torch.tensor(sum(saved.values()))]
+
+
+@pytest.mark.parametrize("offset", [0.0, 1.0])
+def test_a_norm_of_a_llama_and_of_a_gemma_is_replaced(offset: float) -> None:
+    torch.manual_seed(0)
+    model, x = nn.ModuleDict({"norm": LlamaRMSNorm(offset)}), 3 * torch.randn(2, 7, 48)
+    expected = results(model["norm"], x)
+    norms = RMSNorms(model).attach()
+    assert norms.norms == {model["norm"]: offset}
+    found = results(model["norm"], x)
+    for a, b in zip(found[:3], expected[:3], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+    assert found[3] < 0.6 * expected[3], "the normed input was saved"
+    half = x.bfloat16()
+    assert torch.equal(model["norm"](half), LlamaRMSNorm.forward(model["norm"], half)), "only in fp32"
+    model.eval()
+    assert torch.equal(model["norm"](x), LlamaRMSNorm.forward(model["norm"], x)), "only in training"
+    norms.detach()
+    assert "forward" not in vars(model["norm"])
+
+
+@pytest.mark.parametrize("kind", [CentredRMSNorm, BiasedRMSNorm])
+def test_a_norm_that_computes_something_else_stays(kind: type) -> None:
+    assert not RMSNorms(nn.ModuleDict({"norm": kind()})).norms
+
+
+def test_it_is_the_norm_of_torch_which_a_gpu_uses() -> None:
+    torch.manual_seed(0)
+    x, weight = torch.randn(5, 48), torch.randn(48)
+    torch.testing.assert_close(rms_norm(x, weight, 1e-5, 1.0), F.rms_norm(x, (48,), weight + 1.0, 1e-5))
+
+
+def test_gradients_of_many_sizes_agree_with_differences() -> None:
+    torch.manual_seed(0)
+    x = (torch.randn(3, 8, dtype=torch.float64) * 10.0 ** torch.tensor([[-3], [0], [3]])).requires_grad_()
+    weight = torch.randn(8, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x, w: rms_norm(x, w, 1e-5, 1.0), (x, weight), eps=1e-7, rtol=1e-4, atol=1e-4)
