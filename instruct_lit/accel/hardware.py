@@ -70,4 +70,5 @@ def needed_flops(model: CausalLM, n_tokens: int, n_supervised: int) -> int:
 
 
 def _size(module: nn.Module, trained: bool) -> int:
-    return sum(p.numel() for p in module.parameters() if p.requires_grad == trained)
+    parameters = (p for p in module.parameters() if p.requires_grad == trained)
+    return sum(math.prod(getattr(p, "quant_state", p).shape) for p in parameters)  # bitsandbytes packs those of 4 bits

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from instruct_lit.accel.hardware import needed_flops
 from instruct_lit.core.model.attention import PackedDocuments
 from instruct_lit.core.training.loss import summed_cross_entropy
 from instruct_lit.hf.adapters import Adapter
@@ -67,6 +68,8 @@ def test_random_weights_are_drawn_and_quantised_one_by_one(directory: Path) -> N
     others = {n: p for n, p in model.hf.named_parameters() if p.dtype != torch.uint8}
     assert {p.dtype for p in others.values()} == {HALF} and model.no_layouts is None
     assert all(torch.equal(p, torch.ones_like(p)) for n, p in others.items() if "norm" in n)
+    assert model.n_parameters == plain.n_parameters
+    assert needed_flops(model.requires_grad_(False), 7, 3) == needed_flops(plain.requires_grad_(False), 7, 3)
     assert model.hf.lm_head.weight is model.hf.get_input_embeddings().weight
     assert matrices.most < sum(p.nbytes for p in plain.parameters()) / 4
 
