@@ -223,10 +223,7 @@ class HFModel(CausalLM):
             else:
                 text = self.hf.config.get_text_config(decoder=True)
                 n_heads, d_head = spy.shapes[0]
-                self.config = HFShape(
-                    self.config.architecture, self.config.n_vocab, self.config.context_length, self.config.d_model,
-                    len(spy.shapes), n_heads, d_head,
-                )  # fmt: skip
+                self.config = replace(self.config, n_layers=len(spy.shapes), n_heads=n_heads, d_head=d_head)
                 self._try_selection(ids, positions, lengths, expected, tolerance, spy.attention)
                 window = spy.window or getattr(text, "attention_chunk_size", None) or math.inf
                 if window >= self.config.context_length:
