@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from instruct_lit.accel.adamw import AdamW, mixed_norm
 from instruct_lit.accel.cross_entropy import summed_cross_entropy
 from instruct_lit.accel.cuda_graphs import StepGraphs
+from instruct_lit.accel.gated_mlp import GatedMLPs
 from instruct_lit.accel.rms_norm import RMSNorms
 from instruct_lit.accel.shared_casts import SharedCasts
 from instruct_lit.accel.weight_copies import LowPrecisionWeights, has_gradient_dtypes
@@ -36,8 +37,8 @@ class AcceleratedStep(StepAccelerator):
     """Computes the numbers of the plain step sooner.
 
     On a CPU with one process, `LowPrecisionWeights` and `AdamW` of this package work together. On a GPU with one
-    process in bf16-mixed precision, `StepGraphs` launch a micro-batch at once. Without a compiler, `RMSNorms` and
-    `SharedCasts` save work and memory on both. A model in shards uses none of them.
+    process in bf16-mixed precision, `StepGraphs` launch a micro-batch at once. Without a compiler, `RMSNorms`,
+    `SharedCasts` and `GatedMLPs` save work and memory. A model in shards uses none of them.
 
     Args:
         compiled: Whether a GPU runs kernels of `torch.compile` for model and loss.
@@ -47,7 +48,7 @@ class AcceleratedStep(StepAccelerator):
     def __init__(self, compiled: bool = False, cuda_graphs: bool = False) -> None:
         self.compiled, self.cuda_graphs = compiled, cuda_graphs
         self.copies: LowPrecisionWeights | None = None
-        self.replaced: list[RMSNorms | SharedCasts] = []
+        self.replaced: list[RMSNorms | SharedCasts | GatedMLPs] = []
         self.graphs: StepGraphs | None = None
         self._sharded = False
 
@@ -64,7 +65,7 @@ class AcceleratedStep(StepAccelerator):
         if not self.compiled:  # a compiler fuses these itself
             self.replaced = [RMSNorms(self.model).attach()]
             if half and not isinstance(with_copies, AdamW):
-                self.replaced.append(SharedCasts(self.model).attach())
+                self.replaced += [SharedCasts(self.model).attach(), GatedMLPs(self.model).attach()]
         if device == "cuda" and self.cuda_graphs and half:
             self.graphs = StepGraphs(self._loss, self.model.parameters(), facts.n_micro_batches > 1)
             self.graphs.begin()

@@ -1,0 +1,79 @@
+"""The gated MLP of a model of transformers in training, act(gate) · up, which keeps its two inputs alone.
+
+As the models write it, the activation is kept beside both; here the backward pass computes it again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+PARTS = ("gate_proj", "up_proj", "act_fn", "down_proj")
+TOLERANCE = 1e-3  # relative difference in bf16 up to which two results count as equal
+
+
+class GatedMLPs:
+    """The gated MLPs of a model; from `attach` to `detach` they are replaced in training mode."""
+
+    def __init__(self, model: nn.Module) -> None:
+        found = [m for m in model.modules() if all(hasattr(m, part) for part in PARTS) and "forward" not in vars(m)]
+        kinds = {type(m): _is_gated(m) for m in found}
+        self.mlps = [m for m in found if kinds[type(m)]]
+
+    def attach(self) -> GatedMLPs:
+        """Replace them from now on."""
+        for mlp in self.mlps:
+            mlp.forward = partial(_forward, mlp, mlp.forward)  # type: ignore[method-assign]
+        return self
+
+    def detach(self) -> None:
+        """Restore the model."""
+        for mlp in self.mlps:
+            mlp.__dict__.pop("forward", None)
+
+
+@torch.no_grad()
+def _is_gated(mlp: Any) -> bool:
+    """Whether an MLP is down(act(gate(x)) · up(x)) and no more, with an activation without weights."""
+    width = getattr(mlp.gate_proj, "in_features", None)
+    if width is None or list(mlp.act_fn.parameters()):
+        return False
+    device, training = next(mlp.parameters()).device, mlp.training
+    x = torch.randn(2, width, generator=torch.Generator().manual_seed(0)).to(device)
+    mlp.eval()  # adapters may drop inputs
+    with torch.autocast(device.type, torch.bfloat16):  # whatever the weights are in
+        expected, found = mlp(x), mlp.down_proj(gated(mlp.gate_proj(x), mlp.up_proj(x), mlp.act_fn))
+    mlp.train(training)
+    return bool((found - expected).norm() <= TOLERANCE * expected.norm())
+
+
+def _forward(mlp: Any, plain: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    if not mlp.training:
+        return plain(x)
+    return mlp.down_proj(gated(mlp.gate_proj(x), mlp.up_proj(x), mlp.act_fn))
+
+
+def gated(gate: Tensor, up: Tensor, activation: Callable[[Tensor], Tensor]) -> Tensor:
+    """activation(gate) · up, all `(…, M)`; the activation is elementwise."""
+    return _Gated.apply(gate, up, activation)
+
+
+class _Gated(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor, activation: Callable[[Tensor], Tensor]) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(gate, up)
+        ctx.activation = activation
+        return activation(gate) * up
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:  # type: ignore[override]
+        gate, up = ctx.saved_tensors
+        with torch.enable_grad():
+            gate = gate.detach().requires_grad_()
+            activated = ctx.activation(gate)
+        (grad_gate,) = torch.autograd.grad(activated, gate, grad * up)
+        return grad_gate, grad * activated.detach(), None
