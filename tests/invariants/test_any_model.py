@@ -10,7 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from instruct_lit.accel.adamw import adamw
 from instruct_lit.accel.bf16_weights import BF16Weights
+from instruct_lit.accel.gated_mlp import GatedMLPs
+from instruct_lit.accel.shared_casts import SharedCasts
+from instruct_lit.accel.step import AcceleratedStep
 from instruct_lit.core.bundle import open_model, save_bundle
 from instruct_lit.core.data.batching import Collator, pad_shift_mask
 from instruct_lit.core.data.datamodule import InstructionData
@@ -22,7 +26,7 @@ from instruct_lit.core.generation.engine import Engine
 from instruct_lit.core.generation.sampling import SamplingSettings
 from instruct_lit.core.model.causal import CausalLM
 from instruct_lit.core.model.gpt import GPT, GPTConfig
-from instruct_lit.core.training.loss import layout_of, summed_cross_entropy
+from instruct_lit.core.training.loss import FitFacts, layout_of, summed_cross_entropy
 from instruct_lit.datasets.demo import DemoSource
 from instruct_lit.hf.adapters import Adapter
 from instruct_lit.hf.chat_template import with_chat
@@ -121,6 +125,26 @@ def plain(case: Case, mask_prompt: bool) -> tuple[float, dict[str, torch.Tensor]
     loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-100)
     loss.backward()
     return loss.item(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+def test_what_a_fast_step_replaces_changes_no_loss_and_no_gradient(case: Case) -> None:
+    expected, gradients = plain(case, True)
+    for optimizer_of in (lambda p: adamw([{"params": p}], lr=0.0), torch.optim.SGD):  # with copies of weights, without
+        model, step = copy.deepcopy(case.model).train(), AcceleratedStep()
+        step.attach(model)
+        optimizer = optimizer_of([p for p in model.parameters() if p.requires_grad])
+        step.start(optimizer, FitFacts("32-true", 1, 1))
+        replaced = [SharedCasts(model).attach(), GatedMLPs(model).attach()] if step.copies is None else []
+        batch = case.collator("packed", True)(case.encoded())
+        loss = step.loss(batch, batch.loss_weights / batch.n_supervised)
+        loss.backward()
+        assert loss.item() == pytest.approx(expected, rel=1e-5)
+        for name, p in model.named_parameters():
+            if name in gradients:
+                torch.testing.assert_close(p.grad, gradients[name], rtol=1e-3, atol=1e-5, msg=name)
+        step.stop(optimizer)
+        for part in replaced:
+            part.detach()
 
 
 def test_traps_1_and_2_one_supervised_end_unless_cut_and_the_header_survives(case: Case) -> None:
