@@ -96,7 +96,8 @@ def show_profile(console: Console, config: DictConfig, data: InstructionData, op
 
         n_batches, batches = training_batches(data, batching)
         draws = config.model.get("dropout") or config.adapter.dropout or config.model.get("activation_checkpointing")
-        needs = estimate(lambda: without_weights(config, opened), batches, config.compile, graphs=not draws)
+        four_bits = config.adapter.kind == "qlora"
+        needs = estimate(lambda: without_weights(config, opened), batches, config.compile, not draws, four_bits)
         name = config.model.name if opened is None else opened.directory
         print_needs(console, str(name), *needs, None if config.data.streaming else n_batches)
     print_warnings(console, warnings_of(found, chosen, n_val))

@@ -55,7 +55,11 @@ class StepMemory:
 
 
 def estimate(
-    make: Callable[[], CausalLM], batches: Sequence[Batch], compiled: bool = False, graphs: bool = True
+    make: Callable[[], CausalLM],
+    batches: Sequence[Batch],
+    compiled: bool = False,
+    graphs: bool = True,
+    four_bits: bool = False,
 ) -> tuple[Estimate, str]:
     """The estimate for these batches on this machine's best device, and the device with its default precision.
 
@@ -66,6 +70,7 @@ def estimate(
         make: makes the model, inside `counting`.
         compiled: whether the run has `compile=true`.
         graphs: whether a GPU records steps, whose gradients have memory of their own.
+        four_bits: whether the frozen layers of the blocks are in NF4.
     """
     by_size = sorted(batches, key=lambda batch: batch.input_ids.numel())
     typical = [by_size[int(len(by_size) * share)] for share in (0.25, 0.5, 0.75)]
@@ -73,15 +78,18 @@ def estimate(
     on_gpu, bf16 = device.type == "cuda", precision.startswith("bf16")
     with counting(on_gpu):
         model = make()
+        n_parameters = model.n_parameters
+        flops = [needed_flops(model, batch.n_tokens, int(batch.n_supervised)) for batch in typical]
+        if four_bits:
+            in_four_bits(model)
         memory = step_memory(model, our_loss(model, by_size[-1], bf16, compiled and on_gpu))
     trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
     activations = memory.peak - memory.states + trained * (on_gpu and bf16 and graphs)
     if isinstance(model, GPT):
         step_s = _measured(model.config, typical, device, bf16)
     else:
-        n_flops = sum(needed_flops(model, batch.n_tokens, int(batch.n_supervised)) for batch in typical)
-        step_s = n_flops / len(typical) / matrix_rate(device, precision)
-    found = Estimate(model.n_parameters, memory.states, activations, step_s, at_least=not isinstance(model, GPT))
+        step_s = sum(flops) / len(flops) / matrix_rate(device, precision)
+    found = Estimate(n_parameters, memory.states, activations, step_s, at_least=not isinstance(model, GPT))
     return found, f"{device.type} in {precision}"
 
 

@@ -39,12 +39,9 @@ def without_weights(config: DictConfig, opened: OpenedModel | None = None) -> Ca
             hf: Any = opened.model.hf
             made = HFModel(import_transformers().AutoModelForCausalLM.from_config(hf.config, dtype=dtype))
     if kind != "none":
-        from instruct_lit.accel.estimate import in_four_bits
         from instruct_lit.hf.adapters import Adapter
         from instruct_lit.hf.trainable import train_in_fp32
 
         Adapter(made, **arguments_for(Adapter, config.adapter), dora=kind == "dora")
         train_in_fp32(made)
-        if kind == "qlora":
-            in_four_bits(made)
     return made
