@@ -30,14 +30,14 @@ def batch(n_examples: int, layout: str = "packed", n_tokens: int = 20) -> Batch:
     return Collator(0, np.ones(256, dtype=np.int64), layout)(examples)  # type: ignore[arg-type]
 
 
-def llama(adapter: bool = False, checkpointing: int = 0, n_bits: int = 16) -> CausalLM:
+def llama(adapter: bool = False, checkpointing: int = 0, n_bits: int = 16, n_layers: int = 4) -> CausalLM:
     transformers = pytest.importorskip("transformers")
     from instruct_lit.hf.adapters import Adapter
     from instruct_lit.hf.model import HFModel
     from instruct_lit.hf.trainable import train_in_fp32
 
     shape = transformers.LlamaConfig(
-        hidden_size=64, intermediate_size=128, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2,
+        hidden_size=64, intermediate_size=128, num_hidden_layers=n_layers, num_attention_heads=4, num_key_value_heads=2,
         vocab_size=256, tie_word_embeddings=True,
     )  # fmt: skip
     dtype = torch.bfloat16 if adapter else torch.float32
@@ -55,7 +55,7 @@ def test_a_step_without_values_needs_what_a_step_needs(monkeypatch: pytest.Monke
     packed = batch(8)
 
     def needed() -> module.StepMemory:
-        model = llama(adapter=True, checkpointing=2)
+        model = llama(adapter=True, checkpointing=2, n_layers=2)
         return module.step_memory(model, module.our_loss(model, packed, bf16=True, compiled=False))
 
     with module.counting(on_gpu=False):
