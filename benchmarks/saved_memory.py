@@ -55,7 +55,7 @@ def rows() -> Iterator[Row]:
     """The rows of the table of figures, ours and its peers."""
     for name, shape in (("1.24B", "llama-1b"), ("135M", "smollm2-135m")):
         for trained, words in (("all weights", ""), ("LoRA", " lora frozen")):
-            systems = ["ours", "ours compiled", "trl wrapped liger", "trl padded liger", "transformers padded"]
+            systems = ["ours", "ours liger", "ours compiled", "trl wrapped liger", "trl padded liger", "transformers padded"]
             yield from (Row(f"{name}, {trained}, {system}", shape, system + words) for system in systems)
     long = Row("", "llama-8b", "", n_examples=16, n_tokens=512, n_learnt=450, longest=512)
     lora, qlora = replace(long, system="ours lora frozen"), replace(long, system="ours qlora", n_examples=2)
@@ -112,6 +112,8 @@ def count(row: Row, kept: Counter[str] | None = None) -> tuple[StepMemory, int]:
         batch = _batch(row)
         stack.enter_context(counting(on_gpu=True))
         hf = transformers.AutoModelForCausalLM.from_config(shape, dtype=dtype)
+        if "liger" in words:
+            _put_liger(stack)
         model: torch.nn.Module
         if words[0] == "ours":
             model = ours = _ours(hf, row, words)
@@ -159,15 +161,8 @@ def _ours(hf: Any, row: Row, words: list[str]) -> CausalLM:
 
 def _peer(hf: Any, row: Row, words: list[str], stack: ExitStack) -> tuple[torch.nn.Module, Callable[[], Tensor]]:
     """A model of transformers with its loss: as TRL computes it, or with all logits."""
-    from transformers.models.llama import modeling_llama
-
     # Whether rows are packed is read from the positions, which have no values.
     stack.enter_context(patch("transformers.masking_utils.find_packed_sequence_indices", lambda *_: None))
-    if "liger" in words:
-        stack.enter_context(patch.object(modeling_llama.LlamaRMSNorm, "forward", lambda m, x: _Norm.apply(x, m.weight)))
-        swiglu = lambda m, x: m.down_proj(_SwiGLU.apply(m.gate_proj(x), m.up_proj(x)))  # noqa: E731
-        stack.enter_context(patch.object(modeling_llama.LlamaMLP, "forward", swiglu))
-        stack.enter_context(patch.object(modeling_llama, "apply_rotary_pos_emb", lambda q, k, *_, **__: (q, k)))
     model = hf.train()
     if "lora" in words:
         from peft import LoraConfig, get_peft_model
@@ -188,6 +183,16 @@ def _peer(hf: Any, row: Row, words: list[str], stack: ExitStack) -> tuple[torch.
             return _TiledHead.apply(states, hf.lm_head.weight).sum()
 
     return model, loss_of
+
+
+def _put_liger(stack: ExitStack) -> None:
+    """Let Llamas keep what Liger's kernels keep; queries and keys are rotated where they lie."""
+    from transformers.models.llama import modeling_llama
+
+    stack.enter_context(patch.object(modeling_llama.LlamaRMSNorm, "forward", lambda m, x: _Norm.apply(x, m.weight)))
+    swiglu = lambda m, x: m.down_proj(_SwiGLU.apply(m.gate_proj(x), m.up_proj(x)))  # noqa: E731
+    stack.enter_context(patch.object(modeling_llama.LlamaMLP, "forward", swiglu))
+    stack.enter_context(patch.object(modeling_llama, "apply_rotary_pos_emb", lambda q, k, *_, **__: (q, k)))
 
 
 class _Norm(torch.autograd.Function):

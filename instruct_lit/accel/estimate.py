@@ -106,7 +106,7 @@ def counting(on_gpu: bool) -> Iterator[None]:
 
 
 def _attend_varlen(layout: Any, q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor | None:
-    """The GPU's kernel; those of a CPU keep about the same tensors."""
+    """The GPU's kernel; those of a CPU keep the attention weights of short documents as well."""
     if not isinstance(layout, PackedDocuments) or dropout > 0.0:
         return None
     if "varlen" not in layout.kernel_state:
