@@ -55,7 +55,14 @@ def rows() -> Iterator[Row]:
     """The rows of the table of figures, ours and its peers."""
     for name, shape in (("1.24B", "llama-1b"), ("135M", "smollm2-135m")):
         for trained, words in (("all weights", ""), ("LoRA", " lora frozen")):
-            systems = ["ours", "ours liger", "ours compiled", "trl wrapped liger", "trl padded liger", "transformers padded"]
+            systems = [
+                "ours",
+                "ours liger",
+                "ours compiled",
+                "trl wrapped liger",
+                "trl padded liger",
+                "transformers padded",
+            ]
             yield from (Row(f"{name}, {trained}, {system}", shape, system + words) for system in systems)
     long = Row("", "llama-8b", "", n_examples=16, n_tokens=512, n_learnt=450, longest=512)
     lora, qlora = replace(long, system="ours lora frozen"), replace(long, system="ours qlora", n_examples=2)
@@ -119,7 +126,7 @@ def count(row: Row, kept: Counter[str] | None = None) -> tuple[StepMemory, int]:
             model = ours = _ours(hf, row, words)
             loss_of = our_loss(ours, batch, bf16=True, compiled="compiled" in words)
         else:
-            model, loss_of = _peer(hf, row, words, stack)
+            model, loss_of = _peer(hf, row, words)
 
         def watched() -> Tensor:
             before = set(live.made)
@@ -159,10 +166,8 @@ def _ours(hf: Any, row: Row, words: list[str]) -> CausalLM:
     return model
 
 
-def _peer(hf: Any, row: Row, words: list[str], stack: ExitStack) -> tuple[torch.nn.Module, Callable[[], Tensor]]:
+def _peer(hf: Any, row: Row, words: list[str]) -> tuple[torch.nn.Module, Callable[[], Tensor]]:
     """A model of transformers with its loss: as TRL computes it, or with all logits."""
-    # Whether rows are packed is read from the positions, which have no values.
-    stack.enter_context(patch("transformers.masking_utils.find_packed_sequence_indices", lambda *_: None))
     model = hf.train()
     if "lora" in words:
         from peft import LoraConfig, get_peft_model

@@ -141,7 +141,7 @@ def forbidden_waits() -> Iterator[None]:
 
 
 class _NoValues(FakeTensorMode):
-    """Also under `torch.compile`; what the host reads of a tensor is 0, and all are equal."""
+    """Also under `torch.compile`; a number that the host reads is 0, and what it asks is true."""
 
     @classmethod
     def ignore_compile_internals(cls) -> bool:
@@ -149,7 +149,7 @@ class _NoValues(FakeTensorMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = {}) -> Any:  # noqa: B006
         if func is torch.ops.aten._local_scalar_dense.default:
-            return 0.0
+            return True if args[0].dtype == torch.bool else 0.0
         if func is torch.ops.aten.equal.default:
             return True
         return super().__torch_dispatch__(func, types, args, kwargs)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 import torch
@@ -117,9 +117,10 @@ def _attend_varlen(layout: Any, q: Tensor, k: Tensor, v: Tensor, dropout: float)
 
 
 def our_loss(model: CausalLM, batch: Batch, bf16: bool, compiled: bool) -> Callable[[], Tensor]:
-    """The loss of a step of ours, for `step_memory`."""
-    step = AcceleratedStep()
+    """The loss of a step of ours on a GPU, for `step_memory`; a CPU's copies of the weights are not made."""
+    step = AcceleratedStep(compiled)
     step.attach(model.train())
+    step.start(torch.optim.SGD(model.parameters()), FitFacts("bf16-mixed" if bf16 else "32-true", 1, 1))
     model.compiler = _partitioned if compiled else None
     return lambda: _loss(step, batch, bf16)
 
@@ -159,7 +160,12 @@ def in_four_bits(model: CausalLM) -> None:
             shape, n = layer.weight.shape, layer.weight.numel()
             n_bytes = n // 2 + n // 64 + n // 64 // 256 * 4  # two weights a byte, a scale for 64, one of scales for 256
             layer.weight = nn.Parameter(torch.empty(n_bytes, dtype=torch.uint8), requires_grad=False)
-            layer.forward = partial(_FourBits.apply, shape=shape)  # type: ignore[method-assign]
+            layer.__class__, layer.shape = _FourBitLinear, shape
+
+
+class _FourBitLinear(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return _FourBits.apply(x, self.shape)
 
 
 class _FourBits(torch.autograd.Function):
