@@ -126,7 +126,7 @@ def count(row: Row, kept: Counter[str] | None = None) -> tuple[StepMemory, int]:
             model = ours = _ours(hf, row, words)
             loss_of = our_loss(ours, batch, bf16=True, compiled="compiled" in words)
         else:
-            model, loss_of = _peer(hf, row, words)
+            model, loss_of = _peer(hf, row, words, stack)
 
         def watched() -> Tensor:
             before = set(live.made)
@@ -166,8 +166,10 @@ def _ours(hf: Any, row: Row, words: list[str]) -> CausalLM:
     return model
 
 
-def _peer(hf: Any, row: Row, words: list[str]) -> tuple[torch.nn.Module, Callable[[], Tensor]]:
+def _peer(hf: Any, row: Row, words: list[str], stack: ExitStack) -> tuple[torch.nn.Module, Callable[[], Tensor]]:
     """A model of transformers with its loss: as TRL computes it, or with all logits."""
+    # Whether rows are packed is read from the positions, which have no values.
+    stack.enter_context(patch("transformers.masking_utils.find_packed_sequence_indices", lambda *_: None))
     model = hf.train()
     if "lora" in words:
         from peft import LoraConfig, get_peft_model

@@ -160,10 +160,13 @@ def in_four_bits(model: CausalLM) -> None:
             shape, n = layer.weight.shape, layer.weight.numel()
             n_bytes = n // 2 + n // 64 + n // 64 // 256 * 4  # two weights a byte, a scale for 64, one of scales for 256
             layer.weight = nn.Parameter(torch.empty(n_bytes, dtype=torch.uint8), requires_grad=False)
-            layer.__class__, layer.shape = _FourBitLinear, shape
+            four_bits: Any = layer
+            four_bits.__class__, four_bits.shape = _FourBitLinear, shape
 
 
 class _FourBitLinear(nn.Linear):
+    shape: torch.Size
+
     def forward(self, x: Tensor) -> Tensor:
         return _FourBits.apply(x, self.shape)
 
