@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from instruct_lit.datasets.profile import N_SHOWN, Profile, histogram, percentiles
+from instruct_lit.datasets.profile import N_SHOWN, Profile, histogram
 
 BAR = 20  # columns of the longest bar
 _EIGHTHS = " ▏▎▍▌▋▊▉"
@@ -121,8 +121,7 @@ def _histogram(title: str, lengths: np.ndarray) -> Table:
     most = max(n for _, _, n in bins)
     for low, high, n in bins:
         table.add_row(f"{low}" if low == high else f"{low} to {high}", Text(_bar(n / most), style="cyan"))
-    p = percentiles(lengths)
-    table.caption = f"median {p['median']}, 95 % up to {p['p95']}"
+    table.caption = "median {:.0f}, 95 % up to {:.0f}".format(*np.floor(np.percentile(lengths, (50, 95))))
     return table
 
 

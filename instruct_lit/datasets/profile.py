@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
 import numpy as np
 
-from instruct_lit.core.data.batching import Batch, BatchSampler, Collator, supervised
+from instruct_lit.core.data.batching import Batch, BatchSampler, supervised
 from instruct_lit.core.data.datamodule import InstructionData
 from instruct_lit.core.data.encode import EncodedExample, EncodedStore
 from instruct_lit.core.data.example import Example
@@ -22,6 +22,8 @@ from instruct_lit.errors import ConfigError
 
 REFUSING = Refusals()
 N_SHOWN = 3  # examples that are listed for an oddity
+PLACEHOLDERS = ("none", "n/a", "null", "nan", "no input", "<noinput>")  # of an input that there is none
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 MAX_BATCHES = 200  # of an epoch, from which the cost of padding is computed
 # Shares below or above which the data are usually wrong.
 LOW_SUPERVISED, HIGH_TRUNCATED, HIGH_WASTE = 0.05, 0.1, 0.5
@@ -149,24 +151,18 @@ def mask_is_exact(example: Example, encoded: EncodedExample, template: Template,
 def oddities(example: Example, header: str) -> list[str]:
     """Descriptions of what is odd about one record."""
     texts = (example.instruction, example.input, example.output)
-    found = []
-    if example.instruction and _words(example.output) == _words(example.instruction):
-        found.append("the response repeats the instruction")
-    if not re.search(r"\w", example.output):
-        found.append("the response has no letter or digit")
-    if header.strip() and any(header.strip() in text for text in texts):
-        found.append(f"a text contains {header.strip()!r}")
-    if any(EOT in text for text in texts):
-        found.append(f"a text contains {EOT!r}")
-    if any(re.search(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]", text) for text in texts):
-        found.append("a text has control characters")
-    if example.input and example.input.strip().lower() in ("none", "n/a", "null", "nan", "no input", "<noinput>"):
-        found.append("the input is a placeholder")
-    if not REFUSING.keeps(example):
-        found.append("a response begins with a refusal")
-    if example.output != example.output.strip():
-        found.append("the response begins or ends with white space")
-    return found
+    found = {
+        "the response repeats the instruction": example.instruction
+        and _words(example.output) == _words(example.instruction),
+        "the response has no letter or digit": not re.search(r"\w", example.output),
+        f"a text contains {header.strip()!r}": header.strip() and any(header.strip() in text for text in texts),
+        f"a text contains {EOT!r}": any(EOT in text for text in texts),
+        "a text has control characters": any(map(_CONTROL.search, texts)),
+        "the input is a placeholder": example.input.strip().lower() in PLACEHOLDERS,
+        "a response begins with a refusal": not REFUSING.keeps(example),
+        "the response begins or ends with white space": example.output != example.output.strip(),
+    }
+    return [what for what, is_so in found.items() if is_so]
 
 
 def training_batches(data: InstructionData, batching: Mapping[str, Any]) -> tuple[int, list[Batch]]:
@@ -174,22 +170,11 @@ def training_batches(data: InstructionData, batching: Mapping[str, Any]) -> tupl
     store, indices = data.examples_of("train")
     if len(indices) == 0:
         raise ConfigError(f"data.split={data.split_spec}: no example for train, so there are no batches")
-    sampler = BatchSampler(
-        indices,
-        store.lengths[indices],
-        data.batching.batch_size,
-        seed=data.seed,
-        grouping=batching["grouping"],
-        max_tokens=batching["max_tokens"],
-    )
-    collator = Collator(
-        data.collator.pad_id,
-        data.tokenizer.n_bytes_of,
-        batching["layout"],
-        batching["shared_prefix"],
-        data.collator.mask_prompt,
-        data.collator.pad_to,
-    )
+    lengths, size = store.lengths[indices], data.batching.batch_size
+    how = {key: batching[key] for key in ("grouping", "max_tokens")}
+    sampler = BatchSampler(indices, lengths, size, seed=data.seed, **how)
+    layout, shared = batching["layout"], batching["shared_prefix"]
+    collator = replace(data.collator, layout=layout, shared_prefix=shared, pad_to_multiple_of=1)
     return len(sampler), [collator([store[i] for i in batch]) for batch in islice(sampler, MAX_BATCHES)]
 
 
@@ -198,16 +183,6 @@ def positions_per_token(batches: Iterable[Batch]) -> float:
     pairs = [(batch.input_ids.numel(), batch.n_tokens) for batch in batches]
     positions, tokens = (sum(column) for column in zip(*pairs, strict=True))
     return positions / tokens
-
-
-def percentiles(lengths: np.ndarray) -> dict[str, int]:
-    """Minimum, median, 95th percentile and maximum."""
-    return {
-        "min": int(lengths.min()),
-        "median": int(np.median(lengths)),
-        "p95": int(np.percentile(lengths, 95)),
-        "max": int(lengths.max()),
-    }
 
 
 def histogram(lengths: np.ndarray, n_bins: int = 10) -> list[tuple[int, int, int]]:

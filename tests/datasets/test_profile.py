@@ -11,6 +11,7 @@ from instruct_lit.core.data.encode import EncodedStore, Encoder, open_or_build
 from instruct_lit.core.data.example import Example, to_example
 from instruct_lit.core.data.template import Template
 from instruct_lit.core.data.tokenizer import GPT2Tokenizer
+from instruct_lit.datasets.print_profile import _histogram
 from instruct_lit.datasets.profile import (
     Profile,
     header_of,
@@ -18,7 +19,6 @@ from instruct_lit.datasets.profile import (
     kinds_of,
     mask_is_exact,
     oddities,
-    percentiles,
     positions_per_token,
     profile,
     warnings_of,
@@ -126,7 +126,7 @@ def test_histograms_count_everything_once() -> None:
     bins = histogram(lengths)
     assert len(bins) <= 10 and sum(n for _, _, n in bins) == 1000
     assert all(n == ((lengths >= low) & (lengths <= high)).sum() for low, high, n in bins)
-    assert percentiles(np.arange(101)) == {"min": 0, "median": 50, "p95": 95, "max": 100}
+    assert _histogram("prompt", np.arange(101)).caption == "median 50, 95 % up to 95"
 
 
 GOOD = Profile(
