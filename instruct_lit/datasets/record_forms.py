@@ -180,7 +180,7 @@ def marked_records(
     pattern = re.compile(f"({'|'.join(re.escape(text) for text in sorted(role_of, key=len, reverse=True))})")
     for place, record in read(shard):
         text = record.get(field) if isinstance(record, Mapping) else None
-        if isinstance(record, DataError) or not isinstance(text, str):
+        if not isinstance(text, str):
             found = DataError(f"{place}: no field {field!r} for data.role_marks (see data.columns)")
             yield place, record if isinstance(record, DataError) else found
             continue
@@ -191,14 +191,11 @@ def marked_records(
                 messages[-1]["content"] += content
             else:
                 messages.append({"role": role_of[mark], "content": content})
-        messages = [{**message, "content": message["content"].strip()} for message in messages]
-        if messages[0]["content"]:
-            yield (
-                place,
-                DataError(f"{place}: {messages[0]['content'][:40]!r} stands before the first of data.role_marks"),
-            )
+        first, *turns = [{**message, "content": message["content"].strip()} for message in messages]
+        if first["content"]:
+            yield place, DataError(f"{place}: {first['content'][:40]!r} stands before the first of data.role_marks")
         else:
-            yield place, {**{k: v for k, v in record.items() if k != field}, "messages": messages[1:]}
+            yield place, {**{k: v for k, v in record.items() if k != field}, "messages": turns}
 
 
 def _side(value: Any, role: str) -> Messages:

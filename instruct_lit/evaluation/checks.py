@@ -101,8 +101,7 @@ def _is_pattern(value: Any) -> bool:
 def _are_bounds(value: Any) -> bool:
     if not isinstance(value, list) or len(value) != 2 or any(type(v) not in (int, float, type(None)) for v in value):
         return False
-    low, high = value
-    return low is None or high is None or low <= high
+    return None in value or value[0] <= value[1]
 
 
 # What the value of a kind is, and whether one is valid.
