@@ -15,7 +15,6 @@ from typing import Any
 
 import regex
 
-from instruct_lit.datasets.filters import language_of
 from instruct_lit.errors import DataError
 from instruct_lit.evaluation.statistics import Interval, interval
 from instruct_lit.optional_imports import load
@@ -69,6 +68,12 @@ def _has_word(text: str, word: str) -> bool:
     return re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text, re.IGNORECASE) is not None
 
 
+def _language_of(text: str) -> str | None:
+    from instruct_lit.datasets.filters import language_of  # not before a check needs it: the folder may be absent
+
+    return language_of(text, "a check of language", "evaluate")
+
+
 # Whether a response passes a check, by kind.
 KINDS: dict[str, Callable[[str, Any], bool]] = {
     "contains": lambda text, value: all(part in text for part in _texts(value)),
@@ -79,7 +84,7 @@ KINDS: dict[str, Callable[[str, Any], bool]] = {
     "json_schema": _satisfies,
     "number": lambda text, value: _within(_last_number(text), value),
     "n_words": lambda text, value: _within(len(text.split()), value),
-    "language": lambda text, value: language_of(text, "a check of language", "evaluate") == value,
+    "language": lambda text, value: _language_of(text) == value,
 }
 
 
