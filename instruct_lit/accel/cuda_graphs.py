@@ -48,7 +48,7 @@ class StepGraphs:
     def __init__(self, loss_of: Loss, parameters: Iterable[nn.Parameter], adds: bool) -> None:
         self.loss_of, self.adds = loss_of, adds
         self.parameters = [p for p in parameters if p.requires_grad]
-        self.gradients = [torch.zeros_like(p) for p in self.parameters]
+        self.gradients: list[Tensor] = []  # made when the first batch is recorded
         self._anchor = torch.zeros((), device=self.parameters[0].device, requires_grad=True)
         self._stream, self._before = torch.cuda.Stream(), torch.cuda.current_stream()
         self._forget()
@@ -135,6 +135,7 @@ class StepGraphs:
         return not self._full
 
     def _recorded(self, inputs: _Inputs) -> _Graph:
+        self.gradients = self.gradients or [torch.zeros_like(p) for p in self.parameters]
         try:
             return self._record(inputs)
         except torch.OutOfMemoryError:

@@ -1,7 +1,8 @@
 """RMSNorm of a model of transformers in training: one operation that saves its input and one number per token.
 
 As the models write it, it is six operations, two of which save the whole residual stream in fp32, with as many in the
-backward pass. A norm is replaced only where it agrees with this one.
+backward pass. A norm is replaced only where it agrees with this one, in bf16 up to rounding: here all is computed in
+fp32 and rounded once.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-TOLERANCE = 1e-6  # relative difference in fp32 up to which two results count as equal
+TOLERANCES = {torch.float32: 1e-6, torch.bfloat16: 0.01}  # relative differences up to which two results count as equal
 
 
 class RMSNorms:
-    """The norms of a model; from `attach` to `detach` they are replaced in training mode, for inputs in fp32."""
+    """The norms of a model; from `attach` to `detach` they are replaced in training mode, for inputs in their dtype."""
 
     def __init__(self, model: nn.Module) -> None:
         norms = [m for m in model.modules() if "RMSNorm" in type(m).__name__ and "forward" not in vars(m)]
@@ -38,7 +39,7 @@ class RMSNorms:
 
 
 def rms_norm(x: Tensor, weight: Tensor, epsilon: float, offset: float = 0.0) -> Tensor:
-    """x / √(mean(x²) + ε) · (weight + offset) for `x` `(…, C)` and `weight` `(C,)` in fp32 (Zhang & Sennrich 2019)."""
+    """x / √(mean(x²) + ε) · (weight + offset) for `x` `(…, C)` and `weight` `(C,)` (Zhang & Sennrich 2019)."""
     if x.device.type == "cpu":  # where torch's own is several operations
         return _RMSNorm.apply(x, weight, epsilon, offset)
     return F.rms_norm(x, weight.shape, weight + offset if offset else weight, epsilon)
@@ -46,14 +47,15 @@ def rms_norm(x: Tensor, weight: Tensor, epsilon: float, offset: float = 0.0) -> 
 
 @torch.no_grad()
 def _offset_of(norm: nn.Module) -> float | None:
-    """What a norm adds to its weight, 1 in Gemma; None if it computes something else."""
+    """What a norm adds to its weight, 1 in Gemma; None if it computes something else, or the sum would be rounded."""
     weight, epsilon = getattr(norm, "weight", None), _epsilon_of(norm)
-    if weight is None or weight.ndim != 1 or weight.dtype != torch.float32 or epsilon is None:
+    if weight is None or weight.ndim != 1 or weight.dtype not in TOLERANCES or epsilon is None:
         return None
-    x = torch.randn(4, len(weight), generator=torch.Generator().manual_seed(0)).to(weight.device)
+    x = (1 + torch.randn(4, len(weight), generator=torch.Generator().manual_seed(0))).to(weight)
     expected = norm(x)
-    tolerance = TOLERANCE * expected.norm()
-    return next((o for o in (0.0, 1.0) if (rms_norm(x, weight, epsilon, o) - expected).norm() <= tolerance), None)
+    tolerance = TOLERANCES[weight.dtype] * expected.norm()
+    offsets = (0.0, 1.0) if weight.dtype == torch.float32 else (0.0,)
+    return next((o for o in offsets if (rms_norm(x, weight, epsilon, o) - expected).norm() <= tolerance), None)
 
 
 def _epsilon_of(norm: nn.Module) -> float | None:
@@ -62,7 +64,7 @@ def _epsilon_of(norm: nn.Module) -> float | None:
 
 
 def _forward(norm: Any, plain: Callable[[Tensor], Tensor], offset: float, x: Tensor) -> Tensor:
-    if not norm.training or x.dtype != torch.float32:
+    if not norm.training or x.dtype != norm.weight.dtype:
         return plain(x)
     epsilon = _epsilon_of(norm)
     assert epsilon is not None
@@ -74,17 +76,26 @@ class _RMSNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float, offset: float) -> Tensor:  # type: ignore[override]
-        scale = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        scale = scale.square_().div_(x.shape[-1]).add_(epsilon).rsqrt_()
-        ctx.save_for_backward(x, scale, weight)
+        ctx.save_for_backward(x, scale := _scale(_exact(x), epsilon), weight)
         ctx.offset = offset
-        return (x * scale).mul_(weight + offset if offset else weight)
+        return (_exact(x) * scale).mul_(weight + offset if offset else weight).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:  # type: ignore[override]
         x, scale, weight = ctx.saved_tensors
-        weight = weight + ctx.offset if ctx.offset else weight
-        product = (grad * x).flatten(0, -2)
-        along = (product @ weight).view_as(scale) * scale.pow(3).div_(-x.shape[-1])
-        grad_x = (grad * weight).mul_(scale).addcmul_(x, along)
-        return grad_x, scale.flatten() @ product if ctx.needs_input_grad[1] else None, None, None
+        exact_x, grad, factor = _exact(x), _exact(grad), _exact(weight + ctx.offset if ctx.offset else weight)
+        product = (grad * exact_x).flatten(0, -2)
+        along = (product @ factor).view_as(scale) * scale.pow(3).div_(-x.shape[-1])
+        grad_x = (grad * factor).mul_(scale).addcmul_(exact_x, along).to(x.dtype)
+        return grad_x, (scale.flatten() @ product).to(weight) if ctx.needs_input_grad[1] else None, None, None
+
+
+def _exact(x: Tensor) -> Tensor:
+    """`x` in fp32 at least."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _scale(x: Tensor, epsilon: float) -> Tensor:
+    """1 / √(mean(x²) + ε) of each token."""
+    squares = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_()
+    return squares.div_(x.shape[-1]).add_(epsilon).rsqrt_()

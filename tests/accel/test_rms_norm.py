@@ -31,9 +31,9 @@ class BiasedRMSNorm(LlamaRMSNorm):
 
 
 def results(norm: nn.Module, x: Tensor) -> list[Tensor]:
-    """The output, the gradients of input and weight, and the number of fp32 numbers saved between them."""
+    """The output, the gradients of input and weight, and the number of bytes saved between them."""
     x, saved = x.clone().requires_grad_(), {}
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.update({t.data_ptr(): t.numel()}) or t, lambda t: t):
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.update({t.data_ptr(): t.nbytes}) or t, lambda t: t):
         out = norm(x)
     weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(1))
     gradients = torch.autograd.grad((out * weight).sum(), (x, norm.weight))
@@ -52,16 +52,33 @@ def test_a_norm_of_a_llama_and_of_a_gemma_is_replaced(offset: float) -> None:
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
     assert found[3] < 0.6 * expected[3], "the normed input was saved"
     half = x.bfloat16()
-    assert torch.equal(model["norm"](half), LlamaRMSNorm.forward(model["norm"], half)), "only in fp32"
+    assert torch.equal(model["norm"](half), LlamaRMSNorm.forward(model["norm"], half)), "only in the weight's dtype"
     model.eval()
     assert torch.equal(model["norm"](x), LlamaRMSNorm.forward(model["norm"], x)), "only in training"
     norms.detach()
     assert "forward" not in vars(model["norm"])
 
 
+def test_frozen_norms_in_bf16_are_computed_in_fp32_and_rounded_once() -> None:
+    torch.manual_seed(0)
+    exact = LlamaRMSNorm()
+    model = nn.ModuleDict({"norm": LlamaRMSNorm()}).bfloat16()
+    model["norm"].weight.data.copy_(exact.weight)
+    x = 3 * torch.randn(2, 7, 48).bfloat16()
+    expected, theirs = results(exact, x.float()), results(model["norm"], x)
+    RMSNorms(model).attach()
+    found = results(model["norm"], x)
+    assert found[0].dtype == found[1].dtype == torch.bfloat16
+    for a, b, c in zip(found[:3], expected[:3], theirs[:3], strict=True):
+        assert (a.float() - b).norm() <= (c.float() - b).norm() * 1.05, "no less exact than the model's own"
+    assert found[3] < 0.5 * theirs[3]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kind", [CentredRMSNorm, BiasedRMSNorm])
-def test_a_norm_that_computes_something_else_stays(kind: type) -> None:
-    assert not RMSNorms(nn.ModuleDict({"norm": kind()})).norms
+def test_a_norm_that_computes_something_else_stays(kind: type, dtype: torch.dtype) -> None:
+    assert not RMSNorms(nn.ModuleDict({"norm": kind()}).to(dtype)).norms
+    assert not RMSNorms(nn.ModuleDict({"norm": LlamaRMSNorm(1.0).bfloat16()})).norms, "1 + w would be rounded"
 
 
 def test_it_is_the_norm_of_torch_which_a_gpu_uses() -> None:
