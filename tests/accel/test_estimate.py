@@ -64,7 +64,7 @@ def test_a_step_without_values_needs_what_a_step_needs(monkeypatch: pytest.Monke
     real = needed()
     KERNELS[:] = before
     assert counted.states == real.states
-    assert [counted.kept, counted.peak] == pytest.approx([real.kept, real.peak], rel=0.005)
+    assert [counted.kept, counted.peak] == pytest.approx([real.kept, real.peak], rel=0.01)
 
 
 def test_the_parts_of_an_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
