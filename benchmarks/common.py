@@ -296,7 +296,7 @@ def write_json(path: Path | None, content: Mapping[str, Any]) -> None:
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
-    options = [re.sub(r"(^|=)/\S+", r"\1<path>", option) for option in sys.argv[1:]]  # not of this machine's folders
+    options = [re.sub(r"(^|[=:])/\S+", r"\1<path>", option) for option in sys.argv[1:]]  # not of this machine's folders
     command = ["python -m", Path(sys.argv[0]).parent.name + "." + Path(sys.argv[0]).stem, *options]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"machine": machine, "command": " ".join(command), **content}, indent=1) + "\n")
