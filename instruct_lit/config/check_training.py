@@ -185,7 +185,7 @@ def _metric_relations(config: Any, callbacks: dict[str, Any]) -> Iterator[Relati
         wrong = monitor is not None and monitor not in (at_end if kind == "Pruning" else while_training)
         yield wrong, f"callbacks.{key}.monitor={monitor}", f"logged are {', '.join(while_training)}"
         mode = node.get("mode", "min")
-        if monitor is not None and kind != "Pruning" and (expected := _mode_of(monitor, mode)) != mode:
+        if monitor is not None and kind != "Pruning" and (expected := _mode_of(str(monitor), mode)) != mode:
             yield f"callbacks: {kind} monitors {monitor} with mode={mode}; use mode={expected}"
     metric = config.optimized_metric
     yield metric is not None and metric not in at_end, "optimized_metric", f"logged are {', '.join(at_end)}"
