@@ -33,7 +33,7 @@ def without_weights(config: DictConfig, opened: OpenedModel | None = None) -> Ca
         is_half = kind != "none" and (wanted == "bfloat16" or (wanted == "auto" and computes_in_bf16()))
         dtype = torch.bfloat16 if is_half else torch.float32
         if opened is None:
-            given = arguments_for(load_hf, model) | {"pretrained": False, "dtype": dtype}
+            given = arguments_for(load_hf, model) | {"pretrained": False, "dtype": dtype, "liger": False}
             made = load_hf(build.hf_source(config), **given)
         else:
             hf: Any = opened.model.hf

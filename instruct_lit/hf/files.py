@@ -153,7 +153,8 @@ def load_hf(
             use_liger(hf)
     if source.gguf_file:
         forget_reader()
-        forget_quantization(hf)
+        if pretrained:
+            forget_quantization(hf)
     model = HFModel(hf, context_length, activation_checkpointing)
     model.base_dtype = base_dtype
     return model

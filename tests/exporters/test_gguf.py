@@ -111,3 +111,16 @@ def test_without_the_package_the_extra_is_named(
     monkeypatch.setitem(sys.modules, "gguf", None)
     with pytest.raises(ConfigError, match=r"to=gguf: needs gguf; pip install -e '.\[export\]'"):
         write_gguf(tmp_path / "m.gguf", model, tokenizer, "f16", "n", "c")
+
+
+def test_its_shape_opens_with_random_weights(tmp_path: Path) -> None:
+    """As `peek` opens it, and a run with model.pretrained=false."""
+    pytest.importorskip("transformers")
+    from instruct_lit.hf.files import load_hf
+    from instruct_lit.hf.source import HFSource
+
+    narrow = GPT(GPTConfig(context_length=8, d_model=24, n_layers=1, n_heads=2))
+    narrow.init_weights(seed=0)
+    write_gguf(tmp_path / "m.gguf", narrow, FewTokens(), "f32", "n", "c")
+    opened = load_hf(HFSource(str(tmp_path), gguf_file="m.gguf"), pretrained=False)
+    assert opened.config.d_model == 24 and opened.hf.config.num_hidden_layers == 1
