@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from instruct_lit.config.check_data import data_relations
 from instruct_lit.config.compose import CONF, flat
-from instruct_lit.config.schema.groups import BatchingConfig, DataConfig, ModelConfig
+from instruct_lit.config.schema.groups import AdapterConfig, BatchingConfig, DataConfig, ModelConfig
 from instruct_lit.config.schema.options import check_values, violations
 from instruct_lit.errors import ConfigError
 
@@ -26,7 +26,9 @@ _STARTS = (
     yaml.FlowSequenceStartToken, yaml.FlowMappingStartToken, yaml.BlockSequenceStartToken, yaml.BlockMappingStartToken
 )  # fmt: skip
 _ENDS = (yaml.FlowSequenceEndToken, yaml.FlowMappingEndToken, yaml.BlockEndToken)
-SCHEMAS = {"model": ModelConfig, "data": DataConfig, "batching": BatchingConfig}  # the groups that are read
+SCHEMAS = {  # the groups that are read
+    "model": ModelConfig, "data": DataConfig, "batching": BatchingConfig, "adapter": AdapterConfig
+}  # fmt: skip
 SOURCE_MODULES = {  # the modules of the sources, which in an older run may be others
     "FileSource": "instruct_lit.core.data.records",
     "UrlSource": "instruct_lit.datasets.remote_sources",

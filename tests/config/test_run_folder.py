@@ -143,3 +143,11 @@ def test_a_text_of_a_sweeps_configuration_is_plain(tmp_path: Path) -> None:
 
 def test_every_source_can_be_read_from_a_run_folder() -> None:
     assert {f"{module}.{name}" for name, module in SOURCE_MODULES.items()} == set(ALLOWED["source"])
+
+
+def test_every_group_that_peek_takes_from_a_run_can_be_read(tmp_path: Path) -> None:
+    run = folder(tmp_path, adapter={"kind": "lora", "rank": 4}, batching={"layout": "packed"})
+    found = saved_group(run, "adapter", "cache")
+    assert found is not None and (found.kind, found.rank, found.dropout) == ("lora", 4, 0.0)
+    with pytest.raises(ConfigError, match="adapter.kind=x: allowed are none, lora, dora, qlora; give adapter="):
+        saved_group(folder(tmp_path, adapter={"kind": "x"}), "adapter", "cache")
