@@ -5,8 +5,8 @@
 
 The tensors have no values (`instruct_lit.accel.estimate.counting`), so an 8B model needs no memory. The batches are
 those of the table of figures, all examples of average length. TRL is transformers' model and peft's adapters with TRL
-1.16's loss, whose logits exist in tiles; `liger` is what the kernels of Liger 0.8.5 keep. `graphs` adds the gradients
-that recorded steps have beside their activations. What kernels and the allocator take themselves is not counted.
+1.16's loss, whose logits exist in tiles; `liger` is what the kernels of Liger 0.8.5 keep. What
+kernels and the allocator take themselves is not counted.
 """
 
 from __future__ import annotations
@@ -104,8 +104,8 @@ def _line() -> str:
     return ""
 
 
-def count(row: Row, kept: Counter[str] | None = None) -> tuple[StepMemory, int]:
-    """The memory of a step, and the bytes of the trained weights; `kept` gets the bytes that each line keeps."""
+def count(row: Row, kept: Counter[str] | None = None) -> StepMemory:
+    """The memory of a step; `kept` gets the bytes that each line keeps."""
     import transformers
 
     width, mlp, n_layers, n_heads, n_of_keys, n_vocab, tied = SHAPES[row.shape]
@@ -137,8 +137,7 @@ def count(row: Row, kept: Counter[str] | None = None) -> tuple[StepMemory, int]:
             return loss
 
         memory = step_memory(model, watched, live)
-        n_trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
-    return memory, n_trained
+    return memory
 
 
 def _batch(row: Row) -> Batch:
@@ -253,15 +252,14 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=None, help="where the figures are written")
     args = parser.parse_args()
     found: dict[str, dict[str, float]] = {}
-    print("| counted, GB | weights, gradients, moments | kept by the forward pass | peak | with graphs |")
-    print("|---|---|---|---|---|")
+    print("| counted, GB | weights, gradients, moments | kept by the forward pass | peak |")
+    print("|---|---|---|---|")
     for row in (row for row in rows() if args.only in row.name):
         kept: Counter[str] = Counter()
         start = time.monotonic()
-        memory, n_trained = count(row, kept)
-        recorded = memory.peak + n_trained if row.system.startswith("ours") and not row.checkpointing else None
-        found[row.name] = {"seconds": round(time.monotonic() - start, 1), "recorded": recorded or 0, **vars(memory)}
-        figures = [f"{n / 1e9:.1f}" if n else "" for n in (memory.states, memory.kept, memory.peak, recorded)]
+        memory = count(row, kept)
+        found[row.name] = {"seconds": round(time.monotonic() - start, 1), **vars(memory)}
+        figures = [f"{n / 1e9:.1f}" for n in (memory.states, memory.kept, memory.peak)]
         print(f"| {row.name} | {' | '.join(figures)} |", flush=True)
         n_tokens = row.n_examples * (row.n_tokens - row.n_prefix) + row.n_prefix
         for line, n_bytes in kept.most_common(SHOWN) if args.kept else ():

@@ -95,9 +95,8 @@ def show_profile(console: Console, config: DictConfig, data: InstructionData, op
         from instruct_lit.config.counted_model import without_weights
 
         n_batches, batches = training_batches(data, batching)
-        draws = config.model.get("dropout") or config.adapter.dropout or config.model.get("activation_checkpointing")
         four_bits = config.adapter.kind == "qlora"
-        needs = estimate(lambda: without_weights(config, opened), batches, config.compile, not draws, four_bits)
+        needs = estimate(lambda: without_weights(config, opened), batches, config.compile, four_bits)
         name = config.model.name if opened is None else opened.directory
         print_needs(console, str(name), *needs, None if config.data.streaming else n_batches)
     print_warnings(console, warnings_of(found, chosen, n_val))

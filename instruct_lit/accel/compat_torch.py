@@ -99,6 +99,14 @@ def norm_of_each(tensors: Sequence[Tensor]) -> Tensor:
     return torch.stack(torch._foreach_norm(list(tensors)))
 
 
+def borrowed(tensor: Tensor) -> Tensor:
+    """A tensor of the same memory that does not keep it. Private: torch's own recorded graphs share theirs so."""
+    storage = tensor.untyped_storage()
+    same: Any = torch._C._construct_storage_from_data_pointer(storage.data_ptr(), tensor.device, storage.nbytes())
+    empty = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+    return empty.set_(same, tensor.storage_offset(), tensor.shape, tensor.stride())
+
+
 def causal_varlen(
     q: Tensor, k: Tensor, v: Tensor, cu_queries: Tensor, cu_keys: Tensor, longest_query: int, longest_key: int
 ) -> Tensor:

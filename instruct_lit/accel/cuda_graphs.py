@@ -3,7 +3,7 @@
 A step of a small batch has about a thousand kernels, and a CPU needs longer to launch them one by one than a GPU to
 compute them. A graph launches all at once, but for tensors of fixed sizes at fixed addresses. So a batch is padded to
 one of few shapes, with tokens that no other token attends to and targets of weight 0, and copied to the inputs of the
-graph of its shape; the gradients go to buffers that all graphs share.
+graph of its shape. All graphs share their memory, gradients included, so these are valid until the next replay.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from instruct_lit.accel.attention_varlen import VarlenDocuments
-from instruct_lit.accel.compat_torch import add_all, copy_all, forbidden_waits
+from instruct_lit.accel.compat_torch import add_all, borrowed, copy_all, forbidden_waits
 from instruct_lit.core.data.batching import Batch
 from instruct_lit.core.model.attention import AttentionLayout
 from instruct_lit.errors import TrainingError
@@ -48,9 +48,9 @@ class StepGraphs:
     def __init__(self, loss_of: Loss, parameters: Iterable[nn.Parameter], adds: bool) -> None:
         self.loss_of, self.adds = loss_of, adds
         self.parameters = [p for p in parameters if p.requires_grad]
-        self.gradients: list[Tensor] = []  # made when the first batch is recorded
         self._anchor = torch.zeros((), device=self.parameters[0].device, requires_grad=True)
         self._stream, self._before = torch.cuda.Stream(), torch.cuda.current_stream()
+        self._graphs: dict[tuple[int, ...], _Graph | None] = {}
         self._forget()
         self._waits: bool | None = None  # whether the model waits for the GPU; None: not known yet
 
@@ -64,12 +64,16 @@ class StepGraphs:
         torch.cuda.set_stream(self._stream)
 
     def end(self) -> None:
-        """Return to the previous stream."""
+        """Return to the previous stream and give back the memory of the graphs."""
+        self._forget()
         self._before.wait_stream(self._stream)
         torch.cuda.set_stream(self._before)
 
     def _forget(self) -> None:
-        self._graphs: dict[tuple[int, ...], _Graph | None] = {}
+        for graph in filter(None, self._graphs.values()):  # with the graphs the memory of their gradients goes
+            for parameter, gradient in zip(self.parameters, graph.gradients, strict=True):
+                parameter.grad = None if parameter.grad is gradient else parameter.grad
+        self._graphs = {}
         self._places = [p.data_ptr() for p in self.parameters]
         self._pool = torch.cuda.graph_pool_handle()
         self._largest = 0  # tokens of the largest recorded batch
@@ -94,7 +98,7 @@ class StepGraphs:
             graph = self._graphs[inputs.shape] = self._recorded(inputs)
         graph.inputs.take(inputs)
         graph.graph.replay()
-        return _Replayed.apply(self._anchor, graph.loss, self)
+        return _Replayed.apply(self._anchor, graph, self)
 
     def _model_waits(self, inputs: _Inputs) -> bool:
         """Whether the model waits for the GPU within a step, as GPT-2 does not, and a model that routes tokens may.
@@ -135,7 +139,6 @@ class StepGraphs:
         return not self._full
 
     def _recorded(self, inputs: _Inputs) -> _Graph:
-        self.gradients = self.gradients or [torch.zeros_like(p) for p in self.parameters]
         try:
             return self._record(inputs)
         except torch.OutOfMemoryError:
@@ -155,32 +158,37 @@ class StepGraphs:
             torch.autocast("cuda", torch.bfloat16, cache_enabled=False),
         ):
             loss = self.loss_of(*inputs.arguments())
-            found = torch.autograd.grad(loss, self.parameters, allow_unused=True)
-            pairs = [(kept, new) for kept, new in zip(self.gradients, found, strict=True) if new is not None]
-            copy_all([kept for kept, _ in pairs], [new for _, new in pairs])
+            gradients = torch.autograd.grad(loss, self.parameters, allow_unused=True)
             loss = loss.detach()
-        return _Graph(graph, inputs, loss)
+        # Not kept: where they lie, the activations of the next recorded graph may lie.
+        return _Graph(graph, inputs, loss, [None if g is None else borrowed(g) for g in gradients])
 
-    def add_gradients(self) -> None:
-        """Set or add the gradients of the last replay to those of the parameters."""
-        if self.parameters[0].grad is None:
-            for parameter, gradient in zip(self.parameters, self.gradients, strict=True):
+    def add_gradients(self, graph: _Graph) -> None:
+        """Set or add the gradients of the graph, the last that was replayed, to those of the parameters."""
+        sums, added = [], []
+        for parameter, gradient in zip(self.parameters, graph.gradients, strict=True):
+            if gradient is None:
+                continue
+            if parameter.grad is None:
                 parameter.grad = gradient.clone() if self.adds else gradient
-        else:
-            add_all([p.grad for p in self.parameters if p.grad is not None], self.gradients)
+            else:
+                sums.append(parameter.grad)
+                added.append(gradient)
+        if sums:
+            add_all(sums, added)
 
 
 class _Replayed(torch.autograd.Function):
     """The loss of a replay; the replay has computed the gradients."""
 
     @staticmethod
-    def forward(ctx: Any, anchor: Tensor, loss: Tensor, graphs: StepGraphs) -> Tensor:  # type: ignore[override]
-        ctx.graphs = graphs
-        return loss.clone()
+    def forward(ctx: Any, anchor: Tensor, graph: _Graph, graphs: StepGraphs) -> Tensor:  # type: ignore[override]
+        ctx.graph, ctx.graphs = graph, graphs
+        return graph.loss.clone()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[None, None, None]:  # type: ignore[override]
-        ctx.graphs.add_gradients()
+        ctx.graphs.add_gradients(ctx.graph)
         return None, None, None
 
 
@@ -211,6 +219,7 @@ class _Graph:
     graph: torch.cuda.CUDAGraph
     inputs: _Inputs
     loss: Tensor
+    gradients: list[Tensor | None]  # valid from its replay to the next of any graph
 
 
 def _padded(batch: Batch, weights: Tensor) -> _Inputs:

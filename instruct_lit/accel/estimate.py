@@ -58,7 +58,6 @@ def estimate(
     make: Callable[[], CausalLM],
     batches: Sequence[Batch],
     compiled: bool = False,
-    graphs: bool = True,
     four_bits: bool = False,
 ) -> tuple[Estimate, str]:
     """The estimate for these batches on this machine's best device, and the device with its default precision.
@@ -69,7 +68,6 @@ def estimate(
     Args:
         make: makes the model, inside `counting`.
         compiled: whether the run has `compile=true`.
-        graphs: whether a GPU records steps, whose gradients have memory of their own.
         four_bits: whether the frozen layers of the blocks are in NF4.
     """
     by_size = sorted(batches, key=lambda batch: batch.input_ids.numel())
@@ -83,8 +81,7 @@ def estimate(
         if four_bits:
             in_four_bits(model)
         memory = step_memory(model, our_loss(model, by_size[-1], bf16, compiled and on_gpu))
-    trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
-    activations = memory.peak - memory.states + trained * (on_gpu and bf16 and graphs)
+    activations = memory.peak - memory.states
     if isinstance(model, GPT):
         step_s = _measured(model.config, typical, device, bf16)
     else:

@@ -1,5 +1,6 @@
 """The undocumented attributes of torch that acceleration uses: a torch without one of them is named here."""
 
+import weakref
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,17 @@ def test_torch_has_what_is_used() -> None:
         assert hasattr(torch.cpu, name), f"torch.cpu.{name} is gone"
     for name in ("_fused_adamw_", "_foreach_copy_", "_foreach_add_", "_foreach_norm"):
         assert hasattr(torch, name), f"torch.{name} is gone"
+
+
+def test_a_borrowed_tensor_is_the_same_memory_and_does_not_keep_it() -> None:
+    assert hasattr(torch._C, "_construct_storage_from_data_pointer"), "gone from torch._C (borrowed)"
+    tensor = torch.arange(12.0).view(3, 4).t()[1:]
+    borrowed = module.borrowed(tensor)
+    tensor[0, 0] = 7
+    assert borrowed.stride() == (1, 4) and torch.equal(borrowed, tensor)
+    freed = weakref.ref(tensor.untyped_storage())
+    del tensor
+    assert freed() is None
 
 
 def test_the_gradient_of_softmax_is_autograds() -> None:

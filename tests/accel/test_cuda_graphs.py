@@ -1,6 +1,7 @@
 """Batches rounded up to few shapes keep loss and gradients; on a GPU a recorded step is the step itself."""
 
 import copy
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from instruct_lit.accel import cuda_graphs as module
 from instruct_lit.accel.attention_varlen import VarlenDocuments
+from instruct_lit.accel.compat_torch import borrowed
 from instruct_lit.accel.cross_entropy import summed_cross_entropy
 from instruct_lit.accel.cuda_graphs import StepGraphs
 from instruct_lit.accel.step import AcceleratedStep, compiled_form
@@ -130,27 +132,37 @@ def test_padding_changes_neither_loss_nor_gradients(model: GPT, layout: str, sha
 
 
 class Repeated:
-    """In place of a CUDA graph: repeats what was recorded, with the current inputs."""
+    """In place of a CUDA graph: repeats what was recorded, with the current inputs.
 
-    def __init__(self, graphs: StepGraphs, inputs: Any) -> None:
-        self.graphs, self.inputs, self.loss = graphs, inputs.copied(), torch.zeros(())
+    Graphs share their memory: a replay overwrites all of it, and each has its gradients at other places there.
+    """
+
+    def __init__(self, graphs: StepGraphs, inputs: Any, memory: Tensor) -> None:
+        self.graphs, self.inputs, self.loss, self.memory = graphs, inputs.copied(), torch.zeros(()), memory
         self.graph = self
+        start, self.gradients = inputs.tensors[0].numel(), []
+        for parameter in graphs.parameters:
+            of_parameter = memory[start : start + parameter.numel()].view_as(parameter)
+            self.gradients.append(borrowed(of_parameter))
+            start += parameter.numel()
 
     def replay(self) -> None:
         loss = self.graphs.loss_of(*self.inputs.arguments())
+        gradients = torch.autograd.grad(loss, self.graphs.parameters)
+        self.memory.fill_(math.nan)
         self.loss.copy_(loss.detach())
-        for kept, new in zip(self.graphs.gradients, torch.autograd.grad(loss, self.graphs.parameters), strict=True):
-            kept.copy_(new.to_dense())
+        for own, new in zip(self.gradients, gradients, strict=True):
+            own.copy_(new.to_dense())
 
 
 @pytest.fixture
 def recorded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     """Graphs without a GPU; the shapes in the order in which they were recorded."""
-    shapes = []
+    shapes, memory = [], torch.empty(500_000)
 
     def record(graphs: StepGraphs, inputs: Any) -> Repeated:
         shapes.append(inputs.shape)
-        return Repeated(graphs, inputs)
+        return Repeated(graphs, inputs, memory)
 
     monkeypatch.setattr(StepGraphs, "_record", record)
     monkeypatch.setattr(module, "forbidden_waits", nullcontext)
@@ -275,8 +287,11 @@ def test_gradients_are_set_without_a_copy_unless_they_add_up(model: GPT, recorde
         for _ in range(3):
             model.zero_grad()
             graphs.loss(batch, batch.loss_weights).backward()
-        own = [p.grad is kept for p, kept in zip(model.parameters(), graphs.gradients, strict=True)]
+        (recorded_step,) = filter(None, graphs._graphs.values())
+        own = [p.grad is kept for p, kept in zip(model.parameters(), recorded_step.gradients, strict=True)]
         assert all(own) is not adds and any(own) is not adds
+        graphs._forget()
+        assert all((p.grad is None) is not adds for p in model.parameters()), "their memory goes with the graphs"
     model.zero_grad()
 
 
@@ -420,6 +435,25 @@ def test_recorded_steps_draw_anew_and_recompute(name: str) -> None:
     assert replayed == pytest.approx(expected, rel=2e-3)
     assert (of_replays - wanted).norm() <= 0.02 * wanted.norm()
     assert (len(set(replayed)) == 1) is name.startswith("recomputed")
+
+
+@pytest.mark.gpu
+def test_gradients_of_recorded_steps_take_no_memory_beside_the_activations() -> None:
+    model = GPT(GPTConfig(n_vocab=30_000, context_length=256, d_model=768, n_layers=2, n_heads=3)).cuda().train()
+    graphs = StepGraphs(loss_of(model), model.parameters(), adds=False)
+    graphs.begin()
+    before = torch.cuda.memory_allocated()
+    for lengths in ((20, 33, 10), (100, 90, 3), (250, 240, 200)):
+        batch = batch_of("packed", True, lengths).to("cuda")
+        for _ in range(3):
+            model.zero_grad()
+            with torch.autocast("cuda", torch.bfloat16):
+                graphs.loss(batch, batch.loss_weights).backward()
+    assert len(list(filter(None, graphs._graphs.values()))) == 3
+    n_bytes = sum(p.numel() * 4 for p in model.parameters())
+    assert torch.cuda.memory_allocated() - before < n_bytes / 4
+    graphs.end()
+    assert all(p.grad is None for p in model.parameters())
 
 
 @pytest.mark.gpu
