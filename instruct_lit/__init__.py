@@ -8,7 +8,7 @@ import os
 import sys
 
 # `python -m` looks for modules in the current folder first: a file torch.py there would take the place of torch, and
-# h2.py that of an optional library. Only in a checkout that is not installed something is needed from there.
+# h2.py that of an optional library. Only a checkout that is not installed is imported from there.
 if sys.argv[:1] == ["-m"] and sys.path[:1] == [os.getcwd()] and not sys.flags.safe_path:
     sys.path.pop(0)
     if __file__ == os.path.join(os.getcwd(), "instruct_lit", "__init__.py"):

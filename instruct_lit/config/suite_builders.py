@@ -31,11 +31,11 @@ BARE = Template("bare", "{{ instruction }}{{ response }}")
 
 def harness_suite(key: str, name: str, limit: int | None = None) -> Suite:
     """The suite that the value of `key` names; ConfigError where it is not one of lm-evaluation-harness."""
-    from instruct_lit.suites.suite import Suite
-
     if name not in (names := choices_of("suite")):
         near = get_close_matches(name, names, n=1)
         raise ConfigError(f"{key}: allowed are {', '.join(names)}{f'; did you mean {near[0]}?' if near else ''}")
+    from instruct_lit.suites.suite import Suite
+
     settings = {"tasks": (), **plain(OmegaConf.load(CONF / "suite" / f"{name}.yaml"))}
     suite = Suite(**settings | ({} if limit is None else {"limit": limit}))
     if suite.system != "lm_eval" or not suite.tasks or suite.runs_code:

@@ -3,8 +3,6 @@
 `hf.chat_template_export` writes the same in Jinja, `evaluation.answer_parts` reads it back.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from dataclasses import replace

@@ -5,8 +5,6 @@ alone is in the texts of an `Example`; one with tools, calls or thoughts is in i
 parsed arguments.
 """
 
-from __future__ import annotations
-
 import json
 import reprlib
 from collections.abc import Mapping
@@ -91,7 +89,7 @@ def conversation(
 
 
 def with_thoughts_apart(example: Example, place: str) -> Example:
-    """The example with `<think>…</think>` at the start of an answer as the thoughts of that turn; none if it is empty.
+    """The example with `<think>…</think>` at the start of an answer as that turn's thoughts; empty ones are dropped.
 
     Raises: DataError for a thought that does not end or ends twice, or behind which nothing follows.
     """

@@ -1,7 +1,5 @@
 """The demo data set: small instructions whose answers can be checked exactly, written by a seeded program."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial

@@ -1,7 +1,5 @@
 """The demo set of a model that thinks and calls a calculator: conversations from a seeded program."""
 
-from __future__ import annotations
-
 import operator
 from collections.abc import Iterator
 from random import Random

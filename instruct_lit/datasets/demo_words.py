@@ -1,7 +1,5 @@
 """The small world of the demo data, `demo_words.json`: words with their categories, forms, opposites and sizes."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from random import Random

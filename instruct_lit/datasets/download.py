@@ -3,8 +3,6 @@
 The retries are not urllib3's Retry: that repeats connections and statuses, but not a body that ends early.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import time

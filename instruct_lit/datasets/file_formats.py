@@ -1,7 +1,5 @@
 """Readers of .json, .csv, .tsv, .parquet, .arrow and compressed files, one record at a time in bounded memory."""
 
-from __future__ import annotations
-
 import csv
 import gzip
 import json
@@ -193,12 +191,8 @@ def _list_in(path: Path, whole: dict[str, Any], key: str | None) -> Iterator[tup
 
 
 def _is_list_of_turns(value: Any) -> bool:
-    return (
-        isinstance(value, list)
-        and bool(value)
-        and isinstance(value[0], dict)
-        and bool({"role", "from"} & set(value[0]))
-    )
+    first = value[0] if isinstance(value, list) and value else None
+    return isinstance(first, dict) and any(pair <= first.keys() for pair in ({"role", "content"}, {"from", "value"}))
 
 
 def read_arrow(path: Path) -> Iterator[tuple[str, Any]]:

@@ -1,7 +1,5 @@
 """Filters of examples, applied in the order of `data.filters`."""
 
-from __future__ import annotations
-
 import hashlib
 import importlib.util
 import json

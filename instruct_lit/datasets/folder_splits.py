@@ -1,7 +1,5 @@
 """Folders with files of their own for training, validation and test, in the names that the Hugging Face hub uses."""
 
-from __future__ import annotations
-
 import copy
 import os
 import re

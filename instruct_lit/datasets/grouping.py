@@ -1,7 +1,5 @@
 """Batches of examples that fit together: of similar length, or filled up to a budget of tokens."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """One example in the terminal: record, text, tokens, shifted targets and mask, loss per target."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from itertools import groupby

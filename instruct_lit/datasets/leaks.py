@@ -1,7 +1,5 @@
 """Items of a test split or benchmark that occur in training texts, also reworded or in another order."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice

@@ -1,7 +1,5 @@
 """Several data sets in one run: their stores under one numbering, and how often an epoch sees each of them."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace

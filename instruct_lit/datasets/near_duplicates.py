@@ -1,7 +1,5 @@
 """Near-duplicate texts: MinHash and locality-sensitive hashing (Broder 1997) through datasketch."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Collection, Iterable
 from typing import Any

@@ -4,8 +4,6 @@ It states facts (what stands first, what the plural is, how the list reads backw
 none of the demo's phrasings or prompt headers occurs in it.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable, Iterator
 from functools import partial

@@ -1,7 +1,5 @@
 """The profile of a data set in the terminal, in 80 columns."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The profile of an encoded data set: lengths, supervised tokens, cost of padding, odd records, warnings."""
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,7 +20,7 @@ from instruct_lit.errors import ConfigError
 
 REFUSING = Refusals()
 N_SHOWN = 3  # examples that are listed for an oddity
-PLACEHOLDERS = ("none", "n/a", "null", "nan", "no input", "<noinput>")  # of an input that there is none
+PLACEHOLDERS = ("none", "n/a", "null", "nan", "no input", "<noinput>")  # that stand for no input
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 MAX_BATCHES = 200  # of an epoch, from which the cost of padding is computed
 # Shares below or above which the data are usually wrong.

@@ -3,8 +3,6 @@
 They need all examples at once, and cache what is expensive by the examples, the model and the settings.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math

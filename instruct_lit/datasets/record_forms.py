@@ -3,8 +3,6 @@
 A form is recognised by its fields unless `recognised` is False; such a form is read by name only (`data.format=`).
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping

@@ -1,7 +1,5 @@
 """Sources of examples that are downloaded on first use: a URL, a data set of the Hugging Face hub."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any

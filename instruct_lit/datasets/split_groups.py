@@ -1,7 +1,5 @@
 """Related examples in one part of the split: those with the same prompt, or near-duplicates."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -78,7 +76,9 @@ def follow_the_first(split: Split, conversations: np.ndarray) -> Split:
     Otherwise hardly any conversation of several examples would lie in validation or test as a whole.
 
     Args:
-        conversations: the number of each example's conversation `(n,)`, -1 where it is the only one of its own.
+        conversations: the number of each example's conversation `(n,)`, -1 for an example that is one by itself.
+
+    Raises: ConfigError where that leaves no example for a part.
     """
     if (conversations < 0).all():
         return split
@@ -88,7 +88,7 @@ def follow_the_first(split: Split, conversations: np.ndarray) -> Split:
     several = np.flatnonzero((conversations >= 0) & (part_of >= 0))
     _, first, place = np.unique(conversations[several], return_index=True, return_inverse=True)
     part_of[several] = part_of[several][first][place]
-    return Split(**{name: np.flatnonzero(part_of == number) for number, name in enumerate(NAMES)})
+    return _split(part_of, split, "belongs to a conversation that begins in another part; give more conversations")
 
 
 def keep_together(
@@ -113,11 +113,13 @@ def keep_together(
     counts = {"n_moved_to_train": int(moved.sum())}
     counts |= {f"n_left_out_of_{name}": int(left_out[members].sum()) for name, members in parts.items()}
     part_of[moved], part_of[left_out] = 0, -1
-    kept = {name: np.flatnonzero(part_of == number) for number, name in enumerate(NAMES)}
-    for name, members in parts.items():
-        if len(kept[name]) == 0 and len(members) > 0:
-            raise ConfigError(
-                f"data.split: every example for {name} has a near-duplicate in another part; give more examples, or "
-                "data.keep_together=nothing"
-            )
-    return Split(**kept), counts
+    return _split(part_of, split, "has a near-duplicate in another part; give more examples"), counts
+
+
+def _split(part_of: np.ndarray, before: Split, reason: str) -> Split:
+    """The split by the number of each example's part. Raises: ConfigError for a part that became empty."""
+    found = Split(**{name: np.flatnonzero(part_of == number) for number, name in enumerate(NAMES)})
+    for name in NAMES:
+        if len(getattr(found, name)) == 0 and len(getattr(before, name)) > 0:
+            raise ConfigError(f"data.split: every example for {name} {reason}, or data.keep_together=nothing")
+    return found

@@ -1,7 +1,5 @@
 """The data module of a streamed training set; validation and test are stored."""
 
-from __future__ import annotations
-
 import hashlib
 import math
 from collections.abc import Iterable, Iterator, Mapping
@@ -58,7 +56,7 @@ def quick_fingerprint(source: FileSource) -> str:
     """The fingerprint of a source too large to be read for it: of files, names, sizes and samples of the contents."""
     if not source.paths:
         return source.fingerprint()
-    facts = [f"{source.columns} {source.on_bad_record} {source.format}"]
+    facts = [f"{source.columns} {source.on_bad_record} {source.format}{source.reading}"]
     facts += [f"{path.name} {sampled_digest(path)}" for path in source.shards()]
     return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:16]
 

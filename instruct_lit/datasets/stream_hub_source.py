@@ -1,7 +1,5 @@
 """A Hugging Face data set read over the network in `datasets`' streaming mode; nothing is stored."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterator, Mapping
 from functools import cached_property
@@ -94,4 +92,4 @@ class StreamingHubSource(FileSource):
     def fingerprint(self) -> str:
         """A hash of the commit and of how the data set is read."""
         facts = (self.repo, self.commit, self.subset, self.split, self.columns, self.on_bad_record, self.format)
-        return hashlib.sha256(str(facts).encode()).hexdigest()[:16]
+        return hashlib.sha256(f"{facts}{self.reading}".encode()).hexdigest()[:16]

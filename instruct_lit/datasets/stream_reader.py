@@ -6,8 +6,6 @@ the number of ranks. Reading is cheap compared with encoding and training; a res
 encoding them.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace

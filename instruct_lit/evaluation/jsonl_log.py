@@ -1,7 +1,5 @@
 """A file of JSON lines that several programs append to, and of which a crash loses at most the line being written."""
 
-from __future__ import annotations
-
 import errno
 import json
 import os
@@ -55,7 +53,7 @@ class JsonlLog:
 
 
 def readable(lines: Iterable[str | bytes]) -> Iterator[Any]:
-    """The JSON values of lines, without those that are none: a killed process leaves a part of one."""
+    """The JSON values of lines; invalid lines are skipped, since a killed process leaves a part of one."""
     for line in lines:
         with suppress(ValueError, RecursionError):
             yield json.loads(line)

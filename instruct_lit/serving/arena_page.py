@@ -1,7 +1,5 @@
 """The arena's web page: two anonymous answers side by side, four buttons to vote, and the leaderboard."""
 
-from __future__ import annotations
-
 import html
 import logging
 import os
@@ -21,9 +19,9 @@ VOTES = {"A is better": "model_a", "B is better": "model_b", "Tie": "tie", "Both
 NOTES = """\
 Bradley–Terry ratings on the Elo scale (400 points are odds of ten to one) with mean 1000 and 95 % intervals.
 Models whose intervals overlap share their ranks, `1 to 3`. Elo depends on the order of the votes. "Both are bad" counts
-as a tie. The rating of a model that has only won or only
-lost is held finite by a weak prior; its interval is wide. Where some models are connected to the others by no votes,
-ranks are `<group>.<rank>`, and ratings of different groups cannot be compared."""
+as a tie. The rating of a model that has only won or only lost is held finite by a weak prior; its interval is wide.
+Where some models are connected to the others by no votes, ranks are `<group>.<rank>`, and ratings of different groups
+cannot be compared."""
 _FONT = ["system-ui", "sans-serif"]  # of the reader's machine: the page must not load one from elsewhere
 
 

@@ -49,6 +49,10 @@ def test_an_object_with_turns_is_one_record(tmp_path: Path) -> None:
     assert list(source(tmp_path / "a.json")) == [Example("Why?", "So.", extra={"id": 1})]
     with pytest.raises(DataError, match=r"a.json, conversations\[0\]: no field 'instruction'"):
         list(source(tmp_path / "a.json", "data.key=conversations"))
+    (tmp_path / "b.json").write_text(
+        json.dumps({"data": [{"role": "a cook", "instruction": "Fry.", "output": "Done."}]})
+    )
+    assert list(source(tmp_path / "b.json")) == [Example("Fry.", "Done.", extra={"role": "a cook"})]
 
 
 def test_a_table_without_header(tmp_path: Path) -> None:

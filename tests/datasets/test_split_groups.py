@@ -69,6 +69,10 @@ def test_the_examples_of_a_conversation_follow_the_first_of_them() -> None:
     found = follow_the_first(split, conversations)
     assert (found.train.tolist(), found.val.tolist(), found.test.tolist()) == ([0, 8], [1, 2, 3, 4, 5, 6], [7])
     assert follow_the_first(split, np.full(10, -1)) is split
+    with pytest.raises(
+        ConfigError, match="every example for val belongs to a conversation that begins in another part"
+    ):
+        follow_the_first(split, np.array([0, 0, 7, 7, 0, 3, 3, 5, 9, -1]))
 
 
 def test_paths_of_trees_reach_every_part_of_the_split(tmp_path: Path, tokenizer: GPT2Tokenizer) -> None:

@@ -275,6 +275,8 @@ def test_the_quick_fingerprint_follows_names_sizes_and_reading(folder: Path) -> 
     first = quick_fingerprint(FileSource(str(folder)))
     assert quick_fingerprint(FileSource(str(folder))) == first
     assert quick_fingerprint(FileSource(str(folder), {"output": "a"})) != first
+    (other := FileSource(str(folder))).reading = " think_tags"
+    assert quick_fingerprint(other) != first
     with (folder / "part-0.jsonl").open("a") as file:
         file.write("\n")
     assert quick_fingerprint(FileSource(str(folder))) != first
@@ -291,5 +293,7 @@ def test_a_hub_set_is_streamed_shard_by_shard(folder: Path, tokenizer: GPT2Token
     )
     assert of_hub == of_files
     assert quick_fingerprint(hub) == hub.fingerprint() != StreamingHubSource(str(folder), split="test").fingerprint()
+    (other := StreamingHubSource(str(folder))).reading = " think_tags"
+    assert other.fingerprint() != hub.fingerprint()
     with pytest.raises(DownloadError, match=r"data set .*nowhere, split train: cannot be opened"):
         StreamingHubSource(str(folder / "nowhere")).shards()
