@@ -1,7 +1,5 @@
 """python -m instruct_lit.benchmark: run finished models through a public benchmark."""
 
-from __future__ import annotations
-
 import os
 from functools import partial
 from pathlib import Path

@@ -1,7 +1,5 @@
 """python -m instruct_lit.chat: talk to finished models in the terminal."""
 
-from __future__ import annotations
-
 import atexit
 import io
 import sys

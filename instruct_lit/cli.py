@@ -3,8 +3,6 @@
 `instruct-lit train model=gpt2` is `python -m instruct_lit.train model=gpt2`.
 """
 
-from __future__ import annotations
-
 import difflib
 import runpy
 import sys

@@ -1,7 +1,5 @@
 """python -m instruct_lit.export: convert a finished model to a Hugging Face directory, GGUF, or a traced program."""
 
-from __future__ import annotations
-
 from omegaconf import DictConfig
 
 from instruct_lit.config.compose import output_dir, run_command

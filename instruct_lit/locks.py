@@ -1,7 +1,5 @@
 """Locks between processes: files that one process holds while it lives, on every operating system (`filelock`)."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Libraries of the extras in `pyproject.toml`: the one way to import them and to check that they are installed."""
 
-from __future__ import annotations
-
 import importlib
 import importlib.util
 import sys

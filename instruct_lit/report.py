@@ -3,8 +3,6 @@
 `report runs=[a,b,c]` writes any runs side by side.
 """
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 from typing import Any

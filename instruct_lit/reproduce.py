@@ -1,7 +1,5 @@
 """python -m instruct_lit.reproduce run=<run folder>: run a finished training again and compare its metrics."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """python -m instruct_lit.review: people label responses one by one in a browser, blind to the model."""
 
-from __future__ import annotations
-
 from contextlib import suppress
 from pathlib import Path
 from typing import Any

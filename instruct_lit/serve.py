@@ -1,7 +1,5 @@
 """python -m instruct_lit.serve: an OpenAI-compatible HTTP API over a finished model."""
 
-from __future__ import annotations
-
 from omegaconf import DictConfig
 
 from instruct_lit.config.compose import run_command

@@ -4,8 +4,6 @@ The run itself is `instruct_lit.core.training.run.Run`. Heavy imports follow the
 `--help` and a mistyped override respond at once.
 """
 
-from __future__ import annotations
-
 from omegaconf import DictConfig
 
 from instruct_lit.config.compose import run_command

@@ -1,7 +1,5 @@
 """AdamW with moments of 8 bits."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from torch.optim import Optimizer

@@ -1,7 +1,5 @@
 """Attention of one new token a row with the key-value cache, as matrix products with the whole cache."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

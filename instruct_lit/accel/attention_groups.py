@@ -8,8 +8,6 @@ Query heads that share a head of keys are further queries of it, so no keys are 
 Shapes: B rows, N tokens, P heads of keys, G query heads for each, D the width of a head.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -8,8 +8,6 @@ few keys are saved for the backward pass, those of many are recomputed there, so
 Shapes: B rows, N tokens, P heads of keys, G query heads for each, D the width of a head.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Generation in half precision: bf16 copies of the weights, made once in the memory order of the device's products."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 

@@ -1,8 +1,6 @@
 """What acceleration uses of torch that is not documented, each with the reason; `tests/accel/test_compat_torch.py`
 names the attribute that a new version of torch lacks."""
 
-from __future__ import annotations
-
 import inspect
 import warnings
 import weakref

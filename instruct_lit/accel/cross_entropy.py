@@ -4,8 +4,6 @@ The gradient of the logits, softmax - one-hot, overwrites the logits of each chu
 blocks that stay in a CPU's cache, or at once on a GPU, whose vocabulary is padded.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

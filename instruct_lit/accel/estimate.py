@@ -1,7 +1,5 @@
 """An estimate of memory, from a step of tensors without values, and of time, from steps of shallow models."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """The precision and the speed of this machine's matrix products, and the allocator."""
 
-from __future__ import annotations
-
 import ctypes
 import math
 import sys

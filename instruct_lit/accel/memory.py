@@ -1,7 +1,5 @@
 """Memory of a device: peak, free, limited, and advice when it is exhausted."""
 
-from __future__ import annotations
-
 import os
 import sys
 from collections.abc import Iterator

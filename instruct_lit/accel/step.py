@@ -1,7 +1,5 @@
 """The `StepAccelerator` that uses weight copies on a CPU, and CUDA graphs and compiled kernels on a GPU."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from functools import cache

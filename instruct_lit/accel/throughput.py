@@ -1,7 +1,5 @@
 """The throughput of a training: tokens per second, time spent waiting for data, the cost of the batch layout."""
 
-from __future__ import annotations
-
 import math
 import time
 from typing import Any

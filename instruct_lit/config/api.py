@@ -1,7 +1,5 @@
 """What a notebook needs beside the classes of the core: open a finished model, and ask it."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Whether a value of a configuration file fits the type that a constructor's signature gives an argument."""
 
-from __future__ import annotations
-
 import inspect
 import math
 import os

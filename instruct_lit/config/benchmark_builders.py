@@ -1,7 +1,5 @@
 """The models of a benchmark, the request to run it, and what they were trained on, from a configuration."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any

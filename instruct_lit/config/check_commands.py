@@ -1,7 +1,5 @@
 """The relations between the keys of the commands beside training, checked before a model is opened."""
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Relations of the data group that can be checked without reading data."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from pathlib import Path

@@ -3,8 +3,6 @@
 All are named in `tests/config/test_lightning_options.py`, which shows by small runs that what is not refused is obeyed.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator, Mapping
 from typing import Any

@@ -1,7 +1,5 @@
 """Checks of a training configuration before anything is loaded: constructors, and whether this machine can run it."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import warnings

@@ -1,7 +1,5 @@
 """Checks of a run that need its data: parts of the split without examples, and limits that leave no batch."""
 
-from __future__ import annotations
-
 import math
 import sys
 

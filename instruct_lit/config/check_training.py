@@ -1,7 +1,5 @@
 """The relations between the keys of a training configuration."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any

@@ -3,8 +3,6 @@
 `tests/config/test_compat_hydra.py` names the part that a new version lacks.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any

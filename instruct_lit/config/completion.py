@@ -1,7 +1,5 @@
 """Tab completion of commands, groups, keys and values in bash, zsh and fish, for `instruct-lit` and `python -m`."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path

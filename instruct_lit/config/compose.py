@@ -4,8 +4,6 @@ Importing this module imports nothing heavy. The schemas are in `instruct_lit.co
 `instruct_lit.config.messages`, and objects are built from a configuration in `instruct_lit.config.*_builders`.
 """
 
-from __future__ import annotations
-
 import functools
 import os
 import re

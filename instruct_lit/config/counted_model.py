@@ -1,7 +1,5 @@
 """The model of a run without its weights, for the estimate of its memory."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

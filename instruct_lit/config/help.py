@@ -1,7 +1,5 @@
 """`--help` of a command: what it does, its groups with their choices, and its most used keys."""
 
-from __future__ import annotations
-
 import re
 import textwrap
 from collections.abc import Sequence

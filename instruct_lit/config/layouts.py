@@ -1,7 +1,5 @@
 """The batch layout of a run, decided when the model and the lengths of the data are known."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, replace
 

@@ -8,8 +8,6 @@
 | 128 + n | ended by signal n (130: Ctrl-C or left from the debugger, 143: SIGTERM) |
 """
 
-from __future__ import annotations
-
 import bdb
 import difflib
 import errno

@@ -1,7 +1,5 @@
 """An output whose reader has ended (`train | head -1`), or whose encoding lacks a character, does not end a run."""
 
-from __future__ import annotations
-
 import io
 import os
 import stat

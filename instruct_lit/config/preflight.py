@@ -1,7 +1,5 @@
 """What a run writes at its end, tried before the first step: what can fail after hours fails in the first minute."""
 
-from __future__ import annotations
-
 import shutil
 import tempfile
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """The provenance of a run: command, code, data, weights, device and versions, in `provenance.json`."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

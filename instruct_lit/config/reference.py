@@ -1,7 +1,5 @@
 """docs/reference.md, made from the schema: `python -m instruct_lit.config.reference > docs/reference.md`."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterator
 from typing import Any

@@ -1,7 +1,5 @@
 """The responses that are evaluated, from a configuration: existing ones, or those of a model."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The parts of a training run from a configuration: trainer, optimizer, step, and the `Run` itself."""
 
-from __future__ import annotations
-
 import inspect
 import logging
 import warnings

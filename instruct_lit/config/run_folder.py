@@ -4,8 +4,6 @@ A run writes its config.yaml with every interpolation resolved. So nothing in it
 variable is read, no resolver is called, and what leads to code or names a place to write is refused or replaced.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
 from typing import Any

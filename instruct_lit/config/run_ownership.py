@@ -1,7 +1,5 @@
 """A run owns its folder: a default name that no other run has, and a lock while it works."""
 
-from __future__ import annotations
-
 import atexit
 import functools
 import itertools

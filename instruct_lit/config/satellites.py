@@ -1,7 +1,5 @@
 """Which satellites of the core are installed: a folder of `instruct_lit` that was deleted is not used."""
 
-from __future__ import annotations
-
 import importlib.util
 
 

@@ -4,8 +4,6 @@ What leads to code, changes Hydra itself, or names a place to write is used only
 every override is checked, and then the configuration that they compose.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """A soup of finished runs from a configuration: its weights, its losses, and its answers to the test set."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 from functools import partial

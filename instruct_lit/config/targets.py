@@ -1,7 +1,5 @@
 """Constructors that a configuration names by `_target_`: which are allowed, what they may be given, and their call."""
 
-from __future__ import annotations
-
 import difflib
 import inspect
 from collections.abc import Callable, Iterator, Mapping

@@ -4,8 +4,6 @@ Bundles of our GPT are written and read here. Other model families, adapters, an
 registered by `instruct_lit.hf.install`.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import tempfile

@@ -1,7 +1,5 @@
 """The Jinja environment of prompts, templates and Markdown; that of HTML pages is in `reports.pages`."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import cache
 

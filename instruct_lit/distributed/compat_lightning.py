@@ -1,7 +1,5 @@
 """The private state of Lightning's strategies and launchers for several processes; `tests` names each attribute."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from lightning.pytorch.strategies import ModelParallelStrategy

@@ -5,8 +5,6 @@ Every device keeps its share of weights, gradients and moments; a block's weight
 Source: ZeRO stage 3, Rajbhandari et al. 2020; "PyTorch FSDP", Zhao et al. 2023.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any

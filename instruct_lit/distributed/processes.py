@@ -1,7 +1,5 @@
 """The processes of one run: the first one prepares the data, prints, and reports what ended the others."""
 
-from __future__ import annotations
-
 import os
 import sys
 from collections.abc import Iterator

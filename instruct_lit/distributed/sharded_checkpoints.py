@@ -4,8 +4,6 @@ The folder has a unique name, and is used only after a checkpoint file names it,
 the previous checkpoint intact.
 """
 
-from __future__ import annotations
-
 import shutil
 import uuid
 import warnings

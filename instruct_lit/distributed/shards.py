@@ -1,7 +1,5 @@
 """A model in shards, and checkpoints with their tensors in shards, for `core.training`."""
 
-from __future__ import annotations
-
 import shutil
 from contextlib import suppress
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A cache of the answers of models and judges on disk: nothing is computed or paid for twice, and a run resumes."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections import UserDict

@@ -1,7 +1,5 @@
 """Files of records with responses, of any origin, as rows to evaluate."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Sequence

@@ -3,8 +3,6 @@
 `<think>…</think>` stands before an answer, `<tool_call>{"name": …, "arguments": {…}}</tool_call>` behind it.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Callable, Mapping

@@ -1,7 +1,5 @@
 """Scores and losses by category: a field of the record, with or without input, length of the reference."""
 
-from __future__ import annotations
-
 import math
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence

@@ -3,8 +3,6 @@
 `"checks": [{"n_words": [1, 10]}, {"forbidden": ["very"]}]`: a list of mappings with one kind of `KINDS` each.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import re

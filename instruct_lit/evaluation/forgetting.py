@@ -1,7 +1,5 @@
 """Forgetting: the loss of a fixed sample of general text and the items of a benchmark, after fine-tuning and before."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path

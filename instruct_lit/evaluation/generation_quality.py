@@ -1,7 +1,5 @@
 """Quality of answers during training, which early stopping, checkpoints and sweeps can monitor instead of the loss."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

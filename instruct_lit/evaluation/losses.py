@@ -1,7 +1,5 @@
 """The loss of each reference response under a finished model, for the loss and the perplexity by category."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 
 import torch

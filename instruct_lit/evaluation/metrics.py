@@ -4,8 +4,6 @@ Against the reference: SQuAD's normalised exact match and token F1 (Rajpurkar et
 rouge-score and chrF (Popović 2015) through sacrebleu, both in the extra `evaluate`.
 """
 
-from __future__ import annotations
-
 import logging
 import re
 import string

@@ -1,7 +1,5 @@
 """Labels that people gave to responses: rates, agreement between reviewers, and which metric predicts them."""
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """Ratings of models from battles, as in Chatbot Arena (Chiang et al. 2024): Bradley–Terry and Elo."""
 
-from __future__ import annotations
-
 import gzip
 import json
 import zlib

@@ -1,7 +1,5 @@
 """All figures of a set of responses: metrics, losses, categories, leaks."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from typing import Any
 

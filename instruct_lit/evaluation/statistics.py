@@ -3,8 +3,6 @@
 numpy alone, except the permutation test of differences of several sizes, which is scipy's (extra `judge`).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Hashable, Sequence
 from typing import Any

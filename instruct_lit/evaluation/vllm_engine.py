@@ -1,7 +1,5 @@
 """vLLM in this process in place of our decoder (`engine=vllm`): the same prompts, answers and log-likelihoods."""
 
-from __future__ import annotations
-
 import gc
 import os
 from collections.abc import Callable, Iterable, Sequence

@@ -1,7 +1,5 @@
 """Formats in which a finished model is exported: a Hugging Face directory, GGUF, a traced program."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import tempfile

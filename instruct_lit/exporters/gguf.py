@@ -4,8 +4,6 @@ Names and layout are those of llama.cpp's converter: matrices `(out, in)`, vecto
 the tied head stored once.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Upload to the Hugging Face hub."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

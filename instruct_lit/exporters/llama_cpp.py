@@ -5,8 +5,6 @@ quantiser is the program `llama-quantize` of a checkout or on the path, or llama
 its own.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import shutil
 import subprocess

@@ -1,7 +1,5 @@
 """The model card: data, prompt, evaluation and limits of an exported model, with the hub's metadata."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Ollama's Modelfile, with which Ollama renders conversations as our template does."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from typing import Any

@@ -3,8 +3,6 @@
 Run by `verification.verify` in a process that knows nothing of the model but its files.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import sys

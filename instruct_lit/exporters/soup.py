@@ -1,7 +1,5 @@
 """Soups: the average of the weights of runs of one base model (Wortsman et al. 2022, arXiv:2203.05482)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any

@@ -1,7 +1,5 @@
 """What a written model gives when a fresh process opens it, compared with the model that was written."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

@@ -4,8 +4,6 @@ An adapter is saved as a peft directory that `PeftModel.from_pretrained` opens o
 whose modules have Hugging Face's names for GPT-2 there.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Bundles of models of transformers, and of adapters on any base model (`instruct_lit.core.bundle.ModelFamily`)."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from pathlib import Path

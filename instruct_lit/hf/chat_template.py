@@ -1,7 +1,5 @@
 """The chat template of a model's tokenizer as a prompt template of ours."""
 
-from __future__ import annotations
-
 import json
 import re
 import warnings

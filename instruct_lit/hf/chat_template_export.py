@@ -1,7 +1,5 @@
 """Export of our template and GPT-2's tokenizer to transformers, where conversations get the same ids as here."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

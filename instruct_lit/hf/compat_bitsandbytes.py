@@ -3,8 +3,6 @@
 `tests/hf/test_qlora.py` fails when a new version changes them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Any
 

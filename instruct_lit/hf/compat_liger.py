@@ -5,8 +5,6 @@ applies them. It also changes classes and functions for all models of the proces
 module of this model has its kernel, and its own code where the tensors are not on a GPU.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable
 from functools import partial

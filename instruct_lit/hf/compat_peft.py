@@ -5,8 +5,6 @@ any module in place, which our GPT needs; then peft's functions for state dicts 
 `PeftModel`. `tests/hf/test_compat_peft.py` names the part that a new version lacks.
 """
 
-from __future__ import annotations
-
 import warnings
 from functools import cache
 from typing import Any

@@ -3,8 +3,6 @@
 `tests/hf/test_compat_transformers.py` names the part that a new version lacks.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

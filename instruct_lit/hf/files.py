@@ -1,7 +1,5 @@
 """Open and save models of transformers: a directory, a GGUF file, a repository on the hub."""
 
-from __future__ import annotations
-
 import copy
 import os
 from collections.abc import Iterator, Mapping, Sequence

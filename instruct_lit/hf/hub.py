@@ -1,7 +1,5 @@
 """GPT-2 weights from the Hugging Face hub, through its own client and cache."""
 
-from __future__ import annotations
-
 import hashlib
 import re
 from pathlib import Path

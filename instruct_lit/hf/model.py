@@ -6,8 +6,6 @@ architecture is measured when the model is opened: packed documents must get the
 head must give the model's own logits.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext

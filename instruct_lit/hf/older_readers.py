@@ -4,8 +4,6 @@ transformers 5 has renamed keys without a trace for older versions, which then f
 rotary base of 10,000 for one of 100,000. Both versions read what is written here.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path

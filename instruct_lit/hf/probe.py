@@ -1,7 +1,5 @@
 """What an opened model is measured with: an attention layout that watches, and comparisons."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field

@@ -4,8 +4,6 @@
 Embedding and head, and what is computed, keep 16 bits.
 """
 
-from __future__ import annotations
-
 import shutil
 import tempfile
 from collections.abc import Callable

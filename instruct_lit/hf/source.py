@@ -1,7 +1,5 @@
 """Where transformers finds a model and its tokenizer."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any

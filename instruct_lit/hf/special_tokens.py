@@ -7,8 +7,6 @@ that reads markup puts `GUARD`, a code point that Unicode excludes from text, in
 it encodes; a text that has the code point nevertheless gets it doubled.
 """
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Iterable, Iterator

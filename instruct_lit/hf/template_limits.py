@@ -1,7 +1,5 @@
 """Limits on the time and memory of a template, which may be a stranger's: work is counted while it is rendered."""
 
-from __future__ import annotations
-
 import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence

@@ -1,7 +1,5 @@
 """Choose the parameters that are trained; the others are frozen."""
 
-from __future__ import annotations
-
 import re
 from fnmatch import fnmatchcase
 

@@ -1,7 +1,5 @@
 """The scores of an evaluation or a comparison: tables in the terminal, and a page with the worst responses first."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Evaluations step by step: their files are written before a judge is asked, so that its failure loses nothing."""
 
-from __future__ import annotations
-
 import json
 import random
 from collections.abc import Callable, Mapping, Sequence

@@ -1,7 +1,5 @@
 """The leaderboard as a table and a plot: ratings with their intervals, and the win matrix."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

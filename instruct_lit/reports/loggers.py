@@ -1,7 +1,5 @@
 """What the loggers of a run get beside the curves, each in its own form, and three loggers beside Lightning's own."""
 
-from __future__ import annotations
-
 import os
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator, Mapping

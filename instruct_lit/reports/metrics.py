@@ -1,7 +1,5 @@
 """What the metrics mean, between which values they lie, and how they are written, from `metrics.json`."""
 
-from __future__ import annotations
-
 import json
 import math
 from functools import cache

@@ -1,7 +1,5 @@
 """Pages: one file without external resources, made of a template that extends `layout.html.jinja`."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 from typing import Any

@@ -3,8 +3,6 @@
 A function returns a matplotlib figure of plain numbers; `save` and `svg` write it.
 """
 
-from __future__ import annotations
-
 import io
 import math
 import re

@@ -1,7 +1,5 @@
 """The progress bar of a run."""
 
-from __future__ import annotations
-
 import math
 import sys
 from collections.abc import Callable

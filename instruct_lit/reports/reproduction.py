@@ -1,7 +1,5 @@
 """The comparison of a run with its rerun: metrics, logged losses, and what differed in their provenance."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Mapping, Sequence

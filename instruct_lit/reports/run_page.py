@@ -1,7 +1,5 @@
 """What a run leaves for people: its loss curves, one self-contained page, and a short table in the terminal."""
 
-from __future__ import annotations
-
 import json
 import shlex
 from collections.abc import Mapping, Sequence

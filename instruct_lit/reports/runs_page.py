@@ -1,7 +1,5 @@
 """Any runs side by side: what differs in their configurations, curves, metrics, paired differences, and responses."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path

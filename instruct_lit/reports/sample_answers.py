@@ -1,7 +1,5 @@
 """Sample answers in the loggers while a model trains."""
 
-from __future__ import annotations
-
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
 

@@ -1,7 +1,5 @@
 """Tables and lines in the terminal, in one style."""
 
-from __future__ import annotations
-
 import contextlib
 import csv
 import json

@@ -1,7 +1,5 @@
 """Checkpoint files to resume from: how they survive a fault while they are written, and which one is meant."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import warnings

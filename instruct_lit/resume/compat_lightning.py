@@ -1,7 +1,5 @@
 """The private state of Lightning's loops that a checkpoint between two steps needs; `tests` names each attribute."""
 
-from __future__ import annotations
-
 from lightning import Trainer
 
 

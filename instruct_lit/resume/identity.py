@@ -1,7 +1,5 @@
 """What a run has in common with the checkpoint that it resumes from."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterable, Mapping
 

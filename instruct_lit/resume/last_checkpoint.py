@@ -1,7 +1,5 @@
 """The checkpoint that a run resumes from: taken between two optimizer steps, with every state that matters."""
 
-from __future__ import annotations
-
 import random
 import signal
 import threading

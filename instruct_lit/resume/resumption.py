@@ -1,7 +1,5 @@
 """A run that resumes: the checkpoint that `ckpt_path` means, and what it restores beside Lightning's own states."""
 
-from __future__ import annotations
-
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,7 +1,5 @@
 """The arena without people: questions from a file, answers of all models, and a judge's verdicts as votes."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path

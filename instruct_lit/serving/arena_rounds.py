@@ -1,7 +1,5 @@
 """The arena without its page: anonymous pairs in random order, streamed answers, votes."""
 
-from __future__ import annotations
-
 import queue
 import random
 import threading

@@ -1,7 +1,5 @@
 """The arena's votes on disk."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

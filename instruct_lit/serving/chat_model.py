@@ -1,7 +1,5 @@
 """A finished model to talk to: opened with its tokenizer and template."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 

@@ -1,7 +1,5 @@
 """The two completion calls of OpenAI's API over one engine, without HTTP."""
 
-from __future__ import annotations
-
 import asyncio
 import secrets
 import time

@@ -1,7 +1,5 @@
 """Log-probabilities of a request's tokens, and the two forms of OpenAI's API for them."""
 
-from __future__ import annotations
-
 import codecs
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The server's metrics for Prometheus: requests, latencies, tokens, and the load of the engine."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from instruct_lit.core.generation.engine import Engine

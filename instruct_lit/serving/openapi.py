@@ -1,7 +1,5 @@
 """The description of the API, with the bodies that FastAPI does not parse itself."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -4,8 +4,6 @@ The classes are plain dataclasses, which pydantic (a dependency of FastAPI) vali
 types and values out of range are errors. Rules between fields are checked in `completions`.
 """
 
-from __future__ import annotations
-
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Literal
 

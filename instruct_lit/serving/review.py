@@ -1,7 +1,5 @@
 """Reading responses one by one, blind to the model that wrote them: the order, the labels of each reviewer, figures."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime

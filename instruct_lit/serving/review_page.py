@@ -1,7 +1,5 @@
 """The web page of a review: one response at a time, labelled by a key, and the figures of all labels."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any

@@ -4,8 +4,6 @@ Other threads put requests into an inbox, which the scheduler reads between two 
 scheduler's thread.
 """
 
-from __future__ import annotations
-
 import logging
 import queue
 import threading

@@ -1,7 +1,5 @@
 """uvicorn around the application, and the address that it listens on."""
 
-from __future__ import annotations
-
 import asyncio
 import socket
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Tools in chats: conversations with calls and results as examples, and answers with thoughts and calls read back."""
 
-from __future__ import annotations
-
 import json
 import uuid
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """AlpacaEval: responses to its instructions, compared with reference responses by its own package and a judge."""
 
-from __future__ import annotations
-
 import csv
 import json
 import os

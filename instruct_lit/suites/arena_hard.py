@@ -1,7 +1,5 @@
 """Arena-Hard (Li et al. 2024): hard questions of users; a judge compares each answer with that of a baseline model."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from statistics import fmean
 from typing import Any

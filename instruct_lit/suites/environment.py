@@ -1,7 +1,5 @@
 """Virtual environments of benchmark libraries whose dependencies conflict with ours; made once and cached."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import re

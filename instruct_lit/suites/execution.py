@@ -4,8 +4,6 @@ This is no sandbox: the limits keep a mistake from filling memory, disk or time,
 deletes and kills. Malicious code is contained only by a container or a machine of its own.
 """
 
-from __future__ import annotations
-
 import json
 import secrets
 import signal

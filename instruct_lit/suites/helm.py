@@ -1,7 +1,5 @@
 """HELM: its own program in its own environment, with our model as an endpoint of the kind that vLLM serves."""
 
-from __future__ import annotations
-
 import csv
 import json
 import shutil

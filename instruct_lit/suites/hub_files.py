@@ -1,7 +1,5 @@
 """Files of the hub's data sets that suites read themselves."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """A check before long work that a package's judge is reachable and accepts the key."""
 
-from __future__ import annotations
-
 import os
 
 from instruct_lit.errors import InstructLitError

@@ -1,7 +1,5 @@
 """Suites whose answers a language model judges: MT-Bench and Arena-Hard."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Benchmark items that occur in the training data of a model, and a benchmark's figures without them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Any

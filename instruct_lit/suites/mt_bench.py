@@ -1,7 +1,5 @@
 """MT-Bench (Zheng et al. 2023): questions of two turns in eight categories, each answer scored by a judge."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from statistics import fmean
 from typing import Any

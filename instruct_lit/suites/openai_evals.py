@@ -1,7 +1,5 @@
 """OpenAI Evals: its own program in its own environment, with our model as an endpoint."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Sequence

@@ -4,8 +4,6 @@ Few-shot prompts share their examples, and the choices of a question share the q
 hidden states of a common prefix are identical, so one pass over the tree gives those of every text.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """The figures of a benchmark as JSON and as a table of all models."""
 
-from __future__ import annotations
-
 import json
 import platform
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """Log-likelihoods of continuations, with the common prefixes of prompts computed once."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Which metrics can be compared between trials: a loss is a mean over the tokens that a trial supervises."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 

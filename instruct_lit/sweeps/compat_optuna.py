@@ -1,7 +1,5 @@
 """The private names of Optuna that the program uses."""
 
-from __future__ import annotations
-
 from typing import Any
 
 

@@ -1,7 +1,5 @@
 """Short runs that find a setting instead of training: a learning rate, and the largest batch size that fits."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Callable, Sequence

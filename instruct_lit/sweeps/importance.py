@@ -1,7 +1,5 @@
 """Importance of the hyper-parameters of a sweep: fANOVA through Optuna, for grids as well as for studies."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """The report of a sweep: `report.html`, one self-contained page, and `trials.json`, its table."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Reports a trial's validation metric to its Optuna study, and ends the trial when the study's pruner says so."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

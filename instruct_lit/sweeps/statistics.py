@@ -1,7 +1,5 @@
 """Statistics over the seeds of a sweep: trials that differ only in their seeds are replicates of one setting."""
 
-from __future__ import annotations
-
 import math
 import statistics
 from collections.abc import Sequence

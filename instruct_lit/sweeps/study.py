@@ -1,7 +1,5 @@
 """An Optuna study, shared by a sweep and its trials: its database, and its pruner."""
 
-from __future__ import annotations
-
 from typing import Any
 
 LOCK_TIMEOUT_S = 120

@@ -4,8 +4,6 @@ Under `--multirun` every launcher calls `run_trial` in place of the command; it 
 run in the trial's folder, waits for it, and records its outcome in `trial.json`.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import os

@@ -1,7 +1,5 @@
 """The trials in the folder of a sweep: settings, results, curves and responses, the best first."""
 
-from __future__ import annotations
-
 import json
 import math
 import shlex

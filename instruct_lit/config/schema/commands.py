@@ -1,7 +1,5 @@
 """The commands beside training and evaluation."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Keys of the groups whose schema is a constructor's signature (`_target_`): the meaning of those in `conf/`."""
 
-from __future__ import annotations
-
 from instruct_lit.config.schema.options import Rules
 
 # Any other argument of the constructor is a key too, with a leading + where conf/ does not have it.

@@ -1,7 +1,5 @@
 """Groups that several commands share: model, adapter, template, data, batching, generation and folders."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

@@ -1,7 +1,5 @@
 """How a key of the configuration is declared, with its documentation and its rules, and the check of single values."""
 
-from __future__ import annotations
-
 import ast
 import copy
 import dataclasses

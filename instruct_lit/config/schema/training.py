@@ -1,7 +1,5 @@
 """Training."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The data of one run as a LightningDataModule: source → encoded store → split → batches."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math

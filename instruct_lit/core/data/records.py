@@ -1,7 +1,5 @@
 """Sources of examples in files: JSON and JSON Lines; what they skipped, and why."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

@@ -4,8 +4,6 @@ Prompts wait in a queue. As rows become free, waiting prompts are prefilled toge
 once) and join the batch; a finished row leaves it and the last one takes its place, so the batch is always dense.
 """
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext

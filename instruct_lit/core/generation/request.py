@@ -1,7 +1,5 @@
 """A request for a response: its prompt, its tokens so far, and what ends it."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile

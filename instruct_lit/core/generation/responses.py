@@ -1,7 +1,5 @@
 """Responses of a model to examples: generated in batches, stored as JSON lines."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import replace

@@ -7,8 +7,6 @@ Shapes: B rows of a batch, R rows of the cache, T tokens of a row, N tokens of a
 of a head.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 

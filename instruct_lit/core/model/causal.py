@@ -3,8 +3,6 @@
 Shapes: B rows, T tokens of a row, N tokens of a flat batch, M selected tokens, C hidden width, V vocabulary.
 """
 
-from __future__ import annotations
-
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator

@@ -8,8 +8,6 @@ Shapes: B rows, T tokens of a row, N tokens of a flat batch, M selected tokens, 
 V vocabulary.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Load and save GPT-2 weights as Hugging Face directories."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Answers of a model to the examples of a split."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """Checkpoint files of a run: the best of the weights that are trained are kept, and read again for the test."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The private state of Lightning's loops that logging needs; `tests` names each attribute."""
 
-from __future__ import annotations
-
 from lightning import Trainer
 
 

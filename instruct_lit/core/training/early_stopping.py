@@ -1,7 +1,5 @@
 """When a run ends: early stopping on validations of changed weights, and a validation after the last step."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

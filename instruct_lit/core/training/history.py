@@ -1,7 +1,5 @@
 """The history of a run: losses and learning rate, a row per logging step and validation."""
 
-from __future__ import annotations
-
 import json
 import math
 from pathlib import Path

@@ -5,8 +5,6 @@ A NaN or infinite loss ends a run with the step, its examples and the remedy.
 `StepAccelerator` is the plain form, and the interface of faster ones.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The LightningModule: a causal model, its masked cross-entropy, and means taken once per optimizer step."""
 
-from __future__ import annotations
-
 import math
 import sys
 import warnings

@@ -1,7 +1,5 @@
 """AdamW with weight decay on matrices only, and learning-rate schedules by optimizer step."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable
 from typing import Literal

@@ -4,8 +4,6 @@
 folder of shards beside it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Agreement of two judges on the same responses."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Asks a judge many questions concurrently: replies are cached, unreadable ones asked again, unparsed ones counted."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import statistics

@@ -1,7 +1,5 @@
 """The prompts of a judge and the parsing of its replies: prompt files, unforgeable delimiters, JSON verdicts."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

@@ -1,7 +1,5 @@
 """A judge over the responses of an evaluation: scores on a scale, or a comparison of two models' responses."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

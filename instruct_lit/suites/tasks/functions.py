@@ -1,7 +1,5 @@
 """Functions of the task files in this folder: texts, targets and metrics of single items."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
