@@ -25,14 +25,14 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from benchmarks import common
-from benchmarks.gpu import SHAPES
+from benchmarks import common, gpu
 from instruct_lit.accel.compat_torch import LiveTensors
 from instruct_lit.accel.estimate import StepMemory, counting, in_four_bits, our_loss, step_memory
 from instruct_lit.core.data.batching import Batch
 from instruct_lit.core.model.causal import CausalLM
 
 TILE = 4096, 32768  # positions and vocabulary of TRL's tile of logits
+SHAPES = gpu.SHAPES | {"llama2-7b": (4096, 11008, 32, 32, 32, 32000, False)}
 SHOWN = 14  # kinds of kept tensors
 
 
@@ -41,7 +41,7 @@ class Row:
     """A model and a batch; `system` names what is trained how, as in `benchmarks.systems`."""
 
     name: str
-    shape: str  # of `benchmarks.gpu`
+    shape: str
     system: str
     n_examples: int = 32
     n_tokens: int = 202  # of an example
@@ -49,6 +49,7 @@ class Row:
     longest: int = 530  # of a padded batch, the mean over batches of the answers of GPT-4
     n_prefix: int = 24  # shared
     checkpointing: int = 0
+    rank: int = 16
 
 
 def rows() -> Iterator[Row]:
@@ -72,6 +73,18 @@ def rows() -> Iterator[Row]:
             yield replace(row, name=f"8B, {kind}, ours{suffix}", checkpointing=n)
     yield replace(lora, name="8B, LoRA, 16 of 512 tokens, ours compiled", system="ours compiled lora frozen")
     yield replace(lora, name="8B, LoRA, 16 of 512 tokens, trl wrapped liger", system="trl wrapped liger lora frozen")
+    yield from rows_of_others()
+
+
+def rows_of_others() -> Iterator[Row]:
+    """The settings of figures that others published: full rows, every token learnt."""
+    torchtune = Row("", "llama-8b", "", n_examples=2, n_tokens=2048, n_learnt=2047, n_prefix=0, rank=8)
+    unsloth = Row("", "llama2-7b", "", n_examples=4, n_tokens=1024, n_learnt=1023, n_prefix=0, rank=8)
+    for other, row, size in (("torchtune", torchtune, "8B"), ("Unsloth", unsloth, "7B")):
+        for kind, system in (("LoRA", "ours compiled lora frozen"), ("QLoRA", "ours compiled qlora")):
+            for n in (0, 1):
+                suffix = f", activation_checkpointing={n}" if n else ""
+                yield replace(row, name=f"as {other}: {size}, {kind}{suffix}", system=system, checkpointing=n)
 
 
 class KeptTensors(LiveTensors):
@@ -158,7 +171,7 @@ def _ours(hf: Any, row: Row, words: list[str]) -> CausalLM:
 
     model = HFModel(hf, None, row.checkpointing)
     if {"lora", "qlora"} & set(words):
-        Adapter(model)
+        Adapter(model, rank=row.rank)
         train_in_fp32(model)
     if "qlora" in words:
         in_four_bits(model)
