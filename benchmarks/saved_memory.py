@@ -270,6 +270,7 @@ def main() -> None:
     for row in (row for row in rows() if args.only in row.name):
         kept: Counter[str] = Counter()
         start = time.monotonic()
+        torch.compiler.reset()  # it compiles a function for few kinds of models only
         memory = count(row, kept)
         found[row.name] = {"seconds": round(time.monotonic() - start, 1), **vars(memory)}
         figures = [f"{n / 1e9:.1f}" for n in (memory.states, memory.kept, memory.peak)]
