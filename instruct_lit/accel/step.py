@@ -58,6 +58,8 @@ class AcceleratedStep(StepAccelerator):
         self._sharded = any(hasattr(p, "full_tensor") for p in self.model.parameters())
         if facts.n_processes > 1 or self._sharded:
             return
+        if self.compiled:  # torch compiles a function for few kinds of models; runs of a sweep share this process
+            torch.compiler.reset()
         device, half = self.model.head_weight.device.type, facts.precision == "bf16-mixed"
         with_copies = optimizer if device == "cpu" and (not half or has_gradient_dtypes()) else None
         if not self.compiled:  # a compiler fuses these itself

@@ -11,7 +11,7 @@ from instruct_lit.accel.adamw import adamw
 from instruct_lit.accel.step import AcceleratedStep
 from instruct_lit.accel.weight_copies import has_gradient_dtypes
 from instruct_lit.core.training import optimizer as plain
-from instruct_lit.core.training.loss import StepAccelerator
+from instruct_lit.core.training.loss import FitFacts, StepAccelerator
 from instruct_lit.core.training.optimizer import parameter_groups
 
 HALF = pytest.mark.skipif(not has_gradient_dtypes(), reason="this torch ties a gradient to its parameter's dtype")
@@ -49,6 +49,16 @@ def test_gradients_are_clipped_where_the_optimizer_cannot_scale_them() -> None:
         before = grad._version
         AcceleratedStep().clip(optimizer, [parameter], torch.tensor(2.0, device=device), 1.0)
         assert (optimizer.grad_scale is not None, grad._version > before) == (scaled, not scaled)
+
+
+def test_each_fit_has_the_compiler_to_itself(make_tuner: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    resets: list[bool] = []
+    monkeypatch.setattr(torch.compiler, "reset", lambda: resets.append(True))
+    for compiled in (False, True):
+        tuner = make_tuner(step=AcceleratedStep(compiled))
+        tuner.step.attach(tuner.model)
+        tuner.step.start(torch.optim.SGD(tuner.parameters()), FitFacts("32-true", 1, 1))
+        assert len(resets) == compiled
 
 
 class NoWaiting(Callback):
