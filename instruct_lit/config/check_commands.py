@@ -127,11 +127,8 @@ def _review(config: Any) -> Iterator[Relation]:
 def _export(config: Any) -> Iterator[Relation]:
     repo = config.push_to_hub
     alone = not config.merge and (config.to == "torch_export" or bool(config.soup) or config.dtype is not None)
-    yield (
-        alone,
-        "merge=false",
-        "an adapter alone is written by to=hf and to=gguf, in its own precision; leave out the other option",
-    )
+    own = "an adapter alone is written by to=hf and to=gguf, in its own precision; leave out the other option"
+    yield alone, "merge=false", own
     yield config.dtype is not None and config.to != "hf", "dtype", "for to=hf; to=gguf has precision=…"
     yield (config.run is None) == (not config.soup), "run=… or soup=[…,…]", "give one of the two"
     yield repo is not None and repo.count("/") != 1, "push_to_hub", "give the full name of the repository, owner/name"

@@ -38,8 +38,6 @@ def without_weights(config: DictConfig, opened: OpenedModel | None = None) -> Ca
             made = HFModel(import_transformers().AutoModelForCausalLM.from_config(hf.config, dtype=dtype))
     if kind != "none":
         from instruct_lit.hf.adapters import Adapter
-        from instruct_lit.hf.trainable import train_in_fp32
 
         Adapter(made, **arguments_for(Adapter, config.adapter), dora=kind == "dora")
-        train_in_fp32(made)
     return made

@@ -27,7 +27,7 @@ from instruct_lit.core.model.pretrained import DTYPES, checkpoint_directory, loa
 from instruct_lit.errors import ConfigError, InstructLitError, TemplateError
 
 if TYPE_CHECKING:
-    from instruct_lit.hf.adapters import Adapter, Base
+    from instruct_lit.hf.adapters import Adapter
     from instruct_lit.hf.source import HFSource
     from instruct_lit.hf.tokenizer import HFTokenizer
 
@@ -155,15 +155,15 @@ def n_trained(model: CausalLM) -> int:
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
-def base_of(config: DictConfig) -> Base:
+def base_of(config: DictConfig) -> HFSource:
     """Where others find the model that an adapter goes on: a path or a hub id, and its revision."""
-    from instruct_lit.hf.adapters import Base
+    from instruct_lit.hf.source import HFSource
 
     model = config.model
     if model.kind != "hf":
-        return Base(str(_gpt_path(config).resolve()))
+        return HFSource(str(_gpt_path(config).resolve()))
     path = Path(hf_source(config).path)
-    return Base(str(path.resolve())) if path.is_dir() else Base(model.path, model.revision)
+    return HFSource(str(path.resolve())) if path.is_dir() else HFSource(model.path, model.revision)
 
 
 def base_facts(config: DictConfig) -> dict[str, str | None]:

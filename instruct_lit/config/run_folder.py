@@ -16,6 +16,7 @@ from instruct_lit.config.check_data import data_relations
 from instruct_lit.config.compose import CONF, flat
 from instruct_lit.config.schema.groups import AdapterConfig, BatchingConfig, DataConfig, ModelConfig
 from instruct_lit.config.schema.options import check_values, violations
+from instruct_lit.config.targets import ALLOWED
 from instruct_lit.errors import ConfigError
 
 MAX_BYTES = 10_000_000
@@ -27,15 +28,8 @@ _ENDS = (yaml.FlowSequenceEndToken, yaml.FlowMappingEndToken, yaml.BlockEndToken
 SCHEMAS = {  # the groups that are read
     "model": ModelConfig, "data": DataConfig, "batching": BatchingConfig, "adapter": AdapterConfig
 }  # fmt: skip
-SOURCE_MODULES = {  # the modules of the sources, which in an older run may be others
-    "FileSource": "instruct_lit.core.data.records",
-    "UrlSource": "instruct_lit.datasets.remote_sources",
-    "HubSource": "instruct_lit.datasets.remote_sources",
-    "StreamingHubSource": "instruct_lit.datasets.stream_hub_source",
-    "DemoSource": "instruct_lit.datasets.demo",
-    "ToolDemoSource": "instruct_lit.datasets.demo_tools",
-    "PlainTextSource": "instruct_lit.datasets.plain_text",
-}
+# The modules of the sources, which in an older run may be others.
+SOURCE_MODULES = {name.rpartition(".")[2]: name.rpartition(".")[0] for name in ALLOWED["source"]}
 
 
 def read_plain(file: Path) -> Any:

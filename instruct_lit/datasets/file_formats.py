@@ -105,12 +105,8 @@ def read_csv(path: Path, delimiter: str = ",", has_header: bool = True) -> Itera
                 if len(cells) == len(header):
                     yield place, dict(zip(header, cells, strict=True))
                 else:
-                    surplus = len(cells) > len(header)
-                    remedy = (
-                        "put a text that contains a comma in double quotes"
-                        if surplus
-                        else "an empty cell needs its comma"
-                    )
+                    quote, add = "put a text that contains a comma in double quotes", "an empty cell needs its comma"
+                    remedy = quote if len(cells) > len(header) else add
                     found = f"{len(cells)} cells, but the header has {len(header)} ({', '.join(header)})"
                     yield place, DataError(f"{place} (line {rows.line_num}): {found}; {remedy}")
         except csv.Error as error:
@@ -179,12 +175,9 @@ def _list_in(path: Path, whole: dict[str, Any], key: str | None) -> Iterator[tup
     lists = [name for name, value in whole.items() if isinstance(value, list) and value and isinstance(value[0], dict)]
     lists = [name for name in lists if key in (None, name)]
     if len(lists) != 1:
-        found = f"no list of records in {key!r}; its keys are {listed(whole)}"
-        found = (
-            f"not a JSON array of records; name one of its lists ({listed(lists)}) as data.key"
-            if key is None
-            else found
-        )
+        found = f"not a JSON array of records; name one of its lists ({listed(lists)}) as data.key"
+        if key is not None:
+            found = f"no list of records in {key!r}; its keys are {listed(whole)}"
         raise DataError(f"{path}: {found}, or {TO_LINES}")
     for number, record in enumerate(whole[lists[0]]):
         yield f"{path}, {lists[0]}[{number}]", record

@@ -113,11 +113,8 @@ def _said(random: Random, what: str, value: str) -> str:
 def _case(random: Random) -> str:
     word = random.choice(NOUNS)
     big = random.random() < 0.5
-    large, small = (
-        ["in capital letters", "in upper case", "in all caps"],
-        ["in small letters", "in lower case", "in lowercase"],
-    )
-    what = random.choice(large if big else small)
+    large = ["in capital letters", "in upper case", "in all caps"]
+    what = random.choice(large if big else ["in small letters", "in lower case", "in lowercase"])
     given, value = (word, word.upper()) if big else (word.upper(), word)
     return _said(random, f"'{given}' {what}", value)
 

@@ -205,7 +205,7 @@ class JudgeScore(ScoreFilter):
 
 
 class Diversity(QualityFilter):
-    """Keeps `n` examples, or the share `share`, that cover the set: each is the farthest from those already chosen.
+    """Keeps `n` examples, or the share `share`, that cover the data set: each is the farthest from those chosen before.
 
     Examples are the mean of the base model's last states over their tokens, less the mean of all, with the cosine
     distance. Source: Sener and Savarese 2018 (k-center greedy). The first is the one nearest to the mean.
@@ -295,7 +295,7 @@ def _evaluating(base: Base) -> Iterator[CausalLM]:
 
 
 def _losses(base: Base, examples: Sequence[Example], alone: bool = False) -> list[list[float | None]]:
-    """The mean loss of each example's last response after its prompt, and, if asked for, of the response alone."""
+    """The mean loss of each example's last response after its prompt, and with `alone` of the response by itself."""
     encoded = [base.encode(example) for example in examples]
     found = [encoded]
     if alone:

@@ -64,9 +64,7 @@ class Transformers(Reader):
         if base is None:
             base = json.loads(adapter.read_text())["base_model_name_or_path"] if adapter.is_file() else str(folder)
         quantized = hasattr(transformers.AutoConfig.from_pretrained(base), "quantization_config")  # nosec B615
-        dtype = (
-            "auto" if quantized else torch.float32
-        )  # quantised weights are multiplied in the precision of their file
+        dtype = "auto" if quantized else torch.float32  # quantised weights: in the precision of their file
         model: Any = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=dtype)  # nosec B615
         if adapter.is_file():
             import peft

@@ -6,7 +6,6 @@ whose modules have Hugging Face's names for GPT-2 there.
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from instruct_lit.core.model.pretrained import hf_names
 from instruct_lit.errors import CheckpointError, ConfigError
 from instruct_lit.hf import compat_peft
 from instruct_lit.hf.model import HFModel
+from instruct_lit.hf.source import HFSource
 from instruct_lit.optional_imports import installed, load, pip_install
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
@@ -29,14 +29,6 @@ _UNDERSTOOD = {
     "lora_dropout", "fan_in_fan_out", "inference_mode", "init_lora_weights", "auto_mapping", "peft_version",
     "runtime_config", "eva_config",
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Base:
-    """The base model of an adapter: a path or a hub id, and the revision of the latter."""
-
-    path: str
-    revision: str | None = None
 
 
 class Adapter:
@@ -113,8 +105,8 @@ class Adapter:
         if isinstance(self.model, HFModel):
             self.model.vocabulary_changed()  # peft has put other modules in the places of the adapted ones
 
-    def save(self, directory: Path, base: Base) -> None:
-        """Write a peft directory."""
+    def save(self, directory: Path, base: HFSource) -> None:
+        """Write a peft directory, whose base model others find at `base`."""
         directory.mkdir(parents=True, exist_ok=True)
         hf_names = _hf_module_names(self.model)
         tensors = {

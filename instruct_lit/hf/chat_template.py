@@ -16,10 +16,8 @@ from instruct_lit.hf.tokenizer import HFTokenizer
 
 _PLACEHOLDER = "\ufdd1"  # replaces a response while a conversation is rendered; Unicode excludes it from text
 
-
-DATE = (
-    "date"  # the variable that `strftime_now` of a template formats, so that a prompt does not change from day to day
-)
+# The variable that `strftime_now` of a template formats, so that a prompt does not change from day to day.
+DATE = "date"
 _DATE_CALL = re.compile(r"""\bstrftime_now\(\s*(["'])(.*?)\1\s*\)""")
 
 

@@ -7,9 +7,8 @@ from typing import Any
 from instruct_lit.core.data.template import THOUGHTS, Template
 from instruct_lit.core.data.tokenizer import EOT, GPT2Tokenizer
 
-GUARD = (
-    "\ufdd0"  # a code point that Unicode excludes from text: inside a special token's name it makes it ordinary text
-)
+# A code point that Unicode excludes from text: inside a special token's name it makes it ordinary text.
+GUARD = "\ufdd0"
 _VOCAB = {"encoder.json": "vocab.json", "vocab.bpe": "merges.txt"}
 
 

@@ -7,8 +7,6 @@ types and values out of range are errors. Rules between fields are checked in `c
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Literal
 
-_STRICT = {"extra": "forbid", "strict": True}
-
 
 @dataclass(kw_only=True)
 class ErrorDetail:
@@ -59,30 +57,33 @@ def _optional(**limits: float) -> Any:
 
 
 @dataclass(kw_only=True)
-class StreamOptions:
-    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+class Strict:
+    """Without unknown fields and with values of the declared types alone."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "strict": True}
+
+
+@dataclass(kw_only=True)
+class StreamOptions(Strict):
     include_usage: bool = False
     include_obfuscation: bool = False
 
 
 @dataclass(kw_only=True)
-class TextPart:
-    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+class TextPart(Strict):
     type: Literal["text"]
     text: str
     prompt_cache_breakpoint: Any = None
 
 
 @dataclass(kw_only=True)
-class CalledFunction:
-    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+class CalledFunction(Strict):
     name: str
     arguments: str
 
 
 @dataclass(kw_only=True)
-class ToolCall:
-    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+class ToolCall(Strict):
     function: CalledFunction
     id: str = ""
     type: Literal["function"] = "function"
@@ -90,30 +91,26 @@ class ToolCall:
 
 
 @dataclass(kw_only=True)
-class Tool:
-    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+class Tool(Strict):
     type: Literal["function"]
     function: dict[str, Any]
 
 
 @dataclass(kw_only=True)
-class ChosenFunction:
-    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+class ChosenFunction(Strict):
     name: str
 
 
 @dataclass(kw_only=True)
-class ChosenTool:
-    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+class ChosenTool(Strict):
     type: Literal["function"]
     function: ChosenFunction
 
 
 @dataclass(kw_only=True)
-class Message:
+class Message(Strict):
     """A message, also an assistant's as this or another server has returned it, with all its empty fields."""
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
     HARMLESS: ClassVar[dict[str, tuple[Any, ...]]] = {
         "refusal": ("",), "audio": (), "function_call": (), "annotations": ([],),
     }  # fmt: skip
@@ -130,10 +127,9 @@ class Message:
 
 
 @dataclass(kw_only=True)
-class Body:
+class Body(Strict):
     """The fields that both kinds of completion share; `top_k` and `repetition_penalty` are those of vLLM."""
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
     # Unsupported fields with the values, beside null, that have no effect; other values are refused.
     HARMLESS: ClassVar[dict[str, tuple[Any, ...]]] = {
         "presence_penalty": (0,), "frequency_penalty": (0,), "logit_bias": ({},),

@@ -65,10 +65,8 @@ def run(evaluated: EvaluatedModel, request: RunRequest) -> dict[str, Figure]:
 
 def read_references(request: RunRequest) -> list[dict[str, Any]]:
     """Reference responses with their instructions, from the file of the options, `data_dir`, or the hub."""
-    given, instead = (
-        request.suite.options.get("references"),
-        "suite.options.references=<file with instruction and output>",
-    )
+    given = request.suite.options.get("references")
+    instead = "suite.options.references=<file with instruction and output>"
     path = Path(given).expanduser() if given else hub_file(request, REPO, FILE, instead)
     if not path.is_file():
         raise BenchmarkError(f"suite.options.references={given}: no such file")

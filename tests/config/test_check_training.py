@@ -101,6 +101,7 @@ def test_what_callbacks_log_may_be_watched_and_a_sweep_may_prune_in_vain() -> No
     )
     pruning = "+callbacks.pruning={_target_: instruct_lit.sweeps.pruning.Pruning, monitor: test/loss}"
     check_command("train", composed("train", pruning, "optimized_metric=test/loss"))
+    check_command("train", composed("train", pruning.replace("loss", "exact_match")))  # the sweep has the direction
     for monitor, mode, expected in (
         ("val/exact_match", "max", None), ("val/looping", "min", None), ("val/length_ratio", "min", None),
         ("val/loss", "min", None), ("val/looping", "max", "min"), ("val/exact_match", "min", "max"),

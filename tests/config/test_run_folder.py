@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from instruct_lit.config.data_builders import filters_of, source_nodes
 from instruct_lit.config.model_builders import base_of_run
 from instruct_lit.config.run_folder import SOURCE_MODULES, plain_text, read_plain, saved_group
-from instruct_lit.config.targets import ALLOWED, build
+from instruct_lit.config.targets import build
 from instruct_lit.core.bundle import OpenedModel
 from instruct_lit.errors import ConfigError
 
@@ -139,10 +139,6 @@ def test_a_text_of_a_sweeps_configuration_is_plain(tmp_path: Path) -> None:
     values = read_plain(file)
     assert plain_text(values, "optimized_metric") is None and plain_text(values, "hydra.job.x") is None
     assert plain_text(values, "hydra.sweeper.direction") == "minimize"
-
-
-def test_every_source_can_be_read_from_a_run_folder() -> None:
-    assert {f"{module}.{name}" for name, module in SOURCE_MODULES.items()} == set(ALLOWED["source"])
 
 
 def test_every_group_that_peek_takes_from_a_run_can_be_read(tmp_path: Path) -> None:

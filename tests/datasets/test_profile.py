@@ -1,5 +1,6 @@
 """What the profile counts, and when it warns."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from instruct_lit.datasets.profile import (
     oddities,
     positions_per_token,
     profile,
+    training_batches,
     warnings_of,
 )
 from instruct_lit.datasets.stream_datamodule import HeldOut
@@ -118,6 +120,15 @@ def test_what_padding_costs(tokenizer: GPT2Tokenizer) -> None:
     packed = Collator(tokenizer.eot_id, tokenizer.n_bytes_of, "packed")(encoded)
     assert positions_per_token([rows]) == 2 * max(lengths) / sum(lengths)
     assert positions_per_token([packed, packed]) == 1
+
+
+def test_batches_are_laid_out_as_given_and_not_rounded_up(make_data: Callable) -> None:
+    data = make_data(pad_to_multiple_of=32)
+    data.prepare_data()
+    data.setup()
+    given = {"grouping": "none", "max_tokens": None, "layout": "packed", "shared_prefix": False}
+    n, batches = training_batches(data, given)
+    assert n == len(batches) == 3 and positions_per_token(batches) == 1
 
 
 def test_histograms_count_everything_once() -> None:

@@ -126,6 +126,16 @@ def test_thoughts_inside_a_text(tmp_path: Path, record: dict[str, Any], messages
     assert source(path).fingerprint() != source(path, "data.think_tags=true").fingerprint()
 
 
+def test_a_conversation_keeps_its_weights_tools_and_other_thoughts(tmp_path: Path) -> None:
+    path, tool = tmp_path / "a.jsonl", {"type": "function", "function": {"name": "add", "parameters": {}}}
+    user, first = {"role": "user", "content": "a"}, {"role": "assistant", "content": "<think>x</think>b", "weight": 0}
+    last = {"role": "assistant", "content": "<think>z</think>d", "reasoning_content": "y"}
+    path.write_text(json.dumps({"messages": [user, first, user, last], "tools": [tool]}) + "\n")
+    (found,) = list(source(path, "data.think_tags=true"))
+    assert [m.get("reasoning_content") for m in found.messages] == [None, "x", None, "y\nz"]
+    assert (found.history, found.output, found.weights, found.tools) == ((("a", "b"),), "d", (0.0, 1.0), (tool,))
+
+
 def test_a_thought_without_an_end_or_an_answer_is_a_bad_record(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     for text in ("<think>x", "<think>x</think> "):

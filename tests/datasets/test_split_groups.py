@@ -84,6 +84,10 @@ def test_paths_of_trees_reach_every_part_of_the_split(tmp_path: Path, tokenizer:
     trees = {name: {n // 3 for n in data.examples_of(name)[1].tolist()} for name in ("train", "val", "test")}
     assert [3 * len(trees[name]) for name in trees] == [len(data.examples_of(name)[1]) for name in trees]
     assert all(trees.values()) and sum(map(len, trees.values())) == len(set.union(*trees.values())) == 40
+    chosen = settings(split="book", groups=same_prompt, max_length=64)
+    book = InstructionData(HeldOut("trees", examples, ""), TEMPLATE, tokenizer, tmp_path, **chosen)
+    book.setup()
+    assert book.examples_of("test")[1].tolist() == list(range(102, 114)), "the book's split is in file order"
 
 
 def test_texts_with_the_same_words_share_a_group() -> None:

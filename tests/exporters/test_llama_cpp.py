@@ -19,9 +19,10 @@ from instruct_lit.exporters.formats import to_gguf, to_gguf_adapter
 from instruct_lit.exporters.llama_cpp import check_programs, convert, quantize
 from instruct_lit.exporters.verification import verify_export
 from instruct_lit.hf import install
-from instruct_lit.hf.adapters import Adapter, Base
+from instruct_lit.hf.adapters import Adapter
 from instruct_lit.hf.chat_template import with_chat
 from instruct_lit.hf.files import load_hf
+from instruct_lit.hf.source import HFSource
 from instruct_lit.hf.tokenizer import load_tokenizer
 
 GREEDY = {**vars(SamplingSettings()), "stop": []}
@@ -83,7 +84,7 @@ def adapted(folder: Path, model: CausalLM, tokenizer: Tokenizer, template: Templ
     for name, p in model.named_parameters():
         if "lora_B" in name:
             p.data.normal_(0, 0.3)
-    save = partial(adapter.save, base=Base(str(folder / "base")))
+    save = partial(adapter.save, base=HFSource(str(folder / "base")))
     save_bundle(folder / "bundle", model, tokenizer, template, GREEDY, {}, save)
     install()
     return open_model(folder / "bundle")

@@ -27,9 +27,10 @@ from instruct_lit.exporters.verification import (
     verify,
     verify_bundle,
 )
-from instruct_lit.hf.adapters import Adapter, Base
+from instruct_lit.hf.adapters import Adapter
 from instruct_lit.hf.files import load_hf
 from instruct_lit.hf.model import HFModel
+from instruct_lit.hf.source import HFSource
 from instruct_lit.hf.tokenizer import load_tokenizer
 
 pytest.importorskip("transformers")
@@ -109,7 +110,7 @@ def test_another_adapter(written: tuple[Path, CausalLM, Tokenizer], tmp_path: Pa
         torch.manual_seed(seed)
         for _, p in names:
             p.data.normal_(0, 0.3)
-        save = partial(adapter.save, base=Base(str(base)))
+        save = partial(adapter.save, base=HFSource(str(base)))
         save_bundle(tmp_path / folder, model, tokenizer, OWN, GREEDY, {}, save)
     reference = reference_of(model, tokenizer, OWN, EXAMPLES)
     assert problems(tmp_path / "b", reference) == {}

@@ -13,8 +13,9 @@ from instruct_lit.core.model.causal import CausalLM
 from instruct_lit.core.model.gpt import GPT, GPTConfig
 from instruct_lit.core.model.pretrained import load_gpt
 from instruct_lit.errors import CheckpointError, ConfigError
-from instruct_lit.hf.adapters import CONFIG, TENSORS, Adapter, Base, linear_names, open_adapter
+from instruct_lit.hf.adapters import CONFIG, TENSORS, Adapter, linear_names, open_adapter
 from instruct_lit.hf.files import load_hf
+from instruct_lit.hf.source import HFSource
 
 peft = pytest.importorskip("peft")
 IDS = torch.arange(20)[None]
@@ -107,7 +108,7 @@ def test_peft_opens_what_is_kept_and_so_do_we(base, tmp_path: Path, dora: bool) 
     model = make()
     adapter = Adapter(model, rank=3, alpha=5, dora=dora)
     disturb(model)
-    adapter.save(tmp_path, Base(str(folder), "abc"))
+    adapter.save(tmp_path, HFSource(str(folder), "abc"))
     theirs = transformers.AutoModelForCausalLM.from_pretrained(folder)
     theirs = peft.PeftModel.from_pretrained(theirs, tmp_path).eval()
     with torch.no_grad():
@@ -153,7 +154,7 @@ def test_what_is_no_adapter_for_this_model_is_refused(base, tmp_path: Path) -> N
     with pytest.raises(CheckpointError, match=f"{CONFIG}: not a peft configuration"):
         open_adapter(tmp_path, make())
     adapter = Adapter(make(), rank=2)
-    adapter.save(tmp_path, Base(str(folder)))
+    adapter.save(tmp_path, HFSource(str(folder)))
     other = GPT(GPTConfig(n_vocab=99, context_length=40, d_model=36, n_layers=2, n_heads=3))
     with pytest.raises(
         (CheckpointError, ConfigError), match="the adapter is not for this base model|refuses these targets"
@@ -198,7 +199,7 @@ def test_trap_13_a_merged_embedding_leaves_the_head_as_it_was_tested(
         if parameter.requires_grad:
             parameter.data += torch.randn(parameter.shape, generator=random) * 0.2
     tested = logits(model)
-    adapter.save(tmp_path / "apart", Base(str(llama_directory)))
+    adapter.save(tmp_path / "apart", HFSource(str(llama_directory)))
     adapter.merge()
     scale = tested.abs().max()
     assert (logits(model) - tested).abs().max() < 5e-5 * scale
@@ -220,7 +221,7 @@ def test_updates_scaled_by_the_root_of_the_rank(base, tmp_path: Path) -> None:
     model = make()
     adapter = Adapter(model, rank=4, alpha=8, rslora=True)
     disturb(model)
-    adapter.save(tmp_path, Base(str(folder)))
+    adapter.save(tmp_path, HFSource(str(folder)))
     again = make()
     open_adapter(tmp_path, again)
     assert torch.equal(logits(again), logits(model))
@@ -242,7 +243,7 @@ def test_updates_scaled_by_the_root_of_the_rank(base, tmp_path: Path) -> None:
 def test_what_changes_an_adapter_is_followed_or_refused(
     llama_directory: Path, tmp_path: Path, key: str, value: object
 ) -> None:
-    Adapter(load_hf(str(llama_directory)), rank=2).save(tmp_path, Base(str(llama_directory)))
+    Adapter(load_hf(str(llama_directory)), rank=2).save(tmp_path, HFSource(str(llama_directory)))
     config = json.loads((tmp_path / CONFIG).read_text())
     (tmp_path / CONFIG).write_text(json.dumps({**config, key: value}))
     with pytest.raises(CheckpointError, match=rf"{CONFIG}: {key}=.* is not supported; save the adapter merged"):
@@ -254,7 +255,7 @@ def test_what_changes_an_adapter_is_followed_or_refused(
 
 def test_an_adapter_with_a_tensor_too_few_is_refused(base, tmp_path: Path) -> None:
     make, folder = base
-    Adapter(make(), rank=2).save(tmp_path, Base(str(folder)))
+    Adapter(make(), rank=2).save(tmp_path, HFSource(str(folder)))
     tensors = load_file(tmp_path / TENSORS)
     gone = sorted(tensors)[0]
     save_file({name: tensor for name, tensor in tensors.items() if name != gone}, tmp_path / TENSORS)

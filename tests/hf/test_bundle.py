@@ -15,10 +15,11 @@ from instruct_lit.core.data.example import Example
 from instruct_lit.core.data.template import Template
 from instruct_lit.core.data.tokenizer import GPT2Tokenizer
 from instruct_lit.core.model.gpt import GPT, GPTConfig
-from instruct_lit.hf.adapters import Adapter, Base
+from instruct_lit.hf.adapters import Adapter
 from instruct_lit.hf.chat_template import with_chat
 from instruct_lit.hf.files import load_hf
 from instruct_lit.hf.older_readers import spell_for_transformers_4
+from instruct_lit.hf.source import HFSource
 from instruct_lit.hf.tokenizer import load_tokenizer
 
 transformers = pytest.importorskip("transformers")
@@ -113,7 +114,7 @@ def test_an_adapter_is_kept_or_merged(llama_directory: Path, tmp_path: Path, bas
     with torch.no_grad():
         logits = model.hidden_states(IDS) @ model.head_weight.T
     save_bundle(
-        tmp_path / "kept", model, tokenizer, template, GREEDY, {}, partial(adapter.save, base=Base(str(folder)))
+        tmp_path / "kept", model, tokenizer, template, GREEDY, {}, partial(adapter.save, base=HFSource(str(folder)))
     )
     adapter.merge()
     save_bundle(tmp_path / "merged", model, tokenizer, template, GREEDY, {})

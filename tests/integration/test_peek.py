@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from hydra.core.hydra_config import HydraConfig
 
 from instruct_lit.accel.estimate import counting
@@ -101,6 +102,15 @@ def test_what_is_estimated_is_the_model_that_was_opened(tiny_model: GPT) -> None
     opened = OpenedModel(Path("bundle"), tiny_model, None, None, {}, {})  # type: ignore[arg-type]
     with counting(on_gpu=False):
         assert without_weights(config, opened).config == tiny_model.config != without_weights(config).config
+
+
+def test_what_an_adapter_is_estimated_on_has_the_precision_of_the_run(llama_directory: Path) -> None:
+    given = ["model=hf", f"model.path={llama_directory}", "model.dtype=bfloat16"]
+    half = {True: torch.float32, False: torch.bfloat16}
+    for adapter, expected in (("lora", half), ("dora", half), ("none", {True: torch.float32})):
+        with counting(on_gpu=False):
+            made = without_weights(composed("peek", *given, f"adapter={adapter}"))
+        assert {p.requires_grad: p.dtype for p in made.parameters()} == expected
 
 
 @pytest.mark.parametrize(

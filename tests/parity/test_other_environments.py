@@ -30,7 +30,7 @@ from instruct_lit.core.generation.engine import Engine
 from instruct_lit.core.generation.sampling import SamplingSettings
 from instruct_lit.core.model.causal import CausalLM
 from instruct_lit.core.model.pretrained import load_gpt
-from instruct_lit.hf.adapters import Adapter, Base
+from instruct_lit.hf.adapters import Adapter
 from instruct_lit.hf.chat_template import with_chat
 from instruct_lit.hf.files import load_hf
 from instruct_lit.hf.source import HFSource
@@ -96,7 +96,7 @@ def write_all(folder: Path, make: Callable[[], Parts], base: Path) -> list[Path]
     save_bundle(plain, model, tokenizer, template, GREEDY, {})
     adapter = Adapter(model, rank=4)
     disturbed(model)
-    save_bundle(apart, model, tokenizer, template, GREEDY, {}, partial(adapter.save, base=Base(str(base))))
+    save_bundle(apart, model, tokenizer, template, GREEDY, {}, partial(adapter.save, base=HFSource(str(base))))
     adapter.merge()
     save_bundle(merged, model, tokenizer, template, GREEDY, {})
     return [plain, apart, merged]
