@@ -156,7 +156,7 @@ def n_trained(model: CausalLM) -> int:
 
 
 def base_of(config: DictConfig) -> HFSource:
-    """Where others find the model that an adapter goes on: a path or a hub id, and its revision."""
+    """Where others find the base model of an adapter: a path or a hub id, and its revision."""
     from instruct_lit.hf.source import HFSource
 
     model = config.model

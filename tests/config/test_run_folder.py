@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from instruct_lit.config.data_builders import filters_of, source_nodes
+from instruct_lit.config.data_builders import filters_of, source_nodes, with_settings_of_run
 from instruct_lit.config.model_builders import base_of_run
 from instruct_lit.config.run_folder import SOURCE_MODULES, plain_text, read_plain, saved_group
 from instruct_lit.config.targets import build
 from instruct_lit.core.bundle import OpenedModel
 from instruct_lit.errors import ConfigError
+from tests.configs import composed
 
 
 def folder(path: Path, **groups: Any) -> Path:
@@ -145,5 +146,9 @@ def test_every_group_that_peek_takes_from_a_run_can_be_read(tmp_path: Path) -> N
     run = folder(tmp_path, adapter={"kind": "lora", "rank": 4}, batching={"layout": "packed"})
     found = saved_group(run, "adapter", "cache")
     assert found is not None and (found.kind, found.rank, found.dropout) == ("lora", 4, 0.0)
+    (run / "bundle").mkdir()
+    config = with_settings_of_run(composed("peek", "data=demo", f"run={run}"), ("data",))
+    assert (config.adapter.kind, config.batching.layout, config.data.name) == ("lora", "packed", "demo")
+    assert with_settings_of_run(composed("peek", f"run={run}"), ("adapter", "data")).adapter.kind == "none"
     with pytest.raises(ConfigError, match="adapter.kind=x: allowed are none, lora, dora, qlora; give adapter="):
         saved_group(folder(tmp_path, adapter={"kind": "x"}), "adapter", "cache")

@@ -2,10 +2,13 @@
 
 import json
 from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -131,3 +134,14 @@ def test_the_bundle_has_the_precision_of_the_base_or_the_given_one(half_director
         write_hf(folder, model, tokenizer, "", {}, dtype)
         assert {t.dtype for t in load_file(folder / "model.safetensors").values()} == {dtype}
         assert json.loads((folder / "config.json").read_text())["dtype"] == str(dtype).removeprefix("torch.")
+
+
+def test_a_base_that_is_only_evaluated_has_none_of_the_kernels_of_its_training(
+    llama_directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: dict[str, Any] = {}
+    opened = wraps(load_hf)(lambda source, **settings: given.update(settings))
+    monkeypatch.setattr(files, "load_hf", opened)
+    model = composed("train", "model=hf", f"model.path={llama_directory}", "model.liger=true").model
+    build.model_of(OmegaConf.create({"model": model, "seed": 0, "paths": {"cache": "c"}}))
+    assert given["liger"] is False and given["dtype"] is None

@@ -105,11 +105,11 @@ def test_what_is_estimated_is_the_model_that_was_opened(tiny_model: GPT) -> None
 
 
 def test_what_an_adapter_is_estimated_on_has_the_precision_of_the_run(llama_directory: Path) -> None:
-    given = ["model=hf", f"model.path={llama_directory}", "model.dtype=bfloat16"]
+    config = composed("peek", "model=hf", f"model.path={llama_directory}", "model.dtype=bfloat16", "adapter=lora")
     half = {True: torch.float32, False: torch.bfloat16}
-    for adapter, expected in (("lora", half), ("dora", half), ("none", {True: torch.float32})):
+    for config.adapter.kind, expected in (("lora", half), ("dora", half), ("none", {True: torch.float32})):
         with counting(on_gpu=False):
-            made = without_weights(composed("peek", *given, f"adapter={adapter}"))
+            made = without_weights(config)
         assert {p.requires_grad: p.dtype for p in made.parameters()} == expected
 
 
