@@ -67,7 +67,7 @@ def check_machine(config: DictConfig) -> None:
 def _relations(config: DictConfig) -> Iterator[Relation]:
     n_processors, trainer = os.cpu_count() or 1, config.trainer
     yield from worker_relations(config.data.n_workers, n_processors)
-    gpu = "mps" if trainer.accelerator == "mps" else device.best_device().type
+    gpu = device.best_device().type
     on_cpu = trainer.accelerator == "cpu" or gpu not in ("cuda", "mps")  # Lightning trains on no others
     devices, most = str(trainer.devices), max(MIN_PROCESSES, n_processors)  # of GPUs Lightning knows the number
     too_many = on_cpu and trainer.accelerator in ("auto", "cpu") and devices.isdecimal() and int(devices) > most

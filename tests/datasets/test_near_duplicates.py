@@ -57,6 +57,8 @@ def test_near_duplicates_share_a_group_through_a_chain() -> None:
     chain = [" ".join(base[n : n + 50]) for n in (0, 2, 4, 6)]  # each near its neighbour, the ends are not
     similarity = [jaccard(shingles(chain[0]), shingles(other)) for other in chain]
     assert similarity[1] > 0.9 and similarity[3] < 0.8
+    ends = [" ".join(base[n : n + 50]) for n in (0, 8, 4)]  # the last is near both, which are not near each other
+    assert len(set(near_duplicate_groups(ends[:2]))) == 2 and len(set(near_duplicate_groups(ends))) == 1
     found = near_duplicate_groups(["something else altogether", *chain, "w1"])
     assert len(set(found[1:5].tolist())) == 1 and len(set(found.tolist())) == 3
 
