@@ -21,6 +21,7 @@ from instruct_lit.config.model_builders import texts_of
 from instruct_lit.config.preflight import Preflight
 from instruct_lit.config.provenance import provenance, write_provenance
 from instruct_lit.config.satellites import has_satellite
+from instruct_lit.config.schema.options import shown
 from instruct_lit.config.targets import build
 from instruct_lit.core.model.causal import on_device
 from instruct_lit.core.model.pretrained import DTYPES
@@ -309,5 +310,6 @@ class Report(ConfiguredHook):
         from instruct_lit.reports.run_page import plot_losses, print_summary, write_report
 
         plot_losses(run.run_dir)
-        write_report(run.run_dir, differences(self.config, "train"), sys.argv[1:], self.config.name)
+        differing = [(key, shown(default), shown(value)) for key, default, value in differences(self.config, "train")]
+        write_report(run.run_dir, differing, sys.argv[1:], self.config.name)
         print_summary(run.run_dir, run.metrics)

@@ -25,7 +25,7 @@ _PAIRS = (
     ("prompt", "response"),
 )
 _TURNS = ("messages", "conversations")
-_PROMPTS = ("prompt", *_TURNS)
+_PROMPTS = ("prompt", *_TURNS, "question", "instruction", "input")
 _CALL = re.compile(r"<functioncall>\s*(.*)", re.S)
 
 
@@ -39,7 +39,7 @@ def _preference(record: Mapping[str, Any], place: str) -> Messages:
     chosen = _side(record["chosen"], "assistant")
     if len(chosen) > 1 and isinstance(chosen[0], Mapping) and chosen[0].get("role") != "assistant":
         return chosen
-    return [*_side(_first_of(record, _PROMPTS) or [], "user"), *chosen]
+    return [*_prompt(record, place), *chosen]
 
 
 def _liked(record: Mapping[str, Any], place: str) -> Messages:
@@ -47,9 +47,22 @@ def _liked(record: Mapping[str, Any], place: str) -> Messages:
     if record["label"] is not True:
         raise DataError(f"{place}: 'label' is not true, so the response is one to avoid")
     whole = _first_of(record, _TURNS)
-    if whole is None and not {"prompt", "completion"} <= record.keys():
+    if whole is None and "completion" not in record:
         raise DataError(f"{place}: neither prompt and completion nor {' or '.join(_TURNS)}; found: {listed(record)}")
-    return _prompt_completion(record, place) if whole is None else _side(whole, "user")
+    if whole is None:
+        return [*_prompt(record, place), *_side(record["completion"], "assistant")]
+    return _side(whole, "user")
+
+
+def _prompt(record: Mapping[str, Any], place: str) -> Messages:
+    """What stands before a chosen or a liked response: a text with its input, or turns."""
+    prompt = _first_of(record, _PROMPTS[:-1])
+    if prompt is None:
+        names = ", ".join(_PROMPTS[:-1])
+        raise DataError(f"{place}: no prompt ({names}); found: {listed(record)} (see data.columns.instruction)")
+    if isinstance(prompt, str) and isinstance(record.get("input"), str):
+        prompt = "\n\n".join(filter(None, (prompt, record["input"])))
+    return _side(prompt, "user")
 
 
 def _human_assistant(record: Mapping[str, Any], place: str) -> Messages:
@@ -234,13 +247,17 @@ _REWRITINGS = {
 
 def _read(name: str, record: Mapping[str, Any], place: str, names: Mapping[str, str]) -> Example:
     form = _REWRITINGS[name]
+    others = {key: value for key, value in record.items() if key not in (*names, *names.values())}
+    record = {**others, **{key: record[own] for key, own in names.items() if own in record}}
     missing = [field for field in form.needs if record.get(field) is None]
     if missing:
         raise DataError(f"{place}: no field {missing[0]!r} of data.format={name}; found: {listed(record)}")
+    if isinstance(turns := record.get("history"), list) and turns and "history" not in form.needs:
+        raise DataError(f"{place}: data.format={name} has no 'history'; give the whole conversation as 'messages'")
     used = {*form.needs, *form.may_have}
     rest = {key: value for key, value in record.items() if key not in used}
     own = {"messages": form.rewrite(record, place)}
-    return from_turns({**rest, **own}, place, {**names, "messages": "messages"}, "messages", "role", "content")
+    return from_turns({**rest, **own}, place, dict(zip(names, names, strict=True)), "messages", "role", "content")
 
 
 def _recognises(name: str, record: Mapping[str, Any], names: Mapping[str, str]) -> bool:

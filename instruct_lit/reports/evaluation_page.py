@@ -8,9 +8,10 @@ from instruct_lit.core.bundle import bundle_of, read_about
 from instruct_lit.core.generation.sampling import SamplingSettings
 from instruct_lit.errors import printable
 from instruct_lit.evaluation.categories import lines
+from instruct_lit.evaluation.forgetting import verdict
 from instruct_lit.evaluation.metrics import Row, higher_is_better
 from instruct_lit.reports import pages, plots
-from instruct_lit.reports.metrics import interval, number
+from instruct_lit.reports.metrics import interval, number, p_value
 from instruct_lit.reports.tables import show, show_table
 
 MAX_ROWS = 300
@@ -130,7 +131,8 @@ def rank_text(ranks: Mapping[str, Sequence[int]] | None, model: str) -> str:
 def print_ranking(found: Mapping[str, Any]) -> None:
     """Print the means and ranks of several models, and the differences of all pairs in the first metric."""
     show("\n".join(f"{label}: {source}" for label, source in found["models"].items()))
-    show(f"{found['n_examples']} common examples; p-values are corrected for the number of pairs (Holm)")
+    others = f", {n} responses to others" if (n := found["n_unpaired"]) else ""
+    show(f"{found['n_examples']} common examples{others}; p-values are corrected for the number of pairs (Holm)")
     rows = [
         (name, model, f"{v['mean']:.3f}", interval(v), rank_text(numbers["ranks"], model))
         for name, numbers in found["comparison"].items()
@@ -139,7 +141,7 @@ def print_ranking(found: Mapping[str, Any]) -> None:
     show_table(("", "model", "mean", "95 % interval", "rank"), rows, text=("model",))
     shown = [name for name in found["comparison"] if name in (next(iter(found["comparison"])), "judge")]
     pairs = [
-        (name, f"{p['a']} - {p['b']}", f"{p['mean']:+.3f}", interval(p, "%+.3f"), f"{p['p_holm']:.4f}")
+        (name, f"{p['a']} - {p['b']}", f"{p['mean']:+.3f}", interval(p, "%+.3f"), p_value(p["p_holm"]))
         for name in shown
         for p in found["comparison"][name]["pairs"]
     ]
@@ -154,7 +156,7 @@ def print_comparison(comparison: Mapping[str, Any]) -> None:
     a, b = comparison["compare"]
     show(f"A {a}\nB {b}\n{comparison['n_pairs']} common examples, {comparison['n_unpaired']} unpaired responses")
     rows = [
-        (name, f"{v['a']:.3f}", f"{v['b']:.3f}", f"{v['mean']:+.3f}", interval(v, "%+.3f"), f"{v['p']:.4f}")
+        (name, f"{v['a']:.3f}", f"{v['b']:.3f}", f"{v['mean']:+.3f}", interval(v, "%+.3f"), p_value(v["p"]))
         for name, v in comparison["differences"].items()
     ]
     show_table(("", "A", "B", "A - B", "95 % interval", "p"), rows)
@@ -172,10 +174,10 @@ def pairwise_lines(pairwise: Mapping[str, Any]) -> list[str]:
     bounds = interval({key: value and 100 * value for key, value in rate.items()}, "%.1f%%")
     significance = "significant" if pairwise["p"] < 0.05 else "not significant"
     ties = n - pairwise["wins"] - pairwise["losses"] - pairwise["turned"]
-    shown = pairwise["first_shown"]
+    shown, shown_p = pairwise["first_shown"], p_value(pairwise["p"])
     return [
         f"A wins {rate['mean']:.1%} ({bounds}) of {n}; the difference from 50 % is "
-        f"{significance} (p = {pairwise['p']:.4f})",
+        f"{significance} (p {shown_p if shown_p[0] == '<' else f'= {shown_p}'})",
         f"length-controlled win rate {pairwise['length_controlled_win_rate']:.1%}",
         f"in both orders A {pairwise['wins']}, B {pairwise['losses']}; {pairwise['turned']} depend on the order, "
         f"{ties} are ties in at least one order",
@@ -256,13 +258,21 @@ def write_ranking(path: Path, found: Mapping[str, Any], rows: Sequence[Row]) -> 
 
 
 def write_comparison(path: Path, comparison: Mapping[str, Any], rows: Sequence[Row]) -> None:
-    """Write the page of a comparison: differences, the judge's win rates, then the responses, A's losses first."""
+    """Write the page of a comparison: differences, the judge's win rates, then the responses, A's losses first.
+
+    Without a judge those that differ come first.
+    """
+
+    def order(row: Row) -> tuple[float, bool]:
+        return row.get("judge", {}).get("share", 0.0), row["response"].strip() == row["response_b"].strip()
+
     pairwise = comparison.get("pairwise")
     pages.write_page(
         path,
         "comparison.html.jinja",
         comparison=comparison,
+        verdict=verdict,
         sentences=pairwise_lines(pairwise) if pairwise else [],
-        rows=sorted(rows, key=lambda row: row.get("judge", {}).get("share", 0.0))[:MAX_ROWS],
+        rows=sorted(rows, key=order)[:MAX_ROWS],
         n_rows=len(rows),
     )

@@ -64,6 +64,7 @@ class Evaluation:
         names = applicable(self.metrics, rows)
         add_scores(rows, names)
         found: Found = {"models": dict(models), "n_examples": len(matched)}
+        found["n_unpaired"] = sum(map(len, sides)) - len(rows)
         self._write_ranks(found, rows, names)
         if self.judge is not None:
             found["judge"] = self.judge.score(rows, self.seed)

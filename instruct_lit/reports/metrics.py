@@ -48,6 +48,11 @@ def number(value: Any) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.1f}" if abs(value) >= 100 else f"{value:.4f}"
 
 
+def p_value(p: float) -> str:
+    """A p-value to four digits, the smallest as a bound."""
+    return f"{p:.4f}" if p >= 1e-4 else "<0.0001"
+
+
 def interval(value: Any, form: str = "%.3f") -> str:
     """The bounds of an interval, `low to high`; of few or equal values there are none."""
     if value["low"] is None:

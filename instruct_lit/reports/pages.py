@@ -6,7 +6,7 @@ from typing import Any
 
 import jinja2
 
-from instruct_lit.reports.metrics import interval, meaning, number, quantity
+from instruct_lit.reports.metrics import interval, meaning, number, p_value, quantity
 
 FOLDER = Path(__file__).parent
 
@@ -15,11 +15,12 @@ def render(template: str, folder: Path = FOLDER, **values: Any) -> str:
     """Render a template of `folder`; every value is escaped.
 
     Filters: `number` (a metric or count as text), `quantity` (with the unit of a metric's name), `interval` (`low to
-    high` of a mapping), `meaning` (of a metric).
+    high` of a mapping), `meaning` (of a metric), `p_value`.
     """
     loader = jinja2.FileSystemLoader([folder, FOLDER])
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"number": number, "quantity": quantity, "interval": interval, "meaning": meaning}
+    environment.filters["p_value"] = p_value
     return environment.get_template(template).render(**values)
 
 

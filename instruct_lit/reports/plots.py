@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from html import escape
 from itertools import cycle
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap, LogNorm, Normalize, to_hex
 from matplotlib.figure import Figure
@@ -96,9 +97,8 @@ def loss_curves(history: Sequence[Mapping[str, Any]], best_step: int | None, tra
         step, loss = min(marked, key=lambda point: point[1])
         last = val[-1][0]
         axes.axvline(step, color=GRAY, linestyle=":", linewidth=1)
-        axes.plot([step], [loss], marker="*", markersize=13, color=ORANGE, markeredgecolor=TEXT, zorder=5)
-        side = -1 if step > 0.8 * last else 1  # keeps the note inside the axes
-        _note(axes, f"best {loss:.3f}\nstep {step}", (step, loss), (8 * side, 14), "right" if side < 0 else "left")
+        star = {"markersize": 13, "color": ORANGE, "markeredgecolor": TEXT, "zorder": 5}
+        axes.plot([step], [loss], "*", label=f"best {loss:.3f}, step {step:,}", **star)
         if last > step:
             axes.axvspan(step, last, color=ORANGE, alpha=0.08, linewidth=0, label="after the best step")
     rest = [loss for step, loss in [*trained, *val] if step > 0]
@@ -116,8 +116,9 @@ def loss_curves(history: Sequence[Mapping[str, Any]], best_step: int | None, tra
         )
         upper.set_xlabel("supervised tokens", color=TEXT)
         upper.tick_params(colors=TEXT)
-        upper.xaxis.set_major_formatter("{x:,.0f}")
+        _counts(upper.xaxis)
         upper.spines["top"].set_color(LINE)
+    _counts(axes.xaxis)
     _legend(axes)
     return figure
 
@@ -135,6 +136,7 @@ def trial_curves(lines: Sequence[TrialLine], metric: str = "val/loss") -> Figure
     _trial_lines(axes, lines)
     for line in lines:
         axes.plot(*line.points[-1], "o", color=line.colour, markersize=4)
+    _counts(axes.xaxis)
     for label, style in (("completed", "-"), ("pruned", "--")):
         axes.plot([], [], style, color=GRAY, label=label)
     if any(line.dashed for line in lines):
@@ -148,7 +150,7 @@ def run_curves(histories: Mapping[str, Sequence[Mapping[str, Any]]], metric: str
     for colour, (name, history) in zip(cycle(RUN_COLOURS), histories.items(), strict=False):
         if points := _points(history, metric, x):
             axes.plot(*zip(*points, strict=True), "o-", color=colour, markersize=3, label=name)
-    axes.xaxis.set_major_formatter("{x:,.0f}")
+    _counts(axes.xaxis)
     _legend(axes)
     return figure
 
@@ -245,7 +247,7 @@ def learning_rate_range(rates: Sequence[float], losses: Sequence[float], suggest
     axes.set_xscale("log")
     axes.plot(rates, losses, color=BLUE, label="training, smoothed")
     axes.axvline(suggestion, color=ORANGE, linestyle="--", label=f"optimizer.lr={suggestion:.2g}")
-    _legend(axes, "lower left")
+    _legend(axes)
     return figure
 
 
@@ -269,9 +271,16 @@ def _style(axes: Axes, title: str, x_label: str, y_label: str) -> None:
     axes.spines[["left", "bottom"]].set_color(LINE)
 
 
-def _legend(axes: Axes, place: Literal["lower left", "upper right"] = "upper right") -> None:
+def _legend(axes: Axes) -> None:
+    """A legend where it covers least, on paper."""
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(frameon=False, labelcolor=TEXT, loc=place)
+        axes.legend(facecolor=PAPER, edgecolor="none", labelcolor=TEXT, loc="best")
+
+
+def _counts(axis: Axis) -> None:
+    """Ticks at whole numbers."""
+    axis.set_major_locator(MaxNLocator("auto", integer=True, steps=(1, 2, 5, 10)))
+    axis.set_major_formatter("{x:,.0f}")
 
 
 def _note(

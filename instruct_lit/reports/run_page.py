@@ -73,6 +73,7 @@ def write_report(
         families={name: (sum(right), len(right)) for name, right in sorted(families.items())},
         data_notes=json.loads(notes.read_text(encoding="utf-8")) if notes.is_file() else [],
         differences=[d for d in differences if d[0] != "name" or any(o.startswith("name=") for o in overrides)],
+        has_tensorboard=(run_dir / "tensorboard").is_dir(),
         plot=plots.svg(_loss_curves(run_dir), "loss curves") if has_history else None,
     )
 

@@ -8,6 +8,7 @@ from typing import Any
 from instruct_lit.errors import InstructLitError
 from instruct_lit.evaluation.answer_files import read_jsonl
 from instruct_lit.evaluation.comparison import compare_rows
+from instruct_lit.evaluation.forgetting import verdict
 from instruct_lit.evaluation.metrics import WITHOUT_EXTRA, Row, exact
 from instruct_lit.reports import plots
 from instruct_lit.reports.pages import write_page
@@ -46,6 +47,7 @@ def write_runs_page(
         metrics={name: [of_run.get(name) for of_run in metrics] for name in names},
         plots=figures,
         comparisons=paired(responses),
+        verdict=verdict,
         answers=side_by_side(list(responses.values())),
     )
     return path

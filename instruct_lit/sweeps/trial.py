@@ -198,7 +198,8 @@ def described(record: dict[str, Any], metric: str | None) -> str:
     """The outcome of a trial in one line; without a `metric` its value is the command's result."""
     if record["status"] == "completed":
         return "completed" if record["value"] is None else f"{metric or 'result'} {record['value']:.6g}"
-    return f"{record['status']}: {record['reason']}"
+    status, reason = record["status"], str(record["reason"])
+    return reason if reason.startswith(status) else f"{status}: {reason}"
 
 
 def _value(record: dict[str, Any]) -> float | None:

@@ -74,8 +74,16 @@ def test_preferences_and_likes_are_read_by_name_only() -> None:
         for chosen in (ANSWER, [ANSWER], {"from": "gpt", "value": "So."}, "So."):
             record = {**prompt, "chosen": chosen, "rejected": chosen, "id": 1}
             assert to_example(record, "f", None, "preference") == Example("Why?", "So.", extra={"id": 1})
-    with pytest.raises(DataError, match="f, messages: user and assistant must alternate|the user first"):
-        to_example({"chosen": "So."}, "f", None, "preference")
+    answers = {"chosen": "So.", "rejected": "Hm."}
+    own = {"instruction": "query", "input": "about"}
+    for asked, columns in (({"question": "Why?"}, {}), ({"instruction": "Why?"}, {}), ({"query": "Why?"}, own)):
+        assert to_example(asked | answers, "f", columns, "preference") == Example("Why?", "So.")
+    for asked, columns in (({"instruction": "Why?", "input": "Here."}, {}), ({"query": "Why?", "about": "Here."}, own)):
+        assert to_example(asked | answers, "f", columns, "preference") == Example("Why?\n\nHere.", "So.")
+    with pytest.raises(DataError, match=r"f: no prompt \(prompt, .*found: chosen, rejected \(see data.columns.instr"):
+        to_example(answers, "f", None, "preference")
+    with pytest.raises(DataError, match="preference has no 'history'; give the whole conversation as 'messages'"):
+        to_example({**pair, "history": [["a", "b"]]}, "f", None, "preference")
     liked = {"prompt": "Why?", "completion": "So.", "label": True}
     turns = {"conversations": [*shared, {"from": "gpt", "value": "So."}], "label": True}
     for record in (liked, turns, {"messages": [USER, ANSWER], "label": True}):

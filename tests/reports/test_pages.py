@@ -17,6 +17,10 @@ def test_numbers_as_text(value: object, text: str) -> None:
     assert pages.number(value) == text
 
 
+def test_a_small_p_value_is_given_as_a_bound() -> None:
+    assert [pages.p_value(p) for p in (1.0, 0.0001, 0.00009)] == ["1.0000", "0.0001", "<0.0001"]
+
+
 def test_a_page_has_the_common_layout_and_is_written_whole(tmp_path: Path) -> None:
     (tmp_path / "a.html.jinja").write_text(
         '{% extends "layout.html.jinja" %}{% block body %}{{ x | number }} {{ y }}{% endblock %}'

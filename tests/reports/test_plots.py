@@ -32,7 +32,17 @@ def test_a_high_loss_before_the_first_step_does_not_stretch_the_axis() -> None:
     axes = figure.axes[0]
     assert axes.get_ylim()[1] < 2 and any("step 0: validation 9.000" in text.get_text() for text in axes.texts)
     labels = [text.get_text() for text in axes.get_legend().get_texts()]
-    assert labels == ["training, smoothed", "validation"]
+    assert labels == ["training, smoothed", "validation", "best 0.900, step 5"]
+
+
+def test_a_short_run_has_whole_steps_and_a_legend_beside_its_lines() -> None:
+    rows = [{"step": 10, "train/loss": 1.6}, {"step": 20, "train/loss": 1.05, "val/loss": 1.36, "tokens": 3}]
+    figure = plots.loss_curves([{"step": 0, "tokens": 0, "val/loss": 6.1}, *rows], 20)
+    figure.canvas.draw()
+    axes = figure.axes[0]
+    assert all(tick == int(tick) for axis in (axes.xaxis, axes.child_axes[0].xaxis) for tick in axis.get_ticklocs())
+    box = axes.get_legend().get_window_extent()
+    assert not any(line.get_path().transformed(line.get_transform()).intersects_bbox(box) for line in axes.lines)
 
 
 @pytest.mark.parametrize(

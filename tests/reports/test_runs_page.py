@@ -57,6 +57,7 @@ def test_a_page_of_two_runs(command: Command, small_run: Path, tmp_path: Path) -
     assert (
         page.count("<svg") == 2 and "val/response_loss over supervised tokens" in page and "10 common examples" in page
     )
+    assert "<th>better</th>" in page and "no clear difference" in page
     assert not re.search(r"(src|href)=[\"']?(http|/)", page)
     for wrong, message in ((f"runs=[{other}]", "one run; give at least two"), ("n_best=2", "give one of the two")):
         assert message in command("report", wrong, cwd=tmp_path, status=2).stderr
