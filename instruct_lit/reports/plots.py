@@ -97,7 +97,7 @@ def loss_curves(history: Sequence[Mapping[str, Any]], best_step: int | None, tra
         step, loss = min(marked, key=lambda point: point[1])
         last = val[-1][0]
         axes.axvline(step, color=GRAY, linestyle=":", linewidth=1)
-        star = {"markersize": 13, "color": ORANGE, "markeredgecolor": TEXT, "zorder": 5}
+        star: dict[str, Any] = {"markersize": 13, "color": ORANGE, "markeredgecolor": TEXT, "zorder": 5}
         axes.plot([step], [loss], "*", label=f"best {loss:.3f}, step {step:,}", **star)
         if last > step:
             axes.axvspan(step, last, color=ORANGE, alpha=0.08, linewidth=0, label="after the best step")
