@@ -130,6 +130,7 @@ def higher_is_better(name: str) -> bool | None:
     """
     if name.startswith("benchmark/"):
         return name.count("/") == 1
+    name = re.sub("(?<=/loss)/.*", "", name)  # of one data set of a mixture
     less, more = (re.search(f"(^|[/_])({'|'.join(ends)})$", name) for ends in (_LESS, _MORE))
     return False if less else True if more else None
 

@@ -116,6 +116,9 @@ def test_what_callbacks_log_may_be_watched_and_a_sweep_may_prune_in_vain() -> No
         message = f"callbacks: EarlyStopping monitors {monitor} with mode={mode}; use mode={expected}"
         with pytest.raises(ConfigError, match=message):
             check_command("train", config)
+    sets = ("data=mixture", "data.sets={book: {}, demo: {}}", "callbacks.early_stopping.monitor=val/loss/book", MAX)
+    with pytest.raises(ConfigError, match=r"monitors val/loss/book with mode=max; use mode=min"):
+        check_command("train", composed("train", *sets))
     with pytest.raises(ConfigError, match=r"callbacks.early_stopping.monitor=val/token_f1: logged are"):
         check_command("train", composed("train", "callbacks.early_stopping.monitor=val/token_f1"))
 

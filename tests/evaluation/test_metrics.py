@@ -73,7 +73,7 @@ def test_names_are_checked_and_have_a_direction() -> None:
         check_metrics(["bleurt"])
     for wanted, names in {
         True: "token_f1 val/checks judge tokens_per_s benchmark/arc_easy benchmark/any_loss",
-        False: "looping val/empty test/loss val/response_loss word_perplexity bits_per_byte general/loss_change nats "
+        False: "looping val/empty test/loss val/loss/book test/loss/judge val/response_loss word_perplexity bits_per_byte general/loss_change nats "
         "edit_distance ter training_s seconds peak_memory_bytes benchmark/crows_pairs/likelihood_diff",
         None: "length_ratio val/thought_words n_steps parameter lossy",
     }.items():
