@@ -118,7 +118,7 @@ def set_reading(source: Any, data: DictConfig) -> None:
         keys = "data.key, data.header, data.role_marks, data.n_paths"
         raise ConfigError(f"{keys}: data={data.name} is not read from files")
     read: Any = reader_of(key, has_header)
-    read = partial(marked_records, read, marks, (plain(data.columns) or {}).get("text", "text")) if marks else read
+    read = partial(marked_records, read, marks, (source.columns or {}).get("text", "text")) if marks else read
     source.records = partial(best_paths, read, n_paths) if n_paths > 1 else read  # type: ignore[method-assign]
     source.reading += f" {key} {has_header} {marks} {n_paths}"
 

@@ -83,7 +83,7 @@ def test_the_field_of_the_marks_is_named(tmp_path: Path) -> None:
     marks = 'data.role_marks={user: "\\n\\nHuman:", assistant: "\\n\\nAssistant:"}'
     options = (marks, "data.columns={text: chosen}")
     check_command("train", composed("train", "data=files", f"data.path={path}", *options))
-    found = source(path, *options, "data.think_tags=true")
+    found = source(path, marks, "data.think_tags=true", columns={"text": "chosen"})  # as those of data.sets are given
     assert list(found) == [Example("Hm?", "So.", extra={"rejected": "x"})]
     assert "Human" in found.reading and "think_tags" in found.reading, "both are in the fingerprint"
     with pytest.raises(ConfigError, match="data.columns.text=chosen: allowed are instruction, input"):
