@@ -1,7 +1,5 @@
 """Output of long commands without a terminal: progress as plain lines, and results apart from everything else."""
 
-from __future__ import annotations
-
 import io
 import os
 import re
@@ -41,22 +39,6 @@ def output_streams(progress: str) -> Iterator[None]:
                 tables.results = sys.stdout if lines is None else Results(sys.stdout, lines)  # type: ignore[assignment]
             stack.enter_context(redirect_stdout(sys.stderr))
         yield
-
-
-class Results(io.TextIOBase):
-    """The standard output, in one file with the standard error behind the progress before it."""
-
-    def __init__(self, stream: TextIO, lines: ProgressLines) -> None:
-        self._stream, self._lines = stream, lines
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-    def write(self, text: str) -> int:
-        self._lines.end()
-        self._stream.write(text)
-        self._stream.flush()
-        return len(text)
 
 
 class ProgressLines(io.TextIOBase):
@@ -115,6 +97,22 @@ class ProgressLines(io.TextIOBase):
         if "100%" not in self._pending and time.monotonic() - self._last >= INTERVAL_S:
             self.end()
             self._last = time.monotonic()
+
+
+class Results(io.TextIOBase):
+    """The standard output, in one file with the standard error behind the progress before it."""
+
+    def __init__(self, stream: TextIO, lines: ProgressLines) -> None:
+        self._stream, self._lines = stream, lines
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        self._lines.end()
+        self._stream.write(text)
+        self._stream.flush()
+        return len(text)
 
 
 def _title(state: str) -> str:

@@ -1,14 +1,12 @@
 """Comparison of models on the same examples: differences, ranks, win rates, significance."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import multimode
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -129,14 +127,14 @@ class Outcome:
     b_first: str | None
 
     @classmethod
-    def of(cls, first: str | None, second: str | None) -> Outcome:
+    def of(cls, first: str | None, second: str | None) -> Self:
         """The verdicts `A`, `B`, `tie` or None on the responses in the orders of `questions_of`."""
         names = {"A": "a", "B": "b", "tie": "tie"}
         turned = {"A": "b", "B": "a", "tie": "tie"}
         return cls(names.get(first or ""), turned.get(second or ""))
 
     @classmethod
-    def majority(cls, outcomes: Sequence[Outcome]) -> Outcome:
+    def majority(cls, outcomes: Sequence[Self]) -> Self:
         """In each order the most frequent verdict of several judges; a tie where two are equally frequent."""
         first, second = (
             multimode(verdicts) for verdicts in zip(*((o.a_first, o.b_first) for o in outcomes), strict=True)

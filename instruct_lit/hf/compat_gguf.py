@@ -4,8 +4,6 @@ A vocabulary of 262,144 tokens is a million small arrays, which transformers rea
 and the weights: a minute in all. `tests/hf/test_compat_gguf.py` names the part that a new version lacks.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache, lru_cache

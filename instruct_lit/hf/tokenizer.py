@@ -1,14 +1,12 @@
 """A tokenizer of transformers with the interface of ours."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
 import re
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -82,9 +80,9 @@ class HFTokenizer:
         """The text that `protect` was given."""
         return unprotected(text) if self.markup else text
 
-    def without_markup(self) -> HFTokenizer:
+    def without_markup(self) -> Self:
         """The same tokenizer for text without markup, in which no name is a special token."""
-        return HFTokenizer(self.hf) if self.markup else self
+        return type(self)(self.hf) if self.markup else self
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes of one token; of a special token those of its name."""

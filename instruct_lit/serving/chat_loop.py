@@ -1,12 +1,15 @@
 """The terminal chat: streamed responses of one or several models, and commands that begin with a slash."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
 
 from instruct_lit.core.data.example import Example, Turn
 from instruct_lit.core.data.template import CHAT
@@ -18,10 +21,6 @@ from instruct_lit.evaluation.answer_parts import n_thoughts
 from instruct_lit.serving.chat_model import ChatModel
 from instruct_lit.serving.scheduler import stable_text
 from instruct_lit.serving.word_wrap import WordWrapper
-
-if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table
 
 HELP = """\
 Every line is an instruction, or the next turn of a conversation; a backslash
@@ -158,8 +157,6 @@ class Chat:
             output.end()
 
     def _stream_columns(self) -> None:
-        from rich.live import Live
-
         texts = [column.texts() for column in self.columns]
         try:
             with Live(console=self.console, transient=True, auto_refresh=False) as live:
@@ -169,9 +166,6 @@ class Chat:
             self.console.print(self._table())
 
     def _table(self) -> Table:
-        from rich.table import Table
-        from rich.text import Text
-
         table = Table(expand=True, show_edge=False, pad_edge=False)
         for column in self.columns:
             table.add_column(Text(printable(column.chat_model.name)), ratio=1, overflow="fold")

@@ -1,7 +1,5 @@
 """Undocumented parts of uvicorn, which has no option and no callback for what they do."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

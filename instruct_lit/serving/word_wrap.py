@@ -1,14 +1,11 @@
 """Streamed text on a terminal, with lines broken between words."""
 
-from __future__ import annotations
-
 import re
-from typing import TYPE_CHECKING
+
+from rich.cells import cell_len
+from rich.console import Console
 
 from instruct_lit.errors import printable
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 # A word, or one character where lines may break anywhere: white space, CJK, emoji.
 _WORD = r"[^\s\u2e80-\U0010ffff]+"
@@ -46,8 +43,6 @@ class WordWrapper:
         self._out("\n")
 
     def _put(self, piece: str) -> None:
-        from rich.cells import cell_len
-
         if piece == "\n":
             self.column = 0
         elif self.column and self.column + cell_len(piece) > self.console.width:

@@ -4,14 +4,12 @@ It is the server of `instruct_lit.serving` with the needs of a benchmark: a prom
 decoding is greedy by default, and responses are cached, so that an interrupted run resumes.
 """
 
-from __future__ import annotations
-
 import queue
 import sys
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from instruct_lit.core.data.example import Example
 from instruct_lit.core.generation.request import Request
@@ -42,7 +40,7 @@ class Endpoint:
         self._server = make_server(app, "127.0.0.1", 0, self._started.put)
         self._thread = threading.Thread(target=self._server.run, name="endpoint", daemon=True)
 
-    def __enter__(self) -> Endpoint:
+    def __enter__(self) -> Self:
         self._thread.start()
         self.url = self._started.get(timeout=START_TIMEOUT_S) + "/v1"
         return self

@@ -1,7 +1,5 @@
 """A benchmark from its suite and models to its reports, with the leaks into the training data of each run."""
 
-from __future__ import annotations
-
 import json
 import sys
 import time
@@ -10,20 +8,18 @@ from dataclasses import asdict, replace
 from functools import cache, partial
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tqdm import tqdm
 
 from instruct_lit.evaluation.ratings import leaderboard, read_battles
+from instruct_lit.evaluation.remote_model import RemoteModel
 from instruct_lit.optional_imports import installed
 from instruct_lit.reports.leaderboard import print_leaderboard
+from instruct_lit.suites.evaluated_model import EvaluatedModel
 from instruct_lit.suites.leaks import Leaks, figure_without, leaks_of, print_leaks
 from instruct_lit.suites.results import FILE, print_table, write_reports
 from instruct_lit.suites.suite import Report, RunRequest, mean_of
-
-if TYPE_CHECKING:
-    from instruct_lit.evaluation.remote_model import RemoteModel
-    from instruct_lit.suites.evaluated_model import EvaluatedModel
 
 TrainingOf = Callable[[str], Sequence[str] | None]  # the training questions of a run; None where they are unknown
 

@@ -4,15 +4,13 @@ Both use the client of the extra `judge`, which retries after timeouts, connecti
 and 5xx with exponential backoff, and respects `Retry-After`.
 """
 
-from __future__ import annotations
-
 import asyncio
 import logging
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from instruct_lit.errors import JudgeError
 from instruct_lit.evaluation.judging.prompt import Verdict
@@ -77,7 +75,7 @@ class HttpEndpoint(ABC):
             "max_tokens": max_tokens, "seed": seed, "constrained": constrained, "body": self.body,
         }  # fmt: skip
 
-    async def __aenter__(self) -> HttpEndpoint:
+    async def __aenter__(self) -> Self:
         """Connect; the connection belongs to one event loop."""
         self._client = _openai().AsyncOpenAI(
             base_url=self.url,

@@ -1,12 +1,10 @@
 """A judge in this process: a finished model or one of transformers, its replies constrained to the verdict's form."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -72,7 +70,7 @@ class LocalEndpoint:
         n_reply = len(request.ids) + (request.finish_reason == "stop")  # with the end-of-text
         return Reply(request.text, len(ids), n_reply, time.perf_counter() - start)
 
-    async def __aenter__(self) -> LocalEndpoint:
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
