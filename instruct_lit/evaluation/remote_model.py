@@ -1,7 +1,5 @@
 """A model behind an OpenAI-compatible API (vLLM, llama.cpp, Ollama, hosted): responses and log-probabilities."""
 
-from __future__ import annotations
-
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -62,7 +60,7 @@ class RemoteModel:
     run: str = ""
     label: str = ""
     n_cut: int = 0  # the server refuses prompts that are too long
-    bar: tqdm[Any] | None = None
+    bar: tqdm | None = None
 
     @property
     def mode(self) -> str:

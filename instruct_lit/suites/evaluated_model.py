@@ -1,11 +1,11 @@
 """A model under evaluation: log-likelihoods and responses, cached by request."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from tqdm import tqdm
 
 from instruct_lit.core.data.example import Example
 from instruct_lit.core.data.template import Template
@@ -14,13 +14,9 @@ from instruct_lit.core.generation.engine import DECODE_LOOPS, Engine
 from instruct_lit.core.generation.sampling import SamplingSettings
 from instruct_lit.core.model.causal import CausalLM
 from instruct_lit.evaluation.answer_cache import AnswerCache
+from instruct_lit.evaluation.vllm_engine import VLLMEngine
 from instruct_lit.hf.tokenizer import HFTokenizer
 from instruct_lit.suites.scoring import Pair, Score, log_likelihoods
-
-if TYPE_CHECKING:
-    from tqdm import tqdm
-
-    from instruct_lit.evaluation.vllm_engine import VLLMEngine
 
 
 @dataclass
@@ -37,7 +33,7 @@ class EvaluatedModel:
     template: Template
     cache: AnswerCache = field(default_factory=lambda: AnswerCache(None))
     max_rows: int = 16
-    bar: tqdm[Any] | None = None
+    bar: tqdm | None = None
     n_cut: int = 0
     run: str = ""
     label: str = ""

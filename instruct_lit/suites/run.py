@@ -115,7 +115,7 @@ def _for_model(request: RunRequest, number: int, model: EvaluatedModel | RemoteM
     return replace(request, out_dir=request.out_dir / f"{number}-{model.label}-{model.mode}")
 
 
-def progress(model: EvaluatedModel | RemoteModel, unit: str) -> tqdm[Any]:
+def progress(model: EvaluatedModel | RemoteModel, unit: str) -> tqdm:
     """The progress bar of a model."""
     title = f"{model.label}, template {model.mode}"
     model.bar = tqdm(desc=title, unit=unit, dynamic_ncols=True, file=sys.stdout)
