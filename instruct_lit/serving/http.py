@@ -1,7 +1,5 @@
 """HTTP around the completion service: routes, limits, OpenAI's errors, clients that disconnect, and who may call."""
 
-# No `from __future__ import annotations`: FastAPI reads the types of endpoints, which are imported inside a function.
-
 import asyncio
 import base64
 import hmac

@@ -1,25 +1,16 @@
-"""The accelerated cross-entropy against torch's, in blocks and at once."""
+"""The accelerated cross-entropy, in blocks and at once; its values are tested in tests/core/training/test_loss.py."""
 
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 from instruct_lit.accel import cross_entropy as module
 from instruct_lit.accel.cross_entropy import summed_cross_entropy
 from instruct_lit.accel.step import compiled_form
 from instruct_lit.accel.weight_copies import WeightCopy
-
-
-def made(m: int, v: int = 71, c: int = 16, dtype: torch.dtype = torch.float64, seed: int = 0):
-    random = torch.Generator().manual_seed(seed)
-    hidden = torch.randn(m, c, generator=random, dtype=dtype).requires_grad_()
-    weight = torch.randn(v, c, generator=random, dtype=dtype).requires_grad_()
-    targets = torch.randint(0, v, (m,), generator=random)
-    weights = torch.randint(1, 4, (m,), generator=random).float()
-    return hidden, weight, targets, weights
+from tests.fixtures.loss_inputs import made
 
 
 @pytest.fixture(params=["in blocks", "at once"])
@@ -29,59 +20,11 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     return request.param
 
 
-@pytest.mark.usefixtures("way")
-@pytest.mark.parametrize(
-    ("m", "dft"),
-    [(1, False), (5, True), (module.CHUNK + 3, False), (module.CHUNK + 3, True), (2 * module.CHUNK, False)],
-)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_loss_and_gradients_are_torchs(m: int, dft: bool, dtype: torch.dtype) -> None:
-    hidden, weight, targets, weights = made(m, dtype=dtype)
-    loss = summed_cross_entropy(hidden, weight, targets, weights, dft=dft)
-    gradients = torch.autograd.grad(loss * 0.25, (hidden, weight))
-    exact_hidden, exact_weight = (x.detach().double().requires_grad_() for x in (hidden, weight))
-    losses = F.cross_entropy(exact_hidden @ exact_weight.t(), targets, reduction="none")
-    p_target = torch.exp(-losses).detach() if dft else 1.0
-    expected = (losses * p_target * weights).sum()
-    wanted = torch.autograd.grad(expected * 0.25, (exact_hidden, exact_weight))
-    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
-    for found, right in zip(gradients, wanted, strict=True):
-        torch.testing.assert_close(found.double(), right, rtol=1e-4, atol=2e-5)
-
-
-@pytest.mark.usefixtures("way")
-def test_nothing_supervised_gives_zero_with_zero_gradients() -> None:
-    hidden, weight, targets, weights = made(0)
-    loss = summed_cross_entropy(hidden, weight, targets, weights)
-    gradients = torch.autograd.grad(loss, (hidden, weight))
-    assert loss.item() == 0 and gradients[0].shape == (0, 16) and not gradients[1].any()
-
-
-def test_a_frozen_head_or_frozen_states_get_no_gradient() -> None:
-    hidden, weight, targets, weights = made(4)
-    summed_cross_entropy(hidden, weight.detach(), targets, weights).backward()
-    assert hidden.grad is not None
-    hidden, weight, targets, weights = made(4)
-    summed_cross_entropy(hidden.detach(), weight, targets, weights).backward()
-    assert weight.grad is not None
-
-
 def test_the_gradient_in_the_heads_buffer_cannot_be_scaled_afterwards() -> None:
     hidden, head, targets, weights = made(5, dtype=torch.float32)
     loss = summed_cross_entropy(hidden, head, targets, weights, WeightCopy(head, head.detach(), torch.empty_like(head)))
     with pytest.raises(AssertionError, match="scale the weights of the loss instead"):
         (loss * 1.5).backward()
-
-
-@pytest.mark.usefixtures("way")
-def test_half_precision_agrees_with_single() -> None:
-    hidden, weight, targets, weights = made(40, dtype=torch.float32)
-    exact = summed_cross_entropy(hidden, weight, targets, weights)
-    with torch.autocast("cpu", torch.bfloat16):
-        loss = summed_cross_entropy(hidden, weight, targets, weights)
-    assert loss.dtype == torch.float32 and loss.item() == pytest.approx(exact.item(), rel=0.02)
-    found, wanted = (torch.autograd.grad(x, weight)[0] for x in (loss, exact))
-    assert F.cosine_similarity(found.flatten(), wanted.flatten(), dim=0) > 0.999
 
 
 @pytest.mark.usefixtures("way")

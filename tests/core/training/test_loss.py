@@ -1,6 +1,7 @@
 """The masked cross-entropy against its definition, by hand and by torch."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -9,15 +10,17 @@ import torch.nn.functional as F
 from instruct_lit.core.model.causal import token_losses
 from instruct_lit.core.training import loss as module
 from instruct_lit.core.training.loss import summed_cross_entropy
+from tests.fixtures.loss_inputs import made
 
 
-def made(m: int, v: int = 71, c: int = 16, dtype: torch.dtype = torch.float64, seed: int = 0):
-    random = torch.Generator().manual_seed(seed)
-    hidden = torch.randn(m, c, generator=random, dtype=dtype).requires_grad_()
-    weight = torch.randn(v, c, generator=random, dtype=dtype).requires_grad_()
-    targets = torch.randint(0, v, (m,), generator=random)
-    weights = torch.randint(1, 4, (m,), generator=random).float()
-    return hidden, weight, targets, weights
+@pytest.fixture(params=["plain", "accelerated in blocks", "accelerated at once"])
+def summed(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Callable[..., torch.Tensor]:
+    """The plain form, and the accelerated one with the softmax as on a CPU and as on a GPU."""
+    if request.param == "plain":
+        return summed_cross_entropy
+    accelerated = pytest.importorskip("instruct_lit.accel.cross_entropy")
+    monkeypatch.setattr(accelerated, "_at_once", lambda like: request.param.endswith("at once"))
+    return accelerated.summed_cross_entropy
 
 
 def test_trap_6_three_tokens_by_hand() -> None:
@@ -33,9 +36,11 @@ def test_trap_6_three_tokens_by_hand() -> None:
     [(1, False), (5, True), (module.CHUNK + 3, False), (module.CHUNK + 3, True), (2 * module.CHUNK, False)],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_loss_and_gradients_are_torchs(m: int, dft: bool, dtype: torch.dtype) -> None:
+def test_loss_and_gradients_are_torchs(
+    summed: Callable[..., torch.Tensor], m: int, dft: bool, dtype: torch.dtype
+) -> None:
     hidden, weight, targets, weights = made(m, dtype=dtype)
-    loss = summed_cross_entropy(hidden, weight, targets, weights, dft=dft)
+    loss = summed(hidden, weight, targets, weights, dft=dft)
     gradients = torch.autograd.grad(loss * 0.25, (hidden, weight))
     exact_hidden, exact_weight = (x.detach().double().requires_grad_() for x in (hidden, weight))
     losses = F.cross_entropy(exact_hidden @ exact_weight.t(), targets, reduction="none")
@@ -47,27 +52,27 @@ def test_loss_and_gradients_are_torchs(m: int, dft: bool, dtype: torch.dtype) ->
         torch.testing.assert_close(found.double(), right, rtol=1e-4, atol=2e-5)
 
 
-def test_nothing_supervised_gives_zero_with_zero_gradients() -> None:
+def test_nothing_supervised_gives_zero_with_zero_gradients(summed: Callable[..., torch.Tensor]) -> None:
     hidden, weight, targets, weights = made(0)
-    loss = summed_cross_entropy(hidden, weight, targets, weights)
+    loss = summed(hidden, weight, targets, weights)
     gradients = torch.autograd.grad(loss, (hidden, weight))
     assert loss.item() == 0 and gradients[0].shape == (0, 16) and not gradients[1].any()
 
 
-def test_a_frozen_head_or_frozen_states_get_no_gradient() -> None:
+def test_a_frozen_head_or_frozen_states_get_no_gradient(summed: Callable[..., torch.Tensor]) -> None:
     hidden, weight, targets, weights = made(4)
-    summed_cross_entropy(hidden, weight.detach(), targets, weights).backward()
+    summed(hidden, weight.detach(), targets, weights).backward()
     assert hidden.grad is not None
     hidden, weight, targets, weights = made(4)
-    summed_cross_entropy(hidden.detach(), weight, targets, weights).backward()
+    summed(hidden.detach(), weight, targets, weights).backward()
     assert weight.grad is not None
 
 
-def test_half_precision_agrees_with_single() -> None:
+def test_half_precision_agrees_with_single(summed: Callable[..., torch.Tensor]) -> None:
     hidden, weight, targets, weights = made(40, dtype=torch.float32)
-    exact = summed_cross_entropy(hidden, weight, targets, weights)
+    exact = summed(hidden, weight, targets, weights)
     with torch.autocast("cpu", torch.bfloat16):
-        loss = summed_cross_entropy(hidden, weight, targets, weights)
+        loss = summed(hidden, weight, targets, weights)
     assert loss.dtype == torch.float32 and loss.item() == pytest.approx(exact.item(), rel=0.02)
     found, wanted = (torch.autograd.grad(x, weight)[0] for x in (loss, exact))
     assert F.cosine_similarity(found.flatten(), wanted.flatten(), dim=0) > 0.999
