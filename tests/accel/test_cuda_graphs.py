@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from instruct_lit.accel import cuda_graphs as module
 from instruct_lit.accel.attention_varlen import VarlenDocuments
@@ -23,8 +23,10 @@ from instruct_lit.core.model.causal import CausalLM
 from instruct_lit.core.model.gpt import GPT, GPTConfig
 from instruct_lit.core.training.loss import layout_of
 from instruct_lit.errors import TrainingError
+from tests.accel.emulated_graphs import EmulatedGraph, emulated_cuda
 from tests.accel.test_decode_loop import OnDevice
 
+__all__ = ["emulated_cuda"]
 LAYOUTS = [("padded", False), ("packed", False), ("packed", True)]
 
 
@@ -68,13 +70,14 @@ DRAWING = [
 def drawing(name: str, device: str = "cpu") -> tuple[AcceleratedStep, CausalLM, Batch]:
     """A step that draws random numbers or recomputes activations, its model, and a batch."""
     recomputes, dropout = "recomputed" in name, 0.3 * ("dropout" in name)
-    if "llama" in name:
+    kind = next((part for part in name.split() if part in ("llama", "qwen3", "gemma", "gemma3")), None)
+    if kind is not None:
         transformers = pytest.importorskip("transformers")
         from instruct_lit.hf.model import HFModel
         from tests.hf.test_model import OF
 
         torch.manual_seed(0)
-        config = OF["llama"]()
+        config = OF[kind]()
         config.max_position_embeddings = 256
         hf = transformers.AutoModelForCausalLM.from_config(config)
         model: CausalLM = HFModel(hf, activation_checkpointing=recomputes).train()
@@ -328,6 +331,72 @@ def test_documents_of_padding_hold_it_at_any_size() -> None:
     for n in [*range(1, 600), *range(4000, 4200), *range(8100, 8600, 7), *range(65_000, 66_000, 61)]:
         size = module._shape_of(n)
         assert sum(module._documents_of_padding(size - n, size)) == size - n, n
+
+
+@pytest.mark.parametrize(
+    ("name", "adds"),
+    [
+        ("lora packed", False), ("noise recomputed packed", True), ("dropout padded", True), ("packed llama", False),
+        *(pytest.param(name, adds, marks=pytest.mark.slow) for adds in (False, True) for name in (
+            "padded", "packed", "dropout padded", "noise padded", "lora packed llama", "dora lora packed llama",
+            "recomputed lora packed llama", "noise recomputed padded llama", "packed qwen3", "lora packed gemma",
+            "packed gemma3")),
+    ],
+)  # fmt: skip
+def test_a_replay_depends_on_nothing_but_its_inputs(
+    name: str, adds: bool, emulated_cuda: list[EmulatedGraph], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other texts, lengths, weights of the loss, and random numbers than those of the recording, in several shapes."""
+    monkeypatch.setattr("instruct_lit.accel.cross_entropy._at_once", lambda like: True)  # as on a GPU
+    monkeypatch.setattr(VarlenDocuments, "attend", attend_by_tensors)
+    embedding = nn.functional.embedding
+    monkeypatch.setattr(nn.functional, "embedding", lambda ids, weight, *_, **__: embedding(ids, weight))
+    step, model, _ = drawing(name)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    step.graphs = StepGraphs(step._loss, model.parameters(), adds)
+    layout = ("padded", False) if "padded" in name else ("packed", True)
+    for n, lengths in enumerate(((20, 33, 9), (19, 30, 11), (22, 28, 12), (60, 50, 3), (15, 33, 14), (61, 49, 2))):
+        batch = batch_of(*layout, lengths, seed=n)
+        weights, inputs = batch.loss_weights * (n + 1), module._padded(batch, batch.loss_weights * (n + 1))
+        if model.embedding_noise is not None:
+            model.embedding_noise = 0.1 / (n + 1)
+        model.zero_grad()
+        for micro_batch in range(1 + adds):
+            torch.manual_seed(n + micro_batch)
+            loss = step.loss(batch, weights)
+            loss.backward()
+        found = [p.grad.clone() for p in trained]
+        torch.manual_seed(n + micro_batch)
+        expected = step._loss(*inputs.arguments())
+        assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+        wanted = torch.autograd.grad(expected, trained)
+        if adds:
+            torch.manual_seed(n)
+            firsts = torch.autograd.grad(step._loss(*inputs.arguments()), trained)
+            wanted = [first + second for first, second in zip(firsts, wanted, strict=True)]
+        for gradient, right in zip(found, wanted, strict=True):
+            assert (gradient - right).norm() <= 1e-4 * right.norm()
+    assert sum(graph.n_replays for graph in emulated_cuda) > len(emulated_cuda) > 0
+
+
+def attend_by_tensors(
+    documents: VarlenDocuments, layer: int, q: Tensor, k: Tensor, v: Tensor, dropout: float
+) -> Tensor:
+    """In place of the GPU's kernel, with the lengths as it has them."""
+    k, v = documents.keys_of(k), documents.keys_of(v)
+    (of_query, before_end), (of_key, key_before_end) = (
+        _places(len(x), ends) for x, ends in ((q, documents.cu_queries[1:]), (k, documents.cu_keys[1:]))
+    )
+    visible = (of_query[:, None] == of_key) & (before_end[:, None] <= key_before_end)
+    q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
+    return nn.functional.scaled_dot_product_attention(q, k, v, visible, enable_gqa=True)[0].transpose(0, 1)
+
+
+def _places(n: int, ends: Tensor) -> tuple[Tensor, Tensor]:
+    """The document of each of n tokens, and how far its end is."""
+    tokens = torch.arange(n)
+    documents = torch.searchsorted(ends.contiguous(), tokens, right=True)
+    return documents, ends.long()[documents] - tokens
 
 
 @pytest.mark.parametrize("name", DRAWING)

@@ -22,7 +22,9 @@ from instruct_lit.core.generation.sampling import SamplingSettings
 from instruct_lit.core.model.attention import KeyValueCache
 from instruct_lit.core.model.causal import CausalLM
 from instruct_lit.core.model.gpt import GPT, GPTConfig
+from tests.accel.emulated_graphs import EmulatedGraph, emulated_cuda
 
+__all__ = ["emulated_cuda"]
 LOOP = [partial(DeviceLoop, with_graphs=False)]
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
@@ -135,6 +137,23 @@ def test_a_cancelled_row_changes_no_other(model: CausalLM, tokenizer: GPT2Tokeni
         engine.step()
     expected = answers(model, tokenizer, settings, prompts(5), [])
     assert [requests[i].ids for i in (0, 2, 3, 4)] == [expected[i][0] for i in (0, 2, 3, 4)]
+
+
+@pytest.mark.parametrize("kind", ["mixed", *(pytest.param(kind, marks=pytest.mark.slow) for kind in SETTINGS)])
+def test_recorded_steps_depend_on_no_number_of_the_host(
+    model: CausalLM,
+    tokenizer: GPT2Tokenizer,
+    kind: str,
+    emulated_cuda: list[EmulatedGraph],
+) -> None:
+    """Graphs of an earlier batch, replayed for other texts, lengths and settings."""
+    engine = Engine(model, tokenizer, 8, make_loops=[partial(DeviceLoop, with_graphs=True)])
+    for n_first in (0, 5):
+        settings, given = [SETTINGS[kind](n_first + n) for n in range(9)], prompts(15)[n_first : n_first + 9]
+        found = [r.ids for r in engine.generate(given, settings)]
+        assert found == [ids for ids, *_ in answers(model, tokenizer, settings, given, [])]
+    assert all(len(graph.operations) > 30 for graph in emulated_cuda)
+    assert sum(graph.n_replays for graph in emulated_cuda) > 2 * len(emulated_cuda) > 0
 
 
 @pytest.mark.gpu

@@ -13,9 +13,11 @@ from instruct_lit.core.generation.sampling import SamplingSettings
 from instruct_lit.hf.files import load_hf
 from instruct_lit.hf.model import HFModel
 from instruct_lit.hf.tokenizer import HFTokenizer, load_tokenizer
+from tests.accel.emulated_graphs import emulated_cuda
 from tests.core.generation.streaming import pieces_of
 
 transformers = pytest.importorskip("transformers")
+__all__ = ["emulated_cuda"]
 PROMPTS = [[0, 9, 8, 7], [0, 9, 8, 7, 30, 31, 32, 33, 34, 35], [0, 9, 40], [0, 9, 8, 200]]
 
 
@@ -64,19 +66,24 @@ FAMILIES = {
 }
 
 
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("device", ["cpu", "emulated", pytest.param("cuda", marks=pytest.mark.gpu)])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_loop_with_static_shapes_is_the_plain_decoder(family: str, tokenizer: HFTokenizer, device: str) -> None:
+def test_the_loop_with_static_shapes_is_the_plain_decoder(
+    family: str, tokenizer: HFTokenizer, device: str, request: pytest.FixtureRequest
+) -> None:
+    recorded = request.getfixturevalue("emulated_cuda") if device == "emulated" else []
     torch.manual_seed(3)
     config = getattr(transformers, family)(
         vocab_size=300, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
         max_position_embeddings=64, initializer_range=0.3, **FAMILIES[family],
     )  # fmt: skip
-    model = HFModel(transformers.AutoModelForCausalLM.from_config(config), 64).eval().to(device)
+    model = HFModel(transformers.AutoModelForCausalLM.from_config(config), 64).eval()
+    model.to("cuda" if device == "cuda" else "cpu")
     settings = [SamplingSettings(6 + 9 * n, temperature=n % 2, top_p=0.9, seed=n) for n in range(4)]
-    loops = DECODE_LOOPS if device == "cuda" else [partial(DeviceLoop, with_graphs=False)]
+    loops = DECODE_LOOPS if device == "cuda" else [partial(DeviceLoop, with_graphs=device == "emulated")]
     found, plain = (Engine(model, tokenizer, 3, make_loops=m).generate(PROMPTS, settings) for m in (loops, []))
     assert [r.ids for r in found] == [r.ids for r in plain] and len({tuple(r.ids) for r in found}) == 4
+    assert bool(recorded) is (device == "emulated" and family != "MistralConfig")
 
 
 def test_streaming_gives_the_same_text(llama_directory: Path, tokenizer: HFTokenizer) -> None:
