@@ -85,13 +85,19 @@ def _recording(graph: EmulatedGraph, *_: Any, **__: Any) -> Iterator[None]:
     graph.end()
 
 
+class _Stream:
+    def wait_stream(self, other: _Stream) -> None:
+        pass
+
+
 @pytest.fixture
 def emulated_cuda(monkeypatch: pytest.MonkeyPatch) -> list[EmulatedGraph]:
     """What recording uses of `torch.cuda`; the graphs that were recorded."""
     pool: ClassVar[list[EmulatedGraph]] = []
     monkeypatch.setattr(EmulatedGraph, "pool", pool)
-    monkeypatch.setattr(torch.cuda, "Stream", type(None))  # a class, since annotations may name it
-    of_gpu: dict[str, Any] = {"current_stream": None, "graph_pool_handle": None, "empty_cache": None}
+    monkeypatch.setattr(torch.cuda, "Stream", _Stream)
+    monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: None)
+    of_gpu: dict[str, Any] = {"current_stream": _Stream(), "graph_pool_handle": None, "empty_cache": None}
     of_gpu |= {"mem_get_info": (25 * 10**9, 0), "max_memory_allocated": 3 * 10**10, "memory_allocated": 2 * 10**10}
     for name, answer in of_gpu.items():
         monkeypatch.setattr(torch.cuda, name, lambda answer=answer: answer)

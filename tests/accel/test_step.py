@@ -8,12 +8,17 @@ from lightning import Callback, Trainer
 
 from instruct_lit.accel import adamw as accelerated
 from instruct_lit.accel.adamw import adamw
+from instruct_lit.accel.attention_varlen import VarlenDocuments
+from instruct_lit.accel.cuda_graphs import StepGraphs
 from instruct_lit.accel.step import AcceleratedStep
 from instruct_lit.accel.weight_copies import has_gradient_dtypes
 from instruct_lit.core.training import optimizer as plain
 from instruct_lit.core.training.loss import FitFacts, StepAccelerator
 from instruct_lit.core.training.optimizer import parameter_groups
+from tests.accel.emulated_graphs import EmulatedGraph, emulated_cuda
+from tests.accel.test_cuda_graphs import attend_by_tensors
 
+__all__ = ["emulated_cuda"]
 HALF = pytest.mark.skipif(not has_gradient_dtypes(), reason="this torch ties a gradient to its parameter's dtype")
 
 
@@ -59,6 +64,38 @@ def test_each_fit_has_the_compiler_to_itself(make_tuner: Callable, monkeypatch: 
         tuner.step.attach(tuner.model)
         tuner.step.start(torch.optim.SGD(tuner.parameters()), FitFacts("32-true", 1, 1))
         assert len(resets) == compiled
+
+
+class Recorded(AcceleratedStep):
+    """A step with graphs on a CPU."""
+
+    def start(self, optimizer: torch.optim.Optimizer, facts: FitFacts) -> None:
+        self.graphs = StepGraphs(self._loss, self.model.parameters(), facts.n_micro_batches > 1)
+        self.graphs.begin()
+
+
+@pytest.mark.parametrize("accumulate", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_fit_with_replayed_steps_is_the_plain_fit(
+    make_data: Callable,
+    make_tuner: Callable,
+    fit: Callable,
+    accumulate: int,
+    emulated_cuda: list[EmulatedGraph],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Clipped gradients that lie where the next replay writes, in AdamW's steps and between validations."""
+    monkeypatch.setattr(VarlenDocuments, "attend", attend_by_tensors)
+    embedding = torch.nn.functional.embedding
+    monkeypatch.setattr(torch.nn.functional, "embedding", lambda ids, weight, *_, **__: embedding(ids, weight))
+    tuners = []
+    for step in (StepAccelerator(), Recorded()):
+        tuners.append(make_tuner(lr=0.01, step=step))
+        data = make_data(n_train=32, layout="packed", shared_prefix=True)
+        trainer = fit(tuners[-1], data, max_epochs=3, gradient_clip_val=0.5, accumulate_grad_batches=accumulate)
+    assert step.graphs is None and all(p.grad is None for p in tuners[1].parameters()) is (accumulate == 1)
+    assert sum(graph.n_replays for graph in emulated_cuda) > trainer.global_step * accumulate // 2
+    for p, q in zip(tuners[0].parameters(), tuners[1].parameters(), strict=True):
+        assert (p - q).abs().max() < 1e-5
 
 
 class NoWaiting(Callback):
