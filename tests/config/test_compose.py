@@ -11,8 +11,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import OverrideParseException
 from omegaconf import OmegaConf
 
-from instruct_lit.config.compose import run_command
+from instruct_lit.config.compose import CONF, run_command
 from instruct_lit.config.messages import explain, one_message
+from instruct_lit.config.schema import COMMANDS
 from instruct_lit.errors import DataError, TrialPruned
 from tests.configs import composed
 
@@ -141,3 +142,10 @@ def test_slurm_that_is_missing_is_one_message(capsys: pytest.CaptureFixture[str]
         raise RuntimeError('Could not detect "srun", are you indeed on a slurm cluster?')
     message = capsys.readouterr().err
     assert ended.value.code == 2 and "launcher=submitit_local" in message and "traceback" not in message
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_what_libraries_log_for_developers_is_not_printed(command: str) -> None:
+    """Such as a line for each request to the hub."""
+    text = (CONF / f"{command}.yaml").read_text()
+    assert all(f"override hydra/{kind}_logging: none" in text for kind in ("hydra", "job"))
