@@ -8,10 +8,11 @@ graph of its shape. All graphs share their memory, gradients included, so these 
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -26,17 +27,19 @@ MAX_GRAPHS = 64  # recorded shapes; batches of other shapes run kernel by kernel
 ROOM = 2.5  # free bytes needed per byte of a step's tensors: a graph keeps its own beside all others
 FINENESS = 16  # shapes between a size and its double
 SMALLEST_STEP = 32
+MORE_TOKENS, MORE_TARGETS = 1.1, 1.25  # factors up to which a batch is padded to a shape that another batch had
 LONGEST_PADDING = 128  # tokens of a document of padding: a block of the attention kernel
 Loss = Callable[[Tensor, Tensor, AttentionLayout | None, Tensor, Tensor, Tensor], Tensor]
 
 
 class StepGraphs:
-    """Computes losses and gradients of micro-batches, by a graph if a batch of its shape was seen before.
+    """Computes losses and gradients of micro-batches, by a graph if a batch of about its shape was seen before.
 
-    The first batch of a shape runs kernel by kernel, which also loads the kernels; the second is recorded. When a
-    parameter has moved in memory, all graphs are recorded again. When memory is scarce, large batches run kernel by
-    kernel, with a warning. Each replay draws new random numbers from torch's default generator of the GPU, as the step
-    would kernel by kernel. Raises TrainingError if a step cannot be recorded; torch's allocator is then unusable.
+    The first batch of a shape runs kernel by kernel, which also loads the kernels; the second that can be padded to it
+    is recorded. When a parameter has moved in memory, all graphs are recorded again. When memory is scarce, large
+    batches run kernel by kernel, with a warning. Each replay draws new random numbers from torch's default generator of
+    the GPU, as the step would kernel by kernel. Raises TrainingError if a step cannot be recorded; torch's allocator is
+    then unusable.
 
     Args:
         loss_of: Receives input ids, positions, layout, loss index, targets and weights as `Batch` has them and returns
@@ -50,7 +53,7 @@ class StepGraphs:
         self.parameters = [p for p in parameters if p.requires_grad]
         self._anchor = torch.zeros((), device=self.parameters[0].device, requires_grad=True)
         self._stream, self._before = torch.cuda.Stream(), torch.cuda.current_stream()
-        self._graphs: dict[tuple[int, ...], _Graph | None] = {}
+        self._graphs: dict[_Shape, _Graph | None] = {}
         self._forget()
         self._waits: bool | None = None  # whether the model waits for the GPU; None: not known yet
 
@@ -86,16 +89,18 @@ class StepGraphs:
         """
         if self._places != [p.data_ptr() for p in self.parameters]:
             self._forget()
-        inputs = _padded(batch, weights)
-        if inputs.shape not in self._graphs:
+        own = _shape_of_batch(batch)
+        shape = min((seen for seen in self._graphs if seen.fits(own)), default=None)
+        inputs = _padded(batch, weights, shape)
+        if shape is None:
             if len(self._graphs) < MAX_GRAPHS:
-                self._graphs[inputs.shape] = None  # seen once
+                self._graphs[own] = None  # seen once
             return self.loss_of(*inputs.arguments())
-        graph = self._graphs[inputs.shape]
+        graph = self._graphs[shape]
         if graph is None:
             if self._model_waits(inputs) or not self._has_room(inputs.tensors[0].numel()):
                 return self.loss_of(*inputs.arguments())
-            graph = self._graphs[inputs.shape] = self._recorded(inputs)
+            graph = self._graphs[shape] = self._recorded(inputs)
         graph.inputs.take(inputs)
         graph.graph.replay()
         return _Replayed.apply(self._anchor, graph, self)
@@ -192,11 +197,26 @@ class _Replayed(torch.autograd.Function):
         return None, None, None
 
 
+class _Shape(NamedTuple):
+    """The sizes that a batch is padded to, those of a graph."""
+
+    n_tokens: int  # of a row, or of packed documents together
+    n_targets: int
+    longest: int  # upper bound of the lengths of documents; 0 for rows
+    fixed: tuple[int, ...]  # what no padding changes: rows, or documents and the length of their prefix
+
+    def fits(self, other: _Shape) -> bool:
+        """Whether a batch of the other shape can be padded to this one, at little cost."""
+        sizes = (other.n_tokens, self.n_tokens, MORE_TOKENS), (other.n_targets, self.n_targets, MORE_TARGETS)
+        near = all(needed <= own <= factor * needed for needed, own, factor in sizes)
+        return near and self.fixed == other.fixed and other.longest <= self.longest
+
+
 @dataclass
 class _Inputs:
-    """A batch padded to its shape: the inputs of a graph, and the key of the graph."""
+    """A batch padded to a shape: the inputs of a graph."""
 
-    shape: tuple[int, ...]
+    shape: _Shape
     tensors: tuple[Tensor, ...]  # input ids, positions, loss index, targets, weights
     layout: VarlenDocuments | None
 
@@ -222,22 +242,31 @@ class _Graph:
     gradients: list[Tensor | None]  # valid from its replay to the next of any graph
 
 
-def _padded(batch: Batch, weights: Tensor) -> _Inputs:
-    """The batch with padding tokens up to the size of its shape, and targets of weight 0."""
+def _shape_of_batch(batch: Batch) -> _Shape:
+    """The sizes that a batch is rounded up to."""
+    size, n_targets, lengths = (
+        _shape_of(batch.input_ids.shape[-1]),
+        _shape_of(len(batch.targets)),
+        batch.document_lengths,
+    )
+    if lengths is None:
+        return _Shape(size, n_targets, 0, tuple(batch.input_ids.shape[:-1]))
+    longest = max(LONGEST_PADDING, 2 ** (max(lengths) - 1).bit_length())
+    return _Shape(size, n_targets, longest, (len(lengths), batch.prefix_length))
+
+
+def _padded(batch: Batch, weights: Tensor, shape: _Shape | None = None) -> _Inputs:
+    """The batch with padding tokens up to the size of a shape, by default its own, and targets of weight 0."""
+    shape = shape or _shape_of_batch(batch)
     ids, positions, index = batch.input_ids, batch.position_ids, batch.loss_index
-    size, n_pairs = _shape_of(ids.shape[-1]), _shape_of(len(batch.targets))
-    n_more = size - ids.shape[-1]
+    n_more, more = shape.n_tokens - ids.shape[-1], shape.n_targets - len(batch.targets)
     layout = None
     if batch.document_lengths is None:
         index = index + index.div(ids.shape[-1], rounding_mode="floor") * n_more  # rows are longer now
-        shape = (*ids.shape[:-1], size, n_pairs)
     else:
-        lengths, padding = batch.document_lengths, _documents_of_padding(n_more, size)
-        longest = _shape_of(max(lengths), LONGEST_PADDING)
-        layout = VarlenDocuments(lengths, batch.prefix_length, ids.device, padding, longest)
-        shape = (size, n_pairs, len(lengths), batch.prefix_length, longest)
+        padding = _documents_of_padding(n_more, shape.n_tokens)
+        layout = VarlenDocuments(batch.document_lengths, batch.prefix_length, ids.device, padding, shape.longest)
     pad = nn.functional.pad
-    more = n_pairs - len(batch.targets)
     tensors = [pad(ids, (0, n_more)), pad(positions, (0, n_more))]
     tensors += [pad(x, (0, more)) for x in (index, batch.targets, weights)]
     return _Inputs(shape, tuple(tensors), layout)
@@ -245,13 +274,14 @@ def _padded(batch: Batch, weights: Tensor) -> _Inputs:
 
 def _documents_of_padding(n_tokens: int, size: int) -> list[int]:
     """Lengths of the documents of padding in a batch of this size; always as many, the last ones may be empty."""
-    n_documents = -(-_step_of(size) // LONGEST_PADDING)
+    most = size - size / MORE_TOKENS + _step_of(size)
+    n_documents = math.ceil(most / LONGEST_PADDING)
     return [max(0, min(LONGEST_PADDING, n_tokens - n * LONGEST_PADDING)) for n in range(n_documents)]
 
 
-def _shape_of(n: int, step: int | None = None) -> int:
+def _shape_of(n: int) -> int:
     """The size that `n` is rounded up to."""
-    step = step or _step_of(n)
+    step = _step_of(n)
     return max(1, -(-n // step)) * step
 
 
