@@ -36,11 +36,13 @@ def ours(name: str, args: argparse.Namespace) -> Answer:
 
     from instruct_lit.accel.bf16_weights import BF16Weights
     from instruct_lit.accel.hardware import keep_freed_memory
+    from instruct_lit.config.model_builders import install_satellites
     from instruct_lit.core.data.tokenizer import GPT2Tokenizer
     from instruct_lit.core.generation.engine import DECODE_LOOPS, Engine
     from instruct_lit.core.generation.sampling import SamplingSettings
 
     keep_freed_memory()
+    install_satellites()
     if (folder := common.folder_of(args.model)) is None:
         model: Any = common.random_gpt(args.model).to(args.device)
     else:

@@ -15,7 +15,10 @@ from torch import Tensor, nn
 
 
 class Casts:
-    """Rounds inputs; an input that was the last one gives the same tensor again."""
+    """Rounds inputs; an input that was the last one gives the same tensor again, which is kept no longer than the input.
+
+    Behind it is all that the forward pass keeps for the backward pass.
+    """
 
     def __init__(self) -> None:
         self._last: tuple[weakref.ref[Tensor], int, Tensor] | None = None
@@ -30,8 +33,12 @@ class Casts:
             if is_same and rounded.requires_grad == (x.requires_grad and torch.is_grad_enabled()):
                 return rounded
         rounded = x.to(dtype)
-        self._last = weakref.ref(x), x._version, rounded
+        self._last = weakref.ref(x, self._forget), x._version, rounded
         return rounded
+
+    def _forget(self, source: weakref.ref[Tensor]) -> None:
+        if self._last is not None and self._last[0] is source:
+            self._last = None
 
 
 class SharedCasts:

@@ -2,6 +2,7 @@
 
 import math
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -11,12 +12,17 @@ from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from lightning.pytorch.trainer.states import TrainerFn
 
 
+READ_EVERY_S = 0.5  # the loss of a GPU, for which the host waits until its step is computed
+
+
 class Progress(TQDMProgressBar):
     """One line that shows loss, validation loss, tokens per second and the time left."""
 
     def __init__(self, tokens_per_s: Callable[[], float]) -> None:
         super().__init__(refresh_rate=5)
         self.tokens_per_s = tokens_per_s  # NaN before the first batch
+        self._shown: dict[str, int | str | float | dict[str, float]] = {}
+        self._next_reading = 0.0
 
     def init_train_tqdm(self) -> Tqdm:
         bar = super().init_train_tqdm()
@@ -45,15 +51,19 @@ class Progress(TQDMProgressBar):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_validation_end(trainer, pl_module)
         if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+            self._next_reading = 0.0
             self.train_progress_bar.set_postfix(self.get_metrics(trainer, pl_module))  # type: ignore[arg-type]
 
     def get_metrics(
         self, trainer: Trainer, pl_module: LightningModule
     ) -> dict[str, int | str | float | dict[str, float]]:
+        if pl_module.device.type != "cpu" and time.perf_counter() < self._next_reading:
+            return self._shown
         shown: dict[str, int | str | float | dict[str, float]] = {}
         for title, name in (("loss", "train/loss"), ("val", "val/loss")):
             if name in trainer.callback_metrics:
                 shown[title] = f"{float(trainer.callback_metrics[name]):.3f}"
         if not math.isnan(rate := self.tokens_per_s()):
             shown["tok/s"] = f"{rate:.0f}"
+        self._next_reading, self._shown = time.perf_counter() + READ_EVERY_S, shown
         return shown

@@ -1,5 +1,7 @@
 """Products of one input share its rounded form."""
 
+import weakref
+
 import torch
 from torch import Tensor, nn
 
@@ -51,6 +53,18 @@ def test_three_products_of_one_input_round_it_once() -> None:
     torch.testing.assert_close(found[1][2], found[0][2], rtol=0.02, atol=0.02)
     assert all(torch.equal(a, b) for a, b in zip(found[1][3], found[0][3], strict=True))
     assert not any("forward" in vars(module) for module in model.modules())
+
+
+def test_nothing_of_a_forward_pass_without_a_backward_pass_is_kept() -> None:
+    """As the one that finds out whether a GPU is waited for."""
+    model, kept = Projections(), []
+    SharedCasts(model).attach()
+    with (
+        torch.autocast("cpu", torch.bfloat16),
+        torch.autograd.graph.saved_tensors_hooks(lambda x: (kept.append(weakref.ref(x)), x)[1], lambda x: x),
+    ):
+        model(torch.randn(5, 16))
+    assert len(kept) > 5 and all(x() is None or isinstance(x(), nn.Parameter) for x in kept)
 
 
 def test_outside_of_autocast_and_training_nothing_is_rounded() -> None:
