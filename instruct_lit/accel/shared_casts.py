@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 
 class Casts:
-    """Rounds inputs; an input that was the last one gives the same tensor again, which is kept no longer than the input.
+    """Rounds inputs; an input that was the last one gives the same tensor again, kept no longer than the input.
 
     Behind it is all that the forward pass keeps for the backward pass.
     """

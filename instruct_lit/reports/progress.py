@@ -11,7 +11,6 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from lightning.pytorch.trainer.states import TrainerFn
 
-
 READ_EVERY_S = 0.5  # the loss of a GPU, for which the host waits until its step is computed
 
 
