@@ -16,6 +16,9 @@ def test_a_row_is_ended_with_all_it_started_and_its_last_line_is_kept(tmp_path: 
     result = gpu.run(gpu.Row("slow", [sys.executable, "-c", child]), 0.5, tmp_path / "log")
     assert time.monotonic() - start < 10
     assert result["status"] == "stopped after 0 s" and result["last_line"] in ("begun", "no output")
+    hanging = "import time; print('RESULT {\"tokens_per_s\": 7}', flush=True); time.sleep(60)"
+    result = gpu.run(gpu.Row("hangs at its end", [sys.executable, "-c", hanging]), 30, tmp_path / "log")
+    assert (result["status"], result["tokens_per_s"]) == ("done", 7) and time.monotonic() - start < 10
     failing = gpu.run(gpu.Row("bad", [sys.executable, "-c", "raise SystemExit('no such row')"]), 30, tmp_path / "log")
     assert (failing["status"], failing["last_line"]) == ("exit status 1", "no such row")
 
