@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -163,7 +163,7 @@ class StepGraphs:
             torch.autocast("cuda", torch.bfloat16, cache_enabled=False),
         ):
             loss = self.loss_of(*inputs.arguments())
-            gradients = torch.autograd.grad(loss, self.parameters, allow_unused=True)
+            gradients = _laid_out(torch.autograd.grad(loss, self.parameters, allow_unused=True), self.parameters)
             loss = loss.detach()
         # Not kept: where they lie, the activations of the next recorded graph may lie.
         return _Graph(graph, inputs, loss, [None if g is None else borrowed(g) for g in gradients])
@@ -210,6 +210,20 @@ class _Shape(NamedTuple):
         sizes = (other.n_tokens, self.n_tokens, MORE_TOKENS), (other.n_targets, self.n_targets, MORE_TARGETS)
         near = all(needed <= own <= factor * needed for needed, own, factor in sizes)
         return near and self.fixed == other.fixed and other.longest <= self.longest
+
+
+def _laid_out(gradients: Sequence[Tensor | None], parameters: Sequence[Tensor]) -> list[Tensor | None]:
+    """The gradients, each in memory of its own with the strides of its parameter, as fused optimizers require."""
+    found: list[Tensor | None] = []
+    storages: set[int] = set()
+    for gradient, parameter in zip(gradients, parameters, strict=True):
+        if gradient is not None:
+            storage = gradient.untyped_storage().data_ptr()
+            if gradient.stride() != parameter.stride() or storage in storages:
+                gradient = torch.empty_like(parameter).copy_(gradient)
+            storages.add(storage)
+        found.append(gradient)
+    return found
 
 
 @dataclass

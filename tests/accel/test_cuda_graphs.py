@@ -296,6 +296,17 @@ def test_gradients_are_set_without_a_copy_unless_they_add_up(model: GPT, recorde
     model.zero_grad()
 
 
+def test_gradients_have_memory_of_their_own_in_the_order_of_their_parameters() -> None:
+    parameters = [torch.nn.Parameter(torch.randn(3, 4)) for _ in range(5)]
+    first, second, third, fourth, _ = parameters
+    loss = ((first + second) ** 2).sum() + (torch.ones(2, 4) @ third.t()).square().sum() + fourth.sum()
+    gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+    found = module._laid_out(gradients, parameters)
+    assert found[4] is None and len({id(g) for g in found}) == len({g.data_ptr() for g in found[:4]} | {0}) == 5
+    for new, gradient, parameter in zip(found[:4], gradients, parameters, strict=False):
+        assert new.stride() == parameter.stride() and torch.equal(new, gradient)
+
+
 def test_the_shape_tells_apart_what_a_graph_cannot_take() -> None:
     batches = [
         batch_of("padded", False), batch_of("padded", False, (20, 33)), batch_of("packed", False), batch_of("packed", True),
