@@ -115,7 +115,7 @@ def our_loss(model: CausalLM, batch: Batch, bf16: bool, compiled: bool) -> Calla
     """The loss of a step of ours on a GPU, for `step_memory`; a CPU's copies of the weights are not made."""
     step = AcceleratedStep(compiled)
     step.attach(model.train())
-    step.start(torch.optim.SGD(model.parameters()), FitFacts("bf16-mixed" if bf16 else "32-true", 1, 1))
+    step.start(torch.optim.SGD(model.parameters()), FitFacts("bf16-mixed" if bf16 else "32-true", 1, False))
     model.compiler = _partitioned if compiled else None
     return lambda: _loss(step, batch, bf16)
 
@@ -190,7 +190,7 @@ def _measured(config: GPTConfig, typical: Sequence[Batch], device: torch.device,
         step, model = AcceleratedStep(), GPT(replace(config, n_layers=depth)).to(device).train()
         step.attach(model)
         optimizer = adamw(parameter_groups(model.named_parameters(), weight_decay=0.1), lr=0.0)
-        step.start(optimizer, FitFacts("bf16-mixed" if bf16 else "32-true", n_micro_batches=1, n_processes=1))
+        step.start(optimizer, FitFacts("bf16-mixed" if bf16 else "32-true", n_micro_batches=1, is_wrapped=False))
         train_step(step, optimizer, typical[0].to(device), bf16)  # the first step allocates the optimizer's state
         fastest = [min(train_step(step, optimizer, batch.to(device), bf16) for _ in range(2)) for batch in typical]
         seconds[depth] = sum(fastest) / len(fastest)

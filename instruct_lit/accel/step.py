@@ -56,7 +56,7 @@ class AcceleratedStep(StepAccelerator):
 
     def start(self, optimizer: Optimizer, facts: FitFacts) -> None:
         self._sharded = any(hasattr(p, "full_tensor") for p in self.model.parameters())
-        if facts.n_processes > 1 or self._sharded:
+        if facts.is_wrapped or self._sharded:
             return
         if self.compiled:  # torch compiles a function for few kinds of models; runs of a sweep share this process
             torch.compiler.reset()

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,8 @@ def _evaluate(config: Any) -> Iterator[Relation]:
     yield not set(config.metrics) - {"ended"}, "metrics", "give at least one besides ended"
     yield compare is not None and len(compare) < 2, "compare", "give two or more run folders or files of responses"
     several = compare is not None or len(runs_of(config)) + (config.endpoint.url is not None) > 1
+    yield from _repeated("compare", compare or ())
+    yield from _repeated("run", runs_of(config))
     yield several and config.reviews is not None, "reviews", "labels are of one model's responses; give one run"
     yield from forgetting_relations(config.forgetting)
     unused = config.forgetting.suite is not None and (several or config.run is None)
@@ -60,6 +62,7 @@ def _vllm(config: Any) -> Iterator[Relation]:
 
 def _benchmark(config: Any) -> Iterator[Relation]:
     settings, suite = config.benchmark, config.suite
+    yield from _repeated("run", runs_of(config))
     yield from _vllm(config)
     through_api = config.engine == "vllm" and suite.system not in ("lm_eval", "mt_bench", "arena_hard")
     yield through_api, "engine=vllm", f"suite={suite.name} asks through an API; give engine=own"
@@ -106,6 +109,7 @@ def _arena(config: Any) -> Iterator[Relation]:
     if config.battles is None:
         yield not config.runs, "runs=…", f"give {FINISHED}"
         yield len(config.runs or ()) == 1, "runs", "one model; give at least two"
+        yield from _repeated("runs", config.runs or ())
     yield from _hosts(config.allowed_hosts)
     yield from _public("password=…", config.host, config.password)
     if config.judge is not None:
@@ -116,6 +120,7 @@ def _arena(config: Any) -> Iterator[Relation]:
 def _review(config: Any) -> Iterator[Relation]:
     from instruct_lit.evaluation.people import VALUES
 
+    yield from _repeated("run", runs_of(config))
     names = [*VALUES, *config.labels]
     yield len(names) > 9, "labels", "at most five: there are keys for nine labels"
     wrong = not all(name.strip() for name in names) or len(set(names)) < len(names)
@@ -131,6 +136,7 @@ def _export(config: Any) -> Iterator[Relation]:
     yield alone, "merge=false", own
     yield config.dtype is not None and config.to != "hf", "dtype", "for to=hf; to=gguf has precision=…"
     yield (config.run is None) == (not config.soup), "run=… or soup=[…,…]", "give one of the two"
+    yield from _repeated("soup", config.soup or ())
     yield repo is not None and repo.count("/") != 1, "push_to_hub", "give the full name of the repository, owner/name"
 
 
@@ -138,6 +144,7 @@ def _report(config: Any) -> Iterator[Relation]:
     yield (config.folder is None) == (config.runs is None), "folder=… or runs=[…,…]", "give one of the two"
     runs = [Path(run).expanduser() for run in config.runs or ()]
     yield len(runs) == 1, "runs", "one run; give at least two"
+    yield from _repeated("runs", config.runs or ())
     for run in runs:
         unfinished = run.is_dir() and not all((run / name).is_file() for name in ("config.yaml", "metrics.json"))
         yield unfinished, f"runs={run}", "not the folder of a finished run, it has no config.yaml or metrics.json"
@@ -148,6 +155,13 @@ RELATIONS = {
     "peek": lambda config: data_relations(config.data), "report": _report, "review": _review,
     "serve": _serve, "train": train_relations,
 }  # fmt: skip
+
+
+def _repeated(key: str, sources: Iterable[str]) -> Iterator[Relation]:
+    """A run or file among several that is given twice."""
+    paths = [Path(str(source)).expanduser().resolve() for source in sources]
+    again = next((source for n, source in enumerate(sources) if paths[n] in paths[:n]), None)
+    yield again is not None, f"{key}=[…,{again}]", "given twice; give each once"
 
 
 def _hosts(hosts: list[str]) -> Iterator[Relation]:

@@ -170,7 +170,8 @@ def trainer_of(config: DictConfig, callbacks: Sequence[Callback]) -> Trainer:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     for message in (
         ".*LeafSpec.*", ".*does not have many workers.*", ".*Checkpoint directory .* exists.*",
-        ".*not supported by the model summary.*",
+        ".*not supported by the model summary.*", ".*smaller than the logging interval.*",
+        ".*sync_dist=True.*",  # what is logged is summed over the processes
         ".*WeightAveraging callback with a model that overrides.*",  # configure_model does nothing without shards
     ):  # fmt: skip
         warnings.filterwarnings("ignore", message=message)

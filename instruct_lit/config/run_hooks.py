@@ -115,7 +115,7 @@ class Checks(ConfiguredHook):
 
     def on_prepared(self, run: Run) -> None:
         check_split(run.data)
-        check_limits(run.data, run.trainer)
+        check_limits(run.data, run.trainer, self.config.fit)
 
 
 class Provenance(ConfiguredHook):

@@ -1,6 +1,7 @@
 """A fit with the accelerated step is the fit with the plain one."""
 
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -45,6 +46,20 @@ def test_an_accelerated_fit_is_the_plain_fit(
         assert (p - q).abs().mean() < (3e-4 if half else 1e-6)
 
 
+@pytest.mark.parametrize("is_wrapped", [True, pytest.param(False, marks=HALF)])
+def test_gradients_that_ddp_reduces_keep_their_precision(make_tuner: Callable, is_wrapped: bool) -> None:
+    """Also those of a single process, as with trainer=ddp on one device."""
+    tuner = make_tuner(step=AcceleratedStep())
+    optimizer = adamw(parameter_groups(tuner.model.named_parameters(), 0.0), lr=1e-3)
+    strategy = SimpleNamespace(model=object() if is_wrapped else tuner)
+    facts = {"precision": "bf16-mixed", "accumulate_grad_batches": 1}
+    tuner._trainer = SimpleNamespace(strategy=strategy, optimizers=[optimizer], **facts)
+    tuner.step.attach(tuner.model)
+    tuner.on_train_start()
+    assert (tuner.step.copies is None) is is_wrapped
+    tuner.on_train_end()
+
+
 def test_gradients_are_clipped_where_the_optimizer_cannot_scale_them() -> None:
     """On the meta device, as on Apple's GPUs."""
     for device, scaled in (("cpu", True), ("meta", False)):
@@ -62,7 +77,7 @@ def test_each_fit_has_the_compiler_to_itself(make_tuner: Callable, monkeypatch: 
     for compiled in (False, True):
         tuner = make_tuner(step=AcceleratedStep(compiled))
         tuner.step.attach(tuner.model)
-        tuner.step.start(torch.optim.SGD(tuner.parameters()), FitFacts("32-true", 1, 1))
+        tuner.step.start(torch.optim.SGD(tuner.parameters()), FitFacts("32-true", 1, False))
         assert len(resets) == compiled
 
 

@@ -227,6 +227,15 @@ def test_apples_gpu_trains_by_the_plain_path(monkeypatch: pytest.MonkeyPatch) ->
                 check_machine(composed("train", f"trainer.accelerator={accelerator}", f"{name}=true"))
 
 
+def test_a_device_that_is_missing_is_refused_by_its_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "best_device", lambda: torch.device("cpu"))
+    for name in ("mps", "gpu", "tpu", "nonsense"):
+        with pytest.raises(ConfigError) as caught:
+            check_machine(composed("train", f"trainer.accelerator={name}"))
+        reason = "this machine has no such device; allowed are auto, cpu"
+        assert str(caught.value) == f"trainer.accelerator={name}: {reason}"
+
+
 def test_a_processor_that_cannot_multiply_in_bf16_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device, "best_device", lambda: torch.device("cpu"))
     monkeypatch.setattr(compat_torch, "has_bf16_products", lambda: False)

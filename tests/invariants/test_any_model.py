@@ -133,7 +133,7 @@ def test_what_a_fast_step_replaces_changes_no_loss_and_no_gradient(case: Case) -
         model, step = copy.deepcopy(case.model).train(), AcceleratedStep()
         step.attach(model)
         optimizer = optimizer_of([p for p in model.parameters() if p.requires_grad])
-        step.start(optimizer, FitFacts("32-true", 1, 1))
+        step.start(optimizer, FitFacts("32-true", 1, False))
         replaced = [SharedCasts(model).attach(), GatedMLPs(model).attach()] if step.copies is None else []
         batch = case.collator("packed", True)(case.encoded())
         loss = step.loss(batch, batch.loss_weights / batch.n_supervised)

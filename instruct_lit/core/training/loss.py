@@ -70,7 +70,7 @@ class FitFacts:
 
     precision: str  # of Lightning: bf16-mixed, 32-true, …
     n_micro_batches: int  # of an optimizer step
-    n_processes: int
+    is_wrapped: bool  # in DDP, which reduces the gradients itself
 
 
 class StepAccelerator:

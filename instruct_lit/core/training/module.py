@@ -72,9 +72,9 @@ class InstructionTuner(LightningModule):
 
     def on_train_start(self) -> None:
         trainer = self.trainer
-        self.step.start(
-            trainer.optimizers[0], FitFacts(trainer.precision, trainer.accumulate_grad_batches, trainer.world_size)
-        )
+        is_wrapped = trainer.strategy.model is not self
+        facts = FitFacts(trainer.precision, trainer.accumulate_grad_batches, is_wrapped)
+        self.step.start(trainer.optimizers[0], facts)
 
     def on_train_end(self) -> None:
         self.step.stop(self.trainer.optimizers[0])
