@@ -28,6 +28,7 @@ def test_a_list_is_cut_between_its_words() -> None:
 def test_a_missing_path_is_answered_with_the_nearest_name(tmp_path: Path) -> None:
     (tmp_path / "support").mkdir()
     assert similar(tmp_path / "suport") == f" (did you mean {tmp_path / 'support'}?)"
+    assert similar(tmp_path / "support") == "", "not itself, where a file is no folder"
     assert similar(tmp_path / "other") == similar(tmp_path / "nowhere" / "support") == ""
     assert similar(Path("nowhere/support")) == f" in {Path.cwd()}"
 

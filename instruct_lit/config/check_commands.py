@@ -13,7 +13,7 @@ from instruct_lit.config.check_data import data_relations, forgetting_relations
 from instruct_lit.config.check_training import train_relations
 from instruct_lit.config.compose import runs_of
 from instruct_lit.config.schema.options import FINISHED, Relation, check, check_values
-from instruct_lit.errors import InstructLitError
+from instruct_lit.errors import InstructLitError, similar
 
 _VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*")
 _LOGIN = re.compile(r"//(.+)@")
@@ -69,6 +69,9 @@ def _benchmark(config: Any) -> Iterator[Relation]:
     is_arena = suite.system == "arena"
     unrated = is_arena and not suite.options.get("battles")
     yield unrated, "suite.options.battles=…", "give a file of battles, as `python -m instruct_lit.arena` writes it"
+    battles = Path(str(suite.options.get("battles") or "."))
+    missing = not battles.expanduser().exists()
+    yield is_arena and missing, f"suite.options.battles={battles}", f"no such file{similar(battles)}"
     has_endpoint = config.endpoint.url is not None
     yield not is_arena and not config.run and not has_endpoint, "run=…", f"give {FINISHED}, or endpoint=<url>"
     yield from _endpoint(config.endpoint)

@@ -1,7 +1,7 @@
 """The responses that are evaluated, from a configuration: existing ones, or those of a model."""
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from instruct_lit.core.data.records import FileSource
 from instruct_lit.datasets.filters import call, load_function
 from instruct_lit.errors import ConfigError
 from instruct_lit.evaluation.answer_files import read_responses
+from instruct_lit.evaluation.categories import check_fields
 from instruct_lit.evaluation.checks import FUNCTION
 from instruct_lit.evaluation.forgetting import Change, Losses, change, text_losses
 from instruct_lit.evaluation.leaks import question, training_questions
@@ -81,6 +82,7 @@ def remote_responses(config: DictConfig) -> list[dict[str, Any]]:
     store, indices = data.examples_of(config.split)
     numbers = [int(i) for i in indices[: config.n_responses]]
     rows = [{"id": i, "input": "", **store.example(i).as_record()} for i in numbers]
+    check_by(config, rows)
     prompts = [messages_of(row) if model.chat else data.template.prompt(store.example(row["id"])) for row in rows]
     replies = model.write(prompts, [sampling] * len(rows))
     for row, reply in zip(rows, replies, strict=True):
@@ -110,6 +112,7 @@ def generated_responses(config: DictConfig, run: str) -> Responses:
     cache = AnswerCache(Path(config.paths.cache) / "answers" / f"{weights_sha256(opened.model)[:16]}.jsonl")
     title, sampling = f"responses to the {config.split} split", build.sampling_of(config)
     store, indices = data.examples_of(config.split)
+    check_by(config, [store.example(int(i)).as_record() for i in indices[: config.n_responses]])
     if config.engine == "vllm":
         vllm = VLLMEngine(opened.model, data.tokenizer, opened.directory)
         examples = [(int(i), store.example(int(i)), store[i].prompt_ids) for i in indices[: config.n_responses]]
@@ -130,6 +133,13 @@ def generated_responses(config: DictConfig, run: str) -> Responses:
     wanted = config.forgetting.enabled and len(sources_of(config)) == 1
     changes = changes_of(config, opened, references, losses) if wanted else []
     return Responses(rows, changes, None if config.split == "train" else training_questions(data))
+
+
+def check_by(config: DictConfig, records: Sequence[Mapping[str, Any]]) -> None:
+    """Raise ConfigError, before the records are answered, for a field of `by` that their responses will not have."""
+    added = dict.fromkeys(("id", "response", "finish_reason", "loss", "n_response_tokens"))
+    if len(sources_of(config)) == 1:
+        check_fields([{**added, **record} for record in records], config.by)
 
 
 def changes_of(

@@ -81,9 +81,8 @@ def _battle(line: str, place: str) -> Battle:
         winner = str(row["winner"])
         battle = Battle(model_name(row["model_a"]), model_name(row["model_b"]), _SPELLINGS.get(winner, winner))
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise DataError(
-            f"{place}: not a battle with model_a, model_b and winner ({type(error).__name__}: {error})"
-        ) from error
+        why = f"no {error}" if isinstance(error, KeyError) else f"{type(error).__name__}: {error}"
+        raise DataError(f"{place}: not a battle with model_a, model_b and winner ({why})") from error
     if battle.winner not in WINNERS:
         raise DataError(f"{place}: winner is {battle.winner!r}; allowed are {', '.join(WINNERS)}")
     if battle.model_a == battle.model_b:

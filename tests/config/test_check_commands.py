@@ -3,6 +3,7 @@
 import pytest
 
 from instruct_lit.config.check_commands import check_command
+from instruct_lit.config.response_builders import check_by
 from instruct_lit.errors import ConfigError
 from tests.configs import composed
 
@@ -15,3 +16,16 @@ from tests.configs import composed
 def test_a_run_is_given_once(command: str, key: str) -> None:
     with pytest.raises(ConfigError, match=rf"{key}=\[…,\./a\]: given twice; give each once"):
         check_command(command, composed(command, f"{key}=[a,b,./a]"))
+
+
+def test_a_category_that_no_record_has_is_refused_before_the_responses() -> None:
+    records = [{"instruction": "a", "output": "b", "family": "c"}]
+    check_by(composed("evaluate", "run=a", "by=[family,input,length,finish_reason]"), records)
+    with pytest.raises(ConfigError, match="by=famly: no record has such a field; allowed are length, family, finish"):
+        check_by(composed("evaluate", "run=a", "by=[famly]"), records)
+
+
+def test_battles_that_are_missing_are_refused_by_their_key() -> None:
+    config = composed("benchmark", "suite=arena", "suite.options.battles=nowhere.jsonl")
+    with pytest.raises(ConfigError, match=r"suite.options.battles=nowhere.jsonl: no such file"):
+        check_command("benchmark", config)

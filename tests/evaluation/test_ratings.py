@@ -102,7 +102,7 @@ def test_ties_are_half_a_win_for_each() -> None:
     [
         ("", "it has no battles"),
         ("{", "line 1: not a battle with model_a, model_b and winner"),
-        ('{"model_a": "x", "model_b": "y"}', "line 1: not a battle with .* .KeyError"),
+        ('{"model_a": "x", "model_b": "y"}', "line 1: not a battle with .* .no 'winner'"),
         (
             '\n{"model_a": "x", "model_b": "y", "winner": "z"}',
             "line 2: winner is 'z'; allowed are model_a, model_b, tie, both_bad",
