@@ -247,8 +247,10 @@ _REWRITINGS = {
 
 def _read(name: str, record: Mapping[str, Any], place: str, names: Mapping[str, str]) -> Example:
     form = _REWRITINGS[name]
-    others = {key: value for key, value in record.items() if key not in (*names, *names.values())}
-    record = {**others, **{key: record[own] for key, own in names.items() if own in record}}
+    own_fields = set(form.needs).difference(names)  # which data.columns cannot rename
+    renamed = {key: record[own] for key, own in names.items() if own in record and own not in own_fields}
+    given = {*names, *names.values()} - own_fields
+    record = {**{key: value for key, value in record.items() if key not in given}, **renamed}
     missing = [field for field in form.needs if record.get(field) is None]
     if missing:
         raise DataError(f"{place}: no field {missing[0]!r} of data.format={name}; found: {listed(record)}")

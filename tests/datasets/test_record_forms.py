@@ -80,6 +80,10 @@ def test_preferences_and_likes_are_read_by_name_only() -> None:
         assert to_example(asked | answers, "f", columns, "preference") == Example("Why?", "So.")
     for asked, columns in (({"instruction": "Why?", "input": "Here."}, {}), ({"query": "Why?", "about": "Here."}, own)):
         assert to_example(asked | answers, "f", columns, "preference") == Example("Why?\n\nHere.", "So.")
+    completed = {"prompt": "Why?", "completion": "So."}
+    columns = {"instruction": "prompt", "output": "completion"}  # fields of the form itself keep their names
+    assert to_example(completed, "f", columns, "prompt_completion") == Example("Why?", "So.")
+    assert to_example({"prompt": "Why?", **answers}, "f", {"output": "chosen"}, "preference") == Example("Why?", "So.")
     with pytest.raises(DataError, match=r"f: no prompt \(prompt, .*found: chosen, rejected \(see data.columns.instr"):
         to_example(answers, "f", None, "preference")
     with pytest.raises(DataError, match="preference has no 'history'; give the whole conversation as 'messages'"):
