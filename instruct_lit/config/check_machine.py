@@ -69,7 +69,7 @@ def _relations(config: DictConfig) -> Iterator[Relation]:
     yield from worker_relations(config.data.n_workers, n_processors)
     gpu = device.best_device().type
     on_cpu = trainer.accelerator == "cpu" or gpu not in ("cuda", "mps")  # Lightning trains on no others
-    here = ["auto", "cpu", *(("gpu", gpu) if (gpu := device.best_device().type) in ("cuda", "mps") else ())]
+    here = ["auto", "cpu", *(("gpu", gpu) if gpu in ("cuda", "mps") else ())]
     missing = f"this machine has no such device; allowed are {', '.join(here)}"
     yield trainer.accelerator not in here, "trainer.accelerator", missing
     devices, most = str(trainer.devices), max(MIN_PROCESSES, n_processors)  # of GPUs Lightning knows the number
