@@ -80,9 +80,9 @@ def rows(device: str, folder: Path) -> Iterator[Row]:
 
     def training(model: str, system: str, target: str = "", data: str = "answers", batch: int = 32) -> Row:
         size = ["--batch-size", "4", "--warm-up", "1", "--steps", "1"] if tiny else ["--batch-size", str(batch)]
-        # Ours until most batches find a recorded shape, as in a run.
-        n_warm_up = 16 if system.startswith("trl") or batch < 32 else 48
-        steps = [] if tiny else ["--warm-up", str(n_warm_up), "--steps", "10"]
+        # Ours for three epochs of 30 batches, since batches are recorded mostly in the first two.
+        n_warm_up, n_steps = (60, 30) if system.startswith("ours") and batch == 32 else (16, 10)
+        steps = [] if tiny else ["--warm-up", str(n_warm_up), "--steps", str(n_steps)]
         there = system.replace(" compiled", "").replace(" liger", "") if tiny else system
         command = [*python, "benchmarks.training", "--system", there, "--model", f"hf:{folder / model}"]
         options = ["--device", device, "--data", str(folder / f"{data}.json"), *size, *steps]
