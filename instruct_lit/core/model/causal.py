@@ -96,7 +96,7 @@ def sum_dtype(device: torch.device) -> torch.dtype:
 
 @contextmanager
 def on_device(model: CausalLM, device: torch.device) -> Iterator[None]:
-    """Move a model to a device of this type and back afterwards; Lightning moves it to the CPU after every run."""
+    """Move a model to a device of this type and back afterwards."""
     before = model.head_weight.device
     if before.type != device.type:
         model.to(device)

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from lightning import LightningModule
@@ -62,6 +62,10 @@ class InstructionTuner(LightningModule):
 
     def configure_model(self) -> None:
         self.sharding.shard(self.model, self.trainer.strategy)
+
+    def cpu(self) -> Self:
+        """Stay on the device: Lightning would move the model off it after each phase of a run and back for the next."""
+        return self
 
     def configure_optimizers(self) -> dict[str, Any]:  # type: ignore[override]
         optimizer = self.make_optimizer(self.model)

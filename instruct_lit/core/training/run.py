@@ -142,6 +142,7 @@ class Run:
                 for row, before in zip(rows, base_rows, strict=False):
                     row["base_response"] = before["response"]
             self.parts.sharding.copy_whole(self.trained, self.model)
+            self.model.to("cpu")  # off a GPU, on which it stayed from phase to phase
         if not self.trainer.is_global_zero:
             return None
         self._write(rows, time.perf_counter() - start)

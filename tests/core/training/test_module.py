@@ -174,6 +174,11 @@ def test_the_logged_training_loss_is_the_mean_before_the_step(
     assert float(trainer.callback_metrics["train/loss"]) == pytest.approx(expected.item(), rel=1e-5)
 
 
+def test_a_model_stays_on_its_device_between_the_phases_of_a_run(make_tuner: Callable) -> None:
+    """Lightning calls `cpu` after each; on the meta device, as on a GPU."""
+    assert {p.device.type for p in make_tuner().to("meta").cpu().parameters()} == {"meta"}
+
+
 @pytest.mark.gpu
 def test_on_a_gpu_a_run_ends_with_the_same_weights(make_data: Callable, make_tuner: Callable, fit: Callable) -> None:
     """In fp32, in three layouts, with clipping and accumulation; that of a padded run on the CPU."""
