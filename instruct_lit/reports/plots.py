@@ -80,7 +80,7 @@ def loss_curves(history: Sequence[Mapping[str, Any]], best_step: int | None, tra
 
     `history` has rows with `step`, `tokens`, `train/loss` and `val/loss`. The upper axis counts supervised tokens, the
     steps after the best one are shaded. Without `best_step` the lowest validation loss is marked. A validation loss
-    before the first step that is far above the rest is noted at the edge instead of stretching the axis. `train` names
+    before the first step that is far above the rest stands in the legend instead of stretching the axis. `train` names
     the training loss.
     """
     trained = _points(history, "train/loss")
@@ -90,8 +90,15 @@ def loss_curves(history: Sequence[Mapping[str, Any]], best_step: int | None, tra
         steps, losses = zip(*trained, strict=True)
         axes.plot(steps, losses, color=BLUE, alpha=0.25, linewidth=1)
         axes.plot(steps, _smooth(losses), "o-" if len(trained) == 1 else "-", color=BLUE, label=f"{train}, smoothed")
+    rest = [loss for step, loss in [*trained, *val] if step > 0]
+    start = next((loss for step, loss in val if step == 0), -math.inf)
+    label, span = "validation", max(rest, default=0.0) - min(rest, default=0.0)
+    if rest and start > max(rest) + span:
+        margin = 0.1 * (span or 1.0)
+        axes.set_ylim(min(rest) - margin, max(rest) + margin)
+        label = f"validation, {start:.3f} at step 0"
     if val:
-        axes.plot(*zip(*val, strict=True), "o-", color=ORANGE, markersize=4, label="validation")
+        axes.plot(*zip(*val, strict=True), "o-", color=ORANGE, markersize=4, label=label)
     marked = [point for point in val if best_step in (None, point[0])]
     if marked:
         step, loss = min(marked, key=lambda point: point[1])
@@ -101,13 +108,6 @@ def loss_curves(history: Sequence[Mapping[str, Any]], best_step: int | None, tra
         axes.plot([step], [loss], "*", label=f"best {loss:.3f}, step {step:,}", **star)
         if last > step:
             axes.axvspan(step, last, color=ORANGE, alpha=0.08, linewidth=0, label="after the best step")
-    rest = [loss for step, loss in [*trained, *val] if step > 0]
-    start = next((loss for step, loss in val if step == 0), -math.inf)
-    if rest and start > max(rest) + (max(rest) - min(rest)):
-        margin = 0.1 * (max(rest) - min(rest) or 1.0)
-        top = max(rest) + margin
-        axes.set_ylim(min(rest) - margin, top)
-        _note(axes, f"step 0: validation {start:.3f} ↑", (0, top), (6, -12), "left")
     end = history[-1] if history else {"step": 0, "tokens": 0}
     if end["step"] and end["tokens"]:
         ratio = end["tokens"] / end["step"]
