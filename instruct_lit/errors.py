@@ -41,7 +41,7 @@ def similar(path: Path) -> str:
         names = [entry.name for entry in islice(path.expanduser().resolve().parent.iterdir(), _MAX_NAMES)]
     except OSError:
         return "" if path.is_absolute() else f" in {Path.cwd()}"
-    near = [name for name in difflib.get_close_matches(path.name, names, n=2) if name != path.name]  # a file, say
+    near = [] if path.name in names else difflib.get_close_matches(path.name, names, n=1)  # it may be a file
     return f" (did you mean {path.with_name(near[0])}?)" if near else ""
 
 

@@ -28,7 +28,8 @@ def test_a_list_is_cut_between_its_words() -> None:
 def test_a_missing_path_is_answered_with_the_nearest_name(tmp_path: Path) -> None:
     (tmp_path / "support").mkdir()
     assert similar(tmp_path / "suport") == f" (did you mean {tmp_path / 'support'}?)"
-    assert similar(tmp_path / "support") == "", "not itself, where a file is no folder"
+    (tmp_path / "supporter").mkdir()
+    assert similar(tmp_path / "support") == "", "it is there, but a file where a folder is needed"
     assert similar(tmp_path / "other") == similar(tmp_path / "nowhere" / "support") == ""
     assert similar(Path("nowhere/support")) == f" in {Path.cwd()}"
 
