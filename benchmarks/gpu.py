@@ -51,6 +51,7 @@ OURS, WRAPPED = "ours packed+prefix bf16 compiled", "trl bf16 wrapped liger"
 RATIOS = [
     (f"llama-1b, {OURS}", f"llama-1b, {WRAPPED}"),
     ("llama-1b, ours packed+prefix bf16 liger", f"llama-1b, {OURS}"),
+    (f"llama-1b, {OURS}", f"llama-1b, {OURS} eager"),
     (f"llama-1b, {OURS} lora", f"llama-1b, {OURS}"),
     (f"llama-1b, {OURS} lora", f"llama-1b, {WRAPPED} lora frozen"),
     ("gpt2, answers of 110, ours bf16", "gpt2, answers of 110, hf generate bf16 110"),
@@ -120,6 +121,7 @@ def rows(device: str, folder: Path) -> Iterator[Row]:
             f"trainer.accelerator={'cpu' if tiny else 'gpu'}", f"paths.cache={folder / 'cache'}",
         ]  # fmt: skip
         yield Row(f"{model}, first step", [*python, "benchmarks.startup", *of_run, *size], f"within {limit}")
+    yield training("llama-1b", f"{OURS} eager", "what recording saves or costs")
     yield training("smollm2-135m", OURS, "≥ 5 × 174.6 examples/s")
     yield training("smollm2-135m", f"{OURS} lora", "≥ 5 × 90.2 examples/s")
     yield training("llama-8b", "ours packed+prefix bf16 lora", "batch 16 of 512 tokens fits 80 GB", "long", 16)
