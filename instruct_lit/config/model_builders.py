@@ -242,9 +242,10 @@ def template_of(config: DictConfig) -> Template:
     text, path = own.get("text"), own.get("path")
     if path is not None:
         try:
-            text = Path(path).read_text(encoding="utf-8")
+            text = Path(path).expanduser().read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise TemplateError(f"template.path={path}: cannot be read as UTF-8 text ({error})") from error
+            reason = getattr(error, "strerror", None) or error
+            raise TemplateError(f"template.path={path}: cannot be read as UTF-8 text ({reason})") from error
     thoughts = OmegaConf.select(config, "data.thoughts", default="keep")
     if thoughts != "keep" and isinstance(text, str):  # in the text it is in the key of the data and in the bundle
         text = f"{{#- thoughts: {thoughts} +#}}{text}"

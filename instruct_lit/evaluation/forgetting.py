@@ -42,7 +42,8 @@ def general_texts(path: str | Path | None, n_texts: int, of_nano: bool = False) 
     try:
         text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"forgetting.path={file}: cannot be read as UTF-8 text ({error})") from error
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"forgetting.path={file}: cannot be read as UTF-8 text ({reason})") from error
     paragraphs = [part for part in re.split(r"\n\s*\n", text) if part.strip()]
     if not paragraphs:
         raise ConfigError(f"forgetting.path={file}: it has no text; give paragraphs separated by empty lines")
