@@ -71,7 +71,7 @@ def evaluated_models(config: DictConfig) -> Iterator[EvaluatedModel | RemoteMode
         if base is not None:
             models.append((f"{label} before", base, modes if opened.template.name == CHAT else ["off"]))
         for name, model, its_modes in models:
-            key = weights_sha256(model)[:16]
+            key = weights_sha256(model.state_dict())[:16]
             if model is base and key in seen:
                 continue  # two runs with the same base
             seen.add(key)

@@ -26,7 +26,6 @@ def provenance(
     command: Sequence[str],
     changed: Sequence[tuple[str, Any, Any]],
     data: Mapping[str, Any],
-    model: torch.nn.Module,
     split_file: Path,
     device: torch.device,
     precision: str,
@@ -37,7 +36,6 @@ def provenance(
     Args:
         changed: (key, default, value) of the configuration.
         data: name, licence and fingerprint of the data set.
-        model: with its weights as loaded, before any training.
         split_file: the saved split, of which the checksum is kept.
         seeds: by their keys.
     """
@@ -47,7 +45,7 @@ def provenance(
         "code": {"version": __version__, **code_state(Path(__file__).resolve().parents[2])},
         "data": dict(data),
         "split_sha256": hashlib.sha256(split_file.read_bytes()).hexdigest(),
-        "weights_sha256": weights_sha256(model),
+        "weights_sha256": "",  # by `write_provenance`
         "seeds": dict(seeds),
         "device": {
             "type": device.type,
@@ -73,10 +71,10 @@ def code_state(folder: Path) -> dict[str, Any]:
     return {"commit": commit, "dirty": bool(dirty)}
 
 
-def weights_sha256(model: torch.nn.Module) -> str:
+def weights_sha256(state: Mapping[str, torch.Tensor]) -> str:
     """SHA-256 of the names and bytes of all saved parameters and buffers, in the order of their names."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in sorted(state.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy())  # type: ignore[arg-type]
     return digest.hexdigest()
@@ -123,6 +121,7 @@ def differing(original: Mapping[str, Any], rerun: Mapping[str, Any]) -> list[tup
     return [(key, left.get(key), right.get(key)) for key in keys if left.get(key) != right.get(key)]
 
 
-def write_provenance(run: Path, found: Mapping[str, Any]) -> None:
-    """Write `provenance.json` into a run folder; done before training, so that a run that fails has it too."""
+def write_provenance(run: Path, found: dict[str, Any], state: Mapping[str, torch.Tensor]) -> None:
+    """Write `provenance.json`, with the checksum of the weights, before training, so that a run that fails has it."""
+    found["weights_sha256"] = weights_sha256(state)
     (run / FILE).write_text(json.dumps(found, indent=2, default=str) + "\n", encoding="utf-8")

@@ -109,7 +109,8 @@ def generated_responses(config: DictConfig, run: str) -> Responses:
     of_run: Any = OmegaConf.merge(config, {"run": run})
     opened = build.open_run(of_run, as_stored=True)
     data = data_of_run(of_run, opened)
-    cache = AnswerCache(Path(config.paths.cache) / "answers" / f"{weights_sha256(opened.model)[:16]}.jsonl")
+    key = weights_sha256(opened.model.state_dict())[:16]
+    cache = AnswerCache(Path(config.paths.cache) / "answers" / f"{key}.jsonl")
     title, sampling = f"responses to the {config.split} split", build.sampling_of(config)
     store, indices = data.examples_of(config.split)
     check_by(config, [store.example(int(i)).as_record() for i in indices[: config.n_responses]])

@@ -6,6 +6,7 @@ import re
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -129,14 +130,24 @@ class Provenance(ConfiguredHook):
 
     def on_prepared(self, run: Run) -> None:
         config, trainer = self.config, run.trainer
+        if not trainer.is_global_zero:
+            return
         command = ["python", "-m", "instruct_lit.train", *sys.argv[1:]]
         origin = provenance(
-            command, differences(config, "train"), run.about["data"], run.model, run.run_dir / "split.json",
+            command, differences(config, "train"), run.about["data"], run.run_dir / "split.json",
             trainer.strategy.root_device, trainer.precision, {"seed": config.seed, "data.seed": config.data.seed},
         )  # fmt: skip
         run.about |= {"command": shlex.join(command), "provenance": origin}
-        if trainer.is_global_zero:
-            write_provenance(run.run_dir, origin)
+        # The checksum of large weights takes seconds, during which the run does what does not change them.
+        self.written = ThreadPoolExecutor(1).submit(write_provenance, run.run_dir, origin, run.model.state_dict())
+        if not config.fit or config.finder is not None or trainer.world_size > 1:
+            self.written.result()
+
+    @contextmanager
+    def fitting(self, run: Run) -> Iterator[None]:
+        if run.trainer.is_global_zero:
+            self.written.result()
+        yield
 
 
 class MixtureShares(ConfiguredHook):

@@ -94,7 +94,7 @@ class SmallBenchmark:
         label = "before fine-tuning" if is_base else "after fine-tuning"
         folder = self.out_dir / "benchmark" / label.split()[0]
         folder.mkdir(parents=True, exist_ok=True)
-        cache = AnswerCache(self.cache / "benchmark" / f"{weights_sha256(model)[:16]}.jsonl")
+        cache = AnswerCache(self.cache / "benchmark" / f"{weights_sha256(model.state_dict())[:16]}.jsonl")
         evaluated = EvaluatedModel(model, tokenizer, template, cache, label=label, mode=mode)
         request = RunRequest(self.tasks.suite, self.tasks.data_dir, self.cache, folder, folder / "harness.log")
         was_training = model.training

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterable, Mapping
 
+import torch
 from lightning import Trainer
 from torch import Tensor
 
@@ -44,6 +45,12 @@ def check_identity(saved: Mapping[str, str], present: Mapping[str, str]) -> None
 
 def fingerprint(tensors: Iterable[tuple[str, Tensor]]) -> str:
     """Changes when names or values do, as far as sums in double precision tell."""
-    wide = ((name, (t.detach().cpu() if t.device.type == "mps" else t.detach()).double()) for name, t in tensors)
-    facts = [(name, float(t.sum()), float(t.norm())) for name, t in wide]
+    facts, space = [], torch.empty(0, dtype=torch.float64)
+    for name, tensor in tensors:
+        t = tensor.detach().cpu() if tensor.device.type == "mps" else tensor.detach()
+        if t.device != space.device or t.numel() > len(space):
+            space = torch.empty(t.numel(), dtype=torch.float64, device=t.device)
+        # One buffer for all, since new memory costs more than the sums; other strides would change their order.
+        wide = space[: t.numel()].view(t.shape).copy_(t) if t.is_contiguous() else t.double()
+        facts.append((name, float(wide.sum()), float(wide.norm())))
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
