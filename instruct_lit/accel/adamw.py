@@ -48,15 +48,10 @@ class AdamW(torch.optim.AdamW):
         scratch = torch.empty(CHUNK)
         for group in self.param_groups:
             pieces: list[tuple[Tensor, ...]] = []
-            for p in group["params"]:
-                copy = self.copies.of.get(id(p))
-                if copy is None or p.grad is None or copy.weight.dtype == p.dtype:
-                    continue
-                state = self.state[p]
-                if not state:
-                    state["step"] = torch.zeros((), dtype=torch.float32)
-                    for name in ("exp_avg", "exp_avg_sq"):
-                        state[name] = huge_empty(p.numel(), p.dtype).zero_().view_as(p)
+            copied = [p for p in group["params"] if p.grad is not None and self._is_rounded(p)]
+            self._start([p for p in copied if not self.state[p]])
+            for p in copied:
+                copy, state = self.copies.of[id(p)], self.state[p]
                 state["step"] += 1
                 pieces += [(*piece, state["step"]) for piece in copy.pieces(state["exp_avg"], state["exp_avg_sq"])]
                 updated.append((p, p.grad))
@@ -69,6 +64,18 @@ class AdamW(torch.optim.AdamW):
                 fused_adamw(weights, converted, exp_avgs, exp_avg_sqs, steps, self.grad_scale, group)
                 copy_all(rounded, weights)
         return updated
+
+    def _is_rounded(self, parameter: nn.Parameter) -> bool:
+        copy = self.copies.of.get(id(parameter)) if self.copies is not None else None
+        return copy is not None and copy.weight.dtype != parameter.dtype
+
+    def _start(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Make the state of parameters, the moments side by side: on huge pages of its own each would waste a part."""
+        sizes = [p.numel() for p in parameters]
+        moments = [huge_empty(sizes, parameters[0].dtype if parameters else torch.float32) for _ in range(2)]
+        for p, *of_one in zip(parameters, *moments, strict=True):
+            exp_avg, exp_avg_sq = (x.zero_().view_as(p) for x in of_one)
+            self.state[p] = {"step": torch.zeros(()), "exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
 
 
 def _batches(pieces: list[tuple[Tensor, ...]]) -> Iterator[list[tuple[Tensor, ...]]]:

@@ -147,17 +147,19 @@ def forbidden_waits() -> Iterator[None]:
 
 
 class _NoValues(FakeTensorMode):
-    """Also under `torch.compile`; a number that the host reads is 0, and what it asks is true."""
+    """Also under `torch.compile`; a number that the host reads and no constant is 0, and what it asks is true."""
 
     @classmethod
     def ignore_compile_internals(cls) -> bool:
         return True
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = {}) -> Any:  # noqa: B006
-        if func is torch.ops.aten._local_scalar_dense.default:
+        if func is torch.ops.aten._local_scalar_dense.default and args[0].constant is None:
             return True if args[0].dtype == torch.bool else 0.0
         if func is torch.ops.aten.equal.default:
             return True
+        if func is torch.ops.aten._unique2.default:  # as if all values were distinct
+            return tuple(torch.empty(len(args[0]), dtype=torch.int64) for _ in range(3))
         return super().__torch_dispatch__(func, types, args, kwargs)
 
 

@@ -6,17 +6,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
 
-from instruct_lit.accel import cross_entropy
-from instruct_lit.accel.adamw import adamw
+from instruct_lit.accel import attention_products, cross_entropy, weight_copies
+from instruct_lit.accel.adamw import AdamW, adamw
+from instruct_lit.accel.attention_groups import Group, document_groups
 from instruct_lit.accel.attention_varlen import VarlenDocuments
 from instruct_lit.accel.compat_torch import LiveTensors, no_values, values
 from instruct_lit.accel.hardware import default_precision, keep_freed_memory, matrix_rate, needed_flops
 from instruct_lit.accel.step import AcceleratedStep
 from instruct_lit.accel.throughput import synchronize
+from instruct_lit.accel.weight_copies import LowPrecisionWeights
 from instruct_lit.core.data.batching import Batch
 from instruct_lit.core.model.attention import KERNELS, PackedDocuments
 from instruct_lit.core.model.causal import CausalLM, best_device
@@ -78,7 +81,8 @@ def estimate(
         flops = [needed_flops(model, batch.n_tokens, int(batch.n_supervised)) for batch in typical]
         if four_bits:
             in_four_bits(model)
-        memory = step_memory(model, our_loss(model, by_size[-1], bf16, compiled and on_gpu))
+        step = our_step(model, bf16, compiled and on_gpu)
+        memory = step_memory(model, lambda: _loss(step, by_size[-1], bf16), copies=step.copies)
     activations = memory.peak - memory.states
     if isinstance(model, GPT):
         step_s = _measured(model.config, typical, device, bf16)
@@ -91,17 +95,22 @@ def estimate(
 @contextmanager
 def counting(on_gpu: bool) -> Iterator[None]:
     """Inside, tensors have no values and models compute as on a GPU, or as on a CPU, whatever this machine has."""
-    before = KERNELS[:]
-    KERNELS[:], cross_entropy.counts_as_gpu = [_attend_varlen], on_gpu
-    try:
-        with no_values():
+    kernels = [_attend_varlen] if on_gpu else [attention_products.attend_rows, attention_products.attend_documents]
+    with (
+        patch.object(cross_entropy, "counts_as_gpu", on_gpu),
+        patch.object(weight_copies, "huge_empty", lambda sizes, dtype: [torch.empty(n, dtype=dtype) for n in sizes]),
+        patch.object(attention_products, "document_groups", _document_groups),
+        no_values(),
+    ):
+        before, KERNELS[:] = KERNELS[:], kernels
+        try:
             yield
-    finally:
-        KERNELS[:], cross_entropy.counts_as_gpu = before, False
+        finally:
+            KERNELS[:] = before
 
 
 def _attend_varlen(layout: Any, q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor | None:
-    """The GPU's kernel; those of a CPU keep the attention weights of short documents as well."""
+    """The GPU's kernel."""
     if not isinstance(layout, PackedDocuments) or dropout > 0.0:
         return None
     if "varlen" not in layout.kernel_state:
@@ -111,13 +120,25 @@ def _attend_varlen(layout: Any, q: Tensor, k: Tensor, v: Tensor, dropout: float)
     return layout.kernel_state["varlen"].attend(0, q, k, v, dropout)
 
 
+def _document_groups(lengths: Sequence[int], n_prefix: int, n_shared: int, like: Tensor) -> list[Group]:
+    with values():  # which decide what is in a group
+        return document_groups(lengths, n_prefix, n_shared, torch.empty(0, dtype=like.dtype))
+
+
 def our_loss(model: CausalLM, batch: Batch, bf16: bool, compiled: bool) -> Callable[[], Tensor]:
-    """The loss of a step of ours on a GPU, for `step_memory`; a CPU's copies of the weights are not made."""
+    """The loss of a step of ours on a GPU, for `step_memory`."""
+    step = our_step(model, bf16, compiled)
+    return lambda: _loss(step, batch, bf16)
+
+
+def our_step(model: CausalLM, bf16: bool, compiled: bool = False) -> AcceleratedStep:
+    """A step of ours inside `counting`; on a CPU it has copies of the weights."""
     step = AcceleratedStep(compiled)
     step.attach(model.train())
-    step.start(torch.optim.SGD(model.parameters()), FitFacts("bf16-mixed" if bf16 else "32-true", 1, False))
+    make = torch.optim.SGD if cross_entropy.counts_as_gpu else AdamW
+    step.start(make(model.parameters()), FitFacts("bf16-mixed" if bf16 else "32-true", 1, False))
     model.compiler = _partitioned if compiled else None
-    return lambda: _loss(step, batch, bf16)
+    return step
 
 
 @cache
@@ -128,22 +149,34 @@ def _partitioned(function: Callable[..., Any]) -> Callable[..., Any]:
     return torch.compile(function, backend="aot_eager_decomp_partition", dynamic=True)
 
 
-def step_memory(model: nn.Module, loss_of: Callable[[], Tensor], live: LiveTensors | None = None) -> StepMemory:
-    """The memory of a training step with AdamW, inside `counting`; `live` may be a subclass that looks closer."""
-    live = live or LiveTensors()
+def step_memory(
+    model: nn.Module,
+    loss_of: Callable[[], Tensor],
+    live: LiveTensors | None = None,
+    copies: LowPrecisionWeights | None = None,
+) -> StepMemory:
+    """The memory of a training step with AdamW, inside `counting`.
+
+    Args:
+        live: an instance of a subclass that looks closer.
+        copies: the weights that a CPU multiplies with, and their gradients.
+    """
+    live, copied = live or LiveTensors(), copies.of if copies is not None else {}
     with live:
-        for tensor in (*model.parameters(), *model.buffers()):
+        for tensor in (*model.parameters(), *model.buffers(), *(copies.tensors() if copies is not None else ())):
             live.add(tensor)
         optimizer = adamw(parameter_groups(model.named_parameters(), weight_decay=0.1), lr=0.0)
         for parameter in model.parameters():
-            parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+            if parameter.requires_grad:
+                copy = copied.get(id(parameter))
+                parameter.grad = torch.zeros_like(parameter) if copy is None else copy.gradient
         optimizer.step()
         states = live.now
         optimizer.zero_grad()
         before, live.peak = live.now, 0
         loss = loss_of()
         kept = live.now - before
-        loss.backward()
+        loss.backward(torch.tensor(1.0))
         optimizer.step()
     return StepMemory(states, kept, live.peak)
 

@@ -13,9 +13,10 @@ import ctypes
 import math
 import mmap
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ from instruct_lit.accel.compat_torch import has_amx_tiles
 from instruct_lit.accel.hardware import KEPT_BYTES
 from instruct_lit.accel.shared_casts import Casts
 
-HUGE_PAGE = 2 * 2**20
+HUGE_PAGE, LINE = 2 * 2**20, 64  # bytes of a page, and of a line of the cache
 CHUNK = 2**19  # elements whose conversions stay in the cache: 10 MB with their moments
 STRIP, SHORT_STRIP = 96, 32  # rows that are transposed at once
 
@@ -44,7 +45,9 @@ class Scratch:
             return torch.empty(*shape, dtype=dtype)
         if name not in self._blocks or len(self._blocks[name]) < n_bytes:
             self._blocks.pop(name, None)
-            self._blocks[name] = huge_empty(n_bytes * 5 // 4, torch.uint8)  # pages that are never touched cost nothing
+            (self._blocks[name],) = huge_empty(
+                [n_bytes * 5 // 4], torch.uint8
+            )  # pages that are never touched cost nothing
         return self._blocks[name][:n_bytes].view(dtype).view(*shape)
 
 
@@ -113,9 +116,9 @@ class LowPrecisionWeights:
         self.frozen = {m: m.weight.detach().to(dtype) for m in linears if not m.weight.requires_grad}
         parameters = {id(p): p for p in [*(m.weight for m in self.linears), head] if p.requires_grad}.values()
         sizes, scratch = [p.numel() for p in parameters], Scratch()
-        gradients = huge_empty(sum(sizes), gradient_dtype).split(sizes)
+        gradients = huge_empty(sizes, gradient_dtype)
         is_rounded = any(p.dtype != dtype for p in parameters)
-        rounded = huge_empty(sum(sizes), dtype).split(sizes) if is_rounded else parameters
+        rounded = huge_empty(sizes, dtype) if is_rounded else parameters
         self.of = {
             id(p): WeightCopy(p, weight.detach().view_as(p), gradient.view_as(p), scratch)
             for p, weight, gradient in zip(parameters, rounded, gradients, strict=True)
@@ -129,6 +132,12 @@ class LowPrecisionWeights:
             weight = next((w for m, w in self.frozen.items() if m.weight is head), None)
             weight = head.detach().to(dtype) if weight is None else weight
             self.of[id(head)] = WeightCopy(head, weight, weight.new_empty(0), scratch)
+
+    def tensors(self) -> Iterator[Tensor]:
+        """What it holds beside the model."""
+        yield from self.frozen.values()
+        for copy in self.of.values():
+            yield from (copy.weight, copy.gradient)
 
     def _is_low_rank(self, base: nn.Module, down: nn.Linear, up: nn.Linear) -> bool:
         """Whether both updates of a frozen layer are trained, without a bias."""
@@ -252,18 +261,22 @@ def transposed(x: Tensor, scratch: Scratch) -> Tensor:
     return copy
 
 
-def huge_empty(n: int, dtype: torch.dtype) -> Tensor:
-    """An uninitialised vector, on Linux on huge pages: fewer page faults and TLB misses."""
-    if not n or not sys.platform.startswith("linux"):
-        return torch.empty(n, dtype=dtype)
-    # One page more than needed, so that the vector can start at a page boundary.
-    block = mmap.mmap(-1, (math.ceil(n * dtype.itemsize / HUGE_PAGE) + 1) * HUGE_PAGE, flags=mmap.MAP_PRIVATE)
+def huge_empty(sizes: Sequence[int], dtype: torch.dtype) -> list[Tensor]:
+    """Uninitialised vectors side by side, on Linux on huge pages: fewer page faults and TLB misses."""
+    if not sum(sizes) or not sys.platform.startswith("linux"):
+        return [torch.empty(n, dtype=dtype) for n in sizes]
+    starts = list(accumulate((math.ceil(n * dtype.itemsize / LINE) * LINE for n in sizes), initial=0))
+    # One page more than needed, so that the first vector can start at a page boundary.
+    block = mmap.mmap(-1, (math.ceil(starts[-1] / HUGE_PAGE) + 1) * HUGE_PAGE, flags=mmap.MAP_PRIVATE)
     try:
         block.madvise(mmap.MADV_HUGEPAGE)
     except OSError:  # a kernel without them
         pass
-    offset = -ctypes.addressof(ctypes.c_char.from_buffer(block)) % HUGE_PAGE
-    return torch.frombuffer(block, dtype=dtype, count=n, offset=offset)
+    first = -ctypes.addressof(ctypes.c_char.from_buffer(block)) % HUGE_PAGE
+    return [
+        torch.frombuffer(block, dtype=dtype, count=n, offset=first + start) if n else torch.empty(0, dtype=dtype)
+        for n, start in zip(sizes, starts, strict=False)
+    ]
 
 
 class _LowRank(torch.autograd.Function):

@@ -179,10 +179,16 @@ def test_a_transposed_copy_is_the_transpose(
         assert found.data_ptr() == x.data_ptr(), "nothing is copied"
 
 
-@pytest.mark.parametrize("n", [0, 1, 3_000_000])
-def test_memory_on_huge_pages_is_plain_memory(n: int) -> None:
-    vector = huge_empty(n, torch.bfloat16).fill_(3)
-    assert vector.shape == (n,) and vector.sum(dtype=torch.float64) == 3 * n
+@pytest.mark.parametrize("sizes", [[], [0], [1], [3_000_000], [5, 0, 1_500_000, 7]])
+def test_memory_on_huge_pages_is_plain_memory(sizes: list[int]) -> None:
+    vectors = huge_empty(sizes, torch.bfloat16)
+    for value, vector in enumerate(vectors):
+        vector.fill_(value)
+    assert [len(vector) for vector in vectors] == sizes
+    assert [float(v.sum(dtype=torch.float64)) for v in vectors] == [n * i for i, n in enumerate(sizes)]
+    assert all(v.untyped_storage().nbytes() == 2 * len(v) for v in vectors), (
+        "a checkpoint would hold the others as well"
+    )
 
 
 @pytest.mark.parametrize("gradient_dtype", [pytest.param(torch.bfloat16, marks=HALF), torch.float32])
