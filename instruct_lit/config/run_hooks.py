@@ -140,7 +140,9 @@ class Provenance(ConfiguredHook):
         run.about |= {"command": shlex.join(command), "provenance": origin}
         # The checksum of large weights takes seconds, during which the run does what does not change them.
         self.written = ThreadPoolExecutor(1).submit(write_provenance, run.run_dir, origin, run.model.state_dict())
-        if not config.fit or config.finder is not None or trainer.world_size > 1:
+        # Nor may it copy from a GPU while the base's answers record graphs.
+        records = config.evaluate_base and trainer.strategy.root_device.type != "cpu"
+        if records or not config.fit or config.finder is not None or trainer.world_size > 1:
             self.written.result()
 
     @contextmanager
