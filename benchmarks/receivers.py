@@ -115,7 +115,7 @@ def write_bundle(model: str, place: Path) -> Path:
     from instruct_lit.core.data.tokenizer import GPT2Tokenizer
     from instruct_lit.core.generation.sampling import SamplingSettings
     from instruct_lit.core.model.pretrained import load_gpt
-    from instruct_lit.hf.adapters import Adapter, Base
+    from instruct_lit.hf.adapters import Adapter
     from instruct_lit.hf.chat_template import with_chat
     from instruct_lit.hf.files import load_hf
     from instruct_lit.hf.source import HFSource
@@ -138,7 +138,7 @@ def write_bundle(model: str, place: Path) -> Path:
     for name, p in parts[0].named_parameters():
         if "lora_B" in name:
             p.data.normal_(0, 0.005)
-    base = Base(str(place / "base"))
+    base = HFSource(str(place / "base"))
     save_bundle(place / "adapter", *parts, generation, {}, lambda folder: adapter.save(folder, base))
     adapter.merge()
     save_bundle(place / "bundle", *parts, generation, {})

@@ -11,7 +11,8 @@ from instruct_lit.core.data.example import Example
 from instruct_lit.core.data.tokenizer import GPT2Tokenizer
 from instruct_lit.core.generation.sampling import SamplingSettings
 from instruct_lit.core.model.pretrained import load_gpt
-from instruct_lit.hf.adapters import Adapter, Base
+from instruct_lit.hf.adapters import Adapter
+from instruct_lit.hf.source import HFSource
 from instruct_lit.serving.chat_model import ChatModel, open_chat_models, shown_name
 from tests.serving.conftest import ALPACA, greedy, tiny_chat_model
 
@@ -21,7 +22,7 @@ GENERATION = {**vars(SamplingSettings()), "stop": []}
 def test_adapters_on_one_base_share_its_weights_and_answer_as_alone(tmp_path: Path) -> None:
     pytest.importorskip("peft")
     save_bundle(tmp_path / "base", tiny_chat_model(ALPACA).model, GPT2Tokenizer(), ALPACA, GENERATION, {})
-    base = Base(str(tmp_path / "base"))
+    base = HFSource(str(tmp_path / "base"))
     for seed, name in enumerate(("one", "two")):
         model = load_gpt(base.path)
         adapter = Adapter(model, rank=2)
