@@ -258,11 +258,8 @@ class _Graph:
 
 def _shape_of_batch(batch: Batch) -> _Shape:
     """The sizes that a batch is rounded up to."""
-    size, n_targets, lengths = (
-        _shape_of(batch.input_ids.shape[-1]),
-        _shape_of(len(batch.targets)),
-        batch.document_lengths,
-    )
+    size, n_targets = _shape_of(batch.input_ids.shape[-1]), _shape_of(len(batch.targets))
+    lengths = batch.document_lengths
     if lengths is None:
         return _Shape(size, n_targets, 0, tuple(batch.input_ids.shape[:-1]))
     longest = max(LONGEST_PADDING, 2 ** (max(lengths) - 1).bit_length())

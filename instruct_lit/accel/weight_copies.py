@@ -45,9 +45,8 @@ class Scratch:
             return torch.empty(*shape, dtype=dtype)
         if name not in self._blocks or len(self._blocks[name]) < n_bytes:
             self._blocks.pop(name, None)
-            (self._blocks[name],) = huge_empty(
-                [n_bytes * 5 // 4], torch.uint8
-            )  # pages that are never touched cost nothing
+            # A quarter more than needed: pages that are never touched cost nothing.
+            (self._blocks[name],) = huge_empty([n_bytes * 5 // 4], torch.uint8)
         return self._blocks[name][:n_bytes].view(dtype).view(*shape)
 
 
