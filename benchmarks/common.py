@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import re
+import signal
 import statistics
 import subprocess
 import sys
@@ -200,6 +201,8 @@ def _result(status: int, out: str, err: str) -> dict[str, Any]:
     if status == 0 and lines:
         return json.loads(lines[-1].removeprefix("RESULT "))
     reason = (err.strip().splitlines() or ["no output"])[-1]
+    if status == -signal.SIGKILL:
+        reason = "killed, as the system does where memory runs out"
     if reason.startswith("ModuleNotFoundError"):
         reason = f"not installed: {reason.split()[-1]}"
     return {"error": reason}

@@ -42,6 +42,8 @@ def test_a_figure_is_handed_over_and_a_missing_package_is_named(capsys: pytest.C
     missing = "Traceback …\nModuleNotFoundError: No module named 'trl'\n"
     assert common._result(1, "", missing) == {"error": "not installed: 'trl'"}
     assert common._result(1, "RESULT {}", "Traceback …\nMemoryError: too much") == {"error": "MemoryError: too much"}
+    killed = common._result(-9, "", "preparing: 100%")
+    assert killed == {"error": "killed, as the system does where memory runs out"}
     assert common._result(0, "", "") == {"error": "no output"}
 
 
