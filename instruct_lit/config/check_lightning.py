@@ -9,48 +9,17 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from instruct_lit.config.schema.constructors import CONSTRUCTOR_KEYS
-from instruct_lit.config.schema.options import Relation, Rules
-
-REFUSED_ARGUMENTS = {
-    "barebones": "no metric is logged in this mode, so nothing could stop early or be reported; leave it out",
-    "callbacks": "use the group callbacks (callbacks.<name>._target_=…)",
-    "limit_predict_batches": "nothing is predicted; n_test_responses limits the responses",
-    "logger": "use the group logger (logger=none, logger.<name>._target_=…)",
-    "model_registry": "checkpoints stay in the run folder; leave it out",
-    "plugins": "checkpoints are written by the program; use trainer.precision, trainer.strategy",
-    "sync_batchnorm": "no model here has batch normalisation; leave it out",
-    "use_distributed_sampler": "the data module divides the batches among processes; leave it out",
-}
-
-REFUSED_CALLBACKS = {
-    "BackboneFinetuning": "use trainable=last_<n>_blocks",
-    "BaseFinetuning": "use trainable=last_<n>_blocks",
-    "BasePredictionWriter": "nothing is predicted; responses.jsonl has the responses",
-    "BatchSizeFinder": "use sweep=batch_size",
-    "Callback": "does nothing by itself; name a subclass",
-    "Checkpoint": "does nothing by itself; use lightning.pytorch.callbacks.ModelCheckpoint",
-    "GradientAccumulationScheduler": "the schedule needs a fixed number of steps; use trainer.accumulate_grad_batches",
-    "LambdaCallback": "a configuration holds no functions; name a class",
-    "LearningRateFinder": "use sweep=lr_range",
-    "ModelPruning": "a pruned model has other parameters than its bundle",
-    "OnExceptionCheckpoint": "it may lie within a step; use callbacks.last_checkpoint.every_n_steps",
-    "ProgressBar": "does nothing by itself; use lightning.pytorch.callbacks.TQDMProgressBar",
-    "SpikeDetection": "skips no batch by itself and ends in an exception; a NaN or infinite loss ends a run already",
-    "StochasticWeightAveraging": "its average is in no checkpoint, so it would not be tested; use callbacks=ema",
-    "ThroughputMonitor": "needs functions; train/tokens_per_s is logged already",
-}
+from instruct_lit.config.schema.constructors import (
+    CALLBACK_RULES,
+    CONSTRUCTOR_KEYS,
+    REFUSED_ARGUMENTS,
+    REFUSED_CALLBACKS,
+)
+from instruct_lit.config.schema.options import Relation
 
 STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_false", "ddp_find_unused_parameters_true")
 # Set where processes of several machines are started.
 LAUNCHERS = ("TORCHELASTIC_RUN_ID", "SLURM_JOB_ID", "LSB_JOBID", "KUBERNETES_PORT", "MASTER_ADDR")
-CALLBACK_RULES = {  # by class, under any name
-    "EMAWeightAveraging": {"decay": Rules("", at_least=0, below=1), "update_every_n_steps": Rules("", at_least=1)},
-    "EarlyStopping": {"min_delta": Rules("", at_least=0), "patience": Rules("", at_least=0)},
-    "GenerationQuality": {"max_new_tokens": Rules("", at_least=1), "n_examples": Rules("", at_least=1)},
-    "LastCheckpoint": {"every_n_steps": Rules("", at_least=1)},
-    "SampleAnswers": {"max_new_tokens": Rules("", at_least=1), "n_examples": Rules("", at_least=0)},
-}
 
 
 def trainer_relations(config: Any) -> Iterator[Relation]:

@@ -5,6 +5,7 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
+import yaml
 from omegaconf import OmegaConf
 
 from instruct_lit.config import compose
@@ -13,31 +14,7 @@ from instruct_lit.config.schema.constructors import CONSTRUCTOR_KEYS
 from instruct_lit.config.schema.options import keys_of, sentence_of, shown
 
 WIDTH = 80
-MOST_USED = {
-    "train": (
-        "data.path data.batch_size data.max_length data.mask_prompt optimizer.lr trainer.max_epochs "
-        "trainer.accumulate_grad_batches trainer.devices seed ckpt_path"
-    ),
-    "evaluate": "run responses compare split n_responses metrics by generation.max_new_tokens leaks.enabled seed",
-    "benchmark": (
-        "run benchmark.limit benchmark.n_shot benchmark.template benchmark.base benchmark.leaks benchmark.data_dir "
-        "benchmark.on_missing benchmark.allow_code benchmark.max_rows"
-    ),
-    "peek": "run index split data.path data.max_length data.mask_prompt all_tokens estimate n_streamed seed",
-    "chat": (
-        "run conversation device generation.max_new_tokens generation.temperature generation.top_k generation.top_p "
-        "generation.stop generation.dtype seed"
-    ),
-    "serve": (
-        "run host port api_key max_waiting timeout_s device generation.max_new_tokens generation.max_rows "
-        "generation.dtype"
-    ),
-    "arena": "runs votes questions n_questions battles plot host port password device",
-    "review": "run reviews labels n_responses host port password",
-    "export": "run to precision name push_to_hub private",
-    "report": "folder runs page metric direction n_best",
-    "reproduce": "run tolerance changes",
-}
+MOST_USED: dict[str, str] = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 
 
 def help_of(command: str, overrides: Sequence[str] = ()) -> str:
