@@ -2,23 +2,23 @@
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from instruct_lit.core.data.example import Example
 from instruct_lit.core.data.template import CHAT, Template
 from instruct_lit.core.data.tokenizer import EOT
+from instruct_lit.core.jinja_environments import text_environment
 from instruct_lit.errors import TemplateError
 
 _INSTRUCTION, _SYSTEM, _ANSWER = "⟦instruction⟧", "⟦system⟧", "⟦answer⟧"  # placeholders in a rendered template
 _TOOL = {"name": "⟦tool⟧"}
-# In Go, with the tags of `datasets.conversation_texts`; Ollama writes tools and arguments as JSON without spaces.
+# Ollama writes tools and arguments as JSON without spaces.
 _TOOLS = "{{ range $n, $tool := $.Tools }}{{ if $n }}\n{{ end }}{{ $tool }}{{ end }}"
-_CALLS = (
-    "{{ $said := .Content }}{{ range .ToolCalls }}{{ if $said }}\n{{ end }}"
-    '<tool_call>\n{"name": "{{ .Function.Name }}", "arguments": {{ .Function.Arguments }}}\n</tool_call>'
-    '{{ $said = "…" }}{{ end }}'
-)
-_RESULT = "<tool_response>\n{{ .Content }}\n</tool_response>"
+_DELIMITERS = {  # of Jinja in a text of Go's templates
+    "variable_start_string": "<<", "variable_end_string": ">>", "block_start_string": "<%", "block_end_string": "%>",
+    "comment_start_string": "<#", "comment_end_string": "#>",
+}  # fmt: skip
 
 
 def modelfile(
@@ -57,52 +57,23 @@ def modelfile(
 
 
 def _conversation(template: Template, end: str, start: str) -> str:
-    """The template in Go's text/template over `.Messages`, as `chat_template_export.chat_template` in Jinja.
-
-    Nothing follows a last answer, which is continued. A template of single turns renders the last question alone.
-    """
+    """The template in Go's text/template over `.Messages`, as `chat_template_export.chat_template` in Jinja."""
     has_tools = template.has_tools and template.name != CHAT  # whose calls have a form of their own
-    first = _first(template, False, start)
-    if has_tools:
-        first = f"{{{{ if $.Tools }}}}{_first(template, True, start)}{{{{ else }}}}{first}{{{{ end }}}}"
-    answer = "{{ .Content }}" + (_CALLS if has_tools else "")
-    if not template.has_turns:
-        return (
-            '{{ $n := 0 }}{{ range $i, $_ := .Messages }}{{ if eq .Role "user" }}{{ $n = $i }}{{ end }}{{ end }}'
-            f'{{{{ range slice .Messages $n }}}}{{{{ if eq .Role "user" }}}}{first}'
-            f'{{{{ else if eq .Role "assistant" }}}}{answer}{{{{ end }}}}{{{{ end }}}}'
-        )
-    later = _prompt(template, "", later=True)
-    user = _either(first, later)
+    systems = ("", _SYSTEM) if template.has_system else ("",)
+    firsts = [
+        [_prompt(template, system, start=start, tools=tools) for system in systems]
+        for tools in ((False, True) if has_tools else (False,))
+    ]
+    later, suffixes = "", []
+    if template.has_turns:
+        later, suffixes = _prompt(template, "", later=True), [_suffix(template, later) for later in (False, True)]
     before, _, after = later.partition("{{ .Content }}")
-    results = (
-        f'{{{{ else if eq .Role "tool" }}}}{{{{ if $result }}}}\n{{{{ else }}}}{before}{{{{ end }}}}{_RESULT}'
-        "{{ $rest := slice $.Messages $i }}{{ $result = false }}"
-        '{{ if gt (len $rest) 1 }}{{ $result = eq (index $rest 1).Role "tool" }}{{ end }}'
-        f"{{{{ if not $result }}}}{after}{{{{ end }}}}"
-    )
-    suffixes = [_suffix(template, later) for later in (False, True)]
-    closing = _either(*(_literal(suffix if suffix.endswith(end) else suffix + end) for suffix in suffixes))
-    return (
-        f"{{{{ $first := true }}}}{'{{ $result := false }}' if has_tools else ''}{{{{ range $i, $_ := .Messages }}}}"
-        f'{{{{ if eq .Role "user" }}}}{user}{results if has_tools else ""}'
-        f'{{{{ else if eq .Role "assistant" }}}}{answer}'
-        f"{{{{ if gt (len (slice $.Messages $i)) 1 }}}}{closing}{{{{ end }}}}{{{{ $first = false }}}}"
-        "{{ end }}{{ end }}"
-    )
-
-
-def _first(template: Template, tools: bool, start: str) -> str:
-    """The prompt of a first question, with a system prompt where there is one."""
-    alone = _prompt(template, "", start=start, tools=tools)
-    if not template.has_system:
-        return alone
-    system = _prompt(template, _SYSTEM, start=start, tools=tools)
-    return f"{{{{ if $.System }}}}{system}{{{{ else }}}}{alone}{{{{ end }}}}"
-
-
-def _either(first: str, later: str) -> str:
-    return first if first == later else f"{{{{ if $first }}}}{first}{{{{ else }}}}{later}{{{{ end }}}}"
+    lines = Path(__file__).with_name("ollama.go.jinja").read_text(encoding="utf-8").splitlines()
+    source = "".join(map(str.strip, lines)).replace("\\n", "\n")
+    return text_environment().overlay(**_DELIMITERS).from_string(source).render(
+        has_turns=template.has_turns, has_tools=has_tools, firsts=firsts, later=later, before=before, after=after,
+        closings=[_literal(suffix if suffix.endswith(end) else suffix + end) for suffix in suffixes],
+    )  # fmt: skip
 
 
 def _turn(
