@@ -292,14 +292,6 @@ def base_of_run(config: DictConfig, opened: OpenedModel) -> CausalLM | None:
         raise ConfigError(f"the model that {opened.directory.parent} started from: {error}; or leave it out") from error
 
 
-def texts_of(settings: Any, model: Any) -> list[str]:
-    """The general texts of `forgetting`, for a model that started from the group `model` (None: unknown)."""
-    from instruct_lit.evaluation.forgetting import general_texts
-
-    of_nano = model is not None and model.get("name") == "nano" and has_satellite("datasets")
-    return general_texts(settings.path, settings.n_texts, of_nano)
-
-
 def sampling_of(config: DictConfig) -> SamplingSettings:
     """The settings of generation."""
     settings = arguments_for(SamplingSettings, config.generation)

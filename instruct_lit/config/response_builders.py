@@ -20,7 +20,7 @@ from instruct_lit.errors import ConfigError
 from instruct_lit.evaluation.answer_files import read_responses
 from instruct_lit.evaluation.categories import check_fields
 from instruct_lit.evaluation.checks import FUNCTION
-from instruct_lit.evaluation.forgetting import Change, Losses, change, text_losses
+from instruct_lit.evaluation.forgetting import Change, Losses, change
 from instruct_lit.evaluation.leaks import question, training_questions
 from instruct_lit.evaluation.remote_model import messages_of
 
@@ -150,19 +150,14 @@ def changes_of(
 
     A base that cannot be opened is reported; the figures before fine-tuning are then missing.
     """
+    from instruct_lit.config.forgetting_builders import ForgettingProbe
     from instruct_lit.config.run_folder import saved_group
     from instruct_lit.core.model.causal import best_device
     from instruct_lit.evaluation.losses import response_losses
 
     of_run = saved_group(opened.directory.parent, "model", config.paths.cache) if opened.about else None
-    texts = build.texts_of(config.forgetting, of_run)
-    after = text_losses(opened.model, opened.tokenizer, texts)
-    benchmark = None
-    if config.forgetting.suite is not None:
-        from instruct_lit.config.suite_builders import SmallBenchmark
-
-        benchmark = SmallBenchmark(config.forgetting, Path(config.paths.cache), output_dir())
-        values = benchmark.values(opened.model, opened.tokenizer, opened.template, is_base=False)
+    probe = ForgettingProbe(config.forgetting, of_run, Path(config.paths.cache), config.seed)
+    after = probe.measured(opened.model, opened.tokenizer, opened.template, output_dir())
     opened.model.cpu()  # one model at a time on the device
     try:
         base = build.base_of_run(config, opened)
@@ -170,13 +165,8 @@ def changes_of(
         print(f"no loss before fine-tuning: {error}", flush=True)
         base = None
     if base is None:
-        scores = benchmark.changes(values, {}, config.seed) if benchmark is not None else []
-        return [change("general/loss", after, None, config.seed), *scores]
+        return probe.changes(after, None)
     base.to(best_device())
-    before = text_losses(base, opened.tokenizer, texts)
+    before = probe.measured(base, opened.tokenizer, opened.template, output_dir(), is_base=True)
     gained = change("response_loss", losses, response_losses(base, opened.tokenizer, references), config.seed)
-    found = [gained, change("general/loss", after, before, config.seed)]
-    if benchmark is not None:
-        values_before = benchmark.values(base, opened.tokenizer, opened.template, is_base=True)
-        found += benchmark.changes(values, values_before, config.seed)
-    return found
+    return [gained, *probe.changes(after, before)]

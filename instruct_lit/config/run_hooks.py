@@ -18,7 +18,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from instruct_lit.config.check_run import check_limits, check_split
 from instruct_lit.config.compose import differences, flat
-from instruct_lit.config.model_builders import texts_of
 from instruct_lit.config.preflight import Preflight
 from instruct_lit.config.provenance import provenance, write_provenance
 from instruct_lit.config.satellites import has_satellite
@@ -31,8 +30,7 @@ from instruct_lit.errors import ConfigError
 
 if TYPE_CHECKING:
     from instruct_lit.accel.memory import PeakMemory
-    from instruct_lit.config.suite_builders import Values
-    from instruct_lit.evaluation.forgetting import Losses
+    from instruct_lit.config.forgetting_builders import Measured
     from instruct_lit.exporters.verification import Reference
 
 
@@ -209,48 +207,31 @@ class Utilisation(ConfiguredHook):
 class Forgetting(ConfiguredHook):
     """satellite evaluation: the loss on general text, and a benchmark on request, before and after training."""
 
-    before: tuple[Losses, Values] | None = None
+    before: Measured | None = None
 
     def __init__(self, config: DictConfig) -> None:
+        from instruct_lit.config.forgetting_builders import ForgettingProbe
+
         super().__init__(config)
-        self.texts = texts_of(config.forgetting, config.model)
-        self.has_base = config.fit and config.evaluate_base and config.model.pretrained
+        self.probe = ForgettingProbe(config.forgetting, config.model, Path(config.paths.cache), config.seed)
 
     def on_prepared(self, run: Run) -> None:
-        self.benchmark = None
-        if not run.trainer.is_global_zero:
-            return
-        if self.config.forgetting.suite is not None:
-            from instruct_lit.config.suite_builders import SmallBenchmark
-
-            self.benchmark = SmallBenchmark(self.config.forgetting, Path(self.config.paths.cache), run.run_dir)
-        if self.has_base:
+        config = self.config
+        if run.trainer.is_global_zero and config.fit and config.evaluate_base and config.model.pretrained:
             self.before = self._measured(run, is_base=True)
 
     def on_tested(self, run: Run) -> None:
-        from instruct_lit.evaluation.forgetting import as_metrics, change
+        from instruct_lit.evaluation.forgetting import as_metrics
 
-        if run.interrupted:
-            return
-        losses, values = self._measured(run)
-        before, values_before = self.before or (None, {})
-        found = [change("general/loss", losses, before, run.settings.seed)]
-        if self.benchmark is not None:
-            found += self.benchmark.changes(values, values_before, run.settings.seed)
-        for one in found:
-            run.metrics |= as_metrics(one)
+        if not run.interrupted:
+            for change in self.probe.changes(self._measured(run), self.before):
+                run.metrics |= as_metrics(change)
 
-    def _measured(self, run: Run, is_base: bool = False) -> tuple[Losses, Values]:
-        """The loss of each text, and the items of the benchmark."""
-        from instruct_lit.evaluation.forgetting import text_losses
-
+    def _measured(self, run: Run, is_base: bool = False) -> Measured:
         # A model that is trained in shards may not fit on one device.
-        whole = run.trained is run.model
-        with on_device(run.model, run.trainer.strategy.root_device if whole else torch.device("cpu")):
-            losses = text_losses(run.model, run.tokenizer, self.texts)
-            if self.benchmark is None:
-                return losses, {}
-            return losses, self.benchmark.values(run.model, run.tokenizer, run.template, is_base)
+        device = run.trainer.strategy.root_device if run.trained is run.model else torch.device("cpu")
+        with on_device(run.model, device):
+            return self.probe.measured(run.model, run.tokenizer, run.template, run.run_dir, is_base)
 
 
 class Finder(ConfiguredHook):

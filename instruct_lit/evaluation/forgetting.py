@@ -65,22 +65,24 @@ def text_losses(model: CausalLM, tokenizer: Tokenizer, texts: Sequence[str]) -> 
 
 def change(metric: str, after: Losses, before: Losses | None, seed: int = 0) -> Change:
     """A mean loss per token `after` and `before` fine-tuning, and their paired `change`, with intervals over texts."""
-    weights = [n for _, n in after]
-    found: Change = {"metric": metric, "after": interval([loss for loss, _ in after], seed, weights)}
-    if before is not None:
-        changes = [loss - base for (loss, _), (base, _) in zip(after, before, strict=True)]
-        found["before"] = interval([loss for loss, _ in before], seed, weights)
-        found["change"] = interval(changes, seed, weights)
-        found["verdict"] = verdict(metric, found["change"])
-    return found
+    values = [None if side is None else [loss for loss, _ in side] for side in (after, before)]
+    return item_change(metric, values[0] or [], values[1], seed, [n for _, n in after])
 
 
-def item_change(metric: str, after: Sequence[float], before: Sequence[float] | None, seed: int = 0) -> Change:
-    """As `change`, of the values of a benchmark's items."""
-    found: Change = {"metric": metric, "after": interval(after, seed)}
+def item_change(
+    metric: str,
+    after: Sequence[float],
+    before: Sequence[float] | None,
+    seed: int = 0,
+    weights: Sequence[float] | None = None,
+) -> Change:
+    """As `change`, of values with weights, or of a benchmark's items."""
+    found: Change = {"metric": metric, "after": interval(after, seed, weights)}
     if before is not None:
-        found["before"] = interval(before, seed)
-        found["change"] = paired_interval(np.array(after) - np.array(before), seed)
+        found["before"] = interval(before, seed, weights)
+        changes = np.array(after) - np.array(before)
+        of_items = weights is None
+        found["change"] = paired_interval(changes, seed) if of_items else interval(changes.tolist(), seed, weights)
         found["verdict"] = verdict(metric, found["change"])
     return found
 

@@ -15,7 +15,7 @@ _INSTRUCTION, _SYSTEM, _ANSWER = "⟦instruction⟧", "⟦system⟧", "⟦answer
 _TOOL = {"name": "⟦tool⟧"}
 # Ollama writes tools and arguments as JSON without spaces.
 _TOOLS = "{{ range $n, $tool := $.Tools }}{{ if $n }}\n{{ end }}{{ $tool }}{{ end }}"
-_DELIMITERS = {  # of Jinja in a text of Go's templates
+_DELIMITERS: dict[str, Any] = {  # of Jinja in a text of Go's templates
     "variable_start_string": "<<", "variable_end_string": ">>", "block_start_string": "<%", "block_end_string": "%>",
     "comment_start_string": "<#", "comment_end_string": "#>",
 }  # fmt: skip

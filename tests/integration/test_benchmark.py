@@ -15,8 +15,8 @@ from instruct_lit.benchmark import benchmark
 from instruct_lit.config import benchmark_builders
 from instruct_lit.config.check_commands import check_command, forget_secrets
 from instruct_lit.config.compose import CONF
+from instruct_lit.config.forgetting_builders import ForgettingProbe
 from instruct_lit.config.model_builders import labels_of, open_model
-from instruct_lit.config.suite_builders import SmallBenchmark
 from instruct_lit.core.bundle import save_bundle
 from instruct_lit.core.data.template import Template
 from instruct_lit.core.data.tokenizer import GPT2Tokenizer
@@ -206,32 +206,32 @@ def test_what_fine_tuning_changed_in_a_benchmark(
     for module in ("huggingface_hub.constants", "datasets.config"):
         monkeypatch.setattr(f"{module}.HF_HUB_OFFLINE", True)
     hub = literal_hub(tmp_path, *LITERAL["arc"])
-    settings = OmegaConf.create({"suite": "arc", "limit": 1, "data_dir": str(hub)})
-    small, state = SmallBenchmark(settings, tmp_path / "cache", tmp_path), torch.get_rng_state()
+    settings = OmegaConf.create({"suite": "arc", "limit": 1, "data_dir": str(hub), "path": None, "n_texts": 1})
+    probe, state = ForgettingProbe(settings, None, tmp_path / "cache", 0), torch.get_rng_state()
     sides = [
-        small.values(opened.model.train(), opened.tokenizer, opened.template, is_base)
+        probe.measured(opened.model.train(), opened.tokenizer, opened.template, tmp_path, is_base)
         for opened, is_base in zip(map(open_model, runs), (False, True), strict=True)
     ]
     assert torch.equal(state, torch.get_rng_state())  # training draws the same numbers
-    assert [list(side) for side in sides] == [["arc_easy", "arc_challenge"]] * 2
-    assert all(len(values) == 1 for side in sides for values in side.values())
-    for change in small.changes(*sides, seed=0):
+    assert [list(side) for _, side in sides] == [["arc_easy", "arc_challenge"]] * 2
+    assert all(len(values) == 1 for _, side in sides for values in side.values())
+    for change in probe.changes(*sides)[1:]:
         task = change["metric"].removeprefix("benchmark/")
-        assert change["change"]["mean"] == sides[0][task][0] - sides[1][task][0]
+        assert change["change"]["mean"] == sides[0][1][task][0] - sides[1][1][task][0]
     samples = [tmp_path / "benchmark" / side / "samples_arc_easy.jsonl" for side in ("after", "before")]
     assert ["Response:" in file.read_text() for file in samples] == [True, False]  # each as it is used
-    (alone, _) = small.changes(sides[0], {}, seed=0)
+    (_, alone, _) = probe.changes(sides[0], None)
     assert "change" not in alone and alone["after"]["n"] == 1
     for name in ("arena", "humaneval"):
         with pytest.raises(ConfigError, match=f"forgetting.suite={name}: not a benchmark of lm-evaluation-harness"):
-            SmallBenchmark(OmegaConf.merge(settings, {"suite": name}), tmp_path, tmp_path)
+            ForgettingProbe(OmegaConf.merge(settings, {"suite": name}), None, tmp_path, 0)
     with pytest.raises(ConfigError, match="forgetting.suite=arcs: allowed are .*arc, arena"):
-        SmallBenchmark(OmegaConf.merge(settings, {"suite": "arcs"}), tmp_path, tmp_path)
+        ForgettingProbe(OmegaConf.merge(settings, {"suite": "arcs"}), None, tmp_path, 0)
     with pytest.raises(
         BenchmarkError,
         match=r"^forgetting.suite=gsm8k: cannot load the data of gsm8k \(.*give forgetting.data_dir=[^,]*$",
     ):
-        SmallBenchmark(OmegaConf.merge(settings, {"suite": "gsm8k"}), tmp_path, tmp_path)
+        ForgettingProbe(OmegaConf.merge(settings, {"suite": "gsm8k"}), None, tmp_path, 0)
 
 
 def test_a_missing_package_is_named(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
