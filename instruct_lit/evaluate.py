@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from instruct_lit.config.compose import output_dir, run_command
-from instruct_lit.config.judge_builders import response_judge_of
 
 if TYPE_CHECKING:
     from instruct_lit.config.response_builders import Responses
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
 def evaluate(config: DictConfig) -> float:
     """Score the responses of a model or a file, or compare several; return the first metric's mean, or A's win rate."""
     out_dir = output_dir()
+    from instruct_lit.config.judge_builders import response_judge_of
     from instruct_lit.config.response_builders import responses_of, sources_of
     from instruct_lit.evaluation.metrics import check_metrics
     from instruct_lit.evaluation.people import read_labels

@@ -1,29 +1,28 @@
 """The judge of the configuration group `judge`."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlsplit
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
+from instruct_lit.config.check_commands import judge_relations
 from instruct_lit.config.compose import CONF, choices_of
+from instruct_lit.config.model_builders import install_satellites
+from instruct_lit.config.schema.evaluation import JudgeConfig
 from instruct_lit.config.schema.options import check_values, violations
-from instruct_lit.config.targets import arguments_for, plain
+from instruct_lit.config.targets import arguments_for, merged, plain
 from instruct_lit.errors import ConfigError
-
-if TYPE_CHECKING:
-    from instruct_lit.evaluation.judging.judge import Judge
-    from instruct_lit.evaluation.judging.prompt import JudgePrompt
-    from instruct_lit.evaluation.judging.response_judge import ResponseJudge
-    from instruct_lit.evaluation.remote_model import RemoteModel
-
+from instruct_lit.evaluation.answer_cache import AnswerCache
+from instruct_lit.evaluation.judging.endpoints import OllamaEndpoint, OpenAIEndpoint
+from instruct_lit.evaluation.judging.judge import Judge, require_judged
+from instruct_lit.evaluation.judging.prompt import Choice, JudgePrompt, Score
+from instruct_lit.evaluation.judging.response_judge import ResponseJudge
+from instruct_lit.evaluation.remote_model import CompletionEndpoint, RemoteModel
 
 _SAMPLED = ("url", "model", "temperature", "max_tokens", "seed", "constrained", "body")
 # The keys that a judge's replies depend on.
@@ -42,8 +41,6 @@ def response_judge_of(config: DictConfig, pairwise: bool = False) -> ResponseJud
 
     Raises: JudgeError, ConfigError.
     """
-    from instruct_lit.evaluation.judging.response_judge import ResponseJudge
-
     if config.judge is None:
         return None
     settings, existing = config.judge, config.judge.name == "scores"
@@ -68,18 +65,11 @@ def scores_of(cache: str, name: str, given: Mapping[str, Any], rows: Sequence[di
 
     Raises: ConfigError, JudgeError where too many verdicts cannot be read.
     """
-    from instruct_lit.config.check_commands import judge_relations
-    from instruct_lit.config.schema.evaluation import JudgeConfig
-    from instruct_lit.evaluation.judging.judge import require_judged
-
     key, names = "data.filters.judge", [name for name in choices_of("judge") if name != "scores"]
     if name not in names:
         raise ConfigError(f"{key}.judge={name}: allowed are {', '.join(names)}")
-    try:
-        own = OmegaConf.load(CONF / "judge" / f"{name}.yaml")
-        judge: Any = OmegaConf.merge(OmegaConf.structured(JudgeConfig), own, {"prompt": "open_ended"}, dict(given))
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"{key}.settings: {str(error).splitlines()[0]}") from error
+    own = OmegaConf.load(CONF / "judge" / f"{name}.yaml")
+    judge = merged(f"{key}.settings", OmegaConf.structured(JudgeConfig), own, {"prompt": "open_ended"}, dict(given))
     if problems := check_values(judge, "judge.") or violations(
         OmegaConf.create({"judge": judge}), judge_relations(judge, True, False)
     ):
@@ -101,10 +91,7 @@ def panel_of(judge: DictConfig) -> list[Any]:
                 f"judge.panel[{number}]: {wrong}; give a mapping such as {{model: qwen}} with keys of "
                 f"{', '.join(sorted(OF_A_JUDGE))}"
             )
-        try:
-            judges.append(OmegaConf.merge(judge, given))
-        except OmegaConfBaseException as error:
-            raise ConfigError(f"judge.panel[{number}]: {str(error).splitlines()[0]}") from error
+        judges.append(merged(f"judge.panel[{number}]", judge, given))
     return judges
 
 
@@ -117,22 +104,15 @@ def reply_settings(judge: DictConfig) -> dict[str, Any]:
 
 def judge_of_suite(config: DictConfig) -> Any:
     """The settings of `judge` with those that the suite needs, `suite.options.judge`. Raises: ConfigError."""
-    try:
-        return OmegaConf.merge(config.judge, config.suite.options.get("judge") or {})
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"suite.options.judge: {str(error).splitlines()[0]}") from error
+    return merged("suite.options.judge", config.judge, config.suite.options.get("judge") or {})
 
 
 def judge_of(judge: DictConfig, cache_dir: str) -> Judge:
     """One judge, its replies cached in the cache folder."""
-    from instruct_lit.config.model_builders import install_satellites
-    from instruct_lit.evaluation.answer_cache import AnswerCache
-    from instruct_lit.evaluation.judging.endpoints import OllamaEndpoint, OpenAIEndpoint
-    from instruct_lit.evaluation.judging.judge import Judge
-    from instruct_lit.evaluation.judging.local import LocalEndpoint
-
     endpoint: Any
     if judge.name == "local":
+        from instruct_lit.evaluation.judging.local import LocalEndpoint
+
         install_satellites()
         endpoint = LocalEndpoint(**arguments_for(LocalEndpoint, judge))
     else:
@@ -152,10 +132,6 @@ def _key_in(variable: str | None) -> str | None:
 
 def remote_model_of(config: DictConfig) -> RemoteModel:
     """The model of `endpoint`, its replies cached in the cache folder, checked to be reachable."""
-    from instruct_lit.evaluation.answer_cache import AnswerCache
-    from instruct_lit.evaluation.judging.judge import Judge
-    from instruct_lit.evaluation.remote_model import CompletionEndpoint, RemoteModel
-
     settings = config.endpoint
     given = {**arguments_for(CompletionEndpoint, settings), "api_key": _key_in(settings.api_key_env)}
     endpoint = CompletionEndpoint(**given, constrained=False)
@@ -185,9 +161,6 @@ def _is_loopback(url: str | None) -> bool:
 
 def judge_prompt_of(judge: Any, pairwise: bool = False) -> JudgePrompt:
     """The prompt of `judge.prompt` or `judge.pairwise_prompt`: the name of a file in conf/judge/prompts, or a path."""
-    from instruct_lit.config.model_builders import install_satellites
-    from instruct_lit.evaluation.judging.prompt import Choice, JudgePrompt, Score
-
     install_satellites()  # the limits of a template
     key = "pairwise_prompt" if pairwise else "prompt"
     own = CONF / "judge" / "prompts" / f"{judge[key]}.jinja"

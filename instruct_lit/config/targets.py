@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from instruct_lit.config.argument_types import fits, name_of, type_hints
 from instruct_lit.config.compose import nodes_of
@@ -146,6 +147,14 @@ def construct(target: Callable[..., Any], arguments: Any, key: str, *first: Any,
 def plain(node: Any) -> Any:
     """A node without OmegaConf, its interpolations resolved."""
     return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+
+
+def merged(key: str, *nodes: Any) -> Any:
+    """The later nodes over the first. Raises: ConfigError, naming the key, for what the schema of the first refuses."""
+    try:
+        return OmegaConf.merge(*nodes)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{key}: {str(error).splitlines()[0]}") from error
 
 
 def without(node: Any, key: str) -> dict[str, Any]:
