@@ -77,15 +77,15 @@ def paired(responses: Mapping[str, Sequence[Row]]) -> dict[str, Any]:
     return found
 
 
-def side_by_side(responses: Sequence[Sequence[Row]]) -> list[dict[str, Any]]:
-    """Examples that all runs responded to, with their responses; those on which they differ come first."""
+def side_by_side(responses: Sequence[Sequence[Row]], most: int = MAX_RESPONSES) -> list[dict[str, Any]]:
+    """At most so many examples that all runs responded to, with their responses; those on which they differ first."""
     by_text = [{(row["instruction"], row["input"], str(row.get("history"))): row for row in rows} for rows in responses]
     rows = []
-    for key, row in by_text[0].items():
+    for key, row in by_text[0].items() if by_text else ():
         if all(key in found for found in by_text):
             answers = [(found[key]["response"], bool(exact(found[key]))) for found in by_text]
             rows.append({"example": row, "answers": answers, "differ": len(set(answers)) > 1})
-    return sorted(rows, key=lambda row: not row["differ"])[:MAX_RESPONSES]
+    return sorted(rows, key=lambda row: not row["differ"])[:most]
 
 
 def _responses(run: Path) -> list[Row]:

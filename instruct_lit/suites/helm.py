@@ -6,8 +6,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from instruct_lit.core.bundle import save_tokenizer
 from instruct_lit.core.data.records import read_records
+from instruct_lit.core.jinja_environments import compile_text
 from instruct_lit.suites.endpoint import NAME, Endpoint
 from instruct_lit.suites.environment import Environment, run_in
 from instruct_lit.suites.evaluated_model import EvaluatedModel
@@ -49,29 +52,13 @@ def _describe(evaluated: EvaluatedModel, url: str, folder: Path) -> None:
     """Write the files that describe the model, its tokenizer and its endpoint to HELM."""
     context_length = evaluated.model.config.context_length
     save_tokenizer(folder / "tokenizer", evaluated.tokenizer, context_length, evaluated.template)
-    model = {
-        "name": MODEL, "display_name": NAME, "description": NAME, "creator_organization_name": "local",
-        "access": "open", "tags": ["TEXT_MODEL_TAG", "FULL_FUNCTIONALITY_TEXT_MODEL_TAG"],
-    }  # fmt: skip
-    client = {"base_url": url, "vllm_model_name": NAME}
-    deployment = {
-        "name": MODEL, "model_name": MODEL, "tokenizer_name": MODEL, "max_sequence_length": context_length,
-        "client_spec": {"class_name": "helm.clients.vllm_client.VLLMChatClient", "args": client},
-    }  # fmt: skip
-    tokenizer = {
-        "name": MODEL, "end_of_text_token": "<|endoftext|>", "prefix_token": "<|endoftext|>",
-        "tokenizer_spec": {
-            "class_name": "helm.tokenizers.huggingface_tokenizer.HuggingFaceTokenizer",
-            "args": {"pretrained_model_name_or_path": str((folder / "tokenizer").resolve())},
-        },
-    }  # fmt: skip
-    files = {
-        "model_metadata": ("models", model),
-        "model_deployments": ("model_deployments", deployment),
-        "tokenizer_configs": ("tokenizer_configs", tokenizer),
-    }
-    for name, (key, entry) in files.items():
-        (folder / f"{name}.yaml").write_text(json.dumps({key: [entry]}))  # JSON is YAML
+    source = Path(__file__).with_name("helm.yaml.jinja").read_text(encoding="utf-8")
+    tokenizer = str((folder / "tokenizer").resolve())
+    text = compile_text(source).render(
+        model=MODEL, name=NAME, url=url, context_length=context_length, tokenizer=tokenizer
+    )
+    for name, content in yaml.safe_load(text).items():
+        (folder / f"{name}.yaml").write_text(json.dumps(content))  # JSON is YAML
 
 
 def entry_of(task: str) -> str:

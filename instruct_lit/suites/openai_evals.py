@@ -16,17 +16,8 @@ from instruct_lit.suites.judge_check import check_judge
 from instruct_lit.suites.suite import BenchmarkError, Figure, Items, RunRequest
 
 # Its declared dependencies conflict; these are the ones that its basic and model-graded evals import.
-ENVIRONMENT = Environment(
-    "openai-evals",
-    [
-        ["--no-deps", "evals==3.0.1.post1"],
-        [
-            "openai==3.57.0", "pyyaml==6.0.4", "pydantic==2.14.4", "numpy==2.4.6", "tqdm==4.70.1", "tiktoken==0.14.0",
-            "blobfile==3.3.0", "backoff==2.2.1", "beartype==0.23.1", "dacite==1.9.2", "zstandard==0.25.0", "lz4==4.4.5",
-            "pandas==3.1.1", "termcolor==3.3.0",
-        ],
-    ],
-)  # fmt: skip
+REQUIREMENTS = Path(__file__).with_name("openai_evals.requirements.txt").read_text(encoding="utf-8").split()
+ENVIRONMENT = Environment("openai-evals", [["--no-deps", "evals==3.0.1.post1"], REQUIREMENTS])
 CHAT = "instruct_lit_chat"
 CHAT_MODULE = '''"""The package's class for chats rejects the argument `registry`, which the package passes to all."""
 

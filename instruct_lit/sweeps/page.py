@@ -8,6 +8,7 @@ from typing import Any
 from instruct_lit.errors import ConfigError
 from instruct_lit.reports import pages, plots
 from instruct_lit.reports.metrics import bounds, number
+from instruct_lit.reports.runs_page import side_by_side
 from instruct_lit.sweeps.comparable import changes_loss, comparable_metric
 from instruct_lit.sweeps.importance import importances
 from instruct_lit.sweeps.statistics import Setting, by_setting, mean_and_interval, paired_difference
@@ -73,7 +74,7 @@ def write_page(folder: Path, trials: Sequence[Trial], metric: str, maximize: boo
         colours={number: plots.CSS.get(colour, colour) for number, colour in colours.items()},
         answered=answered,
         of_one_seed=of_one_seed,
-        answers=side_by_side(answered),
+        answers=side_by_side([trial.responses for trial in answered], MAX_RESPONSES),
         n_answers=min((len(trial.responses) for trial in answered), default=0),
         reports={trial.number for trial in trials if (folder / str(trial.number) / "report.html").is_file()},
         short=short,
@@ -113,21 +114,9 @@ def best_answered(settings: Sequence[Sequence[Trial]], n_best: int) -> tuple[lis
     """
     answered = [with_some for trials in settings if (with_some := [t for t in trials if t.responses])]
     best = [trials[0] for trials in answered[:n_best]]
-    if len(best) < 2 or side_by_side(best):
+    if len(best) < 2 or side_by_side([trial.responses for trial in best]):
         return best, False
     return [t for trials in answered for t in trials if seeds_of(t) == seeds_of(best[0])][:n_best], True
-
-
-def side_by_side(trials: Sequence[Trial]) -> list[dict[str, Any]]:
-    """Examples that all of these trials responded to, with their responses; those on which they differ come first."""
-    by_id = [{row.get("id"): row for row in trial.responses} for trial in trials]
-    rows = []
-    for key, row in by_id[0].items() if by_id else ():
-        if all(key in found for found in by_id):
-            answers = [found[key]["response"] for found in by_id]
-            marked = [(answer, answer.strip() == row["output"].strip()) for answer in answers]
-            rows.append({"example": row, "answers": marked, "differ": len(set(answers)) > 1})
-    return sorted(rows, key=lambda row: not row["differ"])[:MAX_RESPONSES]
 
 
 def _line(trial: Trial, colours: dict[int, str], metric: str = "val/loss") -> plots.TrialLine:

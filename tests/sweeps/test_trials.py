@@ -14,9 +14,10 @@ from omegaconf import OmegaConf
 from instruct_lit.errors import ConfigError, DataError
 from instruct_lit.report import write
 from instruct_lit.reports.metrics import bounds
+from instruct_lit.reports.runs_page import side_by_side
 from instruct_lit.sweeps.comparable import comparable_metric
 from instruct_lit.sweeps.importance import importances
-from instruct_lit.sweeps.page import curves, parallel_coordinates, side_by_side, write_page
+from instruct_lit.sweeps.page import curves, parallel_coordinates, write_page
 from instruct_lit.sweeps.statistics import by_setting, mean_and_interval, paired_difference
 from instruct_lit.sweeps.trial import _threads, is_held, locked, parameters, run_trial
 from instruct_lit.sweeps.trials import read_trials
@@ -243,7 +244,7 @@ def test_the_page_is_self_contained_and_has_everything(sweep: Path) -> None:
 
 def test_answers_side_by_side_begin_with_those_that_differ(sweep: Path) -> None:
     best = read_trials(sweep)[:2]
-    rows = side_by_side(best)
+    rows = side_by_side([trial.responses for trial in best])
     assert [row["example"]["id"] for row in rows] == [2, 1]
     assert rows[0]["answers"] == [(f"answer {t.number}", False) for t in best] and rows[1]["answers"][0] == (
         "yes",
