@@ -17,8 +17,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
     from instruct_lit.evaluation.ratings import Battle
-    from instruct_lit.serving.arena_rounds import Question
-    from instruct_lit.serving.arena_votes import VoteFile
+    from instruct_lit.serving.arena_rounds import Question, VoteFile
     from instruct_lit.serving.chat_model import ChatModel
 
 
@@ -27,8 +26,7 @@ def arena(config: DictConfig) -> None:
     from instruct_lit.config import model_builders as build
     from instruct_lit.evaluation.ratings import read_battles
     from instruct_lit.serving.arena_judging import read_questions
-    from instruct_lit.serving.arena_rounds import Arena
-    from instruct_lit.serving.arena_votes import VoteFile
+    from instruct_lit.serving.arena_rounds import Arena, VoteFile
     from instruct_lit.serving.chat_model import open_chat_models
     from instruct_lit.serving.server import usable_port
 

@@ -16,8 +16,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from instruct_lit.config.messages import one_message, refuse_options
-from instruct_lit.config.output_pipe import survive_readers
-from instruct_lit.config.progress import output_streams
+from instruct_lit.config.progress import output_streams, survive_readers
 from instruct_lit.config.run_ownership import distinct_folder, refuse_folder_in_use
 from instruct_lit.config.schema import COMMANDS
 

@@ -1,8 +1,12 @@
-"""Output of long commands without a terminal: progress as plain lines, and results apart from everything else."""
+"""Output of commands without a terminal: progress as plain lines, results apart from everything else, and pipes.
+
+A reader that has ended (`train | head -1`), or an encoding that lacks a character, does not end a run.
+"""
 
 import io
 import os
 import re
+import stat
 import sys
 import time
 from collections.abc import Iterator
@@ -117,3 +121,30 @@ class Results(io.TextIOBase):
 
 def _title(state: str) -> str:
     return state.partition("%")[0].rpartition(" ")[0]
+
+
+class _Pipe(io.FileIO):
+    """A pipe that becomes the null device when its reader has ended."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data) or 0
+        except BrokenPipeError:
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, self.fileno())
+            os.close(null)
+            return len(data)
+
+
+def survive_readers() -> None:
+    """Let the standard output survive characters that its encoding lacks and, where it is a pipe, its reader."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        if not stat.S_ISFIFO(os.fstat(sys.stdout.fileno()).st_mode):
+            return
+    except (OSError, ValueError, AttributeError):  # closed, or replaced
+        return
+    sys.stdout.flush()
+    raw = _Pipe(sys.stdout.fileno(), "w", closefd=False)
+    sys.stdout = io.TextIOWrapper(io.BufferedWriter(raw), encoding=sys.stdout.encoding, errors="backslashreplace")

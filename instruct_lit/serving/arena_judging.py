@@ -13,8 +13,7 @@ from instruct_lit.core.generation.responses import answer
 from instruct_lit.core.generation.sampling import SamplingSettings
 from instruct_lit.errors import DataError
 from instruct_lit.evaluation.comparison import questions_of as both_orders
-from instruct_lit.serving.arena_rounds import Question
-from instruct_lit.serving.arena_votes import VoteFile
+from instruct_lit.serving.arena_rounds import Question, VoteFile
 from instruct_lit.serving.chat_model import ChatModel
 
 _WINNERS = {"A": "model_a", "B": "model_b", "tie": "tie"}

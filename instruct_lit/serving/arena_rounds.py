@@ -1,4 +1,4 @@
-"""The arena without its page: anonymous pairs in random order, streamed answers, votes."""
+"""The arena without its page: anonymous pairs in random order, streamed answers, and votes with their file."""
 
 import queue
 import random
@@ -6,19 +6,42 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from instruct_lit.core.data.example import Example
 from instruct_lit.core.generation.engine import Engine
 from instruct_lit.core.generation.sampling import SamplingSettings
 from instruct_lit.errors import DataError
-from instruct_lit.evaluation.ratings import WINNERS
-from instruct_lit.serving.arena_votes import VoteFile
+from instruct_lit.evaluation.jsonl_log import JsonlLog
+from instruct_lit.evaluation.ratings import WINNERS, Battle, model_name
 from instruct_lit.serving.chat_model import ChatModel
 from instruct_lit.serving.scheduler import Scheduler, Update
 
 Question = tuple[str, str]  # instruction and input
 _RANDOM = random.SystemRandom()  # the order cannot be predicted from a seed
+
+
+class VoteFile(JsonlLog):
+    """A file of votes."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, "votes", "vote")
+
+    def read(self) -> list[dict[str, Any]]:
+        """All votes between two models; other lines are skipped."""
+        return [vote for vote in super().read() if _is_vote(vote)]
+
+    def battles(self) -> list[Battle]:
+        """The votes as battles, in the order in which they were cast."""
+        return [
+            Battle(model_name(vote["model_a"]), model_name(vote["model_b"]), vote["winner"]) for vote in self.read()
+        ]
+
+
+def _is_vote(vote: dict[str, Any]) -> bool:
+    a, b, winner = (vote.get(field) for field in ("model_a", "model_b", "winner"))
+    return isinstance(a, str) and isinstance(b, str) and a != b and isinstance(winner, str) and winner in WINNERS
 
 
 @dataclass

@@ -15,7 +15,6 @@ from typing import Any
 
 from instruct_lit.serving.completions import CompletionService, Job
 from instruct_lit.serving.metrics import Metrics
-from instruct_lit.serving.openapi import body_schema, described
 from instruct_lit.serving.protocol import ApiError, Body, ErrorBody, error_response, shutting_down
 
 log = logging.getLogger(__name__)
@@ -165,6 +164,25 @@ def make_app(
 
     app.openapi = partial(described, app.openapi, definitions)  # type: ignore[method-assign]
     return app
+
+
+def body_schema(adapter: Any, name: str, definitions: dict[str, Any]) -> dict[str, Any]:
+    """The schema of a body in an endpoint's description.
+
+    Args:
+        adapter: pydantic's `TypeAdapter` of the body.
+        definitions: receives the schemas of the body's parts.
+    """
+    schema = adapter.json_schema(ref_template=f"#/components/schemas/{name}.{{model}}")
+    definitions.update({f"{name}.{key}": part for key, part in schema.pop("$defs", {}).items()})
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+def described(describe: Callable[[], dict[str, Any]], definitions: dict[str, Any]) -> dict[str, Any]:
+    """FastAPI's description of the application, with the definitions of `body_schema`."""
+    description = describe()
+    description.setdefault("components", {}).setdefault("schemas", {}).update(definitions)
+    return description
 
 
 class Calls:

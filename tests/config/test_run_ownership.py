@@ -51,7 +51,7 @@ def test_a_named_folder_with_a_run_in_it_is_refused(tmp_path: Path, monkeypatch:
 
 def test_an_output_whose_reader_has_ended_ends_nothing(tmp_path: Path) -> None:
     program = (
-        "from pathlib import Path; from instruct_lit.config.output_pipe import survive_readers; survive_readers()\n"
+        "from pathlib import Path; from instruct_lit.config.progress import survive_readers; survive_readers()\n"
         f"for n in range(20000): print('a line of text', n)\nPath({str(tmp_path / 'end')!r}).touch()"
     )
     environment = {**os.environ, "LC_ALL": "C"}
@@ -66,9 +66,7 @@ def test_an_output_whose_reader_has_ended_ends_nothing(tmp_path: Path) -> None:
 
 
 def test_a_character_that_the_encoding_lacks_is_escaped(tmp_path: Path) -> None:
-    program = (
-        "from instruct_lit.config.output_pipe import survive_readers; survive_readers(); print('caf\u00e9 \u2026')"
-    )
+    program = "from instruct_lit.config.progress import survive_readers; survive_readers(); print('caf\u00e9 \u2026')"
     with (tmp_path / "log").open("w") as log:
         environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
         subprocess.run([sys.executable, "-c", program], stdout=log, env=environment, check=True)

@@ -10,7 +10,7 @@ import pytest
 
 from instruct_lit.errors import DataError
 from instruct_lit.serving.arena_judging import read_questions
-from instruct_lit.serving.arena_votes import VoteFile
+from instruct_lit.serving.arena_rounds import VoteFile
 from tests.commands import Command, Start
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

@@ -18,8 +18,7 @@ from instruct_lit.core.generation.responses import answer
 from instruct_lit.core.generation.sampling import SamplingSettings
 from instruct_lit.evaluation.answer_files import read_jsonl
 from instruct_lit.exporters.formats import to_gguf, to_torch_export
-from instruct_lit.serving.arena_rounds import Arena
-from instruct_lit.serving.arena_votes import VoteFile
+from instruct_lit.serving.arena_rounds import Arena, VoteFile
 from instruct_lit.serving.chat_loop import Chat
 from instruct_lit.serving.chat_model import ChatModel, open_chat_models
 from tests.commands import Command

@@ -24,8 +24,7 @@ import gradio
 from instruct_lit.core.generation.sampling import SamplingSettings
 from instruct_lit.errors import DataError
 from instruct_lit.serving import arena_page
-from instruct_lit.serving.arena_rounds import Arena
-from instruct_lit.serving.arena_votes import VoteFile
+from instruct_lit.serving.arena_rounds import Arena, VoteFile
 from tests.serving.conftest import ALPACA, tiny_chat_model
 
 folder, names = Path(sys.argv[1]), json.loads(sys.argv[2])

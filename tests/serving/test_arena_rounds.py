@@ -12,8 +12,7 @@ import pytest
 from instruct_lit.core.data.example import Example
 from instruct_lit.core.generation.sampling import SamplingSettings
 from instruct_lit.errors import DataError
-from instruct_lit.serving.arena_rounds import Arena
-from instruct_lit.serving.arena_votes import VoteFile
+from instruct_lit.serving.arena_rounds import Arena, VoteFile
 from tests.serving.conftest import ALPACA, greedy, tiny_chat_model
 
 

@@ -10,7 +10,7 @@ import pytest
 from instruct_lit.errors import DataError
 from instruct_lit.evaluation.ratings import Battle, leaderboard
 from instruct_lit.reports.leaderboard import print_leaderboard
-from instruct_lit.serving.arena_votes import VoteFile
+from instruct_lit.serving.arena_rounds import VoteFile
 
 VOTE = {"model_a": "a", "model_b": "b", "winner": "tie", "response_a": "é\n🙂"}
 
