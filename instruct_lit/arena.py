@@ -1,31 +1,22 @@
 """python -m instruct_lit.arena: blind comparison of models in a browser or by a judge, with a leaderboard."""
 
-from __future__ import annotations
-
 import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from omegaconf import DictConfig
 
 from instruct_lit.config.compose import run_command
 from instruct_lit.errors import ConfigError
 from instruct_lit.optional_imports import need
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from omegaconf import DictConfig
-
-    from instruct_lit.evaluation.ratings import Battle
-    from instruct_lit.serving.arena_rounds import Question, VoteFile
-    from instruct_lit.serving.chat_model import ChatModel
 
 
 def arena(config: DictConfig) -> None:
     """Rate the battles of a file, let a judge vote on the models of `runs`, or serve the page."""
     from instruct_lit.config import model_builders as build
     from instruct_lit.evaluation.ratings import read_battles
-    from instruct_lit.serving.arena_judging import read_questions
+    from instruct_lit.reports.leaderboard import show_leaderboard
+    from instruct_lit.serving.arena_judging import answer_all, judge_votes, read_questions
     from instruct_lit.serving.arena_rounds import Arena, VoteFile
     from instruct_lit.serving.chat_model import open_chat_models
     from instruct_lit.serving.server import usable_port
@@ -40,52 +31,28 @@ def arena(config: DictConfig) -> None:
     questions = read_questions(config.questions, config.runs, config.n_questions)
     build.install_satellites()
     chat_models = open_chat_models(config.runs, build.given_template(config), config.device)
+    sampling, options = build.sampling_of(config), build.engine_options(config)
     if config.judge is not None:
-        let_judge_vote(config, chat_models, votes, questions)
+        if not questions:
+            raise ConfigError("questions=null: no run has responses to a test set; give a file of records")
+        from instruct_lit.config.judge_builders import judge_of, judge_prompt_of
+        from instruct_lit.evaluation.judging.response_judge import ask_judge
+
+        prompt = judge_prompt_of(config.judge, pairwise=True)
+        judge = judge_of(config.judge, config.paths.cache)
+        judge.check()
+        rows = answer_all(chat_models, questions, sampling, options)
+        judge_votes(rows, prompt.render, lambda texts: ask_judge(judge, prompt, texts), config.judge.model, votes)
         show_leaderboard(votes.battles(), config.plot)
         return
     from instruct_lit.serving.arena_page import open_page
 
-    rounds = Arena(chat_models, build.sampling_of(config), votes, questions, **build.engine_options(config))
+    rounds = Arena(chat_models, sampling, votes, questions, **options)
     page, url = open_page(rounds, config.host, config.port, config.password, config.allowed_hosts)
     names = ", ".join(chat_model.name for chat_model in chat_models)
     print(f"{names} at {url} (Ctrl-C stops); votes in {votes.path}, {len(questions)} questions", flush=True)
     page.block_thread()
     rounds.close()
-
-
-def let_judge_vote(
-    config: DictConfig, chat_models: Sequence[ChatModel], votes: VoteFile, questions: Sequence[Question]
-) -> None:
-    """Answer the questions with all models, and append the judge's verdicts on every pair to the votes."""
-    if not questions:
-        raise ConfigError("questions=null: no run has responses to a test set; give a file of records")
-    from instruct_lit.config import model_builders as build
-    from instruct_lit.config.judge_builders import judge_of, judge_prompt_of
-    from instruct_lit.evaluation.judging.response_judge import ask_judge
-    from instruct_lit.serving.arena_judging import answer_all, judge_votes
-
-    prompt = judge_prompt_of(config.judge, pairwise=True)
-    judge = judge_of(config.judge, config.paths.cache)
-    judge.check()
-    rows = answer_all(chat_models, questions, build.sampling_of(config), build.engine_options(config))
-    judge_votes(rows, prompt.render, lambda texts: ask_judge(judge, prompt, texts), config.judge.model, votes)
-
-
-def show_leaderboard(battles: Sequence[Battle], plot: str | None) -> None:
-    """Print the leaderboard, and plot it where `plot` names a file."""
-    from instruct_lit.evaluation.ratings import leaderboard
-    from instruct_lit.reports.leaderboard import leaderboard_plot, print_leaderboard
-
-    ratings = leaderboard(battles)
-    print_leaderboard(ratings)
-    if plot is not None:
-        path = Path(plot).expanduser()
-        try:
-            leaderboard_plot(ratings, battles).savefig(path, dpi=130)
-        except (OSError, ValueError) as error:  # a missing folder, or a suffix that matplotlib does not know
-            raise ConfigError(f"plot={path}: cannot be written ({error}); give a file such as board.png") from error
-        print(f"plot: {path}")
 
 
 def main() -> None:

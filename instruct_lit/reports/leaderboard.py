@@ -1,11 +1,13 @@
 """The leaderboard as a table and a plot: ratings with their intervals, and the win matrix."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from instruct_lit.evaluation.ratings import Battle, Rating, win_counts
+from instruct_lit.errors import ConfigError
+from instruct_lit.evaluation.ratings import Battle, Rating, leaderboard, win_counts
 from instruct_lit.reports.tables import show, show_table
 
 HEADS = ("rank", "model", "Bradley–Terry", "95 % interval", "Elo", "wins", "battles")
@@ -33,6 +35,23 @@ def print_leaderboard(ratings: Sequence[Rating]) -> None:
     show_table(HEADS, table_of(ratings), text=("model",))
     if ratings[-1].group > 1:
         show(SEVERAL_GROUPS)
+
+
+def show_leaderboard(battles: Sequence[Battle], plot: str | None = None) -> list[Rating]:
+    """Rate the models of battles, print the leaderboard, plot it where `plot` names a file, and return it.
+
+    Raises: DataError without battles, ConfigError for a plot that cannot be written.
+    """
+    ratings = leaderboard(battles)
+    print_leaderboard(ratings)
+    if plot is not None:
+        path = Path(plot).expanduser()
+        try:
+            leaderboard_plot(ratings, battles).savefig(path, dpi=130)
+        except (OSError, ValueError) as error:  # a missing folder, or a suffix that matplotlib does not know
+            raise ConfigError(f"plot={path}: cannot be written ({error}); give a file such as board.png") from error
+        print(f"plot: {path}")
+    return ratings
 
 
 def win_matrix(battles: Sequence[Battle], models: Sequence[str]) -> np.ndarray:

@@ -12,10 +12,10 @@ from typing import Any
 
 from tqdm import tqdm
 
-from instruct_lit.evaluation.ratings import leaderboard, read_battles
+from instruct_lit.evaluation.ratings import read_battles
 from instruct_lit.evaluation.remote_model import RemoteModel
 from instruct_lit.optional_imports import installed
-from instruct_lit.reports.leaderboard import print_leaderboard
+from instruct_lit.reports.leaderboard import show_leaderboard
 from instruct_lit.suites.evaluated_model import EvaluatedModel
 from instruct_lit.suites.leaks import Leaks, figure_without, leaks_of, print_leaks
 from instruct_lit.suites.results import FILE, print_table, write_reports
@@ -50,11 +50,10 @@ def run_benchmark(
 def rate(suite: str, path: Path, out_dir: Path) -> float:
     """Rate the models of a file of battles; return the best rating."""
     battles = read_battles(path)
-    ratings = leaderboard(battles)
+    ratings = show_leaderboard(battles)
     content = {"suite": suite, "battles": str(path), "n_battles": len(battles)}
     content |= {"leaderboard": [asdict(rating) for rating in ratings]}
     (out_dir / FILE).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    print_leaderboard(ratings)
     print(f"{out_dir}: {FILE}")
     return ratings[0].bradley_terry
 

@@ -41,9 +41,7 @@ class PeekConfig:
 class ChatConfig:
     """Talk to finished models in the terminal."""
 
-    run: Any = option(
-        None, "A model or a list: run folders, bundles, Hugging Face directories.", exists="run", required=True
-    )
+    run: Any = option(None, "One or more run folders, bundles, Hugging Face directories.", exists="run", required=True)
     conversation: bool | None = option(None, "Lines are turns of one conversation; null: not with Alpaca's templates.")
     device: str | None = option(None, "Device of the model; null: a GPU where available.")
     template: TemplateConfig | None = option(None, "The prompt template; null: that of the bundle.")
@@ -98,9 +96,7 @@ class ArenaConfig:
 class ReviewConfig:
     """Let people label responses one by one in a browser, blind to the model, and report how far they agree."""
 
-    run: Any = option(
-        None, "Runs, folders of evaluate, or files of responses; one or a list.", exists="records", required=True
-    )
+    run: Any = option(None, "Run, folder of evaluate, file of responses, or a list.", exists="records", required=True)
     reviews: str = option("labels.jsonl", "File of labels; appended, never overwritten. Also for evaluate.")
     labels: list[str] = option([], "Labels, by keys 5 to 9, beside right, partly, wrong and off-topic (keys 1 to 4).")
     response_field: str = option("response", "Field of the response in a file of responses.")

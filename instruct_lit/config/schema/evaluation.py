@@ -50,18 +50,12 @@ class JudgeConfig(ApiConfig):
     seed: int = seed_option("Seed of the judge.", 0)
     constrained: bool = option(True, "Constrain replies to a JSON schema where the judge supports it.")
     n_asks: int = option(3, "Attempts until a reply can be parsed; then it counts as unparsed.", at_least=1)
-    max_unparsed: float = option(
-        0.5, "Share of unparsed verdicts above which there is no score.", at_least=0, at_most=1
-    )
+    max_unparsed: float = option(0.5, "Largest share of unparsed verdicts with a score.", at_least=0, at_most=1)
     body: Any = option(None, "Further fields of the request; a null value removes one.", mapping=True)
     paid: bool = option(False, "Requests cost money unless the server is on this machine: ask for confirmation.")
     confirmed: bool = option(False, "Use a paid judge without asking for confirmation.")
-    usd_per_million_tokens: list[float] | None = option(
-        None, "[prompt, reply]; null: a dated table for OpenAI's models."
-    )
-    panel: list[Any] | None = option(
-        None, "Further judges: mappings with the keys in which each differs from this one."
-    )
+    usd_per_million_tokens: list[float] | None = option(None, "[prompt, reply]; null: a dated table for OpenAI.")
+    panel: list[Any] | None = option(None, "Further judges: mappings with keys in which each differs from this one.")
     combine: str = option("mean", "How a panel's verdicts on a response become one.", choices=("mean", "majority"))
     audit: int | None = option(None, "Write so many judged responses, at random, to audit.jsonl.", at_least=1)
     calibrate: str | None = option(None, "Scores to compare with, of people or a judge, one each.", exists="file")
@@ -81,9 +75,7 @@ class ForgettingConfig:
     """Loss on general text, and on request a benchmark, after fine-tuning and before."""
 
     enabled: bool = option(True, "Compute it.")
-    path: str | None = option(
-        None, "Text file with paragraphs; null: one of the package that suits the model.", exists="file"
-    )
+    path: str | None = option(None, "Text file with paragraphs; null: one in the package, by model.", exists="file")
     n_texts: int = option(32, "Only the first so many paragraphs.", at_least=1)
     suite: str | None = option(None, "A benchmark of lm-evaluation-harness too, a name of `suite`: ifeval, quick.")
     limit: int | None = option(None, "The first so many items of each of its tasks; null: as in the suite.", at_least=1)
@@ -96,16 +88,12 @@ class EvaluateConfig:
 
     run: Any = option(None, "One model or a list: run folder, bundle or Hugging Face directory.", exists="run")
     responses: str | None = option(None, "In place of run: existing responses (.jsonl, .json, .csv).", exists="file")
-    compare: list[str] | None = option(
-        None, "In place of both: runs or files of responses, two or more.", exists="records"
-    )
+    compare: list[str] | None = option(None, "In place of both: two or more runs or files.", exists="records")
     endpoint: EndpointConfig = group(EndpointConfig, "A model behind an API, beside run or in its place.")
     response_field: str = option("response", "Field of the response in that file.")
     metrics: list[str] = option([], "Names of instruct_lit.evaluation.metrics; the first is returned to a sweep.")
     engine: str = option("own", ENGINE, choices=("own", "vllm"))
-    check_function: str | None = option(
-        None, "Python file with check(record), a further check of responses.", exists="file"
-    )
+    check_function: str | None = option(None, "Python file with check(record), a further check.", exists="file")
     reviews: str | None = option(None, "People's labels: records with id, label and reviewer.", exists="file")
     by: list[str] = option([], "Fields to group the first metric, loss and perplexity by; also input, length.")
     judge: JudgeConfig | None = option(None, "A judge that scores the responses.")
@@ -148,9 +136,7 @@ class RunConfig:
 
     limit: int | None = option(None, "The first so many items of each task; null: as in the suite.", at_least=1)
     n_shot: int | None = option(None, "Examples in the prompt; null: as the suite has it.", at_least=0)
-    template: str = option(
-        "both", "on: ask through the model's template; off: with the bare text.", choices=("on", "off", "both")
-    )
+    template: str = option("both", "on: through the model's template; off: bare text.", choices=("on", "off", "both"))
     base: bool = option(True, "Also the model that a run started from, with the bare text.")
     leaks: bool = option(True, "Report items in a run's training data, and the scores without them.")
     data_dir: str | None = option(None, "Offline copy of the hub with folders <owner>/<name>.", exists="folder")
