@@ -11,7 +11,6 @@ from instruct_lit.config.compose import run_command
 from instruct_lit.errors import ConfigError
 
 if TYPE_CHECKING:
-    from omegaconf import DictConfig
     from rich.console import Console
 
     from instruct_lit.core.bundle import OpenedModel

@@ -1,28 +1,33 @@
-"""The models of a benchmark, the request to run it, and what they were trained on, from a configuration."""
+"""Benchmarks from a configuration: models, request and training data of one, and those inside other commands."""
 
+import os
 from collections.abc import Iterator
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from instruct_lit.config import model_builders as build
-from instruct_lit.config.compose import runs_of
+from instruct_lit.config.compose import CONF, choices_of, runs_of
 from instruct_lit.config.data_builders import data_of_run
 from instruct_lit.config.judge_builders import judge_of_suite, remote_model_of, response_judge_of
 from instruct_lit.config.provenance import weights_sha256
-from instruct_lit.config.suite_builders import BARE
 from instruct_lit.config.targets import arguments_for, plain
 from instruct_lit.core.bundle import bundle_of, read_about
-from instruct_lit.core.data.template import CHAT
+from instruct_lit.core.data.template import CHAT, Template
 from instruct_lit.core.model.causal import best_device
-from instruct_lit.errors import InstructLitError
+from instruct_lit.errors import ConfigError, InstructLitError
 from instruct_lit.evaluation.answer_cache import AnswerCache
 from instruct_lit.evaluation.leaks import training_questions
 from instruct_lit.evaluation.remote_model import RemoteModel
 from instruct_lit.evaluation.vllm_engine import VLLMEngine
+from instruct_lit.optional_imports import need
 from instruct_lit.suites.evaluated_model import EvaluatedModel
-from instruct_lit.suites.suite import RunRequest, Suite
+from instruct_lit.suites.harness import Tasks, harness_log
+from instruct_lit.suites.suite import BenchmarkError, RunRequest, Suite
+
+BARE = Template("bare", "{{ instruction }}{{ response }}")
 
 
 def request_of(config: DictConfig, out_dir: Path) -> RunRequest:
@@ -94,3 +99,33 @@ def evaluated_models(config: DictConfig) -> Iterator[EvaluatedModel | RemoteMode
                 vllm.close()
     if config.endpoint.url is not None:
         yield remote_model_of(config)
+
+
+def harness_suite(key: str, name: str, limit: int | None = None) -> Suite:
+    """The suite that the value of `key` names; ConfigError where it is not one of lm-evaluation-harness."""
+    if name not in (names := choices_of("suite")):
+        near = get_close_matches(name, names, n=1)
+        raise ConfigError(f"{key}: allowed are {', '.join(names)}{f'; did you mean {near[0]}?' if near else ''}")
+    settings = {"tasks": (), **plain(OmegaConf.load(CONF / "suite" / f"{name}.yaml"))}
+    suite = Suite(**settings | ({} if limit is None else {"limit": limit}))
+    if suite.system != "lm_eval" or not suite.tasks or suite.runs_code:
+        raise ConfigError(f"{key}: not a benchmark of lm-evaluation-harness, or it runs code; give another one")
+    return suite
+
+
+def harness_tasks(key: str, name: str, data_dir: str | None, limit: int | None = None) -> Tasks:
+    """The tasks of a suite, named by the value of `key`, with their data.
+
+    Raises: ConfigError for another name, BenchmarkError where its data are missing.
+    """
+    suite = harness_suite(key, name, limit)
+    need("lm_eval", key, "benchmark")
+    place = key.partition("=")[0]
+    print(f"{place}: loading the items of {name}", flush=True)
+    try:
+        with harness_log(Path(os.devnull)):
+            return Tasks(suite, Path(data_dir).expanduser().resolve() if data_dir else None, "error")
+    except BenchmarkError as error:  # its message names the keys of `benchmark`
+        text = str(error).partition(", or benchmark.on_missing")[0].removeprefix(f"suite={name}: ")
+        text = text.replace("benchmark.data_dir", f"{place.rpartition('.')[0]}.data_dir")
+        raise BenchmarkError(f"{key}: {text}") from error

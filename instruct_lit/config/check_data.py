@@ -64,7 +64,7 @@ def forgetting_relations(forgetting: Any) -> Iterator[Relation]:
     suite = forgetting.suite
     yield suite is not None and not forgetting.enabled, "forgetting.enabled=false", "leave out forgetting.suite as well"
     if suite is not None and forgetting.enabled:
-        from instruct_lit.config.suite_builders import harness_suite
+        from instruct_lit.config.benchmark_builders import harness_suite
 
         try:
             harness_suite(f"forgetting.suite={suite}", suite)

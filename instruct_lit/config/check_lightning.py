@@ -9,12 +9,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from instruct_lit.config.schema.constructors import (
-    CALLBACK_RULES,
-    CONSTRUCTOR_KEYS,
-    REFUSED_ARGUMENTS,
-    REFUSED_CALLBACKS,
-)
+from instruct_lit.config.schema import constructors
 from instruct_lit.config.schema.options import Relation
 
 STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_false", "ddp_find_unused_parameters_true")
@@ -25,9 +20,9 @@ LAUNCHERS = ("TORCHELASTIC_RUN_ID", "SLURM_JOB_ID", "LSB_JOBID", "KUBERNETES_POR
 def trainer_relations(config: Any) -> Iterator[Relation]:
     """Refused and impossible arguments of the trainer."""
     trainer = config.trainer
-    for name, reason in REFUSED_ARGUMENTS.items():
+    for name, reason in constructors.REFUSED_ARGUMENTS.items():
         yield trainer.get(name) is not None, f"trainer.{name}", reason
-    for key, rules in CONSTRUCTOR_KEYS.items():
+    for key, rules in constructors.CONSTRUCTOR_KEYS.items():
         name = key.removeprefix("trainer.")
         if name in trainer and not OmegaConf.is_interpolation(trainer, name) and not OmegaConf.is_config(trainer[name]):
             yield from rules.problems(key, trainer[name])
@@ -54,7 +49,7 @@ def callback_relations(callbacks: Mapping[str, Any]) -> Iterator[Relation]:
     for key, node in callbacks.items():
         target = str(node.get("_target_"))
         name = target.rpartition(".")[2]
-        refused = name in REFUSED_CALLBACKS and target.startswith("lightning.")
-        yield refused, f"callbacks.{key}._target_={target}", f"not supported; {REFUSED_CALLBACKS.get(name)}"
-        for argument, rules in CALLBACK_RULES.get(name, {}).items():
+        reason = constructors.REFUSED_CALLBACKS.get(name) if target.startswith("lightning.") else None
+        yield reason, f"callbacks.{key}._target_={target}", f"not supported; {reason}"
+        for argument, rules in constructors.CALLBACK_RULES.get(name, {}).items():
             yield from rules.problems(f"callbacks.{key}.{argument}", node.get(argument))

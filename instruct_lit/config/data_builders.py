@@ -284,7 +284,7 @@ def suite_items(name: str, data_dir: str | None) -> list[str]:
 
     Raises: ConfigError for another name, BenchmarkError where its data are missing.
     """
-    from instruct_lit.config.suite_builders import harness_tasks
+    from instruct_lit.config.benchmark_builders import harness_tasks
     from instruct_lit.datasets.leaks import MIN_WORDS
 
     tasks = harness_tasks(f"data.filters.leaks.suites=[{name}]", name, data_dir)

@@ -33,7 +33,7 @@ class ForgettingProbe:
         self.texts = general_texts(settings.path, settings.n_texts, of_nano)
         self.cache, self.seed, self.tasks = cache, seed, None
         if settings.suite is not None:
-            from instruct_lit.config.suite_builders import harness_tasks
+            from instruct_lit.config.benchmark_builders import harness_tasks
 
             key = f"forgetting.suite={settings.suite}"
             self.tasks = harness_tasks(key, settings.suite, settings.data_dir, settings.limit)
@@ -45,7 +45,7 @@ class ForgettingProbe:
         losses = text_losses(model, tokenizer, self.texts)
         if self.tasks is None:
             return losses, {}
-        from instruct_lit.config.suite_builders import BARE
+        from instruct_lit.config.benchmark_builders import BARE
         from instruct_lit.suites.evaluated_model import EvaluatedModel
         from instruct_lit.suites.harness import harness_log, item_values, run_suite
         from instruct_lit.suites.run import progress

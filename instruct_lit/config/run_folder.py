@@ -28,6 +28,10 @@ _ENDS = (yaml.FlowSequenceEndToken, yaml.FlowMappingEndToken, yaml.BlockEndToken
 SCHEMAS = {  # the groups that are read
     "model": ModelConfig, "data": DataConfig, "batching": BatchingConfig, "adapter": AdapterConfig
 }  # fmt: skip
+_FILTERS = {  # that are refused
+    "function": "code that a run folder names is never executed",
+    "judge": "an endpoint that a run folder names is never asked",
+}
 # The modules of the sources, which in an older run may be others.
 SOURCE_MODULES = {name.rpartition(".")[2]: name.rpartition(".")[0] for name in ALLOWED["source"]}
 
@@ -112,17 +116,13 @@ def saved_group(folder: Path, name: str, cache: str) -> DictConfig | None:
 def _data_without_code(values: dict[str, Any], file: Path, cache: str) -> dict[str, Any]:
     """The data group without what leads to code; the sources where this version has them, with this command's cache."""
     filters = values.get("filters")
-    if isinstance(filters, dict) and (function := filters.get("function")) is not None:
-        path = function.get("path") if isinstance(function, dict) else function
-        raise ConfigError(
-            f"{file}: data.filters.function={path}: code that a run folder names is never executed; give data and "
-            "filters on the command line (data=…, data.filters=…)"
-        )
-    if isinstance(filters, dict) and filters.get("judge") is not None:
-        raise ConfigError(
-            f"{file}: data.filters.judge: an endpoint that a run folder names is never asked; give data and filters on "
-            "the command line (data=…, data.filters=…)"
-        )
+    for name, never in _FILTERS.items() if isinstance(filters, dict) else ():
+        if (given := filters.get(name)) is not None:
+            path = given.get("path") if isinstance(given, dict) else given
+            raise ConfigError(
+                f"{file}: data.filters.{name}{f'={path}' if path else ''}: {never}; give data and filters on the "
+                "command line (data=…, data.filters=…)"
+            )
     values = _with_own_source(values, cache)
     if isinstance(sets := values.get("sets"), dict):
         values["sets"] = {name: _with_own_source(given, cache) for name, given in sets.items()}

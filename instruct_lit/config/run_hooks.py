@@ -64,8 +64,7 @@ def hooks_of(config: DictConfig) -> list[RunHook]:
         (MixtureShares, True, ("datasets",)),
         (Finder, not trains, ()),
         (Forgetting, trains and config.forgetting.enabled, ("evaluation",)),
-        (Report, True, ("reports",)),
-        (Loggers, True, ("reports",)),
+        (Reports, True, ("reports",)),
         (lambda config: Preflight(flat(config)), trains, ()),
         (Verification, verifies, ("exporters", "hf")),
     ]
@@ -242,8 +241,8 @@ class Finder(ConfiguredHook):
         return True
 
 
-class Loggers(ConfiguredHook):
-    """satellite reports: final metrics, the plot and the settings that matter, in every logger."""
+class Reports(ConfiguredHook):
+    """satellite reports: the page, the plot and the summary; final metrics and settings that matter in every logger."""
 
     @contextmanager
     def fitting(self, run: Run) -> Iterator[None]:
@@ -257,7 +256,12 @@ class Loggers(ConfiguredHook):
 
     def on_end(self, run: Run) -> None:
         from instruct_lit.reports.loggers import log_results
+        from instruct_lit.reports.run_page import plot_losses, print_summary, write_report
 
+        plot_losses(run.run_dir)
+        differing = [(key, shown(default), shown(value)) for key, default, value in differences(self.config, "train")]
+        write_report(run.run_dir, differing, sys.argv[1:], self.config.name)
+        print_summary(run.run_dir, run.metrics)
         trainer: Any = run.trainer
         settings = settings_to_compare(self.config, sys.argv[1:]) if trainer.enable_autolog_hparams else {}
         compared = dict.fromkeys([*COMPARED, *filter(None, [self.config.optimized_metric])])
@@ -295,15 +299,3 @@ class Verification(ConfiguredHook):
         store, indices = run.data.examples_of("test")
         examples = (store.example(int(i)) for i in indices[:N_LOSSES])
         return reference_of(run.model, run.tokenizer, run.template, examples)
-
-
-class Report(ConfiguredHook):
-    """satellite reports: the page, the plot and the summary of a run."""
-
-    def on_end(self, run: Run) -> None:
-        from instruct_lit.reports.run_page import plot_losses, print_summary, write_report
-
-        plot_losses(run.run_dir)
-        differing = [(key, shown(default), shown(value)) for key, default, value in differences(self.config, "train")]
-        write_report(run.run_dir, differing, sys.argv[1:], self.config.name)
-        print_summary(run.run_dir, run.metrics)

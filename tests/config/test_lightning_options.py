@@ -19,9 +19,9 @@ from lightning.pytorch import callbacks as of_lightning
 from omegaconf import OmegaConf
 
 from instruct_lit.config.check_commands import check_command
-from instruct_lit.config.check_lightning import REFUSED_ARGUMENTS, REFUSED_CALLBACKS
 from instruct_lit.config.compose import CONF
 from instruct_lit.config.run_builders import trainer_of, tuner_of
+from instruct_lit.config.schema.constructors import REFUSED_ARGUMENTS, REFUSED_CALLBACKS
 from instruct_lit.core.model.gpt import GPT
 from instruct_lit.core.training.early_stopping import ValidateAtEnd
 from instruct_lit.core.training.history import History
