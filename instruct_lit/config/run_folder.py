@@ -115,7 +115,7 @@ def saved_group(folder: Path, name: str, cache: str) -> DictConfig | None:
 
 def _data_without_code(values: dict[str, Any], file: Path, cache: str) -> dict[str, Any]:
     """The data group without what leads to code; the sources where this version has them, with this command's cache."""
-    filters = values.get("filters")
+    filters: Any = values.get("filters")
     for name, never in _FILTERS.items() if isinstance(filters, dict) else ():
         if (given := filters.get(name)) is not None:
             path = given.get("path") if isinstance(given, dict) else given
