@@ -34,7 +34,33 @@ class Refused(Exception):
     """The endpoint refuses one question, for example because it is too long; others may still be answered."""
 
 
-class HttpEndpoint(ABC):
+class Endpoint:
+    """Replies to messages; `identity` is everything besides the messages that a reply depends on."""
+
+    key = "judge"  # the group of the configuration that it comes from, which messages name
+    model: str
+    max_tokens: int | None  # of a reply; None: no limit
+    identity: dict[str, Any]
+
+    async def __aenter__(self) -> Self:
+        """Connect, where a connection is needed; it belongs to one event loop."""
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Disconnect."""
+
+    async def check(self) -> None:
+        """Raise JudgeError, before long work, for an endpoint that cannot be used."""
+
+    async def ask(self, messages: Messages, verdict: Verdict) -> Reply:
+        """Ask one question.
+
+        Raises: Refused when the endpoint refuses the question, JudgeError when it cannot be used.
+        """
+        raise NotImplementedError
+
+
+class HttpEndpoint(Endpoint, ABC):
     """An endpoint that takes a JSON body and returns one.
 
     Args:
@@ -44,7 +70,6 @@ class HttpEndpoint(ABC):
         api_key: masked in every message.
     """
 
-    key = "judge"  # the group of the configuration that messages name
     path = ""
     models_path = ""
 
@@ -66,7 +91,7 @@ class HttpEndpoint(ABC):
         self.url, self.model, self.constrained = url.rstrip("/"), model, constrained
         self.temperature, self.seed, self.body = temperature, seed, dict(body or {})
         limits = {"max_tokens": max_tokens, **self.body}
-        self.max_tokens: int | None = limits.get("max_completion_tokens", limits["max_tokens"])
+        self.max_tokens = limits.get("max_completion_tokens", limits["max_tokens"])
         self.timeout_s, self.n_retries = timeout_s, n_retries
         self._api_key = api_key
         self._client: Any = None
@@ -76,7 +101,6 @@ class HttpEndpoint(ABC):
         }  # fmt: skip
 
     async def __aenter__(self) -> Self:
-        """Connect; the connection belongs to one event loop."""
         self._client = _openai().AsyncOpenAI(
             base_url=self.url,
             api_key=self._api_key or "none",
@@ -130,10 +154,6 @@ class HttpEndpoint(ABC):
         """The reply in the body of an answer; a lookup error where the body has another form."""
 
     async def ask(self, messages: Messages, verdict: Verdict) -> Reply:
-        """Ask one question.
-
-        Raises: Refused when the endpoint refuses the question, JudgeError when it cannot be used.
-        """
         start = time.perf_counter()
         openai = _openai()
         constrained = self.constrained

@@ -5,31 +5,17 @@ import json
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from instruct_lit.errors import InstructLitError, JudgeError
 from instruct_lit.evaluation.answer_cache import AnswerCache
-from instruct_lit.evaluation.judging.endpoints import Messages, Refused, Reply
+from instruct_lit.evaluation.judging.endpoints import Endpoint, Messages, Refused, Reply
 from instruct_lit.evaluation.judging.prompt import JudgePrompt, Verdict
 from instruct_lit.evaluation.statistics import interval
 
 MAX_UNPARSED = 0.5  # by default the share of verdicts above which a mean says more about the judge
 ASSUMED_SECONDS = 2.0  # per request, of a judge without cached replies
 MESSAGE_TOKENS = 16  # upper bound of what a chat template adds to a message
-
-
-class Endpoint(Protocol):
-    """Replies to messages; `identity` is everything besides the messages that a reply depends on."""
-
-    key: str  # the group of the configuration that it comes from
-    model: str
-    max_tokens: int | None  # of a reply; None: no limit
-    identity: dict[str, Any]
-
-    async def __aenter__(self) -> Any: ...
-    async def __aexit__(self, *_: object) -> None: ...
-    async def check(self) -> None: ...
-    async def ask(self, messages: Messages, verdict: Verdict) -> Reply: ...
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import time
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from instruct_lit.core.generation.responses import closing
 from instruct_lit.core.generation.sampling import SamplingSettings
 from instruct_lit.core.model.causal import CausalLM, best_device
 from instruct_lit.errors import ConfigError, InstructLitError
-from instruct_lit.evaluation.judging.endpoints import Messages, Refused, Reply
+from instruct_lit.evaluation.judging.endpoints import Endpoint, Messages, Refused, Reply
 from instruct_lit.evaluation.judging.prompt import Verdict
 from instruct_lit.hf.chat_template import with_chat
 from instruct_lit.hf.files import load_hf, opening
@@ -29,7 +29,7 @@ from instruct_lit.hf.tokenizer import load_tokenizer
 from instruct_lit.optional_imports import load
 
 
-class LocalEndpoint:
+class LocalEndpoint(Endpoint):
     """Replies greedily with the model of a run folder, a bundle, a Hugging Face directory, or a GGUF file in it.
 
     With `constrained` the model chooses among the replies that the verdict allows, token by token, so that every reply
@@ -37,8 +37,6 @@ class LocalEndpoint:
 
     Raises: ConfigError when the model cannot be opened or has no chat template.
     """
-
-    key = "judge"
 
     def __init__(
         self, model: str, gguf_file: str | None = None, *, max_tokens: int = 256, constrained: bool = True
@@ -59,9 +57,9 @@ class LocalEndpoint:
     async def ask(self, messages: Messages, verdict: Verdict) -> Reply:
         """Answer one question; Refused when it does not fit into the model's context."""
         start = time.perf_counter()
-        ids, limit = self.prompt_ids(messages), self._engine.context_length
-        if len(ids) + self.max_tokens > limit:
-            raise Refused(f"{len(ids)} tokens and {self.max_tokens} of reply do not fit into {limit}")
+        ids, n_new, limit = self.prompt_ids(messages), self._settings.max_new_tokens, self._engine.context_length
+        if len(ids) + n_new > limit:
+            raise Refused(f"{len(ids)} tokens and {n_new} of reply do not fit into {limit}")
         hook = self._one_of(tuple(verdict.replies)) if self.constrained else None
         request = self._engine.prepare(ids, self._settings, hook)
         self._engine.enqueue(request)
@@ -69,15 +67,6 @@ class LocalEndpoint:
             self._engine.step()
         n_reply = len(request.ids) + (request.finish_reason == "stop")  # with the end-of-text
         return Reply(request.text, len(ids), n_reply, time.perf_counter() - start)
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        pass
-
-    async def check(self) -> None:
-        """The model is open already."""
 
     def prompt_ids(self, messages: Messages) -> list[int]:
         """Token ids of a conversation of user and assistant; earlier turns need a template that has a form for them."""
