@@ -1,6 +1,7 @@
 """Quality of answers during training, which early stopping, checkpoints and sweeps can monitor instead of the loss."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,6 +43,10 @@ class GenerationQuality(Callback):
         if dtype not in (None, "bfloat16"):
             raise ConfigError(f"callbacks.generation_quality.dtype={dtype}: allowed are null, bfloat16")
         self.dtype, self.make_loops = dtype, DECODE_LOOPS if cuda_graphs else ()
+        self._engine: Engine | None = None  # kept until the end of the run, with its recorded steps
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._engine = None
 
     def sample(self, indices: np.ndarray) -> np.ndarray:
         """The examples that are answered, in ascending order."""
@@ -70,9 +75,13 @@ class GenerationQuality(Callback):
                 f"callbacks.generation_quality.metrics: no record of the validation sample has {missing[0]}"
             )
         share = [(i, store.example(i), store[i].prompt_ids) for i in share_of(trainer, chosen.tolist())]
-        engine = Engine(pl_module.model, data.tokenizer, self.max_rows, self._make_weights(), self.make_loops)  # type: ignore[arg-type]
-        with pl_module.sharding.gathered(pl_module.model):  # type: ignore[union-attr,operator,arg-type]
-            rows = answer(engine, data.template, share, self.settings)
+        model: Any = pl_module.model
+        if self._engine is None:
+            self._engine = Engine(model, data.tokenizer, self.max_rows, self._make_weights(), self.make_loops)
+        with pl_module.sharding.gathered(model):  # type: ignore[union-attr,operator]
+            rows = answer(self._engine, data.template, share, self.settings)
+        if self.dtype is not None or pl_module.device.type != "cuda":
+            self._engine.clear()  # nothing recorded to keep, or copies of the weights, whose memory training needs
         sums = torch.tensor(
             [sum(METRICS[name](row) for row in rows if _concerns(name, row)) for name in self.metrics],
             dtype=sum_dtype(pl_module.device),  # type: ignore[arg-type]

@@ -1,5 +1,7 @@
 """Sample answers in the loggers while a model trains."""
 
+from typing import Any
+
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
 
@@ -14,6 +16,10 @@ class SampleAnswers(Callback):
     def __init__(self, n_examples: int = 3, max_new_tokens: int = 64, cuda_graphs: bool = True) -> None:
         self.n_examples, self.make_loops = n_examples, DECODE_LOOPS if cuda_graphs else ()
         self.settings = SamplingSettings(max_new_tokens=max_new_tokens)
+        self._engine: Engine | None = None  # kept until the end of the run, with its recorded steps
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._engine = None
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         loggers = [logger for logger in trainer.loggers if takes_text(logger)]
@@ -27,8 +33,10 @@ class SampleAnswers(Callback):
         data = trainer.datamodule  # type: ignore[attr-defined]
         store, indices = data.examples_of("val")
         chosen = [int(i) for i in indices[: self.n_examples]]
-        engine = Engine(pl_module.model, data.tokenizer, make_loops=self.make_loops)  # type: ignore[arg-type]
-        answers = engine.generate([store[i].prompt_ids for i in chosen], self.settings)
+        if self._engine is None:
+            model: Any = pl_module.model
+            self._engine = Engine(model, data.tokenizer, min(self.n_examples, 32), make_loops=self.make_loops)
+        answers = self._engine.generate([store[i].prompt_ids for i in chosen], self.settings)
         for number, (index, answer) in enumerate(zip(chosen, answers, strict=True)):
             example = store.example(index)
             text = "\n\n".join(

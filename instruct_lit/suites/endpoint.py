@@ -77,7 +77,7 @@ class EvaluationService(CompletionService):
     def __init__(self, evaluated: EvaluatedModel) -> None:
         self.evaluated, self._fitting = evaluated, threading.Lock()
         chat_model = ChatModel(NAME, evaluated.model, evaluated.tokenizer, evaluated.template)
-        super().__init__(chat_model, evaluated.engine(), DEFAULTS, max_waiting=sys.maxsize)
+        super().__init__(chat_model, evaluated.engine, DEFAULTS, max_waiting=sys.maxsize)
 
     def prepare(self, body: Body) -> Job:
         """As `CompletionService.prepare`; requests whose answer is cached, without log-probabilities, are finished."""

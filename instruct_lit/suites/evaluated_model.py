@@ -43,10 +43,8 @@ class EvaluatedModel:
 
     def __post_init__(self) -> None:
         self.encode = lru_cache(maxsize=1024)(lambda text: tuple(self.tokenizer.encode(text)))
-
-    def engine(self) -> Engine:
-        """A decoder of the model."""
-        return Engine(self.model, self.tokenizer, self.max_rows, make_loops=DECODE_LOOPS if self.cuda_graphs else ())
+        loops = DECODE_LOOPS if self.cuda_graphs else ()  # one engine for all suites, whose recorded steps are kept
+        self.engine = Engine(self.model, self.tokenizer, self.max_rows, make_loops=loops)
 
     def render(self, messages: Sequence[dict[str, str]]) -> str:
         """The prompt of a conversation as the bundle's chat template renders it; an assistant message follows it."""
@@ -86,11 +84,11 @@ class EvaluatedModel:
         fitted = list(map(self.fit, prompts, settings))
         # Sorted, so that common prefixes are prefilled together.
         waiting = sorted((i for i in range(len(prompts)) if i not in found), key=lambda i: fitted[i][0])
-        engine = self.vllm or self.engine()
-        engine.tokenizer, by_number = self.tokenizer, dict(enumerate(waiting))
+        engine = self.vllm or self.engine
+        engine.tokenizer = self.tokenizer
 
         def keep(request: Any) -> None:
-            i = by_number[request.number]
+            i = waiting[request.number]
             found[i] = until(self._text(request), settings[i].stop)
             self.cache.add([(requests[i], found[i])])
             self._advance(1)

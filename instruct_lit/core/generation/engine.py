@@ -7,7 +7,6 @@ once) and join the batch; a finished row leaves it and the last one takes its pl
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from itertools import count
 from typing import Protocol
 
 import torch
@@ -65,7 +64,6 @@ class Engine:
         self._weights: WeightStore | None = None
         self._loop: DecodeLoop | None = None
         self._recomputes = False  # until the batch is empty, rows are computed without the cache
-        self._numbers = count()
 
     @property
     def dtype(self) -> torch.dtype | None:
@@ -90,7 +88,7 @@ class Engine:
         if not 0 < len(prompt_ids) <= longest:
             limit = "the model's context" + (" minus one token" if longest < self.context_length else "")
             raise DataError(f"a prompt has {len(prompt_ids)} tokens; allowed are 1 to {longest}, {limit}")
-        return Request(next(self._numbers), list(prompt_ids), settings, hook)
+        return Request(list(prompt_ids), settings, hook)
 
     def enqueue(self, request: Request) -> None:
         """Queue a request."""
@@ -151,6 +149,8 @@ class Engine:
         """
         each = settings if isinstance(settings, Sequence) else [settings] * len(prompts)
         requests = [self.submit(prompt, setting) for prompt, setting in zip(prompts, each, strict=True)]
+        for number, request in enumerate(requests):
+            request.number = number
         while self.n_unfinished:
             for request in self.step():
                 if request.finish_reason is not None and on_finished is not None:

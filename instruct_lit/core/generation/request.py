@@ -33,10 +33,9 @@ class Hook:
 class Request:
     """A prompt and its response: `ids` grows with every step and never contains end-of-text.
 
-    `has_eot` is set where the model has ended the response with end-of-text.
+    `has_eot` is set where the model has ended the response with end-of-text; `number` is the prompt's place in a list.
     """
 
-    number: int
     prompt_ids: list[int]
     settings: SamplingSettings
     hook: Hook | None = None
@@ -44,6 +43,7 @@ class Request:
     text: str = ""
     finish_reason: FinishReason | None = None
     has_eot: bool = False
+    number: int = 0
 
     @property
     def n_tokens(self) -> int:

@@ -24,12 +24,12 @@ from tests.core.generation.streaming import pieces_of
     ],
 )
 def test_what_no_later_token_can_change(text: str, stops: tuple, finished, expected: str) -> None:
-    request = Request(0, [1], SamplingSettings(stop=stops), text=text, finish_reason=finished)
+    request = Request([1], SamplingSettings(stop=stops), text=text, finish_reason=finished)
     assert stable_text(request) == expected
 
 
 def test_the_earliest_stop_text_ends_the_answer(tokenizer: GPT2Tokenizer) -> None:
-    request = Request(0, [1], SamplingSettings(stop=("three", "two")))
+    request = Request([1], SamplingSettings(stop=("three", "two")))
     reasons = [request.extend([i], tokenizer, 99) for i in tokenizer.encode("one two three")]
     assert (request.text, reasons[:2]) == ("one ", [None, "stop"])
 
