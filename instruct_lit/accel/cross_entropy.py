@@ -31,7 +31,7 @@ def summed_cross_entropy(
 ) -> Tensor:
     """Return Σ weights · -log p(target), a float32 scalar with gradients for `hidden` and `head_weight`.
 
-    No supervised position gives 0 with zero gradients.
+    No supervised position gives 0 with zero gradients. The result may not be scaled: factors belong into the weights.
 
     Args:
         hidden: `(M, C)`, the states at the supervised positions.
@@ -89,18 +89,15 @@ class _SummedCrossEntropy(torch.autograd.Function):
                 del logits  # before those of the next chunk
         if needs_weight and grad_weight is None and copy is None:
             grad_weight = torch.zeros_like(head_weight)
-        ctx.copy, ctx.gradients = copy, (grad_hidden, grad_weight)
+        ctx.gradients = (grad_hidden, grad_weight)
         return total
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        gradients, ctx.gradients = ctx.gradients, None
-        # The buffer may hold more than this gradient, so it cannot be scaled: factors belong into the weights.
-        assert ctx.copy is None or abs(grad_output.item() - 1.0) < 1e-6, "scale the weights of the loss instead"
-        # On a CPU reading the factor is free and mostly saves a pass over (V, C); elsewhere it would synchronise.
-        if not grad_output.is_cpu or abs(grad_output.item() - 1.0) > 1e-6:
-            gradients = tuple(g if g is None else g.mul_(grad_output.to(g.dtype)) for g in gradients)
-        return gradients[0], gradients[1], None, None, None, None, None
+        (grad_hidden, grad_weight), ctx.gradients = ctx.gradients, None
+        # A pass over (V, C) for nothing; the buffer of a copy may hold more than this gradient. A GPU would wait.
+        assert not grad_output.is_cpu or abs(grad_output.item() - 1.0) < 1e-6, "scale the weights of the loss instead"
+        return grad_hidden, grad_weight, None, None, None, None, None
 
 
 def _chunk_of(like: Tensor, n_vocab: int) -> int:

@@ -20,11 +20,12 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     return request.param
 
 
-def test_the_gradient_in_the_heads_buffer_cannot_be_scaled_afterwards() -> None:
+def test_gradients_cannot_be_scaled_afterwards() -> None:
     hidden, head, targets, weights = made(5, dtype=torch.float32)
-    loss = summed_cross_entropy(hidden, head, targets, weights, WeightCopy(head, head.detach(), torch.empty_like(head)))
-    with pytest.raises(AssertionError, match="scale the weights of the loss instead"):
-        (loss * 1.5).backward()
+    for copy in (None, WeightCopy(head, head.detach(), torch.empty_like(head))):
+        loss = summed_cross_entropy(hidden, head, targets, weights, copy)
+        with pytest.raises(AssertionError, match="scale the weights of the loss instead"):
+            (loss * 1.5).backward()
 
 
 @pytest.mark.usefixtures("way")

@@ -40,13 +40,13 @@ def test_loss_and_gradients_are_torchs(
     summed: Callable[..., torch.Tensor], m: int, dft: bool, dtype: torch.dtype
 ) -> None:
     hidden, weight, targets, weights = made(m, dtype=dtype)
-    loss = summed(hidden, weight, targets, weights, dft=dft)
-    gradients = torch.autograd.grad(loss * 0.25, (hidden, weight))
+    loss = summed(hidden, weight, targets, weights * 0.25, dft=dft)
+    gradients = torch.autograd.grad(loss, (hidden, weight))
     exact_hidden, exact_weight = (x.detach().double().requires_grad_() for x in (hidden, weight))
     losses = F.cross_entropy(exact_hidden @ exact_weight.t(), targets, reduction="none")
     p_target = torch.exp(-losses).detach() if dft else 1.0
-    expected = (losses * p_target * weights).sum()
-    wanted = torch.autograd.grad(expected * 0.25, (exact_hidden, exact_weight))
+    expected = (losses * p_target * weights * 0.25).sum()
+    wanted = torch.autograd.grad(expected, (exact_hidden, exact_weight))
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
     for found, right in zip(gradients, wanted, strict=True):
         torch.testing.assert_close(found.double(), right, rtol=1e-4, atol=2e-5)
