@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from instruct_lit.accel.compat_torch import forbidden_waits
+from instruct_lit.accel.rms_norm import RMSNorms
 from instruct_lit.core.generation.engine import WeightStore, logits_of
 from instruct_lit.core.generation.request import Request
 from instruct_lit.core.generation.sampling import SamplingSettings, drawn, draws_of, limits_of, nucleus, penalised
@@ -83,7 +84,7 @@ class DeviceLoop:
         self, model: CausalLM, weights: WeightStore | None, eot_id: int, cache: KeyValueCache, with_graphs: bool
     ) -> None:
         self.model, self.weights, self.eot_id, self.cache = model, weights, eot_id, cache
-        self.with_graphs = with_graphs
+        self.with_graphs, self._norms = with_graphs, RMSNorms(model, training=False)
         self._graphs: dict[_Shape, torch.cuda.CUDAGraph] = {}
         self._addresses: list[int] = []  # of the parameters that the graphs read
         self._pool: Any = None  # of the memory that they share
@@ -146,12 +147,16 @@ class DeviceLoop:
         """Make the steps, by a graph where one is recorded or can be."""
         self._step_number.zero_()
         graph = self._graph_for(shape) if self.with_graphs else None
-        if graph is None and self.with_graphs and n_steps >= FEWEST_STEPS:
-            self._first_step(shape)
-            n_steps -= 1
-            graph = self._recorded(shape) if self.with_graphs else None
-        for _ in range(n_steps):
-            self._step(shape) if graph is None else graph.replay()
+        self._norms.attach()
+        try:
+            if graph is None and self.with_graphs and n_steps >= FEWEST_STEPS:
+                self._first_step(shape)
+                n_steps -= 1
+                graph = self._recorded(shape) if self.with_graphs else None
+            for _ in range(n_steps):
+                self._step(shape) if graph is None else graph.replay()
+        finally:
+            self._norms.detach()
 
     def _graph_for(self, shape: _Shape) -> torch.cuda.CUDAGraph | None:
         addresses = [parameter.data_ptr() for parameter in self.model.parameters()]

@@ -1,8 +1,8 @@
-"""RMSNorm of a model of transformers in training: one operation that saves its input and one number per token.
+"""RMSNorm of a model of transformers as one operation, which in training saves its input and one number per token.
 
 As the models write it, it is six operations, two of which save the whole residual stream in fp32, with as many in the
-backward pass. A norm is replaced only where it agrees with this one, in bf16 up to rounding: here all is computed in
-fp32 and rounded once.
+backward pass; a step of decoding asks a GPU for each. A norm is replaced only where it agrees with this one, in bf16 up
+to rounding: here all is computed in fp32 and rounded once.
 """
 
 from __future__ import annotations
@@ -19,30 +19,44 @@ TOLERANCES = {torch.float32: 1e-6, torch.bfloat16: 0.01}  # relative differences
 
 
 class RMSNorms:
-    """The norms of a model; from `attach` to `detach` they are replaced in training mode, for inputs in their dtype."""
+    """The norms of a model; from `attach` to `detach` they are replaced in one mode, for inputs in their dtype.
 
-    def __init__(self, model: nn.Module) -> None:
-        norms = [m for m in model.modules() if "RMSNorm" in type(m).__name__ and "forward" not in vars(m)]
+    Args:
+        training: The mode; those of the other may be replaced meanwhile.
+    """
+
+    def __init__(self, model: nn.Module, training: bool = True) -> None:
+        self.training = training
+        norms = [m for m in model.modules() if "RMSNorm" in type(m).__name__ and _is_its_own(m)]
         offsets = {module: _offset_of(module) for module in norms}
         self.norms = {module: offset for module, offset in offsets.items() if offset is not None}
 
     def attach(self) -> RMSNorms:
         """Replace them from now on."""
         for norm, offset in self.norms.items():
-            norm.forward = partial(_forward, norm, norm.forward, offset)  # type: ignore[method-assign]
+            norm.forward = partial(_forward, norm, norm.forward, offset, self.training)  # type: ignore[method-assign]
         return self
 
     def detach(self) -> None:
         """Restore the model."""
         for norm in self.norms:
-            norm.__dict__.pop("forward", None)
+            before = norm.__dict__.pop("forward").args[1]
+            if isinstance(before, partial):
+                norm.forward = before  # type: ignore[method-assign]
+
+
+def _is_its_own(norm: nn.Module) -> bool:
+    """Whether nothing else has replaced the forward pass of a norm."""
+    forward = vars(norm).get("forward")
+    return forward is None or getattr(forward, "func", None) is _forward
 
 
 def rms_norm(x: Tensor, weight: Tensor, epsilon: float, offset: float = 0.0) -> Tensor:
     """x / √(mean(x²) + ε) · (weight + offset) for `x` `(…, C)` and `weight` `(C,)` (Zhang & Sennrich 2019)."""
     if x.device.type == "cpu":  # where torch's own is several operations
         return _RMSNorm.apply(x, weight, epsilon, offset)
-    return F.rms_norm(x, weight.shape, weight + offset if offset else weight, epsilon)
+    with torch.autocast(x.device.type, enabled=False):  # later versions of torch would return fp32
+        return F.rms_norm(x, weight.shape, weight + offset if offset else weight, epsilon)
 
 
 @torch.no_grad()
@@ -50,6 +64,8 @@ def _offset_of(norm: nn.Module) -> float | None:
     """What a norm adds to its weight, 1 in Gemma; None if it computes something else, or the sum would be rounded."""
     weight, epsilon = getattr(norm, "weight", None), _epsilon_of(norm)
     if weight is None or weight.ndim != 1 or weight.dtype not in TOLERANCES or epsilon is None:
+        return None
+    if hasattr(weight, "full_tensor"):  # in shards
         return None
     x = (1 + torch.randn(4, len(weight), generator=torch.Generator().manual_seed(0))).to(weight)
     expected = norm(x)
@@ -63,8 +79,8 @@ def _epsilon_of(norm: nn.Module) -> float | None:
     return epsilon if isinstance(epsilon, float) else None
 
 
-def _forward(norm: Any, plain: Callable[[Tensor], Tensor], offset: float, x: Tensor) -> Tensor:
-    if not norm.training or x.dtype != norm.weight.dtype:
+def _forward(norm: Any, plain: Callable[[Tensor], Tensor], offset: float, training: bool, x: Tensor) -> Tensor:
+    if norm.training is not training or x.dtype != norm.weight.dtype:
         return plain(x)
     epsilon = _epsilon_of(norm)
     assert epsilon is not None

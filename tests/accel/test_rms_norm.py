@@ -54,7 +54,15 @@ def test_a_norm_of_a_llama_and_of_a_gemma_is_replaced(offset: float) -> None:
     half = x.bfloat16()
     assert torch.equal(model["norm"](half), LlamaRMSNorm.forward(model["norm"], half)), "only in the weight's dtype"
     model.eval()
-    assert torch.equal(model["norm"](x), LlamaRMSNorm.forward(model["norm"], x)), "only in training"
+    plain = LlamaRMSNorm.forward(model["norm"], x)
+    assert torch.equal(model["norm"](x), plain), "only in training"
+    of_decoding = RMSNorms(model, training=False).attach()
+    assert not torch.equal(model["norm"](x), plain)
+    torch.testing.assert_close(model["norm"](x), plain)
+    assert torch.equal(results(model.train()["norm"], x)[0], found[0]), "the other mode's stays"
+    of_decoding.detach()
+    assert torch.equal(model.eval()["norm"](x), plain)
+    assert torch.equal(results(model.train()["norm"], x)[0], found[0])
     norms.detach()
     assert "forward" not in vars(model["norm"])
 
