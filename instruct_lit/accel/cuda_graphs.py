@@ -43,8 +43,8 @@ class StepGraphs:
 
     Args:
         loss_of: Receives input ids, positions, layout, loss index, targets and weights as `Batch` has them and returns
-            a scalar, in bf16 autocast; it must neither synchronise, nor read or set the state of random numbers, nor
-            depend on a host's value that changes.
+            a scalar, in bf16 autocast; it must neither synchronise nor depend on a host's value that changes, and set
+            the state of random numbers to one of the same step only, as activation checkpointing does.
         adds: Whether the gradients of several micro-batches add up.
     """
 

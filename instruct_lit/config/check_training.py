@@ -135,9 +135,9 @@ def computes_in_half(config: Any) -> bool:
 def wants_graphs(config: Any) -> bool:
     """Whether steps are to be recorded on a GPU that computes in bf16.
 
-    `cuda_graphs=null` records what torch documents as possible, since a recording that fails ends the run: random
-    numbers of its default generator (adapter.dropout, neftune_alpha), and activation checkpointing of blocks that draw
-    none. With model.dropout the attention kernel draws as well, which depends on the kernel; that requires `true`.
+    `cuda_graphs=null` records what torch documents or tests, since a recording that fails ends the run: random numbers
+    of its default generator (adapter.dropout, neftune_alpha), also where activation checkpointing draws them again.
+    With model.dropout the attention kernel draws as well, which depends on the kernel; that requires `true`.
     """
     possible = not config.model.dropout and not _reasons_against_graphs(config)
     return possible if config.cuda_graphs is None else bool(config.cuda_graphs)
@@ -157,11 +157,6 @@ def _reasons_against_graphs(config: Any) -> list[str]:
         reasons.append("trainer.detect_anomaly cannot look into a recorded step")
     if model.dropout and (config.batching.layout != "padded" or config.batching.shared_prefix):
         reasons.append("the attention of packed documents with model.dropout has no fixed shapes; use batching=padded")
-    if model.activation_checkpointing and (model.dropout or config.adapter.dropout):
-        reason = (
-            "model.activation_checkpointing repeats {} by setting the state of random numbers, which no graph does; "
-        )
-        reasons.append(reason.format("model.dropout" if model.dropout else "adapter.dropout") + "leave out one of them")
     return reasons
 
 

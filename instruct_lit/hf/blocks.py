@@ -31,8 +31,8 @@ class BlockForward:
             it calls its attention, then for these tokens with what they attended as the result.
         index: Selects these tokens, counting through the flattened ones; all if None.
         recomputes: Whether activations are recomputed in the backward pass, in training.
-        draws: Whether the block draws random numbers in training, so that the recomputation must restore their state;
-            that takes time, and a CUDA graph cannot record it. The first forward pass finds it out.
+        draws: Whether the block draws random numbers in training, so that the recomputation must restore their state,
+            which takes time. The first forward pass finds it out.
     """
 
     def __init__(self, block: Any) -> None:

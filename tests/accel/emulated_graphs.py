@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any, ClassVar
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -78,8 +79,18 @@ class EmulatedGraph(TorchDispatchMode):
 
 @contextmanager
 def _recording(graph: EmulatedGraph, *_: Any, **__: Any) -> Iterator[None]:
-    state = torch.get_rng_state()
-    with graph:
+    """A state of random numbers that is read while recording is, in a replay, that of the replay."""
+    state, read, write = torch.get_rng_state(), torch.get_rng_state, torch.set_rng_state
+
+    def get_rng_state() -> Tensor:
+        graph.operations.append((read, (), {}, found := read()))
+        return found
+
+    def set_rng_state(new_state: Tensor) -> None:
+        graph.operations.append((write, (new_state,), {}, None))
+        write(new_state)
+
+    with patch.object(torch, "get_rng_state", get_rng_state), patch.object(torch, "set_rng_state", set_rng_state), graph:
         yield
     torch.set_rng_state(state)
     graph.end()

@@ -88,7 +88,7 @@ def drawing(name: str, device: str = "cpu") -> tuple[AcceleratedStep, CausalLM, 
         pytest.importorskip("peft")
         from instruct_lit.hf.adapters import Adapter
 
-        Adapter(model, rank=3, dropout=0.0 if recomputes else 0.3, dora="dora" in name)
+        Adapter(model, rank=3, dropout=0.0 if recomputes and not dropout else 0.3, dora="dora" in name)
         for parameter_name, parameter in model.named_parameters():
             if "lora_B" in parameter_name:
                 parameter.data.normal_(0, 0.1)
@@ -358,10 +358,11 @@ def test_documents_of_padding_hold_it_at_any_size() -> None:
 @pytest.mark.parametrize(
     ("name", "adds"),
     [
-        ("lora packed", False), ("noise recomputed packed", True), ("dropout padded", True), ("packed llama", False),
+        ("lora packed", False), ("noise recomputed packed", True), ("dropout recomputed padded", True),
+        ("packed llama", False),
         *(pytest.param(name, adds, marks=pytest.mark.slow) for adds in (False, True) for name in (
             "padded", "packed", "dropout padded", "noise padded", "lora packed llama", "dora lora packed llama",
-            "recomputed lora packed llama", "noise recomputed padded llama", "packed qwen3", "lora packed gemma",
+            "dropout recomputed lora packed llama", "recomputed lora packed llama", "noise recomputed padded llama", "packed qwen3", "lora packed gemma",
             "packed gemma3")),
     ],
 )  # fmt: skip
@@ -486,7 +487,13 @@ def test_a_recorded_step_has_the_noise_of_the_current_batch(recorded: list[Any])
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("name", [*DRAWING, "compiled lora packed llama"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *DRAWING, "dropout recomputed padded", "dropout recomputed lora packed llama", "compiled lora packed llama",
+        "compiled dropout recomputed lora packed llama",
+    ],
+)  # fmt: skip
 def test_recorded_steps_draw_anew_and_recompute(name: str) -> None:
     """Against the same steps kernel by kernel with the same random numbers; the width of the noise changes."""
     (step, model, batch), found = drawing(name, "cuda"), []
