@@ -23,6 +23,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import dropwhile
 from pathlib import Path
 from typing import Any
 
@@ -73,11 +74,8 @@ def rows(device: str, folder: Path) -> Iterator[Row]:
     """All rows, the most important first."""
     tiny = device == "cpu"
     python = [sys.executable, "-m"]
-    yield Row(
-        "tests",
-        [*python, "pytest", "-m", "not gpu and not slow" if tiny else "gpu", *TESTS[: 1 if tiny else None]],
-        "all pass",
-    )
+    tests = [*python, "pytest", "-v", "-m", "not gpu and not slow" if tiny else "gpu", *TESTS[: 1 if tiny else None]]
+    yield Row("tests", [*tests, "-k", "not compiled"], "all pass")
 
     def training(model: str, system: str, target: str = "", data: str = "answers", batch: int = 32) -> Row:
         size = ["--batch-size", "4", "--warm-up", "1", "--steps", "1"] if tiny else ["--batch-size", str(batch)]
@@ -103,8 +101,6 @@ def rows(device: str, folder: Path) -> Iterator[Row]:
     yield answering("gpt2", "hf generate bf16 110", 110, 110)
     yield answering("llama-1b", "ours bf16", 64, 64, "≥ 8,000 tokens/s")
     yield answering("gpt2", "ours bf16", 1, 8, "≥ 400 tokens/s")
-    yield training("llama-1b", "ours packed+prefix bf16")
-    yield training("llama-1b", "ours packed+prefix bf16 liger", "decides which of Liger and compile=true is faster")
     yield training("llama-1b", f"{OURS} lora", "≥ 1.3 × all weights, ≥ 1.5 × TRL's LoRA")
     yield training("llama-1b", f"{WRAPPED} lora frozen")
     yield Row(
@@ -112,7 +108,8 @@ def rows(device: str, folder: Path) -> Iterator[Row]:
         [*python, "benchmarks.training", "--system", "matrix products", "--model", f"hf:{folder / 'llama-1b'}",
          "--device", device],
     )  # fmt: skip
-    for model, limit in (("llama-1b", "20 s"), ("llama-8b", "60 s")):
+
+    def starting(model: str, target: str) -> Row:
         size = [] if model == "llama-1b" else ["adapter=lora"]
         of_run = [
             "model=hf", f"model.path={folder / model}", "model.pretrained=false", "data=files",
@@ -120,16 +117,22 @@ def rows(device: str, folder: Path) -> Iterator[Row]:
             "evaluate_base=false", "trainer.limit_val_batches=0",
             f"trainer.accelerator={'cpu' if tiny else 'gpu'}", f"paths.cache={folder / 'cache'}",
         ]  # fmt: skip
-        yield Row(f"{model}, first step", [*python, "benchmarks.startup", *of_run, *size], f"within {limit}")
-    yield training("llama-1b", f"{OURS} eager", "what recording saves or costs")
+        return Row(f"{model}, first step", [*python, "benchmarks.startup", *of_run, *size], target)
+
+    yield starting("llama-1b", "within 20 s")
     yield training("smollm2-135m", OURS, "≥ 5 × 174.6 examples/s")
     yield training("smollm2-135m", f"{OURS} lora", "≥ 5 × 90.2 examples/s")
     yield training("llama-8b", "ours packed+prefix bf16 lora", "batch 16 of 512 tokens fits 80 GB", "long", 16)
     yield training("llama-8b", "ours packed+prefix bf16 qlora eager", "batch 2 of 512 tokens fits 16 GB", "long", 2)
+    yield starting("llama-8b", "within 60 s")
+    yield training("llama-1b", "ours packed+prefix bf16")
+    yield training("llama-1b", "ours packed+prefix bf16 liger", "decides which of Liger and compile=true is faster")
+    yield training("llama-1b", f"{OURS} eager", "what recording saves or costs")
     yield answering("gpt2", "hf generate bf16 110 compiled", 110, 110)
     yield answering("llama-1b", "hf generate bf16 64 compiled", 64, 64)
     yield answering("gpt2", "ours bf16 eager", 110, 110)
     yield answering("gpt2", "vllm bf16", 110, 110)
+    yield Row("tests of compiled steps", [*tests, "-k", "compiled"], "all pass")
     yield training("llama-1b", "trl bf16 liger")
     yield training("smollm2-135m", WRAPPED)
     yield training("smollm2-135m", f"{WRAPPED} lora frozen")
@@ -236,6 +239,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=470, help="for everything")
     parser.add_argument("--longest", type=float, default=LONGEST_S, help="seconds of a row")
     parser.add_argument("--only", default="", help="rows whose name contains this text")
+    parser.add_argument("--start", default="", help="the first row whose name contains this text, and those after it")
     parser.add_argument("--book", type=Path, default=BOOK, help="records whose prompts are answered")
     parser.add_argument("--data", type=Path, default=ANSWERS, help="records that are trained on")
     parser.add_argument("--summary", type=Path, default=None, help="print the table of a folder of results")
@@ -249,7 +253,8 @@ def main() -> None:
         work, output = Path(temporary).resolve(), Path(temporary) / "output.txt"
         prepare(work, args.device == "cpu", args.book, args.data)
         (args.out / "log.txt").write_text("")
-        for row in (row for row in rows(args.device, work) if args.only in row.name):
+        following = dropwhile(lambda row: args.start not in row.name, rows(args.device, work))
+        for row in (row for row in following if args.only in row.name):
             left = end - time.monotonic()
             result: dict[str, Any] = {"row": row.name, "status": "not reached"}
             if left >= SHORTEST_S:

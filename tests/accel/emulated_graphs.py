@@ -90,7 +90,11 @@ def _recording(graph: EmulatedGraph, *_: Any, **__: Any) -> Iterator[None]:
         graph.operations.append((write, (new_state,), {}, None))
         write(new_state)
 
-    with patch.object(torch, "get_rng_state", get_rng_state), patch.object(torch, "set_rng_state", set_rng_state), graph:
+    with (
+        patch.object(torch, "get_rng_state", get_rng_state),
+        patch.object(torch, "set_rng_state", set_rng_state),
+        graph,
+    ):
         yield
     torch.set_rng_state(state)
     graph.end()

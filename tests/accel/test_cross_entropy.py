@@ -66,7 +66,7 @@ def test_only_a_gpus_softmax_is_compiled(way: str) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("compiled", [False, True], ids=["plain", "compiled"])
 def test_a_gpu_gives_the_same_loss_and_gradients(compiled: bool) -> None:
     hidden, weight, targets, weights = made(module.GPU_CHUNK + 100, v=517, dtype=torch.float32)
     results = []

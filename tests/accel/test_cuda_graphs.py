@@ -552,7 +552,8 @@ def test_gradients_of_recorded_steps_take_no_memory_beside_the_activations() -> 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize(
-    ("layout", "shared_prefix", "compiled"), [*((*of, False) for of in LAYOUTS), ("packed", True, True)]
+    ("layout", "shared_prefix", "compiled"),
+    [*((*of, False) for of in LAYOUTS), pytest.param("packed", True, True, id="compiled")],
 )
 @pytest.mark.parametrize("adds", [False, True])
 def test_a_recorded_step_is_the_step(model: GPT, layout: str, shared_prefix: bool, adds: bool, compiled: bool) -> None:

@@ -204,7 +204,7 @@ def test_half_precision_is_near(
 @pytest.mark.parametrize("layout", ["padded", "packed"])
 @pytest.mark.parametrize("shared_prefix", [False, True])
 @pytest.mark.parametrize("mask_prompt", [True, False])
-@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("compiled", [False, True], ids=["plain", "compiled"])
 def test_a_gpu_gives_the_same(
     model: GPT, plain: Plain, examples: list[EncodedExample], tokenizer: GPT2Tokenizer, layout: str, shared_prefix: bool,
     mask_prompt: bool, compiled: bool,
