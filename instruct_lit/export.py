@@ -9,9 +9,9 @@ def export(config: DictConfig) -> None:
     """Write the model at `run` in the format `to` with a model card, and upload it if a repository is named."""
     from instruct_lit.config import model_builders as build
     from instruct_lit.config.soup_builders import soup_of
-    from instruct_lit.exporters.formats import export_model, to_adapter, to_gguf_adapter, write_model_card
+    from instruct_lit.exporters.formats import FORMATS, export_model, to_adapter, to_gguf_adapter
     from instruct_lit.exporters.hub import push
-    from instruct_lit.exporters.model_card import CardFacts
+    from instruct_lit.exporters.model_card import CardFacts, write_card
     from instruct_lit.exporters.verification import QUANTISED, verify_export
 
     out_dir = output_dir()
@@ -30,7 +30,7 @@ def export(config: DictConfig) -> None:
         relation, base = "adapter", to_adapter(opened, folder, config.base_model)
     verified = verify_export(opened, folder, config.to, precision, base) if config.verify else {}
     facts = CardFacts(name, config.license, config.base_model, tuple(config.language), relation, verified)
-    write_model_card(opened, config.to, folder, facts)
+    write_card(folder / "README.md", facts, opened, FORMATS[config.to])
     print(f"{folder}: " + ", ".join(sorted(path.name for path in folder.iterdir())))
     if config.push_to_hub is not None:
         print(f"uploaded to {push(folder, config.push_to_hub, config.private, bool(verified.get('readers')))}")

@@ -17,24 +17,17 @@ def first_rank_first(trainer: Trainer) -> Iterator[None]:
 
     Where Lightning starts the other processes itself, it does so after the block.
     """
-    if trainer.world_size == 1:
+    is_first, strategy = trainer.local_rank == 0, trainer.strategy
+    if is_first:
         yield
-    elif trainer.local_rank == 0:
+    if trainer.world_size > 1:
+        if strategy.launcher is None:  # torchrun or a cluster starts the processes
+            strategy.setup_environment()
+        else:
+            strategy.launcher.launch(strategy.setup_environment)
+        strategy.barrier("prepared")
+    if not is_first:
         yield
-        _connect(trainer)
-        trainer.strategy.barrier("prepared")
-    else:
-        _connect(trainer)
-        trainer.strategy.barrier("prepared")
-        yield
-
-
-def _connect(trainer: Trainer) -> None:
-    strategy = trainer.strategy
-    if strategy.launcher is None:  # torchrun or a cluster starts the processes
-        strategy.setup_environment()
-    else:
-        strategy.launcher.launch(strategy.setup_environment)
 
 
 def silence_other_ranks(trainer: Trainer) -> None:

@@ -16,10 +16,9 @@ from instruct_lit.core.generation.sampling import SamplingSettings
 from instruct_lit.core.model.gpt import GPT
 from instruct_lit.core.model.pretrained import DTYPES
 from instruct_lit.errors import ConfigError
-from instruct_lit.evaluation.answer_files import read_jsonl
 from instruct_lit.exporters.gguf import write_gguf, write_gguf_adapter
 from instruct_lit.exporters.llama_cpp import K_QUANTS, check_programs, convert, convert_adapter, quantize
-from instruct_lit.exporters.model_card import CardFacts, published, write_card
+from instruct_lit.exporters.model_card import published
 from instruct_lit.exporters.ollama import modelfile
 from instruct_lit.hf.adapters import CONFIG, TENSORS, read_adapter_config, remove_adapter
 from instruct_lit.hf.chat_template_export import chat_template
@@ -53,13 +52,6 @@ def export_model(
         to_gguf(opened, folder, name, precision, llama_cpp)
     else:
         to_torch_export(opened, folder)
-
-
-def write_model_card(opened: OpenedModel, to: str, folder: Path, facts: CardFacts) -> None:
-    """Write the card of an exported model beside it."""
-    rows, size = read_jsonl(opened.directory.parent / "responses.jsonl"), opened.model.n_parameters
-    length, card = opened.model.config.context_length, folder / "README.md"
-    write_card(card, facts, opened.template, opened.about, rows, length, size, FORMATS[to])
 
 
 def to_hf(

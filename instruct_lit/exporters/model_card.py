@@ -8,9 +8,10 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from instruct_lit.core.bundle import OpenedModel
 from instruct_lit.core.data.example import Example
-from instruct_lit.core.data.template import Template
 from instruct_lit.core.jinja_environments import compile_text
+from instruct_lit.evaluation.answer_files import read_jsonl
 from instruct_lit.evaluation.metrics import WITHOUT_EXTRA, score
 from instruct_lit.evaluation.statistics import Interval
 
@@ -35,58 +36,44 @@ class CardFacts:
     verified: Mapping[str, Any] = field(default_factory=dict)  # by `verification.verify_export`
 
 
-def write_card(
-    path: Path,
-    facts: CardFacts,
-    template: Template,
-    about: Mapping[str, Any],
-    rows: Sequence[Mapping[str, Any]],
-    context_length: int,
-    n_parameters: int,
-    library: str,
-) -> None:
-    """Write the card as Markdown with the front matter of the Hugging Face hub.
+def write_card(path: Path, facts: CardFacts, opened: OpenedModel, library: str) -> None:
+    """Write the card of an exported model as Markdown with the front matter of the Hugging Face hub.
+
+    Metrics with intervals are computed from the responses to the test split in the run folder, where there are any.
 
     Args:
-        about: the content of the bundle's own file; empty if there is none.
-        rows: the responses to the test split, from which metrics with intervals are computed; may be empty.
-        library: the library that opens the model, as the hub names it.
+        library: the library that opens what was exported, as the hub names it.
     """
-    source = Path(__file__).with_name("card.md.jinja").read_text(encoding="utf-8")
+    source, about = Path(__file__).with_name("card.md.jinja").read_text(encoding="utf-8"), opened.about
     metrics, data = about.get("metrics", {}), {**_NO_DATA, **about.get("data", {})}
-    measured = {key: metrics[key] for key in _MEASURED if key in metrics}
+    rows = read_jsonl(opened.directory.parent / "responses.jsonl")
     scores = score(rows, list(WITHOUT_EXTRA)) if rows else {}
-    front = card_data(facts, about, measured, metrics.get("n_test"), scores, library)
+    front = card_data(facts, about, scores, library)
     text = compile_text(source).render(
         name=facts.name,
         data={**data, "name": data["name"] and without_local_paths(data["name"])},
         base_model=front.base_model,
         command=about.get("command") and without_local_paths(about["command"]),
         version=about.get("version"),
-        template=template.name,
-        prompt="".join(template.turns(Example("{instruction}", "{response}"))[0]),
-        metrics={key: (value, metrics.get(f"base/{key}")) for key, value in measured.items()},
+        template=opened.template.name,
+        prompt="".join(opened.template.turns(Example("{instruction}", "{response}"))[0]),
+        metrics={key: (metrics[key], metrics.get(f"base/{key}")) for key in _MEASURED if key in metrics},
         scores=scores,
-        context_length=context_length,
+        context_length=opened.model.config.context_length,
         soup=about.get("soup"),
         readers=facts.verified.get("readers"),
         change=facts.verified.get("change"),
         n_verified=facts.verified.get("n"),
-        n_parameters=f"{n_parameters / 1e6:,.1f}",
+        n_parameters=f"{opened.model.n_parameters / 1e6:,.1f}",
     )
     path.write_text(f"---\n{front.to_yaml()}\n---\n\n{text.strip()}\n", encoding="utf-8")
 
 
 def card_data(
-    facts: CardFacts,
-    about: Mapping[str, Any],
-    measured: Mapping[str, float],
-    n_test: int | None,
-    scores: Mapping[str, Interval],
-    library: str,
+    facts: CardFacts, about: Mapping[str, Any], scores: Mapping[str, Interval], library: str
 ) -> ModelCardData:
     """The metadata of the hub: whence the model comes and what was measured of it, never of its base."""
-    base, data = about.get("base") or {}, {**_NO_DATA, **about.get("data", {})}
+    base, data, metrics = about.get("base") or {}, {**_NO_DATA, **about.get("data", {})}, about.get("metrics", {})
     base_model = facts.base_model or base.get("id")
     name = without_local_paths(data["name"] or "unknown")
 
@@ -96,8 +83,8 @@ def card_data(
             metric_type=metric, metric_value=round(value, 4), metric_args=arguments or None,
         )  # fmt: skip
 
-    n = {"n": n_test} if n_test else {}
-    results = [result(key.removeprefix("test/"), value, n) for key, value in measured.items()]
+    n = {"n": metrics["n_test"]} if metrics.get("n_test") else {}
+    results = [result(key.removeprefix("test/"), metrics[key], n) for key in _MEASURED if key in metrics]
     change = {"loss_change": facts.verified["change"]} if "change" in facts.verified else {}
     for key, found in {**scores, **change}.items():
         bounds = [round(found[end], 4) for end in ("low", "high") if found[end] is not None]

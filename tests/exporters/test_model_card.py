@@ -1,15 +1,32 @@
 """The model card names what is known, and says so of what is not."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import yaml
 from huggingface_hub import ModelCard, ModelCardData, metadata_load
 
+from instruct_lit.core.bundle import OpenedModel
 from instruct_lit.core.data.template import Template
+from instruct_lit.core.data.tokenizer import GPT2Tokenizer
+from instruct_lit.core.generation.responses import write_jsonl
 from instruct_lit.exporters.model_card import CardFacts, published, without_local_paths, write_card
 
 TEMPLATE = Template("short", "Q: {{ instruction }}\nA: {{ response }}")
+
+
+def write(folder: Path, facts: CardFacts, about: Any = {}, rows: Any = (), library: str = "gguf") -> None:  # noqa: B006
+    """The card of a model that a run folder holds."""
+    write_jsonl(folder / "responses.jsonl", rows)
+    model: Any = SimpleNamespace(config=SimpleNamespace(context_length=64), n_parameters=1_500_000)
+    write_card(
+        folder / "README.md",
+        facts,
+        OpenedModel(folder / "bundle", model, GPT2Tokenizer(), TEMPLATE, {}, about),
+        library,
+    )
 
 
 def test_a_run_with_answers(tmp_path: Path) -> None:
@@ -20,7 +37,7 @@ def test_a_run_with_answers(tmp_path: Path) -> None:
                     "base/test/loss": 4.5, "base/test/exact_match": 0.0, "n_test": 4},
     }  # fmt: skip
     rows = [{"instruction": "i", "output": "a", "response": r, "finish_reason": "stop"} for r in ("a", "a", "b", "a")]
-    write_card(tmp_path / "README.md", CardFacts("lr: [1, 2]"), TEMPLATE, about, rows, 64, 1_500_000, "gguf")
+    write(tmp_path, CardFacts("lr: [1, 2]"), about, rows)
     text = (tmp_path / "README.md").read_text()
     front = yaml.safe_load(text.split("---")[1])
     measured = {m["type"]: m["value"] for m in front["model-index"][0]["results"][0]["metrics"]}
@@ -42,7 +59,7 @@ def test_a_run_with_answers(tmp_path: Path) -> None:
 
 
 def test_a_directory_that_says_nothing_of_itself(tmp_path: Path) -> None:
-    write_card(tmp_path / "README.md", CardFacts("mine"), TEMPLATE, {}, [], 64, 1_500_000, "gguf")
+    write(tmp_path, CardFacts("mine"))
     text = (tmp_path / "README.md").read_text()
     assert "model-index" not in text and "Not recorded." in text and "The command is not recorded." in text
 
@@ -57,7 +74,7 @@ ABOUT = {
 
 def test_the_hub_reads_the_metadata(tmp_path: Path) -> None:
     rows = [{"instruction": "i", "output": "a", "response": r, "finish_reason": "stop"} for r in ("a", "b")]
-    write_card(tmp_path / "README.md", CardFacts("m", languages=["en"]), TEMPLATE, ABOUT, rows, 64, 1, "transformers")
+    write(tmp_path, CardFacts("m", languages=["en"]), ABOUT, rows, "transformers")
     found = metadata_load(tmp_path / "README.md")
     assert found is not None
     card = ModelCardData(**found, ignore_metadata_errors=False)
@@ -80,14 +97,14 @@ def test_what_was_verified_and_what_quantising_has_changed(tmp_path: Path) -> No
     change = {"mean": 0.0123, "low": 0.001, "high": 0.02, "n": 100}
     verified = {"readers": ["llama-cpp-python"], "n": 100, "change": change}
     facts = CardFacts("m", relation="quantized", verified=verified)
-    write_card(tmp_path / "README.md", facts, TEMPLATE, ABOUT, [], 64, 1, "gguf")
+    write(tmp_path, facts, ABOUT)
     card = ModelCard.load(tmp_path / "README.md")
     assert card.data.base_model_relation == "quantized" and card.data.eval_results is not None
     (found,) = [result for result in card.data.eval_results if result.metric_type == "loss_change"]
     assert (found.metric_value, found.metric_args) == (0.0123, {"n": 100, "interval_95": [0.001, 0.02]})
     assert "their loss is +0.0123 from that of the weights\nbefore (95 % interval +0.0010 to +0.0200)" in card.text
     facts = CardFacts("m", verified={"readers": ["instruct-lit", "transformers"], "n": 8})
-    write_card(tmp_path / "README.md", facts, TEMPLATE, ABOUT, [], 64, 1, "transformers")
+    write(tmp_path, facts, ABOUT, library="transformers")
     assert (
         "a fresh process opened it (instruct-lit, transformers): the loss of 8" in (tmp_path / "README.md").read_text()
     )
@@ -98,7 +115,7 @@ def test_what_is_given_replaces_what_was_recorded_and_the_unknown_is_unknown(tmp
         (CardFacts("m", "mit", "a/b"), ABOUT, ("mit", "a/b")),
         (CardFacts("m"), {}, ("unknown", None)),
     ):
-        write_card(tmp_path / "README.md", facts, TEMPLATE, about, [], 64, 1, "gguf")
+        write(tmp_path, facts, about)
         found = metadata_load(tmp_path / "README.md")
         assert found is not None and (found["license"], found.get("base_model")) == expected
         assert ("base_model_relation" in found) == (expected[1] is not None)
