@@ -16,7 +16,7 @@ def arena(config: DictConfig) -> None:
     from instruct_lit.config import model_builders as build
     from instruct_lit.evaluation.ratings import read_battles
     from instruct_lit.reports.leaderboard import show_leaderboard
-    from instruct_lit.serving.arena_judging import answer_all, judge_votes, read_questions
+    from instruct_lit.serving.arena_judging import judge_votes, read_questions
     from instruct_lit.serving.arena_rounds import Arena, VoteFile
     from instruct_lit.serving.chat_model import open_chat_models
     from instruct_lit.serving.server import usable_port
@@ -36,13 +36,11 @@ def arena(config: DictConfig) -> None:
         if not questions:
             raise ConfigError("questions=null: no run has responses to a test set; give a file of records")
         from instruct_lit.config.judge_builders import judge_of, judge_prompt_of
-        from instruct_lit.evaluation.judging.response_judge import ask_judge
 
         prompt = judge_prompt_of(config.judge, pairwise=True)
         judge = judge_of(config.judge, config.paths.cache)
         judge.check()
-        rows = answer_all(chat_models, questions, sampling, options)
-        judge_votes(rows, prompt.render, lambda texts: ask_judge(judge, prompt, texts), config.judge.model, votes)
+        judge_votes(chat_models, questions, sampling, options, judge, prompt, votes)
         show_leaderboard(votes.battles(), config.plot)
         return
     from instruct_lit.serving.arena_page import open_page

@@ -14,6 +14,7 @@ import torch
 
 from instruct_lit import __version__
 from instruct_lit.config.compose import flat
+from instruct_lit.core.training.run import Run
 from instruct_lit.errors import ConfigError
 
 FILE = "provenance.json"
@@ -23,34 +24,28 @@ LIBRARIES = (
 
 
 def provenance(
-    command: Sequence[str],
-    changed: Sequence[tuple[str, Any, Any]],
-    data: Mapping[str, Any],
-    split_file: Path,
-    device: torch.device,
-    precision: str,
-    seeds: Mapping[str, int],
+    command: Sequence[str], changed: Sequence[tuple[str, Any, Any]], run: Run, seeds: Mapping[str, int]
 ) -> dict[str, Any]:
     """What it takes to run a training again and to trust the comparison.
 
     Args:
         changed: (key, default, value) of the configuration.
-        data: name, licence and fingerprint of the data set.
-        split_file: the saved split, of which the checksum is kept.
+        run: prepared, so that its data are known and its split is saved.
         seeds: by their keys.
     """
+    device = run.trainer.strategy.root_device
     return {
         "command": list(command),
         "changed": {key: {"default": default, "value": value} for key, default, value in changed},
         "code": {"version": __version__, **code_state(Path(__file__).resolve().parents[2])},
-        "data": dict(data),
-        "split_sha256": hashlib.sha256(split_file.read_bytes()).hexdigest(),
+        "data": dict(run.about["data"]),
+        "split_sha256": hashlib.sha256((run.run_dir / "split.json").read_bytes()).hexdigest(),
         "weights_sha256": "",  # by `write_provenance`
         "seeds": dict(seeds),
         "device": {
             "type": device.type,
             "name": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
-            "precision": precision,
+            "precision": run.trainer.precision,
             "n_threads": torch.get_num_threads(),
             "n_processes": int(os.environ.get("WORLD_SIZE", "1")),
         },

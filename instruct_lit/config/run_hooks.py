@@ -130,10 +130,8 @@ class Provenance(ConfiguredHook):
         if not trainer.is_global_zero:
             return
         command = ["python", "-m", "instruct_lit.train", *sys.argv[1:]]
-        origin = provenance(
-            command, differences(config, "train"), run.about["data"], run.run_dir / "split.json",
-            trainer.strategy.root_device, trainer.precision, {"seed": config.seed, "data.seed": config.data.seed},
-        )  # fmt: skip
+        seeds = {"seed": config.seed, "data.seed": config.data.seed}
+        origin = provenance(command, differences(config, "train"), run, seeds)
         run.about |= {"command": shlex.join(command), "provenance": origin}
         # The checksum of large weights takes seconds, during which the run does what does not change them.
         self.written = ThreadPoolExecutor(1).submit(write_provenance, run.run_dir, origin, run.model.state_dict())

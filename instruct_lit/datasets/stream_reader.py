@@ -8,7 +8,7 @@ encoding them.
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import partial
 from itertools import islice
 from typing import TypeVar
@@ -51,6 +51,7 @@ def prompt_digest(example: Example) -> bytes:
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
+@dataclass(eq=False, repr=False)
 class ExampleStream(IterableDataset):
     """The encoded batches of one rank (in a worker process: of that worker), each with the counts of what was read.
 
@@ -58,24 +59,18 @@ class ExampleStream(IterableDataset):
     index is the number of its shard, shifted by 32 bits, plus its position there.
     """
 
-    def __init__(
-        self,
-        source: FileSource,
-        make_encoder: Callable[[], Encoder],
-        *,
-        batch_size: int,
-        buffer_size: int,
-        seed: int = 0,
-        filters: FilterChain | None = None,
-        held_out: frozenset[bytes] = frozenset(),
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
-        self.source, self.make_encoder, self.filters = source, make_encoder, filters
-        self.batch_size, self.buffer_size, self.seed = batch_size, buffer_size, seed
-        self.held_out, self.rank, self.world_size = held_out, rank, world_size
-        self.epoch = 0
-        self.n_skip = 0  # batches that the next iteration skips: they were seen before a resume
+    source: FileSource
+    make_encoder: Callable[[], Encoder]
+    _: KW_ONLY
+    batch_size: int
+    buffer_size: int
+    seed: int = 0
+    filters: FilterChain | None = None
+    held_out: frozenset[bytes] = frozenset()
+    rank: int = 0
+    world_size: int = 1
+    epoch: int = field(default=0, init=False)
+    n_skip: int = field(default=0, init=False)  # batches that the next iteration skips: they were seen before a resume
 
     def examples(self, epoch: int, counts: dict[str, int]) -> Iterator[tuple[int, Example]]:
         """Index and example in the order of an epoch; `counts` is kept up to date with what was read."""

@@ -1,6 +1,6 @@
 """The arena without people: questions from a file, answers of all models, and a judge's verdicts as votes."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,9 @@ from instruct_lit.core.generation.responses import answer
 from instruct_lit.core.generation.sampling import SamplingSettings
 from instruct_lit.errors import DataError
 from instruct_lit.evaluation.comparison import questions_of as both_orders
+from instruct_lit.evaluation.judging.judge import Judge
+from instruct_lit.evaluation.judging.prompt import JudgePrompt
+from instruct_lit.evaluation.judging.response_judge import ask_judge
 from instruct_lit.serving.arena_rounds import Question, VoteFile
 from instruct_lit.serving.chat_model import ChatModel
 
@@ -45,13 +48,19 @@ def read_questions(path: str | None, runs: Sequence[str], n_questions: int | Non
     return list(questions)[:n_questions]
 
 
-def answer_all(
+def judge_votes(
     chat_models: Sequence[ChatModel],
     questions: Sequence[Question],
     settings: SamplingSettings,
     engine_options: dict[str, Any],
-) -> dict[str, list[dict[str, Any]]]:
-    """Every model's responses to the questions as rows (see `responses.answer`), by the model's name."""
+    judge: Judge,
+    prompt: JudgePrompt,
+    votes: VoteFile,
+) -> None:
+    """Let a judge compare every two models' responses to the questions in both orders, and append its verdicts.
+
+    A verdict that cannot be parsed is not a vote; their number is printed.
+    """
     rows = {}
     for chat_model in chat_models:
         engine = Engine(chat_model.model, chat_model.tokenizer, **engine_options)
@@ -59,38 +68,20 @@ def answer_all(
         prompts = [(i, example, chat_model.prompt_ids(example)) for i, example in enumerate(examples)]
         rows[chat_model.name] = answer(engine, chat_model.template, prompts, settings)
         print(f"{chat_model.name}: {len(examples)} responses", flush=True)
-    return rows
-
-
-def judge_votes(
-    rows: dict[str, list[dict[str, Any]]],
-    render: Callable[[Mapping[str, str]], str],
-    ask: Callable[[list[str]], Sequence[Any]],
-    judge_name: str,
-    votes: VoteFile,
-) -> None:
-    """Let a judge compare every two models' responses in both orders, and append its verdicts to the votes.
-
-    A verdict that cannot be parsed is not a vote; their number is printed.
-
-    Args:
-        rows: the responses to the same questions, by model.
-        render: the judge's prompt for the texts of a pair.
-        ask: the judge's verdicts on prompts, each with `value` "A", "B", "tie" or None.
-    """
-    prompts, battles = [], []
+    texts: list[str] = []
+    battles = []
     for a, b in combinations(rows, 2):
         for row_a, row_b in zip(rows[a], rows[b], strict=True):
-            prompts += [render(texts) for texts in both_orders((row_a, row_b))]
+            texts += map(prompt.render, both_orders((row_a, row_b)))
             battles += [(a, row_a, b, row_b), (b, row_b, a, row_a)]
-    verdicts = ask(prompts)
+    verdicts = ask_judge(judge, prompt, texts)
     for (first, row_a, second, row_b), verdict in zip(battles, verdicts, strict=True):
         if verdict.value is not None:
             votes.append(
                 {
-                    "judge": judge_name, "model_a": first, "model_b": second, "winner": _WINNERS[verdict.value],
-                    "instruction": row_a["instruction"], "input": row_a["input"], "response_a": row_a["response"],
-                    "response_b": row_b["response"],
+                    "judge": judge.endpoint.model, "model_a": first, "model_b": second,
+                    "winner": _WINNERS[verdict.value], "instruction": row_a["instruction"], "input": row_a["input"],
+                    "response_a": row_a["response"], "response_b": row_b["response"],
                 }
             )  # fmt: skip
     n_unparsed = sum(verdict.value is None for verdict in verdicts)

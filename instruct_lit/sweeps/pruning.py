@@ -1,6 +1,7 @@
 """Reports a trial's validation metric to its Optuna study, and ends the trial when the study's pruner says so."""
 
 import math
+from dataclasses import dataclass, field
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
@@ -12,6 +13,7 @@ from instruct_lit.sweeps.compat_optuna import running_trial
 from instruct_lit.sweeps.study import make_pruner, open_storage
 
 
+@dataclass(eq=False)
 class Pruning(Callback):
     """Reports `monitor` after every validation.
 
@@ -20,20 +22,14 @@ class Pruning(Callback):
     Raises: TrialPruned when the pruner ends the trial.
     """
 
-    def __init__(
-        self,
-        monitor: str = "val/loss",
-        pruner: str = "median",
-        n_startup_trials: int = 5,
-        n_warmup_steps: int = 0,
-        storage: str | None = None,
-        study_name: str | None = None,
-        trial_number: int | None = None,
-    ) -> None:
-        self.monitor = monitor
-        self.pruner, self.n_startup_trials, self.n_warmup_steps = pruner, n_startup_trials, n_warmup_steps
-        self.storage, self.study_name, self.trial_number = storage, study_name, trial_number
-        self._trial: Any = None
+    monitor: str = "val/loss"
+    pruner: str = "median"
+    n_startup_trials: int = 5
+    n_warmup_steps: int = 0
+    storage: str | None = None
+    study_name: str | None = None
+    trial_number: int | None = None
+    _trial: Any = field(default=None, init=False)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if self.trial_number is None or not trainer.is_global_zero or self._trial is not None:

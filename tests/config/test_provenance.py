@@ -5,6 +5,8 @@ import importlib.metadata
 import json
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -21,12 +23,10 @@ from instruct_lit.errors import ConfigError
 
 
 def origin(folder: Path, **changes: object) -> dict:
-    split = folder / "split.json"
-    split.write_text("{}")
-    found = provenance(
-        ["python", "-m", "instruct_lit.train", "seed=2"], [("seed", 123, 2)], {"name": "demo", "fingerprint": "f"},
-        split, torch.device("cpu"), "32-true", {"seed": 2},
-    )  # fmt: skip
+    (folder / "split.json").write_text("{}")
+    trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("cpu")), precision="32-true")
+    run: Any = SimpleNamespace(about={"data": {"name": "demo", "fingerprint": "f"}}, run_dir=folder, trainer=trainer)
+    found = provenance(["python", "-m", "instruct_lit.train", "seed=2"], [("seed", 123, 2)], run, {"seed": 2})
     return {**found, **changes}
 
 
