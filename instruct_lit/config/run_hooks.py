@@ -242,15 +242,10 @@ class Finder(ConfiguredHook):
 class Reports(ConfiguredHook):
     """satellite reports: the page, the plot and the summary; final metrics and settings that matter in every logger."""
 
-    @contextmanager
-    def fitting(self, run: Run) -> Iterator[None]:
-        from instruct_lit.reports.loggers import TensorBoard, steps_from_one
+    def fitting(self, run: Run) -> AbstractContextManager[None]:
+        from instruct_lit.reports.loggers import steps_from_one
 
-        with steps_from_one(run.trainer.loggers):
-            yield
-        for logger in run.trainer.loggers:
-            if isinstance(logger, TensorBoard):
-                logger.fitted = True
+        return steps_from_one(run.trainer.loggers)
 
     def on_end(self, run: Run) -> None:
         from instruct_lit.reports.loggers import log_results
@@ -264,7 +259,7 @@ class Reports(ConfiguredHook):
         settings = settings_to_compare(self.config, sys.argv[1:]) if trainer.enable_autolog_hparams else {}
         compared = dict.fromkeys([*COMPARED, *filter(None, [self.config.optimized_metric])])
         for logger in trainer.loggers:
-            log_results(logger, settings, compared, run.metrics, run.run_dir / "loss.png", trainer.global_step)
+            log_results(logger, run, settings, compared)
             logger.finalize("success")
 
 

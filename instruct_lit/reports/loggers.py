@@ -11,6 +11,7 @@ from typing import Any
 from lightning.pytorch.loggers import CometLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from instruct_lit.core.training.run import Run
 from instruct_lit.optional_imports import load
 from instruct_lit.reports.metrics import quantity
 
@@ -76,6 +77,7 @@ def steps_from_one(loggers: Iterable[Logger]) -> Iterator[None]:
         for logger in loggers:
             logger.log_metrics = partial(log, logger.log_metrics)  # type: ignore[method-assign]
             stack.callback(delattr, logger, "log_metrics")
+            stack.callback(setattr, logger, "fitted", True)  # for TensorBoard
         yield
 
 
@@ -85,20 +87,14 @@ def log_configuration(logger: Logger, configuration: Mapping[str, Any]) -> None:
         logger.log_hyperparams(dict(configuration))
 
 
-def log_results(
-    logger: Logger,
-    settings: Mapping[str, Any],
-    compared: Iterable[str],
-    metrics: Mapping[str, Any],
-    plot: Path,
-    step: int,
-) -> None:
+def log_results(logger: Logger, run: Run, settings: Mapping[str, Any], compared: Iterable[str]) -> None:
     """Log the final metrics, where the logger can as figures without a chart, and the plot of the losses.
 
     Args:
         settings: by which TensorBoard's HPARAMS compares runs; empty: not.
-        compared: names of the metrics in HPARAMS, of which those in `metrics` are shown.
+        compared: names of the metrics in HPARAMS, of which those that the run has are shown.
     """
+    metrics, step, plot = run.metrics, run.trainer.global_step, run.run_dir / "loss.png"
     numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
     if isinstance(logger, TensorBoardLogger):
         if settings:
