@@ -67,7 +67,7 @@ class Started:
 def _become(
     name: str, overrides: tuple[str, ...], cwd: Path, environment: dict[str, str], out: Path, err: Path
 ) -> None:
-    """In the fork: be `python -m instruct_lit.<name> <overrides>` from here on."""
+    """In the fork: be `python -m instruct_lit.<name> <overrides>`, or `python -m pdb <arguments>`, from here on."""
     gc.freeze()  # the libraries, which are not this command's garbage
     for number, path in ((1, out), (2, err)):
         with path.open("ab") as file:
@@ -75,11 +75,12 @@ def _become(
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(environment)
-    sys.argv = [f"instruct_lit.{name}", *overrides]
-    sys.modules.pop(f"instruct_lit.{name}", None)
+    module = name if name == "pdb" else f"instruct_lit.{name}"
+    sys.argv = [module, *overrides]
+    sys.modules.pop(module, None)
     status: object = 0
     try:
-        runpy.run_module(f"instruct_lit.{name}", run_name="__main__", alter_sys=True)
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
     except SystemExit as ended:
         status = ended.code
     except BaseException:

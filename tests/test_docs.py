@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from tests.commands import Start
+
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("README.*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 SOURCES = [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "NOTES.md"]
@@ -129,14 +131,12 @@ def test_every_satellite_is_in_the_index_or_named_by_an_explanation() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", BREAKPOINTS)
-def test_every_breakpoint_of_the_tutorial_stops(command: str, tmp_path: Path) -> None:
+def test_every_breakpoint_of_the_tutorial_stops(command: str, start: Start, tmp_path: Path) -> None:
     function = re.findall(r'"b ([\w.]+)', command)[0].removesuffix(".__wrapped__").rpartition(".")[2]
-    words = [word for word in shlex.split(command)[1:] if not word.startswith("paths.cache=")]
-    command_line = [sys.executable, *words, f"paths.outputs={tmp_path}"]
-    if "paths.cache=" in command:
-        command_line.append(f"paths.cache={tmp_path / 'cache'}")
-    done = subprocess.run(command_line, input="q\nq\n", capture_output=True, text=True, cwd=ROOT, timeout=300)
-    shown = done.stdout + done.stderr  # of the debugger that starts the program, or that a breakpoint starts
+    folders = [f"paths.outputs={tmp_path}", *[f"paths.cache={tmp_path / 'cache'}"] * ("paths.cache=" in command)]
+    stopped = start("pdb", *shlex.split(command)[3:], *folders, cwd=ROOT)  # without input, the debugger quits there
+    stopped.wait()
+    shown = stopped.out.read_text() + stopped.err.read_text()
     assert re.search(rf"> \S+\.py\(\d+\){function}\(\)", shown), shown[-4000:]
 
 

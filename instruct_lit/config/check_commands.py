@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from instruct_lit import optional_imports
 from instruct_lit.config.check_data import data_relations, forgetting_relations
-from instruct_lit.config.check_training import train_relations
+from instruct_lit.config.check_training import model_relations, train_relations
 from instruct_lit.config.compose import runs_of
 from instruct_lit.config.schema.options import FINISHED, Relation, check, check_values
 from instruct_lit.errors import InstructLitError, similar
@@ -143,6 +143,12 @@ def _export(config: Any) -> Iterator[Relation]:
     yield repo is not None and repo.count("/") != 1, "push_to_hub", "give the full name of the repository, owner/name"
 
 
+def _peek(config: Any) -> Iterator[Relation]:
+    yield from data_relations(config.data)
+    if config.run is None:
+        yield from model_relations(config)
+
+
 def _report(config: Any) -> Iterator[Relation]:
     yield (config.folder is None) == (config.runs is None), "folder=… or runs=[…,…]", "give one of the two"
     runs = [Path(run).expanduser() for run in config.runs or ()]
@@ -155,8 +161,7 @@ def _report(config: Any) -> Iterator[Relation]:
 
 RELATIONS = {
     "arena": _arena, "benchmark": _benchmark, "evaluate": _evaluate, "export": _export,
-    "peek": lambda config: data_relations(config.data), "report": _report, "review": _review,
-    "serve": _serve, "train": train_relations,
+    "peek": _peek, "report": _report, "review": _review, "serve": _serve, "train": train_relations,
 }  # fmt: skip
 
 

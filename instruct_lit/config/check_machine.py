@@ -16,12 +16,15 @@ from instruct_lit.config.targets import target_of, without
 from instruct_lit.core.model import causal as device
 from instruct_lit.core.model.gpt import GPT, GPTConfig
 from instruct_lit.errors import ConfigError
-from instruct_lit.optional_imports import installed, message
+from instruct_lit.optional_imports import installed, message, need
 
 WORKERS_PER_PROCESSOR = 8
 SHARED_MEMORY = Path("/dev/shm")  # nosec B108: where Linux keeps what processes share
 BYTES_PER_WORKER = 1_000_000  # there, at least
 MIN_PROCESSES = 8  # that may share a processor, for tests of several processes
+# Packages of loggers in the extra loggers, by class.
+LOGGERS = {"WandbLogger": "wandb", "MLFlowLogger": "mlflow", "CometLogger": "comet_ml", "Comet": "comet_ml",
+           "Trackio": "trackio"}  # fmt: skip
 
 
 def check_targets(config: DictConfig) -> None:
@@ -34,8 +37,12 @@ def check_targets(config: DictConfig) -> None:
     for group in ("callbacks", "logger"):
         nodes |= {f"{group}.{name}": node for name, node in (config[group] or {}).items()}
     for key, node in nodes.items():
-        if node is not None:
-            target_of(node, key)
+        if node is None:
+            continue
+        target_of(node, key)
+        logger = LOGGERS.get(str(node["_target_"]).rpartition(".")[2]) if key.startswith("logger.") else None
+        if logger:
+            need(logger, key, "loggers")
     if config.optimizer["_target_"] == "torch.optim.Muon":
         raise ConfigError("optimizer._target_=torch.optim.Muon: takes matrices only; optimizer=muon gives it those")
 

@@ -23,7 +23,7 @@ ONE_PROCESS = "requires one process on one GPU (trainer=default)"
 def train_relations(config: Any) -> Iterator[Relation]:
     """Relations of a training configuration."""
     callbacks = {str(key): node for key, node in (config.callbacks or {}).items() if OmegaConf.is_dict(node)}
-    yield from _model_relations(config)
+    yield from model_relations(config)
     yield from _adapter_relations(config)
     if is_sharded(config):
         yield from _shard_relations(config, callbacks)
@@ -49,7 +49,7 @@ def train_relations(config: Any) -> Iterator[Relation]:
         yield from stream_relations(config)
 
 
-def _model_relations(config: Any) -> Iterator[Relation]:
+def model_relations(config: Any) -> Iterator[Relation]:
     """What GPT-2 needs and a model of transformers does not, and the other way round."""
     model, max_length, path = config.model, config.data.max_length, config.model.path
     folder = Path(path).expanduser() if path else None

@@ -15,7 +15,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from instruct_lit.config.messages import one_message, refuse_options
+from instruct_lit.config.messages import one_message, refuse_options, warn_of_repeated_keys
 from instruct_lit.config.progress import output_streams, survive_readers
 from instruct_lit.config.run_ownership import distinct_folder, refuse_folder_in_use
 from instruct_lit.config.schema import COMMANDS
@@ -77,6 +77,8 @@ def run_command(command: str, verb: Callable[[Any], Any]) -> None:
 
             trial.hold_folder()
             trial.exit_with_the_sweep()
+        elif int(os.environ.get("LOCAL_RANK", 0)) == 0:
+            warn_of_repeated_keys(sys.argv[1:])
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=command)(guarded)()
 
 

@@ -185,6 +185,8 @@ def explain(error: Exception, command: str) -> str:
     if several := re.match(r"Ambiguous value for argument '([^=]+)=(.*)'", message):
         key, values = several.groups()
         return f"{key}={values}: several values; add -m to run each in turn, or write a list as {key}=[{values}]"
+    if single := re.match(r"Error merging override (\S+)=(.*)\n.* is not a ListConfig", message):
+        message += f"\n  give a list: {single[1]}=[{single[2]}]"
     if choice := _CHOICE.match(message):
         group, name, choices = choice.groups()
         near = [_SYNONYMS[name]] if name in _SYNONYMS else difflib.get_close_matches(name, choices.split(), n=1)
@@ -196,7 +198,7 @@ def explain(error: Exception, command: str) -> str:
     full_key = re.search(r"full_key: (\S+)", str(cause or error)) or re.search(r"override '?([\w.@/]+)", str(error))
     if match and full_key:
         nearest = _nearest(full_key.group(1).rpartition(".")[0], match.group(1), command)
-        if "did you mean" in nearest:  # a key that exists is better advice than a new one
+        if "did you mean" in nearest or re.search(r"not in '\w+Config'", message):  # a new key would be refused
             message = re.sub(r"\n  To append to your config use .*", "", message)
         message += nearest
     return message
@@ -210,6 +212,14 @@ def refuse_options(arguments: Sequence[str], command: str) -> None:
             key = option.strip("-").replace("-", "_")
             near = (_known_elsewhere(key, command) or [key])[0]
             raise ConfigError(f"{option}: settings have no dashes; write {near}={value or 'value'}; see --help")
+
+
+def warn_of_repeated_keys(arguments: Sequence[str]) -> None:
+    """Warn of keys with several values, of which Hydra takes the last."""
+    given = [argument.lstrip("+") for argument in dict.fromkeys(arguments) if "=" in argument and argument[0] != "-"]
+    keys = [argument.partition("=")[0] for argument in given]
+    for key in dict.fromkeys(key for key in keys if keys.count(key) > 1):
+        print(f"warning: {key} has several values; the last one is used", file=sys.stderr)
 
 
 def _nearest(parent: str, key: str, command: str) -> str:

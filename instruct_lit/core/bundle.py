@@ -169,6 +169,10 @@ def open_model(
         raise CheckpointError(
             f"run={run}: this run has not finished, so it has no bundle; resume it (train … ckpt_path={run})"
         )
+    elif not (directory / "config.json").exists():
+        raise CheckpointError(
+            f"run={run}: no config.json there; give a run folder, a bundle or a Hugging Face directory"
+        )
     else:
         template = template or stored_template(directory, about)
         model, tokenizer = load_gpt(path=directory), GPT2Tokenizer()

@@ -47,7 +47,7 @@ def from_turns(
         text = checked_text(record[names["system"]], place, names["system"])
         turns.insert(0, ({"role": "system", "content": text}, 1.0))
     tools = _tools(record.get("tools"), place)
-    extra = extra_fields(record, (name, names["system"], "tools"))
+    extra = extra_fields(record, (name, names["system"], "tools"), place)
     return conversation([turn for turn, _ in turns], [weight for _, weight in turns], tools, place, extra)
 
 

@@ -100,6 +100,9 @@ def read_csv(path: Path, delimiter: str = ",", has_header: bool = True) -> Itera
             repeated = sorted({name for name in header if header.count(name) > 1})
             if repeated:
                 raise DataError(f"{path}: the header has {repeated[0]!r} more than once; rename a column")
+            if has_header and len(header) == 1 and (other := re.search("[,;|\t]", header[0])):
+                remedy = "separate the columns with commas in .csv, with tabs in .tsv"
+                raise DataError(f"{path}: a single column {header[0]!r:.80}, with {other[0]!r} in its name; {remedy}")
             for number, cells in enumerate((row for row in rows if row), start=1):
                 place = f"{path}, record {number}"
                 if len(cells) == len(header):

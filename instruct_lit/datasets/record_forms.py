@@ -26,7 +26,14 @@ _PAIRS = (
 )
 _TURNS = ("messages", "conversations")
 _PROMPTS = ("prompt", *_TURNS, "question", "instruction", "input")
+MEDIA = ("image", "images", "audio", "audios", "video", "videos")  # fields that are refused, if not empty
 _CALL = re.compile(r"<functioncall>\s*(.*)", re.S)
+
+
+def refuse_media(value: Any, place: str) -> None:
+    """Raise DataError for a record with images, audio or video in a field of its own."""
+    if value:
+        raise DataError(f"{place}: has images, audio or video, which cannot be trained on; leave such records out")
 
 
 def _prompt_completion(record: Mapping[str, Any], place: str) -> Messages:

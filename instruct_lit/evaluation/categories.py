@@ -73,9 +73,10 @@ def lines(evaluation: Mapping[str, Any]) -> list[tuple[str, Interval]]:
     for change in evaluation.get("changes", ()):
         sides = ((change["metric"], "after"), ("  of the base", "before"), ("  change", "change"))
         found += [(name, change[side]) for name, side in sides if side in change]
-    for values in evaluation["by"].values():
+    for field, values in evaluation["by"].items():
+        of_field = f"{field}: " if len(evaluation["by"]) > 1 else ""
         for value, numbers in values.items():
-            found += [(f"  {name}, {value}", numbers[name]) for name in (first, "loss") if name in numbers]
+            found += [(f"  {name}, {of_field}{value}", numbers[name]) for name in (first, "loss") if name in numbers]
     return found
 
 

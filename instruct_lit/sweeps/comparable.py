@@ -9,8 +9,11 @@ def changes_loss(name: str) -> bool:
 
 
 def comparable_metric(names: Iterable[str], metric: str) -> str | None:
-    """In place of a loss or perplexity, the metric that can be compared between trials that differ in `names`."""
-    split, _, name = metric.rpartition("/")
+    """In place of a loss or perplexity, the metric that can be compared between trials that differ in `names`.
+
+    In place of `test/loss/<set>`, which one data set of a mixture has, it is that of the whole split.
+    """
+    split, name = (*metric.split("/"), "")[:2]
     changing = list(filter(changes_loss, names))
     if name not in ("loss", "perplexity") or not changing:
         return None

@@ -29,3 +29,8 @@ def test_battles_that_are_missing_are_refused_by_their_key() -> None:
     config = composed("benchmark", "suite=arena", "suite.options.battles=nowhere.jsonl")
     with pytest.raises(ConfigError, match=r"suite.options.battles=nowhere.jsonl: no such file"):
         check_command("benchmark", config)
+
+
+def test_peek_checks_the_model_that_it_opens() -> None:
+    with pytest.raises(ConfigError, match=r"model.path=null: give a hub id or a folder \(model=hf\)"):
+        check_command("peek", composed("peek", "model=hf"))

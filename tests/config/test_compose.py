@@ -12,7 +12,7 @@ from hydra.errors import OverrideParseException
 from omegaconf import OmegaConf
 
 from instruct_lit.config.compose import CONF, run_command
-from instruct_lit.config.messages import explain, one_message
+from instruct_lit.config.messages import explain, one_message, warn_of_repeated_keys
 from instruct_lit.config.schema import COMMANDS
 from instruct_lit.errors import DataError, TrialPruned
 from tests.configs import composed
@@ -104,6 +104,15 @@ def test_a_misspelt_key_is_answered_with_the_nearest_one_in_the_tree(override: s
     assert "+" not in message or "seeds" in override  # what to add is not advised where the key exists
 
 
+def test_what_cannot_be_is_not_advised() -> None:
+    with pytest.raises(Exception, match="override") as raised:
+        composed("train", "zzz=1")
+    assert "+zzz" not in explain(raised.value, "train")
+    with pytest.raises(Exception, match="override") as raised:
+        composed("arena", "runs=a")
+    assert explain(raised.value, "arena").splitlines()[-1] == "  give a list: runs=[a]"
+
+
 @pytest.mark.parametrize(("value", "quoted"), [("a=b.json", '"a=b.json"'), ("ä.json", '"ä.json"'), ("a'b", '"a\'b"')])
 def test_a_value_that_the_grammar_refuses_is_shown_in_quotes(value: str, quoted: str) -> None:
     with pytest.raises(OverrideParseException) as raised:
@@ -149,3 +158,10 @@ def test_what_libraries_log_for_developers_is_not_printed(command: str) -> None:
     """Such as a line for each request to the hub."""
     text = (CONF / f"{command}.yaml").read_text()
     assert all(f"override hydra/{kind}_logging: none" in text for kind in ("hydra", "job"))
+
+
+def test_a_key_with_several_values_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
+    warn_of_repeated_keys(["seed=1", "data=book", "data=files", "-m", "seed=1", "+a.b=1", "a.b=2", "~c", "--cfg=job"])
+    assert capsys.readouterr().err == (
+        "warning: data has several values; the last one is used\nwarning: a.b has several values; the last one is used\n"
+    )

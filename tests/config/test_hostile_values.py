@@ -6,6 +6,7 @@ The keys are read from the schema and the composed configuration, so that a new 
 import functools
 import math
 import re
+import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from instruct_lit.config.check_commands import check_command
 from instruct_lit.config.check_machine import check_machine, check_targets, worker_relations
-from instruct_lit.config.compose import flat
+from instruct_lit.config.compose import CONF, flat
 from instruct_lit.config.messages import explain
 from instruct_lit.config.model_builders import sampling_of
 from instruct_lit.config.run_builders import trainer_of
@@ -122,6 +123,20 @@ def test_hostile_values_are_refused_by_name_or_accepted(group: str) -> None:
 )
 def test_what_was_found_is_refused_with_the_reason(key: str, value: Any, message: str) -> None:
     assert message in (message_of(key, value) or "accepted")
+
+
+@pytest.mark.parametrize(
+    ("choice", "package"), [("wandb", "wandb"), ("mlflow", "mlflow"), ("comet", "comet-ml"), ("trackio", "trackio")]
+)
+def test_a_logger_without_its_package_names_the_extra(
+    choice: str, package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, package.replace("-", "_"), None)
+    target = OmegaConf.load(CONF / "logger" / f"{choice}.yaml")[choice]["_target_"]
+    assert (
+        message_of("logger", {choice: {"_target_": target}})
+        == f"logger.{choice}: needs {package}; pip install -e '.[loggers]'"
+    )
 
 
 def test_workers_need_shared_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -69,6 +69,9 @@ def test_what_the_bundle_says_about_itself(tmp_path: Path, tiny_model: GPT) -> N
         (tmp_path / "run" / "bundle" / OURS).write_text(damaged)
         with pytest.raises(CheckpointError, match=rf"{OURS}: damaged"):
             open_model(tmp_path / "run")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CheckpointError, match=r"empty: no config.json there; give a run folder, a bundle or a Hugging"):
+        open_model(tmp_path / "empty")
     (tmp_path / "run" / "bundle" / OURS).unlink()
     with pytest.raises(ConfigError, match=r"not a bundle of instruct-lit, so give a template \(template=alpaca\)"):
         open_model(tmp_path / "run")

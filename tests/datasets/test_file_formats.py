@@ -50,6 +50,12 @@ def test_a_header_that_names_a_column_twice_is_refused(tmp_path: Path) -> None:
         list(read_records(csv_of(tmp_path, "instruction,output,output\na,b,c\n")))
 
 
+@pytest.mark.parametrize("separator", [";", "\t", "|"])
+def test_a_file_with_another_separator_is_refused(tmp_path: Path, separator: str) -> None:
+    with pytest.raises(DataError, match=r"with '.+' in its name; separate the columns with commas in .csv, with tabs"):
+        list(read_records(csv_of(tmp_path, separator.join(("instruction", "output\na", "b\n")))))
+
+
 def test_a_timestamp_that_python_has_no_type_for_is_no_obstacle(tmp_path: Path) -> None:
     pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     far = pa.array([253402300800000000 * 2, None], pa.timestamp("us"))  # beyond the year 9999

@@ -64,6 +64,14 @@ def test_glaive_has_calls_and_results_in_its_text() -> None:
         to_example({"chat": "hello"}, "f")
 
 
+@pytest.mark.parametrize("field", ["image", "images", "audio", "video"])
+def test_records_with_images_or_sound_are_refused(field: str) -> None:
+    record = {"instruction": "Name it.", "output": "A cat.", field: ""}
+    assert to_example(record, "f").output == "A cat."
+    with pytest.raises(DataError, match="f: has images, audio or video, which cannot be trained on; leave such"):
+        to_example({**record, field: ["cat.png"]}, "f")
+
+
 def test_preferences_and_likes_are_read_by_name_only() -> None:
     pair = {"prompt": "Why?", "chosen": "So.", "rejected": "Hm."}
     assert to_example(pair, "f", None, "preference") == Example("Why?", "So.")

@@ -72,3 +72,5 @@ def test_the_table_has_the_metrics_before_the_categories() -> None:
         "by": {"f": {"v": {"n": 1, "a": interval}}},
     }
     assert [name for name, _ in lines(evaluation)] == ["a", "b", "loss", "  a, v"]
+    evaluation["by"]["g"] = {"w": {"n": 1, "a": interval}}
+    assert [name for name, _ in lines(evaluation)][3:] == ["  a, f: v", "  a, g: w"]

@@ -206,7 +206,8 @@ def test_losses_over_different_tokens_share_no_column(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("names", "metric", "instead"),
     [(["optimizer.lr"], "val/loss", None), (["template"], "val/perplexity", "val/response_loss"),
-     (["data.mask_prompt"], "val/token_f1", None), (["model.tokenizer"], "test/loss", "test/bits_per_byte")],
+     (["data.mask_prompt"], "val/token_f1", None), (["model.tokenizer"], "test/loss", "test/bits_per_byte"),
+     (["data.mask_prompt"], "test/loss/dolly", "test/response_loss"), (["template"], "value", None)],
 )  # fmt: skip
 def test_a_loss_is_replaced_where_its_meaning_differs(names: list[str], metric: str, instead: str | None) -> None:
     assert comparable_metric(names, metric) == instead

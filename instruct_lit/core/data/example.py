@@ -153,9 +153,14 @@ def listed(names: Iterable[Any]) -> str:
     return (", ".join(shown[:8]) or "none") + (f", … and {len(shown) - 8} more" if shown[8:] else "")
 
 
-def extra_fields(record: Mapping[str, Any], used: Collection[str]) -> dict[str, Any]:
-    """The fields of a record that are not used and not null."""
-    return {str(key): value for key, value in record.items() if key not in used and value is not None}
+def extra_fields(record: Mapping[str, Any], used: Collection[str], place: str) -> dict[str, Any]:
+    """The fields of a record that are not used and not null. Raises: DataError where no file in UTF-8 can hold them."""
+    extra = {str(key): value for key, value in record.items() if key not in used and value is not None}
+    try:
+        json.dumps(extra, ensure_ascii=False, default=str).encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"{place}: a field beside the texts has broken characters; repair or remove it") from error
+    return extra
 
 
 def _from_alpaca(record: Mapping[str, Any], place: str, names: Mapping[str, str]) -> Example:
@@ -175,5 +180,5 @@ def _from_alpaca(record: Mapping[str, Any], place: str, names: Mapping[str, str]
             remedy = "; or give the whole conversation as 'messages'" if isinstance(pair, dict) else ""
             raise DataError(f"{place}: {name!r} must be a list of pairs [question, answer], found {pair!r:.80}{remedy}")
         turns.append((checked_text(pair[0], place, name), checked_text(pair[1], place, name)))
-    extra = extra_fields(record, [names[key] for key in (*texts, "history")])
+    extra = extra_fields(record, [names[key] for key in (*texts, "history")], place)
     return Example(**texts, extra=extra, history=tuple(turns))

@@ -35,7 +35,8 @@ _RESPONSE = re.compile(r"\{\{-?\s*response\s*-?\}\}")
 class Template:
     """Renders an example to its prompt and its full text, and a conversation to its turns.
 
-    `has_turns`, `has_system` and `has_tools` say whether earlier turns, a system prompt and tools have a place.
+    `has_turns`, `has_system` and `has_tools` say whether earlier turns, a system prompt and tools have a place;
+    `absent` are those of `VARIABLES` without one.
 
     Raises: TemplateError unless the text is valid Jinja with exactly one `{{ response }}` and known variables only.
     """
@@ -62,6 +63,7 @@ class Template:
         # Only now: this evaluates constants, without limits.
         variables = jinja2.meta.find_undeclared_variables(text_environment().parse(self.prompt_source))
         self.next_turn = Template(f"{name}.next_turn", next_turn) if next_turn is not None else None
+        self.absent = [name for name in VARIABLES if name not in variables]
         self.has_system, self.has_tools = "system" in variables, "tools" in variables
         self.has_turns = next_turn is not None
 
@@ -90,8 +92,7 @@ class Template:
             (example.history, self.has_turns, "template.next_turn"),
         ):
             if given and not has:
-                found = f"no {place} for {reprlib.repr(given)}"
-                raise TemplateError(f"template {self.name!r}: {found}; add it or use template=chatml")
+                raise self._without(place, given)
         if example.messages:
             example = AS_TEXTS[0](replace(example, messages=self.with_thoughts(example.messages)))
         turns = [*(Example(*turn) for turn in example.history), replace(example, system="", history=(), tools=())]
@@ -106,8 +107,19 @@ class Template:
         return tuple(m if id(m) in kept else {key: m[key] for key in m if key != "reasoning_content"} for m in messages)
 
     def renderings(self, example: Example) -> list[tuple[Example, list[tuple[str, str]]]]:
-        """What is trained on, with its turns: the example, or each of its turns where it stands in another text."""
+        """What is trained on, with its turns: the example, or each of its turns where it stands in another text.
+
+        Raises: TemplateError as `turns`, and when the template has no place for the instruction or the input.
+        """
+        last = (self.next_turn if example.history else None) or self
+        for form, name in ((self, "instruction"), (last, "instruction"), (last, "input")):
+            if name in form.absent and (given := getattr(example, name)):
+                raise form._without(f"{{{{ {name} }}}}", given)
         return [(example, self.turns(example))]
+
+    def _without(self, place: str, given: Any) -> TemplateError:
+        found = f"no {place} for {reprlib.repr(given)}"
+        return TemplateError(f"template {self.name!r}: {found}; add it or use template=chatml")
 
     def prompt(self, example: Example) -> str:
         """The text before the response, of an example without earlier turns."""

@@ -141,3 +141,10 @@ def test_columns_are_mapped_and_other_fields_carried_along() -> None:
     record = {"question": "q", "answer": "a", "context": None, "level": 3}
     example = to_example(record, "f", {"instruction": "question", "output": "answer", "input": "context"})
     assert example == Example("q", "a", "", {"level": 3})
+
+
+def test_a_field_that_no_file_can_hold_is_refused() -> None:
+    record = {"instruction": "q", "output": "a", "note": "é", "tags": [{"x": "\ud83d"}]}
+    with pytest.raises(DataError, match="f: a field beside the texts has broken characters; repair or remove it"):
+        to_example(record, "f")
+    assert to_example(record | {"tags": None}, "f").extra == {"note": "é"}

@@ -214,3 +214,10 @@ def test_no_more_reasons_are_kept_than_can_be_read(tmp_path: Path) -> None:
     source = FileSource(str(write(tmp_path / "r.json", *records)), on_bad_record="skip")
     assert list(source) == [] and len(source.notes.n_bad) == 21
     assert source.notes.n_bad["other reasons"] == 44 and source.notes.n_bad.total() == 64
+
+
+def test_a_column_that_no_record_has_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "r.json", GOOD, {"instruction": "c", "output": "d", "context": None})
+    assert len(list(FileSource(str(path), {"input": "context"}))) == 2
+    with pytest.raises(DataError, match=r"r.json: no record has the field about, prompt of data.columns; correct the"):
+        list(FileSource(str(path), {"input": "about", "system": "prompt", "output": "output"}))

@@ -92,6 +92,13 @@ def test_a_template_without_the_form_refuses_a_conversation() -> None:
         plain.turns(Example("a", "b", history=(("c", "d"),)))
     with pytest.raises(TemplateError, match=r"template 'mine': no {{ system }} for 'Be short.'; add it"):
         plain.turns(Example("a", "b", system="Be short."))
+    with pytest.raises(TemplateError, match=r"template 'mine': no {{ input }} for 'x'; add it"):
+        plain.renderings(Example("a", "b", input="x"))
+    with pytest.raises(TemplateError, match=r"template 'plain': no {{ instruction }} for 'a'; add it"):
+        shipped("plain").renderings(Example("a", "b"))
+    later = Template("mine", "{{ instruction }}{{ input }}{{ response }}", "{{ instruction }}{{ response }}")
+    with pytest.raises(TemplateError, match=r"template 'mine.next_turn': no {{ input }} for 'x'; add it"):
+        later.renderings(Example("a", "b", input="x", history=(("c", "d"),)))
     with pytest.raises(TemplateError, match=r"template 'mine.next_turn': {{ response }} occurs 0 times"):
         Template("mine", "{{ response }}", next_turn="{{ instruction }}")
 
