@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from instruct_lit.accel.compat_torch import has_packed_products, packed_linear, packed_weight
+from instruct_lit.accel.shared_casts import Casts
 from instruct_lit.core.model.causal import CausalLM
 from instruct_lit.core.model.gpt import MLP
 
@@ -28,16 +29,16 @@ class BF16Weights:
 
     @torch.no_grad()
     def __init__(self, model: CausalLM) -> None:
-        self.head = _product(model.head_weight, None)
+        self.head = _product(model.head_weight, None, casts := Casts())
         self._device = model.head_weight.device.type
         self._products: list[tuple[nn.Module, Product]] = []
         done: set[nn.Module] = set()
         for module in model.modules():
             if type(module) is MLP and type(module.fc) is type(module.proj) is nn.Linear:
-                self._products.append((module, _mlp(module.fc, module.proj)))
+                self._products.append((module, _mlp(module.fc, module.proj, casts)))
                 done |= {module.fc, module.proj}
             elif type(module) is nn.Linear and module not in done and module.weight is not model.head_weight:
-                self._products.append((module, _product(module.weight, module.bias)))
+                self._products.append((module, _product(module.weight, module.bias, casts)))
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
@@ -60,19 +61,19 @@ def can_pack(weight: Tensor) -> bool:
     return weight.device.type == "cpu" and has_packed_products()
 
 
-def _product(weight: Tensor, bias: Tensor | None, gelu: bool = False) -> Product:
+def _product(weight: Tensor, bias: Tensor | None, casts: Casts, gelu: bool = False) -> Product:
     """The function x ↦ x·weightᵀ + bias in bf16, followed by GELU if wanted."""
     half = weight.detach().to(torch.bfloat16)
     half_bias = None if bias is None else bias.detach().to(torch.bfloat16)
     if can_pack(weight):
         packed = packed_weight(half, ROWS)
-        return lambda x: packed_linear(x.to(torch.bfloat16), packed, half_bias, gelu)
+        return lambda x: packed_linear(casts(x, torch.bfloat16), packed, half_bias, gelu)
     if gelu:
-        return lambda x: F.gelu(F.linear(x.to(torch.bfloat16), half, half_bias), approximate="tanh")
-    return lambda x: F.linear(x.to(torch.bfloat16), half, half_bias)
+        return lambda x: F.gelu(F.linear(casts(x, torch.bfloat16), half, half_bias), approximate="tanh")
+    return lambda x: F.linear(casts(x, torch.bfloat16), half, half_bias)
 
 
-def _mlp(fc: nn.Linear, proj: nn.Linear) -> Product:
+def _mlp(fc: nn.Linear, proj: nn.Linear, casts: Casts) -> Product:
     """Both layers of an MLP: a separate GELU takes as long as the product before it."""
-    inner, outer = _product(fc.weight, fc.bias, gelu=True), _product(proj.weight, proj.bias)
+    inner, outer = _product(fc.weight, fc.bias, casts, gelu=True), _product(proj.weight, proj.bias, casts)
     return lambda x: outer(inner(x))

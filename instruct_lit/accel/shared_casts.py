@@ -17,7 +17,8 @@ from torch import Tensor, nn
 class Casts:
     """Rounds inputs; an input that was the last one gives the same tensor again, kept no longer than the input.
 
-    Behind it is all that the forward pass keeps for the backward pass.
+    Behind it is all that the forward pass keeps for the backward pass. An input that was changed in place is rounded
+    anew, unless it is an inference tensor, which has no version; models do not change inputs between their products.
     """
 
     def __init__(self) -> None:
@@ -27,13 +28,14 @@ class Casts:
         """`x` in `dtype`; the gradients of its uses are summed in `dtype`."""
         if x.dtype == dtype:
             return x
+        current = 0 if x.is_inference() else x._version
         if self._last is not None:
             source, version, rounded = self._last
-            is_same = source() is x and version == x._version and rounded.dtype == dtype
+            is_same = source() is x and version == current and rounded.dtype == dtype
             if is_same and rounded.requires_grad == (x.requires_grad and torch.is_grad_enabled()):
                 return rounded
         rounded = x.to(dtype)
-        self._last = weakref.ref(x, self._forget), x._version, rounded
+        self._last = weakref.ref(x, self._forget), current, rounded
         return rounded
 
     def _forget(self, source: weakref.ref[Tensor]) -> None:

@@ -91,6 +91,14 @@ def test_an_input_is_rounded_anew_once_it_has_changed() -> None:
     assert casts(x, torch.bfloat16).requires_grad, "what was rounded without a gradient has none"
 
 
+@torch.inference_mode()
+def test_an_inference_tensor_which_has_no_version_is_rounded_once() -> None:
+    casts, x = Casts(), torch.randn(3, 4)
+    rounded = casts(x, torch.bfloat16)
+    assert casts(x, torch.bfloat16) is rounded and torch.equal(rounded, x.bfloat16())
+    assert torch.equal(casts(x + 1, torch.bfloat16), (x + 1).bfloat16())
+
+
 def test_the_last_input_is_not_kept_alive() -> None:
     casts, x = Casts(), torch.randn(5)
     casts(x, torch.bfloat16)
