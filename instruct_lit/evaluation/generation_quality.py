@@ -43,10 +43,7 @@ class GenerationQuality(Callback):
         if dtype not in (None, "bfloat16"):
             raise ConfigError(f"callbacks.generation_quality.dtype={dtype}: allowed are null, bfloat16")
         self.dtype, self.make_loops = dtype, DECODE_LOOPS if cuda_graphs else ()
-        self._engine: Engine | None = None  # kept until the end of the run, with its recorded steps
-
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._engine = None
+        self._engine: Engine | None = None  # kept with its recorded steps
 
     def sample(self, indices: np.ndarray) -> np.ndarray:
         """The examples that are answered, in ascending order."""
@@ -76,7 +73,7 @@ class GenerationQuality(Callback):
             )
         share = [(i, store.example(i), store[i].prompt_ids) for i in share_of(trainer, chosen.tolist())]
         model: Any = pl_module.model
-        if self._engine is None:
+        if self._engine is None or self._engine.model is not model:
             self._engine = Engine(model, data.tokenizer, self.max_rows, self._make_weights(), self.make_loops)
         with pl_module.sharding.gathered(model):  # type: ignore[union-attr,operator]
             rows = answer(self._engine, data.template, share, self.settings)

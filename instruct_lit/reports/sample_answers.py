@@ -16,10 +16,7 @@ class SampleAnswers(Callback):
     def __init__(self, n_examples: int = 3, max_new_tokens: int = 64, cuda_graphs: bool = True) -> None:
         self.n_examples, self.make_loops = n_examples, DECODE_LOOPS if cuda_graphs else ()
         self.settings = SamplingSettings(max_new_tokens=max_new_tokens)
-        self._engine: Engine | None = None  # kept until the end of the run, with its recorded steps
-
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._engine = None
+        self._engine: Engine | None = None  # kept with its recorded steps
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         loggers = [logger for logger in trainer.loggers if takes_text(logger)]
@@ -33,8 +30,8 @@ class SampleAnswers(Callback):
         data = trainer.datamodule  # type: ignore[attr-defined]
         store, indices = data.examples_of("val")
         chosen = [int(i) for i in indices[: self.n_examples]]
-        if self._engine is None:
-            model: Any = pl_module.model
+        model: Any = pl_module.model
+        if self._engine is None or self._engine.model is not model:
             self._engine = Engine(model, data.tokenizer, min(self.n_examples, 32), make_loops=self.make_loops)
         answers = self._engine.generate([store[i].prompt_ids for i in chosen], self.settings)
         for number, (index, answer) in enumerate(zip(chosen, answers, strict=True)):

@@ -51,9 +51,10 @@ def test_steps_are_recorded_at_the_first_validation_alone(
     monkeypatch.setattr(sample_answers, "log_text", lambda logger, tag, text, step: texts.append(text))
     answers = Compared()
     answers.pool = emulated_cuda
-    fit(make_tuner(lr=0.0), make_data(), answers, limit_val_batches=1, max_epochs=3, logger=True)
-    assert answers.n_recorded[0] > 0 and answers.n_recorded == answers.n_recorded[:1] * 3
-    assert len(answers.expected) == 9 and len(set(answers.expected)) > 6
+    tuner, data = make_tuner(lr=0.0), make_data()
+    trainer = fit(tuner, data, answers, limit_val_batches=1, max_epochs=3, logger=True)
+    trainer.validate(tuner, data)
+    assert answers.n_recorded[0] > 0 and answers.n_recorded == answers.n_recorded[:1] * 4
+    assert len(answers.expected) == 12 and len(set(answers.expected)) > 8
     for text, expected in zip(texts, answers.expected, strict=True):
         assert text.endswith("**Answer**\n\n" + sample_answers._quoted(expected))
-    assert answers._engine is None
