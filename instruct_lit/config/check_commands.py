@@ -36,6 +36,8 @@ def _evaluate(config: Any) -> Iterator[Relation]:
     yield no_data, "endpoint.url", "whose examples shall it answer? add run=…, or data=…"
     unrendered = config.endpoint.url is not None and not config.endpoint.chat and config.template is None
     yield unrendered, "endpoint.chat=false", "prompts need a template; add template=alpaca, or leave it true"
+    if config.data is not None:
+        yield from data_relations(config.data)
     yield not set(config.metrics) - {"ended"}, "metrics", "give at least one besides ended"
     yield compare is not None and len(compare) < 2, "compare", "give two or more run folders or files of responses"
     several = compare is not None or len(runs_of(config)) + (config.endpoint.url is not None) > 1

@@ -15,6 +15,7 @@ from instruct_lit.core.generation.engine import Engine
 from instruct_lit.core.generation.responses import write_jsonl
 from instruct_lit.core.generation.sampling import SamplingSettings
 from instruct_lit.core.model.causal import CausalLM, best_device, on_device
+from instruct_lit.core.model.pretrained import bundle_of
 from instruct_lit.core.training.answers import answer_split
 from instruct_lit.errors import ConfigError
 from instruct_lit.evaluation.losses import response_losses
@@ -30,6 +31,9 @@ def runs_of(given: list[str]) -> list[str]:
         runs += [str(trial) for trial in trials] if trials and not (folder / "bundle").is_dir() else [name]
     if len(runs) < 2:
         raise ConfigError(f"soup={given}: {len(runs)} finished run; give at least two, or the folder of a sweep")
+    for run in runs:
+        if not any((bundle_of(run) / name).is_file() for name in ("config.json", "adapter_config.json")):
+            raise ConfigError(f"soup=[…,{run}]: no model there; give finished runs, or the folder of a sweep")
     return runs
 
 

@@ -31,6 +31,11 @@ def test_battles_that_are_missing_are_refused_by_their_key() -> None:
         check_command("benchmark", config)
 
 
+def test_evaluate_checks_its_data() -> None:
+    with pytest.raises(ConfigError, match=r"data.split=null: allowed are 'book' and a mapping of train, val and test"):
+        check_command("evaluate", composed("evaluate", "responses=pyproject.toml", "data=demo", "data.split=null"))
+
+
 def test_peek_checks_the_model_that_it_opens() -> None:
     with pytest.raises(ConfigError, match=r"model.path=null: give a hub id or a folder \(model=hf\)"):
         check_command("peek", composed("peek", "model=hf"))

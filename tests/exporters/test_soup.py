@@ -71,6 +71,12 @@ def test_the_folder_of_a_sweep_is_its_finished_trials(tmp_path: Path) -> None:
     for name in ("0", "2", "10"):
         (tmp_path / "sweep" / name / "bundle").mkdir(parents=True)
     (tmp_path / "sweep" / "3").mkdir()
+    with pytest.raises(
+        ConfigError, match=r"soup=\[…,.*sweep/0\]: no model there; give finished runs, or the folder of"
+    ):
+        runs_of([str(tmp_path / "sweep")])
+    for bundle in (tmp_path / "sweep").glob("*/bundle"):
+        (bundle / "config.json").touch()
     assert [Path(run).name for run in runs_of([str(tmp_path / "sweep")])] == ["0", "2", "10"]
     with pytest.raises(ConfigError, match=r"1 finished run; give at least two, or the folder of a sweep"):
         runs_of([str(tmp_path / "sweep" / "0")])
