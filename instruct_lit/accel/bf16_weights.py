@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from instruct_lit.accel.compat_torch import has_packed_products, packed_linear, packed_weight
+from instruct_lit.accel.forwards import ReplacedForwards
 from instruct_lit.accel.shared_casts import Casts
 from instruct_lit.core.model.causal import CausalLM
 from instruct_lit.core.model.gpt import MLP
@@ -31,29 +32,25 @@ class BF16Weights:
     def __init__(self, model: CausalLM) -> None:
         self.head = _product(model.head_weight, None, casts := Casts())
         self._device = model.head_weight.device.type
-        self._products: list[tuple[nn.Module, Product]] = []
+        products: dict[nn.Module, Product] = {}
         done: set[nn.Module] = set()
         for module in model.modules():
             if type(module) is MLP and type(module.fc) is type(module.proj) is nn.Linear:
-                self._products.append((module, _mlp(module.fc, module.proj, casts)))
+                products[module] = _mlp(module.fc, module.proj, casts)
                 done |= {module.fc, module.proj}
             elif type(module) is nn.Linear and module not in done and module.weight is not model.head_weight:
-                self._products.append((module, _product(module.weight, module.bias, casts)))
+                products[module] = _product(module.weight, module.bias, casts)
+        self._products = ReplacedForwards(products)
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
         """Multiply with the copies inside this context."""
-        saved = [module.__dict__.get("forward") for module, _ in self._products]
-        for module, product in self._products:
-            module.forward = product
+        self._products.attach()
         try:
             with torch.autocast(self._device, torch.bfloat16):
                 yield
         finally:
-            for (module, _), forward in zip(self._products, saved, strict=True):
-                del module.forward
-                if forward is not None:
-                    module.forward = forward
+            self._products.detach()
 
 
 def can_pack(weight: Tensor) -> bool:

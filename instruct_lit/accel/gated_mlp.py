@@ -12,28 +12,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from instruct_lit.accel.forwards import ReplacedForwards
+
 PARTS = ("gate_proj", "up_proj", "act_fn", "down_proj")
 TOLERANCE = 1e-3  # relative difference in bf16 up to which two results count as equal
 
 
-class GatedMLPs:
-    """The gated MLPs of a model; from `attach` to `detach` they are replaced in training mode."""
+class GatedMLPs(ReplacedForwards):
+    """The gated MLPs of a model, replaced in training mode."""
 
     def __init__(self, model: nn.Module) -> None:
         found = [m for m in model.modules() if all(hasattr(m, part) for part in PARTS) and "forward" not in vars(m)]
         kinds = {type(m): _is_gated(m) for m in found}
-        self.mlps = [m for m in found if kinds[type(m)]]
-
-    def attach(self) -> GatedMLPs:
-        """Replace them from now on."""
-        for mlp in self.mlps:
-            mlp.forward = partial(_forward, mlp, mlp.forward)  # type: ignore[method-assign]
-        return self
-
-    def detach(self) -> None:
-        """Restore the model."""
-        for mlp in self.mlps:
-            mlp.__dict__.pop("forward", None)
+        super().__init__({m: partial(_forward, m, m.forward) for m in found if kinds[type(m)]})
 
 
 @torch.no_grad()

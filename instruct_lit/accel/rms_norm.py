@@ -15,34 +15,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from instruct_lit.accel.forwards import ReplacedForwards
+
 TOLERANCES = {torch.float32: 1e-6, torch.bfloat16: 0.01}  # relative differences up to which two results count as equal
 
 
-class RMSNorms:
-    """The norms of a model; from `attach` to `detach` they are replaced in one mode, for inputs in their dtype.
+class RMSNorms(ReplacedForwards):
+    """The norms of a model, replaced in one mode, for inputs in their dtype.
 
     Args:
         training: The mode; those of the other may be replaced meanwhile.
     """
 
     def __init__(self, model: nn.Module, training: bool = True) -> None:
-        self.training = training
         norms = [m for m in model.modules() if "RMSNorm" in type(m).__name__ and _is_its_own(m)]
-        offsets = {module: _offset_of(module) for module in norms}
-        self.norms = {module: offset for module, offset in offsets.items() if offset is not None}
-
-    def attach(self) -> RMSNorms:
-        """Replace them from now on."""
-        for norm, offset in self.norms.items():
-            norm.forward = partial(_forward, norm, norm.forward, offset, self.training)  # type: ignore[method-assign]
-        return self
-
-    def detach(self) -> None:
-        """Restore the model."""
-        for norm in self.norms:
-            before = norm.__dict__.pop("forward").args[1]
-            if isinstance(before, partial):
-                norm.forward = before  # type: ignore[method-assign]
+        offsets = {m: offset for m in norms if (offset := _offset_of(m)) is not None}
+        super().__init__({m: partial(_forward, m, m.forward, offset, training) for m, offset in offsets.items()})
 
 
 def _is_its_own(norm: nn.Module) -> bool:

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from instruct_lit.accel.forwards import ReplacedForwards
+
 
 class Casts:
     """Rounds inputs; an input that was the last one gives the same tensor again, kept no longer than the input.
@@ -43,23 +45,12 @@ class Casts:
             self._last = None
 
 
-class SharedCasts:
-    """From `attach` to `detach` the linear layers of a model share rounded inputs in training under autocast."""
+class SharedCasts(ReplacedForwards):
+    """The linear layers of a model, which share rounded inputs in training under autocast."""
 
     def __init__(self, model: nn.Module) -> None:
-        self.linears = [m for m in model.modules() if type(m) is nn.Linear]
-
-    def attach(self) -> SharedCasts:
-        """Share them from now on."""
         casts = Casts()
-        for module in self.linears:
-            module.forward = partial(_forward, module, casts)  # type: ignore[method-assign]
-        return self
-
-    def detach(self) -> None:
-        """Restore the model."""
-        for module in self.linears:
-            module.__dict__.pop("forward", None)
+        super().__init__({m: partial(_forward, m, casts) for m in model.modules() if type(m) is nn.Linear})
 
 
 def _forward(module: nn.Linear, casts: Casts, x: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from instruct_lit.accel.adamw import AdamW, mixed_norm
 from instruct_lit.accel.cross_entropy import summed_cross_entropy
 from instruct_lit.accel.cuda_graphs import StepGraphs
+from instruct_lit.accel.forwards import ReplacedForwards
 from instruct_lit.accel.gated_mlp import GatedMLPs
 from instruct_lit.accel.rms_norm import RMSNorms
 from instruct_lit.accel.shared_casts import SharedCasts
@@ -46,7 +47,7 @@ class AcceleratedStep(StepAccelerator):
     def __init__(self, compiled: bool = False, cuda_graphs: bool = False) -> None:
         self.compiled, self.cuda_graphs = compiled, cuda_graphs
         self.copies: LowPrecisionWeights | None = None
-        self.replaced: list[RMSNorms | SharedCasts | GatedMLPs] = []
+        self.replaced: list[ReplacedForwards] = []
         self.graphs: StepGraphs | None = None
         self._sharded = False
 

@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from instruct_lit.accel.compat_torch import has_amx_tiles
+from instruct_lit.accel.forwards import ReplacedForwards
 from instruct_lit.accel.hardware import KEPT_BYTES
 from instruct_lit.accel.shared_casts import Casts
 
@@ -149,23 +150,21 @@ class LowPrecisionWeights:
         for copy in self.of.values():
             copy.renew()
             self._set_gradient_dtype(copy.parameter, self.gradient_dtype)
-        for module in self.linears:
-            copy = self.of[id(module.weight)]
-            module.forward = partial(_linear_forward, module, copy, casts)  # type: ignore[method-assign]
-        for table in self.embeddings:
-            table.forward = partial(_embedding_forward, table, self.of[id(table.weight)])  # type: ignore[method-assign]
+        forwards: dict[nn.Module, Any] = {
+            m: partial(_linear_forward, m, self.of[id(m.weight)], casts) for m in self.linears
+        }
+        forwards |= {table: partial(_embedding_forward, table, self.of[id(table.weight)]) for table in self.embeddings}
         for module in self.low_rank:
             base, down, up, _, _ = module.low_rank_parts()
             copies = self.frozen[base], self.of[id(down.weight)], self.of[id(up.weight)]
-            module.forward = partial(_low_rank_forward, module, *copies, casts)
-        for module, weight in self.frozen.items():
-            module.forward = partial(_frozen_forward, module, weight, casts)  # type: ignore[method-assign]
+            forwards[module] = partial(_low_rank_forward, module, *copies, casts)
+        forwards |= {m: partial(_frozen_forward, m, weight, casts) for m, weight in self.frozen.items()}
+        self._forwards = ReplacedForwards(forwards).attach()
         return self
 
     def detach(self) -> None:
         """Restore the model."""
-        for module in (*self.linears, *self.embeddings, *self.frozen, *self.low_rank):
-            module.__dict__.pop("forward", None)
+        self._forwards.detach()
         for copy in self.of.values():
             self._set_gradient_dtype(copy.parameter, copy.parameter.dtype)
 

@@ -41,7 +41,7 @@ def test_the_activation_is_not_kept(activation: nn.Module) -> None:
     model, x = nn.ModuleDict({"mlp": MLP(activation)}), torch.randn(5, 7, 16)
     expected = results(model["mlp"], x)
     mlps = GatedMLPs(model).attach()
-    assert mlps.mlps == [model["mlp"]]
+    assert list(mlps.forwards) == [model["mlp"]]
     found = results(model["mlp"], x)
     assert torch.equal(found[0], expected[0])
     for a, b in zip(found[1], expected[1], strict=True):
@@ -57,7 +57,7 @@ def test_to_try_it_draws_nothing_and_leaves_the_mode() -> None:
     mlp = MLP(nn.SiLU())
     mlp.up_proj = nn.Sequential(nn.Dropout(0.5), mlp.up_proj)
     state = torch.get_rng_state()
-    assert GatedMLPs(mlp).mlps == [mlp] and mlp.up_proj[0].training
+    assert list(GatedMLPs(mlp).forwards) == [mlp] and mlp.up_proj[0].training
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -65,4 +65,4 @@ def test_an_mlp_that_computes_something_else_stays() -> None:
     torch.manual_seed(0)
     replaced = MLP(nn.SiLU())
     replaced.forward = lambda x: x  # as another library's kernels
-    assert not GatedMLPs(nn.ModuleList([Clamped(nn.SiLU()), MLP(nn.PReLU()), replaced])).mlps
+    assert not GatedMLPs(nn.ModuleList([Clamped(nn.SiLU()), MLP(nn.PReLU()), replaced])).forwards
