@@ -45,11 +45,8 @@ class Environment:
         return python
 
     def _call(self, command: Sequence[str], log: Path, folder: Path) -> None:
-        done = subprocess.run(command, capture_output=True, text=True, env=clean_environment())
-        with log.open("a", encoding="utf-8") as file:
-            file.write(f"$ {' '.join(command)}\n{done.stdout}{done.stderr}\n")
-        if done.returncode:
-            lines = [line for line in (done.stderr or done.stdout).strip().splitlines() if "WARNING" not in line]
+        if (output := _failed(command, log)) is not None:
+            lines = [line for line in output.strip().splitlines() if "WARNING" not in line]
             raise BenchmarkError(
                 f"the environment of {self.name} cannot be created in {folder}: {(lines or ['no message'])[-1]}. It "
                 f"needs PyPI or an index that pip is configured for; pip's output is in {log}"
@@ -69,20 +66,20 @@ def run_in(
 
     Raises: BenchmarkError with its first and last error when it fails.
     """
-    with log.open("a", encoding="utf-8") as file:
-        file.write(f"$ {python} {' '.join(arguments)}\n")
-        file.flush()
-        start = log.stat().st_size
-        done = subprocess.run(
-            [str(python), *arguments],
-            cwd=cwd,
-            env=clean_environment(**variables),
-            stdout=file,
-            stderr=subprocess.STDOUT,
-        )
-    if done.returncode:
-        output = log.read_bytes()[start:].decode(errors="replace")
+    if (output := _failed([str(python), *arguments], log, cwd, variables)) is not None:
         raise BenchmarkError(f"{what} failed: {_cause(output)}\n  its whole output is in {log}")
+
+
+def _failed(
+    command: Sequence[str], log: Path, cwd: Path | None = None, variables: Mapping[str, str] | None = None
+) -> str | None:
+    """Run a command, its output appended to `log`; the output of one that fails."""
+    with log.open("a", encoding="utf-8") as file:
+        file.write(f"$ {' '.join(command)}\n")
+        file.flush()
+        start, own = log.stat().st_size, clean_environment(**variables or {})
+        done = subprocess.run(command, cwd=cwd, env=own, stdout=file, stderr=subprocess.STDOUT)
+    return log.read_bytes()[start:].decode(errors="replace") if done.returncode else None
 
 
 def _cause(output: str) -> str:

@@ -21,12 +21,13 @@ class Pip:
         self.commands: list[list[str]] = []
         self.error = ""
 
-    def run(self, command: list[str], **kwargs: Any) -> "subprocess.CompletedProcess[str]":
+    def run(self, command: list[str], stdout: Any, **kwargs: Any) -> "subprocess.CompletedProcess[str]":
         self.commands.append(command)
         if "venv" in command:
             Path(command[-1]).mkdir(parents=True)
         failed = self.error if "pip" in command else ""
-        return subprocess.CompletedProcess(command, bool(failed), "", failed)
+        stdout.write(failed)
+        return subprocess.CompletedProcess(command, bool(failed))
 
 
 @pytest.fixture
