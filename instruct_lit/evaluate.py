@@ -17,6 +17,7 @@ def evaluate(config: DictConfig) -> float:
     """Score the responses of a model or a file, or compare several; return the first metric's mean, or A's win rate."""
     out_dir = output_dir()
     from instruct_lit.config.judge_builders import response_judge_of
+    from instruct_lit.config.model_builders import labels_of
     from instruct_lit.config.response_builders import responses_of, sources_of
     from instruct_lit.evaluation.metrics import check_metrics
     from instruct_lit.evaluation.people import read_labels
@@ -29,7 +30,7 @@ def evaluate(config: DictConfig) -> float:
     is_pair = config.compare is not None and len(sources) == 2
     with table_alone(config.format):
         evaluation = Evaluation(out_dir, config.metrics, response_judge_of(config, is_pair), config.seed)
-        models = distinct(sources) if len(sources) > 1 and not is_pair else {}
+        models = dict(zip(labels_of(sources), sources, strict=True)) if len(sources) > 1 and not is_pair else {}
         sides = [responses_of(config, source) for source in sources]
         if models:
             result, found = evaluation.rank(models, [side.rows for side in sides])
@@ -43,17 +44,6 @@ def evaluate(config: DictConfig) -> float:
         print(f"{out_dir}: responses.jsonl, evaluation.json, report.html")
     print_records(records_of(found), config.format)
     return result
-
-
-def distinct(sources: list[str]) -> dict[str, str]:
-    """The sources by their labels. Raises: ConfigError where one is given twice."""
-    from instruct_lit.config.model_builders import labels_of
-    from instruct_lit.errors import ConfigError
-
-    labels = labels_of(sources)
-    if len(set(labels)) < len(labels):
-        raise ConfigError(f"{', '.join(labels)}: one model twice; give each once")
-    return dict(zip(labels, sources, strict=True))
 
 
 def scored(config: DictConfig, source: str, responses: Responses) -> dict[str, Any]:

@@ -101,13 +101,12 @@ def _benchmark(config: Any) -> Iterator[Relation]:
 
 
 def _serve(config: Any) -> Iterator[Relation]:
-    yield from _hosts(config.allowed_hosts)
+    yield from _server(config, config.api_key, "api_key=… or INSTRUCT_LIT_API_KEY")
     for origin in config.cors_origins:
         key, is_url = f"cors_origins=[{origin}]", re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/\s]+", origin)
         any_page = origin == "*" and not config.api_key
         yield any_page, key, "any web page could use the server; give api_key=…, or name the pages"
         yield origin != "*" and not is_url, key, "not an origin; give one such as https://example.org"
-    yield from _public("api_key=… or INSTRUCT_LIT_API_KEY", config.host, config.api_key)
 
 
 def _arena(config: Any) -> Iterator[Relation]:
@@ -115,8 +114,7 @@ def _arena(config: Any) -> Iterator[Relation]:
         yield not config.runs, "runs=…", f"give {FINISHED}"
         yield len(config.runs or ()) == 1, "runs", "one model; give at least two"
         yield from _repeated("runs", config.runs or ())
-    yield from _hosts(config.allowed_hosts)
-    yield from _public("password=…", config.host, config.password)
+    yield from _server(config, config.password, "password=…")
     if config.judge is not None:
         yield from judge_relations(config.judge, several=True, pairwise=True)
         yield bool(config.judge.panel), "judge.panel", "one judge votes in the arena; leave it out"
@@ -130,8 +128,7 @@ def _review(config: Any) -> Iterator[Relation]:
     yield len(names) > 9, "labels", "at most five: there are keys for nine labels"
     wrong = not all(name.strip() for name in names) or len(set(names)) < len(names)
     yield wrong, f"labels={list(config.labels)}", "give different labels, none of them empty or one of the four"
-    yield from _hosts(config.allowed_hosts)
-    yield from _public("password=… or INSTRUCT_LIT_PASSWORD", config.host, config.password)
+    yield from _server(config, config.password, "password=… or INSTRUCT_LIT_PASSWORD")
 
 
 def _export(config: Any) -> Iterator[Relation]:
@@ -168,23 +165,22 @@ RELATIONS = {
 
 
 def _repeated(key: str, sources: Iterable[str]) -> Iterator[Relation]:
-    """A run or file among several that is given twice."""
+    """A run or file among several that is given twice, be it by its bundle."""
     paths = [Path(str(source)).expanduser().resolve() for source in sources]
+    paths = [path.parent if path.name == "bundle" else path for path in paths]
     again = next((source for n, source in enumerate(sources) if paths[n] in paths[:n]), None)
     yield again is not None, f"{key}=[…,{again}]", "given twice; give each once"
 
 
-def _hosts(hosts: list[str]) -> Iterator[Relation]:
-    for host in hosts:
+def _server(config: Any, secret: str | None, remedy: str) -> Iterator[Relation]:
+    """Further names of a server, and an address that other machines reach without a secret."""
+    from instruct_lit.evaluation.judging.endpoints import is_loopback
+
+    for host in config.allowed_hosts:
         is_name = re.fullmatch(r"[A-Za-z0-9._-]+|[0-9a-f:]+", host)
         yield not is_name, f"allowed_hosts=[{host}]", "no host name; give one such as models.example.org"
-
-
-def _public(remedy: str, host: str, secret: str | None) -> Iterator[Relation]:
-    from instruct_lit.serving.http import is_loopback
-
     reason = f"other machines could reach it; give {remedy}, or keep 127.0.0.1"
-    yield not secret and not is_loopback(host), "host", reason
+    yield not secret and not is_loopback(config.host), "host", reason
 
 
 def _url(key: str, url: str | None) -> Iterator[Relation]:

@@ -18,7 +18,7 @@ from instruct_lit.config.schema.options import check_values, violations
 from instruct_lit.config.targets import arguments_for, merged, plain
 from instruct_lit.errors import ConfigError
 from instruct_lit.evaluation.answer_cache import AnswerCache
-from instruct_lit.evaluation.judging.endpoints import OllamaEndpoint, OpenAIEndpoint
+from instruct_lit.evaluation.judging.endpoints import OllamaEndpoint, OpenAIEndpoint, is_loopback
 from instruct_lit.evaluation.judging.judge import Judge, require_judged
 from instruct_lit.evaluation.judging.prompt import Choice, JudgePrompt, Score
 from instruct_lit.evaluation.judging.response_judge import ResponseJudge
@@ -121,7 +121,8 @@ def judge_of(judge: DictConfig, cache_dir: str) -> Judge:
         endpoint = OllamaEndpoint(n_ctx=judge.n_ctx, **settings) if is_ollama else OpenAIEndpoint(**settings)
     cache = AnswerCache(Path(cache_dir) / "judge" / "replies.jsonl")
     prices = judge_prices(judge.url, judge.model, judge.usd_per_million_tokens)
-    must_be_confirmed = judge.paid and not judge.confirmed and (prices is not None or not _is_loopback(judge.url))
+    is_here = is_loopback(urlsplit(judge.url or "").hostname or "")  # where requests cost nothing
+    must_be_confirmed = judge.paid and not judge.confirmed and (prices is not None or not is_here)
     limits = arguments_for(Judge, judge)
     return Judge(endpoint, cache, **limits, prices=prices, must_be_confirmed=must_be_confirmed)
 
@@ -151,12 +152,6 @@ def judge_prices(url: str | None, model: str, given: Sequence[float] | None) -> 
     print(f"judge: prices of {model} as of {table['date']}; give judge.usd_per_million_tokens if they changed")
     prompt, reply = table["usd_per_million_tokens"][model]
     return prompt, reply
-
-
-def _is_loopback(url: str | None) -> bool:
-    """Whether an endpoint is on this machine, where requests cost nothing."""
-    host = urlsplit(url or "").hostname or ""
-    return host == "localhost" or host.startswith("127.") or host == "::1"
 
 
 def judge_prompt_of(judge: Any, pairwise: bool = False) -> JudgePrompt:

@@ -3,7 +3,6 @@
 import asyncio
 import base64
 import hmac
-import ipaddress
 import json
 import logging
 import re
@@ -13,6 +12,7 @@ from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Any
 
+from instruct_lit.evaluation.judging.endpoints import is_loopback
 from instruct_lit.serving.completions import CompletionService, Job
 from instruct_lit.serving.metrics import Metrics
 from instruct_lit.serving.protocol import ApiError, Body, ErrorBody, error_response, shutting_down
@@ -246,14 +246,6 @@ async def _unless_disconnected(receive: Callable[[], Awaitable[Any]], work: Any)
         task.cancel()
         with suppress(asyncio.CancelledError, ApiError):
             await task
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches the address."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 class HostGuard:

@@ -1,5 +1,7 @@
 """Relations between the keys of the commands beside training."""
 
+import re
+
 import pytest
 
 from instruct_lit.config.check_commands import check_command
@@ -14,8 +16,9 @@ from tests.configs import composed
      ("report", "runs"), ("review", "run")],
 )  # fmt: skip
 def test_a_run_is_given_once(command: str, key: str) -> None:
-    with pytest.raises(ConfigError, match=rf"{key}=\[…,\./a\]: given twice; give each once"):
-        check_command(command, composed(command, f"{key}=[a,b,./a]"))
+    for again in ("./a", "a/bundle"):
+        with pytest.raises(ConfigError, match=rf"{key}=\[…,{re.escape(again)}\]: given twice; give each once"):
+            check_command(command, composed(command, f"{key}=[a,b,{again}]"))
 
 
 def test_a_category_that_no_record_has_is_refused_before_the_responses() -> None:

@@ -5,6 +5,7 @@ and 5xx with exponential backoff, and respects `Retry-After`.
 """
 
 import asyncio
+import ipaddress
 import logging
 import time
 from abc import ABC, abstractmethod
@@ -268,6 +269,14 @@ class OllamaEndpoint(HttpEndpoint):
     def reply(self, answer: Any) -> Reply:
         text = answer["message"]["content"]
         return Reply(text, answer.get("prompt_eval_count") or 0, answer.get("eval_count") or 0)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches the address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _message(error: Exception) -> str:
