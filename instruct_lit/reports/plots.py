@@ -17,7 +17,6 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap, LogNorm, Normalize, to_hex
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
@@ -205,7 +204,6 @@ def leaderboard(
     models = [model.replace("$", r"\$") for model in models]  # no formulas
     n = len(models)
     figure = Figure(figsize=(11, 1.9 + 0.42 * n), layout="constrained")
-    FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
     _style(left, "Ratings", "Bradley–Terry rating (Elo scale), 95 % interval", "")
     _style(right, "Share of battles that the row's model wins", "", "")
@@ -253,7 +251,6 @@ def learning_rate_range(rates: Sequence[float], losses: Sequence[float], suggest
 
 def _figure(title: str, x_label: str, y_label: str, height: float = 4.4) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(_WIDTH, height), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     _style(axes, title, x_label, y_label)
     return figure, axes

@@ -38,7 +38,7 @@ def test_a_high_loss_before_the_first_step_does_not_stretch_the_axis() -> None:
 def test_a_short_run_has_whole_steps_and_a_legend_beside_its_lines() -> None:
     rows = [{"step": 10, "train/loss": 1.6}, {"step": 20, "train/loss": 1.05, "val/loss": 1.36, "tokens": 3}]
     figure = plots.loss_curves([{"step": 0, "tokens": 0, "val/loss": 6.1}, *rows], 20)
-    figure.canvas.draw()
+    figure.draw_without_rendering()
     axes = figure.axes[0]
     assert all(tick == int(tick) for axis in (axes.xaxis, axes.child_axes[0].xaxis) for tick in axis.get_ticklocs())
     box = axes.get_legend().get_window_extent()
