@@ -6,7 +6,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from typing import Any
 
@@ -289,9 +289,9 @@ def check(body: Body) -> None:
     if isinstance(body, ChatBody):
         parts += [(f"messages.{i}.", message) for i, message in enumerate(body.messages)]
     for place, part in parts:
-        for name, harmless in part.HARMLESS.items():
-            value = getattr(part, name)
-            if value is not None and value not in harmless:
+        for declared in fields(part):
+            name, value = declared.name, getattr(part, declared.name)
+            if value is not None and value not in declared.metadata.get("harmless", (value,)):
                 remedy = "use repetition_penalty" if name.endswith("_penalty") else "leave it out"
                 message = f"{place}{name}={value!r:.80}: not supported by this server; {remedy}"
                 raise ApiError(400, message, param=place + name)

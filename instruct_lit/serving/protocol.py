@@ -56,6 +56,11 @@ def _optional(**limits: float) -> Any:
     return field(default=None, metadata=limits)
 
 
+def _unsupported(*harmless: Any) -> Any:
+    """A field that is not supported: null and the values without an effect are accepted, others are refused."""
+    return field(default=None, metadata={"harmless": harmless})
+
+
 @dataclass(kw_only=True)
 class Strict:
     """Without unknown fields and with values of the declared types alone."""
@@ -111,18 +116,15 @@ class ChosenTool(Strict):
 class Message(Strict):
     """A message, also an assistant's as this or another server has returned it, with all its empty fields."""
 
-    HARMLESS: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "refusal": ("",), "audio": (), "function_call": (), "annotations": ([],),
-    }  # fmt: skip
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[TextPart] | None = None
     name: str | None = None
-    refusal: Any = None
-    audio: Any = None
-    function_call: Any = None
+    refusal: Any = _unsupported("")
+    audio: Any = _unsupported()
+    function_call: Any = _unsupported()
     tool_calls: list[ToolCall] | None = None
     tool_call_id: str | None = None
-    annotations: Any = None
+    annotations: Any = _unsupported([])
     reasoning_content: str | None = None
 
 
@@ -130,10 +132,6 @@ class Message(Strict):
 class Body(Strict):
     """The fields that both kinds of completion share; `top_k` and `repetition_penalty` are those of vLLM."""
 
-    # Unsupported fields with the values, beside null, that have no effect; other values are refused.
-    HARMLESS: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "presence_penalty": (0,), "frequency_penalty": (0,), "logit_bias": ({},),
-    }  # fmt: skip
     MAX_STOPS: ClassVar[int] = 4
     ID_PREFIX: ClassVar[str]
     OBJECT: ClassVar[str]  # the `object` of a response
@@ -149,9 +147,9 @@ class Body(Strict):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: str | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    logit_bias: dict[str, float] | None = None
+    presence_penalty: float | None = _unsupported(0)
+    frequency_penalty: float | None = _unsupported(0)
+    logit_bias: dict[str, float] | None = _unsupported({})
 
 
 @dataclass(kw_only=True)
@@ -159,29 +157,24 @@ class ChatBody(Body):
     """`/v1/chat/completions`; `input` is ours: the input of the last instruction, as in Alpaca's records."""
 
     ID_PREFIX, OBJECT, PROMPT = "chatcmpl", "chat.completion", "messages"
-    HARMLESS: ClassVar[dict[str, tuple[Any, ...]]] = {
-        **Body.HARMLESS, "response_format": ({"type": "text"},),
-        "functions": ([],), "function_call": ("none", "auto"), "modalities": (["text"],), "audio": (),
-        "reasoning_effort": ("none",), "verbosity": ("medium",), "web_search_options": (), "moderation": (),
-    }  # fmt: skip
     messages: list[Message] = field(metadata={"min_length": 1, "max_length": 4096})
     input: str = ""
     max_tokens: int | None = _optional(ge=1)  # the older name of max_completion_tokens
     max_completion_tokens: int | None = _optional(ge=1)
     logprobs: bool | None = None
     top_logprobs: int | None = _optional(ge=0, le=20)
-    response_format: Any = None
+    response_format: Any = _unsupported({"type": "text"})
     tools: list[Tool] | None = None
     tool_choice: Literal["none", "auto", "required"] | ChosenTool | None = None
     parallel_tool_calls: bool | None = None
-    functions: Any = None
-    function_call: Any = None
-    modalities: Any = None
-    audio: Any = None
-    reasoning_effort: Any = None
-    verbosity: Any = None
-    web_search_options: Any = None
-    moderation: Any = None
+    functions: Any = _unsupported([])
+    function_call: Any = _unsupported("none", "auto")
+    modalities: Any = _unsupported(["text"])
+    audio: Any = _unsupported()
+    reasoning_effort: Any = _unsupported("none")
+    verbosity: Any = _unsupported("medium")
+    web_search_options: Any = _unsupported()
+    moderation: Any = _unsupported()
     # Without effect on the response, whatever their value: they concern OpenAI's accounts, caches and prices.
     metadata: dict[str, str] | None = None
     prediction: Any = None
@@ -198,12 +191,11 @@ class CompletionBody(Body):
     """`/v1/completions`: the text is continued without a template."""
 
     ID_PREFIX, OBJECT, PROMPT = "cmpl", "text_completion", "prompt"
-    HARMLESS: ClassVar[dict[str, tuple[Any, ...]]] = {**Body.HARMLESS, "suffix": ("",)}
     prompt: str | list[str] | list[int] | list[list[int]] | None
     max_tokens: int | None = _optional(ge=0)
     echo: bool = False
     logprobs: int | None = _optional(ge=0, le=5)
-    suffix: str | None = None
+    suffix: str | None = _unsupported("")
     best_of: int | None = None
 
     @property
