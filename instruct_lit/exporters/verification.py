@@ -25,6 +25,7 @@ from instruct_lit.core.model.causal import CausalLM, best_device, on_device
 from instruct_lit.core.model.pretrained import DTYPES
 from instruct_lit.errors import VerificationError
 from instruct_lit.evaluation.answer_files import read_jsonl
+from instruct_lit.evaluation.remote_model import messages_of
 from instruct_lit.evaluation.statistics import interval
 
 N_LOSSES, N_ANSWERS, N_NEW = 8, 4, 32
@@ -97,10 +98,7 @@ def n_new(prompt: Sequence[int], context_length: int) -> int:
 
 def chat_of(record: Mapping[str, Any]) -> list[dict[str, str]]:
     """The conversation of a record, without the answer and without `input`, which no conversation has a place for."""
-    said = [("system", record["system"])] if record.get("system") else []
-    for user, assistant in record.get("history", ()):
-        said += [("user", user), ("assistant", assistant)]
-    return [{"role": role, "content": text} for role, text in [*said, ("user", record["instruction"])]]
+    return messages_of({**record, "input": ""})
 
 
 def _is_plain(tokenizer: Tokenizer, record: Mapping[str, Any]) -> bool:
