@@ -51,7 +51,7 @@ def test_errors_are_listed_together(command: Command, tmp_path: Path) -> None:
         "  port=70000: must be below 65536",
         "  max_waiting=0: must be at least 1",
         "  allowed_hosts=[a b:80]: no host name; give one such as models.example.org",
+        "  host=0.0.0.0: other machines could reach it; give api_key=… or INSTRUCT_LIT_API_KEY, or keep 127.0.0.1",
         "  cors_origins=[*]: any web page could use the server; give api_key=…, or name the pages",
         "  cors_origins=[example.org]: not an origin; give one such as https://example.org",
-        "  host=0.0.0.0: other machines could reach it; give api_key=… or INSTRUCT_LIT_API_KEY, or keep 127.0.0.1",
     ]
