@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
@@ -16,6 +16,7 @@ from instruct_lit.core.data.example import Example
 from instruct_lit.core.data.template import Template
 from instruct_lit.core.data.tokenizer import EOT
 from instruct_lit.datasets.filters import Refusals
+from instruct_lit.datasets.near_duplicates import words
 from instruct_lit.errors import ConfigError
 
 REFUSING = Refusals()
@@ -151,7 +152,7 @@ def oddities(example: Example, header: str) -> list[str]:
     texts = (example.instruction, example.input, example.output)
     found = {
         "the response repeats the instruction": example.instruction
-        and _words(example.output) == _words(example.instruction),
+        and words(example.output) == words(example.instruction),
         "the response has no letter or digit": not re.search(r"\w", example.output),
         f"a text contains {header.strip()!r}": header.strip() and any(header.strip() in text for text in texts),
         f"a text contains {EOT!r}": any(EOT in text for text in texts),
@@ -231,7 +232,3 @@ def warnings_of(found: Profile, layout: str, n_val: int | None) -> list[str]:
     if n_val is not None and n_val < 20:
         lines.append(f"{n_val} validation examples are too few for early stopping; raise data.split.val")
     return lines
-
-
-def _words(text: str) -> Sequence[str]:
-    return re.findall(r"\w+", text.lower())
