@@ -82,7 +82,9 @@ def test_a_wrong_template(written: tuple[Path, CausalLM, Tokenizer]) -> None:
     folder, model, tokenizer = written
     reference = reference_of(model, tokenizer, OWN, EXAMPLES)
     other = folder.with_name("other")
-    save_bundle(other, model, tokenizer, Template("own", "Do: {{ instruction }} Answer: {{ response }}"), GREEDY, {})
+    save_bundle(
+        other, model, tokenizer, Template("own", "Do: {{ instruction }} {{ input }} Answer: {{ response }}"), GREEDY, {}
+    )
     found = problems(other, reference)
     assert "12 of 12 prompts have other ids" in found["instruct-lit"][0]
     assert "4 of 4 prompts have other ids" in found["transformers"][0]
