@@ -95,7 +95,8 @@ def show_profile(console: Console, config: DictConfig, data: InstructionData, op
 
         n_batches, batches = training_batches(data, batching)
         four_bits = config.adapter.kind == "qlora"
-        needs = estimate(lambda: without_weights(config, opened), batches, config.compile, four_bits)
+        how = config.compile, four_bits, config.accumulate_grad_batches
+        needs = estimate(lambda: without_weights(config, opened), batches, *how)
         name = config.model.name if opened is None else opened.directory
         print_needs(console, str(name), *needs, None if config.data.streaming else n_batches)
     print_warnings(console, warnings_of(found, chosen, n_val))

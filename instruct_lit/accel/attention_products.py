@@ -17,6 +17,7 @@ from torch import Tensor
 
 from instruct_lit.accel.attention_groups import Group, contiguous_rows, document_groups, n_rows_for, row_groups
 from instruct_lit.accel.compat_torch import softmax_backward
+from instruct_lit.accel.kernel_heap import product
 from instruct_lit.core.model.attention import CausalRows, PackedDocuments
 
 MAX_KEYS = 2048  # up to which products are faster
@@ -101,7 +102,7 @@ class _Attend(torch.autograd.Function):
             queries, keys, values = group.queries_of(q), group.keys_of(k), group.keys_of(v)
             weights = _weights(queries, keys, group.bias)
             factor = F.dropout(torch.ones_like(weights), dropout) if dropout else None
-            group.write_queries(places, torch.bmm(weights if factor is None else weights * factor, values))
+            group.write_queries(places, product(torch.bmm, weights if factor is None else weights * factor, values))
             saved += [queries, keys, values, weights if keys.shape[1] <= MAX_SAVED_KEYS else None, factor]
         ctx.save_for_backward(*saved)
         return out
@@ -119,21 +120,22 @@ class _Attend(torch.autograd.Function):
             if weights is None:
                 weights = _weights(queries, keys, group.bias)
             grad_out = group.queries_of(grad)
-            grad_weights = torch.bmm(grad_out, values.transpose(1, 2))
+            grad_weights = product(torch.bmm, grad_out, values.transpose(1, 2))
             dropped = weights
             if factor is not None:
                 grad_weights, dropped = grad_weights * factor, weights * factor
             grad_scores = softmax_backward(grad_weights, weights)
             group.write_queries(places, _scaled_product(grad_scores, keys))
             group.add_to_keys(of_keys, _scaled_product(grad_scores.transpose(1, 2), queries))
-            group.add_to_keys(of_values, torch.bmm(dropped.transpose(1, 2), grad_out))
+            group.add_to_keys(of_values, product(torch.bmm, dropped.transpose(1, 2), grad_out))
         return of_queries, *(x[:, :, :n_tokens].transpose(1, 2) for x in (of_keys, of_values)), None, None
 
 
 def _weights(queries: Tensor, keys: Tensor, bias: Tensor) -> Tensor:
-    return torch.baddbmm(bias, queries, keys.transpose(1, 2), alpha=queries.shape[-1] ** -0.5).softmax(-1)
+    scale = queries.shape[-1] ** -0.5
+    return product(torch.baddbmm, bias, queries, keys.transpose(1, 2), alpha=scale).softmax(-1)
 
 
 def _scaled_product(grad_scores: Tensor, x: Tensor) -> Tensor:
     """The matrix product divided by √D, as the scores are scaled."""
-    return torch.baddbmm(x.new_zeros(()), grad_scores, x, beta=0, alpha=x.shape[-1] ** -0.5)
+    return product(torch.baddbmm, x.new_zeros(()), grad_scores, x, beta=0, alpha=x.shape[-1] ** -0.5)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from instruct_lit.accel.kernel_heap import product
 from instruct_lit.accel.weight_copies import WeightCopy
 from instruct_lit.core.model.causal import CHUNK, Compiler
 
@@ -75,11 +76,11 @@ class _SummedCrossEntropy(torch.autograd.Function):
                 rows = slice(start, start + chunk)
                 h = hidden[rows].to(weight.dtype)
                 space = None if copy is None else copy.scratch.take("logits", (len(h), len(weight)), weight.dtype)
-                logits = torch.mm(h, weight.t(), out=space)  # (m, V)
+                logits = product(torch.mm, h, weight.t(), out=space)  # (m, V)
                 logits[:, n_vocab:] = -math.inf
                 total += to_gradient(logits, targets[rows], weights[rows], dft)
                 if grad_hidden is not None:
-                    grad_hidden[rows] = torch.mm(logits, weight).to(hidden.dtype)
+                    grad_hidden[rows] = product(torch.mm, logits, weight).to(hidden.dtype)
                 if needs_weight and copy is not None:
                     copy.collect(logits, h)
                 elif needs_weight:

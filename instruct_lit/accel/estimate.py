@@ -11,7 +11,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, nn
 
-from instruct_lit.accel import attention_products, cross_entropy, weight_copies
+from instruct_lit.accel import attention_products, cross_entropy, kernel_heap, weight_copies
 from instruct_lit.accel.adamw import AdamW, adamw
 from instruct_lit.accel.attention_groups import Group, document_groups
 from instruct_lit.accel.attention_varlen import VarlenDocuments
@@ -60,6 +60,7 @@ def estimate(
     batches: Sequence[Batch],
     compiled: bool = False,
     four_bits: bool = False,
+    n_micro_batches: int = 1,
 ) -> tuple[Estimate, str]:
     """The estimate for these batches on this machine's best device, and the device with its default precision.
 
@@ -70,6 +71,7 @@ def estimate(
         make: makes the model, inside `counting`.
         compiled: whether the run has `compile=true`.
         four_bits: whether the frozen layers of the blocks are in NF4.
+        n_micro_batches: of an optimizer step; the time is that of one.
     """
     by_size = sorted(batches, key=lambda batch: batch.input_ids.numel())
     typical = [by_size[int(len(by_size) * share)] for share in (0.25, 0.5, 0.75)]
@@ -81,8 +83,7 @@ def estimate(
         flops = [needed_flops(model, batch.n_tokens, int(batch.n_supervised)) for batch in typical]
         if four_bits:
             in_four_bits(model)
-        step = our_step(model, bf16, compiled and on_gpu)
-        memory = step_memory(model, lambda: _loss(step, by_size[-1], bf16), copies=step.copies)
+        memory = memory_of(model, by_size[-1], bf16, compiled and on_gpu, n_micro_batches)
     activations = memory.peak - memory.states
     if isinstance(model, GPT):
         step_s = _measured(model.config, typical, device, bf16)
@@ -98,6 +99,7 @@ def counting(on_gpu: bool) -> Iterator[None]:
     kernels = [_attend_varlen] if on_gpu else [attention_products.attend_rows, attention_products.attend_documents]
     with (
         patch.object(cross_entropy, "counts_as_gpu", on_gpu),
+        patch.object(kernel_heap, "in_thread", False),
         patch.object(weight_copies, "huge_empty", lambda sizes, dtype: [torch.empty(n, dtype=dtype) for n in sizes]),
         patch.object(attention_products, "document_groups", _document_groups),
         no_values(),
@@ -131,12 +133,20 @@ def our_loss(model: CausalLM, batch: Batch, bf16: bool, compiled: bool) -> Calla
     return lambda: _loss(step, batch, bf16)
 
 
-def our_step(model: CausalLM, bf16: bool, compiled: bool = False) -> AcceleratedStep:
+def memory_of(
+    model: CausalLM, batch: Batch, bf16: bool, compiled: bool = False, n_micro_batches: int = 1
+) -> StepMemory:
+    """The memory of a step of ours of micro-batches like `batch`, inside `counting`."""
+    step = our_step(model, bf16, compiled, n_micro_batches)
+    return step_memory(model, lambda: _loss(step, batch, bf16), None, step.copies, n_micro_batches)
+
+
+def our_step(model: CausalLM, bf16: bool, compiled: bool = False, n_micro_batches: int = 1) -> AcceleratedStep:
     """A step of ours inside `counting`; on a CPU it has copies of the weights."""
     step = AcceleratedStep(compiled)
     step.attach(model.train())
     make = torch.optim.SGD if cross_entropy.counts_as_gpu else AdamW
-    step.start(make(model.parameters()), FitFacts("bf16-mixed" if bf16 else "32-true", 1, False))
+    step.start(make(model.parameters()), FitFacts("bf16-mixed" if bf16 else "32-true", n_micro_batches, False))
     model.compiler = _partitioned if compiled else None
     return step
 
@@ -154,12 +164,14 @@ def step_memory(
     loss_of: Callable[[], Tensor],
     live: LiveTensors | None = None,
     copies: LowPrecisionWeights | None = None,
+    n_micro_batches: int = 1,
 ) -> StepMemory:
     """The memory of a training step with AdamW, inside `counting`.
 
     Args:
         live: an instance of a subclass that looks closer.
         copies: the weights that a CPU multiplies with, and their gradients.
+        n_micro_batches: of the step; those after the first find its gradients.
     """
     live, copied = live or LiveTensors(), copies.of if copies is not None else {}
     with live:
@@ -177,6 +189,8 @@ def step_memory(
         loss = loss_of()
         kept = live.now - before
         loss.backward(torch.tensor(1.0))
+        if n_micro_batches > 1:
+            loss_of().backward(torch.tensor(1.0))
         optimizer.step()
     return StepMemory(states, kept, live.peak)
 
@@ -242,11 +256,14 @@ def _loss(step: StepAccelerator, batch: Batch, bf16: bool) -> torch.Tensor:
         return step.loss(batch, batch.loss_weights)
 
 
-def train_step(step: StepAccelerator, optimizer: torch.optim.Optimizer, batch: Batch, bf16: bool) -> float:
-    """Take one optimizer step with clipped gradients and return its seconds."""
+def train_step(
+    step: StepAccelerator, optimizer: torch.optim.Optimizer, batch: Batch, bf16: bool, n_micro_batches: int = 1
+) -> float:
+    """Take one optimizer step with clipped gradients, of the same batch so many times, and return its seconds."""
     start = time.perf_counter()
     optimizer.zero_grad()
-    _loss(step, batch, bf16).backward()
+    for _ in range(n_micro_batches):
+        _loss(step, batch, bf16).backward()
     parameters = [p for p in step.model.parameters() if p.grad is not None]
     norm = step.gradient_norm([p.grad for p in parameters if p.grad is not None])
     step.clip(optimizer, parameters, norm, max_norm=1.0)

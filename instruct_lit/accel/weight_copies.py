@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from instruct_lit.accel.compat_torch import has_amx_tiles
 from instruct_lit.accel.forwards import ReplacedForwards
 from instruct_lit.accel.hardware import KEPT_BYTES
+from instruct_lit.accel.kernel_heap import product
 from instruct_lit.accel.shared_casts import Casts
 
 HUGE_PAGE, LINE = 2 * 2**20, 64  # bytes of a page, and of a line of the cache
@@ -68,12 +69,12 @@ class WeightCopy:
         """Add `rowsᵀ @ x` to the parameter's gradient, in place in its buffer."""
         rows_t, first = transposed(rows, self.scratch), self.parameter.grad is None
         if self.gradient.dtype != x.dtype:
-            product = torch.mm(rows_t, x, out=self.scratch.take("product", self.gradient.shape, x.dtype))
-            (self.gradient.copy_ if first else self.gradient.add_)(product)
+            space = self.scratch.take("product", self.gradient.shape, x.dtype)
+            (self.gradient.copy_ if first else self.gradient.add_)(product(torch.mm, rows_t, x, out=space))
         elif first:
-            torch.mm(rows_t, x, out=self.gradient)
+            product(torch.mm, rows_t, x, out=self.gradient)
         else:  # added within the product, so that the sum is rounded once
-            self.gradient.addmm_(rows_t, x)
+            product(Tensor.addmm_, self.gradient, rows_t, x)
         self.parameter.grad = self.gradient
 
     def collect_rows(self, ids: Tensor, grad: Tensor) -> None:
@@ -231,14 +232,14 @@ class _Linear(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, copy: WeightCopy) -> Tensor:  # type: ignore[override]
         ctx.save_for_backward(x)
         ctx.copy = copy
-        return F.linear(x, copy.weight, None if bias is None else bias.to(x.dtype))
+        return product(F.linear, x, copy.weight, None if bias is None else bias.to(x.dtype))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, Tensor | None, None]:  # type: ignore[override]
         (x,) = ctx.saved_tensors
         rows = grad.flatten(0, -2)
         ctx.copy.collect(rows, x.flatten(0, -2))
-        grad_x = grad @ ctx.copy.weight if ctx.needs_input_grad[0] else None
+        grad_x = product(torch.matmul, grad, ctx.copy.weight) if ctx.needs_input_grad[0] else None
         return grad_x, None, rows.sum(0) if ctx.needs_input_grad[2] else None, None
 
 
@@ -286,11 +287,11 @@ class _LowRank(torch.autograd.Function):
         weight: Tensor, down: WeightCopy, up: WeightCopy, scaling: float,
     ) -> Tensor:  # fmt: skip
         rows = x.flatten(0, -2)
-        inner = (rows @ down.weight.t()).mul_(scaling)
+        inner = product(torch.mm, rows, down.weight.t()).mul_(scaling)
         ctx.save_for_backward(x, inner)
         ctx.weight, ctx.down, ctx.up, ctx.scaling = weight, down, up, scaling
-        out = F.linear(x, weight, None if bias is None else bias.to(x.dtype))
-        out.flatten(0, -2).addmm_(inner, up.weight.t())
+        out = product(F.linear, x, weight, None if bias is None else bias.to(x.dtype))
+        product(Tensor.addmm_, out.flatten(0, -2), inner, up.weight.t())
         return out
 
     @staticmethod
@@ -298,9 +299,10 @@ class _LowRank(torch.autograd.Function):
         x, inner = ctx.saved_tensors
         rows = grad.flatten(0, -2)
         ctx.up.collect(rows, inner)
-        grad_inner = (rows @ ctx.up.weight).mul_(ctx.scaling)
+        grad_inner = product(torch.mm, rows, ctx.up.weight).mul_(ctx.scaling)
         ctx.down.collect(grad_inner, x.flatten(0, -2))
         grad_x = None
         if ctx.needs_input_grad[0]:
-            grad_x = (rows @ ctx.weight).addmm_(grad_inner, ctx.down.weight).view_as(x)
+            grad_x = product(torch.mm, rows, ctx.weight)
+            grad_x = product(Tensor.addmm_, grad_x, grad_inner, ctx.down.weight).view_as(x)
         return grad_x, None, None, None, None, None, None, None

@@ -22,7 +22,8 @@ def without_weights(config: DictConfig, opened: OpenedModel | None = None) -> Ca
     is_gpt = isinstance(opened.model, GPT) if opened is not None else model.get("kind") != "hf"
     made: CausalLM
     if is_gpt:
-        made = GPT(opened.model.config if opened is not None else build.shape_of(config))
+        shape = opened.model.config if opened is not None else build.shape_of(config)
+        made = GPT(shape, **arguments_for(GPT, model))
     else:
         from instruct_lit.hf.files import computes_in_bf16, import_transformers, load_hf
         from instruct_lit.hf.model import HFModel
@@ -35,7 +36,8 @@ def without_weights(config: DictConfig, opened: OpenedModel | None = None) -> Ca
             made = load_hf(build.hf_source(config), **given)
         else:
             hf: Any = opened.model.hf
-            made = HFModel(import_transformers().AutoModelForCausalLM.from_config(hf.config, dtype=dtype))
+            hf = import_transformers().AutoModelForCausalLM.from_config(hf.config, dtype=dtype)
+            made = HFModel(hf, **arguments_for(HFModel, model))
     if kind != "none":
         from instruct_lit.hf.adapters import Adapter
 

@@ -33,6 +33,7 @@ class PeekConfig:
     all_tokens: bool = option(False, "Also print the middle of a long masked part.")
     estimate: bool = option(True, "Estimate memory and time, which runs a few steps.")
     compile: bool = option(False, "Estimate the memory with compile=true.")
+    accumulate_grad_batches: int = option(1, "Estimate the memory with trainer.accumulate_grad_batches.", at_least=1)
     n_streamed: int = option(1000, "Examples of a stream that are read.", at_least=1)
     seed: int = seed_option("Seed of the split and the batches.")
 

@@ -1,0 +1,43 @@
+"""The kernels of a CPU's matrix library in a heap of their own, apart from the activations.
+
+oneDNN makes kernels at the first product of each shape and keeps them, 250 KB and hundreds of small objects each. Made
+within a step they lie between activations for good: the holes around them never merge, a hole between two of them is a
+few bytes too small for the next tensor of its size (aligned blocks are searched with a margin), and the heap grows with
+every new shape. glibc gives each thread a heap (an arena) of its own; so a second thread computes the first product of
+a shape.
+
+Source: GNU C Library 2.36, malloc/malloc.c (`_int_memalign`) and malloc/arena.c; oneDNN, "Primitive Cache".
+"""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+in_thread = True  # not where tensors without values are counted, whose mode is one of the thread
+_known: set[tuple[Any, ...]] = set()
+
+
+def product(operation: Callable[..., Tensor], *factors: Any, **options: Any) -> Tensor:
+    """`operation(*factors, **options)`, which records no gradient; the first one of its shapes in the second thread."""
+    if not in_thread or not factors[0].is_cpu:
+        return operation(*factors, **options)
+    key = (operation, *(x.shape for x in factors if x is not None))
+    if key in _known:
+        return operation(*factors, **options)
+    _known.add(key)
+    return _thread().submit(_without_gradient, operation, factors, options).result()
+
+
+@cache
+def _thread() -> ThreadPoolExecutor:
+    # Kernels are made for a number of threads.
+    return ThreadPoolExecutor(1, "kernels", torch.set_num_threads, (torch.get_num_threads(),))
+
+
+def _without_gradient(operation: Callable[..., Tensor], factors: Any, options: Any) -> Tensor:
+    with torch.no_grad():
+        return operation(*factors, **options)
