@@ -4,7 +4,8 @@
 
 Each row is a process of its own. Measured is the highest resident memory of four optimizer steps, two of ordinary batches
 and two of the largest, above that after the imports and the reading of the records. Weights are random; `gemma` is Gemma
-3's shape with four layers and the folder's tokenizer. `--row "gpt2 book 4 packed bf16"` measures one row: model, records,
+3's shape with four layers and the folder's tokenizer. `--more 20` takes as many steps of all sizes before the last two,
+as a longer run does. `--row "gpt2 book 4 packed bf16"` measures one row: model, records,
 examples of a batch, layout, precision, and any of lora, frozen, accumulated, checkpointed.
 """
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import gc
+import random
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -84,7 +86,9 @@ def measure(row: str, args: argparse.Namespace) -> dict[str, int]:
         step.attach(model.train())
         optimizer = adamw(parameter_groups(model.named_parameters(), weight_decay=0.1), lr=1e-5)
         step.start(optimizer, FitFacts("bf16-mixed" if bf16 else "32-true", n_micro, is_wrapped=False))
-        for batch in (batches[len(batches) // 2], batches[len(batches) // 4], batches[-1], batches[-1]):
+        ordinary = [batches[len(batches) // 2], batches[len(batches) // 4]]
+        of_all_sizes = random.Random(0).sample(batches, min(args.more, len(batches)))
+        for batch in (*ordinary, *of_all_sizes, batches[-1], batches[-1]):
             estimate.train_step(step, optimizer, batch, bf16, n_micro)
         measured = memory.figures()["peak_above_import_bytes"]
         as_in_peek = training_batches(data, {str(key): getattr(data.batching, str(key)) for key in config.batching})[1]
@@ -114,6 +118,7 @@ def main() -> None:
     parser.add_argument("--model", required=True, help="hf:<folder>, the model of the rows that begin with hf")
     parser.add_argument("--book", type=Path, default=common.DATA, help="the 1,100 records of chapter 7")
     parser.add_argument("--answers", type=Path, required=True, help="records with long answers")
+    parser.add_argument("--more", type=int, default=0, help="further steps of batches of all sizes")
     parser.add_argument("--row", action="append", dest="rows", default=None, help="this row only; repeatable")
     parser.add_argument("--system", default=None, help="measure this row here and now, without a table")
     parser.add_argument("--json", type=Path, default=None, help="where the figures are written")
@@ -121,7 +126,7 @@ def main() -> None:
     if args.system:
         common.report(measure(args.system, args))
         return
-    passed = common.passed_on(args, "model", "book", "answers")
+    passed = common.passed_on(args, "model", "book", "answers", "more")
     print("| row | positions | measured, MiB | counted | difference |\n|---|---|---|---|---|")
     results: dict[str, Any] = {}
     for row in args.rows or ROWS:

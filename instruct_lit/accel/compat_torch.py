@@ -5,7 +5,7 @@ import inspect
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import cache
 from typing import Any
 from unittest.mock import patch
@@ -201,6 +201,10 @@ class LiveTensors(TorchDispatchMode):
         self.peak = max(self.peak, self.now)
         weakref.finalize(storage, self.drop, key)
         return True
+
+    def recording(self) -> AbstractContextManager[Any]:
+        """Inside, a graph is recorded."""
+        return nullcontext()
 
     def drop(self, key: int) -> None:
         """No longer count a storage."""

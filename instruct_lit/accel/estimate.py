@@ -16,6 +16,7 @@ from instruct_lit.accel.adamw import AdamW, adamw
 from instruct_lit.accel.attention_groups import Group, document_groups
 from instruct_lit.accel.attention_varlen import VarlenDocuments
 from instruct_lit.accel.compat_torch import LiveTensors, no_values, values
+from instruct_lit.accel.glibc_heap import HeapTensors
 from instruct_lit.accel.hardware import default_precision, keep_freed_memory, matrix_rate, needed_flops
 from instruct_lit.accel.step import AcceleratedStep
 from instruct_lit.accel.throughput import synchronize
@@ -52,7 +53,7 @@ class StepMemory:
 
     states: int  # weights, and of trained ones gradients and the optimizer's moments
     kept: int  # by the forward pass for the backward pass
-    peak: int  # of everything at once
+    peak: int  # of everything at once, on a CPU with the holes of the heap
 
 
 def estimate(
@@ -173,7 +174,8 @@ def step_memory(
         copies: the weights that a CPU multiplies with, and their gradients.
         n_micro_batches: of the step; those after the first find its gradients.
     """
-    live, copied = live or LiveTensors(), copies.of if copies is not None else {}
+    live = live or (LiveTensors() if cross_entropy.counts_as_gpu else HeapTensors())
+    copied = copies.of if copies is not None else {}
     with live:
         for tensor in (*model.parameters(), *model.buffers(), *(copies.tensors() if copies is not None else ())):
             live.add(tensor)
@@ -186,7 +188,8 @@ def step_memory(
         states = live.now
         optimizer.zero_grad()
         before, live.peak = live.now, 0
-        loss = loss_of()
+        with live.recording():
+            loss = loss_of()
         kept = live.now - before
         loss.backward(torch.tensor(1.0))
         if n_micro_batches > 1:

@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+N_KNOWN = 512  # shapes after which all count as new; oneDNN keeps 1,024 kernels
+
 in_thread = True  # not where tensors without values are counted, whose mode is one of the thread
 _known: set[tuple[Any, ...]] = set()
 
@@ -28,6 +30,8 @@ def product(operation: Callable[..., Tensor], *factors: Any, **options: Any) -> 
     key = (operation, *(x.shape for x in factors if x is not None))
     if key in _known:
         return operation(*factors, **options)
+    if len(_known) >= N_KNOWN:
+        _known.clear()
     _known.add(key)
     return _thread().submit(_without_gradient, operation, factors, options).result()
 
