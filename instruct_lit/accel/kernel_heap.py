@@ -11,7 +11,6 @@ Source: GNU C Library 2.36, malloc/malloc.c (`_int_memalign`) and malloc/arena.c
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 from typing import Any
 
 import torch
@@ -33,13 +32,9 @@ def product(operation: Callable[..., Tensor], *factors: Any, **options: Any) -> 
     if len(_known) >= N_KNOWN:
         _known.clear()
     _known.add(key)
-    return _thread().submit(_without_gradient, operation, factors, options).result()
-
-
-@cache
-def _thread() -> ThreadPoolExecutor:
-    # Kernels are made for a number of threads.
-    return ThreadPoolExecutor(1, "kernels", torch.set_num_threads, (torch.get_num_threads(),))
+    # Not kept, since a process with threads is not forked safely; kernels are made for a number of threads of torch's.
+    with ThreadPoolExecutor(1, "kernels", torch.set_num_threads, (torch.get_num_threads(),)) as thread:
+        return thread.submit(_without_gradient, operation, factors, options).result()
 
 
 def _without_gradient(operation: Callable[..., Tensor], factors: Any, options: Any) -> Tensor:
