@@ -76,7 +76,7 @@ def rows(device: str, folder: Path) -> Iterator[Row]:
     """All rows, the most important first."""
     tiny = device == "cpu"
     python = [sys.executable, "-m"]
-    tests = [*python, "pytest", "-v", "-m", "not gpu and not slow" if tiny else "gpu", *TESTS[: 1 if tiny else None]]
+    tests = [*python, "pytest", "-vv", "-m", "not gpu and not slow" if tiny else "gpu", *TESTS[: 1 if tiny else None]]
 
     def training(model: str, system: str, target: str = "", data: str = "answers", batch: int = 32) -> Row:
         size = ["--batch-size", "4", *ONE_STEP] if tiny else ["--batch-size", str(batch)]
