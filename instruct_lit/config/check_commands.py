@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,20 @@ _LOGIN = re.compile(r"//(.+)@")
 
 def check_command(command: str, config: Any) -> None:
     """Raise one ConfigError that lists every impossible value or combination of a command's configuration."""
-    relations = RELATIONS.get(command)
-    check(config, relations(config) if relations else ())
+    relations = RELATIONS.get(command, lambda _: ())
+    check(config, chain(relations(config), _template(config.get("template"))))
+
+
+def _template(template: Any) -> Iterator[Relation]:
+    """Keys of a template that would not be read."""
+    if template is None:
+        return
+    is_chat = template.name == "chat"
+    for key in ("text", "path", "next_turn") if is_chat else ("variables", "variant"):
+        reason = "the text is that of the tokenizer; use template=file" if is_chat else "requires template=chat"
+        yield template.get(key) is not None, f"template.{key}", reason
+    both = not is_chat and template.get("text") is not None and template.get("path") is not None
+    yield both, "template.path", f"template={template.name} has a text of its own; use template=file"
 
 
 def _evaluate(config: Any) -> Iterator[Relation]:

@@ -16,7 +16,7 @@ from instruct_lit.config.targets import target_of, without
 from instruct_lit.core.model import causal as device
 from instruct_lit.core.model.gpt import GPT, GPTConfig
 from instruct_lit.errors import ConfigError
-from instruct_lit.optional_imports import installed, message, need
+from instruct_lit.optional_imports import installed, message
 
 WORKERS_PER_PROCESSOR = 8
 SHARED_MEMORY = Path("/dev/shm")  # nosec B108: where Linux keeps what processes share
@@ -37,12 +37,8 @@ def check_targets(config: DictConfig) -> None:
     for group in ("callbacks", "logger"):
         nodes |= {f"{group}.{name}": node for name, node in (config[group] or {}).items()}
     for key, node in nodes.items():
-        if node is None:
-            continue
-        target_of(node, key)
-        logger = LOGGERS.get(str(node["_target_"]).rpartition(".")[2]) if key.startswith("logger.") else None
-        if logger:
-            need(logger, key, "loggers")
+        if node is not None:
+            target_of(node, key)
     if config.optimizer["_target_"] == "torch.optim.Muon":
         raise ConfigError("optimizer._target_=torch.optim.Muon: takes matrices only; optimizer=muon gives it those")
 
@@ -102,6 +98,10 @@ def _relations(config: DictConfig) -> Iterator[Relation]:
         yield on_cpu or gpu == "mps", "model.liger", "is for a CUDA GPU, and this run has none"
         if not installed("liger_kernel"):
             yield message("liger_kernel", "model.liger=true", "liger")
+    for name, node in (config.logger or {}).items():
+        package = LOGGERS.get(str(node["_target_"]).rpartition(".")[2]) if node is not None else None
+        if package is not None and not installed(package):
+            yield message(package, f"logger.{name}", "loggers")
     decay = config.optimizer.get("weight_decay", 0.0)
     is_number = isinstance(decay, int | float) and not isinstance(decay, bool)
     valid = is_number and 0 <= decay < 2**63

@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 from instruct_lit.config.check_data import data_relations, forgetting_relations, stream_relations
 from instruct_lit.config.check_lightning import callback_relations, trainer_relations
 from instruct_lit.config.satellites import has_satellite
+from instruct_lit.config.schema.groups import AdapterConfig
 from instruct_lit.config.schema.options import Relation
 from instruct_lit.core.data.example import listed
 from instruct_lit.errors import similar
@@ -91,6 +92,9 @@ def _adapter_relations(config: Any) -> Iterator[Relation]:
     unnamed = adapter.targets is not None and not are_names
     yield unnamed, f"adapter.targets={adapter.targets}", "give endings of module names, or a regular expression"
     frozen = adapter.kind != "none"
+    for key in ("rank", "alpha", "dropout", "targets", "merge"):
+        unused = not frozen and adapter[key] != getattr(AdapterConfig, key)
+        yield unused, f"adapter.{key}", "requires an adapter (adapter=lora)"
     partly = frozen and config.trainable != "all"
     without_hf = config.trainable != "all" and not has_satellite("hf")
     yield without_hf, "trainable", "requires the folder instruct_lit/hf"

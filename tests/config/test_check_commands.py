@@ -42,3 +42,19 @@ def test_evaluate_checks_its_data() -> None:
 def test_peek_checks_the_model_that_it_opens() -> None:
     with pytest.raises(ConfigError, match=r"model.path=null: give a hub id or a folder \(model=hf\)"):
         check_command("peek", composed("peek", "model=hf"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["template=alpaca", "template.path=x"], "template.path=x: template=alpaca has a text of its own; use template=file"),
+        (["template=alpaca", "template.variables={a: 1}"], "template.variables={a: 1}: requires template=chat"),
+        (["template=chat", "template.text=x"], "template.text=x: the text is that of the tokenizer; use template=file"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("command", ["train", "chat"])
+def test_keys_of_a_template_are_read_or_refused(command: str, overrides: list[str], message: str) -> None:
+    config = composed(command, *overrides, *(["model=hf", "model.path=a/b"] if command == "train" else ["run=tests"]))
+    with pytest.raises(ConfigError) as caught:
+        check_command(command, config)
+    assert message in str(caught.value)

@@ -250,3 +250,9 @@ def test_a_processor_that_cannot_multiply_in_bf16_is_told(monkeypatch: pytest.Mo
         check_machine(composed("train", "trainer.precision=bf16-mixed"))
     with pytest.warns(UserWarning, match=r"cannot multiply in bf16"):
         check_machine(composed("train", "trainer.precision=bf16-mixed", "trainer.accelerator=cpu"))
+
+
+def test_settings_of_an_adapter_require_one() -> None:
+    with pytest.raises(ConfigError, match=r"adapter.rank=4: requires an adapter \(adapter=lora\)"):
+        check_command("train", composed("train", "adapter.rank=4"))
+    check_command("train", composed("train", "adapter=lora", "adapter.rank=4"))

@@ -27,7 +27,7 @@ from instruct_lit.config.model_builders import sampling_of
 from instruct_lit.config.run_builders import trainer_of
 from instruct_lit.config.schema.options import keys_of, violations
 from instruct_lit.config.schema.training import TrainConfig
-from instruct_lit.errors import InstructLitError
+from instruct_lit.errors import ConfigError, InstructLitError
 from tests.commands import SMALL
 from tests.configs import composed
 
@@ -133,10 +133,10 @@ def test_a_logger_without_its_package_names_the_extra(
 ) -> None:
     monkeypatch.setitem(sys.modules, package.replace("-", "_"), None)
     target = OmegaConf.load(CONF / "logger" / f"{choice}.yaml")[choice]["_target_"]
-    assert (
-        message_of("logger", {choice: {"_target_": target}})
-        == f"logger.{choice}: needs {package}; pip install -e '.[loggers]'"
-    )
+    config = base().copy()
+    OmegaConf.update(config, "logger", {choice: {"_target_": target}}, merge=False)
+    with pytest.raises(ConfigError, match=rf"^logger.{choice}: needs {package}; pip install -e '.\[loggers\]'$"):
+        check_machine(config)
 
 
 def test_workers_need_shared_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
