@@ -101,6 +101,7 @@ def counting(on_gpu: bool) -> Iterator[None]:
     with (
         patch.object(cross_entropy, "counts_as_gpu", on_gpu),
         patch.object(kernel_heap, "in_thread", False),
+        patch.object(kernel_heap, "_known", set()),
         patch.object(weight_copies, "huge_empty", lambda sizes, dtype: [torch.empty(n, dtype=dtype) for n in sizes]),
         patch.object(attention_products, "document_groups", _document_groups),
         no_values(),
@@ -139,7 +140,9 @@ def memory_of(
 ) -> StepMemory:
     """The memory of a step of ours of micro-batches like `batch`, inside `counting`."""
     step = our_step(model, bf16, compiled, n_micro_batches)
-    return step_memory(model, lambda: _loss(step, batch, bf16), None, step.copies, n_micro_batches)
+    memory = step_memory(model, lambda: _loss(step, batch, bf16), None, step.copies, n_micro_batches)
+    kernels = kernel_heap.kernel_bytes() if bf16 and step.copies is not None else 0
+    return replace(memory, peak=memory.peak + kernels)
 
 
 def our_step(model: CausalLM, bf16: bool, compiled: bool = False, n_micro_batches: int = 1) -> AcceleratedStep:

@@ -18,13 +18,15 @@ from torch import Tensor
 
 N_KNOWN = 512  # shapes after which all count as new; oneDNN keeps 1,024 kernels
 
+KERNEL_BYTES = 2 * 258_376  # of a bf16 product: two kernels of oneDNN 3, for whole blocks and for what remains
+
 in_thread = True  # not where tensors without values are counted, whose mode is one of the thread
 _known: set[tuple[Any, ...]] = set()
 
 
 def product(operation: Callable[..., Tensor], *factors: Any, **options: Any) -> Tensor:
     """`operation(*factors, **options)`, which records no gradient; the first one of its shapes in the second thread."""
-    if not in_thread or not factors[0].is_cpu:
+    if not factors[0].is_cpu:
         return operation(*factors, **options)
     key = (operation, *(x.shape for x in factors if x is not None))
     if key in _known:
@@ -32,9 +34,16 @@ def product(operation: Callable[..., Tensor], *factors: Any, **options: Any) -> 
     if len(_known) >= N_KNOWN:
         _known.clear()
     _known.add(key)
+    if not in_thread:
+        return operation(*factors, **options)
     # Not kept, since a process with threads is not forked safely; kernels are made for a number of threads of torch's.
     with ThreadPoolExecutor(1, "kernels", torch.set_num_threads, (torch.get_num_threads(),)) as thread:
         return thread.submit(_without_gradient, operation, factors, options).result()
+
+
+def kernel_bytes() -> int:
+    """What the kernels of the bf16 products so far take."""
+    return len(_known) * KERNEL_BYTES
 
 
 def _without_gradient(operation: Callable[..., Tensor], factors: Any, options: Any) -> Tensor:

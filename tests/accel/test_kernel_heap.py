@@ -27,6 +27,7 @@ def test_only_the_first_product_of_its_shapes_is_computed_in_the_second_thread(c
     for factors in ((x, y), (x, y), (x, wide), (x, y)):
         assert product(matmul, *factors).equal(x @ factors[1])
     assert computed_in == ["kernels", "MainThread", "kernels", "MainThread"]
+    assert kernel_heap.kernel_bytes() == 2 * kernel_heap.KERNEL_BYTES
 
 
 def test_results_in_place_and_errors_come_back(computed_in: list[str]) -> None:
