@@ -54,7 +54,7 @@ class HFModel(CausalLM):
 
     def __init__(self, hf: Any, context_length: int | None = None, activation_checkpointing: int = False) -> None:
         super().__init__()
-        self.hf = hf
+        self.hf, self.activation_checkpointing = hf, activation_checkpointing
         self._last: BlockForward | None = None  # of the last block if it can compute selected tokens only
         self.is_half = any(p.dtype == torch.bfloat16 for p in hf.parameters())
         self._scale = _logit_scale(hf.config.get_text_config(decoder=True))
