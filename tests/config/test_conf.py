@@ -41,13 +41,15 @@ def command_of(group: str) -> str:
 
 
 @pytest.mark.parametrize("name", [str(p) for p in GROUPS if p.parts[0] not in ("hydra", "paths")])
-def test_every_file_of_a_group_composes_and_passes_the_checks(name: str) -> None:
+def test_every_file_of_a_group_composes_and_passes_the_checks(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     group, _, option = name.partition("/")
     if (command := command_of(group)) != "train":
         assert composed(command, f"{group}={option}")[group].name == option
         return
     if name == "launcher/ray":
         pytest.importorskip("hydra_plugins.hydra_ray_launcher")
+    if group == "logger":
+        monkeypatch.setattr("instruct_lit.optional_imports.installed", lambda module: True)
     overrides = [f"{group}={option}", *NEEDS.get(name, []), "hydra.runtime.output_dir=out"]
     config = composed("train", *overrides, hydra=True)
     HydraConfig.instance().set_config(config)  # for ${hydra:…}
