@@ -18,7 +18,7 @@ from torch import Tensor
 
 N_KNOWN = 512  # shapes after which all count as new; oneDNN keeps 1,024 kernels
 
-KERNEL_BYTES = 2 * 258_376  # of a bf16 product: two kernels of oneDNN 3, for whole blocks and for what remains
+KERNEL_BYTES = 2 * 258_376  # of a bf16 product: oneDNN 3 made two kernels on average, 0.57 MiB with all else
 
 in_thread = True  # not where tensors without values are counted, whose mode is one of the thread
 _known: set[tuple[Any, ...]] = set()
