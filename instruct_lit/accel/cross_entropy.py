@@ -29,6 +29,7 @@ def summed_cross_entropy(
     copy: WeightCopy | None = None,
     compiler: Compiler | None = None,
     dft: bool = False,
+    cap: float | None = None,
 ) -> Tensor:
     """Return Σ weights · -log p(target), a float32 scalar with gradients for `hidden` and `head_weight`.
 
@@ -41,9 +42,9 @@ def summed_cross_entropy(
         weights: `(M,)`.
         copy: Low-precision copy of the head, used by the products; the head's gradient goes into its buffer.
         compiler: Compiles the softmax and its gradient on a GPU.
-        dft: As in `core.training.loss`.
+        dft, cap: As in `core.training.loss`.
     """
-    return _SummedCrossEntropy.apply(hidden, head_weight, targets, weights, copy, compiler, dft)
+    return _SummedCrossEntropy.apply(hidden, head_weight, targets, weights, copy, compiler, dft, cap)
 
 
 class _SummedCrossEntropy(torch.autograd.Function):
@@ -59,6 +60,7 @@ class _SummedCrossEntropy(torch.autograd.Function):
         copy: WeightCopy | None,
         compiler: Compiler | None,
         dft: bool,
+        cap: float | None,
     ) -> Tensor:
         device_type, n_vocab = hidden.device.type, len(head_weight)
         chunk = _chunk_of(hidden, n_vocab)
@@ -78,7 +80,7 @@ class _SummedCrossEntropy(torch.autograd.Function):
                 space = None if copy is None else copy.scratch.take("logits", (len(h), len(weight)), weight.dtype)
                 logits = product(torch.mm, h, weight.t(), out=space)  # (m, V)
                 logits[:, n_vocab:] = -math.inf
-                total += to_gradient(logits, targets[rows], weights[rows], dft)
+                total += to_gradient(logits, targets[rows], weights[rows], dft, cap)
                 if grad_hidden is not None:
                     grad_hidden[rows] = product(torch.mm, logits, weight).to(hidden.dtype)
                 if needs_weight and copy is not None:
@@ -98,7 +100,7 @@ class _SummedCrossEntropy(torch.autograd.Function):
         (grad_hidden, grad_weight), ctx.gradients = ctx.gradients, None
         # A pass over (V, C) for nothing; the buffer of a copy may hold more than this gradient. A GPU would wait.
         assert not grad_output.is_cpu or abs(grad_output.item() - 1.0) < 1e-6, "scale the weights of the loss instead"
-        return grad_hidden, grad_weight, None, None, None, None, None
+        return grad_hidden, grad_weight, None, None, None, None, None, None
 
 
 def _chunk_of(like: Tensor, n_vocab: int) -> int:
@@ -123,33 +125,46 @@ def _padded_head(head_weight: Tensor, dtype: torch.dtype) -> Tensor:
     return weight
 
 
-def _to_gradient(logits: Tensor, targets: Tensor, weights: Tensor, dft: bool = False) -> Tensor:
+def _to_gradient(
+    logits: Tensor, targets: Tensor, weights: Tensor, dft: bool = False, cap: float | None = None
+) -> Tensor:
     """Overwrite the logits `(m, V)` with their gradient, weight · (softmax - one-hot), and return the summed loss.
 
     The arithmetic is in fp32, in as few passes over memory as torch's operations allow.
     """
     targets, weights = targets[:, None], weights[:, None]
-    log_p = torch.log_softmax(logits, 1, dtype=torch.float32)
+    values = logits
+    if cap is not None:
+        bounded = (logits.float() / cap).tanh()
+        values = (bounded * cap).masked_fill(logits == -math.inf, -math.inf)  # the padding of the vocabulary
+    log_p = torch.log_softmax(values, 1, dtype=torch.float32)
     at_target = log_p.gather(1, targets)
     weights = weights * at_target.exp() if dft else weights
     torch.mul(log_p.exp_(), weights, out=logits)
     logits.scatter_(1, targets, (at_target.expm1() * weights).to(logits.dtype))
+    if cap is not None:
+        logits.mul_(1 - bounded.square())
     return -(at_target * weights).sum()
 
 
-def _to_gradient_in_blocks(logits: Tensor, targets: Tensor, weights: Tensor, dft: bool = False) -> Tensor:
+def _to_gradient_in_blocks(
+    logits: Tensor, targets: Tensor, weights: Tensor, dft: bool = False, cap: float | None = None
+) -> Tensor:
     """`_to_gradient` block by block, in memory that stays in a CPU's cache."""
     total = torch.zeros((), device=logits.device)
     block = torch.empty(min(BLOCK, len(logits)), logits.shape[1], device=logits.device)
     for start in range(0, len(logits), BLOCK):
         rows = slice(start, start + BLOCK)
         own, target, weight = logits[rows], targets[rows, None], weights[rows, None]
-        highest = own.amax(1, keepdim=True).float()
         values = block[: len(own)].copy_(own)
+        if cap is not None:
+            slope = 1 - values.div_(cap).tanh_().square()
+            values.mul_(cap)
+        highest = (own if cap is None else values).amax(1, keepdim=True).float()
         at_target = values.gather(1, target)
         denominator = values.sub_(highest).exp_().sum(1, keepdim=True)
         weight = weight * (at_target - highest).exp() / denominator if dft else weight
         total += ((denominator.log() + highest - at_target) * weight).sum()
         values.mul_(weight / denominator).scatter_add_(1, target, -weight)
-        own.copy_(values)
+        own.copy_(values if cap is None else values.mul_(slope))
     return total

@@ -109,9 +109,10 @@ class AcceleratedStep(StepAccelerator):
     ) -> Tensor:
         if layout is None and self.graphs is not None and self.model.layout_length == math.inf:
             layout = CausalRows()  # transformers' own mask of rows would wait for the GPU
-        states, head = self.model.hidden_states(input_ids, position_ids, layout, loss_index), self.model.head_weight
+        model, head = self.model, self.model.head_weight
+        states = model.hidden_states(input_ids, position_ids, layout, loss_index)
         copy = self.copies.of.get(id(head)) if self.copies is not None else None
-        return summed_cross_entropy(states, head, targets, weights, copy, self.model.compiler, self.dft)
+        return summed_cross_entropy(states, head, targets, weights, copy, model.compiler, self.dft, model.logit_cap)
 
     def gradient_norm(self, gradients: Sequence[Tensor]) -> Tensor:
         return (

@@ -88,7 +88,7 @@ def target_losses(model: CausalLM, ids: np.ndarray) -> list[float]:
     tokens = torch.from_numpy(ids)
     with torch.no_grad():
         hidden = model.eval().hidden_states(tokens[None, :-1])[0]
-    return token_losses(hidden, model.head_weight, tokens[1:]).tolist()
+    return token_losses(model, hidden, tokens[1:]).tolist()
 
 
 def conversation(example: Example) -> Text:

@@ -37,7 +37,7 @@ def response_losses(
         batch = collate([examples[place] for place in places]).to(model.head_weight.device)
         layout = PackedDocuments(batch.document_lengths) if batch.document_lengths is not None else None
         states = model.hidden_states(batch.input_ids, batch.position_ids, layout, batch.loss_index)
-        of_tokens = token_losses(states, model.head_weight, batch.targets).cpu().double()
+        of_tokens = token_losses(model, states, batch.targets).cpu().double()
         counts = [int(examples[place].is_response[1:].sum()) for place in places]
         for place, part in zip(places, of_tokens.split(counts), strict=True):
             losses[place] = (float(part.mean()), len(part))

@@ -134,7 +134,7 @@ class OwnModel:
     def logits(self, ids: Sequence[int]) -> Tensor:
         self.model.eval()
         states = self.model.hidden_states(torch.tensor([ids], device=self.model.head_weight.device))[0]
-        return F.linear(states, self.model.head_weight).float().cpu()
+        return self.model.logits(states).float().cpu()
 
     def greedy(self, prompt: Sequence[int], n_new: int) -> list[int]:
         (found,) = self.engine.generate([prompt], SamplingSettings(max_new_tokens=n_new, temperature=0.0))

@@ -49,7 +49,7 @@ class HFModel(CausalLM):
     for texts within the window only; rows without a layout get transformers' own masks.
 
     Raises:
-        ConfigError: the model transforms its logits after the head.
+        ConfigError: the model needs more than token ids, or computes its logits by more than its head.
     """
 
     def __init__(self, hf: Any, context_length: int | None = None, activation_checkpointing: int = False) -> None:
@@ -57,7 +57,10 @@ class HFModel(CausalLM):
         self.hf, self.activation_checkpointing = hf, activation_checkpointing
         self._last: BlockForward | None = None  # of the last block if it can compute selected tokens only
         self.is_half = any(p.dtype == torch.bfloat16 for p in hf.parameters())
-        self._scale = _logit_scale(hf.config.get_text_config(decoder=True))
+        text = hf.config.get_text_config(decoder=True)
+        self._scale, self.logit_cap = _logit_scale(text), getattr(text, "final_logit_softcapping", None)
+        if not isinstance(getattr(hf.get_output_embeddings(), "weight", None), Tensor):
+            raise ConfigError(f"model: {type(hf).__name__} has no single output matrix; choose another model")
         n_vocab, d_model = self.head_weight.shape
         self.config = HFShape(type(hf).__name__, n_vocab, context_length_of(hf.config, context_length), d_model)
         self._probe()
@@ -93,12 +96,18 @@ class HFModel(CausalLM):
         return head.weight if bias is None else torch.cat((head.weight, bias[:, None]), dim=1)
 
     @property
+    def _body(self) -> Any:
+        """The model without its head."""
+        body = self.hf.base_model  # by its name, the model itself where that is wrong (Llama 4)
+        return getattr(self.hf, "model", body) if body is self.hf else body
+
+    @property
     def n_parameters(self) -> int:
         return self.hf.num_parameters()  # those of 4 bits lie two in a byte
 
     @property
     def blocks(self) -> torch.nn.ModuleList:  # type: ignore[override]
-        lists = (m for m in self.hf.base_model.modules() if isinstance(m, torch.nn.ModuleList))
+        lists = (m for m in self._body.modules() if isinstance(m, torch.nn.ModuleList))
         return max(lists, key=len)  # experts of a layer may be a list too, but they are inside this one
 
     @property
@@ -108,7 +117,7 @@ class HFModel(CausalLM):
     @property
     def final_norm(self) -> torch.nn.Module:
         inside = {id(m) for m in self.blocks.modules()}
-        outside = [m for n, m in self.hf.base_model.named_modules() if "norm" in n or n.endswith("ln_f")]
+        outside = [m for n, m in self._body.named_modules() if "norm" in n or n.endswith("ln_f")]
         return next(m for m in reversed(outside) if id(m) not in inside)
 
     def hidden_states(
@@ -146,7 +155,7 @@ class HFModel(CausalLM):
 
     def _states(self, **inputs: Any) -> Tensor:
         with self._compiled_blocks() if self._compiles() else nullcontext(), self._in_half():
-            states = self.hf.base_model(use_cache=False, **inputs).last_hidden_state
+            states = self._body(use_cache=False, **inputs).last_hidden_state
         device = states.device.type
         if self.is_half and not torch.is_autocast_enabled(device):  # the final norm may be in fp32, the head not
             states = states.to(self.head_weight.dtype)
@@ -181,18 +190,26 @@ class HFModel(CausalLM):
         generator = torch.Generator().manual_seed(0)
         ids = torch.randint(0, self.config.n_vocab, (11,), generator=generator).to(self.head_weight.device)
         first, second = ids[:8], torch.cat((ids[:4], ids[8:]))
-        alone = [self.hidden_states(document[None])[0] for document in (first, second)]
-        ours = torch.nn.functional.linear(alone[0], self.head_weight)
+        try:
+            alone = [self.hidden_states(document[None])[0] for document in (first, second)]
+            expected_logits, expected_large = self.logits(alone[0]), self.logits(alone[0] * 1000)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # unknown code may need anything
+            raise ConfigError(
+                f"model: {self.config.architecture} gives no states and logits for token ids alone ({_shown(error)}); "
+                "choose another model"
+            ) from error
         with self._in_half():
             logits = self.hf(input_ids=first[None], use_cache=False).logits[0]
-            # Scaled by 1000: a soft cap does not change the small logits of random tokens measurably.
+            # Scaled by 1000: a soft cap that is not known does not change the small logits of random tokens measurably.
             with multiplied(self.hf.get_output_embeddings(), 1000):
                 large = self.hf(input_ids=first[None], use_cache=False).logits[0]
         tolerance = HALF_TOLERANCE if self.is_half else TOLERANCE
-        if not (difference(ours, logits) <= tolerance and difference(ours * 1000, large) <= tolerance):
+        if not (difference(expected_logits, logits) <= tolerance and difference(expected_large, large) <= tolerance):
             raise ConfigError(
-                f"model: {self.config.architecture} transforms its logits after the head (a soft cap or an unknown "
-                "scale), so its loss would be wrong; choose another model"
+                f"model: {self.config.architecture} computes its logits by more than its head (an unknown soft cap "
+                "or scale, another layer), so its loss would be wrong; choose another model"
             )
         expected = torch.cat((alone[0], alone[1][4:]))
         if self.is_half:  # rounding differs less than documents that see each other
@@ -230,7 +247,7 @@ class HFModel(CausalLM):
         except NotSupportedError as error:
             reason = str(error)
         except Exception as error:  # unknown code may reject the arguments in any way
-            reason = f"its code does not support them ({type(error).__name__}: {' '.join(str(error).split())[:120]})"
+            reason = f"its code does not support them ({_shown(error)})"
         self.hf.set_attn_implementation(before)
         return 0, reason
 
@@ -286,6 +303,10 @@ def _attend_in_layout(module: Any, q: Tensor, k: Tensor, v: Tensor, dropout: flo
 
 
 _attention = _attend_in_layout  # once blocks are compiled, the same hidden from the compiler
+
+
+def _shown(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
 
 
 def context_length_of(config: Any, given: int | None) -> int:

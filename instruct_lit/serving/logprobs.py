@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from instruct_lit.core.generation.request import Hook
-from instruct_lit.core.model.causal import CHUNK
+from instruct_lit.core.model.causal import CHUNK, CausalLM
 
 TokenBytes = Callable[[int], bytes]
 LEAST = -9999.0  # stands for minus infinity, which JSON does not have, as in OpenAI's API
@@ -40,11 +39,11 @@ class LogprobRecorder(Hook):
         self.prompt: list[TokenLogprob] = []
         self.response: list[TokenLogprob] = []
 
-    def on_prompt(self, ids: Sequence[int], hidden: Tensor, head_weight: Tensor) -> None:
+    def on_prompt(self, ids: Sequence[int], hidden: Tensor, model: CausalLM) -> None:
         self.prompt = [TokenLogprob(ids[0], None)]
         for start in range(0, len(ids) - 1, CHUNK):
             targets = ids[start + 1 : start + 1 + CHUNK]
-            self.prompt += logprobs_of(F.linear(hidden[start : start + len(targets)], head_weight), targets, self.n_top)
+            self.prompt += logprobs_of(model.logits(hidden[start : start + len(targets)]), targets, self.n_top)
 
     def on_token(self, token: int, logits: Tensor) -> None:
         self.response += logprobs_of(logits[None], [token], self.n_top)

@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 
 from instruct_lit.core.model.causal import CausalLM
 from instruct_lit.suites.prefix_tree import PrefixTree, n_common
@@ -98,7 +97,7 @@ def _read(
     bounds = torch.searchsorted(where[order], torch.arange(0, len(unique) + MAX_LOGIT_ROWS, MAX_LOGIT_ROWS))
     values, greedy = torch.empty(len(rows)), torch.empty(len(rows), dtype=torch.bool)
     for number, start in enumerate(range(0, len(unique), MAX_LOGIT_ROWS)):
-        logits = F.linear(hidden[start : start + MAX_LOGIT_ROWS], model.head_weight).float()
+        logits = model.logits(hidden[start : start + MAX_LOGIT_ROWS]).float()
         normaliser, best = logits.logsumexp(-1).cpu(), logits.argmax(-1).cpu()
         part = order[int(bounds[number]) : int(bounds[number + 1])]
         row, token = where[part] - start, targets[part]

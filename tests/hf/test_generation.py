@@ -36,7 +36,16 @@ def mamba(directory: Path) -> HFModel:
     return HFModel(transformers.MambaForCausalLM(config), 64).eval()
 
 
-@pytest.mark.parametrize("make", [llama, mamba])
+def gemma2(directory: Path) -> HFModel:
+    torch.manual_seed(3)
+    config = transformers.Gemma2Config(
+        vocab_size=300, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8, query_pre_attn_scalar=1, initializer_range=0.3,
+    )  # fmt: skip
+    return HFModel(transformers.AutoModelForCausalLM.from_config(config), 64).eval()
+
+
+@pytest.mark.parametrize("make", [llama, mamba, gemma2])
 def test_trap_12_batched_is_one_by_one_is_transformers(
     make: Callable[[Path], HFModel], llama_directory: Path, tokenizer: HFTokenizer
 ) -> None:
@@ -62,6 +71,7 @@ FAMILIES = {
     "Qwen3Config": {"num_key_value_heads": 1, "head_dim": 8},
     "GemmaConfig": {"num_key_value_heads": 1, "head_dim": 16},
     "Gemma3TextConfig": {"num_key_value_heads": 2, "head_dim": 8, "sliding_window": 64, "query_pre_attn_scalar": 16},
+    "NanoChatConfig": {"num_key_value_heads": 2, "head_dim": 8, "final_logit_softcapping": 3.0},
     "MistralConfig": {"num_key_value_heads": 2, "sliding_window": 8},  # recomputed
 }
 

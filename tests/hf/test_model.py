@@ -34,6 +34,24 @@ OF = {
     "cohere": lambda: transformers.CohereConfig(**GROUPED, logit_scale=0.25),
     "phi": lambda: transformers.PhiConfig(**SIZES),
     "mixtral": lambda: transformers.MixtralConfig(**GROUPED, num_local_experts=4),
+    "nanochat": lambda: transformers.NanoChatConfig(**GROUPED, head_dim=8, final_logit_softcapping=2.0),
+    "deepseek": lambda: transformers.DeepseekV3Config(
+        **SIZES,
+        num_key_value_heads=4,
+        q_lora_rank=16,
+        kv_lora_rank=16,
+        qk_rope_head_dim=8,
+        qk_nope_head_dim=8,
+        v_head_dim=6,
+        n_routed_experts=4,
+        num_experts_per_tok=2,
+        n_group=1,
+        topk_group=1,
+        moe_intermediate_size=16,
+    ),
+    "llama4": lambda: transformers.Llama4TextConfig(
+        **GROUPED, head_dim=8, num_local_experts=2, intermediate_size_mlp=48
+    ),
 }
 
 
@@ -132,7 +150,7 @@ def test_states_and_head_give_the_model_its_own_logits(make: Callable, name: str
     model = make(OF[name]())
     ids = torch.randint(0, 99, (2, 12), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        ours = model.hidden_states(ids) @ model.head_weight.T
+        ours = model.logits(model.hidden_states(ids))
         torch.testing.assert_close(ours, model.hf(ids).logits, rtol=1e-4, atol=1e-5)
 
 
@@ -145,9 +163,25 @@ def test_the_shape_is_that_of_the_model(make: Callable) -> None:
     assert sum(p.numel() for p in model.blocks.parameters()) == blocks
 
 
-def test_a_soft_cap_on_the_logits_is_refused(make: Callable) -> None:
-    with pytest.raises(ConfigError, match="Gemma2ForCausalLM transforms its logits after the head"):
-        make(transformers.Gemma2Config(**GROUPED, head_dim=8))
+def test_a_soft_cap_is_applied_and_attention_with_one_has_padded_rows(make: Callable) -> None:
+    config = transformers.Gemma2Config(**GROUPED, head_dim=8, query_pre_attn_scalar=1, final_logit_softcapping=0.5)
+    model = make(config)
+    assert (model.logit_cap, model.layout_length) == (0.5, 0)
+    assert model.no_layouts == "it soft-caps its attention scores"
+    ids = torch.randint(0, 99, (2, 12), generator=torch.Generator().manual_seed(1))
+    logits = model.logits(model.hidden_states(ids))
+    torch.testing.assert_close(logits, model.hf(ids).logits, rtol=1e-4, atol=1e-5)
+    assert 0.3 < logits.abs().max() <= 0.5
+
+
+def test_what_the_logits_need_beside_the_head_is_refused(make: Callable) -> None:
+    with pytest.raises(ConfigError, match="model: BertLMHeadModel computes its logits by more than its head"):
+        make(transformers.BertConfig(**SIZES, is_decoder=True))
+    narrow = transformers.RemBertConfig(**SIZES, is_decoder=True, input_embedding_size=8, output_embedding_size=16)
+    with pytest.raises(
+        ConfigError, match="RemBertForCausalLM gives no states and logits for token ids alone .*cannot be"
+    ):
+        make(narrow)
 
 
 def test_a_window_bounds_the_lengths_for_layouts(make: Callable) -> None:

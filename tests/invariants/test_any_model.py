@@ -110,7 +110,7 @@ def losses(
     for batch in batches:
         states = model.hidden_states(batch.input_ids, batch.position_ids, layout_of(batch), batch.loss_index)
         weights = batch.loss_weights / max(1, n_supervised)
-        loss = summed_cross_entropy(states, model.head_weight, batch.targets, weights, dft)
+        loss = summed_cross_entropy(states, model.head_weight, batch.targets, weights, dft, model.logit_cap)
         loss.backward()
         total += loss.item()
     return total, {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
@@ -121,7 +121,7 @@ def plain(case: Case, mask_prompt: bool) -> tuple[float, dict[str, torch.Tensor]
     """The same by torch's own cross-entropy over whole logits of the padded batch, computed once."""
     model = copy.deepcopy(case.model)
     inputs, targets = pad_shift_mask(case.encoded(), case.tokenizer.eot_id, mask_prompt=mask_prompt)
-    logits = model.hidden_states(inputs) @ model.head_weight.T
+    logits = model.logits(model.hidden_states(inputs))
     loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-100)
     loss.backward()
     return loss.item(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}

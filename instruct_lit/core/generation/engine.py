@@ -10,14 +10,13 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from instruct_lit.core.data.tokenizer import Tokenizer
 from instruct_lit.core.generation.request import FinishReason, Hook, Request
 from instruct_lit.core.generation.sampling import SamplingSettings, choose
 from instruct_lit.core.model.attention import Decode, KeyValueCache, Prefill
-from instruct_lit.core.model.causal import CausalLM
+from instruct_lit.core.model.causal import CausalLM, capped
 from instruct_lit.errors import DataError
 
 
@@ -220,7 +219,7 @@ class Engine:
 
     def _read_prompt(self, request: Request, hidden: Tensor) -> None:
         if request.hook and request.hook.reads_prompt:
-            request.hook.on_prompt(request.prompt_ids, hidden, self.model.head_weight)
+            request.hook.on_prompt(request.prompt_ids, hidden, self.model)
 
     def _append_tokens(self, hidden: Tensor, requests: list[Request]) -> list[Request]:
         """Choose a token for each request from its last hidden state, `(R, C)` of all, and remove finished requests."""
@@ -270,7 +269,7 @@ class Engine:
 
 def logits_of(hidden: Tensor, model: CausalLM, weights: WeightStore | None) -> Tensor:
     """The logits `(R, V)` of hidden states `(R, C)`."""
-    return F.linear(hidden, model.head_weight) if weights is None else weights.head(hidden)
+    return model.logits(hidden) if weights is None else capped(weights.head(hidden), model.logit_cap)
 
 
 def n_shared_prefix(prompts: Sequence[list[int]]) -> int:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from instruct_lit.core.data.tokenizer import Tokenizer
 from instruct_lit.core.generation.sampling import SamplingSettings
+from instruct_lit.core.model.causal import CausalLM
 
 FinishReason = Literal["stop", "length", "cancelled"]
 
@@ -18,7 +19,7 @@ class Hook:
 
     reads_prompt = False  # whether `on_prompt` is called
 
-    def on_prompt(self, ids: Sequence[int], hidden: Tensor, head_weight: Tensor) -> None:
+    def on_prompt(self, ids: Sequence[int], hidden: Tensor, model: CausalLM) -> None:
         """Called with the prompt's ids and the hidden states `(T, C)` of all of them."""
 
     def limit(self, ids: Sequence[int], logits: Tensor) -> Tensor:

@@ -22,8 +22,8 @@ CHUNK = 512  # positions whose logits exist at once: 512 · 50257 · 4 bytes = 9
 class CausalLM(nn.Module):
     """A causal language model: hidden states of token ids, and the matrix that turns them into logits.
 
-    The loss applies the head to supervised positions alone and generation to last positions alone, so the interface has
-    no logits: those of a state h are `head_weight` · h.
+    The loss applies the head to supervised positions alone and generation to last positions alone, so states and logits
+    are computed apart.
     """
 
     config: Any  # the sizes n_vocab, context_length, n_layers, n_heads (of keys and values) and d_head
@@ -32,6 +32,7 @@ class CausalLM(nn.Module):
     compiler: Compiler | None = None  # in training, compiles the functions between attention calls
     layout_length: float = math.inf  # longest text for which attention layouts are exact; causal rows always are
     no_layouts: str | None = None  # why longer texts need causal rows
+    logit_cap: float | None = None  # of `capped`
     base_dtype: torch.dtype = torch.float32  # of the weights that it was built from
 
     @property
@@ -63,6 +64,10 @@ class CausalLM(nn.Module):
         through the flattened tokens and selects those whose states are returned.
         """
 
+    def logits(self, hidden: Tensor) -> Tensor:
+        """The logits `(…, V)` of states `(…, C)`."""
+        return capped(F.linear(hidden, self.head_weight), self.logit_cap)
+
     def noised(self, embeddings: Tensor) -> Tensor:
         """Token embeddings, with uniform noise in training (NEFTune, Jain et al. 2023); the host reads no tensor."""
         width = self.embedding_noise if self.training else None
@@ -77,11 +82,16 @@ class CausalLM(nn.Module):
         return sum(p.numel() for p in self.parameters())
 
 
+def capped(logits: Tensor, cap: float | None) -> Tensor:
+    """cap · tanh(logits / cap), a soft bound, in fp32 (Gemma 2, Riviere et al. 2024); without a cap the logits."""
+    return logits if cap is None else (logits.float() / cap).tanh() * cap
+
+
 @torch.no_grad()
-def token_losses(hidden: Tensor, head_weight: Tensor, targets: Tensor) -> Tensor:
-    """Return -log p(target) `(M,)` in float32 for states `(M, C)`, a head `(V, C)` and targets `(M,)`."""
+def token_losses(model: CausalLM, hidden: Tensor, targets: Tensor) -> Tensor:
+    """Return -log p(target) `(M,)` in float32 for states `(M, C)` and targets `(M,)`."""
     chunks = zip(hidden.split(CHUNK), targets.split(CHUNK), strict=True)
-    return torch.cat([F.cross_entropy(F.linear(h, head_weight).float(), t, reduction="none") for h, t in chunks])
+    return torch.cat([F.cross_entropy(model.logits(h).float(), t, reduction="none") for h, t in chunks])
 
 
 def best_device() -> torch.device:

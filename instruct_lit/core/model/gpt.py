@@ -148,7 +148,7 @@ class GPT(CausalLM):
         self, input_ids: Tensor, position_ids: Tensor | None = None, layout: AttentionLayout | None = None
     ) -> Tensor:
         """Return the logits `(…, V)` of the token after each of `input_ids` `(…)`."""
-        return F.linear(self.hidden_states(input_ids, position_ids, layout), self.head_weight)
+        return self.logits(self.hidden_states(input_ids, position_ids, layout))
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:

@@ -20,12 +20,12 @@ from torch.utils.checkpoint import checkpoint
 
 from instruct_lit.core.data.batching import Batch
 from instruct_lit.core.model.attention import AttentionLayout, PackedDocuments
-from instruct_lit.core.model.causal import CHUNK, CausalLM
+from instruct_lit.core.model.causal import CHUNK, CausalLM, capped
 from instruct_lit.errors import TrainingError
 
 
 def summed_cross_entropy(
-    hidden: Tensor, head_weight: Tensor, targets: Tensor, weights: Tensor, dft: bool = False
+    hidden: Tensor, head_weight: Tensor, targets: Tensor, weights: Tensor, dft: bool = False, cap: float | None = None
 ) -> Tensor:
     """Return Σ weights · -log p(target), a float32 scalar with gradients for `hidden` and `head_weight`.
 
@@ -38,17 +38,20 @@ def summed_cross_entropy(
         targets: `(M,)`.
         weights: `(M,)`.
         dft: multiplies each weight by p(target), a constant for the gradient (Wu et al. 2025, eq. 9).
+        cap: of `core.model.causal.capped`.
     """
     compute = partial(checkpoint, _chunk_loss, use_reentrant=False, preserve_rng_state=False)
     chunks = zip(hidden.split(CHUNK), targets.split(CHUNK), weights.split(CHUNK), strict=True)
-    losses = (compute(h, head_weight, t, w, dft) for h, t, w in chunks)
+    losses = (compute(h, head_weight, t, w, dft, cap) for h, t, w in chunks)
     return sum(losses, torch.zeros((), device=hidden.device))
 
 
-def _chunk_loss(hidden: Tensor, head_weight: Tensor, targets: Tensor, weights: Tensor, dft: bool) -> Tensor:
+def _chunk_loss(
+    hidden: Tensor, head_weight: Tensor, targets: Tensor, weights: Tensor, dft: bool, cap: float | None
+) -> Tensor:
     logits = F.linear(hidden, head_weight)  # (m, V)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    losses = F.cross_entropy(logits, targets, reduction="none")
+    losses = F.cross_entropy(capped(logits, cap), targets, reduction="none")
     weights = weights * torch.exp(-losses.detach()) if dft else weights
     return (losses * weights).sum().float()
 
@@ -98,8 +101,9 @@ class StepAccelerator:
         Its backward pass adds to the gradients of the parameters. It may not be scaled afterwards: factors belong into
         the weights.
         """
-        states = self.model.hidden_states(batch.input_ids, batch.position_ids, layout_of(batch), batch.loss_index)
-        return summed_cross_entropy(states, self.model.head_weight, batch.targets, weights, self.dft)
+        model = self.model
+        states = model.hidden_states(batch.input_ids, batch.position_ids, layout_of(batch), batch.loss_index)
+        return summed_cross_entropy(states, model.head_weight, batch.targets, weights, self.dft, model.logit_cap)
 
     def gradient_norm(self, gradients: Sequence[Tensor]) -> Tensor:
         """The Euclidean norm of all gradients together, a float32 scalar."""

@@ -152,7 +152,7 @@ class InstructionTuner(LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         states = self.model.hidden_states(batch.input_ids, batch.position_ids, layout_of(batch), batch.loss_index)
         of_response = batch.is_response.to(sum_dtype(self.device))
-        losses = token_losses(states, self.model.head_weight, batch.targets).to(of_response.dtype) * batch.loss_weights
+        losses = token_losses(self.model, states, batch.targets).to(of_response.dtype) * batch.loss_weights
         sums = [losses.sum(), (losses * of_response).sum(), (batch.loss_weights * of_response).sum(),
                 batch.n_supervised, batch.n_response_bytes]  # fmt: skip
         before = self._sums.get(dataloader_idx, [0] * len(sums))

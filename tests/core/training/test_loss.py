@@ -7,7 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from instruct_lit.core.model.causal import token_losses
+from instruct_lit.core.model.causal import capped, token_losses
+from instruct_lit.core.model.gpt import GPT
 from instruct_lit.core.training import loss as module
 from instruct_lit.core.training.loss import summed_cross_entropy
 from tests.fixtures.loss_inputs import made
@@ -32,18 +33,26 @@ def test_trap_6_three_tokens_by_hand() -> None:
 
 
 @pytest.mark.parametrize(
-    ("m", "dft"),
-    [(1, False), (5, True), (module.CHUNK + 3, False), (module.CHUNK + 3, True), (2 * module.CHUNK, False)],
+    ("m", "dft", "cap"),
+    [
+        (1, False, None),
+        (5, True, 3.0),
+        (module.CHUNK + 3, False, 2.0),
+        (module.CHUNK + 3, True, None),
+        (2 * module.CHUNK, False, None),
+    ],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_loss_and_gradients_are_torchs(
-    summed: Callable[..., torch.Tensor], m: int, dft: bool, dtype: torch.dtype
+    summed: Callable[..., torch.Tensor], m: int, dft: bool, cap: float | None, dtype: torch.dtype
 ) -> None:
     hidden, weight, targets, weights = made(m, dtype=dtype)
-    loss = summed(hidden, weight, targets, weights * 0.25, dft=dft)
+    loss = summed(hidden, weight, targets, weights * 0.25, dft=dft, cap=cap)
     gradients = torch.autograd.grad(loss, (hidden, weight))
     exact_hidden, exact_weight = (x.detach().double().requires_grad_() for x in (hidden, weight))
-    losses = F.cross_entropy(exact_hidden @ exact_weight.t(), targets, reduction="none")
+    logits = exact_hidden @ exact_weight.t()
+    logits = logits if cap is None else cap * torch.tanh(logits / cap)
+    losses = F.cross_entropy(logits, targets, reduction="none")
     p_target = torch.exp(-losses).detach() if dft else 1.0
     expected = (losses * p_target * weights * 0.25).sum()
     wanted = torch.autograd.grad(expected, (exact_hidden, exact_weight))
@@ -78,11 +87,21 @@ def test_half_precision_agrees_with_single(summed: Callable[..., torch.Tensor]) 
     assert F.cosine_similarity(found.flatten(), wanted.flatten(), dim=0) > 0.999
 
 
-def test_token_losses_are_torchs_in_evaluation() -> None:
-    hidden, weight, targets, _ = made(module.CHUNK + 7)
-    expected = F.cross_entropy(hidden @ weight.t(), targets, reduction="none")
-    torch.testing.assert_close(token_losses(hidden, weight, targets).double(), expected, rtol=1e-5, atol=1e-5)
-    assert token_losses(hidden[:0], weight, targets[:0]).shape == (0,)
+@pytest.mark.parametrize("cap", [None, 2.0])
+def test_token_losses_are_torchs_in_evaluation(tiny_model: GPT, cap: float | None) -> None:
+    weight = tiny_model.head_weight.detach().mul_(20)
+    hidden, _, targets, _ = made(module.CHUNK + 7, *weight.shape, dtype=torch.float32)
+    tiny_model.logit_cap = cap
+    logits = hidden @ weight.t()
+    expected = F.cross_entropy(logits if cap is None else cap * torch.tanh(logits / cap), targets, reduction="none")
+    torch.testing.assert_close(token_losses(tiny_model, hidden, targets), expected, rtol=1e-5, atol=1e-5)
+    assert token_losses(tiny_model, hidden[:0], targets[:0]).shape == (0,)
+
+
+def test_half_precision_is_capped_in_single() -> None:
+    logits = torch.tensor([25.0, 40.0, 41.0]).bfloat16()
+    assert capped(logits, 30.0).dtype == torch.float32 and capped(logits, 30.0).diff().min() > 0
+    assert capped(logits, None) is logits
 
 
 def test_logits_are_never_stored_whole(monkeypatch: pytest.MonkeyPatch) -> None:
