@@ -72,6 +72,15 @@ FAMILIES = {
     "GemmaConfig": {"num_key_value_heads": 1, "head_dim": 16},
     "Gemma3TextConfig": {"num_key_value_heads": 2, "head_dim": 8, "sliding_window": 64, "query_pre_attn_scalar": 16},
     "NanoChatConfig": {"num_key_value_heads": 2, "head_dim": 8, "final_logit_softcapping": 3.0},
+    "DeepseekV3Config": {
+        "num_key_value_heads": 4,
+        "q_lora_rank": 16,
+        "kv_lora_rank": 16,
+        "qk_rope_head_dim": 8,
+        "qk_nope_head_dim": 8,
+        "v_head_dim": 6,
+        "first_k_dense_replace": 2,
+    },
     "MistralConfig": {"num_key_value_heads": 2, "sliding_window": 8},  # recomputed
 }
 
