@@ -277,6 +277,12 @@ def _attend(
     """
     if layout is None:
         return sdpa_attention(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **options)
+    d_head, d_value = query.shape[-1], value.shape[-1]
+    if d_head != d_value:  # of DeepSeek's; kernels and caches have one width, and zeros change nothing
+        d_padded, scaling = max(d_head, d_value), d_head**-0.5 if scaling is None else scaling
+        padded = (torch.nn.functional.pad(x, (0, d_padded - x.shape[-1])) for x in (query, key, value))
+        attended, _ = _attend(module, *padded, attention_mask, scaling, dropout, layout, **options)
+        return attended[..., :d_value], None
     for name, what in (("softcap", "soft-caps"), ("s_aux", "adds sinks to"), ("position_bias", "adds a bias to")):
         if options.get(name) is not None:
             raise NotSupportedError(f"it {what} its attention scores")
@@ -285,16 +291,13 @@ def _attend(
         if options.get("sliding_window"):
             layout[0].window = min(options["sliding_window"], layout[0].window or options["sliding_window"])
     q, k, v = (x.transpose(1, 2) for x in (query, key, value))
-    d_value, d_head = v.shape[-1], max(q.shape[-1], v.shape[-1])
-    scaling = q.shape[-1] ** -0.5 if scaling is None else scaling
-    if q.shape[-1] != d_value:  # of DeepSeek's; kernels and caches have one width, and zeros change nothing
-        q, k, v = (torch.nn.functional.pad(x, (0, d_head - x.shape[-1])) for x in (q, k, v))
-    if scaling != d_head**-0.5:
+    d_head = q.shape[-1]
+    if scaling is not None and scaling != d_head**-0.5:
         q = q * (scaling * d_head**0.5)
     if torch.is_autocast_enabled(q.device.type):  # rotary embeddings are fp32, the products need not be
         dtype = torch.get_autocast_dtype(q.device.type)
         q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
-    return _attention(module, q, k, v, dropout, layout)[..., :d_value], None
+    return _attention(module, q, k, v, dropout, layout), None
 
 
 def _attend_in_layout(module: Any, q: Tensor, k: Tensor, v: Tensor, dropout: float, layout: _Layout) -> Tensor:
