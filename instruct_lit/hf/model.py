@@ -280,8 +280,8 @@ def _attend(
     d_head, d_value = query.shape[-1], value.shape[-1]
     if d_head != d_value:  # of DeepSeek's; kernels and caches have one width, and zeros change nothing
         d_padded, scaling = max(d_head, d_value), d_head**-0.5 if scaling is None else scaling
-        padded = (torch.nn.functional.pad(x, (0, d_padded - x.shape[-1])) for x in (query, key, value))
-        attended, _ = _attend(module, *padded, attention_mask, scaling, dropout, layout, **options)
+        q, k, v = (torch.nn.functional.pad(x, (0, d_padded - x.shape[-1])) for x in (query, key, value))
+        attended, _ = _attend(module, q, k, v, attention_mask, scaling, dropout, layout, **options)
         return attended[..., :d_value], None
     for name, what in (("softcap", "soft-caps"), ("s_aux", "adds sinks to"), ("position_bias", "adds a bias to")):
         if options.get(name) is not None:
