@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from instruct_lit.core.model.gpt import GPT
 
-IMPORTED = time.perf_counter()
+IMPORTED = time.monotonic()
 DATA = Path("../shared/data/instructions/book-1100.json")
 MODELS = ("nano", "gpt2", "gpt2-medium")
 HF = "hf:"
@@ -154,7 +154,7 @@ class Clock:
     def tick(self) -> None:
         self.n_ticks += 1
         if self.n_ticks < 3 or self.n_ticks % 20 == 0:  # of a row that takes too long this is what is known
-            print(f"step {self.n_ticks} after {time.perf_counter() - IMPORTED:.1f} s", file=sys.stderr, flush=True)
+            print(f"step {self.n_ticks} after {time.monotonic() - IMPORTED:.1f} s", file=sys.stderr, flush=True)
         if self.n_ticks not in (self.first, self.last):
             return
         synchronize(self.device)
