@@ -22,8 +22,7 @@ CHUNK = 512  # positions whose logits exist at once: 512 · 50257 · 4 bytes = 9
 class CausalLM(nn.Module):
     """A causal language model: hidden states of token ids, and the matrix that turns them into logits.
 
-    The loss applies the head to supervised positions alone and generation to last positions alone, so states and logits
-    are computed apart.
+    States and logits are computed apart: the loss needs logits of supervised positions alone, generation of last ones.
     """
 
     config: Any  # the sizes n_vocab, context_length, n_layers, n_heads (of keys and values) and d_head

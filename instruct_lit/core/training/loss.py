@@ -77,10 +77,7 @@ class FitFacts:
 
 
 class StepAccelerator:
-    """Computes losses, gradients and their norm with autograd, one operation after the other.
-
-    `instruct_lit.accel` has a subclass that gives the same numbers sooner.
-    """
+    """Computes losses, gradients and their norm with autograd, one operation after the other."""
 
     model: CausalLM
     dft = False  # of `summed_cross_entropy`
