@@ -260,7 +260,8 @@ class HostGuard:
     """
 
     def __init__(self, app: Any, hosts: Collection[str] = (), origins: Collection[str] = ()) -> None:
-        self.app, self.hosts, self.origins = app, {host.lower() for host in hosts}, origins
+        self.app, self.origins = app, origins
+        self.hosts = {"127.0.0.1", "localhost", *(host.lower() for host in hosts)}
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] in ("http", "websocket") and (refusal := self.refusal(scope["headers"])):
@@ -281,7 +282,7 @@ class HostGuard:
         """Whether `name` or `name:port` is one of the server's names."""
         match = _AUTHORITY.fullmatch(authority.lower())
         name = (match[1] or match[2]) if match else ""
-        return is_loopback(name) or name in self.hosts
+        return name in self.hosts or is_loopback(name)
 
 
 class PagePolicy:

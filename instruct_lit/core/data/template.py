@@ -35,8 +35,7 @@ _RESPONSE = re.compile(r"\{\{-?\s*response\s*-?\}\}")
 class Template:
     """Renders an example to its prompt and its full text, and a conversation to its turns.
 
-    `has_turns`, `has_system` and `has_tools` say whether earlier turns, a system prompt and tools have a place;
-    `absent` are those of `VARIABLES` without one.
+    `has_turns`, `has_system` and `has_tools` say whether these have a place, `absent` which of `VARIABLES` have none.
 
     Raises: TemplateError unless the text is valid Jinja with exactly one `{{ response }}` and known variables only.
     """

@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from instruct_lit.core.data.tokenizer import Tokenizer
@@ -269,7 +270,8 @@ class Engine:
 
 def logits_of(hidden: Tensor, model: CausalLM, weights: WeightStore | None) -> Tensor:
     """The logits `(R, V)` of hidden states `(R, C)`."""
-    return model.logits(hidden) if weights is None else capped(weights.head(hidden), model.logit_cap)
+    logits = F.linear(hidden, model.head_weight) if weights is None else weights.head(hidden)
+    return logits if model.logit_cap is None else capped(logits, model.logit_cap)
 
 
 def n_shared_prefix(prompts: Sequence[list[int]]) -> int:

@@ -65,7 +65,8 @@ class CausalLM(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """The logits `(…, V)` of states `(…, C)`."""
-        return capped(F.linear(hidden, self.head_weight), self.logit_cap)
+        logits = F.linear(hidden, self.head_weight)
+        return logits if self.logit_cap is None else capped(logits, self.logit_cap)
 
     def noised(self, embeddings: Tensor) -> Tensor:
         """Token embeddings, with uniform noise in training (NEFTune, Jain et al. 2023); the host reads no tensor."""
@@ -81,9 +82,9 @@ class CausalLM(nn.Module):
         return sum(p.numel() for p in self.parameters())
 
 
-def capped(logits: Tensor, cap: float | None) -> Tensor:
-    """cap · tanh(logits / cap), a soft bound, in fp32 (Gemma 2, Riviere et al. 2024); without a cap the logits."""
-    return logits if cap is None else (logits.float() / cap).tanh() * cap
+def capped(logits: Tensor, cap: float) -> Tensor:
+    """cap · tanh(logits / cap), a soft bound, in fp32 (Gemma 2, Riviere et al. 2024)."""
+    return (logits.float() / cap).tanh() * cap
 
 
 @torch.no_grad()

@@ -1,8 +1,7 @@
 """The loss of a micro-batch and its gradients: masked cross-entropy as a sum; its mean is taken once per step.
 
-A NaN or infinite loss ends a run with the step, its examples and the remedy.
-
-`StepAccelerator` is the plain form, and the interface of faster ones.
+A NaN or infinite loss ends a run with the step, its examples and the remedy. `StepAccelerator` is the plain form, and
+the interface of faster ones.
 """
 
 import math
@@ -51,7 +50,7 @@ def _chunk_loss(
 ) -> Tensor:
     logits = F.linear(hidden, head_weight)  # (m, V)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    losses = F.cross_entropy(capped(logits, cap), targets, reduction="none")
+    losses = F.cross_entropy(logits if cap is None else capped(logits, cap), targets, reduction="none")
     weights = weights * torch.exp(-losses.detach()) if dft else weights
     return (losses * weights).sum().float()
 
