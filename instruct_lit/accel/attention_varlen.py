@@ -116,7 +116,12 @@ def suits(q: Tensor, dropout: float) -> bool:
     """Whether the kernel supports queries `(N, H, D)`: half precision, some widths, GPUs since Ampere."""
     if not q.is_cuda or q.dtype not in (torch.float16, torch.bfloat16) or dropout > 0.0:
         return False
-    return q.shape[-1] % 8 == 0 and q.shape[-1] <= 256 and _capability(q.device) >= (8, 0)
+    return suits_width(q.shape[-1]) and _capability(q.device) >= (8, 0)
+
+
+def suits_width(d_head: int) -> bool:
+    """Whether the kernel supports heads of this width."""
+    return d_head % 8 == 0 and d_head <= 256
 
 
 @cache

@@ -42,7 +42,7 @@ def decode_loop(model: CausalLM, weights: WeightStore | None, eot_id: int, cache
 
     The hooks of a model in shards (FSDP) use streams and events of their own, so its steps are not recorded.
     """
-    if not cache.keys.is_cuda:
+    if cache.device.type != "cuda":
         return None
     from torch.distributed.fsdp import FSDPModule  # takes half a second
 
@@ -88,7 +88,7 @@ class DeviceLoop:
         self._graphs: dict[_Shape, torch.cuda.CUDAGraph] = {}
         self._addresses: list[int] = []  # of the parameters that the graphs read
         self._pool: Any = None  # of the memory that they share
-        n_rows, device = cache.n_rows, cache.keys.device
+        n_rows, device = cache.n_rows, cache.device
         self._step_number = torch.zeros(1, dtype=torch.long, device=device)
         self._tokens = torch.zeros(MAX_STEPS, n_rows, dtype=torch.long, device=device)
         # Of every row: the last token, which is not in the cache yet, its position, and how many may still follow it.
@@ -246,7 +246,7 @@ class DecodeInPlace:
         self._bias: Tensor | None = None
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
-        keys, values = self.cache.keys[layer, : len(self.rows)], self.cache.values[layer, : len(self.rows)]
+        keys, values = self.cache.keys[layer][: len(self.rows)], self.cache.values[layer][: len(self.rows)]
         keys[self.rows, :, self.positions] = k[:, 0].to(keys.dtype)
         values[self.rows, :, self.positions] = v[:, 0].to(values.dtype)
         keys, values = (x[:, :, : self.n_places].to(q.dtype) for x in (keys, values))  # (R, H, T, D)

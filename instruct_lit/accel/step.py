@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from instruct_lit.accel.adamw import AdamW, mixed_norm
+from instruct_lit.accel.attention_varlen import suits_width
 from instruct_lit.accel.cross_entropy import summed_cross_entropy
 from instruct_lit.accel.cuda_graphs import StepGraphs
 from instruct_lit.accel.forwards import ReplacedForwards
@@ -67,7 +68,8 @@ class AcceleratedStep(StepAccelerator):
             self.replaced = [RMSNorms(self.model).attach()]
             if half and not isinstance(with_copies, AdamW):
                 self.replaced += [SharedCasts(self.model).attach(), GatedMLPs(self.model).attach()]
-        if device == "cuda" and self.cuda_graphs and half:
+        suits = all(suits_width(d_head) for _, d_head in self.model.config.kv_heads)
+        if device == "cuda" and self.cuda_graphs and half and suits:
             self.graphs = StepGraphs(self._loss, self.model.parameters(), facts.n_micro_batches > 1)
             self.graphs.begin()
             self._noise = torch.zeros((), device=device)

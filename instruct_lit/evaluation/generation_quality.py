@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from lightning import Callback, LightningModule, Trainer
 
-from instruct_lit.core.generation.engine import DECODE_LOOPS, Engine, MakeWeights
+from instruct_lit.core.generation.engine import DECODE_LOOPS, Engine, WeightStore
 from instruct_lit.core.generation.responses import answer
 from instruct_lit.core.generation.sampling import SamplingSettings
 from instruct_lit.core.model.causal import sum_dtype
@@ -51,7 +51,7 @@ class GenerationQuality(Callback):
             return indices
         return np.sort(np.random.default_rng(self.seed).choice(indices, self.n_examples, replace=False))
 
-    def _make_weights(self) -> MakeWeights | None:
+    def _make_weights(self) -> type[WeightStore] | None:
         """What copies the weights in lower precision, if configured."""
         if self.dtype is None:
             return None

@@ -67,10 +67,10 @@ class BlockForward:
         run = _own_forward(self.block, compiler)
         if index is None:
             return run(*inputs, **named)
-        x, *others = inputs
+        x = inputs[0]
 
         def selected(states: Any) -> Any:
-            if not isinstance(states, Tensor):
+            if not isinstance(states, Tensor) or states.shape[:2] != x.shape[:2]:
                 return states
             # In the dtype of x, in which a GPU then sums the gradients of a token.
             return states.to(x.dtype).flatten(0, -2).index_select(0, index)[None].to(states.dtype)
@@ -81,7 +81,7 @@ class BlockForward:
             args, kwargs = _inputs_of_attention(partial(run, *inputs, **named))
             attended = attend(*args, **kwargs)
             self._attended = tuple(map(selected, attended)) if isinstance(attended, tuple) else selected(attended)
-            return run(selected(x), *others, **named)
+            return run(*map(selected, inputs), **named)
         finally:
             del self.attention.forward
             self._attended = None

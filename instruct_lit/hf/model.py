@@ -20,10 +20,12 @@ from instruct_lit.core.model.causal import CausalLM
 from instruct_lit.errors import ConfigError
 from instruct_lit.hf.blocks import BlockForward, hidden_from_compiler
 from instruct_lit.hf.compat_transformers import attention_name, register_attention, sdpa_attention
+from instruct_lit.hf.own_cache import OwnCache, is_exact
 from instruct_lit.hf.probe import NotSupportedError, Spy, difference, multiplied
 
 NAME = "instruct_lit"  # of our attention function in transformers' registry
 TOLERANCE = 1e-4  # relative difference in fp32 up to which two results count as equal
+OWN_CACHE_TOLERANCE = 0.05  # of states in half precision; padding that is seen changes them many times as much
 HALF_TOLERANCE = 0.02  # of logits in half precision; a soft cap or a scale changes them many times as much
 _Layout = tuple[AttentionLayout, bool]
 _LENGTHS = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length", "n_ctx")
@@ -31,15 +33,13 @@ _LENGTHS = ("max_position_embeddings", "n_positions", "max_sequence_length", "se
 
 @dataclass(frozen=True)
 class HFShape:
-    """The sizes of a model of transformers; `n_heads` are the heads of keys and values, 0 where unknown."""
+    """The sizes of a model of transformers; `kv_heads` is empty where attention layouts are not supported."""
 
     architecture: str
     n_vocab: int
     context_length: int
     d_model: int
-    n_layers: int = 0
-    n_heads: int = 0
-    d_head: int = 0
+    kv_heads: tuple[tuple[int, int], ...] = ()
 
 
 class HFModel(CausalLM):
@@ -55,6 +55,7 @@ class HFModel(CausalLM):
     def __init__(self, hf: Any, context_length: int | None = None, activation_checkpointing: int = False) -> None:
         super().__init__()
         self.hf, self.activation_checkpointing = hf, activation_checkpointing
+        self._own_cache_is_exact: bool | None = None  # measured when it is first asked for
         self._last: BlockForward | None = None  # of the last block if it can compute selected tokens only
         self.is_half = any(p.dtype == torch.bfloat16 for p in hf.parameters())
         text = hf.config.get_text_config(decoder=True)
@@ -155,13 +156,21 @@ class HFModel(CausalLM):
 
     def _states(self, **inputs: Any) -> Tensor:
         with self._compiled_blocks() if self._compiles() else nullcontext(), self._in_half():
-            states = self._body(use_cache=False, **inputs).last_hidden_state
+            states = self._body(**{"use_cache": False, **inputs}).last_hidden_state
         device = states.device.type
         if self.is_half and not torch.is_autocast_enabled(device):  # the final norm may be in fp32, the head not
             states = states.to(self.head_weight.dtype)
         if getattr(self.hf.get_output_embeddings(), "bias", None) is not None:
             states = torch.cat((states, torch.ones_like(states[..., :1])), dim=-1)
         return states if self._scale == 1 else states * self._scale
+
+    def own_cache(self) -> OwnCache | None:
+        cache = OwnCache(self._states, self._body)
+        if self._own_cache_is_exact is None:
+            in_half = self.is_half or torch.is_autocast_enabled(self.head_weight.device.type)
+            tolerance = OWN_CACHE_TOLERANCE if in_half else TOLERANCE
+            self._own_cache_is_exact = is_exact(cache, self.config.n_vocab, tolerance)
+        return cache if self._own_cache_is_exact else None
 
     def _in_half(self) -> AbstractContextManager[Any]:
         """Autocast if weights are in bf16, which trained ones are not, and the caller has not chosen a precision."""
@@ -231,14 +240,14 @@ class HFModel(CausalLM):
             register_attention(NAME, _attend)
             self.hf.set_attn_implementation(NAME)
             states = self.hidden_states(ids, positions, spy)
-            if not spy.shapes or not difference(states, expected) <= tolerance:
+            if not spy.kv_heads or not difference(states, expected) <= tolerance:
                 reason = "packed documents do not get the states that they have alone"
-            elif len(spy.shapes) != max(spy.layers) + 1 or len(set(spy.shapes)) != 1:
-                reason = "its layers have different numbers of heads, or not all of them are attention"
+            elif len(spy.kv_heads) != len(self.blocks) or spy.n_calls != len(self.blocks):
+                reason = "not all of its layers attend once"
             else:
                 text = self.hf.config.get_text_config(decoder=True)
-                n_heads, d_head = spy.shapes[0]
-                self.config = replace(self.config, n_layers=len(spy.shapes), n_heads=n_heads, d_head=d_head)
+                kv_heads = tuple(heads for _, heads in sorted(spy.kv_heads.items()))
+                self.config = replace(self.config, kv_heads=kv_heads)
                 self._try_selection(ids, positions, lengths, expected, tolerance, spy.attention)
                 window = spy.window or getattr(text, "attention_chunk_size", None) or math.inf
                 if window >= self.config.context_length:

@@ -21,8 +21,8 @@ class Spy:
 
     lengths: Sequence[int]
     prefix_length: int
-    shapes: list[tuple[int, int]] = field(default_factory=list)
-    layers: set[int] = field(default_factory=set)
+    kv_heads: dict[int, tuple[int, int]] = field(default_factory=dict)  # of each layer, and their width
+    n_calls: int = 0
     window: int | None = None
     attention: Any = None  # the module of the last layer
 
@@ -30,8 +30,8 @@ class Spy:
         self.documents = PackedDocuments(self.lengths, self.prefix_length)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
-        self.shapes.append((k.shape[-2], k.shape[-1]))
-        self.layers.add(layer)
+        self.kv_heads[layer] = k.shape[-2], k.shape[-1]
+        self.n_calls += 1
         return self.documents.attend(layer, q, k, v, dropout)
 
 

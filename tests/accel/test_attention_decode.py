@@ -30,10 +30,10 @@ def attended(lengths: list[int], n_places: int, dtype: torch.dtype = torch.float
     """The attended values of each row's new token in two layers, with a cache of two rows more than are in use."""
     random = torch.Generator().manual_seed(7)
     cache = KeyValueCache(SHAPE, len(lengths) + 2, n_places, dtype, torch.device("cpu"))
-    for tensor in (cache.keys, cache.values):
+    for tensor in cache.tensors:
         tensor.normal_(generator=random)
         for row, length in enumerate(lengths):
-            tensor[:, row, :, length:] = 100.0  # of an earlier response
+            tensor[row, :, length:] = 100.0  # of an earlier response
     layout = Decode(cache, lengths)
     found = []
     for layer in range(2):

@@ -70,7 +70,7 @@ def test_the_engine_answers_in_bf16_and_leaves_the_model_in_fp32(tiny_model: GPT
     engine = Engine(tiny_model, tokenizer, 2, BF16Weights)
     prompts = [[5, 6, 7], [5, 6, 8, 9], [5, 6, 7, 1, 2]]
     answers = engine.generate(prompts, SamplingSettings(max_new_tokens=6))
-    assert engine._cache is not None and engine._cache.keys.dtype == torch.bfloat16
+    assert engine._cache is not None and engine._cache.keys[0].dtype == torch.bfloat16
     assert [len(answer.ids) for answer in answers] == [6, 6, 6]
     for prompt, answer in zip(prompts, answers, strict=True):
         # Each token is, to rounding, the most likely one of the exact model.

@@ -32,15 +32,15 @@ SIZES = {
     "hidden_dropout": 0.0, "dropout": 0.0, "residual_dropout": 0.0, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0,
 }  # fmt: skip
 PACKED = [
-    "bitnet", "cohere2", "deepseek_v2", "deepseek_v3", "ernie4_5", "exaone4", "gemma", "gemma3_text", "glm4",
+    "bitnet", "cohere2", "deepseek_v2", "deepseek_v3", "ernie4_5", "exaone4", "gemma", "gemma3_text", "gemma4_text", "glm4",
     "glm4_moe_lite", "gpt_neox", "gpt2", "granite", "llama", "llama4_text", "minicpm3", "mistral", "mixtral",
     "nanochat", "olmo2", "olmo3", "opt", "phi", "phi3", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "seed_oss",
     "smollm3", "starcoder2", "youtu",
 ]  # fmt: skip
 IN_ROWS = {
-    "bloom": "its code does not support them", "diffllama": "different numbers of heads",
+    "bloom": "its code does not support them", "diffllama": "not all of its layers attend once",
     "falcon": "do not get the states", "gemma2": "it soft-caps its attention scores",
-    "gemma4_text": "different numbers of heads", "gpt_oss": "it adds sinks to its attention scores",
+    "gpt_oss": "it adds sinks to its attention scores",
     "gptj": "do not get the states", "granitemoehybrid": "do not get the states", "nemotron": "do not get the states",
     "qwen3_5_text": "do not get the states", "qwen3_next": "do not get the states", "stablelm": "do not get the states",
 }  # fmt: skip
@@ -54,8 +54,16 @@ def model(request: pytest.FixtureRequest) -> HFModel:
     sizes = {name: size for name, size in SIZES.items() if name in given.to_dict()}
     if "qk_rope_head_dim" in sizes:  # as many heads of keys as of queries
         sizes["num_key_value_heads"] = 4
-    if request.param == "gemma4_text":
-        del sizes["head_dim"]
+    if request.param == "gemma4_text":  # layers of two widths; the last two have the keys of others
+        sizes |= {
+            "global_head_dim": 16,
+            "num_kv_shared_layers": 2,
+            "num_hidden_layers": 4,
+            "hidden_size_per_layer_input": 8,
+        }
+        sizes |= {"layer_types": ["sliding_attention", "full_attention"] * 2, "vocab_size_per_layer_input": 99}
+    if request.param.startswith("qwen3_"):
+        sizes |= {"layer_types": ["linear_attention", "full_attention"]}
     torch.manual_seed(0)
     hf = transformers.AutoModelForCausalLM.from_config(type(given)(**sizes))
     for p in hf.parameters():

@@ -157,8 +157,8 @@ def test_states_and_head_give_the_model_its_own_logits(make: Callable, name: str
 def test_the_shape_is_that_of_the_model(make: Callable) -> None:
     model = make(OF["llama"]())
     shape = model.config
-    assert (shape.architecture, shape.n_vocab, shape.context_length, shape.n_layers) == ("LlamaForCausalLM", 99, 64, 2)
-    assert (shape.n_heads, shape.d_head) == (2, 8)
+    assert (shape.architecture, shape.n_vocab, shape.context_length) == ("LlamaForCausalLM", 99, 64)
+    assert shape.kv_heads == ((2, 8), (2, 8))
     blocks = sum(p.numel() for n, p in model.hf.named_parameters() if ".layers." in n)
     assert sum(p.numel() for p in model.blocks.parameters()) == blocks
 

@@ -22,18 +22,13 @@ from instruct_lit.errors import DataError
 
 
 class WeightStore(Protocol):
-    """Copies of a model's weights, with which it computes inside `in_use`; `head`: states `(R, C)` to logits."""
-
-    def in_use(self) -> AbstractContextManager[None]: ...
-    def head(self, hidden: Tensor) -> Tensor: ...
-
-
-class MakeWeights(Protocol):
-    """Makes the copies of a model's weights in the precision `dtype`."""
+    """Copies of a model's weights in `dtype`, with which it computes inside `in_use`; `head`: states to logits."""
 
     dtype: torch.dtype
 
-    def __call__(self, model: CausalLM) -> WeightStore: ...
+    def __init__(self, model: CausalLM) -> None: ...
+    def in_use(self) -> AbstractContextManager[None]: ...
+    def head(self, hidden: Tensor) -> Tensor: ...
 
 
 DecodeLoop = Callable[[Sequence[Request]], list[list[int]]]  # several tokens for each request, request r in row r
@@ -47,12 +42,12 @@ class Engine:
 
     `generate` answers a list of prompts; `submit`, `step` and `cancel` serve concurrent callers. The model is used in
     evaluation mode, its training mode is restored. Rows that may become too long for the model's attention layouts are
-    recomputed for every token: slower, with the same result. `make_weights` copies the weights at the first step. While
-    no request has a hook, rows are decoded by the first of `make_loops` that supports them.
+    read with its own cache or anew for every token: slower, with the same result. `make_weights` copies the weights at
+    the first step. While no request has a hook, rows are decoded by the first of `make_loops` that supports them.
     """
 
     def __init__(
-        self, model: CausalLM, tokenizer: Tokenizer, max_rows: int = 32, make_weights: MakeWeights | None = None,
+        self, model: CausalLM, tokenizer: Tokenizer, max_rows: int = 32, make_weights: type[WeightStore] | None = None,
         make_loops: Sequence[MakeLoop] = DECODE_LOOPS,
     ) -> None:  # fmt: skip
         self.model, self.tokenizer, self.max_rows = model, tokenizer, max_rows
@@ -64,6 +59,7 @@ class Engine:
         self._weights: WeightStore | None = None
         self._loop: DecodeLoop | None = None
         self._recomputes = False  # until the batch is empty, rows are computed without the cache
+        self._own_cache: Callable[[Sequence[Request]], Tensor] | None = None  # of the model
 
     @property
     def dtype(self) -> torch.dtype | None:
@@ -109,7 +105,7 @@ class Engine:
             request.finish_reason = "cancelled"
         self._waiting.clear()
         self._active.clear()
-        self._cache, self._loop, self._weights = None, None, None
+        self._cache, self._loop, self._weights, self._own_cache = None, None, None, None
 
     @property
     def n_active(self) -> int:
@@ -171,23 +167,24 @@ class Engine:
         if self._recomputes:
             return self._recompute(new)
         cache = self._cache_for(new)
-        device = cache.keys.device
         prompts = [request.prompt_ids for request in new]
         n_prefix = n_shared_prefix(prompts)
         lengths = [len(prompt) - n_prefix for prompt in prompts]
         flat = prompts[0][:n_prefix] + [i for prompt in prompts for i in prompt[n_prefix:]]
         positions = list(range(n_prefix)) + [p for prompt in prompts for p in range(n_prefix, len(prompt))]
-        last = torch.tensor(lengths, device=device).cumsum(0) + n_prefix - 1
+        last = torch.tensor(lengths, device=cache.device).cumsum(0) + n_prefix - 1
         all_states = any(request.hook and request.hook.reads_prompt for request in new)
         hidden = self.model.hidden_states(
-            torch.tensor(flat, device=device),
-            torch.tensor(positions, device=device),
+            torch.tensor(flat, device=cache.device),
+            torch.tensor(positions, device=cache.device),
             Prefill(cache, first_row, lengths, n_prefix),
             None if all_states else last,
         )
         if all_states:
             for request, length, end in zip(new, lengths, (last + 1).tolist(), strict=True):
-                self._read_prompt(request, torch.cat([hidden[:n_prefix], hidden[end - length : end]]))
+                if request.hook and request.hook.reads_prompt:
+                    states = torch.cat([hidden[:n_prefix], hidden[end - length : end]])
+                    request.hook.on_prompt(request.prompt_ids, states, self.model)
             hidden = hidden[last]
         return self._append_tokens(hidden, new)
 
@@ -207,20 +204,19 @@ class Engine:
         return self._append_tokens(hidden[:, 0], requests)
 
     def _recompute(self, requests: list[Request]) -> list[Request]:
-        """Compute whole rows, prompt and response, without a cache, and choose the next tokens."""
+        """Choose the next tokens with the model's own cache, or by whole rows, prompt and response, without one."""
+        own = self._own_cache = self._own_cache or self.model.own_cache()
+        if own and not any(r.hook and r.hook.reads_prompt and not r.ids for r in requests):
+            return self._append_tokens(own(requests), requests)
         device = self.model.head_weight.device
         texts = [torch.tensor(request.prompt_ids + request.ids, device=device) for request in requests]
         # No token of the text sees the padding on the right.
         hidden = self.model.hidden_states(torch.nn.utils.rnn.pad_sequence(texts, batch_first=True))
         for request, states in zip(requests, hidden, strict=True):
-            if not request.ids:
-                self._read_prompt(request, states[: request.n_tokens])
+            if request.hook and request.hook.reads_prompt and not request.ids:
+                request.hook.on_prompt(request.prompt_ids, states[: request.n_tokens], self.model)
         last = torch.stack([states[len(text) - 1] for text, states in zip(texts, hidden, strict=True)])
         return self._append_tokens(last, requests)
-
-    def _read_prompt(self, request: Request, hidden: Tensor) -> None:
-        if request.hook and request.hook.reads_prompt:
-            request.hook.on_prompt(request.prompt_ids, hidden, self.model)
 
     def _append_tokens(self, hidden: Tensor, requests: list[Request]) -> list[Request]:
         """Choose a token for each request from its last hidden state, `(R, C)` of all, and remove finished requests."""
@@ -260,9 +256,8 @@ class Engine:
         if old is not None and old.n_tokens >= n_tokens:
             return old
         new_cache = KeyValueCache(self.model.config, self.max_rows, n_tokens, self.dtype or weight.dtype, weight.device)
-        if old is not None:
-            new_cache.keys[..., : old.n_tokens, :] = old.keys
-            new_cache.values[..., : old.n_tokens, :] = old.values
+        for new_part, part in zip(new_cache.tensors, old.tensors if old else (), strict=False):
+            new_part[:, :, : part.shape[2]] = part
         loops = (make(self.model, self._weights, self.tokenizer.eot_id, new_cache) for make in self._make_loops)
         self._cache, self._loop = new_cache, next((loop for loop in loops if loop is not None), None)
         return new_cache

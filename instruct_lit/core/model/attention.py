@@ -91,22 +91,23 @@ def _causal(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
 
 
 class KeyValueCache:
-    """Keys and values `(L, R, H, T, D)` of `n_rows` sequences of at most `n_tokens` tokens, allocated once.
+    """Keys and values of `n_rows` sequences of at most `n_tokens` tokens, allocated once: of each layer `(R, H, T, D)`.
 
     The token at position p of a row is stored at index p: rows are not padded on the left, so absolute positions hold.
-    `config` is that of a `CausalLM`.
+    `config` is that of a `CausalLM`, `tensors` are the keys of all layers, then their values.
     """
 
     def __init__(self, config: Any, n_rows: int, n_tokens: int, dtype: torch.dtype, device: torch.device) -> None:
-        shape = (config.n_layers, n_rows, config.n_heads, n_tokens, config.d_head)
+        shapes = [(n_rows, n_heads, n_tokens, d_head) for n_heads, d_head in config.kv_heads]
         # Zeros, since masked values must still be finite: 0 · NaN is NaN.
-        self.keys, self.values = (torch.zeros(shape, dtype=dtype, device=device) for _ in range(2))
-        self.n_rows, self.n_tokens = n_rows, n_tokens
+        self.tensors = [torch.zeros(shape, dtype=dtype, device=device) for shape in shapes * 2]
+        self.keys, self.values = self.tensors[: len(shapes)], self.tensors[len(shapes) :]
+        self.n_rows, self.n_tokens, self.device = n_rows, n_tokens, device
 
     def move(self, source: int, target: int, n_tokens: int) -> None:
         """Copy the first `n_tokens` of one row over another."""
-        for tensor in (self.keys, self.values):
-            tensor[:, target, :, :n_tokens] = tensor[:, source, :, :n_tokens]
+        for tensor in self.tensors:
+            tensor[target, :, :n_tokens] = tensor[source, :, :n_tokens]
 
 
 class Prefill:
@@ -118,7 +119,7 @@ class Prefill:
         n = torch.tensor(lengths)
         document = torch.repeat_interleave(n)  # (N,): the document of each token behind the prefix
         positions = prefix_length + torch.arange(len(document)) - (n.cumsum(0) - n)[document]
-        self.rows, self.positions = (first_row + document).to(cache.keys.device), positions.to(cache.keys.device)
+        self.rows, self.positions = (first_row + document).to(cache.device), positions.to(cache.device)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
         n_prefix = self.documents.prefix_length
@@ -136,7 +137,7 @@ class Decode:
     """
 
     def __init__(self, cache: KeyValueCache, lengths: Sequence[int]) -> None:
-        self.cache, device = cache, cache.keys.device
+        self.cache, device = cache, cache.device
         self.n_rows, self.longest = len(lengths), max(lengths) + 1
         self.lengths = torch.tensor(lengths, device=device)
         self.rows = torch.arange(self.n_rows, device=device)
@@ -145,7 +146,7 @@ class Decode:
         self.kernel_state: dict[str, Any] = {}
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
-        keys, values = self.cache.keys[layer, : self.n_rows], self.cache.values[layer, : self.n_rows]
+        keys, values = self.cache.keys[layer][: self.n_rows], self.cache.values[layer][: self.n_rows]
         keys[self.rows, :, self.lengths] = k[:, 0].to(keys.dtype)
         values[self.rows, :, self.lengths] = v[:, 0].to(values.dtype)
         out = try_kernels(self, q, keys, values, dropout)

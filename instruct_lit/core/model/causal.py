@@ -5,7 +5,7 @@ Shapes: B rows, T tokens of a row, N tokens of a flat batch, M selected tokens, 
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,7 +25,7 @@ class CausalLM(nn.Module):
     States and logits are computed apart: the loss needs logits of supervised positions alone, generation of last ones.
     """
 
-    config: Any  # the sizes n_vocab, context_length, n_layers, n_heads (of keys and values) and d_head
+    config: Any  # n_vocab, context_length, and for each layer in kv_heads the heads of keys and values and their width
     blocks: nn.ModuleList  # the layers in order
     embedding_noise: float | Tensor | None = None  # half width of the uniform noise on token embeddings in training
     compiler: Compiler | None = None  # in training, compiles the functions between attention calls
@@ -62,6 +62,10 @@ class CausalLM(nn.Module):
         Without `position_ids` positions count from 0; without a layout every row is one causal sequence. `index` counts
         through the flattened tokens and selects those whose states are returned.
         """
+
+    def own_cache(self) -> Callable[[Sequence[Any]], Tensor] | None:
+        """What gives the last states `(R, C)` of requests that grow, for texts longer than `layout_length`, if any."""
+        return None
 
     def logits(self, hidden: Tensor) -> Tensor:
         """The logits `(…, V)` of states `(…, C)`."""

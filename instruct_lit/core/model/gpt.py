@@ -37,8 +37,8 @@ class GPTConfig:
         assert self.d_model % self.n_heads == 0, f"d_model {self.d_model} is not a multiple of n_heads {self.n_heads}"
 
     @property
-    def d_head(self) -> int:
-        return self.d_model // self.n_heads
+    def kv_heads(self) -> list[tuple[int, int]]:
+        return [(self.n_heads, self.d_model // self.n_heads)] * self.n_layers
 
 
 class MLP(nn.Module):
@@ -61,7 +61,7 @@ class Block(nn.Module):
 
     def __init__(self, config: GPTConfig, layer: int, dropout: float) -> None:
         super().__init__()
-        d, self.heads = config.d_model, (config.n_heads, config.d_head)
+        d, self.heads = config.d_model, config.kv_heads[layer]
         self.layer = layer
         self.ln_1 = nn.LayerNorm(d, eps=config.layer_norm_eps)
         self.attn = nn.ModuleDict({"qkv": nn.Linear(d, 3 * d), "proj": nn.Linear(d, d)})

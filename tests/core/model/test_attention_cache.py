@@ -23,7 +23,7 @@ def test_prefill_and_decode_are_each_row_alone(lengths: list[int], n_prefix: int
     """The first row of the cache is another's; each prompt is prefilled, then one token is decoded."""
     prefix, own = random_qkv(n_prefix, 0), [random_qkv(n + 1, 1 + n) for n in lengths]
     cache = KeyValueCache(SHAPE, 1 + len(lengths), 16, torch.float64, torch.device("cpu"))
-    cache.keys[:, 0] = cache.values[:, 0] = 100.0
+    cache.keys[0][0] = cache.values[0][0] = 100.0
     flat = torch.cat([prefix, *(row[:-1] for row in own)])
     prefilled = Prefill(cache, 1, lengths, n_prefix).attend(0, *flat.unbind(1), 0.0)
     new = torch.stack([row[-1:] for row in own])  # (R, 1, 3, H, D)
@@ -48,6 +48,6 @@ def test_heads_of_keys_are_shared_by_neighbouring_queries() -> None:
 
 def test_a_row_is_copied_over_another() -> None:
     cache = KeyValueCache(SHAPE, 2, 4, torch.float32, torch.device("cpu"))
-    cache.keys[:, 1], cache.values[:, 1] = 1.0, 2.0
+    cache.keys[0][1], cache.values[0][1] = 1.0, 2.0
     cache.move(1, 0, 3)
-    assert cache.keys[0, 0, 0, :, 0].tolist() == [1, 1, 1, 0] and cache.values[0, 0, 2, :, 7].tolist() == [2, 2, 2, 0]
+    assert cache.keys[0][0, 0, :, 0].tolist() == [1, 1, 1, 0] and cache.values[0][0, 2, :, 7].tolist() == [2, 2, 2, 0]
