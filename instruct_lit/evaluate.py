@@ -18,7 +18,7 @@ def evaluate(config: DictConfig) -> float:
     out_dir = output_dir()
     from instruct_lit.config.judge_builders import response_judge_of
     from instruct_lit.config.model_builders import labels_of
-    from instruct_lit.config.response_builders import responses_of, sources_of
+    from instruct_lit.config.response_builders import check_data, responses_of, sources_of
     from instruct_lit.evaluation.metrics import check_metrics
     from instruct_lit.evaluation.people import read_labels
     from instruct_lit.reports.evaluation_page import records_of
@@ -27,6 +27,7 @@ def evaluate(config: DictConfig) -> float:
 
     check_metrics(config.metrics)
     sources = sources_of(config)
+    check_data(config, sources)
     is_pair = config.compare is not None and len(sources) == 2
     with table_alone(config.format):
         evaluation = Evaluation(out_dir, config.metrics, response_judge_of(config, is_pair), config.seed)

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 N_KNOWN = 512  # shapes after which all count as new; oneDNN keeps 1,024 kernels
 
@@ -26,9 +26,11 @@ _known: set[tuple[Any, ...]] = set()
 
 def product(operation: Callable[..., Tensor], *factors: Any, **options: Any) -> Tensor:
     """`operation(*factors, **options)`, which records no gradient; the first one of its shapes in the second thread."""
-    if not factors[0].is_cpu:
+    tensors = [x for x in factors if x is not None]
+    # Shards compute by settings of their own thread.
+    if not factors[0].is_cpu or any(type(x) not in (Tensor, nn.Parameter) for x in tensors):
         return operation(*factors, **options)
-    key = (operation, *(x.shape for x in factors if x is not None))
+    key = (operation, *(x.shape for x in tensors))
     if key in _known:
         return operation(*factors, **options)
     if len(_known) >= N_KNOWN:

@@ -111,8 +111,9 @@ class AcceleratedStep(StepAccelerator):
     ) -> Tensor:
         if layout is None and self.graphs is not None and self.model.layout_length == math.inf:
             layout = CausalRows()  # transformers' own mask of rows would wait for the GPU
-        model, head = self.model, self.model.head_weight
+        model = self.model
         states = model.hidden_states(input_ids, position_ids, layout, loss_index)
+        head = model.head_weight  # of a model in shards it is whole from its forward pass on
         copy = self.copies.of.get(id(head)) if self.copies is not None else None
         return summed_cross_entropy(states, head, targets, weights, copy, model.compiler, self.dft, model.logit_cap)
 

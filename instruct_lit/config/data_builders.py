@@ -18,7 +18,7 @@ from instruct_lit.config.model_builders import install_satellites, model_of
 from instruct_lit.config.run_folder import saved_group
 from instruct_lit.config.satellites import has_satellite
 from instruct_lit.config.targets import build, construct, plain
-from instruct_lit.core.bundle import OpenedModel, bundle_of
+from instruct_lit.core.bundle import OpenedModel, bundle_of, read_about
 from instruct_lit.core.data.datamodule import InstructionData
 from instruct_lit.core.data.records import FileSource
 from instruct_lit.core.data.settings import Batching, Lengths, Masking, Splits
@@ -293,16 +293,19 @@ def suite_items(name: str, data_dir: str | None) -> list[str]:
     return items + [line for line, n in lines.items() if n == 1 and len(line.split()) >= MIN_WORDS]
 
 
-def data_of_run(config: DictConfig, opened: OpenedModel) -> InstructionData:
-    """The data module of `data`, or by default of the data that the run was trained with, after its setup.
-
-    Raises ConfigError when there is neither.
-    """
-    folder, node = opened.directory.parent, config.data
-    if node is None and opened.about:
-        node = saved_group(folder, "data", config.paths.cache)
+def settings_of_data(config: DictConfig, run: str) -> DictConfig:
+    """The group `data`, or by default that of the run; raises ConfigError when there is neither."""
+    node = config.data
+    if node is None and read_about(bundle := bundle_of(run)):
+        node = saved_group(bundle.parent, "data", config.paths.cache)
     if node is None:
-        raise ConfigError(NO_DATA.format(run=config.run))
+        raise ConfigError(NO_DATA.format(run=run))
+    return node
+
+
+def data_of_run(config: DictConfig, opened: OpenedModel) -> InstructionData:
+    """The data module of `settings_of_data`, after its setup."""
+    folder, node = opened.directory.parent, settings_of_data(config, config.run)
     seed = config.get("seed", 123)  # which data.seed refers to by default
     base = saved_group(folder, "model", config.paths.cache) if opened.about and node.filters else None
     settings = OmegaConf.create({"paths": config.paths, "batching": {}, "data": node, "seed": seed, "model": base})

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from instruct_lit.config import model_builders as build
 from instruct_lit.config.compose import output_dir, runs_of
 from instruct_lit.config.judge_builders import remote_model_of
-from instruct_lit.core.bundle import OpenedModel
+from instruct_lit.core.bundle import OpenedModel, bundle_of
 from instruct_lit.core.data.encode import EncodedExample
 from instruct_lit.core.data.records import FileSource
 from instruct_lit.datasets.filters import call, load_function
@@ -40,6 +40,15 @@ def sources_of(config: DictConfig) -> list[str]:
         return [str(side) for side in config.compare]
     remote = [f"endpoint/{config.endpoint.model}"] if config.endpoint.url is not None else []
     return [*runs_of(config), *remote, *([config.responses] if config.responses is not None else [])]
+
+
+def check_data(config: DictConfig, sources: Sequence[str]) -> None:
+    """Raise ConfigError for a model without data to answer, before another has answered."""
+    for source in sources:
+        if (bundle_of(source) / "config.json").is_file():
+            from instruct_lit.config.data_builders import settings_of_data  # imports Lightning
+
+            settings_of_data(config, source)
 
 
 def responses_of(config: DictConfig, source: str) -> Responses:

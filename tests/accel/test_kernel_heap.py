@@ -36,3 +36,18 @@ def test_results_in_place_and_errors_come_back(computed_in: list[str]) -> None:
     assert product(Tensor.addmm_, total, x, weight.t()) is total and total.equal(1 + x @ weight.t())
     with pytest.raises(RuntimeError, match="cannot be multiplied"):
         product(torch.mm, x, weight)
+
+
+class Shard(Tensor):
+    """A tensor of another kind, as those of sharded models."""
+
+
+def test_a_tensor_of_another_kind_stays_in_its_thread(computed_in: list[str]) -> None:
+    def matmul(*factors: Tensor) -> Tensor:
+        computed_in.append(threading.current_thread().name.split("_")[0])
+        return torch.mm(*factors)
+
+    x, weight = torch.randn(3, 4), torch.randn(4, 5)
+    product(matmul, x, weight.as_subclass(Shard))
+    product(matmul, x, torch.nn.Parameter(weight))
+    assert computed_in == ["MainThread", "kernels"]

@@ -13,6 +13,7 @@ from instruct_lit.accel.attention_varlen import VarlenDocuments
 from instruct_lit.accel.cuda_graphs import StepGraphs
 from instruct_lit.accel.step import AcceleratedStep
 from instruct_lit.accel.weight_copies import has_gradient_dtypes
+from instruct_lit.core.model.gpt import GPT
 from instruct_lit.core.training import optimizer as plain
 from instruct_lit.core.training.loss import FitFacts, StepAccelerator
 from instruct_lit.core.training.optimizer import parameter_groups
@@ -157,3 +158,31 @@ def test_with_graphs_a_run_on_a_gpu_is_the_same(
         moved.append(torch.cat([(p.detach().cpu() - before).flatten() for p, before in pairs]))
     assert (moved[1] - moved[0]).norm() < 0.03 * moved[0].norm()
     assert torch.cuda.current_stream() == stream
+
+
+@pytest.mark.parametrize("step", [StepAccelerator(), AcceleratedStep()])
+def test_the_head_is_read_behind_the_states(step: StepAccelerator, tiny_model: GPT) -> None:
+    """That of a model in shards is whole from its forward pass on."""
+
+    class Sharded(GPT):
+        is_whole = False
+
+        def hidden_states(self, *inputs: torch.Tensor) -> torch.Tensor:
+            self.is_whole = True
+            return super().hidden_states(*inputs)
+
+        @property
+        def head_weight(self) -> torch.Tensor:
+            assert self.is_whole, "a shard of the head"
+            return super().head_weight
+
+    model = Sharded(tiny_model.config)
+    model.load_state_dict(tiny_model.state_dict())
+    step.attach(model)
+    ids = torch.arange(6)
+    batch = SimpleNamespace(
+        input_ids=ids[None], position_ids=ids[None], document_lengths=None, prefix_length=0, loss_index=ids, targets=ids
+    )
+    loss = step.loss(batch, torch.full((6,), 1 / 6))
+    expected = torch.nn.functional.cross_entropy(tiny_model.train()(ids[None])[0], ids)
+    torch.testing.assert_close(loss, expected)

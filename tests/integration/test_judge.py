@@ -1,6 +1,7 @@
 """The evaluate command with a judge on this machine: scores, confirmation, comparison, calibration, resumption."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -134,10 +135,20 @@ def test_a_comparison_in_both_orders(judge_server: Callable, folder: Path, comma
 
 
 @pytest.mark.slow
+def test_a_side_without_data_is_refused_before_the_other_answers(
+    small_run: Path, folder: Path, command: Callable
+) -> None:
+    shutil.copytree(small_run / "bundle", folder / "copy")
+    done = command("evaluate", f"compare=[{small_run},copy]", "hydra.run.dir=out", cwd=folder, status=2)
+    assert "error: run=copy: not in a run folder, so give the data" in done.stderr and "responses to" not in done.stdout
+
+
+@pytest.mark.slow
 def test_a_comparison_of_two_models(small_run: Path, folder: Path, command: Callable) -> None:
+    shutil.copytree(small_run, folder / "copy")  # the same model once more
     command(
         "evaluate",
-        f"compare=[{small_run},{small_run / 'bundle'}]",
+        f"compare=[{small_run},copy]",
         "generation.max_new_tokens=4",
         "hydra.run.dir=out",
         cwd=folder,
