@@ -70,7 +70,7 @@ DRAWING = [
 def drawing(name: str, device: str = "cpu") -> tuple[AcceleratedStep, CausalLM, Batch]:
     """A step that draws random numbers or recomputes activations, its model, and a batch."""
     recomputes, dropout = "recomputed" in name, 0.3 * ("dropout" in name)
-    kind = next((part for part in name.split() if part in ("llama", "qwen3", "gemma", "gemma3")), None)
+    kind = next((part for part in name.split() if part in ("llama", "qwen3", "gemma", "gemma3", "gemma4")), None)
     if kind is not None:
         transformers = pytest.importorskip("transformers")
         from instruct_lit.hf.model import HFModel
@@ -363,7 +363,7 @@ def test_documents_of_padding_hold_it_at_any_size() -> None:
         *(pytest.param(name, adds, marks=pytest.mark.slow) for adds in (False, True) for name in (
             "padded", "packed", "dropout padded", "noise padded", "lora packed llama", "dora lora packed llama",
             "dropout recomputed lora packed llama", "recomputed lora packed llama", "noise recomputed padded llama", "packed qwen3", "lora packed gemma",
-            "packed gemma3")),
+            "packed gemma3", "packed gemma4")),
     ],
 )  # fmt: skip
 def test_a_replay_depends_on_nothing_but_its_inputs(

@@ -186,3 +186,23 @@ def test_the_head_is_read_behind_the_states(step: StepAccelerator, tiny_model: G
     loss = step.loss(batch, torch.full((6,), 1 / 6))
     expected = torch.nn.functional.cross_entropy(tiny_model.train()(ids[None])[0], ids)
     torch.testing.assert_close(loss, expected)
+
+
+@pytest.mark.parametrize(("widths", "recorded"), [((64, 128), True), ((), True), ((256, 512), False), ((6,), False)])
+def test_steps_are_recorded_where_the_kernel_has_all_widths(
+    widths: tuple[int, ...], recorded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gemma 4 has heads of 256 and of 512."""
+
+    class OnGPU(torch.nn.Module):
+        config = SimpleNamespace(kv_heads=[(2, width) for width in widths])
+        head_weight = SimpleNamespace(device=SimpleNamespace(type="cuda"))
+
+    step, begun = AcceleratedStep(cuda_graphs=True), []
+    monkeypatch.setattr(
+        "instruct_lit.accel.step.StepGraphs", lambda *given: SimpleNamespace(begin=lambda: begun.append(1))
+    )
+    monkeypatch.setattr(torch, "zeros", lambda *shape, device: None)
+    step.attach(OnGPU())  # type: ignore[arg-type]
+    step.start(object(), FitFacts("bf16-mixed", 1, False))  # type: ignore[arg-type]
+    assert bool(begun) is recorded and (step.graphs is not None) is recorded

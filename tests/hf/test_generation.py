@@ -81,6 +81,15 @@ FAMILIES = {
         "v_head_dim": 6,
         "first_k_dense_replace": 2,
     },
+    "Gemma4TextConfig": {
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "global_head_dim": 16,
+        "sliding_window": 64,
+        "layer_types": ["sliding_attention", "full_attention"],
+        "hidden_size_per_layer_input": 8,
+        "vocab_size_per_layer_input": 300,
+    },
     "MistralConfig": {"num_key_value_heads": 2, "sliding_window": 8},  # recomputed
 }
 
