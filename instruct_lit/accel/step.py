@@ -1,6 +1,7 @@
 """The `StepAccelerator` that uses weight copies on a CPU, and CUDA graphs and compiled kernels on a GPU."""
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any, TypeVar
@@ -68,8 +69,11 @@ class AcceleratedStep(StepAccelerator):
             self.replaced = [RMSNorms(self.model).attach()]
             if half and not isinstance(with_copies, AdamW):
                 self.replaced += [SharedCasts(self.model).attach(), GatedMLPs(self.model).attach()]
-        suits = all(suits_width(d_head) for _, d_head in self.model.config.kv_heads)
-        if device == "cuda" and self.cuda_graphs and half and suits:
+        others = {d_head for _, d_head in self.model.config.kv_heads if not suits_width(d_head)}
+        if device == "cuda" and self.cuda_graphs and half and others:
+            text = f"cuda_graphs: no kernel for packed documents has heads of width {max(others)}, so none is recorded"
+            warnings.warn(text, stacklevel=2)
+        elif device == "cuda" and self.cuda_graphs and half:
             self.graphs = StepGraphs(self._loss, self.model.parameters(), facts.n_micro_batches > 1)
             self.graphs.begin()
             self._noise = torch.zeros((), device=device)
