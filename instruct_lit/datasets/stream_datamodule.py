@@ -11,12 +11,14 @@ import numpy as np
 from instruct_lit.core.data.batching import Batch
 from instruct_lit.core.data.datamodule import InstructionData
 from instruct_lit.core.data.encode import EncodedStore, Encoder
-from instruct_lit.core.data.example import Example
+from instruct_lit.core.data.example import Example, listed
 from instruct_lit.core.data.records import FileSource, ReadingNotes
 from instruct_lit.core.data.settings import Source, Split
 from instruct_lit.datasets.stream_hub_source import sampled_digest
 from instruct_lit.datasets.stream_reader import HELD_OUT_EPOCH, ExampleStream, StreamLoader, prompt_digest
 from instruct_lit.errors import ConfigError
+
+FIRST_RECORDS = 100  # that are read before the run where none are held out
 
 
 class HeldOut:
@@ -90,6 +92,8 @@ class StreamedData(InstructionData):
         self._fit_to(self.lengths.max_length)  # the longest example of a stream is not known
         sources = self._evaluation_sources()
         self.stores = {name: self._open(source) for name, source in sources.items()}
+        if not self.source.notes.n_records:  # otherwise what is wrong with all records would be seen by a step
+            list(islice(self.source.read(self.source.shards()[0]), FIRST_RECORDS))
         self.split = Split(*(np.arange(0) for _ in range(3)))
         # What was taken from the stream is never trained on; relatives of separate files are skipped only with groups.
         excluded = [s for s in sources.values() if isinstance(s, HeldOut) or self.splits.regroup is not None]
@@ -140,7 +144,9 @@ class StreamedData(InstructionData):
     @property
     def notes(self) -> list[str]:
         """The notes of what this process has read of the stream, and of separate files."""
-        return [*self.source.notes.lines(), *super().notes]
+        n, unseen = self.source.notes.n_records, self.source.unseen
+        found = f"warning: none of the {n:,} records read so far has the field {listed(sorted(unseen))} of data.columns"
+        return [*([found] if unseen and n else []), *self.source.notes.lines(), *super().notes]
 
     def _stream(self) -> ExampleStream:
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)

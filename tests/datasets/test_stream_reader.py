@@ -210,6 +210,26 @@ def streamed(folder: Path, tokenizer: GPT2Tokenizer, **options: Any) -> Streamed
     return data
 
 
+@pytest.mark.parametrize("from_files", [False, True])
+def test_a_field_of_columns_that_no_record_has_is_named(
+    folder: Path, tokenizer: GPT2Tokenizer, from_files: bool
+) -> None:
+    files = FileSource([str(path) for path in sorted(folder.iterdir())[:1]])
+    more: dict[str, Any] = (
+        {"val_source": files, "test_source": files, "split": {}} if from_files else {"split": {"val": 2, "test": 2}}
+    )
+    for columns, expected in (({"input": "contxt"}, ["contxt"]), ({"instruction": "instruction"}, [])):
+        data = StreamedData(
+            FileSource(str(folder), columns), TEMPLATE, tokenizer, folder.parent / "cache", shuffle_buffer=8,
+            **grouped(max_length=32, seed=2, batch_size=4, groups=same_prompt, **more),
+        )  # fmt: skip
+        data.prepare_data()
+        data.setup()
+        found = [line for line in data.notes if line.startswith("warning: none of the")]
+        assert [line.split("the field ")[1] for line in found] == [f"{name} of data.columns" for name in expected]
+        assert data.source.notes.n_records > 0
+
+
 def instructions(data: StreamedData, split: str) -> set[str]:
     store, indices = data.examples_of(split)
     return {store.example(int(i)).instruction for i in indices}

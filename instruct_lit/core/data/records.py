@@ -132,13 +132,14 @@ class FileSource:
         self.paths = [Path(p).expanduser() for p in ([path] if isinstance(path, str | Path) else path)]
         self.name, self.on_bad_record, self.format = name, on_bad_record, format
         self.columns = dict(columns) if columns else None
-        self.notes, self._unseen = ReadingNotes(), set[str]()  # fields in `columns` that no record had so far
+        self._fields = {field for key, field in (self.columns or {}).items() if key in FIELDS}
+        self.notes, self.unseen = ReadingNotes(), set(self._fields)  # fields in `columns` that no record had so far
 
     def read(self, shard: Any) -> Iterator[Example | None]:
         """The examples of one shard; None for a bad record that is skipped."""
         for place, record in self.records(shard):
             self.notes.n_records += 1
-            self._unseen.difference_update(record if isinstance(record, dict) else ())
+            self.unseen.difference_update(record if isinstance(record, dict) else ())
             example = None
             try:
                 if isinstance(record, DataError):
@@ -152,14 +153,14 @@ class FileSource:
             yield example
 
     def __iter__(self) -> Iterator[Example]:
-        self.notes, files = ReadingNotes(), ", ".join(map(str, self.paths[:8]))
-        self._unseen = {field for key, field in (self.columns or {}).items() if key in FIELDS}
+        self.notes, self.unseen = ReadingNotes(), set(self._fields)
+        files = ", ".join(map(str, self.paths[:8]))
         for shard in self.shards():
             yield from (example for example in self.read(shard) if example is not None)
         if not self.notes.n_records:
             raise DataError(f"{files}: no records in it")
-        if self._unseen:
-            found = f"no record has the field {listed(sorted(self._unseen))} of data.columns"
+        if self.unseen:
+            found = f"no record has the field {listed(sorted(self.unseen))} of data.columns"
             raise DataError(f"{files}: {found}; correct the name, or add the field, with null where it is empty")
 
     def shards(self) -> Sequence[Any]:

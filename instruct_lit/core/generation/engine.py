@@ -208,8 +208,7 @@ class Engine:
         own = self._own_cache = self._own_cache or self.model.own_cache()
         if own and not any(r.hook and r.hook.reads_prompt and not r.ids for r in requests):
             return self._append_tokens(own(requests), requests)
-        device = self.model.head_weight.device
-        texts = [torch.tensor(request.prompt_ids + request.ids, device=device) for request in requests]
+        texts = [torch.tensor(r.prompt_ids + r.ids, device=self.model.head_weight.device) for r in requests]
         # No token of the text sees the padding on the right.
         hidden = self.model.hidden_states(torch.nn.utils.rnn.pad_sequence(texts, batch_first=True))
         for request, states in zip(requests, hidden, strict=True):
