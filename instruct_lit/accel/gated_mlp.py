@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from inspect import signature
 from typing import Any
 
 import torch
@@ -23,23 +24,26 @@ class GatedMLPs(ReplacedForwards):
 
     def __init__(self, model: nn.Module) -> None:
         found = [m for m in model.modules() if all(hasattr(m, part) for part in PARTS) and "forward" not in vars(m)]
-        kinds = {type(m): _is_gated(m) for m in found}
-        super().__init__({m: partial(_forward, m, m.forward) for m in found if kinds[type(m)]})
+        super().__init__({m: partial(_forward, m, m.forward) for m in found if _is_gated(m)})
 
 
 @torch.no_grad()
 def _is_gated(mlp: Any) -> bool:
-    """Whether an MLP is down(act(gate(x)) · up(x)) and no more, with an activation without weights."""
+    """Whether an MLP is down(act(gate(x)) · up(x)) and no more, with an activation without weights.
+
+    Each is measured, since layers of one class may differ, and on large numbers as well, which others clamp.
+    """
     width = getattr(mlp.gate_proj, "in_features", None)
-    if width is None or list(mlp.act_fn.parameters()):
+    if width is None or list(mlp.act_fn.parameters()) or len(signature(mlp.forward).parameters) != 1:
         return False
     device, training = next(mlp.parameters()).device, mlp.training
     x = torch.randn(2, width, generator=torch.Generator().manual_seed(0)).to(device)
+    x = torch.cat((x, 1000 * x))
     mlp.eval()  # adapters may drop inputs
     with torch.autocast(device.type, torch.bfloat16):  # whatever the weights are in
         expected, found = mlp(x), mlp.down_proj(gated(mlp.gate_proj(x), mlp.up_proj(x), mlp.act_fn))
     mlp.train(training)
-    return bool((found - expected).norm() <= TOLERANCE * expected.norm())
+    return bool(((found - expected).norm(dim=-1) <= TOLERANCE * expected.norm(dim=-1)).all())
 
 
 def _forward(mlp: Any, plain: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:

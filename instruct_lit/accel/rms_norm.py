@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from inspect import signature
 from typing import Any
 
 import torch
@@ -34,9 +35,10 @@ class RMSNorms(ReplacedForwards):
 
 
 def _is_its_own(norm: nn.Module) -> bool:
-    """Whether nothing else has replaced the forward pass of a norm."""
+    """Whether a norm has one input, others have a gate, and nothing else has replaced its forward pass."""
     forward = vars(norm).get("forward")
-    return forward is None or getattr(forward, "func", None) is _forward
+    n_inputs = len(signature(norm.forward).parameters)
+    return n_inputs == 1 and (forward is None or getattr(forward, "func", None) is _forward)
 
 
 def rms_norm(x: Tensor, weight: Tensor, epsilon: float, offset: float = 0.0) -> Tensor:

@@ -115,7 +115,8 @@ class LowPrecisionWeights:
         linears = [m for m in model.modules() if type(m) is nn.Linear]
         self.linears = [m for m in linears if m.weight.requires_grad]
         self.frozen = {m: m.weight.detach().to(dtype) for m in linears if not m.weight.requires_grad}
-        parameters = {id(p): p for p in [*(m.weight for m in self.linears), head] if p.requires_grad}.values()
+        trained = [*(m.weight for m in self.linears), head]  # a head with a bias is made of two parameters
+        parameters = {id(p): p for p in trained if p.requires_grad and p.is_leaf}.values()
         sizes, scratch = [p.numel() for p in parameters], Scratch()
         gradients = huge_empty(sizes, gradient_dtype)
         is_rounded = any(p.dtype != dtype for p in parameters)

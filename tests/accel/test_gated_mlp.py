@@ -24,6 +24,21 @@ class Clamped(MLP):
         return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x).clamp(-0.1, 0.1))
 
 
+class Limited(MLP):
+    """As of gpt-oss and others: only large numbers reach the limit."""
+
+    limit = 7.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = self.gate_proj(x).clamp(max=self.limit), self.up_proj(x).clamp(-self.limit, self.limit)
+        return self.down_proj(self.act_fn(gate) * up)
+
+
+class Weighted(MLP):
+    def forward(self, x: Tensor, weight: float = 1.0) -> Tensor:  # type: ignore[override]
+        return weight * super().forward(x)
+
+
 def results(mlp: nn.Module, x: Tensor) -> tuple[Tensor, list[Tensor], int]:
     """The output, all gradients, and the number of values kept for them beside the weights."""
     x, kept = x.clone().requires_grad_(), {}
@@ -66,3 +81,7 @@ def test_an_mlp_that_computes_something_else_stays() -> None:
     replaced = MLP(nn.SiLU())
     replaced.forward = lambda x: x  # as another library's kernels
     assert not GatedMLPs(nn.ModuleList([Clamped(nn.SiLU()), MLP(nn.PReLU()), replaced])).forwards
+    assert not GatedMLPs(nn.ModuleList([Limited(nn.SiLU()), Weighted(nn.SiLU())])).forwards
+    layers = nn.ModuleList([Limited(nn.SiLU()), Limited(nn.SiLU())])  # of one class, as the layers of Gemma 3n
+    layers[1].limit = float("inf")
+    assert list(GatedMLPs(layers).forwards) == [layers[1]]

@@ -30,6 +30,13 @@ class BiasedRMSNorm(LlamaRMSNorm):
         return super().forward(x) + 0.1
 
 
+class GatedRMSNorm(LlamaRMSNorm):
+    """As Mamba's; in Qwen 3.5 the gate is required."""
+
+    def forward(self, x: Tensor, gate: Tensor | None = None) -> Tensor:  # type: ignore[override]
+        return super().forward(x if gate is None else x * F.silu(gate))
+
+
 def results(norm: nn.Module, x: Tensor) -> list[Tensor]:
     """The output, the gradients of input and weight, and the number of bytes saved between them."""
     x, saved = x.clone().requires_grad_(), {}
@@ -84,7 +91,7 @@ def test_frozen_norms_in_bf16_are_computed_in_fp32_and_rounded_once() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("kind", [CentredRMSNorm, BiasedRMSNorm])
+@pytest.mark.parametrize("kind", [CentredRMSNorm, BiasedRMSNorm, GatedRMSNorm])
 def test_a_norm_that_computes_something_else_stays(kind: type, dtype: torch.dtype) -> None:
     assert not RMSNorms(nn.ModuleDict({"norm": kind()}).to(dtype)).forwards
     assert not RMSNorms(nn.ModuleDict({"norm": LlamaRMSNorm(1.0).bfloat16()})).forwards, "1 + w would be rounded"
