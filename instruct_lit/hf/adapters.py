@@ -55,7 +55,8 @@ class Adapter:
     ) -> None:
         peft = check_peft()
         self.model = model
-        chosen = targets if isinstance(targets, str) else list(targets or linear_names(model))
+        names = linear_names(model)
+        chosen = targets if isinstance(targets, str) else list(targets or names)
         config = peft.LoraConfig(
             r=rank,
             lora_alpha=alpha,
@@ -72,7 +73,7 @@ class Adapter:
         except ValueError as error:
             raise ConfigError(
                 f"adapter.targets={targets}: peft refuses these targets ({' '.join(str(error).split())[:100]}); the "
-                f"linear layers are {', '.join(linear_names(model))}"
+                f"linear layers are {', '.join(names)}"
             ) from error
         self._check_effect(targets)
 
@@ -202,13 +203,19 @@ def untie_head(model: HFModel) -> None:
 
 
 def linear_names(model: CausalLM) -> list[str]:
-    """Suffixes of the names of the linear layers in a model's blocks, the default targets."""
+    """Suffixes of the names of the linear layers in a model's blocks, the default targets.
+
+    Of a state space (Mamba) it is the first one: fused kernels read the weights of the others without the modules.
+    """
     linear: tuple[type[nn.Module], ...] = (nn.Linear,)
     if isinstance(model, HFModel):
         from transformers.pytorch_utils import Conv1D
 
         linear = (nn.Linear, Conv1D)
-    return sorted({name.rpartition(".")[2] for name, m in model.blocks.named_modules() if isinstance(m, linear)})
+    spaces = [m for m in model.blocks.modules() if hasattr(m, "A_log") and hasattr(m, "D")]
+    fused = {name for space in spaces for name, _ in space.named_children() if name != "in_proj"}
+    names = {name.rpartition(".")[2] for name, m in model.blocks.named_modules() if isinstance(m, linear)}
+    return sorted(names - fused)
 
 
 def check_qlora() -> str | None:

@@ -15,6 +15,7 @@ from instruct_lit.core.model.pretrained import load_gpt
 from instruct_lit.errors import CheckpointError, ConfigError
 from instruct_lit.hf.adapters import CONFIG, TENSORS, Adapter, linear_names, open_adapter
 from instruct_lit.hf.files import load_hf
+from instruct_lit.hf.model import HFModel
 from instruct_lit.hf.source import HFSource
 
 peft = pytest.importorskip("peft")
@@ -133,6 +134,19 @@ def test_the_default_targets_are_the_linear_layers_of_the_blocks(base) -> None:
     assert not any(
         "lora_" in name and "blocks" not in name and "layers" not in name for name, _ in model.named_parameters()
     )
+
+
+def test_of_a_state_space_the_first_layer_alone_is_a_default_target() -> None:
+    """peft refuses the others, which fused kernels read without the modules."""
+    transformers = pytest.importorskip("transformers")
+    sizes = {"vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 1, "num_heads": 4, "head_dim": 16, "n_groups": 1}
+    for kind in (transformers.Mamba2Config, transformers.MambaConfig):
+        model = HFModel(transformers.AutoModelForCausalLM.from_config(kind(**sizes, state_size=8)), 40)
+        assert linear_names(model) == ["in_proj"]
+        refused = r"\['out_proj'\]: peft refuses these targets .*; the linear layers are in_proj$"
+        with pytest.raises(ConfigError, match=refused):
+            Adapter(model, targets=["out_proj"])
+        Adapter(model, rank=2)
 
 
 def test_targets_by_ending_or_expression(base) -> None:
