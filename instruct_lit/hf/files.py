@@ -18,8 +18,8 @@ from instruct_lit.hf.compat_bitsandbytes import keep_differentiable
 from instruct_lit.hf.compat_gguf import forget_reader, shared_reader
 from instruct_lit.hf.compat_liger import use_liger
 from instruct_lit.hf.compat_transformers import draw_weights, forget_quantization
-from instruct_lit.hf.model import HFModel
-from instruct_lit.hf.older_readers import spell_for_transformers_4
+from instruct_lit.hf.model import HFModel, longest_context
+from instruct_lit.hf.older_readers import spell_for_transformers_4, tokenizer_limit
 from instruct_lit.hf.source import HFSource
 from instruct_lit.hf.tokenizer import HFTokenizer, load_tokenizer
 from instruct_lit.optional_imports import load
@@ -87,7 +87,8 @@ def read_hf(directory: Path, base: str | None = None, as_stored: bool = False) -
     With `as_stored`, for computing only, weights stay in bf16 that are stored in it, where a GPU computes in it.
     """
     import_transformers()
-    model = load_hf(base or str(directory), dtype=None if as_stored else torch.float32)
+    dtype, limit = None if as_stored else torch.float32, tokenizer_limit(directory)
+    model = load_hf(base or str(directory), dtype=dtype, default_context_length=limit)
     place = base if base is not None and not (directory / "tokenizer.json").is_file() else str(directory)
     with opening(place):
         return model, load_tokenizer(place)
@@ -104,6 +105,7 @@ def load_hf(
     dtype: torch.dtype | None = torch.float32,
     device: torch.device | None = None,
     liger: bool = False,
+    default_context_length: int | None = None,
 ) -> HFModel:
     """Open a directory or hub repository as `AutoModelForCausalLM` does.
 
@@ -113,6 +115,7 @@ def load_hf(
         dtype: of the weights in memory; None: bf16 where they are stored in it and a GPU computes in it, else fp32.
         device: where the weights are made, without a copy in host memory; None: in host memory.
         liger: compute with Liger's kernels on a CUDA GPU.
+        default_context_length: where neither `context_length` nor the model has one.
 
     Raises:
         ConfigError, CheckpointError, DownloadError: as `opening` and `HFModel`.
@@ -127,6 +130,8 @@ def load_hf(
         dtype = torch.bfloat16 if exact and computes_in_bf16() else torch.float32
     with opening(path), shared_reader(source.gguf_file):
         text = config.get_text_config(decoder=True)
+        if longest_context(config) is None and (length := context_length or default_context_length):
+            text.seq_length = length  # which the bundle keeps
         for name in _DROPOUTS:
             if isinstance(getattr(text, name, None), int | float):
                 setattr(text, name, dropout)

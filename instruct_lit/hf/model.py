@@ -324,10 +324,15 @@ def _shown(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
 
 
+def longest_context(config: Any) -> int | None:
+    """The context for which a model was made; None where its configuration has none."""
+    text = config.get_text_config(decoder=True)
+    return next((getattr(text, name) for name in _LENGTHS if getattr(text, name, None)), None)
+
+
 def context_length_of(config: Any, given: int | None) -> int:
     """The longest context of a model with this configuration, or `given`, which must not be longer."""
-    text = config.get_text_config(decoder=True)
-    longest = next((getattr(text, name) for name in _LENGTHS if getattr(text, name, None)), None)
+    longest = longest_context(config)
     if given is None and longest is None:
         raise ConfigError(f"model.context_length=null: {config.model_type} has no maximum; give a number of tokens")
     if given is not None and longest is not None and given > longest:

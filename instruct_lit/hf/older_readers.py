@@ -5,6 +5,7 @@ rotary base of 10,000 for one of 100,000. Both versions read what is written her
 """
 
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,31 @@ def spell_for_transformers_4(directory: Path, context_length: int, dtype: torch.
         dtype: of the weights in the directory.
     """
     _rewrite(directory / "tokenizer_config.json", lambda facts: _spell_tokenizer(facts, context_length))
-    _rewrite(directory / "config.json", lambda facts: _spell_model(facts, dtype))
+    file = directory / "config.json"
+    _rewrite(file, lambda facts: _spell_model(facts, dtype))
+    if file.is_file():
+        written, rope = file.read_text(encoding="utf-8"), _rope_parameters(directory)
+        _rewrite(file, _with_rope_of_before)
+        if _rope_parameters(directory) != rope:  # of an architecture that never had these keys
+            file.write_text(written, encoding="utf-8")
+
+
+def _rope_parameters(directory: Path) -> Any:
+    """What transformers reads from `config.json`; None where it has no class for it, as for code of a repository."""
+    from transformers import AutoConfig
+
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of the keys of before
+            config = AutoConfig.from_pretrained(directory)  # nosec B615
+    except Exception:  # unknown code may reject anything
+        return None
+    return getattr(config.get_text_config(decoder=True), "rope_parameters", None)
+
+
+def tokenizer_limit(directory: Path) -> int | None:
+    """The longest prompt with response that a saved tokenizer names; None where there is no tokenizer."""
+    file = directory / "tokenizer_config.json"
+    return json.loads(file.read_text(encoding="utf-8")).get("model_max_length") if file.is_file() else None
 
 
 def _rewrite(file: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
@@ -46,15 +71,19 @@ def _spell_model(facts: dict[str, Any], dtype: torch.dtype | None) -> dict[str, 
     facts = {key: value for key, value in facts.items() if key not in _OF_THIS_MACHINE}
     if dtype is not None and "dtype" in facts:
         facts["dtype"] = str(dtype).removeprefix("torch.")
+    return {key: _spell_model(value, dtype) if isinstance(value, dict) else value for key, value in facts.items()}
+
+
+def _with_rope_of_before(facts: dict[str, Any]) -> dict[str, Any]:
     rope = facts.get("rope_parameters")
     if isinstance(rope, dict):
-        facts |= _rope_of_before(rope)
-    return {key: _spell_model(value, dtype) if isinstance(value, dict) else value for key, value in facts.items()}
+        facts = facts | _rope_of_before(rope)
+    return {key: _with_rope_of_before(value) if isinstance(value, dict) else value for key, value in facts.items()}
 
 
 def _rope_of_before(rope: dict[str, Any]) -> dict[str, Any]:
     """`rope_theta`, `rope_scaling` and so on of `rope_parameters`, which may differ between kinds of layers."""
-    whole = rope.get("full_attention", rope)
+    whole = rope.get("full_attention", rope) or {}  # None where such layers have no rotary embedding
     window = rope.get("sliding_attention")
     before = {key: whole[key] for key in ("rope_theta", "partial_rotary_factor") if whole.get(key) is not None}
     if window is not None and "rope_theta" in window:

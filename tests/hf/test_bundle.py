@@ -1,5 +1,6 @@
 """A bundle of a model of transformers: AutoModelForCausalLM opens it, and so do we."""
 
+import copy
 import json
 import shutil
 from functools import partial
@@ -15,6 +16,7 @@ from instruct_lit.core.data.example import Example
 from instruct_lit.core.data.template import Template
 from instruct_lit.core.data.tokenizer import GPT2Tokenizer
 from instruct_lit.core.model.gpt import GPT, GPTConfig
+from instruct_lit.errors import ConfigError
 from instruct_lit.hf.adapters import Adapter
 from instruct_lit.hf.chat_template import with_chat
 from instruct_lit.hf.files import load_hf
@@ -203,6 +205,38 @@ def test_layers_with_two_rotary_bases_in_the_words_of_transformers_4_57(tmp_path
     assert (stored["rope_theta"], stored["rope_local_base_freq"]) == (5e5, 2e4)
     assert stored["rope_scaling"] == {"rope_type": "linear", "factor": 8.0}
     assert transformers.AutoConfig.from_pretrained(tmp_path).rope_parameters == config.rope_parameters
+
+
+NESTED = {"full_attention": {"rope_type": "linear", "rope_theta": 5e5, "factor": 8.0},
+          "sliding_attention": {"rope_type": "default", "rope_theta": 2e4}}  # fmt: skip
+
+
+@pytest.mark.parametrize("rope", [None, NESTED, {**NESTED, "full_attention": None}])
+def test_architectures_that_never_had_the_words_of_transformers_4_57_are_left(tmp_path: Path, rope: dict) -> None:
+    """Gemma 4 would take them for all that there is, and its own default could then not be opened."""
+    config = transformers.Gemma4TextConfig(rope_parameters=copy.deepcopy(rope))
+    config.save_pretrained(tmp_path)
+    plain = transformers.AutoConfig.from_pretrained(tmp_path).rope_parameters
+    spell_for_transformers_4(tmp_path, 160, torch.float32)
+    assert transformers.AutoConfig.from_pretrained(tmp_path).rope_parameters == plain
+    assert "rope_scaling" not in json.loads((tmp_path / "config.json").read_text())
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+def test_a_model_without_a_longest_context_keeps_that_of_the_run(
+    llama_directory: Path, tmp_path: Path, adapted: bool
+) -> None:
+    config = transformers.BloomConfig(vocab_size=300, hidden_size=32, n_layer=1, n_head=4)
+    base, bundle, tokenizer = tmp_path / "base", tmp_path / "bundle", load_tokenizer(str(llama_directory))
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(base)
+    tokenizer.hf.save_pretrained(base)
+    with pytest.raises(ConfigError, match="model.context_length=null: bloom has no maximum; give a number of tokens"):
+        load_hf(str(base))
+    model = load_hf(str(base), context_length=40)
+    write_adapter = partial(Adapter(model, 2).save, base=HFSource(str(base))) if adapted else None
+    save_bundle(bundle, model, tokenizer, OWN, GREEDY, {}, write_adapter)
+    assert open_model(bundle).model.config.context_length == 40
+    assert adapted or load_hf(str(bundle)).config.context_length == 40, "the next run's base"
 
 
 @pytest.mark.parametrize("asked", [None, torch.float16])
