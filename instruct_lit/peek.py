@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from instruct_lit.core.bundle import OpenedModel
     from instruct_lit.core.data.datamodule import InstructionData
+    from instruct_lit.core.model.causal import CausalLM
 
 
 def peek(config: DictConfig) -> None:
@@ -37,7 +38,8 @@ def peek(config: DictConfig) -> None:
         tokenizer, template = build.language_of(config)
         context_length = build.context_of(config)
     console = Console(highlight=False)
-    data = data_of(config, template, tokenizer, context_length, config.n_streamed)
+    model = opened.model if opened is not None else limited_model(config)
+    data = data_of(config, template, tokenizer, context_length, config.n_streamed, model)
     data.prepare_data()
     try:
         data.setup()
@@ -46,7 +48,7 @@ def peek(config: DictConfig) -> None:
             raise
         console.print(f"{error}; here all are shown as train, which a run refuses", style="yellow", markup=False)
         config.data.split = {}
-        data = data_of(config, template, tokenizer, context_length, config.n_streamed)
+        data = data_of(config, template, tokenizer, context_length, config.n_streamed, model)
         data.setup()
     if config.data.streaming:
         console.print(
@@ -68,6 +70,19 @@ def peek(config: DictConfig) -> None:
         model = opened.model if opened is not None else None
         console.print(f"data {config.data.name}", style="bold")
         show_example(console, data, config.split, config.index, model, config.all_tokens)
+
+
+def limited_model(config: DictConfig) -> CausalLM | None:
+    """The model of a profile if its architecture alone, without weights, rules out a batch layout."""
+    if config.index is not None or config.model.get("kind") != "hf":
+        return None
+    from instruct_lit.accel.estimate import counting
+    from instruct_lit.config.counted_model import without_weights
+    from instruct_lit.core.model.causal import best_device
+
+    with counting(on_gpu=best_device().type == "cuda"):
+        model = without_weights(config)
+    return model if model.no_layouts else None
 
 
 def show_profile(console: Console, config: DictConfig, data: InstructionData, opened: OpenedModel | None) -> None:

@@ -160,6 +160,10 @@ class _NoValues(FakeTensorMode):
             return True
         if func is torch.ops.aten._unique2.default:  # as if all values were distinct
             return tuple(torch.empty(len(args[0]), dtype=torch.int64) for _ in range(3))
+        if func is torch.ops.aten._grouped_mm.default:  # of experts; torch's rule for its size refuses fp32
+            a, b, offsets = args[:3]
+            groups = [len(a) if a.ndim == 3 else len(offsets)] if a.ndim == b.ndim else []
+            return torch.empty(*groups, a.shape[-2], b.shape[-1], dtype=a.dtype)
         return super().__torch_dispatch__(func, types, args, kwargs)
 
 

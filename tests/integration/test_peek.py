@@ -21,7 +21,7 @@ from instruct_lit.datasets.demo import DemoSource
 from instruct_lit.datasets.inspect_example import target_losses
 from instruct_lit.datasets.profile import training_batches
 from instruct_lit.errors import ConfigError
-from instruct_lit.peek import peek
+from instruct_lit.peek import limited_model, peek
 from tests.configs import composed
 
 
@@ -111,6 +111,25 @@ def test_what_an_adapter_is_estimated_on_has_the_precision_of_the_run(llama_dire
         with counting(on_gpu=False):
             made = without_weights(config)
         assert {p.requires_grad: p.dtype for p in made.parameters()} == expected
+
+
+def test_a_profile_is_of_the_layout_that_a_run_would_choose(tmp_path: Path) -> None:
+    """Without weights: experts, whose products torch sizes in bf16 alone, and an attention that is not packed."""
+    transformers = pytest.importorskip("transformers")
+    sizes = {"vocab_size": 99, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "head_dim": 8}
+    sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64, "num_experts": 4}
+    for name in ("gpt_oss", "mixtral"):
+        transformers.CONFIG_MAPPING[name](**sizes).save_pretrained(tmp_path / name)
+    config = composed("peek", "model=hf", f"model.path={tmp_path / 'gpt_oss'}")
+    limited = limited_model(config)
+    assert limited is not None and limited.no_layouts == "it adds sinks to its attention scores"
+    config.model.path = str(tmp_path / "mixtral")
+    assert limited_model(config) is None
+    with counting(on_gpu=False):
+        model = without_weights(config)
+        model.logits(model.hidden_states(torch.ones(1, 7, dtype=torch.long))).sum().backward()
+    config.index = 3
+    assert limited_model(config) is None
 
 
 @pytest.mark.parametrize(
