@@ -78,20 +78,21 @@ class Adapter:
         self._check_effect(targets)
 
     def _check_effect(self, targets: Sequence[str] | str | None) -> None:
-        """Refuse updates of modules whose weights are read without calling the module.
+        """Refuse updates of modules whose weights are read without calling the module, and of routers.
 
-        These are the head of every model and the embeddings of our GPT, whose head is the same matrix.
+        The first are the head of every model and the embeddings of our GPT, whose head is the same matrix.
         """
         adapted = compat_peft.adapted_modules(_inner(self.model))
         if isinstance(self.model, HFModel):
             head = self.model.hf.get_output_embeddings()
-            refused = [name for name in adapted if _inner(self.model).get_submodule(name) is head]
+            layers: dict[str, Any] = {name: _inner(self.model).get_submodule(name) for name in adapted}
+            refused = [n for n, m in layers.items() if m is head or not _gives_a_tensor(m.get_base_layer())]
         else:
             refused = [name for name in adapted if not name.startswith("blocks.")]
         if refused:
             raise ConfigError(
                 f"adapter.targets={targets}: {refused[0]} cannot have an adapter, since its weights are used without "
-                f"the module; the linear layers are {', '.join(linear_names(self.model))}"
+                f"the module or for more than a product; the linear layers are {', '.join(linear_names(self.model))}"
             )
 
     def merge(self, dtype: torch.dtype | None = None) -> None:
@@ -214,8 +215,20 @@ def linear_names(model: CausalLM) -> list[str]:
         linear = (nn.Linear, Conv1D)
     spaces = [m for m in model.blocks.modules() if hasattr(m, "A_log") and hasattr(m, "D")]
     fused = {name for space in spaces for name, _ in space.named_children() if name != "in_proj"}
-    names = {name.rpartition(".")[2] for name, m in model.blocks.named_modules() if isinstance(m, linear)}
-    return sorted(names - fused)
+    found = [name for name, m in model.blocks.named_modules() if isinstance(m, linear) and _gives_a_tensor(m)]
+    return sorted({name.rpartition(".")[2] for name in found} - fused)
+
+
+@torch.no_grad()
+def _gives_a_tensor(layer: Any) -> bool:
+    """Whether a linear layer is no more than that; routers of experts are, and give their choice beside it."""
+    if (
+        not isinstance(layer, nn.Linear)
+        or type(layer).forward is nn.Linear.forward
+        or not layer.weight.is_floating_point()
+    ):
+        return True
+    return isinstance(layer(layer.weight.new_zeros(1, layer.in_features)), torch.Tensor)
 
 
 def check_qlora() -> str | None:

@@ -149,6 +149,22 @@ def test_of_a_state_space_the_first_layer_alone_is_a_default_target() -> None:
         Adapter(model, rank=2)
 
 
+@pytest.mark.parametrize("kind", ["llama4_text", "phimoe"])
+def test_routers_of_experts_have_no_adapter(kind: str) -> None:
+    transformers = pytest.importorskip("transformers")
+    given = transformers.CONFIG_MAPPING[kind](
+        vocab_size=99, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4,
+        num_key_value_heads=2, num_local_experts=4, max_position_embeddings=64, pad_token_id=0, bos_token_id=1,
+        eos_token_id=2, head_dim=8, intermediate_size_mlp=48,
+    )  # fmt: skip
+    hf = transformers.AutoModelForCausalLM.from_config(given)
+    model = HFModel(hf, 40)
+    router = next(n for n, m in hf.named_modules() if "Router" in type(m).__name__)
+    assert router.rpartition(".")[2] not in linear_names(model)
+    with pytest.raises(ConfigError, match=rf"{router} cannot have an adapter, since its weights are used .* for more"):
+        Adapter(HFModel(hf, 40), targets=["q_proj", router.rpartition(".")[2]])
+
+
 def test_targets_by_ending_or_expression(base) -> None:
     ending = "qkv" if isinstance(base[0](), GPT) else "q_proj"
     for targets in ([ending], rf".*\.1\..*\.{ending}"):
