@@ -53,7 +53,7 @@ def rms_norm(x: Tensor, weight: Tensor, epsilon: float, offset: float = 0.0) -> 
 def _offset_of(norm: nn.Module) -> float | None:
     """What a norm adds to its weight, 1 in Gemma; None if it computes something else, or the sum would be rounded."""
     weight, epsilon = getattr(norm, "weight", None), _epsilon_of(norm)
-    if weight is None or weight.ndim != 1 or weight.dtype not in TOLERANCES or epsilon is None:
+    if not isinstance(weight, nn.Parameter) or weight.ndim != 1 or weight.dtype not in TOLERANCES or epsilon is None:
         return None
     if hasattr(weight, "full_tensor"):  # in shards
         return None

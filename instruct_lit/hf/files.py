@@ -24,11 +24,6 @@ from instruct_lit.hf.source import HFSource
 from instruct_lit.hf.tokenizer import HFTokenizer, load_tokenizer
 from instruct_lit.optional_imports import load
 
-_DROPOUTS = (
-    "attention_dropout", "attn_pdrop", "attn_dropout", "embd_pdrop", "embedding_dropout", "embed_dropout",
-    "resid_pdrop", "resid_dropout", "residual_dropout", "hidden_dropout", "activation_dropout", "dropout",
-)  # fmt: skip
-
 
 def write_hf(
     directory: Path,
@@ -132,9 +127,7 @@ def load_hf(
         text = config.get_text_config(decoder=True)
         if longest_context(config) is None and (length := context_length or default_context_length):
             text.seq_length = length  # which the bundle keeps
-        for name in _DROPOUTS:
-            if isinstance(getattr(text, name, None), int | float):
-                setattr(text, name, dropout)
+        _set_dropouts(text, dropout)
         options |= {"dtype": dtype} if device is None else {"dtype": dtype, "device_map": {"": device}}
         place = device or torch.device("cpu")
         if n_bits == 4:
@@ -161,6 +154,16 @@ def load_hf(
     model = HFModel(hf, context_length, activation_checkpointing)
     model.base_dtype = base_dtype
     return model
+
+
+def _set_dropouts(config: Any, dropout: float) -> None:
+    """Set every dropout of a configuration and its parts, whatever its name; no layers are dropped."""
+    for name, value in list(vars(config).items()):
+        if hasattr(value, "to_diff_dict"):
+            _set_dropouts(value, dropout)
+        elif "drop" in name and type(value) in (int, float) and not name.startswith(("classifier", "summary")):
+            # A 0 stays of the type that transformers declares.
+            setattr(config, name, dropout if dropout and "layerdrop" not in name else type(value)())
 
 
 def computes_in_bf16() -> bool:

@@ -30,6 +30,18 @@ class BiasedRMSNorm(LlamaRMSNorm):
         return super().forward(x) + 0.1
 
 
+class WeightlessRMSNorm(LlamaRMSNorm):
+    """As Falcon Mamba's, with a weight of another size that it does not read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        del self.weight
+        self.weight = nn.Buffer(torch.ones(48))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, x.shape[-1:])
+
+
 class GatedRMSNorm(LlamaRMSNorm):
     """As Mamba's; in Qwen 3.5 the gate is required."""
 
@@ -91,7 +103,7 @@ def test_frozen_norms_in_bf16_are_computed_in_fp32_and_rounded_once() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("kind", [CentredRMSNorm, BiasedRMSNorm, GatedRMSNorm])
+@pytest.mark.parametrize("kind", [CentredRMSNorm, BiasedRMSNorm, GatedRMSNorm, WeightlessRMSNorm])
 def test_a_norm_that_computes_something_else_stays(kind: type, dtype: torch.dtype) -> None:
     assert not RMSNorms(nn.ModuleDict({"norm": kind()}).to(dtype)).forwards
     assert not RMSNorms(nn.ModuleDict({"norm": LlamaRMSNorm(1.0).bfloat16()})).forwards, "1 + w would be rounded"

@@ -251,6 +251,21 @@ def test_opening_a_directory(llama_directory: Path, tmp_path: Path) -> None:
         load_hf(str(tmp_path))
 
 
+def test_dropout_is_set_whatever_the_architecture_calls_it(tmp_path: Path) -> None:
+    sizes = {"vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
+    given = transformers.BioGptConfig(**sizes, intermediate_size=48, max_position_embeddings=64, layerdrop=0.3)
+    transformers.AutoModelForCausalLM.from_config(given).save_pretrained(tmp_path / "biogpt")
+    for dropout in (0.0, 0.25):
+        text = load_hf(str(tmp_path / "biogpt"), dropout=dropout).hf.config
+        assert {text.hidden_dropout_prob, text.attention_probs_dropout_prob, text.activation_dropout} == {dropout}
+        assert text.layerdrop == 0
+    sizes = {"vocab_size": 99, "d_model": 32, "n_layers": 1, "n_heads": 4, "max_seq_len": 64}
+    given = transformers.MptConfig(**sizes, attn_config={"attn_pdrop": 1}, emb_pdrop=0.1)  # an int, as they declare it
+    transformers.AutoModelForCausalLM.from_config(given).save_pretrained(tmp_path / "mpt")
+    text = load_hf(str(tmp_path / "mpt"), context_length=64).hf.config
+    assert (text.attn_config.attn_pdrop, text.emb_pdrop) == (0, 0.0)
+
+
 def test_code_of_a_repository_runs_only_if_trusted(llama_directory: Path, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "odd", "auto_map": {"AutoConfig": "odd.Odd"}}')
     (tmp_path / "odd.py").write_text("raise SystemExit('executed')")
