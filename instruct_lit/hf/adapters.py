@@ -86,7 +86,7 @@ class Adapter:
         if isinstance(self.model, HFModel):
             head = self.model.hf.get_output_embeddings()
             layers: dict[str, Any] = {name: _inner(self.model).get_submodule(name) for name in adapted}
-            refused = [n for n, m in layers.items() if m is head or not _gives_a_tensor(m.get_base_layer())]
+            refused = [n for n, m in layers.items() if m is head or not _is_plain(m.get_base_layer())]
         else:
             refused = [name for name in adapted if not name.startswith("blocks.")]
         if refused:
@@ -215,20 +215,24 @@ def linear_names(model: CausalLM) -> list[str]:
         linear = (nn.Linear, Conv1D)
     spaces = [m for m in model.blocks.modules() if hasattr(m, "A_log") and hasattr(m, "D")]
     fused = {name for space in spaces for name, _ in space.named_children() if name != "in_proj"}
-    found = [name for name, m in model.blocks.named_modules() if isinstance(m, linear) and _gives_a_tensor(m)]
+    found = [name for name, m in model.blocks.named_modules() if isinstance(m, linear) and _is_plain(m)]
     return sorted({name.rpartition(".")[2] for name in found} - fused)
 
 
 @torch.no_grad()
-def _gives_a_tensor(layer: Any) -> bool:
-    """Whether a linear layer is no more than that; routers of experts are, and give their choice beside it."""
+def _is_plain(layer: Any) -> bool:
+    """Whether a linear layer is no more than that; routers of experts and layers in groups are."""
     if (
         not isinstance(layer, nn.Linear)
         or type(layer).forward is nn.Linear.forward
         or not layer.weight.is_floating_point()
     ):
         return True
-    return isinstance(layer(layer.weight.new_zeros(1, layer.in_features)), torch.Tensor)
+    try:
+        product = layer(layer.weight.new_zeros(1, layer.in_features))
+    except Exception:  # unknown code may need other inputs
+        return False
+    return isinstance(product, torch.Tensor) and product.shape == (1, layer.out_features)
 
 
 def check_qlora() -> str | None:

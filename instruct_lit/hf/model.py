@@ -28,6 +28,12 @@ TOLERANCE = 1e-4  # relative difference in fp32 up to which two results count as
 OWN_CACHE_TOLERANCE = 0.05  # of states in half precision; padding that is seen changes them many times as much
 HALF_TOLERANCE = 0.02  # of logits in half precision; a soft cap or a scale changes them many times as much
 _Layout = tuple[AttentionLayout, bool]
+_NOT_SUPPORTED = {  # arguments of an attention function
+    "softcap": "soft-caps its attention scores", "s_aux": "adds sinks to its attention scores",
+    "sinks": "adds sinks to its attention scores", "position_bias": "adds a bias to its attention scores",
+    "indices": "attends to tokens that it selects", "block_indices": "attends to tokens that it selects",
+}  # fmt: skip
+_LOGIT_CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
 _LENGTHS = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length", "n_ctx")
 
 
@@ -59,7 +65,8 @@ class HFModel(CausalLM):
         self._last: BlockForward | None = None  # of the last block if it can compute selected tokens only
         self.is_half = any(p.dtype == torch.bfloat16 for p in hf.parameters())
         text = hf.config.get_text_config(decoder=True)
-        self._scale, self.logit_cap = _logit_scale(text), getattr(text, "final_logit_softcapping", None)
+        self._scale = _logit_scale(text)
+        self.logit_cap = next((getattr(text, name) for name in _LOGIT_CAPS if getattr(text, name, None)), None)
         if not isinstance(getattr(hf.get_output_embeddings(), "weight", None), Tensor):
             raise ConfigError(f"model: {type(hf).__name__} has no single output matrix; choose another model")
         n_vocab, d_model = self.head_weight.shape
@@ -292,9 +299,9 @@ def _attend(
         q, k, v = (torch.nn.functional.pad(x, (0, d_padded - x.shape[-1])) for x in (query, key, value))
         attended, _ = _attend(module, q, k, v, attention_mask, scaling, dropout, layout, **options)
         return attended[..., :d_value], None
-    for name, what in (("softcap", "soft-caps"), ("s_aux", "adds sinks to"), ("position_bias", "adds a bias to")):
+    for name, what in _NOT_SUPPORTED.items():
         if options.get(name) is not None:
-            raise NotSupportedError(f"it {what} its attention scores")
+            raise NotSupportedError(f"it {what}")
     if isinstance(layout[0], Spy):
         layout[0].attention = module
         if options.get("sliding_window"):

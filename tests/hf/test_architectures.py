@@ -27,7 +27,7 @@ SIZES = {
     "eos_token_id": 2, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "rotary_dim": 4, "ffn_dim": 48,
     "word_embed_proj_dim": 32, "num_experts": 4, "num_local_experts": 4, "n_routed_experts": 4, "sliding_window": 64,
     "num_experts_per_tok": 2, "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16, "n_group": 1,
-    "topk_group": 1, "q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8,
+    "index_topk": 7, "topk_group": 1, "q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8,
     "v_head_dim": 6, "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8, "attention_dropout": 0.0,
     "hidden_dropout": 0.0, "dropout": 0.0, "residual_dropout": 0.0, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0,
 }  # fmt: skip
@@ -38,7 +38,8 @@ PACKED = [
     "smollm3", "starcoder2", "youtu",
 ]  # fmt: skip
 IN_ROWS = {
-    "bloom": "its code does not support them", "diffllama": "not all of its layers attend once",
+    "bloom": "its code does not support them", "deepseek_v32": "attends to tokens that it selects",
+    "diffllama": "not all of its layers attend once", "mamba": "its code does not support them",
     "falcon": "do not get the states", "gemma2": "it soft-caps its attention scores",
     "gpt_oss": "it adds sinks to its attention scores",
     "gptj": "do not get the states", "granitemoehybrid": "do not get the states", "nemotron": "do not get the states",

@@ -251,6 +251,12 @@ def test_opening_a_directory(llama_directory: Path, tmp_path: Path) -> None:
         load_hf(str(tmp_path))
 
 
+def test_a_soft_cap_of_the_logits_has_many_names(make: Callable) -> None:
+    sizes = {"vocab_size": 99, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "head_dim": 8}
+    given = transformers.RecurrentGemmaConfig(**sizes, num_attention_heads=4, lru_width=32, logits_soft_cap=9.0)
+    assert make(given, context_length=40).logit_cap == 9.0
+
+
 def test_dropout_is_set_whatever_the_architecture_calls_it(tmp_path: Path) -> None:
     sizes = {"vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
     given = transformers.BioGptConfig(**sizes, intermediate_size=48, max_position_embeddings=64, layerdrop=0.3)
