@@ -149,12 +149,11 @@ class Tasks:
         name, reason = next(iter(self.missing.items()))
         more = f" and {len(self.missing) - 1} others" if len(self.missing) > 1 else ""
         skip = f", or benchmark.on_missing=skip for the other {len(self.tasks)} tasks" if self.tasks else ""
-        place = f"={self.data_dir}/<owner>/<name>/" if self.data_dir else "=<folder with the hub's <owner>/<name>/>"
+        remedy = "give benchmark.data_dir=<folder with the hub's <owner>/<name>/>"
+        if self.data_dir:
+            remedy = f"put them into {self.data_dir}/<owner>/<name>/"
         reason = reason if len(reason) < 120 else f"{reason[:120]}…"
-        return (
-            f"suite={self.suite.name}: cannot load the data of {name}{more} ({reason}); give benchmark.data_dir{place}"
-            f"{skip}"
-        )
+        return f"suite={self.suite.name}: cannot load the data of {name}{more} ({reason}); {remedy}{skip}"
 
 
 def run_suite(
