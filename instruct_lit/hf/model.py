@@ -21,18 +21,13 @@ from instruct_lit.errors import ConfigError
 from instruct_lit.hf.blocks import BlockForward, hidden_from_compiler
 from instruct_lit.hf.compat_transformers import attention_name, register_attention, sdpa_attention
 from instruct_lit.hf.own_cache import OwnCache, is_exact
-from instruct_lit.hf.probe import NotSupportedError, Spy, difference, multiplied
+from instruct_lit.hf.probe import NotSupportedError, Spy, check_supported, difference, multiplied
 
 NAME = "instruct_lit"  # of our attention function in transformers' registry
 TOLERANCE = 1e-4  # relative difference in fp32 up to which two results count as equal
 OWN_CACHE_TOLERANCE = 0.05  # of states in half precision; padding that is seen changes them many times as much
 HALF_TOLERANCE = 0.02  # of logits in half precision; a soft cap or a scale changes them many times as much
 _Layout = tuple[AttentionLayout, bool]
-_NOT_SUPPORTED = {  # arguments of an attention function
-    "softcap": "soft-caps its attention scores", "s_aux": "adds sinks to its attention scores",
-    "sinks": "adds sinks to its attention scores", "position_bias": "adds a bias to its attention scores",
-    "indices": "attends to tokens that it selects", "block_indices": "attends to tokens that it selects",
-}  # fmt: skip
 _LOGIT_CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
 _LENGTHS = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length", "n_ctx")
 
@@ -299,9 +294,7 @@ def _attend(
         q, k, v = (torch.nn.functional.pad(x, (0, d_padded - x.shape[-1])) for x in (query, key, value))
         attended, _ = _attend(module, q, k, v, attention_mask, scaling, dropout, layout, **options)
         return attended[..., :d_value], None
-    for name, what in _NOT_SUPPORTED.items():
-        if options.get(name) is not None:
-            raise NotSupportedError(f"it {what}")
+    check_supported(options)
     if isinstance(layout[0], Spy):
         layout[0].attention = module
         if options.get("sliding_window"):

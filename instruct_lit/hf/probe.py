@@ -1,6 +1,6 @@
 """What an opened model is measured with: an attention layout that watches, and comparisons."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +13,20 @@ from instruct_lit.core.model.attention import PackedDocuments
 
 class NotSupportedError(Exception):
     """An attention other than softmax(q·kᵀ/√D)·v over what a layout lets a query see."""
+
+
+_NOT_SUPPORTED = {  # arguments of an attention function
+    "softcap": "soft-caps its attention scores", "s_aux": "adds sinks to its attention scores",
+    "sinks": "adds sinks to its attention scores", "position_bias": "adds a bias to its attention scores",
+    "indices": "attends to tokens that it selects", "block_indices": "attends to tokens that it selects",
+}  # fmt: skip
+
+
+def check_supported(options: Mapping[str, Any]) -> None:
+    """Raise NotSupportedError for arguments of an attention function with which it computes something else."""
+    for name, what in _NOT_SUPPORTED.items():
+        if options.get(name) is not None:
+            raise NotSupportedError(f"it {what}")
 
 
 @dataclass
