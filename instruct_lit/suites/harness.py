@@ -151,7 +151,7 @@ class Tasks:
         skip = f", or benchmark.on_missing=skip for the other {len(self.tasks)} tasks" if self.tasks else ""
         remedy = "give benchmark.data_dir=<folder with the hub's <owner>/<name>/>"
         if self.data_dir:
-            remedy = f"put them into {self.data_dir}/<owner>/<name>/"
+            remedy = f"put them into benchmark.data_dir={self.data_dir}/<owner>/<name>/"
         reason = reason if len(reason) < 120 else f"{reason[:120]}…"
         return f"suite={self.suite.name}: cannot load the data of {name}{more} ({reason}); {remedy}{skip}"
 

@@ -229,7 +229,7 @@ def test_what_fine_tuning_changed_in_a_benchmark(
         ForgettingProbe(OmegaConf.merge(settings, {"suite": "arcs"}), None, tmp_path, 0)
     with pytest.raises(
         BenchmarkError,
-        match=r"^forgetting.suite=gsm8k: cannot load the data of gsm8k \(.*give forgetting.data_dir=[^,]*$",
+        match=r"^forgetting.suite=gsm8k: cannot load the data of gsm8k \(.*put them into forgetting.data_dir=[^,]*/<owner>/<name>/$",
     ):
         ForgettingProbe(OmegaConf.merge(settings, {"suite": "gsm8k"}), None, tmp_path, 0)
 
