@@ -1,6 +1,7 @@
 """Answers of models that our attention layouts do not support, by transformers' own cache instead of none.
 
-Prompts that are read together share one cache and are padded on the left in it. Whether a model then gives the states
+Prompts that are read together, a cohort, share one cache and are padded on the left in it. Each cohort is a pass of its
+own, so all texts are read again, as one, once the passes saved would have paid for it. Whether a model then gives the states
 of each text alone is measured on a few tokens when it first answers.
 
 Shapes: R rows, T tokens of the longest row, C hidden width.
@@ -19,6 +20,7 @@ from instruct_lit.core.generation.sampling import SamplingSettings
 from instruct_lit.hf.probe import difference
 
 States = Callable[..., Tensor]  # from the arguments of transformers' model to its last hidden states `(R, T, C)`
+WORTH_ON_CPU, WORTH_ON_GPU = 64, 4096  # tokens that are read in about the time of a pass for one token
 LENGTHS = (3, 7, 5)  # of the texts that a model is measured with
 
 
@@ -46,16 +48,21 @@ class OwnCache:
         self._name = "cache_params" if "cache_params" in takes else "past_key_values"
         self._has_positions = "position_ids" in takes
         self._cohorts: list[_Cohort] = []
+        self._n_extra = 0  # passes that one cohort of all requests would have saved so far
 
     def __call__(self, requests: Sequence[Request]) -> Tensor:
         """Requests that were read before must come together, with one token more; finished ones are forgotten."""
         self._forget_finished()
         found: dict[int, Tensor] = {}
-        for cohort in self._cohorts:
-            if cohort.requests[0] in requests:
-                newest = torch.tensor([[request.ids[-1]] for request in cohort.requests], device=cohort.mask.device)
-                cohort.mask = torch.nn.functional.pad(cohort.mask, (0, 1), value=1)
-                found |= self._read(cohort, newest)
+        known = [cohort for cohort in self._cohorts if cohort.requests[0] in requests]
+        self._n_extra += max(0, len(known) - 1)
+        worth = WORTH_ON_CPU if self._embedding.weight.device.type == "cpu" else WORTH_ON_GPU
+        if len(known) > 1 and self._n_extra * worth >= sum(request.n_tokens for request in requests):
+            self._cohorts, known, self._n_extra = [], [], 0
+        for cohort in known:
+            newest = torch.tensor([[request.ids[-1]] for request in cohort.requests], device=cohort.mask.device)
+            cohort.mask = torch.nn.functional.pad(cohort.mask, (0, 1), value=1)
+            found |= self._read(cohort, newest)
         new = [request for request in requests if id(request) not in found]
         if new:
             found |= self._read_new(new)
