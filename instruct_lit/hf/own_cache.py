@@ -1,8 +1,8 @@
 """Answers of models that our attention layouts do not support, by transformers' own cache instead of none.
 
 Prompts that are read together, a cohort, share one cache and are padded on the left in it. Each cohort is a pass of its
-own, so all texts are read again, as one, once the passes saved would have paid for it. Whether a model then gives the states
-of each text alone is measured on a few tokens when it first answers.
+own, so all texts are read again, as one, once the passes saved would have paid for it. Whether a model then gives the
+states of each text alone is measured on a few tokens when it first answers.
 
 Shapes: R rows, T tokens of the longest row, C hidden width.
 """
