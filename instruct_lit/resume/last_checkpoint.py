@@ -85,7 +85,7 @@ class LastCheckpoint(Checkpoint):
             self._pending = True
             return
         self._save(trainer)
-        if self._end_requested and self._any_rank_ends(trainer):
+        if self._any_rank_ends(trainer):  # all ranks ask: a signal may have reached one of them meanwhile
             raise KeyboardInterrupt
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule, *exception: BaseException) -> None:

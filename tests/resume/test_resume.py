@@ -7,6 +7,7 @@ import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 import torch
 from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.trainer.states import TrainerFn
 
 from instruct_lit.core.training.checkpoints import Checkpoint
 from instruct_lit.core.training.history import History
@@ -218,3 +220,22 @@ def test_random_states_come_back() -> None:
     set_random_state(state)
     again = (torch.rand(3).tolist(), np.random.rand(3).tolist(), [random.random() for _ in range(3)], np.random.randn())
     assert first == again
+
+
+@pytest.mark.parametrize("of_this_rank", [False, True])
+def test_every_rank_asks_behind_a_validation_whether_one_got_a_signal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, of_this_rank: bool
+) -> None:
+    """A rank that asked alone would wait for the others, which have gone on."""
+    asked: list[bool] = []
+    strategy = SimpleNamespace(reduce_boolean_decision=lambda own, all: asked.append(own) or True)
+    trainer: Any = SimpleNamespace(
+        world_size=2, strategy=strategy, sanity_checking=False, state=SimpleNamespace(fn=TrainerFn.FITTING),
+        global_step=4, fast_dev_run=True, accumulate_grad_batches=1,
+    )  # fmt: skip
+    last = LastCheckpoint(str(tmp_path))
+    last._end_requested = of_this_rank
+    monkeypatch.setattr(last_checkpoint, "step_is_complete", lambda trainer: True)
+    with pytest.raises(KeyboardInterrupt):
+        last.on_validation_end(trainer, None)  # type: ignore[arg-type]
+    assert asked == [of_this_rank]

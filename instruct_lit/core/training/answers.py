@@ -52,5 +52,4 @@ def gathered(trainer: Trainer | None, share: list[Any]) -> list[Any]:
         return share
     shares: list[Any] = [None] * trainer.world_size
     torch.distributed.all_gather_object(shares, share)
-    n = sum(len(share) for share in shares)
-    return [shares[i % len(shares)][i // len(shares)] for i in range(n)]
+    return [shares[i % len(shares)][i // len(shares)] for i in range(sum(map(len, shares)))]

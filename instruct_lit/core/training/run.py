@@ -172,13 +172,12 @@ class Run:
         self.trained = copy.deepcopy(self.model) if parts.sharding.applies_to(trainer.strategy) else self.model
         self.tuner = parts.tuner(self.trained)
         data.setup()
-        if trainer.is_global_zero:
-            (self.run_dir / "split.json").write_text(json.dumps(vars(data.split), default=lambda part: part.tolist()))
         self.metrics |= data.counts
         self.about["data"] = {**settings.data_facts, "fingerprint": data.fingerprint}
         counts = ", ".join(f"{n} {name[2:]}" for name, n in data.counts.items())
         print("\n  ".join([f"data {settings.data_facts.get('name', '')}: {counts}", *data.notes]), flush=True)
         if trainer.is_global_zero:
+            (self.run_dir / "split.json").write_text(json.dumps(vars(data.split), default=lambda part: part.tolist()))
             (self.run_dir / "data_notes.json").write_text(json.dumps(data.notes, indent=2) + "\n")
         for hook in self.hooks:
             hook.on_prepared(self)
@@ -198,9 +197,12 @@ class Run:
                 "no optimizer step was made: the run ended before the first one (trainer.max_time, or a callback); "
                 "fit=false trains nothing"
             )
-        best, best_step = best_of(trainer), trainer.global_step
+        best, best_step, tuner = best_of(trainer), trainer.global_step, self.tuner
+        if self.interrupted and self.trained is not self.model:  # in shards, whose other processes have ended
+            best, self.trained = best or next(self.run_dir.glob(str(LAST)), None), self.model
+            tuner = self.parts.tuner(self.model)
         if best is not None:
-            load_weights(best, self.tuner, self.parts.sharding)
+            load_weights(best, tuner, self.parts.sharding)
             best_step = int(read_checkpoint(best)["global_step"])
         stopper = trainer.early_stopping_callback
         self.metrics |= {

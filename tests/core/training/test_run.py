@@ -2,6 +2,8 @@
 
 import copy
 import json
+import os
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -9,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lightning import Trainer
+import torch
+from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
 
 from instruct_lit.core.bundle import open_model, save_bundle
@@ -100,6 +103,55 @@ def test_a_run_of_the_core_alone(
     assert len(answers) == 4 and all({"response", "base_response"} <= answer.keys() for answer in answers)
     assert open_model(tmp_path / "bundle").about["data"]["name"] == "demo"
     assert "data demo: 24 train, 9 val, 7 test" in capsys.readouterr().out
+
+
+class Interruption(Callback):
+    """Ends the run in its second epoch, as a signal does."""
+
+    def on_train_batch_start(self, trainer: Trainer, *arguments: Any) -> None:
+        if trainer.current_epoch == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+class LostShards(Sharding):
+    """Shards of processes that end with an interrupted fit: whoever asks them afterwards waits for nobody."""
+
+    def applies_to(self, strategy: Any) -> bool:
+        return True
+
+    def load(self, module: Any, checkpoint: dict[str, Any], path: Path) -> bool:
+        assert module.model is not self.trained, "a collective operation"
+        return False
+
+    def shard(self, model: Any, strategy: Any) -> None:
+        self.trained = model
+
+    def copy_whole(self, trained: Any, whole: Any) -> None:
+        assert trained is whole, "a collective operation"
+
+
+def test_an_interrupted_run_in_shards_ends_without_the_other_processes(
+    parts: Callable[..., Parts], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Lightning ends them; the bundle has the best weights all the same."""
+    own = parts()
+    own.sharding, make_trainer, make_tuner = LostShards(), own.trainer, own.tuner
+    own.trainer = lambda callbacks: make_trainer([*callbacks, Interruption()])  # type: ignore[method-assign]
+
+    def tuner(model: Any) -> Any:
+        made = make_tuner(model)
+        made.sharding = own.sharding
+        return made
+
+    own.tuner = tuner  # type: ignore[method-assign]
+    with pytest.raises(SystemExit) as ended:
+        Run(own, settings(tmp_path, evaluate_base=False))()
+    assert ended.value.code == 130 and "interrupted; to resume, add ckpt_path=" in capsys.readouterr().err
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["interrupted"] and 0 < metrics["best_step"] <= metrics["n_steps"]
+    best = torch.load(tmp_path / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
+    for name, weight in open_model(tmp_path / "bundle").model.state_dict().items():
+        assert torch.equal(weight, best[f"model.{name}"]), name
 
 
 class FromCheckpoint(RunHook):
