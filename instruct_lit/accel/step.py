@@ -64,7 +64,9 @@ class AcceleratedStep(StepAccelerator):
         if self.compiled:  # torch compiles a function for few kinds of models; runs of a sweep share this process
             torch.compiler.reset()
         device, half = self.model.head_weight.device.type, facts.precision == "bf16-mixed"
-        with_copies = optimizer if device == "cpu" and (not half or has_gradient_dtypes()) else None
+        # Weights in bf16 are computed with under autocast, whatever the precision of the run.
+        copies_in_half = half or any(p.dtype == torch.bfloat16 for p in self.model.parameters())
+        with_copies = optimizer if device == "cpu" and (not copies_in_half or has_gradient_dtypes()) else None
         if not self.compiled:  # a compiler fuses these itself
             self.replaced = [RMSNorms(self.model).attach()]
             if half and not isinstance(with_copies, AdamW):
@@ -79,7 +81,7 @@ class AcceleratedStep(StepAccelerator):
             self._noise = torch.zeros((), device=device)
         if not isinstance(with_copies, AdamW):
             return
-        dtype = torch.bfloat16 if half else torch.float32
+        dtype = torch.bfloat16 if copies_in_half else torch.float32
         # Gradients of several micro-batches are summed in fp32.
         gradient_dtype = dtype if facts.n_micro_batches == 1 else torch.float32
         self.copies = LowPrecisionWeights(self.model, self.model.head_weight, dtype, gradient_dtype).attach()

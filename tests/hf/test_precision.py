@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,9 +13,12 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from instruct_lit.accel.adamw import adamw
+from instruct_lit.accel.step import AcceleratedStep
+from instruct_lit.accel.weight_copies import has_gradient_dtypes
 from instruct_lit.config import model_builders as build
 from instruct_lit.core.model.attention import CausalRows
-from instruct_lit.core.training.loss import summed_cross_entropy
+from instruct_lit.core.training.loss import FitFacts, StepAccelerator, summed_cross_entropy
 from instruct_lit.hf import files
 from instruct_lit.hf.adapters import Adapter
 from instruct_lit.hf.files import load_hf, write_hf
@@ -100,6 +104,33 @@ def test_losses_are_those_of_weights_in_fp32_within_rounding(half_directory: Pat
             loss.backward()
             optimizer.step()
             losses.append(loss.item())
+    assert losses[5] < 0.9 * losses[0]
+    assert losses[6:] == pytest.approx(losses[:6], rel=0.02)
+
+
+@pytest.mark.skipif(not has_gradient_dtypes(), reason="this torch ties a gradient to its parameter's dtype")
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_a_fast_step_beside_frozen_weights_in_half_is_the_plain_step(half_directory: Path, precision: str) -> None:
+    batch = SimpleNamespace(
+        input_ids=torch.arange(40), position_ids=torch.arange(40) % 20, document_lengths=[20, 20], prefix_length=0,
+        loss_index=torch.arange(40), targets=torch.arange(40).roll(-1),
+    )  # fmt: skip
+    losses = []
+    for step in (StepAccelerator(), AcceleratedStep()):
+        torch.manual_seed(0)
+        model = load_hf(str(half_directory), dtype=HALF).train()
+        Adapter(model, rank=4)
+        optimizer = adamw([{"params": [p for p in model.parameters() if p.requires_grad]}], lr=1e-2)
+        step.attach(model)
+        step.start(optimizer, FitFacts(precision, 1, False))
+        for _ in range(6):
+            with torch.autocast("cpu", HALF, enabled=precision == "bf16-mixed"):
+                loss = step.loss(batch, torch.full((40,), 1 / 40))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        step.stop(optimizer)
     assert losses[5] < 0.9 * losses[0]
     assert losses[6:] == pytest.approx(losses[:6], rel=0.02)
 
