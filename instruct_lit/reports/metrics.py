@@ -54,7 +54,8 @@ def p_value(p: float) -> str:
 
 
 def interval(value: Any, form: str = "%.3f") -> str:
-    """The bounds of an interval, `low to high`; of few or equal values there are none."""
+    """The bounds of an interval, `low to high`; of few or equal values (either, without `n`) there are none."""
     if value["low"] is None:
-        return "all equal" if value["n"] >= MIN_N else "too few to say"
+        n = value.get("n")
+        return "few or equal" if n is None else "all equal" if n >= MIN_N else "too few to say"
     return f"{form % value['low']} to {form % value['high']}"

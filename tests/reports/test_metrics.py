@@ -5,7 +5,7 @@ import math
 import pytest
 
 from instruct_lit.evaluation.metrics import METRICS
-from instruct_lit.reports.metrics import bounds, meaning, quantity
+from instruct_lit.reports.metrics import bounds, interval, meaning, quantity
 
 
 @pytest.mark.parametrize(
@@ -15,6 +15,16 @@ from instruct_lit.reports.metrics import bounds, meaning, quantity
 )  # fmt: skip
 def test_figures_have_the_unit_of_their_name(name: str, value: float | None, text: str) -> None:
     assert quantity(value, name) == text
+
+
+def test_an_interval_that_is_not_there_has_its_reason() -> None:
+    assert interval({"low": 0.1, "high": 0.2}, "%.1f") == "0.1 to 0.2"
+    none = {"low": None, "high": None}
+    assert [interval({**none, **n}) for n in ({"n": 99}, {"n": 3}, {})] == [
+        "all equal",
+        "too few to say",
+        "few or equal",  # a figure of metrics.json
+    ]
 
 
 def test_every_metric_of_responses_has_a_meaning_and_bounds() -> None:
