@@ -5,14 +5,14 @@ Every device keeps its share of weights, gradients and moments; a block's weight
 Source: ZeRO stage 3, Rajbhandari et al. 2020; "PyTorch FSDP", Zhao et al. 2023.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ModelParallelStrategy
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -64,6 +64,7 @@ class FullySharded(ModelParallelStrategy):
         policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if half else MixedPrecisionPolicy()
         for part in (*model.blocks, model):
             fully_shard(part, mesh=self.device_mesh, mp_policy=policy)
+        model.hidden_states = _with_gradient(model.hidden_states)  # type: ignore[method-assign]
         register_fsdp_forward_method(model, "hidden_states")
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
@@ -113,6 +114,23 @@ class FullySharded(ModelParallelStrategy):
                 _renamed(saved, dict(enumerate(names))),
                 options=StateDictOptions(full_state_dict=folder is None),
             )
+
+
+def _with_gradient(hidden_states: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The function with states that always pass a gradient on in training, and are no views.
+
+    Gradients of the root, which the head belongs to, are summed over the processes after a hook of its output has run:
+    states of frozen blocks would have none, and no weight would be trained; a view may lose it.
+    """
+
+    def own_states(*inputs: Any, **named: Any) -> Tensor:
+        states = hidden_states(*inputs, **named)
+        if not torch.is_grad_enabled():
+            return states
+        states = states.clone()
+        return states if states.requires_grad else states.requires_grad_()
+
+    return own_states
 
 
 def _renamed(state: Mapping[str, Any], new: Mapping[Any, Any]) -> dict[str, Any]:

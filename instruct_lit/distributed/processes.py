@@ -38,13 +38,21 @@ def silence_other_ranks(trainer: Trainer) -> None:
 
 @contextmanager
 def explained_peers(trainer: Trainer) -> Iterator[None]:
-    """Turn a connection that broke because another process died into a TrainingError; detach from ended processes."""
+    """Turn a connection that another process broke, and weights that DDP waits for, into a TrainingError.
+
+    After a signal the launcher is detached from the ended processes.
+    """
     try:
         yield
     except SystemExit:  # a signal
         forget_child_processes(trainer.strategy.launcher)
         raise
     except RuntimeError as error:
+        if "parameters that were not used in producing the loss" in str(error):
+            raise TrainingError(
+                "trainer.strategy: DDP waits for gradients of trained weights, and the loss has none for some of this "
+                "model; use trainer.strategy=ddp_find_unused_parameters_true"
+            ) from error
         words = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Socket Timeout", "NCCL")
         if trainer.world_size == 1 or not any(word in str(error) for word in words):
             raise

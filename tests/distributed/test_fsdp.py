@@ -1,11 +1,20 @@
 """What goes with a model in shards, and what is refused; whole runs are in tests/integration/test_fsdp.py."""
 
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
+from torch.distributed.device_mesh import init_device_mesh
 
+from instruct_lit.accel.step import AcceleratedStep
 from instruct_lit.config.check_commands import check_command
 from instruct_lit.config.targets import build, target_of
 from instruct_lit.core.model.gpt import GPT
+from instruct_lit.core.training.loss import StepAccelerator
 from instruct_lit.distributed.fsdp import FullySharded, _renamed, is_sharded
 from instruct_lit.distributed.shards import Shards
 from instruct_lit.errors import ConfigError
@@ -53,3 +62,49 @@ def test_names_become_numbers_and_names_again() -> None:
     assert [group["params"] for group in numbered["param_groups"]] == [[0], [1]] and list(numbered["state"]) == [0]
     assert _renamed(numbered, {0: "b", 1: "a"}) == state
     assert _renamed({}, {}) == {"state": {}, "param_groups": []}  # of the processes that hold none
+
+
+@pytest.fixture
+def strategy(tmp_path: Path) -> Iterator[FullySharded]:
+    """The strategy in a job of this process alone, which has whole shards and the hooks of several processes."""
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    made = FullySharded()
+    made._device_mesh = init_device_mesh("cpu", (1,), mesh_dim_names=("data_parallel",))
+    yield made
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("step", [StepAccelerator, AcceleratedStep])
+@pytest.mark.parametrize("trained", ["everything", "the head", "the last block"])
+@pytest.mark.filterwarnings("error")
+def test_a_step_on_shards_has_the_loss_and_the_gradients_of_the_plain_step(
+    step: Any, trained: str, strategy: FullySharded, llama_directory: Path
+) -> None:
+    """Also where nothing in front of the head is trained, whose states have no gradient of their own."""
+    hf = pytest.importorskip("instruct_lit.hf.files")
+    model = hf.load_hf(str(llama_directory)).train()
+    chosen = {"everything": model, "the last block": model.blocks[-1]}.get(trained, model.hf.get_output_embeddings())
+    for parameter in (model.requires_grad_(False) and chosen).parameters():
+        parameter.requires_grad_()
+    ids = torch.arange(5, 17)
+    batch = SimpleNamespace(
+        input_ids=ids, position_ids=torch.arange(12) % 6, document_lengths=[6, 6], prefix_length=0,
+        loss_index=torch.tensor([2, 3, 9]), targets=torch.tensor([7, 8, 9]),
+    )  # fmt: skip
+    losses, gradients = [], []
+    for sharded in (False, True):
+        own, computed = copy.deepcopy(model), step()
+        if sharded:
+            Shards().shard(own, strategy)
+            assert is_sharded(own)
+        computed.attach(own)
+        for _ in range(2):  # two micro-batches
+            loss = computed.loss(batch, torch.full((3,), 1 / 3))
+            loss.backward()
+        losses.append(loss.detach())
+        grads = {name: p.grad for name, p in own.named_parameters() if p.requires_grad}
+        assert all(grad is not None for grad in grads.values()), "nothing would be trained"
+        gradients.append({n: g.full_tensor() if hasattr(g, "full_tensor") else g for n, g in grads.items()})
+    torch.testing.assert_close(*losses)
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-4, atol=1e-6)

@@ -29,6 +29,15 @@ def test_a_lost_connection_is_explained_by_the_other_process() -> None:
         assert caught.value is error
 
 
+def test_weights_without_a_gradient_need_another_ddp() -> None:
+    lightnings = (
+        "It looks like your LightningModule has parameters that were not used in producing the loss returned by"
+    )
+    message = r"trainer.strategy: DDP waits for gradients .*; use trainer.strategy=ddp_find_unused_parameters_true"
+    with pytest.raises(TrainingError, match=message), explained_peers(job(2)):
+        raise RuntimeError(lightnings)
+
+
 def test_after_a_signal_the_children_are_forgotten() -> None:
     trainer = job(2)
     with pytest.raises(SystemExit), explained_peers(trainer):

@@ -145,5 +145,4 @@ class FiniteLosses:
     @staticmethod
     def message(metric: str, value: float, place: str, last_good: str) -> str:
         """The message of a NaN or infinite loss."""
-        advice = "lower optimizer.lr, or set trainer.precision=32-true"
-        return f"{metric} is {value} {place}; {advice}; {last_good}"
+        return f"{metric} is {value} {place}; lower optimizer.lr, or set trainer.precision=32-true; {last_good}"

@@ -70,14 +70,12 @@ class InstructionTuner(LightningModule):
     def configure_optimizers(self) -> dict[str, Any]:  # type: ignore[override]
         optimizer = self.make_optimizer(self.model)
         n_steps = min(self.trainer.estimated_stepping_batches, sys.maxsize)  # infinite with max_epochs=-1
-        scheduler = self.make_scheduler(optimizer, int(n_steps))
-        schedule = {"scheduler": scheduler, "interval": "step", "name": "train/lr"}
+        schedule = {"scheduler": self.make_scheduler(optimizer, int(n_steps)), "interval": "step", "name": "train/lr"}
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     def on_train_start(self) -> None:
         trainer = self.trainer
-        is_wrapped = trainer.strategy.model is not self
-        facts = FitFacts(trainer.precision, trainer.accumulate_grad_batches, is_wrapped)
+        facts = FitFacts(trainer.precision, trainer.accumulate_grad_batches, trainer.strategy.model is not self)
         self.step.start(trainer.optimizers[0], facts)
 
     def on_train_end(self) -> None:
@@ -116,6 +114,8 @@ class InstructionTuner(LightningModule):
             warnings.warn("an optimizer step without a single supervised token was skipped", stacklevel=1)
             optimizer.zero_grad(set_to_none=True)
             return
+        if not gradients:
+            raise TrainingError("trainable: the loss has no gradient for any weight that is trained; train others")
         if n_supervised != max(1, window.reference):
             for gradient in gradients:
                 gradient.mul_(max(1, window.reference) / n_supervised)

@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from instruct_lit.core.data.batching import pad_shift_mask
 from instruct_lit.core.training import module
+from instruct_lit.errors import TrainingError
 
 
 class Order(Callback):
@@ -93,6 +94,17 @@ def test_trap_9_a_step_without_a_supervised_token_changes_nothing_and_warns(
         fit(tuner, data)
     for found, before in zip(tuner.model.parameters(), base.parameters(), strict=True):
         assert torch.equal(found, before)
+
+
+def test_a_run_that_would_train_nothing_ends_with_the_reason(
+    make_data: Callable, make_tuner: Callable, fit: Callable
+) -> None:
+    def of_a_weight_beside_the_model(model):
+        return torch.optim.SGD([torch.nn.Parameter(torch.ones(2))], lr=0.1)
+
+    message = "trainable: the loss has no gradient for any weight that is trained; train others"
+    with pytest.raises(TrainingError, match=message):
+        fit(make_tuner(make_optimizer=of_a_weight_beside_the_model), make_data(n_train=8))
 
 
 def evaluated(tuner, data) -> dict[str, float]:
