@@ -75,14 +75,14 @@ class Adapter:
                 f"adapter.targets={targets}: peft refuses these targets ({' '.join(str(error).split())[:100]}); the "
                 f"linear layers are {', '.join(names)}"
             ) from error
-        self._check_effect(targets)
+        self._check_effect(targets, names)
 
-    def _check_effect(self, targets: Sequence[str] | str | None) -> None:
+    def _check_effect(self, targets: Sequence[str] | str | None, names: Sequence[str]) -> None:
         """Refuse updates of modules whose weights are read without calling the module, and of routers.
 
         The first are the head of every model and the embeddings of our GPT, whose head is the same matrix.
         """
-        adapted = compat_peft.adapted_modules(_inner(self.model))
+        adapted = self.layers
         if isinstance(self.model, HFModel):
             head = self.model.hf.get_output_embeddings()
             layers: dict[str, Any] = {name: _inner(self.model).get_submodule(name) for name in adapted}
@@ -92,7 +92,7 @@ class Adapter:
         if refused:
             raise ConfigError(
                 f"adapter.targets={targets}: {refused[0]} cannot have an adapter, since its weights are used without "
-                f"the module or for more than a product; the linear layers are {', '.join(linear_names(self.model))}"
+                f"the module or for more than a product; the linear layers are {', '.join(names)}"
             )
 
     def merge(self, dtype: torch.dtype | None = None) -> None:
@@ -116,14 +116,25 @@ class Adapter:
             for name, tensor in compat_peft.lora_state(self._tuner).items()
         }
         save_file(tensors, directory / TENSORS, metadata={"format": "pt"})
+        self.save_config(directory, base)
+
+    def save_config(self, directory: Path, base: HFSource) -> None:
+        """Write the configuration of a peft directory alone."""
+        hf_names, adapted = _hf_module_names(self.model), self.layers
         config = compat_peft.lora_config(self._tuner)
         config |= {"base_model_name_or_path": base.path, "revision": base.revision, "inference_mode": True}
         if hf_names:
-            adapted = compat_peft.adapted_modules(_inner(self.model))
             config["target_modules"] = sorted({hf_names[name].rpartition(".")[2] for name in adapted})
             config["fan_in_fan_out"] = True  # Hugging Face's GPT-2 stores its matrices (in, out)
+        elif isinstance(config["target_modules"], str):  # of some architectures peft keeps no more than name endings
+            config["target_modules"] = adapted
         text = json.dumps(config, indent=2, sort_keys=True, default=lambda value: sorted(value))
         (directory / CONFIG).write_text(text + "\n")
+
+    @property
+    def layers(self) -> list[str]:
+        """Names of the layers that have updates."""
+        return compat_peft.adapted_modules(_inner(self.model))
 
     def load(self, directory: Path) -> None:
         """Load the updates of a peft directory; CheckpointError when they are not for this model."""

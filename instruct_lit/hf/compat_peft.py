@@ -6,7 +6,10 @@ any module in place, which our GPT needs; then peft's functions for state dicts 
 """
 
 import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,6 +27,10 @@ def insert_lora(model: nn.Module, config: Any) -> Any:
     from peft.tuners.lora import LoraModel
     from peft.tuners.tuners_utils import BaseTunerLayer
 
+    try:
+        from peft.utils import transformers_weight_conversion as conversion
+    except ImportError:  # of an older peft, which converts nothing
+        conversion = None  # type: ignore[assignment]
     move = BaseTunerLayer._move_adapter_to_device_of_base_layer
 
     def move_in_fp32(layer: Any, name: str, device: torch.device | None = None) -> None:
@@ -32,21 +39,45 @@ def insert_lora(model: nn.Module, config: Any) -> Any:
             if name in part:
                 part[name] = part[name].to(device or weight.device)
 
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), ExitStack() as replaced:
         # Of tied weights, which `Adapter` refuses or unties.
         warnings.filterwarnings("ignore", message=".*tie_word_embeddings.*", category=UserWarning)
         # Private: peft rounds new updates to the dtype of the weights; `get_peft_model` converts them back afterwards.
-        BaseTunerLayer._move_adapter_to_device_of_base_layer = move_in_fp32  # type: ignore[method-assign,assignment]
-        try:
-            tuner = LoraModel(model, {ADAPTER: config}, ADAPTER)
-        finally:
-            BaseTunerLayer._move_adapter_to_device_of_base_layer = move  # type: ignore[method-assign]
+        replaced.enter_context(_replaced(BaseTunerLayer, move.__name__, move_in_fp32))
+        if conversion is not None:  # Private: of an architecture with experts, peft takes `down_proj` for theirs.
+            unchanged = _replaced(conversion, "convert_peft_config_for_transformers", lambda config, **of_model: None)
+            replaced.enter_context(unchanged)
+        tuner = LoraModel(model, {ADAPTER: config}, ADAPTER)
     for name in adapted_modules(model):
         layer: Any = model.get_submodule(name)
         if isinstance(layer.get_base_layer(), nn.Linear) and not layer.lora_variant:
             kind: Any = type(layer)
             layer.__class__ = _with_plain_forward(kind)
     return tuner
+
+
+@contextmanager
+def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    before = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)
+
+
+def layers_of_peft(model: nn.Module, directory: Path) -> set[str]:
+    """The layers of a model, which is changed, that peft adapts when it opens a directory there; none if it refuses."""
+    from peft import LoraConfig, inject_adapter_in_model
+
+    config: Any = LoraConfig.from_pretrained(str(directory))
+    config.use_dora = False  # which changes no layer, and is not possible on experts
+    with warnings.catch_warnings(action="ignore"):
+        try:
+            inject_adapter_in_model(config, model)
+        except ValueError:
+            return set()
+    return set(adapted_modules(model))
 
 
 class _PlainForward(nn.Module):

@@ -136,6 +136,56 @@ def test_the_default_targets_are_the_linear_layers_of_the_blocks(base) -> None:
     )
 
 
+MOE = {
+    "vocab_size": 99, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 4, "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "n_group": 1,
+    "topk_group": 1, "q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 6,
+    "first_k_dense_replace": 1, "max_position_embeddings": 64,
+}  # fmt: skip
+
+
+def moe() -> HFModel:
+    """A DeepSeek V3: a dense block, and one with experts in one tensor and shared ones in layers of the same names."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    return HFModel(transformers.AutoModelForCausalLM.from_config(transformers.DeepseekV3Config(**MOE)))
+
+
+@pytest.mark.parametrize("dora", [False, True])
+@pytest.mark.parametrize("targets", [None, ["down_proj"], r".*layers\.0\.mlp\.gate_proj"])
+def test_targets_are_the_layers_of_these_names_also_beside_experts(
+    tmp_path: Path, dora: bool, targets: list[str] | str | None
+) -> None:
+    """peft would put updates of `down_proj` on the experts' tensors, and on no layer of that name."""
+    model = moe()
+    adapter = Adapter(model, rank=2, targets=targets, dora=dora)
+    names = {str(["down_proj"]): ["down_proj"], "None": linear_names(moe())}.get(str(targets), ["0.mlp.gate_proj"])
+    found = [name for name, m in model.hf.named_modules() if hasattr(m, "get_base_layer")]
+    expected = [name for name, _ in moe().hf.named_modules() if name.endswith(tuple(f".{end}" for end in names))]
+    assert adapter.layers == found == expected and "model.layers.1.mlp.experts" not in found
+    disturb(model)
+    changed = logits(model.eval())
+    adapter.save(tmp_path, HFSource("base"))
+    again = moe().eval()
+    open_adapter(tmp_path, again)
+    assert torch.equal(logits(again), changed)
+    adapter.merge()
+    torch.testing.assert_close(logits(model), changed, rtol=1e-4, atol=1e-5)
+
+
+def test_chosen_by_a_regular_expression_the_layers_are_named_one_by_one(tmp_path: Path) -> None:
+    """Of architectures with experts peft would take `q_b_proj` of every block."""
+    transformers = pytest.importorskip("transformers")
+    model = moe()
+    adapter = Adapter(model, rank=2, targets=r".*layers\.1\..*q_b_proj")
+    adapter.save(tmp_path, HFSource("base"))
+    theirs = transformers.AutoModelForCausalLM.from_config(model.hf.config)
+    theirs = peft.PeftModel.from_pretrained(theirs, tmp_path)
+    expected = [f"model.layers.1.self_attn.q_b_proj.lora_{part}.default.weight" for part in "AB"]
+    assert [n.removeprefix("base_model.model.") for n, _ in theirs.named_parameters() if "lora_" in n] == expected
+    assert adapter.layers == ["model.layers.1.self_attn.q_b_proj"]
+
+
 def test_of_a_state_space_the_first_layer_alone_is_a_default_target() -> None:
     """peft refuses the others, which fused kernels read without the modules."""
     transformers = pytest.importorskip("transformers")
@@ -205,7 +255,10 @@ def test_what_is_no_adapter_for_this_model_is_refused(base, tmp_path: Path) -> N
 @pytest.mark.parametrize("targets", [["lm_head"], ["q_proj", "lm_head"], r"lm_head|.*\.v_proj"])
 def test_a_head_gets_no_adapter(llama_directory: Path, targets: list[str] | str) -> None:
     model = load_hf(str(llama_directory))
-    with pytest.raises(ConfigError, match=r"adapter.targets=.*: lm_head cannot have an adapter, .* the linear layers"):
+    with pytest.raises(
+        ConfigError,
+        match=r"adapter.targets=.*: lm_head cannot have an adapter, .* the linear layers are (?!.*base_layer)",
+    ):
         Adapter(model, rank=2, targets=targets)
 
 
