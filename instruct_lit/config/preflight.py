@@ -4,16 +4,18 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from instruct_lit.config.model_builders import n_trained
+from instruct_lit.config.model_builders import base_of, n_trained
 from instruct_lit.config.satellites import has_satellite
 from instruct_lit.core.bundle import OURS, save_bundle
 from instruct_lit.core.data.encode import Encoder
 from instruct_lit.core.data.example import Example
+from instruct_lit.core.model.pretrained import DTYPES
 from instruct_lit.core.training.run import Run, RunHook
 from instruct_lit.errors import ConfigError, InstructLitError
 from instruct_lit.optional_imports import installed
@@ -36,10 +38,10 @@ class Preflight(RunHook):
                 except InstructLitError:
                     raise
                 except Exception as error:  # libraries fail in any way
-                    message = " ".join(str(error).split())[:150]
+                    message = f"{type(error).__name__}: {' '.join(str(error).split())[:150]}"
                     raise ConfigError(
-                        f"before training: {what} of this run cannot be written ({type(error).__name__}: {message}); "
-                        "nothing has been trained yet"
+                        f"before training: {what} of this run cannot be written and opened again ({message}); nothing "
+                        "has been trained yet"
                     ) from error
 
     def _loggers(self, run: Run, folder: Path) -> None:
@@ -66,18 +68,21 @@ def check_room(run: Run) -> None:
 
 def _bundle(run: Run, folder: Path) -> None:
     """Write a bundle without weights, and open its tokenizer, chat template and generation defaults in transformers."""
-    empty = folder / "bundle"
-    save_bundle(
-        empty, run.model, run.tokenizer, run.template, asdict(run.settings.sampling), run.about, lambda new: None
-    )
+    empty, parts, sampling = folder / "bundle", cast(Any, run.parts), asdict(run.settings.sampling)
+    apart = None if parts.config.adapter.merge else parts.adapter
+    write = partial(apart.save_config, base=base_of(parts.config)) if apart is not None else lambda new: None
+    save_bundle(empty, run.model, run.tokenizer, run.template, sampling, run.about, write)
     assert (empty / OURS).is_file()
-    hf: Any = getattr(run.model, "hf", None)
-    if hf is not None:
-        hf.config.save_pretrained(folder / "config")
     if not has_satellite("hf") or not installed("transformers"):
         return
     from transformers import AutoTokenizer, GenerationConfig
 
+    from instruct_lit.hf.bundles import check_opens
+    from instruct_lit.hf.model import HFModel
+
+    if isinstance(run.model, HFModel):
+        dtype = DTYPES.get(parts.config.bundle_dtype, run.model.base_dtype)
+        check_opens(folder / "config" if apart is None else empty, run.model, dtype, apart)
     GenerationConfig.from_pretrained(empty)  # nosec B615 (a local folder)
     tokenizer: Any = AutoTokenizer.from_pretrained(empty)  # nosec B615
     found = tokenizer.apply_chat_template(

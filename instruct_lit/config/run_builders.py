@@ -84,7 +84,7 @@ class ConfiguredParts:
     def __init__(self, config: DictConfig) -> None:
         self.config = config
         self.sharding = sharding()
-        self._adapter: Any = None
+        self.adapter: Any = None
         self._model: CausalLM | None = None
 
     def trainer(self, callbacks: Sequence[Callback]) -> Trainer:
@@ -103,7 +103,7 @@ class ConfiguredParts:
         return data_of(self.config, template, tokenizer, context_length, model=self._model)
 
     def adapt(self, model: CausalLM) -> None:
-        self._adapter = build_parts.adapt(self.config, model)
+        self.adapter = build_parts.adapt(self.config, model)
 
     def tuner(self, model: CausalLM) -> InstructionTuner:
         return tuner_of(self.config, model)
@@ -114,10 +114,10 @@ class ConfiguredParts:
     def save_bundle(self, run: Run) -> None:
         """Write the bundle, with the adapter merged or apart as `adapter.merge` says."""
         write_adapter = None
-        if self._adapter is not None and self.config.adapter.merge:
-            self._adapter.merge(DTYPES.get(self.config.bundle_dtype))
-        elif self._adapter is not None:
-            write_adapter = partial(self._adapter.save, base=build_parts.base_of(self.config))
+        if self.adapter is not None and self.config.adapter.merge:
+            self.adapter.merge(DTYPES.get(self.config.bundle_dtype))
+        elif self.adapter is not None:
+            write_adapter = partial(self.adapter.save, base=build_parts.base_of(self.config))
         about = {**run.about, "metrics": run.metrics, "base": build_parts.base_facts(self.config)}
         sampling, dtype = asdict(run.settings.sampling), DTYPES.get(self.config.bundle_dtype)
         folder = run.run_dir / "bundle"

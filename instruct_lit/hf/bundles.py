@@ -1,5 +1,6 @@
 """Bundles of models of transformers, and of adapters on any base model (`instruct_lit.core.bundle.ModelFamily`)."""
 
+import copy
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,11 +13,14 @@ from instruct_lit.core.data.template import CHAT, Template
 from instruct_lit.core.data.tokenizer import GPT2Tokenizer, Tokenizer
 from instruct_lit.core.model.causal import CausalLM
 from instruct_lit.core.model.pretrained import load_gpt
-from instruct_lit.hf.adapters import CONFIG, open_adapter, read_adapter_config
+from instruct_lit.errors import ConfigError
+from instruct_lit.hf import compat_peft
+from instruct_lit.hf.adapters import CONFIG, Adapter, open_adapter, read_adapter_config
 from instruct_lit.hf.chat_template import with_chat
 from instruct_lit.hf.chat_template_export import chat_template
-from instruct_lit.hf.files import read_hf, write_hf
+from instruct_lit.hf.files import import_transformers, read_hf, write_hf
 from instruct_lit.hf.model import HFModel
+from instruct_lit.hf.older_readers import spell_for_transformers_4
 from instruct_lit.hf.tokenizer import HFTokenizer
 
 
@@ -83,3 +87,53 @@ def _needs_transformers(directory: Path, about: Mapping[str, Any]) -> bool:
     except (OSError, ValueError, RecursionError):  # reported when the weights are read
         return False
     return isinstance(config, dict) and config.get("model_type", "gpt2") != "gpt2"
+
+
+def check_opens(directory: Path, model: HFModel, dtype: torch.dtype, adapter: Adapter | None = None) -> None:
+    """Write the configuration of a bundle without weights, and make the model of it on the meta device.
+
+    Args:
+        dtype: of the weights that the bundle will have.
+        adapter: what the bundle will have in their place; the directory has its configuration.
+
+    Raises:
+        ConfigError: transformers makes a model with other tensors, or peft adapts other layers.
+    """
+    transformers, config = import_transformers(), model.hf.config
+    if getattr(config, "auto_map", None):  # code of a repository, which is not run for this
+        return
+    try:
+        if adapter is None:
+            model.hf.save_pretrained(directory, state_dict={})
+            spell_for_transformers_4(directory, model.config.context_length, dtype)
+            config = transformers.AutoConfig.from_pretrained(directory)  # nosec B615 (a local folder)
+        plain = copy.deepcopy(config)
+        if is_quantized := getattr(plain, "quantization_config", None) is not None:
+            del plain.quantization_config
+        with torch.device("meta"):
+            made = transformers.AutoModelForCausalLM.from_config(plain)
+    except Exception as error:  # classes of any architecture may reject anything
+        message = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+        raise ConfigError(
+            f"before training: the config.json of a bundle of {model.config.architecture} cannot be written so that "
+            f"transformers opens it ({message}); nothing has been trained yet"
+        ) from error
+    if adapter is not None:
+        missing = set(adapter.layers) - compat_peft.layers_of_peft(made, directory)
+        if missing:
+            names = ", ".join(sorted({name.rpartition(".")[2] for name in missing}))
+            raise ConfigError(
+                f"adapter.merge=false: peft does not open updates of {names} on {model.config.architecture}, where it "
+                "takes these names for those of experts; use adapter.merge=true, or other adapter.targets"
+            )
+    elif not is_quantized and (different := _shapes(made).items() ^ _shapes(model.hf).items()):
+        raise ConfigError(
+            f"model: transformers makes another {model.config.architecture} of the config.json that it writes itself "
+            f"({min(name for name, _ in different)} differs, for example); choose another model"
+        )
+
+
+def _shapes(hf: Any) -> dict[str, torch.Size]:
+    """The shape of each tensor of a model that has an adapter or none."""
+    state = hf.state_dict()
+    return {name.replace(".base_layer.", "."): x.shape for name, x in state.items() if ".lora_" not in name}

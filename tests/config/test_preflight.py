@@ -25,9 +25,12 @@ def run_of(folder: Path, model: Any, tokenizer: Any, loggers: Any = ()) -> Any:
     """What `Preflight` reads of a run."""
     trainer = SimpleNamespace(is_global_zero=True, loggers=list(loggers), callbacks=[])
     settings = SimpleNamespace(sampling=SamplingSettings())
+    config = SimpleNamespace(bundle_dtype=None, adapter=SimpleNamespace(merge=True))
+    parts = SimpleNamespace(adapter=None, config=config)
     return SimpleNamespace(
-        run_dir=folder, trainer=trainer, settings=settings, about={}, model=model, tokenizer=tokenizer, template=OWN
-    )
+        run_dir=folder, trainer=trainer, settings=settings, about={}, model=model, tokenizer=tokenizer, template=OWN,
+        parts=parts,
+    )  # fmt: skip
 
 
 def test_nothing_is_left_and_each_logger_has_a_row(tmp_path: Path, tiny_model: GPT) -> None:
@@ -59,10 +62,14 @@ def test_what_cannot_be_written_is_named_before_training(
         raise KeyError("loss")
 
     monkeypatch.setattr("instruct_lit.reports.run_page.write_report", no_report)
-    with pytest.raises(ConfigError, match="before training: the report of this run cannot be written .*KeyError"):
+    with pytest.raises(
+        ConfigError, match="before training: the report of this run cannot be written and opened again .*KeyError"
+    ):
         Preflight().on_prepared(run_of(tmp_path, tiny_model, GPT2Tokenizer()))
     monkeypatch.setattr("instruct_lit.core.bundle.save_tokenizer", no_report)
-    with pytest.raises(ConfigError, match="before training: the bundle of this run cannot be written .*KeyError"):
+    with pytest.raises(
+        ConfigError, match="before training: the bundle of this run cannot be written and opened again .*KeyError"
+    ):
         Preflight().on_prepared(run_of(tmp_path, tiny_model, GPT2Tokenizer()))
 
 

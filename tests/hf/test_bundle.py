@@ -18,11 +18,13 @@ from instruct_lit.core.data.tokenizer import GPT2Tokenizer
 from instruct_lit.core.model.gpt import GPT, GPTConfig
 from instruct_lit.errors import ConfigError
 from instruct_lit.hf.adapters import Adapter
+from instruct_lit.hf.bundles import check_opens
 from instruct_lit.hf.chat_template import with_chat
 from instruct_lit.hf.files import load_hf
 from instruct_lit.hf.older_readers import spell_for_transformers_4
 from instruct_lit.hf.source import HFSource
 from instruct_lit.hf.tokenizer import load_tokenizer
+from tests.hf.test_adapters import moe
 
 transformers = pytest.importorskip("transformers")
 GREEDY = {"max_new_tokens": 9, "temperature": 0.0, "top_k": None, "top_p": None, "repetition_penalty": 1.0}
@@ -256,3 +258,43 @@ def test_weights_have_the_precision_of_the_base_or_the_one_asked_for(
     again = open_model(tmp_path / "bundle").model
     assert again.base_dtype == wanted and torch.equal(again.head_weight, model.head_weight.to(wanted).float())
     assert {oct(file.stat().st_mode & 0o777) for file in (tmp_path / "bundle").iterdir()} == {"0o644"}
+
+
+def test_what_a_bundle_will_be_opened_with_is_tried(
+    llama_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load_hf(str(llama_directory))
+    check_opens(tmp_path / "plain", model, torch.float32)
+    assert not list((tmp_path / "plain").glob("*.safetensors"))
+    Adapter(model, rank=2)
+    check_opens(tmp_path / "adapted", model, torch.float32)
+
+    def broken(directory: Path, *given: object) -> None:
+        facts = json.loads((directory / "config.json").read_text())
+        (directory / "config.json").write_text(json.dumps({**facts, "rope_parameters": {"rope_type": "none such"}}))
+
+    monkeypatch.setattr("instruct_lit.hf.bundles.spell_for_transformers_4", broken)
+    refused = "the config.json of a bundle of LlamaForCausalLM cannot be written so that transformers opens it "
+    with pytest.raises(ConfigError, match=f"before training: {refused}.*; nothing has been trained yet$"):
+        check_opens(tmp_path / "broken", model, torch.float32)
+    monkeypatch.undo()
+    model.hf.config.intermediate_size += 8
+    refused = r"transformers makes another LlamaForCausalLM of the config.json .*\(model.layers.0.mlp.down_proj.weight "
+    with pytest.raises(ConfigError, match=refused):
+        check_opens(tmp_path / "other", model, torch.float32)
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_an_adapter_that_peft_would_put_on_experts_is_refused_apart(tmp_path: Path, dora: bool) -> None:
+    model = moe()
+    adapter = Adapter(model, rank=2, dora=dora)
+    adapter.save_config(tmp_path, HFSource("base"))
+    refused = (
+        "adapter.merge=false: peft does not open updates of down_proj, gate_proj, up_proj on DeepseekV3ForCausalLM"
+    )
+    with pytest.raises(ConfigError, match=f"{refused}, .*; use adapter.merge=true, or other adapter.targets$"):
+        check_opens(tmp_path, model, torch.float32, adapter)
+    other = moe()
+    adapter = Adapter(other, rank=2, targets=["q_b_proj", "o_proj"], dora=dora)
+    adapter.save_config(tmp_path, HFSource("base"))
+    check_opens(tmp_path, other, torch.float32, adapter)
