@@ -78,6 +78,7 @@ def test_a_sound_bundle(written: tuple[Path, CausalLM, Tokenizer]) -> None:
     assert problems(folder, reference) == {}
 
 
+@pytest.mark.parametrize("written", ["gpt2", pytest.param("llama", marks=pytest.mark.slow)], indirect=True)
 def test_a_wrong_template(written: tuple[Path, CausalLM, Tokenizer]) -> None:
     folder, model, tokenizer = written
     reference = reference_of(model, tokenizer, OWN, EXAMPLES)
@@ -90,6 +91,7 @@ def test_a_wrong_template(written: tuple[Path, CausalLM, Tokenizer]) -> None:
     assert "4 of 4 prompts have other ids" in found["transformers"][0]
 
 
+@pytest.mark.parametrize("written", ["gpt2", pytest.param("llama", marks=pytest.mark.slow)], indirect=True)
 def test_an_untied_head(written: tuple[Path, CausalLM, Tokenizer]) -> None:
     folder, model, tokenizer = written
     reference = reference_of(model, tokenizer, OWN, EXAMPLES)
@@ -104,6 +106,7 @@ def test_an_untied_head(written: tuple[Path, CausalLM, Tokenizer]) -> None:
     assert refused or "the loss of example" in found["instruct-lit"][0]
 
 
+@pytest.mark.parametrize("written", ["gpt2", pytest.param("llama", marks=pytest.mark.slow)], indirect=True)
 def test_another_adapter(written: tuple[Path, CausalLM, Tokenizer], tmp_path: Path) -> None:
     base, model, tokenizer = written
     adapter = Adapter(model, rank=2)

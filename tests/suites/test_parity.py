@@ -111,6 +111,7 @@ def test_every_suite_with_literal_items(tmp_path: Path, evaluated: EvaluatedMode
     assert assert_equal(tasks, evaluated, theirs, False, min(1, suite.n_shot or 0), limit=2) >= 2
 
 
+@pytest.mark.slow
 def test_rolling_log_likelihoods(evaluated: EvaluatedModel, theirs: Any, shared_data: Path) -> None:
     from lm_eval.api.instance import Instance
 
