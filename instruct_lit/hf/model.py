@@ -167,6 +167,8 @@ class HFModel(CausalLM):
         return states if self._scale == 1 else states * self._scale
 
     def own_cache(self) -> OwnCache | None:
+        if self._own_cache_is_exact is False:
+            return None
         cache = OwnCache(self._states, self._body)
         if self._own_cache_is_exact is None:
             in_half = self.is_half or torch.is_autocast_enabled(self.head_weight.device.type)
