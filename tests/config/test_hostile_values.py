@@ -3,6 +3,7 @@
 The keys are read from the schema and the composed configuration, so that a new one is covered as it is.
 """
 
+import copy
 import functools
 import math
 import re
@@ -56,12 +57,13 @@ def keys() -> tuple[str, ...]:
 
 def message_of(key: str, value: Any) -> str | None:
     """What a person reads who sets a key to a value; None where it is accepted. Any other exception is a fault."""
-    config = base().copy()
+    config, group = base(), key.split(".")[0]
+    before = copy.deepcopy(config.get(group))  # put back at the end; a copy of everything would take half of the time
     try:
         OmegaConf.update(config, key, value, merge=False)
         check_command("train", config)
         check_targets(config)
-        if key.split(".")[0] in BUILT_EARLY:
+        if group in BUILT_EARLY:
             trainer_of(config, [])
         if not key.startswith(("callbacks", "logger")):
             check_machine(config)
@@ -70,6 +72,8 @@ def message_of(key: str, value: Any) -> str | None:
         return str(error)
     except OmegaConfBaseException as error:
         return explain(error, "train")
+    finally:
+        config[group] = before
     return None
 
 

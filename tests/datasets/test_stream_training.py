@@ -26,7 +26,9 @@ class Seen(Callback):
         self.steps.append((batch.example_ids.tolist(), float(trainer.callback_metrics["train/loss"])))
 
 
-@pytest.mark.parametrize("n_steps", [3, 5, 7])  # an epoch has 5 batches
+@pytest.mark.parametrize(
+    "n_steps", [pytest.param(3, marks=pytest.mark.slow), pytest.param(5, marks=pytest.mark.slow), 7]
+)  # an epoch has 5 batches
 def test_trap_15_a_resumed_stream_is_the_run_that_would_have_been(
     tmp_path: Path, tokenizer: GPT2Tokenizer, make_tuner: Callable, fit: Callable, n_steps: int
 ) -> None:

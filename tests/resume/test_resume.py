@@ -24,6 +24,8 @@ from instruct_lit.resume import last_checkpoint
 from instruct_lit.resume.checkpoint_files import DurableIO
 from instruct_lit.resume.last_checkpoint import LastCheckpoint, random_state, set_random_state
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+QUICK_SIGNALS = ((signal.SIGINT, 1), (signal.SIGTERM, 3))
 pytestmark = pytest.mark.filterwarnings("ignore:.*Checkpoint directory .* exists.*")
 
 
@@ -125,7 +127,7 @@ def test_from_every_checkpoint_of_a_run(
         assert rest.recorder.seen == whole.recorder.seen[len(whole.recorder.seen) - n_rest :], n
 
 
-@pytest.mark.parametrize("interval", [2, 5])
+@pytest.mark.parametrize("interval", [2, pytest.param(5, marks=pytest.mark.slow)])
 def test_resumed_at_the_end_of_one_epoch_after_another(
     interval: int, tmp_path: Path, fit: Callable, make_tuner: Callable, make_data: Callable
 ) -> None:
@@ -177,8 +179,14 @@ class Signal(Callback):
             self.left -= 1
 
 
-@pytest.mark.parametrize("accumulate", [1, 3])
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
+@pytest.mark.parametrize(
+    ("number", "accumulate"),
+    [
+        pytest.param(number, accumulate, marks=[] if (number, accumulate) in QUICK_SIGNALS else pytest.mark.slow)
+        for number in SIGNALS
+        for accumulate in (1, 3)
+    ],
+)
 def test_a_signal_ends_after_the_step_and_loses_nothing(
     number: signal.Signals, accumulate: int, tmp_path: Path, fit: Callable, make_tuner: Callable, make_data: Callable
 ) -> None:

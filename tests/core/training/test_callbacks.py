@@ -31,7 +31,9 @@ def test_rows_of_training_and_validation(
     assert found[-1]["tokens"] == tuner.tokens_seen > 0
 
 
-@pytest.mark.parametrize("stop_at", [3, 4, 5])
+@pytest.mark.parametrize(
+    "stop_at", [pytest.param(3, marks=pytest.mark.slow), 4, pytest.param(5, marks=pytest.mark.slow)]
+)
 def test_trap_15_a_resumed_run_is_the_run_that_would_have_been(
     make_data: Callable, make_tuner: Callable, fit: Callable, tmp_path: Path, stop_at: int
 ) -> None:
