@@ -6,6 +6,7 @@ No class receives a configuration: it receives its arguments from here.
 from __future__ import annotations
 
 import importlib
+import warnings
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -295,7 +296,12 @@ def base_of_run(config: DictConfig, opened: OpenedModel) -> CausalLM | None:
 def sampling_of(config: DictConfig) -> SamplingSettings:
     """The settings of generation."""
     settings = arguments_for(SamplingSettings, config.generation)
-    return SamplingSettings(**settings | {"stop": tuple(settings["stop"])})
+    sampling = SamplingSettings(**settings | {"stop": tuple(settings["stop"])})
+    for key in ("top_k", "top_p") if sampling.is_greedy else ():
+        if settings[key] is not None:
+            text = f"generation.{key}={settings[key]}: without effect at generation.temperature={sampling.temperature}"
+            warnings.warn(f"{text}, which takes the most likely token", stacklevel=2)
+    return sampling
 
 
 def engine_options(config: DictConfig) -> dict[str, Any]:

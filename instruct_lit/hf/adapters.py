@@ -7,6 +7,7 @@ whose modules have Hugging Face's names for GPT-2 there.
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -71,8 +72,9 @@ class Adapter:
         try:
             self._tuner = compat_peft.insert_lora(_inner(model), config)
         except ValueError as error:
+            reason = shorten(str(error), 160, placeholder=" …")
             raise ConfigError(
-                f"adapter.targets={targets}: peft refuses these targets ({' '.join(str(error).split())[:100]}); the "
+                f"adapter.targets={targets}: peft refuses these targets ({reason}); the "
                 f"linear layers are {', '.join(names)}"
             ) from error
         self._check_effect(targets, names)

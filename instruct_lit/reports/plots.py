@@ -84,7 +84,8 @@ def loss_curves(history: Sequence[Mapping[str, Any]], best_step: int | None, tra
     """
     trained = _points(history, "train/loss")
     val = _points(history, "val/loss")
-    figure, axes = _figure("Training and validation loss", "optimizer step", "loss (nats per token)")
+    shown = " and ".join(name for name, points in (("training", trained), ("validation", val)) if points)
+    figure, axes = _figure(f"{shown} loss".strip().capitalize(), "optimizer step", "loss (nats per token)")
     if trained:
         steps, losses = zip(*trained, strict=True)
         axes.plot(steps, losses, color=BLUE, alpha=0.25, linewidth=1)

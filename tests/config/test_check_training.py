@@ -127,6 +127,10 @@ def test_settings_of_generation_are_checked_before_the_long_work(monkeypatch: py
     monkeypatch.setattr(compat_torch, "has_bf16_products", lambda: True)
     with pytest.raises(ConfigError, match=r"generation.top_p=2.0: must be null or above 0 and at most 1"):
         build.sampling_of(composed("train", "generation.top_p=2"))
+    greedy = r"^generation.top_k=5: without effect at generation.temperature=0.0, which takes the most likely token$"
+    with pytest.warns(UserWarning, match=greedy):
+        build.sampling_of(composed("train", "generation.top_k=5"))
+    build.sampling_of(composed("train", "generation.top_k=5", "generation.temperature=0.5"))  # nothing to warn of
     with pytest.raises(ConfigError, match=r"generation.dtype=float8: allowed are bfloat16"):
         check_command("train", composed("train", "generation.dtype=float8"))
     assert build.engine_options(composed("train", "generation.dtype=bfloat16")) == {

@@ -40,6 +40,8 @@ def test_a_short_run_has_whole_steps_and_a_legend_beside_its_lines() -> None:
     figure = plots.loss_curves([{"step": 0, "tokens": 0, "val/loss": 6.1}, *rows], 20)
     figure.draw_without_rendering()
     axes = figure.axes[0]
+    assert axes.get_title(loc="left") == "Training and validation loss"
+    assert plots.loss_curves([{"step": 0, "val/loss": 6.1}], 0).axes[0].get_title(loc="left") == "Validation loss"
     assert all(tick == int(tick) for axis in (axes.xaxis, axes.child_axes[0].xaxis) for tick in axis.get_ticklocs())
     box = axes.get_legend().get_window_extent()
     assert not any(line.get_path().transformed(line.get_transform()).intersects_bbox(box) for line in axes.lines)
