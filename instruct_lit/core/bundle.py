@@ -72,15 +72,9 @@ TOKENIZER_EXPORTS: list[Callable[[Path, GPT2Tokenizer, int, Template], None]] = 
 
 
 def save_bundle(
-    directory: Path,
-    model: CausalLM,
-    tokenizer: Tokenizer,
-    template: Template,
-    generation: Mapping[str, Any],
-    about: Mapping[str, Any],
-    write_adapter: Callable[[Path], None] | None = None,
-    dtype: torch.dtype | None = None,
-) -> None:
+    directory: Path, model: CausalLM, tokenizer: Tokenizer, template: Template, generation: Mapping[str, Any],
+    about: Mapping[str, Any], write_adapter: Callable[[Path], None] | None = None, dtype: torch.dtype | None = None,
+) -> None:  # fmt: skip
     """Write the model so that transformers, and every program that reads its directories, opens it.
 
     Everything is written to a temporary directory that is renamed at the end; an existing bundle is replaced.

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from instruct_lit.core.data.encode import Encoder, Turns
+from instruct_lit.core.data.encode import Encoder
 from instruct_lit.core.data.example import Example
-from instruct_lit.core.data.tokenizer import closed
+from instruct_lit.core.data.tokenizer import Turns, closed, encode_turns
 
 
 def as_texts(example: Example) -> Example:
@@ -54,7 +54,7 @@ def last_turns(encoder: Encoder, example: Example, turns: Turns) -> tuple[Exampl
                 continue
             piece, texts = encoder.template.renderings(part)[-1]
             shown = replace(piece, extra=example.extra)
-            turns = [(tokenizer.encode(prompt), tokenizer.encode(response)) for prompt, response in texts]
+            turns = encode_turns(tokenizer, [texts])[0]
         n_tokens = len(tokenizer.prompt_start) + sum(len(p) + len(closed(r, tokenizer.eot_id)) for p, r in turns)
         if n_tokens <= encoder.max_length:
             encoder.counts["n_truncated"] += start > 0

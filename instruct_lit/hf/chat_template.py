@@ -164,7 +164,7 @@ class ChatTemplate(Template):
         ours: list[int] = []
         for number, (place, (before, response)) in enumerate(zip(places, turns, strict=True)):
             for text, more, n in ((before, {"add_generation_prompt": True}, place), (response, {}, place + 1)):
-                ours += self.tokenizer.encode(text) + (end if text is response else [])
+                ours += self.tokenizer.encode(text, ours) + (end if text is response else [])
                 theirs = self.tokenizer.hf.apply_chat_template(
                     messages[:n], tools=tools or None, return_dict=False, **more
                 )

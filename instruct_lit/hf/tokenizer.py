@@ -19,6 +19,7 @@ from instruct_lit.hf.special_tokens import GUARD, SpecialTokens, unprotected
 _PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
 _OTHERS = [byte for byte in range(256) if byte not in _PRINTABLE]
 _BYTE_OF = {chr(byte): byte for byte in _PRINTABLE} | {chr(256 + n): byte for n, byte in enumerate(_OTHERS)}
+_MARK = "\n"  # stands before a text that continues another
 
 
 class HFTokenizer:
@@ -52,21 +53,35 @@ class HFTokenizer:
         self._added = frozenset(added)
         specials = [token.content for token in added.values() if token.special]
         self.special_tokens = SpecialTokens(specials)
+        self._mark, *alone = self._ids([_MARK, "a"], specials=False)
+        # Whether the tokenizer puts a space before a text (SentencePiece), and behind a special token as well.
+        self._puts_space = self._ids([f"{_MARK}a"], specials=False) != [self._mark + alone[0]]
+        self._puts_space_behind_specials = self._ids([f"{self.end}a"], specials=True)[0][1:] == alone[0]
 
-    def encode(self, text: str) -> list[int]:
-        """Token ids of a text, without `prompt_start`."""
-        return self.encode_batch([text])[0]
+    def encode(self, text: str, before: Sequence[int] = ()) -> list[int]:
+        """Token ids of a text behind the ids `before`, without these and `prompt_start`."""
+        return self.encode_batch([text], [before])[0]
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Encode many texts on all cores."""
+    def encode_batch(self, texts: Sequence[str], before: Sequence[Sequence[int]] = ()) -> list[list[int]]:
+        """Encode many texts on all cores, each behind the ids `before` it.
+
+        A tokenizer that puts a space before a text puts none within one, so that the ids are those of the whole text.
+        """
         if not texts:
             return []
-        encoded = self._ids(texts, specials=self.markup)
+        continues = [self._continues(ids) for ids in before] or [False] * len(texts)
+        encoded = self._ids(texts, self.markup, continues)
         if self.markup:
             for n, text in enumerate(texts):
                 if GUARD in text:
-                    encoded[n] = self._protected_ids(text)
+                    encoded[n] = self._protected_ids(text, continues[n])
         return encoded
+
+    def _continues(self, before: Sequence[int]) -> bool:
+        """Whether a text behind these ids lacks the space that the tokenizer puts before a text."""
+        if not self._puts_space or not before:
+            return False
+        return before[-1] not in self._added or not self._puts_space_behind_specials
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids; bytes that are not UTF-8 become the replacement character."""
@@ -109,7 +124,7 @@ class HFTokenizer:
     @cached_property
     def fingerprint(self) -> str:
         """A hash of everything that determines the encoding."""
-        facts = [self._definition, self.markup, self.eot_id, self.prompt_start]
+        facts = [self._definition, self.markup, self.eot_id, self.prompt_start, *["continued"] * self._puts_space]
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
     @cached_property
@@ -126,17 +141,23 @@ class HFTokenizer:
         start = next((i for i in range(len(whole)) if whole[i : i + len(alone)] == alone), 0)
         return whole[:start]
 
-    def _ids(self, texts: Sequence[str], specials: bool) -> list[list[int]]:
-        return self.hf(list(texts), add_special_tokens=False, split_special_tokens=not specials)["input_ids"]
+    def _ids(self, texts: Sequence[str], specials: bool, continues: Sequence[bool] = ()) -> list[list[int]]:
+        """The ids of texts, of those that continue another behind a mark that is taken away."""
+        given = [_MARK + text if n < len(continues) and continues[n] else text for n, text in enumerate(texts)]
+        found = self.hf(given, add_special_tokens=False, split_special_tokens=not specials)["input_ids"]
+        for n in (n for n, mark in enumerate(continues) if mark):
+            is_mark = found[n][: len(self._mark)] == self._mark
+            found[n] = found[n][len(self._mark) :] if is_mark else self._ids([texts[n]], specials)[0]
+        return found
 
-    def _protected_ids(self, text: str) -> list[int]:
+    def _protected_ids(self, text: str, continues: bool) -> list[int]:
         """Ids of a text with guards: split at the unprotected special tokens, the parts between without any."""
         ids: list[int] = []
         start = 0
         for found in [*self.special_tokens.find_all(text), None]:
             between = unprotected(text[start : found.start() if found else None])
             if between:
-                ids += self._ids([between], specials=False)[0]
+                ids += self._ids([between], False, [self._continues(ids) if ids else continues])[0]
             if found:
                 ids.append(self.hf.convert_tokens_to_ids(found[0]))
                 start = found.end()

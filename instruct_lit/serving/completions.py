@@ -122,8 +122,8 @@ class CompletionService:
                 example = example_of_chat(template, body, reading.has_tools)
             else:
                 example = example_of(template, [(m.role, text_of(m)) for m in body.messages], body.input)
-            prefix = self.chat_model.tokenizer.encode(reading.prefix)
-            texts: list[Any] = [[*self.chat_model.encoder.prompt_ids(example), *prefix]]
+            ids = self.chat_model.encoder.prompt_ids(example)
+            texts: list[Any] = [[*ids, *self.chat_model.tokenizer.encode(reading.prefix, ids)]]
             n_new = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
             stops = self.chat_model.stops
         else:

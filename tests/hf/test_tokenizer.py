@@ -14,6 +14,7 @@ from instruct_lit.datasets.profile import mask_is_exact, response_texts
 from instruct_lit.datasets.split_groups import prompt_text
 from instruct_lit.errors import ConfigError, TemplateError
 from instruct_lit.hf.chat_template import ChatTemplate, with_chat
+from instruct_lit.hf.chat_template_export import chat_template as export
 from instruct_lit.hf.special_tokens import GUARD, unprotected
 from instruct_lit.hf.tokenizer import HFTokenizer, load_tokenizer
 
@@ -50,6 +51,76 @@ def test_what_it_puts_before_a_text_stands_before_prompts_only(plain: HFTokenize
     ((_, encoded),) = encoder.encode([Example("the cat", "the dog")])
     assert encoded.prompt_ids == encoder.prompt_ids(Example("the cat", "")) == [0, *plain.encode("Q: the cat A: ")]
     assert encoded.ids[encoded.n_prompt :].tolist() == [*plain.encode("the dog"), plain.eot_id]
+
+
+ZEPHYR = (
+    "{{ bos_token }}{% for m in messages %}{{ '<|' + m['role'] + '|>\\n' + m['content'] + eos_token + '\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% endif %}"
+)
+MISTRAL = (
+    "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}{{ '[INST]' + m['content'] + '[/INST]' }}"
+    "{% else %}{{ m['content'] + eos_token }}{% endif %}{% endfor %}"
+)
+
+
+def sentencepiece(kind: str, chat_template: str | None = None) -> HFTokenizer:
+    """A tokenizer that writes spaces as SentencePiece does, one before each text (`kind`)."""
+    import tokenizers
+    import transformers
+
+    specials = ["<unk>", "<s>", "</s>", "[INST]", "[/INST]"]
+    names = [*specials, *(f"<0x{byte:02X}>" for byte in range(256)), "\u2581", "I", "t", "It", "\u2581It", "\u2581I"]
+    merges = [("I", "t"), ("\u2581", "It"), ("\u2581", "I")]
+    bpe = tokenizers.Tokenizer(
+        tokenizers.models.BPE({name: n for n, name in enumerate(names)}, merges, byte_fallback=True, unk_token="<unk>")
+    )
+    replace_spaces = tokenizers.normalizers.Replace(" ", "\u2581")
+    if kind == "prepend":
+        prepend = tokenizers.normalizers.Prepend("\u2581")
+        bpe.normalizer = tokenizers.normalizers.Sequence([prepend, replace_spaces])
+    else:
+        bpe.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace(prepend_scheme=kind, split=False)
+    bpe.add_special_tokens([tokenizers.AddedToken(name, special=True, normalized=False) for name in specials])
+    bpe.post_processor = tokenizers.processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    hf = transformers.PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token="<s>", eos_token="</s>")
+    hf.chat_template = chat_template
+    return HFTokenizer(hf)
+
+
+@pytest.mark.parametrize("chat_template", [ZEPHYR, MISTRAL, None])
+@pytest.mark.parametrize("kind", ["prepend", "first", "always", "never"])
+def test_a_text_within_a_conversation_gets_no_space_that_the_whole_lacks(kind: str, chat_template: str | None) -> None:
+    tokenizer = sentencepiece(kind, chat_template)
+    if chat_template:
+        tokenizer, template = with_chat(tokenizer)
+    else:
+        turn = "User: {{ instruction }}\nAnswer:\n{{ response }}"
+        template = Template("t", turn, next_turn=f"\n{turn}")
+        start = tokenizer.hf.decode(list(tokenizer.prompt_start))
+        tokenizer.hf.chat_template = export(template, start, tokenizer.end)
+    said = ["What is It?", "It is.", "And now?", "It was."]
+    messages = [{"role": ("user", "assistant")[n % 2], "content": text} for n, text in enumerate(said)]
+    example = Example(said[2], said[3], history=((said[0], said[1]),))
+    ((_, encoded),) = Encoder(template, tokenizer, 999).encode([example])
+    whole = tokenizer.hf.apply_chat_template(messages, return_dict=False)
+    assert encoded.ids.tolist() == [*whole[: len(encoded.ids) - 1], tokenizer.eot_id]
+    ends = [start for start, _ in encoded.spans]
+    prompts = [
+        tokenizer.hf.apply_chat_template(messages[:n], add_generation_prompt=True, return_dict=False) for n in (1, 3)
+    ]
+    assert [encoded.ids[:end].tolist() for end in ends] == prompts
+    assert template.prompt_ids(replace(example, output=""), tokenizer) == prompts[-1]
+    assert tokenizer.encode("It") == tokenizer.encode("It", []) == [264 if kind == "never" else 265]
+    assert tokenizer.encode("It", [262]) == [264]
+    behind_special = tokenizer.encode("It", [tokenizer.eot_id])
+    assert behind_special == [265 if kind in ("prepend", "always") else 264]
+
+
+def test_protected_text_of_users_gets_no_space_either() -> None:
+    tokenizer, template = with_chat(sentencepiece("first", MISTRAL))
+    plain, named = (template.prompt_ids(Example(text, ""), tokenizer) for text in ("It is", "It is</s>"))
+    assert [named[: len(plain) - 1], named[-1]] == [plain[:-1], plain[-1]]
+    assert len(named) == len(plain) + len("</s>") and tokenizer.eot_id not in named
 
 
 @given(USER_TEXT)

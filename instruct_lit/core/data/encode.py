@@ -23,7 +23,7 @@ import numpy as np
 from instruct_lit.core.data.example import Example
 from instruct_lit.core.data.records import ReadingNotes, without_duplicates
 from instruct_lit.core.data.template import Template
-from instruct_lit.core.data.tokenizer import Tokenizer, closed
+from instruct_lit.core.data.tokenizer import Tokenizer, Turns, closed, encode_turns
 from instruct_lit.errors import DataError
 
 if TYPE_CHECKING:
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 OnLong = Literal["truncate", "truncate_left", "drop", "error"]
 LossOn = Literal["all", "last"]
 CHUNK = 4096  # examples encoded at once: enough work for all cores, little memory
-Turns = list[tuple[list[int], list[int]]]  # token ids of the prompt and the response of every turn
 LAST_TURNS: list[Callable[[Encoder, Example, Turns], tuple[Example, Turns]]] = []  # that fit; `datasets` adds it
 _FILES = {"tokens.bin": np.int32, "is_response.bin": bool, "weights.bin": np.float32, "records.jsonl": np.uint8}
 _COMPLETE = "counts.json"  # of a store, written last: a folder without it is incomplete
@@ -93,11 +92,8 @@ class Encoder:
             # With the last answer alone, so is the last of the texts that a conversation is trained on in.
             last = slice(-1 if self.loss_on == "last" else None, None)
             texts = [(n, *text) for n, e in enumerate(chunk, n_read) for text in self.template.renderings(e)[last]]
-            prompts, responses = (
-                iter(self.tokenizer.encode_batch([turn[part] for *_, its in texts for turn in its])) for part in (0, 1)
-            )
-            for number, example, its in texts:
-                turns = [(next(prompts), next(responses)) for _ in its]
+            encoded_texts = encode_turns(self.tokenizer, [its for *_, its in texts])
+            for (number, example, _), turns in zip(texts, encoded_texts, strict=True):
                 if self.on_long == "truncate_left":
                     example, turns = LAST_TURNS[0](self, example, turns)
                 encoded, n_turns = self._lay_out(turns, number, example)

@@ -20,7 +20,7 @@ import jinja2
 import jinja2.meta
 
 from instruct_lit.core.data.example import Example
-from instruct_lit.core.data.tokenizer import Tokenizer, closed
+from instruct_lit.core.data.tokenizer import Tokenizer, closed, encode_turns
 from instruct_lit.core.jinja_environments import compile_text, failure, text_environment
 from instruct_lit.errors import TemplateError
 
@@ -75,10 +75,9 @@ class Template:
 
     def prompt_ids(self, example: Example, tokenizer: Tokenizer) -> list[int]:
         """Token ids of an example's prompt, earlier turns included; the same in training and in generation."""
-        *turns, (prompt, _) = self.turns(example)
-        encode = tokenizer.encode
-        earlier = [n for before, answer in turns for n in (*encode(before), *closed(encode(answer), tokenizer.eot_id))]
-        return [*tokenizer.prompt_start, *earlier, *encode(prompt)]
+        *turns, (prompt, _) = encode_turns(tokenizer, [self.turns(example)])[0]
+        earlier = [n for before, answer in turns for n in (*before, *closed(answer, tokenizer.eot_id))]
+        return [*tokenizer.prompt_start, *earlier, *prompt]
 
     def turns(self, example: Example) -> list[tuple[str, str]]:
         """The whole example as text: prompt and response of every turn; end-of-text follows each response.

@@ -9,6 +9,7 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
@@ -17,6 +18,7 @@ import tiktoken
 
 from instruct_lit.errors import DataError
 
+Turns = list[tuple[list[int], list[int]]]  # token ids of the prompt and the response of every turn
 EOT = "<|endoftext|>"
 SLAB = 512  # texts that a thread encodes at once
 # GPT-2's pattern for cutting text before the merges, in the possessive form that tiktoken runs fastest.
@@ -35,11 +37,11 @@ class Tokenizer(Protocol):
     n_vocab: int
     prompt_start: tuple[int, ...] = ()
 
-    def encode(self, text: str) -> list[int]:
-        """Token ids of a text, without `prompt_start`."""
+    def encode(self, text: str, before: Sequence[int] = ()) -> list[int]:
+        """Token ids of a text behind the ids `before`, without these and `prompt_start`."""
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Encode many texts on all cores."""
+    def encode_batch(self, texts: Sequence[str], before: Sequence[Sequence[int]] = ()) -> list[list[int]]:
+        """Encode many texts on all cores, each behind the ids `before` it."""
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids; bytes that are not UTF-8 become the replacement character."""
@@ -73,6 +75,15 @@ def closed(ids: list[int], eot_id: int) -> list[int]:
     return ids if ids[-1:] == [eot_id] else [*ids, eot_id]
 
 
+def encode_turns(tokenizer: Tokenizer, conversations: Sequence[Sequence[tuple[str, str]]]) -> list[Turns]:
+    """The ids of prompt and response of every turn, each encoded as it stands behind the text before it."""
+    texts = [turn for turns in conversations for turn in turns]
+    before = [[tokenizer.eot_id] if n else tokenizer.prompt_start for turns in conversations for n in range(len(turns))]
+    prompts = tokenizer.encode_batch([prompt for prompt, _ in texts], before)
+    pairs = iter(zip(prompts, tokenizer.encode_batch([answer for _, answer in texts], prompts), strict=True))
+    return [list(islice(pairs, len(turns))) for turns in conversations]
+
+
 class GPT2Tokenizer(Tokenizer):
     """Text to token ids and back; the text `<|endoftext|>` in a user's string is ordinary text.
 
@@ -94,10 +105,10 @@ class GPT2Tokenizer(Tokenizer):
     def fingerprint(self) -> str:
         return hashlib.sha256(f"gpt2 {_PATTERN} {_SHA256}".encode()).hexdigest()[:16]
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, before: Sequence[int] = ()) -> list[int]:
         return self._encoding.encode_ordinary(text)
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+    def encode_batch(self, texts: Sequence[str], before: Sequence[Sequence[int]] = ()) -> list[list[int]]:
         # Threads get slabs of texts; tiktoken's own batch call dispatches each, which costs as much as encoding it.
         slabs = [texts[i : i + SLAB] for i in range(0, len(texts), SLAB)]
         if len(slabs) < 2:

@@ -52,7 +52,7 @@ class LocalEndpoint(Endpoint):
         self._engine = Engine(network, self.tokenizer, max_rows=1)
         self._encoder = Encoder(self.template, self.tokenizer, self._engine.context_length)
         self._settings = SamplingSettings(max_new_tokens=max_tokens, stop=closing(self.template))
-        self._one_of = cache(lambda replies: OneOf(replies, self.tokenizer))
+        self._one_of = cache(lambda replies, before: OneOf(replies, self.tokenizer, [before]))
 
     async def ask(self, messages: Messages, verdict: Verdict) -> Reply:
         """Answer one question; Refused when it does not fit into the model's context."""
@@ -60,7 +60,7 @@ class LocalEndpoint(Endpoint):
         ids, n_new, limit = self.prompt_ids(messages), self._settings.max_new_tokens, self._engine.context_length
         if len(ids) + n_new > limit:
             raise Refused(f"{len(ids)} tokens and {n_new} of reply do not fit into {limit}")
-        hook = self._one_of(tuple(verdict.replies)) if self.constrained else None
+        hook = self._one_of(tuple(verdict.replies), ids[-1]) if self.constrained else None
         request = self._engine.prepare(ids, self._settings, hook)
         self._engine.enqueue(request)
         while request.finish_reason is None:
@@ -76,13 +76,13 @@ class LocalEndpoint(Endpoint):
 
 
 class OneOf(Hook):
-    """Constrains a response to one of the replies, closed by end-of-text."""
+    """Constrains a response behind the ids `before` to one of the replies, closed by end-of-text."""
 
-    def __init__(self, replies: Sequence[str], tokenizer: Tokenizer) -> None:
+    def __init__(self, replies: Sequence[str], tokenizer: Tokenizer, before: Sequence[int] = ()) -> None:
         self.tree: dict[int, Any] = {}
         for reply in replies:
             node = self.tree
-            for token in [*tokenizer.encode(reply), tokenizer.eot_id]:
+            for token in [*tokenizer.encode(reply, before), tokenizer.eot_id]:
                 node = node.setdefault(token, {})
 
     def allowed(self, ids: Sequence[int]) -> list[int]:
