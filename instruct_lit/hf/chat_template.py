@@ -18,7 +18,10 @@ _PLACEHOLDER = "\ufdd1"  # replaces a response while a conversation is rendered;
 
 # The variable that `strftime_now` of a template formats, so that a prompt does not change from day to day.
 DATE = "date"
-_DATE_CALL = re.compile(r"""\bstrftime_now\(\s*(["'])(.*?)\1\s*\)""")
+_DATE_CALL = re.compile(r"""\bstrftime_now\s*\(\s*(?:format\s*=\s*)?(["'])([^"']*)\1\s*\)""")
+_OTHER_DATE_CALL = re.compile(r"\bstrftime_now\b(?!\s+is\b)")
+_DATE_MACRO = "macro strftime_now(format)"
+_DATE_CODES = ["-d", "-m", *"aAbBdejmpyYHIMS"]
 
 
 def with_chat(
@@ -61,6 +64,9 @@ def fixed_template(text: Any, variables: Mapping[str, Any], variant: str | None 
         raise _error(f"needs a date as 2024-07-26, found {given[:40]!r}", "see template.variables.date") from error
     text = _DATE_CALL.sub(lambda found: json.dumps(date.strftime(found[2]), ensure_ascii=False), text)
     defaults = ""
+    if _OTHER_DATE_CALL.search(text) and _DATE_MACRO not in text:  # of a format that is computed
+        shown = "".join(f" | replace('%{code}', '{date.strftime(f'%{code}')}')" for code in _DATE_CODES)
+        defaults = f"{{%- {_DATE_MACRO} -%}}{{{{- format{shown} -}}}}{{%- endmacro -%}}"
     for name, value in variables.items():
         literal = "none" if value is None else json.dumps(value, ensure_ascii=False)
         if name != DATE:
@@ -127,7 +133,8 @@ class ChatTemplate(Template):
             if last:
                 self._check_shown(messages[:n], tools, before)
             pairs = [*pairs, (before[len(written) :], response)] if before.startswith(written) else [(before, response)]
-            written = before + response + (self.end or "")
+            # Where no token closes an answer, the template does not render the end-of-text that one is learnt with.
+            written = before + response + (self.end or self.tokenizer.end)
         return pairs
 
     def renderings(self, example: Example) -> list[tuple[Example, list[tuple[str, str]]]]:

@@ -233,6 +233,40 @@ def test_the_date_of_a_template_is_fixed(llama_directory: Path) -> None:
         with_chat(tokenizer, {"date": "today"})
 
 
+@pytest.mark.parametrize("call", [
+    "strftime_now(format='%d %b %Y')", "strftime_now ( \"%d %b %Y\" )", "strftime_now('%d' ~ ' %b %Y')",
+    "[strftime_now][0](['%d', '%b %Y'] | join(' '))",
+])  # fmt: skip
+def test_the_date_of_a_computed_format_is_fixed_too(llama_directory: Path, tmp_path: Path, call: str) -> None:
+    tokenizer = load_tokenizer(str(llama_directory))
+    tokenizer.hf.chat_template = KEEPS.replace(
+        "{{ '<s>' }}", f"{{% if strftime_now is defined %}}{{{{ '<s>' ~ {call} }}}}{{% endif %}}"
+    )
+    _, template = with_chat(tokenizer, {"date": "2026-01-02"})
+    assert template.prompt(Example("a", "b")).startswith("<s>02 Jan 2026<|user|>")
+    tokenizer.hf.save_pretrained(tmp_path)
+    again = with_chat(load_tokenizer(str(tmp_path)))[1]
+    assert again.text == template.text and again.prompt(Example("a", "b")).startswith("<s>02 Jan 2026<|user|>")
+
+
+def test_a_template_that_closes_no_answer_is_learnt_turn_by_turn(llama_directory: Path) -> None:
+    """Else the end-of-text of an earlier answer would be in prompts of training, and in none of transformers."""
+    tokenizer = load_tokenizer(str(llama_directory))
+    tokenizer.hf.chat_template = (
+        "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}\n{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    )
+    tokenizer, template = with_chat(tokenizer)
+    talk = Example("the dog", "and", history=(("the cat", "the dog"),))
+    encoded = [one for _, one in Encoder(template, tokenizer, 999).encode([talk])]
+    said = [text for pair in (*talk.history, ("the dog", "and")) for text in pair]
+    messages = [{"role": ("user", "assistant")[n % 2], "content": text} for n, text in enumerate(said)]
+    render = functools.partial(tokenizer.hf.apply_chat_template, return_dict=False)
+    assert [one.prompt_ids for one in encoded] == [render(messages[:n], add_generation_prompt=True) for n in (1, 3)]
+    assert [one.ids.tolist() for one in encoded] == [[*render(messages[:n]), tokenizer.eot_id] for n in (2, 4)]
+    assert template.prompt_ids(replace(talk, output=""), tokenizer) == encoded[1].prompt_ids
+
+
 def test_one_of_several_templates_is_chosen_by_name(llama_directory: Path) -> None:
     def made(variant: str | None) -> Any:
         tokenizer = load_tokenizer(str(llama_directory))
