@@ -121,7 +121,8 @@ class OwnModel:
         self.encoder = Encoder(template, tokenizer, model.config.context_length)
 
     def encoded(self, record: Mapping[str, Any]) -> list[int]:
-        (_, example) = next(self.encoder.encode([Example.from_record(record)]))
+        # A turn that is trained on by itself is the last of those that its conversation is trained on in.
+        *_, (_, example) = self.encoder.encode([Example.from_record(record)])
         return example.ids[:MAX_TOKENS].tolist()
 
     def chat_ids(self, chat: Sequence[Mapping[str, str]]) -> list[int]:

@@ -28,6 +28,7 @@ from instruct_lit.exporters.verification import (
     verify_bundle,
 )
 from instruct_lit.hf.adapters import Adapter
+from instruct_lit.hf.chat_template import with_chat
 from instruct_lit.hf.files import load_hf
 from instruct_lit.hf.model import HFModel
 from instruct_lit.hf.source import HFSource
@@ -76,6 +77,21 @@ def test_a_sound_bundle(written: tuple[Path, CausalLM, Tokenizer]) -> None:
     reference = reference_of(model, tokenizer, OWN, EXAMPLES)
     assert len(reference.losses) == 8 and len(reference.answers) == len(reference.prompts) == len(reference.chats) == 4
     assert problems(folder, reference) == {}
+
+
+def test_a_template_that_rewrites_earlier_turns(llama_directory: Path, tmp_path: Path) -> None:
+    """As Qwen 3's: every turn is an example in a text of its own, whose record is that of the conversation up to it."""
+    model, tokenizer = load_hf(str(llama_directory)).eval(), load_tokenizer(str(llama_directory))
+    tokenizer.hf.chat_template = (
+        "{% for m in messages %}<|{{ m.role }}|>{% if loop.last and m.role == 'assistant' %}the {% endif %}"
+        "{{ m.content }}<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    )
+    tokenizer, rewriting = with_chat(tokenizer)
+    talk = Example("and the cat", "word", history=(("the dog", "a cat"),))
+    reference = reference_of(model, tokenizer, rewriting, [talk])
+    assert [len(record.get("history", ())) for record in reference.records] == [0, 1]
+    save_bundle(tmp_path / "bundle", model, tokenizer, rewriting, GREEDY, {})
+    assert problems(tmp_path / "bundle", reference) == {}
 
 
 @pytest.mark.parametrize("written", ["gpt2", pytest.param("llama", marks=pytest.mark.slow)], indirect=True)
