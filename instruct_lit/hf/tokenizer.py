@@ -100,8 +100,9 @@ class HFTokenizer:
         return type(self)(self.hf) if self.markup else self
 
     def token_bytes(self, token_id: int) -> bytes:
-        """The bytes of one token; of a special token those of its name."""
-        return self._bytes_of(token_id, self.hf.convert_ids_to_tokens(token_id))
+        """The bytes of one token; of a special token those of its name, none of a row that pads the vocabulary."""
+        token = self.hf.convert_ids_to_tokens(token_id)
+        return self._bytes_of(token_id, token) if token is not None else b""
 
     def _bytes_of(self, token_id: int, token: str) -> bytes:
         if token_id in self._added:

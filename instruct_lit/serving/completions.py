@@ -71,6 +71,8 @@ class CompletionService:
     ) -> None:
         self.chat_model, self.defaults, self.timeout_s, self.metrics = chat_model, defaults, timeout_s, metrics
         self.scheduler = Scheduler(engine, max_waiting, self.on_finished)
+        # The ids before a text, which a model's own chat template writes itself.
+        self.text_start = list(chat_model.tokenizer.without_markup().prompt_start)
         self.started_at = int(time.time())
 
     def model(self) -> dict[str, Any]:
@@ -138,7 +140,9 @@ class CompletionService:
         settings, tokenizer, limit = self.settings(body), self.chat_model.tokenizer, self.chat_model.context_length
         prompts = []
         for text in texts:
-            ids = [*tokenizer.prompt_start, *tokenizer.encode(text)] if isinstance(text, str) else text
+            ids = tokenizer.encode(text) if isinstance(text, str) else text
+            if isinstance(text, str) and ids[: len(self.text_start)] != self.text_start:
+                ids = [*self.text_start, *ids]
             ids = ids or [tokenizer.eot_id]  # the beginning of a text
             n = max(1, min(self.defaults.max_new_tokens, limit - len(ids))) if n_new is None else n_new
             if len(ids) + n > limit:

@@ -138,6 +138,7 @@ def test_bytes_of_tokens_add_up(plain: HFTokenizer) -> None:
         assert plain.n_bytes_of[ids].sum() == len(text.encode())
         assert b"".join(plain.token_bytes(i) for i in ids) == text.encode()
     assert plain.n_bytes_of[plain.eot_id] == 0
+    assert plain.token_bytes(plain.n_vocab + 7) == b""  # a row of the embedding that pads the vocabulary
 
 
 def test_the_added_tokens_are_asked_for_once(plain: HFTokenizer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,11 +9,14 @@ import torch
 from instruct_lit.core.bundle import open_model, save_bundle
 from instruct_lit.core.data.example import Example
 from instruct_lit.core.data.tokenizer import GPT2Tokenizer
+from instruct_lit.core.generation.engine import Engine
 from instruct_lit.core.generation.sampling import SamplingSettings
 from instruct_lit.core.model.pretrained import load_gpt
 from instruct_lit.hf.adapters import Adapter
 from instruct_lit.hf.source import HFSource
 from instruct_lit.serving.chat_model import ChatModel, open_chat_models, shown_name
+from instruct_lit.serving.completions import CompletionService
+from instruct_lit.serving.protocol import ChatBody, CompletionBody, Message
 from tests.serving.conftest import ALPACA, greedy, tiny_chat_model
 
 GENERATION = {**vars(SamplingSettings()), "stop": []}
@@ -52,3 +55,18 @@ def test_adapters_on_one_base_share_its_weights_and_answer_as_alone(tmp_path: Pa
 def test_a_folders_name_is_shown_in_one_line_of_plain_characters() -> None:
     assert shown_name("2026-01-01 ünï [x]") == "2026-01-01 ünï [x]"
     assert shown_name("a\n\tb \x1b[2J\udcff") == "a b \\x1b[2J?"
+
+
+def test_texts_to_be_continued_begin_as_the_tokenizer_begins_a_text(llama_directory: Path) -> None:
+    """Which a model's own chat template writes itself, so that its prompts have it once."""
+    (chat_model,) = open_chat_models([str(llama_directory)], None, "cpu")
+    assert chat_model.tokenizer.prompt_start == ()
+    service = CompletionService(chat_model, Engine(chat_model.model, chat_model.tokenizer), SamplingSettings())
+    hf = chat_model.tokenizer.hf
+    for text in ("the cat", "<s>the cat"):
+        body = CompletionBody(model=chat_model.name, prompt=text)
+        assert [ids for ids, _ in service.prompts(body)] == [hf("the cat")["input_ids"]]
+    messages = [{"role": "user", "content": "the cat"}]
+    chat = ChatBody(model=chat_model.name, messages=[Message(**message) for message in messages])
+    rendered = hf.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    assert [ids for ids, _ in service.prompts(chat)] == [rendered]
