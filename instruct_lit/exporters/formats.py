@@ -11,11 +11,12 @@ from typing import Any
 import torch
 
 from instruct_lit.core.bundle import OpenedModel, open_model, save_bundle
+from instruct_lit.core.data.template import CHAT
 from instruct_lit.core.data.tokenizer import GPT2Tokenizer
 from instruct_lit.core.generation.sampling import SamplingSettings
 from instruct_lit.core.model.gpt import GPT
 from instruct_lit.core.model.pretrained import DTYPES
-from instruct_lit.errors import ConfigError
+from instruct_lit.errors import ConfigError, TemplateError
 from instruct_lit.exporters.gguf import write_gguf, write_gguf_adapter
 from instruct_lit.exporters.llama_cpp import K_QUANTS, check_programs, convert, convert_adapter, quantize
 from instruct_lit.exporters.model_card import published
@@ -88,7 +89,8 @@ def to_adapter(opened: OpenedModel, folder: Path, base: str | None) -> str:
 def to_gguf(opened: OpenedModel, folder: Path, name: str, precision: str, llama_cpp: str | None = None) -> None:
     """Write one file for llama.cpp, and the Modelfile that makes it an Ollama model.
 
-    GPT-2 is written here, another model by llama.cpp's converter; `llama_cpp` names a checkout.
+    A model's own chat template that a Modelfile cannot express is in the file alone, which is reported. GPT-2 is
+    written here, another model by llama.cpp's converter; `llama_cpp` names a checkout.
     """
     model, tokenizer, template = opened.model, opened.tokenizer, opened.template
     check_programs(precision, not isinstance(model, GPT), llama_cpp)
@@ -97,7 +99,14 @@ def to_gguf(opened: OpenedModel, folder: Path, name: str, precision: str, llama_
         # What the tokenizer puts before every text, llama.cpp does as well.
         start = tokenizer.hf.decode(list(HFTokenizer(tokenizer.hf).prompt_start))
         ends = {"end": tokenizer.end, "start": start}
-    text = modelfile(weights, template, opened.generation, model.config.context_length, **ends)
+    text = None
+    try:
+        text = modelfile(weights, template, opened.generation, model.config.context_length, **ends)
+    except TemplateError as error:
+        if template.name != CHAT:
+            raise
+        reason = str(error).partition(";")[0]
+        print(f"no Modelfile is written ({reason}); llama.cpp uses the chat template in the file", flush=True)
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".gguf.", dir=folder) as place:
         file, kind = folder / weights, precision
@@ -110,7 +119,8 @@ def to_gguf(opened: OpenedModel, folder: Path, name: str, precision: str, llama_
             convert(Path(place) / "hf", file, kind, name, llama_cpp)
         if precision in K_QUANTS:
             quantize(file, folder / weights, precision, llama_cpp)
-    (folder / "Modelfile").write_text(text, encoding="utf-8")
+    if text is not None:
+        (folder / "Modelfile").write_text(text, encoding="utf-8")
 
 
 def to_gguf_adapter(opened: OpenedModel, folder: Path, name: str, precision: str, llama_cpp: str | None = None) -> None:
@@ -132,8 +142,8 @@ def to_gguf_adapter(opened: OpenedModel, folder: Path, name: str, precision: str
             (Path(place) / CONFIG).write_text(json.dumps({**config, "lora_alpha": alpha}))
             base.model.hf.config.save_pretrained(Path(place) / "base")
             convert_adapter(Path(place), Path(place) / "base", file, llama_cpp)
-    text = (folder / "Modelfile").read_text(encoding="utf-8")
-    (folder / "Modelfile").write_text(text.replace("\n", f"\nADAPTER ./{ADAPTER}\n", 1), encoding="utf-8")
+    if (file := folder / "Modelfile").is_file():
+        file.write_text(file.read_text(encoding="utf-8").replace("\n", f"\nADAPTER ./{ADAPTER}\n", 1), encoding="utf-8")
 
 
 def _adapter_config(opened: OpenedModel) -> dict[str, Any]:

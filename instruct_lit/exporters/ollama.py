@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ def modelfile(
 def _conversation(template: Template, end: str, start: str) -> str:
     """The template in Go's text/template over `.Messages`, as `chat_template_export.chat_template` in Jinja."""
     has_tools = template.has_tools and template.name != CHAT  # whose calls have a form of their own
-    systems = ("", _SYSTEM) if template.has_system else ("",)
+    systems = ("", _SYSTEM) if _takes_system(template) else ("",)
     firsts = [
         [_prompt(template, system, start=start, tools=tools) for system in systems]
         for tools in ((False, True) if has_tools else (False,))
@@ -72,8 +73,22 @@ def _conversation(template: Template, end: str, start: str) -> str:
     source = "".join(map(str.strip, lines)).replace("\\n", "\n")
     return text_environment().overlay(**_DELIMITERS).from_string(source).render(
         has_turns=template.has_turns, has_tools=has_tools, firsts=firsts, later=later, before=before, after=after,
-        closings=[_literal(suffix if suffix.endswith(end) else suffix + end) for suffix in suffixes],
+        # The prompt behind a turn that the template rewrites closes it.
+        closings=["" if _rewrites(template) else _literal(suffix if suffix.endswith(end) else suffix + end)
+                  for suffix in suffixes],
     )  # fmt: skip
+
+
+def _takes_system(template: Template) -> bool:
+    """Whether a system prompt has a place; a model's own template may reject one."""
+    with suppress(TemplateError):
+        return template.has_system and bool(template.turns(Example("a", _ANSWER, system=_SYSTEM)))
+    return False
+
+
+def _rewrites(template: Template) -> bool:
+    """Whether a model's own template renders an earlier turn otherwise than it was written (Qwen 3's)."""
+    return template.has_turns and len(template.turns(Example("a", _ANSWER, history=(("question", "answer"),)))) == 1
 
 
 def _turn(
@@ -83,7 +98,12 @@ def _turn(
     history = (("question", "answer"),) if later else ()
     example = Example(instruction, _ANSWER, system=system, history=history, tools=tools)
     prompt, response = template.turns(example)[-1]
-    return prompt, response.removeprefix(_ANSWER)
+    if later and _rewrites(template):  # the prompt is the whole conversation
+        earlier = template.turns(Example("question", _ANSWER))[0][0] + "answer"
+        if not prompt.startswith(earlier):
+            raise TemplateError(f"template {template.name!r}: a Modelfile supports no earlier answers that are changed")
+        prompt = prompt.removeprefix(earlier)
+    return prompt, response.partition(_ANSWER)[2]
 
 
 def _prompt(template: Template, system: str, later: bool = False, start: str = "", tools: bool = False) -> str:

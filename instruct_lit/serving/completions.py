@@ -124,8 +124,8 @@ class CompletionService:
                 example = example_of_chat(template, body, reading.has_tools)
             else:
                 example = example_of(template, [(m.role, text_of(m)) for m in body.messages], body.input)
-            ids = self.chat_model.encoder.prompt_ids(example)
-            texts: list[Any] = [[*ids, *self.chat_model.tokenizer.encode(reading.prefix, ids)]]
+            asked = self.chat_model.encoder.prompt_ids(example)
+            texts: list[Any] = [[*asked, *self.chat_model.tokenizer.encode(reading.prefix, asked)]]
             n_new = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
             stops = self.chat_model.stops
         else:
@@ -138,7 +138,7 @@ class CompletionService:
             if n_requests > open_limit:  # checked first: a body of a megabyte can request millions
                 raise DataError(f"prompt: {n_requests} responses requested at once; at most {open_limit} can be open")
         settings, tokenizer, limit = self.settings(body), self.chat_model.tokenizer, self.chat_model.context_length
-        prompts = []
+        prompts: list[tuple[Sequence[int], SamplingSettings]] = []
         for text in texts:
             ids = tokenizer.encode(text) if isinstance(text, str) else text
             if isinstance(text, str) and ids[: len(self.text_start)] != self.text_start:

@@ -126,6 +126,59 @@ def ours(template: Template, said: list[tuple[str, str]]) -> str:
     return "".join(prompt + response + EOT for prompt, response in turns[:-1]) + turns[-1][0] + begun
 
 
+def chat(folder: Path, text: str) -> Template:
+    from instruct_lit.hf.chat_template import with_chat
+    from instruct_lit.hf.tokenizer import load_tokenizer
+
+    tokenizer = load_tokenizer(str(folder))
+    tokenizer.hf.chat_template = text
+    return with_chat(tokenizer)[1]
+
+
+TURN = "<|{{ m.role }}|>{{ m.content }}<|end|>"
+THINKS = (
+    "<|{{ m.role }}|>{% if loop.last and m.role == 'assistant' %}<think>\n</think>{% endif %}{{ m.content }}<|end|>"
+)
+HEADER = "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+TO_GO = (
+    '{{ $first := true }}{{ range $i, $_ := .Messages }}{{ if eq .Role "user" }}FIRST{{ else if eq .Role "assistant" }}'
+    "{{ .Content }}{{ if gt (len (slice $.Messages $i)) 1 }}CLOSING{{ end }}{{ $first = false }}{{ end }}{{ end }}"
+)
+QUESTION = "<|user|>{{ .Content }}<|end|><|assistant|>"
+ASKED = f"{{{{ if $.System }}}}<|system|>{{{{ $.System }}}}<|end|>{QUESTION}{{{{ else }}}}{QUESTION}{{{{ end }}}}"
+
+
+@pytest.mark.parametrize(
+    ("turn", "before", "first", "closing"),
+    [
+        (TURN, "", f"{{{{ if $first }}}}{ASKED}{{{{ else }}}}{QUESTION}{{{{ end }}}}", "<|end|>"),
+        # The prompt behind an earlier turn that is rewritten begins with what closes that turn.
+        (THINKS, "", f"{{{{ if $first }}}}{ASKED}{{{{ else }}}}<|end|>{QUESTION}{{{{ end }}}}", ""),
+        (
+            TURN,
+            "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}",
+            QUESTION,
+            "<|end|>",
+        ),
+    ],
+)
+def test_a_models_own_template(llama_directory: Path, turn: str, before: str, first: str, closing: str) -> None:
+    template = chat(llama_directory, f"{before}{{% for m in messages %}}{turn}{{% endfor %}}{HEADER}")
+    match = re.search(
+        r'^TEMPLATE """(.*?)"""$(.*)', modelfile("m", template, {}, 64, "<|end|>"), re.DOTALL | re.MULTILINE
+    )
+    assert match is not None
+    assert match[1] == TO_GO.replace("FIRST", first).replace("CLOSING", closing)
+    assert re.findall("PARAMETER stop (.*)", match[2]) == ['"<|end|>"']
+
+
+def test_earlier_answers_that_are_changed_are_refused(llama_directory: Path) -> None:
+    shout = "<|{{ m.role }}|>{{ m.content if loop.last or m.role == 'user' else m.content | upper }}<|end|>"
+    template = chat(llama_directory, f"{{% for m in messages %}}{shout}{{% endfor %}}{HEADER}")
+    with pytest.raises(TemplateError, match="'chat': a Modelfile supports no earlier answers that are changed"):
+        modelfile("m", template, {}, 64, "<|end|>")
+
+
 def test_settings_and_stops() -> None:
     template = Template("t", "{{ instruction }}\n{{ response }}<|end|>\n")
     settings = {"max_new_tokens": 7, "temperature": 0.5, "top_k": None, "top_p": 0.9, "repetition_penalty": 1.1}
