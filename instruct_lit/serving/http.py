@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 LARGE_BYTES = 32_768  # a longer body waits for other long ones, not a short one for it
 PATHS = ("/v1/models", "/v1/chat/completions", "/v1/completions", "/health", "/metrics")
 _AUTHORITY = re.compile(r"(?:\[([0-9a-f:.]+)\]|([^\s:@/\[\]]+))(?::\d+)?")
+_A_TYPE = re.compile(r"(?:str|int|float|bool|none)$|.*\[|[A-Z]")  # in the place of an error: that a value may have
 # The page may use its own server and what is written in it, nothing from elsewhere.
 PAGE_POLICY = (
     "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'self'; form-action 'self'; "
@@ -94,8 +95,8 @@ def make_app(
             body: Body = adapter.validate_json(raw)
         except ValidationError as error:
             first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-            field, *inside = first["loc"][:2] or (None,)  # such as messages, 3
-            param = ".".join([str(field), *(str(part) for part in inside if type(part) is int)]) if field else None
+            field, *inside = map(str, first["loc"] or ("",))  # such as messages, 3, content, str
+            param = ".".join([field, *(part for part in inside if not _A_TYPE.match(part))])[:100] or None
             raise ApiError(400, f"{param or 'body'}: {first['msg']}", param=param) from error
         return service.prepare(body)
 

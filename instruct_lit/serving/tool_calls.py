@@ -168,7 +168,7 @@ def _turn(message: Message, where: str) -> dict[str, Any]:
     turn |= {"reasoning_content": message.reasoning_content} if message.reasoning_content else {}
     if message.tool_calls:
         try:
-            calls = [(call.id, call.function.name, json.loads(call.function.arguments)) for call in message.tool_calls]
+            calls = [(c.id, c.function.name, json.loads(c.function.arguments or "{}")) for c in message.tool_calls]
         except (ValueError, RecursionError) as error:
             raise DataError(f"{where}.tool_calls: invalid JSON in arguments ({error})") from error
         turn["tool_calls"] = [

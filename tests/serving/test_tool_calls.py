@@ -16,6 +16,8 @@ from instruct_lit.core.data.template import Template
 from instruct_lit.core.generation.engine import Engine
 from instruct_lit.core.generation.request import Hook
 from instruct_lit.core.generation.sampling import SamplingSettings
+from instruct_lit.serving.protocol import CalledFunction, ChatBody, Message, ToolCall
+from instruct_lit.serving.tool_calls import example_of_chat
 from tests.serving.conftest import CHAT, run_in_thread, tiny_chat_model
 
 openai = pytest.importorskip("openai")
@@ -173,3 +175,14 @@ def test_a_template_whose_calls_cannot_be_read_back_is_refused_by_name(start: Ca
         openai.BadRequestError, match=r"tools=\[.*: not supported by this server; template 'turns': no {{ t"
     ):
         client.chat.completions.create(model="tiny", messages=[USER], tools=[TOOL])
+
+
+def test_a_call_without_arguments_may_have_an_empty_text() -> None:
+    call = ToolCall(function=CalledFunction(name="now", arguments=""))
+    said = [
+        Message(role="user", content="a"),
+        Message(role="assistant", tool_calls=[call]),
+        Message(role="tool", content="1"),
+    ]
+    *_, called, _, _ = example_of_chat(CHAT, ChatBody(model="tiny", messages=said), False).messages
+    assert called["tool_calls"][0]["function"] == {"name": "now", "arguments": {}}
