@@ -96,12 +96,10 @@ def save_bundle(
         kind = _write_model(new, parts, defaults, None if write_adapter else dtype or model.base_dtype)
         next_turn = template.next_turn and template.next_turn.text
         own = {
-            "version": __version__,
-            "kind": kind,
-            "markup": bool(getattr(tokenizer, "markup", False)),
+            "version": __version__, "kind": kind, "markup": bool(getattr(tokenizer, "markup", False)),
             "template": {"name": template.name, "text": template.text, "next_turn": next_turn},
             "generation": dict(generation),
-        }
+        }  # fmt: skip
         _write_json(new / OURS, {**own, **about})
         for file in new.iterdir():  # safetensors gives others no access
             file.chmod((new / OURS).stat().st_mode)

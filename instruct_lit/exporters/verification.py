@@ -82,7 +82,7 @@ def reference_of(
     kept = [n for n, mask in enumerate(masks) if any(mask[1:]) and mask.index(True) > 0]
     ids, masks, records = ([values[n] for n in kept] for values in (ids, masks, [e.as_record() for e, _ in encoded]))
     chats = [chat_of(record) for record in records[:N_ANSWERS] if _is_plain(tokenizer, record)]
-    ends = [tokenizer.eot_id, *_other_ends(model)]
+    ends = [tokenizer.eot_id, *model.end_ids]
     chat_ids, longest = [own.chat_ids(chat) for chat in chats], model.config.context_length
     reference = Reference(records, ids, masks, [], [], chats, chat_ids, ends, longest)
     with on_device(model, best_device()):
@@ -105,12 +105,6 @@ def _is_plain(tokenizer: Tokenizer, record: Mapping[str, Any]) -> bool:
     """Whether no user's text names a special token, which chat templates of others leave unprotected."""
     special = getattr(tokenizer, "special_tokens", None)
     return special is None or not any(special.find(turn["content"]) for turn in chat_of(record))
-
-
-def _other_ends(model: CausalLM) -> list[int]:
-    """The tokens besides our end-of-text that end an answer in transformers."""
-    ends = getattr(getattr(getattr(model, "hf", None), "generation_config", None), "eos_token_id", None)
-    return list(ends) if isinstance(ends, list) else [ends] if ends is not None else []
 
 
 class OwnModel:

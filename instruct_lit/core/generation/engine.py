@@ -233,7 +233,8 @@ class Engine:
 
     def _extend(self, requests: list[Request], tokens: list[list[int]]) -> list[Request]:
         # From the last row on: a finished row is not moved into the place of another.
-        for request, new in reversed(list(zip(requests, tokens, strict=True))):
+        for request, chosen in reversed(list(zip(requests, tokens, strict=True))):
+            new = [self.tokenizer.eot_id if token in self.model.end_ids else token for token in chosen]
             if (reason := request.extend(new, self.tokenizer, self.context_length)) is not None:
                 self._finish(request, reason)
         return requests

@@ -33,6 +33,7 @@ class CausalLM(nn.Module):
     no_layouts: str | None = None  # why longer texts need causal rows
     logit_cap: float | None = None  # of `capped`
     base_dtype: torch.dtype = torch.float32  # of the weights that it was built from
+    end_ids: frozenset[int] = frozenset()  # tokens that end an answer besides the tokenizer's end-of-text
 
     @property
     @abstractmethod
