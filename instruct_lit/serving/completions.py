@@ -120,7 +120,7 @@ class CompletionService:
         """
         if isinstance(body, ChatBody):
             template, reading = self.chat_model.template, reading_of(body, self.chat_model.template)
-            if reading.has_tools or is_rich(body.messages):
+            if reading.has_tools or is_rich(body.messages, template):
                 example = example_of_chat(template, body, reading.has_tools)
             else:
                 example = example_of(template, [(m.role, text_of(m)) for m in body.messages], body.input)

@@ -9,7 +9,7 @@ from functools import cache
 from typing import Any
 
 from instruct_lit.core.data.example import Example, listed
-from instruct_lit.core.data.template import Template
+from instruct_lit.core.data.template import CHAT, Template
 from instruct_lit.errors import DataError, InstructLitError
 from instruct_lit.evaluation.answer_parts import CALL, OPEN, Parts, parts_of
 from instruct_lit.serving.protocol import ApiError, ChatBody, Message
@@ -18,6 +18,7 @@ _FOLLOWING = {  # roles that may follow
     "start": ("user",), "user": ("assistant",), "assistant": ("user",), "call": ("tool", "user"),
     "tool": ("tool", "assistant", "user"),
 }  # fmt: skip
+SYSTEM = ("system", "developer")
 _PROBE = {"name": "look_up", "arguments": {"word": "a"}}
 
 
@@ -131,8 +132,11 @@ def example_of_chat(template: Template, body: ChatBody, with_tools: bool) -> Exa
     if body.input:
         raise DataError("input: not supported in a chat with tools, calls or thoughts; write it into the message")
     turns, before = [], "start"
+    in_place = template.name == CHAT  # a model's own template says where a system message may stand
     for n, message in enumerate(body.messages):
-        if message.role not in ("system", "developer"):
+        if message.role in SYSTEM:
+            turns += [{"role": "system", "content": text}] if in_place and (text := text_of(message)) else []
+        else:
             if message.role not in _FOLLOWING[before]:
                 raise DataError(
                     f"messages.{n}: {message.role} may not follow {before}; allowed are {listed(_FOLLOWING[before])}"
@@ -141,7 +145,7 @@ def example_of_chat(template: Template, body: ChatBody, with_tools: bool) -> Exa
             turns.append(_turn(message, f"messages.{n}"))
     if before not in ("user", "tool"):
         raise DataError(f"messages: the last must be the user's or a tool's, not of {before}")
-    system = "\n\n".join(text_of(m) for m in body.messages if m.role in ("system", "developer"))
+    system = "" if in_place else "\n\n".join(text_of(m) for m in body.messages if m.role in SYSTEM)
     first = [{"role": "system", "content": system}] if system and template.has_system else []
     n_answers = sum(turn["role"] == "assistant" for turn in turns)
     messages = (*first, *turns, {"role": "assistant", "content": ""})
@@ -151,8 +155,10 @@ def example_of_chat(template: Template, body: ChatBody, with_tools: bool) -> Exa
     )
 
 
-def is_rich(messages: Sequence[Message]) -> bool:
-    """Whether a conversation has more than texts."""
+def is_rich(messages: Sequence[Message], template: Template) -> bool:
+    """Whether a conversation has more than texts, or for a model's own template system messages behind its first."""
+    if template.name == CHAT and any(message.role in SYSTEM for message in messages[1:]):
+        return True
     return any(message.role == "tool" or message.tool_calls or message.reasoning_content for message in messages)
 
 

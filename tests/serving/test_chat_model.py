@@ -2,6 +2,7 @@
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -66,7 +67,24 @@ def test_texts_to_be_continued_begin_as_the_tokenizer_begins_a_text(llama_direct
     for text in ("the cat", "<s>the cat"):
         body = CompletionBody(model=chat_model.name, prompt=text)
         assert [ids for ids, _ in service.prompts(body)] == [hf("the cat")["input_ids"]]
-    messages = [{"role": "user", "content": "the cat"}]
-    chat = ChatBody(model=chat_model.name, messages=[Message(**message) for message in messages])
-    rendered = hf.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
-    assert [ids for ids, _ in service.prompts(chat)] == [rendered]
+    assert chat_prompt(service, [("user", "the cat")]) == rendered(hf, [("user", "the cat")])
+
+
+def chat_prompt(service: CompletionService, said: list[tuple[str, str]]) -> list[int]:
+    messages = [Message(role=role, content=text) for role, text in said]  # type: ignore[arg-type]
+    ((ids, _),) = service.prompts(ChatBody(model=service.chat_model.name, messages=messages))
+    return list(ids)
+
+
+def rendered(hf: Any, said: list[tuple[str, str]]) -> list[int]:
+    messages = [{"role": role, "content": text} for role, text in said]
+    return hf.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+
+
+def test_system_messages_stand_where_a_models_own_template_puts_them(llama_directory: Path) -> None:
+    (chat_model,) = open_chat_models([str(llama_directory)], None, "cpu")
+    service = CompletionService(chat_model, Engine(chat_model.model, chat_model.tokenizer), SamplingSettings())
+    begun = [("system", "the dog"), ("user", "the cat"), ("assistant", "the dog")]
+    for said in ([begun[0], *begun[:2]], [*begun, ("system", "a word"), ("user", "and")]):
+        assert chat_prompt(service, said) == rendered(chat_model.tokenizer.hf, said)
+    assert chat_prompt(service, [("system", ""), *begun[:2]]) == rendered(chat_model.tokenizer.hf, begun[:2])
