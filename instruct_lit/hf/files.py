@@ -59,11 +59,16 @@ def write_hf(
 
 def _generation_config(base: Any, tokenizer: HFTokenizer, generation: Mapping[str, Any]) -> Any:
     """Our generation defaults; the token that closes our responses ends generation, beside those of the base."""
-    ends = base.eos_token_id if isinstance(base.eos_token_id, list) else [base.eos_token_id]
-    ends = list(dict.fromkeys([tokenizer.eot_id, *(end for end in ends if end is not None)]))
+    ends = list(dict.fromkeys([tokenizer.eot_id, *_ends(base)]))
     return import_transformers().GenerationConfig(
         bos_token_id=base.bos_token_id, eos_token_id=ends, pad_token_id=tokenizer.eot_id, **generation
     )
+
+
+def _ends(generation_config: Any) -> list[int]:
+    """The tokens that end generation in transformers."""
+    ends = getattr(generation_config, "eos_token_id", None)
+    return list(ends) if isinstance(ends, list) else [ends] if ends is not None else []
 
 
 def _in_dtype(hf: Any, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -152,7 +157,7 @@ def load_hf(
         if pretrained:
             forget_quantization(hf)
     model = HFModel(hf, context_length, activation_checkpointing)
-    model.base_dtype = base_dtype
+    model.base_dtype, model.end_ids = base_dtype, frozenset(_ends(getattr(hf, "generation_config", None)))
     return model
 
 

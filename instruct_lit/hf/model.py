@@ -60,8 +60,6 @@ class HFModel(CausalLM):
         self._last: BlockForward | None = None  # of the last block if it can compute selected tokens only
         self.is_half = any(p.dtype == torch.bfloat16 for p in hf.parameters())
         text = hf.config.get_text_config(decoder=True)
-        ends = getattr(getattr(hf, "generation_config", None), "eos_token_id", None)
-        self.end_ids = frozenset(ends if isinstance(ends, list) else [ends] if ends is not None else [])
         self._scale = _logit_scale(text)
         self.logit_cap = next((getattr(text, name) for name in _LOGIT_CAPS if getattr(text, name, None)), None)
         if not isinstance(getattr(hf.get_output_embeddings(), "weight", None), Tensor):

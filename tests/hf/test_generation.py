@@ -121,13 +121,14 @@ def test_streaming_gives_the_same_text(llama_directory: Path, tokenizer: HFToken
     assert "".join(pieces_of(Engine(model, tokenizer), PROMPTS[1], settings)) == whole
 
 
-def test_the_models_other_ends_end_an_answer_too(llama_directory: Path, tokenizer: HFTokenizer) -> None:
+def test_the_models_other_ends_end_an_answer_too(llama_directory: Path, tokenizer: HFTokenizer, tmp_path: Path) -> None:
     """As in transformers: models of chats have several, `<|im_end|>` and `<|endoftext|>`, for example."""
     settings = SamplingSettings(max_new_tokens=8, temperature=0.0)
     (whole,) = Engine(llama(llama_directory), tokenizer).generate([PROMPTS[1]], settings)
     hf = load_hf(str(llama_directory)).hf
     hf.generation_config.eos_token_id = [tokenizer.eot_id, whole.ids[2]]
-    model = HFModel(hf).eval()
+    hf.save_pretrained(tmp_path)
+    model = load_hf(str(tmp_path)).eval()
     n_before = whole.ids.index(whole.ids[2])
     (cut,) = Engine(model, tokenizer).generate([PROMPTS[1]], settings)
     assert (cut.ids, cut.finish_reason, cut.has_eot) == (whole.ids[:n_before], "stop", True)
