@@ -70,15 +70,19 @@ class RemoteModel:
     def write(self, prompts: Sequence[str | Messages], settings: Sequence[SamplingSettings]) -> list[dict[str, Any]]:
         """The `text` and `finish_reason` of each response; prompts are messages with `chat`, otherwise texts.
 
-        Of the settings the server gets the limit, the temperature, `top_p` and the first `MAX_STOPS` stop texts.
+        The server gets the settings that are not the defaults, and the first `MAX_STOPS` stop texts. A response ends at
+        the first of all stop texts.
         """
         name = "messages" if self.chat else "prompt"
         bodies = []
         for prompt, own in zip(prompts, settings, strict=True):
             body = {"max_tokens": own.max_new_tokens, "temperature": own.temperature}
-            body |= {"top_p": own.top_p} if own.top_p is not None else {}
+            body |= {} if own.is_greedy else {"seed": own.seed}
+            given = {key: getattr(own, key) for key in ("top_p", "top_k", "repetition_penalty")}
+            body |= {key: value for key, value in given.items() if value != getattr(SamplingSettings, key)}
             bodies.append({name: prompt, **body, **({"stop": list(own.stop[:MAX_STOPS])} if own.stop else {})})
-        return self._ask(bodies)
+        cut = ((until(r["text"], own.stop), r) for r, own in zip(self._ask(bodies), settings, strict=True))
+        return [r if text == r["text"] else {**r, "text": text, "finish_reason": "stop"} for text, r in cut]
 
     def score(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, bool]]:
         """The log-likelihood of each continuation after its context, and whether it is the greedy one.
@@ -117,6 +121,11 @@ class RemoteModel:
         if refused is not None:
             raise JudgeError(f"endpoint.model={self.judge.endpoint.model}: a request was refused: {refused}")
         return [judgement.value for judgement in found]
+
+
+def until(text: str, stops: Sequence[str]) -> str:
+    """The text up to its first stop."""
+    return text[: min((place for stop in stops if (place := text.find(stop)) >= 0), default=len(text))]
 
 
 def messages_of(row: Mapping[str, Any]) -> Messages:

@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from instruct_lit.core.generation.responses import closing
@@ -70,6 +72,16 @@ def generation_settings(arguments: dict[str, Any], stop: Sequence[str] = ()) -> 
     )
 
 
+def seeded(prompts: Sequence[str], settings: Sequence[SamplingSettings]) -> list[SamplingSettings]:
+    """The settings, with a seed of its own for each repetition of a request (`repeats` of a task) that is sampled."""
+    seen: Counter[tuple[str, SamplingSettings]] = Counter()
+    found = []
+    for request in zip(prompts, settings, strict=True):
+        found.append(request[1] if request[1].is_greedy else replace(request[1], seed=seen[request]))
+        seen[request] += 1
+    return found
+
+
 def rolling_windows(ids: Sequence[int], first: int, context_length: int) -> list[tuple[list[int], list[int]]]:
     """Pairs of context and continuation that score each token of a long text once.
 
@@ -102,6 +114,11 @@ def harness_model(model: EvaluatedModel) -> TemplateLM:
         def eot_token_id(self) -> int:
             return model.tokenizer.eot_id
 
+        @property
+        def prefix_token_id(self) -> int:
+            start = getattr(getattr(model.tokenizer, "hf", None), "bos_token_id", None)
+            return model.tokenizer.eot_id if start is None else start
+
         def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
             start = model.tokenizer.prompt_start if add_special_tokens is not False else ()
             return [*start, *model.encode(string)]
@@ -117,7 +134,12 @@ def harness_model(model: EvaluatedModel) -> TemplateLM:
             return {"model_num_parameters": model.model.n_parameters, "model_dtype": dtype}
 
         def _loglikelihood_tokens(self, requests: Any, **kwargs: Any) -> list[tuple[float, bool]]:
-            scores = model.score([texts for texts, _, _ in requests], [(c, t) for _, c, t in requests])
+            # Of white space alone the harness makes an empty context, and of a merged token an empty continuation.
+            pairs = [
+                (context or [self.prefix_token_id], target or self.tok_encode(texts[1], add_special_tokens=False))
+                for texts, context, target in requests
+            ]
+            scores = model.score([texts for texts, _, _ in requests], pairs)
             return [(score.log_likelihood, score.is_greedy) for score in scores]
 
         def loglikelihood(self, requests: Any, disable_tqdm: bool = False) -> list[tuple[float, bool]]:
@@ -133,6 +155,7 @@ def harness_model(model: EvaluatedModel) -> TemplateLM:
         def generate_until(self, requests: Any, disable_tqdm: bool = False) -> list[str]:
             prompts = [request.args[0] for request in requests]
             settings = [generation_settings(request.args[1], closing(model.template)) for request in requests]
+            settings = seeded(prompts, settings)
             model.expect(len(prompts))
             return model.write(prompts, settings)
 

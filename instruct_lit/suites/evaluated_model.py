@@ -14,9 +14,11 @@ from instruct_lit.core.generation.engine import DECODE_LOOPS, Engine
 from instruct_lit.core.generation.sampling import SamplingSettings
 from instruct_lit.core.model.causal import CausalLM
 from instruct_lit.evaluation.answer_cache import AnswerCache
+from instruct_lit.evaluation.remote_model import until
 from instruct_lit.evaluation.vllm_engine import VLLMEngine
 from instruct_lit.hf.tokenizer import HFTokenizer
 from instruct_lit.suites.scoring import Pair, Score, log_likelihoods
+from instruct_lit.suites.suite import BenchmarkError
 
 
 @dataclass
@@ -47,19 +49,31 @@ class EvaluatedModel:
         self.engine = Engine(self.model, self.tokenizer, self.max_rows, make_loops=loops)
 
     def render(self, messages: Sequence[dict[str, str]]) -> str:
-        """The prompt of a conversation as the bundle's chat template renders it; an assistant message follows it."""
-        user = next((m["content"] for m in reversed(messages) if m["role"] == "user"), "")
+        """The prompt of a conversation as the bundle's chat template renders it; an assistant message follows it.
+
+        A system message, the description of a task, is left out where the template has no place for it, as by `HFLM`.
+        """
+        said = {m["role"]: m["content"] for m in messages}
+        system = said.get("system", "") if self.template.has_system else ""
         begun = messages[-1]["content"] if messages[-1]["role"] == "assistant" else ""
-        return self.template.prompt(Example(user, "")) + begun
+        return self.template.prompt(Example(said.get("user", ""), "", system=system)) + begun
 
     def score(self, texts: Sequence[Any], pairs: Sequence[Pair]) -> list[Score]:
-        """Scores of pairs, from the cache where it has them; `texts` are the keys."""
+        """Scores of pairs, from the cache where it has them; `texts` are the keys.
+
+        Raises: BenchmarkError for a continuation that is longer than the context.
+        """
+        longest = self.model.config.context_length
+        if (n_tokens := max((len(target) for _, target in pairs), default=0)) > longest:
+            raise BenchmarkError(
+                f"suite.tasks: a choice has {n_tokens} tokens, the model's context {longest}; leave its task out"
+            )
         self.expect(len(pairs))
         cached = {i: self.cache.get("score", text) for i, text in enumerate(texts)}
         found = {i: Score(*old) for i, old in cached.items() if old is not None}
         self._advance(len(found))
         missing = [i for i in range(len(pairs)) if i not in found]
-        self.n_cut += sum(len(c) + len(t) > self.model.config.context_length + 1 for c, t in pairs)
+        self.n_cut += sum(len(c) + len(t) > longest + 1 for c, t in pairs)
 
         def keep(new: dict[int, Score]) -> None:
             self.cache.add(
@@ -93,7 +107,8 @@ class EvaluatedModel:
             self.cache.add([(requests[i], found[i])])
             self._advance(1)
 
-        engine.generate([fitted[i][0] for i in waiting], [fitted[i][1] for i in waiting], on_finished=keep)
+        each = [fitted[i][1].of_prompt(fitted[i][0]) for i in waiting]
+        engine.generate([fitted[i][0] for i in waiting], each, on_finished=keep)
         return [found[i] for i in range(len(prompts))]
 
     def fit(self, prompt: str | Sequence[int], settings: SamplingSettings) -> tuple[tuple[int, ...], SamplingSettings]:
@@ -123,8 +138,3 @@ class EvaluatedModel:
     def _advance(self, n: int) -> None:
         if self.bar is not None:
             self.bar.update(n)
-
-
-def until(text: str, stops: Sequence[str]) -> str:
-    """The text up to its first stop."""
-    return text[: min((place for stop in stops if (place := text.find(stop)) >= 0), default=len(text))]

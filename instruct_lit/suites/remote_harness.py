@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from instruct_lit.evaluation.remote_model import RemoteModel
-from instruct_lit.suites.compat_lm_eval import generation_settings
-from instruct_lit.suites.evaluated_model import until
+from instruct_lit.suites.compat_lm_eval import generation_settings, seeded
 from instruct_lit.suites.suite import BenchmarkError
 
 if TYPE_CHECKING:
@@ -52,9 +51,9 @@ def remote_model(model: RemoteModel) -> LM:
             raise NotImplementedError("refused by check_tasks")
 
         def generate_until(self, requests: Any, disable_tqdm: bool = False) -> list[str]:
-            settings = [generation_settings(request.args[1]) for request in requests]
-            prompts = [json.loads(r.args[0]) if model.chat else r.args[0] for r in requests]
-            replies = model.write(prompts, settings)
-            return [until(reply["text"], one.stop) for reply, one in zip(replies, settings, strict=True)]
+            texts = [request.args[0] for request in requests]
+            settings = seeded(texts, [generation_settings(request.args[1]) for request in requests])
+            prompts = [json.loads(text) if model.chat else text for text in texts]
+            return [reply["text"] for reply in model.write(prompts, settings)]
 
     return Remote()

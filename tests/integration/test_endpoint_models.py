@@ -9,6 +9,7 @@ import pytest
 from instruct_lit.config.check_commands import check_command
 from instruct_lit.core.data.template import Template
 from instruct_lit.core.data.tokenizer import GPT2Tokenizer
+from instruct_lit.core.generation.sampling import SamplingSettings
 from instruct_lit.core.model.gpt import GPT, GPTConfig
 from instruct_lit.errors import ConfigError, JudgeError
 from instruct_lit.evaluation.answer_cache import AnswerCache
@@ -103,6 +104,20 @@ def test_a_benchmark_of_our_own_server(url: str, command: Callable, shared_data:
     command("benchmark", "suite=squad", *common, "hydra.run.dir=written", cwd=tmp_path)
     written = json.loads((tmp_path / "written" / "benchmark.json").read_text())
     assert written["runs"][0]["template"] == "on" and written["runs"][0]["tasks"]["squad_v1"]["n"] == 2
+
+
+def test_sampling_reaches_the_server_and_all_stops_end_a_response(judge_server: Callable, tmp_path: Path) -> None:
+    server = judge_server(lambda n, body: f"one two three {body.get('seed')}")
+    model, prompt = remote(server.url, True, tmp_path / "cache.jsonl"), [{"role": "user", "content": "Count."}]
+    sampled = [SamplingSettings(9, 0.5, top_k=50, repetition_penalty=1.1, seed=seed) for seed in (1, 2, 1)]
+    replies = [reply["text"] for reply in model.write([prompt] * 3, sampled)]
+    assert replies == [f"one two three {seed}" for seed in (1, 2, 1)] and len(server.requests) == 2
+    first = server.requests[0]
+    assert (first["top_k"], first["repetition_penalty"], "top_p" in first) == (50, 1.1, False)
+    greedy = SamplingSettings(9, stop=("v", "w!", "x", "y", " three"))
+    (reply,) = model.write([prompt], [greedy])
+    assert (reply["text"], reply["finish_reason"]) == ("one two", "stop")
+    assert server.requests[-1]["stop"] == ["v", "w!", "x", "y"] and "seed" not in server.requests[-1]
 
 
 def test_messages_of_a_record() -> None:

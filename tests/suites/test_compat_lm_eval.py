@@ -7,8 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from instruct_lit.core.bundle import save_bundle
+from instruct_lit.core.data.template import Template
+from instruct_lit.core.data.tokenizer import GPT2Tokenizer
+from instruct_lit.core.generation.sampling import SamplingSettings
+from instruct_lit.core.model.gpt import GPT
 from instruct_lit.suites import compat_lm_eval as compat
 from instruct_lit.suites.evaluated_model import EvaluatedModel
+from instruct_lit.suites.suite import BenchmarkError
 
 pytest.importorskip("lm_eval")
 pytestmark = pytest.mark.filterwarnings("ignore")  # of the harness and what it imports
@@ -55,6 +61,48 @@ def test_settings_of_a_generation_task() -> None:
     assert (settings.max_new_tokens, settings.temperature, settings.stop) == (7, 0.0, ("\n", "###"))
     sampled = compat.generation_settings({"until": [], "do_sample": True, "temperature": 0.5, "top_p": 0.9})
     assert (sampled.max_new_tokens, sampled.temperature, sampled.top_p) == (compat.MAX_NEW_TOKENS, 0.5, 0.9)
+
+
+def test_the_description_of_a_task_is_the_system_prompt_as_in_the_bundle(tmp_path: Path, model: GPT) -> None:
+    transformers = pytest.importorskip("transformers")
+    template = Template("own", "{{ system or 'Answer.' }}\n\nQ: {{ instruction }}\nA: {{ response }}")
+    save_bundle(
+        tmp_path,
+        model,
+        GPT2Tokenizer(),
+        template,
+        {"max_new_tokens": 9, "temperature": 0.0, "top_k": None, "top_p": None, "repetition_penalty": 1.0},
+        {},
+    )
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    for described in ([{"role": "system", "content": "About anatomy."}], []):
+        messages = [*described, {"role": "user", "content": "Which bone?"}]
+        rendered = EvaluatedModel(model, GPT2Tokenizer(), template).render(messages)
+        assert rendered == theirs.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        assert rendered == f"{'About anatomy.' if described else 'Answer.'}\n\nQ: Which bone?\nA: "
+
+
+def test_each_repetition_of_a_sampled_request_has_its_own_seed() -> None:
+    """Otherwise a majority vote over 64 answers would be one over 64 times the same."""
+    sampled, greedy = SamplingSettings(temperature=0.2), SamplingSettings()
+    found = compat.seeded(["a", "a", "b", "a", "a"], [sampled, sampled, sampled, sampled, greedy])
+    assert [settings.seed for settings in found] == [0, 1, 0, 2, 0]
+
+
+def test_blank_contexts_and_merged_continuations_do_not_move_other_scores(evaluated: EvaluatedModel) -> None:
+    from lm_eval.api.instance import Instance
+
+    def scores(*pairs: tuple[str, str]) -> list[tuple[float, bool]]:
+        requests = [Instance("loglikelihood", {}, pair, i) for i, pair in enumerate(pairs)]
+        return compat.harness_model(evaluated).loglikelihood(requests)
+
+    alone = scores(("The cat", " sat")), scores(("", " x"))
+    together = scores((" ", "x"), ("The cat", " sat"), ("", " x"), ("In", "stead"))
+    assert together[0] == together[2] and together[:2] == [alone[1][0], alone[0][0]]
+    assert evaluated.tokenizer.encode("Instead") == [evaluated.tokenizer.encode("Instead")[0]]
+    assert together[3][0] < 0  # one token, which the context is a part of
+    with pytest.raises(BenchmarkError, match=r"suite.tasks: a choice has \d+ tokens, the model's context 512; leave"):
+        scores(("The cat", " sat" * 600))
 
 
 def test_each_token_of_a_long_text_is_scored_once() -> None:

@@ -77,7 +77,7 @@ def shorten(tasks: Tasks) -> None:
 @pytest.mark.parametrize(
     ("names", "template"),
     [
-        (["copa", "squad_v1"], True),
+        (["copa", "squad_v1", "mmlu_anatomy"], True),  # a description has no place in the template
         pytest.param(["mmlu_anatomy", "copa", "stsb", "record", "squad_v1", "triviaqa"], False, marks=pytest.mark.slow),
     ],
 )
@@ -138,3 +138,11 @@ def test_other_architectures_too(llama_directory: Path, hub: Path) -> None:
     )
     shorten(tasks)
     assert assert_equal(tasks, evaluated, theirs, False, n_shot=1, limit=2) == 32
+    from lm_eval.api.instance import Instance
+
+    requests = [Instance("loglikelihood", {}, ("", text), i) for i, text in enumerate(("The cat", "and the dog"))]
+    ours = harness_model(evaluated)
+    assert [a for a, _ in ours.loglikelihood(requests)] == pytest.approx([a for a, _ in theirs.loglikelihood(requests)])
+    rolling = [Instance("loglikelihood_rolling", {}, ("the cat and the dog",), 0)]
+    assert ours.loglikelihood_rolling(rolling) == pytest.approx(theirs.loglikelihood_rolling(rolling))
+    assert ours.prefix_token_id == theirs.prefix_token_id != ours.eot_token_id

@@ -40,7 +40,7 @@ def answer(
     waiting = [prompt for prompt in prompts if prompt not in found and len(prompt) < engine.context_length]
     for _ in range(len(prompts) - len(waiting)):
         on_answered()
-    engine.generate(waiting, settings, on_finished=finished)
+    engine.generate(waiting, [settings.of_prompt(prompt) for prompt in waiting], on_finished=finished)
     rows = []
     for (number, example, _), prompt in zip(examples, prompts, strict=True):
         response, reason = found.get(prompt, ("", "prompt_too_long"))
@@ -50,8 +50,7 @@ def answer(
 
 def closing(template: Template) -> tuple[str, ...]:
     """The text that the template puts after a response and that ends it, as stop texts."""
-    suffix = template.suffix(Example("", "")).strip()
-    return (suffix,) if suffix else ()
+    return tuple(filter(None, [template.suffix(Example("", "")).strip()]))
 
 
 def exact(row: Mapping[str, Any]) -> float:
@@ -62,5 +61,4 @@ def exact(row: Mapping[str, Any]) -> float:
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write one JSON object per line."""
     with path.open("w", encoding="utf-8") as file:
-        for row in rows:
-            file.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
+        file.writelines(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)

@@ -4,8 +4,9 @@ Shapes: R rows, V vocabulary.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from zlib import crc32
 
 import torch
 from torch import Tensor
@@ -45,6 +46,10 @@ class SamplingSettings:
     def is_greedy(self) -> bool:
         """Whether the most likely token is always chosen."""
         return self.temperature < GREEDY_BELOW
+
+    def of_prompt(self, prompt: Sequence[int]) -> "SamplingSettings":
+        """The settings with a seed of the prompt's own: responses of one mean do not share their random numbers."""
+        return replace(self, seed=(self.seed + crc32(repr(tuple(prompt)).encode())) % 2**63)
 
 
 def choose(
@@ -99,8 +104,7 @@ def nucleus(logits: Tensor, temperature: Tensor, top_k: Tensor | None = None, to
     cut = (before >= top_p) & (top_p < 1)
     cut[:, 0] = False  # a tiny top_p is rounded to 0
     ordered = ordered.masked_fill(cut, 0.0)
-    ordered = ordered / ordered.sum(-1, keepdim=True)
-    return torch.zeros_like(probabilities).scatter_(-1, ids, ordered)
+    return torch.zeros_like(probabilities).scatter_(-1, ids, ordered / ordered.sum(-1, keepdim=True))
 
 
 @lru_cache(maxsize=512)  # responses often have the same seed
@@ -113,5 +117,4 @@ def drawn(probabilities: Tensor, draws: Tensor) -> Tensor:
     """Return the ids `(R,)` that uniform random numbers `(R, 1)` select from `probabilities` `(R, V)`."""
     cumulative = probabilities.double().cumsum(-1)
     found = torch.searchsorted(cumulative, draws * cumulative[:, -1:], right=True).squeeze(1)
-    last = (probabilities > 0).long().cumsum(-1).argmax(-1)  # rounding must not exceed the last possible token
-    return torch.minimum(found, last)
+    return torch.minimum(found, (probabilities > 0).long().cumsum(-1).argmax(-1))  # rounding must not exceed the last

@@ -28,6 +28,18 @@ def test_rows_in_the_order_of_the_examples(tiny_model: GPT, tokenizer: GPT2Token
     assert len(done) == 3
 
 
+def test_sampled_responses_do_not_share_their_random_numbers(tiny_model: GPT, tokenizer: GPT2Tokenizer) -> None:
+    """With one stream for all, every response of a seed would be likely or unlikely together."""
+    sampled, given = SamplingSettings(max_new_tokens=1, temperature=1.0, seed=3), []
+    engine = Engine(tiny_model, tokenizer)
+    engine.generate = lambda prompts, settings, **_: given.append(settings)  # type: ignore[method-assign,assignment]
+    examples = [(i, Example("a", "b"), [1, 2, i]) for i in range(4)]
+    answer(engine, TEMPLATE, examples, sampled)
+    answer(engine, TEMPLATE, examples[::-1], sampled)  # in any order, on any rank
+    assert len({one.seed for one in given[0]}) == 4 and given[0] == given[1][::-1]
+    assert given[0][0].seed == sampled.of_prompt((1, 2, 0)).seed == sampled.of_prompt([1, 2, 0]).seed
+
+
 def test_the_suffix_of_the_template_ends_a_response(tiny_model: GPT, tokenizer: GPT2Tokenizer) -> None:
     examples = [(0, Example("a", "b"), [1, 2, 3])]
     (whole,) = answer(Engine(tiny_model, tokenizer), TEMPLATE, examples, SamplingSettings(max_new_tokens=6))
