@@ -12,7 +12,7 @@ from instruct_lit.config import model_builders as build
 from instruct_lit.config.compose import CONF, choices_of, runs_of
 from instruct_lit.config.data_builders import data_of_run
 from instruct_lit.config.judge_builders import judge_of_suite, remote_model_of, response_judge_of
-from instruct_lit.config.provenance import weights_sha256
+from instruct_lit.config.provenance import answer_key
 from instruct_lit.config.targets import arguments_for, plain
 from instruct_lit.core.bundle import bundle_of, read_about
 from instruct_lit.core.data.template import CHAT, Template
@@ -76,7 +76,7 @@ def evaluated_models(config: DictConfig) -> Iterator[EvaluatedModel | RemoteMode
         if base is not None:
             models.append((f"{label} before", base, modes if opened.template.name == CHAT else ["off"]))
         for name, model, its_modes in models:
-            key = weights_sha256(model.state_dict())[:16]
+            key = answer_key(model, opened.tokenizer)
             if model is base and key in seen:
                 continue  # two runs with the same base
             seen.add(key)

@@ -6,7 +6,7 @@ from typing import Any
 
 from lightning.pytorch.utilities.seed import isolate_rng
 
-from instruct_lit.config.provenance import weights_sha256
+from instruct_lit.config.provenance import answer_key
 from instruct_lit.config.satellites import has_satellite
 from instruct_lit.core.data.template import CHAT, Template
 from instruct_lit.core.data.tokenizer import Tokenizer
@@ -57,7 +57,7 @@ class ForgettingProbe:
         label = "before fine-tuning" if is_base else "after fine-tuning"
         folder = out_dir / "benchmark" / label.split()[0]
         folder.mkdir(parents=True, exist_ok=True)
-        cache = AnswerCache(self.cache / "benchmark" / f"{weights_sha256(model.state_dict())[:16]}.jsonl")
+        cache = AnswerCache(self.cache / "benchmark" / f"{answer_key(model, tokenizer)}.jsonl")
         evaluated = EvaluatedModel(model, tokenizer, template, cache, label=label, mode=mode)
         request = RunRequest(self.tasks.suite, self.tasks.data_dir, self.cache, folder, folder / "harness.log")
         was_training = model.training

@@ -14,6 +14,8 @@ import torch
 
 from instruct_lit import __version__
 from instruct_lit.config.compose import flat
+from instruct_lit.core.data.tokenizer import Tokenizer
+from instruct_lit.core.model.causal import CausalLM
 from instruct_lit.core.training.run import Run
 from instruct_lit.errors import ConfigError
 
@@ -73,6 +75,14 @@ def weights_sha256(state: Mapping[str, torch.Tensor]) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy())  # type: ignore[arg-type]
     return digest.hexdigest()
+
+
+def answer_key(model: CausalLM, tokenizer: Tokenizer) -> str:
+    """The name of a cache of a model's answers: a hash of weights, configuration, tokenizer and our version."""
+    own = getattr(getattr(model, "hf", None), "config", None)  # such as the rotary base, which no weight shows
+    settings = {} if own is None else {k: v for k, v in own.to_dict().items() if not k.startswith("_")}
+    facts = [__version__, weights_sha256(model.state_dict()), repr(model.config), settings, tokenizer.fingerprint]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def versions() -> dict[str, str]:

@@ -106,7 +106,7 @@ def generated_responses(config: DictConfig, run: str) -> Responses:
     """
     # Lightning and the model are imported here: existing responses need neither.
     from instruct_lit.config.data_builders import data_of_run
-    from instruct_lit.config.provenance import weights_sha256
+    from instruct_lit.config.provenance import answer_key
     from instruct_lit.core.generation.engine import Engine
     from instruct_lit.core.generation.responses import answer
     from instruct_lit.core.model.causal import best_device
@@ -118,7 +118,7 @@ def generated_responses(config: DictConfig, run: str) -> Responses:
     of_run: Any = OmegaConf.merge(config, {"run": run})
     opened = build.open_run(of_run, as_stored=True)
     data = data_of_run(of_run, opened)
-    key = weights_sha256(opened.model.state_dict())[:16]
+    key = answer_key(opened.model, opened.tokenizer)
     cache = AnswerCache(Path(config.paths.cache) / "answers" / f"{key}.jsonl")
     title, sampling = f"responses to the {config.split} split", build.sampling_of(config)
     store, indices = data.examples_of(config.split)

@@ -1,8 +1,10 @@
 """The provenance of a run, and the differences of two."""
 
+import dataclasses
 import hashlib
 import importlib.metadata
 import json
+import shutil
 import subprocess
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +14,7 @@ import pytest
 import torch
 
 from instruct_lit.config.provenance import (
+    answer_key,
     code_state,
     differing,
     provenance,
@@ -19,6 +22,10 @@ from instruct_lit.config.provenance import (
     weights_sha256,
     write_provenance,
 )
+from instruct_lit.core.bundle import open_model
+from instruct_lit.core.data.template import Template
+from instruct_lit.core.data.tokenizer import GPT2Tokenizer
+from instruct_lit.core.model.gpt import GPT
 from instruct_lit.errors import ConfigError
 
 
@@ -49,6 +56,30 @@ def test_the_sum_of_the_weights_changes_with_any_of_them() -> None:
     with torch.no_grad():
         model[1].bias[2] += 1e-7
     assert weights_sha256(model.state_dict()) != before
+
+
+def test_a_cache_belongs_to_weights_configuration_and_tokenizer(
+    tiny_model: GPT, tokenizer: GPT2Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = answer_key(tiny_model, tokenizer)
+    assert before == answer_key(tiny_model, tokenizer) and len(before) == 16
+    other: Any = SimpleNamespace(fingerprint="other")
+    assert answer_key(tiny_model, other) != before
+    monkeypatch.setattr(tiny_model, "config", dataclasses.replace(tiny_model.config, context_length=7))
+    assert answer_key(tiny_model, tokenizer) != before  # prompts are cut elsewhere
+
+
+def test_the_rotary_base_is_part_of_a_cache(llama_directory: Path, tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    keys = set()
+    for base in (10_000.0, 500_000.0):
+        shutil.copytree(llama_directory, tmp_path / str(base))
+        config = json.loads((llama_directory / "config.json").read_text())
+        config["rope_parameters"] = {**config["rope_parameters"], "rope_theta": base}
+        (tmp_path / str(base) / "config.json").write_text(json.dumps(config))
+        opened = open_model(tmp_path / str(base), Template("bare", "{{ instruction }}{{ response }}"))
+        keys.add(answer_key(opened.model, opened.tokenizer))
+    assert len(keys) == 2  # of the same weights
 
 
 def test_the_state_of_a_checkout(tmp_path: Path) -> None:
