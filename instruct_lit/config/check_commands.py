@@ -57,6 +57,10 @@ def _evaluate(config: Any) -> Iterator[Relation]:
     yield from _repeated("compare", compare or ())
     yield from _repeated("run", runs_of(config))
     yield several and config.reviews is not None, "reviews", "labels are of one model's responses; give one run"
+    yield several and config.n_responses == 1, "n_responses=1", "models are compared on two or more examples"
+    fields = [field for field in config.by if field not in ("input", "length")]
+    yield several and bool(fields), f"by={fields}", "figures by field are of one model's responses; give one run"
+    yield several and config.leaks.train is not None, "leaks.train", "leaks are searched for one model; give one run"
     yield from forgetting_relations(config.forgetting)
     unused = config.forgetting.suite is not None and (several or config.run is None)
     yield unused, "forgetting.suite", "it is answered by one model and its base; give one run, or use benchmark"
@@ -271,6 +275,8 @@ def judge_relations(judge: Any, several: bool, pairwise: bool) -> Iterator[Relat
     yield has_scores and several, "judge=scores", "cannot compare models; use judge=openai, ollama or local"
     yield has_scores and len(panel) > 1, "judge.panel", "scores from a file are not asked; use judge.calibrate=<file>"
     yield judge.audit is not None and several, "judge.audit", "for the scores of one model; leave it out"
+    of_scores = "for scores; two models are compared without any"
+    yield judge.calibrate is not None and pairwise, "judge.calibrate", of_scores
     is_scale = len(judge.scale) == 2 and judge.scale[0] < judge.scale[1]
     yield not is_scale, "judge.scale", "give two integers, the lowest and the highest score"
     if is_scale and not has_scores:

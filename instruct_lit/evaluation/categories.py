@@ -71,7 +71,8 @@ def lines(evaluation: Mapping[str, Any]) -> list[tuple[str, Interval]]:
     kinds = {f"  checks, {kind}": value for kind, value in evaluation.get("checks", {}).items()}
     found = [*metrics.items(), *kinds.items(), *evaluation.get("losses", {}).items()]
     for change in evaluation.get("changes", ()):
-        sides = ((change["metric"], "after"), ("  of the base", "before"), ("  change", "change"))
+        metric = change["metric"]
+        sides = ((metric, "after"), (f"  {metric} of the base", "before"), (f"  {metric}, change", "change"))
         found += [(name, change[side]) for name, side in sides if side in change]
     for field, values in evaluation["by"].items():
         of_field = f"{field}: " if len(evaluation["by"]) > 1 else ""

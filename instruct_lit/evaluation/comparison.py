@@ -13,7 +13,7 @@ import numpy as np
 from instruct_lit.errors import DataError
 from instruct_lit.evaluation.judging.judge import MAX_UNPARSED
 from instruct_lit.evaluation.judging.prompt import texts_of
-from instruct_lit.evaluation.metrics import BEYOND_SHARES, METRICS, Row, applicable, concerns, higher_is_better
+from instruct_lit.evaluation.metrics import BEYOND_SHARES, METRICS, Row, comparable, concerns, higher_is_better
 from instruct_lit.evaluation.statistics import difference, holm, interval
 from instruct_lit.optional_imports import load
 
@@ -51,7 +51,7 @@ def compare_rows(
 ) -> tuple[list[Pair], dict[str, Any]]:
     """The pairs of two models' responses (`match_rows`), and the figures of `evaluation.json`."""
     pairs = [(a, b) for a, b in match_rows(rows_a, rows_b)]
-    names = applicable(metrics, [*rows_a, *rows_b])
+    names = comparable(metrics, pairs)
     n_unpaired = len(rows_a) + len(rows_b) - 2 * len(pairs)
     return pairs, {"n_pairs": len(pairs), "n_unpaired": n_unpaired, "differences": differences(pairs, names, seed)}
 

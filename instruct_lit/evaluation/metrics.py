@@ -13,6 +13,8 @@ from functools import cache
 from itertools import pairwise
 from typing import Any
 
+import regex
+
 from instruct_lit.core.generation.responses import exact
 from instruct_lit.errors import ConfigError
 from instruct_lit.evaluation import answer_parts, checks
@@ -22,11 +24,21 @@ from instruct_lit.optional_imports import load
 Row = Mapping[str, Any]
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
+_UNSPACED = (
+    r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"  # scripts without spaces between words
+)
+_WORD = regex.compile(rf"[{_UNSPACED}]\p{{M}}*|[^\s{_UNSPACED}]+")
+_LETTERS = regex.compile(rf"[{_UNSPACED}]\p{{M}}*|[^\W_{_UNSPACED}]+")
 
 
 def normalised(text: str) -> str:
     """Lower case without punctuation, articles and repeated white space, as in SQuAD."""
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+
+
+def words(text: str) -> list[str]:
+    """The words between white space; of scripts without spaces, such as Chinese, the characters."""
+    return _WORD.findall(text)
 
 
 def exact_match_normalised(row: Row) -> float:
@@ -36,7 +48,7 @@ def exact_match_normalised(row: Row) -> float:
 
 def token_f1(row: Row) -> float:
     """Harmonic mean of precision and recall over the normalised words; 1 for two empty texts."""
-    found, reference = normalised(row["response"]).split(), normalised(row["output"]).split()
+    found, reference = words(normalised(row["response"])), words(normalised(row["output"]))
     if not found or not reference:
         return float(found == reference)
     common = sum((Counter(found) & Counter(reference)).values())
@@ -44,7 +56,7 @@ def token_f1(row: Row) -> float:
 
 
 def rouge_l(row: Row) -> float:
-    """F-measure of the longest common subsequence of words."""
+    """F-measure of the longest common subsequence of words of letters and digits, of every script."""
     return _rouge().score(row["output"], row["response"])["rougeL"].fmeasure
 
 
@@ -65,8 +77,7 @@ def empty(row: Row) -> float:
 
 def distinct_2(row: Row) -> float:
     """Distinct bigrams of words per bigram (Li et al. 2016); 1 for texts without any."""
-    words = row["response"].split()
-    pairs = list(pairwise(words))
+    pairs = list(pairwise(words(row["response"])))
     return len(set(pairs)) / len(pairs) if pairs else 1.0
 
 
@@ -146,6 +157,21 @@ def applicable(names: Sequence[str], rows: Sequence[Row]) -> list[str]:
     return [name for name in names if usable.get(name, True)]
 
 
+def comparable(names: Sequence[str], examples: Sequence[Sequence[Row]]) -> list[str]:
+    """The metrics that are defined for all responses to at least one example.
+
+    Raises: ConfigError where there is none.
+    """
+    found = applicable(names, [row for responses in examples for row in responses])
+    found = [name for name in found if any(all(concerns(name, row) for row in responses) for responses in examples)]
+    if not found:
+        raise ConfigError(
+            f"metrics=[{', '.join(names)}]: there is no example whose responses all have what they count (checks, "
+            "thoughts, calls, finish reasons); add exact_match"
+        )
+    return found
+
+
 def concerns(name: str, row: Row) -> bool:
     """Whether a metric is defined for a row: `checks` is for rows that have some, for example."""
     return name not in _CONCERNED or _CONCERNED[name](row)
@@ -162,7 +188,15 @@ def score(rows: Sequence[Row], names: Sequence[str], seed: int = 0) -> dict[str,
 @cache
 def _rouge() -> Any:
     logging.getLogger("absl").setLevel(logging.WARNING)  # it logs its choice of tokenizer
-    return load("rouge_score.rouge_scorer", "metrics=rouge_l", "evaluate").RougeScorer(["rougeL"], use_stemmer=False)
+    library = load("rouge_score.rouge_scorer", "metrics=rouge_l", "evaluate")
+    return library.RougeScorer(["rougeL"], tokenizer=_AllScripts())
+
+
+class _AllScripts:
+    """A tokenizer for rouge-score, whose own drops everything but the letters a to z and digits."""
+
+    def tokenize(self, text: str) -> list[str]:
+        return _LETTERS.findall(text.lower())
 
 
 @cache

@@ -7,7 +7,7 @@ from instruct_lit.evaluation.answer_parts import final
 from instruct_lit.evaluation.categories import by_category, check_fields, losses
 from instruct_lit.evaluation.checks import by_kind
 from instruct_lit.evaluation.leaks import find_leaks, question
-from instruct_lit.evaluation.metrics import METRICS, applicable, concerns, score
+from instruct_lit.evaluation.metrics import METRICS, comparable, concerns, score
 from instruct_lit.optional_imports import installed
 
 
@@ -25,9 +25,11 @@ def score_rows(
         by: the fields for whose values the first metric and the loss are given.
         training: the questions of the training examples, in which leaks are searched; None: no search.
         near: whether near-duplicates are leaks; None: where scikit-learn is installed.
+
+    Raises: ConfigError for an unknown field of `by`, and where no metric is defined for a row.
     """
     check_fields(rows, by)
-    names = applicable(metrics, rows)
+    names = comparable(metrics, [(row,) for row in rows])
     add_scores(rows, names)
     return {
         "metrics": score(rows, names, seed),

@@ -11,7 +11,7 @@ from instruct_lit.core.generation.responses import write_jsonl
 from instruct_lit.evaluation.comparison import compare_models, compare_rows, match_rows
 from instruct_lit.evaluation.judging.judge import require_judged
 from instruct_lit.evaluation.judging.response_judge import ResponseJudge
-from instruct_lit.evaluation.metrics import applicable
+from instruct_lit.evaluation.metrics import comparable
 from instruct_lit.evaluation.people import Labels, people
 from instruct_lit.evaluation.scores import add_scores
 from instruct_lit.reports import evaluation_page as page
@@ -61,7 +61,7 @@ class Evaluation:
         """
         matched = match_rows(*sides)
         rows = [{**row, "model": label} for of_all in matched for label, row in zip(models, of_all, strict=True)]
-        names = applicable(self.metrics, rows)
+        names = comparable(self.metrics, matched)
         add_scores(rows, names)
         found: Found = {"models": dict(models), "n_examples": len(matched)}
         found["n_unpaired"] = sum(map(len, sides)) - len(rows)

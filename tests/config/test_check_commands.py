@@ -28,6 +28,24 @@ def test_a_category_that_no_record_has_is_refused_before_the_responses() -> None
         check_by(composed("evaluate", "run=a", "by=[famly]"), records)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["by=[family]"], "by=['family']: figures by field are of one model's responses; give one run"),
+        (["leaks.train=pyproject.toml"], "leaks.train=pyproject.toml: leaks are searched for one model; give one run"),
+        (["n_responses=1"], "n_responses=1: models are compared on two or more examples"),
+        (
+            ["judge=openai", "judge.model=m", "judge.api_key_env=null", "judge.calibrate=pyproject.toml"],
+            "judge.calibrate=pyproject.toml: for scores; two models are compared without any",
+        ),
+    ],
+)
+def test_what_a_comparison_does_not_use_is_refused(overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        check_command("evaluate", composed("evaluate", "compare=[pyproject.toml,README.md]", *overrides))
+    assert message in str(refused.value)
+
+
 def test_battles_that_are_missing_are_refused_by_their_key() -> None:
     config = composed("benchmark", "suite=arena", "suite.options.battles=nowhere.jsonl")
     with pytest.raises(ConfigError, match=r"suite.options.battles=nowhere.jsonl: no such file"):

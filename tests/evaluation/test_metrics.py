@@ -11,6 +11,7 @@ from instruct_lit.evaluation.metrics import (
     WITHOUT_EXTRA,
     applicable,
     check_metrics,
+    comparable,
     higher_is_better,
     normalised,
     score,
@@ -32,9 +33,12 @@ def value(metric: str, response: str, output: str = "", **fields: str) -> float:
         ("token_f1", "cat cat dog", "cat", 0.5),
         ("token_f1", "", "the", 1),
         ("token_f1", "x", "", 0),
+        ("token_f1", "你好，世界", "你好世界", 8 / 9),
+        ("token_f1", "naïve café", "café", 2 / 3),
         ("empty", " \n", "x", 1),
         ("distinct_2", "a b a b a", "x", 0.5),
         ("distinct_2", "one", "x", 1),
+        ("distinct_2", "好的好的好", "x", 0.5),
         ("looping", "well, I see I see I see ", "x", 1),
         ("looping", "I see what I see", "x", 0),
         ("looping", "I see I see I see ", "x", 1),
@@ -58,6 +62,8 @@ def test_measures_that_look_at_more_than_the_answer() -> None:
 def test_rouge_l_and_chrf_by_definition() -> None:
     pytest.importorskip("rouge_score")
     pytest.importorskip("sacrebleu")
+    assert value("rouge_l", "Привет, мир", "привет мир") == 1
+    assert value("rouge_l", "日本語", "日本語です") == pytest.approx(0.75)
     # Longest common subsequence "the cat sat": 3 of 4 words and 3 of 5, so F = 2/3.
     assert value("rouge_l", "the cat then sat", "the black cat sat down") == pytest.approx(2 / 3)
     assert value("chrf", "same text", "same text") == pytest.approx(1) and value("chrf", "abc", "xyz") == 0
@@ -83,6 +89,16 @@ def test_names_are_checked_and_have_a_direction() -> None:
 def test_how_answers_ended_is_counted_where_all_tell() -> None:
     names, rows = ["ended", "empty"], [{"finish_reason": "stop"}, {"finish_reason": "length"}]
     assert applicable(names, rows) == names and applicable(names, [*rows, {}]) == ["empty"]
+
+
+def test_a_metric_is_compared_where_it_is_defined_for_all() -> None:
+    plain, thinking = ({"output": "a", "response": text} for text in ("a", "<think>b</think>a"))
+    assert comparable(["thought_words", "empty", "ended"], [(plain, thinking)]) == ["empty"]
+    assert comparable(["thought_words"], [(plain, thinking), (thinking, thinking)]) == ["thought_words"]
+    with pytest.raises(
+        ConfigError, match=r"metrics=\[checks, thought_words\]: there is no example whose responses all"
+    ):
+        comparable(["checks", "thought_words"], [(plain, thinking)])
 
 
 def test_a_metric_whose_library_is_absent_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

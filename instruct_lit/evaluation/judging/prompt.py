@@ -12,6 +12,7 @@ import jinja2
 
 from instruct_lit.core.jinja_environments import compile_text, failure
 from instruct_lit.errors import TemplateError
+from instruct_lit.evaluation.answer_parts import final_text
 
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 # A bare number, perhaps with a label and the end of the scale; a number within a sentence may mean anything else.
@@ -38,7 +39,7 @@ class Verdict(ABC):
 
     @abstractmethod
     def read(self, reply: str) -> Any:
-        """The value in a reply, None where there is none."""
+        """The value in a reply, not in thoughts before it; None where there is none."""
 
     @property
     def schema(self) -> dict[str, Any]:
@@ -77,6 +78,7 @@ class Score(Verdict):
 
     def read(self, reply: str) -> float | None:
         """The score in a reply, as JSON or a bare number; None for anything else and for a score out of range."""
+        reply = final_text(reply)
         found = _json(reply)
         if found is not None:
             text = str(found.get("score")).strip()
@@ -101,9 +103,10 @@ class Choice(Verdict):
         return f"Reply with JSON alone: {a}, {b} or {tie}."
 
     def read(self, reply: str) -> str | None:
+        reply = final_text(reply)
         found = _json(reply)
         text = str(found.get("better")) if found is not None else reply
-        word = re.sub(r"^answer\s+|[^a-z\s]", "", text.strip().lower()).strip()
+        word = re.sub(r"^answer\W+|[^a-z\s]", "", text.strip().lower()).strip()
         return {"a": "A", "b": "B", "tie": "tie"}.get(word)
 
 

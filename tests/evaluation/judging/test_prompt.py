@@ -44,6 +44,10 @@ PLAIN = JudgePrompt("plain", "{{ instruction }}\n{{ response }}\n{{ request }}",
         ('{"reason": "It has 3 mis', None),
         ("It has 2 errors.", None),
         ("I would give it 85.", None),
+        ('<think>Perhaps {"score": 3}, or 40?</think>\n{"score": 85}', 85),
+        ("<think>\n40 at first\n</think>\n\n85", 85),
+        ('Two errors, so {"score": 3}?</think>85', 85),
+        ('<think>Let me begin with {"score": 3}', None),
     ],
 )
 def test_scores_are_read_or_not(reply: str, expected: float | None) -> None:
@@ -54,6 +58,7 @@ def test_scores_are_read_or_not(reply: str, expected: float | None) -> None:
     ("reply", "expected"),
     [
         ('{"better": "A"}', "A"), ("B", "B"), ("Answer A.", "A"), (" tie\n", "tie"), ('{"reason": "A is long", "better": "b"}', "B"),
+        ("Answer: A", "A"), ('<think>{"better": "A"}?</think>B', "B"), ('<think>{"better": "A"}', None),
         ("A or B", None), ("", None), ("Both", None), ('{"better": "C"}', None), ("A tie, since both are wrong", None),
     ],
 )  # fmt: skip
