@@ -1,5 +1,6 @@
 """The arena without people: questions from a file, answers of all models, and a judge's verdicts as votes."""
 
+import json
 from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
@@ -59,7 +60,7 @@ def judge_votes(
 ) -> None:
     """Let a judge compare every two models' responses to the questions in both orders, and append its verdicts.
 
-    A verdict that cannot be parsed is not a vote; their number is printed.
+    A verdict that cannot be parsed is not a vote; their number is printed. A vote that the file has is not cast again.
     """
     rows = {}
     for chat_model in chat_models:
@@ -75,14 +76,19 @@ def judge_votes(
             texts += map(prompt.render, both_orders((row_a, row_b)))
             battles += [(a, row_a, b, row_b), (b, row_b, a, row_a)]
     verdicts = ask_judge(judge, prompt, texts)
-    for (first, row_a, second, row_b), verdict in zip(battles, verdicts, strict=True):
-        if verdict.value is not None:
-            votes.append(
-                {
-                    "judge": judge.endpoint.model, "model_a": first, "model_b": second,
-                    "winner": _WINNERS[verdict.value], "instruction": row_a["instruction"], "input": row_a["input"],
-                    "response_a": row_a["response"], "response_b": row_b["response"],
-                }
-            )  # fmt: skip
-    n_unparsed = sum(verdict.value is None for verdict in verdicts)
-    print(f"{len(verdicts) - n_unparsed} votes appended to {votes.path}, {n_unparsed} verdicts could not be parsed")
+    found = [
+        {
+            "judge": judge.endpoint.model, "model_a": first, "model_b": second, "winner": _WINNERS[verdict.value],
+            "instruction": row_a["instruction"], "input": row_a["input"], "response_a": row_a["response"],
+            "response_b": row_b["response"],
+        }
+        for (first, row_a, second, row_b), verdict in zip(battles, verdicts, strict=True)
+        if verdict.value is not None
+    ]  # fmt: skip
+    saved = {json.dumps(vote, sort_keys=True) for vote in votes.read()}
+    new = [vote for vote in found if json.dumps(vote, sort_keys=True) not in saved]
+    for vote in new:
+        votes.append(vote)
+    again = f", {len(found) - len(new)} were in it" if len(new) < len(found) else ""
+    n_unparsed = len(verdicts) - len(found)
+    print(f"{len(new)} votes appended to {votes.path}{again}, {n_unparsed} verdicts could not be parsed")

@@ -106,11 +106,12 @@ def test_a_judge_votes_in_both_orders(
         "judge.api_key_env=JUDGE_KEY",
         "judge.paid=false",
     ]
-    done = command(
-        "arena", f"runs=[{small_run},other]", "votes=v.jsonl", "n_questions=3", "generation.max_new_tokens=4", *judge,
-        cwd=tmp_path,
-    )  # fmt: skip
+    judge += [f"runs=[{small_run},other]", "votes=v.jsonl", "generation.max_new_tokens=4"]
+    done = command("arena", "n_questions=3", *judge, cwd=tmp_path)
     assert "6 votes appended to v.jsonl, 0 verdicts could not be parsed" in done.stdout
     votes = VoteFile(tmp_path / "v.jsonl").read()
     assert [(v["model_a"], v["winner"]) for v in votes] == [("run", "model_a"), ("other", "model_a")] * 3
     assert {v["judge"] for v in votes} == {"small"} and done.stdout.count("50.0%") == 2
+    done = command("arena", "n_questions=4", *judge, cwd=tmp_path)  # one question more
+    assert "2 votes appended to v.jsonl, 6 were in it, 0 verdicts could not be parsed" in done.stdout
+    assert len(VoteFile(tmp_path / "v.jsonl").read()) == 8
