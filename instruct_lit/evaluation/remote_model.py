@@ -77,7 +77,8 @@ class RemoteModel:
         bodies = []
         for prompt, own in zip(prompts, settings, strict=True):
             body = {"max_tokens": own.max_new_tokens, "temperature": own.temperature}
-            body |= {} if own.is_greedy else {"seed": own.seed}
+            seed = own.of_prompt(json.dumps(prompt).encode()).seed % 2**31  # more is not an integer everywhere
+            body |= {} if own.is_greedy else {"seed": seed}
             given = {key: getattr(own, key) for key in ("top_p", "top_k", "repetition_penalty")}
             body |= {key: value for key, value in given.items() if value != getattr(SamplingSettings, key)}
             bodies.append({name: prompt, **body, **({"stop": list(own.stop[:MAX_STOPS])} if own.stop else {})})

@@ -1,6 +1,7 @@
 """AlpacaEval: responses to its instructions, compared with reference responses by its own package and a judge."""
 
 import csv
+import hashlib
 import json
 import os
 import re
@@ -50,7 +51,8 @@ def run(evaluated: EvaluatedModel, request: RunRequest) -> dict[str, Figure]:
     ]
     for name, rows in (("model_outputs", outputs), ("reference_outputs", references)):
         (request.out_dir / f"{name}.json").write_text(json.dumps(rows, indent=1, ensure_ascii=False), encoding="utf-8")
-    judge = f"{options['annotator']}-{options.get('judge_model') or 'own'}"
+    asked = hashlib.sha256(repr([options.get(key) for key in ("judge_url", "logprobs")]).encode()).hexdigest()[:8]
+    judge = f"{options['annotator']}-{options.get('judge_model') or 'own'}-{asked}"
     verdicts = request.cache / "benchmark" / f"alpaca_eval-{re.sub(r'[^a-zA-Z0-9_.-]', '_', judge)}.json"
     task = {key: options.get(key) for key in ("annotator", "judge_model", "logprobs")}
     task |= {"length_table": table and str(table), "verdicts": str(verdicts)}

@@ -18,6 +18,7 @@ from instruct_lit.suites.judged_answers import FILE, answers_of, by_category, fi
 from instruct_lit.suites.suite import BenchmarkError, Figure, Items, RunRequest
 
 REPO = "lmarena-ai/arena-hard-auto"
+N_FOR_STYLE = 40  # questions, ten for each term of style; of fewer the rate at equal style is that of no answer seen
 
 
 def run(model: EvaluatedModel | RemoteModel, request: RunRequest) -> dict[str, Figure]:
@@ -73,9 +74,8 @@ def _figure(rows: list[dict[str, Any]]) -> Figure:
     shares = [row["judge"]["share"] for row in rows]
     texts = [(row["response"], row["response_b"]) for row in rows]
     unread = sum(verdict["value"] is None for row in rows for verdict in row["judge"]["verdicts"])
-    others = {
-        "style_controlled_win_rate": style_controlled(np.array(shares), texts),
-        "n_unread_verdicts": float(unread),
-    }
+    others = {"n_unread_verdicts": float(unread)}
+    if len(rows) >= N_FOR_STYLE:
+        others["style_controlled_win_rate"] = style_controlled(np.array(shares), texts)
     error = clustered_error(shares, range(len(shares))) if len(shares) > 1 else None
     return Figure("win_rate", fmean(shares), error, len(shares), others=others)

@@ -446,7 +446,8 @@ def test_alpaca_eval_counts_unparsed_verdicts(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     (tmp_path / "cache").symlink_to(environments)
-    (environments / "benchmark" / "alpaca_eval-weighted_alpaca_eval_gpt4_turbo-small.json").unlink(missing_ok=True)
+    for verdicts in (environments / "benchmark").glob("alpaca_eval-weighted_alpaca_eval_gpt4_turbo-small-*.json"):
+        verdicts.unlink()
     place_alpaca_eval(tmp_path / "hub", shared_data)
     references = json.loads((tmp_path / "hub" / "tatsu-lab" / "alpaca_eval" / "alpaca_eval.json").read_text())
     trained = [references[number]["instruction"] for number in (0, 3)]

@@ -42,9 +42,11 @@ class LocalEndpoint(Endpoint):
         self, model: str, gguf_file: str | None = None, *, max_tokens: int = 256, constrained: bool = True
     ) -> None:
         self.model, self.max_tokens, self.constrained = model, max_tokens, constrained
+        folder = bundle_of(Path(model).expanduser().resolve())
+        files = [(path.name, path.stat()) for path in sorted(folder.glob("*")) if path.is_file()]  # one trained anew
         self.identity = {
-            "kind": "LocalEndpoint", "model": str(Path(model).expanduser().resolve()), "gguf_file": gguf_file,
-            "max_tokens": max_tokens, "constrained": constrained,
+            "kind": "LocalEndpoint", "model": str(folder), "gguf_file": gguf_file, "max_tokens": max_tokens,
+            "constrained": constrained, "files": [(name, state.st_size, state.st_mtime_ns) for name, state in files],
         }  # fmt: skip
         network, self.tokenizer, self.template = open_judge(Path(model).expanduser(), gguf_file)
         device = best_device()

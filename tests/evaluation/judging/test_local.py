@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import re
 import shutil
 from importlib.util import find_spec
@@ -45,7 +46,9 @@ def test_every_reply_has_the_form(folder: Path, tmp_path: Path) -> None:
         assert all(judgement.reply in verdict.replies and judgement.n_asked == 1 for judgement in found)
         assert all(judgement.value is not None for judgement in found)
     free = LocalEndpoint(str(folder), max_tokens=16, constrained=False)
-    assert free.identity != endpoint.identity
+    assert free.identity != endpoint.identity == LocalEndpoint(str(folder), max_tokens=16).identity
+    os.utime(folder / "model.safetensors", ns=(0, 0))  # as of a judge that was trained anew in this place
+    assert LocalEndpoint(str(folder), max_tokens=16).identity != endpoint.identity
     assert Score().read(asyncio.run(free.ask([{"role": "user", "content": "Say it."}], Score())).text) is None
 
 
