@@ -171,7 +171,7 @@ def pairwise_lines(pairwise: Mapping[str, Any]) -> list[str]:
     if pairwise["win_rate"] is None:
         return [f"not judged, {unparsed}"]
     rate, n = pairwise["win_rate"], pairwise["win_rate"]["n"]
-    bounds = interval({key: value and 100 * value for key, value in rate.items()}, "%.1f%%")
+    bounds = interval({**rate, **{side: rate[side] and 100 * rate[side] for side in ("low", "high")}}, "%.1f%%")
     significance = "significant" if pairwise["p"] < 0.05 else "not significant"
     ties = n - pairwise["wins"] - pairwise["losses"] - pairwise["turned"]
     shown, shown_p = pairwise["first_shown"], p_value(pairwise["p"])

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from instruct_lit.core.generation.sampling import SamplingSettings
-from instruct_lit.reports.evaluation_page import print_leaks, subject
+from instruct_lit.reports.evaluation_page import pairwise_lines, print_leaks, subject
 
 
 def test_leaks_are_printed_without_what_steers_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
@@ -16,6 +16,14 @@ def test_leaks_are_printed_without_what_steers_a_terminal(capsys: pytest.Capture
     assert "7 of 9 examples are in the training data or close to it (exact 7)" in shown
     assert "exact (1.00): the cat \\x1b[2J sat" in shown and "\x1b" not in shown
     assert "more, in evaluation.json" in shown
+
+
+@pytest.mark.parametrize(("n", "shown"), [(3, "too few to say"), (12, "all equal")])
+def test_a_win_rate_of_few_pairs_has_no_interval(n: int, shown: str) -> None:
+    rate = {"mean": 2 / 3, "low": None, "high": None, "n": n}
+    counts = {"wins": 1, "losses": 0, "turned": 0, "n_unparsed": 0, "n_verdicts": 6, "first_shown": None, "p": 0.5}
+    first, second, *_ = pairwise_lines({"win_rate": rate, "length_controlled_win_rate": 0.5, **counts})
+    assert first.startswith(f"A wins 66.7% ({shown}) of {n}; ") and second == "length-controlled win rate 50.0%"
 
 
 def test_the_page_says_what_was_evaluated(tmp_path: Path) -> None:
