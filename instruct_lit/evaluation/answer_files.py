@@ -1,6 +1,7 @@
 """Files of records with responses, of any origin, as rows to evaluate."""
 
 import json
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -41,7 +42,7 @@ def read_responses(path: Path, response_field: str, keep: Sequence[str] = ()) ->
             check_record(row[FIELD], place)
         response = row[response_field] if response_field in FIELDS else row.pop(response_field)
         loss, n_tokens = row.get("loss"), row.get("n_response_tokens")
-        has_loss = type(loss) is float and type(n_tokens) is int and n_tokens > 0
+        has_loss = type(loss) is float and math.isfinite(loss) and type(n_tokens) is int and n_tokens > 0
         of_model = set() if has_loss else {"loss", "n_response_tokens"}
         dropped = ({"scores", "leak", "judge", "people", FUNCTION} | of_model) - {*keep}
         rows.append({**{key: value for key, value in row.items() if key not in dropped}, "response": response})

@@ -227,7 +227,10 @@ def write_page(path: Path, evaluation: Mapping[str, Any], rows: Sequence[Row]) -
 
     leaks, changes = evaluation.get("leaks"), evaluation.get("changes", ())
     alone = [change for change in changes if "change" not in change]  # the others have a table of their own
-    by = {field: {v: numbers[first] for v, numbers in of.items()} for field, of in evaluation["by"].items()}
+    by = {
+        field: {value: numbers[first] for value, numbers in of.items() if first in numbers}
+        for field, of in evaluation["by"].items()
+    }
     pages.write_page(
         path,
         "evaluation.html.jinja",

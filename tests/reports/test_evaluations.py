@@ -41,6 +41,16 @@ def test_a_ranking_returns_the_first_models_mean_in_the_first_metric(tmp_path: P
     assert [row["model"] for row in written] == ["a", "b"] * 3 and (tmp_path / "report.html").is_file()
 
 
+def test_a_category_without_what_the_first_metric_counts_is_left_out_of_the_plot(tmp_path: Path) -> None:
+    given = rows("0", "x", "2")
+    given[0] |= {"checks": [{"contains": "0"}], "kind": "checked"}
+    found = {"run": None, "responses": "a.json", "leaks": None}
+    found |= score_rows(given, ["checks", "exact_match"], ["kind"])
+    assert Evaluation(tmp_path, ["checks", "exact_match"]).score(found, given) == 1
+    assert found["by"]["kind"]["none"] == {"n": 2} and found["by"]["kind"]["checked"]["checks"]["n"] == 1
+    assert "checks by category" in (tmp_path / "report.html").read_text()
+
+
 def test_an_audit_has_as_many_judged_responses_as_wanted(tmp_path: Path) -> None:
     given = rows("0", "x", "2")
     found = {"run": None, "responses": "a.json", "leaks": None, **score_rows(given, ["exact_match"])}
