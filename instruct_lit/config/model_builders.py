@@ -81,7 +81,14 @@ def _gpt_path(config: DictConfig) -> Path:
     """The directory with the weights of a GPT-2, downloaded if the configuration names a repository."""
     model = config.model
     if model.path is not None:
-        return checkpoint_directory(model.path)
+        directory = checkpoint_directory(model.path)
+        if has_satellite("hf") and not read_about(directory):
+            from instruct_lit.hf.tokenizer import has_other_tokenizer
+
+            if has_other_tokenizer(directory):
+                reason = f"its tokenizer is not GPT-2's; give model=hf model.path={model.path}"
+                raise ConfigError(f"model.path={model.path}: {reason}")
+        return directory
     from instruct_lit.hf.hub import download_gpt2
 
     return download_gpt2(model.repo, model.revision, Path(config.paths.cache) / "hub")

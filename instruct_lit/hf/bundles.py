@@ -21,7 +21,7 @@ from instruct_lit.hf.chat_template_export import chat_template
 from instruct_lit.hf.files import import_transformers, read_hf, write_hf
 from instruct_lit.hf.model import HFModel
 from instruct_lit.hf.older_readers import spell_for_transformers_4
-from instruct_lit.hf.tokenizer import HFTokenizer
+from instruct_lit.hf.tokenizer import HFTokenizer, has_other_tokenizer
 
 
 class HFBundles:
@@ -77,7 +77,7 @@ def _put_adapter(directory: Path, model: CausalLM, base: str | None, merge: bool
 
 
 def _needs_transformers(directory: Path, about: Mapping[str, Any]) -> bool:
-    """Whether the model is one of transformers': as our file says, without it every model but GPT-2."""
+    """Whether the model is one of transformers': as our file says, without it all but GPT-2 with GPT-2's tokenizer."""
     if about:
         return about.get("kind", "gpt2") == "hf"
     try:
@@ -86,7 +86,8 @@ def _needs_transformers(directory: Path, about: Mapping[str, Any]) -> bool:
         return not directory.is_dir()  # the base of an adapter may be on the hub
     except (OSError, ValueError, RecursionError):  # reported when the weights are read
         return False
-    return isinstance(config, dict) and config.get("model_type", "gpt2") != "gpt2"
+    is_other = isinstance(config, dict) and config.get("model_type", "gpt2") != "gpt2"
+    return is_other or has_other_tokenizer(directory)
 
 
 def check_opens(directory: Path, model: HFModel, dtype: torch.dtype, adapter: Adapter | None = None) -> None:

@@ -6,10 +6,12 @@ import os
 import re
 from collections.abc import Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 
+from instruct_lit.core.data.tokenizer import GPT2Tokenizer
 from instruct_lit.errors import ConfigError
 from instruct_lit.hf.compat_gguf import shared_reader
 from instruct_lit.hf.source import HFSource
@@ -163,6 +165,21 @@ class HFTokenizer:
                 ids.append(self.hf.convert_tokens_to_ids(found[0]))
                 start = found.end()
         return ids
+
+
+def has_other_tokenizer(directory: Path) -> bool:
+    """Whether a directory with a GPT-2 of another program has a tokenizer that is not GPT-2's, or more tokens."""
+    try:
+        gpt2 = json.loads(GPT2Tokenizer().vocab_files()["encoder.json"])
+        if (file := directory / "tokenizer.json").is_file():
+            found = json.loads(file.read_text(encoding="utf-8"))
+            added = {token["content"] for token in found.get("added_tokens", ())}
+            return found["model"]["vocab"] != gpt2 or not added <= set(gpt2)
+        if (file := directory / "vocab.json").is_file():
+            return json.loads(file.read_text(encoding="utf-8")) != gpt2
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return True  # transformers names what is wrong with it
+    return any((directory / name).is_file() for name in ("vocab.txt", "spiece.model", "tokenizer.model"))
 
 
 def add_special_tokens(hf: Any, names: Sequence[str]) -> list[int]:

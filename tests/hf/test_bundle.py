@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from instruct_lit.config.model_builders import model_of
 from instruct_lit.core.bundle import OURS, open_model, save_bundle
 from instruct_lit.core.data.encode import Encoder
 from instruct_lit.core.data.example import Example
@@ -23,7 +24,8 @@ from instruct_lit.hf.chat_template import with_chat
 from instruct_lit.hf.files import load_hf
 from instruct_lit.hf.older_readers import spell_for_transformers_4
 from instruct_lit.hf.source import HFSource
-from instruct_lit.hf.tokenizer import load_tokenizer
+from instruct_lit.hf.tokenizer import has_other_tokenizer, load_tokenizer
+from tests.configs import composed
 from tests.hf.test_adapters import moe
 
 transformers = pytest.importorskip("transformers")
@@ -99,6 +101,28 @@ def test_a_directory_of_others_brings_its_chat_template(llama_directory: Path) -
     assert open_model(llama_directory, OWN).template is OWN
     assert not (llama_directory / OURS).exists()
     assert json.loads((llama_directory / "config.json").read_text())["model_type"] == "llama"
+
+
+def test_a_gpt2_with_another_tokenizer_is_read_with_it(
+    llama_directory: Path, tokenizer: GPT2Tokenizer, tmp_path: Path
+) -> None:
+    """Such as a Chinese or Korean GPT-2, whose ids mean other words than GPT-2's."""
+    own = transformers.AutoTokenizer.from_pretrained(llama_directory)
+    shape = transformers.GPT2Config(vocab_size=len(own), n_positions=64, n_embd=16, n_layer=1, n_head=2)
+    transformers.GPT2LMHeadModel(shape).save_pretrained(tmp_path)
+    assert not has_other_tokenizer(tmp_path)  # without any it is GPT-2's
+    own.save_pretrained(tmp_path)
+    opened = open_model(tmp_path, Template("bare", "{{ instruction }}{{ response }}"))
+    assert opened.tokenizer.encode("the cat") == own("the cat", add_special_tokens=False)["input_ids"]
+    with pytest.raises(
+        ConfigError, match=rf"model.path={tmp_path}: its tokenizer is not GPT-2's; give model=hf model.path="
+    ):
+        model_of(composed("train", "model=gpt2", f"model.path={tmp_path}"))
+    vocabulary = json.loads(tokenizer.vocab_files()["encoder.json"])
+    for tokens, is_other in (([], False), ([{"content": "<|endoftext|>"}], False), ([{"content": "<pad>"}], True)):
+        given = {"model": {"vocab": vocabulary}, "added_tokens": tokens}
+        (tmp_path / "tokenizer.json").write_text(json.dumps(given))
+        assert has_other_tokenizer(tmp_path) is is_other
 
 
 @pytest.mark.parametrize("base", ["gpt2", "llama"])
