@@ -76,10 +76,12 @@ def evaluated_models(config: DictConfig) -> Iterator[EvaluatedModel | RemoteMode
         if base is not None:
             models.append((f"{label} before", base, modes if opened.template.name == CHAT else ["off"]))
         for name, model, its_modes in models:
-            key = answer_key(model, opened.tokenizer)
-            if model is base and key in seen:
-                continue  # two runs with the same base
-            seen.add(key)
+            key = answer_key(model, opened.tokenizer.without_markup())
+            # Two runs may have the same base.
+            its_modes = [mode for mode in its_modes if model is not base or (key, mode) not in seen]
+            if not its_modes:
+                continue
+            seen |= {(key, mode) for mode in its_modes}
             vllm = None
             if config.engine == "vllm" and model is opened.model:
                 vllm = VLLMEngine(model, opened.tokenizer, opened.directory)
