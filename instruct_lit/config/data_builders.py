@@ -310,8 +310,16 @@ def data_of_run(config: DictConfig, opened: OpenedModel) -> InstructionData:
     base = saved_group(folder, "model", config.paths.cache) if opened.about and node.filters else None
     settings = OmegaConf.create({"paths": config.paths, "batching": {}, "data": node, "seed": seed, "model": base})
     data = data_of(settings, opened.template, opened.tokenizer, opened.model.config.context_length)
+    return set_up(data, given=config.get("data") is not None)
+
+
+def set_up(data: InstructionData, given: bool = True) -> InstructionData:
+    """The data module after its setup; of data that are not the run's own the counts are printed, as by `train`."""
     data.prepare_data()
     data.setup()
+    if given:
+        counts = ", ".join(f"{n} {name[2:]}" for name, n in data.counts.items())
+        print("\n  ".join([f"data: {counts}", *data.notes]), flush=True)
     return data
 
 

@@ -73,7 +73,7 @@ def responses_of(config: DictConfig, source: str) -> Responses:
 
 def remote_responses(config: DictConfig) -> list[dict[str, Any]]:
     """The responses of the model behind `endpoint` to the examples of the first run, or of `data`."""
-    from instruct_lit.config.data_builders import data_of, data_of_run
+    from instruct_lit.config.data_builders import data_of, data_of_run, set_up
     from instruct_lit.core.data.template import Template
     from instruct_lit.core.data.tokenizer import GPT2Tokenizer
 
@@ -84,9 +84,8 @@ def remote_responses(config: DictConfig) -> list[dict[str, Any]]:
     else:
         settings = OmegaConf.create({"paths": config.paths, "batching": {}, "data": config.data, "seed": config.seed})
         bare = Template("bare", "{{ instruction }}{{ input }}{{ response }}")
-        data = data_of(settings, build.template_of(config) if config.template else bare, GPT2Tokenizer(), 2**20)
-        data.prepare_data()
-        data.setup()
+        template = build.template_of(config) if config.template else bare
+        data = set_up(data_of(settings, template, GPT2Tokenizer(), 2**20))
     model, sampling = remote_model_of(config), build.sampling_of(config)
     store, indices = data.examples_of(config.split)
     numbers = [int(i) for i in indices[: config.n_responses]]

@@ -151,14 +151,15 @@ def test_evaluate_opens_a_hugging_face_directory(small_run: Path, command: Calla
     records = [
         {"instruction": "Say it.", "input": word, "output": word, "kind": word[0]} for word in ("cat", "dog", "cow")
     ]
-    (tmp_path / "records.json").write_text(json.dumps(records))
+    long = {"instruction": "Say it. " * 60, "output": "cat", "kind": "c"}
+    (tmp_path / "records.json").write_text(json.dumps([*records, long]))
     given = [
         "data=files",
         "data.path=records.json",
         "data.split={train:1,val:0,test:2}",
         "data.max_length=96",
     ]
-    command(
+    done = command(
         "evaluate",
         "run=hf",
         "template=alpaca",
@@ -168,6 +169,7 @@ def test_evaluate_opens_a_hugging_face_directory(small_run: Path, command: Calla
         "hydra.run.dir=out",
         cwd=tmp_path,
     )
+    assert "data: 1 train, 0 val, 2 test, 1 dropped_long" in done.stderr
     found = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     assert sum(part["n"] for part in found["by"]["kind"].values()) == 2 and found["losses"]["loss"]["n"] == 2
     for overrides, message in (
