@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from instruct_lit.config.schema.options import Relation, Rules
+from instruct_lit.config.schema.options import Relation, Rules, shown
 from instruct_lit.core.data.example import FIELDS
 from instruct_lit.errors import ConfigError
 
@@ -34,6 +34,11 @@ def data_relations(data: Any) -> Iterator[Relation]:
         yield role not in ROLES, f"data.role_marks.{role}={marks}", f"allowed are {', '.join(ROLES)}"
     sets = {str(name): given for name, given in (data.sets or {}).items() if given is not None}
     yield data.streaming and sets, "data.streaming=true", "a mixture cannot be streamed; leave out data.sets"
+    if data.sets:
+        own = f"data.sets.{next(iter(data.sets))}"
+        yield data.path is not None, "data.path", f"a mixture reads the files of its sets; give them as {own}.path"
+    elif source is None and not OmegaConf.is_missing(data, "source"):
+        yield "data.sets is missing; data=mixture 'data.sets={mine: {path: mine.jsonl}, book: {}}'"
     yield from _mixture_relations(sets, len(data.sets or {}))
 
 
@@ -87,11 +92,14 @@ def stream_relations(config: Any) -> Iterator[Relation]:
     for name in {"perplexity", "ifd", "judge", "diversity"} & {*(data.filters or {})}:
         yield True, f"data.filters.{name}", "it compares all examples, which a stream does not have; leave it out"
     split = data.split if isinstance(data.split, DictConfig) else {}
+    n_train = split.get("train")
+    whole = "a stream is trained on whole; limit the run by trainer.max_steps"
+    yield isinstance(n_train, int) and n_train > 0, f"data.split.train={n_train}", whole
     for name in ("val", "test"):
         n = split.get(name)
         is_count = isinstance(n, int | float) and n >= 1 and n == int(n)
         reason = f"a stream has no length, so give a count (data.split={{val: 500, test: 500}}), or data.{name}_path"
-        yield data[f"{name}_path"] is None and not is_count, f"data.split.{name}={n}", reason
+        yield data[f"{name}_path"] is None and not is_count, f"data.split.{name}={shown(n)}", reason
     max_steps, interval = trainer.get("max_steps"), trainer.get("val_check_interval")
     no_length = "a stream has no length, so give a number of"
     yield max_steps is None or max_steps < 1, f"trainer.max_steps={max_steps}", f"{no_length} steps"

@@ -43,6 +43,8 @@ def train_relations(config: Any) -> Iterator[Relation]:
     missing = path and path != "last" and not Path(path).exists()
     yield missing, "ckpt_path", f"no such checkpoint or run folder{similar(Path(str(path)))}"
     yield from data_relations(data)
+    reason = f"requires data=mixture; of data={data.name} nothing would be read"
+    yield data.sets and data.source is not None, "data.sets=…", reason
     yield from forgetting_relations(config.forgetting)
     waits = config.forgetting.suite is not None and not _is_one_process(config)
     yield waits, "forgetting.suite", "the other processes would wait for it; give it to evaluate run=… afterwards"

@@ -68,10 +68,13 @@ def data_of(
     for source in (*sources.values(), *files.values()):
         set_reading(source, data)
     files = {**own_splits(sources, config), **files}
+    split = plain(data.split)
+    if isinstance(split, dict):  # a part that is null is like one that is not named
+        split = {name: share for name, share in split.items() if share is not None}
     streamed = data.streaming and n_streamed is None
     arguments: dict[str, Any] = {
         "lengths": Lengths(data.max_length or context_length, data.on_long, data.pad_to),
-        "splits": Splits({} if data.streaming and not streamed else plain(data.split), regroup_of(data), files),
+        "splits": Splits({} if data.streaming and not streamed else split, regroup_of(data), files),
         "masking": masking_of(data),
         "batching": batching_of(config, model),
         "filters": filters_of(
@@ -160,8 +163,10 @@ def own_splits(sources: dict[str, Any], config: DictConfig) -> dict[str, Any]:
                     f"data.sets.{name}.path"
                 )
             found |= own
-    if found:
-        print(f"data {config.data.name}: the data set's own files are used for {' and '.join(found)}", flush=True)
+    for name in found:
+        given = config.data[f"{name}_path"] is not None
+        used = f"data.{name}_path replaces the data set's own files" if given else "the data set's own files are used"
+        print(f"data {config.data.name}: {used} for {name}", flush=True)
     return found
 
 
@@ -179,7 +184,8 @@ def source_nodes(config: DictConfig) -> dict[str, DictConfig]:
     """The configuration of every data set with its `name` and `source`, by its key: `data`, or `data.sets.<name>`.
 
     A data set of a mixture is `conf/data/<its name>.yaml`, or the file that its `data` names, or else `files`; its own
-    keys override those of the file. Raises ConfigError for an unknown key.
+    keys override those of the file, which override `columns`, `format` and `on_bad_record` of `data`. Raises
+    ConfigError for an unknown key.
     """
     if not config.data.sets:
         return {"data": config.data}
@@ -195,7 +201,8 @@ def source_nodes(config: DictConfig) -> dict[str, DictConfig]:
             raise ConfigError(f"{key}.data={option}: allowed are {', '.join(options)}")
         own = {k: v for k, v in given.items() if k in SET_KEYS and k != "data"}
         files = [OmegaConf.load(CONF / "data" / f"{stem}.yaml") for stem in ("base", option)]
-        node = OmegaConf.merge(*files, own, {"name": name})
+        common = {key: config.data[key] for key in ("columns", "format", "on_bad_record") if key in config.data}
+        node = OmegaConf.merge(files[0], common, files[1], own, {"name": name})
         # Under the keys of the command's root, for the interpolations of the file.
         root = OmegaConf.create({"data": node, "paths": config.paths, "seed": config.data.seed})
         nodes[key] = OmegaConf.create(plain(root.data))

@@ -21,7 +21,7 @@ _ROLES = {
     "tool": "tool", "function": "tool", "observation": "tool", "function_response": "tool", "tool_response": "tool",
     "system": "system", "developer": "system",
 }  # fmt: skip
-_WEIGHTS = ("weight", "train", "loss", "trainable")  # keys of a turn that say how much it is trained on
+WEIGHTS = ("weight", "train", "loss", "trainable")  # keys of a turn that say how much it is trained on
 _THOUGHTS = ("reasoning_content", "thinking", "reasoning")
 _CALLS = ("tool_calls", "function_call")
 _EMPTY: tuple[Any, ...] = (None, "", [], {})
@@ -135,7 +135,7 @@ def _turn(turn: Any, where: str, role_key: str, text_key: str) -> tuple[dict[str
         "assistant": (*_CALLS, *_THOUGHTS),
         "tool": ("tool_call_id", "name"),
     }.get(role, ())
-    _refuse_others(turn, (role_key, text_key, *_WEIGHTS, *own), where, "a turn")
+    _refuse_others(turn, (role_key, text_key, *WEIGHTS, *own), where, "a turn")
     content = turn.get(text_key)
     if isinstance(content, list):
         content = "".join(_part(part, f"{where}, {text_key}[{n}]") for n, part in enumerate(content))
@@ -159,12 +159,12 @@ def _turn(turn: Any, where: str, role_key: str, text_key: str) -> tuple[dict[str
 
 
 def _weight(turn: Mapping[str, Any], where: str) -> float:
-    value = _one_of(turn, _WEIGHTS, where)
+    value = _one_of(turn, WEIGHTS, where)
     if value is None:
         return 1.0
     if not isinstance(value, int | float) or not 0 <= value <= 1:
         found = f"the weight is {reprlib.repr(value)}; true, false or a number from 0 to 1 is allowed"
-        raise DataError(f"{where}: {found} ({', '.join(_WEIGHTS)})")
+        raise DataError(f"{where}: {found} ({', '.join(WEIGHTS)})")
     return float(value)
 
 

@@ -6,7 +6,9 @@ import json
 import re
 import tempfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,7 +30,7 @@ MAX_ROW_GROUP, MAX_VALUES = 4 << 30, 100_000_000  # bytes, and values of a colum
 
 
 def read_json(path: Path, key: str | None = None) -> Iterator[tuple[str, Any]]:
-    """Records of a JSON array, decoded one by one from a sliding window of text, or of the list in an object.
+    """Records of a JSON array, decoded one by one from a sliding window, of the list in an object, or one a line.
 
     Args:
         key: of the list in an object; by default its only list of mappings.
@@ -49,6 +51,11 @@ def read_json(path: Path, key: str | None = None) -> Iterator[tuple[str, Any]]:
             return ""
 
         if (first := next_character()) == "{":
+            file.seek(0)
+            lines = (line for line in file if line.strip())
+            if _is_object(next(lines), before=next(lines, "")):
+                yield from CORE_READERS[".jsonl"](path)
+                return
             file.seek(0)
             try:
                 content = json.load(file, object_pairs_hook=json_object)
@@ -83,6 +90,13 @@ def read_json(path: Path, key: str | None = None) -> Iterator[tuple[str, Any]]:
             raise DataError(f"{path}: text after the end of the array")
 
 
+def _is_object(line: str, before: str) -> bool:
+    """Whether a line is a whole JSON object before another line: so a .json file with one record per line begins."""
+    with suppress(*UNREADABLE):
+        return bool(before) and isinstance(json.loads(line), dict)
+    return False
+
+
 def read_csv(path: Path, delimiter: str = ",", has_header: bool = True) -> Iterator[tuple[str, Any]]:
     """Records of a CSV file whose first row is the header; a row with too many or too few cells is a DataError.
 
@@ -97,9 +111,7 @@ def read_csv(path: Path, delimiter: str = ",", has_header: bool = True) -> Itera
                 file.seek(0)
                 rows = csv.reader(file, delimiter=delimiter, strict=True)
                 header = [str(n) for n in range(1, len(header) + 1)]
-            repeated = sorted({name for name in header if header.count(name) > 1})
-            if repeated:
-                raise DataError(f"{path}: the header has {repeated[0]!r} more than once; rename a column")
+            _refuse_repeated(path, header)
             if has_header and len(header) == 1 and (other := re.search("[,;|\t]", header[0])):
                 remedy = "separate the columns with commas in .csv, with tabs in .tsv"
                 raise DataError(f"{path}: a single column {header[0]!r:.80}, with {other[0]!r} in its name; {remedy}")
@@ -116,6 +128,13 @@ def read_csv(path: Path, delimiter: str = ",", has_header: bool = True) -> Itera
             raise DataError(f"{path}, line {rows.line_num}: invalid CSV ({error})") from error
 
 
+def _refuse_repeated(path: Path, columns: Sequence[str]) -> None:
+    """Raise DataError for columns of one name: all but the last of them would be lost."""
+    repeated = [name for name, n in Counter(columns).items() if n > 1]
+    if repeated:
+        raise DataError(f"{path}: the header has {repeated[0]!r} more than once; rename a column")
+
+
 def read_parquet(path: Path) -> Iterator[tuple[str, Any]]:
     """Records of a parquet file, one at a time: memory is bounded by the distinct texts, however often each occurs.
 
@@ -126,6 +145,7 @@ def read_parquet(path: Path) -> Iterator[tuple[str, Any]]:
     try:
         with parquet.ParquetFile(path) as file:
             _check_row_groups(path, file.metadata)
+            _refuse_repeated(path, file.schema_arrow.names)
             leaves = [file.schema.column(i) for i in range(len(file.schema))]
         texts = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
         with parquet.ParquetFile(path, read_dictionary=texts) as file:
@@ -178,10 +198,11 @@ def _list_in(path: Path, whole: dict[str, Any], key: str | None) -> Iterator[tup
     lists = [name for name, value in whole.items() if isinstance(value, list) and value and isinstance(value[0], dict)]
     lists = [name for name in lists if key in (None, name)]
     if len(lists) != 1:
-        found = f"not a JSON array of records; name one of its lists ({listed(lists)}) as data.key"
+        found = "not a JSON array of records; "
+        found += f"name one of its lists ({listed(lists)}) as data.key, or " if lists else ""
         if key is not None:
-            found = f"no list of records in {key!r}; its keys are {listed(whole)}"
-        raise DataError(f"{path}: {found}, or {TO_LINES}")
+            found = f"no list of records in {key!r}; its keys are {listed(whole)}, or "
+        raise DataError(f"{path}: {found}{TO_LINES}")
     for number, record in enumerate(whole[lists[0]]):
         yield f"{path}, {lists[0]}[{number}]", record
 
@@ -200,6 +221,7 @@ def read_arrow(path: Path) -> Iterator[tuple[str, Any]]:
             is_file = file.read(6) == b"ARROW1"
             file.seek(0)
             reader = ipc.open_file(file) if is_file else ipc.open_stream(file)
+            _refuse_repeated(path, reader.schema.names)
             for batch in map(reader.get_batch, range(reader.num_record_batches)) if is_file else reader:
                 for values in zip(*batch.columns, strict=True):
                     yield f"{path}, record {number}", dict(zip(batch.schema.names, map(_python, values), strict=True))
@@ -223,10 +245,13 @@ def read_compressed(path: Path, readers: dict[str, Reader] | None = None) -> Ite
                         raise DataError(f"{path}: unpacks to more than {MAX_UNPACKED:,} bytes; unpack it yourself")
         except (OSError, EOFError, zlib.error) as error:
             raise DataError(f"{path}: cannot be unpacked ({error})") from error
-        for place, record in read_records(unpacked, readers):
-            if isinstance(record, DataError):
-                record = DataError(str(record).replace(str(unpacked), str(path)))
-            yield place.replace(str(unpacked), str(path)), record
+        try:
+            for place, record in read_records(unpacked, readers):
+                if isinstance(record, DataError):
+                    record = DataError(str(record).replace(str(unpacked), str(path)))
+                yield place.replace(str(unpacked), str(path)), record
+        except DataError as error:
+            raise DataError(str(error).replace(str(unpacked), str(path))) from error
 
 
 def _unpacking(path: Path) -> Any:

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 from instruct_lit.core.data.example import WHOLE, Example, Form, listed
-from instruct_lit.datasets.conversations import from_turns
+from instruct_lit.datasets.conversations import WEIGHTS, from_turns
 from instruct_lit.errors import DataError
 
 Messages = list[dict[str, Any]]
@@ -38,7 +38,7 @@ def refuse_media(value: Any, place: str) -> None:
 
 def _prompt_completion(record: Mapping[str, Any], place: str) -> Messages:
     """`prompt` and `completion`, each a text or a list of messages."""
-    return [*_side(record["prompt"], "user"), *_side(record["completion"], "assistant")]
+    return [*_asked(record["prompt"]), *_side(record["completion"], "assistant")]
 
 
 def _preference(record: Mapping[str, Any], place: str) -> Messages:
@@ -51,7 +51,7 @@ def _preference(record: Mapping[str, Any], place: str) -> Messages:
 
 def _liked(record: Mapping[str, Any], place: str) -> Messages:
     """KTO's `prompt` and `completion`, or the whole as turns, whose `label` is true."""
-    if record["label"] is not True:
+    if str(record["label"]).lower() not in ("true", "1"):
         raise DataError(f"{place}: 'label' is not true, so the response is one to avoid")
     whole = _first_of(record, _TURNS)
     if whole is None and "completion" not in record:
@@ -69,7 +69,7 @@ def _prompt(record: Mapping[str, Any], place: str) -> Messages:
         raise DataError(f"{place}: no prompt ({names}); found: {listed(record)} (see data.columns.instruction)")
     if isinstance(prompt, str) and isinstance(record.get("input"), str):
         prompt = "\n\n".join(filter(None, (prompt, record["input"])))
-    return _side(prompt, "user")
+    return _asked(prompt)
 
 
 def _human_assistant(record: Mapping[str, Any], place: str) -> Messages:
@@ -222,6 +222,12 @@ def _side(value: Any, role: str) -> Messages:
     names = {"from": "role", "value": "content"}
     renamed = [{names.get(k, k): v for k, v in turn.items()} if isinstance(turn, Mapping) else turn for turn in turns]
     return renamed if isinstance(value, list) else [{"role": role, **turn} for turn in renamed]
+
+
+def _asked(prompt: Any) -> Messages:
+    """A prompt as messages: none of them is learnt, unless it has a weight of its own."""
+    turns = _side(prompt, "user")
+    return [{"weight": 0, **t} if isinstance(t, Mapping) and not {*WEIGHTS} & {*t} else t for t in turns]
 
 
 def _first_of(record: Mapping[str, Any], names: Iterable[str]) -> Any:

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from instruct_lit.core.data.batching import Batch, Collator
 from instruct_lit.core.data.encode import EncodedExample, Encoder
 from instruct_lit.core.data.example import Example
-from instruct_lit.core.data.records import FileSource
+from instruct_lit.core.data.records import FileSource, ReadingNotes
 from instruct_lit.datasets import install
 from instruct_lit.datasets.filters import FilterChain
 from instruct_lit.datasets.near_duplicates import words
@@ -81,6 +81,7 @@ class ExampleStream(IterableDataset):
 
     def _read(self, random: np.random.Generator, counts: dict[str, int]) -> Iterator[tuple[int, Example]]:
         shards = self.source.shards()
+        self.source.notes = ReadingNotes()  # of this reading alone
         for number in random.permutation(len(shards)):
             for place, example in enumerate(self.source.read(shards[number])):
                 counts["n_read"] = counts.get("n_read", 0) + 1

@@ -40,6 +40,8 @@ MAX = "callbacks.early_stopping.mode=max"
         ("data.sets={demo: {weight: -1}}", "data.sets.demo.weight=-1: must be a number of at least 0"),
         ("data.sets={demo: {repeats: many}}", "data.sets.demo.repeats=many: must be a number of at least 0"),
         ("data.sets={demo: {repeats: 0}}", "data.sets=…: all weights or repeats are 0"),
+        ("data.sets={demo: {}}", "data.sets=…: requires data=mixture; of data=demo nothing would be read"),
+        ("data=mixture", "data.sets is missing; data=mixture 'data.sets={mine: {path: mine.jsonl}, book: {}}'"),
         ("callbacks.early_stopping=false", "callbacks.early_stopping=false: null switches it off"),
         ("logger.tensorboard=false", "logger.tensorboard=false: null switches it off"),
         (

@@ -46,8 +46,36 @@ def test_a_key_that_stands_twice_in_an_object_is_refused(
 
 
 def test_a_header_that_names_a_column_twice_is_refused(tmp_path: Path) -> None:
+    file = csv_of(tmp_path, "instruction,output,output\na,b,c\n")
+    with gzip.open(tmp_path / "s.csv.gz", "wb") as packed:
+        packed.write(file.read_bytes())
+    for path in (file, tmp_path / "s.csv.gz"):
+        with pytest.raises(DataError, match=f"^{path}: the header has 'output' more than once; rename a column"):
+            list(read_records(path))
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".arrow"])
+def test_a_table_with_two_columns_of_one_name_is_refused(tmp_path: Path, suffix: str) -> None:
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    table, path = pa.table([["a"], ["b"], ["c"]], names=["instruction", "output", "output"]), tmp_path / f"r{suffix}"
+    if suffix == ".parquet":
+        pq.write_table(table, path)
+    else:
+        with pa.ipc.new_stream(path, table.schema) as writer:
+            writer.write_table(table)
     with pytest.raises(DataError, match="the header has 'output' more than once; rename a column"):
-        list(read_records(csv_of(tmp_path, "instruction,output,output\na,b,c\n")))
+        list(read_records(path))
+
+
+def test_one_record_per_line_is_read_from_a_json_file_too(tmp_path: Path) -> None:
+    lines = ['{"instruction": "a", "output": "b"}', "", '{"instruction": "c", "output": "d", "output": "e"}', "{oops}"]
+    (tmp_path / "r.json").write_bytes("\ufeff\r\n".encode() + "\r\n".join(lines).encode())
+    (place, one), (_, twice), (_, bad) = read_records(tmp_path / "r.json")
+    assert (place, one) == (f"{tmp_path / 'r.json'}, line 2", {"instruction": "a", "output": "b"})
+    assert "line 4: the key 'output' stands more than once" in str(twice) and "line 5: invalid JSON" in str(bad)
+    (tmp_path / "r.json").write_text('{\n "a": 1\n}\n{"b": 2}\n')
+    with pytest.raises(DataError, match=r"r.json: invalid JSON \(Extra data\)"):
+        list(read_records(tmp_path / "r.json"))
 
 
 @pytest.mark.parametrize("separator", [";", "\t", "|"])

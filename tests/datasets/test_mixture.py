@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
+from instruct_lit.config.check_commands import check_command
 from instruct_lit.config.data_builders import filters_of, mixture_of, source_nodes
 from instruct_lit.core.data.batching import BatchSampler
 from instruct_lit.core.data.datamodule import make_split
@@ -21,6 +22,7 @@ from instruct_lit.datasets.mixture import Mixture, MixtureData, MixtureStore, dr
 from instruct_lit.datasets.near_duplicates import near_duplicate_groups
 from instruct_lit.datasets.split_groups import same_prompt
 from instruct_lit.errors import ConfigError
+from tests.configs import composed
 from tests.fixtures.data import settings
 
 TEMPLATE = Template("short", "{{ instruction }} {{ input }} = {{ response }}")
@@ -190,9 +192,9 @@ def test_exact_repetitions_between_sets_are_left_out_once(tmp_path: Path, tokeni
     assert len(asked) == len(set(asked)) == 52 and data.counts["n_duplicates_across_sets"] == 6
 
 
-def configured(sets: str) -> Any:
-    root = "{paths: {cache: cache}, data: {seed: 1, name: mixture, sets: %s}}"
-    return OmegaConf.create(root % sets)
+def configured(sets: str, more: str = "") -> Any:
+    root = "{paths: {cache: cache}, data: {seed: 1, name: mixture, sets: %s%s}}"
+    return OmegaConf.create(root % (sets, more))
 
 
 def test_a_set_is_a_file_of_conf_or_files_of_its_own() -> None:
@@ -205,6 +207,23 @@ def test_a_set_is_a_file_of_conf_or_files_of_its_own() -> None:
     assert mine.source.columns == {"output": "a"}
     assert more.source.repo == "databricks/databricks-dolly-15k"
     assert more.source.cache_dir == "cache" and more.source.on_bad_record == "skip"
+
+
+def test_sets_have_the_fields_the_format_and_the_treatment_of_bad_records_of_the_mixture() -> None:
+    sets = "{mine: {path: x.json}, own: {path: y.json, format: kto, on_bad_record: error}, more: {data: dolly}}"
+    given = ", columns: {output: a}, format: alpaca, on_bad_record: skip"
+    mine, own, more = (node.source for node in source_nodes(configured(sets, given)).values())
+    assert (mine.columns, mine.format, mine.on_bad_record) == ({"output": "a"}, "alpaca", "skip")
+    assert (own.format, own.on_bad_record) == ("kto", "error")
+    assert more.columns.output == "response"  # a data set of conf/data keeps its own
+
+
+def test_files_beside_a_mixture_are_not_ignored() -> None:
+    overrides = ("data=mixture", "data.sets={demo: {}}", "data.path=pyproject.toml")
+    with pytest.raises(
+        ConfigError, match="data.path=.*: a mixture reads the files of its sets; give them as data.sets.demo.path"
+    ):
+        check_command("train", composed("train", *overrides))
 
 
 @pytest.mark.parametrize(

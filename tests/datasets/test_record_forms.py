@@ -1,5 +1,6 @@
 """Every form of records, with a literal record."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ TREE = {
         ([USER, ANSWER, {**USER, "content": "And?"}, {**ANSWER, "content": "No."}], "messages", TALK),
         ({"prompt": "Why?", "completion": "So.", "id": 3}, "prompt_completion", Example("Why?", "So.", extra={"id": 3})),
         ({"prompt": [USER, ANSWER, {**USER, "content": "And?"}], "completion": [{**ANSWER, "content": "No."}]},
-         "prompt_completion", TALK),
+         "prompt_completion", replace(TALK, weights=(0.0, 1.0))),
         ({"human": "Why?", "assistant": "So."}, "human_assistant", Example("Why?", "So.")),
         ({"conversation": [{"system": "Hm.", "human": "Why?", "assistant": "So."}, {"human": "And?", "assistant": "No."}]},
          "human_assistant_turns", Example("And?", "No.", "", {}, "Hm.", (("Why?", "So."),))),
@@ -72,6 +73,17 @@ def test_records_with_images_or_sound_are_refused(field: str) -> None:
         to_example({**record, field: ["cat.png"]}, "f")
 
 
+@pytest.mark.parametrize(
+    ("format", "answer"), [("prompt_completion", "completion"), ("preference", "chosen"), ("kto", "completion")]
+)
+def test_answers_within_a_prompt_are_not_learnt_unless_they_have_a_weight(format: str, answer: str) -> None:
+    asked = {"role": "user", "content": "And?"}
+    for own, weights in (({}, (0.0, 1.0)), ({"train": True}, ()), ({"weight": 0.5}, (0.5, 1.0))):
+        record = {"prompt": [USER, {**ANSWER, **own}, asked], answer: "No.", "label": True}
+        found = to_example(record, "f", None, format)
+        assert replace(found, extra={}) == replace(TALK, weights=weights)
+
+
 def test_preferences_and_likes_are_read_by_name_only() -> None:
     pair = {"prompt": "Why?", "chosen": "So.", "rejected": "Hm."}
     assert to_example(pair, "f", None, "preference") == Example("Why?", "So.")
@@ -98,7 +110,7 @@ def test_preferences_and_likes_are_read_by_name_only() -> None:
         to_example({**pair, "history": [["a", "b"]]}, "f", None, "preference")
     liked = {"prompt": "Why?", "completion": "So.", "label": True}
     turns = {"conversations": [*shared, {"from": "gpt", "value": "So."}], "label": True}
-    for record in (liked, turns, {"messages": [USER, ANSWER], "label": True}):
+    for record in (liked, turns, {"messages": [USER, ANSWER], "label": True}, {**liked, "label": "True"}):
         assert to_example(record, "f", None, "kto") == Example("Why?", "So.")
     with pytest.raises(DataError, match="neither prompt and completion nor messages or conversations; found: label"):
         to_example({"label": True}, "f", None, "kto")
@@ -106,8 +118,9 @@ def test_preferences_and_likes_are_read_by_name_only() -> None:
         with pytest.raises(DataError, match=r"no field 'instruction' .*rejected \(see data.format=preference\)"):
             to_example(unlabelled, "f")
     for format in ("auto", "kto"):
-        with pytest.raises(DataError, match="the response is one to avoid"):
-            to_example({**liked, "label": False}, "f", None, format)
+        for label in (False, "False"):  # a table has it as text
+            with pytest.raises(DataError, match="the response is one to avoid"):
+                to_example({**liked, "label": label}, "f", None, format)
 
 
 @pytest.mark.parametrize(

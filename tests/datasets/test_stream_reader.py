@@ -154,6 +154,10 @@ def test_filters_and_bad_records_are_counted(folder: Path, tokenizer: GPT2Tokeni
         n_long = sum(1 + number % 6 > 3 for number in range(N))
         assert loaded.counts == {"n_read": N + 2, "n_bad_records": 2, "n_filtered_length": n_long}
         assert len(seen) == N - n_long
+    read = stream(folder, tokenizer, source=source)
+    for epoch in (0, 1):  # a second reading does not count the bad records again
+        list(read.examples(epoch, {}))
+        assert (source.notes.n_records, source.notes.n_bad.total()) == (N + 2, 2)
 
 
 @pytest.fixture

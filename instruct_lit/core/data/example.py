@@ -116,7 +116,7 @@ def to_example(record: Any, place: str, columns: Mapping[str, str] | None = None
         record = {(columns or {}).get("messages", "messages"): record}
     if not isinstance(record, dict):
         raise DataError(f"{place}: a record must be a mapping of fields, found {type(record).__name__}")
-    if record.get("label") is False and format != "kto":
+    if str(record.get("label")).lower() == "false" and format != "kto":  # a CSV file has it as text
         raise DataError(f"{place}: 'label' is false, so the response is one to avoid; leave such records out")
     if format not in (formats := ("auto", "alpaca", *FORMS)):
         raise DataError(f"{place}: data.format={format}; allowed are {', '.join(formats)}")

@@ -64,8 +64,8 @@ def test_json_larger_than_the_window_is_read_piece_by_piece(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"instruction": "a"}', "or rename a file with one record per line to .jsonl"),
-        ('{"data": []}', "name one of its lists (none) as data.key"),
+        ('{"instruction": "a"}', "not a JSON array of records; rename a file with one record per line to .jsonl"),
+        ('{"data": []}', "not a JSON array of records; rename a file with one record per line to .jsonl"),
         (
             "version https://git-lfs.github.com/spec/v1\n",
             "pointer of Git LFS and not the file itself; fetch it with `git l",
