@@ -36,6 +36,13 @@ def trainer_relations(config: Any) -> Iterator[Relation]:
         value = trainer.get(name)
         no_step = value == 0 and not isinstance(value, bool)
         yield no_step, f"trainer.{name}={value}", "no step could be made; fit=false trains nothing"
+    for what in ("epochs", "steps"):
+        least, most = trainer.get(f"min_{what}"), trainer.get(f"max_{what}")
+        above = isinstance(least, int) and isinstance(most, int) and 0 <= most < least
+        yield above, f"trainer.min_{what}", f"must be at most trainer.max_{what}={most}"
+    decay, lowest = config.scheduler.decay, config.scheduler.min_ratio
+    reason = "scheduler.decay=constant stays at optimizer.lr; use scheduler=cosine or linear"
+    yield decay == "constant" and lowest not in (0, 1), "scheduler.min_ratio", reason
     endless = trainer.get("max_steps", -1) == -1 and trainer.get("max_epochs") == -1
     reason = (
         f"scheduler.decay={config.scheduler.decay} requires the number of steps; give trainer.max_steps, or "

@@ -21,10 +21,10 @@ def check_split(data: InstructionData) -> None:
             )
 
 
-def check_limits(data: InstructionData, trainer: Trainer, fits: bool) -> None:
+def check_limits(data: InstructionData, trainer: Trainer, fits: bool, warmup_steps: int = 0) -> None:
     """Raise ConfigError for limits of the trainer that leave no batch, and for validations that would never come.
 
-    Warns where the run, if it `fits`, has too few steps to log a training loss.
+    Warns where the run, if it `fits`, has too few steps to log a training loss, or to end its warm-up.
     """
     n_batches = {"train": math.ceil(min(data.n_train_batches, sys.maxsize) / trainer.world_size)}
     for split, loaders in (("val", data.val_dataloader()), ("test", data.test_dataloader())):
@@ -38,12 +38,20 @@ def check_limits(data: InstructionData, trainer: Trainer, fits: bool) -> None:
             )
     limit, interval = trainer.limit_train_batches, getattr(trainer, "val_check_interval", None)  # None: by time
     n = min(n_batches["train"], limit) if isinstance(limit, int) else int(n_batches["train"] * limit)
-    if fits and trainer.max_epochs not in (None, -1) and n > 0:
-        n_steps = trainer.max_epochs * math.ceil(n / trainer.accumulate_grad_batches)
+    if fits and n > 0 and trainer.is_global_zero:
+        n_epochs = math.inf if trainer.max_epochs in (None, -1) else trainer.max_epochs
+        n_steps = n_epochs * math.ceil(n / trainer.accumulate_grad_batches)
         n_steps = n_steps if trainer.max_steps == -1 else min(n_steps, trainer.max_steps)
-        if trainer.is_global_zero and n_steps < trainer.log_every_n_steps:  # type: ignore[attr-defined]
-            key = f"trainer.log_every_n_steps={trainer.log_every_n_steps}"  # type: ignore[attr-defined]
-            print(f"warning: {key}: the run has {n_steps} steps, so no training loss is logged; lower it", flush=True)
+        every = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        rate, loss = "the rate stays below optimizer.lr; lower it", "no training loss is logged; lower it"
+        epochs = f"trainer.max_epochs={trainer.max_epochs} ends it before; raise that, or -1"
+        for is_short, key, lost in (
+            (n_steps < every, f"trainer.log_every_n_steps={every}", loss),
+            (n_steps <= warmup_steps, f"scheduler.warmup_steps={warmup_steps}", rate),
+            (n_steps < trainer.max_steps, f"trainer.max_steps={trainer.max_steps}", epochs),
+        ):
+            if is_short:
+                print(f"warning: {key}: the run has {n_steps} steps, so {lost}", flush=True)
     by_epoch = trainer.check_val_every_n_epoch is not None and trainer.limit_val_batches > 0
     if isinstance(interval, int) and by_epoch and interval > n:
         raise ConfigError(

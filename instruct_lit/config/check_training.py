@@ -36,6 +36,8 @@ def train_relations(config: Any) -> Iterator[Relation]:
     yield (batching.grouping == "best_fit") != (batching.max_tokens is not None), "batching.max_tokens", reason
     packs = batching.layout == "packed"
     yield data.pad_to is not None and packs, "data.pad_to", "works only with batching.layout=padded or auto"
+    sparse = str(config.optimizer.get("_target_")).endswith(".SparseAdam")
+    yield sparse, "optimizer._target_", "it takes sparse gradients, which no weight here has; use optimizer=adamw"
     yield from trainer_relations(config)
     yield from callback_relations(callbacks)
     yield from _metric_relations(config, callbacks)

@@ -113,7 +113,9 @@ class Checks(ConfiguredHook):
 
     def on_prepared(self, run: Run) -> None:
         check_split(run.data)
-        check_limits(run.data, run.trainer, self.config.fit)
+        config = self.config
+        fits = config.fit and config.finder is None
+        check_limits(run.data, run.trainer, fits, config.scheduler.warmup_steps)
 
 
 class Provenance(ConfiguredHook):

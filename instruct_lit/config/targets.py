@@ -114,7 +114,7 @@ def check_arguments(target: Callable[..., Any], name: str, arguments: Mapping[st
             raise ConfigError(f"{key}.{argument}: not supported; allowed are the arguments of {name}")
         if argument not in parameters and not open_ended:
             close = difflib.get_close_matches(argument, parameters, n=1)
-            hint = f"; did you mean {close[0]}?" if close else ""
+            hint = f"; did you mean {close[0]}?" if close else f"; leave it out (~{key}.{argument})"
             known = ", ".join(parameters)
             raise ConfigError(f"{key}.{argument}: {name} has no such argument{hint}\n  allowed: {known}")
         if argument in hints and not fits(value, hints[argument]):

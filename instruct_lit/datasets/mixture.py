@@ -176,6 +176,8 @@ class MixtureData(InstructionData):
         sampler = self._sampler("train", self.split.train)
         random = np.random.default_rng((self.seed, 0))
         seen = self.split.train if sampler.draw is None else self.split.train[sampler.draw(random)]
+        if len(seen) == 0:
+            raise ConfigError("data.sets=…: weights or repeats leave no example for an epoch; raise them")
         numbers, n_response = store.store_of(seen), store.n_response[seen]
         found = {}
         for name, indices in members.items():

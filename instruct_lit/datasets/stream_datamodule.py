@@ -82,6 +82,8 @@ class StreamedData(InstructionData):
 
     def prepare_data(self) -> None:
         """Encode validation and test; Lightning calls it on one process only."""
+        if self.stores:  # Lightning asks again, when what is held out is no longer in the stream
+            return
         self.source.shards()  # opens the source, so that a wrong name fails before the run
         for source in self._evaluation_sources().values():
             self._open(source)

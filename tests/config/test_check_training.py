@@ -49,6 +49,8 @@ MAX = "callbacks.early_stopping.mode=max"
             "callbacks.early_stopping.monitor=test/loss: logged are val/loss",
         ),
         ("optimized_metric=train/loss", "optimized_metric=train/loss: logged are val/loss"),
+        ("trainer.min_epochs=4", "trainer.min_epochs=4: must be at most trainer.max_epochs=3"),
+        ("optimizer._target_=torch.optim.SparseAdam", "torch.optim.SparseAdam: it takes sparse gradients, which no"),
         ("model.path=null", "model.path=null: model=nano is a folder; give one, or model.pretrained=false"),
     ],
 )
@@ -56,6 +58,18 @@ def test_impossible_values_are_named(override: str, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         check_command("train", composed("train", override))
     assert message in str(caught.value)
+
+
+def test_settings_without_effect_are_refused() -> None:
+    for overrides, message in (
+        (("scheduler=constant", "scheduler.min_ratio=0.1"), "scheduler.min_ratio=0.1: scheduler.decay=constant stays"),
+        (("data=files", "data.path=tests", "data.streaming=true", "data.split.train=9"),
+         "data.split.train=9: a stream is trained on whole; limit the run by trainer.max_steps"),
+        (("trainer.min_steps=9", "trainer.max_steps=5"), "trainer.min_steps=9: must be at most trainer.max_steps=5"),
+    ):  # fmt: skip
+        with pytest.raises(ConfigError) as caught:
+            check_command("train", composed("train", *overrides))
+        assert message in str(caught.value)
 
 
 def test_a_model_of_transformers_needs_a_place() -> None:

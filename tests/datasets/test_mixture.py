@@ -134,6 +134,12 @@ def test_a_set_without_a_training_example_cannot_have_a_weight() -> None:
         Mixture(weights={"a": 1, "b": 2}).repeats_of({"a": 4, "b": 0})
 
 
+def test_repeats_that_leave_no_example_are_refused(tmp_path: Path, tokenizer: GPT2Tokenizer) -> None:
+    data = module(tmp_path, tokenizer, mixture=Mixture(repeats=dict.fromkeys("abc", 1e-3)))
+    with pytest.raises(ConfigError, match="data.sets=…: weights or repeats leave no example for an epoch; raise them"):
+        data.shares()
+
+
 @pytest.mark.parametrize("how", ["same_prompt", "near_duplicates"])
 def test_trap_17_near_duplicates_stay_on_one_side_across_sets_and_files(
     tmp_path: Path, tokenizer: GPT2Tokenizer, how: str

@@ -234,6 +234,14 @@ def test_a_field_of_columns_that_no_record_has_is_named(
         assert data.source.notes.n_records > 0
 
 
+def test_what_is_held_out_may_be_most_of_a_stream(folder: Path, tokenizer: GPT2Tokenizer) -> None:
+    data = streamed(folder, tokenizer, split={"val": 12, "test": 12})
+    before = data.fingerprint, instructions(data, "val"), sorted((folder.parent / "cache" / "encoded").iterdir())
+    data.prepare_data()  # as Lightning does for each phase
+    after = data.fingerprint, instructions(data, "val"), sorted((folder.parent / "cache" / "encoded").iterdir())
+    assert before == after
+
+
 def instructions(data: StreamedData, split: str) -> set[str]:
     store, indices = data.examples_of(split)
     return {store.example(int(i)).instruction for i in indices}

@@ -154,13 +154,14 @@ def listed(names: Iterable[Any]) -> str:
 
 
 def extra_fields(record: Mapping[str, Any], used: Collection[str], place: str) -> dict[str, Any]:
-    """The fields of a record that are not used and not null. Raises: DataError where no file in UTF-8 can hold them."""
+    """The fields of a record that are not used and not null; JSON has null for NaN. Raises: DataError without UTF-8."""
     extra = {str(key): value for key, value in record.items() if key not in used and value is not None}
     try:
-        json.dumps(extra, ensure_ascii=False, default=str).encode()
+        text = json.dumps(extra, ensure_ascii=False, default=str)
+        text.encode()
     except UnicodeEncodeError as error:
         raise DataError(f"{place}: a field beside the texts has broken characters; repair or remove it") from error
-    return extra
+    return json.loads(text, parse_constant=lambda _: None) if "NaN" in text or "Infinity" in text else extra
 
 
 def _from_alpaca(record: Mapping[str, Any], place: str, names: Mapping[str, str]) -> Example:

@@ -46,16 +46,14 @@ class EarlyStopping(callbacks.EarlyStopping):
 
 
 class ValidateAtEnd(Callback):
-    """Validates after the last step of a run also where `trainer.max_steps` lies between two validations.
-
-    Otherwise the last weights could never be the best ones, and no loss would be known of them.
-    """
+    """Validates after the last step of a run wherever it lies: otherwise its weights could never be the best ones."""
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         if is_finished(trainer):
-            trainer.should_stop = True  # Lightning validates before it stops
+            trainer.should_stop = True  # Lightning validates before it stops, in an epoch with validations
+            trainer.check_val_every_n_epoch = trainer.check_val_every_n_epoch and 1
 
 
 def is_finished(trainer: Trainer) -> bool:

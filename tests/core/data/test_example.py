@@ -1,5 +1,7 @@
 """A literal record of every form, recognised and named, and every way in which one can be wrong."""
 
+import math
+
 import pytest
 
 from instruct_lit.core.data.example import Example, to_example
@@ -145,6 +147,8 @@ def test_columns_are_mapped_and_other_fields_carried_along() -> None:
 
 def test_a_field_that_no_file_can_hold_is_refused() -> None:
     record = {"instruction": "q", "output": "a", "note": "é", "tags": [{"x": "\ud83d"}]}
+    unlike = {"instruction": "a", "output": "b", "score": math.nan, "far": [-math.inf, {"x": 1}], "n": 10**30}
+    assert to_example(unlike, "f").extra == {"score": None, "far": [None, {"x": 1}], "n": 10**30}  # as JSON has them
     with pytest.raises(DataError, match="f: a field beside the texts has broken characters; repair or remove it"):
         to_example(record, "f")
     assert to_example(record | {"tags": None}, "f").extra == {"note": "é"}
