@@ -20,6 +20,7 @@ from instruct_lit.config.satellites import has_satellite
 from instruct_lit.config.targets import build, construct, plain
 from instruct_lit.core.bundle import OpenedModel, bundle_of, read_about
 from instruct_lit.core.data.datamodule import InstructionData
+from instruct_lit.core.data.example import listed
 from instruct_lit.core.data.records import FileSource
 from instruct_lit.core.data.settings import Batching, Lengths, Masking, Splits
 from instruct_lit.core.data.template import Template
@@ -151,11 +152,13 @@ def own_splits(sources: dict[str, Any], config: DictConfig) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if not has_satellite("datasets"):
         return found
-    from instruct_lit.datasets.folder_splits import separate_splits
+    from instruct_lit.datasets.folder_splits import separate_splits, unread_files
     from instruct_lit.datasets.remote_sources import HubSource
 
     for name, source in sources.items():
         if isinstance(source, HubSource) or (isinstance(source, FileSource) and any(map(Path.is_dir, source.paths))):
+            if unread := unread_files(source):
+                print(f"data {name}: files in its folder that are not read: {listed(unread)}", flush=True)
             own = separate_splits(source)
             if own and config.data.sets:
                 raise ConfigError(
@@ -163,10 +166,13 @@ def own_splits(sources: dict[str, Any], config: DictConfig) -> dict[str, Any]:
                     f"data.sets.{name}.path"
                 )
             found |= own
-    for name in found:
-        given = config.data[f"{name}_path"] is not None
-        used = f"data.{name}_path replaces the data set's own files" if given else "the data set's own files are used"
-        print(f"data {config.data.name}: {used} for {name}", flush=True)
+    given = [name for name in found if config.data[f"{name}_path"] is not None]
+    used = " and ".join(name for name in found if name not in given)
+    for line in (
+        *([f"the data set's own files are used for {used}"] if used else []),
+        *(f"data.{name}_path replaces the data set's own files for {name}" for name in given),
+    ):
+        print(f"data {config.data.name}: {line}", flush=True)
     return found
 
 

@@ -117,6 +117,14 @@ class Checks(ConfiguredHook):
         fits = config.fit and config.finder is None
         check_limits(run.data, run.trainer, fits, config.scheduler.warmup_steps)
 
+    @contextmanager
+    def fitting(self, run: Run) -> Iterator[None]:
+        yield
+        trainer = run.trainer
+        if self.config.data.streaming and 0 < trainer.global_step < trainer.max_steps and not trainer.should_stop:
+            ended = f"warning: trainer.max_steps={trainer.max_steps}: trainer.max_epochs={trainer.max_epochs} ended the"
+            print(f"{ended} run after {trainer.global_step} steps; raise that, or -1", flush=True)
+
 
 class Provenance(ConfiguredHook):
     """Writes config.yaml and provenance.json."""

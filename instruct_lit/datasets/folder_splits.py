@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from instruct_lit.core.data.example import listed
-from instruct_lit.core.data.records import FileSource
+from instruct_lit.core.data.records import READERS, FileSource
 from instruct_lit.datasets.remote_sources import HubSource
 from instruct_lit.errors import DataError
 
@@ -46,6 +46,14 @@ def separate_splits(source: FileSource) -> dict[str, FileSource]:
             sources[name] = copy.copy(source)
             sources[name].paths, sources[name].name = found[name], f"{source.name}_{name}"
     return sources
+
+
+def unread_files(source: FileSource) -> list[str]:
+    """The names of the files in the folders of a source that are in no known form; not of hidden ones."""
+    folders = [path for path in source.paths if path.is_dir()]
+    files = [path.relative_to(folder) for folder in folders for path in sorted(folder.rglob("*")) if path.is_file()]
+    unread = [path for path in files if path.suffix.lower() not in READERS]
+    return [str(path) for path in unread if not any(part[0] == "." for part in path.parts)]
 
 
 def _part_of(path: Path) -> str | None:

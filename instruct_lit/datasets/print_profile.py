@@ -108,6 +108,7 @@ _COUNTS = {
     "n_bad_records": "bad records, skipped",
     "n_duplicates": "exact duplicates, dropped",
     "n_dropped_long": "too long, dropped",
+    "n_without_weight": "without a learnt response, dropped",
 }
 
 

@@ -7,11 +7,12 @@ encoding them.
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import partial
 from itertools import islice
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
@@ -53,7 +54,8 @@ def prompt_digest(example: Example) -> bytes:
 
 @dataclass(eq=False, repr=False)
 class ExampleStream(IterableDataset):
-    """The encoded batches of one rank (in a worker process: of that worker), each with the counts of what was read.
+    """The encoded batches of one rank (in a worker process: of that worker), each with the counts of what was read, and
+    of what of the batch was cut or dropped.
 
     `held_out` are the `prompt_digest`s of validation and test; training skips examples that share one. An example's
     index is the number of its shard, shifted by 32 bits, plus its position there.
@@ -98,22 +100,23 @@ class ExampleStream(IterableDataset):
             return name
         return "n_left_out_of_train" if self.held_out and prompt_digest(example) in self.held_out else None
 
-    def __iter__(self) -> Iterator[tuple[list[EncodedExample], dict[str, int]]]:
+    def __iter__(self) -> Iterator[tuple[list[EncodedExample], dict[str, int], dict[str, int]]]:
         install()  # a worker process may have been spawned
         worker = get_worker_info()
         own, n_workers = (worker.id, worker.num_workers) if worker is not None else (0, 1)
         counts: dict[str, int] = {}
-        encoder = self.make_encoder()
         examples = self.examples(self.epoch, counts)
         size = self.batch_size * self.world_size
         number = 0
         while chunk := list(islice(examples, size)):
             # The loader takes a batch from each worker in turn, after a resume too beginning with the first worker.
             if number >= self.n_skip and (number - self.n_skip) % n_workers == own:
+                encoder = self.make_encoder()  # whose counts are those of the batch
                 batch = [
                     encoded for item in chunk[self.rank :: self.world_size] for encoded in _encoded(encoder, *item)
                 ]
-                yield batch, dict(counts)
+                lost = {name: n for name, n in encoder.counts.items() if n and name != "n_encoded"}
+                yield batch, dict(counts), lost
             number += 1
 
 
@@ -126,8 +129,8 @@ def _encoded(encoder: Encoder, number: int, example: Example) -> Iterator[Encode
         raise DataError(f"shard {number >> SHARD}, record {number % (1 << SHARD)}: {error}") from error
 
 
-def _collated(collator: Collator, item: tuple[list[EncodedExample], dict[str, int]]) -> tuple[Batch, dict[str, int]]:
-    return collator(item[0]), item[1]
+def _collated(collator: Collator, item: tuple[list[EncodedExample], Any, Any]) -> tuple[Batch, Any, Any]:
+    return collator(item[0]), *item[1:]
 
 
 class StreamLoader(DataLoader):
@@ -155,8 +158,11 @@ class StreamLoader(DataLoader):
         epoch, n_skip = self._start  # Lightning may begin an epoch twice, so it is kept
         self.dataset.epoch, self.dataset.n_skip = epoch, n_skip
         self._n_yielded = self._n_trained = n_skip
+        lost: Counter[str] = Counter()  # of all workers together, each of which encodes its own batches
         try:
-            for batch, self.counts in super().__iter__():
+            for batch, counts, of_batch in super().__iter__():
+                lost.update(of_batch)
+                self.counts = counts | lost
                 self._n_yielded += 1
                 yield batch
         except InstructLitError as error:  # the message of a worker's error includes its traceback

@@ -132,4 +132,4 @@ def test_the_last_turns_of_texts_are_kept_and_counted(tokenizer: GPT2Tokenizer) 
     assert [encoded_at(example, n, tokenizer)[0] for n in lengths] == kept
     encoder = Encoder(CHATML["keep"], tokenizer, lengths[1], "truncate_left")
     assert len(list(encoder.encode([example, kept[1]]))) == 2
-    assert encoder.counts == {"n_encoded": 2, "n_truncated": 1, "n_dropped_long": 0}
+    assert encoder.counts == {"n_encoded": 2, "n_truncated": 1, "n_dropped_long": 0, "n_without_weight": 0}

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from instruct_lit.core.data.records import FileSource
-from instruct_lit.datasets.folder_splits import separate_splits
+from instruct_lit.datasets.folder_splits import separate_splits, unread_files
 from instruct_lit.datasets.remote_sources import HubSource
 from instruct_lit.errors import DataError
 
@@ -64,6 +64,12 @@ def test_a_downloaded_data_set_has_its_own_splits(tmp_path: Path, monkeypatch: p
     source = HubSource("owner/name", str(tmp_path))
     others = separate_splits(source)
     assert instructions(source) == ["data/train.jsonl"] and instructions(others["test"]) == ["data/test.jsonl"]
+
+
+def test_files_in_no_known_form_are_named(tmp_path: Path) -> None:
+    names = ["a.jsonl", "b.jsonl.bz2", "sub/c.txt", ".hidden.txt", ".git/d.txt", "dataset_info.json"]
+    assert unread_files(FileSource(str(folder(tmp_path, *names)))) == ["b.jsonl.bz2", "sub/c.txt"]
+    assert unread_files(FileSource(str(tmp_path / "a.jsonl"))) == []
 
 
 def test_hidden_files_and_descriptions_of_a_data_set_are_no_records(tmp_path: Path) -> None:

@@ -154,6 +154,12 @@ def test_filters_and_bad_records_are_counted(folder: Path, tokenizer: GPT2Tokeni
         n_long = sum(1 + number % 6 > 3 for number in range(N))
         assert loaded.counts == {"n_read": N + 2, "n_bad_records": 2, "n_filtered_length": n_long}
         assert len(seen) == N - n_long
+    for n_workers in (0, 2):  # what is cut and dropped, by all workers together
+        short = stream(folder, tokenizer, source=source)
+        short.make_encoder = lambda: Encoder(TEMPLATE, tokenizer, 12, "drop")
+        loaded = loader(tokenizer, short, n_workers)
+        kept = [i for i in flat(ids(loaded)) if i >= 0]
+        assert 0 < len(kept) == N - loaded.counts["n_dropped_long"] < N
     read = stream(folder, tokenizer, source=source)
     for epoch in (0, 1):  # a second reading does not count the bad records again
         list(read.examples(epoch, {}))

@@ -71,9 +71,8 @@ class Encoder:
     """Renders and encodes examples, at most `max_length` tokens each, end-of-text included.
 
     A longer one is dropped, refused with a DataError, or loses whole turns from its end or its beginning (`on_long`). A
-    single answer is cut, and has no end-of-text then: the model must not learn to stop in mid-sentence. Without room
-    for a response token the example is dropped all the same. All responses of a conversation are trained on, or only
-    the last (`loss_on`); each ends with end-of-text. `counts` has their numbers.
+    single answer is cut, and has no end-of-text then: the model must not learn to stop in mid-sentence. What has no
+    response to learn is dropped. All responses are trained on, or the last (`loss_on`), each with end-of-text behind.
     """
 
     def __init__(
@@ -83,7 +82,7 @@ class Encoder:
         self.template, self.tokenizer = template, tokenizer
         self.max_length, self.on_long, self.loss_on = max_length, on_long, loss_on
         self.prompt_ids = partial(template.prompt_ids, tokenizer=tokenizer)
-        self.counts = {"n_encoded": 0, "n_truncated": 0, "n_dropped_long": 0}
+        self.counts = {"n_encoded": 0, "n_truncated": 0, "n_dropped_long": 0, "n_without_weight": 0}
 
     def encode(self, examples: Iterable[Example]) -> Iterator[tuple[Example, EncodedExample]]:
         """Yield each kept example with its encoding; `counts` is kept up to date."""
@@ -103,7 +102,8 @@ class Encoder:
 
     def _lay_out(self, turns: Turns, number: int, example: Example) -> tuple[EncodedExample | None, int]:
         """The ids of all turns, or None if the example is dropped, and the number of turns that are kept."""
-        ids, spans = list(self.tokenizer.prompt_start), []
+        ids, spans, first = list(self.tokenizer.prompt_start), [], 0 if self.loss_on == "all" else -1
+        weight_of = example.weights[-len(turns) :] or (1.0,) * len(turns)
         for prompt, response in turns:
             start = len(ids) + len(prompt)
             ids += [*prompt, *closed(response, self.tokenizer.eot_id)]
@@ -115,16 +115,17 @@ class Encoder:
             # The only answer may be cut, but no call and no thought.
             cut = [span for span in spans[:1] if span[0] < self.max_length and not example.messages]
             kept = [span for span in spans if span[1] <= self.max_length] or cut
-            spans = kept if self.on_long != "drop" else []
+            spans = kept if self.on_long != "drop" and any(weight_of[: len(kept)][first:]) else []
             self.counts["n_truncated" if spans else "n_dropped_long"] += 1
-            if not spans:
-                return None, 0
+        if not spans or not any(weight_of[: len(spans)][first:]):  # nothing of it would be learnt
+            self.counts["n_without_weight"] += bool(spans)
+            return None, 0
         tokens = np.array(ids[: min(spans[-1][1], self.max_length)], dtype=np.int64)
         is_response = np.zeros(len(tokens), dtype=bool)
         weights = np.ones(len(tokens), dtype=np.float32)
-        for n, (start, end) in list(enumerate(spans))[0 if self.loss_on == "all" else -1 :]:
+        for n, (start, end) in list(enumerate(spans))[first:]:
             is_response[start:end] = True
-            weights[start:end] = example.weights[-len(turns) :][n] if example.weights else 1
+            weights[start:end] = weight_of[n]
         is_response &= weights > 0
         self.counts["n_encoded"] += 1
         return EncodedExample(self.counts["n_encoded"] - 1, tokens, is_response, weights), len(spans)

@@ -51,6 +51,7 @@ def test_examples_and_encodings_come_back(tmp_path: Path, tokenizer: GPT2Tokeniz
         "n_encoded": 3,
         "n_truncated": 1,
         "n_dropped_long": 0,
+        "n_without_weight": 0,
     }
 
 

@@ -1,5 +1,7 @@
 """Prompt and response are encoded apart; long examples are cut, dropped or refused."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -65,7 +67,7 @@ def test_trap_2_an_example_whose_header_would_not_survive_is_dropped_and_counted
     n_prompt = len(TOKENIZER.encode(ALPACA.prompt(example)))
     encoder = Encoder(ALPACA, TOKENIZER, n_prompt)
     assert list(encoder.encode([example])) == []
-    assert encoder.counts == {"n_encoded": 0, "n_truncated": 0, "n_dropped_long": 1}
+    assert encoder.counts == {"n_encoded": 0, "n_truncated": 0, "n_dropped_long": 1, "n_without_weight": 0}
     assert len(encode(example, n_prompt + 1)) == 1
 
 
@@ -79,6 +81,21 @@ def test_long_examples_are_dropped_or_refused_on_request() -> None:
     short = Example("Count.", "one")
     with pytest.raises(DataError, match=rf"example 2 has {n_prompt + 4} tokens"):
         list(Encoder(ALPACA, TOKENIZER, n_prompt + 2, "error").encode([short, short, example, short]))
+
+
+def test_a_conversation_of_which_nothing_would_be_learnt_is_dropped_and_counted() -> None:
+    first = Example("And?", "No.", history=(("Why?", "So."),), weights=(1.0, 0.0))
+    last = replace(first, weights=(0.0, 1.0))
+    n_tokens = len(encode(last, 500)[0].ids)
+    for example, max_length, loss_on, kept, count in (
+        (first, n_tokens, "all", 1, "n_encoded"), (first, n_tokens, "last", 0, "n_without_weight"),
+        (first, n_tokens - 1, "last", 1, "n_truncated"), (last, n_tokens, "last", 1, "n_encoded"),
+        (last, n_tokens - 1, "all", 0, "n_dropped_long"), (last, n_tokens - 1, "last", 0, "n_dropped_long"),
+    ):  # fmt: skip
+        encoder = Encoder(ALPACA, TOKENIZER, max_length, "truncate", loss_on)  # type: ignore[arg-type]
+        found = list(encoder.encode([example]))
+        assert (len(found), encoder.counts[count]) == (kept, 1)
+        assert all(encoded.is_response.any() for _, encoded in found)
 
 
 def test_indices_count_the_examples_that_are_kept() -> None:
