@@ -198,7 +198,9 @@ def explain(error: Exception, command: str) -> str:
     full_key = re.search(r"full_key: (\S+)", str(cause or error)) or re.search(r"override '?([\w.@/]+)", str(error))
     if match and full_key:
         nearest = _nearest(full_key.group(1).rpartition(".")[0], match.group(1), command)
-        if "did you mean" in nearest or re.search(r"not in '\w+Config'", message):  # a new key would be refused
+        if (
+            "did you mean" in nearest or "another choice" in nearest or re.search(r"not in '\w+Config'", message)
+        ):  # a new key would be refused
             message = re.sub(r"\n  To append to your config use .*", "", message)
         message += nearest
     return message
@@ -231,6 +233,8 @@ def _nearest(parent: str, key: str, command: str) -> str:
     known = sorted(known_keys(command), key=lambda name: name not in MOST_USED[command].split())
     prefix = f"{parent}." if parent else ""
     beside = list(dict.fromkeys(k.removeprefix(prefix).split(".")[0] for k in known if k.startswith(prefix)))
+    if key in beside:  # with the default choice of its group
+        return f"\n  {prefix}{key} belongs to another choice of {prefix.partition('.')[0]}=…; leave it out"
     near = [f"{prefix}{name}" for name in difflib.get_close_matches(key, beside, n=1)]
     near = near or _known_elsewhere(f"{prefix}{key}", command)
     lines = f"\n  did you mean {near[0]}?" if near else ""

@@ -104,6 +104,19 @@ def test_a_misspelt_key_is_answered_with_the_nearest_one_in_the_tree(override: s
     assert "+" not in message or "seeds" in override  # what to add is not advised where the key exists
 
 
+def test_a_key_of_another_choice_of_a_group_is_named_as_that() -> None:
+    for overrides in (
+        ("callbacks=none", "callbacks.sample_answers=null"),
+        ("logger=none", "logger.tensorboard.name=x"),
+    ):
+        with pytest.raises(Exception, match="override") as raised:
+            composed("train", *overrides)
+        key, group = overrides[1].partition("=")[0], overrides[0].partition("=")[0]
+        message = explain(raised.value, "train")
+        assert f"belongs to another choice of {group}=…; leave it out" in message and "+" not in message
+        assert "did you mean" not in message and key.startswith(group)
+
+
 def test_what_cannot_be_is_not_advised() -> None:
     with pytest.raises(Exception, match="override") as raised:
         composed("train", "zzz=1")

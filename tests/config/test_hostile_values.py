@@ -173,7 +173,7 @@ COMMANDS = (  # accepted or refused where the data, the model or the step are kn
     (2, "data.source.n_examples=0", "data.source.n_examples=0: must be between 1 and 1000000"),
     (2, "trainer.val_check_interval=500", "trainer.val_check_interval=500: an epoch has 5 batches; give at most that"),
     (2, "trainer.limit_val_batches=0.01", "trainer.limit_val_batches=0.01: less than one of 1 batches (val)"),
-    (2, "trainer.max_time=00:00:00:00", "no optimizer step was made: the run ended before the first one"),
+    (2, "trainer.max_time=00:00:00:00", "no optimizer step was made: the run ended before it"),
     (2, "data.split.test=1e300", "more than the 60 examples"),
     (2, "optimizer.lr=1e300", "val/loss is nan after step 1"),
     (2, "batching=padded data.pad_to=100", "data.pad_to=100: the model's context has 96 tokens"),

@@ -194,7 +194,7 @@ class Run:
             self.interrupted = True
         if trainer.global_step == 0 and not self.interrupted:
             raise TrainingError(
-                "no optimizer step was made: the run ended before the first one (trainer.max_time, a callback, an empty stream); "
+                "no optimizer step was made: the run ended before it (trainer.max_time, a callback, no training data); "
                 "fit=false trains nothing"
             )
         best, best_step, tuner = best_of(trainer), trainer.global_step, self.tuner
