@@ -166,13 +166,10 @@ def own_splits(sources: dict[str, Any], config: DictConfig) -> dict[str, Any]:
                     f"data.sets.{name}.path"
                 )
             found |= own
-    given = [name for name in found if config.data[f"{name}_path"] is not None]
-    used = " and ".join(name for name in found if name not in given)
-    for line in (
-        *([f"the data set's own files are used for {used}"] if used else []),
-        *(f"data.{name}_path replaces the data set's own files for {name}" for name in given),
-    ):
-        print(f"data {config.data.name}: {line}", flush=True)
+    for name in found:
+        given = config.data[f"{name}_path"] is not None
+        used = f"data.{name}_path replaces the data set's own files" if given else "the data set's own files are used"
+        print(f"data {config.data.name}: {used} for {name}", flush=True)
     return found
 
 
