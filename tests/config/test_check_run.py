@@ -1,12 +1,19 @@
 """Checks of a run that need its data."""
 
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from omegaconf import OmegaConf
 
 from instruct_lit.config.check_run import check_limits, check_split
+from instruct_lit.config.data_builders import data_of
+from instruct_lit.config.run_hooks import Checks
+from instruct_lit.core.data.template import Template
+from instruct_lit.core.data.tokenizer import GPT2Tokenizer
 from instruct_lit.errors import ConfigError
+from tests.configs import composed
 
 
 def test_a_part_without_an_example_is_refused(make_data: Callable) -> None:
@@ -15,6 +22,26 @@ def test_a_part_without_an_example_is_refused(make_data: Callable) -> None:
     data.setup()
     with pytest.raises(ConfigError, match=r"data.split=.*: no example for val, which a run needs to stop early"):
         check_split(data)
+
+
+def test_a_stream_whose_epochs_end_before_its_steps_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    for streaming, global_step, should_stop, warns in (
+        (True, 10, False, True), (True, 10, True, False), (True, 50, False, False), (False, 10, False, False),
+    ):  # fmt: skip
+        config = OmegaConf.create({"data": {"streaming": streaming}})
+        trainer = SimpleNamespace(global_step=global_step, max_steps=50, max_epochs=2, should_stop=should_stop)
+        with Checks(config).fitting(SimpleNamespace(trainer=trainer)):  # type: ignore[arg-type]
+            pass
+        expected = (
+            "warning: trainer.max_steps=50: trainer.max_epochs=2 ended the run after 10 steps; raise that, or -1\n"
+        )
+        assert capsys.readouterr().out == (expected if warns else "")
+
+
+def test_a_part_of_the_split_that_is_null_is_one_that_is_not_named(tmp_path: Path, tokenizer: GPT2Tokenizer) -> None:
+    overrides = ("data=files", f"data.path={Path(__file__)}", f"paths.cache={tmp_path}", "data.split.train=null")
+    template = Template("plain", "{{ instruction }} {{ response }}")
+    assert data_of(composed("train", *overrides), template, tokenizer, 96).split_spec == {"val": 0.05, "test": 0.1}
 
 
 @pytest.mark.parametrize(

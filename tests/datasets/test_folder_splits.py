@@ -4,7 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
+from instruct_lit.config.data_builders import own_splits
 from instruct_lit.core.data.records import FileSource
 from instruct_lit.datasets.folder_splits import separate_splits, unread_files
 from instruct_lit.datasets.remote_sources import HubSource
@@ -70,6 +72,17 @@ def test_files_in_no_known_form_are_named(tmp_path: Path) -> None:
     names = ["a.jsonl", "b.jsonl.bz2", "sub/c.txt", ".hidden.txt", ".git/d.txt", "dataset_info.json"]
     assert unread_files(FileSource(str(folder(tmp_path, *names)))) == ["b.jsonl.bz2", "sub/c.txt"]
     assert unread_files(FileSource(str(tmp_path / "a.jsonl"))) == []
+
+
+def test_a_separate_file_replaces_that_of_the_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = FileSource(str(folder(tmp_path, "train.jsonl", "val.jsonl", "test.jsonl", "notes.txt")))
+    given = {"name": "files", "sets": None, "val_path": "other.jsonl", "test_path": None}
+    assert set(own_splits({"files": source}, OmegaConf.create({"data": given}))) == {"val", "test"}
+    assert capsys.readouterr().out.splitlines() == [
+        "data files: files in its folder that are not read: notes.txt",
+        "data files: data.val_path replaces the data set's own files for val",
+        "data files: the data set's own files are used for test",
+    ]
 
 
 def test_hidden_files_and_descriptions_of_a_data_set_are_no_records(tmp_path: Path) -> None:
