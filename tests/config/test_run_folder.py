@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from instruct_lit.config.data_builders import filters_of, source_nodes, with_settings_of_run
+from instruct_lit.config.data_builders import source_nodes, with_settings_of_run
+from instruct_lit.config.filter_builders import filters_of
 from instruct_lit.config.model_builders import base_of_run
 from instruct_lit.config.run_folder import SOURCE_MODULES, plain_text, read_plain, saved_group
 from instruct_lit.config.targets import build

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from instruct_lit.config.check_commands import check_command
-from instruct_lit.config.data_builders import filters_of, mixture_of, source_nodes
+from instruct_lit.config.data_builders import mixture_of, source_nodes
+from instruct_lit.config.filter_builders import filters_of
 from instruct_lit.core.data.batching import BatchSampler
 from instruct_lit.core.data.datamodule import make_split
 from instruct_lit.core.data.records import FileSource

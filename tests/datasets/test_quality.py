@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from omegaconf import OmegaConf
 
 from instruct_lit.config.check_commands import check_command
-from instruct_lit.config.data_builders import filters_of
+from instruct_lit.config.filter_builders import filters_of
 from instruct_lit.config.run_folder import saved_group
 from instruct_lit.core.data.example import Example
 from instruct_lit.core.data.template import Template

@@ -8,7 +8,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from instruct_lit.benchmark import benchmark
-from instruct_lit.config.data_builders import filters_of, suite_items
+from instruct_lit.config.filter_builders import filters_of, suite_items
 from instruct_lit.core.bundle import save_bundle
 from instruct_lit.core.data.example import Example
 from instruct_lit.core.data.template import Template
