@@ -21,6 +21,7 @@ from instruct_lit.hf.probe import difference
 
 States = Callable[..., Tensor]  # from the arguments of transformers' model to its last hidden states `(R, T, C)`
 WORTH_ON_CPU, WORTH_ON_GPU = 64, 4096  # tokens that are read in about the time of a pass for one token
+CACHE_NAMES = ("cache", "cache_params", "past_key_values")  # arguments of a model, the newest first
 LENGTHS = (3, 7, 5)  # of the texts that a model is measured with
 
 
@@ -45,7 +46,7 @@ class OwnCache:
     def __init__(self, states: States, body: Any) -> None:
         self.states, self._config, self._embedding = states, body.config, body.get_input_embeddings()
         takes = signature(body.forward).parameters
-        self._name = "cache_params" if "cache_params" in takes else "past_key_values"
+        self._name = next((name for name in CACHE_NAMES if name in takes), CACHE_NAMES[-1])
         self._has_positions = "position_ids" in takes
         self._cohorts: list[_Cohort] = []
         self._n_extra = 0  # passes that one cohort of all requests would have saved so far
