@@ -48,7 +48,11 @@ def exact_match_normalised(row: Row) -> float:
 
 def token_f1(row: Row) -> float:
     """Harmonic mean of precision and recall over the normalised words; 1 for two empty texts."""
-    found, reference = words(normalised(row["response"])), words(normalised(row["output"]))
+    return overlap(words(normalised(row["response"])), words(normalised(row["output"])))
+
+
+def overlap(found: Sequence[str], reference: Sequence[str]) -> float:
+    """Harmonic mean of the precision and the recall of words; 1 for two empty lists."""
     if not found or not reference:
         return float(found == reference)
     common = sum((Counter(found) & Counter(reference)).values())

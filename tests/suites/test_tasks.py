@@ -10,6 +10,7 @@ from instruct_lit.suites.tasks.functions import pearson, spearman, squad
     [
         (["The Eiffel Tower", "tower"], " the eiffel tower!", 1, 1),
         (["in 1889", "1889"], "It was 1889", 0, 0.5),
+        (["北京市"], "北京", 0, 0),  # no common word for SQuAD's script
         ([], "", 1, 1),  # a question without an answer
         ([], "1889", 0, 0),
     ],

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from instruct_lit.evaluation.metrics import exact_match_normalised, token_f1
+from instruct_lit.evaluation.metrics import Row, exact_match_normalised, normalised, overlap
 from instruct_lit.optional_imports import load
 from instruct_lit.suites.execution import passes
 
@@ -17,12 +17,17 @@ def best_of(metric: Any, answer: str, references: Sequence[str]) -> float:
     return max(metric({"response": answer, "output": reference}) for reference in references)
 
 
+def squad_f1(row: Row) -> float:
+    """F1 of SQuAD's script, which takes words from white space to white space in every script."""
+    return overlap(normalised(row["response"]).split(), normalised(row["output"]).split())
+
+
 def squad(doc: Doc, results: Sequence[str]) -> dict[str, float]:
     """Exact match and F1 against the best reference; a question without one is to be left unanswered."""
     references = doc["answers"]["text"] or [""]
     return {
         "exact_match": best_of(exact_match_normalised, results[0], references),
-        "f1": best_of(token_f1, results[0], references),
+        "f1": best_of(squad_f1, results[0], references),
     }
 
 
@@ -94,4 +99,4 @@ def record(doc: Doc, results: LogLikelihoods) -> dict[str, float]:
     """F1 and exact match of the likeliest entity against the correct ones."""
     best = max(range(len(results)), key=lambda i: results[i][0])
     entity, answers = doc["entities"][best], doc["answers"]
-    return {"f1": best_of(token_f1, entity, answers), "em": best_of(exact_match_normalised, entity, answers)}
+    return {"f1": best_of(squad_f1, entity, answers), "em": best_of(exact_match_normalised, entity, answers)}
