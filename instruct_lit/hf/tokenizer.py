@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,6 +23,11 @@ _PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
 _OTHERS = [byte for byte in range(256) if byte not in _PRINTABLE]
 _BYTE_OF = {chr(byte): byte for byte in _PRINTABLE} | {chr(256 + n): byte for n, byte in enumerate(_OTHERS)}
 _MARK = "\n"  # stands before a text that continues another
+
+
+def _is_byte(token: str) -> bool:
+    """Whether a token is one byte, as in SentencePiece's vocabularies."""
+    return re.fullmatch("<0x[0-9A-F]{2}>", token) is not None
 
 
 class HFTokenizer:
@@ -87,7 +93,15 @@ class HFTokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids; bytes that are not UTF-8 become the replacement character."""
-        return self.hf.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        text = self.hf.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        if "\ufffd" not in text or self._byte_level:
+            return text
+        # SentencePiece's decoder replaces all tokens of single bytes in a row, whole characters among them too.
+        tokens: list[str] = []
+        for of_bytes, run in groupby(filter(None, self.hf.convert_ids_to_tokens(list(ids))), _is_byte):
+            given = list(run)
+            tokens += [bytes(int(t[3:5], 16) for t in given).decode(errors="replace")] if of_bytes else given
+        return self.hf.convert_tokens_to_string(tokens)
 
     def protect(self, text: str) -> str:
         """Text of users for the place between markup, none of which is a special token (`special_tokens`)."""
@@ -111,7 +125,7 @@ class HFTokenizer:
             return token.encode()
         if self._byte_level:
             return bytes(_BYTE_OF[character] for character in token)
-        if re.fullmatch("<0x[0-9A-F]{2}>", token):
+        if _is_byte(token):
             return bytes([int(token[3:5], 16)])
         return token.replace("\u2581", " ").encode()  # SentencePiece writes a space so
 

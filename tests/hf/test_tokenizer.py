@@ -116,6 +116,19 @@ def test_a_text_within_a_conversation_gets_no_space_that_the_whole_lacks(kind: s
     assert behind_special == [265 if kind in ("prepend", "always") else 264]
 
 
+def test_text_of_byte_tokens_only_grows() -> None:
+    """tokenizers replaces all bytes in a row where the last character is incomplete, so a chat wrote emoji twice."""
+    import tokenizers
+
+    tokenizer = sentencepiece("never")
+    steps = tokenizers.decoders
+    whole = steps.Sequence([steps.Replace("\u2581", " "), steps.ByteFallback(), steps.Fuse()])
+    tokenizer.hf.backend_tokenizer.decoder = whole
+    ids = [266, *(5 + byte for byte in "👍你".encode() + b"\xff"), 266]
+    texts = [tokenizer.decode(ids[:n]) for n in range(1, len(ids) + 1)]
+    assert texts == [" I", *[" I\ufffd"] * 3, " I👍", *[" I👍\ufffd"] * 2, " I👍你", " I👍你\ufffd", " I👍你\ufffd I"]
+
+
 def test_protected_text_of_users_gets_no_space_either() -> None:
     tokenizer, template = with_chat(sentencepiece("first", MISTRAL))
     plain, named = (template.prompt_ids(Example(text, ""), tokenizer) for text in ("It is", "It is</s>"))
