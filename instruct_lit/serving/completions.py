@@ -99,14 +99,15 @@ class CompletionService:
         else:
             assert isinstance(body, CompletionBody)
             n_logprobs, score_prompt = body.logprobs, body.echo and body.logprobs is not None
-        requests = []
+        requests: list[Request] = []
         try:
             for prompt, settings in self.prompts(body):
                 if any(not 0 <= token < n_vocab for token in prompt):
                     raise DataError(f"{body.PROMPT}: token ids are between 0 and {n_vocab - 1}")
                 for i in range(body.n or 1):
                     hook = None if n_logprobs is None else LogprobRecorder(n_logprobs, score_prompt)
-                    own = replace(settings, seed=(settings.seed + i) % 2**63)
+                    drawn = len(requests) if body.seed is None else i  # without a seed equal prompts are answered anew
+                    own = replace(settings, seed=(settings.seed + drawn) % 2**63)
                     requests.append(self.scheduler.engine.prepare(prompt, own, hook))
         except InstructLitError as error:
             raise ApiError(400, str(error), param=body.PROMPT) from error
@@ -132,11 +133,11 @@ class CompletionService:
             assert isinstance(body, CompletionBody)
             texts, stops = body.prompts, ()
             n_new = N_COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
-            n_requests, open_limit = len(texts) * (body.n or 1), self.scheduler.limit
             if not texts:
                 raise DataError("prompt=[]: give at least one prompt")
-            if n_requests > open_limit:  # checked first: a body of a megabyte can request millions
-                raise DataError(f"prompt: {n_requests} responses requested at once; at most {open_limit} can be open")
+        n, most = len(texts) * (body.n or 1), self.scheduler.limit
+        if n > most:  # checked first: a body of a megabyte can request millions
+            raise DataError(f"{body.PROMPT}, n: {n} responses requested at once; at most {most} can be open")
         settings, tokenizer, limit = self.settings(body), self.chat_model.tokenizer, self.chat_model.context_length
         prompts: list[tuple[Sequence[int], SamplingSettings]] = []
         for text in texts:
@@ -158,6 +159,8 @@ class CompletionService:
         """The sampling settings of a body, the defaults where it has none, with a random seed where it has none."""
         names = ("temperature", "top_p", "top_k", "repetition_penalty")
         given: dict[str, Any] = {name: value for name in names if (value := getattr(body, name)) is not None}
+        if given.get("top_k", 1) < 1:
+            given["top_k"] = None
         seed = secrets.randbits(62) if body.seed is None else body.seed
         stops = (body.stop,) if isinstance(body.stop, str) else body.stop or ()
         return replace(self.defaults, **given, seed=seed, stop=(*self.defaults.stop, *stops))
@@ -213,11 +216,11 @@ class CompletionService:
                 pass
         choices = []
         for index, request in enumerate(job.requests):
-            end = Update(request, request.text, n_generated(request), request.finish_reason)
+            end = self.shown(job, Update(request, request.text, n_generated(request), request.finish_reason))
             reason: str | None = request.finish_reason
             if isinstance(job.body, CompletionBody):
                 echoed = self.chat_model.tokenizer.decode(request.prompt_ids) if job.body.echo else ""
-                content: dict[str, Any] = {"text": echoed + request.text}
+                content: dict[str, Any] = {"text": echoed + end.text}
             else:
                 parts = job.reading.parts(request.text, finished=True)
                 content = {"message": message_of(parts)}
@@ -238,6 +241,7 @@ class CompletionService:
                 yield {**head, "choices": [{"index": index, **first}]}
         async with aclosing(self.updates(job)) as updates:
             async for update in updates:
+                update = self.shown(job, update)
                 index, reason = indices[update.request], update.finish_reason
                 parts = job.reading.parts(update.text, reason is not None) if is_chat else Parts(update.text)
                 delta = delta_of(parts, sent[index])
@@ -251,6 +255,15 @@ class CompletionService:
                 yield {**head, "choices": [choice]}
         if job.body.stream_options is not None and job.body.stream_options.include_usage:
             yield {**head, "choices": [], "usage": job.usage}
+
+    def shown(self, job: Job, update: Update) -> Update:
+        """The update, of a completion with the space that a tokenizer (Llama 2's) removes from a text's beginning."""
+        first, tokenizer = update.request.ids[:1], self.chat_model.tokenizer
+        raw = b"".join(map(tokenizer.token_bytes, first))
+        is_removed = raw.startswith(b" ") and len(raw) > len(tokenizer.decode(first).encode())
+        if not is_removed or isinstance(job.body, ChatBody):
+            return update
+        return replace(update, text=" " + update.text)
 
     def logprobs(self, job: Job, update: Update, n_before: int = 0) -> tuple[dict[str, Any] | None, int]:
         """Log-probabilities of the tokens after the first `n_before`, and the number of all tokens up to the last.

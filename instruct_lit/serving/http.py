@@ -94,7 +94,8 @@ def make_app(
         try:
             body: Body = adapter.validate_json(raw)
         except ValidationError as error:
-            first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+            errors = error.errors(include_url=False, include_context=False, include_input=False)
+            first = max(errors, key=lambda found: len(found["loc"]))  # of types that a value may have, the nearest
             field, *inside = map(str, first["loc"] or ("",))  # such as messages, 3, content, str
             param = ".".join([field, *(part for part in inside if not _A_TYPE.match(part))])[:100] or None
             raise ApiError(400, f"{param or 'body'}: {first['msg']}", param=param) from error

@@ -139,7 +139,7 @@ class Body(Strict):
     model: str
     temperature: float | None = _optional(ge=0, le=2)
     top_p: float | None = _optional(gt=0, le=1)
-    top_k: int | None = _optional(ge=1)
+    top_k: int | None = _optional(ge=-1)  # 0 and -1: all tokens
     repetition_penalty: float | None = _optional(ge=1e-9, le=10)
     seed: int | None = _optional(ge=0, le=2**63 - 1)
     stop: str | list[str] | None = None

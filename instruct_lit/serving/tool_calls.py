@@ -71,6 +71,11 @@ def reading_of(body: ChatBody, template: Template) -> Reading:
     Raises: ApiError for tools and calls that cannot be read back, and a `tool_choice` that cannot be followed.
     """
     opened, given = _opens_thought(template), body.tool_choice
+    names = [tool.function.get("name") for tool in body.tools or ()]
+    for n, name in enumerate(names):
+        if not name or not isinstance(name, str):
+            message = f"tools.{n}.function.name: {'missing' if name is None else repr(name)[:80]}; give a text"
+            raise ApiError(400, message, param=f"tools.{n}.function.name")
     choice = given if isinstance(given, str | None) else given.function.name
     uses: list[tuple[str, list[Any]]] = [
         (f"messages.{n}.tool_calls", m.tool_calls) for n, m in enumerate(body.messages) if m.tool_calls
@@ -79,7 +84,6 @@ def reading_of(body: ChatBody, template: Template) -> Reading:
     if uses and (reason := _unreadable(template)):
         name, values = uses[0]
         raise _refusal(name, [asdict(value) for value in values], reason)
-    names = [tool.function.get("name") for tool in body.tools or ()]
     n_calls = 1 if body.parallel_tool_calls is False else None
     if choice in (None, "auto", "none"):
         return Reading(opened, bool(names) and choice != "none", n_calls=n_calls)
@@ -117,7 +121,7 @@ def _unreadable(template: Template) -> str:
         try:
             _, written = template.turns(Example("a", "b", messages=(user, answer), tools=tools))[-1]
         except InstructLitError as error:
-            reason = str(error)
+            reason = reason if thoughts else str(error)
             continue
         if parts_of(written).calls == (_PROBE,):
             return ""

@@ -11,13 +11,17 @@ from instruct_lit.core.bundle import open_model, save_bundle
 from instruct_lit.core.data.example import Example
 from instruct_lit.core.data.tokenizer import GPT2Tokenizer
 from instruct_lit.core.generation.engine import Engine
+from instruct_lit.core.generation.request import Request
 from instruct_lit.core.generation.sampling import SamplingSettings
 from instruct_lit.core.model.pretrained import load_gpt
 from instruct_lit.hf.adapters import Adapter
 from instruct_lit.hf.source import HFSource
 from instruct_lit.serving.chat_model import ChatModel, open_chat_models, shown_name
-from instruct_lit.serving.completions import CompletionService
+from instruct_lit.serving.completions import CompletionService, Job
 from instruct_lit.serving.protocol import ChatBody, CompletionBody, Message
+from instruct_lit.serving.scheduler import Update
+from instruct_lit.serving.tool_calls import Reading
+from tests.hf.test_tokenizer import sentencepiece
 from tests.serving.conftest import ALPACA, greedy, tiny_chat_model
 
 GENERATION = {**vars(SamplingSettings()), "stop": []}
@@ -68,6 +72,31 @@ def test_texts_to_be_continued_begin_as_the_tokenizer_begins_a_text(llama_direct
         body = CompletionBody(model=chat_model.name, prompt=text)
         assert [ids for ids, _ in service.prompts(body)] == [hf("the cat")["input_ids"]]
     assert chat_prompt(service, [("user", "the cat")]) == rendered(hf, [("user", "the cat")])
+
+
+def test_a_continued_text_has_the_space_that_the_tokenizer_removes() -> None:
+    import tokenizers
+
+    tokenizer = sentencepiece("prepend")
+    steps = tokenizers.decoders
+    whole = steps.Sequence([steps.Replace("\u2581", " "), steps.ByteFallback(), steps.Fuse(), steps.Strip(" ", 1, 0)])
+    tokenizer.hf.backend_tokenizer.decoder = whole
+    chat_model = ChatModel("sp", tiny_chat_model(ALPACA).model, tokenizer, ALPACA)
+    service = CompletionService(chat_model, Engine(chat_model.model, tokenizer), SamplingSettings())
+    texts = {}
+    for kind in (ChatBody(model="sp", messages=[]), CompletionBody(model="sp", prompt="It")):
+        for ids in ([265, 265], [264, 265], [261, 265], [261], []):
+            update = Update(Request([1], SamplingSettings(), ids=ids), tokenizer.decode(ids), len(ids), None)
+            texts.setdefault(type(kind), []).append(service.shown(Job(kind, [], {}, Reading()), update).text)
+    assert texts == {ChatBody: ["It It", "It It", " It", "", ""], CompletionBody: [" It It", "It It", "  It", " ", ""]}
+
+
+@pytest.mark.parametrize(("top_k", "expected"), [(0, None), (-1, None), (3, 3), (None, 5)])
+def test_a_call_may_lift_the_servers_top_k(top_k: int | None, expected: int | None) -> None:
+    chat_model = tiny_chat_model(ALPACA)
+    engine = Engine(chat_model.model, chat_model.tokenizer)
+    service = CompletionService(chat_model, engine, SamplingSettings(temperature=1, top_k=5))
+    assert service.settings(CompletionBody(model="tiny", prompt="x", top_k=top_k)).top_k == expected
 
 
 def chat_prompt(service: CompletionService, said: list[tuple[str, str]]) -> list[int]:

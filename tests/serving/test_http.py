@@ -136,6 +136,13 @@ def test_seeds_and_several_choices(server: SimpleNamespace) -> None:
     assert [choice.index for choice in once.choices] == [0, 1, 2]
 
 
+def test_equal_prompts_are_answered_anew_without_a_seed(server: SimpleNamespace) -> None:
+    options: dict[str, Any] = {"model": "tiny", "prompt": ["x"] * 2, "n": 2, "max_tokens": 8, "temperature": 2}
+    free = [choice.text for choice in server.client.completions.create(**options).choices]
+    seeded = [choice.text for choice in server.client.completions.create(**options, seed=3).choices]
+    assert len(set(free)) == 4 and seeded[:2] == seeded[2:] and len(set(seeded)) == 2
+
+
 def test_completions_of_texts_and_ids(server: SimpleNamespace) -> None:
     tokenizer = server.chat_model.tokenizer
     prompts = ["Once upon", "A second, longer text"]
@@ -200,8 +207,12 @@ def test_log_probabilities_of_a_chat_streamed_are_the_same(server: SimpleNamespa
         ({"messages": []}, 400, "messages", "at least 1 item"),
         ({"messages": [{"role": "robot", "content": "x"}]}, 400, "messages.0.role", "system"),
         ({"messages": [{"role": "user", "reasoning": "x"}]}, 400, "messages.0.reasoning", "messages.0.reasoning: Unexpected"),
-        ({"messages": [{"role": "user", "content": [{"type": "text", "text": 1}]}]}, 400, "messages.0.content",
-         "messages.0.content: Input should be a valid string"),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": 1}]}]}, 400, "messages.0.content.0.text",
+         "messages.0.content.0.text: Input should be a valid string"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]}, 400,
+         "messages.0.content.0.type", "messages.0.content.0.type: Input should be 'text'"),
+        ({"tool_choice": {"type": "function"}}, 400, "tool_choice.function", "tool_choice.function: Field required"),
+        ({"n": 80}, 400, "messages", "messages, n: 80 responses requested at once; at most 72 can be open"),
         ({"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": {}}}]}]}, 400,
          "messages.0.tool_calls.0.function.arguments", "arguments: Input should be a valid string"),
         ({"temperature": "hot"}, 400, "temperature", "valid number"),
@@ -235,7 +246,7 @@ def test_bad_bodies_are_answered_in_openais_shape(server: SimpleNamespace, body,
         ({"prompt": []}, "prompt", "give at least one prompt"),
         ({"prompt": ["x"] * 50, "n": 2}, "prompt", "100 responses requested at once; at most 72 can be open"),
         ({"prompt": [1, 60000]}, "prompt", "token ids are between 0 and 50256"),
-        ({"prompt": [1, "x"]}, "prompt", "prompt: Input should be"),
+        ({"prompt": [1, "x"]}, "prompt.0", "prompt.0: Input should be a valid string"),
         ({"logprobs": 6}, "logprobs", "less than or equal to 5"),
         ({"stream": True, "echo": True}, "stream", "false where echo"),
         ({"best_of": 3}, "best_of", "must be 1, or n"),
@@ -336,10 +347,12 @@ def test_a_client_that_goes_away_frees_its_row(start: Callable, monkeypatch: pyt
 def test_a_full_queue_answers_429_and_a_late_answer_504(start: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     server = start(max_rows=2, max_waiting=1, timeout_s=0.5)
     slow(server, monkeypatch)
-    chat = json.dumps({"model": "tiny", "messages": QUESTION, "n": 4}).encode()
-    status, answer = post(server, "/v1/chat/completions", chat)
+    chat = json.dumps({"model": "tiny", "messages": QUESTION, "n": 2}).encode()
+    with ask(server, max_tokens=100, stream=True, n=2) as first:
+        next(iter(first))
+        status, answer = post(server, "/v1/chat/completions", chat)
     assert status == 429 and answer["error"]["code"] == "rate_limit_exceeded"
-    assert "has 0 of at most 3 requests; try again later" in answer["error"]["message"]
+    assert "has 2 of at most 3 requests; try again later" in answer["error"]["message"]
     with pytest.raises(openai.APIStatusError, match=r"took longer than 0.5 s") as caught:
         ask(server, max_tokens=100)
     assert caught.value.status_code == 504

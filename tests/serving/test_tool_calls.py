@@ -153,6 +153,8 @@ def test_tool_choice(ask: Callable[..., Any]) -> None:
         ({"tool_choice": {"type": "function", "function": {"name": "sub"}}}, "tool_choice={'type'.*tools has add"),
         ({"tools": (), "tool_choice": "required"}, "tool_choice='required': not supported by this server; tools has none"),
         ({"messages": [USER, USER]}, None),
+        ({"tools": [TOOL, {"type": "function", "function": {}}]}, "tools.1.function.name: missing; give a text"),
+        ({"tools": [{"type": "function", "function": {"name": 3}}]}, "tools.0.function.name: 3; give a text"),
         ({"messages": [{"role": "tool", "content": "3"}]}, r"messages.0: tool may not follow start; allowed are user"),
         ({"messages": [{"role": "user", "content": None}]}, "messages.0.content: null"),
         (
