@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -104,19 +105,17 @@ class Chat:
         while True:
             try:
                 line = self._line()
-            except KeyboardInterrupt:
-                self._print("\nCtrl-D or /quit ends the chat")
-                continue
-            except EOFError:
-                break
-            if line.strip() in ("/quit", "/exit"):
-                break
-            try:
+                if line.strip() in ("/quit", "/exit"):
+                    break
                 if line.startswith("/"):
                     self._command(line)
                 elif line.strip():
                     self.answer(line, self.input)
                     self.input = ""
+            except KeyboardInterrupt:
+                self._print("\nCtrl-D or /quit ends the chat")
+            except EOFError:
+                break
             except InstructLitError as error:
                 self._print(f"error: {error}", "red")
         if self.records[self.n_saved :]:
@@ -142,6 +141,11 @@ class Chat:
         for column, example in zip(self.columns, examples, strict=True):
             column.stop()
             self._record(column, example)
+            if column.request is not None and column.request.finish_reason == "length":
+                n, name = len(column.request.ids), f"{column.chat_model.name}: " if len(self.columns) > 1 else ""
+                full = "the context is full; /new starts a new conversation"
+                more = f"max_new_tokens={n}; /settings max_new_tokens={2 * n or 256}"
+                self._print(f"({name}cut off: {full if n < self.settings.max_new_tokens else more})")
         if stopped:
             self._print("(stopped)")
 
@@ -194,7 +198,9 @@ class Chat:
     def _line(self) -> str:
         line = self.read("> ")
         while line.endswith("\\"):
-            line = line[:-1] + "\n" + self.read(". ")
+            line = line[:-1] + "\n"
+            with suppress(EOFError):
+                line += self.read(". ")
         return line
 
     def _command(self, line: str) -> None:
@@ -243,7 +249,8 @@ class Chat:
             try:
                 changes[key] = None if is_null else _CONVERT.get(key, int)(value)
             except ValueError as error:
-                raise ConfigError(f"/settings {part}: not a number; give one, or null for top_k and top_p") from error
+                kind = "number" if key in _CONVERT else "whole number"
+                raise ConfigError(f"/settings {part}: not a {kind}; give one, or null for top_k and top_p") from error
         self.settings = replace(self.settings, **changes)
         self._print(" ".join(f"{key}={_shown(value)}" for key, value in asdict(self.settings).items()))
 
@@ -261,12 +268,13 @@ class Chat:
         self._print("new conversation")
 
     def do_save(self, text: str) -> None:
-        path, new = Path(text or "chat.jsonl").expanduser(), self.records[self.n_saved :]
+        new = self.records[self.n_saved :]
         try:
+            path = Path(text or "chat.jsonl").expanduser()
             with path.open("a", encoding="utf-8") as file:
                 file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in new)
-        except OSError as error:
-            raise ConfigError(f"/save {path}: {error.strerror}") from error
+        except (OSError, RuntimeError, ValueError) as error:  # no such user's folder, or no possible name
+            raise ConfigError(f"/save {text or 'chat.jsonl'}: {getattr(error, 'strerror', error)}") from error
         self.n_saved = len(self.records)
         self._print(f"{_responses(len(new))} appended to {path}")
 

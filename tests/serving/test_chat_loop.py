@@ -95,12 +95,15 @@ def test_a_refused_line_leaves_the_conversation_unchanged(turns: ChatModel) -> N
     ("line", "message"),
     [
         ("/settings colour=1", "/settings colour=1: unknown; give NAME=VALUE with one of max_new_tokens, temperature"),
-        ("/settings top_k=many", "/settings top_k=many: not a number"),
-        ("/settings seed=null", "/settings seed=null: not a number; give one, or null for top_k and top_p"),
+        ("/settings top_k=many", "/settings top_k=many: not a whole number"),
+        ("/settings seed=null", "/settings seed=null: not a whole number; give one, or null for top_k and top_p"),
+        ("/settings top_p=x", "/settings top_p=x: not a number; give one, or null"),
         ("/settings top_p=7", "generation.top_p=7.0: must be null or above 0 and at most 1"),
         ("/sing", "/sing: unknown command; /help lists them"),
         ("/retry", "/retry: there is no last instruction"),
         ("/save no/such/folder/x", "No such file or directory"),
+        ("/save ~nobody-here/x", "/save ~nobody-here/x: Could not determine home directory"),
+        ("/save a\0b", "/save a\\x00b: embedded null byte"),
         ("word " * 300, "a prompt has"),
     ],
 )
@@ -155,6 +158,26 @@ def test_ctrl_c_stops_an_answer_and_not_the_chat(chat_model: ChatModel, monkeypa
     assert chat.records[1]["output"] == answer_to(chat_model, Example("Two?", ""))
     whole = answer_to(chat_model, Example("One?", ""))
     assert whole.startswith(chat.records[0]["output"].rstrip("\ufffd")) and chat.records[0]["output"] != whole
+
+
+def test_ctrl_c_in_a_command_does_not_end_the_chat(chat_model: ChatModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Chat, "do_new", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    chat, out = talk(["/new", "One?"], chat_model)
+    assert "Ctrl-D or /quit ends the chat" in out and len(chat.records) == 1
+
+
+def test_a_last_line_that_ends_with_a_backslash_is_answered(chat_model: ChatModel) -> None:
+    chat, _ = talk(["One?\\"], chat_model)
+    assert [record["instruction"] for record in chat.records] == ["One?\n"]
+
+
+def test_an_answer_that_is_cut_off_is_shown_as_such(turns: ChatModel) -> None:
+    _, out = talk(["One?"], turns)
+    assert "(cut off: max_new_tokens=10; /settings max_new_tokens=20)" in out
+    _, out = talk(["/settings max_new_tokens=500", "One?"], turns, width=200)
+    assert "(cut off: the context is full; /new starts a new conversation)" in out
+    _, out = talk(["One?"], turns, turns, width=200)
+    assert out.count("(turns: cut off: max_new_tokens=10;") == 2
 
 
 def test_lines_are_single_instructions_with_alpaca_unless_configured_otherwise() -> None:
