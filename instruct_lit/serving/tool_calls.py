@@ -174,7 +174,8 @@ def text_of(message: Message) -> str:
 
 def _turn(message: Message, where: str) -> dict[str, Any]:
     turn: dict[str, Any] = {"role": message.role, "content": text_of(message)}
-    turn |= {"tool_call_id": message.tool_call_id} if message.tool_call_id else {}
+    if message.role == "tool":  # as in training
+        turn |= {key: value for key in ("tool_call_id", "name") if (value := getattr(message, key))}
     turn |= {"reasoning_content": message.reasoning_content} if message.reasoning_content else {}
     if message.tool_calls:
         try:

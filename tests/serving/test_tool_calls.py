@@ -184,7 +184,8 @@ def test_a_call_without_arguments_may_have_an_empty_text() -> None:
     said = [
         Message(role="user", content="a"),
         Message(role="assistant", tool_calls=[call]),
-        Message(role="tool", content="1"),
+        Message(role="tool", content="1", name="now", tool_call_id="c"),
     ]
-    *_, called, _, _ = example_of_chat(CHAT, ChatBody(model="tiny", messages=said), False).messages
+    *_, called, result, _ = example_of_chat(CHAT, ChatBody(model="tiny", messages=said), False).messages
     assert called["tool_calls"][0]["function"] == {"name": "now", "arguments": {}}
+    assert result == {"role": "tool", "content": "1", "name": "now", "tool_call_id": "c"}
