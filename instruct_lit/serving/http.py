@@ -68,8 +68,10 @@ def make_app(
     definitions: dict[str, Any] = {}
 
     def authorise(request: Request) -> None:
-        given = request.headers.get("authorization", "").removeprefix("Bearer ")
-        if api_key is not None and not hmac.compare_digest(given.encode(), api_key.encode()):
+        given = re.sub("(?i)^bearer +", "", request.headers.get("authorization", ""))
+        # Starlette reads a header as Latin-1; some clients write it so, others (curl) in UTF-8.
+        read = (given.encode(), given.encode("latin-1"))
+        if api_key is not None and not any(hmac.compare_digest(key, api_key.encode()) for key in read):
             raise ApiError(401, "Incorrect API key provided", code="invalid_api_key")
 
     async def read_body(request: Request) -> bytes:

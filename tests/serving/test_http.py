@@ -286,6 +286,14 @@ def test_the_key_is_required_except_for_health(start: Callable) -> None:
     assert post(server, "/v1/completions", body, Authorization="Bearer sésame")[0] == 200
 
 
+def test_the_key_may_have_any_characters_and_its_scheme_any_case(start: Callable) -> None:
+    server = start(api_key="schlüssel")
+    for scheme, key, expected in (("Bearer", "schlüssel", 200), ("bearer", "schlüssel", 200), ("Bearer", "ü", 401)):
+        with closing(http.client.HTTPConnection(urlparse(server.url).netloc, timeout=30)) as connection:
+            connection.request("GET", "/v1/models", headers={"Authorization": f"{scheme} {key}".encode()})
+            assert connection.getresponse().status == expected
+
+
 def test_metrics(start: Callable) -> None:
     server = start()
     ask(server, max_tokens=7)
