@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import os
 import uuid
 from collections.abc import Sequence
@@ -21,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from instruct_lit.config.compat_hydra import IntervalSweep, Override, RangeSweep, launcher_of, parse_overrides
 from instruct_lit.config.satellites import has_satellite
-from instruct_lit.errors import ConfigError
+from instruct_lit.errors import ConfigError, quoted
 from instruct_lit.optional_imports import load
 from instruct_lit.sweeps.compat_optuna import running_trial
 from instruct_lit.sweeps.study import PRUNERS, make_pruner, open_storage
@@ -174,7 +175,7 @@ class OptunaSweeper(Sweeper):
         callbacks = self.settings.get("callbacks")
         if callbacks is not None and callbacks.get("pruning") is not None:
             given = {
-                "storage": f"'{storage}'", "study_name": f"'{self.study_name}'", "trial_number": trial.number,
+                "storage": quoted(storage), "study_name": quoted(self.study_name), "trial_number": trial.number,
                 "pruner": self.pruner, "n_startup_trials": self.n_startup_trials, "n_warmup_steps": self.n_warmup_steps,
             }  # fmt: skip
             overrides += [f"callbacks.pruning.{key}={value}" for key, value in given.items()]
@@ -226,21 +227,27 @@ def _join(workers: Path) -> tuple[str, int]:
 
 
 def distribution(override: Override) -> Any:
-    """The Optuna distribution of a sweep override."""
+    """The Optuna distribution of a sweep override, with exactly the values that Hydra's grammar means by it.
+
+    Raises: ConfigError for a range without values, and for one that Optuna cannot draw from.
+    """
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     value: Any = override.value()
-    log = "log" in getattr(value, "tags", set())
-    start: Any
+    given = {"log": "log" in getattr(value, "tags", set())}
     if isinstance(value, IntervalSweep):
-        start, end = value.start, value.end
-        assert end is not None
-        if isinstance(start, int) and isinstance(end, int):
-            return IntDistribution(start, end, log=log)
-        return FloatDistribution(float(start), float(end), log=log)
-    if isinstance(value, RangeSweep):
-        start, stop, step = value.start or 0, value.stop or 0, value.step
-        if all(isinstance(number, int) for number in (start, stop, step)):
-            return IntDistribution(int(start), int(stop) - 1, log=log, step=int(step))
-        return FloatDistribution(float(start), float(stop), step=float(step))
-    return CategoricalDistribution(list(override.sweep_string_iterator()))
+        points: Any = (value.start, value.end)
+    elif isinstance(value, RangeSweep):  # its end is no value of it, and it may descend
+        points = value.range() if isinstance(value.range(), range) else list(value.range())
+        points = sorted((points[0], points[-1])) if points else ()
+        given["step"] = abs(value.step)
+    else:
+        return CategoricalDistribution(list(override.sweep_string_iterator()))
+    kind = IntDistribution if all(isinstance(n, int) for n in (*points, *given.values())) else FloatDistribution
+    try:
+        if not points or not all(map(math.isfinite, points)):
+            raise ValueError("its ends must be finite" if points else "no value lies in it")
+        return kind(*points, **given)
+    except ValueError as error:
+        reason = str(error).rstrip(".").replace("`", "")
+        raise ConfigError(f"{override.input_line}: not a search space for sweep=optuna ({reason})") from error

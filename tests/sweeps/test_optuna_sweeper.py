@@ -1,12 +1,14 @@
 """Sweeps that share a study: in one folder, and in folders of the same path on other machines."""
 
+import re
 import runpy
 from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
 
-from hydra_plugins.instruct_lit_optuna._sweeper import WORKERS, OptunaSweeper, _join
+from hydra_plugins.instruct_lit_optuna._sweeper import WORKERS, OptunaSweeper, _join, distribution
+from instruct_lit.config.compat_hydra import parse_overrides
 from instruct_lit.errors import ConfigError
 from instruct_lit.sweeps.trial import locked
 
@@ -70,3 +72,33 @@ def test_sweeps_join_a_folder_on_a_disk_without_hard_links(tmp_path: Path, monke
     monkeypatch.setattr("os.link", refuse)
     (first, zero), (second, one) = _join(tmp_path / "a"), _join(tmp_path / "a")
     assert first == second and (zero, one) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "low", "high", "step", "log"),
+    [
+        ("range(0.1,0.5,step=0.1)", 0.1, 0.4, 0.1, False), ("range(1,2.5,step=0.5)", 1, 2, 0.5, False),
+        ("range(8,32,step=8)", 8, 24, 8, False), ("range(3,0,step=-1)", 1, 3, 1, False),
+        ("shuffle(range(0,4))", 0, 3, 1, False), ("tag(log,range(1,100))", 1, 99, 1, True),
+        ("int(interval(1,8))", 1, 8, 1, False), ("tag(log,interval(1e-4,1))", 1e-4, 1, None, True),
+    ],
+)  # fmt: skip
+def test_a_range_has_the_values_of_hydra(text: str, low: float, high: float, step: float | None, log: bool) -> None:
+    (override,) = parse_overrides([f"a={text}"])
+    found = distribution(override)
+    assert (found.low, found.high, found.step, found.log) == (low, high, step, log)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("range(5,5)", "no value lies in it"), ("interval(2,1)", "low <= high must hold"),
+        ("tag(log,interval(0,1))", "low > 0 must hold for log=True"), ("interval(0,inf)", "its ends must be finite"),
+        ("tag(log,range(1.0,9.0))", "step is not supported when log is true"),
+    ],
+)  # fmt: skip
+def test_a_range_that_cannot_be_drawn_from_is_refused(text: str, reason: str) -> None:
+    (override,) = parse_overrides([f"a={text}"])
+    with pytest.raises(ConfigError, match=re.escape(f"a={text}: not a search space for sweep=optuna (")) as refused:
+        distribution(override)
+    assert reason in str(refused.value)
