@@ -5,6 +5,7 @@ traceback and exit with status 2. Contradictions inside the program are asserts.
 """
 
 import difflib
+import re
 from itertools import islice
 from pathlib import Path
 
@@ -21,6 +22,12 @@ def printable(text: str) -> str:
     Line feeds and tabs stay. For text of records, models and files that is shown to a person.
     """
     return text.translate(_ESCAPES)
+
+
+def quoted(text: object) -> str:
+    """The text as the value of an override, in Hydra's grammar, whatever characters it has."""
+    escaped = re.sub(r"(\\*)('|$)", lambda m: 2 * m[1] + m[2].replace("'", "\\'"), str(text), flags=re.DOTALL)
+    return f"'{escaped}'"
 
 
 def _shortened(line: str) -> str:

@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 
 from instruct_lit.config.compose import run_command
 from instruct_lit.config.run_ownership import missing_parents, remove_if_unused
-from instruct_lit.errors import InstructLitError
+from instruct_lit.errors import InstructLitError, quoted
 
 
 def report(config: DictConfig) -> None:
@@ -94,7 +94,7 @@ class SweepReport(Callback):
 def main() -> None:
     """Entry point of the command; the folder may be given without its key."""
     if len(sys.argv) > 1 and "=" not in sys.argv[1] and not sys.argv[1].startswith("-"):
-        sys.argv[1] = f"folder='{sys.argv[1]}'"
+        sys.argv[1] = f"folder={quoted(sys.argv[1])}"
     run_command("report", report)
 
 

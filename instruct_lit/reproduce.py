@@ -7,7 +7,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from instruct_lit.config.compose import output_dir, run_command
-from instruct_lit.errors import ConfigError
+from instruct_lit.errors import ConfigError, quoted
 
 
 def reproduce(config: DictConfig) -> float:
@@ -18,8 +18,9 @@ def reproduce(config: DictConfig) -> float:
     run, saved = check_reproduce(config)
     out_dir = output_dir()
     rerun = out_dir / "run"
-    overrides = [*saved, *config.changes, "hydra.mode=RUN", f"hydra.run.dir='{rerun}'"]
-    status = subprocess.run([sys.executable, "-m", "instruct_lit.train", *overrides]).returncode
+    arguments = [*saved, *config.changes, "hydra.mode=RUN", f"hydra.run.dir={quoted(rerun)}"]
+    arguments.sort(key=lambda argument: not argument.startswith("--"))  # options go before overrides
+    status = subprocess.run([sys.executable, "-m", "instruct_lit.train", *arguments]).returncode
     if status:
         raise ConfigError(f"run={config.run}: the rerun exited with status {status}; see its message above")
     found = compare_runs(run, rerun, differing(read_provenance(run), read_provenance(rerun)))
@@ -34,13 +35,14 @@ def reproduce(config: DictConfig) -> float:
 def check_reproduce(config: DictConfig) -> tuple[Path, list[str]]:
     """The folder of the finished run, and its overrides. Raises ConfigError for a configuration that cannot be run."""
     from instruct_lit.config.provenance import read_provenance
-    from instruct_lit.config.saved_overrides import FILE, saved_overrides
+    from instruct_lit.config.saved_overrides import FILE, check_saved_files, saved_overrides
 
     run = Path(config.run).expanduser().resolve()
     read_provenance(run)
     for name in ("metrics.json", FILE):
         if not (run / name).is_file():
             raise ConfigError(f"run={config.run}: no {name}, the run has not finished; resume it, or give another run")
+    check_saved_files(run, config.changes)
     return run, saved_overrides(run, config.changes)
 
 

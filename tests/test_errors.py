@@ -3,7 +3,10 @@
 import pickle
 from pathlib import Path
 
-from instruct_lit.errors import MAX_LENGTH, MAX_LINES, ConfigError, DataError, printable, similar
+import pytest
+
+from instruct_lit.config.compat_hydra import parse_overrides
+from instruct_lit.errors import MAX_LENGTH, MAX_LINES, ConfigError, DataError, printable, quoted, similar
 
 
 def test_control_characters_are_escaped() -> None:
@@ -41,3 +44,9 @@ def test_many_problems_are_cut_to_a_screen() -> None:
 
 def test_an_error_travels_between_processes() -> None:
     assert str(pickle.loads(pickle.dumps(DataError("a: b; c")))) == "a: b; c"
+
+
+@pytest.mark.parametrize("text", ["a b,c={x}[]()", "o'brien", "a\\", "a\\\\'b", "\\'", "''", " é ", "a'", "$x\ty"])
+def test_a_quoted_text_is_the_same_text_in_an_override(text: str) -> None:
+    (override,) = parse_overrides([f"key={quoted(text)}"])
+    assert override.value() == text

@@ -1,5 +1,6 @@
 """Which run is not run again."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -83,3 +84,24 @@ def test_a_damaged_file_of_overrides_is_refused(tmp_path: Path, text: str) -> No
         ConfigError, match=f"{run}/.hydra/overrides.yaml: (not a list of overrides|cannot be read|has YAML)"
     ):
         check_reproduce(OmegaConf.create({"run": str(run), "tolerance": 0.1, "changes": []}))
+
+
+def test_files_of_the_user_that_composed_a_run_are_named_again_or_the_run_is_refused(tmp_path: Path) -> None:
+    run = finished_run(tmp_path)
+    sources = [{"provider": "main", "schema": "file", "path": "/elsewhere/conf"},
+               {"provider": "command-line", "schema": "file", "path": "/own"}]  # fmt: skip
+    saved = {"job": {"config_name": "mine"}, "runtime": {"config_sources": sources},
+             "overrides": {"hydra": ["hydra.searchpath=[file://more]", "hydra.run.dir=x"]}}  # fmt: skip
+    OmegaConf.save({"hydra": saved}, run / ".hydra" / "hydra.yaml")
+    given = ["--config-dir=/own", "--config-name=mine", "hydra.searchpath=[file://more]"]
+    config = {"run": str(run), "tolerance": 0.1, "changes": given[:1]}
+    message = (
+        f"run={run}: was started with --config-name=mine hydra.searchpath=[file://more], which is not used from a run "
+        'folder; if you trust it, add \'changes=["--config-name=mine", "hydra.searchpath=[file://more]"]\''
+    )
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        check_reproduce(OmegaConf.create(config))
+    assert check_reproduce(OmegaConf.create({**config, "changes": given})) == (run.resolve(), ["seed=1"])
+    (run / ".hydra" / "hydra.yaml").write_text("hydra: [1]")
+    with pytest.raises(ConfigError, match=r"hydra.yaml: not the configuration of Hydra; give another run"):
+        check_reproduce(OmegaConf.create(config))

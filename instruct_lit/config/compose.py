@@ -58,7 +58,9 @@ def run_command(command: str, verb: Callable[[Any], Any]) -> None:
             if HydraConfig.get().mode == RunMode.MULTIRUN:
                 from instruct_lit.sweeps import trial
 
-                return trial.run_trial(command, HydraConfig.get(), config.get("optimized_metric"))
+                hydra_config = HydraConfig.get()
+                files = configuration_files(hydra_config, command)
+                return trial.run_trial(command, hydra_config, config.get("optimized_metric"), files)
             with output_streams(config.progress) if "progress" in config else nullcontext():
                 forget_secrets(output_dir(), config)
                 check_command(command, config)
@@ -111,6 +113,16 @@ def composed(command: str, overrides: Sequence[str] = (), with_hydra: bool = Fal
 def choices_of(group: str) -> list[str]:
     """The files of a group, `base` excepted, which others include."""
     return sorted(path.stem for path in (CONF / group).glob("*.yaml") if path.stem != "base")
+
+
+def configuration_files(hydra_config: Any, command: str) -> list[str]:
+    """The options of a command line by which Hydra, whose own configuration is given, finds files outside `conf/`."""
+    name, sources = hydra_config["job"]["config_name"], hydra_config["runtime"]["config_sources"]
+    options = {"main": "--config-path", "command-line": "--config-dir"}
+    paths = [(options[s["provider"]], s["path"]) for s in sources if s["provider"] in options and s["schema"] == "file"]
+    files = [f"{option}={path}" for option, path in paths if Path(path) != CONF]
+    files += [f"--config-name={name}"] if name != command else []
+    return files + [given for given in hydra_config["overrides"]["hydra"] if "hydra.searchpath=" in given]
 
 
 def runs_of(config: Any) -> list[str]:

@@ -4,13 +4,14 @@ What leads to code, changes Hydra itself, or names a place to write is used only
 every override is checked, and then the configuration that they compose.
 """
 
+import json
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
-from instruct_lit.config.compose import CONF, composed, nodes_of
+from instruct_lit.config.compose import CONF, composed, configuration_files, nodes_of
 from instruct_lit.config.run_folder import read_plain
 from instruct_lit.config.targets import unlisted_targets
 from instruct_lit.errors import ConfigError
@@ -57,6 +58,22 @@ def saved_overrides(run: Path, changes: Collection[str] = ()) -> list[str]:
     for key, target in unlisted_targets(config):
         raise ConfigError(f"run={run}: its overrides compose {key}={target}, which is not an allowed target")
     return saved
+
+
+def check_saved_files(run: Path, changes: Collection[str] = ()) -> None:
+    """Raise ConfigError when a run was composed from files of the user's own that `changes` does not name again."""
+    file = run / FILE.with_name("hydra.yaml")
+    try:
+        used = configuration_files(read_plain(file)["hydra"], "train") if file.is_file() else []
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ConfigError(f"{file}: not the configuration of Hydra; give another run") from error
+    # The program's own conf/ may lie elsewhere today.
+    missing = [given for given in used if given not in changes and not given.startswith("--config-path=")]
+    if missing:
+        raise ConfigError(
+            f"run={run}: was started with {' '.join(missing)}, which is not used from a run folder; if you trust it, "
+            f"add 'changes={json.dumps(missing, ensure_ascii=False)}'"
+        )
 
 
 def refusal(override: str) -> str | None:

@@ -12,12 +12,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from instruct_lit.errors import ConfigError, TrialPruned
+from instruct_lit.errors import ConfigError, TrialPruned, quoted
 from instruct_lit.locks import exclusive, hold_until_exit, is_locked
 from instruct_lit.sweeps.comparable import comparable_metric
 
@@ -26,16 +26,20 @@ SWEEP_LOCK, TRIAL_LOCK = "sweep.lock", "trial.lock"  # held by the sweep, and by
 FOLDER_VARIABLE = "INSTRUCT_LIT_TRIAL"  # set for a process that is the trial in this folder
 INTERRUPTED = 130
 FINISHED = ("completed", "pruned", "failed")
-_OF_THE_SWEEP = ("hydra.sweep", "hydra/sweep", "hydra.launcher", "hydra/launcher", "hydra.mode", "hydra.run.dir")
+_OF_THE_SWEEP = ("hydra.sweep", "hydra/sweep", "hydra.launcher", "hydra/launcher", "hydra.mode", "hydra.run.dir",
+                 "hydra.searchpath")  # fmt: skip
 _OF_THE_SWEEPER = "callbacks.pruning."  # what a sweeper adds to a trial beside its parameters
 
 
-def run_trial(command: str, hydra: Any, metric: str | None = None) -> float | None:
+def run_trial(command: str, hydra: Any, metric: str | None = None, files: Sequence[str] = ()) -> float | None:
     """Run the trial that `hydra` (Hydra's own configuration) describes; return its value, NaN if it has none.
 
     Warns where trials are compared by a `metric` whose meaning differs between them.
     A finished trial is not run again; an interrupted one resumes from its last checkpoint. Raises: ConfigError when
     the folder belongs to a trial with other overrides, or another process runs in it.
+
+    Args:
+        files: options of the command line by which Hydra finds other configuration files.
     """
     folder, overrides = Path(hydra.runtime.output_dir), list(hydra.overrides.task)
     record = read_record(folder)
@@ -67,10 +71,10 @@ def run_trial(command: str, hydra: Any, metric: str | None = None) -> float | No
     with locked(folder):
         print(f"{name}: {'resumes' if record else 'starts'}, log in {folder / LOG}", flush=True)
         seconds = record["seconds"] if record is not None else 0.0
-        record = {"command": command, "status": "running", "overrides": overrides}
+        record = {"command": command, "status": "running", "overrides": overrides, "files": list(files)}
         _write(folder / RECORD, {**record, "seconds": seconds})
         start = time.perf_counter()
-        status, value, reason = _in_a_process(command, folder, _arguments(command, hydra, folder), hydra)
+        status, value, reason = _in_a_process(command, folder, _arguments(command, hydra, folder, files), hydra)
         record |= {"status": status, "value": value, "reason": reason, "seconds": seconds + time.perf_counter() - start}
         _write(folder / RECORD, record)
     print(f"{name}: {described(record, metric)} ({record['seconds']:.0f} s)", flush=True)
@@ -79,10 +83,10 @@ def run_trial(command: str, hydra: Any, metric: str | None = None) -> float | No
     return _value(record)
 
 
-def _arguments(command: str, hydra: Any, folder: Path) -> list[str]:
-    ours = [o for o in hydra.overrides.hydra if not o.startswith(_OF_THE_SWEEP)]
+def _arguments(command: str, hydra: Any, folder: Path, files: Sequence[str]) -> list[str]:
+    ours = [o for o in hydra.overrides.hydra if not o.lstrip("+~").startswith(_OF_THE_SWEEP)]
     resume = ["ckpt_path=last"] if command == "train" and (folder / "checkpoints").is_dir() else []
-    return [*hydra.overrides.task, *resume, *ours, "hydra.mode=RUN", f"hydra.run.dir='{folder}'"]
+    return [*files, *hydra.overrides.task, *resume, *ours, "hydra.mode=RUN", f"hydra.run.dir={quoted(folder)}"]
 
 
 def _in_a_process(command: str, folder: Path, arguments: list[str], hydra: Any) -> tuple[str, float | None, str | None]:

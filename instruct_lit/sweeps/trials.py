@@ -118,7 +118,7 @@ def _read(folder: Path) -> Trial:
     return Trial(
         number=int(folder.name),
         **{key: record[key] for key in ("status", "value", "reason", "seconds")},
-        command=["python", "-m", f"instruct_lit.{record['command']}", *given],
+        command=["python", "-m", f"instruct_lit.{record['command']}", *record.get("files", ()), *given],
         parameters=dict(_split(override) for override in overrides if not override.startswith(_GROUPS)),
         metrics={name: value for name, value in metrics[0].items() if isinstance(value, int | float)},
         history=_records(folder / "history.jsonl"),

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import signal
 import time
 from collections.abc import Callable
@@ -31,6 +32,20 @@ def wait_for_rows(history: Path, n: int) -> None:
     deadline = time.monotonic() + 200
     while time.monotonic() < deadline and not (history.exists() and len(history.read_text().splitlines()) >= n):
         time.sleep(0.01)
+
+
+@pytest.mark.slow
+def test_trials_are_composed_from_the_files_of_the_user_in_any_folder(command: Callable, answers: Path) -> None:
+    folder = answers / "o'brien's sweep é"
+    (folder / "own").mkdir(parents=True)
+    (folder / "own" / "mine.yaml").write_text("defaults: [evaluate, _self_]\nseed: 77\n")
+    swept = ("responses=../bad.json,../good.json", "metrics=[exact_match]", "by=[]", "hydra.sweep.dir=sweep")
+    command("evaluate", "-m", "--config-dir=own", "--config-name=mine", *swept, cwd=folder)
+    records = [record_of(folder / "sweep" / str(number)) for number in range(2)]
+    assert [record["value"] for record in records] == [0.0, 1.0]
+    assert "seed: 77" in (folder / "sweep" / "0" / ".hydra" / "config.yaml").read_text()
+    best = json.loads((folder / "sweep" / "trials.json").read_text())["trials"][0]
+    assert {f"--config-dir={folder / 'own'}", "--config-name=mine"} <= set(shlex.split(best["command"]))
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ from instruct_lit.sweeps.comparable import comparable_metric
 from instruct_lit.sweeps.importance import importances
 from instruct_lit.sweeps.page import curves, parallel_coordinates, write_page
 from instruct_lit.sweeps.statistics import by_setting, mean_and_interval, paired_difference
-from instruct_lit.sweeps.trial import _threads, is_held, locked, parameters, run_trial
+from instruct_lit.sweeps.trial import _arguments, _threads, is_held, locked, parameters, run_trial
 from instruct_lit.sweeps.trials import read_trials
 
 
@@ -269,6 +269,19 @@ def test_a_trial_is_held_by_one_process(tmp_path: Path) -> None:
             pass
     assert not is_held(tmp_path)
     assert parameters(["b=1", "++callbacks.pruning.storage=x", "a=2"]) == ["a=2", "b=1"]
+
+
+def test_a_trial_is_composed_from_the_files_of_its_sweep() -> None:
+    given = [
+        "hydra/launcher=joblib",
+        "++hydra.launcher.n_jobs=2",
+        "hydra.searchpath=[file://own]",
+        "hydra.verbose=true",
+    ]
+    hydra = OmegaConf.create({"overrides": {"task": ["seed=1"], "hydra": given}})
+    found = _arguments("evaluate", hydra, Path("o'brien"), ["--config-name=mine", "hydra.searchpath=[file://own]"])
+    assert found == ["--config-name=mine", "hydra.searchpath=[file://own]", "seed=1", "hydra.verbose=true",
+                     "hydra.mode=RUN", "hydra.run.dir='o\\'brien'"]  # fmt: skip
 
 
 @pytest.mark.parametrize(("n_jobs", "share"), [(2, "4"), (3, "2"), (16, "1"), (-1, "1"), (1, None)])
