@@ -46,7 +46,7 @@ def run_command(command: str, verb: Callable[[Any], Any]) -> None:
     from instruct_lit.config.check_commands import check_command, forget_secrets
 
     register(command)
-    sys.argv = [re.sub("^endpoint=(?=http)", "endpoint.url=", argument) for argument in sys.argv]
+    sys.argv = [expanded(re.sub("^endpoint=(?=http)", "endpoint.url=", argument)) for argument in sys.argv]
     # Without this Hydra prints errors itself, shortened and with advice that does not apply here.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     # Child processes of a trial, one for each further device, inherit the variable; only the first one reports.
@@ -125,6 +125,12 @@ def configuration_files(hydra_config: Any, command: str) -> list[str]:
     return files + [given for given in hydra_config["overrides"]["hydra"] if "hydra.searchpath=" in given]
 
 
+def expanded(argument: str) -> str:
+    """The argument of a command line with `~/` at the start of its value expanded, which many shells leave."""
+    key, _, value = argument.partition("=")
+    return f"{key}={Path(value).expanduser()}" if value == "~" or value.startswith("~/") else argument
+
+
 def runs_of(config: Any) -> list[str]:
     """The value of `run` as a list."""
     if config.run is None:
@@ -140,8 +146,8 @@ def output_dir() -> Path:
 
 
 def _cache_dir() -> str:
-    default = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "instruct-lit"
-    return os.environ.get("INSTRUCT_LIT_CACHE", str(default))
+    default = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "instruct-lit")  # an empty variable is none
+    return str(Path(os.environ.get("INSTRUCT_LIT_CACHE") or default).expanduser())
 
 
 def differences(config: DictConfig, config_name: str) -> list[tuple[str, Any, Any]]:

@@ -11,7 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import OverrideParseException
 from omegaconf import OmegaConf
 
-from instruct_lit.config.compose import CONF, run_command
+from instruct_lit.config.compose import CONF, expanded, run_command
 from instruct_lit.config.messages import explain, one_message, warn_of_repeated_keys
 from instruct_lit.config.schema import COMMANDS
 from instruct_lit.errors import DataError, TrialPruned
@@ -178,3 +178,23 @@ def test_a_key_with_several_values_is_reported(capsys: pytest.CaptureFixture[str
     assert capsys.readouterr().err == (
         "warning: data has several values; the last one is used\nwarning: a.b has several values; the last one is used\n"
     )
+
+
+def test_a_home_folder_is_expanded_in_values_and_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/someone")
+    for argument, expected in (
+        ("paths.outputs=~/runs", "paths.outputs=/home/someone/runs"), ("ckpt_path=~", "ckpt_path=/home/someone"),
+        ("~callbacks.early_stopping", "~callbacks.early_stopping"), ("data.path=a~/b", "data.path=a~/b"),
+        ("~/folder", "~/folder"),
+    ):  # fmt: skip
+        assert expanded(argument) == expected
+    for variables, cache in (
+        ({}, "/home/someone/.cache/instruct-lit"), ({"XDG_CACHE_HOME": "/x"}, "/x/instruct-lit"),
+        ({"XDG_CACHE_HOME": "", "INSTRUCT_LIT_CACHE": ""}, "/home/someone/.cache/instruct-lit"),
+        ({"INSTRUCT_LIT_CACHE": "~/mine"}, "/home/someone/mine"),
+    ):  # fmt: skip
+        for name in ("XDG_CACHE_HOME", "INSTRUCT_LIT_CACHE"):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        assert composed("train").paths.cache == cache
