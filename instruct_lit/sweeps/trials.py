@@ -52,7 +52,7 @@ def read_trials(folder: Path, maximize: bool = False, metric: str | None = None)
     """The trials of a sweep, the best first, those without a value last.
 
     Args:
-        metric: name in the trials' `metrics.json` that replaces the optimised value.
+        metric: name in the trials' `metrics.json` that replaces the optimised value: of completed trials, where it is finite.
     Raises: DataError when the folder has no trial, ConfigError when no trial has the metric.
     """
     trials = [_read(path.parent) for path in sorted(folder.glob(f"*/{RECORD}")) if path.parent.name.isdigit()]
@@ -60,10 +60,11 @@ def read_trials(folder: Path, maximize: bool = False, metric: str | None = None)
         raise DataError(f"{folder}: not a sweep, no <number>/{RECORD} in it; give a folder of outputs/multirun")
     if metric is not None:
         for trial in trials:
-            trial.value = trial.metrics.get(metric)
+            value = trial.metrics.get(metric, math.nan) if trial.status == "completed" else math.nan
+            trial.value = value if math.isfinite(value) else None  # NaN and infinity have no place in an order
         if all(trial.value is None for trial in trials):
             names = ", ".join(sorted({name for trial in trials for name in trial.metrics})) or "none yet"
-            raise ConfigError(f"metric={metric}: no trial has it; there are {names}")
+            raise ConfigError(f"metric={metric}: no completed trial has a finite value of it; there are {names}")
     keys = dict.fromkeys(key for trial in trials for key in trial.parameters)
     columns = {key: [trial.parameters.get(key, "default") for trial in trials] for key in keys}
     columns = {key: column for key, column in columns.items() if len(set(column)) > 1}

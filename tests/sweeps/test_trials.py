@@ -1,6 +1,7 @@
 """The folder of a sweep: trials in order, the parameters in which they differ, the report."""
 
 import json
+import math
 import re
 import sys
 from math import log10
@@ -77,8 +78,21 @@ def test_another_metric_is_read_from_each_trial_and_a_missing_one_is_refused(swe
     for path in sweep.glob("*/metrics.json"):
         path.write_text(path.read_text().replace("test/loss", "test/looping"))
     assert "smallest <code>test/looping" in write(sweep, "test/looping").read_text()
-    with pytest.raises(ConfigError, match=r"metric=nonsense: no trial has it; there are n_steps, test/looping"):
+    with pytest.raises(
+        ConfigError,
+        match=r"metric=nonsense: no completed trial has a finite value of it; there are n_steps, test/looping",
+    ):
         write(sweep, "nonsense")
+
+
+def test_only_finite_metrics_of_completed_trials_are_ranked(tmp_path: Path) -> None:
+    values = {0: math.nan, 1: 2.0, 2: math.inf, 3: 1.0, 4: 0.5}
+    for number, value in values.items():
+        trial(tmp_path, number, 3.0, "interrupted" if number == 4 else "completed", lr=number)
+        (tmp_path / str(number) / "metrics.json").write_text(json.dumps({"val/perplexity": value}))
+    assert write(tmp_path, "val/perplexity").is_file()
+    found = json.loads((tmp_path / "trials.json").read_text())["trials"]
+    assert [(row["trial"], row["value"]) for row in found] == [(3, 1.0), (1, 2.0), (0, None), (2, None), (4, None)]
 
 
 def test_what_a_trial_has_written_is_read_as_far_as_it_goes(tmp_path: Path) -> None:
