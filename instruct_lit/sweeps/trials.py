@@ -52,7 +52,7 @@ def read_trials(folder: Path, maximize: bool = False, metric: str | None = None)
     """The trials of a sweep, the best first, those without a value last.
 
     Args:
-        metric: name in the trials' `metrics.json` that replaces the optimised value: of completed trials, where it is finite.
+        metric: name in the trials' `metrics.json` that replaces the optimised value (finite ones of completed trials).
     Raises: DataError when the folder has no trial, ConfigError when no trial has the metric.
     """
     trials = [_read(path.parent) for path in sorted(folder.glob(f"*/{RECORD}")) if path.parent.name.isdigit()]
