@@ -17,9 +17,15 @@ def count_resumed_epoch(trainer: Trainer) -> None:
     """Count the epoch that begins where a run resumes from the last step of an epoch.
 
     Lightning counts only the end of the epoch before. Otherwise, after a second resume of this kind, the epoch that
-    has just ended would be trained again.
+    has just ended would be trained again. Where the validation there was that of the end of the resumed run alone, it
+    would train a further batch of that epoch: such a checkpoint is taken as one from before the validation.
     """
     loop, epochs = trainer.fit_loop, trainer.fit_loop.epoch_progress
+    last = loop.restarted_mid_epoch and loop.epoch_loop.restarted_on_last  # type: ignore[attr-defined]
+    if last and epoch_is_complete(trainer) and not validation_follows(trainer):
+        for batches in (loop.epoch_loop.batch_progress.total, loop.epoch_loop.batch_progress.current):
+            batches.completed -= 1
+        loop.reset()
     if loop.restarted_mid_epoch and epochs.total.ready == epochs.total.processed:  # type: ignore[attr-defined]
         epochs.increment_ready()
         epochs.increment_started()

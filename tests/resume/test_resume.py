@@ -18,6 +18,7 @@ from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.trainer.states import TrainerFn
 
 from instruct_lit.core.training.checkpoints import Checkpoint
+from instruct_lit.core.training.early_stopping import ValidateAtEnd
 from instruct_lit.core.training.history import History
 from instruct_lit.core.training.module import InstructionTuner
 from instruct_lit.resume import last_checkpoint
@@ -125,6 +126,23 @@ def test_from_every_checkpoint_of_a_run(
             assert found[name] == wanted[name], (n, name)
         n_rest = len(rest.recorder.seen)
         assert rest.recorder.seen == whole.recorder.seen[len(whole.recorder.seen) - n_rest :], n
+
+
+@pytest.mark.parametrize(("n_accumulated", "interval"), [(1, 4), (2, 4), (1, 1.0)])
+def test_a_run_that_ended_with_an_epoch_is_extended(
+    n_accumulated: int, interval: float, tmp_path: Path, fit: Callable, make_tuner: Callable, make_data: Callable
+) -> None:
+    """Its last validation, which the interval does not ask for, is no reason to train a batch of that epoch again."""
+
+    def run(name: str, **more: Any) -> Run:
+        options = {"accumulate_grad_batches": n_accumulated, "val_check_interval": interval, "patience": 9, **more}
+        data, callbacks = {"batch_size": 4}, [ValidateAtEnd()]
+        return Run(tmp_path / name, fit, make_tuner, make_data, callbacks=callbacks, data=data, **options)
+
+    whole, first = run("whole", max_epochs=2), run("first", max_epochs=1)
+    rest = run("rest", max_epochs=2, ckpt_path=tmp_path / "first" / "checkpoints" / "last.ckpt")
+    assert [*first.recorder.seen, *rest.recorder.seen] == whole.recorder.seen
+    assert rest.outcome()["weights"] == whole.outcome()["weights"]
 
 
 @pytest.mark.parametrize("interval", [2, pytest.param(5, marks=pytest.mark.slow)])
