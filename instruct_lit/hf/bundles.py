@@ -98,9 +98,14 @@ def check_opens(directory: Path, model: HFModel, dtype: torch.dtype, adapter: Ad
         adapter: what the bundle will have in their place; the directory has its configuration.
 
     Raises:
-        ConfigError: transformers makes a model with other tensors, or peft adapts other layers.
+        ConfigError: transformers makes a model with other tensors, or peft another base or adapts other layers.
     """
     transformers, config = import_transformers(), model.hf.config
+    if adapter is not None and model.is_text_part:
+        raise ConfigError(
+            f"adapter.merge=false: the base model reads more than text, and only its {model.config.architecture} is "
+            "trained, on which other programs would not find the adapter; use adapter.merge=true"
+        )
     if getattr(config, "auto_map", None):  # code of a repository, which is not run for this
         return
     try:

@@ -56,3 +56,11 @@ def forget_quantization(hf: Any) -> None:
     """
     del hf.config.quantization_config
     hf.hf_quantizer = None
+
+
+def forget_names(hf: Any) -> None:
+    """Let a model that was read from the files of another one, of which it is a part, be saved under its own names.
+
+    Undocumented: `_weight_conversions`, by which `save_pretrained` gives the names of those files back.
+    """
+    del hf._weight_conversions

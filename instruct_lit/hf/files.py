@@ -2,6 +2,7 @@
 
 import copy
 import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,12 +18,18 @@ from instruct_lit.errors import CheckpointError, ConfigError, DownloadError, Ins
 from instruct_lit.hf.compat_bitsandbytes import keep_differentiable
 from instruct_lit.hf.compat_gguf import forget_reader, shared_reader
 from instruct_lit.hf.compat_liger import use_liger
-from instruct_lit.hf.compat_transformers import draw_weights, forget_quantization
+from instruct_lit.hf.compat_transformers import draw_weights, forget_names, forget_quantization
 from instruct_lit.hf.model import HFModel, longest_context
 from instruct_lit.hf.older_readers import spell_for_transformers_4, tokenizer_limit
 from instruct_lit.hf.source import HFSource
 from instruct_lit.hf.tokenizer import HFTokenizer, load_tokenizer
 from instruct_lit.optional_imports import load
+
+# Names of a language model's tensors where it is a part of another model, and by itself.
+_TEXT_PART = {
+    r"^(model\.)?language_model\.model\.": "model.", r"^model\.language_model\.": "model.",
+    r"^language_model\.lm_head\.": "lm_head.",
+}  # fmt: skip
 
 
 def write_hf(
@@ -128,6 +135,7 @@ def load_hf(
     if dtype is None:
         exact = base_dtype == torch.bfloat16 or not pretrained
         dtype = torch.bfloat16 if exact and computes_in_bf16() else torch.float32
+    is_part = vars(config).pop("is_text_part", False)
     with opening(path), shared_reader(source.gguf_file):
         text = config.get_text_config(decoder=True)
         if longest_context(config) is None and (length := context_length or default_context_length):
@@ -138,7 +146,15 @@ def load_hf(
         if n_bits == 4:
             options |= four_bits(device=place)
         if pretrained:
-            hf = transformers.AutoModelForCausalLM.from_pretrained(path, config=config, **options)  # nosec B615
+            options |= {
+                "config": config,
+                "output_loading_info": True,
+                **({"key_mapping": _TEXT_PART} if is_part else {}),
+            }
+            hf, found = transformers.AutoModelForCausalLM.from_pretrained(path, **options)  # nosec B615
+            _check_complete(path, found)
+            if is_part:
+                forget_names(hf)
         else:
             with torch.random.fork_rng([place] if place.type == "cuda" else []):
                 torch.manual_seed(seed)
@@ -157,8 +173,25 @@ def load_hf(
         if pretrained:
             forget_quantization(hf)
     model = HFModel(hf, context_length, activation_checkpointing)
+    model.is_text_part = is_part
     model.base_dtype, model.end_ids = base_dtype, frozenset(_ends(getattr(hf, "generation_config", None)))
     return model
+
+
+def _check_complete(path: str, found: Mapping[str, Any]) -> None:
+    """Refuse files that lack weights of the model, which transformers draws at random, and warn of what they add."""
+    missing, unused = (sorted(found[key]) for key in ("missing_keys", "unexpected_keys"))
+    if missing:
+        raise CheckpointError(
+            f"model.path={path}: {len(missing)} of the model's tensors are not in its files ({missing[0]}, for "
+            "example); give the complete model"
+        )
+    if unused:
+        warnings.warn(
+            f"model.path={path}: {len(unused)} tensors in its files are no part of the model and are not read "
+            f"({unused[0]}, for example)",
+            stacklevel=2,
+        )
 
 
 def _set_dropouts(config: Any, dropout: float) -> None:
@@ -216,10 +249,20 @@ def drawn_in_four_bits(hf: Any, device: torch.device) -> Any:
 
 
 def read_hf_config(source: HFSource) -> Any:
-    """The configuration of a model of transformers."""
+    """The configuration of a model of transformers, that of the text where it reads images or sound too."""
     transformers = import_transformers()
     with opening(source.path), shared_reader(source.gguf_file):
         config = transformers.AutoConfig.from_pretrained(source.path, **source.options())  # nosec B615
+    text, causal = config.get_text_config(decoder=True), transformers.MODEL_FOR_CAUSAL_LM_MAPPING
+    has_code = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
+    if config.is_encoder_decoder or not (has_code or type(config) in causal or type(text) in causal):
+        what = "is an encoder with a decoder" if config.is_encoder_decoder else "is none of them in transformers"
+        raise CheckpointError(
+            f"model.path={source.path}: only causal language models can be opened, and {config.model_type} {what}"
+        )
+    if text is not config and type(text) in causal:
+        text.tie_word_embeddings, text.dtype, text.is_text_part = config.tie_word_embeddings, config.dtype, True
+        config = text
     n_layers = getattr(config.get_text_config(decoder=True), "num_hidden_layers", None)
     if isinstance(n_layers, int) and n_layers > MAX_LAYERS:  # transformers would make them one by one
         raise CheckpointError(

@@ -47,7 +47,8 @@ class HFModel(CausalLM):
     """A model of transformers; `hf` is the model itself.
 
     `context_length` may be lower than the model's own. A model with sliding-window attention supports attention layouts
-    for texts within the window only; rows without a layout get transformers' own masks.
+    for texts within the window only; rows without a layout get transformers' own masks. `is_text_part`: whether it was
+    read from the files of a model of images or sound too.
 
     Raises:
         ConfigError: the model needs more than token ids, or computes its logits by more than its head.
@@ -55,7 +56,7 @@ class HFModel(CausalLM):
 
     def __init__(self, hf: Any, context_length: int | None = None, activation_checkpointing: int = False) -> None:
         super().__init__()
-        self.hf, self.activation_checkpointing = hf, activation_checkpointing
+        self.hf, self.activation_checkpointing, self.is_text_part = hf, activation_checkpointing, False
         self._own_cache_is_exact: bool | None = None  # measured when it is first asked for
         self._last: BlockForward | None = None  # of the last block if it can compute selected tokens only
         self.is_half = any(p.dtype == torch.bfloat16 for p in hf.parameters())
@@ -121,7 +122,8 @@ class HFModel(CausalLM):
     def final_norm(self) -> torch.nn.Module:
         inside = {id(m) for m in self.blocks.modules()}
         outside = [m for n, m in self._body.named_modules() if "norm" in n or n.endswith("ln_f")]
-        return next(m for m in reversed(outside) if id(m) not in inside)
+        # Some decoders have none (OPT 350M).
+        return next((m for m in reversed(outside) if id(m) not in inside), torch.nn.Identity())
 
     def hidden_states(
         self,
@@ -219,6 +221,11 @@ class HFModel(CausalLM):
             with multiplied(self.hf.get_output_embeddings(), 1000):
                 large = self.hf(input_ids=first[None], use_cache=False).logits[0]
         tolerance = HALF_TOLERANCE if self.is_half else TOLERANCE
+        if not difference(alone[0][:4], alone[1][:4]) <= tolerance:  # NaN counts too
+            raise ConfigError(
+                f"model: {self.config.architecture} is not causal, since states of its tokens depend on later ones; "
+                "choose another model"
+            )
         if not (difference(expected_logits, logits) <= tolerance and difference(expected_large, large) <= tolerance):
             raise ConfigError(
                 f"model: {self.config.architecture} computes its logits by more than its head (an unknown soft cap "
@@ -329,7 +336,7 @@ def _shown(error: Exception) -> str:
 def longest_context(config: Any) -> int | None:
     """The context for which a model was made; None where its configuration has none."""
     text = config.get_text_config(decoder=True)
-    return next((getattr(text, name) for name in _LENGTHS if getattr(text, name, None)), None)
+    return next((getattr(text, name) for name in _LENGTHS if (getattr(text, name, None) or 0) > 0), None)
 
 
 def context_length_of(config: Any, given: int | None) -> int:
