@@ -13,7 +13,7 @@ from torch import Tensor
 
 from instruct_lit.core.bundle import MAX_SHARD_SIZE
 from instruct_lit.core.model.causal import best_device
-from instruct_lit.core.model.pretrained import DTYPES, MAX_LAYERS
+from instruct_lit.core.model.pretrained import DTYPES, MAX_LAYERS, bundle_of
 from instruct_lit.errors import CheckpointError, ConfigError, DownloadError, InstructLitError
 from instruct_lit.hf.compat_bitsandbytes import keep_differentiable
 from instruct_lit.hf.compat_gguf import forget_reader, shared_reader
@@ -152,7 +152,7 @@ def load_hf(
                 **({"key_mapping": _TEXT_PART} if is_part else {}),
             }
             hf, found = transformers.AutoModelForCausalLM.from_pretrained(path, **options)  # nosec B615
-            _check_complete(path, found)
+            _check_complete(path, hf, found)
             if is_part:
                 forget_names(hf)
         else:
@@ -178,7 +178,7 @@ def load_hf(
     return model
 
 
-def _check_complete(path: str, found: Mapping[str, Any]) -> None:
+def _check_complete(path: str, hf: Any, found: Mapping[str, Any]) -> None:
     """Refuse files that lack weights of the model, which transformers draws at random, and warn of what they add."""
     missing, unused = (sorted(found[key]) for key in ("missing_keys", "unexpected_keys"))
     if missing:
@@ -186,12 +186,26 @@ def _check_complete(path: str, found: Mapping[str, Any]) -> None:
             f"model.path={path}: {len(missing)} of the model's tensors are not in its files ({missing[0]}, for "
             "example); give the complete model"
         )
+    quantization, names = getattr(hf.config, "quantization_config", None), hf.state_dict().keys()
+    scale = next((name for name in unused if name.partition("_scale")[0] in names), None)
+    if scale is not None or (quantization and getattr(hf, "hf_quantizer", None) is None):
+        what = f"{scale} is not read" if scale else f"quant_method={dict(quantization).get('quant_method')}"
+        raise CheckpointError(
+            f"model.path={path}: its weights are quantised in a way that transformers does not know ({what}); give "
+            "the model that they were made from"
+        )
     if unused:
         warnings.warn(
             f"model.path={path}: {len(unused)} tensors in its files are no part of the model and are not read "
             f"({unused[0]}, for example)",
             stacklevel=2,
         )
+    head, embedding = (
+        getattr(part, "weight", None) for part in (hf.get_output_embeddings(), hf.get_input_embeddings())
+    )
+    if head is not embedding:  # transformers 5 reads both where the files have both, others only where this is said
+        for config in (hf.config, hf.config.get_text_config(decoder=True)):
+            config.tie_word_embeddings = False
 
 
 def _set_dropouts(config: Any, dropout: float) -> None:
@@ -321,6 +335,11 @@ def opening(path: str) -> Iterator[None]:
             raise ConfigError(
                 f"model.path={path}: a GGUF file is named by its folder and its name; give model.path={gguf.parent} "
                 f"model.gguf_file={gguf.name}"
+            ) from error
+        if (bundle_of(place) / "adapter_config.json").is_file():
+            raise CheckpointError(
+                f"model.path={path}: an adapter without its base model; give a run with adapter.merge=true, or what "
+                "export to=hf makes of it"
             ) from error
         if place.is_dir():
             raise CheckpointError(f"model.path={path}: transformers cannot open it ({message[:200]})") from error

@@ -221,7 +221,12 @@ class HFModel(CausalLM):
             with multiplied(self.hf.get_output_embeddings(), 1000):
                 large = self.hf(input_ids=first[None], use_cache=False).logits[0]
         tolerance = HALF_TOLERANCE if self.is_half else TOLERANCE
-        if not difference(alone[0][:4], alone[1][:4]) <= tolerance:  # NaN counts too
+        if not expected_logits.isfinite().all():
+            raise ConfigError(
+                f"model: {self.config.architecture} gives NaN or infinite logits; its weights are damaged, or too "
+                "large for their precision"
+            )
+        if difference(alone[0][:4], alone[1][:4]) > tolerance:
             raise ConfigError(
                 f"model: {self.config.architecture} is not causal, since states of its tokens depend on later ones; "
                 "choose another model"

@@ -58,6 +58,42 @@ def test_tensors_that_the_model_lacks_are_named(llama_directory: Path, tmp_path:
         load_hf(path)
 
 
+def test_quantised_weights_that_transformers_does_not_know_are_refused(llama_directory: Path, tmp_path: Path) -> None:
+    reason = "its weights are quantised in a way that transformers does not know "
+    scale = {"model.layers.1.mlp.up_proj.weight_scale_inv": torch.ones(1, 1)}
+    path = changed(llama_directory, tmp_path / "scaled", **scale)
+    with pytest.raises(CheckpointError, match=rf"{reason}\(model.layers.1.mlp.up_proj.weight_scale_inv is not read\)"):
+        load_hf(path)
+    file = Path(changed(llama_directory, tmp_path / "unknown")) / "config.json"
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps({**config, "quantization_config": {"quant_method": "modelopt"}}))
+    with pytest.raises(CheckpointError, match=rf"{reason}\(quant_method=modelopt\); give the model that they"):
+        load_hf(str(file.parent))
+
+
+def test_weights_that_are_no_numbers_are_named(llama_directory: Path, tmp_path: Path) -> None:
+    name = "model.layers.1.mlp.up_proj.weight"
+    nan = {name: torch.full((48, 32), torch.nan)}
+    with pytest.raises(
+        ConfigError, match="model: LlamaForCausalLM gives NaN or infinite logits; its weights are damag"
+    ):
+        load_hf(changed(llama_directory, tmp_path / "nan", **nan))
+
+
+def test_a_head_beside_another_embedding_is_kept_by_every_reader(llama_directory: Path, tmp_path: Path) -> None:
+    assert load_hf(str(llama_directory)).hf.config.tie_word_embeddings
+    n_rows = load_file(llama_directory / "model.safetensors")["model.embed_tokens.weight"].shape[0]
+    head = {"lm_head.weight": torch.ones(n_rows, 32)}
+    hf = load_hf(changed(llama_directory, tmp_path / "both", **head)).hf
+    assert hf.get_output_embeddings().weight.mean() == 1 and not hf.config.tie_word_embeddings
+
+
+def test_an_adapter_alone_is_no_model_to_start_from(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="an adapter without its base model; give a run with adapter.merge=true"):
+        load_hf(str(tmp_path))
+
+
 @pytest.mark.parametrize("kind", ["xlnet", "gemma3_text"])
 def test_a_model_that_sees_later_tokens_is_refused(kind: str) -> None:
     config = transformers.CONFIG_MAPPING[kind]
