@@ -33,3 +33,9 @@ def test_a_template_by_its_name_or_as_text() -> None:
     assert open_model(NANO, "{{ instruction }} -> {{ response }}").template.name == "given"
     with pytest.raises(ConfigError, match=r"template=alpakka: no such template; allowed are alpaca, .*chatml"):
         open_model(NANO, "alpakka")
+    with pytest.raises(
+        ConfigError, match="template=file: has no text of its own; give a Jinja text with {{ response }}"
+    ):
+        open_model(NANO, "file")
+    with pytest.raises(ConfigError, match="not a bundle of instruct-lit, so give a template"):
+        open_model(NANO, "chat")  # which would be in the directory

@@ -6,7 +6,7 @@ from typing import Any
 from instruct_lit.core.bundle import OpenedModel
 from instruct_lit.core.data.encode import Encoder
 from instruct_lit.core.data.example import Example
-from instruct_lit.core.data.template import Template
+from instruct_lit.core.data.template import CHAT, Template
 from instruct_lit.core.generation.engine import Engine
 from instruct_lit.core.generation.sampling import SamplingSettings
 
@@ -27,7 +27,7 @@ def open_model(run: str | Path, template: Template | str | None = None) -> Opene
     return model_builders.open_model(run, _template(template) if isinstance(template, str) else template)
 
 
-def _template(text: str) -> Template:
+def _template(text: str) -> Template | None:
     if "{{" in text:
         return Template("given", text)
     from omegaconf import OmegaConf
@@ -38,6 +38,10 @@ def _template(text: str) -> Template:
     if text not in (names := choices_of("template")):
         raise ConfigError(f"template={text}: no such template; allowed are {', '.join(names)}, or a Jinja text")
     settings: Any = OmegaConf.load(CONF / "template" / f"{text}.yaml")
+    if text == CHAT:  # which is in the directory
+        return None
+    if not isinstance(settings.get("text"), str):
+        raise ConfigError(f"template={text}: has no text of its own; give a Jinja text with {{{{ response }}}}")
     return Template(text, settings.text, next_turn=settings.get("next_turn"))
 
 

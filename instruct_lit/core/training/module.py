@@ -50,9 +50,8 @@ class InstructionTuner(LightningModule):
         sharding: Sharding | None = None,
     ) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.neftune_alpha = model, neftune_alpha
         self.make_optimizer, self.make_scheduler = make_optimizer, make_scheduler
-        self.neftune_alpha = neftune_alpha
         self.step, self.sharding = step or StepAccelerator(), sharding or Sharding()
         self.step.attach(model)
         self.ends_when_not_finite = True  # a NaN or infinite loss ends the run
@@ -61,6 +60,8 @@ class InstructionTuner(LightningModule):
         self._sums: dict[int, list[Any]] = {}  # of an evaluation, by loader: each data set of a mixture has its own
 
     def configure_model(self) -> None:
+        if self.trainer.datamodule is None:  # type: ignore[attr-defined]
+            raise TrainingError("InstructionTuner: needs datamodule=InstructionData(…) in place of loaders")
         self.sharding.shard(self.model, self.trainer.strategy)
 
     def cpu(self) -> Self:
@@ -155,8 +156,7 @@ class InstructionTuner(LightningModule):
         losses = token_losses(self.model, states, batch.targets).to(of_response.dtype) * batch.loss_weights
         sums = [losses.sum(), (losses * of_response).sum(), (batch.loss_weights * of_response).sum(),
                 batch.n_supervised, batch.n_response_bytes]  # fmt: skip
-        before = self._sums.get(dataloader_idx, [0] * len(sums))
-        self._sums[dataloader_idx] = [a + b for a, b in zip(before, sums, strict=True)]
+        self._sums[dataloader_idx] = [a + b for a, b in zip(self._sums.get(dataloader_idx, [0] * 5), sums, strict=True)]
 
     on_test_epoch_start, test_step = on_validation_epoch_start, validation_step
 

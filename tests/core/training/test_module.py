@@ -201,3 +201,9 @@ def test_on_a_gpu_a_run_ends_with_the_same_weights(make_data: Callable, make_tun
         found = torch.cat([p.detach().cpu().flatten() for p in tuner.model.parameters()])
         wanted = found if wanted is None else wanted
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_a_trainer_with_loaders_in_place_of_the_data_module_is_refused(make_tuner: Callable) -> None:
+    trainer = Trainer(max_steps=1, accelerator="cpu", logger=False, enable_checkpointing=False)
+    with pytest.raises(TrainingError, match="InstructionTuner: needs datamodule=InstructionData"):
+        trainer.fit(make_tuner(), train_dataloaders=[0])
