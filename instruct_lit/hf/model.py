@@ -21,7 +21,7 @@ from instruct_lit.errors import ConfigError
 from instruct_lit.hf.blocks import BlockForward, hidden_from_compiler
 from instruct_lit.hf.compat_transformers import attention_name, register_attention, sdpa_attention
 from instruct_lit.hf.own_cache import OwnCache, is_exact
-from instruct_lit.hf.probe import NotSupportedError, Spy, check_supported, difference, multiplied
+from instruct_lit.hf.probe import NotSupportedError, Spy, check_causal, check_supported, difference, multiplied
 
 NAME = "instruct_lit"  # of our attention function in transformers' registry
 TOLERANCE = 1e-4  # relative difference in fp32 up to which two results count as equal
@@ -47,11 +47,8 @@ class HFModel(CausalLM):
     """A model of transformers; `hf` is the model itself.
 
     `context_length` may be lower than the model's own. A model with sliding-window attention supports attention layouts
-    for texts within the window only; rows without a layout get transformers' own masks. `is_text_part`: whether it was
-    read from the files of a model of images or sound too.
-
-    Raises:
-        ConfigError: the model needs more than token ids, or computes its logits by more than its head.
+    for texts within the window only; rows without a layout get transformers' own masks. `is_text_part`: read from the
+    files of a model of images or sound. ConfigError as the measurements find: not causal, another head, other inputs.
     """
 
     def __init__(self, hf: Any, context_length: int | None = None, activation_checkpointing: int = False) -> None:
@@ -122,8 +119,7 @@ class HFModel(CausalLM):
     def final_norm(self) -> torch.nn.Module:
         inside = {id(m) for m in self.blocks.modules()}
         outside = [m for n, m in self._body.named_modules() if "norm" in n or n.endswith("ln_f")]
-        # Some decoders have none (OPT 350M).
-        return next((m for m in reversed(outside) if id(m) not in inside), torch.nn.Identity())
+        return next((m for m in reversed(outside) if id(m) not in inside), torch.nn.Identity())  # OPT 350M has none
 
     def hidden_states(
         self,
@@ -221,16 +217,7 @@ class HFModel(CausalLM):
             with multiplied(self.hf.get_output_embeddings(), 1000):
                 large = self.hf(input_ids=first[None], use_cache=False).logits[0]
         tolerance = HALF_TOLERANCE if self.is_half else TOLERANCE
-        if not expected_logits.isfinite().all():
-            raise ConfigError(
-                f"model: {self.config.architecture} gives NaN or infinite logits; its weights are damaged, or too "
-                "large for their precision"
-            )
-        if difference(alone[0][:4], alone[1][:4]) > tolerance:
-            raise ConfigError(
-                f"model: {self.config.architecture} is not causal, since states of its tokens depend on later ones; "
-                "choose another model"
-            )
+        check_causal(self.config.architecture, expected_logits, (alone[0][:4], alone[1][:4]), tolerance)
         if not (difference(expected_logits, logits) <= tolerance and difference(expected_large, large) <= tolerance):
             raise ConfigError(
                 f"model: {self.config.architecture} computes its logits by more than its head (an unknown soft cap "

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from instruct_lit.core.model.attention import PackedDocuments
+from instruct_lit.errors import ConfigError
 
 
 class NotSupportedError(Exception):
@@ -27,6 +28,20 @@ def check_supported(options: Mapping[str, Any]) -> None:
     for name, what in _NOT_SUPPORTED.items():
         if options.get(name) is not None:
             raise NotSupportedError(f"it {what}")
+
+
+def check_causal(architecture: str, logits: Tensor, beginnings: tuple[Tensor, Tensor], tolerance: float) -> None:
+    """Raise ConfigError for logits that are no numbers, and for states of one text that depend on what follows it."""
+    if not logits.isfinite().all():
+        raise ConfigError(
+            f"model: {architecture} gives NaN or infinite logits; its weights are damaged, or too large for their "
+            "precision"
+        )
+    if difference(*beginnings) > tolerance:
+        raise ConfigError(
+            f"model: {architecture} is not causal, since states of its tokens depend on later ones; choose another "
+            "model"
+        )
 
 
 @dataclass

@@ -206,4 +206,4 @@ def test_on_a_gpu_a_run_ends_with_the_same_weights(make_data: Callable, make_tun
 def test_a_trainer_with_loaders_in_place_of_the_data_module_is_refused(make_tuner: Callable) -> None:
     trainer = Trainer(max_steps=1, accelerator="cpu", logger=False, enable_checkpointing=False)
     with pytest.raises(TrainingError, match="InstructionTuner: needs datamodule=InstructionData"):
-        trainer.fit(make_tuner(), train_dataloaders=[0])
+        trainer.fit(make_tuner(), train_dataloaders=[0], val_dataloaders=[0])
