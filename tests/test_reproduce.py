@@ -76,6 +76,13 @@ def test_harmless_overrides_are_used_again(tmp_path: Path, overrides: list[str])
     assert found == (run.resolve(), ["seed=1", *overrides])
 
 
+def test_an_interrupted_run_is_refused(tmp_path: Path) -> None:
+    run = finished_run(tmp_path)
+    (run / "metrics.json").write_text('{"interrupted": true, "n_steps": 3}')
+    with pytest.raises(ConfigError, match=rf"^run={run}: was interrupted before its end; resume it, or give another"):
+        check_reproduce(OmegaConf.create({"run": str(run), "tolerance": 0.1, "changes": []}))
+
+
 @pytest.mark.parametrize("text", ["{}", "- [1]", "- 1", "a: &x b\nc: *x", "[" * 20_000])
 def test_a_damaged_file_of_overrides_is_refused(tmp_path: Path, text: str) -> None:
     run = finished_run(tmp_path)
