@@ -13,7 +13,7 @@ from instruct_lit.errors import DataError, printable
 from instruct_lit.evaluation.statistics import Z_95
 
 WINNERS = ("model_a", "model_b", "tie", "both_bad")
-_SPELLINGS = {"tie (bothbad)": "both_bad", "bothbad": "both_bad"}  # of published battles
+SPELLINGS = {"tie (bothbad)": "both_bad", "bothbad": "both_bad"}  # of published battles
 CENTRE, SCALE = 1000.0, 400.0  # the mean of the models, and the difference at odds of ten to one
 POINTS = SCALE / np.log(10)  # of one unit of log-odds
 PRIOR_SD = 400.0  # points
@@ -79,7 +79,7 @@ def _battle(line: str, place: str) -> Battle:
     try:
         row = json.loads(line)
         winner = str(row["winner"])
-        battle = Battle(model_name(row["model_a"]), model_name(row["model_b"]), _SPELLINGS.get(winner, winner))
+        battle = Battle(model_name(row["model_a"]), model_name(row["model_b"]), SPELLINGS.get(winner, winner))
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         why = f"no {error}" if isinstance(error, KeyError) else f"{type(error).__name__}: {error}"
         raise DataError(f"{place}: not a battle with model_a, model_b and winner ({why})") from error

@@ -14,7 +14,7 @@ from instruct_lit.core.generation.engine import Engine
 from instruct_lit.core.generation.sampling import SamplingSettings
 from instruct_lit.errors import DataError
 from instruct_lit.evaluation.jsonl_log import JsonlLog
-from instruct_lit.evaluation.ratings import WINNERS, Battle, model_name
+from instruct_lit.evaluation.ratings import SPELLINGS, WINNERS, Battle, model_name
 from instruct_lit.serving.chat_model import ChatModel
 from instruct_lit.serving.scheduler import Scheduler, Update
 
@@ -29,8 +29,11 @@ class VoteFile(JsonlLog):
         super().__init__(path, "votes", "vote")
 
     def read(self) -> list[dict[str, Any]]:
-        """All votes between two models; other lines are skipped."""
-        return [vote for vote in super().read() if _is_vote(vote)]
+        """All votes between two models, with our spelling of a winner; other lines are skipped."""
+        votes = super().read()
+        for vote in votes:
+            vote["winner"] = SPELLINGS.get(str(vote.get("winner")), vote.get("winner"))
+        return [vote for vote in votes if _is_vote(vote)]
 
     def battles(self) -> list[Battle]:
         """The votes as battles, in the order in which they were cast."""

@@ -1,6 +1,7 @@
 """Rounds of the arena: blind pairs in random order, answers of the engine, one vote each."""
 
 import contextlib
+import json
 import threading
 import time
 from collections import Counter
@@ -104,3 +105,9 @@ def test_a_model_that_fails_gives_no_answer_to_vote_on(arena: Arena, monkeypatch
         list(arena.answers(battle))
     with pytest.raises(DataError, match="the answers are not complete"):
         arena.vote(battle, "tie")
+
+
+def test_votes_of_published_battles_are_read_in_either_spelling(tmp_path: Path) -> None:
+    rows = [{"model_a": "x", "model_b": "y", "winner": winner} for winner in ("tie (bothbad)", "model_b", "none")]
+    (tmp_path / "v.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert [battle.winner for battle in VoteFile(tmp_path / "v.jsonl").battles()] == ["both_bad", "model_b"]
