@@ -189,7 +189,8 @@ def _check_complete(path: str, hf: Any, found: Mapping[str, Any]) -> None:
     quantization, names = getattr(hf.config, "quantization_config", None), hf.state_dict().keys()
     scale = next((name for name in unused if name.partition("_scale")[0] in names), None)
     if scale is not None or (quantization and getattr(hf, "hf_quantizer", None) is None):
-        what = f"{scale} is not read" if scale else f"quant_method={dict(quantization).get('quant_method')}"
+        method = quantization.get("quant_method") if isinstance(quantization, dict) else type(quantization).__name__
+        what = f"{scale} is not read" if scale else f"quant_method={method}"
         raise CheckpointError(
             f"model.path={path}: its weights are quantised in a way that transformers does not know ({what}); give "
             "the model that they were made from"
