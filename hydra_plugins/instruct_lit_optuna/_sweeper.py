@@ -234,7 +234,7 @@ def distribution(override: Override) -> Any:
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     value: Any = override.value()
-    given = {"log": "log" in getattr(value, "tags", set())}
+    given: dict[str, Any] = {"log": "log" in getattr(value, "tags", set())}
     if isinstance(value, IntervalSweep):
         points: Any = (value.start, value.end)
     elif isinstance(value, RangeSweep):  # its end is no value of it, and it may descend
