@@ -53,7 +53,7 @@ def read_json(path: Path, key: str | None = None) -> Iterator[tuple[str, Any]]:
         if (first := next_character()) == "{":
             file.seek(0)
             lines = (line for line in file if line.strip())
-            if _is_object(next(lines), before=next(lines, "")):
+            if _is_object(next(lines), following=next(lines, "")):
                 yield from CORE_READERS[".jsonl"](path)
                 return
             file.seek(0)
@@ -90,10 +90,10 @@ def read_json(path: Path, key: str | None = None) -> Iterator[tuple[str, Any]]:
             raise DataError(f"{path}: text after the end of the array")
 
 
-def _is_object(line: str, before: str) -> bool:
+def _is_object(line: str, following: str) -> bool:
     """Whether a line is a whole JSON object before another line: so a .json file with one record per line begins."""
     with suppress(*UNREADABLE):
-        return bool(before) and isinstance(json.loads(line), dict)
+        return bool(following) and isinstance(json.loads(line), dict)
     return False
 
 

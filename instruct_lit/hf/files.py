@@ -146,11 +146,8 @@ def load_hf(
         if n_bits == 4:
             options |= four_bits(device=place)
         if pretrained:
-            options |= {
-                "config": config,
-                "output_loading_info": True,
-                **({"key_mapping": _TEXT_PART} if is_part else {}),
-            }
+            options |= {"config": config, "output_loading_info": True}
+            options |= {"key_mapping": _TEXT_PART} if is_part else {}
             hf, found = transformers.AutoModelForCausalLM.from_pretrained(path, **options)  # nosec B615
             _check_complete(path, hf, found)
             if is_part:
