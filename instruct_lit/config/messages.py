@@ -18,9 +18,11 @@ import sys
 import tempfile
 import threading
 import traceback
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf import OmegaConf
@@ -30,6 +32,7 @@ from instruct_lit.errors import ConfigError, InstructLitError, TrialPruned, prin
 from instruct_lit.optional_imports import pip_install
 
 TRACEBACK = "error.txt"
+_PACKAGE = Path(__file__).resolve().parents[1]
 _NOISE = ("object_type=", "reference_type=", "Config search path:", "provider=")
 # What a RuntimeError of a library begins with, and what the user can do.
 _OF_LIBRARIES = {
@@ -64,9 +67,12 @@ _SYNONYMS = {"slurm": "submitit"}  # of choices of groups
 
 @contextmanager
 def one_message(command: str) -> Iterator[None]:
-    """Print any exception of a command as one message, without a traceback, and exit with its status."""
+    """Print any exception of a command as one message, without a traceback, and exit with its status.
+
+    A warning of this package's own is one line too.
+    """
     try:
-        with _signals_as_exceptions():
+        with _signals_as_exceptions(), _warnings_as_lines():
             yield
     except InstructLitError as error:
         _exit(str(error), error.status)
@@ -98,6 +104,22 @@ def _signals_as_exceptions() -> Iterator[None]:
     finally:
         for number in numbers:
             signal.signal(number, signal.SIG_DFL)
+
+
+@contextmanager
+def _warnings_as_lines() -> Iterator[None]:
+    """Write a warning that comes from this package without the place in its source."""
+    of_python = warnings.formatwarning
+
+    def of_user(message: Any, category: Any, filename: str, lineno: int, line: str | None = None) -> str:
+        ours = Path(filename).is_relative_to(_PACKAGE)
+        return f"warning: {message}\n" if ours else of_python(message, category, filename, lineno, line)
+
+    warnings.formatwarning = of_user
+    try:
+        yield
+    finally:
+        warnings.formatwarning = of_python
 
 
 def _end(number: int, frame: object) -> None:

@@ -4,6 +4,7 @@ import bdb
 import errno
 import signal
 import tempfile
+import warnings
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import OverrideParseException
 from omegaconf import OmegaConf
 
+from instruct_lit.config import messages
 from instruct_lit.config.compose import CONF, expanded, run_command
 from instruct_lit.config.messages import explain, one_message, warn_of_repeated_keys
 from instruct_lit.config.schema import COMMANDS
@@ -157,6 +159,16 @@ def test_what_is_no_choice_or_no_setting_is_answered_with_what_is(
         run_command("train", lambda config: None)
     errors = capsys.readouterr().err
     assert ended.value.code == 2 and message in errors and "unexpected" not in errors
+
+
+def test_a_warning_of_this_package_is_one_line_without_its_place_in_the_source() -> None:
+    of_python = warnings.formatwarning
+    with one_message("train"):
+        ours = warnings.formatwarning("top_k has no effect", UserWarning, messages.__file__, 7)
+        other = warnings.formatwarning("deprecated", UserWarning, warnings.__file__, 7)
+    assert ours == "warning: top_k has no effect\n"
+    assert other.startswith(f"{warnings.__file__}:7: UserWarning: deprecated\n")
+    assert warnings.formatwarning is of_python
 
 
 def test_slurm_that_is_missing_is_one_message(capsys: pytest.CaptureFixture[str]) -> None:
