@@ -44,6 +44,7 @@ def test_every_row_of_a_table_has_as_many_cells_as_its_head(page: Path) -> None:
     for table in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
         counts = {len(re.findall(r"(?<!\\)\|", row)) for row in table.splitlines()}
         assert len(counts) == 1, f"{page.name}: {table[:200]}"
+        assert re.match(r".*\n[|: -]+\n", table), f"{page.name}: without a head, so shown as text: {table[:200]}"
 
 
 def test_the_site_is_built_with_every_link_and_anchor_found(tmp_path: Path) -> None:

@@ -63,8 +63,19 @@ def test_the_chinese_readme_has_the_same_commands_symbols_and_tables() -> None:
     assert re.findall(r"`(core\.[a-z_.]+\.\w+)`", CHINESE.split("| 6 ")[0]) == re.findall(
         r"`(core\.[a-z_.]+\.\w+)`", README.split("| 6 ")[0]
     )
-    for mark in ("\n## ", "\n|"):
+    for mark in ("\n## ", "\n|", "](#", "](docs/"):
         assert CHINESE.count(mark) == README.count(mark), mark
+    for part in (r"`[^`\n]+`", r"\d+(?:[.,]\d+)*"):
+        assert sorted(re.findall(part, CHINESE)) == sorted(re.findall(part, README)), part
+
+
+def test_the_table_of_features_names_every_choice_of_its_groups() -> None:
+    internal = {"base", "default", "none", "nano_text"}
+    groups = "model data template adapter optimizer scheduler generation experiment debug".split()
+    for group in groups:
+        row = next(line for line in README.splitlines() if re.match(rf"\| .*`{group}`.* \|", line))
+        choices = {file.stem for file in (CONF / group).glob("*.yaml")} - internal
+        assert sorted(choice for choice in choices if f"`{choice}`" not in row) == [], group
 
 
 def test_there_are_six_stops_and_commands() -> None:
