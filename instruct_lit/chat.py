@@ -31,7 +31,13 @@ def chat(config: DictConfig) -> None:
 
 def read_line(prompt: str) -> str:
     """A line of the input, with a prompt on a terminal."""
-    return input(prompt if sys.stdin.isatty() else "")
+    if not sys.stdin.isatty():
+        return input()
+    try:
+        return input(prompt)
+    except EOFError:  # Ctrl-D, which leaves the cursor behind the prompt
+        print()
+        raise
 
 
 def keep_history(path: Path) -> None:

@@ -170,7 +170,8 @@ class Chat:
             self.console.print(self._table())
 
     def _table(self) -> Table:
-        table = Table(expand=True, show_edge=False, pad_edge=False)
+        # Two columns stay free for the ^C that a terminal shows: in the next line it would leave a part of the table.
+        table = Table(width=self.console.width - 2, show_edge=False, pad_edge=False)
         for column in self.columns:
             table.add_column(Text(printable(column.chat_model.name)), ratio=1, overflow="fold")
         answers = [stable_text(column.request) if column.request else "" for column in self.columns]

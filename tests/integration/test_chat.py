@@ -76,7 +76,8 @@ def test_a_person_chats(tmp_path: Path) -> None:
     terminal = Terminal(command, tmp_path, INSTRUCT_LIT_CACHE=str(tmp_path / "cache"))
     try:
         assert "model (conversation); /help lists the commands" in terminal.until("> ")
-        first = terminal.say("Name a colour.")
+        first, mark, limit = terminal.say("Name a colour.").partition("\x1b[2m(cut off: ")
+        assert mark and limit.startswith("max_new_tokens=40; /settings max_new_tokens=80)")
         answer = greedy(chat_model, chat_model.prompt_ids(Example("Name a colour.", "")), 40)
         assert first.replace("\n", "").replace(" ", "") == answer.replace("\n", "").replace(" ", "")
         assert "top_p=null" in terminal.say("/settings") and "stop=" in terminal.shown
@@ -98,7 +99,9 @@ def test_a_person_chats(tmp_path: Path) -> None:
         assert "/sing: unknown command" in terminal.say("/sing")
         terminal.say("/help")
         assert "3 responses appended to chat.jsonl" in terminal.say("/save")
-        os.write(terminal.fd, b"/quit\n")
+        time.sleep(0.3)
+        os.write(terminal.fd, b"\x04")
+        assert terminal.until("\n", seconds=30) == ""  # the shell's prompt begins a line of its own
         assert terminal.process.wait(timeout=30) == 0
     finally:
         terminal.process.kill()
