@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from instruct_lit import __version__
+from instruct_lit.errors import ConfigError
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -16,23 +17,34 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from instruct_lit.config.schema import COMMANDS
 
     first, *rest = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
-    if first in ("--help", "-h"):
-        print(overview())
-    elif first == "--version":
-        print(f"instruct-lit {__version__}")
-    elif first == "completion":
-        from instruct_lit.config.completion import completion
-
-        print(completion(rest))
-    elif first in COMMANDS:
+    if first in COMMANDS:
         sys.argv = [f"instruct-lit {first}", *rest]
         # As `python -m` does it: processes for further devices and trials are started by the module's name.
         runpy.run_module(f"instruct_lit.{first}", run_name="__main__", alter_sys=True)
-    else:
-        near = difflib.get_close_matches(first, COMMANDS, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"commands are {', '.join(COMMANDS)}"
-        print(f"error: instruct-lit {first}: no such command; {hint}", file=sys.stderr)
-        sys.exit(2)
+        return
+    from instruct_lit.config.messages import one_message
+    from instruct_lit.config.progress import survive_readers
+
+    survive_readers()
+    with one_message(first):
+        print(_text(first, rest))
+
+
+def _text(first: str, rest: Sequence[str]) -> str:
+    """What is printed for the first word if it is no command."""
+    from instruct_lit.config.schema import COMMANDS
+
+    if first in ("--help", "-h"):
+        return overview()
+    if first == "--version":
+        return f"instruct-lit {__version__}"
+    if first == "completion":
+        from instruct_lit.config.completion import completion
+
+        return completion(rest)
+    near = difflib.get_close_matches(first, COMMANDS, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"commands are {', '.join(COMMANDS)}"
+    raise ConfigError(f"instruct-lit {first}: no such command; {hint}")
 
 
 def overview() -> str:

@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 
 from instruct_lit import __version__, cli
-from instruct_lit.config.completion import SHELLS, completion, words
+from instruct_lit.config.completion import SHELLS, words
 from instruct_lit.config.schema import COMMANDS
-from instruct_lit.errors import ConfigError
 
 
 def test_the_overview_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
@@ -125,6 +124,19 @@ def test_other_shells_ask_for_the_same_words(shell: str, capsys: pytest.CaptureF
         assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_a_shell_without_completion_is_refused() -> None:
-    with pytest.raises(ConfigError, match="instruct-lit completion tcsh: no such shell; allowed are bash, zsh, fish"):
-        completion(["tcsh"])
+@pytest.mark.parametrize("shell", ["", "tcsh"])
+def test_a_shell_without_completion_is_refused(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["completion", *shell.split()])
+    assert ended.value.code == 2
+    given = f"instruct-lit completion {shell}".strip()
+    assert capsys.readouterr().err == f"error: {given}: no such shell; allowed are bash, zsh, fish\n"
+
+
+def test_a_reader_that_ends_is_no_traceback() -> None:
+    command = [sys.executable, "-m", "instruct_lit.cli", "completion", "bash"]
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=60)
+    os.close(writer)
+    assert (done.stderr, done.returncode) == ("", 0)

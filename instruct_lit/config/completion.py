@@ -26,7 +26,8 @@ def completion(arguments: Sequence[str]) -> str:
         return SHELLS[arguments[0]].read_text(encoding="utf-8").strip()
     if len(arguments) == 2 and arguments[0] == "words":
         return "\n".join(words(arguments[1]))
-    raise ConfigError(f"instruct-lit completion {' '.join(arguments)}: no such shell; allowed are {', '.join(SHELLS)}")
+    given = " ".join(["instruct-lit completion", *arguments])
+    raise ConfigError(f"{given}: no such shell; allowed are {', '.join(SHELLS)}")
 
 
 def words(line: str) -> list[str]:
