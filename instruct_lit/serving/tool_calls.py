@@ -112,6 +112,8 @@ def _opens_thought(template: Template) -> bool:
 @cache
 def _unreadable(template: Template) -> str:
     """Why calls that a template writes cannot be read back; empty where they can."""
+    if template.name != CHAT and not template.has_tools:
+        return f"the template {template.name!r} of this model has no place for tools"
     reason = f"the template {template.name!r} of this model does not write calls in {CALL}"
     user, call = {"role": "user", "content": "a"}, {"type": "function", "function": _PROBE}
     tools = ({"type": "function", "function": {"name": "look_up", "description": "a", "parameters": {}}},)
