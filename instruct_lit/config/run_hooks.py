@@ -244,8 +244,11 @@ class Forgetting(ConfiguredHook):
 class Finder(ConfiguredHook):
     """satellite sweeps: a search for a setting in place of the training."""
 
+    def __init__(self, config: DictConfig) -> None:
+        self.search = build(config.finder, "finder")  # what it cannot be built of is refused before the data are read
+
     def replaces_training(self, run: Run) -> bool:
-        build(self.config.finder, "finder")(run.trainer, run.tuner, run.data, run.run_dir)
+        self.search(run.trainer, run.tuner, run.data, run.run_dir)
         return True
 
 

@@ -89,6 +89,8 @@ class LargestBatch:
     """
 
     def __init__(self, max_size: int = 4096, max_step_s: float = 10.0) -> None:
+        if max_size < 1:
+            raise ConfigError(f"finder.max_size={max_size}: at least 1 is needed")
         self.max_size, self.max_step_s = max_size, max_step_s
 
     def __call__(self, trainer: Trainer, tuner: InstructionTuner, data: InstructionData, run_dir: Path) -> int:

@@ -9,9 +9,11 @@ import pytest
 import torch
 from lightning import Trainer
 
+from instruct_lit.config.run_hooks import Finder
 from instruct_lit.errors import ConfigError, TrainingError
 from instruct_lit.sweeps import finders
 from instruct_lit.sweeps.finders import LargestBatch, LearningRateRange, largest, suggested, unbiased
+from tests.configs import composed
 
 
 @pytest.fixture
@@ -52,6 +54,20 @@ def test_a_range_finds_a_rate_puts_the_weights_back_and_writes_a_plot(
 def test_an_impossible_range_is_refused(arguments: tuple[float, float, int]) -> None:
     with pytest.raises(ConfigError, match="needs 0 < min_lr < max_lr and n_steps of at least 20"):
         LearningRateRange(*arguments)
+
+
+def test_a_search_without_a_size_is_refused() -> None:
+    with pytest.raises(ConfigError, match="finder.max_size=0: at least 1 is needed"):
+        LargestBatch(max_size=0)
+
+
+@pytest.mark.parametrize(
+    ("sweep", "override"),
+    [("lr_range", "finder.n_steps=12"), ("lr_range", "finder.min_lr=0"), ("batch_size", "finder.max_size=0")],
+)
+def test_an_impossible_search_is_refused_before_the_data_are_read(sweep: str, override: str) -> None:
+    with pytest.raises(ConfigError, match=override.removeprefix("finder.")):
+        Finder(composed("train", f"sweep={sweep}", override))
 
 
 @pytest.mark.parametrize(("limit", "most", "wanted"), [(7, 100, (7, 8)), (100, 64, (64, None)), (0, 8, (0, 1))])
