@@ -17,7 +17,8 @@ def table(*columns: str, header: bool = True, text: Collection[str] = ()) -> Any
     made = Table(box=None, pad_edge=False, show_header=header)
     for column in columns:
         left = not header or column in (columns[0], *text)
-        made.add_column(column, justify="left" if left else "right", no_wrap=left is not header, overflow="fold")
+        no_wrap = not left if header else column == columns[0]
+        made.add_column(column, justify="left" if left else "right", no_wrap=no_wrap, overflow="fold")
     return made
 
 

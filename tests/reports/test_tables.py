@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from instruct_lit.reports.tables import print_records, table_alone
+from instruct_lit.reports.tables import print_records, show_table, table_alone
 
 RECORDS = [{"model": "a|b_c", "mean": 0.123456, "low": None}, {"model": "d", "mean": 1, "low": 0.5}]
 
@@ -28,3 +28,14 @@ def test_everything_else_goes_to_standard_error(capsys: pytest.CaptureFixture[st
         with table_alone(form):
             print("text")
         assert tuple(capsys.readouterr()) == streams
+
+
+def test_a_narrow_terminal_breaks_values_and_cuts_nothing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    value = "0.2833   (before fine-tuning 0.0167)"
+    show_table(("name", "value"), [("test/exact_match", value), ("best_step", "15")], header=False)
+    lines = capsys.readouterr().out.splitlines()
+    assert " ".join(line[16:].strip() for line in lines) == "0.2833   (before fine-tuning 0.0167) 15"
+    assert lines[0].startswith("test/exact_match  0.2833") and max(map(len, lines)) <= 40
