@@ -125,15 +125,15 @@ def generated_responses(config: DictConfig, run: str) -> Responses:
     if config.engine == "vllm":
         vllm = VLLMEngine(opened.model, data.tokenizer, opened.directory)
         examples = [(int(i), store.example(int(i)), store[i].prompt_ids) for i in indices[: config.n_responses]]
-        known = CachedResponses(cache, vllm, sampling, data.template)
-        rows = answer(vllm, data.template, examples, sampling, known=known)
+        cached = CachedResponses(cache, vllm, sampling, data.template)
+        rows = answer(vllm, data.template, examples, sampling, cached=cached)
         vllm.close()
         opened.model.to(best_device())
     else:
         opened.model.to(best_device())
         engine = Engine(opened.model, data.tokenizer, **build.engine_options(config))
-        known = CachedResponses(cache, engine, sampling, data.template)
-        rows = answer_split(engine, data, config.split, config.n_responses, sampling, title, known=known)
+        cached = CachedResponses(cache, engine, sampling, data.template)
+        rows = answer_split(engine, data, config.split, config.n_responses, sampling, title, cached=cached)
     references = [store[row["id"]] for row in rows]
     with tqdm(total=len(rows), desc="loss of the reference responses", unit="example", file=sys.stdout) as bar:
         losses = response_losses(opened.model, opened.tokenizer, references, bar.update)

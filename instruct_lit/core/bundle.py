@@ -146,7 +146,7 @@ def open_model(
     A directory of another program with another model than GPT-2 provides its own chat template. A peft directory (the
     bundle of a run with `adapter.merge=false`, for example) is opened on its base model and, with `merge`, merged.
     With `as_stored`, for computing only, weights of transformers' models stay in bf16 where a GPU computes in it.
-    Raises CheckpointError for a missing or damaged model, ConfigError for GPT-2 of another program without `template`.
+    Raises: CheckpointError for a missing or damaged model, ConfigError for GPT-2 of another program without `template`.
     """
     directory = bundle_of(run)
     if not directory.is_dir():

@@ -65,7 +65,7 @@ def _key(request: tuple[Any, ...]) -> str:
 
 
 class CachedResponses(UserDict):
-    """Responses of an engine by prompt (`responses.Known`), written to a cache as soon as they are complete."""
+    """Responses of an engine by prompt (`responses.CachedAnswers`), written to a cache as soon as they are complete."""
 
     def __init__(self, cache: AnswerCache, engine: Engine, settings: SamplingSettings, template: Template) -> None:
         super().__init__()

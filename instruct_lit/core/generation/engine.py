@@ -77,7 +77,7 @@ class Engine:
     ) -> Request:
         """Create a request, in any thread; with `max_new_tokens=0` the prompt is only read.
 
-        Raises DataError when the prompt is empty or leaves no room for a token in the model's context.
+        Raises: DataError when the prompt is empty or leaves no room for a token in the model's context.
         """
         settings = settings or SamplingSettings()
         longest = self.context_length - min(1, settings.max_new_tokens)

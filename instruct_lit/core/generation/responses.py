@@ -11,7 +11,7 @@ from instruct_lit.core.data.template import Template
 from instruct_lit.core.generation.engine import Engine, Request
 from instruct_lit.core.generation.sampling import SamplingSettings
 
-Known = MutableMapping[tuple[int, ...], tuple[str, str | None]]  # response and finish reason by the ids of a prompt
+CachedAnswers = MutableMapping[tuple[int, ...], tuple[str, str | None]]  # response, finish reason by prompt ids
 FINAL_TEXT: list[Callable[[str], str]] = [str.strip]  # the final answer in a text; `evaluation` leaves out thoughts
 
 
@@ -21,16 +21,16 @@ def answer(
     examples: Sequence[tuple[int, Example, Sequence[int]]],
     settings: SamplingSettings,
     on_answered: Callable[[], object] = lambda: None,
-    known: Known | None = None,
+    cached: CachedAnswers | None = None,
 ) -> list[dict[str, Any]]:
     """Answer examples, each given as (id, example, prompt ids), and return a row for each.
 
     A row is the record with `id`, `response` and `finish_reason`: `stop` (end-of-text, or the template's suffix),
     `length`, or `prompt_too_long` where the prompt fills the context; an empty prompt is replaced by end-of-text, which
-    starts a text for GPT-2. Responses in `known` are not generated again, and new ones are added to it at once.
+    starts a text for GPT-2. Responses in `cached` are not generated again, and new ones are added to it at once.
     """
     settings = replace(settings, stop=(*settings.stop, *closing(template)))
-    found: Known = {} if known is None else known
+    found: CachedAnswers = {} if cached is None else cached
 
     def finished(request: Request) -> None:
         found[tuple(request.prompt_ids)] = request.text, request.finish_reason

@@ -48,7 +48,7 @@ class SamplingSettings:
         return self.temperature < GREEDY_BELOW
 
     def of_prompt(self, prompt: Sequence[int]) -> "SamplingSettings":
-        """The settings with a seed of the prompt's own: responses of one mean do not share their random numbers."""
+        """The settings with a seed of this prompt: the responses that are scored together draw different numbers."""
         return replace(self, seed=(self.seed + crc32(repr(tuple(prompt)).encode())) % 2**63)
 
 
@@ -76,7 +76,7 @@ def choose(
 
 
 def penalised(logits: Tensor, penalty: Tensor | float) -> Tensor:
-    """The logits of tokens that occurred."""
+    """The logits of tokens that occurred, made less likely by the penalty."""
     return torch.where(logits > 0, logits / penalty, logits * penalty)
 
 
@@ -107,7 +107,7 @@ def nucleus(logits: Tensor, temperature: Tensor, top_k: Tensor | None = None, to
     return torch.zeros_like(probabilities).scatter_(-1, ids, ordered / ordered.sum(-1, keepdim=True))
 
 
-@lru_cache(maxsize=512)  # responses often have the same seed
+@lru_cache(maxsize=512)  # requests without a seed of their own share one
 def draws_of(seed: int, start: int, n: int) -> Tensor:
     """Uniform random numbers for `n` tokens of a response from the token `start` on; no other response changes them."""
     return torch.rand(start + n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)[start:]

@@ -44,7 +44,7 @@ def load_gpt(
 ) -> GPT:
     """Build a GPT with the weights of a directory, or with random ones (`pretrained=False`, drawn with `seed`).
 
-    The shape is that of the directory; without `path`, of random weights, it is `config`. Raises CheckpointError as
+    The shape is that of the directory; without `path`, of random weights, it is `config`. Raises: CheckpointError as
     `checkpoint_directory`, `read_config` and `load_weights`.
     """
     assert path is not None or not pretrained, "pretrained weights have a path"

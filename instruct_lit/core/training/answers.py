@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from instruct_lit.core.data.datamodule import InstructionData
 from instruct_lit.core.generation.engine import Engine
-from instruct_lit.core.generation.responses import Known, answer
+from instruct_lit.core.generation.responses import CachedAnswers, answer
 from instruct_lit.core.generation.sampling import SamplingSettings
 from instruct_lit.core.model.causal import best_device, on_device
 from instruct_lit.core.training.sharding import Sharding
@@ -25,18 +25,18 @@ def answer_split(
     title: str,
     trainer: Trainer | None = None,
     sharding: Sharding | None = None,
-    known: Known | None = None,
+    cached: CachedAnswers | None = None,
 ) -> list[dict[str, Any]]:
     """The answers to the first `n_responses` examples of a split (None: to all), a row for each, with a progress bar.
 
-    Each rank of `trainer` answers its share on its device and gets all answers. `known` is that of `responses.answer`.
+    Each rank of `trainer` answers its share on its device and gets all answers. `cached` is that of `responses.answer`.
     """
     store, indices = data.examples_of(split)
     examples = [(i, store.example(i), store[i].prompt_ids) for i in share_of(trainer, indices[:n_responses].tolist())]
     device = best_device() if trainer is None else trainer.strategy.root_device
     with tqdm(total=len(examples), desc=title, unit="answer", dynamic_ncols=True, file=sys.stdout) as bar:
         with on_device(engine.model, device), (sharding or Sharding()).gathered(engine.model):
-            rows = answer(engine, data.template, examples, settings, bar.update, known)
+            rows = answer(engine, data.template, examples, settings, bar.update, cached)
         return gathered(trainer, rows)
 
 

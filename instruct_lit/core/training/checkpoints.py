@@ -34,7 +34,7 @@ def best_of(trainer: Trainer) -> Path | None:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """The contents of a checkpoint file; nothing in it is executed. Raises CheckpointError for any other file."""
+    """The contents of a checkpoint file; nothing in it is executed. Raises: CheckpointError for any other file."""
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:
@@ -46,7 +46,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def load_weights(path: Path, module: nn.Module, sharding: Sharding | None = None) -> None:
-    """Load the weights of a checkpoint into a module. Raises CheckpointError that lists what does not fit."""
+    """Load the weights of a checkpoint into a module. Raises: CheckpointError that lists what does not fit."""
     checkpoint, sharding = read_checkpoint(path), sharding or Sharding()
     sharding.check(checkpoint, path)
     try:
