@@ -20,7 +20,7 @@ import threading
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +87,7 @@ def one_message(command: str) -> Iterator[None]:
     except (KeyboardInterrupt, bdb.BdbQuit):
         sys.exit(130)
     except Exception as error:
-        message = _of_system(error) if isinstance(error, OSError) else _of_library(error)
+        message = _of_system(error) if isinstance(error, OSError) else _of_library(error) or _of_null(error)
         _exit(message or _unexpected(error), 2 if message else 1)
 
 
@@ -139,6 +139,18 @@ def _of_group() -> str:
         if choices := choices_of(group):
             return f"{group}=null: a group needs a choice; allowed are {', '.join(choices)}"
     return "a group needs a choice, not null; see --help"
+
+
+def _of_null(error: Exception) -> str | None:
+    """The message on a key of a group that is off, of which OmegaConf names neither."""
+    from instruct_lit.config.compose import choices_of
+
+    if isinstance(error, AssertionError) and str(error).startswith("Unexpected type for root: NoneType"):
+        for given in sys.argv[1:]:
+            group, dot, _ = given.partition("=")[0].partition(".")
+            if dot and not any(other.startswith(f"{group}=") for other in sys.argv) and (names := choices_of(group)):
+                return f"{given}: requires a choice of {group}; add {group}= with one of {', '.join(names)}"
+    return None
 
 
 def _of_system(error: OSError) -> str | None:
@@ -255,7 +267,7 @@ def _nearest(parent: str, key: str, command: str) -> str:
     known = sorted(known_keys(command), key=lambda name: name not in MOST_USED[command].split())
     prefix = f"{parent}." if parent else ""
     beside = list(dict.fromkeys(k.removeprefix(prefix).split(".")[0] for k in known if k.startswith(prefix)))
-    if key in beside:  # with the default choice of its group
+    if f"{prefix}{key}" in known_keys(command, ()):  # with the default choice of its group
         return f"\n  {prefix}{key} belongs to another choice of {prefix.partition('.')[0]}=…; leave it out"
     near = [f"{prefix}{name}" for name in difflib.get_close_matches(key, beside, n=1)]
     near = near or _known_elsewhere(f"{prefix}{key}", command)
@@ -276,11 +288,13 @@ def _known_elsewhere(key: str, command: str) -> list[str]:
     return named[:1] or difflib.get_close_matches(key, known, n=1)
 
 
-def known_keys(command: str) -> list[str]:
-    """Every key of a command's default configuration, the groups before their keys."""
-    from instruct_lit.config.compose import composed, nodes_of
+def known_keys(command: str, arguments: Sequence[str] | None = None) -> list[str]:
+    """Every key of a command's configuration with the choices of its arguments, the groups before their keys."""
+    from instruct_lit.config.compose import choices_of, composed, nodes_of
 
-    try:
-        return list(dict.fromkeys(key for key, _ in nodes_of(OmegaConf.to_container(composed(command))) if key))
-    except (HydraException, OmegaConfBaseException, ValueError):
-        return []
+    given = [text.partition("=") for text in (sys.argv[1:] if arguments is None else arguments)]
+    for choices in ([f"{group}={name}" for group, _, name in given if name in choices_of(group)], []):
+        with suppress(HydraException, OmegaConfBaseException, ValueError):
+            nodes = nodes_of(OmegaConf.to_container(composed(command, choices)))
+            return list(dict.fromkeys(key for key, _ in nodes if key))
+    return []

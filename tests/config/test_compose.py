@@ -119,6 +119,36 @@ def test_a_key_of_another_choice_of_a_group_is_named_as_that() -> None:
         assert "did you mean" not in message and key.startswith(group)
 
 
+@pytest.mark.parametrize(
+    ("command", "given", "nearest"),
+    [
+        ("evaluate", ("judge=ollama", "judge.modle=x"), "did you mean judge.model?"),
+        ("train", ("sweep=lr_range", "finder.nsteps=30"), "did you mean finder.n_steps?"),
+        ("train", ("data=book", "data.source.ulr=x"), "did you mean data.source.url?"),
+    ],
+)
+def test_a_misspelt_key_of_a_chosen_group_is_answered_with_that_of_the_choice(
+    command: str, given: tuple[str, str], nearest: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", [command, *given])
+    with pytest.raises(Exception, match="override") as raised:
+        composed(command, *given)
+    assert nearest in explain(raised.value, command)
+
+
+@pytest.mark.parametrize("command", ["evaluate", "arena", "benchmark"])
+def test_a_key_of_a_group_that_is_off_asks_for_a_choice(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", [command, "judge.model=x"])
+    with pytest.raises(SystemExit) as ended, one_message(command):
+        composed(command, "judge.model=x")
+    assert ended.value.code == 2
+    choices = "local, ollama, openai, scores"
+    message = f"error: judge.model=x: requires a choice of judge; add judge= with one of {choices}\n"
+    assert capsys.readouterr().err == message
+
+
 def test_what_cannot_be_is_not_advised() -> None:
     with pytest.raises(Exception, match="override") as raised:
         composed("train", "zzz=1")
