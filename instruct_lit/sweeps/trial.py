@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from instruct_lit.errors import ConfigError, TrialPruned, quoted
+from instruct_lit.errors import ConfigError, DataError, TrialPruned, quoted
 from instruct_lit.locks import exclusive, hold_until_exit, is_locked
 from instruct_lit.sweeps.comparable import comparable_metric
 
@@ -26,6 +26,10 @@ SWEEP_LOCK, TRIAL_LOCK = "sweep.lock", "trial.lock"  # held by the sweep, and by
 FOLDER_VARIABLE = "INSTRUCT_LIT_TRIAL"  # set for a process that is the trial in this folder
 INTERRUPTED = 130
 FINISHED = ("completed", "pruned", "failed")
+_FIELDS: dict[str, Any] = {
+    "command": str, "status": str, "overrides": list, "seconds": (int, float), "value": (int, float, type(None)),
+    "reason": (str, type(None)),
+}  # fmt: skip
 _OF_THE_SWEEP = ("hydra.sweep", "hydra/sweep", "hydra.launcher", "hydra/launcher", "hydra.mode", "hydra.run.dir",
                  "hydra.searchpath")  # fmt: skip
 _OF_THE_SWEEPER = "callbacks.pruning."  # what a sweeper adds to a trial beside its parameters
@@ -182,9 +186,18 @@ def write_result(value: Any) -> None:
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:
-    """The record of the trial in a folder; None when there is none."""
+    """The record of the trial in a folder; None when there is none. Raises: DataError for a damaged one."""
     path = folder / RECORD
-    return {"value": None, "reason": None, **json.loads(path.read_text())} if path.is_file() else None
+    if not path.is_file():
+        return None
+    try:
+        record = {"value": None, "reason": None, **json.loads(path.read_bytes())}
+        bad = [name for name, kind in _FIELDS.items() if not isinstance(record.get(name), kind)]
+    except (TypeError, ValueError):
+        bad = ["no JSON object"]
+    if bad:
+        raise DataError(f"{path}: damaged ({', '.join(bad)}); delete it: the trial resumes from its last checkpoint")
+    return record
 
 
 def parameters(overrides: list[str]) -> list[str]:

@@ -53,7 +53,7 @@ def read_trials(folder: Path, maximize: bool = False, metric: str | None = None)
 
     Args:
         metric: name in the trials' `metrics.json` that replaces the optimised value (finite ones of completed trials).
-    Raises: DataError when the folder has no trial, ConfigError when no trial has the metric.
+    Raises: DataError when the folder has no trial or one is damaged, ConfigError when no trial has the metric.
     """
     trials = [_read(path.parent) for path in sorted(folder.glob(f"*/{RECORD}")) if path.parent.name.isdigit()]
     if not trials:
@@ -133,10 +133,10 @@ def _split(override: str) -> tuple[str, str]:
 
 
 def _records(path: Path, separator: str = "\n") -> list[dict[str, Any]]:
-    """The JSON records of a file, without those that a killed or a running trial has written in part."""
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    """The JSON objects of a file, without what a killed or a running trial has written in part."""
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
     rows = []
     for part in text.split(separator) if separator else [text]:
         with suppress(ValueError):
             rows.append(json.loads(part))
-    return rows
+    return [row for row in rows if isinstance(row, dict)]

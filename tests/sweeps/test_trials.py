@@ -20,7 +20,7 @@ from instruct_lit.sweeps.comparable import comparable_metric
 from instruct_lit.sweeps.importance import importances
 from instruct_lit.sweeps.page import curves, parallel_coordinates, write_page
 from instruct_lit.sweeps.statistics import by_setting, mean_and_interval, paired_difference
-from instruct_lit.sweeps.trial import _arguments, _threads, is_held, locked, parameters, run_trial
+from instruct_lit.sweeps.trial import _arguments, _threads, is_held, locked, parameters, read_record, run_trial
 from instruct_lit.sweeps.trials import read_trials
 
 
@@ -104,6 +104,34 @@ def test_what_a_trial_has_written_is_read_as_far_as_it_goes(tmp_path: Path) -> N
     (tmp_path / "0" / "metrics.json").write_text('{"test/loss": 1')  # being written
     (found,) = read_trials(tmp_path)
     assert list(found.responses) == [answer] and found.metrics == {}
+    for name, content in (
+        ("metrics.json", b"[1]"),
+        ("history.jsonl", b'7\n{"step": 1}\n\xff\x00'),
+        ("responses.jsonl", b""),
+    ):
+        (tmp_path / "0" / name).write_bytes(content)
+    (found,) = read_trials(tmp_path)
+    assert list(found.history) == [{"step": 1}] and found.metrics == {} and list(found.responses) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "no JSON object"),
+        (b'{"status": "comp', "no JSON object"),
+        (b"[1]", "no JSON object"),
+        (b"\xff\x00", "no JSON object"),
+        (b'{"command": "train", "status": 1, "overrides": [], "seconds": 1, "value": "x"}', "status, value"),
+    ],
+)
+def test_a_damaged_record_of_a_trial_is_refused_by_its_path(tmp_path: Path, content: bytes, reason: str) -> None:
+    trial(tmp_path, 0, 1.0)
+    file = tmp_path / "0" / "trial.json"
+    file.write_bytes(content)
+    message = f"{file}: damaged ({reason}); delete it: the trial resumes from its last checkpoint"
+    with pytest.raises(DataError) as raised:
+        read_record(file.parent)
+    assert str(raised.value) == message
 
 
 @pytest.mark.parametrize(("n", "t"), [(2, 12.706), (3, 4.303), (16, 2.131), (17, 2.120), (30, 2.045)])
