@@ -30,6 +30,9 @@ class Preflight(RunHook):
     def on_prepared(self, run: Run) -> None:
         if not run.trainer.is_global_zero:
             return
+        for name in (".bundle.*", ".preflight.*"):  # temporary folders of a killed run, as large as the model
+            for left in run.run_dir.glob(name):
+                shutil.rmtree(left, ignore_errors=True)
         check_room(run)
         with tempfile.TemporaryDirectory(prefix=".preflight.", dir=run.run_dir) as folder:
             for what, attempt in (("the bundle", _bundle), ("the loggers", self._loggers), ("the report", _report)):

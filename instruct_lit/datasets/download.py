@@ -29,13 +29,14 @@ def fetch(url: str, folder: Path, sha256: str | None = None) -> Path:
     path = folder / f"{hashlib.sha256(url.encode()).hexdigest()[:8]}-{Path(urlparse(url).path).name}"
     record = path.with_name(path.name + ".sha256")
     if path.exists():
-        expected = sha256 or (record.read_text().strip() if record.exists() else None)
+        # A record is empty where the program was killed while it wrote it.
+        expected = sha256 or (record.read_text().strip() if record.exists() else "")
         found = _sha256(path)
-        if expected is not None and found != expected:
+        if expected and found != expected:
             raise DownloadError(
                 f"{path}: sha256 is {found}, expected {expected}; the file has changed; delete it to download it again"
             )
-        if sha256 is None and not record.exists():
+        if not expected:
             record.write_text(found)
         return path
     try:

@@ -34,6 +34,8 @@ def run_of(folder: Path, model: Any, tokenizer: Any, loggers: Any = ()) -> Any:
 
 
 def test_nothing_is_left_and_each_logger_has_a_row(tmp_path: Path, tiny_model: GPT) -> None:
+    for name in (".bundle.abcd1234/new", ".preflight.abcd1234"):  # of a killed run
+        (tmp_path / name).mkdir(parents=True)
     logger = CSVLogger(str(tmp_path / "csv"))
     Preflight().on_prepared(run_of(tmp_path, tiny_model, GPT2Tokenizer(), [logger]))
     assert [path.name for path in tmp_path.iterdir()] == ["csv"]

@@ -80,7 +80,10 @@ def test_first_run_downloads_and_the_second_does_not_ask(server, tmp_path: Path)
 def test_an_unknown_sum_is_recorded_at_first_sight_and_checked_from_then_on(server, tmp_path: Path) -> None:
     url, _, _ = server
     path = fetch(url, tmp_path)
-    assert (tmp_path / f"{path.name}.sha256").read_text() == SHA256
+    record = tmp_path / f"{path.name}.sha256"
+    assert record.read_text() == SHA256
+    record.write_text("")  # killed while it was written
+    assert fetch(url, tmp_path) == path and record.read_text() == SHA256
     path.write_bytes(b"changed")
     with pytest.raises(
         DownloadError, match=rf"expected {SHA256}; the file has changed; delete it to download it again"
