@@ -157,8 +157,11 @@ def _of_system(error: OSError) -> str | None:
     """The message of an error of the file system that the user can correct."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"{error.filename or 'paths.outputs'}: {error.strerror}; files written before are intact"
-    unusable = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
-    named = error.errno in (errno.EEXIST, errno.ENOENT) and f"hydra.run.dir={error.filename}" in sys.argv
+    # EEXIST: of a file or a broken link in the place of a folder
+    unusable = error.errno in (
+        errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG
+    )  # fmt: skip
+    named = error.errno == errno.ENOENT and f"hydra.run.dir={error.filename}" in sys.argv
     if (unusable or named) and error.filename:
         return f"{error.filename}: {error.strerror}; choose another folder (paths.outputs=…, paths.cache=…)"
     return None

@@ -26,9 +26,9 @@ def distinct_folder(folder: str) -> str:
     """
     if any(name in os.environ for name in _RANKS):
         return folder
-    parents = missing_parents(folder)
     for path in (folder, *(f"{folder}-{n}" for n in itertools.islice(itertools.count(2), 1000))):
         try:
+            parents = missing_parents(path)
             Path(path).mkdir(parents=True)
             remove_if_unused(path, parents)
             return path

@@ -27,7 +27,8 @@ from tests.configs import composed
         (OSError(errno.ENOSPC, "No space left on device"), "error: paths.outputs: No space left on device; files written before are intact\n"),
         (PermissionError(errno.EACCES, "Permission denied", "/out/x"), "error: /out/x: Permission denied; choose another folder (paths.outputs=…, paths.cache=…)\n"),
         (FileNotFoundError(errno.ENOENT, "No such file or directory", "/proc/x"), "error: /proc/x: No such file or directory; choose another folder (paths.outputs=…, paths.cache=…)\n"),
-        (FileExistsError(errno.EEXIST, "File exists", "/proc/x"), "error: /proc/x: File exists; choose another folder (paths.outputs=…, paths.cache=…)\n"),
+        (FileExistsError(errno.EEXIST, "File exists", "/out/x"), "error: /out/x: File exists; choose another folder (paths.outputs=…, paths.cache=…)\n"),
+        (OSError(errno.ENAMETOOLONG, "File name too long", "/out/x"), "error: /out/x: File name too long; choose another folder (paths.outputs=…, paths.cache=…)\n"),
         (RuntimeError("DataLoader worker (pid(s) 3, 4) exited unexpectedly"), "error: data.n_workers: a process that loads batches was killed, mostly for want of memory or of /dev/shm; use data.n_workers=0, or give it more (docker run --shm-size=1g)\n"),
     ],
 )  # fmt: skip
