@@ -6,13 +6,15 @@ nothing. docs/python-api.md shows them at work.
 
 import os
 import sys
+from contextlib import suppress
 
 # `python -m` looks for modules in the current folder first: a file torch.py there would take the place of torch, and
 # h2.py that of an optional library. Only a checkout that is not installed is imported from there.
-if sys.argv[:1] == ["-m"] and sys.path[:1] == [os.getcwd()] and not sys.flags.safe_path:
-    sys.path.pop(0)
-    if __file__ == os.path.join(os.getcwd(), "instruct_lit", "__init__.py"):
-        sys.path.append(os.getcwd())
+with suppress(FileNotFoundError):  # of a current folder that was removed, which a command reports
+    if sys.argv[:1] == ["-m"] and sys.path[:1] == [os.getcwd()] and not sys.flags.safe_path:
+        sys.path.pop(0)
+        if __file__ == os.path.join(os.getcwd(), "instruct_lit", "__init__.py"):
+            sys.path.append(os.getcwd())
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

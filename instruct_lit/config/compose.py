@@ -19,6 +19,7 @@ from instruct_lit.config.messages import one_message, refuse_options, warn_of_re
 from instruct_lit.config.progress import output_streams, survive_readers
 from instruct_lit.config.run_ownership import distinct_folder, refuse_folder_in_use
 from instruct_lit.config.schema import COMMANDS
+from instruct_lit.errors import ConfigError
 
 PACKAGE = Path(__file__).resolve().parents[1]
 # In a checkout conf/ lies beside the package, in an installed wheel inside it.
@@ -46,7 +47,6 @@ def run_command(command: str, verb: Callable[[Any], Any]) -> None:
     from instruct_lit.config.check_commands import check_command, forget_secrets
 
     register(command)
-    sys.argv = [expanded(re.sub("^endpoint=(?=http)", "endpoint.url=", argument)) for argument in sys.argv]
     # Without this Hydra prints errors itself, shortened and with advice that does not apply here.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     # Child processes of a trial, one for each further device, inherit the variable; only the first one reports.
@@ -72,6 +72,7 @@ def run_command(command: str, verb: Callable[[Any], Any]) -> None:
             return result
 
     with one_message(command):
+        sys.argv = [expanded(re.sub("^endpoint=(?=http)", "endpoint.url=", argument)) for argument in sys.argv]
         refuse_options(sys.argv[1:], command)
         refuse_folder_in_use(sys.argv[1:])
         if is_trial:
@@ -126,9 +127,17 @@ def configuration_files(hydra_config: Any, command: str) -> list[str]:
 
 
 def expanded(argument: str) -> str:
-    """The argument of a command line with `~/` at the start of its value expanded, which many shells leave."""
+    """The argument of a command line with `~/` at the start of its value expanded, which many shells leave.
+
+    Raises: ConfigError without such a home folder.
+    """
     key, _, value = argument.partition("=")
-    return f"{key}={Path(value).expanduser()}" if value == "~" or value.startswith("~/") else argument
+    if not re.match(r"~[\w.-]*/|~$", value):
+        return argument
+    try:
+        return f"{key}={Path(value).expanduser()}"
+    except RuntimeError as error:
+        raise ConfigError(f"{argument}: there is no such home folder on this machine; write the whole path") from error
 
 
 def runs_of(config: Any) -> list[str]:

@@ -36,6 +36,9 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 _NOISE = ("object_type=", "reference_type=", "Config search path:", "provider=")
 # What a RuntimeError of a library begins with, and what the user can do.
 _OF_LIBRARIES = {
+    "Could not determine home directory": (
+        "~: there is no such home folder on this machine; write the whole path in its place, or set HOME"
+    ),
     "DataLoader worker (pid": (
         "data.n_workers: a process that loads batches was killed, mostly for want of memory or of /dev/shm; "
         "use data.n_workers=0, or give it more (docker run --shm-size=1g)"
@@ -155,8 +158,10 @@ def _of_null(error: Exception) -> str | None:
 
 def _of_system(error: OSError) -> str | None:
     """The message of an error of the file system that the user can correct."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):  # EFBIG: beyond 4 GB on FAT
         return f"{error.filename or 'paths.outputs'}: {error.strerror}; files written before are intact"
+    if error.errno == errno.ENOENT and error.filename is None:
+        return "the current folder was removed; change to one that exists (cd)"
     # EEXIST: of a file or a broken link in the place of a folder
     unusable = error.errno in (
         errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG

@@ -16,7 +16,7 @@ from instruct_lit.config import messages
 from instruct_lit.config.compose import CONF, expanded, run_command
 from instruct_lit.config.messages import explain, one_message, warn_of_repeated_keys
 from instruct_lit.config.schema import COMMANDS
-from instruct_lit.errors import DataError, TrialPruned
+from instruct_lit.errors import ConfigError, DataError, TrialPruned
 from tests.configs import composed
 
 
@@ -25,6 +25,9 @@ from tests.configs import composed
     [
         (DataError("records.json: empty"), "error: records.json: empty\n"),
         (OSError(errno.ENOSPC, "No space left on device"), "error: paths.outputs: No space left on device; files written before are intact\n"),
+        (OSError(errno.EFBIG, "File too large", "/out/x"), "error: /out/x: File too large; files written before are intact\n"),
+        (FileNotFoundError(errno.ENOENT, "No such file or directory"), "error: the current folder was removed; change to one that exists (cd)\n"),
+        (RuntimeError("Could not determine home directory."), "error: ~: there is no such home folder on this machine; write the whole path in its place, or set HOME\n"),
         (PermissionError(errno.EACCES, "Permission denied", "/out/x"), "error: /out/x: Permission denied; choose another folder (paths.outputs=…, paths.cache=…)\n"),
         (FileNotFoundError(errno.ENOENT, "No such file or directory", "/proc/x"), "error: /proc/x: No such file or directory; choose another folder (paths.outputs=…, paths.cache=…)\n"),
         (FileExistsError(errno.EEXIST, "File exists", "/out/x"), "error: /out/x: File exists; choose another folder (paths.outputs=…, paths.cache=…)\n"),
@@ -231,6 +234,10 @@ def test_a_home_folder_is_expanded_in_values_and_variables(monkeypatch: pytest.M
         ("~/folder", "~/folder"),
     ):  # fmt: skip
         assert expanded(argument) == expected
+    with pytest.raises(ConfigError) as raised:
+        expanded("paths.cache=~no-body9/x")
+    message = "paths.cache=~no-body9/x: there is no such home folder on this machine; write the whole path"
+    assert str(raised.value) == message
     for variables, cache in (
         ({}, "/home/someone/.cache/instruct-lit"), ({"XDG_CACHE_HOME": "/x"}, "/x/instruct-lit"),
         ({"XDG_CACHE_HOME": "", "INSTRUCT_LIT_CACHE": ""}, "/home/someone/.cache/instruct-lit"),
