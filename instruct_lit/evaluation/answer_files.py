@@ -56,8 +56,22 @@ def _is_turn(turn: Any) -> bool:
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """Read what `write_jsonl` wrote; a missing file is empty."""
-    if not path.exists():
-        return []
-    with path.open(encoding="utf-8") as file:
-        return [json.loads(line) for line in file if line.strip()]
+    """Read what `write_jsonl` wrote; a missing file is empty. Raises: DataError with the place of a damaged line."""
+    found = list(read_records(path)) if path.exists() else []
+    for place, row in found:
+        if not isinstance(row, dict):
+            raise row if isinstance(row, DataError) else DataError(f"{place}: not a JSON object")
+    return [row for _, row in found]
+
+
+def read_metrics(run: Path) -> dict[str, Any]:
+    """The `metrics.json` of a run folder; a missing file is empty. Raises: DataError for a damaged one."""
+    path = run / "metrics.json"
+    try:
+        found = json.loads(path.read_bytes()) if path.exists() else {}
+        problem = None if isinstance(found, dict) else "not a JSON object"
+    except (OSError, ValueError) as error:
+        problem = f"{type(error).__name__}: {error}"
+    if problem:
+        raise DataError(f"{path}: damaged ({problem}); give another run, or resume this one, which writes it anew")
+    return found

@@ -8,7 +8,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from instruct_lit.evaluation.answer_files import read_jsonl
+from instruct_lit.evaluation.answer_files import read_jsonl, read_metrics
 from instruct_lit.reports.tables import show, show_table
 
 # Endings of metrics that depend on the machine and not on the training.
@@ -67,7 +67,7 @@ class Reproduction:
 
 def compare_runs(original: Path, rerun: Path, changes: Sequence[tuple[str, Any, Any]]) -> Reproduction:
     """Compare the metrics that training determines, and the logged losses, of two run folders."""
-    a, b = (json.loads((run / "metrics.json").read_text(encoding="utf-8")) for run in (original, rerun))
+    a, b = read_metrics(original), read_metrics(rerun)
     names = [n for n in a if n in b and isinstance(a[n], int | float) and not n.endswith(MEASURED)]
     values = {name: (float(a[name]), float(b[name])) for name in names}
     metrics = {name: (*pair, relative_difference(*pair)) for name, pair in values.items()}

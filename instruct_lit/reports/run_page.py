@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from instruct_lit.evaluation.answer_files import read_jsonl
+from instruct_lit.evaluation.answer_files import read_jsonl, read_metrics
 from instruct_lit.evaluation.answer_parts import METRICS as PARTS
 from instruct_lit.evaluation.forgetting import verdict
 from instruct_lit.evaluation.metrics import BEYOND_SHARES, METRICS, WITHOUT_EXTRA, applicable, concerns, score
@@ -56,7 +56,7 @@ def write_report(
     for row in rows:
         if "family" in row:
             families.setdefault(row["family"], []).append(row["right"])
-    metrics = _metrics(run_dir)
+    metrics = read_metrics(run_dir)
     results_first = sorted(metrics.items(), key=lambda item: not item[0].startswith(("val/", "test/")))
     notes = run_dir / "data_notes.json"
     has_history = (run_dir / "history.jsonl").is_file()
@@ -94,7 +94,7 @@ def _loss_curves(run_dir: Path) -> Any:
     file = run_dir / "config.yaml"
     is_dft = file.is_file() and yaml.safe_load(file.read_text(encoding="utf-8")).get("loss") == "dft"
     train = "training (DFT: each token times its probability)" if is_dft else "training"
-    return plots.loss_curves(read_jsonl(run_dir / "history.jsonl"), _metrics(run_dir).get("best_step"), train)
+    return plots.loss_curves(read_jsonl(run_dir / "history.jsonl"), read_metrics(run_dir).get("best_step"), train)
 
 
 def _quality(rows: Sequence[Mapping[str, Any]], metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -122,8 +122,3 @@ def _quality(rows: Sequence[Mapping[str, Any]], metrics: Mapping[str, Any]) -> l
         sides = {"before": {"mean": metrics[f"base/{name}"]}, "after": {"mean": metrics[name]}}
         found.append({"metric": name, **sides, "change": change, "verdict": verdict(name, change)})
     return found
-
-
-def _metrics(run_dir: Path) -> dict[str, Any]:
-    path = run_dir / "metrics.json"
-    return json.loads(path.read_text()) if path.exists() else {}

@@ -1,12 +1,11 @@
 """Any runs side by side: what differs in their configurations, curves, metrics, paired differences, and responses."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from instruct_lit.errors import InstructLitError
-from instruct_lit.evaluation.answer_files import read_jsonl
+from instruct_lit.evaluation.answer_files import read_jsonl, read_metrics, read_responses
 from instruct_lit.evaluation.comparison import compare_rows
 from instruct_lit.evaluation.forgetting import verdict
 from instruct_lit.evaluation.metrics import WITHOUT_EXTRA, Row, exact
@@ -28,7 +27,7 @@ def write_runs_page(
         incomparable: keys in which the runs differ so that their losses cover different tokens.
     """
     histories = {name: read_jsonl(run / "history.jsonl") for name, run in runs.items()}
-    metrics = [json.loads((run / "metrics.json").read_text(encoding="utf-8")) for run in runs.values()]
+    metrics = [read_metrics(run) for run in runs.values()]
     names = sorted({n for of_run in metrics for n in of_run if n.startswith(METRICS)}, key=_order)
     responses = {name: _responses(run) for name, run in runs.items()}
     curve = "val/response_loss" if incomparable else "val/loss"
@@ -90,7 +89,7 @@ def side_by_side(responses: Sequence[Sequence[Row]], most: int = MAX_RESPONSES) 
 
 def _responses(run: Path) -> list[Row]:
     path = run / "responses.jsonl"
-    return list(read_jsonl(path)) if path.is_file() else []
+    return list(read_responses(path, "response")) if path.is_file() and path.stat().st_size else []
 
 
 def _order(name: str) -> tuple[int, str]:

@@ -7,7 +7,7 @@ import pytest
 
 from instruct_lit.core.generation.responses import write_jsonl
 from instruct_lit.errors import DataError
-from instruct_lit.evaluation.answer_files import read_responses
+from instruct_lit.evaluation.answer_files import read_jsonl, read_metrics, read_responses
 
 
 def test_results_of_an_earlier_evaluation_are_dropped(tmp_path: Path) -> None:
@@ -38,3 +38,29 @@ def test_unusable_records_are_refused_with_their_place(tmp_path: Path, fields: d
     (tmp_path / "r.json").write_text(json.dumps([record]))
     with pytest.raises(DataError, match=f"r.json, record 0: {message}"):
         read_responses(tmp_path / "r.json", "response")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"a": 1}\n{"a', "line 2: invalid JSON (Unterminated string starting at)"),
+        (b"7\n", "line 1: not a JSON object"),
+    ],
+)
+def test_a_damaged_line_of_an_own_file_is_named(tmp_path: Path, content: bytes, message: str) -> None:
+    file = tmp_path / "history.jsonl"
+    file.write_bytes(content)
+    with pytest.raises(DataError) as raised:
+        read_jsonl(file)
+    assert str(raised.value) == f"{file}, {message}"
+
+
+@pytest.mark.parametrize("content", [b"", b'{"val/loss": 1', b"[1]", b"\x00\x00", b"\xff"])
+def test_damaged_metrics_are_named(tmp_path: Path, content: bytes) -> None:
+    assert read_metrics(tmp_path) == {}
+    (tmp_path / "metrics.json").write_bytes(content)
+    with pytest.raises(DataError) as raised:
+        read_metrics(tmp_path)
+    message = str(raised.value)
+    assert message.startswith(f"{tmp_path / 'metrics.json'}: damaged (")
+    assert message.endswith("); give another run, or resume this one, which writes it anew")
