@@ -1,5 +1,7 @@
 """The private state of Lightning's loops that a checkpoint between two steps needs; `tests` names each attribute."""
 
+import math
+
 from lightning import Trainer
 
 
@@ -18,7 +20,8 @@ def count_resumed_epoch(trainer: Trainer) -> None:
 
     Lightning counts only the end of the epoch before. Otherwise, after a second resume of this kind, the epoch that
     has just ended would be trained again. Where the validation there was that of the end of the resumed run alone, it
-    would train a further batch of that epoch: such a checkpoint is taken as one from before the validation.
+    would train a further batch of that epoch: such a checkpoint is taken as one from before the validation. Of a
+    stream, whose length it does not know, Lightning would count the batches of the next epoch behind the last one.
     """
     loop, epochs = trainer.fit_loop, trainer.fit_loop.epoch_progress
     last = loop.restarted_mid_epoch and loop.epoch_loop.restarted_on_last  # type: ignore[attr-defined]
@@ -26,6 +29,17 @@ def count_resumed_epoch(trainer: Trainer) -> None:
         for batches in (loop.epoch_loop.batch_progress.total, loop.epoch_loop.batch_progress.current):
             batches.completed -= 1
         loop.reset()
+    inner = loop.epoch_loop
+    ended = loop.restarted_mid_epoch and inner.restarted_on_train_batch_end and epoch_is_complete(trainer)  # type: ignore[attr-defined]
+    if ended and trainer.num_training_batches == math.inf:  # what `inner.reset` does for epochs of known length
+        for progress in (
+            inner.batch_progress,
+            inner.scheduler_progress,
+            inner.automatic_optimization.optim_progress,
+        ):
+            progress.reset_on_run()
+        inner.val_loop.batch_progress.total.reset()
+        inner.batch_progress.current.completed -= 1  # which `inner.reset` adds
     if loop.restarted_mid_epoch and epochs.total.ready == epochs.total.processed:  # type: ignore[attr-defined]
         epochs.increment_ready()
         epochs.increment_started()
