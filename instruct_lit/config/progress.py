@@ -137,7 +137,13 @@ class _Pipe(io.FileIO):
 
 
 def survive_readers() -> None:
-    """Let the standard output survive characters that its encoding lacks and, where it is a pipe, its reader."""
+    """Let the standard output survive characters that its encoding lacks and, where it is a pipe, its reader.
+
+    A standard stream that is closed (`>&-`) becomes the null device, so that no file of the run takes its number.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 (until the program ends)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     try:

@@ -132,7 +132,7 @@ class Provenance(ConfiguredHook):
     @contextmanager
     def preparing(self, run: Run) -> Iterator[None]:
         if run.trainer.is_global_zero:
-            (run.run_dir / "config.yaml").write_text(OmegaConf.to_yaml(self.config, resolve=True))
+            (run.run_dir / "config.yaml").write_text(OmegaConf.to_yaml(self.config, resolve=True), encoding="utf-8")
         yield
 
     def on_prepared(self, run: Run) -> None:

@@ -65,6 +65,19 @@ def test_an_output_whose_reader_has_ended_ends_nothing(tmp_path: Path) -> None:
     writer.stderr.close()
 
 
+@pytest.mark.skipif(os.name == "nt", reason="no shell of POSIX")
+def test_closed_standard_streams_become_the_null_device(tmp_path: Path) -> None:
+    program = (
+        "import sys; from pathlib import Path; from instruct_lit.config.progress import survive_readers; "
+        "survive_readers(); names = ('stdin', 'stdout', 'stderr'); streams = [getattr(sys, name) for name in names]\n"
+        "print('out'); print('err', file=sys.stderr)\n"
+        f"Path({str(tmp_path / 'end')!r}).write_text(str([(s.fileno(), s.isatty()) for s in streams]))"
+    )
+    command = ["sh", "-c", 'exec "$0" -c "$1" <&- >&- 2>&-', sys.executable, program]
+    assert subprocess.run(command).returncode == 0
+    assert (tmp_path / "end").read_text() == "[(0, False), (1, False), (2, False)]"
+
+
 def test_a_character_that_the_encoding_lacks_is_escaped(tmp_path: Path) -> None:
     program = "from instruct_lit.config.progress import survive_readers; survive_readers(); print('caf\u00e9 \u2026')"
     with (tmp_path / "log").open("w") as log:

@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -97,3 +99,26 @@ def test_a_hundred_thousand_tiny_records(command: Callable, few: tuple[str, ...]
         "hydra.run.dir=run", cwd=tmp_path,
     )  # fmt: skip
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["n_train"] == 98_000
+
+
+@pytest.mark.slow
+def test_a_locale_without_utf8_writes_the_same_configuration(small: tuple[str, ...], tmp_path: Path) -> None:
+    """The commands of other tests are forks of one process, whose encoding is settled."""
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    environment["INSTRUCT_LIT_CACHE"] = str(tmp_path / "cache")
+    own = tmp_path / "own" / "experiment" / "mine.yaml"
+    own.parent.mkdir(parents=True)
+    own.write_text("# @package _global_\nname: größer\n", encoding="utf-8")
+    command = [
+        sys.executable,
+        "-m",
+        "instruct_lit.train",
+        "--config-dir=own",
+        "experiment=mine",
+        *small,
+        "trainer.max_steps=1",
+    ]
+    given = [*command, "hydra.run.dir=run", "evaluate_base=false", "n_test_responses=1"]
+    done = subprocess.run(given, env=environment, cwd=tmp_path, capture_output=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "name: größer" in (tmp_path / "run" / "config.yaml").read_text(encoding="utf-8")
