@@ -27,7 +27,7 @@ from instruct_lit.optional_imports import load
 
 # Names of a language model's tensors where it is a part of another model, and by itself.
 _TEXT_PART = {
-    r"^(model\.)?language_model\.model\.": "model.", r"^model\.language_model\.": "model.",
+    r"^(model\.)?language_model\.model\.": "model.", r"^model\.(language|text)_model\.": "model.",
     r"^language_model\.lm_head\.": "lm_head.",
 }  # fmt: skip
 
@@ -273,7 +273,8 @@ def read_hf_config(source: HFSource) -> Any:
             f"model.path={source.path}: only causal language models can be opened, and {config.model_type} {what}"
         )
     if text is not config and type(text) in causal:
-        text.tie_word_embeddings, text.dtype, text.is_text_part = config.tie_word_embeddings, config.dtype, True
+        text.dtype, text.is_text_part = config.dtype, True
+        text.tie_word_embeddings = getattr(config, "tie_word_embeddings", text.tie_word_embeddings)
         config = text
     n_layers = getattr(config.get_text_config(decoder=True), "num_hidden_layers", None)
     if isinstance(n_layers, int) and n_layers > MAX_LAYERS:  # transformers would make them one by one

@@ -128,6 +128,8 @@ def test_another_kind_of_model_is_refused_by_name(kind: str, what: str, tmp_path
         ("gemma4", "gemma4_text", "gemma4_vision", {"head_dim": 8, "global_head_dim": 16}),
         ("llava", "llama", "clip_vision_model", {}),
         ("mistral3", "mistral", "pixtral", {"head_dim": 8}),
+        ("idefics3", "llama", "idefics3_vision", {}),  # as SmolVLM's; its tensors are those of a text_model
+        ("voxtral", "llama", "voxtral_encoder", {}),  # its configuration says nothing of a tied head
     ],
 )
 def test_the_text_of_a_model_of_images_is_a_model_of_its_own(
@@ -140,8 +142,10 @@ def test_the_text_of_a_model_of_images_is_a_model_of_its_own(
     if kind == "gemma4":
         of_text |= {"vocab_size_per_layer_input": 300, "hidden_size_per_layer_input": 8}
         of_images["num_key_value_heads"] = 4
-    config = transformers.CONFIG_MAPPING[kind](text_config=of_text, vision_config=of_images)
-    whole = transformers.AutoModelForImageTextToText.from_config(config).eval()
+    other = "audio_config" if kind == "voxtral" else "vision_config"
+    config = transformers.CONFIG_MAPPING[kind](text_config=of_text, **{other: of_images})
+    name = type(config).__name__.replace("Config", "ForConditionalGeneration")
+    whole = getattr(transformers, name)(config).eval()
     for parameter in whole.parameters():
         parameter.data.add_(torch.randn_like(parameter), alpha=0.05)
     whole.save_pretrained(tmp_path / "whole")
