@@ -101,7 +101,7 @@ def _hf_tokenizer(config: DictConfig) -> tuple[HFTokenizer, list[int]]:
 
     import_transformers()
     source = hf_source(config)
-    with opening(source.path):
+    with opening(source):
         tokenizer = load_tokenizer(source)
     if not config.model.get("new_tokens"):
         return tokenizer, []

@@ -19,6 +19,7 @@ from instruct_lit.hf.compat_bitsandbytes import keep_differentiable
 from instruct_lit.hf.compat_gguf import forget_reader, shared_reader
 from instruct_lit.hf.compat_liger import use_liger
 from instruct_lit.hf.compat_transformers import draw_weights, forget_names, forget_quantization
+from instruct_lit.hf.hub import checked_download
 from instruct_lit.hf.model import HFModel, longest_context
 from instruct_lit.hf.older_readers import spell_for_transformers_4, tokenizer_limit
 from instruct_lit.hf.source import HFSource
@@ -136,7 +137,7 @@ def load_hf(
         exact = base_dtype == torch.bfloat16 or not pretrained
         dtype = torch.bfloat16 if exact and computes_in_bf16() else torch.float32
     is_part = vars(config).pop("is_text_part", False)
-    with opening(path), shared_reader(source.gguf_file):
+    with opening(source), shared_reader(source.gguf_file):
         text = config.get_text_config(decoder=True)
         if longest_context(config) is None and (length := context_length or default_context_length):
             text.seq_length = length  # which the bundle keeps
@@ -146,8 +147,7 @@ def load_hf(
         if n_bits == 4:
             options |= four_bits(device=place)
         if pretrained:
-            options |= {"config": config, "output_loading_info": True}
-            options |= {"key_mapping": _TEXT_PART} if is_part else {}
+            options |= {"config": config, "output_loading_info": True, "key_mapping": _TEXT_PART if is_part else None}
             hf, found = transformers.AutoModelForCausalLM.from_pretrained(path, **options)  # nosec B615
             _check_complete(path, hf, found)
             if is_part:
@@ -263,7 +263,7 @@ def drawn_in_four_bits(hf: Any, device: torch.device) -> Any:
 def read_hf_config(source: HFSource) -> Any:
     """The configuration of a model of transformers, that of the text where it reads images or sound too."""
     transformers = import_transformers()
-    with opening(source.path), shared_reader(source.gguf_file):
+    with opening(source), shared_reader(source.gguf_file):
         config = transformers.AutoConfig.from_pretrained(source.path, **source.options())  # nosec B615
     text, causal = config.get_text_config(decoder=True), transformers.MODEL_FOR_CAUSAL_LM_MAPPING
     has_code = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
@@ -313,10 +313,12 @@ def grow_vocabulary(model: HFModel, tokenizer: HFTokenizer, new: Sequence[int]) 
 
 
 @contextmanager
-def opening(path: str) -> Iterator[None]:
-    """Convert errors of transformers while it opens `path`: ConfigError, CheckpointError or DownloadError."""
+def opening(source: HFSource | str) -> Iterator[None]:
+    """Convert errors of transformers while it opens `source`: ConfigError, CheckpointError or DownloadError."""
+    path, cache_dir = (source, None) if isinstance(source, str) else (source.path, source.cache_dir)
     try:
-        yield
+        with checked_download(path, cache_dir):
+            yield
     except InstructLitError:
         raise
     except Exception as error:

@@ -2,6 +2,8 @@
 
 import hashlib
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from instruct_lit.core.model.pretrained import WEIGHTS, first_line
@@ -14,12 +16,14 @@ def download_gpt2(repo: str, revision: str | None = None, cache_dir: Path | None
     Raises:
         DownloadError: the hub cannot be reached, or a file has not the announced checksum.
     """
-    from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
+    from huggingface_hub import constants, hf_hub_download
 
     for name in ("config.json", WEIGHTS):
         try:
-            cached = try_to_load_from_cache(repo, name, cache_dir, revision)
-            file = Path(hf_hub_download(repo, name, revision=revision, cache_dir=cache_dir))
+            with checked_download(repo, cache_dir):
+                file = Path(hf_hub_download(repo, name, revision=revision, cache_dir=cache_dir))
+        except DownloadError:
+            raise
         except Exception as error:  # the hub's client lets errors of its HTTP library through
             cause = next((e for e in (error.__cause__, error.__context__) if e is not None), error)
             by_hand = Path(cache_dir or constants.HF_HUB_CACHE) / repo.rpartition("/")[2]
@@ -28,9 +32,29 @@ def download_gpt2(repo: str, revision: str | None = None, cache_dir: Path | None
                 f"({type(cause).__name__}: {first_line(cause)[:40]}); offline: model.path={by_hand} with config.json "
                 f"and {WEIGHTS} in it, or model=nano data=demo"
             ) from error
-        if str(file) != cached:
-            _check_sha256(file, repo)
     return file.parent
+
+
+@contextmanager
+def checked_download(repo: str, cache_dir: Path | None = None) -> Iterator[None]:
+    """Check what is downloaded of a repository inside; nothing is checked of a folder.
+
+    Raises:
+        DownloadError: a file has not the announced checksum, whatever else went wrong with it.
+    """
+    from huggingface_hub import constants
+
+    if Path(repo).expanduser().is_dir():
+        yield
+        return
+    snapshots = Path(cache_dir or constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}" / "snapshots"
+    before = {file.resolve() for file in snapshots.rglob("*")}
+    try:
+        yield
+    finally:
+        for file in snapshots.rglob("*"):
+            if file.is_file() and file.resolve() not in before:
+                _check_sha256(file, repo)
 
 
 def _check_sha256(file: Path, repo: str) -> None:
@@ -44,7 +68,7 @@ def _check_sha256(file: Path, repo: str) -> None:
     with blob.open("rb") as stream:
         found = hashlib.file_digest(stream, "sha256").hexdigest()
     if found != blob.name:
-        file.unlink()
+        file.unlink(missing_ok=True)
         blob.unlink(missing_ok=True)
         raise DownloadError(
             f"model {repo}: {file.name} has sha256 {found}, the hub announced {blob.name}; it was removed, try again"

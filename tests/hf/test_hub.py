@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,22 @@ def test_wrong_bytes_are_refused_and_removed(hub: Any, tiny: GPT, tmp_path: Path
         load(tmp_path)
     hub.sent = lambda content: content
     assert same(load(tmp_path), tiny)
+
+
+@pytest.mark.parametrize("wrong", [lambda c: c[:-4] + b"\x00\x00\x80\x7f", lambda c: c[:8] + b"[" + c[9:]])
+def test_wrong_bytes_of_a_model_of_transformers_are_refused_and_removed(
+    hub: Any, tiny: GPT, tmp_path: Path, wrong: Callable[[bytes], bytes]
+) -> None:
+    pytest.importorskip("transformers")
+    from instruct_lit.hf.files import load_hf
+    from instruct_lit.hf.source import HFSource
+
+    source = HFSource("me/tiny", revision=COMMIT, cache_dir=tmp_path)
+    hub.sent = wrong  # plausible, or no safetensors at all, which would stay in the cache
+    with pytest.raises(DownloadError, match=r"^model me/tiny: model.safetensors has sha256 .*removed, try again"):
+        load_hf(source)
+    hub.sent = lambda content: content
+    assert torch.equal(load_hf(source).hf.get_input_embeddings().weight, tiny.wte.weight)
 
 
 def test_half_a_file_is_refused(hub: Any, tiny: GPT, tmp_path: Path) -> None:
