@@ -68,7 +68,7 @@ def _set_weights(model: CausalLM, total: Mapping[str, Tensor], n: int) -> None:
 
 
 def _check_same(first: OpenedModel, other: OpenedModel, name: str) -> None:
-    shapes = [{key: tensor.shape for key, tensor in _weights(part.model).items()} for part in (first, other)]
+    shapes = [_shapes(_weights(part.model)) for part in (first, other)]
     different = {
         "weights": shapes[0] != shapes[1],
         "tokenizer": first.tokenizer.fingerprint != other.tokenizer.fingerprint,
@@ -77,3 +77,9 @@ def _check_same(first: OpenedModel, other: OpenedModel, name: str) -> None:
     if any(different.values()):
         what = ", ".join(key for key, differs in different.items() if differs)
         raise ConfigError(f"soup: {name} has other {what} than the first run; give runs of one base model and template")
+
+
+def _shapes(weights: Mapping[str, Tensor]) -> dict[str, tuple[torch.Size, str]]:
+    """The shape of each tensor, and the first name of the same one: a tied head is no average of two matrices."""
+    names: dict[int, str] = {}
+    return {key: (tensor.shape, names.setdefault(tensor.data_ptr(), key)) for key, tensor in weights.items()}

@@ -1,6 +1,8 @@
 """Soups: the average of weights, uniform and greedy, and what cannot be averaged."""
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -65,6 +67,18 @@ def test_a_run_joins_a_greedy_soup_if_the_validation_loss_does_not_rise() -> Non
 def test_other_models_are_refused(other: Callable[[], OpenedModel], what: str) -> None:
     with pytest.raises(ConfigError, match=f"soup: b has other {what} than the first run; give runs of one base model"):
         make_soup({"a": part(1.0), "b": other}, losses_of, greedy=False)
+
+
+def test_a_head_of_its_own_beside_a_tied_one_is_refused() -> None:
+    def open_it(tied: bool) -> OpenedModel:
+        model = torch.nn.ModuleDict({"embedding": torch.nn.Embedding(4, 2), "head": torch.nn.Linear(2, 4, bias=False)})
+        if tied:
+            model["head"].weight = model["embedding"].weight
+        return replace(part(1.0)(), model=model)
+
+    parts = {"a": partial(open_it, True), "b": partial(open_it, False)}
+    with pytest.raises(ConfigError, match="soup: b has other weights than the first run; give runs of one base model"):
+        make_soup(parts, lambda model: {"val/response_loss": 1.0}, greedy=False)
 
 
 def test_the_folder_of_a_sweep_is_its_finished_trials(tmp_path: Path) -> None:
