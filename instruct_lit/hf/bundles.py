@@ -13,7 +13,7 @@ from instruct_lit.core.data.template import CHAT, Template
 from instruct_lit.core.data.tokenizer import GPT2Tokenizer, Tokenizer
 from instruct_lit.core.model.causal import CausalLM
 from instruct_lit.core.model.pretrained import load_gpt
-from instruct_lit.errors import ConfigError
+from instruct_lit.errors import CheckpointError, ConfigError, DownloadError
 from instruct_lit.hf import compat_peft
 from instruct_lit.hf.adapters import CONFIG, Adapter, open_adapter, read_adapter_config
 from instruct_lit.hf.chat_template import with_chat
@@ -58,7 +58,13 @@ class HFBundles:
             gpt = load_gpt(path=base or directory)
             _put_adapter(directory, gpt, base, merge)
             return gpt, GPT2Tokenizer(), template
-        model, tokenizer = read_hf(directory, base, as_stored)
+        try:
+            model, tokenizer = read_hf(directory, base, as_stored)
+        except DownloadError as error:  # of the base, since the directory is a folder
+            raise CheckpointError(
+                f"{directory / CONFIG}: base_model_name_or_path={base} is neither a folder here nor a reachable "
+                "repository of the hub; write there where the base model lies"
+            ) from error
         _put_adapter(directory, model, base, merge)
         if template is None and about.get("template", {"name": CHAT})["name"] == CHAT:
             tokenizer, template = with_chat(tokenizer)

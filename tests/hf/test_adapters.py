@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from instruct_lit.config.model_builders import n_trained
+from instruct_lit.config.model_builders import n_trained, open_model
 from instruct_lit.core.model.causal import CausalLM
 from instruct_lit.core.model.gpt import GPT, GPTConfig
 from instruct_lit.core.model.pretrained import load_gpt
@@ -334,6 +334,15 @@ def test_what_changes_an_adapter_is_followed_or_refused(
     (tmp_path / CONFIG).write_text(json.dumps({**config, "init_lora_weights": "pissa"}))
     with pytest.raises(CheckpointError, match="init_lora_weights=pissa changes the base model"):
         open_adapter(tmp_path, load_hf(str(llama_directory)))
+
+
+def test_an_adapter_whose_base_is_not_here_is_named_with_it(llama_directory: Path, tmp_path: Path) -> None:
+    Adapter(load_hf(str(llama_directory)), rank=2).save(tmp_path, HFSource("/elsewhere/model"))
+    with pytest.raises(
+        CheckpointError,
+        match=f"{CONFIG}: base_model_name_or_path=/elsewhere/model is neither a folder .* write there w",
+    ):
+        open_model(tmp_path)
 
 
 def test_an_adapter_with_a_tensor_too_few_is_refused(base, tmp_path: Path) -> None:
