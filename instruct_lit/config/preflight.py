@@ -87,7 +87,8 @@ def _bundle(run: Run, folder: Path) -> None:
         dtype = DTYPES.get(parts.config.bundle_dtype, run.model.base_dtype)
         check_opens(folder / "config" if apart is None else empty, run.model, dtype, apart)
     GenerationConfig.from_pretrained(empty)  # nosec B615 (a local folder)
-    tokenizer: Any = AutoTokenizer.from_pretrained(empty)  # nosec B615
+    trusted = parts.config.model.get("trust_remote_code", False)  # the code of a tokenizer, which is in the bundle
+    tokenizer: Any = AutoTokenizer.from_pretrained(empty, trust_remote_code=trusted)  # nosec B615
     found = tokenizer.apply_chat_template(
         [{"role": "user", "content": "Name a colour."}], add_generation_prompt=True, return_dict=False
     )

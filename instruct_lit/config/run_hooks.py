@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
@@ -55,6 +56,12 @@ def hooks_of(config: DictConfig) -> list[RunHook]:
     trains = config.finder is None
     has_code = config.model.get("trust_remote_code", False)  # which no fresh process runs unasked
     verifies = trains and config.verify and not has_code
+    if trains and config.verify and has_code:
+        warnings.warn(
+            "model.trust_remote_code=true: the bundle has the model's code, so it is not verified, and no command but "
+            "train and peek opens it, again with model.trust_remote_code=true",
+            stacklevel=2,
+        )
     hooks: list[tuple[Callable[[DictConfig], RunHook], bool, tuple[str, ...]]] = [  # with the satellites they need
         (Utilisation, True, ("accel",)),
         (_resumption, True, ("resume",)),

@@ -63,15 +63,16 @@ class Transformers(Reader):
         adapter = folder / "adapter_config.json"
         if base is None:
             base = json.loads(adapter.read_text())["base_model_name_or_path"] if adapter.is_file() else str(folder)
-        quantized = hasattr(transformers.AutoConfig.from_pretrained(base), "quantization_config")  # nosec B615
+        options: dict[str, Any] = {"trust_remote_code": False}  # without it transformers asks in the terminal
+        self.tokenizer: Any = transformers.AutoTokenizer.from_pretrained(str(folder), **options)  # nosec B615
+        quantized = hasattr(transformers.AutoConfig.from_pretrained(base, **options), "quantization_config")  # nosec B615
         dtype = "auto" if quantized else torch.float32  # quantised weights: in the precision of their file
-        model: Any = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=dtype)  # nosec B615
+        model: Any = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=dtype, **options)  # nosec B615
         if adapter.is_file():
             import peft
 
             model = peft.PeftModel.from_pretrained(model, str(folder))
         self.model = model.eval().to(best_device())
-        self.tokenizer: Any = transformers.AutoTokenizer.from_pretrained(str(folder))  # nosec B615
 
     def chat_ids(self, chat: Sequence[Mapping[str, str]]) -> list[int] | None:
         return self.tokenizer.apply_chat_template(list(chat), add_generation_prompt=True, return_dict=False)

@@ -325,8 +325,8 @@ def opening(source: HFSource | str) -> Iterator[None]:
         message = " ".join(str(error).split())
         if "trust_remote_code" in message:
             raise ConfigError(
-                f"model.path={path}: needs the Python code in the repository; if you trust it, add "
-                "model.trust_remote_code=true"
+                f"model.path={path}: needs the Python code in the repository; if you trust it, add model."
+                "trust_remote_code=true to train (fit=false: to test and answer only) or peek, not to other commands"
             ) from error
         if isinstance(error, ImportError):
             raise ConfigError(f"model.path={path}: {message}") from error

@@ -39,7 +39,7 @@ def _rope_parameters(directory: Path) -> Any:
 
     try:
         with warnings.catch_warnings(action="ignore"):  # of the keys of before
-            config = AutoConfig.from_pretrained(directory)  # nosec B615
+            config = AutoConfig.from_pretrained(directory, trust_remote_code=False)  # nosec B615 (nor asked for)
     except Exception:  # unknown code may reject anything
         return None
     return getattr(config.get_text_config(decoder=True), "rope_parameters", None)

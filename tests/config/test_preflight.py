@@ -25,7 +25,7 @@ def run_of(folder: Path, model: Any, tokenizer: Any, loggers: Any = ()) -> Any:
     """What `Preflight` reads of a run."""
     trainer = SimpleNamespace(is_global_zero=True, loggers=list(loggers), callbacks=[])
     settings = SimpleNamespace(sampling=SamplingSettings())
-    config = SimpleNamespace(bundle_dtype=None, adapter=SimpleNamespace(merge=True))
+    config = SimpleNamespace(bundle_dtype=None, adapter=SimpleNamespace(merge=True), model={})
     parts = SimpleNamespace(adapter=None, config=config)
     return SimpleNamespace(
         run_dir=folder, trainer=trainer, settings=settings, about={}, model=model, tokenizer=tokenizer, template=OWN,

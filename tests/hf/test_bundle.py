@@ -233,6 +233,16 @@ def test_layers_with_two_rotary_bases_in_the_words_of_transformers_4_57(tmp_path
     assert transformers.AutoConfig.from_pretrained(tmp_path).rope_parameters == config.rope_parameters
 
 
+def test_code_of_a_repository_is_neither_run_nor_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr("builtins.input", asked.append)  # by which transformers asks whether it may run the code
+    written = {"model_type": "odd", "auto_map": {"AutoConfig": "odd.Odd"}, "rope_parameters": {"rope_theta": 5e5}}
+    (tmp_path / "config.json").write_text(json.dumps(written))
+    (tmp_path / "odd.py").write_text("raise SystemExit('executed')")
+    spell_for_transformers_4(tmp_path, 160, torch.float32)
+    assert asked == [] and json.loads((tmp_path / "config.json").read_text())["rope_theta"] == 5e5
+
+
 NESTED = {"full_attention": {"rope_type": "linear", "rope_theta": 5e5, "factor": 8.0},
           "sliding_attention": {"rope_type": "default", "rope_theta": 2e4}}  # fmt: skip
 

@@ -276,7 +276,7 @@ def test_code_of_a_repository_runs_only_if_trusted(llama_directory: Path, tmp_pa
     (tmp_path / "config.json").write_text('{"model_type": "odd", "auto_map": {"AutoConfig": "odd.Odd"}}')
     (tmp_path / "odd.py").write_text("raise SystemExit('executed')")
     with pytest.raises(
-        ConfigError, match="needs the Python code in the repository; if you trust it, add model.trust_remote_code=true"
+        ConfigError, match="needs the Python code in the repository; if you trust it, add model.trust_remote_code=true "
     ):
         load_hf(str(tmp_path))
 

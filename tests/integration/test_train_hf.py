@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -33,6 +34,36 @@ def test_a_run_its_bundle_and_what_starts_from_it(command: Callable, llama_direc
     again = [json.loads(line) for line in (tmp_path / "scores" / "responses.jsonl").read_text().splitlines()]
     before = [json.loads(line) for line in (tmp_path / "run" / "responses.jsonl").read_text().splitlines()]
     assert [row["response"] for row in again] == [row["response"] for row in before]
+
+
+CODE = """
+from transformers import LlamaConfig, LlamaForCausalLM
+
+class OddConfig(LlamaConfig):
+    model_type = "odd"
+
+class OddForCausalLM(LlamaForCausalLM):
+    config_class = OddConfig
+"""
+
+
+@pytest.mark.slow
+def test_a_model_with_code_of_its_own_is_trained_bundled_and_opened_again(
+    command: Callable, llama_directory: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(llama_directory, tmp_path / "model")
+    facts = json.loads((folder / "config.json").read_text())
+    names = {"AutoConfig": "odd.OddConfig", "AutoModelForCausalLM": "odd.OddForCausalLM"}
+    (folder / "config.json").write_text(json.dumps({**facts, "model_type": "odd", "auto_map": names}))
+    (folder / "odd.py").write_text(CODE)
+    trusted = (*SMALL, "model.trust_remote_code=true")
+    errors = command("train", *trusted, "model.path=model", "hydra.run.dir=run", cwd=tmp_path).stderr
+    assert "model.trust_remote_code=true: the bundle has the model's code, so it is not verified" in errors
+    assert "Do you wish to run the custom code?" not in errors and (tmp_path / "run" / "bundle" / "odd.py").is_file()
+    errors = command("evaluate", "run=run", cwd=tmp_path, status=2).stderr
+    assert "needs the Python code in the repository; if you trust it, add model.trust_remote_code=true to t" in errors
+    command("train", *trusted, "model.path=run", "fit=false", "hydra.run.dir=again", cwd=tmp_path)
+    assert metrics_of(tmp_path / "again")["test/loss"] == pytest.approx(metrics_of(tmp_path / "run")["test/loss"])
 
 
 @pytest.mark.slow
