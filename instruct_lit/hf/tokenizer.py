@@ -59,8 +59,8 @@ class HFTokenizer:
         self.prompt_start: tuple[int, ...] = () if bare else tuple(self._text_start())
         added = hf.added_tokens_decoder  # asked once: transformers makes it anew from all added tokens each time
         self._added = frozenset(added)
-        specials = [token.content for token in added.values() if token.special]
-        self.special_tokens = SpecialTokens(specials)
+        self._special_ids = {token_id for token_id, token in added.items() if token.special}
+        self.special_tokens = SpecialTokens([added[token_id].content for token_id in self._special_ids])
         self._mark, *alone = self._ids([_MARK, "a"], specials=False)
         # Whether the tokenizer puts a space before a text (SentencePiece), and behind a special token as well.
         self._puts_space = self._ids([f"{_MARK}a"], specials=False) != [self._mark + alone[0]]
@@ -121,21 +121,20 @@ class HFTokenizer:
         return self._bytes_of(token_id, token) if token is not None else b""
 
     def _bytes_of(self, token_id: int, token: str) -> bytes:
-        if token_id in self._added:
-            return token.encode()
         if self._byte_level:
-            return bytes(_BYTE_OF[character] for character in token)
+            return token.encode() if token_id in self._added else bytes(_BYTE_OF[character] for character in token)
         if _is_byte(token):
             return bytes([int(token[3:5], 16)])
         return token.replace("\u2581", " ").encode()  # SentencePiece writes a space so
 
     @cached_property
     def n_bytes_of(self) -> np.ndarray:
-        """Number of UTF-8 bytes of every token `(V,)`, 0 for special tokens."""
+        """Number of UTF-8 bytes of every token `(V,)`, 0 for special tokens and the end of a response."""
         lengths = np.zeros(self.n_vocab, dtype=np.int64)
         for token, token_id in self.hf.get_vocab().items():
-            if token_id not in self._added:
+            if token_id not in self._special_ids:  # other added tokens are text: Gemma's line breaks, Qwen's <think>
                 lengths[token_id] = len(self._bytes_of(token_id, token))
+        lengths[self.eot_id] = 0
         return lengths
 
     @cached_property

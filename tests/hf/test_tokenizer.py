@@ -154,6 +154,15 @@ def test_bytes_of_tokens_add_up(plain: HFTokenizer) -> None:
     assert plain.token_bytes(plain.n_vocab + 7) == b""  # a row of the embedding that pads the vocabulary
 
 
+def test_bytes_of_added_tokens_that_are_text_count() -> None:
+    tokenizer = sentencepiece("never").hf
+    tokenizer.add_tokens(["\n\n", "<think>", "\u2581\u2581"])  # as in Gemma's and Qwen's tokenizers
+    added = HFTokenizer(tokenizer)
+    ids = tokenizer.convert_tokens_to_ids(["\n\n", "<think>", "\u2581\u2581", tokenizer.eos_token])
+    assert [added.token_bytes(token_id) for token_id in ids[:3]] == [b"\n\n", b"<think>", b"  "]
+    assert added.n_bytes_of[ids].tolist() == [2, 7, 2, 0]
+
+
 def test_the_added_tokens_are_asked_for_once(plain: HFTokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     """transformers makes them anew at each call: asked at every token, a vocabulary of 262,144 takes minutes."""
     calls = []
