@@ -110,7 +110,7 @@ def fetch_data_set(repo: str, revision: str | None, pattern: str, suffixes: Sequ
     Raises: DownloadError for an invalid name, an unreachable hub without cached files, and when no file matches.
     """
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HFValidationError
 
     try:
         snapshot = snapshot_download(
@@ -122,7 +122,7 @@ def fetch_data_set(repo: str, revision: str | None, pattern: str, suffixes: Sequ
         )
     except HFValidationError as error:
         raise DownloadError(f"data.source.repo={repo}: {error}") from error
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+    except Exception as error:  # the hub's client lets errors of its HTTP library through
         raise DownloadError(
             f"data set {repo}: cannot be downloaded from the Hugging Face hub ({type(error).__name__}); give "
             "data.path=<local files>, or use data=demo"

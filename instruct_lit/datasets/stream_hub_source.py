@@ -55,11 +55,10 @@ class StreamingHubSource(FileSource):
             facts = [f"{path.relative_to(folder)} {sampled_digest(path)}" for path in files]
             return hashlib.sha256("\n".join(facts).encode()).hexdigest()
         from huggingface_hub import HfApi
-        from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
         try:
             return str(HfApi().dataset_info(self.repo, revision=self.revision).sha)
-        except (HfHubHTTPError, HFValidationError, OSError) as error:
+        except Exception as error:  # the hub's client lets errors of its HTTP library through
             reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
             raise DownloadError(f"data set {self.repo}, split {self.split}: cannot be opened ({reason})") from error
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from instruct_lit.datasets.remote_sources import HubSource, UrlSource
+from instruct_lit.datasets.stream_hub_source import StreamingHubSource
 from instruct_lit.errors import DownloadError
 
 
@@ -27,6 +28,27 @@ def test_a_hub_that_cannot_be_reached_is_named(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(
         DownloadError, match=r"data set owner/name: cannot be downloaded from the Hugging Face hub .*data=demo"
+    ):
+        list(HubSource("owner/name", str(tmp_path)))
+
+
+def test_a_connection_that_fails_in_any_way_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("datasets")
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(
+        DownloadError, match=r"data set owner/name, split train: cannot be opened \(ConnectError: .*ref"
+    ):
+        _ = StreamingHubSource("owner/name").commit
+
+    def interrupted(*arguments: object, **options: object) -> None:
+        raise RuntimeError("peer closed connection")  # an error of an HTTP library is of no class of the hub's
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", interrupted)
+    with pytest.raises(
+        DownloadError, match=r"owner/name: cannot be downloaded from the Hugging Face hub \(RuntimeError"
     ):
         list(HubSource("owner/name", str(tmp_path)))
 
