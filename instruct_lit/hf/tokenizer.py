@@ -206,10 +206,19 @@ def add_special_tokens(hf: Any, names: Sequence[str]) -> list[int]:
 
 
 def load_tokenizer(source: HFSource | str) -> HFTokenizer:
-    """Open the tokenizer of a directory or hub repository."""
+    """Open the tokenizer of a directory or hub repository; ConfigError where it has none that can be opened."""
     import transformers
 
     source = HFSource(source) if isinstance(source, str) else source
-    with shared_reader(source.gguf_file):
-        # The revision is in the options where the user pins one.
-        return HFTokenizer(transformers.AutoTokenizer.from_pretrained(source.path, **source.options()))  # nosec B615
+    try:
+        with shared_reader(source.gguf_file):
+            # The revision is in the options where the user pins one.
+            hf = transformers.AutoTokenizer.from_pretrained(source.path, **source.options())  # nosec B615
+    except ValueError as error:
+        if "backend tokenizer" not in str(error):
+            raise
+        raise ConfigError(
+            f"model.path={source.path}: it has no tokenizer.json, and no other files of a tokenizer that can be read "
+            "here (tokenizer.model needs pip install sentencepiece); put the model's tokenizer there"
+        ) from error
+    return HFTokenizer(hf)

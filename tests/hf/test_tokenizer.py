@@ -1,5 +1,6 @@
 """A tokenizer of transformers: users' texts never become special tokens, templates' do."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -184,6 +185,14 @@ def test_a_slow_tokenizer_is_refused() -> None:
 
     with pytest.raises(ConfigError, match="Slow is a slow tokenizer; one with a tokenizer.json is needed"):
         HFTokenizer(Slow())
+
+
+def test_a_folder_without_a_tokenizer_is_named(llama_directory: Path, tmp_path: Path) -> None:
+    shutil.copy(llama_directory / "config.json", tmp_path)
+    with pytest.raises(
+        ConfigError, match="model.path=.*: it has no tokenizer.json, and no other files .*put the model's"
+    ):
+        load_tokenizer(str(tmp_path))
 
 
 def test_trap_5_our_prompt_is_what_transformers_renders(chat) -> None:
