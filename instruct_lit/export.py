@@ -30,7 +30,8 @@ def export(config: DictConfig) -> None:
         relation, base = "adapter", to_adapter(opened, folder, config.base_model)
     verified = verify_export(opened, folder, config.to, precision, base) if config.verify else {}
     facts = CardFacts(name, config.license, config.base_model, tuple(config.language), relation, verified)
-    write_card(folder / "README.md", facts, opened, FORMATS[config.to])
+    library = "peft" if (config.to, relation) == ("hf", "adapter") else FORMATS[config.to]
+    write_card(folder / "README.md", facts, opened, library)
     print(f"{folder}: " + ", ".join(sorted(path.name for path in folder.iterdir())))
     if config.push_to_hub is not None:
         print(f"uploaded to {push(folder, config.push_to_hub, config.private, bool(verified.get('readers')))}")

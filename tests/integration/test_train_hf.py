@@ -131,6 +131,7 @@ def test_a_run_with_an_adapter_keeps_the_adapter_alone(
     assert '"base_model_name_or_path": "owner/name"' in written and str(llama_directory) not in written
     card = (tmp_path / "out/hf/README.md").read_text()
     assert "base_model: owner/name" in card and "base_model_relation: adapter" in card
+    assert "library_name: peft" in card
 
 
 @pytest.mark.slow
