@@ -16,7 +16,9 @@ def export(config: DictConfig) -> None:
 
     out_dir = output_dir()
     opened = soup_of(config, out_dir) if config.soup else build.open_run(config)
-    folder, name = out_dir / config.to, config.name or opened.directory.resolve().parent.name
+    folder, given = out_dir / config.to, opened.directory.resolve()
+    is_part_of_run = given.name == "bundle" or config.soup
+    name = config.name or (given.parent if is_part_of_run else given).name
     stored = str(opened.model.base_dtype).removeprefix("torch.")
     precision = config.precision if config.to == "gguf" else config.dtype or stored
     relation = "merge" if config.soup else "quantized" if precision in QUANTISED else "finetune"

@@ -30,6 +30,9 @@ def test_hf_with_another_template(command: Command, small_run: Path, tmp_path: P
     card = (tmp_path / "out/hf/README.md").read_text()
     assert "Licence of the data: Apache-2.0" in card and "| exact_match |" in card and "--- |" not in card
     assert "python -m instruct_lit.train data.source.n_examples=60" in card and "<|im_start|>user" in card
+    shutil.copytree(tmp_path / "out/hf", tmp_path / "my-model")
+    command("export", "run=my-model", "verify=false", "hydra.run.dir=again", cwd=tmp_path)
+    assert "# my-model\n" in (tmp_path / "again/hf/README.md").read_text()
 
 
 def test_a_soup_is_tested_and_put_beside_its_parts(command: Command, small_run: Path, tmp_path: Path) -> None:

@@ -137,7 +137,7 @@ class ExportConfig:
     license: str | None = option(None, "Licence of the model in its card, as the hub names it; null: the base model's.")
     base_model: str | None = option(None, "Hub id of the base model in the card; null: the recorded one.")
     language: list[str] = option([], "Languages of the model in the card, as ISO 639 codes: [en].")
-    name: str | None = option(None, "Name of the model; null: that of the run folder.")
+    name: str | None = option(None, "Name of the model; null: that of the folder of the run or model.")
     template: TemplateConfig | None = option(None, "The prompt template; null: that of the bundle.")
     verify: bool = option(True, "Reopen what was written in a fresh process and compare it with the model.")
     push_to_hub: str | None = option(None, "owner/name: upload to the Hugging Face hub; null: no upload.")
