@@ -14,7 +14,7 @@ from instruct_lit.errors import DataError
 from instruct_lit.evaluation.judging.judge import MAX_UNPARSED
 from instruct_lit.evaluation.judging.prompt import texts_of
 from instruct_lit.evaluation.metrics import BEYOND_SHARES, METRICS, Row, comparable, concerns, higher_is_better
-from instruct_lit.evaluation.statistics import difference, holm, interval
+from instruct_lit.evaluation.statistics import difference, holm, interval, paired_interval
 from instruct_lit.optional_imports import load
 
 MIN_PAIRS = 2
@@ -183,7 +183,11 @@ def win_rate(
     if found["n_unparsed"] > max_unparsed * found["n_verdicts"]:
         return {"win_rate": None, "length_controlled_win_rate": None, **found}
     controlled = length_controlled(won, lengths)
-    return {"win_rate": interval(won.tolist(), seed), "length_controlled_win_rate": controlled, **found}
+    rate = interval(won.tolist(), seed)
+    if not np.isin(won, (0, 1)).all():  # ties are between the two: the interval of paired differences from 1/2
+        lead = paired_interval(2 * won - 1, seed)
+        rate |= {side: None if lead[side] is None else (1 + lead[side]) / 2 for side in ("low", "high")}
+    return {"win_rate": rate, "length_controlled_win_rate": controlled, **found}
 
 
 def length_controlled(shares: np.ndarray, lengths: Sequence[tuple[int, int]]) -> float:

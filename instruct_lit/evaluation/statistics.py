@@ -5,6 +5,7 @@ numpy alone, except the permutation test of differences of several sizes, which 
 
 import math
 from collections.abc import Hashable, Sequence
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ Interval = dict[str, Any]  # mean, low, high, n; low and high are None where the
 MIN_N = 10  # values of an interval that is estimated by resampling
 N_RESAMPLES = 2000
 N_PERMUTATIONS = 9999
+MIN_DIFFERING = 20  # pairs of an interval that is estimated by resampling alone
 FLOOR = 0.02  # of the squared standard error of a resample, as a share of the sample's
 Z_95 = 1.959964
 
@@ -100,14 +102,23 @@ def clopper_pearson(n_hits: int, n: int) -> tuple[float, float]:
 
 
 def paired_interval(values: np.ndarray, seed: int = 0, shares: bool = True) -> Interval:
-    """Mean of paired differences with its 95 % interval; for -1, 0 and 1 of `shares` that of Agresti and Min (2005)."""
-    if not shares or not np.isin(values, (-1, 0, 1)).all():
-        return interval(values.tolist(), seed, shares=False)
-    n_up, n_down, n = int((values > 0).sum()), int((values < 0).sum()), len(values) + 2
-    mean = (n_up - n_down) / n
-    spread = Z_95 * math.sqrt((n_up + n_down + 1) / n - mean**2) / math.sqrt(n)
-    bounds = {"low": max(-1.0, mean - spread), "high": min(1.0, mean + spread)}
-    return {"mean": float(values.mean()), **bounds, "n": len(values)}
+    """Mean of paired differences with its 95 % interval.
+
+    For -1, 0 and 1 of `shares` that of Agresti and Min (2005): a pair more in each direction counts half. The interval
+    of other values contains the one with such pairs of the largest size where fewer than `MIN_DIFFERING` values differ
+    from 0: few of them do not show that others would not go the other way.
+    """
+    of_hits = shares and bool(np.isin(values, (-1, 0, 1)).all())
+    found = interval(values.tolist(), seed, shares=False)
+    if not of_hits and (found["low"] is None or np.count_nonzero(values) >= MIN_DIFFERING):
+        return found
+    size, n = 1.0 if of_hits else float(np.abs(values).max()), len(values) + 2
+    mean = float(values.sum()) / n
+    spread = Z_95 * math.sqrt((float(values @ values) + size**2) / n - mean**2) / math.sqrt(n)
+    low, high = max(-size, mean - spread), min(size, mean + spread)
+    if not of_hits:
+        low, high = min(low, found["low"]), max(high, found["high"])
+    return {**found, "low": low, "high": high}
 
 
 def difference(values: np.ndarray, seed: int = 0, shares: bool = True) -> Interval:
@@ -124,5 +135,6 @@ def difference(values: np.ndarray, seed: int = 0, shares: bool = True) -> Interv
     else:
         n_up, n_down = int((values > 0).sum()), int((values < 0).sum())
         n = n_up + n_down
-        p = min(1.0, 2 * sum(math.comb(n, k) for k in range(min(n_up, n_down) + 1)) / 2**n)
+        counts = accumulate(range(min(n_up, n_down)), lambda count, k: count * (n - k) // (k + 1), initial=1)
+        p = min(1.0, 2 * sum(counts) / 2**n)  # of n choose 0, n choose 1, …
     return {**paired_interval(values, seed, shares), "p": p}

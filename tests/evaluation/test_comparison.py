@@ -77,6 +77,16 @@ def test_the_win_rate_has_every_pair_in_its_denominator() -> None:
     assert found["length_controlled_win_rate"] == pytest.approx(found["win_rate"]["mean"], abs=1e-3)
 
 
+def test_the_interval_of_a_win_rate_of_ties_has_both_sides() -> None:
+    """One win and nineteen ties had an interval above one half, at a p-value of 1."""
+    found = win_rate([Outcome("a", "a")] + [Outcome("tie", "tie")] * 19, [(3, 3)] * 20)
+    assert found["p"] == 1 and found["win_rate"]["low"] < 0.5 < found["win_rate"]["high"] < 0.65
+    decided = win_rate([Outcome("a", "a")] * 15 + [Outcome("b", "b")] * 5, [(3, 3)] * 20)["win_rate"]
+    assert (decided["low"], decided["high"]) == pytest.approx((0.5090, 0.9134), abs=1e-4)  # of a proportion, exact
+    few = win_rate([Outcome("a", "tie"), Outcome("tie", "tie")], [(3, 3)] * 2)["win_rate"]
+    assert (few["mean"], few["low"], few["high"]) == (0.625, None, None)
+
+
 def test_metrics_of_both_and_their_difference() -> None:
     a, b = [row(str(i), "yes") for i in range(8)], [row(str(i), "yes" if i < 2 else "no") for i in range(8)]
     found = differences(match_rows(a, b), ["exact_match"])["exact_match"]

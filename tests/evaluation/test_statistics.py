@@ -84,6 +84,28 @@ def test_paired_proportions_are_covered_without_false_alarms() -> None:
     assert hits / 2000 >= 0.93 and alarms / 2000 <= 0.05
 
 
+@pytest.mark.parametrize("sizes", [[0.5], [0.25, 0.5], None])
+@pytest.mark.parametrize("n", [10, 20, 50])
+def test_the_interval_of_few_differing_pairs_covers_their_mean(n: int, sizes: list[float] | None) -> None:
+    """One pair of twenty had an interval on its side of 0, at a p-value of 1."""
+    random, hits = np.random.default_rng(0), 0
+    for trial in range(300):
+        changed = random.uniform(-1, 1, n) if sizes is None else random.choice([*sizes, *(-s for s in sizes)], n)
+        found = paired_interval(np.where(random.random(n) < 0.07, changed, 0.0), trial)
+        hits += found["low"] <= 0 <= found["high"]
+    assert hits / 300 >= 0.95
+    one = difference(np.array([0.5] + [0.0] * 19))
+    assert one["p"] == 1 and one["low"] < 0 < one["mean"] == 0.025 < one["high"]
+
+
+@pytest.mark.parametrize("n", [100, 14_042])
+def test_the_sign_test_of_many_pairs_is_scipys(n: int) -> None:
+    stats = pytest.importorskip("scipy.stats")
+    values = np.array([1.0, -1.0, -1.0, 0.0] * n)[:n]
+    n_up, n_down = int((values > 0).sum()), int((values < 0).sum())
+    assert difference(values)["p"] == pytest.approx(stats.binomtest(n_up, n_up + n_down).pvalue, abs=1e-12)
+
+
 @pytest.mark.parametrize(
     ("draw", "mean"),
     [
