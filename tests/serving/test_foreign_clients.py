@@ -166,13 +166,13 @@ def test_long_bodies_that_are_refused_do_not_delay_a_short_one(
 ) -> None:
     server, encode, n_long = start(), GPT2Tokenizer.encode, 0
 
-    def slowly(self: GPT2Tokenizer, text: str) -> list[int]:
+    def slowly(self: GPT2Tokenizer, text: str, *options: Any) -> list[int]:
         nonlocal n_long
         if len(text) > 100_000:
             n_long += 1
             time.sleep(0.1)
             return [1] * 1000
-        return encode(self, text)
+        return encode(self, text, *options)
 
     monkeypatch.setattr(GPT2Tokenizer, "encode", slowly)
     body = json.dumps({"model": "tiny", "prompt": "a" * 200_000}).encode()
