@@ -1,6 +1,8 @@
 """Each metric by hand, and the responses of a known model."""
 
 import json
+import random
+import time
 from pathlib import Path
 
 import pytest
@@ -60,13 +62,29 @@ def test_measures_that_look_at_more_than_the_answer() -> None:
 
 
 def test_rouge_l_and_chrf_by_definition() -> None:
-    pytest.importorskip("rouge_score")
     pytest.importorskip("sacrebleu")
     assert value("rouge_l", "Привет, мир", "привет мир") == 1
     assert value("rouge_l", "日本語", "日本語です") == pytest.approx(0.75)
     # Longest common subsequence "the cat sat": 3 of 4 words and 3 of 5, so F = 2/3.
     assert value("rouge_l", "the cat then sat", "the black cat sat down") == pytest.approx(2 / 3)
     assert value("chrf", "same text", "same text") == pytest.approx(1) and value("chrf", "abc", "xyz") == 0
+    assert value("rouge_l", "", "") == value("rouge_l", "👍", "👍") == value("chrf", "", "") == 0
+
+
+def test_rouge_l_is_that_of_rouge_score() -> None:
+    library = pytest.importorskip("rouge_score.rouge_scorer").RougeScorer(["rougeL"])
+    draw = random.Random(0)
+    for _ in range(300):
+        texts = ["".join(draw.choices("ab ,.1-'\n", k=draw.randrange(60))) for _ in range(2)]
+        expected = library.score(*texts)["rougeL"].fmeasure
+        assert value("rouge_l", texts[1], texts[0]) == pytest.approx(expected, abs=1e-12), texts
+
+
+def test_rouge_l_of_long_texts_is_quick() -> None:
+    """A table of all pairs of these words took minutes."""
+    draw, begin = random.Random(0), time.monotonic()
+    words = [" ".join(str(draw.randrange(1000)) for _ in range(20_000)) for _ in range(2)]
+    assert 0 < value("rouge_l", *words) < 0.2 and time.monotonic() - begin < 5
 
 
 def test_normalising() -> None:
@@ -104,16 +122,14 @@ def test_a_metric_is_compared_where_it_is_defined_for_all() -> None:
 def test_a_metric_whose_library_is_absent_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     from instruct_lit.evaluation import metrics
 
-    monkeypatch.setattr(metrics, "_rouge", metrics._rouge.__wrapped__)
     monkeypatch.setattr(metrics, "_chrf", metrics._chrf.__wrapped__)
-    monkeypatch.setitem(__import__("sys").modules, "rouge_score.rouge_scorer", None)
-    with pytest.raises(ConfigError, match=r"metrics=rouge_l: needs rouge-score; pip install -e '.\[evaluate\]'"):
-        check_metrics(["rouge_l"])
+    monkeypatch.setitem(__import__("sys").modules, "sacrebleu.metrics", None)
+    with pytest.raises(ConfigError, match=r"metrics=chrf: needs sacrebleu; pip install -e '.\[evaluate\]'"):
+        check_metrics(["chrf"])
 
 
 def test_the_answers_of_a_known_model(shared_data: Path) -> None:
     """110 answers of a fine-tuned GPT-2 355M give what docs/evaluating.md says of them."""
-    pytest.importorskip("rouge_score")
     pytest.importorskip("sacrebleu")
     rows = json.loads((shared_data / "judge" / "instruction-data-with-response.json").read_text())
     for row in rows:

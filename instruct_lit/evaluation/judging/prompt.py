@@ -106,7 +106,7 @@ class Choice(Verdict):
         reply = final_text(reply)
         found = _json(reply)
         text = str(found.get("better")) if found is not None else reply
-        word = re.sub(r"^answer\W+|[^a-z\s]", "", text.strip().lower()).strip()
+        word = re.sub(r"^answer[\W_]+|[^a-z\s]", "", text.strip().lower()).strip()
         return {"a": "A", "b": "B", "tie": "tie"}.get(word)
 
 

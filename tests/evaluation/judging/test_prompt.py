@@ -58,7 +58,7 @@ def test_scores_are_read_or_not(reply: str, expected: float | None) -> None:
     ("reply", "expected"),
     [
         ('{"better": "A"}', "A"), ("B", "B"), ("Answer A.", "A"), (" tie\n", "tie"), ('{"reason": "A is long", "better": "b"}', "B"),
-        ("Answer: A", "A"), ('<think>{"better": "A"}?</think>B', "B"), ('<think>{"better": "A"}', None),
+        ("Answer: A", "A"), ('{"better": "answer_b"}', "B"), ('<think>{"better": "A"}?</think>B', "B"), ('<think>{"better": "A"}', None),
         ("A or B", None), ("", None), ("Both", None), ('{"better": "C"}', None), ("A tie, since both are wrong", None),
     ],
 )  # fmt: skip
