@@ -17,7 +17,8 @@ FIELDS = ("instruction", "input", "output")
 def read_responses(path: Path, response_field: str, keep: Sequence[str] = ()) -> list[dict[str, Any]]:
     """Read records with their responses from a file of any origin; `response_field` holds the response.
 
-    The results of an earlier evaluation are dropped, except those in `keep`, and the loss, which needs the model.
+    With `response_field` "output", as in AlpacaEval's files, there is no reference: `output` is then empty. The results
+    of an earlier evaluation are dropped, except those in `keep`, and the loss, which needs the model.
 
     Raises:
         DataError: a record without text in `instruction`, `output` or `response_field`, or with an `input` or
@@ -41,6 +42,7 @@ def read_responses(path: Path, response_field: str, keep: Sequence[str] = ()) ->
         if row.get(FIELD) is not None:
             check_record(row[FIELD], place)
         response = row[response_field] if response_field in FIELDS else row.pop(response_field)
+        row |= {"output": ""} if response_field == "output" else {}
         loss, n_tokens = row.get("loss"), row.get("n_response_tokens")
         has_loss = type(loss) is float and math.isfinite(loss) and type(n_tokens) is int and n_tokens > 0
         of_model = set() if has_loss else {"loss", "n_response_tokens"}

@@ -136,6 +136,7 @@ _LESS = (
     "nats", "edit_distance", "levenshtein", "ter", "wer", "cer", "brier_score", "seconds", "(?<!per_)s", "memory_bytes",
     "positions_per_token",
 )  # fmt: skip
+_OF_REFERENCE = ("exact_match", "exact_match_normalised", "token_f1", "rouge_l", "chrf", "length_ratio")
 _NEITHER = ("length_ratio", "thought_words")  # the former is best at 1
 _MORE = (*(name for name in METRICS if name not in _LESS + _NEITHER), "judge", "per_s")
 
@@ -164,9 +165,10 @@ def applicable(names: Sequence[str], rows: Sequence[Row]) -> list[str]:
     """The metrics that the rows allow.
 
     `ended` needs a finish reason in all of them, which responses of a file mostly lack, `checks` a row with checks,
-    those of thoughts and calls a row with some.
+    those of thoughts and calls a row with some, those against the reference one with a reference.
     """
     usable = {name: any(map(rows_of, rows)) for name, rows_of in _CONCERNED.items() if name in names}
+    usable |= dict.fromkeys(_OF_REFERENCE, any(row.get("output") != "" for row in rows))
     usable["ended"] = all("finish_reason" in row for row in rows)
     return [name for name in names if usable.get(name, True)]
 
@@ -180,8 +182,8 @@ def comparable(names: Sequence[str], examples: Sequence[Sequence[Row]]) -> list[
     found = [name for name in found if any(all(concerns(name, row) for row in responses) for responses in examples)]
     if not found:
         raise ConfigError(
-            f"metrics=[{', '.join(names)}]: there is no example whose responses all have what they count (checks, "
-            "thoughts, calls, finish reasons); add exact_match"
+            f"metrics=[{', '.join(names)}]: there is no example whose responses all have what they count (wanted answers, "
+            "checks, thoughts, calls, finish reasons); add empty"
         )
     return found
 

@@ -109,6 +109,16 @@ def test_how_answers_ended_is_counted_where_all_tell() -> None:
     assert applicable(names, rows) == names and applicable(names, [*rows, {}]) == ["empty"]
 
 
+def test_metrics_against_a_reference_need_one() -> None:
+    names = ["exact_match", "rouge_l", "length_ratio", "distinct_2"]
+    assert applicable(names, [{"output": ""}, {"output": "a"}]) == names
+    assert applicable(names, [{"output": ""}] * 2) == ["distinct_2"]
+    with pytest.raises(
+        ConfigError, match=r"metrics=\[chrf\]: there is no example .* count \(wanted answers, .*; add empty"
+    ):
+        comparable(["chrf"], [({"output": "", "response": "a"},)])
+
+
 def test_a_metric_is_compared_where_it_is_defined_for_all() -> None:
     plain, thinking = ({"output": "a", "response": text} for text in ("a", "<think>b</think>a"))
     assert comparable(["thought_words", "empty", "ended"], [(plain, thinking)]) == ["empty"]

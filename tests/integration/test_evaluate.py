@@ -94,6 +94,19 @@ def test_evaluate_scores_existing_responses(command: Callable, tmp_path: Path) -
         assert message in command("evaluate", *overrides, cwd=tmp_path, status=2).stderr
 
 
+def test_outputs_in_the_form_of_alpaca_eval_are_compared(command: Callable, tmp_path: Path) -> None:
+    """Their field `output` is the response: it was the wanted answer too, so that every answer was right."""
+    for name, n_words in (("a", 2), ("b", 3)):
+        outputs = [{"instruction": str(i), "output": "word " * n_words, "generator": name} for i in range(4)]
+        (tmp_path / f"{name}.json").write_text(json.dumps(outputs))
+    command("evaluate", "compare=[a.json,b.json]", "response_field=output", "hydra.run.dir=out", cwd=tmp_path)
+    found = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert found["n_pairs"] == 4 and list(found["differences"]) == ["empty", "distinct_2", "looping", "copied_prompt"]
+    assert found["differences"]["distinct_2"] == pytest.approx(
+        {"a": 1, "b": 0.5, "mean": 0.5, "low": None, "high": None, "n": 4, "p": 0.125}
+    )
+
+
 def test_checks_of_records_and_a_function_are_scored(command: Callable, tmp_path: Path) -> None:
     records = [
         {

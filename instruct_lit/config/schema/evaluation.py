@@ -90,7 +90,7 @@ class EvaluateConfig:
     responses: str | None = option(None, "In place of run: existing responses (.jsonl, .json, .csv).", exists="file")
     compare: list[str] | None = option(None, "In place of both: two or more runs or files.", exists="records")
     endpoint: EndpointConfig = group(EndpointConfig, "A model behind an API, beside run or in its place.")
-    response_field: str = option("response", "Field of the response in that file.")
+    response_field: str = option("response", "Field of the response in that file; output: it has no wanted answers.")
     metrics: list[str] = option([], "Names of instruct_lit.evaluation.metrics; the first is returned to a sweep.")
     engine: str = option("own", ENGINE, choices=("own", "vllm"))
     check_function: str | None = option(None, "Python file with check(record), a further check.", exists="file")
