@@ -182,8 +182,8 @@ def comparable(names: Sequence[str], examples: Sequence[Sequence[Row]]) -> list[
     found = [name for name in found if any(all(concerns(name, row) for row in responses) for responses in examples)]
     if not found:
         raise ConfigError(
-            f"metrics=[{', '.join(names)}]: there is no example whose responses all have what they count (wanted answers, "
-            "checks, thoughts, calls, finish reasons); add empty"
+            f"metrics=[{', '.join(names)}]: there is no example whose responses all have what they count (wanted "
+            "answers, checks, thoughts, calls, finish reasons); add empty"
         )
     return found
 

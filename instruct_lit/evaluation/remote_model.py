@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from instruct_lit.core.generation.sampling import SamplingSettings
 from instruct_lit.errors import JudgeError
-from instruct_lit.evaluation.judging.endpoints import Messages, OpenAIEndpoint, Reply
+from instruct_lit.evaluation.judging.endpoints import Messages, OpenAIEndpoint, Reply, text_of
 from instruct_lit.evaluation.judging.judge import Judge
 from instruct_lit.evaluation.judging.prompt import JudgePrompt, Verdict
 
@@ -33,7 +33,7 @@ class CompletionEndpoint(OpenAIEndpoint):
 
     def reply(self, answer: Any) -> Reply:
         choice = answer["choices"][0]
-        text = choice["message"]["content"] if "message" in choice else choice["text"]
+        text = text_of(choice["message"]["content"]) if "message" in choice else choice["text"]
         kept = {name: choice.get(name) for name in ("finish_reason", "logprobs")}
         return Reply(json.dumps({"text": text or "", **kept}))
 

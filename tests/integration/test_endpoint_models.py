@@ -75,10 +75,15 @@ def test_a_run_and_a_hosted_model_in_one_table(
         "endpoint.model=small",
         "endpoint.api_key_env=OPENAI_API_KEY",
     ]
-    given += ["generation.max_new_tokens=4", "n_responses=4"]
+    given += [
+        "generation.max_new_tokens=4",
+        "n_responses=4",
+        "endpoint.body={max_tokens: null, max_completion_tokens: 7}",
+    ]
     command("evaluate", *given, "hydra.run.dir=out", cwd=tmp_path)
     found = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     assert list(found["models"].values()) == [str(small_run), "endpoint/small"] and found["n_examples"] == 4
+    assert {(body.get("max_tokens"), body["max_completion_tokens"]) for body in server.requests} == {(None, 7)}
     n_asked = len(server.requests)
     command("evaluate", *given, "hydra.run.dir=again", cwd=tmp_path)
     assert len(server.requests) == n_asked == 4  # the rest is in the cache

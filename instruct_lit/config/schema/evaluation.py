@@ -24,6 +24,7 @@ class ApiConfig:
     n_concurrent: int = option(8, "Requests at the same time.", at_least=1, at_most=1024)
     n_retries: int = option(5, "Retries of a failed request, with growing pauses.", at_least=0)
     timeout_s: float = option(120.0, "Timeout of a request in seconds.", above=0)
+    body: Any = option(None, "Further fields of the request; a null value removes one.", mapping=True)
 
 
 @dataclass
@@ -51,7 +52,6 @@ class JudgeConfig(ApiConfig):
     constrained: bool = option(True, "Constrain replies to a JSON schema where the judge supports it.")
     n_asks: int = option(3, "Attempts until a reply can be parsed; then it counts as unparsed.", at_least=1)
     max_unparsed: float = option(0.5, "Largest share of unparsed verdicts with a score.", at_least=0, at_most=1)
-    body: Any = option(None, "Further fields of the request; a null value removes one.", mapping=True)
     paid: bool = option(False, "Requests cost money unless the server is on this machine: ask for confirmation.")
     confirmed: bool = option(False, "Use a paid judge without asking for confirmation.")
     usd_per_million_tokens: list[float] | None = option(None, "[prompt, reply]; null: a dated table for OpenAI.")

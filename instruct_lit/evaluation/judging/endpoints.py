@@ -10,6 +10,7 @@ import logging
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -186,10 +187,11 @@ class HttpEndpoint(Endpoint, ABC):
         body = {**self.payload(messages, verdict), **self.body}
         body = {key: value for key, value in body.items() if value is not None}
         for _ in range(min(2, self.n_retries)):
-            try:
-                return await self._client.post(self.path_of(body), cast_to=object, body=body)
-            except ValueError:  # truncated JSON, which the client does not retry
-                await asyncio.sleep(PAUSE_S)
+            with suppress(ValueError):  # truncated JSON, which the client does not retry, nor an error of status 200
+                answer = await self._client.post(self.path_of(body), cast_to=object, body=body)
+                if not (isinstance(answer, dict) and answer.get("error")):
+                    return answer
+            await asyncio.sleep(PAUSE_S)
         return await self._client.post(self.path_of(body), cast_to=object, body=body)
 
     def _json(self, answer: Any) -> Any:
@@ -240,7 +242,7 @@ class OpenAIEndpoint(HttpEndpoint):
 
     def reply(self, answer: Any) -> Reply:
         usage = answer.get("usage") or {}
-        text = answer["choices"][0]["message"]["content"]
+        text = text_of(answer["choices"][0]["message"]["content"])
         return Reply(text or "", usage.get("prompt_tokens") or 0, usage.get("completion_tokens") or 0)
 
 
@@ -269,6 +271,13 @@ class OllamaEndpoint(HttpEndpoint):
     def reply(self, answer: Any) -> Reply:
         text = answer["message"]["content"]
         return Reply(text, answer.get("prompt_eval_count") or 0, answer.get("eval_count") or 0)
+
+
+def text_of(content: Any) -> Any:
+    """The content of a message, without thoughts where it is a list of parts, as in Mistral's API."""
+    if isinstance(content, list):
+        return "".join(part["text"] for part in content if part["type"] == "text")
+    return content
 
 
 def is_loopback(host: str) -> bool:

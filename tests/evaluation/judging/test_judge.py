@@ -136,6 +136,18 @@ def test_truncated_json_is_requested_again(judge_server: Callable, make_judge: C
     assert make_judge(server.url).ask(PROMPT, ["question 1"])[0].value == 50
 
 
+def test_an_error_with_status_200_is_requested_again(judge_server: Callable, make_judge: Callable) -> None:
+    server = judge_server(lambda n, body: (200, {}, b'{"error": {"message": "upstream"}}') if n == 0 else "50")
+    assert make_judge(server.url).ask(PROMPT, ["question 1"])[0].value == 50
+
+
+def test_a_content_in_parts_is_read_without_thoughts(judge_server: Callable, make_judge: Callable) -> None:
+    parts = [{"type": "thinking", "thinking": [{"type": "text", "text": "7?"}]}, {"type": "text", "text": "50"}]
+    answer = json.dumps({"choices": [{"message": {"content": parts}}]}).encode()
+    server = judge_server(lambda n, body: (200, {}, answer))
+    assert make_judge(server.url).ask(PROMPT, ["question 1"])[0].value == 50
+
+
 def test_an_endpoint_without_schemas_is_asked_without(judge_server: Callable, make_judge: Callable) -> None:
     def old(n: int, body: dict) -> Any:
         return (400, {}, b'{"error": "response_format is unknown"}') if "response_format" in body else "50"
@@ -169,7 +181,8 @@ BAD = {
     "form": (lambda n, body: (200, {}, b'{"text": "50"}'), "unexpected form of the answer: {'text': '50'}"),
     "list": (lambda n, body: (200, {}, b"[]"), "unexpected form of the answer: []"),
     "parts": (lambda n, body: (200, {}, b'{"choices": [{"message": {"content": [50]}}]}'), "unexpected form of the answer: {'choices'"),
-    "declines": (lambda n, body: (400, {}, b'{"error": "not today"}'), "the judge refuses every question: status 400: not today"),
+    "declines": (lambda n, body: (400, {}, b'{"error": "not today"}'), "the judge refuses every question: status 400: not today; judge.body= changes the fields"),
+    "upstream": (lambda n, body: (200, {}, b'{"error": {"message": "upstream"}}'), "unexpected form of the answer: {'error'"),
 }  # fmt: skip
 
 
