@@ -66,8 +66,9 @@ class Run:
         self.history, self.recorder = History(folder / "history.jsonl"), Recorder()
         self.stopper = EarlyStopping("val/loss", patience=options.pop("patience", 2), min_delta=0.3, strict=False)
         self.best = Checkpoint(
-            checkpoints, filename="best", monitor="val/loss", save_weights_only=True, enable_version_counter=False
-        )
+            checkpoints, filename="best", monitor="val/loss", save_weights_only=True, enable_version_counter=False,
+            save_on_train_epoch_end=False,
+        )  # fmt: skip
         self.tuner: InstructionTuner = make_tuner()
         torch.manual_seed(5), np.random.seed(5), random.seed(5)
         settings = {
