@@ -30,6 +30,7 @@ def pytest_collection_finish() -> None:
     """What the libraries made while they were imported stays; no collection need go through it again."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(20_000, 20, 50)
     gc.enable()
 
 
