@@ -1,7 +1,9 @@
 """A run that resumes: the checkpoint that `ckpt_path` means, and what it restores beside Lightning's own states."""
 
+import math
 import os
 import shutil
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +22,8 @@ from instruct_lit.core.training.sharding import Sharding
 from instruct_lit.errors import CheckpointError
 from instruct_lit.resume.checkpoint_files import find_checkpoint
 from instruct_lit.resume.identity import check_identity, identity_of
+
+NO_BEST = {"best_step": 0, "best_loss": math.inf, "best_value": math.inf}  # the state of a History without validations
 
 
 class Resumption(RunHook):
@@ -81,20 +85,35 @@ class RestoredState(Callback):
         for callback in trainer.checkpoint_callbacks:
             state = checkpoint["callbacks"].get(callback.state_key)
             if isinstance(callback, ModelCheckpoint) and state is not None:
-                checkpoint["callbacks"][callback.state_key] = self._moved(state, callback.dirpath, trainer)
+                here, step = Path(callback.dirpath or state["dirpath"]), checkpoint["global_step"]
+                checkpoint["callbacks"][callback.state_key] = moved = self._moved(state, here, step, trainer)
+                if callback.monitor and state["best_model_path"] and not moved["best_model_path"]:
+                    checkpoint["callbacks"][self.history.state_key] |= NO_BEST
+                    if trainer.is_global_zero:
+                        warnings.warn(
+                            f"{state['best_model_path']}: missing, damaged, or of a step after {step}, from which this "
+                            "run resumes; its best weights are chosen among the validations from here on",
+                            stacklevel=1,
+                        )
 
-    def _moved(self, state: dict[str, Any], dirpath: Any, trainer: Trainer) -> dict[str, Any]:
-        """The state of a ModelCheckpoint, whose best files are copied into the folder of this run."""
-        before, here = Path(state["dirpath"]), Path(dirpath or state["dirpath"])
-        if before == here:
-            return state
-        moved = {path: str(here / Path(path).name) for path in state["best_k_models"] if Path(path).is_file()}
-        here.mkdir(parents=True, exist_ok=True)
-        for old, new in moved.items() if trainer.is_global_zero else ():
-            self.sharding.copy_shards(read_checkpoint(Path(old)), Path(old), Path(new))
-            shutil.copyfile(old, new)
-        best = {moved[path]: score for path, score in state["best_k_models"].items() if path in moved}
+    def _moved(self, state: dict[str, Any], here: Path, step: int, trainer: Trainer) -> dict[str, Any]:
+        """The state of a ModelCheckpoint with those of its files that are of no later step, in the folder of this run.
+
+        Later ones are of a run that was killed before it wrote its last checkpoint, or that resumed elsewhere. Files
+        beside the last checkpoint come first: the whole folder may have been moved.
+        """
         names = ("best_model_path", "kth_best_model_path", "last_model_path")
+        moved = {}
+        for path in {*state["best_k_models"], *(state[name] for name in names)} - {""}:
+            old, new = Path(trainer.ckpt_path or path).with_name(Path(path).name), here / Path(path).name
+            old = old if _step(old) <= step else Path(path)
+            if _step(old) <= step:
+                moved[path] = str(new)
+                if old.resolve() != new.resolve() and trainer.is_global_zero:
+                    here.mkdir(parents=True, exist_ok=True)
+                    self.sharding.copy_shards(read_checkpoint(old), old, new)
+                    shutil.copyfile(old, new)
+        best = {moved[path]: score for path, score in state["best_k_models"].items() if path in moved}
         paths = {name: moved.get(state[name], "") for name in names}
         return {**state, "dirpath": str(here), "best_k_models": best, **paths}
 
@@ -119,6 +138,14 @@ class RestoredState(Callback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.started = True
+
+
+def _step(path: Path) -> float:
+    """The optimizer step of a checkpoint; inf of one that cannot be read."""
+    try:
+        return read_checkpoint(path).get("global_step", 0)
+    except CheckpointError:
+        return math.inf
 
 
 def hyperparameters(optimizer: Optimizer) -> list[dict[str, Any]]:

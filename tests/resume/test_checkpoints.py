@@ -96,27 +96,55 @@ def test_a_full_disk_leaves_the_last_good_checkpoint_and_says_so(tmp_path: Path)
     assert read_checkpoint(path)["global_step"] == 2 and not part.is_symlink()
 
 
-def test_the_best_checkpoint_follows_a_run_that_is_resumed_elsewhere(tmp_path: Path) -> None:
-    old = Checkpoint(tmp_path / "old", filename="best", monitor="val/loss")
-    best = tmp_path / "old" / "best.ckpt"
-    (tmp_path / "old" / "best-1.shards").mkdir(parents=True)
-    save_file({"state_dict/w": torch.ones(2)}, tmp_path / "old" / "best-1.shards" / "a.safetensors")
-    torch.save({"state_dict": {}, "shards": "best-1.shards"}, best)
+def restored(best: Path, here: Path, step: int, ckpt_path: Path | None = None) -> tuple[Checkpoint, dict[str, Any]]:
+    """The best checkpoint and the state of the history of a run in `here` that resumes after `step`."""
+    old, new = (Checkpoint(folder, filename="best", monitor="val/loss") for folder in (best.parent, here))
     old.best_k_models, old.best_model_path, old.kth_best_model_path = (
         {str(best): torch.tensor(0.5)},
         str(best),
         str(best),
     )
     old.best_model_score = torch.tensor(0.5)
-    new = Checkpoint(tmp_path / "new", filename="best", monitor="val/loss")
-    trainer: Any = SimpleNamespace(checkpoint_callbacks=[new], is_global_zero=True)
-    checkpoint = {"callbacks": {new.state_key: old.state_dict()}}
-    RestoredState(History(tmp_path / "history.jsonl"), Shards()).on_load_checkpoint(trainer, None, checkpoint)  # type: ignore[arg-type]
-    new.load_state_dict(checkpoint["callbacks"][new.state_key])
+    trainer: Any = SimpleNamespace(checkpoint_callbacks=[new], is_global_zero=True, ckpt_path=ckpt_path)
+    history = {"best_step": 10, "best_loss": 0.5, "best_value": 0.5, "n_rows": 3}
+    checkpoint = {"global_step": step, "callbacks": {new.state_key: old.state_dict(), "History": history}}
+    RestoredState(History(here / "history.jsonl"), Shards()).on_load_checkpoint(trainer, None, checkpoint)  # type: ignore[arg-type]
+    new.load_state_dict(checkpoint["callbacks"][new.state_key])  # type: ignore[index]
+    return new, checkpoint["callbacks"]["History"]  # type: ignore[index]
+
+
+def save_best(folder: Path, step: int) -> Path:
+    (folder / "best-1.shards").mkdir(parents=True)
+    save_file({"state_dict/w": torch.ones(2)}, folder / "best-1.shards" / "a.safetensors")
+    torch.save({"state_dict": {}, "shards": "best-1.shards", "global_step": step}, folder / "best.ckpt")
+    return folder / "best.ckpt"
+
+
+def test_the_best_checkpoint_follows_a_run_that_is_resumed_elsewhere(tmp_path: Path) -> None:
+    best = save_best(tmp_path / "old", 10)
+    new, history = restored(best, tmp_path / "new", 15)
     assert (tmp_path / "new" / "best.ckpt").read_bytes() == best.read_bytes()
     assert (tmp_path / "new" / "best-1.shards" / "a.safetensors").is_file()
     assert new.best_model_path == str(tmp_path / "new" / "best.ckpt") and new.best_model_score == 0.5
     assert new.best_k_models == {new.best_model_path: torch.tensor(0.5)}
+    assert history["best_step"] == 10 and history["best_value"] == 0.5
+
+
+def test_the_best_checkpoint_of_a_folder_that_was_moved_is_that_beside_the_last(tmp_path: Path) -> None:
+    best = save_best(tmp_path / "moved", 10)
+    new, history = restored(tmp_path / "old" / "best.ckpt", best.parent, 15, best.with_name("last.ckpt"))
+    assert new.best_model_path == str(best) and new.best_k_models == {str(best): torch.tensor(0.5)}
+    assert history["best_step"] == 10 and (best.parent / "best-1.shards" / "a.safetensors").is_file()
+
+
+def test_best_weights_of_a_step_that_this_run_has_not_made_are_not_its_best(tmp_path: Path) -> None:
+    """A run killed between its best and its last checkpoint resumes, perhaps with another learning rate."""
+    best = save_best(tmp_path, 20)
+    for path in (best, tmp_path / "deleted.ckpt"):
+        with pytest.warns(UserWarning, match=rf"{path.name}: missing, damaged, or of a step after 15, from which"):
+            new, history = restored(path, tmp_path, 15, tmp_path / "last.ckpt")
+        assert new.best_model_path == "" and new.best_k_models == {} and best.is_file()
+        assert history == {"best_step": 0, "best_loss": float("inf"), "best_value": float("inf"), "n_rows": 3}
 
 
 def test_the_best_weights_are_those_of_this_run(tmp_path: Path) -> None:
