@@ -8,17 +8,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-from lightning.pytorch.callbacks import ModelCheckpoint
-
 from instruct_lit.config.model_builders import base_of, n_trained
 from instruct_lit.config.satellites import has_satellite
 from instruct_lit.core.bundle import OURS, save_bundle
 from instruct_lit.core.data.encode import Encoder
 from instruct_lit.core.data.example import Example
 from instruct_lit.core.model.pretrained import DTYPES
+from instruct_lit.core.training.checkpoints import LAST
 from instruct_lit.core.training.run import Run, RunHook
 from instruct_lit.errors import ConfigError, InstructLitError
 from instruct_lit.optional_imports import installed
+
+# Bytes of an optimizer's moments for each trained parameter; those of others are not counted.
+MOMENTS = {"adamw": 8, "AdamW": 8, "Adam": 8, "muon": 4, "adamw_8bit": 2}
 
 
 class Preflight(RunHook):
@@ -57,15 +59,26 @@ class Preflight(RunHook):
 
 
 def check_room(run: Run) -> None:
-    """Raise ConfigError if the disk has not the room for the bundle and one file of each checkpoint callback."""
-    n_checkpoints = sum(isinstance(callback, ModelCheckpoint) for callback in run.trainer.callbacks)  # type: ignore[attr-defined]
-    # A checkpoint has fp32 weights and two moments of those that are trained.
-    n_bytes = run.model.base_dtype.itemsize * run.model.n_parameters + 12 * n_checkpoints * n_trained(run.model)
-    free = shutil.disk_usage(run.run_dir).free
+    """Raise ConfigError if the disk has not the room for what lies side by side: checkpoints, and one file in writing.
+
+    Of a run that resumes in its own folder the checkpoints are there already.
+    """
+    config, trained = cast(Any, run.parts).config, n_trained(run.model)
+    whole = trained * (4 + MOMENTS.get(config.optimizer["_target_"].rpartition(".")[2], 0))
+    dtype = DTYPES.get(config.bundle_dtype, run.model.base_dtype)
+    kept, writing = 0, dtype.itemsize * (run.model.n_parameters if config.adapter.merge else trained)  # the bundle
+    for callback in run.trainer.checkpoint_callbacks if run.settings.fit else ():
+        weights_only, top_k = getattr(callback, "save_weights_only", False), getattr(callback, "save_top_k", 1)
+        size = 0 if top_k == 0 else 4 * trained if weights_only else whole
+        kept += size * max(top_k, 1 if weights_only else 2)  # whole ones with the previous one
+        writing = max(writing, size)
+    there = sum(path.stat().st_size for path in (run.run_dir / LAST.parent).rglob("*") if path.is_file())
+    free, n_bytes = shutil.disk_usage(run.run_dir).free, kept - min(kept, there) + writing
     if free < n_bytes:
         raise ConfigError(
             f"paths.outputs: {run.run_dir} has {free / 1e9:.2f} GB free, and checkpoints and bundle take "
-            f"{n_bytes / 1e9:.2f} GB; make room, or choose another folder (paths.outputs=…)"
+            f"{n_bytes / 1e9:.2f} GB; make room, choose another folder (paths.outputs=…), or keep no checkpoint to "
+            "resume from (callbacks.last_checkpoint=null)"
         )
 
 

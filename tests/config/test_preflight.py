@@ -7,25 +7,30 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from lightning.pytorch.loggers import CSVLogger
 
-from instruct_lit.config.preflight import Preflight
+from instruct_lit.config.preflight import Preflight, check_room
 from instruct_lit.core.data.template import Template
 from instruct_lit.core.data.tokenizer import GPT2Tokenizer
 from instruct_lit.core.generation.sampling import SamplingSettings
 from instruct_lit.core.model.gpt import GPT
+from instruct_lit.core.training.checkpoints import Checkpoint
 from instruct_lit.errors import ConfigError
 from instruct_lit.hf.files import load_hf
 from instruct_lit.hf.tokenizer import load_tokenizer
+from instruct_lit.resume.checkpoint_files import DurableIO, previous_of
+from instruct_lit.resume.last_checkpoint import LastCheckpoint
 
 OWN = Template("own", "Do: {{ instruction }}\nAnswer: {{ response }}")
 
 
 def run_of(folder: Path, model: Any, tokenizer: Any, loggers: Any = ()) -> Any:
     """What `Preflight` reads of a run."""
-    trainer = SimpleNamespace(is_global_zero=True, loggers=list(loggers), callbacks=[])
-    settings = SimpleNamespace(sampling=SamplingSettings())
-    config = SimpleNamespace(bundle_dtype=None, adapter=SimpleNamespace(merge=True), model={})
+    trainer = SimpleNamespace(is_global_zero=True, loggers=list(loggers), checkpoint_callbacks=[])
+    settings = SimpleNamespace(sampling=SamplingSettings(), fit=True)
+    optimizer = {"_target_": "instruct_lit.core.training.optimizer.adamw"}
+    config = SimpleNamespace(bundle_dtype=None, adapter=SimpleNamespace(merge=True), model={}, optimizer=optimizer)
     parts = SimpleNamespace(adapter=None, config=config)
     return SimpleNamespace(
         run_dir=folder, trainer=trainer, settings=settings, about={}, model=model, tokenizer=tokenizer, template=OWN,
@@ -75,7 +80,60 @@ def test_what_cannot_be_written_is_named_before_training(
         Preflight().on_prepared(run_of(tmp_path, tiny_model, GPT2Tokenizer()))
 
 
-def test_a_disk_without_room_is_named(tmp_path: Path, tiny_model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
-    with pytest.raises(ConfigError, match=r"paths.outputs: .* has 0.00 GB free, and checkpoints and bundle take 0.01"):
-        Preflight().on_prepared(run_of(tmp_path, tiny_model, GPT2Tokenizer()))
+def checkpoints(folder: Path, top_k: int = 1) -> list[Any]:
+    best = Checkpoint(folder, filename="best", monitor="val/loss", save_weights_only=True, save_top_k=top_k)
+    return [best, LastCheckpoint(str(folder))]
+
+
+@pytest.mark.parametrize(
+    ("case", "files"),
+    [
+        ("default", 3 * 3 + 1),  # last, last.previous, the next one in writing; best: in units of the weights
+        ("three of the best", 3 * 3 + 3),
+        ("muon", 3 * 2 + 1),
+        ("unknown optimizer", 3 * 1 + 1),
+        ("no last", 1 + 1),  # best and its next, or the bundle
+        ("fit=false", 1),  # the bundle
+        ("resumed", 3),
+    ],
+)
+def test_a_disk_without_room_is_named(
+    case: str, files: int, tmp_path: Path, tiny_model: GPT, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, folder = run_of(tmp_path, tiny_model, GPT2Tokenizer()), tmp_path / "checkpoints"
+    weights = 4 * tiny_model.n_parameters
+    run.trainer.checkpoint_callbacks = checkpoints(folder, 3 if case.startswith("three") else 1)
+    run.settings.fit = case != "fit=false"
+    if case in ("muon", "unknown optimizer"):
+        run.parts.config.optimizer["_target_"] = f"package.{case}"
+    if case == "no last":
+        run.trainer.checkpoint_callbacks.pop()
+    if case == "resumed":
+        folder.mkdir()
+        for name, n in {"last": 3, "last.previous": 3, "best": 1}.items():
+            (folder / f"{name}.ckpt").write_bytes(bytes(n * weights))
+    free = {"free": files * weights - 1}
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(**free))
+    gigabytes = f"{files * weights / 1e9:.2f}"
+    with pytest.raises(ConfigError, match=rf"paths.outputs: .* GB free, and .* take {gigabytes} GB; make room, choose"):
+        check_room(run)
+    free["free"] += 1
+    check_room(run)
+    run.parts.config.bundle_dtype, free["free"] = "bfloat16", free["free"] - weights // 2
+    if files > 1:  # a checkpoint in writing is larger than the bundle
+        with pytest.raises(ConfigError, match=r"or keep no checkpoint to resume from \(callbacks.last_checkpoint=null"):
+            check_room(run)
+    else:
+        check_room(run)
+
+
+def test_a_run_takes_the_room_that_was_counted(tmp_path: Path, tiny_model: GPT) -> None:
+    """The files of the checkpoints are as large as `check_room` takes them to be."""
+    optimizer = torch.optim.AdamW(tiny_model.parameters())
+    sum(p.sum() for p in tiny_model.parameters()).backward()
+    optimizer.step()
+    state = {"state_dict": tiny_model.state_dict(), "optimizer_states": [optimizer.state_dict()]}
+    path = tmp_path / "last.ckpt"
+    for _ in range(2):
+        DurableIO().save_checkpoint(state, path)
+    assert previous_of(path).stat().st_size == pytest.approx(12 * tiny_model.n_parameters, rel=0.02)
