@@ -2,7 +2,9 @@
 
 import shutil
 import tempfile
+import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -22,6 +24,8 @@ from instruct_lit.optional_imports import installed
 # Bytes of an optimizer's moments for each trained parameter; those of others are not counted.
 MOMENTS = {"adamw": 8, "AdamW": 8, "Adam": 8, "muon": 4, "adamw_8bit": 2}
 
+UNFINISHED_S = 86_400  # a store of encoded data that nobody wrote to for so long is never finished
+
 
 class Preflight(RunHook):
     """Writes an empty bundle, a row to each logger and an empty report, and checks the room on the disk."""
@@ -35,6 +39,7 @@ class Preflight(RunHook):
         for name in (".bundle.*", ".preflight.*"):  # temporary folders of a killed run, as large as the model
             for left in run.run_dir.glob(name):
                 shutil.rmtree(left, ignore_errors=True)
+        remove_unfinished(Path(cast(Any, run.parts).config.paths.cache) / "encoded")
         check_room(run)
         with tempfile.TemporaryDirectory(prefix=".preflight.", dir=run.run_dir) as folder:
             for what, attempt in (("the bundle", _bundle), ("the loggers", self._loggers), ("the report", _report)):
@@ -56,6 +61,14 @@ class Preflight(RunHook):
 
                 log_configuration(logger, self.configuration)
             logger.log_metrics({"epoch": 0.0}, step=0)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove the stores that killed runs left there: those under a temporary name to which nobody writes any more."""
+    for store in folder.glob("*.*/"):
+        with suppress(OSError):  # another run ends it at this moment
+            if max(path.stat().st_mtime for path in (store, *store.iterdir())) < time.time() - UNFINISHED_S:
+                shutil.rmtree(store)
 
 
 def check_room(run: Run) -> None:

@@ -1,7 +1,9 @@
 """What a run writes at its end is tried before its first step."""
 
 import json
+import os
 import shutil
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,7 +12,7 @@ import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
 
-from instruct_lit.config.preflight import Preflight, check_room
+from instruct_lit.config.preflight import Preflight, check_room, remove_unfinished
 from instruct_lit.core.data.template import Template
 from instruct_lit.core.data.tokenizer import GPT2Tokenizer
 from instruct_lit.core.generation.sampling import SamplingSettings
@@ -30,7 +32,10 @@ def run_of(folder: Path, model: Any, tokenizer: Any, loggers: Any = ()) -> Any:
     trainer = SimpleNamespace(is_global_zero=True, loggers=list(loggers), checkpoint_callbacks=[])
     settings = SimpleNamespace(sampling=SamplingSettings(), fit=True)
     optimizer = {"_target_": "instruct_lit.core.training.optimizer.adamw"}
-    config = SimpleNamespace(bundle_dtype=None, adapter=SimpleNamespace(merge=True), model={}, optimizer=optimizer)
+    paths = SimpleNamespace(cache=folder / "cache")
+    config = SimpleNamespace(
+        paths=paths, bundle_dtype=None, adapter=SimpleNamespace(merge=True), model={}, optimizer=optimizer
+    )
     parts = SimpleNamespace(adapter=None, config=config)
     return SimpleNamespace(
         run_dir=folder, trainer=trainer, settings=settings, about={}, model=model, tokenizer=tokenizer, template=OWN,
@@ -137,3 +142,16 @@ def test_a_run_takes_the_room_that_was_counted(tmp_path: Path, tiny_model: GPT) 
     for _ in range(2):
         DurableIO().save_checkpoint(state, path)
     assert previous_of(path).stat().st_size == pytest.approx(12 * tiny_model.n_parameters, rel=0.02)
+
+
+def test_a_store_that_a_killed_run_left_is_removed_after_a_day(tmp_path: Path) -> None:
+    times = {"a": 0, "a.0123": 100_000, "a.4567": 80_000, "b.89ab": 100_000}
+    for name, age in times.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "tokens.bin").touch()
+        for path in (tmp_path / name / "tokens.bin", tmp_path / name):
+            os.utime(path, (time.time() - age,) * 2)
+    os.utime(tmp_path / "b.89ab" / "tokens.bin")  # being written
+    (tmp_path / "groups-0.npy").touch()
+    remove_unfinished(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "a.4567", "b.89ab", "groups-0.npy"]

@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -184,6 +184,7 @@ def open_or_build(
     folder = cache_dir / "encoded" / key
     if (store := _opened(folder)) is not None:
         return store
+    shutil.rmtree(folder, ignore_errors=True)
     n_duplicates: dict[str, int] = {}
     examples = without_duplicates(source, n_duplicates)
     temporary = folder.with_name(f"{key}.{uuid4().hex}")
@@ -196,8 +197,7 @@ def open_or_build(
             why = next(iter(source.notes.n_bad), "see data.max_length, data.on_long, data.filters")  # the first reason
             raise DataError(f"no example is left to train on: {why}; {counts}")
         (temporary / _COMPLETE).write_text(json.dumps({"counts": counts, "notes": vars(source.notes)}))
-        if _opened(folder) is None:  # otherwise another process was first
-            shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):  # another process was first
             os.replace(temporary, folder)
         return EncodedStore(folder)
     except OSError as error:
