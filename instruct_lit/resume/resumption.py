@@ -5,7 +5,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from instruct_lit.core.training.checkpoints import read_checkpoint
+from instruct_lit.core.training.checkpoints import LAST, read_checkpoint
 from instruct_lit.core.training.early_stopping import is_finished
 from instruct_lit.core.training.history import History
 from instruct_lit.core.training.run import Run, RunHook
@@ -54,6 +54,20 @@ class Resumption(RunHook):
             check_identity(checkpoint["identity"], self.restored.identity)
             if run.trainer.is_global_zero:
                 print(f"resumes after step {checkpoint['global_step']}: {run.checkpoint}", flush=True)
+        elif run.checkpoint is not None and run.trainer.is_global_zero:
+            self._warn_of_others(run.checkpoint)
+
+    def _warn_of_others(self, path: Path) -> None:
+        """Warn where weights that are only tested were trained with another template, tokenizer or base."""
+        saved: dict[str, str] = {}
+        for file in (path, path.with_name(LAST.name)):  # weights alone have no identity
+            with suppress(CheckpointError):
+                saved = saved or read_checkpoint(file).get("identity", {})
+        for name in ("template", "tokenizer", "frozen weights"):
+            here = self.restored.identity[name]
+            if saved.get(name, here) != here:
+                what = f"{name} {saved[name]} of its run, {here} here; give the values of the other run's config.yaml"
+                warnings.warn(f"ckpt_path={path}: {what}", stacklevel=1)
 
     @contextmanager
     def fitting(self, run: Run) -> Iterator[None]:

@@ -1,6 +1,7 @@
 """What a run resumes from, and what it refuses to resume from."""
 
 import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -88,3 +89,20 @@ def test_weights_alone_are_tested_but_not_resumed(parts: Make, tmp_path: Path) -
     with pytest.raises(CheckpointError, match=r"give the checkpoints/last.ckpt of a run \(one with weights alone is"):
         find_checkpoint(str(best), tmp_path, resumes=True)
     Run(parts(), small(tmp_path, fit=False, n_test_responses=0), [resumption(str(best))])()
+
+
+@pytest.mark.parametrize("name", ["last", "best"])
+def test_weights_tested_with_another_template_than_they_were_trained_with(
+    name: str, parts: Make, tmp_path: Path
+) -> None:
+    """The best weights have no identity; that of the last checkpoint beside them is theirs."""
+    Run(parts(max_steps=2), small(tmp_path, n_test_responses=0), [resumption()])()
+    path, tested = tmp_path / "checkpoints" / f"{name}.ckpt", small(tmp_path, fit=False, n_test_responses=0)
+    if name == "best":
+        DurableIO().save_checkpoint({"state_dict": read_checkpoint(path)["state_dict"], "global_step": 2}, path)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="ckpt_path")
+        Run(parts(), tested, [resumption(str(path))])()
+    other = Resumption(str(path), own_only=False, identity={"template": "other-0123"})
+    with pytest.warns(UserWarning, match=rf"{name}.ckpt: template \S+ of its run, other-0123 here; give the values of"):
+        Run(parts(), tested, [other])()
