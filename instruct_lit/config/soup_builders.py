@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from instruct_lit.config import model_builders as build
 from instruct_lit.config.data_builders import data_of_run
+from instruct_lit.config.progress import output_streams
 from instruct_lit.core.bundle import OpenedModel
 from instruct_lit.core.generation.engine import Engine
 from instruct_lit.core.generation.responses import write_jsonl
@@ -63,6 +64,7 @@ def soup_of(config: DictConfig, out_dir: Path) -> OpenedModel:
         print(f"{mark} {name}: " + ", ".join(f"{key} {value:.4f}" for key, value in losses.items()), flush=True)
     sampling = {key: value for key, value in soup.generation.items() if key in SamplingSettings.__dataclass_fields__}
     settings = SamplingSettings(**{**sampling, "stop": tuple(sampling.get("stop", ()))})
-    answers = answer_split(Engine(soup.model, soup.tokenizer), data, "test", None, settings, "answers of the soup")
+    with output_streams("auto"):  # its bar is progress, while export prints results alone
+        answers = answer_split(Engine(soup.model, soup.tokenizer), data, "test", None, settings, "answers of the soup")
     write_jsonl(out_dir / "responses.jsonl", answers)
     return replace(soup, directory=out_dir / "soup")

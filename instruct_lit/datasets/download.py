@@ -5,6 +5,7 @@ The retries are not urllib3's Retry: that repeats connections and statuses, but 
 
 import hashlib
 import os
+import re
 import time
 from collections.abc import Sequence
 from fnmatch import fnmatch
@@ -107,7 +108,8 @@ def _reason(error: Exception) -> str:
 def fetch_data_set(repo: str, revision: str | None, pattern: str, suffixes: Sequence[str], folder: Path) -> list[Path]:
     """Download the data files of a Hugging Face data set whose names match `pattern` and have one of the suffixes.
 
-    Raises: DownloadError for an invalid name, an unreachable hub without cached files, and when no file matches.
+    Raises: DownloadError for an invalid name, an unreachable hub without cached files, a file that has not the
+    announced checksum, and when no file matches.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
@@ -133,4 +135,13 @@ def fetch_data_set(repo: str, revision: str | None, pattern: str, suffixes: Sequ
     ]
     if not files:
         raise DownloadError(f"data set {repo}: no file ending in {', '.join(suffixes)} matches {pattern!r}")
+    for file in files:
+        blob = file.resolve()  # the hub's client checks the size alone; it names large files by their sha256
+        if re.fullmatch("[0-9a-f]{64}", blob.name) and (found := _sha256(blob)) != blob.name:
+            file.unlink()
+            blob.unlink(missing_ok=True)  # a link's target, otherwise the file itself
+            raise DownloadError(
+                f"data set {repo}: {file.name} has sha256 {found}, the hub announced {blob.name}; it was removed, "
+                "try again"
+            )
     return files

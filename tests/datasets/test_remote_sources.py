@@ -1,5 +1,6 @@
 """Sources that are downloaded, and what replaces the download."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -67,3 +68,24 @@ def test_a_file_is_fetched_when_it_is_first_asked_for(tmp_path: Path, monkeypatc
     assert not asked
     assert source.shards() == [path] and len(list(source)) == 1 and source.fingerprint()
     assert asked == [("http://x/r.json", tmp_path / "downloads", "sum")]
+
+
+def test_wrong_bytes_of_a_data_set_are_refused_and_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = b'[{"instruction": "a", "output": "b"}]'
+    blob, snapshot = tmp_path / "blobs" / hashlib.sha256(content).hexdigest(), tmp_path / "snapshots" / "0"
+    blob.parent.mkdir()
+    snapshot.mkdir(parents=True)
+
+    def downloaded(*arguments: object, **options: object) -> str:
+        if not blob.exists():
+            blob.write_bytes(sent)
+            (snapshot / "train.json").symlink_to(blob)
+        return str(snapshot)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", downloaded)
+    sent = content.replace(b"b", b"c")  # of the same size
+    with pytest.raises(DownloadError, match=r"^data set me/set: train.json has sha256 .*removed, try again$"):
+        list(HubSource("me/set", str(tmp_path)))
+    sent = content
+    assert [example.output for example in HubSource("me/set", str(tmp_path))] == ["b"]
+    assert len(list(HubSource("me/set", str(tmp_path)))) == 1, "and read from the cache"

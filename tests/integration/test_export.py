@@ -46,6 +46,7 @@ def test_a_soup_is_tested_and_put_beside_its_parts(command: Command, small_run: 
         assert losses["test/response_loss"] == pytest.approx(metrics["test/response_loss"], abs=1e-4)
         assert losses["val/response_loss"] == pytest.approx(metrics["val/response_loss"], abs=1e-4)
     assert done.stdout.count("+ sweep/") == 2 and "the soup: val/response_loss" in done.stdout
+    assert "answers of the soup" not in done.stdout and "answers of the soup: 100% 10/10" in done.stderr
     assert "HYDRA" not in done.stdout + done.stderr, "libraries' own lines, with a folder that is renamed"
     assert (tmp_path / "out/responses.jsonl").read_text().count("\n") == 10
     before, after = open_model(small_run), open_model(tmp_path / "out/hf")
