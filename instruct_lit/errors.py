@@ -5,6 +5,7 @@ traceback and exit with status 2. Contradictions inside the program are asserts.
 """
 
 import difflib
+import pickle
 import re
 from itertools import islice
 from pathlib import Path
@@ -22,6 +23,13 @@ def printable(text: str) -> str:
     Line feeds and tabs stay. For text of records, models and files that is shown to a person.
     """
     return text.translate(_ESCAPES)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message; not that of torch, which proposes to unpickle a file that it refuses."""
+    if isinstance(error, pickle.UnpicklingError):
+        return "objects beside its tensors, which are never unpickled, or none; save it with safetensors"
+    return (str(error).splitlines() or ["no message"])[0]
 
 
 def quoted(text: object) -> str:

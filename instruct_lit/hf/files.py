@@ -14,7 +14,7 @@ from torch import Tensor
 from instruct_lit.core.bundle import MAX_SHARD_SIZE
 from instruct_lit.core.model.causal import best_device
 from instruct_lit.core.model.pretrained import DTYPES, MAX_LAYERS, bundle_of
-from instruct_lit.errors import CheckpointError, ConfigError, DownloadError, InstructLitError
+from instruct_lit.errors import CheckpointError, ConfigError, DownloadError, InstructLitError, first_line
 from instruct_lit.hf.compat_bitsandbytes import keep_differentiable
 from instruct_lit.hf.compat_gguf import forget_reader, shared_reader
 from instruct_lit.hf.compat_liger import use_liger
@@ -322,7 +322,7 @@ def opening(source: HFSource | str) -> Iterator[None]:
     except InstructLitError:
         raise
     except Exception as error:
-        message = " ".join(str(error).split())
+        message = first_line(error) if "weights_only" in str(error) else " ".join(str(error).split())
         if "trust_remote_code" in message:
             raise ConfigError(
                 f"model.path={path}: needs the Python code in the repository; if you trust it, add model."

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from instruct_lit.core.model.pretrained import WEIGHTS, first_line
-from instruct_lit.errors import DownloadError
+from instruct_lit.core.model.pretrained import WEIGHTS
+from instruct_lit.errors import DownloadError, first_line
 
 
 def download_gpt2(repo: str, revision: str | None = None, cache_dir: Path | None = None) -> Path:

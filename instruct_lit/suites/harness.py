@@ -19,6 +19,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from instruct_lit.errors import first_line
 from instruct_lit.evaluation.answer_files import read_jsonl
 from instruct_lit.evaluation.metrics import higher_is_better
 from instruct_lit.evaluation.remote_model import RemoteModel
@@ -117,11 +118,11 @@ class Tasks:
                     self.tasks |= self.manager.load([name])["tasks"]
             except ImportError as error:
                 raise BenchmarkError(
-                    f"suite.tasks={name}: it needs the package {error.name} ({_first_line(error)}); "
+                    f"suite.tasks={name}: it needs the package {error.name} ({first_line(error)}); "
                     f"{pip_install('benchmark')}, or pip install {error.name} where the extra does not contain it"
                 ) from error
             except Exception as error:  # a data set can fail to load in any way
-                self.missing[name] = f"{dataset_of(self.manager, name)}: {type(error).__name__}: {_first_line(error)}"
+                self.missing[name] = f"{dataset_of(self.manager, name)}: {type(error).__name__}: {first_line(error)}"
                 if on_missing == "error" and data_dir is None:
                     break  # without a network every other task would time out too
         if self.missing and (on_missing == "error" or not self.tasks):
@@ -343,7 +344,3 @@ def _check_shots(tasks: Tasks) -> None:
                 f"benchmark.n_shot={n_shot}: the data of task {name} have {n_examples} examples to draw from; "
                 f"at most {n_examples - n_needed + n_shot} shots"
             )
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or ["no message"])[0]

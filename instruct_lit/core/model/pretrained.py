@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from instruct_lit.core.model.gpt import GPT, INIT_STD, GPTConfig
-from instruct_lit.errors import CheckpointError
+from instruct_lit.errors import CheckpointError, first_line
 
 WEIGHTS = "model.safetensors"
 SHARDS = "model.safetensors.index.json"
@@ -76,10 +76,6 @@ def checkpoint_directory(path: str | Path) -> Path:
     if not (directory / "config.json").is_file():
         raise CheckpointError(f"model.path={path}: no config.json there; give a bundle or a Hugging Face directory")
     return directory
-
-
-def first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or ["no message"])[0]
 
 
 def read_config(directory: Path) -> GPTConfig:
