@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import instruct_lit
-from instruct_lit import NANO, open_model
+from instruct_lit import NANO, SamplingSettings, ask, open_model
 from instruct_lit.errors import ConfigError
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "python-api.md"
@@ -27,6 +27,13 @@ def test_every_name_is_documented_and_imported_late() -> None:
         instruct_lit.nothing  # noqa: B018
     program = "import sys, instruct_lit; sys.exit(bool({'torch', 'lightning', 'omegaconf'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", program], timeout=60).returncode == 0
+
+
+def test_one_instruction_is_one_text() -> None:
+    with pytest.raises(TypeError, match="ask: one instruction, a text; for many at once see Engine.generate"):
+        ask(open_model(NANO, "alpaca"), ["a", "b"])  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"generation.stop=\nUser: must be a list of texts"):
+        SamplingSettings(stop="\nUser")  # type: ignore[arg-type]
 
 
 def test_a_template_by_its_name_or_as_text() -> None:

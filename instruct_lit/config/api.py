@@ -47,6 +47,8 @@ def _template(text: str) -> Template | None:
 
 def ask(opened: OpenedModel, instruction: str, input: str = "", settings: SamplingSettings | None = None) -> str:
     """The response of an opened model to one instruction; greedy unless `settings` say otherwise."""
+    if not isinstance(instruction, str):
+        raise TypeError("ask: one instruction, a text; for many at once see Engine.generate (docs/python-api.md)")
     encoder = Encoder(opened.template, opened.tokenizer, opened.model.config.context_length)
     prompt_ids = encoder.prompt_ids(Example(instruction, "", input))
     return Engine(opened.model, opened.tokenizer).generate([prompt_ids], settings)[0].text

@@ -73,6 +73,7 @@ def run_command(command: str, verb: Callable[[Any], Any]) -> None:
 
     with one_message(command):
         sys.argv = [expanded(re.sub("^endpoint=(?=http)", "endpoint.url=", argument)) for argument in sys.argv]
+        sys.argv[1:] = sorted(sys.argv[1:], key=_is_override)  # argparse wants them side by side, after options
         refuse_options(sys.argv[1:], command)
         refuse_folder_in_use(sys.argv[1:])
         if is_trial:
@@ -83,6 +84,10 @@ def run_command(command: str, verb: Callable[[Any], Any]) -> None:
         elif int(os.environ.get("LOCAL_RANK", 0)) == 0:
             warn_of_repeated_keys(sys.argv[1:])
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=command)(guarded)()
+
+
+def _is_override(argument: str) -> bool:
+    return re.match(r"[+~]*[^\W\d][\w./@:-]*=|~\w", argument) is not None
 
 
 @functools.cache

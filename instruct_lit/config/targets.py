@@ -54,6 +54,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "lightning.pytorch.loggers.*",
     ),
 }
+_OWN_CODE = "what is yours is given in Python (docs/python-api.md), or as data in a file (data=files)"
 SEQUENCES = (list, tuple, set, frozenset, Sequence, Iterable, Collection)
 
 
@@ -85,7 +86,7 @@ def target_of(node: Any, key: str) -> Callable[..., Any]:
     if not hasattr(node, "get"):
         raise ConfigError(f"{key}={node}: not a mapping; give one with a _target_")
     name, allowed = str(node.get("_target_")), allowed_for(key)
-    refusal = f"{key}._target_={name}: not an allowed target; allowed are {', '.join(allowed)}"
+    refusal = f"{key}._target_={name}: not an allowed target; allowed are {', '.join(allowed)}; {_OWN_CODE}"
     if not is_listed(name, key):
         raise ConfigError(refusal)
     from hydra.utils import get_method
@@ -114,7 +115,8 @@ def check_arguments(target: Callable[..., Any], name: str, arguments: Mapping[st
             raise ConfigError(f"{key}.{argument}: not supported; allowed are the arguments of {name}")
         if argument not in parameters and not open_ended:
             close = difflib.get_close_matches(argument, parameters, n=1)
-            hint = f"; did you mean {close[0]}?" if close else f"; leave it out (~{key}.{argument})"
+            surplus = " ".join(f"~{key}.{a}" for a in arguments if a not in parameters)
+            hint = f"; did you mean {close[0]}?" if close else f"; leave it out ({surplus})"
             known = ", ".join(parameters)
             raise ConfigError(f"{key}.{argument}: {name} has no such argument{hint}\n  allowed: {known}")
         if argument in hints and not fits(value, hints[argument]):

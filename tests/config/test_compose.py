@@ -17,6 +17,7 @@ from instruct_lit.config.compose import CONF, expanded, run_command
 from instruct_lit.config.messages import explain, one_message, warn_of_repeated_keys
 from instruct_lit.config.schema import COMMANDS
 from instruct_lit.errors import ConfigError, DataError, TrialPruned
+from tests.commands import Command
 from tests.configs import composed
 
 
@@ -248,3 +249,20 @@ def test_a_home_folder_is_expanded_in_values_and_variables(monkeypatch: pytest.M
         for name, value in variables.items():
             monkeypatch.setenv(name, value)
         assert composed("train").paths.cache == cache
+
+
+def test_options_may_stand_between_overrides(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "mine" / "optimizer").mkdir(parents=True)
+    (tmp_path / "mine/optimizer/sgd.yaml").write_text("_target_: torch.optim.SGD\nlr: 0.5\n")
+    given = (
+        "seed=1",
+        "--config-dir",
+        "mine",
+        "optimizer=sgd",
+        "--cfg=job",
+        "~callbacks.early_stopping",
+        "+data.source.name=x",
+    )
+    found = OmegaConf.create(command("train", *given, cwd=tmp_path).stdout)
+    assert (found.seed, found.optimizer.lr, found.optimizer._target_) == (1, 0.5, "torch.optim.SGD")
+    assert "early_stopping" not in found.callbacks and found.data.source.name == "x"

@@ -57,6 +57,11 @@ def test_what_is_not_listed_for_a_key_is_refused(key: str, target: str, tmp_path
             node("torch.optim.Adagrad", lr_decay="x"),
             "optimizer.lr_decay=x: torch.optim.Adagrad requires float",
         ),
+        (
+            node("torch.optim.SGD", betas=[0.9, 0.95], eps=1e-8),
+            r"torch.optim.SGD has no such argument; leave it out \(~optimizer.betas ~optimizer.eps\)\n  allowed: params, lr",
+        ),
+        (node("mylib.Mine"), r"; what is yours is given in Python \(docs/python-api.md\), or as data in a file"),
         (False, "optimizer=False: not a mapping; give one with a _target_"),
     ],
 )

@@ -36,7 +36,7 @@ class SamplingSettings:
             "top_p": (self.top_p is None or 0 < self.top_p <= 1, "null or above 0 and at most 1"),
             "repetition_penalty": (1e-9 <= self.repetition_penalty <= 1e9, "between 1e-9 and 1e9"),
             "seed": (0 <= self.seed < 2**63, "between 0 and 2**63 - 1"),
-            "stop": (all(isinstance(s, str) and s for s in self.stop), "non-empty strings"),
+            "stop": (type(self.stop) is not str and all(type(s) is str and s for s in self.stop), "a list of texts"),
         }
         wrong = [f"generation.{k}={getattr(self, k)}: must be {rule}" for k, (ok, rule) in rules.items() if not ok]
         if wrong:
