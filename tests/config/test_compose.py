@@ -261,7 +261,7 @@ def test_options_may_stand_between_overrides(command: Command, tmp_path: Path) -
         "optimizer=sgd",
         "--cfg=job",
         "~callbacks.early_stopping",
-        "+data.source.name=x",
+        "++data.source.name=x",
     )
     found = OmegaConf.create(command("train", *given, cwd=tmp_path).stdout)
     assert (found.seed, found.optimizer.lr, found.optimizer._target_) == (1, 0.5, "torch.optim.SGD")
