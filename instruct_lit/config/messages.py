@@ -173,7 +173,9 @@ def _of_system(error: OSError) -> str | None:
 
 
 def _of_library(error: Exception) -> str | None:
-    """The message of a RuntimeError of a library that the user can correct."""
+    """The message of an error of a library that the user can correct."""
+    if full := re.search(r"([^:]+) \(os error (?:5|27|28|122)\)", str(error)):  # of libraries in Rust: EIO, EFBIG, …
+        return f"paths.outputs:{full[1]}; files written before are intact"
     found = (message for start, message in _OF_LIBRARIES.items() if str(error).startswith(start))
     return next(found, None) if isinstance(error, RuntimeError) else None
 

@@ -76,7 +76,9 @@ def _quantizer(checkout: str | None) -> list[str]:
 def _run(command: list[str], what: str) -> None:
     ended = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
     if ended.returncode != 0:
-        last = next((line for line in reversed(ended.stderr.splitlines()) if line.strip()), "no message")
+        last = next(
+            (line for line in reversed(ended.stderr.splitlines()) if line.strip() and "%|" not in line), "no message"
+        )
         raise ConfigError(
             f"{what} ended with status {ended.returncode}: {last.strip()}; try another precision or to=hf"
         )

@@ -11,6 +11,7 @@ import pytest
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import OverrideParseException
 from omegaconf import OmegaConf
+from safetensors import SafetensorError
 
 from instruct_lit.config import messages
 from instruct_lit.config.compose import CONF, expanded, run_command
@@ -26,6 +27,7 @@ from tests.configs import composed
     [
         (DataError("records.json: empty"), "error: records.json: empty\n"),
         (OSError(errno.ENOSPC, "No space left on device"), "error: paths.outputs: No space left on device; files written before are intact\n"),
+        (SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"), "error: paths.outputs: No space left on device; files written before are intact\n"),
         (OSError(errno.EFBIG, "File too large", "/out/x"), "error: /out/x: File too large; files written before are intact\n"),
         (FileNotFoundError(errno.ENOENT, "No such file or directory"), "error: the current folder was removed; change to one that exists (cd)\n"),
         (RuntimeError("Could not determine home directory."), "error: ~: there is no such home folder on this machine; write the whole path in its place, or set HOME\n"),
