@@ -10,7 +10,8 @@ def push(folder: Path, repo: str, private: bool, verified: bool) -> str:
     """Upload a folder to a repository, which is created if it does not exist, after a yes; return its address.
 
     Raises:
-        ConfigError: the folder was not verified, nobody said yes, or the hub refuses or cannot be reached.
+        ConfigError: the folder was not verified, nobody said yes, the repository is public and should be private, or
+            the hub refuses or cannot be reached.
     """
     from huggingface_hub import HfApi, ModelCard
 
@@ -23,9 +24,14 @@ def push(folder: Path, repo: str, private: bool, verified: bool) -> str:
         ModelCard.load(folder / "README.md").validate()
         api = HfApi()
         api.create_repo(repo, private=private, exist_ok=True)
-        return str(api.upload_folder(repo_id=repo, folder_path=folder))
+        is_public = api.model_info(repo).private is False  # one that existed stays as it is
+        if not (private and is_public):
+            return str(api.upload_folder(repo_id=repo, folder_path=folder))
     except Exception as error:  # the hub's client lets errors of its HTTP library through
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:100]}"
         raise ConfigError(
             f"push_to_hub={repo}: not uploaded ({reason}); log in with 'hf auth login' and upload {folder}"
         ) from error
+    raise ConfigError(
+        f"push_to_hub={repo}: not uploaded, since it exists and is public; give private=false, or another name"
+    )

@@ -95,7 +95,7 @@ class Hub(BaseHTTPRequestHandler):
     asked: ClassVar[list[str]] = []
     created: ClassVar[dict[str, Any]] = {}
     files: ClassVar[dict[str, bytes]] = {}
-    status = 200
+    status, is_private = 200, True
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"])).decode()
@@ -116,7 +116,7 @@ class Hub(BaseHTTPRequestHandler):
         self._answer(answer)
 
     def do_GET(self) -> None:
-        self._answer({"id": "me/x", "sha": "1", "siblings": []})
+        self._answer({"id": "me/x", "sha": "1", "siblings": [], "private": self.is_private})
 
     def _answer(self, answer: dict[str, Any]) -> None:
         text = json.dumps(answer).encode()
@@ -155,6 +155,13 @@ def test_the_folder_is_uploaded_to_a_private_repository_after_a_yes(
     assert (Hub.created["organization"], Hub.created["name"]) == ("me", "x")
     assert Hub.created.get("visibility") == "private" or Hub.created["private"] is True
     assert Hub.files == contents
+    monkeypatch.setattr(Hub, "is_private", False)
+    Hub.files.clear()
+    with pytest.raises(
+        ConfigError, match=r"push_to_hub=me/x: not uploaded, since it exists and is public; give private=false"
+    ):
+        push(tmp_path, "me/x", True, verified=True)
+    assert Hub.files == {} and "me/x" in push(tmp_path, "me/x", False, verified=True) and Hub.files == contents
     monkeypatch.setattr(Hub, "status", 403)
     with pytest.raises(ConfigError, match=r"push_to_hub=me/x: not uploaded \(\w+: .*log in with 'hf auth login'"):
         push(tmp_path, "me/x", True, verified=True)
