@@ -80,7 +80,8 @@ def check_room(run: Run) -> None:
     whole = trained * (4 + MOMENTS.get(config.optimizer["_target_"].rpartition(".")[2], 0))
     dtype = DTYPES.get(config.bundle_dtype, run.model.base_dtype)
     kept, writing = 0, dtype.itemsize * (run.model.n_parameters if config.adapter.merge else trained)  # the bundle
-    for callback in run.trainer.checkpoint_callbacks if run.settings.fit else ():
+    saving = run.trainer.checkpoint_callbacks if run.settings.fit else []
+    for callback in saving:
         weights_only, top_k = getattr(callback, "save_weights_only", False), getattr(callback, "save_top_k", 1)
         size = 0 if top_k == 0 else 4 * trained if weights_only else whole
         kept += size * max(top_k, 1 if weights_only else 2)  # whole ones with the previous one
@@ -88,10 +89,12 @@ def check_room(run: Run) -> None:
     there = sum(path.stat().st_size for path in (run.run_dir / LAST.parent).rglob("*") if path.is_file())
     free, n_bytes = shutil.disk_usage(run.run_dir).free, kept - min(kept, there) + writing
     if free < n_bytes:
+        remedy = "make room, or choose another folder (paths.outputs=…)"
+        if not all(getattr(callback, "save_weights_only", False) for callback in saving):
+            remedy += "; less room is needed without a checkpoint to resume from (callbacks.last_checkpoint=null)"
         raise ConfigError(
             f"paths.outputs: {run.run_dir} has {free / 1e9:.2f} GB free, and checkpoints and bundle take "
-            f"{n_bytes / 1e9:.2f} GB; make room, choose another folder (paths.outputs=…), or keep no checkpoint to "
-            "resume from (callbacks.last_checkpoint=null)"
+            f"{n_bytes / 1e9:.2f} GB; {remedy}"
         )
 
 
