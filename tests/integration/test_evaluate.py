@@ -45,11 +45,11 @@ def test_what_fine_tuning_gained_and_lost_is_reported(command: Callable, tmp_pat
     small = (
         "data.source.n_examples=120",
         "data.split={train:80,val:20,test:20}",
-        "n_test_responses=12",
+        "n_test_responses=20",
         "verify=false",
     )
     for name, enabled in (("run", "true"), ("off", "false")):
-        done = command("train", *small, "trainer.max_steps=4", f"forgetting.enabled={enabled}", f"hydra.run.dir={name}",
+        done = command("train", *small, "trainer.max_steps=16", f"forgetting.enabled={enabled}", f"hydra.run.dir={name}",
                        cwd=tmp_path)  # fmt: skip
         assert ("general/loss" in done.stdout) is (name == "run")
     metrics, off = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("run", "off"))
