@@ -119,9 +119,10 @@ class RestoredState(Callback):
         names = ("best_model_path", "kth_best_model_path", "last_model_path")
         moved = {}
         for path in {*state["best_k_models"], *(state[name] for name in names)} - {""}:
-            old, new = Path(trainer.ckpt_path or path).with_name(Path(path).name), here / Path(path).name
-            old = old if _step(old) <= step else Path(path)
-            if _step(old) <= step:
+            name = Path(path).name
+            beside, new = Path(trainer.ckpt_path or path).with_name(name), here / name
+            old = next((file for file in dict.fromkeys((beside, Path(path))) if _step(file) <= step), None)
+            if old is not None:
                 moved[path] = str(new)
                 if old.resolve() != new.resolve() and trainer.is_global_zero:
                     here.mkdir(parents=True, exist_ok=True)

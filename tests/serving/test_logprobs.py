@@ -19,7 +19,7 @@ def test_log_probabilities_are_those_of_the_model(
         monkeypatch.setattr(tiny_model, "layout_length", 0)
     prompts = [[5, 6, 7, 8], [5, 6, 9], [5, 6, 7, 10, 11, 12]]
     engine = Engine(tiny_model, tokenizer)
-    settings = SamplingSettings(max_new_tokens=4, temperature=0.7, seed=1)  # does not change what is told
+    settings = SamplingSettings(max_new_tokens=4, temperature=0.7, seed=1)  # does not change the log-probabilities
     requests = [engine.prepare(prompt, settings, LogprobRecorder(3, reads_prompt=True)) for prompt in prompts]
     for request in requests:
         engine.enqueue(request)
