@@ -12,18 +12,21 @@ from functools import partial
 from typing import Any
 
 from instruct_lit.core.data.example import Example, Form, checked_text, extra_fields, listed
+from instruct_lit.core.data.records import json_object
 from instruct_lit.errors import DataError
 
-_ROLES = {
+ROLES = {
     "user": "user", "human": "user",
     "assistant": "assistant", "gpt": "assistant", "model": "assistant", "chatgpt": "assistant", "bot": "assistant",
     "function_call": "call",
     "tool": "tool", "function": "tool", "observation": "tool", "function_response": "tool", "tool_response": "tool",
-    "system": "system", "developer": "system",
+    "system": "system", "developer": "system", "prompter": "user",
 }  # fmt: skip
 WEIGHTS = ("weight", "train", "loss", "trainable")  # keys of a turn that say how much it is trained on
 _THOUGHTS = ("reasoning_content", "thinking", "reasoning")
 _CALLS = ("tool_calls", "function_call")
+PARTS = (*WEIGHTS, *_THOUGHTS, *_CALLS)  # keys of a turn beside its role and text
+_KEYS = (("role", "content"), ("from", "value"))  # of a turn's role and text
 _EMPTY: tuple[Any, ...] = (None, "", [], {})
 _ENDS = {"reasoning_content": "</think>", "tool_calls": "</tool_call>"}  # where every reader of an answer ends a part
 
@@ -127,10 +130,11 @@ def _turn(turn: Any, where: str, role_key: str, text_key: str) -> tuple[dict[str
     if not isinstance(turn, dict):
         found = reprlib.repr(turn)
         raise DataError(f"{where}: a turn must be a mapping with {role_key!r} and {text_key!r}, found {found}")
-    role = _ROLES.get(str(turn.get(role_key)).lower())
+    role_key, text_key = next((keys for keys in _KEYS if turn.get(keys[0]) is not None), (role_key, text_key))
+    role = ROLES.get(str(turn.get(role_key)).lower())
     if role is None:
         found = reprlib.repr(turn.get(role_key))
-        raise DataError(f"{where}: {role_key!r} is {found}; allowed are {', '.join(_ROLES)}")
+        raise DataError(f"{where}: {role_key!r} is {found}; allowed are {', '.join(ROLES)}")
     own: tuple[str, ...] = {
         "assistant": (*_CALLS, *_THOUGHTS),
         "tool": ("tool_call_id", "name"),
@@ -214,7 +218,7 @@ def _parsed(given: Any, where: str, name: str) -> Any:
     if not isinstance(given, str):
         return _without_nulls(given)
     try:
-        return json.loads(given)
+        return json.loads(given, object_pairs_hook=json_object)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{where}: {name!r} is invalid JSON ({error}), found {reprlib.repr(given)}") from error
 

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from instruct_lit.core.data.example import listed
+from instruct_lit.core.data.example import FIELDS, listed
 from instruct_lit.core.data.records import READERS as CORE_READERS
 from instruct_lit.core.data.records import TO_LINES, UNREADABLE, json_object, read_records, unreadable
 from instruct_lit.errors import DataError
@@ -117,12 +117,14 @@ def read_csv(path: Path, delimiter: str = ",", has_header: bool = True) -> Itera
                 raise DataError(f"{path}: a single column {header[0]!r:.80}, with {other[0]!r} in its name; {remedy}")
             for number, cells in enumerate((row for row in rows if row), start=1):
                 place = f"{path}, record {number}"
-                if len(cells) == len(header):
-                    yield place, dict(zip(header, cells, strict=True))
+                record = dict(zip(header, cells, strict=False))
+                if len(cells) == len(header) and (header[0] == "" or not record.get("")):  # the first may be an index
+                    yield place, record
                 else:
                     quote, add = "put a text that contains a comma in double quotes", "an empty cell needs its comma"
-                    remedy = quote if len(cells) > len(header) else add
-                    found = f"{len(cells)} cells, but the header has {len(header)} ({', '.join(header)})"
+                    remedy = quote if len(cells) >= len(header) else add
+                    n_named = len([*filter(None, header)])
+                    found = f"{len(cells)} cells, but the header has {n_named} ({', '.join(header)})"
                     yield place, DataError(f"{place} (line {rows.line_num}): {found}; {remedy}")
         except csv.Error as error:
             raise DataError(f"{path}, line {rows.line_num}: invalid CSV ({error})") from error
@@ -203,6 +205,8 @@ def _list_in(path: Path, whole: dict[str, Any], key: str | None) -> Iterator[tup
         if key is not None:
             found = f"no list of records in {key!r}; its keys are {listed(whole)}, or "
         raise DataError(f"{path}: {found}{TO_LINES}")
+    if lost := [name for name in (*FIELDS, "tools") if name != lists[0] and whole.get(name)]:
+        raise DataError(f"{path}: {lost[0]!r} stands beside the records in {lists[0]!r}; write it into every record")
     for number, record in enumerate(whole[lists[0]]):
         yield f"{path}, {lists[0]}[{number}]", record
 

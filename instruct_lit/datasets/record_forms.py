@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 from instruct_lit.core.data.example import WHOLE, Example, Form, listed
-from instruct_lit.datasets.conversations import WEIGHTS, from_turns
+from instruct_lit.datasets.conversations import PARTS, ROLES, WEIGHTS, from_turns
 from instruct_lit.errors import DataError
 
 Messages = list[dict[str, Any]]
@@ -42,17 +42,24 @@ def _prompt_completion(record: Mapping[str, Any], place: str) -> Messages:
 
 
 def _preference(record: Mapping[str, Any], place: str) -> Messages:
-    """The chosen side of a pair, which may begin with the prompt itself."""
-    chosen = _side(record["chosen"], "assistant")
-    if len(chosen) > 1 and isinstance(chosen[0], Mapping) and chosen[0].get("role") != "assistant":
-        return chosen
-    return [*_prompt(record, place), *chosen]
+    """The chosen side of a pair, which may begin with the prompt; what the rejected side begins with too is prompt."""
+    chosen, rejected = (_side(record.get(name) or [], "assistant") for name in ("chosen", "rejected"))
+    asked = _prompt(record, place) if _first_of(record, _PROMPTS[:-1]) or not _is_whole(chosen) else []
+    if not _is_whole(chosen):
+        return [*asked, *chosen]
+    places = {str(turn.get("content")).strip(): n for n, turn in enumerate(chosen) if isinstance(turn, Mapping)}
+    absent = [turn for turn in asked if str(turn.get("content")).strip() not in places]
+    if absent and not (absent == asked[:1] and absent[0].get("role") == "system"):
+        raise DataError(f"{place}: 'chosen' is a whole conversation without the prompt {absent[0]!r:.80}; add it there")
+    shared = next((n for n, (one, other) in enumerate(zip(chosen, rejected, strict=False)) if one != other), 0)
+    n_asked = max([shared, *(places.get(str(turn.get("content")).strip(), -1) + 1 for turn in asked)])
+    return [*absent, *_asked(chosen[:n_asked]), *chosen[n_asked:]]
 
 
 def _liked(record: Mapping[str, Any], place: str) -> Messages:
     """KTO's `prompt` and `completion`, or the whole as turns, whose `label` is true."""
-    if str(record["label"]).lower() not in ("true", "1"):
-        raise DataError(f"{place}: 'label' is not true, so the response is one to avoid")
+    if str(record["label"]).lower() not in ("true", "1", "1.0"):
+        raise DataError(f"{place}: 'label' is {record['label']!r:.40}, not true, so the response is one to avoid")
     whole = _first_of(record, _TURNS)
     if whole is None and "completion" not in record:
         raise DataError(f"{place}: neither prompt and completion nor {' or '.join(_TURNS)}; found: {listed(record)}")
@@ -67,22 +74,33 @@ def _prompt(record: Mapping[str, Any], place: str) -> Messages:
     if prompt is None:
         names = ", ".join(_PROMPTS[:-1])
         raise DataError(f"{place}: no prompt ({names}); found: {listed(record)} (see data.columns.instruction)")
-    if isinstance(prompt, str) and isinstance(record.get("input"), str):
-        prompt = "\n\n".join(filter(None, (prompt, record["input"])))
-    return _asked(prompt)
+    return _asked(_question(prompt, record.get("input"), place) if isinstance(prompt, str) else prompt)
+
+
+def _question(instruction: Any, given: Any, place: str) -> str:
+    """An instruction with its input, which may be absent."""
+    texts = [instruction, given or ""]
+    if not all(isinstance(text, str) for text in texts):
+        raise DataError(f"{place}: an instruction and its 'input' must be text, found {given!r:.80}")
+    return "\n\n".join(filter(None, texts))
+
+
+def _exchange(turn: Mapping[str, Any], asked: str, answered: str) -> Messages:
+    """A question and its answer; what else the mapping has are keys of the answer, which `conversations` checks."""
+    rest = {key: value for key, value in turn.items() if key not in (asked, answered)}
+    return [{"role": "user", "content": turn[asked]}, {**rest, "role": "assistant", "content": turn[answered]}]
 
 
 def _human_assistant(record: Mapping[str, Any], place: str) -> Messages:
-    """Turns as `{human: …, assistant: …}`, one record or a list in `conversation`."""
-    turns = record.get("conversation") or [record]
-    names = (("system", "system"), ("human", "user"), ("assistant", "assistant"))
-    messages = []
-    for number, turn in enumerate(turns):
-        if not isinstance(turn, Mapping) or not {"human", "assistant"} <= turn.keys():
+    """Turns as `{human: …, assistant: …}`, one record or a list in `conversation`, which may have roles instead."""
+    alone = {name: record[name] for name in ("system", "human", "assistant") if name in record}
+    messages: Messages = []
+    for number, turn in enumerate(record.get("conversation") or [alone]):
+        if not isinstance(turn, Mapping) or not ({"human", "assistant"} <= turn.keys() or {"role", "from"} & {*turn}):
             raise DataError(f"{place}, conversation[{number}]: a turn must have 'human' and 'assistant'")
-        if others := [key for key, value in turn.items() if key not in dict(names) and value and turn is not record]:
-            raise DataError(f"{place}, conversation[{number}]: {listed(map(repr, others))} cannot be trained on")
-        messages += [{"role": role, "content": turn[name]} for name, role in names if turn.get(name) is not None]
+        said = {key: value for key, value in turn.items() if key != "system"}
+        messages += [{"role": "system", "content": turn["system"]}] if turn.get("system") is not None else []
+        messages += _exchange(said, "human", "assistant") if "human" in said else [said]
     return messages
 
 
@@ -110,13 +128,8 @@ def _self_instruct(record: Mapping[str, Any], place: str) -> Messages:
     instances = record["instances"]
     if not isinstance(instances, list) or len(instances) != 1 or not isinstance(instances[0], Mapping):
         raise DataError(f"{place}: 'instances' must have one mapping; write a record for each")
-    question = [record["instruction"], instances[0].get("input") or ""]
-    if not all(isinstance(text, str) for text in question):
-        raise DataError(f"{place}: 'instruction' and the 'input' of an instance must be text")
-    return [
-        {"role": "user", "content": "\n\n".join(filter(None, question))},
-        {"role": "assistant", "content": instances[0].get("output")},
-    ]
+    question = _question(record["instruction"], instances[0].get("input"), place)
+    return _exchange({"output": None, **instances[0], "input": question}, "input", "output")
 
 
 def _open_assistant(record: Mapping[str, Any], place: str) -> Messages:
@@ -124,8 +137,7 @@ def _open_assistant(record: Mapping[str, Any], place: str) -> Messages:
     path = next(iter(_paths(record["prompt"])), ())
     if not path:
         raise DataError(f"{place}: 'prompt' has no reply, so nothing could be learnt")
-    roles = {"prompter": "user"}
-    return [{"role": roles.get(str(n.get("role")), n.get("role")), "content": n.get("text")} for n in path]
+    return [{key: n[key] for key in ("role", *PARTS) if key in n} | {"content": n.get("text")} for n in path]
 
 
 def _paths(root: Any) -> list[tuple[Mapping[str, Any], ...]]:
@@ -166,19 +178,17 @@ def _history_of_mappings(record: Mapping[str, Any], place: str) -> Messages:
     """Alpaca's fields with earlier turns as mappings, of a role and a text, or of a question and its answer."""
     messages: Messages = [{"role": "system", "content": record["system"]}] if record.get("system") else []
     for number, turn in enumerate(record["history"]):
-        keys = set(turn) if isinstance(turn, Mapping) else set()
-        names = next((pair for pair in _PAIRS if set(pair) == keys), None)
-        if names is not None:
-            messages += [{"role": r, "content": turn[n]} for r, n in zip(("user", "assistant"), names, strict=True)]
-        elif keys == {"role", "content"}:
-            messages.append(dict(turn))
+        given = {key: value for key, value in turn.items() if value is not None} if isinstance(turn, Mapping) else {}
+        if names := next((pair for pair in _PAIRS if {*pair} <= given.keys()), None):
+            messages += _exchange(given, *names)
+        elif {"role", "from"} & given.keys():
+            messages.append(given)
         else:
             found = f"role and content, or {' or '.join(map(' and '.join, _PAIRS))}"
-            raise DataError(
-                f"{place}, history[{number}]: a turn must have {found}; it has {listed(sorted(map(str, keys)))}"
-            )
-    question = "\n\n".join(filter(None, [record["instruction"], record.get("input") or ""]))
-    return [*messages, {"role": "user", "content": question}, {"role": "assistant", "content": record["output"]}]
+            has = listed(sorted(map(str, given)))
+            raise DataError(f"{place}, history[{number}]: a turn must have {found}; it has {has}")
+    last = {"input": _question(record["instruction"], record.get("input"), place), "output": record["output"]}
+    return [*messages, *_exchange(last, "input", "output")]
 
 
 def marked_records(
@@ -230,6 +240,12 @@ def _asked(prompt: Any) -> Messages:
     return [{"weight": 0, **t} if isinstance(t, Mapping) and not {*WEIGHTS} & {*t} else t for t in turns]
 
 
+def _is_whole(chosen: Messages) -> bool:
+    """Whether a side of a pair begins with a turn that is not the assistant's."""
+    first = chosen[0] if len(chosen) > 1 else None
+    return isinstance(first, Mapping) and ROLES.get(str(first.get("role")).lower()) not in ("assistant", "call")
+
+
 def _first_of(record: Mapping[str, Any], names: Iterable[str]) -> Any:
     return next((record[name] for name in names if record.get(name)), None)
 
@@ -270,6 +286,9 @@ def _read(name: str, record: Mapping[str, Any], place: str, names: Mapping[str, 
     if isinstance(turns := record.get("history"), list) and turns and "history" not in form.needs:
         raise DataError(f"{place}: data.format={name} has no 'history'; give the whole conversation as 'messages'")
     used = {*form.needs, *form.may_have}
+    if "prompt" in form.may_have:  # of several prompts the first is read
+        asked = next((name for name in _PROMPTS if record.get(name)), "")
+        used -= {*_PROMPTS} - {asked, "input" if isinstance(record.get(asked), str) else asked}
     rest = {key: value for key, value in record.items() if key not in used}
     own = {"messages": form.rewrite(record, place)}
     return from_turns({**rest, **own}, place, dict(zip(names, names, strict=True)), "messages", "role", "content")
@@ -277,10 +296,11 @@ def _read(name: str, record: Mapping[str, Any], place: str, names: Mapping[str, 
 
 def _recognises(name: str, record: Mapping[str, Any], names: Mapping[str, str]) -> bool:
     form = _REWRITINGS[name]
-    if not isinstance(record, Mapping) or not form.recognised or any(record.get(field) is None for field in form.needs):
+    needs = [names.get(field, field) for field in form.needs]
+    if not isinstance(record, Mapping) or not form.recognised or any(record.get(field) is None for field in needs):
         return False
     if name == "history":
-        turns = record["history"]
+        turns = record[needs[0]]
         return isinstance(turns, list) and bool(turns) and all(isinstance(turn, Mapping) for turn in turns)
     is_alpaca = all(names.get(key, key) in record for key in ("instruction", "output"))
     return not is_alpaca and isinstance(record[form.needs[0]], form.types)

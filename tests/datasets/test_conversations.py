@@ -135,6 +135,19 @@ def test_tools_calls_results_thoughts_and_weights_are_kept() -> None:
         Template("mine", "{{ instruction }}{{ response }}").turns(example)
 
 
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"tool_calls": [{"name": "f", "arguments": '{"a": 1, "a": 2}'}]},
+        {"tool_calls": '[{"name": "f", "name": "g", "arguments": {}}]'},
+    ],
+)
+def test_a_key_that_stands_twice_in_json_text_is_refused(more: dict[str, Any]) -> None:
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", **more}]
+    with pytest.raises(DataError, match=r"messages\[1\]: '.*' is invalid JSON \(the key '\w+' stands more than once\)"):
+        to_example({"messages": turns}, "f")
+
+
 def test_sharegpt_with_function_calls_and_observations() -> None:
     given = [
         {"from": "system", "value": "Be exact."}, {"from": "human", "value": "1 + 2?"},

@@ -31,6 +31,16 @@ def test_a_row_with_another_number_of_cells_than_the_header_is_a_bad_record(tmp_
         list(FileSource(str(file)))
 
 
+def test_a_cell_in_a_column_without_a_name_is_not_lost(tmp_path: Path) -> None:
+    source = FileSource(str(csv_of(tmp_path, "instruction,output,\na,b,\nc,d, e\n")), on_bad_record="skip")
+    assert [example.output for example in source] == ["b"]
+    bad = str(list(read_records(source.paths[0]))[1][1])
+    assert "record 2 (line 3): 3 cells, but the header has 2 (instruction, output, ); put a text that contains" in bad
+    index = FileSource(str(csv_of(tmp_path, ",instruction,output\n0,a,b\n")))  # as pandas writes a table
+    assert [example.output for example in index] == ["b"]
+    assert index.notes.lines() == ["fields that are not trained on: ''"]
+
+
 @pytest.mark.parametrize(
     ("name", "place", "form"), [("r.json", "record 1", "[{}, {}]"), ("r.jsonl", "line 2", "{}\n{}\n")]
 )
@@ -142,6 +152,12 @@ def test_the_only_list_of_an_object_is_found(tmp_path: Path) -> None:
         DataError, match=r"not a JSON array of records; name one of its lists \(train, test\) as data.key"
     ):
         list(read_records(file))
+
+
+def test_what_all_records_of_an_object_share_is_not_lost(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('{"system": "Hm.", "data": [{"instruction": "a", "output": "b"}]}')
+    with pytest.raises(DataError, match=r"a.json: 'system' stands beside the records in 'data'; write it into every"):
+        list(read_records(tmp_path / "a.json"))
 
 
 @pytest.mark.parametrize("streamed", [True, False])

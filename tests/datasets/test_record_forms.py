@@ -144,7 +144,7 @@ def test_preferences_and_likes_are_read_by_name_only() -> None:
         (
             {"conversation": [{"human": "a", "assistant": "b", "tool": "c"}]},
             "auto",
-            r"\[0\]: 'tool' cannot be trained on",
+            r"messages\[1\]: 'tool' cannot be trained on",
         ),
         ({"instruction": "a", "output": "b", "history": [{"q": "c"}]}, "auto", r"history\[0\]: .* it has q"),
     ],
@@ -152,6 +152,90 @@ def test_preferences_and_likes_are_read_by_name_only() -> None:
 def test_what_a_form_lacks_is_named(record: Any, format: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
         to_example(record, "f", None, format)
+
+
+@pytest.mark.parametrize(
+    ("record", "format"),
+    [
+        ({"conversation": [{"human": "Why?", "assistant": "So.", "train": False}, {"human": "And?", "assistant": "No."}]},
+         "human_assistant_turns"),
+        ({"conversation": [USER, {**ANSWER, "weight": 0}, {"role": "user", "content": "And?"}, {**ANSWER, "content": "No."}]},
+         "human_assistant_turns"),
+        ({"instruction": "And?", "output": "No.", "history": [{"user": "Why?", "assistant": "So.", "loss": 0}]}, "history"),
+        ({"instruction": "And?", "output": "No.", "history": [{**USER, "name": None}, {**ANSWER, "train": False}]}, "history"),
+        ({"message_tree_id": "t", "prompt": {"role": "prompter", "text": "Why?", "replies": [
+            {"role": "assistant", "text": "So.", "train": False, "replies": [{"role": "prompter", "text": "And?", "replies": [
+                {"role": "assistant", "text": "No."}]}]}]}}, "open_assistant"),
+        ([{"from": "human", "value": "Why?"}, {"from": "gpt", "value": "So.", "train": False},
+          {"from": "human", "value": "And?"}, {"from": "gpt", "value": "No."}], "sharegpt"),
+    ],
+)  # fmt: skip
+def test_a_turn_that_is_not_to_be_learnt_is_not_in_any_form(record: Any, format: str) -> None:
+    learnt = replace(TALK, weights=(0.0, 1.0))
+    assert to_example(record, "f") == to_example(record, "f", None, format) == learnt
+    assert learnt.digest != TALK.digest  # neither repeats the other
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"instruction": "Why", "instances": [{"input": "this?", "output": "So.", "reasoning_content": "Hm."}]},
+        {"conversation": [{"human": "Why\n\nthis?", "assistant": "So.", "thinking": "Hm."}]},
+        {"message_tree_id": "t", "prompt": {"role": "prompter", "text": "Why\n\nthis?", "lang": "en", "replies": [
+            {"role": "assistant", "text": "So.", "reasoning_content": "Hm."}]}},
+    ],
+)  # fmt: skip
+def test_the_thoughts_of_an_answer_are_kept_in_forms_without_a_place_for_them(record: Any) -> None:
+    assert to_example(record, "f").messages[-1] == {"role": "assistant", "content": "So.", "reasoning_content": "Hm."}
+
+
+def test_keys_of_roles_and_texts_may_be_either_pair_and_columns_rename_every_field_of_a_form() -> None:
+    theirs = [{"from": "human", "value": "Why?"}, {"from": "gpt", "value": "So."}]
+    for turns, field in (([USER, ANSWER], "conversations"), (theirs, "messages"), ([USER, ANSWER], "conversation")):
+        assert to_example({field: turns}, "f") == Example("Why?", "So.")
+    with pytest.raises(
+        DataError, match=r"messages\[0\]: 'content' cannot be trained on; a turn may have 'from', 'value'"
+    ):
+        to_example({"messages": [{**theirs[0], "content": "x"}, ANSWER]}, "f")
+    asked = {"question": "And?", "answer": "No.", "before": [USER, ANSWER]}
+    assert to_example(asked, "f", {"instruction": "question", "output": "answer", "history": "before"}) == TALK
+
+
+def test_the_prompt_of_a_pair_is_never_lost_beside_a_whole_conversation() -> None:
+    system, asked, last = (
+        {"role": "system", "content": "Hm."},
+        {**USER, "content": "And?"},
+        {**ANSWER, "content": "No."},
+    )
+    talk, other = [USER, ANSWER, asked, last], [USER, ANSWER, asked, {**ANSWER, "content": "Yes."}]
+    learnt = replace(TALK, weights=(0.0, 1.0))  # as TRL's extract_prompt: what both sides begin with is prompt
+    assert to_example({"chosen": talk, "rejected": other}, "f", None, "preference") == learnt
+    assert to_example({"prompt": "And?", "chosen": talk}, "f", None, "preference") == learnt
+    record = {"prompt": [system, *talk[:3]], "chosen": talk, "rejected": other}
+    assert to_example(record, "f", None, "preference") == replace(learnt, system="Hm.")
+    with pytest.raises(
+        DataError, match="f: 'chosen' is a whole conversation without the prompt .*Where.*; add it there"
+    ):
+        to_example({"prompt": "Where?", "chosen": talk}, "f", None, "preference")
+    record = {"prompt": "Why?", "instruction": "Where?", "chosen": "So.", "rejected": "No."}
+    assert to_example(record, "f", None, "preference").extra == {"instruction": "Where?"}  # listed as not trained on
+    before = {"instruction": "Why?", "output": "So.", "history": [USER, ANSWER], "input": 5}
+    for given, format in (({"prompt": "Why?", "chosen": "So.", "input": 5}, "preference"), (before, "auto")):
+        with pytest.raises(DataError, match="f: an instruction and its 'input' must be text, found 5"):
+            to_example(given, "f", None, format)
+
+
+@pytest.mark.parametrize("label", [0, 0.0, "0", "0.0", False, "False"])
+def test_the_label_of_a_completion_to_avoid_may_be_a_number(label: Any) -> None:
+    record = {"prompt": "Why?", "completion": "So.", "label": label}
+    with pytest.raises(DataError, match="f: 'label' is false, so the response is one to avoid; leave such records out"):
+        to_example(record, "f")
+    with pytest.raises(DataError, match=f"f: 'label' is {label!r}, not true, so the response is one to avoid"):
+        to_example(record, "f", None, "kto")
+    assert to_example({**record, "label": 1.0}, "f", None, "kto") == Example("Why?", "So.")
+    assert to_example({"instruction": "Why?", "output": "So.", "label": 0}, "f").extra == {"label": 0}  # a class
+    with pytest.raises(DataError, match="f: 'kto_tag' is false"):
+        to_example({"messages": [USER, ANSWER], "kto_tag": False}, "f")
 
 
 def test_the_schema_names_every_form() -> None:

@@ -19,7 +19,7 @@ from instruct_lit.core.data.template import Template
 from instruct_lit.core.data.tokenizer import Tokenizer
 from instruct_lit.errors import ConfigError
 
-STORE_VERSION = 7  # part of every store's key; increment it when the meaning of a store's files changes
+STORE_VERSION = 8  # part of every store's key; increment it when the meaning of a store's files changes
 
 
 class InstructionData(LightningDataModule):

@@ -79,10 +79,10 @@ class Example:
 
     @property
     def digest(self) -> bytes:
-        """A hash that examples share exactly when all their texts are equal."""
+        """A hash that examples share exactly when all their texts and weights are equal."""
         earlier = (text for turn in self.history for text in turn)
-        more = [json.dumps([self.messages, self.tools], default=str)] if self.messages else []
-        text = "\x00".join((self.instruction, self.input, self.output, self.system, *earlier, *more))
+        more = json.dumps([getattr(self, name) for name in CONVERSATION], default=str)
+        text = "\x00".join((self.instruction, self.input, self.output, self.system, *earlier, more))
         return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
@@ -113,11 +113,14 @@ def to_example(record: Any, place: str, columns: Mapping[str, str] | None = None
     Raises: DataError for a missing, empty or non-text field, and for what cannot be trained on.
     """
     if isinstance(record, list) and record and all(isinstance(turn, dict) for turn in record):
-        record = {(columns or {}).get("messages", "messages"): record}
+        form = "conversations" if "from" in record[0] else "messages"
+        record = {(columns or {}).get(form, form): record}
     if not isinstance(record, dict):
         raise DataError(f"{place}: a record must be a mapping of fields, found {type(record).__name__}")
-    if str(record.get("label")).lower() == "false" and format != "kto":  # a CSV file has it as text
-        raise DataError(f"{place}: 'label' is false, so the response is one to avoid; leave such records out")
+    unwanted = ("false", "0", "0.0") if "completion" in record else ("false",)  # 0 may be a class; CSV has it as text
+    avoided = [name for name in ("label", "kto_tag") if str(record.get(name)).lower() in unwanted]
+    if avoided and format != "kto":
+        raise DataError(f"{place}: {avoided[0]!r} is false, so the response is one to avoid; leave such records out")
     if format not in (formats := ("auto", "alpaca", *FORMS)):
         raise DataError(f"{place}: data.format={format}; allowed are {', '.join(formats)}")
     renamed = columns or {}

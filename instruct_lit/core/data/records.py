@@ -105,7 +105,7 @@ class ReadingNotes:
         for reason, n_records in Counter(self.n_bad).most_common():
             found.append(f"  {n_records:,} × {reason[:150]}; first: {', '.join(self.places[reason])}")
         if self.unread_fields:
-            found.append(f"fields that are not trained on: {listed(map(printable, self.unread_fields))}")
+            found.append("fields that are not trained on: " + listed(printable(f) or "''" for f in self.unread_fields))
         return found
 
 
