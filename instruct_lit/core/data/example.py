@@ -81,8 +81,9 @@ class Example:
     def digest(self) -> bytes:
         """A hash that examples share exactly when all their texts and weights are equal."""
         earlier = (text for turn in self.history for text in turn)
-        more = json.dumps([getattr(self, name) for name in CONVERSATION], default=str)
-        text = "\x00".join((self.instruction, self.input, self.output, self.system, *earlier, more))
+        more = [json.dumps([self.messages, self.tools], default=str)] if self.messages else []
+        more += map(str, self.weights)
+        text = "\x00".join((self.instruction, self.input, self.output, self.system, *earlier, *more))
         return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
@@ -113,8 +114,8 @@ def to_example(record: Any, place: str, columns: Mapping[str, str] | None = None
     Raises: DataError for a missing, empty or non-text field, and for what cannot be trained on.
     """
     if isinstance(record, list) and record and all(isinstance(turn, dict) for turn in record):
-        form = "conversations" if "from" in record[0] else "messages"
-        record = {(columns or {}).get(form, form): record}
+        turns = "conversations" if "from" in record[0] else "messages"
+        record = {(columns or {}).get(turns, turns): record}
     if not isinstance(record, dict):
         raise DataError(f"{place}: a record must be a mapping of fields, found {type(record).__name__}")
     unwanted = ("false", "0", "0.0") if "completion" in record else ("false",)  # 0 may be a class; CSV has it as text
