@@ -25,6 +25,10 @@ _BYTE_OF = {chr(byte): byte for byte in _PRINTABLE} | {chr(256 + n): byte for n,
 _MARK = "\n"  # stands before a text that continues another
 
 
+def _bytes_of_character(character: str) -> bytes:
+    return bytes([_BYTE_OF[character]]) if character in _BYTE_OF else character.encode()
+
+
 def _is_byte(token: str) -> bool:
     """Whether a token is one byte, as in SentencePiece's vocabularies."""
     return re.fullmatch("<0x[0-9A-F]{2}>", token) is not None
@@ -61,6 +65,10 @@ class HFTokenizer:
         self._added = frozenset(added)
         self._special_ids = {token_id for token_id, token in added.items() if token.special}
         self.special_tokens = SpecialTokens([added[token_id].content for token_id in self._special_ids])
+        # Tokens that take the white space behind or before them (Phi 3's <|end|>).
+        self._strips_behind, self._strips_before = (
+            {token_id for token_id, token in added.items() if getattr(token, side)} for side in ("rstrip", "lstrip")
+        )
         self._mark, *alone = self._ids([_MARK, "a"], specials=False)
         # Whether the tokenizer puts a space before a text (SentencePiece), and behind a special token as well.
         self._puts_space = self._ids([f"{_MARK}a"], specials=False) != [self._mark + alone[0]]
@@ -78,6 +86,8 @@ class HFTokenizer:
         if not texts:
             return []
         continues = [self._continues(ids) for ids in before] or [False] * len(texts)
+        if self._strips_behind and before:
+            texts = [self._stripped(text, ids) for text, ids in zip(texts, before, strict=True)]
         encoded = self._ids(texts, self.markup, continues)
         if self.markup:
             for n, text in enumerate(texts):
@@ -90,6 +100,11 @@ class HFTokenizer:
         if not self._puts_space or not before:
             return False
         return before[-1] not in self._added or not self._puts_space_behind_specials
+
+    def _stripped(self, text: str, before: Sequence[int], behind: Sequence[int] = ()) -> str:
+        """A text without the white space that a token before it or behind it takes."""
+        text = text.lstrip() if before and before[-1] in self._strips_behind else text
+        return text.rstrip() if self._strips_before.intersection(behind) else text
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids; bytes that are not UTF-8 become the replacement character."""
@@ -122,7 +137,7 @@ class HFTokenizer:
 
     def _bytes_of(self, token_id: int, token: str) -> bytes:
         if self._byte_level:
-            return token.encode() if token_id in self._added else bytes(_BYTE_OF[character] for character in token)
+            return token.encode() if token_id in self._added else b"".join(map(_bytes_of_character, token))
         if _is_byte(token):
             return bytes([int(token[3:5], 16)])
         return token.replace("\u2581", " ").encode()  # SentencePiece writes a space so
@@ -171,12 +186,13 @@ class HFTokenizer:
         ids: list[int] = []
         start = 0
         for found in [*self.special_tokens.find_all(text), None]:
-            between = unprotected(text[start : found.start() if found else None])
+            token: list[int] = self.hf.convert_tokens_to_ids([found[0]] if found else [])
+            between = self._stripped(unprotected(text[start : found.start() if found else None]), ids, token)
             if between:
                 ids += self._ids([between], False, [self._continues(ids) if ids else continues])[0]
             if found:
-                ids.append(self.hf.convert_tokens_to_ids(found[0]))
                 start = found.end()
+            ids += token
         return ids
 
 

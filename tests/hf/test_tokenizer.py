@@ -1,5 +1,6 @@
 """A tokenizer of transformers: users' texts never become special tokens, templates' do."""
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -304,3 +305,30 @@ def test_bare_text_is_read_without_markup(plain: HFTokenizer, chat) -> None:
     text = plain.hf.eos_token + " is text"
     assert special_ids(tokenizer) & set(tokenizer.encode(text))
     assert tokenizer.without_markup().encode(text) == plain.encode(text) and plain.without_markup() is plain
+
+
+@pytest.mark.parametrize("said", ["the dog", "\n  the dog ", "<|end|> the dog"])
+def test_white_space_that_a_token_takes_is_no_token_between_turns(
+    llama_directory: Path, tmp_path: Path, said: str
+) -> None:
+    """Phi 3's `<|end|>` takes the line break behind it, `<|user|>` and `<|assistant|>` too."""
+    shutil.copytree(llama_directory, tmp_path, dirs_exist_ok=True)
+    file = tmp_path / "tokenizer.json"
+    definition = json.loads(file.read_text())
+    for token in definition["added_tokens"]:
+        token |= {"rstrip": token["content"].startswith("<|"), "lstrip": token["content"] == "<|user|>"}
+    definition["model"]["vocab"]["\u786e"] = 300  # no characters of bytes, in a vocabulary of those
+    file.write_text(json.dumps(definition))
+    tokenizer, template = with_chat(load_tokenizer(str(tmp_path)))
+    assert tokenizer.token_bytes(300) == "\u786e".encode() and tokenizer.n_bytes_of[300] == 3
+    example = Example("the cat", said, history=(("the cat", said),), system="Write")
+    ((_, encoded),) = Encoder(template, tokenizer, 999).encode([example])
+    texts = ("system", "Write"), ("user", "the cat"), ("assistant", said), ("user", "the cat"), ("assistant", said)
+    messages = [{"role": role, "content": text} for role, text in texts]
+    if "<|end|>" not in said:
+        theirs = tokenizer.hf.apply_chat_template(messages, return_dict=False)
+        assert encoded.ids.tolist() == theirs[: len(encoded.ids)]
+    n = tokenizer.encode("\n")[0]
+    marks = {tokenizer.encode(f"<|{role}|>")[0] for role in ("user", "assistant", "system", "end")}
+    assert not any(a in marks and b == n for a, b in zip(encoded.ids, encoded.ids[1:], strict=False))
+    assert encoded.prompt_ids == Encoder(template, tokenizer, 999).prompt_ids(example)
