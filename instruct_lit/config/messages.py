@@ -83,7 +83,7 @@ def one_message(command: str) -> Iterator[None]:
         _exit(str(ConfigError(explain(error, command))), 2)
     except ValueError as error:
         of_hydra = str(error).startswith("Only one of --run")
-        message = _of_group() if "group override must be" in str(error) else str(error) if of_hydra else None
+        message = str(error) if of_hydra else _of_group(error)
         _exit(message or _unexpected(error), 2 if message else 1)
     except TrialPruned as pruned:
         _exit(str(pruned), TrialPruned.STATUS)
@@ -91,6 +91,7 @@ def one_message(command: str) -> Iterator[None]:
         sys.exit(130)
     except Exception as error:
         message = _of_system(error) if isinstance(error, OSError) else _of_library(error) or _of_null(error)
+        message = message or _of_group(error)
         _exit(message or _unexpected(error), 2 if message else 1)
 
 
@@ -134,14 +135,16 @@ def _exit(message: str, status: int) -> None:
     sys.exit(status)
 
 
-def _of_group() -> str:
+def _of_group(error: Exception) -> str | None:
     """The message on a group of the command line without a choice: Hydra names neither the group nor its choices."""
     from instruct_lit.config.compose import choices_of
 
-    for group in (given.partition("=")[0] for given in sys.argv[1:] if given.endswith("=null")):
-        if choices := choices_of(group):
-            return f"{group}=null: a group needs a choice; allowed are {', '.join(choices)}"
-    return "a group needs a choice, not null; see --help"
+    if not re.match(r"group override must be|argument of type '\w+' is not iterable", str(error)):
+        return None
+    given = [re.fullmatch(r"(\w+)=(null|[\d.+-]+|\[.*\]|\{.*\})", argument) for argument in sys.argv[1:]]
+    chosen = ((found, choices_of(found[1])) for found in given if found)
+    named = (f"{found[0]}: a group needs a choice; allowed are {', '.join(names)}" for found, names in chosen if names)
+    return next(named, None)
 
 
 def _of_null(error: Exception) -> str | None:
@@ -226,6 +229,8 @@ def explain(error: Exception, command: str) -> str:
     if cause is not None and str(cause) not in str(error):
         lines += [line.strip() for line in str(cause).splitlines() if line.strip()]
     message = "\n  ".join(line for line in lines if not line.startswith(_NOISE))
+    if required := re.search(r"field '(\S+)' is not Optional", message):
+        return f"{required[1]}=null: a value is needed; leave it out for the default"
     if several := re.match(r"Ambiguous value for argument '([^=]+)=(.*)'", message):
         key, values = several.groups()
         return f"{key}={values}: several values; add -m to run each in turn, or write a list as {key}=[{values}]"

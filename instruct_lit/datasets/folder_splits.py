@@ -11,9 +11,11 @@ from instruct_lit.datasets.remote_sources import HubSource
 from instruct_lit.errors import DataError
 
 _WORDS = {
-    "train": "train|training", "val": "validation|valid|val|dev|eval|evaluation", "test": "test|testing",
+    "train": "train|training|trn", "val": "validation|valid|val|dev|eval|evaluation",
+    "test": "test|testing|tst|holdout|hold_out|heldout|held_out",
 }  # fmt: skip
-_PATTERNS = {name: re.compile(rf"(?<![a-z])(?:{words})(?![a-z])", re.IGNORECASE) for name, words in _WORDS.items()}
+_WORD = "(?<![a-z])(?:{})(?:set|data)?(?![a-z])"
+_PATTERNS = {name: re.compile(_WORD.format(words), re.IGNORECASE) for name, words in _WORDS.items()}
 
 
 def separate_splits(source: FileSource) -> dict[str, FileSource]:

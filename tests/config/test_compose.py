@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import OverrideParseException
+from hydra.errors import ConfigCompositionException, OverrideParseException
 from omegaconf import OmegaConf
 from safetensors import SafetensorError
 
@@ -268,3 +268,28 @@ def test_options_may_stand_between_overrides(command: Command, tmp_path: Path) -
     found = OmegaConf.create(command("train", *given, cwd=tmp_path).stdout)
     assert (found.seed, found.optimizer.lr, found.optimizer._target_) == (1, 0.5, "torch.optim.SGD")
     assert "early_stopping" not in found.callbacks and found.data.source.name == "x"
+
+
+@pytest.mark.parametrize(
+    ("given", "error"),
+    [
+        ("adapter=3", ValueError("group override must be a string or a list. Got int")),
+        ("adapter=[1]", TypeError("argument of type 'int' is not iterable")),
+        ("adapter=null", ValueError("group override must be a string or a list. Got NoneType")),
+    ],
+)
+def test_a_group_that_is_given_no_name_is_named_with_its_choices(
+    given: str, error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr("sys.argv", ["train", "trainer.max_steps=3", given])
+    with pytest.raises(SystemExit) as ended, one_message("train"):
+        raise error
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == f"error: {given}: a group needs a choice; allowed are dora, lora, none, qlora\n"
+
+
+@pytest.mark.parametrize("key", ["seed", "data.batch_size", "forgetting"])
+def test_a_value_that_cannot_be_left_open_is_one_line(key: str) -> None:
+    with pytest.raises(ConfigCompositionException) as caught:
+        composed("train", f"{key}=null")
+    assert explain(caught.value, "train") == f"{key}=null: a value is needed; leave it out for the default"

@@ -33,6 +33,8 @@ def instructions(source: FileSource) -> list[str]:
          ["data/train-00000-of-00002.jsonl", "data/train-00001-of-00002.jsonl"], [], ["data/test-00000-of-00001.jsonl"]),
         (["train/a.jsonl", "dev/a.jsonl"], ["train/a.jsonl"], ["dev/a.jsonl"], []),
         (["my_training.jsonl", "my_eval.jsonl"], ["my_training.jsonl"], ["my_eval.jsonl"], []),
+        (["trainset.jsonl", "valdata.jsonl", "TestSet.jsonl"], ["trainset.jsonl"], ["valdata.jsonl"], ["TestSet.jsonl"]),
+        (["trn.jsonl", "holdout.jsonl", "held_out2.jsonl"], ["trn.jsonl"], [], ["held_out2.jsonl", "holdout.jsonl"]),
         (["latest.jsonl", "contest.jsonl"], ["contest.jsonl", "latest.jsonl"], [], []),  # "test" is no word of them
         (["test.jsonl"], ["test.jsonl"], [], []),
         (["train_a.jsonl", "b.jsonl"], ["b.jsonl", "train_a.jsonl"], [], []),
