@@ -50,12 +50,12 @@ class MixtureStore(EncodedStore):
     def duplicates(self) -> np.ndarray:
         """Which examples are exact duplicates of one in an earlier store `(n,)`."""
         seen: set[bytes] = set()
-        found = np.zeros(len(self), dtype=bool)
-        for index in range(len(self)):
-            digest = self.example(index).digest
-            found[index] = digest in seen
-            seen.add(digest)
-        return found
+        found: list[bool] = []
+        for store in self._stores:
+            digests = [store.example(index).digest for index in range(len(store))]
+            found += [digest in seen for digest in digests]
+            seen.update(digests)
+        return np.array(found, dtype=bool)
 
     @property
     def n_response(self) -> np.ndarray:

@@ -16,6 +16,7 @@ from instruct_lit.config.data_builders import mixture_of, source_nodes
 from instruct_lit.config.filter_builders import filters_of
 from instruct_lit.core.data.batching import BatchSampler
 from instruct_lit.core.data.datamodule import make_split
+from instruct_lit.core.data.encode import Encoder, open_or_build
 from instruct_lit.core.data.records import FileSource
 from instruct_lit.core.data.template import Template
 from instruct_lit.core.data.tokenizer import GPT2Tokenizer
@@ -197,6 +198,19 @@ def test_exact_repetitions_between_sets_are_left_out_once(tmp_path: Path, tokeni
     store, used = data.stores["main"], [*data.split.train, *data.split.val, *data.split.test]
     asked = [store.example(int(i)).instruction for i in used]
     assert len(asked) == len(set(asked)) == 52 and data.counts["n_duplicates_across_sets"] == 6
+
+
+def test_what_one_set_has_twice_after_truncation_stays_as_without_a_mixture(
+    tmp_path: Path, tokenizer: GPT2Tokenizer
+) -> None:
+    template = Template("short", "{{ instruction }} = {{ response }}", next_turn="\n{{ instruction }} = {{ response }}")
+    talks = [{"instruction": "w " * 20 + str(n), "output": "o", "history": [["hello", "hi"]]} for n in range(3)]
+    encoded = [
+        open_or_build(tmp_path, name, write(tmp_path, name, talks), Encoder(template, tokenizer, 16)) for name in "ab"
+    ]
+    store = MixtureStore(dict(zip("ab", encoded, strict=True)))
+    assert len(store) == 6 and store.example(0).instruction == "hello"
+    assert store.duplicates().tolist() == [False] * 3 + [True] * 3
 
 
 def configured(sets: str, more: str = "") -> Any:
