@@ -18,12 +18,9 @@ Messages = list[dict[str, Any]]
 _GLAIVE = re.compile(r"(?:^|\n)\s*(USER|ASSISTANT|FUNCTION RESPONSE):", re.I)
 _GLAIVE_ROLES = {"USER": "user", "ASSISTANT": "assistant", "FUNCTION RESPONSE": "tool"}
 _PAIRS = (
-    ("user", "assistant"),
-    ("human", "assistant"),
-    ("question", "answer"),
-    ("instruction", "output"),
+    ("user", "assistant"), ("human", "assistant"), ("question", "answer"), ("instruction", "output"),
     ("prompt", "response"),
-)
+)  # fmt: skip
 _TURNS = ("messages", "conversations")
 _PROMPTS = ("prompt", *_TURNS, "question", "instruction", "input")
 MEDIA = ("image", "images", "audio", "audios", "video", "videos")  # fields that are refused, if not empty
@@ -47,12 +44,13 @@ def _preference(record: Mapping[str, Any], place: str) -> Messages:
     asked = _prompt(record, place) if _first_of(record, _PROMPTS[:-1]) or not _is_whole(chosen) else []
     if not _is_whole(chosen):
         return [*asked, *chosen]
-    places = {str(turn.get("content")).strip(): n for n, turn in enumerate(chosen) if isinstance(turn, Mapping)}
-    absent = [turn for turn in asked if str(turn.get("content")).strip() not in places]
-    if absent and not (absent == asked[:1] and absent[0].get("role") == "system"):
-        raise DataError(f"{place}: 'chosen' is a whole conversation without the prompt {absent[0]!r:.80}; add it there")
+    places = {_text_of(turn): n for n, turn in enumerate(chosen)}
+    absent = [turn for turn in asked if _text_of(turn) not in places]
+    if absent and not (absent == asked[:1] and isinstance(absent[0], Mapping) and absent[0].get("role") == "system"):
+        found = f"'chosen' is a whole conversation without the prompt {_text_of(absent[0])!r:.80}"
+        raise DataError(f"{place}: {found}; add it there")
     shared = next((n for n, (one, other) in enumerate(zip(chosen, rejected, strict=False)) if one != other), 0)
-    n_asked = max([shared, *(places.get(str(turn.get("content")).strip(), -1) + 1 for turn in asked)])
+    n_asked = max([shared, *(places.get(_text_of(turn), -1) + 1 for turn in asked)])
     return [*absent, *_asked(chosen[:n_asked]), *chosen[n_asked:]]
 
 
@@ -60,11 +58,10 @@ def _liked(record: Mapping[str, Any], place: str) -> Messages:
     """KTO's `prompt` and `completion`, or the whole as turns, whose `label` is true."""
     if str(record["label"]).lower() not in ("true", "1", "1.0"):
         raise DataError(f"{place}: 'label' is {record['label']!r:.40}, not true, so the response is one to avoid")
-    whole = _first_of(record, _TURNS)
-    if whole is None and "completion" not in record:
-        raise DataError(f"{place}: neither prompt and completion nor {' or '.join(_TURNS)}; found: {listed(record)}")
-    if whole is None:
+    if record.get("completion") is not None:
         return [*_prompt(record, place), *_side(record["completion"], "assistant")]
+    if (whole := _first_of(record, _TURNS)) is None:
+        raise DataError(f"{place}: neither prompt and completion nor {' or '.join(_TURNS)}; found: {listed(record)}")
     return _side(whole, "user")
 
 
@@ -94,13 +91,22 @@ def _exchange(turn: Mapping[str, Any], asked: str, answered: str) -> Messages:
 def _human_assistant(record: Mapping[str, Any], place: str) -> Messages:
     """Turns as `{human: …, assistant: …}`, one record or a list in `conversation`, which may have roles instead."""
     alone = {name: record[name] for name in ("system", "human", "assistant") if name in record}
+    return _turns(record.get("conversation") or [alone], f"{place}, conversation")
+
+
+def _turns(turns: Iterable[Any], place: str) -> Messages:
+    """Turns as mappings of a role and a text, or of a question and its answer, which may have a system prompt."""
     messages: Messages = []
-    for number, turn in enumerate(record.get("conversation") or [alone]):
-        if not isinstance(turn, Mapping) or not ({"human", "assistant"} <= turn.keys() or {"role", "from"} & {*turn}):
-            raise DataError(f"{place}, conversation[{number}]: a turn must have 'human' and 'assistant'")
-        said = {key: value for key, value in turn.items() if key != "system"}
-        messages += [{"role": "system", "content": turn["system"]}] if turn.get("system") is not None else []
-        messages += _exchange(said, "human", "assistant") if "human" in said else [said]
+    for number, turn in enumerate(turns):
+        given = {key: value for key, value in turn.items() if value is not None} if isinstance(turn, Mapping) else {}
+        if names := next((pair for pair in _PAIRS if {*pair} <= given.keys()), None):
+            messages += [{"role": "system", "content": given.pop("system")}] if "system" in given else []
+            messages += _exchange(given, *names)
+        elif {"role", "from"} & given.keys():
+            messages.append(given)
+        else:
+            found = f"role and content, or {' or '.join(map(' and '.join, _PAIRS))}"
+            raise DataError(f"{place}[{number}]: a turn must have {found}; it has {listed(sorted(map(str, given)))}")
     return messages
 
 
@@ -176,19 +182,9 @@ def best_paths(read: Callable[[Any], Iterable[tuple[str, Any]]], n_paths: int, s
 
 def _history_of_mappings(record: Mapping[str, Any], place: str) -> Messages:
     """Alpaca's fields with earlier turns as mappings, of a role and a text, or of a question and its answer."""
-    messages: Messages = [{"role": "system", "content": record["system"]}] if record.get("system") else []
-    for number, turn in enumerate(record["history"]):
-        given = {key: value for key, value in turn.items() if value is not None} if isinstance(turn, Mapping) else {}
-        if names := next((pair for pair in _PAIRS if {*pair} <= given.keys()), None):
-            messages += _exchange(given, *names)
-        elif {"role", "from"} & given.keys():
-            messages.append(given)
-        else:
-            found = f"role and content, or {' or '.join(map(' and '.join, _PAIRS))}"
-            has = listed(sorted(map(str, given)))
-            raise DataError(f"{place}, history[{number}]: a turn must have {found}; it has {has}")
+    system: Messages = [{"role": "system", "content": record["system"]}] if record.get("system") else []
     last = {"input": _question(record["instruction"], record.get("input"), place), "output": record["output"]}
-    return [*messages, *_exchange(last, "input", "output")]
+    return [*system, *_turns(record["history"], f"{place}, history"), *_exchange(last, "input", "output")]
 
 
 def marked_records(
@@ -246,6 +242,10 @@ def _is_whole(chosen: Messages) -> bool:
     return isinstance(first, Mapping) and ROLES.get(str(first.get("role")).lower()) not in ("assistant", "call")
 
 
+def _text_of(turn: Any) -> str:
+    return str(turn.get("content") if isinstance(turn, Mapping) else turn).strip()
+
+
 def _first_of(record: Mapping[str, Any], names: Iterable[str]) -> Any:
     return next((record[name] for name in names if record.get(name)), None)
 
@@ -287,7 +287,8 @@ def _read(name: str, record: Mapping[str, Any], place: str, names: Mapping[str, 
         raise DataError(f"{place}: data.format={name} has no 'history'; give the whole conversation as 'messages'")
     used = {*form.needs, *form.may_have}
     if "prompt" in form.may_have:  # of several prompts the first is read
-        asked = next((name for name in _PROMPTS if record.get(name)), "")
+        order = _PROMPTS if record.get("chosen", record.get("completion")) else _TURNS
+        asked = next((name for name in order if record.get(name)), "")
         used -= {*_PROMPTS} - {asked, "input" if isinstance(record.get(asked), str) else asked}
     rest = {key: value for key, value in record.items() if key not in used}
     own = {"messages": form.rewrite(record, place)}

@@ -139,7 +139,7 @@ def test_preferences_and_likes_are_read_by_name_only() -> None:
         (
             {"conversation": [{"human": "a"}]},
             "human_assistant_turns",
-            r"conversation\[0\]: a turn must have 'human' and",
+            r"conversation\[0\]: a turn must have role and content, or .*; it has human",
         ),
         (
             {"conversation": [{"human": "a", "assistant": "b", "tool": "c"}]},
@@ -219,6 +219,12 @@ def test_the_prompt_of_a_pair_is_never_lost_beside_a_whole_conversation() -> Non
         to_example({"prompt": "Where?", "chosen": talk}, "f", None, "preference")
     record = {"prompt": "Why?", "instruction": "Where?", "chosen": "So.", "rejected": "No."}
     assert to_example(record, "f", None, "preference").extra == {"instruction": "Where?"}  # listed as not trained on
+    liked = {"messages": [USER, ANSWER], "prompt": "Where?", "label": True}
+    assert to_example(liked, "f", None, "kto").extra == {"prompt": "Where?"}
+    record = {"messages": [USER], "completion": "So.", "label": True}
+    assert to_example(record, "f", None, "kto") == Example("Why?", "So.")
+    with pytest.raises(DataError, match="without the prompt 'Where"):
+        to_example({"prompt": ["Where?"], "chosen": talk}, "f", None, "preference")
     before = {"instruction": "Why?", "output": "So.", "history": [USER, ANSWER], "input": 5}
     for given, format in (({"prompt": "Why?", "chosen": "So.", "input": 5}, "preference"), (before, "auto")):
         with pytest.raises(DataError, match="f: an instruction and its 'input' must be text, found 5"):
