@@ -6,10 +6,10 @@ A function returns a matplotlib figure of plain numbers; `save` and `svg` write 
 import io
 import math
 import re
+import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,8 @@ def svg(figure: Figure, name: str, lines: Sequence[TrialLine] = ()) -> str:
     """
     buffer = io.StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # the browser's fonts have it
         figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
     text = buffer.getvalue()
     view_box = re.search(r'viewBox="[^"]*"', text)
@@ -72,6 +73,11 @@ def svg(figure: Figure, name: str, lines: Sequence[TrialLine] = ()) -> str:
 def rank_colours(n: int) -> list[str]:
     """A colour for each of `n` ranks, from blue for the best to orange for the worst."""
     return [to_hex(_RANKS(rank / max(1, n - 1))) for rank in range(n)]
+
+
+def run_colour(number: int) -> str:
+    """The colour of a run among others; those beyond the last colour begin again."""
+    return RUN_COLOURS[number % len(RUN_COLOURS)]
 
 
 def loss_curves(history: Sequence[Mapping[str, Any]], best_step: int | None, train: str = "training") -> Figure:
@@ -147,9 +153,10 @@ def trial_curves(lines: Sequence[TrialLine], metric: str = "val/loss") -> Figure
 def run_curves(histories: Mapping[str, Sequence[Mapping[str, Any]]], metric: str, x: str, x_label: str) -> Figure:
     """A validation metric of each run, by name, over the column `x` of its history."""
     figure, axes = _figure(f"{metric} over {x_label}", x_label, f"{metric} (nats per token)", 3.8)
-    for colour, (name, history) in zip(cycle(RUN_COLOURS), histories.items(), strict=False):
+    for number, (name, history) in enumerate(histories.items()):
+        style = "--" if number // len(RUN_COLOURS) % 2 else "-"  # of every second round of the colours
         if points := _points(history, metric, x):
-            axes.plot(*zip(*points, strict=True), "o-", color=colour, markersize=3, label=name)
+            axes.plot(*zip(*points, strict=True), f"o{style}", color=run_colour(number), ms=3, label=_name(name))
     _counts(axes.xaxis)
     _legend(axes)
     return figure
@@ -171,10 +178,10 @@ def parallel_coordinates(
         found, ticks = _scaled(column, name in logarithmic)
         heights.append(found)
         axes.plot([x, x], [0, 1], color=GRAY, linewidth=1)
-        axes.text(x, 1.06, name, ha="center", color=TEXT, fontweight="bold")
+        axes.text(x, 1.06, _name(name), ha="center", color=TEXT, fontweight="bold")
         side = -1 if x == 0 else 1  # no line lies outside of the first and the last axis
         for y, label in ticks:
-            _note(axes, label, (x, y), (6 * side, 0), "right" if x == 0 else "left", "center")
+            _note(axes, _name(label), (x, y), (6 * side, 0), "right" if x == 0 else "left", "center")
     places = list(zip(*heights, strict=True))
     drawn = [TrialLine(l.number, l.colour, list(enumerate(p))) for l, p in zip(lines, places, strict=True)]  # noqa: E741
     _trial_lines(axes, drawn)
@@ -183,7 +190,7 @@ def parallel_coordinates(
 
 def importance(shares: Mapping[str, float], metric: str) -> Figure:
     """A bar for the share of the metric's variance that each hyper-parameter explains."""
-    names = list(shares)
+    names = [_name(name) for name in shares]
     title = f"Importance for {metric}"
     figure, axes = _figure(title, "share of the variance explained (%)", "", 1.3 + 0.32 * len(names))
     axes.barh(names, [100 * share for share in shares.values()], color=BLUE, height=0.6)
@@ -202,7 +209,7 @@ def leaderboard(
 
     `wins[a, b]` is the share that model `a` wins against `b`, NaN where they have not met.
     """
-    models = [model.replace("$", r"\$") for model in models]  # no formulas
+    models = [_name(model) for model in models]
     n = len(models)
     figure = Figure(figsize=(11, 1.9 + 0.42 * n), layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -228,7 +235,7 @@ def category_scores(metric: str, by: Mapping[str, Mapping[str, Mapping[str, floa
     """The mean of a metric with its 95 % interval for each value of each field; `by` has them by field and value."""
     names, values = [], []
     for field, of_value in by.items():
-        names += [f"{field}: {value} (n = {numbers['n']})".replace("$", r"\$") for value, numbers in of_value.items()]
+        names += [f"{_name(f'{field}: {value}')} (n = {numbers['n']})" for value, numbers in of_value.items()]
         values += list(of_value.values())
     figure, axes = _figure(f"{metric} by category", f"{metric}, 95 % interval", "", 1.3 + 0.32 * len(names))
     for y, value in enumerate(values):
@@ -259,6 +266,7 @@ def _figure(title: str, x_label: str, y_label: str, height: float = 4.4) -> tupl
 
 def _style(axes: Axes, title: str, x_label: str, y_label: str) -> None:
     """The colours, grid and texts of every plot; set here and not in `rcParams`, which threads share."""
+    title, x_label, y_label = (text.replace("$", r"\$") for text in (title, x_label, y_label))
     axes.set_title(title, color=TEXT, fontsize=11, loc="left")
     axes.set_xlabel(x_label, color=TEXT)
     axes.set_ylabel(y_label, color=TEXT)
@@ -267,6 +275,12 @@ def _style(axes: Axes, title: str, x_label: str, y_label: str) -> None:
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(LINE)
+
+
+def _name(text: str) -> str:
+    """A name in one line, without its middle where it is long, and no formula."""
+    line = " ".join(text.split())
+    return (f"{line[:20]} … {line[-20:]}" if len(line) > 44 else line).replace("$", r"\$")
 
 
 def _legend(axes: Axes) -> None:

@@ -40,7 +40,7 @@ def write_runs_page(
         path,
         "runs.html.jinja",
         runs={name: str(run) for name, run in runs.items()},
-        colours={name: plots.CSS.get(colour, colour) for name, colour in zip(runs, plots.RUN_COLOURS, strict=False)},
+        colours={name: plots.CSS.get(c := plots.run_colour(number), c) for number, name in enumerate(runs)},
         incomparable=incomparable,
         differing=differing(configurations),
         metrics={name: [of_run.get(name) for of_run in metrics] for name in names},

@@ -83,3 +83,32 @@ def test_every_plot_has_a_title_and_labels_with_units(tmp_path: Path) -> None:
         assert axes.get_title(loc="left") and axes.get_xlabel()
         plots.save(figure, tmp_path / "plot.png")
         assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    "name", ["$a_{$", "模型", "ไทย", "z" * 120, "two\nlines"], ids=["formula", "han", "thai", "long", "lines"]
+)
+def test_any_name_is_written_as_text_and_leaves_room_for_the_plot(name: str) -> None:
+    history = [{"step": 0, "tokens": 0, "val/loss": 3.0}, {"step": 5, "tokens": 50, "val/loss": 2.0}]
+    wins = np.array([[np.nan, 0.6], [0.4, np.nan]])
+    numbers = {"n": 20, "mean": 0.5, "low": 0.1, "high": 0.6}
+    figures = [
+        plots.run_curves({name: history}, "val/loss", "step", "optimizer steps"),
+        plots.category_scores("m", {"field": {name: numbers, "b": numbers}}),
+        plots.parallel_coordinates(LINES, {name: [1.0] * len(LINES), "path": [name] * len(LINES)}, ()),
+        plots.importance({name: 0.5, "b": 0.5}, "val/loss"),
+        plots.leaderboard([name, "b"], [1000, 900], [(900, 1100), (800, 1000)], wins),
+    ]
+    written = f"{'z' * 20} … {'z' * 20}" if name.startswith("zz") else name.replace("\n", " ")
+    for number, figure in enumerate(figures):
+        shown = plots.svg(figure, "plot")  # warnings are errors
+        assert written in shown or (number == 1 and written[-20:] in shown), number
+
+
+def test_more_runs_than_colours_begin_again_with_dashed_lines() -> None:
+    history = [{"step": 0, "tokens": 0, "val/loss": 3.0}, {"step": 5, "tokens": 50, "val/loss": 2.0}]
+    n = len(plots.RUN_COLOURS) + 1
+    lines = plots.run_curves({str(i): history for i in range(n)}, "val/loss", "step", "optimizer steps").axes[0].lines
+    assert [line.get_color() for line in lines] == [plots.run_colour(i) for i in range(n)]
+    assert [line.get_linestyle() for line in lines] == [*["-"] * (n - 1), "--"]
+    assert plots.run_colour(n - 1) == plots.run_colour(0)
