@@ -1,11 +1,12 @@
 """Items of a test split or benchmark that occur in training texts, also reworded or in another order."""
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
 
-from instruct_lit.datasets.near_duplicates import jaccard, shingles, words
+from instruct_lit.datasets.near_duplicates import jaccard, plain, shingles, words
 from instruct_lit.optional_imports import load
 
 NGRAM = 13  # words, as in the overlap analysis of GPT-3 (Brown et al. 2020, appendix C)
@@ -44,15 +45,17 @@ class LeakFinder:
         for number, item in enumerate(items):
             found = words(item)
             self._exact[tuple(found)].append(number)
-            if len(found) >= MIN_WORDS:
-                for ngram in _ngrams(found, min(NGRAM, len(found))):
+            # Words of one character, as in Chinese, count half.
+            scale = 2 if sum(map(len, found)) < 1.5 * len(found) else 1
+            if len(found) >= MIN_WORDS * scale:
+                for ngram in _ngrams(found, min(NGRAM * scale, len(found))):
                     self._ngrams[ngram].append(number)
         self._lengths = sorted({len(ngram) for ngram in self._ngrams})
         if near:
             text = load("sklearn.feature_extraction.text", "leaks.near=true", "filters")
             # Hashed, so that an n-gram that no item has counts, as the rarest.
             self._hashing = text.HashingVectorizer(
-                analyzer="char_wb", ngram_range=CHARACTERS, preprocessor=_plain, norm=None, alternate_sign=False
+                analyzer="char_wb", ngram_range=CHARACTERS, preprocessor=_letters, norm=None, alternate_sign=False
             )
             counts = self._hashing.transform([*items, ""])
             self._weights = text.TfidfTransformer(sublinear_tf=True).fit(counts)
@@ -85,8 +88,8 @@ def question(record: Mapping[str, Any]) -> str:
     return "\n".join((*before, record["instruction"], record.get("input") or ""))
 
 
-def _plain(text: str) -> str:
-    return " ".join(words(text))
+def _letters(text: str) -> str:
+    return re.sub(r"[\W_]+", " ", plain(text)).strip() or " ".join(text.strip())
 
 
 def _ngrams(found: Sequence[str], n: int) -> list[tuple[str, ...]]:

@@ -1,10 +1,12 @@
 """Near-duplicate texts: MinHash and locality-sensitive hashing (Broder 1997) through datasketch."""
 
 import re
+import unicodedata
 from collections.abc import Collection, Iterable
 from typing import Any
 
 import numpy as np
+import regex
 
 from instruct_lit.errors import ConfigError
 from instruct_lit.optional_imports import load
@@ -12,11 +14,21 @@ from instruct_lit.optional_imports import load
 THRESHOLD = 0.8  # Jaccard similarity from which two texts are near-duplicates
 SHINGLE = 3  # words
 N_PERMUTATIONS = 128  # of a signature; the estimate of a similarity has a standard error of about 0.04
+# Scripts without spaces between words.
+UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
+WORD = regex.compile(rf"[^\W_{UNSPACED}]+|[{UNSPACED}]\p{{M}}*")  # letters and digits; a character of those scripts
+_INVISIBLE = regex.compile(r"\p{Cf}+")  # zero-width spaces and joiners, soft hyphens
 
 
 def words(text: str) -> list[str]:
-    """The words of a text in lower case, without punctuation; of a text without any, its characters."""
-    return re.findall(r"\w+", text.lower()) or list(text.strip())
+    """The words of a text as `plain` writes it; its characters in scripts without spaces, and where there are none."""
+    ascii_words = re.findall(r"[^\W_]+", text.lower()) if text.isascii() else None  # five times as fast
+    return ascii_words or WORD.findall(plain(text)) or list(text.strip())
+
+
+def plain(text: str) -> str:
+    """The text in one case and one form of Unicode, whichever it was typed in, without invisible characters."""
+    return _INVISIBLE.sub("", unicodedata.normalize("NFKC", text)).casefold()
 
 
 class NearDuplicateIndex:
@@ -57,7 +69,7 @@ class NearDuplicateIndex:
 
 
 def shingles(text: str) -> set[str]:
-    """Every run of three words in lower case; a shorter text is one shingle."""
+    """Every run of three words; a shorter text is one shingle."""
     found = words(text)
     return {" ".join(found[i : i + SHINGLE]) for i in range(max(1, len(found) - SHINGLE + 1))}
 

@@ -15,6 +15,7 @@ from typing import Any
 import regex
 
 from instruct_lit.core.generation.responses import exact
+from instruct_lit.datasets.near_duplicates import UNSPACED, WORD
 from instruct_lit.errors import ConfigError
 from instruct_lit.evaluation import answer_parts, checks
 from instruct_lit.evaluation.statistics import Interval, interval
@@ -23,11 +24,7 @@ from instruct_lit.optional_imports import load
 Row = Mapping[str, Any]
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
-_UNSPACED = (
-    r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"  # scripts without spaces between words
-)
-_WORD = regex.compile(rf"[{_UNSPACED}]\p{{M}}*|[^\s{_UNSPACED}]+")
-_LETTERS = regex.compile(rf"[{_UNSPACED}]\p{{M}}*|[^\W_{_UNSPACED}]+")
+_WORD = regex.compile(rf"[{UNSPACED}]\p{{M}}*|[^\s{UNSPACED}]+")
 
 
 def normalised(text: str) -> str:
@@ -63,7 +60,7 @@ def rouge_l(row: Row) -> float:
 
     The sequence is counted a bit a word (Hyyrö 2004): a table of all pairs of words takes seconds for a thousand each.
     """
-    found, reference = (_LETTERS.findall(row[field].lower()) for field in ("response", "output"))
+    found, reference = (WORD.findall(row[field].lower()) for field in ("response", "output"))
     places: Counter[str] = Counter()
     for i, word in enumerate(reference):
         places[word] |= 1 << i

@@ -1,6 +1,7 @@
 """Near-duplicates: found where the shingles say so, grouped over chains."""
 
 import sys
+import unicodedata
 
 import numpy as np
 import pytest
@@ -13,6 +14,16 @@ def test_shingles_by_hand() -> None:
     assert words("It's a Dog!") == ["it", "s", "a", "dog"]
     assert shingles("a b c d") == {"a b c", "b c d"}
     assert shingles("A, b.") == {"a b"} and words("?!") == ["?", "!"]
+
+
+def test_words_are_the_same_however_a_text_was_typed() -> None:
+    text = "Straße, naïve 日本の ガギグ"
+    wanted = ["strasse", "naïve", "日", "本", "の", "ガ", "ギ", "グ"]
+    assert words(text) == wanted and words(text.upper()) == wanted
+    assert words(unicodedata.normalize("NFD", text)) == wanted
+    assert words("\u200b".join("\ufeffnaïve")) == ["naïve"] and words("na\u00adive") == ["naive"]  # invisible
+    assert words("ＡＢＣ１２") == ["abc12"] and words("hindi हिन्दी_x") == ["hindi", "हिन्दी", "x"]
+    assert shingles("我喜欢吃苹果") == {"我 喜 欢", "喜 欢 吃", "欢 吃 苹", "吃 苹 果"}
 
 
 def test_jaccard_by_hand() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import unicodedata
 from collections import Counter
 from pathlib import Path
 
@@ -34,6 +35,21 @@ def test_thirteen_words_of_a_longer_text() -> None:
     assert [(leak.item, leak.train, leak.kind) for leak in found] == [(0, 1, "ngram")]
     twelve = "Summarise: " + " ".join(LONG.split()[2:14])
     assert find_leaks([LONG], [twelve], near=False) == []
+
+
+def test_the_form_of_unicode_does_not_matter() -> None:
+    item = "Café naïve résumé: explain each of these words."
+    for written in (unicodedata.normalize("NFD", item), "\u200b".join(item), item.replace("a", "a\u00ad")):
+        assert [leak.kind for leak in find_leaks([written], [item], near=False)] == ["exact"], written
+
+
+@pytest.mark.parametrize("item", ["把下面的句子翻译成英语：我喜欢吃苹果。", "日本で一番高い山は何ですか教えてください"])
+def test_a_text_without_spaces_is_found_in_a_longer_one(item: str) -> None:
+    found = find_leaks([f"现在请你完成一个任务。{item}谢谢你！"], [item, "写一首短诗"], near=False)
+    assert [(leak.item, leak.kind) for leak in found] == [(0, "ngram")]
+    assert (
+        find_leaks([f"现在{item[:9]}把句子写成两行，谢谢你！"], [item], near=False) == []
+    )  # two characters count as a word
 
 
 def test_a_short_item_is_found_whole_in_a_longer_text() -> None:
