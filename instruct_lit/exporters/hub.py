@@ -1,9 +1,10 @@
 """Upload to the Hugging Face hub."""
 
-import sys
+import shlex
 from pathlib import Path
 
 from instruct_lit.errors import ConfigError
+from instruct_lit.evaluation.judging.response_judge import confirmed
 
 
 def push(folder: Path, repo: str, private: bool, verified: bool) -> str:
@@ -18,7 +19,7 @@ def push(folder: Path, repo: str, private: bool, verified: bool) -> str:
     if not verified:
         raise ConfigError(f"push_to_hub={repo}: not uploaded, since no program has verified {folder}; see verify")
     print(f"{repo} will get everything in {folder} ({'private' if private else 'PUBLIC'})", flush=True)
-    if not sys.stdin.isatty() or input("upload it? [y/N] ").strip().lower() not in ("y", "yes"):
+    if not confirmed("upload it?"):
         raise ConfigError(f"push_to_hub={repo}: not uploaded, since nobody said yes; {folder} is complete")
     try:
         ModelCard.load(folder / "README.md").validate()
@@ -28,10 +29,12 @@ def push(folder: Path, repo: str, private: bool, verified: bool) -> str:
         if not (private and is_public):
             return str(api.upload_folder(repo_id=repo, folder_path=folder))
     except Exception as error:  # the hub's client lets errors of its HTTP library through
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:100]}"
-        raise ConfigError(
-            f"push_to_hub={repo}: not uploaded ({reason}); log in with 'hf auth login' and upload {folder}"
-        ) from error
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        said = " ".join((getattr(error, "server_message", None) or str(error)).split())[:100]
+        first = "log in with 'hf auth login', then" if status in (401, 403, 404) else "later:"
+        command = f"hf upload {repo} {shlex.quote(str(folder))} . --{'private' if private else 'no-private'}"
+        reason = f"{type(error).__name__}: {said}" if status is None else f"status {status}: {said}"
+        raise ConfigError(f"push_to_hub={repo}: not uploaded ({reason}); {first} {command}") from error
     raise ConfigError(
         f"push_to_hub={repo}: not uploaded, since it exists and is public; give private=false, or another name"
     )

@@ -162,8 +162,27 @@ def test_the_folder_is_uploaded_to_a_private_repository_after_a_yes(
     ):
         push(tmp_path, "me/x", True, verified=True)
     assert Hub.files == {} and "me/x" in push(tmp_path, "me/x", False, verified=True) and Hub.files == contents
-    monkeypatch.setattr(Hub, "status", 403)
-    with pytest.raises(ConfigError, match=r"push_to_hub=me/x: not uploaded \(\w+: .*log in with 'hf auth login'"):
+    for status, first in (
+        (401, "log in with 'hf auth login', then"),
+        (409, "later:"),
+        (429, "later:"),
+        (500, "later:"),
+    ):
+        monkeypatch.setattr(Hub, "status", status)
+        with pytest.raises(ConfigError) as caught:
+            push(tmp_path, "me/x", True, verified=True)
+        reason = f"push_to_hub=me/x: not uploaded (status {status}: "
+        assert str(caught.value).startswith(reason), caught.value
+        assert str(caught.value).endswith(f"); {first} hf upload me/x {tmp_path} . --private")
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(ConfigError, match=r"not uploaded \(ConnectError: .*\); later: hf upload me/x .* --private"):
         push(tmp_path, "me/x", True, verified=True)
+    monkeypatch.setattr("builtins.input", no_answer)
+    with pytest.raises(ConfigError, match=r"since nobody said yes"):
+        push(tmp_path, "me/x", True, verified=True)  # Ctrl-D
     server.shutdown()
     server.server_close()
+
+
+def no_answer(question: str) -> str:
+    raise EOFError

@@ -143,7 +143,7 @@ def ask_judge(judge: Judge, prompt: JudgePrompt, questions: Sequence[str]) -> li
     tokenizer = GPT2Tokenizer()
     estimate = judge.estimate(prompt.verdict, questions, lambda text: len(tokenizer.encode(text)))
     print(f"judge {judge.endpoint.model}: {estimate}", flush=True)
-    if judge.must_be_confirmed and estimate.n_left and not _confirmed():
+    if judge.must_be_confirmed and estimate.n_left and not confirmed("ask it?"):
         raise ConfigError(
             "judge.confirmed=false: nothing was asked, since this judge costs money; see the estimate and give "
             "judge.confirmed=true, or judge.paid=false for a server of your own"
@@ -152,9 +152,9 @@ def ask_judge(judge: Judge, prompt: JudgePrompt, questions: Sequence[str]) -> li
         return judge.ask(prompt, questions, bar.update)
 
 
-def _confirmed() -> bool:
+def confirmed(question: str) -> bool:
     """Whether a person at the terminal confirms."""
     try:
-        return sys.stdin.isatty() and input("ask it? [y/N] ").strip().lower() in ("y", "yes")
+        return sys.stdin.isatty() and input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
     except EOFError:  # Ctrl-D
         return False
