@@ -6,6 +6,7 @@ its own.
 """
 
 import importlib.util
+import re
 import shutil
 import subprocess
 import sys
@@ -79,9 +80,9 @@ def _run(command: list[str], what: str) -> None:
         last = next(
             (line for line in reversed(ended.stderr.splitlines()) if line.strip() and "%|" not in line), "no message"
         )
-        raise ConfigError(
-            f"{what} ended with status {ended.returncode}: {last.strip()}; try another precision or to=hf"
-        )
+        missing = re.match(r"ModuleNotFoundError: No module named '(\w+)", last)
+        remedy = f"pip install {missing[1]}" if missing else "try another precision or to=hf"
+        raise ConfigError(f"{what} ended with status {ended.returncode}: {last.strip()}; {remedy}")
 
 
 def main() -> None:

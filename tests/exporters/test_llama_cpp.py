@@ -141,6 +141,10 @@ def test_llama_cpp_adds_the_adapter(tmp_path: Path) -> None:
 def test_a_failing_program_is_reported_with_its_last_line(tmp_path: Path, checkout: Path) -> None:
     with pytest.raises(ConfigError, match=r"convert_hf_to_gguf of llama.cpp ended with status 1: this architecture is"):
         convert(tmp_path, tmp_path / "m.gguf", "bf16", "n", str(checkout))
+    (checkout / "convert_hf_to_gguf.py").write_text("import sentences_of_nobody.parts")
+    missing = r"No module named 'sentences_of_nobody'; pip install sentences_of_nobody$"
+    with pytest.raises(ConfigError, match=missing):
+        convert(tmp_path, tmp_path / "m.gguf", "bf16", "n", str(checkout))
     (tmp_path / "f32").write_text("x")
     with pytest.raises(ConfigError, match=r"precision=q5_k_m: llama-quantize ended with status 1: "):
         quantize(tmp_path / "nothing", tmp_path / "m", "q5_k_m", str(checkout))

@@ -14,7 +14,6 @@ from instruct_lit.core.jinja_environments import compile_text, failure
 from instruct_lit.errors import TemplateError
 from instruct_lit.evaluation.answer_parts import final_text
 
-_NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 # A bare number, perhaps with a label and the end of the scale; a number within a sentence may mean anything else.
 _PLAIN = re.compile(
     r"[^\w{]*?(?:(?:score|rating|grade)\W*?)?(-?\d+(?:\.\d+)?)(?:\s*(?:/|out of)\s*(\d+))?\W*", re.IGNORECASE
@@ -77,16 +76,13 @@ class Score(Verdict):
         return {"type": "integer", "minimum": self.low, "maximum": self.high}
 
     def read(self, reply: str) -> float | None:
-        """The score in a reply, as JSON or a bare number; None for anything else and for a score out of range."""
+        """The score in a reply, a bare number or one in JSON; None for anything else and for a score out of range."""
         reply = final_text(reply)
         found = _json(reply)
-        if found is not None:
-            text = str(found.get("score")).strip()
-        elif (plain := _PLAIN.fullmatch(reply)) and float(plain[2] or self.high) == self.high:
-            text = plain[1]
-        else:
+        plain = _PLAIN.fullmatch(reply if found is None else str(found.get("score")))
+        if plain is None or float(plain[2] or self.high) != self.high:
             return None
-        return float(text) if _NUMBER.fullmatch(text) and self.low <= float(text) <= self.high else None
+        return float(plain[1]) if self.low <= float(plain[1]) <= self.high else None
 
 
 @dataclass(frozen=True)
