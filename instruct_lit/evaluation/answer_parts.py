@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from instruct_lit.evaluation.checks import words
+
 Row = Mapping[str, Any]
 OPEN, CLOSE, CALL, END_CALL = "<think>", "</think>", "<tool_call>", "</tool_call>"
 _TAG = re.compile(f"{OPEN}|{CLOSE}|{CALL}")
@@ -125,7 +127,7 @@ def uses_tools(row: Row) -> bool:
 
 def thought_words(row: Row) -> float:
     """Words of the thoughts."""
-    return float(len((parts_of(row["response"]).thoughts or "").split()))
+    return float(len(words(parts_of(row["response"]).thoughts or "")))
 
 
 def thoughts_closed(row: Row) -> float:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from instruct_lit.errors import ConfigError
+from instruct_lit.evaluation.checks import words
 from instruct_lit.evaluation.metrics import BEYOND_SHARES, Row
 from instruct_lit.evaluation.statistics import Interval, interval
 
@@ -18,7 +19,7 @@ def category(row: Row, field: str) -> str:
     if field == "input":
         return "with input" if row.get("input") else "without input"
     if field == "length":
-        place = bisect_left(LENGTHS, len(row["output"].split()))
+        place = bisect_left(LENGTHS, len(words(row["output"])))
         low = LENGTHS[place - 1] + 1 if place else 0
         return f"{low} to {LENGTHS[place]} words" if place < len(LENGTHS) else f"over {LENGTHS[-1]} words"
     value = row.get(field)

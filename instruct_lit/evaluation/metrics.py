@@ -12,29 +12,22 @@ from functools import cache
 from itertools import pairwise
 from typing import Any
 
-import regex
-
 from instruct_lit.core.generation.responses import exact
-from instruct_lit.datasets.near_duplicates import UNSPACED, WORD
+from instruct_lit.datasets.near_duplicates import WORD
 from instruct_lit.errors import ConfigError
 from instruct_lit.evaluation import answer_parts, checks
+from instruct_lit.evaluation.checks import words
 from instruct_lit.evaluation.statistics import Interval, interval
 from instruct_lit.optional_imports import load
 
 Row = Mapping[str, Any]
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
-_WORD = regex.compile(rf"[{UNSPACED}]\p{{M}}*|[^\s{UNSPACED}]+")
 
 
 def normalised(text: str) -> str:
     """Lower case without punctuation, articles and repeated white space, as in SQuAD."""
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
-
-
-def words(text: str) -> list[str]:
-    """The words between white space; of scripts without spaces, such as Chinese, the characters."""
-    return _WORD.findall(text)
 
 
 def exact_match_normalised(row: Row) -> float:

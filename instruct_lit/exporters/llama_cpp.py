@@ -77,12 +77,11 @@ def _quantizer(checkout: str | None) -> list[str]:
 def _run(command: list[str], what: str) -> None:
     ended = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
     if ended.returncode != 0:
-        last = next(
-            (line for line in reversed(ended.stderr.splitlines()) if line.strip() and "%|" not in line), "no message"
-        )
+        lines = [line.strip() for line in ended.stderr.splitlines() if line.strip() and "%|" not in line]
+        last = lines[-1] if lines else "no message"
         missing = re.match(r"ModuleNotFoundError: No module named '(\w+)", last)
         remedy = f"pip install {missing[1]}" if missing else "try another precision or to=hf"
-        raise ConfigError(f"{what} ended with status {ended.returncode}: {last.strip()}; {remedy}")
+        raise ConfigError(f"{what} ended with status {ended.returncode}: {last}; {remedy}")
 
 
 def main() -> None:

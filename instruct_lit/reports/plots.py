@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -73,11 +74,6 @@ def svg(figure: Figure, name: str, lines: Sequence[TrialLine] = ()) -> str:
 def rank_colours(n: int) -> list[str]:
     """A colour for each of `n` ranks, from blue for the best to orange for the worst."""
     return [to_hex(_RANKS(rank / max(1, n - 1))) for rank in range(n)]
-
-
-def run_colour(number: int) -> str:
-    """The colour of a run among others; those beyond the last colour begin again."""
-    return RUN_COLOURS[number % len(RUN_COLOURS)]
 
 
 def loss_curves(history: Sequence[Mapping[str, Any]], best_step: int | None, train: str = "training") -> Figure:
@@ -153,10 +149,10 @@ def trial_curves(lines: Sequence[TrialLine], metric: str = "val/loss") -> Figure
 def run_curves(histories: Mapping[str, Sequence[Mapping[str, Any]]], metric: str, x: str, x_label: str) -> Figure:
     """A validation metric of each run, by name, over the column `x` of its history."""
     figure, axes = _figure(f"{metric} over {x_label}", x_label, f"{metric} (nats per token)", 3.8)
-    for number, (name, history) in enumerate(histories.items()):
-        style = "--" if number // len(RUN_COLOURS) % 2 else "-"  # of every second round of the colours
+    styles = cycle((style, colour) for style in ("o-", "o--") for colour in RUN_COLOURS)
+    for (style, colour), (name, history) in zip(styles, histories.items(), strict=False):
         if points := _points(history, metric, x):
-            axes.plot(*zip(*points, strict=True), f"o{style}", color=run_colour(number), ms=3, label=_name(name))
+            axes.plot(*zip(*points, strict=True), style, color=colour, markersize=3, label=_name(name))
     _counts(axes.xaxis)
     _legend(axes)
     return figure

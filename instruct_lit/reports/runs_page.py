@@ -1,6 +1,7 @@
 """Any runs side by side: what differs in their configurations, curves, metrics, paired differences, and responses."""
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ def write_runs_page(
         path,
         "runs.html.jinja",
         runs={name: str(run) for name, run in runs.items()},
-        colours={name: plots.CSS.get(c := plots.run_colour(number), c) for number, name in enumerate(runs)},
+        colours={n: plots.CSS.get(colour, colour) for n, colour in zip(runs, cycle(plots.RUN_COLOURS), strict=False)},
         incomparable=incomparable,
         differing=differing(configurations),
         metrics={name: [of_run.get(name) for of_run in metrics] for name in names},

@@ -1,5 +1,6 @@
 """Sample answers in the loggers while a model trains."""
 
+from textwrap import indent
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
@@ -36,19 +37,8 @@ class SampleAnswers(Callback):
         answers = self._engine.generate([store[i].prompt_ids for i in chosen], self.settings)
         for number, (index, answer) in enumerate(zip(chosen, answers, strict=True)):
             example = store.example(index)
-            text = "\n\n".join(
-                f"**{title}**\n\n{_quoted(body)}"
-                for title, body in (
-                    ("Instruction", example.instruction),
-                    ("Input", example.input),
-                    ("Expected", example.output),
-                    ("Answer", answer.text),
-                )
-                if body
-            )
+            parts = {"Instruction": example.instruction, "Input": example.input, "Expected": example.output}
+            parts["Answer"] = answer.text
+            text = "\n\n".join(f"**{title}**\n\n{indent(body, '    ')}" for title, body in parts.items() if body)
             for logger in loggers:
                 log_text(logger, f"answers/{number}", text, trainer.global_step)
-
-
-def _quoted(text: str) -> str:
-    return "\n".join(f"    {line}" for line in text.splitlines())

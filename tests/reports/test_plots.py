@@ -109,6 +109,5 @@ def test_more_runs_than_colours_begin_again_with_dashed_lines() -> None:
     history = [{"step": 0, "tokens": 0, "val/loss": 3.0}, {"step": 5, "tokens": 50, "val/loss": 2.0}]
     n = len(plots.RUN_COLOURS) + 1
     lines = plots.run_curves({str(i): history for i in range(n)}, "val/loss", "step", "optimizer steps").axes[0].lines
-    assert [line.get_color() for line in lines] == [plots.run_colour(i) for i in range(n)]
+    assert [line.get_color() for line in lines] == [*plots.RUN_COLOURS, plots.RUN_COLOURS[0]]
     assert [line.get_linestyle() for line in lines] == [*["-"] * (n - 1), "--"]
-    assert plots.run_colour(n - 1) == plots.run_colour(0)

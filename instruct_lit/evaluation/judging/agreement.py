@@ -31,11 +31,8 @@ def agreement(
     found |= {"mean": float(a.mean()), "mean_of_the_other": float(b.mean()), "mean_difference": float((a - b).mean())}
     if len(set(a)) < 2 or len(set(b)) < 2:
         return found | coefficients
-    found |= {
-        "pearson": float(stats.pearsonr(a, b).statistic),
-        "spearman": float(stats.spearmanr(a, b).statistic),
-        "kendall": float(stats.kendalltau(a, b).statistic),
-    }
+    for name, test in (("pearson", stats.pearsonr), ("spearman", stats.spearmanr), ("kendall", stats.kendalltau)):
+        found[name] = float(test(a, b).statistic)
     levels = [np.minimum((x - low) / (high - low) * N_LEVELS, N_LEVELS - 1).astype(int) for x in (a, b)]
     for name, weights in (("kappa", None), ("kappa_quadratic", "quadratic")):
         is_defined = len({*levels[0], *levels[1]}) > 1
