@@ -45,8 +45,7 @@ class LeakFinder:
         for number, item in enumerate(items):
             found = words(item)
             self._exact[tuple(found)].append(number)
-            # Words of one character, as in Chinese, count half.
-            scale = 2 if sum(map(len, found)) < 1.5 * len(found) else 1
+            scale = 2 if sum(map(len, found)) < 1.5 * len(found) else 1  # Chinese: two characters are a word
             if len(found) >= MIN_WORDS * scale:
                 for ngram in _ngrams(found, min(NGRAM * scale, len(found))):
                     self._ngrams[ngram].append(number)

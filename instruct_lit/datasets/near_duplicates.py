@@ -14,9 +14,8 @@ from instruct_lit.optional_imports import load
 THRESHOLD = 0.8  # Jaccard similarity from which two texts are near-duplicates
 SHINGLE = 3  # words
 N_PERMUTATIONS = 128  # of a signature; the estimate of a similarity has a standard error of about 0.04
-# Scripts without spaces between words.
 UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
-WORD = regex.compile(rf"[^\W_{UNSPACED}]+|[{UNSPACED}]\p{{M}}*")  # letters and digits; a character of those scripts
+WORD = regex.compile(rf"[^\W_{UNSPACED}]+|[{UNSPACED}]\p{{M}}*")  # a character in scripts without spaces
 _INVISIBLE = regex.compile(r"\p{Cf}+")  # zero-width spaces and joiners, soft hyphens
 
 

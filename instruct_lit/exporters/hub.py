@@ -25,8 +25,7 @@ def push(folder: Path, repo: str, private: bool, verified: bool) -> str:
         ModelCard.load(folder / "README.md").validate()
         api = HfApi()
         api.create_repo(repo, private=private, exist_ok=True)
-        is_public = api.model_info(repo).private is False  # one that existed stays as it is
-        if not (private and is_public):
+        if not private or api.model_info(repo).private is not False:  # one that existed stays as it is
             return str(api.upload_folder(repo_id=repo, folder_path=folder))
     except Exception as error:  # the hub's client lets errors of its HTTP library through
         status = getattr(getattr(error, "response", None), "status_code", None)

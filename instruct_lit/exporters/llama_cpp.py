@@ -78,8 +78,7 @@ def _run(command: list[str], what: str) -> None:
     ended = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
     if ended.returncode != 0:
         lines = [line.strip() for line in ended.stderr.splitlines() if line.strip() and "%|" not in line]
-        last = lines[-1] if lines else "no message"
-        missing = re.match(r"ModuleNotFoundError: No module named '(\w+)", last)
+        missing = re.match(r"ModuleNotFoundError: No module named '(\w+)", last := lines[-1] if lines else "no message")
         remedy = f"pip install {missing[1]}" if missing else "try another precision or to=hf"
         raise ConfigError(f"{what} ended with status {ended.returncode}: {last}; {remedy}")
 

@@ -219,11 +219,8 @@ def write_page(path: Path, evaluation: Mapping[str, Any], rows: Sequence[Row]) -
 
     def quality(row: Row) -> tuple[float, float, float]:
         value = row.get("judge", {}).get("value")
-        return (
-            float("-inf") if value is None else value,
-            sign * row["scores"].get(first, float("inf")),
-            -row.get("loss", 0.0),
-        )
+        judged = float("-inf") if value is None else value
+        return judged, sign * row["scores"].get(first, float("inf")), -row.get("loss", 0.0)
 
     leaks, changes = evaluation.get("leaks"), evaluation.get("changes", ())
     alone = [change for change in changes if "change" not in change]  # the others have a table of their own

@@ -2,28 +2,23 @@
 
 import json
 import math
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from instruct_lit.evaluation.statistics import MIN_N
 
 _UNITS = {"_bytes": "B", "flops_per_s": "FLOP/s", "tokens_per_s": "", "seconds": "s", "_s": "s"}
-
-
-@cache
-def _metrics() -> dict[str, dict[str, Any]]:
-    return json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
+_METRICS: dict[str, dict[str, Any]] = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
 
 
 def meaning(name: str) -> str:
     """What a metric measures, in a few words; empty for an unknown one. A split before the name may be left out."""
-    return next((m["meaning"] for key in (name, name.rpartition("/")[2]) if (m := _metrics().get(key))), "")
+    return next((m["meaning"] for key in (name, name.rpartition("/")[2]) if (m := _METRICS.get(key))), "")
 
 
 def bounds(name: str) -> tuple[float, float]:
     """The least and the greatest value that a metric can have."""
-    low, high = _metrics().get(name.rpartition("/")[2], {}).get("range", (None, None))
+    low, high = _METRICS.get(name.rpartition("/")[2], {}).get("range", (None, None))
     return -math.inf if low is None else float(low), math.inf if high is None else float(high)
 
 

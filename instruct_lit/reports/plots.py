@@ -177,7 +177,7 @@ def parallel_coordinates(
         axes.text(x, 1.06, _name(name), ha="center", color=TEXT, fontweight="bold")
         side = -1 if x == 0 else 1  # no line lies outside of the first and the last axis
         for y, label in ticks:
-            _note(axes, _name(label), (x, y), (6 * side, 0), "right" if x == 0 else "left", "center")
+            _note(axes, _name(label), (x, y), 6 * side, "right" if x == 0 else "left")
     places = list(zip(*heights, strict=True))
     drawn = [TrialLine(l.number, l.colour, list(enumerate(p))) for l, p in zip(lines, places, strict=True)]  # noqa: E741
     _trial_lines(axes, drawn)
@@ -187,11 +187,11 @@ def parallel_coordinates(
 def importance(shares: Mapping[str, float], metric: str) -> Figure:
     """A bar for the share of the metric's variance that each hyper-parameter explains."""
     names = [_name(name) for name in shares]
-    title = f"Importance for {metric}"
-    figure, axes = _figure(title, "share of the variance explained (%)", "", 1.3 + 0.32 * len(names))
+    label = "share of the variance explained (%)"
+    figure, axes = _figure(f"Importance for {metric}", label, "", 1.3 + 0.32 * len(names))
     axes.barh(names, [100 * share for share in shares.values()], color=BLUE, height=0.6)
     for y, share in enumerate(shares.values()):
-        _note(axes, f"{share:.0%}", (100 * share, y), (4, 0), "left", "center")
+        _note(axes, f"{share:.0%}", (100 * share, y), 4, "left")
     axes.set_xlim(0, 108)
     axes.invert_yaxis()
     axes.grid(visible=False, axis="y")
@@ -291,11 +291,10 @@ def _counts(axis: Axis) -> None:
     axis.set_major_formatter("{x:,.0f}")
 
 
-def _note(
-    axes: Axes, text: str, at: tuple[float, float], offset: tuple[float, float], ha: str, va: str = "baseline"
-) -> None:
-    style: dict[str, Any] = {"ha": ha, "va": va, "color": TEXT, "fontsize": 9, "bbox": _BOX}
-    axes.annotate(text, at, xytext=offset, textcoords="offset points", **style)
+def _note(axes: Axes, text: str, at: tuple[float, float], right: float, ha: str) -> None:
+    """A text beside a point, `right` points away."""
+    style: dict[str, Any] = {"ha": ha, "va": "center", "color": TEXT, "fontsize": 9, "bbox": _BOX}
+    axes.annotate(text, at, xytext=(right, 0), textcoords="offset points", **style)
 
 
 def _trial_lines(axes: Axes, lines: Sequence[TrialLine]) -> None:
