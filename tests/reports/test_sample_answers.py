@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from textwrap import indent
 from typing import Any
 
 import pytest
@@ -57,4 +58,4 @@ def test_steps_are_recorded_at_the_first_validation_alone(
     assert answers.n_recorded[0] > 0 and answers.n_recorded == answers.n_recorded[:1] * 4
     assert len(answers.expected) == 12 and len(set(answers.expected)) > 8
     for text, expected in zip(texts, answers.expected, strict=True):
-        assert text.endswith("**Answer**\n\n" + sample_answers._quoted(expected))
+        assert text.endswith("**Answer**\n\n" + indent(expected, "    "))
