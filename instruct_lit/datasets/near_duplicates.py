@@ -15,8 +15,13 @@ THRESHOLD = 0.8  # Jaccard similarity from which two texts are near-duplicates
 SHINGLE = 3  # words
 N_PERMUTATIONS = 128  # of a signature; the estimate of a similarity has a standard error of about 0.04
 UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
-WORD = regex.compile(rf"[^\W_{UNSPACED}]+|[{UNSPACED}]\p{{M}}*")  # a character in scripts without spaces
+WORD = regex.compile(
+    rf"(?V1)[[\w\p{{No}}]--[_{UNSPACED}]]+|[{UNSPACED}]\p{{M}}*"
+)  # a character in scripts without spaces
 _INVISIBLE = regex.compile(r"\p{Cf}+")  # zero-width spaces and joiners, soft hyphens
+_WIDTH = re.compile(
+    "[\uff01-\uffee\u3000]+"
+)  # full and half width; other forms, such as ², have a meaning of their own
 
 
 def words(text: str) -> list[str]:
@@ -26,8 +31,9 @@ def words(text: str) -> list[str]:
 
 
 def plain(text: str) -> str:
-    """The text in one case and one form of Unicode, whichever it was typed in, without invisible characters."""
-    return _INVISIBLE.sub("", unicodedata.normalize("NFKC", text)).casefold()
+    """The text in one case, width and form of Unicode, whichever it was typed in, without invisible characters."""
+    usual = _WIDTH.sub(lambda found: unicodedata.normalize("NFKC", found[0]), text)
+    return _INVISIBLE.sub("", unicodedata.normalize("NFC", usual)).casefold()
 
 
 class NearDuplicateIndex:

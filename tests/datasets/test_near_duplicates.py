@@ -23,6 +23,7 @@ def test_words_are_the_same_however_a_text_was_typed() -> None:
     assert words(unicodedata.normalize("NFD", text)) == wanted
     assert words("\u200b".join("\ufeffnaïve")) == ["naïve"] and words("na\u00adive") == ["naive"]  # invisible
     assert words("ＡＢＣ１２") == ["abc12"] and words("hindi हिन्दी_x") == ["hindi", "हिन्दी", "x"]
+    assert words("What is 2² km, or ½?") == ["what", "is", "2²", "km", "or", "½"]  # not 22
     assert shingles("我喜欢吃苹果") == {"我 喜 欢", "喜 欢 吃", "欢 吃 苹", "吃 苹 果"}
 
 
