@@ -40,6 +40,7 @@ class Endpoint:
     """Replies to messages; `identity` is everything besides the messages that a reply depends on."""
 
     key = "judge"  # the group of the configuration that it comes from, which messages name
+    remedy = "body= changes the fields of a request, such as {max_tokens: null, max_completion_tokens: 1000}"
     model: str
     max_tokens: int | None  # of a reply; None: no limit
     identity: dict[str, Any]

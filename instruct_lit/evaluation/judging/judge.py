@@ -146,11 +146,8 @@ class Judge:
             resume = f"; {len(found)} of {len(unique)} replies are cached, run the same command to resume"
             raise JudgeError(f"{error}{resume if found else ''}") from error
         if unique and all(judgement.refused for judgement in found.values()):
-            key = self.endpoint.key
-            raise JudgeError(
-                f"the {key} refuses every question: {found[unique[0]].refused}; {key}.body= changes the fields of a "
-                "request, such as {max_tokens: null, max_completion_tokens: 1000}"
-            )
+            key, reason = self.endpoint.key, found[unique[0]].refused
+            raise JudgeError(f"the {key} refuses every question: {reason}; {key}.{self.endpoint.remedy}")
         return [found[question] for question in questions]
 
     def usage(self) -> dict[str, Any]:

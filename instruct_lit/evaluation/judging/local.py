@@ -38,6 +38,8 @@ class LocalEndpoint(Endpoint):
     Raises: ConfigError when the model cannot be opened or has no chat template.
     """
 
+    remedy = "max_tokens= bounds the reply; or give judge.model a model with a longer context"
+
     def __init__(
         self, model: str, gguf_file: str | None = None, *, max_tokens: int = 256, constrained: bool = True
     ) -> None:

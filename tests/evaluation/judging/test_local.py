@@ -17,7 +17,7 @@ from instruct_lit.core.data.tokenizer import GPT2Tokenizer
 from instruct_lit.core.model.gpt import GPT, GPTConfig
 from instruct_lit.errors import ConfigError
 from instruct_lit.evaluation.answer_cache import AnswerCache
-from instruct_lit.evaluation.judging.endpoints import Refused
+from instruct_lit.evaluation.judging.endpoints import JudgeError, Refused
 from instruct_lit.evaluation.judging.judge import Judge
 from instruct_lit.evaluation.judging.local import LocalEndpoint, OneOf
 from instruct_lit.evaluation.judging.prompt import Choice, JudgePrompt, Score
@@ -88,10 +88,16 @@ def test_control_tokens_in_an_answer_are_text(folder: Path) -> None:
     assert endpoint.tokenizer.eot_id not in ids and "a<|endoftext|>b" in endpoint.tokenizer.decode(ids)
 
 
-def test_a_question_longer_than_the_context_is_refused(folder: Path) -> None:
+def test_a_question_longer_than_the_context_is_refused(folder: Path, tmp_path: Path) -> None:
     endpoint = LocalEndpoint(str(folder), max_tokens=16)
     with pytest.raises(Refused, match="tokens and 16 of reply do not fit into 128"):
         asyncio.run(endpoint.ask([{"role": "user", "content": "word " * 200}], Score()))
+    prompt = JudgePrompt("long", "word " * 200 + "{{ response }} {{ request }}", Score(), ("response",))
+    message = r"the judge refuses every question: 2\d\d tokens and 16 .*; judge\.max_tokens= bounds the reply; or give"
+    with pytest.raises(JudgeError, match=message):
+        Judge(endpoint, AnswerCache(tmp_path / "r.jsonl"), n_concurrent=1).ask(
+            prompt, [prompt.render({"response": "x"})]
+        )
 
 
 def test_a_model_that_cannot_judge_is_refused(folder: Path, tmp_path: Path) -> None:
