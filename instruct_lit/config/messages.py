@@ -247,9 +247,8 @@ def explain(error: Exception, command: str) -> str:
     full_key = re.search(r"full_key: (\S+)", str(cause or error)) or re.search(r"override '?([\w.@/]+)", str(error))
     if match and full_key:
         nearest = _nearest(full_key.group(1).rpartition(".")[0], match.group(1), command)
-        if (
-            "did you mean" in nearest or "another choice" in nearest or re.search(r"not in '\w+Config'", message)
-        ):  # a new key would be refused
+        # a new key would be refused
+        if re.search("did you mean| belongs to |: _target_", nearest) or re.search(r"not in '\w+Config'", message):
             message = re.sub(r"\n  To append to your config use .*", "", message)
         message += nearest
     return message
@@ -275,17 +274,23 @@ def warn_of_repeated_keys(arguments: Sequence[str]) -> None:
 
 def _nearest(parent: str, key: str, command: str) -> str:
     """Lines with the nearest key: beside the wrong one, otherwise anywhere in the tree, the most used ones first."""
+    from instruct_lit.config.compose import CONF, choices_of
     from instruct_lit.config.help import MOST_USED
 
     if key in ("seeds", "n_seeds"):
         return "\n  did you mean sweep=seeds? The seeds are those of seed=1,2,3"
-    known = sorted(known_keys(command), key=lambda name: name not in MOST_USED[command].split())
     prefix = f"{parent}." if parent else ""
+    full, of_hydra = f"{prefix}{key}", prefix.startswith("hydra.")
+    known = known_keys(command, with_hydra=of_hydra)
+    known.sort(key=lambda name: name not in MOST_USED[command].split())
     beside = list(dict.fromkeys(k.removeprefix(prefix).split(".")[0] for k in known if k.startswith(prefix)))
-    if f"{prefix}{key}" in known_keys(command, ()):  # with the default choice of its group
-        return f"\n  {prefix}{key} belongs to another choice of {prefix.partition('.')[0]}=…; leave it out"
+    for group in (full.partition(".")[0], "sweep", "launcher"):
+        for name in choices_of(group):
+            is_in_file = key in (CONF / group / f"{name}.yaml").read_text(encoding="utf-8")
+            if is_in_file and full in known_keys(command, (f"{group}={name}",), of_hydra):
+                return f"\n  {full} belongs to {group}={name}; choose that, or leave {full} out"
     near = [f"{prefix}{name}" for name in difflib.get_close_matches(key, beside, n=1)]
-    near = near or _known_elsewhere(f"{prefix}{key}", command)
+    near = near or [name for name in _known_elsewhere(full, command) if name != parent]
     lines = f"\n  did you mean {near[0]}?" if near else ""
     if beside:
         lines += f"\n  allowed{f' in {parent}' if parent else ''}: {', '.join(beside)}"
@@ -303,13 +308,13 @@ def _known_elsewhere(key: str, command: str) -> list[str]:
     return named[:1] or difflib.get_close_matches(key, known, n=1)
 
 
-def known_keys(command: str, arguments: Sequence[str] | None = None) -> list[str]:
+def known_keys(command: str, arguments: Sequence[str] | None = None, with_hydra: bool = False) -> list[str]:
     """Every key of a command's configuration with the choices of its arguments, the groups before their keys."""
     from instruct_lit.config.compose import choices_of, composed, nodes_of
 
     given = [text.partition("=") for text in (sys.argv[1:] if arguments is None else arguments)]
     for choices in ([f"{group}={name}" for group, _, name in given if name in choices_of(group)], []):
         with suppress(HydraException, OmegaConfBaseException, ValueError):
-            nodes = nodes_of(OmegaConf.to_container(composed(command, choices)))
+            nodes = nodes_of(OmegaConf.to_container(composed(command, choices, with_hydra)))
             return list(dict.fromkeys(key for key, _ in nodes if key))
     return []

@@ -10,6 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.loggers import CSVLogger
+
 from instruct_lit.config.model_builders import base_of, n_trained
 from instruct_lit.config.satellites import has_satellite
 from instruct_lit.core.bundle import OURS, save_bundle
@@ -61,6 +64,9 @@ class Preflight(RunHook):
 
                 log_configuration(logger, self.configuration)
             logger.log_metrics({"epoch": 0.0}, step=0)
+            if isinstance(logger, CSVLogger):  # its file is written now, and begins with the first row of the run
+                logger.save()
+                Path(logger.experiment.metrics_file_path).unlink()
 
 
 def remove_unfinished(folder: Path) -> None:
@@ -76,16 +82,19 @@ def check_room(run: Run) -> None:
 
     Of a run that resumes in its own folder the checkpoints are there already.
     """
-    config, trained = cast(Any, run.parts).config, n_trained(run.model)
-    whole = trained * (4 + MOMENTS.get(config.optimizer["_target_"].rpartition(".")[2], 0))
+    config, trained, trainer = cast(Any, run.parts).config, n_trained(run.model), cast(Any, run.trainer)
+    averages = any(isinstance(callback, WeightAveraging) for callback in trainer.callbacks)
+    per_weight = 4 * (2 if averages else 1) + MOMENTS.get(config.optimizer["_target_"].rpartition(".")[2], 0)
+    once = trainer.max_epochs == 1 and str(trainer.val_check_interval) == "1.0"  # a validation, and then the end
     dtype = DTYPES.get(config.bundle_dtype, run.model.base_dtype)
     kept, writing = 0, dtype.itemsize * (run.model.n_parameters if config.adapter.merge else trained)  # the bundle
-    saving = run.trainer.checkpoint_callbacks if run.settings.fit else []
+    saving = trainer.checkpoint_callbacks if run.settings.fit else []
     for callback in saving:
         weights_only, top_k = getattr(callback, "save_weights_only", False), getattr(callback, "save_top_k", 1)
-        size = 0 if top_k == 0 else 4 * trained if weights_only else whole
-        kept += size * max(top_k, 1 if weights_only else 2)  # whole ones with the previous one
-        writing = max(writing, size)
+        size = trained * (0 if top_k == 0 else 4 if weights_only else per_weight)
+        several = not once or getattr(callback, "every_n_steps", None) is not None
+        kept += size * (max(top_k, 1 if weights_only else 2) if several else 1)  # whole ones with the previous one
+        writing = max(writing, size if several else 0)
     there = sum(path.stat().st_size for path in (run.run_dir / LAST.parent).rglob("*") if path.is_file())
     free, n_bytes = shutil.disk_usage(run.run_dir).free, kept - min(kept, there) + writing
     if free < n_bytes:

@@ -94,6 +94,7 @@ def identity_of(config: DictConfig) -> dict[str, str]:
         "seed": str(config.seed),  # the states of the random generators
         "optimizer": str(config.optimizer.get("_target_")),  # the moments
         "best checkpoint": f"{best.get('mode')} of {best.get('monitor')}",  # the best value so far
+        "adapter.alpha": str(config.adapter.alpha),  # the scale of the updates
         "weight averaging": str([t for t in targets if t.endswith("WeightAveraging")]),  # the average
     }
 

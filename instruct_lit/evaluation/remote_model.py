@@ -1,7 +1,6 @@
 """A model behind an OpenAI-compatible API (vLLM, llama.cpp, Ollama, hosted): responses and log-probabilities."""
 
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -114,9 +113,7 @@ class RemoteModel:
     def _ask(self, bodies: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         prompt = JudgePrompt("endpoint", "", AnyText(), ())
         questions = [json.dumps(body) for body in bodies]
-        with tqdm(
-            total=len(set(questions)), desc=f"{self.label} at its endpoint", unit="request", file=sys.stdout
-        ) as bar:
+        with tqdm(total=len(set(questions)), desc=f"{self.label} at its endpoint", unit="request") as bar:
             found = self.judge.ask(prompt, questions, bar.update)
         refused = next((judgement.refused for judgement in found if judgement.refused), None)
         if refused is not None:

@@ -70,4 +70,7 @@ def show(content: Any) -> None:
     """Print a table or a line; square brackets are no markup, and a long line is not cut."""
     from rich.console import Console
 
-    Console(file=results).print(content, highlight=False, soft_wrap=isinstance(content, str), markup=False)
+    console = Console(file=results)
+    with console.capture() as printed:
+        console.print(content, highlight=False, soft_wrap=isinstance(content, str), markup=False)
+    print("\n".join(line.rstrip(" ") for line in printed.get().split("\n")), end="", file=results)

@@ -11,7 +11,7 @@ from instruct_lit.core.data.datamodule import InstructionData
 from instruct_lit.core.model.causal import CausalLM
 from instruct_lit.errors import CheckpointError
 
-LATER = ("seed", "optimizer", "best checkpoint", "weight averaging")  # parts of an identity that old checkpoints lack
+LATER = ("seed", "optimizer", "best checkpoint", "adapter.alpha", "weight averaging")  # which old checkpoints lack
 
 
 def identity_of(model: CausalLM, data: InstructionData, trainer: Trainer) -> dict[str, str]:

@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from instruct_lit.core.data.datamodule import InstructionData
 from instruct_lit.core.training.checkpoints import LAST, read_checkpoint
 from instruct_lit.core.training.early_stopping import is_finished
 from instruct_lit.core.training.history import History
@@ -55,19 +56,24 @@ class Resumption(RunHook):
             if run.trainer.is_global_zero:
                 print(f"resumes after step {checkpoint['global_step']}: {run.checkpoint}", flush=True)
         elif run.checkpoint is not None and run.trainer.is_global_zero:
-            self._warn_of_others(run.checkpoint)
+            self._warn_of_others(run.checkpoint, run.data)
 
-    def _warn_of_others(self, path: Path) -> None:
-        """Warn where weights that are only tested were trained with another template, tokenizer or base."""
+    def _warn_of_others(self, path: Path, data: InstructionData) -> None:
+        """Warn where weights that are only tested were trained with another template or base, or on these examples."""
         saved: dict[str, str] = {}
         for file in (path, path.with_name(LAST.name)):  # weights alone have no identity
             with suppress(CheckpointError):
                 saved = saved or read_checkpoint(file).get("identity", {})
-        for name in ("template", "tokenizer", "frozen weights"):
-            here = self.restored.identity[name]
-            if saved.get(name, here) != here:
-                what = f"{name} {saved[name]} of its run, {here} here; give the values of the other run's config.yaml"
-                warnings.warn(f"ckpt_path={path}: {what}", stacklevel=1)
+        here = self.restored.identity
+        sets, own_sets = ({part.rpartition("-")[0] for part in of.get("data", "").split("+")} for of in (saved, here))
+        # The seed also draws what is held out of a stream; otherwise it is in the split.
+        of_test = ("split", "data") if "train" in data.stored_parts else ("split", "data", "data.seed")
+        moved = [name for name in of_test if sets & own_sets and saved.get(name, here[name]) != here[name]][:1]
+        for name in ("model", "adapter.alpha", "template", "tokenizer", "frozen weights", *moved):
+            if name in here and saved.get(name, here[name]) != here[name]:
+                what = f"{name} {saved[name]:.120} of its run, {here[name]:.120} here"
+                what += "; examples that it was trained on may be in the test set" if name in moved else ""
+                warnings.warn(f"ckpt_path={path}: {what}; give the values of its run's config.yaml", stacklevel=1)
 
     @contextmanager
     def fitting(self, run: Run) -> Iterator[None]:

@@ -206,6 +206,8 @@ class Chat:
 
     def _command(self, line: str) -> None:
         name, _, text = line[1:].partition(" ")
+        if text.strip() and name in ("help", "new", "retry", "quit", "exit"):
+            raise ConfigError(f"/{name} {text.strip()}: /{name} takes no text; give the text in a line of its own")
         command = getattr(self, f"do_{name}", None)
         if command is None:
             raise ConfigError(f"/{name}: unknown command; /help lists them")

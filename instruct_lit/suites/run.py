@@ -1,7 +1,6 @@
 """A benchmark from its suite and models to its reports, with the leaks into the training data of each run."""
 
 import json
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -117,5 +116,5 @@ def _for_model(request: RunRequest, number: int, model: EvaluatedModel | RemoteM
 def progress(model: EvaluatedModel | RemoteModel, unit: str) -> tqdm:
     """The progress bar of a model."""
     title = f"{model.label}, template {model.mode}"
-    model.bar = tqdm(desc=title, unit=unit, dynamic_ncols=True, file=sys.stdout)
+    model.bar = tqdm(desc=title, unit=unit, dynamic_ncols=True)
     return model.bar

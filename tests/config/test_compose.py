@@ -122,7 +122,9 @@ def test_a_key_of_another_choice_of_a_group_is_named_as_that() -> None:
             composed("train", *overrides)
         key, group = overrides[1].partition("=")[0], overrides[0].partition("=")[0]
         message = explain(raised.value, "train")
-        assert f"belongs to another choice of {group}=…; leave it out" in message and "+" not in message
+        choice = {"callbacks": "default", "logger": "tensorboard"}[group]
+        node = ".".join(key.split(".")[:2])
+        assert f"{node} belongs to {group}={choice}; choose that, or leave {node} out" in message and "+" not in message
         assert "did you mean" not in message and key.startswith(group)
 
 
@@ -132,6 +134,16 @@ def test_a_key_of_another_choice_of_a_group_is_named_as_that() -> None:
         ("evaluate", ("judge=ollama", "judge.modle=x"), "did you mean judge.model?"),
         ("train", ("sweep=lr_range", "finder.nsteps=30"), "did you mean finder.n_steps?"),
         ("train", ("data=book", "data.source.ulr=x"), "did you mean data.source.url?"),
+        ("train", ("sweep=lr_range", "finder.max_size=30"), "finder.max_size belongs to sweep=batch_size; choose that"),
+        ("train", ("sweep=optuna", "hydra.sweeper.ntrials=3"), "did you mean hydra.sweeper.n_trials?"),
+        (
+            "train",
+            ("seed=1", "hydra.sweeper.n_trials=3"),
+            "hydra.sweeper.n_trials belongs to sweep=optuna; choose that",
+        ),
+        ("train", ("seed=1", "hydra.launcher.n_jobs=3"), "hydra.launcher.n_jobs belongs to launcher=joblib; choose"),
+        ("train", ("seed=1", "hydra.sweep.dirr=x"), "did you mean hydra.sweep.dir?"),
+        ("train", ("data=demo", "data.source.ulr=x"), "allowed in data.source: _target_, name, n_examples, seed"),
     ],
 )
 def test_a_misspelt_key_of_a_chosen_group_is_answered_with_that_of_the_choice(
@@ -140,7 +152,8 @@ def test_a_misspelt_key_of_a_chosen_group_is_answered_with_that_of_the_choice(
     monkeypatch.setattr("sys.argv", [command, *given])
     with pytest.raises(Exception, match="override") as raised:
         composed(command, *given)
-    assert nearest in explain(raised.value, command)
+    message = explain(raised.value, command)
+    assert nearest in message and "+" not in message
 
 
 @pytest.mark.parametrize("command", ["evaluate", "arena", "benchmark"])

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import EMAWeightAveraging
 from lightning.pytorch.loggers import CSVLogger
 
 from instruct_lit.config.preflight import Preflight, check_room, remove_unfinished
@@ -29,7 +30,10 @@ OWN = Template("own", "Do: {{ instruction }}\nAnswer: {{ response }}")
 
 def run_of(folder: Path, model: Any, tokenizer: Any, loggers: Any = ()) -> Any:
     """What `Preflight` reads of a run."""
-    trainer = SimpleNamespace(is_global_zero=True, loggers=list(loggers), checkpoint_callbacks=[])
+    trainer = SimpleNamespace(
+        is_global_zero=True, loggers=list(loggers), checkpoint_callbacks=[], callbacks=[], max_epochs=3,
+        val_check_interval=1.0,
+    )  # fmt: skip
     settings = SimpleNamespace(sampling=SamplingSettings(), fit=True)
     optimizer = {"_target_": "instruct_lit.core.training.optimizer.adamw"}
     paths = SimpleNamespace(cache=folder / "cache")
@@ -49,7 +53,10 @@ def test_nothing_is_left_and_each_logger_has_a_row(tmp_path: Path, tiny_model: G
     logger = CSVLogger(str(tmp_path / "csv"))
     Preflight().on_prepared(run_of(tmp_path, tiny_model, GPT2Tokenizer(), [logger]))
     assert [path.name for path in tmp_path.iterdir()] == ["csv"]
-    assert logger.experiment.metrics == [{"epoch": 0.0, "step": 0}]
+    logger.log_metrics({"val/loss": 2.0}, step=4)
+    logger.save()
+    header, *rows = (Path(logger.log_dir) / "metrics.csv").read_text().splitlines()
+    assert header == "epoch,step,val/loss" and rows == [",4,2.0"]  # none before the first of the run
 
 
 def test_a_base_whose_generation_defaults_do_not_go_with_greedy(llama_directory: Path, tmp_path: Path) -> None:
@@ -98,6 +105,9 @@ def checkpoints(folder: Path, top_k: int = 1) -> list[Any]:
         ("muon", 3 * 2 + 1),
         ("unknown optimizer", 3 * 1 + 1),
         ("no last", 1 + 1),  # best and its next, or the bundle
+        ("one validation", 3 + 1 + 1),  # last, best, and the bundle, which is written after them
+        ("one validation, more checkpoints", 3 * 3 + 1),
+        ("weight averaging", 3 * 4 + 1),
         ("fit=false", 1),  # the bundle
         ("resumed", 3),
     ],
@@ -109,6 +119,11 @@ def test_a_disk_without_room_is_named(
     weights = 4 * tiny_model.n_parameters
     run.trainer.checkpoint_callbacks = checkpoints(folder, 3 if case.startswith("three") else 1)
     run.settings.fit = case != "fit=false"
+    if case.startswith("one validation"):
+        run.trainer.max_epochs = 1
+        run.trainer.checkpoint_callbacks[1].every_n_steps = 5 if case.endswith("checkpoints") else None
+    if case == "weight averaging":
+        run.trainer.callbacks = [EMAWeightAveraging()]
     if case in ("muon", "unknown optimizer"):
         run.parts.config.optimizer["_target_"] = f"package.{case}"
     if case == "no last":
@@ -127,7 +142,7 @@ def test_a_disk_without_room_is_named(
     free["free"] += 1
     check_room(run)
     run.parts.config.bundle_dtype, free["free"] = "bfloat16", free["free"] - weights // 2
-    if files > 1:  # a checkpoint in writing is larger than the bundle
+    if files > 1 and case != "one validation":  # a checkpoint in writing is larger than the bundle
         with pytest.raises(ConfigError) as refused:
             check_room(run)
         assert ("callbacks.last_checkpoint=null" in str(refused.value)) == (case != "no last")

@@ -53,6 +53,8 @@ def test_the_change_is_paired_and_weighted_by_tokens() -> None:
     metrics = as_metrics(found)
     assert metrics["general/loss"] - metrics["base/general/loss"] == pytest.approx(metrics["general/loss_change"])
     assert set(as_metrics(change("general/loss", after, None))) == {"general/loss"}
+    few = as_metrics(change("general/loss", after[:9], before[:9]))  # too few texts for an interval
+    assert set(few) == {"general/loss", "base/general/loss", "general/loss_change"}
 
 
 def test_a_change_is_a_gain_or_a_loss_only_if_it_is_clear() -> None:

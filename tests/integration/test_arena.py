@@ -109,6 +109,7 @@ def test_a_judge_votes_in_both_orders(
     judge += [f"runs=[{small_run},other]", "votes=v.jsonl", "generation.max_new_tokens=4"]
     done = command("arena", "n_questions=3", *judge, cwd=tmp_path)
     assert "6 votes appended to v.jsonl, 0 verdicts could not be parsed" in done.stdout
+    assert "question" in done.stderr and "question/s" not in done.stdout  # results alone
     votes = VoteFile(tmp_path / "v.jsonl").read()
     assert [(v["model_a"], v["winner"]) for v in votes] == [("run", "model_a"), ("other", "model_a")] * 3
     assert {v["judge"] for v in votes} == {"small"} and done.stdout.count("50.0%") == 2

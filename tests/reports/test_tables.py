@@ -38,4 +38,5 @@ def test_a_narrow_terminal_breaks_values_and_cuts_nothing(
     show_table(("name", "value"), [("test/exact_match", value), ("best_step", "15")], header=False)
     lines = capsys.readouterr().out.splitlines()
     assert " ".join(line[16:].strip() for line in lines) == "0.2833   (before fine-tuning 0.0167) 15"
+    assert not any(line.endswith(" ") for line in lines)
     assert lines[0].startswith("test/exact_match  0.2833") and max(map(len, lines)) <= 40

@@ -8,6 +8,8 @@ import pytest
 import torch
 from lightning import Callback
 
+from instruct_lit.config.compose import composed
+from instruct_lit.config.run_hooks import identity_of
 from instruct_lit.core.training.early_stopping import EarlyStopping
 from instruct_lit.core.training.history import History
 from instruct_lit.core.training.optimizer import adamw, parameter_groups, schedule
@@ -86,8 +88,14 @@ def test_patience_is_that_of_this_run() -> None:
     assert (less.patience, less.stopping_reason) == (1, old.stopping_reason)
 
 
-@pytest.mark.parametrize("name", ["seed", "optimizer", "best checkpoint", "weight averaging"])
+@pytest.mark.parametrize("name", ["seed", "optimizer", "best checkpoint", "adapter.alpha", "weight averaging"])
 def test_what_only_the_checkpoint_can_give_is_refused(name: str) -> None:
     check_identity({"model": "m"}, {"model": "m", name: "a"})  # of a checkpoint from before
     with pytest.raises(CheckpointError, match=f"{name}: a in the checkpoint, b in this run"):
         check_identity({"model": "m", name: "a"}, {"model": "m", name: "b"})
+
+
+def test_the_scale_of_an_adapter_is_that_of_the_checkpoint() -> None:
+    """No weight has it, so that another one would test and train another model."""
+    found = [identity_of(composed("train", ["adapter=lora", f"adapter.alpha={alpha}"])) for alpha in (32, 64)]
+    assert [name for name in found[0] if found[0][name] != found[1][name]] == ["adapter.alpha"]

@@ -106,3 +106,37 @@ def test_weights_tested_with_another_template_than_they_were_trained_with(
     other = Resumption(str(path), own_only=False, identity={"template": "other-0123"})
     with pytest.warns(UserWarning, match=rf"{name}.ckpt: template \S+ of its run, other-0123 here; give the values of"):
         Run(parts(), tested, [other])()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"split": "0123"}, "split 0123 of its run, .*; examples that it was trained on may be in the test set; give"),
+        ({"data": "fixture-0123"}, "data fixture-0123 of its run, .*; examples that it was trained on may be in the"),
+        ({"data": "another-0123", "split": "0123"}, None),  # other data are tested on purpose
+        ({"data.seed": "7"}, None),  # which has left the split as it was
+        (
+            {"model": "GPTConfig(n_heads=1)"},
+            r"model GPTConfig\(n_heads=1\) of its run, GPTConfig.* here; give the values",
+        ),
+        ({"adapter.alpha": "4"}, "adapter.alpha 4 of its run, 32 here; give the values of its run's config.yaml"),
+    ],
+)
+def test_weights_tested_on_another_split_of_their_data(
+    change: dict[str, str], message: str | None, parts: Make, tmp_path: Path
+) -> None:
+    Run(parts(max_steps=2), small(tmp_path, n_test_responses=0), [resumption()])()
+    path, tested = tmp_path / "checkpoints" / "last.ckpt", small(tmp_path, fit=False, n_test_responses=0)
+    checkpoint = read_checkpoint(path)
+    name = checkpoint["identity"]["data"].rpartition("-")[0]
+    change = {key: value.replace("fixture", name) for key, value in change.items()}
+    checkpoint["identity"] |= change
+    DurableIO().save_checkpoint(checkpoint, path)
+    again = Resumption(str(path), own_only=False, identity={"adapter.alpha": "32"})
+    if message is None:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message="ckpt_path")
+            Run(parts(), tested, [again])()
+    else:
+        with pytest.warns(UserWarning, match=f"ckpt_path=.*last.ckpt: {message.replace('fixture', name)}"):
+            Run(parts(), tested, [again])()

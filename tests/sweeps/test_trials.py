@@ -181,6 +181,16 @@ def test_settings_are_ordered_by_their_means_over_seeds(seeds: Path) -> None:
     assert paired_difference(first, third) is None, "one common seed"
 
 
+def test_equal_numbers_are_one_setting_in_the_spelling_of_the_first(tmp_path: Path) -> None:
+    given = [("1e-3", 1), ("0.001", 2), ("2.0", 1), ("2", 2), ("9007199254740993", 1), ("9007199254740992", 1)]
+    for number, (lr, seed) in enumerate(given):
+        trial(tmp_path, number, 1.0 + number, lr=lr, seed=seed)
+    settings = by_setting(read_trials(tmp_path))
+    assert [(s.parameters["lr"], len(s.trials)) for s in settings] == [
+        ("1e-3", 2), ("2.0", 2), ("9007199254740993", 1), ("9007199254740992", 1)
+    ]  # fmt: skip
+
+
 def test_the_headline_is_the_setting_with_the_best_mean_not_the_luckiest_seed(seeds: Path) -> None:
     pytest.importorskip("scipy")
     page = write_page(seeds, read_trials(seeds), "val/loss", False).read_text()

@@ -265,11 +265,12 @@ def make_split(n_examples: int, spec: str | Mapping[str, float], seed: int) -> S
         if "train" not in spec or ("train" in fractions and abs(sum(fractions.values()) - 1) < 1e-9):
             sizes["train"] = n_examples - sizes["test"] - sizes["val"]
         if sum(fractions.values()) > 1 + 1e-9 or sum(sizes.values()) > n_examples or sizes["train"] < 0:
-            raise ConfigError(f"data.split={spec}: {sum(counts.values()):.6g} are more than the {n_examples} examples")
+            wanted = f"data.split={spec}: {sum(counts.values()):.6g} are more than the {n_examples} examples"
+            raise ConfigError(f"{wanted}; lower its parts, also those that are left at their defaults")
     parts, start = {}, 0
     for name, size in sizes.items():
         if size == 0 and name in requested:
-            raise ConfigError(f"data.split={spec}: of {n_examples} examples none is left for {name}")
+            raise ConfigError(f"data.split={spec}: of {n_examples} examples none is left for {name}; give more, or 0")
         parts[name] = np.sort(order[start : start + size])
         start += size
     return Split(**parts)

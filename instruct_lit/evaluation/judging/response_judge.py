@@ -148,7 +148,7 @@ def ask_judge(judge: Judge, prompt: JudgePrompt, questions: Sequence[str]) -> li
             "judge.confirmed=false: nothing was asked, since this judge costs money; see the estimate and give "
             "judge.confirmed=true, or judge.paid=false for a server of your own"
         )
-    with tqdm(total=estimate.n_questions, desc="judge", unit="question", file=sys.stdout) as bar:
+    with tqdm(total=estimate.n_questions, desc="judge", unit="question") as bar:
         return judge.ask(prompt, questions, bar.update)
 
 

@@ -253,7 +253,7 @@ def test_the_seed_decides() -> None:
         ({"val": 1.5}, "data.split.val=1.5: must be a fraction below 1 or a whole count"),
         ({"train": 0.9, "val": 0.2}, "more than the 20 examples"),
         ({"val": 21}, "more than the 20 examples"),
-        ({"val": 0.01}, "of 20 examples none is left for val"),
+        ({"val": 0.01}, "of 20 examples none is left for val; give more, or 0"),
         ({"val": 10, "test": 10}, "of 20 examples none is left for train"),
         ({"b": 0.1, "a": 0.1}, "data.split.a: allowed are train, val, test"),
         ({"val": True}, "data.split.val=True: must be a fraction below 1 or a whole count"),
@@ -280,5 +280,5 @@ def test_one_is_a_count_zero_is_allowed_and_what_is_not_named_is_empty() -> None
 
 
 def test_fractions_above_one_are_refused_though_their_rounded_counts_fit() -> None:
-    with pytest.raises(ConfigError, match="5.5 are more than the 5 examples"):
+    with pytest.raises(ConfigError, match="5.5 are more than the 5 examples; lower its parts, also those that"):
         make_split(5, {"train": 0.5, "val": 0.3, "test": 0.3}, 0)
