@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from instruct_lit.config.messages import one_message, refuse_options, warn_of_repeated_keys
 from instruct_lit.config.progress import output_streams, survive_readers
-from instruct_lit.config.run_ownership import distinct_folder, refuse_folder_in_use
+from instruct_lit.config.run_ownership import distinct_folder, own_folder, refuse_folder_in_use
 from instruct_lit.config.schema import COMMANDS
 from instruct_lit.errors import ConfigError
 
@@ -64,6 +64,8 @@ def run_command(command: str, verb: Callable[[Any], Any]) -> None:
             with output_streams(config.progress) if "progress" in config else nullcontext():
                 forget_secrets(output_dir(), config)
                 check_command(command, config)
+                if command in ("evaluate", "benchmark", "export", "reproduce"):  # train does in `run_of`
+                    own_folder(output_dir())
                 result = verb(config)
             if is_trial:
                 from instruct_lit.sweeps import trial
@@ -75,7 +77,7 @@ def run_command(command: str, verb: Callable[[Any], Any]) -> None:
         sys.argv = [expanded(re.sub("^endpoint=(?=http)", "endpoint.url=", argument)) for argument in sys.argv]
         sys.argv[1:] = sorted(sys.argv[1:], key=_is_override)  # argparse wants them side by side, after options
         refuse_options(sys.argv[1:], command)
-        refuse_folder_in_use(sys.argv[1:])
+        refuse_folder_in_use(sys.argv[1:], command)
         if is_trial:
             from instruct_lit.sweeps import trial
 

@@ -60,12 +60,19 @@ def remove_if_unused(folder: str, parents: Sequence[Path]) -> None:
     atexit.register(remove, Path(folder).absolute())
 
 
-def refuse_folder_in_use(arguments: Sequence[str]) -> None:
-    """Raise ConfigError when a run works in the folder that a command line names, before Hydra writes into it."""
+def refuse_folder_in_use(arguments: Sequence[str], command: str = "train") -> None:
+    """Raise ConfigError when a run works in the folder that a command line names, before Hydra writes into it.
+
+    The folder of a training is refused to other commands, which would replace its responses, page and overrides.
+    """
     for argument in arguments:
         folder = Path(argument.removeprefix(_OPTION).strip("'\""))
-        if argument.startswith(_OPTION) and _is_first_process() and is_locked(folder / LOCK):
-            raise _in_use(folder)
+        if argument.startswith(_OPTION) and _is_first_process():
+            if is_locked(folder / LOCK):
+                raise _in_use(folder)
+            if command != "train" and (folder / "provenance.json").is_file():
+                reason = f"holds a training, whose files {command} would replace"
+                raise ConfigError(f"{argument}: {reason}; choose another, such as {_OPTION}{folder / command}")
 
 
 def own_folder(folder: Path) -> None:

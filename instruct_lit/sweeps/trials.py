@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from instruct_lit.errors import ConfigError, DataError
-from instruct_lit.sweeps.trial import RECORD, parameters, read_record
+from instruct_lit.sweeps.trial import RECORD, is_held, parameters, read_record
 
 _SAME_FOR_ALL = ("sweep=", "launcher=")
 SEEDS = ("seed", "data.seed")
@@ -125,7 +125,8 @@ def _read(folder: Path) -> Trial:
     given = [override for override in overrides if not override.startswith(_SAME_FOR_ALL)]
     return Trial(
         number=int(folder.name),
-        **{key: record[key] for key in ("status", "value", "reason", "seconds")},
+        **{key: record[key] for key in ("value", "reason", "seconds")},
+        status="interrupted" if record["status"] == "running" and not is_held(folder) else record["status"],
         command=["python", "-m", f"instruct_lit.{record['command']}", *record.get("files", ()), *given],
         parameters=dict(_split(override) for override in overrides if not override.startswith(_GROUPS)),
         metrics={name: value for name, value in metrics[0].items() if isinstance(value, int | float)},

@@ -49,6 +49,19 @@ def test_a_named_folder_with_a_run_in_it_is_refused(tmp_path: Path, monkeypatch:
         own_folder(tmp_path)
 
 
+@pytest.mark.parametrize("command", ["evaluate", "benchmark", "export", "reproduce"])
+def test_the_folder_of_a_training_is_refused_to_other_commands(command: str, tmp_path: Path) -> None:
+    """They would replace its responses and page, and the overrides that `reproduce` reads."""
+    given = f"hydra.run.dir={tmp_path}"
+    refuse_folder_in_use([given], command)
+    (tmp_path / "provenance.json").touch()
+    refuse_folder_in_use([given])
+    with pytest.raises(ConfigError) as error:
+        refuse_folder_in_use([given], command)
+    reason = f"holds a training, whose files {command} would replace"
+    assert str(error.value) == f"{given}: {reason}; choose another, such as {given}/{command}"
+
+
 def test_an_output_whose_reader_has_ended_ends_nothing(tmp_path: Path) -> None:
     program = (
         "from pathlib import Path; from instruct_lit.config.progress import survive_readers; survive_readers()\n"

@@ -313,6 +313,13 @@ def test_plots_of_few_trials_are_empty_and_of_constants_possible(tmp_path: Path)
     assert "data-trial" in parallel_coordinates(read_trials(tmp_path), "val/loss", {})
 
 
+def test_a_trial_that_no_process_runs_is_interrupted(tmp_path: Path) -> None:
+    trial(tmp_path, 0, None, "running", lr=1)  # of a sweep that was killed
+    assert [t.status for t in read_trials(tmp_path)] == ["interrupted"]
+    with locked(tmp_path / "0"):
+        assert [t.status for t in read_trials(tmp_path)] == ["running"]
+
+
 def test_a_trial_is_held_by_one_process(tmp_path: Path) -> None:
     assert not is_held(tmp_path)
     with locked(tmp_path):
