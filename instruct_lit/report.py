@@ -3,6 +3,7 @@
 `report runs=[a,b,c]` writes any runs side by side.
 """
 
+import atexit
 import sys
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,12 @@ def write(folder: Path, metric: str | None = None, direction: str | None = None,
     return write_page(folder, trials, shown, maximize, n_best)
 
 
+def how_to_resume(folder: Path) -> None:
+    """Print how to resume the sweep in a folder, if it has a trial: it was interrupted."""
+    if any(folder.glob("*/trial.json")):
+        print(f"interrupted; to resume, add hydra.sweep.dir={folder} to the same command", file=sys.stderr)
+
+
 class SweepReport(Callback):
     """Hydra's callback that writes the page when a sweep has ended; exits with status 2 if every trial failed."""
 
@@ -76,11 +83,13 @@ class SweepReport(Callback):
         """Called by Hydra before the sweeper, which may refuse the trials."""
         if not Path(folder := config.hydra.sweep.dir).exists():
             remove_if_unused(folder, missing_parents(folder))
+        atexit.register(how_to_resume, Path(folder))
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Called by Hydra after the last trial."""
         from instruct_lit.sweeps.trials import all_failed
 
+        atexit.unregister(how_to_resume)
         folder = Path(config.hydra.sweep.dir)
         try:
             print(f"report of the sweep: {write(folder)}")

@@ -16,7 +16,15 @@ ROLES = ("system", "user", "assistant", "tool", "none")
 
 def data_relations(data: Any) -> Iterator[Relation]:
     """Relations of the data group."""
-    yield from _split_relations(data)
+    is_mapping = isinstance(data.split, DictConfig)
+    yield (
+        not is_mapping and data.split != "book",
+        "data.split",
+        "allowed are 'book' and a mapping of train, val and test",
+    )
+    for name, share in data.split.items() if is_mapping else ():
+        wrong = share is not None and not _is_share(share)
+        yield wrong, f"data.split.{name!s}={share}", "give a fraction below 1 or a count"
     source = data.get("source")
     if OmegaConf.is_dict(source) and str(source.get("_target_")).endswith(".FileSource") and source.get("path") is None:
         yield "data.path is missing; data=files data.path=<file or folder>"
@@ -40,15 +48,6 @@ def data_relations(data: Any) -> Iterator[Relation]:
     elif source is None and not OmegaConf.is_missing(data, "source"):
         yield "data.sets is missing; data=mixture 'data.sets={mine: {path: mine.jsonl}, book: {}}'"
     yield from _mixture_relations(sets, len(data.sets or {}))
-
-
-def _split_relations(data: Any) -> Iterator[Relation]:
-    if not isinstance(data.split, DictConfig):
-        yield data.split != "book", "data.split", "allowed are 'book' and a mapping of train, val and test"
-        return
-    for name, share in data.split.items():
-        wrong = share is not None and not _is_share(share)
-        yield wrong, f"data.split.{name!s}={share}", "give a fraction below 1 or a count"
 
 
 def _mixture_relations(sets: dict[str, Any], n_sets: int) -> Iterator[Relation]:

@@ -64,7 +64,7 @@ def run_command(command: str, verb: Callable[[Any], Any]) -> None:
             with output_streams(config.progress) if "progress" in config else nullcontext():
                 forget_secrets(output_dir(), config)
                 check_command(command, config)
-                if command in ("evaluate", "benchmark", "export", "reproduce"):  # train does in `run_of`
+                if command in ("train", "evaluate", "benchmark", "export", "reproduce"):  # that write into it
                     own_folder(output_dir())
                 result = verb(config)
             if is_trial:
@@ -75,7 +75,10 @@ def run_command(command: str, verb: Callable[[Any], Any]) -> None:
 
     with one_message(command):
         sys.argv = [expanded(re.sub("^endpoint=(?=http)", "endpoint.url=", argument)) for argument in sys.argv]
-        sys.argv[1:] = sorted(sys.argv[1:], key=_is_override)  # argparse wants them side by side, after options
+        is_override = re.compile(r"[+~]*[^\W\d][\w./@:-]*=|~\w").match
+        sys.argv[1:] = sorted(
+            sys.argv[1:], key=lambda argument: bool(is_override(argument))
+        )  # argparse wants them side by side, after options
         refuse_options(sys.argv[1:], command)
         refuse_folder_in_use(sys.argv[1:], command)
         if is_trial:
@@ -86,10 +89,6 @@ def run_command(command: str, verb: Callable[[Any], Any]) -> None:
         elif int(os.environ.get("LOCAL_RANK", 0)) == 0:
             warn_of_repeated_keys(sys.argv[1:])
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=command)(guarded)()
-
-
-def _is_override(argument: str) -> bool:
-    return re.match(r"[+~]*[^\W\d][\w./@:-]*=|~\w", argument) is not None
 
 
 @functools.cache

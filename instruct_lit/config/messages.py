@@ -100,10 +100,11 @@ def _signals_as_exceptions() -> Iterator[None]:
     """Let a request to end unwind the program, so that unfinished files are removed; training has its own handlers."""
     in_main_thread = threading.current_thread() is threading.main_thread()  # elsewhere no handler can be set
     names = [name for name in ("SIGTERM", "SIGHUP") if in_main_thread and hasattr(signal, name)]
+    ended = "ended by {}; files written before are intact"
     numbers = [number for name in names if signal.getsignal(number := signal.Signals[name]) == signal.SIG_DFL]
     try:
         for number in numbers:
-            signal.signal(number, _end)
+            signal.signal(number, lambda n, _: _exit(ended.format(signal.Signals(n).name), 128 + n))
         yield
     finally:
         for number in numbers:
@@ -124,10 +125,6 @@ def _warnings_as_lines() -> Iterator[None]:
         yield
     finally:
         warnings.formatwarning = of_python
-
-
-def _end(number: int, frame: object) -> None:
-    _exit(f"ended by {signal.Signals(number).name}; files written before are intact", 128 + number)
 
 
 def _exit(message: str, status: int) -> None:
@@ -151,12 +148,18 @@ def _of_null(error: Exception) -> str | None:
     """The message on a key of a group that is off, of which OmegaConf names neither."""
     from instruct_lit.config.compose import choices_of
 
-    if isinstance(error, AssertionError) and str(error).startswith("Unexpected type for root: NoneType"):
-        for given in sys.argv[1:]:
-            group, dot, _ = given.partition("=")[0].partition(".")
-            if dot and not any(other.startswith(f"{group}=") for other in sys.argv) and (names := choices_of(group)):
-                return f"{given}: requires a choice of {group}; add {group}= with one of {', '.join(names)}"
-    return None
+    without = "group override must be" in str(error)
+    if not without and not str(error).startswith("Unexpected type for root: NoneType"):
+        return None
+    for given in sys.argv[1:]:
+        key, _, value = given.partition("=")
+        group, dot, _ = key.partition(".")
+        choices = ", ".join(choices_of(group))
+        if without and choices and not dot and value == "null":
+            return f"{given}: a group needs a choice; allowed are {choices}"
+        if not without and choices and dot and not any(other.startswith(f"{group}=") for other in sys.argv):
+            return f"{given}: requires a choice of {group}; add {group}= with one of {choices}"
+    return "a group needs a choice, not null; see --help" if without else None
 
 
 def _of_system(error: OSError) -> str | None:

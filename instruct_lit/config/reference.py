@@ -34,7 +34,8 @@ def reference() -> str:
     for command, schema in COMMANDS.items():
         keys = list(keys_of(schema))
         values = OmegaConf.to_container(compose.composed(command))
-        own = [key for key in keys if "." not in key.name and not _is_documented(key)]
+        others = {name.partition(".")[0] for name in CONSTRUCTOR_KEYS}  # which have sections of their own
+        own = [key for key in keys if "." not in key.name and key.group is None and key.name not in others]
         groups += _section(f"Keys of `{command}`", own, values, schema)
         for key in keys:
             if key.group and key.name not in described:
@@ -93,11 +94,6 @@ def _default(key: Key, values: Any) -> str:
         return f"`{value['_target_']}`"
     text = shown(value)
     return _cell(f"`{text}`") if len(text) < 60 else "…"
-
-
-def _is_documented(key: Key) -> bool:
-    """Whether a key has a section of its own."""
-    return key.group is not None or any(name.startswith(f"{key.name}.") for name in CONSTRUCTOR_KEYS)
 
 
 def _cell(text: str) -> str:

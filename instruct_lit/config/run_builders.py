@@ -19,7 +19,6 @@ from instruct_lit.config.check_training import wants_graphs
 from instruct_lit.config.compose import output_dir
 from instruct_lit.config.data_builders import data_of
 from instruct_lit.config.run_hooks import hooks_of
-from instruct_lit.config.run_ownership import own_folder
 from instruct_lit.config.satellites import has_satellite
 from instruct_lit.config.targets import arguments_for, build, plain, target_of, without
 from instruct_lit.core.bundle import save_bundle
@@ -47,8 +46,6 @@ ACCELERATED = {"instruct_lit.core.training.optimizer.adamw": "instruct_lit.accel
 
 def run_of(config: DictConfig) -> Run:
     """The training run of a checked configuration, in Hydra's output folder."""
-    run_dir = output_dir()
-    own_folder(run_dir)
     for key, node in (config.callbacks or {}).items():
         satellite = DEFAULTS_OF_SATELLITES.get(node.get("_target_")) if node is not None else None
         if satellite and not has_satellite(satellite):
@@ -64,7 +61,7 @@ def run_of(config: DictConfig) -> Run:
         keep_freed_memory()
     best = OmegaConf.select(config, "callbacks.best_checkpoint") or {}
     settings = RunSettings(
-        run_dir,
+        output_dir(),
         **arguments_for(RunSettings, config),
         monitor=best.get("monitor", "val/loss"),
         mode=best.get("mode", "min"),

@@ -256,6 +256,8 @@ class Finder(ConfiguredHook):
         self.search = build(config.finder, "finder")  # what it cannot be built of is refused before the data are read
 
     def replaces_training(self, run: Run) -> bool:
+        if run.trainer.world_size > 1:
+            raise ConfigError("finder: runs on one device; set trainer.devices=1, the result is per device")
         self.search(run.trainer, run.tuner, run.data, run.run_dir)
         return True
 

@@ -42,16 +42,12 @@ def by_category(rows: Sequence[Row], field: str, metric: str, seed: int = 0) -> 
     groups: dict[str, list[Row]] = {}
     for row in rows:
         groups.setdefault(category(row, field), []).append(row)
-    return {
-        value: {"n": len(groups[value]), **_score(groups[value], metric, seed), **losses(groups[value], seed)}
-        for value in sorted(groups, key=_order)
-    }
-
-
-def _score(rows: Sequence[Row], metric: str, seed: int) -> dict[str, Interval]:
-    """The metric; empty where it concerns no row."""
-    values = [row["scores"][metric] for row in rows if metric in row["scores"]]
-    return {metric: interval(values, seed, shares=metric not in BEYOND_SHARES)} if values else {}
+    found: dict[str, dict[str, Any]] = {}
+    for value in sorted(groups, key=_order):
+        values = [row["scores"][metric] for row in groups[value] if metric in row["scores"]]  # of rows that it concerns
+        score = {metric: interval(values, seed, shares=metric not in BEYOND_SHARES)} if values else {}
+        found[value] = {"n": len(groups[value]), **score, **losses(groups[value], seed)}
+    return found
 
 
 def losses(rows: Sequence[Row], seed: int = 0) -> dict[str, Interval]:

@@ -103,6 +103,6 @@ def as_metrics(found: Change) -> dict[str, Any]:
     metrics = {name: found["after"]["mean"]}
     if "change" in found:
         metrics |= {f"base/{name}": found["before"]["mean"], f"{name}_change": found["change"]["mean"]}
-        ends = {side: found["change"][side] for side in ("low", "high")}  # None for few texts
-        metrics |= {f"{name}_change_{side}": value for side, value in ends.items() if value is not None}
+        ends = [side for side in ("low", "high") if found["change"][side] is not None]  # none for few texts
+        metrics |= {f"{name}_change_{side}": found["change"][side] for side in ends}
     return metrics

@@ -111,15 +111,12 @@ def records_of(found: Mapping[str, Any]) -> list[dict[str, Any]]:
             for rank in [(numbers["ranks"] or {}).get(model, (None, None))]
         ]
     if "compare" in found:
-        rates = {"win_rate": {"a": None, "b": None, **rate}} if (rate := _win_rate(found)) else {}
+        pairwise = found.get("pairwise") or {"win_rate": None}
+        rate = pairwise["win_rate"] and {"a": None, "b": None, **pairwise["win_rate"], "p": pairwise["p"]}
+        rates = {"win_rate": rate} if rate else {}
         return [{"metric": name, **value} for name, value in {**found["differences"], **rates}.items()]
     judged = {"judge": found["judge"]["score"]} if found.get("judge", {}).get("score") else {}
     return [{"metric": name.strip(), **value} for name, value in [*lines(found), *judged.items()]]
-
-
-def _win_rate(found: Mapping[str, Any]) -> dict[str, Any] | None:
-    pairwise = found.get("pairwise", {})
-    return pairwise["win_rate"] and {**pairwise["win_rate"], "p": pairwise["p"]} if pairwise else None
 
 
 def rank_text(ranks: Mapping[str, Sequence[int]] | None, model: str) -> str:

@@ -118,8 +118,7 @@ def _quality(rows: Sequence[Mapping[str, Any]], metrics: Mapping[str, Any]) -> l
                 change = paired_interval(changes, shares=name not in BEYOND_SHARES)
                 item |= {"before": before[name], "change": change, "verdict": verdict(name, change)}
     for name in (key.removesuffix("_change") for key in metrics if key.endswith("_change")):
-        low, high = (metrics.get(f"{name}_change_{side}") for side in ("low", "high"))
-        change = {"mean": metrics[f"{name}_change"], "low": low, "high": high}
+        change = {"mean": metrics[f"{name}_change"]} | {s: metrics.get(f"{name}_change_{s}") for s in ("low", "high")}
         sides = {"before": {"mean": metrics[f"base/{name}"]}, "after": {"mean": metrics[name]}}
         found.append({"metric": name, **sides, "change": change, "verdict": verdict(name, change)})
     return found

@@ -64,10 +64,13 @@ def run_in(
 ) -> None:
     """Run a program of an environment, its output appended to `log`.
 
-    Raises: BenchmarkError with its first and last error when it fails.
+    Raises: BenchmarkError with its first and last error, or its last line, when it fails.
     """
     if (output := _failed([str(python), *arguments], log, cwd, variables)) is not None:
-        raise BenchmarkError(f"{what} failed: {_cause(output)}\n  its whole output is in {log}")
+        lines = [line.strip()[:300] for line in output.splitlines() if line.strip()] or ["it exited without output"]
+        errors = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Timeout|Refused)\b", line)] or lines[-1:]
+        cause = "; finally ".join(dict.fromkeys((errors[0], errors[-1])))
+        raise BenchmarkError(f"{what} failed: {cause}\n  its whole output is in {log}")
 
 
 def _failed(
@@ -80,10 +83,3 @@ def _failed(
         start, own = log.stat().st_size, clean_environment(**variables or {})
         done = subprocess.run(command, cwd=cwd, env=own, stdout=file, stderr=subprocess.STDOUT)
     return log.read_bytes()[start:].decode(errors="replace") if done.returncode else None
-
-
-def _cause(output: str) -> str:
-    """The first and the last error in a program's output; its last line where there is none."""
-    lines = [line.strip()[:300] for line in output.splitlines() if line.strip()]
-    errors = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Timeout|Refused)\b", line)]
-    return "; finally ".join(dict.fromkeys([*errors[:1], *errors[-1:]])) or (lines or ["it exited without output"])[-1]

@@ -37,7 +37,6 @@ class LearningRateRange:
 
     def __call__(self, trainer: Trainer, tuner: InstructionTuner, data: InstructionData, run_dir: Path) -> float:
         """Run, print, and return the suggestion."""
-        check_one_process(trainer, "lr_range")
         tuner.ends_when_not_finite = False  # a rate that is too large is part of the range
         finder = Tuner(trainer).lr_find(
             tuner, datamodule=data, min_lr=self.min_lr, max_lr=self.max_lr, num_training=self.n_steps, update_attr=False
@@ -95,7 +94,6 @@ class LargestBatch:
 
     def __call__(self, trainer: Trainer, tuner: InstructionTuner, data: InstructionData, run_dir: Path) -> int:
         """Run, print, and return the size."""
-        check_one_process(trainer, "batch_size")
         if data.batching.max_tokens is not None:
             raise ConfigError("sweep=batch_size: set batching.max_tokens=null, which bounds the batches already")
         store, indices = data.examples_of("train")
@@ -170,9 +168,3 @@ def largest(
         n = (size + refused) // 2
         size, refused = (n, refused) if fits(n) else (size, n)
     return size, refused
-
-
-def check_one_process(trainer: Trainer, name: str) -> None:
-    """Raise ConfigError when a finder runs on several processes."""
-    if trainer.world_size > 1:
-        raise ConfigError(f"sweep={name}: runs on one device; set trainer.devices=1, the result is per device")

@@ -52,23 +52,23 @@ def run_trial(command: str, hydra: Any, metric: str | None = None, files: Sequen
             f"{folder}: holds a trial with {' '.join(parameters(record['overrides'])) or 'no overrides'}, not with "
             f"{' '.join(parameters(overrides)) or 'none'}; choose another hydra.sweep.dir"
         )
-    swept = _swept(overrides)
+    given = {argument.lower() for argument in sys.argv}
+    swept = [o for o in parameters(overrides) if o.lower() not in given]  # in which trials differ
     name = f"trial {folder.name} ({' '.join(swept) or 'defaults'})"
     names = [override.partition("=")[0].lstrip("+") for override in swept]
     instead = comparable_metric(names, metric or "")
     monitor = comparable_metric(names, "val/loss") if command == "train" else None
-    if monitor and hydra.job.num == 0 and not any(o.startswith("callbacks.best_checkpoint.") for o in overrides):
-        print(
-            f"warning: each trial keeps the weights with the best val/loss, which covers other tokens in each; add "
-            f"callbacks.best_checkpoint.monitor={monitor} callbacks.early_stopping.monitor={monitor}",
-            file=sys.stderr,
-        )
-    if instead is not None and hydra.job.num == 0:
-        print(
-            f"warning: optimized_metric={metric}: the trials differ in which tokens their loss covers, so it cannot be "
-            f"compared; use optimized_metric={instead}",
-            file=sys.stderr,
-        )
+    problems = []
+    if monitor and not any(o.startswith("callbacks.best_checkpoint.") for o in overrides):
+        keys = f"callbacks.best_checkpoint.monitor={monitor} callbacks.early_stopping.monitor={monitor}"
+        problems += [
+            f"each trial keeps the weights with the best val/loss, which covers other tokens in each; add {keys}"
+        ]
+    if instead is not None:
+        differ = "the trials differ in which tokens their loss covers, so it cannot be compared"
+        problems += [f"optimized_metric={metric}: {differ}; use optimized_metric={instead}"]
+    for problem in problems if hydra.job.num == 0 else ():
+        print(f"warning: {problem}", file=sys.stderr)
     if record is not None and record["status"] in FINISHED:
         print(f"{name}: {described(record, metric)}, already finished", flush=True)
         return _value(record)
@@ -203,12 +203,6 @@ def read_record(folder: Path) -> dict[str, Any] | None:
 def parameters(overrides: list[str]) -> list[str]:
     """The overrides of a trial without those that a sweeper adds for its own use."""
     return sorted(o for o in overrides if not o.lstrip("+").startswith(_OF_THE_SWEEPER))
-
-
-def _swept(overrides: list[str]) -> list[str]:
-    """The overrides that are not on the command line: those in which trials differ."""
-    given = {argument.lower() for argument in sys.argv}
-    return [o for o in parameters(overrides) if o.lower() not in given]
 
 
 def described(record: dict[str, Any], metric: str | None) -> str:

@@ -67,18 +67,16 @@ def read_trials(folder: Path, maximize: bool = False, metric: str | None = None)
             names = ", ".join(sorted({name for trial in trials for name in trial.metrics})) or "none yet"
             raise ConfigError(f"metric={metric}: no completed trial has a finite value of it; there are {names}")
     keys = dict.fromkeys(key for trial in trials for key in trial.parameters)
-    columns = {key: one_spelling([trial.parameters.get(key, "default") for trial in trials]) for key in keys}
-    columns = {key: column for key, column in columns.items() if len(set(column)) > 1}
+    first: dict[Any, str] = {}  # the first spelling of a number: 1e-3 and 0.001 are one value
+    columns: dict[str, list[str]] = {}
+    for key in keys:
+        column = [trial.parameters.get(key, "default") for trial in trials]
+        column = [first.setdefault((key, Decimal(t) if math.isfinite(_number(t)) else t), t) for t in column]
+        columns |= {key: column} if len(set(column)) > 1 else {}
     for row, trial in enumerate(trials):
         trial.parameters = {key: column[row] for key, column in columns.items()}
     sign = -1 if maximize else 1
     return sorted(trials, key=lambda t: (t.value is None, sign * (t.value or 0.0), t.number))
-
-
-def one_spelling(column: Sequence[str]) -> list[str]:
-    """The values of a parameter, equal numbers (1e-3 and 0.001) in the first one's spelling."""
-    spelling: dict[Any, str] = {}
-    return [spelling.setdefault(Decimal(t) if math.isfinite(_number(t)) else t, t) for t in column]
 
 
 def varied(trials: Sequence[Trial]) -> list[str]:

@@ -182,7 +182,10 @@ def keys_of(schema: type, prefix: str = "") -> Iterator[Key]:
         if declared.default_factory is not dataclasses.MISSING and not inner:
             default = declared.default_factory()
         name = f"{prefix}{declared.name}"
-        yield Key(name, _type_name(hints[declared.name]), default, declared.metadata["rules"], inner)
+        hint = hints[declared.name]
+        kind = hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)
+        kind = re.sub(r"\b[a-z_]+\.", "", kind).replace("| None", "or null")
+        yield Key(name, kind, default, declared.metadata["rules"], inner)
         if inner:
             yield from keys_of(inner, f"{name}.")
 
@@ -193,18 +196,19 @@ def group_of(hint: Any) -> type | None:
     return next((part for part in parts if isinstance(part, type) and dataclasses.is_dataclass(part)), None)
 
 
-def _type_name(hint: Any) -> str:
-    name = hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)
-    return re.sub(r"\b[a-z_]+\.", "", name).replace("| None", "or null")
-
-
 def check_values(config: DictConfig, prefix: str = "") -> list[str]:
     """Problems with single values of a composed configuration, by the rules in its schema."""
     schema = OmegaConf.get_type(config)
     if not dataclasses.is_dataclass(schema):
         return []
     names = [declared.name for declared in dataclasses.fields(schema)]
-    problems = [_unknown_key(prefix, str(key), names) for key in config if key not in (*names, "hydra")]
+    problems = []
+    for key in (
+        str(key) for key in config if key not in (*names, "hydra")
+    ):  # added, and no part of the program reads it
+        close = difflib.get_close_matches(key, names, n=1)
+        remedy = f"did you mean {prefix}{close[0]}?" if close else f"allowed are {', '.join(names)}"
+        problems.append(f"{prefix}{key}: no such key; {remedy}")
     for declared in dataclasses.fields(schema):
         if OmegaConf.is_missing(config, declared.name):
             continue
@@ -213,13 +217,6 @@ def check_values(config: DictConfig, prefix: str = "") -> list[str]:
         if isinstance(value, DictConfig):
             problems += check_values(value, f"{name}.")
     return problems
-
-
-def _unknown_key(prefix: str, key: str, names: list[str]) -> str:
-    """The problem with a key that was added (`+adapter.use_rslora=true`) and that no part of the program reads."""
-    close = difflib.get_close_matches(key, names, n=1)
-    remedy = f"did you mean {prefix}{close[0]}?" if close else f"allowed are {', '.join(names)}"
-    return f"{prefix}{key}: no such key; {remedy}"
 
 
 def check(config: DictConfig, relations: Iterable[Relation] = ()) -> None:
