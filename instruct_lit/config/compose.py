@@ -75,10 +75,9 @@ def run_command(command: str, verb: Callable[[Any], Any]) -> None:
 
     with one_message(command):
         sys.argv = [expanded(re.sub("^endpoint=(?=http)", "endpoint.url=", argument)) for argument in sys.argv]
+        # argparse wants overrides side by side, after options
         is_override = re.compile(r"[+~]*[^\W\d][\w./@:-]*=|~\w").match
-        sys.argv[1:] = sorted(
-            sys.argv[1:], key=lambda argument: bool(is_override(argument))
-        )  # argparse wants them side by side, after options
+        sys.argv[1:] = sorted(sys.argv[1:], key=lambda given: is_override(given) is not None)
         refuse_options(sys.argv[1:], command)
         refuse_folder_in_use(sys.argv[1:], command)
         if is_trial:

@@ -83,8 +83,8 @@ def check_room(run: Run) -> None:
     Of a run that resumes in its own folder the checkpoints are there already.
     """
     config, trained, trainer = cast(Any, run.parts).config, n_trained(run.model), cast(Any, run.trainer)
-    averages = any(isinstance(callback, WeightAveraging) for callback in trainer.callbacks)
-    per_weight = 4 * (2 if averages else 1) + MOMENTS.get(config.optimizer["_target_"].rpartition(".")[2], 0)
+    n_averages = sum(isinstance(callback, WeightAveraging) for callback in trainer.callbacks)
+    per_weight = 4 * (1 + n_averages) + MOMENTS.get(config.optimizer["_target_"].rpartition(".")[2], 0)
     once = trainer.max_epochs == 1 and str(trainer.val_check_interval) == "1.0"  # a validation, and then the end
     dtype = DTYPES.get(config.bundle_dtype, run.model.base_dtype)
     kept, writing = 0, dtype.itemsize * (run.model.n_parameters if config.adapter.merge else trained)  # the bundle

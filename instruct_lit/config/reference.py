@@ -65,13 +65,12 @@ def _section(title: str, keys: list[Key], values: Any, schema: type | None, grou
         ]
         lines.append("")
     if keys:
-        lines += ["| key | type | default | meaning |", "|---|---|---|---|", *(_row(key, values) for key in keys), ""]
+        lines += ["| key | type | default | meaning |", "|---|---|---|---|"]
+        for key in keys:
+            kind, doc = key.type_name.replace("Any", "any"), " ".join((key.rules.doc, *_bounds(key.rules)))
+            lines.append(f"| `{key.name}` | {kind} | {_default(key, values)} | {_cell(doc)} |")
+        lines.append("")
     return lines
-
-
-def _row(key: Key, values: Any) -> str:
-    doc = key.rules.doc + "".join(f" {part}" for part in _bounds(key.rules))
-    return f"| `{key.name}` | {key.type_name.replace('Any', 'any')} | {_default(key, values)} | {_cell(doc)} |"
 
 
 def _bounds(rules: Rules) -> Iterator[str]:

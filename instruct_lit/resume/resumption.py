@@ -66,8 +66,7 @@ class Resumption(RunHook):
                 saved = saved or read_checkpoint(file).get("identity", {})
         here = self.restored.identity
         sets, own_sets = ({part.rpartition("-")[0] for part in of.get("data", "").split("+")} for of in (saved, here))
-        # The seed also draws what is held out of a stream; otherwise it is in the split.
-        of_test = ("split", "data") if "train" in data.stored_parts else ("split", "data", "data.seed")
+        of_test = ("split", "data") if "train" in data.stored_parts else ("split", "data", "data.seed")  # of a stream
         moved = [name for name in of_test if sets & own_sets and saved.get(name, here[name]) != here[name]][:1]
         for name in ("model", "adapter.alpha", "template", "tokenizer", "frozen weights", *moved):
             if name in here and saved.get(name, here[name]) != here[name]:

@@ -30,21 +30,19 @@ class VoteFile(JsonlLog):
 
     def read(self) -> list[dict[str, Any]]:
         """All votes between two models, with our spelling of a winner; other lines are skipped."""
-        votes = super().read()
-        for vote in votes:
-            vote["winner"] = SPELLINGS.get(str(vote.get("winner")), vote.get("winner"))
-        return [vote for vote in votes if _is_vote(vote)]
+        votes = []
+        for vote in super().read():
+            a, b, winner = (vote.get(field) for field in ("model_a", "model_b", "winner"))
+            winner = SPELLINGS.get(str(winner), winner)
+            if isinstance(a, str) and isinstance(b, str) and a != b and isinstance(winner, str) and winner in WINNERS:
+                votes.append({**vote, "winner": winner})
+        return votes
 
     def battles(self) -> list[Battle]:
         """The votes as battles, in the order in which they were cast."""
         return [
             Battle(model_name(vote["model_a"]), model_name(vote["model_b"]), vote["winner"]) for vote in self.read()
         ]
-
-
-def _is_vote(vote: dict[str, Any]) -> bool:
-    a, b, winner = (vote.get(field) for field in ("model_a", "model_b", "winner"))
-    return isinstance(a, str) and isinstance(b, str) and a != b and isinstance(winner, str) and winner in WINNERS
 
 
 @dataclass

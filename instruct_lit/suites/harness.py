@@ -75,10 +75,8 @@ def local_data(folder: Path | None) -> Iterator[None]:
         return
     import datasets
 
-    files = ((str(path), path.stat()) for path in sorted(folder.rglob("*")) if path.is_file())
-    states = [(name, found.st_size, found.st_mtime_ns) for name, found in files]
     before = Path(datasets.config.HF_DATASETS_CACHE)
-    datasets.config.HF_DATASETS_CACHE = before / f"local-{hashlib.sha256(repr(states).encode()).hexdigest()[:16]}"
+    datasets.config.HF_DATASETS_CACHE = before / f"local-{_fingerprint(folder)}"
     try:
         with contextlib.chdir(folder):
             yield
@@ -87,6 +85,13 @@ def local_data(folder: Path | None) -> Iterator[None]:
 
 
 @cache
+def _fingerprint(folder: Path) -> str:
+    """A hash of the names, sizes and times of a folder's files."""
+    files = ((str(path), path.stat()) for path in sorted(folder.rglob("*")) if path.is_file())
+    states = [(name, found.st_size, found.st_mtime_ns) for name, found in files]
+    return hashlib.sha256(repr(states).encode()).hexdigest()[:16]
+
+
 class Tasks:
     """The tasks of a suite, their data loaded from the hub or from a folder of the hub's shape.
 
