@@ -80,10 +80,9 @@ class Example:
     @property
     def digest(self) -> bytes:
         """A hash that examples share exactly when all their texts and weights are equal."""
-        earlier = (text for turn in self.history for text in turn)
-        more = [json.dumps([self.messages, self.tools], default=str)] if self.messages else []
-        more += map(str, self.weights)
-        text = "\x00".join((self.instruction, self.input, self.output, self.system, *earlier, *more))
+        earlier, weights = (text for turn in self.history for text in turn), map(str, self.weights)
+        turns = [json.dumps([self.messages, self.tools], default=str)] if self.messages else []
+        text = "\x00".join((self.instruction, self.input, self.output, self.system, *earlier, *turns, *weights))
         return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
