@@ -46,7 +46,11 @@ def peek(config: DictConfig) -> None:
     except ConfigError as error:
         if not str(error).startswith("data.split") or config.run is not None:
             raise
-        console.print(f"{error}; here all are shown as train, which a run refuses", style="yellow", markup=False)
+        console.print(
+            f"{str(error).partition(';')[0]}; here all are shown as train, which a run refuses",
+            style="yellow",
+            markup=False,
+        )
         config.data.split = {}
         data = data_of(config, template, tokenizer, context_length, config.n_streamed, model)
         data.setup()

@@ -36,7 +36,7 @@ SATELLITES = (
     "suites",
     "sweeps",
 )
-LEAVES = ("errors", "locks", "optional_imports")  # files beside the commands; the core uses the first alone
+LEAVES = ("errors", "locks", "optional_imports", "words")  # files beside the commands; the core uses the first alone
 # errors ← core ← satellites ← config ← commands; a satellite may import core and the satellites named here.
 BETWEEN: dict[str, set[str]] = {
     "accel": set(),

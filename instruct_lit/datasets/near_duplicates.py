@@ -10,18 +10,13 @@ import regex
 
 from instruct_lit.errors import ConfigError
 from instruct_lit.optional_imports import load
+from instruct_lit.words import WORD
 
 THRESHOLD = 0.8  # Jaccard similarity from which two texts are near-duplicates
 SHINGLE = 3  # words
 N_PERMUTATIONS = 128  # of a signature; the estimate of a similarity has a standard error of about 0.04
-UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
-WORD = regex.compile(
-    rf"(?V1)[[\w\p{{No}}]--[_{UNSPACED}]]+|[{UNSPACED}]\p{{M}}*"
-)  # a character in scripts without spaces
 _INVISIBLE = regex.compile(r"\p{Cf}+")  # zero-width spaces and joiners, soft hyphens
-_WIDTH = re.compile(
-    "[\uff01-\uffee\u3000]+"
-)  # full and half width; other forms, such as ², have a meaning of their own
+_WIDTH = re.compile("[\uff01-\uffee\u3000]+")  # full and half width; other forms, such as ², mean something
 
 
 def words(text: str) -> list[str]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from instruct_lit.evaluation.checks import words
+from instruct_lit.words import words
 
 Row = Mapping[str, Any]
 OPEN, CLOSE, CALL, END_CALL = "<think>", "</think>", "<tool_call>", "</tool_call>"

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from instruct_lit.errors import ConfigError
-from instruct_lit.evaluation.checks import words
 from instruct_lit.evaluation.metrics import BEYOND_SHARES, Row
 from instruct_lit.evaluation.statistics import Interval, interval
+from instruct_lit.words import words
 
 LENGTHS = (5, 15, 40)  # words of the reference, upper bounds of the buckets
 MAX_VALUES = 50

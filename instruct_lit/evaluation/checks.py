@@ -13,15 +13,14 @@ from typing import Any
 
 import regex
 
-from instruct_lit.datasets.near_duplicates import UNSPACED
 from instruct_lit.errors import DataError
 from instruct_lit.evaluation.statistics import Interval, interval
 from instruct_lit.optional_imports import load
+from instruct_lit.words import UNSPACED, words
 
 FIELD, FUNCTION = "checks", "check_function"  # of a record, and of the row after the user's own function
 TIMEOUT_S = 0.5  # of a regular expression, which then does not match
 MAX_CHECKS, MAX_CHARACTERS = 50, 10_000  # of a record, and of the JSON of a check
-_WORD = regex.compile(rf"[{UNSPACED}]\p{{M}}*|[^\s{UNSPACED}]+")
 _NUMBER = re.compile(r"[-+]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d{1,3})?")
 MAX_PATTERN, MAX_REPEATS = 1000, 10_000  # characters of a regular expression, and the product of its {n}
 _REPEATS, _CODE = re.compile(r"\{[\d,]+\}"), re.compile(r"[a-z]{2}(-[a-z]{2})?")
@@ -67,11 +66,6 @@ def _satisfies(text: str, schema: Any) -> bool:
 def _has_word(text: str, word: str) -> bool:
     letter = rf"[\w--[{UNSPACED}]]"  # no word goes on with a letter of a script without spaces
     return regex.search(rf"(?V1i)(?<!{letter}){regex.escape(word)}(?!{letter})", text) is not None
-
-
-def words(text: str) -> list[str]:
-    """The words between white space; of scripts without spaces, such as Chinese, the characters."""
-    return _WORD.findall(text)
 
 
 def _language_of(text: str) -> str | None:

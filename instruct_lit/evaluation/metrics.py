@@ -13,12 +13,11 @@ from itertools import pairwise
 from typing import Any
 
 from instruct_lit.core.generation.responses import exact
-from instruct_lit.datasets.near_duplicates import WORD
 from instruct_lit.errors import ConfigError
 from instruct_lit.evaluation import answer_parts, checks
-from instruct_lit.evaluation.checks import words
 from instruct_lit.evaluation.statistics import Interval, interval
 from instruct_lit.optional_imports import load
+from instruct_lit.words import WORD, words
 
 Row = Mapping[str, Any]
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
