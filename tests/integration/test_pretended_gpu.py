@@ -23,12 +23,12 @@ OnGPU = Callable[..., tuple[str, int, int]]
 
 @pytest.fixture(scope="module")
 def on_gpu(tmp_path_factory: pytest.TempPathFactory) -> OnGPU:
-    """`on_gpu("train", "seed=1", cwd=folder)` runs a command; its output, and graphs recorded and replayed."""
+    """`on_gpu("cuda", "train", "seed=1", cwd=folder)` runs a command; its output, and graphs recorded and replayed."""
     assert COMPILER is not None
     compiled = tmp_path_factory.mktemp("hooks")
 
-    def run(name: str, *overrides: str, cwd: Path) -> tuple[str, int, int]:
-        command = [sys.executable, "-m", "tests.pretended_gpu.command", COMPILER, str(compiled), name, *overrides]
+    def run(device: str, name: str, *overrides: str, cwd: Path) -> tuple[str, int, int]:
+        start = (sys.executable, "-m", "tests.pretended_gpu.command", COMPILER, str(compiled), device)
         root = str(Path(__file__).parents[2])
         environment = {
             **os.environ,
@@ -36,7 +36,9 @@ def on_gpu(tmp_path_factory: pytest.TempPathFactory) -> OnGPU:
             "INSTRUCT_LIT_CACHE": str(cwd / "cache"),
             "HF_HUB_OFFLINE": "1",
         }
-        done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, timeout=900)
+        done = subprocess.run(
+            [*start, name, *overrides], capture_output=True, text=True, cwd=cwd, env=environment, timeout=900
+        )
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
         recorded, replayed = map(int, re.findall(r"graphs: (\d+) recorded, (\d+) replayed", done.stderr)[-1])
         return done.stdout, recorded, replayed
@@ -61,7 +63,9 @@ def folder(llama_directory: Path, tmp_path: Path) -> Path:
 ], ids=["plain", "adapter", "noise", "average"])  # fmt: skip
 def test_training_is_that_of_the_cpu(on_gpu: OnGPU, command: Callable, folder: Path, more: tuple[str, ...]) -> None:
     given = (*TRAINING, "model=hf", "model.path=model", "model.context_length=160", *more)
-    out, recorded, replayed = on_gpu("train", *given, "trainer.accelerator=gpu", "hydra.run.dir=gpu", cwd=folder)
+    out, recorded, replayed = on_gpu(
+        "cuda", "train", *given, "trainer.accelerator=gpu", "hydra.run.dir=gpu", cwd=folder
+    )
     assert recorded >= 1 and replayed >= recorded, out  # at least the decoder's
     command("train", *given, "trainer.accelerator=cpu", "trainer.precision=32-true", "hydra.run.dir=cpu", cwd=folder)
     gpu, cpu = (json.loads((folder / name / "metrics.json").read_text()) for name in ("gpu", "cpu"))
@@ -76,13 +80,52 @@ def test_training_is_that_of_the_cpu(on_gpu: OnGPU, command: Callable, folder: P
     assert base == ours or "0.9" in str(more)  # of the base nothing was rounded; tokens of a seed may be drawn apart
 
 
-def test_fp32_is_that_of_the_cpu_to_the_last_token(on_gpu: OnGPU, command: Callable, folder: Path) -> None:
+@pytest.mark.parametrize("device", ["cuda", "mps"])
+def test_fp32_is_that_of_the_cpu_to_the_last_token(on_gpu: OnGPU, command: Callable, folder: Path, device: str) -> None:
     given = (*TRAINING, "model=hf", "model.path=model", "model.context_length=160", "trainer.precision=32-true",
              "generation.repetition_penalty=1.2", "generation.temperature=0.8", "generation.top_p=0.9")  # fmt: skip
-    on_gpu("train", *given, "trainer.accelerator=gpu", "hydra.run.dir=gpu", cwd=folder)
+    accelerator = {"cuda": "gpu", "mps": "mps"}[device]
+    on_gpu(device, "train", *given, f"trainer.accelerator={accelerator}", "hydra.run.dir=gpu", cwd=folder)
     command("train", *given, "trainer.accelerator=cpu", "hydra.run.dir=cpu", cwd=folder)
     assert (folder / "gpu/responses.jsonl").read_text() == (folder / "cpu/responses.jsonl").read_text()
     weights = [torch.load(folder / name / "checkpoints/best.ckpt", weights_only=True)["state_dict"]
                for name in ("gpu", "cpu")]  # fmt: skip
     for name, value in weights[0].items():
         torch.testing.assert_close(value, weights[1][name], rtol=1e-3, atol=2e-5, msg=name)
+
+
+RULES = """
+import sys
+from pathlib import Path
+from tests.pretended_gpu import hooks
+hooks.load(sys.argv[1], Path(sys.argv[2]), sys.argv[3])
+import pytest, torch
+from tests.pretended_gpu.device import pretended_gpu
+with pretended_gpu(sys.argv[3]):
+    place = torch.device(sys.argv[3], 0)
+    x, weight = torch.ones(2, device=place), torch.nn.Linear(2, 2).to(place).weight
+    assert x.device == weight.device == place and (weight * x).sum().item() == pytest.approx(float(weight.sum()))
+    for wrong in (lambda: x + torch.ones(2), lambda: torch.ones(3)[torch.ones(1, device=place).long()], lambda: x.numpy()):
+        with pytest.raises((RuntimeError, TypeError), match="device|not supported"):
+            wrong()
+    if place.type == "mps":
+        with pytest.raises(TypeError, match="float64"):
+            x.double()
+    else:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            y = x * 2
+            with pytest.raises(RuntimeError, match="synchroniz"):
+                x.sum().item()
+        x.fill_(3)
+        graph.replay()
+        assert y.tolist() == [6, 6]
+print("as on a GPU")
+"""
+
+
+@pytest.mark.parametrize("device", ["cuda", "mps"])
+def test_the_rules_of_devices_hold(device: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", RULES, str(COMPILER), str(tmp_path), device]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], timeout=300)
+    assert done.stdout == "as on a GPU\n", done.stderr

@@ -1,6 +1,6 @@
 """A GPU whose tensors lie on the host: torch's rules for devices hold, and CUDA graphs are repeated operations.
 
-A tensor on `cuda:0` is an `OnGPU`. An operation on tensors of two devices fails as on a GPU, an operation that reads
+A tensor on `cuda:0` (or `mps:0`, which has no float64) is an `OnGPU`. An operation on tensors of two devices fails as on a GPU, an operation that reads
 the device from the host fails where waiting is forbidden, and a recorded graph repeats its operations on the same
 memory with the host's values of then. Kernels, streams, speed and memory are not pretended.
 """
@@ -15,14 +15,16 @@ from typing import Any, ClassVar
 from unittest.mock import patch
 
 import torch
+import torch.mps
 import torch.nn.attention.varlen  # registers its operations
+from lightning.fabric.accelerators.mps import MPSAccelerator
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes, return_and_correct_aliasing
 from torch.utils._pytree import tree_leaves, tree_map
 
 from tests.pretended_gpu import flash
 
-GPU, HOST = torch.device("cuda", 0), torch.device("cpu")
+HOST = torch.device("cpu")
 aten = torch.ops.aten
 # Operations of another name or dtype on a GPU than on the host.
 INSTEAD: Mapping[Any, Any] = {
@@ -42,6 +44,7 @@ READS = (aten._local_scalar_dense, aten.nonzero, aten.masked_select, aten.equal,
 class OnGPU(Tensor):
     """A tensor whose device is the GPU and whose values are those of `host`."""
 
+    place: ClassVar[torch.device] = torch.device("cuda", 0)
     host: Tensor
     __torch_function__ = torch._C._disabled_torch_function_impl
 
@@ -49,7 +52,7 @@ class OnGPU(Tensor):
     def __new__(cls, host: Tensor) -> OnGPU:
         return Tensor._make_wrapper_subclass(
             cls, host.size(), strides=host.stride(), storage_offset=host.storage_offset(), dtype=host.dtype,
-            layout=host.layout, device=GPU,
+            layout=host.layout, device=cls.place,
         )  # fmt: skip
 
     def __init__(self, host: Tensor) -> None:
@@ -182,11 +185,13 @@ def compute(func: Any, args: Any, kwargs: Any) -> Any:
         named["pin_memory"] = False
     function = INSTEAD.get(name, func)
     out = Graph.recording[-1].compute(func, function, given, named) if Graph.recording else function(*given, **named)
-    is_on_gpu = bool(on_gpu) if to is None else to == GPU.type
+    is_on_gpu = bool(on_gpu) if to is None else to == OnGPU.place.type
     if name is aten.copy_:
         is_on_gpu = isinstance(args[0], OnGPU)
     if not is_on_gpu:
         return out
+    if OnGPU.place.type == "mps" and any(x.dtype in (torch.float64, torch.complex128) for x in _tensors(out)):
+        raise TypeError(f"Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support it: {func}")
     # In inference mode too a view of another tensor is one.
     views = func.is_view and on_gpu and not on_gpu[0].is_inference()
     with torch.inference_mode(torch.is_inference_mode_enabled() and not views):
@@ -198,7 +203,9 @@ def _check_devices(func: Any, args: Any, leaves: list[Tensor]) -> None:
     indices = _tensors(args[1]) if func.overloadpacket in INDEXED and isinstance(args[0], OnGPU) else []
     for x in leaves:
         if not isinstance(x, OnGPU) and x.ndim > 0 and not any(x is index for index in indices):
-            raise RuntimeError(f"Expected all tensors to be on the same device, but found cuda:0 and cpu: {func}")
+            raise RuntimeError(
+                f"Expected all tensors to be on the same device, but found {OnGPU.place} and cpu: {func}"
+            )
 
 
 def _on_host(x: Any) -> Any:
@@ -213,14 +220,25 @@ def _places(values: Any) -> set[int]:
     return {x.untyped_storage().data_ptr() for x in _tensors(values)}
 
 
+def _attention(
+    q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0, is_causal: bool = False,
+    scale: float | None = None, enable_gqa: bool = False,
+) -> Tensor:  # fmt: skip
+    """torch's attention in the form that is written out, which Apple's build chooses in a kernel of its own."""
+    return aten._scaled_dot_product_attention_math(
+        q, k, v, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+    )[0]
+
+
 class Mode(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return compute(func, args, kwargs or {})
 
 
 @contextmanager
-def pretended_gpu() -> Iterator[None]:
+def pretended_gpu(kind: str) -> Iterator[None]:
     """Inside, and in threads that start inside, torch has one GPU; `hooks.load` was called before torch's import."""
+    OnGPU.place = torch.device(kind, 0)
     plain, after = threading.Thread.run, torch.__future__.get_swap_module_params_on_conversion()
 
     def run(thread: threading.Thread) -> None:
@@ -228,7 +246,13 @@ def pretended_gpu() -> Iterator[None]:
             plain(thread)
 
     properties = SimpleNamespace(name="pretended", major=9, minor=0, total_memory=2**36, multi_processor_count=1)
-    replaced = {
+    of_mps = {
+        "is_available": lambda: True, "device_count": lambda: 1, "synchronize": lambda: None,
+        "manual_seed": lambda _: None, "get_rng_state": lambda *_: torch.get_rng_state(),
+        "set_rng_state": lambda state, *_: torch.set_rng_state(state), "empty_cache": lambda: None,
+        **{f"{which}_memory": lambda: 0 for which in ("current_allocated", "driver_allocated", "recommended_max")},
+    }  # fmt: skip
+    of_cuda = {
         "_lazy_init": lambda: None, "is_available": lambda: True, "is_initialized": lambda: True,
         "device_count": lambda: 1, "current_device": lambda: 0, "set_device": lambda *_: None,
         "is_bf16_supported": lambda *_, **__: True, "get_device_capability": lambda *_: (9, 0),
@@ -246,9 +270,13 @@ def pretended_gpu() -> Iterator[None]:
     }  # fmt: skip
     lifts = torch._C._only_lift_cpu_tensors()
     with ExitStack() as stack:
-        for name, value in replaced.items():
-            stack.enter_context(patch.object(torch.cuda, name, value))
-        stack.enter_context(patch.object(torch.accelerator, "current_accelerator", lambda *_, **__: GPU))
+        for name, value in (of_cuda if kind == "cuda" else of_mps).items():
+            stack.enter_context(patch.object(torch.cuda if kind == "cuda" else torch.mps, name, value))
+        if kind == "mps":
+            stack.enter_context(patch.object(torch.backends.mps, "is_available", lambda: True))
+            stack.enter_context(patch.object(MPSAccelerator, "is_available", lambda: True))
+            stack.enter_context(patch.object(torch.nn.functional, "scaled_dot_product_attention", _attention))
+        stack.enter_context(patch.object(torch.accelerator, "current_accelerator", lambda *_, **__: OnGPU.place))
         stack.enter_context(patch.object(torch.accelerator, "synchronize", lambda *_: None))
         stack.enter_context(patch.object(threading.Thread, "run", run))
         torch.__future__.set_swap_module_params_on_conversion(True)  # tied parameters stay tied
