@@ -23,10 +23,9 @@ def peek(config: DictConfig) -> None:
     from hydra.core.hydra_config import HydraConfig
 
     given = {re.split(r"[.=]", text.lstrip("+"))[0] for text in HydraConfig.get().overrides.task}
-    from rich.console import Console
-
     from instruct_lit.config import model_builders as build
     from instruct_lit.config.data_builders import data_of, with_settings_of_run
+    from instruct_lit.reports.tables import LineConsole
 
     opened = None
     if config.run is not None:
@@ -37,7 +36,7 @@ def peek(config: DictConfig) -> None:
     else:
         tokenizer, template = build.language_of(config)
         context_length = build.context_of(config)
-    console = Console(highlight=False)
+    console = LineConsole()
     model = opened.model if opened is not None else limited_model(config)
     data = data_of(config, template, tokenizer, context_length, config.n_streamed, model)
     data.prepare_data()

@@ -3,17 +3,36 @@
 import contextlib
 import csv
 import json
+import os
 import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TextIO
 
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
 results: TextIO | None = None  # where results are written; None: to the standard output
 
 
-def table(*columns: str, header: bool = True, text: Collection[str] = ()) -> Any:
-    """A table of rich without a frame: the first column and those in `text` to the left, numbers to the right."""
-    from rich.table import Table
+class LineConsole(Console):
+    """A console of rich that breaks no lines in a file or a pipe, and ends none of a table there with spaces."""
 
+    def __init__(self, file: TextIO | None = None) -> None:
+        super().__init__(file=file, highlight=False)
+        if not self.is_terminal and "COLUMNS" not in os.environ:
+            self.width = 1_000_000
+
+    def print(self, *content: Any, **style: Any) -> None:
+        if self.is_terminal or all(isinstance(part, str | Text) for part in content):
+            return super().print(*content, **style)
+        with self.capture() as captured:
+            super().print(*content, **style)
+        self.file.write("".join(line.rstrip() + "\n" for line in captured.get().splitlines()))
+
+
+def table(*columns: str, header: bool = True, text: Collection[str] = ()) -> Table:
+    """A table of rich without a frame: the first column and those in `text` to the left, numbers to the right."""
     made = Table(box=None, pad_edge=False, show_header=header)
     for column in columns:
         left = not header or column in (columns[0], *text)
@@ -68,9 +87,4 @@ def print_records(records: Sequence[Mapping[str, Any]], form: str) -> None:
 
 def show(content: Any) -> None:
     """Print a table or a line; square brackets are no markup, and a long line is not cut."""
-    from rich.console import Console
-
-    console = Console(file=results)
-    with console.capture() as printed:
-        console.print(content, highlight=False, soft_wrap=isinstance(content, str), markup=False)
-    print("\n".join(line.rstrip(" ") for line in printed.get().split("\n")), end="", file=results)
+    LineConsole(results).print(content, soft_wrap=isinstance(content, str), markup=False)

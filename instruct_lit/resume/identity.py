@@ -40,7 +40,8 @@ def check_identity(saved: Mapping[str, str], present: Mapping[str, str]) -> None
         if saved.get(name, value if name in LATER else None) != value
     ]
     if different:
-        raise CheckpointError("ckpt_path: the checkpoint belongs to another run\n  " + "\n  ".join(different))
+        remedy = "give the settings of its config.yaml, or leave out ckpt_path= to start anew"
+        raise CheckpointError("\n  ".join([f"ckpt_path: the checkpoint belongs to another run; {remedy}", *different]))
 
 
 def fingerprint(tensors: Iterable[tuple[str, Tensor]]) -> str:

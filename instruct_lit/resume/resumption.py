@@ -1,5 +1,6 @@
 """A run that resumes: the checkpoint that `ckpt_path` means, and what it restores beside Lightning's own states."""
 
+import csv
 import math
 import os
 import shutil
@@ -11,10 +12,10 @@ from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from instruct_lit.core.data.datamodule import InstructionData
 from instruct_lit.core.training.checkpoints import LAST, read_checkpoint
 from instruct_lit.core.training.early_stopping import is_finished
 from instruct_lit.core.training.history import History
@@ -54,11 +55,12 @@ class Resumption(RunHook):
             checkpoint = read_checkpoint(run.checkpoint)
             check_identity(checkpoint["identity"], self.restored.identity)
             if run.trainer.is_global_zero:
+                keep_csv_rows(run, checkpoint["global_step"])
                 print(f"resumes after step {checkpoint['global_step']}: {run.checkpoint}", flush=True)
         elif run.checkpoint is not None and run.trainer.is_global_zero:
-            self._warn_of_others(run.checkpoint, run.data)
+            self._warn_of_others(run, run.checkpoint)
 
-    def _warn_of_others(self, path: Path, data: InstructionData) -> None:
+    def _warn_of_others(self, run: Run, path: Path) -> None:
         """Warn where weights that are only tested were trained with another template or base, or on these examples."""
         saved: dict[str, str] = {}
         for file in (path, path.with_name(LAST.name)):  # weights alone have no identity
@@ -66,9 +68,11 @@ class Resumption(RunHook):
                 saved = saved or read_checkpoint(file).get("identity", {})
         here = self.restored.identity
         sets, own_sets = ({part.rpartition("-")[0] for part in of.get("data", "").split("+")} for of in (saved, here))
-        of_test = ("split", "data") if "train" in data.stored_parts else ("split", "data", "data.seed")  # of a stream
+        of_test = ("split", "data") if "train" in run.data.stored_parts else ("split", "data", "data.seed")  # of a stream
         moved = [name for name in of_test if sets & own_sets and saved.get(name, here[name]) != here[name]][:1]
-        for name in ("model", "adapter.alpha", "template", "tokenizer", "frozen weights", *moved):
+        is_whole = run.tuner.state_dict().keys() <= read_checkpoint(path)["state_dict"].keys()
+        frozen = () if is_whole else ("frozen weights",)
+        for name in ("model", "adapter.alpha", "template", "tokenizer", *frozen, *moved):
             if name in here and saved.get(name, here[name]) != here[name]:
                 what = f"{name} {saved[name]:.120} of its run, {here[name]:.120} here"
                 what += "; examples that it was trained on may be in the test set" if name in moved else ""
@@ -158,6 +162,19 @@ class RestoredState(Callback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.started = True
+
+
+def keep_csv_rows(run: Run, step: int) -> None:
+    """Give each CSV logger the rows up to a step of the run that is resumed, which Lightning's would delete."""
+    assert run.checkpoint is not None
+    before = run.checkpoint.resolve().parent.parent
+    for logger in run.trainer.loggers:
+        if isinstance(logger, CSVLogger):
+            path = before / os.path.relpath(logger.log_dir, run.run_dir) / "metrics.csv"
+            rows = list(csv.DictReader(path.read_text().splitlines())) if path.is_file() else []
+            with warnings.catch_warnings(action="ignore"):
+                logger.experiment.metrics = [row for row in rows if row["step"] and int(row["step"]) <= step]
+            logger.save()
 
 
 def _step(path: Path) -> float:

@@ -282,7 +282,8 @@ class Chat:
         self._print(f"{_responses(len(new))} appended to {path}")
 
     def _print(self, text: str, style: str = "dim") -> None:
-        self.console.print(printable(text), style=style, markup=False, emoji=False, highlight=False)
+        whole = not self.console.is_terminal  # in a file lines are not broken
+        self.console.print(printable(text), style=style, markup=False, emoji=False, highlight=False, soft_wrap=whole)
 
 
 def _responses(n: int) -> str:

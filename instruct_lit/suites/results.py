@@ -31,11 +31,9 @@ def print_table(suite: str, reports: Sequence[Report], missing: Mapping[str, str
 
     Where a terminal is too narrow for all models, several tables follow one another.
     """
-    from rich.console import Console
+    from instruct_lit.reports.tables import LineConsole, show
 
-    from instruct_lit.reports.tables import show
-
-    console, waiting = Console(), list(reports)
+    console, waiting = LineConsole(), list(reports)
     wide = console.options.update(width=10_000)
 
     def fits(board: Any) -> bool:

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from instruct_lit.reports.tables import print_records, show_table, table_alone
+from instruct_lit.reports.tables import LineConsole, print_records, show, show_table, table_alone
 
 RECORDS = [{"model": "a|b_c", "mean": 0.123456, "low": None}, {"model": "d", "mean": 1, "low": 0.5}]
 
@@ -40,3 +40,22 @@ def test_a_narrow_terminal_breaks_values_and_cuts_nothing(
     assert " ".join(line[16:].strip() for line in lines) == "0.2833   (before fine-tuning 0.0167) 15"
     assert not any(line.endswith(" ") for line in lines)
     assert lines[0].startswith("test/exact_match  0.2833") and max(map(len, lines)) <= 40
+
+
+def test_a_file_gets_whole_lines_without_spaces_at_their_ends(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    show_table(("name", "value"), [("loss", "3.9 " * 30), ("a", "b")])
+    lines = capsys.readouterr().out.splitlines()
+    assert (
+        len(lines) == 3
+        and lines[0].split() == ["name", "value"]
+        and lines[1].endswith("3.9 3.9")
+        and lines[2].split() == ["a", "b"]
+    )
+    assert all(line == line.rstrip() for line in lines)
+    long = "a text of many words, " * 20
+    show(long)
+    LineConsole().print(long, markup=False)
+    assert capsys.readouterr().out == f"{long}\n" * 2

@@ -185,21 +185,27 @@ def test_nothing_in_a_checkpoint_is_executed(tmp_path: Path) -> None:
     assert not (tmp_path / "executed").exists()
 
 
-def test_weights_that_do_not_fit_are_listed(tmp_path: Path) -> None:
-    torch.save({"state_dict": {"weight": torch.zeros(3, 2)}}, tmp_path / "w.ckpt")
-    with pytest.raises(
-        CheckpointError, match=r"w.ckpt: does not fit the model[\s\S]*bias[\s\S]*size mismatch for weight"
-    ):
-        load_weights(tmp_path / "w.ckpt", torch.nn.Linear(2, 2))
+def test_weights_of_another_model_are_refused_in_one_line(tmp_path: Path) -> None:
+    for shape, why in (((3, 2), "size mismatch for weight: "), ((2, 2), r"Missing key\(s\) in state_dict: \"bias\"")):
+        torch.save({"state_dict": {"weight": torch.zeros(shape)}}, tmp_path / "w.ckpt")
+        with pytest.raises(CheckpointError, match=rf"w.ckpt: does not fit this model \({why}.*; give model=") as caught:
+            load_weights(tmp_path / "w.ckpt", torch.nn.Linear(2, 2))
+        assert "\n" not in str(caught.value)
 
 
 def test_a_checkpoint_of_another_run_is_refused_with_what_differs() -> None:
     check_identity({"model": "a", "split": "s"}, {"model": "a", "split": "s"})
     with pytest.raises(CheckpointError) as caught:
         check_identity({"model": "a", "split": "s"}, {"model": "b", "split": "s", "data": "d"})
-    assert "model: a in the checkpoint, b in this run" in str(
-        caught.value
-    ) and "data: None in the checkpoint, d in this run" in str(caught.value)
+    first, *rest = str(caught.value).splitlines()
+    assert first == (
+        "ckpt_path: the checkpoint belongs to another run; give the settings of its config.yaml, or leave out "
+        "ckpt_path= to start anew"
+    )
+    assert (
+        "  model: a in the checkpoint, b in this run" in rest
+        and "data: None in the checkpoint, d in this run" in str(caught.value)
+    )
     assert "split" not in str(caught.value)
 
 

@@ -1,5 +1,6 @@
 """What a run resumes from, and what it refuses to resume from."""
 
+import csv
 import os
 import warnings
 from collections.abc import Callable
@@ -7,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lightning import Trainer
+from lightning.pytorch.loggers import CSVLogger
 
 from instruct_lit.core.training.checkpoints import read_checkpoint
 from instruct_lit.core.training.run import Run
@@ -140,3 +143,41 @@ def test_weights_tested_on_another_split_of_their_data(
     else:
         with pytest.warns(UserWarning, match=f"ckpt_path=.*last.ckpt: {message.replace('fixture', name)}"):
             Run(parts(), tested, [again])()
+
+
+def test_whole_weights_are_tested_whatever_is_frozen(parts: Make, tmp_path: Path) -> None:
+    """The weights that are not trained here are read from the checkpoint too, so that none differ from its run's."""
+    Run(parts(max_steps=2), small(tmp_path, n_test_responses=0), [resumption()])()
+    path, own = tmp_path / "checkpoints" / "last.ckpt", parts()
+    own.adapt = lambda model: model.blocks.requires_grad_(False)  # type: ignore[method-assign]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="ckpt_path")
+        run = Run(own, small(tmp_path, fit=False, n_test_responses=0), [resumption(str(path))])
+        run()
+    saved = read_checkpoint(path)["state_dict"]
+    assert all(value.equal(saved[f"model.{name}"]) for name, value in run.model.state_dict().items())
+
+
+@pytest.mark.parametrize("folder", ["", "elsewhere"])
+def test_rows_of_a_csv_logger_continue(folder: str, parts: Make, tmp_path: Path) -> None:
+    def logged(run_dir: Path, ckpt_path: str | None, max_steps: int) -> list[dict[str, str]]:
+        own = parts(max_steps=max_steps)
+        run_dir.mkdir(exist_ok=True)
+        plain = own.trainer
+
+        def trainer(callbacks: Any) -> Trainer:
+            made = plain(callbacks)
+            made.loggers = [CSVLogger(run_dir, name="csv", version="")]
+            return made
+
+        own.trainer = trainer  # type: ignore[method-assign]
+        Run(own, small(run_dir, n_test_responses=0), [resumption(ckpt_path)])()
+        with (run_dir / "csv" / "metrics.csv").open(newline="") as file:
+            return [row for row in csv.DictReader(file) if row["train/loss"]]
+
+    first = logged(tmp_path, None, 2)
+    with (tmp_path / "csv" / "metrics.csv").open("a") as file:
+        file.write("1,2")  # what a kill leaves
+    rest = logged(tmp_path / folder, str(tmp_path), 4)
+    assert [row["step"] for row in rest] == ["0", "1", "2", "3"], "Lightning counts from 0, without a gap"
+    assert [row["train/loss"] for row in rest[:2]] == [row["train/loss"] for row in first]

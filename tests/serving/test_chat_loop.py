@@ -13,7 +13,7 @@ from instruct_lit.core.data.example import Example
 from instruct_lit.core.data.template import Template
 from instruct_lit.core.generation.sampling import SamplingSettings
 from instruct_lit.errors import printable
-from instruct_lit.serving.chat_loop import Chat
+from instruct_lit.serving.chat_loop import HELP, Chat
 from instruct_lit.serving.chat_model import ChatModel
 from instruct_lit.serving.word_wrap import WordWrapper
 from tests.serving.conftest import ALPACA, CHAT, greedy, tiny_chat_model
@@ -228,3 +228,8 @@ def test_thoughts_are_dim_and_stay_in_the_prompt_where_training_had_them(monkeyp
         chat.answer("Is it?", "")
         assert [one for one in styles if one[0]] == [("<th", "dim"), ("ink>\nHm.\n</think>", "dim"), ("\n\nYes.", None)]
         assert column.history == [("Is it?", thinking if kept else "Yes.")]
+
+
+def test_notes_in_a_file_are_whole_lines(turns: ChatModel) -> None:
+    _, out = talk(["/help"], turns, width=30)
+    assert all(line in out.splitlines() for line in HELP.strip().splitlines())

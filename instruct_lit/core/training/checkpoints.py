@@ -26,11 +26,10 @@ class Checkpoint(ModelCheckpoint):
 
 def best_of(trainer: Trainer) -> Path | None:
     """The checkpoint with the best weights of this run; None when none was kept, whatever an earlier run left there."""
-    for callback in trainer.checkpoint_callbacks:
-        path = Path(getattr(callback, "best_model_path", ""))
-        if getattr(callback, "monitor", None) is not None and path.is_file():
-            return path
-    return None
+    kept = (
+        Path(getattr(c, "best_model_path", "")) for c in trainer.checkpoint_callbacks if getattr(c, "monitor", None)
+    )
+    return next(filter(Path.is_file, kept), None)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -46,14 +45,15 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def load_weights(path: Path, module: nn.Module, sharding: Sharding | None = None) -> None:
-    """Load the weights of a checkpoint into a module. Raises: CheckpointError that lists what does not fit."""
+    """Load the weights of a checkpoint into a module. Raises: CheckpointError with what does not fit."""
     checkpoint, sharding = read_checkpoint(path), sharding or Sharding()
     sharding.check(checkpoint, path)
     try:
         if not sharding.load(module, checkpoint, path):
             module.load_state_dict(completed(sharding.whole(checkpoint, path)["state_dict"], module))
     except RuntimeError as error:
-        raise CheckpointError(f"{path}: does not fit the model\n  {error}") from error
+        why, remedy = str(error).splitlines()[-1].strip(), "give model=, adapter= and trainable= as its run did"
+        raise CheckpointError(f"{path}: does not fit this model ({why:.150}); {remedy}") from error
 
 
 def trained_part(state_dict: Mapping[str, Any], module: nn.Module) -> dict[str, Any]:

@@ -250,8 +250,8 @@ def require_judged(figures: Mapping[str, Any]) -> None:
             by = f" by {label}" if label else ""
             raise JudgeError(
                 f"not judged{by}: {own['n_unparsed']} of {own['n_verdicts']} verdicts could not be parsed; everything "
-                "is saved, read the replies in responses.jsonl and give judge.constrained=true, another judge.model or "
-                "a larger judge.max_unparsed"
+                "is saved, read the replies in responses.jsonl and give another judge.model or a larger "
+                "judge.max_unparsed"
             )
 
 

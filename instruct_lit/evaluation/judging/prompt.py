@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -14,10 +14,18 @@ from instruct_lit.core.jinja_environments import compile_text, failure
 from instruct_lit.errors import TemplateError
 from instruct_lit.evaluation.answer_parts import final_text
 
+_LABEL = r"(?:(?:the|my|final|overall|total|better|best|preferred)\W+)*"
 # A bare number, perhaps with a label and the end of the scale; a number within a sentence may mean anything else.
 _PLAIN = re.compile(
-    r"[^\w{]*?(?:(?:score|rating|grade)\W*?)?(-?\d+(?:\.\d+)?)(?:\s*(?:/|out of)\s*(\d+))?\W*", re.IGNORECASE
+    rf"[^\w{{]*?(?:{_LABEL}(?:score|rating|grade)(?:\W+is\b)?\W*?)?(-?\d+(?:\.\d+)?)(?:\s*(?:/|out of)\s*(\d+))?\W*",
+    re.I,
 )
+_BETTER = re.compile(
+    rf"\W*(?:{_LABEL}(?:answer|response|assistant|model|option|winner|verdict|choice)[\W_]+(?:is\W+)?|it\W+i?s\W+a\W+)*"
+    r"(a|b|tie)(?:\W+(?:wins|is\W+(?:the\W+)?(?:better|best)(?:\W+(?:answer|response|one))?))?\W*",
+    re.I,
+)
+_MARKED = re.compile(r"\[\[\s*([^\[\]]+?)\s*\]\]|\[RESULT\]\s*(\S.*?)\s*$", re.I)  # of MT-Bench and Prometheus
 
 
 class Verdict(ABC):
@@ -77,9 +85,7 @@ class Score(Verdict):
 
     def read(self, reply: str) -> float | None:
         """The score in a reply, a bare number or one in JSON; None for anything else and for a score out of range."""
-        reply = final_text(reply)
-        found = _json(reply)
-        plain = _PLAIN.fullmatch(reply if found is None else str(found.get("score")))
+        plain = _PLAIN.fullmatch(_stated(final_text(reply), self.key))
         if plain is None or float(plain[2] or self.high) != self.high:
             return None
         return float(plain[1]) if self.low <= float(plain[1]) <= self.high else None
@@ -99,11 +105,8 @@ class Choice(Verdict):
         return f"Reply with JSON alone: {a}, {b} or {tie}."
 
     def read(self, reply: str) -> str | None:
-        reply = final_text(reply)
-        found = _json(reply)
-        text = str(found.get("better")) if found is not None else reply
-        word = re.sub(r"^answer[\W_]+|[^a-z\s]", "", text.strip().lower()).strip()
-        return {"a": "A", "b": "B", "tie": "tie"}.get(word)
+        stated = _BETTER.fullmatch(_stated(final_text(reply).replace("[[C]]", "[[tie]]"), self.key))
+        return {"a": "A", "b": "B", "tie": "tie"}[stated[1].lower()] if stated else None
 
 
 class JudgePrompt:
@@ -151,11 +154,18 @@ def _mark(texts: list[str]) -> str:
     return next(mark[:n] for n in range(6, len(mark)) if not any(mark[:n] in text for text in texts))
 
 
-def _json(reply: str) -> dict[str, Any] | None:
-    """The JSON object in a reply, which may have text around it."""
+def _stated(reply: str, key: str) -> str:
+    """What a reply gives as its value: that of a key of its JSON, or the only marked text in it, or all of it."""
     start, end = reply.find("{"), reply.rfind("}")
     try:
-        found = json.loads(reply[start : end + 1])
+        given = json.loads(reply[start : end + 1])
+        found = {str(given[key])} if key in given else set(_values(given, key))
     except (ValueError, RecursionError):
-        return None
-    return found if isinstance(found, dict) else None
+        found = {" ".join(groups).strip() for groups in _MARKED.findall(reply)} or {reply}
+    return found.pop() if len(found) == 1 else ""
+
+
+def _values(node: Any, key: str) -> Iterator[str]:
+    """The values of a key in nested objects, whatever its case."""
+    for name, value in node.items() if isinstance(node, dict) else ():
+        yield from [str(value)] if name.strip().lower() == key else _values(value, key)

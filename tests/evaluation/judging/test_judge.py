@@ -111,8 +111,11 @@ def test_the_unparsed_count_as_the_lowest_score_of_the_scale() -> None:
 def test_a_judge_that_is_mostly_unreadable_has_not_judged() -> None:
     numbers = summary([Judgement(None, "?", 3)] * 2 + [Judgement(5, "5", 1)], 1, 5)
     assert numbers["score"] is None and (numbers["n_unparsed"], numbers["n_verdicts"]) == (2, 3)
-    with pytest.raises(JudgeError, match="not judged: 2 of 3 verdicts could not be parsed; everything is saved"):
+    with pytest.raises(
+        JudgeError, match="not judged: 2 of 3 verdicts could not be parsed; everything is saved"
+    ) as caught:
         require_judged(numbers)
+    assert str(caught.value).endswith("give another judge.model or a larger judge.max_unparsed")
     judgements = [Judgement(None, "?", 3)] * 2 + [Judgement(5, "5", 1)]
     assert summary(judgements, 1, 5, max_unparsed=0.7)["score"]["mean"] == pytest.approx(7 / 3)
     assert summary(judgements[1:], 1, 5, max_unparsed=0.2)["score"] is None

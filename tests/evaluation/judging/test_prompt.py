@@ -50,6 +50,16 @@ PLAIN = JudgePrompt("plain", "{{ instruction }}\n{{ response }}\n{{ request }}",
         ("<think>\n40 at first\n</think>\n\n85", 85),
         ('Two errors, so {"score": 3}?</think>85', 85),
         ('<think>Let me begin with {"score": 3}', None),
+        ('{"Score": 85}', 85),
+        ('{"result": {"SCORE": "85/100"}}', 85),
+        ('{"score": 85, "parts": {"score": 3}}', 85),
+        ('{"facts": {"score": 3}, "style": {"score": 4}}', None),
+        ("**Final score: 85/100**", 85),
+        ("The overall rating is 85.", 85),
+        ("Style score: 90", None),
+        ("Two facts are missing.\n\nRating: [[85]]", 85),  # MT-Bench
+        ("[[80]] or [[85]]", None),
+        ("Feedback: 2 facts are missing. [RESULT] 85", 85),  # Prometheus
     ],
 )
 def test_scores_are_read_or_not(reply: str, expected: float | None) -> None:
@@ -61,7 +71,9 @@ def test_scores_are_read_or_not(reply: str, expected: float | None) -> None:
     [
         ('{"better": "A"}', "A"), ("B", "B"), ("Answer A.", "A"), (" tie\n", "tie"), ('{"reason": "A is long", "better": "b"}', "B"),
         ("Answer: A", "A"), ('{"better": "answer_b"}', "B"), ('<think>{"better": "A"}?</think>B', "B"), ('<think>{"better": "A"}', None),
-        ("A or B", None), ("", None), ("Both", None), ('{"better": "C"}', None), ("A tie, since both are wrong", None),
+        ("Response A", "A"), ("Assistant B is better.", "B"), ("The better response is A", "A"), ('{"Better": "Response B"}', "B"),
+        ('{"result": {"better": "A"}}', "A"), ("B is short. [[A]]", "A"), ("Both fail: [[C]]", "tie"), ("A is right. [RESULT] A", "A"),
+        ("It's a tie.", "tie"), ("[[A]] or [[B]]", None), ("Response A is not better", None), ("A or B", None), ("", None), ("Both", None), ('{"better": "C"}', None), ("A tie, since both are wrong", None),
     ],
 )  # fmt: skip
 def test_choices_are_read_or_not(reply: str, expected: str | None) -> None:
