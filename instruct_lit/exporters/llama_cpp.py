@@ -6,8 +6,10 @@ its own.
 """
 
 import importlib.util
+import json
 import re
 import shutil
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -31,8 +33,45 @@ def check_programs(precision: str, needs_converter: bool, checkout: str | None, 
 
 def convert(directory: Path, file: Path, precision: str, name: str, checkout: str | None = None) -> None:
     """Write a Hugging Face directory as a GGUF file; ConfigError with the converter's last line if it fails."""
+    write_sentencepiece(directory)
     options = ["--outfile", str(file), "--outtype", precision, "--model-name", name]
     _run([sys.executable, _converter(checkout), *options, str(directory)], f"to=gguf: {_CONVERTER} of llama.cpp")
+
+
+def write_sentencepiece(directory: Path) -> None:
+    """Write the `tokenizer.model` of a BPE with bytes (Llama 2, Mistral, Gemma, Phi 3), which transformers does not.
+
+    The converter refuses Gemma without it; of others it would write no scores, by which llama.cpp orders its merges.
+    """
+    file = directory / "tokenizer.json"
+    content = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {"model": {}}
+    model, added = content["model"], {token["content"]: token for token in content.get("added_tokens") or ()}
+    vocabulary = {**(model.get("vocab") or {}), **{name: token["id"] for name, token in added.items()}}
+    target, names = directory / "tokenizer.model", sorted(vocabulary, key=vocabulary.__getitem__)
+    if target.is_file() or not model.get("byte_fallback") or [*map(vocabulary.get, names)] != [*range(len(names))]:
+        return
+    pairs = ("".join(pair.split(" ") if isinstance(pair, str) else pair) for pair in model["merges"])
+    ranks = {piece: rank for rank, piece in reversed([*enumerate(pairs)])}  # the first rank of each piece
+    pieces = b""
+    for name in names:
+        is_byte = re.fullmatch("<0x[0-9A-F]{2}>", name) is not None
+        special = 3 if added.get(name, {}).get("special") else 4 if name in added else 6 if is_byte else 1
+        kind = 2 if name == model.get("unk_token") else special  # as in sentencepiece_model.proto
+        score = struct.pack("<f", -ranks.get(name, len(ranks)))
+        pieces += _field(1, _field(1, name.encode()) + b"\x15" + score + b"\x18" + bytes([kind]))
+    bpe_with_bytes = b"\x18\x02" + b"\x98\x02\x01"  # of its trainer_spec: model_type and byte_fallback
+    target.write_bytes(pieces + _field(2, bpe_with_bytes) + _field(3, _field(1, b"identity")))
+    file = directory / "tokenizer_config.json"  # where the converter reads which tokens are added
+    settings = json.loads(file.read_text(encoding="utf-8"))
+    file.write_text(json.dumps({"added_tokens_decoder": {t["id"]: t for t in added.values()}, **settings}))
+
+
+def _field(number: int, content: bytes) -> bytes:
+    """A field of bytes in the encoding of protocol buffers."""
+    n, length = len(content), b""
+    while n > 127:
+        length, n = length + bytes([n & 127 | 128]), n >> 7
+    return bytes([number << 3 | 2]) + length + bytes([n]) + content
 
 
 def convert_adapter(directory: Path, base: Path, file: Path, checkout: str | None = None) -> None:
@@ -79,7 +118,8 @@ def _run(command: list[str], what: str) -> None:
     if ended.returncode != 0:
         lines = [line.strip() for line in ended.stderr.splitlines() if line.strip() and "%|" not in line]
         missing = re.match(r"ModuleNotFoundError: No module named '(\w+)", last := lines[-1] if lines else "no message")
-        remedy = f"pip install {missing[1]}" if missing else "try another precision or to=hf"
+        unknown = "pre-tokenizer was not recognized" in last
+        remedy = f"pip install {missing[1]}" if missing else f"try {'' if unknown else 'another precision or '}to=hf"
         raise ConfigError(f"{what} ended with status {ended.returncode}: {last}; {remedy}")
 
 

@@ -1,8 +1,10 @@
 """llama.cpp's converter and quantiser, in whose place stand programs that write down what they are given."""
 
+import json
 import stat
 import sys
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,7 @@ from instruct_lit.core.model.causal import CausalLM
 from instruct_lit.core.model.gpt import GPT, GPTConfig
 from instruct_lit.errors import ConfigError, VerificationError
 from instruct_lit.exporters.formats import to_gguf, to_gguf_adapter
-from instruct_lit.exporters.llama_cpp import check_programs, convert, quantize
+from instruct_lit.exporters.llama_cpp import check_programs, convert, quantize, write_sentencepiece
 from instruct_lit.exporters.verification import verify_export
 from instruct_lit.hf import install
 from instruct_lit.hf.adapters import Adapter
@@ -174,3 +176,47 @@ def test_a_modelfile_of_a_chat_template_has_its_turns(llama_directory: Path) -> 
     )
     own = Template("t", "<s>Q: {{ instruction }}\nA: {{ response }}")
     assert "}}Q: {{ .Content }}" in modelfile("m", own, {}, 64, "<end>", "<s>")
+
+
+def merged(text: str, scores: dict[str, float]) -> list[str]:
+    """The pieces of a text as llama.cpp makes them: the neighbours whose piece has the highest score, the first ones."""
+    parts = list(text)
+    while pairs := [(-scores[a + b], n) for n, (a, b) in enumerate(pairwise(parts)) if a + b in scores]:
+        _, n = min(pairs)
+        parts[n : n + 2] = [parts[n] + parts[n + 1]]
+    return parts
+
+
+def test_the_converter_gets_a_sentencepiece_model_whose_scores_give_the_same_pieces(tmp_path: Path) -> None:
+    from tokenizers import AddedToken, Tokenizer, models, normalizers, trainers
+    from transformers.utils import sentencepiece_model_pb2_new as proto
+
+    text = Path(__file__).read_text(encoding="utf-8")
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
+    tokenizer.normalizer = normalizers.Replace(" ", "▁")
+    trained = trainers.BpeTrainer(vocab_size=500, special_tokens=["<unk>", "<s>"], show_progress=False)
+    tokenizer.train_from_iterator(text.splitlines(), trained)
+    tokenizer.add_special_tokens(["<|end|>"])
+    tokenizer.add_tokens([AddedToken("<tool>")])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "<|end|>"}')
+    write_sentencepiece(tmp_path)
+    model = proto.ModelProto.FromString((tmp_path / "tokenizer.model").read_bytes())
+    assert [piece.piece for piece in model.pieces] == [tokenizer.id_to_token(n) for n in range(len(model.pieces))]
+    kinds = {piece.piece: piece.type for piece in model.pieces}
+    assert (kinds["<unk>"], kinds["<s>"], kinds["<|end|>"], kinds["<tool>"], kinds["a"]) == (2, 3, 3, 4, 1)
+    assert model.trainer_spec.model_type == 2 and model.trainer_spec.byte_fallback
+    assert model.normalizer_spec.name == "identity"
+    scores = {piece.piece: piece.score for piece in model.pieces if piece.type == 1}
+    for line in (line for line in text.splitlines() if line and "<" not in line):
+        assert merged(line.replace(" ", "▁"), scores) == tokenizer.encode(line).tokens, line
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    added = {token["content"]: token["special"] for token in settings["added_tokens_decoder"].values()}
+    assert settings["eos_token"] == "<|end|>" and added["<|end|>"] and not added["<tool>"]
+
+
+def test_other_tokenizers_are_left_as_they_are(tmp_path: Path) -> None:
+    write_sentencepiece(tmp_path)
+    (tmp_path / "tokenizer.json").write_text('{"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}}')
+    write_sentencepiece(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["tokenizer.json"]
