@@ -51,7 +51,7 @@ def check_limits(data: InstructionData, trainer: Trainer, fits: bool, warmup_ste
             (n_steps < trainer.max_steps, f"trainer.max_steps={trainer.max_steps}", epochs),
         ):
             if is_short:
-                print(f"warning: {key}: the run has {n_steps} steps, so {lost}", flush=True)
+                print(f"warning: {key}: the run has {n_steps} step{'s' * (n_steps != 1)}, so {lost}", flush=True)
     by_epoch = trainer.check_val_every_n_epoch is not None and trainer.limit_val_batches > 0
     if isinstance(interval, int) and by_epoch and interval > n:
         raise ConfigError(

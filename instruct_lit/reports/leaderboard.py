@@ -45,9 +45,11 @@ def show_leaderboard(battles: Sequence[Battle], plot: str | None = None) -> list
     ratings = leaderboard(battles)
     print_leaderboard(ratings)
     if plot is not None:
+        from instruct_lit.reports.plots import save
+
         path = Path(plot).expanduser()
         try:
-            leaderboard_plot(ratings, battles).savefig(path, dpi=130)
+            save(leaderboard_plot(ratings, battles), path)
         except (OSError, ValueError) as error:  # a missing folder, or a suffix that matplotlib does not know
             raise ConfigError(f"plot={path}: cannot be written ({error}); give a file such as board.png") from error
         print(f"plot: {path}")

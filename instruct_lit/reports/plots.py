@@ -20,6 +20,8 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.colors import LinearSegmentedColormap, LogNorm, Normalize, to_hex
 from matplotlib.figure import Figure
+from matplotlib.font_manager import fontManager, get_font
+from matplotlib.text import Text
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 # Blue and orange are distinct for colour-blind readers (Okabe and Ito 2008).
@@ -44,8 +46,19 @@ class TrialLine:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG."""
-    figure.savefig(path, dpi=130)
+    """Write a figure, with a font of this machine for characters that matplotlib's own does not have."""
+    with warnings.catch_warnings(record=True) as found:
+        warnings.filterwarnings("always", "Glyph .* missing from font")
+        figure.savefig(path, dpi=130)
+    missing = sorted({int(n) for warning in found for n in re.findall(r"^Glyph (\d+)", str(warning.message))})
+    fonts = (f for f in fontManager.ttflist if all(map(get_font(f.fname).get_char_index, missing)))
+    names = [f.name for f in fonts if not f.name.startswith("Last Resort")] if missing else []  # it has boxes alone
+    for text in figure.findobj(Text) if names else ():
+        text.set_fontfamily(["DejaVu Sans", names[0]])
+    if names:
+        figure.savefig(path, dpi=130)
+    elif missing:
+        warnings.warn(f"{path}: no font has {''.join(map(chr, missing[:20]))}; install a Noto font", stacklevel=2)
 
 
 def svg(figure: Figure, name: str, lines: Sequence[TrialLine] = ()) -> str:
@@ -104,12 +117,11 @@ def loss_curves(history: Sequence[Mapping[str, Any]], best_step: int | None, tra
     marked = [point for point in val if best_step in (None, point[0])]
     if marked:
         step, loss = min(marked, key=lambda point: point[1])
-        last = val[-1][0]
         axes.axvline(step, color=GRAY, linestyle=":", linewidth=1)
         star: dict[str, Any] = {"markersize": 13, "color": ORANGE, "markeredgecolor": TEXT, "zorder": 5}
         axes.plot([step], [loss], "*", label=f"best {loss:.3f}, step {step:,}", **star)
-        if last > step:
-            axes.axvspan(step, last, color=ORANGE, alpha=0.08, linewidth=0, label="after the best step")
+        if val[-1][0] > step:
+            axes.axvspan(step, val[-1][0], color=ORANGE, alpha=0.08, linewidth=0, label="after the best step")
     end = history[-1] if history else {"step": 0, "tokens": 0}
     if end["step"] and end["tokens"]:
         ratio = end["tokens"] / end["step"]
@@ -287,7 +299,7 @@ def _legend(axes: Axes) -> None:
 
 def _counts(axis: Axis) -> None:
     """Ticks at whole numbers."""
-    axis.set_major_locator(MaxNLocator("auto", integer=True, steps=(1, 2, 5, 10)))
+    axis.set_major_locator(MaxNLocator("auto", integer=True, steps=(1, 2, 5, 10), min_n_ticks=1))
     axis.set_major_formatter("{x:,.0f}")
 
 

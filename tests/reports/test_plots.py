@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.text import Text
 
 from instruct_lit.reports import plots
 from instruct_lit.reports.plots import TrialLine
@@ -111,3 +112,27 @@ def test_more_runs_than_colours_begin_again_with_dashed_lines() -> None:
     lines = plots.run_curves({str(i): history for i in range(n)}, "val/loss", "step", "optimizer steps").axes[0].lines
     assert [line.get_color() for line in lines] == [*plots.RUN_COLOURS, plots.RUN_COLOURS[0]]
     assert [line.get_linestyle() for line in lines] == [*["-"] * (n - 1), "--"]
+
+
+def test_a_saved_plot_takes_a_font_that_has_its_characters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def saved(name: str) -> set[str]:
+        figure = plots.leaderboard([name, "b"], [1010, 990], [(1000, 1020), (980, 1000)], np.full((2, 2), np.nan))
+        plots.save(figure, tmp_path / "board.png")
+        return {family for text in figure.findobj(Text) for family in text.get_fontfamily()}
+
+    assert saved("a") == {"sans-serif"}
+    others = saved("\u1d15") - {"sans-serif", "DejaVu Sans"}
+    assert len(others) == 1, "matplotlib's DejaVu Sans does not have ᴕ, its DejaVu Serif does"
+    monkeypatch.setattr(plots.fontManager, "ttflist", [])
+    with pytest.warns(UserWarning, match=r"board.png: no font has 型模; install a Noto font") as found:
+        saved("模型")
+    assert len(found) == 1
+
+
+def test_a_run_of_one_or_two_steps_has_each_step_once_on_its_axis() -> None:
+    for steps in ((1,), (2,), (0, 1)):
+        history = [{"step": step, "tokens": 100 * step, "val/loss": 3.0} for step in steps]
+        for figure in (plots.loss_curves(history, None), plots.run_curves({"a": history}, "val/loss", "step", "steps")):
+            figure.draw_without_rendering()
+            labels = [label.get_text() for label in figure.axes[0].get_xticklabels() if label.get_text()]
+            assert len(labels) == len(set(labels)), (steps, labels)
