@@ -16,7 +16,10 @@ results: TextIO | None = None  # where results are written; None: to the standar
 
 
 class LineConsole(Console):
-    """A console of rich that breaks no lines in a file or a pipe, and ends none of a table there with spaces."""
+    """A console of rich that breaks no lines in a file or a pipe, and ends none of a table there with spaces.
+
+    In a terminal too narrow for a table's figures its lines are longer, rather than without names or digits.
+    """
 
     def __init__(self, file: TextIO | None = None) -> None:
         super().__init__(file=file, highlight=False)
@@ -24,6 +27,16 @@ class LineConsole(Console):
             self.width = 1_000_000
 
     def print(self, *content: Any, **style: Any) -> None:
+        before, wide = self.width, self.options.update(width=10_000)
+        for made in (part for part in content if isinstance(part, Table)):
+            for column in (column for column in made.columns if column.no_wrap and column.width is None):
+                cells = (column.header, *column.cells)
+                column.min_width = max(self.measure(cell, options=wide).maximum for cell in cells)
+            self.width = max(self.width, self.measure(made, options=wide).minimum)
+        self._print(*content, **style)
+        self.width = before
+
+    def _print(self, *content: Any, **style: Any) -> None:
         if self.is_terminal or all(isinstance(part, str | Text) for part in content):
             return super().print(*content, **style)
         with self.capture() as captured:

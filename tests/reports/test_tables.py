@@ -59,3 +59,16 @@ def test_a_file_gets_whole_lines_without_spaces_at_their_ends(
     show(long)
     LineConsole().print(long, markup=False)
     assert capsys.readouterr().out == f"{long}\n" * 2
+
+
+def test_a_table_wider_than_the_terminal_keeps_names_and_digits(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "20")
+    show_table(
+        ("metric", "mean", "95 % interval"), [("exact_match", "0.000", "0.000 to 0.842"), ("loss, input", "3", "")]
+    )
+    header, *rows = capsys.readouterr().out.splitlines()
+    assert header.split() == ["metric", "mean", "95", "%", "interval"]
+    assert rows[0].split() == ["exact_match", "0.000", "0.000", "to", "0.842"]
+    assert "loss, input" in rows[1] and rows[1].split()[2] == "3"
