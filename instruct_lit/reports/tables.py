@@ -27,7 +27,7 @@ class LineConsole(Console):
             self.width = 1_000_000
 
     def print(self, *content: Any, **style: Any) -> None:
-        before, wide = self.width, self.options.update(width=10_000)
+        before, wide = self.width, self.options.update(width=10_000, markup=False)
         for made in (part for part in content if isinstance(part, Table)):
             for column in (column for column in made.columns if column.no_wrap and column.width is None):
                 cells = (column.header, *column.cells)

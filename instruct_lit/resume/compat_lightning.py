@@ -22,10 +22,8 @@ def count_resumed_epoch(trainer: Trainer) -> None:
     has just ended would be trained again. Where the validation there was that of the end of the resumed run alone, it
     would train a further batch of that epoch: such a checkpoint is taken as one from before the validation. Of a
     stream, whose length it does not know, Lightning would count the batches of the next epoch behind the last one.
-    Loggers count on from the step of the checkpoint, which was taken before Lightning had counted it for them.
     """
     loop, epochs = trainer.fit_loop, trainer.fit_loop.epoch_progress
-    loop.epoch_loop._batches_that_stepped = trainer.global_step
     last = loop.restarted_mid_epoch and loop.epoch_loop.restarted_on_last  # type: ignore[attr-defined]
     if last and epoch_is_complete(trainer) and not validation_follows(trainer):
         for batches in (loop.epoch_loop.batch_progress.total, loop.epoch_loop.batch_progress.current):

@@ -1,6 +1,5 @@
 """A run that resumes: the checkpoint that `ckpt_path` means, and what it restores beside Lightning's own states."""
 
-import csv
 import math
 import os
 import shutil
@@ -12,7 +11,6 @@ from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -55,7 +53,6 @@ class Resumption(RunHook):
             checkpoint = read_checkpoint(run.checkpoint)
             check_identity(checkpoint["identity"], self.restored.identity)
             if run.trainer.is_global_zero:
-                keep_csv_rows(run, checkpoint["global_step"])
                 print(f"resumes after step {checkpoint['global_step']}: {run.checkpoint}", flush=True)
         elif run.checkpoint is not None and run.trainer.is_global_zero:
             self._warn_of_others(run, run.checkpoint)
@@ -68,7 +65,9 @@ class Resumption(RunHook):
                 saved = saved or read_checkpoint(file).get("identity", {})
         here = self.restored.identity
         sets, own_sets = ({part.rpartition("-")[0] for part in of.get("data", "").split("+")} for of in (saved, here))
-        of_test = ("split", "data") if "train" in run.data.stored_parts else ("split", "data", "data.seed")  # of a stream
+        of_test = (
+            ("split", "data") if "train" in run.data.stored_parts else ("split", "data", "data.seed")
+        )  # of a stream
         moved = [name for name in of_test if sets & own_sets and saved.get(name, here[name]) != here[name]][:1]
         is_whole = run.tuner.state_dict().keys() <= read_checkpoint(path)["state_dict"].keys()
         frozen = () if is_whole else ("frozen weights",)
@@ -162,19 +161,6 @@ class RestoredState(Callback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.started = True
-
-
-def keep_csv_rows(run: Run, step: int) -> None:
-    """Give each CSV logger the rows up to a step of the run that is resumed, which Lightning's would delete."""
-    assert run.checkpoint is not None
-    before = run.checkpoint.resolve().parent.parent
-    for logger in run.trainer.loggers:
-        if isinstance(logger, CSVLogger):
-            path = before / os.path.relpath(logger.log_dir, run.run_dir) / "metrics.csv"
-            rows = list(csv.DictReader(path.read_text().splitlines())) if path.is_file() else []
-            with warnings.catch_warnings(action="ignore"):
-                logger.experiment.metrics = [row for row in rows if row["step"] and int(row["step"]) <= step]
-            logger.save()
 
 
 def _step(path: Path) -> float:

@@ -26,8 +26,3 @@ def test_the_epoch_loop_counts_the_last_batch_before_it_resets() -> None:
 def test_the_fit_loop_has() -> None:
     assert "_data_fetcher" in inspect.getsource(_FitLoop.__init__), "_FitLoop._data_fetcher is gone"
     assert hasattr(_FitLoop, "restarted_mid_epoch"), "_FitLoop.restarted_mid_epoch is gone"
-
-
-def test_loggers_count_steps_by() -> None:
-    source = inspect.getsource(_TrainingEpochLoop)
-    assert "self._batches_that_stepped += 1" in source, "_TrainingEpochLoop._batches_that_stepped is gone"

@@ -1,6 +1,5 @@
 """What a run resumes from, and what it refuses to resume from."""
 
-import csv
 import os
 import warnings
 from collections.abc import Callable
@@ -8,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lightning import Trainer
-from lightning.pytorch.loggers import CSVLogger
 
 from instruct_lit.core.training.checkpoints import read_checkpoint
 from instruct_lit.core.training.run import Run
@@ -156,28 +153,3 @@ def test_whole_weights_are_tested_whatever_is_frozen(parts: Make, tmp_path: Path
         run()
     saved = read_checkpoint(path)["state_dict"]
     assert all(value.equal(saved[f"model.{name}"]) for name, value in run.model.state_dict().items())
-
-
-@pytest.mark.parametrize("folder", ["", "elsewhere"])
-def test_rows_of_a_csv_logger_continue(folder: str, parts: Make, tmp_path: Path) -> None:
-    def logged(run_dir: Path, ckpt_path: str | None, max_steps: int) -> list[dict[str, str]]:
-        own = parts(max_steps=max_steps)
-        run_dir.mkdir(exist_ok=True)
-        plain = own.trainer
-
-        def trainer(callbacks: Any) -> Trainer:
-            made = plain(callbacks)
-            made.loggers = [CSVLogger(run_dir, name="csv", version="")]
-            return made
-
-        own.trainer = trainer  # type: ignore[method-assign]
-        Run(own, small(run_dir, n_test_responses=0), [resumption(ckpt_path)])()
-        with (run_dir / "csv" / "metrics.csv").open(newline="") as file:
-            return [row for row in csv.DictReader(file) if row["train/loss"]]
-
-    first = logged(tmp_path, None, 2)
-    with (tmp_path / "csv" / "metrics.csv").open("a") as file:
-        file.write("1,2")  # what a kill leaves
-    rest = logged(tmp_path / folder, str(tmp_path), 4)
-    assert [row["step"] for row in rest] == ["0", "1", "2", "3"], "Lightning counts from 0, without a gap"
-    assert [row["train/loss"] for row in rest[:2]] == [row["train/loss"] for row in first]
