@@ -87,7 +87,7 @@ class CompletionService:
 
         Raises: ApiError.
         """
-        name, n_vocab = self.chat_model.name, self.chat_model.model.head_weight.shape[0]
+        name = self.chat_model.name
         if body.model != name:
             message = f"The model {body.model!r:.100} does not exist; there is {name!r}"
             raise ApiError(404, message, param="model", code="model_not_found")
@@ -98,12 +98,10 @@ class CompletionService:
             n_logprobs, score_prompt = (body.top_logprobs or 0) if body.logprobs else None, False
         else:
             assert isinstance(body, CompletionBody)
-            n_logprobs, score_prompt = body.logprobs, body.echo and body.logprobs is not None
+            n_logprobs, score_prompt = body.logprobs, bool(body.echo)
         requests: list[Request] = []
         try:
             for prompt, settings in self.prompts(body):
-                if any(not 0 <= token < n_vocab for token in prompt):
-                    raise DataError(f"{body.PROMPT}: token ids are between 0 and {n_vocab - 1}")
                 for i in range(body.n or 1):
                     hook = None if n_logprobs is None else LogprobRecorder(n_logprobs, score_prompt)
                     drawn = len(requests) if body.seed is None else i  # without a seed equal prompts are answered anew
@@ -318,7 +316,7 @@ def check(body: Body) -> None:
     n_stops = body.MAX_STOPS
     rules = {"stop": (len(stops) <= n_stops and all(stops), f"at most {n_stops} texts of at least one character")}
     if isinstance(body, ChatBody):
-        rules["top_logprobs"] = (body.top_logprobs is None or bool(body.logprobs), "null unless logprobs is true")
+        rules["top_logprobs"] = (not body.top_logprobs or bool(body.logprobs), "0 unless logprobs is true")
     elif isinstance(body, CompletionBody):
         rules["best_of"] = (body.best_of in (None, 1, body.n or 1), "1, or n")
         rules["stream"] = (not (body.stream and body.echo), "false where echo is true")

@@ -193,7 +193,7 @@ class CompletionBody(Body):
     ID_PREFIX, OBJECT, PROMPT = "cmpl", "text_completion", "prompt"
     prompt: str | list[str] | list[int] | list[list[int]] | None
     max_tokens: int | None = _optional(ge=0)
-    echo: bool = False
+    echo: bool | None = None
     logprobs: int | None = _optional(ge=0, le=5)
     suffix: str | None = _unsupported("")
     best_of: int | None = None

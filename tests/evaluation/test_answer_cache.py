@@ -83,8 +83,8 @@ def test_an_interrupted_run_resumes_from_its_cache(
         cached(Engine(tiny_model, tokenizer, max_rows=1), settings, stop)
     done: list[int] = []
     submitted: list[list[int]] = []
-    submit = Engine.submit
-    monkeypatch.setattr(Engine, "submit", lambda self, ids, s: submitted.append(ids) or submit(self, ids, s))
+    prepare = Engine.prepare
+    monkeypatch.setattr(Engine, "prepare", lambda self, ids, s: submitted.append(ids) or prepare(self, ids, s))
     assert cached(Engine(tiny_model, tokenizer), settings, lambda: done.append(1)) == whole
     assert len(done) == 5 and len(submitted) == 3
     warmer = SamplingSettings(max_new_tokens=3, temperature=2.0, seed=4)

@@ -226,7 +226,7 @@ def test_log_probabilities_of_a_chat_streamed_are_the_same(server: SimpleNamespa
         ({"stop": ""}, 400, "stop", "at least one character"),
         ({"seed": -1}, 400, "seed", "greater than or equal to 0"),
         ({"presence_penalty": 1}, 400, "presence_penalty", "presence_penalty=1.0: not supported by this server; use repetition_penalty"),
-        ({"top_logprobs": 2}, 400, "top_logprobs", "must be null unless logprobs is true"),
+        ({"top_logprobs": 2}, 400, "top_logprobs", "must be 0 unless logprobs is true"),
         ({"max_tokens": 126}, 400, "messages", "maximum context length is 128 tokens. However, you requested 13"),
         ({"messages": [{"role": "user", "content": "word " * 500}]}, 400, "messages", "maximum context length"),
     ],

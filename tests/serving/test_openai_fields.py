@@ -46,7 +46,7 @@ CHAT: dict[str, tuple[list[Any], list[Any]]] = {
     "temperature": ([None, 0], []),
     "tool_choice": ([None, "none", "auto"], ["required", {"type": "function", "function": {"name": "f"}}]),
     "tools": ([None, []], [[{"type": "function", "function": {"name": "f"}}]]),
-    "top_logprobs": ([None], []),
+    "top_logprobs": ([None, 0], []),
     "top_p": ([None, 1], []),
     "user": ([None, "someone"], []),
     "verbosity": ([None, "medium"], ["low"]),
@@ -57,7 +57,7 @@ COMPLETION: dict[str, tuple[list[Any], list[Any]]] = {
         "frequency_penalty", "logit_bias", "max_tokens", "n", "presence_penalty", "seed", "stop", "stream",
         "stream_options", "temperature", "top_p", "user")},
     "best_of": ([None, 1], []),
-    "echo": ([False], []),
+    "echo": ([None, False], []),
     "logprobs": ([None, 0, 5], []),
     "suffix": ([None, ""], [" the end"]),
 }  # fmt: skip

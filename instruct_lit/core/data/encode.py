@@ -182,8 +182,8 @@ def open_or_build(
     Raises: DataError when no example is left or the cache cannot be written.
     """
     folder = cache_dir / "encoded" / key
-    if (store := _opened(folder)) is not None:
-        return store
+    with suppress(OSError, ValueError, TypeError, LookupError, EOFError):  # missing, incomplete or damaged
+        return EncodedStore(folder)
     shutil.rmtree(folder, ignore_errors=True)
     n_duplicates: dict[str, int] = {}
     examples = without_duplicates(source, n_duplicates)
@@ -205,14 +205,6 @@ def open_or_build(
         raise DataError(f"paths.cache={cache_dir}: {reason}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _opened(folder: Path) -> EncodedStore | None:
-    """The store in a folder; None when there is none or it is incomplete or damaged."""
-    try:
-        return EncodedStore(folder)
-    except (OSError, ValueError, TypeError, LookupError, EOFError):
-        return None
 
 
 def _write(folder: Path, examples: Iterable[tuple[Example, EncodedExample]]) -> int:

@@ -68,27 +68,28 @@ class Engine:
 
     def submit(self, prompt_ids: Sequence[int], settings: SamplingSettings | None = None) -> Request:
         """Queue a prompt; raises as `prepare` does."""
-        request = self.prepare(prompt_ids, settings)
-        self.enqueue(request)
-        return request
+        return self.enqueue(self.prepare(prompt_ids, settings))
 
     def prepare(
         self, prompt_ids: Sequence[int], settings: SamplingSettings | None = None, hook: Hook | None = None
     ) -> Request:
         """Create a request, in any thread; with `max_new_tokens=0` the prompt is only read.
 
-        Raises: DataError when the prompt is empty or leaves no room for a token in the model's context.
+        Raises: DataError for a prompt that is empty, without room for a token in the model's context, or of other ids.
         """
         settings = settings or SamplingSettings()
         longest = self.context_length - min(1, settings.max_new_tokens)
         if not 0 < len(prompt_ids) <= longest:
             limit = "the model's context" + (" minus one token" if longest < self.context_length else "")
             raise DataError(f"a prompt has {len(prompt_ids)} tokens; allowed are 1 to {longest}, {limit}")
+        if max(prompt_ids) >= (n_vocab := self.model.head_weight.shape[0]) or min(prompt_ids) < 0:
+            raise DataError(f"a prompt has ids of no token; token ids are between 0 and {n_vocab - 1}")
         return Request(list(prompt_ids), settings, hook)
 
-    def enqueue(self, request: Request) -> None:
-        """Queue a request."""
+    def enqueue(self, request: Request) -> Request:
+        """Queue a request and return it."""
         self._waiting.append(request)
+        return request
 
     @torch.inference_mode()  # rows of the cache move
     def cancel(self, request: Request) -> None:
@@ -144,13 +145,18 @@ class Engine:
         `settings` are for all prompts or one for each; `on_finished` is called with each finished request.
         """
         each = settings if isinstance(settings, Sequence) else [settings] * len(prompts)
-        requests = [self.submit(prompt, setting) for prompt, setting in zip(prompts, each, strict=True)]
+        requests = [self.prepare(prompt, setting) for prompt, setting in zip(prompts, each, strict=True)]
         for number, request in enumerate(requests):
             request.number = number
-        while self.n_unfinished:
-            for request in self.step():
-                if request.finish_reason is not None and on_finished is not None:
-                    on_finished(request)
+            self.enqueue(request)
+        try:
+            while self.n_unfinished:
+                for request in self.step():
+                    if request.finish_reason is not None and on_finished is not None:
+                        on_finished(request)
+        finally:  # after an error or Ctrl-C the next call begins anew
+            if self.n_unfinished:
+                self.clear()
         return requests
 
     def _admit(self) -> list[Request]:

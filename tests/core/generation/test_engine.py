@@ -1,13 +1,14 @@
 """The one decoder: batched = one by one = naive recomputation; stops, streams, cancels."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
 
 from instruct_lit.core.data.tokenizer import GPT2Tokenizer
 from instruct_lit.core.generation.engine import Engine, n_shared_prefix
-from instruct_lit.core.generation.request import Hook
+from instruct_lit.core.generation.request import Hook, Request
 from instruct_lit.core.generation.sampling import SamplingSettings
 from instruct_lit.core.model.gpt import GPT
 from instruct_lit.errors import DataError
@@ -112,6 +113,26 @@ def test_an_answer_that_is_left_in_the_middle_is_cancelled(model: GPT, tokenizer
     engine.step()
     engine.cancel(request)
     assert engine.n_unfinished == 0 and request.finish_reason == "cancelled" and len(request.ids) == 1
+
+
+def test_a_call_that_fails_leaves_nothing_to_the_next(model: GPT, tokenizer: GPT2Tokenizer) -> None:
+    given, settings = prompts(3), SamplingSettings(max_new_tokens=4)
+    expected = [r.ids for r in Engine(model, tokenizer).generate(given, settings)]
+    engine, finished = Engine(model, tokenizer), list[Request]()
+    for bad in ([50257], [-1]):
+        with pytest.raises(DataError, match="a prompt has ids of no token; token ids are between 0 and 50256"):
+            engine.generate([given[0], bad], settings)
+    with pytest.raises(DataError, match="a prompt has 64 tokens; allowed are 1 to 63"):
+        engine.generate([given[0], [1] * 64], settings)
+    assert engine.n_unfinished == 0
+
+    def interrupt(_: Request) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        engine.generate(given, [replace(settings, max_new_tokens=n) for n in (1, 4, 4)], interrupt)
+    found = engine.generate(given, settings, finished.append)
+    assert [r.ids for r in found] == expected and {id(r) for r in finished} == {id(r) for r in found}
 
 
 def test_cancelling_leaves_the_others_alone(model: GPT, tokenizer: GPT2Tokenizer) -> None:
