@@ -89,6 +89,8 @@ def _read_call(text: str) -> dict[str, Any] | None:
         arguments = call.get("arguments", call.get("parameters")) or {}
         arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
         is_call = isinstance(call["name"], str) and isinstance(arguments, dict)
+        # Neither NaN, which is not JSON, nor halves of characters, which UTF-8 does not have.
+        json.dumps([call, arguments], ensure_ascii=False, allow_nan=False).encode()
     except (ValueError, KeyError, AttributeError, RecursionError):
         return None
     return {"name": call["name"], "arguments": arguments} if is_call else None
@@ -164,7 +166,13 @@ def unreadable_calls(row: Row) -> float:
 
 
 def _json(value: Any) -> str:
-    return json.dumps(value, sort_keys=True)
+    """The value as JSON, in which 1 and 1.0 are one number."""
+    return json.dumps(json.loads(json.dumps(value), parse_float=_number), sort_keys=True)
+
+
+def _number(text: str) -> float:
+    value = float(text)
+    return int(value) if value.is_integer() else value
 
 
 METRICS: dict[str, tuple[Callable[[Row], float], Callable[[Row], bool]]] = {  # each with the rows that it concerns

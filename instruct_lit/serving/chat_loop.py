@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -272,14 +273,16 @@ class Chat:
 
     def do_save(self, text: str) -> None:
         new = self.records[self.n_saved :]
+        whole = [r for r in new if all(map(str.strip, chain([r["output"]], *r.get("history", ()))))]
         try:
             path = Path(text or "chat.jsonl").expanduser()
             with path.open("a", encoding="utf-8") as file:
-                file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in new)
+                file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in whole)
         except (OSError, RuntimeError, ValueError) as error:  # no such user's folder, or no possible name
             raise ConfigError(f"/save {text or 'chat.jsonl'}: {getattr(error, 'strerror', error)}") from error
         self.n_saved = len(self.records)
-        self._print(f"{_responses(len(new))} appended to {path}")
+        empty = f"; {len(new) - len(whole)} left out: an empty answer is not trained on" if whole != new else ""
+        self._print(f"{_responses(len(whole))} appended to {path}{empty}")
 
     def _print(self, text: str, style: str = "dim") -> None:
         whole = not self.console.is_terminal  # in a file lines are not broken

@@ -184,6 +184,9 @@ def _turn(message: Message, where: str) -> dict[str, Any]:
             calls = [(c.id, c.function.name, json.loads(c.function.arguments or "{}")) for c in message.tool_calls]
         except (ValueError, RecursionError) as error:
             raise DataError(f"{where}.tool_calls: invalid JSON in arguments ({error})") from error
+        for _, name, arguments in calls:
+            if not isinstance(arguments, dict):
+                raise DataError(f"{where}.tool_calls: arguments={arguments!r:.80} of {name!r:.80}; give a JSON object")
         turn["tool_calls"] = [
             {"id": own, "type": "function", "function": {"name": name, "arguments": arguments}}
             for own, name, arguments in calls

@@ -26,6 +26,16 @@ CALL = '<tool_call>\n{"name": "add", "arguments": {"a": 1, "b": 2}}\n</tool_call
         (CALL.removesuffix("\n</tool_call>"), Parts("", calls=(ADD,))),
         (CALL.replace('{"a": 1, "b": 2}', r'"{\"a\": 1, \"b\": 2}"'), Parts("", calls=(ADD,))),
         ("<tool_call>{oops}</tool_call>", Parts("<tool_call>{oops}</tool_call>", n_unreadable=1)),
+        *(
+            (text, Parts(text, n_unreadable=1))
+            for text in (  # what JSON and UTF-8 do not have
+                CALL.replace("1", value) for value in ("NaN", "1e999", r'"\ud83d"', r'{"\ud83d": 1}')
+            )
+        ),
+        (
+            CALL.replace('{"a": 1, "b": 2}', r'"{\"a\": -Infinity}"'),
+            Parts(CALL.replace('{"a": 1, "b": 2}', r'"{\"a\": -Infinity}"'), n_unreadable=1),
+        ),
         ("<tool_call>[1]</tool_call> a < b", Parts("<tool_call>[1]</tool_call> a < b", n_unreadable=1)),
     ],
 )
@@ -66,6 +76,7 @@ def row(response: str, **own: Any) -> dict[str, Any]:
     [
         (f"<think>\nI add.\n</think>\n\n{CALL}", (1, 1, 1, 1, 0)),
         (CALL.replace("2", "3"), (0, 1, 0, 0.5, 0)),
+        (CALL.replace("2", "2.0"), (0, 1, 1, 1, 0)),  # the same number in JSON
         (CALL.replace("add", "sub"), (0, 0, 0, 0, 0)),
         ("It is 3.", (0, 0, 0, 0, 0)),
         (CALL.replace("{", "[", 1), (0, 0, 0, 0, 1)),

@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 
 from instruct_lit.core.data.example import Example
+from instruct_lit.core.data.records import FileSource
 from instruct_lit.core.data.template import Template
 from instruct_lit.core.generation.sampling import SamplingSettings
 from instruct_lit.errors import printable
@@ -120,6 +121,16 @@ def test_a_warning_for_a_system_prompt_without_a_place(chat_model: ChatModel, tu
     chat, out = talk(["/system Be brief.", "Hello"], chat_model, turns)
     assert "the template of tiny has no place for a system prompt" in out
     assert [record.get("system") for record in chat.records] == [None, "Be brief."]
+
+
+def test_empty_answers_are_not_saved(tmp_path: Path) -> None:
+    """Training refuses them, also in the history of a conversation."""
+    file = tmp_path / "saved.jsonl"
+    lines = ["One?", "/settings max_new_tokens=0", "Two?", "/settings max_new_tokens=3", "Three?", f"/save {file}"]
+    _, out = talk([*lines, "/new", "Four?", f"/save {file}", "/quit"], tiny_chat_model(CHAT))
+    said = "".join(out.split())
+    assert "1responseappendedto" in said and ";2leftout:anemptyanswerisnottrainedon" in said
+    assert [example.instruction for example in FileSource(str(file))] == ["One?", "Four?"]
 
 
 def test_saved_records_can_be_trained_on(chat_model: ChatModel, tmp_path: Path) -> None:

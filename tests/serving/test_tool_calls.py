@@ -147,6 +147,12 @@ def test_tool_choice(ask: Callable[..., Any]) -> None:
     assert len(ask(f"{CALL}\n{CALL}", parallel_tool_calls=False).choices[0].message.tool_calls) == 1
 
 
+@pytest.mark.parametrize("value", ["NaN", r'"\ud83d"'])
+def test_a_call_that_neither_json_nor_utf8_can_hold_stays_in_the_text(ask: Callable[..., Any], value: str) -> None:
+    text = CALL.replace("1", value)
+    assert ask(text).choices[0].message.content == streamed(ask(text, stream=True)).content == text
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -161,6 +167,11 @@ def test_tool_choice(ask: Callable[..., Any]) -> None:
             {"messages": [USER, {"role": "assistant", "tool_calls": [
                 {"id": "1", "type": "function", "function": {"name": "add", "arguments": "{"}}]}, USER]},
             "messages.1.tool_calls: invalid JSON in arguments",
+        ),
+        (
+            {"messages": [USER, {"role": "assistant", "tool_calls": [
+                {"id": "1", "type": "function", "function": {"name": "add", "arguments": "[1]"}}]}, USER]},
+            r"messages.1.tool_calls: arguments=\[1] of .add.; give a JSON object",
         ),
     ],
 )  # fmt: skip
