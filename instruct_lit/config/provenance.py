@@ -115,7 +115,7 @@ def read_provenance(run: Path) -> dict[str, Any]:
         return json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"run={run}: no {FILE}; give a run folder of python -m instruct_lit.train") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{file}: damaged ({type(error).__name__}: {error}); give another run") from error
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from instruct_lit.core.data.example import FIELDS as FIELDS_OF_EXAMPLE
 from instruct_lit.core.data.records import read_records
 from instruct_lit.errors import DataError
 from instruct_lit.evaluation.checks import FIELD, FUNCTION, check_record
@@ -29,6 +30,8 @@ def read_responses(path: Path, response_field: str, keep: Sequence[str] = ()) ->
         if isinstance(record, DataError):
             raise record
         row = {"id": len(rows), "input": "", **record} if isinstance(record, dict) else {}
+        if row.get("messages"):
+            row = _with_texts(row, place)
         for field in ("instruction", "output", response_field):
             if not isinstance(row.get(field), str):
                 raise DataError(f"{place}: no text in {field!r}; found: {', '.join(map(str, row)) or 'no fields'}")
@@ -53,6 +56,19 @@ def read_responses(path: Path, response_field: str, keep: Sequence[str] = ()) ->
     return rows
 
 
+def _with_texts(row: dict[str, Any], place: str) -> dict[str, Any]:
+    """A record with `messages` in the form of our own; without an answer at their end `output` is the reference."""
+    from instruct_lit.datasets.conversations import FORMS  # not before a record needs it: the folder may be absent
+
+    given, answer = row["messages"], {"role": "assistant", "content": "-"}
+    last = given[-1] if isinstance(given, list) else None
+    is_open = isinstance(last, dict) and last.get("role") != answer["role"]
+    read = {"messages": [*given, answer] if is_open else given, "tools": row.get("tools")}
+    found = FORMS["messages"].read(read, place, {name: name for name in FIELDS_OF_EXAMPLE}).as_record()
+    own = {key: value for key, value in row.items() if key not in read}
+    return {**found, **({"output": "", "messages": []} if is_open else {}), **own}
+
+
 def _is_turn(turn: Any) -> bool:
     return isinstance(turn, list | tuple) and len(turn) == 2 and all(isinstance(text, str) for text in turn)
 
@@ -72,7 +88,7 @@ def read_metrics(run: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_bytes()) if path.exists() else {}
         problem = None if isinstance(found, dict) else "not a JSON object"
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         problem = f"{type(error).__name__}: {error}"
     if problem:
         raise DataError(f"{path}: damaged ({problem}); give another run, or resume this one, which writes it anew")

@@ -185,7 +185,7 @@ def read_adapter_config(directory: Path) -> dict[str, Any]:
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
         kind = values["peft_type"], values["r"], values["lora_alpha"], values["base_model_name_or_path"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{file}: not a peft configuration ({type(error).__name__}: {error})") from error
     if kind[0] != "LORA":
         raise CheckpointError(f"{file}: peft_type is {kind[0]}; only LORA can be opened")

@@ -193,7 +193,7 @@ def read_record(folder: Path) -> dict[str, Any] | None:
     try:
         record = {"value": None, "reason": None, **json.loads(path.read_bytes())}
         bad = [name for name, kind in _FIELDS.items() if not isinstance(record.get(name), kind)]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RecursionError):
         bad = ["no JSON object"]
     if bad:
         raise DataError(f"{path}: damaged ({', '.join(bad)}); delete it: the trial resumes from its last checkpoint")

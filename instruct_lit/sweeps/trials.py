@@ -143,6 +143,6 @@ def _records(path: Path, separator: str = "\n") -> list[dict[str, Any]]:
     text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
     rows = []
     for part in text.split(separator) if separator else [text]:
-        with suppress(ValueError):
+        with suppress(ValueError, RecursionError):
             rows.append(json.loads(part))
     return [row for row in rows if isinstance(row, dict)]

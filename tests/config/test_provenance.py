@@ -106,6 +106,9 @@ def test_a_folder_without_it_and_a_damaged_file_are_named(tmp_path: Path) -> Non
     (tmp_path / "provenance.json").write_text("{")
     with pytest.raises(ConfigError, match=r"provenance.json: damaged \(JSONDecodeError"):
         read_provenance(tmp_path)
+    (tmp_path / "provenance.json").write_text("[" * 100_000)
+    with pytest.raises(ConfigError, match=r"provenance.json: damaged \(RecursionError"):
+        read_provenance(tmp_path)
 
 
 def test_it_is_plain_json(tmp_path: Path) -> None:

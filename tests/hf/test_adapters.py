@@ -233,6 +233,9 @@ def test_what_is_no_adapter_for_this_model_is_refused(base, tmp_path: Path) -> N
     make, folder = base
     with pytest.raises(CheckpointError, match=f"{CONFIG}: not a peft configuration"):
         open_adapter(tmp_path, make())
+    (tmp_path / CONFIG).write_text("[" * 100_000)
+    with pytest.raises(CheckpointError, match=rf"{CONFIG}: not a peft configuration \(RecursionError"):
+        open_adapter(tmp_path, make())
     adapter = Adapter(make(), rank=2)
     adapter.save(tmp_path, HFSource(str(folder)))
     other = GPT(GPTConfig(n_vocab=99, context_length=40, d_model=36, n_layers=2, n_heads=3))

@@ -105,7 +105,7 @@ def test_what_a_trial_has_written_is_read_as_far_as_it_goes(tmp_path: Path) -> N
     (found,) = read_trials(tmp_path)
     assert list(found.responses) == [answer] and found.metrics == {}
     for name, content in (
-        ("metrics.json", b"[1]"),
+        ("metrics.json", b"[" * 100_000),
         ("history.jsonl", b'7\n{"step": 1}\n\xff\x00'),
         ("responses.jsonl", b""),
     ):
@@ -121,6 +121,7 @@ def test_what_a_trial_has_written_is_read_as_far_as_it_goes(tmp_path: Path) -> N
         (b'{"status": "comp', "no JSON object"),
         (b"[1]", "no JSON object"),
         (b"\xff\x00", "no JSON object"),
+        (b"[" * 100_000, "no JSON object"),
         (b'{"command": "train", "status": 1, "overrides": [], "seconds": 1, "value": "x"}', "status, value"),
     ],
 )
