@@ -49,6 +49,12 @@ def finished_run(folder: Path, *overrides: str) -> Path:
         ("seed=" + "{a:" * 300 + "1" + "}" * 300, "is not an override"),
         ("template.path=evil.jinja", "names a file"),
         ("callbacks.best_checkpoint.dirpath=/root/.ssh", "names a folder to write to"),
+        ("callbacks.best_checkpoint.filename=../../.ssh/x", "names a place to write to"),
+        ("callbacks={best_checkpoint:{filename:/root/x}}", "names a place to write to"),
+        ("logger.tensorboard.name='~/x'", "names a place to write to"),
+        ("+logger.mlflow.tracking_uri=http://evil.example", "names a place to write to"),
+        ("+logger.wandb.settings={base_url:'https://evil.example'}", "names a place to write to"),
+        ("+logger.comet.offline_directory=x", "names a folder to write to"),
     ],
 )
 def test_code_that_a_run_folder_names_is_not_run(tmp_path: Path, override: str, reason: str) -> None:
@@ -68,12 +74,21 @@ def test_code_that_a_run_folder_names_is_not_run(tmp_path: Path, override: str, 
         ["model=gpt2", "model.pretrained=false", "data.split={train:40,val:10,test:10}", "template=chatml"],
         ["experiment=overfit_demo", "sweep=optuna", "optimizer=muon", "~callbacks.best_checkpoint", "trainer=ddp_cpu"],
         ["data=files", "data.path=[a.jsonl,b.csv]", "data.filters={length:{}}", "model.trust_remote_code=false"],
+        ["callbacks.best_checkpoint.filename='{step}-{val/loss:.2f}'", "logger.tensorboard.name=of/mine"],
     ],
 )
 def test_harmless_overrides_are_used_again(tmp_path: Path, overrides: list[str]) -> None:
     run = finished_run(tmp_path, *overrides)
     found = check_reproduce(OmegaConf.create({"run": str(run), "tolerance": 0.1, "changes": []}))
     assert found == (run.resolve(), ["seed=1", *overrides])
+
+
+@pytest.mark.parametrize("override", ["nope=3", "logger.nope=1", "seed=text", "~nope"])
+def test_overrides_of_another_version_are_refused(tmp_path: Path, override: str) -> None:
+    run = finished_run(tmp_path, override)
+    message = rf"^run={run}: this version cannot compose its overrides \(.*(nope|seed).*\); give another run, or train"
+    with pytest.raises(ConfigError, match=message):
+        check_reproduce(OmegaConf.create({"run": str(run), "tolerance": 0.1, "changes": []}))
 
 
 def test_an_interrupted_run_is_refused(tmp_path: Path) -> None:

@@ -5,11 +5,14 @@ every override is checked, and then the configuration that they compose.
 """
 
 import json
+import re
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from hydra.errors import HydraException
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from instruct_lit.config.compose import CONF, composed, configuration_files, nodes_of
 from instruct_lit.config.run_folder import read_plain
@@ -25,7 +28,10 @@ SWITCHES = {
     "dirpath": "names a folder to write to",
     "save_dir": "names a folder to write to",
     "default_root_dir": "names a folder to write to",
+    "offline_directory": "names a folder to write to",
+    "dir": "names a folder to write to",
 }
+_PLACE = re.compile(r"[/~\\]|.*(\.\.|://)", re.S)  # what loggers and callbacks would write to, beside the run folder
 TEMPLATE_FILE = "template.path"
 
 
@@ -47,7 +53,13 @@ def saved_overrides(run: Path, changes: Collection[str] = ()) -> list[str]:
                 f"run={run}: an override that {reason} is not used from a run folder; if you trust it, add "
                 f"'changes=[\"{override}\"]'"
             )
-    config = OmegaConf.to_container(composed("train", untrusted))
+    try:
+        config = OmegaConf.to_container(composed("train", untrusted))
+    except (HydraException, OmegaConfBaseException) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise ConfigError(
+            f"run={run}: this version cannot compose its overrides ({reason}); give another run, or train with them anew"
+        ) from error
     for key, value in nodes_of(config):
         if key.startswith("data.filters.function.") or (key == "model.trust_remote_code" and value):
             raise ConfigError(f"run={run}: its overrides compose {key}={value}, which runs code; give another run")
@@ -78,8 +90,6 @@ def check_saved_files(run: Path, changes: Collection[str] = ()) -> None:
 
 def refusal(override: str) -> str | None:
     """Why an override in a run folder is not used again; None for a harmless one."""
-    from hydra.errors import HydraException
-
     from instruct_lit.config.compat_hydra import parse_overrides
 
     if override.startswith("-"):
@@ -103,6 +113,8 @@ def refusal(override: str) -> str | None:
         switch = next((SWITCHES[part] for part in parts if part in SWITCHES), None)
         if inner not in (None, False) and (switch or name == TEMPLATE_FILE):
             return switch or "names a file"
+        if parts[0] in ("logger", "callbacks") and isinstance(inner, str) and _PLACE.match(inner):
+            return "names a place to write to"
     return None
 
 
