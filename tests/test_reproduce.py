@@ -86,7 +86,7 @@ def test_harmless_overrides_are_used_again(tmp_path: Path, overrides: list[str])
 @pytest.mark.parametrize("override", ["nope=3", "logger.nope=1", "seed=text", "~nope"])
 def test_overrides_of_another_version_are_refused(tmp_path: Path, override: str) -> None:
     run = finished_run(tmp_path, override)
-    message = rf"^run={run}: this version cannot compose its overrides \(.*(nope|seed).*\); give another run, or train"
+    message = rf"^run={run}: this version cannot compose its overrides \(.*(nope|seed).*\); give another run, or train with them$"
     with pytest.raises(ConfigError, match=message):
         check_reproduce(OmegaConf.create({"run": str(run), "tolerance": 0.1, "changes": []}))
 

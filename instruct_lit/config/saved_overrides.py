@@ -25,11 +25,9 @@ SWITCHES = {
     "_target_": "names a constructor",
     "trust_remote_code": "runs code of a repository",
     "function": "runs a Python file",
-    "dirpath": "names a folder to write to",
-    "save_dir": "names a folder to write to",
-    "default_root_dir": "names a folder to write to",
-    "offline_directory": "names a folder to write to",
-    "dir": "names a folder to write to",
+    **dict.fromkeys(
+        ("dirpath", "save_dir", "default_root_dir", "offline_directory", "dir"), "names a folder to write to"
+    ),
 }
 _PLACE = re.compile(r"[/~\\]|.*(\.\.|://)", re.S)  # what loggers and callbacks would write to, beside the run folder
 TEMPLATE_FILE = "template.path"
@@ -58,7 +56,7 @@ def saved_overrides(run: Path, changes: Collection[str] = ()) -> list[str]:
     except (HydraException, OmegaConfBaseException) as error:
         reason = " ".join(str(error).split())[:120]
         raise ConfigError(
-            f"run={run}: this version cannot compose its overrides ({reason}); give another run, or train with them anew"
+            f"run={run}: this version cannot compose its overrides ({reason}); give another run, or train with them"
         ) from error
     for key, value in nodes_of(config):
         if key.startswith("data.filters.function.") or (key == "model.trust_remote_code" and value):

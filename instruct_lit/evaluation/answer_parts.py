@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 from instruct_lit.words import words
@@ -166,13 +167,8 @@ def unreadable_calls(row: Row) -> float:
 
 
 def _json(value: Any) -> str:
-    """The value as JSON, in which 1 and 1.0 are one number."""
-    return json.dumps(json.loads(json.dumps(value), parse_float=_number), sort_keys=True)
-
-
-def _number(text: str) -> float:
-    value = float(text)
-    return int(value) if value.is_integer() else value
+    """A text that is equal for equal JSON, in which 1 and 1.0 are one number."""
+    return repr(json.loads(json.dumps(value, sort_keys=True), parse_int=Fraction, parse_float=Fraction))
 
 
 METRICS: dict[str, tuple[Callable[[Row], float], Callable[[Row], bool]]] = {  # each with the rows that it concerns

@@ -25,10 +25,6 @@ _BYTE_OF = {chr(byte): byte for byte in _PRINTABLE} | {chr(256 + n): byte for n,
 _MARK = "\n"  # stands before a text that continues another
 
 
-def _bytes_of_character(character: str) -> bytes:
-    return bytes([_BYTE_OF[character]]) if character in _BYTE_OF else character.encode()
-
-
 def _is_byte(token: str) -> bool:
     """Whether a token is one byte, as in SentencePiece's vocabularies."""
     return re.fullmatch("<0x[0-9A-F]{2}>", token) is not None
@@ -137,7 +133,8 @@ class HFTokenizer:
 
     def _bytes_of(self, token_id: int, token: str) -> bytes:
         if self._byte_level:
-            return token.encode() if token_id in self._added else b"".join(map(_bytes_of_character, token))
+            each = (bytes([_BYTE_OF[char]]) if char in _BYTE_OF else char.encode() for char in token)
+            return token.encode() if token_id in self._added else b"".join(each)
         if _is_byte(token):
             return bytes([int(token[3:5], 16)])
         return token.replace("\u2581", " ").encode()  # SentencePiece writes a space so

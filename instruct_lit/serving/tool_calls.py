@@ -179,16 +179,14 @@ def _turn(message: Message, where: str) -> dict[str, Any]:
     if message.role == "tool":  # as in training
         turn |= {key: value for key in ("tool_call_id", "name") if (value := getattr(message, key))}
     turn |= {"reasoning_content": message.reasoning_content} if message.reasoning_content else {}
-    if message.tool_calls:
+    for call in message.tool_calls or ():
+        name, given = call.function.name, call.function.arguments
         try:
-            calls = [(c.id, c.function.name, json.loads(c.function.arguments or "{}")) for c in message.tool_calls]
+            arguments = json.loads(given or "{}")
         except (ValueError, RecursionError) as error:
             raise DataError(f"{where}.tool_calls: invalid JSON in arguments ({error})") from error
-        for _, name, arguments in calls:
-            if not isinstance(arguments, dict):
-                raise DataError(f"{where}.tool_calls: arguments={arguments!r:.80} of {name!r:.80}; give a JSON object")
-        turn["tool_calls"] = [
-            {"id": own, "type": "function", "function": {"name": name, "arguments": arguments}}
-            for own, name, arguments in calls
-        ]
+        if not isinstance(arguments, dict):
+            raise DataError(f"{where}.tool_calls: arguments={given!r:.80} of {name!r:.80}; give a JSON object")
+        function = {"name": name, "arguments": arguments}
+        turn.setdefault("tool_calls", []).append({"id": call.id, "type": "function", "function": function})
     return turn

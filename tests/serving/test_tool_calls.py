@@ -171,7 +171,7 @@ def test_a_call_that_neither_json_nor_utf8_can_hold_stays_in_the_text(ask: Calla
         (
             {"messages": [USER, {"role": "assistant", "tool_calls": [
                 {"id": "1", "type": "function", "function": {"name": "add", "arguments": "[1]"}}]}, USER]},
-            r"messages.1.tool_calls: arguments=\[1] of .add.; give a JSON object",
+            r"messages.1.tool_calls: arguments='\[1]' of .add.; give a JSON object",
         ),
     ],
 )  # fmt: skip
