@@ -127,12 +127,10 @@ def _bundle(run: Run, folder: Path) -> None:
     GenerationConfig.from_pretrained(empty)  # nosec B615 (a local folder)
     trusted = parts.config.model.get("trust_remote_code", False)  # the code of a tokenizer, which is in the bundle
     tokenizer: Any = AutoTokenizer.from_pretrained(empty, trust_remote_code=trusted)  # nosec B615
-    found = tokenizer.apply_chat_template(
-        [{"role": "user", "content": "Name a colour."}], add_generation_prompt=True, return_dict=False
-    )
-    ours = Encoder(run.template, run.tokenizer, run.model.config.context_length).prompt_ids(
-        Example("Name a colour.", "")
-    )
+    question = "Name a colour."
+    asked = [{"role": "user", "content": question}]
+    found = tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_dict=False)
+    ours = Encoder(run.template, run.tokenizer, run.model.config.context_length).prompt_ids(Example(question, ""))
     if found != ours:
         raise ConfigError(
             f"template={run.template.name}: transformers would render {tokenizer.decode(found)[:80]!r} where this "

