@@ -32,13 +32,10 @@ def as_texts(example: Example) -> Example:
 def assistant_text(message: Mapping[str, Any]) -> str:
     """What the model writes as a message: thoughts, text and calls."""
     thoughts = message.get("reasoning_content")
-    calls = [json.dumps(_short(call["function"]), ensure_ascii=False) for call in message.get("tool_calls", ())]
+    called = [{key: c["function"][key] for key in ("name", "arguments")} for c in message.get("tool_calls", ())]
+    calls = [json.dumps(call, ensure_ascii=False) for call in called]
     parts = [message["content"], *(f"<tool_call>\n{call}\n</tool_call>" for call in calls)]
     return (f"<think>\n{thoughts}\n</think>\n\n" if thoughts else "") + "\n".join(filter(None, parts))
-
-
-def _short(function: Mapping[str, Any]) -> dict[str, Any]:
-    return {"name": function["name"], "arguments": function["arguments"]}
 
 
 def last_turns(encoder: Encoder, example: Example, turns: Turns) -> tuple[Example, Turns]:

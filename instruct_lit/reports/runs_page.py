@@ -29,7 +29,8 @@ def write_runs_page(
     """
     histories = {name: read_jsonl(run / "history.jsonl") for name, run in runs.items()}
     metrics = [read_metrics(run) for run in runs.values()]
-    names = sorted({n for of_run in metrics for n in of_run if n.startswith(METRICS)}, key=_order)
+    found = sorted({name for of_run in metrics for name in of_run})
+    names = [name for start in METRICS for name in found if name.startswith(start)]
     responses = {name: _responses(run) for name, run in runs.items()}
     curve = "val/response_loss" if incomparable else "val/loss"
     figures = [
@@ -91,7 +92,3 @@ def side_by_side(responses: Sequence[Sequence[Row]], most: int = MAX_RESPONSES) 
 def _responses(run: Path) -> list[Row]:
     path = run / "responses.jsonl"
     return list(read_responses(path, "response")) if path.is_file() and path.stat().st_size else []
-
-
-def _order(name: str) -> tuple[int, str]:
-    return next(i for i, start in enumerate(METRICS) if name.startswith(start)), name
