@@ -190,8 +190,7 @@ class CompletionService:
                 async with asyncio.timeout_at(end):
                     update = await job.updates.get()
                 if update.finish_reason == "cancelled":
-                    failure = ApiError(500, "The request was cancelled by the server", "server_error")
-                    raise shutting_down() if self.scheduler.is_closing else failure
+                    raise self.failure()
                 n_left -= update.finish_reason is not None
                 yield update
         except TimeoutError:
@@ -200,6 +199,12 @@ class CompletionService:
         finally:
             if n_left:
                 self.scheduler.cancel(job.unfinished)
+
+    def failure(self) -> ApiError:
+        """The error of a request that the server has cancelled."""
+        if self.scheduler.is_closing:
+            return shutting_down()
+        return ApiError(500, "The request was cancelled by the server", "server_error")
 
     async def answer(self, job: Job) -> dict[str, Any]:
         """The whole response at once."""
