@@ -136,12 +136,12 @@ def _of_group(error: Exception) -> str | None:
     """The message on a group of the command line without a choice: Hydra names neither the group nor its choices."""
     from instruct_lit.config.compose import choices_of
 
-    if not re.match(r"group override must be|argument of type '\w+' is not iterable", str(error)):
+    if not re.search(r"group override must be|^argument of type '\w+' is not iterable", str(error)):
         return None
     given = [re.fullmatch(r"(\w+)=(null|[\d.+-]+|\[.*\]|\{.*\})", argument) for argument in sys.argv[1:]]
     chosen = ((found, choices_of(found[1])) for found in given if found)
     named = (f"{found[0]}: a group needs a choice; allowed are {', '.join(names)}" for found, names in chosen if names)
-    return next(named, None)
+    return next(named, None if "not iterable" in str(error) else "a group needs a choice, not null; see --help")
 
 
 def _of_null(error: Exception) -> str | None:
