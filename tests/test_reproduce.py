@@ -50,7 +50,7 @@ def finished_run(folder: Path, *overrides: str) -> Path:
         ("template.path=evil.jinja", "names a file"),
         ("callbacks.best_checkpoint.dirpath=/root/.ssh", "names a folder to write to"),
         ("callbacks.best_checkpoint.filename=../../.ssh/x", "names a place to write to"),
-        ("callbacks={best_checkpoint:{filename:/root/x}}", "names a place to write to"),
+        ("callbacks={best_checkpoint:{filename:/srv/x}}", "names a place to write to"),
         ("logger.tensorboard.name='~/x'", "names a place to write to"),
         ("+logger.mlflow.tracking_uri=http://evil.example", "names a place to write to"),
         ("+logger.wandb.settings={base_url:'https://evil.example'}", "names a place to write to"),
