@@ -148,18 +148,12 @@ def _of_null(error: Exception) -> str | None:
     """The message on a key of a group that is off, of which OmegaConf names neither."""
     from instruct_lit.config.compose import choices_of
 
-    without = "group override must be" in str(error)
-    if not without and not str(error).startswith("Unexpected type for root: NoneType"):
-        return None
-    for given in sys.argv[1:]:
-        key, _, value = given.partition("=")
-        group, dot, _ = key.partition(".")
-        choices = ", ".join(choices_of(group))
-        if without and choices and not dot and value == "null":
-            return f"{given}: a group needs a choice; allowed are {choices}"
-        if not without and choices and dot and not any(other.startswith(f"{group}=") for other in sys.argv):
-            return f"{given}: requires a choice of {group}; add {group}= with one of {choices}"
-    return "a group needs a choice, not null; see --help" if without else None
+    if isinstance(error, AssertionError) and str(error).startswith("Unexpected type for root: NoneType"):
+        for given in sys.argv[1:]:
+            group, dot, _ = given.partition("=")[0].partition(".")
+            if dot and not any(other.startswith(f"{group}=") for other in sys.argv) and (names := choices_of(group)):
+                return f"{given}: requires a choice of {group}; add {group}= with one of {', '.join(names)}"
+    return None
 
 
 def _of_system(error: OSError) -> str | None:

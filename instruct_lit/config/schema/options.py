@@ -203,9 +203,7 @@ def check_values(config: DictConfig, prefix: str = "") -> list[str]:
         return []
     names = [declared.name for declared in dataclasses.fields(schema)]
     problems = []
-    for key in (
-        str(key) for key in config if key not in (*names, "hydra")
-    ):  # added, and no part of the program reads it
+    for key in (str(key) for key in config if key not in (*names, "hydra")):  # added; no part of the program reads it
         close = difflib.get_close_matches(key, names, n=1)
         remedy = f"did you mean {prefix}{close[0]}?" if close else f"allowed are {', '.join(names)}"
         problems.append(f"{prefix}{key}: no such key; {remedy}")
