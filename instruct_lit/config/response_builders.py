@@ -124,7 +124,7 @@ def generated_responses(config: DictConfig, run: str) -> Responses:
     check_by(config, [store.example(int(i)).as_record() for i in indices[: config.n_responses]])
     if config.engine == "vllm":
         vllm = VLLMEngine(opened.model, data.tokenizer, opened.directory)
-        examples = [(int(i), store.example(int(i)), store[i].prompt_ids) for i in indices[: config.n_responses]]
+        examples = [store.to_answer(int(i)) for i in indices[: config.n_responses]]
         cached = CachedResponses(cache, vllm, sampling, data.template)
         rows = answer(vllm, data.template, examples, sampling, cached=cached)
         vllm.close()

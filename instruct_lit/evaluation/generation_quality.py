@@ -71,7 +71,7 @@ class GenerationQuality(Callback):
             raise ConfigError(
                 f"callbacks.generation_quality.metrics: no record of the validation sample has {missing[0]}"
             )
-        share = [(i, store.example(i), store[i].prompt_ids) for i in share_of(trainer, chosen.tolist())]
+        share = [store.to_answer(i) for i in share_of(trainer, chosen.tolist())]
         model: Any = pl_module.model
         if self._engine is None or self._engine.model is not model:
             self._engine = Engine(model, data.tokenizer, self.max_rows, self._make_weights(), self.make_loops)

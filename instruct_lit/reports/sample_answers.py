@@ -30,13 +30,12 @@ class SampleAnswers(Callback):
     def _write(self, trainer: Trainer, pl_module: LightningModule, loggers: list[Logger]) -> None:
         data = trainer.datamodule  # type: ignore[attr-defined]
         store, indices = data.examples_of("val")
-        chosen = [int(i) for i in indices[: self.n_examples]]
+        asked = [store.to_answer(int(i)) for i in indices[: self.n_examples]]
         model: Any = pl_module.model
         if self._engine is None or self._engine.model is not model:
             self._engine = Engine(model, data.tokenizer, min(self.n_examples, 32), make_loops=self.make_loops)
-        answers = self._engine.generate([store[i].prompt_ids for i in chosen], self.settings)
-        for number, (index, answer) in enumerate(zip(chosen, answers, strict=True)):
-            example = store.example(index)
+        answers = self._engine.generate([prompt for _, _, prompt in asked], self.settings)
+        for number, ((_, example, _), answer) in enumerate(zip(asked, answers, strict=True)):
             parts = {"Instruction": example.instruction, "Input": example.input, "Expected": example.output}
             parts["Answer"] = answer.text
             text = "\n\n".join(f"**{title}**\n\n{indent(body, '    ')}" for title, body in parts.items() if body)

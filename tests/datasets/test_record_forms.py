@@ -253,3 +253,13 @@ def test_lines_may_be_lists(tmp_path: Path) -> None:
         '[{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]\n'
     )
     assert list(FileSource(str(tmp_path / "a.jsonl"))) == [Example("Why?", "So.")]
+
+
+def test_a_column_that_is_read_as_a_text_may_be_named_like_a_mark() -> None:
+    columns = {"instruction": "image", "output": "label", "input": "checks"}
+    record = {"image": "Is 1 above 2?", "label": "False", "checks": "Think."}
+    assert to_example(record, "f", columns) == Example("Is 1 above 2?", "False", "Think.")
+    with pytest.raises(DataError, match="f: has images, audio or video"):
+        to_example({**record, "images": ["a.png"]}, "f", columns)
+    with pytest.raises(DataError, match="f: 'label' is false"):
+        to_example({"instruction": "Is 1 above 2?", "output": "No.", "label": "False"}, "f")

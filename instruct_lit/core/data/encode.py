@@ -168,6 +168,12 @@ class EncodedStore:
         start, end = self._record_offsets[index], self._record_offsets[index + 1]
         return Example.from_record(json.loads(self._records[start:end].tobytes()))
 
+    def to_answer(self, index: int) -> tuple[int, Example, list[int]]:
+        """Index, example and prompt ids for an answer to the last turn whose response is trained on."""
+        example = self.example(index)
+        learnt = [n for n, weight in enumerate(example.weights, start=1) if weight > 0]
+        return index, example.first_turns(learnt[-1]) if learnt else example, self[index].prompt_ids
+
     @property
     def n_response(self) -> np.ndarray:
         """Number of response tokens of each example `(n,)`."""

@@ -95,8 +95,9 @@ class Form:
 
 
 FORMS: dict[str, Form] = {}  # beside Alpaca's; `datasets` adds conversations
-# Checks of extra fields by name, called with value and place; `evaluation` adds one.
-EXTRA_FIELDS: dict[str, Callable[[Any, str], None]] = {}
+# Raise DataError for what a record may not have beside its texts, each called with the arguments of `to_example`; the
+# keys are the satellites that add them.
+RECORD_CHECKS: dict[str, Callable[[Mapping[str, Any], str, Mapping[str, str], Format], None]] = {}
 
 
 def to_example(record: Any, place: str, columns: Mapping[str, str] | None = None, format: Format = "auto") -> Example:
@@ -117,17 +118,12 @@ def to_example(record: Any, place: str, columns: Mapping[str, str] | None = None
         record = {(columns or {}).get(turns, turns): record}
     if not isinstance(record, dict):
         raise DataError(f"{place}: a record must be a mapping of fields, found {type(record).__name__}")
-    unwanted = ("false", "0", "0.0") if "completion" in record else ("false",)  # 0 may be a class; CSV has it as text
-    avoided = [name for name in ("label", "kto_tag") if str(record.get(name)).lower() in unwanted]
-    if avoided and format != "kto":
-        raise DataError(f"{place}: {avoided[0]!r} is false, so the response is one to avoid; leave such records out")
     if format not in (formats := ("auto", "alpaca", *FORMS)):
         raise DataError(f"{place}: data.format={format}; allowed are {', '.join(formats)}")
     renamed = columns or {}
     names = {key: renamed.get(key, "" if key in renamed.values() else key) for key in FIELDS}
-    for name, check in EXTRA_FIELDS.items():
-        if record.get(name) is not None and name not in renamed.values():
-            check(record[name], place)
+    for check in RECORD_CHECKS.values():
+        check(record, place, renamed, format)
     for name, form in FORMS.items():
         if name == format or (format == "auto" and form.recognises(record, names)):
             return form.read(record, place, names)

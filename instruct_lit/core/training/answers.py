@@ -32,7 +32,7 @@ def answer_split(
     Each rank of `trainer` answers its share on its device and gets all answers. `cached` is that of `responses.answer`.
     """
     store, indices = data.examples_of(split)
-    examples = [(i, store.example(i), store[i].prompt_ids) for i in share_of(trainer, indices[:n_responses].tolist())]
+    examples = [store.to_answer(i) for i in share_of(trainer, indices[:n_responses].tolist())]
     device = best_device() if trainer is None else trainer.strategy.root_device
     with tqdm(total=len(examples), desc=title, unit="answer", dynamic_ncols=True, file=sys.stdout) as bar:
         with on_device(engine.model, device), (sharding or Sharding()).gathered(engine.model):

@@ -1,6 +1,8 @@
 """Prompt and response are encoded apart; long examples are cut, dropped or refused."""
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -8,8 +10,9 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from instruct_lit.config.compose import CONF
-from instruct_lit.core.data.encode import EncodedExample, Encoder
+from instruct_lit.core.data.encode import EncodedExample, Encoder, open_or_build
 from instruct_lit.core.data.example import Example
+from instruct_lit.core.data.records import FileSource
 from instruct_lit.core.data.template import Template
 from instruct_lit.core.data.tokenizer import GPT2Tokenizer
 from instruct_lit.datasets.profile import response_texts
@@ -96,6 +99,23 @@ def test_a_conversation_of_which_nothing_would_be_learnt_is_dropped_and_counted(
         found = list(encoder.encode([example]))
         assert (len(found), encoder.counts[count]) == (kept, 1)
         assert all(encoded.is_response.any() for _, encoded in found)
+
+
+def test_what_is_answered_is_the_last_turn_that_is_learnt(tmp_path: Path) -> None:
+    turns = [
+        {"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."},
+        {"role": "user", "content": "And?"}, {"role": "assistant", "content": "No.", "weight": 0},
+    ]  # fmt: skip
+    path = tmp_path / "talks.jsonl"
+    path.write_text("\n".join(json.dumps({"messages": messages}) for messages in (turns, turns[:2], [*turns, *turns])))
+    encoder = Encoder(CHATML, TOKENIZER, 500)
+    store = open_or_build(tmp_path, "key", FileSource(str(path)), encoder)
+    for index, example in enumerate((Example("Why?", "So."), Example("Why?", "So."), None)):
+        number, asked, prompt = store.to_answer(index)
+        expected = example or store.example(index).first_turns(3)
+        assert (number, asked.instruction, asked.output) == (index, expected.instruction, expected.output)
+        assert (asked.output, prompt) == ("So.", store[index].prompt_ids) == ("So.", encoder.prompt_ids(asked))
+    assert store.example(0).output == "No."
 
 
 def test_indices_count_the_examples_that_are_kept() -> None:
