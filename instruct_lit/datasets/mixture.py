@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -115,6 +114,32 @@ def draw(parts: Sequence[tuple[np.ndarray, float]], random: np.random.Generator)
     return np.concatenate(drawn)
 
 
+@dataclass(eq=False)
+class MixtureSampler(BatchSampler):
+    """Yields batches of what `draw` gives of `parts`, as many in every epoch as in the first, which Lightning counts.
+
+    Another draw may need another number of batches of `max_tokens`: batches are halved until there are enough, and
+    those beyond the number are left out.
+    """
+
+    parts: Sequence[tuple[np.ndarray, float]] = ()
+    _n_batches: int | None = None  # of every epoch
+
+    def drawn(self, random: np.random.Generator) -> np.ndarray:
+        return draw(self.parts, random)
+
+    def _batches(self) -> list[list[int]]:
+        if self._n_batches is None:
+            self._n_batches = len(BatchSampler._batches(replace(self, epoch=0)))
+        batches = super()._batches()
+        del batches[self._n_batches :]
+        while len(batches) < self._n_batches:
+            longest = max(range(len(batches)), key=lambda n: len(batches[n]))
+            half = len(batches[longest]) // 2
+            batches[longest : longest + 1] = [batches[longest][:half], batches[longest][half:]]
+        return batches
+
+
 class MixtureData(InstructionData):
     """The data module of several data sets; each is filtered, encoded and split separately.
 
@@ -166,16 +191,15 @@ class MixtureData(InstructionData):
         if split == "train" and self.mixture is not None and members:
             repeats = self.mixture.repeats_of({name: len(members.get(name, ())) for name in self.names})
             parts = [(np.searchsorted(self.split.train, m), repeats[name]) for name, m in members.items()]
-            sampler.draw = partial(draw, parts)
+            return MixtureSampler(**vars(sampler), parts=parts)
         return sampler
 
     def shares(self) -> dict[str, Share]:
         """What every training epoch sees of each data set."""
         store, members = self.stores["main"], self.members("train")
         assert isinstance(store, MixtureStore)
-        sampler = self._sampler("train", self.split.train)
         random = np.random.default_rng((self.seed, 0))
-        seen = self.split.train if sampler.draw is None else self.split.train[sampler.draw(random)]
+        seen = self.split.train[self._sampler("train", self.split.train).drawn(random)]
         if len(seen) == 0:
             raise ConfigError("data.sets=…: weights or repeats leave no example for an epoch; raise them")
         numbers, n_response = store.store_of(seen), store.n_response[seen]

@@ -1,7 +1,7 @@
 """Several sets in one: numbering, shares, epochs, the split of each, and configurations."""
 
 import json
-from functools import partial
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,12 @@ from omegaconf import OmegaConf
 from instruct_lit.config.check_commands import check_command
 from instruct_lit.config.data_builders import mixture_of, source_nodes
 from instruct_lit.config.filter_builders import filters_of
-from instruct_lit.core.data.batching import BatchSampler
 from instruct_lit.core.data.datamodule import make_split
 from instruct_lit.core.data.encode import Encoder, open_or_build
 from instruct_lit.core.data.records import FileSource
 from instruct_lit.core.data.template import Template
 from instruct_lit.core.data.tokenizer import GPT2Tokenizer
-from instruct_lit.datasets.mixture import Mixture, MixtureData, MixtureStore, draw
+from instruct_lit.datasets.mixture import Mixture, MixtureData, MixtureSampler, MixtureStore, draw
 from instruct_lit.datasets.near_duplicates import near_duplicate_groups
 from instruct_lit.datasets.split_groups import same_prompt
 from instruct_lit.errors import ConfigError
@@ -123,12 +122,32 @@ def test_ranks_share_a_drawn_epoch_without_repetition_or_loss(world_size: int) -
     parts = [(np.arange(10), 1.5), (np.arange(10, 13), 3.0)]
 
     def seen(rank: int, n_ranks: int) -> list[int]:
-        sampler = BatchSampler(np.arange(13), np.ones(13), 4, seed=1, rank=rank, world_size=n_ranks)
-        sampler.draw = partial(draw, parts)
+        sampler = MixtureSampler(np.arange(13), np.ones(13), 4, seed=1, rank=rank, world_size=n_ranks, parts=parts)
         return [i for batch in sampler for i in batch]
 
     together = sorted(i for rank in range(world_size) for i in seen(rank, world_size))
     assert together == sorted(seen(0, 1)) and len(together) == 24
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_every_epoch_of_filled_batches_has_as_many_as_lightning_counts_in_the_first(world_size: int) -> None:
+    lengths = np.random.default_rng(0).integers(5, 300, 200)
+    parts = [(np.arange(100), 0.4), (np.arange(100, 200), 1.6)]
+    options = {"grouping": "best_fit", "max_tokens": 512, "world_size": world_size, "parts": parts}
+    samplers = [MixtureSampler(np.arange(200), lengths, 8, rank=rank, **options) for rank in range(world_size)]
+    n_batches, left_out = len(samplers[0]), []
+    for epoch in range(12):
+        for sampler in samplers:
+            sampler.epoch = epoch
+            assert len(sampler) == len(list(sampler)) == n_batches
+            assert world_size > 1 or all(lengths[batch].sum() <= 512 for batch in sampler)
+        seen = sorted(i for sampler in samplers for batch in sampler for i in batch)
+        drawn = sorted(draw(parts, np.random.default_rng((0, epoch))))
+        assert not Counter(seen) - Counter(drawn)
+        left_out.append(len(drawn) - len(seen))
+    assert left_out[0] == min(left_out) == 0 and max(left_out) < 12
+    samplers[0].epoch = 0  # after others it is the first again
+    assert list(samplers[0]) == list(MixtureSampler(np.arange(200), lengths, 8, **options))
 
 
 def test_a_set_without_a_training_example_cannot_have_a_weight() -> None:

@@ -202,8 +202,7 @@ class BatchSampler:
     """Yields lists of indices; the same (seed, epoch) always gives the same lists.
 
     `grouping` forms the batches, in random order (`GROUPINGS`), of `max_tokens` tokens where given instead of
-    `batch_size` examples. Without shuffling the order is that of `indices`. Every example is seen exactly once, unless
-    `draw` gives the positions in `indices` that an epoch sees.
+    `batch_size` examples. Without shuffling the order is that of `indices`. Every example is seen exactly once.
 
     Over several ranks each global batch of `world_size` times that size is divided into parts, so that all ranks take
     the same number of steps; a part of the last one may be empty. In evaluation (`shuffle=False`) whole batches are
@@ -219,7 +218,6 @@ class BatchSampler:
     max_tokens: int | None = None
     rank: int = 0
     world_size: int = 1
-    draw: Callable[[np.random.Generator], np.ndarray] | None = None
     epoch: int = 0
     n_skip: int = 0  # batches that the next iteration skips: they were seen before a resume
     _cached: tuple[int, list[list[int]]] = (-1, [])  # an epoch and its batches
@@ -234,12 +232,16 @@ class BatchSampler:
     def __len__(self) -> int:
         return len(self._batches())
 
+    def drawn(self, random: np.random.Generator) -> np.ndarray:
+        """The positions in `indices` that an epoch sees, here each once."""
+        return np.arange(len(self.indices))
+
     def _batches(self) -> list[list[int]]:
         """This rank's batches of the epoch, cut out of those of all ranks together."""
         if self._cached[0] == self.epoch:
             return self._cached[1]
         random = np.random.default_rng((self.seed, self.epoch))
-        order = np.arange(len(self.indices)) if self.draw is None else self.draw(random)
+        order = self.drawn(random)
         size = (self.max_tokens or self.batch_size) * self.world_size
         if self.shuffle:
             order = order[random.permutation(len(order))]
