@@ -209,6 +209,3 @@ class MixtureData(InstructionData):
             n_seen = int(of_set.sum())
             found[name] = Share(n_seen, int(n_response[of_set].sum()), n_seen / len(indices))
         return found
-
-    def facts(self) -> dict[str, str]:
-        return {**super().facts(), "data.sets": str(self.mixture)}

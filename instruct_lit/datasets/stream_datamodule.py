@@ -193,10 +193,10 @@ class StreamedData(InstructionData):
         """The position in the stream up to which it has been trained on."""
         return self._stream_loader.position if self._stream_loader is not None else {}
 
-    def _facts(self, source: Any) -> dict[str, Any]:
+    def facts_of(self, source: Any) -> dict[str, Any]:
         if source is not self.source:
-            return super()._facts(source)
-        facts = super()._facts(Head(self.source, 0))
+            return super().facts_of(source)
+        facts = super().facts_of(Head(self.source, 0))
         filters = self.filters.fingerprints() if self.filters is not None else []
         identity = f"{quick_fingerprint(self.source)} {self.shuffle_buffer} {self.splits.spec}"
         return {**facts, "source": identity, "filters": filters}

@@ -7,7 +7,8 @@ import torch
 from lightning import Trainer
 from torch import Tensor
 
-from instruct_lit.core.data.datamodule import InstructionData
+from instruct_lit.core.data.datamodule import InstructionData, hash_of
+from instruct_lit.core.data.settings import NAMES
 from instruct_lit.core.model.causal import CausalLM
 from instruct_lit.errors import CheckpointError
 
@@ -25,10 +26,29 @@ def identity_of(model: CausalLM, data: InstructionData, trainer: Trainer) -> dic
         "model": str(model.config),
         "trained parameters": str(sum(p.numel() for _, p in named if p.requires_grad)),
         "frozen weights": fingerprint((name, p) for name, p in named if not p.requires_grad),
-        **data.facts(),
+        **data_facts(data),
         "data.batch_size over all processes": str(data.batching.batch_size * n_processes),
         "batching.max_tokens over all processes": str(max_tokens and max_tokens * n_processes),
         "trainer.accumulate_grad_batches": str(trainer.accumulate_grad_batches),
+    }
+
+
+def data_facts(data: InstructionData) -> dict[str, str]:
+    """What the order and content of the training data depend on, by name."""
+    sources, masking = (*data.sources, *data.splits.files.values()), data.masking
+    facts = [data.facts_of(source) for source in sources]
+    split = b"".join(data.examples_of(name)[1].tobytes() for name in NAMES)
+    names = [f"{s.name}-{hash_of([f['source'], f['filters']])[:12]}" for s, f in zip(sources, facts, strict=True)]
+    return {
+        "data": "+".join(names),
+        "data.sets": str(getattr(data, "mixture", None)),
+        "template": f"{data.template.name}-{hash_of(facts[0]['template'])[:12]}",
+        "tokenizer": data.tokenizer.fingerprint[:16],
+        **{f"data.{name}": str(facts[0][name]) for name in ("max_length", "on_long", "loss_on")},
+        "split": hashlib.sha256(split).hexdigest()[:16],
+        "data.mask_prompt": str(masking.mask_prompt if masking.prompt_weight == 1 else masking.prompt_weight),
+        "data.seed": str(data.seed),
+        "batching.grouping": data.batching.grouping,
     }
 
 

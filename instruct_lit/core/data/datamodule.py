@@ -195,28 +195,10 @@ class InstructionData(LightningDataModule):
         """Identifies records, template, tokenizer and length settings together."""
         return "-".join(self._key(source) for source in (*self.sources, *self.splits.files.values()))
 
-    def facts(self) -> dict[str, str]:
-        """What the order and content of the training data depend on, by name, for a message about what differs."""
-        sources, masking = (*self.sources, *self.splits.files.values()), self.masking
-        facts = [self._facts(source) for source in sources]
-        split = b"".join(self.examples_of(name)[1].tobytes() for name in NAMES)
-        names = [f"{s.name}-{_hash([f['source'], f['filters']])[:12]}" for s, f in zip(sources, facts, strict=True)]
-        return {
-            "data": "+".join(names),
-            "data.sets": "None",
-            "template": f"{self.template.name}-{_hash(facts[0]['template'])[:12]}",
-            "tokenizer": self.tokenizer.fingerprint[:16],
-            **{f"data.{name}": str(facts[0][name]) for name in ("max_length", "on_long", "loss_on")},
-            "split": hashlib.sha256(split).hexdigest()[:16],
-            "data.mask_prompt": str(masking.mask_prompt if masking.prompt_weight == 1 else masking.prompt_weight),
-            "data.seed": str(self.seed),
-            "batching.grouping": self.batching.grouping,
-        }
-
     def _key(self, source: Source) -> str:
-        return f"{source.name}-{_hash(self._facts(source))[:16]}"
+        return f"{source.name}-{hash_of(self.facts_of(source))[:16]}"
 
-    def _facts(self, source: Source) -> dict[str, Any]:
+    def facts_of(self, source: Source) -> dict[str, Any]:
         """What the encoded examples of a source depend on."""
         return {
             "version": STORE_VERSION,
@@ -230,7 +212,8 @@ class InstructionData(LightningDataModule):
         }
 
 
-def _hash(facts: Any) -> str:
+def hash_of(facts: Any) -> str:
+    """A hash of what can be written as JSON."""
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
