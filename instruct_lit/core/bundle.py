@@ -25,6 +25,7 @@ from instruct_lit.errors import CheckpointError, ConfigError
 
 OURS = "instruct_lit.json"
 MAX_SHARD_SIZE = "5GB"  # of a file of weights
+_REMEDY = "give a run folder, a bundle or a Hugging Face directory"
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,7 @@ def open_model(
     """
     directory = bundle_of(run)
     if not directory.is_dir():
-        raise CheckpointError(f"run={run}: no such folder; give a run folder, a bundle or a Hugging Face directory")
+        raise CheckpointError(f"run={run}: no such folder; {_REMEDY}")
     about = read_about(directory)
     family = next((family for family in FAMILIES if family.reads(directory, about)), None)
     if family is not None:
@@ -158,13 +159,10 @@ def open_model(
     elif about.get("kind", "gpt2") != "gpt2":
         raise CheckpointError(f"run={run}: a bundle of kind {about['kind']}, which needs the folder instruct_lit/hf")
     elif not about and (directory / "checkpoints").is_dir():
-        raise CheckpointError(
-            f"run={run}: this run has not finished, so it has no bundle; resume it (train … ckpt_path={run})"
-        )
+        found = "this run has not finished, so it has no bundle"
+        raise CheckpointError(f"run={run}: {found}; resume it (train … ckpt_path={run})")
     elif not (directory / "config.json").exists():
-        raise CheckpointError(
-            f"run={run}: no config.json there; give a run folder, a bundle or a Hugging Face directory"
-        )
+        raise CheckpointError(f"run={run}: no config.json there; {_REMEDY}")
     else:
         template = template or stored_template(directory, about)
         model, tokenizer = load_gpt(path=directory), GPT2Tokenizer()

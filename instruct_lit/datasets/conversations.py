@@ -28,6 +28,7 @@ _CALLS = ("tool_calls", "function_call")
 PARTS = (*WEIGHTS, *_THOUGHTS, *_CALLS)  # keys of a turn beside its role and text
 _KEYS = (("role", "content"), ("from", "value"))  # of a turn's role and text
 _EMPTY: tuple[Any, ...] = (None, "", [], {})
+_ORDER = "user and assistant must alternate, the user first"
 _ENDS = {"reasoning_content": "</think>", "tool_calls": "</tool_call>"}  # where every reader of an answer ends a part
 
 
@@ -42,9 +43,8 @@ def from_turns(
     name = names[turns_field]
     given = record.get(name)
     if not isinstance(given, list) or not given:
-        raise DataError(
-            f"{place}: no list of turns in {name!r}; found: {listed(record)} (see data.columns and data.format)"
-        )
+        found = f"no list of turns in {name!r}; found: {listed(record)}"
+        raise DataError(f"{place}: {found} (see data.columns and data.format)")
     turns = [_turn(turn, f"{place}, {name}[{number}]", role_key, text_key) for number, turn in enumerate(given)]
     if record.get(names["system"]):
         text = checked_text(record[names["system"]], place, names["system"])
@@ -65,22 +65,17 @@ def conversation(
     for number, turn in said:
         role = turn["role"]
         if role not in _FOLLOWING[before]:
-            number -= bool(system)
-            raise DataError(
-                f"{place}: user and assistant must alternate, the user first; turn {number + 1} is the {role}'s"
-            )
+            raise DataError(f"{place}: {_ORDER}; turn {number + 1 - bool(system)} is the {role}'s")
         before = "call" if turn.get("tool_calls") else role
         if role == "assistant":
-            text = turn["content"] or "\n".join(
-                json.dumps(c["function"], ensure_ascii=False) for c in turn["tool_calls"]
-            )
-            pairs.append(("\n".join(user), text))
+            calls = [json.dumps(call["function"], ensure_ascii=False) for call in turn.get("tool_calls", ())]
+            pairs.append(("\n".join(user), turn["content"] or "\n".join(calls)))
             learnt.append(weights[number])
             user = []
         elif role == "user":
             user.append(turn["content"])
     if before not in ("assistant", "call"):
-        raise DataError(f"{place}: user and assistant must alternate, the user first; the last question has no answer")
+        raise DataError(f"{place}: {_ORDER}; the last question has no answer")
     if not any(learnt):
         raise DataError(f"{place}: every turn has weight 0, so nothing could be learnt")
     is_rich = tools or any(turn["role"] == "tool" or len(turn) > 2 for turn in turns)
@@ -191,9 +186,8 @@ def _calls(given: Any, where: str) -> list[dict[str, Any]]:
         arguments = function.get("arguments", function.get("parameters"))
         arguments = _parsed(arguments or {}, where, "arguments")
         if not isinstance(name, str) or not name or not isinstance(arguments, dict):
-            raise DataError(
-                f"{where}: a call must have a 'name' and a mapping of 'arguments', found {reprlib.repr(call)}"
-            )
+            needed = "a 'name' and a mapping of 'arguments'"
+            raise DataError(f"{where}: a call must have {needed}, found {reprlib.repr(call)}")
         _refuse_others(function, ("name", "arguments", "parameters", "id", "type"), where, "a call")
         _refuse_others(call, ("function", "name", "arguments", "parameters", "id", "type", "index"), where, "a call")
         own = {"id": call["id"]} if call.get("id") else {}
@@ -242,9 +236,8 @@ def _refuse_others(given: Mapping[str, Any], allowed: tuple[str, ...], where: st
     """Raise DataError when keys beside the allowed ones have a value: nothing in a conversation is ignored."""
     others = [key for key, value in given.items() if key not in allowed and value not in _EMPTY]
     if others:
-        raise DataError(
-            f"{where}: {listed(map(repr, others))} cannot be trained on; {what} may have {listed(map(repr, allowed))}"
-        )
+        found, remedy = listed(map(repr, others)), f"{what} may have {listed(map(repr, allowed))}"
+        raise DataError(f"{where}: {found} cannot be trained on; {remedy}")
 
 
 def _has_list(record: Mapping[str, Any], names: Mapping[str, str], field: str) -> bool:

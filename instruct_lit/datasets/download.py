@@ -34,9 +34,8 @@ def fetch(url: str, folder: Path, sha256: str | None = None) -> Path:
         expected = sha256 or (record.read_text().strip() if record.exists() else "")
         found = _sha256(path)
         if expected and found != expected:
-            raise DownloadError(
-                f"{path}: sha256 is {found}, expected {expected}; the file has changed; delete it to download it again"
-            )
+            differs = f"sha256 is {found}, expected {expected}; the file has changed"
+            raise DownloadError(f"{path}: {differs}; delete it to download it again")
         if not expected:
             record.write_text(found)
         return path
@@ -130,9 +129,8 @@ def fetch_data_set(repo: str, revision: str | None, pattern: str, suffixes: Sequ
             "data.path=<local files>, or use data=demo"
         ) from error
     root = Path(snapshot)
-    files = [
-        p for p in sorted(root.rglob("*")) if p.suffix in suffixes and fnmatch(str(p.relative_to(root)), f"{pattern}*")
-    ]
+    inside = [path for path in sorted(root.rglob("*")) if path.suffix in suffixes]
+    files = [path for path in inside if fnmatch(str(path.relative_to(root)), f"{pattern}*")]
     if not files:
         raise DownloadError(f"data set {repo}: no file ending in {', '.join(suffixes)} matches {pattern!r}")
     for file in files:

@@ -67,9 +67,8 @@ def merged_notes(notes: Sequence[ReadingNotes]) -> ReadingNotes:
     for one in notes:
         for reason, found in one.places.items():
             places[reason] = [*places.get(reason, []), *found][:MAX_PLACES]
-    n_bad, fields = (
-        sum((Counter(getattr(one, name)) for one in notes), Counter()) for name in ("n_bad", "unread_fields")
-    )
+    n_bad = sum((Counter(one.n_bad) for one in notes), Counter())
+    fields = sum((Counter(one.unread_fields) for one in notes), Counter())
     return ReadingNotes(sum(one.n_records for one in notes), n_bad, places, fields)
 
 

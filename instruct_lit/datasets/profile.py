@@ -208,9 +208,8 @@ def warnings_of(found: Profile, layout: str, n_val: int | None) -> list[str]:
     elif found.header_share < 1:
         lines.append(f"{1 - found.header_share:.1%} of the prompts do not end with {found.header.strip()!r}")
     if found.mask_share < 1:
-        lines.append(
-            f"{1 - found.mask_share:.1%} of the masks do not decode to the responses (a fault of the tokenizer)"
-        )
+        share = f"{1 - found.mask_share:.1%} of the masks"
+        lines.append(f"{share} do not decode to the responses (a fault of the tokenizer)")
     if found.ends_share == 0:
         lines.append("no end-of-text is supervised: the model will never stop; raise data.max_length")
     elif found.truncated_share > HIGH_TRUNCATED:

@@ -112,9 +112,8 @@ class StreamedData(InstructionData):
         )
         taken = list(islice(different, sum(sizes.values())))
         if len(taken) < sum(sizes.values()):
-            raise ConfigError(
-                f"data.split={spec}: the stream has only {len(taken)} different examples; lower the counts"
-            )
+            found = f"the stream has only {len(taken)} different examples"
+            raise ConfigError(f"data.split={spec}: {found}; lower the counts")
         filters = self.filters.fingerprints() if self.filters is not None else []
         facts = f"{self.fingerprint} {spec} {self.seed} {filters} {grouped}"
         sources: dict[str, Source] = dict(files)

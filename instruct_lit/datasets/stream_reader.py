@@ -112,9 +112,8 @@ class ExampleStream(IterableDataset):
             # The loader takes a batch from each worker in turn, after a resume too beginning with the first worker.
             if number >= self.n_skip and (number - self.n_skip) % n_workers == own:
                 encoder = self.make_encoder()  # whose counts are those of the batch
-                batch = [
-                    encoded for item in chunk[self.rank :: self.world_size] for encoded in _encoded(encoder, *item)
-                ]
+                mine = chunk[self.rank :: self.world_size]
+                batch = [encoded for numbered in mine for encoded in _encoded(encoder, *numbered)]
                 lost = {name: n for name, n in encoder.counts.items() if n and name != "n_encoded"}
                 yield batch, dict(counts), lost
             number += 1

@@ -138,9 +138,8 @@ def check_record(record: Mapping[str, Any], place: str, columns: Mapping[str, st
         raise DataError(f"{place}: 'checks' must be a list of at most {MAX_CHECKS} checks, found {reprlib.repr(value)}")
     for check in value:
         if not isinstance(check, dict) or len(check) != 1 or (kind := next(iter(check))) not in KINDS:
-            raise DataError(
-                f"{place}: check {reprlib.repr(check)}; allowed is a mapping with one of {', '.join(KINDS)}"
-            )
+            allowed = f"allowed is a mapping with one of {', '.join(KINDS)}"
+            raise DataError(f"{place}: check {reprlib.repr(check)}; {allowed}")
         argument, (meaning, is_valid) = check[kind], _VALUES[kind]
         try:
             valid = is_valid(argument) and len(json.dumps(argument)) <= MAX_CHARACTERS

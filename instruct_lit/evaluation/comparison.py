@@ -136,9 +136,8 @@ class Outcome:
     @classmethod
     def majority(cls, outcomes: Sequence[Self]) -> Self:
         """In each order the most frequent verdict of several judges; a tie where two are equally frequent."""
-        first, second = (
-            multimode(verdicts) for verdicts in zip(*((o.a_first, o.b_first) for o in outcomes), strict=True)
-        )
+        first = multimode(outcome.a_first for outcome in outcomes)
+        second = multimode(outcome.b_first for outcome in outcomes)
         return cls(*(modes[0] if len(modes) == 1 else "tie" for modes in (first, second)))
 
     @property

@@ -68,9 +68,8 @@ class GenerationQuality(Callback):
         records = [store.example(int(i)).as_record() for i in chosen]
         concerned = {name: sum(_concerns(name, record) for record in records) for name in self.metrics}
         if missing := [name for name, n in concerned.items() if not n]:
-            raise ConfigError(
-                f"callbacks.generation_quality.metrics: no record of the validation sample has {missing[0]}"
-            )
+            found = f"no record of the validation sample has {missing[0]}"
+            raise ConfigError(f"callbacks.generation_quality.metrics: {found}")
         share = [store.to_answer(i) for i in share_of(trainer, chosen.tolist())]
         model: Any = pl_module.model
         if self._engine is None or self._engine.model is not model:

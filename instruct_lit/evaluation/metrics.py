@@ -185,9 +185,7 @@ def concerns(name: str, row: Row) -> bool:
 def score(rows: Sequence[Row], names: Sequence[str], seed: int = 0) -> dict[str, Interval]:
     """Mean of each named metric over the rows that it concerns, with its 95 % interval."""
     values = {name: [METRICS[name](row) for row in rows if concerns(name, row)] for name in names}
-    return {
-        name: interval(of_rows, seed, shares=name not in BEYOND_SHARES) for name, of_rows in values.items() if of_rows
-    }
+    return {name: interval(own, seed, shares=name not in BEYOND_SHARES) for name, own in values.items() if own}
 
 
 @cache

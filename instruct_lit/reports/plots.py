@@ -125,9 +125,8 @@ def loss_curves(history: Sequence[Mapping[str, Any]], best_step: int | None, tra
     end = history[-1] if history else {"step": 0, "tokens": 0}
     if end["step"] and end["tokens"]:
         ratio = end["tokens"] / end["step"]
-        upper = axes.secondary_xaxis(
-            "top", functions=(lambda x: np.asarray(x) * ratio, lambda x: np.asarray(x) / ratio)
-        )
+        conversions = (lambda x: np.asarray(x) * ratio, lambda x: np.asarray(x) / ratio)
+        upper = axes.secondary_xaxis("top", functions=conversions)
         upper.set_xlabel("supervised tokens", color=TEXT)
         upper.tick_params(colors=TEXT)
         _counts(upper.xaxis)

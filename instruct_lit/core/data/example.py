@@ -7,7 +7,7 @@ import json
 import re
 import reprlib
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from instruct_lit.errors import DataError
@@ -66,11 +66,11 @@ class Example:
         """The conversation truncated after `n_turns` turns."""
         if n_turns > len(self.history):
             return self
-        instruction, output = self.history[n_turns - 1]
+        *history, (instruction, output) = self.history[:n_turns]
         ends = [n for n, message in enumerate(self.messages, start=1) if message["role"] == "assistant"]
         messages = self.messages[: ends[n_turns - 1]] if ends else ()
-        texts = instruction, output, "", self.extra, self.system, self.history[: n_turns - 1]
-        return Example(*texts, messages, self.tools, self.weights[:n_turns])
+        last = replace(self, instruction=instruction, input="", output=output)
+        return replace(last, history=tuple(history), messages=messages, weights=self.weights[:n_turns])
 
     @property
     def user_text(self) -> str:
@@ -80,10 +80,13 @@ class Example:
     @property
     def digest(self) -> bytes:
         """A hash that examples share exactly when all their texts and weights are equal."""
-        earlier, weights = (text for turn in self.history for text in turn), map(str, self.weights)
-        turns = [json.dumps([self.messages, self.tools], default=str)] if self.messages else []
-        text = "\x00".join((self.instruction, self.input, self.output, self.system, *earlier, *turns, *weights))
-        return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+        texts = [self.instruction, self.input, self.output, self.system]
+        texts += [text for turn in self.history for text in turn]
+        if self.messages:
+            texts.append(json.dumps([self.messages, self.tools], default=str))
+        texts += map(str, self.weights)
+        content = "\x00".join(texts).encode("utf-8", "surrogatepass")
+        return hashlib.blake2b(content, digest_size=16).digest()
 
 
 @dataclass(frozen=True)
@@ -166,15 +169,13 @@ def extra_fields(record: Mapping[str, Any], used: Collection[str], place: str) -
 def _from_alpaca(record: Mapping[str, Any], place: str, names: Mapping[str, str]) -> Example:
     texts: dict[str, Any] = {}
     for key in ("instruction", "input", "output", "system"):
-        value, optional = record.get(names[key]), key in ("input", "system")
-        if value is None and not optional:
-            why = ", plain text without instruction and answer" if list(record) == ["text"] else ""
-            see = "data.format=preference" if "chosen" in record and "preference" in FORMS else "data.columns"
-            found = f"{listed(record)}{why} (see {see})"
+        value, may_be_empty = record.get(names[key]), key in ("input", "system")
+        if value is None and not may_be_empty:
+            found = f"{listed(record)}{_hint(record)}"
             raise DataError(f"{place}: no field {names[key] or key!r} for the {key}; found: {found}")
-        texts[key] = checked_text("" if value is None else value, place, names[key], optional)
-    history, name = record.get(names["history"]) or [], names["history"]
-    turns = []
+        texts[key] = checked_text("" if value is None else value, place, names[key], may_be_empty)
+    turns, name = [], names["history"]
+    history = record.get(name) or []
     for pair in history if isinstance(history, list) else [history]:
         if not isinstance(pair, list | tuple) or len(pair) != 2:
             remedy = "; or give the whole conversation as 'messages'" if isinstance(pair, dict) else ""
@@ -182,3 +183,11 @@ def _from_alpaca(record: Mapping[str, Any], place: str, names: Mapping[str, str]
         turns.append((checked_text(pair[0], place, name), checked_text(pair[1], place, name)))
     extra = extra_fields(record, [names[key] for key in (*texts, "history")], place)
     return Example(**texts, extra=extra, history=tuple(turns))
+
+
+def _hint(record: Mapping[str, Any]) -> str:
+    """What a record without Alpaca's fields is, where its own tell, and the setting that reads it."""
+    if list(record) == ["text"]:
+        return ", plain text without instruction and answer (see data.columns)"
+    is_preference = "chosen" in record and "preference" in FORMS
+    return " (see data.format=preference)" if is_preference else " (see data.columns)"

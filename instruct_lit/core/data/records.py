@@ -15,7 +15,7 @@ from instruct_lit.errors import DataError, printable
 OnBadRecord = Literal["error", "skip"]
 MAX_REASONS, MAX_PLACES = 20, 3  # that are remembered of bad records, and of each reason
 MANY_BAD = 0.1  # share of bad records from which they are a warning
-_NO_RECORDS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")  # of a saved data set
+_DESCRIPTIONS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")  # of a saved data set
 _LFS = b"version https://git-lfs"
 TO_LINES = "rename a file with one record per line to .jsonl"
 UNREADABLE = (ValueError, RecursionError)  # valid JSON beyond Python's limits: thousands of digits or of brackets
@@ -90,11 +90,14 @@ class ReadingNotes:
 
     def skip(self, place: str, error: DataError) -> None:
         """Note a bad record; reasons that differ in numbers and in what was found are one."""
-        reason = re.sub(r"\d+", "…", str(error).removeprefix(printable(place)).split(", found")[0]).lstrip(" :,")
-        reason = reason if reason in self.n_bad or len(self.n_bad) < MAX_REASONS else "other reasons"
+        reason, _, _ = str(error).removeprefix(printable(place)).lstrip(" :,").partition(", found")
+        reason = re.sub(r"\d+", "…", reason)
+        if reason not in self.n_bad and len(self.n_bad) >= MAX_REASONS:
+            reason = "other reasons"
         self.n_bad[reason] += 1
-        self.places.setdefault(reason, []).append(printable(place))
-        del self.places[reason][MAX_PLACES:]
+        places = self.places.setdefault(reason, [])
+        if len(places) < MAX_PLACES:
+            places.append(printable(place))
 
     def lines(self) -> list[str]:
         """The notes for a person: one line for each reason, and one for the unread fields."""
@@ -167,14 +170,15 @@ class FileSource:
         """The data files. Raises: DataError when there are none."""
         files: list[Path] = []
         for path in self.paths:
-            if not path.is_file() and not path.is_dir():
+            if path.is_dir():
+                inside = [file for file in sorted(path.rglob("*")) if _has_records(file, path)]
+                if not inside:
+                    raise DataError(f"data.path={path}: no file ending in {', '.join(READERS)} in this folder")
+                files += inside
+            elif path.is_file():
+                files.append(path)
+            else:
                 raise DataError(f"data.path={path}: no such file or folder")
-            inside = sorted(filter(Path.is_file, path.rglob("*"))) if path.is_dir() else []
-            found = [p for p in inside if p.suffix.lower() in READERS and p.name not in _NO_RECORDS]
-            visible = [p for p in found if not any(part[0] == "." for part in p.relative_to(path).parts)]
-            if path.is_dir() and not visible:
-                raise DataError(f"data.path={path}: no file ending in {', '.join(READERS)} in this folder")
-            files += visible or [path]
         return files
 
     def fingerprint(self) -> str:
@@ -184,6 +188,12 @@ class FileSource:
             with path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
         return digest.hexdigest()[:16]
+
+
+def _has_records(file: Path, folder: Path) -> bool:
+    """Whether a path in a folder is a data file: not hidden, and not a description that `datasets` saves beside one."""
+    is_hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
+    return file.suffix.lower() in READERS and file.name not in _DESCRIPTIONS and not is_hidden and file.is_file()
 
 
 def without_duplicates(examples: Iterable[Example], counts: dict[str, int]) -> Iterator[Example]:

@@ -26,10 +26,16 @@ from instruct_lit.errors import TemplateError
 
 CHAT = "chat"  # the name of a model's own chat template, in `conf/template` and in a bundle
 VARIABLES = ("instruction", "input", "system")
-THOUGHTS = re.compile(r"\A\{#- thoughts: (\w+) [-+]#\}")  # at the start of a text: those that are learnt, if not all
+THOUGHTS = re.compile(r"\A\{#- thoughts: (\w+) [-+]#\}")
 # Write a conversation with calls, results and thoughts as one of texts; `datasets` adds one.
 AS_TEXTS: list[Callable[[Example], Example]] = []
 _RESPONSE = re.compile(r"\{\{-?\s*response\s*-?\}\}")
+
+
+def thoughts_in(text: str) -> str:
+    """Which thoughts are learnt by a comment at the start of a template: `keep` (all), `drop` or `last`."""
+    found = THOUGHTS.match(text)
+    return found[1] if found else "keep"
 
 
 class Template:
@@ -45,7 +51,7 @@ class Template:
     protect: Callable[[str], str] = staticmethod(lambda text: text)  # keeps special tokens in users' text ordinary text
 
     def __init__(self, name: str, text: str | None, next_turn: str | None = None) -> None:
-        self.name, self.text, self.thoughts = name, text or "", next(iter(THOUGHTS.findall(text or "")), "keep")
+        self.name, self.text, self.thoughts = name, text or "", thoughts_in(text or "")
         parts = _RESPONSE.split(self.text)
         if len(parts) != 2:
             found = f"{{{{ response }}}} occurs {len(parts) - 1} times in {reprlib.repr(text)}; exactly one is needed"
@@ -75,9 +81,11 @@ class Template:
 
     def prompt_ids(self, example: Example, tokenizer: Tokenizer) -> list[int]:
         """Token ids of an example's prompt, earlier turns included; the same in training and in generation."""
-        *turns, (prompt, _) = encode_turns(tokenizer, [self.turns(example)])[0]
-        earlier = [n for before, answer in turns for n in (*before, *closed(answer, tokenizer.eot_id))]
-        return [*tokenizer.prompt_start, *earlier, *prompt]
+        *earlier, (last_prompt, _) = encode_turns(tokenizer, [self.turns(example)])[0]
+        ids = list(tokenizer.prompt_start)
+        for prompt, response in earlier:
+            ids += [*prompt, *closed(response, tokenizer.eot_id)]
+        return ids + last_prompt
 
     def turns(self, example: Example) -> list[tuple[str, str]]:
         """The whole example as text: prompt and response of every turn; end-of-text follows each response.
@@ -93,10 +101,12 @@ class Template:
                 raise self._without(place, given)
         if example.messages:
             example = AS_TEXTS[0](replace(example, messages=self.with_thoughts(example.messages)))
+        # Each turn by itself; the system prompt and the tools are those of the first.
         turns = [*(Example(*turn) for turn in example.history), replace(example, system="", history=(), tools=())]
-        turns[0] = replace(turns[0], system=example.system, tools=example.tools)
-        forms = [self, *[self.next_turn or self] * len(example.history)]
-        return [(form.prompt(turn), form.response(turn)) for form, turn in zip(forms, turns, strict=True)]
+        first = replace(turns[0], system=example.system, tools=example.tools)
+        later = self.next_turn or self
+        pairs = [(later.prompt(turn), later.response(turn)) for turn in turns[1:]]
+        return [(self.prompt(first), self.response(first)), *pairs]
 
     def with_thoughts(self, messages: tuple[Mapping[str, Any], ...]) -> tuple[Mapping[str, Any], ...]:
         """The messages with the thoughts that are learnt: all (`keep`), none (`drop`), those of the `last` turn."""

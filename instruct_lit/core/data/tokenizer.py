@@ -77,10 +77,14 @@ def closed(ids: list[int], eot_id: int) -> list[int]:
 
 def encode_turns(tokenizer: Tokenizer, conversations: Sequence[Sequence[tuple[str, str]]]) -> list[Turns]:
     """The ids of prompt and response of every turn, each encoded as it stands behind the text before it."""
-    texts = [turn for turns in conversations for turn in turns]
-    before = [[tokenizer.eot_id] if n else tokenizer.prompt_start for turns in conversations for n in range(len(turns))]
+    texts: list[tuple[str, str]] = []
+    before: list[Sequence[int]] = []
+    for turns in conversations:
+        texts += turns
+        before += [tokenizer.prompt_start, *[[tokenizer.eot_id]] * (len(turns) - 1)]
     prompts = tokenizer.encode_batch([prompt for prompt, _ in texts], before)
-    pairs = iter(zip(prompts, tokenizer.encode_batch([answer for _, answer in texts], prompts), strict=True))
+    responses = tokenizer.encode_batch([response for _, response in texts], prompts)
+    pairs = iter(zip(prompts, responses, strict=True))
     return [list(islice(pairs, len(turns))) for turns in conversations]
 
 

@@ -172,12 +172,10 @@ def load_weights(model: GPT, directory: Path) -> None:
 def _read_tensors(directory: Path) -> tuple[Path, dict[str, Tensor]]:
     names = (WEIGHTS, SHARDS, PICKLED)
     file = next((directory / name for name in names if (directory / name).is_file()), None)
-    if file is None and (directory / f"{PICKLED}.index.json").is_file():
-        raise CheckpointError(
-            f"{directory}: shards of {PICKLED} are not read; save it with safetensors (save_pretrained)"
-        )
     if file is None:
-        raise CheckpointError(f"{directory}: it has none of {', '.join(names)}")
+        is_sharded = (directory / f"{PICKLED}.index.json").is_file()
+        found = f"shards of {PICKLED} are not read" if is_sharded else f"it has none of {', '.join(names)}"
+        raise CheckpointError(f"{directory}: {found}; save it with safetensors (save_pretrained)")
     try:
         if file.name == PICKLED:
             read = torch.load(file, map_location="cpu", weights_only=True)

@@ -26,10 +26,9 @@ class Checkpoint(ModelCheckpoint):
 
 def best_of(trainer: Trainer) -> Path | None:
     """The checkpoint with the best weights of this run; None when none was kept, whatever an earlier run left there."""
-    kept = (
-        Path(getattr(c, "best_model_path", "")) for c in trainer.checkpoint_callbacks if getattr(c, "monitor", None)
-    )
-    return next(filter(Path.is_file, kept), None)
+    monitoring = [c for c in trainer.checkpoint_callbacks if getattr(c, "monitor", None)]
+    paths = (Path(getattr(c, "best_model_path", "")) for c in monitoring)
+    return next(filter(Path.is_file, paths), None)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

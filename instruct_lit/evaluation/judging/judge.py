@@ -58,9 +58,8 @@ class Estimate:
         if self.max_prompt_tokens is not None:
             bound += f", {self.max_prompt_tokens:,} tokens of prompts, {self.max_reply_tokens:,} of replies"
         if money:
-            bound += (
-                f", {self.max_dollars:.2f} US dollars" if self.max_dollars is not None else "; no bound of the cost"
-            )
+            is_bounded = self.max_dollars is not None
+            bound += f", {self.max_dollars:.2f} US dollars" if is_bounded else "; no bound of the cost"
         return (
             f"{self.n_questions} questions, {self.n_questions - self.n_left} of them answered in the cache; "
             f"{self.n_left} to ask: about {self.n_prompt_tokens:,} tokens, {self.seconds:.0f} s{money}{bound}"
