@@ -105,7 +105,7 @@ def test_every_source_file_exists(page: str, file: str) -> None:
     ("symbol", "line"),
     [
         ("core.data.encode.Encoder._lay_out", "ids += [*prompt, *closed(response, self.tokenizer.eot_id)]"),
-        ("core.data.encode.Encoder._lay_out", "is_response[start:end] = True"),
+        ("core.data.encode.Encoder._lay_out", "is_response[start:end] = weight > 0"),
         ("core.data.batching.Collator._flat", "ids += [inputs[n_prefix:], padding]"),
         ("core.data.batching.Collator._flat", "n_prefix = _common_prefix(examples)"),
         ("core.data.batching.Collator._flat", "inputs, targets = example.ids[:-1], example.ids[1:]"),

@@ -33,9 +33,8 @@ def check_limits(data: InstructionData, trainer: Trainer, fits: bool, warmup_ste
         limit = getattr(trainer, f"limit_{split}_batches")
         key = "overfit_batches" if trainer.overfit_batches and split != "test" else f"limit_{split}_batches"  # type: ignore[attr-defined]
         if isinstance(limit, float) and 0 < limit * n < 1:
-            raise ConfigError(
-                f"trainer.{key}={limit}: less than one of {n} batches ({split}); give a number of batches"
-            )
+            found = f"less than one of {n} batches ({split})"
+            raise ConfigError(f"trainer.{key}={limit}: {found}; give a number of batches")
     limit, interval = trainer.limit_train_batches, getattr(trainer, "val_check_interval", None)  # None: by time
     n = min(n_batches["train"], limit) if isinstance(limit, int) else int(n_batches["train"] * limit)
     if fits and n > 0 and trainer.is_global_zero:

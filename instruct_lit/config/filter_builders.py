@@ -68,9 +68,8 @@ def base_of_filters(
 
     group = config.get("model")
     if group is None:
-        raise ConfigError(
-            "data.filters: filters by quality need the base model of a run; give run=…, or leave them out"
-        )
+        needed = "filters by quality need the base model of a run"
+        raise ConfigError(f"data.filters: {needed}; give run=…, or leave them out")
     facts = {key: value for key, value in plain(group).items() if key not in ("name", "trust_remote_code")}
     folder = Path(str(group.get("path"))).expanduser()
     files = [file for file in sorted(folder.glob("*")) if file.suffix in (".safetensors", ".gguf", ".bin")]

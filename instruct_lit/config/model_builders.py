@@ -123,9 +123,8 @@ def check_vocabulary(model: CausalLM, tokenizer: Tokenizer, template: Template) 
     else:
         made = {tokenizer.eot_id, *tokenizer.prompt_start, hf.bos_token_id, hf.eos_token_id}
         special = {n for n, token in hf.added_tokens_decoder.items() if token.special} - made
-        outside = {
-            name: n for name, n in hf.get_vocab().items() if n >= n_rows and (n not in special or name in template.text)
-        }
+        without_row = {name: n for name, n in hf.get_vocab().items() if n >= n_rows}
+        outside = {name: n for name, n in without_row.items() if n not in special or name in template.text}
     if outside:
         name, number = min(outside.items(), key=lambda item: item[1])
         remedy = f"; model.new_tokens=[{name!r}] adds the missing rows" if hf is not None else ""

@@ -66,9 +66,8 @@ def responses_of(config: DictConfig, source: str) -> Responses:
             row[FUNCTION] = bool(call(check, row, "check_function"))
     if config.leaks.train is None:
         return found
-    return Responses(
-        found.rows, found.changes, (question(example.as_record()) for example in FileSource(config.leaks.train))
-    )
+    questions = (question(example.as_record()) for example in FileSource(config.leaks.train))
+    return Responses(found.rows, found.changes, questions)
 
 
 def remote_responses(config: DictConfig) -> list[dict[str, Any]]:

@@ -207,9 +207,8 @@ def trainer_of(config: DictConfig, callbacks: Sequence[Callback]) -> Trainer:
     given = {"callbacks": both, "logger": loggers or False, "plugins": plugins, "use_distributed_sampler": False}
     trainer = build(node, "trainer", **given)
     if trainer.world_size > 1 and not has_satellite("distributed"):
-        raise ConfigError(
-            f"trainer: {trainer.world_size} processes need the folder instruct_lit/distributed; use trainer.devices=1"
-        )
+        needed = f"{trainer.world_size} processes need the folder instruct_lit/distributed"
+        raise ConfigError(f"trainer: {needed}; use trainer.devices=1")
     return trainer
 
 

@@ -68,7 +68,7 @@ def hooks_of(config: DictConfig) -> list[RunHook]:
         (Processes, True, ("distributed",)),
         (Checks, True, ()),
         (Provenance, True, ()),
-        (MixtureShares, True, ("datasets",)),
+        (MixtureShares, bool(config.data.sets), ("datasets",)),
         (Finder, not trains, ()),
         (Forgetting, trains and config.forgetting.enabled, ("evaluation",)),
         (Reports, True, ("reports",)),
@@ -169,7 +169,8 @@ class MixtureShares(ConfiguredHook):
     """satellite datasets: prints and records what an epoch sees of each data set of a mixture."""
 
     def on_prepared(self, run: Run) -> None:
-        shares = run.data.shares()
+        data: Any = run.data
+        shares = data.shares()
         n_examples, n_tokens = (sum(getattr(s, f) for s in shares.values()) for f in ("n_examples", "n_learnt_tokens"))
         for name, share in shares.items():
             run.metrics |= {f"mixture/{name}/{field}": value for field, value in vars(share).items()}

@@ -59,12 +59,10 @@ def saved_overrides(run: Path, changes: Collection[str] = ()) -> list[str]:
             f"run={run}: this version cannot compose its overrides ({reason}); give another run, or train with them"
         ) from error
     for key, value in nodes_of(config):
-        if key.startswith("data.filters.function.") or (key == "model.trust_remote_code" and value):
-            raise ConfigError(f"run={run}: its overrides compose {key}={value}, which runs code; give another run")
-        if key.startswith("data.filters.judge."):
-            raise ConfigError(
-                f"run={run}: its overrides compose {key}={value}, which asks an endpoint; give another run"
-            )
+        runs_code = key.startswith("data.filters.function.") or (key == "model.trust_remote_code" and value)
+        if runs_code or key.startswith("data.filters.judge."):
+            what = "runs code" if runs_code else "asks an endpoint"
+            raise ConfigError(f"run={run}: its overrides compose {key}={value}, which {what}; give another run")
     for key, target in unlisted_targets(config):
         raise ConfigError(f"run={run}: its overrides compose {key}={target}, which is not an allowed target")
     return saved

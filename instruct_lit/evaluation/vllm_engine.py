@@ -2,14 +2,13 @@
 
 import gc
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from instruct_lit.core.data.tokenizer import Tokenizer
 from instruct_lit.core.generation.engine import Engine
 from instruct_lit.core.generation.request import Request
-from instruct_lit.core.generation.sampling import SamplingSettings
 from instruct_lit.core.model.causal import CausalLM
 from instruct_lit.optional_imports import load
 
@@ -42,31 +41,21 @@ class VLLMEngine(Engine):
         """What cached answers depend on beside the settings."""
         return f"vllm {self._vllm.__version__}"
 
-    def generate(
-        self,
-        prompts: Sequence[Sequence[int]],
-        settings: SamplingSettings | Sequence[SamplingSettings] | None = None,
-        on_finished: Callable[[Request], None] | None = None,
-    ) -> list[Request]:
-        """As `Engine.generate`."""
-        each = settings if isinstance(settings, Sequence) else [settings] * len(prompts)
-        requests = [self.prepare(prompt, setting) for prompt, setting in zip(prompts, each, strict=True)]
-        for number, request in enumerate(requests):
-            request.number = number
-        for group in _groups(requests):
-            for request, found in zip(group, self._outputs([r.prompt_ids for r in group], group), strict=True):
-                output = found.outputs[0]
-                ended = output.finish_reason == "stop" and not isinstance(output.stop_reason, str)
-                tokens = [*output.token_ids, *([self.tokenizer.eot_id] if ended else [])]
-                request.finish_reason = request.extend(tokens, self.tokenizer, self.context_length) or "length"
-                if on_finished is not None:
-                    on_finished(request)
-        return requests
+    def step(self) -> list[Request]:
+        """Answer the next waiting requests as a whole."""
+        group = [self._waiting.popleft() for _ in range(min(N_AT_ONCE, len(self._waiting)))]
+        for request, found in zip(group, self._outputs([r.prompt_ids for r in group], group), strict=True):
+            output = found.outputs[0]
+            ended = output.finish_reason == "stop" and not isinstance(output.stop_reason, str)
+            tokens = [*output.token_ids, *([self.tokenizer.eot_id] if ended else [])]
+            request.finish_reason = request.extend(tokens, self.tokenizer, self.context_length) or "length"
+        return group
 
     def log_likelihoods(self, pairs: Sequence[Pair]) -> list[tuple[float, bool]]:
         """The log-likelihood of each continuation, and whether it is the greedy one; long texts are cut left."""
         found: list[tuple[float, bool]] = []
-        for group in _groups(pairs):
+        for first in range(0, len(pairs), N_AT_ONCE):
+            group = pairs[first : first + N_AT_ONCE]
             # One token fewer than `suites.scoring` reads of a text that is too long, since vLLM always adds one.
             texts = [[*context, *continuation][-(self.context_length - 1) :] for context, continuation in group]
             for (_, continuation), text, output in zip(group, texts, self._outputs(texts), strict=True):
@@ -95,7 +84,3 @@ class VLLMEngine(Engine):
             top_k=own.top_k or _OFF["top_k"], top_p=own.top_p or _OFF["top_p"], seed=own.seed,
             repetition_penalty=own.repetition_penalty, stop_token_ids=[self.tokenizer.eot_id], stop=list(own.stop),
         )  # fmt: skip
-
-
-def _groups(items: Sequence[Any]) -> Iterable[Sequence[Any]]:
-    return (items[start : start + N_AT_ONCE] for start in range(0, len(items), N_AT_ONCE))

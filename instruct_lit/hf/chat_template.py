@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Any
 
 from instruct_lit.core.data.example import WHOLE, Example, listed
-from instruct_lit.core.data.template import CHAT, Template, thoughts_in
+from instruct_lit.core.data.template import CHAT, Template
 from instruct_lit.errors import TemplateError
 from instruct_lit.hf.special_tokens import GUARD
 from instruct_lit.hf.tokenizer import HFTokenizer
@@ -98,7 +98,6 @@ class ChatTemplate(Template):
         self.text = tokenizer.hf.chat_template
         if not isinstance(self.text, str):
             raise _error("does not exist")
-        self.thoughts = thoughts_in(self.text)
         self.special_tokens = self.tokenizer.special_tokens
         self._compared: set[tuple[bool, ...]] = set()  # kinds of conversations that were compared with transformers
         example = Example("instruction", "output", "input")

@@ -150,6 +150,5 @@ def set_random_state(state: dict[str, Any]) -> None:
     try:
         random.setstate((version, tuple(internal.tolist()), gauss_next))
     except ValueError as error:
-        raise CheckpointError(
-            f"ckpt_path: random state of another Python ({error}); use the Python of before"
-        ) from error
+        found = f"random state of another Python ({error})"
+        raise CheckpointError(f"ckpt_path: {found}; use the Python of before") from error

@@ -65,9 +65,7 @@ class Resumption(RunHook):
                 saved = saved or read_checkpoint(file).get("identity", {})
         here = self.restored.identity
         sets, own_sets = ({part.rpartition("-")[0] for part in of.get("data", "").split("+")} for of in (saved, here))
-        of_test = (
-            ("split", "data") if "train" in run.data.stored_parts else ("split", "data", "data.seed")
-        )  # of a stream
+        of_test = ("split", "data", *(() if "train" in run.data.stored_parts else ("data.seed",)))  # of a stream
         moved = [name for name in of_test if sets & own_sets and saved.get(name, here[name]) != here[name]][:1]
         is_whole = run.tuner.state_dict().keys() <= read_checkpoint(path)["state_dict"].keys()
         frozen = () if is_whole else ("frozen weights",)

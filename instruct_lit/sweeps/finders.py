@@ -70,9 +70,8 @@ def suggested(rates: Sequence[float], losses: Sequence[float], skip: int = 5) ->
     x, y = x[np.isfinite(y)], y[np.isfinite(y)]
     lowest = int(np.argmin(y)) if len(y) else 0
     if lowest < 2:
-        raise TrainingError(
-            "lr_range: the loss never falls; lower finder.min_lr, or inspect the data with python -m instruct_lit.peek"
-        )
+        remedy = "lower finder.min_lr, or inspect the data with python -m instruct_lit.peek"
+        raise TrainingError(f"lr_range: the loss never falls; {remedy}")
     return float(np.exp(x[lowest])) / 10
 
 

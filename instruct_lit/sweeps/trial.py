@@ -61,9 +61,8 @@ def run_trial(command: str, hydra: Any, metric: str | None = None, files: Sequen
     problems = []
     if monitor and not any(o.startswith("callbacks.best_checkpoint.") for o in overrides):
         keys = f"callbacks.best_checkpoint.monitor={monitor} callbacks.early_stopping.monitor={monitor}"
-        problems += [
-            f"each trial keeps the weights with the best val/loss, which covers other tokens in each; add {keys}"
-        ]
+        kept = "each trial keeps the weights with the best val/loss, which covers other tokens in each"
+        problems.append(f"{kept}; add {keys}")
     if instead is not None:
         differ = "the trials differ in which tokens their loss covers, so it cannot be compared"
         problems += [f"optimized_metric={metric}: {differ}; use optimized_metric={instead}"]

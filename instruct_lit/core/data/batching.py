@@ -16,7 +16,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from instruct_lit.core.data.encode import EncodedExample
-from instruct_lit.errors import ConfigError
 
 IGNORE_INDEX = -100
 Layout = Literal["padded", "packed"]
@@ -155,8 +154,8 @@ class Collator:
         if self.layout == "padded":
             width = self.pad_to or max(len(example.ids) - 1 for example in examples)
         ids, positions = [examples[0].ids[:n_prefix]], [np.arange(n_prefix)]
-        index, learnt, of_response, weighed = [], [], [], []
-        lengths, start = [], n_prefix
+        pairs, weights, lengths = [], [], []
+        start = n_prefix  # of the next document
         for example in examples:
             inputs, targets = example.ids[:-1], example.ids[1:]  # shifted by one
             padding = np.full(max(0, width - len(inputs)), self.pad_id)  # empty in a packed batch
@@ -165,28 +164,26 @@ class Collator:
             positions.append(np.arange(n_prefix, n_prefix + lengths[-1]))
             # In place of -100: the positions whose target is supervised, and no others.
             where = supervised(example, self.mask_prompt)[1:].nonzero()[0]
-            index.append(np.where(where < n_prefix, where, where - n_prefix + start))
-            learnt.append(targets[where])
-            of_response.append(example.is_response[1:][where])
-            weighed.append(supervised(example, self.mask_prompt, self.prompt_weight)[1:][where])
+            index = np.where(where < n_prefix, where, where - n_prefix + start)
+            pairs.append(np.stack([index, targets[where], example.is_response[1:][where]]))
+            weights.append(supervised(example, self.mask_prompt, self.prompt_weight)[1:][where])
             start += lengths[-1]
         n_padding = -start % self.pad_to_multiple_of if self.layout == "packed" else 0
         if n_padding:  # a document of padding
             ids.append(np.full(n_padding, self.pad_id))
             positions.append(np.zeros(n_padding, dtype=np.int64))
             lengths.append(n_padding)
-        pairs = np.stack([np.concatenate(index), np.concatenate(learnt), np.concatenate(of_response)])
-        weights = np.concatenate(weighed)
-        if (pairs[0] < n_prefix).any():  # a shared pair is computed once, with the sum of its weights
-            pairs, place = np.unique(pairs, axis=1, return_inverse=True)
-            weights = np.bincount(place.ravel(), weights)
+        all_pairs, all_weights = np.concatenate(pairs, axis=1), np.concatenate(weights)
+        if (all_pairs[0] < n_prefix).any():  # a shared pair is computed once, with the sum of its weights
+            all_pairs, place = np.unique(all_pairs, axis=1, return_inverse=True)
+            all_weights = np.bincount(place.ravel(), all_weights)
         read = {
             "input_ids": torch.from_numpy(np.concatenate(ids)),
             "position_ids": torch.from_numpy(np.concatenate(positions)),
             "document_lengths": tuple(lengths),
             "prefix_length": n_prefix,
         }
-        return read, pairs, weights
+        return read, all_pairs, all_weights
 
 
 def _common_prefix(examples: Sequence[EncodedExample]) -> int:
@@ -222,10 +219,6 @@ class BatchSampler:
     n_skip: int = 0  # batches that the next iteration skips: they were seen before a resume
     _cached: tuple[int, list[list[int]]] = (-1, [])  # an epoch and its batches
 
-    def __post_init__(self) -> None:
-        if self.grouping not in ("none", *GROUPINGS):
-            raise ConfigError(f"batching.grouping={self.grouping}: allowed are {', '.join(('none', *GROUPINGS))}")
-
     def __iter__(self) -> Iterator[list[int]]:
         return iter(self._batches()[self.n_skip :])
 
@@ -237,25 +230,30 @@ class BatchSampler:
         return np.arange(len(self.indices))
 
     def _batches(self) -> list[list[int]]:
-        """This rank's batches of the epoch, cut out of those of all ranks together."""
-        if self._cached[0] == self.epoch:
-            return self._cached[1]
+        """This rank's batches of the epoch."""
+        if self._cached[0] != self.epoch:
+            batches = self._shuffled() if self.shuffle else self._in_order()
+            self._cached = self.epoch, [self.indices[batch].tolist() for batch in batches]
+        return self._cached[1]
+
+    def _shuffled(self) -> list[np.ndarray]:
+        """This rank's part of every global batch, as positions in `indices`."""
         random = np.random.default_rng((self.seed, self.epoch))
         order = self.drawn(random)
+        order = order[random.permutation(len(order))]
         size = (self.max_tokens or self.batch_size) * self.world_size
-        if self.shuffle:
-            order = order[random.permutation(len(order))]
-        else:
-            size = min(self.batch_size, max(1, len(order) // self.world_size))
         if self.grouping == "none":
             batches = [order[i : i + size] for i in range(0, len(order), size)]
         else:
-            batches = [order[batch] for batch in GROUPINGS[self.grouping](self.lengths[order], size)]
-            batches = [batches[i] for i in random.permutation(len(batches))] if self.shuffle else batches
-        mine = slice(self.rank, None, self.world_size)
-        batches = [batch[mine] for batch in batches] if self.shuffle else batches[mine]
-        self._cached = self.epoch, [self.indices[batch].tolist() for batch in batches]
-        return self._cached[1]
+            groups = GROUPINGS[self.grouping](self.lengths[order], size)
+            batches = [order[groups[i]] for i in random.permutation(len(groups))]
+        return [batch[self.rank :: self.world_size] for batch in batches]
+
+    def _in_order(self) -> list[np.ndarray]:
+        """Every `world_size`-th batch; batches are smaller where a rank would have none."""
+        order = np.arange(len(self.indices))
+        size = min(self.batch_size, max(1, len(order) // self.world_size))
+        return [order[i : i + size] for i in range(self.rank * size, len(order), self.world_size * size)]
 
 
 class ResumableLoader(DataLoader):

@@ -89,10 +89,8 @@ class InstructionData(LightningDataModule):
         """Decide the layout for examples of up to `longest` tokens; ConfigError if they are longer than the rows."""
         pad_to = self.lengths.pad_to
         if pad_to is not None and longest - 1 > pad_to:
-            raise ConfigError(
-                f"data.pad_to={pad_to}: the longest example has {longest - 1} inputs; raise it, or lower "
-                f"data.max_length to {pad_to + 1}"
-            )
+            remedy = f"raise it, or lower data.max_length to {pad_to + 1}"
+            raise ConfigError(f"data.pad_to={pad_to}: the longest example has {longest - 1} inputs; {remedy}")
         self.batching = self.batching.choose(self.batching, longest - 1)
         self.collator = self._collator()
 
@@ -106,12 +104,12 @@ class InstructionData(LightningDataModule):
     @property
     def counts(self) -> dict[str, int]:
         """The number of examples in each part of the split, and of those that were skipped, dropped or moved."""
-        lost = {**self.stores["main"].counts, **self.split_counts}
-        apart = (n for name, n in self.split_counts.items() if name.startswith(("n_left_out", "n_duplicates")))
-        n_split = sum(len(getattr(self.split, name)) for name in NAMES)
-        lost["n_unused"] = max(0, len(self.stores["main"]) - n_split - sum(apart))
+        main, moved = self.stores["main"], self.split_counts
         parts = {f"n_{name}": len(self.examples_of(name)[1]) for name in NAMES}
-        return parts | {name: n for name, n in lost.items() if n and name != "n_encoded"}
+        n_split = sum(map(len, vars(self.split).values()))
+        n_apart = sum(n for name, n in moved.items() if name.startswith(("n_left_out", "n_duplicates")))
+        others = {**main.counts, **moved, "n_unused": max(0, len(main) - n_split - n_apart)}
+        return parts | {name: n for name, n in others.items() if n and name != "n_encoded"}
 
     @property
     def notes(self) -> list[str]:
@@ -121,10 +119,6 @@ class InstructionData(LightningDataModule):
     def loader_names(self, split: str) -> list[str]:
         """The names of the loaders of a split; empty when there is a single one for all of it."""
         return []
-
-    def shares(self) -> Mapping[str, Any]:
-        """What an epoch sees of each data set of a mixture; empty for a single one."""
-        return {}
 
     def examples_of(self, split: str) -> tuple[EncodedStore, np.ndarray]:
         """The store and the indices in it that make up `train`, `val` or `test`."""
@@ -243,7 +237,7 @@ def make_split(n_examples: int, spec: str | Mapping[str, float], seed: int) -> S
         requested = {"train", *spec} - {name for name, share in spec.items() if share == 0}
         fractions = {name: x for name, x in spec.items() if 0 < x < 1 or (x == 1 and isinstance(x, float))}
         counts = {**dict.fromkeys(NAMES, 0), **spec, **{name: x * n_examples for name, x in fractions.items()}}
-        sizes = {name: int(counts[name]) for name in NAMES[::-1]}  # in the order in which they are drawn
+        sizes = {name: int(counts[name]) for name in ("test", "val", "train")}  # in the order in which they are drawn
         # Fractions that add up to 1 lose nothing to rounding: train takes the remainder.
         if "train" not in spec or ("train" in fractions and abs(sum(fractions.values()) - 1) < 1e-9):
             sizes["train"] = n_examples - sizes["test"] - sizes["val"]

@@ -88,47 +88,57 @@ class Encoder:
         """Yield each kept example with its encoding; `counts` is kept up to date."""
         iterator, n_read = iter(examples), 0
         while chunk := list(islice(iterator, CHUNK)):
-            # With the last answer alone, so is the last of the texts that a conversation is trained on in.
-            last = slice(-1 if self.loss_on == "last" else None, None)
-            texts = [(n, *text) for n, e in enumerate(chunk, n_read) for text in self.template.renderings(e)[last]]
-            encoded_texts = encode_turns(self.tokenizer, [its for *_, its in texts])
+            texts = []  # number in the source, example, its turns
+            for number, example in enumerate(chunk, start=n_read):
+                renderings = self.template.renderings(example)
+                # With the last answer alone, so is the last of the texts that a conversation is trained on in.
+                learnt = renderings if self.loss_on == "all" else renderings[-1:]
+                texts += [(number, *rendering) for rendering in learnt]
+            n_read += len(chunk)
+            encoded_texts = encode_turns(self.tokenizer, [turns for _, _, turns in texts])
             for (number, example, _), turns in zip(texts, encoded_texts, strict=True):
                 if self.on_long == "truncate_left":
                     example, turns = LAST_TURNS[0](self, example, turns)
                 encoded, n_turns = self._lay_out(turns, number, example)
                 if encoded is not None:
                     yield example if n_turns == len(turns) else example.first_turns(n_turns), encoded
-            n_read += len(chunk)
 
     def _lay_out(self, turns: Turns, number: int, example: Example) -> tuple[EncodedExample | None, int]:
         """The ids of all turns, or None if the example is dropped, and the number of turns that are kept."""
-        ids, spans, first = list(self.tokenizer.prompt_start), [], 0 if self.loss_on == "all" else -1
-        weight_of = example.weights[-len(turns) :] or (1.0,) * len(turns)
+        ids, spans = list(self.tokenizer.prompt_start), []
         for prompt, response in turns:
             start = len(ids) + len(prompt)
             ids += [*prompt, *closed(response, self.tokenizer.eot_id)]
             spans.append((start, len(ids)))
-        if len(ids) > self.max_length:
-            if self.on_long == "error":
-                found = f"example {number} has {len(ids)} tokens, data.max_length is {self.max_length}"
-                raise DataError(f"{found}; raise it (up to the model's context), or use data.on_long=truncate or drop")
-            # The only answer may be cut, but no call and no thought.
-            cut = [span for span in spans[:1] if span[0] < self.max_length and not example.messages]
-            kept = [span for span in spans if span[1] <= self.max_length] or cut
-            spans = kept if self.on_long != "drop" and any(weight_of[: len(kept)][first:]) else []
-            self.counts["n_truncated" if spans else "n_dropped_long"] += 1
-        if not spans or not any(weight_of[: len(spans)][first:]):  # nothing of it would be learnt
-            self.counts["n_without_weight"] += bool(spans)
+        is_long = len(ids) > self.max_length
+        if is_long:
+            spans = self._fitting(spans, number, may_be_cut=not example.messages)  # no call and no thought is cut
+        first = 0 if self.loss_on == "all" else len(spans) - 1  # turn that is trained on
+        turn_weights = example.weights[-len(turns) :] or (1.0,) * len(
+            turns
+        )  # a template may render the last turn alone
+        if not spans or not any(turn_weights[first : len(spans)]):  # nothing of it would be learnt
+            self.counts["n_dropped_long" if is_long else "n_without_weight"] += 1
             return None, 0
+        self.counts["n_truncated"] += is_long
         tokens = np.array(ids[: min(spans[-1][1], self.max_length)], dtype=np.int64)
         is_response = np.zeros(len(tokens), dtype=bool)
         weights = np.ones(len(tokens), dtype=np.float32)
-        for n, (start, end) in list(enumerate(spans))[first:]:
-            is_response[start:end] = True
-            weights[start:end] = weight_of[n]
-        is_response &= weights > 0
+        for (start, end), weight in list(zip(spans, turn_weights, strict=False))[first:]:
+            is_response[start:end] = weight > 0
+            weights[start:end] = weight
         self.counts["n_encoded"] += 1
         return EncodedExample(self.counts["n_encoded"] - 1, tokens, is_response, weights), len(spans)
+
+    def _fitting(self, spans: list[tuple[int, int]], number: int, may_be_cut: bool) -> list[tuple[int, int]]:
+        """The responses that are kept of a long example: whole ones, or the first, which is cut; none to drop it."""
+        if self.on_long == "error":
+            found = f"example {number} has {spans[-1][1]} tokens, data.max_length is {self.max_length}"
+            raise DataError(f"{found}; raise it (up to the model's context), or use data.on_long=truncate or drop")
+        if self.on_long == "drop":
+            return []
+        whole = [(start, end) for start, end in spans if end <= self.max_length]
+        return whole or [(start, end) for start, end in spans[:1] if start < self.max_length and may_be_cut]
 
 
 class EncodedStore:

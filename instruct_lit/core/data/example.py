@@ -171,7 +171,9 @@ def _from_alpaca(record: Mapping[str, Any], place: str, names: Mapping[str, str]
     for key in ("instruction", "input", "output", "system"):
         value, may_be_empty = record.get(names[key]), key in ("input", "system")
         if value is None and not may_be_empty:
-            found = f"{listed(record)}{_hint(record)}"
+            why = ", plain text without instruction and answer" if list(record) == ["text"] else ""
+            see = "data.format=preference" if "chosen" in record and "preference" in FORMS else "data.columns"
+            found = f"{listed(record)}{why} (see {see})"
             raise DataError(f"{place}: no field {names[key] or key!r} for the {key}; found: {found}")
         texts[key] = checked_text("" if value is None else value, place, names[key], may_be_empty)
     turns, name = [], names["history"]
@@ -183,11 +185,3 @@ def _from_alpaca(record: Mapping[str, Any], place: str, names: Mapping[str, str]
         turns.append((checked_text(pair[0], place, name), checked_text(pair[1], place, name)))
     extra = extra_fields(record, [names[key] for key in (*texts, "history")], place)
     return Example(**texts, extra=extra, history=tuple(turns))
-
-
-def _hint(record: Mapping[str, Any]) -> str:
-    """What a record without Alpaca's fields is, where its own tell, and the setting that reads it."""
-    if list(record) == ["text"]:
-        return ", plain text without instruction and answer (see data.columns)"
-    is_preference = "chosen" in record and "preference" in FORMS
-    return " (see data.format=preference)" if is_preference else " (see data.columns)"

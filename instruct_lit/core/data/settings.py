@@ -46,12 +46,9 @@ class ExampleFilter(Protocol):
     def fingerprints(self) -> list[str]: ...
 
 
-class Regroup(Protocol):
-    """Moves related examples to one part of the split, unless it is not `movable`; returns it with counts."""
-
-    def __call__(
-        self, split: Split, stores: Mapping[str, EncodedStore], movable: bool, cache_dir: Path, fingerprint: str
-    ) -> tuple[Split, dict[str, int]]: ...
+# From a split, the stores, whether their examples may be moved, and the folder and the fingerprint of caches to a split
+# with related examples in one part, and counts of what was moved.
+Regroup = Callable[[Split, Mapping[str, EncodedStore], bool, Path, str], tuple[Split, dict[str, int]]]
 
 
 @dataclass(frozen=True)

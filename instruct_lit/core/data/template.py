@@ -26,16 +26,10 @@ from instruct_lit.errors import TemplateError
 
 CHAT = "chat"  # the name of a model's own chat template, in `conf/template` and in a bundle
 VARIABLES = ("instruction", "input", "system")
-THOUGHTS = re.compile(r"\A\{#- thoughts: (\w+) [-+]#\}")
+THOUGHTS = re.compile(r"\A\{#- thoughts: (\w+) [-+]#\}")  # at the start of a text: `Template.thoughts`
 # Write a conversation with calls, results and thoughts as one of texts; `datasets` adds one.
 AS_TEXTS: list[Callable[[Example], Example]] = []
 _RESPONSE = re.compile(r"\{\{-?\s*response\s*-?\}\}")
-
-
-def thoughts_in(text: str) -> str:
-    """Which thoughts are learnt by a comment at the start of a template: `keep` (all), `drop` or `last`."""
-    found = THOUGHTS.match(text)
-    return found[1] if found else "keep"
 
 
 class Template:
@@ -51,7 +45,7 @@ class Template:
     protect: Callable[[str], str] = staticmethod(lambda text: text)  # keeps special tokens in users' text ordinary text
 
     def __init__(self, name: str, text: str | None, next_turn: str | None = None) -> None:
-        self.name, self.text, self.thoughts = name, text or "", thoughts_in(text or "")
+        self.name, self.text = name, text or ""
         parts = _RESPONSE.split(self.text)
         if len(parts) != 2:
             found = f"{{{{ response }}}} occurs {len(parts) - 1} times in {reprlib.repr(text)}; exactly one is needed"
@@ -60,10 +54,8 @@ class Template:
         try:
             self._prompt, self._suffix = map(compile_text, parts)
         except jinja2.TemplateSyntaxError as error:
-            raise TemplateError(
-                f"template {name!r}, line {error.lineno}: {error.message} "
-                "(the text before {{ response }} and the text after it must each be complete)"
-            ) from error
+            rule = "the text before {{ response }} and the text after it must each be complete"
+            raise TemplateError(f"template {name!r}, line {error.lineno}: {error.message} ({rule})") from error
         self.turns(Example("instruction", "output", "input"))  # an error of the text is raised here, not during a run
         # Only now: this evaluates constants, without limits.
         variables = jinja2.meta.find_undeclared_variables(text_environment().parse(self.prompt_source))
@@ -108,8 +100,14 @@ class Template:
         pairs = [(later.prompt(turn), later.response(turn)) for turn in turns[1:]]
         return [(self.prompt(first), self.response(first)), *pairs]
 
+    @property
+    def thoughts(self) -> str:
+        """Which thoughts of a conversation are learnt: all (`keep`), none (`drop`), or those of the `last` turn."""
+        found = THOUGHTS.match(self.text)
+        return found[1] if found else "keep"
+
     def with_thoughts(self, messages: tuple[Mapping[str, Any], ...]) -> tuple[Mapping[str, Any], ...]:
-        """The messages with the thoughts that are learnt: all (`keep`), none (`drop`), those of the `last` turn."""
+        """The messages with the thoughts that are learnt."""
         ends = [m for m in messages if m["role"] == "assistant"]
         kept = [id(m) for m in {"keep": ends, "last": ends[-1:]}.get(self.thoughts, ())]
         return tuple(m if id(m) in kept else {key: m[key] for key in m if key != "reasoning_content"} for m in messages)

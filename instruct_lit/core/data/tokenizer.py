@@ -77,10 +77,9 @@ def closed(ids: list[int], eot_id: int) -> list[int]:
 
 def encode_turns(tokenizer: Tokenizer, conversations: Sequence[Sequence[tuple[str, str]]]) -> list[Turns]:
     """The ids of prompt and response of every turn, each encoded as it stands behind the text before it."""
-    texts: list[tuple[str, str]] = []
+    texts = [text for turns in conversations for text in turns]
     before: list[Sequence[int]] = []
     for turns in conversations:
-        texts += turns
         before += [tokenizer.prompt_start, *[[tokenizer.eot_id]] * (len(turns) - 1)]
     prompts = tokenizer.encode_batch([prompt for prompt, _ in texts], before)
     responses = tokenizer.encode_batch([response for _, response in texts], prompts)

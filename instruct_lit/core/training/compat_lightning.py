@@ -11,8 +11,3 @@ def step_is_complete(trainer: Trainer) -> bool:
 def logs_this_step(trainer: Trainer) -> bool:
     """Whether loggers get a row of the current step; spares the norm of the gradients elsewhere."""
     return trainer._logger_connector.should_update_logs
-
-
-def log_interval(trainer: Trainer) -> int:
-    """Optimizer steps between two rows of the loggers (an attribute that Lightning sets outside its constructor)."""
-    return trainer.log_every_n_steps  # type: ignore[attr-defined]

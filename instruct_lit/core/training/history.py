@@ -9,7 +9,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
 from instruct_lit.core.data.batching import Batch
-from instruct_lit.core.training.compat_lightning import log_interval, step_is_complete
+from instruct_lit.core.training.compat_lightning import step_is_complete
 
 STATE = ("best_step", "best_loss", "best_value", "n_rows")
 
@@ -65,6 +65,7 @@ class History(Callback):
 
 def logs(trainer: Trainer) -> bool:
     """Whether an optimizer step was just made that the loggers get a row of."""
-    interval = log_interval(trainer)  # 0: never
-    complete = step_is_complete(trainer) and interval > 0 and trainer.global_step % interval == 0
-    return complete and "train/loss" in trainer.callback_metrics
+    interval = trainer.log_every_n_steps  # type: ignore[attr-defined]  # 0: never
+    if interval == 0 or trainer.global_step % interval or not step_is_complete(trainer):
+        return False
+    return "train/loss" in trainer.callback_metrics

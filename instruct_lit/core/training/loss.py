@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from torch.utils.checkpoint import checkpoint
 
 from instruct_lit.core.data.batching import Batch
+from instruct_lit.core.data.example import listed
 from instruct_lit.core.model.attention import AttentionLayout, PackedDocuments
 from instruct_lit.core.model.causal import CHUNK, CausalLM, capped
 from instruct_lit.errors import TrainingError
@@ -32,10 +33,7 @@ def summed_cross_entropy(
     so that logits of shape (tokens, vocabulary) are never stored. No supervised position gives 0 with zero gradients.
 
     Args:
-        hidden: `(M, C)`, the states at the supervised positions.
-        head_weight: `(V, C)`.
-        targets: `(M,)`.
-        weights: `(M,)`.
+        hidden: `(M, C)`, the states at the supervised positions; `head_weight` is `(V, C)`, the others are `(M,)`.
         dft: multiplies each weight by p(target), a constant for the gradient (Wu et al. 2025, eq. 9).
         cap: of `core.model.causal.capped`.
     """
@@ -137,9 +135,7 @@ class FiniteLosses:
         values = torch.stack([loss for _, _, loss in waiting]).tolist()
         for (step, example_ids, _), value in zip(waiting, values, strict=True):
             if not math.isfinite(value):
-                ids = torch.cat(example_ids).tolist()
-                examples = ", ".join(map(str, ids[:16])) + (f" and {len(ids) - 16} more" if len(ids) > 16 else "")
-                place = f"at step {step}, on examples {examples} of the data"
+                place = f"at step {step}, on examples {listed(torch.cat(example_ids).tolist())} of the data"
                 raise TrainingError(self.message("train/loss", value, place, last_good()))
 
     @staticmethod

@@ -22,6 +22,8 @@ from instruct_lit.core.training.loss import FiniteLosses, FitFacts, StepAccelera
 from instruct_lit.core.training.sharding import Sharding
 from instruct_lit.errors import TrainingError
 
+NO_SUMS = [0] * 5  # of an evaluation, before its first batch
+
 
 class InstructionTuner(LightningModule):
     """Fine-tunes a causal model on the supervised tokens of instruction batches.
@@ -152,11 +154,13 @@ class InstructionTuner(LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         states = self.model.hidden_states(batch.input_ids, batch.position_ids, layout_of(batch), batch.loss_index)
-        of_response = batch.is_response.to(sum_dtype(self.device))
-        losses = token_losses(self.model, states, batch.targets).to(of_response.dtype) * batch.loss_weights
-        sums = [losses.sum(), (losses * of_response).sum(), (batch.loss_weights * of_response).sum(),
-                batch.n_supervised, batch.n_response_bytes]  # fmt: skip
-        self._sums[dataloader_idx] = [a + b for a, b in zip(self._sums.get(dataloader_idx, [0] * 5), sums, strict=True)]
+        losses = token_losses(self.model, states, batch.targets).to(sum_dtype(self.device))
+        of_responses = batch.loss_weights * batch.is_response
+        # Loss and weight of all supervised tokens; loss, weight and bytes of those of responses.
+        sums = [(losses * batch.loss_weights).sum(), batch.n_supervised,
+                (losses * of_responses).sum(), of_responses.sum(), batch.n_response_bytes]  # fmt: skip
+        before = self._sums.get(dataloader_idx, NO_SUMS)
+        self._sums[dataloader_idx] = [a + b for a, b in zip(before, sums, strict=True)]
 
     on_test_epoch_start, test_step = on_validation_epoch_start, validation_step
 
@@ -174,17 +178,16 @@ class InstructionTuner(LightningModule):
     def _evaluated(self, split: str) -> dict[str, Tensor]:
         self.sharding.scatter(self.model)
         names = self.trainer.datamodule.loader_names(split)  # type: ignore[attr-defined]
-        values = [value for n in range(max(1, len(names))) for value in self._sums.get(n, [0] * 5)]
+        values = [value for n in range(max(1, len(names))) for value in self._sums.get(n, NO_SUMS)]
         on_device = [torch.as_tensor(value, dtype=sum_dtype(self.device), device=self.device) for value in values]
-        sums = sum_over_ranks(self.trainer, torch.stack(on_device).view(-1, 5))
-        loss, response_loss, n_response, n_supervised, n_bytes = sums.sum(0).unbind()
-        mean = loss / n_supervised
+        by_loader = sum_over_ranks(self.trainer, torch.stack(on_device).view(-1, len(NO_SUMS)))
+        loss, weight, response_loss, response_weight, n_response_bytes = by_loader.sum(0).unbind()
         return {
-            f"{split}/loss": mean,
-            f"{split}/perplexity": mean.exp(),
-            f"{split}/response_loss": response_loss / n_response,
-            f"{split}/bits_per_byte": response_loss / math.log(2) / n_bytes,
-            **{f"{split}/loss/{name}": own[0] / own[3] for name, own in zip(names, sums, strict=False)},
+            f"{split}/loss": loss / weight,
+            f"{split}/perplexity": (loss / weight).exp(),
+            f"{split}/response_loss": response_loss / response_weight,
+            f"{split}/bits_per_byte": response_loss / math.log(2) / n_response_bytes,
+            **{f"{split}/loss/{name}": own[0] / own[1] for name, own in zip(names, by_loader, strict=False)},
         }
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -143,9 +143,10 @@ class Run:
                     row["base_response"] = before["response"]
             self.parts.sharding.copy_whole(self.trained, self.model)
             self.model.to("cpu")  # off a GPU, on which it stayed from phase to phase
+            if self.trainer.is_global_zero:
+                self._write(rows, time.perf_counter() - start)
         if not self.trainer.is_global_zero:
             return None
-        self._write(rows, time.perf_counter() - start)
         if self.interrupted:
             print(f"interrupted; to resume, add ckpt_path={self.run_dir} to the same command", file=sys.stderr)
             sys.exit(130)
@@ -193,10 +194,8 @@ class Run:
         except SystemExit:  # Lightning's end after Ctrl-C
             self.interrupted = True
         if trainer.global_step == 0 and not self.interrupted:
-            raise TrainingError(
-                "no optimizer step was made: the run ended before it (trainer.max_time, a callback, no training data); "
-                "fit=false trains nothing"
-            )
+            why = "the run ended before it (trainer.max_time, a callback, no training data)"
+            raise TrainingError(f"no optimizer step was made: {why}; fit=false trains nothing")
         best, best_step, tuner = best_of(trainer), trainer.global_step, self.tuner
         if self.interrupted and self.trained is not self.model:  # in shards, whose other processes have ended
             best, self.trained = best or next(self.run_dir.glob(str(LAST)), None), self.model
@@ -243,8 +242,7 @@ class Run:
             except Exception as error:
                 failures.append(error)
         if failures:
-            with self._keeping():
-                raise failures[0]
+            raise failures[0]
 
     def _write_metrics(self) -> None:
         self.metrics |= self.data.counts  # those of a stream are complete only now

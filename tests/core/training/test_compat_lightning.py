@@ -4,8 +4,6 @@ from lightning import Trainer
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.trainer.connectors.logger_connector.logger_connector import _LoggerConnector
 
-from instruct_lit.core.training import compat_lightning as module
-
 
 def test_the_epoch_loop_and_the_logger_connector_have() -> None:
     assert hasattr(_TrainingEpochLoop, "_should_accumulate"), "_TrainingEpochLoop._should_accumulate is gone"
@@ -15,4 +13,4 @@ def test_the_epoch_loop_and_the_logger_connector_have() -> None:
 def test_the_trainer_has() -> None:
     trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, log_every_n_steps=7)
     assert hasattr(trainer, "_logger_connector"), "Trainer._logger_connector is gone"
-    assert module.log_interval(trainer) == 7, "Trainer.log_every_n_steps is gone"
+    assert trainer.log_every_n_steps == 7, "Trainer.log_every_n_steps is gone"
