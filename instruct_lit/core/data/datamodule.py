@@ -106,7 +106,7 @@ class InstructionData(LightningDataModule):
         """The number of examples in each part of the split, and of those that were skipped, dropped or moved."""
         main, moved = self.stores["main"], self.split_counts
         parts = {f"n_{name}": len(self.examples_of(name)[1]) for name in NAMES}
-        n_split = sum(map(len, vars(self.split).values()))
+        n_split = sum(len(part) for name, part in vars(self.split).items() if name not in self.stores)
         n_apart = sum(n for name, n in moved.items() if name.startswith(("n_left_out", "n_duplicates")))
         others = {**main.counts, **moved, "n_unused": max(0, len(main) - n_split - n_apart)}
         return parts | {name: n for name, n in others.items() if n and name != "n_encoded"}

@@ -181,6 +181,17 @@ def test_examples_of_no_part_are_counted(tmp_path: Path, tokenizer: GPT2Tokenize
     assert data.counts == {"n_train": 1, "n_val": 10, "n_test": 10, "n_unused": 40}
 
 
+@pytest.mark.parametrize(("name", "n"), [("val", 4), ("test", 6)])
+def test_what_the_books_split_has_for_a_separate_file_is_counted(
+    tmp_path: Path, tokenizer: GPT2Tokenizer, name: str, n: int
+) -> None:
+    (tmp_path / "own.json").write_text(json.dumps([{"instruction": name, "output": "o"}]))
+    own = {f"{name}_source": FileSource(str(tmp_path / "own.json"), name=name)}
+    book = {"n_train": 51, "n_val": 4, "n_test": 6}
+    assert data_module(tmp_path, tokenizer, split="book").counts == book
+    assert data_module(tmp_path, tokenizer, split="book", **own).counts == {**book, f"n_{name}": 1, "n_unused": n}
+
+
 def test_the_fingerprint_changes_with_what_changes_the_tokens(tmp_path: Path, tokenizer: GPT2Tokenizer) -> None:
     one = data_module(tmp_path, tokenizer).fingerprint
     assert data_module(tmp_path, tokenizer).fingerprint == one
