@@ -114,9 +114,8 @@ class Encoder:
         if is_long:
             spans = self._fitting(spans, number, may_be_cut=not example.messages)  # no call and no thought is cut
         first = 0 if self.loss_on == "all" else len(spans) - 1  # turn that is trained on
-        turn_weights = example.weights[-len(turns) :] or (1.0,) * len(
-            turns
-        )  # a template may render the last turn alone
+        # A template may render the last turn alone.
+        turn_weights = example.weights[-len(turns) :] or (1.0,) * len(turns)
         if not spans or not any(turn_weights[first : len(spans)]):  # nothing of it would be learnt
             self.counts["n_dropped_long" if is_long else "n_without_weight"] += 1
             return None, 0

@@ -38,6 +38,7 @@ class GPTConfig:
 
     @property
     def kv_heads(self) -> list[tuple[int, int]]:
+        """Number of heads of keys and values, and their width, for each layer."""
         return [(self.n_heads, self.d_model // self.n_heads)] * self.n_layers
 
 

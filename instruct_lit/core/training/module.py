@@ -22,7 +22,7 @@ from instruct_lit.core.training.loss import FiniteLosses, FitFacts, StepAccelera
 from instruct_lit.core.training.sharding import Sharding
 from instruct_lit.errors import TrainingError
 
-NO_SUMS = [0] * 5  # of an evaluation, before its first batch
+NO_SUMS = (0,) * 5  # of an evaluation, before its first batch
 
 
 class InstructionTuner(LightningModule):
@@ -154,10 +154,10 @@ class InstructionTuner(LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         states = self.model.hidden_states(batch.input_ids, batch.position_ids, layout_of(batch), batch.loss_index)
-        losses = token_losses(self.model, states, batch.targets).to(sum_dtype(self.device))
-        of_responses = batch.loss_weights * batch.is_response
+        weights = batch.loss_weights.to(sum_dtype(self.device))
+        losses, of_responses = token_losses(self.model, states, batch.targets), weights * batch.is_response
         # Loss and weight of all supervised tokens; loss, weight and bytes of those of responses.
-        sums = [(losses * batch.loss_weights).sum(), batch.n_supervised,
+        sums = [(losses * weights).sum(), batch.n_supervised,
                 (losses * of_responses).sum(), of_responses.sum(), batch.n_response_bytes]  # fmt: skip
         before = self._sums.get(dataloader_idx, NO_SUMS)
         self._sums[dataloader_idx] = [a + b for a, b in zip(before, sums, strict=True)]
