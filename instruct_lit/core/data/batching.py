@@ -75,10 +75,10 @@ def pad_shift_mask(
     inputs = torch.full((len(examples), width), pad_id)
     targets = torch.full((len(examples), width), IGNORE_INDEX)
     for row, example in enumerate(examples):
-        ids = torch.from_numpy(example.ids)
-        inputs[row, : len(ids) - 1] = ids[:-1]
-        targets[row, : len(ids) - 1] = ids[1:]
-        targets[row, : len(ids) - 1][~torch.from_numpy(supervised(example, mask_prompt)[1:] > 0)] = IGNORE_INDEX
+        ids, n_inputs = torch.from_numpy(example.ids), len(example.ids) - 1
+        is_learnt = torch.from_numpy(supervised(example, mask_prompt) > 0)
+        inputs[row, :n_inputs] = ids[:-1]
+        targets[row, :n_inputs] = ids[1:].where(is_learnt[1:], IGNORE_INDEX)
     return inputs, targets
 
 
