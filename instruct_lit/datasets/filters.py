@@ -231,9 +231,8 @@ def call(function: Callable[[dict[str, Any]], Any], record: dict[str, Any], key:
     try:
         return function(record)
     except Exception as error:
-        raise DataError(
-            f"{key}: {function.__name__} fails on {str(record)[:100]}: {type(error).__name__}: {error}"
-        ) from error
+        reason = f"{type(error).__name__}: {error}"
+        raise DataError(f"{key}: {function.__name__} fails on {str(record)[:100]}: {reason}") from error
 
 
 def _python_file(path: str, key: str) -> Path:

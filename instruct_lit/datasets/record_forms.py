@@ -23,19 +23,26 @@ _PAIRS = (
 )  # fmt: skip
 _TURNS = ("messages", "conversations")
 _PROMPTS = ("prompt", *_TURNS, "question", "instruction", "input")
-_MEDIA = ("image", "images", "audio", "audios", "video", "videos")  # fields that are refused, if not empty
 _CALL = re.compile(r"<functioncall>\s*(.*)", re.S)
 
 
-def check_record(record: Mapping[str, Any], place: str, columns: Mapping[str, str], format: str) -> None:
-    """Refuse what cannot be trained on: fields with images, audio or video, and a response that is marked as bad."""
-    beside = {name: value for name, value in record.items() if name not in columns.values()}
-    if any(beside.get(name) for name in _MEDIA):
+def _refuse_media(value: Any, place: str, *_: Any) -> None:
+    """Raise DataError for a record with images, audio or video in a field of its own."""
+    if value:
         raise DataError(f"{place}: has images, audio or video, which cannot be trained on; leave such records out")
+
+
+def _refuse_unwanted(name: str, value: Any, place: str, record: Mapping[str, Any], format: str) -> None:
+    """Raise DataError for a response that is marked as one to avoid; of KTO's form `_liked` does."""
     unwanted = ("false", "0", "0.0") if "completion" in record else ("false",)  # 0 may be a class; CSV has it as text
-    avoided = [name for name in ("label", "kto_tag") if str(beside.get(name)).lower() in unwanted]
-    if avoided and format != "kto":
-        raise DataError(f"{place}: {avoided[0]!r} is false, so the response is one to avoid; leave such records out")
+    if format != "kto" and str(value).lower() in unwanted:
+        raise DataError(f"{place}: {name!r} is false, so the response is one to avoid; leave such records out")
+
+
+EXTRA_FIELDS: dict[str, Callable[..., None]] = {
+    **dict.fromkeys(("image", "images", "audio", "audios", "video", "videos"), _refuse_media),
+    **{name: partial(_refuse_unwanted, name) for name in ("label", "kto_tag")},
+}
 
 
 def _prompt_completion(record: Mapping[str, Any], place: str) -> Messages:

@@ -69,9 +69,8 @@ class StreamingHubSource(FileSource):
         try:
             return datasets.load_dataset(self.repo, self.subset, split=self.split, revision=revision, streaming=True)
         except Exception as error:
-            raise DownloadError(
-                f"data set {self.repo}, split {self.split}: cannot be opened ({type(error).__name__}: {error})"
-            ) from error
+            place, reason = f"data set {self.repo}, split {self.split}", f"{type(error).__name__}: {error}"
+            raise DownloadError(f"{place}: cannot be opened ({reason})") from error
 
     def shards(self) -> list[int]:
         return list(range(self._data.num_shards))
@@ -83,10 +82,8 @@ class StreamingHubSource(FileSource):
                 yield f"{self.repo}, shard {shard}, record {number}", row
                 number += 1
         except Exception as error:
-            reason = f"{type(error).__name__}: {error}"
-            raise DownloadError(
-                f"data set {self.repo}, shard {shard}, record {number}: cannot be read ({reason})"
-            ) from error
+            place, reason = f"data set {self.repo}, shard {shard}, record {number}", f"{type(error).__name__}: {error}"
+            raise DownloadError(f"{place}: cannot be read ({reason})") from error
 
     def fingerprint(self) -> str:
         """A hash of the commit and of how the data set is read."""

@@ -3,9 +3,9 @@
 
 def install() -> None:
     """Register the validation of `checks` and the parts of answers with the core; a second call changes nothing."""
-    from instruct_lit.core.data.example import RECORD_CHECKS
+    from instruct_lit.core.data.example import EXTRA_FIELDS
     from instruct_lit.core.generation.responses import FINAL_TEXT
     from instruct_lit.evaluation.answer_parts import final_text
-    from instruct_lit.evaluation.checks import check_record
+    from instruct_lit.evaluation.checks import FIELD, check_record
 
-    RECORD_CHECKS["evaluation"], FINAL_TEXT[0] = check_record, final_text
+    EXTRA_FIELDS[FIELD], FINAL_TEXT[0] = check_record, final_text

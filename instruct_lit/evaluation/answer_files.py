@@ -10,7 +10,7 @@ from typing import Any
 from instruct_lit.core.data.example import FIELDS as FIELDS_OF_EXAMPLE
 from instruct_lit.core.data.records import read_records
 from instruct_lit.errors import DataError
-from instruct_lit.evaluation.checks import FUNCTION, check_record
+from instruct_lit.evaluation.checks import FIELD, FUNCTION, check_record
 
 FIELDS = ("instruction", "input", "output")
 
@@ -42,7 +42,8 @@ def read_responses(path: Path, response_field: str, keep: Sequence[str] = ()) ->
             raise DataError(f"{place}: 'history' is a list of pairs [question, answer], found {row['history']!r:.60}")
         if re.search("[\ud800-\udfff]", json.dumps(row, ensure_ascii=False, default=str)):
             raise DataError(f"{place}: lone surrogates, the text was decoded with a wrong encoding; repair the file")
-        check_record(row, place)
+        if row.get(FIELD) is not None:
+            check_record(row[FIELD], place)
         response = row[response_field] if response_field in FIELDS else row.pop(response_field)
         row |= {"output": ""} if response_field == "output" else {}
         loss, n_tokens = row.get("loss"), row.get("n_response_tokens")

@@ -126,14 +126,11 @@ def _refers(schema: Any) -> bool:
     return any(key in schema for key in _REFERENCES if isinstance(schema, dict)) or any(map(_refers, values))
 
 
-def check_record(record: Mapping[str, Any], place: str, columns: Mapping[str, str] | None = None, *_: str) -> None:
-    """Validate the field `checks` of a record, unless `columns` reads it as another one.
+def check_record(value: Any, place: str, *_: Any) -> None:
+    """Validate the field `checks` of a record.
 
     Raises: DataError, naming the place, for an unknown or malformed check, and where its library is missing.
     """
-    value = None if FIELD in (columns or {}).values() else record.get(FIELD)
-    if value is None:
-        return
     if not isinstance(value, list) or len(value) > MAX_CHECKS:
         raise DataError(f"{place}: 'checks' must be a list of at most {MAX_CHECKS} checks, found {reprlib.repr(value)}")
     for check in value:

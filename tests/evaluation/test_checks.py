@@ -53,7 +53,7 @@ def row(response: str, *checks: dict[str, Any], **fields: Any) -> dict[str, Any]
 def test_each_kind_by_hand(kind: str, value: Any, passing: str, failing: str) -> None:
     if kind == "json_schema":
         pytest.importorskip("jsonschema_rs")
-    check_record({"checks": [{kind: value}]}, "here")
+    check_record([{kind: value}], "here")
     assert KINDS[kind](passing, value) and not KINDS[kind](failing, value)
 
 
@@ -129,7 +129,7 @@ def test_the_demo_passes_its_own_checks_and_stays_what_it_was() -> None:
     kinds = set()
     for one, other in zip(plain, checked, strict=True):
         assert one.digest == other.digest and "checks" not in one.extra
-        check_record(other.extra, "demo")
+        check_record(other.extra["checks"], "demo")
         verdicts = outcomes({"response": one.output, **other.extra})
         assert all(verdicts.values()) and not all(outcomes({"response": "a, b; c d e", **other.extra}).values())
         kinds |= set(verdicts)

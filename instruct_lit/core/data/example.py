@@ -98,9 +98,8 @@ class Form:
 
 
 FORMS: dict[str, Form] = {}  # beside Alpaca's; `datasets` adds conversations
-# Raise DataError for what a record may not have beside its texts, each called with the arguments of `to_example`; the
-# keys are the satellites that add them.
-RECORD_CHECKS: dict[str, Callable[[Mapping[str, Any], str, Mapping[str, str], Format], None]] = {}
+# Checks of extra fields by name, called with value, place, record and format; `datasets` and `evaluation` add some.
+EXTRA_FIELDS: dict[str, Callable[[Any, str, Mapping[str, Any], Format], None]] = {}
 
 
 def to_example(record: Any, place: str, columns: Mapping[str, str] | None = None, format: Format = "auto") -> Example:
@@ -125,8 +124,9 @@ def to_example(record: Any, place: str, columns: Mapping[str, str] | None = None
         raise DataError(f"{place}: data.format={format}; allowed are {', '.join(formats)}")
     renamed = columns or {}
     names = {key: renamed.get(key, "" if key in renamed.values() else key) for key in FIELDS}
-    for check in RECORD_CHECKS.values():
-        check(record, place, renamed, format)
+    for name, check in EXTRA_FIELDS.items():
+        if record.get(name) is not None and name not in renamed.values():
+            check(record[name], place, record, format)
     for name, form in FORMS.items():
         if name == format or (format == "auto" and form.recognises(record, names)):
             return form.read(record, place, names)
