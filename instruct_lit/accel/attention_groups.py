@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from instruct_lit.core.model.attention import visible_keys
+
 GROUP_TOKENS = 192  # up to which packed documents share a group
 PIECE_TOKENS = 256  # of a longer document that form a group
 ROW_TOKENS = 128  # tokens of each padded row that form a group
@@ -94,14 +96,16 @@ def bias_of(visible: Tensor, n_shared: int, like: Tensor) -> Tensor:
     return torch.zeros(hidden.shape, dtype=like.dtype, device=like.device).masked_fill_(hidden, -math.inf)
 
 
-def row_groups(n_tokens: int, n_shared: int, like: Tensor) -> list[Group]:
+def row_groups(n_tokens: int, n_shared: int, like: Tensor, window: int | None = None) -> list[Group]:
     """Groups of consecutive tokens of causal rows of `n_tokens`."""
-    visible = torch.ones(n_tokens, n_tokens, dtype=torch.bool).tril()
+    visible = visible_keys(n_tokens, n_tokens, window, torch.device("cpu"))
     ends = [(start, min(start + ROW_TOKENS, n_tokens)) for start in range(0, n_tokens, ROW_TOKENS)]
     return [Group(start, end, 0, 0, bias_of(visible[start:end, :end], n_shared, like), n_shared) for start, end in ends]
 
 
-def document_groups(lengths: Sequence[int], n_prefix: int, n_shared: int, like: Tensor) -> list[Group]:
+def document_groups(
+    lengths: Sequence[int], n_prefix: int, n_shared: int, like: Tensor, window: int | None = None
+) -> list[Group]:
     """Groups of packed documents behind a shared prefix: short documents together, long ones in pieces."""
     cuts: list[tuple[int, int, int]] = []  # start and end of a group, and where its first document begins
     begin = 0
@@ -111,13 +115,20 @@ def document_groups(lengths: Sequence[int], n_prefix: int, n_shared: int, like: 
             cuts[-1] = cuts[-1][0], end, cuts[-1][2]
         elif length:
             step = _round_up(length / math.ceil(length / PIECE_TOKENS))
-            cuts += [(start, min(start + step, end), begin) for start in range(begin, end, step)]
+            # A piece sees no more than the window before it; keys of the prefix must not be among its own as well.
+            n_before = length if window is None or begin < n_prefix else window - 1
+            cuts += [(at, min(at + step, end), max(begin, at - n_before)) for at in range(begin, end, step)]
         begin = end
-    document = torch.repeat_interleave(torch.tensor([n_prefix, *lengths]))  # (N,): 0 for the prefix
-    return [_group(*cut, n_prefix, document, n_shared, like) for cut in cuts]
+    sizes = torch.tensor([n_prefix, *lengths])
+    document = torch.repeat_interleave(sizes)  # (N,): 0 for the prefix
+    position = torch.arange(len(document)) - (sizes.cumsum(0) - sizes)[document] + n_prefix * (document > 0)
+    return [_group(*cut, n_prefix, document, position, n_shared, like, window) for cut in cuts]
 
 
-def _group(start: int, end: int, first_key: int, n_prefix: int, document: Tensor, n_shared: int, like: Tensor) -> Group:
+def _group(
+    start: int, end: int, first_key: int, n_prefix: int, document: Tensor, position: Tensor, n_shared: int,
+    like: Tensor, window: int | None,
+) -> Group:  # fmt: skip
     """The group of the tokens `start` to `end`, which see the prefix and the tokens of their document up to themselves.
 
     Surplus queries see the prefix or, where there is none, themselves, so that no softmax is over nothing.
@@ -126,8 +137,10 @@ def _group(start: int, end: int, first_key: int, n_prefix: int, document: Tensor
     n_queries, n_keys = _round_up(end - start), _round_up(n_prefix + end - first_key)
     keys = torch.cat((torch.arange(n_prefix), torch.arange(first_key, first_key + n_keys - n_prefix)))
     queries = torch.arange(start, start + n_queries)
-    of = F.pad(document, (0, n_queries + n_keys))
+    of, at = (F.pad(x, (0, n_queries + n_keys)) for x in (document, position))
     visible = ((of[keys] == of[queries, None]) | (of[keys] == 0)) & (keys <= queries[:, None])
+    if window is not None:
+        visible &= (at[queries, None] - at[keys] < window) | (queries[:, None] >= end)
     return Group(start, end, first_key, n_prefix, bias_of(visible, n_shared, like), n_shared)
 
 

@@ -25,16 +25,20 @@ MAX_ROW_KEYS = 512  # for padded rows, where they are faster in bf16 alone
 MAX_SAVED_KEYS = 256  # up to which attention weights are saved
 
 
-def attend_rows(layout: Any, q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor | None:
+def attend_rows(
+    layout: Any, q: Tensor, k: Tensor, v: Tensor, dropout: float, window: int | None = None
+) -> Tensor | None:
     """The kernel of `CausalRows`, all `(…, T, H, D)`; heads of keys and values may be fewer."""
     if not isinstance(layout, CausalRows) or not suits_rows(q.transpose(-3, -2)):
         return None
-    groups = row_groups(q.shape[-3], q.shape[-2] // k.shape[-2], q)
+    groups = row_groups(q.shape[-3], q.shape[-2] // k.shape[-2], q, window)
     queries, keys, values = (x.reshape(-1, *x.shape[-3:]) for x in (q, k, v))
     return attend(queries, keys, values, groups, dropout).view(q.shape)
 
 
-def attend_documents(layout: Any, q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor | None:
+def attend_documents(
+    layout: Any, q: Tensor, k: Tensor, v: Tensor, dropout: float, window: int | None = None
+) -> Tensor | None:
     """The kernel of `PackedDocuments`, all `(N, H, D)`; where products do not pay, torch's kernel attends in groups.
 
     A group under a mask that hides other documents costs less than gathering short documents into rows.
@@ -42,8 +46,10 @@ def attend_documents(layout: Any, q: Tensor, k: Tensor, v: Tensor, dropout: floa
     if not isinstance(layout, PackedDocuments):
         return None
     n_shared = q.shape[1] // k.shape[1]
-    if (key := f"groups {n_shared}") not in layout.kernel_state:
-        layout.kernel_state[key] = document_groups(layout.lengths, layout.prefix_length, n_shared, q)
+    if window is not None and window >= layout.prefix_length + max(layout.lengths):
+        window = None
+    if (key := f"groups {n_shared} {window}") not in layout.kernel_state:
+        layout.kernel_state[key] = document_groups(layout.lengths, layout.prefix_length, n_shared, q, window)
     groups: list[Group] = layout.kernel_state[key]
     q, k, v = q[None], k[None], v[None]
     if suits(q, max(group.bias.shape[1] for group in groups)):

@@ -78,10 +78,10 @@ class VarlenDocuments:
         """The rows `(K, H, D)` of `x` `(N, H, D)` that the kernel reads, with gradients."""
         return _Gather.apply(x, self) if self.n_prefix else x
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, dropout: float, window: int | None = None) -> Tensor:
         assert dropout == 0.0, "the kernel does not support dropout"
         k, v = self.keys_of(k), self.keys_of(v)
-        return causal_varlen(q, k, v, self.cu_queries, self.cu_keys, self.longest_query, self.longest_key)
+        return causal_varlen(q, k, v, self.cu_queries, self.cu_keys, self.longest_query, self.longest_key, window)
 
 
 class _Gather(torch.autograd.Function):
@@ -102,14 +102,16 @@ class _Gather(torch.autograd.Function):
         return own, None
 
 
-def attend_varlen(layout: Any, q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor | None:
+def attend_varlen(
+    layout: Any, q: Tensor, k: Tensor, v: Tensor, dropout: float, window: int | None = None
+) -> Tensor | None:
     """The kernel of `PackedDocuments`, all `(N, H, D)`; heads of keys and values may be fewer."""
     if not isinstance(layout, PackedDocuments) or not suits(q, dropout):
         return None
     if "varlen" not in layout.kernel_state:
         layout.kernel_state["varlen"] = VarlenDocuments(layout.lengths, layout.prefix_length, q.device)
     documents: VarlenDocuments = layout.kernel_state["varlen"]
-    return documents.attend(0, q, k, v, dropout)
+    return documents.attend(0, q, k, v, dropout, window)
 
 
 def suits(q: Tensor, dropout: float) -> bool:

@@ -106,15 +106,17 @@ def borrowed(tensor: Tensor) -> Tensor:
 
 
 def causal_varlen(
-    q: Tensor, k: Tensor, v: Tensor, cu_queries: Tensor, cu_keys: Tensor, longest_query: int, longest_key: int
-) -> Tensor:
+    q: Tensor, k: Tensor, v: Tensor, cu_queries: Tensor, cu_keys: Tensor, longest_query: int, longest_key: int,
+    window: int | None = None,
+) -> Tensor:  # fmt: skip
     """Causal attention of sequences side by side `(N, H, D)`; with fewer queries than keys their ends are aligned.
 
     Heads of keys may be fewer than those of queries; from torch 2.12 on an argument must say so.
     """
     from torch.nn.attention.varlen import varlen_attn
 
-    options: dict[str, Any] = {"window_size": (-1, 0)}  # a right window of 0 is causal
+    n_before = -1 if window is None or window >= longest_key else window - 1  # keys before a query's own; -1 for all
+    options: dict[str, Any] = {"window_size": (n_before, 0)}  # a right window of 0 is causal
     if "enable_gqa" in _parameters(varlen_attn):
         options["enable_gqa"] = q.shape[-2] != k.shape[-2]
     out = varlen_attn(q, k, v, cu_queries, cu_keys, longest_query, longest_key, **options)

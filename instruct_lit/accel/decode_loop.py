@@ -2,7 +2,7 @@
 
 A step of the plain decoder launches hundreds of kernels one by one, copies the filled part of the cache, and waits for
 its tokens. Here rows and places of the cache are rounded up to few sizes, the attention reads the cache in place and
-masks what lies behind the end of a row, and tokens are chosen, penalised and ended on the device, with the functions
+masks what a row does not see, and tokens are chosen, penalised and ended on the device, with the functions
 and the random numbers of `instruct_lit.core.generation.sampling`. So the texts are those of the plain decoder; rows
 that ended in the meantime are cut where the host looks.
 
@@ -242,19 +242,21 @@ class DecodeInPlace:
         self.cache, self.positions, self.n_places = cache, positions, n_places
         self.rows = torch.arange(len(positions), device=positions.device)
         aligned = -(-n_places // ALIGNMENT) * ALIGNMENT
-        self.is_hidden = torch.arange(aligned, device=positions.device) > positions[:, None]
-        self._bias: Tensor | None = None
+        self.distance = positions[:, None] - torch.arange(aligned, device=positions.device)
+        self._biases: dict[int, Tensor] = {}  # of windows
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, dropout: float, window: int | None = None) -> Tensor:
         keys, values = self.cache.keys[layer][: len(self.rows)], self.cache.values[layer][: len(self.rows)]
         keys[self.rows, :, self.positions] = k[:, 0].to(keys.dtype)
         values[self.rows, :, self.positions] = v[:, 0].to(values.dtype)
         keys, values = (x[:, :, : self.n_places].to(q.dtype) for x in (keys, values))  # (R, H, T, D)
-        if self._bias is None:
-            bias = torch.zeros(self.is_hidden.shape, dtype=q.dtype, device=q.device)
-            self._bias = bias.masked_fill_(self.is_hidden, -torch.inf)[:, None, None, : self.n_places]
+        window = min(window or self.n_places, self.n_places)
+        if window not in self._biases:
+            hidden = (self.distance < 0) | (self.distance >= window)
+            bias = torch.zeros(hidden.shape, dtype=q.dtype, device=q.device)
+            self._biases[window] = bias.masked_fill_(hidden, -torch.inf)[:, None, None, : self.n_places]
         groups = q[:, 0].unflatten(1, (keys.shape[1], -1))  # (R, H, queries of a head, D)
-        out = F.scaled_dot_product_attention(groups, keys, values, self._bias)
+        out = F.scaled_dot_product_attention(groups, keys, values, self._biases[window])
         return out.flatten(1, 2)[:, None]
 
 

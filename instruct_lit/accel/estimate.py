@@ -113,7 +113,9 @@ def counting(on_gpu: bool) -> Iterator[None]:
             KERNELS[:] = before
 
 
-def _attend_varlen(layout: Any, q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor | None:
+def _attend_varlen(
+    layout: Any, q: Tensor, k: Tensor, v: Tensor, dropout: float, window: int | None = None
+) -> Tensor | None:
     """The GPU's kernel."""
     if not isinstance(layout, PackedDocuments) or dropout > 0.0:
         return None
@@ -121,12 +123,14 @@ def _attend_varlen(layout: Any, q: Tensor, k: Tensor, v: Tensor, dropout: float)
         with values():
             documents = VarlenDocuments(layout.lengths, layout.prefix_length, torch.device("cpu"))
         layout.kernel_state["varlen"] = documents
-    return layout.kernel_state["varlen"].attend(0, q, k, v, dropout)
+    return layout.kernel_state["varlen"].attend(0, q, k, v, dropout, window)
 
 
-def _document_groups(lengths: Sequence[int], n_prefix: int, n_shared: int, like: Tensor) -> list[Group]:
+def _document_groups(
+    lengths: Sequence[int], n_prefix: int, n_shared: int, like: Tensor, window: int | None
+) -> list[Group]:
     with values():  # which decide what is in a group
-        return document_groups(lengths, n_prefix, n_shared, torch.empty(0, dtype=like.dtype))
+        return document_groups(lengths, n_prefix, n_shared, torch.empty(0, dtype=like.dtype), window)
 
 
 def our_loss(model: CausalLM, batch: Batch, bf16: bool, compiled: bool) -> Callable[[], Tensor]:

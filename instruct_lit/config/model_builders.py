@@ -210,8 +210,8 @@ def context_of(config: DictConfig) -> int:
     """The context in tokens of the model that `model_of` would build, without its weights."""
     if config.model.kind != "hf":
         return shape_of(config).context_length
+    from instruct_lit.hf.configuration import context_length_of
     from instruct_lit.hf.files import read_hf_config
-    from instruct_lit.hf.model import context_length_of
 
     return context_length_of(read_hf_config(hf_source(config)), config.model.context_length)
 

@@ -19,8 +19,9 @@ from instruct_lit.hf.compat_bitsandbytes import keep_differentiable
 from instruct_lit.hf.compat_gguf import forget_reader, shared_reader
 from instruct_lit.hf.compat_liger import use_liger
 from instruct_lit.hf.compat_transformers import draw_weights, forget_names, forget_quantization
+from instruct_lit.hf.configuration import longest_context
 from instruct_lit.hf.hub import checked_download
-from instruct_lit.hf.model import HFModel, longest_context
+from instruct_lit.hf.model import HFModel
 from instruct_lit.hf.older_readers import spell_for_transformers_4, tokenizer_limit
 from instruct_lit.hf.source import HFSource
 from instruct_lit.hf.tokenizer import HFTokenizer, load_tokenizer

@@ -20,16 +20,25 @@ from instruct_lit.core.model.causal import CausalLM
 from instruct_lit.errors import ConfigError
 from instruct_lit.hf.blocks import BlockForward, hidden_from_compiler
 from instruct_lit.hf.compat_transformers import attention_name, register_attention, sdpa_attention
+from instruct_lit.hf.configuration import chunk_of, context_length_of, logit_cap, logit_scale
 from instruct_lit.hf.own_cache import OwnCache, is_exact
-from instruct_lit.hf.probe import NotSupportedError, Spy, check_causal, check_supported, difference, multiplied
+from instruct_lit.hf.probe import (
+    NotSupportedError,
+    Spy,
+    check_causal,
+    check_supported,
+    difference,
+    multiplied,
+    short_windows,
+    window_of,
+)
 
 NAME = "instruct_lit"  # of our attention function in transformers' registry
 TOLERANCE = 1e-4  # relative difference in fp32 up to which two results count as equal
 OWN_CACHE_TOLERANCE = 0.05  # of states in half precision; padding that is seen changes them many times as much
+POSITIONS = torch.tensor([0, 1, 2, 3, 4, 5, 6, 7, 4, 5, 6])  # of two documents behind a prefix, which are measured
 HALF_TOLERANCE = 0.02  # of logits in half precision; a soft cap or a scale changes them many times as much
 _Layout = tuple[AttentionLayout, bool]
-_LOGIT_CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
-_LENGTHS = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length", "n_ctx")
 
 
 @dataclass(frozen=True)
@@ -46,9 +55,9 @@ class HFShape:
 class HFModel(CausalLM):
     """A model of transformers; `hf` is the model itself.
 
-    `context_length` may be lower than the model's own. A model with sliding-window attention supports attention layouts
-    for texts within the window only; rows without a layout get transformers' own masks. `is_text_part`: read from the
-    files of a model of images or sound. ConfigError as the measurements find: not causal, another head, other inputs.
+    `context_length` may be lower than the model's own. A model that attends in chunks supports attention layouts for
+    texts within one only; rows without a layout get transformers' own masks. `is_text_part`: read from the files of a
+    model of images or sound. ConfigError as the measurements find: not causal, another head, other inputs.
     """
 
     def __init__(self, hf: Any, context_length: int | None = None, activation_checkpointing: int = False) -> None:
@@ -57,9 +66,7 @@ class HFModel(CausalLM):
         self._own_cache_is_exact: bool | None = None  # measured when it is first asked for
         self._last: BlockForward | None = None  # of the last block if it can compute selected tokens only
         self.is_half = any(p.dtype == torch.bfloat16 for p in hf.parameters())
-        text = hf.config.get_text_config(decoder=True)
-        self._scale = _logit_scale(text)
-        self.logit_cap = next((getattr(text, name) for name in _LOGIT_CAPS if getattr(text, name, None)), None)
+        self._scale, self.logit_cap = logit_scale(hf.config), logit_cap(hf.config)
         if not isinstance(getattr(hf.get_output_embeddings(), "weight", None), Tensor):
             raise ConfigError(f"model: {type(hf).__name__} has no single output matrix; choose another model")
         n_vocab, d_model = self.head_weight.shape
@@ -227,6 +234,9 @@ class HFModel(CausalLM):
         if self.is_half:  # rounding differs less than documents that see each other
             tolerance = difference(self.hidden_states(ids[None])[0], expected) / 4
         self.layout_length, self.no_layouts = self._try_layouts(ids, (4, 3), expected, tolerance)
+        window = window_of(self.hf) or math.inf
+        if self.layout_length > window < self.config.context_length and not self._windows_are_exact(ids, tolerance):
+            self.layout_length, self.no_layouts = window, f"its layers attend to the last {window} tokens only"
         self.hf.train()  # transformers opens models in evaluation mode: no dropout, no activation checkpointing
 
     def _try_layouts(
@@ -238,7 +248,7 @@ class HFModel(CausalLM):
         """
         before = attention_name(self.hf)
         spy = Spy(lengths, prefix_length=4)
-        positions = torch.tensor([0, 1, 2, 3, 4, 5, 6, 7, 4, 5, 6], device=ids.device)
+        positions = POSITIONS.to(ids.device)
         try:
             register_attention(NAME, _attend)
             self.hf.set_attn_implementation(NAME)
@@ -248,20 +258,26 @@ class HFModel(CausalLM):
             elif len(spy.kv_heads) != len(self.blocks) or spy.n_calls != len(self.blocks):
                 reason = "not all of its layers attend once"
             else:
-                text = self.hf.config.get_text_config(decoder=True)
                 kv_heads = tuple(heads for _, heads in sorted(spy.kv_heads.items()))
                 self.config = replace(self.config, kv_heads=kv_heads)
                 self._try_selection(ids, positions, lengths, expected, tolerance, spy.attention)
-                window = spy.window or getattr(text, "attention_chunk_size", None) or math.inf
-                if window >= self.config.context_length:
+                chunk = chunk_of(self.hf.config) or math.inf
+                if chunk >= self.config.context_length:
                     return math.inf, None
-                return window, f"its layers attend to the last {window} tokens only"
+                return chunk, f"its layers attend within chunks of {chunk} tokens"
         except NotSupportedError as error:
             reason = str(error)
         except Exception as error:  # unknown code may reject the arguments in any way
             reason = f"its code does not support them ({_shown(error)})"
         self.hf.set_attn_implementation(before)
         return 0, reason
+
+    def _windows_are_exact(self, ids: Tensor, tolerance: float) -> bool:
+        """Whether packed documents get the states they have alone if the model's windows are shorter than they are."""
+        with short_windows(self.hf, 3):
+            alone = [self.hidden_states(text[None])[0] for text in (ids[:8], torch.cat((ids[:4], ids[8:])))]
+            states = self.hidden_states(ids, POSITIONS.to(ids.device), PackedDocuments((4, 3), 4))
+        return difference(states, torch.cat((alone[0], alone[1][4:]))) <= tolerance
 
     def _try_selection(
         self, ids: Tensor, positions: Tensor, lengths: Sequence[int], expected: Tensor, tolerance: float, attention: Any
@@ -298,8 +314,6 @@ def _attend(
     check_supported(options)
     if isinstance(layout[0], Spy):
         layout[0].attention = module
-        if options.get("sliding_window"):
-            layout[0].window = min(options["sliding_window"], layout[0].window or options["sliding_window"])
     q, k, v = (x.transpose(1, 2) for x in (query, key, value))
     d_head = q.shape[-1]
     if scaling is not None and scaling != d_head**-0.5:
@@ -307,15 +321,17 @@ def _attend(
     if torch.is_autocast_enabled(q.device.type):  # rotary embeddings are fp32, the products need not be
         dtype = torch.get_autocast_dtype(q.device.type)
         q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
-    return _attention(module, q, k, v, dropout, layout), None
+    return _attention(module, q, k, v, dropout, options.get("sliding_window"), layout), None
 
 
-def _attend_in_layout(module: Any, q: Tensor, k: Tensor, v: Tensor, dropout: float, layout: _Layout) -> Tensor:
+def _attend_in_layout(
+    module: Any, q: Tensor, k: Tensor, v: Tensor, dropout: float, window: int | None, layout: _Layout
+) -> Tensor:
     """The attended values of `(B, T, H, D)`; of a flat batch B is 1."""
     how, flat = layout
     if flat:
-        return how.attend(module.layer_idx, q[0], k[0], v[0], dropout)[None]
-    return how.attend(module.layer_idx, q, k, v, dropout)
+        return how.attend(module.layer_idx, q[0], k[0], v[0], dropout, window)[None]
+    return how.attend(module.layer_idx, q, k, v, dropout, window)
 
 
 _attention = _attend_in_layout  # once blocks are compiled, the same hidden from the compiler
@@ -323,26 +339,3 @@ _attention = _attend_in_layout  # once blocks are compiled, the same hidden from
 
 def _shown(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
-
-
-def longest_context(config: Any) -> int | None:
-    """The context for which a model was made; None where its configuration has none."""
-    text = config.get_text_config(decoder=True)
-    return next((getattr(text, name) for name in _LENGTHS if (getattr(text, name, None) or 0) > 0), None)
-
-
-def context_length_of(config: Any, given: int | None) -> int:
-    """The longest context of a model with this configuration, or `given`, which must not be longer."""
-    longest = longest_context(config)
-    if given is None and longest is None:
-        raise ConfigError(f"model.context_length=null: {config.model_type} has no maximum; give a number of tokens")
-    if given is not None and longest is not None and given > longest:
-        raise ConfigError(f"model.context_length={given}: {config.model_type} supports at most {longest}")
-    return given or longest  # type: ignore[return-value]
-
-
-def _logit_scale(config: Any) -> float:
-    """The factor from the head's output to the logits: Granite divides, Cohere multiplies."""
-    if getattr(config, "logits_scaling", None):
-        return 1 / config.logits_scaling
-    return getattr(config, "logit_scale", None) or 1.0

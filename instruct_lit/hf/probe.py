@@ -52,16 +52,39 @@ class Spy:
     prefix_length: int
     kv_heads: dict[int, tuple[int, int]] = field(default_factory=dict)  # of each layer, and their width
     n_calls: int = 0
-    window: int | None = None
     attention: Any = None  # the module of the last layer
 
     def __post_init__(self) -> None:
         self.documents = PackedDocuments(self.lengths, self.prefix_length)
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, dropout: float, window: int | None = None) -> Tensor:
         self.kv_heads[layer] = k.shape[-2], k.shape[-1]
         self.n_calls += 1
-        return self.documents.attend(layer, q, k, v, dropout)
+        return self.documents.attend(layer, q, k, v, dropout, window)
+
+
+def window_of(hf: torch.nn.Module) -> int | None:
+    """The number of last tokens that a layer with sliding-window attention sees; None where there is no such layer."""
+    return min((place.sliding_window for place in _with_windows(hf)), default=None)
+
+
+@contextmanager
+def short_windows(hf: torch.nn.Module, window: int) -> Iterator[None]:
+    """Inside, layers with sliding-window attention see the last `window` tokens."""
+    before = [(place, place.sliding_window) for place in _with_windows(hf)]
+    try:
+        for place, _ in before:
+            place.sliding_window = window
+        yield
+    finally:
+        for place, size in before:
+            place.sliding_window = size
+
+
+def _with_windows(hf: torch.nn.Module) -> list[Any]:
+    """What has the size of a window: masks are made by configurations, kernels are called by modules."""
+    configs = {id(c): c for m in hf.modules() if (c := getattr(m, "config", None)) is not None}
+    return [p for p in (*hf.modules(), *configs.values()) if type(getattr(p, "sliding_window", None)) is int]
 
 
 @contextmanager

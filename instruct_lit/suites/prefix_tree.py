@@ -37,7 +37,7 @@ class PrefixTree:
         self.position_ids: list[int] = []
         self.paths: list[list[int]] = []
         self.branches: list[Branch] = []
-        self._blocks: list[_Block] | None = None
+        self._blocks: dict[int | None, list[_Block]] = {}  # of windows
         previous: Sequence[int] = ()
         for text in texts:
             n_shared = n_common(previous, text)
@@ -50,14 +50,14 @@ class PrefixTree:
             self.paths.append(path)
             previous = text
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
-        if self._blocks is None:
-            self._blocks = _cut_into_blocks(self.branches, q.device)
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, dropout: float, window: int | None = None) -> Tensor:
+        if window not in self._blocks:
+            self._blocks[window] = _cut_into_blocks(self.branches, window, q.device)
         k, v = repeat_kv(q, k, v)
         n_heads, d_head = q.shape[1:]
         out = torch.empty_like(q)
         kv = torch.stack((k, v), dim=1).flatten(1)  # (N, 2·H·D): one gather for both
-        for block in self._blocks:
+        for block in self._blocks[window]:
             n = block.queries.shape[0]
             keys, values = kv[block.keys].view(n, -1, 2, n_heads, d_head).permute(2, 0, 3, 1, 4)  # (B, H, Tk, D)
             queries = q[block.queries].transpose(1, 2)  # (B, H, Tq, D)
@@ -79,7 +79,7 @@ class _Block:
     mask: Tensor
 
 
-def _cut_into_blocks(branches: Sequence[Branch], device: torch.device) -> list[_Block]:
+def _cut_into_blocks(branches: Sequence[Branch], window: int | None, device: torch.device) -> list[_Block]:
     groups: list[list[Branch]] = []
     n_real = 0
     for branch in sorted(branches, key=lambda b: (-b.n_own, -len(b.path))):
@@ -94,10 +94,10 @@ def _cut_into_blocks(branches: Sequence[Branch], device: torch.device) -> list[_
                 continue
         groups.append([branch])
         n_real = cells
-    return [_block(group, device) for group in groups]
+    return [_block(group, window, device) for group in groups]
 
 
-def _block(group: Sequence[Branch], device: torch.device) -> _Block:
+def _block(group: Sequence[Branch], window: int | None, device: torch.device) -> _Block:
     n_queries, n_keys = group[0].n_own, max(len(b.path) for b in group)
     keys = torch.tensor([b.path + [0] * (n_keys - len(b.path)) for b in group])
     n_own = torch.tensor([b.n_own for b in group])[:, None]
@@ -106,7 +106,8 @@ def _block(group: Sequence[Branch], device: torch.device) -> _Block:
     real = columns < n_own
     positions = start + columns  # (B, Tq), on the path
     queries = keys.gather(1, torch.where(real, positions, 0))
-    mask = torch.arange(n_keys) <= positions[:, None, :, None]
+    distance = positions[:, None, :, None] - torch.arange(n_keys)
+    mask = (distance >= 0) & (distance < (window or n_keys))
     return _Block(queries.to(device), keys.to(device), real.to(device), mask.to(device))
 
 

@@ -9,7 +9,7 @@ from instruct_lit.core.model import attention
 from instruct_lit.core.model.attention import Decode, KeyValueCache
 from instruct_lit.core.model.gpt import GPTConfig
 
-SHAPE = GPTConfig(n_vocab=10, context_length=64, d_model=24, n_layers=2, n_heads=3)
+SHAPE = GPTConfig(n_vocab=10, context_length=64, d_model=24, n_layers=3, n_heads=3)
 
 
 @pytest.fixture
@@ -27,7 +27,10 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
 
 
 def attended(lengths: list[int], n_places: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """The attended values of each row's new token in two layers, with a cache of two rows more than are in use."""
+    """The attended values of each row's new token in three layers, with a cache of two rows more than are in use.
+
+    The second layer has a window of four tokens.
+    """
     random = torch.Generator().manual_seed(7)
     cache = KeyValueCache(SHAPE, len(lengths) + 2, n_places, dtype, torch.device("cpu"))
     for tensor in cache.tensors:
@@ -36,9 +39,9 @@ def attended(lengths: list[int], n_places: int, dtype: torch.dtype = torch.float
             tensor[row, :, length:] = 100.0  # of an earlier response
     layout = Decode(cache, lengths)
     found = []
-    for layer in range(2):
+    for layer, window in enumerate([None, 4, None]):
         q, k, v = torch.randn(3, len(lengths), 1, 3, 8, generator=random).to(dtype)
-        found.append(layout.attend(layer, q, k, v, 0.0))
+        found.append(layout.attend(layer, q, k, v, 0.0, window))
     return torch.stack(found)
 
 
@@ -50,13 +53,13 @@ def test_products_are_the_plain_attention(
     n_places = 2 * (max(lengths) + 1)
     monkeypatch.setattr(module, "suits", lambda q: False)
     expected = attended(lengths, n_places, dtype)
-    assert calls == [False, False]
+    assert calls == [False] * 3
     monkeypatch.setattr(module, "suits", lambda q: True)
     found = attended(lengths, n_places, dtype)
-    assert calls[2:] == [True, True] and found.shape == (2, len(lengths), 1, 3, 8)
+    assert calls[3:] == [True] * 3 and found.shape == (3, len(lengths), 1, 3, 8)
     assert (found - expected).abs().max() <= tolerance
     attended(lengths, n_places + 1, dtype)
-    assert calls[4:] == [False, False], "a cache that is mostly empty is not read whole"
+    assert calls[6:] == [False] * 3, "a cache that is mostly empty is not read whole"
 
 
 def test_products_are_for_bf16_without_tiles(monkeypatch: pytest.MonkeyPatch) -> None:

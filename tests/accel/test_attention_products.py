@@ -34,8 +34,16 @@ def test_packed_documents_are_the_documents_alone(lengths: list[int], n_prefix: 
 
 
 @pytest.mark.usefixtures("kernel")
-def test_rows_are_causal() -> None:
-    check_rows()
+@pytest.mark.parametrize("window", [1, 40, 200, 399])
+@pytest.mark.parametrize(("lengths", "n_prefix"), [(LENGTHS[4], 0), (LENGTHS[4], 100), ([7, 320], 1), ([5], 300)])
+def test_layers_with_a_window_see_the_last_tokens_of_a_document(lengths: list[int], n_prefix: int, window: int) -> None:
+    check_documents(lengths, n_prefix, window)
+
+
+@pytest.mark.usefixtures("kernel")
+@pytest.mark.parametrize("window", [None, 1, 130])
+def test_rows_are_causal(window: int | None) -> None:
+    check_rows(window)
 
 
 @pytest.mark.usefixtures("kernel")
@@ -72,7 +80,7 @@ def test_documents_form_groups_of_few_shapes() -> None:
     packed = PackedDocuments(lengths, n_prefix)
     q, k, v = random_qkv(packed.n_tokens, 0).unbind(1)
     packed.attend(0, q, k, v, 0.0)
-    groups: list[Group] = packed.kernel_state["groups 1"]
+    groups: list[Group] = packed.kernel_state["groups 1 None"]
     cuts = [(group.start, group.end, group.first_key, group.n_prefix) for group in groups]
     assert cuts == [
         (0, 192, 0, 0),  # the prefix and three documents

@@ -38,13 +38,17 @@ def test_the_variable_length_kernel_finds_the_prefix_before_every_document(
 def kernel(
     q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, max_q: int, max_k: int, *, window_size: tuple[int, int]
 ) -> Tensor:
-    """What the GPU's kernel does, written out: a query sees all keys of its sequence up to its own, the last is the last."""
-    assert window_size == (-1, 0) and max_q >= cu_q.diff().max() and max_k >= cu_k.diff().max()
+    """What the GPU's kernel does, written out: a query sees the keys of its sequence up to its own, the last is the last.
+
+    Those more than `window_size[0]` before its own are hidden, unless that is -1.
+    """
+    assert window_size[1] == 0 and max_q >= cu_q.diff().max() and max_k >= cu_k.diff().max()
     out = torch.full_like(q, torch.nan)  # a token of no sequence would spoil everything
     for a, b, c, d in zip(cu_q[:-1], cu_q[1:], cu_k[:-1], cu_k[1:], strict=True):
         queries, keys, values = (x.transpose(0, 1) for x in (q[a:b], k[c:d], v[c:d]))
         place = torch.arange(d - c - (b - a), d - c)
-        hidden = torch.arange(d - c) > place[:, None]
+        distance = place[:, None] - torch.arange(d - c)
+        hidden = (distance < 0) | ((distance > window_size[0]) & (window_size[0] >= 0))
         scores = (queries @ keys.transpose(1, 2) / D**0.5).masked_fill(hidden, -torch.inf)
         out[a:b] = (scores.softmax(-1) @ values).transpose(0, 1)
     return out
@@ -52,9 +56,9 @@ def kernel(
 
 @pytest.mark.parametrize("lengths", [[5], [4, 7, 1, 6], [30, 2, 17, 3, 3]])
 @pytest.mark.parametrize("n_prefix", [0, 1, 9, 40])
-@pytest.mark.parametrize("n_heads", [H, 1])
+@pytest.mark.parametrize(("n_heads", "window"), [(H, None), (1, None), (H, 1), (1, 6), (H, 71)])
 def test_the_variable_length_kernel_computes_the_documents_alone(
-    lengths: list[int], n_prefix: int, n_heads: int, monkeypatch: pytest.MonkeyPatch
+    lengths: list[int], n_prefix: int, n_heads: int, window: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The layout that a GPU has, with the kernel written out; one head of keys may serve all queries."""
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", kernel)
@@ -63,7 +67,7 @@ def test_the_variable_length_kernel_computes_the_documents_alone(
         monkeypatch.setattr(varlen, "suits", lambda q, dropout, suits=suits: suits)
         qkv = random_qkv(n_prefix + sum(lengths), 0).requires_grad_()
         q, k, v = qkv.unbind(1)
-        out = PackedDocuments(lengths, n_prefix).attend(0, q, k[:, :n_heads], v[:, :n_heads], 0.0)
+        out = PackedDocuments(lengths, n_prefix).attend(0, q, k[:, :n_heads], v[:, :n_heads], 0.0, window)
         (gradient,) = torch.autograd.grad(out.square().sum(), qkv)
         results.append((out, gradient))
     for found, expected in zip(*results, strict=True):
@@ -123,12 +127,15 @@ def test_the_gradient_of_a_prefix_is_summed_exactly() -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("lengths", [[5], [4, 7, 1, 6], [1, 1, 1], [90, 60, 70, 200, 5, 40, 300], [7, 320]])
 @pytest.mark.parametrize("n_prefix", [0, 1, 9, 150])
-def test_on_a_gpu_packed_documents_are_the_documents_alone(lengths: list[int], n_prefix: int) -> None:
+@pytest.mark.parametrize("window", [None, 1, 60])
+def test_on_a_gpu_packed_documents_are_the_documents_alone(
+    lengths: list[int], n_prefix: int, window: int | None
+) -> None:
     exact = random_qkv(n_prefix + sum(lengths), 0).bfloat16()
     results = []
     for qkv in (exact.cuda(), exact.double()):
         qkv.requires_grad_()
-        out = PackedDocuments(lengths, n_prefix).attend(0, *qkv.unbind(1), 0.0)
+        out = PackedDocuments(lengths, n_prefix).attend(0, *qkv.unbind(1), 0.0, window)
         (gradient,) = torch.autograd.grad(out.square().sum(), qkv)
         results.append((out.cpu().double(), gradient.cpu().double()))
     for found, expected in zip(*results, strict=True):

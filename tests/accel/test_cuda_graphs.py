@@ -403,14 +403,15 @@ def test_a_replay_depends_on_nothing_but_its_inputs(
 
 
 def attend_by_tensors(
-    documents: VarlenDocuments, layer: int, q: Tensor, k: Tensor, v: Tensor, dropout: float
+    documents: VarlenDocuments, layer: int, q: Tensor, k: Tensor, v: Tensor, dropout: float, window: int | None = None
 ) -> Tensor:
     """In place of the GPU's kernel, with the lengths as it has them."""
     k, v = documents.keys_of(k), documents.keys_of(v)
     (of_query, before_end), (of_key, key_before_end) = (
         _places(len(x), ends) for x, ends in ((q, documents.cu_queries[1:]), (k, documents.cu_keys[1:]))
     )
-    visible = (of_query[:, None] == of_key) & (before_end[:, None] <= key_before_end)
+    distance = key_before_end - before_end[:, None]
+    visible = (of_query[:, None] == of_key) & (distance >= 0) & (distance < (window or len(k)))
     q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
     return nn.functional.scaled_dot_product_attention(q, k, v, visible, enable_gqa=True)[0].transpose(0, 1)
 

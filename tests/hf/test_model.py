@@ -194,10 +194,12 @@ def test_what_the_logits_need_beside_the_head_is_refused(make: Callable) -> None
         make(narrow)
 
 
-def test_a_window_bounds_the_lengths_for_layouts(make: Callable) -> None:
-    config = transformers.MistralConfig(**GROUPED, sliding_window=16)
+def test_a_chunk_bounds_the_lengths_for_layouts(make: Callable) -> None:
+    config = transformers.Llama4TextConfig(
+        **GROUPED, attention_chunk_size=16, num_local_experts=2, intermediate_size_mlp=48, head_dim=8
+    )
     model = make(config)
-    assert (model.layout_length, model.no_layouts) == (16, "its layers attend to the last 16 tokens only")
+    assert (model.layout_length, model.no_layouts) == (16, "its layers attend within chunks of 16 tokens")
     within = make(config, context_length=16)
     assert (within.layout_length, within.no_layouts) == (math.inf, None)
 

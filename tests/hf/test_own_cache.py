@@ -21,7 +21,6 @@ KINDS: dict[str, dict[str, Any]] = {
     "gemma2": {"head_dim": 8, "sliding_window": 8, "attn_logit_softcapping": 2.0},
     "gpt_oss": {"head_dim": 8, "sliding_window": 8, "num_local_experts": 4, "num_experts_per_tok": 2},
     "falcon": {"alibi": True},
-    "mistral": {"sliding_window": 8},  # ours up to the window
     "llama4_text": {"head_dim": 8, "attention_chunk_size": 8, "num_local_experts": 2, "intermediate_size_mlp": 48},
     "deepseek_v32": {  # tokens that it selects; with few heads their scores are equal
         "index_topk": 4, "index_n_heads": 16, "index_head_dim": 16, "q_lora_rank": 16, "kv_lora_rank": 16,

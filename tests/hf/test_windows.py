@@ -1,6 +1,7 @@
-"""Layers that attend to the last 8 tokens: the default layout is exact below and above, and says which it is."""
+"""Layers that attend to the last 8 tokens, or within chunks of 8: the default layout is exact, and says which it is."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -35,16 +36,33 @@ class Tokens:
         return " ".join(map(str, ids))
 
 
-@pytest.fixture(scope="module")
-def model() -> HFModel:
+def model_of(kind: str, **more: Any) -> HFModel:
     import_transformers()
     torch.manual_seed(0)
-    config = transformers.Gemma3TextConfig(
+    config = transformers.CONFIG_MAPPING[kind](
         vocab_size=N_VOCAB, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=8, max_position_embeddings=64, sliding_window=WINDOW, initializer_range=0.2,
-        layer_types=["sliding_attention", "sliding_attention", "full_attention"], eos_token_id=0, pad_token_id=0,
+        num_key_value_heads=2, head_dim=8, max_position_embeddings=64, initializer_range=0.2, eos_token_id=0,
+        pad_token_id=0, **more,
     )  # fmt: skip
     return HFModel(transformers.AutoModelForCausalLM.from_config(config)).eval()
+
+
+LOCAL = ["sliding_attention", "sliding_attention", "full_attention"]
+KINDS: dict[str, dict[str, Any]] = {
+    "gemma3_text": {"sliding_window": WINDOW, "layer_types": LOCAL},
+    "mistral": {"sliding_window": WINDOW},
+    "llama4_text": {"attention_chunk_size": WINDOW, "num_local_experts": 2, "intermediate_size_mlp": 48},
+}
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def model(request: pytest.FixtureRequest) -> HFModel:
+    return model_of(request.param, **KINDS[request.param])
+
+
+@pytest.fixture(scope="module")
+def chunked() -> HFModel:
+    return model_of("llama4_text", **KINDS["llama4_text"])
 
 
 def examples(lengths: Sequence[int]) -> list[EncodedExample]:
@@ -68,10 +86,13 @@ def loss_of_transformers(model: HFModel, example: EncodedExample) -> torch.Tenso
     return torch.nn.functional.cross_entropy(logits, targets, reduction="sum", ignore_index=-100)
 
 
-@pytest.mark.parametrize(("lengths", "layout"), [(BELOW, "packed"), (ABOVE, "padded")])
+@pytest.mark.parametrize("lengths", [BELOW, ABOVE])
 def test_the_default_has_the_loss_and_the_gradients_of_transformers(
-    model: HFModel, lengths: Sequence[int], layout: str, capsys: pytest.CaptureFixture[str]
+    model: HFModel, lengths: Sequence[int], capsys: pytest.CaptureFixture[str]
 ) -> None:
+    in_rows = lengths is ABOVE and model.no_layouts is not None
+    assert in_rows or lengths is BELOW or not isinstance(model.hf, transformers.Llama4ForCausalLM)
+    layout = "padded" if in_rows else "packed"
     batching = choice(model)(DEFAULT, max(lengths) - 1)
     assert batching.layout == layout and (batching.grouping == "length") == (layout == "padded")
     assert f"batching: {layout}" in capsys.readouterr().out
@@ -92,10 +113,10 @@ def test_the_default_has_the_loss_and_the_gradients_of_transformers(
         torch.testing.assert_close(ours, theirs, rtol=2e-4, atol=2e-5)
 
 
-def test_a_layout_that_is_demanded_and_not_exact_is_refused(model: HFModel) -> None:
-    with pytest.raises(ConfigError, match=r"batching.layout=packed.*last 8 tokens only.*data.max_length=9"):
-        choice(model, automatic=False)(DEFAULT, 9)
-    assert choice(model, automatic=False)(DEFAULT, 8) is DEFAULT
+def test_a_layout_that_is_demanded_and_not_exact_is_refused(chunked: HFModel) -> None:
+    with pytest.raises(ConfigError, match=r"batching.layout=packed.*attend within chunks of 8 tokens.*max_length=9"):
+        choice(chunked, automatic=False)(DEFAULT, 9)
+    assert choice(chunked, automatic=False)(DEFAULT, 8) is DEFAULT
     with pytest.raises(
         ConfigError, match=r"packing is not exact for this model, since it has a cap; .*batching=bucketed$"
     ):
@@ -113,8 +134,16 @@ def test_losses_and_scores_are_those_of_transformers(model: HFModel) -> None:
             assert -score.log_likelihood == pytest.approx(loss_of_transformers(model, example).item(), rel=1e-4)
 
 
+def test_a_window_that_the_attention_is_not_told_is_measured() -> None:
+    """In the code of Qwen 2 MoE only the mask knows the window; so its texts may not be longer than that."""
+    given = {"use_sliding_window": True, "sliding_window": WINDOW, "layer_types": LOCAL, "num_experts": 4}
+    model = model_of("qwen2_moe", **given)
+    assert (model.layout_length, model.no_layouts) == (8, "its layers attend to the last 8 tokens only")
+    assert model.hf.config.sliding_window == WINDOW, "as it was before it was measured"
+
+
 def test_answers_are_those_of_transformers(model: HFModel) -> None:
-    """Within the window from the cache, beyond it without, and both in one batch."""
+    """Beyond a window from the cache, beyond a chunk without, both in one batch with shorter ones."""
     engine = Engine(model, Tokens(), max_rows=2)
     prompts = [[5, 6], [9, 8, 7, 6, 5, 4], [11, 12, 13], [14, 15]]
     settings = [SamplingSettings(max_new_tokens=n) for n in (4, 20, 3, 6)]
@@ -124,5 +153,6 @@ def test_answers_are_those_of_transformers(model: HFModel) -> None:
             ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=setting.max_new_tokens
         )
         assert expected[0, len(request.prompt_ids) :].tolist()[: len(request.ids)] == request.ids
+    assert engine._recomputes is (model.no_layouts is not None)
     engine.generate([[5, 6]], SamplingSettings(max_new_tokens=4))
     assert not engine._recomputes, "an empty batch begins with the cache again"

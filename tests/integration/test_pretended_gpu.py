@@ -80,6 +80,31 @@ def test_training_is_that_of_the_cpu(on_gpu: OnGPU, command: Callable, folder: P
     assert base == ours or "0.9" in str(more)  # of the base nothing was rounded; tokens of a seed may be drawn apart
 
 
+def test_steps_of_a_model_with_a_window_are_recorded(on_gpu: OnGPU, command: Callable, folder: Path) -> None:
+    """Its examples are longer than the window, packed in half precision, and answered beyond it from the cache."""
+    import transformers
+
+    given = json.loads((folder / "model/config.json").read_text())
+    config = transformers.Gemma3TextConfig(
+        sliding_window=24, head_dim=8, layer_types=["sliding_attention", "full_attention"], query_pre_attn_scalar=8,
+        **{name: given[name] for name in ("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads",
+                                          "num_key_value_heads", "max_position_embeddings", "bos_token_id", "eos_token_id",
+                                          "initializer_range", "num_hidden_layers")},
+    )  # fmt: skip
+    torch.manual_seed(0)
+    transformers.Gemma3ForCausalLM(config).save_pretrained(folder / "model")
+    windowed = (*TRAINING, "model=hf", "model.path=model")
+    out, recorded, replayed = on_gpu(
+        "cuda", "train", *windowed, "trainer.accelerator=gpu", "hydra.run.dir=gpu", cwd=folder
+    )
+    assert recorded >= 2 and replayed >= recorded, out
+    exact = ("trainer.accelerator=cpu", "trainer.precision=32-true", "hydra.run.dir=cpu")
+    command("train", *windowed, *exact, cwd=folder)
+    gpu, cpu = (json.loads((folder / name / "metrics.json").read_text()) for name in ("gpu", "cpu"))
+    for name in ("base/val/loss", "val/loss", "test/loss"):
+        assert gpu[name] == pytest.approx(cpu[name], rel=0.01), name
+
+
 @pytest.mark.parametrize("device", ["cuda", "mps"])
 def test_fp32_is_that_of_the_cpu_to_the_last_token(on_gpu: OnGPU, command: Callable, folder: Path, device: str) -> None:
     given = (*TRAINING, "model=hf", "model.path=model", "model.context_length=160", "trainer.precision=32-true",

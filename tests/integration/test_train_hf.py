@@ -91,17 +91,18 @@ def test_the_default_layout_suits_the_model_and_another_is_refused(
 ) -> None:
     import transformers
 
-    config = transformers.MistralConfig(
-        vocab_size=300, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
-        num_key_value_heads=1, max_position_embeddings=160, sliding_window=32,
+    config = transformers.Llama4TextConfig(
+        vocab_size=300, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, head_dim=8,
+        num_key_value_heads=1, max_position_embeddings=160, attention_chunk_size=32, num_local_experts=2,
+        intermediate_size_mlp=16,
     )  # fmt: skip
     config.save_pretrained(tmp_path / "model")
     transformers.AutoTokenizer.from_pretrained(llama_directory).save_pretrained(tmp_path / "model")
-    windowed = [*SMALL, "model.path=model", "model.pretrained=false"]
-    errors = command("train", *windowed, "batching=packed", cwd=tmp_path, status=2).stderr
-    assert "exact up to 32 inputs for this model, since its layers attend to the last 32 tokens only" in errors
+    in_chunks = [*SMALL, "model.path=model", "model.pretrained=false"]
+    errors = command("train", *in_chunks, "batching=packed", cwd=tmp_path, status=2).stderr
+    assert "exact up to 32 inputs for this model, since its layers attend within chunks of 32 tokens" in errors
     assert "use batching=auto, batching=bucketed or data.max_length=33" in errors
-    out = command("train", *windowed, "hydra.run.dir=run", cwd=tmp_path).stderr
+    out = command("train", *in_chunks, "hydra.run.dir=run", cwd=tmp_path).stderr
     assert "batching: padded rows grouped by length" in out
     assert metrics_of(tmp_path / "run")["n_steps"] == 3
 

@@ -1,9 +1,11 @@
 """A tree holds every common prefix once, and its hidden states equal those of separate texts."""
 
+import pytest
 import torch
 
 from instruct_lit.core.model.gpt import GPT
 from instruct_lit.suites.prefix_tree import PrefixTree
+from tests.fixtures.attention import random_qkv, reference
 
 
 def test_common_beginnings_are_there_once() -> None:
@@ -25,3 +27,12 @@ def test_hidden_states_are_those_of_the_texts_alone(tiny_model: GPT) -> None:
         for text, path in zip(texts, tree.paths, strict=True):
             alone = tiny_model.hidden_states(torch.tensor([text]))[0]
             torch.testing.assert_close(hidden[path], alone, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("window", [None, 1, 3, 9])
+def test_layers_with_a_window_see_the_last_tokens_of_a_path(window: int | None) -> None:
+    tree = PrefixTree(sorted([[1] * 9, [1, 1, 1, 2], [1, 1, 1, 2, 3, 4, 5, 6], [1, 1, 7], [8, 9]]))
+    qkv = random_qkv(len(tree.ids), 0)
+    found = tree.attend(0, *qkv.unbind(1), 0.0, window)
+    for path in tree.paths:
+        torch.testing.assert_close(found[path], reference(qkv[path], window), rtol=0, atol=1e-12)

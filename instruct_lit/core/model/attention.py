@@ -18,23 +18,24 @@ from torch import Tensor
 class AttentionLayout(Protocol):
     """How the tokens of one forward pass see each other."""
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, dropout: float, window: int | None = None) -> Tensor:
         """Return softmax(q·kᵀ/√D)·v over what each query may see, in the shape of `q`.
 
-        `k` and `v` may have fewer heads than `q`, each shared by neighbouring query heads (Ainslie et al. 2023).
+        `k` and `v` may have fewer heads than `q`, each shared by neighbouring query heads (Ainslie et al. 2023). With a
+        `window` a query sees the last tokens of its text only, as many, itself included (Beltagy et al. 2020).
         """
         ...
 
 
-# From the arguments of a layout's plain implementation (layout, q, k, v, dropout) to the same result, computed faster;
-# None where layout, device, dtype or size is not supported. `instruct_lit.accel.install` registers some.
-AttentionKernel = Callable[[Any, Tensor, Tensor, Tensor, float], Tensor | None]
+# From the arguments of a layout's plain implementation (layout, q, k, v, dropout, window) to the same result, computed
+# faster; None where layout, device, dtype or size is not supported. `instruct_lit.accel.install` registers some.
+AttentionKernel = Callable[[Any, Tensor, Tensor, Tensor, float, int | None], Tensor | None]
 KERNELS: list[AttentionKernel] = []
 
 
-def try_kernels(layout: AttentionLayout, q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor | None:
+def try_kernels(layout: AttentionLayout, *arguments: Any) -> Tensor | None:
     """Return the result of the first registered kernel that supports these arguments, None if there is none."""
-    results = (kernel(layout, q, k, v, dropout) for kernel in KERNELS)
+    results = (kernel(layout, *arguments) for kernel in KERNELS)
     return next((out for out in results if out is not None), None)
 
 
@@ -47,12 +48,14 @@ def repeat_kv(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 class CausalRows:
     """Every row of a `(B, T)` batch is one sequence, padded on the right: no real token sees padding."""
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
-        out = try_kernels(self, q, k, v, dropout)
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, dropout: float, window: int | None = None) -> Tensor:
+        out = try_kernels(self, q, k, v, dropout, window)
         if out is not None:
             return out
         q, k, v = (x.transpose(-3, -2) for x in (q, *repeat_kv(q, k, v)))  # (B, H, T, D)
-        return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True).transpose(-3, -2)
+        n = q.shape[-2]
+        mask = None if window is None or window >= n else visible_keys(n, n, window, q.device)
+        return F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=mask is None).transpose(-3, -2)
 
 
 class PackedDocuments:
@@ -69,23 +72,31 @@ class PackedDocuments:
         self.n_tokens = prefix_length + sum(self.lengths)
         self.kernel_state: dict[str, Any] = {}
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, dropout: float, window: int | None = None) -> Tensor:
         assert q.shape[0] == self.n_tokens, f"{q.shape[0]} tokens for a layout of {self.n_tokens}"
-        out = try_kernels(self, q, k, v, dropout)
+        out = try_kernels(self, q, k, v, dropout, window)
         if out is not None:
             return out
         k, v = repeat_kv(q, k, v)
         prefix_q, prefix_k, prefix_v = (x[: self.prefix_length] for x in (q, k, v))
-        outputs = [_causal(prefix_q, prefix_k, prefix_v, dropout)] if self.prefix_length else []
+        outputs = [_causal(prefix_q, prefix_k, prefix_v, dropout, window)] if self.prefix_length else []
         documents = (x[self.prefix_length :].split(self.lengths) for x in (q, k, v))
         for queries, keys, values in zip(*documents, strict=True):
-            outputs.append(_causal(queries, torch.cat((prefix_k, keys)), torch.cat((prefix_v, values)), dropout))
+            keys, values = torch.cat((prefix_k, keys)), torch.cat((prefix_v, values))
+            outputs.append(_causal(queries, keys, values, dropout, window))
         return torch.cat(outputs)
 
 
-def _causal(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
-    """Causal attention of one document, all `(T, H, D)`; the last query is the last key, also of more keys."""
-    visible = torch.ones(len(q), len(k), dtype=torch.bool, device=q.device).tril(len(k) - len(q))
+def visible_keys(n_queries: int, n_keys: int, window: int | None, device: torch.device) -> Tensor:
+    """Which keys a query of a document sees, `(queries, keys)`; the last query is the last key, also of more keys."""
+    n_before = n_keys - n_queries
+    visible = torch.ones(n_queries, n_keys, dtype=torch.bool, device=device).tril(n_before)
+    return visible if window is None else visible.triu(n_before - window + 1)
+
+
+def _causal(q: Tensor, k: Tensor, v: Tensor, dropout: float, window: int | None) -> Tensor:
+    """Causal attention of one document, all `(T, H, D)`."""
+    visible = visible_keys(len(q), len(k), window, q.device)
     q, k, v = (x.transpose(0, 1) for x in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v, visible, dropout_p=dropout).transpose(0, 1)
 
@@ -121,13 +132,13 @@ class Prefill:
         positions = prefix_length + torch.arange(len(document)) - (n.cumsum(0) - n)[document]
         self.rows, self.positions = (first_row + document).to(cache.device), positions.to(cache.device)
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, dropout: float, window: int | None = None) -> Tensor:
         n_prefix = self.documents.prefix_length
         for cached, new in ((self.cache.keys[layer], k), (self.cache.values[layer], v)):
             new = new.to(cached.dtype)
             cached[self.own_rows, :, :n_prefix] = new[:n_prefix].transpose(0, 1)
             cached[self.rows, :, self.positions] = new[n_prefix:]
-        return self.documents.attend(layer, q, k, v, dropout)
+        return self.documents.attend(layer, q, k, v, dropout, window)
 
 
 class Decode:
@@ -141,17 +152,27 @@ class Decode:
         self.n_rows, self.longest = len(lengths), max(lengths) + 1
         self.lengths = torch.tensor(lengths, device=device)
         self.rows = torch.arange(self.n_rows, device=device)
-        visible = torch.arange(self.longest, device=device) <= self.lengths[:, None]
-        self.mask = None if min(lengths) == max(lengths) else visible[:, None, None, :]  # (R, 1, 1, T)
+        self._masks: dict[int, Tensor | None] = {}  # of windows
+        if min(lengths) == max(lengths):
+            self._masks[self.longest] = None
         self.kernel_state: dict[str, Any] = {}
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
+    def _mask(self, window: int | None) -> Tensor | None:
+        """Which places of the cache each row's token sees, `(R, 1, 1, T)`, T the longest row; None for all of them."""
+        window = min(window or self.longest, self.longest)
+        if window not in self._masks:
+            distance = self.lengths[:, None] - torch.arange(self.longest, device=self.cache.device)
+            self._masks[window] = ((distance >= 0) & (distance < window))[:, None, None]
+        return self._masks[window]
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, dropout: float, window: int | None = None) -> Tensor:
         keys, values = self.cache.keys[layer][: self.n_rows], self.cache.values[layer][: self.n_rows]
         keys[self.rows, :, self.lengths] = k[:, 0].to(keys.dtype)
         values[self.rows, :, self.lengths] = v[:, 0].to(values.dtype)
-        out = try_kernels(self, q, keys, values, dropout)
+        out = try_kernels(self, q, keys, values, dropout, window)
         if out is not None:
             return out
         keys, values = (x[:, :, : self.longest].to(q.dtype) for x in (keys, values))
+        mask = self._mask(window)
         q, is_grouped = q.transpose(1, 2), q.shape[-2] != k.shape[-2]
-        return F.scaled_dot_product_attention(q, keys, values, self.mask, enable_gqa=is_grouped).transpose(1, 2)
+        return F.scaled_dot_product_attention(q, keys, values, mask, enable_gqa=is_grouped).transpose(1, 2)

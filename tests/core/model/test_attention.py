@@ -26,8 +26,15 @@ def test_packed_documents_are_the_documents_alone(lengths: list[int], n_prefix: 
     check_documents(lengths, n_prefix)
 
 
-def test_rows_are_causal() -> None:
-    check_rows()
+@pytest.mark.parametrize("window", [1, 4, 30, 400])
+@pytest.mark.parametrize("n_prefix", [0, 9])
+def test_layers_with_a_window_see_the_last_tokens_of_a_document(n_prefix: int, window: int) -> None:
+    check_documents([4, 50, 1, 6], n_prefix, window)
+
+
+@pytest.mark.parametrize("window", [None, 1, 30, 150])
+def test_rows_are_causal(window: int | None) -> None:
+    check_rows(window)
 
 
 def test_trap_10_changing_one_document_leaves_the_others_unchanged() -> None:
@@ -51,14 +58,14 @@ def test_heads_of_keys_are_shared_by_neighbouring_queries() -> None:
 def test_kernels_are_tried_in_order_until_one_supports_the_layout(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def refuses(layout, q, k, v, dropout):
-        asked.append((type(layout), dropout))
+    def refuses(layout, q, k, v, dropout, window):
+        asked.append((type(layout), dropout, window))
 
-    monkeypatch.setattr(attention, "KERNELS", [refuses, lambda layout, q, k, v, dropout: q + 1])
+    monkeypatch.setattr(attention, "KERNELS", [refuses, lambda layout, q, k, v, dropout, window: q + 1])
     q, k, v = random_qkv(5, 0).unbind(1)
-    assert torch.equal(PackedDocuments([5]).attend(0, q, k, v, 0.25), q + 1)
+    assert torch.equal(PackedDocuments([5]).attend(0, q, k, v, 0.25, 2), q + 1)
     assert torch.equal(CausalRows().attend(0, q[None], k[None], v[None], 0.0), q[None] + 1)
-    assert asked == [(PackedDocuments, 0.25), (CausalRows, 0.0)]
+    assert asked == [(PackedDocuments, 0.25, 2), (CausalRows, 0.0, None)]
 
 
 def test_a_layout_refuses_what_it_was_not_made_for() -> None:

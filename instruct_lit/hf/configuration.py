@@ -1,0 +1,47 @@
+"""What the configuration of a model of transformers says about its text model, under the names of any architecture."""
+
+from typing import Any
+
+from instruct_lit.errors import ConfigError
+
+_LOGIT_CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+_LENGTHS = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length", "n_ctx")
+
+
+def longest_context(config: Any) -> int | None:
+    """The context for which a model was made; None where its configuration has none."""
+    return _first(config, _LENGTHS)
+
+
+def context_length_of(config: Any, given: int | None) -> int:
+    """The longest context of a model with this configuration, or `given`, which must not be longer."""
+    longest = longest_context(config)
+    if given is None and longest is None:
+        raise ConfigError(f"model.context_length=null: {config.model_type} has no maximum; give a number of tokens")
+    if given is not None and longest is not None and given > longest:
+        raise ConfigError(f"model.context_length={given}: {config.model_type} supports at most {longest}")
+    return given or longest  # type: ignore[return-value]
+
+
+def logit_scale(config: Any) -> float:
+    """The factor from the head's output to the logits: Granite divides, Cohere multiplies."""
+    config = config.get_text_config(decoder=True)
+    if getattr(config, "logits_scaling", None):
+        return 1 / config.logits_scaling
+    return getattr(config, "logit_scale", None) or 1.0
+
+
+def logit_cap(config: Any) -> float | None:
+    """The soft cap of the logits, if any."""
+    return _first(config, _LOGIT_CAPS)
+
+
+def chunk_of(config: Any) -> int | None:
+    """The number of tokens of a chunk, if there are layers that attend within chunks (Llama 4)."""
+    return _first(config, ("attention_chunk_size",))
+
+
+def _first(config: Any, names: tuple[str, ...]) -> Any:
+    """The first value of these names that is a number above 0."""
+    text = config.get_text_config(decoder=True)
+    return next((getattr(text, name) for name in names if (getattr(text, name, None) or 0) > 0), None)
