@@ -1,6 +1,5 @@
 """The `StepAccelerator` that uses weight copies on a CPU, and CUDA graphs and compiled kernels on a GPU."""
 
-import math
 import warnings
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -115,7 +114,7 @@ class AcceleratedStep(StepAccelerator):
         targets: Tensor,
         weights: Tensor,
     ) -> Tensor:
-        if layout is None and self.graphs is not None and self.model.layout_length == math.inf:
+        if layout is None and self.graphs is not None and self.model.takes_rows:
             layout = CausalRows()  # transformers' own mask of rows would wait for the GPU
         model = self.model
         states = model.hidden_states(input_ids, position_ids, layout, loss_index)

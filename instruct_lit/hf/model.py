@@ -15,30 +15,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from instruct_lit.core.model.attention import AttentionLayout, PackedDocuments
+from instruct_lit.core.model.attention import AttentionLayout, CausalRows, PackedDocuments
 from instruct_lit.core.model.causal import CausalLM
 from instruct_lit.errors import ConfigError
-from instruct_lit.hf.blocks import BlockForward, hidden_from_compiler
-from instruct_lit.hf.compat_transformers import attention_name, register_attention, sdpa_attention
+from instruct_lit.hf.attention import NAME, attend, hide_from_compiler
+from instruct_lit.hf.blocks import BlockForward
+from instruct_lit.hf.compat_transformers import attention_name, register_attention
 from instruct_lit.hf.configuration import chunk_of, context_length_of, logit_cap, logit_scale
 from instruct_lit.hf.own_cache import OwnCache, is_exact
 from instruct_lit.hf.probe import (
     NotSupportedError,
     Spy,
     check_causal,
-    check_supported,
     difference,
     multiplied,
     short_windows,
     window_of,
 )
 
-NAME = "instruct_lit"  # of our attention function in transformers' registry
 TOLERANCE = 1e-4  # relative difference in fp32 up to which two results count as equal
 OWN_CACHE_TOLERANCE = 0.05  # of states in half precision; padding that is seen changes them many times as much
 POSITIONS = torch.tensor([0, 1, 2, 3, 4, 5, 6, 7, 4, 5, 6])  # of two documents behind a prefix, which are measured
 HALF_TOLERANCE = 0.02  # of logits in half precision; a soft cap or a scale changes them many times as much
-_Layout = tuple[AttentionLayout, bool]
 
 
 @dataclass(frozen=True)
@@ -148,7 +146,7 @@ class HFModel(CausalLM):
     def _all_states(self, input_ids: Tensor, position_ids: Tensor | None, layout: AttentionLayout | None) -> Tensor:
         if layout is None:
             return self._states(input_ids=input_ids)
-        assert self.layout_length > 0, self.no_layouts
+        assert self.layout_length > 0 or (self.takes_rows and isinstance(layout, CausalRows)), self.no_layouts
         flat = input_ids.ndim == 1
         if position_ids is None:
             position_ids = torch.arange(input_ids.shape[-1], device=input_ids.device).expand_as(input_ids)
@@ -190,8 +188,7 @@ class HFModel(CausalLM):
     @contextmanager
     def _compiled_blocks(self) -> Iterator[None]:
         """Let all blocks run by one compiled function, which the attention interrupts."""
-        global _attention
-        _attention = hidden_from_compiler(_attend_in_layout)
+        hide_from_compiler()
         forwards = [BlockForward.of(block) for block in self.blocks]
         for forward in forwards:
             forward.compiler = self.compiler
@@ -233,10 +230,15 @@ class HFModel(CausalLM):
         expected = torch.cat((alone[0], alone[1][4:]))
         if self.is_half:  # rounding differs less than documents that see each other
             tolerance = difference(self.hidden_states(ids[None])[0], expected) / 4
+        before = attention_name(self.hf)
         self.layout_length, self.no_layouts = self._try_layouts(ids, (4, 3), expected, tolerance)
         window = window_of(self.hf) or math.inf
         if self.layout_length > window < self.config.context_length and not self._windows_are_exact(ids, tolerance):
             self.layout_length, self.no_layouts = window, f"its layers attend to the last {window} tokens only"
+        if self.layout_length < math.inf:
+            self.takes_rows = self.layout_length == 0 and self._rows_are_exact([first, second], tolerance)
+        if not (self.layout_length or self.takes_rows):
+            self.hf.set_attn_implementation(before)
         self.hf.train()  # transformers opens models in evaluation mode: no dropout, no activation checkpointing
 
     def _try_layouts(
@@ -246,11 +248,10 @@ class HFModel(CausalLM):
 
         Returns the length of text up to which they do, and why longer ones do not.
         """
-        before = attention_name(self.hf)
         spy = Spy(lengths, prefix_length=4)
         positions = POSITIONS.to(ids.device)
         try:
-            register_attention(NAME, _attend)
+            register_attention(NAME, attend)
             self.hf.set_attn_implementation(NAME)
             states = self.hidden_states(ids, positions, spy)
             if not spy.kv_heads or not difference(states, expected) <= tolerance:
@@ -269,8 +270,19 @@ class HFModel(CausalLM):
             reason = str(error)
         except Exception as error:  # unknown code may reject the arguments in any way
             reason = f"its code does not support them ({_shown(error)})"
-        self.hf.set_attn_implementation(before)
         return 0, reason
+
+    def _rows_are_exact(self, texts: list[Tensor], tolerance: float) -> bool:
+        """Whether padded rows get the states that they have alone, also where packed documents do not."""
+        if (chunk_of(self.hf.config) or math.inf) < self.config.context_length:
+            return False
+        try:
+            with short_windows(self.hf, 3):
+                alone = [self.hidden_states(text[None])[0] for text in texts]
+                rows = self.hidden_states(torch.nn.utils.rnn.pad_sequence(texts, batch_first=True), layout=CausalRows())
+        except Exception:  # as above
+            return False
+        return all(difference(row[: len(own)], own) <= tolerance for row, own in zip(rows, alone, strict=True))
 
     def _windows_are_exact(self, ids: Tensor, tolerance: float) -> bool:
         """Whether packed documents get the states they have alone if the model's windows are shorter than they are."""
@@ -293,48 +305,6 @@ class HFModel(CausalLM):
         if not exact:
             del self._last.block.forward
             self._last = None
-
-
-def _attend(
-    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
-    scaling: float | None = None, dropout: float = 0.0, layout: _Layout | None = None, **options: Any,
-) -> tuple[Tensor, None]:  # fmt: skip
-    """The attention function for transformers' registry: `query` `(B, H, T, D)` in, `(B, T, H, D)` out.
-
-    `layout` is the layout, and whether its tokens are one flat axis `(N,)`.
-    """
-    if layout is None:
-        return sdpa_attention(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **options)
-    d_head, d_value = query.shape[-1], value.shape[-1]
-    if d_head != d_value:  # of DeepSeek's; kernels and caches have one width, and zeros change nothing
-        d_padded, scaling = max(d_head, d_value), d_head**-0.5 if scaling is None else scaling
-        q, k, v = (torch.nn.functional.pad(x, (0, d_padded - x.shape[-1])) for x in (query, key, value))
-        attended, _ = _attend(module, q, k, v, attention_mask, scaling, dropout, layout, **options)
-        return attended[..., :d_value], None
-    check_supported(options)
-    if isinstance(layout[0], Spy):
-        layout[0].attention = module
-    q, k, v = (x.transpose(1, 2) for x in (query, key, value))
-    d_head = q.shape[-1]
-    if scaling is not None and scaling != d_head**-0.5:
-        q = q * (scaling * d_head**0.5)
-    if torch.is_autocast_enabled(q.device.type):  # rotary embeddings are fp32, the products need not be
-        dtype = torch.get_autocast_dtype(q.device.type)
-        q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
-    return _attention(module, q, k, v, dropout, options.get("sliding_window"), layout), None
-
-
-def _attend_in_layout(
-    module: Any, q: Tensor, k: Tensor, v: Tensor, dropout: float, window: int | None, layout: _Layout
-) -> Tensor:
-    """The attended values of `(B, T, H, D)`; of a flat batch B is 1."""
-    how, flat = layout
-    if flat:
-        return how.attend(module.layer_idx, q[0], k[0], v[0], dropout, window)[None]
-    return how.attend(module.layer_idx, q, k, v, dropout, window)
-
-
-_attention = _attend_in_layout  # once blocks are compiled, the same hidden from the compiler
 
 
 def _shown(error: Exception) -> str:

@@ -31,6 +31,7 @@ class CausalLM(nn.Module):
     compiler: Compiler | None = None  # in training, compiles the functions between attention calls
     layout_length: float = math.inf  # longest text for which attention layouts are exact; causal rows always are
     no_layouts: str | None = None  # why longer texts need causal rows
+    takes_rows: bool = True  # whether the layout `CausalRows` gives rows what they get without a layout
     logit_cap: float | None = None  # of `capped`
     base_dtype: torch.dtype = torch.float32  # of the weights that it was built from
     end_ids: frozenset[int] = frozenset()  # tokens that end an answer besides the tokenizer's end-of-text
