@@ -85,7 +85,7 @@ FAMILIES = {
         "num_key_value_heads": 2,
         "head_dim": 8,
         "global_head_dim": 16,
-        "sliding_window": 64,
+        "sliding_window": 4,
         "layer_types": ["sliding_attention", "full_attention"],
         "hidden_size_per_layer_input": 8,
         "vocab_size_per_layer_input": 300,
