@@ -107,7 +107,7 @@ def test_every_source_file_exists(page: str, file: str) -> None:
         ("core.data.encode.Encoder._lay_out", "ids += [*prompt, *closed(response, self.tokenizer.eot_id)]"),
         ("core.data.encode.Encoder._lay_out", "is_response[start:end] = weight > 0"),
         ("core.data.batching.Collator._flat", "ids += [inputs[n_prefix:], padding]"),
-        ("core.data.batching.Collator._flat", "n_prefix = _common_prefix(examples)"),
+        ("core.data.batching.Collator._flat", "n_prefix = n_shared([example.ids for example in examples], n_own=2)"),
         ("core.data.batching.Collator._flat", "inputs, targets = example.ids[:-1], example.ids[1:]"),
         ("core.data.batching.Collator._flat", "where = supervised(example, self.mask_prompt)[1:].nonzero()[0]"),
         ("core.training.module.InstructionTuner.training_step", "factor = self.trainer.world_size / max(1, window.reference)"),

@@ -41,6 +41,16 @@ def chunk_of(config: Any) -> int | None:
     return _first(config, ("attention_chunk_size",))
 
 
+def set_dropouts(config: Any, dropout: float) -> None:
+    """Set every dropout of a configuration and its parts, whatever its name; no layers are dropped."""
+    for name, value in list(vars(config).items()):
+        if hasattr(value, "to_diff_dict"):
+            set_dropouts(value, dropout)
+        elif "drop" in name and type(value) in (int, float) and not name.startswith(("classifier", "summary")):
+            # A 0 stays of the type that transformers declares.
+            setattr(config, name, dropout if dropout and "layerdrop" not in name else type(value)())
+
+
 def _first(config: Any, names: tuple[str, ...]) -> Any:
     """The first value of these names that is a number above 0."""
     text = config.get_text_config(decoder=True)

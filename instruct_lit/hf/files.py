@@ -19,7 +19,7 @@ from instruct_lit.hf.compat_bitsandbytes import keep_differentiable
 from instruct_lit.hf.compat_gguf import forget_reader, shared_reader
 from instruct_lit.hf.compat_liger import use_liger
 from instruct_lit.hf.compat_transformers import draw_weights, forget_names, forget_quantization
-from instruct_lit.hf.configuration import longest_context
+from instruct_lit.hf.configuration import longest_context, set_dropouts
 from instruct_lit.hf.hub import checked_download
 from instruct_lit.hf.model import HFModel
 from instruct_lit.hf.older_readers import spell_for_transformers_4, tokenizer_limit
@@ -142,7 +142,7 @@ def load_hf(
         text = config.get_text_config(decoder=True)
         if longest_context(config) is None and (length := context_length or default_context_length):
             text.seq_length = length  # which the bundle keeps
-        _set_dropouts(text, dropout)
+        set_dropouts(text, dropout)
         options |= {"dtype": dtype} if device is None else {"dtype": dtype, "device_map": {"": device}}
         place = device or torch.device("cpu")
         if n_bits == 4:
@@ -205,16 +205,6 @@ def _check_complete(path: str, hf: Any, found: Mapping[str, Any]) -> None:
     if head is not embedding:  # transformers 5 reads both where the files have both, others only where this is said
         for config in (hf.config, hf.config.get_text_config(decoder=True)):
             config.tie_word_embeddings = False
-
-
-def _set_dropouts(config: Any, dropout: float) -> None:
-    """Set every dropout of a configuration and its parts, whatever its name; no layers are dropped."""
-    for name, value in list(vars(config).items()):
-        if hasattr(value, "to_diff_dict"):
-            _set_dropouts(value, dropout)
-        elif "drop" in name and type(value) in (int, float) and not name.startswith(("classifier", "summary")):
-            # A 0 stays of the type that transformers declares.
-            setattr(config, name, dropout if dropout and "layerdrop" not in name else type(value)())
 
 
 def computes_in_bf16() -> bool:

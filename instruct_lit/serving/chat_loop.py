@@ -128,7 +128,7 @@ class Chat:
         for column, example in zip(self.columns, examples, strict=True):
             prompt, settings = column.chat_model.prompt_ids(example), column.chat_model.with_stops(self.settings)
             try:
-                column.request = column.engine.submit(prompt, settings)
+                column.request = column.engine.enqueue(column.engine.prepare(prompt, settings))
             except InstructLitError as error:
                 for other in self.columns:
                     other.stop()

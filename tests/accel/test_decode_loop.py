@@ -103,14 +103,14 @@ def test_the_host_looks_every_few_steps_and_hooks_see_every_token(model: CausalL
     settings, given = SamplingSettings(max_new_tokens=40), prompts(2)
     for n_rows, n_steps in ((1, MAX_STEPS_OF_FEW), (5, MAX_STEPS)):
         engine = Engine(model, tokenizer, make_loops=LOOP)
-        first, *_ = [engine.submit(given[0], settings) for _ in range(n_rows)]
+        first, *_ = [engine.enqueue(engine.prepare(given[0], settings)) for _ in range(n_rows)]
         lengths = []
         for _ in range(3):
             engine.step()
             lengths.append(len(first.ids))
         assert lengths == [1, 1 + n_steps, 1 + 2 * n_steps]
     engine = Engine(model, tokenizer, make_loops=LOOP)
-    first = engine.submit(given[0], settings)
+    first = engine.enqueue(engine.prepare(given[0], settings))
     engine.step()
     seen: list[int] = []
 
@@ -129,7 +129,7 @@ def test_the_host_looks_every_few_steps_and_hooks_see_every_token(model: CausalL
 def test_a_cancelled_row_changes_no_other(model: CausalLM, tokenizer: GPT2Tokenizer) -> None:
     settings = SamplingSettings(max_new_tokens=30)
     engine = Engine(model, tokenizer, 3, make_loops=LOOP)
-    requests: list[Request] = [engine.submit(prompt, settings) for prompt in prompts(5)]
+    requests: list[Request] = [engine.enqueue(engine.prepare(prompt, settings)) for prompt in prompts(5)]
     engine.step()
     engine.step()
     engine.cancel(requests[1])

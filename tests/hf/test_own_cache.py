@@ -111,7 +111,7 @@ def test_a_hook_gets_the_states_of_the_prompt() -> None:
     engine = Engine(model, TOKENIZER)
     expected = engine.generate(PROMPTS[:2], SamplingSettings(6))
     hooked = engine.prepare(PROMPTS[0], SamplingSettings(6), hook)
-    other = engine.submit(PROMPTS[1], SamplingSettings(6))
+    other = engine.enqueue(engine.prepare(PROMPTS[1], SamplingSettings(6)))
     engine.enqueue(hooked)
     while engine.n_unfinished:
         engine.step()
@@ -155,7 +155,7 @@ def test_a_cancelled_request_leaves_the_others_alone() -> None:
     model = model_of("falcon")
     alone = Engine(model, TOKENIZER).generate([PROMPTS[0]], SamplingSettings(8))[0]
     engine = Engine(model, TOKENIZER)
-    first, second = (engine.submit(prompt, SamplingSettings(8)) for prompt in (PROMPTS[3], PROMPTS[0]))
+    first, second = (engine.enqueue(engine.prepare(prompt, SamplingSettings(8))) for prompt in (PROMPTS[3], PROMPTS[0]))
     engine.step()
     engine.step()
     engine.cancel(first)

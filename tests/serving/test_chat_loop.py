@@ -235,7 +235,7 @@ def test_thoughts_are_dim_and_stay_in_the_prompt_where_training_had_them(monkeyp
         monkeypatch.setattr(
             WordWrapper, "write", lambda _, text, style=None, styles=styles: styles.append((text, style))
         )
-        monkeypatch.setattr(column.engine, "submit", lambda *_: SimpleNamespace(text=thinking, finish_reason="stop"))
+        monkeypatch.setattr(column.engine, "enqueue", lambda _: SimpleNamespace(text=thinking, finish_reason="stop"))
         chat.answer("Is it?", "")
         assert [one for one in styles if one[0]] == [("<th", "dim"), ("ink>\nHm.\n</think>", "dim"), ("\n\nYes.", None)]
         assert column.history == [("Is it?", thinking if kept else "Yes.")]

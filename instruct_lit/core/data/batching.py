@@ -149,7 +149,7 @@ class Collator:
 
     def _flat(self, examples: Sequence[EncodedExample]) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
         """The same for documents one after the other behind their common prefix."""
-        n_prefix = _common_prefix(examples) if self.shared_prefix and len(examples) > 1 else 0
+        n_prefix = n_shared([example.ids for example in examples], n_own=2) if self.shared_prefix else 0
         width = 0  # that documents are padded to
         if self.layout == "padded":
             width = self.pad_to or max(len(example.ids) - 1 for example in examples)
@@ -186,10 +186,10 @@ class Collator:
         return read, all_pairs, all_weights
 
 
-def _common_prefix(examples: Sequence[EncodedExample]) -> int:
-    """Length of the prefix that all examples share; each keeps at least one input token after it."""
-    longest = max(0, min(len(example.ids) for example in examples) - 2)
-    heads = np.stack([example.ids[:longest] for example in examples])
+def n_shared(texts: Sequence[Sequence[int] | np.ndarray], n_own: int) -> int:
+    """Number of leading tokens that several texts share; the last `n_own` of each are never counted."""
+    longest = max(0, min(map(len, texts)) - n_own) if len(texts) > 1 else 0
+    heads = np.stack([text[:longest] for text in texts])
     differs = (heads != heads[0]).any(axis=0)
     return int(differs.argmax()) if differs.any() else longest
 

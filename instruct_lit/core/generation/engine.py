@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from instruct_lit.core.data.batching import n_shared
 from instruct_lit.core.data.tokenizer import Tokenizer
 from instruct_lit.core.generation.request import FinishReason, Hook, Request
 from instruct_lit.core.generation.sampling import SamplingSettings, choose
@@ -40,10 +41,10 @@ DECODE_LOOPS: list[MakeLoop] = []  # `instruct_lit.accel.install` registers one
 class Engine:
     """Generates with a causal model, at most `max_rows` responses at the same time.
 
-    `generate` answers a list of prompts; `submit`, `step` and `cancel` serve concurrent callers. The model is used in
-    evaluation mode, its training mode is restored. Rows that may become too long for the model's attention layouts are
-    read with its own cache or anew for every token: slower, with the same result. `make_weights` copies the weights at
-    the first step. While no request has a hook, rows are decoded by the first of `make_loops` that supports them.
+    `generate` answers a list of prompts; `prepare`, `enqueue`, `step` and `cancel` serve concurrent callers. The model
+    is used in evaluation mode, its training mode is restored. Rows that may become too long for the model's attention
+    layouts are read with its own cache or anew for every token: slower, with the same result. `make_weights` copies the
+    weights at the first step. Without hooks, rows are decoded by the first of `make_loops` that supports them.
     """
 
     def __init__(
@@ -65,10 +66,6 @@ class Engine:
     def dtype(self) -> torch.dtype | None:
         """The precision of the copies of the weights; None for the model's own weights."""
         return None if self._make_weights is None else self._make_weights.dtype
-
-    def submit(self, prompt_ids: Sequence[int], settings: SamplingSettings | None = None) -> Request:
-        """Queue a prompt; raises as `prepare` does."""
-        return self.enqueue(self.prepare(prompt_ids, settings))
 
     def prepare(
         self, prompt_ids: Sequence[int], settings: SamplingSettings | None = None, hook: Hook | None = None
@@ -135,11 +132,9 @@ class Engine:
             self.model.train(was_training)
 
     def generate(
-        self,
-        prompts: Sequence[Sequence[int]],
-        settings: SamplingSettings | Sequence[SamplingSettings] | None = None,
+        self, prompts: Sequence[Sequence[int]], settings: SamplingSettings | Sequence[SamplingSettings] | None = None,
         on_finished: Callable[[Request], None] | None = None,
-    ) -> list[Request]:
+    ) -> list[Request]:  # fmt: skip
         """Generate a response to each prompt and return the requests in the order of the prompts.
 
         `settings` are for all prompts or one for each; `on_finished` is called with each finished request.
@@ -174,18 +169,15 @@ class Engine:
             return self._recompute(new)
         cache = self._cache_for(new)
         prompts = [request.prompt_ids for request in new]
-        n_prefix = n_shared_prefix(prompts)
+        n_prefix = n_shared(prompts, n_own=1)
         lengths = [len(prompt) - n_prefix for prompt in prompts]
         flat = prompts[0][:n_prefix] + [i for prompt in prompts for i in prompt[n_prefix:]]
         positions = list(range(n_prefix)) + [p for prompt in prompts for p in range(n_prefix, len(prompt))]
         last = torch.tensor(lengths, device=cache.device).cumsum(0) + n_prefix - 1
         all_states = any(request.hook and request.hook.reads_prompt for request in new)
-        hidden = self.model.hidden_states(
-            torch.tensor(flat, device=cache.device),
-            torch.tensor(positions, device=cache.device),
-            Prefill(cache, first_row, lengths, n_prefix),
-            None if all_states else last,
-        )
+        ids, places = (torch.tensor(numbers, device=cache.device) for numbers in (flat, positions))
+        layout = Prefill(cache, first_row, lengths, n_prefix)
+        hidden = self.model.hidden_states(ids, places, layout, None if all_states else last)
         if all_states:
             for request, length, end in zip(new, lengths, (last + 1).tolist(), strict=True):
                 if request.hook and request.hook.reads_prompt:
@@ -273,10 +265,3 @@ def logits_of(hidden: Tensor, model: CausalLM, weights: WeightStore | None) -> T
     """The logits `(R, V)` of hidden states `(R, C)`."""
     logits = F.linear(hidden, model.head_weight) if weights is None else weights.head(hidden)
     return logits if model.logit_cap is None else capped(logits, model.logit_cap)
-
-
-def n_shared_prefix(prompts: Sequence[list[int]]) -> int:
-    """Number of leading tokens that all prompts share; the last token of a prompt is never counted."""
-    first, last = min(prompts), max(prompts)  # in the order of a dictionary, so all others share what these do
-    shared = next((n for n, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
-    return 0 if len(prompts) == 1 else min(shared, min(map(len, prompts)) - 1)

@@ -3,8 +3,7 @@
 A layout receives queries, keys and values `(…, H, D)` over the batch's token axes and returns the attended values in
 the same shape, by `scaled_dot_product_attention` unless one of `KERNELS` computes it.
 
-Shapes: B rows of a batch, R rows of the cache, T tokens of a row, N tokens of a flat batch, L layers, H heads, D width
-of a head.
+Shapes: B rows of a batch, R rows of the cache, T tokens of a row, N tokens of a flat batch, H heads, D width of a head.
 """
 
 from collections.abc import Callable, Sequence
@@ -54,7 +53,7 @@ class CausalRows:
             return out
         q, k, v = (x.transpose(-3, -2) for x in (q, *repeat_kv(q, k, v)))  # (B, H, T, D)
         n = q.shape[-2]
-        mask = None if window is None or window >= n else visible_keys(n, n, window, q.device)
+        mask = visible_keys(n, n, window, q.device) if window and window < n else None
         return F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=mask is None).transpose(-3, -2)
 
 
@@ -81,17 +80,16 @@ class PackedDocuments:
         prefix_q, prefix_k, prefix_v = (x[: self.prefix_length] for x in (q, k, v))
         outputs = [_causal(prefix_q, prefix_k, prefix_v, dropout, window)] if self.prefix_length else []
         documents = (x[self.prefix_length :].split(self.lengths) for x in (q, k, v))
-        for queries, keys, values in zip(*documents, strict=True):
-            keys, values = torch.cat((prefix_k, keys)), torch.cat((prefix_v, values))
-            outputs.append(_causal(queries, keys, values, dropout, window))
+        for own_q, own_k, own_v in zip(*documents, strict=True):
+            keys, values = torch.cat((prefix_k, own_k)), torch.cat((prefix_v, own_v))
+            outputs.append(_causal(own_q, keys, values, dropout, window))
         return torch.cat(outputs)
 
 
 def visible_keys(n_queries: int, n_keys: int, window: int | None, device: torch.device) -> Tensor:
     """Which keys a query of a document sees, `(queries, keys)`; the last query is the last key, also of more keys."""
-    n_before = n_keys - n_queries
-    visible = torch.ones(n_queries, n_keys, dtype=torch.bool, device=device).tril(n_before)
-    return visible if window is None else visible.triu(n_before - window + 1)
+    distance = torch.arange(n_keys - n_queries, n_keys, device=device)[:, None] - torch.arange(n_keys, device=device)
+    return (distance >= 0) & (distance < (window or n_keys))
 
 
 def _causal(q: Tensor, k: Tensor, v: Tensor, dropout: float, window: int | None) -> Tensor:
@@ -152,9 +150,7 @@ class Decode:
         self.n_rows, self.longest = len(lengths), max(lengths) + 1
         self.lengths = torch.tensor(lengths, device=device)
         self.rows = torch.arange(self.n_rows, device=device)
-        self._masks: dict[int, Tensor | None] = {}  # of windows
-        if min(lengths) == max(lengths):
-            self._masks[self.longest] = None
+        self._masks: dict[int, Tensor | None] = {self.longest: None} if min(lengths) == max(lengths) else {}
         self.kernel_state: dict[str, Any] = {}
 
     def _mask(self, window: int | None) -> Tensor | None:

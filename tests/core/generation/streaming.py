@@ -9,7 +9,7 @@ from instruct_lit.serving.scheduler import stable_text
 
 def pieces_of(engine: Engine, prompt: Sequence[int], settings: SamplingSettings) -> list[str]:
     """What each step adds to the text that no later token changes."""
-    request, pieces, n_shown = engine.submit(prompt, settings), [], 0
+    request, pieces, n_shown = engine.enqueue(engine.prepare(prompt, settings)), [], 0
     while request.finish_reason is None:
         engine.step()
         if text := stable_text(request)[n_shown:]:

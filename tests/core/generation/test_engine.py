@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from instruct_lit.core.data.tokenizer import GPT2Tokenizer
-from instruct_lit.core.generation.engine import Engine, n_shared_prefix
+from instruct_lit.core.generation.engine import Engine
 from instruct_lit.core.generation.request import Hook, Request
 from instruct_lit.core.generation.sampling import SamplingSettings
 from instruct_lit.core.model.gpt import GPT
@@ -76,7 +76,7 @@ def test_the_context_bounds_an_answer(model: GPT, tokenizer: GPT2Tokenizer) -> N
     assert (len(request.ids), request.finish_reason) == (4, "length")
     for bad in ([], list(range(64))):
         with pytest.raises(DataError, match=rf"a prompt has {len(bad)} tokens; allowed are 1 to 63"):
-            Engine(model, tokenizer).submit(bad)
+            Engine(model, tokenizer).prepare(bad)
 
 
 def test_end_of_text_and_stop_texts_end_an_answer(model: GPT, tokenizer: GPT2Tokenizer) -> None:
@@ -109,7 +109,7 @@ def test_streaming_gives_the_same_text_in_whole_characters(model: GPT, tokenizer
 
 def test_an_answer_that_is_left_in_the_middle_is_cancelled(model: GPT, tokenizer: GPT2Tokenizer) -> None:
     engine = Engine(model, tokenizer)
-    request = engine.submit(prompts(1)[0], SamplingSettings(max_new_tokens=20))
+    request = engine.enqueue(engine.prepare(prompts(1)[0], SamplingSettings(max_new_tokens=20)))
     engine.step()
     engine.cancel(request)
     assert engine.n_unfinished == 0 and request.finish_reason == "cancelled" and len(request.ids) == 1
@@ -140,7 +140,7 @@ def test_cancelling_leaves_the_others_alone(model: GPT, tokenizer: GPT2Tokenizer
     settings = SamplingSettings(max_new_tokens=10)
     expected = [r.ids for r in Engine(model, tokenizer).generate(given, settings)]
     engine = Engine(model, tokenizer, max_rows=3)
-    requests = [engine.submit(prompt, settings) for prompt in given]
+    requests = [engine.enqueue(engine.prepare(prompt, settings)) for prompt in given]
     for _ in range(3):
         engine.step()
     engine.cancel(requests[1])  # being written
@@ -190,9 +190,3 @@ def test_a_hook_constrains_one_row_and_sees_the_models_own_logits(model: GPT, to
         ids.append(max(allowed, key=lambda i: float(logits[i])))
     assert bound.ids == ids[len(first) :] and bound.finish_reason == "stop" and other.ids == free[1].ids
     assert [token for token, _ in seen] == [*bound.ids, tokenizer.eot_id] and seen[0][1] == free[0].ids[0]
-
-
-def test_length_of_a_shared_prefix() -> None:
-    for n in range(20):
-        assert n_shared_prefix([[0] * n + [1] * 5, [0] * n + [2] * 9, [0] * n + [1] * 3]) == n
-    assert n_shared_prefix([[1, 2], [1, 2, 3]]) == 1 and n_shared_prefix([[1, 2]]) == 0
