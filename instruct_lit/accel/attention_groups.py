@@ -16,8 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from instruct_lit.core.model.attention import visible_keys
-
 GROUP_TOKENS = 192  # up to which packed documents share a group
 PIECE_TOKENS = 256  # of a longer document that form a group
 ROW_TOKENS = 128  # tokens of each padded row that form a group
@@ -98,7 +96,7 @@ def bias_of(visible: Tensor, n_shared: int, like: Tensor) -> Tensor:
 
 def row_groups(n_tokens: int, n_shared: int, like: Tensor, window: int | None = None) -> list[Group]:
     """Groups of consecutive tokens of causal rows of `n_tokens`."""
-    visible = visible_keys(n_tokens, n_tokens, window, torch.device("cpu"))
+    visible = torch.ones(n_tokens, n_tokens, dtype=torch.bool).tril().triu(1 - (window or n_tokens))
     ends = [(start, min(start + ROW_TOKENS, n_tokens)) for start in range(0, n_tokens, ROW_TOKENS)]
     return [Group(start, end, 0, 0, bias_of(visible[start:end, :end], n_shared, like), n_shared) for start, end in ends]
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from instruct_lit.core.data.encode import EncodedExample
+from instruct_lit.core.data.tokenizer import n_shared
 
 IGNORE_INDEX = -100
 Layout = Literal["padded", "packed"]
@@ -184,14 +185,6 @@ class Collator:
             "prefix_length": n_prefix,
         }
         return read, all_pairs, all_weights
-
-
-def n_shared(texts: Sequence[Sequence[int] | np.ndarray], n_own: int) -> int:
-    """Number of leading tokens that several texts share; the last `n_own` of each are never counted."""
-    longest = max(0, min(map(len, texts)) - n_own) if len(texts) > 1 else 0
-    heads = np.stack([text[:longest] for text in texts])
-    differs = (heads != heads[0]).any(axis=0)
-    return int(differs.argmax()) if differs.any() else longest
 
 
 @dataclass(eq=False)

@@ -154,3 +154,11 @@ def _load_encoding(vocab_dir: Path) -> tiktoken.Encoding:
     eot_id = ids.pop(EOT)
     ranks = {bytes(byte_of[character] for character in token): rank for token, rank in ids.items()}
     return tiktoken.Encoding("gpt2", pat_str=_PATTERN, mergeable_ranks=ranks, special_tokens={EOT: eot_id})
+
+
+def n_shared(texts: Sequence[Sequence[int] | np.ndarray], n_own: int) -> int:
+    """Number of leading tokens that several texts share; the last `n_own` of each are never counted."""
+    longest = max(0, min(map(len, texts)) - n_own) if len(texts) > 1 else 0
+    heads = np.stack([text[:longest] for text in texts])
+    differs = (heads != heads[0]).any(axis=0)
+    return int(differs.argmax()) if differs.any() else longest

@@ -13,8 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from instruct_lit.core.data.batching import n_shared
-from instruct_lit.core.data.tokenizer import Tokenizer
+from instruct_lit.core.data.tokenizer import Tokenizer, n_shared
 from instruct_lit.core.generation.request import FinishReason, Hook, Request
 from instruct_lit.core.generation.sampling import SamplingSettings, choose
 from instruct_lit.core.model.attention import Decode, KeyValueCache, Prefill

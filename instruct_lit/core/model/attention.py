@@ -51,10 +51,11 @@ class CausalRows:
         out = try_kernels(self, q, k, v, dropout, window)
         if out is not None:
             return out
-        q, k, v = (x.transpose(-3, -2) for x in (q, *repeat_kv(q, k, v)))  # (B, H, T, D)
-        n = q.shape[-2]
-        mask = visible_keys(n, n, window, q.device) if window and window < n else None
-        return F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=mask is None).transpose(-3, -2)
+        k, v = repeat_kv(q, k, v)
+        if window is not None and window < q.shape[-3]:
+            return _causal(q, k, v, dropout, window)
+        q, k, v = (x.transpose(-3, -2) for x in (q, k, v))  # (B, H, T, D)
+        return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True).transpose(-3, -2)
 
 
 class PackedDocuments:
@@ -86,17 +87,15 @@ class PackedDocuments:
         return torch.cat(outputs)
 
 
-def visible_keys(n_queries: int, n_keys: int, window: int | None, device: torch.device) -> Tensor:
-    """Which keys a query of a document sees, `(queries, keys)`; the last query is the last key, also of more keys."""
-    distance = torch.arange(n_keys - n_queries, n_keys, device=device)[:, None] - torch.arange(n_keys, device=device)
-    return (distance >= 0) & (distance < (window or n_keys))
-
-
 def _causal(q: Tensor, k: Tensor, v: Tensor, dropout: float, window: int | None) -> Tensor:
-    """Causal attention of one document, all `(T, H, D)`."""
-    visible = visible_keys(len(q), len(k), window, q.device)
-    q, k, v = (x.transpose(0, 1) for x in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v, visible, dropout_p=dropout).transpose(0, 1)
+    """Causal attention of one document, all `(…, T, H, D)`; the last query is the last key, also of more keys."""
+    n_queries, n_keys = q.shape[-3], k.shape[-3]
+    distance = torch.arange(n_keys - n_queries, n_keys, device=q.device)[:, None] - torch.arange(
+        n_keys, device=q.device
+    )
+    visible = (distance >= 0) & (distance < (window or n_keys))
+    q, k, v = (x.transpose(-3, -2) for x in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, visible, dropout_p=dropout).transpose(-3, -2)
 
 
 class KeyValueCache:
@@ -153,14 +152,6 @@ class Decode:
         self._masks: dict[int, Tensor | None] = {self.longest: None} if min(lengths) == max(lengths) else {}
         self.kernel_state: dict[str, Any] = {}
 
-    def _mask(self, window: int | None) -> Tensor | None:
-        """Which places of the cache each row's token sees, `(R, 1, 1, T)`, T the longest row; None for all of them."""
-        window = min(window or self.longest, self.longest)
-        if window not in self._masks:
-            distance = self.lengths[:, None] - torch.arange(self.longest, device=self.cache.device)
-            self._masks[window] = ((distance >= 0) & (distance < window))[:, None, None]
-        return self._masks[window]
-
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, dropout: float, window: int | None = None) -> Tensor:
         keys, values = self.cache.keys[layer][: self.n_rows], self.cache.values[layer][: self.n_rows]
         keys[self.rows, :, self.lengths] = k[:, 0].to(keys.dtype)
@@ -169,6 +160,9 @@ class Decode:
         if out is not None:
             return out
         keys, values = (x[:, :, : self.longest].to(q.dtype) for x in (keys, values))
-        mask = self._mask(window)
-        q, is_grouped = q.transpose(1, 2), q.shape[-2] != k.shape[-2]
+        window = min(window or self.longest, self.longest)
+        if window not in self._masks:
+            distance = self.lengths[:, None] - torch.arange(self.longest, device=q.device)
+            self._masks[window] = ((distance >= 0) & (distance < window))[:, None, None]  # (R, 1, 1, T)
+        q, is_grouped, mask = q.transpose(1, 2), q.shape[-2] != k.shape[-2], self._masks[window]
         return F.scaled_dot_product_attention(q, keys, values, mask, enable_gqa=is_grouped).transpose(1, 2)

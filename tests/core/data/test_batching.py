@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from instruct_lit.core.data.batching import Batch, BatchSampler, Collator, n_shared, pad_shift_mask
+from instruct_lit.core.data.batching import Batch, BatchSampler, Collator, pad_shift_mask
 from instruct_lit.core.data.encode import EncodedExample
 
 EOT = 50256
@@ -279,10 +279,3 @@ def test_weights_of_turns_and_of_prompts(layout: str, shared_prefix: bool, promp
     assert batch.n_supervised == 3 + 3 * w
     batch = Collator(EOT, N_BYTES, layout, shared_prefix)(examples)  # type: ignore[arg-type]
     assert batch.n_supervised == 3 and isinstance(batch.n_supervised, int) and batch.loss_weights.sum() == 3
-
-
-def test_length_of_a_shared_prefix() -> None:
-    for n in range(20):
-        assert n_shared([[0] * n + [1] * 5, [0] * n + [2] * 9, [0] * n + [1] * 3], n_own=1) == n
-    assert n_shared([[1, 2], [1, 2, 3]], n_own=1) == 1 and n_shared([[1, 2]], n_own=1) == 0
-    assert n_shared([np.array([1, 2, 3]), np.array([1, 2, 3, 4])], n_own=2) == 1 and n_shared([[1], [1]], n_own=2) == 0

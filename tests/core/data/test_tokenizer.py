@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from instruct_lit.core.data.tokenizer import GPT2Tokenizer
+from instruct_lit.core.data.tokenizer import GPT2Tokenizer, n_shared
 from instruct_lit.errors import DataError
 
 TOKENIZER = GPT2Tokenizer()
@@ -52,3 +52,10 @@ def test_a_vocabulary_of_ones_own_must_be_gpt2s(tmp_path: Path) -> None:
         (other / name).write_bytes(content + b" ")
     with pytest.raises(DataError, match=r"has sha256 .*, GPT-2's vocab.bpe has 1ce16647"):
         GPT2Tokenizer(other)
+
+
+def test_length_of_a_shared_prefix() -> None:
+    for n in range(20):
+        assert n_shared([[0] * n + [1] * 5, [0] * n + [2] * 9, [0] * n + [1] * 3], n_own=1) == n
+    assert n_shared([[1, 2], [1, 2, 3]], n_own=1) == 1 and n_shared([[1, 2]], n_own=1) == 0
+    assert n_shared([np.array([1, 2, 3]), np.array([1, 2, 3, 4])], n_own=2) == 1 and n_shared([[1], [1]], n_own=2) == 0
