@@ -10,9 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from instruct_lit.locks import exclusive
 from instruct_lit.suites.suite import BenchmarkError
 
 MARK = "complete"
+TIMEOUT_S = 3600  # for another process to create the environment
 
 
 @dataclass(frozen=True)
@@ -34,14 +36,17 @@ class Environment:
         """
         folder = self.folder(cache)
         python = folder / "bin" / "python"  # -P: a file pip.py in the current folder is not pip
-        if not (folder / MARK).exists():
-            print(f"creating the environment of {self.name} in {folder}, once; this can take minutes", flush=True)
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            self._call([sys.executable, "-P", "-m", "venv", str(folder)], log, folder)
-            for install in self.installs:
-                self._call([str(python), "-P", "-m", "pip", "install", "--quiet", *install], log, folder)
-            (folder / MARK).touch()
+        if (folder / MARK).exists():
+            return python
+        waited = BenchmarkError(f"another process creates the environment in {folder}; wait until it ends, or stop it")
+        with exclusive(folder.with_name(f"{folder.name}.lock"), waited, TIMEOUT_S):
+            if not (folder / MARK).exists():  # the other process may have made it
+                print(f"creating the environment of {self.name} in {folder}, once; this can take minutes", flush=True)
+                shutil.rmtree(folder, ignore_errors=True)
+                self._call([sys.executable, "-P", "-m", "venv", str(folder)], log, folder)
+                for install in self.installs:
+                    self._call([str(python), "-P", "-m", "pip", "install", "--quiet", *install], log, folder)
+                (folder / MARK).touch()
         return python
 
     def _call(self, command: Sequence[str], log: Path, folder: Path) -> None:

@@ -2,11 +2,13 @@
 
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from instruct_lit.locks import exclusive
 from instruct_lit.suites import environment
 from instruct_lit.suites.environment import Environment, run_in
 from instruct_lit.suites.suite import BenchmarkError
@@ -53,6 +55,31 @@ def test_an_incomplete_environment_is_made_again(tmp_path: Path, pip: Pip) -> No
     assert "No matching distribution" in (tmp_path / "log").read_text()
     pip.error = ""
     assert ENVIRONMENT.python(tmp_path, tmp_path / "log").parent.parent == ENVIRONMENT.folder(tmp_path)
+
+
+def test_of_two_commands_at_once_one_makes_it_and_the_other_waits(tmp_path: Path, pip: Pip) -> None:
+    found: list[Path] = []
+    other = threading.Thread(target=lambda: found.append(ENVIRONMENT.python(tmp_path, tmp_path / "log of the other")))
+
+    def run(command: list[str], stdout: Any, **kwargs: Any) -> "subprocess.CompletedProcess[str]":
+        if "venv" in command:
+            other.start()
+        other.join(0.1)  # it must not begin meanwhile
+        return pip.run(command, stdout)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(environment.subprocess, "run", run)
+        python = ENVIRONMENT.python(tmp_path, tmp_path / "log")
+        other.join()
+    assert found == [python] and len(pip.commands) == 3, pip.commands
+
+
+def test_a_wait_without_end_names_the_folder(tmp_path: Path, pip: Pip, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment, "TIMEOUT_S", 0)
+    folder = ENVIRONMENT.folder(tmp_path)
+    named = pytest.raises(BenchmarkError, match=f"another process creates the environment in {folder}; wait until it")
+    with exclusive(folder.with_name(f"{folder.name}.lock"), BlockingIOError()), named:
+        ENVIRONMENT.python(tmp_path, tmp_path / "log")
 
 
 def test_a_program_that_fails_names_its_cause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
