@@ -6,6 +6,7 @@ in `alpaca_eval.py`. It imports nothing of this package, which is not installed 
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -53,12 +54,35 @@ def use_length_table(path: str | None) -> None:
     glm_winrate.hf_hub_download = lambda **_: path
 
 
+def write_verdicts_whole() -> None:
+    """Let the package replace its file of verdicts by a whole one, one process at a time.
+
+    Undocumented: `alpaca_eval.annotators.base.BaseAnnotatorJSON.save`, which reads the file, adds to it and writes it
+    in place: the part that a killed program leaves ends every later one, and of two at once each loses the other's.
+    """
+    from alpaca_eval.annotators import base
+    from filelock import FileLock
+
+    if not hasattr(base.BaseAnnotatorJSON, "save"):
+        raise AttributeError("alpaca_eval.annotators.base.BaseAnnotatorJSON.save is gone (write_verdicts_whole)")
+    save = base.BaseAnnotatorJSON.save
+
+    def save_whole(self: Any) -> None:
+        new = f"{self.caching_path}.part"
+        with FileLock(f"{self.caching_path}.lock"):
+            save(self, new)
+            os.replace(new, self.caching_path)
+
+    base.BaseAnnotatorJSON.save = save_whole
+
+
 def main() -> None:
     """Judge, and write the leaderboard's row."""
     from alpaca_eval import evaluate
 
     task = json.loads(Path("task.json").read_text())
     use_length_table(task["length_table"])
+    write_verdicts_whole()
     board, verdicts = evaluate(
         model_outputs=json.loads(Path("model_outputs.json").read_text()),
         reference_outputs=json.loads(Path("reference_outputs.json").read_text()),

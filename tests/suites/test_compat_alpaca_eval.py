@@ -1,11 +1,12 @@
 """The undocumented part of alpaca_eval that is replaced: a version without it is named."""
 
 import sys
+from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-from instruct_lit.suites.compat_alpaca_eval import use_length_table
+from instruct_lit.suites.compat_alpaca_eval import use_length_table, write_verdicts_whole
 
 
 def test_the_table_replaces_the_download(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -19,3 +20,31 @@ def test_the_table_replaces_the_download(monkeypatch: pytest.MonkeyPatch) -> Non
     glm_winrate.hf_hub_download = None  # type: ignore[attr-defined]
     use_length_table("table.csv")
     assert glm_winrate.hf_hub_download(repo_id="x", filename="y") == "table.csv"  # type: ignore[attr-defined]
+
+
+def test_verdicts_are_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Annotator:
+        caching_path, text = str(tmp_path / "verdicts.json"), "old"
+
+        def save(self, path: str | None = None) -> None:
+            assert (tmp_path / "verdicts.json.lock").exists()  # of two programs one waits for the other
+            with Path(path or self.caching_path).open("w") as file:
+                file.write(self.text)
+                if self.text == "half":
+                    raise KeyboardInterrupt
+
+    base = ModuleType("base")
+    packages = {name: ModuleType(name) for name in ("alpaca_eval", "alpaca_eval.annotators")}
+    packages["alpaca_eval.annotators"].base = base  # type: ignore[attr-defined]
+    for name, module in packages.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    base.BaseAnnotatorJSON = type("Other", (), {})  # type: ignore[attr-defined]
+    with pytest.raises(AttributeError, match="alpaca_eval.annotators.base.BaseAnnotatorJSON.save is gone"):
+        write_verdicts_whole()
+    base.BaseAnnotatorJSON = Annotator  # type: ignore[attr-defined]
+    write_verdicts_whole()
+    Annotator().save()
+    Annotator.text = "half"
+    with pytest.raises(KeyboardInterrupt):
+        Annotator().save()
+    assert (tmp_path / "verdicts.json").read_text() == "old"
