@@ -66,6 +66,7 @@ _OPTIONS_OF_HYDRA = (
 )  # fmt: skip
 _CHOICE = re.compile(r"(?:.*[\n:] +)?Could not find '([\w/]+)/([^'/]+)'\n +Available options in .*:\n([\w\s.-]*)")
 _SYNONYMS = {"slurm": "submitit"}  # of choices of groups
+_ended: list[int] = []  # statuses of signals: a library in C may swallow the exception of one, and fail with another
 
 
 @contextmanager
@@ -75,40 +76,53 @@ def one_message(command: str) -> Iterator[None]:
     A warning of this package's own is one line too.
     """
     try:
-        with _signals_as_exceptions(), _warnings_as_lines():
+        with _signals_as_exceptions(command), _warnings_as_lines():
             yield
-    except InstructLitError as error:
-        _exit(str(error), error.status)
-    except (HydraException, OmegaConfBaseException) as error:
-        _exit(str(ConfigError(explain(error, command))), 2)
-    except ValueError as error:
-        of_hydra = str(error).startswith("Only one of --run")
-        message = str(error) if of_hydra else _of_group(error)
-        _exit(message or _unexpected(error), 2 if message else 1)
-    except TrialPruned as pruned:
-        _exit(str(pruned), TrialPruned.STATUS)
     except (KeyboardInterrupt, bdb.BdbQuit):
         sys.exit(130)
     except Exception as error:
-        message = _of_system(error) if isinstance(error, OSError) else _of_library(error) or _of_null(error)
-        message = message or _of_group(error)
-        _exit(message or _unexpected(error), 2 if message else 1)
+        if _ended:
+            sys.exit(_ended[0])
+        _exit(*_explained(error, command))
+
+
+def _explained(error: Exception, command: str) -> tuple[str, int]:
+    """The message of an exception, and the exit status."""
+    if isinstance(error, TrialPruned):
+        return str(error), TrialPruned.STATUS
+    if isinstance(error, InstructLitError):
+        return str(error), error.status
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        return str(ConfigError(explain(error, command))), 2
+    message = str(error) if isinstance(error, ValueError) and str(error).startswith("Only one of --run") else None
+    message = message or (_of_system(error) if isinstance(error, OSError) else _of_library(error) or _of_null(error))
+    message = message or _of_group(error)
+    return message or _unexpected(error), 2 if message else 1
 
 
 @contextmanager
-def _signals_as_exceptions() -> Iterator[None]:
+def _signals_as_exceptions(command: str) -> Iterator[None]:
     """Let a request to end unwind the program, so that unfinished files are removed; training has its own handlers."""
     in_main_thread = threading.current_thread() is threading.main_thread()  # elsewhere no handler can be set
-    names = [name for name in ("SIGTERM", "SIGHUP") if in_main_thread and hasattr(signal, name)]
-    ended = "ended by {}; files written before are intact"
-    numbers = [number for name in names if signal.getsignal(number := signal.Signals[name]) == signal.SIG_DFL]
+    given = ("SIGTERM", "SIGHUP") if command == "chat" else ("SIGINT", "SIGTERM", "SIGHUP")  # a chat survives Ctrl-C
+    names = [name for name in given if in_main_thread and hasattr(signal, name)]
+    stock, handlers = (signal.SIG_DFL, signal.default_int_handler), {}
+
+    def end(number: int, _: Any) -> None:
+        _ended.append(128 + number)
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
+        _exit(f"ended by {signal.Signals(number).name}; files written before are intact", 128 + number)
+
     try:
-        for number in numbers:
-            signal.signal(number, lambda n, _: _exit(ended.format(signal.Signals(n).name), 128 + n))
+        for number in map(signal.Signals.__getitem__, names):
+            if signal.getsignal(number) in stock:
+                handlers[number] = signal.signal(number, end)
+                _ended.clear()
         yield
     finally:
-        for number in numbers:
-            signal.signal(number, signal.SIG_DFL)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 @contextmanager

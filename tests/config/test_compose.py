@@ -5,6 +5,7 @@ import errno
 import signal
 import tempfile
 import warnings
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -90,6 +91,28 @@ def test_a_request_to_end_unwinds_the_command(tmp_path: Path, capsys: pytest.Cap
         assert ended.value.code == status and not list(tmp_path.iterdir())
         assert capsys.readouterr().err == f"ended by {name}; files written before are intact\n"
         assert signal.getsignal(signal.Signals[name]) == signal.SIG_DFL
+
+
+@pytest.mark.parametrize(("name", "status"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_a_signal_whose_exception_a_library_swallows_ends_the_command(
+    name: str, status: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def library() -> None:
+        with suppress(KeyboardInterrupt, SystemExit):
+            signal.raise_signal(signal.Signals[name])
+        raise RecursionError("numpy was imported in part")
+
+    of_python = signal.default_int_handler if name == "SIGINT" else signal.SIG_DFL
+    before = signal.signal(signal.Signals[name], of_python)
+    with pytest.raises(SystemExit) as ended, one_message("evaluate"):
+        library()
+    assert ended.value.code == status and "numpy" not in capsys.readouterr().err
+    assert signal.getsignal(signal.Signals[name]) == of_python
+    signal.signal(signal.Signals[name], before)
+    monkeypatch.setattr(messages, "_written", lambda *place: Path("error.txt"))
+    with pytest.raises(SystemExit) as ended, one_message("evaluate"):
+        raise RecursionError("of the next command")
+    assert ended.value.code == 1 and "of the next command" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
