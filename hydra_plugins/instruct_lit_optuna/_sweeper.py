@@ -161,7 +161,9 @@ class OptunaSweeper(Sweeper):
         batch = [running_trial(study, trial.number) for trial in interrupted[: self.n_jobs]]
         for trial in batch:
             trial.set_user_attr(WORKER, worker)
-        n_left = self.n_trials - len(study.get_trials(deepcopy=False))
+        # Without a worker it is of a sweep that was killed while it asked for it, maybe before it had all parameters.
+        trials = [t for t in study.get_trials(deepcopy=False) if t.state.is_finished() or WORKER in t.user_attrs]
+        n_left = self.n_trials - len(trials)
         for _ in range(min(self.n_jobs - len(batch), n_left)):
             trial = study.ask(space)
             trial.set_user_attr(WORKER, worker)

@@ -56,6 +56,18 @@ def test_an_interrupted_trial_resumes_in_its_own_folder_only(tmp_path: Path) -> 
     assert sweeper(n_trials=3)._next_trials(study, space, tmp_path, "cccccc/0") == []
 
 
+def test_a_trial_of_a_sweep_that_was_killed_while_it_asked_for_it_does_not_count(tmp_path: Path) -> None:
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    study.tell(study.ask(), 1.0)  # of another program
+    study.ask()
+    space = {"lr": optuna.distributions.FloatDistribution(0.0, 1.0)}
+    for number in (2, 3):
+        (trial,) = sweeper(n_trials=3)._next_trials(study, space, tmp_path, "aaaaaa/0")
+        assert trial.number == number and trial.params
+        study.tell(trial, 0.5)
+    assert sweeper(n_trials=3)._next_trials(study, space, tmp_path, "aaaaaa/0") == []
+
+
 def test_without_the_satellite_hydra_finds_no_sweeper_and_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     from importlib import util
 
