@@ -146,6 +146,9 @@ class RestoredState(Callback):
         before = Path(trainer.ckpt_path).resolve().parent.parent / path.name
         if before.is_file():
             rows = before.read_text().splitlines(keepends=True)[: self.history.n_rows]
+            if len(rows) < self.history.n_rows:
+                missing = f"{len(rows)} of the {self.history.n_rows} rows up to the checkpoint"
+                warnings.warn(f"{before}: has {missing}; a later run began in this folder", stacklevel=1)
             new = path.with_suffix(".part")
             new.write_text("".join(rows))
             os.replace(new, path)

@@ -80,6 +80,17 @@ def test_malformed_checkpoints_are_refused_with_place_and_remedy(
         assert str(spoilt) in str(caught.value), name
 
 
+def test_rows_that_a_later_run_in_the_folder_has_removed_are_missed_by_name(parts: Make, tmp_path: Path) -> None:
+    Run(parts(max_steps=3), small(tmp_path, n_test_responses=0), [resumption()])()
+    history, last = tmp_path / "history.jsonl", tmp_path / "checkpoints" / "last.ckpt"
+    rows = history.read_text().splitlines(keepends=True)
+    n_rows = read_checkpoint(last)["callbacks"]["History"]["n_rows"]
+    history.write_text(rows[0])  # of a run that began anew in this folder and was killed
+    missing = f"{history}: has 1 of the {n_rows} rows up to the checkpoint; a later run began in this folder"
+    with pytest.warns(UserWarning, match=missing):
+        Run(parts(max_steps=4), small(tmp_path, n_test_responses=0), [resumption(str(last))])()
+
+
 def test_weights_alone_are_tested_but_not_resumed(parts: Make, tmp_path: Path) -> None:
     Run(parts(max_steps=2), small(tmp_path, n_test_responses=0), [resumption()])()
     best = tmp_path / "checkpoints" / "weights.ckpt"

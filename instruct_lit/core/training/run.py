@@ -162,8 +162,6 @@ class Run:
                 stack.enter_context(hook.preparing(self))
             if trainer.is_global_zero:
                 checkpoint = next(filter(None, (hook.checkpoint(self) for hook in self.hooks)), None)
-                if checkpoint is None:  # a run that ended before its first checkpoint starts again
-                    self.history.path.unlink(missing_ok=True)
             self.tokenizer, self.template = parts.language()
             self.model = parts.model()
             self.data = data = parts.data(self.template, self.tokenizer, self.model.config.context_length)
@@ -182,6 +180,8 @@ class Run:
             (self.run_dir / "data_notes.json").write_text(json.dumps(data.notes, indent=2) + "\n")
         for hook in self.hooks:
             hook.on_prepared(self)
+        if trainer.is_global_zero and self.checkpoint is None:  # a run without a checkpoint starts anew
+            self.history.path.unlink(missing_ok=True)
 
     def _fit(self) -> None:
         """Fit, and load the best weights."""

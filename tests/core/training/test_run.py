@@ -22,6 +22,7 @@ from instruct_lit.core.generation.sampling import SamplingSettings
 from instruct_lit.core.training.checkpoints import Checkpoint
 from instruct_lit.core.training.run import Run, RunHook, RunSettings
 from instruct_lit.core.training.sharding import Sharding
+from instruct_lit.errors import ConfigError
 from instruct_lit.resume.checkpoint_files import DurableIO
 from instruct_lit.resume.last_checkpoint import LastCheckpoint
 from tests.fixtures.training import TEMPLATE
@@ -82,6 +83,13 @@ class Parts:
 @pytest.fixture
 def parts(tmp_path: Path, base: Any, make_tuner: Callable, make_data: Callable) -> Callable[..., Parts]:
     return lambda **options: Parts(tmp_path, base, make_tuner, make_data, **options)
+
+
+def raising(error: Exception) -> Callable[..., Any]:
+    def refuse(*arguments: Any) -> Any:
+        raise error
+
+    return refuse
 
 
 def settings(folder: Path, **values: Any) -> RunSettings:
@@ -204,6 +212,25 @@ def test_hooks_are_called_in_their_order(parts: Callable[..., Parts], tmp_path: 
     Run(parts(max_steps=1), settings(tmp_path, evaluate_base=False, n_test_responses=0), [hook])()
     assert hook.calls == ["preparing", "prepared", "on_prepared", "fitting", "fitted", "on_tested", "on_end"]
     assert json.loads((tmp_path / "metrics.json").read_text())["extra"] == 1
+
+
+def test_a_run_that_is_refused_leaves_the_curves_of_an_earlier_one(
+    parts: Callable[..., Parts], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Preflight(RunHook):
+        def on_prepared(self, run: Run) -> None:
+            raise ConfigError("the bundle cannot be written")
+
+    (tmp_path / "history.jsonl").write_text("earlier\n")
+    with pytest.raises(ConfigError, match="the bundle cannot be written"):
+        Run(parts(), settings(tmp_path), [Preflight()])()
+    own = parts(max_steps=1)
+    monkeypatch.setattr(own, "data", raising(ConfigError("data.path=x: no such file")))
+    with pytest.raises(ConfigError, match="no such file"):
+        Run(own, settings(tmp_path))()
+    assert (tmp_path / "history.jsonl").read_text() == "earlier\n"
+    Run(parts(max_steps=1), settings(tmp_path, evaluate_base=False, n_test_responses=0))()
+    assert "earlier" not in (tmp_path / "history.jsonl").read_text()
 
 
 def test_a_hook_may_replace_the_training(parts: Callable[..., Parts], tmp_path: Path) -> None:
