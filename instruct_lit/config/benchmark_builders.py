@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,9 @@ def evaluated_models(config: DictConfig) -> Iterator[EvaluatedModel | RemoteMode
     settings = config.benchmark
     given = build.given_template(config)
     runs, seen = runs_of(config), set()
-    for run, label in zip(runs, build.labels_of(runs) if runs else (), strict=True):
+    remote = [f"endpoint/{config.endpoint.model}"] if config.endpoint.url is not None else []
+    labels = build.labels_of([*runs, *remote])
+    for run, label in zip(runs, labels, strict=False):
         is_foreign = config.template is None and not read_about(bundle_of(run))
         opened = build.open_model(run, BARE if is_foreign else given, as_stored=True)
         modes = ["off"] if is_foreign else ["on", "off"] if settings.template == "both" else [settings.template]
@@ -99,8 +102,8 @@ def evaluated_models(config: DictConfig) -> Iterator[EvaluatedModel | RemoteMode
                 )  # fmt: skip
             if vllm is not None:
                 vllm.close()
-    if config.endpoint.url is not None:
-        yield remote_model_of(config)
+    if remote:
+        yield replace(remote_model_of(config), label=labels[-1])
 
 
 def harness_suite(key: str, name: str, limit: int | None = None) -> Suite:

@@ -12,7 +12,22 @@ from instruct_lit.config import benchmark_builders as builders
 from instruct_lit.core.data.template import Template
 from instruct_lit.core.data.tokenizer import GPT2Tokenizer
 from instruct_lit.core.model.gpt import GPT
+from instruct_lit.evaluation.remote_model import RemoteModel
 from tests.configs import composed
+
+
+def test_a_served_run_has_another_label_than_the_run(
+    tiny_model: GPT, tokenizer: GPT2Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    template = Template("own", "{{ instruction }}{{ response }}")
+    opened = SimpleNamespace(model=tiny_model, tokenizer=tokenizer, template=template, directory=tmp_path)
+    monkeypatch.setattr(builders, "read_about", lambda _: {"kind": "gpt2"})
+    monkeypatch.setattr(builders.build, "open_model", lambda *_, **__: opened)
+    monkeypatch.setattr(builders, "remote_model_of", lambda config: RemoteModel(Any, label=config.endpoint.model))
+    given = ["endpoint.url=http://h/v1", "benchmark.base=false", "benchmark.template=on", f"paths.cache={tmp_path}"]
+    for model, labels in {"org/b": ["runs_b", "org_b"], "org/c": ["b", "c"]}.items():
+        config = composed("benchmark", f"run={tmp_path / 'runs' / 'b'}", f"endpoint.model={model}", *given)
+        assert [model.label for model in builders.evaluated_models(config)] == labels
 
 
 def test_the_base_of_two_runs_is_asked_once_in_each_form(
