@@ -112,4 +112,4 @@ class VerificationError(InstructLitError):
 class TrialPruned(Exception):
     """A pruner ended a trial of a sweep early; not a failure."""
 
-    STATUS = 3  # exit status of the trial's process
+    status = 3  # exit status of the trial's process

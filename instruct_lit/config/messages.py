@@ -88,9 +88,7 @@ def one_message(command: str) -> Iterator[None]:
 
 def _explained(error: Exception, command: str) -> tuple[str, int]:
     """The message of an exception, and the exit status."""
-    if isinstance(error, TrialPruned):
-        return str(error), TrialPruned.STATUS
-    if isinstance(error, InstructLitError):
+    if isinstance(error, InstructLitError | TrialPruned):
         return str(error), error.status
     if isinstance(error, HydraException | OmegaConfBaseException):
         return str(ConfigError(explain(error, command))), 2
@@ -199,10 +197,8 @@ def _unexpected(error: Exception) -> str:
     trace = "".join(traceback.format_exception(error))
     what = f"{type(error).__name__}: {printable((str(error).strip() or 'no message').splitlines()[0])[:150]}"
     for folder in filter(None, (_run_folder(), Path(tempfile.gettempdir()))):
-        try:
+        with suppress(OSError):
             return f"{what}; an unexpected error, its traceback is in {_written(folder, trace)}"
-        except OSError:
-            continue
     return f"{what}; an unexpected error, and no folder for its traceback:\n{trace}"
 
 

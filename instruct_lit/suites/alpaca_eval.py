@@ -14,7 +14,7 @@ from instruct_lit.core.generation.sampling import SamplingSettings
 from instruct_lit.suites.environment import Environment, run_in
 from instruct_lit.suites.evaluated_model import EvaluatedModel
 from instruct_lit.suites.hub_files import hub_file
-from instruct_lit.suites.judge_check import check_judge
+from instruct_lit.suites.judged_answers import check_judge
 from instruct_lit.suites.suite import BenchmarkError, Figure, Items, RunRequest
 
 ENVIRONMENT = Environment("alpaca-eval", [["alpaca-eval==0.6.6", "setuptools<81", "datasets==5.2.0", "openai==3.57.0"]])

@@ -55,17 +55,15 @@ def use_length_table(path: str | None) -> None:
 
 
 def write_verdicts_whole() -> None:
-    """Let the package replace its file of verdicts by a whole one, one process at a time.
+    """Let the package replace its file of verdicts whole, one process at a time.
 
-    Undocumented: `alpaca_eval.annotators.base.BaseAnnotatorJSON.save`, which reads the file, adds to it and writes it
-    in place: the part that a killed program leaves ends every later one, and of two at once each loses the other's.
+    Undocumented: `alpaca_eval.annotators.base.BaseAnnotatorJSON.save`, which writes the file in place: what a killed
+    program leaves of it would end every later one.
     """
-    from alpaca_eval.annotators import base
+    from alpaca_eval.annotators.base import BaseAnnotatorJSON
     from filelock import FileLock
 
-    if not hasattr(base.BaseAnnotatorJSON, "save"):
-        raise AttributeError("alpaca_eval.annotators.base.BaseAnnotatorJSON.save is gone (write_verdicts_whole)")
-    save = base.BaseAnnotatorJSON.save
+    save = BaseAnnotatorJSON.save
 
     def save_whole(self: Any) -> None:
         new = f"{self.caching_path}.part"
@@ -73,7 +71,7 @@ def write_verdicts_whole() -> None:
             save(self, new)
             os.replace(new, self.caching_path)
 
-    base.BaseAnnotatorJSON.save = save_whole
+    BaseAnnotatorJSON.save = save_whole
 
 
 def main() -> None:

@@ -8,8 +8,8 @@ import queue
 import sys
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Self
+from dataclasses import replace
+from typing import Any, Self, TypeVar
 
 from instruct_lit.core.data.example import Example
 from instruct_lit.core.generation.request import Request
@@ -26,6 +26,7 @@ from instruct_lit.suites.evaluated_model import EvaluatedModel
 NAME = "instruct-lit"
 DEFAULTS = SamplingSettings(max_new_tokens=256)  # of a call without a limit
 START_TIMEOUT_S = 60.0
+T = TypeVar("T")
 
 
 class Endpoint:
@@ -50,20 +51,9 @@ class Endpoint:
         self._thread.join()
 
 
-@dataclass(kw_only=True)
-class LenientChatBody(ChatBody):
-    """A chat whose unknown fields are ignored: packages also send those of other servers."""
-
-    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "ignore"}
-    MAX_STOPS: ClassVar[int] = 100
-
-
-@dataclass(kw_only=True)
-class LenientCompletionBody(CompletionBody):
-    """A completion whose unknown fields are ignored."""
-
-    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "ignore"}
-    MAX_STOPS: ClassVar[int] = 100
+def _lenient(body: type[T]) -> type[T]:
+    """A body whose unknown fields are ignored: packages also send those of other servers."""
+    return type(body.__name__, (body,), {"__pydantic_config__": {"extra": "ignore"}, "MAX_STOPS": 100})
 
 
 class EvaluationService(CompletionService):
@@ -72,7 +62,7 @@ class EvaluationService(CompletionService):
     The messages of a conversation are joined into one instruction, whatever their roles: the model has no roles.
     """
 
-    bodies = (LenientChatBody, LenientCompletionBody)
+    bodies = _lenient(ChatBody), _lenient(CompletionBody)
 
     def __init__(self, evaluated: EvaluatedModel) -> None:
         self.evaluated, self._fitting = evaluated, threading.Lock()

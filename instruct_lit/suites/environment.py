@@ -36,11 +36,9 @@ class Environment:
         """
         folder = self.folder(cache)
         python = folder / "bin" / "python"  # -P: a file pip.py in the current folder is not pip
-        if (folder / MARK).exists():
-            return python
         waited = BenchmarkError(f"another process creates the environment in {folder}; wait until it ends, or stop it")
         with exclusive(folder.with_name(f"{folder.name}.lock"), waited, TIMEOUT_S):
-            if not (folder / MARK).exists():  # the other process may have made it
+            if not (folder / MARK).exists():
                 print(f"creating the environment of {self.name} in {folder}, once; this can take minutes", flush=True)
                 shutil.rmtree(folder, ignore_errors=True)
                 self._call([sys.executable, "-P", "-m", "venv", str(folder)], log, folder)
@@ -56,12 +54,6 @@ class Environment:
                 f"the environment of {self.name} cannot be created in {folder}: {(lines or ['no message'])[-1]}. It "
                 f"needs PyPI or an index that pip is configured for; pip's output is in {log}"
             )
-
-
-def clean_environment(**extra: str) -> dict[str, str]:
-    """This process's variables without those that make our packages visible in another environment."""
-    kept = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")}
-    return {**kept, **extra}
 
 
 def run_in(
@@ -85,6 +77,7 @@ def _failed(
     with log.open("a", encoding="utf-8") as file:
         file.write(f"$ {' '.join(command)}\n")
         file.flush()
-        start, own = log.stat().st_size, clean_environment(**variables or {})
+        start, ours = log.stat().st_size, ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")  # which show our packages
+        own = {name: value for name, value in os.environ.items() if name not in ours} | dict(variables or {})
         done = subprocess.run(command, cwd=cwd, env=own, stdout=file, stderr=subprocess.STDOUT)
     return log.read_bytes()[start:].decode(errors="replace") if done.returncode else None

@@ -1,6 +1,7 @@
-"""Suites whose answers a language model judges: MT-Bench and Arena-Hard."""
+"""Suites whose answers a language model judges: MT-Bench and Arena-Hard; and the check of other packages' judges."""
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,11 +11,16 @@ from instruct_lit.core.data.encode import Encoder
 from instruct_lit.core.data.example import Example
 from instruct_lit.core.generation.responses import closing, write_jsonl
 from instruct_lit.core.generation.sampling import SamplingSettings
-from instruct_lit.evaluation.judging.judge import require_judged
+from instruct_lit.errors import InstructLitError
+from instruct_lit.evaluation.answer_cache import AnswerCache
+from instruct_lit.evaluation.judging.endpoints import OpenAIEndpoint
+from instruct_lit.evaluation.judging.judge import Judge, require_judged
 from instruct_lit.evaluation.remote_model import RemoteModel, messages_of
 from instruct_lit.suites.evaluated_model import EvaluatedModel
+from instruct_lit.suites.suite import BenchmarkError
 
 FILE = "judged.jsonl"  # answers with their verdicts, in the folder of a model
+OPENAI_URL = "https://api.openai.com/v1"
 
 
 def answers_of(
@@ -55,3 +61,15 @@ def by_category(rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]
 def first_of_each(rows: Sequence[dict[str, Any]], limit: int | None) -> list[dict[str, Any]]:
     """The first `limit` rows of each category, all for None."""
     return [row for of_category in by_category(rows).values() for row in of_category[:limit]]
+
+
+def check_judge(suite: str, url: str | None, model: str | None) -> None:
+    """Raise BenchmarkError for a judge that cannot be used; the packages would retry for hours."""
+    key = os.environ.get("OPENAI_API_KEY")
+    try:
+        endpoint = OpenAIEndpoint(url or OPENAI_URL, model or "gpt-4-1106-preview", key, n_retries=1, timeout_s=30.0)
+        Judge(endpoint, AnswerCache(None)).check()
+    except InstructLitError as error:
+        message = str(error).replace("judge.url", "suite.options.judge_url")
+        message = message.replace("judge.api_key_env names the variable that holds it", "it is that of OPENAI_API_KEY")
+        raise BenchmarkError(f"suite={suite}: {message}") from error

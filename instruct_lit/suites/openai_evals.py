@@ -12,7 +12,7 @@ from instruct_lit.core.data.records import read_records
 from instruct_lit.suites.endpoint import NAME, Endpoint
 from instruct_lit.suites.environment import Environment, run_in
 from instruct_lit.suites.evaluated_model import EvaluatedModel
-from instruct_lit.suites.judge_check import check_judge
+from instruct_lit.suites.judged_answers import check_judge
 from instruct_lit.suites.suite import BenchmarkError, Figure, Items, RunRequest
 
 # Its declared dependencies conflict; these are the ones that its basic and model-graded evals import.

@@ -115,7 +115,7 @@ def _in_a_process(command: str, folder: Path, arguments: list[str], hydra: Any) 
         return "completed", value, None
     if code == INTERRUPTED:
         return "interrupted", None, "interrupted by a signal"
-    if code == TrialPruned.STATUS:
+    if code == TrialPruned.status:
         return "pruned", None, last_error_line(folder)
     if code < 0:
         return "failed", None, f"killed by {signal.Signals(-code).name}, from outside or because memory ran out"

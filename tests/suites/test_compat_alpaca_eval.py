@@ -33,13 +33,11 @@ def test_verdicts_are_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyP
                 if self.text == "half":
                     raise KeyboardInterrupt
 
-    base = ModuleType("base")
-    packages = {name: ModuleType(name) for name in ("alpaca_eval", "alpaca_eval.annotators")}
-    packages["alpaca_eval.annotators"].base = base  # type: ignore[attr-defined]
-    for name, module in packages.items():
-        monkeypatch.setitem(sys.modules, name, module)
-    base.BaseAnnotatorJSON = type("Other", (), {})  # type: ignore[attr-defined]
-    with pytest.raises(AttributeError, match="alpaca_eval.annotators.base.BaseAnnotatorJSON.save is gone"):
+    base = ModuleType("alpaca_eval.annotators.base")
+    for module in (ModuleType("alpaca_eval"), ModuleType("alpaca_eval.annotators"), base):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    base.BaseAnnotatorJSON = type("BaseAnnotatorJSON", (), {})  # type: ignore[attr-defined]
+    with pytest.raises(AttributeError, match="'BaseAnnotatorJSON' has no attribute 'save'"):
         write_verdicts_whole()
     base.BaseAnnotatorJSON = Annotator  # type: ignore[attr-defined]
     write_verdicts_whole()

@@ -10,7 +10,7 @@ import pytest
 
 from instruct_lit.suites import alpaca_eval, helm, openai_evals
 from instruct_lit.suites.evaluated_model import EvaluatedModel
-from instruct_lit.suites.judge_check import check_judge
+from instruct_lit.suites.judged_answers import check_judge
 from instruct_lit.suites.suite import BenchmarkError, RunRequest, Suite
 
 
