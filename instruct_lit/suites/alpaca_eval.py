@@ -13,7 +13,7 @@ from instruct_lit.core.generation.responses import closing
 from instruct_lit.core.generation.sampling import SamplingSettings
 from instruct_lit.suites.environment import Environment, run_in
 from instruct_lit.suites.evaluated_model import EvaluatedModel
-from instruct_lit.suites.hub_files import hub_file
+from instruct_lit.suites.hub_files import hub_file, read_rows
 from instruct_lit.suites.judged_answers import check_judge
 from instruct_lit.suites.suite import BenchmarkError, Figure, Items, RunRequest
 
@@ -72,13 +72,8 @@ def read_references(request: RunRequest) -> list[dict[str, Any]]:
     path = Path(given).expanduser() if given else hub_file(request, REPO, FILE, instead)
     if not path.is_file():
         raise BenchmarkError(f"suite.options.references={given}: no such file")
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise BenchmarkError(f"{path}: invalid JSON ({error}); give a list of records") from error
-    if not isinstance(rows, list) or not all(isinstance(r, dict) and {"instruction", "output"} <= set(r) for r in rows):
-        raise BenchmarkError(f"{path}: not a list of records with instruction and output")
-    return [{"generator": "reference", **row} for row in rows]
+    known = {"generator": "reference"}
+    return read_rows(path, lambda row: {**known, **row, "instruction": row["instruction"], "output": row["output"]})
 
 
 def length_table(request: RunRequest) -> Path:

@@ -9,11 +9,11 @@ from typing import Any
 import yaml
 
 from instruct_lit.core.bundle import save_tokenizer
-from instruct_lit.core.data.records import read_records
 from instruct_lit.core.jinja_environments import compile_text
 from instruct_lit.suites.endpoint import NAME, Endpoint
 from instruct_lit.suites.environment import Environment, run_in
 from instruct_lit.suites.evaluated_model import EvaluatedModel
+from instruct_lit.suites.hub_files import read_rows
 from instruct_lit.suites.suite import BenchmarkError, Figure, Items, RunRequest
 
 ENVIRONMENT = Environment("helm", [["crfm-helm==0.5.16", "torch==2.13.0", "torchvision==0.28.0", "openai==3.57.0"]])
@@ -27,6 +27,7 @@ def run(evaluated: EvaluatedModel, request: RunRequest) -> dict[str, Figure]:
     Raises: BenchmarkError when HELM fails, also for the want of a scenario's data.
     """
     python = ENVIRONMENT.python(request.cache, request.log)
+    shutil.rmtree(request.out_dir / "benchmark_output" / "runs", ignore_errors=True)  # of an earlier call
     with Endpoint(evaluated) as endpoint:
         _describe(evaluated, endpoint.url, request.out_dir / "prod_env")
         if request.data_dir is not None:
@@ -81,9 +82,9 @@ def _place_mmlu(hub: Path, folder: Path) -> None:
             split = SPLITS[source.stem]
             target = folder / split / f"{source.parent.name}_{split}.csv"
             target.parent.mkdir(parents=True, exist_ok=True)
-            items = [record for _, record in read_records(source)]
+            rows = read_rows(source, lambda item: [item["question"], *item["choices"], "ABCD"[item["answer"]]])
             with target.open("w", encoding="utf-8", newline="") as file:
-                csv.writer(file).writerows([i["question"], *i["choices"], "ABCD"[i["answer"]]] for i in items)
+                csv.writer(file).writerows(rows)
 
 
 def name_of(run: str) -> str:

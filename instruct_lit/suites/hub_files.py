@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from instruct_lit.core.data.records import read_records
+from instruct_lit.errors import DataError
 from instruct_lit.suites.suite import BenchmarkError, RunRequest
 
 
@@ -39,10 +40,12 @@ def hub_file(request: RunRequest, repo: str, name: str, instead: str = "") -> Pa
 def read_rows(path: Path, row_of: Callable[[Any], Any]) -> list[Any]:
     """What `row_of` makes of each record of a file.
 
-    Raises: BenchmarkError, naming the line, for a record that lacks a key.
+    Raises: BenchmarkError, naming the line, for a record that lacks a key; DataError for one that is not JSON.
     """
     rows = []
     for place, record in read_records(path):
+        if isinstance(record, DataError):
+            raise record
         try:
             rows.append(row_of(record))
         except (KeyError, TypeError, IndexError, AttributeError) as error:

@@ -3,13 +3,17 @@
 import csv
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from instruct_lit.errors import DataError
 from instruct_lit.suites import alpaca_eval, helm, openai_evals
 from instruct_lit.suites.evaluated_model import EvaluatedModel
+from instruct_lit.suites.hub_files import read_rows
 from instruct_lit.suites.judged_answers import check_judge
 from instruct_lit.suites.suite import BenchmarkError, RunRequest, Suite
 
@@ -40,8 +44,18 @@ def test_references_come_from_a_file_or_the_folder(tmp_path: Path) -> None:
     with pytest.raises(BenchmarkError, match=r"suite.options.references=.*none.json: no such file"):
         alpaca_eval.read_references(request_of(tmp_path, references=str(tmp_path / "none.json")))
     (tmp_path / "mine.json").write_text('[{"instruction": "a"}]')
-    with pytest.raises(BenchmarkError, match=r"mine.json: not a list of records with instruction and output"):
+    with pytest.raises(BenchmarkError, match=r"mine.json.*: not a record of mine.json \(KeyError: 'output'\)"):
         alpaca_eval.read_references(request_of(tmp_path, references=str(tmp_path / "mine.json")))
+    (tmp_path / "cut.json").write_text('[{"instruction": "a", "output": "b"}, {"instr')
+    with pytest.raises(DataError, match=r"cut.json.*: invalid JSON \(Unterminated string"):
+        alpaca_eval.read_references(request_of(tmp_path, references=str(tmp_path / "cut.json")))
+
+
+def test_a_line_that_is_cut_off_is_named_as_that(tmp_path: Path) -> None:
+    file = tmp_path / "question.jsonl"
+    file.write_text('{"a": 1}\n{"a": "wor')
+    with pytest.raises(DataError, match=r"question.jsonl, line 2: invalid JSON \(Unterminated string"):
+        read_rows(file, lambda record: record["a"])
 
 
 def test_the_table_of_lengths_comes_from_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,6 +184,26 @@ def test_files_of_other_scenarios_are_placed_as_helm_has_them(tmp_path: Path) ->
     for _ in range(2):  # a second run finds them there
         helm._place(tmp_path / "data", tmp_path / "scenarios")
     assert (tmp_path / "scenarios" / "gsm" / "gsm_data_test").read_text() == "{}"
+
+
+def test_runs_of_an_earlier_call_in_the_folder_are_no_figures_of_helm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = tmp_path / "benchmark_output" / "runs" / "instruct-lit"
+
+    def program(*arguments: Any) -> None:
+        (runs / "gsm:model=x").mkdir(parents=True)
+        (runs / "gsm:model=x" / "stats.json").touch()
+
+    (runs / "mmlu:subject=anatomy").mkdir(parents=True)
+    (runs / "mmlu:subject=anatomy" / "stats.json").touch()
+    monkeypatch.setattr(helm, "ENVIRONMENT", SimpleNamespace(python=lambda *_: Path("python")))
+    monkeypatch.setattr(helm, "Endpoint", lambda _: nullcontext(SimpleNamespace(url="http://h/v1")))
+    monkeypatch.setattr(helm, "_describe", lambda *_: None)
+    monkeypatch.setattr(helm, "run_in", program)
+    monkeypatch.setattr(helm, "_figure", lambda file: file)
+    request = RunRequest(Suite("helm", ["gsm"]), None, tmp_path, tmp_path, tmp_path / "log")
+    assert list(helm.run(SimpleNamespace(max_rows=1), request)) == ["gsm"]  # type: ignore[arg-type]
 
 
 def test_run_entries_of_helm() -> None:
