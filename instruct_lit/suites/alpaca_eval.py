@@ -72,8 +72,7 @@ def read_references(request: RunRequest) -> list[dict[str, Any]]:
     path = Path(given).expanduser() if given else hub_file(request, REPO, FILE, instead)
     if not path.is_file():
         raise BenchmarkError(f"suite.options.references={given}: no such file")
-    known = {"generator": "reference"}
-    return read_rows(path, lambda row: {**known, **row, "instruction": row["instruction"], "output": row["output"]})
+    return read_rows(path, lambda r: {"generator": "reference", **r, **{k: r[k] for k in ("instruction", "output")}})
 
 
 def length_table(request: RunRequest) -> Path:

@@ -20,7 +20,6 @@ from instruct_lit.suites.evaluated_model import EvaluatedModel
 from instruct_lit.suites.suite import BenchmarkError
 
 FILE = "judged.jsonl"  # answers with their verdicts, in the folder of a model
-OPENAI_URL = "https://api.openai.com/v1"
 
 
 def answers_of(
@@ -52,10 +51,8 @@ def save(folder: Path, rows: Sequence[Mapping[str, Any]], verdict: Mapping[str, 
 
 def by_category(rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     """The rows of each category."""
-    found: dict[str, list[dict[str, Any]]] = {}
-    for row in rows:
-        found.setdefault(row["category"], []).append(row)
-    return found
+    names = dict.fromkeys(row["category"] for row in rows)
+    return {name: [row for row in rows if row["category"] == name] for name in names}
 
 
 def first_of_each(rows: Sequence[dict[str, Any]], limit: int | None) -> list[dict[str, Any]]:
@@ -67,7 +64,8 @@ def check_judge(suite: str, url: str | None, model: str | None) -> None:
     """Raise BenchmarkError for a judge that cannot be used; the packages would retry for hours."""
     key = os.environ.get("OPENAI_API_KEY")
     try:
-        endpoint = OpenAIEndpoint(url or OPENAI_URL, model or "gpt-4-1106-preview", key, n_retries=1, timeout_s=30.0)
+        given = url or "https://api.openai.com/v1", model or "gpt-4-1106-preview", key
+        endpoint = OpenAIEndpoint(*given, n_retries=1, timeout_s=30.0)
         Judge(endpoint, AnswerCache(None)).check()
     except InstructLitError as error:
         message = str(error).replace("judge.url", "suite.options.judge_url")
