@@ -1,29 +1,40 @@
 """What tests of every room share."""
 
 import contextlib
+import functools
 import gc
 import json
+import pickle
 import threading
 import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import hypothesis
 import pytest
-import torch
 
-from instruct_lit.config.model_builders import install_satellites
-from instruct_lit.core.data.tokenizer import GPT2Tokenizer
-from instruct_lit.core.model.gpt import GPT, GPTConfig
+if TYPE_CHECKING:
+    from instruct_lit.core.data.tokenizer import GPT2Tokenizer
+    from instruct_lit.core.model.gpt import GPT
 
-pytest_plugins = ["tests.commands", "tests.fixtures.training", "tests.fixtures.hub"]
-hypothesis.settings.register_profile("quiet", deadline=None)  # a busy machine is no failure
-hypothesis.settings.load_profile("quiet")
 ROOT = Path(__file__).resolve().parents[1]
-install_satellites()
 gc.disable()  # until the tests are collected: importing makes hardly any garbage
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Import what takes seconds, but not in the controller of pytest-xdist, which runs no test and is waited for."""
+    if session.config.pluginmanager.has_plugin("dsession"):
+        return
+    import hypothesis
+
+    from instruct_lit.config.model_builders import install_satellites
+
+    hypothesis.settings.register_profile("quiet", deadline=None)  # a busy machine is no failure
+    hypothesis.settings.load_profile("quiet")
+    install_satellites()
+    for name in ("tests.commands", "tests.fixtures.training", "tests.fixtures.hub"):
+        session.config.pluginmanager.import_plugin(name)
 
 
 def pytest_collection_finish() -> None:
@@ -36,6 +47,8 @@ def pytest_collection_finish() -> None:
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Tests that are marked `gpu` skip where there is none."""
+    import torch
+
     if item.get_closest_marker("gpu") is not None and not torch.cuda.is_available():
         pytest.skip("no CUDA device")
 
@@ -49,15 +62,37 @@ def shared_data() -> Path:
     return folder
 
 
+@pytest.fixture(scope="session", autouse=True)
+def configurations_parsed_once() -> Iterator[None]:
+    """The files of conf/ and of Hydra are parsed once by a worker, not for each of hundreds of compositions."""
+    import hydra
+    from omegaconf import OmegaConf
+
+    load, folders = OmegaConf.load, (f"{ROOT / 'conf'}/", f"{Path(hydra.__file__).parent}/")
+    pickled = functools.cache(lambda path: pickle.dumps(load(path)))
+
+    def loaded(file: Any) -> Any:
+        path = str(getattr(file, "name", ""))  # Hydra opens the files itself
+        return pickle.loads(pickled(path)) if path.startswith(folders) else load(file)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(OmegaConf, "load", loaded)
+        yield
+
+
 @pytest.fixture(scope="session")
-def tokenizer() -> GPT2Tokenizer:
+def tokenizer() -> "GPT2Tokenizer":
     """GPT-2's tokenizer."""
+    from instruct_lit.core.data.tokenizer import GPT2Tokenizer
+
     return GPT2Tokenizer()
 
 
 @pytest.fixture
-def tiny_model() -> GPT:
+def tiny_model() -> "GPT":
     """A GPT with random weights and GPT-2's vocabulary, small enough for any test."""
+    from instruct_lit.core.model.gpt import GPT, GPTConfig
+
     model = GPT(GPTConfig(context_length=64, d_model=32, n_layers=2, n_heads=4))
     model.init_weights(seed=0)
     return model.eval()

@@ -1,5 +1,6 @@
 """The arena's page: names are shown as they are, nothing is loaded from elsewhere, foreign pages are refused."""
 
+import importlib.util
 import json
 import re
 import subprocess
@@ -13,7 +14,7 @@ import pytest
 
 from instruct_lit.serving import arena_page
 
-pytest.importorskip("gradio")
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("gradio") is None, reason="no gradio")
 NAMES = ["![x](https://evil.example/x.png)", "<img src=//evil.example/x>**b** `c` $$d$$ [e]"]
 # A process of its own, since gradio leaves sockets and event loops behind. It serves the page, and tells what the
 # functions of the page return.
