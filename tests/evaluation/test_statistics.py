@@ -1,5 +1,6 @@
 """Intervals that cover, tests without false alarms, and the library's figures."""
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -75,13 +76,22 @@ def test_differences_of_several_sizes_have_the_permutation_test() -> None:
     assert np.mean([difference(random.normal(0, 1, 20), trial)["p"] < 0.05 for trial in range(100)]) <= 0.1
 
 
+@functools.cache
+def of_pairs(n_up: int, n_down: int, n: int) -> dict:
+    """The difference of `n` pairs, of which so many went each way."""
+    return difference(np.repeat([1.0, -1.0, 0.0], [n_up, n_down, n - n_up - n_down]))
+
+
 def test_paired_proportions_are_covered_without_false_alarms() -> None:
-    random, hits, alarms = np.random.default_rng(0), 0, 0
-    for _ in range(2000):
-        found = difference(random.choice([-1.0, 0.0, 1.0], 20, p=[0.05, 0.8, 0.15]))
-        hits += found["low"] <= 0.1 <= found["high"]
-        alarms += difference(random.choice([-1.0, 0.0, 1.0], 20, p=[0.1, 0.8, 0.1]))["p"] < 0.05
-    assert hits / 2000 >= 0.93 and alarms / 2000 <= 0.05
+    """The exact probabilities over all outcomes of 20 pairs but those of less than one in a million."""
+    covered = alarms = 0.0
+    for up, down in ((up, down) for up in range(21) for down in range(21 - up)):
+        n_ways = math.comb(20, up) * math.comb(20 - up, down) * 0.8 ** (20 - up - down)
+        if (likely := n_ways * 0.15**up * 0.05**down) > 1e-6:
+            covered += likely * (of_pairs(up, down, 20)["low"] <= 0.1 <= of_pairs(up, down, 20)["high"])
+        if (likely := n_ways * 0.1 ** (up + down)) > 1e-6:
+            alarms += likely * (of_pairs(up, down, 20)["p"] < 0.05)
+    assert covered >= 0.93 and alarms <= 0.05
 
 
 @pytest.mark.parametrize("sizes", [[0.5], [0.25, 0.5], None])
@@ -143,7 +153,8 @@ def test_holm_keeps_false_alarms_of_many_pairs_at_5_percent() -> None:
     random, alarms = np.random.default_rng(0), 0
     for _ in range(400):
         models = (random.random((4, 40)) < 0.5).astype(float)
-        found = [difference(models[i] - models[j])["p"] for i in range(4) for j in range(i)]
+        changes = [models[i] - models[j] for i in range(4) for j in range(i)]
+        found = [of_pairs(int((values > 0).sum()), int((values < 0).sum()), 40)["p"] for values in changes]
         alarms += min(holm(found)) < 0.05
     assert alarms / 400 <= 0.05
 
