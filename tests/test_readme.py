@@ -42,13 +42,22 @@ def test_every_symbol_of_the_six_stops_exists(symbol: str) -> None:
     assert hasattr(importlib.import_module(f"instruct_lit.{module}"), name)
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_composes(command: str) -> None:
-    _, _, module, *overrides = shlex.split(command.replace("<date>", "d").replace("<time>", "t"))
-    name = module.removeprefix("instruct_lit.")
-    overrides = [o for o in overrides if o not in ("-m", "--cfg", "job") and not o.startswith(("--cfg=", "--package="))]
-    single = [re.sub(r"^([^\[{]*?)=([^,\[{]*),.*", r"\1=\2", o) for o in overrides]
-    composed(name, *single)
+def by_choices(commands: list[str]) -> dict[tuple[str, ...], list[str]]:
+    """The overrides of values by the command and the choices of its groups: those with the same are composed once."""
+    values: dict[tuple[str, ...], list[str]] = {}
+    for command in commands:
+        _, _, module, *given = shlex.split(command.replace("<date>", "d").replace("<time>", "t"))
+        given = [o for o in given if o not in ("-m", "--cfg", "job") and not o.startswith(("--cfg=", "--package="))]
+        single = [re.sub(r"^([^\[{]*?)=([^,\[{]*),.*", r"\1=\2", o) for o in given]
+        choices = [o for o in single if (CONF / o.partition("=")[0].lstrip("+")).is_dir() or o[0] == "~" or "={" in o]
+        key = (module.removeprefix("instruct_lit."), *choices)
+        values.setdefault(key, []).extend(o for o in single if o not in choices)
+    return values
+
+
+@pytest.mark.parametrize(("command", "values"), by_choices(COMMANDS).items(), ids=lambda given: " ".join(given)[:80])
+def test_every_command_composes(command: tuple[str, ...], values: list[str]) -> None:
+    composed(*command, *dict.fromkeys(values))
 
 
 def test_what_it_points_to_is_there() -> None:

@@ -22,38 +22,56 @@ def finished_run(folder: Path, *overrides: str) -> Path:
     ("override", "reason"),
     [
         ("model.trust_remote_code=true", "runs code of a repository"),
-        ("model={path:evil,trust_remote_code:true}", "runs code of a repository"),
-        ("++model.trust_remote_code=1", "runs code of a repository"),
+        pytest.param("model={path:evil,trust_remote_code:true}", "runs code of a repository", marks=pytest.mark.slow),
+        pytest.param("++model.trust_remote_code=1", "runs code of a repository", marks=pytest.mark.slow),
         ("optimizer._target_=instruct_lit.suites.execution.passes", "names a constructor"),
         ("+callbacks.mine={_target_:os.system,command:x}", "names a constructor"),
-        ("+trainer.plugins=[{_target_:os.system}]", "names a constructor"),
-        ("data.source._target_=instruct_lit.data.hf_tokenizer.load_tokenizer", "names a constructor"),
+        pytest.param("+trainer.plugins=[{_target_:os.system}]", "names a constructor", marks=pytest.mark.slow),
+        pytest.param(
+            "data.source._target_=instruct_lit.data.hf_tokenizer.load_tokenizer",
+            "names a constructor",
+            marks=pytest.mark.slow,
+        ),
         ("data.filters={function: {path: evil.py}}", "runs a Python file"),
-        ("data={filters:{function:{path:evil.py}}}", "runs a Python file"),
-        ("+data.filters.function.path=evil.py", "runs a Python file"),
+        pytest.param("data={filters:{function:{path:evil.py}}}", "runs a Python file", marks=pytest.mark.slow),
+        pytest.param("+data.filters.function.path=evil.py", "runs a Python file", marks=pytest.mark.slow),
         ("--config-dir=evil", "is an option of the command line"),
-        ("-m", "is an option of the command line"),
-        ("--experimental-rerun=evil.pickle", "is an option of the command line"),
+        pytest.param("-m", "is an option of the command line", marks=pytest.mark.slow),
+        pytest.param("--experimental-rerun=evil.pickle", "is an option of the command line", marks=pytest.mark.slow),
         ("hydra.searchpath=[file://evil]", "changes Hydra itself"),
-        ("+hydra.callbacks.mine._target_=os.system", "changes Hydra itself"),
-        ("hydra={job_logging:{root:{}}}", "changes Hydra itself"),
-        ("hydra/job_logging=default", "changes Hydra itself"),
-        ("+callbacks@hydra.callbacks=default", "changes Hydra itself"),
+        pytest.param("+hydra.callbacks.mine._target_=os.system", "changes Hydra itself", marks=pytest.mark.slow),
+        pytest.param("hydra={job_logging:{root:{}}}", "changes Hydra itself", marks=pytest.mark.slow),
+        pytest.param("hydra/job_logging=default", "changes Hydra itself", marks=pytest.mark.slow),
+        pytest.param("+callbacks@hydra.callbacks=default", "changes Hydra itself", marks=pytest.mark.slow),
         ("experiment=../../evil", "names a configuration outside of this program's"),
-        ("data=[files,../../../evil]", "names a configuration outside of this program's"),
+        pytest.param(
+            "data=[files,../../../evil]", "names a configuration outside of this program's", marks=pytest.mark.slow
+        ),
         ("+evil/../../x=y", "is not an override|names a configuration outside"),
         ("data.path=${oc.env:HOME}", "is an interpolation"),
-        ("data.filters=${oc.decode:'{function:{path:evil.py}}'}", "is an interpolation"),
+        pytest.param(
+            "data.filters=${oc.decode:'{function:{path:evil.py}}'}", "is an interpolation", marks=pytest.mark.slow
+        ),
         ("seed=1,2", "is a sweep"),
         ("no override", "is not an override"),
         ("seed=" + "{a:" * 300 + "1" + "}" * 300, "is not an override"),
         ("template.path=evil.jinja", "names a file"),
         ("callbacks.best_checkpoint.dirpath=/root/.ssh", "names a folder to write to"),
-        ("callbacks.best_checkpoint.filename=../../.ssh/x", "names a place to write to"),
-        ("callbacks={best_checkpoint:{filename:/srv/x}}", "names a place to write to"),
+        pytest.param(
+            "callbacks.best_checkpoint.filename=../../.ssh/x", "names a place to write to", marks=pytest.mark.slow
+        ),
+        pytest.param(
+            "callbacks={best_checkpoint:{filename:/srv/x}}", "names a place to write to", marks=pytest.mark.slow
+        ),
         ("logger.tensorboard.name='~/x'", "names a place to write to"),
-        ("+logger.mlflow.tracking_uri=http://evil.example", "names a place to write to"),
-        ("+logger.wandb.settings={base_url:'https://evil.example'}", "names a place to write to"),
+        pytest.param(
+            "+logger.mlflow.tracking_uri=http://evil.example", "names a place to write to", marks=pytest.mark.slow
+        ),
+        pytest.param(
+            "+logger.wandb.settings={base_url:'https://evil.example'}",
+            "names a place to write to",
+            marks=pytest.mark.slow,
+        ),
         ("+logger.comet.offline_directory=x", "names a folder to write to"),
     ],
 )

@@ -8,6 +8,7 @@ import pytest
 
 
 @pytest.mark.parametrize("path", ["record", "request"])
+@pytest.mark.slow
 def test_a_path_is_short_enough_to_be_read(path: str) -> None:
     if path == "request":
         pytest.importorskip("fastapi")

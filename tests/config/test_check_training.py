@@ -118,14 +118,14 @@ def test_what_callbacks_log_may_be_watched_and_a_sweep_may_prune_in_vain() -> No
     pruning = "+callbacks.pruning={_target_: instruct_lit.sweeps.pruning.Pruning, monitor: test/loss}"
     check_command("train", composed("train", pruning, "optimized_metric=test/loss"))
     check_command("train", composed("train", pruning.replace("loss", "exact_match")))  # the sweep has the direction
+    metrics = "callbacks.generation_quality.metrics=[exact_match,looping,length_ratio]"
+    config = composed("train", "callbacks=generation_quality", metrics)
     for monitor, mode, expected in (
         ("val/exact_match", "max", None), ("val/looping", "min", None), ("val/length_ratio", "min", None),
         ("val/loss", "min", None), ("val/looping", "max", "min"), ("val/exact_match", "min", "max"),
         ("val/loss", "max", "min"), ("val/bits_per_byte", "max", "min"),
     ):  # fmt: skip
-        metrics = "callbacks.generation_quality.metrics=[exact_match,looping,length_ratio]"
-        watched = [f"callbacks.early_stopping.monitor={monitor}", f"callbacks.early_stopping.mode={mode}", metrics]
-        config = composed("train", "callbacks=generation_quality", *watched)
+        config.callbacks.early_stopping.update(monitor=monitor, mode=mode)
         if expected is None:
             check_command("train", config)
             continue

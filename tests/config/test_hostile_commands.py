@@ -23,6 +23,7 @@ from instruct_lit.evaluation.metrics import check_metrics
 from tests.configs import composed
 
 VALUES = ("hello", "", None, 0, -1, 10**30, 1e300, math.nan, [], [None], {"a": 1}, True, "\x1b[2J")
+QUICK_VALUES = (None, -1, {"a": 1}, "\x1b[2J")  # for each key at every run
 # What lets the checks of a command pass; a finished model is any folder for them.
 GIVEN = {
     "evaluate": ("run=.", "template=alpaca", "data=demo", "judge=ollama", "judge.model=m"),
@@ -76,18 +77,19 @@ def message_of(command: str, key: str, value: Any) -> str | None:
     return None
 
 
+@pytest.mark.parametrize("values", [QUICK_VALUES, pytest.param(VALUES, marks=pytest.mark.slow)], ids=["some", "all"])
 @pytest.mark.parametrize(
     "command",
     [pytest.param(c, marks=pytest.mark.slow) if c in ("evaluate", "arena", "benchmark", "peek") else c for c in GIVEN],
 )
 def test_hostile_values_are_refused_by_name_or_accepted(
-    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    command: str, values: tuple[Any, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("instruct_lit.evaluation.judging.judge.Judge.check", lambda judge: None)  # none is there
     faults = []
     for key in sorted({key.name for key in keys_of(COMMANDS[command])} | set(flat(base(command)))):
-        for value in VALUES:
+        for value in values:
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")

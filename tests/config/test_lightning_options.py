@@ -211,7 +211,15 @@ def test_every_argument_that_is_obeyed_is_a_key() -> None:
     assert keys == set(ARGUMENTS)
 
 
-@pytest.mark.parametrize("name", ARGUMENTS)
+RARE = {  # Lightning's own work, with nothing of ours in between
+    "num_nodes", "min_epochs", "limit_test_batches", "num_sanity_val_steps", "reload_dataloaders_every_n_epochs",
+    "enable_progress_bar", "enable_model_summary", "enable_autolog_hparams", "benchmark", "inference_mode", "detect_anomaly",
+    "profiler", "default_root_dir", "strategy", "devices", "EMAWeightAveraging", "RichModelSummary", "ModelSummary",
+    "RichProgressBar", "Timer", "DeviceStatsMonitor",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in RARE else n for n in ARGUMENTS])
 def test_an_argument_is_obeyed(name: str, run: Callable[..., Fitted]) -> None:
     overrides, shown = ARGUMENTS[name]
     stop_at = 1 if name.startswith("min_") else None
@@ -306,7 +314,7 @@ def test_every_callback_of_lightning_is_obeyed_or_refused() -> None:
     assert not set(CALLBACKS) & set(REFUSED_CALLBACKS)
 
 
-@pytest.mark.parametrize("name", CALLBACKS)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in RARE else n for n in CALLBACKS])
 def test_a_callback_is_obeyed(name: str, run: Callable[..., Fitted]) -> None:
     if name.startswith("Rich"):
         pytest.importorskip("rich")

@@ -99,10 +99,22 @@ def test_a_character_that_the_encoding_lacks_is_escaped(tmp_path: Path) -> None:
     assert (tmp_path / "log").read_text() == "caf\\xe9 \\u2026\n"
 
 
-def test_a_mistyped_command_leaves_no_dated_folder(command: Command, small: tuple[str, ...], tmp_path: Path) -> None:
-    for wrong in ("data.batch_size=0", "+callbacks.early_stopping.patienc=1", "bach_size=3"):
-        command("train", *small, wrong, f"paths.outputs={tmp_path}/outputs", cwd=tmp_path, status=2)
-    command("train", "-m", "seed=1,x", cwd=tmp_path, status=2)
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ["data.batch_size=0"],
+        *(
+            pytest.param([wrong], marks=pytest.mark.slow)
+            for wrong in ("+callbacks.early_stopping.patienc=1", "bach_size=3")
+        ),
+        pytest.param(["-m", "seed=1,x"], marks=pytest.mark.slow),
+    ],
+)
+def test_a_mistyped_command_leaves_no_dated_folder(
+    wrong: list[str], command: Command, small: tuple[str, ...], tmp_path: Path
+) -> None:
+    outputs = [] if "-m" in wrong else [*small, f"paths.outputs={tmp_path}/outputs"]
+    command("train", *outputs, *wrong, cwd=tmp_path, status=2)
     assert list((tmp_path).iterdir()) == []
 
 

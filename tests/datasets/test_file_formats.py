@@ -109,6 +109,7 @@ def test_a_timestamp_that_python_has_no_type_for_is_no_obstacle(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.slow
 def test_a_small_parquet_of_gigabytes_is_read_in_bounded_memory(tmp_path: Path, nested: bool) -> None:
     pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     texts = pa.array(["x" * 1_000_000, "user", "y", "assistant"])

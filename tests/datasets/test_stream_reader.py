@@ -108,8 +108,16 @@ def test_workers_change_nothing(folder: Path, tokenizer: GPT2Tokenizer, n_worker
     assert ids(many) == one and many.counts == {"n_read": N}
 
 
-@pytest.mark.parametrize("n_workers", [0, 2])
-@pytest.mark.parametrize("n_seen", [0, 1, 4, 10, 11])
+@pytest.mark.parametrize(
+    ("n_workers", "n_seen"),
+    [
+        pytest.param(
+            n_workers, n_seen, marks=[] if (n_workers, n_seen) in ((0, 4), (2, 4), (0, 11)) else pytest.mark.slow
+        )
+        for n_workers in (0, 2)
+        for n_seen in (0, 1, 4, 10, 11)
+    ],
+)
 def test_trap_15_a_resumed_stream_goes_on_with_the_next_batch(
     folder: Path, tokenizer: GPT2Tokenizer, n_workers: int, n_seen: int
 ) -> None:

@@ -1,6 +1,7 @@
 """Intervals that cover, tests without false alarms, and the library's figures."""
 
 import functools
+import itertools
 import math
 from collections.abc import Callable
 
@@ -85,7 +86,9 @@ def of_pairs(n_up: int, n_down: int, n: int) -> dict:
 def test_paired_proportions_are_covered_without_false_alarms() -> None:
     """The exact probabilities over all outcomes of 20 pairs but those of less than one in a million."""
     covered = alarms = 0.0
-    for up, down in ((up, down) for up in range(21) for down in range(21 - up)):
+    for up, down in itertools.product(range(21), repeat=2):
+        if up + down > 20:
+            continue
         n_ways = math.comb(20, up) * math.comb(20 - up, down) * 0.8 ** (20 - up - down)
         if (likely := n_ways * 0.15**up * 0.05**down) > 1e-6:
             covered += likely * (of_pairs(up, down, 20)["low"] <= 0.1 <= of_pairs(up, down, 20)["high"])

@@ -122,7 +122,7 @@ def test_an_untied_head(written: tuple[Path, CausalLM, Tokenizer]) -> None:
     assert refused or "the loss of example" in found["instruct-lit"][0]
 
 
-@pytest.mark.parametrize("written", ["gpt2", pytest.param("llama", marks=pytest.mark.slow)], indirect=True)
+@pytest.mark.slow
 def test_another_adapter(written: tuple[Path, CausalLM, Tokenizer], tmp_path: Path) -> None:
     base, model, tokenizer = written
     adapter = Adapter(model, rank=2)
@@ -140,7 +140,8 @@ def test_another_adapter(written: tuple[Path, CausalLM, Tokenizer], tmp_path: Pa
     assert found.keys() == {"instruct-lit", "peft"} and all("the loss of example" in p[0] for p in found.values())
 
 
-@pytest.mark.parametrize("targets", [pytest.param(None, marks=pytest.mark.slow), ["embed_tokens", "q_proj"]])
+@pytest.mark.slow
+@pytest.mark.parametrize("targets", [None, ["embed_tokens", "q_proj"]])
 def test_a_merged_adapter_on_tied_weights(targets: list[str] | None, llama_directory: Path, tmp_path: Path) -> None:
     """An update of the embedding unties the head, which other readers have to be told; a lost one is found."""
     folder = tmp_path / "bundle"

@@ -99,13 +99,10 @@ def test_packed_documents_behind_a_prefix_have_the_states_they_have_alone(make: 
 @pytest.mark.parametrize(
     "name",
     [
-        "llama",
-        *(
-            pytest.param(n, marks=pytest.mark.slow)
-            for n in ("qwen3", "gemma", "phi", "gpt2", "llama lora", "llama recomputed", "llama lora recomputed")
-        ),
+        "llama", "qwen3", "gemma", "phi", "gpt2", "llama lora", "llama recomputed", "llama lora recomputed",
     ],
-)
+)  # fmt: skip
+@pytest.mark.slow
 def test_compiled_blocks_give_the_same_states_and_gradients_and_are_compiled_once(make: Callable, name: str) -> None:
     """Three layers and three lengths share their graphs, which the attention interrupts; evaluation is not compiled.
 

@@ -98,6 +98,7 @@ def test_mmlu_with_five_shots_over_two_runs(
     assert "Running loglikelihood" not in shown
 
 
+@pytest.mark.slow
 def test_squad_writes_answers(run: Run) -> None:
     written = run("suite=squad", "benchmark.limit=4", "benchmark.template=on")
     (report,) = written["runs"]
@@ -105,6 +106,7 @@ def test_squad_writes_answers(run: Run) -> None:
     assert figure["metric"] == "f1" and figure["n"] == 4 and "exact_match" in figure["others"] and figure["chance"] == 0
 
 
+@pytest.mark.slow
 def test_triviaqa_with_shots_of_its_own(run: Run) -> None:
     written = run("suite=triviaqa", "benchmark.limit=4", "benchmark.n_shot=1", "benchmark.template=off")
     figure = written["runs"][0]["tasks"]["triviaqa"]
@@ -172,6 +174,7 @@ def test_lm_eval_needs_tasks(tmp_path: Path) -> None:
         check_command("benchmark", composed_into(tmp_path, "suite=lm_eval", "run=."))
 
 
+@pytest.mark.slow
 def test_ifeval_on_literal_items(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("immutabledict")
     kinds = (["punctuation:no_comma"], ["punctuation:no_comma", "keywords:existence"])
@@ -199,6 +202,7 @@ def test_ifeval_on_literal_items(run: Run, tmp_path: Path, capsys: pytest.Captur
     assert "ifeval by kind of instruction, strict/loose: keywords" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_what_fine_tuning_changed_in_a_benchmark(
     runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -251,6 +255,7 @@ def test_more_shots_than_there_are_examples(run: Run) -> None:
         run("suite=triviaqa", "benchmark.n_shot=9")
 
 
+@pytest.mark.slow
 def test_humaneval_only_after_the_switch(run: Run, tmp_path: Path) -> None:
     with pytest.raises(BenchmarkError, match=r"suite.tasks=humaneval: it runs code .* benchmark.allow_code=true"):
         run("suite=humaneval")

@@ -64,6 +64,7 @@ def test_a_server_without_echo_is_refused_by_name(judge_server: Callable) -> Non
         remote(server.url, False).score([("The sky is", " blue")])
 
 
+@pytest.mark.slow
 def test_a_run_and_a_hosted_model_in_one_table(
     judge_server: Callable, small_run: Path, command: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,6 +13,7 @@ def rows_of(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_evaluate_answers_again_with_other_settings(
     small_run: Path, command: Callable, small: tuple[str, ...], tmp_path: Path
 ) -> None:
@@ -107,6 +108,7 @@ def test_outputs_in_the_form_of_alpaca_eval_are_compared(command: Callable, tmp_
     )
 
 
+@pytest.mark.slow
 def test_checks_of_records_and_a_function_are_scored(command: Callable, tmp_path: Path) -> None:
     records = [
         {
@@ -136,6 +138,7 @@ def test_checks_of_records_and_a_function_are_scored(command: Callable, tmp_path
     assert "answers.json, record 0: check {'words': 2}; allowed is a mapping with one of contains" in refused
 
 
+@pytest.mark.slow
 def test_peoples_labels_are_evaluated(command: Callable, tmp_path: Path) -> None:
     words = ["cat", "dog", "cow", "hen"]
     records = [{"id": w, "instruction": w, "output": w, "response": w if w < "d" else "x"} for w in words]

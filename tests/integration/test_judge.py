@@ -100,6 +100,7 @@ def test_too_few_common_examples_are_refused(folder: Path, command: Callable) ->
     assert "compare: 1 examples in common, at least 2 are needed" in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_comparison_in_both_orders(judge_server: Callable, folder: Path, command: Callable) -> None:
     def first_shown(n: int, body: dict) -> str:
         return '{"better": "A"}'

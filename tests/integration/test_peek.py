@@ -45,6 +45,7 @@ def test_the_profile_of_the_data(command: Callable, small: tuple[str, ...], tmp_
     assert list(tmp_path.iterdir()) == []  # looking leaves nothing behind
 
 
+@pytest.mark.slow
 def test_a_stream_is_looked_at_by_its_first_examples(command: Callable, small: tuple[str, ...], tmp_path: Path) -> None:
     (tmp_path / "set").mkdir()
     for shard in range(3):
@@ -104,6 +105,7 @@ def test_what_is_estimated_is_the_model_that_was_opened(tiny_model: GPT) -> None
         assert without_weights(config, opened).config == tiny_model.config != without_weights(config).config
 
 
+@pytest.mark.slow
 def test_what_an_adapter_is_estimated_on_has_the_precision_of_the_run(llama_directory: Path) -> None:
     config = composed("peek", "model=hf", f"model.path={llama_directory}", "model.dtype=bfloat16", "adapter=lora")
     half = {True: torch.float32, False: torch.bfloat16}
@@ -113,6 +115,7 @@ def test_what_an_adapter_is_estimated_on_has_the_precision_of_the_run(llama_dire
         assert {p.requires_grad: p.dtype for p in made.parameters()} == expected
 
 
+@pytest.mark.slow
 def test_a_profile_is_of_the_layout_that_a_run_would_choose(tmp_path: Path) -> None:
     """Without weights: experts, whose products torch sizes in bf16 alone, and an attention that is not packed."""
     transformers = pytest.importorskip("transformers")

@@ -122,6 +122,7 @@ def test_a_checkpoint_of_other_data_is_refused_with_what_differs(
     assert "model:" not in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_slurm_signal_says_how_to_go_on(again: Callable, tmp_path: Path) -> None:
     process = again("run", "trainer.max_epochs=500", "callbacks.early_stopping=null")
     deadline = time.monotonic() + 120

@@ -108,13 +108,17 @@ def test_trials_of_a_sweep_do_not_touch_each_other(
     ("overrides", "message"),
     [
         (["trainer.max_step=3"], "did you mean trainer.max_steps?"),
-        (["data.mask_promt=true"], "did you mean data.mask_prompt?"),
+        pytest.param(["data.mask_promt=true"], "did you mean data.mask_prompt?", marks=pytest.mark.slow),
         (["optimizer.lr=fast"], "optimizer.lr=fast: instruct_lit.core.training.optimizer.adamw requires float"),
-        (["seed=a"], "Value 'a' of type 'str' could not be converted to Integer"),
+        pytest.param(["seed=a"], "Value 'a' of type 'str' could not be converted to Integer", marks=pytest.mark.slow),
         (["data=files", "data.path=nowhere.json"], "data.path=nowhere.json: no such file or folder"),
-        (["model.path=nowhere"], "model.path=nowhere: no such folder"),
-        (["model.n_heads=3"], "model.d_model=128: must be a multiple of model.n_heads=3"),
-        (["ckpt_path=nowhere"], "ckpt_path=nowhere: no such checkpoint or run folder"),
+        pytest.param(["model.path=nowhere"], "model.path=nowhere: no such folder", marks=pytest.mark.slow),
+        pytest.param(
+            ["model.n_heads=3"], "model.d_model=128: must be a multiple of model.n_heads=3", marks=pytest.mark.slow
+        ),
+        pytest.param(
+            ["ckpt_path=nowhere"], "ckpt_path=nowhere: no such checkpoint or run folder", marks=pytest.mark.slow
+        ),
         (["ckpt_path=broken.ckpt"], "damaged, or not a checkpoint"),
         (["data.max_length=5000"], "data.max_length=5000"),
         (["template=file", "template.path=bad.jinja"], "{{ response }}"),
@@ -122,8 +126,12 @@ def test_trials_of_a_sweep_do_not_touch_each_other(
             ["optimizer._target_=os.system"],
             "optimizer._target_=os.system: not an allowed target; allowed are instruct_lit.core.training.optimizer.adamw",
         ),
-        (["callbacks.early_stopping.monitor=val/los"], "callbacks.early_stopping.monitor=val/los: logged are"),
-        (["trainer.val_check_interval=2.5"], "val_check_interval"),
+        pytest.param(
+            ["callbacks.early_stopping.monitor=val/los"],
+            "callbacks.early_stopping.monitor=val/los: logged are",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(["trainer.val_check_interval=2.5"], "val_check_interval", marks=pytest.mark.slow),
     ],
 )
 def test_bad_input_gives_one_message_and_status_2(

@@ -106,6 +106,7 @@ def nano() -> Parts:
     return load_gpt(ROOT / "instruct_lit" / "nano"), GPT2Tokenizer(), ALPACA
 
 
+@pytest.mark.slow
 def test_nano_in_this_environment(tmp_path: Path) -> None:
     for folder in write_all(tmp_path, nano, ROOT / "instruct_lit" / "nano"):
         check(folder, here)

@@ -74,6 +74,7 @@ def wanted(rows: list[dict[str, Any]]) -> list[str]:
     return [row["response"] for row in rows]
 
 
+@pytest.mark.slow
 def test_evaluate(command: Command, small_run: Path, wanted: list[str], tmp_path: Path) -> None:
     command(
         "evaluate", f"run={small_run}", "generation.max_new_tokens=6", "metrics=[exact_match]", "hydra.run.dir=out",

@@ -77,6 +77,7 @@ def plot_of_best(run: Path, step: int | None) -> bytes:
     return (run / "loss.png").read_bytes()
 
 
+@pytest.mark.slow
 def test_the_plot_is_drawn_from_any_history(run: Path) -> None:
     plot_losses(run)
     first = (run / "loss.png").read_bytes()

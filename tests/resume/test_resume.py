@@ -26,7 +26,7 @@ from instruct_lit.resume.checkpoint_files import DurableIO
 from instruct_lit.resume.last_checkpoint import LastCheckpoint, random_state, set_random_state
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-QUICK_SIGNALS = ((signal.SIGINT, 1), (signal.SIGTERM, 3))
+QUICK_SIGNAL = (signal.SIGTERM, 3)
 pytestmark = pytest.mark.filterwarnings("ignore:.*Checkpoint directory .* exists.*")
 
 
@@ -108,7 +108,10 @@ CASES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("case", CASES)
+QUICK_CASES = ("packed by budget, accumulated", "ended by steps")
+
+
+@pytest.mark.parametrize("case", [c if c in QUICK_CASES else pytest.param(c, marks=pytest.mark.slow) for c in CASES])
 def test_from_every_checkpoint_of_a_run(
     case: str, tmp_path: Path, fit: Callable, make_tuner: Callable, make_data: Callable
 ) -> None:
@@ -146,7 +149,8 @@ def test_a_run_that_ended_with_an_epoch_is_extended(
     assert rest.outcome()["weights"] == whole.outcome()["weights"]
 
 
-@pytest.mark.parametrize("interval", [2, pytest.param(5, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("interval", [2, 5])
 def test_resumed_at_the_end_of_one_epoch_after_another(
     interval: int, tmp_path: Path, fit: Callable, make_tuner: Callable, make_data: Callable
 ) -> None:
@@ -201,7 +205,7 @@ class Signal(Callback):
 @pytest.mark.parametrize(
     ("number", "accumulate"),
     [
-        pytest.param(number, accumulate, marks=[] if (number, accumulate) in QUICK_SIGNALS else pytest.mark.slow)
+        pytest.param(number, accumulate, marks=[] if (number, accumulate) == QUICK_SIGNAL else pytest.mark.slow)
         for number in SIGNALS
         for accumulate in (1, 3)
     ],

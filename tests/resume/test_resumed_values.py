@@ -59,12 +59,12 @@ def resumed(make_tuner: Callable, make_data: Callable, fit: Callable, tmp_path: 
 @pytest.mark.parametrize(
     ("values", "name", "expected"),
     [
-        ({}, "lr", [0.1, 0.1, 0.1]),
+        pytest.param({}, "lr", [0.1, 0.1, 0.1], marks=pytest.mark.slow),
         ({"lr": 0.01}, "lr", [0.01, 0.01, 0.01]),
-        ({"decay": 0.5}, "weight_decay", [0.5, 0.5, 0.5]),
+        pytest.param({"decay": 0.5}, "weight_decay", [0.5, 0.5, 0.5], marks=pytest.mark.slow),
         ({"betas": (0.8, 0.9)}, "betas", [(0.8, 0.9)] * 3),
-        ({"shape": ("linear", 0)}, "lr", [0.05, 0.1 / 3, 0.1 / 6]),
-        ({"shape": ("linear", 0), "lr": 0.6}, "lr", [0.3, 0.2, 0.1]),
+        pytest.param({"shape": ("linear", 0)}, "lr", [0.05, 0.1 / 3, 0.1 / 6], marks=pytest.mark.slow),
+        pytest.param({"shape": ("linear", 0), "lr": 0.6}, "lr", [0.3, 0.2, 0.1], marks=pytest.mark.slow),
         ({"shape": ("linear", 0), "n_steps": 12}, "lr", [0.075, 0.1 * 8 / 12, 0.1 * 7 / 12]),
         ({"shape": ("constant", 7)}, "lr", [0.05, 0.0625, 0.075]),
     ],

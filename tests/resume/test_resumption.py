@@ -102,7 +102,7 @@ def test_weights_alone_are_tested_but_not_resumed(parts: Make, tmp_path: Path) -
     Run(parts(), small(tmp_path, fit=False, n_test_responses=0), [resumption(str(best))])()
 
 
-@pytest.mark.parametrize("name", ["last", "best"])
+@pytest.mark.parametrize("name", ["best", pytest.param("last", marks=pytest.mark.slow)])
 def test_weights_tested_with_another_template_than_they_were_trained_with(
     name: str, parts: Make, tmp_path: Path
 ) -> None:
@@ -123,14 +123,22 @@ def test_weights_tested_with_another_template_than_they_were_trained_with(
     ("change", "message"),
     [
         ({"split": "0123"}, "split 0123 of its run, .*; examples that it was trained on may be in the test set; give"),
-        ({"data": "fixture-0123"}, "data fixture-0123 of its run, .*; examples that it was trained on may be in the"),
+        pytest.param(
+            {"data": "fixture-0123"},
+            "data fixture-0123 of its run, .*; examples that it was trained on may be in the",
+            marks=pytest.mark.slow,
+        ),
         ({"data": "another-0123", "split": "0123"}, None),  # other data are tested on purpose
-        ({"data.seed": "7"}, None),  # which has left the split as it was
+        pytest.param({"data.seed": "7"}, None, marks=pytest.mark.slow),  # which has left the split as it was
         (
             {"model": "GPTConfig(n_heads=1)"},
             r"model GPTConfig\(n_heads=1\) of its run, GPTConfig.* here; give the values",
         ),
-        ({"adapter.alpha": "4"}, "adapter.alpha 4 of its run, 32 here; give the values of its run's config.yaml"),
+        pytest.param(
+            {"adapter.alpha": "4"},
+            "adapter.alpha 4 of its run, 32 here; give the values of its run's config.yaml",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_weights_tested_on_another_split_of_their_data(

@@ -60,6 +60,7 @@ def test_any_bytes(server: SimpleNamespace, body: bytes) -> None:
     temperature=st.floats(0, 2), top_p=st.floats(0, 1, exclude_min=True), top_k=st.none() | st.integers(1, 60000),
     seed=st.integers(0, 2**63 - 1), repetition_penalty=st.floats(0.1, 10), n=st.integers(1, 3),
 )  # fmt: skip
+@pytest.mark.slow
 def test_every_allowed_setting_of_sampling_gives_an_answer(server: SimpleNamespace, **sampling: Any) -> None:
     body = {"model": "tiny", "prompt": "Once", "max_tokens": 3, "logprobs": 1, **sampling}
     status, answer = post(server, "/v1/completions", json.dumps(body).encode())

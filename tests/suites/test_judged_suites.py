@@ -119,6 +119,7 @@ def test_a_judge_that_cannot_be_read_ends_the_suite_with_everything_kept(
         mt_bench.run(evaluated, request_of("mt_bench", tmp_path, server.url))
 
 
+@pytest.mark.slow
 def test_arena_hard_is_won_against_the_baseline(
     judge_server: Callable, evaluated: EvaluatedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

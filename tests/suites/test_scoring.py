@@ -31,7 +31,7 @@ def questions(seed: int, n: int) -> list[Pair]:
     return pairs
 
 
-@pytest.mark.parametrize("max_tokens", [1, 300, 100_000])
+@pytest.mark.parametrize("max_tokens", [300, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 100_000))])
 def test_scores_are_those_of_every_text_alone(tiny_model: GPT, max_tokens: int) -> None:
     pairs = questions(max_tokens, 25)
     scored: dict[int, Score] = {}
