@@ -190,6 +190,7 @@ class JudgeServer:
 
         class Server(ThreadingHTTPServer):
             daemon_threads = True
+            request_queue_size = 128  # beyond it a connection is tried again after a second
 
             def process_request_thread(self, request: Any, client_address: Any) -> None:
                 answering.add(threading.current_thread())
@@ -210,14 +211,19 @@ class JudgeServer:
 
     def close(self) -> None:
         self._server.shutdown()
+        deadline = time.monotonic() + 0.3
         for thread in list(self._answering):  # those that hang by intention are left
-            thread.join(0.3)
+            thread.join(max(0.0, deadline - time.monotonic()))
         self._server.server_close()
 
 
 @pytest.fixture
-def judge_server() -> Iterator[Callable[[Callable[[int, dict], Any]], JudgeServer]]:
-    """Starts judges' endpoints that behave as told."""
+def judge_server(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[[Callable[[int, dict], Any]], JudgeServer]]:
+    """Starts judges' endpoints that behave as told, whose clients load no authorities' certificates at each start."""
+    monkeypatch.delenv("SSL_CERT_FILE", raising=False)
+    monkeypatch.setenv("SSL_CERT_DIR", str(tmp_path_factory.mktemp("certificates")))
     servers: list[JudgeServer] = []
 
     def start(behave: Callable[[int, dict], Any]) -> JudgeServer:

@@ -50,7 +50,7 @@ def llama(adapter: bool = False, checkpointing: int = 0, n_bits: int = 16, n_lay
     return model
 
 
-@pytest.mark.parametrize(("adapter", "bf16"), [(True, True), (False, False)])
+@pytest.mark.parametrize(("adapter", "bf16"), [(True, True), pytest.param(False, False, marks=pytest.mark.slow)])
 def test_a_step_without_values_needs_what_a_step_needs(
     monkeypatch: pytest.MonkeyPatch, adapter: bool, bf16: bool
 ) -> None:

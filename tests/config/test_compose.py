@@ -119,12 +119,12 @@ def test_a_signal_whose_exception_a_library_swallows_ends_the_command(
     ("override", "nearest"),
     [
         ("data.bach_size=3", "did you mean data.batch_size?"),
-        ("optimiser.lr=1", "did you mean optimizer"),
+        pytest.param("optimiser.lr=1", "did you mean optimizer", marks=pytest.mark.slow),
         ("max_epochs=1", "did you mean trainer.max_epochs?"),
-        ("lr=1e-4", "did you mean optimizer.lr?"),
+        pytest.param("lr=1e-4", "did you mean optimizer.lr?", marks=pytest.mark.slow),
         ("mask_prompt=false", "did you mean data.mask_prompt?"),
-        ("optimizer.learning_rate=1e-4", "did you mean optimizer.lr?"),
-        ("per_device_train_batch_size=2", "did you mean data.batch_size?"),
+        pytest.param("optimizer.learning_rate=1e-4", "did you mean optimizer.lr?", marks=pytest.mark.slow),
+        pytest.param("per_device_train_batch_size=2", "did you mean data.batch_size?", marks=pytest.mark.slow),
         ("hydra.sweeper.seeds=[1,2]", "did you mean sweep=seeds? The seeds are those of seed=1,2,3"),
     ],
 )

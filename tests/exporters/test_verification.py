@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -33,6 +35,7 @@ from instruct_lit.hf.files import load_hf
 from instruct_lit.hf.model import HFModel
 from instruct_lit.hf.source import HFSource
 from instruct_lit.hf.tokenizer import load_tokenizer
+from tests.commands import Command
 
 pytest.importorskip("transformers")
 pytest.importorskip("peft")
@@ -166,6 +169,7 @@ def test_a_merged_adapter_on_tied_weights(targets: list[str] | None, llama_direc
         assert problems(folder, trained).keys() == {"instruct-lit", "transformers"}
 
 
+@pytest.mark.parametrize("written", ["gpt2", pytest.param("llama", marks=pytest.mark.slow)], indirect=True)
 def test_a_missing_shard(written: tuple[Path, CausalLM, Tokenizer], monkeypatch: pytest.MonkeyPatch) -> None:
     folder, model, tokenizer = written
     monkeypatch.setattr("instruct_lit.core.bundle.MAX_SHARD_SIZE", "20KB")
@@ -201,8 +205,16 @@ def test_stored_in_bf16_and_in_a_fresh_process(
 
 
 @pytest.mark.parametrize("written", ["gpt2", pytest.param("llama", marks=pytest.mark.slow)], indirect=True)
-def test_a_difference_is_an_error_of_status_1(written: tuple[Path, CausalLM, Tokenizer]) -> None:
+def test_a_difference_is_an_error_of_status_1(
+    written: tuple[Path, CausalLM, Tokenizer], command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     folder, model, tokenizer = written
+
+    def run(given: list[str], **_: object) -> "subprocess.CompletedProcess[str]":  # that has imported the libraries
+        assert given[:3] == [sys.executable, "-m", "instruct_lit.exporters.readers"]
+        return command("exporters.readers", *given[3:], cwd=tmp_path)
+
+    monkeypatch.setattr("instruct_lit.exporters.verification.subprocess.run", run)
     with torch.no_grad():
         model.head_weight.mul_(1.1)
     with pytest.raises(

@@ -94,7 +94,10 @@ FAMILIES = {
 }
 
 
-@pytest.mark.parametrize("device", ["cpu", "emulated", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize(
+    "device",
+    [pytest.param("cpu", marks=pytest.mark.slow), "emulated", pytest.param("cuda", marks=pytest.mark.gpu)],
+)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_loop_with_static_shapes_is_the_plain_decoder(
     family: str, tokenizer: HFTokenizer, device: str, request: pytest.FixtureRequest

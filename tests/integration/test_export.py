@@ -35,6 +35,7 @@ def test_hf_with_another_template(command: Command, small_run: Path, tmp_path: P
     assert "# my-model\n" in (tmp_path / "again/hf/README.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_soup_is_tested_and_put_beside_its_parts(command: Command, small_run: Path, tmp_path: Path) -> None:
     shutil.copytree(small_run, tmp_path / "sweep" / "0")
     shutil.copytree(small_run, tmp_path / "sweep" / "1")

@@ -77,7 +77,7 @@ def test_scores_with_the_unparsed_counted(judge_server: Callable, folder: Path, 
     ("what", "figures", "score", "n_verdicts"),
     [
         (["responses=answers.json"], "judge", "score", 6),
-        (["compare=[others.json,answers.json]"], "pairwise", "win_rate", 6),
+        pytest.param(["compare=[others.json,answers.json]"], "pairwise", "win_rate", 6, marks=pytest.mark.slow),
     ],
 )
 def test_an_unreadable_judge_has_not_judged_and_everything_is_kept(

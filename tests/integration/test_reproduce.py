@@ -43,8 +43,8 @@ def test_a_change_is_found_and_named(command: Callable, small_run: Path, tmp_pat
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("run=null", "run=…: give a folder"),
-        ("run=nowhere", "run=nowhere: no such folder"),
+        pytest.param("run=null", "run=…: give a folder", marks=pytest.mark.slow),
+        pytest.param("run=nowhere", "run=nowhere: no such folder", marks=pytest.mark.slow),
         ("run=.", ": no provenance.json; give a run folder of python -m instruct_lit.train"),
     ],
 )

@@ -87,7 +87,15 @@ def test_every_plot_has_a_title_and_labels_with_units(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["$a_{$", "模型", "ไทย", "z" * 120, "two\nlines"], ids=["formula", "han", "thai", "long", "lines"]
+    "name",
+    [
+        "$a_{$",
+        pytest.param("模型", marks=pytest.mark.slow),
+        "ไทย",
+        "z" * 120,
+        pytest.param("two\nlines", marks=pytest.mark.slow),
+    ],
+    ids=["formula", "han", "thai", "long", "lines"],
 )
 def test_any_name_is_written_as_text_and_leaves_room_for_the_plot(name: str) -> None:
     history = [{"step": 0, "tokens": 0, "val/loss": 3.0}, {"step": 5, "tokens": 50, "val/loss": 2.0}]

@@ -132,7 +132,9 @@ def test_from_every_checkpoint_of_a_run(
         assert rest.recorder.seen == whole.recorder.seen[len(whole.recorder.seen) - n_rest :], n
 
 
-@pytest.mark.parametrize(("n_accumulated", "interval"), [(1, 4), (2, 4), (1, 1.0)])
+@pytest.mark.parametrize(
+    ("n_accumulated", "interval"), [(2, 4), *(pytest.param(1, n, marks=pytest.mark.slow) for n in (4, 1.0))]
+)
 def test_a_run_that_ended_with_an_epoch_is_extended(
     n_accumulated: int, interval: float, tmp_path: Path, fit: Callable, make_tuner: Callable, make_data: Callable
 ) -> None:

@@ -38,7 +38,7 @@ def test_answers_are_as_described(schema: Any, server: SimpleNamespace, path: st
     unchecked = [schemathesis.checks.positive_data_acceptance]
     statuses = set()
 
-    @settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=20, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
     @given(operation.as_strategy(generation_mode=mode))
     def run(case: Any) -> None:
         if mode is POSITIVE and path in COMPLETIONS:

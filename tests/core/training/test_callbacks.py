@@ -96,11 +96,11 @@ def test_trap_15_a_resumed_run_is_the_run_that_would_have_been(
     ("options", "validated"),
     [
         ({"max_steps": 5}, [4, 5]),  # in the middle of an epoch of four
-        ({"max_steps": 5, "val_check_interval": 2}, [2, 4, 5]),
+        pytest.param({"max_steps": 5, "val_check_interval": 2}, [2, 4, 5], marks=pytest.mark.slow),
         ({"max_steps": 4}, [4]),  # validated once
         ({"max_epochs": 1, "val_check_interval": 3}, [3, 4]),
-        ({"max_steps": 3, "accumulate_grad_batches": 2}, [2, 3]),
-        ({"max_steps": 5, "check_val_every_n_epoch": 3}, [5]),
+        pytest.param({"max_steps": 3, "accumulate_grad_batches": 2}, [2, 3], marks=pytest.mark.slow),
+        pytest.param({"max_steps": 5, "check_val_every_n_epoch": 3}, [5], marks=pytest.mark.slow),
         ({"max_steps": 5, "limit_val_batches": 0}, []),
     ],
 )

@@ -35,9 +35,10 @@ def make_judge(tmp_path: Path) -> Callable[..., Judge]:
 
 @pytest.fixture
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The client of openai waits through anyio before it repeats a request."""
+    """The client of openai waits through anyio before it repeats a request, and ours before it asks again."""
     sleep = anyio.sleep
     monkeypatch.setattr(anyio, "sleep", lambda seconds: sleep(min(seconds, 0.01)))
+    monkeypatch.setattr("instruct_lit.evaluation.judging.endpoints.PAUSE_S", 0.01)
 
 
 def test_scores_come_in_the_order_of_the_questions(judge_server: Callable, make_judge: Callable) -> None:
@@ -134,11 +135,13 @@ def test_a_busy_endpoint_is_asked_again_after_a_pause(
     assert make_judge(server.url).ask(PROMPT, ["question 1"])[0].value == 50 and len(server.requests) == 3
 
 
+@pytest.mark.usefixtures("short_pauses")
 def test_truncated_json_is_requested_again(judge_server: Callable, make_judge: Callable) -> None:
     server = judge_server(lambda n, body: (200, {}, b'{"choices": [{"mess') if n == 0 else "50")
     assert make_judge(server.url).ask(PROMPT, ["question 1"])[0].value == 50
 
 
+@pytest.mark.usefixtures("short_pauses")
 def test_an_error_with_status_200_is_requested_again(judge_server: Callable, make_judge: Callable) -> None:
     server = judge_server(lambda n, body: (200, {}, b'{"error": {"message": "upstream"}}') if n == 0 else "50")
     assert make_judge(server.url).ask(PROMPT, ["question 1"])[0].value == 50
