@@ -3,6 +3,7 @@
 import queue
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
@@ -86,8 +87,8 @@ def start(chat_model: ChatModel) -> Iterator[Callable[..., SimpleNamespace]]:
         )
 
     yield run
-    for stop in stops:
-        stop()
+    with ThreadPoolExecutor(len(stops) or 1) as pool:  # each looks for its end ten times a second
+        list(pool.map(lambda stop: stop(), stops))
 
 
 @pytest.fixture(scope="module")
