@@ -98,7 +98,7 @@ def test_paired_proportions_are_covered_without_false_alarms() -> None:
 
 
 @pytest.mark.parametrize("sizes", [[0.5], [0.25, 0.5], None])
-@pytest.mark.parametrize("n", [10, 20, 50])
+@pytest.mark.parametrize("n", [10, pytest.param(20, marks=pytest.mark.slow), 50])
 def test_the_interval_of_few_differing_pairs_covers_their_mean(n: int, sizes: list[float] | None) -> None:
     """One pair of twenty had an interval on its side of 0, at a p-value of 1."""
     random, hits = np.random.default_rng(0), 0

@@ -68,7 +68,7 @@ def fits(folder: Path, layout: str) -> None:
         fit(folder, layout, n_ranks)
 
 
-@pytest.mark.parametrize("layout", ["padded", "packed"])
+@pytest.mark.parametrize("layout", [pytest.param("padded", marks=pytest.mark.slow), "packed"])
 def test_trap_7_and_14_two_ranks_are_one(tmp_path: Path, layout: str) -> None:
     process = multiprocessing.get_context("forkserver").Process(target=fits, args=(tmp_path, layout))
     process.start()

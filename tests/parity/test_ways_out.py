@@ -170,6 +170,7 @@ def test_transformers_from_the_bundle(
         assert generated(model, prompt, chat_model) == text
 
 
+@pytest.mark.slow
 def test_the_traced_program(
     small_run: Path, chat_model: ChatModel, wanted: list[str], ids: list[list[int]], tmp_path: Path
 ) -> None:

@@ -44,7 +44,7 @@ def naive(model: GPT, prompt: list[int], n_tokens: int, eot_id: int) -> list[int
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-@pytest.mark.parametrize("max_rows", [1, 3, 32])
+@pytest.mark.parametrize("max_rows", [pytest.param(1, marks=pytest.mark.slow), 3, 32])
 def test_trap_12_greedy_batched_is_one_by_one_is_naive(
     model: GPT, tokenizer: GPT2Tokenizer, max_rows: int, device: str
 ) -> None:
