@@ -90,9 +90,8 @@ class PackedDocuments:
 def _causal(q: Tensor, k: Tensor, v: Tensor, dropout: float, window: int | None) -> Tensor:
     """Causal attention of one document, all `(…, T, H, D)`; the last query is the last key, also of more keys."""
     n_queries, n_keys = q.shape[-3], k.shape[-3]
-    distance = torch.arange(n_keys - n_queries, n_keys, device=q.device)[:, None] - torch.arange(
-        n_keys, device=q.device
-    )
+    places = torch.arange(n_keys, device=q.device)
+    distance = places[n_keys - n_queries :, None] - places
     visible = (distance >= 0) & (distance < (window or n_keys))
     q, k, v = (x.transpose(-3, -2) for x in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v, visible, dropout_p=dropout).transpose(-3, -2)
