@@ -113,8 +113,9 @@ def document_groups(
             cuts[-1] = cuts[-1][0], end, cuts[-1][2]
         elif length:
             step = _round_up(length / math.ceil(length / PIECE_TOKENS))
-            # A piece sees no more than the window before it; keys of the prefix must not be among its own as well.
-            n_before = length if window is None or begin < n_prefix else window - 1
+            # A piece sees no more than the window before it, rounded up so that surplus queries find themselves among
+            # the keys. Keys of the prefix must not be among its own as well.
+            n_before = length if window is None or begin < n_prefix else _round_up(window - 1)
             cuts += [(at, min(at + step, end), max(begin, at - n_before)) for at in range(begin, end, step)]
         begin = end
     sizes = torch.tensor([n_prefix, *lengths])

@@ -35,7 +35,9 @@ def test_packed_documents_are_the_documents_alone(lengths: list[int], n_prefix: 
 
 @pytest.mark.usefixtures("kernel")
 @pytest.mark.parametrize("window", [1, 40, 200, 399])
-@pytest.mark.parametrize(("lengths", "n_prefix"), [(LENGTHS[4], 0), (LENGTHS[4], 100), ([7, 320], 1), ([5], 300)])
+@pytest.mark.parametrize(
+    ("lengths", "n_prefix"), [(LENGTHS[4], 0), (LENGTHS[4], 100), ([7, 320], 1), ([5], 300), ([300, 7, 601, 290], 0)]
+)
 def test_layers_with_a_window_see_the_last_tokens_of_a_document(lengths: list[int], n_prefix: int, window: int) -> None:
     check_documents(lengths, n_prefix, window)
 
