@@ -236,7 +236,7 @@ class HFModel(CausalLM):
         if self.layout_length > window < self.config.context_length and not self._windows_are_exact(ids, tolerance):
             self.layout_length, self.no_layouts = window, f"its layers attend to the last {window} tokens only"
         if self.layout_length < math.inf:
-            self.takes_rows = self.layout_length == 0 and self._rows_are_exact([first, second], tolerance)
+            self.takes_rows = self.layout_length == 0 and self._rows_are_exact([first, second], alone[0], tolerance)
         if not (self.layout_length or self.takes_rows):
             self.hf.set_attn_implementation(before)
         self.hf.train()  # transformers opens models in evaluation mode: no dropout, no activation checkpointing
@@ -272,11 +272,16 @@ class HFModel(CausalLM):
             reason = f"its code does not support them ({_shown(error)})"
         return 0, reason
 
-    def _rows_are_exact(self, texts: list[Tensor], tolerance: float) -> bool:
-        """Whether padded rows get the states that they have alone, also where packed documents do not."""
+    def _rows_are_exact(self, texts: list[Tensor], first: Tensor, tolerance: float) -> bool:
+        """Whether padded rows get the states that they have alone, also where packed documents do not.
+
+        `first` are the states of the first text by the model's own attention function.
+        """
         if (chunk_of(self.hf.config) or math.inf) < self.config.context_length:
             return False
         try:
+            if difference(self.hidden_states(texts[0][None])[0], first) > tolerance:
+                return False
             with short_windows(self.hf, 3):
                 alone = [self.hidden_states(text[None])[0] for text in texts]
                 rows = self.hidden_states(torch.nn.utils.rnn.pad_sequence(texts, batch_first=True), layout=CausalRows())
