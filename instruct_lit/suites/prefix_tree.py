@@ -51,6 +51,8 @@ class PrefixTree:
             previous = text
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, dropout: float, window: int | None = None) -> Tensor:
+        if window is not None and window >= max(map(len, self.paths)):
+            window = None
         if window not in self._blocks:
             self._blocks[window] = _cut_into_blocks(self.branches, window, q.device)
         k, v = repeat_kv(q, k, v)
