@@ -1,10 +1,8 @@
 """What tests of every room share."""
 
 import contextlib
-import functools
 import gc
 import json
-import pickle
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -33,7 +31,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     hypothesis.settings.register_profile("quiet", deadline=None)  # a busy machine is no failure
     hypothesis.settings.load_profile("quiet")
     install_satellites()
-    for name in ("tests.commands", "tests.fixtures.training", "tests.fixtures.hub"):
+    for name in ("tests.commands", "tests.fixtures.training", "tests.fixtures.hub", "tests.fixtures.compositions"):
         session.config.pluginmanager.import_plugin(name)
 
 
@@ -60,24 +58,6 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("../shared/data is not here")
     return folder
-
-
-@pytest.fixture(scope="session", autouse=True)
-def configurations_parsed_once() -> Iterator[None]:
-    """The files of conf/ and of Hydra are parsed once by a worker, not for each of hundreds of compositions."""
-    import hydra
-    from omegaconf import OmegaConf
-
-    load, folders = OmegaConf.load, (f"{ROOT / 'conf'}/", f"{Path(hydra.__file__).parent}/")
-    pickled = functools.cache(lambda path: pickle.dumps(load(path)))
-
-    def loaded(file: Any) -> Any:
-        path = str(getattr(file, "name", ""))  # Hydra opens the files itself
-        return pickle.loads(pickled(path)) if path.startswith(folders) else load(file)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(OmegaConf, "load", loaded)
-        yield
 
 
 @pytest.fixture(scope="session")
