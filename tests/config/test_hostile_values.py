@@ -82,7 +82,9 @@ GROUPS = sorted({key.name.split(".")[0] for key in keys_of(TrainConfig)})
 
 
 @pytest.mark.parametrize("values", [QUICK_VALUES, pytest.param(VALUES, marks=pytest.mark.slow)], ids=["some", "all"])
-@pytest.mark.parametrize("group", [pytest.param(g, marks=pytest.mark.slow) if g == "callbacks" else g for g in GROUPS])
+@pytest.mark.parametrize(
+    "group", [pytest.param(g, marks=pytest.mark.slow) if g in ("callbacks", "trainer") else g for g in GROUPS]
+)
 def test_hostile_values_are_refused_by_name_or_accepted(group: str, values: tuple[Any, ...]) -> None:
     faults = []
     for key in (key for key in keys() if key.split(".")[0] == group):

@@ -98,7 +98,7 @@ def test_paired_proportions_are_covered_without_false_alarms() -> None:
 
 
 @pytest.mark.parametrize("sizes", [[0.5], [0.25, 0.5], None])
-@pytest.mark.parametrize("n", [10, pytest.param(20, marks=pytest.mark.slow), 50])
+@pytest.mark.parametrize("n", [20, *(pytest.param(n, marks=pytest.mark.slow) for n in (10, 50))])
 def test_the_interval_of_few_differing_pairs_covers_their_mean(n: int, sizes: list[float] | None) -> None:
     """One pair of twenty had an interval on its side of 0, at a p-value of 1."""
     random, hits = np.random.default_rng(0), 0
@@ -123,8 +123,8 @@ def test_the_sign_test_of_many_pairs_is_scipys(n: int) -> None:
     ("draw", "mean"),
     [
         (lambda random: random.exponential(1.0, 20), 1.0),
-        (lambda random: random.lognormal(0, 0.7, 20), math.exp(0.245)),
-        (lambda random: random.beta(8, 1, 20), 8 / 9),
+        pytest.param(lambda random: random.lognormal(0, 0.7, 20), math.exp(0.245), marks=pytest.mark.slow),
+        pytest.param(lambda random: random.beta(8, 1, 20), 8 / 9, marks=pytest.mark.slow),
         (lambda random: np.where(random.random(20) < 0.7, 1.0, random.beta(2, 2, 20)), 0.85),
     ],
 )

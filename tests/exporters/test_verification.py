@@ -97,7 +97,7 @@ def test_a_template_that_rewrites_earlier_turns(llama_directory: Path, tmp_path:
     assert problems(tmp_path / "bundle", reference) == {}
 
 
-@pytest.mark.parametrize("written", ["gpt2", pytest.param("llama", marks=pytest.mark.slow)], indirect=True)
+@pytest.mark.slow
 def test_a_wrong_template(written: tuple[Path, CausalLM, Tokenizer]) -> None:
     folder, model, tokenizer = written
     reference = reference_of(model, tokenizer, OWN, EXAMPLES)
@@ -169,7 +169,7 @@ def test_a_merged_adapter_on_tied_weights(targets: list[str] | None, llama_direc
         assert problems(folder, trained).keys() == {"instruct-lit", "transformers"}
 
 
-@pytest.mark.parametrize("written", ["gpt2", pytest.param("llama", marks=pytest.mark.slow)], indirect=True)
+@pytest.mark.slow
 def test_a_missing_shard(written: tuple[Path, CausalLM, Tokenizer], monkeypatch: pytest.MonkeyPatch) -> None:
     folder, model, tokenizer = written
     monkeypatch.setattr("instruct_lit.core.bundle.MAX_SHARD_SIZE", "20KB")

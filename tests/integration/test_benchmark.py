@@ -308,6 +308,7 @@ def test_a_password_in_an_address_is_refused_and_not_kept(tmp_path: Path) -> Non
     assert "sec/ret" not in str(told.value) and kept.read_text() == "- suite.options.judge_url=http://***@host/v1\n"
 
 
+@pytest.mark.slow
 def test_the_base_stands_beside_a_run(small_run: Path, run: Run) -> None:
     written = run("suite=glue", "suite.tasks=[sst2]", f"run={small_run}", "benchmark.limit=2")
     assert [r["template"] for r in written["runs"]] == ["on", "off"]  # a base of random weights says nothing

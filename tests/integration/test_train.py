@@ -119,7 +119,7 @@ def test_trials_of_a_sweep_do_not_touch_each_other(
         pytest.param(
             ["ckpt_path=nowhere"], "ckpt_path=nowhere: no such checkpoint or run folder", marks=pytest.mark.slow
         ),
-        (["ckpt_path=broken.ckpt"], "damaged, or not a checkpoint"),
+        pytest.param(["ckpt_path=broken.ckpt"], "damaged, or not a checkpoint", marks=pytest.mark.slow),
         (["data.max_length=5000"], "data.max_length=5000"),
         (["template=file", "template.path=bad.jinja"], "{{ response }}"),
         (

@@ -92,7 +92,7 @@ def test_every_plot_has_a_title_and_labels_with_units(tmp_path: Path) -> None:
         "$a_{$",
         pytest.param("模型", marks=pytest.mark.slow),
         "ไทย",
-        "z" * 120,
+        pytest.param("z" * 120, marks=pytest.mark.slow),
         pytest.param("two\nlines", marks=pytest.mark.slow),
     ],
     ids=["formula", "han", "thai", "long", "lines"],

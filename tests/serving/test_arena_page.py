@@ -2,12 +2,14 @@
 
 import importlib.util
 import json
+import multiprocessing
 import re
-import subprocess
-import sys
+import threading
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,54 +18,54 @@ from instruct_lit.serving import arena_page
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("gradio") is None, reason="no gradio")
 NAMES = ["![x](https://evil.example/x.png)", "<img src=//evil.example/x>**b** `c` $$d$$ [e]"]
-# A process of its own, since gradio leaves sockets and event loops behind. It serves the page, and tells what the
-# functions of the page return.
-PAGE = """
-import json, sys
-from pathlib import Path
-import gradio
-from instruct_lit.core.generation.sampling import SamplingSettings
-from instruct_lit.errors import DataError
-from instruct_lit.serving import arena_page
-from instruct_lit.serving.arena_rounds import Arena, VoteFile
-from tests.serving.conftest import ALPACA, tiny_chat_model
 
-folder, names = Path(sys.argv[1]), json.loads(sys.argv[2])
-models = [tiny_chat_model(ALPACA, seed, name) for seed, name in enumerate(names)]
-arena = Arena(models, SamplingSettings(max_new_tokens=3), VoteFile(folder / "votes.jsonl"))
-page, url = arena_page.open_page(arena, "127.0.0.1", 0, None)
-functions = [block.fn for block in page.fns.values()]
-ask = next(fn for fn in functions if fn.__name__ == "ask")
-cast = next(fn for fn in functions if fn.__defaults__ == ("tie",))
-battle = list(ask("Name a colour.", ""))[-1][0]
-shown = cast(battle)
-shown[-1].savefig(folder / "board.png")  # no name is a formula
-def fail(battle):
-    raise DataError("<img src=x>; &")
-    yield
-arena.answers = fail
-try:
-    list(ask("x", ""))
-except gradio.Error as error:
-    message = error.message
-arena.votes.path.unlink()
-try:
-    cast(battle)
-except gradio.Error as error:
-    second = error.message
-print(json.dumps({"url": url, "status": shown[1], "models": [row[1] for row in shown[-2]], "message": message, "second": second}), flush=True)
-sys.stdin.read()
-"""
+
+def serve(folder: Path, told: Connection) -> None:
+    """In a process of its own, since gradio leaves sockets and event loops behind: the page, and what its functions return."""
+    import gradio
+
+    from instruct_lit.core.generation.sampling import SamplingSettings
+    from instruct_lit.errors import DataError
+    from instruct_lit.serving.arena_rounds import Arena, VoteFile
+    from tests.serving.conftest import ALPACA, tiny_chat_model
+
+    def message(call: Callable[[], Any]) -> str:
+        with pytest.raises(gradio.Error) as raised:
+            call()
+        return str(raised.value.message)
+
+    def fail(battle: Any) -> Iterator[None]:
+        raise DataError("<img src=x>; &")
+        yield
+
+    models = [tiny_chat_model(ALPACA, seed, name) for seed, name in enumerate(NAMES)]
+    arena = Arena(models, SamplingSettings(max_new_tokens=3), VoteFile(folder / "votes.jsonl"))
+    page, url = arena_page.open_page(arena, "127.0.0.1", 0, None)
+    functions = [block.fn for block in page.fns.values()]
+    ask = next(fn for fn in functions if fn.__name__ == "ask")
+    cast = next(fn for fn in functions if fn.__defaults__ == ("tie",))
+    battle = list(ask("Name a colour.", ""))[-1][0]
+    shown = cast(battle)
+    shown[-1].savefig(folder / "board.png")  # no name is a formula
+    arena.answers = fail  # type: ignore[method-assign]
+    refused = message(lambda: list(ask("x", "")))
+    arena.votes.path.unlink()
+    again = message(lambda: cast(battle))
+    names = [row[1] for row in shown[-2]]
+    told.send({"url": url, "status": shown[1], "models": names, "message": refused, "second": again})
+    threading.Event().wait()
 
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
-    arguments = [sys.executable, "-c", PAGE, str(tmp_path_factory.mktemp("arena")), json.dumps(NAMES)]
-    process = subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    yield json.loads(process.stdout.readline())
+    ours, theirs = multiprocessing.Pipe(duplex=False)
+    folder = tmp_path_factory.mktemp("arena")
+    process = multiprocessing.get_context("forkserver").Process(target=serve, args=(folder, theirs), daemon=True)
+    process.start()
+    theirs.close()
+    yield ours.recv()
     process.kill()
-    process.communicate()
+    process.join()
 
 
 @pytest.fixture
