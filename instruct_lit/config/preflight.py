@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, cast
 
 from lightning.pytorch.callbacks import WeightAveraging
-from lightning.pytorch.loggers import CSVLogger
 
 from instruct_lit.config.model_builders import base_of, n_trained
 from instruct_lit.config.satellites import has_satellite
@@ -19,7 +18,7 @@ from instruct_lit.core.bundle import OURS, save_bundle
 from instruct_lit.core.data.encode import Encoder
 from instruct_lit.core.data.example import Example
 from instruct_lit.core.model.pretrained import DTYPES
-from instruct_lit.core.training.checkpoints import LAST
+from instruct_lit.core.training.checkpoints import LAST, read_checkpoint
 from instruct_lit.core.training.run import Run, RunHook
 from instruct_lit.errors import ConfigError, InstructLitError
 from instruct_lit.optional_imports import installed
@@ -58,15 +57,17 @@ class Preflight(RunHook):
                     ) from error
 
     def _loggers(self, run: Run, folder: Path) -> None:
+        reports = has_satellite("reports")
+        if reports:
+            from instruct_lit.reports.loggers import Csv, log_configuration
+        last = int(read_checkpoint(run.checkpoint)["global_step"]) if run.checkpoint else -1
         for logger in run.trainer.loggers:
-            if self.configuration and has_satellite("reports") and run.trainer.enable_autolog_hparams:  # type: ignore[attr-defined]
-                from instruct_lit.reports.loggers import log_configuration
-
+            if reports and self.configuration and run.trainer.enable_autolog_hparams:  # type: ignore[attr-defined]
                 log_configuration(logger, self.configuration)
             logger.log_metrics({"epoch": 0.0}, step=0)
-            if isinstance(logger, CSVLogger):  # its file is written now, and begins with the first row of the run
+            if reports and isinstance(logger, Csv):  # what is resumed goes on behind its rows, which a base has again
                 logger.save()
-                Path(logger.experiment.metrics_file_path).unlink()
+                logger.keep(range(1 if run.settings.evaluate_base else 0, last + 1))
 
 
 def remove_unfinished(folder: Path) -> None:

@@ -50,6 +50,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "logger": (
         "instruct_lit.reports.loggers.TensorBoard",
         "instruct_lit.reports.loggers.Comet",
+        "instruct_lit.reports.loggers.Csv",
         "instruct_lit.reports.loggers.Trackio",
         "lightning.pytorch.loggers.*",
     ),

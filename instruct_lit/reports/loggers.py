@@ -1,6 +1,8 @@
-"""What the loggers of a run get beside the curves, each in its own form, and three loggers beside Lightning's own."""
+"""What the loggers of a run get beside the curves, each in its own form, and four loggers beside Lightning's own."""
 
+import csv
 import os
+import warnings
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -8,7 +10,8 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.loggers import CometLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers import CometLogger, CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
 
 from instruct_lit.core.training.run import Run
@@ -27,6 +30,42 @@ class TensorBoard(TensorBoardLogger):
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         left_out = ("epoch", "test/", "val/") if self.fitted else ("epoch", "test/")
         super().log_metrics({name: value for name, value in metrics.items() if not name.startswith(left_out)}, step)
+
+
+class Csv(CSVLogger):
+    """Lightning's logger, which goes on in the file of a run that is resumed; Lightning's deletes it."""
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        if self._experiment is None:
+            rows = self._rows()
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message=".*will be deleted")
+                self._experiment = super().experiment
+            self._write(rows)
+        return self._experiment
+
+    def keep(self, steps: range) -> None:
+        """Drop the rows of the file that are not of these steps."""
+        self._write([row for row in self._rows() if int(row["step"]) in steps])
+
+    def _rows(self) -> list[dict[str, str]]:
+        path = Path(self.log_dir, "metrics.csv")
+        return list(csv.DictReader(path.read_text().splitlines())) if path.is_file() else []
+
+    def _write(self, rows: list[dict[str, str]]) -> None:
+        path, writer = Path(self.log_dir, "metrics.csv"), self.experiment
+        writer.metrics, writer.metrics_keys = [], list(rows[0]) if rows else []
+        if not rows:
+            path.unlink(missing_ok=True)
+        else:
+            temporary = path.with_suffix(".new")
+            with temporary.open("w", newline="") as file:
+                lines = csv.DictWriter(file, writer.metrics_keys)
+                lines.writeheader()
+                lines.writerows(rows)
+            temporary.replace(path)
 
 
 class Comet(CometLogger):

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging
-from lightning.pytorch.loggers import CSVLogger
 
 from instruct_lit.config.preflight import Preflight, check_room, remove_unfinished
 from instruct_lit.core.data.template import Template
@@ -22,6 +21,7 @@ from instruct_lit.core.training.checkpoints import Checkpoint
 from instruct_lit.errors import ConfigError
 from instruct_lit.hf.files import load_hf
 from instruct_lit.hf.tokenizer import load_tokenizer
+from instruct_lit.reports.loggers import Csv
 from instruct_lit.resume.checkpoint_files import DurableIO, previous_of
 from instruct_lit.resume.last_checkpoint import LastCheckpoint
 
@@ -34,7 +34,7 @@ def run_of(folder: Path, model: Any, tokenizer: Any, loggers: Any = ()) -> Any:
         is_global_zero=True, loggers=list(loggers), checkpoint_callbacks=[], callbacks=[], max_epochs=3,
         val_check_interval=1.0,
     )  # fmt: skip
-    settings = SimpleNamespace(sampling=SamplingSettings(), fit=True)
+    settings = SimpleNamespace(sampling=SamplingSettings(), fit=True, evaluate_base=True)
     optimizer = {"_target_": "instruct_lit.core.training.optimizer.adamw"}
     paths = SimpleNamespace(cache=folder / "cache")
     config = SimpleNamespace(
@@ -43,20 +43,20 @@ def run_of(folder: Path, model: Any, tokenizer: Any, loggers: Any = ()) -> Any:
     parts = SimpleNamespace(adapter=None, config=config)
     return SimpleNamespace(
         run_dir=folder, trainer=trainer, settings=settings, about={}, model=model, tokenizer=tokenizer, template=OWN,
-        parts=parts,
+        parts=parts, checkpoint=None,
     )  # fmt: skip
 
 
 def test_nothing_is_left_and_each_logger_has_a_row(tmp_path: Path, tiny_model: GPT) -> None:
     for name in (".bundle.abcd1234/new", ".preflight.abcd1234"):  # of a killed run
         (tmp_path / name).mkdir(parents=True)
-    logger = CSVLogger(str(tmp_path / "csv"))
+    logger = Csv(str(tmp_path / "csv"))
     Preflight().on_prepared(run_of(tmp_path, tiny_model, GPT2Tokenizer(), [logger]))
     assert [path.name for path in tmp_path.iterdir()] == ["csv"]
     logger.log_metrics({"val/loss": 2.0}, step=4)
     logger.save()
     header, *rows = (Path(logger.log_dir) / "metrics.csv").read_text().splitlines()
-    assert header == "epoch,step,val/loss" and rows == [",4,2.0"]  # none before the first of the run
+    assert header == "step,val/loss" and rows == ["4,2.0"]  # none before the first of the run
 
 
 def test_a_base_whose_generation_defaults_do_not_go_with_greedy(llama_directory: Path, tmp_path: Path) -> None:
@@ -70,7 +70,7 @@ def test_a_base_whose_generation_defaults_do_not_go_with_greedy(llama_directory:
 def test_what_cannot_be_written_is_named_before_training(
     tmp_path: Path, tiny_model: GPT, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Broken(CSVLogger):
+    class Broken(Csv):
         def log_metrics(self, *args: Any, **more: Any) -> None:
             raise RuntimeError("no\nroute to host")
 

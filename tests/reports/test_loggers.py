@@ -1,5 +1,6 @@
 """Every logger gets curves, configuration, sample answers, the plot and the final metrics, each in its own form."""
 
+import csv
 import json
 import zipfile
 from collections.abc import Callable
@@ -10,7 +11,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-from instruct_lit.reports.loggers import BEST
+from instruct_lit.reports.loggers import BEST, Csv
 from tests.commands import Command
 
 RUN = ("trainer.max_epochs=1", "evaluate_base=false", "hydra.run.dir=run", "name=mine", "optimizer.betas=[0.9,0.95]")
@@ -112,3 +113,27 @@ def test_comet_offline(logged: Callable) -> None:
     assert ("test/exact_match", 5) in points
     assert "optimizer.betas" in str([record for record in records if record["type"] == "parameter_msg"])
     assert {"text-sample", "visualization"} <= {upload["upload_type"] for upload in found["file_upload"]}
+
+
+def test_a_csv_file_goes_on_where_its_run_is_resumed(tmp_path: Path) -> None:
+    """Lightning's logger deletes it, with a warning that is an error here."""
+
+    def logged(steps: range, kept: range | None, **more: float) -> None:
+        logger = Csv(str(tmp_path), name="csv", version="", flush_logs_every_n_steps=1)
+        if kept is not None:
+            logger.keep(kept)
+        for step in steps:
+            logger.log_metrics({"train/loss": 10.0 - step, **more}, step)
+
+    def rows() -> list[tuple[str, str]]:
+        with (tmp_path / "csv" / "metrics.csv").open(newline="") as file:
+            return [(row["step"], row["train/loss"]) for row in csv.DictReader(file)]
+
+    logged(range(4), range(0))
+    assert rows() == [("0", "10.0"), ("1", "9.0"), ("2", "8.0"), ("3", "7.0")]
+    Csv(str(tmp_path), name="csv", version="").log_hyperparams({"a": 1})  # of a run that is then refused
+    assert len(rows()) == 4
+    logged(range(3, 5), range(1, 3), other=1.0)  # resumed after step 2, with a column more
+    assert rows() == [("1", "9.0"), ("2", "8.0"), ("3", "7.0"), ("4", "6.0")]
+    logged(range(1), range(0))
+    assert rows() == [("0", "10.0")]  # a run that starts anew
