@@ -64,10 +64,10 @@ class Preflight(RunHook):
         for logger in run.trainer.loggers:
             if reports and self.configuration and run.trainer.enable_autolog_hparams:  # type: ignore[attr-defined]
                 log_configuration(logger, self.configuration)
-            logger.log_metrics({"epoch": 0.0}, step=0)
-            if reports and isinstance(logger, Csv):  # what is resumed goes on behind its rows, which a base has again
+            logger.log_metrics({"epoch": 0.0}, step=last + 1)
+            if reports and isinstance(logger, Csv):
                 logger.save()
-                logger.keep(range(1 if run.settings.evaluate_base else 0, last + 1))
+                logger.keep(last)
 
 
 def remove_unfinished(folder: Path) -> None:

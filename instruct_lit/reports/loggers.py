@@ -46,9 +46,9 @@ class Csv(CSVLogger):
             self._write(rows)
         return self._experiment
 
-    def keep(self, steps: range) -> None:
-        """Drop the rows of the file that are not of these steps."""
-        self._write([row for row in self._rows() if int(row["step"]) in steps])
+    def keep(self, last: int) -> None:
+        """Drop the rows of the file beyond step `last`, from which the run goes on; -1: all."""
+        self._write([row for row in self._rows() if int(row["step"]) <= last])
 
     def _rows(self) -> list[dict[str, str]]:
         path = Path(self.log_dir, "metrics.csv")

@@ -34,7 +34,7 @@ def run_of(folder: Path, model: Any, tokenizer: Any, loggers: Any = ()) -> Any:
         is_global_zero=True, loggers=list(loggers), checkpoint_callbacks=[], callbacks=[], max_epochs=3,
         val_check_interval=1.0,
     )  # fmt: skip
-    settings = SimpleNamespace(sampling=SamplingSettings(), fit=True, evaluate_base=True)
+    settings = SimpleNamespace(sampling=SamplingSettings(), fit=True)
     optimizer = {"_target_": "instruct_lit.core.training.optimizer.adamw"}
     paths = SimpleNamespace(cache=folder / "cache")
     config = SimpleNamespace(

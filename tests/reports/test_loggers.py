@@ -118,10 +118,9 @@ def test_comet_offline(logged: Callable) -> None:
 def test_a_csv_file_goes_on_where_its_run_is_resumed(tmp_path: Path) -> None:
     """Lightning's logger deletes it, with a warning that is an error here."""
 
-    def logged(steps: range, kept: range | None, **more: float) -> None:
+    def logged(steps: range, last: int, **more: float) -> None:
         logger = Csv(str(tmp_path), name="csv", version="", flush_logs_every_n_steps=1)
-        if kept is not None:
-            logger.keep(kept)
+        logger.keep(last)
         for step in steps:
             logger.log_metrics({"train/loss": 10.0 - step, **more}, step)
 
@@ -129,11 +128,11 @@ def test_a_csv_file_goes_on_where_its_run_is_resumed(tmp_path: Path) -> None:
         with (tmp_path / "csv" / "metrics.csv").open(newline="") as file:
             return [(row["step"], row["train/loss"]) for row in csv.DictReader(file)]
 
-    logged(range(4), range(0))
+    logged(range(4), -1)
     assert rows() == [("0", "10.0"), ("1", "9.0"), ("2", "8.0"), ("3", "7.0")]
     Csv(str(tmp_path), name="csv", version="").log_hyperparams({"a": 1})  # of a run that is then refused
     assert len(rows()) == 4
-    logged(range(3, 5), range(1, 3), other=1.0)  # resumed after step 2, with a column more
-    assert rows() == [("1", "9.0"), ("2", "8.0"), ("3", "7.0"), ("4", "6.0")]
-    logged(range(1), range(0))
+    logged(range(3, 5), 2, other=1.0)  # resumed after step 2, with a column more
+    assert rows() == [("0", "10.0"), ("1", "9.0"), ("2", "8.0"), ("3", "7.0"), ("4", "6.0")]
+    logged(range(1), -1)
     assert rows() == [("0", "10.0")]  # a run that starts anew

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lightning.pytorch.loggers import Logger
 
 from instruct_lit.core.training.checkpoints import read_checkpoint
 from instruct_lit.core.training.run import Run
@@ -172,3 +173,34 @@ def test_whole_weights_are_tested_whatever_is_frozen(parts: Make, tmp_path: Path
         run()
     saved = read_checkpoint(path)["state_dict"]
     assert all(value.equal(saved[f"model.{name}"]) for name, value in run.model.state_dict().items())
+
+
+class Steps(Logger):
+    """Remembers the steps at which the validation loss was logged."""
+
+    name = version = "steps"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.of_validation: list[int | None] = []
+
+    def log_hyperparams(self, *arguments: Any, **more: Any) -> None:
+        pass
+
+    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+        if "val/loss" in metrics:
+            self.of_validation.append(step)
+
+
+def test_loggers_have_the_base_once(parts: Make, tmp_path: Path) -> None:
+    """A resumed run measures it again for its metrics; another row of step 0 would draw the curve back to the left."""
+    first, second = Steps(), Steps()
+    for logger, max_steps, given in ((first, 2, None), (second, 4, str(tmp_path))):
+        run = Run(
+            parts(max_steps=max_steps, val_check_interval=1, logger=logger),
+            small(tmp_path, n_test_responses=0, evaluate_base=True),
+            [resumption(given)],
+        )
+        run()
+        assert run.metrics["base/val/loss"] > run.metrics["val/loss"] and run.trainer.loggers == [logger]
+    assert first.of_validation[:3] == [0, 0, 1] and second.of_validation[:2] == [2, 3]

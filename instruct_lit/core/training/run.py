@@ -130,7 +130,10 @@ class Run:
         base_rows: list[dict[str, Any]] = []
         if settings.fit:
             if settings.evaluate_base:
+                loggers = self.trainer.loggers
+                self.trainer.loggers = [] if self.checkpoint else loggers  # which have the base's row already
                 base, base_rows = self._evaluated("answers before fine-tuning", self.trained)
+                self.trainer.loggers = loggers
                 self.metrics |= {f"base/{name}": value for name, value in base.items()}
             self._fit()
         elif self.checkpoint:

@@ -47,9 +47,9 @@ class Parts:
             EarlyStopping("val/loss", patience=1, min_delta=10.0, strict=False), LastCheckpoint(str(checkpoints)),
             Checkpoint(checkpoints, filename="best", monitor="val/loss", enable_version_counter=False, save_on_train_epoch_end=False),
         ]  # fmt: skip
-        settings = {"max_epochs": 4, "log_every_n_steps": 1, "num_sanity_val_steps": 0, **self.options}
+        settings = {"max_epochs": 4, "log_every_n_steps": 1, "num_sanity_val_steps": 0, "logger": False, **self.options}
         return Trainer(
-            accelerator="cpu", logger=False, enable_model_summary=False, use_distributed_sampler=False,
+            accelerator="cpu", enable_model_summary=False, use_distributed_sampler=False,
             callbacks=[*callbacks, *ours], plugins=[DurableIO()], **settings,
         )  # fmt: skip
 
