@@ -1,6 +1,7 @@
 """The import arrows of the design, the sizes of files, and that the core needs no extra."""
 
 import ast
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -65,6 +66,7 @@ def may_import(room: str) -> set[str]:
     return {*LEAVES, "core", *(SATELLITES if room == "config" else BETWEEN[room])}
 
 
+@functools.cache
 def imported(path: Path) -> set[str]:
     """Full names of the modules that a file imports, wherever in it."""
     names: set[str] = set()
