@@ -1,6 +1,7 @@
 """What a run writes at its end, tried before the first step: what can fail after hours fails in the first minute."""
 
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Mapping
@@ -57,17 +58,20 @@ class Preflight(RunHook):
                     ) from error
 
     def _loggers(self, run: Run, folder: Path) -> None:
-        reports = has_satellite("reports")
-        if reports:
+        if reports := has_satellite("reports"):
             from instruct_lit.reports.loggers import Csv, log_configuration
-        last = int(read_checkpoint(run.checkpoint)["global_step"]) if run.checkpoint else -1
+        last = -1  # step of the rows that stay
+        if run.checkpoint:
+            last = int(read_checkpoint(run.checkpoint)["global_step"]) if run.settings.fit else sys.maxsize
         for logger in run.trainer.loggers:
             if reports and self.configuration and run.trainer.enable_autolog_hparams:  # type: ignore[attr-defined]
                 log_configuration(logger, self.configuration)
-            logger.log_metrics({"epoch": 0.0}, step=last + 1)
-            if reports and isinstance(logger, Csv):
-                logger.save()
-                logger.keep(last)
+            table = logger if reports and isinstance(logger, Csv) else None
+            rows = table.rows() if table else []
+            logger.log_metrics({"epoch": 0.0}, step=last + 1 if run.settings.fit else 0)
+            if table:
+                table.save()
+                table.write([row for row in rows if int(row["step"]) <= last])
 
 
 def remove_unfinished(folder: Path) -> None:

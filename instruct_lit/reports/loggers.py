@@ -39,22 +39,20 @@ class Csv(CSVLogger):
     @rank_zero_experiment
     def experiment(self) -> Any:
         if self._experiment is None:
-            rows = self._rows()
+            rows = self.rows()
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message=".*will be deleted")
                 self._experiment = super().experiment
-            self._write(rows)
+            self.write(rows)
         return self._experiment
 
-    def keep(self, last: int) -> None:
-        """Drop the rows of the file beyond step `last`, from which the run goes on; -1: all."""
-        self._write([row for row in self._rows() if int(row["step"]) <= last])
-
-    def _rows(self) -> list[dict[str, str]]:
+    def rows(self) -> list[dict[str, str]]:
+        """What the file has."""
         path = Path(self.log_dir, "metrics.csv")
         return list(csv.DictReader(path.read_text().splitlines())) if path.is_file() else []
 
-    def _write(self, rows: list[dict[str, str]]) -> None:
+    def write(self, rows: list[dict[str, str]]) -> None:
+        """Make these the rows of the file, behind which the next ones come; none: no file."""
         path, writer = Path(self.log_dir, "metrics.csv"), self.experiment
         writer.metrics, writer.metrics_keys = [], list(rows[0]) if rows else []
         if not rows:

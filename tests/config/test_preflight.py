@@ -59,6 +59,22 @@ def test_nothing_is_left_and_each_logger_has_a_row(tmp_path: Path, tiny_model: G
     assert header == "step,val/loss" and rows == ["4,2.0"]  # none before the first of the run
 
 
+@pytest.mark.parametrize(
+    ("fit", "resumes", "kept"), [(True, True, ["1", "2"]), (True, False, []), (False, True, ["1", "2", "3"])]
+)
+def test_rows_beyond_the_checkpoint_leave_a_csv_file_that_is_trained_on(
+    fit: bool, resumes: bool, kept: list[str], tmp_path: Path, tiny_model: GPT
+) -> None:
+    first = Csv(str(tmp_path), version="", flush_logs_every_n_steps=1)
+    for step in (1, 2, 3):
+        first.log_metrics({"val/loss": 1.0}, step)
+    run = run_of(tmp_path, tiny_model, GPT2Tokenizer(), [again := Csv(str(tmp_path), version="")])
+    run.settings.fit, run.checkpoint = fit, tmp_path / "last.ckpt" if resumes else None
+    torch.save({"state_dict": {}, "global_step": 2}, tmp_path / "last.ckpt")
+    Preflight().on_prepared(run)
+    assert [row["step"] for row in again.rows()] == kept
+
+
 def test_a_base_whose_generation_defaults_do_not_go_with_greedy(llama_directory: Path, tmp_path: Path) -> None:
     base = shutil.copytree(llama_directory, tmp_path / "base")
     (base / "generation_config.json").write_text(json.dumps({"temperature": 0.6, "top_p": 0.9, "eos_token_id": 1}))
