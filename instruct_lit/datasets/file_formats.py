@@ -137,30 +137,47 @@ def _refuse_repeated(path: Path, columns: Sequence[str]) -> None:
         raise DataError(f"{path}: the header has {repeated[0]!r} more than once; rename a column")
 
 
-def read_parquet(path: Path) -> Iterator[tuple[str, Any]]:
-    """Records of a parquet file, one at a time: memory is bounded by the distinct texts, however often each occurs.
-
-    Raises: DataError, also for a row group above `MAX_ROW_GROUP` bytes or a column of it above `MAX_VALUES` values.
-    """
-    parquet, lib = (load(f"pyarrow.{module}", str(path), "parquet") for module in ("parquet", "lib"))
+def read_table(path: Path, form: str, batches_of: Callable[[Path], Iterator[Any]]) -> Iterator[tuple[str, Any]]:
+    """Records of batches of pyarrow, one at a time. Raises: DataError, which names the form, for an invalid file."""
+    lib = load("pyarrow.lib", str(path), "parquet")
     number = 0
     try:
-        with parquet.ParquetFile(path) as file:
-            _check_row_groups(path, file.metadata)
-            _refuse_repeated(path, file.schema_arrow.names)
-            leaves = [file.schema.column(i) for i in range(len(file.schema))]
-        texts = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
-        with parquet.ParquetFile(path, read_dictionary=texts) as file:
-            for batch in file.iter_batches(batch_size=BATCH_ROWS):
-                for values in zip(*batch.columns, strict=True):
-                    place = f"{path}, record {number}"
-                    try:
-                        yield place, {n: _python(value) for n, value in zip(batch.schema.names, values, strict=True)}
-                    except (ValueError, OverflowError) as error:
-                        yield place, DataError(f"{place}: a value cannot be read ({error})")
-                    number += 1
+        for batch in batches_of(path):
+            for values in zip(*batch.columns, strict=True):
+                place = f"{path}, record {number}"
+                try:
+                    yield place, {n: _python(value) for n, value in zip(batch.schema.names, values, strict=True)}
+                except (ValueError, OverflowError) as error:
+                    yield place, DataError(f"{place}: a value cannot be read ({error})")
+                number += 1
     except (ValueError, OSError, OverflowError, lib.ArrowException) as error:
-        raise DataError(f"{path}, record {number}: invalid parquet file ({error})") from error
+        raise DataError(f"{path}, record {number}: invalid {form} file ({error})") from error
+
+
+def _parquet_batches(path: Path) -> Iterator[Any]:
+    """The rows of a parquet file: memory is bounded by the distinct texts, however often each occurs.
+
+    Raises: DataError for a row group above `MAX_ROW_GROUP` bytes or a column of it above `MAX_VALUES` values.
+    """
+    parquet = load("pyarrow.parquet", str(path), "parquet")
+    with parquet.ParquetFile(path) as file:
+        _check_row_groups(path, file.metadata)
+        _refuse_repeated(path, file.schema_arrow.names)
+        leaves = [file.schema.column(i) for i in range(len(file.schema))]
+    texts = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
+    with parquet.ParquetFile(path, read_dictionary=texts) as file:
+        yield from file.iter_batches(batch_size=BATCH_ROWS)
+
+
+def _arrow_batches(path: Path) -> Iterator[Any]:
+    """The rows of a file or a stream of Arrow, as `datasets` saves them."""
+    ipc = load("pyarrow.ipc", str(path), "parquet")
+    with path.open("rb") as file:
+        is_file = file.read(6) == b"ARROW1"
+        file.seek(0)
+        reader = ipc.open_file(file) if is_file else ipc.open_stream(file)
+        _refuse_repeated(path, reader.schema.names)
+        yield from map(reader.get_batch, range(reader.num_record_batches)) if is_file else reader
 
 
 def _check_row_groups(path: Path, metadata: Any) -> None:
@@ -216,24 +233,6 @@ def _is_list_of_turns(value: Any) -> bool:
     return isinstance(first, dict) and any(pair <= first.keys() for pair in ({"role", "content"}, {"from", "value"}))
 
 
-def read_arrow(path: Path) -> Iterator[tuple[str, Any]]:
-    """Records of a file or a stream of Arrow, as `datasets` saves them. Raises: DataError for an invalid one."""
-    ipc, lib = (load(f"pyarrow.{module}", str(path), "parquet") for module in ("ipc", "lib"))
-    number = 0
-    try:
-        with path.open("rb") as file:
-            is_file = file.read(6) == b"ARROW1"
-            file.seek(0)
-            reader = ipc.open_file(file) if is_file else ipc.open_stream(file)
-            _refuse_repeated(path, reader.schema.names)
-            for batch in map(reader.get_batch, range(reader.num_record_batches)) if is_file else reader:
-                for values in zip(*batch.columns, strict=True):
-                    yield f"{path}, record {number}", dict(zip(batch.schema.names, map(_python, values), strict=True))
-                    number += 1
-    except (ValueError, OSError, OverflowError, lib.ArrowException) as error:
-        raise DataError(f"{path}, record {number}: invalid Arrow file ({error})") from error
-
-
 def read_compressed(path: Path, readers: dict[str, Reader] | None = None) -> Iterator[tuple[str, Any]]:
     """Records of a .gz or .zst file by the suffix before that, through a temporary file.
 
@@ -274,5 +273,7 @@ def reader_of(key: str | None, has_header: bool) -> Reader:
 
 READERS: dict[str, Reader] = {
     ".json": read_json, ".ndjson": CORE_READERS[".jsonl"], ".csv": read_csv, ".tsv": partial(read_csv, delimiter="\t"),
-    ".parquet": read_parquet, ".arrow": read_arrow, ".gz": read_compressed, ".zst": read_compressed,
+    ".parquet": partial(read_table, form="parquet", batches_of=_parquet_batches),
+    ".arrow": partial(read_table, form="Arrow", batches_of=_arrow_batches),
+    ".gz": read_compressed, ".zst": read_compressed,
 }  # fmt: skip

@@ -173,6 +173,21 @@ def test_arrow_as_datasets_saves_it(tmp_path: Path, streamed: bool) -> None:
         list(read_records(tmp_path / "r.arrow"))
 
 
+@pytest.mark.parametrize("suffix", [".parquet", ".arrow"])
+def test_a_value_of_a_table_that_cannot_be_read_is_a_bad_record(tmp_path: Path, suffix: str) -> None:
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    broken = pa.array([b"c", b"\xff", b"d"]).view(pa.string())
+    table, path = pa.table({"instruction": ["a", "b", "e"], "output": broken}), tmp_path / f"r{suffix}"
+    if suffix == ".parquet":
+        pq.write_table(table, path)
+    else:
+        with pa.ipc.new_file(path, table.schema) as writer:
+            writer.write_table(table)
+    with pytest.raises(DataError, match="record 1: a value cannot be read"):
+        list(FileSource(str(path)))
+    assert [example.output for example in FileSource(str(path), on_bad_record="skip")] == ["c", "d"]
+
+
 @pytest.mark.parametrize("suffix", [".gz", ".zst"])
 def test_compressed_files_are_read_by_the_suffix_before(
     tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
