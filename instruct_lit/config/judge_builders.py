@@ -116,9 +116,8 @@ def judge_of(judge: DictConfig, cache_dir: str) -> Judge:
         install_satellites()
         endpoint = LocalEndpoint(**arguments_for(LocalEndpoint, judge))
     else:
-        settings = {**arguments_for(OpenAIEndpoint, judge), "api_key": _key_in(judge.api_key_env)}
-        is_ollama = judge.name == "ollama"
-        endpoint = OllamaEndpoint(n_ctx=judge.n_ctx, **settings) if is_ollama else OpenAIEndpoint(**settings)
+        kind = OllamaEndpoint if judge.name == "ollama" else OpenAIEndpoint
+        endpoint = kind(**arguments_for(kind, judge), api_key=_key_in(judge.api_key_env))
     cache = AnswerCache(Path(cache_dir) / "judge" / "replies.jsonl")
     prices = judge_prices(judge.url, judge.model, judge.usd_per_million_tokens)
     is_here = is_loopback(urlsplit(judge.url or "").hostname or "")  # where requests cost nothing

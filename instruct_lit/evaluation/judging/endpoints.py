@@ -11,8 +11,8 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any, Self
+from dataclasses import KW_ONLY, dataclass, field
+from typing import Any, ClassVar, Self
 
 from instruct_lit.errors import JudgeError
 from instruct_lit.evaluation.judging.prompt import Verdict
@@ -63,6 +63,7 @@ class Endpoint:
         raise NotImplementedError
 
 
+@dataclass(eq=False)
 class HttpEndpoint(Endpoint, ABC):
     """An endpoint that takes a JSON body and returns one.
 
@@ -73,43 +74,38 @@ class HttpEndpoint(Endpoint, ABC):
         api_key: masked in every message.
     """
 
-    path = ""
-    models_path = ""
+    url: str
+    model: str
+    api_key: str | None = field(default=None, repr=False)
+    _: KW_ONLY
+    temperature: float = 0.0
+    max_tokens: int | None = 256
+    seed: int = 0
+    constrained: bool = True
+    timeout_s: float = 60.0
+    n_retries: int = 5
+    body: Mapping[str, Any] | None = None
 
-    def __init__(
-        self,
-        url: str,
-        model: str,
-        api_key: str | None = None,
-        *,
-        temperature: float = 0.0,
-        max_tokens: int = 256,
-        seed: int = 0,
-        constrained: bool = True,
-        timeout_s: float = 60.0,
-        n_retries: int = 5,
-        body: Mapping[str, Any] | None = None,
-    ) -> None:
+    path: ClassVar[str]
+    models_path: ClassVar[str]
+    # What a reply depends on.
+    settings: ClassVar[tuple[str, ...]] = ("url", "model", "temperature", "max_tokens", "seed", "constrained", "body")
+
+    def __post_init__(self) -> None:
         _openai()
-        self.url, self.model, self.constrained = url.rstrip("/"), model, constrained
-        self.temperature, self.seed, self.body = temperature, seed, dict(body or {})
-        limits = {"max_tokens": max_tokens, **self.body}
+        self.url, self.body = self.url.rstrip("/"), dict(self.body or {})
+        self.identity = {"kind": type(self).__name__, **{name: getattr(self, name) for name in self.settings}}
+        limits = {"max_tokens": self.max_tokens, **self.body}
         self.max_tokens = limits.get("max_completion_tokens", limits["max_tokens"])
-        self.timeout_s, self.n_retries = timeout_s, n_retries
-        self._api_key = api_key
         self._client: Any = None
-        self.identity = {
-            "kind": type(self).__name__, "url": self.url, "model": model, "temperature": temperature,
-            "max_tokens": max_tokens, "seed": seed, "constrained": constrained, "body": self.body,
-        }  # fmt: skip
 
     async def __aenter__(self) -> Self:
         self._client = _openai().AsyncOpenAI(
             base_url=self.url,
-            api_key=self._api_key or "none",
+            api_key=self.api_key or "none",
             timeout=self.timeout_s,
             max_retries=self.n_retries,
-            default_headers={"Authorization": f"Bearer {self._api_key}"} if self._api_key else None,
+            default_headers={"Authorization": f"Bearer {self.api_key}"} if self.api_key else None,
         )
         return self
 
@@ -185,7 +181,7 @@ class HttpEndpoint(Endpoint, ABC):
         return Reply(reply.text, reply.n_prompt_tokens, reply.n_reply_tokens, time.perf_counter() - start)
 
     async def _post(self, messages: Messages, verdict: Verdict) -> Any:
-        body = {**self.payload(messages, verdict), **self.body}
+        body = {**self.payload(messages, verdict), **(self.body or {})}
         body = {key: value for key, value in body.items() if value is not None}
         for _ in range(min(2, self.n_retries)):
             with suppress(ValueError):  # truncated JSON, which the client does not retry, nor an error of status 200
@@ -225,7 +221,7 @@ class HttpEndpoint(Endpoint, ABC):
         return JudgeError(f"{key}.url={self.url}: {next(cause for kind, cause in causes if isinstance(error, kind))}")
 
     def _hidden(self, text: str) -> str:
-        return text.replace(self._api_key, "***") if self._api_key else text
+        return text.replace(self.api_key, "***") if self.api_key else text
 
 
 class OpenAIEndpoint(HttpEndpoint):
@@ -247,21 +243,20 @@ class OpenAIEndpoint(HttpEndpoint):
         return Reply(text or "", usage.get("prompt_tokens") or 0, usage.get("completion_tokens") or 0)
 
 
+@dataclass(eq=False)
 class OllamaEndpoint(HttpEndpoint):
     """Ollama's `/api/chat`, whose `format` constrains the reply to a JSON schema."""
 
+    n_ctx: int | None = None
+
     path = "/api/chat"
     models_path = "/api/tags"
+    settings = (*HttpEndpoint.settings, "n_ctx")
 
     def models(self, answer: Any) -> set[str]:
         entries = answer.get("models") if isinstance(answer, dict) else None
         names = {entry["name"] for entry in entries or () if isinstance(entry, dict) and "name" in entry}
         return names | {name.removesuffix(":latest") for name in names}
-
-    def __init__(self, *args: Any, n_ctx: int | None = None, **settings: Any) -> None:
-        super().__init__(*args, **settings)
-        self.n_ctx = n_ctx
-        self.identity["n_ctx"] = n_ctx
 
     def payload(self, messages: Messages, verdict: Verdict) -> dict[str, Any]:
         options = {"temperature": self.temperature, "num_predict": self.max_tokens, "seed": self.seed}

@@ -4,7 +4,7 @@ import asyncio
 import json
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import KW_ONLY, asdict, dataclass
 from typing import Any
 
 from instruct_lit.errors import InstructLitError, JudgeError
@@ -66,6 +66,7 @@ class Estimate:
         )
 
 
+@dataclass(eq=False)
 class Judge:
     """Asks an endpoint, `n_concurrent` questions at a time; its replies are cached by messages and settings.
 
@@ -77,18 +78,15 @@ class Judge:
         must_be_confirmed: whether a person must confirm before the judge is asked.
     """
 
-    def __init__(
-        self,
-        endpoint: Endpoint,
-        cache: AnswerCache,
-        *,
-        n_concurrent: int = 8,
-        n_asks: int = 3,
-        prices: tuple[float, float] | None = None,
-        must_be_confirmed: bool = False,
-    ) -> None:
-        self.endpoint, self.cache, self.n_concurrent, self.n_asks = endpoint, cache, n_concurrent, n_asks
-        self.prices, self.must_be_confirmed = prices, must_be_confirmed
+    endpoint: Endpoint
+    cache: AnswerCache
+    _: KW_ONLY
+    n_concurrent: int = 8
+    n_asks: int = 3
+    prices: tuple[float, float] | None = None
+    must_be_confirmed: bool = False
+
+    def __post_init__(self) -> None:
         self.n_requests = self.n_prompt_tokens = self.n_reply_tokens = 0  # of this run; cached replies cost nothing
 
     def check(self) -> None:
