@@ -33,7 +33,9 @@ def response_losses(
     layout_name: Layout = "packed" if longest <= model.layout_length else "padded"
     collate = Collator(tokenizer.eot_id, tokenizer.n_bytes_of, layout_name)
     losses: list[tuple[float, int]] = [(0.0, 0)] * len(examples)
-    for places in _groups(examples):
+    order = sorted(range(len(examples)), key=lambda place: len(examples[place].ids))
+    for part in passes(len(order), lambda number, _: len(examples[order[number]].ids), MAX_TOKENS):
+        places = [order[number] for number in part]
         batch = collate([examples[place] for place in places]).to(model.head_weight.device)
         layout = PackedDocuments(batch.document_lengths) if batch.document_lengths is not None else None
         states = model.hidden_states(batch.input_ids, batch.position_ids, layout, batch.loss_index)
@@ -47,16 +49,17 @@ def response_losses(
     return losses
 
 
-def _groups(examples: Sequence[EncodedExample]) -> Iterator[list[int]]:
-    """Places of examples of similar length, at most `MAX_TOKENS` tokens together."""
-    order = sorted(range(len(examples)), key=lambda place: len(examples[place].ids))
-    group: list[int] = []
-    n_tokens = 0
-    for place in order:
-        if group and n_tokens + len(examples[place].ids) > MAX_TOKENS:
-            yield group
-            group, n_tokens = [], 0
-        group.append(place)
-        n_tokens += len(examples[place].ids)
-    if group:
-        yield group
+def passes(n_texts: int, n_new: Callable[[int, bool], int], max_tokens: int) -> Iterator[range]:
+    """Ranges of neighbours that have at most `max_tokens` tokens together, or of a single text.
+
+    Args:
+        n_new: the tokens that a text, given by its number, adds to a pass, and whether it is the first one there.
+    """
+    start = n_tokens = 0
+    for number in range(n_texts):
+        if number > start and n_tokens + n_new(number, False) > max_tokens:
+            yield range(start, number)
+            start, n_tokens = number, 0
+        n_tokens += n_new(number, number == start)
+    if n_texts:
+        yield range(start, n_texts)

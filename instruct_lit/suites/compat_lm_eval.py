@@ -133,14 +133,13 @@ def harness_model(model: EvaluatedModel) -> TemplateLM:
             dtype = str(model.model.head_weight.dtype)
             return {"model_num_parameters": model.model.n_parameters, "model_dtype": dtype}
 
-        def _loglikelihood_tokens(self, requests: Any, **kwargs: Any) -> list[tuple[float, bool]]:
+        def _loglikelihood_tokens(self, requests: Any, **kwargs: Any) -> list[Any]:
             # Of white space alone the harness makes an empty context, and of a merged token an empty continuation.
             pairs = [
                 (context or [self.prefix_token_id], target or self.tok_encode(texts[1], add_special_tokens=False))
                 for texts, context, target in requests
             ]
-            scores = model.score([texts for texts, _, _ in requests], pairs)
-            return [(score.log_likelihood, score.is_greedy) for score in scores]
+            return model.score([texts for texts, _, _ in requests], pairs)
 
         def loglikelihood(self, requests: Any, disable_tqdm: bool = False) -> list[tuple[float, bool]]:
             return super().loglikelihood(requests, disable_tqdm=True)

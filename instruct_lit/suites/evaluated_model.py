@@ -69,16 +69,13 @@ class EvaluatedModel:
                 f"suite.tasks: a choice has {n_tokens} tokens, the model's context {longest}; leave its task out"
             )
         self.expect(len(pairs))
-        cached = {i: self.cache.get("score", text) for i, text in enumerate(texts)}
-        found = {i: Score(*old) for i, old in cached.items() if old is not None}
+        found = {i: Score(*old) for i, text in enumerate(texts) if (old := self.cache.get("score", text)) is not None}
         self._advance(len(found))
         missing = [i for i in range(len(pairs)) if i not in found]
         self.n_cut += sum(len(c) + len(t) > longest + 1 for c, t in pairs)
 
         def keep(new: dict[int, Score]) -> None:
-            self.cache.add(
-                (("score", texts[missing[i]]), (score.log_likelihood, score.is_greedy)) for i, score in new.items()
-            )
+            self.cache.add((("score", texts[missing[i]]), score) for i, score in new.items())
             self._advance(len(new))
 
         waiting = [pairs[i] for i in missing]

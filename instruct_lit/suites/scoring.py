@@ -1,11 +1,12 @@
 """Log-likelihoods of continuations, with the common prefixes of prompts computed once."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 
 from instruct_lit.core.model.causal import CausalLM
+from instruct_lit.evaluation.losses import passes
 from instruct_lit.suites.prefix_tree import PrefixTree, n_common
 
 Pair = tuple[Sequence[int], Sequence[int]]  # context and continuation ids
@@ -13,8 +14,7 @@ MAX_TOKENS, MAX_TOKENS_CUDA = 4096, 32768  # new tokens of one pass
 MAX_LOGIT_ROWS = 256  # positions whose logits are held at the same time
 
 
-@dataclass(frozen=True)
-class Score:
+class Score(NamedTuple):
     """Log-likelihood of a continuation in nats, and whether greedy decoding gives it."""
 
     log_likelihood: float
@@ -44,8 +44,14 @@ def log_likelihoods(
     scores: dict[int, Score] = {}
     order = sorted(range(len(pairs)), key=lambda i: texts[i])
     max_tokens = max_tokens or (MAX_TOKENS_CUDA if device.type == "cuda" else MAX_TOKENS)
-    for chunk in _passes([texts[i] for i in order], max_tokens):
-        members = [order[place] for place in chunk]
+
+    def n_new(number: int, is_first: bool) -> int:
+        """The tokens that a text adds to the tree of its pass."""
+        text = texts[order[number]]
+        return len(text) - (0 if is_first else n_common(texts[order[number - 1]], text))
+
+    for part in passes(len(order), n_new, max_tokens):
+        members = [order[number] for number in part]
         states_at, paths = _lay_out(model, [texts[i] for i in members], device)
         found = _read(model, states_at, [(path, pairs[i][1]) for path, i in zip(paths, members, strict=True)])
         new = dict(zip(members, found, strict=True))
@@ -69,20 +75,6 @@ def _lay_out(
     return lambda index: model.hidden_states(ids, positions, tree, index), tree.paths
 
 
-def _passes(texts: Sequence[Sequence[int]], max_tokens: int) -> Iterator[range]:
-    """Split sorted texts into ranges that add at most `max_tokens` tokens to a tree, or hold a single text."""
-    start, n_tokens = 0, 0
-    for place, text in enumerate(texts):
-        n_new = len(text) - (n_common(texts[place - 1], text) if place > start else 0)
-        if place > start and n_tokens + n_new > max_tokens:
-            yield range(start, place)
-            start, n_tokens = place, 0
-            n_new = len(text)
-        n_tokens += n_new
-    if texts:
-        yield range(start, len(texts))
-
-
 def _read(
     model: CausalLM,
     states_at: Callable[[torch.Tensor], torch.Tensor],
@@ -93,19 +85,14 @@ def _read(
     targets = torch.tensor([token for _, continuation in texts for token in continuation])
     unique, where = rows.unique(return_inverse=True)
     hidden = states_at(unique.to(model.head_weight.device))
-    order = where.argsort(stable=True)
-    bounds = torch.searchsorted(where[order], torch.arange(0, len(unique) + MAX_LOGIT_ROWS, MAX_LOGIT_ROWS))
     values, greedy = torch.empty(len(rows)), torch.empty(len(rows), dtype=torch.bool)
-    for number, start in enumerate(range(0, len(unique), MAX_LOGIT_ROWS)):
+    for start in range(0, len(unique), MAX_LOGIT_ROWS):
         logits = model.logits(hidden[start : start + MAX_LOGIT_ROWS]).float()
         normaliser, best = logits.logsumexp(-1).cpu(), logits.argmax(-1).cpu()
-        part = order[int(bounds[number]) : int(bounds[number + 1])]
+        part = (where // MAX_LOGIT_ROWS == start // MAX_LOGIT_ROWS).nonzero()[:, 0]
         row, token = where[part] - start, targets[part]
         values[part] = logits[row.to(logits.device), token.to(logits.device)].cpu() - normaliser[row]
         greedy[part] = best[row] == token
-    scores, place = [], 0
-    for _, continuation in texts:
-        own = slice(place, place + len(continuation))
-        scores.append(Score(float(values[own].sum()), bool(greedy[own].all())))
-        place += len(continuation)
-    return scores
+    counts = [len(continuation) for _, continuation in texts]
+    parts = zip(values.split(counts), greedy.split(counts), strict=True)
+    return [Score(float(own.sum()), bool(are_greedy.all())) for own, are_greedy in parts]
