@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from rich.columns import Columns
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from instruct_lit.datasets.profile import N_SHOWN, Profile, histogram
@@ -17,17 +17,13 @@ _EIGHTHS = " ▏▎▍▌▋▊▉"
 
 def print_profile(console: Console, found: Profile, layout: str) -> None:
     """Print counts, histograms, the cost of padding, and odd records."""
-    table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column()
+    table = Table(Column(style="bold", no_wrap=True), "", box=None, show_header=False, pad_edge=False)
     n_tokens = int(found.prompt_lengths.sum() + found.response_lengths.sum())
     table.add_row("examples", f"{found.n_examples:,}, {n_tokens:,} tokens")
-    for name, what in _COUNTS.items():
-        if found.counts.get(name):
-            table.add_row(what, f"{found.counts[name]:,}")
-    for name, n in found.counts.items():
-        if name.startswith("n_filtered_") and n:
-            table.add_row(f"dropped by {name.removeprefix('n_filtered_')}", f"{n:,}")
+    filtered = [name for name in found.counts if name.startswith("n_filtered_")]
+    for name, what in (_COUNTS | {n: f"dropped by {n.removeprefix('n_filtered_')}" for n in filtered}).items():
+        if n := found.counts.get(name):
+            table.add_row(what, f"{n:,}")
     table.add_row("truncated", f"{found.truncated_share:.1%}")
     table.add_row("supervised", f"{found.supervised_share:.1%} of the targets")
     table.add_row("end-of-text", f"supervised in {found.ends_share:.1%} of the examples")
@@ -46,9 +42,7 @@ def print_profile(console: Console, found: Profile, layout: str) -> None:
     )
     if found.costs:
         console.print()
-        costs = Table(box=None, pad_edge=False)
-        for name in ("batching", "positions per token", "", ""):
-            costs.add_column(name, justify="right" if "pos" in name else "left")
+        costs = Table("batching", Column("positions per token", justify="right"), "", "", box=None, pad_edge=False)
         longest = max(found.costs.values())
         for name, cost in sorted(found.costs.items(), key=lambda item: item[1]):
             note = "chosen" if name == layout else ""
@@ -56,9 +50,7 @@ def print_profile(console: Console, found: Profile, layout: str) -> None:
         console.print(costs)
     if found.odd:
         console.print()
-        odd = Table(box=None, pad_edge=False)
-        for name in ("odd", "examples", "index="):
-            odd.add_column(name, justify="right" if name == "examples" else "left")
+        odd = Table("odd", Column("examples", justify="right"), "index=", box=None, pad_edge=False)
         for what, indices in found.odd.items():
             shown = ", ".join(map(str, indices[:N_SHOWN])) + (", …" if len(indices) > N_SHOWN else "")
             odd.add_row(Text(what), f"{len(indices):,}", shown)
@@ -113,9 +105,8 @@ _COUNTS = {
 
 
 def _histogram(title: str, lengths: np.ndarray) -> Table:
-    table = Table(box=None, pad_edge=False)
-    table.add_column(f"{title} tokens", justify="right", no_wrap=True)
-    table.add_column("", no_wrap=True, width=BAR)
+    head = Column(f"{title} tokens", justify="right", no_wrap=True)
+    table = Table(head, Column(no_wrap=True, width=BAR), box=None, pad_edge=False)
     bins = histogram(lengths)
     most = max(n for _, _, n in bins)
     for low, high, n in bins:

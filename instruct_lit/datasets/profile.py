@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import islice
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -69,36 +70,35 @@ def profile(
     odd: dict[str, list[int]] = {}
     prompts: set[tuple[Any, ...]] = set()
     kinds: Counter[str] = Counter()
-    n_repeated = n_headers = n_exact = n_ends = n_supervised = n_responses = 0
+    totals: Counter[str] = Counter()
     for index in range(len(store)):
-        example = store.example(index)
+        example, encoded = store.example(index), store[index]
         for what in oddities(example, header):
             odd.setdefault(what, []).append(index)
-        prompt = (*example.history, example.instruction, example.input)
-        n_repeated += prompt in prompts
-        prompts.add(prompt)
-        encoded = store[index]
         kinds.update(kinds_of(example))
-        n_responses += len(encoded.spans)
-        n_supervised += int((supervised(encoded, mask_prompt)[1:] > 0).sum())
-        n_ends += int(encoded.ids[-1]) == tokenizer.eot_id
+        prompts.add((*example.history, example.instruction, example.input))
         tail = tokenizer.decode(encoded.ids[: encoded.n_prompt][-4 * len(header) - 8 :].tolist())
-        n_headers += bool(header.strip()) and tail.endswith(header)
-        n_exact += mask_is_exact(example, encoded, template, tokenizer)
+        totals.update(
+            responses=len(encoded.spans),
+            supervised=int((supervised(encoded, mask_prompt)[1:] > 0).sum()),
+            ends=int(encoded.ids[-1]) == tokenizer.eot_id,
+            headers=bool(header.strip()) and tail.endswith(header),
+            exact=mask_is_exact(example, encoded, template, tokenizer),
+        )
     return Profile(
         counts=dict(store.counts),
         n_examples=len(store),
         prompt_lengths=store.lengths - n_response,
         response_lengths=n_response,
-        supervised_share=n_supervised / n_targets,
-        ends_share=n_ends / len(store),
+        supervised_share=totals["supervised"] / n_targets,
+        ends_share=totals["ends"] / len(store),
         header=header,
-        header_share=n_headers / len(store),
-        mask_share=n_exact / len(store),
-        n_repeated_prompts=n_repeated,
+        header_share=totals["headers"] / len(store),
+        mask_share=totals["exact"] / len(store),
+        n_repeated_prompts=len(store) - len(prompts),
         odd=dict(sorted(odd.items(), key=lambda item: -len(item[1]))),
         costs=costs,
-        n_responses=n_responses,
+        n_responses=totals["responses"],
         kinds=dict(kinds),
     )
 
@@ -195,39 +195,28 @@ def histogram(lengths: np.ndarray, n_bins: int = 10) -> list[tuple[int, int, int
 
 def warnings_of(found: Profile, layout: str, n_val: int | None) -> list[str]:
     """Warnings about common problems, each with its remedy; `n_val` is None where it is unknown."""
-    lines = []
-    if found.supervised_share < LOW_SUPERVISED:
-        lines.append(
-            f"only {found.supervised_share:.1%} of the targets are supervised: long prompts, short responses; "
-            "check data.columns, or train on prompts too with data.mask_prompt=false"
-        )
-    if not found.header.strip():
-        lines.append(
-            "the template has no header before the response: the model cannot see where to begin; change template"
-        )
-    elif found.header_share < 1:
-        lines.append(f"{1 - found.header_share:.1%} of the prompts do not end with {found.header.strip()!r}")
-    if found.mask_share < 1:
-        share = f"{1 - found.mask_share:.1%} of the masks"
-        lines.append(f"{share} do not decode to the responses (a fault of the tokenizer)")
-    if found.ends_share == 0:
-        lines.append("no end-of-text is supervised: the model will never stop; raise data.max_length")
-    elif found.truncated_share > HIGH_TRUNCATED:
-        lines.append(
-            f"{found.truncated_share:.0%} of the responses are truncated, without end-of-text, or lost whole turns of "
-            "their conversation; raise data.max_length or use data.on_long=drop"
-        )
-    n_dropped = found.counts.get("n_dropped_long", 0)
-    if n_dropped > HIGH_TRUNCATED * found.n_examples:
-        lines.append(f"{n_dropped} examples are too long and were dropped; raise data.max_length")
-    cost = found.costs.get(layout)
-    if cost is not None and cost > 1 + HIGH_WASTE:
-        best = min(found.costs, key=found.costs.__getitem__)
-        lines.append(f"{cost - 1:.0%} padding with batching={layout}; batching={best} has {found.costs[best]:.2f}")
-    if float(np.median(found.response_lengths)) <= 2:
-        lines.append("half of the responses are a single token or none; check data.columns")
-    if found.n_repeated_prompts > 0.05 * found.n_examples:
-        lines.append(f"{found.n_repeated_prompts} prompts occur earlier with another response")
-    if n_val is not None and n_val < 20:
-        lines.append(f"{n_val} validation examples are too few for early stopping; raise data.split.val")
-    return lines
+    header, n_dropped = found.header.strip(), found.counts.get("n_dropped_long", 0)
+    cost, (best, lowest) = found.costs.get(layout, 0), min(found.costs.items(), key=itemgetter(1), default=("", 0))
+    lines = {
+        f"only {found.supervised_share:.1%} of the targets are supervised: long prompts, short responses; check "
+        "data.columns, or train on prompts too with data.mask_prompt=false": found.supervised_share < LOW_SUPERVISED,
+        "the template has no header before the response: the model cannot see where to begin; change template":
+            not header,
+        f"{1 - found.header_share:.1%} of the prompts do not end with {header!r}": header and found.header_share < 1,
+        f"{1 - found.mask_share:.1%} of the masks do not decode to the responses (a fault of the tokenizer)":
+            found.mask_share < 1,
+        "no end-of-text is supervised: the model will never stop; raise data.max_length": found.ends_share == 0,
+        f"{found.truncated_share:.0%} of the responses are truncated, without end-of-text, or lost whole turns of "
+        "their conversation; raise data.max_length or use data.on_long=drop":
+            found.ends_share and found.truncated_share > HIGH_TRUNCATED,
+        f"{n_dropped} examples are too long and were dropped; raise data.max_length":
+            n_dropped > HIGH_TRUNCATED * found.n_examples,
+        f"{cost - 1:.0%} padding with batching={layout}; batching={best} has {lowest:.2f}": cost > 1 + HIGH_WASTE,
+        "half of the responses are a single token or none; check data.columns":
+            np.median(found.response_lengths) <= 2,
+        f"{found.n_repeated_prompts} prompts occur earlier with another response":
+            found.n_repeated_prompts > 0.05 * found.n_examples,
+        f"{n_val} validation examples are too few for early stopping; raise data.split.val":
+            n_val is not None and n_val < 20,
+    }  # fmt: skip
+    return [line for line, is_so in lines.items() if is_so]
