@@ -74,7 +74,7 @@ WORD_TASKS: dict[str, Mapping[str, str]] = {
     "opposite": world.OPPOSITES,
     "plural": world.PLURALS,
     "past_tense": world.PAST,
-    "number_in_digits": {word: str(value) for value, word in enumerate(NUMBERS)},
+    "number_in_digits": world.DIGITS,
 }
 
 

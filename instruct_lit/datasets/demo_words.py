@@ -17,6 +17,7 @@ OPPOSITES = {a: b for a, b in _BOTH_WAYS if sum(word == a for word, _ in _BOTH_W
 PAST: dict[str, str] = _WORLD["past"]
 SIZES: list[str] = _WORLD["sizes"]  # from small to large, so that any two can be compared
 NUMBERS: list[str] = _WORLD["numbers"]
+DIGITS = {word: str(value) for value, word in enumerate(NUMBERS)}
 DAYS, MONTHS = _WORLD["days"], _WORLD["months"]
 NAMES, PLACES, VERBS = _WORLD["names"], _WORLD["places"], _WORLD["verbs"]
 PHRASINGS: dict[str, list[str]] = _WORLD["phrasings"]  # of the tasks on lists, words and numbers

@@ -29,25 +29,23 @@ def fetch(url: str, folder: Path, sha256: str | None = None) -> Path:
     """
     path = folder / f"{hashlib.sha256(url.encode()).hexdigest()[:8]}-{Path(urlparse(url).path).name}"
     record = path.with_name(path.name + ".sha256")
-    if path.exists():
-        # A record is empty where the program was killed while it wrote it.
-        expected = sha256 or (record.read_text().strip() if record.exists() else "")
-        found = _sha256(path)
-        if expected and found != expected:
-            differs = f"sha256 is {found}, expected {expected}; the file has changed"
-            raise DownloadError(f"{path}: {differs}; delete it to download it again")
-        if not expected:
-            record.write_text(found)
-        return path
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not os.access(folder, os.W_OK):
-            raise PermissionError(13, "permission denied")
-    except OSError as error:
-        raise DownloadError(f"paths.cache: {folder} cannot be written ({error.strerror})") from error
-    _download(url, path, sha256)
-    if sha256 is None:
-        record.write_text(_sha256(path))
+    if not path.exists():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if not os.access(folder, os.W_OK):
+                raise PermissionError(13, "permission denied")
+        except OSError as error:
+            raise DownloadError(f"paths.cache: {folder} cannot be written ({error.strerror})") from error
+        _download(url, path, sha256)
+        record.unlink(missing_ok=True)  # of an earlier file
+    # A record is empty where the program was killed while it wrote it.
+    expected = sha256 or (record.read_text().strip() if record.exists() else "")
+    found = _sha256(path)
+    if expected and found != expected:
+        differs = f"sha256 is {found}, expected {expected}; the file has changed"
+        raise DownloadError(f"{path}: {differs}; delete it to download it again")
+    if not expected:
+        record.write_text(found)
     return path
 
 

@@ -156,9 +156,7 @@ def _sequence(random: Random) -> str:
 _opposite = partial(_form, world.OPPOSITES, ["the opposite of '{}'", "an antonym of '{}'"])
 _plural = partial(_form, world.PLURALS, ["the plural of '{}'", "plural form of '{}'", "many, not one '{}'"])
 _past = partial(_form, world.PAST, ["the past tense of '{}'", "past form of '{}'", "yesterday, not '{}'"])
-_digits = partial(
-    _form, {word: str(value) for value, word in enumerate(NUMBERS)}, ["'{}' in digits", "numeral for '{}'"]
-)
+_digits = partial(_form, world.DIGITS, ["'{}' in digits", "numeral for '{}'"])
 _SAYINGS: tuple[Callable[[Random], str], ...] = (
     _case, _case, _opposite, _plural, _past, _category, _category, _size, _size, _sequence, _digits,
 )  # fmt: skip

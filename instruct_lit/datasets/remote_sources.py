@@ -9,21 +9,8 @@ from instruct_lit.core.data.records import READERS, FileSource, OnBadRecord
 from instruct_lit.datasets.download import fetch, fetch_data_set
 
 
-class DownloadedSource(FileSource):
-    """Examples of files that are downloaded on first use; a local `path` replaces the download."""
-
-    def download(self) -> list[Path]:
-        """The files, downloaded unless they are in the cache."""
-        raise NotImplementedError
-
-    def shards(self) -> Sequence[Any]:
-        if not self.paths:
-            self.paths = self.download()
-        return super().shards()
-
-
-class UrlSource(DownloadedSource):
-    """Examples of one file at a URL."""
+class UrlSource(FileSource):
+    """Examples of one file at a URL; a local `path` replaces the download."""
 
     def __init__(
         self,
@@ -39,12 +26,13 @@ class UrlSource(DownloadedSource):
         super().__init__(path or [], columns, on_bad_record, name, format)
         self.url, self.cache_dir, self.sha256 = url, Path(cache_dir), sha256
 
-    def download(self) -> list[Path]:
-        return [fetch(self.url, self.cache_dir / "downloads", self.sha256)]
+    def shards(self) -> Sequence[Any]:
+        self.paths = self.paths or [fetch(self.url, self.cache_dir / "downloads", self.sha256)]
+        return super().shards()
 
 
-class HubSource(DownloadedSource):
-    """Examples of a Hugging Face data set: its data files, downloaded by huggingface_hub."""
+class HubSource(FileSource):
+    """Examples of a Hugging Face data set: its data files, downloaded by huggingface_hub, or a local `path`."""
 
     def __init__(
         self,
@@ -61,5 +49,7 @@ class HubSource(DownloadedSource):
         super().__init__(path or [], columns, on_bad_record, name, format)
         self.repo, self.revision, self.pattern, self.cache_dir = repo, revision, pattern, Path(cache_dir)
 
-    def download(self) -> list[Path]:
-        return fetch_data_set(self.repo, self.revision, self.pattern, tuple(READERS), self.cache_dir / "hub")
+    def shards(self) -> Sequence[Any]:
+        where = self.cache_dir / "hub"
+        self.paths = self.paths or fetch_data_set(self.repo, self.revision, self.pattern, tuple(READERS), where)
+        return super().shards()

@@ -136,9 +136,8 @@ class Outcome:
     @classmethod
     def majority(cls, outcomes: Sequence[Self]) -> Self:
         """In each order the most frequent verdict of several judges; a tie where two are equally frequent."""
-        first = multimode(outcome.a_first for outcome in outcomes)
-        second = multimode(outcome.b_first for outcome in outcomes)
-        return cls(*(modes[0] if len(modes) == 1 else "tie" for modes in (first, second)))
+        both = (multimode(getattr(outcome, order) for outcome in outcomes) for order in ("a_first", "b_first"))
+        return cls(*(modes[0] if len(modes) == 1 else "tie" for modes in both))
 
     @property
     def share(self) -> float:

