@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from typing import Any
 
 from instruct_lit.words import words
@@ -128,50 +129,40 @@ def uses_tools(row: Row) -> bool:
     return bool(row.get("tools") or found.calls or found.n_unreadable or reference_of(row).calls)
 
 
-def thought_words(row: Row) -> float:
-    """Words of the thoughts."""
-    return float(len(words(parts_of(row["response"]).thoughts or "")))
-
-
-def thoughts_closed(row: Row) -> float:
-    """1 where the response has thoughts and they end."""
-    found = parts_of(row["response"])
-    return float(found.thoughts is not None and found.closed)
-
-
-def call_names(row: Row) -> float:
-    """1 where the same tools are called in the same order, also where none is."""
-    found, wanted = parts_of(row["response"]), reference_of(row)
-    return float([c["name"] for c in found.calls] == [c["name"] for c in wanted.calls] and not found.n_unreadable)
-
-
-def calls_exact(row: Row) -> float:
-    """1 where names and arguments of all calls are equal, as JSON."""
-    found = parts_of(row["response"])
-    return float(_json(found.calls) == _json(reference_of(row).calls) and not found.n_unreadable)
-
-
-def call_arguments(row: Row) -> float:
-    """Share of the arguments, of the calls in their order, that are equal as JSON; 1 where there is none."""
-    found, wanted = (
-        {(n, c["name"], key, _json(value)) for n, c in enumerate(parts.calls) for key, value in c["arguments"].items()}
-        for parts in (parts_of(row["response"]), reference_of(row))
-    )
-    n_named = len({argument[:3] for argument in found | wanted})
-    return len(found & wanted) / n_named if n_named else 1.0
-
-
-def unreadable_calls(row: Row) -> float:
-    """Number of calls that cannot be read."""
-    return float(parts_of(row["response"]).n_unreadable)
-
-
 def _json(value: Any) -> str:
     """A text that is equal for equal JSON, in which 1 and 1.0 are one number."""
     return repr(json.loads(json.dumps(value, sort_keys=True), parse_int=Fraction, parse_float=Fraction))
 
 
+def _equal_arguments(found: Parts, wanted: Parts) -> float:
+    """Share of the arguments, of the calls in their order, that are equal as JSON; 1 where there is none."""
+    ours, theirs = (
+        {(n, c["name"], key, _json(value)) for n, c in enumerate(parts.calls) for key, value in c["arguments"].items()}
+        for parts in (found, wanted)
+    )
+    n_named = len({argument[:3] for argument in ours | theirs})
+    return len(ours & theirs) / n_named if n_named else 1.0
+
+
+_OF_THOUGHTS: dict[str, Callable[[Parts, Parts], float]] = {  # of the parts of response and reference
+    "thought_words": lambda found, _: len(words(found.thoughts or "")),
+    "thoughts_closed": lambda found, _: found.thoughts is not None and found.closed,  # there are thoughts and they end
+}
+_OF_CALLS: dict[str, Callable[[Parts, Parts], float]] = {
+    "call_names": lambda found, wanted: (
+        [call["name"] for call in found.calls] == [call["name"] for call in wanted.calls] and not found.n_unreadable
+    ),
+    "calls_exact": lambda found, wanted: _json(found.calls) == _json(wanted.calls) and not found.n_unreadable,
+    "call_arguments": _equal_arguments,
+    "unreadable_calls": lambda found, _: found.n_unreadable,
+}
+
+
+def _of_row(metric: Callable[[Parts, Parts], float], row: Row) -> float:
+    return float(metric(parts_of(row["response"]), reference_of(row)))
+
+
 METRICS: dict[str, tuple[Callable[[Row], float], Callable[[Row], bool]]] = {  # each with the rows that it concerns
-    **{metric.__name__: (metric, thinks) for metric in (thought_words, thoughts_closed)},
-    **{metric.__name__: (metric, uses_tools) for metric in (call_names, calls_exact, call_arguments, unreadable_calls)},
+    **{name: (partial(_of_row, metric), thinks) for name, metric in _OF_THOUGHTS.items()},
+    **{name: (partial(_of_row, metric), uses_tools) for name, metric in _OF_CALLS.items()},
 }
