@@ -20,7 +20,7 @@ from instruct_lit.config.targets import build, plain
 from instruct_lit.core.bundle import OpenedModel, bundle_of, read_about
 from instruct_lit.core.data.datamodule import InstructionData
 from instruct_lit.core.data.example import listed
-from instruct_lit.core.data.records import FileSource
+from instruct_lit.core.data.records import FileSource, read_records
 from instruct_lit.core.data.settings import Batching, Lengths, Masking, Splits
 from instruct_lit.core.data.template import Template
 from instruct_lit.core.data.tokenizer import Tokenizer
@@ -112,13 +112,13 @@ def set_reading(source: Any, data: DictConfig) -> None:
     n_paths = data.get("n_paths", 1)
     if key is None and has_header and not marks and n_paths == 1:
         return
-    from instruct_lit.datasets.file_formats import reader_of
+    from instruct_lit.datasets.file_formats import readers_of
     from instruct_lit.datasets.record_forms import best_paths, marked_records
 
     if not isinstance(source, FileSource) or type(source).records is not FileSource.records:
         keys = "data.key, data.header, data.role_marks, data.n_paths"
         raise ConfigError(f"{keys}: data={data.name} is not read from files")
-    read: Any = reader_of(key, has_header)
+    read: Any = partial(read_records, readers=readers_of(key, has_header))
     read = partial(marked_records, read, marks, (source.columns or {}).get("text", "text")) if marks else read
     source.records = partial(best_paths, read, n_paths) if n_paths > 1 else read  # type: ignore[method-assign]
     source.reading += f" {key} {has_header} {marks} {n_paths}"

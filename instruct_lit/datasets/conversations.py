@@ -26,6 +26,7 @@ WEIGHTS = ("weight", "train", "loss", "trainable")  # keys of a turn that say ho
 _THOUGHTS = ("reasoning_content", "thinking", "reasoning")
 _CALLS = ("tool_calls", "function_call")
 PARTS = (*WEIGHTS, *_THOUGHTS, *_CALLS)  # keys of a turn beside its role and text
+_OWN = {"assistant": (*_CALLS, *_THOUGHTS), "tool": ("tool_call_id", "name")}  # further keys of a role's turns
 _KEYS = (("role", "content"), ("from", "value"))  # of a turn's role and text
 _EMPTY: tuple[Any, ...] = (None, "", [], {})
 _ORDER = "user and assistant must alternate, the user first"
@@ -130,11 +131,7 @@ def _turn(turn: Any, where: str, role_key: str, text_key: str) -> tuple[dict[str
     if role is None:
         found = reprlib.repr(turn.get(role_key))
         raise DataError(f"{where}: {role_key!r} is {found}; allowed are {', '.join(ROLES)}")
-    own: tuple[str, ...] = {
-        "assistant": (*_CALLS, *_THOUGHTS),
-        "tool": ("tool_call_id", "name"),
-    }.get(role, ())
-    _refuse_others(turn, (role_key, text_key, *WEIGHTS, *own), where, "a turn")
+    _refuse_others(turn, (role_key, text_key, *WEIGHTS, *_OWN.get(role, ())), where, "a turn")
     content = turn.get(text_key)
     if isinstance(content, list):
         content = "".join(_part(part, f"{where}, {text_key}[{n}]") for n, part in enumerate(content))
@@ -146,7 +143,7 @@ def _turn(turn: Any, where: str, role_key: str, text_key: str) -> tuple[dict[str
     if role == "assistant" and (calls := _one_of(turn, _CALLS, where)) is not None:
         message["tool_calls"] = _calls(calls, where)
     if role == "tool":
-        message |= {key: turn[key] for key in ("tool_call_id", "name") if turn.get(key)}
+        message |= {key: turn[key] for key in _OWN[role] if turn.get(key)}
         if isinstance(content, Mapping):
             message["content"] = json.dumps(_without_nulls(content), ensure_ascii=False)
     for key, end in _ENDS.items():

@@ -233,7 +233,7 @@ def _is_list_of_turns(value: Any) -> bool:
     return isinstance(first, dict) and any(pair <= first.keys() for pair in ({"role", "content"}, {"from", "value"}))
 
 
-def read_compressed(path: Path, readers: dict[str, Reader] | None = None) -> Iterator[tuple[str, Any]]:
+def read_compressed(path: Path, readers: dict[str, Reader]) -> Iterator[tuple[str, Any]]:
     """Records of a .gz or .zst file by the suffix before that, through a temporary file.
 
     Raises: DataError when it is damaged or unpacks to more than `MAX_UNPACKED` bytes.
@@ -263,17 +263,15 @@ def _unpacking(path: Path) -> Any:
     return load("pyarrow", str(path), "parquet").input_stream(str(path), compression="zstd")
 
 
-def reader_of(key: str | None, has_header: bool) -> Reader:
-    """`read_records` with the options of `read_json` and `read_csv`."""
-    readers: dict[str, Reader] = {**CORE_READERS, **READERS, ".json": partial(read_json, key=key)}
+def readers_of(key: str | None = None, has_header: bool = True) -> dict[str, Reader]:
+    """The readers by suffix, with the options of `read_json` and `read_csv`."""
+    jsonl = CORE_READERS[".jsonl"]
+    readers: dict[str, Reader] = {".json": partial(read_json, key=key), ".jsonl": jsonl, ".ndjson": jsonl}
     readers |= {s: partial(read_csv, delimiter=d, has_header=has_header) for s, d in ((".csv", ","), (".tsv", "\t"))}
+    readers[".parquet"] = partial(read_table, form="parquet", batches_of=_parquet_batches)
+    readers[".arrow"] = partial(read_table, form="Arrow", batches_of=_arrow_batches)
     readers |= {suffix: partial(read_compressed, readers=readers) for suffix in (".gz", ".zst")}
-    return partial(read_records, readers=readers)
+    return readers
 
 
-READERS: dict[str, Reader] = {
-    ".json": read_json, ".ndjson": CORE_READERS[".jsonl"], ".csv": read_csv, ".tsv": partial(read_csv, delimiter="\t"),
-    ".parquet": partial(read_table, form="parquet", batches_of=_parquet_batches),
-    ".arrow": partial(read_table, form="Arrow", batches_of=_arrow_batches),
-    ".gz": read_compressed, ".zst": read_compressed,
-}  # fmt: skip
+READERS = readers_of()

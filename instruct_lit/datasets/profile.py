@@ -4,7 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from itertools import islice, takewhile
 from operator import itemgetter
 from typing import Any
 
@@ -119,10 +119,8 @@ def header_of(template: Template, end: str = "") -> str:
     Text up to `end`, the token that closes a turn, belongs to the turn before.
     """
     ends = [template.prompt(Example(a, "", b))[::-1] for a, b in (("a", ""), ("b", "c"), ("d", "e"))]
-    n_common = 0
-    while len({end[: n_common + 1] for end in ends}) == 1 and n_common < len(ends[0]):
-        n_common += 1
-    header = ends[0][:n_common][::-1]
+    common = takewhile(lambda letters: len(set(letters)) == 1, zip(*ends, strict=False))
+    header = "".join(letter for letter, *_ in common)[::-1]
     return header.rpartition(end)[2] if end else header
 
 

@@ -15,7 +15,6 @@ from instruct_lit.optional_imports import load
 Pair = tuple[Sequence[int], Sequence[int]]  # context and continuation ids
 N_AT_ONCE = 256  # requests that vLLM gets before their answers are cached
 GPU_SHARE = 0.8  # of the GPU's memory; our own model stays on the CPU meanwhile
-_OFF = {"top_k": 0, "top_p": 1.0}  # what vLLM has for null
 
 
 class VLLMEngine(Engine):
@@ -81,6 +80,6 @@ class VLLMEngine(Engine):
         longest = min(own.max_new_tokens, self.context_length - len(request.prompt_ids))
         return self._vllm.SamplingParams(
             max_tokens=max(1, longest), temperature=0.0 if own.is_greedy else own.temperature,
-            top_k=own.top_k or _OFF["top_k"], top_p=own.top_p or _OFF["top_p"], seed=own.seed,
+            top_k=own.top_k or 0, top_p=own.top_p or 1.0, seed=own.seed,  # what vLLM has for null
             repetition_penalty=own.repetition_penalty, stop_token_ids=[self.tokenizer.eot_id], stop=list(own.stop),
         )  # fmt: skip
