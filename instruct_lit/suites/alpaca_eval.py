@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from instruct_lit.core.data.example import Example
-from instruct_lit.core.generation.responses import closing
 from instruct_lit.core.generation.sampling import SamplingSettings
 from instruct_lit.suites.environment import Environment, run_in
 from instruct_lit.suites.evaluated_model import EvaluatedModel
 from instruct_lit.suites.hub_files import hub_file, read_rows
-from instruct_lit.suites.judged_answers import check_judge
+from instruct_lit.suites.judged_answers import answers_of, check_judge
 from instruct_lit.suites.suite import BenchmarkError, Figure, Items, RunRequest
 
 ENVIRONMENT = Environment("alpaca-eval", [["alpaca-eval==0.6.6", "setuptools<81", "datasets==5.2.0", "openai==3.57.0"]])
@@ -41,10 +40,9 @@ def run(evaluated: EvaluatedModel, request: RunRequest) -> dict[str, Figure]:
     table = length_table(request) if options["length_controlled"] else None
     check_judge("alpaca_eval", options.get("judge_url"), options.get("judge_model"))
     python = ENVIRONMENT.python(request.cache, request.log)
-    prompts = [evaluated.template.prompt(Example(r["instruction"], "")) for r in references]
-    settings = SamplingSettings(max_new_tokens=int(options["max_new_tokens"]), stop=closing(evaluated.template))
-    evaluated.expect(len(prompts))
-    answers = evaluated.write(prompts, [settings] * len(prompts))
+    settings = SamplingSettings(max_new_tokens=int(options["max_new_tokens"]))
+    examples = [Example(reference["instruction"], "") for reference in references]
+    answers = answers_of(evaluated, examples, [settings] * len(examples))
     outputs = [
         {"instruction": r["instruction"], "output": answer, "generator": "instruct-lit"}
         for r, answer in zip(references, answers, strict=True)

@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from instruct_lit.core.data.encode import Encoder
 from instruct_lit.core.data.example import Example
 from instruct_lit.core.generation.responses import closing, write_jsonl
 from instruct_lit.core.generation.sampling import SamplingSettings
@@ -35,11 +34,9 @@ def answers_of(
         examples = [
             Example("\n\n".join([*(t for turn in e.history for t in turn), e.instruction]), "") for e in examples
         ]
-    encoder = Encoder(model.template, model.tokenizer, model.model.config.context_length)
-    stop = closing(model.template)
     model.expect(len(examples))
-    prompts = [tuple(encoder.prompt_ids(example)) for example in examples]
-    return model.write(prompts, [replace(own, stop=stop) for own in settings])
+    prompts = [tuple(model.template.prompt_ids(example, model.tokenizer)) for example in examples]
+    return model.write(prompts, [replace(own, stop=closing(model.template)) for own in settings])
 
 
 def save(folder: Path, rows: Sequence[Mapping[str, Any]], verdict: Mapping[str, Any]) -> None:

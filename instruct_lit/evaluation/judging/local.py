@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from instruct_lit.core.bundle import bundle_of, open_model, read_about
-from instruct_lit.core.data.encode import Encoder
 from instruct_lit.core.data.example import Example
 from instruct_lit.core.data.template import Template
 from instruct_lit.core.data.tokenizer import Tokenizer
@@ -54,7 +53,7 @@ class LocalEndpoint(Endpoint):
         device = best_device()
         network.to(device, torch.bfloat16 if device.type == "cuda" else torch.float32)
         self._engine = Engine(network, self.tokenizer, max_rows=1)
-        self._encoder = Encoder(self.template, self.tokenizer, self._engine.context_length)
+
         self._settings = SamplingSettings(max_new_tokens=max_tokens, stop=closing(self.template))
         self._one_of = cache(lambda replies, before: OneOf(replies, self.tokenizer, [before]))
 
@@ -76,7 +75,7 @@ class LocalEndpoint(Endpoint):
         """Token ids of a conversation of user and assistant; earlier turns need a template that has a form for them."""
         *earlier, question = [message["content"] for message in messages]
         history = tuple(zip(earlier[::2], earlier[1::2], strict=True)) if self.template.has_turns else ()
-        return self._encoder.prompt_ids(Example(question, "", history=history))
+        return self.template.prompt_ids(Example(question, "", history=history), self.tokenizer)
 
 
 class OneOf(Hook):
