@@ -11,7 +11,7 @@ from instruct_lit.core.generation.sampling import SamplingSettings
 from instruct_lit.errors import JudgeError
 from instruct_lit.evaluation.judging.endpoints import Messages, OpenAIEndpoint, Reply, text_of
 from instruct_lit.evaluation.judging.judge import Judge
-from instruct_lit.evaluation.judging.prompt import JudgePrompt, Verdict
+from instruct_lit.evaluation.judging.prompt import Verdict
 
 MAX_STOPS = 4  # of a request in OpenAI's API
 
@@ -111,10 +111,9 @@ class RemoteModel:
         return sum(value for _, value, _, _ in rows), all(value >= max(top.values()) for _, value, top, _ in rows)
 
     def _ask(self, bodies: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        prompt = JudgePrompt("endpoint", "", AnyText(), ())
         questions = [json.dumps(body) for body in bodies]
         with tqdm(total=len(set(questions)), desc=f"{self.label} at its endpoint", unit="request") as bar:
-            found = self.judge.ask(prompt, questions, bar.update)
+            found = self.judge.ask(AnyText(), questions, bar.update)
         refused = next((judgement.refused for judgement in found if judgement.refused), None)
         if refused is not None:
             raise JudgeError(f"endpoint.model={self.judge.endpoint.model}: a request was refused: {refused}")

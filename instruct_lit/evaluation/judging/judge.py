@@ -3,14 +3,14 @@
 import asyncio
 import json
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, asdict, dataclass
 from typing import Any
 
 from instruct_lit.errors import InstructLitError, JudgeError
 from instruct_lit.evaluation.answer_cache import AnswerCache
 from instruct_lit.evaluation.judging.endpoints import Endpoint, Messages, Refused, Reply
-from instruct_lit.evaluation.judging.prompt import JudgePrompt, Verdict
+from instruct_lit.evaluation.judging.prompt import Verdict
 from instruct_lit.evaluation.statistics import interval
 
 MAX_UNPARSED = 0.5  # by default the share of verdicts above which a mean says more about the judge
@@ -123,7 +123,7 @@ class Judge:
         return Estimate(*of_all, max_prompt, max_reply, *bounds)
 
     def ask(
-        self, prompt: JudgePrompt, questions: Sequence[str], on_done: Callable[[], object] | None = None
+        self, verdict: Verdict, questions: Sequence[str], on_done: Callable[[], object] | None = None
     ) -> list[Judgement]:
         """The judgements of rendered prompts, in their order; equal prompts are asked once.
 
@@ -131,9 +131,21 @@ class Judge:
             are in the cache, so that the same call resumes.
         """
         unique = list(dict.fromkeys(questions))
-        found: dict[str, Judgement] = {}
+        waiting, found = iter(unique), dict[str, Judgement]()
+
+        async def work() -> None:
+            for question in waiting:
+                found[question] = await self._judge(question, verdict)
+                if on_done is not None:
+                    on_done()
+
+        async def ask_all() -> None:
+            async with self.endpoint, asyncio.TaskGroup() as group:
+                for _ in range(self.n_concurrent):
+                    group.create_task(work())
+
         try:
-            asyncio.run(self._ask_all(prompt.verdict, iter(unique), found, on_done))
+            asyncio.run(ask_all())
         except BaseExceptionGroup as group:
             error: BaseException = group
             while isinstance(error, BaseExceptionGroup):
@@ -154,23 +166,6 @@ class Judge:
             "n_requests": self.n_requests, "n_prompt_tokens": self.n_prompt_tokens,
             "n_reply_tokens": self.n_reply_tokens, **({} if dollars is None else {"usd": dollars}),
         }  # fmt: skip
-
-    async def _ask_all(
-        self,
-        verdict: Verdict,
-        questions: Iterator[str],
-        found: dict[str, Judgement],
-        on_done: Callable[[], object] | None,
-    ) -> None:
-        async def work() -> None:
-            for question in questions:
-                found[question] = await self._judge(question, verdict)
-                if on_done is not None:
-                    on_done()
-
-        async with self.endpoint, asyncio.TaskGroup() as group:
-            for _ in range(self.n_concurrent):
-                group.create_task(work())
 
     async def _judge(self, question: str, verdict: Verdict) -> Judgement:
         messages, reply = _first(question), Reply("")

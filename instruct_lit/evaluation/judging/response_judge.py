@@ -149,7 +149,7 @@ def ask_judge(judge: Judge, prompt: JudgePrompt, questions: Sequence[str]) -> li
             "judge.confirmed=true, or judge.paid=false for a server of your own"
         )
     with tqdm(total=estimate.n_questions, desc="judge", unit="question") as bar:
-        return judge.ask(prompt, questions, bar.update)
+        return judge.ask(prompt.verdict, questions, bar.update)
 
 
 def confirmed(question: str) -> bool:

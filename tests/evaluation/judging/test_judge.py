@@ -43,7 +43,7 @@ def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_scores_come_in_the_order_of_the_questions(judge_server: Callable, make_judge: Callable) -> None:
     server = judge_server(lambda n, body: json.dumps({"score": int(body["messages"][0]["content"].split()[1])}))
-    found = make_judge(server.url).ask(PROMPT, QUESTIONS)
+    found = make_judge(server.url).ask(PROMPT.verdict, QUESTIONS)
     assert [judgement.value for judgement in found] == list(range(12))
     request = server.requests[0]
     assert request["temperature"] == 0 and request["model"] == "small" and server.keys == {f"Bearer {KEY}"}
@@ -54,7 +54,7 @@ def test_ollama_is_held_to_the_schema_by_its_own_api(judge_server: Callable, mak
     server = judge_server(lambda n, body: '{"score": 5}')
     judge = make_judge(server.url, OllamaEndpoint, n_ctx=2048)
     judge.check()
-    assert judge.ask(PROMPT, ["question 1"])[0].value == 5
+    assert judge.ask(PROMPT.verdict, ["question 1"])[0].value == 5
     (request,) = server.requests
     assert request["format"] == Score().schema and request["stream"] is False
     assert request["options"] == {"temperature": 0, "num_predict": 256, "seed": 0, "num_ctx": 2048}
@@ -65,12 +65,12 @@ def test_a_second_run_costs_nothing_and_other_settings_are_asked_again(
     judge_server: Callable, make_judge: Callable
 ) -> None:
     server = judge_server(lambda n, body: "50")
-    first = make_judge(server.url).ask(PROMPT, [*QUESTIONS, QUESTIONS[0]])
+    first = make_judge(server.url).ask(PROMPT.verdict, [*QUESTIONS, QUESTIONS[0]])
     assert len(server.requests) == 12 and len(first) == 13  # the same question is asked once
     again = make_judge(server.url)
-    assert again.ask(PROMPT, [*QUESTIONS, QUESTIONS[0]]) == first
+    assert again.ask(PROMPT.verdict, [*QUESTIONS, QUESTIONS[0]]) == first
     assert len(server.requests) == 12 and again.n_requests == 0
-    make_judge(server.url, temperature=0.5).ask(PROMPT, QUESTIONS)
+    make_judge(server.url, temperature=0.5).ask(PROMPT.verdict, QUESTIONS)
     assert len(server.requests) == 24
 
 
@@ -82,7 +82,7 @@ def test_at_most_so_many_requests_at_once(judge_server: Callable, make_judge: Ca
         return "50"
 
     server = judge_server(slowly)
-    make_judge(server.url, n_concurrent=3).ask(PROMPT, QUESTIONS)
+    make_judge(server.url, n_concurrent=3).ask(PROMPT.verdict, QUESTIONS)
     assert server.most_running == 3
 
 
@@ -92,7 +92,7 @@ def test_unreadable_replies_are_asked_again_and_then_counted(judge_server: Calla
         return "It is good." if number < 3 or (number == 3 and len(body["messages"]) == 1) else "80"
 
     server = judge_server(stubborn)
-    found = make_judge(server.url, n_asks=2).ask(PROMPT, QUESTIONS)
+    found = make_judge(server.url, n_asks=2).ask(PROMPT.verdict, QUESTIONS)
     assert [judgement.value for judgement in found] == [None] * 3 + [80] * 9
     assert [judgement.n_asked for judgement in found] == [2] * 4 + [1] * 8 and found[0].reply == "It is good."
     repeated = next(body for body in server.requests if len(body["messages"]) == 3)
@@ -132,26 +132,26 @@ def test_a_busy_endpoint_is_asked_again_after_a_pause(
     status: int, judge_server: Callable, make_judge: Callable
 ) -> None:
     server = judge_server(lambda n, body: (status, QUICK, b'{"error": {"message": "busy"}}') if n < 2 else "50")
-    assert make_judge(server.url).ask(PROMPT, ["question 1"])[0].value == 50 and len(server.requests) == 3
+    assert make_judge(server.url).ask(PROMPT.verdict, ["question 1"])[0].value == 50 and len(server.requests) == 3
 
 
 @pytest.mark.usefixtures("short_pauses")
 def test_truncated_json_is_requested_again(judge_server: Callable, make_judge: Callable) -> None:
     server = judge_server(lambda n, body: (200, {}, b'{"choices": [{"mess') if n == 0 else "50")
-    assert make_judge(server.url).ask(PROMPT, ["question 1"])[0].value == 50
+    assert make_judge(server.url).ask(PROMPT.verdict, ["question 1"])[0].value == 50
 
 
 @pytest.mark.usefixtures("short_pauses")
 def test_an_error_with_status_200_is_requested_again(judge_server: Callable, make_judge: Callable) -> None:
     server = judge_server(lambda n, body: (200, {}, b'{"error": {"message": "upstream"}}') if n == 0 else "50")
-    assert make_judge(server.url).ask(PROMPT, ["question 1"])[0].value == 50
+    assert make_judge(server.url).ask(PROMPT.verdict, ["question 1"])[0].value == 50
 
 
 def test_a_content_in_parts_is_read_without_thoughts(judge_server: Callable, make_judge: Callable) -> None:
     parts = [{"type": "thinking", "thinking": [{"type": "text", "text": "7?"}]}, {"type": "text", "text": "50"}]
     answer = json.dumps({"choices": [{"message": {"content": parts}}]}).encode()
     server = judge_server(lambda n, body: (200, {}, answer))
-    assert make_judge(server.url).ask(PROMPT, ["question 1"])[0].value == 50
+    assert make_judge(server.url).ask(PROMPT.verdict, ["question 1"])[0].value == 50
 
 
 def test_an_endpoint_without_schemas_is_asked_without(judge_server: Callable, make_judge: Callable) -> None:
@@ -160,7 +160,7 @@ def test_an_endpoint_without_schemas_is_asked_without(judge_server: Callable, ma
 
     server = judge_server(old)
     judge = make_judge(server.url, n_concurrent=1)
-    assert [judgement.value for judgement in judge.ask(PROMPT, QUESTIONS)] == [50] * 12
+    assert [judgement.value for judgement in judge.ask(PROMPT.verdict, QUESTIONS)] == [50] * 12
     assert len(server.requests) == 13  # learnt once
 
 
@@ -169,7 +169,7 @@ def test_a_refused_question_stays_in_the_denominator(judge_server: Callable, mak
         too_long = body["messages"][0]["content"] == "question 7"
         return (400, {}, b'{"error": {"message": "context length exceeded"}}') if too_long else "50"
 
-    found = make_judge(judge_server(short).url).ask(PROMPT, QUESTIONS)
+    found = make_judge(judge_server(short).url).ask(PROMPT.verdict, QUESTIONS)
     assert found[7].value is None and found[7].refused == "status 400: context length exceeded"
     numbers = summary(found, 0, 100)
     assert (numbers["n_refused"], numbers["n_unparsed"], numbers["score"]["n"]) == (1, 1, 12)
@@ -201,7 +201,7 @@ def test_each_kind_of_failure_has_its_message(
     behave, message = BAD[kind]
     server = judge_server(behave)
     with pytest.raises(JudgeError) as raised:
-        make_judge(server.url, timeout_s=0.2).ask(PROMPT, ["question 1"])
+        make_judge(server.url, timeout_s=0.2).ask(PROMPT.verdict, ["question 1"])
     assert message in str(raised.value) and KEY not in str(raised.value)
     if kind != "declines":
         assert str(raised.value).startswith(f"judge.url={server.url}: ")
@@ -212,8 +212,8 @@ def test_an_unreachable_endpoint(make_judge: Callable) -> None:
     for ask, n_retries, tried in (
         (lambda judge: judge.check(), 0, "once"),
         (lambda judge: judge.check(), 2, "2 times"),
-        (lambda judge: judge.ask(PROMPT, ["question 1"]), 0, "once"),
-        (lambda judge: judge.ask(PROMPT, ["question 1"]), 2, "3 times"),
+        (lambda judge: judge.ask(PROMPT.verdict, ["question 1"]), 0, "once"),
+        (lambda judge: judge.ask(PROMPT.verdict, ["question 1"]), 2, "3 times"),
     ):
         message = f"judge.url=http://127.0.0.1:9: cannot be reached, tried {tried} .*is the server running"
         with pytest.raises(JudgeError, match=message):
@@ -244,17 +244,17 @@ def test_checks_before_the_first_question(judge_server: Callable, make_judge: Ca
 def test_an_interrupted_run_resumes(judge_server: Callable, make_judge: Callable) -> None:
     server = judge_server(lambda n, body: "50" if n < 5 else (401, {}, b'{"error": "expired"}'))
     with pytest.raises(JudgeError, match="; 5 of 12 replies are cached, run the same command to resume"):
-        make_judge(server.url, n_concurrent=1).ask(PROMPT, QUESTIONS)
+        make_judge(server.url, n_concurrent=1).ask(PROMPT.verdict, QUESTIONS)
     server.behave = lambda n, body: "60"
     judge = make_judge(server.url, n_concurrent=1)
-    assert [judgement.value for judgement in judge.ask(PROMPT, QUESTIONS)] == [50] * 5 + [60] * 7
+    assert [judgement.value for judgement in judge.ask(PROMPT.verdict, QUESTIONS)] == [50] * 5 + [60] * 7
     assert judge.n_requests == 7
 
 
 def test_the_estimate_uses_cache_prices_and_durations(judge_server: Callable, make_judge: Callable) -> None:
     server = judge_server(lambda n, body: "50")
     settings = {"prices": (1000.0, 2000.0), "n_concurrent": 4, "max_tokens": 100}
-    make_judge(server.url, **settings).ask(PROMPT, QUESTIONS[:2])
+    make_judge(server.url, **settings).ask(PROMPT.verdict, QUESTIONS[:2])
     judge = make_judge(server.url, **settings)
     estimate = judge.estimate(Score(), QUESTIONS, lambda text: 50)
     assert (estimate.n_questions, estimate.n_left, estimate.n_prompt_tokens) == (12, 10, 500)
@@ -267,7 +267,7 @@ def test_the_estimate_uses_cache_prices_and_durations(judge_server: Callable, ma
     assert "12 questions, 2 of them answered in the cache; 10 to ask: about 500 tokens, " in str(estimate)
     assert " s, 2.50 US dollars; at most 30 requests, " in str(estimate)
     assert str(judge.estimate(Score(), QUESTIONS[:2], len)) == "2 questions, all answered in the cache"
-    judge.ask(PROMPT, QUESTIONS)
+    judge.ask(PROMPT.verdict, QUESTIONS)
     assert judge.usage() == {"n_requests": 10, "n_prompt_tokens": 100, "n_reply_tokens": 30, "usd": pytest.approx(0.16)}
 
 
@@ -299,7 +299,7 @@ def test_the_upper_bound_of_the_cost_holds_for_a_judge_that_cannot_be_read(
     assert estimate.max_prompt_tokens == 2 * (3 * n_first + 3 * n_again)
     assert estimate.max_dollars == estimate.max_prompt_tokens + 240
     assert estimate.dollars == 2 * 10 + 2 * 40  # one request of each question
-    assert [judgement.value for judgement in judge.ask(PROMPT, QUESTIONS[:2])] == [None, None]
+    assert [judgement.value for judgement in judge.ask(PROMPT.verdict, QUESTIONS[:2])] == [None, None]
     assert len(sent) == 6 and judge.usage()["usd"] <= estimate.max_dollars
     again = judge.estimate(Score(), QUESTIONS[:3], len)  # unreadable replies are in the cache too
     assert (again.n_left, again.max_requests) == (1, 3)
@@ -319,18 +319,18 @@ def test_a_reply_that_cannot_be_cached_is_one_message(
     judge = make_judge(judge_server(lambda n, body: "50").url)
     (tmp_path / "replies.jsonl").mkdir()
     with pytest.raises(JudgeError, match=r"replies.jsonl: the cache cannot be used \(Is a directory\)"):
-        judge.ask(PROMPT, ["question 1"])
+        judge.ask(PROMPT.verdict, ["question 1"])
 
 
 def test_an_endpoint_that_does_not_count_tokens(judge_server: Callable, make_judge: Callable) -> None:
     answer = {"choices": [{"message": {"content": "50"}}], "usage": {"prompt_tokens": None}}
     judge = make_judge(judge_server(lambda n, body: (200, {}, json.dumps(answer).encode())).url)
-    assert judge.ask(PROMPT, ["question 1"])[0].value == 50 and judge.usage()["n_prompt_tokens"] == 0
+    assert judge.ask(PROMPT.verdict, ["question 1"])[0].value == 50 and judge.usage()["n_prompt_tokens"] == 0
 
 
 def test_more_fields_and_fewer_in_a_request(judge_server: Callable, make_judge: Callable) -> None:
     server = judge_server(lambda n, body: "50")
-    make_judge(server.url, body={"max_tokens": None, "max_completion_tokens": 9}).ask(PROMPT, ["question 1"])
+    make_judge(server.url, body={"max_tokens": None, "max_completion_tokens": 9}).ask(PROMPT.verdict, ["question 1"])
     assert server.requests[0]["max_completion_tokens"] == 9 and "max_tokens" not in server.requests[0]
 
 

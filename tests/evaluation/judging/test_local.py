@@ -42,7 +42,7 @@ def test_every_reply_has_the_form(folder: Path, tmp_path: Path) -> None:
     judge.check()
     for verdict in (Score(), Score(1, 5), Choice()):
         prompt = JudgePrompt("short", "{{ response }} {{ request }}", verdict, ("response",))
-        found = judge.ask(prompt, [prompt.render({"response": f"answer {number}"}) for number in range(3)])
+        found = judge.ask(verdict, [prompt.render({"response": f"answer {number}"}) for number in range(3)])
         assert all(judgement.reply in verdict.replies and judgement.n_asked == 1 for judgement in found)
         assert all(judgement.value is not None for judgement in found)
     free = LocalEndpoint(str(folder), max_tokens=16, constrained=False)
@@ -96,7 +96,7 @@ def test_a_question_longer_than_the_context_is_refused(folder: Path, tmp_path: P
     message = r"the judge refuses every question: 2\d\d tokens and 16 .*; judge\.max_tokens= bounds the reply; or give"
     with pytest.raises(JudgeError, match=message):
         Judge(endpoint, AnswerCache(tmp_path / "r.jsonl"), n_concurrent=1).ask(
-            prompt, [prompt.render({"response": "x"})]
+            prompt.verdict, [prompt.render({"response": "x"})]
         )
 
 
@@ -138,5 +138,5 @@ def test_a_real_small_judge(tmp_path: Path) -> None:
     items = [("Name the capital of France.", "Paris", "bananas bananas bananas"), ("What is 2 + 3?", "5", "purple"),
              ("Give the opposite of hot.", "Cold", "The the the the")]  # fmt: skip
     asked = [prompt.render({"instruction": i, "output": o, "response": r}) for i, o, wrong in items for r in (o, wrong)]
-    found = Judge(endpoint, AnswerCache(tmp_path / "r.jsonl"), n_concurrent=1).ask(prompt, asked)
+    found = Judge(endpoint, AnswerCache(tmp_path / "r.jsonl"), n_concurrent=1).ask(prompt.verdict, asked)
     assert all(re.fullmatch(r'\{"score": \d+\}', judgement.reply) for judgement in found)
