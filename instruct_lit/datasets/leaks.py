@@ -20,14 +20,13 @@ class Leak(NamedTuple):
     """An item that occurs in the training texts.
 
     `kind` is `exact` (the same words), `near` (cosine similarity of at least the threshold) or `ngram` (thirteen
-    consecutive words in common, or all words of an item that has five to twelve). `train` is the index of the training
-    text. `similarity` is the cosine similarity of near-duplicates, otherwise the Jaccard similarity over three words.
+    consecutive words in common, or all words of an item that has five to twelve).
     """
 
     item: int
-    train: int
+    train: int  # index of the training text
     kind: str
-    similarity: float
+    similarity: float  # the cosine of near-duplicates, otherwise the Jaccard similarity over three words
 
 
 class LeakFinder:

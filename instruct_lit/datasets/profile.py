@@ -31,13 +31,7 @@ LOW_SUPERVISED, HIGH_TRUNCATED, HIGH_WASTE = 0.05, 0.1, 0.5
 
 @dataclass(frozen=True)
 class Profile:
-    """The result of `profile`. Lengths are in tokens; responses are the parts that are trained on.
-
-    `mask_share` is the share of the examples whose supervised tokens decode to exactly the target responses. `odd` maps
-    a description to the indices of the examples; `costs` maps a layout to the positions it computes per token;
-    `n_repeated_prompts` is the number of examples whose prompt occurs earlier, `n_responses` that of the responses that
-    are trained on, `kinds` how many examples have several turns, a system prompt, tools, calls, thoughts, weights.
-    """
+    """The result of `profile`. Lengths are in tokens; responses are the parts that are trained on."""
 
     counts: dict[str, int]
     n_examples: int
@@ -47,12 +41,12 @@ class Profile:
     ends_share: float
     header: str
     header_share: float
-    mask_share: float
-    n_repeated_prompts: int
-    odd: dict[str, list[int]]
-    costs: dict[str, float]
-    n_responses: int = 0
-    kinds: dict[str, int] = field(default_factory=dict)
+    mask_share: float  # of the examples whose supervised tokens decode to exactly the target responses
+    n_repeated_prompts: int  # examples whose prompt occurs earlier
+    odd: dict[str, list[int]]  # the indices of the examples by description
+    costs: dict[str, float]  # the positions that are computed per token by layout
+    n_responses: int = 0  # that are trained on
+    kinds: dict[str, int] = field(default_factory=dict)  # how many examples are of each kind of `kinds_of`
 
     @property
     def truncated_share(self) -> float:

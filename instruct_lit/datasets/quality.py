@@ -28,21 +28,16 @@ from instruct_lit.errors import ConfigError
 
 MAX_TOKENS = 4096  # of one forward pass
 N_EXPLAINED = 3  # dropped examples that an explanation shows
+# The mean loss of each example's response tokens in nats, and their number.
 Losses = Callable[[CausalLM, Tokenizer, Sequence[EncodedExample]], Sequence[tuple[float, int]]]
 
 
 @dataclass(frozen=True)
 class Base:
-    """The model that a run starts from, with how it sees an example.
+    """The model that a run starts from, with how it sees an example."""
 
-    Args:
-        identity: changes with the weights.
-        open: the model; called where the cache has no scores.
-        losses: the mean loss of each example's response tokens in nats, and their number.
-    """
-
-    identity: str
-    open: Callable[[], CausalLM]
+    identity: str  # changes with the weights
+    open: Callable[[], CausalLM]  # called where the cache has no scores
     losses: Losses
     template: Template
     tokenizer: Tokenizer

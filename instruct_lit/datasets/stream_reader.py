@@ -57,8 +57,7 @@ class ExampleStream(IterableDataset):
     """The encoded batches of one rank (in a worker process: of that worker), each with the counts of what was read, and
     of what of the batch was cut or dropped.
 
-    `held_out` are the `prompt_digest`s of validation and test; training skips examples that share one. An example's
-    index is the number of its shard, shifted by 32 bits, plus its position there.
+    An example's index is the number of its shard, shifted by 32 bits, plus its position there.
     """
 
     source: FileSource
@@ -68,7 +67,7 @@ class ExampleStream(IterableDataset):
     buffer_size: int
     seed: int = 0
     filters: FilterChain | None = None
-    held_out: frozenset[bytes] = frozenset()
+    held_out: frozenset[bytes] = frozenset()  # `prompt_digest`s of validation and test, whose examples are skipped
     rank: int = 0
     world_size: int = 1
     epoch: int = field(default=0, init=False)

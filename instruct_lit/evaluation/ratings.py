@@ -36,20 +36,16 @@ class Battle:
 
 @dataclass(frozen=True)
 class Rating:
-    """A model's Bradley–Terry rating on Elo's scale with its 95 % interval, its Elo rating, and its battles.
-
-    Elo depends on the order of the battles, Bradley–Terry does not. `win_rate` counts a tie as half a win. Ratings of
-    different groups cannot be compared: no chain of battles connects their models.
-    """
+    """A model's Bradley–Terry rating on Elo's scale with its 95 % interval, its Elo rating, and its battles."""
 
     model: str
     bradley_terry: float
     low: float
     high: float
-    elo: float
+    elo: float  # depends on the order of the battles, Bradley–Terry does not
     n_battles: int
-    win_rate: float
-    group: int = 1
+    win_rate: float  # a tie is half a win
+    group: int = 1  # ratings of different groups cannot be compared: no chain of battles connects their models
 
 
 def read_battles(path: Path) -> list[Battle]:

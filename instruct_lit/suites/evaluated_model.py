@@ -23,24 +23,19 @@ from instruct_lit.suites.suite import BenchmarkError
 
 @dataclass
 class EvaluatedModel:
-    """A model under evaluation with its tokenizer, its template and the cache of its responses.
-
-    `template` renders prompts of tasks in chat form (`mode` on), its suffix ends a response. `n_cut` counts requests
-    whose prompt was truncated from the left. `run` and `label` name the model in reports. `vllm` computes in place of
-    `model`.
-    """
+    """A model under evaluation, named by `run` and `label` in reports, and the cache of its responses."""
 
     model: CausalLM
     tokenizer: Tokenizer
-    template: Template
+    template: Template  # of prompts of tasks in chat form (`mode` on); its suffix ends a response
     cache: AnswerCache = field(default_factory=lambda: AnswerCache(None))
     max_rows: int = 16
     bar: tqdm | None = None
-    n_cut: int = 0
+    n_cut: int = 0  # requests whose prompt was truncated from the left
     run: str = ""
     label: str = ""
     mode: str = "off"
-    vllm: VLLMEngine | None = None
+    vllm: VLLMEngine | None = None  # computes in place of `model`
     cuda_graphs: bool = True
 
     def __post_init__(self) -> None:

@@ -27,83 +27,60 @@ class Suite:
     """A set of tasks of one library (`system`).
 
     The suite's score is the mean of the tasks' first metrics over all items or over the tasks.
-
-    Args:
-        folders: those of the harness's task files that are read, beside ours; all where a task is in none of them.
-        groups: for each heading a tag of the harness, whose tasks get a mean of their own.
-        n_shot: examples in the prompt; None: the task's own number.
-        limit: items of each task; None: all.
-        options: settings of the library.
     """
 
     name: str
     tasks: Sequence[str]
-    folders: Sequence[str] = ()
-    groups: Mapping[str, str] = field(default_factory=dict)
-    n_shot: int | None = None
-    limit: int | None = None
+    folders: Sequence[str] = ()  # of the harness's task files that are read beside ours; all where they lack a task
+    groups: Mapping[str, str] = field(default_factory=dict)  # by heading the harness's tag of tasks with a mean
+    n_shot: int | None = None  # examples in the prompt; None: the task's own number
+    limit: int | None = None  # items of each task; None: all
     mean_over: str = "tasks"
     runs_code: bool = False
     system: str = "lm_eval"
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)  # settings of the library
 
 
 @dataclass(frozen=True)
 class RunRequest:
-    """A suite, and the settings of a run of it.
-
-    Args:
-        data_dir: a folder with the hub's data sets as `<owner>/<name>/`; None: the hub.
-        cache: the folder of environments and downloads.
-        out_dir: the folder of everything that the library writes.
-        log: the file of its output.
-        on_missing: `error`, or `skip` tasks whose data are missing.
-        judge: of suites whose answers are judged.
-    """
+    """A suite, and the settings of a run of it."""
 
     suite: Suite
-    data_dir: Path | None
-    cache: Path
-    out_dir: Path
-    log: Path
-    on_missing: str = "error"
+    data_dir: Path | None  # a folder with the hub's data sets as `<owner>/<name>/`; None: the hub
+    cache: Path  # the folder of environments and downloads
+    out_dir: Path  # the folder of everything that the library writes
+    log: Path  # the file of its output
+    on_missing: str = "error"  # or `skip` tasks whose data are missing
     allow_code: bool = False
-    judge: ResponseJudge | None = None
+    judge: ResponseJudge | None = None  # of suites whose answers are judged
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A metric's value over `n` items, its standard error, and its chance level. `version` is the task's.
-
-    `majority` is the level of the best constant choice. `value` is None where unlike metrics have no mean.
-    """
+    """A metric's value over `n` items, its standard error, and its chance level."""
 
     metric: str
-    value: float | None
+    value: float | None  # None where unlike metrics have no mean
     stderr: float | None
     n: int
     chance: float | None = None
     n_shot: int | None = None
-    version: Any = None
+    version: Any = None  # of the task
     others: Mapping[str, float] = field(default_factory=dict)
-    majority: float | None = None
+    majority: float | None = None  # the level of the best constant choice
 
 
 @dataclass(frozen=True)
 class Report:
-    """A model's figures in one suite: the score of the suite, of its groups and of its tasks.
-
-    `run` and `label` name the model, `template` is on or off. `details` holds further facts: the number of truncated
-    prompts, seconds, leaks.
-    """
+    """The figures of a model, named by `run` and `label`: of one suite, of its groups and of its tasks."""
 
     run: str
     label: str
-    template: str
+    template: str  # on or off
     score: Figure
     groups: Mapping[str, Figure]
     tasks: Mapping[str, Figure]
-    details: Mapping[str, Any] = field(default_factory=dict)
+    details: Mapping[str, Any] = field(default_factory=dict)  # the number of truncated prompts, seconds, leaks
 
 
 def mean_of(figures: Sequence[Figure], mean_over: str) -> Figure:

@@ -67,16 +67,13 @@ class Endpoint:
 class HttpEndpoint(Endpoint, ABC):
     """An endpoint that takes a JSON body and returns one.
 
-    Args:
-        constrained: request decoding constrained to the JSON schema of the verdict; an endpoint that rejects the
-            schema is asked without it from then on.
-        body: fields added to every request; None removes one of ours.
-        api_key: masked in every message.
+    With `constrained` it is asked for decoding constrained to the JSON schema of the verdict; if it rejects the schema,
+    without it from then on.
     """
 
     url: str
     model: str
-    api_key: str | None = field(default=None, repr=False)
+    api_key: str | None = field(default=None, repr=False)  # masked in every message
     _: KW_ONLY
     temperature: float = 0.0
     max_tokens: int | None = 256
@@ -84,7 +81,7 @@ class HttpEndpoint(Endpoint, ABC):
     constrained: bool = True
     timeout_s: float = 60.0
     n_retries: int = 5
-    body: Mapping[str, Any] | None = None
+    body: Mapping[str, Any] | None = None  # fields added to every request; None removes one of ours
 
     path: ClassVar[str]
     models_path: ClassVar[str]

@@ -72,10 +72,6 @@ class Judge:
 
     A reply that cannot be parsed is sent back with a request to follow the form, until a question has been asked
     `n_asks` times.
-
-    Args:
-        prices: US dollars per million tokens of prompts and of replies.
-        must_be_confirmed: whether a person must confirm before the judge is asked.
     """
 
     endpoint: Endpoint
@@ -83,8 +79,8 @@ class Judge:
     _: KW_ONLY
     n_concurrent: int = 8
     n_asks: int = 3
-    prices: tuple[float, float] | None = None
-    must_be_confirmed: bool = False
+    prices: tuple[float, float] | None = None  # US dollars per million tokens of prompts and of replies
+    must_be_confirmed: bool = False  # by a person before the judge is asked
 
     def __post_init__(self) -> None:
         self.n_requests = self.n_prompt_tokens = self.n_reply_tokens = 0  # of this run; cached replies cost nothing

@@ -21,25 +21,17 @@ from instruct_lit.evaluation.judging.prompt import JudgePrompt, texts_of
 
 @dataclass(frozen=True)
 class ResponseJudge:
-    """A judge, or a panel of several, with its prompt; or existing scores.
-
-    Args:
-        scale: the lowest and the highest score.
-        combine: how a panel's verdicts become one: their `mean`, or the `majority`, the most frequent value.
-        max_unparsed: the share of unparsed verdicts above which there is no score and no win rate.
-        scores: without a judge, the file with one score per response (`judge.path`).
-        calibrate: the file with other scores of the same responses, whose agreement is computed.
-    """
+    """A judge, or a panel of several, with its prompt; or existing scores."""
 
     name: str
     model: str | None = None
     judges: Sequence[Judge] = ()
     prompt: JudgePrompt | None = None
-    scale: tuple[float, float] = (0, 100)
-    combine: str = "mean"
-    max_unparsed: float = MAX_UNPARSED
-    scores: Path | None = None
-    calibrate: Path | None = None
+    scale: tuple[float, float] = (0, 100)  # the lowest and the highest score
+    combine: str = "mean"  # of a panel's verdicts, or the `majority`, the most frequent value
+    max_unparsed: float = MAX_UNPARSED  # share of unparsed verdicts above which there is no score and no win rate
+    scores: Path | None = None  # without a judge, the file with one score per response (`judge.path`)
+    calibrate: Path | None = None  # the file with other scores of the same responses, whose agreement is computed
 
     def score(self, rows: Sequence[dict[str, Any]], seed: int = 0) -> dict[str, Any]:
         """Score every row, which gets its verdict as `judge`; return the summary, usage and agreement.
