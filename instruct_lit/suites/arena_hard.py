@@ -14,7 +14,7 @@ from instruct_lit.evaluation.remote_model import RemoteModel
 from instruct_lit.evaluation.statistics import clustered_error
 from instruct_lit.suites.evaluated_model import EvaluatedModel
 from instruct_lit.suites.hub_files import hub_file, read_rows
-from instruct_lit.suites.judged_answers import FILE, answers_of, by_category, first_of_each, save
+from instruct_lit.suites.judged_answers import FILE, answers_of, by_value, first_of_each, save
 from instruct_lit.suites.suite import BenchmarkError, Figure, Items, RunRequest
 
 REPO = "lmarena-ai/arena-hard-auto"
@@ -51,7 +51,7 @@ def run(model: EvaluatedModel | RemoteModel, request: RunRequest) -> dict[str, F
     ]
     pairs = [(row, {**row, "response": row["response_b"]}) for row in rows]
     save(request.out_dir, rows, request.judge.compare(pairs, rows))
-    return {category: _figure(of_category) for category, of_category in by_category(rows).items()}
+    return {category: _figure(of_category) for category, of_category in by_value(rows).items()}
 
 
 def question_of(record: Any) -> dict[str, Any]:
@@ -67,7 +67,7 @@ def answer_of(record: Any) -> tuple[str, str]:
 
 def items_of(folder: Path, task: str, metric: str) -> Items:
     """The questions of a category with the shares of the win."""
-    return [(row["instruction"], row["judge"]["share"]) for row in by_category(read_jsonl(folder / FILE))[task]]
+    return [(row["instruction"], row["judge"]["share"]) for row in by_value(read_jsonl(folder / FILE))[task]]
 
 
 def _figure(rows: list[dict[str, Any]]) -> Figure:

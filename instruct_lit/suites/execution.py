@@ -43,10 +43,10 @@ print(given["token"])
 """
 
 
-def passes(problem: Mapping[str, Any], completion: str, limits: Limits | None = None) -> bool:
+def passes(problem: Mapping[str, Any], completion: str) -> bool:
     """Whether a HumanEval problem's prompt with this completion passes the problem's tests within the limits."""
     code = f"{problem['prompt']}{completion}\n{problem['test']}\ncheck({problem['entry_point']})"
-    return outcome(code, limits or Limits()) == "passed"
+    return outcome(code, Limits()) == "passed"
 
 
 def outcome(code: str, limits: Limits) -> str:

@@ -46,15 +46,15 @@ def save(folder: Path, rows: Sequence[Mapping[str, Any]], verdict: Mapping[str, 
     require_judged(verdict)
 
 
-def by_category(rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """The rows of each category."""
-    names = dict.fromkeys(row["category"] for row in rows)
-    return {name: [row for row in rows if row["category"] == name] for name in names}
+def by_value(rows: Sequence[dict[str, Any]], field: str = "category") -> dict[Any, list[dict[str, Any]]]:
+    """The rows of each value of a field."""
+    values = dict.fromkeys(row[field] for row in rows)
+    return {value: [row for row in rows if row[field] == value] for value in values}
 
 
 def first_of_each(rows: Sequence[dict[str, Any]], limit: int | None) -> list[dict[str, Any]]:
     """The first `limit` rows of each category, all for None."""
-    return [row for of_category in by_category(rows).values() for row in of_category[:limit]]
+    return [row for of_category in by_value(rows).values() for row in of_category[:limit]]
 
 
 def check_judge(suite: str, url: str | None, model: str | None) -> None:

@@ -11,7 +11,7 @@ from instruct_lit.evaluation.remote_model import RemoteModel
 from instruct_lit.evaluation.statistics import clustered_error
 from instruct_lit.suites.evaluated_model import EvaluatedModel
 from instruct_lit.suites.hub_files import hub_file, read_rows
-from instruct_lit.suites.judged_answers import FILE, answers_of, by_category, first_of_each, save
+from instruct_lit.suites.judged_answers import FILE, answers_of, by_value, first_of_each, save
 from instruct_lit.suites.suite import Figure, Items, RunRequest
 
 REPO, QUESTIONS = "HuggingFaceH4/mt_bench_prompts", "raw/question.jsonl"
@@ -45,7 +45,7 @@ def run(model: EvaluatedModel | RemoteModel, request: RunRequest) -> dict[str, F
         ]  # fmt: skip
         histories = [((q["turns"][turn], answer),) for q, answer in zip(questions, answers, strict=True)]
     save(request.out_dir, rows, judge.score(rows))
-    return {category: _figure(of_category, judge.scale[0]) for category, of_category in by_category(rows).items()}
+    return {category: _figure(of_category, judge.scale[0]) for category, of_category in by_value(rows).items()}
 
 
 def question_of(record: Any) -> dict[str, Any]:
@@ -60,14 +60,11 @@ def question_of(record: Any) -> dict[str, Any]:
 
 def items_of(folder: Path, task: str, metric: str) -> Items:
     """The questions of a category with the mean score of their turns; None where a verdict could not be parsed."""
-    items: dict[Any, list[dict[str, Any]]] = {}
-    for row in by_category(read_jsonl(folder / FILE))[task]:
-        items.setdefault(row["id"], []).append(row)
-    return [
-        ("\n\n".join(row["instruction"] for row in turns), None if None in scores else fmean(scores))
-        for turns in items.values()
-        for scores in [[row["judge"]["value"] for row in turns]]
-    ]
+    found: Items = []
+    for turns in by_value(by_value(read_jsonl(folder / FILE))[task], "id").values():
+        scores = [row["judge"]["value"] for row in turns]
+        found.append(("\n\n".join(row["instruction"] for row in turns), None if None in scores else fmean(scores)))
+    return found
 
 
 def _figure(rows: list[dict[str, Any]], low: float) -> Figure:

@@ -64,15 +64,12 @@ def print_table(suite: str, reports: Sequence[Report], missing: Mapping[str, str
 
 def records_of(reports: Sequence[Report]) -> list[dict[str, Any]]:
     """The figures of all models as rows of one table."""
+    own = ("metric", "value", "stderr", "n", "n_shot", "chance", "majority")
     return [
-        {
-            "model": report.label, "template": report.template, "task": name, "metric": figure.metric,
-            "value": figure.value, "stderr": figure.stderr, "n": figure.n, "n_shot": figure.n_shot,
-            "chance": figure.chance, "majority": figure.majority,
-        }
+        {"model": report.label, "template": report.template, "task": name, **{key: getattr(figure, key) for key in own}}
         for report in reports
         for name, figure in {**report.tasks, **report.groups, "all": report.score}.items()
-    ]  # fmt: skip
+    ]
 
 
 def _table(suite: str, reports: Sequence[Report], wrap: bool) -> Any:
