@@ -165,7 +165,8 @@ def _questions(file: Path) -> Iterator[dict[str, Any]]:
         fields = record if isinstance(record, dict) else {}
         text = next((fields[f] for f in ("instruction", "question", "prompt") if isinstance(fields.get(f), str)), None)
         if text is None:
-            raise DataError(f"{place}: no text in 'instruction', 'question' or 'prompt'")
+            missing = DataError(f"{place}: no text in 'instruction', 'question' or 'prompt'")
+            raise record if isinstance(record, DataError) else missing
         yield {**fields, "instruction": text}
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from instruct_lit.core.data.records import read_records
+from instruct_lit.evaluation.answer_files import read_jsonl
 from instruct_lit.suites.endpoint import NAME, Endpoint
 from instruct_lit.suites.environment import Environment, run_in
 from instruct_lit.suites.evaluated_model import EvaluatedModel
@@ -81,7 +81,7 @@ def items_of(folder: Path, task: str, metric: str) -> Items:
     """The prompt of each sample, and whether the response matched or, where it has one, the score of its grade."""
     prompts: dict[str, str] = {}
     values: dict[str, float] = {}
-    for _, event in read_records(folder / f"{task}.jsonl"):
+    for event in read_jsonl(folder / f"{task}.jsonl"):
         if event.get("type") == "sampling":
             prompt = event["data"]["prompt"]
             text = prompt if isinstance(prompt, str) else "\n\n".join(str(message["content"]) for message in prompt)
@@ -133,7 +133,7 @@ def _figure(record: Path, name: str) -> Figure:
     A grade that could not be parsed has the lowest score and is counted. Grades without scores become the share of
     each, and of all that were parsed.
     """
-    lines = [line for _, line in read_records(record)]
+    lines = read_jsonl(record)
     report = next((line["final_report"] for line in lines if "final_report" in line), None)
     if report is None:
         raise BenchmarkError(f"suite=openai_evals: {name} wrote no report to {record}")

@@ -142,6 +142,9 @@ def test_what_a_benchmark_asks_is_dropped_and_counted(tmp_path: Path, monkeypatc
     file.write_text('{"text": 1}')
     with pytest.raises(DataError, match="line 1: no text in 'instruction', 'question' or 'prompt'"):
         Leaks(files=[str(file)])
+    file.write_text('{"question": "a"}\n{"question": ')
+    with pytest.raises(DataError, match=r"items.jsonl, line 2: invalid JSON \(Expecting value\)"):
+        Leaks(files=[str(file)])
     for given in ({}, {"files": [str(file)], "threshold": 0}):
         with pytest.raises(ConfigError, match="give suites"):
             Leaks(**given)

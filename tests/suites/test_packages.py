@@ -136,6 +136,10 @@ def test_accuracy_in_a_record_of_openai_evals(tmp_path: Path) -> None:
     record.write_text(json.dumps(lines[0]))
     with pytest.raises(BenchmarkError, match="a wrote no report"):
         openai_evals._figure(record, "a")
+    record.write_text('{"spec": {}}\n{"final_rep')
+    for read in (lambda: openai_evals._figure(record, "a"), lambda: openai_evals.items_of(tmp_path, "r", "accuracy")):
+        with pytest.raises(DataError, match=r"r.jsonl, line 2: invalid JSON"):
+            read()
 
 
 @pytest.mark.parametrize(
