@@ -116,11 +116,9 @@ class StreamedData(InstructionData):
             raise ConfigError(f"data.split={spec}: {found}; lower the counts")
         filters = self.filters.fingerprints() if self.filters is not None else []
         facts = f"{self.fingerprint} {spec} {self.seed} {filters} {grouped}"
-        sources: dict[str, Source] = dict(files)
-        for name, n in sizes.items():
-            sources[name] = HeldOut(f"{self.source.name}_{name}", taken[:n], facts)
-            taken = taken[n:]
-        return sources
+        rest = iter(taken)
+        held = {name: HeldOut(f"{self.source.name}_{name}", [*islice(rest, n)], facts) for name, n in sizes.items()}
+        return {**files, **held}
 
     @staticmethod
     def _different(examples: Iterable[Example], seen: set[bytes]) -> Iterator[Example]:

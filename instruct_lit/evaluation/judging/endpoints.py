@@ -119,11 +119,10 @@ class HttpEndpoint(Endpoint, ABC):
             answer = await self._client.get(
                 self.models_path, cast_to=object, options={"max_retries": min(1, self.n_retries)}
             )
-        except openai.APIStatusError as error:
-            if isinstance(error, openai.AuthenticationError | openai.PermissionDeniedError):
-                raise self._explained(error) from error
-            return  # no list, or overloaded: the questions decide
         except (openai.OpenAIError, ValueError) as error:
+            is_refused = isinstance(error, openai.AuthenticationError | openai.PermissionDeniedError)
+            if isinstance(error, openai.APIStatusError) and not is_refused:
+                return  # no list, or overloaded: the questions decide
             raise self._explained(error) from error
         models = self.models(self._json(answer))
         if models and self.model not in models:
