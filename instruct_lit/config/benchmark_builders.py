@@ -20,7 +20,7 @@ from instruct_lit.core.data.template import CHAT, Template
 from instruct_lit.core.model.causal import best_device
 from instruct_lit.errors import ConfigError, InstructLitError
 from instruct_lit.evaluation.answer_cache import AnswerCache
-from instruct_lit.evaluation.leaks import training_questions
+from instruct_lit.evaluation.leaks import questions_in
 from instruct_lit.evaluation.remote_model import RemoteModel
 from instruct_lit.evaluation.vllm_engine import VLLMEngine
 from instruct_lit.optional_imports import need
@@ -56,7 +56,7 @@ def training_of_run(config: DictConfig, run: str) -> list[str] | None:
     except InstructLitError as error:
         print(f"leaks: not searched, since the training data of {run} cannot be read ({error})")
         return None
-    return list(training_questions(data))
+    return list(questions_in(*data.examples_of("train")))
 
 
 def evaluated_models(config: DictConfig) -> Iterator[EvaluatedModel | RemoteModel]:

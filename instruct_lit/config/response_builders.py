@@ -21,7 +21,7 @@ from instruct_lit.evaluation.answer_files import read_responses
 from instruct_lit.evaluation.categories import check_fields
 from instruct_lit.evaluation.checks import FUNCTION
 from instruct_lit.evaluation.forgetting import Change, Losses, change
-from instruct_lit.evaluation.leaks import question, training_questions
+from instruct_lit.evaluation.leaks import question, questions_in
 from instruct_lit.evaluation.remote_model import messages_of
 
 
@@ -140,7 +140,7 @@ def generated_responses(config: DictConfig, run: str) -> Responses:
         row["loss"], row["n_response_tokens"] = loss, n_tokens
     wanted = config.forgetting.enabled and len(sources_of(config)) == 1
     changes = changes_of(config, opened, references, losses) if wanted else []
-    return Responses(rows, changes, None if config.split == "train" else training_questions(data))
+    return Responses(rows, changes, None if config.split == "train" else questions_in(*data.examples_of("train")))
 
 
 def check_by(config: DictConfig, records: Sequence[Mapping[str, Any]]) -> None:

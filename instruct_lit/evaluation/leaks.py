@@ -1,21 +1,15 @@
 """Contamination: the examples of a test split or benchmark that also occur in the training data."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
 
+from instruct_lit.core.data.encode import EncodedStore
 from instruct_lit.datasets.leaks import Leak, LeakFinder, question
-
-if TYPE_CHECKING:
-    from instruct_lit.core.data.datamodule import InstructionData
 
 KINDS = ("ngram", "near", "exact")  # the weakest first
 
 
-def training_questions(data: InstructionData) -> Iterator[str]:
-    """The question of every training example of a data set."""
-    store, indices = data.examples_of("train")
+def questions_in(store: EncodedStore, indices: Iterable[int]) -> Iterator[str]:
+    """The questions of the examples of a store with these indices."""
     return (question(store.example(int(index)).as_record()) for index in indices)
 
 

@@ -1,17 +1,13 @@
 """A benchmark suite, the request to run it, and its report."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from instruct_lit.errors import InstructLitError
-
-if TYPE_CHECKING:
-    from instruct_lit.evaluation.judging.response_judge import ResponseJudge
+from instruct_lit.evaluation.judging.response_judge import ResponseJudge
 
 Items = list[tuple[str, float | None]]  # text of an evaluated item and its value; None where it has no value of its own
 
