@@ -64,7 +64,8 @@ def _download(url: str, path: Path, sha256: str | None) -> None:
             return
         except (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError) as error:
             if attempt == N_TRIES:
-                raise DownloadError(f"{url} cannot be reached ({_reason(error)}); {remedy}") from error
+                cause = getattr(error.args[0], "reason", error) if error.args else error
+                raise DownloadError(f"{url} cannot be reached ({type(cause).__name__}); {remedy}") from error
         except requests.HTTPError as error:
             status = error.response.status_code if error.response is not None else 500
             if attempt == N_TRIES or (status < 500 and status != 429):
@@ -95,11 +96,6 @@ def _is_html(path: Path) -> bool:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _reason(error: Exception) -> str:
-    cause = getattr(error.args[0], "reason", error) if error.args else error
-    return type(cause).__name__
 
 
 def fetch_data_set(repo: str, revision: str | None, pattern: str, suffixes: Sequence[str], folder: Path) -> list[Path]:

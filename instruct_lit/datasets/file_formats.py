@@ -239,9 +239,11 @@ def read_compressed(path: Path, readers: dict[str, Reader]) -> Iterator[tuple[st
     Raises: DataError when it is damaged or unpacks to more than `MAX_UNPACKED` bytes.
     """
     with tempfile.TemporaryDirectory() as folder:
-        unpacked, n_bytes = Path(folder) / path.stem, 0
+        unpacked, n_bytes, opened = Path(folder) / path.stem, 0, gzip.open
+        if path.suffix.lower() != ".gz":
+            opened = partial(load("pyarrow", str(path), "parquet").input_stream, compression="zstd")
         try:
-            with _unpacking(path) as packed, unpacked.open("wb") as file:
+            with opened(str(path)) as packed, unpacked.open("wb") as file:
                 while chunk := packed.read(_CHUNK):
                     n_bytes += file.write(chunk)
                     if n_bytes > MAX_UNPACKED:
@@ -255,12 +257,6 @@ def read_compressed(path: Path, readers: dict[str, Reader]) -> Iterator[tuple[st
                 yield place.replace(str(unpacked), str(path)), record
         except DataError as error:
             raise DataError(str(error).replace(str(unpacked), str(path))) from error
-
-
-def _unpacking(path: Path) -> Any:
-    if path.suffix.lower() == ".gz":
-        return gzip.open(path)
-    return load("pyarrow", str(path), "parquet").input_stream(str(path), compression="zstd")
 
 
 def readers_of(key: str | None = None, has_header: bool = True) -> dict[str, Reader]:

@@ -54,18 +54,14 @@ class NearDuplicateIndex:
 
         With `only_new` a near-duplicate is not added.
         """
-        signature = self._signature(text)
+        signature = self._empty.copy()
+        signature.update_batch([shingle.encode("utf-8", "surrogatepass") for shingle in shingles(text)])
         candidates = sorted(self._index.query(signature))
         matches = [n for n in candidates if float(signature.jaccard(self._added[n])) >= self.threshold]
         if not (matches and only_new):
             self._index.insert(len(self._added), signature)
             self._added.append(signature)
         return matches
-
-    def _signature(self, text: str) -> Any:
-        signature = self._empty.copy()
-        signature.update_batch([shingle.encode("utf-8", "surrogatepass") for shingle in shingles(text)])
-        return signature
 
 
 def shingles(text: str) -> set[str]:
