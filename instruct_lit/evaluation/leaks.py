@@ -20,9 +20,5 @@ def find_leaks(train: Iterable[str], items: Sequence[str], near: bool = True) ->
     """
     best: dict[int, Leak] = {}
     for leak in LeakFinder(items, near).find(train):
-        best[leak.item] = max(best.get(leak.item, leak), leak, key=_strength)
+        best[leak.item] = max(best.get(leak.item, leak), leak, key=lambda one: (KINDS.index(one.kind), one.similarity))
     return [best[number] for number in sorted(best)]
-
-
-def _strength(leak: Leak) -> tuple[int, float]:
-    return KINDS.index(leak.kind), leak.similarity

@@ -21,6 +21,7 @@ from instruct_lit.serving.http import make_app
 from instruct_lit.serving.protocol import ApiError, Body, ChatBody, CompletionBody
 from instruct_lit.serving.scheduler import PendingRequest
 from instruct_lit.serving.server import make_server
+from instruct_lit.serving.tool_calls import text_of
 from instruct_lit.suites.evaluated_model import EvaluatedModel
 
 NAME = "instruct-lit"
@@ -83,9 +84,7 @@ class EvaluationService(CompletionService):
         settings = self.chat_model.with_stops(replace(self.settings(body), seed=body.seed or 0))
         if isinstance(body, ChatBody):
             n_new = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
-            contents = [message.content or "" for message in body.messages]
-            texts = [one if isinstance(one, str) else "\n".join(part.text for part in one) for one in contents]
-            instruction = "\n\n".join(filter(None, texts))
+            instruction = "\n\n".join(filter(None, map(text_of, body.messages)))
             prompts: list[str | list[int]] = [self.evaluated.template.prompt(Example(instruction, ""))]
         else:
             assert isinstance(body, CompletionBody)
