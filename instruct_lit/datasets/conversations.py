@@ -27,26 +27,24 @@ _THOUGHTS = ("reasoning_content", "thinking", "reasoning")
 _CALLS = ("tool_calls", "function_call")
 PARTS = (*WEIGHTS, *_THOUGHTS, *_CALLS)  # keys of a turn beside its role and text
 _OWN = {"assistant": (*_CALLS, *_THOUGHTS), "tool": ("tool_call_id", "name")}  # further keys of a role's turns
-_KEYS = (("role", "content"), ("from", "value"))  # of a turn's role and text
+_KEYS = {"messages": ("role", "content"), "conversations": ("from", "value")}  # of a turn's role and text, by field
 _EMPTY: tuple[Any, ...] = (None, "", [], {})
 _ORDER = "user and assistant must alternate, the user first"
 _ENDS = {"reasoning_content": "</think>", "tool_calls": "</tool_call>"}  # where every reader of an answer ends a part
 
 
-def from_turns(
-    record: Mapping[str, Any], place: str, names: Mapping[str, str], turns_field: str, role_key: str, text_key: str
-) -> Example:
-    """The example of a record with a list of turns.
+def from_turns(record: Mapping[str, Any], place: str, names: Mapping[str, str], field: str = "messages") -> Example:
+    """The example of a record with a list of turns in a field of `_KEYS`.
 
     Raises: DataError for content that cannot be trained on, and for a conversation that is anything but an optional
         system prompt, the user's turn, and turns of which no two of a user follow each other, the last the assistant's.
     """
-    name = names[turns_field]
+    name = names[field]
     given = record.get(name)
     if not isinstance(given, list) or not given:
         found = f"no list of turns in {name!r}; found: {listed(record)}"
         raise DataError(f"{place}: {found} (see data.columns and data.format)")
-    turns = [_turn(turn, f"{place}, {name}[{number}]", role_key, text_key) for number, turn in enumerate(given)]
+    turns = [_turn(turn, f"{place}, {name}[{number}]", *_KEYS[field]) for number, turn in enumerate(given)]
     if record.get(names["system"]):
         text = checked_text(record[names["system"]], place, names["system"])
         turns.insert(0, ({"role": "system", "content": text}, 1.0))
@@ -126,7 +124,7 @@ def _turn(turn: Any, where: str, role_key: str, text_key: str) -> tuple[dict[str
     if not isinstance(turn, dict):
         found = reprlib.repr(turn)
         raise DataError(f"{where}: a turn must be a mapping with {role_key!r} and {text_key!r}, found {found}")
-    role_key, text_key = next((keys for keys in _KEYS if turn.get(keys[0]) is not None), (role_key, text_key))
+    role_key, text_key = next((keys for keys in _KEYS.values() if turn.get(keys[0]) is not None), (role_key, text_key))
     role = ROLES.get(str(turn.get(role_key)).lower())
     if role is None:
         found = reprlib.repr(turn.get(role_key))
@@ -242,9 +240,6 @@ def _has_list(record: Mapping[str, Any], names: Mapping[str, str], field: str) -
 
 
 FORMS = {
-    name: Form(partial(_has_list, field=field), partial(from_turns, turns_field=field, role_key=role, text_key=text))
-    for name, field, role, text in (
-        ("messages", "messages", "role", "content"),
-        ("sharegpt", "conversations", "from", "value"),
-    )
+    name: Form(partial(_has_list, field=field), partial(from_turns, field=field))
+    for name, field in (("messages", "messages"), ("sharegpt", "conversations"))
 }

@@ -35,7 +35,7 @@ class ToolDemoSource(DemoSource):
                 messages = [{"role": "user", "content": question}, *turns]
                 record = {"messages": messages, "tools": [CALCULATOR], "family": family}
                 names = {"messages": "messages", "system": "system"}
-                yield from_turns(record, self.name, names, "messages", "role", "content")
+                yield from_turns(record, self.name, names)
 
 
 def _word(random: Random) -> tuple[str, list[dict[str, Any]]]:

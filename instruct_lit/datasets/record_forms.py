@@ -303,8 +303,7 @@ def _read(name: str, record: Mapping[str, Any], place: str, names: Mapping[str, 
         asked = next((name for name in order if record.get(name)), "")
         used -= {*_PROMPTS} - {asked, "input" if isinstance(record.get(asked), str) else asked}
     rest = {key: value for key, value in record.items() if key not in used}
-    own = {"messages": form.rewrite(record, place)}
-    return from_turns({**rest, **own}, place, dict(zip(names, names, strict=True)), "messages", "role", "content")
+    return from_turns({**rest, "messages": form.rewrite(record, place)}, place, {name: name for name in names})
 
 
 def _recognises(name: str, record: Mapping[str, Any], names: Mapping[str, str]) -> bool:

@@ -34,8 +34,7 @@ def read_labels(path: Path, rows: Sequence[Mapping[str, Any]]) -> dict[Any, dict
             continue
         given = record if isinstance(record, dict) else {}
         number, label, reviewer = given.get("id"), given.get("label", ""), given.get("reviewer", "reviewer")
-        valid = isinstance(number, int | str) and is_label(reviewer)
-        if not valid or not (label is None or is_label(label)):
+        if not (isinstance(number, int | str) and is_label(reviewer) and (label is None or is_label(label))):
             raise DataError(f"{place}: not a label; give a record with id, label and reviewer")
         row = known.get(str(number))
         if row is None and "response" not in given:

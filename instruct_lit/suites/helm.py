@@ -30,8 +30,10 @@ def run(evaluated: EvaluatedModel, request: RunRequest) -> dict[str, Figure]:
     shutil.rmtree(request.out_dir / "benchmark_output" / "runs", ignore_errors=True)  # of an earlier call
     with Endpoint(evaluated) as endpoint:
         _describe(evaluated, endpoint.url, request.out_dir / "prod_env")
+        variables = {"TOKENIZERS_PARALLELISM": "false", "CUDA_VISIBLE_DEVICES": ""}
         if request.data_dir is not None:
             _place(request.data_dir, request.out_dir / "benchmark_output" / "scenarios")
+            variables |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
         entries = [entry_of(task) for task in request.suite.tasks]
         arguments = [
             "-m", "helm.benchmark.run", "--run-entries", *entries, "--suite", NAME, "--local-path", "prod_env",
@@ -39,9 +41,6 @@ def run(evaluated: EvaluatedModel, request: RunRequest) -> dict[str, Figure]:
         ]  # fmt: skip
         if request.suite.limit:
             arguments += ["--max-eval-instances", str(request.suite.limit)]
-        variables = {"TOKENIZERS_PARALLELISM": "false", "CUDA_VISIBLE_DEVICES": ""}
-        if request.data_dir is not None:
-            variables |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
         run_in(python, arguments, request.out_dir, variables, request.log, "suite=helm")
     folders = sorted((request.out_dir / "benchmark_output" / "runs" / NAME).glob("*/stats.json"))
     if not folders:
