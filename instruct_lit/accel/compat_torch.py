@@ -5,7 +5,7 @@ import inspect
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from typing import Any
 from unittest.mock import patch
@@ -129,9 +129,8 @@ def _parameters(function: Callable[..., Any]) -> frozenset[str]:
     return frozenset(inspect.signature(function).parameters)
 
 
-@contextmanager
-def forbidden_waits() -> Iterator[None]:
-    """Raise RuntimeError where something inside waits for the GPU.
+def waits_for_gpu(run: Callable[[], Any]) -> bool:
+    """Call a function until something in it waits for the GPU; whether something did.
 
     `torch.cuda.set_sync_debug_mode` is documented as a prototype and warns of it.
     """
@@ -140,9 +139,14 @@ def forbidden_waits() -> Iterator[None]:
         warnings.simplefilter("ignore", UserWarning)
         torch.cuda.set_sync_debug_mode("error")
     try:
-        yield
+        run()
+    except RuntimeError as error:
+        if "synchroniz" not in str(error):
+            raise
+        return True
     finally:
         torch.cuda.set_sync_debug_mode(before)
+    return False
 
 
 # Private: all that torch has of tensors without values, and of seeing what operations make.
@@ -172,10 +176,8 @@ class _NoValues(FakeTensorMode):
 @contextmanager
 def no_values() -> Iterator[None]:
     """Inside, tensors that are made have a size and a dtype and neither memory nor values; others count as such."""
-    with ExitStack() as stack:
-        stack.enter_context(_NoValues(allow_non_fake_inputs=True))
-        # Tensors without values cannot be exchanged in a module, and are on no device to leave.
-        stack.enter_context(patch.object(nn.Module, "to", lambda module, *_, **__: module))
+    # Tensors without values cannot be exchanged in a module, and are on no device to leave.
+    with _NoValues(allow_non_fake_inputs=True), patch.object(nn.Module, "to", lambda module, *_, **__: module):
         yield
 
 

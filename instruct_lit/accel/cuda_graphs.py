@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -18,10 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from instruct_lit.accel.attention_varlen import VarlenDocuments
-from instruct_lit.accel.compat_torch import add_all, borrowed, copy_all, forbidden_waits
+from instruct_lit.accel.compat_torch import add_all, borrowed, copy_all, waits_for_gpu
 from instruct_lit.core.data.batching import Batch
 from instruct_lit.core.model.attention import AttentionLayout
-from instruct_lit.errors import TrainingError
+from instruct_lit.errors import InstructLitError, TrainingError
 
 MAX_GRAPHS = 64  # recorded shapes; batches of other shapes run kernel by kernel
 ROOM = 2.5  # free bytes needed per byte of a step's tensors: a graph keeps its own beside all others
@@ -100,7 +101,7 @@ class StepGraphs:
         if graph is None:
             if self._model_waits(inputs) or not self._has_room(inputs.tensors[0].numel()):
                 return self.loss_of(*inputs.arguments())
-            graph = self._graphs[shape] = self._recorded(inputs)
+            graph = self._graphs[shape] = self._record(inputs)
         graph.inputs.take(inputs)
         graph.graph.replay()
         return _Replayed.apply(self._anchor, graph, self)
@@ -112,17 +113,12 @@ class StepGraphs:
         says that nothing is recorded.
         """
         if self._waits is None:
-            self._waits, device = False, self._anchor.device
-            try:
-                with torch.random.fork_rng([device] if device.type == "cuda" else []), forbidden_waits():
-                    self.loss_of(*inputs.arguments())
-            except RuntimeError as error:
-                if "synchroniz" not in str(error):
-                    raise
-                self._waits = True
-                warnings.warn(
-                    "cuda_graphs: the model waits for the GPU within a step, so none is recorded", stacklevel=2
-                )
+            device = self._anchor.device
+            with torch.random.fork_rng([device] if device.type == "cuda" else []):
+                self._waits = waits_for_gpu(lambda: self.loss_of(*inputs.arguments()))
+            if self._waits:
+                text = "cuda_graphs: the model waits for the GPU within a step, so none is recorded"
+                warnings.warn(text, stacklevel=2)
         return self._waits
 
     def _has_room(self, n_tokens: int) -> bool:
@@ -143,25 +139,10 @@ class StepGraphs:
             self._largest = n_tokens
         return not self._full
 
-    def _recorded(self, inputs: _Inputs) -> _Graph:
-        try:
-            return self._record(inputs)
-        except torch.OutOfMemoryError:
-            raise  # explained where the batch size is known
-        except RuntimeError as error:
-            reason = str(error).partition("\n")[0]
-            raise TrainingError(
-                f"cuda_graphs=true: a step cannot be recorded ({reason:.160}); use cuda_graphs=false"
-            ) from error
-
     def _record(self, inputs: _Inputs) -> _Graph:
-        inputs = inputs.copied()
-        graph = torch.cuda.CUDAGraph()
-        with (
-            torch.cuda.graph(graph, self._pool, torch.cuda.current_stream(), "thread_local"),
-            # Without a cache: a cast of this step may not be used by the next.
-            torch.autocast("cuda", torch.bfloat16, cache_enabled=False),
-        ):
+        inputs, graph = inputs.copied(), torch.cuda.CUDAGraph()
+        refusal = "cuda_graphs=true: a step cannot be recorded ({}); use cuda_graphs=false"
+        with recording(graph, self._pool, TrainingError, refusal, torch.cuda.current_stream()):
             loss = self.loss_of(*inputs.arguments())
             gradients = _laid_out(torch.autograd.grad(loss, self.parameters, allow_unused=True), self.parameters)
             loss = loss.detach()
@@ -181,6 +162,25 @@ class StepGraphs:
                 added.append(gradient)
         if sums:
             add_all(sums, added)
+
+
+@contextmanager
+def recording(
+    graph: torch.cuda.CUDAGraph, pool: Any, kind: type[InstructLitError], refusal: str, stream: Any = None
+) -> Iterator[None]:
+    """Record what runs inside. Raises an error of this kind, `refusal` with the reason, where that is impossible."""
+    enabled, dtype = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
+    try:
+        with (
+            torch.cuda.graph(graph, pool, stream, "thread_local"),
+            # Without a cache: a cast of this step may not be used by another, nor the other way round.
+            torch.autocast("cuda", dtype, enabled, cache_enabled=False),
+        ):
+            yield
+    except torch.OutOfMemoryError:
+        raise  # explained where the batch size is known
+    except RuntimeError as error:
+        raise kind(refusal.format(str(error).partition("\n")[0][:160])) from error
 
 
 class _Replayed(torch.autograd.Function):

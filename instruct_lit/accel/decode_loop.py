@@ -20,7 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from instruct_lit.accel.compat_torch import forbidden_waits
+from instruct_lit.accel.compat_torch import waits_for_gpu
+from instruct_lit.accel.cuda_graphs import recording
 from instruct_lit.accel.rms_norm import RMSNorms
 from instruct_lit.core.generation.engine import WeightStore, logits_of
 from instruct_lit.core.generation.request import Request
@@ -168,33 +169,16 @@ class DeviceLoop:
 
     def _first_step(self, shape: _Shape) -> None:
         """Make a step kernel by kernel, and find out whether it can be recorded."""
-        try:
-            with forbidden_waits():
-                self._step(shape)
-        except RuntimeError as error:
-            if "synchroniz" not in str(error):
-                raise
+        if waits_for_gpu(lambda: self._step(shape)):
             self.with_graphs = False
             warnings.warn("generation: the model waits for the GPU within a step, so none is recorded", stacklevel=2)
             self._step(shape)  # once more: what a step changes for the next one, it changes at its end
 
     def _recorded(self, shape: _Shape) -> torch.cuda.CUDAGraph:
         graph = torch.cuda.CUDAGraph()
-        enabled, dtype = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
-        try:
-            with (
-                torch.cuda.graph(graph, self._pool, capture_error_mode="thread_local"),
-                # Without a cache: a cast of this step may not be used by another, nor the other way round.
-                torch.autocast("cuda", dtype, enabled, cache_enabled=False),
-            ):
-                self._step(shape)
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError as error:
-            reason = str(error).partition("\n")[0]
-            raise InstructLitError(
-                f"generation: a step cannot be recorded ({reason:.160}); use generation.cuda_graphs=false"
-            ) from error
+        refusal = "generation: a step cannot be recorded ({}); use generation.cuda_graphs=false"
+        with recording(graph, self._pool, InstructLitError, refusal):
+            self._step(shape)
         self._graphs[shape] = graph
         return graph
 

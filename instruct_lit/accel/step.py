@@ -17,7 +17,7 @@ from instruct_lit.accel.forwards import ReplacedForwards
 from instruct_lit.accel.gated_mlp import GatedMLPs
 from instruct_lit.accel.rms_norm import RMSNorms
 from instruct_lit.accel.shared_casts import SharedCasts
-from instruct_lit.accel.weight_copies import LowPrecisionWeights, has_gradient_dtypes
+from instruct_lit.accel.weight_copies import LowPrecisionWeights
 from instruct_lit.core.data.batching import Batch
 from instruct_lit.core.model.attention import AttentionLayout, CausalRows
 from instruct_lit.core.model.causal import CausalLM
@@ -65,10 +65,10 @@ class AcceleratedStep(StepAccelerator):
         device, half = self.model.head_weight.device.type, facts.precision == "bf16-mixed"
         # Weights in bf16 are computed with under autocast, whatever the precision of the run.
         copies_in_half = half or any(p.dtype == torch.bfloat16 for p in self.model.parameters())
-        with_copies = optimizer if device == "cpu" and (not copies_in_half or has_gradient_dtypes()) else None
+        copying = optimizer if device == "cpu" and isinstance(optimizer, AdamW) else None
         if not self.compiled:  # a compiler fuses these itself
             self.replaced = [RMSNorms(self.model).attach()]
-            if half and not isinstance(with_copies, AdamW):
+            if half and copying is None:
                 self.replaced += [SharedCasts(self.model).attach(), GatedMLPs(self.model).attach()]
         others = {d_head for _, d_head in self.model.config.kv_heads if not suits_width(d_head)}
         if device == "cuda" and self.cuda_graphs and half and others:
@@ -78,13 +78,13 @@ class AcceleratedStep(StepAccelerator):
             self.graphs = StepGraphs(self._loss, self.model.parameters(), facts.n_micro_batches > 1)
             self.graphs.begin()
             self._noise = torch.zeros((), device=device)
-        if not isinstance(with_copies, AdamW):
+        if copying is None:
             return
         dtype = torch.bfloat16 if copies_in_half else torch.float32
         # Gradients of several micro-batches are summed in fp32.
         gradient_dtype = dtype if facts.n_micro_batches == 1 else torch.float32
         self.copies = LowPrecisionWeights(self.model, self.model.head_weight, dtype, gradient_dtype).attach()
-        with_copies.copies = self.copies
+        copying.copies = self.copies
 
     def stop(self, optimizer: Optimizer) -> None:
         if self.graphs is not None:

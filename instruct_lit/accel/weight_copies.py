@@ -172,16 +172,9 @@ class LowPrecisionWeights:
 
     @staticmethod
     def _set_gradient_dtype(parameter: Tensor, dtype: torch.dtype) -> None:
-        if not parameter.requires_grad:
-            return
-        parameter.grad = None
-        if dtype != parameter.dtype or has_gradient_dtypes():
+        if parameter.requires_grad:
+            parameter.grad = None
             parameter.grad_dtype = dtype  # type: ignore[attr-defined]
-
-
-def has_gradient_dtypes() -> bool:
-    """Whether this torch allows a gradient in another precision than its parameter's."""
-    return hasattr(Tensor, "grad_dtype")
 
 
 def _linear_forward(module: nn.Linear, copy: WeightCopy, casts: Casts, x: Tensor) -> Tensor:

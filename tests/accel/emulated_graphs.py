@@ -7,7 +7,7 @@ recorded nothing changes, and the memory that a graph made is overwritten by the
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any, ClassVar
 from unittest.mock import patch
@@ -100,6 +100,12 @@ def _recording(graph: EmulatedGraph, *_: Any, **__: Any) -> Iterator[None]:
     graph.end()
 
 
+def never_waits(run: Callable[[], Any]) -> bool:
+    """In place of `waits_for_gpu`."""
+    run()
+    return False
+
+
 class _Stream:
     def wait_stream(self, other: _Stream) -> None:
         pass
@@ -120,7 +126,7 @@ def emulated_cuda(monkeypatch: pytest.MonkeyPatch) -> list[EmulatedGraph]:
     of_cuda = lambda device, *args, **kwargs: nullcontext() if device == "cuda" else autocast(device, *args, **kwargs)  # noqa: E731
     monkeypatch.setattr(torch, "autocast", of_cuda)
     for name in ("cuda_graphs", "decode_loop"):
-        monkeypatch.setattr(f"instruct_lit.accel.{name}.forbidden_waits", nullcontext)
+        monkeypatch.setattr(f"instruct_lit.accel.{name}.waits_for_gpu", never_waits)
     monkeypatch.setattr(torch.cuda, "CUDAGraph", EmulatedGraph)
     monkeypatch.setattr(torch.cuda, "graph", _recording)
     return pool

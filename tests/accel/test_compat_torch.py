@@ -61,6 +61,22 @@ def test_tiles_are_amx(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not module.has_amx_tiles(), "a torch without the attribute"
 
 
+def test_whether_something_waits_for_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    modes = ["warn"]
+    monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: modes[-1])
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
+
+    def fail(message: str) -> None:
+        assert modes[-1] == "error", "as torch then refuses to wait"
+        raise RuntimeError(message)
+
+    assert module.waits_for_gpu(lambda: fail("called a synchronizing CUDA operation"))
+    assert not module.waits_for_gpu(lambda: torch.ones(2).sum())
+    with pytest.raises(RuntimeError, match="another"):
+        module.waits_for_gpu(lambda: fail("another error"))
+    assert modes == ["warn", *["error", "warn"] * 3]
+
+
 def test_one_call_for_many_tensors() -> None:
     targets, sources = [torch.zeros(2), torch.zeros(3)], [torch.ones(2), torch.full((3,), 2.0)]
     module.copy_all(targets, sources)

@@ -23,7 +23,7 @@ from instruct_lit.core.model.causal import CausalLM
 from instruct_lit.core.model.gpt import GPT, GPTConfig
 from instruct_lit.core.training.loss import layout_of
 from instruct_lit.errors import TrainingError
-from tests.accel.emulated_graphs import EmulatedGraph, emulated_cuda
+from tests.accel.emulated_graphs import EmulatedGraph, emulated_cuda, never_waits
 from tests.accel.test_decode_loop import OnDevice
 
 __all__ = ["emulated_cuda"]
@@ -168,7 +168,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         return Repeated(graphs, inputs, memory)
 
     monkeypatch.setattr(StepGraphs, "_record", record)
-    monkeypatch.setattr(module, "forbidden_waits", nullcontext)
+    monkeypatch.setattr(module, "waits_for_gpu", never_waits)
     monkeypatch.setattr(VarlenDocuments, "attend", lambda self, *arguments: on_processor(self).attend(*arguments))
     monkeypatch.setattr(torch.cuda, "Stream", type(None))  # a class, since annotations may name it
     of_gpu = {"current_stream": None, "graph_pool_handle": None, "empty_cache": None}
@@ -241,23 +241,8 @@ def test_a_batch_too_large_for_the_memory_is_not_recorded(
 def test_a_model_that_waits_for_the_gpu_is_not_recorded(
     model: GPT, recorded: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    waiting = [False]
-
-    @contextmanager
-    def forbidden() -> Iterator[None]:
-        waiting[0] = True
-        yield
-        waiting[0] = False
-
-    def loss(*arguments: Any) -> Tensor:
-        if waiting.pop():
-            waiting.append(False)
-            raise RuntimeError("called a synchronizing CUDA operation")
-        waiting.append(False)
-        return loss_of(model)(*arguments)
-
-    monkeypatch.setattr(module, "forbidden_waits", forbidden)
-    graphs, batch = StepGraphs(loss, model.parameters(), adds=False), batch_of("packed", True)
+    monkeypatch.setattr(module, "waits_for_gpu", lambda run: True)
+    graphs, batch = StepGraphs(loss_of(model), model.parameters(), adds=False), batch_of("packed", True)
     check_step(model, graphs, batch, 1e-6, 1e-5)
     with pytest.warns(UserWarning, match="the model waits for the GPU within a step, so none is recorded"):
         check_step(model, graphs, batch, 1e-6, 1e-5)
@@ -267,16 +252,21 @@ def test_a_model_that_waits_for_the_gpu_is_not_recorded(
 
 
 def test_a_step_that_cannot_be_recorded_ends_the_run(
-    model: GPT, recorded: list[Any], monkeypatch: pytest.MonkeyPatch
+    model: GPT, emulated_cuda: list[EmulatedGraph], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refused(graphs: StepGraphs, inputs: Any) -> None:
+    @contextmanager
+    def refused(*arguments: Any) -> Iterator[None]:
+        yield
         raise RuntimeError("CUDA error: operation not permitted\nMore about it.")
 
-    monkeypatch.setattr(StepGraphs, "_record", refused)
+    monkeypatch.setattr(torch.cuda, "graph", refused)
+    monkeypatch.setattr(VarlenDocuments, "attend", attend_by_tensors)
     graphs = StepGraphs(loss_of(model), model.parameters(), adds=False)
     batch = batch_of("packed", True)
     graphs.loss(batch, batch.loss_weights)
-    message = r"a step cannot be recorded \(CUDA error: operation not permitted\); use cuda_graphs=false"
+    message = (
+        r"cuda_graphs=true: a step cannot be recorded \(CUDA error: operation not permitted\); use cuda_graphs=false"
+    )
     with pytest.raises(TrainingError, match=message):
         graphs.loss(batch, batch.loss_weights)
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -22,7 +21,7 @@ from instruct_lit.core.generation.sampling import SamplingSettings
 from instruct_lit.core.model.attention import KeyValueCache
 from instruct_lit.core.model.causal import CausalLM
 from instruct_lit.core.model.gpt import GPT, GPTConfig
-from tests.accel.emulated_graphs import EmulatedGraph, emulated_cuda
+from tests.accel.emulated_graphs import EmulatedGraph, emulated_cuda, never_waits
 
 __all__ = ["emulated_cuda"]
 LOOP = [partial(DeviceLoop, with_graphs=False)]
@@ -212,7 +211,7 @@ def test_few_graphs_decode_every_batch_and_are_recorded_again_when_a_weight_has_
             self._graphs[shape] = Replay(self, shape)  # type: ignore[assignment]
             return self._graphs[shape]
 
-    monkeypatch.setattr("instruct_lit.accel.decode_loop.forbidden_waits", nullcontext)
+    monkeypatch.setattr("instruct_lit.accel.decode_loop.waits_for_gpu", never_waits)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
     model, settings = copy.deepcopy(model), [SamplingSettings(max_new_tokens=3 + 5 * n) for n in range(12)]
     engine = Engine(model, tokenizer, 12, make_loops=[partial(Recording, with_graphs=True)])
@@ -227,12 +226,7 @@ def test_few_graphs_decode_every_batch_and_are_recorded_again_when_a_weight_has_
 def test_a_model_that_waits_is_decoded_kernel_by_kernel(
     model: CausalLM, tokenizer: GPT2Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    @contextmanager
-    def waits() -> Iterator[None]:
-        raise RuntimeError("called a synchronizing CUDA operation")
-        yield
-
-    monkeypatch.setattr("instruct_lit.accel.decode_loop.forbidden_waits", waits)
+    monkeypatch.setattr("instruct_lit.accel.decode_loop.waits_for_gpu", lambda run: True)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
     with pytest.warns(UserWarning, match="the model waits for the GPU within a step, so none is recorded"):
         found = answers(model, tokenizer, SamplingSettings(20), prompts(3), [partial(DeviceLoop, with_graphs=True)])

@@ -13,7 +13,6 @@ from instruct_lit.accel.adamw import adamw
 from instruct_lit.accel.attention_varlen import VarlenDocuments
 from instruct_lit.accel.cuda_graphs import StepGraphs
 from instruct_lit.accel.step import AcceleratedStep
-from instruct_lit.accel.weight_copies import has_gradient_dtypes
 from instruct_lit.core.model.gpt import GPT
 from instruct_lit.core.training import optimizer as plain
 from instruct_lit.core.training.loss import FitFacts, StepAccelerator
@@ -22,10 +21,9 @@ from tests.accel.emulated_graphs import EmulatedGraph, emulated_cuda
 from tests.accel.test_cuda_graphs import attend_by_tensors
 
 __all__ = ["emulated_cuda"]
-HALF = pytest.mark.skipif(not has_gradient_dtypes(), reason="this torch ties a gradient to its parameter's dtype")
 
 
-@pytest.mark.parametrize("precision", ["32-true", pytest.param("bf16-mixed", marks=HALF)])
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 @pytest.mark.parametrize("accumulate", [1, 3])
 def test_an_accelerated_fit_is_the_plain_fit(
     make_data: Callable, make_tuner: Callable, fit: Callable, precision: str,
@@ -48,7 +46,7 @@ def test_an_accelerated_fit_is_the_plain_fit(
         assert (p - q).abs().mean() < (3e-4 if half else 1e-6)
 
 
-@pytest.mark.parametrize("is_wrapped", [True, pytest.param(False, marks=HALF)])
+@pytest.mark.parametrize("is_wrapped", [True, False])
 def test_gradients_that_ddp_reduces_keep_their_precision(make_tuner: Callable, is_wrapped: bool) -> None:
     """Also those of a single process, as with trainer=ddp on one device."""
     tuner = make_tuner(step=AcceleratedStep())

@@ -16,7 +16,6 @@ from instruct_lit.accel.weight_copies import (
     LowPrecisionWeights,
     Scratch,
     WeightCopy,
-    has_gradient_dtypes,
     huge_empty,
     transposed,
 )
@@ -26,8 +25,7 @@ from instruct_lit.core.model.gpt import GPT
 from instruct_lit.core.training.loss import layout_of
 from instruct_lit.core.training.optimizer import parameter_groups
 
-HALF = pytest.mark.skipif(not has_gradient_dtypes(), reason="this torch ties a gradient to its parameter's dtype")
-DTYPES = [pytest.param(torch.bfloat16, marks=HALF), torch.float32]
+DTYPES = [torch.bfloat16, torch.float32]
 
 
 @pytest.fixture
@@ -86,7 +84,6 @@ def test_losses_gradients_and_updates_are_those_of_the_plain_way(
             assert torch.equal(copies.of[id(q)].weight, q.bfloat16()), f"{name}: the copy is not of this step"
 
 
-@HALF
 def test_gradients_of_several_batches_are_summed_in_fp32(base: GPT, batches: list[Batch]) -> None:
     plain, fast = copy.deepcopy(base).train(), copy.deepcopy(base).train()
     copies = LowPrecisionWeights(fast, fast.head_weight, torch.bfloat16, torch.float32).attach()
@@ -118,7 +115,7 @@ def test_evaluation_uses_the_parameters_and_detach_gives_the_model_back(
     assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in model.parameters())
 
 
-@pytest.mark.parametrize("half", [pytest.param(True, marks=HALF), False])
+@pytest.mark.parametrize("half", [True, False])
 def test_the_norm_of_gradients_of_either_precision(half: bool) -> None:
     generator = torch.Generator().manual_seed(0)
     gradients = [torch.randn(300, 64, generator=generator), torch.randn(7, generator=generator)]
@@ -142,7 +139,6 @@ def test_a_scale_divides_the_gradients_within_the_step(base: GPT, batches: list[
         torch.testing.assert_close(q, p, rtol=1e-5, atol=1e-7)
 
 
-@HALF
 def test_loaded_moments_are_the_ones_that_are_updated(base: GPT, batches: list[Batch]) -> None:
     """An update's pieces are cut once; a checkpoint that is loaded puts other tensors in the place of the moments."""
     optimizers = []
@@ -191,7 +187,7 @@ def test_memory_on_huge_pages_is_plain_memory(sizes: list[int]) -> None:
     )
 
 
-@pytest.mark.parametrize("gradient_dtype", [pytest.param(torch.bfloat16, marks=HALF), torch.float32])
+@pytest.mark.parametrize("gradient_dtype", [torch.bfloat16, torch.float32])
 def test_a_gradient_of_several_products_stays_in_its_buffer(gradient_dtype: torch.dtype) -> None:
     """In half precision the sum is rounded once a product, in single precision each product is."""
     generator = torch.Generator().manual_seed(0)
@@ -279,7 +275,7 @@ class LowRank(torch.nn.Module):
         return result + self.up(self.down(self.dropout(x)) * 2.0).to(result.dtype)
 
 
-@pytest.mark.parametrize("half", [pytest.param(True, marks=HALF), False])
+@pytest.mark.parametrize("half", [True, False])
 @pytest.mark.parametrize("bias", [True, False])
 def test_a_low_rank_layer_is_one_function(half: bool, bias: bool) -> None:
     torch.manual_seed(0)

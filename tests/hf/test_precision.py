@@ -15,7 +15,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from instruct_lit.accel.adamw import adamw
 from instruct_lit.accel.step import AcceleratedStep
-from instruct_lit.accel.weight_copies import has_gradient_dtypes
 from instruct_lit.config import model_builders as build
 from instruct_lit.core.model.attention import CausalRows
 from instruct_lit.core.training.loss import FitFacts, StepAccelerator, summed_cross_entropy
@@ -108,7 +107,6 @@ def test_losses_are_those_of_weights_in_fp32_within_rounding(half_directory: Pat
     assert losses[6:] == pytest.approx(losses[:6], rel=0.02)
 
 
-@pytest.mark.skipif(not has_gradient_dtypes(), reason="this torch ties a gradient to its parameter's dtype")
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_a_fast_step_beside_frozen_weights_in_half_is_the_plain_step(half_directory: Path, precision: str) -> None:
     batch = SimpleNamespace(
