@@ -27,7 +27,7 @@ from torch import Tensor
 
 from benchmarks import common, gpu
 from instruct_lit.accel.compat_torch import LiveTensors
-from instruct_lit.accel.estimate import StepMemory, counting, in_four_bits, our_loss, step_memory
+from instruct_lit.accel.estimate import StepMemory, batch_loss, counting, in_four_bits, our_step, step_memory
 from instruct_lit.core.data.batching import Batch
 from instruct_lit.core.model.causal import CausalLM
 
@@ -137,7 +137,8 @@ def count(row: Row, kept: Counter[str] | None = None) -> StepMemory:
         model: torch.nn.Module
         if words[0] == "ours":
             model = ours = _ours(hf, row, words)
-            loss_of = our_loss(ours, batch, bf16=True, compiled="compiled" in words)
+            step = our_step(ours, bf16=True, compiled="compiled" in words)
+            loss_of = lambda: batch_loss(step, batch, bf16=True)  # noqa: E731
         else:
             model, loss_of = _peer(hf, row, words, stack)
 

@@ -63,11 +63,11 @@ class _SummedCrossEntropy(torch.autograd.Function):
         cap: float | None,
     ) -> Tensor:
         device_type, n_vocab = hidden.device.type, len(head_weight)
-        chunk = _chunk_of(hidden, n_vocab)
         dtype = torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else hidden.dtype
-        at_once = _at_once(hidden)
-        to_gradient = _to_gradient if at_once else _to_gradient_in_blocks
-        to_gradient = compiler(to_gradient) if at_once and compiler is not None else to_gradient
+        chunk, to_gradient = CHUNK, _to_gradient_in_blocks
+        if _at_once(hidden):
+            chunk = min(GPU_CHUNK, max(128, GPU_LOGITS // n_vocab // 128 * 128))
+            to_gradient = _to_gradient if compiler is None else compiler(_to_gradient)
         total = torch.zeros((), device=hidden.device)
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
@@ -101,12 +101,6 @@ class _SummedCrossEntropy(torch.autograd.Function):
         # A pass over (V, C) for nothing; the buffer of a copy may hold more than this gradient. A GPU would wait.
         assert not grad_output.is_cpu or abs(grad_output.item() - 1.0) < 1e-6, "scale the weights of the loss instead"
         return grad_hidden, grad_weight, None, None, None, None, None, None
-
-
-def _chunk_of(like: Tensor, n_vocab: int) -> int:
-    """Positions whose logits exist at once on a device."""
-    on_gpu = like.is_cuda or counts_as_gpu
-    return min(GPU_CHUNK, max(128, GPU_LOGITS // n_vocab // 128 * 128)) if on_gpu else CHUNK
 
 
 def _at_once(like: Tensor) -> bool:

@@ -11,7 +11,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, nn
 
-from instruct_lit.accel import attention_products, cross_entropy, kernel_heap, weight_copies
+from instruct_lit.accel import attention_products, attention_varlen, cross_entropy, kernel_heap, weight_copies
 from instruct_lit.accel.adamw import AdamW, adamw
 from instruct_lit.accel.attention_groups import Group, document_groups
 from instruct_lit.accel.attention_varlen import VarlenDocuments
@@ -22,7 +22,7 @@ from instruct_lit.accel.step import AcceleratedStep
 from instruct_lit.accel.throughput import synchronize
 from instruct_lit.accel.weight_copies import LowPrecisionWeights
 from instruct_lit.core.data.batching import Batch
-from instruct_lit.core.model.attention import KERNELS, PackedDocuments
+from instruct_lit.core.model.attention import KERNELS
 from instruct_lit.core.model.causal import CausalLM, best_device
 from instruct_lit.core.model.gpt import GPT, GPTConfig
 from instruct_lit.core.training.loss import FitFacts, StepAccelerator
@@ -97,13 +97,16 @@ def estimate(
 @contextmanager
 def counting(on_gpu: bool) -> Iterator[None]:
     """Inside, tensors have no values and models compute as on a GPU, or as on a CPU, whatever this machine has."""
-    kernels = [_attend_varlen] if on_gpu else [attention_products.attend_rows, attention_products.attend_documents]
+    of_cpu = [attention_products.attend_rows, attention_products.attend_documents]
+    kernels = [attention_varlen.attend_varlen] if on_gpu else of_cpu
     with (
         patch.object(cross_entropy, "counts_as_gpu", on_gpu),
         patch.object(kernel_heap, "in_thread", False),
         patch.object(kernel_heap, "_known", set()),
         patch.object(weight_copies, "huge_empty", lambda sizes, dtype: [torch.empty(n, dtype=dtype) for n in sizes]),
         patch.object(attention_products, "document_groups", _document_groups),
+        patch.object(attention_varlen, "suits", lambda q, dropout: dropout == 0.0),
+        patch.object(attention_varlen, "VarlenDocuments", _varlen_documents),
         no_values(),
     ):
         before, KERNELS[:] = KERNELS[:], kernels
@@ -113,30 +116,19 @@ def counting(on_gpu: bool) -> Iterator[None]:
             KERNELS[:] = before
 
 
-def _attend_varlen(
-    layout: Any, q: Tensor, k: Tensor, v: Tensor, dropout: float, window: int | None = None
-) -> Tensor | None:
-    """The GPU's kernel."""
-    if not isinstance(layout, PackedDocuments) or dropout > 0.0:
-        return None
-    if "varlen" not in layout.kernel_state:
-        with values():
-            documents = VarlenDocuments(layout.lengths, layout.prefix_length, torch.device("cpu"))
-        layout.kernel_state["varlen"] = documents
-    return layout.kernel_state["varlen"].attend(0, q, k, v, dropout, window)
+# Values decide where documents begin and what is in a group.
+
+
+def _varlen_documents(lengths: Sequence[int], n_prefix: int, device: torch.device) -> VarlenDocuments:
+    with values():
+        return VarlenDocuments(lengths, n_prefix, torch.device("cpu"))
 
 
 def _document_groups(
     lengths: Sequence[int], n_prefix: int, n_shared: int, like: Tensor, window: int | None
 ) -> list[Group]:
-    with values():  # which decide what is in a group
+    with values():
         return document_groups(lengths, n_prefix, n_shared, torch.empty(0, dtype=like.dtype), window)
-
-
-def our_loss(model: CausalLM, batch: Batch, bf16: bool, compiled: bool) -> Callable[[], Tensor]:
-    """The loss of a step of ours on a GPU, for `step_memory`."""
-    step = our_step(model, bf16, compiled)
-    return lambda: _loss(step, batch, bf16)
 
 
 def memory_of(
@@ -144,7 +136,7 @@ def memory_of(
 ) -> StepMemory:
     """The memory of a step of ours of micro-batches like `batch`, inside `counting`."""
     step = our_step(model, bf16, compiled, n_micro_batches)
-    memory = step_memory(model, lambda: _loss(step, batch, bf16), None, step.copies, n_micro_batches)
+    memory = step_memory(model, lambda: batch_loss(step, batch, bf16), None, step.copies, n_micro_batches)
     kernels = kernel_heap.kernel_bytes() if bf16 and step.copies is not None else 0
     return replace(memory, peak=memory.peak + kernels)
 
@@ -262,7 +254,8 @@ def _at_depth(measured: dict[int, float], n_layers: int) -> float:
     return first + (n_layers - low) * per_block
 
 
-def _loss(step: StepAccelerator, batch: Batch, bf16: bool) -> torch.Tensor:
+def batch_loss(step: StepAccelerator, batch: Batch, bf16: bool) -> Tensor:
+    """The loss of a step, under autocast where it is in bf16."""
     with torch.autocast(batch.input_ids.device.type, torch.bfloat16, enabled=bf16):
         return step.loss(batch, batch.loss_weights)
 
@@ -274,7 +267,7 @@ def train_step(
     start = time.perf_counter()
     optimizer.zero_grad()
     for _ in range(n_micro_batches):
-        _loss(step, batch, bf16).backward()
+        batch_loss(step, batch, bf16).backward()
     parameters = [p for p in step.model.parameters() if p.grad is not None]
     norm = step.gradient_norm([p.grad for p in parameters if p.grad is not None])
     step.clip(optimizer, parameters, norm, max_norm=1.0)
@@ -295,6 +288,6 @@ def kept_bytes(step: StepAccelerator, batch: Batch, bf16: bool) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        loss = _loss(step, batch, bf16)
+        loss = batch_loss(step, batch, bf16)
     del loss
     return sum(kept.values())

@@ -40,14 +40,9 @@ def product(operation: Callable[..., Tensor], *factors: Any, **options: Any) -> 
         return operation(*factors, **options)
     # Not kept, since a process with threads is not forked safely; kernels are made for a number of threads of torch's.
     with ThreadPoolExecutor(1, "kernels", torch.set_num_threads, (torch.get_num_threads(),)) as thread:
-        return thread.submit(_without_gradient, operation, factors, options).result()
+        return thread.submit(torch.no_grad()(operation), *factors, **options).result()
 
 
 def kernel_bytes() -> int:
     """What the kernels of the bf16 products so far take."""
     return len(_known) * KERNEL_BYTES
-
-
-def _without_gradient(operation: Callable[..., Tensor], factors: Any, options: Any) -> Tensor:
-    with torch.no_grad():
-        return operation(*factors, **options)

@@ -3,7 +3,7 @@
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -30,10 +30,8 @@ class PeakMemory:
         if self.gpu is not None:
             self.gpu.reset_peak_memory_stats()
         else:
-            try:
-                Path("/proc/self/clear_refs").write_text("5")  # Linux: reset the peak
-            except OSError:
-                pass
+            with suppress(OSError):  # only Linux has it
+                Path("/proc/self/clear_refs").write_text("5")  # reset the peak
 
     def read(self) -> int:
         """Bytes; 0 where the system does not report them (Windows)."""

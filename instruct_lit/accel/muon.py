@@ -9,7 +9,7 @@ import torch
 from torch.optim import Optimizer
 
 from instruct_lit.core.model.causal import CausalLM
-from instruct_lit.core.training.optimizer import parameter_groups
+from instruct_lit.core.training.optimizer import adamw, parameter_groups
 
 
 def muon(
@@ -34,8 +34,7 @@ def muon(
             torch.optim.Muon(inner, lr=lr, weight_decay=weight_decay, momentum=momentum, adjust_lr_fn="match_rms_adamw")
         )
     if others:
-        groups = parameter_groups(others, weight_decay)
-        parts.append(torch.optim.AdamW(groups, lr=lr, betas=(betas[0], betas[1]), eps=eps, fused=True))
+        parts.append(adamw(parameter_groups(others, weight_decay), lr, betas, eps))
     return MuonAndAdamW(parts)
 
 

@@ -73,17 +73,13 @@ class Throughput(Callback):
             pl_module.log("train/tokens_per_s", rate)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._finish_work(pl_module)
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._finish_work(pl_module)
-
-    def _finish_work(self, pl_module: LightningModule) -> None:
         """Count what a GPU still computes; the time until the next batch is then no wait for data."""
         if self._batch_end is not None and pl_module.device.type != "cpu":
             synchronize(pl_module.device)
             self.training_s += time.perf_counter() - self._batch_end
         self._batch_end = None
+
+    on_train_end = on_validation_start
 
     def state_dict(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in STATE}

@@ -14,6 +14,7 @@ import math
 import mmap
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import accumulate
@@ -261,10 +262,8 @@ def huge_empty(sizes: Sequence[int], dtype: torch.dtype) -> list[Tensor]:
     starts = list(accumulate((math.ceil(n * dtype.itemsize / LINE) * LINE for n in sizes), initial=0))
     # One page more than needed, so that the first vector can start at a page boundary.
     block = mmap.mmap(-1, (math.ceil(starts[-1] / HUGE_PAGE) + 1) * HUGE_PAGE, flags=mmap.MAP_PRIVATE)
-    try:
+    with suppress(OSError):  # a kernel without them
         block.madvise(mmap.MADV_HUGEPAGE)
-    except OSError:  # a kernel without them
-        pass
     first = -ctypes.addressof(ctypes.c_char.from_buffer(block)) % HUGE_PAGE
     return [
         torch.frombuffer(block, dtype=dtype, count=n, offset=first + start) if n else torch.empty(0, dtype=dtype)

@@ -59,7 +59,7 @@ def test_a_step_without_values_needs_what_a_step_needs(
     def needed() -> module.StepMemory:
         model = llama(adapter=adapter, checkpointing=2 * adapter, n_layers=2)
         steps.append(step := module.our_step(model, bf16))
-        return module.step_memory(model, lambda: module._loss(step, packed, bf16), copies=step.copies)
+        return module.step_memory(model, lambda: module.batch_loss(step, packed, bf16), copies=step.copies)
 
     def with_copies(*arguments: Any, **options: Any) -> Any:
         optimizer = make(*arguments, **options)
@@ -89,7 +89,8 @@ def counted(compiled: bool = False, **options: Any) -> module.StepMemory:
     packed = batch(8)
     with module.counting(on_gpu=True):
         model = llama(**options)
-        return module.step_memory(model, module.our_loss(model, packed, bf16=True, compiled=compiled))
+        step = module.our_step(model, bf16=True, compiled=compiled)
+        return module.step_memory(model, lambda: module.batch_loss(step, packed, bf16=True))
 
 
 @pytest.mark.slow
