@@ -53,14 +53,11 @@ class MuonAndAdamW(Optimizer):
         for part in self.parts:
             self.state.update(part.state)
 
-    @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
         """Run the closure, which computes the gradients, and update the parameters."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for part in self.parts:
+        first, *others = self.parts
+        loss = first.step(closure)
+        for part in others:
             part.step()
         return loss
 

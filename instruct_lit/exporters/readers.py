@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from instruct_lit.core.bundle import open_model
+from instruct_lit.core.data.tokenizer import n_shared
 from instruct_lit.core.model.causal import best_device
 from instruct_lit.exporters.verification import (
     MAX_TOKENS,
@@ -162,7 +163,7 @@ def compare(reader: Reader | OwnModel, reference: Reference, tolerance: Toleranc
     wrong = [(found, wanted) for found, wanted in given if found != wanted]
     if wrong:
         found, wanted = wrong[0]
-        at = _first_difference(found, wanted)
+        at = n_shared([found, wanted], n_own=0)
         problems.append(
             f"{len(wrong)} of {len(given)} prompts have other ids, from token {at} on: {found[at : at + 8]}, not "
             f"{wanted[at : at + 8]}; is it the same template?"
@@ -182,16 +183,12 @@ def _other_answers(reader: Reader | OwnModel, reference: Reference, tolerance: T
         found, wanted = _until_end(answer, reference.ends), _until_end(wanted, reference.ends)
         if found == wanted:
             continue
-        at = _first_difference(found, wanted)
+        at = n_shared([found, wanted], n_own=0)
         logits = reader.logits([*prompt, *wanted[:at]])[-1]
         expected = logits[wanted[at]] if at < len(wanted) else logits[reference.ends].max()
         if logits.max() - expected > tolerance.logit * logits.abs().max():
             there = f"{found[at : at + 8]}, not {wanted[at : at + 8]}"
             yield f"the greedy answer to example {number} differs from token {at} on: {there}"
-
-
-def _first_difference(found: Sequence[int], wanted: Sequence[int]) -> int:
-    return sum(1 for _ in takewhile(lambda both: both[0] == both[1], zip(found, wanted, strict=False)))
 
 
 def _until_end(ids: Sequence[int], ends: Sequence[int]) -> list[int]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from instruct_lit.core.data.example import WHOLE, Example, listed
 from instruct_lit.core.data.template import CHAT, Template
+from instruct_lit.core.data.tokenizer import n_shared
 from instruct_lit.errors import TemplateError
 from instruct_lit.hf.special_tokens import GUARD
 from instruct_lit.hf.tokenizer import HFTokenizer
@@ -128,7 +129,8 @@ class ChatTemplate(Template):
         for n in places:
             last = n == places[-1]
             before = self._conversation(messages[:n], tools, add_generation_prompt=True)
-            response = "" if last and not _content(messages[n]) else self._response(messages[: n + 1], tools, before)
+            is_empty = not (messages[n]["content"] or messages[n].get("tool_calls"))
+            response = "" if last and is_empty else self._response(messages[: n + 1], tools, before)
             if last:
                 self._check_shown(messages[:n], tools, before)
             pairs = [*pairs, (before[len(written) :], response)] if before.startswith(written) else [(before, response)]
@@ -183,7 +185,7 @@ class ChatTemplate(Template):
                     return
 
     def _difference(self, ours: list[int], theirs: list[int]) -> str:
-        n = next((n for n, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs)))
+        n = n_shared([ours, theirs], n_own=0)
         here, there = (f"{self.tokenizer.decode(ids[n : n + 4])!r} {ids[n : n + 4]}" for ids in (ours, theirs))
         return f"from token {n} on {here} here, {there} there"
 
@@ -256,10 +258,6 @@ class ChatTemplate(Template):
             )
         except Exception as error:  # Jinja's errors, and those that the template raises
             raise _error(f"rejects the conversation ({str(error)[:150]})") from error
-
-
-def _content(message: Mapping[str, Any]) -> Any:
-    return message["content"] or message.get("tool_calls")
 
 
 def _is_shown(text: str, rendered: str) -> bool:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 
@@ -24,12 +25,8 @@ def shared_reader(gguf_file: str | None) -> Iterator[None]:
         return
     import gguf
 
-    saved = gguf.GGUFReader, gguf.get_tensor_name_map
-    gguf.GGUFReader, gguf.get_tensor_name_map = _reader, _tensor_names()  # type: ignore[misc, assignment]
-    try:
+    with patch.multiple(gguf, GGUFReader=_reader, get_tensor_name_map=_tensor_names()):
         yield
-    finally:
-        gguf.GGUFReader, gguf.get_tensor_name_map = saved  # type: ignore[misc]
 
 
 def forget_reader() -> None:

@@ -6,11 +6,11 @@ any module in place, which our GPT needs; then peft's functions for state dicts 
 """
 
 import warnings
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +31,6 @@ def insert_lora(model: nn.Module, config: Any) -> Any:
         from peft.utils import transformers_weight_conversion as conversion
     except ImportError:  # of an older peft, which converts nothing
         conversion = None  # type: ignore[assignment]
-    move = BaseTunerLayer._move_adapter_to_device_of_base_layer
 
     def move_in_fp32(layer: Any, name: str, device: torch.device | None = None) -> None:
         weight = layer.get_base_layer().weight
@@ -43,10 +42,10 @@ def insert_lora(model: nn.Module, config: Any) -> Any:
         # Of tied weights, which `Adapter` refuses or unties.
         warnings.filterwarnings("ignore", message=".*tie_word_embeddings.*", category=UserWarning)
         # Private: peft rounds new updates to the dtype of the weights; `get_peft_model` converts them back afterwards.
-        replaced.enter_context(_replaced(BaseTunerLayer, move.__name__, move_in_fp32))
+        replaced.enter_context(patch.object(BaseTunerLayer, "_move_adapter_to_device_of_base_layer", move_in_fp32))
         if conversion is not None:  # Private: of an architecture with experts, peft takes `down_proj` for theirs.
-            unchanged = _replaced(conversion, "convert_peft_config_for_transformers", lambda config, **of_model: None)
-            replaced.enter_context(unchanged)
+            name = "convert_peft_config_for_transformers"
+            replaced.enter_context(patch.object(conversion, name, lambda config, **of_model: None))
         tuner = LoraModel(model, {ADAPTER: config}, ADAPTER)
     for name in adapted_modules(model):
         layer: Any = model.get_submodule(name)
@@ -54,16 +53,6 @@ def insert_lora(model: nn.Module, config: Any) -> Any:
             kind: Any = type(layer)
             layer.__class__ = _with_plain_forward(kind)
     return tuner
-
-
-@contextmanager
-def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    before = getattr(owner, name)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        setattr(owner, name, before)
 
 
 def layers_of_peft(model: nn.Module, directory: Path) -> set[str]:

@@ -1,5 +1,6 @@
 """What the configuration of a model of transformers says about its text model, under the names of any architecture."""
 
+import math
 from typing import Any
 
 from instruct_lit.errors import ConfigError
@@ -36,9 +37,9 @@ def logit_cap(config: Any) -> float | None:
     return _first(config, _LOGIT_CAPS)
 
 
-def chunk_of(config: Any) -> int | None:
-    """The number of tokens of a chunk, if there are layers that attend within chunks (Llama 4)."""
-    return _first(config, ("attention_chunk_size",))
+def chunk_of(config: Any) -> float:
+    """The number of tokens of a chunk where there are layers that attend within chunks (Llama 4), otherwise inf."""
+    return _first(config, ("attention_chunk_size",)) or math.inf
 
 
 def set_dropouts(config: Any, dropout: float) -> None:

@@ -7,7 +7,7 @@ head must give the model's own logits.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -35,7 +35,9 @@ from instruct_lit.hf.probe import (
 
 TOLERANCE = 1e-4  # relative difference in fp32 up to which two results count as equal
 OWN_CACHE_TOLERANCE = 0.05  # of states in half precision; padding that is seen changes them many times as much
-POSITIONS = torch.tensor([0, 1, 2, 3, 4, 5, 6, 7, 4, 5, 6])  # of two documents behind a prefix, which are measured
+LENGTHS, PREFIX = (4, 3), 4  # tokens of the two documents, and of the prefix before both, that models are measured with
+TOKENS = [*range(8)], [*range(4), *range(8, 11)]  # of each document behind the prefix
+POSITIONS = torch.tensor([0, 1, 2, 3, 4, 5, 6, 7, 4, 5, 6])
 HALF_TOLERANCE = 0.02  # of logits in half precision; a soft cap or a scale changes them many times as much
 
 
@@ -204,9 +206,9 @@ class HFModel(CausalLM):
         self.hf.eval()
         generator = torch.Generator().manual_seed(0)
         ids = torch.randint(0, self.config.n_vocab, (11,), generator=generator).to(self.head_weight.device)
-        first, second = ids[:8], torch.cat((ids[:4], ids[8:]))
+        first = ids[:8]
         try:
-            alone = [self.hidden_states(document[None])[0] for document in (first, second)]
+            alone = self._alone(ids)
             expected_logits, expected_large = self.logits(alone[0]), self.logits(alone[0] * 1000)
         except torch.OutOfMemoryError:
             raise
@@ -221,39 +223,40 @@ class HFModel(CausalLM):
             with multiplied(self.hf.get_output_embeddings(), 1000):
                 large = self.hf(input_ids=first[None], use_cache=False).logits[0]
         tolerance = HALF_TOLERANCE if self.is_half else TOLERANCE
-        check_causal(self.config.architecture, expected_logits, (alone[0][:4], alone[1][:4]), tolerance)
+        check_causal(self.config.architecture, expected_logits, (alone[0][:PREFIX], alone[1][:PREFIX]), tolerance)
         if not (difference(expected_logits, logits) <= tolerance and difference(expected_large, large) <= tolerance):
             raise ConfigError(
                 f"model: {self.config.architecture} computes its logits by more than its head (an unknown soft cap "
                 "or scale, another layer), so its loss would be wrong; choose another model"
             )
-        expected = torch.cat((alone[0], alone[1][4:]))
+        expected = torch.cat((alone[0], alone[1][PREFIX:]))
         if self.is_half:  # rounding differs less than documents that see each other
             tolerance = difference(self.hidden_states(ids[None])[0], expected) / 4
         before = attention_name(self.hf)
-        self.layout_length, self.no_layouts = self._try_layouts(ids, (4, 3), expected, tolerance)
-        window = window_of(self.hf) or math.inf
+        self.layout_length, self.no_layouts = self._try_layouts(ids, expected, tolerance)
+        window = window_of(self.hf)
         if self.layout_length > window < self.config.context_length and not self._windows_are_exact(ids, tolerance):
             self.layout_length, self.no_layouts = window, f"its layers attend to the last {window} tokens only"
         if self.layout_length < math.inf:
-            self.takes_rows = self.layout_length == 0 and self._rows_are_exact([first, second], alone[0], tolerance)
+            self.takes_rows = self.layout_length == 0 and self._rows_are_exact(ids, alone[0], tolerance)
         if not (self.layout_length or self.takes_rows):
             self.hf.set_attn_implementation(before)
         self.hf.train()  # transformers opens models in evaluation mode: no dropout, no activation checkpointing
 
-    def _try_layouts(
-        self, ids: Tensor, lengths: Sequence[int], expected: Tensor, tolerance: float
-    ) -> tuple[float, str | None]:
+    def _alone(self, ids: Tensor) -> list[Tensor]:
+        """The states of each document by itself, behind the prefix."""
+        return [self.hidden_states(ids[None, tokens])[0] for tokens in TOKENS]
+
+    def _try_layouts(self, ids: Tensor, expected: Tensor, tolerance: float) -> tuple[float, str | None]:
         """Switch to our attention function if packed documents get the states they have alone.
 
         Returns the length of text up to which they do, and why longer ones do not.
         """
-        spy = Spy(lengths, prefix_length=4)
-        positions = POSITIONS.to(ids.device)
+        spy = Spy(LENGTHS, PREFIX)
         try:
             register_attention(NAME, attend)
             self.hf.set_attn_implementation(NAME)
-            states = self.hidden_states(ids, positions, spy)
+            states = self.hidden_states(ids, POSITIONS.to(ids.device), spy)
             if not spy.kv_heads or not difference(states, expected) <= tolerance:
                 reason = "packed documents do not get the states that they have alone"
             elif len(spy.kv_heads) != len(self.blocks) or spy.n_calls != len(self.blocks):
@@ -261,8 +264,8 @@ class HFModel(CausalLM):
             else:
                 kv_heads = tuple(heads for _, heads in sorted(spy.kv_heads.items()))
                 self.config = replace(self.config, kv_heads=kv_heads)
-                self._try_selection(ids, positions, lengths, expected, tolerance, spy.attention)
-                chunk = chunk_of(self.hf.config) or math.inf
+                self._try_selection(ids, expected, tolerance, spy.attention)
+                chunk = chunk_of(self.hf.config)
                 if chunk >= self.config.context_length:
                     return math.inf, None
                 return chunk, f"its layers attend within chunks of {chunk} tokens"
@@ -272,19 +275,20 @@ class HFModel(CausalLM):
             reason = f"its code does not support them ({_shown(error)})"
         return 0, reason
 
-    def _rows_are_exact(self, texts: list[Tensor], first: Tensor, tolerance: float) -> bool:
+    def _rows_are_exact(self, ids: Tensor, first: Tensor, tolerance: float) -> bool:
         """Whether padded rows get the states that they have alone, also where packed documents do not.
 
         `first` are the states of the first text by the model's own attention function.
         """
-        if (chunk_of(self.hf.config) or math.inf) < self.config.context_length:
+        if chunk_of(self.hf.config) < self.config.context_length:
             return False
         try:
-            if difference(self.hidden_states(texts[0][None])[0], first) > tolerance:
+            if difference(self._alone(ids)[0], first) > tolerance:
                 return False
             with short_windows(self.hf, 3):
-                alone = [self.hidden_states(text[None])[0] for text in texts]
-                rows = self.hidden_states(torch.nn.utils.rnn.pad_sequence(texts, batch_first=True), layout=CausalRows())
+                alone = self._alone(ids)
+                texts = torch.nn.utils.rnn.pad_sequence([ids[tokens] for tokens in TOKENS], batch_first=True)
+                rows = self.hidden_states(texts, layout=CausalRows())
         except Exception:  # as above
             return False
         return all(difference(row[: len(own)], own) <= tolerance for row, own in zip(rows, alone, strict=True))
@@ -292,18 +296,16 @@ class HFModel(CausalLM):
     def _windows_are_exact(self, ids: Tensor, tolerance: float) -> bool:
         """Whether packed documents get the states they have alone if the model's windows are shorter than they are."""
         with short_windows(self.hf, 3):
-            alone = [self.hidden_states(text[None])[0] for text in (ids[:8], torch.cat((ids[:4], ids[8:])))]
-            states = self.hidden_states(ids, POSITIONS.to(ids.device), PackedDocuments((4, 3), 4))
-        return difference(states, torch.cat((alone[0], alone[1][4:]))) <= tolerance
+            alone = self._alone(ids)
+            states = self.hidden_states(ids, POSITIONS.to(ids.device), PackedDocuments(LENGTHS, PREFIX))
+        return difference(states, torch.cat((alone[0], alone[1][PREFIX:]))) <= tolerance
 
-    def _try_selection(
-        self, ids: Tensor, positions: Tensor, lengths: Sequence[int], expected: Tensor, tolerance: float, attention: Any
-    ) -> None:
+    def _try_selection(self, ids: Tensor, expected: Tensor, tolerance: float, attention: Any) -> None:
         """Let the last block compute selected tokens only after its attention, if their states stay the same."""
         self._last, index = BlockForward.of(self.blocks[-1]), torch.tensor([3, 5, 5, 10], device=ids.device)
         self._last.attention = attention
         try:
-            states = self.hidden_states(ids, positions, PackedDocuments(lengths, 4), index)
+            states = self.hidden_states(ids, POSITIONS.to(ids.device), PackedDocuments(LENGTHS, PREFIX), index)
             exact = states.shape == (4, expected.shape[-1]) and difference(states, expected[index]) <= tolerance
         except Exception:  # code that expects all tokens behind the last block
             exact = False

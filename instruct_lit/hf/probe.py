@@ -1,8 +1,8 @@
 """What an opened model is measured with: an attention layout that watches, and comparisons."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -44,28 +44,25 @@ def check_causal(architecture: str, logits: Tensor, beginnings: tuple[Tensor, Te
         )
 
 
-@dataclass
-class Spy:
+class Spy(PackedDocuments):
     """A packed layout that records the arguments of the attention function."""
 
-    lengths: Sequence[int]
-    prefix_length: int
-    kv_heads: dict[int, tuple[int, int]] = field(default_factory=dict)  # of each layer, and their width
-    n_calls: int = 0
+    n_calls = 0
     attention: Any = None  # the module of the last layer
 
-    def __post_init__(self) -> None:
-        self.documents = PackedDocuments(self.lengths, self.prefix_length)
+    def __init__(self, lengths: Sequence[int], prefix_length: int) -> None:
+        super().__init__(lengths, prefix_length)
+        self.kv_heads: dict[int, tuple[int, int]] = {}  # of each layer, and their width
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, dropout: float, window: int | None = None) -> Tensor:
         self.kv_heads[layer] = k.shape[-2], k.shape[-1]
         self.n_calls += 1
-        return self.documents.attend(layer, q, k, v, dropout, window)
+        return super().attend(layer, q, k, v, dropout, window)
 
 
-def window_of(hf: torch.nn.Module) -> int | None:
-    """The number of last tokens that a layer with sliding-window attention sees; None where there is no such layer."""
-    return min((place.sliding_window for place in _with_windows(hf)), default=None)
+def window_of(hf: torch.nn.Module) -> float:
+    """The number of last tokens that a layer with sliding-window attention sees; inf where there is no such layer."""
+    return min((place.sliding_window for place in _with_windows(hf)), default=math.inf)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ it encodes; a text that has the code point nevertheless gets it doubled.
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 from instruct_lit.hf.chat_template_export import GUARD, guarded
 
@@ -17,10 +17,14 @@ MAX_DEPTH = 40  # of the tree of names
 
 
 class SpecialTokens:
-    """The names of a vocabulary's special tokens of at least two characters."""
+    """The names of a vocabulary's special tokens of at least two characters.
+
+    `find` gives the first match of an unprotected name in a text, `find_all` all of them in order.
+    """
 
     def __init__(self, names: Iterable[str]) -> None:
         self._pattern = re.compile(_longest_of({name for name in names if len(name) > 1}) or r"(?!)")
+        self.find, self.find_all = self._pattern.search, self._pattern.finditer
 
     def protect(self, text: str) -> str:
         """The text with `GUARD` in every name, also in names within names."""
@@ -28,14 +32,6 @@ class SpecialTokens:
         while self._pattern.search(text):
             text = self._pattern.sub(lambda found: guarded(found[0]), text)
         return text
-
-    def find(self, text: str) -> re.Match[str] | None:
-        """The first unprotected name in a text."""
-        return self._pattern.search(text)
-
-    def find_all(self, text: str) -> Iterator[re.Match[str]]:
-        """The unprotected names in a text in order."""
-        return self._pattern.finditer(text)
 
 
 def _longest_of(names: Iterable[str], depth: int = 0) -> str:
