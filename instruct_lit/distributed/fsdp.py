@@ -58,7 +58,7 @@ class FullySharded(ModelParallelStrategy):
 
     def shard(self, model: CausalLM) -> None:
         """Shard every block, and the rest as the root; with `bf16-mixed` weights are gathered in bf16."""
-        if is_sharded(model):
+        if isinstance(model, FSDPModule):  # in shards already
             return
         half = self.precision_plugin.precision == "bf16-mixed"
         policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if half else MixedPrecisionPolicy()
@@ -141,11 +141,6 @@ def _renamed(state: Mapping[str, Any], new: Mapping[Any, Any]) -> dict[str, Any]
             {**group, "params": [new[name] for name in group["params"]]} for group in state.get("param_groups", ())
         ],
     }
-
-
-def is_sharded(model: nn.Module) -> bool:
-    """Whether the weights of a model are in shards."""
-    return isinstance(model, FSDPModule)
 
 
 def located(checkpoint: dict[str, Any], path: Path) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from torch.distributed.fsdp import FSDPModule
 from instruct_lit.core.training.checkpoints import read_checkpoint
 from instruct_lit.core.training.sharding import SHARDS, Sharding
 from instruct_lit.distributed import sharded_checkpoints as shard_files
-from instruct_lit.distributed.fsdp import FullySharded, is_sharded, load_shares, located
+from instruct_lit.distributed.fsdp import FullySharded, load_shares, located
 from instruct_lit.errors import CheckpointError
 
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True, strict=False)  # on the first process only
@@ -44,7 +44,7 @@ class Shards(Sharding):
             whole.load_state_dict(state)
 
     def load(self, module: nn.Module, checkpoint: dict[str, Any], path: Path) -> bool:
-        if not any(is_sharded(part) for part in module.modules()):
+        if not _parts(module):
             return False
         load_shares(module, located(checkpoint, path))
         return True

@@ -81,7 +81,10 @@ def reference_of(
     ids, masks = ([getattr(e, part)[:MAX_TOKENS].tolist() for _, e in encoded] for part in ("ids", "is_response"))
     kept = [n for n, mask in enumerate(masks) if any(mask[1:]) and mask.index(True) > 0]
     ids, masks, records = ([values[n] for n in kept] for values in (ids, masks, [e.as_record() for e, _ in encoded]))
-    chats = [chat_of(record) for record in records[:N_ANSWERS] if _is_plain(tokenizer, record)]
+    # A conversation has no place for `input`, and chat templates of others leave special tokens in texts unprotected.
+    chats = [messages_of({**record, "input": ""}) for record in records[:N_ANSWERS]]
+    special = getattr(tokenizer, "special_tokens", None)
+    chats = [chat for chat in chats if special is None or not any(special.find(turn["content"]) for turn in chat)]
     ends = [tokenizer.eot_id, *model.end_ids]
     chat_ids, longest = [own.chat_ids(chat) for chat in chats], model.config.context_length
     reference = Reference(records, ids, masks, [], [], chats, chat_ids, ends, longest)
@@ -94,17 +97,6 @@ def reference_of(
 def n_new(prompt: Sequence[int], context_length: int) -> int:
     """The number of tokens that are compared of an answer."""
     return min(N_NEW, context_length - len(prompt))
-
-
-def chat_of(record: Mapping[str, Any]) -> list[dict[str, str]]:
-    """The conversation of a record, without the answer and without `input`, which no conversation has a place for."""
-    return messages_of({**record, "input": ""})
-
-
-def _is_plain(tokenizer: Tokenizer, record: Mapping[str, Any]) -> bool:
-    """Whether no user's text names a special token, which chat templates of others leave unprotected."""
-    special = getattr(tokenizer, "special_tokens", None)
-    return special is None or not any(special.find(turn["content"]) for turn in chat_of(record))
 
 
 class OwnModel:
@@ -176,8 +168,7 @@ def verify_bundle(
         raise VerificationError(f"{bundle}: merging or rounding has changed the model: {problem}; it was kept")
     # A fresh process computes in fp32, a model whose frozen weights are in bf16 does not.
     tolerance = TOLERANCES["bf16"] if getattr(model, "is_half", False) else Tolerance()
-    report = bundle.with_name("verification.json")
-    _print_readers(bundle, verify(bundle, reference, Tolerance(None) if in_4_bits else tolerance, report))
+    _print_readers(bundle, verify(bundle, reference, Tolerance(None) if in_4_bits else tolerance))
 
 
 def verify_export(
@@ -199,7 +190,7 @@ def verify_export(
     n = N_LOSSES if tolerance.loss is not None else N_CHANGES
     examples = (Example.from_record(row) for row in read_jsonl(opened.directory.parent / "responses.jsonl")[:n])
     reference = reference_of(opened.model, opened.tokenizer, opened.template, examples, n)
-    readers = verify(folder, reference, tolerance, folder.with_name("verification.json"), base)
+    readers = verify(folder, reference, tolerance, base)
     found: dict[str, Any] = {"readers": list(readers), "n": len(reference.losses)}
     if tolerance.loss is not None or not readers:
         _print_readers(folder, readers)
@@ -243,17 +234,12 @@ def compare_losses(found: Sequence[float], wanted: Sequence[float], tolerance: f
     return f"the loss of example {worst} is {found[worst]:.5f}, not {wanted[worst]:.5f}"
 
 
-def verify(
-    folder: Path,
-    reference: Reference,
-    tolerance: Tolerance | None = None,
-    report: Path | None = None,
-    base: str | None = None,
-) -> dict[str, Any]:
-    """Open a folder, or a GGUF file, in a fresh process, and compare every reader that is installed with the reference.
+def verify(folder: Path, reference: Reference, tolerance: Tolerance, base: str | None = None) -> dict[str, Any]:
+    """Open a folder in a fresh process, and compare every reader that is installed with the reference.
+
+    What was compared and what was found is written to `verification.json` beside the folder.
 
     Args:
-        report: the file for what was compared and what was found.
         base: the base model's folder, of an adapter whose own configuration names it on the hub.
 
     Returns: for each reader its losses and problems.
@@ -264,7 +250,7 @@ def verify(
     with tempfile.TemporaryDirectory() as place:
         request, found = Path(place) / "request.json", Path(place) / "found.json"
         values = {"folder": str(folder), "base": base, "reference": asdict(reference)}
-        values["tolerance"] = asdict(tolerance or Tolerance())
+        values["tolerance"] = asdict(tolerance)
         request.write_text(json.dumps(values, default=str), encoding="utf-8")
         if (device := best_device()).type != "cpu":
             torch.get_device_module(device).empty_cache()  # the process needs the room
@@ -276,8 +262,8 @@ def verify(
                 f"{folder}: not verified: the process ended with status {ended.returncode} ({last})"
             )
         readers: dict[str, Any] = json.loads(found.read_text(encoding="utf-8"))
-    if report is not None:
-        report.write_text(json.dumps({"wanted": reference.losses, "readers": readers}, indent=2) + "\n")
+    report = {"wanted": reference.losses, "readers": readers}
+    folder.with_name("verification.json").write_text(json.dumps(report, indent=2) + "\n")
     problems = [f"{name}: {problem}" for name, found_by in readers.items() for problem in found_by["problems"]]
     if problems:
         raise VerificationError(

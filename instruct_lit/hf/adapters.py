@@ -103,7 +103,7 @@ class Adapter:
         The sum is in fp32 and rounded to the precision of the weights, or to `dtype` where that is higher. Where an
         update of the embedding meets a tied head, the head becomes a matrix of its own: it had no update.
         """
-        if isinstance(self.model, HFModel) and compat_peft.is_adapted(self.model.hf.get_input_embeddings()):
+        if isinstance(self.model, HFModel) and compat_peft.adapted_modules(self.model.hf.get_input_embeddings()):
             untie_head(self.model)
         compat_peft.merge_lora(self._tuner, dtype)
         if isinstance(self.model, HFModel):

@@ -132,13 +132,8 @@ def load_lora_state(tuner: Any, state: dict[str, Tensor]) -> list[str]:
     return list(unexpected)
 
 
-def is_adapted(module: nn.Module) -> bool:
-    """Whether a module has an adapter."""
+def adapted_modules(model: nn.Module) -> list[str]:
+    """Names of the modules that have an adapter; that of `model` itself is empty."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    return isinstance(module, BaseTunerLayer)
-
-
-def adapted_modules(model: nn.Module) -> list[str]:
-    """Names of the modules that have an adapter."""
-    return [name for name, module in model.named_modules() if is_adapted(module)]
+    return [name for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)]

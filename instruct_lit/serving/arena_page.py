@@ -99,9 +99,7 @@ def make_page(arena: Arena) -> Any:
         }  # fmt: skip
         start.click(**asking)
         instruction.submit(**asking)
-        draw.click(
-            lambda: list(arena.random_question()) if arena.questions else ["", ""], None, [instruction, input_text]
-        )
+        draw.click(lambda: list(arena.random_question()), None, [instruction, input_text])
         for button, winner in zip(buttons, VOTES.values(), strict=True):
             button.click(
                 lambda battle, winner=winner: cast(winner, battle), [battle], [battle, status, *buttons, *board]

@@ -77,8 +77,8 @@ class Arena:
         self.schedulers = [Scheduler(Engine(one.model, one.tokenizer, **engine_options)) for one in chat_models]
 
     def random_question(self) -> Question:
-        """One of the questions, drawn at random."""
-        return _RANDOM.choice(self.questions)
+        """One of the questions, drawn at random; empty where there are none."""
+        return _RANDOM.choice(self.questions or [("", "")])
 
     def new_round(self, instruction: str, input_text: str) -> Round:
         """A round with two of the models in random order. Raises DataError for an empty instruction."""

@@ -139,7 +139,7 @@ def make_app(
     @app.get(PATHS[3], responses={503: {"description": "Stopped"}})
     async def health() -> Any:
         """Whether the engine's thread runs."""
-        alive = service.scheduler.is_alive
+        alive = service.scheduler.thread.is_alive()
         return JSONResponse({"status": "ok" if alive else "stopped"}, status_code=200 if alive else 503)
 
     if (shown := service.metrics) is not None:

@@ -66,13 +66,8 @@ class Scheduler:
         self._pending: dict[Request, PendingRequest] = {}  # used by the scheduler's thread only
         self.is_closing = False  # whether `close` has been called
         self._lock = threading.Lock()
-        self._thread = threading.Thread(target=self._run, name="scheduler", daemon=True)
-        self._thread.start()
-
-    @property
-    def is_alive(self) -> bool:
-        """Whether the thread runs."""
-        return self._thread.is_alive()
+        self.thread = threading.Thread(target=self._run, name="scheduler", daemon=True)
+        self.thread.start()
 
     def submit(self, requests: Sequence[Request], on_update: OnUpdate, every_step: bool) -> None:
         """Accept requests that `engine.prepare` made, all or none.
@@ -96,7 +91,7 @@ class Scheduler:
         with self._lock:
             self.is_closing = True
         self._inbox.put(lambda: None)
-        self._thread.join()
+        self.thread.join()
 
     def _run(self) -> None:
         while not self.is_closing:

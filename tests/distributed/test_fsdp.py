@@ -15,8 +15,8 @@ from instruct_lit.config.check_commands import check_command
 from instruct_lit.config.targets import build, target_of
 from instruct_lit.core.model.gpt import GPT
 from instruct_lit.core.training.loss import StepAccelerator
-from instruct_lit.distributed.fsdp import FullySharded, _renamed, is_sharded
-from instruct_lit.distributed.shards import Shards
+from instruct_lit.distributed.fsdp import FullySharded, _renamed
+from instruct_lit.distributed.shards import Shards, _parts
 from instruct_lit.errors import ConfigError
 from tests.configs import composed
 
@@ -50,7 +50,7 @@ def test_another_model_is_left_alone(tiny_model: GPT) -> None:
     before = tiny_model.wte.weight
     with Shards().gathered(tiny_model):
         assert tiny_model.wte.weight is before
-    assert not is_sharded(tiny_model)
+    assert not _parts(tiny_model)
 
 
 def test_names_become_numbers_and_names_again() -> None:
@@ -97,7 +97,7 @@ def test_a_step_on_shards_has_the_loss_and_the_gradients_of_the_plain_step(
         own, computed = copy.deepcopy(model), step()
         if sharded:
             Shards().shard(own, strategy)
-            assert is_sharded(own)
+            assert _parts(own)
         computed.attach(own)
         for _ in range(2):  # two micro-batches
             loss = computed.loss(batch, torch.full((3,), 1 / 3))

@@ -37,7 +37,7 @@ def scheduler(chat_model: ChatModel) -> Iterator[Scheduler]:
     scheduler = Scheduler(Engine(chat_model.model, chat_model.tokenizer, max_rows=4), max_waiting=12)
     yield scheduler
     scheduler.close()
-    assert not scheduler.is_alive
+    assert not scheduler.thread.is_alive()
 
 
 def test_answers_of_many_threads_are_those_of_one(scheduler: Scheduler, chat_model: ChatModel) -> None:
@@ -151,5 +151,5 @@ def test_a_failure_after_a_response_does_not_keep_it_back(
     prompt = chat_model.tokenizer.encode("Question")
     for _ in range(2):
         *_, last = stream(scheduler, prompt)
-        assert last.text == greedy(chat_model, prompt, 12) and scheduler.is_alive
+        assert last.text == greedy(chat_model, prompt, 12) and scheduler.thread.is_alive()
     assert "after a response: OSError: [Errno 28] No space left on device" in caplog.text

@@ -49,4 +49,4 @@ def test_answers_are_as_described(schema: Any, server: SimpleNamespace, path: st
 
     run()
     assert 200 in statuses or mode is NEGATIVE or path == "/v1/models/{name}", statuses
-    assert server.scheduler.is_alive and server.scheduler.n_open == 0
+    assert server.scheduler.thread.is_alive() and server.scheduler.n_open == 0
