@@ -23,12 +23,10 @@ def adamw_8bit(
     bitsandbytes = need_bitsandbytes()
     manager = bitsandbytes.optim.GlobalOptimManager.get_instance()
     in_blocks = {id(p) for p in model.blocks.parameters()}
-    for parameter in model.parameters():
-        if (
-            parameter.ndim == 2 and id(parameter) not in in_blocks
-        ):  # rare tokens make outliers in the moments (section 2.3 of the paper)
-            manager.register_parameters([parameter])
-            manager.override_config(parameter, "optim_bits", 32)
+    # Rare tokens make outliers in the moments (section 2.3 of the paper).
+    for table in [p for p in model.parameters() if p.ndim == 2 and id(p) not in in_blocks]:
+        manager.register_parameters([table])
+        manager.override_config(table, "optim_bits", 32)
     groups = parameter_groups(model.named_parameters(), weight_decay)
     return bitsandbytes.optim.AdamW8bit(groups, lr=lr, betas=(betas[0], betas[1]), eps=eps)
 

@@ -235,11 +235,8 @@ def linear_names(model: CausalLM) -> list[str]:
 @torch.no_grad()
 def _is_plain(layer: Any) -> bool:
     """Whether a linear layer is no more than that; routers of experts and layers in groups are."""
-    if (
-        not isinstance(layer, nn.Linear)
-        or type(layer).forward is nn.Linear.forward
-        or not layer.weight.is_floating_point()
-    ):
+    has_own_code = isinstance(layer, nn.Linear) and type(layer).forward is not nn.Linear.forward
+    if not has_own_code or not layer.weight.is_floating_point():
         return True
     try:
         product = layer(layer.weight.new_zeros(1, layer.in_features))

@@ -37,7 +37,6 @@ def attend(
     if isinstance(layout[0], Spy):
         layout[0].attention = module
     q, k, v = (x.transpose(1, 2) for x in (query, key, value))
-    d_head = q.shape[-1]
     if scaling is not None and scaling != d_head**-0.5:
         q = q * (scaling * d_head**0.5)
     if torch.is_autocast_enabled(q.device.type):  # rotary embeddings are fp32, the products need not be

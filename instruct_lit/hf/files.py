@@ -199,9 +199,8 @@ def _check_complete(path: str, hf: Any, found: Mapping[str, Any]) -> None:
             f"({unused[0]}, for example)",
             stacklevel=2,
         )
-    head, embedding = (
-        getattr(part, "weight", None) for part in (hf.get_output_embeddings(), hf.get_input_embeddings())
-    )
+    ends = hf.get_output_embeddings(), hf.get_input_embeddings()
+    head, embedding = (getattr(end, "weight", None) for end in ends)
     if head is not embedding:  # transformers 5 reads both where the files have both, others only where this is said
         for config in (hf.config, hf.config.get_text_config(decoder=True)):
             config.tie_word_embeddings = False

@@ -108,9 +108,8 @@ class LastCheckpoint(Checkpoint):
     def _save(self, trainer: Trainer) -> None:
         self._pending = False
         self._saved_step = trainer.global_step
-        if trainer.fast_dev_run:  # type: ignore[attr-defined]
-            return
-        trainer.save_checkpoint(self.path)
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            trainer.save_checkpoint(self.path)
 
     def _any_rank_ends(self, trainer: Trainer) -> bool:
         """Whether any rank got a signal to end; the same on all ranks."""
