@@ -22,7 +22,8 @@ from torch import Tensor
 
 from instruct_lit.accel.compat_torch import waits_for_gpu
 from instruct_lit.accel.cuda_graphs import recording
-from instruct_lit.accel.rms_norm import RMSNorms
+from instruct_lit.accel.forwards import ReplacedForwards
+from instruct_lit.accel.rms_norm import rms_norms
 from instruct_lit.core.generation.engine import WeightStore, logits_of
 from instruct_lit.core.generation.request import Request
 from instruct_lit.core.generation.sampling import SamplingSettings, drawn, draws_of, limits_of, nucleus, penalised
@@ -85,7 +86,7 @@ class DeviceLoop:
         self, model: CausalLM, weights: WeightStore | None, eot_id: int, cache: KeyValueCache, with_graphs: bool
     ) -> None:
         self.model, self.weights, self.eot_id, self.cache = model, weights, eot_id, cache
-        self.with_graphs, self._norms = with_graphs, RMSNorms(model, training=False)
+        self.with_graphs, self._norms = with_graphs, ReplacedForwards(rms_norms(model, training=False))
         self._graphs: dict[_Shape, torch.cuda.CUDAGraph] = {}
         self._addresses: list[int] = []  # of the parameters that the graphs read
         self._pool: Any = None  # of the memory that they share

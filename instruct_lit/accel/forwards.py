@@ -5,11 +5,13 @@ from typing import Any, Self
 
 from torch import nn
 
+Forward = Callable[..., Any]
+
 
 class ReplacedForwards:
     """Forward passes that modules have from `attach` to `detach`, which restores what was there."""
 
-    def __init__(self, forwards: Mapping[nn.Module, Callable[..., Any]]) -> None:
+    def __init__(self, forwards: Mapping[nn.Module, Forward]) -> None:
         self.forwards = forwards
         self._before: list[Any] = []
 

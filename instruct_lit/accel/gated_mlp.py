@@ -13,18 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from instruct_lit.accel.forwards import ReplacedForwards
+from instruct_lit.accel.forwards import Forward
 
 PARTS = ("gate_proj", "up_proj", "act_fn", "down_proj")
 TOLERANCE = 1e-3  # relative difference in bf16 up to which two results count as equal
 
 
-class GatedMLPs(ReplacedForwards):
-    """The gated MLPs of a model, replaced in training mode."""
-
-    def __init__(self, model: nn.Module) -> None:
-        found = [m for m in model.modules() if all(hasattr(m, part) for part in PARTS) and "forward" not in vars(m)]
-        super().__init__({m: partial(_forward, m, m.forward) for m in found if _is_gated(m)})
+def gated_mlps(model: nn.Module) -> dict[nn.Module, Forward]:
+    """Forward passes of the gated MLPs of a model, in training mode."""
+    found = [m for m in model.modules() if all(hasattr(m, part) for part in PARTS) and "forward" not in vars(m)]
+    return {m: partial(_forward, m, m.forward) for m in found if _is_gated(m)}
 
 
 @torch.no_grad()

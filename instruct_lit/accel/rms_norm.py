@@ -16,22 +16,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from instruct_lit.accel.forwards import ReplacedForwards
+from instruct_lit.accel.forwards import Forward
 
 TOLERANCES = {torch.float32: 1e-6, torch.bfloat16: 0.01}  # relative differences up to which two results count as equal
 
 
-class RMSNorms(ReplacedForwards):
-    """The norms of a model, replaced in one mode, for inputs in their dtype.
+def rms_norms(model: nn.Module, training: bool = True) -> dict[nn.Module, Forward]:
+    """Forward passes of the norms of a model in one mode, for inputs in their dtype.
 
     Args:
         training: The mode; those of the other may be replaced meanwhile.
     """
-
-    def __init__(self, model: nn.Module, training: bool = True) -> None:
-        norms = [m for m in model.modules() if "RMSNorm" in type(m).__name__ and _is_its_own(m)]
-        offsets = {m: offset for m in norms if (offset := _offset_of(m)) is not None}
-        super().__init__({m: partial(_forward, m, m.forward, offset, training) for m, offset in offsets.items()})
+    norms = [m for m in model.modules() if "RMSNorm" in type(m).__name__ and _is_its_own(m)]
+    offsets = {m: offset for m in norms if (offset := _offset_of(m)) is not None}
+    return {m: partial(_forward, m, m.forward, offset, training) for m, offset in offsets.items()}
 
 
 def _is_its_own(norm: nn.Module) -> bool:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from instruct_lit.accel.forwards import ReplacedForwards
+from instruct_lit.accel.forwards import Forward
 
 
 class Casts:
@@ -45,12 +45,10 @@ class Casts:
             self._last = None
 
 
-class SharedCasts(ReplacedForwards):
-    """The linear layers of a model, which share rounded inputs in training under autocast."""
-
-    def __init__(self, model: nn.Module) -> None:
-        casts = Casts()
-        super().__init__({m: partial(_forward, m, casts) for m in model.modules() if type(m) is nn.Linear})
+def shared_casts(model: nn.Module) -> dict[nn.Module, Forward]:
+    """Forward passes of the linear layers of a model that share rounded inputs in training under autocast."""
+    casts = Casts()
+    return {m: partial(_forward, m, casts) for m in model.modules() if type(m) is nn.Linear}
 
 
 def _forward(module: nn.Linear, casts: Casts, x: Tensor) -> Tensor:

@@ -14,9 +14,9 @@ from instruct_lit.accel.attention_varlen import suits_width
 from instruct_lit.accel.cross_entropy import summed_cross_entropy
 from instruct_lit.accel.cuda_graphs import StepGraphs
 from instruct_lit.accel.forwards import ReplacedForwards
-from instruct_lit.accel.gated_mlp import GatedMLPs
-from instruct_lit.accel.rms_norm import RMSNorms
-from instruct_lit.accel.shared_casts import SharedCasts
+from instruct_lit.accel.gated_mlp import gated_mlps
+from instruct_lit.accel.rms_norm import rms_norms
+from instruct_lit.accel.shared_casts import shared_casts
 from instruct_lit.accel.weight_copies import LowPrecisionWeights
 from instruct_lit.core.data.batching import Batch
 from instruct_lit.core.model.attention import AttentionLayout, CausalRows
@@ -37,8 +37,8 @@ class AcceleratedStep(StepAccelerator):
     """Computes the numbers of the plain step sooner.
 
     On a CPU with one process, `LowPrecisionWeights` and `AdamW` of this package work together. On a GPU with one
-    process in bf16-mixed precision, `StepGraphs` launch a micro-batch at once. Without a compiler, `RMSNorms`,
-    `SharedCasts` and `GatedMLPs` save work and memory. A model in shards uses none of them.
+    process in bf16-mixed precision, `StepGraphs` launch a micro-batch at once. Without a compiler, `rms_norms`,
+    `shared_casts` and `gated_mlps` save work and memory. A model in shards uses none of them.
 
     Args:
         compiled: Whether a GPU runs kernels of `torch.compile` for model and loss.
@@ -48,7 +48,7 @@ class AcceleratedStep(StepAccelerator):
     def __init__(self, compiled: bool = False, cuda_graphs: bool = False) -> None:
         self.compiled, self.cuda_graphs = compiled, cuda_graphs
         self.copies: LowPrecisionWeights | None = None
-        self.replaced: list[ReplacedForwards] = []
+        self.replaced = ReplacedForwards({})
         self.graphs: StepGraphs | None = None
         self._sharded = False
 
@@ -67,9 +67,10 @@ class AcceleratedStep(StepAccelerator):
         copies_in_half = half or any(p.dtype == torch.bfloat16 for p in self.model.parameters())
         copying = optimizer if device == "cpu" and isinstance(optimizer, AdamW) else None
         if not self.compiled:  # a compiler fuses these itself
-            self.replaced = [RMSNorms(self.model).attach()]
+            forwards = rms_norms(self.model)
             if half and copying is None:
-                self.replaced += [SharedCasts(self.model).attach(), GatedMLPs(self.model).attach()]
+                forwards |= shared_casts(self.model) | gated_mlps(self.model)
+            self.replaced = ReplacedForwards(forwards).attach()
         others = {d_head for _, d_head in self.model.config.kv_heads if not suits_width(d_head)}
         if device == "cuda" and self.cuda_graphs and half and others:
             text = f"cuda_graphs: no kernel for packed documents has heads of width {max(others)}, so none is recorded"
@@ -93,9 +94,7 @@ class AcceleratedStep(StepAccelerator):
         if self.copies is not None and isinstance(optimizer, AdamW):
             self.copies.detach()
             optimizer.copies = self.copies = None
-        for replaced in self.replaced:
-            replaced.detach()
-        self.replaced = []
+        self.replaced.detach()
 
     def loss(self, batch: Batch, weights: Tensor) -> Tensor:
         if self.graphs is not None:

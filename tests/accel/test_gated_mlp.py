@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from instruct_lit.accel.gated_mlp import GatedMLPs
+from instruct_lit.accel.forwards import ReplacedForwards
+from instruct_lit.accel.gated_mlp import gated_mlps
 
 
 class MLP(nn.Module):
@@ -55,7 +56,7 @@ def test_the_activation_is_not_kept(activation: nn.Module) -> None:
     torch.manual_seed(0)
     model, x = nn.ModuleDict({"mlp": MLP(activation)}), torch.randn(5, 7, 16)
     expected = results(model["mlp"], x)
-    mlps = GatedMLPs(model).attach()
+    mlps = ReplacedForwards(gated_mlps(model)).attach()
     assert list(mlps.forwards) == [model["mlp"]]
     found = results(model["mlp"], x)
     assert torch.equal(found[0], expected[0])
@@ -72,7 +73,7 @@ def test_to_try_it_draws_nothing_and_leaves_the_mode() -> None:
     mlp = MLP(nn.SiLU())
     mlp.up_proj = nn.Sequential(nn.Dropout(0.5), mlp.up_proj)
     state = torch.get_rng_state()
-    assert list(GatedMLPs(mlp).forwards) == [mlp] and mlp.up_proj[0].training
+    assert list(gated_mlps(mlp)) == [mlp] and mlp.up_proj[0].training
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -80,8 +81,8 @@ def test_an_mlp_that_computes_something_else_stays() -> None:
     torch.manual_seed(0)
     replaced = MLP(nn.SiLU())
     replaced.forward = lambda x: x  # as another library's kernels
-    assert not GatedMLPs(nn.ModuleList([Clamped(nn.SiLU()), MLP(nn.PReLU()), replaced])).forwards
-    assert not GatedMLPs(nn.ModuleList([Limited(nn.SiLU()), Weighted(nn.SiLU())])).forwards
+    assert not gated_mlps(nn.ModuleList([Clamped(nn.SiLU()), MLP(nn.PReLU()), replaced]))
+    assert not gated_mlps(nn.ModuleList([Limited(nn.SiLU()), Weighted(nn.SiLU())]))
     layers = nn.ModuleList([Limited(nn.SiLU()), Limited(nn.SiLU())])  # of one class, as the layers of Gemma 3n
     layers[1].limit = float("inf")
-    assert list(GatedMLPs(layers).forwards) == [layers[1]]
+    assert list(gated_mlps(layers)) == [layers[1]]

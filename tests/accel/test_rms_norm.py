@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from instruct_lit.accel.rms_norm import RMSNorms, rms_norm
+from instruct_lit.accel.forwards import ReplacedForwards
+from instruct_lit.accel.rms_norm import rms_norm, rms_norms
 
 
 class LlamaRMSNorm(nn.Module):
@@ -64,7 +65,7 @@ def test_a_norm_of_a_llama_and_of_a_gemma_is_replaced(offset: float) -> None:
     torch.manual_seed(0)
     model, x = nn.ModuleDict({"norm": LlamaRMSNorm(offset)}), 3 * torch.randn(2, 7, 48)
     expected = results(model["norm"], x)
-    norms = RMSNorms(model).attach()
+    norms = ReplacedForwards(rms_norms(model)).attach()
     (forward,) = norms.forwards.values()
     assert forward.args[2] == offset
     found = results(model["norm"], x)
@@ -76,7 +77,7 @@ def test_a_norm_of_a_llama_and_of_a_gemma_is_replaced(offset: float) -> None:
     model.eval()
     plain = LlamaRMSNorm.forward(model["norm"], x)
     assert torch.equal(model["norm"](x), plain), "only in training"
-    of_decoding = RMSNorms(model, training=False).attach()
+    of_decoding = ReplacedForwards(rms_norms(model, training=False)).attach()
     assert not torch.equal(model["norm"](x), plain)
     torch.testing.assert_close(model["norm"](x), plain)
     assert torch.equal(results(model.train()["norm"], x)[0], found[0]), "the other mode's stays"
@@ -94,7 +95,7 @@ def test_frozen_norms_in_bf16_are_computed_in_fp32_and_rounded_once() -> None:
     model["norm"].weight.data.copy_(exact.weight)
     x = 3 * torch.randn(2, 7, 48).bfloat16()
     expected, theirs = results(exact, x.float()), results(model["norm"], x)
-    RMSNorms(model).attach()
+    ReplacedForwards(rms_norms(model)).attach()
     found = results(model["norm"], x)
     assert found[0].dtype == found[1].dtype == torch.bfloat16
     for a, b, c in zip(found[:3], expected[:3], theirs[:3], strict=True):
@@ -105,8 +106,8 @@ def test_frozen_norms_in_bf16_are_computed_in_fp32_and_rounded_once() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kind", [CentredRMSNorm, BiasedRMSNorm, GatedRMSNorm, WeightlessRMSNorm])
 def test_a_norm_that_computes_something_else_stays(kind: type, dtype: torch.dtype) -> None:
-    assert not RMSNorms(nn.ModuleDict({"norm": kind()}).to(dtype)).forwards
-    assert not RMSNorms(nn.ModuleDict({"norm": LlamaRMSNorm(1.0).bfloat16()})).forwards, "1 + w would be rounded"
+    assert not rms_norms(nn.ModuleDict({"norm": kind()}).to(dtype))
+    assert not rms_norms(nn.ModuleDict({"norm": LlamaRMSNorm(1.0).bfloat16()})), "1 + w would be rounded"
 
 
 def test_it_is_the_norm_of_torch_which_a_gpu_uses() -> None:

@@ -5,7 +5,8 @@ import weakref
 import torch
 from torch import Tensor, nn
 
-from instruct_lit.accel.shared_casts import Casts, SharedCasts
+from instruct_lit.accel.forwards import ReplacedForwards
+from instruct_lit.accel.shared_casts import Casts, shared_casts
 
 
 class Projections(nn.Module):
@@ -39,7 +40,7 @@ def test_three_products_of_one_input_round_it_once() -> None:
     torch.manual_seed(0)
     model, x, found = Projections(), torch.randn(5, 16), []
     for shares in (False, True):
-        casts = SharedCasts(model).attach() if shares else None
+        casts = ReplacedForwards(shared_casts(model)).attach() if shares else None
         model.zero_grad()
         own = x.clone().requires_grad_()
         with torch.autocast("cpu", torch.bfloat16):
@@ -58,7 +59,7 @@ def test_three_products_of_one_input_round_it_once() -> None:
 def test_nothing_of_a_forward_pass_without_a_backward_pass_is_kept() -> None:
     """As the one that finds out whether a GPU is waited for."""
     model, kept = Projections(), []
-    SharedCasts(model).attach()
+    ReplacedForwards(shared_casts(model)).attach()
     with (
         torch.autocast("cpu", torch.bfloat16),
         torch.autograd.graph.saved_tensors_hooks(lambda x: (kept.append(weakref.ref(x)), x)[1], lambda x: x),
@@ -70,7 +71,7 @@ def test_nothing_of_a_forward_pass_without_a_backward_pass_is_kept() -> None:
 def test_outside_of_autocast_and_training_nothing_is_rounded() -> None:
     model, x = Projections(), torch.randn(5, 16)
     expected = model(x)
-    SharedCasts(model).attach()
+    ReplacedForwards(shared_casts(model)).attach()
     assert torch.equal(model(x), expected) and model(x).dtype == torch.float32
     model.eval()
     with torch.autocast("cpu", torch.bfloat16):

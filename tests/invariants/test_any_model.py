@@ -12,8 +12,9 @@ import torch
 
 from instruct_lit.accel.adamw import adamw
 from instruct_lit.accel.bf16_weights import BF16Weights
-from instruct_lit.accel.gated_mlp import GatedMLPs
-from instruct_lit.accel.shared_casts import SharedCasts
+from instruct_lit.accel.forwards import ReplacedForwards
+from instruct_lit.accel.gated_mlp import gated_mlps
+from instruct_lit.accel.shared_casts import shared_casts
 from instruct_lit.accel.step import AcceleratedStep
 from instruct_lit.core.bundle import open_model, save_bundle
 from instruct_lit.core.data.batching import Collator, pad_shift_mask
@@ -134,7 +135,8 @@ def test_what_a_fast_step_replaces_changes_no_loss_and_no_gradient(case: Case) -
         step.attach(model)
         optimizer = optimizer_of([p for p in model.parameters() if p.requires_grad])
         step.start(optimizer, FitFacts("32-true", 1, False))
-        replaced = [SharedCasts(model).attach(), GatedMLPs(model).attach()] if step.copies is None else []
+        forwards = shared_casts(model) | gated_mlps(model) if step.copies is None else {}
+        replaced = ReplacedForwards(forwards).attach()
         batch = case.collator("packed", True)(case.encoded())
         loss = step.loss(batch, batch.loss_weights / batch.n_supervised)
         loss.backward()
@@ -143,8 +145,7 @@ def test_what_a_fast_step_replaces_changes_no_loss_and_no_gradient(case: Case) -
             if name in gradients:
                 torch.testing.assert_close(p.grad, gradients[name], rtol=1e-3, atol=1e-5, msg=name)
         step.stop(optimizer)
-        for part in replaced:
-            part.detach()
+        replaced.detach()
 
 
 def test_traps_1_and_2_one_supervised_end_unless_cut_and_the_header_survives(case: Case) -> None:
