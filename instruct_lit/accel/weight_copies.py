@@ -144,8 +144,7 @@ class LowPrecisionWeights:
 
     def _is_low_rank(self, base: nn.Module, down: nn.Linear, up: nn.Linear) -> bool:
         """Whether both updates of a frozen layer are trained, without a bias."""
-        trained = all(id(m.weight) in self.of and m.bias is None for m in (down, up))
-        return base in self.frozen and trained
+        return base in self.frozen and all(id(m.weight) in self.of and m.bias is None for m in (down, up))
 
     def attach(self) -> LowPrecisionWeights:
         """Use the copies from now on."""
@@ -279,8 +278,7 @@ class _LowRank(torch.autograd.Function):
         ctx: Any, x: Tensor, bias: Tensor | None, a: Tensor, b: Tensor,
         weight: Tensor, down: WeightCopy, up: WeightCopy, scaling: float,
     ) -> Tensor:  # fmt: skip
-        rows = x.flatten(0, -2)
-        inner = product(torch.mm, rows, down.weight.t()).mul_(scaling)
+        inner = product(torch.mm, x.flatten(0, -2), down.weight.t()).mul_(scaling)
         ctx.save_for_backward(x, inner)
         ctx.weight, ctx.down, ctx.up, ctx.scaling = weight, down, up, scaling
         out = product(F.linear, x, weight, None if bias is None else bias.to(x.dtype))

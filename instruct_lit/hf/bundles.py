@@ -147,5 +147,4 @@ def check_opens(directory: Path, model: HFModel, dtype: torch.dtype, adapter: Ad
 
 def _shapes(hf: Any) -> dict[str, torch.Size]:
     """The shape of each tensor of a model that has an adapter or none."""
-    state = hf.state_dict()
-    return {name.replace(".base_layer.", "."): x.shape for name, x in state.items() if ".lora_" not in name}
+    return {name.replace(".base_layer.", "."): x.shape for name, x in hf.state_dict().items() if ".lora_" not in name}

@@ -262,8 +262,7 @@ class HFModel(CausalLM):
             elif len(spy.kv_heads) != len(self.blocks) or spy.n_calls != len(self.blocks):
                 reason = "not all of its layers attend once"
             else:
-                kv_heads = tuple(heads for _, heads in sorted(spy.kv_heads.items()))
-                self.config = replace(self.config, kv_heads=kv_heads)
+                self.config = replace(self.config, kv_heads=tuple(heads for _, heads in sorted(spy.kv_heads.items())))
                 self._try_selection(ids, expected, tolerance, spy.attention)
                 chunk = chunk_of(self.hf.config)
                 if chunk >= self.config.context_length:

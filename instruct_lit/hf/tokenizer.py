@@ -85,10 +85,9 @@ class HFTokenizer:
         if self._strips_behind and before:
             texts = [self._stripped(text, ids) for text, ids in zip(texts, before, strict=True)]
         encoded = self._ids(texts, self.markup, continues)
-        if self.markup:
-            for n, text in enumerate(texts):
-                if GUARD in text:
-                    encoded[n] = self._protected_ids(text, continues[n])
+        for n, text in enumerate(texts):
+            if self.markup and GUARD in text:
+                encoded[n] = self._protected_ids(text, continues[n])
         return encoded
 
     def _continues(self, before: Sequence[int]) -> bool:

@@ -22,8 +22,7 @@ def choose_trainable(model: CausalLM, trainable: str) -> None:
     elif last:
         chosen = [*model.blocks[n_blocks - int(last[1]) :].parameters(), *model.final_norm.parameters()]
     else:
-        pattern = "*" if trainable == "all" else trainable
-        chosen = [p for name, p in named.items() if fnmatchcase(name, pattern)]
+        chosen = [p for name, p in named.items() if trainable == "all" or fnmatchcase(name, trainable)]
     if not chosen:
         raise ConfigError(
             f"trainable={trainable}: no parameter matches; allowed are all, head, last_<n>_blocks and patterns with * "

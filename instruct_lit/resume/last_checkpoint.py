@@ -20,7 +20,7 @@ from instruct_lit.errors import CheckpointError
 from instruct_lit.resume.compat_lightning import count_resumed_epoch, epoch_is_complete, validation_follows
 
 # Ctrl-C, a request to end, what SLURM is asked to send before the time limit (submitit: SIGUSR2)
-SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2")
+SIGNALS = [s for s in signal.Signals if s.name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2")]  # Windows lacks some
 
 
 class LastCheckpoint(Checkpoint):
@@ -56,10 +56,7 @@ class LastCheckpoint(Checkpoint):
         if stopper is not None and stopper.stopping_reason != EarlyStoppingReason.NOT_STOPPED:
             trainer.should_stop = True  # early stopping had ended the run that is resumed
         if threading.current_thread() is threading.main_thread():
-            for name in SIGNALS:
-                if hasattr(signal, name):
-                    number = getattr(signal, name)
-                    self._handlers[number] = signal.signal(number, self._on_signal)
+            self._handlers = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -249,8 +249,7 @@ class CompletionService:
                 sent[index] = parts
                 content = {"delta": delta} if is_chat else {"text": delta.get("content", "")}
                 shown = "tool_calls" if parts.calls and reason == "stop" else reason
-                choice = {"index": index, **content, "logprobs": logprobs, "finish_reason": shown}
-                yield {**head, "choices": [choice]}
+                yield {**head, "choices": [{"index": index, **content, "logprobs": logprobs, "finish_reason": shown}]}
         if job.body.stream_options is not None and job.body.stream_options.include_usage:
             yield {**head, "choices": [], "usage": job.usage}
 

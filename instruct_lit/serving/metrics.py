@@ -23,8 +23,7 @@ class Metrics:
             "first_token_seconds", "From acceptance to the first token", buckets=_SECONDS, **own
         )
         self.request_s = Histogram("request_seconds", "From acceptance to the last token", buckets=_SECONDS, **own)
-        active = Gauge("rows_active", "Responses being generated", **own)
-        active.set_function(lambda: engine.n_active)
+        Gauge("rows_active", "Responses being generated", **own).set_function(lambda: engine.n_active)
         waiting = Gauge("requests_waiting", "Requests waiting for a row", **own)
         waiting.set_function(lambda: engine.n_unfinished - engine.n_active)
 
