@@ -22,7 +22,7 @@ from instruct_lit.accel.step import AcceleratedStep
 from instruct_lit.accel.throughput import synchronize
 from instruct_lit.accel.weight_copies import LowPrecisionWeights
 from instruct_lit.core.data.batching import Batch
-from instruct_lit.core.model.attention import KERNELS
+from instruct_lit.core.model import attention
 from instruct_lit.core.model.causal import CausalLM, best_device
 from instruct_lit.core.model.gpt import GPT, GPTConfig
 from instruct_lit.core.training.loss import FitFacts, StepAccelerator
@@ -97,9 +97,8 @@ def estimate(
 @contextmanager
 def counting(on_gpu: bool) -> Iterator[None]:
     """Inside, tensors have no values and models compute as on a GPU, or as on a CPU, whatever this machine has."""
-    of_cpu = [attention_products.attend_rows, attention_products.attend_documents]
-    kernels = [attention_varlen.attend_varlen] if on_gpu else of_cpu
     with (
+        patch.object(attention, "try_kernels", attention_varlen.attend_varlen if on_gpu else _attend_on_cpu),
         patch.object(cross_entropy, "counts_as_gpu", on_gpu),
         patch.object(kernel_heap, "in_thread", False),
         patch.object(kernel_heap, "_known", set()),
@@ -109,11 +108,12 @@ def counting(on_gpu: bool) -> Iterator[None]:
         patch.object(attention_varlen, "VarlenDocuments", _varlen_documents),
         no_values(),
     ):
-        before, KERNELS[:] = KERNELS[:], kernels
-        try:
-            yield
-        finally:
-            KERNELS[:] = before
+        yield
+
+
+def _attend_on_cpu(layout: Any, *arguments: Any) -> Tensor | None:
+    is_rows = isinstance(layout, attention.CausalRows)
+    return (attention_products.attend_rows if is_rows else attention_products.attend_documents)(layout, *arguments)
 
 
 # Values decide where documents begin and what is in a group.

@@ -28,7 +28,6 @@ from instruct_lit.hf.probe import (
     Spy,
     check_causal,
     difference,
-    multiplied,
     short_windows,
     window_of,
 )
@@ -220,7 +219,7 @@ class HFModel(CausalLM):
         with self._in_half():
             logits = self.hf(input_ids=first[None], use_cache=False).logits[0]
             # Scaled by 1000: a soft cap that is not known does not change the small logits of random tokens measurably.
-            with multiplied(self.hf.get_output_embeddings(), 1000):
+            with self.hf.get_output_embeddings().register_forward_hook(lambda head, inputs, output: output * 1000):
                 large = self.hf(input_ids=first[None], use_cache=False).logits[0]
         tolerance = HALF_TOLERANCE if self.is_half else TOLERANCE
         check_causal(self.config.architecture, expected_logits, (alone[0][:PREFIX], alone[1][:PREFIX]), tolerance)

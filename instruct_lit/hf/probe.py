@@ -84,16 +84,6 @@ def _with_windows(hf: torch.nn.Module) -> list[Any]:
     return [p for p in (*hf.modules(), *configs.values()) if type(getattr(p, "sliding_window", None)) is int]
 
 
-@contextmanager
-def multiplied(module: torch.nn.Module, factor: float) -> Iterator[None]:
-    """Multiply the output of a module."""
-    hook = module.register_forward_hook(lambda module, inputs, output: output * factor)
-    try:
-        yield
-    finally:
-        hook.remove()
-
-
 def difference(a: Tensor, b: Tensor) -> float:
     """The relative difference of two tensors."""
     return float((a.float() - b.float()).norm() / b.float().norm())

@@ -11,6 +11,8 @@ from instruct_lit.accel import install, kernel_heap
 from instruct_lit.accel.step import AcceleratedStep
 from instruct_lit.core.data.batching import Batch, Collator
 from instruct_lit.core.data.encode import EncodedExample
+from instruct_lit.core.model import attention
+from instruct_lit.core.model.attention import KERNELS, CausalRows
 from instruct_lit.core.model.causal import CausalLM
 from instruct_lit.core.model.gpt import GPT, GPTConfig
 
@@ -106,6 +108,20 @@ def test_what_saves_memory_is_counted() -> None:
 def test_a_step_kernel_by_kernel_keeps_about_what_compiled_blocks_keep() -> None:
     plain, compiled = counted(), counted(compiled=True)
     assert 0.9 * plain.kept < compiled.kept < plain.kept and compiled.peak < plain.peak
+
+
+@pytest.mark.parametrize("on_gpu", [False, True])
+def test_kernels_that_are_installed_during_a_count_stay_and_take_no_part(on_gpu: bool) -> None:
+    before = KERNELS[:]
+    KERNELS.clear()
+    try:
+        with module.counting(on_gpu):
+            install()  # as the first model of a process does
+            rows = torch.zeros(1, 5, 2, 8, dtype=torch.bfloat16)
+            assert (attention.try_kernels(CausalRows(), rows, rows, rows, 0.0, None) is None) == on_gpu
+        assert [kernel.__name__ for kernel in KERNELS][1:3] == ["attend_rows", "attend_varlen"]  # type: ignore[attr-defined]
+    finally:
+        KERNELS[:] = before
 
 
 def test_larger_batches_keep_more() -> None:
