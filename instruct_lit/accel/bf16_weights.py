@@ -45,12 +45,8 @@ class BF16Weights:
     @contextmanager
     def in_use(self) -> Iterator[None]:
         """Multiply with the copies inside this context."""
-        self._products.attach()
-        try:
-            with torch.autocast(self._device, torch.bfloat16):
-                yield
-        finally:
-            self._products.detach()
+        with self._products, torch.autocast(self._device, torch.bfloat16):
+            yield
 
 
 def can_pack(weight: Tensor) -> bool:

@@ -149,16 +149,13 @@ class DeviceLoop:
         """Make the steps, by a graph where one is recorded or can be."""
         self._step_number.zero_()
         graph = self._graph_for(shape) if self.with_graphs else None
-        self._norms.attach()
-        try:
+        with self._norms:
             if graph is None and self.with_graphs and n_steps >= FEWEST_STEPS:
                 self._first_step(shape)
                 n_steps -= 1
                 graph = self._recorded(shape) if self.with_graphs else None
             for _ in range(n_steps):
                 self._step(shape) if graph is None else graph.replay()
-        finally:
-            self._norms.detach()
 
     def _graph_for(self, shape: _Shape) -> torch.cuda.CUDAGraph | None:
         addresses = [parameter.data_ptr() for parameter in self.model.parameters()]

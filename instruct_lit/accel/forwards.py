@@ -9,7 +9,7 @@ Forward = Callable[..., Any]
 
 
 class ReplacedForwards:
-    """Forward passes that modules have from `attach` to `detach`, which restores what was there."""
+    """Forward passes that modules have from `attach` to `detach`, which restores what was there, or inside a `with`."""
 
     def __init__(self, forwards: Mapping[nn.Module, Forward]) -> None:
         self.forwards = forwards
@@ -29,3 +29,8 @@ class ReplacedForwards:
             if before is not None:
                 module.forward = before
         self._before = []
+
+    __enter__ = attach
+
+    def __exit__(self, *error: object) -> None:
+        self.detach()

@@ -4,8 +4,7 @@ A vocabulary of 262,144 tokens is a million small arrays, which transformers rea
 and the weights: a minute in all. `tests/hf/test_compat_gguf.py` names the part that a new version lacks.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
@@ -14,19 +13,16 @@ from unittest.mock import patch
 import numpy as np
 
 
-@contextmanager
-def shared_reader(gguf_file: str | None) -> Iterator[None]:
+def shared_reader(gguf_file: str | None) -> AbstractContextManager[Any]:
     """Let everything inside share one reader of a GGUF file; without `gguf_file` nothing changes.
 
     Undocumented: transformers imports `GGUFReader` and `get_tensor_name_map` from gguf whenever it needs them.
     """
     if gguf_file is None:
-        yield
-        return
+        return nullcontext()
     import gguf
 
-    with patch.multiple(gguf, GGUFReader=_reader, get_tensor_name_map=_tensor_names()):
-        yield
+    return patch.multiple(gguf, GGUFReader=_reader, get_tensor_name_map=_tensor_names())
 
 
 def forget_reader() -> None:
