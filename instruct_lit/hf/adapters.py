@@ -5,6 +5,7 @@ whose modules have Hugging Face's names for GPT-2 there.
 """
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from textwrap import shorten
@@ -24,6 +25,10 @@ from instruct_lit.hf.source import HFSource
 from instruct_lit.optional_imports import installed, load, pip_install
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
+_TYPES: dict[str, Any] = {
+    "peft_type": str, "r": int, "lora_alpha": float | int, "base_model_name_or_path": str | None,
+    "target_modules": list | str | None,
+}  # fmt: skip
 # Keys of a peft configuration that are followed, or that say nothing about the updates.
 _UNDERSTOOD = {
     "peft_type", "r", "lora_alpha", "target_modules", "use_dora", "use_rslora", "base_model_name_or_path", "revision",
@@ -71,7 +76,7 @@ class Adapter:
         )
         try:
             self._tuner = compat_peft.insert_lora(_inner(model), config)
-        except ValueError as error:
+        except (ValueError, re.error) as error:
             reason = shorten(str(error), 160, placeholder=" …")
             raise ConfigError(
                 f"adapter.targets={targets}: peft refuses these targets ({reason}); the "
@@ -183,12 +188,14 @@ def read_adapter_config(directory: Path) -> dict[str, Any]:
     """The configuration of a peft directory; CheckpointError when it is not a supported LoRA."""
     file = directory / CONFIG
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-        kind = values["peft_type"], values["r"], values["lora_alpha"], values["base_model_name_or_path"]
+        values = {"target_modules": None, **json.loads(file.read_text(encoding="utf-8"))}
+        for key, kind in _TYPES.items():
+            if not isinstance(values[key], kind):
+                raise TypeError(f"{key}={values[key]!r:.60}")
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{file}: not a peft configuration ({type(error).__name__}: {error})") from error
-    if kind[0] != "LORA":
-        raise CheckpointError(f"{file}: peft_type is {kind[0]}; only LORA can be opened")
+    if values["peft_type"] != "LORA":
+        raise CheckpointError(f"{file}: peft_type is {values['peft_type']}; only LORA can be opened")
     # Whatever changes what the updates are is understood or has peft's default.
     defaults = check_peft().LoraConfig(task_type="CAUSAL_LM").to_dict()
     for key, value in values.items():

@@ -227,6 +227,10 @@ def test_targets_by_ending_or_expression(base) -> None:
         match=rf"adapter.targets=\['nowhere'\]: peft refuses these targets \(.* not found in .*again.\); the linear layers are .*{ending}",
     ):
         Adapter(base[0](), targets=["nowhere"])
+    with pytest.raises(
+        ConfigError, match=r"targets=\(: peft refuses these targets \(missing \), unterminated subpattern"
+    ):
+        Adapter(base[0](), targets="(")
 
 
 def test_what_is_no_adapter_for_this_model_is_refused(base, tmp_path: Path) -> None:
@@ -253,6 +257,13 @@ def test_what_is_no_adapter_for_this_model_is_refused(base, tmp_path: Path) -> N
     (tmp_path / CONFIG).write_text(json.dumps({**config, "rank_pattern": {"a": 1}}))
     with pytest.raises(CheckpointError, match="rank_pattern={'a': 1} is not supported"):
         open_adapter(tmp_path, make())
+    for change in ({"r": "8"}, {"lora_alpha": None}, {"target_modules": 3}, {"base_model_name_or_path": 5}):
+        (key, value), *_ = change.items()
+        (tmp_path / CONFIG).write_text(json.dumps({**config, **change}))
+        with pytest.raises(
+            CheckpointError, match=rf"{CONFIG}: not a peft configuration \(TypeError: {key}={value!r}\)"
+        ):
+            open_adapter(tmp_path, make())
 
 
 @pytest.mark.parametrize("targets", [["lm_head"], ["q_proj", "lm_head"], r"lm_head|.*\.v_proj"])
