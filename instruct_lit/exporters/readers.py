@@ -170,8 +170,7 @@ def compare(reader: Reader | OwnModel, reference: Reference, tolerance: Toleranc
         )
     losses = losses_of(reader, reference)
     if tolerance.loss is not None:
-        problem = compare_losses(losses, reference.losses, tolerance.loss)
-        problems += [problem] if problem is not None else []
+        problems += filter(None, [compare_losses(losses, reference.losses, tolerance.loss)])
         problems += _other_answers(reader, reference, tolerance)
     return {"losses": losses, "problems": problems}
 

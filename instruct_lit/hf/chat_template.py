@@ -99,14 +99,13 @@ class ChatTemplate(Template):
         self.text = tokenizer.hf.chat_template
         if not isinstance(self.text, str):
             raise _error("does not exist")
-        self.special_tokens = self.tokenizer.special_tokens
         self._compared: set[tuple[bool, ...]] = set()  # kinds of conversations that were compared with transformers
         example = Example("instruction", "output", "input")
         asked, answer = self.messages(example)
         _, place, behind = self._conversation([asked, {**answer, "content": _PLACEHOLDER}]).partition(_PLACEHOLDER)
         if not place or _PLACEHOLDER in behind:
             raise _error("does not render a response exactly once")
-        closing = self.special_tokens.find(behind)
+        closing = self.tokenizer.special_tokens.find(behind)
         self.end: str | None = closing[0] if closing else None
         self._suffix_text = behind[: closing.start()] if closing else behind
         try:  # now, not during a run

@@ -125,11 +125,9 @@ def load_lora_state(tuner: Any, state: dict[str, Tensor]) -> list[str]:
     """Load tensors with names of peft's files and return the unexpected names; RuntimeError for wrong shapes."""
     from peft import set_peft_model_state_dict
 
-    result: Any = set_peft_model_state_dict(
-        tuner, {name.removeprefix(PREFIX): tensor for name, tensor in state.items()}
-    )
-    _, unexpected = result
-    return list(unexpected)
+    own = {name.removeprefix(PREFIX): tensor for name, tensor in state.items()}
+    result: Any = set_peft_model_state_dict(tuner, own)
+    return list(result.unexpected_keys)
 
 
 def adapted_modules(model: nn.Module) -> list[str]:
