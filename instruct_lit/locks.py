@@ -1,30 +1,29 @@
 """Locks between processes: files that one process holds while it lives, on every operating system (`filelock`)."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
-_HELD: list[FileLock] = []  # for the rest of the process: a lock that is collected is released
+_HELD: list[Any] = []  # for the rest of the process: a lock that is collected is released
 
 
-@contextmanager
-def exclusive(path: Path, refusal: Exception, timeout_s: float = 0) -> Iterator[None]:
-    """Hold the lock file `path`, which is created, and release it at the end; the file stays.
+def exclusive(path: Path, refusal: Exception, timeout_s: float = 0) -> AbstractContextManager[Any]:
+    """Take the lock file `path`, which is created, at once; it is released at the end of the context, the file stays.
 
     Child processes do not inherit the lock. Raises: `refusal` when another process still holds it after `timeout_s`.
     """
-    lock = _acquire(path, refusal, timeout_s)
+    path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        yield
-    finally:
-        lock.release()
+        return FileLock(path, timeout=timeout_s, thread_local=False).acquire()
+    except Timeout as error:
+        raise refusal from error
 
 
 def hold_until_exit(path: Path, refusal: Exception, timeout_s: float = 0) -> None:
     """Hold the lock file `path` until this process ends, in whatever way. Raises: `refusal`, as `exclusive` does."""
-    _HELD.append(_acquire(path, refusal, timeout_s))
+    _HELD.append(exclusive(path, refusal, timeout_s))
 
 
 def is_locked(path: Path) -> bool:
@@ -36,13 +35,3 @@ def is_locked(path: Path) -> bool:
             return False
     except BlockingIOError:
         return True
-
-
-def _acquire(path: Path, refusal: Exception, timeout_s: float) -> FileLock:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path, timeout=timeout_s, thread_local=False)
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise refusal from error
-    return lock
