@@ -23,8 +23,13 @@ def load(module: str, what: str, extra: str) -> Any:
 
 def need(module: str, what: str, extra: str) -> None:
     """Raise the ConfigError of `load` where a module is missing, without importing it."""
-    if not installed(module):
-        raise ConfigError(message(module, what, extra))
+    if reason := missing(module, what, extra):
+        raise ConfigError(reason)
+
+
+def missing(module: str, what: str, extra: str) -> str | None:
+    """The message of `load` where a module is missing; None where it is installed."""
+    return None if installed(module) else message(module, what, extra)
 
 
 def installed(module: str) -> bool:

@@ -9,12 +9,12 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from instruct_lit import optional_imports
 from instruct_lit.config.check_data import data_relations, forgetting_relations
 from instruct_lit.config.check_training import model_relations, train_relations
 from instruct_lit.config.compose import runs_of
-from instruct_lit.config.schema.options import FINISHED, Relation, check, check_values
-from instruct_lit.errors import InstructLitError, similar
+from instruct_lit.config.schema.options import FINISHED, Relation, check, check_values, refused, violations
+from instruct_lit.errors import similar
+from instruct_lit.optional_imports import missing
 
 _VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*")
 _LOGIN = re.compile(r"//(.+)@")
@@ -31,8 +31,8 @@ def _template(template: Any) -> Iterator[Relation]:
     if template is None:
         return
     is_chat = template.name == "chat"
+    reason = "the text is that of the tokenizer; use template=file" if is_chat else "requires template=chat"
     for key in ("text", "path", "next_turn") if is_chat else ("variables", "variant"):
-        reason = "the text is that of the tokenizer; use template=file" if is_chat else "requires template=chat"
         yield template.get(key) is not None, f"template.{key}", reason
     both = not is_chat and template.get("text") is not None and template.get("path") is not None
     yield both, "template.path", f"template={template.name} has a text of its own; use template=file"
@@ -64,10 +64,9 @@ def _evaluate(config: Any) -> Iterator[Relation]:
     yield from forgetting_relations(config.forgetting)
     unused = config.forgetting.suite is not None and (several or config.run is None)
     yield unused, "forgetting.suite", "it is answered by one model and its base; give one run, or use benchmark"
-    if config.leaks.near and not optional_imports.installed("sklearn"):
-        yield optional_imports.message("sklearn", "leaks.near=true", "filters")
-    if compare is not None and not optional_imports.installed("sklearn"):
-        yield optional_imports.message("sklearn", "compare", "judge")
+    yield config.leaks.near and missing("sklearn", "leaks.near=true", "filters")
+    if compare is not None:
+        yield missing("sklearn", "compare", "judge")
     if config.judge is not None:
         yield from judge_relations(config.judge, several, pairwise=len(compare or ()) == 2)
 
@@ -75,8 +74,7 @@ def _evaluate(config: Any) -> Iterator[Relation]:
 def _vllm(config: Any) -> Iterator[Relation]:
     if config.engine == "vllm":
         yield config.run is None, "engine=vllm", f"it computes with {FINISHED}; give run=…"
-        if not optional_imports.installed("vllm"):
-            yield optional_imports.message("vllm", "engine=vllm", "vllm")
+        yield missing("vllm", "engine=vllm", "vllm")
 
 
 def _benchmark(config: Any) -> Iterator[Relation]:
@@ -89,8 +87,8 @@ def _benchmark(config: Any) -> Iterator[Relation]:
     unrated = is_arena and not suite.options.get("battles")
     yield unrated, "suite.options.battles=…", "give a file of battles, as `python -m instruct_lit.arena` writes it"
     battles = Path(str(suite.options.get("battles") or "."))
-    missing = not battles.expanduser().exists()
-    yield is_arena and missing, f"suite.options.battles={battles}", f"no such file{similar(battles)}"
+    absent = is_arena and not battles.expanduser().exists()
+    yield absent, f"suite.options.battles={battles}", f"no such file{similar(battles)}"
     has_endpoint = config.endpoint.url is not None
     yield not is_arena and not config.run and not has_endpoint, "run=…", f"give {FINISHED}, or endpoint=<url>"
     yield from _endpoint(config.endpoint)
@@ -212,8 +210,7 @@ def _endpoint(endpoint: Any) -> Iterator[Relation]:
         yield from _url("endpoint.url", endpoint.url)
         yield not endpoint.model, "endpoint.model", "give the name of the endpoint's model"
         yield from _key("endpoint.api_key_env", endpoint.api_key_env)
-        if not optional_imports.installed("openai"):
-            yield optional_imports.message("openai", "endpoint", "judge")
+        yield missing("openai", "endpoint", "judge")
 
 
 def _key(key: str, variable: str | None) -> Iterator[Relation]:
@@ -228,33 +225,27 @@ def _judge_of_suite(config: Any) -> Iterator[Relation]:
     """Relations of a judge whose settings are partly those of the suite; a wrong one is named where it was given."""
     from instruct_lit.config.judge_builders import judge_of_suite
 
-    try:
-        merged = judge_of_suite(config)
-    except InstructLitError as error:
-        yield str(error)
+    yield (refusal := refused(judge_of_suite, config))
+    if refusal:
         return
-    own, defaults = config.suite.options.get("judge") or {}, OmegaConf.structured(OmegaConf.get_type(config.judge))
+    merged, own = judge_of_suite(config), config.suite.options.get("judge") or {}
+    defaults = OmegaConf.structured(OmegaConf.get_type(config.judge))
     for key in own:
         both = config.judge[key] != defaults[key]
         yield both, f"judge.{key}", f"suite={config.suite.name} sets it; give suite.options.judge.{key}=…"
     named = re.compile(rf"\bjudge\.(?=({'|'.join(own)})\b)") if own else re.compile("(?!)")
     yield from check_values(merged, "suite.options.judge.")
-    for relation in judge_relations(merged, several=True, pairwise=config.suite.system == "arena_hard"):
-        if isinstance(relation, str):
-            yield named.sub("suite.options.judge.", relation)
-        else:
-            yield relation[0], named.sub("suite.options.judge.", relation[1]), relation[2]
+    relations = judge_relations(merged, several=True, pairwise=config.suite.system == "arena_hard")
+    for problem in violations(OmegaConf.create({"judge": merged}), relations):
+        yield named.sub("suite.options.judge.", problem)
 
 
 def judge_relations(judge: Any, several: bool, pairwise: bool) -> Iterator[Relation]:
     """Relations of a judge and its panel."""
     from instruct_lit.config.judge_builders import judge_prompt_of, panel_of, reply_settings
 
-    try:
-        panel = panel_of(judge)
-    except InstructLitError as error:
-        yield str(error)
-        panel = [judge]
+    yield (refusal := refused(panel_of, judge))
+    panel = [judge] if refusal else panel_of(judge)
     keys = ["judge", *(f"judge.panel[{number}]" for number in range(len(panel) - 1))]
     settings = [reply_settings(member) for member in panel]
     for number, (key, member) in enumerate(zip(keys, panel, strict=True)):
@@ -280,10 +271,7 @@ def judge_relations(judge: Any, several: bool, pairwise: bool) -> Iterator[Relat
     is_scale = len(judge.scale) == 2 and judge.scale[0] < judge.scale[1]
     yield not is_scale, "judge.scale", "give two integers, the lowest and the highest score"
     if is_scale and not has_scores:
-        try:
-            judge_prompt_of(judge, pairwise)
-        except InstructLitError as error:
-            yield str(error)
+        yield refused(judge_prompt_of, judge, pairwise)
 
 
 def forget_secrets(out_dir: Path, config: Any) -> None:

@@ -7,9 +7,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from instruct_lit.config.schema.options import Relation, Rules, shown
+from instruct_lit.config.schema.options import Relation, Rules, refused, shown
 from instruct_lit.core.data.example import FIELDS
-from instruct_lit.errors import ConfigError
 
 ROLES = ("system", "user", "assistant", "tool", "none")
 
@@ -17,27 +16,23 @@ ROLES = ("system", "user", "assistant", "tool", "none")
 def data_relations(data: Any) -> Iterator[Relation]:
     """Relations of the data group."""
     is_mapping = isinstance(data.split, DictConfig)
-    yield (
-        not is_mapping and data.split != "book",
-        "data.split",
-        "allowed are 'book' and a mapping of train, val and test",
-    )
+    allowed_splits = "allowed are 'book' and a mapping of train, val and test"
+    yield not is_mapping and data.split != "book", "data.split", allowed_splits
     for name, share in data.split.items() if is_mapping else ():
-        wrong = share is not None and not _is_share(share)
-        yield wrong, f"data.split.{name!s}={share}", "give a fraction below 1 or a count"
+        wrong = share is not None and not is_share(share)
+        yield wrong, f"data.split.{name}={share}", "give a fraction below 1 or a count"
     source = data.get("source")
     if OmegaConf.is_dict(source) and str(source.get("_target_")).endswith(".FileSource") and source.get("path") is None:
         yield "data.path is missing; data=files data.path=<file or folder>"
     bad_name = Path(data.name).name != data.name or "\\" in data.name or data.name.startswith(".")
     yield bad_name, "data.name", "must be a name of files in the cache, without slashes or a leading dot"
     columns = {str(key): str(value) for key, value in (data.columns or {}).items()}
+    allowed = (*FIELDS, "text") if data.role_marks else FIELDS
     for key, field in columns.items():
-        allowed = (*FIELDS, "text") if data.role_marks else FIELDS
         yield key not in allowed, f"data.columns.{key}={field}", f"allowed are {', '.join(allowed)}"
         same = [other for other in columns if columns[other] == field]
-        shared = len(same) > 1 and key == same[0]
         reason = f"{' and '.join(same)} are both read from {field!r}; name a field for each"
-        yield shared, "data.columns=…", reason
+        yield len(same) > 1 and key == same[0], "data.columns=…", reason
     for role, marks in (data.role_marks or {}).items():
         yield role not in ROLES, f"data.role_marks.{role}={marks}", f"allowed are {', '.join(ROLES)}"
     sets = {str(name): given for name, given in (data.sets or {}).items() if given is not None}
@@ -58,7 +53,7 @@ def _mixture_relations(sets: dict[str, Any], n_sets: int) -> Iterator[Relation]:
         own = {key: given[key] for key in ("weight", "repeats") if key in given}
         shares += own.values()
         for key, share in own.items():
-            yield not _is_share(share), f"data.sets.{name}.{key}={share}", "must be a number of at least 0"
+            yield not is_share(share), f"data.sets.{name}.{key}={share}", "must be a number of at least 0"
     nothing = len(shares) == n_sets > 0 and not any(shares)
     yield nothing, "data.sets=…", "all weights or repeats are 0; at least one must be above 0"
 
@@ -70,15 +65,12 @@ def forgetting_relations(forgetting: Any) -> Iterator[Relation]:
     if suite is not None and forgetting.enabled:
         from instruct_lit.config.benchmark_builders import harness_suite
 
-        try:
-            harness_suite(f"forgetting.suite={suite}", suite)
-        except ConfigError as error:
-            yield str(error)
+        yield refused(harness_suite, f"forgetting.suite={suite}", suite)
     for key in ("limit", "data_dir"):
         yield suite is None and forgetting[key] is not None, f"forgetting.{key}", "it is for forgetting.suite=<name>"
 
 
-def _is_share(value: Any) -> bool:
+def is_share(value: Any) -> bool:
     """Whether a value is a finite number of at least 0."""
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
+from instruct_lit.config.check_data import is_share
 from instruct_lit.config.data_builders import source_nodes
 from instruct_lit.config.model_builders import shape_of
 from instruct_lit.config.satellites import has_satellite
@@ -16,7 +17,7 @@ from instruct_lit.config.targets import target_of, without
 from instruct_lit.core.model import causal as device
 from instruct_lit.core.model.gpt import GPT, GPTConfig
 from instruct_lit.errors import ConfigError
-from instruct_lit.optional_imports import installed, message
+from instruct_lit.optional_imports import missing
 
 WORKERS_PER_PROCESSOR = 8
 SHARED_MEMORY = Path("/dev/shm")  # nosec B108: where Linux keeps what processes share
@@ -73,8 +74,8 @@ def _relations(config: DictConfig) -> Iterator[Relation]:
     gpu = device.best_device().type
     on_cpu = trainer.accelerator == "cpu" or gpu not in ("cuda", "mps")  # Lightning trains on no others
     here = ["auto", "cpu", *(("gpu", gpu) if gpu in ("cuda", "mps") else ())]
-    missing = f"this machine has no such device; allowed are {', '.join(here)}"
-    yield trainer.accelerator not in here, "trainer.accelerator", missing
+    allowed = f"this machine has no such device; allowed are {', '.join(here)}"
+    yield trainer.accelerator not in here, "trainer.accelerator", allowed
     devices, most = str(trainer.devices), max(MIN_PROCESSES, n_processors)  # of GPUs Lightning knows the number
     too_many = on_cpu and trainer.accelerator in ("auto", "cpu") and devices.isdecimal() and int(devices) > most
     yield too_many, "trainer.devices", f"at most {most} processes on the CPU of this machine"
@@ -96,15 +97,12 @@ def _relations(config: DictConfig) -> Iterator[Relation]:
             yield key == "cuda_graphs" and no_bf16, key, "this GPU does not compute in bf16"
     if config.model.liger:
         yield on_cpu or gpu == "mps", "model.liger", "is for a CUDA GPU, and this run has none"
-        if not installed("liger_kernel"):
-            yield message("liger_kernel", "model.liger=true", "liger")
+        yield missing("liger_kernel", "model.liger=true", "liger")
     for name, node in (config.logger or {}).items():
         package = LOGGERS.get(str(node["_target_"]).rpartition(".")[2]) if node is not None else None
-        if package is not None and not installed(package):
-            yield message(package, f"logger.{name}", "loggers")
+        yield package and missing(package, f"logger.{name}", "loggers")
     decay = config.optimizer.get("weight_decay", 0.0)
-    is_number = isinstance(decay, int | float) and not isinstance(decay, bool)
-    valid = is_number and 0 <= decay < 2**63
+    valid = is_share(decay) and decay < 2**63
     yield not valid, f"optimizer.weight_decay={decay}", "must be a finite number of at least 0"
 
 

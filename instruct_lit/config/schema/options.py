@@ -10,7 +10,7 @@ import operator
 import re
 import sys
 import typing
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
@@ -19,7 +19,7 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from instruct_lit.errors import ConfigError, similar
+from instruct_lit.errors import ConfigError, InstructLitError, similar
 
 LARGEST = 2**31 - 1  # of whole numbers without a bound of their own; no count of this program is above it
 MAX_FOLDERS = 500  # that are searched for runs on each level of a folder
@@ -33,7 +33,7 @@ EXISTING = {
     "records": ("file or folder", "a file, a folder or a list of files", Path.exists),
     "run": (f"folder ({FINISHED})", FINISHED, Path.is_dir),
 }
-Relation = tuple[Any, str, str] | str  # (whether it is violated, key, reason), or the message of a violated one
+Relation = tuple[Any, str, str] | str | None  # (whether it is violated, key, reason), or the message of a violated one
 
 
 def sentence_of(schema: type) -> str:
@@ -236,11 +236,20 @@ def violations(config: DictConfig, relations: Iterable[Relation]) -> list[str]:
     for relation in relations:
         if isinstance(relation, str):
             messages.append(relation)
-        elif relation[0]:
+        elif relation and relation[0]:
             _, key, reason = relation
             given = key if "=" in key else f"{key}={shown(OmegaConf.select(config, key))}"
             messages.append(f"{given}: {reason}")
     return messages
+
+
+def refused(function: Callable[..., Any], *arguments: Any) -> str | None:
+    """The message with which a function refuses its arguments; None where it does not."""
+    try:
+        function(*arguments)
+    except InstructLitError as error:
+        return str(error)
+    return None
 
 
 def shown(value: Any) -> str:
