@@ -15,7 +15,7 @@ def export(config: DictConfig) -> None:
     from instruct_lit.exporters.verification import QUANTISED, verify_export
 
     out_dir = output_dir()
-    opened = soup_of(config, out_dir) if config.soup else build.open_run(config)
+    opened = soup_of(config, out_dir) if config.soup else build.open_model(config.run, build.given_template(config))
     folder, given = out_dir / config.to, opened.directory.resolve()
     is_part_of_run = given.name == "bundle" or config.soup
     name = config.name or (given.parent if is_part_of_run else given).name

@@ -30,7 +30,7 @@ def peek(config: DictConfig) -> None:
     opened = None
     if config.run is not None:
         config = with_settings_of_run(config, given)
-        opened = build.open_run(config)
+        opened = build.open_model(config.run, build.given_template(config))
         tokenizer, template = opened.tokenizer, opened.template
         context_length = opened.model.config.context_length
     else:

@@ -35,14 +35,14 @@ def request_of(config: DictConfig, out_dir: Path) -> RunRequest:
     """The suite and the settings of a run; those of `benchmark` take precedence over those of the suite."""
     settings = {key: value for key, value in plain(config.benchmark).items() if value is not None}
     suite = Suite(**plain(config.suite) | arguments_for(Suite, settings))
-    folders = {"cache": Path(config.paths.cache), "out_dir": out_dir, "log": out_dir / "harness.log"}
-    folders |= {"data_dir": Path(settings["data_dir"])} if "data_dir" in settings else {}
+    folders = {"cache": config.paths.cache, "out_dir": out_dir, "log": out_dir / "harness.log"}
+    folders["data_dir"] = settings.get("data_dir")
     judge = None
     if config.judge is not None:
         of_suite: Any = OmegaConf.merge(config, {"judge": judge_of_suite(config)})
         judge = response_judge_of(of_suite, pairwise=suite.system == "arena_hard")
-    given = {"data_dir": None, "judge": judge} | arguments_for(RunRequest, settings)
-    return RunRequest(suite, **given | {key: path.expanduser().resolve() for key, path in folders.items()})
+    places = {key: path and Path(path).expanduser().resolve() for key, path in folders.items()}
+    return RunRequest(suite, judge=judge, **arguments_for(RunRequest, settings) | places)
 
 
 def training_of_run(config: DictConfig, run: str) -> list[str] | None:
@@ -52,7 +52,7 @@ def training_of_run(config: DictConfig, run: str) -> list[str] | None:
     if not config.benchmark.leaks or not is_run:
         return None
     try:
-        data = data_of_run(OmegaConf.create({"run": run, "data": None, "paths": config.paths}), build.open_model(run))
+        data = data_of_run(config, run, build.open_model(run))
     except InstructLitError as error:
         print(f"leaks: not searched, since the training data of {run} cannot be read ({error})")
         return None

@@ -226,7 +226,7 @@ def mixture_of(sets: DictConfig) -> Mixture:
 
 def settings_of_data(config: DictConfig, run: str) -> DictConfig:
     """The group `data`, or by default that of the run; raises ConfigError when there is neither."""
-    node = config.data
+    node = config.get("data")
     if node is None and read_about(bundle := bundle_of(run)):
         node = saved_group(bundle.parent, "data", config.paths.cache)
     if node is None:
@@ -234,9 +234,9 @@ def settings_of_data(config: DictConfig, run: str) -> DictConfig:
     return node
 
 
-def data_of_run(config: DictConfig, opened: OpenedModel) -> InstructionData:
-    """The data module of `settings_of_data`, after its setup."""
-    folder, node = opened.directory.parent, settings_of_data(config, config.run)
+def data_of_run(config: DictConfig, run: str, opened: OpenedModel) -> InstructionData:
+    """The data module of `settings_of_data` for the opened model of a run, after its setup."""
+    folder, node = opened.directory.parent, settings_of_data(config, run)
     seed = config.get("seed", 123)  # which data.seed refers to by default
     base = saved_group(folder, "model", config.paths.cache) if opened.about and node.filters else None
     settings = OmegaConf.create({"paths": config.paths, "batching": {}, "data": node, "seed": seed, "model": base})

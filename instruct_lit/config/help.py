@@ -1,5 +1,6 @@
 """`--help` of a command: what it does, its groups with their choices, and its most used keys."""
 
+import itertools
 import re
 import textwrap
 from collections.abc import Sequence
@@ -65,13 +66,8 @@ def groups_of(command: str) -> dict[str, str | None]:
 
 def summary_of(file: Path) -> str:
     """The comment at the top of a file of `conf/`, without its technical lines."""
-    lines = []
-    for line in file.read_text(encoding="utf-8").splitlines():
-        if not line.startswith("#"):
-            break
-        if not re.match(r"# (@package|satellite:)", line):
-            lines.append(line.lstrip("# "))
-    return " ".join(lines)
+    lines = itertools.takewhile(lambda line: line.startswith("#"), file.read_text(encoding="utf-8").splitlines())
+    return " ".join(line.lstrip("# ") for line in lines if not re.match(r"# (@package|satellite:)", line))
 
 
 def _example(groups: dict[str, str | None]) -> tuple[str, str]:

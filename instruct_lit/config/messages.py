@@ -231,10 +231,9 @@ def explain(error: Exception, command: str) -> str:
         quoted = value.replace("\\", "\\\\").replace('"', '\\"')
         remedy = f"put it in double quotes inside of single ones: '{key}=\"{quoted}\"'" if equals else "give key=value"
         return f"{error.override}: a value with such characters must be quoted; {remedy}"
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     cause = error.__cause__
-    if cause is not None and str(cause) not in str(error):
-        lines += [line.strip() for line in str(cause).splitlines() if line.strip()]
+    texts = [str(error), *([str(cause)] if cause is not None and str(cause) not in str(error) else [])]
+    lines = [line.strip() for text in texts for line in text.splitlines() if line.strip()]
     message = "\n  ".join(line for line in lines if not line.startswith(_NOISE))
     if required := re.search(r"field '(\S+)' is not Optional", message):
         return f"{required[1]}=null: a value is needed; leave it out for the default"
@@ -280,16 +279,14 @@ def warn_of_repeated_keys(arguments: Sequence[str]) -> None:
 
 
 def _nearest(parent: str, key: str, command: str) -> str:
-    """Lines with the nearest key: beside the wrong one, otherwise anywhere in the tree, the most used ones first."""
+    """Lines with the nearest key: beside the wrong one, otherwise anywhere in the tree."""
     from instruct_lit.config.compose import CONF, choices_of
-    from instruct_lit.config.help import MOST_USED
 
     if key in ("seeds", "n_seeds"):
         return "\n  did you mean sweep=seeds? The seeds are those of seed=1,2,3"
     prefix = f"{parent}." if parent else ""
     full, of_hydra = f"{prefix}{key}", prefix.startswith("hydra.")
     known = known_keys(command, with_hydra=of_hydra)
-    known.sort(key=lambda name: name not in MOST_USED[command].split())
     beside = list(dict.fromkeys(k.removeprefix(prefix).split(".")[0] for k in known if k.startswith(prefix)))
     for group in (full.partition(".")[0], "sweep", "launcher"):
         for name in choices_of(group):
@@ -306,22 +303,21 @@ def _nearest(parent: str, key: str, command: str) -> str:
 
 def _known_elsewhere(key: str, command: str) -> list[str]:
     """The key that has the name `key` in other programs, or its last part in another place, or a similar name."""
-    from instruct_lit.config.help import MOST_USED
-
     leaf, known = key.rpartition(".")[2], known_keys(command)
-    known.sort(key=lambda name: name not in MOST_USED[command].split())
     named = [name for name in known if name == ELSEWHERE.get(leaf) or name.rpartition(".")[2] == leaf]
     named.sort(key=lambda name: name != ELSEWHERE.get(leaf))
     return named[:1] or difflib.get_close_matches(key, known, n=1)
 
 
 def known_keys(command: str, arguments: Sequence[str] | None = None, with_hydra: bool = False) -> list[str]:
-    """Every key of a command's configuration with the choices of its arguments, the groups before their keys."""
+    """Keys of a command's configuration with the choices of its arguments: the most used, then groups before keys."""
     from instruct_lit.config.compose import choices_of, composed, nodes_of
+    from instruct_lit.config.help import MOST_USED
 
     given = [text.partition("=") for text in (sys.argv[1:] if arguments is None else arguments)]
     for choices in ([f"{group}={name}" for group, _, name in given if name in choices_of(group)], []):
         with suppress(HydraException, OmegaConfBaseException, ValueError):
             nodes = nodes_of(OmegaConf.to_container(composed(command, choices, with_hydra)))
-            return list(dict.fromkeys(key for key, _ in nodes if key))
+            most_used, keys = MOST_USED[command].split(), dict.fromkeys(key for key, _ in nodes if key)
+            return sorted(keys, key=lambda name: name not in most_used)
     return []

@@ -199,10 +199,9 @@ def hf_source(config: DictConfig) -> HFSource:
     """Where transformers finds the model and its tokenizer; of a run folder it is the bundle."""
     from instruct_lit.hf.source import HFSource
 
-    model = config.model
-    path = Path(model.path).expanduser()
+    path = Path(config.model.path).expanduser()
     path = path / "bundle" if (path / "bundle" / "config.json").is_file() else path
-    given = arguments_for(HFSource, model) | {"path": str(path) if path.is_dir() else model.path}
+    given = arguments_for(HFSource, config.model) | {"path": str(path) if path.is_dir() else config.model.path}
     return HFSource(**given, cache_dir=Path(config.paths.cache) / "hub")
 
 
@@ -267,11 +266,6 @@ def labels_of(runs: list[str]) -> list[str]:
         if len(set(labels)) == len({tuple(p) for p in parts}):
             break
     return labels
-
-
-def open_run(config: DictConfig, as_stored: bool = False) -> OpenedModel:
-    """The finished model at `run`, with the template of `template` where one is given."""
-    return open_model(config.run, given_template(config), as_stored)
 
 
 def open_model(run: str | Path, template: Template | None = None, as_stored: bool = False) -> OpenedModel:

@@ -4,7 +4,6 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
@@ -13,6 +12,7 @@ from typing import Any, cast
 
 from lightning.pytorch.callbacks import WeightAveraging
 
+from instruct_lit.config.compose import flat
 from instruct_lit.config.model_builders import base_of, n_trained
 from instruct_lit.config.satellites import has_satellite
 from instruct_lit.core.bundle import OURS, save_bundle
@@ -33,9 +33,6 @@ UNFINISHED_S = 86_400  # a store of encoded data that nobody wrote to for so lon
 class Preflight(RunHook):
     """Writes an empty bundle, a row to each logger and an empty report, and checks the room on the disk."""
 
-    def __init__(self, configuration: Mapping[str, Any] | None = None) -> None:
-        self.configuration = configuration or {}
-
     def on_prepared(self, run: Run) -> None:
         if not run.trainer.is_global_zero:
             return
@@ -45,7 +42,7 @@ class Preflight(RunHook):
         remove_unfinished(Path(cast(Any, run.parts).config.paths.cache) / "encoded")
         check_room(run)
         with tempfile.TemporaryDirectory(prefix=".preflight.", dir=run.run_dir) as folder:
-            for what, attempt in (("the bundle", _bundle), ("the loggers", self._loggers), ("the report", _report)):
+            for what, attempt in (("the bundle", _bundle), ("the loggers", _loggers), ("the report", _report)):
                 try:
                     attempt(run, Path(folder))
                 except InstructLitError:
@@ -56,22 +53,6 @@ class Preflight(RunHook):
                         f"before training: {what} of this run cannot be written and opened again ({message}); nothing "
                         "has been trained yet"
                     ) from error
-
-    def _loggers(self, run: Run, folder: Path) -> None:
-        if reports := has_satellite("reports"):
-            from instruct_lit.reports.loggers import Csv, log_configuration
-        last = -1  # step of the rows that stay
-        if run.checkpoint:
-            last = int(read_checkpoint(run.checkpoint)["global_step"]) if run.settings.fit else sys.maxsize
-        for logger in run.trainer.loggers:
-            if reports and self.configuration and run.trainer.enable_autolog_hparams:  # type: ignore[attr-defined]
-                log_configuration(logger, self.configuration)
-            table = logger if reports and isinstance(logger, Csv) else None
-            rows = table.rows() if table else []
-            logger.log_metrics({"epoch": 0.0}, step=last + 1 if run.settings.fit else 0)
-            if table:
-                table.save()
-                table.write([row for row in rows if int(row["step"]) <= last])
 
 
 def remove_unfinished(folder: Path) -> None:
@@ -141,6 +122,23 @@ def _bundle(run: Run, folder: Path) -> None:
             f"template={run.template.name}: transformers would render {tokenizer.decode(found)[:80]!r} where this "
             f"program renders {tokenizer.decode(ours)[:80]!r}; simplify the template"
         )
+
+
+def _loggers(run: Run, folder: Path) -> None:
+    if reports := has_satellite("reports"):
+        from instruct_lit.reports.loggers import Csv, log_configuration
+    last = -1  # step of the rows that stay
+    if run.checkpoint:
+        last = int(read_checkpoint(run.checkpoint)["global_step"]) if run.settings.fit else sys.maxsize
+    for logger in run.trainer.loggers:
+        if reports and cast(Any, run.trainer).enable_autolog_hparams:
+            log_configuration(logger, flat(cast(Any, run.parts).config))
+        table = logger if reports and isinstance(logger, Csv) else None
+        rows = table.rows() if table else []
+        logger.log_metrics({"epoch": 0.0}, step=last + 1 if run.settings.fit else 0)
+        if table:
+            table.save()
+            table.write([row for row in rows if int(row["step"]) <= last])
 
 
 def _report(run: Run, folder: Path) -> None:

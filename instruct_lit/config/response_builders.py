@@ -38,8 +38,8 @@ def sources_of(config: DictConfig) -> list[str]:
     """What is evaluated: runs, a file of responses, or the sides of a comparison."""
     if config.compare is not None:
         return [str(side) for side in config.compare]
-    remote = [f"endpoint/{config.endpoint.model}"] if config.endpoint.url is not None else []
-    return [*runs_of(config), *remote, *([config.responses] if config.responses is not None else [])]
+    remote = f"endpoint/{config.endpoint.model}" if config.endpoint.url is not None else None
+    return [*runs_of(config), *filter(None, (remote, config.responses))]
 
 
 def check_data(config: DictConfig, sources: Sequence[str]) -> None:
@@ -76,10 +76,8 @@ def remote_responses(config: DictConfig) -> list[dict[str, Any]]:
     from instruct_lit.core.data.template import Template
     from instruct_lit.core.data.tokenizer import GPT2Tokenizer
 
-    runs = runs_of(config)
-    if runs:
-        of_run: Any = OmegaConf.merge(config, {"run": runs[0]})
-        data = data_of_run(of_run, build.open_run(of_run))
+    if runs := runs_of(config):
+        data = data_of_run(config, runs[0], build.open_model(runs[0], build.given_template(config)))
     else:
         settings = OmegaConf.create({"paths": config.paths, "batching": {}, "data": config.data, "seed": config.seed})
         bare = Template("bare", "{{ instruction }}{{ input }}{{ response }}")
@@ -113,9 +111,8 @@ def generated_responses(config: DictConfig, run: str) -> Responses:
     from instruct_lit.evaluation.losses import response_losses
     from instruct_lit.evaluation.vllm_engine import VLLMEngine
 
-    of_run: Any = OmegaConf.merge(config, {"run": run})
-    opened = build.open_run(of_run, as_stored=True)
-    data = data_of_run(of_run, opened)
+    opened = build.open_model(run, build.given_template(config), as_stored=True)
+    data = data_of_run(config, run, opened)
     key = answer_key(opened.model, opened.tokenizer)
     cache = AnswerCache(Path(config.paths.cache) / "answers" / f"{key}.jsonl")
     title, sampling = f"responses to the {config.split} split", build.sampling_of(config)

@@ -18,7 +18,7 @@ from lightning import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from instruct_lit.config.check_run import check_limits, check_split
-from instruct_lit.config.compose import differences, flat
+from instruct_lit.config.compose import differences
 from instruct_lit.config.preflight import Preflight
 from instruct_lit.config.provenance import provenance, write_provenance
 from instruct_lit.config.satellites import has_satellite
@@ -72,7 +72,7 @@ def hooks_of(config: DictConfig) -> list[RunHook]:
         (Finder, not trains, ()),
         (Forgetting, trains and config.forgetting.enabled, ("evaluation",)),
         (Reports, True, ("reports",)),
-        (lambda config: Preflight(flat(config)), trains, ()),
+        (lambda _: Preflight(), trains, ()),
         (Verification, verifies, ("exporters", "hf")),
     ]
     return [hook(config) for hook, wanted, needs in hooks if wanted and all(map(has_satellite, needs))]
@@ -121,9 +121,8 @@ class Checks(ConfiguredHook):
 
     def on_prepared(self, run: Run) -> None:
         check_split(run.data)
-        config = self.config
-        fits = config.fit and config.finder is None
-        check_limits(run.data, run.trainer, fits, config.scheduler.warmup_steps)
+        fits = self.config.fit and self.config.finder is None
+        check_limits(run.data, run.trainer, fits, self.config.scheduler.warmup_steps)
 
     @contextmanager
     def fitting(self, run: Run) -> Iterator[None]:

@@ -6,11 +6,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from instruct_lit.config import model_builders as build
 from instruct_lit.config.data_builders import data_of_run
 from instruct_lit.config.progress import output_streams
+from instruct_lit.config.targets import arguments_for
 from instruct_lit.core.bundle import OpenedModel
 from instruct_lit.core.generation.engine import Engine
 from instruct_lit.core.generation.responses import write_jsonl
@@ -43,7 +44,7 @@ def soup_of(config: DictConfig, out_dir: Path) -> OpenedModel:
     runs = runs_of(list(config.soup))
     template = build.given_template(config)
     first = build.open_model(runs[0], template)
-    data = data_of_run(OmegaConf.create({"run": runs[0], "data": None, "paths": config.paths}), first)
+    data = data_of_run(config, runs[0], first)
 
     def losses_of(model: CausalLM) -> dict[str, float]:
         found = {}
@@ -62,7 +63,7 @@ def soup_of(config: DictConfig, out_dir: Path) -> OpenedModel:
     for name, losses in rows:
         mark = "+" if name in table["members"] else " "
         print(f"{mark} {name}: " + ", ".join(f"{key} {value:.4f}" for key, value in losses.items()), flush=True)
-    sampling = {key: value for key, value in soup.generation.items() if key in SamplingSettings.__dataclass_fields__}
+    sampling = arguments_for(SamplingSettings, soup.generation)
     settings = SamplingSettings(**{**sampling, "stop": tuple(sampling.get("stop", ()))})
     with output_streams("auto"):  # its bar is progress, while export prints results alone
         answers = answer_split(Engine(soup.model, soup.tokenizer), data, "test", None, settings, "answers of the soup")

@@ -32,7 +32,7 @@ def run_of(folder: Path, model: Any, tokenizer: Any, loggers: Any = ()) -> Any:
     """What `Preflight` reads of a run."""
     trainer = SimpleNamespace(
         is_global_zero=True, loggers=list(loggers), checkpoint_callbacks=[], callbacks=[], max_epochs=3,
-        val_check_interval=1.0,
+        val_check_interval=1.0, enable_autolog_hparams=False,
     )  # fmt: skip
     settings = SimpleNamespace(sampling=SamplingSettings(), fit=True)
     optimizer = {"_target_": "instruct_lit.core.training.optimizer.adamw"}
