@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from dataclasses import replace
 from functools import partial
@@ -12,12 +13,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from instruct_lit.config.compose import CONF, choices_of
 from instruct_lit.config.filter_builders import base_of_filters, filters_of
-from instruct_lit.config.layouts import AUTO, LayoutChoice
 from instruct_lit.config.model_builders import install_satellites
 from instruct_lit.config.run_folder import saved_group
 from instruct_lit.config.satellites import has_satellite
 from instruct_lit.config.targets import build, plain
 from instruct_lit.core.bundle import OpenedModel, bundle_of, read_about
+from instruct_lit.core.data.batching import GROUPINGS
 from instruct_lit.core.data.datamodule import InstructionData
 from instruct_lit.core.data.example import listed
 from instruct_lit.core.data.records import FileSource, read_records
@@ -134,11 +135,43 @@ def masking_of(data: DictConfig) -> Masking:
 def batching_of(config: DictConfig, model: CausalLM | None) -> Batching:
     """How batches are made; the layout is decided when the lengths of the data are known."""
     given, data = plain(config.batching), config.data
-    limit = LayoutChoice() if model is None else LayoutChoice(model.layout_length, model.no_layouts or "")
-    if given.get("layout") == AUTO:
+    automatic = given.get("layout") == "auto"
+    if automatic:
         given["layout"] = "packed" if data.pad_to is None else "padded"
-        limit = replace(limit, automatic=model is not None)
-    return Batching(data.batch_size, data.eval_batch_size, n_workers=data.n_workers, choose=limit, **given)
+    limits = (math.inf, "") if model is None else (model.layout_length, model.no_layouts or "")
+    choose = partial(chosen_layout, limits=limits, automatic=automatic and model is not None)
+    return Batching(data.batch_size, data.eval_batch_size, n_workers=data.n_workers, choose=choose, **given)
+
+
+def chosen_layout(batching: Batching, longest: int, limits: tuple[float, str], automatic: bool) -> Batching:
+    """The settings of batches whose longest example has `longest` inputs.
+
+    Padded rows without a shared prefix are exact for every model, other layouts up to a number of inputs.
+
+    Args:
+        limits: that number, and why no longer ones.
+        automatic: whether padded rows replace a layout that is not exact.
+
+    Raises: ConfigError where the configured layout is not exact for this model and these lengths.
+    """
+    exact_length, reason = limits
+    is_exact = longest <= exact_length
+    limit = f"exact up to {exact_length} inputs" if exact_length else "not exact"
+    facts = f"packing is {limit} for this model, since {reason}; " if reason else "exact for this model; "
+    facts += f"examples have up to {longest} inputs"
+    if automatic:
+        if not is_exact:
+            grouping = "length" if batching.grouping == "none" and "length" in GROUPINGS else batching.grouping
+            batching = replace(batching, layout="padded", shared_prefix=False, grouping=grouping, pad_to_multiple_of=1)
+        rows = "" if batching.grouping == "none" else f" rows grouped by {batching.grouping}"
+        print(f"batching: {batching.layout}{rows} ({facts})", flush=True)
+    elif not is_exact and (batching.layout == "packed" or batching.shared_prefix):
+        shorter = f" or data.max_length={int(exact_length) + 1}" if exact_length else ""
+        raise ConfigError(
+            f"batching.layout={batching.layout}, batching.shared_prefix={batching.shared_prefix}: {facts}; use "
+            f"batching=auto, batching=bucketed{shorter}"
+        )
+    return batching
 
 
 def own_splits(sources: dict[str, Any], config: DictConfig) -> dict[str, Any]:

@@ -1,13 +1,14 @@
 """Layers that attend to the last 8 tokens, or within chunks of 8: the default layout is exact, and says which it is."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from instruct_lit.config.layouts import LayoutChoice
+from instruct_lit.config.data_builders import chosen_layout
 from instruct_lit.core.data.batching import Collator
 from instruct_lit.core.data.encode import EncodedExample
 from instruct_lit.core.data.settings import Batching
@@ -74,8 +75,8 @@ def examples(lengths: Sequence[int]) -> list[EncodedExample]:
     return made
 
 
-def choice(model: HFModel, automatic: bool = True) -> LayoutChoice:
-    return LayoutChoice(model.layout_length, model.no_layouts or "", automatic)
+def choice(model: HFModel, automatic: bool = True) -> partial[Batching]:
+    return partial(chosen_layout, limits=(model.layout_length, model.no_layouts or ""), automatic=automatic)
 
 
 def loss_of_transformers(model: HFModel, example: EncodedExample) -> torch.Tensor:
@@ -120,7 +121,7 @@ def test_a_layout_that_is_demanded_and_not_exact_is_refused(chunked: HFModel) ->
     with pytest.raises(
         ConfigError, match=r"packing is not exact for this model, since it has a cap; .*batching=bucketed$"
     ):
-        LayoutChoice(0, "it has a cap")(DEFAULT, 1)
+        chosen_layout(DEFAULT, 1, (0, "it has a cap"), automatic=False)
 
 
 def test_losses_and_scores_are_those_of_transformers(model: HFModel) -> None:
