@@ -2,8 +2,7 @@
 
 A misspelt key, a wrong type or an impossible value fails before anything is downloaded. Each field has its
 documentation and its rules beside it (`option`): the help of the commands and docs/reference.md are made from them.
-The relations between keys are in `instruct_lit.config.check_training`, `check_data`, `check_lightning` and
-`check_commands`.
+The relations between keys are in `instruct_lit.config.check_training`, `check_data` and `check_commands`.
 """
 
 from instruct_lit.config.schema import commands, evaluation, training
