@@ -10,8 +10,7 @@ from instruct_lit.reports import pages, plots
 from instruct_lit.reports.metrics import bounds, number
 from instruct_lit.reports.runs_page import side_by_side
 from instruct_lit.sweeps.comparable import changes_loss, comparable_metric
-from instruct_lit.sweeps.importance import importances
-from instruct_lit.sweeps.statistics import Setting, by_setting, mean_and_interval, paired_difference
+from instruct_lit.sweeps.statistics import Setting, by_setting, importances, mean_and_interval, paired_difference
 from instruct_lit.sweeps.trials import SEEDS, Trial, column_of, is_logarithmic, seeds_of, short, varied
 
 MAX_RESPONSES = 40
@@ -29,9 +28,8 @@ def write_page(folder: Path, trials: Sequence[Trial], metric: str, maximize: boo
     done = [trial for trial in trials if trial.value is not None]
     settings, names, missing = by_setting(trials, maximize), varied(trials), []
     ranks = [list(setting.trials.values()) for setting in settings] or [[trial] for trial in done]
-    colours: dict[int, str] = {}
-    for colour, group in zip(plots.rank_colours(len(ranks)), ranks, strict=True):
-        colours |= {trial.number: colour for trial in group}
+    by_rank = zip(plots.rank_colours(len(ranks)), ranks, strict=True)
+    colours = {trial.number: colour for colour, group in by_rank for trial in group}
     shares: Mapping[str, float] = {}
     table: list[tuple[Setting, dict[str, Any]]] = []
     paired = None

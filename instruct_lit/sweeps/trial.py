@@ -115,11 +115,9 @@ def _in_a_process(command: str, folder: Path, arguments: list[str], hydra: Any) 
         return "completed", value, None
     if code == INTERRUPTED:
         return "interrupted", None, "interrupted by a signal"
-    if code == TrialPruned.status:
-        return "pruned", None, last_error_line(folder)
     if code < 0:
         return "failed", None, f"killed by {signal.Signals(-code).name}, from outside or because memory ran out"
-    return "failed", None, last_error_line(folder)
+    return "pruned" if code == TrialPruned.status else "failed", None, last_error_line(folder)
 
 
 def _threads(hydra: Any) -> dict[str, str]:

@@ -17,9 +17,8 @@ from instruct_lit.report import write
 from instruct_lit.reports.metrics import bounds
 from instruct_lit.reports.runs_page import side_by_side
 from instruct_lit.sweeps.comparable import comparable_metric
-from instruct_lit.sweeps.importance import importances
 from instruct_lit.sweeps.page import curves, parallel_coordinates, write_page
-from instruct_lit.sweeps.statistics import by_setting, mean_and_interval, paired_difference
+from instruct_lit.sweeps.statistics import by_setting, importances, mean_and_interval, paired_difference
 from instruct_lit.sweeps.trial import _arguments, _threads, is_held, locked, parameters, read_record, run_trial
 from instruct_lit.sweeps.trials import read_trials
 
