@@ -27,17 +27,20 @@ def peek(config: DictConfig) -> None:
     from instruct_lit.config.data_builders import data_of, with_settings_of_run
     from instruct_lit.reports.tables import LineConsole
 
-    opened = None
-    if config.run is not None:
+    if config.run is None:
+        tokenizer, template = build.language_of(config)
+        context_length = build.context_of(config)
+        opened, model = None, limited_model(config)
+    else:
         config = with_settings_of_run(config, given)
         opened = build.open_model(config.run, build.given_template(config))
         tokenizer, template = opened.tokenizer, opened.template
-        context_length = opened.model.config.context_length
-    else:
-        tokenizer, template = build.language_of(config)
-        context_length = build.context_of(config)
+        model, context_length = opened.model, opened.model.config.context_length
     console = LineConsole()
-    model = opened.model if opened is not None else limited_model(config)
+
+    def note(text: str) -> None:
+        console.print(text, style="yellow", markup=False)
+
     data = data_of(config, template, tokenizer, context_length, config.n_streamed, model)
     data.prepare_data()
     try:
@@ -45,22 +48,17 @@ def peek(config: DictConfig) -> None:
     except ConfigError as error:
         if not str(error).startswith("data.split") or config.run is not None:
             raise
-        console.print(
-            f"{str(error).partition(';')[0]}; here all are shown as train, which a run refuses",
-            style="yellow",
-            markup=False,
-        )
+        note(f"{str(error).partition(';')[0]}; here all are shown as train, which a run refuses")
         config.data.split = {}
         data = data_of(config, template, tokenizer, context_length, config.n_streamed, model)
         data.setup()
     if config.data.streaming:
-        console.print(
+        note(
             f"data.streaming=true: only the first {len(data.stores['main']):,} examples of the stream, in file order "
-            f"(n_streamed={config.n_streamed}), without a split\n",
-            style="yellow",
+            f"(n_streamed={config.n_streamed}), without a split\n"
         )
     for line in data.notes:
-        console.print(line, style="yellow", markup=False)
+        note(line)
     if config.index is None:
         from instruct_lit.datasets.quality import explanations
 
@@ -70,7 +68,6 @@ def peek(config: DictConfig) -> None:
     else:
         from instruct_lit.datasets.inspect_example import show_example
 
-        model = opened.model if opened is not None else None
         console.print(f"data {config.data.name}", style="bold")
         show_example(console, data, config.split, config.index, model, config.all_tokens)
 

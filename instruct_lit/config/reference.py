@@ -26,30 +26,26 @@ the value of that key. Keys that hold a constructor (`_target_`) accept any argu
 
 def reference() -> str:
     """The page as Markdown."""
-    lines, described = [HEAD, "## Commands", "", "| command | what it does | its groups |", "|---|---|---|"], set()
+    lines = [HEAD, "## Commands", "", "| command | what it does | its groups |", "|---|---|---|"]
     for command, schema in COMMANDS.items():
         names = ", ".join(f"[`{name}`](#{name})" for name in groups_of(command))
         lines.append(f"| [`{command}`](#keys-of-{command}) | {_cell(sentence_of(schema))} | {names} |")
-    groups: list[str] = []
+    lines.append("")
+    constructed = [Key(name, "Any", None, rules) for name, rules in CONSTRUCTOR_KEYS.items()]
+    described: set[str] = set()
     for command, schema in COMMANDS.items():
         keys = list(keys_of(schema))
         values = OmegaConf.to_container(compose.composed(command))
-        others = {name.partition(".")[0] for name in CONSTRUCTOR_KEYS}  # which have sections of their own
+        others = {key.name.partition(".")[0] for key in constructed}  # which have sections of their own
         own = [key for key in keys if "." not in key.name and key.group is None and key.name not in others]
-        groups += _section(f"Keys of `{command}`", own, values, schema)
-        for key in keys:
-            if key.group and key.name not in described:
-                described.add(key.name)
-                inner = [k for k in keys if k.name.startswith(f"{key.name}.") and not k.group]
-                groups += _section(f"`{key.name}`", inner, values, key.group, key.name)
-        for name in groups_of(command):
+        lines += _section(f"Keys of `{command}`", own, values, schema)
+        groups = {key.name: key.group for key in keys if key.group}
+        for name in [*groups, *groups_of(command)]:
             if name not in described:
                 described.add(name)
-                rules = {key: rules for key, rules in CONSTRUCTOR_KEYS.items() if key.startswith(f"{name}.")}
-                groups += _section(
-                    f"`{name}`", [Key(key, "Any", None, rules[key]) for key in rules], values, None, name
-                )
-    return "\n".join([*lines, "", *groups]).rstrip() + "\n"
+                inner = [k for k in (*keys, *constructed) if k.name.startswith(f"{name}.") and not k.group]
+                lines += _section(f"`{name}`", inner, values, groups.get(name), name)
+    return "\n".join(lines).rstrip() + "\n"
 
 
 def _section(title: str, keys: list[Key], values: Any, schema: type | None, group: str | None = None) -> list[str]:

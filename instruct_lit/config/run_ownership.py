@@ -2,7 +2,6 @@
 
 import atexit
 import functools
-import itertools
 import os
 import shutil
 from collections.abc import Sequence
@@ -26,7 +25,7 @@ def distinct_folder(folder: str) -> str:
     """
     if any(name in os.environ for name in _RANKS):
         return folder
-    for path in (folder, *(f"{folder}-{n}" for n in itertools.islice(itertools.count(2), 1000))):
+    for path in (folder, *(f"{folder}-{n}" for n in range(2, 1002))):
         try:
             parents = missing_parents(path)
             Path(path).mkdir(parents=True)

@@ -13,6 +13,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from instruct_lit.config.compose import nodes_of
+from instruct_lit.config.schema.options import name_of
 from instruct_lit.errors import ConfigError, InstructLitError
 
 # What a `_target_` may name, by the last part of its key for sources and strategies, otherwise by the first one.
@@ -213,8 +214,3 @@ def _items_fit(values: list[Any], arguments: tuple[Any, ...]) -> bool:
     if len(arguments) == 2 and arguments[1] is not Ellipsis:  # tuple[float, float]
         return len(values) == 2 and all(map(fits, values, arguments))
     return all(fits(value, arguments[0]) for value in values)
-
-
-def name_of(hint: Any) -> str:
-    """A type as a message names it."""
-    return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint).replace("typing.", "")

@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from lightning.pytorch.trainer.states import TrainerFn
 
 READ_EVERY_S = 0.5  # the loss of a GPU, for which the host waits until its step is computed
+Shown = dict[str, int | str | float | dict[str, float]]
 
 
 class Progress(TQDMProgressBar):
@@ -20,7 +21,7 @@ class Progress(TQDMProgressBar):
     def __init__(self, tokens_per_s: Callable[[], float]) -> None:
         super().__init__(refresh_rate=5)
         self.tokens_per_s = tokens_per_s  # NaN before the first batch
-        self._shown: dict[str, int | str | float | dict[str, float]] = {}
+        self._shown: Shown = {}
         self._next_reading = 0.0
 
     def init_train_tqdm(self) -> Tqdm:
@@ -53,15 +54,11 @@ class Progress(TQDMProgressBar):
             self._next_reading = 0.0
             self.train_progress_bar.set_postfix(self.get_metrics(trainer, pl_module))  # type: ignore[arg-type]
 
-    def get_metrics(
-        self, trainer: Trainer, pl_module: LightningModule
-    ) -> dict[str, int | str | float | dict[str, float]]:
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> Shown:
         if pl_module.device.type != "cpu" and time.perf_counter() < self._next_reading:
             return self._shown
-        shown: dict[str, int | str | float | dict[str, float]] = {}
-        for title, name in (("loss", "train/loss"), ("val", "val/loss")):
-            if name in trainer.callback_metrics:
-                shown[title] = f"{float(trainer.callback_metrics[name]):.3f}"
+        found, names = trainer.callback_metrics, {"loss": "train/loss", "val": "val/loss"}
+        shown: Shown = {title: f"{float(found[name]):.3f}" for title, name in names.items() if name in found}
         if not math.isnan(rate := self.tokens_per_s()):
             shown["tok/s"] = f"{rate:.0f}"
         self._next_reading, self._shown = time.perf_counter() + READ_EVERY_S, shown

@@ -73,12 +73,8 @@ class Rules:
         if mapping and not isinstance(value, DictConfig) and (self.required or value is not None):
             return [f"{key}={shown(value)}: {NO_MAPPING}"]
         if self.items:
-            items = {f"{key}.{name}": item for name, item in (value or {}).items()}
-            return [
-                f"{name}={shown(item)}: {self.items}"
-                for name, item in items.items()
-                if item is not None and not isinstance(item, DictConfig)
-            ]
+            wrong = {name: item for name, item in (value or {}).items() if not isinstance(item, DictConfig | None)}
+            return [f"{key}.{name}={shown(item)}: {self.items}" for name, item in wrong.items()]
         if self.exists and (self.required or value is not None):
             return self._missing_paths(key, value)
         reason = None if value is None else self._reason(value)
@@ -92,7 +88,7 @@ class Rules:
         if not paths or not all(isinstance(path, str) and path for path in paths):
             return [f"{key}={shown(value)}: give {wanted}"]
         folders = [Path(path).expanduser() for path in paths]
-        missing = [f"{key}={path}: no such {what}{similar(Path(path))}" for path in folders if not exists(path)]
+        missing = [f"{key}={path}: no such {what}{similar(path)}" for path in folders if not exists(path)]
         found = [(folder, runs_in(folder)) for folder in folders if self.exists == "run" and not missing]
         return missing or [_choice_of(key, folder, runs) for folder, runs in found if runs]
 
@@ -182,12 +178,15 @@ def keys_of(schema: type, prefix: str = "") -> Iterator[Key]:
         if declared.default_factory is not dataclasses.MISSING and not inner:
             default = declared.default_factory()
         name = f"{prefix}{declared.name}"
-        hint = hints[declared.name]
-        kind = hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)
-        kind = re.sub(r"\b[a-z_]+\.", "", kind).replace("| None", "or null")
+        kind = re.sub(r"\b[a-z_]+\.", "", name_of(hints[declared.name])).replace("| None", "or null")
         yield Key(name, kind, default, declared.metadata["rules"], inner)
         if inner:
             yield from keys_of(inner, f"{name}.")
+
+
+def name_of(hint: Any) -> str:
+    """A type as a message names it."""
+    return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint).replace("typing.", "")
 
 
 def group_of(hint: Any) -> type | None:
