@@ -30,20 +30,15 @@ def table_of(ratings: Sequence[Rating]) -> list[list[Any]]:
     return rows
 
 
-def print_leaderboard(ratings: Sequence[Rating]) -> None:
-    """Print the leaderboard; brackets in names are no markup."""
-    show_table(HEADS, table_of(ratings), text=("model",))
-    if ratings[-1].group > 1:
-        show(SEVERAL_GROUPS)
-
-
 def show_leaderboard(battles: Sequence[Battle], plot: str | None = None) -> list[Rating]:
     """Rate the models of battles, print the leaderboard, plot it where `plot` names a file, and return it.
 
     Raises: DataError without battles, ConfigError for a plot that cannot be written.
     """
     ratings = leaderboard(battles)
-    print_leaderboard(ratings)
+    show_table(HEADS, table_of(ratings), text=("model",))
+    if ratings[-1].group > 1:
+        show(SEVERAL_GROUPS)
     if plot is not None:
         from instruct_lit.reports.plots import save
 
@@ -67,6 +62,5 @@ def leaderboard_plot(ratings: Sequence[Rating], battles: Sequence[Battle]) -> An
     """A matplotlib figure: ratings with intervals, and the win matrix in the same order."""
     from instruct_lit.reports import plots
 
-    models = [rating.model for rating in ratings]
-    intervals = [(rating.low, rating.high) for rating in ratings]
+    models, intervals = [rating.model for rating in ratings], [(rating.low, rating.high) for rating in ratings]
     return plots.leaderboard(models, [r.bradley_terry for r in ratings], intervals, win_matrix(battles, models))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from instruct_lit.evaluation.ratings import Battle, Rating, leaderboard
-from instruct_lit.reports.leaderboard import HEADS, leaderboard_plot, print_leaderboard, table_of, win_matrix
+from instruct_lit.reports.leaderboard import HEADS, show_leaderboard, table_of, win_matrix
 
 BATTLES = [
     Battle("a", "b", "model_a"),
@@ -30,16 +30,17 @@ def test_table_and_plot(tmp_path: Path) -> None:
     assert [row[0] for row in table] == ["1 to 3"] * 3, "four battles leave all ranks open"
     assert all(len(row) == len(HEADS) for row in table)
     assert {row[1]: row[-2:] for row in table} == {"a": ["50.0%", 4], "b": ["50.0%", 3], "c": ["50.0%", 1]}
-    leaderboard_plot(ratings, BATTLES).savefig(tmp_path / "board.png")
+    assert show_leaderboard(BATTLES, str(tmp_path / "board.png")) == ratings
     assert (tmp_path / "board.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_printed_board_has_every_name_unchanged(capsys: pytest.CaptureFixture[str]) -> None:
     names = ("sets=[a,b]", "[/x] or [bold]")
-    print_leaderboard([Rating(name, 1000.4, 990, 1010, 999, 3, 0.5) for name in names])
+    show_leaderboard([Battle(*names, "tie")] * 3)
     head, *lines = capsys.readouterr().out.splitlines()
     assert head.split()[:3] == ["rank", "model", "Bradley–Terry"]
-    assert lines[0].split() == "1 to 2 sets=[a,b] 1000 990 to 1010 999 50.0% 3".split() and names[1] in lines[1]
+    row = lines[0].split()
+    assert row[:5] == "1 to 2 sets=[a,b] 1000".split() and row[-3:] == "1000 50.0% 3".split() and names[1] in lines[1]
 
 
 def test_ranks_are_those_that_the_intervals_allow() -> None:
@@ -54,7 +55,6 @@ def test_a_first_vote_can_be_rated() -> None:
 
 
 def test_ranks_of_several_groups_name_their_group(capsys: pytest.CaptureFixture[str]) -> None:
-    ratings = leaderboard([*BATTLES, Battle("x", "y", "model_a")])
+    ratings = show_leaderboard([*BATTLES, Battle("x", "y", "model_a")])
     assert [row[0] for row in table_of(ratings)] == ["1.1 to 1.3"] * 3 + ["2.1 to 2.2"] * 2
-    print_leaderboard(ratings)
     assert "ratings of different groups cannot be compared" in capsys.readouterr().out

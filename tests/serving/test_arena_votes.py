@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from instruct_lit.errors import DataError
-from instruct_lit.evaluation.ratings import Battle, leaderboard
-from instruct_lit.reports.leaderboard import print_leaderboard
+from instruct_lit.evaluation.ratings import Battle
+from instruct_lit.reports.leaderboard import show_leaderboard
 from instruct_lit.serving.arena_rounds import VoteFile
 
 VOTE = {"model_a": "a", "model_b": "b", "winner": "tie", "response_a": "é\n🙂"}
@@ -79,7 +79,7 @@ def test_lines_that_are_no_vote_are_skipped(tmp_path: Path) -> None:
     votes.append({**VOTE, "model_a": "\x1b[2Jc", "model_b": "\ud800", "response_a": "\udc80", "winner": "model_a"})
     assert votes.battles() == [Battle("a", "b", "tie"), Battle("\\x1b[2Jc", "?", "model_a")]
     assert votes.read()[1]["response_a"] == "\udc80"
-    print_leaderboard(leaderboard(votes.battles()))
+    show_leaderboard(votes.battles())
 
 
 def test_a_file_that_has_gone_is_an_error_of_the_user(tmp_path: Path) -> None:
