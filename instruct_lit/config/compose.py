@@ -83,8 +83,7 @@ def run_command(command: str, verb: Callable[[Any], Any]) -> None:
         if is_trial:
             from instruct_lit.sweeps import trial
 
-            trial.hold_folder()
-            trial.exit_with_the_sweep()
+            trial.follow_the_sweep()
         elif int(os.environ.get("LOCAL_RANK", 0)) == 0:
             warn_of_repeated_keys(sys.argv[1:])
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=command)(guarded)()

@@ -154,21 +154,18 @@ def is_held(folder: Path) -> bool:
     return is_locked(folder / SWEEP_LOCK) or is_locked(folder / TRIAL_LOCK)
 
 
-def hold_folder() -> None:
-    """In a trial: hold the own folder until this process ends, also when the sweep that started it is killed before.
-
-    Raises: ConfigError when the trial of a killed sweep has still not ended after a minute.
-    """
-    folder = Path(os.environ[FOLDER_VARIABLE])
-    hold_until_exit(folder / TRIAL_LOCK, _in_use(folder), timeout_s=60)
-
-
 def _in_use(folder: Path) -> ConfigError:
     return ConfigError(f"{folder}: another process runs this trial; wait until it ends, or stop it")
 
 
-def exit_with_the_sweep() -> None:
-    """In a trial: end, with a last checkpoint, when the sweep that started it has ended."""
+def follow_the_sweep() -> None:
+    """In a trial: hold the own folder, and end, with a last checkpoint, when the sweep that started it has ended.
+
+    The folder is held until this process ends. Raises: ConfigError when the trial of a killed sweep has still not ended
+    after a minute.
+    """
+    folder = Path(os.environ[FOLDER_VARIABLE])
+    hold_until_exit(folder / TRIAL_LOCK, _in_use(folder), timeout_s=60)
 
     def wait() -> None:
         os.read(0, 1)  # the sweep holds the other end of the standard input and writes nothing

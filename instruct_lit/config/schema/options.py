@@ -88,9 +88,12 @@ class Rules:
         if not paths or not all(isinstance(path, str) and path for path in paths):
             return [f"{key}={shown(value)}: give {wanted}"]
         folders = [Path(path).expanduser() for path in paths]
-        missing = [f"{key}={path}: no such {what}{similar(path)}" for path in folders if not exists(path)]
-        found = [(folder, runs_in(folder)) for folder in folders if self.exists == "run" and not missing]
-        return missing or [_choice_of(key, folder, runs) for folder, runs in found if runs]
+        problems = [f"{key}={path}: no such {what}{similar(path)}" for path in folders if not exists(path)]
+        for folder in folders if self.exists == "run" and not problems else ():
+            if runs := runs_in(folder):
+                some = ", ".join([*runs[:2], *("…" for _ in runs[2:3])])
+                problems.append(f"{key}={folder}: a folder of {len(runs)} runs; give one of them: {key}={some}")
+        return problems
 
     def _reason(self, value: Any) -> str | None:
         if self.choices:
@@ -126,12 +129,6 @@ def runs_in(folder: Path) -> list[str]:
 def _folders_in(folder: Path) -> Iterator[Path]:
     with suppress(OSError):
         yield from (child for child in folder.iterdir() if child.is_dir())
-
-
-def _choice_of(key: str, folder: Path, runs: list[str]) -> str:
-    newest, *others = runs
-    more = f", {others[0]}{', …' * bool(others[1:])}" if others else ""
-    return f"{key}={folder}: a folder of {1 + len(others)} runs; give one of them: {key}={newest}{more}"
 
 
 def option(default: Any, doc: str, **rules: Any) -> Any:
@@ -173,12 +170,13 @@ def keys_of(schema: type, prefix: str = "") -> Iterator[Key]:
     """Every key of a schema with those of its groups behind each group, in the order of the declaration."""
     hints = typing.get_type_hints(schema)
     for declared in dataclasses.fields(schema):
-        inner = group_of(hints[declared.name])
+        hint, name = hints[declared.name], f"{prefix}{declared.name}"
+        parts = (hint, *typing.get_args(hint))  # also of `X | None`
+        inner = next((part for part in parts if isinstance(part, type) and dataclasses.is_dataclass(part)), None)
         default = None if inner else declared.default
         if declared.default_factory is not dataclasses.MISSING and not inner:
             default = declared.default_factory()
-        name = f"{prefix}{declared.name}"
-        kind = re.sub(r"\b[a-z_]+\.", "", name_of(hints[declared.name])).replace("| None", "or null")
+        kind = re.sub(r"\b[a-z_]+\.", "", name_of(hint)).replace("| None", "or null")
         yield Key(name, kind, default, declared.metadata["rules"], inner)
         if inner:
             yield from keys_of(inner, f"{name}.")
@@ -187,12 +185,6 @@ def keys_of(schema: type, prefix: str = "") -> Iterator[Key]:
 def name_of(hint: Any) -> str:
     """A type as a message names it."""
     return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint).replace("typing.", "")
-
-
-def group_of(hint: Any) -> type | None:
-    """The dataclass that a type names, also `X | None`; None for any other type."""
-    parts = (hint, *typing.get_args(hint))
-    return next((part for part in parts if isinstance(part, type) and dataclasses.is_dataclass(part)), None)
 
 
 def check_values(config: DictConfig, prefix: str = "") -> list[str]:
