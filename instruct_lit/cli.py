@@ -6,16 +6,17 @@
 import difflib
 import runpy
 import sys
+import textwrap
 from collections.abc import Sequence
 
 from instruct_lit import __version__
+from instruct_lit.config.schema import COMMANDS
+from instruct_lit.config.schema.options import sentence_of
 from instruct_lit.errors import ConfigError
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the console script."""
-    from instruct_lit.config.schema import COMMANDS
-
     first, *rest = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     if first in COMMANDS:
         sys.argv = [f"instruct-lit {first}", *rest]
@@ -32,8 +33,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _text(first: str, rest: Sequence[str]) -> str:
     """What is printed for the first word if it is no command."""
-    from instruct_lit.config.schema import COMMANDS
-
     if first in ("--help", "-h"):
         return overview()
     if first == "--version":
@@ -49,15 +48,9 @@ def _text(first: str, rest: Sequence[str]) -> str:
 
 def overview() -> str:
     """The commands with a sentence each, at most 80 columns wide."""
-    import textwrap
-
-    from instruct_lit.config.schema import COMMANDS
-    from instruct_lit.config.schema.options import sentence_of
-
     lines = ["usage: instruct-lit <command> [group=choice ...] [key=value ...]", "", "Commands:"]
     for command, schema in COMMANDS.items():
-        doc = sentence_of(schema)
-        lines += textwrap.wrap(f"  {command:<11}{doc}", 80, subsequent_indent=" " * 13)
+        lines += textwrap.wrap(f"  {command:<11}{sentence_of(schema)}", 80, subsequent_indent=" " * 13)
     lines += [
         "",
         "instruct-lit <command> --help lists the groups and keys of a command,",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from instruct_lit.config.compose import run_command
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
 
 def peek(config: DictConfig) -> None:
     """Print the profile of the data, or one example."""
-    from hydra.core.hydra_config import HydraConfig
-
     given = {re.split(r"[.=]", text.lstrip("+"))[0] for text in HydraConfig.get().overrides.task}
     from instruct_lit.config import model_builders as build
     from instruct_lit.config.data_builders import data_of, with_settings_of_run
@@ -109,8 +108,7 @@ def show_profile(console: Console, config: DictConfig, data: InstructionData, op
         from instruct_lit.config.counted_model import without_weights
 
         n_batches, batches = training_batches(data, batching)
-        four_bits = config.adapter.kind == "qlora"
-        how = config.compile, four_bits, config.accumulate_grad_batches
+        how = config.compile, config.adapter.kind == "qlora", config.accumulate_grad_batches
         needs = estimate(lambda: without_weights(config, opened), batches, *how)
         name = config.model.name if opened is None else opened.directory
         print_needs(console, str(name), *needs, None if config.data.streaming else n_batches)

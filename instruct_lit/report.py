@@ -11,8 +11,9 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from instruct_lit.config.compose import run_command
+from instruct_lit.config.compose import flat, run_command
 from instruct_lit.config.run_ownership import missing_parents, remove_if_unused
+from instruct_lit.config.schema.options import shown
 from instruct_lit.errors import InstructLitError, quoted
 
 
@@ -26,9 +27,7 @@ def report(config: DictConfig) -> None:
 
 def write_runs(runs: list[str], page: Path) -> Path:
     """Write the page that compares finished runs, the first one with each of the others, and return its path."""
-    from instruct_lit.config.compose import flat
     from instruct_lit.config.run_folder import read_plain
-    from instruct_lit.config.schema.options import shown
     from instruct_lit.reports.runs_page import differing, write_runs_page
     from instruct_lit.sweeps.comparable import changes_loss
 

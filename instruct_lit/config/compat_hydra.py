@@ -10,6 +10,7 @@ from typing import Any
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
+from hydra.core.plugins import Plugins
 
 __all__ = ["IntervalSweep", "Override", "RangeSweep", "beside_a_command", "launcher_of", "parse_overrides"]
 
@@ -42,8 +43,6 @@ def launcher_of(hydra_context: Any, task_function: Any, config: Any) -> Any:
 
     Undocumented: `Plugins.instantiate_launcher`, by which Hydra's own sweepers get theirs.
     """
-    from hydra.core.plugins import Plugins
-
     return Plugins.instance().instantiate_launcher(
         hydra_context=hydra_context, task_function=task_function, config=config
     )

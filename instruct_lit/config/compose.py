@@ -13,8 +13,14 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import MissingConfigException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from instruct_lit.config.compat_hydra import beside_a_command
 from instruct_lit.config.messages import one_message, refuse_options, warn_of_repeated_keys
 from instruct_lit.config.progress import output_streams, survive_readers
 from instruct_lit.config.run_ownership import distinct_folder, own_folder, refuse_folder_in_use
@@ -39,10 +45,6 @@ def run_command(command: str, verb: Callable[[Any], Any]) -> None:
 
         print(help_of(command, [argument for argument in sys.argv[1:] if not argument.startswith("-")]))
         return
-
-    import hydra
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
 
     from instruct_lit.config.check_commands import check_command, forget_secrets
 
@@ -92,8 +94,6 @@ def run_command(command: str, verb: Callable[[Any], Any]) -> None:
 @functools.cache
 def register(command: str) -> None:
     """Make a command's schema and the resolvers of `conf/` known to Hydra."""
-    from hydra.core.config_store import ConfigStore
-
     ConfigStore.instance().store(name=f"{command}_schema", node=COMMANDS[command])
     OmegaConf.register_new_resolver("cache_dir", _cache_dir, replace=True)
     OmegaConf.register_new_resolver("distinct_folder", distinct_folder, replace=True)
@@ -106,13 +106,9 @@ def composed(command: str, overrides: Sequence[str] = (), with_hydra: bool = Fal
 
     Raises: an exception of Hydra or OmegaConf for overrides that do not apply.
     """
-    from hydra import compose, initialize_config_dir
-
-    from instruct_lit.config.compat_hydra import beside_a_command
-
     register(command)
-    with beside_a_command(), initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose(command, list(overrides), return_hydra_config=with_hydra)
+    with beside_a_command(), hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        return hydra.compose(command, list(overrides), return_hydra_config=with_hydra)
 
 
 def choices_of(group: str) -> list[str]:
@@ -153,8 +149,6 @@ def runs_of(config: Any) -> list[str]:
 
 def output_dir() -> Path:
     """Hydra's folder of this run."""
-    from hydra.core.hydra_config import HydraConfig
-
     return Path(HydraConfig.get().runtime.output_dir)
 
 
@@ -168,11 +162,8 @@ def differences(config: DictConfig, config_name: str) -> list[tuple[str, Any, An
 
     All keys, with None for the default, if the defaults need a group of a satellite that was deleted.
     """
-    from hydra import compose
-    from hydra.errors import MissingConfigException
-
     try:
-        default = flat(compose(config_name))
+        default = flat(hydra.compose(config_name))
     except MissingConfigException:
         default = {}
     given = flat(config)

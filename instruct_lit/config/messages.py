@@ -24,6 +24,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -216,8 +217,6 @@ def _written(folder: Path, trace: str) -> Path:
 
 def _run_folder() -> Path | None:
     """The folder of this run; None before there is one, and for commands that have none (chat, serve, …)."""
-    from hydra.core.hydra_config import HydraConfig
-
     if not HydraConfig.initialized():
         return None
     folder = Path(HydraConfig.get().runtime.output_dir)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from huggingface_hub import metadata_load
 from omegaconf import DictConfig, OmegaConf
 
 from instruct_lit.config.run_folder import saved_group
@@ -178,8 +179,6 @@ def base_facts(config: DictConfig) -> dict[str, str | None]:
 
     Of a folder they are those of its bundle, or of the front matter of its README.md.
     """
-    from huggingface_hub import metadata_load
-
     model = config.model
     if not model.pretrained:
         return {"id": None, "licence": None}

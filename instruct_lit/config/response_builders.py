@@ -12,16 +12,24 @@ from tqdm import tqdm
 from instruct_lit.config import model_builders as build
 from instruct_lit.config.compose import output_dir, runs_of
 from instruct_lit.config.judge_builders import remote_model_of
+from instruct_lit.config.run_folder import saved_group
 from instruct_lit.core.bundle import OpenedModel, bundle_of
 from instruct_lit.core.data.encode import EncodedExample
 from instruct_lit.core.data.records import FileSource
+from instruct_lit.core.data.template import Template
+from instruct_lit.core.data.tokenizer import GPT2Tokenizer
+from instruct_lit.core.generation.engine import Engine
+from instruct_lit.core.generation.responses import answer
+from instruct_lit.core.model.causal import best_device
 from instruct_lit.datasets.filters import call, load_function
 from instruct_lit.errors import ConfigError
+from instruct_lit.evaluation.answer_cache import AnswerCache, CachedResponses
 from instruct_lit.evaluation.answer_files import read_responses
 from instruct_lit.evaluation.categories import check_fields
 from instruct_lit.evaluation.checks import FUNCTION
 from instruct_lit.evaluation.forgetting import Change, Losses, change
 from instruct_lit.evaluation.leaks import question, questions_in
+from instruct_lit.evaluation.losses import response_losses
 from instruct_lit.evaluation.remote_model import messages_of
 
 
@@ -73,8 +81,6 @@ def responses_of(config: DictConfig, source: str) -> Responses:
 def remote_responses(config: DictConfig) -> list[dict[str, Any]]:
     """The responses of the model behind `endpoint` to the examples of the first run, or of `data`."""
     from instruct_lit.config.data_builders import data_of, data_of_run, set_up
-    from instruct_lit.core.data.template import Template
-    from instruct_lit.core.data.tokenizer import GPT2Tokenizer
 
     if runs := runs_of(config):
         data = data_of_run(config, runs[0], build.open_model(runs[0], build.given_template(config)))
@@ -100,21 +106,15 @@ def generated_responses(config: DictConfig, run: str) -> Responses:
 
     Every response is cached as soon as it is complete, so that an interrupted evaluation resumes.
     """
-    # Lightning and the model are imported here: existing responses need neither.
+    # Lightning is imported here: existing responses do not need it.
     from instruct_lit.config.data_builders import data_of_run
     from instruct_lit.config.provenance import answer_key
-    from instruct_lit.core.generation.engine import Engine
-    from instruct_lit.core.generation.responses import answer
-    from instruct_lit.core.model.causal import best_device
     from instruct_lit.core.training.answers import answer_split
-    from instruct_lit.evaluation.answer_cache import AnswerCache, CachedResponses
-    from instruct_lit.evaluation.losses import response_losses
     from instruct_lit.evaluation.vllm_engine import VLLMEngine
 
     opened = build.open_model(run, build.given_template(config), as_stored=True)
     data = data_of_run(config, run, opened)
-    key = answer_key(opened.model, opened.tokenizer)
-    cache = AnswerCache(Path(config.paths.cache) / "answers" / f"{key}.jsonl")
+    cache = AnswerCache(Path(config.paths.cache) / "answers" / f"{answer_key(opened.model, opened.tokenizer)}.jsonl")
     title, sampling = f"responses to the {config.split} split", build.sampling_of(config)
     store, indices = data.examples_of(config.split)
     check_by(config, [store.example(int(i)).as_record() for i in indices[: config.n_responses]])
@@ -155,9 +155,6 @@ def changes_of(
     A base that cannot be opened is reported; the figures before fine-tuning are then missing.
     """
     from instruct_lit.config.forgetting_builders import ForgettingProbe
-    from instruct_lit.config.run_folder import saved_group
-    from instruct_lit.core.model.causal import best_device
-    from instruct_lit.evaluation.losses import response_losses
 
     of_run = saved_group(opened.directory.parent, "model", config.paths.cache) if opened.about else None
     probe = ForgettingProbe(config.forgetting, of_run, Path(config.paths.cache), config.seed)

@@ -12,12 +12,11 @@ from instruct_lit.config import model_builders as build
 from instruct_lit.config.data_builders import data_of_run
 from instruct_lit.config.progress import output_streams
 from instruct_lit.config.targets import arguments_for
-from instruct_lit.core.bundle import OpenedModel
+from instruct_lit.core.bundle import OpenedModel, bundle_of
 from instruct_lit.core.generation.engine import Engine
 from instruct_lit.core.generation.responses import write_jsonl
 from instruct_lit.core.generation.sampling import SamplingSettings
 from instruct_lit.core.model.causal import CausalLM, best_device, on_device
-from instruct_lit.core.model.pretrained import bundle_of
 from instruct_lit.core.training.answers import answer_split
 from instruct_lit.errors import ConfigError
 from instruct_lit.evaluation.losses import response_losses
@@ -52,8 +51,7 @@ def soup_of(config: DictConfig, out_dir: Path) -> OpenedModel:
             store, indices = data.examples_of(split)
             with on_device(model, best_device()):
                 losses = response_losses(model, data.tokenizer, [store[int(i)] for i in indices])
-            n_tokens = sum(n for _, n in losses)
-            found[f"{split}/response_loss"] = sum(loss * n for loss, n in losses) / n_tokens
+            found[f"{split}/response_loss"] = sum(loss * n for loss, n in losses) / sum(n for _, n in losses)
         return found
 
     parts = {run: partial(build.open_model, run, template) for run in runs}

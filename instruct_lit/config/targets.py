@@ -9,6 +9,7 @@ import typing
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from hydra.utils import get_method
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -91,8 +92,6 @@ def target_of(node: Any, key: str) -> Callable[..., Any]:
     refusal = f"{key}._target_={name}: not an allowed target; allowed are {', '.join(allowed)}; {_OWN_CODE}"
     if not is_listed(name, key):
         raise ConfigError(refusal)
-    from hydra.utils import get_method
-
     try:
         target = get_method(name)
     except Exception as error:

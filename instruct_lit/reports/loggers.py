@@ -13,6 +13,7 @@ from typing import Any
 from lightning.pytorch.loggers import CometLogger, CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
+from matplotlib.image import imread
 
 from instruct_lit.core.training.run import Run
 from instruct_lit.optional_imports import load
@@ -192,8 +193,6 @@ def log_text(logger: Logger, title: str, text: str, step: int) -> None:
 
 def _log_image(logger: Logger, title: str, path: Path, step: int) -> None:
     if isinstance(logger, TensorBoardLogger):
-        from matplotlib.image import imread
-
         logger.experiment.add_image(f"{BEST}plot of the {title}", imread(path)[:, :, :3], step, dataformats="HWC")
     elif isinstance(logger, WandbLogger):
         logger.log_image(title, [str(path)])
