@@ -53,9 +53,8 @@ def print_judge(judge: Mapping[str, Any]) -> None:
     """Print the judge's mean score, how many verdicts it rests on, and its agreement with other scores."""
     show(f"judge {judge['model'] or judge['name']}: {judge_line(judge)}")
     print_panel(judge, judge_line)
-    if "agreement" in judge:
-        rows = [(name, "undefined" if value is None else number(value)) for name, value in judge["agreement"].items()]
-        show_table(("agreement", ""), rows)
+    agreement = judge.get("agreement", {})
+    show_table(("agreement", ""), [(name, number(value) or "undefined") for name, value in agreement.items()])
 
 
 def print_panel(found: Mapping[str, Any], line_of: Callable[[Mapping[str, Any]], str]) -> None:
@@ -63,11 +62,10 @@ def print_panel(found: Mapping[str, Any], line_of: Callable[[Mapping[str, Any]],
     for label, own in found.get("judges", {}).items():
         show(f"  {label}: {line_of(own)}")
     pairs = [
-        (pair, *("undefined" if v[key] is None else number(v[key]) for key in ("spearman", "kappa_quadratic")), v["n"])
+        (pair, *(number(v[key]) or "undefined" for key in ("spearman", "kappa_quadratic")), v["n"])
         for pair, v in found.get("panel_agreement", {}).items()
     ]
-    if pairs:
-        show_table(("judges", "Spearman's rho", "quadratic kappa", "n"), pairs)
+    show_table(("judges", "Spearman's rho", "quadratic kappa", "n"), pairs)
 
 
 def judge_line(judge: Mapping[str, Any]) -> str:
@@ -84,9 +82,8 @@ def print_people(people: Mapping[str, Any]) -> None:
     show(f"people: {people['n_labels']} labels of {people['n_responses']} responses")
     rates = people["rates"].items()
     show_table(("label", "share", "95 % interval"), [(printable(n), f"{v['mean']:.3f}", interval(v)) for n, v in rates])
-    if people["sources"]:
-        shares = {source: [f"{v['mean']:.3f}" for v in rates.values()] for source, rates in people["sources"].items()}
-        show_table(("", *map(printable, people["rates"])), [(printable(s), *row) for s, row in shares.items()])
+    shares = [(printable(s), *(f"{v['mean']:.3f}" for v in rates.values())) for s, rates in people["sources"].items()]
+    show_table(("", *map(printable, people["rates"])), shares)
     pairs = [
         (printable(name), number(v["kappa"]) or "undefined", f"{v['same']['mean']:.3f}", v["n"])
         for name, v in people["agreement"].items()
@@ -97,8 +94,7 @@ def print_people(people: Mapping[str, Any]) -> None:
         ids = ", ".join(map(str, people["disagreements"])) or "none"
         show(printable(f"different labels for the responses {ids}"))
     predictors = [(n, f"{v['mean']:+.3f}", interval(v, "%+.3f"), v["n"]) for n, v in people["predictors"].items()]
-    if predictors:
-        show_table(("metric", "Spearman's rho with people", "95 % interval", "n"), predictors)
+    show_table(("metric", "Spearman's rho with people", "95 % interval", "n"), predictors)
 
 
 def records_of(found: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -53,9 +53,8 @@ class Reproduction:
 
     def print(self, tolerance: float) -> None:
         """Print the changes and the metrics as tables; differences above the tolerance are marked."""
-        if self.changes:
-            heads = ("changed before training", "original", "rerun")
-            show_table(heads, self.changes, text=heads)
+        heads = ("changed before training", "original", "rerun")
+        show_table(heads, self.changes, text=heads)
         rows = [
             (name, f"{a:.6g}", f"{b:.6g}", (f"{apart:.1e}" if apart else "equal") + " !" * (apart > tolerance))
             for name, (a, b, apart) in self.metrics.items()

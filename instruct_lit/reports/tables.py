@@ -55,11 +55,12 @@ def table(*columns: str, header: bool = True, text: Collection[str] = ()) -> Tab
 
 
 def show_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], **style: Any) -> None:
-    """Print rows of values under their columns; `style` are the other arguments of `table`."""
+    """Print rows of values under their columns, nothing without rows; `style` are the other arguments of `table`."""
     made = table(*columns, **style)
     for row in rows:
         made.add_row(*map(str, row))
-    show(made)
+    if made.rows:
+        show(made)
 
 
 @contextlib.contextmanager

@@ -54,13 +54,12 @@ def print_settings(trials: Sequence[Trial], metric: str, maximize: bool) -> None
     except ConfigError as error:
         show(f"warning: {error}")
         return
-    if settings:
-        rows = [
-            (" ".join(f"{k}={short(v)}" for k, v in setting.parameters.items()) or "the only setting",
-             number(of["mean"]), interval(of, "%.4f"), of["n"])
-            for setting, of in zip(settings, found, strict=True)
-        ]  # fmt: skip
-        show_table(("setting", f"mean {metric}", "95 % interval", "n"), rows)
+    rows = [
+        (" ".join(f"{k}={short(v)}" for k, v in setting.parameters.items()) or "the only setting",
+         number(of["mean"]), interval(of, "%.4f"), of["n"])
+        for setting, of in zip(settings, found, strict=True)
+    ]  # fmt: skip
+    show_table(("setting", f"mean {metric}", "95 % interval", "n"), rows)
 
 
 def mean_and_interval(values: Sequence[float], bounds: tuple[float, float] = (-math.inf, math.inf)) -> dict[str, Any]:
