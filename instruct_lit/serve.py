@@ -22,9 +22,8 @@ def serve(config: DictConfig) -> None:
     build.install_satellites()
     (chat_model,) = open_chat_models([config.run], build.given_template(config), config.device)
     engine = Engine(chat_model.model, chat_model.tokenizer, **build.engine_options(config))
-    defaults = build.sampling_of(config)
     service = CompletionService(
-        chat_model, engine, defaults, config.max_waiting, config.timeout_s, Metrics(engine)
+        chat_model, engine, build.sampling_of(config), config.max_waiting, config.timeout_s, Metrics(engine)
     )  # fmt: skip
     app = make_app(
         service, config.api_key, config.max_body_bytes, allowed_hosts=config.allowed_hosts,

@@ -153,8 +153,7 @@ def _adapter_relations(config: Any) -> Iterator[Relation]:
         unused = not frozen and adapter[key] != getattr(AdapterConfig, key)
         yield unused, f"adapter.{key}", "requires an adapter (adapter=lora)"
     partly = frozen and config.trainable != "all"
-    without_hf = config.trainable != "all" and not has_satellite("hf")
-    yield without_hf, "trainable", "requires the folder instruct_lit/hf"
+    yield config.trainable != "all" and not has_satellite("hf"), "trainable", "requires the folder instruct_lit/hf"
     yield partly, "trainable", "an adapter freezes all other weights; use adapter=none or trainable=all"
     reason = "an adapter freezes the embeddings, so these would not be learnt; use adapter=none"
     yield frozen and model.new_tokens, "model.new_tokens", reason

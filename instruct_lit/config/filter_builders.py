@@ -80,8 +80,7 @@ def base_of_filters(
         return model if model is not None else model_of(OmegaConf.create({**config, "adapter": None}))
 
     max_length = config.data.max_length or context_length
-    cache_dir = Path(config.paths.cache)
-    return Base(identity, opened, response_losses, template, tokenizer, max_length, cache_dir)
+    return Base(identity, opened, response_losses, template, tokenizer, max_length, Path(config.paths.cache))
 
 
 def suite_items(name: str, data_dir: str | None) -> list[str]:

@@ -122,8 +122,7 @@ def judge_of(judge: DictConfig, cache_dir: str) -> Judge:
     prices = judge_prices(judge.url, judge.model, judge.usd_per_million_tokens)
     is_here = is_loopback(urlsplit(judge.url or "").hostname or "")  # where requests cost nothing
     must_be_confirmed = judge.paid and not judge.confirmed and (prices is not None or not is_here)
-    limits = arguments_for(Judge, judge)
-    return Judge(endpoint, cache, **limits, prices=prices, must_be_confirmed=must_be_confirmed)
+    return Judge(endpoint, cache, **arguments_for(Judge, judge), prices=prices, must_be_confirmed=must_be_confirmed)
 
 
 def _key_in(variable: str | None) -> str | None:

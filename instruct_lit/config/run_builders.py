@@ -79,16 +79,11 @@ class ConfiguredParts:
     """Builds the objects of a run as a configuration describes them."""
 
     def __init__(self, config: DictConfig) -> None:
-        self.config = config
-        self.sharding = sharding()
+        self.config, self.sharding = config, sharding()
+        self.trainer, self.tuner = partial(trainer_of, config), partial(tuner_of, config)
+        self.language = partial(build_parts.language_of, config)
         self.adapter: Any = None
         self._model: CausalLM | None = None
-
-    def trainer(self, callbacks: Sequence[Callback]) -> Trainer:
-        return trainer_of(self.config, callbacks)
-
-    def language(self) -> tuple[Tokenizer, Template]:
-        return build_parts.language_of(self.config)
 
     def model(self) -> CausalLM:
         self._model = build_parts.model_of(self.config)
@@ -101,9 +96,6 @@ class ConfiguredParts:
 
     def adapt(self, model: CausalLM) -> None:
         self.adapter = build_parts.adapt(self.config, model)
-
-    def tuner(self, model: CausalLM) -> InstructionTuner:
-        return tuner_of(self.config, model)
 
     def engine(self, model: CausalLM, tokenizer: Tokenizer) -> Engine:
         return Engine(model, tokenizer, **build_parts.engine_options(self.config))

@@ -313,5 +313,4 @@ class Verification(ConfiguredHook):
         from instruct_lit.exporters.verification import N_LOSSES, reference_of
 
         store, indices = run.data.examples_of("test")
-        examples = (store.example(int(i)) for i in indices[:N_LOSSES])
-        return reference_of(run.model, run.tokenizer, run.template, examples)
+        return reference_of(run.model, run.tokenizer, run.template, (store.example(int(i)) for i in indices[:N_LOSSES]))

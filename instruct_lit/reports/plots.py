@@ -231,8 +231,7 @@ def leaderboard(
     if n <= 20:
         for i, j in np.argwhere(~np.isnan(wins)):
             shade = "white" if abs(wins[i, j] - 0.5) > 0.35 else "black"
-            size = 8 if n <= 10 else 5.5
-            right.text(j, i, f"{wins[i, j]:.0%}", ha="center", va="center", fontsize=size, color=shade)
+            right.text(j, i, f"{wins[i, j]:.0%}", ha="center", va="center", fontsize=8 if n <= 10 else 5.5, color=shade)
     right.set_yticks(range(n), models)
     right.set_xticks(range(n), models, rotation=45, ha="right")
     return figure
