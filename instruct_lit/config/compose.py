@@ -187,7 +187,5 @@ def flat(node: Any, prefix: str = "") -> dict[str, Any]:
     container = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
     if not isinstance(container, dict) or not container:
         return {prefix: container}
-    leaves: dict[str, Any] = {}
-    for key, value in container.items():
-        leaves.update(flat(value, f"{prefix}.{key!s}" if prefix else str(key)))
-    return leaves
+    nested = (flat(value, f"{prefix}.{key!s}" if prefix else str(key)) for key, value in container.items())
+    return {key: value for leaves in nested for key, value in leaves.items()}

@@ -55,13 +55,10 @@ def help_of(command: str, overrides: Sequence[str] = ()) -> str:
 def groups_of(command: str) -> dict[str, str | None]:
     """The groups of a command that have files in `conf/`, with their default choice."""
     defaults = OmegaConf.to_container(OmegaConf.load(compose.CONF / f"{command}.yaml"))["defaults"]  # type: ignore[index, call-overload]
-    found: dict[str, str | None] = {}
-    for entry in defaults:
-        for name, choice in entry.items() if isinstance(entry, dict) else ():
-            group = str(name).removeprefix("optional ")
-            if not group.startswith("override ") and group not in ("hydra", "paths") and compose.choices_of(group):
-                found[group] = choice
-    return found
+    entries = (item for entry in defaults if isinstance(entry, dict) for item in entry.items())
+    named = {str(name).removeprefix("optional "): choice for name, choice in entries}
+    others = ("hydra", "paths", "override ")
+    return {name: choice for name, choice in named.items() if not name.startswith(others) and compose.choices_of(name)}
 
 
 def summary_of(file: Path) -> str:

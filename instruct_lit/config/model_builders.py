@@ -217,9 +217,7 @@ def context_of(config: DictConfig) -> int:
 def shape_of(config: DictConfig) -> GPTConfig:
     """The shape of the GPT-2 that `model_of` would build, without its weights."""
     model = config.model
-    if model.path:
-        return read_config(checkpoint_directory(model.path))
-    return GPTConfig(**arguments_for(GPTConfig, model))
+    return read_config(checkpoint_directory(model.path)) if model.path else GPTConfig(**arguments_for(GPTConfig, model))
 
 
 def language_of(config: DictConfig) -> tuple[Tokenizer, Template]:
