@@ -70,11 +70,10 @@ def scores_of(cache: str, name: str, given: Mapping[str, Any], rows: Sequence[di
         raise ConfigError(f"{key}.judge={name}: allowed are {', '.join(names)}")
     own = OmegaConf.load(CONF / "judge" / f"{name}.yaml")
     judge = merged(f"{key}.settings", OmegaConf.structured(JudgeConfig), own, {"prompt": "open_ended"}, dict(given))
-    if problems := check_values(judge, "judge.") or violations(
-        OmegaConf.create({"judge": judge}), judge_relations(judge, True, False)
-    ):
+    config = OmegaConf.create({"judge": judge, "paths": {"cache": cache}})
+    if problems := check_values(judge, "judge.") or violations(config, judge_relations(judge, True, False)):
         raise ConfigError(f"{key}.settings: {problems[0]}")
-    found = response_judge_of(OmegaConf.create({"judge": judge, "paths": {"cache": cache}}))
+    found = response_judge_of(config)
     assert found is not None
     require_judged(found.score(rows))
     return [row["judge"]["value"] for row in rows]

@@ -105,10 +105,8 @@ def saved_group(folder: Path, name: str, cache: str) -> DictConfig | None:
     except OmegaConfBaseException as error:
         raise refused(f"{name}: {str(error).splitlines()[0]}") from error
     assert isinstance(group, DictConfig)
-    problems = check_values(group, f"{name}.")
-    if not problems and name == "data":
-        problems = violations(group, data_relations(group))
-    if problems:
+    relations = data_relations(group) if name == "data" else ()
+    if problems := check_values(group, f"{name}.") or violations(group, relations):
         raise refused(problems[0])
     return group
 

@@ -58,16 +58,14 @@ def run_trial(command: str, hydra: Any, metric: str | None = None, files: Sequen
     names = [override.partition("=")[0].lstrip("+") for override in swept]
     instead = comparable_metric(names, metric or "")
     monitor = comparable_metric(names, "val/loss") if command == "train" else None
-    problems = []
-    if monitor and not any(o.startswith("callbacks.best_checkpoint.") for o in overrides):
+    is_first = hydra.job.num == 0
+    if is_first and monitor and not any(o.startswith("callbacks.best_checkpoint.") for o in overrides):
         keys = f"callbacks.best_checkpoint.monitor={monitor} callbacks.early_stopping.monitor={monitor}"
         kept = "each trial keeps the weights with the best val/loss, which covers other tokens in each"
-        problems.append(f"{kept}; add {keys}")
-    if instead is not None:
+        print(f"warning: {kept}; add {keys}", file=sys.stderr)
+    if is_first and instead is not None:
         differ = "the trials differ in which tokens their loss covers, so it cannot be compared"
-        problems += [f"optimized_metric={metric}: {differ}; use optimized_metric={instead}"]
-    for problem in problems if hydra.job.num == 0 else ():
-        print(f"warning: {problem}", file=sys.stderr)
+        print(f"warning: optimized_metric={metric}: {differ}; use optimized_metric={instead}", file=sys.stderr)
     if record is not None and record["status"] in FINISHED:
         print(f"{name}: {described(record, metric)}, already finished", flush=True)
         return _value(record)
