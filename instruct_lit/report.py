@@ -57,16 +57,16 @@ def write(folder: Path, metric: str | None = None, direction: str | None = None,
     saved = folder / "multirun.yaml"
     sweep = read_plain(saved) if saved.is_file() else {}
     optimized = plain_text(sweep, "optimized_metric") or "value"
-    shown = metric or optimized
-    if direction is None and shown == optimized:
+    ranked = metric or optimized
+    if direction is None and ranked == optimized:
         direction = plain_text(sweep, "hydra.sweeper.direction")
-    maximize = direction == "maximize" if direction else shown != "value" and higher_is_better(shown) is not False
-    trials = read_trials(folder, maximize, None if shown == optimized else shown)
-    instead = comparable_metric(varied(trials), shown) if metric is None else None
+    maximize = direction == "maximize" if direction else ranked != "value" and higher_is_better(ranked) is not False
+    trials = read_trials(folder, maximize, None if ranked == optimized else ranked)
+    instead = comparable_metric(varied(trials), ranked) if metric is None else None
     if instead is not None and any(instead in trial.metrics for trial in trials):
-        trials, shown, maximize = read_trials(folder, False, instead), instead, False
-    print_settings(trials, shown, maximize)
-    return write_page(folder, trials, shown, maximize, n_best)
+        trials, ranked, maximize = read_trials(folder, False, instead), instead, False
+    print_settings(trials, ranked, maximize)
+    return write_page(folder, trials, ranked, maximize, n_best)
 
 
 def how_to_resume(folder: Path) -> None:

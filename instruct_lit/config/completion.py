@@ -3,7 +3,6 @@
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from omegaconf import OmegaConf
 
@@ -65,15 +64,12 @@ def _of_configuration(command: str, given: Sequence[str], word: str) -> list[str
 def _children(command: str, given: Sequence[str], parent: str) -> Iterator[str]:
     """The keys of a node of the composed configuration: `key=` for a value, `key.` for a node."""
     try:
-        node: Any = compose.composed(command, [text for text in given if "=" in text])
+        config = compose.composed(command, [text for text in given if "=" in text])
     except Exception:  # a line that is still being typed
-        node = compose.composed(command)
-    node = OmegaConf.to_container(node)
-    for part in parent.split(".") if parent else ():
-        node = node.get(part) if isinstance(node, dict) else None
-    for key, value in node.items() if isinstance(node, dict) else ():
-        name = f"{parent}.{key}" if parent else str(key)
-        yield f"{name}." if isinstance(value, dict) and value else f"{name}="
+        config = compose.composed(command)
+    for name, value in compose.nodes_of(OmegaConf.to_container(config)):
+        if name and name.rpartition(".")[0] == parent:
+            yield f"{name}." if isinstance(value, dict) and value else f"{name}="
 
 
 def _values(command: str, key: str) -> list[str]:

@@ -73,8 +73,7 @@ def scores_of(cache: str, name: str, given: Mapping[str, Any], rows: Sequence[di
     config = OmegaConf.create({"judge": judge, "paths": {"cache": cache}})
     if problems := check_values(judge, "judge.") or violations(config, judge_relations(judge, True, False)):
         raise ConfigError(f"{key}.settings: {problems[0]}")
-    found = response_judge_of(config)
-    assert found is not None
+    found: Any = response_judge_of(config)
     require_judged(found.score(rows))
     return [row["judge"]["value"] for row in rows]
 

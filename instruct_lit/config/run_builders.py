@@ -83,14 +83,13 @@ class ConfiguredParts:
         self.trainer, self.tuner = partial(trainer_of, config), partial(tuner_of, config)
         self.language = partial(build_parts.language_of, config)
         self.adapter: Any = None
-        self._model: CausalLM | None = None
+        self._model: Any = None
 
     def model(self) -> CausalLM:
         self._model = build_parts.model_of(self.config)
         return self._model
 
     def data(self, template: Template, tokenizer: Tokenizer, context_length: int) -> InstructionData:
-        assert self._model is not None
         build_parts.check_vocabulary(self._model, tokenizer, template)
         return data_of(self.config, template, tokenizer, context_length, model=self._model)
 
@@ -102,14 +101,13 @@ class ConfiguredParts:
 
     def save_bundle(self, run: Run) -> None:
         """Write the bundle, with the adapter merged or apart as `adapter.merge` says."""
-        write_adapter = None
+        dtype, write_adapter = DTYPES.get(self.config.bundle_dtype), None
         if self.adapter is not None and self.config.adapter.merge:
-            self.adapter.merge(DTYPES.get(self.config.bundle_dtype))
+            self.adapter.merge(dtype)
         elif self.adapter is not None:
             write_adapter = partial(self.adapter.save, base=build_parts.base_of(self.config))
         about = {**run.about, "metrics": run.metrics, "base": build_parts.base_facts(self.config)}
-        sampling, dtype = asdict(run.settings.sampling), DTYPES.get(self.config.bundle_dtype)
-        folder = run.run_dir / "bundle"
+        folder, sampling = run.run_dir / "bundle", asdict(run.settings.sampling)
         save_bundle(folder, run.model, run.tokenizer, run.template, sampling, about, write_adapter, dtype)
 
 

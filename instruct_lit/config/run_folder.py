@@ -95,16 +95,14 @@ def saved_group(folder: Path, name: str, cache: str) -> DictConfig | None:
     known = {field.name for field in dataclasses.fields(schema)}
     values = {key: value for key, value in values.items() if key in known}
     if name == "data":
-        base = OmegaConf.to_container(OmegaConf.load(CONF / "data" / "base.yaml"), resolve=False)
-        assert isinstance(base, dict)
+        base: Any = OmegaConf.to_container(OmegaConf.load(CONF / "data" / "base.yaml"), resolve=False)
         values = {**base, "name": "unnamed", "seed": 123, **_data_without_code(values, file, cache)}
     if name == "model":
         values["trust_remote_code"] = False  # the folder does not decide whether code of a model is trusted
     try:
-        group = OmegaConf.merge(OmegaConf.structured(schema), values)
+        group: Any = OmegaConf.merge(OmegaConf.structured(schema), values)
     except OmegaConfBaseException as error:
         raise refused(f"{name}: {str(error).splitlines()[0]}") from error
-    assert isinstance(group, DictConfig)
     relations = data_relations(group) if name == "data" else ()
     if problems := check_values(group, f"{name}.") or violations(group, relations):
         raise refused(problems[0])

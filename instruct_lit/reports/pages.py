@@ -19,8 +19,7 @@ def render(template: str, folder: Path = FOLDER, **values: Any) -> str:
     """
     loader = jinja2.FileSystemLoader([folder, FOLDER])
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"number": number, "quantity": quantity, "interval": interval, "meaning": meaning}
-    environment.filters["p_value"] = p_value
+    environment.filters |= {made.__name__: made for made in (number, quantity, interval, meaning, p_value)}
     return environment.get_template(template).render(**values)
 
 

@@ -72,8 +72,7 @@ def svg(figure: Figure, name: str, lines: Sequence[TrialLine] = ()) -> str:
         warnings.filterwarnings("ignore", "Glyph .* missing from font")  # the browser's fonts have it
         figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
     text = buffer.getvalue()
-    view_box = re.search(r'viewBox="[^"]*"', text)
-    assert view_box is not None
+    view_box: Any = re.search(r'viewBox="[^"]*"', text)
     body = text[text.index(">", view_box.end()) + 1 :]
     body = re.sub(r'<g id="(?!trial-)[^"]*"', "<g", body)
     for line in lines:

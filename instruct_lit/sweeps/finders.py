@@ -38,10 +38,9 @@ class LearningRateRange:
     def __call__(self, trainer: Trainer, tuner: InstructionTuner, data: InstructionData, run_dir: Path) -> float:
         """Run, print, and return the suggestion."""
         tuner.ends_when_not_finite = False  # a rate that is too large is part of the range
-        finder = Tuner(trainer).lr_find(
+        finder: Any = Tuner(trainer).lr_find(
             tuner, datamodule=data, min_lr=self.min_lr, max_lr=self.max_lr, num_training=self.n_steps, update_attr=False
         )
-        assert finder is not None
         rates, losses = finder.results["lr"], finder.results["loss"]
         n = min(len(rates), len(losses))
         rates, losses = rates[:n], unbiased(losses[:n])

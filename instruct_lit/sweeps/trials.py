@@ -116,8 +116,7 @@ def _number(text: str) -> float:
 
 
 def _read(folder: Path) -> Trial:
-    record = read_record(folder)
-    assert record is not None
+    record: Any = read_record(folder)
     overrides = parameters(record["overrides"])
     metrics = _records(folder / "metrics.json", "") or _records(folder / "evaluation.json", "") or [{}]
     given = [override for override in overrides if not override.startswith(_SAME_FOR_ALL)]
