@@ -35,12 +35,12 @@ def reproduce(config: DictConfig) -> float:
 def check_reproduce(config: DictConfig) -> tuple[Path, list[str]]:
     """The folder of the finished run, and its overrides. Raises ConfigError for a configuration that cannot be run."""
     from instruct_lit.config.provenance import read_provenance
-    from instruct_lit.config.saved_overrides import FILE, check_saved_files, saved_overrides
+    from instruct_lit.config.run_folder import OVERRIDES, check_saved_files, saved_overrides
     from instruct_lit.evaluation.answer_files import read_metrics
 
     run = Path(config.run).expanduser().resolve()
     read_provenance(run)
-    for name in ("metrics.json", FILE):
+    for name in ("metrics.json", OVERRIDES):
         if not (run / name).is_file():
             raise ConfigError(f"run={config.run}: no {name}, the run has not finished; resume it, or give another run")
     if read_metrics(run).get("interrupted"):
