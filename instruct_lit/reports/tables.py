@@ -33,15 +33,13 @@ class LineConsole(Console):
                 cells = (column.header, *column.cells)
                 column.min_width = max(self.measure(cell, options=wide).maximum for cell in cells)
             self.width = max(self.width, self.measure(made, options=wide).minimum)
-        self._print(*content, **style)
-        self.width = before
-
-    def _print(self, *content: Any, **style: Any) -> None:
         if self.is_terminal or all(isinstance(part, str | Text) for part in content):
-            return super().print(*content, **style)
-        with self.capture() as captured:
             super().print(*content, **style)
-        self.file.write("".join(line.rstrip() + "\n" for line in captured.get().splitlines()))
+        else:
+            with self.capture() as captured:
+                super().print(*content, **style)
+            self.file.write("".join(line.rstrip() + "\n" for line in captured.get().splitlines()))
+        self.width = before
 
 
 def table(*columns: str, header: bool = True, text: Collection[str] = ()) -> Table:
