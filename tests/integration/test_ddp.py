@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from lightning import Trainer
+from lightning.pytorch.utilities import rank_zero_only
 from safetensors.torch import load_file
 
 FILES = (
@@ -191,6 +192,7 @@ def test_slurms_variables_are_recognised(monkeypatch: pytest.MonkeyPatch) -> Non
     for name, value in {"JOB_ID": "7", "JOB_NAME": "train", "NTASKS": "8", "NTASKS_PER_NODE": "4", "PROCID": "5",
                         "LOCALID": "1", "NODEID": "1", "NNODES": "2"}.items():  # fmt: skip
         monkeypatch.setenv(f"SLURM_{name}", value)
+    monkeypatch.setattr(rank_zero_only, "rank", 0)  # is put back: a test after it would write no log
     trainer = Trainer(accelerator="cpu", devices=4, num_nodes=2, strategy="ddp", logger=False, enable_progress_bar=False,
                       enable_checkpointing=False, enable_model_summary=False)  # fmt: skip
     assert (trainer.world_size, trainer.global_rank, trainer.local_rank, trainer.node_rank) == (8, 5, 1, 1)
