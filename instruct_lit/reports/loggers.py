@@ -48,9 +48,10 @@ class Csv(CSVLogger):
         return self._experiment
 
     def rows(self) -> list[dict[str, str]]:
-        """What the file has."""
+        """What the file has, without a last row that a kill has cut."""
         path = Path(self.log_dir, "metrics.csv")
-        return list(csv.DictReader(path.read_text().splitlines())) if path.is_file() else []
+        *lines, _cut = path.read_text().split("\n") if path.is_file() else [""]
+        return list(csv.DictReader(lines))
 
     def write(self, rows: list[dict[str, str]]) -> None:
         """Make these the rows of the file, behind which the next ones come; none: no file."""

@@ -4,6 +4,7 @@ import datetime
 import gzip
 import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -64,15 +65,22 @@ def test_a_header_that_names_a_column_twice_is_refused(tmp_path: Path) -> None:
             list(read_records(path))
 
 
+def write_table(table: Any, path: Path) -> None:
+    """A file of parquet or Arrow, by its suffix."""
+    from pyarrow import ipc, parquet
+
+    if path.suffix == ".parquet":
+        parquet.write_table(table, path)
+    else:
+        with ipc.new_file(path, table.schema) as writer:
+            writer.write_table(table)
+
+
 @pytest.mark.parametrize("suffix", [".parquet", ".arrow"])
 def test_a_table_with_two_columns_of_one_name_is_refused(tmp_path: Path, suffix: str) -> None:
-    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    pa = pytest.importorskip("pyarrow")
     table, path = pa.table([["a"], ["b"], ["c"]], names=["instruction", "output", "output"]), tmp_path / f"r{suffix}"
-    if suffix == ".parquet":
-        pq.write_table(table, path)
-    else:
-        with pa.ipc.new_stream(path, table.schema) as writer:
-            writer.write_table(table)
+    write_table(table, path)
     with pytest.raises(DataError, match="the header has 'output' more than once; rename a column"):
         list(read_records(path))
 
@@ -175,14 +183,10 @@ def test_arrow_as_datasets_saves_it(tmp_path: Path, streamed: bool) -> None:
 
 @pytest.mark.parametrize("suffix", [".parquet", ".arrow"])
 def test_a_value_of_a_table_that_cannot_be_read_is_a_bad_record(tmp_path: Path, suffix: str) -> None:
-    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    pa = pytest.importorskip("pyarrow")
     broken = pa.array([b"c", b"\xff", b"d"]).view(pa.string())
     table, path = pa.table({"instruction": ["a", "b", "e"], "output": broken}), tmp_path / f"r{suffix}"
-    if suffix == ".parquet":
-        pq.write_table(table, path)
-    else:
-        with pa.ipc.new_file(path, table.schema) as writer:
-            writer.write_table(table)
+    write_table(table, path)
     with pytest.raises(DataError, match="record 1: a value cannot be read"):
         list(FileSource(str(path)))
     assert [example.output for example in FileSource(str(path), on_bad_record="skip")] == ["c", "d"]

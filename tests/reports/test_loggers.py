@@ -134,5 +134,9 @@ def test_a_csv_file_goes_on_where_its_run_is_resumed(tmp_path: Path) -> None:
     assert len(rows()) == 4
     logged(range(3, 5), 2, other=1.0)  # resumed after step 2, with a column more
     assert rows() == [("0", "10.0"), ("1", "9.0"), ("2", "8.0"), ("3", "7.0"), ("4", "6.0")]
+    with (tmp_path / "csv" / "metrics.csv").open("a") as file:
+        file.write("1.0,")  # of a row, which a kill has cut
+    logged(range(0), 9)
+    assert len(rows()) == 5
     logged(range(1), -1)
     assert rows() == [("0", "10.0")]  # a run that starts anew
