@@ -15,6 +15,14 @@ def epoch_is_complete(trainer: Trainer) -> bool:
     return trainer.fit_loop.epoch_loop._num_ready_batches_reached()
 
 
+def count_logged_steps(trainer: Trainer) -> None:
+    """Give loggers the optimizer steps made so far.
+
+    Lightning counts them apart, and a checkpoint within a step, as at a validation, has one too few.
+    """
+    trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
+
+
 def count_resumed_epoch(trainer: Trainer) -> None:
     """Count the epoch that begins where a run resumes from the last step of an epoch.
 

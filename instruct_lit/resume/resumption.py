@@ -21,6 +21,7 @@ from instruct_lit.core.training.run import Run, RunHook
 from instruct_lit.core.training.sharding import Sharding
 from instruct_lit.errors import CheckpointError
 from instruct_lit.resume.checkpoint_files import find_checkpoint
+from instruct_lit.resume.compat_lightning import count_logged_steps
 from instruct_lit.resume.identity import check_identity, identity_of
 
 NO_BEST = {"best_step": 0, "best_loss": math.inf, "best_value": math.inf}  # the state of a History without validations
@@ -162,6 +163,10 @@ class RestoredState(Callback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.started = True
+
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.ckpt_path is not None:
+            count_logged_steps(trainer)
 
 
 def _step(path: Path) -> float:

@@ -23,6 +23,12 @@ def test_the_epoch_loop_counts_the_last_batch_before_it_resets() -> None:
         assert line in source, line
 
 
+def test_the_epoch_loop_counts_steps_for_loggers() -> None:
+    assert "self._batches_that_stepped" in inspect.getsource(_TrainingEpochLoop.__init__), (
+        "_batches_that_stepped is gone"
+    )
+
+
 def test_the_fit_loop_has() -> None:
     assert "_data_fetcher" in inspect.getsource(_FitLoop.__init__), "_FitLoop._data_fetcher is gone"
     assert hasattr(_FitLoop, "restarted_mid_epoch"), "_FitLoop.restarted_mid_epoch is gone"

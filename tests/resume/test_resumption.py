@@ -176,13 +176,14 @@ def test_whole_weights_are_tested_whatever_is_frozen(parts: Make, tmp_path: Path
 
 
 class Steps(Logger):
-    """Remembers the steps at which the validation loss was logged."""
+    """Remembers the steps at which losses were logged."""
 
     name = version = "steps"
 
     def __init__(self) -> None:
         super().__init__()
         self.of_validation: list[int | None] = []
+        self.of_training: list[int | None] = []
 
     def log_hyperparams(self, *arguments: Any, **more: Any) -> None:
         pass
@@ -190,6 +191,8 @@ class Steps(Logger):
     def log_metrics(self, metrics: Any, step: int | None = None) -> None:
         if "val/loss" in metrics:
             self.of_validation.append(step)
+        if "train/loss" in metrics:
+            self.of_training.append(step)
 
 
 def test_loggers_have_the_base_once(parts: Make, tmp_path: Path) -> None:
@@ -204,3 +207,18 @@ def test_loggers_have_the_base_once(parts: Make, tmp_path: Path) -> None:
         run()
         assert run.metrics["base/val/loss"] > run.metrics["val/loss"] and run.trainer.loggers == [logger]
     assert first.of_validation[:3] == [0, 0, 1] and second.of_validation[:2] == [2, 3]
+
+
+@pytest.mark.parametrize("n_before", [3, 4])
+def test_loggers_count_the_steps_of_a_resumed_run_on(n_before: int, parts: Make, tmp_path: Path) -> None:
+    """A checkpoint of a validation at the end, within an epoch, left all later rows one step behind."""
+    logged: list[Steps] = []
+    for folder, max_steps in (("whole", 7), ("parts", n_before), ("parts", 7)):
+        logged.append(Steps())
+        own = parts(max_steps=max_steps, min_steps=max_steps, val_check_interval=2, logger=logged[-1])
+        own.folder = tmp_path / folder
+        resumes = str(own.folder) if own.folder.is_dir() else None
+        own.folder.mkdir(exist_ok=True)
+        Run(own, small(own.folder, n_test_responses=0), [resumption(resumes)])()
+    whole, first, rest = logged
+    assert first.of_training + rest.of_training == whole.of_training == list(range(7))
