@@ -18,13 +18,14 @@ from instruct_lit.errors import DataError
 ROLES = {
     "user": "user", "human": "user",
     "assistant": "assistant", "gpt": "assistant", "model": "assistant", "chatgpt": "assistant", "bot": "assistant",
-    "function_call": "call",
+    "function_call": "call", "tool_call": "call",
     "tool": "tool", "function": "tool", "observation": "tool", "function_response": "tool", "tool_response": "tool",
     "system": "system", "developer": "system", "prompter": "user",
 }  # fmt: skip
 WEIGHTS = ("weight", "train", "loss", "trainable")  # keys of a turn that say how much it is trained on
 _THOUGHTS = ("reasoning_content", "thinking", "reasoning")
 _CALLS = ("tool_calls", "function_call")
+_TOOLS = ("tools", "functions")  # fields with their descriptions
 PARTS = (*WEIGHTS, *_THOUGHTS, *_CALLS)  # keys of a turn beside its role and text
 _OWN = {"assistant": (*_CALLS, *_THOUGHTS), "tool": ("tool_call_id", "name")}  # further keys of a role's turns
 _KEYS = {"messages": ("role", "content"), "conversations": ("from", "value")}  # of a turn's role and text, by field
@@ -48,8 +49,8 @@ def from_turns(record: Mapping[str, Any], place: str, names: Mapping[str, str], 
     if record.get(names["system"]):
         text = checked_text(record[names["system"]], place, names["system"])
         turns.insert(0, ({"role": "system", "content": text}, 1.0))
-    tools = _tools(record.get("tools"), place)
-    extra = extra_fields(record, (name, names["system"], "tools"), place)
+    tools = [tool for key in _TOOLS for tool in _tools(record.get(key), place)]
+    extra = extra_fields(record, (name, names["system"], *_TOOLS), place)
     return conversation([turn for turn, _ in turns], [weight for _, weight in turns], tools, place, extra)
 
 
@@ -74,7 +75,8 @@ def conversation(
         elif role == "user":
             user.append(turn["content"])
     if before not in ("assistant", "call"):
-        raise DataError(f"{place}: {_ORDER}; the last question has no answer")
+        remedy = " (see data.format=preference)" if "chosen" in extra else ""
+        raise DataError(f"{place}: {_ORDER}; the last question has no answer{remedy}")
     if not any(learnt):
         raise DataError(f"{place}: every turn has weight 0, so nothing could be learnt")
     is_rich = tools or any(turn["role"] == "tool" or len(turn) > 2 for turn in turns)
@@ -149,11 +151,15 @@ def _turn(turn: Any, where: str, role_key: str, text_key: str) -> tuple[dict[str
             raise DataError(f"{where}: {key!r} contains {end}, where it would end for a reader; write it otherwise")
     may_be_empty = role == "tool" or "tool_calls" in message
     content = "" if may_be_empty and message["content"] is None else message["content"]
-    return {**message, "content": checked_text(content, where, text_key, may_be_empty)}, _weight(turn, where)
+    message["content"] = checked_text(content, where, text_key, may_be_empty)
+    return message, _weight(turn, message["role"], where)
 
 
-def _weight(turn: Mapping[str, Any], where: str) -> float:
+def _weight(turn: Mapping[str, Any], role: str, where: str) -> float:
     value = _one_of(turn, WEIGHTS, where)
+    if value and role != "assistant":
+        found = f"the {role}'s turn has the weight {reprlib.repr(value)}, and only the assistant's turns are learnt"
+        raise DataError(f"{where}: {found}; remove it (data.prompt_weight weighs all prompts)")
     if value is None:
         return 1.0
     if not isinstance(value, int | float) or not 0 <= value <= 1:

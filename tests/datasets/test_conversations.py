@@ -119,7 +119,7 @@ TALK = (
 def test_tools_calls_results_thoughts_and_weights_are_kept() -> None:
     as_text = {**CALL, "function": {"name": "add", "arguments": '{"a": 1, "b": 2}'}}
     given = [
-        TALK[0], {**TALK[1], "weight": 0},  # a weight on a turn that is not learnt is no error
+        TALK[0], {**TALK[1], "weight": 0},  # which a turn that is not learnt has in any case
         {"role": "assistant", "content": None, "thinking": "I should add.", "tool_calls": [as_text], "train": False},
         {**TALK[3], "name": None}, {**TALK[4], "weight": 0.5, "tool_calls": None},
     ]  # fmt: skip
@@ -160,6 +160,27 @@ def test_sharegpt_with_function_calls_and_observations() -> None:
         *TALK[:2], {"role": "assistant", "content": "", "tool_calls": [call]}, {"role": "tool", "content": "3"}, TALK[4]
     )  # fmt: skip
     assert example.tools == (TOOL,)
+
+
+def test_a_weight_of_a_turn_that_is_not_learnt_is_refused() -> None:
+    for turn in ({"role": "system", "content": "Hm.", "weight": 1}, {**USER, "train": True}, {**USER, "loss": 0.5}):
+        with pytest.raises(
+            DataError, match=f"the {turn['role']}'s turn has the weight .*; remove it .data.prompt_weight"
+        ):
+            to_example({"messages": [turn, *([USER] if turn["role"] == "system" else []), ANSWER]}, "f")
+
+
+def test_functions_of_the_older_api_are_tools() -> None:
+    answer = {"role": "assistant", "function_call": {"name": "add", "arguments": '{"a": 1}'}}
+    example = to_example({"messages": [USER, answer], "functions": [TOOL["function"]]}, "f")
+    assert example.tools == (TOOL,) and example.extra == {}
+
+
+def test_a_conversation_beside_a_chosen_answer_names_its_format() -> None:
+    record = {"messages": [USER], "chosen": ANSWER, "rejected": {"role": "assistant", "content": "No."}}
+    with pytest.raises(DataError, match=r"the last question has no answer \(see data.format=preference\)"):
+        to_example(record, "f")
+    assert to_example(record, "f", None, "preference").output == "So."
 
 
 def test_weights_alone_need_no_place_in_a_template() -> None:
