@@ -92,8 +92,9 @@ def reading_of(body: ChatBody, template: Template) -> Reading:
         raise _refusal("tool_choice", shown, f"tools has {listed(names)}")
     if opened:
         raise _refusal("tool_choice", shown, "the model's prompt begins a thought, so no call can be forced; use auto")
-    name = "" if choice == "required" else f' {json.dumps(choice, ensure_ascii=False)}, "arguments":'
-    return Reading(False, True, f'{CALL}\n{{"name":{name}', 1 if name else n_calls)
+    forced = choice if choice != "required" else names[0] if len({*names}) == 1 else None
+    name = "" if forced is None else f' {json.dumps(forced, ensure_ascii=False)}, "arguments":'
+    return Reading(False, True, f'{CALL}\n{{"name":{name}', n_calls if choice == "required" else 1)
 
 
 def _refusal(name: str, value: Any, reason: str) -> ApiError:

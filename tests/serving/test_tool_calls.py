@@ -137,11 +137,16 @@ def test_a_whole_conversation_is_the_prompt_of_training(ask: Callable[..., Any])
 def test_tool_choice(ask: Callable[..., Any]) -> None:
     rest = ' {"a": 1}}\n</tool_call>'
     named = {"type": "function", "function": {"name": "add"}}
-    for choice, text, begun in (("required", f' "add", "arguments":{rest}', ""), (named, rest, ' "add", "arguments":')):
-        message = ask(text, tool_choice=choice).choices[0].message
+    two = [TOOL, {"type": "function", "function": {"name": "multiply"}}]
+    begun_call = ' "add", "arguments":'
+    for tools, choice, text, begun in (
+        (two, "required", f"{begun_call}{rest}", ""), (two, named, rest, begun_call),
+        ([TOOL], "required", rest, begun_call),  # of a single tool the name is known
+    ):  # fmt: skip
+        message = ask(text, tool_choice=choice, tools=tools).choices[0].message
         assert [(c.function.name, c.function.arguments) for c in message.tool_calls] == [("add", '{"a": 1}')]
         assert ask.prompts[-1].endswith(f'<|im_start|>assistant\n<tool_call>\n{{"name":{begun}')  # type: ignore[attr-defined]
-        assert streamed(ask(text, tool_choice=choice, stream=True)).calls == [("add", {"a": 1})]
+        assert streamed(ask(text, tool_choice=choice, tools=tools, stream=True)).calls == [("add", {"a": 1})]
     assert ask(CALL, tool_choice="none").choices[0].message.content == CALL
     assert "<tools>" not in ask.prompts[-1]  # type: ignore[attr-defined]
     assert len(ask(f"{CALL}\n{CALL}", parallel_tool_calls=False).choices[0].message.tool_calls) == 1
