@@ -1,5 +1,6 @@
 """Reading responses one by one, blind to the model that wrote them: the order, the labels of each reviewer, figures."""
 
+import hashlib
 import random
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -34,6 +35,7 @@ class Review:
                 item["sources"].append(source)
         self.items = list(items.values())
         random.Random(seed).shuffle(self.items)
+        self.order = hashlib.sha256(repr([_identity(item) for item in self.items]).encode()).hexdigest()[:16]
         self.labels: list[dict[str, Mapping[str, Any]]] = [{} for _ in self.items]
         self._given: dict[str, list[int]] = {}  # places of a reviewer's labels in the order in which they were given
         places = {_identity(item): place for place, item in enumerate(self.items)}
@@ -46,7 +48,7 @@ class Review:
         """What a reviewer sees next: the first response that they have not labelled, without its model; or the end."""
         name = _name(reviewer)
         n_labels = len(self._given.get(name, ()))
-        found = {"n_labels": n_labels, "n": len(self.items), "place": None}
+        found = {"n_labels": n_labels, "n": len(self.items), "order": self.order, "place": None}
         place = next((i for i, given in enumerate(self.labels) if name not in given), None)
         if place is None:
             return found
@@ -54,11 +56,17 @@ class Review:
         texts = {field: item[field] for field in ("instruction", "input", "output", "response")}
         return {**found, "place": place, **texts, "history": item.get("history") or []}
 
-    def label(self, reviewer: str, place: int, label: str, note: str = "") -> dict[str, Any]:
+    def label(self, reviewer: str, place: int, label: str, note: str = "", order: str | None = None) -> dict[str, Any]:
         """Save a label, which is on the disk when this returns; return the next state.
 
-        Raises: DataError for an unknown response or label, and where the file cannot be written.
+        Args:
+            order: of the state that `place` comes from; None does not compare it.
+
+        Raises: DataError for an unknown response or label, a place in another order, and where the file cannot be
+            written.
         """
+        if order not in (None, self.order):  # a page that was open while the program was started with other responses
+            raise DataError("the review was started again with other responses; reload the page")
         if type(place) is not int or not 0 <= place < len(self.items) or label not in self.names:
             raise DataError(f"place={place!r:.40}, label={label!r:.40}: no such response or label; reload the page")
         if not isinstance(note, str) or len(note) > MAX_TEXT:

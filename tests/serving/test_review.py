@@ -85,6 +85,15 @@ def test_what_a_page_would_not_send_is_refused_and_nothing_saved(opened: Callabl
     assert review.log.path.read_bytes() == b""
 
 
+def test_a_page_of_another_review_labels_nothing(opened: Callable[..., Review]) -> None:
+    """The program was started again with other responses while the page was open."""
+    state = opened().state("ann")
+    other = Review({"one": rows("d", "e", "f")}, opened().log.path)
+    with pytest.raises(DataError, match="started again with other responses; reload the page"):
+        other.label("ann", state["place"], "right", "", state["order"])
+    assert opened().label("ann", state["place"], "right", "", state["order"])["n_labels"] == 1
+
+
 def test_the_page_is_for_its_own_host_and_password(opened: Callable[..., Review]) -> None:
     client = pytest.importorskip("starlette.testclient").TestClient
     from instruct_lit.serving.review_page import make_app
@@ -98,7 +107,12 @@ def test_the_page_is_for_its_own_host_and_password(opened: Callable[..., Review]
         and page.headers["content-security-policy"].startswith("default-src 'self' ")
     )
     assert "<kbd>5</kbd>rude" in page.text and "No answer is labelled yet" in own.get("/results").text
-    assert own.post("/label", json={"reviewer": "<b>", "place": 0, "label": "wrong"}).json()["n_labels"] == 1
+    assert (
+        own.post("/label", json={"reviewer": "<b>", "place": 0, "order": review.order, "label": "wrong"}).json()[
+            "n_labels"
+        ]
+        == 1
+    )
     assert "&lt;b&gt;:" in own.get("/results").text
     for body in ("{", "[]", '{"name": 1}', '{"reviewer": {}}', "[" * 100_000):
         assert own.post("/state", content=body, headers={"Content-Type": "application/json"}).status_code == 400
