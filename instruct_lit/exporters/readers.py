@@ -200,6 +200,8 @@ def read_all(folder: Path, reference: Reference, tolerance: Tolerance, base: str
     for name, open_it in readers_of(folder, base):
         try:
             found[name] = compare(open_it(), reference, tolerance)
+        except ImportError:  # the program is not whole, which says nothing about the files
+            raise
         except Exception as error:  # unknown files can fail in any way
             message = " ".join(str(error).split())[:200]
             found[name] = {"losses": [], "problems": [f"cannot read it ({type(error).__name__}: {message})"]}

@@ -1,6 +1,7 @@
 """A written model is compared with the one that was written; every kind of spoiled bundle is found."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -167,6 +168,18 @@ def test_a_merged_adapter_on_tied_weights(targets: list[str] | None, llama_direc
         del tensors["lm_head.weight"]
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
         assert problems(folder, trained).keys() == {"instruct-lit", "transformers"}
+
+
+def test_a_program_that_lacks_a_package_is_no_fault_of_the_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "llama_cpp.py").write_text("import sentences_of_nobody")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    folder = tmp_path / "gguf"
+    folder.mkdir()
+    (folder / "model-f32.gguf").touch()
+    with pytest.raises(VerificationError, match=r"gguf: not verified: .*No module named 'sentences_of_nobody'"):
+        verify(folder, Reference([], [], [], [], [], [], [], [], 8), Tolerance())
 
 
 @pytest.mark.slow
