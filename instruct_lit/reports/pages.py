@@ -25,6 +25,14 @@ def render(template: str, folder: Path = FOLDER, **values: Any) -> str:
 
 def write_page(path: Path, template: str, folder: Path = FOLDER, **values: Any) -> None:
     """Render a template as `render` does, and write it whole or not at all."""
+    write_whole(path, render(template, folder, **values))
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file whole, or leave what was there."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(render(template, folder, **values), encoding="utf-8")
-    os.replace(temporary, path)
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

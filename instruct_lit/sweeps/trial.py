@@ -19,6 +19,7 @@ from typing import Any
 
 from instruct_lit.errors import ConfigError, DataError, TrialPruned, quoted
 from instruct_lit.locks import exclusive, hold_until_exit, is_locked
+from instruct_lit.reports.pages import write_whole
 from instruct_lit.sweeps.comparable import comparable_metric
 
 RECORD, RESULT, LOG = "trial.json", "result.json", "output.log"
@@ -210,6 +211,4 @@ def _value(record: dict[str, Any]) -> float | None:
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(content, indent=2) + "\n")
-    os.replace(temporary, path)
+    write_whole(path, json.dumps(content, indent=2) + "\n")

@@ -31,6 +31,13 @@ def test_a_page_has_the_common_layout_and_is_written_whole(tmp_path: Path) -> No
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.html", "a.html.jinja"]
 
 
+def test_what_cannot_be_written_whole_leaves_no_part(tmp_path: Path) -> None:
+    (tmp_path / "page").mkdir()
+    with pytest.raises(OSError):  # noqa: PT011  # of several kinds, by system
+        pages.write_whole(tmp_path / "page", "text")
+    assert [path.name for path in tmp_path.iterdir()] == ["page"]
+
+
 @pytest.mark.parametrize(
     "template",
     sorted([*pages.FOLDER.glob("*.jinja"), *pages.FOLDER.parent.glob("sweeps/*.jinja")]),
