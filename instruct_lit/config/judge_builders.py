@@ -74,7 +74,7 @@ def scores_of(cache: str, name: str, given: Mapping[str, Any], rows: Sequence[di
     if problems := check_values(judge, "judge.") or violations(config, judge_relations(judge, True, False)):
         raise ConfigError(f"{key}.settings: {problems[0]}")
     found: Any = response_judge_of(config)
-    require_judged(found.score(rows))
+    require_judged(found.score(rows), f"{cache}/judge/replies.jsonl")
     return [row["judge"]["value"] for row in rows]
 
 

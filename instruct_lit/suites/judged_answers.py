@@ -43,7 +43,7 @@ def save(folder: Path, rows: Sequence[Mapping[str, Any]], verdict: Mapping[str, 
     """Write judged answers and the judge's figures; then raise JudgeError where they are not judged."""
     write_jsonl(folder / FILE, rows)
     (folder / "judge.json").write_text(json.dumps(verdict, indent=1) + "\n")
-    require_judged(verdict)
+    require_judged(verdict, FILE)
 
 
 def by_value(rows: Sequence[dict[str, Any]], field: str = "category") -> dict[Any, list[dict[str, Any]]]:

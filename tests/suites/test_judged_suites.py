@@ -111,7 +111,7 @@ def test_a_judge_that_cannot_be_read_ends_the_suite_with_everything_kept(
 ) -> None:
     server = judge_server(lambda n, body: "Nice.")
     jsonl(tmp_path / "hub" / mt_bench.REPO / mt_bench.QUESTIONS, QUESTIONS)
-    with pytest.raises(JudgeError, match="not judged: 4 of 4 verdicts"):
+    with pytest.raises(JudgeError, match="not judged: 4 of 4 verdicts .* in judged.jsonl and"):
         mt_bench.run(evaluated, request_of("mt_bench", tmp_path, server.url, limit=1))
     assert len((tmp_path / "judged.jsonl").read_text().splitlines()) == 4
     jsonl(tmp_path / "hub" / mt_bench.REPO / mt_bench.QUESTIONS, [{"question_id": 1, "category": "math"}])

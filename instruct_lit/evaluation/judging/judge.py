@@ -231,15 +231,18 @@ def summary(
     return {"score": score if is_judged else None, "mean_at_best": best, **found}
 
 
-def require_judged(figures: Mapping[str, Any]) -> None:
-    """Raise JudgeError where too many verdicts of the judge, or of one of a panel, could not be parsed."""
+def require_judged(figures: Mapping[str, Any], replies: str = "responses.jsonl") -> None:
+    """Raise JudgeError where too many verdicts of the judge, or of one of a panel, could not be parsed.
+
+    Args:
+        replies: where they can be read.
+    """
     for label, own in {"": figures, **figures.get("judges", {})}.items():
         if own.get("score", own.get("win_rate")) is None:
             by = f" by {label}" if label else ""
             raise JudgeError(
                 f"not judged{by}: {own['n_unparsed']} of {own['n_verdicts']} verdicts could not be parsed; everything "
-                "is saved, read the replies in responses.jsonl and give another judge.model or a larger "
-                "judge.max_unparsed"
+                f"is saved, read the replies in {replies} and give another judge.model or a larger judge.max_unparsed"
             )
 
 
