@@ -189,6 +189,8 @@ def _of_library(error: Exception) -> str | None:
     """The message of an error of a library that the user can correct."""
     if full := re.search(r"([^:]+) \(os error (?:5|27|28|122)\)", str(error)):  # of libraries in Rust: EIO, EFBIG, …
         return f"paths.outputs:{full[1]}; files written before are intact"
+    if type(error).__name__ == "UncompletedJobError" and (own := re.findall(r"^error: (.+)", str(error), re.M)):
+        return own[-1]  # of submitit, with the error stream of its job
     found = (message for start, message in _OF_LIBRARIES.items() if str(error).startswith(start))
     return next(found, None) if isinstance(error, RuntimeError) else None
 

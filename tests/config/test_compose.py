@@ -251,6 +251,15 @@ def test_slurm_that_is_missing_is_one_message(capsys: pytest.CaptureFixture[str]
     assert ended.value.code == 2 and "launcher=submitit_local" in message and "traceback" not in message
 
 
+def test_a_job_of_submitit_that_was_refused_ends_the_sweep_with_its_reason(capsys: pytest.CaptureFixture[str]) -> None:
+    failed = pytest.importorskip("submitit.core.utils").UncompletedJobError
+    with pytest.raises(SystemExit) as ended, one_message("train"):
+        raise failed(
+            "Job 7\nhas not produced any output\nError stream produced:\n---\nerror: s/0: wait until it ends\n"
+        )
+    assert ended.value.code == 2 and capsys.readouterr().err == "error: s/0: wait until it ends\n"
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_what_libraries_log_for_developers_is_not_printed(command: str) -> None:
     """Such as a line for each request to the hub."""
