@@ -6,6 +6,7 @@ parsed arguments.
 """
 
 import json
+import re
 import reprlib
 from collections.abc import Mapping
 from functools import partial
@@ -42,6 +43,7 @@ def from_turns(record: Mapping[str, Any], place: str, names: Mapping[str, str], 
     """
     name = names[field]
     given = record.get(name)
+    given = _parsed(given, place, name) if isinstance(given, str) else given  # a cell of a table
     if not isinstance(given, list) or not given:
         found = f"no list of turns in {name!r}; found: {listed(record)}"
         raise DataError(f"{place}: {found} (see data.columns and data.format)")
@@ -241,11 +243,12 @@ def _refuse_others(given: Mapping[str, Any], allowed: tuple[str, ...], where: st
         raise DataError(f"{where}: {found} cannot be trained on; {remedy}")
 
 
-def _has_list(record: Mapping[str, Any], names: Mapping[str, str], field: str) -> bool:
-    return isinstance(record.get(names[field]), list)
+def _has_turns(record: Mapping[str, Any], names: Mapping[str, str], field: str) -> bool:
+    given = record.get(names[field])
+    return isinstance(given, list) or (isinstance(given, str) and re.match(r"\s*\[\s*{", given) is not None)
 
 
 FORMS = {
-    name: Form(partial(_has_list, field=field), partial(from_turns, field=field))
+    name: Form(partial(_has_turns, field=field), partial(from_turns, field=field))
     for name, field in (("messages", "messages"), ("sharegpt", "conversations"))
 }

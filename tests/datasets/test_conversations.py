@@ -176,6 +176,16 @@ def test_functions_of_the_older_api_are_tools() -> None:
     assert example.tools == (TOOL,) and example.extra == {}
 
 
+def test_turns_may_be_json_text_as_in_a_table() -> None:
+    """A CSV file has no other way to hold them."""
+    for field, turns in (("messages", [USER, ANSWER]), ("conversations", [{"from": "human", "value": "Why?"}, ANSWER])):
+        assert to_example({field: json.dumps(turns, indent=1)}, "f") == Example("Why?", "So.")
+    with pytest.raises(DataError, match=r"f: 'messages' is invalid JSON \(Expecting property name"):
+        to_example({"messages": str([USER, ANSWER])}, "f")  # as Python writes it
+    with pytest.raises(DataError, match="no field 'instruction'"):
+        to_example({"messages": "[INST] Why? [/INST] So."}, "f")
+
+
 def test_a_conversation_beside_a_chosen_answer_names_its_format() -> None:
     record = {"messages": [USER], "chosen": ANSWER, "rejected": {"role": "assistant", "content": "No."}}
     with pytest.raises(DataError, match=r"the last question has no answer \(see data.format=preference\)"):
