@@ -136,6 +136,7 @@ class Judge:
                     on_done()
 
         async def ask_all() -> None:
+            asyncio.get_running_loop().set_exception_handler(_log_errors)
             async with self.endpoint, asyncio.TaskGroup() as group:
                 for _ in range(self.n_concurrent):
                     group.create_task(work())
@@ -244,6 +245,12 @@ def require_judged(figures: Mapping[str, Any], replies: str = "responses.jsonl")
                 f"not judged{by}: {own['n_unparsed']} of {own['n_verdicts']} verdicts could not be parsed; everything "
                 f"is saved, read the replies in {replies} and give another judge.model or a larger judge.max_unparsed"
             )
+
+
+def _log_errors(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Log what the loop does by default, but not Ctrl-C or SIGTERM within a task, which end the program anyway."""
+    if isinstance(context.get("exception", Exception()), Exception):
+        loop.default_exception_handler(context)
 
 
 def _first(question: str) -> Messages:

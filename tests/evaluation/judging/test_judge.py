@@ -1,5 +1,6 @@
 """A judge with a local server that replies properly, slowly, or not at all."""
 
+import gc
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -249,6 +250,22 @@ def test_an_interrupted_run_resumes(judge_server: Callable, make_judge: Callable
     judge = make_judge(server.url, n_concurrent=1)
     assert [judgement.value for judgement in judge.ask(PROMPT.verdict, QUESTIONS)] == [50] * 5 + [60] * 7
     assert judge.n_requests == 7
+
+
+def test_a_request_to_end_within_a_question_is_no_traceback(
+    judge_server: Callable, make_judge: Callable, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The handler of SIGTERM raises SystemExit wherever the program is; the loop would log it as well."""
+    judge = make_judge(judge_server(lambda n, body: '{"score": 5}').url, n_concurrent=3)
+
+    def end(answers: Any) -> None:
+        raise SystemExit(143)
+
+    judge.cache.add = end  # type: ignore[method-assign]
+    with pytest.raises(SystemExit, match="143"):
+        judge.ask(PROMPT.verdict, QUESTIONS)
+    gc.collect()  # the loop logs when it drops a task
+    assert caplog.records == []
 
 
 def test_the_estimate_uses_cache_prices_and_durations(judge_server: Callable, make_judge: Callable) -> None:
