@@ -89,7 +89,8 @@ def test_messages_of_any_form_are_read_as_those_of_training(
 @pytest.mark.parametrize(
     ("messages", "message"),
     [
-        ("text", "r.jsonl, line 1: no list of turns in 'messages'; found: messages, tools"),
+        ("text", "r.jsonl, line 1: 'messages' is invalid JSON (Expecting value"),
+        ({"a": 1}, "r.jsonl, line 1: no list of turns in 'messages'; found: messages, tools"),
         ([{"role": "assistant"}], "r.jsonl, line 1, messages[0]: 'content' must be text, found NoneType"),
         ([USER, {**CALLED, "tool_calls": [{"name": 3}]}], "r.jsonl, line 1, messages[1]: a call must have a 'name'"),
         (["a"], "r.jsonl, line 1, messages[0]: a turn must be a mapping with 'role' and 'content', found 'a'"),
