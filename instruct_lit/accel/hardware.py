@@ -4,6 +4,7 @@ import ctypes
 import math
 import sys
 import time
+from itertools import takewhile
 
 import torch
 from torch import nn
@@ -53,20 +54,27 @@ def matrix_rate(device: torch.device, precision: str) -> float:
 def needed_flops(model: CausalLM, n_tokens: int, n_supervised: int) -> int:
     """FLOPs of the matrix products that tokens need, forward and backward.
 
-    Every token goes once through the blocks, every supervised one through the head. Frozen weights need no gradient,
-    and below the lowest trained layer there is no backward pass.
+    Every token goes once through the blocks, there through the experts that its router chooses, every supervised one
+    through the head. Frozen weights need no gradient, and below the lowest trained layer there is no backward pass.
     """
-    in_blocks = {id(p) for p in model.blocks.parameters()}
-    backward = any(p.requires_grad and id(p) not in in_blocks for p in model.parameters())
+    in_blocks, in_norm = ({id(p) for p in module.parameters()} for module in (model.blocks, model.final_norm))
+    before_blocks = takewhile(lambda p: id(p) not in in_blocks, model.parameters())  # with a tied head
+    backward = any(p.requires_grad and id(p) not in in_norm for p in before_blocks)
+    n_chosen = getattr(model.config, "n_chosen_experts", None)
     per_token = 0
     for block in model.blocks:
-        trained = _size(block, trained=True)
+        trained = _size(block, True, n_chosen)
         backward = backward or trained > 0
-        per_token += 6 * trained + (4 if backward else 2) * _size(block, trained=False)
-    head = (6 if any(p.requires_grad for p in model.head_parameters) else 4) * model.head_weight.numel()
-    return per_token * n_tokens + head * n_supervised
+        per_token += 6 * trained + (4 if backward else 2) * _size(block, False, n_chosen)
+    of_states = backward or any(p.requires_grad for p in model.final_norm.parameters())
+    head = 2 + 2 * of_states + 2 * any(p.requires_grad for p in model.head_parameters)
+    return per_token * n_tokens + head * model.head_weight.numel() * n_supervised
 
 
-def _size(module: nn.Module, trained: bool) -> int:
-    parameters = (p for p in module.parameters() if p.requires_grad == trained)
-    return sum(math.prod(getattr(p, "quant_state", p).shape) for p in parameters)  # bitsandbytes packs those of 4 bits
+def _size(module: nn.Module, trained: bool, n_chosen_experts: int | None) -> int:
+    """The weights that a token meets; those of all experts of a layer lie in one tensor with three axes."""
+    # bitsandbytes packs weights of 4 bits.
+    shapes = [getattr(p, "quant_state", p).shape for p in module.parameters() if p.requires_grad == trained]
+    if n_chosen_experts is not None:
+        shapes = [(min(n_chosen_experts, s[0]), *s[1:]) if len(s) == 3 else s for s in shapes]
+    return sum(map(math.prod, shapes))

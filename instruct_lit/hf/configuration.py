@@ -42,6 +42,11 @@ def chunk_of(config: Any) -> float:
     return _first(config, ("attention_chunk_size",)) or math.inf
 
 
+def n_chosen_experts(config: Any) -> int | None:
+    """The experts that the router of a layer chooses for a token; None for a model without experts."""
+    return _first(config, ("num_experts_per_tok", "moe_topk", "top_k_experts"))
+
+
 def set_dropouts(config: Any, dropout: float) -> None:
     """Set every dropout of a configuration and its parts, whatever its name; no layers are dropped."""
     for name, value in list(vars(config).items()):

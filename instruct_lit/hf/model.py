@@ -21,7 +21,7 @@ from instruct_lit.errors import ConfigError
 from instruct_lit.hf.attention import NAME, attend, hide_from_compiler
 from instruct_lit.hf.blocks import BlockForward
 from instruct_lit.hf.compat_transformers import attention_name, register_attention
-from instruct_lit.hf.configuration import chunk_of, context_length_of, logit_cap, logit_scale
+from instruct_lit.hf.configuration import chunk_of, context_length_of, logit_cap, logit_scale, n_chosen_experts
 from instruct_lit.hf.own_cache import OwnCache, is_exact
 from instruct_lit.hf.probe import (
     NotSupportedError,
@@ -48,6 +48,7 @@ class HFShape:
     n_vocab: int
     context_length: int
     d_model: int
+    n_chosen_experts: int | None  # of each token; None for a model without experts
     kv_heads: tuple[tuple[int, int], ...] = ()
 
 
@@ -69,7 +70,8 @@ class HFModel(CausalLM):
         if not isinstance(getattr(hf.get_output_embeddings(), "weight", None), Tensor):
             raise ConfigError(f"model: {type(hf).__name__} has no single output matrix; choose another model")
         n_vocab, d_model = self.head_weight.shape
-        self.config = HFShape(type(hf).__name__, n_vocab, context_length_of(hf.config, context_length), d_model)
+        length = context_length_of(hf.config, context_length)
+        self.config = HFShape(type(hf).__name__, n_vocab, length, d_model, n_chosen_experts(hf.config))
         self._probe()
         self._noise_embeddings()
         for block in self.blocks[::activation_checkpointing] if activation_checkpointing else ():

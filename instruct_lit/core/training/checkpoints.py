@@ -26,9 +26,8 @@ class Checkpoint(ModelCheckpoint):
 
 def best_of(trainer: Trainer) -> Path | None:
     """The checkpoint with the best weights of this run; None when none was kept, whatever an earlier run left there."""
-    monitoring = [c for c in trainer.checkpoint_callbacks if getattr(c, "monitor", None)]
-    paths = (Path(getattr(c, "best_model_path", "")) for c in monitoring)
-    return next(filter(Path.is_file, paths), None)
+    monitoring = (c for c in trainer.checkpoint_callbacks if getattr(c, "monitor", None))
+    return next((path for c in monitoring if (path := Path(getattr(c, "best_model_path", ""))).is_file()), None)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

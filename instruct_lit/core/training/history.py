@@ -7,11 +7,12 @@ from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
+from torch.optim import Optimizer
 
 from instruct_lit.core.data.batching import Batch
 from instruct_lit.core.training.compat_lightning import step_is_complete
 
-STATE = ("best_step", "best_loss", "best_value", "n_rows")
+STATE = ("best_step", "best_loss", "best_value", "n_rows", "lr")
 
 
 class History(Callback):
@@ -26,6 +27,10 @@ class History(Callback):
         self.best_loss = math.inf  # the validation loss there
         self.best_value = math.inf  # the monitored value there, negated with mode=max
         self.n_rows = 0
+        self.lr: float | None = None  # of the last step; that of the optimizer is the next one's when a row is written
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        self.lr = optimizer.param_groups[0]["lr"]
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
@@ -49,8 +54,8 @@ class History(Callback):
         found = {name: trainer.callback_metrics[name] for name in names if name in trainer.callback_metrics}
         metrics = {name.replace("train/tokens_per_s", "tokens_per_s"): float(value) for name, value in found.items()}
         row = {"step": trainer.global_step, "tokens": int(pl_module.tokens_seen), **metrics}  # type: ignore[arg-type]
-        if trainer.optimizers:
-            row["lr"] = trainer.optimizers[0].param_groups[0]["lr"]
+        if self.lr is not None:
+            row["lr"] = self.lr
         with self.path.open("a") as file:
             file.write(json.dumps(row) + "\n")
         self.n_rows += 1
@@ -60,12 +65,11 @@ class History(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         for name in STATE:
-            setattr(self, name, state_dict[name])
+            setattr(self, name, {"lr": None, **state_dict}[name])  # older checkpoints are without the rate
 
 
 def logs(trainer: Trainer) -> bool:
     """Whether an optimizer step was just made that the loggers get a row of."""
     interval = trainer.log_every_n_steps  # type: ignore[attr-defined]  # 0: never
-    if interval == 0 or trainer.global_step % interval or not step_is_complete(trainer):
-        return False
-    return "train/loss" in trainer.callback_metrics
+    is_due = interval > 0 and trainer.global_step % interval == 0 and step_is_complete(trainer)
+    return is_due and "train/loss" in trainer.callback_metrics

@@ -13,9 +13,8 @@ Decay = Literal["cosine", "linear", "constant"]
 
 def parameter_groups(named_parameters: Iterable[tuple[str, nn.Parameter]], weight_decay: float) -> list[dict]:
     """Two groups of the trainable parameters: matrices with weight decay; biases and normalisation weights without."""
-    trainable = [(name, p) for name, p in named_parameters if p.requires_grad]
-    matrices = [p for _, p in trainable if p.ndim >= 2]
-    vectors = [p for _, p in trainable if p.ndim < 2]
+    trainable = [p for _, p in named_parameters if p.requires_grad]
+    matrices, vectors = ([p for p in trainable if (p.ndim >= 2) is decays] for decays in (True, False))
     groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
 

@@ -9,6 +9,7 @@ import torch
 
 from instruct_lit.core.training.early_stopping import ValidateAtEnd
 from instruct_lit.core.training.history import History
+from instruct_lit.core.training.optimizer import schedule
 from instruct_lit.resume.last_checkpoint import LastCheckpoint
 
 
@@ -21,9 +22,12 @@ def test_rows_of_training_and_validation(
 ) -> None:
     history = History(tmp_path / "history.jsonl")
     tuner = make_tuner()
+    tuner.make_scheduler = lambda optimizer, n: schedule(optimizer, n, 2, "linear")
     data = make_data()
     fit(tuner, data, history, limit_val_batches=1.0, max_epochs=2)
     found = rows(history.path)
+    rates = dict(enumerate((0.1 / 3, 0.2 / 3, 0.1, 0.075, 0.05, 0.025), start=1))
+    assert {row["step"]: row["lr"] for row in found} == pytest.approx(rates), "the rate that each step was made with"
     assert [row["step"] for row in found if "train/loss" in row] == [1, 2, 3, 4, 5, 6]
     losses = {row["step"]: row["val/loss"] for row in found if "val/loss" in row}
     assert list(losses) == [3, 6]
