@@ -19,6 +19,7 @@ LOGGED_METRICS = tuple(
     f"{split}/{name}" for split in ("val", "test") for name in ("loss", "perplexity", "response_loss", "bits_per_byte")
 ) + ("train/loss", "test/exact_match")
 
+LOW_DFT = "the training loss is lowest where a model gives its targets no probability"
 ONE_PROCESS = "requires one process on one GPU (trainer=default)"
 STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_false", "ddp_find_unused_parameters_true")
 # Set where processes of several machines are started.
@@ -42,6 +43,8 @@ def train_relations(config: Any) -> Iterator[Relation]:
     yield data.pad_to is not None and packs, "data.pad_to", "works only with batching.layout=padded or auto"
     sparse = str(config.optimizer.get("_target_")).endswith(".SparseAdam")
     yield sparse, "optimizer._target_", "it takes sparse gradients, which no weight here has; use optimizer=adamw"
+    ranged = config.finder is not None and str(config.finder.get("_target_")).endswith(".LearningRateRange")
+    yield config.loss == "dft" and ranged, "loss=dft", f"{LOW_DFT}; search for a rate with loss=cross_entropy"
     yield from trainer_relations(config)
     yield from callback_relations(callbacks)
     yield from _metric_relations(config, callbacks)
@@ -237,6 +240,8 @@ def _metric_relations(config: Any, callbacks: dict[str, Any]) -> Iterator[Relati
         # A pruner may monitor the metric of the sweep, which is logged at the end only.
         wrong = monitor is not None and monitor not in (at_end if kind == "Pruning" else while_training)
         yield wrong, f"callbacks.{key}.monitor={monitor}", f"logged are {', '.join(while_training)}"
+        of_dft = config.loss == "dft" and monitor == "train/loss"
+        yield of_dft, f"callbacks.{key}.monitor=train/loss", f"with loss=dft {LOW_DFT}; monitor val/loss"
         mode = node.get("mode", "min")
         if monitor is not None and kind != "Pruning" and (expected := _mode_of(str(monitor), mode)) != mode:
             yield f"callbacks: {kind} monitors {monitor} with mode={mode}; use mode={expected}"

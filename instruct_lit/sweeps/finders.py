@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning import Trainer
-from lightning.pytorch.tuner import Tuner
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 
 from instruct_lit.accel.estimate import kept_bytes, train_step
 from instruct_lit.accel.memory import free_memory, limited_memory, out_of_memory
@@ -22,9 +24,9 @@ from instruct_lit.errors import ConfigError, TrainingError
 class LearningRateRange:
     """Trains `n_steps` steps with a learning rate that grows from `min_lr` to `max_lr`, and suggests one.
 
-    Lightning's tuner runs the steps and averages their losses. The suggestion is a tenth of the rate at which the loss
-    is lowest (the tuner's own, the steepest descent, follows the noise where few losses are averaged). Writes
-    `lr_range.json` and `lr_range.png`; the weights are restored.
+    The suggestion is a tenth of the rate at which the moving average of the steps' losses is lowest (the steepest
+    descent follows the noise where few losses are averaged). Writes `lr_range.json` and `lr_range.png`; the weights are
+    those after the last step.
     Raises: TrainingError when the loss never falls.
     Source: Smith 2017, section 3.3.
     """
@@ -38,12 +40,12 @@ class LearningRateRange:
     def __call__(self, trainer: Trainer, tuner: InstructionTuner, data: InstructionData, run_dir: Path) -> float:
         """Run, print, and return the suggestion."""
         tuner.ends_when_not_finite = False  # a rate that is too large is part of the range
-        finder: Any = Tuner(trainer).lr_find(
-            tuner, datamodule=data, min_lr=self.min_lr, max_lr=self.max_lr, num_training=self.n_steps, update_attr=False
-        )
-        rates, losses = finder.results["lr"], finder.results["loss"]
-        n = min(len(rates), len(losses))
-        rates, losses = rates[:n], unbiased(losses[:n])
+        tuner.make_scheduler = self._growing
+        averages = _Averages(self.n_steps)
+        bars = [callback for callback in trainer.callbacks if isinstance(callback, ProgressBar)]  # type: ignore[attr-defined]
+        trainer.callbacks, trainer.loggers = [averages, *bars], []  # type: ignore[attr-defined]
+        trainer.fit(tuner, data)
+        rates, losses = averages.rates, averages.losses
         found = suggested(rates, losses)
         content = {"suggestion": found, "lr": rates, "loss": [x if math.isfinite(x) else None for x in losses]}
         (run_dir / "lr_range.json").write_text(json.dumps(content, indent=1) + "\n")
@@ -53,10 +55,32 @@ class LearningRateRange:
         print(f"\n{run_dir / 'lr_range.png'}\na tenth of the rate at the lowest loss: optimizer.lr={found:.2g}")
         return found
 
+    def _growing(self, optimizer: Optimizer, _: int) -> LambdaLR:
+        for group in optimizer.param_groups:
+            group["lr"] = self.min_lr
+        return LambdaLR(optimizer, lambda step: (self.max_lr / self.min_lr) ** (step / (self.n_steps - 1)))
 
-def unbiased(losses: Sequence[float], beta: float = 0.98) -> list[float]:
-    """The tuner's moving averages with the right bias correction: it divides by the weights of one step too many."""
-    return [x * (1 - beta ** (i + 2)) / (1 - beta ** (i + 1)) for i, x in enumerate(losses)]
+
+class _Averages(Callback):
+    """The rate of each step and the moving average of the losses up to it; four times the lowest ends the fit."""
+
+    def __init__(self, n_steps: int, beta: float = 0.98) -> None:
+        self.n_steps, self.beta = n_steps, beta
+        self.rates: list[float] = []
+        self.losses: list[float] = []
+        self._sum = 0.0
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        self.rates.append(optimizer.param_groups[0]["lr"])
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        if len(self.rates) == len(self.losses):  # within a step of several micro-batches
+            return
+        loss = float(trainer.callback_metrics.get("train/loss", math.nan))  # over all tokens of the step
+        self._sum = self.beta * self._sum + (1 - self.beta) * loss
+        self.losses.append(self._sum / (1 - self.beta ** len(self.rates)))
+        if len(self.losses) == self.n_steps or not self.losses[-1] <= 4 * min(self.losses):
+            trainer.should_stop = True
 
 
 def suggested(rates: Sequence[float], losses: Sequence[float], skip: int = 5) -> float:

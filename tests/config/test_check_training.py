@@ -60,11 +60,13 @@ def test_impossible_values_are_named(override: str, message: str) -> None:
     assert message in str(caught.value)
 
 
-def test_settings_without_effect_are_refused() -> None:
+def test_settings_without_effect_or_meaning_are_refused() -> None:
     for overrides, message in (
         (("scheduler=constant", "scheduler.min_ratio=0.1"), "scheduler.min_ratio=0.1: scheduler.decay=constant stays"),
         (("data=files", "data.path=tests", "data.streaming=true", "data.split.train=9"),
          "data.split.train=9: a stream is trained on whole; limit the run by trainer.max_steps"),
+        (("loss=dft", "sweep=lr_range"), "loss=dft: the training loss is lowest where a model gives its targets no prob"),
+        (("loss=dft", "callbacks.early_stopping.monitor=train/loss"), "monitor=train/loss: with loss=dft the training"),
         (("trainer.min_steps=9", "trainer.max_steps=5"), "trainer.min_steps=9: must be at most trainer.max_steps=5"),
     ):  # fmt: skip
         with pytest.raises(ConfigError) as caught:

@@ -1,5 +1,6 @@
 """Finders: the suggested rate, the largest that fits, and both in real runs."""
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,9 +11,11 @@ import torch
 from lightning import Trainer
 
 from instruct_lit.config.run_hooks import Finder
+from instruct_lit.core.model.causal import token_losses
+from instruct_lit.core.training.loss import layout_of
 from instruct_lit.errors import ConfigError, TrainingError
 from instruct_lit.sweeps import finders
-from instruct_lit.sweeps.finders import LargestBatch, LearningRateRange, largest, suggested, unbiased
+from instruct_lit.sweeps.finders import LargestBatch, LearningRateRange, largest, suggested
 from tests.configs import composed
 
 
@@ -37,17 +40,38 @@ def test_a_loss_that_never_falls_has_no_suggestion() -> None:
         suggested(np.logspace(-6, 0, 30).tolist(), list(range(30)))
 
 
-def test_a_range_finds_a_rate_puts_the_weights_back_and_writes_a_plot(
+def test_a_range_finds_a_rate_and_writes_a_plot(
     make_tuner: Callable, make_data: Callable, trainer: Trainer, tmp_path: Path
 ) -> None:
     tuner = make_tuner(make_optimizer=lambda model: torch.optim.AdamW(model.parameters()))
-    before = tuner.model.wte.weight.detach().clone()
     found = LearningRateRange(1e-5, 30.0, 40)(trainer, tuner, make_data(), tmp_path)
     kept = json.loads((tmp_path / "lr_range.json").read_text())
     assert kept["suggestion"] == found and 1e-4 < found < 1
     assert len(kept["lr"]) == len(kept["loss"]) > 20
     assert (tmp_path / "lr_range.png").stat().st_size > 5000
-    assert torch.equal(tuner.model.wte.weight, before)
+
+
+def test_the_losses_of_a_range_are_the_averages_of_whole_steps(
+    make_tuner: Callable, make_data: Callable, trainer: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each over all tokens of its micro-batches, also of the short last step of an epoch (three batches)."""
+    monkeypatch.setattr(finders, "suggested", lambda rates, losses: 0.0)
+    trainer.accumulate_grad_batches = 2
+    tuner = make_tuner(make_optimizer=lambda model: torch.optim.SGD(model.parameters()))
+    model, data = copy.deepcopy(tuner.model), make_data()
+    LearningRateRange(1e-9, 1e-7, 20)(trainer, tuner, data, tmp_path)  # too small to change a loss
+    kept = json.loads((tmp_path / "lr_range.json").read_text())
+    assert kept["lr"] == pytest.approx(np.geomspace(1e-9, 1e-7, 20))
+    total = average = 0.0
+    for step, found in enumerate(kept["loss"]):
+        loader = data.train_dataloader()
+        loader.set_epoch(step // 2)
+        window = list(loader)[2 * (step % 2) :][:2]
+        states = [model.hidden_states(b.input_ids, b.position_ids, layout_of(b), b.loss_index) for b in window]
+        losses = [token_losses(model, x, b.targets) @ b.loss_weights for x, b in zip(states, window, strict=True)]
+        mean = sum(losses) / sum(batch.n_supervised for batch in window)
+        total, average = total * 0.98 + 1, average * 0.98 + float(mean)
+        assert found == pytest.approx(average / total, rel=1e-5)
 
 
 @pytest.mark.parametrize("arguments", [(0.0, 1.0, 50), (1.0, 0.1, 50), (1e-5, 1.0, 5)])
@@ -130,15 +154,3 @@ def test_slow_steps_end_the_search_with_an_estimate(
     assert "1.0 GB of free memory" in out
     assert "data.batch_size=8; a step with twice as many takes about 16 s, longer than finder.max_step_s=10; the" in out
     assert f"the free memory would hold about {by_memory:,}" in out
-
-
-def test_smoothed_losses_are_means() -> None:
-    from lightning.pytorch.tuner.lr_finder import _LRCallback
-
-    average, shown = 0.0, []
-    beta = _LRCallback(1).beta
-    for step in range(1, 5):  # as the tuner does, which has counted the step before it divides
-        average = beta * average + (1 - beta) * 3.0
-        shown.append(average / (1 - beta ** (step + 1)))
-    assert shown[0] < 1.6
-    assert unbiased(shown, beta) == pytest.approx([3.0] * 4)
