@@ -99,7 +99,7 @@ class StepGraphs:
             return self.loss_of(*inputs.arguments())
         graph = self._graphs[shape]
         if graph is None:
-            if self._model_waits(inputs) or not self._has_room(inputs.tensors[0].numel()):
+            if not self._has_room(inputs.tensors[0].numel()) or self._model_waits(inputs):
                 return self.loss_of(*inputs.arguments())
             graph = self._graphs[shape] = self._record(inputs)
         graph.inputs.take(inputs)
@@ -115,7 +115,7 @@ class StepGraphs:
         if self._waits is None:
             device = self._anchor.device
             with torch.random.fork_rng([device] if device.type == "cuda" else []):
-                self._waits = waits_for_gpu(lambda: self.loss_of(*inputs.arguments()))
+                self._waits = waits_for_gpu(lambda: self._computed(inputs))
             if self._waits:
                 text = "cuda_graphs: the model waits for the GPU within a step, so none is recorded"
                 warnings.warn(text, stacklevel=2)
@@ -143,11 +143,14 @@ class StepGraphs:
         inputs, graph = inputs.copied(), torch.cuda.CUDAGraph()
         refusal = "cuda_graphs=true: a step cannot be recorded ({}); use cuda_graphs=false"
         with recording(graph, self._pool, TrainingError, refusal, torch.cuda.current_stream()):
-            loss = self.loss_of(*inputs.arguments())
-            gradients = _laid_out(torch.autograd.grad(loss, self.parameters, allow_unused=True), self.parameters)
-            loss = loss.detach()
+            loss, gradients = self._computed(inputs)
+            gradients = _laid_out(gradients, self.parameters)
         # Not kept: where they lie, the activations of the next recorded graph may lie.
         return _Graph(graph, inputs, loss, [None if g is None else borrowed(g) for g in gradients])
+
+    def _computed(self, inputs: _Inputs) -> tuple[Tensor, Sequence[Tensor | None]]:
+        loss = self.loss_of(*inputs.arguments())
+        return loss.detach(), torch.autograd.grad(loss, self.parameters, allow_unused=True)
 
     def add_gradients(self, graph: _Graph) -> None:
         """Set or add the gradients of the graph, the last that was replayed, to those of the parameters."""
