@@ -8,7 +8,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -208,15 +208,15 @@ class Utilisation(ConfiguredHook):
         from instruct_lit.accel.hardware import matrix_rate, needed_flops
 
         trainer, measured = run.trainer, self.throughput
+        peak = self.memory.read()  # without the products below
         if run.settings.fit:
-            rate = trainer.world_size * matrix_rate(trainer.strategy.root_device, trainer.precision)
-            flops = needed_flops(run.model, measured.n_tokens, measured.n_supervised)
-            run.metrics |= {
-                **measured.figures(),
-                "flop_utilisation": flops / max(1e-9, measured.training_s) / rate,
-                "matrix_flops_per_s": rate,
-            }
-        run.metrics["peak_memory_bytes"] = self.memory.read()
+            run.metrics |= measured.figures()
+            with suppress(torch.OutOfMemoryError):  # a model may leave no room for them
+                rate = trainer.world_size * matrix_rate(trainer.strategy.root_device, trainer.precision)
+                flops = needed_flops(run.model, measured.n_tokens, measured.n_supervised)
+                run.metrics["flop_utilisation"] = flops / max(1e-9, measured.training_s) / rate
+                run.metrics["matrix_flops_per_s"] = rate
+        run.metrics["peak_memory_bytes"] = peak
 
 
 class Forgetting(ConfiguredHook):
