@@ -42,9 +42,8 @@ def matrix_rate(device: torch.device, precision: str) -> float:
     """FLOP/s of this device's matrix products in the precision of a run: the best of six of medium size."""
     dtype = torch.bfloat16 if precision.startswith("bf16") else torch.float32
     n = 1024 if device.type == "cpu" else 8192
-    a, b = (
-        torch.randn(n, n, device=device, dtype=dtype) for _ in range(2)
-    )  # products of ones would be faster on a GPU
+    # Of random numbers: products of ones would be faster on a GPU.
+    a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
     best = math.inf
     for _ in range(6):
         start = time.perf_counter()
