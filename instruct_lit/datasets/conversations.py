@@ -23,6 +23,7 @@ ROLES = {
     "tool": "tool", "function": "tool", "observation": "tool", "function_response": "tool", "tool_response": "tool",
     "system": "system", "developer": "system", "prompter": "user",
 }  # fmt: skip
+_USUAL = "user, human, assistant, gpt, function_call, tool, system"  # all would hide a long path's end and the value
 WEIGHTS = ("weight", "train", "loss", "trainable")  # keys of a turn that say how much it is trained on
 _THOUGHTS = ("reasoning_content", "thinking", "reasoning")
 _CALLS = ("tool_calls", "function_call")
@@ -132,7 +133,7 @@ def _turn(turn: Any, where: str, role_key: str, text_key: str) -> tuple[dict[str
     role = ROLES.get(str(turn.get(role_key)).lower())
     if role is None:
         found = reprlib.repr(turn.get(role_key))
-        raise DataError(f"{where}: {role_key!r} is {found}; allowed are {', '.join(ROLES)}")
+        raise DataError(f"{where}: {role_key!r} is {found}; allowed are {_USUAL} and other names of theirs")
     _refuse_others(turn, (role_key, text_key, *WEIGHTS, *_OWN.get(role, ())), where, "a turn")
     content = turn.get(text_key)
     if isinstance(content, list):

@@ -211,7 +211,9 @@ def test_bad_records_are_listed_by_reason_with_first_places_and_warned_of(tmp_pa
 def test_no_more_reasons_are_kept_than_can_be_read(tmp_path: Path) -> None:
     words = ["".join(letters) for letters in itertools.product("abcdefgh", repeat=2)]
     records = [{"conversations": [{"from": word, "value": "x"}]} for word in words]
-    source = FileSource(str(write(tmp_path / "r.json", *records)), on_bad_record="skip")
+    folder = tmp_path / "a long name that a folder may have, and the path of a file in it with that name"
+    folder.mkdir()
+    source = FileSource(str(write(folder / "r.json", *records)), on_bad_record="skip")
     assert list(source) == [] and len(source.notes.n_bad) == 21
     assert source.notes.n_bad["other reasons"] == 44 and source.notes.n_bad.total() == 64
 
