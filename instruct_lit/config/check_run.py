@@ -24,7 +24,8 @@ def check_split(data: InstructionData) -> None:
 def check_limits(data: InstructionData, trainer: Trainer, fits: bool, warmup_steps: int = 0) -> None:
     """Raise ConfigError for limits of the trainer that leave no batch, and for validations that would never come.
 
-    Warns where the run, if it `fits`, has too few steps to log a training loss, or to end its warm-up.
+    Warns where the run, if it `fits`, has too few steps to log a training loss, or to end its warm-up, and where there
+    are several validations between two steps.
     """
     n_batches = {"train": math.ceil(min(data.n_train_batches, sys.maxsize) / trainer.world_size)}
     for split, loaders in (("val", data.val_dataloader()), ("test", data.test_dataloader())):
@@ -51,6 +52,12 @@ def check_limits(data: InstructionData, trainer: Trainer, fits: bool, warmup_ste
         ):
             if is_short:
                 print(f"warning: {key}: the run has {n_steps} step{'s' * (n_steps != 1)}, so {lost}", flush=True)
+        apart = interval if isinstance(interval, int) else max(1, int(n * (interval or 1)))
+        if trainer.limit_val_batches and apart < min(n, trainer.accumulate_grad_batches):
+            batches = f"micro-batch{'es' * (apart != 1)}"
+            found = f"validations are {apart} {batches} apart and steps {trainer.accumulate_grad_batches}"
+            lost = "the same weights are validated again, which early stopping counts; raise it"
+            print(f"warning: trainer.val_check_interval={interval}: {found}, so {lost}", flush=True)
     by_epoch = trainer.check_val_every_n_epoch is not None and trainer.limit_val_batches > 0
     if isinstance(interval, int) and by_epoch and interval > n:
         raise ConfigError(

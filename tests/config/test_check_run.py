@@ -85,3 +85,23 @@ def test_a_run_that_logs_no_training_loss_is_warned_of(make_data: Callable, caps
         check_limits(data, trainer, fits=True)
         expected = "warning: trainer.log_every_n_steps=4: the run has 3 steps, so no training loss is logged; lower it"
         assert capsys.readouterr().out == (f"{expected}\n" if warns else "")
+
+
+@pytest.mark.parametrize(
+    ("interval", "accumulated", "apart"), [(0.5, 2, 1), (1, 2, 1), (2, 4, 2), (1.0, 2, 0), (3, 4, 0), (1, 1, 0)]
+)
+def test_several_validations_of_the_same_weights_are_warned_of(
+    make_data: Callable, capsys: pytest.CaptureFixture[str], interval: float, accumulated: int, apart: int
+) -> None:
+    data = make_data()  # three batches
+    data.prepare_data()
+    data.setup()
+    limits = {f"limit_{split}_batches": 1.0 for split in ("train", "val", "test")} | {"overfit_batches": 0}
+    steps = {"max_epochs": 9, "max_steps": -1, "log_every_n_steps": 1, "check_val_every_n_epoch": 1}
+    more = {"accumulate_grad_batches": accumulated, "world_size": 1, "is_global_zero": True}
+    check_limits(data, SimpleNamespace(val_check_interval=interval, **limits, **steps, **more), fits=True)
+    expected = (
+        f"warning: trainer.val_check_interval={interval}: validations are {apart} micro-batch{'es' * (apart != 1)} "
+        f"apart and steps {accumulated}, so the same weights are validated again, which early stopping counts; raise it\n"
+    )
+    assert capsys.readouterr().out == (expected if apart else "")
