@@ -45,6 +45,7 @@ def train_relations(config: Any) -> Iterator[Relation]:
     yield sparse, "optimizer._target_", "it takes sparse gradients, which no weight here has; use optimizer=adamw"
     ranged = config.finder is not None and str(config.finder.get("_target_")).endswith(".LearningRateRange")
     yield config.loss == "dft" and ranged, "loss=dft", f"{LOW_DFT}; search for a rate with loss=cross_entropy"
+    yield from _range_relations(config) if ranged else ()
     yield from trainer_relations(config)
     yield from callback_relations(callbacks)
     yield from _metric_relations(config, callbacks)
@@ -59,6 +60,14 @@ def train_relations(config: Any) -> Iterator[Relation]:
     yield waits, "forgetting.suite", "the other processes would wait for it; give it to evaluate run=… afterwards"
     if data.streaming:
         yield from stream_relations(config)
+
+
+def _range_relations(config: Any) -> Iterator[Relation]:
+    """What would end a learning rate range test before its last rate."""
+    n, steps, epochs = config.finder.get("n_steps"), config.trainer.get("max_steps"), config.trainer.get("max_epochs")
+    reason = f"a range takes finder.n_steps={n} steps; leave this out, or lower finder.n_steps"
+    yield isinstance(n, int) and isinstance(steps, int) and 0 <= steps < n, f"trainer.max_steps={steps}", reason
+    yield epochs not in (None, -1), f"trainer.max_epochs={epochs}", reason
 
 
 def model_relations(config: Any) -> Iterator[Relation]:

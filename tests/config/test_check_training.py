@@ -66,6 +66,8 @@ def test_settings_without_effect_or_meaning_are_refused() -> None:
         (("data=files", "data.path=tests", "data.streaming=true", "data.split.train=9"),
          "data.split.train=9: a stream is trained on whole; limit the run by trainer.max_steps"),
         (("loss=dft", "sweep=lr_range"), "loss=dft: the training loss is lowest where a model gives its targets no prob"),
+        (("sweep=lr_range", "trainer.max_steps=25"), "trainer.max_steps=25: a range takes finder.n_steps=100 steps; leave"),
+        (("sweep=lr_range", "trainer.max_epochs=3"), "trainer.max_epochs=3: a range takes finder.n_steps=100 steps; leave"),
         (("loss=dft", "callbacks.early_stopping.monitor=train/loss"), "monitor=train/loss: with loss=dft the training"),
         (("trainer.min_steps=9", "trainer.max_steps=5"), "trainer.min_steps=9: must be at most trainer.max_steps=5"),
     ):  # fmt: skip
